@@ -1,0 +1,7 @@
+"""Existing segmenters as modules from images to differentiable logits, with their own preprocessing and format."""
+
+from medfm_rl.adapters.base import Sample, SegmenterAdapter
+from medfm_rl.adapters.conformance import ConformanceError, check_adapter
+from medfm_rl.adapters.torch_module import TorchModuleAdapter
+
+__all__ = ["ConformanceError", "Sample", "SegmenterAdapter", "TorchModuleAdapter", "check_adapter"]

@@ -1,0 +1,246 @@
+"""A public test of segmenter adapters, in the manner of scikit-learn's `check_estimator`."""
+
+from __future__ import annotations
+
+import copy
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from medfm_rl.adapters.base import Sample, Scope, SegmenterAdapter
+from medfm_rl.errors import DataError, ModelError
+from medfm_rl.types import Case
+
+_SCOPES: tuple[Scope, ...] = ("all", "norm", "decoder")
+_TOLERANCE = 1e-4
+
+
+class ConformanceError(AssertionError):
+    """An adapter breaks a promise of `SegmenterAdapter`; the message says which."""
+
+
+def check_adapter(adapter: SegmenterAdapter, case: Case) -> None:
+    """Checks that an adapter keeps the promises that the rest of the package builds on.
+
+    The adapter, its mode, its gradients and the case are left as they were.
+
+    Args:
+        adapter: An instance, ready to use.
+        case: A case that it can segment.
+
+    Raises:
+        ConformanceError: A promise is broken.
+    """
+    checks: tuple[Callable[[SegmenterAdapter, Case], None], ...] = (
+        _check_attributes,
+        _check_preprocess,
+        _check_logits,
+        _check_evaluation_is_deterministic,
+        _check_forward_changes_nothing,
+        _check_batch_independence,
+        _check_gradients,
+        _check_restore,
+        _check_native_sizes,
+        _check_copy,
+        _check_export,
+    )
+    with _left_as_it_was(adapter):
+        for check in checks:
+            adapter.eval()
+            check(adapter, case)
+
+
+def _require(condition: bool, promise: str) -> None:
+    if not condition:
+        raise ConformanceError(promise)
+
+
+@contextmanager
+def _left_as_it_was(adapter: SegmenterAdapter) -> Iterator[None]:
+    training = adapter.training
+    wanted = {name: parameter.requires_grad for name, parameter in adapter.named_parameters()}
+    try:
+        yield
+    finally:
+        adapter.train(training)
+        adapter.zero_grad(set_to_none=True)
+        for name, parameter in adapter.named_parameters():
+            parameter.requires_grad_(wanted[name])
+
+
+def _check_attributes(adapter: SegmenterAdapter, case: Case) -> None:
+    for attribute in ("schema", "patch_size", "in_channels"):
+        _require(hasattr(adapter, attribute), f"the adapter has no attribute {attribute}")
+    _require(
+        len(adapter.patch_size) == len(case.shape),
+        f"patch_size {adapter.patch_size} has another number of axes than the case {case.shape}",
+    )
+
+
+def _check_preprocess(adapter: SegmenterAdapter, case: Case) -> None:
+    before = case.image.copy()
+    first, second = adapter.preprocess(case), adapter.preprocess(case)
+    _require(np.array_equal(before, case.image), "preprocess changes the case that it is given")
+    _require(torch.equal(first.image, second.image), "preprocess gives another result the second time")
+    _require(first.image.dtype == torch.float32, f"preprocess gives {first.image.dtype}, float32 is needed")
+    _require(bool(torch.isfinite(first.image).all()), "preprocess gives NaN or infinite values")
+    _require(
+        first.image.ndim == len(adapter.patch_size) + 1 and first.image.shape[0] == adapter.in_channels,
+        f"preprocess gives the shape {tuple(first.image.shape)}, (C, *S) with C = {adapter.in_channels} is needed",
+    )
+    _require(
+        (first.case_id, first.patient_id, first.native_shape) == (case.case_id, case.patient_id, case.shape),
+        "the sample does not carry the case's id, patient and native shape",
+    )
+
+
+def _check_logits(adapter: SegmenterAdapter, case: Case) -> None:
+    image = _batch(adapter.preprocess(case))
+    logits = _logits(adapter, image)
+    expected = (1, adapter.schema.num_classes, *image.shape[2:])
+    _require(tuple(logits.shape) == expected, f"logits have shape {tuple(logits.shape)}, {expected} is needed")
+    _require(logits.is_floating_point(), f"logits are {logits.dtype}, a floating-point type is needed")
+    _require(bool(torch.isfinite(logits).all()), "logits are NaN or infinite")
+    sums = logits.exp().sum(dim=1)
+    are_probabilities = bool((logits >= 0).all()) and torch.allclose(
+        logits.sum(dim=1), torch.ones_like(sums), atol=1e-3
+    )
+    _require(not are_probabilities, "the logits sum to 1: they are probabilities; give what comes before the softmax")
+
+
+def _check_evaluation_is_deterministic(adapter: SegmenterAdapter, case: Case) -> None:
+    image = _batch(adapter.preprocess(case))
+    same = torch.equal(_logits(adapter, image), _logits(adapter, image))
+    _require(same, "two passes in evaluation mode differ: is dropout or sampling still on?")
+
+
+def _check_forward_changes_nothing(adapter: SegmenterAdapter, case: Case) -> None:
+    before = {name: value.clone() for name, value in adapter.state_dict().items()}
+    image = _batch(adapter.preprocess(case))
+    kept = image.clone()
+    _logits(adapter, image)
+    changed = [name for name, value in adapter.state_dict().items() if not torch.equal(value, before[name])]
+    _require(not changed, f"a pass in evaluation mode changes {', '.join(changed[:3])}")
+    _require(torch.equal(image, kept), "forward changes the images that it is given")
+
+
+def _check_batch_independence(adapter: SegmenterAdapter, case: Case) -> None:
+    image = _batch(adapter.preprocess(case))
+    other = 3 * image.flip(-1) + 1
+    alone, together = _logits(adapter, image)[0], _logits(adapter, torch.cat([image, other]))[0]
+    _require(
+        torch.allclose(alone, together, atol=_TOLERANCE * max(1.0, float(alone.abs().max()))),
+        "the logits of an image depend on its batch-mates in evaluation mode",
+    )
+
+
+def _check_gradients(adapter: SegmenterAdapter, case: Case) -> None:
+    image = _batch(adapter.preprocess(case))
+    for scope in _SCOPES:
+        try:
+            parameters = adapter.trainable(scope)
+        except ModelError:
+            _require(scope != "all", "trainable('all') is refused; every segmenter has parameters")
+            continue
+        _require(len(parameters) > 0, f"trainable({scope!r}) is empty; raise ModelError instead")
+        adapter.zero_grad(set_to_none=True)
+        for parameter in parameters.values():
+            parameter.requires_grad_(True)
+        logits = adapter(image)
+        _require(logits.requires_grad, "the logits have no gradient: is forward under no_grad, or detached?")
+        weights = torch.linspace(-1, 1, logits.numel()).reshape(logits.shape)
+        (logits.log_softmax(dim=1) * weights).sum().backward()
+        without = [name for name, parameter in parameters.items() if parameter.grad is None]
+        _require(
+            not without, f"no gradient reaches {len(without)} parameters of scope {scope!r}: {', '.join(without[:3])}"
+        )
+
+
+def _check_restore(adapter: SegmenterAdapter, case: Case) -> None:
+    sample = adapter.preprocess(case)
+    labels = adapter.restore(_logits(adapter, _batch(sample))[0], sample)
+    _require(labels.shape == case.shape, f"restore gives the size {labels.shape}, the case has {case.shape}")
+    _require(labels.dtype == np.uint8, f"restore gives {labels.dtype}, uint8 is needed")
+    _require(int(labels.max()) < adapter.schema.num_classes, "restore gives class indices beyond the schema")
+    grid = sample.image.shape[1:]
+    certain = torch.zeros(adapter.schema.num_classes, *grid)
+    certain[1] = 10.0
+    _require(
+        bool((adapter.restore(certain, sample) == 1).all()),
+        "restore does not give class index 1 where its logit is the largest (file integers belong into files only)",
+    )
+    values = adapter.restore_map(torch.full(grid, 0.25), sample)
+    _require(values.shape == case.shape, f"restore_map gives the size {values.shape}, the case has {case.shape}")
+    _require(bool(np.allclose(values, 0.25, atol=1e-3)), "restore_map does not keep a constant map")
+
+
+def _check_native_sizes(adapter: SegmenterAdapter, case: Case) -> None:
+    """Another size than the first is segmented, or refused with a message."""
+    larger = np.pad(case.image, [(0, 0), *((1, 2) for _ in case.shape)], mode="edge")
+    other = replace(case, image=larger)
+    try:
+        labels = adapter.segment(other)
+    except (DataError, ModelError):
+        return
+    _require(labels.shape == other.shape, f"a case of size {other.shape} comes back with size {labels.shape}")
+
+
+def _check_copy(adapter: SegmenterAdapter, case: Case) -> None:
+    image = _batch(adapter.preprocess(case))
+    before = _logits(adapter, image)
+    twin = copy.deepcopy(adapter)
+    _require(torch.equal(_logits(twin, image), before), "a deep copy gives other logits")
+    with torch.no_grad():
+        for parameter in twin.parameters():
+            parameter.add_(0.1)
+    _require(torch.equal(_logits(adapter, image), before), "a deep copy shares its weights with the original")
+
+
+def _check_export(adapter: SegmenterAdapter, case: Case) -> None:
+    load = getattr(type(adapter), "load", None)
+    _require(callable(load), "the adapter's class has no `load` to read what `export` writes")
+    image = _batch(adapter.preprocess(case))
+    with tempfile.TemporaryDirectory() as folder:
+        first, second, occupied = (Path(folder) / name for name in ("first", "second", "occupied"))
+        adapter.export(first)
+        loaded: SegmenterAdapter = load(first)  # type: ignore[misc]
+        loaded.eval()
+        _require(
+            torch.allclose(_logits(loaded, image), _logits(adapter, image), atol=1e-6),
+            "what `export` writes loads as another segmenter",
+        )
+        with torch.no_grad():
+            for parameter in loaded.trainable("all").values():
+                parameter.add_(0.05)
+        loaded.export(second)
+        _require(_names(first) == _names(second), "exporting again gives other files than were loaded")
+        changed = _logits(load(second).eval(), image)  # type: ignore[misc]
+        _require(torch.allclose(changed, _logits(loaded, image), atol=1e-6), "`export` loses changed weights")
+        occupied.mkdir()
+        (occupied / "precious").write_text("kept")
+        try:
+            adapter.export(occupied)
+        except (DataError, ModelError):
+            _require(_names(occupied) == ["precious"], "`export` leaves files in a folder that it refused")
+        else:
+            raise ConformanceError("`export` writes into a folder that is not empty")
+
+
+def _batch(sample: Sample) -> Tensor:
+    return sample.image[None]
+
+
+@torch.no_grad()
+def _logits(adapter: SegmenterAdapter, images: Tensor) -> Tensor:
+    logits: Tensor = adapter(images)
+    return logits
+
+
+def _names(folder: Path) -> list[str]:
+    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*"))

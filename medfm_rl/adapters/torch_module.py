@@ -1,0 +1,395 @@
+"""Any torch module, or TorchScript file, that maps images to logits."""
+
+from __future__ import annotations
+
+import copy
+import importlib
+import json
+import pickle
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Final, final
+
+import numpy as np
+import torch
+from pydantic import ValidationError
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.nn import Parameter
+from torch.nn import functional as F
+
+from medfm_rl.adapters.base import Sample, Scope, SegmenterAdapter
+from medfm_rl.data.files import replace_folder_on_success
+from medfm_rl.errors import DataError, ModelError
+from medfm_rl.networks import build_unet, size_divisor
+from medfm_rl.settings import NetworkSettings, PreprocessingSettings
+from medfm_rl.types import Case, FloatArray, LabelMap, LabelSchema, Prompts
+
+DESCRIPTION: Final = "segmenter.json"
+_DEFAULT_WEIGHTS = "weights.safetensors"
+_CONTAINERS = ("state_dict", "model_state_dict", "model")
+_NORMALISATION = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm)
+
+
+@final
+class TorchModuleAdapter(SegmenterAdapter):
+    """Wraps a module from images `(B, C, *S)` to logits `(B, K, *S)`, in 2-D or 3-D. Classes are exclusive (softmax).
+
+    Args:
+        module: The network. It is used as it is and owned by the adapter from here on.
+        schema: Structures; K is their number and the background.
+        preprocessing: How an image becomes the network's input.
+        in_channels: C.
+        network: How to build the module again, as it stands in `segmenter.json`; needed by `export`. One of
+            `{"unet": {...}}` (NetworkSettings), `{"factory": "package.module:function", "arguments": {...}}` (your own
+            code, imported by name) or `{"torchscript": "file.pt"}`.
+        weights: Name of the weights file in the folder; the suffix says the format: .safetensors, or .pt/.pth for a
+            plain state dict or one within {"state_dict": ...}.
+        container: Key of the state dict within a .pt/.pth file, or None where it is plain.
+        decoder_prefixes: Where the names of the decoder's parameters start. Known for the built-in UNet.
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        schema: LabelSchema,
+        preprocessing: PreprocessingSettings,
+        in_channels: int = 1,
+        network: Mapping[str, Any] | None = None,
+        weights: str = _DEFAULT_WEIGHTS,
+        container: str | None = None,
+        decoder_prefixes: tuple[str, ...] = (),
+    ) -> None:
+        super().__init__()
+        self.module = module
+        self.schema = schema
+        self.preprocessing = preprocessing
+        self.patch_size = preprocessing.size
+        self.in_channels = in_channels
+        self.network = None if network is None else dict(network)
+        self.weights = weights
+        self.container = container
+        self.decoder_prefixes = decoder_prefixes
+
+    @classmethod
+    def build_unet(
+        cls, network: NetworkSettings, schema: LabelSchema, preprocessing: PreprocessingSettings, in_channels: int = 1
+    ) -> TorchModuleAdapter:
+        """A new UNet with random weights.
+
+        Raises:
+            ModelError: A side of the input is not a multiple of what the UNet divides it by.
+        """
+        divisor = size_divisor(network)
+        if any(side % divisor for side in preprocessing.size):
+            raise ModelError(
+                f"preprocessing.size {preprocessing.size}: each side must be a multiple of {divisor} for a UNet with "
+                f"{len(network.channels)} levels"
+            )
+        module = build_unet(network, len(preprocessing.size), in_channels, schema.num_classes)
+        return cls(
+            module,
+            schema,
+            preprocessing,
+            in_channels,
+            network={"unet": network.model_dump(mode="json")},
+            decoder_prefixes=_unet_decoder_prefixes(module),
+        )
+
+    @classmethod
+    def load(cls, folder: Path) -> TorchModuleAdapter:
+        """Reads a segmenter folder: `segmenter.json` and the weights.
+
+        A factory is the user's own code and runs; everything else in the folder is data and is never unpickled.
+
+        Raises:
+            ModelError: A file is missing, is not what its name says, or does not fit the network.
+        """
+        description = _read_description(folder / DESCRIPTION)
+        try:
+            schema = LabelSchema(tuple(description["schema"]["names"]), tuple(description["schema"]["ids"]))
+            preprocessing = PreprocessingSettings(**description["preprocessing"])
+            in_channels = int(description.get("in_channels", 1))
+            network, weights = dict(description["network"]), str(description.get("weights", _DEFAULT_WEIGHTS))
+            decoder_prefixes = tuple(description.get("decoder_prefixes", ()))
+        except (KeyError, TypeError, ValueError, ValidationError) as error:
+            raise ModelError(f"{folder / DESCRIPTION}: field missing or wrong ({error})") from error
+        container = None
+        match network:
+            case {"unet": settings}:
+                adapter = cls.build_unet(_network_settings(settings, folder), schema, preprocessing, in_channels)
+                adapter.weights = weights
+                adapter.container = _load_weights(adapter.module, folder / weights)
+                return adapter.eval()
+            case {"torchscript": name}:
+                module = _load_torchscript(folder / str(name))
+                weights = str(name)
+            case {"factory": name}:
+                module = _call_factory(str(name), network.get("arguments", {}), folder)
+                container = _load_weights(module, folder / weights)
+            case _:
+                raise ModelError(
+                    f"{folder / DESCRIPTION}: network is one of unet, factory, torchscript; not {sorted(network)}"
+                )
+        adapter = cls(module, schema, preprocessing, in_channels, network, weights, container, decoder_prefixes)
+        return adapter.eval()
+
+    def preprocess(self, case: Case) -> Sample:
+        """Resamples (grid "resize") or pads (grid "native") the image, then normalises its intensities."""
+        where = f"case {case.case_id}"
+        if len(case.shape) != len(self.patch_size):
+            raise DataError(f"{where}: the image is {len(case.shape)}-D and the segmenter {len(self.patch_size)}-D")
+        if case.image.shape[0] != self.in_channels:
+            raise DataError(
+                f"{where}: the image has {case.image.shape[0]} channels, the segmenter takes {self.in_channels}"
+            )
+        image = torch.from_numpy(case.image)[None]
+        image = _resize(image, self.patch_size, antialias=True) if self._resizes else _pad(image, self.patch_size)
+        return Sample(self._normalise(image[0], where), case.case_id, case.patient_id, case.shape, case.geometry)
+
+    def preprocess_labels(self, labels: LabelMap, sample: Sample) -> Tensor:
+        mask = torch.from_numpy(labels.astype(np.float32))[None, None]
+        if self._resizes:
+            mask = F.interpolate(mask, size=sample.image.shape[1:], mode="nearest-exact")
+        else:
+            mask = _pad(mask, self.patch_size)
+        return mask[0, 0].to(torch.uint8)
+
+    def forward(self, images: Tensor, prompts: Prompts | None = None) -> Tensor:
+        """Logits of images `(B, C, *S)`; those larger than the patch are covered by overlapping patches."""
+        if prompts is not None:
+            raise ModelError("this segmenter takes no prompts")
+        if tuple(images.shape[2:]) == self.patch_size:
+            logits: Tensor = self.module(images)
+        else:
+            from monai.inferers import SlidingWindowInferer
+
+            inferer = SlidingWindowInferer(self.patch_size, sw_batch_size=4, overlap=0.5, mode="gaussian")
+            logits = inferer(images, self.module)
+        expected = (len(images), self.schema.num_classes, *images.shape[2:])
+        if tuple(logits.shape) != expected:
+            raise ModelError(
+                f"the network gives logits of shape {tuple(logits.shape)}, {expected} are needed for images of shape "
+                f"{tuple(images.shape)} and the classes {', '.join(self.schema.names)}"
+            )
+        return logits
+
+    def restore(self, logits: Tensor, sample: Sample) -> LabelMap:
+        labels = self._to_native(logits.detach(), sample).argmax(dim=0)
+        return labels.to(torch.uint8).cpu().numpy()
+
+    def restore_map(self, values: Tensor, sample: Sample) -> FloatArray:
+        return self._to_native(values.detach()[None], sample)[0].float().cpu().numpy()
+
+    def trainable(self, scope: Scope) -> dict[str, Parameter]:
+        parameters = dict(self.named_parameters())
+        match scope:
+            case "all":
+                found = parameters
+            case "norm":
+                owners = {name for name, module in self.named_modules() if isinstance(module, _NORMALISATION)}
+                found = {name: value for name, value in parameters.items() if name.rpartition(".")[0] in owners}
+            case "decoder":
+                prefixes = tuple(f"module.{prefix}" for prefix in self.decoder_prefixes)
+                found = {name: value for name, value in parameters.items() if prefixes and name.startswith(prefixes)}
+        if not found:
+            raise ModelError(f"the network has no parameters in the scope {scope!r}; use segmenter.train: all")
+        return found
+
+    def export(self, folder: Path) -> None:
+        if self.network is None:
+            raise ModelError("this adapter was made without saying how to build its module again (argument `network`)")
+        description = {
+            "format": 1,
+            "kind": "torch",
+            "network": self.network,
+            "weights": self.weights,
+            "in_channels": self.in_channels,
+            "schema": {"names": self.schema.names, "ids": self.schema.ids},
+            "preprocessing": self.preprocessing.model_dump(mode="json"),
+            "decoder_prefixes": self.decoder_prefixes,
+        }
+        with replace_folder_on_success(folder) as temporary:
+            (temporary / DESCRIPTION).write_text(json.dumps(description, indent=2) + "\n")
+            _save_weights(self.module, temporary / self.weights, self.container)
+
+    @property
+    def _resizes(self) -> bool:
+        return self.preprocessing.grid == "resize"
+
+    def _normalise(self, image: Tensor, where: str) -> Tensor:
+        axes = tuple(range(1, image.ndim))
+        match self.preprocessing.intensity:
+            case "none":
+                return image
+            case "zscore":
+                low, scale = image.mean(dim=axes, keepdim=True), image.std(dim=axes, keepdim=True)
+            case "minmax":
+                low = image.amin(dim=axes, keepdim=True)
+                scale = image.amax(dim=axes, keepdim=True) - low
+        if not bool((scale > 0).all()):
+            raise DataError(f"{where}: a channel has one value only; it cannot be normalised")
+        return (image - low) / scale
+
+    def _to_native(self, values: Tensor, sample: Sample) -> Tensor:
+        if self._resizes:
+            return _resize(values[None].float(), sample.native_shape, antialias=False)[0]
+        return values[(slice(None), *(slice(0, side) for side in sample.native_shape))]
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> TorchModuleAdapter:
+        # ScriptModule copies share no weights only through its own `copy`.
+        module = _copy_script(self.module) if _is_script(self.module) else copy.deepcopy(self.module, memo)
+        twin = TorchModuleAdapter(
+            module,
+            self.schema,
+            self.preprocessing,
+            self.in_channels,
+            self.network,
+            self.weights,
+            self.container,
+            self.decoder_prefixes,
+        )
+        return twin.train(self.training)
+
+
+def _resize(image: Tensor, size: tuple[int, ...], antialias: bool) -> Tensor:
+    """Linear resampling of `(1, C, *S)`; antialiased where asked for and there is such a filter (2-D)."""
+    if len(size) == 2:
+        return F.interpolate(image, size=size, mode="bilinear", align_corners=False, antialias=antialias)
+    return F.interpolate(image, size=size, mode="trilinear", align_corners=False)
+
+
+def _pad(image: Tensor, least: tuple[int, ...]) -> Tensor:
+    """Repeats the last pixels of `(1, C, *S)` until no side is shorter than `least`."""
+    short = [max(0, size - side) for size, side in zip(least, image.shape[2:], strict=True)]
+    return F.pad(image, [amount for side in reversed(short) for amount in (0, side)], mode="replicate")
+
+
+def _read_description(path: Path) -> dict[str, Any]:
+    try:
+        description = json.loads(path.read_text())
+    except FileNotFoundError as error:
+        raise ModelError(f"{path.parent}: not a segmenter folder, there is no {path.name}") from error
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{path}: cannot be read as JSON ({error})") from error
+    if not isinstance(description, dict) or description.get("kind") != "torch" or description.get("format") != 1:
+        raise ModelError(f'{path}: "kind" must be "torch" and "format" 1')
+    return description
+
+
+def _network_settings(settings: Any, folder: Path) -> NetworkSettings:
+    try:
+        return NetworkSettings(**settings)
+    except (TypeError, ValidationError) as error:
+        raise ModelError(f"{folder / DESCRIPTION}: network.unet: {error}") from error
+
+
+def _call_factory(name: str, arguments: Mapping[str, Any], folder: Path) -> nn.Module:
+    module_name, _, function = name.partition(":")
+    try:
+        module = getattr(importlib.import_module(module_name), function)(**arguments)
+    except (ImportError, AttributeError, ValueError, TypeError) as error:
+        raise ModelError(f"{folder / DESCRIPTION}: factory {name!r} cannot be called ({error})") from error
+    if not isinstance(module, nn.Module):
+        raise ModelError(
+            f"{folder / DESCRIPTION}: factory {name!r} returned {type(module).__name__}, not a torch module"
+        )
+    return module
+
+
+def _load_torchscript(path: Path) -> nn.Module:
+    with warnings.catch_warnings():
+        # torch calls TorchScript deprecated; the users' files are what they are.
+        warnings.filterwarnings("ignore", message=".*torch.jit.*", category=DeprecationWarning)
+        warnings.filterwarnings("ignore", message=".*torch.jit.*", category=FutureWarning)
+        try:
+            module: nn.Module = torch.jit.load(str(path), map_location="cpu")
+        except (OSError, RuntimeError, ValueError) as error:
+            raise ModelError(f"{path}: not a TorchScript file that can be loaded ({_first_line(error)})") from error
+    return module
+
+
+def _is_script(module: nn.Module) -> bool:
+    return isinstance(module, torch.jit.ScriptModule)
+
+
+def _copy_script(module: nn.Module) -> nn.Module:
+    import io
+
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*torch.jit.*", category=DeprecationWarning)
+        warnings.filterwarnings("ignore", message=".*torch.jit.*", category=FutureWarning)
+        buffer = io.BytesIO()
+        torch.jit.save(module, buffer)
+        buffer.seek(0)
+        twin: nn.Module = torch.jit.load(buffer, map_location=next(module.parameters()).device)
+    return twin
+
+
+def _load_weights(module: nn.Module, path: Path) -> str | None:
+    """Loads a state dict strictly and returns the key under which a .pt/.pth file holds it."""
+    container = None
+    try:
+        if path.suffix == ".safetensors":
+            state = load_file(path)
+        else:
+            state = torch.load(path, map_location="cpu", weights_only=True)
+            container = next((key for key in _CONTAINERS if isinstance(state.get(key), dict)), None)
+            state = state[container] if container else state
+    except FileNotFoundError as error:
+        raise ModelError(f"{path}: there is no such weights file") from error
+    except (
+        OSError,
+        RuntimeError,
+        ValueError,
+        EOFError,
+        AttributeError,
+        SafetensorError,
+        pickle.UnpicklingError,
+    ) as error:
+        raise ModelError(f"{path}: not a checkpoint that can be loaded safely ({_first_line(error)})") from error
+    own = module.state_dict()
+    missing, unexpected = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
+    misshapen = sorted(key for key in own.keys() & state.keys() if own[key].shape != state[key].shape)
+    for problem, keys in (("misses", missing), ("has the unknown", unexpected), ("has other shapes for", misshapen)):
+        if keys:
+            raise ModelError(f"{path}: does not fit the network: {problem} {len(keys)} tensors, the first {keys[0]}")
+    damaged = [key for key, value in state.items() if value.is_floating_point() and not torch.isfinite(value).all()]
+    if damaged:
+        raise ModelError(f"{path}: {damaged[0]} holds NaN or infinite values; the checkpoint is damaged")
+    module.load_state_dict(state)
+    return container
+
+
+def _save_weights(module: nn.Module, path: Path, container: str | None) -> None:
+    if _is_script(module):
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".*torch.jit.*", category=DeprecationWarning)
+            warnings.filterwarnings("ignore", message=".*torch.jit.*", category=FutureWarning)
+            torch.jit.save(module, str(path))
+        return
+    # A copy of each tensor: safetensors refuses those that share memory.
+    state = {name: value.detach().cpu().clone().contiguous() for name, value in module.state_dict().items()}
+    if path.suffix == ".safetensors":
+        save_file(state, path)
+    else:
+        torch.save({container: state} if container else state, path)
+
+
+def _unet_decoder_prefixes(module: nn.Module) -> tuple[str, ...]:
+    """Names of the up-sampling blocks of a MONAI UNet: each level is (down, skip of the next level, up)."""
+    prefixes, prefix, level = [], "model", module.get_submodule("model")
+    while True:
+        prefixes.append(f"{prefix}.2.")
+        inner = level.get_submodule("1.submodule")
+        if not (
+            isinstance(inner, nn.Sequential) and len(inner) == 3 and "submodule" in dict(inner[1].named_children())
+        ):
+            return tuple(prefixes)
+        prefix, level = f"{prefix}.1.submodule", inner
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().split("\n")[0][:160]

@@ -1,0 +1,1 @@
+"""Images, masks and data sets on disk, and simulated echo."""

@@ -1,0 +1,92 @@
+"""Files that are there whole or not at all."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from medfm_rl.errors import DataError
+
+
+@contextmanager
+def replace_on_success(path: Path) -> Iterator[Path]:
+    """Gives a temporary path beside `path` to write to, and renames it when the block ends without an exception.
+
+    The temporary name ends as `path` does, so that writers which go by the suffix work.
+
+    Raises:
+        DataError: The disk is full or the folder cannot be written; what was at `path` is intact.
+    """
+    temporary = path.with_name(f".{os.getpid()}.{path.name}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield temporary
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError as error:
+        raise DataError(
+            f"{path}: cannot be written ({error.strerror or error}); what was there is unchanged"
+        ) from error
+    finally:
+        _remove_file(temporary)
+
+
+@contextmanager
+def replace_folder_on_success(folder: Path) -> Iterator[Path]:
+    """Gives a temporary folder beside `folder` to fill, and renames it when the block ends without an exception.
+
+    Raises:
+        DataError: `folder` exists and is not empty, or cannot be written; what was there is intact.
+    """
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise DataError(f"{folder}: already exists and is not empty; give a new folder")
+    temporary = folder.with_name(f".{os.getpid()}.{folder.name}")
+    shutil.rmtree(temporary, ignore_errors=True)
+    try:
+        temporary.mkdir(parents=True)
+        yield temporary
+        temporary.replace(folder)
+    except OSError as error:
+        raise DataError(f"{folder}: cannot be written ({error.strerror or error}); nothing was left behind") from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a UTF-8 text file, whole or not at all."""
+    with replace_on_success(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Writes a JSON file, whole or not at all."""
+    write_text(path, json.dumps(content, indent=2) + "\n")
+
+
+def hash_file(path: Path) -> str:
+    """SHA-256 of a file's content, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def hash_folder(folder: Path) -> str:
+    """SHA-256 over the relative names and contents of all files below a folder, in the order of their names."""
+    digest = hashlib.sha256()
+    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+        digest.update(f"{path.relative_to(folder).as_posix()}:{hash_file(path)}\n".encode())
+    return digest.hexdigest()
+
+
+def _remove_file(path: Path) -> None:
+    # A writer may have made nothing, or the folder may not exist at all.
+    try:
+        path.unlink(missing_ok=True)
+    except OSError:
+        return

@@ -1,0 +1,165 @@
+"""Reading and writing images and masks with SimpleITK: NIfTI, MHD/MHA, NRRD, PNG and DICOM."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import SimpleITK as sitk
+
+from medfm_rl.data.files import replace_on_success
+from medfm_rl.errors import DataError
+from medfm_rl.types import FloatArray, Geometry, LabelMap, LabelSchema
+
+IMAGE_SUFFIXES = (".nii.gz", ".nii", ".mha", ".mhd", ".nrrd", ".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".dcm")
+_WITHOUT_SPACING = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff")
+
+
+def image_suffix(path: Path) -> str | None:
+    """The suffix of a readable image file (".nii.gz" as one), or None."""
+    return next((suffix for suffix in IMAGE_SUFFIXES if path.name.lower().endswith(suffix)), None)
+
+
+def image_stem(path: Path) -> str:
+    """The file name without its image suffix."""
+    return path.name[: -len(image_suffix(path) or "")] if image_suffix(path) else path.name
+
+
+def read_image(source: Path | Sequence[Path]) -> tuple[FloatArray, Geometry]:
+    """Reads an image.
+
+    Args:
+        source: A file, a folder with one DICOM series, or one file per channel, all on one grid.
+
+    Returns:
+        Pixels `(C, *S)` in the units of the file and their geometry. A volume of one slice becomes 2-D. Spacing is None
+        for formats that carry none (PNG, JPEG, BMP, TIFF).
+
+    Raises:
+        DataError: A file is missing, empty, truncated, of an unknown kind, holds NaN or infinity or only one value, or
+            the channels lie on different grids.
+    """
+    paths = [source] if isinstance(source, Path) else list(source)
+    channels, geometries = zip(*(_read(path) for path in paths), strict=True)
+    for path, channel, geometry in zip(paths[1:], channels[1:], geometries[1:], strict=True):
+        if channel.shape[1:] != channels[0].shape[1:] or not geometry.matches(geometries[0]):
+            raise DataError(
+                f"{path}: its grid {channel.shape[1:]} differs from that of {paths[0].name} {channels[0].shape[1:]}; "
+                "all channels of a case must lie on one grid"
+            )
+    image = np.concatenate(channels).astype(np.float32)
+    if not np.isfinite(image).all():
+        raise DataError(f"{paths[0]}: the image holds NaN or infinite values; repair or leave out this file")
+    if image.min() == image.max():
+        raise DataError(f"{paths[0]}: every pixel has the value {image.flat[0]:g}: there is nothing to segment")
+    return image, geometries[0]
+
+
+def read_labels(path: Path, schema: LabelSchema, image_shape: tuple[int, ...], geometry: Geometry) -> LabelMap:
+    """Reads the mask of an image as class indices `(*S)`.
+
+    Args:
+        path: The mask.
+        schema: Says what the integers mean.
+        image_shape: Size of the image that the mask belongs to, (*S).
+        geometry: Geometry of that image.
+
+    Raises:
+        DataError: The file cannot be read, lies on another grid, or holds labels that the schema does not know.
+    """
+    pixels, own = _read(path)
+    if pixels.shape[0] != 1:
+        raise DataError(f"{path}: a mask has one channel, this file has {pixels.shape[0]}")
+    if pixels.shape[1:] != image_shape:
+        raise DataError(f"{path}: the mask has size {pixels.shape[1:]}, its image {image_shape}; they must be equal")
+    if not own.matches(geometry):
+        raise DataError(
+            f"{path}: the mask lies elsewhere in space than its image (spacing {own.spacing} and {geometry.spacing}, "
+            f"origin {own.origin} and {geometry.origin}); resample one onto the other"
+        )
+    labels = pixels[0]
+    if not np.array_equal(labels, np.round(labels)):
+        raise DataError(f"{path}: a mask holds integers, this file does not; was it interpolated?")
+    return schema.to_indices(labels.astype(np.int64), str(path))
+
+
+def write_labels(path: Path, labels: LabelMap, geometry: Geometry, schema: LabelSchema) -> None:
+    """Writes class indices `(*S)` as the integers of the schema, on the grid of an image, whole or not at all."""
+    _write(path, schema.to_ids(labels), geometry)
+
+
+def write_image(path: Path, image: npt.NDArray[Any], geometry: Geometry) -> None:
+    """Writes one channel `(*S)`, float32 or uint8, on the grid of an image, whole or not at all.
+
+    Raises:
+        DataError: PNG was asked for and the pixels are not uint8, or the file cannot be written.
+    """
+    if path.suffix.lower() in _WITHOUT_SPACING and image.dtype != np.uint8:
+        raise DataError(f"{path}: {path.suffix} holds 8-bit pixels only; write real values to .nii.gz or .mha")
+    _write(path, image, geometry)
+
+
+def _read(path: Path) -> tuple[FloatArray, Geometry]:
+    if not path.exists():
+        raise DataError(f"{path}: there is no such file")
+    if path.is_dir():
+        image = _read_dicom_series(path)
+    else:
+        if image_suffix(path) is None:
+            raise DataError(f"{path}: unknown kind of image; known are {', '.join(IMAGE_SUFFIXES)} and DICOM folders")
+        if path.stat().st_size == 0:
+            raise DataError(f"{path}: the file is empty")
+        image = _execute(sitk.ImageFileReader(), path, path)
+    return _to_array(image, has_spacing=path.suffix.lower() not in _WITHOUT_SPACING)
+
+
+def _read_dicom_series(folder: Path) -> sitk.Image:
+    series = sitk.ImageSeriesReader.GetGDCMSeriesIDs(str(folder))
+    if len(series) != 1:
+        raise DataError(f"{folder}: a DICOM case is a folder with one series, this one holds {len(series)}")
+    reader = sitk.ImageSeriesReader()
+    return _execute(reader, reader.GetGDCMSeriesFileNames(str(folder), series[0]), folder)
+
+
+def _execute(reader: Any, names: Any, path: Path) -> sitk.Image:
+    if isinstance(reader, sitk.ImageFileReader):
+        reader.SetFileName(str(names))
+    else:
+        reader.SetFileNames(names)
+    shows_warnings = sitk.ProcessObject.GetGlobalWarningDisplay()
+    sitk.ProcessObject.SetGlobalWarningDisplay(False)
+    try:
+        return reader.Execute()
+    except RuntimeError as error:
+        raise DataError(f"{path}: cannot be read; the file is damaged, truncated or not what its name says") from error
+    finally:
+        sitk.ProcessObject.SetGlobalWarningDisplay(shows_warnings)
+
+
+def _to_array(image: sitk.Image, has_spacing: bool) -> tuple[FloatArray, Geometry]:
+    components = image.GetNumberOfComponentsPerPixel()
+    array = sitk.GetArrayFromImage(image)
+    pixels = np.moveaxis(array, -1, 0) if components > 1 else array[None]
+    ndim = image.GetDimension()
+    spacing, origin = image.GetSpacing(), image.GetOrigin()
+    direction = np.asarray(image.GetDirection()).reshape(ndim, ndim)
+    if ndim == 3 and pixels.shape[1] == 1:
+        # One slice of a volume is an image; its own plane is what remains of the geometry.
+        pixels, spacing, origin, direction = pixels[:, 0], spacing[:2], origin[:2], direction[:2, :2]
+    geometry = Geometry(tuple(spacing) if has_spacing else None, tuple(origin), tuple(direction.ravel().tolist()))
+    return pixels.astype(np.float32), geometry
+
+
+def _write(path: Path, pixels: npt.NDArray[Any], geometry: Geometry) -> None:
+    image = sitk.GetImageFromArray(pixels)
+    image.SetSpacing(geometry.spacing or (1.0,) * geometry.ndim)
+    image.SetOrigin(geometry.origin)
+    image.SetDirection(geometry.direction)
+    with replace_on_success(path) as temporary:
+        try:
+            sitk.WriteImage(image, str(temporary), useCompression=path.suffix.lower() != ".mhd")
+        except RuntimeError as error:
+            raise DataError(f"{path}: cannot be written; is the disk full, or the suffix unknown?") from error

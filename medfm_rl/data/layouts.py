@@ -1,0 +1,221 @@
+"""How data sets are laid out in folders, and who each image shows."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol, TypeVar
+
+import numpy as np
+
+from medfm_rl.data.images import image_stem, image_suffix, read_image, read_labels
+from medfm_rl.errors import DataError
+from medfm_rl.settings import DataSettings
+from medfm_rl.types import Case, LabelledCase, LabelSchema
+
+_CAMUS_NAME = re.compile(r"^(?P<patient>patient\d+)_(?P<view>2CH|4CH)_(?P<phase>ED|ES)(?P<mask>_gt)?$")
+_CAMUS_QUALITY = re.compile(r"^ImageQuality:\s*(\w+)", re.MULTILINE)
+
+
+@dataclass(frozen=True)
+class CaseFile:
+    """Where one case lies.
+
+    Attributes:
+        case_id: Unique within the data set.
+        patient_id: Every split is made by it.
+        image_paths: One file per channel, or one DICOM folder.
+        label_path: The mask, where there is one.
+        tags: What the layout knows besides, for example `{"view": "4CH", "phase": "ED"}`.
+    """
+
+    case_id: str
+    patient_id: str
+    image_paths: tuple[Path, ...]
+    label_path: Path | None = None
+    tags: Mapping[str, str] = field(default_factory=dict)
+
+    def read(self) -> Case:
+        """Reads the image, and only the image.
+
+        Raises:
+            DataError: It cannot be read or used.
+        """
+        image, geometry = read_image(self.image_paths)
+        return Case(self.case_id, self.patient_id, image, geometry, self.tags)
+
+    def read_labelled(self, schema: LabelSchema) -> LabelledCase:
+        """Reads the image and its mask.
+
+        Raises:
+            DataError: There is no mask, or one of them cannot be read, or they do not belong together.
+        """
+        if self.label_path is None:
+            raise DataError(
+                f"case {self.case_id}: there is no mask for {self.image_paths[0]}; labelled data is needed here"
+            )
+        case = self.read()
+        return LabelledCase(case, read_labels(self.label_path, schema, case.shape, case.geometry))
+
+
+def find_cases(settings: DataSettings) -> list[CaseFile]:
+    """Finds the cases of a data set, sorted by case id.
+
+    Raises:
+        DataError: The folder is missing, holds no image, is not laid out as said, or `where` leaves nothing.
+    """
+    root = settings.path
+    if not root.is_dir():
+        raise DataError(f"{root}: there is no such folder")
+    layout = _detect(root) if settings.layout == "auto" else settings.layout
+    match layout:
+        case "nnunet":
+            cases = _find_nnunet(root, settings.split)
+        case "camus":
+            cases = _find_camus(root)
+        case _:
+            cases = _find_folder(root)
+    if not cases:
+        raise DataError(f"{root}: no image found (layout {layout}); check the path and `layout`")
+    if settings.patient_pattern is not None:
+        cases = [_with_patient(case, settings.patient_pattern) for case in cases]
+    kept = [case for case in cases if all(case.tags.get(tag) == value for tag, value in settings.where.items())]
+    if not kept:
+        known = {tag: sorted({case.tags.get(tag, "") for case in cases}) for case in cases for tag in case.tags}
+        raise DataError(f"{root}: no case has {settings.where}; tags in this data set: {known or 'none'}")
+    return sorted(kept, key=lambda case: case.case_id)
+
+
+class _OfPatient(Protocol):
+    @property
+    def patient_id(self) -> str: ...
+
+
+T = TypeVar("T", bound=_OfPatient)
+
+
+def split_by_patient(cases: Sequence[T], fraction: float, seed: int) -> tuple[list[T], list[T]]:
+    """Splits cases so that no patient is on both sides.
+
+    Args:
+        cases: Anything that has a `patient_id`.
+        fraction: Share of patients on the second side, in (0, 1); each side gets at least one patient.
+        seed: The same seed and patients give the same split.
+
+    Returns:
+        The cases of the first side, those of the second, each in the order given.
+
+    Raises:
+        DataError: There are fewer than two patients.
+    """
+    patients = sorted({case.patient_id for case in cases})
+    if len(patients) < 2:
+        raise DataError(f"a split by patient needs at least 2 patients, the data has {len(patients)}")
+    count = min(max(1, round(fraction * len(patients))), len(patients) - 1)
+    second = {patients[index] for index in np.random.default_rng(seed).permutation(len(patients))[:count]}
+    return (
+        [case for case in cases if case.patient_id not in second],
+        [case for case in cases if case.patient_id in second],
+    )
+
+
+def _detect(root: Path) -> str:
+    if (root / "dataset.json").exists():
+        return "nnunet"
+    if any(path.is_dir() for path in root.glob("patient*")):
+        return "camus"
+    return "folder"
+
+
+def _find_nnunet(root: Path, split: str) -> list[CaseFile]:
+    """nnU-Net raw data: `imagesTr/CASE_0000.ext`, one file per channel; the case name is the patient unless told."""
+    description = root / "dataset.json"
+    try:
+        content = json.loads(description.read_text())
+        ending, channels = content["file_ending"], len(content["channel_names"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DataError(
+            f"{description}: an nnU-Net data set needs file_ending and channel_names here ({error})"
+        ) from error
+    cases = []
+    for part, images, labels in (("train", "imagesTr", "labelsTr"), ("test", "imagesTs", "labelsTs")):
+        if split not in ("all", part):
+            continue
+        for first in sorted((root / images).glob(f"*_0000{ending}")):
+            name = first.name.removesuffix(f"_0000{ending}")
+            paths = tuple(first.with_name(f"{name}_{channel:04d}{ending}") for channel in range(channels))
+            label = root / labels / f"{name}{ending}"
+            cases.append(CaseFile(name, name, paths, label if label.exists() else None, {"split": part}))
+    return cases
+
+
+def _find_camus(root: Path) -> list[CaseFile]:
+    """CAMUS: `patient0001/patient0001_4CH_ED.mhd` or `.nii.gz`, masks `_gt`; sequences are left out."""
+    files: dict[str, Path] = {}
+    for path in sorted(root.glob("patient*/*")):
+        if image_suffix(path) and _CAMUS_NAME.match(image_stem(path)):
+            files[image_stem(path)] = path
+    cases = []
+    for name, path in files.items():
+        match = _CAMUS_NAME.match(name)
+        if match is None or match["mask"]:
+            continue
+        tags = {"view": match["view"], "phase": match["phase"]}
+        info = path.with_name(f"Info_{match['view']}.cfg")
+        quality = _CAMUS_QUALITY.search(info.read_text()) if info.exists() else None
+        if quality:
+            tags["quality"] = quality[1]
+        cases.append(CaseFile(name, match["patient"], (path,), files.get(f"{name}_gt"), tags))
+    return cases
+
+
+def _find_folder(root: Path) -> list[CaseFile]:
+    """`images/` and `labels/` with the same names, or images alone; a sub-folder of DICOM slices is one case."""
+    folder = root / "images" if (root / "images").is_dir() else root
+    images = {_case_name(path): path for path in sorted(folder.iterdir()) if _is_case(path)}
+    masks = {}
+    if (root / "labels").is_dir():
+        masks = {image_stem(path): path for path in sorted((root / "labels").iterdir()) if image_suffix(path)}
+    orphans = sorted(set(masks) - set(images))
+    if orphans:
+        raise DataError(
+            f"{masks[orphans[0]]}: there is no image of that name in {folder}; masks and images share names"
+        )
+    return [CaseFile(name, _patient_of(name), (path,), masks.get(name)) for name, path in images.items()]
+
+
+def _is_case(path: Path) -> bool:
+    if path.name.startswith("."):
+        return False
+    if path.is_dir():
+        return path.name not in ("images", "labels") and any(path.glob("*.dcm"))
+    return image_suffix(path) is not None
+
+
+def _case_name(path: Path) -> str:
+    return path.name if path.is_dir() else image_stem(path)
+
+
+def _patient_of(name: str) -> str:
+    return name.split("_")[0]
+
+
+def _with_patient(case: CaseFile, pattern: str) -> CaseFile:
+    found = re.search(pattern, case.case_id)
+    if found is None or not found.groups():
+        raise DataError(f"patient_pattern {pattern!r} finds no group in the case name {case.case_id!r}")
+    return CaseFile(case.case_id, found[1], case.image_paths, case.label_path, case.tags)
+
+
+def fingerprint(cases: Sequence[CaseFile]) -> str:
+    """SHA-256 over the names and sizes of the images, to tell one data set from another in a run's record."""
+    digest = hashlib.sha256()
+    for case in cases:
+        for path in case.image_paths:
+            size = path.stat().st_size if path.is_file() else 0
+            digest.update(f"{case.case_id}:{path.name}:{size}\n".encode())
+    return digest.hexdigest()

@@ -1,0 +1,228 @@
+"""One image, one action, one reward: segmentation as a contextual bandit."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, Final
+
+import gymnasium
+import numpy as np
+import numpy.typing as npt
+import torch
+from gymnasium import spaces
+from stable_baselines3.common.vec_env import VecEnv
+from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices, VecEnvObs, VecEnvStepReturn
+from torch import Tensor
+
+from medfm_rl.types import FloatArray, LabelMap
+
+RewardFunction = Callable[[Tensor, Tensor], Tensor]
+"""Images `(B, C, *S)` and actions `(B, *S)` int64 to reward maps `(B, *S)` in [0, 1]."""
+
+
+class SegmentationEnv(gymnasium.Env[FloatArray, npt.NDArray[np.uint8]]):
+    """Segment one image, and be told how good each pixel is.
+
+    ## Action space
+    `MultiDiscrete([K] * prod(S))` of dtype uint8: the class index of each pixel, row by row. It is flat because
+    stable-baselines3 refuses a `MultiDiscrete` with more than one axis.
+
+    ## Observation space
+    `Box(-inf, inf, (C, *S), float32)`: a preprocessed image.
+
+    ## Rewards
+    The mean of the reward map. The map itself, `(*S)` float32 in [0, 1], is in `info["reward_map"]`.
+
+    ## Starting state
+    The images come in random order, each once before any comes again; `reset(seed=...)` makes the order reproducible.
+
+    ## Episode end
+    Each episode has one step and then terminates.
+
+    Args:
+        images: `(N, C, *S)`, preprocessed.
+        reward: Judges actions.
+        num_classes: K.
+        device: Where the reward function wants its tensors.
+    """
+
+    metadata: dict[str, Any] = {"render_modes": []}  # noqa: RUF012 (Gymnasium's own declaration)
+
+    def __init__(
+        self, images: FloatArray, reward: RewardFunction, num_classes: int, device: torch.device | str = "cpu"
+    ) -> None:
+        self.images = images
+        self.reward = reward
+        self.device = torch.device(device)
+        self.observation_space, self.action_space = _spaces(images, num_classes)
+        self._order: list[int] = []
+        self._current = 0
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[FloatArray, dict[str, Any]]:
+        """Shows the next image; `info["image_index"]` says which."""
+        super().reset(seed=seed, options=options)
+        if seed is not None or not self._order:
+            self._order = self.np_random.permutation(len(self.images)).tolist()
+        self._current = self._order.pop()
+        return self.images[self._current], {"image_index": self._current}
+
+    def step(self, action: npt.NDArray[np.uint8]) -> tuple[FloatArray, float, bool, bool, dict[str, Any]]:
+        """Judges the action on the image shown last.
+
+        Raises:
+            ValueError: The reward function does not give a map in [0, 1].
+        """
+        image = self.images[self._current]
+        maps = judge(self.reward, image[None], np.asarray(action)[None], self.device)
+        reward_map = maps[0].cpu().numpy()
+        info = {"reward_map": reward_map, "image_index": self._current}
+        return image, float(reward_map.mean()), True, False, info
+
+
+class SegmentationVecEnv(VecEnv):
+    """The vectorised twin of `SegmentationEnv`: a batch of images a step, the reward network called once for all.
+
+    The images come in an order that depends on the seed and the position only, so that a run can be resumed in the
+    middle (`position`).
+
+    Args:
+        images: `(N, C, *S)`, preprocessed.
+        reward: Judges actions on images whose truth is not known.
+        num_classes: K.
+        n_envs: Images a step.
+        references: `(M, *S)` class indices: the truth of the first M images, such as source images with ground truth.
+            Their reward map is 1 where the action equals it and 0 elsewhere.
+        seed: Of the order.
+        device: Where the reward function wants its tensors.
+    """
+
+    def __init__(
+        self,
+        images: FloatArray,
+        reward: RewardFunction,
+        num_classes: int,
+        n_envs: int,
+        references: LabelMap | None = None,
+        seed: int = 0,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        self.render_mode = None
+        super().__init__(n_envs, *_spaces(images, num_classes))
+        self.images = images
+        self.references = np.empty((0, *images.shape[2:]), dtype=np.uint8) if references is None else references
+        self.reward = reward
+        self.device = torch.device(device)
+        self.order_seed = seed
+        self.position = 0
+        """Images shown so far; set it and `reset` to go on from there."""
+        self._actions: npt.NDArray[np.integer] | None = None
+
+    @property
+    def current(self) -> list[int]:
+        """Indices of the images shown now."""
+        return [self._index(self.position + offset) for offset in range(self.num_envs)]
+
+    def reset(self) -> VecEnvObs:
+        self.reset_infos = [{"image_index": index} for index in self.current]
+        return self.images[self.current]
+
+    def step_async(self, actions: npt.NDArray[Any]) -> None:
+        self._actions = actions
+
+    def step_wait(self) -> VecEnvStepReturn:
+        if self._actions is None:
+            raise RuntimeError("step_wait without step_async")
+        shown = self.current
+        maps = self.reward_maps(self._actions).cpu().numpy()
+        self.position += self.num_envs
+        infos = [
+            {"reward_map": reward_map, "image_index": index, "terminal_observation": self.images[index]}
+            for reward_map, index in zip(maps, shown, strict=True)
+        ]
+        rewards = maps.reshape(self.num_envs, -1).mean(axis=1)
+        return self.reset(), rewards, np.ones(self.num_envs, dtype=bool), infos
+
+    def reward_maps(self, actions: npt.NDArray[Any]) -> Tensor:
+        """Reward maps `(n_envs, *S)` of other actions on the images shown now, without a step."""
+        shown = np.asarray(self.current)
+        gridded = np.asarray(actions).reshape(self.num_envs, *self.images.shape[2:])
+        known = shown < len(self.references)
+        maps = torch.empty(gridded.shape, device=self.device)
+        if known.any():
+            maps[known] = torch.as_tensor(gridded[known] == self.references[shown[known]]).to(maps)
+        if not known.all():
+            maps[~known] = judge(self.reward, self.images[shown[~known]], gridded[~known], self.device)
+        return maps
+
+    def close(self) -> None:
+        """Nothing to release."""
+
+    def get_attr(self, attr_name: str, indices: VecEnvIndices = None) -> list[Any]:
+        return [getattr(self, attr_name)] * len(list(self._get_indices(indices)))
+
+    def set_attr(self, attr_name: str, value: Any, indices: VecEnvIndices = None) -> None:
+        del indices
+        setattr(self, attr_name, value)
+
+    def env_method(
+        self, method_name: str, *method_args: Any, indices: VecEnvIndices = None, **method_kwargs: Any
+    ) -> Any:
+        raise NotImplementedError("the images share one environment; call its methods directly")
+
+    def env_is_wrapped(
+        self, wrapper_class: type[gymnasium.Wrapper[Any, Any, Any, Any]], indices: VecEnvIndices = None
+    ) -> list[bool]:
+        del wrapper_class
+        return [False] * len(list(self._get_indices(indices)))
+
+    def seed(self, seed: int | None = None) -> Sequence[int | None]:
+        """Sets the seed of the order; it counts from the next `reset`."""
+        if seed is not None:
+            self.order_seed = seed
+        return [self.order_seed] * self.num_envs
+
+    def _index(self, position: int) -> int:
+        epoch, within = divmod(position, len(self.images))
+        return int(np.random.default_rng([self.order_seed, epoch]).permutation(len(self.images))[within])
+
+
+_TOLERANCE: Final = 1e-5
+
+
+def judge(reward: RewardFunction, images: FloatArray, actions: npt.NDArray[Any], device: torch.device) -> Tensor:
+    """Calls a reward function on flat or gridded actions and checks what it gives.
+
+    Args:
+        reward: The function.
+        images: `(B, C, *S)`.
+        actions: `(B, *S)` or `(B, prod(S))`.
+        device: Where the function wants its tensors.
+
+    Returns:
+        Reward maps `(B, *S)`.
+
+    Raises:
+        ValueError: The maps have another shape or leave [0, 1].
+    """
+    grid = images.shape[2:]
+    gridded = torch.as_tensor(np.asarray(actions).astype(np.int64).reshape(len(images), *grid), device=device)
+    with torch.no_grad():
+        maps = reward(torch.as_tensor(images, device=device), gridded)
+    if maps.shape != gridded.shape:
+        raise ValueError(f"the reward map has shape {tuple(maps.shape)}, {tuple(gridded.shape)} is needed")
+    low, high = float(maps.min()), float(maps.max())
+    if not (low >= -_TOLERANCE and high <= 1 + _TOLERANCE):
+        raise ValueError(f"the reward map must lie in [0, 1], it goes from {low:g} to {high:g}")
+    return maps.float()
+
+
+def _spaces(images: FloatArray, num_classes: int) -> tuple[spaces.Box, spaces.MultiDiscrete]:
+    if len(images) == 0:
+        raise ValueError("there are no images to segment")
+    pixels = int(np.prod(images.shape[2:]))
+    return (
+        spaces.Box(-np.inf, np.inf, images.shape[1:], np.float32),
+        spaces.MultiDiscrete(np.full(pixels, num_classes), dtype=np.uint8),
+    )

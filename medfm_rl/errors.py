@@ -1,0 +1,31 @@
+"""Errors that a person can act on.
+
+Every error that stems from what the user handed over (a file, a field, a folder) is a `UserError`: the command line
+prints its message without a traceback and exits with code 2. Anything else is a defect of ours and keeps its traceback.
+"""
+
+from __future__ import annotations
+
+
+class UserError(Exception):
+    """A mistake in the input. The message names the file or field, what is wrong with it, and what to do."""
+
+
+class DataError(UserError):
+    """An image, a mask or a data set that cannot be used."""
+
+
+class ConfigError(UserError):
+    """A settings file with an unknown, missing or wrong field."""
+
+
+class ModelError(UserError):
+    """A segmenter, reward network or checkpoint that cannot be used."""
+
+
+class TrackingError(UserError):
+    """A tracking store that does not answer or refuses what it was sent."""
+
+
+class MissingExtraError(UserError):
+    """An optional package is needed and not installed; the message says which extra brings it."""

@@ -1,0 +1,1 @@
+"""How good segmentations and their predicted qualities are, in NumPy."""

@@ -1,0 +1,37 @@
+"""The network that source segmenters, reward networks and critics are built from."""
+
+from __future__ import annotations
+
+import math
+
+from torch import nn
+
+from medfm_rl.settings import NetworkSettings
+
+
+def build_unet(settings: NetworkSettings, spatial_dims: int, in_channels: int, out_channels: int) -> nn.Module:
+    """Builds a MONAI UNet from images `(B, in_channels, *S)` to `(B, out_channels, *S)`.
+
+    Each side of S must be a multiple of `size_divisor(settings)`.
+    """
+    from monai.networks.nets import UNet
+
+    norm: str | tuple[str, dict[str, int]] = settings.norm
+    if settings.norm == "group":
+        # The largest group count that divides the feature maps of every level and the output.
+        norm = ("group", {"num_groups": math.gcd(*settings.channels, out_channels)})
+    return UNet(
+        spatial_dims=spatial_dims,
+        in_channels=in_channels,
+        out_channels=out_channels,
+        channels=settings.channels,
+        strides=(2,) * (len(settings.channels) - 1),
+        num_res_units=settings.residual_units,
+        norm=norm,
+        dropout=settings.dropout,
+    )
+
+
+def size_divisor(settings: NetworkSettings) -> int:
+    """What every side of the network's input must be a multiple of: the UNet halves it at each level."""
+    return 2 ** (len(settings.channels) - 1)

@@ -1,0 +1,361 @@
+"""The loop: collect -> reward -> PPO, iterated; then the best checkpoint leaves in the segmenter's own format.
+
+Every stage leaves its result under a final name when it is complete, draws from a generator of its own, and is skipped
+where its result is there. So a run goes on after a kill and ends as if it had never been interrupted.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import logging
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.torch import load_file
+from stable_baselines3.common.logger import Logger
+from torch import Tensor
+
+from medfm_rl.adapters import SegmenterAdapter
+from medfm_rl.data.files import hash_file, hash_folder, write_json
+from medfm_rl.data.layouts import find_cases, split_by_patient
+from medfm_rl.envs import SegmentationVecEnv
+from medfm_rl.metrics.validity import load_anatomy
+from medfm_rl.networks import build_unet
+from medfm_rl.pipeline.images import Progress, load_images, load_labelled
+from medfm_rl.pipeline.models import FUSION, choose_device, load_segmenter
+from medfm_rl.pipeline.run_folder import RunFolder
+from medfm_rl.pipeline.selection import judge_scores, select
+from medfm_rl.policies import DenseCategorical, DensePPO
+from medfm_rl.reward.actions import ActionDataset, ActionRecords, patient_folds
+from medfm_rl.reward.collection import Collector, ImageSet
+from medfm_rl.reward.network import RewardEnsemble, RewardNet
+from medfm_rl.reward.shape_prior import ShapePrior, train_shape_prior
+from medfm_rl.reward.training import RewardTrainingReport, train_reward
+from medfm_rl.seeding import derive_seed, torch_generator
+from medfm_rl.settings import AdaptConfig
+from medfm_rl.tracking import Tracker, open_tracker
+
+_LOG = logging.getLogger(__name__)
+_JUDGE = "judge"
+
+
+@dataclass(frozen=True, eq=False)
+class Domains:
+    """The images of a run.
+
+    Attributes:
+        target: Unlabelled target images that the policy learns on.
+        selection: Unlabelled images of other target patients, on which the judge compares checkpoints.
+        source: Source images and their ground truth, or None in the source-free mode.
+    """
+
+    target: ImageSet
+    selection: ImageSet
+    source: tuple[ImageSet, Tensor] | None
+
+
+def adapt(config: AdaptConfig, resume: bool, progress: Progress) -> RunFolder:
+    """Adapts a segmenter to the target domain without target labels.
+
+    Args:
+        config: The settings.
+        resume: Go on with the run in `config.output`.
+        progress: Told how far each stage is.
+
+    Returns:
+        The run folder: adapted segmenter in `model`, reward networks in `reward`.
+
+    Raises:
+        UserError: Something that was handed over cannot be used.
+    """
+    run = RunFolder.start(config, resume)
+    with open_tracker(config.tracking, run.path) as tracker:
+        tracker.log_params(config.model_dump(mode="json"))
+        _Loop(config, run, tracker, progress).run_all()
+    return run
+
+
+class _Loop:
+    """One run of the loop: what its stages share."""
+
+    def __init__(self, config: AdaptConfig, run: RunFolder, tracker: Tracker, progress: Progress) -> None:
+        self.config = config
+        self.run = run
+        self.tracker = tracker
+        self.progress = progress
+        self.device = choose_device(config.device)
+        self.source_policy = load_segmenter(config.segmenter).to(self.device)
+        self.schema = self.source_policy.schema
+        self.anatomy = load_anatomy(config.anatomy, self.schema)
+        self.dataset = ActionDataset(run.actions)
+
+    def run_all(self) -> None:
+        if self.run.model.exists():
+            return
+        self.tracker.log_params({"segmenter_hash": hash_folder(self.config.segmenter.folder)})
+        domains = self._load_domains()
+        prior = self._shape_prior(domains)
+        policy, names = self.source_policy, ["source"]
+        for iteration in range(self.config.iterations):
+            with self.tracker.child(f"iteration-{iteration}") as tracker:
+                self._collect(iteration, policy, prior, domains)
+                tracker.log_params({"actions_hash": self.dataset.content_hash(), "shards": len(self.dataset.shards())})
+                ensemble, judge = self._train_rewards(iteration, tracker)
+                names += self._fine_tune(iteration, policy, ensemble, domains, tracker)
+                policy = self._select(iteration, names, judge, domains, tracker)
+        self._export(policy)
+
+    def _load_domains(self) -> Domains:
+        files = find_cases(self.config.target)
+        learning, selecting = split_by_patient(
+            files, self.config.selection.target_fraction, derive_seed(self.config.seed, "selection")
+        )
+        target = load_images(learning, self.source_policy, self.progress, "target images")
+        selection = load_images(selecting, self.source_policy, self.progress, "selection images")
+        source = None
+        if self.config.source is not None:
+            source = load_labelled(find_cases(self.config.source), self.source_policy, self.progress, "source images")
+        return Domains(target, selection, source)
+
+    def _shape_prior(self, domains: Domains) -> ShapePrior:
+        if not self.run.shape_prior.exists():
+            masks = domains.source[1] if domains.source else self._valid_predictions(domains.target)
+            train_shape_prior(
+                masks,
+                self.schema.num_classes,
+                self.config.shape_prior,
+                derive_seed(self.config.seed, "shape prior"),
+                self.device,
+                lambda done, total: self.progress("shape prior", done, total),
+            ).save(self.run.shape_prior)
+        return ShapePrior.load(self.run.shape_prior)
+
+    @torch.no_grad()
+    def _valid_predictions(self, images: ImageSet) -> Tensor:
+        batches = images.images.split(16)
+        masks = torch.cat([self.source_policy(batch.to(self.device)).argmax(dim=1).cpu() for batch in batches])
+        kept = [mask for mask in masks.to(torch.uint8) if self.anatomy.is_valid(mask.numpy())]
+        return torch.stack(kept) if kept else masks[:0].to(torch.uint8)
+
+    def _collect(self, iteration: int, policy: SegmenterAdapter, prior: ShapePrior, domains: Domains) -> None:
+        settings = self.config.collect
+        collector = Collector(
+            policy,
+            self.schema.num_classes,
+            settings,
+            lambda logits, generator: DenseCategorical(logits).sample(generator, self._correlation_length),
+            lambda mask: self.anatomy.is_valid(mask.numpy()),
+            prior,
+            self.device,
+        )
+        plan = [("target", settings.target_images)]
+        if domains.source is not None:
+            plan.insert(0, ("source", settings.source_images))
+        for domain, count in plan:
+            name = f"collecting actions {iteration + 1}/{self.config.iterations} ({domain})"
+            for done in range(0, count, settings.shard_images):
+                key = f"{iteration:02d}-{domain}-{done:06d}"
+                if key not in self.dataset.shards():
+                    generator = torch_generator(self.config.seed, "collect", key)
+                    size = min(settings.shard_images, count - done)
+                    self.dataset.append(key, self._collect_shard(collector, domain, size, domains, generator))
+                self.progress(name, min(done + settings.shard_images, count), count)
+
+    def _collect_shard(
+        self, collector: Collector, domain: str, size: int, domains: Domains, generator: torch.Generator
+    ) -> ActionRecords:
+        if domain == "source":
+            assert domains.source is not None
+            images, masks = domains.source
+            rows = torch.randint(len(images), (size,), generator=generator).tolist()
+            return collector.from_source(images[rows], masks[rows], domains.target.images, generator)
+        rows = torch.randint(len(domains.target), (size,), generator=generator).tolist()
+        return collector.from_target(domains.target[rows], generator)
+
+    def _train_rewards(self, iteration: int, tracker: Tracker) -> tuple[RewardEnsemble, RewardNet]:
+        """Trains the ensemble on some patients and the judge on the others."""
+        records = self.dataset.read_all()
+        folds = patient_folds(records, 3, derive_seed(self.config.seed, "judge"))
+        parts = {_JUDGE: folds[0]}
+        for member in range(self.config.reward.ensemble):
+            parts[f"member-{member}"] = folds[1] + folds[2]
+        for name, patients in parts.items():
+            folder = self.run.reward(iteration, name)
+            if folder.exists():
+                continue
+            seed = derive_seed(self.config.seed, "reward", iteration, name)
+            net = self._initial_reward(iteration, name, seed)
+            label = f"reward network {name} {iteration + 1}/{self.config.iterations}"
+            report = train_reward(
+                net,
+                records.of_patients(patients),
+                self.config.reward,
+                seed,
+                self.device,
+                lambda done, total, label=label: self.progress(label, done, total),  # type: ignore[misc]
+            )
+            # The report first: the folder of the network says that the stage is complete.
+            write_json(folder.with_name(f"{name}.json"), reward_report_to_json(report))
+            net.save(folder)
+            tracker.log_metrics(
+                {f"{name}_ece_before": report.ece_before, f"{name}_ece_after": report.ece_after}, iteration
+            )
+        members = [RewardNet.load(self.run.reward(iteration, name)) for name in parts if name != _JUDGE]
+        judge = RewardNet.load(self.run.reward(iteration, _JUDGE)).requires_grad_(False)
+        return RewardEnsemble(members, self.config.reward).to(self.device), judge.to(self.device)
+
+    def _initial_reward(self, iteration: int, name: str, seed: int) -> RewardNet:
+        """A new network, or a copy of the previous iteration's to go on from."""
+        if iteration > 0:
+            return RewardNet.load(self.run.reward(iteration - 1, name)).requires_grad_(True)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            return RewardNet(
+                self.config.reward.network,
+                self.schema.num_classes,
+                self.source_policy.in_channels,
+                len(self.source_policy.patch_size),
+            )
+
+    def _fine_tune(
+        self, iteration: int, start: SegmenterAdapter, ensemble: RewardEnsemble, domains: Domains, tracker: Tracker
+    ) -> list[str]:
+        """PPO from the policy chosen so far; returns the names of the checkpoints."""
+        settings, folder = self.config.ppo, self.run.checkpoints(iteration)
+        steps = list(range(settings.eval_every, settings.updates + 1, settings.eval_every))
+        names = [f"{folder.parent.name}/{folder.name}/{step:05d}" for step in steps]
+        missing = [step for step in steps if not (folder / f"{step:05d}").exists()]
+        if not missing:
+            return names
+        env = self._environment(iteration, ensemble, domains)
+        ppo = self._make_ppo(iteration, start, env, folder, before=missing[0])
+        for step in missing:
+            while ppo._n_updates < step:
+                ppo.learn(env.num_envs, reset_num_timesteps=False)
+                self.progress(f"PPO {iteration + 1}/{self.config.iterations}", ppo._n_updates, settings.updates)
+                tracker.log_metrics(_logged(ppo.logger), ppo._n_updates)
+            ppo.save(folder / f"{step:05d}")
+        return names
+
+    def _environment(self, iteration: int, ensemble: RewardEnsemble, domains: Domains) -> SegmentationVecEnv:
+        """Target images judged by the ensemble, after source images in new appearances judged by their ground truth."""
+        images, references = [domains.target.images], None
+        for key in self.dataset.shards():
+            if key.startswith(f"{iteration:02d}-source"):
+                shard = self.dataset.read(key)
+                images.insert(-1, shard.images)
+                references = shard.references if references is None else torch.cat([references, shard.references])
+        return SegmentationVecEnv(
+            torch.cat(images).numpy(),
+            ensemble,
+            self.schema.num_classes,
+            self.config.ppo.n_envs,
+            references=None if references is None else references.numpy(),
+            seed=derive_seed(self.config.seed, "order", iteration),
+            device=self.device,
+        )
+
+    def _make_ppo(
+        self, iteration: int, start: SegmenterAdapter, env: SegmentationVecEnv, folder: Path, before: int
+    ) -> DensePPO:
+        settings = self.config.ppo
+        policy = copy.deepcopy(start)
+        trainable = list(policy.trainable(self.config.segmenter.train).values())
+        critic = self._critic(iteration) if settings.baseline == "critic" else None
+        last = before - settings.eval_every
+        if last > 0:
+            return DensePPO.load(folder / f"{last:05d}", env, policy, critic, trainable, device=self.device)
+        return DensePPO(
+            env,
+            policy,
+            critic,
+            trainable,
+            copy.deepcopy(self.source_policy),
+            learning_rate=settings.learning_rate,
+            critic_learning_rate=settings.critic_learning_rate,
+            n_epochs=settings.n_epochs,
+            clip_range=settings.clip_range,
+            ent_coef=settings.ent_coef,
+            kl_coef=settings.kl_coef,
+            target_kl=settings.target_kl,
+            max_grad_norm=settings.max_grad_norm,
+            baseline=settings.baseline,
+            correlation_length=self._correlation_length,
+            autocast=self.device.type == "cuda",
+            seed=derive_seed(self.config.seed, "ppo", iteration),
+            device=self.device,
+        )
+
+    def _critic(self, iteration: int) -> torch.nn.Module:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(derive_seed(self.config.seed, "critic", iteration))
+            adapter = self.source_policy
+            return build_unet(self.config.reward.network, len(adapter.patch_size), adapter.in_channels, 1)
+
+    def _select(
+        self, iteration: int, names: list[str], judge: RewardNet, domains: Domains, tracker: Tracker
+    ) -> SegmenterAdapter:
+        """The policy that the judge of this iteration likes best among all checkpoints so far and the source policy."""
+        path = self.run.selection(iteration)
+        if not path.exists():
+            scores = []
+            for done, name in enumerate(names, 1):
+                policy = self._policy(name)
+                scores.append(
+                    judge_scores(policy, judge, domains.selection.images, self.schema.num_classes, self.device)
+                )
+                self.progress(f"selection {iteration + 1}/{self.config.iterations}", done, len(names))
+            selection = select(names, scores, domains.selection, self.config.selection.confidence)
+            selection.write(path)
+            for step, candidate in enumerate(selection.candidates):
+                tracker.log_metrics({"judge_score": candidate.score}, step)
+        return self._policy(json.loads(path.read_text())["chosen"])
+
+    def _policy(self, name: str) -> SegmenterAdapter:
+        policy = copy.deepcopy(self.source_policy)
+        if name != "source":
+            policy.load_state_dict(load_file(self.run.path / name / "actor.safetensors"))
+        return policy.eval()
+
+    def _export(self, policy: SegmenterAdapter) -> None:
+        last = self.config.iterations - 1
+        members = [f"member-{index}" for index in range(self.config.reward.ensemble)]
+        self.run.copy_reward(last, [*members, _JUDGE])
+        write_json(
+            self.run.final_reward / FUSION,
+            {"members": members, "fusion": self.config.reward.fusion, "pessimism": self.config.reward.pessimism},
+        )
+        policy.cpu().export(self.run.model)
+        self.tracker.log_params({"model_hash": hash_folder(self.run.model)})
+        for path in (self.run.config_file, self.run.selection(last)):
+            self.tracker.log_artifact(path)
+        for path in sorted(self.run.model.iterdir()):
+            self.tracker.log_artifact(path, "model")
+        for path in sorted(self.run.final_reward.rglob("*")):
+            if path.is_file():
+                self.tracker.log_artifact(path, f"reward/{path.parent.name}")
+                self.tracker.log_params({f"hash.{path.parent.name}.{path.name}": hash_file(path)})
+
+    @property
+    def _correlation_length(self) -> float:
+        return self.config.ppo.correlation_length if self.config.ppo.exploration == "correlated" else 0.0
+
+
+def reward_report_to_json(report: RewardTrainingReport) -> dict[str, object]:
+    """The training report of a reward network as plain JSON values."""
+    content = asdict(report)
+    for name in ("reliability_before", "reliability_after"):
+        curve = getattr(report, name)
+        content[name] = {key: np.asarray(getattr(curve, key)).tolist() for key in ("confidence", "accuracy", "count")}
+    return content
+
+
+def _logged(logger: Logger) -> dict[str, float]:
+    return {
+        name.replace("/", "_"): float(value)
+        for name, value in logger.name_to_value.items()
+        if isinstance(value, int | float)
+    }

@@ -1,0 +1,93 @@
+"""Settings as YAML: read, validated, and written with an explanation of every field."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from pydantic import BaseModel, ValidationError
+from pydantic_core import PydanticUndefined
+
+from medfm_rl.errors import ConfigError
+from medfm_rl.settings import Settings
+
+T = TypeVar("T", bound=Settings)
+
+
+def load_config(path: Path, kind: type[T]) -> T:
+    """Reads and validates a settings file.
+
+    Raises:
+        ConfigError: It is missing, not YAML, or has an unknown, missing or wrong field; the message names each.
+    """
+    try:
+        content = yaml.safe_load(path.read_text())
+    except FileNotFoundError as error:
+        raise ConfigError(f"{path}: there is no such file; `medfm-rl init` writes one to start from") from error
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ConfigError(f"{path}: cannot be read as YAML ({error})") from error
+    try:
+        return kind.model_validate(content if content is not None else {})
+    except ValidationError as error:
+        problems = "\n".join(f"  {_place(item['loc'])}: {item['msg']}" for item in error.errors())
+        raise ConfigError(f"{path}: correct these fields:\n{problems}") from error
+
+
+def dump_config(config: Settings) -> str:
+    """The settings as YAML, every field spelled out."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
+
+
+def commented_config(kind: type[Settings], values: dict[str, Any]) -> str:
+    """A YAML file to start from: the given values and all defaults, each field with its description above it.
+
+    Args:
+        kind: The settings.
+        values: Values of the required fields, nested as in the file.
+    """
+    summary = (kind.__doc__ or "").strip().splitlines()[0]
+    return "\n".join([f"# {summary}", *_comment(kind, values, 0)]) + "\n"
+
+
+def _comment(kind: type[BaseModel], values: dict[str, Any], indent: int) -> list[str]:
+    lines = []
+    for name, field in kind.model_fields.items():
+        pad = "  " * indent
+        lines.append("")
+        lines += [f"{pad}# {line}" for line in _wrap(field.description or "", 100 - 2 * indent)]
+        default = field.get_default(call_default_factory=True, validated_data={})
+        given = values.get(name, default)
+        if isinstance(given, dict) and _settings_type(field.annotation) is not None:
+            nested = _settings_type(field.annotation)
+            assert nested is not None
+            lines += [f"{pad}{name}:", *_comment(nested, given, indent + 1)]
+        elif isinstance(given, BaseModel):
+            lines += [f"{pad}{name}:", *_comment(type(given), given.model_dump(mode="json"), indent + 1)]
+        elif given is PydanticUndefined:
+            lines.append(f"{pad}{name}:")
+        else:
+            text = yaml.safe_dump(_plain(given), default_flow_style=True, width=200).removesuffix("...\n").strip()
+            lines.append(f"{pad}{name}: {text}")
+    return lines[1:] if indent else lines
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Path):
+        return str(value)
+    return list(value) if isinstance(value, tuple) else value
+
+
+def _settings_type(annotation: Any) -> type[BaseModel] | None:
+    candidates = [annotation, *getattr(annotation, "__args__", ())]
+    return next((item for item in candidates if isinstance(item, type) and issubclass(item, BaseModel)), None)
+
+
+def _wrap(text: str, width: int) -> list[str]:
+    import textwrap
+
+    return textwrap.wrap(text, width)
+
+
+def _place(location: tuple[int | str, ...]) -> str:
+    return ".".join(map(str, location)) or "(whole file)"

@@ -1,0 +1,74 @@
+"""From files to what the networks learn from: preprocessed images of the patch size."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from itertools import product
+
+import torch
+from torch import Tensor
+
+from medfm_rl.adapters import SegmenterAdapter
+from medfm_rl.data.layouts import CaseFile
+from medfm_rl.reward.collection import ImageSet
+
+Progress = Callable[[str, int, int], None]
+"""Told the name of a stage, how much of it is done and how much there is."""
+
+
+def load_images(files: Sequence[CaseFile], adapter: SegmenterAdapter, progress: Progress, name: str) -> ImageSet:
+    """Reads and preprocesses images; no mask is opened.
+
+    Images larger than the patch are cut into tiles that cover them.
+
+    Raises:
+        DataError: An image cannot be read or used.
+    """
+    images, case_ids, patient_ids = [], [], []
+    for done, file in enumerate(files, 1):
+        sample = adapter.preprocess(file.read())
+        tiles = [sample.image[(slice(None), *box)] for box in tile_boxes(sample.image.shape[1:], adapter.patch_size)]
+        images += tiles
+        case_ids += [file.case_id] * len(tiles)
+        patient_ids += [file.patient_id] * len(tiles)
+        progress(f"reading {name}", done, len(files))
+    return ImageSet(torch.stack(images), tuple(case_ids), tuple(patient_ids))
+
+
+def load_labelled(
+    files: Sequence[CaseFile], adapter: SegmenterAdapter, progress: Progress, name: str
+) -> tuple[ImageSet, Tensor]:
+    """Reads and preprocesses images with their masks `(N, *S')` uint8, tiled as in `load_images`.
+
+    Raises:
+        DataError: An image or mask cannot be read or used, or a mask is missing.
+    """
+    images, masks, case_ids, patient_ids = [], [], [], []
+    for done, file in enumerate(files, 1):
+        labelled = file.read_labelled(adapter.schema)
+        sample = adapter.preprocess(labelled.case)
+        mask = adapter.preprocess_labels(labelled.ground_truth, sample)
+        for box in tile_boxes(sample.image.shape[1:], adapter.patch_size):
+            images.append(sample.image[(slice(None), *box)])
+            masks.append(mask[box])
+            case_ids.append(file.case_id)
+            patient_ids.append(file.patient_id)
+        progress(f"reading {name}", done, len(files))
+    return ImageSet(torch.stack(images), tuple(case_ids), tuple(patient_ids)), torch.stack(masks)
+
+
+def tile_boxes(shape: Sequence[int], patch: Sequence[int]) -> list[tuple[slice, ...]]:
+    """Boxes of the patch size that cover a grid; the last along an axis ends at its border and may overlap.
+
+    Args:
+        shape: Size of the grid, no side smaller than the patch.
+        patch: Size of a box.
+    """
+    starts = []
+    for side, size in zip(shape, patch, strict=True):
+        count = -(-side // size)
+        starts.append(sorted({min(index * size, side - size) for index in range(count)}))
+    return [
+        tuple(slice(start, start + size) for start, size in zip(corner, patch, strict=True))
+        for corner in product(*starts)
+    ]

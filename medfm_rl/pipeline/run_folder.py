@@ -1,0 +1,103 @@
+"""The folder of a run: which stages are done, and the settings that it was started with.
+
+A stage is done when the thing it makes is there, and that thing appears by a rename: there is no other record of
+progress that could disagree with it. So a run that was killed resumes at the stage that it was in.
+"""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+from medfm_rl.data.files import write_text
+from medfm_rl.errors import ConfigError
+from medfm_rl.pipeline.config_file import dump_config, load_config
+from medfm_rl.settings import AdaptConfig
+
+
+class RunFolder:
+    """Paths of a run.
+
+    Args:
+        path: Folder of the run.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    @classmethod
+    def start(cls, config: AdaptConfig, resume: bool) -> RunFolder:
+        """Starts a run, or goes on with one.
+
+        Raises:
+            ConfigError: The folder holds a run and `resume` is not set, or it was started with other settings.
+        """
+        run = cls(config.output)
+        if not run.config_file.exists():
+            if run.path.exists() and any(run.path.iterdir()):
+                raise ConfigError(f"{run.path}: the folder is not empty and holds no run; choose another output")
+            write_text(run.config_file, dump_config(config))
+            return run
+        if not resume:
+            raise ConfigError(
+                f"{run.path}: there is a run in this folder; go on with it by --resume or choose another output"
+            )
+        started = load_config(run.config_file, AdaptConfig).model_dump(exclude={"output", "tracking", "device"})
+        wanted = config.model_dump(exclude={"output", "tracking", "device"})
+        changed = sorted(name for name in wanted if started[name] != wanted[name])
+        if changed:
+            raise ConfigError(
+                f"{run.config_file}: the run was started with other settings ({', '.join(changed)}); "
+                "resume with those, or start a new run in another folder"
+            )
+        return run
+
+    @property
+    def config_file(self) -> Path:
+        return self.path / "config.yaml"
+
+    @property
+    def shape_prior(self) -> Path:
+        return self.path / "shape_prior"
+
+    @property
+    def actions(self) -> Path:
+        """D_R."""
+        return self.path / "actions"
+
+    def reward(self, iteration: int, member: str) -> Path:
+        return self.path / f"iteration-{iteration:02d}" / "reward" / member
+
+    def checkpoints(self, iteration: int) -> Path:
+        return self.path / f"iteration-{iteration:02d}" / "ppo"
+
+    def selection(self, iteration: int) -> Path:
+        return self.path / f"iteration-{iteration:02d}" / "selection.json"
+
+    @property
+    def model(self) -> Path:
+        """The adapted segmenter, in its own format."""
+        return self.path / "model"
+
+    @property
+    def final_reward(self) -> Path:
+        """The reward networks that go with the adapted segmenter."""
+        return self.path / "reward"
+
+    @property
+    def evaluation(self) -> Path:
+        return self.path / "evaluation"
+
+    @property
+    def report(self) -> Path:
+        return self.path / "report.html"
+
+    def copy_reward(self, iteration: int, members: list[str]) -> None:
+        """Puts the reward networks of an iteration where `predict` finds them."""
+        for member in members:
+            destination = self.final_reward / member
+            if not destination.exists():
+                temporary = self.final_reward / f".{member}.tmp"
+                shutil.rmtree(temporary, ignore_errors=True)
+                shutil.copytree(self.reward(iteration, member), temporary)
+                temporary.rename(destination)

@@ -1,0 +1,106 @@
+"""Supervised training of a segmenter: the source model of who has none yet, and the upper bound of a benchmark."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from medfm_rl.seeding import torch_generator
+from medfm_rl.settings import SourceTrainingSettings
+
+
+def train_supervised(
+    segmenter: nn.Module,
+    training: tuple[Tensor, Tensor],
+    validation: tuple[Tensor, Tensor],
+    settings: SourceTrainingSettings,
+    seed: int,
+    device: torch.device,
+    progress: Callable[[int, int], None] | None = None,
+) -> list[tuple[float, float]]:
+    """Trains a segmenter on labelled images with Dice and cross-entropy, and keeps the best epoch.
+
+    Args:
+        segmenter: Images `(B, C, *S)` to logits `(B, K, *S)`; changed in place, left in evaluation mode.
+        training: Preprocessed images `(N, C, *S)` and class indices `(N, *S)`.
+        validation: The same, of other patients; its loss picks the epoch.
+        settings: Optimisation.
+        seed: Of order and augmentation.
+        device: Where to train; the segmenter stays there.
+        progress: Called with (epochs done, epochs).
+
+    Returns:
+        Training and validation loss of each epoch.
+
+    Raises:
+        FloatingPointError: The loss is not finite.
+    """
+    from monai.losses import DiceCELoss
+
+    criterion = DiceCELoss(to_onehot_y=True, softmax=True)
+    images, labels = training
+    generator = torch_generator(seed, "supervised")
+    segmenter.to(device)
+    optimiser = torch.optim.AdamW(segmenter.parameters(), lr=settings.learning_rate, weight_decay=1e-4)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, settings.epochs)
+    best_loss, best_state = float("inf"), copy.deepcopy(segmenter.state_dict())
+    history = []
+    for epoch in range(settings.epochs):
+        segmenter.train()
+        total = 0.0
+        for rows in torch.randperm(len(images), generator=generator).split(settings.batch_size):
+            batch, target = images[rows], labels[rows]
+            if settings.augment:
+                batch, target = _augment(batch, target, generator)
+            loss = criterion(segmenter(batch.to(device)), target[:, None].to(device))
+            if not torch.isfinite(loss):
+                raise FloatingPointError("the training loss is not finite; lower training.learning_rate")
+            optimiser.zero_grad()
+            loss.backward()
+            optimiser.step()
+            total += loss.item() * len(rows)
+        schedule.step()
+        validation_loss = _validate(segmenter, validation, criterion, settings.batch_size, device)
+        history.append((total / len(images), validation_loss))
+        if validation_loss < best_loss:
+            best_loss, best_state = validation_loss, copy.deepcopy(segmenter.state_dict())
+        if progress:
+            progress(epoch + 1, settings.epochs)
+    segmenter.load_state_dict(best_state)
+    segmenter.eval()
+    return history
+
+
+@torch.no_grad()
+def _validate(
+    segmenter: nn.Module, data: tuple[Tensor, Tensor], criterion: nn.Module, batch_size: int, device: torch.device
+) -> float:
+    segmenter.eval()
+    total = 0.0
+    for images, labels in zip(data[0].split(batch_size), data[1].split(batch_size), strict=True):
+        total += criterion(segmenter(images.to(device)), labels[:, None].to(device)).item() * len(images)
+    return total / len(data[0])
+
+
+def _augment(images: Tensor, labels: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Small rotations, scalings and shifts of both; small changes of contrast and brightness of the images."""
+    count, ndim = len(images), images.ndim - 2
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=generator)
+
+    # A matrix near the identity: about 6 degrees of rotation and 5 % of scale, shear and shift.
+    matrices = torch.eye(ndim, ndim + 1).repeat(count, 1, 1) + 0.05 * normal(count, ndim, ndim + 1)
+    angle = 0.1 * normal(count)
+    matrices[:, 0, 1] += angle
+    matrices[:, 1, 0] -= angle
+    grid = F.affine_grid(matrices, list(images.shape), align_corners=False)
+    moved = F.grid_sample(images, grid, mode="bilinear", padding_mode="border", align_corners=False)
+    target = F.grid_sample(labels[:, None].float(), grid, mode="nearest", padding_mode="border", align_corners=False)
+    ones = (1,) * (ndim + 1)
+    moved = moved * (1 + 0.1 * normal(count, *ones)) + 0.1 * normal(count, *ones)
+    return moved, target[:, 0].to(labels.dtype)

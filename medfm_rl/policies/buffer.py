@@ -1,0 +1,119 @@
+"""A rollout buffer that keeps maps where stable-baselines3 keeps numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from stable_baselines3.common.buffers import RolloutBuffer
+from torch import Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class DenseRollout:
+    """A part of a rollout; all on the buffer's device.
+
+    Attributes:
+        rows: Which entries of the buffer these are, `(M,)`.
+        images: `(M, C, *S)`.
+        actions: `(M, *S)` uint8.
+        log_probs: `(M, *S)`, of the actions when they were drawn.
+        rewards: Reward maps `(M, *S)`.
+        advantages: `(M, *S)`.
+        reference_log_probs: `(M, K, *S)` of the reference policy, or None where no KL term needs them.
+    """
+
+    rows: Tensor
+    images: Tensor
+    actions: Tensor
+    log_probs: Tensor
+    rewards: Tensor
+    advantages: Tensor
+    reference_log_probs: Tensor | None
+
+
+class DenseRolloutBuffer(RolloutBuffer):
+    """Images, actions, log-probabilities, rewards and advantages of a rollout, pixel by pixel.
+
+    Episodes have one step, so the return of a pixel is its reward and generalised advantage estimation reduces to
+    advantage = reward - baseline.
+    """
+
+    def reset(self) -> None:
+        self._steps: list[dict[str, Tensor | None]] = []
+        self.pos = 0
+        self.full = False
+
+    def add(  # type: ignore[override]
+        self,
+        images: Tensor,
+        actions: Tensor,
+        log_probs: Tensor,
+        rewards: Tensor,
+        advantages: Tensor | None,
+        reference_log_probs: Tensor | None,
+    ) -> None:
+        """Adds one step of all environments.
+
+        Args:
+            images: `(n_envs, C, *S)`.
+            actions: `(n_envs, *S)`.
+            log_probs: `(n_envs, *S)`.
+            rewards: `(n_envs, *S)`.
+            advantages: `(n_envs, *S)`, or None where a critic will tell (`set_advantages`).
+            reference_log_probs: `(n_envs, K, *S)` or None.
+        """
+        self._steps.append(
+            {
+                "images": images,
+                "actions": actions.to(torch.uint8),
+                "log_probs": log_probs,
+                "rewards": rewards,
+                "advantages": torch.full_like(rewards, torch.nan) if advantages is None else advantages,
+                "reference_log_probs": reference_log_probs,
+            }
+        )
+        self.pos += 1
+        if self.pos == self.buffer_size:
+            self.full = True
+            self._join()
+
+    def set_advantages(self, rows: Tensor, advantages: Tensor) -> None:
+        """Fills in the advantages of some entries."""
+        self._advantages[rows] = advantages
+
+    def get(self, batch_size: int | None = None, generator: torch.Generator | None = None) -> Iterator[DenseRollout]:  # type: ignore[override]
+        """The whole rollout in minibatches: in order where one is enough, shuffled otherwise."""
+        if not self.full:
+            raise RuntimeError("the rollout is not complete")
+        count = len(self._images)
+        if batch_size is None or batch_size >= count:
+            order = torch.arange(count)
+        else:
+            order = torch.randperm(count, generator=generator)
+        for rows in order.split(batch_size or count):
+            selected = rows.to(self._images.device)
+            yield DenseRollout(
+                selected,
+                self._images[selected],
+                self._actions[selected],
+                self._log_probs[selected],
+                self._rewards[selected],
+                self._advantages[selected],
+                None if self._reference_log_probs is None else self._reference_log_probs[selected],
+            )
+
+    def _join(self) -> None:
+        def joined(name: str) -> Any:
+            parts = [step[name] for step in self._steps]
+            return None if parts[0] is None else torch.cat([part for part in parts if part is not None])
+
+        self._images: Tensor = joined("images")
+        self._actions: Tensor = joined("actions")
+        self._log_probs: Tensor = joined("log_probs")
+        self._rewards: Tensor = joined("rewards")
+        self._advantages: Tensor = joined("advantages")
+        self._reference_log_probs: Tensor | None = joined("reference_log_probs")
+        self._steps = []

@@ -1,0 +1,102 @@
+"""A categorical distribution for every pixel of an image."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, Self
+
+import torch
+from stable_baselines3.common.distributions import Distribution
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+class DenseCategorical(Distribution):
+    """Independent categorical distributions over K classes, one per pixel.
+
+    stable-baselines3 would make one `Categorical` object per pixel and add their log-probabilities up; here all pixels
+    are one tensor, and log-probabilities and entropies stay maps, because the joint ratio of an image leaves PPO's clip
+    in every draw.
+
+    Args:
+        logits: `(B, K, *S)`, before the softmax.
+    """
+
+    def __init__(self, logits: Tensor) -> None:
+        super().__init__()
+        self.proba_distribution(logits)
+
+    def proba_distribution_net(self, *args: Any, **kwargs: Any) -> nn.Module:
+        """Not needed: the segmenter gives the logits."""
+        raise NotImplementedError("the segmenter gives the logits of a dense policy")
+
+    def proba_distribution(self, logits: Tensor) -> Self:  # type: ignore[override]
+        """Takes other logits `(B, K, *S)`."""
+        self.logits = logits
+        self.log_probs = logits.log_softmax(dim=1)
+        return self
+
+    def log_prob(self, actions: Tensor) -> Tensor:
+        """Log-probability of each pixel's class, `(B, *S)`, for actions `(B, *S)`: a map, not their sum."""
+        return self.log_probs.gather(1, actions.long()[:, None])[:, 0]
+
+    def entropy(self) -> Tensor:
+        """Entropy of each pixel in nats, `(B, *S)`."""
+        return -(self.log_probs.exp() * self.log_probs).sum(dim=1)
+
+    def mode(self) -> Tensor:
+        """The most probable class of each pixel, `(B, *S)` int64."""
+        return self.logits.argmax(dim=1)
+
+    def sample(self, generator: torch.Generator | None = None, correlation_length: float = 0.0) -> Tensor:
+        """Draws an action.
+
+        Each pixel's class is drawn with its own probabilities, by the Gumbel-max trick. With a correlation length the
+        Gumbel noise of neighbouring pixels is similar (a Gaussian copula), so that regions change their class together,
+        as a segmenter's errors do, instead of salt and pepper. The probabilities of a pixel are the same in both.
+
+        Args:
+            generator: A CPU generator; None draws from torch's own.
+            correlation_length: Standard deviation in pixels of the Gaussian that smooths the noise; 0 for none.
+
+        Returns:
+            `(B, *S)` int64.
+        """
+        noise = torch.randn(self.logits.shape, generator=generator).to(self.logits)
+        if correlation_length > 0:
+            noise = _smooth(noise, correlation_length)
+        uniform = torch.special.ndtr(noise.double()).clamp(1e-12, 1 - 1e-12)
+        gumbel = -torch.log(-torch.log(uniform))
+        return (self.logits + gumbel.to(self.logits)).argmax(dim=1)
+
+    def actions_from_params(self, logits: Tensor, deterministic: bool = False) -> Tensor:  # type: ignore[override]
+        """Actions `(B, *S)` for logits `(B, K, *S)`."""
+        self.proba_distribution(logits)
+        return self.get_actions(deterministic=deterministic)
+
+    def log_prob_from_params(self, logits: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
+        """Sampled actions and their log-probabilities, each `(B, *S)`."""
+        actions = self.actions_from_params(logits)
+        return actions, self.log_prob(actions)
+
+
+def kl_divergence(log_probs: Tensor, reference_log_probs: Tensor) -> Tensor:
+    """KL(p || reference) of each pixel in nats, `(B, *S)`, from log-probabilities `(B, K, *S)`."""
+    return (log_probs.exp() * (log_probs - reference_log_probs)).sum(dim=1)
+
+
+def _smooth(noise: Tensor, length: float) -> Tensor:
+    """Gaussian blur of white noise `(B, K, *S)` that keeps it standard normal at every pixel.
+
+    The noise wraps around the image borders, so that every pixel averages equally many independent values and the
+    variance can be restored exactly.
+    """
+    for axis in range(2, noise.ndim):
+        radius = min(math.ceil(3 * length), (noise.shape[axis] - 1) // 2)
+        offsets = torch.arange(-radius, radius + 1, device=noise.device, dtype=noise.dtype)
+        kernel = torch.exp(-0.5 * (offsets / length) ** 2)
+        kernel = kernel / kernel.square().sum().sqrt()
+        moved = noise.movedim(axis, -1)
+        flat = F.pad(moved.reshape(-1, 1, moved.shape[-1]), (radius, radius), mode="circular")
+        noise = F.conv1d(flat, kernel[None, None]).reshape(moved.shape).movedim(-1, axis)
+    return noise

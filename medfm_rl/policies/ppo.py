@@ -1,0 +1,385 @@
+"""PPO with a ratio, an advantage and a clip for every pixel."""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal, Self
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from stable_baselines3 import PPO
+from stable_baselines3.common.buffers import RolloutBuffer
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.vec_env import VecEnv
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from medfm_rl.data.files import replace_folder_on_success
+from medfm_rl.envs import SegmentationVecEnv
+from medfm_rl.errors import ModelError
+from medfm_rl.policies.buffer import DenseRollout, DenseRolloutBuffer
+from medfm_rl.policies.distribution import DenseCategorical, kl_divergence
+from medfm_rl.policies.policy import DenseActorCriticPolicy
+from medfm_rl.seeding import torch_generator
+
+Baseline = Literal["critic", "greedy"]
+
+_HYPERPARAMETERS = (
+    "n_steps",
+    "batch_size",
+    "n_epochs",
+    "ent_coef",
+    "kl_coef",
+    "target_kl",
+    "max_grad_norm",
+    "baseline",
+    "correlation_length",
+    "num_timesteps",
+    "_n_updates",
+)
+
+
+class DensePPO(PPO):
+    """stable-baselines3's PPO for label maps: `learn, save, load, predict`, callbacks and logger work as there.
+
+    One update costs, for K inner epochs: one forward of actor, reference and reward network in the rollout, then K
+    backwards and K - 1 more forwards of the actor (the first epoch uses the rollout's own graph) and, with a critic, K
+    forwards and backwards of it (the first forward gives the baseline). That is 12 forwards and 10 backwards for K = 5.
+
+    The advantage of a pixel is its reward minus a baseline. "critic" learns the baseline. "greedy" takes the reward of
+    the argmax action at that pixel, and counts only pixels where the two actions differ: the reward of an unchanged
+    pixel also moves, because its neighbours changed, and crediting its own choice with that would push the policy away
+    from classes that are right. Advantages are divided by their root mean square over the minibatch and not centred: no
+    advantage stays no advantage.
+
+    Args:
+        env: Images and reward.
+        segmenter: Images to logits; trained in place.
+        critic: Images to values `(B, 1, *S)`; needed by the baseline "critic" and only there.
+        trainable: Parameters of the segmenter that may change; all where None.
+        reference: Policy that the KL term keeps near; a frozen copy of the segmenter as it is now where None.
+        learning_rate: Of the actor's Adam.
+        critic_learning_rate: Of the critic's Adam.
+        n_steps: Rollout steps (of `env.num_envs` images each) per update.
+        batch_size: Images per minibatch; the whole rollout where None.
+        n_epochs: K.
+        clip_range: Clip of the per-pixel ratio.
+        ent_coef: Weight of the entropy bonus.
+        kl_coef: Weight of the exact per-pixel KL divergence to the reference.
+        target_kl: Inner epochs stop when the KL to the rollout's policy exceeds 1.5 times this, as in PPO.
+        max_grad_norm: Gradients of actor and critic are clipped to this norm, each apart.
+        baseline: "critic" or "greedy".
+        correlation_length: Of the exploration, in pixels; 0 draws pixels independently.
+        autocast: bfloat16 in the networks; CUDA only.
+        seed: Of the sampled actions.
+        device: Where actor, critic and reference are.
+        verbose: Of stable-baselines3.
+    """
+
+    policy: DenseActorCriticPolicy  # type: ignore[assignment]
+    rollout_buffer: DenseRolloutBuffer
+
+    def __init__(
+        self,
+        env: SegmentationVecEnv,
+        segmenter: nn.Module,
+        critic: nn.Module | None = None,
+        trainable: list[nn.Parameter] | None = None,
+        reference: nn.Module | None = None,
+        learning_rate: float = 2e-4,
+        critic_learning_rate: float = 1e-3,
+        n_steps: int = 1,
+        batch_size: int | None = None,
+        n_epochs: int = 5,
+        clip_range: float = 0.2,
+        ent_coef: float = 0.0,
+        kl_coef: float = 0.05,
+        target_kl: float | None = None,
+        max_grad_norm: float = 0.5,
+        baseline: Baseline = "greedy",
+        correlation_length: float = 4.0,
+        autocast: bool = False,
+        seed: int = 0,
+        device: torch.device | str = "auto",
+        verbose: int = 0,
+    ) -> None:
+        if (critic is not None) != (baseline == "critic"):
+            raise ValueError("a critic is needed by the baseline 'critic', and only there")
+        self.kl_coef = kl_coef
+        self.baseline = baseline
+        self.correlation_length = correlation_length
+        self.autocast = autocast
+        self.reference = copy.deepcopy(segmenter) if reference is None else reference
+        self.reference.eval().requires_grad_(False)
+        super().__init__(
+            DenseActorCriticPolicy,
+            env,
+            learning_rate=learning_rate,
+            n_steps=n_steps,
+            batch_size=n_steps * env.num_envs if batch_size is None else batch_size,
+            n_epochs=n_epochs,
+            gamma=1.0,
+            gae_lambda=1.0,
+            clip_range=clip_range,
+            normalize_advantage=False,
+            ent_coef=ent_coef,
+            max_grad_norm=max_grad_norm,
+            target_kl=target_kl,
+            rollout_buffer_class=DenseRolloutBuffer,
+            policy_kwargs={
+                "segmenter": segmenter,
+                "critic": critic,
+                "trainable": trainable,
+                "critic_learning_rate": critic_learning_rate,
+            },
+            verbose=verbose,
+            seed=seed,
+            device=device,
+        )
+        self.reference.to(self.device)
+        self._rollout_log_probs: Tensor | None = None
+
+    def collect_rollouts(
+        self, env: VecEnv, callback: BaseCallback, rollout_buffer: RolloutBuffer, n_rollout_steps: int
+    ) -> bool:
+        """Samples actions for `n_rollout_steps` batches of images; False where a callback asks to stop."""
+        if not isinstance(env, SegmentationVecEnv) or not isinstance(rollout_buffer, DenseRolloutBuffer):
+            raise TypeError("DensePPO learns in a SegmentationVecEnv with a DenseRolloutBuffer")
+        rollout_buffer.reset()
+        callback.on_rollout_start()
+        generator = torch_generator(self.seed or 0, "rollout", self.num_timesteps)
+        # One minibatch: the graph of the rollout's forward serves the first inner epoch.
+        keeps_graph = n_rollout_steps == 1 and self.batch_size >= env.num_envs
+        for _ in range(n_rollout_steps):
+            images = torch.as_tensor(np.asarray(self._last_obs), device=self.device)
+            with torch.set_grad_enabled(keeps_graph), self._precision():
+                distribution = self.policy.distribution(images)
+            actions = DenseCategorical(distribution.logits.detach()).sample(generator, self.correlation_length)
+            log_probs = distribution.log_prob(actions).detach()
+            greedy = distribution.mode()
+            greedy_maps = env.reward_maps(greedy.cpu().numpy()) if self.baseline == "greedy" else None
+            new_obs, _, dones, infos = env.step(actions.flatten(1).to("cpu", torch.uint8).numpy())
+            rewards = torch.as_tensor(np.stack([info["reward_map"] for info in infos]), device=self.device)
+            advantages = None
+            if greedy_maps is not None:
+                advantages = torch.where(actions == greedy, 0.0, rewards - greedy_maps.to(self.device))
+            rollout_buffer.add(images, actions, log_probs, rewards, advantages, self._reference_log_probs(images))
+            self._rollout_log_probs = distribution.log_probs if keeps_graph else None
+            self.num_timesteps += env.num_envs
+            self._last_obs = new_obs
+            self._last_episode_starts = dones
+            callback.update_locals(locals())
+            if not callback.on_step():
+                return False
+        callback.on_rollout_end()
+        return True
+
+    def train(self) -> None:
+        """Updates actor and critic with the current rollout.
+
+        Raises:
+            FloatingPointError: A loss is not finite; no weight has been changed by it.
+        """
+        self._update_learning_rate(self.policy.optimizer)
+        generator = torch_generator(self.seed or 0, "minibatches", self.num_timesteps)
+        statistics: dict[str, list[float]] = {}
+        for epoch in range(self.n_epochs):
+            for rollout in self.rollout_buffer.get(self.batch_size, generator):
+                advantages = self._train_critic(rollout, first=epoch == 0, statistics=statistics)
+                approx_kl = self._train_actor(rollout, advantages, statistics)
+                if self.target_kl is not None and approx_kl > 1.5 * self.target_kl:
+                    break
+            else:
+                continue
+            break
+        self._n_updates += 1
+        self._rollout_log_probs = None
+        for name, values in statistics.items():
+            self.logger.record(f"train/{name}", float(np.mean(values)))
+        self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
+        rewards = torch.cat([rollout.rewards for rollout in self.rollout_buffer.get()])
+        self.logger.record("rollout/reward_mean", float(rewards.mean()))
+
+    def save(self, path: str | Path, *args: Any, **kwargs: Any) -> None:  # type: ignore[override]
+        """Writes weights, optimiser states (safetensors) and hyper-parameters (JSON) into a new folder.
+
+        Nothing is pickled, unlike in stable-baselines3's own format.
+
+        Raises:
+            DataError: The folder exists and is not empty, or cannot be written.
+        """
+        del args, kwargs
+        hyperparameters = {name: getattr(self, name) for name in _HYPERPARAMETERS}
+        hyperparameters["clip_range"] = self.clip_range(1.0)  # type: ignore[operator]
+        hyperparameters["learning_rate"] = self.lr_schedule(1.0)
+        hyperparameters["seed"] = self.seed
+        with replace_folder_on_success(Path(path)) as temporary:
+            (temporary / "ppo.json").write_text(json.dumps(hyperparameters, indent=2) + "\n")
+            save_file(_plain(self.policy.segmenter.state_dict()), temporary / "actor.safetensors")
+            save_file(_plain(self.reference.state_dict()), temporary / "reference.safetensors")
+            save_file(_optimiser_tensors(self.policy.optimizer), temporary / "actor_optimiser.safetensors")
+            if self.policy.critic is not None and self.policy.critic_optimizer is not None:
+                save_file(_plain(self.policy.critic.state_dict()), temporary / "critic.safetensors")
+                save_file(_optimiser_tensors(self.policy.critic_optimizer), temporary / "critic_optimiser.safetensors")
+
+    @classmethod
+    def load(  # type: ignore[override]
+        cls,
+        path: str | Path,
+        env: SegmentationVecEnv,
+        segmenter: nn.Module,
+        critic: nn.Module | None = None,
+        trainable: list[nn.Parameter] | None = None,
+        **changes: Any,
+    ) -> Self:
+        """Reads what `save` wrote; learning goes on as if it had never stopped.
+
+        Args:
+            path: The folder.
+            env: The environment; it is put at the image that comes next.
+            segmenter: A network like the one that was saved; its weights are replaced.
+            critic: The same for the critic.
+            trainable: As in the constructor.
+            **changes: Arguments of the constructor that shall differ from the saved ones.
+
+        Raises:
+            ModelError: The folder is not such a one, or does not fit the networks.
+        """
+        folder = Path(path)
+        try:
+            hyperparameters = json.loads((folder / "ppo.json").read_text())
+            num_timesteps, n_updates = hyperparameters.pop("num_timesteps"), hyperparameters.pop("_n_updates")
+            reference = copy.deepcopy(segmenter)
+            segmenter.load_state_dict(load_file(folder / "actor.safetensors"))
+            reference.load_state_dict(load_file(folder / "reference.safetensors"))
+            ppo = cls(env, segmenter, critic, trainable, reference, **{**hyperparameters, **changes})
+            _load_optimiser(ppo.policy.optimizer, load_file(folder / "actor_optimiser.safetensors"))
+            if critic is not None and ppo.policy.critic_optimizer is not None:
+                critic.load_state_dict(load_file(folder / "critic.safetensors"))
+                _load_optimiser(ppo.policy.critic_optimizer, load_file(folder / "critic_optimiser.safetensors"))
+        except (OSError, RuntimeError, KeyError, json.JSONDecodeError, SafetensorError) as error:
+            raise ModelError(f"{folder}: not a PPO checkpoint of this segmenter ({error})") from error
+        ppo.num_timesteps, ppo._n_updates = num_timesteps, n_updates
+        env.position = num_timesteps
+        return ppo
+
+    def _precision(self) -> torch.autocast:
+        enabled = self.autocast and self.device.type == "cuda"
+        return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=enabled)
+
+    @torch.no_grad()
+    def _reference_log_probs(self, images: Tensor) -> Tensor | None:
+        if self.kl_coef == 0:
+            return None
+        with self._precision():
+            logits: Tensor = self.reference(images)
+        return logits.float().log_softmax(dim=1)
+
+    def _train_critic(self, rollout: DenseRollout, first: bool, statistics: dict[str, list[float]]) -> Tensor:
+        """One step of the critic, if there is one; returns the advantages of the minibatch."""
+        if self.policy.critic_optimizer is None or self.policy.critic is None:
+            return rollout.advantages
+        with self._precision():
+            values = self.policy.predict_values(rollout.images)
+        advantages = rollout.advantages
+        if first:
+            advantages = rollout.rewards - values.detach().float()
+            self.rollout_buffer.set_advantages(rollout.rows, advantages)
+        loss = F.mse_loss(values.float(), rollout.rewards)
+        norm = self._step(loss, self.policy.critic_optimizer, list(self.policy.critic.parameters()), "value")
+        _note(statistics, value_loss=loss.item(), critic_grad_norm=norm)
+        return advantages
+
+    def _train_actor(self, rollout: DenseRollout, advantages: Tensor, statistics: dict[str, list[float]]) -> float:
+        """One step of the actor; returns the approximate KL to the rollout's policy."""
+        log_probs, self._rollout_log_probs = self._rollout_log_probs, None
+        if log_probs is None:
+            with self._precision():
+                log_probs = self.policy.distribution(rollout.images).log_probs
+        log_probs = log_probs.float()
+        chosen = log_probs.gather(1, rollout.actions.long()[:, None])[:, 0]
+        loss, clip_fraction, approx_kl = clipped_policy_loss(
+            chosen,
+            rollout.log_probs.float(),
+            normalise_advantages(advantages),
+            self.clip_range(1.0),  # type: ignore[operator]
+        )
+        _note(statistics, policy_loss=loss.item(), clip_fraction=clip_fraction, approx_kl=approx_kl)
+        if rollout.reference_log_probs is not None:
+            kl = kl_divergence(log_probs, rollout.reference_log_probs).mean()
+            loss = loss + self.kl_coef * kl
+            _note(statistics, kl_reference=kl.item())
+        if self.ent_coef > 0:
+            entropy = -(log_probs.exp() * log_probs).sum(dim=1).mean()
+            loss = loss - self.ent_coef * entropy
+            _note(statistics, entropy=entropy.item())
+        norm = self._step(loss, self.policy.optimizer, self.policy.actor_parameters, "policy")
+        _note(statistics, actor_grad_norm=norm)
+        return approx_kl
+
+    def _step(self, loss: Tensor, optimiser: torch.optim.Optimizer, parameters: list[nn.Parameter], name: str) -> float:
+        if not torch.isfinite(loss):
+            raise FloatingPointError(f"the {name} loss is not finite; lower ppo.learning_rate or look at the images")
+        optimiser.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        norm = torch.nn.utils.clip_grad_norm_(parameters, self.max_grad_norm)
+        optimiser.step()
+        return float(norm)
+
+
+def normalise_advantages(advantages: Tensor) -> Tensor:
+    """Divides by the root mean square over all pixels `(B, *S)`; not centred, so that zero stays zero."""
+    return advantages / (advantages.square().mean().sqrt() + 1e-8)
+
+
+def clipped_policy_loss(
+    log_probs: Tensor, old_log_probs: Tensor, advantages: Tensor, clip_range: float
+) -> tuple[Tensor, float, float]:
+    """PPO's clipped surrogate (Schulman et al., 2017, eq. 7) with one ratio for each pixel.
+
+    Args:
+        log_probs: Of the actions now, `(B, *S)`.
+        old_log_probs: Of the actions when they were drawn, `(B, *S)`.
+        advantages: `(B, *S)`.
+        clip_range: Epsilon.
+
+    Returns:
+        The loss (mean over pixels), the share of clipped pixels, and the approximate KL to the old policy
+        (http://joschu.net/blog/kl-approx.html, k3).
+    """
+    log_ratio = log_probs - old_log_probs
+    ratio = log_ratio.exp()
+    clipped = ratio.clamp(1 - clip_range, 1 + clip_range)
+    loss = -torch.minimum(advantages * ratio, advantages * clipped).mean()
+    with torch.no_grad():
+        clip_fraction = float(((ratio - 1).abs() > clip_range).float().mean())
+        approx_kl = float((ratio - 1 - log_ratio).mean())
+    return loss, clip_fraction, approx_kl
+
+
+def _note(statistics: dict[str, list[float]], **values: float) -> None:
+    for name, value in values.items():
+        statistics.setdefault(name, []).append(value)
+
+
+def _plain(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Tensors that safetensors takes: on the CPU, contiguous, each with memory of its own."""
+    return {name: value.detach().cpu().clone().contiguous() for name, value in state.items()}
+
+
+def _optimiser_tensors(optimiser: torch.optim.Optimizer) -> dict[str, Tensor]:
+    state = optimiser.state_dict()["state"]
+    return _plain({f"{index}.{name}": value for index, entry in state.items() for name, value in entry.items()})
+
+
+def _load_optimiser(optimiser: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
+    state: dict[int, dict[str, Tensor]] = {}
+    for key, value in tensors.items():
+        index, _, name = key.partition(".")
+        state.setdefault(int(index), {})[name] = value
+    optimiser.load_state_dict({"state": state, "param_groups": optimiser.state_dict()["param_groups"]})

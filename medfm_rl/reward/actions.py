@@ -1,0 +1,207 @@
+"""D_R, the reward data set: actions, the references they are judged by, and where each came from.
+
+On disk it is a folder of immutable shards, one safetensors file each. A shard is written under a temporary name and
+renamed, so it is there whole or not at all; nothing is ever rewritten. The index is the folder itself.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import safetensors
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from medfm_rl.data.files import hash_file, replace_on_success
+from medfm_rl.errors import DataError
+
+Domain = Literal["source", "target"]
+_SUFFIX = ".safetensors"
+
+
+@dataclass(frozen=True)
+class ActionOrigin:
+    """Where the actions and the reference of one image come from.
+
+    Attributes:
+        case_id: The case that the image shows.
+        patient_id: Every split is made by it.
+        domain: "source" or "target".
+        reference: What proposed the reference: "ground truth" (source only), "consensus" or "shape prior".
+        actions: What made each action, for example "policy", "weight noise", "warp".
+    """
+
+    case_id: str
+    patient_id: str
+    domain: Domain
+    reference: str
+    actions: tuple[str, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class ActionRecords:
+    """Images with the actions tried on them.
+
+    Attributes:
+        images: `(M, C, *S)`, preprocessed.
+        actions: `(M, A, *S)` uint8, A actions for each image.
+        references: `(M, *S)` uint8, what the actions should have been.
+        certainty: `(M, *S)` in [0, 1]: how sure the reference is of each pixel; 0 teaches nothing.
+        origins: One per image.
+    """
+
+    images: Tensor
+    actions: Tensor
+    references: Tensor
+    certainty: Tensor
+    origins: tuple[ActionOrigin, ...]
+
+    def __post_init__(self) -> None:
+        count, grid = len(self.origins), self.references.shape[1:]
+        consistent = (
+            self.images.shape[0]
+            == self.actions.shape[0]
+            == self.references.shape[0]
+            == self.certainty.shape[0]
+            == count
+            and self.images.shape[2:] == self.actions.shape[2:] == self.certainty.shape[1:] == grid
+            and all(len(origin.actions) == self.actions.shape[1] for origin in self.origins)
+        )
+        if not consistent:
+            raise ValueError(
+                f"records do not fit together: images {tuple(self.images.shape)}, actions {tuple(self.actions.shape)}, "
+                f"references {tuple(self.references.shape)}, certainty {tuple(self.certainty.shape)}, {count} origins"
+            )
+
+    def __len__(self) -> int:
+        return len(self.origins)
+
+    def __getitem__(self, rows: slice) -> ActionRecords:
+        return ActionRecords(
+            self.images[rows], self.actions[rows], self.references[rows], self.certainty[rows], self.origins[rows]
+        )
+
+    def of_patients(self, patients: Iterable[str]) -> ActionRecords:
+        """The records of these patients only."""
+        wanted = set(patients)
+        rows = [row for row, origin in enumerate(self.origins) if origin.patient_id in wanted]
+        return ActionRecords(
+            self.images[rows],
+            self.actions[rows],
+            self.references[rows],
+            self.certainty[rows],
+            tuple(self.origins[row] for row in rows),
+        )
+
+    @classmethod
+    def concatenate(cls, parts: Sequence[ActionRecords]) -> ActionRecords:
+        """Joins records with the same number of actions per image, in order."""
+        return cls(
+            torch.cat([part.images for part in parts]),
+            torch.cat([part.actions for part in parts]),
+            torch.cat([part.references for part in parts]),
+            torch.cat([part.certainty for part in parts]),
+            tuple(origin for part in parts for origin in part.origins),
+        )
+
+
+class ActionDataset:
+    """An append-only folder of action records.
+
+    Args:
+        folder: Made if it does not exist.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        folder.mkdir(parents=True, exist_ok=True)
+
+    def shards(self) -> list[str]:
+        """Names of the shards, sorted."""
+        return sorted(path.name.removesuffix(_SUFFIX) for path in self.folder.glob(f"[!.]*{_SUFFIX}"))
+
+    def append(self, key: str, records: ActionRecords) -> None:
+        """Writes one shard, whole or not at all.
+
+        Images and certainties are stored as float16.
+
+        Raises:
+            ValueError: There is a shard of that name: records are never changed.
+            DataError: The shard cannot be written; what was there is intact.
+        """
+        path = self._path(key)
+        if path.exists():
+            raise ValueError(f"{path}: D_R is append-only and this shard exists")
+        tensors = {
+            "images": records.images.to("cpu", torch.float16).contiguous(),
+            "actions": records.actions.to("cpu", torch.uint8).contiguous(),
+            "references": records.references.to("cpu", torch.uint8).contiguous(),
+            "certainty": records.certainty.to("cpu", torch.float16).contiguous(),
+        }
+        origins = json.dumps([asdict(origin) for origin in records.origins])
+        with replace_on_success(path) as temporary:
+            save_file(tensors, temporary, metadata={"origins": origins})
+
+    def read(self, key: str) -> ActionRecords:
+        """Reads one shard; images and certainties come back as float32.
+
+        Raises:
+            DataError: The shard is missing, or no such file.
+        """
+        path = self._path(key)
+        try:
+            with safetensors.safe_open(path, framework="pt") as file:
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
+                origins = json.loads(file.metadata()["origins"])
+        except (OSError, safetensors.SafetensorError, KeyError, TypeError) as error:
+            raise DataError(
+                f"{path}: not a shard of an action data set ({error}); delete it and collect again"
+            ) from error
+        return ActionRecords(
+            tensors["images"].float(),
+            tensors["actions"],
+            tensors["references"],
+            tensors["certainty"].float(),
+            tuple(ActionOrigin(**{**origin, "actions": tuple(origin["actions"])}) for origin in origins),
+        )
+
+    def read_all(self) -> ActionRecords:
+        """All shards, in the order of their names.
+
+        Raises:
+            DataError: The data set is empty.
+        """
+        keys = self.shards()
+        if not keys:
+            raise DataError(f"{self.folder}: the action data set is empty; collect actions first")
+        return ActionRecords.concatenate([self.read(key) for key in keys])
+
+    def content_hash(self) -> str:
+        """SHA-256 over the names and contents of all shards, in the order of their names."""
+        digest = hashlib.sha256()
+        for key in self.shards():
+            digest.update(f"{key}:{hash_file(self._path(key))}\n".encode())
+        return digest.hexdigest()
+
+    def _path(self, key: str) -> Path:
+        return self.folder / f"{key}{_SUFFIX}"
+
+
+def patient_folds(records: ActionRecords, folds: int, seed: int) -> list[list[str]]:
+    """Deals the patients of the records into folds of nearly equal size.
+
+    Raises:
+        DataError: There are fewer patients than folds.
+    """
+    patients = sorted({origin.patient_id for origin in records.origins})
+    if len(patients) < folds:
+        raise DataError(f"{len(patients)} patients cannot be split into {folds} parts; give more patients")
+    order = np.random.default_rng(seed).permutation(len(patients))
+    return [[patients[index] for index in order[fold::folds]] for fold in range(folds)]

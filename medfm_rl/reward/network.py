@@ -1,0 +1,147 @@
+"""Reward networks: from an image and an action to the probability that each pixel of the action is right."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Self
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from medfm_rl.data.files import replace_folder_on_success
+from medfm_rl.errors import ModelError
+from medfm_rl.networks import build_unet
+from medfm_rl.settings import NetworkSettings, RewardSettings
+
+# Most pixels are right: an untrained network says so (probability 0.95), and its output is scaled to the range of
+# log-odds. Without this the first epochs are spent on learning a constant.
+_PRIOR_LOG_ODDS = 3.0
+_GAIN = 4.0
+
+
+class RewardNet(nn.Module):
+    """Judges each pixel of an action.
+
+    Args:
+        settings: Architecture.
+        num_classes: K, classes of the action.
+        in_channels: C, channels of the image.
+        spatial_dims: 2 or 3.
+    """
+
+    temperature: Tensor
+
+    def __init__(
+        self, settings: NetworkSettings, num_classes: int, in_channels: int = 1, spatial_dims: int = 2
+    ) -> None:
+        super().__init__()
+        self.settings = settings
+        self.num_classes = num_classes
+        self.in_channels = in_channels
+        self.spatial_dims = spatial_dims
+        self.network = build_unet(settings, spatial_dims, in_channels + num_classes, 1)
+        self.register_buffer("temperature", torch.ones(()))
+
+    def forward(self, images: Tensor, actions: Tensor) -> Tensor:
+        """Reward logits z.
+
+        Args:
+            images: `(B, C, *S)`, preprocessed as for the segmenter.
+            actions: `(B, *S)`, class indices of any integer type.
+
+        Returns:
+            `(B, *S)`; the log-odds that a pixel is right, before calibration.
+        """
+        one_hot = F.one_hot(actions.long(), self.num_classes).movedim(-1, 1).to(images.dtype)
+        logits: Tensor = self.network(torch.cat([images, one_hot], dim=1))
+        return _PRIOR_LOG_ODDS + _GAIN * logits[:, 0]
+
+    def reward_map(self, images: Tensor, actions: Tensor) -> Tensor:
+        """Calibrated probability in [0, 1] that each pixel is right, `sigmoid(z / T)`, `(B, *S)`.
+
+        The scale is absolute: nothing is normalised by image or batch.
+        """
+        return torch.sigmoid(self(images, actions) / self.temperature)
+
+    def save(self, folder: Path) -> None:
+        """Writes `reward.json` and `weights.safetensors` into a new folder."""
+        description = {
+            "format": 1,
+            "network": self.settings.model_dump(mode="json"),
+            "num_classes": self.num_classes,
+            "in_channels": self.in_channels,
+            "spatial_dims": self.spatial_dims,
+        }
+        with replace_folder_on_success(folder) as temporary:
+            (temporary / "reward.json").write_text(json.dumps(description, indent=2) + "\n")
+            save_file(
+                {name: value.contiguous() for name, value in self.state_dict().items()},
+                temporary / "weights.safetensors",
+            )
+
+    @classmethod
+    def load(cls, folder: Path) -> Self:
+        """Reads what `save` wrote.
+
+        Raises:
+            ModelError: A file is missing or does not fit.
+        """
+        try:
+            description = json.loads((folder / "reward.json").read_text())
+            net = cls(
+                NetworkSettings(**description["network"]),
+                description["num_classes"],
+                description["in_channels"],
+                description["spatial_dims"],
+            )
+            net.load_state_dict(load_file(folder / "weights.safetensors"))
+        except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+            raise ModelError(f"{folder}: not a reward network ({error}); give a folder that `adapt` wrote") from error
+        return net.eval()
+
+
+class RewardEnsemble(nn.Module):
+    """Frozen reward networks fused into one reward map.
+
+    It stays in evaluation mode whatever `train` is told, so that no batch statistics move and batch-mates do not change
+    each other's rewards.
+
+    Args:
+        members: Trained and calibrated networks.
+        settings: How the maps are fused. `mean_minus_std` and `min` are pessimistic: where the members disagree, the
+            policy has found a spot where at least one of them is wrong, and earns nothing by exploiting it.
+    """
+
+    def __init__(self, members: Sequence[RewardNet], settings: RewardSettings) -> None:
+        super().__init__()
+        self.members = nn.ModuleList(members)
+        self.fusion = settings.fusion
+        self.pessimism = settings.pessimism
+        self.requires_grad_(False)
+        self.eval()
+
+    def train(self, mode: bool = True) -> Self:
+        """Stays in evaluation mode."""
+        del mode
+        return super().train(False)
+
+    def forward(self, images: Tensor, actions: Tensor) -> Tensor:
+        """Fused reward map in [0, 1], `(B, *S)`; images `(B, C, *S)`, actions `(B, *S)`."""
+        maps = torch.stack([member.reward_map(images, actions) for member in self._networks()])
+        if len(maps) == 1:
+            return maps[0]
+        match self.fusion:
+            case "mean":
+                return maps.mean(dim=0)
+            case "min":
+                return maps.amin(dim=0)
+            case "mean_minus_std":
+                return (maps.mean(dim=0) - self.pessimism * maps.std(dim=0, correction=0)).clamp_min(0)
+
+    def _networks(self) -> list[RewardNet]:
+        return [member for member in self.members if isinstance(member, RewardNet)]

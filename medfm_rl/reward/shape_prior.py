@@ -1,0 +1,155 @@
+"""A learned shape prior: an autoencoder of masks that maps an implausible mask to a plausible one nearby."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from medfm_rl.data.files import replace_folder_on_success
+from medfm_rl.errors import DataError, ModelError
+from medfm_rl.reward.corruption import add_blob, warp
+from medfm_rl.seeding import torch_generator
+from medfm_rl.settings import ShapePriorSettings
+
+_CHANNELS = (16, 32, 64, 64)
+
+
+class ShapePrior(nn.Module):
+    """A denoising autoencoder of one-hot masks with a small code (Oktay et al., IEEE TMI 2018), for any anatomy.
+
+    Args:
+        num_classes: K.
+        size: Grid of the masks, (*S).
+        latent: Size of the code.
+    """
+
+    def __init__(self, num_classes: int, size: tuple[int, ...], latent: int) -> None:
+        super().__init__()
+        from monai.networks.nets import VarAutoEncoder
+
+        self.num_classes = num_classes
+        self.size = size
+        self.latent = latent
+        # The network halves the grid at each level: masks are resampled to the nearest grid that allows it.
+        factor = 2 ** len(_CHANNELS)
+        self.inner_size = tuple(factor * max(1, round(side / factor)) for side in size)
+        self.network = VarAutoEncoder(
+            spatial_dims=len(size),
+            in_shape=(num_classes, *self.inner_size),
+            out_channels=num_classes,
+            latent_size=latent,
+            channels=_CHANNELS,
+            strides=(2,) * len(_CHANNELS),
+            # Normalisation would take the size of the structures out of the features.
+            norm=None,
+        )
+        self.network.logvar.requires_grad_(False)
+
+    def forward(self, masks: Tensor) -> Tensor:
+        """Logits of plausible masks.
+
+        Args:
+            masks: `(B, K, *S)`, one-hot or probabilities.
+
+        Returns:
+            `(B, K, *S)`.
+        """
+        mode = "bilinear" if len(self.size) == 2 else "trilinear"
+        inner = F.interpolate(masks, size=self.inner_size, mode=mode, align_corners=False)
+        # The mean of the code, never a draw: the same mask always gets the same projection. (`encode_forward` would do,
+        # but views a tensor that is not contiguous without normalisation layers.)
+        code = self.network.mu(self.network.encode(inner).flatten(1))
+        logits = self.network.decode_forward(code, use_sigmoid=False)
+        return F.interpolate(logits, size=self.size, mode=mode, align_corners=False)
+
+    @torch.no_grad()
+    def project(self, actions: Tensor) -> Tensor:
+        """The plausible masks nearest to actions `(B, *S)`; class indices `(B, *S)` uint8."""
+        one_hot = F.one_hot(actions.long(), self.num_classes).movedim(-1, 1).float()
+        return self(one_hot).argmax(dim=1).to(torch.uint8)
+
+    def save(self, folder: Path) -> None:
+        """Writes `shape_prior.json` and `weights.safetensors` into a new folder."""
+        description = {"format": 1, "num_classes": self.num_classes, "size": self.size, "latent": self.latent}
+        with replace_folder_on_success(folder) as temporary:
+            (temporary / "shape_prior.json").write_text(json.dumps(description, indent=2) + "\n")
+            save_file(self.state_dict(), temporary / "weights.safetensors")
+
+    @classmethod
+    def load(cls, folder: Path) -> ShapePrior:
+        """Reads what `save` wrote.
+
+        Raises:
+            ModelError: A file is missing or does not fit.
+        """
+        try:
+            description = json.loads((folder / "shape_prior.json").read_text())
+            prior = cls(description["num_classes"], tuple(description["size"]), description["latent"])
+            prior.load_state_dict(load_file(folder / "weights.safetensors"))
+        except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+            raise ModelError(f"{folder}: not a shape prior ({error}); delete it and resume the run") from error
+        return prior.eval()
+
+
+def train_shape_prior(
+    masks: Tensor,
+    num_classes: int,
+    settings: ShapePriorSettings,
+    seed: int,
+    device: torch.device,
+    progress: Callable[[int, int], None] | None = None,
+) -> ShapePrior:
+    """Trains a shape prior to undo corruptions of plausible masks.
+
+    Args:
+        masks: `(N, *S)` class indices: ground truth of the source, or valid predictions where there is none.
+        num_classes: K.
+        settings: Optimisation.
+        seed: Of weights, order and corruptions.
+        device: Where to train.
+        progress: Called with (epochs done, epochs).
+
+    Returns:
+        On the CPU, frozen in evaluation mode.
+
+    Raises:
+        DataError: There are no masks.
+    """
+    if len(masks) == 0:
+        raise DataError("a shape prior needs masks and there is none that the anatomy rules call valid")
+    generator = torch_generator(seed, "shape prior")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        prior = ShapePrior(num_classes, tuple(masks.shape[1:]), settings.latent).to(device)
+    parameters = [parameter for parameter in prior.parameters() if parameter.requires_grad]
+    optimiser = torch.optim.AdamW(parameters, lr=settings.learning_rate, weight_decay=1e-4)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimiser, settings.learning_rate, total_steps=settings.epochs * -(-len(masks) // settings.batch_size)
+    )
+    for epoch in range(settings.epochs):
+        for rows in torch.randperm(len(masks), generator=generator).split(settings.batch_size):
+            plausible = torch.stack([warp(masks[row], generator, amplitude=0.02) for row in rows])
+            corrupted = torch.stack([_corrupt(mask, num_classes, generator) for mask in plausible])
+            one_hot = F.one_hot(corrupted.long(), num_classes).movedim(-1, 1).float()
+            loss = F.cross_entropy(prior(one_hot.to(device)), plausible.long().to(device))
+            optimiser.zero_grad()
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+            optimiser.step()
+            schedule.step()
+        if progress:
+            progress(epoch + 1, settings.epochs)
+    return prior.cpu().eval().requires_grad_(False)
+
+
+def _corrupt(mask: Tensor, num_classes: int, generator: torch.Generator) -> Tensor:
+    if float(torch.rand((), generator=generator)) < 0.5:
+        return add_blob(mask, num_classes, generator)
+    return mask

@@ -1,0 +1,240 @@
+"""Training and calibration of one reward network on D_R."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from medfm_rl.metrics.calibration import ReliabilityCurve, expected_calibration_error, reliability_curve
+from scipy.optimize import minimize_scalar
+from torch import Tensor
+from torch.nn import functional as F
+
+from medfm_rl.errors import DataError
+from medfm_rl.reward.actions import ActionRecords, patient_folds
+from medfm_rl.reward.network import RewardNet
+from medfm_rl.seeding import derive_seed, torch_generator
+from medfm_rl.settings import RewardSettings
+
+_MOST_CALIBRATION_PIXELS = 2_000_000
+
+
+@dataclass(frozen=True)
+class RewardTrainingReport:
+    """How the training of a reward network went; all of it measured on patients it was not trained on.
+
+    Attributes:
+        losses: Training and validation loss of each epoch.
+        best_epoch: Epoch whose weights were kept, from 0.
+        temperature: T of `sigmoid(z / T)`.
+        ece_before: Expected calibration error at T = 1.
+        ece_after: Expected calibration error at T.
+        reliability_before: Reliability curve at T = 1.
+        reliability_after: Reliability curve at T.
+        training_patients: Who it was trained on.
+        validation_patients: Who it was stopped and calibrated on.
+    """
+
+    losses: tuple[tuple[float, float], ...]
+    best_epoch: int
+    temperature: float
+    ece_before: float
+    ece_after: float
+    reliability_before: ReliabilityCurve
+    reliability_after: ReliabilityCurve
+    training_patients: tuple[str, ...]
+    validation_patients: tuple[str, ...]
+
+
+def reward_loss(logits: Tensor, right: Tensor, weights: Tensor, error_weight: float) -> Tensor:
+    """Weighted binary cross-entropy whose optimum is still the true log-odds.
+
+    Wrong pixels count `error_weight` times. That alone would shift the optimum to the odds of the reweighted data, so
+    the shift is taken out of the logit before the loss (logit adjustment, Menon et al., ICLR 2021): z keeps the
+    absolute scale of a probability.
+
+    Args:
+        logits: `(B, *S)`, z.
+        right: `(B, *S)`, 1 where the action equals its reference, 0 elsewhere.
+        weights: `(B, *S)`, weight of each pixel apart from its being right or wrong.
+        error_weight: At least 1.
+    """
+    importance = weights * torch.where(right > 0.5, 1.0, error_weight)
+    shifted = logits - float(np.log(error_weight))
+    loss = F.binary_cross_entropy_with_logits(shifted, right, reduction="none")
+    return (loss * importance).sum() / importance.sum().clamp_min(1e-8)
+
+
+def contour_weights(actions: Tensor, references: Tensor, num_classes: int, weight: float) -> Tensor:
+    """`weight` within two pixels of a contour of the action or of its reference, 1 elsewhere, `(B, *S)`."""
+    near = _near_contour(actions, num_classes) | _near_contour(references, num_classes)
+    return torch.where(near, weight, 1.0)
+
+
+def train_reward(
+    net: RewardNet,
+    records: ActionRecords,
+    settings: RewardSettings,
+    seed: int,
+    device: torch.device,
+    progress: Callable[[int, int], None] | None = None,
+) -> RewardTrainingReport:
+    """Trains a reward network with early stopping by patient, then calibrates its temperature.
+
+    In each epoch every image is seen once, with one of its actions drawn at random.
+
+    Args:
+        net: Changed in place; returned on the CPU, frozen in evaluation mode.
+        records: D_R, or a part of it.
+        settings: Optimisation.
+        seed: Of the patient split, the order and the draws.
+        device: Where to train.
+        progress: Called with (epochs done, epochs at most).
+
+    Raises:
+        DataError: There are fewer than two patients.
+        FloatingPointError: The loss is not finite.
+    """
+    training, validation = _split(records, settings.validation_fraction, derive_seed(seed, "split"))
+    generator = torch_generator(seed, "train")
+    net.to(device).train()
+    optimiser = torch.optim.AdamW(net.parameters(), lr=settings.learning_rate, weight_decay=1e-4)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, settings.epochs)
+    best_loss, best_epoch, best_state = float("inf"), 0, _copy_state(net)
+    losses: list[tuple[float, float]] = []
+    for epoch in range(settings.epochs):
+        training_loss = _train_epoch(net, training, settings, optimiser, generator, device)
+        schedule.step()
+        validation_loss = _validate(net, validation, settings, device)
+        losses.append((training_loss, validation_loss))
+        if validation_loss < best_loss:
+            best_loss, best_epoch, best_state = validation_loss, epoch, _copy_state(net)
+        if progress:
+            progress(epoch + 1, settings.epochs)
+        if epoch - best_epoch >= settings.patience:
+            break
+    net.load_state_dict(best_state)
+    net.eval().requires_grad_(False)
+    logits, right = _held_out_pixels(net, validation, settings.batch_size, device, torch_generator(seed, "calibrate"))
+    temperature = fit_temperature(logits, right)
+    net.temperature.fill_(temperature)
+    net.cpu()
+    raw, calibrated = (torch.sigmoid(logits / value).numpy() for value in (1.0, temperature))
+    outcomes = right.numpy()
+    return RewardTrainingReport(
+        tuple(losses),
+        best_epoch,
+        temperature,
+        expected_calibration_error(raw, outcomes),
+        expected_calibration_error(calibrated, outcomes),
+        reliability_curve(raw, outcomes),
+        reliability_curve(calibrated, outcomes),
+        tuple(sorted({origin.patient_id for origin in training.origins})),
+        tuple(sorted({origin.patient_id for origin in validation.origins})),
+    )
+
+
+def fit_temperature(logits: Tensor, right: Tensor) -> float:
+    """The T in [0.05, 20] that minimises the negative log-likelihood of `sigmoid(z / T)` (Guo et al., ICML 2017).
+
+    Args:
+        logits: z of held-out pixels, 1-D.
+        right: 1 where the pixel was right, 0 elsewhere, 1-D.
+    """
+    z, outcome = logits.double(), right.double()
+
+    def negative_log_likelihood(log_temperature: float) -> float:
+        return float(F.binary_cross_entropy_with_logits(z / float(np.exp(log_temperature)), outcome))
+
+    found = minimize_scalar(negative_log_likelihood, bounds=(np.log(0.05), np.log(20.0)), method="bounded")
+    return float(np.exp(found.x))
+
+
+def _split(records: ActionRecords, fraction: float, seed: int) -> tuple[ActionRecords, ActionRecords]:
+    patients = len({origin.patient_id for origin in records.origins})
+    if patients < 2:
+        raise DataError(f"a reward network needs images of at least 2 patients, there are {patients}")
+    folds = min(patients, max(2, round(1 / fraction)))
+    held_out, *rest = patient_folds(records, folds, seed)
+    return records.of_patients(patient for fold in rest for patient in fold), records.of_patients(held_out)
+
+
+def _train_epoch(
+    net: RewardNet,
+    records: ActionRecords,
+    settings: RewardSettings,
+    optimiser: torch.optim.Optimizer,
+    generator: torch.Generator,
+    device: torch.device,
+) -> float:
+    net.train()
+    order = torch.randperm(len(records), generator=generator)
+    choice = torch.randint(records.actions.shape[1], (len(records),), generator=generator)
+    total = 0.0
+    for rows in order.split(settings.batch_size):
+        loss = _loss(net, records, rows, choice[rows], settings, device)
+        if not torch.isfinite(loss):
+            raise FloatingPointError("the reward loss is not finite; lower reward.learning_rate or look at the images")
+        optimiser.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(net.parameters(), 1.0)
+        optimiser.step()
+        total += loss.item() * len(rows)
+    return total / len(records)
+
+
+@torch.no_grad()
+def _validate(net: RewardNet, records: ActionRecords, settings: RewardSettings, device: torch.device) -> float:
+    net.eval()
+    total = 0.0
+    for rows, choice in _every_action(records, settings.batch_size):
+        total += _loss(net, records, rows, choice, settings, device).item() * len(rows)
+    return total / (len(records) * records.actions.shape[1])
+
+
+def _every_action(records: ActionRecords, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
+    for action in range(records.actions.shape[1]):
+        for rows in torch.arange(len(records)).split(batch_size):
+            yield rows, torch.full_like(rows, action)
+
+
+def _loss(
+    net: RewardNet, records: ActionRecords, rows: Tensor, choice: Tensor, settings: RewardSettings, device: torch.device
+) -> Tensor:
+    images = records.images[rows].to(device)
+    actions = records.actions[rows, choice].to(device).long()
+    references = records.references[rows].to(device).long()
+    weights = records.certainty[rows].to(device) * contour_weights(
+        actions, references, net.num_classes, settings.contour_weight
+    )
+    return reward_loss(net(images, actions), (actions == references).float(), weights, settings.error_weight)
+
+
+@torch.no_grad()
+def _held_out_pixels(
+    net: RewardNet, records: ActionRecords, batch_size: int, device: torch.device, generator: torch.Generator
+) -> tuple[Tensor, Tensor]:
+    """Logits and outcomes of the pixels whose reference is certain, thinned to what a fit needs."""
+    logits, right = [], []
+    for rows, choice in _every_action(records, batch_size):
+        actions = records.actions[rows, choice]
+        certain = records.certainty[rows] >= 0.5
+        logits.append(net(records.images[rows].to(device), actions.to(device)).cpu()[certain])
+        right.append((actions == records.references[rows])[certain].float())
+    all_logits, all_right = torch.cat(logits), torch.cat(right)
+    if len(all_logits) > _MOST_CALIBRATION_PIXELS:
+        kept = torch.randint(len(all_logits), (_MOST_CALIBRATION_PIXELS,), generator=generator)
+        return all_logits[kept], all_right[kept]
+    return all_logits, all_right
+
+
+def _near_contour(labels: Tensor, num_classes: int) -> Tensor:
+    one_hot = F.one_hot(labels.long(), num_classes).movedim(-1, 1).float()
+    pool = F.max_pool2d if labels.ndim == 3 else F.max_pool3d
+    return pool(one_hot, kernel_size=5, stride=1, padding=2).sum(dim=1) > 1.5
+
+
+def _copy_state(net: RewardNet) -> dict[str, Tensor]:
+    return {name: value.detach().clone() for name, value in net.state_dict().items()}

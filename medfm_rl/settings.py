@@ -1,0 +1,241 @@
+"""Every setting of every stage: one place for names, defaults, ranges and their explanation.
+
+The rooms take these objects, the YAML files are validated against them, and `medfm-rl init` prints them with their
+descriptions. Light on purpose: importing this module loads no network code.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+Positive = Annotated[int, Field(ge=1)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
+
+
+class Settings(BaseModel):
+    """Base of all settings: frozen, and an unknown field is an error."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+
+
+class DataSettings(Settings):
+    """Where images lie and how the folder is laid out."""
+
+    path: Path = Field(description="Folder of the data set.")
+    layout: Literal["auto", "nnunet", "camus", "folder"] = Field(
+        "auto",
+        description="nnunet: imagesTr, labelsTr, imagesTs, dataset.json. camus: patientXXXX folders, mhd or NIfTI. "
+        "folder: images/ and, where there are any, labels/ with the same names. auto: found out from what is there.",
+    )
+    split: Literal["all", "train", "test"] = Field(
+        "all", description="Which part of an nnU-Net data set: train (imagesTr), test (imagesTs) or all."
+    )
+    where: dict[str, str] = Field(
+        default_factory=dict,
+        description="Keep only the cases with these tags, for example {view: 4CH, phase: ED} in CAMUS.",
+    )
+    patient_pattern: str | None = Field(
+        None,
+        description="Regular expression whose first group, found in the case name, is the patient. "
+        "Without one the layout decides (the part of the name before the first underscore).",
+    )
+
+
+class SegmenterSettings(Settings):
+    """The segmenter to adapt."""
+
+    kind: Literal["torch"] = Field("torch", description="torch: a folder with segmenter.json and weights.")
+    folder: Path = Field(description="Folder of the segmenter. It is read, never written.")
+    train: Literal["all", "norm", "decoder"] = Field(
+        "all", description="Which weights PPO may change: all, the normalisation layers, or the decoder."
+    )
+
+
+class NetworkSettings(Settings):
+    """A MONAI UNet, the architecture of source segmenters, reward networks and critics."""
+
+    channels: tuple[int, ...] = Field((16, 32, 64, 128), min_length=2, description="Feature maps per level.")
+    residual_units: int = Field(1, ge=0, description="Residual units per level; 0 for plain convolutions.")
+    norm: Literal["instance", "batch", "group"] = Field("instance", description="Normalisation layer.")
+    dropout: float = Field(0.0, ge=0, lt=1, description="Dropout rate.")
+
+
+class PreprocessingSettings(Settings):
+    """How an image becomes the network's input."""
+
+    size: tuple[int, ...] = Field(
+        (112, 112), description="Pixel grid of the network's input (or patch), array order: (H, W) or (D, H, W)."
+    )
+    grid: Literal["resize", "native"] = Field(
+        "resize",
+        description="resize: the whole image is resampled to `size`. native: the image keeps its pixels and the "
+        "network slides over it in patches of `size`.",
+    )
+    intensity: Literal["zscore", "minmax", "none"] = Field(
+        "zscore", description="Per image and channel: zero mean and unit variance, to [0, 1], or as in the file."
+    )
+
+
+class SourceTrainingSettings(Settings):
+    """Supervised training of a source segmenter."""
+
+    epochs: Positive = Field(30, description="Passes over the training cases, at most.")
+    batch_size: Positive = Field(8, description="Images per step.")
+    learning_rate: float = Field(1e-3, gt=0, description="Of AdamW, decayed to 0 along a cosine.")
+    validation_fraction: float = Field(0.1, gt=0, lt=1, description="Share of patients that pick the best epoch.")
+    augment: bool = Field(True, description="Small rotations, scalings and changes of brightness and contrast.")
+
+
+class TrainSourceConfig(Settings):
+    """`medfm-rl train-source`: train a segmenter on labelled source data."""
+
+    data: DataSettings = Field(description="Labelled source data.")
+    structures: dict[str, int] = Field(description="Structures by name, with their integer in the label files.")
+    in_channels: Positive = Field(1, description="Channels of the images.")
+    output: Path = Field(description="Folder of the segmenter to write; it must not exist or be empty.")
+    network: NetworkSettings = Field(default_factory=NetworkSettings, description="Architecture.")
+    preprocessing: PreprocessingSettings = Field(
+        default_factory=PreprocessingSettings, description="Input of the network."
+    )
+    training: SourceTrainingSettings = Field(default_factory=SourceTrainingSettings, description="Optimisation.")
+    seed: int = Field(0, ge=0, description="Of every random choice.")
+    device: Literal["auto", "cpu", "cuda", "mps"] = Field("auto", description="auto: cuda, then mps, then cpu.")
+
+
+class CollectSettings(Settings):
+    """How actions are collected into the reward data set D_R."""
+
+    source_images: Positive = Field(
+        800, description="Source images per iteration, each shown in a new appearance (source-assisted mode)."
+    )
+    target_images: Positive = Field(400, description="Target images per iteration.")
+    actions_per_image: int = Field(5, ge=2, description="Actions kept for each image.")
+    shard_images: Positive = Field(100, description="Images per file of D_R; collection resumes at the next file.")
+    appearance_strength: float = Field(
+        1.0, ge=0, le=3, description="Strength of the random appearance of source images; 0 shows them as they are."
+    )
+    weight_noise: float = Field(
+        0.05, ge=0, le=1, description="Relative standard deviation of the noise put on the policy's weights."
+    )
+    reference_agreement: Fraction = Field(
+        0.8,
+        description="A target pixel teaches the reward network only where this share of the augmented and perturbed "
+        "predictions agree with the reference.",
+    )
+
+
+class ShapePriorSettings(Settings):
+    """The autoencoder of masks that proposes anatomically plausible references."""
+
+    latent: Positive = Field(32, description="Size of the code of a mask.")
+    epochs: Positive = Field(30, description="Passes over the source masks.")
+    batch_size: Positive = Field(16, description="Masks per step.")
+    learning_rate: float = Field(2e-3, gt=0, description="Of AdamW.")
+
+
+class RewardSettings(Settings):
+    """Reward networks: architecture, training, calibration and fusion."""
+
+    network: NetworkSettings = Field(
+        default_factory=lambda: NetworkSettings(channels=(16, 32, 64, 128)), description="Architecture of each."
+    )
+    ensemble: int = Field(2, ge=1, le=10, description="Reward networks that the policy follows.")
+    fusion: Literal["mean", "min", "mean_minus_std"] = Field(
+        "mean_minus_std", description="How the maps of the ensemble become one. min and mean_minus_std are pessimistic."
+    )
+    pessimism: float = Field(0.5, ge=0, description="k in mean - k * standard deviation.")
+    epochs: Positive = Field(12, description="Passes over D_R, at most.")
+    patience: Positive = Field(4, description="Epochs without a better validation loss before training stops.")
+    batch_size: Positive = Field(16, description="Actions per step.")
+    learning_rate: float = Field(3e-3, gt=0, description="Of AdamW, decayed to 0 along a cosine.")
+    error_weight: float = Field(
+        3.0, ge=1, description="Weight of wrong pixels in the loss; they are a few percent of a map."
+    )
+    contour_weight: float = Field(2.0, ge=1, description="Weight of pixels near a contour of the action.")
+    validation_fraction: float = Field(
+        0.2, gt=0, lt=0.9, description="Share of patients held out for early stopping and calibration."
+    )
+
+
+class PPOSettings(Settings):
+    """Fine-tuning of the policy. Names are stable-baselines3's where it has one."""
+
+    updates: Positive = Field(40, description="PPO updates (rollout and optimisation) per iteration.")
+    n_envs: Positive = Field(16, description="Images per rollout.")
+    n_epochs: Positive = Field(5, description="Inner epochs K on each rollout.")
+    learning_rate: float = Field(1e-4, gt=0, description="Of Adam, actor.")
+    critic_learning_rate: float = Field(1e-3, gt=0, description="Of Adam, critic.")
+    clip_range: float = Field(0.2, gt=0, lt=1, description="Clip of the per-pixel ratio.")
+    ent_coef: float = Field(0.0, ge=0, description="Weight of the entropy bonus.")
+    vf_coef: float = Field(0.5, ge=0, description="Weight of the critic's loss.")
+    kl_coef: float = Field(0.05, ge=0, description="Weight of the KL divergence to the frozen source policy.")
+    target_kl: float | None = Field(
+        None, gt=0, description="Inner epochs stop beyond 1.5 times this KL to the rollout."
+    )
+    max_grad_norm: float = Field(0.5, gt=0, description="Gradient norms of actor and critic, clipped apart.")
+    baseline: Literal["critic", "greedy"] = Field(
+        "greedy", description="Advantage against the critic's value, or against the reward of the argmax action."
+    )
+    exploration: Literal["independent", "correlated"] = Field(
+        "correlated", description="Noise of the sampled actions: per pixel, or smooth in space."
+    )
+    correlation_length: float = Field(
+        4.0, gt=0, description="Standard deviation in pixels of the Gaussian that correlates the noise."
+    )
+    eval_every: Positive = Field(10, description="Updates between checkpoints that compete in the selection.")
+
+
+class SelectionSettings(Settings):
+    """Choice of the best checkpoint without labels, by a judge that the policy was not trained on."""
+
+    target_fraction: float = Field(
+        0.3, gt=0, lt=1, description="Share of target patients on whose images the judge compares checkpoints."
+    )
+    confidence: float = Field(
+        0.95, gt=0.5, lt=1, description="A checkpoint must beat the source policy in this share of bootstrap draws."
+    )
+
+
+class TrackingSettings(Settings):
+    """MLflow."""
+
+    uri: str | None = Field(
+        "auto", description="MLflow tracking URI; auto: an SQLite store beside the run folder; null: no tracking."
+    )
+    experiment: str = Field("medfm-rl", description="MLflow experiment.")
+
+
+class AdaptConfig(Settings):
+    """`medfm-rl adapt`: adapt a segmenter to a new domain without target labels."""
+
+    segmenter: SegmenterSettings = Field(description="The segmenter to adapt.")
+    target: DataSettings = Field(description="Images of the new domain. Labels, where there are any, are not read.")
+    source: DataSettings | None = Field(
+        None, description="Labelled source data, or null for the source-free mode (weaker: see the docs)."
+    )
+    evaluation: DataSettings | None = Field(
+        None, description="Labelled target data for the final table. Only the evaluation reads it."
+    )
+    output: Path = Field(description="Folder of the run.")
+    anatomy: str = Field(
+        "generic", description="Validity rules: a built-in profile (echo_apical, lungs, generic) or a YAML file."
+    )
+    iterations: Positive = Field(2, description="Rounds of collect -> reward -> PPO.")
+    collect: CollectSettings = Field(default_factory=CollectSettings, description="Collection of actions.")
+    shape_prior: ShapePriorSettings = Field(default_factory=ShapePriorSettings, description="Autoencoder of masks.")
+    reward: RewardSettings = Field(default_factory=RewardSettings, description="Reward networks.")
+    ppo: PPOSettings = Field(default_factory=PPOSettings, description="Fine-tuning.")
+    selection: SelectionSettings = Field(default_factory=SelectionSettings, description="Choice of the checkpoint.")
+    tracking: TrackingSettings = Field(default_factory=TrackingSettings, description="MLflow.")
+    seed: int = Field(0, ge=0, description="Of every random choice.")
+    device: Literal["auto", "cpu", "cuda", "mps"] = Field("auto", description="auto: cuda, then mps, then cpu.")
+
+    @model_validator(mode="after")
+    def _output_is_not_an_input(self) -> AdaptConfig:
+        inputs = {self.segmenter.folder, self.target.path}
+        if self.output in inputs:
+            raise ValueError(f"output {self.output} is also an input; choose a folder of its own")
+        return self

@@ -1,0 +1,212 @@
+"""The words of the project as frozen data: no network code, no file access.
+
+Arrays are in NumPy axis order: images `(C, *S)`, label maps `(*S)`, with `S = (H, W)` in 2-D and `(D, H, W)` in 3-D.
+Label maps hold *class indices* `0 .. K-1` everywhere in the package; the integers of a tool's files are met only where
+files are read and written (`LabelSchema.to_indices`, `LabelSchema.to_ids`).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+
+from medfm_rl.errors import DataError
+
+LabelMap = npt.NDArray[np.uint8]
+"""Class index of each pixel, shape (*S)."""
+FloatArray = npt.NDArray[np.float32]
+IntArray = npt.NDArray[np.integer]
+
+BACKGROUND = "background"
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """Where the pixel grid of an image lies in space, in the order that ITK and the file formats use: (x, y[, z]).
+
+    Attributes:
+        spacing: Distance of neighbouring pixel centres in mm, or None where the file does not say (PNG, for one).
+        origin: Centre of the first pixel in mm.
+        direction: Row-major direction cosines, `len(spacing) ** 2` values.
+    """
+
+    spacing: tuple[float, ...] | None
+    origin: tuple[float, ...]
+    direction: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        ndim = len(self.origin)
+        if len(self.direction) != ndim * ndim:
+            raise ValueError(f"direction has {len(self.direction)} values, {ndim * ndim} are needed in {ndim}-D")
+        if self.spacing is not None:
+            if len(self.spacing) != ndim:
+                raise ValueError(f"spacing has {len(self.spacing)} values, {ndim} are needed")
+            if not all(math.isfinite(value) and value > 0 for value in self.spacing):
+                raise ValueError(f"spacing must be finite and positive, got {self.spacing}")
+
+    @classmethod
+    def unknown(cls, ndim: int) -> Geometry:
+        """The geometry of an image that has none: unknown spacing, origin 0, axes along the pixel grid."""
+        return cls(None, (0.0,) * ndim, tuple(np.eye(ndim).ravel().tolist()))
+
+    @property
+    def ndim(self) -> int:
+        return len(self.origin)
+
+    @property
+    def array_spacing(self) -> tuple[float, ...] | None:
+        """Spacing in mm in NumPy axis order (y, x) or (z, y, x); None where unknown."""
+        return None if self.spacing is None else tuple(reversed(self.spacing))
+
+    def matches(self, other: Geometry, atol: float = 1e-3) -> bool:
+        """Whether both describe the same grid, up to `atol` mm; an unknown spacing matches any."""
+        if self.ndim != other.ndim:
+            return False
+        pairs = [(self.origin, other.origin), (self.direction, other.direction)]
+        if self.spacing is None or other.spacing is None:
+            return True
+        pairs.append((self.spacing, other.spacing))
+        return all(np.allclose(ours, theirs, atol=atol) for ours, theirs in pairs)
+
+
+@dataclass(frozen=True)
+class LabelSchema:
+    """The structures of a segmenter: names by class index, and the integer that stands for each in files.
+
+    Attributes:
+        names: Names by class index; `names[0]` is "background".
+        ids: Integer of each class in label files; distinct, 0 to 255.
+    """
+
+    names: tuple[str, ...]
+    ids: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        if len(self.names) != len(self.ids):
+            raise ValueError(f"{len(self.names)} names but {len(self.ids)} ids")
+        if len(self.names) < 2 or self.names[0] != BACKGROUND:
+            raise ValueError(f"names must start with {BACKGROUND!r} and hold at least one structure, got {self.names}")
+        if len(set(self.names)) != len(self.names) or len(set(self.ids)) != len(self.ids):
+            raise ValueError(f"names and ids must be distinct, got {self.names} and {self.ids}")
+        if not all(0 <= label <= 255 for label in self.ids):
+            raise ValueError(f"ids must lie in 0 .. 255, got {self.ids}")
+
+    @classmethod
+    def from_structures(cls, structures: Mapping[str, int], background: int = 0) -> LabelSchema:
+        """Builds a schema from structure names and their file integers, in the order given."""
+        return cls((BACKGROUND, *structures), (background, *structures.values()))
+
+    @property
+    def num_classes(self) -> int:
+        """K: the structures and the background."""
+        return len(self.names)
+
+    @property
+    def structures(self) -> tuple[str, ...]:
+        """Names without the background; structure `i` has class index `i + 1`."""
+        return self.names[1:]
+
+    def index_of(self, structure: str) -> int:
+        """Class index of a name.
+
+        Raises:
+            ValueError: The schema has no such structure.
+        """
+        if structure not in self.names:
+            raise ValueError(f"no structure {structure!r}; the schema has {', '.join(self.names)}")
+        return self.names.index(structure)
+
+    def to_indices(self, labels: IntArray, where: str = "label map") -> LabelMap:
+        """Turns file integers into class indices.
+
+        Args:
+            labels: Integers as they stand in a file, any shape.
+            where: What the labels came from, for the error message.
+
+        Raises:
+            DataError: An integer is not in the schema.
+        """
+        found = np.unique(labels)
+        strangers = sorted(set(found.tolist()) - set(self.ids))
+        if strangers:
+            known = ", ".join(f"{label} {name}" for name, label in zip(self.names, self.ids, strict=True))
+            raise DataError(
+                f"{where}: label {', '.join(map(str, strangers))} is not one of the segmenter's ({known}). "
+                "Correct the mask or the list of structures."
+            )
+        table = np.zeros(256, dtype=np.uint8)
+        table[list(self.ids)] = np.arange(self.num_classes, dtype=np.uint8)
+        return table[labels]
+
+    def to_ids(self, indices: IntArray) -> LabelMap:
+        """Turns class indices into the integers that stand in files."""
+        return np.asarray(self.ids, dtype=np.uint8)[indices]
+
+
+@dataclass(frozen=True, eq=False)
+class Prompts:
+    """What a promptable segmenter is asked for, one entry per structure (class index 1 .. K-1) of each image.
+
+    Attributes:
+        boxes: `(B, K-1, 2 * ndim)`: the low then the high corner of each box, in pixels of the preprocessed image.
+        points: `(B, K-1, P, ndim)`, in pixels of the preprocessed image.
+        texts: One description per structure.
+    """
+
+    boxes: FloatArray | None = None
+    points: FloatArray | None = None
+    texts: tuple[str, ...] | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Case:
+    """One image to segment. It never carries a label: what takes a `Case` cannot see ground truth.
+
+    Attributes:
+        case_id: Unique within its data set; names the output files.
+        patient_id: Every split is made by it.
+        image: `(C, *S)`, finite, in the units of the file.
+        geometry: Pixel grid of the image in space.
+        tags: What the layout knows besides, for example `{"view": "4CH", "phase": "ED"}`.
+    """
+
+    case_id: str
+    patient_id: str
+    image: FloatArray
+    geometry: Geometry
+    tags: Mapping[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.image.ndim != self.geometry.ndim + 1:
+            raise ValueError(
+                f"case {self.case_id}: image of shape {self.image.shape} needs {self.geometry.ndim + 1} axes (C, *S)"
+            )
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Size of the pixel grid, (*S)."""
+        return self.image.shape[1:]
+
+
+@dataclass(frozen=True, eq=False)
+class LabelledCase:
+    """A case with its expert mask. Only source training and `evaluate` handle these.
+
+    Attributes:
+        case: The image.
+        ground_truth: `(*S)`, class indices.
+    """
+
+    case: Case
+    ground_truth: LabelMap
+
+    def __post_init__(self) -> None:
+        if self.ground_truth.shape != self.case.shape:
+            raise DataError(
+                f"case {self.case.case_id}: the image has size {self.case.shape}, its mask {self.ground_truth.shape}. "
+                "They must lie on the same grid."
+            )
