@@ -233,10 +233,14 @@ class _Loop:
         env = self._environment(iteration, ensemble, domains)
         ppo = self._make_ppo(iteration, start, env, folder, before=missing[0])
         for step in missing:
+            history = []
             while ppo._n_updates < step:
                 ppo.learn(env.num_envs, reset_num_timesteps=False)
                 self.progress(f"PPO {iteration + 1}/{self.config.iterations}", ppo._n_updates, settings.updates)
-                tracker.log_metrics(_logged(ppo.logger), ppo._n_updates)
+                history.append({"update": ppo._n_updates, **_logged(ppo.logger)})
+                tracker.log_metrics(history[-1], ppo._n_updates)
+            # The history first: the folder of the checkpoint says that it is complete.
+            write_json(folder / f"{step:05d}.json", history)
             ppo.save(folder / f"{step:05d}")
         return names
 

@@ -1,0 +1,265 @@
+"""The command line: parse, call, print.
+
+Only light modules are imported at the top, so that `--help` answers at once.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from medfm_rl import __version__
+from medfm_rl.errors import UserError
+
+if TYPE_CHECKING:
+    from medfm_rl.pipeline.images import Progress
+    from medfm_rl.settings import DataSettings
+
+app = typer.Typer(
+    help="Adapt medical segmenters to new domains without labels, and control their quality.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+_USER_MISTAKE = 2
+_INTERRUPTED = 130
+
+ConfigFile = Annotated[Path, typer.Argument(help="YAML file; `medfm-rl init` writes one to start from.")]
+Layout = Annotated[str, typer.Option(help="How the data is laid out: auto, nnunet, camus or folder.")]
+Anatomy = Annotated[str, typer.Option(help="Validity rules: generic, echo_apical, lungs, or a YAML file.")]
+
+
+def main() -> None:
+    """Entry point: errors a person can act on end with code 2 and without a traceback."""
+    try:
+        app()
+    except UserError as error:
+        _stop(f"Error: {error}", _USER_MISTAKE)
+    except KeyboardInterrupt:
+        _stop(
+            "Interrupted. What was finished is kept; run the same command again (adapt: with --resume).", _INTERRUPTED
+        )
+
+
+@app.callback(invoke_without_command=True)
+def _root(version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False) -> None:
+    if version:
+        typer.echo(__version__)
+        raise typer.Exit
+
+
+@app.command()
+def init(
+    path: Annotated[Path, typer.Argument(help="File to write.")] = Path("adapt.yaml"),
+    kind: Annotated[str, typer.Option(help="adapt, or train-source.")] = "adapt",
+) -> None:
+    """Write a commented settings file to start from."""
+    from medfm_rl.data.files import write_text
+    from medfm_rl.errors import ConfigError
+    from medfm_rl.pipeline.config_file import commented_config
+    from medfm_rl.settings import AdaptConfig, TrainSourceConfig
+
+    if path.exists():
+        raise ConfigError(f"{path}: already exists; give another name")
+    if kind == "adapt":
+        values: dict[str, Any] = {
+            "segmenter": {"folder": "models/source"},
+            "target": {"path": "data/target"},
+            "source": {"path": "data/source"},
+            "evaluation": None,
+            "output": "runs/adapted",
+        }
+        write_text(path, commented_config(AdaptConfig, values))
+    elif kind == "train-source":
+        values = {
+            "data": {"path": "data/source"},
+            "structures": {"LV": 1, "MYO": 2, "LA": 3},
+            "output": "models/source",
+        }
+        write_text(path, commented_config(TrainSourceConfig, values))
+    else:
+        raise ConfigError(f"--kind {kind}: must be adapt or train-source")
+    typer.echo(f"Wrote {path}. Set the paths, then: medfm-rl {kind} {path}")
+
+
+@app.command("train-source")
+def train_source_command(config: ConfigFile) -> None:
+    """Train a segmenter on labelled source data, for who has no model yet."""
+    from medfm_rl.pipeline.config_file import load_config
+    from medfm_rl.settings import TrainSourceConfig
+
+    settings = load_config(config, TrainSourceConfig)
+    from medfm_rl.pipeline.train_source import train_source
+
+    with _progress() as progress:
+        train_source(settings, progress)
+    typer.echo(f"Segmenter: {settings.output}")
+
+
+@app.command("adapt")
+def adapt_command(
+    config: ConfigFile,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in the output folder.")] = False,
+) -> None:
+    """Adapt a segmenter to a new domain without target labels: collect, reward, PPO, select, export."""
+    from medfm_rl.pipeline.config_file import load_config
+    from medfm_rl.settings import AdaptConfig
+
+    settings = load_config(config, AdaptConfig)
+    from medfm_rl.pipeline.adapt import adapt
+    from medfm_rl.pipeline.finish import finish
+
+    with _progress() as progress:
+        run = adapt(settings, resume, progress)
+        comparison = finish(run, settings, progress)
+    if comparison is not None:
+        _print_comparison(comparison.rows(), f"Dice on {settings.evaluation.path}" if settings.evaluation else "")
+    typer.echo(f"Adapted segmenter: {run.model}\nReport: {run.report}")
+
+
+@app.command("evaluate")
+def evaluate_command(
+    model: Annotated[Path, typer.Argument(help="Run folder of `adapt`, or segmenter folder.")],
+    data: Annotated[Path, typer.Argument(help="Labelled data set.")],
+    out: Annotated[Path, typer.Option(help="Folder for scores.csv and summary.json.")] = Path("evaluation"),
+    against: Annotated[Path | None, typer.Option(help="A second model to compare with, on the same cases.")] = None,
+    layout: Layout = "auto",
+    anatomy: Anatomy = "generic",
+) -> None:
+    """Score a model against ground truth: Dice, HD95, ASSD and validity, per case and per structure."""
+    from rich.console import Console
+
+    from medfm_rl.data.layouts import find_cases
+    from medfm_rl.metrics.validity import load_anatomy
+    from medfm_rl.pipeline.evaluate import evaluate, write_evaluation
+    from medfm_rl.pipeline.finish import compare_models
+    from medfm_rl.pipeline.models import load_model
+    from medfm_rl.report import summary_table
+
+    files = find_cases(_data_settings(data, layout))
+    segmenter = load_model(model).segmenter
+    with _progress() as progress:
+        if against is None:
+            evaluation = evaluate(segmenter, files, load_anatomy(anatomy, segmenter.schema), progress)
+            write_evaluation(out, {str(model): evaluation}, None)
+        else:
+            comparison = compare_models(load_model(against).segmenter, segmenter, files, anatomy, progress)
+            evaluation = comparison.after
+            write_evaluation(
+                out, {str(against): comparison.before, str(model): comparison.after}, comparison.differences
+            )
+    Console().print(summary_table(evaluation.summary, f"{model} on {data}"))
+    if against is not None:
+        _print_comparison(comparison.rows(), f"{against} (source) and {model} (adapted)")
+    typer.echo(f"Scores: {out / 'scores.csv'}, {out / 'summary.json'}")
+
+
+@app.command("predict")
+def predict_command(
+    model: Annotated[Path, typer.Argument(help="Run folder of `adapt`, or segmenter folder.")],
+    images: Annotated[Path, typer.Argument(help="Images to segment.")],
+    out: Annotated[Path, typer.Argument(help="Folder for labels/ and rewards/.")],
+    layout: Layout = "auto",
+) -> None:
+    """Write label maps in the geometry of the images, and a reward map for each."""
+    from medfm_rl.data.layouts import find_cases
+    from medfm_rl.pipeline.evaluate import predict
+    from medfm_rl.pipeline.models import load_model
+
+    loaded = load_model(model)
+    if loaded.reward is None:
+        typer.echo(f"{model} has no reward networks (only runs of `adapt` have): label maps only.", err=True)
+    with _progress() as progress:
+        problems = predict(loaded, find_cases(_data_settings(images, layout)), out, progress)
+    for problem in problems:
+        typer.echo(f"Left out: {problem}", err=True)
+    typer.echo(f"Label maps: {out / 'labels'}")
+    if problems:
+        raise typer.Exit(_USER_MISTAKE)
+
+
+@app.command("simulate-vendor")
+def simulate_vendor_command(
+    data: Annotated[Path, typer.Argument(metavar="IN", help="Echo frames: a folder or data set.")],
+    out: Annotated[Path, typer.Argument(help="Folder for images/ and labels/.")],
+    vendor: Annotated[str, typer.Option(help="cart, portable, handheld or vintage.")] = "handheld",
+    seed: Annotated[int, typer.Option(help="The same seed gives the same bytes.")] = 0,
+    workers: Annotated[int | None, typer.Option(help="Processes; one per core where not given.")] = None,
+    layout: Layout = "auto",
+) -> None:
+    """Show a data set of echo as another (simulated) vendor would; masks are kept."""
+    from medfm_rl.data.layouts import find_cases
+    from medfm_rl.data.ultrasound import vendors
+    from medfm_rl.data.ultrasound.resimulate import resimulate_dataset
+
+    profile = vendors.vendor(vendor)
+    cases = find_cases(_data_settings(data, layout))
+    with _progress() as progress:
+        resimulate_dataset(
+            cases, out, profile, seed, workers, lambda done, total: progress(f"simulating {vendor}", done, total)
+        )
+    typer.echo(f"Simulated data: {out}")
+
+
+@app.command("demo")
+def demo_command(
+    out: Annotated[Path, typer.Option(help="Folder of the demo.")] = Path("runs/demo"),
+    seed: Annotated[int, typer.Option(help="Of everything.")] = 0,
+) -> None:
+    """Run the whole story on simulated echo: train on vendor A, adapt to vendor B, evaluate, report."""
+    from medfm_rl.pipeline.demo import run_demo
+    from medfm_rl.report import verdict
+
+    with _progress() as progress:
+        comparison = run_demo(out, seed, progress)
+    _print_comparison(comparison.rows(), "SIMULATED DATA: Dice on held-out patients of vendor B")
+    typer.echo(f"Simulated data. {verdict(comparison.rows())}\nReport: {out / 'report.html'}")
+
+
+def _print_comparison(rows: Any, title: str) -> None:
+    from rich.console import Console
+
+    from medfm_rl.report import comparison_table
+
+    Console().print(comparison_table(rows, title))
+
+
+def _data_settings(path: Path, layout: str) -> DataSettings:
+    from pydantic import ValidationError
+
+    from medfm_rl.errors import ConfigError
+    from medfm_rl.settings import DataSettings
+
+    try:
+        return DataSettings.model_validate({"path": path, "layout": layout})
+    except ValidationError as error:
+        raise ConfigError(f"--layout {layout}: must be auto, nnunet, camus or folder") from error
+
+
+@contextmanager
+def _progress() -> Iterator[Progress]:
+    """A bar per stage, on standard error."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    tasks: dict[str, TaskID] = {}
+    with Progress(*columns, console=Console(stderr=True)) as bars:
+
+        def show(stage: str, done: int, total: int) -> None:
+            if stage not in tasks:
+                tasks[stage] = bars.add_task(stage, total=total)
+            bars.update(tasks[stage], completed=done)
+
+        yield show
+
+
+def _stop(message: str, code: int) -> None:
+    typer.echo(message, err=True)
+    sys.exit(code)

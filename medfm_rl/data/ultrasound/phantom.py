@@ -1,0 +1,187 @@
+"""Drawn apical echo: simulated anatomy for the demo and the tests. Everything that comes from here is simulated."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+from scipy import ndimage
+
+from medfm_rl.data.files import write_json
+from medfm_rl.data.images import write_image, write_labels
+from medfm_rl.data.ultrasound.engine import Array, Sector, image_tissue
+from medfm_rl.data.ultrasound.vendors import VendorProfile
+from medfm_rl.seeding import numpy_generator
+from medfm_rl.types import Geometry, LabelMap, LabelSchema
+
+ECHO_SCHEMA = LabelSchema.from_structures({"LV": 1, "MYO": 2, "LA": 3})
+VIEWS = ("2CH", "4CH")
+PHASES = ("ED", "ES")
+_DEPTH_MM = 150.0
+_LV, _MYO, _LA = 1, 2, 3
+
+
+@dataclass(frozen=True)
+class Heart:
+    """Shape of a drawn left heart, in shares of the image height, and its echo level.
+
+    Attributes:
+        apex: Row of the endocardial apex.
+        length: From the endocardial apex to the mitral valve.
+        half_width: Largest half-width of the ventricle at end-diastole.
+        wall: Thickness of the wall at end-diastole.
+        atrium_length: From the mitral valve to the roof of the atrium.
+        atrium_half_width: Half-width of the atrium.
+        tilt: Angle of the long axis to the vertical, in radians.
+        shift: Horizontal offset of the apex.
+        contraction: Share by which the ventricle narrows at end-systole.
+        wall_db: Level of the wall.
+        blood_db: Level of the blood, haze included.
+        dropout_db: Depth of the angular dropouts.
+    """
+
+    apex: float
+    length: float
+    half_width: float
+    wall: float
+    atrium_length: float
+    atrium_half_width: float
+    tilt: float
+    shift: float
+    contraction: float
+    wall_db: float
+    blood_db: float
+    dropout_db: float
+
+
+def draw_heart(rng: np.random.Generator) -> Heart:
+    """A patient: shapes vary about as much as in adults."""
+    return Heart(
+        apex=rng.uniform(0.13, 0.22),
+        length=rng.uniform(0.40, 0.52),
+        half_width=rng.uniform(0.11, 0.17),
+        wall=rng.uniform(0.045, 0.075),
+        atrium_length=rng.uniform(0.15, 0.24),
+        atrium_half_width=rng.uniform(0.09, 0.14),
+        tilt=rng.normal(0.0, 0.08),
+        shift=rng.normal(0.0, 0.03),
+        contraction=rng.uniform(0.15, 0.4),
+        wall_db=rng.uniform(-18, -10),
+        blood_db=rng.uniform(-50, -38),
+        dropout_db=rng.uniform(0, 12),
+    )
+
+
+def draw_phantom(
+    heart: Heart, view: str, phase: str, size: tuple[int, int], rng: np.random.Generator
+) -> tuple[Array, LabelMap, Sector]:
+    """Draws one frame.
+
+    Args:
+        heart: The patient.
+        view: "2CH" or "4CH" (broader, tilted the other way).
+        phase: "ED" or "ES" (ventricle narrower and shorter, wall thicker).
+        size: (H, W).
+        rng: Draws the texture of the surroundings and the dropouts.
+
+    Returns:
+        Echogenicity in dB `(H, W)`, class indices `(H, W)` of `ECHO_SCHEMA`, and the field of view.
+    """
+    height, width = size
+    sector = Sector((0.0, (width - 1) / 2), height - 1.0, half_angle=np.deg2rad(38))
+    rows, columns = np.indices(size) / height
+    contraction = heart.contraction if phase == "ES" else 0.0
+    tilt = heart.tilt + (0.08 if view == "4CH" else -0.05)
+    breadth = 1.08 if view == "4CH" else 0.95
+    # Coordinates of the heart: along the long axis from the endocardial apex, and across it.
+    down, across = rows - heart.apex, columns - 0.5 * width / height - heart.shift
+    along = down * np.cos(tilt) + across * np.sin(tilt)
+    across = across * np.cos(tilt) - down * np.sin(tilt)
+    length = heart.length * (1 - 0.3 * contraction)
+    cavity = heart.half_width * breadth * (1 - contraction)
+    wall = heart.wall * (1 + contraction)
+    ventricle = np.abs(across) < _half_width(along / length, cavity)
+    shell = np.abs(across) < _half_width((along + wall) / (length + wall), cavity + wall)
+    centre = length + heart.atrium_length / 2
+    atrium_width = heart.atrium_half_width * breadth * (1 + 0.3 * contraction)
+    # The ellipse reaches a little beyond the valve plane, which cuts it: the atrium opens into the ventricle.
+    atrium = ((along - centre) / (0.6 * heart.atrium_length)) ** 2 + (across / atrium_width) ** 2 < 1
+    labels = np.zeros(size, dtype=np.uint8)
+    labels[atrium & (along > length)] = _LA
+    labels[shell & (along <= length)] = _MYO
+    labels[ventricle & (along <= length)] = _LV
+    labels[~sector.contains(size)] = 0
+    echo = _echogenicity(labels, shell, np.abs(along - length) < 0.012, heart, sector, rng)
+    return echo, labels, sector
+
+
+def simulate_dataset(
+    out: Path,
+    vendor: VendorProfile,
+    patients: int,
+    seed: int,
+    size: tuple[int, int],
+    first: int = 1,
+    progress: Callable[[int, int], None] | None = None,
+) -> None:
+    """Writes simulated patients in the folder layout: `images/sim0001_4CH_ED.nii.gz` and `labels/` likewise.
+
+    Args:
+        out: New folder.
+        vendor: The system that images them.
+        patients: How many, four frames each.
+        seed: The same seed gives the same bytes.
+        size: (H, W) of the frames.
+        first: Number of the first patient; a patient of the same number and seed has the same anatomy for every vendor.
+        progress: Called with (patients done, patients).
+    """
+    height, width = size
+    spacing = _DEPTH_MM / height
+    geometry = Geometry((spacing, spacing), (0.0, 0.0), (1.0, 0.0, 0.0, 1.0))
+    for number in range(first, first + patients):
+        heart = draw_heart(numpy_generator(seed, "heart", number))
+        for view in VIEWS:
+            for phase in PHASES:
+                rng = numpy_generator(seed, vendor.name, number, view, phase)
+                echo, labels, sector = draw_phantom(heart, view, phase, (height, width), rng)
+                polar = sector.to_polar(echo, vendor.lines)
+                image = image_tissue(polar, sector, size, vendor, rng, _DEPTH_MM)
+                name = f"sim{number:04d}_{view}_{phase}.nii.gz"
+                write_image(out / "images" / name, image, geometry)
+                write_labels(out / "labels" / name, labels, geometry, ECHO_SCHEMA)
+        if progress:
+            progress(number - first + 1, patients)
+    write_json(out / "simulation.json", {"simulated": True, "vendor": vendor.name, "seed": seed, "patients": patients})
+
+
+def _half_width(position: Array, widest: float) -> Array:
+    """Half-width of a cut half-ellipse: round at the apex (0), widest at 0.6, a little narrower at the base (1)."""
+    apical = np.sqrt(np.clip(1 - (1 - position / 0.6) ** 2, 0, 1))
+    basal = 1 - 0.2 * ((position - 0.6) / 0.4) ** 2
+    return np.where(position < 0, 0.0, widest * np.where(position < 0.6, apical, basal))
+
+
+def _echogenicity(
+    labels: LabelMap,
+    shell: npt.NDArray[np.bool_],
+    valve: npt.NDArray[np.bool_],
+    heart: Heart,
+    sector: Sector,
+    rng: np.random.Generator,
+) -> Array:
+    texture = ndimage.gaussian_filter(rng.standard_normal(labels.shape), max(labels.shape) / 25)
+    echo = -24 + 8 * texture / texture.std()
+    echo[labels == _MYO] = heart.wall_db
+    echo[np.isin(labels, (_LV, _LA))] = heart.blood_db
+    rim = ndimage.binary_dilation(shell, iterations=2) & ~shell
+    echo[rim & (labels == 0)] = heart.wall_db + 6
+    echo[valve & np.isin(labels, (_LV, _LA))] = heart.wall_db + 4
+    echo = ndimage.gaussian_filter(echo, 0.7)
+    _, angle = sector.polar((labels.shape[0], labels.shape[1]))
+    bumps = ndimage.gaussian_filter1d(rng.standard_normal(64), 5)
+    bumps = np.clip(bumps / np.abs(bumps).max(), -1, 0)
+    position = np.clip((angle / sector.half_angle + 1) / 2, 0, 1) * 63
+    return np.clip(echo + heart.dropout_db * np.interp(position, np.arange(64), bumps), -60, 0)

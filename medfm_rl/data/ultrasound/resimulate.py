@@ -1,0 +1,92 @@
+"""Re-simulates a data set as another vendor would show it, masks kept."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+from medfm_rl.data.files import replace_on_success, write_json
+from medfm_rl.data.images import image_suffix, write_image
+from medfm_rl.data.layouts import CaseFile
+from medfm_rl.data.ultrasound.engine import resimulate
+from medfm_rl.data.ultrasound.vendors import VendorProfile
+from medfm_rl.errors import ConfigError, DataError
+from medfm_rl.seeding import numpy_generator
+
+_RECORD = "simulation.json"
+
+
+def resimulate_dataset(
+    cases: Sequence[CaseFile],
+    out: Path,
+    profile: VendorProfile,
+    seed: int,
+    workers: int | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> None:
+    """Writes `images/` and, byte for byte, `labels/`; what is there already is kept, so a call can be repeated.
+
+    Args:
+        cases: Grey-value frames, 0 to 255, apex up.
+        out: Folder of the simulated data set.
+        profile: The vendor.
+        seed: With the case's name it seeds the case; order and workers do not matter.
+        workers: Processes; one per core where None.
+        progress: Called with (cases done, cases).
+
+    Raises:
+        ConfigError: The folder holds a simulation with another vendor or seed.
+        DataError: A frame is no B-mode image.
+    """
+    record = {"simulated": True, "profile": asdict(profile), "seed": seed}
+    path = out / _RECORD
+    if path.exists() and json.loads(path.read_text()) != record:
+        raise ConfigError(f"{path}: the folder holds a simulation with another vendor or seed; choose another folder")
+    write_json(path, record)
+    simulate = partial(_resimulate_case, out=out, profile=profile, seed=seed)
+    with ProcessPoolExecutor(workers or os.cpu_count()) as pool:
+        for done, _ in enumerate(pool.map(simulate, cases), 1):
+            if progress:
+                progress(done, len(cases))
+
+
+def _resimulate_case(case: CaseFile, out: Path, profile: VendorProfile, seed: int) -> None:
+    suffix = image_suffix(case.image_paths[0]) or ".nii.gz"
+    destination = out / "images" / f"{case.case_id}{'.nii.gz' if suffix in ('.dcm', '.jpg', '.jpeg') else suffix}"
+    if case.label_path is not None:
+        _copy_mask(case.label_path, out / "labels", case.case_id)
+    if destination.exists():
+        return
+    frame = case.read()
+    if frame.image.shape[0] != 1 or frame.geometry.ndim != 2:
+        raise DataError(f"{case.image_paths[0]}: a grey-value frame is needed, this has shape {frame.image.shape}")
+    spacing = frame.geometry.array_spacing
+    depth = {} if spacing is None else {"depth_mm": spacing[0] * frame.shape[0]}
+    try:
+        image = resimulate(np.clip(frame.image[0], 0, 255), profile, numpy_generator(seed, case.case_id), **depth)
+    except DataError as error:
+        raise DataError(f"{case.image_paths[0]}: {error}") from error
+    write_image(destination, image, frame.geometry)
+
+
+def _copy_mask(source: Path, folder: Path, case_id: str) -> None:
+    """Copies a mask, and the pixel file that an MHD header points to under the name it gives."""
+    destination = folder / f"{case_id}{image_suffix(source)}"
+    pixel_file = source.with_suffix(".raw")
+    if source.suffix.lower() == ".mhd" and pixel_file.exists():
+        _copy(pixel_file, folder / pixel_file.name)
+    _copy(source, destination)
+
+
+def _copy(source: Path, destination: Path) -> None:
+    if not destination.exists():
+        with replace_on_success(destination) as temporary:
+            shutil.copyfile(source, temporary)

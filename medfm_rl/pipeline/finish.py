@@ -1,0 +1,210 @@
+"""What a person looks at when a run has ended: scores on held-out cases and the report."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from medfm_rl import __version__
+from medfm_rl.adapters import SegmenterAdapter
+from medfm_rl.data.files import hash_folder
+from medfm_rl.data.layouts import CaseFile, find_cases
+from medfm_rl.metrics.bootstrap import PairedDifference
+from medfm_rl.metrics.calibration import ReliabilityCurve
+from medfm_rl.metrics.scores import MEAN, Evaluation, StructureSummary, compare
+from medfm_rl.metrics.validity import load_anatomy
+from medfm_rl.pipeline.evaluate import evaluate, segment_and_judge, write_evaluation
+from medfm_rl.pipeline.images import Progress
+from medfm_rl.pipeline.models import Model, load_model, load_segmenter
+from medfm_rl.pipeline.run_folder import RunFolder
+from medfm_rl.report import ReportCase, ReportData, TableRow, write_report
+from medfm_rl.reward.actions import ActionDataset
+from medfm_rl.settings import AdaptConfig
+from medfm_rl.tracking import open_tracker
+
+_SHOWN_WITHOUT_TRUTH = 6
+_CURVES = {"reward of the sampled actions": "rollout_reward_mean", "KL to the source policy": "train_kl_reference"}
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Source and adapted model on the same labelled cases."""
+
+    before: Evaluation
+    after: Evaluation
+    differences: dict[str, PairedDifference]
+
+    def rows(self) -> list[TableRow]:
+        """One row per structure, the mean last."""
+        return [
+            TableRow(old.structure, old.dice, new.dice, self.differences[old.structure], _distance(old), _distance(new))
+            for old, new in zip(self.before.summary, self.after.summary, strict=True)
+        ]
+
+
+def finish(run: RunFolder, config: AdaptConfig, progress: Progress) -> Comparison | None:
+    """Evaluates a finished run where there is labelled target data, and writes `report.html`.
+
+    This is the only place of a run that reads ground truth of the target.
+
+    Raises:
+        UserError: The evaluation data cannot be used.
+    """
+    adapted, source = load_model(run.path), load_segmenter(config.segmenter)
+    files = find_cases(config.evaluation if config.evaluation is not None else config.target)
+    comparison = None
+    if config.evaluation is not None:
+        comparison = compare_models(source, adapted.segmenter, files, config.anatomy, progress)
+        write_evaluation(
+            run.evaluation, {"source": comparison.before, "adapted": comparison.after}, comparison.differences
+        )
+    write_report(run.report, _report(run, config, source, adapted, files, comparison))
+    with open_tracker(config.tracking, run.path) as tracker:
+        tracker.log_artifact(run.report)
+        if comparison is not None:
+            for row in comparison.rows():
+                tracker.log_metrics({f"dice_{row.structure}_source": row.before, f"dice_{row.structure}": row.after}, 0)
+            for path in sorted(run.evaluation.iterdir()):
+                tracker.log_artifact(path, "evaluation")
+    return comparison
+
+
+def compare_models(
+    before: SegmenterAdapter, after: SegmenterAdapter, files: Sequence[CaseFile], anatomy: str, progress: Progress
+) -> Comparison:
+    """Evaluates two models on the same cases.
+
+    Raises:
+        DataError: A case cannot be used, or all are of one patient.
+    """
+    rules = load_anatomy(anatomy, before.schema)
+    old = evaluate(before, files, rules, lambda _, done, total: progress("evaluating the source model", done, total))
+    new = evaluate(after, files, rules, lambda _, done, total: progress("evaluating the adapted model", done, total))
+    return Comparison(old, new, compare(old, new))
+
+
+def _report(
+    run: RunFolder,
+    config: AdaptConfig,
+    source: SegmenterAdapter,
+    adapted: Model,
+    files: Sequence[CaseFile],
+    comparison: Comparison | None,
+) -> ReportData:
+    last = config.iterations - 1
+    selection = json.loads(run.selection(last).read_text())
+    pairs = []
+    if comparison is not None:
+        pairs = [
+            (old.dice, new.dice) for old, new in zip(comparison.before.of(MEAN), comparison.after.of(MEAN), strict=True)
+        ]
+    chosen = selection["chosen"]
+    dataset = ActionDataset(run.actions)
+    return ReportData(
+        title="Adaptation report",
+        simulated=any((data.path / "simulation.json").exists() for data in (config.target, config.evaluation) if data),
+        schema=source.schema,
+        rows=comparison.rows() if comparison else [],
+        validity=_validity(comparison),
+        paired_dice=pairs,
+        cases=_cases(source, adapted, files, comparison),
+        curves=_curves(run, config),
+        reliability=_reliability(run, config),
+        chosen=(
+            "The judge saw no reliable gain: the source model was returned unchanged."
+            if chosen == "source"
+            else f"Without labels, the judge chose checkpoint {chosen} among {len(selection['candidates'])} candidates."
+        ),
+        provenance={
+            "adapted segmenter (SHA-256)": hash_folder(run.model),
+            "source segmenter (SHA-256)": hash_folder(config.segmenter.folder),
+            "reward networks (SHA-256)": hash_folder(run.final_reward),
+            "action data set (SHA-256)": dataset.content_hash(),
+            "mode": "source-assisted" if config.source else "source-free",
+            "seed": str(config.seed),
+            "medfm-rl": __version__,
+        },
+    )
+
+
+def _cases(
+    source: SegmenterAdapter, adapted: Model, files: Sequence[CaseFile], comparison: Comparison | None
+) -> list[ReportCase]:
+    """The worst cases of the adapted model, the largest loss and gain, and the best; without truth, the first ones."""
+    if comparison is None:
+        return [_case(source, adapted, file, None) for file in files[:_SHOWN_WITHOUT_TRUTH]]
+    old = np.array([score.dice for score in comparison.before.of(MEAN)])
+    new = np.array([score.dice for score in comparison.after.of(MEAN)])
+    order = np.argsort(new)
+    shown = [*order[:3], int(np.argmin(new - old)), int(np.argmax(new - old)), order[-1]]
+    unique = sorted(dict.fromkeys(int(index) for index in shown), key=lambda index: new[index])
+    return [_case(source, adapted, files[index], (old[index], new[index])) for index in unique]
+
+
+def _case(source: SegmenterAdapter, adapted: Model, file: CaseFile, scores: tuple[float, float] | None) -> ReportCase:
+    case = file.read()
+    after, reward_map = segment_and_judge(adapted, case)
+    assert reward_map is not None
+    truth = file.read_labelled(source.schema).ground_truth if scores else None
+    plane = _plane(after)
+    return ReportCase(
+        file.case_id,
+        case.image[0][plane],
+        source.segment(case)[plane],
+        after[plane],
+        reward_map[plane],
+        None if truth is None else truth[plane],
+        scores[0] if scores else None,
+        scores[1] if scores else None,
+    )
+
+
+def _plane(labels: np.ndarray) -> tuple[int, ...]:
+    """The slice of a volume that shows most of the segmentation; an image is its own plane."""
+    if labels.ndim == 2:
+        return ()
+    return (int((labels > 0).sum(axis=(1, 2)).argmax()),)
+
+
+def _curves(run: RunFolder, config: AdaptConfig) -> dict[str, dict[str, tuple[Sequence[float], Sequence[float]]]]:
+    curves: dict[str, dict[str, tuple[Sequence[float], Sequence[float]]]] = {}
+    for iteration in range(config.iterations):
+        updates = [
+            update
+            for path in sorted(run.checkpoints(iteration).glob("*.json"))
+            for update in json.loads(path.read_text())
+        ]
+        for title, metric in _CURVES.items():
+            values = [(update["update"], update[metric]) for update in updates if metric in update]
+            if values:
+                steps, numbers = zip(*values, strict=True)
+                curves.setdefault(title, {})[f"iteration {iteration + 1}"] = (steps, numbers)
+    return curves
+
+
+def _reliability(
+    run: RunFolder, config: AdaptConfig
+) -> dict[str, tuple[ReliabilityCurve, float, ReliabilityCurve, float]]:
+    last = config.iterations - 1
+    networks = {}
+    for path in sorted(run.reward(last, "judge").parent.glob("*.json")):
+        report = json.loads(path.read_text())
+        before, after = (
+            ReliabilityCurve(**{name: np.array(values) for name, values in report[key].items()})
+            for key in ("reliability_before", "reliability_after")
+        )
+        networks[path.stem] = (before, report["ece_before"], after, report["ece_after"])
+    return networks
+
+
+def _validity(comparison: Comparison | None) -> tuple[float, float] | None:
+    if comparison is None:
+        return None
+    return comparison.before.summary[-1].validity, comparison.after.summary[-1].validity
+
+
+def _distance(summary: StructureSummary) -> str:
+    return "undefined" if np.isnan(summary.hd95) else f"{summary.hd95:.1f} {summary.unit}"
