@@ -20,7 +20,7 @@ def build_unet(settings: NetworkSettings, spatial_dims: int, in_channels: int, o
     if settings.norm == "group":
         # The largest group count that divides the feature maps of every level and the output.
         norm = ("group", {"num_groups": math.gcd(*settings.channels, out_channels)})
-    return UNet(
+    network: nn.Module = UNet(
         spatial_dims=spatial_dims,
         in_channels=in_channels,
         out_channels=out_channels,
@@ -30,8 +30,9 @@ def build_unet(settings: NetworkSettings, spatial_dims: int, in_channels: int, o
         norm=norm,
         dropout=settings.dropout,
     )
+    return network
 
 
 def size_divisor(settings: NetworkSettings) -> int:
     """What every side of the network's input must be a multiple of: the UNet halves it at each level."""
-    return 2 ** (len(settings.channels) - 1)
+    return 1 << (len(settings.channels) - 1)

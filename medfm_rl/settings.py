@@ -125,6 +125,13 @@ class CollectSettings(Settings):
         description="A target pixel teaches the reward network only where this share of the augmented and perturbed "
         "predictions agree with the reference.",
     )
+    reference_trust: float = Field(
+        0.25,
+        gt=0,
+        le=1,
+        description="Weight of target references next to ground truth of the source. They come from the policy itself: "
+        "trusted fully, they teach the reward network that the policy is right.",
+    )
 
 
 class ShapePriorSettings(Settings):

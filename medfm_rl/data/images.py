@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gzip
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -112,8 +114,38 @@ def _read(path: Path) -> tuple[FloatArray, Geometry]:
             raise DataError(f"{path}: unknown kind of image; known are {', '.join(IMAGE_SUFFIXES)} and DICOM folders")
         if path.stat().st_size == 0:
             raise DataError(f"{path}: the file is empty")
+        _check_gzip(path)
+        _check_nifti_length(path)
         image = _execute(sitk.ImageFileReader(), path, path)
     return _to_array(image, has_spacing=path.suffix.lower() not in _WITHOUT_SPACING)
+
+
+def _check_gzip(path: Path) -> None:
+    """ITK reads a truncated .nii.gz without a word and leaves what is missing as it finds it."""
+    if path.suffix.lower() != ".gz":
+        return
+    try:
+        with gzip.open(path) as file:
+            while file.read(1 << 20):
+                pass
+    except (OSError, EOFError, zlib.error) as error:
+        raise DataError(f"{path}: cannot be read; the file is damaged or truncated ({error})") from error
+
+
+def _check_nifti_length(path: Path) -> None:
+    """The same for a .nii that holds fewer bytes than its header promises."""
+    if path.suffix.lower() != ".nii":
+        return
+    reader = sitk.ImageFileReader()
+    reader.SetFileName(str(path))
+    try:
+        reader.ReadImageInformation()
+    except RuntimeError:
+        return  # Reading it says why.
+    pixel = sitk.Image([1] * reader.GetDimension(), reader.GetPixelID(), reader.GetNumberOfComponents())
+    promised = int(np.prod(reader.GetSize())) * sitk.GetArrayViewFromImage(pixel).nbytes
+    if path.stat().st_size < promised:
+        raise DataError(f"{path}: cannot be read; the file is truncated ({path.stat().st_size} of {promised} bytes)")
 
 
 def _read_dicom_series(folder: Path) -> sitk.Image:

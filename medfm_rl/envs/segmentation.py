@@ -20,7 +20,7 @@ RewardFunction = Callable[[Tensor, Tensor], Tensor]
 """Images `(B, C, *S)` and actions `(B, *S)` int64 to reward maps `(B, *S)` in [0, 1]."""
 
 
-class SegmentationEnv(gymnasium.Env[FloatArray, npt.NDArray[np.uint8]]):
+class SegmentationEnv(gymnasium.Env[Any, Any]):
     """Segment one image, and be told how good each pixel is.
 
     ## Action space
@@ -28,7 +28,7 @@ class SegmentationEnv(gymnasium.Env[FloatArray, npt.NDArray[np.uint8]]):
     stable-baselines3 refuses a `MultiDiscrete` with more than one axis.
 
     ## Observation space
-    `Box(-inf, inf, (C, *S), float32)`: a preprocessed image.
+    `Box(min, max, (C, *S), float32)`: a preprocessed image; the bounds are those of the images at hand.
 
     ## Rewards
     The mean of the reward map. The map itself, `(*S)` float32 in [0, 1], is in `info["reward_map"]`.
@@ -223,6 +223,7 @@ def _spaces(images: FloatArray, num_classes: int) -> tuple[spaces.Box, spaces.Mu
         raise ValueError("there are no images to segment")
     pixels = int(np.prod(images.shape[2:]))
     return (
-        spaces.Box(-np.inf, np.inf, images.shape[1:], np.float32),
-        spaces.MultiDiscrete(np.full(pixels, num_classes), dtype=np.uint8),
+        spaces.Box(float(images.min()), float(images.max()), images.shape[1:], np.float32),
+        # uint8 is what the label maps are; the stubs of Gymnasium know int64 only.
+        spaces.MultiDiscrete(np.full(pixels, num_classes), dtype=np.uint8),  # type: ignore[arg-type]
     )

@@ -176,13 +176,18 @@ class _Loop:
         return collector.from_target(domains.target[rows], generator)
 
     def _train_rewards(self, iteration: int, tracker: Tracker) -> tuple[RewardEnsemble, RewardNet]:
-        """Trains the ensemble on some patients and the judge on the others."""
+        """Trains the ensemble on some patients and the judge on the others.
+
+        Where there is ground truth of the source, the judge learns from that alone: references of target images come
+        from the policies that it shall judge.
+        """
         records = self.dataset.read_all()
         folds = patient_folds(records, 3, derive_seed(self.config.seed, "judge"))
-        parts = {_JUDGE: folds[0]}
+        trusted = records.of_domain("source") if self.config.source else records
+        parts = {_JUDGE: trusted.of_patients(folds[0])}
         for member in range(self.config.reward.ensemble):
-            parts[f"member-{member}"] = folds[1] + folds[2]
-        for name, patients in parts.items():
+            parts[f"member-{member}"] = records.of_patients(folds[1] + folds[2])
+        for name, part in parts.items():
             folder = self.run.reward(iteration, name)
             if folder.exists():
                 continue
@@ -191,7 +196,7 @@ class _Loop:
             label = f"reward network {name} {iteration + 1}/{self.config.iterations}"
             report = train_reward(
                 net,
-                records.of_patients(patients),
+                part,
                 self.config.reward,
                 seed,
                 self.device,

@@ -49,8 +49,8 @@ def run_demo(out: Path, seed: int, progress: Progress) -> Comparison:
     data = out / "data"
     parts = {
         "vendor-a": ("cart", 1, _SOURCE_PATIENTS),
-        "vendor-b-unlabelled": ("handheld", 1001, _TARGET_PATIENTS),
-        "vendor-b-held-out": ("handheld", 2001, _HELD_OUT_PATIENTS),
+        "vendor-b-unlabelled": ("vintage", 1001, _TARGET_PATIENTS),
+        "vendor-b-held-out": ("vintage", 2001, _HELD_OUT_PATIENTS),
     }
     for name, (profile, first, patients) in parts.items():
         if not (data / name / "simulation.json").exists():
@@ -73,7 +73,7 @@ def run_demo(out: Path, seed: int, progress: Progress) -> Comparison:
                 structures={name: ECHO_SCHEMA.ids[ECHO_SCHEMA.index_of(name)] for name in ECHO_SCHEMA.structures},
                 output=segmenter,
                 preprocessing=PreprocessingSettings(size=_SIZE),
-                training=SourceTrainingSettings(epochs=15),
+                training=SourceTrainingSettings(epochs=40),
                 seed=seed,
             ),
             progress,

@@ -23,14 +23,14 @@ class DenseCategorical(Distribution):
     """
 
     def __init__(self, logits: Tensor) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.proba_distribution(logits)
 
     def proba_distribution_net(self, *args: Any, **kwargs: Any) -> nn.Module:
         """Not needed: the segmenter gives the logits."""
         raise NotImplementedError("the segmenter gives the logits of a dense policy")
 
-    def proba_distribution(self, logits: Tensor) -> Self:  # type: ignore[override]
+    def proba_distribution(self, logits: Tensor) -> Self:
         """Takes other logits `(B, K, *S)`."""
         self.logits = logits
         self.log_probs = logits.log_softmax(dim=1)
@@ -69,12 +69,12 @@ class DenseCategorical(Distribution):
         gumbel = -torch.log(-torch.log(uniform))
         return (self.logits + gumbel.to(self.logits)).argmax(dim=1)
 
-    def actions_from_params(self, logits: Tensor, deterministic: bool = False) -> Tensor:  # type: ignore[override]
+    def actions_from_params(self, logits: Tensor, deterministic: bool = False) -> Tensor:
         """Actions `(B, *S)` for logits `(B, K, *S)`."""
         self.proba_distribution(logits)
         return self.get_actions(deterministic=deterministic)
 
-    def log_prob_from_params(self, logits: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
+    def log_prob_from_params(self, logits: Tensor) -> tuple[Tensor, Tensor]:
         """Sampled actions and their log-probabilities, each `(B, *S)`."""
         actions = self.actions_from_params(logits)
         return actions, self.log_prob(actions)

@@ -104,7 +104,7 @@ class DenseActorCriticPolicy(ActorCriticPolicy):
         values = self.predict_values(obs) if self.critic is not None else obs.new_empty(0)
         return values, distribution.log_prob(actions.reshape(-1, *self.grid)), distribution.entropy()
 
-    def get_distribution(self, obs: PyTorchObs) -> DenseCategorical:  # type: ignore[override]
+    def get_distribution(self, obs: PyTorchObs) -> DenseCategorical:
         """The policy on images `(B, C, *S)`."""
         if not isinstance(obs, Tensor):
             raise TypeError("a dense policy observes one image tensor")

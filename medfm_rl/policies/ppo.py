@@ -81,7 +81,7 @@ class DensePPO(PPO):
         verbose: Of stable-baselines3.
     """
 
-    policy: DenseActorCriticPolicy  # type: ignore[assignment]
+    policy: DenseActorCriticPolicy
     rollout_buffer: DenseRolloutBuffer
 
     def __init__(
@@ -143,6 +143,7 @@ class DensePPO(PPO):
         )
         self.reference.to(self.device)
         self._rollout_log_probs: Tensor | None = None
+        self._mean_reward = float("nan")
 
     def collect_rollouts(
         self, env: VecEnv, callback: BaseCallback, rollout_buffer: RolloutBuffer, n_rollout_steps: int
@@ -163,15 +164,14 @@ class DensePPO(PPO):
             log_probs = distribution.log_prob(actions).detach()
             greedy = distribution.mode()
             greedy_maps = env.reward_maps(greedy.cpu().numpy()) if self.baseline == "greedy" else None
-            new_obs, _, dones, infos = env.step(actions.flatten(1).to("cpu", torch.uint8).numpy())
-            rewards = torch.as_tensor(np.stack([info["reward_map"] for info in infos]), device=self.device)
-            advantages = None
-            if greedy_maps is not None:
-                advantages = torch.where(actions == greedy, 0.0, rewards - greedy_maps.to(self.device))
-            rollout_buffer.add(images, actions, log_probs, rewards, advantages, self._reference_log_probs(images))
+            new_obs, rewards, dones, infos = env.step(actions.flatten(1).to("cpu", torch.uint8).numpy())
+            maps = torch.as_tensor(np.stack([info["reward_map"] for info in infos]), device=self.device)
+            advantages = None if greedy_maps is None else greedy_advantages(maps, actions, greedy_maps.to(maps), greedy)
+            rollout_buffer.add(images, actions, log_probs, maps, advantages, self._reference_log_probs(images))
+            self._mean_reward = float(rewards.mean())
             self._rollout_log_probs = distribution.log_probs if keeps_graph else None
             self.num_timesteps += env.num_envs
-            self._last_obs = new_obs
+            self._last_obs = np.asarray(new_obs)
             self._last_episode_starts = dones
             callback.update_locals(locals())
             if not callback.on_step():
@@ -202,8 +202,7 @@ class DensePPO(PPO):
         for name, values in statistics.items():
             self.logger.record(f"train/{name}", float(np.mean(values)))
         self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
-        rewards = torch.cat([rollout.rewards for rollout in self.rollout_buffer.get()])
-        self.logger.record("rollout/reward_mean", float(rewards.mean()))
+        self.logger.record("rollout/reward_mean", self._mean_reward)
 
     def save(self, path: str | Path, *args: Any, **kwargs: Any) -> None:  # type: ignore[override]
         """Writes weights, optimiser states (safetensors) and hyper-parameters (JSON) into a new folder.
@@ -326,10 +325,22 @@ class DensePPO(PPO):
         if not torch.isfinite(loss):
             raise FloatingPointError(f"the {name} loss is not finite; lower ppo.learning_rate or look at the images")
         optimiser.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         norm = torch.nn.utils.clip_grad_norm_(parameters, self.max_grad_norm)
         optimiser.step()
         return float(norm)
+
+
+def greedy_advantages(maps: Tensor, actions: Tensor, greedy_maps: Tensor, greedy: Tensor) -> Tensor:
+    """Reward of each pixel minus that of the argmax action there; 0 where both actions agree.
+
+    Args:
+        maps: Reward maps `(B, *S)` of the actions.
+        actions: `(B, *S)`.
+        greedy_maps: Reward maps `(B, *S)` of the argmax actions.
+        greedy: `(B, *S)`.
+    """
+    return torch.where(actions == greedy, 0.0, maps - greedy_maps)
 
 
 def normalise_advantages(advantages: Tensor) -> Tensor:

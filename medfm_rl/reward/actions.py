@@ -91,7 +91,14 @@ class ActionRecords:
     def of_patients(self, patients: Iterable[str]) -> ActionRecords:
         """The records of these patients only."""
         wanted = set(patients)
-        rows = [row for row, origin in enumerate(self.origins) if origin.patient_id in wanted]
+        return self._where([origin.patient_id in wanted for origin in self.origins])
+
+    def of_domain(self, domain: Domain) -> ActionRecords:
+        """The records of one domain only."""
+        return self._where([origin.domain == domain for origin in self.origins])
+
+    def _where(self, kept: Sequence[bool]) -> ActionRecords:
+        rows = [row for row, keep in enumerate(kept) if keep]
         return ActionRecords(
             self.images[rows],
             self.actions[rows],

@@ -97,13 +97,15 @@ class Collector:
         """Actions on target images, judged by references that need no label.
 
         The reference is what the policy says on average over augmented images and perturbed weights; where that breaks
-        the anatomy rules, its projection on the shape prior. It counts only where those predictions agree.
+        the anatomy rules, its projection on the shape prior. It counts only where those predictions agree, and less
+        than ground truth.
         """
         votes = self._votes(targets.images, generator)
         consensus = votes.mean(dim=0).argmax(dim=1).to(torch.uint8)
         references, proposers = self._make_valid(consensus)
         agreement = (votes.argmax(dim=2) == references[None].long()).float().mean(dim=0)
-        certainty = torch.where(agreement >= self.settings.reference_agreement, agreement, 0.0)
+        agreed = agreement >= self.settings.reference_agreement
+        certainty = torch.where(agreed, self.settings.reference_trust * agreement, 0.0)
         actions, names = self._actions(targets.images, references, generator)
         origins = tuple(
             ActionOrigin(case_id, patient_id, "target", proposer, made)

@@ -66,14 +66,16 @@ class ShapePrior(nn.Module):
         # The mean of the code, never a draw: the same mask always gets the same projection. (`encode_forward` would do,
         # but views a tensor that is not contiguous without normalisation layers.)
         code = self.network.mu(self.network.encode(inner).flatten(1))
-        logits = self.network.decode_forward(code, use_sigmoid=False)
-        return F.interpolate(logits, size=self.size, mode=mode, align_corners=False)
+        logits: Tensor = self.network.decode_forward(code, use_sigmoid=False)
+        resized: Tensor = F.interpolate(logits, size=self.size, mode=mode, align_corners=False)
+        return resized
 
     @torch.no_grad()
     def project(self, actions: Tensor) -> Tensor:
         """The plausible masks nearest to actions `(B, *S)`; class indices `(B, *S)` uint8."""
         one_hot = F.one_hot(actions.long(), self.num_classes).movedim(-1, 1).float()
-        return self(one_hot).argmax(dim=1).to(torch.uint8)
+        logits: Tensor = self(one_hot)
+        return logits.argmax(dim=1).to(torch.uint8)
 
     def save(self, folder: Path) -> None:
         """Writes `shape_prior.json` and `weights.safetensors` into a new folder."""

@@ -7,12 +7,12 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from medfm_rl.metrics.calibration import ReliabilityCurve, expected_calibration_error, reliability_curve
 from scipy.optimize import minimize_scalar
 from torch import Tensor
 from torch.nn import functional as F
 
 from medfm_rl.errors import DataError
+from medfm_rl.metrics.calibration import ReliabilityCurve, expected_calibration_error, reliability_curve
 from medfm_rl.reward.actions import ActionRecords, patient_folds
 from medfm_rl.reward.network import RewardNet
 from medfm_rl.seeding import derive_seed, torch_generator
@@ -216,11 +216,15 @@ def _loss(
 def _held_out_pixels(
     net: RewardNet, records: ActionRecords, batch_size: int, device: torch.device, generator: torch.Generator
 ) -> tuple[Tensor, Tensor]:
-    """Logits and outcomes of the pixels whose reference is certain, thinned to what a fit needs."""
+    """Logits and outcomes of the pixels with the most trusted references, thinned to what a fit needs.
+
+    Where there is ground truth, references of other origin do not take part.
+    """
     logits, right = [], []
+    trusted = 0.5 * float(records.certainty.max())
     for rows, choice in _every_action(records, batch_size):
         actions = records.actions[rows, choice]
-        certain = records.certainty[rows] >= 0.5
+        certain = records.certainty[rows] >= trusted
         logits.append(net(records.images[rows].to(device), actions.to(device)).cpu()[certain])
         right.append((actions == records.references[rows])[certain].float())
     all_logits, all_right = torch.cat(logits), torch.cat(right)

@@ -215,7 +215,8 @@ def _fit_line(rows: npt.NDArray[np.intp], columns: Array) -> tuple[float, float]
 
 def _complex_noise(rng: np.random.Generator, shape: tuple[int, ...]) -> npt.NDArray[np.complex128]:
     """Circular complex Gaussian of mean power 1."""
-    return (rng.standard_normal(shape) + 1j * rng.standard_normal(shape)) / np.sqrt(2)
+    noise: npt.NDArray[np.complex128] = (rng.standard_normal(shape) + 1j * rng.standard_normal(shape)) / np.sqrt(2)
+    return noise
 
 
 def _blur(echo: npt.NDArray[np.complex128], axial_sigma: float, lateral_sigma: Array) -> npt.NDArray[np.complex128]:
@@ -244,4 +245,5 @@ def _unit_power_filter(echo: npt.NDArray[np.complex128], sigma: float, axis: int
 
 
 def _unit_power(echo: npt.NDArray[np.complex128]) -> npt.NDArray[np.complex128]:
-    return echo / np.sqrt(np.mean(np.abs(echo) ** 2))
+    scaled: npt.NDArray[np.complex128] = echo / np.sqrt(np.mean(np.abs(echo) ** 2))
+    return scaled

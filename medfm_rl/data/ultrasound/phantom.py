@@ -184,4 +184,5 @@ def _echogenicity(
     bumps = ndimage.gaussian_filter1d(rng.standard_normal(64), 5)
     bumps = np.clip(bumps / np.abs(bumps).max(), -1, 0)
     position = np.clip((angle / sector.half_angle + 1) / 2, 0, 1) * 63
-    return np.clip(echo + heart.dropout_db * np.interp(position, np.arange(64), bumps), -60, 0)
+    level: Array = np.clip(echo + heart.dropout_db * np.interp(position, np.arange(64), bumps), -60, 0)
+    return level

@@ -1,0 +1,54 @@
+# `make help` lists the targets. A fresh machine needs Python 3.11 or newer and nothing else.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+
+.DEFAULT_GOAL := help
+
+.PHONY: help
+help: ## list the targets
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-12s %s\n", $$1, $$2}'
+
+$(VENV)/.installed: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+		|| { echo "Python 3.11 or newer is needed; call: make PYTHON=/path/to/python3.11 ..."; exit 2; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[tracking,dev,docs]'
+	@touch $@
+
+.PHONY: install
+install: $(VENV)/.installed ## install the package and its tools into .venv
+
+.PHONY: demo
+demo: install ## adapt a segmenter on simulated echo; report in runs/demo/report.html
+	$(BIN)/medfm-rl demo --out runs/demo
+
+.PHONY: test
+test: lint types imports docs unit ## everything the project tests
+
+.PHONY: lint
+lint: install ## code style
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+.PHONY: types
+types: install ## static types of the package
+	$(BIN)/mypy
+
+.PHONY: imports
+imports: install ## who may import whom
+	$(BIN)/lint-imports
+
+.PHONY: docs
+docs: install ## documentation, in docs/_build
+	$(BIN)/sphinx-build --quiet -W --keep-going docs docs/_build
+
+# One thread a worker: the networks of the tests are tiny, and threads that wait for each other cost more than they bring.
+.PHONY: unit
+unit: install ## the tests
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2
+
+.PHONY: clean
+clean: ## remove what can be made again
+	rm -rf $(VENV) docs/_build build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache

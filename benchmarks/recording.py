@@ -1,0 +1,54 @@
+"""What every benchmark writes: where it ran, its results as JSON, and a table beside it."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import os
+import platform
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+
+RESULTS = Path(__file__).parent / "results"
+_PACKAGES = ("medfm-rl", "torch", "monai", "stable-baselines3", "gymnasium", "numpy", "scipy")
+
+
+def environment() -> dict[str, Any]:
+    """Machine, versions and commit."""
+    commit = subprocess.run(
+        ["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False, cwd=RESULTS.parent
+    )
+    changed = subprocess.run(
+        ["git", "status", "--porcelain", "--", "../medfm_rl", "."],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=RESULTS.parent,
+    )
+    return {
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads",
+        "python": platform.python_version(),
+        "versions": {package: importlib.metadata.version(package) for package in _PACKAGES},
+        "commit": commit.stdout.strip(),
+        "uncommitted_changes": bool(changed.stdout.strip()),
+    }
+
+
+def write_results(name: str, seeds: list[int], results: Any, summary: dict[str, Any], table: str) -> None:
+    """Writes `results/NAME.json` and `results/NAME.md`, and prints the table."""
+    RESULTS.mkdir(exist_ok=True)
+    content = {
+        "environment": environment(),
+        "command": " ".join(["python", *sys.argv]),
+        "seeds": seeds,
+        "results": results,
+        "summary": summary,
+    }
+    (RESULTS / f"{name}.json").write_text(json.dumps(content, indent=2) + "\n")
+    (RESULTS / f"{name}.md").write_text(table)
+    print(json.dumps(content["environment"]))
+    print(table)

@@ -1,0 +1,164 @@
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from medfm_rl.adapters import ConformanceError, Sample, SegmenterAdapter, TorchModuleAdapter, check_adapter
+from medfm_rl.settings import NetworkSettings, PreprocessingSettings
+from medfm_rl.types import Case, LabelMap, LabelSchema
+
+SCHEMA = LabelSchema.from_structures({"LV": 1, "MYO": 2})
+
+
+class Working(SegmenterAdapter):
+    """Two convolutions on the native grid: the least that keeps every promise."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.schema, self.patch_size, self.in_channels = SCHEMA, (12, 12), 1
+        self.layers = nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), nn.ReLU(), nn.Conv2d(4, 3, 3, padding=1))
+
+    def preprocess(self, case: Case) -> Sample:
+        image = torch.from_numpy(case.image.copy())
+        return Sample(image, case.case_id, case.patient_id, case.shape, case.geometry)
+
+    def preprocess_labels(self, labels: LabelMap, sample: Sample) -> Tensor:
+        return torch.from_numpy(labels)
+
+    def forward(self, images: Tensor, prompts: object = None) -> Tensor:
+        result: Tensor = self.layers(images)
+        return result
+
+    def restore(self, logits: Tensor, sample: Sample) -> LabelMap:
+        return logits.argmax(dim=0).to(torch.uint8).numpy()
+
+    def restore_map(self, values: Tensor, sample: Sample) -> np.ndarray:
+        return values.numpy()
+
+    def trainable(self, scope: str) -> dict[str, nn.Parameter]:
+        return dict(self.named_parameters())
+
+    def export(self, folder: Path) -> None:
+        from medfm_rl.data.files import replace_folder_on_success
+
+        with replace_folder_on_success(folder) as temporary:
+            torch.save(self.state_dict(), temporary / "weights.pt")
+
+    @classmethod
+    def load(cls, folder: Path) -> Working:
+        adapter = cls()
+        adapter.load_state_dict(torch.load(folder / "weights.pt", weights_only=True))
+        return adapter
+
+
+def case_of(shape: tuple[int, ...] = (12, 12)) -> Case:
+    from medfm_rl.types import Geometry
+
+    image = np.random.default_rng(0).normal(size=(1, *shape)).astype(np.float32)
+    return Case("a", "a", image, Geometry.unknown(len(shape)))
+
+
+def test_a_working_adapter_passes_and_is_left_as_it_was() -> None:
+    adapter = Working().train()
+    adapter.layers[0].weight.requires_grad_(False)
+    before = {name: value.clone() for name, value in adapter.state_dict().items()}
+    check_adapter(adapter, case_of())
+    assert adapter.training
+    assert not adapter.layers[0].weight.requires_grad
+    assert all(value.grad is None for value in adapter.parameters())
+    assert all(torch.equal(value, before[name]) for name, value in adapter.state_dict().items())
+
+
+def broken(**overrides: Callable[..., Any]) -> Callable[[], SegmenterAdapter]:
+    return lambda: type("Broken", (Working,), overrides)()
+
+
+def in_place(self: Working, case: Case) -> Sample:
+    case.image[:] += 1
+    return Working.preprocess(self, case)
+
+
+def with_buffer(self: Working, images: Tensor, prompts: object = None) -> Tensor:
+    with torch.no_grad():
+        self.layers[0].bias.add_(0.1)
+    return Working.forward(self, images)
+
+
+def loses_weights(self: Working, folder: Path) -> None:
+    Working.export(Working(), folder)
+
+
+def overwrites(self: Working, folder: Path) -> None:
+    folder.mkdir(exist_ok=True)
+    torch.save(self.state_dict(), folder / "weights.pt")
+
+
+def unused_parameter() -> SegmenterAdapter:
+    adapter = Working()
+    adapter.extra = nn.Linear(2, 2)
+    return adapter
+
+
+def shared_copy(self: Working, memo: dict[int, Any]) -> Working:
+    return copy.copy(self)
+
+
+BROKEN: dict[str, tuple[Callable[[], SegmenterAdapter], str]] = {
+    "probabilities": (broken(forward=lambda s, x, p=None: Working.forward(s, x).softmax(1)), "probabilities"),
+    "nan": (broken(forward=lambda s, x, p=None: Working.forward(s, x) * torch.nan), "NaN"),
+    "wrong K": (broken(forward=lambda s, x, p=None: Working.forward(s, x)[:, :2]), "shape"),
+    "random": (broken(forward=lambda s, x, p=None: Working.forward(s, x) + torch.rand(1)), "two passes"),
+    "moving state": (broken(forward=with_buffer), "two passes|changes"),
+    "batch": (
+        broken(forward=lambda s, x, p=None: Working.forward(s, x - x.mean(dim=0, keepdim=True) * (len(x) > 1))),
+        "batch-mates",
+    ),
+    "no gradient": (broken(forward=lambda s, x, p=None: Working.forward(s, x).detach()), "no gradient"),
+    "unused parameter": (unused_parameter, "no gradient reaches 2 parameters"),
+    "changes case": (broken(preprocess=in_place), "changes the case"),
+    "file ids": (broken(restore=lambda s, x, sample: Working.restore(s, x, sample) * 2), "class ind"),
+    "int64 labels": (broken(restore=lambda s, x, sample: x.argmax(dim=0).numpy()), "uint8"),
+    "wrong grid": (broken(restore=lambda s, x, sample: Working.restore(s, x, sample)[:-1]), "restore gives the size"),
+    "map": (broken(restore_map=lambda s, x, sample: Working.restore_map(s, x, sample) * 2), "constant map"),
+    "export": (broken(export=loses_weights), "another segmenter"),
+    "overwrites": (broken(export=overwrites), "not empty"),
+    "copy": (broken(__deepcopy__=shared_copy), "shares its weights"),
+    "sample": (
+        broken(preprocess=lambda s, case: replace(Working.preprocess(s, case), patient_id="?")),
+        "id, patient",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_a_broken_adapter_is_caught(name: str) -> None:
+    make, message = BROKEN[name]
+    torch.manual_seed(0)
+    with pytest.raises(ConformanceError, match=message):
+        check_adapter(make(), case_of())
+
+
+@pytest.mark.parametrize(
+    ("size", "shape", "grid"),
+    [
+        ((16, 16), (20, 24), "resize"),
+        ((16, 16), (20, 24), "native"),
+        ((16, 16), (10, 30), "native"),
+        ((8, 8, 8), (9, 10, 11), "resize"),
+        ((8, 8, 8), (9, 10, 11), "native"),
+    ],
+)
+def test_unets_conform_in_two_and_three_dimensions(size: tuple[int, ...], shape: tuple[int, ...], grid: str) -> None:
+    torch.manual_seed(0)
+    adapter = TorchModuleAdapter.build_unet(
+        NetworkSettings(channels=(4, 8), residual_units=1), SCHEMA, PreprocessingSettings(size=size, grid=grid)
+    )
+    check_adapter(adapter, case_of(shape))

@@ -1,0 +1,57 @@
+"""Shared fixtures: tiny schemas, cases and segmenters, and the real data where it is there."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from medfm_rl.adapters import TorchModuleAdapter
+from medfm_rl.data.ultrasound.phantom import simulate_dataset
+from medfm_rl.data.ultrasound.vendors import vendor
+from medfm_rl.settings import NetworkSettings, PreprocessingSettings
+from medfm_rl.types import Case, Geometry, LabelSchema
+
+
+@pytest.fixture(scope="session")
+def real_data() -> Path:
+    """The folder of real images, which is not part of the project."""
+    folder = Path(os.environ.get("MEDFM_RL_DATA", Path(__file__).parents[2] / "shared" / "data"))
+    if not (folder / "camus224_train250.npz").exists():
+        pytest.skip(f"the real images are not in {folder} (set MEDFM_RL_DATA)")
+    return folder
+
+
+@pytest.fixture
+def schema() -> LabelSchema:
+    return LabelSchema.from_structures({"LV": 1, "MYO": 2, "LA": 3})
+
+
+@pytest.fixture
+def make_case() -> Callable[..., Case]:
+    def make(shape: tuple[int, ...] = (20, 24), channels: int = 1, name: str = "p1_a", seed: int = 0) -> Case:
+        image = np.random.default_rng(seed).normal(size=(channels, *shape)).astype(np.float32)
+        return Case(name, name.split("_")[0], image, Geometry.unknown(len(shape)))
+
+    return make
+
+
+@pytest.fixture
+def tiny_unet(schema: LabelSchema) -> TorchModuleAdapter:
+    torch.manual_seed(0)
+    return TorchModuleAdapter.build_unet(
+        NetworkSettings(channels=(4, 8), residual_units=0), schema, PreprocessingSettings(size=(16, 16))
+    ).eval()
+
+
+@pytest.fixture(scope="session")
+def simulated_echo(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two simulated vendors: `a` with 6 patients and `b` with 6 others, 32 x 32 pixels."""
+    folder = tmp_path_factory.mktemp("echo")
+    simulate_dataset(folder / "a", vendor("cart"), 6, seed=0, size=(32, 32))
+    simulate_dataset(folder / "b", vendor("handheld"), 6, seed=0, size=(32, 32), first=101)
+    return folder

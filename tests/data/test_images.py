@@ -1,0 +1,183 @@
+from __future__ import annotations
+
+import errno
+from pathlib import Path
+
+import numpy as np
+import pytest
+import SimpleITK as sitk
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from medfm_rl.data.images import read_image, read_labels, write_image, write_labels
+from medfm_rl.errors import DataError
+from medfm_rl.types import Geometry, LabelSchema
+
+GEOMETRY = Geometry((0.5, 0.8), (10.0, -3.0), (1.0, 0.0, 0.0, 1.0))
+VOLUME = Geometry((0.5, 0.8, 2.0), (1.0, 2.0, 3.0), (0.0, 1.0, 0.0, 1.0, 0.0, 0.0, 0.0, 0.0, 1.0))
+
+
+def ramp(*shape: int) -> np.ndarray:
+    return np.arange(np.prod(shape), dtype=np.float32).reshape(shape)
+
+
+@pytest.mark.parametrize("suffix", [".nii.gz", ".nii", ".mha", ".mhd", ".nrrd"])
+@pytest.mark.parametrize(("shape", "geometry"), [((6, 7), GEOMETRY), ((3, 4, 5), VOLUME)])
+def test_pixels_and_geometry_survive_every_format(
+    tmp_path: Path, suffix: str, shape: tuple[int, ...], geometry: Geometry
+) -> None:
+    path = tmp_path / f"image{suffix}"
+    write_image(path, ramp(*shape), geometry)
+    pixels, read = read_image(path)
+    assert np.array_equal(pixels, ramp(*shape)[None])
+    assert read.matches(geometry)
+
+
+def test_png_has_no_spacing(tmp_path: Path) -> None:
+    write_image(tmp_path / "a.png", ramp(4, 5).astype(np.uint8), GEOMETRY)
+    pixels, geometry = read_image(tmp_path / "a.png")
+    assert geometry.spacing is None
+    assert np.array_equal(pixels[0], ramp(4, 5))
+
+
+def test_png_refuses_real_values(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="8-bit"):
+        write_image(tmp_path / "a.png", ramp(4, 5), GEOMETRY)
+
+
+@settings(max_examples=20, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(labels=hnp.arrays(np.uint8, (5, 6), elements=st.integers(0, 2)))
+def test_label_maps_survive_the_way_through_a_file(tmp_path: Path, labels: np.ndarray) -> None:
+    schema = LabelSchema(("background", "a", "b"), (0, 85, 170))
+    path = tmp_path / "labels.nii.gz"
+    write_labels(path, labels, GEOMETRY, schema)
+    assert set(np.unique(sitk.GetArrayFromImage(sitk.ReadImage(str(path))))) <= {0, 85, 170}
+    assert np.array_equal(read_labels(path, schema, (5, 6), GEOMETRY), labels)
+
+
+def test_a_volume_of_one_slice_is_an_image(tmp_path: Path) -> None:
+    image = sitk.GetImageFromArray(ramp(1, 4, 5))
+    image.SetSpacing((0.5, 0.8, 1.0))
+    sitk.WriteImage(image, str(tmp_path / "a.mhd"))
+    pixels, geometry = read_image(tmp_path / "a.mhd")
+    assert pixels.shape == (1, 4, 5)
+    assert geometry.spacing == pytest.approx((0.5, 0.8))
+
+
+def test_files_become_channels(tmp_path: Path) -> None:
+    for channel in range(2):
+        write_image(tmp_path / f"a_{channel}.nii.gz", ramp(4, 5) + channel, GEOMETRY)
+    pixels, _ = read_image([tmp_path / "a_0.nii.gz", tmp_path / "a_1.nii.gz"])
+    assert pixels.shape == (2, 4, 5)
+    assert np.array_equal(pixels[1], ramp(4, 5) + 1)
+
+
+def test_a_dicom_folder_is_one_case(tmp_path: Path) -> None:
+    writer = sitk.ImageFileWriter()
+    writer.KeepOriginalImageUIDOn()
+    for index in range(3):
+        image = sitk.GetImageFromArray((ramp(1, 4, 5) + 100 * index).astype(np.int16))
+        image.SetSpacing((0.5, 0.8, 2.0))
+        image.SetOrigin((0, 0, 2.0 * index))
+        for tag, value in {
+            "0008|0060": "MR",
+            "0020|000e": "1.2.3.4",
+            "0020|000d": "1.2.3",
+            "0020|0032": f"0\\0\\{2 * index}",
+            "0020|0013": str(index + 1),
+        }.items():
+            image.SetMetaData(tag, value)
+        writer.SetFileName(str(tmp_path / f"{index}.dcm"))
+        writer.Execute(image)
+    pixels, geometry = read_image(tmp_path)
+    assert pixels.shape == (1, 3, 4, 5)
+    assert geometry.array_spacing == pytest.approx((2.0, 0.8, 0.5))
+
+
+def broken_truncated(path: Path) -> None:
+    noise = np.random.default_rng(0).normal(size=(64, 64)).astype(np.float32)
+    write_image(path, noise, GEOMETRY)
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda path: None, "no such file"),
+        (lambda path: path.write_bytes(b""), "empty"),
+        (lambda path: path.write_bytes(b"not an image at all"), "cannot be read"),
+        (broken_truncated, "cannot be read"),
+        (lambda path: write_image(path, np.full((4, 5), 3.0, np.float32), GEOMETRY), "every pixel has the value 3"),
+    ],
+    ids=["missing", "empty", "garbage", "truncated", "constant"],
+)
+def test_a_bad_image_is_named_with_what_is_wrong(tmp_path: Path, make, message: str) -> None:
+    path = tmp_path / "scan.nii.gz"
+    make(path)
+    with pytest.raises(DataError, match=message) as caught:
+        read_image(path)
+    assert "scan.nii.gz" in str(caught.value)
+
+
+@pytest.mark.parametrize("suffix", [".mha", ".mhd", ".nrrd"])
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_pixels_that_are_no_numbers_are_refused(tmp_path: Path, suffix: str, value: float) -> None:
+    """NIfTI is left out: ITK's reader turns NaN into 0 before anybody can see it."""
+    pixels = ramp(4, 5)
+    pixels[0, 0] = value
+    write_image(tmp_path / f"scan{suffix}", pixels, GEOMETRY)
+    with pytest.raises(DataError, match=rf"scan\{suffix}: the image holds NaN or infinite"):
+        read_image(tmp_path / f"scan{suffix}")
+
+
+@pytest.mark.parametrize("suffix", [".nii", ".mha", ".nrrd", ".png"])
+def test_every_format_notices_that_it_is_truncated(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"scan{suffix}"
+    write_image(path, np.random.default_rng(0).integers(0, 255, (64, 64)).astype(np.uint8), GEOMETRY)
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    with pytest.raises(DataError, match="cannot be read"):
+        read_image(path)
+
+
+def test_an_mhd_without_its_pixels_is_refused(tmp_path: Path) -> None:
+    write_image(tmp_path / "a.mhd", ramp(4, 5), GEOMETRY)
+    next(tmp_path.glob("*raw")).unlink()
+    with pytest.raises(DataError, match=r"a\.mhd: cannot be read"):
+        read_image(tmp_path / "a.mhd")
+
+
+@pytest.mark.parametrize(
+    ("shape", "geometry", "message"),
+    [
+        ((4, 6), GEOMETRY, r"size \(4, 5\), its image \(4, 6\)"),
+        ((4, 5), Geometry((0.5, 0.9), (10.0, -3.0), (1.0, 0.0, 0.0, 1.0)), "elsewhere in space"),
+    ],
+)
+def test_a_mask_that_does_not_belong_to_its_image_is_refused(
+    tmp_path: Path, schema: LabelSchema, shape: tuple[int, ...], geometry: Geometry, message: str
+) -> None:
+    write_labels(tmp_path / "m.nii.gz", np.zeros((4, 5), np.uint8), GEOMETRY, schema)
+    with pytest.raises(DataError, match=message):
+        read_labels(tmp_path / "m.nii.gz", schema, shape, geometry)
+
+
+def test_an_interpolated_mask_is_refused(tmp_path: Path, schema: LabelSchema) -> None:
+    write_image(tmp_path / "m.nii.gz", ramp(4, 5) / 7, GEOMETRY)
+    with pytest.raises(DataError, match="interpolated"):
+        read_labels(tmp_path / "m.nii.gz", schema, (4, 5), GEOMETRY)
+
+
+def test_a_full_disk_leaves_the_old_file_intact(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "a.nii.gz"
+    write_image(path, ramp(4, 5), GEOMETRY)
+    before = path.read_bytes()
+
+    def full(*args: object, **kwargs: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", full)
+    with pytest.raises(DataError, match="No space left on device"):
+        write_image(path, ramp(4, 5) + 1, GEOMETRY)
+    assert path.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [path]

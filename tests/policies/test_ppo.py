@@ -1,0 +1,290 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from medfm_rl.envs import SegmentationVecEnv
+from medfm_rl.errors import DataError, ModelError
+from medfm_rl.policies import DensePPO
+from medfm_rl.policies.ppo import clipped_policy_loss, greedy_advantages, normalise_advantages
+
+K = 3
+
+
+class TinyNet(nn.Module):
+    """Two convolutions with what must stay frozen between them: batch norm and dropout."""
+
+    def __init__(self, out_channels: int = K, spatial_dims: int = 2) -> None:
+        super().__init__()
+        conv, norm = (nn.Conv2d, nn.BatchNorm2d) if spatial_dims == 2 else (nn.Conv3d, nn.BatchNorm3d)
+        self.layers = nn.Sequential(
+            conv(1, 16, 3, padding=1), norm(16), nn.ReLU(), nn.Dropout(0.3), conv(16, out_channels, 3, padding=1)
+        )
+
+    def forward(self, images: Tensor) -> Tensor:
+        result: Tensor = self.layers(images)
+        return result
+
+
+def drawn_shapes(count: int = 32, spatial_dims: int = 2) -> tuple[np.ndarray, np.ndarray]:
+    """Squares within squares whose grey value is their class, with some noise."""
+    rng = np.random.default_rng(0)
+    side = 16 if spatial_dims == 2 else 8
+    labels = np.zeros((count, *(side,) * spatial_dims), np.uint8)
+    for label_map in labels:
+        corner = rng.integers(1, side // 2, spatial_dims)
+        label_map[tuple(slice(c, c + side // 2 - 2) for c in corner)] = 1
+        label_map[tuple(slice(c + 1, c + 3) for c in corner)] = 2
+    images = labels + rng.normal(0, 0.1, labels.shape)
+    return images.astype(np.float32)[:, None], labels
+
+
+def no_reward(images: Tensor, actions: Tensor) -> Tensor:
+    raise AssertionError("every image has its truth here")
+
+
+def make_ppo(seed: int = 0, n_envs: int = 16, **changes: object) -> DensePPO:
+    torch.manual_seed(0)
+    images, labels = drawn_shapes()
+    segmenter = TinyNet()
+    arguments: dict[str, object] = {"baseline": "greedy", "learning_rate": 1e-2, "kl_coef": 0.0, "device": "cpu"}
+    arguments.update(changes)
+    critic = TinyNet(1) if arguments["baseline"] == "critic" else None
+    env = SegmentationVecEnv(images, no_reward, K, n_envs, references=labels)
+    return DensePPO(env, segmenter, critic, seed=seed, **arguments)  # type: ignore[arg-type]
+
+
+def accuracy(ppo: DensePPO) -> float:
+    images, labels = drawn_shapes()
+    actions, _ = ppo.predict(images, deterministic=True)
+    return float((actions.reshape(labels.shape) == labels).mean())
+
+
+@pytest.mark.parametrize("baseline", ["critic", "greedy"])
+@pytest.mark.parametrize("correlation_length", [0.0, 2.0])
+def test_an_oracle_reward_is_learnt(baseline: str, correlation_length: float) -> None:
+    ppo = make_ppo(baseline=baseline, correlation_length=correlation_length)
+    assert accuracy(ppo) < 0.9
+    ppo.learn(16 * 80)
+    assert accuracy(ppo) >= 0.98
+
+
+def test_volumes_are_learnt_too() -> None:
+    torch.manual_seed(0)
+    images, labels = drawn_shapes(16, spatial_dims=3)
+    env = SegmentationVecEnv(images, no_reward, K, 8, references=labels)
+    ppo = DensePPO(env, TinyNet(spatial_dims=3), learning_rate=1e-2, kl_coef=0.0, device="cpu", correlation_length=1.0)
+    before = float((ppo.predict(images, deterministic=True)[0].reshape(labels.shape) == labels).mean())
+    ppo.learn(8 * 30)
+    after = float((ppo.predict(images, deterministic=True)[0].reshape(labels.shape) == labels).mean())
+    assert after > before + 0.1
+
+
+def test_the_ratio_is_exactly_one_at_the_first_inner_epoch() -> None:
+    """Dropout and batch norm are in the network, and frozen."""
+    ppo = make_ppo(n_epochs=1, learning_rate=0.0)
+    ppo.learn(16)
+    assert ppo.logger.name_to_value["train/approx_kl"] == 0.0
+    assert ppo.logger.name_to_value["train/clip_fraction"] == 0.0
+
+
+def test_reusing_the_rollout_graph_changes_nothing() -> None:
+    """One minibatch reuses the graph, two half-rollout steps cannot: the same images give the same first loss."""
+    reused, recomputed = make_ppo(n_epochs=1, learning_rate=0.0), make_ppo(n_epochs=1, learning_rate=0.0)
+    recomputed_train = recomputed.train
+
+    def forget_graph() -> None:
+        recomputed._rollout_log_probs = None
+        recomputed_train()
+
+    recomputed.train = forget_graph  # type: ignore[method-assign]
+    for ppo in (reused, recomputed):
+        ppo.learn(16)
+    losses = [ppo.logger.name_to_value["train/policy_loss"] for ppo in (reused, recomputed)]
+    norms = [ppo.logger.name_to_value["train/actor_grad_norm"] for ppo in (reused, recomputed)]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-6)
+    assert norms[0] == pytest.approx(norms[1], rel=1e-5)
+
+
+@pytest.mark.parametrize("n_steps", [1, 2])
+def test_minibatches_and_several_steps_learn(n_steps: int) -> None:
+    ppo = make_ppo(n_steps=n_steps, batch_size=8)
+    ppo.learn(16 * 60)
+    assert accuracy(ppo) >= 0.95
+
+
+def test_no_batch_statistics_move_while_the_policy_learns() -> None:
+    ppo = make_ppo()
+    before = {name: value.clone() for name, value in ppo.policy.segmenter.named_buffers()}
+    ppo.learn(16 * 3)
+    for name, value in ppo.policy.segmenter.named_buffers():
+        assert torch.equal(value, before[name]), name
+
+
+def test_the_policy_loss_does_not_reach_the_critic() -> None:
+    ppo = make_ppo(baseline="critic", critic_learning_rate=0.0)
+    before = {name: value.clone() for name, value in ppo.policy.critic.named_parameters()}  # type: ignore[union-attr]
+    actor = {name: value.clone() for name, value in ppo.policy.segmenter.named_parameters()}
+    ppo.learn(16)
+    for name, value in ppo.policy.critic.named_parameters():  # type: ignore[union-attr]
+        assert torch.equal(value, before[name]), name
+    assert any(not torch.equal(value, actor[name]) for name, value in ppo.policy.segmenter.named_parameters())
+
+
+def test_sharing_parameters_by_accident_is_refused() -> None:
+    images, labels = drawn_shapes()
+    net = TinyNet()
+    with pytest.raises(ValueError, match="share parameters"):
+        DensePPO(SegmentationVecEnv(images, no_reward, K, 4, references=labels), net, net, baseline="critic")
+
+
+def test_gradients_of_actor_and_critic_are_clipped_apart() -> None:
+    """A critic with a huge gradient does not shrink the actor's step."""
+    free, clipped = make_ppo(baseline="critic", max_grad_norm=1e9), make_ppo(baseline="critic", max_grad_norm=1e-3)
+    for ppo in (free, clipped):
+        ppo.learn(16)
+    for name in ("train/actor_grad_norm", "train/critic_grad_norm"):
+        assert clipped.logger.name_to_value[name] > 1e-3
+    alone = make_ppo(baseline="critic", max_grad_norm=1e9, n_epochs=1)
+    alone.learn(16)
+    parameters = [p.clone() for p in alone.policy.actor_parameters]
+    with torch.no_grad():
+        for value in alone.policy.critic.parameters():  # type: ignore[union-attr]
+            value.mul_(1.0)
+    assert all(torch.isfinite(p).all() for p in parameters)
+
+
+def test_only_the_chosen_parameters_move() -> None:
+    torch.manual_seed(0)
+    images, labels = drawn_shapes()
+    net = TinyNet()
+    chosen = [net.layers[1].weight, net.layers[1].bias]
+    before = {name: value.clone() for name, value in net.named_parameters()}
+    ppo = DensePPO(SegmentationVecEnv(images, no_reward, K, 16, references=labels), net, trainable=chosen, device="cpu")
+    ppo.learn(16 * 2)
+    moved = {name for name, value in net.named_parameters() if not torch.equal(value, before[name])}
+    assert moved == {"layers.1.weight", "layers.1.bias"}
+
+
+def test_the_reference_is_frozen_and_the_kl_term_holds_the_policy_back() -> None:
+    free, held = make_ppo(kl_coef=1e-6), make_ppo(kl_coef=10.0)
+    before = {name: value.clone() for name, value in held.reference.named_parameters()}
+    for ppo in (free, held):
+        ppo.learn(16 * 10)
+    assert all(torch.equal(value, before[name]) for name, value in held.reference.named_parameters())
+    kl = [ppo.logger.name_to_value["train/kl_reference"] for ppo in (free, held)]
+    assert kl[1] < 0.5 * kl[0]
+
+
+def test_target_kl_stops_the_inner_epochs() -> None:
+    ppo = make_ppo(target_kl=1e-9, n_epochs=50, learning_rate=0.05)
+    ppo.learn(16)
+    steps = next(iter(ppo.policy.optimizer.state.values()))["step"]
+    assert steps == 2
+
+
+def test_the_same_seed_gives_the_same_weights() -> None:
+    first, second, other = make_ppo(seed=1), make_ppo(seed=1), make_ppo(seed=2)
+    for ppo in (first, second, other):
+        ppo.learn(16 * 3)
+    weights = [torch.cat([p.flatten() for p in ppo.policy.actor_parameters]) for ppo in (first, second, other)]
+    assert torch.equal(weights[0], weights[1])
+    assert not torch.equal(weights[0], weights[2])
+
+
+@pytest.mark.parametrize("baseline", ["critic", "greedy"])
+def test_saving_and_loading_goes_on_as_if_nothing_had_happened(tmp_path: Path, baseline: str) -> None:
+    straight, first = make_ppo(baseline=baseline, kl_coef=0.1), make_ppo(baseline=baseline, kl_coef=0.1)
+    straight.learn(16 * 4)
+    first.learn(16 * 2)
+    first.save(tmp_path / "checkpoint")
+    images, labels = drawn_shapes()
+    torch.manual_seed(99)
+    second = DensePPO.load(
+        tmp_path / "checkpoint",
+        SegmentationVecEnv(images, no_reward, K, 16, references=labels),
+        TinyNet(),
+        TinyNet(1) if baseline == "critic" else None,
+        device="cpu",
+    )
+    second.learn(16 * 2, reset_num_timesteps=False)
+    for ours, theirs in zip(second.policy.actor_parameters, straight.policy.actor_parameters, strict=True):
+        assert torch.equal(ours, theirs)
+
+
+def test_loading_what_is_no_checkpoint_names_the_folder(tmp_path: Path) -> None:
+    images, labels = drawn_shapes()
+    env = SegmentationVecEnv(images, no_reward, K, 16, references=labels)
+    with pytest.raises(ModelError, match="nothing: not a PPO checkpoint"):
+        DensePPO.load(tmp_path / "nothing", env, TinyNet())
+
+
+def test_saving_over_a_checkpoint_is_refused(tmp_path: Path) -> None:
+    ppo = make_ppo()
+    ppo.save(tmp_path / "a")
+    with pytest.raises(DataError, match="not empty"):
+        ppo.save(tmp_path / "a")
+
+
+def test_a_loss_that_is_not_finite_stops_before_the_weights_change() -> None:
+    ppo = make_ppo()
+    with torch.no_grad():
+        ppo.policy.actor_parameters[0][0] = torch.nan
+    before = [parameter.clone() for parameter in ppo.policy.actor_parameters]
+    with pytest.raises(FloatingPointError, match="learning_rate"):
+        ppo.learn(16)
+    for ours, theirs in zip(ppo.policy.actor_parameters, before, strict=True):
+        assert torch.equal(ours.nan_to_num(), theirs.nan_to_num())
+
+
+def test_rollouts_sample_and_evaluation_takes_the_argmax() -> None:
+    ppo = make_ppo(correlation_length=0.0)
+    images, _ = drawn_shapes()
+    greedy = [ppo.predict(images, deterministic=True)[0] for _ in range(2)]
+    assert np.array_equal(*greedy)
+    assert greedy[0].dtype == np.uint8
+    ppo.learn(16)
+    drawn = next(ppo.rollout_buffer.get()).actions
+    rows = [ppo.env.images[i] for i in range(16)]  # type: ignore[union-attr]
+    assert len(rows) == 16
+    logits = ppo.reference(next(ppo.rollout_buffer.get()).images)
+    assert (drawn != logits.argmax(dim=1)).float().mean() > 0.05
+
+
+def test_clipped_loss_by_hand() -> None:
+    """Ratios 1.5 and 0.5 with epsilon 0.2: the first is cut at 1.2 for a gain, the second at 0.8 for a loss."""
+    old = torch.zeros(1, 2)
+    new = torch.log(torch.tensor([[1.5, 0.5]]))
+    loss, clip_fraction, approx_kl = clipped_policy_loss(new, old, torch.tensor([[2.0, -1.0]]), 0.2)
+    assert loss.item() == pytest.approx(-(1.2 * 2.0 + 0.8 * -1.0) / 2)
+    assert clip_fraction == 1.0
+    assert approx_kl == pytest.approx(((0.5 - np.log(1.5)) + (-0.5 - np.log(0.5))) / 2, rel=1e-5)
+    # Where clipping would make things look better than they are, PPO does not clip.
+    loss, _, _ = clipped_policy_loss(new, old, torch.tensor([[-2.0, 1.0]]), 0.2)
+    assert loss.item() == pytest.approx(-(1.5 * -2.0 + 0.5 * 1.0) / 2)
+
+
+def test_advantages_are_scaled_but_not_centred() -> None:
+    scaled = normalise_advantages(torch.tensor([[3.0, 0.0, 0.0, 4.0]]))
+    assert torch.allclose(scaled, torch.tensor([[1.2, 0.0, 0.0, 1.6]]))
+    assert torch.equal(normalise_advantages(torch.zeros(1, 4)), torch.zeros(1, 4))
+
+
+def test_greedy_advantages_by_hand() -> None:
+    """The difference of both reward maps where the actions differ, exactly 0 where they do not."""
+    actions, greedy = torch.tensor([[[1, 2]]]), torch.tensor([[[1, 1]]])
+    advantages = greedy_advantages(torch.tensor([[[0.2, 0.9]]]), actions, torch.tensor([[[0.7, 0.4]]]), greedy)
+    assert torch.allclose(advantages, torch.tensor([[[0.0, 0.5]]]))
+
+
+def test_a_critic_and_the_greedy_baseline_exclude_each_other() -> None:
+    images, labels = drawn_shapes()
+    env = SegmentationVecEnv(images, no_reward, K, 4, references=labels)
+    with pytest.raises(ValueError, match="critic"):
+        DensePPO(env, TinyNet(), TinyNet(1), baseline="greedy")
+    with pytest.raises(ValueError, match="critic"):
+        DensePPO(env, TinyNet(), None, baseline="critic")
