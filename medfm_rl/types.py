@@ -17,7 +17,7 @@ import numpy.typing as npt
 from medfm_rl.errors import DataError
 
 LabelMap = npt.NDArray[np.uint8]
-"""Class index of each pixel, shape (*S)."""
+"""Class index of each pixel, shape `(*S)`."""
 FloatArray = npt.NDArray[np.float32]
 IntArray = npt.NDArray[np.integer]
 
@@ -188,7 +188,7 @@ class Case:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Size of the pixel grid, (*S)."""
+        """Size of the pixel grid, `(*S)`."""
         return self.image.shape[1:]
 
 

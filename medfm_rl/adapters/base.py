@@ -24,7 +24,7 @@ class Sample:
         image: `(C, *S')` float32, the network's input.
         case_id: Of the case.
         patient_id: Of the case.
-        native_shape: Size of the case's own grid, (*S).
+        native_shape: Size of the case's own grid, `(*S)`.
         geometry: The case's own grid in space.
     """
 
@@ -43,7 +43,7 @@ class SegmenterAdapter(nn.Module, ABC):
 
     Attributes:
         schema: Names and file integers of the structures.
-        patch_size: Grid that the network sees at once, (*S').
+        patch_size: Grid that the network sees at once, `(*S')`.
         in_channels: C.
     """
 

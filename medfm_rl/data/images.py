@@ -66,7 +66,7 @@ def read_labels(path: Path, schema: LabelSchema, image_shape: tuple[int, ...], g
     Args:
         path: The mask.
         schema: Says what the integers mean.
-        image_shape: Size of the image that the mask belongs to, (*S).
+        image_shape: Size of the image that the mask belongs to, `(*S)`.
         geometry: Geometry of that image.
 
     Raises:

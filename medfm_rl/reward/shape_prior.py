@@ -26,7 +26,7 @@ class ShapePrior(nn.Module):
 
     Args:
         num_classes: K.
-        size: Grid of the masks, (*S).
+        size: Grid of the masks, `(*S)`.
         latent: Size of the code.
     """
 

@@ -1,0 +1,289 @@
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from medfm_rl.data.files import hash_folder
+from medfm_rl.data.layouts import find_cases
+from medfm_rl.errors import ConfigError, DataError
+from medfm_rl.pipeline.adapt import adapt
+from medfm_rl.pipeline.config_file import dump_config
+from medfm_rl.pipeline.evaluate import predict
+from medfm_rl.pipeline.finish import finish
+from medfm_rl.pipeline.models import load_model
+from medfm_rl.pipeline.train_source import train_source
+from medfm_rl.settings import (
+    AdaptConfig,
+    CollectSettings,
+    DataSettings,
+    NetworkSettings,
+    PPOSettings,
+    PreprocessingSettings,
+    RewardSettings,
+    SegmenterSettings,
+    ShapePriorSettings,
+    SourceTrainingSettings,
+    TrackingSettings,
+    TrainSourceConfig,
+)
+
+TINY = NetworkSettings(channels=(4, 8), residual_units=0)
+
+
+def quiet(stage: str, done: int, total: int) -> None:
+    assert 0 <= done <= total, stage
+
+
+@pytest.fixture(scope="module")
+def source_model(simulated_echo: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("model") / "source"
+    config = TrainSourceConfig(
+        data=DataSettings(path=simulated_echo / "a"),
+        structures={"LV": 1, "MYO": 2, "LA": 3},
+        output=folder,
+        network=TINY,
+        preprocessing=PreprocessingSettings(size=(32, 32)),
+        training=SourceTrainingSettings(epochs=8, learning_rate=1e-2),
+    )
+    train_source(config, quiet)
+    return folder
+
+
+def make_config(echo: Path, model: Path, output: Path, **changes: object) -> AdaptConfig:
+    values: dict[str, object] = {
+        "segmenter": SegmenterSettings(folder=model),
+        "target": DataSettings(path=echo / "b"),
+        "source": DataSettings(path=echo / "a"),
+        "output": output,
+        "iterations": 2,
+        "collect": CollectSettings(source_images=12, target_images=8, actions_per_image=3, shard_images=6),
+        "shape_prior": ShapePriorSettings(epochs=1, latent=4),
+        "reward": RewardSettings(network=TINY, epochs=2),
+        "ppo": PPOSettings(updates=4, n_envs=4, eval_every=2),
+        "tracking": TrackingSettings(uri=None),
+        "device": "cpu",
+    }
+    return AdaptConfig.model_validate({**values, **changes})
+
+
+@pytest.fixture(scope="module")
+def finished_run(simulated_echo: Path, source_model: Path, tmp_path_factory: pytest.TempPathFactory) -> AdaptConfig:
+    output = tmp_path_factory.mktemp("finished") / "run"
+    config = make_config(simulated_echo, source_model, output, evaluation=DataSettings(path=simulated_echo / "b"))
+    run = adapt(config, resume=False, progress=quiet)
+    finish(run, config, quiet)
+    return config
+
+
+def final_hashes(run: Path) -> dict[str, str]:
+    """Everything that a run computes; reports and logs are left out."""
+    return {name: hash_folder(run / name) for name in ("actions", "shape_prior", "reward", "model")} | {
+        f"iteration-{i:02d}": hash_folder(run / f"iteration-{i:02d}") for i in range(2)
+    }
+
+
+def test_a_run_leaves_a_model_a_reward_and_a_report(finished_run: AdaptConfig) -> None:
+    run = finished_run.output
+    assert load_model(run).reward is not None
+    report = (run / "report.html").read_text()
+    assert "SIMULATED DATA" in report
+    assert "http" not in report.replace("http-equiv", "")
+    summary = json.loads((run / "evaluation" / "summary.json").read_text())
+    assert set(summary["dice_difference"]) == {"LV", "MYO", "LA", "mean"}
+
+
+def test_the_judge_weighs_every_checkpoint_and_the_source(finished_run: AdaptConfig) -> None:
+    selection = json.loads((finished_run.output / "iteration-01" / "selection.json").read_text())
+    names = [candidate["name"] for candidate in selection["candidates"]]
+    assert names[0] == "source"
+    assert len(names) == 1 + 2 * 2
+    assert selection["chosen"] in names
+
+
+def test_the_judge_learns_from_ground_truth_of_the_source_alone(
+    finished_run: AdaptConfig, simulated_echo: Path
+) -> None:
+    report = json.loads((finished_run.output / "iteration-00" / "reward" / "judge.json").read_text())
+    source = {case.patient_id for case in find_cases(DataSettings(path=simulated_echo / "a"))}
+    assert set(report["training_patients"]) | set(report["validation_patients"]) <= source
+
+
+def test_no_patient_is_on_both_sides_of_a_reward_training(finished_run: AdaptConfig) -> None:
+    """Neither training and validation of a network, nor the judge and the members."""
+    reports = {
+        path.stem: json.loads(path.read_text())
+        for path in (finished_run.output / "iteration-00" / "reward").glob("*.json")
+    }
+    patients = {
+        name: (set(report["training_patients"]), set(report["validation_patients"])) for name, report in reports.items()
+    }
+    assert set(patients) == {"judge", "member-0", "member-1"}
+    for training, validation in patients.values():
+        assert training
+        assert validation
+        assert not training & validation
+    judged = set.union(*patients["judge"])
+    assert not judged & set.union(*patients["member-0"], *patients["member-1"])
+
+
+def test_ground_truth_of_the_target_changes_nothing(
+    simulated_echo: Path, source_model: Path, finished_run: AdaptConfig, tmp_path: Path
+) -> None:
+    """A run on target images whose masks are missing ends with the same weights."""
+    echo = tmp_path / "echo"
+    shutil.copytree(simulated_echo, echo)
+    shutil.rmtree(echo / "b" / "labels")
+    config = make_config(echo, source_model, tmp_path / "run")
+    adapt(config, resume=False, progress=quiet)
+    assert final_hashes(config.output) == final_hashes(finished_run.output)
+
+
+def test_the_source_segmenter_is_never_written(finished_run: AdaptConfig, source_model: Path) -> None:
+    before = hash_folder(source_model)
+    assert before == hash_folder(finished_run.segmenter.folder)
+    weights = load_file(source_model / "weights.safetensors")
+    adapted = load_file(finished_run.output / "model" / "weights.safetensors")
+    assert weights.keys() == adapted.keys()
+
+
+STAGES = [
+    "shape_prior",
+    "actions/00-source-000006",
+    "iteration-00/reward/judge",
+    "iteration-00/ppo/00002",
+    "iteration-00/selection.json",
+    "iteration-01/ppo/00004",
+    "model",
+]
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_killed_run_resumes_to_the_result_of_an_uninterrupted_one(
+    stage: str, simulated_echo: Path, source_model: Path, finished_run: AdaptConfig, tmp_path: Path
+) -> None:
+    """SIGKILL as soon as a stage has left its result, then resume in a new process."""
+    config = make_config(simulated_echo, source_model, tmp_path / "run")
+    settings = tmp_path / "adapt.yaml"
+    settings.write_text(dump_config(config))
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "medfm_rl", "adapt", str(settings)]
+    process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    awaited = config.output / (f"{stage}.safetensors" if stage.startswith("actions") else stage)
+    deadline = time.monotonic() + 200
+    while not awaited.exists():
+        assert process.poll() is None or awaited.exists(), "the run ended before the stage"
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    torch.set_num_threads(1)
+    adapt(config, resume=True, progress=quiet)
+    assert final_hashes(config.output) == final_hashes(finished_run.output)
+
+
+def test_ctrl_c_leaves_a_run_that_resumes(
+    simulated_echo: Path, source_model: Path, finished_run: AdaptConfig, tmp_path: Path
+) -> None:
+    config = make_config(simulated_echo, source_model, tmp_path / "run")
+
+    def interrupt(stage: str, done: int, total: int) -> None:
+        if stage.startswith("PPO 1") and done == 3:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        adapt(config, resume=False, progress=interrupt)
+    adapt(config, resume=True, progress=quiet)
+    assert final_hashes(config.output) == final_hashes(finished_run.output)
+
+
+def test_source_free_runs_too(simulated_echo: Path, source_model: Path, tmp_path: Path) -> None:
+    # The tiny model makes no mask that a strict profile would call valid.
+    lenient = tmp_path / "lenient.yaml"
+    lenient.write_text("rules: [{kind: present, structure: LV}]")
+    config = make_config(
+        simulated_echo, source_model, tmp_path / "run", source=None, iterations=1, anatomy=str(lenient)
+    )
+    run = adapt(config, resume=False, progress=quiet)
+    finish(run, config, quiet)
+    assert "nothing is known about the gain" in run.report.read_text()
+    assert not list(run.actions.glob("*source*"))
+
+
+def test_starting_twice_needs_resume(finished_run: AdaptConfig) -> None:
+    with pytest.raises(ConfigError, match="--resume"):
+        adapt(finished_run, resume=False, progress=quiet)
+
+
+def test_resuming_with_other_settings_names_them(finished_run: AdaptConfig) -> None:
+    with pytest.raises(ConfigError, match="seed"):
+        adapt(finished_run.model_copy(update={"seed": 5}), resume=True, progress=quiet)
+
+
+def test_a_folder_with_other_things_is_not_touched(simulated_echo: Path, source_model: Path, tmp_path: Path) -> None:
+    (tmp_path / "precious.txt").write_text("kept")
+    with pytest.raises(ConfigError, match="not empty"):
+        adapt(make_config(simulated_echo, source_model, tmp_path), resume=False, progress=quiet)
+    assert [path.name for path in tmp_path.iterdir()] == ["precious.txt"]
+
+
+def test_predictions_lie_on_the_grid_of_the_image(
+    finished_run: AdaptConfig, simulated_echo: Path, tmp_path: Path
+) -> None:
+    from medfm_rl.data.images import read_image
+
+    files = find_cases(DataSettings(path=simulated_echo / "b"))[:2]
+    assert predict(load_model(finished_run.output), files, tmp_path, quiet) == []
+    for file in files:
+        case = file.read()
+        reward, geometry = read_image(tmp_path / "rewards" / f"{file.case_id}.nii.gz")
+        assert geometry.matches(case.geometry)
+        assert reward.shape[1:] == case.shape
+        assert 0 <= reward.min() <= reward.max() <= 1
+
+
+def test_one_broken_file_does_not_stop_the_others(
+    finished_run: AdaptConfig, simulated_echo: Path, tmp_path: Path
+) -> None:
+    images = tmp_path / "images"
+    images.mkdir()
+    for path in sorted((simulated_echo / "b" / "images").iterdir())[:2]:
+        shutil.copy(path, images)
+    (images / "broken_1.nii.gz").write_bytes(b"")
+    model = load_model(finished_run.output)
+    problems = predict(model, find_cases(DataSettings(path=images)), tmp_path / "out", quiet)
+    assert len(problems) == 1
+    assert "broken_1.nii.gz: the file is empty" in problems[0]
+    assert len(list((tmp_path / "out" / "labels").iterdir())) == 2
+
+
+def test_nothing_but_broken_files_is_an_error(finished_run: AdaptConfig, tmp_path: Path) -> None:
+    (tmp_path / "broken.nii.gz").write_bytes(b"")
+    with pytest.raises(DataError, match="no case could be segmented"):
+        predict(load_model(finished_run.output), find_cases(DataSettings(path=tmp_path)), tmp_path / "out", quiet)
+
+
+def test_reward_maps_of_batch_mates_do_not_change_each_other(finished_run: AdaptConfig) -> None:
+    """Frozen and in evaluation mode, whatever `train` is told."""
+    ensemble = load_model(finished_run.output).reward
+    assert ensemble is not None
+    ensemble.train()
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randn(3, 1, 32, 32, generator=generator)
+    actions = torch.randint(4, (3, 32, 32), generator=generator)
+    before = {name: value.clone() for name, value in ensemble.state_dict().items()}
+    together = ensemble(images, actions)
+    alone = ensemble(images[:1], actions[:1])
+    assert np.allclose(together[0].numpy(), alone[0].numpy(), atol=1e-6)
+    assert not any(parameter.requires_grad for parameter in ensemble.parameters())
+    assert all(torch.equal(value, before[name]) for name, value in ensemble.state_dict().items())
