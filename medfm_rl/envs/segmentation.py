@@ -66,7 +66,7 @@ class SegmentationEnv(gymnasium.Env[Any, Any]):
         if seed is not None or not self._order:
             self._order = self.np_random.permutation(len(self.images)).tolist()
         self._current = self._order.pop()
-        return self.images[self._current], {"image_index": self._current}
+        return self.images[self._current].copy(), {"image_index": self._current}
 
     def step(self, action: npt.NDArray[np.uint8]) -> tuple[FloatArray, float, bool, bool, dict[str, Any]]:
         """Judges the action on the image shown last.
@@ -78,7 +78,7 @@ class SegmentationEnv(gymnasium.Env[Any, Any]):
         maps = judge(self.reward, image[None], np.asarray(action)[None], self.device)
         reward_map = maps[0].cpu().numpy()
         info = {"reward_map": reward_map, "image_index": self._current}
-        return image, float(reward_map.mean()), True, False, info
+        return image.copy(), float(reward_map.mean()), True, False, info
 
 
 class SegmentationVecEnv(VecEnv):

@@ -210,9 +210,15 @@ def test_ctrl_c_leaves_a_run_that_resumes(
 def test_source_free_runs_too(simulated_echo: Path, source_model: Path, tmp_path: Path) -> None:
     # The tiny model makes no mask that a strict profile would call valid.
     lenient = tmp_path / "lenient.yaml"
-    lenient.write_text("rules: [{kind: present, structure: LV}]")
+    lenient.write_text("rules: [{kind: present, structure: background}]")
     config = make_config(
-        simulated_echo, source_model, tmp_path / "run", source=None, iterations=1, anatomy=str(lenient)
+        simulated_echo,
+        source_model,
+        tmp_path / "run",
+        source=None,
+        iterations=1,
+        anatomy=str(lenient),
+        selection={"target_fraction": 0.4},
     )
     run = adapt(config, resume=False, progress=quiet)
     finish(run, config, quiet)
