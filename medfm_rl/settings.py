@@ -154,8 +154,11 @@ class RewardSettings(Settings):
         "mean_minus_std", description="How the maps of the ensemble become one. min and mean_minus_std are pessimistic."
     )
     pessimism: float = Field(0.5, ge=0, description="k in mean - k * standard deviation.")
-    epochs: Positive = Field(12, description="Passes over D_R, at most.")
-    patience: Positive = Field(4, description="Epochs without a better validation loss before training stops.")
+    steps: Positive = Field(
+        800, description="Training steps at most, for each network. Too few and the judge cannot tell good from bad."
+    )
+    validate_every: Positive = Field(100, description="Steps between validations; the best one's weights are kept.")
+    patience: Positive = Field(4, description="Validations without a better loss before training stops.")
     batch_size: Positive = Field(16, description="Actions per step.")
     learning_rate: float = Field(3e-3, gt=0, description="Of AdamW, decayed to 0 along a cosine.")
     error_weight: float = Field(

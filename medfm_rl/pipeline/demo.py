@@ -88,7 +88,7 @@ def run_demo(out: Path, seed: int, progress: Progress) -> Comparison:
         iterations=1,
         collect=CollectSettings(source_images=300, target_images=150),
         shape_prior=ShapePriorSettings(epochs=12),
-        reward=RewardSettings(epochs=8),
+        reward=RewardSettings(steps=600),
         ppo=PPOSettings(updates=40),
         seed=seed,
     )

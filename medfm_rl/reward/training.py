@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import islice
 
 import numpy as np
 import torch
@@ -26,8 +27,8 @@ class RewardTrainingReport:
     """How the training of a reward network went; all of it measured on patients it was not trained on.
 
     Attributes:
-        losses: Training and validation loss of each epoch.
-        best_epoch: Epoch whose weights were kept, from 0.
+        losses: Training and validation loss at each validation.
+        best_step: Step whose weights were kept.
         temperature: T of `sigmoid(z / T)`.
         ece_before: Expected calibration error at T = 1.
         ece_after: Expected calibration error at T.
@@ -38,7 +39,7 @@ class RewardTrainingReport:
     """
 
     losses: tuple[tuple[float, float], ...]
-    best_epoch: int
+    best_step: int
     temperature: float
     ece_before: float
     ece_after: float
@@ -83,7 +84,7 @@ def train_reward(
 ) -> RewardTrainingReport:
     """Trains a reward network with early stopping by patient, then calibrates its temperature.
 
-    In each epoch every image is seen once, with one of its actions drawn at random.
+    An image is seen with one of its actions, drawn at random.
 
     Args:
         net: Changed in place; returned on the CPU, frozen in evaluation mode.
@@ -91,29 +92,28 @@ def train_reward(
         settings: Optimisation.
         seed: Of the patient split, the order and the draws.
         device: Where to train.
-        progress: Called with (epochs done, epochs at most).
+        progress: Called with (steps done, steps at most).
 
     Raises:
         DataError: There are fewer than two patients.
         FloatingPointError: The loss is not finite.
     """
     training, validation = _split(records, settings.validation_fraction, derive_seed(seed, "split"))
-    generator = torch_generator(seed, "train")
-    net.to(device).train()
+    batches = _batches(training, settings.batch_size, torch_generator(seed, "train"))
+    net.to(device)
     optimiser = torch.optim.AdamW(net.parameters(), lr=settings.learning_rate, weight_decay=1e-4)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, settings.epochs)
-    best_loss, best_epoch, best_state = float("inf"), 0, _copy_state(net)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, settings.steps)
+    best_loss, best_step, best_state = float("inf"), 0, _copy_state(net)
     losses: list[tuple[float, float]] = []
-    for epoch in range(settings.epochs):
-        training_loss = _train_epoch(net, training, settings, optimiser, generator, device)
-        schedule.step()
+    for step in range(settings.validate_every, settings.steps + settings.validate_every, settings.validate_every):
+        training_loss = _train_steps(net, training, batches, settings, optimiser, schedule, device)
         validation_loss = _validate(net, validation, settings, device)
         losses.append((training_loss, validation_loss))
         if validation_loss < best_loss:
-            best_loss, best_epoch, best_state = validation_loss, epoch, _copy_state(net)
+            best_loss, best_step, best_state = validation_loss, step, _copy_state(net)
         if progress:
-            progress(epoch + 1, settings.epochs)
-        if epoch - best_epoch >= settings.patience:
+            progress(min(step, settings.steps), settings.steps)
+        if step - best_step >= settings.patience * settings.validate_every:
             break
     net.load_state_dict(best_state)
     net.eval().requires_grad_(False)
@@ -125,7 +125,7 @@ def train_reward(
     outcomes = right.numpy()
     return RewardTrainingReport(
         tuple(losses),
-        best_epoch,
+        best_step,
         temperature,
         expected_calibration_error(raw, outcomes),
         expected_calibration_error(calibrated, outcomes),
@@ -161,28 +161,37 @@ def _split(records: ActionRecords, fraction: float, seed: int) -> tuple[ActionRe
     return records.of_patients(patient for fold in rest for patient in fold), records.of_patients(held_out)
 
 
-def _train_epoch(
+def _batches(records: ActionRecords, batch_size: int, generator: torch.Generator) -> Iterator[tuple[Tensor, Tensor]]:
+    """Rows and the action of each, without end; every image once before any comes again."""
+    while True:
+        choice = torch.randint(records.actions.shape[1], (len(records),), generator=generator)
+        for rows in torch.randperm(len(records), generator=generator).split(batch_size):
+            yield rows, choice[rows]
+
+
+def _train_steps(
     net: RewardNet,
     records: ActionRecords,
+    batches: Iterator[tuple[Tensor, Tensor]],
     settings: RewardSettings,
     optimiser: torch.optim.Optimizer,
-    generator: torch.Generator,
+    schedule: torch.optim.lr_scheduler.LRScheduler,
     device: torch.device,
 ) -> float:
+    """`validate_every` steps; returns the mean loss."""
     net.train()
-    order = torch.randperm(len(records), generator=generator)
-    choice = torch.randint(records.actions.shape[1], (len(records),), generator=generator)
     total = 0.0
-    for rows in order.split(settings.batch_size):
-        loss = _loss(net, records, rows, choice[rows], settings, device)
+    for rows, choice in islice(batches, settings.validate_every):
+        loss = _loss(net, records, rows, choice, settings, device)
         if not torch.isfinite(loss):
             raise FloatingPointError("the reward loss is not finite; lower reward.learning_rate or look at the images")
         optimiser.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(net.parameters(), 1.0)
         optimiser.step()
-        total += loss.item() * len(rows)
-    return total / len(records)
+        schedule.step()
+        total += loss.item()
+    return total / settings.validate_every
 
 
 @torch.no_grad()

@@ -69,7 +69,7 @@ def make_config(echo: Path, model: Path, output: Path, **changes: object) -> Ada
         "iterations": 2,
         "collect": CollectSettings(source_images=12, target_images=8, actions_per_image=3, shard_images=6),
         "shape_prior": ShapePriorSettings(epochs=1, latent=4),
-        "reward": RewardSettings(network=TINY, epochs=2),
+        "reward": RewardSettings(network=TINY, steps=4, validate_every=2),
         "ppo": PPOSettings(updates=4, n_envs=4, eval_every=2),
         "tracking": TrackingSettings(uri=None),
         "device": "cpu",
