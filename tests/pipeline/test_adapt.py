@@ -218,7 +218,8 @@ def test_source_free_runs_too(simulated_echo: Path, source_model: Path, tmp_path
         source=None,
         iterations=1,
         anatomy=str(lenient),
-        selection={"target_fraction": 0.4},
+        selection={"target_fraction": 0.3},
+        collect=CollectSettings(source_images=1, target_images=40, actions_per_image=3),
     )
     run = adapt(config, resume=False, progress=quiet)
     finish(run, config, quiet)
