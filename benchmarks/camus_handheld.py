@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from packs import unpack_camus
-from recording import write_results
+from recording import environment, write_results
 from safetensors.torch import load_file
 
 from medfm_rl.adapters import TorchModuleAdapter
@@ -183,12 +183,15 @@ def main() -> None:
     parser.add_argument("--runs", type=Path, default=Path(__file__).parent / "runs" / "camus_handheld")
     arguments = parser.parse_args()
     torch.set_num_threads(2)
+    started_in = environment()
     data = prepare(arguments.runs / "data")
     results = []
     for seed in arguments.seeds:
         print(f"seed {seed}", flush=True)
         results.append(run_seed(seed, arguments.iterations, arguments.runs / f"seed-{seed}", data))
-    write_results("camus_handheld", arguments.seeds, results, summarise(results), table(arguments.seeds, results))
+    write_results(
+        "camus_handheld", started_in, arguments.seeds, results, summarise(results), table(arguments.seeds, results)
+    )
 
 
 if __name__ == "__main__":

@@ -38,11 +38,22 @@ def environment() -> dict[str, Any]:
     }
 
 
-def write_results(name: str, seeds: list[int], results: Any, summary: dict[str, Any], table: str) -> None:
-    """Writes `results/NAME.json` and `results/NAME.md`, and prints the table."""
+def write_results(
+    name: str, started_in: dict[str, Any], seeds: list[int], results: Any, summary: dict[str, Any], table: str
+) -> None:
+    """Writes `results/NAME.json` and `results/NAME.md`, and prints the table.
+
+    Args:
+        name: Of the benchmark.
+        started_in: `environment()` when the benchmark started: the code that ran, not what is there when it ends.
+        seeds: Of the runs.
+        results: Everything.
+        summary: The figures that others quote.
+        table: Markdown.
+    """
     RESULTS.mkdir(exist_ok=True)
     content = {
-        "environment": environment(),
+        "environment": started_in,
         "command": " ".join(["python", *sys.argv]),
         "seeds": seeds,
         "results": results,
