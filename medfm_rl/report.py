@@ -237,27 +237,27 @@ def _reliability_figure(
 
 
 def _case_figure(case: ReportCase, schema: LabelSchema, simulated: bool) -> str:
-    panels: list[tuple[str, LabelMap | None]] = [("image", None), ("before", case.before), ("after", case.after)]
-    if case.ground_truth is not None:
-        panels.append(("ground truth", case.ground_truth))
-    figure = Figure(figsize=(2.6 * (len(panels) + 1), 3.1))
-    for index, (title, labels) in enumerate(panels, 1):
-        axes = figure.add_subplot(1, len(panels) + 1, index)
+    masks: list[tuple[str, LabelMap | None]] = [("image", None), ("before", case.before), ("after", case.after)]
+    truth = [] if case.ground_truth is None else [("ground truth", case.ground_truth)]
+    figure = Figure(figsize=(2.5 * (len(masks) + 1 + len(truth)), 3.0), layout="constrained")
+    panels = figure.subplots(1, len(masks) + 1 + len(truth))
+    reward_panel = panels[len(masks)]
+    for axes, (title, labels) in zip([*panels[: len(masks)], *panels[len(masks) + 1 :]], masks + truth, strict=True):
         axes.imshow(case.image, cmap="gray")
         if labels is not None:
             axes.imshow(_overlay(labels, schema))
         axes.set_title(_panel_title(title, case), fontsize=9)
+    picture = reward_panel.imshow(case.reward_map, cmap="cividis", vmin=0, vmax=1)
+    reward_panel.set_title("reward map of after", fontsize=9)
+    for axes in panels:
         axes.axis("off")
-    axes = figure.add_subplot(1, len(panels) + 1, len(panels) + 1)
-    picture = axes.imshow(case.reward_map, cmap="cividis", vmin=0, vmax=1)
-    axes.set_title("reward map of after", fontsize=9)
-    axes.axis("off")
-    figure.colorbar(picture, ax=axes, fraction=0.046, pad=0.03, label="probability that the pixel is right")
+    figure.colorbar(picture, ax=panels, fraction=0.012, pad=0.01).set_label("probability of being right", fontsize=8)
     handles = [
         Patch(facecolor=_PALETTE[index % len(_PALETTE)], label=name) for index, name in enumerate(schema.structures)
     ]
-    label = "simulated data" if simulated else None
-    figure.legend(handles=handles, loc="lower left", ncols=len(handles), frameon=False, fontsize=8, title=label)
+    if simulated:
+        handles.append(Patch(facecolor="none", label="(simulated data)"))
+    figure.legend(handles=handles, loc="outside lower center", ncols=len(handles), frameon=False, fontsize=9)
     return _encode(figure)
 
 
