@@ -16,6 +16,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
+from rich.markup import escape
 from rich.table import Table
 
 from medfm_rl.data.files import write_text
@@ -27,6 +28,9 @@ from medfm_rl.types import FloatArray, LabelMap, LabelSchema
 # Okabe and Ito's palette: told apart by colour-blind readers and in grey print.
 _PALETTE = ("#E69F00", "#56B4E9", "#009E73", "#CC79A7", "#F0E442", "#0072B2", "#D55E00")
 _BEFORE, _AFTER = "#0072B2", "#D55E00"
+_LINE_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00")
+_LINES = ("-", "--", "-.", ":")
+_LEGEND_COLUMNS = 6
 
 
 @dataclass(frozen=True, eq=False)
@@ -126,13 +130,13 @@ def verdict(rows: Sequence[TableRow]) -> str:
 
 def comparison_table(rows: Sequence[TableRow], title: str) -> Table:
     """The comparison for the terminal."""
-    table = Table(title=title)
+    table = Table(title=escape(title))
     for name in ("structure", "source", "adapted", "difference [95 % interval]", "HD95 source", "HD95 adapted"):
         table.add_column(name, justify="left" if name == "structure" else "right")
     for row in rows:
         change = row.difference
         table.add_row(
-            row.structure,
+            escape(row.structure),
             f"{row.before:.3f}",
             f"{row.after:.3f}",
             f"{change.mean:+.3f} [{change.low:+.3f}, {change.high:+.3f}]",
@@ -144,13 +148,13 @@ def comparison_table(rows: Sequence[TableRow], title: str) -> Table:
 
 def summary_table(summaries: Sequence[StructureSummary], title: str) -> Table:
     """The scores of one model for the terminal."""
-    table = Table(title=title)
+    table = Table(title=escape(title))
     for name in ("structure", "cases", "Dice", "10th percentile", "HD95", "ASSD", "no distance", "valid"):
         table.add_column(name, justify="left" if name == "structure" else "right")
     for row in summaries:
         distances = ("-", "-") if np.isnan(row.hd95) else (f"{row.hd95:.2f} {row.unit}", f"{row.assd:.2f} {row.unit}")
         table.add_row(
-            row.structure,
+            escape(row.structure),
             str(row.cases),
             f"{row.dice:.3f}",
             f"{row.dice_p10:.3f}",
@@ -165,10 +169,10 @@ def write_report(path: Path, data: ReportData) -> None:
     """Writes the page; it loads nothing from anywhere else."""
     from jinja2 import Environment
 
-    template = (resources.files("medfm_rl") / "templates" / "report.html").read_text()
+    template = (resources.files("medfm_rl") / "templates" / "report.html").read_text(encoding="utf-8")
     figures = {
         "paired": _paired_figure(data.paired_dice) if data.paired_dice else None,
-        "curves": [_curve_figure(title, curves) for title, curves in data.curves.items()],
+        "curves": [(title, _curve_figure(title, curves)) for title, curves in data.curves.items()],
         "reliability": _reliability_figure(data.reliability) if data.reliability else None,
         "cases": [(case, _case_figure(case, data.schema, data.simulated)) for case in data.cases],
     }
@@ -204,9 +208,8 @@ def _paired_figure(pairs: Sequence[tuple[float, float]]) -> str:
 
 def _curve_figure(title: str, curves: Mapping[str, tuple[Sequence[float], Sequence[float]]]) -> str:
     figure, axes = _axes(4.6, 3.2)
-    for (name, (steps, values)), colour, line in zip(
-        curves.items(), ("#0072B2", "#D55E00", "#009E73", "#CC79A7"), ("-", "--", "-.", ":"), strict=False
-    ):
+    for index, (name, (steps, values)) in enumerate(curves.items()):
+        line, colour = _LINES[index % len(_LINES)], _LINE_COLOURS[index % len(_LINE_COLOURS)]
         axes.plot(steps, values, line, color=colour, label=name, linewidth=1.6)
     axes.set(xlabel="PPO update")
     axes.set_title(title, fontsize=10)
@@ -238,8 +241,17 @@ def _reliability_figure(
 
 def _case_figure(case: ReportCase, schema: LabelSchema, simulated: bool) -> str:
     masks: list[tuple[str, LabelMap | None]] = [("image", None), ("before", case.before), ("after", case.after)]
-    truth = [] if case.ground_truth is None else [("ground truth", case.ground_truth)]
-    figure = Figure(figsize=(2.5 * (len(masks) + 1 + len(truth)), 3.0), layout="constrained")
+    truth: list[tuple[str, LabelMap | None]] = []
+    if case.ground_truth is not None:
+        truth.append(("ground truth", case.ground_truth))
+    handles = [
+        Patch(facecolor=_PALETTE[index % len(_PALETTE)], label=name) for index, name in enumerate(schema.structures)
+    ]
+    if simulated:
+        handles.append(Patch(facecolor="none", label="(simulated data)"))
+    legend_rows = -(-len(handles) // _LEGEND_COLUMNS)
+    size = (2.5 * (len(masks) + 1 + len(truth)), 2.8 + 0.2 * legend_rows)
+    figure = Figure(figsize=size, layout="constrained")
     panels = figure.subplots(1, len(masks) + 1 + len(truth))
     reward_panel = panels[len(masks)]
     for axes, (title, labels) in zip([*panels[: len(masks)], *panels[len(masks) + 1 :]], masks + truth, strict=True):
@@ -252,12 +264,8 @@ def _case_figure(case: ReportCase, schema: LabelSchema, simulated: bool) -> str:
     for axes in panels:
         axes.axis("off")
     figure.colorbar(picture, ax=panels, fraction=0.012, pad=0.01).set_label("probability of being right", fontsize=8)
-    handles = [
-        Patch(facecolor=_PALETTE[index % len(_PALETTE)], label=name) for index, name in enumerate(schema.structures)
-    ]
-    if simulated:
-        handles.append(Patch(facecolor="none", label="(simulated data)"))
-    figure.legend(handles=handles, loc="outside lower center", ncols=len(handles), frameon=False, fontsize=9)
+    columns = min(len(handles), _LEGEND_COLUMNS)
+    figure.legend(handles=handles, loc="outside lower center", ncols=columns, frameon=False, fontsize=9)
     return _encode(figure)
 
 
