@@ -33,11 +33,13 @@ def reliability_curve(probabilities: npt.NDArray[Any], outcomes: npt.NDArray[Any
         bins: Bins of equal width over [0, 1].
 
     Raises:
-        ValueError: There is no prediction, or one lies outside [0, 1].
+        ValueError: There is no prediction, one lies outside [0, 1], or there are more or fewer outcomes.
     """
     p, y = np.ravel(probabilities).astype(np.float64), np.ravel(outcomes).astype(np.float64)
-    if p.size == 0 or p.size != y.size:
-        raise ValueError(f"{p.size} probabilities and {y.size} outcomes")
+    if p.size != y.size:
+        raise ValueError(f"{p.size} probabilities and {y.size} outcomes; there must be one outcome per probability")
+    if p.size == 0:
+        raise ValueError("calibration needs at least one prediction, there is none")
     if not (p.min() >= 0 and p.max() <= 1):
         raise ValueError(f"probabilities must lie in [0, 1], they go from {p.min():g} to {p.max():g}")
     index = np.minimum((p * bins).astype(np.int64), bins - 1)

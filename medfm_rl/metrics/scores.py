@@ -133,15 +133,22 @@ def compare(before: Evaluation, after: Evaluation) -> dict[str, PairedDifference
     """Differences of Dice by structure, paired by case, with bootstrap intervals over patients.
 
     Raises:
-        DataError: The evaluations are of other cases, or of one patient only.
+        DataError: The evaluations are of other cases or structures, or of one patient only.
     """
-    cases = [[score.case_id for score in evaluation.of(MEAN)] for evaluation in (before, after)]
-    if cases[0] != cases[1]:
-        differing = sorted(set(cases[0]) ^ set(cases[1]))
-        raise DataError(f"the two models were not evaluated on the same cases (differing: {', '.join(differing[:3])})")
+    structures, others = (list(dict.fromkeys(row.structure for row in model.scores)) for model in (after, before))
+    if set(structures) != set(others):
+        raise DataError(
+            f"the two models do not segment the same structures ({', '.join(others)} and {', '.join(structures)})"
+        )
     differences = {}
-    for structure in dict.fromkeys(score.structure for score in after.scores):
-        ours, theirs = after.of(structure), before.of(structure)
+    for structure in structures:
+        ours, theirs = _by_case(after, structure), _by_case(before, structure)
+        cases = [[score.case_id for score in scores] for scores in (ours, theirs)]
+        if cases[0] != cases[1]:
+            differing = sorted(set(cases[0]) ^ set(cases[1]))
+            raise DataError(
+                f"the two models were not evaluated on the same cases (differing: {', '.join(differing[:3])})"
+            )
         try:
             differences[structure] = paired_bootstrap(
                 np.array([score.dice for score in theirs]),
@@ -151,3 +158,7 @@ def compare(before: Evaluation, after: Evaluation) -> dict[str, PairedDifference
         except ValueError as error:
             raise DataError(f"no interval can be given: {error}") from error
     return differences
+
+
+def _by_case(evaluation: Evaluation, structure: str) -> list[CaseScore]:
+    return sorted(evaluation.of(structure), key=lambda score: score.case_id)

@@ -25,7 +25,12 @@ def surface_distances(
 
     Returns:
         HD95 and ASSD, each `(K - 1,)`. Both 0 where both lack the structure, NaN where only one does.
+
+    Raises:
+        ValueError: The sizes differ.
     """
+    if prediction.shape != ground_truth.shape:
+        raise ValueError(f"prediction has size {prediction.shape}, ground truth {ground_truth.shape}")
     spacing = array_spacing or (1.0,) * prediction.ndim
     hd95, assd = [], []
     for index in range(1, num_classes):

@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
-from typing import Annotated, Literal, assert_never
+from typing import Annotated, Literal, Self, assert_never
 
 import numpy as np
 import numpy.typing as npt
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from scipy import ndimage
 
 from medfm_rl.errors import ConfigError
@@ -31,7 +31,7 @@ class PresentRule(_Rule):
 
 
 class ComponentsRule(_Rule):
-    """The structure has at most `most` connected parts; specks below `speck` of its size do not count."""
+    """The structure has at most `most` connected parts; the smallest, together below `speck` of it, do not count."""
 
     kind: Literal["components"]
     most: int = Field(ge=1)
@@ -45,22 +45,31 @@ class HolesRule(_Rule):
     most: float = Field(ge=0, le=1)
 
 
-class ContactRule(_Rule):
-    """At least / at most this share of the structure's border pixels touch the other class."""
+class _RangeRule(_Rule):
+    other: str
+    least: float
+    most: float
+
+    @model_validator(mode="after")
+    def _check_order(self) -> Self:
+        if self.least > self.most:
+            raise ValueError(f"least ({self.least:g}) is above most ({self.most:g}): no mask can meet this rule")
+        return self
+
+
+class ContactRule(_RangeRule):
+    """At least / at most this share of the pixels just outside the structure belong to the other class."""
 
     kind: Literal["contact"]
-    other: str
     least: float = Field(0, ge=0, le=1)
     most: float = Field(1, ge=0, le=1)
 
 
-class SizeRatioRule(_Rule):
+class SizeRatioRule(_RangeRule):
     """The size of the structure over the size of the other lies between the two limits."""
 
     kind: Literal["size_ratio"]
-    other: str
     least: float = Field(ge=0)
-    most: float
 
 
 class AboveRule(_Rule):
@@ -73,6 +82,11 @@ class AboveRule(_Rule):
 Rule = Annotated[
     PresentRule | ComponentsRule | HolesRule | ContactRule | SizeRatioRule | AboveRule, Field(discriminator="kind")
 ]
+
+
+class _Profile(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+    rules: list[Rule]
 
 
 @dataclass(frozen=True)
@@ -107,7 +121,21 @@ class Anatomy:
     schema: LabelSchema
 
     def check(self, labels: LabelMap) -> tuple[RuleResult, ...]:
-        """Applies every rule to class indices `(*S)`, 2-D or 3-D."""
+        """Applies every rule to class indices `(*S)`, 2-D or 3-D.
+
+        Raises:
+            ValueError: What was given is no label map of the schema, so that the rules cannot be applied.
+        """
+        if labels.ndim not in (2, 3) or labels.size == 0 or labels.dtype.kind not in "biu":
+            raise ValueError(
+                f"anatomy {self.name}: a label map is a 2-D or 3-D array of class indices, "
+                f"got shape {labels.shape} of {labels.dtype}"
+            )
+        if labels.min() < 0 or labels.max() >= self.schema.num_classes:
+            raise ValueError(
+                f"anatomy {self.name}: class indices go from 0 to {self.schema.num_classes - 1}, "
+                f"the label map has {labels.min()} to {labels.max()}"
+            )
         return tuple(self._apply(rule, labels) for rule in self.rules)
 
     def is_valid(self, labels: LabelMap) -> bool:
@@ -143,7 +171,8 @@ class Anatomy:
                 ratio = float(mask.sum() / other.sum())
                 return RuleResult(rule.kind, rule.structure, ratio, rule.least <= ratio <= rule.most)
             case AboveRule():
-                offset = float(ndimage.center_of_mass(other)[0] - ndimage.center_of_mass(mask)[0])
+                # Rows are the last axis but one, in 2-D (H, W) as in 3-D (D, H, W).
+                offset = float(ndimage.center_of_mass(other)[-2] - ndimage.center_of_mass(mask)[-2])
                 return RuleResult(rule.kind, rule.structure, offset, offset > 0)
 
 
@@ -157,12 +186,12 @@ def load_anatomy(name: str, schema: LabelSchema) -> Anatomy:
     Raises:
         ConfigError: There is no such profile, it is not valid, or names a structure that the segmenter does not have.
     """
-    text = _read_profile(name)
     try:
-        content = yaml.safe_load(text)
-        rules = TypeAdapter(list[Rule]).validate_python(content["rules"])
-    except (yaml.YAMLError, TypeError, KeyError, ValidationError) as error:
-        raise ConfigError(f"anatomy {name}: not a valid profile ({error})") from error
+        rules = _Profile.model_validate(yaml.safe_load(_read_profile(name))).rules
+    except (yaml.YAMLError, UnicodeDecodeError, ValidationError) as error:
+        raise ConfigError(
+            f"anatomy {name}: not a valid profile, which is a YAML file with `rules: [...]` ({error})"
+        ) from error
     spelled: list[Rule] = []
     for rule in rules:
         structures = schema.structures if rule.structure == "each" else (rule.structure,)
@@ -190,8 +219,9 @@ def _read_profile(name: str) -> str:
 
 
 def _count_parts(mask: Mask, speck: float) -> int:
-    sizes = np.bincount(ndimage.label(mask)[0].ravel())[1:]
-    return int((sizes >= speck * sizes.sum()).sum())
+    # Specks are weighed together: a mask of noise has nothing but specks.
+    sizes = np.sort(np.bincount(ndimage.label(mask)[0].ravel())[1:])
+    return int((np.cumsum(sizes) >= speck * sizes.sum()).sum())
 
 
 def _hole_share(mask: Mask) -> float:

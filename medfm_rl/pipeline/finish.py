@@ -12,11 +12,12 @@ from medfm_rl import __version__
 from medfm_rl.adapters import SegmenterAdapter
 from medfm_rl.data.files import hash_folder
 from medfm_rl.data.layouts import CaseFile, find_cases
+from medfm_rl.errors import ModelError
 from medfm_rl.metrics.bootstrap import PairedDifference
 from medfm_rl.metrics.calibration import ReliabilityCurve
 from medfm_rl.metrics.scores import MEAN, Evaluation, StructureSummary, compare
 from medfm_rl.metrics.validity import load_anatomy
-from medfm_rl.pipeline.evaluate import evaluate, segment_and_judge, write_evaluation
+from medfm_rl.pipeline.evaluate import evaluate, is_simulated, segment_and_judge, write_evaluation
 from medfm_rl.pipeline.images import Progress
 from medfm_rl.pipeline.models import Model, load_model, load_segmenter
 from medfm_rl.pipeline.run_folder import RunFolder
@@ -39,9 +40,17 @@ class Comparison:
 
     def rows(self) -> list[TableRow]:
         """One row per structure, the mean last."""
+        after = {new.structure: new for new in self.after.summary}
         return [
-            TableRow(old.structure, old.dice, new.dice, self.differences[old.structure], _distance(old), _distance(new))
-            for old, new in zip(self.before.summary, self.after.summary, strict=True)
+            TableRow(
+                old.structure,
+                old.dice,
+                after[old.structure].dice,
+                self.differences[old.structure],
+                _distance(old),
+                _distance(after[old.structure]),
+            )
+            for old in self.before.summary
         ]
 
 
@@ -79,10 +88,19 @@ def compare_models(
 
     Raises:
         DataError: A case cannot be used, or all are of one patient.
+        ModelError: The models segment other structures.
     """
-    rules = load_anatomy(anatomy, before.schema)
-    old = evaluate(before, files, rules, lambda _, done, total: progress("evaluating the source model", done, total))
-    new = evaluate(after, files, rules, lambda _, done, total: progress("evaluating the adapted model", done, total))
+    if set(before.schema.names) != set(after.schema.names):
+        raise ModelError(
+            f"the models segment other structures ({', '.join(before.schema.structures)} and "
+            f"{', '.join(after.schema.structures)}); only models of the same structures can be compared"
+        )
+
+    def score(name: str, segmenter: SegmenterAdapter) -> Evaluation:
+        rules = load_anatomy(anatomy, segmenter.schema)
+        return evaluate(segmenter, files, rules, lambda _, done, total: progress(f"evaluating {name}", done, total))
+
+    old, new = score("the source model", before), score("the adapted model", after)
     return Comparison(old, new, compare(old, new))
 
 
@@ -105,7 +123,7 @@ def _report(
     dataset = ActionDataset(run.actions)
     return ReportData(
         title="Adaptation report",
-        simulated=any((data.path / "simulation.json").exists() for data in (config.target, config.evaluation) if data),
+        simulated=any(is_simulated(data.path) for data in (config.target, config.evaluation) if data),
         schema=source.schema,
         rows=comparison.rows() if comparison else [],
         validity=_validity(comparison),
