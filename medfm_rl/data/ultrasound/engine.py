@@ -23,6 +23,10 @@ _TYPICAL_DEPTH_MM = 150.0
 _FWHM_PER_SIGMA = 2 * np.sqrt(2 * np.log(2))
 _BLUR_LEVELS = 5
 _SOURCE_DYNAMIC_RANGE_DB = 60.0
+# A fan that touches a side of the image in more than this share of the rows is cut off there.
+_CUT_ROWS = 0.04
+# Intersection over union of a sector and what is bright, below which the image shows something else.
+_LEAST_OVERLAP = 0.7
 
 
 @dataclass(frozen=True)
@@ -80,6 +84,7 @@ def estimate_sector(image: npt.NDArray[np.generic]) -> Sector:
 
     Two lines are fitted to the edges of the bright fan; they meet at the apex. The row at which the fan is widest is
     that of its lower corners, and with the deepest row tells the true angle, and so how much the pixels are stretched.
+    Where the sides of the image cut the corners off, the arc at the bottom tells it instead.
 
     Args:
         image: `(H, W)`, grey values.
@@ -97,21 +102,34 @@ def estimate_sector(image: npt.NDArray[np.generic]) -> Sector:
         raise DataError("no ultrasound sector found: a bright fan on black, apex up, is needed")
     bottom, corner = float(rows[-1]) + 0.5, float(np.argmax(widths))
     edge_rows = rows[(rows > rows[0] + 0.1 * (corner - rows[0])) & (rows < rows[0] + 0.9 * (corner - rows[0]))]
-    if len(edge_rows) < 10:
-        raise DataError("no ultrasound sector found: the field of view has no straight edges")
+    if len(edge_rows) < 10 or corner - rows[0] < 0.25 * (rows[-1] - rows[0]):
+        raise DataError("no ultrasound sector found: the field of view has no straight edges that open downwards")
     left = np.argmax(bright[edge_rows], axis=1) - 0.5
     right = bright.shape[1] - np.argmax(bright[edge_rows, ::-1], axis=1) - 0.5
-    left_slope, left_start = _fit_line(edge_rows, left)
-    right_slope, right_start = _fit_line(edge_rows, right)
+    # The border of the image is no edge of the fan.
+    left_seen, right_seen = ~bright[edge_rows, 0], ~bright[edge_rows, -1]
+    if min(left_seen.sum(), right_seen.sum()) < 10:
+        raise DataError("no ultrasound sector found: the image cuts off the edges of the field of view")
+    left_slope, left_start = _fit_line(edge_rows[left_seen], left[left_seen])
+    right_slope, right_start = _fit_line(edge_rows[right_seen], right[right_seen])
     opening = right_slope - left_slope
     if opening < 0.2:
         raise DataError("no ultrasound sector found: its edges do not open downwards")
     apex_row = (left_start - right_start) / opening
     apex_column = left_slope * apex_row + left_start
     depth = bottom - apex_row
-    cosine = np.clip((corner - apex_row) / depth, 0.3, 0.98)
-    half_angle = float(np.arccos(cosine))
-    return Sector((apex_row, apex_column), depth, half_angle, aspect=float(np.tan(half_angle) / (opening / 2)))
+    if bright[:, [0, -1]].sum(axis=0).max() > _CUT_ROWS * len(bright):
+        aspect = _aspect_of_arc(bright, (apex_row, apex_column), depth)
+        half_angle = float(np.arctan(aspect * opening / 2))
+    else:
+        cosine = np.clip((corner - apex_row) / depth, 0.3, 0.98)
+        half_angle = float(np.arccos(cosine))
+        aspect = float(np.tan(half_angle) / (opening / 2))
+    sector = Sector((apex_row, apex_column), depth, half_angle, aspect)
+    inside, filled = sector.contains((bright.shape[0], bright.shape[1])), ndimage.binary_fill_holes(bright)
+    if (inside & filled).sum() < _LEAST_OVERLAP * (inside | filled).sum():
+        raise DataError("no ultrasound sector found: what is bright has not the shape of a fan, apex up")
+    return sector
 
 
 def estimate_echogenicity(image: npt.NDArray[np.generic], sector: Sector, lines: int) -> Array:
@@ -196,12 +214,24 @@ def resimulate(
         `(H, W)` uint8.
 
     Raises:
-        DataError: No sector is found.
+        DataError: The frame holds NaN or infinite values, or no sector is found.
     """
+    if not np.isfinite(image).all():
+        raise DataError("the frame holds NaN or infinite values; repair or leave it out")
     sector = estimate_sector(image)
     echogenicity = estimate_echogenicity(image, sector, profile.lines)
     height, width = image.shape
     return image_tissue(echogenicity, sector, (height, width), profile, rng, depth_mm)
+
+
+def _aspect_of_arc(bright: npt.NDArray[np.bool_], apex: tuple[float, float], depth: float) -> float:
+    """Width of a pixel over its height, from the lowest bright row of the columns that are far from the axis."""
+    across = np.abs(np.arange(bright.shape[1]) - apex[1])
+    down = bright.shape[0] - np.argmax(bright[::-1], axis=0) - 0.5 - apex[0]
+    on_arc = bright.any(axis=0) & (across > 0.5 * across.max()) & (down < depth)
+    if on_arc.sum() < 5:
+        raise DataError("no ultrasound sector found: the image cuts off the arc at its bottom")
+    return float(np.median(np.sqrt(depth**2 - down[on_arc] ** 2) / across[on_arc]))
 
 
 def _fit_line(rows: npt.NDArray[np.intp], columns: Array) -> tuple[float, float]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -22,6 +23,9 @@ from medfm_rl.errors import ConfigError, DataError
 from medfm_rl.seeding import numpy_generator
 
 _RECORD = "simulation.json"
+# What loses grey values or needs more than one file is written as a format of its kind that does not.
+_WRITTEN_AS = {".dcm": ".nii.gz", ".jpg": ".png", ".jpeg": ".png", ".mhd": ".mha"}
+_PIXEL_FILE = re.compile(rb"^ElementDataFile\s*=\s*(.+?)\s*$", re.MULTILINE)
 
 
 def resimulate_dataset(
@@ -32,11 +36,13 @@ def resimulate_dataset(
     workers: int | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> None:
-    """Writes `images/` and, byte for byte, `labels/`; what is there already is kept, so a call can be repeated.
+    """Writes `images/` and, byte for byte, `labels/`; a call that was interrupted goes on where it was.
+
+    `simulation.json` says that the data is simulated, by which profile, and whether all of it is there.
 
     Args:
         cases: Grey-value frames, 0 to 255, apex up.
-        out: Folder of the simulated data set.
+        out: Folder of the simulated data set: new, empty, or of an earlier call with the same vendor and seed.
         profile: The vendor.
         seed: With the case's name it seeds the case; order and workers do not matter.
         workers: Processes; one per core where None.
@@ -44,23 +50,37 @@ def resimulate_dataset(
 
     Raises:
         ConfigError: The folder holds a simulation with another vendor or seed.
-        DataError: A frame is no B-mode image.
+        DataError: A frame is no B-mode image, or the folder holds something else.
     """
     record = {"simulated": True, "profile": asdict(profile), "seed": seed}
     path = out / _RECORD
-    if path.exists() and json.loads(path.read_text()) != record:
-        raise ConfigError(f"{path}: the folder holds a simulation with another vendor or seed; choose another folder")
-    write_json(path, record)
+    _check_folder(out, record)
+    write_json(path, record | {"complete": False})
     simulate = partial(_resimulate_case, out=out, profile=profile, seed=seed)
     with ProcessPoolExecutor(workers or os.cpu_count()) as pool:
         for done, _ in enumerate(pool.map(simulate, cases), 1):
             if progress:
                 progress(done, len(cases))
+    write_json(path, record | {"complete": True})
+
+
+def _check_folder(out: Path, record: dict[str, object]) -> None:
+    path = out / _RECORD
+    if not path.exists():
+        if out.exists() and (not out.is_dir() or any(out.iterdir())):
+            raise DataError(f"{out}: already exists and holds no simulation; give a new folder")
+        return
+    try:
+        found = json.loads(path.read_text())
+    except ValueError as error:
+        raise DataError(f"{path}: cannot be read ({error}); delete the folder or choose another") from error
+    if not isinstance(found, dict) or {name: found.get(name) for name in record} != record:
+        raise ConfigError(f"{path}: the folder holds a simulation with another vendor or seed; choose another folder")
 
 
 def _resimulate_case(case: CaseFile, out: Path, profile: VendorProfile, seed: int) -> None:
     suffix = image_suffix(case.image_paths[0]) or ".nii.gz"
-    destination = out / "images" / f"{case.case_id}{'.nii.gz' if suffix in ('.dcm', '.jpg', '.jpeg') else suffix}"
+    destination = out / "images" / f"{case.case_id}{_WRITTEN_AS.get(suffix, suffix)}"
     if case.label_path is not None:
         _copy_mask(case.label_path, out / "labels", case.case_id)
     if destination.exists():
@@ -80,9 +100,12 @@ def _resimulate_case(case: CaseFile, out: Path, profile: VendorProfile, seed: in
 def _copy_mask(source: Path, folder: Path, case_id: str) -> None:
     """Copies a mask, and the pixel file that an MHD header points to under the name it gives."""
     destination = folder / f"{case_id}{image_suffix(source)}"
-    pixel_file = source.with_suffix(".raw")
-    if source.suffix.lower() == ".mhd" and pixel_file.exists():
-        _copy(pixel_file, folder / pixel_file.name)
+    named = _PIXEL_FILE.search(source.read_bytes()) if source.suffix.lower() == ".mhd" else None
+    if named and named[1] != b"LOCAL":
+        pixel_file = named[1].decode()
+        if Path(pixel_file).name != pixel_file or not (source.parent / pixel_file).is_file():
+            raise DataError(f"{source}: its pixel file {pixel_file} does not lie beside it")
+        _copy(source.parent / pixel_file, folder / pixel_file)
     _copy(source, destination)
 
 
