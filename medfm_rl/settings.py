@@ -6,19 +6,20 @@ descriptions. Light on purpose: importing this module loads no network code.
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 Positive = Annotated[int, Field(ge=1)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 
 
 class Settings(BaseModel):
-    """Base of all settings: frozen, and an unknown field is an error."""
+    """Base of all settings: frozen; an unknown field and a number that is not finite are errors."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=(), allow_inf_nan=False)
 
 
 class DataSettings(Settings):
@@ -43,6 +44,18 @@ class DataSettings(Settings):
         "Without one the layout decides (the part of the name before the first underscore).",
     )
 
+    @field_validator("patient_pattern")
+    @classmethod
+    def _pattern_has_a_group(cls, pattern: str | None) -> str | None:
+        if pattern is not None:
+            try:
+                groups = re.compile(pattern).groups
+            except re.error as error:
+                raise ValueError(f"not a regular expression ({error})") from error
+            if groups == 0:
+                raise ValueError("needs a group in parentheses: what it finds is the patient")
+        return pattern
+
 
 class SegmenterSettings(Settings):
     """The segmenter to adapt."""
@@ -57,7 +70,7 @@ class SegmenterSettings(Settings):
 class NetworkSettings(Settings):
     """A MONAI UNet, the architecture of source segmenters, reward networks and critics."""
 
-    channels: tuple[int, ...] = Field((16, 32, 64, 128), min_length=2, description="Feature maps per level.")
+    channels: tuple[Positive, ...] = Field((16, 32, 64, 128), min_length=2, description="Feature maps per level.")
     residual_units: int = Field(1, ge=0, description="Residual units per level; 0 for plain convolutions.")
     norm: Literal["instance", "batch", "group"] = Field("instance", description="Normalisation layer.")
     dropout: float = Field(0.0, ge=0, lt=1, description="Dropout rate.")
@@ -66,8 +79,11 @@ class NetworkSettings(Settings):
 class PreprocessingSettings(Settings):
     """How an image becomes the network's input."""
 
-    size: tuple[int, ...] = Field(
-        (112, 112), description="Pixel grid of the network's input (or patch), array order: (H, W) or (D, H, W)."
+    size: tuple[Positive, ...] = Field(
+        (112, 112),
+        min_length=2,
+        max_length=3,
+        description="Pixel grid of the network's input (or patch), array order: (H, W) or (D, H, W).",
     )
     grid: Literal["resize", "native"] = Field(
         "resize",
@@ -180,7 +196,6 @@ class PPOSettings(Settings):
     critic_learning_rate: float = Field(1e-3, gt=0, description="Of Adam, critic.")
     clip_range: float = Field(0.2, gt=0, lt=1, description="Clip of the per-pixel ratio.")
     ent_coef: float = Field(0.0, ge=0, description="Weight of the entropy bonus.")
-    vf_coef: float = Field(0.5, ge=0, description="Weight of the critic's loss.")
     kl_coef: float = Field(0.05, ge=0, description="Weight of the KL divergence to the frozen source policy.")
     target_kl: float | None = Field(
         None, gt=0, description="Inner epochs stop beyond 1.5 times this KL to the rollout."

@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 
 import yaml
 from pydantic import BaseModel, ValidationError
-from pydantic_core import PydanticUndefined
+from pydantic_core import ErrorDetails, PydanticUndefined
 
 from medfm_rl.errors import ConfigError
 from medfm_rl.settings import Settings
@@ -22,7 +22,7 @@ def load_config(path: Path, kind: type[T]) -> T:
         ConfigError: It is missing, not YAML, or has an unknown, missing or wrong field; the message names each.
     """
     try:
-        content = yaml.safe_load(path.read_text())
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise ConfigError(f"{path}: there is no such file; `medfm-rl init` writes one to start from") from error
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
@@ -30,7 +30,7 @@ def load_config(path: Path, kind: type[T]) -> T:
     try:
         return kind.model_validate(content if content is not None else {})
     except ValidationError as error:
-        problems = "\n".join(f"  {_place(item['loc'])}: {item['msg']}" for item in error.errors())
+        problems = "\n".join(f"  {_place(item['loc'])}: {_problem(item)}" for item in error.errors())
         raise ConfigError(f"{path}: correct these fields:\n{problems}") from error
 
 
@@ -67,8 +67,8 @@ def _comment(kind: type[BaseModel], values: dict[str, Any], indent: int) -> list
         elif given is PydanticUndefined:
             lines.append(f"{pad}{name}:")
         else:
-            text = yaml.safe_dump(_plain(given), default_flow_style=True, width=200).removesuffix("...\n").strip()
-            lines.append(f"{pad}{name}: {text}")
+            text = yaml.safe_dump(_plain(given), default_flow_style=True, width=200, sort_keys=False)
+            lines.append(f"{pad}{name}: {text.strip().removesuffix('...').strip()}")
     return lines[1:] if indent else lines
 
 
@@ -91,3 +91,13 @@ def _wrap(text: str, width: int) -> list[str]:
 
 def _place(location: tuple[int | str, ...]) -> str:
     return ".".join(map(str, location)) or "(whole file)"
+
+
+def _problem(item: ErrorDetails) -> str:
+    match item["type"]:
+        case "extra_forbidden":
+            return "there is no such field; correct its name or remove it"
+        case "missing":
+            return "this field is needed"
+    given = item["input"]
+    return item["msg"] if isinstance(given, dict | list | BaseModel) else f"{item['msg']}, not {given!r}"

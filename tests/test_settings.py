@@ -1,0 +1,99 @@
+from __future__ import annotations
+
+import inspect
+import re
+from pathlib import Path
+
+import pytest
+from pydantic import ValidationError
+
+import medfm_rl
+from medfm_rl import settings
+from medfm_rl.settings import AdaptConfig, DataSettings, NetworkSettings, PreprocessingSettings, Settings
+
+KINDS = [
+    kind
+    for _, kind in inspect.getmembers(settings, inspect.isclass)
+    if issubclass(kind, Settings) and kind is not Settings
+]
+FIELDS = [(kind, name) for kind in KINDS for name in kind.model_fields]
+MINIMUM = {"segmenter": {"folder": "model"}, "target": {"path": "target"}, "output": "run"}
+
+
+@pytest.mark.parametrize(("kind", "name"), FIELDS, ids=lambda value: getattr(value, "__name__", value))
+def test_every_field_has_a_description(kind: type[Settings], name: str) -> None:
+    description = kind.model_fields[name].description
+    assert description
+    assert description.endswith(".")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_group_says_what_it_is(kind: type[Settings]) -> None:
+    assert kind.__doc__
+    assert kind.__doc__ != Settings.__doc__
+
+
+def test_every_field_is_read_somewhere() -> None:
+    """A setting without effect is a promise that nobody keeps."""
+    package = Path(medfm_rl.__file__).parent
+    code = "\n".join(path.read_text() for path in package.rglob("*.py") if path.name != "settings.py")
+    unread = [f"{kind.__name__}.{name}" for kind, name in FIELDS if not re.search(rf"\.{name}\b", code)]
+    assert unread == []
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_unknown_fields_are_refused_at_every_level(kind: type[Settings]) -> None:
+    with pytest.raises(ValidationError) as caught:
+        kind.model_validate({"no_such_field": 1})
+    assert "extra_forbidden" in {error["type"] for error in caught.value.errors()}
+
+
+def test_settings_cannot_be_changed_under_way() -> None:
+    config = AdaptConfig.model_validate(MINIMUM)
+    with pytest.raises(ValidationError, match="frozen"):
+        config.seed = 1
+    with pytest.raises(ValidationError, match="frozen"):
+        config.ppo.n_epochs = 1
+
+
+def test_defaults_are_valid_themselves() -> None:
+    """Pydantic does not check defaults: writing them out and reading them does."""
+    config = AdaptConfig.model_validate(MINIMUM)
+    assert AdaptConfig.model_validate(config.model_dump(mode="json")) == config
+    for kind in KINDS:
+        if not any(field.is_required() for field in kind.model_fields.values()):
+            assert kind.model_validate(kind().model_dump(mode="json")) == kind()
+
+
+@pytest.mark.parametrize("taken", ["model", "target"])
+def test_the_output_must_not_be_an_input(taken: str) -> None:
+    with pytest.raises(ValidationError, match=f"output {taken} is also an input"):
+        AdaptConfig.model_validate({**MINIMUM, "output": taken})
+
+
+@pytest.mark.parametrize("size", [(), (32,), (8, 8, 8, 8), (0, 32), (-16, 32)])
+def test_an_impossible_input_size_is_refused(size: tuple[int, ...]) -> None:
+    with pytest.raises(ValidationError, match="size"):
+        PreprocessingSettings(size=size)
+
+
+@pytest.mark.parametrize("channels", [(), (16,), (16, 0), (16, -4)])
+def test_an_impossible_network_is_refused(channels: tuple[int, ...]) -> None:
+    with pytest.raises(ValidationError, match="channels"):
+        NetworkSettings(channels=channels)
+
+
+@pytest.mark.parametrize("value", [float("inf"), float("nan")])
+@pytest.mark.parametrize(
+    ("group", "name"), [("ppo", "learning_rate"), ("reward", "pessimism"), ("reward", "error_weight")]
+)
+def test_numbers_that_are_not_finite_are_refused(group: str, name: str, value: float) -> None:
+    with pytest.raises(ValidationError, match=name):
+        AdaptConfig.model_validate({**MINIMUM, group: {name: value}})
+
+
+def test_a_patient_pattern_is_a_regular_expression_with_a_group() -> None:
+    assert DataSettings(path=Path("x"), patient_pattern=r"^(\w+?)-").patient_pattern == r"^(\w+?)-"
+    for wrong in ("(", "patient"):
+        with pytest.raises(ValidationError, match="patient_pattern"):
+            DataSettings(path=Path("x"), patient_pattern=wrong)
