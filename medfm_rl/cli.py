@@ -39,7 +39,8 @@ def main() -> None:
     """Entry point: errors a person can act on end with code 2 and without a traceback."""
     try:
         app()
-    except UserError as error:
+    except (UserError, FloatingPointError) as error:
+        # FloatingPointError: a training that diverged; the message names the setting to lower.
         _stop(f"Error: {error}", _USER_MISTAKE)
     except KeyboardInterrupt:
         _stop(
@@ -113,13 +114,15 @@ def adapt_command(
 
     settings = load_config(config, AdaptConfig)
     from medfm_rl.pipeline.adapt import adapt
+    from medfm_rl.pipeline.evaluate import is_simulated
     from medfm_rl.pipeline.finish import finish
 
     with _progress() as progress:
         run = adapt(settings, resume, progress)
         comparison = finish(run, settings, progress)
-    if comparison is not None:
-        _print_comparison(comparison.rows(), f"Dice on {settings.evaluation.path}" if settings.evaluation else "")
+    if comparison is not None and settings.evaluation is not None:
+        simulated = " (SIMULATED DATA)" if is_simulated(settings.evaluation.path) else ""
+        _print_comparison(comparison.rows(), f"Dice on {settings.evaluation.path}{simulated}")
     typer.echo(f"Adapted segmenter: {run.model}\nReport: {run.report}")
 
 
@@ -137,7 +140,7 @@ def evaluate_command(
 
     from medfm_rl.data.layouts import find_cases
     from medfm_rl.metrics.validity import load_anatomy
-    from medfm_rl.pipeline.evaluate import evaluate, write_evaluation
+    from medfm_rl.pipeline.evaluate import evaluate, is_simulated, write_evaluation
     from medfm_rl.pipeline.finish import compare_models
     from medfm_rl.pipeline.models import load_model
     from medfm_rl.report import summary_table
@@ -154,9 +157,10 @@ def evaluate_command(
             write_evaluation(
                 out, {str(against): comparison.before, str(model): comparison.after}, comparison.differences
             )
-    Console().print(summary_table(evaluation.summary, f"{model} on {data}"))
+    simulated = " (SIMULATED DATA)" if is_simulated(data) else ""
+    Console().print(summary_table(evaluation.summary, f"{model} on {data}{simulated}"))
     if against is not None:
-        _print_comparison(comparison.rows(), f"{against} (source) and {model} (adapted)")
+        _print_comparison(comparison.rows(), f"{against} (source) and {model} (adapted){simulated}")
     typer.echo(f"Scores: {out / 'scores.csv'}, {out / 'summary.json'}")
 
 

@@ -20,8 +20,9 @@ from torch import Tensor
 
 from medfm_rl.adapters import SegmenterAdapter
 from medfm_rl.data.files import hash_file, hash_folder, write_json
-from medfm_rl.data.layouts import find_cases, split_by_patient
+from medfm_rl.data.layouts import CaseFile, find_cases, split_by_patient
 from medfm_rl.envs import SegmentationVecEnv
+from medfm_rl.errors import DataError
 from medfm_rl.metrics.validity import load_anatomy
 from medfm_rl.networks import build_unet
 from medfm_rl.pipeline.images import Progress, load_images, load_labelled
@@ -71,11 +72,54 @@ def adapt(config: AdaptConfig, resume: bool, progress: Progress) -> RunFolder:
     Raises:
         UserError: Something that was handed over cannot be used.
     """
+    if not RunFolder(config.output).config_file.exists():
+        _check_inputs(config)
     run = RunFolder.start(config, resume)
     with open_tracker(config.tracking, run.path) as tracker:
         tracker.log_params(config.model_dump(mode="json"))
         _Loop(config, run, tracker, progress).run_all()
     return run
+
+
+def _check_inputs(config: AdaptConfig) -> None:
+    """Finds mistakes before a folder is written, and not when hours of work are done.
+
+    Of the evaluation data it asks only which masks there are.
+
+    Raises:
+        UserError: Something that was handed over cannot be used.
+    """
+    choose_device(config.device)
+    load_anatomy(config.anatomy, load_segmenter(config.segmenter).schema)
+    _split_target(config)
+    for name, data in (("source", config.source), ("evaluation", config.evaluation)):
+        files = find_cases(data) if data is not None else []
+        without_mask = [file for file in files if file.label_path is None]
+        if without_mask:
+            raise DataError(
+                f"{name}: there is no mask for {without_mask[0].image_paths[0]} ({len(without_mask)} of {len(files)} "
+                "images have none); labelled data is needed here"
+            )
+        if name == "evaluation" and data is not None and len({file.patient_id for file in files}) < 2:
+            raise DataError(f"evaluation: {data.path} has images of one patient; intervals need at least 2")
+
+
+def _split_target(config: AdaptConfig) -> tuple[list[CaseFile], list[CaseFile]]:
+    """Cases to learn on, and those of other patients on which the judge compares checkpoints.
+
+    Raises:
+        DataError: There are too few patients.
+    """
+    files = find_cases(config.target)
+    fraction = config.selection.target_fraction
+    learning, selecting = split_by_patient(files, fraction, derive_seed(config.seed, "selection"))
+    if len({file.patient_id for file in selecting}) < 2:
+        raise DataError(
+            f"target: {config.target.path} has images of {len({file.patient_id for file in files})} patients, of whom "
+            f"selection.target_fraction {fraction:g} leaves one to compare checkpoints on, and 2 are needed; give more "
+            "patients or raise the fraction"
+        )
+    return learning, selecting
 
 
 class _Loop:
@@ -109,10 +153,7 @@ class _Loop:
         self._export(policy)
 
     def _load_domains(self) -> Domains:
-        files = find_cases(self.config.target)
-        learning, selecting = split_by_patient(
-            files, self.config.selection.target_fraction, derive_seed(self.config.seed, "selection")
-        )
+        learning, selecting = _split_target(self.config)
         target = load_images(learning, self.source_policy, self.progress, "target images")
         selection = load_images(selecting, self.source_policy, self.progress, "selection images")
         source = None
@@ -230,13 +271,15 @@ class _Loop:
     ) -> list[str]:
         """PPO from the policy chosen so far; returns the names of the checkpoints."""
         settings, folder = self.config.ppo, self.run.checkpoints(iteration)
-        steps = list(range(settings.eval_every, settings.updates + 1, settings.eval_every))
+        # The last update competes too, whether or not `eval_every` divides the number of updates.
+        steps = [*range(settings.eval_every, settings.updates, settings.eval_every), settings.updates]
         names = [f"{folder.parent.name}/{folder.name}/{step:05d}" for step in steps]
         missing = [step for step in steps if not (folder / f"{step:05d}").exists()]
         if not missing:
             return names
         env = self._environment(iteration, ensemble, domains)
-        ppo = self._make_ppo(iteration, start, env, folder, before=missing[0])
+        last = max((step for step in steps if step < missing[0]), default=0)
+        ppo = self._make_ppo(iteration, start, env, folder, last)
         for step in missing:
             history = []
             while ppo._n_updates < step:
@@ -268,13 +311,12 @@ class _Loop:
         )
 
     def _make_ppo(
-        self, iteration: int, start: SegmenterAdapter, env: SegmentationVecEnv, folder: Path, before: int
+        self, iteration: int, start: SegmenterAdapter, env: SegmentationVecEnv, folder: Path, last: int
     ) -> DensePPO:
         settings = self.config.ppo
         policy = copy.deepcopy(start)
         trainable = list(policy.trainable(self.config.segmenter.train).values())
         critic = self._critic(iteration) if settings.baseline == "critic" else None
-        last = before - settings.eval_every
         if last > 0:
             return DensePPO.load(folder / f"{last:05d}", env, policy, critic, trainable, device=self.device)
         return DensePPO(

@@ -41,11 +41,15 @@ def run_demo(out: Path, seed: int, progress: Progress) -> Comparison:
         progress: Told how far each stage is.
 
     Raises:
-        ConfigError: The folder holds a demo with another seed.
+        ConfigError: The folder holds a demo with another seed, or other things.
     """
     marker = out / "demo.json"
     if marker.exists() and json.loads(marker.read_text()) != {"seed": seed}:
         raise ConfigError(f"{out}: holds a demo with another seed; choose another folder or delete it")
+    if not marker.exists() and out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise ConfigError(f"{out}: is not empty and holds no demo; choose another folder")
+    # First of all: what an interrupted demo leaves says which seed it has.
+    write_json(marker, {"seed": seed})
     data = out / "data"
     parts = {
         "vendor-a": ("cart", 1, _SOURCE_PATIENTS),
@@ -64,7 +68,6 @@ def run_demo(out: Path, seed: int, progress: Progress) -> Comparison:
                 first,
                 lambda done, total, label=label: progress(label, done, total),  # type: ignore[misc]
             )
-    write_json(marker, {"seed": seed})
     segmenter = out / "source-model"
     if not segmenter.exists():
         train_source(

@@ -57,10 +57,12 @@ def load_reward(folder: Path) -> RewardEnsemble:
     try:
         fusion = json.loads((folder / FUSION).read_text())
         settings = RewardSettings(fusion=fusion["fusion"], pessimism=fusion["pessimism"])
-        members = fusion["members"]
-    except (OSError, ValueError, KeyError) as error:
+        members = [folder / member for member in fusion["members"]]
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise ModelError(f"{folder}: not the reward ensemble of a run ({error})") from error
-    return RewardEnsemble([RewardNet.load(folder / member) for member in members], settings)
+    if not members:
+        raise ModelError(f"{folder / FUSION}: the ensemble has no members")
+    return RewardEnsemble([RewardNet.load(member) for member in members], settings)
 
 
 def choose_device(name: str) -> torch.device:

@@ -1,0 +1,230 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from medfm_rl.data.layouts import find_cases
+from medfm_rl.errors import DataError
+from medfm_rl.pipeline.adapt import adapt
+from medfm_rl.pipeline.images import load_images
+from medfm_rl.pipeline.selection import judge_scores, select
+from medfm_rl.pipeline.train_source import train_source
+from medfm_rl.reward.collection import ImageSet
+from medfm_rl.reward.network import RewardNet
+from medfm_rl.settings import (
+    AdaptConfig,
+    CollectSettings,
+    DataSettings,
+    NetworkSettings,
+    PPOSettings,
+    PreprocessingSettings,
+    RewardSettings,
+    SegmenterSettings,
+    SelectionSettings,
+    ShapePriorSettings,
+    SourceTrainingSettings,
+    TrackingSettings,
+    TrainSourceConfig,
+)
+
+TINY = NetworkSettings(channels=(4, 8), residual_units=0)
+
+
+def images_of(*patients: str) -> ImageSet:
+    return ImageSet(torch.zeros(len(patients), 1, 4, 4), tuple(map(str, range(len(patients)))), patients)
+
+
+TEN = images_of(*[f"p{i}" for i in range(10)])
+SOURCE = np.linspace(0.5, 0.8, 10)
+
+
+def test_the_source_wins_where_nothing_is_better() -> None:
+    assert select(["source", "a", "b"], [SOURCE, SOURCE - 0.1, SOURCE - 0.01], TEN, 0.95).chosen == "source"
+
+
+def test_the_source_wins_ties() -> None:
+    assert select(["source", "same"], [SOURCE, SOURCE.copy()], TEN, 0.95).chosen == "source"
+
+
+def test_the_source_wins_alone() -> None:
+    assert select(["source"], [SOURCE], TEN, 0.95).chosen == "source"
+
+
+def test_the_best_of_those_that_are_surely_better_wins() -> None:
+    scores = [SOURCE, SOURCE + 0.02, SOURCE + 0.05, SOURCE + 0.03]
+    selection = select(["source", "a", "b", "c"], scores, TEN, 0.95)
+    assert selection.chosen == "b"
+    assert [candidate.name for candidate in selection.candidates] == ["source", "a", "b", "c"]
+    assert [candidate.gain for candidate in selection.candidates] == pytest.approx([0, 0.02, 0.05, 0.03])
+    assert [candidate.confidence for candidate in selection.candidates] == [0, 1, 1, 1]
+    assert selection.candidates[2].score == pytest.approx(SOURCE.mean() + 0.05)
+
+
+def test_a_higher_mean_by_luck_does_not_win() -> None:
+    """One patient gains a lot, nine lose a little: the mean is higher and hardly half of the draws are."""
+    lucky = SOURCE - 0.02
+    lucky[0] += 0.3
+    sure = SOURCE + 0.001
+    selection = select(["source", "lucky", "sure"], [SOURCE, lucky, sure], TEN, 0.95)
+    assert selection.candidates[1].score > selection.candidates[2].score
+    assert selection.chosen == "sure"
+    assert select(["source", "lucky"], [SOURCE, lucky], TEN, 0.51).chosen == "lucky"
+
+
+def test_many_images_of_one_patient_are_one_piece_of_evidence() -> None:
+    """20 images gain and 2 lose, but the 20 are of one patient among three."""
+    patients = images_of(*["p0"] * 20, "p1", "p2")
+    base = np.full(22, 0.5)
+    other = np.concatenate([np.full(20, 0.6), [0.45, 0.45]])
+    candidate = select(["source", "a"], [base, other], patients, 0.95).candidates[1]
+    assert candidate.gain > 0
+    # Draws without p0 lose: (2 / 3) ** 3 = 0.296 of them. Over images nearly every draw would gain.
+    assert candidate.confidence == pytest.approx(1 - (2 / 3) ** 3, abs=0.02)
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.lists(st.lists(st.floats(0, 1), min_size=6, max_size=6), min_size=1, max_size=4), st.floats(0.51, 0.99))
+def test_the_choice_is_deterministic_and_never_scores_below_the_source(
+    rows: list[list[float]], confidence: float
+) -> None:
+    scores = [np.array(row) for row in rows]
+    names = ["source", *map(str, range(1, len(scores)))]
+    six = images_of(*"abcdef")
+    first, second = (select(names, scores, six, confidence) for _ in range(2))
+    assert first == second
+    chosen = next(candidate for candidate in first.candidates if candidate.name == first.chosen)
+    assert chosen.score >= first.candidates[0].score
+    assert chosen.name == "source" or chosen.confidence >= confidence
+
+
+def test_the_decision_is_written_with_every_score(tmp_path: Path) -> None:
+    selection = select(["source", "a"], [SOURCE, SOURCE + 0.1], TEN, 0.95)
+    selection.write(tmp_path / "selection.json")
+    content = json.loads((tmp_path / "selection.json").read_text())
+    assert content["chosen"] == "a"
+    assert [candidate["name"] for candidate in content["candidates"]] == ["source", "a"]
+    assert content["candidates"][1]["score"] == pytest.approx(0.75)
+
+
+class Threshold(nn.Module):
+    """Class 1 where the image is positive; a dropout that evaluation must switch off."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.dropout = nn.Dropout(0.9)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.dropout(torch.cat([-images, images], dim=1))
+
+
+class Judge(RewardNet):
+    """Calls background right with 0.5 and the structure with 0.9."""
+
+    def reward_map(self, images: Tensor, actions: Tensor) -> Tensor:
+        return torch.where(actions == 1, 0.9, 0.5)
+
+
+def test_judge_scores_by_hand() -> None:
+    """One pixel in the middle of 9 x 9 has a region of 7 x 7: (0.9 + 48 * 0.5) / 49. No pixel: 0."""
+    images = -torch.ones(20, 1, 9, 9)
+    images[:19, 0, 4, 4] = 1
+    scores = judge_scores(Threshold().train(), Judge(TINY, 2), images, 2, torch.device("cpu"))
+    assert scores.shape == (20,)
+    assert scores[:19] == pytest.approx((0.9 + 48 * 0.5) / 49)
+    assert scores[19] == 0
+
+
+def test_a_score_does_not_depend_on_the_other_images() -> None:
+    """20 images are more than one batch."""
+    torch.manual_seed(0)
+    images = torch.randn(20, 1, 8, 8)
+    judge = RewardNet(NetworkSettings(channels=(4, 8), residual_units=0, norm="batch"), 2).eval()
+    together = judge_scores(Threshold(), judge, images, 2, torch.device("cpu"))
+    alone = [judge_scores(Threshold(), judge, image[None], 2, torch.device("cpu"))[0] for image in images]
+    assert together == pytest.approx(alone, abs=1e-6)
+
+
+@pytest.fixture(scope="module")
+def source_model(simulated_echo: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("model") / "source"
+    config = TrainSourceConfig(
+        data=DataSettings(path=simulated_echo / "a"),
+        structures={"LV": 1, "MYO": 2, "LA": 3},
+        output=folder,
+        network=TINY,
+        preprocessing=PreprocessingSettings(size=(32, 32)),
+        training=SourceTrainingSettings(epochs=1),
+    )
+    train_source(config, lambda stage, done, total: None)
+    return folder
+
+
+def run_config(echo: Path, model: Path, output: Path, **changes: object) -> AdaptConfig:
+    values: dict[str, object] = {
+        "segmenter": SegmenterSettings(folder=model),
+        "target": DataSettings(path=echo / "b"),
+        "source": DataSettings(path=echo / "a"),
+        "output": output,
+        "iterations": 1,
+        "collect": CollectSettings(source_images=12, target_images=8, actions_per_image=2),
+        "shape_prior": ShapePriorSettings(epochs=1, latent=4),
+        "reward": RewardSettings(network=TINY, ensemble=1, steps=2, validate_every=2),
+        "ppo": PPOSettings(updates=3, n_envs=2, n_epochs=1, eval_every=2),
+        "tracking": TrackingSettings(uri=None),
+        "device": "cpu",
+    }
+    return AdaptConfig.model_validate({**values, **changes})
+
+
+def test_images_are_read_without_opening_a_mask(simulated_echo: Path, source_model: Path, tmp_path: Path) -> None:
+    """Masks that no reader takes are beside every image."""
+    from medfm_rl.adapters import TorchModuleAdapter
+
+    (tmp_path / "labels").mkdir()
+    (tmp_path / "images").symlink_to(simulated_echo / "b" / "images")
+    for path in (tmp_path / "images").iterdir():
+        (tmp_path / "labels" / path.name).write_bytes(b"not an image")
+    files = find_cases(DataSettings(path=tmp_path))
+    adapter = TorchModuleAdapter.load(source_model)
+    images = load_images(files, adapter, lambda stage, done, total: None, "target")
+    assert len(images) == 24
+    with pytest.raises(DataError):
+        files[0].read_labelled(adapter.schema)
+
+
+@pytest.mark.parametrize(("updates", "eval_every", "expected"), [(3, 2, [2, 3]), (1, 5, [1])])
+def test_the_last_update_competes_too(
+    simulated_echo: Path,
+    source_model: Path,
+    tmp_path: Path,
+    updates: int,
+    eval_every: int,
+    expected: list[int],
+) -> None:
+    ppo = PPOSettings(updates=updates, n_envs=2, n_epochs=1, eval_every=eval_every)
+    # The untrained model makes no mask that a strict profile would call valid.
+    lenient = tmp_path / "lenient.yaml"
+    lenient.write_text("rules: [{kind: present, structure: background}]")
+    config = run_config(simulated_echo, source_model, tmp_path / "run", ppo=ppo, anatomy=str(lenient))
+    run = adapt(config, False, lambda stage, done, total: None)
+    names = [candidate["name"] for candidate in json.loads(run.selection(0).read_text())["candidates"]]
+    assert names == ["source", *(f"iteration-00/ppo/{step:05d}" for step in expected)]
+
+
+def test_too_few_patients_to_select_on_are_told_before_anything_runs(
+    simulated_echo: Path, source_model: Path, tmp_path: Path
+) -> None:
+    """6 patients and a share of 0.1 leave one: the bootstrap over patients needs two."""
+    config = run_config(
+        simulated_echo, source_model, tmp_path / "run", selection=SelectionSettings(target_fraction=0.1)
+    )
+    with pytest.raises(DataError, match=r"6 patients.*selection\.target_fraction 0\.1.*raise the fraction"):
+        adapt(config, False, lambda stage, done, total: None)
+    assert not config.output.exists()
