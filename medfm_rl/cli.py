@@ -113,8 +113,8 @@ def adapt_command(
     from medfm_rl.settings import AdaptConfig
 
     settings = load_config(config, AdaptConfig)
+    from medfm_rl.data.layouts import is_simulated
     from medfm_rl.pipeline.adapt import adapt
-    from medfm_rl.pipeline.evaluate import is_simulated
     from medfm_rl.pipeline.finish import finish
 
     with _progress() as progress:
@@ -138,9 +138,9 @@ def evaluate_command(
     """Score a model against ground truth: Dice, HD95, ASSD and validity, per case and per structure."""
     from rich.console import Console
 
-    from medfm_rl.data.layouts import find_cases
+    from medfm_rl.data.layouts import find_cases, is_simulated
     from medfm_rl.metrics.validity import load_anatomy
-    from medfm_rl.pipeline.evaluate import evaluate, is_simulated, write_evaluation
+    from medfm_rl.pipeline.evaluate import evaluate, write_evaluation
     from medfm_rl.pipeline.finish import compare_models
     from medfm_rl.pipeline.models import load_model
     from medfm_rl.report import summary_table

@@ -174,7 +174,7 @@ def write_report(path: Path, data: ReportData) -> None:
         "paired": _paired_figure(data.paired_dice) if data.paired_dice else None,
         "curves": [(title, _curve_figure(title, curves)) for title, curves in data.curves.items()],
         "reliability": _reliability_figure(data.reliability) if data.reliability else None,
-        "cases": [(case, _case_figure(case, data.schema, data.simulated)) for case in data.cases],
+        "cases": [(case, _encode(case_figure(case, data.schema, data.simulated))) for case in data.cases],
     }
     page = Environment(autoescape=True).from_string(template)
     write_text(path, page.render(data=data, figures=figures, verdict=verdict(data.rows)))
@@ -239,7 +239,8 @@ def _reliability_figure(
     return _encode(figure)
 
 
-def _case_figure(case: ReportCase, schema: LabelSchema, simulated: bool) -> str:
+def case_figure(case: ReportCase, schema: LabelSchema, simulated: bool) -> Figure:
+    """Image, segmentation before and after, reward map and, where it is known, ground truth, side by side."""
     masks: list[tuple[str, LabelMap | None]] = [("image", None), ("before", case.before), ("after", case.after)]
     truth: list[tuple[str, LabelMap | None]] = []
     if case.ground_truth is not None:
@@ -266,7 +267,7 @@ def _case_figure(case: ReportCase, schema: LabelSchema, simulated: bool) -> str:
     figure.colorbar(picture, ax=panels, fraction=0.012, pad=0.01).set_label("probability of being right", fontsize=8)
     columns = min(len(handles), _LEGEND_COLUMNS)
     figure.legend(handles=handles, loc="outside lower center", ncols=columns, frameon=False, fontsize=9)
-    return _encode(figure)
+    return figure
 
 
 def _panel_title(title: str, case: ReportCase) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 from collections.abc import Mapping, Sequence
@@ -17,6 +16,8 @@ from medfm_rl.errors import DataError
 from medfm_rl.settings import DataSettings
 from medfm_rl.types import Case, LabelledCase, LabelSchema
 
+SIMULATION_RECORD = "simulation.json"
+"""The file in a data set's folder that says that its images are simulated."""
 _CAMUS_NAME = re.compile(r"^(?P<patient>patient\d+)_(?P<view>2CH|4CH)_(?P<phase>ED|ES)(?P<mask>_gt)?$")
 _CAMUS_QUALITY = re.compile(r"^ImageQuality:\s*(\w+)", re.MULTILINE)
 
@@ -96,6 +97,11 @@ class _OfPatient(Protocol):
 
 
 T = TypeVar("T", bound=_OfPatient)
+
+
+def is_simulated(folder: Path) -> bool:
+    """Whether a data set was made by a simulation, also where only its folder of images is given."""
+    return any((place / SIMULATION_RECORD).exists() for place in (folder, folder.absolute().parent))
 
 
 def split_by_patient(cases: Sequence[T], fraction: float, seed: int) -> tuple[list[T], list[T]]:
@@ -209,13 +215,3 @@ def _with_patient(case: CaseFile, pattern: str) -> CaseFile:
     if found is None or not found.groups():
         raise DataError(f"patient_pattern {pattern!r} finds no group in the case name {case.case_id!r}")
     return CaseFile(case.case_id, found[1], case.image_paths, case.label_path, case.tags)
-
-
-def fingerprint(cases: Sequence[CaseFile]) -> str:
-    """SHA-256 over the names and sizes of the images, to tell one data set from another in a run's record."""
-    digest = hashlib.sha256()
-    for case in cases:
-        for path in case.image_paths:
-            size = path.stat().st_size if path.is_file() else 0
-            digest.update(f"{case.case_id}:{path.name}:{size}\n".encode())
-    return digest.hexdigest()

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 from medfm_rl.data.files import write_json
+from medfm_rl.data.layouts import SIMULATION_RECORD
 from medfm_rl.data.ultrasound.phantom import ECHO_SCHEMA, simulate_dataset
 from medfm_rl.data.ultrasound.vendors import vendor
 from medfm_rl.errors import ConfigError
@@ -57,7 +58,7 @@ def run_demo(out: Path, seed: int, progress: Progress) -> Comparison:
         "vendor-b-held-out": ("vintage", 2001, _HELD_OUT_PATIENTS),
     }
     for name, (profile, first, patients) in parts.items():
-        if not (data / name / "simulation.json").exists():
+        if not (data / name / SIMULATION_RECORD).exists():
             label = f"simulating {name}"
             simulate_dataset(
                 data / name,

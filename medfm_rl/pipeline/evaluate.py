@@ -23,13 +23,6 @@ from medfm_rl.pipeline.images import Progress
 from medfm_rl.pipeline.models import Model
 from medfm_rl.types import Case, FloatArray, LabelMap
 
-SIMULATION_RECORD = "simulation.json"
-
-
-def is_simulated(folder: Path) -> bool:
-    """Whether a data set was made by a simulation, also where only its folder of images is given."""
-    return any((place / SIMULATION_RECORD).exists() for place in (folder, folder.absolute().parent))
-
 
 def evaluate(
     segmenter: SegmenterAdapter, files: Sequence[CaseFile], anatomy: Anatomy, progress: Progress

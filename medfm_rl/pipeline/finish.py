@@ -11,13 +11,13 @@ import numpy as np
 from medfm_rl import __version__
 from medfm_rl.adapters import SegmenterAdapter
 from medfm_rl.data.files import hash_folder
-from medfm_rl.data.layouts import CaseFile, find_cases
+from medfm_rl.data.layouts import CaseFile, find_cases, is_simulated
 from medfm_rl.errors import ModelError
 from medfm_rl.metrics.bootstrap import PairedDifference
 from medfm_rl.metrics.calibration import ReliabilityCurve
 from medfm_rl.metrics.scores import MEAN, Evaluation, StructureSummary, compare
 from medfm_rl.metrics.validity import load_anatomy
-from medfm_rl.pipeline.evaluate import evaluate, is_simulated, segment_and_judge, write_evaluation
+from medfm_rl.pipeline.evaluate import evaluate, segment_and_judge, write_evaluation
 from medfm_rl.pipeline.images import Progress
 from medfm_rl.pipeline.models import Model, load_model, load_segmenter
 from medfm_rl.pipeline.run_folder import RunFolder

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -16,7 +17,7 @@ from typing import Literal
 import numpy as np
 import safetensors
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
 from medfm_rl.data.files import hash_file, replace_on_success
@@ -137,24 +138,27 @@ class ActionDataset:
     def append(self, key: str, records: ActionRecords) -> None:
         """Writes one shard, whole or not at all.
 
-        Images and certainties are stored as float16.
+        Images and certainties are stored as float16, images beyond its range as float32.
 
         Raises:
-            ValueError: There is a shard of that name: records are never changed.
+            ValueError: There is a shard of that name, and records are never changed; or the name is none that `shards`
+                would find.
             DataError: The shard cannot be written; what was there is intact.
         """
+        if not re.fullmatch(r"\w[\w.-]*", key):
+            raise ValueError(f"{key!r} does not name a shard: use letters, digits, '_', '-' and '.'")
         path = self._path(key)
         if path.exists():
             raise ValueError(f"{path}: D_R is append-only and this shard exists")
         tensors = {
-            "images": records.images.to("cpu", torch.float16).contiguous(),
+            "images": _compact(records.images).contiguous(),
             "actions": records.actions.to("cpu", torch.uint8).contiguous(),
             "references": records.references.to("cpu", torch.uint8).contiguous(),
             "certainty": records.certainty.to("cpu", torch.float16).contiguous(),
         }
         origins = json.dumps([asdict(origin) for origin in records.origins])
         with replace_on_success(path) as temporary:
-            save_file(tensors, temporary, metadata={"origins": origins})
+            temporary.write_bytes(save(tensors, metadata={"origins": origins}))
 
     def read(self, key: str) -> ActionRecords:
         """Reads one shard; images and certainties come back as float32.
@@ -167,17 +171,17 @@ class ActionDataset:
             with safetensors.safe_open(path, framework="pt") as file:
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
                 origins = json.loads(file.metadata()["origins"])
-        except (OSError, safetensors.SafetensorError, KeyError, TypeError) as error:
+            return ActionRecords(
+                tensors["images"].float(),
+                tensors["actions"],
+                tensors["references"],
+                tensors["certainty"].float(),
+                tuple(ActionOrigin(**{**origin, "actions": tuple(origin["actions"])}) for origin in origins),
+            )
+        except (OSError, safetensors.SafetensorError, KeyError, TypeError, ValueError) as error:
             raise DataError(
                 f"{path}: not a shard of an action data set ({error}); delete it and collect again"
             ) from error
-        return ActionRecords(
-            tensors["images"].float(),
-            tensors["actions"],
-            tensors["references"],
-            tensors["certainty"].float(),
-            tuple(ActionOrigin(**{**origin, "actions": tuple(origin["actions"])}) for origin in origins),
-        )
 
     def read_all(self) -> ActionRecords:
         """All shards, in the order of their names.
@@ -199,6 +203,11 @@ class ActionDataset:
 
     def _path(self, key: str) -> Path:
         return self.folder / f"{key}{_SUFFIX}"
+
+
+def _compact(images: Tensor) -> Tensor:
+    half = images.to("cpu", torch.float16)
+    return half if bool(half.isfinite().all()) else images.to("cpu", torch.float32)
 
 
 def patient_folds(records: ActionRecords, folds: int, seed: int) -> list[list[str]]:

@@ -4,7 +4,8 @@ Source images come with ground truth but look like the source. Shown in many app
 images themselves, they teach the reward network errors that are real and a look that is not the source's alone.
 
 All functions work on preprocessed batches `(B, C, *S)` in 2-D and 3-D and keep the mean and standard deviation of each
-image and channel, so that whatever normalisation the segmenter uses stays valid.
+image and channel, so that whatever normalisation the segmenter uses stays valid. Histogram matching alone takes them
+from the style image, which was preprocessed in the same way.
 """
 
 from __future__ import annotations

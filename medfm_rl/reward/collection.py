@@ -121,19 +121,22 @@ class Collector:
         """A actions per image: the policy's own mask first, the others drawn from all the ways to make one."""
         logits = self._logits(self.segmenter, images)
         noisy = self._logits(perturb_weights(self.segmenter, self.settings.weight_noise, generator), images)
+        perturbed = randomise_appearance(images, None, self.settings.appearance_strength, generator)
+        misled = self._logits(self.segmenter, perturbed)
         own = logits.argmax(dim=1).to(torch.uint8)
         makers: dict[str, Callable[[int], Tensor]] = {
             "exploration": lambda row: self.explore(logits[row : row + 1], generator)[0].to(torch.uint8),
             "weight noise": lambda row: noisy[row].argmax(dim=0).to(torch.uint8),
+            "perturbed image": lambda row: misled[row].argmax(dim=0).to(torch.uint8),
             "warped policy": lambda row: warp(own[row], generator),
             "reference": lambda row: references[row],
             "warped reference": lambda row: warp(references[row], generator),
             "blob": lambda row: add_blob(own[row], self.num_classes, generator),
             "swapped": lambda _: own[int(torch.randint(len(own), (), generator=generator))],
-            "dropped": lambda row: drop_structure(references[row], self.num_classes, generator),
+            "dropped": lambda row: drop_structure(references[row], generator),
         }
         # What the policy will really do is what must be judged well; the wild corruptions are the spice.
-        likely = torch.tensor([4.0, 2.0, 2.0, 1.0, 2.0, 1.0, 0.3, 0.3])
+        likely = torch.tensor([4.0, 2.0, 2.0, 2.0, 1.0, 2.0, 1.0, 0.3, 0.3])
         kinds = list(makers)
         actions, names = [], []
         for row in range(len(images)):

@@ -54,7 +54,10 @@ def add_blob(action: Tensor, num_classes: int, generator: torch.Generator, size:
     return torch.where(blob, torch.tensor(label, dtype=action.dtype), action)
 
 
-def drop_structure(action: Tensor, num_classes: int, generator: torch.Generator) -> Tensor:
-    """Erases one structure, drawn at random."""
-    label = int(torch.randint(1, num_classes, (), generator=generator))
+def drop_structure(action: Tensor, generator: torch.Generator) -> Tensor:
+    """Erases one of the structures that are there, drawn at random."""
+    present = action[action > 0].unique()
+    if len(present) == 0:
+        return action.clone()
+    label = present[int(torch.randint(len(present), (), generator=generator))]
     return torch.where(action == label, torch.zeros_like(action), action)

@@ -9,7 +9,7 @@ from typing import Self
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -79,10 +79,8 @@ class RewardNet(nn.Module):
         }
         with replace_folder_on_success(folder) as temporary:
             (temporary / "reward.json").write_text(json.dumps(description, indent=2) + "\n")
-            save_file(
-                {name: value.contiguous() for name, value in self.state_dict().items()},
-                temporary / "weights.safetensors",
-            )
+            weights = {name: value.contiguous() for name, value in self.state_dict().items()}
+            (temporary / "weights.safetensors").write_bytes(save(weights))
 
     @classmethod
     def load(cls, folder: Path) -> Self:
@@ -100,7 +98,7 @@ class RewardNet(nn.Module):
                 description["spatial_dims"],
             )
             net.load_state_dict(load_file(folder / "weights.safetensors"))
-        except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+        except (OSError, ValueError, TypeError, KeyError, RuntimeError, SafetensorError) as error:
             raise ModelError(f"{folder}: not a reward network ({error}); give a folder that `adapt` wrote") from error
         return net.eval()
 

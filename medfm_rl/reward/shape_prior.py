@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -82,7 +82,7 @@ class ShapePrior(nn.Module):
         description = {"format": 1, "num_classes": self.num_classes, "size": self.size, "latent": self.latent}
         with replace_folder_on_success(folder) as temporary:
             (temporary / "shape_prior.json").write_text(json.dumps(description, indent=2) + "\n")
-            save_file(self.state_dict(), temporary / "weights.safetensors")
+            (temporary / "weights.safetensors").write_bytes(save(self.state_dict()))
 
     @classmethod
     def load(cls, folder: Path) -> ShapePrior:
@@ -95,7 +95,7 @@ class ShapePrior(nn.Module):
             description = json.loads((folder / "shape_prior.json").read_text())
             prior = cls(description["num_classes"], tuple(description["size"]), description["latent"])
             prior.load_state_dict(load_file(folder / "weights.safetensors"))
-        except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+        except (OSError, ValueError, TypeError, KeyError, RuntimeError, SafetensorError) as error:
             raise ModelError(f"{folder}: not a shape prior ({error}); delete it and resume the run") from error
         return prior.eval()
 

@@ -12,9 +12,10 @@ from scipy.optimize import minimize_scalar
 from torch import Tensor
 from torch.nn import functional as F
 
+from medfm_rl.data.layouts import split_by_patient
 from medfm_rl.errors import DataError
 from medfm_rl.metrics.calibration import ReliabilityCurve, expected_calibration_error, reliability_curve
-from medfm_rl.reward.actions import ActionRecords, patient_folds
+from medfm_rl.reward.actions import ActionRecords
 from medfm_rl.reward.network import RewardNet
 from medfm_rl.seeding import derive_seed, torch_generator
 from medfm_rl.settings import RewardSettings
@@ -54,24 +55,27 @@ def reward_loss(logits: Tensor, right: Tensor, weights: Tensor, error_weight: fl
 
     Wrong pixels count `error_weight` times. That alone would shift the optimum to the odds of the reweighted data, so
     the shift is taken out of the logit before the loss (logit adjustment, Menon et al., ICLR 2021): z keeps the
-    absolute scale of a probability.
+    absolute scale of a probability. Nothing else may depend on the outcome, the normaliser included.
 
     Args:
         logits: `(B, *S)`, z.
         right: `(B, *S)`, 1 where the action equals its reference, 0 elsewhere.
-        weights: `(B, *S)`, weight of each pixel apart from its being right or wrong.
+        weights: `(B, *S)`, weight of each pixel, whether it is right or wrong.
         error_weight: At least 1.
     """
     importance = weights * torch.where(right > 0.5, 1.0, error_weight)
     shifted = logits - float(np.log(error_weight))
     loss = F.binary_cross_entropy_with_logits(shifted, right, reduction="none")
-    return (loss * importance).sum() / importance.sum().clamp_min(1e-8)
+    return (loss * importance).sum() / weights.sum().clamp_min(1e-8)
 
 
-def contour_weights(actions: Tensor, references: Tensor, num_classes: int, weight: float) -> Tensor:
-    """`weight` within two pixels of a contour of the action or of its reference, 1 elsewhere, `(B, *S)`."""
-    near = _near_contour(actions, num_classes) | _near_contour(references, num_classes)
-    return torch.where(near, weight, 1.0)
+def contour_weights(actions: Tensor, num_classes: int, weight: float) -> Tensor:
+    """`weight` within two pixels of a contour of the action, 1 elsewhere, `(B, *S)`.
+
+    The contour of the reference would give away the outcome: a pixel would weigh more when it is wrong than when it is
+    right, and the probability that is learnt would be too low.
+    """
+    return torch.where(_near_contour(actions, num_classes), weight, 1.0)
 
 
 def train_reward(
@@ -95,27 +99,17 @@ def train_reward(
         progress: Called with (steps done, steps at most).
 
     Raises:
-        DataError: There are fewer than two patients.
+        DataError: There are fewer than two patients, a label that the network does not know, or nothing certain to
+            calibrate on.
         FloatingPointError: The loss is not finite.
     """
     training, validation = _split(records, settings.validation_fraction, derive_seed(seed, "split"))
-    batches = _batches(training, settings.batch_size, torch_generator(seed, "train"))
+    _check_labels(records, net.num_classes)
     net.to(device)
-    optimiser = torch.optim.AdamW(net.parameters(), lr=settings.learning_rate, weight_decay=1e-4)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, settings.steps)
-    best_loss, best_step, best_state = float("inf"), 0, _copy_state(net)
-    losses: list[tuple[float, float]] = []
-    for step in range(settings.validate_every, settings.steps + settings.validate_every, settings.validate_every):
-        training_loss = _train_steps(net, training, batches, settings, optimiser, schedule, device)
-        validation_loss = _validate(net, validation, settings, device)
-        losses.append((training_loss, validation_loss))
-        if validation_loss < best_loss:
-            best_loss, best_step, best_state = validation_loss, step, _copy_state(net)
-        if progress:
-            progress(min(step, settings.steps), settings.steps)
-        if step - best_step >= settings.patience * settings.validate_every:
-            break
-    net.load_state_dict(best_state)
+    # Dropout draws from the global generator.
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.manual_seed(derive_seed(seed, "dropout"))
+        losses, best_step = _fit(net, training, validation, settings, seed, device, progress)
     net.eval().requires_grad_(False)
     logits, right = _held_out_pixels(net, validation, settings.batch_size, device, torch_generator(seed, "calibrate"))
     temperature = fit_temperature(logits, right)
@@ -124,7 +118,7 @@ def train_reward(
     raw, calibrated = (torch.sigmoid(logits / value).numpy() for value in (1.0, temperature))
     outcomes = right.numpy()
     return RewardTrainingReport(
-        tuple(losses),
+        losses,
         best_step,
         temperature,
         expected_calibration_error(raw, outcomes),
@@ -153,12 +147,59 @@ def fit_temperature(logits: Tensor, right: Tensor) -> float:
 
 
 def _split(records: ActionRecords, fraction: float, seed: int) -> tuple[ActionRecords, ActionRecords]:
-    patients = len({origin.patient_id for origin in records.origins})
-    if patients < 2:
-        raise DataError(f"a reward network needs images of at least 2 patients, there are {patients}")
-    folds = min(patients, max(2, round(1 / fraction)))
-    held_out, *rest = patient_folds(records, folds, seed)
-    return records.of_patients(patient for fold in rest for patient in fold), records.of_patients(held_out)
+    """Holds out patients of each domain, so that there is ground truth on both sides where there is any."""
+    patients = {origin.patient_id for origin in records.origins}
+    if len(patients) < 2:
+        raise DataError(f"a reward network needs images of at least 2 patients, there are {len(patients)}")
+    held_out: set[str] = set()
+    with_truth = {origin.patient_id for origin in records.origins if origin.domain == "source"}
+    for group in (with_truth, patients - with_truth):
+        if len(group) > 1:
+            origins = [origin for origin in records.origins if origin.patient_id in group]
+            held_out |= {origin.patient_id for origin in split_by_patient(origins, fraction, seed)[1]}
+    if not held_out:
+        # One patient of each domain: ground truth to learn from, the other to hold out.
+        held_out = patients - with_truth
+    return records.of_patients(patients - held_out), records.of_patients(held_out)
+
+
+def _check_labels(records: ActionRecords, num_classes: int) -> None:
+    highest = max(int(records.actions.max()), int(records.references.max()))
+    if highest >= num_classes:
+        raise DataError(
+            f"the action data set holds label {highest}, the reward network knows the classes 0 to {num_classes - 1}; "
+            "collect it with the segmenter that the network is for"
+        )
+
+
+def _fit(
+    net: RewardNet,
+    training: ActionRecords,
+    validation: ActionRecords,
+    settings: RewardSettings,
+    seed: int,
+    device: torch.device,
+    progress: Callable[[int, int], None] | None,
+) -> tuple[tuple[tuple[float, float], ...], int]:
+    """Leaves the weights with the lowest validation loss in the network; returns all losses and the step of those."""
+    batches = _batches(training, settings.batch_size, torch_generator(seed, "train"))
+    optimiser = torch.optim.AdamW(net.parameters(), lr=settings.learning_rate, weight_decay=1e-4)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, settings.steps)
+    best_loss, best_step, best_state = float("inf"), 0, _copy_state(net)
+    losses: list[tuple[float, float]] = []
+    step = 0
+    while step < settings.steps and step - best_step < settings.patience * settings.validate_every:
+        count = min(settings.validate_every, settings.steps - step)
+        training_loss = _train_steps(net, training, islice(batches, count), settings, optimiser, schedule, device)
+        validation_loss = _validate(net, validation, settings, device)
+        step += count
+        losses.append((training_loss, validation_loss))
+        if validation_loss < best_loss:
+            best_loss, best_step, best_state = validation_loss, step, _copy_state(net)
+        if progress:
+            progress(step, settings.steps)
+    net.load_state_dict(best_state)
+    return tuple(losses), best_step
 
 
 def _batches(records: ActionRecords, batch_size: int, generator: torch.Generator) -> Iterator[tuple[Tensor, Tensor]]:
@@ -178,29 +219,30 @@ def _train_steps(
     schedule: torch.optim.lr_scheduler.LRScheduler,
     device: torch.device,
 ) -> float:
-    """`validate_every` steps; returns the mean loss."""
+    """One step for each batch; returns the mean loss."""
     net.train()
-    total = 0.0
-    for rows, choice in islice(batches, settings.validate_every):
-        loss = _loss(net, records, rows, choice, settings, device)
-        if not torch.isfinite(loss):
-            raise FloatingPointError("the reward loss is not finite; lower reward.learning_rate or look at the images")
+    losses = []
+    for rows, choice in batches:
+        loss, _ = _loss(net, records, rows, choice, settings, device)
         optimiser.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(net.parameters(), 1.0)
         optimiser.step()
         schedule.step()
-        total += loss.item()
-    return total / settings.validate_every
+        losses.append(loss.item())
+    return float(np.mean(losses))
 
 
 @torch.no_grad()
 def _validate(net: RewardNet, records: ActionRecords, settings: RewardSettings, device: torch.device) -> float:
+    """Mean loss over all pixels by their weight, however they are dealt into batches."""
     net.eval()
-    total = 0.0
+    total, weight = 0.0, 0.0
     for rows, choice in _every_action(records, settings.batch_size):
-        total += _loss(net, records, rows, choice, settings, device).item() * len(rows)
-    return total / (len(records) * records.actions.shape[1])
+        loss, batch_weight = _loss(net, records, rows, choice, settings, device)
+        total += loss.item() * batch_weight
+        weight += batch_weight
+    return total / max(weight, 1e-8)
 
 
 def _every_action(records: ActionRecords, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
@@ -211,14 +253,16 @@ def _every_action(records: ActionRecords, batch_size: int) -> Iterator[tuple[Ten
 
 def _loss(
     net: RewardNet, records: ActionRecords, rows: Tensor, choice: Tensor, settings: RewardSettings, device: torch.device
-) -> Tensor:
+) -> tuple[Tensor, float]:
+    """The mean loss of one action of each row, and the total weight of its pixels."""
     images = records.images[rows].to(device)
     actions = records.actions[rows, choice].to(device).long()
     references = records.references[rows].to(device).long()
-    weights = records.certainty[rows].to(device) * contour_weights(
-        actions, references, net.num_classes, settings.contour_weight
-    )
-    return reward_loss(net(images, actions), (actions == references).float(), weights, settings.error_weight)
+    weights = records.certainty[rows].to(device) * contour_weights(actions, net.num_classes, settings.contour_weight)
+    loss = reward_loss(net(images, actions), (actions == references).float(), weights, settings.error_weight)
+    if not torch.isfinite(loss):
+        raise FloatingPointError("the reward loss is not finite; lower reward.learning_rate or look at the images")
+    return loss, float(weights.sum())
 
 
 @torch.no_grad()
@@ -228,7 +272,17 @@ def _held_out_pixels(
     """Logits and outcomes of the pixels with the most trusted references, thinned to what a fit needs.
 
     Where there is ground truth, references of other origin do not take part.
+
+    Raises:
+        DataError: No reference is certain of any pixel.
     """
+    source = records.of_domain("source")
+    records = source if len(source) else records
+    if not bool((records.certainty > 0).any()):
+        raise DataError(
+            "no reference of the held-out patients is certain of any pixel, so the reward cannot be calibrated; lower "
+            "collect.reference_agreement or give more patients"
+        )
     logits, right = [], []
     trusted = 0.5 * float(records.certainty.max())
     for rows, choice in _every_action(records, batch_size):

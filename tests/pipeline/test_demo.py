@@ -6,10 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from medfm_rl.data.layouts import find_cases
+from medfm_rl.data.layouts import find_cases, is_simulated
 from medfm_rl.errors import ConfigError
 from medfm_rl.pipeline import demo
-from medfm_rl.pipeline.evaluate import is_simulated
 from medfm_rl.settings import AdaptConfig, TrainSourceConfig
 
 

@@ -12,6 +12,7 @@ from scipy import ndimage
 
 from medfm_rl.data.files import write_json
 from medfm_rl.data.images import write_image, write_labels
+from medfm_rl.data.layouts import SIMULATION_RECORD
 from medfm_rl.data.ultrasound.engine import Array, Sector, image_tissue
 from medfm_rl.data.ultrasound.vendors import VendorProfile
 from medfm_rl.seeding import numpy_generator
@@ -154,7 +155,7 @@ def simulate_dataset(
                 write_labels(out / "labels" / name, labels, geometry, ECHO_SCHEMA)
         if progress:
             progress(number - first + 1, patients)
-    write_json(out / "simulation.json", {"simulated": True, "vendor": vendor.name, "seed": seed, "patients": patients})
+    write_json(out / SIMULATION_RECORD, {"simulated": True, "vendor": vendor.name, "seed": seed, "patients": patients})
 
 
 def _half_width(position: Array, widest: float) -> Array:

@@ -16,13 +16,12 @@ import numpy as np
 
 from medfm_rl.data.files import replace_on_success, write_json
 from medfm_rl.data.images import image_suffix, write_image
-from medfm_rl.data.layouts import CaseFile
+from medfm_rl.data.layouts import SIMULATION_RECORD, CaseFile
 from medfm_rl.data.ultrasound.engine import resimulate
 from medfm_rl.data.ultrasound.vendors import VendorProfile
 from medfm_rl.errors import ConfigError, DataError
 from medfm_rl.seeding import numpy_generator
 
-_RECORD = "simulation.json"
 # What loses grey values or needs more than one file is written as a format of its kind that does not.
 _WRITTEN_AS = {".dcm": ".nii.gz", ".jpg": ".png", ".jpeg": ".png", ".mhd": ".mha"}
 _PIXEL_FILE = re.compile(rb"^ElementDataFile\s*=\s*(.+?)\s*$", re.MULTILINE)
@@ -53,7 +52,7 @@ def resimulate_dataset(
         DataError: A frame is no B-mode image, or the folder holds something else.
     """
     record = {"simulated": True, "profile": asdict(profile), "seed": seed}
-    path = out / _RECORD
+    path = out / SIMULATION_RECORD
     _check_folder(out, record)
     write_json(path, record | {"complete": False})
     simulate = partial(_resimulate_case, out=out, profile=profile, seed=seed)
@@ -65,7 +64,7 @@ def resimulate_dataset(
 
 
 def _check_folder(out: Path, record: dict[str, object]) -> None:
-    path = out / _RECORD
+    path = out / SIMULATION_RECORD
     if not path.exists():
         if out.exists() and (not out.is_dir() or any(out.iterdir())):
             raise DataError(f"{out}: already exists and holds no simulation; give a new folder")

@@ -1,0 +1,61 @@
+from __future__ import annotations
+
+import resource
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+
+import numpy as np
+import pytest
+import torch
+
+from medfm_rl.reward.actions import ActionOrigin, ActionRecords, Domain
+
+
+@pytest.fixture
+def make_records() -> Callable[..., ActionRecords]:
+    """Records of random labels; the images hold values that float16 can hold."""
+
+    def make(
+        patients: tuple[str, ...] = ("p1", "p2"),
+        actions: int = 2,
+        shape: tuple[int, ...] = (16, 16),
+        channels: int = 1,
+        classes: int = 3,
+        domain: Domain = "source",
+        seed: int = 0,
+    ) -> ActionRecords:
+        rng, count = np.random.default_rng(seed), len(patients)
+        return ActionRecords(
+            torch.from_numpy(rng.normal(size=(count, channels, *shape)).astype(np.float16)).float(),
+            torch.from_numpy(rng.integers(0, classes, (count, actions, *shape)).astype(np.uint8)),
+            torch.from_numpy(rng.integers(0, classes, (count, *shape)).astype(np.uint8)),
+            torch.from_numpy(rng.choice([0.0, 0.25, 1.0], (count, *shape))).float(),
+            tuple(
+                ActionOrigin(
+                    f"{patient}_{row}",
+                    patient,
+                    domain,
+                    "ground truth" if domain == "source" else "consensus",
+                    ("policy", *("warped policy",) * (actions - 1)),
+                )
+                for row, patient in enumerate(patients)
+            ),
+        )
+
+    return make
+
+
+@pytest.fixture
+def full_disk() -> Callable[[], AbstractContextManager[None]]:
+    """Within it, no file can grow beyond 100 bytes: writing fails as it does on a full disk."""
+
+    @contextmanager
+    def limit() -> Iterator[None]:
+        soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100, hard))
+        try:
+            yield
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+    return limit

@@ -1,0 +1,288 @@
+from __future__ import annotations
+
+import dataclasses
+import json
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
+
+from medfm_rl.errors import DataError
+from medfm_rl.reward.actions import ActionDataset, ActionOrigin, ActionRecords, patient_folds
+
+Records = Callable[..., ActionRecords]
+
+
+def assert_same(ours: ActionRecords, theirs: ActionRecords) -> None:
+    assert ours.origins == theirs.origins
+    for name in ("images", "actions", "references", "certainty"):
+        assert getattr(ours, name).dtype == getattr(theirs, name).dtype, name
+        assert torch.equal(getattr(ours, name), getattr(theirs, name)), name
+
+
+def origins_of(patients: list[str]) -> ActionRecords:
+    """Records of one pixel each: only their patients matter."""
+    one = torch.zeros(len(patients), 1, 1)
+    origins = tuple(ActionOrigin(f"{p}_{row}", p, "target", "consensus", ("policy",)) for row, p in enumerate(patients))
+    return ActionRecords(one[:, None], one[:, None].byte(), one.byte(), one, origins)
+
+
+@settings(deadline=None, max_examples=15)
+@given(
+    shape=st.sampled_from([(4, 6), (3, 4, 5)]),
+    channels=st.integers(1, 2),
+    actions=st.integers(1, 3),
+    patients=st.lists(st.text(min_size=1, max_size=4), min_size=1, max_size=3),
+    domain=st.sampled_from(["source", "target"]),
+)
+def test_records_come_back_as_they_were_appended(
+    shape: tuple[int, ...], channels: int, actions: int, patients: list[str], domain: str
+) -> None:
+    generator = torch.Generator().manual_seed(0)
+    count = len(patients)
+    records = ActionRecords(
+        torch.randn(count, channels, *shape, generator=generator).half().float(),
+        torch.randint(0, 256, (count, actions, *shape), generator=generator).byte(),
+        torch.randint(0, 256, (count, *shape), generator=generator).byte(),
+        torch.randint(0, 5, (count, *shape), generator=generator) / 4,
+        tuple(
+            ActionOrigin(f"{patient}/{row}", patient, domain, "shape prior", ("policy",) * actions)  # type: ignore[arg-type]
+            for row, patient in enumerate(patients)
+        ),
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        ActionDataset(Path(folder)).append("a", records)
+        assert_same(ActionDataset(Path(folder)).read("a"), records)
+
+
+def test_images_beyond_half_precision_do_not_become_infinite(tmp_path: Path, make_records: Records) -> None:
+    """A 16-bit image that is not normalised goes up to 65535, float16 to 65504."""
+    records = dataclasses.replace(make_records(), images=torch.full((2, 1, 16, 16), 65535.0))
+    dataset = ActionDataset(tmp_path)
+    dataset.append("a", records)
+    assert torch.equal(dataset.read("a").images, records.images)
+
+
+def test_shards_are_read_in_the_order_of_their_names(tmp_path: Path, make_records: Records) -> None:
+    dataset = ActionDataset(tmp_path)
+    late, early = make_records(("p3",), seed=1), make_records(seed=2)
+    dataset.append("01-target-000000", late)
+    dataset.append("00-source-000000", early)
+    assert dataset.shards() == ["00-source-000000", "01-target-000000"]
+    assert_same(dataset.read_all(), ActionRecords.concatenate([early, late]))
+
+
+def test_a_shard_is_never_written_twice(tmp_path: Path, make_records: Records) -> None:
+    dataset = ActionDataset(tmp_path)
+    dataset.append("a", make_records())
+    before = dataset.content_hash()
+    with pytest.raises(ValueError, match="append-only"):
+        dataset.append("a", make_records(seed=1))
+    assert dataset.content_hash() == before
+
+
+@pytest.mark.parametrize("key", ["", ".hidden", "sub/shard", "../outside"])
+def test_a_name_under_which_a_shard_would_be_lost_is_refused(tmp_path: Path, make_records: Records, key: str) -> None:
+    with pytest.raises(ValueError, match="does not name a shard"):
+        ActionDataset(tmp_path / "d").append(key, make_records())
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
+
+
+def test_a_process_killed_while_it_appends_loses_nothing_earlier(tmp_path: Path, make_records: Records) -> None:
+    dataset = ActionDataset(tmp_path)
+    dataset.append("a", make_records())
+    before = dataset.content_hash()
+    script = f"""
+import os, pathlib, signal, torch
+from medfm_rl.reward.actions import ActionDataset
+write = pathlib.Path.write_bytes
+def write_half_and_die(path, content):
+    write(path, content[: len(content) // 2])
+    os.kill(os.getpid(), signal.SIGKILL)
+pathlib.Path.write_bytes = write_half_and_die
+dataset = ActionDataset(pathlib.Path({str(tmp_path)!r}))
+dataset.append("b", dataset.read("a"))
+"""
+    result = subprocess.run([sys.executable, "-c", script], check=False)
+    assert result.returncode == -signal.SIGKILL
+    assert len(list(tmp_path.iterdir())) == 2, "half a file was to be left behind"
+
+    reopened = ActionDataset(tmp_path)
+    assert reopened.shards() == ["a"]
+    assert reopened.content_hash() == before
+    assert_same(reopened.read_all(), make_records())
+    reopened.append("b", make_records(seed=1))
+    assert_same(reopened.read("b"), make_records(seed=1))
+
+
+def test_a_full_disk_is_said_and_leaves_what_was_there(
+    tmp_path: Path, make_records: Records, full_disk: Callable[[], AbstractContextManager[None]]
+) -> None:
+    dataset = ActionDataset(tmp_path)
+    dataset.append("a", make_records())
+    before = dataset.content_hash()
+    with full_disk(), pytest.raises(DataError, match=r"b\.safetensors: cannot be written"):
+        dataset.append("b", make_records())
+    assert [path.name for path in tmp_path.iterdir()] == ["a.safetensors"]
+    assert dataset.content_hash() == before
+
+
+def test_the_hash_is_that_of_the_content(tmp_path: Path, make_records: Records) -> None:
+    def hash_of(name: str, records: ActionRecords, key: str = "a") -> str:
+        dataset = ActionDataset(tmp_path / name)
+        dataset.append(key, records)
+        return dataset.content_hash()
+
+    records = make_records()
+    first = hash_of("first", records)
+    assert hash_of("same content elsewhere", make_records()) == first
+    flipped = records.actions.clone()
+    flipped[1, 1, 3, 3] = (flipped[1, 1, 3, 3] + 1) % 3
+    relabelled = (dataclasses.replace(records.origins[0], reference="consensus"), *records.origins[1:])
+    others = [
+        hash_of("one pixel", dataclasses.replace(records, actions=flipped)),
+        hash_of("another reference", dataclasses.replace(records, origins=relabelled)),
+        hash_of("another name", records, "b"),
+        ActionDataset(tmp_path / "empty").content_hash(),
+    ]
+    assert len({first, *others}) == 5
+
+
+def test_reading_does_not_change_the_hash(tmp_path: Path, make_records: Records) -> None:
+    dataset = ActionDataset(tmp_path)
+    dataset.append("a", make_records())
+    before = dataset.content_hash()
+    dataset.read_all()
+    dataset.shards()
+    assert dataset.content_hash() == before
+
+
+def test_appending_after_reopening_ends_as_without_a_break(tmp_path: Path, make_records: Records) -> None:
+    shards = {f"00-source-{index:06d}": make_records(seed=index) for index in range(4)}
+    straight = ActionDataset(tmp_path / "straight")
+    for key, records in shards.items():
+        straight.append(key, records)
+    ActionDataset(tmp_path / "broken").append("00-source-000000", shards["00-source-000000"])
+    resumed = ActionDataset(tmp_path / "broken")
+    for key in shards.keys() - set(resumed.shards()):
+        resumed.append(key, shards[key])
+    assert resumed.content_hash() == straight.content_hash()
+
+
+def damage(path: Path, how: str) -> None:
+    tensors = load_file(path)
+    origin = {"case_id": "c", "patient_id": "p", "domain": "source", "reference": "ground truth", "actions": ["policy"]}
+    match how:
+        case "truncated":
+            path.write_bytes(path.read_bytes()[:-100])
+        case "empty":
+            path.write_bytes(b"")
+        case "text":
+            path.write_text("not a shard")
+        case "no origins":
+            save_file(tensors, path)
+        case "origins are no JSON":
+            save_file(tensors, path, metadata={"origins": "[{"})
+        case "an origin with a strange field":
+            save_file(tensors, path, metadata={"origins": json.dumps([{**origin, "colour": "red"}] * 2)})
+        case "too few origins":
+            save_file(tensors, path, metadata={"origins": json.dumps([origin])})
+        case "no actions":
+            del tensors["actions"]
+            save_file(tensors, path, metadata={"origins": "[]"})
+
+
+@pytest.mark.parametrize(
+    "how",
+    [
+        "truncated",
+        "empty",
+        "text",
+        "no origins",
+        "origins are no JSON",
+        "an origin with a strange field",
+        "too few origins",
+        "no actions",
+    ],
+)
+def test_a_damaged_shard_is_named_with_what_to_do(tmp_path: Path, make_records: Records, how: str) -> None:
+    dataset = ActionDataset(tmp_path)
+    dataset.append("a", make_records())
+    damage(tmp_path / "a.safetensors", how)
+    with pytest.raises(DataError, match=r"a\.safetensors: not a shard .* delete it and collect again"):
+        dataset.read_all()
+
+
+def test_a_shard_that_is_not_there_is_named(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"b\.safetensors"):
+        ActionDataset(tmp_path).read("b")
+
+
+def test_an_empty_data_set_says_to_collect_first(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="collect actions first"):
+        ActionDataset(tmp_path / "new").read_all()
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"images": torch.zeros(3, 1, 16, 16)},
+        {"images": torch.zeros(2, 1, 16, 15)},
+        {"actions": torch.zeros(2, 3, 16, 16, dtype=torch.uint8)},
+        {"actions": torch.zeros(2, 2, 8, 16, dtype=torch.uint8)},
+        {"references": torch.zeros(2, 16, 17, dtype=torch.uint8)},
+        {"certainty": torch.zeros(2, 17, 16)},
+        {"certainty": torch.zeros(1, 16, 16)},
+        {"origins": ()},
+    ],
+)
+def test_records_that_do_not_fit_together_are_refused(make_records: Records, changes: dict[str, object]) -> None:
+    with pytest.raises(ValueError, match="records do not fit together"):
+        dataclasses.replace(make_records(), **changes)  # type: ignore[arg-type]
+
+
+def test_records_are_picked_by_patient_domain_and_row(make_records: Records) -> None:
+    source, target = make_records(("p1", "p2", "p1")), make_records(("p2", "p4"), domain="target", seed=1)
+    records = ActionRecords.concatenate([source, target])
+    assert [origin.case_id for origin in records.of_patients(["p2"]).origins] == ["p2_1", "p2_0"]
+    assert torch.equal(records.of_patients(["p2"]).images[1], target.images[0])
+    assert_same(records.of_domain("target"), target)
+    assert_same(records[:3], source)
+    assert len(records.of_patients([])) == 0
+
+
+@settings(deadline=None, max_examples=40)
+@given(
+    patients=st.lists(st.sampled_from([f"p{index}" for index in range(12)]), min_size=4, max_size=30),
+    folds=st.integers(1, 4),
+    seed=st.integers(0, 1000),
+)
+def test_the_same_patient_is_never_in_two_folds(patients: list[str], folds: int, seed: int) -> None:
+    records = origins_of(patients)
+    if len(set(patients)) < folds:
+        with pytest.raises(DataError, match=f"{len(set(patients))} patients cannot be split into {folds} parts"):
+            patient_folds(records, folds, seed)
+        return
+    dealt = patient_folds(records, folds, seed)
+    assert sorted(patient for fold in dealt for patient in fold) == sorted(set(patients))
+    sizes = [len(fold) for fold in dealt]
+    assert max(sizes) - min(sizes) <= 1
+    parts = [records.of_patients(fold) for fold in dealt]
+    assert sum(len(part) for part in parts) == len(patients)
+    assert patient_folds(records, folds, seed) == dealt
+
+
+def test_folds_depend_on_the_seed_and_not_on_the_order_of_the_records() -> None:
+    patients = [f"p{index}" for index in range(10)]
+    folds = patient_folds(origins_of(patients), 2, seed=0)
+    assert patient_folds(origins_of(patients[::-1]), 2, seed=0) == folds
+    assert any(patient_folds(origins_of(patients), 2, seed=seed) != folds for seed in range(1, 5))
