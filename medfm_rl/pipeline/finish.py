@@ -153,16 +153,26 @@ def _cases(
 ) -> list[ReportCase]:
     """The worst cases of the adapted model, the largest loss and gain, and the best; without truth, the first ones."""
     if comparison is None:
-        return [_case(source, adapted, file, None) for file in files[:_SHOWN_WITHOUT_TRUTH]]
+        return [show_case(source, adapted, file, None) for file in files[:_SHOWN_WITHOUT_TRUTH]]
     old = np.array([score.dice for score in comparison.before.of(MEAN)])
     new = np.array([score.dice for score in comparison.after.of(MEAN)])
     order = np.argsort(new)
     shown = [*order[:3], int(np.argmin(new - old)), int(np.argmax(new - old)), order[-1]]
     unique = sorted(dict.fromkeys(int(index) for index in shown), key=lambda index: new[index])
-    return [_case(source, adapted, files[index], (old[index], new[index])) for index in unique]
+    return [show_case(source, adapted, files[index], (old[index], new[index])) for index in unique]
 
 
-def _case(source: SegmenterAdapter, adapted: Model, file: CaseFile, scores: tuple[float, float] | None) -> ReportCase:
+def show_case(
+    source: SegmenterAdapter, adapted: Model, file: CaseFile, scores: tuple[float, float] | None
+) -> ReportCase:
+    """What the report shows of a case: the plane of a volume with most of the segmentation.
+
+    Args:
+        source: The segmenter before adaptation.
+        adapted: The segmenter after it, with its reward.
+        file: The case.
+        scores: Dice before and after; ground truth is read and shown only where they are given.
+    """
     case = file.read()
     after, reward_map = segment_and_judge(adapted, case)
     assert reward_map is not None
