@@ -1,10 +1,11 @@
-"""The network that source segmenters, reward networks and critics are built from."""
+"""The network that source segmenters, reward networks and critics are built from, and weights as files take them."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 
-from torch import nn
+from torch import Tensor, nn
 
 from medfm_rl.settings import NetworkSettings
 
@@ -36,3 +37,8 @@ def build_unet(settings: NetworkSettings, spatial_dims: int, in_channels: int, o
 def size_divisor(settings: NetworkSettings) -> int:
     """What every side of the network's input must be a multiple of: the UNet halves it at each level."""
     return 1 << (len(settings.channels) - 1)
+
+
+def portable_state(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Tensors that safetensors takes: on the CPU, contiguous, each with memory of its own."""
+    return {name: value.detach().cpu().clone().contiguous() for name, value in state.items()}

@@ -121,6 +121,15 @@ class TrainSourceConfig(Settings):
     device: Literal["auto", "cpu", "cuda", "mps"] = Field("auto", description="auto: cuda, then mps, then cpu.")
 
 
+class WarmUpSettings(Settings):
+    """Supervised fine-tuning on source images in random and target-like appearance, before the first iteration."""
+
+    steps: int = Field(200, ge=0, description="Training steps; 0 starts PPO from the segmenter as it is.")
+    batch_size: Positive = Field(16, description="Images per step.")
+    learning_rate: float = Field(5e-4, gt=0, description="Of AdamW, decayed to 0 along a cosine.")
+    appearance_strength: float = Field(1.0, ge=0, le=3, description="Strength of the random appearance.")
+
+
 class CollectSettings(Settings):
     """How actions are collected into the reward data set D_R."""
 
@@ -249,6 +258,9 @@ class AdaptConfig(Settings):
         "generic", description="Validity rules: a built-in profile (echo_apical, lungs, generic) or a YAML file."
     )
     iterations: Positive = Field(2, description="Rounds of collect -> reward -> PPO.")
+    warm_up: WarmUpSettings = Field(
+        default_factory=WarmUpSettings, description="Supervised start (source-assisted mode only)."
+    )
     collect: CollectSettings = Field(default_factory=CollectSettings, description="Collection of actions.")
     shape_prior: ShapePriorSettings = Field(default_factory=ShapePriorSettings, description="Autoencoder of masks.")
     reward: RewardSettings = Field(default_factory=RewardSettings, description="Reward networks.")

@@ -14,22 +14,23 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save
 from stable_baselines3.common.logger import Logger
 from torch import Tensor
 
 from medfm_rl.adapters import SegmenterAdapter
-from medfm_rl.data.files import hash_file, hash_folder, write_json
+from medfm_rl.data.files import hash_file, hash_folder, replace_folder_on_success, write_json
 from medfm_rl.data.layouts import CaseFile, find_cases, split_by_patient
 from medfm_rl.envs import SegmentationVecEnv
 from medfm_rl.errors import DataError
 from medfm_rl.metrics.validity import load_anatomy
-from medfm_rl.networks import build_unet
+from medfm_rl.networks import build_unet, portable_state
 from medfm_rl.pipeline.images import Progress, load_images, load_labelled
 from medfm_rl.pipeline.models import FUSION, choose_device, load_segmenter
-from medfm_rl.pipeline.run_folder import RunFolder
+from medfm_rl.pipeline.run_folder import WARM_UP, RunFolder
 from medfm_rl.pipeline.selection import judge_scores, select
-from medfm_rl.policies import DenseCategorical, DensePPO
+from medfm_rl.pipeline.warm_up import warm_up
+from medfm_rl.policies import ACTOR, DenseCategorical, DensePPO
 from medfm_rl.reward.actions import ActionDataset, ActionRecords, patient_folds
 from medfm_rl.reward.collection import Collector, ImageSet
 from medfm_rl.reward.network import RewardEnsemble, RewardNet
@@ -143,12 +144,16 @@ class _Loop:
         domains = self._load_domains()
         prior = self._shape_prior(domains)
         policy, names = self.source_policy, ["source"]
+        if domains.source is not None and self.config.warm_up.steps > 0:
+            policy = self._warm_up(domains.source, domains.target)
+            names.append(WARM_UP)
+        reference = copy.deepcopy(policy)
         for iteration in range(self.config.iterations):
             with self.tracker.child(f"iteration-{iteration}") as tracker:
                 self._collect(iteration, policy, prior, domains)
                 tracker.log_params({"actions_hash": self.dataset.content_hash(), "shards": len(self.dataset.shards())})
                 ensemble, judge = self._train_rewards(iteration, tracker)
-                names += self._fine_tune(iteration, policy, ensemble, domains, tracker)
+                names += self._fine_tune(iteration, policy, reference, ensemble, domains, tracker)
                 policy = self._select(iteration, names, judge, domains, tracker)
         self._export(policy)
 
@@ -160,6 +165,24 @@ class _Loop:
         if self.config.source is not None:
             source = load_labelled(find_cases(self.config.source), self.source_policy, self.progress, "source images")
         return Domains(target, selection, source)
+
+    def _warm_up(self, source: tuple[ImageSet, Tensor], target: ImageSet) -> SegmenterAdapter:
+        """The source policy after supervised fine-tuning in the look of the target."""
+        if not self.run.warm_up.exists():
+            policy = copy.deepcopy(self.source_policy)
+            warm_up(
+                policy,
+                list(policy.trainable(self.config.segmenter.train).values()),
+                (source[0].images, source[1]),
+                target.images,
+                self.config.warm_up,
+                derive_seed(self.config.seed, "warm up"),
+                self.device,
+                lambda done, total: self.progress("supervised warm-up", done, total),
+            )
+            with replace_folder_on_success(self.run.warm_up) as temporary:
+                (temporary / ACTOR).write_bytes(save(portable_state(policy.state_dict())))
+        return self._policy(WARM_UP)
 
     def _shape_prior(self, domains: Domains) -> ShapePrior:
         if not self.run.shape_prior.exists():
@@ -267,9 +290,15 @@ class _Loop:
             )
 
     def _fine_tune(
-        self, iteration: int, start: SegmenterAdapter, ensemble: RewardEnsemble, domains: Domains, tracker: Tracker
+        self,
+        iteration: int,
+        start: SegmenterAdapter,
+        reference: SegmenterAdapter,
+        ensemble: RewardEnsemble,
+        domains: Domains,
+        tracker: Tracker,
     ) -> list[str]:
-        """PPO from the policy chosen so far; returns the names of the checkpoints."""
+        """PPO from the policy chosen so far, held near the reference; returns the names of the checkpoints."""
         settings, folder = self.config.ppo, self.run.checkpoints(iteration)
         # The last update competes too, whether or not `eval_every` divides the number of updates.
         steps = [*range(settings.eval_every, settings.updates, settings.eval_every), settings.updates]
@@ -279,7 +308,7 @@ class _Loop:
             return names
         env = self._environment(iteration, ensemble, domains)
         last = max((step for step in steps if step < missing[0]), default=0)
-        ppo = self._make_ppo(iteration, start, env, folder, last)
+        ppo = self._make_ppo(iteration, start, reference, env, folder, last)
         for step in missing:
             history = []
             while ppo._n_updates < step:
@@ -311,7 +340,13 @@ class _Loop:
         )
 
     def _make_ppo(
-        self, iteration: int, start: SegmenterAdapter, env: SegmentationVecEnv, folder: Path, last: int
+        self,
+        iteration: int,
+        start: SegmenterAdapter,
+        reference: SegmenterAdapter,
+        env: SegmentationVecEnv,
+        folder: Path,
+        last: int,
     ) -> DensePPO:
         settings = self.config.ppo
         policy = copy.deepcopy(start)
@@ -324,7 +359,7 @@ class _Loop:
             policy,
             critic,
             trainable,
-            copy.deepcopy(self.source_policy),
+            copy.deepcopy(reference),
             learning_rate=settings.learning_rate,
             critic_learning_rate=settings.critic_learning_rate,
             n_epochs=settings.n_epochs,
@@ -368,7 +403,7 @@ class _Loop:
     def _policy(self, name: str) -> SegmenterAdapter:
         policy = copy.deepcopy(self.source_policy)
         if name != "source":
-            policy.load_state_dict(load_file(self.run.path / name / "actor.safetensors"))
+            policy.load_state_dict(load_file(self.run.path / name / ACTOR))
         return policy.eval()
 
     def _export(self, policy: SegmenterAdapter) -> None:

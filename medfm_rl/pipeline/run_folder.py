@@ -14,6 +14,9 @@ from medfm_rl.errors import ConfigError
 from medfm_rl.pipeline.config_file import dump_config, load_config
 from medfm_rl.settings import AdaptConfig
 
+WARM_UP = "warm-up"
+"""Name of the policy that PPO starts from, where there is a source."""
+
 
 class RunFolder:
     """Paths of a run.
@@ -59,6 +62,10 @@ class RunFolder:
     @property
     def shape_prior(self) -> Path:
         return self.path / "shape_prior"
+
+    @property
+    def warm_up(self) -> Path:
+        return self.path / WARM_UP
 
     @property
     def actions(self) -> Path:

@@ -55,7 +55,7 @@ def train_supervised(
         for rows in torch.randperm(len(images), generator=generator).split(settings.batch_size):
             batch, target = images[rows], labels[rows]
             if settings.augment:
-                batch, target = _augment(batch, target, generator)
+                batch, target = augment_pair(batch, target, generator)
             loss = criterion(segmenter(batch.to(device)), target[:, None].to(device))
             if not torch.isfinite(loss):
                 raise FloatingPointError("the training loss is not finite; lower training.learning_rate")
@@ -86,8 +86,14 @@ def _validate(
     return total / len(data[0])
 
 
-def _augment(images: Tensor, labels: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Small rotations, scalings and shifts of both; small changes of contrast and brightness of the images."""
+def augment_pair(images: Tensor, labels: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Small rotations, scalings and shifts of both; small changes of contrast and brightness of the images.
+
+    Args:
+        images: `(B, C, *S)`.
+        labels: `(B, *S)`.
+        generator: A CPU generator.
+    """
     count, ndim = len(images), images.ndim - 2
 
     def normal(*shape: int) -> Tensor:

@@ -3,6 +3,6 @@
 from medfm_rl.policies.buffer import DenseRolloutBuffer
 from medfm_rl.policies.distribution import DenseCategorical
 from medfm_rl.policies.policy import DenseActorCriticPolicy
-from medfm_rl.policies.ppo import DensePPO
+from medfm_rl.policies.ppo import ACTOR, DensePPO
 
-__all__ = ["DenseActorCriticPolicy", "DenseCategorical", "DensePPO", "DenseRolloutBuffer"]
+__all__ = ["ACTOR", "DenseActorCriticPolicy", "DenseCategorical", "DensePPO", "DenseRolloutBuffer"]

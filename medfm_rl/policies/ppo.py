@@ -22,6 +22,7 @@ from torch.nn import functional as F
 from medfm_rl.data.files import replace_folder_on_success
 from medfm_rl.envs import SegmentationVecEnv
 from medfm_rl.errors import ModelError
+from medfm_rl.networks import portable_state
 from medfm_rl.policies.buffer import DenseRollout, DenseRolloutBuffer
 from medfm_rl.policies.distribution import DenseCategorical, kl_divergence
 from medfm_rl.policies.policy import DenseActorCriticPolicy
@@ -29,6 +30,8 @@ from medfm_rl.seeding import torch_generator
 
 Baseline = Literal["critic", "greedy"]
 
+ACTOR = "actor.safetensors"
+"""The weights of the policy in the folder of a checkpoint."""
 _HYPERPARAMETERS = (
     "n_steps",
     "batch_size",
@@ -219,11 +222,11 @@ class DensePPO(PPO):
         hyperparameters["seed"] = self.seed
         with replace_folder_on_success(Path(path)) as temporary:
             (temporary / "ppo.json").write_text(json.dumps(hyperparameters, indent=2) + "\n")
-            save_file(_plain(self.policy.segmenter.state_dict()), temporary / "actor.safetensors")
-            save_file(_plain(self.reference.state_dict()), temporary / "reference.safetensors")
+            save_file(portable_state(self.policy.segmenter.state_dict()), temporary / ACTOR)
+            save_file(portable_state(self.reference.state_dict()), temporary / "reference.safetensors")
             save_file(_optimiser_tensors(self.policy.optimizer), temporary / "actor_optimiser.safetensors")
             if self.policy.critic is not None and self.policy.critic_optimizer is not None:
-                save_file(_plain(self.policy.critic.state_dict()), temporary / "critic.safetensors")
+                save_file(portable_state(self.policy.critic.state_dict()), temporary / "critic.safetensors")
                 save_file(_optimiser_tensors(self.policy.critic_optimizer), temporary / "critic_optimiser.safetensors")
 
     @classmethod
@@ -254,7 +257,7 @@ class DensePPO(PPO):
             hyperparameters = json.loads((folder / "ppo.json").read_text())
             num_timesteps, n_updates = hyperparameters.pop("num_timesteps"), hyperparameters.pop("_n_updates")
             reference = copy.deepcopy(segmenter)
-            segmenter.load_state_dict(load_file(folder / "actor.safetensors"))
+            segmenter.load_state_dict(load_file(folder / ACTOR))
             reference.load_state_dict(load_file(folder / "reference.safetensors"))
             ppo = cls(env, segmenter, critic, trainable, reference, **{**hyperparameters, **changes})
             _load_optimiser(ppo.policy.optimizer, load_file(folder / "actor_optimiser.safetensors"))
@@ -378,14 +381,9 @@ def _note(statistics: dict[str, list[float]], **values: float) -> None:
         statistics.setdefault(name, []).append(value)
 
 
-def _plain(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Tensors that safetensors takes: on the CPU, contiguous, each with memory of its own."""
-    return {name: value.detach().cpu().clone().contiguous() for name, value in state.items()}
-
-
 def _optimiser_tensors(optimiser: torch.optim.Optimizer) -> dict[str, Tensor]:
     state = optimiser.state_dict()["state"]
-    return _plain({f"{index}.{name}": value for index, entry in state.items() for name, value in entry.items()})
+    return portable_state({f"{index}.{name}": value for index, entry in state.items() for name, value in entry.items()})
 
 
 def _load_optimiser(optimiser: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:

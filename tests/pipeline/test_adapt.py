@@ -36,6 +36,7 @@ from medfm_rl.settings import (
     SourceTrainingSettings,
     TrackingSettings,
     TrainSourceConfig,
+    WarmUpSettings,
 )
 
 TINY = NetworkSettings(channels=(4, 8), residual_units=0)
@@ -67,6 +68,7 @@ def make_config(echo: Path, model: Path, output: Path, **changes: object) -> Ada
         "source": DataSettings(path=echo / "a"),
         "output": output,
         "iterations": 2,
+        "warm_up": WarmUpSettings(steps=2, batch_size=4),
         "collect": CollectSettings(source_images=12, target_images=8, actions_per_image=3, shard_images=6),
         "shape_prior": ShapePriorSettings(epochs=1, latent=4),
         "reward": RewardSettings(network=TINY, steps=4, validate_every=2),
@@ -88,7 +90,7 @@ def finished_run(simulated_echo: Path, source_model: Path, tmp_path_factory: pyt
 
 def final_hashes(run: Path) -> dict[str, str]:
     """Everything that a run computes; reports and logs are left out."""
-    return {name: hash_folder(run / name) for name in ("actions", "shape_prior", "reward", "model")} | {
+    return {name: hash_folder(run / name) for name in ("warm-up", "actions", "shape_prior", "reward", "model")} | {
         f"iteration-{i:02d}": hash_folder(run / f"iteration-{i:02d}") for i in range(2)
     }
 
@@ -107,7 +109,8 @@ def test_the_judge_weighs_every_checkpoint_and_the_source(finished_run: AdaptCon
     selection = json.loads((finished_run.output / "iteration-01" / "selection.json").read_text())
     names = [candidate["name"] for candidate in selection["candidates"]]
     assert names[0] == "source"
-    assert len(names) == 1 + 2 * 2
+    assert names[1] == "warm-up"
+    assert len(names) == 2 + 2 * 2
     assert selection["chosen"] in names
 
 
@@ -158,6 +161,7 @@ def test_the_source_segmenter_is_never_written(finished_run: AdaptConfig, source
 
 
 STAGES = [
+    "warm-up",
     "shape_prior",
     "actions/00-source-000006",
     "iteration-00/reward/judge",

@@ -1,0 +1,79 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from medfm_rl.pipeline.warm_up import warm_up
+from medfm_rl.settings import WarmUpSettings
+
+CPU = torch.device("cpu")
+
+
+def make_source() -> tuple[Tensor, Tensor]:
+    """Bright squares on a dark background, and their masks."""
+    masks = torch.zeros(12, 16, 16, dtype=torch.uint8)
+    for row in range(12):
+        masks[row, 2 + row % 4 : 10 + row % 4, 3:11] = 1
+    return masks[:, None].float() * 2 - 0.5, masks
+
+
+def make_segmenter() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Conv2d(1, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 2, 1))
+
+
+def run(segmenter: nn.Module, seed: int = 0, **settings: float) -> None:
+    parameters = [parameter for parameter in segmenter.parameters() if parameter.requires_grad]
+    images, masks = make_source()
+    values = {"steps": 60, "batch_size": 6, "learning_rate": 0.02, **settings}
+    warm_up(segmenter, parameters, (images, masks), 0.3 * images + 0.2, WarmUpSettings(**values), seed, CPU)
+
+
+def accuracy(segmenter: nn.Module, images: Tensor, masks: Tensor) -> float:
+    with torch.no_grad():
+        return float((segmenter(images).argmax(dim=1) == masks).float().mean())
+
+
+def test_images_in_the_look_of_the_target_are_segmented_afterwards() -> None:
+    segmenter = make_segmenter()
+    images, masks = make_source()
+    target = 0.3 * images + 0.2
+    before = accuracy(segmenter, target, masks)
+    run(segmenter)
+    assert accuracy(segmenter, target, masks) > max(0.95, before)
+
+
+def test_batch_statistics_stay_those_of_the_pretrained_network() -> None:
+    segmenter = make_segmenter()
+    before = {name: value.clone() for name, value in segmenter.named_buffers()}
+    run(segmenter, steps=3)
+    assert all(torch.equal(value, before[name]) for name, value in segmenter.named_buffers())
+    assert not segmenter.training
+
+
+def test_only_the_chosen_parameters_move() -> None:
+    segmenter = make_segmenter()
+    segmenter[0].requires_grad_(False)
+    before = {name: value.clone() for name, value in segmenter.named_parameters()}
+    run(segmenter, steps=3)
+    moved = {name for name, value in segmenter.named_parameters() if not torch.equal(value, before[name])}
+    assert moved == {"1.weight", "1.bias", "3.weight", "3.bias"}
+
+
+def test_the_same_seed_gives_the_same_weights() -> None:
+    results = []
+    for seed in (0, 0, 1):
+        segmenter = make_segmenter()
+        run(segmenter, seed=seed, steps=5)
+        results.append(segmenter[0].weight.detach().clone())
+    assert torch.equal(results[0], results[1])
+    assert not torch.equal(results[0], results[2])
+
+
+def test_a_loss_that_is_not_finite_names_the_setting() -> None:
+    segmenter = make_segmenter()
+    with torch.no_grad():
+        segmenter[3].weight[0, 0] = torch.nan
+    with pytest.raises(FloatingPointError, match=r"warm_up\.learning_rate"):
+        run(segmenter, steps=1)
