@@ -47,12 +47,14 @@ def replace_folder_on_success(folder: Path) -> Iterator[Path]:
     """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise DataError(f"{folder}: already exists and is not empty; give a new folder")
-    temporary = folder.with_name(f".{os.getpid()}.{folder.name}")
+    # Resolved: "." has no name, and a link to another disk stays a link.
+    target = folder.resolve()
+    temporary = target.with_name(f".{os.getpid()}.{target.name}")
     shutil.rmtree(temporary, ignore_errors=True)
     try:
         temporary.mkdir(parents=True)
         yield temporary
-        temporary.replace(folder)
+        temporary.replace(target)
     except OSError as error:
         raise DataError(f"{folder}: cannot be written ({error.strerror or error}); nothing was left behind") from error
     finally:

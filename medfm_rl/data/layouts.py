@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol, TypeVar
@@ -132,7 +132,7 @@ def split_by_patient(cases: Sequence[T], fraction: float, seed: int) -> tuple[li
 def _detect(root: Path) -> str:
     if (root / "dataset.json").exists():
         return "nnunet"
-    if any(path.is_dir() for path in root.glob("patient*")):
+    if any(_CAMUS_NAME.match(image_stem(path)) for path in root.glob("patient*/*")):
         return "camus"
     return "folder"
 
@@ -143,20 +143,28 @@ def _find_nnunet(root: Path, split: str) -> list[CaseFile]:
     try:
         content = json.loads(description.read_text())
         ending, channels = content["file_ending"], len(content["channel_names"])
+        if not channels:
+            raise ValueError("channel_names is empty")
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DataError(
             f"{description}: an nnU-Net data set needs file_ending and channel_names here ({error})"
         ) from error
-    cases = []
+    channel_file = re.compile(rf"(?P<case>.+)_\d{{4}}{re.escape(ending)}")
+    cases: dict[str, CaseFile] = {}
     for part, images, labels in (("train", "imagesTr", "labelsTr"), ("test", "imagesTs", "labelsTs")):
         if split not in ("all", part):
             continue
-        for first in sorted((root / images).glob(f"*_0000{ending}")):
-            name = first.name.removesuffix(f"_0000{ending}")
-            paths = tuple(first.with_name(f"{name}_{channel:04d}{ending}") for channel in range(channels))
-            label = root / labels / f"{name}{ending}"
-            cases.append(CaseFile(name, name, paths, label if label.exists() else None, {"split": part}))
-    return cases
+        folder = root / images
+        # Every channel counts: a case that lacks one is met when it is read, where an error names the file.
+        names = {match["case"] for path in _visible(folder) if (match := channel_file.fullmatch(path.name))}
+        masks = {path.name.removesuffix(ending): path for path in _visible(root / labels) if path.name.endswith(ending)}
+        _refuse_masks_alone(masks, names, folder)
+        for name in sorted(names):
+            paths = tuple(folder / f"{name}_{channel:04d}{ending}" for channel in range(channels))
+            if name in cases:
+                raise DataError(f"{folder}: two images have the name {name}, here and in imagesTr; rename one of them")
+            cases[name] = CaseFile(name, name, paths, masks.get(name), {"split": part})
+    return list(cases.values())
 
 
 def _find_camus(root: Path) -> list[CaseFile]:
@@ -165,6 +173,8 @@ def _find_camus(root: Path) -> list[CaseFile]:
     for path in sorted(root.glob("patient*/*")):
         if image_suffix(path) and _CAMUS_NAME.match(image_stem(path)):
             files[image_stem(path)] = path
+    masks = {name.removesuffix("_gt"): path for name, path in files.items() if name.endswith("_gt")}
+    _refuse_masks_alone(masks, files, root)
     cases = []
     for name, path in files.items():
         match = _CAMUS_NAME.match(name)
@@ -175,35 +185,48 @@ def _find_camus(root: Path) -> list[CaseFile]:
         quality = _CAMUS_QUALITY.search(info.read_text()) if info.exists() else None
         if quality:
             tags["quality"] = quality[1]
-        cases.append(CaseFile(name, match["patient"], (path,), files.get(f"{name}_gt"), tags))
+        cases.append(CaseFile(name, match["patient"], (path,), masks.get(name), tags))
     return cases
 
 
 def _find_folder(root: Path) -> list[CaseFile]:
     """`images/` and `labels/` with the same names, or images alone; a sub-folder of DICOM slices is one case."""
     folder = root / "images" if (root / "images").is_dir() else root
-    images = {_case_name(path): path for path in sorted(folder.iterdir()) if _is_case(path)}
-    masks = {}
-    if (root / "labels").is_dir():
-        masks = {image_stem(path): path for path in sorted((root / "labels").iterdir()) if image_suffix(path)}
+    images = _by_name([path for path in _visible(folder) if _is_case(path)], "images")
+    masks = _by_name([path for path in _visible(root / "labels") if image_suffix(path)], "masks")
+    _refuse_masks_alone(masks, images, folder)
+    return [CaseFile(name, _patient_of(name), (path,), masks.get(name)) for name, path in images.items()]
+
+
+def _visible(folder: Path) -> list[Path]:
+    """What lies in a folder, if there is one, without hidden files such as the `._NAME` of macOS."""
+    return [path for path in sorted(folder.iterdir()) if not path.name.startswith(".")] if folder.is_dir() else []
+
+
+def _by_name(paths: Sequence[Path], kind: str) -> dict[str, Path]:
+    named: dict[str, Path] = {}
+    for path in paths:
+        name = path.name if path.is_dir() else image_stem(path)
+        if name in named:
+            raise DataError(
+                f"{path.parent}: two {kind} have the name {name} ({named[name].name}, {path.name}); rename one of them"
+            )
+        named[name] = path
+    return named
+
+
+def _refuse_masks_alone(masks: Mapping[str, Path], images: Collection[str], folder: Path) -> None:
     orphans = sorted(set(masks) - set(images))
     if orphans:
         raise DataError(
             f"{masks[orphans[0]]}: there is no image of that name in {folder}; masks and images share names"
         )
-    return [CaseFile(name, _patient_of(name), (path,), masks.get(name)) for name, path in images.items()]
 
 
 def _is_case(path: Path) -> bool:
-    if path.name.startswith("."):
-        return False
     if path.is_dir():
-        return path.name not in ("images", "labels") and any(path.glob("*.dcm"))
+        return path.name not in ("images", "labels") and any(image_suffix(file) == ".dcm" for file in path.iterdir())
     return image_suffix(path) is not None
-
-
-def _case_name(path: Path) -> str:
-    return path.name if path.is_dir() else image_stem(path)
 
 
 def _patient_of(name: str) -> str:
@@ -212,6 +235,6 @@ def _patient_of(name: str) -> str:
 
 def _with_patient(case: CaseFile, pattern: str) -> CaseFile:
     found = re.search(pattern, case.case_id)
-    if found is None or not found.groups():
-        raise DataError(f"patient_pattern {pattern!r} finds no group in the case name {case.case_id!r}")
+    if found is None or not found.groups() or not found[1]:
+        raise DataError(f"patient_pattern {pattern!r} finds no patient in the case name {case.case_id!r}")
     return CaseFile(case.case_id, found[1], case.image_paths, case.label_path, case.tags)
