@@ -100,6 +100,8 @@ class SegmenterAdapter(nn.Module, ABC):
         sample = self.preprocess(case)
         was_training = self.training
         self.eval()
-        logits = self(sample.image[None].to(next(self.parameters()).device))[0]
+        # A frozen script has no parameters; it is loaded on the CPU.
+        device = next((parameter.device for parameter in self.parameters()), torch.device("cpu"))
+        logits = self(sample.image[None].to(device))[0]
         self.train(was_training)
         return self.restore(logits.cpu(), sample)

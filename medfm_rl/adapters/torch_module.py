@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import copy
 import importlib
+import io
 import json
-import pickle
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final, final
 
 import numpy as np
 import torch
 from pydantic import ValidationError
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor, nn
 from torch.nn import Parameter
 from torch.nn import functional as F
@@ -23,7 +23,7 @@ from torch.nn import functional as F
 from medfm_rl.adapters.base import Sample, Scope, SegmenterAdapter
 from medfm_rl.data.files import replace_folder_on_success
 from medfm_rl.errors import DataError, ModelError
-from medfm_rl.networks import build_unet, size_divisor
+from medfm_rl.networks import build_unet, portable_state, size_divisor
 from medfm_rl.settings import NetworkSettings, PreprocessingSettings
 from medfm_rl.types import Case, FloatArray, LabelMap, LabelSchema, Prompts
 
@@ -69,7 +69,8 @@ class TorchModuleAdapter(SegmenterAdapter):
         self.patch_size = preprocessing.size
         self.in_channels = in_channels
         self.network = None if network is None else dict(network)
-        self.weights = weights
+        # The file of a TorchScript network is its weights too.
+        self.weights = weights if network is None else str(network.get("torchscript", weights))
         self.container = container
         self.decoder_prefixes = decoder_prefixes
 
@@ -125,7 +126,6 @@ class TorchModuleAdapter(SegmenterAdapter):
                 return adapter.eval()
             case {"torchscript": name}:
                 module = _load_torchscript(folder / str(name))
-                weights = str(name)
             case {"factory": name}:
                 module = _call_factory(str(name), network.get("arguments", {}), folder)
                 container = _load_weights(module, folder / weights)
@@ -145,7 +145,8 @@ class TorchModuleAdapter(SegmenterAdapter):
             raise DataError(
                 f"{where}: the image has {case.image.shape[0]} channels, the segmenter takes {self.in_channels}"
             )
-        image = torch.from_numpy(case.image)[None]
+        # A copy: the image may be read-only, flipped or in double precision.
+        image = torch.from_numpy(np.array(case.image, dtype=np.float32))[None]
         image = _resize(image, self.patch_size, antialias=True) if self._resizes else _pad(image, self.patch_size)
         return Sample(self._normalise(image[0], where), case.case_id, case.patient_id, case.shape, case.geometry)
 
@@ -213,7 +214,7 @@ class TorchModuleAdapter(SegmenterAdapter):
         }
         with replace_folder_on_success(folder) as temporary:
             (temporary / DESCRIPTION).write_text(json.dumps(description, indent=2) + "\n")
-            _save_weights(self.module, temporary / self.weights, self.container)
+            (temporary / self.weights).write_bytes(_weights_bytes(self.module, self.weights, self.container))
 
     @property
     def _resizes(self) -> bool:
@@ -251,7 +252,9 @@ class TorchModuleAdapter(SegmenterAdapter):
             self.container,
             self.decoder_prefixes,
         )
-        return twin.train(self.training)
+        for ours, theirs in zip(self.modules(), twin.modules(), strict=True):
+            theirs.training = ours.training
+        return twin
 
 
 def _resize(image: Tensor, size: tuple[int, ...], antialias: bool) -> Tensor:
@@ -299,15 +302,22 @@ def _call_factory(name: str, arguments: Mapping[str, Any], folder: Path) -> nn.M
     return module
 
 
-def _load_torchscript(path: Path) -> nn.Module:
+@contextmanager
+def _torchscript_allowed() -> Iterator[None]:
+    """TorchScript is deprecated, torch says; the users' files are what they are."""
     with warnings.catch_warnings():
-        # torch calls TorchScript deprecated; the users' files are what they are.
         warnings.filterwarnings("ignore", message=".*torch.jit.*", category=DeprecationWarning)
         warnings.filterwarnings("ignore", message=".*torch.jit.*", category=FutureWarning)
+        yield
+
+
+def _load_torchscript(path: Path) -> nn.Module:
+    with _torchscript_allowed():
         try:
             module: nn.Module = torch.jit.load(str(path), map_location="cpu")
         except (OSError, RuntimeError, ValueError) as error:
             raise ModelError(f"{path}: not a TorchScript file that can be loaded ({_first_line(error)})") from error
+    _refuse_damaged(module.state_dict(), path)
     return module
 
 
@@ -316,66 +326,79 @@ def _is_script(module: nn.Module) -> bool:
 
 
 def _copy_script(module: nn.Module) -> nn.Module:
-    import io
-
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*torch.jit.*", category=DeprecationWarning)
-        warnings.filterwarnings("ignore", message=".*torch.jit.*", category=FutureWarning)
-        buffer = io.BytesIO()
-        torch.jit.save(module, buffer)
-        buffer.seek(0)
-        twin: nn.Module = torch.jit.load(buffer, map_location=next(module.parameters()).device)
+    # A frozen script keeps its weights as constants and has no parameters.
+    device = next((parameter.device for parameter in module.parameters()), torch.device("cpu"))
+    with _torchscript_allowed():
+        twin: nn.Module = torch.jit.load(io.BytesIO(_script_bytes(module)), map_location=device)
     return twin
+
+
+def _script_bytes(module: nn.Module) -> bytes:
+    buffer = io.BytesIO()
+    with _torchscript_allowed():
+        torch.jit.save(module, buffer)
+    return buffer.getvalue()
 
 
 def _load_weights(module: nn.Module, path: Path) -> str | None:
     """Loads a state dict strictly and returns the key under which a .pt/.pth file holds it."""
-    container = None
-    try:
-        if path.suffix == ".safetensors":
-            state = load_file(path)
-        else:
-            state = torch.load(path, map_location="cpu", weights_only=True)
-            container = next((key for key in _CONTAINERS if isinstance(state.get(key), dict)), None)
-            state = state[container] if container else state
-    except FileNotFoundError as error:
-        raise ModelError(f"{path}: there is no such weights file") from error
-    except (
-        OSError,
-        RuntimeError,
-        ValueError,
-        EOFError,
-        AttributeError,
-        SafetensorError,
-        pickle.UnpicklingError,
-    ) as error:
-        raise ModelError(f"{path}: not a checkpoint that can be loaded safely ({_first_line(error)})") from error
+    container, state = _read_state(path)
     own = module.state_dict()
     missing, unexpected = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
     misshapen = sorted(key for key in own.keys() & state.keys() if own[key].shape != state[key].shape)
     for problem, keys in (("misses", missing), ("has the unknown", unexpected), ("has other shapes for", misshapen)):
         if keys:
             raise ModelError(f"{path}: does not fit the network: {problem} {len(keys)} tensors, the first {keys[0]}")
-    damaged = [key for key, value in state.items() if value.is_floating_point() and not torch.isfinite(value).all()]
-    if damaged:
-        raise ModelError(f"{path}: {damaged[0]} holds NaN or infinite values; the checkpoint is damaged")
+    _refuse_damaged(state, path)
     module.load_state_dict(state)
     return container
 
 
-def _save_weights(module: nn.Module, path: Path, container: str | None) -> None:
+def _read_state(path: Path) -> tuple[str | None, dict[str, Tensor]]:
+    """The tensors of a checkpoint by name, and the key under which a .pt/.pth file holds them."""
+    if not path.exists():
+        raise ModelError(f"{path}: there is no such weights file")
+    container = None
+    try:
+        if path.suffix == ".safetensors":
+            content = load_file(path)
+        else:
+            with warnings.catch_warnings():
+                # About pickle protocols: what cannot be read safely is refused all the same.
+                warnings.simplefilter("ignore", UserWarning)
+                content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        # Bytes that are no checkpoint make the safe unpickler fail in any way: KeyError, struct.error.
+        raise ModelError(f"{path}: not a checkpoint that can be loaded safely ({_first_line(error)})") from error
+    if isinstance(content, dict):
+        container = next((key for key in _CONTAINERS if isinstance(content.get(key), dict)), None)
+        content = content[container] if container else content
+    if not isinstance(content, dict) or not all(
+        isinstance(key, str) and isinstance(value, Tensor) for key, value in content.items()
+    ):
+        raise ModelError(
+            f"{path}: not a state dict: tensors by name are needed, as they are or within one of "
+            f"{', '.join(_CONTAINERS)}"
+        )
+    return container, content
+
+
+def _refuse_damaged(state: Mapping[str, Tensor], path: Path) -> None:
+    for name, value in state.items():
+        if value.is_floating_point() and not torch.isfinite(value).all():
+            raise ModelError(f"{path}: {name} holds NaN or infinite values; the checkpoint is damaged")
+
+
+def _weights_bytes(module: nn.Module, name: str, container: str | None) -> bytes:
+    """The file of weights as bytes: the writers of torch end the process where the disk is full."""
     if _is_script(module):
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message=".*torch.jit.*", category=DeprecationWarning)
-            warnings.filterwarnings("ignore", message=".*torch.jit.*", category=FutureWarning)
-            torch.jit.save(module, str(path))
-        return
-    # A copy of each tensor: safetensors refuses those that share memory.
-    state = {name: value.detach().cpu().clone().contiguous() for name, value in module.state_dict().items()}
-    if path.suffix == ".safetensors":
-        save_file(state, path)
-    else:
-        torch.save({container: state} if container else state, path)
+        return _script_bytes(module)
+    state = portable_state(module.state_dict())
+    if name.endswith(".safetensors"):
+        return bytes(save(state))
+    buffer = io.BytesIO()
+    torch.save({container: state} if container else state, buffer)
+    return buffer.getvalue()
 
 
 def _unet_decoder_prefixes(module: nn.Module) -> tuple[str, ...]:
