@@ -1,0 +1,66 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import ndimage
+
+from medfm_rl.reward.score import structure_scores
+
+
+def test_the_region_of_a_structure_is_itself_and_three_pixels_around() -> None:
+    """One pixel at (5, 6): the square of rows 2-8. The map is 0.2 in three of its 7 rows and 0.9 in four."""
+    action = torch.zeros(1, 12, 14, dtype=torch.uint8)
+    action[0, 5, 6] = 1
+    reward_map = torch.full((1, 12, 14), 0.9)
+    reward_map[0, :5] = 0.2
+    assert float(structure_scores(reward_map, action, 2)) == pytest.approx((3 * 0.2 + 4 * 0.9) / 7)
+    # One pixel beyond the margin counts for nothing, one within it for 1 / 49.
+    outside, inside = reward_map.clone(), reward_map.clone()
+    outside[0, 5, 10] = 0.0
+    inside[0, 5, 9] = 0.0
+    assert float(structure_scores(outside, action, 2)) == pytest.approx((3 * 0.2 + 4 * 0.9) / 7)
+    assert float(structure_scores(inside, action, 2)) == pytest.approx((3 * 0.2 + 4 * 0.9) / 7 - 0.9 / 49)
+
+
+def test_the_region_ends_at_the_edge_of_the_image() -> None:
+    """A pixel in the corner: 4 x 4 pixels are within the margin, one of them wrong."""
+    action = torch.zeros(1, 10, 10, dtype=torch.uint8)
+    action[0, 0, 0] = 1
+    reward_map = torch.ones(1, 10, 10)
+    reward_map[0, 0, 0] = 0.0
+    assert float(structure_scores(reward_map, action, 2)) == pytest.approx(15 / 16)
+
+
+def test_a_structure_that_the_action_lacks_scores_zero_and_no_nan() -> None:
+    action = torch.zeros(2, 8, 8, dtype=torch.uint8)
+    action[1, 2:6, 2:6] = 2
+    scores = structure_scores(torch.ones(2, 8, 8), action, 4)
+    assert scores.tolist() == [[0.0, 0.0, 0.0], [0.0, 1.0, 0.0]]
+
+
+def test_the_background_does_not_drown_a_bad_structure() -> None:
+    action = torch.zeros(1, 64, 64, dtype=torch.uint8)
+    action[0, 30:34, 30:34] = 1
+    reward_map = torch.ones(1, 64, 64)
+    reward_map[0, 27:37, 27:37] = 0.1
+    assert float(reward_map.mean()) > 0.97
+    assert float(structure_scores(reward_map, action, 2)) == pytest.approx(0.1)
+
+
+@settings(deadline=None, max_examples=25)
+@given(shape=st.sampled_from([(9, 13), (16, 8), (6, 9, 8)]), classes=st.integers(2, 5), seed=st.integers(0, 1000))
+def test_scores_are_means_over_dilated_structures(shape: tuple[int, ...], classes: int, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    # Sparse, so that regions differ from the whole image.
+    actions = np.where(rng.random((3, *shape)) < 0.02, rng.integers(0, classes, (3, *shape)), 0).astype(np.uint8)
+    maps = rng.random((3, *shape)).astype(np.float32)
+    expected = np.zeros((3, classes - 1))
+    for row in range(3):
+        for label in range(1, classes):
+            region = ndimage.binary_dilation(actions[row] == label, np.ones((7,) * len(shape)))
+            expected[row, label - 1] = maps[row][region].mean() if region.any() else 0.0
+    scores = structure_scores(torch.from_numpy(maps), torch.from_numpy(actions), classes)
+    np.testing.assert_allclose(scores.numpy(), expected, atol=1e-5)
