@@ -150,11 +150,17 @@ class _Loop:
         reference = copy.deepcopy(policy)
         for iteration in range(self.config.iterations):
             with self.tracker.child(f"iteration-{iteration}") as tracker:
-                self._collect(iteration, policy, prior, domains)
-                tracker.log_params({"actions_hash": self.dataset.content_hash(), "shards": len(self.dataset.shards())})
-                ensemble, judge = self._train_rewards(iteration, tracker)
-                names += self._fine_tune(iteration, policy, reference, ensemble, domains, tracker)
-                policy = self._select(iteration, names, judge, domains, tracker)
+                with tracker.child("collect") as stage:
+                    self._collect(iteration, policy, prior, domains)
+                    stage.log_params(
+                        {"actions_hash": self.dataset.content_hash(), "shards": len(self.dataset.shards())}
+                    )
+                with tracker.child("reward") as stage:
+                    ensemble, judge = self._train_rewards(iteration, stage)
+                with tracker.child("ppo") as stage:
+                    names += self._fine_tune(iteration, policy, reference, ensemble, domains, stage)
+                with tracker.child("select") as stage:
+                    policy = self._select(iteration, names, judge, domains, stage)
         self._export(policy)
 
     def _load_domains(self) -> Domains:

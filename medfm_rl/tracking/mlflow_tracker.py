@@ -10,6 +10,7 @@ import socket
 import subprocess
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlparse
@@ -25,6 +26,31 @@ _CONNECT_SECONDS = 5
 _PACKAGES = ("medfm-rl", "torch", "monai", "stable-baselines3", "gymnasium", "numpy", "SimpleITK", "mlflow")
 
 
+@dataclass
+class _Store:
+    """What a run shares with the runs within it.
+
+    Attributes:
+        client: MLflow's client.
+        experiment_id: Where the runs belong.
+        lost: Whether it stopped answering; it is not asked again.
+    """
+
+    client: Any
+    experiment_id: str
+    lost: bool = False
+
+    def attempt(self, call: Callable[[], object]) -> None:
+        """Calls the store; where it does not answer, warns once and goes on."""
+        if self.lost:
+            return
+        try:
+            call()
+        except _failures() as error:
+            self.lost = True
+            _LOG.warning("MLflow stopped answering (%s); the run goes on without records", _first_line(error))
+
+
 class MLflowTracker:
     """Records one MLflow run and runs within it.
 
@@ -32,16 +58,13 @@ class MLflowTracker:
     warning, not the run.
 
     Args:
-        client: MLflow's client.
-        experiment_id: Where runs belong.
+        store: Where to record.
         run_id: The run to record to.
     """
 
-    def __init__(self, client: Any, experiment_id: str, run_id: str) -> None:
-        self._client = client
-        self._experiment_id = experiment_id
+    def __init__(self, store: _Store, run_id: str) -> None:
+        self._store = store
         self.run_id = run_id
-        self._lost = False
 
     @classmethod
     @contextmanager
@@ -55,14 +78,15 @@ class MLflowTracker:
         # No usage statistics leave this machine.
         os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
         os.environ.setdefault("DO_NOT_TRACK", "true")
+        # By default a server that went away costs minutes at every call.
+        os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
         try:
             from mlflow import MlflowClient
-            from mlflow.exceptions import MlflowException
         except ImportError as error:
             raise MissingExtraError(
                 "MLflow is not installed: pip install 'medfm-rl[tracking]', or set tracking.uri to null"
             ) from error
-        uri, artifacts = _store(settings, run_folder)
+        uri, artifacts = _location(settings, run_folder)
         _check_reachable(uri)
         try:
             client = MlflowClient(tracking_uri=uri)
@@ -72,44 +96,65 @@ class MLflowTracker:
                 if experiment
                 else client.create_experiment(settings.experiment, artifact_location=artifacts)
             )
-            tracker = cls(client, experiment_id, _resume_or_create(client, experiment_id, run_folder))
-        except (MlflowException, OSError) as error:
+            tracker = cls(_Store(client, experiment_id), _resume_or_create(client, experiment_id, run_folder))
+        except _failures() as error:
             raise TrackingError(f"tracking.uri {uri}: MLflow refuses ({_first_line(error)})") from error
         tracker.log_params({"environment": _environment()})
-        with tracker._ended_as_the_block(tracker.run_id):
+        with tracker._ended_as_the_block():
             yield tracker
 
     def log_params(self, params: Mapping[str, object]) -> None:
         """Records settings and hashes; nested mappings become dotted names, long values are cut."""
         for name, value in _flatten(params):
-            self._attempt(lambda name=name, value=value: self._client.log_param(self.run_id, name, value))  # type: ignore[misc]
+            self._store.attempt(lambda name=name, value=value: self._log_param(name, value))  # type: ignore[misc]
 
     def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:
         """Records numbers at a step."""
+        client = self._store.client
         for name, value in metrics.items():
-            self._attempt(lambda name=name, value=value: self._client.log_metric(self.run_id, name, value, step=step))  # type: ignore[misc]
+            self._store.attempt(lambda name=name, value=value: client.log_metric(self.run_id, name, value, step=step))  # type: ignore[misc]
 
     def log_artifact(self, path: Path, folder: str | None = None) -> None:
         """Records a file."""
-        self._attempt(lambda: self._client.log_artifact(self.run_id, str(path), folder))
+        self._store.attempt(lambda: self._store.client.log_artifact(self.run_id, str(path), folder))
 
     @contextmanager
     def child(self, name: str) -> Iterator[MLflowTracker]:
-        """A run within this run."""
-        created: list[Any] = []
-        tags = {"mlflow.parentRunId": self.run_id}
-        self._attempt(lambda: created.append(self._client.create_run(self._experiment_id, run_name=name, tags=tags)))
-        run_id = created[0].info.run_id if created else self.run_id
-        tracker = MLflowTracker(self._client, self._experiment_id, run_id)
-        tracker._lost = self._lost
-        if not created:
-            yield tracker
+        """A run within this run; the one of that name where there is one, so that a resumed run goes on with it."""
+        found: list[str] = []
+        self._store.attempt(lambda: found.append(self._find_child(name) or self._create_child(name)))
+        if not found:
+            yield self
             return
-        with tracker._ended_as_the_block(run_id):
+        tracker = MLflowTracker(self._store, found[0])
+        with tracker._ended_as_the_block():
             yield tracker
 
+    def _log_param(self, name: str, value: str) -> None:
+        from mlflow.exceptions import MlflowException
+
+        try:
+            self._store.client.log_param(self.run_id, name, value)
+        except MlflowException as error:
+            if error.error_code != "INVALID_PARAMETER_VALUE":
+                raise
+            # A run that is resumed with another version of a package, for instance.
+            _LOG.warning("%s was recorded with another value before, which MLflow keeps; now it is %s", name, value)
+
+    def _find_child(self, name: str) -> str | None:
+        query = f"tags.mlflow.parentRunId = '{self.run_id}' and attributes.run_name = '{name}'"
+        runs = self._store.client.search_runs([self._store.experiment_id], query, max_results=1)
+        if not runs:
+            return None
+        self._store.client.update_run(runs[0].info.run_id, status="RUNNING")
+        return str(runs[0].info.run_id)
+
+    def _create_child(self, name: str) -> str:
+        tags = {"mlflow.parentRunId": self.run_id}
+        return str(self._store.client.create_run(self._store.experiment_id, run_name=name, tags=tags).info.run_id)
+
     @contextmanager
-    def _ended_as_the_block(self, run_id: str) -> Iterator[None]:
+    def _ended_as_the_block(self) -> Iterator[None]:
         status = "FAILED"
         try:
             yield
@@ -118,21 +163,18 @@ class MLflowTracker:
             status = "KILLED"
             raise
         finally:
-            self._attempt(lambda: self._client.set_terminated(run_id, status))
-
-    def _attempt(self, call: Callable[[], object]) -> None:
-        from mlflow.exceptions import MlflowException
-
-        if self._lost:
-            return
-        try:
-            call()
-        except (MlflowException, OSError) as error:
-            self._lost = True
-            _LOG.warning("MLflow stopped answering (%s); the run goes on without records", _first_line(error))
+            self._store.attempt(lambda: self._store.client.set_terminated(self.run_id, status))
 
 
-def _store(settings: TrackingSettings, run_folder: Path) -> tuple[str, str | None]:
+def _failures() -> tuple[type[Exception], ...]:
+    """What MLflow raises where its store fails; a file that is no data base gets past its own exception."""
+    from mlflow.exceptions import MlflowException
+    from sqlalchemy.exc import SQLAlchemyError
+
+    return MlflowException, SQLAlchemyError, OSError
+
+
+def _location(settings: TrackingSettings, run_folder: Path) -> tuple[str, str | None]:
     """The tracking URI, and where artifacts go when the store is our own."""
     if settings.uri != "auto":
         return str(settings.uri), None

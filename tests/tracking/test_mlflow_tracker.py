@@ -1,0 +1,223 @@
+from __future__ import annotations
+
+import logging
+import socket
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from medfm_rl.errors import MissingExtraError, TrackingError
+from medfm_rl.settings import TrackingSettings
+from medfm_rl.tracking import NullTracker, mlflow_tracker, open_tracker
+
+# MLflow and SQLAlchemy warn of their own future; what medfm-rl does is warned of elsewhere.
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore::FutureWarning"),
+    pytest.mark.filterwarnings("ignore::ResourceWarning"),
+]
+AUTO = TrackingSettings(uri="auto", experiment="tests")
+
+
+@pytest.fixture
+def run_folder(tmp_path: Path) -> Path:
+    folder = tmp_path / "adapted"
+    folder.mkdir()
+    return folder
+
+
+def records(run_folder: Path) -> dict[str, Any]:
+    """All runs of the store beside a run folder, by name."""
+    from mlflow import MlflowClient
+
+    client = MlflowClient(tracking_uri=f"sqlite:///{run_folder.parent / 'mlflow.db'}")
+    experiment = client.get_experiment_by_name("tests")
+    assert experiment is not None
+    runs = client.search_runs([experiment.experiment_id])
+    assert len({run.info.run_name for run in runs}) == len(runs), "a run was recorded twice"
+    return {str(run.info.run_name): run for run in runs}
+
+
+def test_a_run_records_settings_numbers_and_files(run_folder: Path) -> None:
+    picture = run_folder / "report.html"
+    picture.write_text("<p>report</p>")
+    with open_tracker(AUTO, run_folder) as tracker:
+        tracker.log_params({"ppo": {"updates": 40, "critic": None}, "empty": {}})
+        for step, value in enumerate([0.5, 0.7]):
+            tracker.log_metrics({"reward": value}, step)
+        tracker.log_artifact(picture, "pictures")
+    run = records(run_folder)["adapted"]
+    assert run.info.status == "FINISHED"
+    assert {name: run.data.params[name] for name in ("ppo.updates", "ppo.critic", "empty")} == {
+        "ppo.updates": "40",
+        "ppo.critic": "None",
+        "empty": "{}",
+    }
+    assert run.data.metrics == {"reward": 0.7}
+    assert run.data.params["environment.torch"].startswith("2.")
+    assert run.data.params["environment.git_commit"]
+    stored = list((run_folder.parent / "mlflow-artifacts").rglob("pictures/report.html"))
+    assert [path.read_text() for path in stored] == ["<p>report</p>"]
+
+
+def test_runs_within_a_run_name_their_parent(run_folder: Path) -> None:
+    with (
+        open_tracker(AUTO, run_folder) as tracker,
+        tracker.child("iteration-0") as iteration,
+        iteration.child("ppo") as stage,
+    ):
+        stage.log_metrics({"kl": 0.1}, 3)
+    runs = records(run_folder)
+    parents = {name: run.data.tags.get("mlflow.parentRunId") for name, run in runs.items()}
+    assert parents == {
+        "adapted": None,
+        "iteration-0": runs["adapted"].info.run_id,
+        "ppo": runs["iteration-0"].info.run_id,
+    }
+    assert runs["ppo"].data.metrics == {"kl": 0.1}
+    assert {run.info.status for run in runs.values()} == {"FINISHED"}
+
+
+def test_a_resumed_run_goes_on_with_its_records(run_folder: Path) -> None:
+
+    def interrupted() -> None:
+        with open_tracker(AUTO, run_folder) as tracker, tracker.child("iteration-0") as iteration:
+            iteration.log_metrics({"reward": 0.1}, 0)
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    runs = records(run_folder)
+    assert {name: run.info.status for name, run in runs.items()} == {"adapted": "KILLED", "iteration-0": "KILLED"}
+    with open_tracker(AUTO, run_folder) as tracker, tracker.child("iteration-0") as iteration:
+        iteration.log_metrics({"reward": 0.2}, 1)
+    again = records(run_folder)
+    assert {name: run.info.run_id for name, run in again.items()} == {n: run.info.run_id for n, run in runs.items()}
+    assert {run.info.status for run in again.values()} == {"FINISHED"}
+    assert again["iteration-0"].data.metrics == {"reward": 0.2}
+
+
+def test_a_run_that_fails_is_recorded_as_failed(run_folder: Path) -> None:
+    with pytest.raises(ValueError, match="broken"), open_tracker(AUTO, run_folder):
+        raise ValueError("broken")
+    assert records(run_folder)["adapted"].info.status == "FAILED"
+
+
+def test_a_run_that_the_store_has_lost_is_recorded_anew(run_folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (run_folder / "mlflow_run_id").write_text("0123456789abcdef0123456789abcdef\n")
+    with caplog.at_level(logging.WARNING), open_tracker(AUTO, run_folder):
+        pass
+    assert "a new one is started" in caplog.text
+    assert (run_folder / "mlflow_run_id").read_text().strip() == records(run_folder)["adapted"].info.run_id
+
+
+def test_long_values_are_cut_and_say_so(run_folder: Path) -> None:
+    with open_tracker(AUTO, run_folder) as tracker:
+        tracker.log_params({"long": "x" * 10_000})
+    value = records(run_folder)["adapted"].data.params["long"]
+    assert len(value) == 500
+    assert value.endswith("x...")
+
+
+@contextmanager
+def silent_server() -> Iterator[int]:
+    """Takes connections and never answers."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        yield server.getsockname()[1]
+
+
+def test_a_server_that_is_not_there_or_does_not_answer_is_named_soon(
+    run_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(mlflow_tracker, "_CONNECT_SECONDS", 0.3)
+    with silent_server() as port:
+        uris = [f"http://127.0.0.1:{port}"]
+        with socket.create_server(("127.0.0.1", 0)) as closed:
+            uris.append(f"http://127.0.0.1:{closed.getsockname()[1]}")
+        for uri in uris:
+            start = time.perf_counter()
+            with (
+                pytest.raises(TrackingError, match=f"tracking.uri {uri}.*does not answer.*tracking.uri to null"),
+                open_tracker(TrackingSettings(uri=uri), run_folder),
+            ):
+                pytest.fail("there is nothing to record to")
+            # MLflow itself tries for minutes.
+            assert time.perf_counter() - start < 10
+
+
+def test_a_store_that_is_not_a_data_base_is_named(run_folder: Path) -> None:
+    (run_folder / "mlflow.db").write_bytes(b"this is no SQLite file, whatever its name says" * 40)
+    uri = f"sqlite:///{run_folder / 'mlflow.db'}"
+    with (
+        pytest.raises(TrackingError, match=r"tracking\.uri .*mlflow\.db: MLflow refuses"),
+        open_tracker(TrackingSettings(uri=uri), run_folder),
+    ):
+        pytest.fail("there is nothing to record to")
+
+
+def test_a_setting_that_changed_keeps_its_first_value_and_the_records_go_on(
+    run_folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """MLflow refuses other values: after an update of a package, say, a run is resumed in another environment."""
+    with open_tracker(AUTO, run_folder) as tracker:
+        tracker.log_params({"version": "1"})
+    with caplog.at_level(logging.WARNING), open_tracker(AUTO, run_folder) as tracker:
+        tracker.log_params({"version": "2"})
+        tracker.log_metrics({"reward": 0.5}, 0)
+    run = records(run_folder)["adapted"]
+    assert (run.data.params["version"], run.data.metrics) == ("1", {"reward": 0.5})
+    assert "version was recorded with another value before" in caplog.text
+
+
+class Lost:
+    """A client that does not answer any more."""
+
+    def __init__(self) -> None:
+        self.calls = 0
+
+    def __getattr__(self, name: str) -> Any:
+        from mlflow.exceptions import MlflowException
+
+        def fail(*_: object, **__: object) -> None:
+            self.calls += 1
+            raise MlflowException("connection refused")
+
+        return fail
+
+
+def test_a_store_that_goes_away_costs_the_records_and_one_warning_but_not_the_run(
+    run_folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    lost = Lost()
+    with caplog.at_level(logging.WARNING), open_tracker(AUTO, run_folder) as tracker:
+        tracker._store.client = lost  # type: ignore[attr-defined]
+        with tracker.child("iteration-0") as iteration:
+            iteration.log_metrics({"reward": 0.5}, 0)
+        tracker.log_params({"a": 1})
+        tracker.log_artifact(run_folder)
+    assert lost.calls == 1
+    assert caplog.text.count("stopped answering") == 1
+
+
+def test_without_a_store_nothing_is_recorded_nor_imported(run_folder: Path) -> None:
+    before = set(sys.modules)
+    with open_tracker(TrackingSettings(uri=None), run_folder) as tracker:
+        assert isinstance(tracker, NullTracker)
+        tracker.log_params({"a": 1})
+        tracker.log_metrics({"b": 1.0}, 0)
+        tracker.log_artifact(run_folder / "missing")
+        with tracker.child("iteration-0") as iteration:
+            assert iteration is tracker
+    assert not {name for name in set(sys.modules) - before if name.startswith("mlflow")}
+    assert list(run_folder.iterdir()) == []
+
+
+def test_a_missing_mlflow_says_what_to_install(run_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "mlflow", None)
+    with pytest.raises(MissingExtraError, match=r"pip install 'medfm-rl\[tracking\]'"), open_tracker(AUTO, run_folder):
+        pytest.fail("there is nothing to record with")
