@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any, Self
 
 import torch
 from stable_baselines3.common.distributions import Distribution
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 
 class DenseCategorical(Distribution):
@@ -46,7 +44,7 @@ class DenseCategorical(Distribution):
 
     def mode(self) -> Tensor:
         """The most probable class of each pixel, `(B, *S)` int64."""
-        return self.logits.argmax(dim=1)
+        return _argmax(self.logits)
 
     def sample(self, generator: torch.Generator | None = None, correlation_length: float = 0.0) -> Tensor:
         """Draws an action.
@@ -62,12 +60,12 @@ class DenseCategorical(Distribution):
         Returns:
             `(B, *S)` int64.
         """
-        noise = torch.randn(self.logits.shape, generator=generator).to(self.logits)
+        # In single precision, whatever autocast makes of the logits.
+        noise = torch.randn(self.logits.shape, generator=generator).to(self.logits.device)
         if correlation_length > 0:
             noise = _smooth(noise, correlation_length)
-        uniform = torch.special.ndtr(noise.double()).clamp(1e-12, 1 - 1e-12)
-        gumbel = -torch.log(-torch.log(uniform))
-        return (self.logits + gumbel.to(self.logits)).argmax(dim=1)
+        gumbel = -torch.log(-torch.special.log_ndtr(noise))
+        return _argmax(self.logits + gumbel)
 
     def actions_from_params(self, logits: Tensor, deterministic: bool = False) -> Tensor:
         """Actions `(B, *S)` for logits `(B, K, *S)`."""
@@ -91,12 +89,21 @@ def _smooth(noise: Tensor, length: float) -> Tensor:
     The noise wraps around the image borders, so that every pixel averages equally many independent values and the
     variance can be restored exactly.
     """
-    for axis in range(2, noise.ndim):
-        radius = min(math.ceil(3 * length), (noise.shape[axis] - 1) // 2)
-        offsets = torch.arange(-radius, radius + 1, device=noise.device, dtype=noise.dtype)
-        kernel = torch.exp(-0.5 * (offsets / length) ** 2)
+    axes = tuple(range(2, noise.ndim))
+    spectrum = torch.fft.rfftn(noise, dim=axes)
+    for axis in axes:
+        size = noise.shape[axis]
+        offsets = torch.arange(size, device=noise.device, dtype=noise.dtype)
+        kernel = torch.exp(-0.5 * (torch.minimum(offsets, size - offsets) / length) ** 2)
         kernel = kernel / kernel.square().sum().sqrt()
-        moved = noise.movedim(axis, -1)
-        flat = F.pad(moved.reshape(-1, 1, moved.shape[-1]), (radius, radius), mode="circular")
-        noise = F.conv1d(flat, kernel[None, None]).reshape(moved.shape).movedim(-1, axis)
-    return noise
+        # The kernel is symmetric: its spectrum is real.
+        response = (torch.fft.rfft(kernel) if axis == axes[-1] else torch.fft.fft(kernel)).real
+        spectrum = spectrum * response.reshape([-1 if other == axis else 1 for other in range(noise.ndim)])
+    smooth: Tensor = torch.fft.irfftn(spectrum, s=noise.shape[2:], dim=axes)
+    return smooth
+
+
+def _argmax(values: Tensor) -> Tensor:
+    """The class of the largest value, `(B, *S)` int64; `argmax` itself is ten times slower along this axis on a CPU."""
+    largest: Tensor = values.max(dim=1).indices
+    return largest

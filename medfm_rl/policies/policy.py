@@ -60,13 +60,13 @@ class DenseActorCriticPolicy(ActorCriticPolicy):
         for parameter in chosen:
             parameter.requires_grad_(True)
         self.actor_parameters = chosen
-        self.optimizer = torch.optim.Adam(chosen, lr=lr_schedule(1), eps=1e-5)
+        self.optimizer = torch.optim.Adam(chosen, lr=lr_schedule(1), eps=1e-5, fused=True)
         self.critic_optimizer = None
         if critic is not None:
             shared = {id(p) for p in critic.parameters()} & {id(p) for p in segmenter.parameters()}
             if shared:
                 raise ValueError("actor and critic share parameters: the loss of one would move the other")
-            self.critic_optimizer = torch.optim.Adam(critic.parameters(), lr=critic_learning_rate, eps=1e-5)
+            self.critic_optimizer = torch.optim.Adam(critic.parameters(), lr=critic_learning_rate, eps=1e-5, fused=True)
         self.train(False)
 
     def train(self, mode: bool = True) -> Self:
