@@ -23,7 +23,8 @@ def environment() -> dict[str, Any]:
         ["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False, cwd=RESULTS.parent
     )
     changed = subprocess.run(
-        ["git", "status", "--porcelain", "--", "../medfm_rl", "."],
+        # Results that another benchmark has just written change nothing that runs.
+        ["git", "status", "--porcelain", "--", "../medfm_rl", ".", ":!results"],
         capture_output=True,
         text=True,
         check=False,

@@ -171,3 +171,10 @@ def test_the_readme_names_only_commands_that_exist() -> None:
     named = {name for page in pages for name in re.findall(r"^\$ medfm-rl ([a-z-]+)", page.read_text(), re.MULTILINE)}
     assert len(named) >= 5
     assert named <= commands
+
+
+def test_the_tests_that_the_method_page_names_exist() -> None:
+    named = re.findall(r"`(tests/[\w/]+\.py)::(\w+)`", (ROOT / "docs" / "method.md").read_text())
+    assert len(named) >= 13
+    missing = [f"{path}::{name}" for path, name in named if f"def {name}(" not in (ROOT / path).read_text()]
+    assert missing == []
