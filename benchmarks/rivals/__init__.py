@@ -17,7 +17,7 @@ from rivals.input_style import fourier_domain_adaptation, histogram_matching
 from rivals.normalisation import adabn, intent, tent
 from rivals.problem import Problem
 from rivals.pseudo_labels import mean_teacher, self_training
-from rivals.rl4seg import rl4seg
+from rivals.rl4seg import adapt as adapt_like_rl4seg
 
 __all__ = ["RIVALS", "Problem", "Rival"]
 
@@ -93,7 +93,7 @@ RIVALS: dict[str, Rival] = {
         "AdamW 1e-4; their probabilities are averaged. Their rounds of self-training are left out.",
     ),
     "rl4seg": Rival(
-        rl4seg,
+        adapt_like_rl4seg,
         True,
         "Judge et al., Domain Adaptation of Echocardiography Segmentation Via Reinforcement Learning, MICCAI 2024, "
         "arXiv 2406.17902, and its code",

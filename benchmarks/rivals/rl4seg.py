@@ -41,7 +41,7 @@ class _Records:
     references: Tensor
 
 
-def rl4seg(problem: Problem, progress: Progress) -> TorchModuleAdapter:
+def adapt(problem: Problem, progress: Progress) -> TorchModuleAdapter:
     """Collect, reward, PPO, twice, from the source model."""
     num_classes = problem.anatomy.schema.num_classes
     prior = train_shape_prior(

@@ -1,0 +1,203 @@
+from __future__ import annotations
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+from rivals import RIVALS, Problem, rl4seg
+from rivals.input_style import Average, Matched
+from rivals.normalisation import InTEnt, balanced_entropy, estimate_statistics
+from rivals.problem import predict, steadiest, steadiness
+from rivals.pseudo_labels import confident_labels
+from torch import Tensor, nn
+
+from medfm_rl.adapters import TorchModuleAdapter
+from medfm_rl.metrics.validity import load_anatomy
+from medfm_rl.reward.collection import ImageSet
+from medfm_rl.settings import NetworkSettings, PreprocessingSettings
+from medfm_rl.types import LabelSchema
+
+SCHEMA = LabelSchema.from_structures({"disc": 1})
+SIZE = (16, 16)
+
+
+def discs(count: int, seed: int, offset: float = 0.0) -> tuple[Tensor, Tensor]:
+    """Bright discs in noise and where they are."""
+    rng = np.random.default_rng(seed)
+    axes = np.mgrid[: SIZE[0], : SIZE[1]]
+    masks = np.stack(
+        [np.hypot(axes[0] - rng.uniform(6, 10), axes[1] - rng.uniform(6, 10)) < rng.uniform(3, 5) for _ in range(count)]
+    ).astype(np.uint8)
+    images = 2.0 * masks + rng.normal(0, 0.3, masks.shape) + offset
+    return torch.from_numpy(images[:, None].astype(np.float32)), torch.from_numpy(masks)
+
+
+def image_set(images: Tensor) -> ImageSet:
+    names = tuple(f"p{row}" for row in range(len(images)))
+    return ImageSet(images, names, names)
+
+
+def batch_norm_model() -> TorchModuleAdapter:
+    torch.manual_seed(0)
+    network = NetworkSettings(channels=(4, 8), residual_units=0, norm="batch")
+    return TorchModuleAdapter.build_unet(
+        network, SCHEMA, PreprocessingSettings(size=SIZE, intensity="none"), in_channels=1
+    ).eval()
+
+
+@pytest.fixture(scope="module")
+def trained() -> TorchModuleAdapter:
+    """Knows discs of the source; its batch statistics are those of the source."""
+    model, (images, masks) = batch_norm_model(), discs(32, seed=0)
+    optimiser = torch.optim.Adam(model.parameters(), lr=1e-2)
+    model.train()
+    for _ in range(60):
+        loss = nn.functional.cross_entropy(model(images), masks.long())
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+    return model.eval()
+
+
+def make_problem(model: TorchModuleAdapter, source_free: bool, offset: float = 0.5) -> Problem:
+    source, masks = discs(24, seed=1)
+    target, _ = discs(20, seed=2, offset=offset)
+    labelled = None if source_free else (image_set(source), masks)
+    return Problem(model, image_set(target), labelled, masks, load_anatomy("generic", SCHEMA), seed=3)
+
+
+def no_progress(stage: str, done: int, total: int) -> None:
+    assert 0 < done <= total, stage
+
+
+@pytest.fixture
+def short(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rl4seg, "_REWARD_STEPS", 50)
+    monkeypatch.setattr(rl4seg, "_PPO_EPOCHS", 1)
+
+
+@pytest.mark.usefixtures("short")
+@pytest.mark.parametrize("name", RIVALS)
+def test_a_rival_leaves_the_source_model_and_gives_the_same_twice(name: str, trained: TorchModuleAdapter) -> None:
+    rival = RIVALS[name]
+    problem = make_problem(trained, rival.source_free)
+    before = copy.deepcopy(trained.state_dict())
+    adapted = rival.adapt(problem, no_progress)
+    assert all(torch.equal(before[key], value) for key, value in trained.state_dict().items())
+    assert not trained.training
+    assert not adapted.training
+    again = rival.adapt(make_problem(trained, rival.source_free), no_progress)
+    images, masks = discs(8, seed=4, offset=0.5)
+    with torch.no_grad():
+        logits, plain = adapted(images), trained(images)
+        assert torch.equal(again(images), logits)
+    assert logits.shape == plain.shape
+    assert bool(logits.isfinite().all())
+    # It does something, and segments discs as before.
+    assert not torch.allclose(logits, plain, atol=1e-4)
+    assert float((logits.argmax(dim=1) == masks).float().mean()) > 0.9
+
+
+def test_statistics_of_the_target_replace_those_of_the_source() -> None:
+    module = nn.Sequential(nn.BatchNorm2d(1), nn.Conv2d(1, 2, 1))
+    adapter = TorchModuleAdapter(module, SCHEMA, PreprocessingSettings(size=SIZE)).eval()
+    images = 3 + 2 * torch.randn(32, 1, *SIZE, generator=torch.Generator().manual_seed(0))
+    estimate_statistics(adapter, images)
+    layer = module[0]
+    halves = images.split(16)
+    assert torch.allclose(layer.running_mean, images.mean(), atol=1e-5)
+    assert torch.allclose(layer.running_var, torch.stack([half.var() for half in halves]).mean(), atol=1e-4)
+    assert layer.momentum == 0.1
+    assert not layer.training
+
+
+def test_a_rival_of_normalisation_says_that_there_is_none_to_change() -> None:
+    adapter = TorchModuleAdapter(nn.Conv2d(1, 2, 1), SCHEMA, PreprocessingSettings(size=SIZE)).eval()
+    with pytest.raises(ValueError, match="no batch normalisation"):
+        estimate_statistics(adapter, torch.zeros(2, 1, *SIZE))
+
+
+def test_balanced_entropy_weighs_the_predicted_classes_alike() -> None:
+    # Three pixels of class 0 without doubt, one of class 1 with even odds but for a hair.
+    probabilities = torch.tensor([[1.0, 1.0, 1.0, 0.4999], [0.0, 0.0, 0.0, 0.5001]])
+    assert float(balanced_entropy(probabilities)) == pytest.approx(np.log(2) / 2, abs=1e-4)
+    # A class that is nowhere predicted does not count.
+    assert float(balanced_entropy(torch.tensor([[1.0, 1.0], [0.0, 0.0]]))) == 0.0
+
+
+def test_intent_mixes_probabilities_and_puts_the_statistics_back(trained: TorchModuleAdapter) -> None:
+    module = copy.deepcopy(trained.module)
+    before = copy.deepcopy(module.state_dict())
+    images, _ = discs(3, seed=5, offset=0.5)
+    mixed = InTEnt(module)
+    together = mixed(images)
+    assert torch.allclose(together.exp().sum(dim=1), torch.ones(3, *SIZE), atol=1e-5)
+    # Batch-mates are other cases: they must not matter.
+    assert torch.allclose(mixed(images[:1]), together[:1], atol=1e-5)
+    # Apart from rounding: standard deviations are stored, and squared again.
+    after = module.state_dict()
+    assert all(torch.allclose(before[key].float(), after[key].float()) for key in before if "num_batches" not in key)
+
+
+def test_matched_images_have_the_grey_values_of_the_source_in_the_order_of_their_own() -> None:
+    quantiles = torch.linspace(-1, 1, 256)[None]
+    images = torch.randn(2, 1, *SIZE, generator=torch.Generator().manual_seed(0))
+    matched = Matched(nn.Identity(), quantiles)(images)
+    assert torch.equal(matched.flatten(2).sort(dim=2).values, quantiles.expand(2, 1, -1))
+    assert torch.equal(matched.flatten(2).argsort(dim=2), images.flatten(2).argsort(dim=2))
+
+
+class Constant(nn.Module):
+    def __init__(self, logits: list[float]) -> None:
+        super().__init__()
+        self.logits = torch.tensor(logits)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.logits[None, :, None, None].expand(len(images), -1, *images.shape[2:])
+
+
+def test_an_average_is_of_probabilities() -> None:
+    average = Average([Constant([0.0, 0.0]), Constant([0.0, float(np.log(3))])])
+    assert torch.allclose(average(torch.zeros(1, 1, 2, 2)).exp()[0, 1], torch.full((2, 2), (0.5 + 0.75) / 2))
+
+
+def test_labels_are_kept_where_the_segmenter_is_sure() -> None:
+    adapter = TorchModuleAdapter(Constant([0.0, 2.0]), SCHEMA, PreprocessingSettings(size=SIZE))
+    images = torch.zeros(2, 1, *SIZE)
+    # softmax(0, 2) is .88 for class 1.
+    assert confident_labels(adapter, images, 0.8).unique().tolist() == [1]
+    assert confident_labels(adapter, images, 0.9).unique().tolist() == [255]
+
+
+def test_the_steadiest_candidate_is_valid_and_keeps_its_mind(trained: TorchModuleAdapter) -> None:
+    problem = make_problem(trained, source_free=True)
+    fickle = copy.deepcopy(trained)
+    with torch.no_grad():
+        for parameter in fickle.parameters():
+            parameter.add_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(0)) * 0.5)
+    # Always the same empty mask: steady, but the rules call it invalid.
+    empty = TorchModuleAdapter(Constant([5.0, 0.0]), SCHEMA, PreprocessingSettings(size=SIZE))
+    assert steadiness(empty, problem) == 0
+    assert steadiness(trained, problem) > steadiness(fickle, problem)
+    assert steadiest({"empty": empty, "fickle": fickle, "trained": trained}, problem) is trained
+
+
+def test_rl4seg_takes_good_masks_for_references_and_projections_of_bad_ones(trained: TorchModuleAdapter) -> None:
+    problem = make_problem(trained, source_free=True)
+    masks = predict(trained, problem.target.images)
+
+    class Prior:
+        """Gives the first half back, and a disc for the rest."""
+
+        def project(self, actions: Tensor) -> Tensor:
+            other = discs(1, seed=9)[1][0]
+            return torch.stack([mask if row < 10 else other for row, mask in enumerate(actions)])
+
+    records, good = rl4seg._collect(trained, Prior(), problem, torch.Generator().manual_seed(0))  # type: ignore[arg-type]
+    assert set(good) >= {row for row in range(10) if problem.anatomy.is_valid(masks[row].numpy())}
+    bad = 20 - len(good)
+    # Nine distorted masks for each good one (four of weights, two contrasts, two noises, one of another image).
+    assert len(records.images) == bad + 9 * len(good)
+    assert torch.equal(records.references[:bad], discs(1, seed=9)[1].expand(bad, -1, -1))
+    assert records.actions.dtype == torch.uint8
