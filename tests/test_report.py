@@ -304,7 +304,12 @@ def browse(chromium: str, page: Path, *options: str) -> str:
     command = [chromium, "--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--no-first-run"]
     profile = f"--user-data-dir={page.parent / 'profile'}"
     return subprocess.run(
-        [*command, profile, *options, page.as_uri()], capture_output=True, text=True, check=True, timeout=120
+        [*command, profile, *options, page.as_uri()],
+        capture_output=True,
+        text=True,
+        encoding="utf-8",
+        check=True,
+        timeout=120,
     ).stdout
 
 

@@ -6,6 +6,8 @@ import copy
 import importlib
 import io
 import json
+import pickle
+import struct
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -15,6 +17,7 @@ from typing import Any, Final, final
 import numpy as np
 import torch
 from pydantic import ValidationError
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 from torch.nn import Parameter
@@ -30,6 +33,22 @@ from medfm_rl.types import Case, FloatArray, LabelMap, LabelSchema, Prompts
 DESCRIPTION: Final = "segmenter.json"
 _DEFAULT_WEIGHTS = "weights.safetensors"
 _CONTAINERS = ("state_dict", "model_state_dict", "model")
+# What bytes that are no checkpoint make the readers raise; the safe unpickler fails in many ways.
+_NO_CHECKPOINT = (
+    OSError,
+    RuntimeError,
+    ValueError,
+    TypeError,
+    AttributeError,
+    LookupError,
+    ArithmeticError,
+    AssertionError,
+    EOFError,
+    MemoryError,
+    struct.error,
+    pickle.UnpicklingError,
+    SafetensorError,
+)
 _NORMALISATION = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm)
 
 
@@ -213,7 +232,7 @@ class TorchModuleAdapter(SegmenterAdapter):
             "decoder_prefixes": self.decoder_prefixes,
         }
         with replace_folder_on_success(folder) as temporary:
-            (temporary / DESCRIPTION).write_text(json.dumps(description, indent=2) + "\n")
+            (temporary / DESCRIPTION).write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
             (temporary / self.weights).write_bytes(_weights_bytes(self.module, self.weights, self.container))
 
     @property
@@ -272,7 +291,7 @@ def _pad(image: Tensor, least: tuple[int, ...]) -> Tensor:
 
 def _read_description(path: Path) -> dict[str, Any]:
     try:
-        description = json.loads(path.read_text())
+        description = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise ModelError(f"{path.parent}: not a segmenter folder, there is no {path.name}") from error
     except (OSError, ValueError) as error:
@@ -367,8 +386,7 @@ def _read_state(path: Path) -> tuple[str | None, dict[str, Tensor]]:
                 # About pickle protocols: what cannot be read safely is refused all the same.
                 warnings.simplefilter("ignore", UserWarning)
                 content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
-        # Bytes that are no checkpoint make the safe unpickler fail in any way: KeyError, struct.error.
+    except _NO_CHECKPOINT as error:
         raise ModelError(f"{path}: not a checkpoint that can be loaded safely ({_first_line(error)})") from error
     if isinstance(content, dict):
         container = next((key for key in _CONTAINERS if isinstance(content.get(key), dict)), None)

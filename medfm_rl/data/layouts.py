@@ -141,7 +141,7 @@ def _find_nnunet(root: Path, split: str) -> list[CaseFile]:
     """nnU-Net raw data: `imagesTr/CASE_0000.ext`, one file per channel; the case name is the patient unless told."""
     description = root / "dataset.json"
     try:
-        content = json.loads(description.read_text())
+        content = json.loads(description.read_text(encoding="utf-8"))
         ending, channels = content["file_ending"], len(content["channel_names"])
         if not channels:
             raise ValueError("channel_names is empty")
@@ -182,7 +182,7 @@ def _find_camus(root: Path) -> list[CaseFile]:
             continue
         tags = {"view": match["view"], "phase": match["phase"]}
         info = path.with_name(f"Info_{match['view']}.cfg")
-        quality = _CAMUS_QUALITY.search(info.read_text()) if info.exists() else None
+        quality = _CAMUS_QUALITY.search(info.read_text(encoding="utf-8")) if info.exists() else None
         if quality:
             tags["quality"] = quality[1]
         cases.append(CaseFile(name, match["patient"], (path,), masks.get(name), tags))

@@ -209,9 +209,9 @@ def load_anatomy(name: str, schema: LabelSchema) -> Anatomy:
 def _read_profile(name: str) -> str:
     built_in = resources.files("medfm_rl.metrics") / "anatomy" / f"{name}.yaml"
     if built_in.is_file():
-        return built_in.read_text()
+        return built_in.read_text(encoding="utf-8")
     if Path(name).is_file():
-        return Path(name).read_text()
+        return Path(name).read_text(encoding="utf-8")
     profiles = sorted(
         item.name.removesuffix(".yaml") for item in (resources.files("medfm_rl.metrics") / "anatomy").iterdir()
     )

@@ -404,7 +404,7 @@ class _Loop:
             selection.write(path)
             for step, candidate in enumerate(selection.candidates):
                 tracker.log_metrics({"judge_score": candidate.score}, step)
-        return self._policy(json.loads(path.read_text())["chosen"])
+        return self._policy(json.loads(path.read_text(encoding="utf-8"))["chosen"])
 
     def _policy(self, name: str) -> SegmenterAdapter:
         policy = copy.deepcopy(self.source_policy)

@@ -45,7 +45,7 @@ def run_demo(out: Path, seed: int, progress: Progress) -> Comparison:
         ConfigError: The folder holds a demo with another seed, or other things.
     """
     marker = out / "demo.json"
-    if marker.exists() and json.loads(marker.read_text()) != {"seed": seed}:
+    if marker.exists() and json.loads(marker.read_text(encoding="utf-8")) != {"seed": seed}:
         raise ConfigError(f"{out}: holds a demo with another seed; choose another folder or delete it")
     if not marker.exists() and out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ConfigError(f"{out}: is not empty and holds no demo; choose another folder")

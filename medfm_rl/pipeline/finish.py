@@ -113,7 +113,7 @@ def _report(
     comparison: Comparison | None,
 ) -> ReportData:
     last = config.iterations - 1
-    selection = json.loads(run.selection(last).read_text())
+    selection = json.loads(run.selection(last).read_text(encoding="utf-8"))
     pairs = []
     if comparison is not None:
         pairs = [
@@ -203,7 +203,7 @@ def _curves(run: RunFolder, config: AdaptConfig) -> dict[str, dict[str, tuple[Se
         updates = [
             update
             for path in sorted(run.checkpoints(iteration).glob("*.json"))
-            for update in json.loads(path.read_text())
+            for update in json.loads(path.read_text(encoding="utf-8"))
         ]
         for title, metric in _CURVES.items():
             values = [(update["update"], update[metric]) for update in updates if metric in update]
@@ -219,7 +219,7 @@ def _reliability(
     last = config.iterations - 1
     networks = {}
     for path in sorted(run.reward(last, "judge").parent.glob("*.json")):
-        report = json.loads(path.read_text())
+        report = json.loads(path.read_text(encoding="utf-8"))
         before, after = (
             ReliabilityCurve(**{name: np.array(values) for name, values in report[key].items()})
             for key in ("reliability_before", "reliability_after")

@@ -55,7 +55,7 @@ def load_reward(folder: Path) -> RewardEnsemble:
         ModelError: A part is missing or does not fit.
     """
     try:
-        fusion = json.loads((folder / FUSION).read_text())
+        fusion = json.loads((folder / FUSION).read_text(encoding="utf-8"))
         settings = RewardSettings(fusion=fusion["fusion"], pessimism=fusion["pessimism"])
         members = [folder / member for member in fusion["members"]]
     except (OSError, ValueError, KeyError, TypeError) as error:

@@ -221,7 +221,7 @@ class DensePPO(PPO):
         hyperparameters["learning_rate"] = self.lr_schedule(1.0)
         hyperparameters["seed"] = self.seed
         with replace_folder_on_success(Path(path)) as temporary:
-            (temporary / "ppo.json").write_text(json.dumps(hyperparameters, indent=2) + "\n")
+            (temporary / "ppo.json").write_text(json.dumps(hyperparameters, indent=2) + "\n", encoding="utf-8")
             save_file(portable_state(self.policy.segmenter.state_dict()), temporary / ACTOR)
             save_file(portable_state(self.reference.state_dict()), temporary / "reference.safetensors")
             save_file(_optimiser_tensors(self.policy.optimizer), temporary / "actor_optimiser.safetensors")
@@ -254,7 +254,7 @@ class DensePPO(PPO):
         """
         folder = Path(path)
         try:
-            hyperparameters = json.loads((folder / "ppo.json").read_text())
+            hyperparameters = json.loads((folder / "ppo.json").read_text(encoding="utf-8"))
             num_timesteps, n_updates = hyperparameters.pop("num_timesteps"), hyperparameters.pop("_n_updates")
             reference = copy.deepcopy(segmenter)
             segmenter.load_state_dict(load_file(folder / ACTOR))

@@ -78,7 +78,7 @@ class RewardNet(nn.Module):
             "spatial_dims": self.spatial_dims,
         }
         with replace_folder_on_success(folder) as temporary:
-            (temporary / "reward.json").write_text(json.dumps(description, indent=2) + "\n")
+            (temporary / "reward.json").write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
             weights = {name: value.contiguous() for name, value in self.state_dict().items()}
             (temporary / "weights.safetensors").write_bytes(save(weights))
 
@@ -90,7 +90,7 @@ class RewardNet(nn.Module):
             ModelError: A file is missing or does not fit.
         """
         try:
-            description = json.loads((folder / "reward.json").read_text())
+            description = json.loads((folder / "reward.json").read_text(encoding="utf-8"))
             net = cls(
                 NetworkSettings(**description["network"]),
                 description["num_classes"],

@@ -81,7 +81,7 @@ class ShapePrior(nn.Module):
         """Writes `shape_prior.json` and `weights.safetensors` into a new folder."""
         description = {"format": 1, "num_classes": self.num_classes, "size": self.size, "latent": self.latent}
         with replace_folder_on_success(folder) as temporary:
-            (temporary / "shape_prior.json").write_text(json.dumps(description, indent=2) + "\n")
+            (temporary / "shape_prior.json").write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
             (temporary / "weights.safetensors").write_bytes(save(self.state_dict()))
 
     @classmethod
@@ -92,7 +92,7 @@ class ShapePrior(nn.Module):
             ModelError: A file is missing or does not fit.
         """
         try:
-            description = json.loads((folder / "shape_prior.json").read_text())
+            description = json.loads((folder / "shape_prior.json").read_text(encoding="utf-8"))
             prior = cls(description["num_classes"], tuple(description["size"]), description["latent"])
             prior.load_state_dict(load_file(folder / "weights.safetensors"))
         except (OSError, ValueError, TypeError, KeyError, RuntimeError, SafetensorError) as error:

@@ -209,7 +209,7 @@ def _resume_or_create(client: Any, experiment_id: str, run_folder: Path) -> str:
 
     path = run_folder / _RUN_ID_FILE
     if path.exists():
-        run_id = path.read_text().strip()
+        run_id = path.read_text(encoding="utf-8").strip()
         try:
             client.update_run(run_id, status="RUNNING")
             return run_id

@@ -70,7 +70,7 @@ def _check_folder(out: Path, record: dict[str, object]) -> None:
             raise DataError(f"{out}: already exists and holds no simulation; give a new folder")
         return
     try:
-        found = json.loads(path.read_text())
+        found = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise DataError(f"{path}: cannot be read ({error}); delete the folder or choose another") from error
     if not isinstance(found, dict) or {name: found.get(name) for name in record} != record:
