@@ -223,13 +223,21 @@ class PPOSettings(Settings):
 
 
 class SelectionSettings(Settings):
-    """Choice of the best checkpoint without labels, by a judge that the policy was not trained on."""
+    """Choice of the best average of checkpoints without labels, by a judge that the policy was not trained on."""
+
+    source_share: float = Field(
+        0.25,
+        ge=0,
+        lt=1,
+        description="Share of the source policy's weights in each candidate. More: a smaller gain, fewer cases made "
+        "worse.",
+    )
 
     target_fraction: float = Field(
-        0.3, gt=0, lt=1, description="Share of target patients on whose images the judge compares checkpoints."
+        0.3, gt=0, lt=1, description="Share of target patients on whose images the judge compares candidates."
     )
     confidence: float = Field(
-        0.95, gt=0.5, lt=1, description="A checkpoint must beat the source policy in this share of bootstrap draws."
+        0.95, gt=0.5, lt=1, description="A candidate must beat the source policy in this share of bootstrap draws."
     )
 
 

@@ -25,6 +25,7 @@ from medfm_rl.envs import SegmentationVecEnv
 from medfm_rl.errors import DataError
 from medfm_rl.metrics.validity import load_anatomy
 from medfm_rl.networks import build_unet, portable_state
+from medfm_rl.pipeline.averaging import average_weights
 from medfm_rl.pipeline.images import Progress, load_images, load_labelled
 from medfm_rl.pipeline.models import FUSION, choose_device, load_segmenter
 from medfm_rl.pipeline.run_folder import WARM_UP, RunFolder
@@ -144,9 +145,11 @@ class _Loop:
         domains = self._load_domains()
         prior = self._shape_prior(domains)
         policy, names = self.source_policy, ["source"]
+        # Names of the weights along the fine-tuning, from the warm-up on.
+        trajectory: list[str] = []
         if domains.source is not None and self.config.warm_up.steps > 0:
             policy = self._warm_up(domains.source, domains.target)
-            names.append(WARM_UP)
+            trajectory.append(WARM_UP)
         reference = copy.deepcopy(policy)
         for iteration in range(self.config.iterations):
             with self.tracker.child(f"iteration-{iteration}") as tracker:
@@ -158,9 +161,13 @@ class _Loop:
                 with tracker.child("reward") as stage:
                     ensemble, judge = self._train_rewards(iteration, stage)
                 with tracker.child("ppo") as stage:
-                    names += self._fine_tune(iteration, policy, reference, ensemble, domains, stage)
+                    checkpoints = self._fine_tune(iteration, policy, reference, ensemble, domains, stage)
                 with tracker.child("select") as stage:
-                    policy = self._select(iteration, names, judge, domains, stage)
+                    names += self._average(iteration, trajectory, checkpoints)
+                    chosen = self._select(iteration, names, judge, domains, stage)
+                policy = self._policy(chosen)
+                # Where nothing was better than the source policy, the next iteration starts anew from there.
+                trajectory = [] if chosen == "source" else [*trajectory, *checkpoints]
         self._export(policy)
 
     def _load_domains(self) -> Domains:
@@ -387,10 +394,29 @@ class _Loop:
             adapter = self.source_policy
             return build_unet(self.config.reward.network, len(adapter.patch_size), adapter.in_channels, 1)
 
-    def _select(
-        self, iteration: int, names: list[str], judge: RewardNet, domains: Domains, tracker: Tracker
-    ) -> SegmenterAdapter:
-        """The policy that the judge of this iteration likes best among all checkpoints so far and the source policy."""
+    def _average(self, iteration: int, trajectory: list[str], checkpoints: list[str]) -> list[str]:
+        """Writes the running averages of the weights so far, one for each checkpoint; returns their names.
+
+        The warm-up alone is the first of the first iteration.
+        """
+        steps = {name: int(Path(name).name) for name in checkpoints}
+        if iteration == 0 and trajectory:
+            steps = {trajectory[-1]: 0, **steps}
+        names = []
+        for last, step in steps.items():
+            folder = self.run.candidate(iteration, step)
+            if not folder.exists():
+                path = [*trajectory, *checkpoints]
+                states = [load_file(self.run.path / name / ACTOR) for name in path[: path.index(last) + 1]]
+                source = portable_state(self.source_policy.state_dict())
+                averaged = average_weights(states, source, self.config.selection.source_share)
+                with replace_folder_on_success(folder) as temporary:
+                    (temporary / ACTOR).write_bytes(save(averaged))
+            names.append(folder.relative_to(self.run.path).as_posix())
+        return names
+
+    def _select(self, iteration: int, names: list[str], judge: RewardNet, domains: Domains, tracker: Tracker) -> str:
+        """The candidate so far that the judge of this iteration likes best; the source policy is one."""
         path = self.run.selection(iteration)
         if not path.exists():
             scores = []
@@ -404,7 +430,7 @@ class _Loop:
             selection.write(path)
             for step, candidate in enumerate(selection.candidates):
                 tracker.log_metrics({"judge_score": candidate.score}, step)
-        return self._policy(json.loads(path.read_text(encoding="utf-8"))["chosen"])
+        return str(json.loads(path.read_text(encoding="utf-8"))["chosen"])
 
     def _policy(self, name: str) -> SegmenterAdapter:
         policy = copy.deepcopy(self.source_policy)

@@ -78,6 +78,10 @@ class RunFolder:
     def checkpoints(self, iteration: int) -> Path:
         return self.path / f"iteration-{iteration:02d}" / "ppo"
 
+    def candidate(self, iteration: int, step: int) -> Path:
+        """Averaged weights that compete in the selection."""
+        return self.path / f"iteration-{iteration:02d}" / "candidates" / f"{step:05d}"
+
     def selection(self, iteration: int) -> Path:
         return self.path / f"iteration-{iteration:02d}" / "selection.json"
 

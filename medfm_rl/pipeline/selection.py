@@ -1,4 +1,4 @@
-"""Choice of a checkpoint without labels, by a judge that no policy was trained on."""
+"""Choice of a candidate without labels, by a judge that no policy was trained on."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Candidate:
     """A policy that competes.
 
     Attributes:
-        name: "source" or the folder of a checkpoint.
+        name: "source" or the folder of averaged checkpoints.
         score: Mean judge score over the selection images, in [0, 1].
         gain: Mean difference to the source policy on the same images.
         confidence: Share of bootstrap draws over patients in which the difference is positive.

@@ -14,6 +14,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from medfm_rl.adapters import TorchModuleAdapter
 from medfm_rl.data.files import hash_folder
 from medfm_rl.data.layouts import find_cases
 from medfm_rl.errors import ConfigError, DataError
@@ -105,13 +106,32 @@ def test_a_run_leaves_a_model_a_reward_and_a_report(finished_run: AdaptConfig) -
     assert set(summary["dice_difference"]) == {"LV", "MYO", "LA", "mean"}
 
 
-def test_the_judge_weighs_every_checkpoint_and_the_source(finished_run: AdaptConfig) -> None:
+def test_the_judge_weighs_an_average_up_to_every_checkpoint_and_the_source(finished_run: AdaptConfig) -> None:
     selection = json.loads((finished_run.output / "iteration-01" / "selection.json").read_text())
     names = [candidate["name"] for candidate in selection["candidates"]]
-    assert names[0] == "source"
-    assert names[1] == "warm-up"
-    assert len(names) == 2 + 2 * 2
+    assert names == [
+        "source",
+        "iteration-00/candidates/00000",
+        "iteration-00/candidates/00002",
+        "iteration-00/candidates/00004",
+        "iteration-01/candidates/00002",
+        "iteration-01/candidates/00004",
+    ]
     assert selection["chosen"] in names
+
+
+def test_a_candidate_averages_the_warm_up_and_the_checkpoints_so_far_with_a_share_of_the_source(
+    finished_run: AdaptConfig, source_model: Path
+) -> None:
+    def weights(name: str) -> dict[str, torch.Tensor]:
+        return load_file(finished_run.output / name / "actor.safetensors")
+
+    source = TorchModuleAdapter.load(source_model).state_dict()
+    path = [weights(name) for name in ("warm-up", "iteration-00/ppo/00002", "iteration-00/ppo/00004")]
+    for count, name in enumerate(("00000", "00002", "00004"), 1):
+        for key, value in weights(f"iteration-00/candidates/{name}").items():
+            expected = 0.25 * source[key] + 0.75 * sum(state[key] for state in path[:count]) / count
+            torch.testing.assert_close(value, expected)
 
 
 def test_the_judge_learns_from_ground_truth_of_the_source_alone(
@@ -166,6 +186,7 @@ STAGES = [
     "actions/00-source-000006",
     "iteration-00/reward/judge",
     "iteration-00/ppo/00002",
+    "iteration-00/candidates/00000",
     "iteration-00/selection.json",
     "iteration-01/ppo/00004",
     "model",
