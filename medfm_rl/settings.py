@@ -205,7 +205,7 @@ class PPOSettings(Settings):
     critic_learning_rate: float = Field(1e-3, gt=0, description="Of Adam, critic.")
     clip_range: float = Field(0.2, gt=0, lt=1, description="Clip of the per-pixel ratio.")
     ent_coef: float = Field(0.0, ge=0, description="Weight of the entropy bonus.")
-    kl_coef: float = Field(0.05, ge=0, description="Weight of the KL divergence to the frozen source policy.")
+    kl_coef: float = Field(0.05, ge=0, description="Weight of the KL divergence to the policy before PPO, frozen.")
     target_kl: float | None = Field(
         None, gt=0, description="Inner epochs stop beyond 1.5 times this KL to the rollout."
     )

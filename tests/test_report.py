@@ -60,7 +60,7 @@ def make_data(**changes: object) -> ReportData:
             title: {f"iteration {i}": (steps, np.sqrt(steps).tolist()) for i in (1, 2)} for title in ("reward", "KL")
         },
         "reliability": dict.fromkeys(("judge", "member-0", "member-1"), (curve, 0.09, curve, 0.01)),
-        "chosen": "Without labels, the judge chose checkpoint iteration-00/ppo/00040 among 5 candidates.",
+        "chosen": "Without labels, the judge chose iteration-00/candidates/00040 among 5 candidates.",
         "provenance": {"adapted segmenter (SHA-256)": "0f" * 32, "seed": "0"},
     }
     return ReportData(**{**values, **changes})  # type: ignore[arg-type]
@@ -186,7 +186,7 @@ def test_without_ground_truth_the_page_claims_no_gain(tmp_path: Path) -> None:
 def test_a_run_without_curves_cases_and_networks_still_has_a_page(tmp_path: Path) -> None:
     page = write(tmp_path, **BARE)
     assert page.sources == []
-    assert "iteration-00/ppo/00040" in page.text
+    assert "iteration-00/candidates/00040" in page.text
     assert "0f" * 32 in page.text
     for heading in ("Learning", "Case", "reward mean"):
         assert heading not in page.text

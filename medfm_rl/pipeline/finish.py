@@ -27,7 +27,7 @@ from medfm_rl.settings import AdaptConfig
 from medfm_rl.tracking import open_tracker
 
 _SHOWN_WITHOUT_TRUTH = 6
-_CURVES = {"reward of the sampled actions": "rollout_reward_mean", "KL to the source policy": "train_kl_reference"}
+_CURVES = {"reward of the sampled actions": "rollout_reward_mean", "KL to where PPO started": "train_kl_reference"}
 
 
 @dataclass(frozen=True)
@@ -134,7 +134,7 @@ def _report(
         chosen=(
             "The judge saw no reliable gain: the source model was returned unchanged."
             if chosen == "source"
-            else f"Without labels, the judge chose checkpoint {chosen} among {len(selection['candidates'])} candidates."
+            else f"Without labels, the judge chose {chosen} among {len(selection['candidates'])} candidates."
         ),
         provenance={
             "adapted segmenter (SHA-256)": hash_folder(run.model),
