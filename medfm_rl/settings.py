@@ -237,7 +237,11 @@ class SelectionSettings(Settings):
         0.3, gt=0, lt=1, description="Share of target patients on whose images the judge compares candidates."
     )
     confidence: float = Field(
-        0.95, gt=0.5, lt=1, description="A candidate must beat the source policy in this share of bootstrap draws."
+        0.95,
+        gt=0.5,
+        lt=1,
+        description="Share of bootstrap draws over patients in which a candidate must beat the incumbent: the warm-up, "
+        "or the source policy where there is none. The source policy may win it back in the same way.",
     )
 
 
@@ -265,7 +269,7 @@ class AdaptConfig(Settings):
     anatomy: str = Field(
         "generic", description="Validity rules: a built-in profile (echo_apical, lungs, generic) or a YAML file."
     )
-    iterations: Positive = Field(2, description="Rounds of collect -> reward -> PPO.")
+    iterations: Positive = Field(1, description="Rounds of collect -> reward -> PPO.")
     warm_up: WarmUpSettings = Field(
         default_factory=WarmUpSettings, description="Supervised start (source-assisted mode only)."
     )

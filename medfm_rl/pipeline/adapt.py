@@ -150,7 +150,7 @@ class _Loop:
         if domains.source is not None and self.config.warm_up.steps > 0:
             policy = self._warm_up(domains.source, domains.target)
             trajectory.append(WARM_UP)
-        reference = copy.deepcopy(policy)
+        reference, incumbent = copy.deepcopy(policy), "source"
         for iteration in range(self.config.iterations):
             with self.tracker.child(f"iteration-{iteration}") as tracker:
                 with tracker.child("collect") as stage:
@@ -163,11 +163,15 @@ class _Loop:
                 with tracker.child("ppo") as stage:
                     checkpoints = self._fine_tune(iteration, policy, reference, ensemble, domains, stage)
                 with tracker.child("select") as stage:
-                    names += self._average(iteration, trajectory, checkpoints)
-                    chosen = self._select(iteration, names, judge, domains, stage)
-                policy = self._policy(chosen)
-                # Where nothing was better than the source policy, the next iteration starts anew from there.
-                trajectory = [] if chosen == "source" else [*trajectory, *checkpoints]
+                    averages = self._average(iteration, trajectory, checkpoints)
+                    if iteration == 0 and trajectory:
+                        # Learnt from ground truth in the look of the target: it stays unless the judge is sure.
+                        incumbent = averages[0]
+                    names += averages
+                    incumbent = self._select(iteration, names, incumbent, judge, domains, stage)
+                policy = self._policy(incumbent)
+                # Where the source policy was better, the next iteration starts anew from there.
+                trajectory = [] if incumbent == "source" else [*trajectory, *checkpoints]
         self._export(policy)
 
     def _load_domains(self) -> Domains:
@@ -415,8 +419,10 @@ class _Loop:
             names.append(folder.relative_to(self.run.path).as_posix())
         return names
 
-    def _select(self, iteration: int, names: list[str], judge: RewardNet, domains: Domains, tracker: Tracker) -> str:
-        """The candidate so far that the judge of this iteration likes best; the source policy is one."""
+    def _select(
+        self, iteration: int, names: list[str], incumbent: str, judge: RewardNet, domains: Domains, tracker: Tracker
+    ) -> str:
+        """The candidate so far that the judge of this iteration is sure of, else the incumbent."""
         path = self.run.selection(iteration)
         if not path.exists():
             scores = []
@@ -426,7 +432,7 @@ class _Loop:
                     judge_scores(policy, judge, domains.selection.images, self.schema.num_classes, self.device)
                 )
                 self.progress(f"selection {iteration + 1}/{self.config.iterations}", done, len(names))
-            selection = select(names, scores, domains.selection, self.config.selection.confidence)
+            selection = select(names, scores, domains.selection, self.config.selection.confidence, incumbent)
             selection.write(path)
             for step, candidate in enumerate(selection.candidates):
                 tracker.log_metrics({"judge_score": candidate.score}, step)

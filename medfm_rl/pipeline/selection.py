@@ -24,7 +24,7 @@ class Candidate:
     Attributes:
         name: "source" or the folder of averaged checkpoints.
         score: Mean judge score over the selection images, in [0, 1].
-        gain: Mean difference to the source policy on the same images.
+        gain: Mean difference to the incumbent on the same images.
         confidence: Share of bootstrap draws over patients in which the difference is positive.
     """
 
@@ -40,10 +40,12 @@ class Selection:
 
     Attributes:
         chosen: Name of the chosen candidate.
+        incumbent: Name of the one that was to be beaten.
         candidates: All of them, the source policy first.
     """
 
     chosen: str
+    incumbent: str
     candidates: tuple[Candidate, ...]
 
     def write(self, path: Path) -> None:
@@ -66,18 +68,31 @@ def judge_scores(
     return torch.cat(scores).numpy()
 
 
-def select(names: Sequence[str], scores: Sequence[np.ndarray], images: ImageSet, confidence: float) -> Selection:
-    """Picks the candidate that the judge likes best; step 0 competes and wins ties.
+def select(
+    names: Sequence[str], scores: Sequence[np.ndarray], images: ImageSet, confidence: float, incumbent: str
+) -> Selection:
+    """Lets the judge replace the incumbent, where it is sure, by the candidate that it likes best.
+
+    A judge that learnt from other images is a weak witness: it overturns what there is reason to believe in beforehand,
+    and decides nothing else.
 
     Args:
         names: Candidates, the source policy first.
         scores: Judge scores `(N,)` of each candidate on the selection images.
         images: The selection images.
-        confidence: A candidate must beat the source policy in this share of bootstrap draws over patients.
+        confidence: Share of bootstrap draws over patients that count as being sure.
+        incumbent: The candidate that stays without such evidence. Where the source policy beats it, that is returned.
     """
-    candidates = [Candidate(names[0], float(scores[0].mean()), 0.0, 0.0)]
-    for name, score in zip(names[1:], scores[1:], strict=True):
-        difference = paired_bootstrap(scores[0], score, images.patient_ids)
+    own = scores[names.index(incumbent)]
+    candidates = []
+    for name, score in zip(names, scores, strict=True):
+        if name == incumbent:
+            candidates.append(Candidate(name, float(score.mean()), 0.0, 0.0))
+            continue
+        difference = paired_bootstrap(own, score, images.patient_ids)
         candidates.append(Candidate(name, float(score.mean()), difference.mean, difference.probability_positive))
-    eligible = [candidates[0], *(item for item in candidates[1:] if item.confidence >= confidence)]
-    return Selection(max(eligible, key=lambda item: item.score).name, tuple(candidates))
+    sure = [item for item in candidates if item.confidence >= confidence]
+    if any(item.name == names[0] for item in sure):
+        return Selection(names[0], incumbent, tuple(candidates))
+    ahead = max(sure, key=lambda item: item.score, default=None)
+    return Selection(incumbent if ahead is None else ahead.name, incumbent, tuple(candidates))
