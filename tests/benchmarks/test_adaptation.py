@@ -3,14 +3,15 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from adaptation import Stopwatch
-from adaptation_report import best_rival, describe, draw, summarise, table
+from adaptation_report import best_rival, describe_shift, draw, read_shifts, summarise, table
 from cells import OURS, UPPER, Cell, Scores, difference, gap_recovered, harm_rate, measure, read_cells
 from ejection_fraction import Disks
-from shifts import NO_SHIFT, SHIFTS, TITLES
+from shifts import NO_SHIFT, SHIFTS
 
 from medfm_rl.data.layouts import find_cases
 from medfm_rl.metrics.validity import load_anatomy
@@ -93,7 +94,7 @@ def test_the_best_rival_is_the_one_that_ours_is_least_ahead_of() -> None:
 
 
 @pytest.fixture
-def results() -> tuple[dict[str, dict[str, dict[int, Cell]]], dict[str, dict[str, object]]]:
+def results() -> dict[str, dict[str, Any]]:
     """Everything of two shifts but `rl4seg`, and one seed less of ours on the second."""
     cells: dict[str, dict[str, dict[int, Cell]]] = {}
     for shift in ("camus-handheld", NO_SHIFT):
@@ -104,20 +105,11 @@ def results() -> tuple[dict[str, dict[str, dict[int, Cell]]], dict[str, dict[str
             UPPER: {seed: cell([0.9] * 4) for seed in (0, 1)},
         }
     del cells[NO_SHIFT][OURS][1]
-    shown = {
-        shift: {
-            "title": TITLES[shift],
-            "simulated": shift == "camus-handheld",
-            "methods": {name: describe(own, of_shift) for name, own in of_shift.items()},
-            "ejection_fraction": None,
-        }
-        for shift, of_shift in cells.items()
-    }
-    return cells, shown
+    return {shift: describe_shift(shift, of_shift, (0, 1), None, {}) for shift, of_shift in cells.items()}
 
 
-def test_the_summary_has_the_figures_by_shift(results: tuple[dict, dict]) -> None:
-    summary = summarise(*results)
+def test_the_summary_has_the_figures_by_shift(results: dict[str, dict[str, Any]]) -> None:
+    summary = summarise(results)
     assert set(summary) == {
         "gap_recovered",
         "gap_recovered_mean",
@@ -138,18 +130,17 @@ def test_the_summary_has_the_figures_by_shift(results: tuple[dict, dict]) -> Non
     json.dumps(summary, allow_nan=False)
 
 
-def test_a_mean_over_shifts_is_not_given_while_one_is_missing(results: tuple[dict, dict]) -> None:
-    cells, shown = results
-    cells["lungs-hospital"] = {name: {} for name in cells[NO_SHIFT]}
-    shown["lungs-hospital"] = {"methods": dict.fromkeys(cells[NO_SHIFT])}
-    summary = summarise(cells, shown)
+def test_a_mean_over_shifts_is_not_given_while_one_is_missing(results: dict[str, dict[str, Any]]) -> None:
+    nothing: dict[str, dict[int, Cell]] = {name: {} for name in results[NO_SHIFT]["methods"]}
+    results["lungs-hospital"] = describe_shift("lungs-hospital", nothing, (0, 1), None, {})
+    summary = summarise(results)
     assert summary["gap_recovered"]["lungs-hospital"] is None
     assert summary["gap_recovered_mean"] is None
     assert summary["ahead_of_all"]["lungs-hospital"] is None
 
 
-def test_missing_cells_are_shown_and_rows_have_the_columns_of_their_header(results: tuple[dict, dict]) -> None:
-    text = table(results[1], [0, 1], quick=False)
+def test_missing_cells_are_shown_and_rows_have_the_columns_of_their_header(results: dict[str, dict[str, Any]]) -> None:
+    text = table(results, quick=False)
     assert "| rl4seg | missing |" in text
     assert "(missing: 1)" in text
     assert "SIMULATED" in text
@@ -157,14 +148,25 @@ def test_missing_cells_are_shown_and_rows_have_the_columns_of_their_header(resul
         assert len({line.count("|") for line in block.splitlines() if line.startswith("|")}) == 1
 
 
-def test_a_trial_says_that_it_is_one(results: tuple[dict, dict]) -> None:
-    assert "mean nothing" in table(results[1], [0, 1], quick=True)
-    assert "mean nothing" not in table(results[1], [0, 1], quick=False)
+def test_a_trial_says_that_it_is_one(results: dict[str, dict[str, Any]]) -> None:
+    assert "mean nothing" in table(results, quick=True)
+    assert "mean nothing" not in table(results, quick=False)
 
 
-def test_the_figure_is_drawn_with_methods_missing(results: tuple[dict, dict], tmp_path: Path) -> None:
-    draw(results[1], False, tmp_path / "figure.png")
+def test_the_figure_is_drawn_with_methods_missing(results: dict[str, dict[str, Any]], tmp_path: Path) -> None:
+    draw(results, False, tmp_path / "figure.png")
     assert (tmp_path / "figure.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_shifts_of_an_earlier_report_are_read_as_they_were_written(
+    results: dict[str, dict[str, Any]], tmp_path: Path
+) -> None:
+    assert read_shifts(tmp_path / "adaptation.json") == {}
+    written = json.dumps({"results": {"shifts": results}})
+    (tmp_path / "adaptation.json").write_text(written)
+    again = read_shifts(tmp_path / "adaptation.json")
+    assert table(again, quick=False) == table(results, quick=False)
+    assert summarise(again) == summarise(results)
 
 
 def test_scores_survive_their_file() -> None:
