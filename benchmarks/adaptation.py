@@ -6,10 +6,10 @@
 
 A cell is one method on one shift with one seed. It is complete when its `cell.json` is there, and is then skipped, so a
 benchmark that was killed goes on; missing cells are shown as missing. The report keeps the shifts that an earlier one
-had and this one was not asked for. Source models and upper bounds are trained once
-for each data set and seed. All methods start from the same source model and see the same unlabelled target images; the
-networks see 112 x 112 pixels, and masks are compared on the images' own grid. The segmenter has batch normalisation,
-because three of the rivals work on nothing else.
+had and this one was not asked for. Source models and upper bounds are trained once for each data set and seed. All
+methods start from the same source model and see the same unlabelled target images; the networks see 112 x 112 pixels,
+and masks are compared on the images' own grid. The segmenter has batch normalisation, because three of the rivals work
+on nothing else.
 
 `ours` is `medfm-rl adapt` with its default settings and the source at hand, `ours-source-free` the same without it.
 
