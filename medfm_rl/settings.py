@@ -122,12 +122,29 @@ class TrainSourceConfig(Settings):
 
 
 class WarmUpSettings(Settings):
-    """Supervised fine-tuning on source images in random and target-like appearance, before the first iteration."""
+    """Fine-tuning on labelled source images in the look of the target, then also on target images with own masks."""
 
-    steps: int = Field(200, ge=0, description="Training steps; 0 starts PPO from the segmenter as it is.")
+    steps: int = Field(800, ge=0, description="Training steps; 0 starts PPO from the segmenter as it is.")
     batch_size: Positive = Field(16, description="Images per step.")
     learning_rate: float = Field(5e-4, gt=0, description="Of AdamW, decayed to 0 along a cosine.")
     appearance_strength: float = Field(1.0, ge=0, le=3, description="Strength of the random appearance.")
+    shape_strength: float = Field(
+        2.0, ge=0, le=5, description="Strength of random rotations, scalings, shears and shifts; 1 as in train-source."
+    )
+    elastic: float = Field(
+        0.06, ge=0, le=0.2, description="Largest smooth random displacement, as a share of the image size."
+    )
+    target_start: Fraction = Field(
+        0.5, description="Share of the steps after which target images join, with the masks made of them by then."
+    )
+    target_weight: float = Field(1.0, ge=0, description="Weight of the loss on target images; 0 leaves them out.")
+    target_batch_size: Positive = Field(8, description="Target images per step.")
+    source_share: float = Field(
+        0.25,
+        ge=0,
+        lt=1,
+        description="Share of the source policy's weights in the result. More: a smaller gain, fewer cases made worse.",
+    )
 
 
 class CollectSettings(Settings):
@@ -205,11 +222,18 @@ class PPOSettings(Settings):
     critic_learning_rate: float = Field(1e-3, gt=0, description="Of Adam, critic.")
     clip_range: float = Field(0.2, gt=0, lt=1, description="Clip of the per-pixel ratio.")
     ent_coef: float = Field(0.0, ge=0, description="Weight of the entropy bonus.")
-    kl_coef: float = Field(0.05, ge=0, description="Weight of the KL divergence to the policy before PPO, frozen.")
+    kl_coef: float = Field(0.5, ge=0, description="Weight of the KL divergence to the policy before PPO, frozen.")
     target_kl: float | None = Field(
         None, gt=0, description="Inner epochs stop beyond 1.5 times this KL to the rollout."
     )
     max_grad_norm: float = Field(0.5, gt=0, description="Gradient norms of actor and critic, clipped apart.")
+    appearance_strength: float = Field(
+        1.0,
+        ge=0,
+        le=3,
+        description="Strength of the random appearance in which the policy sees target images; the reward networks see "
+        "them as they are.",
+    )
     baseline: Literal["critic", "greedy"] = Field(
         "greedy", description="Advantage against the critic's value, or against the reward of the argmax action."
     )
@@ -224,14 +248,6 @@ class PPOSettings(Settings):
 
 class SelectionSettings(Settings):
     """Choice of the best average of checkpoints without labels, by a judge that the policy was not trained on."""
-
-    source_share: float = Field(
-        0.25,
-        ge=0,
-        lt=1,
-        description="Share of the source policy's weights in each candidate. More: a smaller gain, fewer cases made "
-        "worse.",
-    )
 
     target_fraction: float = Field(
         0.3, gt=0, lt=1, description="Share of target patients on whose images the judge compares candidates."

@@ -94,6 +94,8 @@ class SegmentationVecEnv(VecEnv):
         n_envs: Images a step.
         references: `(M, *S)` class indices: the truth of the first M images, such as source images with ground truth.
             Their reward map is 1 where the action equals it and 0 elsewhere.
+        judged: `(N, C, *S)`, the images as `reward` sees them, where the policy is shown other views of the same
+            anatomy; `images` where None.
         seed: Of the order.
         device: Where the reward function wants its tensors.
     """
@@ -105,12 +107,16 @@ class SegmentationVecEnv(VecEnv):
         num_classes: int,
         n_envs: int,
         references: LabelMap | None = None,
+        judged: FloatArray | None = None,
         seed: int = 0,
         device: torch.device | str = "cpu",
     ) -> None:
+        if judged is not None and judged.shape != images.shape:
+            raise ValueError(f"judged has shape {judged.shape}, {images.shape} is needed: one for each image")
         self.render_mode = None
         super().__init__(n_envs, *_spaces(images, num_classes))
         self.images = images
+        self.judged = images if judged is None else judged
         self.references = np.empty((0, *images.shape[2:]), dtype=np.uint8) if references is None else references
         self.reward = reward
         self.device = torch.device(device)
@@ -153,7 +159,7 @@ class SegmentationVecEnv(VecEnv):
         if known.any():
             maps[known] = torch.as_tensor(gridded[known] == self.references[shown[known]]).to(maps)
         if not known.all():
-            maps[~known] = judge(self.reward, self.images[shown[~known]], gridded[~known], self.device)
+            maps[~known] = judge(self.reward, self.judged[shown[~known]], gridded[~known], self.device)
         return maps
 
     def close(self) -> None:

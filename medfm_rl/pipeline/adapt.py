@@ -28,11 +28,12 @@ from medfm_rl.networks import build_unet, portable_state
 from medfm_rl.pipeline.averaging import average_weights
 from medfm_rl.pipeline.images import Progress, load_images, load_labelled
 from medfm_rl.pipeline.models import FUSION, choose_device, load_segmenter
-from medfm_rl.pipeline.run_folder import WARM_UP, RunFolder
+from medfm_rl.pipeline.run_folder import SOURCE, WARM_UP, RunFolder
 from medfm_rl.pipeline.selection import judge_scores, select
 from medfm_rl.pipeline.warm_up import warm_up
 from medfm_rl.policies import ACTOR, DenseCategorical, DensePPO
 from medfm_rl.reward.actions import ActionDataset, ActionRecords, patient_folds
+from medfm_rl.reward.appearance import randomise_appearance
 from medfm_rl.reward.collection import Collector, ImageSet
 from medfm_rl.reward.network import RewardEnsemble, RewardNet
 from medfm_rl.reward.shape_prior import ShapePrior, train_shape_prior
@@ -144,13 +145,15 @@ class _Loop:
         self.tracker.log_params({"segmenter_hash": hash_folder(self.config.segmenter.folder)})
         domains = self._load_domains()
         prior = self._shape_prior(domains)
-        policy, names = self.source_policy, ["source"]
-        # Names of the weights along the fine-tuning, from the warm-up on.
-        trajectory: list[str] = []
+        names, incumbent = [SOURCE], SOURCE
         if domains.source is not None and self.config.warm_up.steps > 0:
-            policy = self._warm_up(domains.source, domains.target)
-            trajectory.append(WARM_UP)
-        reference, incumbent = copy.deepcopy(policy), "source"
+            self._warm_up(domains.source, domains.target)
+            # Learnt from ground truth in the look of the target: it stays unless the judge is sure.
+            names, incumbent = [SOURCE, WARM_UP], WARM_UP
+        policy = self._policy(incumbent)
+        reference = copy.deepcopy(policy)
+        # Names of the weights along the fine-tuning, with those that it started from.
+        trajectory = [incumbent]
         for iteration in range(self.config.iterations):
             with self.tracker.child(f"iteration-{iteration}") as tracker:
                 with tracker.child("collect") as stage:
@@ -163,15 +166,11 @@ class _Loop:
                 with tracker.child("ppo") as stage:
                     checkpoints = self._fine_tune(iteration, policy, reference, ensemble, domains, stage)
                 with tracker.child("select") as stage:
-                    averages = self._average(iteration, trajectory, checkpoints)
-                    if iteration == 0 and trajectory:
-                        # Learnt from ground truth in the look of the target: it stays unless the judge is sure.
-                        incumbent = averages[0]
-                    names += averages
+                    names += self._average(iteration, trajectory, checkpoints)
                     incumbent = self._select(iteration, names, incumbent, judge, domains, stage)
                 policy = self._policy(incumbent)
                 # Where the source policy was better, the next iteration starts anew from there.
-                trajectory = [] if incumbent == "source" else [*trajectory, *checkpoints]
+                trajectory = [SOURCE] if incumbent == SOURCE else [*trajectory, *checkpoints]
         self._export(policy)
 
     def _load_domains(self) -> Domains:
@@ -183,10 +182,10 @@ class _Loop:
             source = load_labelled(find_cases(self.config.source), self.source_policy, self.progress, "source images")
         return Domains(target, selection, source)
 
-    def _warm_up(self, source: tuple[ImageSet, Tensor], target: ImageSet) -> SegmenterAdapter:
-        """The source policy after supervised fine-tuning in the look of the target."""
+    def _warm_up(self, source: tuple[ImageSet, Tensor], target: ImageSet) -> None:
+        """Writes the source policy after fine-tuning in the look of the target."""
         if not self.run.warm_up.exists():
-            policy = copy.deepcopy(self.source_policy)
+            policy = self._policy(SOURCE)
             warm_up(
                 policy,
                 list(policy.trainable(self.config.segmenter.train).values()),
@@ -195,11 +194,9 @@ class _Loop:
                 self.config.warm_up,
                 derive_seed(self.config.seed, "warm up"),
                 self.device,
-                lambda done, total: self.progress("supervised warm-up", done, total),
+                lambda done, total: self.progress("warm-up", done, total),
             )
-            with replace_folder_on_success(self.run.warm_up) as temporary:
-                (temporary / ACTOR).write_bytes(save(portable_state(policy.state_dict())))
-        return self._policy(WARM_UP)
+            self._write_weights(self.run.warm_up, portable_state(policy.state_dict()))
 
     def _shape_prior(self, domains: Domains) -> ShapePrior:
         if not self.run.shape_prior.exists():
@@ -339,19 +336,25 @@ class _Loop:
         return names
 
     def _environment(self, iteration: int, ensemble: RewardEnsemble, domains: Domains) -> SegmentationVecEnv:
-        """Target images judged by the ensemble, after source images in new appearances judged by their ground truth."""
-        images, references = [domains.target.images], None
-        for key in self.dataset.shards():
-            if key.startswith(f"{iteration:02d}-source"):
-                shard = self.dataset.read(key)
-                images.insert(-1, shard.images)
-                references = shard.references if references is None else torch.cat([references, shard.references])
+        """Source images in new appearances judged by their ground truth, and as many target images by the ensemble.
+
+        The policy sees target images in new appearances too, the ensemble as they are: the mask must not depend on
+        the look.
+        """
+        known = [self.dataset.read(key) for key in self.dataset.shards() if key.startswith(f"{iteration:02d}-source")]
+        settings = self.config.ppo
+        count = sum(len(shard.images) for shard in known) or settings.updates * settings.n_envs
+        generator = torch_generator(self.config.seed, "views", iteration)
+        target = domains.target.images[torch.randint(len(domains.target), (count,), generator=generator)]
+        views = randomise_appearance(target, None, settings.appearance_strength, generator)
+        images = [shard.images for shard in known]
         return SegmentationVecEnv(
-            torch.cat(images).numpy(),
+            torch.cat([*images, views]).numpy(),
             ensemble,
             self.schema.num_classes,
-            self.config.ppo.n_envs,
-            references=None if references is None else references.numpy(),
+            settings.n_envs,
+            references=torch.cat([shard.references for shard in known]).numpy() if known else None,
+            judged=torch.cat([*images, target]).numpy(),
             seed=derive_seed(self.config.seed, "order", iteration),
             device=self.device,
         )
@@ -399,25 +402,21 @@ class _Loop:
             return build_unet(self.config.reward.network, len(adapter.patch_size), adapter.in_channels, 1)
 
     def _average(self, iteration: int, trajectory: list[str], checkpoints: list[str]) -> list[str]:
-        """Writes the running averages of the weights so far, one for each checkpoint; returns their names.
-
-        The warm-up alone is the first of the first iteration.
-        """
-        steps = {name: int(Path(name).name) for name in checkpoints}
-        if iteration == 0 and trajectory:
-            steps = {trajectory[-1]: 0, **steps}
+        """Writes the running averages of the weights so far, one for each checkpoint; returns their names."""
         names = []
-        for last, step in steps.items():
-            folder = self.run.candidate(iteration, step)
+        for count, last in enumerate(checkpoints, 1):
+            folder = self.run.candidate(iteration, int(Path(last).name))
             if not folder.exists():
-                path = [*trajectory, *checkpoints]
-                states = [load_file(self.run.path / name / ACTOR) for name in path[: path.index(last) + 1]]
-                source = portable_state(self.source_policy.state_dict())
-                averaged = average_weights(states, source, self.config.selection.source_share)
-                with replace_folder_on_success(folder) as temporary:
-                    (temporary / ACTOR).write_bytes(save(averaged))
+                path = [*trajectory, *checkpoints[:count]]
+                states = [portable_state(self._policy(name).state_dict()) for name in path]
+                self._write_weights(folder, average_weights(states))
             names.append(folder.relative_to(self.run.path).as_posix())
         return names
+
+    @staticmethod
+    def _write_weights(folder: Path, state: dict[str, Tensor]) -> None:
+        with replace_folder_on_success(folder) as temporary:
+            (temporary / ACTOR).write_bytes(save(state))
 
     def _select(
         self, iteration: int, names: list[str], incumbent: str, judge: RewardNet, domains: Domains, tracker: Tracker
@@ -440,7 +439,7 @@ class _Loop:
 
     def _policy(self, name: str) -> SegmenterAdapter:
         policy = copy.deepcopy(self.source_policy)
-        if name != "source":
+        if name != SOURCE:
             policy.load_state_dict(load_file(self.run.path / name / ACTOR))
         return policy.eval()
 

@@ -8,28 +8,26 @@ import torch
 from torch import Tensor
 
 
-def average_weights(
-    states: Sequence[Mapping[str, Tensor]], source: Mapping[str, Tensor], source_share: float
-) -> dict[str, Tensor]:
-    """Mean of the weights along a fine-tuning (Izmailov et al., UAI 2018, arXiv 1803.05407), drawn towards the source.
+def average_weights(states: Sequence[Mapping[str, Tensor]], shares: Sequence[float] | None = None) -> dict[str, Tensor]:
+    """Mean of weights along a fine-tuning (Izmailov et al., UAI 2018, arXiv 1803.05407).
 
     Weights that were fine-tuned from the same network can be averaged with it: the result keeps most of the gain and
     makes fewer cases worse (Wortsman et al., CVPR 2022, arXiv 2109.01903).
 
     Args:
-        states: State dicts of checkpoints, one or more, with the same names and shapes.
-        source: State dict of the network that the fine-tuning started from.
-        source_share: Share of the source in the result, in [0, 1].
+        states: State dicts, one or more, with the same names and shapes, what the fine-tuning started from first.
+        shares: Of each in the result; they sum to 1. Equal where None.
 
     Returns:
-        `source_share * source + (1 - source_share) * mean(states)`; what is no floating-point number is the source's.
+        The weighted mean; what is no floating-point number is the first one's.
     """
+    weights = torch.tensor([1 / len(states)] * len(states) if shares is None else list(shares), dtype=torch.float64)
     averaged = {}
-    for name, start in source.items():
+    for name, start in states[0].items():
         if not start.is_floating_point():
             averaged[name] = start.clone()
             continue
         # In double precision, so that the order of the checkpoints does not matter.
-        mean = torch.stack([state[name].double() for state in states]).mean(dim=0)
-        averaged[name] = (source_share * start.double() + (1 - source_share) * mean).to(start.dtype)
+        stacked = torch.stack([state[name].double() for state in states])
+        averaged[name] = torch.einsum("s,s...->...", weights.to(stacked.device), stacked).to(start.dtype)
     return averaged

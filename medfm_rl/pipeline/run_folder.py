@@ -14,6 +14,8 @@ from medfm_rl.errors import ConfigError
 from medfm_rl.pipeline.config_file import dump_config, load_config
 from medfm_rl.settings import AdaptConfig
 
+SOURCE = "source"
+"""Name of the unadapted policy among the candidates."""
 WARM_UP = "warm-up"
 """Name of the policy that PPO starts from, where there is a source."""
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from medfm_rl.reward.appearance import smooth_noise
 from medfm_rl.seeding import torch_generator
 from medfm_rl.settings import SourceTrainingSettings
 
@@ -86,27 +87,42 @@ def _validate(
     return total / len(data[0])
 
 
-def augment_pair(images: Tensor, labels: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Small rotations, scalings and shifts of both; small changes of contrast and brightness of the images.
+def augment_pair(
+    images: Tensor, labels: Tensor, generator: torch.Generator, strength: float = 1.0, elastic: float = 0.0
+) -> tuple[Tensor, Tensor]:
+    """Rotations, scalings, shifts and smooth deformations of both; small changes of contrast and brightness of images.
 
     Args:
         images: `(B, C, *S)`.
         labels: `(B, *S)`.
         generator: A CPU generator.
+        strength: Of the affine maps; 1 is about 6 degrees of rotation and 5 % of scale, shear and shift.
+        elastic: Standard deviation of the largest smooth displacement, as a share of the image size; 0 for none.
     """
     count, ndim = len(images), images.ndim - 2
 
     def normal(*shape: int) -> Tensor:
         return torch.randn(*shape, generator=generator)
 
-    # A matrix near the identity: about 6 degrees of rotation and 5 % of scale, shear and shift.
-    matrices = torch.eye(ndim, ndim + 1).repeat(count, 1, 1) + 0.05 * normal(count, ndim, ndim + 1)
-    angle = 0.1 * normal(count)
+    matrices = torch.eye(ndim, ndim + 1).repeat(count, 1, 1) + 0.05 * strength * normal(count, ndim, ndim + 1)
+    angle = 0.1 * strength * normal(count)
     matrices[:, 0, 1] += angle
     matrices[:, 1, 0] -= angle
     grid = F.affine_grid(matrices, list(images.shape), align_corners=False)
+    if elastic > 0:
+        grid = grid + torch.stack([_smooth_displacement(images.shape[2:], elastic, generator) for _ in range(count)])
     moved = F.grid_sample(images, grid, mode="bilinear", padding_mode="border", align_corners=False)
     target = F.grid_sample(labels[:, None].float(), grid, mode="nearest", padding_mode="border", align_corners=False)
     ones = (1,) * (ndim + 1)
     moved = moved * (1 + 0.1 * normal(count, *ones)) + 0.1 * normal(count, *ones)
     return moved, target[:, 0].to(labels.dtype)
+
+
+def _smooth_displacement(shape: tuple[int, ...], most: float, generator: torch.Generator) -> Tensor:
+    """A displacement `(*S, D)` in the coordinates of `grid_sample`, smooth over 15 to 50 % of the image."""
+    length, amplitude = torch.rand(2, generator=generator).unbind()
+    # The coordinates go from -1 to 1: a share of the image size is twice that.
+    field = torch.stack(
+        [smooth_noise(shape, float(0.15 + 0.35 * length) * max(shape), generator) for _ in shape], dim=-1
+    )
+    return 2 * most * amplitude * field

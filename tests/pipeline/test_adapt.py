@@ -111,7 +111,7 @@ def test_the_judge_weighs_an_average_up_to_every_checkpoint_and_the_source(finis
     names = [candidate["name"] for candidate in selection["candidates"]]
     assert names == [
         "source",
-        "iteration-00/candidates/00000",
+        "warm-up",
         "iteration-00/candidates/00002",
         "iteration-00/candidates/00004",
         "iteration-01/candidates/00002",
@@ -120,18 +120,30 @@ def test_the_judge_weighs_an_average_up_to_every_checkpoint_and_the_source(finis
     assert selection["chosen"] in names
 
 
-def test_a_candidate_averages_the_warm_up_and_the_checkpoints_so_far_with_a_share_of_the_source(
-    finished_run: AdaptConfig, source_model: Path
-) -> None:
+def test_a_candidate_averages_the_warm_up_and_the_checkpoints_so_far(finished_run: AdaptConfig) -> None:
     def weights(name: str) -> dict[str, torch.Tensor]:
         return load_file(finished_run.output / name / "actor.safetensors")
 
-    source = TorchModuleAdapter.load(source_model).state_dict()
     path = [weights(name) for name in ("warm-up", "iteration-00/ppo/00002", "iteration-00/ppo/00004")]
-    for count, name in enumerate(("00000", "00002", "00004"), 1):
+    for count, name in ((2, "00002"), (3, "00004")):
         for key, value in weights(f"iteration-00/candidates/{name}").items():
-            expected = 0.25 * source[key] + 0.75 * sum(state[key] for state in path[:count]) / count
-            torch.testing.assert_close(value, expected)
+            torch.testing.assert_close(value, sum(state[key] for state in path[:count]) / count)
+
+
+def test_the_warm_up_keeps_the_source_share_that_was_asked_for(
+    simulated_echo: Path, source_model: Path, finished_run: AdaptConfig, tmp_path: Path
+) -> None:
+    """The same fine-tuning with another share ends on the same line through the source policy."""
+    source = TorchModuleAdapter.load(source_model).state_dict()
+    warm_up = WarmUpSettings(steps=2, batch_size=4, source_share=0.625)
+    config = make_config(simulated_echo, source_model, tmp_path / "run", warm_up=warm_up, iterations=1)
+    adapt(config, resume=False, progress=quiet)
+    near = load_file(config.output / "warm-up" / "actor.safetensors")
+    far = load_file(finished_run.output / "warm-up" / "actor.safetensors")
+    # A share of .25 moves twice as far as one of .625.
+    assert any(not torch.equal(far[key], source[key]) for key in source)
+    for key in source:
+        torch.testing.assert_close(far[key] - source[key], 2 * (near[key] - source[key]), atol=1e-6, rtol=1e-4)
 
 
 def test_the_judge_learns_from_ground_truth_of_the_source_alone(
@@ -186,7 +198,7 @@ STAGES = [
     "actions/00-source-000006",
     "iteration-00/reward/judge",
     "iteration-00/ppo/00002",
-    "iteration-00/candidates/00000",
+    "iteration-00/candidates/00002",
     "iteration-00/selection.json",
     "iteration-01/ppo/00004",
     "model",

@@ -231,7 +231,7 @@ def test_the_last_update_competes_too(
     config = run_config(simulated_echo, source_model, tmp_path / "run", ppo=ppo, anatomy=str(lenient))
     run = adapt(config, False, lambda stage, done, total: None)
     names = [candidate["name"] for candidate in json.loads(run.selection(0).read_text())["candidates"]]
-    assert names == ["source", *(f"iteration-00/candidates/{step:05d}" for step in [0, *expected])]
+    assert names == ["source", "warm-up", *(f"iteration-00/candidates/{step:05d}" for step in expected)]
 
 
 def test_too_few_patients_to_select_on_are_told_before_anything_runs(

@@ -71,6 +71,43 @@ def test_the_same_seed_gives_the_same_weights() -> None:
     assert not torch.equal(results[0], results[2])
 
 
+def weights_after(**settings: float) -> Tensor:
+    segmenter = make_segmenter()
+    run(segmenter, **settings)
+    return segmenter[0].weight.detach()
+
+
+def test_target_images_join_at_their_time_and_with_their_weight() -> None:
+    without = weights_after(steps=6, target_weight=0)
+    assert torch.equal(weights_after(steps=6, target_start=1.0), without)
+    assert not torch.equal(weights_after(steps=6, target_start=0.5), without)
+
+
+def test_target_masks_are_those_of_the_segmenter_when_they_join() -> None:
+    """A segmenter that is right about the target stays right when it learns from nothing else."""
+    segmenter = make_segmenter()
+    run(segmenter)
+    images, masks = make_source()
+    target = 0.3 * images + 0.2
+    before = accuracy(segmenter, target, masks)
+    # Source masks that are wrong everywhere teach the opposite, unless the target outweighs them.
+    for weight, compare in ((0.0, float.__lt__), (20.0, float.__ge__)):
+        learner = make_segmenter()
+        learner.load_state_dict(segmenter.state_dict())
+        settings = WarmUpSettings(
+            steps=60, batch_size=6, learning_rate=0.02, target_start=0.0, target_weight=weight, source_share=0.0
+        )
+        warm_up(learner, list(learner.parameters()), (images, 1 - masks), target, settings, 0, CPU)
+        assert compare(accuracy(learner, target, masks), before - 0.05)
+
+
+def test_the_result_is_drawn_back_by_the_share_of_the_source() -> None:
+    initial = make_segmenter()[0].weight.detach()
+    plain = weights_after(steps=5, target_weight=0, source_share=0.0)
+    drawn = weights_after(steps=5, target_weight=0, source_share=0.25)
+    torch.testing.assert_close(drawn, 0.25 * initial + 0.75 * plain)
+
+
 def test_a_loss_that_is_not_finite_names_the_setting() -> None:
     segmenter = make_segmenter()
     with torch.no_grad():
