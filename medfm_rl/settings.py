@@ -140,7 +140,7 @@ class WarmUpSettings(Settings):
     target_weight: float = Field(1.0, ge=0, description="Weight of the loss on target images; 0 leaves them out.")
     target_batch_size: Positive = Field(8, description="Target images per step.")
     source_share: float = Field(
-        0.25,
+        0.4,
         ge=0,
         lt=1,
         description="Share of the source policy's weights in the result. More: a smaller gain, fewer cases made worse.",

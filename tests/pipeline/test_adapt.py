@@ -135,12 +135,12 @@ def test_the_warm_up_keeps_the_source_share_that_was_asked_for(
 ) -> None:
     """The same fine-tuning with another share ends on the same line through the source policy."""
     source = TorchModuleAdapter.load(source_model).state_dict()
-    warm_up = WarmUpSettings(steps=2, batch_size=4, source_share=0.625)
+    warm_up = WarmUpSettings(steps=2, batch_size=4, source_share=0.7)
     config = make_config(simulated_echo, source_model, tmp_path / "run", warm_up=warm_up, iterations=1)
     adapt(config, resume=False, progress=quiet)
     near = load_file(config.output / "warm-up" / "actor.safetensors")
     far = load_file(finished_run.output / "warm-up" / "actor.safetensors")
-    # A share of .25 moves twice as far as one of .625.
+    # A share of .4 moves twice as far as one of .7.
     assert any(not torch.equal(far[key], source[key]) for key in source)
     for key in source:
         torch.testing.assert_close(far[key] - source[key], 2 * (near[key] - source[key]), atol=1e-6, rtol=1e-4)
