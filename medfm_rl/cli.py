@@ -32,7 +32,9 @@ _INTERRUPTED = 130
 
 ConfigFile = Annotated[Path, typer.Argument(help="YAML file; `medfm-rl init` writes one to start from.")]
 Layout = Annotated[str, typer.Option(help="How the data is laid out: auto, nnunet, camus or folder.")]
-Anatomy = Annotated[str, typer.Option(help="Validity rules: generic, echo_apical, lungs, or a YAML file.")]
+Anatomy = Annotated[
+    str, typer.Option(help="Validity rules: generic, echo_apical, cardiac_short_axis, lungs, or a YAML file.")
+]
 
 
 def main() -> None:
