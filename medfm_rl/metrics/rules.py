@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from scipy import ndimage
 
 from medfm_rl.errors import DataError
-from medfm_rl.types import BACKGROUND, LabelMap, LabelSchema
+from medfm_rl.types import LabelMap, LabelSchema
 
 Mask = npt.NDArray[np.bool_]
 EACH = "each"
@@ -28,19 +28,22 @@ class MaskView:
         labels: Class indices `(*S)`.
         schema: Structures.
         spacing: Size of a pixel in mm in array order, or None where it is unknown.
+        whole: Whether to look at the whole image, which only rules about the background need.
     """
 
-    def __init__(self, labels: LabelMap, schema: LabelSchema, spacing: tuple[float, ...] | None) -> None:
+    def __init__(
+        self, labels: LabelMap, schema: LabelSchema, spacing: tuple[float, ...] | None, whole: bool = False
+    ) -> None:
         self.pixels = labels.size
         self.has_spacing = spacing is not None
         self.spacing = spacing or (1.0,) * labels.ndim
         self.schema = schema
-        self._labels = labels[_box(labels > 0, margin=1)]
+        self._labels = labels if whole else labels[_box(labels > 0, margin=1)]
         self._masks: dict[str, Mask] = {}
         self._parts: dict[str, npt.NDArray[np.int64]] = {}
 
     def mask(self, structure: str) -> Mask:
-        """Where the structure is, in the box of everything that is segmented and one pixel around it."""
+        """Where the structure is, in the box of everything that is segmented and one pixel around it, or in all."""
         if structure not in self._masks:
             classes = [self.schema.index_of(name) for name in structure.split("+")]
             found = self._labels == classes[0]
@@ -344,8 +347,6 @@ class Profile(BaseModel):
                         f"rule {rule.kind} names {name!r}; the segmenter has {', '.join(schema.names)}. "
                         "Use the profile generic or a file of your own"
                     )
-            if BACKGROUND in rule.structure.split("+"):
-                raise ValueError(f"rule {rule.kind} is about the background; give a structure")
         return Profile(rules=tuple(spelled), planes=self.planes)
 
 

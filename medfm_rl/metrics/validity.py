@@ -22,7 +22,7 @@ from medfm_rl.metrics.rules import (
     SizeRatioRule,
     SizeRule,
 )
-from medfm_rl.types import LabelMap, LabelSchema
+from medfm_rl.types import BACKGROUND, LabelMap, LabelSchema
 
 
 @dataclass(frozen=True)
@@ -121,12 +121,13 @@ class Anatomy:
                 f"anatomy {self.name}: class indices go from 0 to {self.schema.num_classes - 1}, "
                 f"the label map has {labels.min()} to {labels.max()}"
             )
+        whole = any(BACKGROUND in rule.structure.split("+") for rule in self.rules)
         if labels.ndim == 3 and self.profile.planes:
             flat = None if spacing is None else spacing[1:]
             # A plane without any structure has nothing to be checked; a volume of such planes has.
             filled = [plane for plane in labels if plane.any()] or [labels[0]]
-            return [MaskView(plane, self.schema, flat) for plane in filled]
-        return [MaskView(labels, self.schema, spacing)]
+            return [MaskView(plane, self.schema, flat, whole) for plane in filled]
+        return [MaskView(labels, self.schema, spacing, whole)]
 
 
 def load_anatomy(name: str, schema: LabelSchema) -> Anatomy:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -13,6 +13,7 @@ from torch import Tensor
 
 from medfm_rl.adapters import SegmenterAdapter
 from medfm_rl.data.files import hash_file, hash_folder
+from medfm_rl.data.images import read_labels
 from medfm_rl.data.layouts import CaseFile, find_cases
 from medfm_rl.errors import DataError, UserError
 from medfm_rl.metrics.overlap import dice
@@ -41,7 +42,7 @@ _VIEWS = 3
 def calibrate(
     run: RunFolder,
     files: Sequence[CaseFile],
-    masks: dict[str, Path] | None,
+    masks: Mapping[str, Path] | None,
     targets: Targets,
     device: str,
     progress: Progress,
@@ -60,9 +61,47 @@ def calibrate(
         UserError: The run is not finished, or the cases cannot be used or are too few.
     """
     chosen = choose_device(device)
-    config = load_config(run.config_file, AdaptConfig)
     segmenter = load_segmenter(SegmenterSettings(folder=run.model)).to(chosen)
-    reward = RewardEnsemble.load(run.final_reward).to(chosen)
+    judged: list[LabelMap] = []
+    for done, file in enumerate(files, 1):
+        if masks is None:
+            judged.append(segmenter.segment(file.read()))
+        elif file.case_id in masks:
+            case = file.read()
+            judged.append(read_labels(masks[file.case_id], segmenter.schema, case.shape, case.geometry))
+        else:
+            raise DataError(f"case {file.case_id}: there is no mask of that name to be judged")
+        progress("reading masks to be judged" if masks else "segmenting", done, len(files))
+    model = calibrate_cases(run, files, judged, targets, chosen, progress)
+    _keep_previous(run.quality)
+    model.write(run.quality)
+    return model
+
+
+def calibrate_cases(
+    run: RunFolder,
+    files: Sequence[CaseFile],
+    masks: Sequence[LabelMap],
+    targets: Targets,
+    device: torch.device,
+    progress: Progress,
+) -> QualityModel:
+    """Fits a quality model on masks of labelled cases; nothing is written.
+
+    Args:
+        run: A finished run of `adapt`.
+        files: Labelled cases.
+        masks: Their masks to be judged, class indices.
+        targets: What is asked.
+        device: Where the networks run.
+        progress: Told how far it is.
+
+    Raises:
+        UserError: As in `calibrate`.
+    """
+    config = load_config(run.config_file, AdaptConfig)
+    segmenter = load_segmenter(SegmenterSettings(folder=run.model)).to(device)
+    reward = RewardEnsemble.load(run.final_reward).to(device)
     labelled = [file.read_labelled(segmenter.schema) for file in files]
     anatomy = _anatomy(
         config.anatomy,
@@ -71,32 +110,14 @@ def calibrate(
         [item.case.geometry.array_spacing for item in labelled],
     )
     cases = []
-    for done, (file, item) in enumerate(zip(files, labelled, strict=True), 1):
-        if masks is None:
-            prediction = segmenter.segment(item.case)
-        elif file.case_id in masks:
-            prediction = (
-                CaseFile(file.case_id, file.patient_id, file.image_paths, masks[file.case_id])
-                .read_labelled(segmenter.schema)
-                .ground_truth
-            )
-        else:
-            raise DataError(f"case {file.case_id}: there is no mask of that name to be judged")
-        evidence = collect_evidence(segmenter, reward, anatomy, item.case, prediction, chosen)
+    for done, (item, mask) in enumerate(zip(labelled, masks, strict=True), 1):
+        evidence = collect_evidence(segmenter, reward, anatomy, item.case, mask, device)
         truth = segmenter.preprocess_labels(item.ground_truth, segmenter.preprocess(item.case))
-        cases.append(
-            CalibrationCase(
-                file.patient_id,
-                evidence,
-                evidence.action == truth,
-                dice(prediction, item.ground_truth, segmenter.schema.num_classes),
-            )
-        )
+        overlap = dice(mask, item.ground_truth, segmenter.schema.num_classes)
+        cases.append(CalibrationCase(item.case.patient_id, evidence, evidence.action == truth, overlap))
         progress("calibrating", done, len(files))
-    model = fit_quality(cases, anatomy, targets, _provenance(run, f"{len(files)} labelled cases", True), config.seed)
-    _keep_previous(run.quality)
-    model.write(run.quality)
-    return model
+    origin = f"{len(files)} labelled cases"
+    return fit_quality(cases, anatomy, targets, _provenance(run, origin, True), config.seed)
 
 
 def write_default_quality(run: RunFolder, config: AdaptConfig, progress: Progress) -> QualityModel | None:

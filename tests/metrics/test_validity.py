@@ -139,6 +139,10 @@ def test_a_limit_in_mm_without_a_spacing_raises(anatomy: MakeAnatomy) -> None:
         anatomy("kind: size, structure: a, measured_in: mm, least: 1, most: 9").check(draw("aa"))
 
 
+def test_the_background_is_that_of_the_whole_image(anatomy: MakeAnatomy) -> None:
+    assert only(anatomy("kind: present, structure: background"), draw("aaaa", "....", "....", "....")).measured == 12
+
+
 def test_an_optional_rule_is_met_by_a_mask_without_the_structure(anatomy: MakeAnatomy) -> None:
     bound = anatomy("kind: holes, structure: a, most: 0, optional: true")
     assert only(bound, draw("..", ".b")).passed
@@ -320,7 +324,6 @@ def test_a_check_that_cannot_run_raises_and_is_neither_valid_nor_invalid(
         ("rules: [{kind: size_ratio, structure: a, other: b, least: 3, most: 2}]", ["least (3) is above most (2)"]),
         ("rules: [{kind: contact, structure: a, other: b, least: 0.5, most: 0.1}]", ["least (0.5) is above most"]),
         ("rule: [{kind: present, structure: a}]", ["rules", "Field required"]),
-        ("rules: [{kind: present, structure: background}]", ["background", "give a structure"]),
         ("rules: [{kind: present, structure: a+heart}]", ["'heart'"]),
         ("rules: []\nspecks: 3", ["specks"]),
         ("rules:", ["rules", "valid tuple"]),
