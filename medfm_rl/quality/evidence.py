@@ -85,11 +85,11 @@ class Evidence:
 def expected_dice(maps: Tensor, actions: Tensor, num_classes: int) -> Tensor:
     """Dice of each structure that the reward map lets expect.
 
-    With p(x) the probability that pixel x is right and A the pixels of structure k in the action, the overlap with the
-    truth is expected to be I, the sum of p over A, and the size of the truth I + M, where M is the sum of (1 - p) s over
-    the pixels outside A. s(x) is the probability that k is what a wrong pixel x should have been: the classes other than
-    its own that the action has within 5 % of the image's longest side share it equally, and k has none where it is not
-    one of them. Then
+    With p(x) the probability that pixel x is right and A the pixels of structure k in the action, the overlap with
+    the truth is expected to be I, the sum of p over A, and the size of the truth I + M, where M is the sum of (1 - p)
+    s over the pixels outside A. s(x) is the probability that k is what a wrong pixel x should have been: the classes
+    other than its own that the action has within 5 % of the image's longest side share it equally, and k has none
+    where it is not one of them. Then
 
         E Dice = 2 I / (size of A + I + M),
 
