@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from medfm_rl.metrics.validity import RuleResult
-from medfm_rl.reward.score import structure_scores
+from medfm_rl.reward.score import dilate, region_means, structure_regions
 
 FEATURES = (
     "expected_dice",
@@ -57,23 +57,22 @@ class Evidence:
             structures: Names without the background.
         """
         action, maps, spread = self.action[None], self.reward_map[None].float(), self.spread[None].float()
+        one_hot = F.one_hot(action.long(), self.num_classes).movedim(-1, 1).float()
         expected = expected_dice(maps, action, self.num_classes)[0]
-        mean = structure_scores(maps, action, self.num_classes)[0]
-        disagreement = structure_scores(spread, action, self.num_classes)[0]
-        low = structure_scores((maps < 0.5).float(), action, self.num_classes)[0]
+        regions = structure_regions(action, self.num_classes)
+        mean, disagreement, low = (region_means(values, regions)[0] for values in (maps, spread, (maps < 0.5).float()))
+        contour = region_means(maps, dilate(one_hot, _CONTOUR)[:, 1:] * dilate(1 - one_hot, _CONTOUR)[:, 1:])[0]
         failed = [rule for rule in self.rules if not rule.passed]
         rows = []
         for index, name in enumerate(structures):
-            mask = self.action == index + 1
-            contour = _dilate(mask, _CONTOUR) & _dilate(~mask, _CONTOUR)
             rows.append(
                 {
                     "expected_dice": float(expected[index]),
                     "mean_reward": float(mean[index]),
-                    "contour_reward": float(self.reward_map[contour].float().mean()) if bool(contour.any()) else 0.0,
+                    "contour_reward": float(contour[index]),
                     "low_reward": float(low[index]),
                     "spread": float(disagreement[index]),
-                    "size": float(mask.float().mean().sqrt()),
+                    "size": float(one_hot[0, index + 1].mean().sqrt()),
                     "rules_failed": float(sum(name in _names(rule) for rule in failed)),
                     "all_rules_failed": float(len(failed)),
                     "case_expected_dice": float(expected.mean()),
@@ -105,8 +104,7 @@ def expected_dice(maps: Tensor, actions: Tensor, num_classes: int) -> Tensor:
     """
     one_hot = F.one_hot(actions.long(), num_classes).movedim(-1, 1).to(maps)
     reach = max(1, round(_REACH * max(actions.shape[1:])))
-    pool = F.max_pool2d if actions.ndim == 3 else F.max_pool3d
-    near = pool(one_hot, kernel_size=2 * reach + 1, stride=1, padding=reach) * (1 - one_hot)
+    near = dilate(one_hot, reach) * (1 - one_hot)
     share = near / near.sum(dim=1, keepdim=True).clamp_min(1)
     right = (one_hot * maps[:, None]).flatten(2).sum(dim=2)
     missed = (share * (1 - maps)[:, None]).flatten(2).sum(dim=2)
@@ -123,8 +121,3 @@ def calibrated(maps: Tensor, slope: float, shift: float) -> Tensor:
 
 def _names(rule: RuleResult) -> set[str]:
     return set(rule.structure.split("+")) | set((rule.other or "").split("+"))
-
-
-def _dilate(mask: Tensor, pixels: int) -> Tensor:
-    pool = F.max_pool2d if mask.ndim == 2 else F.max_pool3d
-    return pool(mask[None, None].float(), 2 * pixels + 1, 1, pixels)[0, 0] > 0
