@@ -154,7 +154,7 @@ class Laboratory:
                 "shift": self.shift.name,
                 "method": method,
                 "seed": self.seed,
-                "quick": self.budget is QUICK,
+                "quick": self.budget.training_steps == QUICK.training_steps,
                 "wall_seconds": seconds,
                 "harm_rate": harm_rate(before, held_out),
                 "selection": selection,
@@ -166,12 +166,12 @@ class Laboratory:
 
     def _adapt(self, method: str) -> tuple[SegmenterAdapter, float, dict[str, Any] | None]:
         """The adapted segmenter, the seconds that it took, and what the selection chose from where there is one."""
-        source_folder, _ = self._trained(self.shift.folders.source)
+        source_folder, _ = self.trained(self.shift.folders.source)
         match method:
             case "none":
                 return TorchModuleAdapter.load(source_folder), 0.0, None
             case "upper":
-                folder, seconds = self._trained(self.shift.folders.target)
+                folder, seconds = self.trained(self.shift.folders.target)
                 return TorchModuleAdapter.load(folder), seconds, None
             case "ours" | "ours-source-free":
                 return self._ours(method, source_folder)
@@ -230,7 +230,7 @@ class Laboratory:
             },
         )
 
-    def _trained(self, data: Path) -> tuple[Path, float]:
+    def trained(self, data: Path) -> tuple[Path, float]:
         """A model trained on a labelled data set with this seed, and the seconds that it took."""
         folder = self.runs / "models" / f"{data.name}-seed-{self.seed}"
         record = folder.with_name(f"{folder.name}.json")

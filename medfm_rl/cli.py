@@ -28,11 +28,14 @@ app = typer.Typer(
 )
 
 _USER_MISTAKE = 2
+_REFERRED = 3
 _INTERRUPTED = 130
 
 ConfigFile = Annotated[Path, typer.Argument(help="YAML file; `medfm-rl init` writes one to start from.")]
 Layout = Annotated[str, typer.Option(help="How the data is laid out: auto, nnunet, camus or folder.")]
-Anatomy = Annotated[str, typer.Option(help="Validity rules: generic, echo_apical, lungs, or a YAML file.")]
+Anatomy = Annotated[
+    str, typer.Option(help="Validity rules: generic, echo_apical, cardiac_short_axis, lungs, or a YAML file.")
+]
 
 
 def main() -> None:
@@ -186,6 +189,87 @@ def predict_command(
     typer.echo(f"Label maps: {out / 'labels'}")
     if problems:
         raise typer.Exit(_USER_MISTAKE)
+
+
+@app.command("score")
+def score_command(
+    quality_model: Annotated[Path, typer.Argument(help="Run folder of `adapt`, with a quality.json.")],
+    images: Annotated[Path, typer.Option(help="Images.")],
+    out: Annotated[Path, typer.Option(help="Folder for scores, reward maps, report.html and audit.jsonl.")],
+    masks: Annotated[Path | None, typer.Option(help="Their masks, of the same names, whatever made them.")] = None,
+    model: Annotated[Path | None, typer.Option(help="Or: a run or segmenter folder that makes the masks.")] = None,
+    layout: Layout = "auto",
+    fail_on: Annotated[str | None, typer.Option(help="refer: exit with code 3 where a mask is referred.")] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
+) -> None:
+    """Judge masks without ground truth: predicted Dice with an interval, anatomy rules, shift, and a verdict."""
+    from medfm_rl.data.layouts import find_cases
+    from medfm_rl.errors import ConfigError
+    from medfm_rl.pipeline.models import load_model
+    from medfm_rl.pipeline.score import find_masks, score
+
+    if (masks is None) == (model is None):
+        raise ConfigError("give either --masks, a folder of masks, or --model, a segmenter that makes them")
+    if fail_on not in (None, "refer"):
+        raise ConfigError(f"--fail-on {fail_on}: must be refer")
+    files = find_cases(_data_settings(images, layout))
+    found = None if masks is None else find_masks(masks, files)
+    segmenter = None if model is None else load_model(model).segmenter
+    with _progress() as progress:
+        scoring = score(quality_model, files, found, segmenter, out, device, progress)
+    for problem in scoring.problems.values():
+        typer.echo(f"Referred unseen: {problem}", err=True)
+    for guarantee in scoring.batch.guarantees:
+        typer.echo(f"{guarantee.status}: {guarantee.promise} ({guarantee.reason})")
+    typer.echo(", ".join(f"{verdict} {scoring.count(verdict)}" for verdict in ("accept", "correct", "refer")))
+    typer.echo(f"Scores: {out / 'scores.csv'}\nReport: {out / 'report.html'}")
+    if fail_on == "refer" and scoring.count("refer"):
+        raise typer.Exit(_REFERRED)
+
+
+@app.command("calibrate")
+def calibrate_command(
+    run: Annotated[Path, typer.Argument(metavar="ADAPTED_RUN", help="Finished run folder of `adapt`.")],
+    labelled: Annotated[Path, typer.Option(help="Labelled cases that the run has not learned from.")],
+    masks: Annotated[
+        Path | None, typer.Option(help="Masks to be judged, where another segmenter makes them; else the run's own.")
+    ] = None,
+    dice: Annotated[float, typer.Option(help="Mean Dice below which a mask is bad.")] = 0.8,
+    alpha: Annotated[float, typer.Option(help="Largest share of bad masks among the accepted.")] = 0.1,
+    confidence: Annotated[float, typer.Option(help="Of the statement about accepted masks.")] = 0.9,
+    coverage: Annotated[float, typer.Option(help="Share of cases whose Dice the interval holds.")] = 0.9,
+    layout: Layout = "auto",
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
+) -> None:
+    """Fit predicted Dice, intervals and the threshold for acceptance on labelled cases; write quality.json."""
+    from pydantic import ValidationError
+
+    from medfm_rl.data.layouts import find_cases
+    from medfm_rl.errors import ConfigError, ModelError
+    from medfm_rl.pipeline.calibrate import calibrate
+    from medfm_rl.pipeline.run_folder import RunFolder
+    from medfm_rl.pipeline.score import find_masks
+    from medfm_rl.quality.model import Targets
+
+    try:
+        targets = Targets(coverage=coverage, dice=dice, alpha=alpha, confidence=confidence)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise ConfigError(f"--{first['loc'][0]} {first['input']}: {first['msg']}") from error
+    folder = RunFolder(run)
+    if not folder.model.is_dir():
+        raise ModelError(f"{run}: not a finished run of `medfm-rl adapt`, there is no folder model in it")
+    files = find_cases(_data_settings(labelled, layout))
+    found = None if masks is None else find_masks(masks, files)
+    with _progress() as progress:
+        model = calibrate(folder, files, found, targets, device, progress)
+    from rich.console import Console
+
+    from medfm_rl.quality_page import calibration_table
+
+    Console().print(calibration_table(model))
+    kept = "none" if model.accept_threshold is None else f"predicted mean Dice of at least {model.accept_threshold:.3f}"
+    typer.echo(f"Accept: {kept}; {model.accept_reason}\nQuality model: {folder.quality}")
 
 
 @app.command("simulate-vendor")

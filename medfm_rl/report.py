@@ -258,7 +258,7 @@ def case_figure(case: ReportCase, schema: LabelSchema, simulated: bool) -> Figur
     for axes, (title, labels) in zip([*panels[: len(masks)], *panels[len(masks) + 1 :]], masks + truth, strict=True):
         axes.imshow(case.image, cmap="gray")
         if labels is not None:
-            axes.imshow(_overlay(labels, schema))
+            axes.imshow(overlay(labels, schema))
         axes.set_title(_panel_title(title, case), fontsize=9)
     picture = reward_panel.imshow(case.reward_map, cmap="cividis", vmin=0, vmax=1)
     reward_panel.set_title("reward map of after", fontsize=9)
@@ -275,9 +275,9 @@ def _panel_title(title: str, case: ReportCase) -> str:
     return title if score is None else f"{title} (Dice {score:.3f})"
 
 
-def _overlay(labels: LabelMap, schema: LabelSchema) -> npt.NDArray[np.float64]:
+def overlay(labels: LabelMap, schema: LabelSchema) -> npt.NDArray[np.float64]:
     """Translucent fill and opaque contour of each structure, RGBA `(H, W, 4)`."""
-    overlay = np.zeros((*labels.shape, 4))
+    layer = np.zeros((*labels.shape, 4))
     for index in range(1, schema.num_classes):
         mask = labels == index
         inside = mask.copy()
@@ -285,6 +285,6 @@ def _overlay(labels: LabelMap, schema: LabelSchema) -> npt.NDArray[np.float64]:
             for step in (-1, 1):
                 inside &= np.roll(mask, step, axis)
         colour = to_rgb(_PALETTE[(index - 1) % len(_PALETTE)])
-        overlay[mask] = (*colour, 0.3)
-        overlay[mask & ~inside] = (*colour, 1.0)
-    return overlay
+        layer[mask] = (*colour, 0.3)
+        layer[mask & ~inside] = (*colour, 1.0)
+    return layer

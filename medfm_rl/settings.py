@@ -283,7 +283,9 @@ class AdaptConfig(Settings):
     )
     output: Path = Field(description="Folder of the run.")
     anatomy: str = Field(
-        "generic", description="Validity rules: a built-in profile (echo_apical, lungs, generic) or a YAML file."
+        "generic",
+        description="Validity rules: a built-in profile (echo_apical, cardiac_short_axis, lungs, generic) or a YAML "
+        "file.",
     )
     iterations: Positive = Field(1, description="Rounds of collect -> reward -> PPO.")
     warm_up: WarmUpSettings = Field(

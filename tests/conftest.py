@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -11,9 +12,24 @@ import pytest
 import torch
 
 from medfm_rl.adapters import TorchModuleAdapter
+from medfm_rl.data.layouts import find_cases
 from medfm_rl.data.ultrasound.phantom import simulate_dataset
 from medfm_rl.data.ultrasound.vendors import vendor
-from medfm_rl.settings import NetworkSettings, PreprocessingSettings
+from medfm_rl.pipeline.calibrate import calibrate
+from medfm_rl.pipeline.config_file import dump_config
+from medfm_rl.pipeline.run_folder import RunFolder
+from medfm_rl.pipeline.train_source import train_source
+from medfm_rl.quality.model import Targets
+from medfm_rl.reward.network import RewardNet
+from medfm_rl.settings import (
+    AdaptConfig,
+    DataSettings,
+    NetworkSettings,
+    PreprocessingSettings,
+    SegmenterSettings,
+    SourceTrainingSettings,
+    TrainSourceConfig,
+)
 from medfm_rl.types import Case, Geometry, LabelSchema
 
 
@@ -46,6 +62,37 @@ def tiny_unet(schema: LabelSchema) -> TorchModuleAdapter:
     return TorchModuleAdapter.build_unet(
         NetworkSettings(channels=(4, 8), residual_units=0), schema, PreprocessingSettings(size=(16, 16))
     ).eval()
+
+
+@pytest.fixture(scope="session")
+def quality_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run with untrained reward networks, `quality.json` of 24 simulated patients, and their `data`."""
+    folder = tmp_path_factory.mktemp("quality")
+    data, run = folder / "data", folder / "run"
+    simulate_dataset(data, vendor("cart"), 24, seed=0, size=(32, 32))
+    train_source(
+        TrainSourceConfig(
+            data=DataSettings(path=data),
+            structures={"LV": 1, "MYO": 2, "LA": 3},
+            output=run / "model",
+            network=NetworkSettings(channels=(4, 8), residual_units=0),
+            preprocessing=PreprocessingSettings(size=(32, 32)),
+            training=SourceTrainingSettings(epochs=12, learning_rate=1e-2),
+        ),
+        lambda *_: None,
+    )
+    torch.manual_seed(0)
+    for index in range(2):
+        RewardNet(NetworkSettings(channels=(4, 8), residual_units=0), 4).save(run / "reward" / f"member-{index}")
+    fusion = {"members": ["member-0", "member-1"], "fusion": "mean", "pessimism": 0.5}
+    (run / "reward" / "fusion.json").write_text(json.dumps(fusion))
+    config = AdaptConfig(
+        segmenter=SegmenterSettings(folder=run / "model"), target=DataSettings(path=data), output=run, anatomy="generic"
+    )
+    (run / "config.yaml").write_text(dump_config(config))
+    files = find_cases(DataSettings(path=data))
+    calibrate(RunFolder(run), files, None, Targets(dice=0.5), "cpu", lambda *_: None)
+    return run
 
 
 @pytest.fixture(scope="session")

@@ -26,7 +26,7 @@ from medfm_rl.pipeline.config_file import load_config
 from medfm_rl.settings import AdaptConfig, TrainSourceConfig
 from medfm_rl.types import Geometry
 
-COMMANDS = ["init", "train-source", "adapt", "evaluate", "predict", "simulate-vendor", "demo"]
+COMMANDS = ["init", "train-source", "adapt", "evaluate", "predict", "score", "calibrate", "simulate-vendor", "demo"]
 
 
 class Result(NamedTuple):
@@ -474,3 +474,68 @@ def test_a_defect_of_ours_keeps_its_traceback(run: Run, monkeypatch: pytest.Monk
     monkeypatch.setattr(cli, "app", app)
     with pytest.raises(RuntimeError, match="ours"):
         run("demo")
+
+
+def test_score_refers_fails_on_demand_and_says_what_is_promised(run: Run, quality_run: Path, tmp_path: Path) -> None:
+    data = quality_run.parent / "data"
+    out = tmp_path / "scores"
+    command = ("score", quality_run, "--images", data / "images", "--masks", data / "labels", "--out", out)
+    found = run(*command)
+    assert found.code == 0, found.err
+    assert "90% of the intervals of predicted Dice hold the true Dice" in found.out
+    assert f"Report: {out / 'report.html'}" in found.out
+    referred = int(found.out.partition("refer ")[2].split()[0])
+    with (out / "scores.csv").open(encoding="utf-8") as file:
+        rows = [row for row in csv.DictReader(file) if row["structure"] in ("mean", "")]
+    assert len(rows) == 96
+    assert sum(row["verdict"] == "refer" for row in rows) == referred
+    # Masks of an expert are no masks of the segmenter that was calibrated, and one that is missing is referred.
+    masks = tmp_path / "masks"
+    shutil.copytree(data / "labels", masks)
+    next(masks.iterdir()).unlink()
+    command = ("score", quality_run, "--images", data / "images", "--masks", masks, "--out", out, "--fail-on", "refer")
+    found = run(*command)
+    assert found.code == 3
+    assert "there is no mask of that name" in found.err
+
+
+def test_score_says_which_arguments_do_not_go_together(run: Run, quality_run: Path, tmp_path: Path) -> None:
+    images = ("--images", quality_run.parent / "data", "--out", tmp_path / "out")
+    for arguments, message in (
+        ((), "give either --masks"),
+        (("--masks", "a", "--model", "b"), "give either --masks"),
+        (("--model", quality_run, "--fail-on", "doubt"), "--fail-on doubt: must be refer"),
+    ):
+        found = run("score", quality_run, *images, *arguments)
+        assert found.code == 2
+        assert message in found.err
+
+
+def test_score_without_a_quality_model_says_how_to_make_one(run: Run, quality_run: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "run"
+    shutil.copytree(quality_run, copy)
+    (copy / "quality.json").unlink()
+    data = quality_run.parent / "data"
+    found = run("score", copy, "--images", data, "--masks", data / "labels", "--out", tmp_path / "out")
+    assert found.code == 2
+    assert f"medfm-rl calibrate {copy} --labelled DIR" in found.err
+
+
+def test_calibrate_keeps_the_previous_model_and_tells_its_errors(run: Run, quality_run: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "run"
+    shutil.copytree(quality_run, copy)
+    before = (copy / "quality.json").read_bytes()
+    data = quality_run.parent / "data"
+    found = run("calibrate", copy, "--labelled", data, "--dice", "0.6", "--device", "cpu")
+    assert found.code == 0, found.err
+    for name in ("LV", "MYO", "LA", "mean error", "bias", f"Quality model: {copy / 'quality.json'}"):
+        assert name in found.out
+    (kept,) = copy.glob("quality-*.json")
+    assert kept.read_bytes() == before
+    assert json.loads((copy / "quality.json").read_text())["targets"]["dice"] == 0.6
+    found = run("calibrate", copy, "--labelled", data, "--alpha", "0.9")
+    assert found.code == 2
+    assert "--alpha 0.9: Input should be less than 0.5" in found.err
+    found = run("calibrate", tmp_path, "--labelled", data)
+    assert found.code == 2
+    assert "not a finished run" in found.err

@@ -93,7 +93,7 @@ def score_case(
     overlaps = dice(prediction, ground_truth, schema.num_classes)
     spacing = case.geometry.array_spacing
     hd95, assd = surface_distances(prediction, ground_truth, schema.num_classes, spacing)
-    valid, unit = anatomy.is_valid(prediction), "px" if spacing is None else "mm"
+    valid, unit = anatomy.is_valid(prediction, spacing), "px" if spacing is None else "mm"
     rows = [(name, overlaps[i], hd95[i], assd[i]) for i, name in enumerate(schema.structures)]
     # A mean over structures exists where every structure has a distance.
     rows.append((MEAN, overlaps.mean(), hd95.mean(), assd.mean()))

@@ -1,92 +1,28 @@
-"""Declarative anatomy rules: what a plausible mask looks like, as data."""
+"""Anatomy profiles: what a plausible mask looks like, as rules bound to the structures of a segmenter."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from importlib import resources
+from itertools import combinations
 from pathlib import Path
-from typing import Annotated, Literal, Self, assert_never
 
 import numpy as np
-import numpy.typing as npt
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
-from scipy import ndimage
+from pydantic import ValidationError
 
 from medfm_rl.errors import ConfigError
-from medfm_rl.types import LabelMap, LabelSchema
-
-Mask = npt.NDArray[np.bool_]
-
-
-class _Rule(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-    structure: str = Field(description="A structure, or `each` for all of them one by one.")
-
-
-class PresentRule(_Rule):
-    """The structure is not empty."""
-
-    kind: Literal["present"]
-
-
-class ComponentsRule(_Rule):
-    """The structure has at most `most` connected parts; the smallest, together below `speck` of it, do not count."""
-
-    kind: Literal["components"]
-    most: int = Field(ge=1)
-    speck: float = Field(0.01, ge=0, lt=1)
-
-
-class HolesRule(_Rule):
-    """At most this share of the filled structure is hole."""
-
-    kind: Literal["holes"]
-    most: float = Field(ge=0, le=1)
-
-
-class _RangeRule(_Rule):
-    other: str
-    least: float
-    most: float
-
-    @model_validator(mode="after")
-    def _check_order(self) -> Self:
-        if self.least > self.most:
-            raise ValueError(f"least ({self.least:g}) is above most ({self.most:g}): no mask can meet this rule")
-        return self
-
-
-class ContactRule(_RangeRule):
-    """At least / at most this share of the pixels just outside the structure belong to the other class."""
-
-    kind: Literal["contact"]
-    least: float = Field(0, ge=0, le=1)
-    most: float = Field(1, ge=0, le=1)
-
-
-class SizeRatioRule(_RangeRule):
-    """The size of the structure over the size of the other lies between the two limits."""
-
-    kind: Literal["size_ratio"]
-    least: float = Field(ge=0)
-
-
-class AboveRule(_Rule):
-    """The centre of the structure lies nearer to the first row than that of the other."""
-
-    kind: Literal["above"]
-    other: str
-
-
-Rule = Annotated[
-    PresentRule | ComponentsRule | HolesRule | ContactRule | SizeRatioRule | AboveRule, Field(discriminator="kind")
-]
-
-
-class _Profile(BaseModel):
-    model_config = ConfigDict(extra="forbid")
-    rules: list[Rule]
+from medfm_rl.metrics.rules import (
+    AnyRule,
+    ContactRule,
+    MaskView,
+    Profile,
+    SizeRatioRule,
+    SizeRule,
+)
+from medfm_rl.types import BACKGROUND, LabelMap, LabelSchema
 
 
 @dataclass(frozen=True)
@@ -96,14 +32,32 @@ class RuleResult:
     Attributes:
         rule: Kind of the rule.
         structure: What it looked at.
+        other: What it compared that with, or None.
         measured: The value that was compared; None where the rule could not be applied because a structure is missing.
-        passed: False also where it could not be applied.
+        least: The lower limit, or None.
+        most: The upper limit, or None.
+        unit: Of the measured value and the limits.
+        source: Where the rule and its limit come from.
+        passed: False also where it could not be applied, unless the rule is optional.
     """
 
     rule: str
     structure: str
+    other: str | None
     measured: float | None
+    least: float | None
+    most: float | None
+    unit: str
+    source: str
     passed: bool
+
+    def __str__(self) -> str:
+        subject = f"{self.rule} of {self.structure}" + (f" and {self.other}" if self.other else "")
+        if self.measured is None:
+            return f"{subject}: a structure is missing"
+        limits = [f"at least {self.least:.4g}"] if self.least is not None else []
+        limits += [f"at most {self.most:.4g}"] if self.most is not None and self.most < 1e300 else []
+        return f"{subject}: {self.measured:.4g} {self.unit}, limit {' and '.join(limits) or 'none'}"
 
 
 @dataclass(frozen=True)
@@ -112,20 +66,51 @@ class Anatomy:
 
     Attributes:
         name: Of the profile.
-        rules: With `each` spelled out.
+        profile: The rules, with `each` spelled out.
         schema: Structures of the masks.
     """
 
     name: str
-    rules: tuple[Rule, ...]
+    profile: Profile
     schema: LabelSchema
 
-    def check(self, labels: LabelMap) -> tuple[RuleResult, ...]:
-        """Applies every rule to class indices `(*S)`, 2-D or 3-D.
+    @property
+    def rules(self) -> tuple[AnyRule, ...]:
+        return self.profile.rules
+
+    def check(self, labels: LabelMap, spacing: tuple[float, ...] | None = None) -> tuple[RuleResult, ...]:
+        """Applies every rule to a mask.
+
+        Args:
+            labels: Class indices `(*S)`, 2-D or 3-D.
+            spacing: Size of a pixel in mm in array order, or None where it is unknown.
+
+        Returns:
+            One result for each rule, in their order. Where a volume is checked plane by plane, that of the plane that
+            breaks the rule, if one does.
 
         Raises:
             ValueError: What was given is no label map of the schema, so that the rules cannot be applied.
+            DataError: A limit is in mm and the spacing is unknown.
         """
+        views = self._views(labels, spacing)
+        return tuple(_worst([_apply(rule, view) for view in views]) for rule in self.rules)
+
+    def is_valid(self, labels: LabelMap, spacing: tuple[float, ...] | None = None) -> bool:
+        """Whether every rule is met; it stops at the first that is not.
+
+        Raises:
+            ValueError: As in `check`.
+            DataError: As in `check`.
+        """
+        views = self._views(labels, spacing)
+        return all(_apply(rule, view).passed for rule in self.rules for view in views)
+
+    def extended(self, rules: Sequence[AnyRule]) -> Anatomy:
+        """The same with further rules, such as those of `learn_limits`."""
+        return replace(self, profile=Profile(rules=(*self.rules, *rules), planes=self.profile.planes))
+
+    def _views(self, labels: LabelMap, spacing: tuple[float, ...] | None) -> list[MaskView]:
         if labels.ndim not in (2, 3) or labels.size == 0 or labels.dtype.kind not in "biu":
             raise ValueError(
                 f"anatomy {self.name}: a label map is a 2-D or 3-D array of class indices, "
@@ -136,101 +121,127 @@ class Anatomy:
                 f"anatomy {self.name}: class indices go from 0 to {self.schema.num_classes - 1}, "
                 f"the label map has {labels.min()} to {labels.max()}"
             )
-        return tuple(self._apply(rule, labels) for rule in self.rules)
-
-    def is_valid(self, labels: LabelMap) -> bool:
-        """Whether every rule is met."""
-        return all(result.passed for result in self.check(labels))
-
-    def _apply(self, rule: Rule, labels: LabelMap) -> RuleResult:
-        mask = labels == self.schema.index_of(rule.structure)
-        if not mask.any():
-            return RuleResult(rule.kind, rule.structure, None, False)
-        match rule:
-            case PresentRule():
-                return RuleResult(rule.kind, rule.structure, float(mask.sum()), True)
-            case ComponentsRule():
-                parts = float(_count_parts(mask, rule.speck))
-                return RuleResult(rule.kind, rule.structure, parts, parts <= rule.most)
-            case HolesRule():
-                share = _hole_share(mask)
-                return RuleResult(rule.kind, rule.structure, share, share <= rule.most)
-            case ContactRule() | SizeRatioRule() | AboveRule():
-                return self._compare(rule, mask, labels == self.schema.index_of(rule.other))
-            case _:
-                assert_never(rule)
-
-    def _compare(self, rule: ContactRule | SizeRatioRule | AboveRule, mask: Mask, other: Mask) -> RuleResult:
-        if not other.any():
-            return RuleResult(rule.kind, rule.structure, None, False)
-        match rule:
-            case ContactRule():
-                share = _contact_share(mask, other)
-                return RuleResult(rule.kind, rule.structure, share, rule.least <= share <= rule.most)
-            case SizeRatioRule():
-                ratio = float(mask.sum() / other.sum())
-                return RuleResult(rule.kind, rule.structure, ratio, rule.least <= ratio <= rule.most)
-            case AboveRule():
-                # Rows are the last axis but one, in 2-D (H, W) as in 3-D (D, H, W).
-                offset = float(ndimage.center_of_mass(other)[-2] - ndimage.center_of_mass(mask)[-2])
-                return RuleResult(rule.kind, rule.structure, offset, offset > 0)
+        whole = any(BACKGROUND in rule.structure.split("+") for rule in self.rules)
+        if labels.ndim == 3 and self.profile.planes:
+            flat = None if spacing is None else spacing[1:]
+            # A plane without any structure has nothing to be checked; a volume of such planes has.
+            filled = [plane for plane in labels if plane.any()] or [labels[0]]
+            return [MaskView(plane, self.schema, flat, whole) for plane in filled]
+        return [MaskView(labels, self.schema, spacing, whole)]
 
 
 def load_anatomy(name: str, schema: LabelSchema) -> Anatomy:
     """Loads a built-in profile or a YAML file and binds it to the structures of a segmenter.
 
     Args:
-        name: `generic`, `echo_apical`, `lungs`, or the path of a file with `rules: [...]`.
+        name: `generic`, `echo_apical`, `cardiac_short_axis`, `lungs`, or the path of a file with `rules: [...]`.
         schema: Structures of the masks.
 
     Raises:
         ConfigError: There is no such profile, it is not valid, or names a structure that the segmenter does not have.
     """
+    text = _read_profile(name)
     try:
-        rules = _Profile.model_validate(yaml.safe_load(_read_profile(name))).rules
-    except (yaml.YAMLError, UnicodeDecodeError, ValidationError) as error:
+        profile = Profile.model_validate(yaml.safe_load(text))
+    except (yaml.YAMLError, ValidationError) as error:
         raise ConfigError(
             f"anatomy {name}: not a valid profile, which is a YAML file with `rules: [...]` ({error})"
         ) from error
-    spelled: list[Rule] = []
-    for rule in rules:
-        structures = schema.structures if rule.structure == "each" else (rule.structure,)
-        spelled += [rule.model_copy(update={"structure": structure}) for structure in structures]
-    for rule in spelled:
-        for structure in (rule.structure, getattr(rule, "other", rule.structure)):
-            if structure not in schema.names:
-                raise ConfigError(
-                    f"anatomy {name}: rule {rule.kind} names {structure!r}; the segmenter has "
-                    f"{', '.join(schema.names)}. Use the profile generic or a file of your own."
-                )
-    return Anatomy(name, tuple(spelled), schema)
+    try:
+        return Anatomy(name, profile.bound_to(schema), schema)
+    except ValueError as error:
+        raise ConfigError(f"anatomy {name}: {error}.") from error
+
+
+def learn_limits(
+    masks: Sequence[LabelMap],
+    schema: LabelSchema,
+    spacings: Sequence[tuple[float, ...] | None],
+    quantile: float = 0.005,
+) -> tuple[AnyRule, ...]:
+    """Rules whose limits are the statistics of masks that are known to be right.
+
+    Sizes, size ratios, and shares of contact of the structures that touch, each between the `quantile` and the
+    `1 - quantile` of the masks that have them. Such a limit refuses about `2 * quantile` of masks like these by itself;
+    fewer masks than `1 / quantile` make it the extremes that were seen.
+
+    Args:
+        masks: Class indices `(*S)`, expert masks of the source for example.
+        schema: Their structures.
+        spacings: Of each mask in mm in array order; where one is unknown, sizes are shares of the image.
+        quantile: Share of the masks on each side of the limits, in [0, 0.5).
+
+    Raises:
+        ValueError: There is no mask, or the quantile is out of range.
+    """
+    if not masks or not 0 <= quantile < 0.5:
+        raise ValueError(f"limits are learned from at least one mask at a quantile in [0, 0.5), not {quantile:g}")
+    in_mm = all(spacing is not None for spacing in spacings)
+    views = [MaskView(mask, schema, spacing) for mask, spacing in zip(masks, spacings, strict=True)]
+    source = f"{100 * quantile:g} to {100 * (1 - quantile):g} % of {len(masks)} masks"
+    unlimited = float(np.finfo(np.float64).max)
+    candidates: list[AnyRule] = [
+        SizeRule(structure=name, measured_in="mm" if in_mm else "share", least=0, most=unlimited, source=source)
+        for name in schema.structures
+    ]
+    for one, two in combinations(schema.structures, 2):
+        candidates.append(SizeRatioRule(structure=one, other=two, least=0, most=unlimited, source=source))
+        candidates.append(ContactRule(structure=one, other=two, source=source))
+    learned: list[AnyRule] = []
+    for rule in candidates:
+        values = np.array([found for view in views if (found := _apply(rule, view).measured) is not None])
+        # Structures that hardly ever meet say nothing by the share of their contact.
+        if len(values) == 0 or (isinstance(rule, ContactRule) and np.median(values) == 0):
+            continue
+        least, most = np.quantile(values, [quantile, 1 - quantile])
+        learned.append(rule.model_copy(update={"least": float(least), "most": float(most)}))
+    return tuple(learned)
+
+
+def _apply(rule: AnyRule, view: MaskView) -> RuleResult:
+    least, most = rule.limits()
+    other = getattr(rule, "other", None)
+    result = RuleResult(
+        rule.kind, rule.structure, other, None, least, most, rule.unit_of(view), rule.source, rule.optional
+    )
+    if not all(view.mask(name).any() for name in rule.names()):
+        return result
+    value = rule.measure(view)
+    passed = (least is None or value >= least) and (most is None or value <= most)
+    return replace(result, measured=value, passed=passed)
+
+
+def _worst(results: Sequence[RuleResult]) -> RuleResult:
+    """The one that fails by most, as a share of its limit; without a failure the first that measured something."""
+    failures = [result for result in results if not result.passed]
+    if failures:
+        return max(failures, key=_excess)
+    return next((result for result in results if result.measured is not None), results[0])
+
+
+def _excess(result: RuleResult) -> float:
+    if result.measured is None:
+        return math.inf
+    limit = result.least if result.least is not None and result.measured < result.least else result.most
+    return abs(result.measured - (limit or 0.0)) / (abs(limit or 0.0) + 1e-9)
+
+
+def _built_in() -> Iterator[tuple[str, str]]:
+    for item in (resources.files("medfm_rl.metrics") / "anatomy").iterdir():
+        if item.name.endswith(".yaml"):
+            yield item.name.removesuffix(".yaml"), item.read_text(encoding="utf-8")
 
 
 def _read_profile(name: str) -> str:
-    built_in = resources.files("medfm_rl.metrics") / "anatomy" / f"{name}.yaml"
-    if built_in.is_file():
-        return built_in.read_text(encoding="utf-8")
-    if Path(name).is_file():
-        return Path(name).read_text(encoding="utf-8")
-    profiles = sorted(
-        item.name.removesuffix(".yaml") for item in (resources.files("medfm_rl.metrics") / "anatomy").iterdir()
-    )
-    raise ConfigError(f"anatomy {name!r}: no such file, and no such built-in profile ({', '.join(profiles)})")
-
-
-def _count_parts(mask: Mask, speck: float) -> int:
-    # Specks are weighed together: a mask of noise has nothing but specks.
-    sizes = np.sort(np.bincount(ndimage.label(mask)[0].ravel())[1:])
-    return int((np.cumsum(sizes) >= speck * sizes.sum()).sum())
-
-
-def _hole_share(mask: Mask) -> float:
-    box = ndimage.find_objects(mask.astype(np.uint8))[0]
-    filled = ndimage.binary_fill_holes(mask[box])
-    return float(1 - mask[box].sum() / filled.sum())
-
-
-def _contact_share(mask: Mask, other: Mask) -> float:
-    """Share of the pixels just outside a structure (across a face) that belong to the other class."""
-    around = ndimage.binary_dilation(mask) & ~mask
-    return float((around & other).sum() / max(1, around.sum()))
+    profiles = dict(_built_in())
+    if name in profiles:
+        return profiles[name]
+    path = Path(name)
+    if not path.is_file():
+        raise ConfigError(
+            f"anatomy {name!r}: no such file, and no such built-in profile ({', '.join(sorted(profiles))})"
+        )
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"anatomy {name}: not a valid profile, the file cannot be read as text ({error})") from error

@@ -26,8 +26,9 @@ from medfm_rl.errors import DataError
 from medfm_rl.metrics.validity import load_anatomy
 from medfm_rl.networks import build_unet, portable_state
 from medfm_rl.pipeline.averaging import average_weights
+from medfm_rl.pipeline.calibrate import write_default_quality
 from medfm_rl.pipeline.images import Progress, load_images, load_labelled
-from medfm_rl.pipeline.models import FUSION, choose_device, load_segmenter
+from medfm_rl.pipeline.models import choose_device, load_segmenter
 from medfm_rl.pipeline.run_folder import SOURCE, WARM_UP, RunFolder
 from medfm_rl.pipeline.selection import judge_scores, select
 from medfm_rl.pipeline.warm_up import warm_up
@@ -35,7 +36,7 @@ from medfm_rl.policies import ACTOR, DenseCategorical, DensePPO
 from medfm_rl.reward.actions import ActionDataset, ActionRecords, patient_folds
 from medfm_rl.reward.appearance import randomise_appearance
 from medfm_rl.reward.collection import Collector, ImageSet
-from medfm_rl.reward.network import RewardEnsemble, RewardNet
+from medfm_rl.reward.network import FUSION, RewardEnsemble, RewardNet
 from medfm_rl.reward.shape_prior import ShapePrior, train_shape_prior
 from medfm_rl.reward.training import RewardTrainingReport, train_reward
 from medfm_rl.seeding import derive_seed, torch_generator
@@ -70,7 +71,8 @@ def adapt(config: AdaptConfig, resume: bool, progress: Progress) -> RunFolder:
         progress: Told how far each stage is.
 
     Returns:
-        The run folder: adapted segmenter in `model`, reward networks in `reward`.
+        The run folder: adapted segmenter in `model`, reward networks in `reward`, and, where there are enough held-out
+        source cases, `quality.json`.
 
     Raises:
         UserError: Something that was handed over cannot be used.
@@ -81,6 +83,8 @@ def adapt(config: AdaptConfig, resume: bool, progress: Progress) -> RunFolder:
     with open_tracker(config.tracking, run.path) as tracker:
         tracker.log_params(config.model_dump(mode="json"))
         _Loop(config, run, tracker, progress).run_all()
+        if write_default_quality(run, config, progress) is not None:
+            tracker.log_artifact(run.quality)
     return run
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,10 +9,8 @@ import torch
 
 from medfm_rl.adapters import SegmenterAdapter, TorchModuleAdapter
 from medfm_rl.errors import ConfigError, ModelError
-from medfm_rl.reward.network import RewardEnsemble, RewardNet
-from medfm_rl.settings import RewardSettings, SegmenterSettings
-
-FUSION = "fusion.json"
+from medfm_rl.reward.network import RewardEnsemble
+from medfm_rl.settings import SegmenterSettings
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,27 +39,10 @@ def load_model(path: Path) -> Model:
     if not path.is_dir():
         raise ModelError(f"{path}: there is no such folder; give a run of `medfm-rl adapt` or a segmenter folder")
     if (path / "model").is_dir():
-        return Model(load_segmenter(SegmenterSettings(folder=path / "model")), load_reward(path / "reward"))
+        return Model(load_segmenter(SegmenterSettings(folder=path / "model")), RewardEnsemble.load(path / "reward"))
     if (path / "config.yaml").exists():
         raise ModelError(f"{path}: this run is not finished; go on with it by `medfm-rl adapt --resume`")
     return Model(load_segmenter(SegmenterSettings(folder=path)), None)
-
-
-def load_reward(folder: Path) -> RewardEnsemble:
-    """Loads the ensemble of a finished run.
-
-    Raises:
-        ModelError: A part is missing or does not fit.
-    """
-    try:
-        fusion = json.loads((folder / FUSION).read_text(encoding="utf-8"))
-        settings = RewardSettings(fusion=fusion["fusion"], pessimism=fusion["pessimism"])
-        members = [folder / member for member in fusion["members"]]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ModelError(f"{folder}: not the reward ensemble of a run ({error})") from error
-    if not members:
-        raise ModelError(f"{folder / FUSION}: the ensemble has no members")
-    return RewardEnsemble([RewardNet.load(member) for member in members], settings)
 
 
 def choose_device(name: str) -> torch.device:

@@ -98,6 +98,11 @@ class RunFolder:
         return self.path / "reward"
 
     @property
+    def quality(self) -> Path:
+        """The quality model: what turns a reward into predicted Dice and a verdict."""
+        return self.path / "quality.json"
+
+    @property
     def evaluation(self) -> Path:
         return self.path / "evaluation"
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
@@ -18,6 +20,8 @@ from medfm_rl.errors import ModelError
 from medfm_rl.networks import build_unet
 from medfm_rl.settings import NetworkSettings, RewardSettings
 
+FUSION = "fusion.json"
+"""The file in the reward folder of a run that says how its networks are fused."""
 # Most pixels are right: an untrained network says so (probability 0.95), and its output is scaled to the range of
 # log-odds. Without this the first epochs are spent on learning a constant.
 _PRIOR_LOG_ODDS = 3.0
@@ -103,6 +107,21 @@ class RewardNet(nn.Module):
         return net.eval()
 
 
+@dataclass(frozen=True, eq=False)
+class Examination:
+    """What one pass of reward networks over images and actions tells.
+
+    Attributes:
+        mean: Mean of the calibrated reward maps, `(B, *S)` in [0, 1].
+        spread: Standard deviation of the maps, `(B, *S)`; 0 for a single network.
+        features: `(B, F)`: mean activation of every channel of the first network's encoder, level by level.
+    """
+
+    mean: Tensor
+    spread: Tensor
+    features: Tensor
+
+
 class RewardEnsemble(nn.Module):
     """Frozen reward networks fused into one reward map.
 
@@ -141,5 +160,90 @@ class RewardEnsemble(nn.Module):
             case "mean_minus_std":
                 return (maps.mean(dim=0) - self.pessimism * maps.std(dim=0, correction=0)).clamp_min(0)
 
+    @torch.no_grad()
+    def examine(self, images: Tensor, actions: Tensor, patch_size: Sequence[int]) -> Examination:
+        """Judges actions and describes what the networks saw, in one forward pass of each.
+
+        Args:
+            images: `(B, C, *S)`.
+            actions: `(B, *S)`, class indices.
+            patch_size: Grid that the networks were trained on; larger images are covered by overlapping patches.
+        """
+        networks = self._networks()
+        seen: list[Tensor] = []
+
+        def judge(stacked: Tensor) -> Tensor:
+            shown, labels = stacked[:, : networks[0].in_channels], stacked[:, networks[0].in_channels].round().long()
+            with _encoder_means(networks[0]) as levels:
+                maps = [networks[0].reward_map(shown, labels)]
+            seen.append(torch.cat(levels, dim=1))
+            maps += [network.reward_map(shown, labels) for network in networks[1:]]
+            both = torch.stack(maps)
+            return torch.stack([both.mean(dim=0), both.std(dim=0, correction=0)], dim=1)
+
+        stacked = torch.cat([images, actions[:, None].to(images)], dim=1)
+        if tuple(images.shape[2:]) == tuple(patch_size):
+            judged = judge(stacked)
+            features = seen[0]
+        else:
+            from monai.inferers import SlidingWindowInferer
+
+            inferer = SlidingWindowInferer(tuple(patch_size), sw_batch_size=1, overlap=0.5, mode="gaussian")
+            rows = []
+            described = []
+            for image in stacked.split(1):
+                seen.clear()
+                rows.append(inferer(image, judge))
+                described.append(torch.cat(seen).mean(dim=0))
+            judged, features = torch.cat(rows), torch.stack(described)
+        return Examination(judged[:, 0], judged[:, 1], features)
+
+    @classmethod
+    def load(cls, folder: Path) -> Self:
+        """Reads the ensemble that `adapt` leaves: `fusion.json` and one folder for each network.
+
+        Raises:
+            ModelError: A part is missing or does not fit.
+        """
+        try:
+            fusion = json.loads((folder / FUSION).read_text(encoding="utf-8"))
+            settings = RewardSettings(fusion=fusion["fusion"], pessimism=fusion["pessimism"])
+            members = [folder / member for member in fusion["members"]]
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise ModelError(f"{folder}: not the reward ensemble of a run ({error})") from error
+        if not members:
+            raise ModelError(f"{folder / FUSION}: the ensemble has no members")
+        return cls([RewardNet.load(member) for member in members], settings)
+
     def _networks(self) -> list[RewardNet]:
         return [member for member in self.members if isinstance(member, RewardNet)]
+
+
+@contextmanager
+def _encoder_means(net: RewardNet) -> Iterator[list[Tensor]]:
+    """Collects the mean activations `(B, channels)` of the levels of the encoder while the block runs."""
+    levels: list[Tensor] = []
+
+    def collect(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        del module, inputs
+        levels.append(output.detach().flatten(2).mean(dim=2).float().cpu())
+
+    hooks = [block.register_forward_hook(collect) for block in _encoder(net)]
+    try:
+        yield levels
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def _encoder(net: RewardNet) -> list[nn.Module]:
+    """The blocks on the way down of a MONAI UNet, which nests each level in the skip connection of the one above."""
+    from monai.networks.layers.simplelayers import SkipConnection
+
+    blocks: list[nn.Module] = []
+    level = net.network.model
+    while isinstance(level, nn.Sequential) and len(level) == 3 and isinstance(level[1], SkipConnection):
+        blocks.append(level[0])
+        level = level[1].submodule
+    assert isinstance(level, nn.Module)
+    return [*blocks, level]

@@ -23,8 +23,35 @@ def structure_scores(maps: Tensor, actions: Tensor, num_classes: int) -> Tensor:
     Returns:
         `(B, K - 1)` in [0, 1]; 0 for a structure that the action lacks.
     """
-    pool = F.max_pool2d if maps.ndim == 3 else F.max_pool3d
-    one_hot = F.one_hot(actions.long(), num_classes).movedim(-1, 1)[:, 1:].to(maps)
-    region = pool(one_hot, kernel_size=2 * _MARGIN + 1, stride=1, padding=_MARGIN).flatten(2)
-    area = region.sum(dim=2)
-    return torch.where(area > 0, (region * maps.flatten(1)[:, None]).sum(dim=2) / area.clamp_min(1), 0.0)
+    return region_means(maps, structure_regions(actions, num_classes))
+
+
+def structure_regions(actions: Tensor, num_classes: int) -> Tensor:
+    """The pixels of each structure and those within three pixels of it, 0 or 1.
+
+    Args:
+        actions: `(B, *S)`, class indices.
+        num_classes: K.
+
+    Returns:
+        `(B, K - 1, *S)`.
+    """
+    return dilate(F.one_hot(actions.long(), num_classes).movedim(-1, 1)[:, 1:].float(), _MARGIN)
+
+
+def region_means(maps: Tensor, regions: Tensor) -> Tensor:
+    """Mean of maps `(B, *S)` over regions `(B, R, *S)`, `(B, R)`; 0 over an empty one."""
+    flat = regions.to(maps).flatten(2)
+    area = flat.sum(dim=2)
+    return torch.where(area > 0, (flat * maps.flatten(1)[:, None]).sum(dim=2) / area.clamp_min(1), 0.0)
+
+
+def dilate(masks: Tensor, reach: int) -> Tensor:
+    """Masks `(B, C, *S)` of 0 and 1, grown by `reach` pixels along every axis, one axis after the other."""
+    ndim = masks.ndim - 2
+    pool = F.max_pool2d if ndim == 2 else F.max_pool3d
+    for axis in range(ndim):
+        kernel, padding = [1] * ndim, [0] * ndim
+        kernel[axis], padding[axis] = 2 * reach + 1, reach
+        masks = pool(masks, kernel_size=kernel, stride=1, padding=padding)
+    return masks

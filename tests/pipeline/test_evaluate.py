@@ -18,7 +18,7 @@ from medfm_rl.metrics.scores import Evaluation
 from medfm_rl.metrics.validity import load_anatomy
 from medfm_rl.pipeline.evaluate import evaluate, predict, segment_and_judge, write_evaluation
 from medfm_rl.pipeline.finish import compare_models
-from medfm_rl.pipeline.models import Model, choose_device, load_model, load_reward
+from medfm_rl.pipeline.models import Model, choose_device, load_model
 from medfm_rl.reward.network import RewardEnsemble, RewardNet
 from medfm_rl.settings import DataSettings, NetworkSettings, PreprocessingSettings, RewardSettings
 from medfm_rl.types import Geometry, LabelSchema
@@ -276,7 +276,7 @@ def test_what_is_no_model_is_named(tmp_path: Path) -> None:
 def test_a_damaged_reward_folder_is_named(tmp_path: Path, content: str) -> None:
     (tmp_path / "fusion.json").write_text(content)
     with pytest.raises(ModelError, match=str(tmp_path)):
-        load_reward(tmp_path)
+        RewardEnsemble.load(tmp_path)
 
 
 def test_a_device_that_is_not_there_is_named() -> None:

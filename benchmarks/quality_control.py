@@ -1,0 +1,414 @@
+"""Does the predicted Dice find bad masks on real shifts, next to what others judge masks by?
+
+    python benchmarks/quality_control.py [--shifts ...] [--seeds 0 1 2] [--runs benchmarks/runs/adaptation]
+    python benchmarks/quality_control.py --report-only   # table from the cells that there are
+    python benchmarks/quality_control.py --quick         # minutes: shows that it runs, measures nothing
+
+On the shifts, splits and models of `adaptation.py`, whose runs are gone on with: the held-out target patients,
+segmented by the source model and by the adapted model. Only these real predictions are judged, by:
+
+- ours: the predicted mean Dice of the run's `quality.json`, calibrated on held-out source cases, no target label.
+- calibrated: the same, calibrated on the labelled cases of half of the held-out patients, measured on the others.
+- mean entropy and max softmax of the segmenter, TTA (5 draws), MC dropout (5 draws of a twin that was trained with
+  dropout .1), ensemble (5 source models of different seeds), reverse classification (10 source images).
+
+Agreement of several predictions is the mean pairwise Dice among them and the judged mask, so that every method judges
+the same masks. A failure is a mask with a mean Dice below the shift's stated limit. A cell is one model on one shift
+with one seed; it is complete when its file is there, and is then skipped. Intervals are 95 %, from 1000 draws of
+patients.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from adaptation import BATCH, NETWORK, QUICK, Budget, Laboratory, quiet
+from cells import NONE, OURS
+from recording import environment, write_results
+from shifts import SHIFTS, TITLES, Shift, prepare
+
+from medfm_rl.adapters import SegmenterAdapter, TorchModuleAdapter
+from medfm_rl.data.files import write_json
+from medfm_rl.data.layouts import CaseFile, find_cases, split_by_patient
+from medfm_rl.metrics.calibration import expected_calibration_error
+from medfm_rl.metrics.failure_detection import (
+    augrc,
+    aurc,
+    excess_aurc,
+    failure_auroc,
+    false_positive_rate,
+    interval_coverage,
+)
+from medfm_rl.metrics.overlap import dice
+from medfm_rl.metrics.validity import load_anatomy
+from medfm_rl.pipeline.calibrate import calibrate_cases, write_default_quality
+from medfm_rl.pipeline.config_file import load_config
+from medfm_rl.pipeline.images import load_labelled
+from medfm_rl.pipeline.run_folder import RunFolder
+from medfm_rl.pipeline.score import load_controller
+from medfm_rl.pipeline.train_source import train_source
+from medfm_rl.quality import QualityController
+from medfm_rl.quality.model import Targets
+from medfm_rl.quality.rivals import (
+    AugmentationAgreement,
+    EnsembleAgreement,
+    MaxSoftmax,
+    MeanEntropy,
+    MonteCarloDropout,
+    QualityEstimator,
+    ReverseClassification,
+)
+from medfm_rl.reward.network import RewardEnsemble
+from medfm_rl.settings import AdaptConfig, DataSettings, SourceTrainingSettings, TrainSourceConfig
+from medfm_rl.types import LabelledCase
+
+# Enough patients for a calibration to be made at all.
+QUICK_HERE = replace(QUICK, most_patients=20)
+OURS_DEFAULT, CALIBRATED = "ours", "calibrated"
+MODELS = (NONE, OURS)
+MEMBERS = 5
+LIMITS = {"lungs": 0.93, "echo_apical": 0.8}
+"""Mean Dice below which a mask is a failure, by anatomy."""
+_DRAWS = 1000
+
+
+class Bench:
+    """Cells of one shift with one seed."""
+
+    def __init__(self, shift: Shift, seed: int, runs: Path, budget: Budget, started_in: Mapping[str, Any]) -> None:
+        self.shift = shift
+        self.seed = seed
+        self.runs = runs
+        self.budget = budget
+        self.started_in = started_in
+        self.laboratory = Laboratory(shift, seed, runs, budget, started_in)
+        self.limit = LIMITS[shift.anatomy]
+
+    def run(self) -> None:
+        """Makes the cells that are missing."""
+        missing = [model for model in MODELS if not cell_file(self.runs, self.shift.name, model, self.seed).exists()]
+        if not missing:
+            return
+        for method in MODELS:
+            self.laboratory.run(method)
+        run = RunFolder(self.laboratory.cell_folder(OURS) / "run")
+        write_default_quality(run, load_config(run.config_file, AdaptConfig), quiet)
+        controller = load_controller(run.path, "cpu") if run.quality.exists() else None
+        source = TorchModuleAdapter.load(self.laboratory.trained(self.shift.folders.source)[0])
+        adapted = TorchModuleAdapter.load(run.model)
+        for name in missing:
+            print(f"  judging masks of {name}", flush=True)
+            segmenter = source if name == NONE else adapted
+            cell = self._judge(segmenter, self._rivals(segmenter, source), controller, run)
+            write_json(cell_file(self.runs, self.shift.name, name, self.seed), cell)
+
+    def _rivals(self, segmenter: SegmenterAdapter, source: SegmenterAdapter) -> list[QualityEstimator]:
+        classes = segmenter.schema.num_classes
+        seeds = [(self.seed + member) % MEMBERS for member in range(MEMBERS)]
+        folders = [
+            Laboratory(self.shift, seed, self.runs, self.budget, self.started_in).trained(self.shift.folders.source)[0]
+            for seed in seeds
+        ]
+        references = _files(self.shift.folders.source)[:10]
+        images, masks = load_labelled(references, source, quiet, "reference images")
+        return [
+            MeanEntropy(segmenter),
+            MaxSoftmax(segmenter),
+            AugmentationAgreement(segmenter, classes),
+            MonteCarloDropout(TorchModuleAdapter.load(self._dropout_twin()), classes),
+            EnsembleAgreement([TorchModuleAdapter.load(folder) for folder in folders], classes),
+            ReverseClassification(images.images, masks, classes),
+        ]
+
+    def _dropout_twin(self) -> Path:
+        folder = self.runs / "models" / f"{self.shift.folders.source.name}-dropout-seed-{self.seed}"
+        if not folder.exists():
+            files = _files(self.shift.folders.source)
+            epochs = max(1, round(self.budget.training_steps * BATCH / len(files)))
+            config = TrainSourceConfig(
+                data=DataSettings(path=self.shift.folders.source),
+                structures=dict(self.shift.structures),
+                output=folder,
+                network=NETWORK.model_copy(update={"dropout": 0.1}),
+                training=SourceTrainingSettings(epochs=epochs, batch_size=BATCH),
+                seed=self.seed,
+            )
+            train_source(config, quiet)
+        return folder
+
+    def _judge(
+        self,
+        segmenter: SegmenterAdapter,
+        rivals: Sequence[QualityEstimator],
+        controller: QualityController | None,
+        run: RunFolder,
+    ) -> dict[str, Any]:
+        files = _files(self.shift.folders.held_out)
+        cases = [file.read_labelled(segmenter.schema) for file in files]
+        start = time.perf_counter()
+        masks = [segmenter.segment(item.case) for item in cases]
+        segmenting = 1000 * (time.perf_counter() - start) / len(cases)
+        scores: dict[str, list[float | None]] = {}
+        milliseconds: dict[str, float] = {}
+        for rival in rivals:
+            start = time.perf_counter()
+            scores[rival.name] = []
+            for item, mask in zip(cases, masks, strict=True):
+                sample = segmenter.preprocess(item.case)
+                action = segmenter.preprocess_labels(mask, sample)
+                scores[rival.name].append(rival.estimate(sample.image, action))
+            milliseconds[rival.name] = 1000 * (time.perf_counter() - start) / len(cases)
+        content: dict[str, Any] = {
+            "case_ids": [file.case_id for file in files],
+            "patient_ids": [file.patient_id for file in files],
+            "dice": [
+                float(dice(mask, item.ground_truth, segmenter.schema.num_classes).mean())
+                for mask, item in zip(masks, cases, strict=True)
+            ],
+            "limit": self.limit,
+            "scores": scores,
+            "milliseconds": milliseconds,
+            "forward_passes": {rival.name: rival.forward_passes for rival in rivals},
+            "segmenting_milliseconds": segmenting,
+            "batches": {},
+            "environment": dict(self.started_in),
+        }
+        if controller is not None:
+            members = len(controller.reward.members)
+            self._add(content, OURS_DEFAULT, controller, cases, masks, range(len(cases)), members)
+        fitted, measured = _halves(files, self.seed)
+        half, judged = [files[row] for row in fitted], [masks[row] for row in fitted]
+        model = calibrate_cases(run, half, judged, Targets(dice=self.limit), torch.device("cpu"), quiet)
+        reward = RewardEnsemble.load(run.final_reward)
+        calibrated = QualityController(segmenter, reward, model)
+        self._add(content, CALIBRATED, calibrated, cases, masks, measured, len(reward.members))
+        return content
+
+    def _add(
+        self,
+        content: dict[str, Any],
+        name: str,
+        controller: QualityController,
+        cases: Sequence[LabelledCase],
+        masks: Sequence[Any],
+        rows: Sequence[int],
+        members: int,
+    ) -> None:
+        """Judges some of the cases with a controller and writes down what came out."""
+        start = time.perf_counter()
+        reports = [controller.assess(cases[row].case, masks[row]) for row in rows]
+        content["milliseconds"][name] = 1000 * (time.perf_counter() - start) / max(1, len(rows))
+        content["forward_passes"][name] = members
+        batch = controller.settle(reports)
+        content["scores"][name] = [None] * len(cases)
+        intervals: list[list[float] | None] = [None] * len(cases)
+        right, maps = [], []
+        for row, report in zip(rows, batch.reports, strict=True):
+            mean = report.mean
+            # A mask that lacks a structure is referred: worse than any that has a score.
+            content["scores"][name][row] = 0.0 if mean.predicted_dice is None else mean.predicted_dice
+            if mean.low is not None and mean.high is not None:
+                intervals[row] = [mean.low, mean.high]
+            maps.append(report.reward_map.ravel())
+            right.append((masks[row] == cases[row].ground_truth).ravel())
+        content["batches"][name] = {
+            "intervals": intervals,
+            "pixel_ece": expected_calibration_error(np.concatenate(maps), np.concatenate(right)),
+            "shift_probability": batch.shift_probability,
+            "guarantees": {guarantee.promise: guarantee.status for guarantee in batch.guarantees},
+            "verdicts": [report.verdict for report in batch.reports],
+        }
+
+
+def cell_file(runs: Path, shift: str, model: str, seed: int) -> Path:
+    return runs / "quality-cells" / shift / model / f"seed-{seed}.json"
+
+
+def _files(folder: Path) -> list[CaseFile]:
+    return find_cases(DataSettings(path=folder))
+
+
+def _halves(files: Sequence[CaseFile], seed: int) -> tuple[list[int], list[int]]:
+    """Rows of the patients to calibrate on, and of the others."""
+    fitted = {file.case_id for file in split_by_patient(list(files), 0.5, seed)[0]}
+    rows = range(len(files))
+    return [row for row in rows if files[row].case_id in fitted], [
+        row for row in rows if files[row].case_id not in fitted
+    ]
+
+
+def figures(cell: Mapping[str, Any], method: str) -> dict[str, Any]:
+    """What is measured of one method in one cell, on the cases that it judged."""
+    kept = [row for row, value in enumerate(cell["scores"][method]) if value is not None]
+    score = np.array([cell["scores"][method][row] for row in kept])
+    truth = np.array([cell["dice"][row] for row in kept])
+    patients = [cell["patient_ids"][row] for row in kept]
+    failed = truth < cell["limit"]
+    low, high = patient_bootstrap(lambda rows: excess_aurc(score[rows], 1 - truth[rows]), patients)
+    found: dict[str, Any] = {
+        "cases": len(kept),
+        "failures": int(failed.sum()),
+        "aurc": aurc(score, 1 - truth),
+        "excess_aurc": excess_aurc(score, 1 - truth),
+        "excess_aurc_low": low,
+        "excess_aurc_high": high,
+        "augrc": augrc(score, 1 - truth),
+        "pearson": _correlation(score, truth),
+        "spearman": _correlation(score.argsort().argsort(), truth.argsort().argsort()),
+        "failure_auroc": failure_auroc(score, failed),
+        "fpr_at_95_tpr": false_positive_rate(score, failed),
+        "ms_per_case": cell["milliseconds"][method],
+        "forward_passes": cell["forward_passes"][method],
+        "overhead": cell["milliseconds"][method] / cell["segmenting_milliseconds"],
+    }
+    batch = cell["batches"].get(method)
+    if batch is not None:
+        intervals = [(row, ends) for row, ends in enumerate(batch["intervals"]) if ends is not None]
+        found |= {
+            "mae": float(np.abs(score - truth).mean()),
+            "bias": float((score - truth).mean()),
+            "pixel_ece": batch["pixel_ece"],
+            "shift_probability": batch["shift_probability"],
+            "guarantees": batch["guarantees"],
+        }
+        if intervals:
+            ends = np.array([pair for _, pair in intervals])
+            covered = interval_coverage(ends[:, 0], ends[:, 1], np.array([cell["dice"][row] for row, _ in intervals]))
+            found |= {"interval_coverage": covered.share, "interval_width": covered.width}
+    return found
+
+
+def patient_bootstrap(statistic: Callable[[Any], float], patients: Sequence[str]) -> tuple[float, float]:
+    """Ends of the 95 % percentile interval of a statistic of rows, from draws of patients."""
+    names, index = np.unique(np.asarray(patients), return_inverse=True)
+    rows = [np.flatnonzero(index == number) for number in range(len(names))]
+    generator = np.random.default_rng(0)
+    drawn = [
+        statistic(np.concatenate([rows[number] for number in generator.integers(len(names), size=len(names))]))
+        for _ in range(_DRAWS)
+    ]
+    return float(np.quantile(drawn, 0.025)), float(np.quantile(drawn, 0.975))
+
+
+def _correlation(one: Any, two: Any) -> float | None:
+    return None if np.ptp(one) == 0 or np.ptp(two) == 0 else float(np.corrcoef(one, two)[0, 1])
+
+
+def rules_milliseconds() -> dict[str, float]:
+    """Time of all rules of `echo_apical` on a drawn heart and on noise of 256 x 256, best of ten."""
+    from medfm_rl.data.ultrasound.phantom import ECHO_SCHEMA
+
+    anatomy = load_anatomy("echo_apical", ECHO_SCHEMA)
+    rows, columns = np.indices((256, 256))
+    heart = np.zeros((256, 256), np.uint8)
+    heart[((rows - 110) / 80) ** 2 + ((columns - 128) / 50) ** 2 < 1] = 2
+    heart[((rows - 115) / 65) ** 2 + ((columns - 128) / 35) ** 2 < 1] = 1
+    heart[(rows >= 170) & (rows < 220) & (np.abs(columns - 128) < 35)] = 3
+    noise = np.random.default_rng(0).integers(0, 4, (256, 256))
+
+    def best(mask: Any) -> float:
+        times = []
+        for _ in range(10):
+            start = time.perf_counter()
+            anatomy.check(mask, (0.5, 0.5))
+            times.append(time.perf_counter() - start)
+        return 1000 * min(times)
+
+    return {"rules_ms_256": best(heart), "rules_ms_256_noise": best(noise.astype(np.uint8))}
+
+
+def report(runs: Path, shifts: Sequence[str], seeds: Sequence[int], started_in: dict[str, Any], name: str) -> None:
+    """Writes results and table from the cells that there are."""
+    results: dict[str, Any] = {}
+    for shift in shifts:
+        for model in MODELS:
+            for seed in seeds:
+                path = cell_file(runs, shift, model, seed)
+                if path.exists():
+                    cell = json.loads(path.read_text())
+                    found = {method: figures(cell, method) for method in cell["scores"]}
+                    results.setdefault(shift, {}).setdefault(model, {})[str(seed)] = found
+    summary = {**summarise(results), **rules_milliseconds()}
+    write_results(name, started_in, list(seeds), results, summary, table(results, shifts))
+
+
+def summarise(results: Mapping[str, Any]) -> dict[str, Any]:
+    """Means over seeds and models by shift, and their mean over shifts, of each figure and method."""
+    keys = ["excess_aurc", "augrc", "failure_auroc", "fpr_at_95_tpr", "mae", "pixel_ece", "interval_coverage"]
+    summary: dict[str, Any] = {}
+    for key in [*keys, "ms_per_case", "overhead"]:
+        by_method: dict[str, dict[str, float]] = {}
+        for shift, models in results.items():
+            values: dict[str, list[float]] = {}
+            for seeds in models.values():
+                for methods in seeds.values():
+                    for method, found in methods.items():
+                        if found.get(key) is not None:
+                            values.setdefault(method, []).append(found[key])
+            for method, numbers in values.items():
+                by_method.setdefault(method, {})[shift] = float(np.mean(numbers))
+        summary[key] = {method: {**of, "mean": float(np.mean(list(of.values())))} for method, of in by_method.items()}
+    return summary
+
+
+def table(results: Mapping[str, Any], shifts: Sequence[str]) -> str:
+    """Markdown: one row for each shift, model and method, means over the seeds."""
+    lines = [
+        "# Quality control\n",
+        "| shift | masks of | judged by | excess AURC x 1000 | failure AUROC | FPR at 95 % TPR | MAE | coverage | ms |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for shift in shifts:
+        for model, seeds in results.get(shift, {}).items():
+            methods = dict.fromkeys(method for found in seeds.values() for method in found)
+            for method in methods:
+                rows = [found[method] for found in seeds.values() if method in found]
+                cells = [
+                    _mean(rows, "excess_aurc", 1000, 1),
+                    _mean(rows, "failure_auroc"),
+                    _mean(rows, "fpr_at_95_tpr"),
+                ]
+                cells += [_mean(rows, "mae"), _mean(rows, "interval_coverage"), _mean(rows, "ms_per_case", 1, 0)]
+                lines.append(f"| {TITLES[shift]} | {model} | {method} | {' | '.join(cells)} |")
+        if shift not in results:
+            lines.append(f"| {TITLES[shift]} | missing | | | | | | | |")
+    return "\n".join(lines) + "\n"
+
+
+def _mean(rows: Sequence[Mapping[str, Any]], key: str, factor: float = 1, digits: int = 3) -> str:
+    values = [row[key] for row in rows if row.get(key) is not None]
+    return f"{factor * float(np.mean(values)):.{digits}f}" if values else ""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--shifts", nargs="+", choices=list(SHIFTS), default=list(SHIFTS), metavar="SHIFT")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--runs", type=Path, help="where data, models and cells are kept; those of adaptation.py")
+    parser.add_argument("--report-only", action="store_true", help="make no cell")
+    parser.add_argument("--quick", action="store_true", help="budgets of a trial; other folder and results")
+    parser.add_argument("--threads", type=int, default=2, help="of torch")
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    started_in = environment()
+    suffix = "-quick" if arguments.quick else ""
+    runs: Path = arguments.runs or Path(__file__).parent / "runs" / f"adaptation{suffix}"
+    if not arguments.report_only:
+        budget = QUICK_HERE if arguments.quick else Budget()
+        for seed in arguments.seeds:
+            for shift_name in arguments.shifts:
+                print(f"{shift_name}, seed {seed}", flush=True)
+                Bench(prepare(shift_name, runs / "data", budget.most_patients), seed, runs, budget, started_in).run()
+    report(runs, arguments.shifts, arguments.seeds, started_in, f"quality_control{suffix}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,238 @@
+"""`quality.json` of a run: from labelled cases that somebody gives, or by default from held-out source cases."""
+
+from __future__ import annotations
+
+import copy
+import json
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from medfm_rl.adapters import SegmenterAdapter
+from medfm_rl.data.files import hash_file, hash_folder
+from medfm_rl.data.images import read_labels
+from medfm_rl.data.layouts import CaseFile, find_cases
+from medfm_rl.errors import DataError, UserError
+from medfm_rl.metrics.overlap import dice
+from medfm_rl.metrics.validity import Anatomy, learn_limits, load_anatomy
+from medfm_rl.pipeline.config_file import load_config
+from medfm_rl.pipeline.images import Progress, load_images, load_labelled
+from medfm_rl.pipeline.models import choose_device, load_segmenter
+from medfm_rl.pipeline.run_folder import RunFolder
+from medfm_rl.quality.calibration import CalibrationCase, Provenance, fit_quality
+from medfm_rl.quality.controller import collect_evidence
+from medfm_rl.quality.evidence import Evidence
+from medfm_rl.quality.model import QualityModel, Targets, reward_hashes
+from medfm_rl.reward.appearance import randomise_appearance
+from medfm_rl.reward.collection import perturb_weights
+from medfm_rl.reward.network import RewardEnsemble
+from medfm_rl.seeding import torch_generator
+from medfm_rl.settings import AdaptConfig, SegmenterSettings
+from medfm_rl.types import LabelMap
+
+_LOG = logging.getLogger(__name__)
+_LEARNED_QUANTILE = 0.001
+_VIEWS = 3
+"""Times that each held-out source case is shown in another appearance."""
+
+
+def calibrate(
+    run: RunFolder,
+    files: Sequence[CaseFile],
+    masks: Mapping[str, Path] | None,
+    targets: Targets,
+    device: str,
+    progress: Progress,
+) -> QualityModel:
+    """Fits a quality model on labelled cases and writes it into the run; what was there is kept under another name.
+
+    Args:
+        run: A finished run of `adapt`.
+        files: Labelled cases.
+        masks: Masks to be judged, by case, where they are not those of the run's segmenter.
+        targets: What is asked.
+        device: Where the networks run.
+        progress: Told how far it is.
+
+    Raises:
+        UserError: The run is not finished, or the cases cannot be used or are too few.
+    """
+    chosen = choose_device(device)
+    segmenter = load_segmenter(SegmenterSettings(folder=run.model)).to(chosen)
+    judged: list[LabelMap] = []
+    for done, file in enumerate(files, 1):
+        if masks is None:
+            judged.append(segmenter.segment(file.read()))
+        elif file.case_id in masks:
+            case = file.read()
+            judged.append(read_labels(masks[file.case_id], segmenter.schema, case.shape, case.geometry))
+        else:
+            raise DataError(f"case {file.case_id}: there is no mask of that name to be judged")
+        progress("reading masks to be judged" if masks else "segmenting", done, len(files))
+    model = calibrate_cases(run, files, judged, targets, chosen, progress)
+    _keep_previous(run.quality)
+    model.write(run.quality)
+    return model
+
+
+def calibrate_cases(
+    run: RunFolder,
+    files: Sequence[CaseFile],
+    masks: Sequence[LabelMap],
+    targets: Targets,
+    device: torch.device,
+    progress: Progress,
+) -> QualityModel:
+    """Fits a quality model on masks of labelled cases; nothing is written.
+
+    Args:
+        run: A finished run of `adapt`.
+        files: Labelled cases.
+        masks: Their masks to be judged, class indices.
+        targets: What is asked.
+        device: Where the networks run.
+        progress: Told how far it is.
+
+    Raises:
+        UserError: As in `calibrate`.
+    """
+    config = load_config(run.config_file, AdaptConfig)
+    segmenter = load_segmenter(SegmenterSettings(folder=run.model)).to(device)
+    reward = RewardEnsemble.load(run.final_reward).to(device)
+    labelled = [file.read_labelled(segmenter.schema) for file in files]
+    anatomy = _anatomy(
+        config.anatomy,
+        segmenter,
+        [item.ground_truth for item in labelled],
+        [item.case.geometry.array_spacing for item in labelled],
+    )
+    cases = []
+    for done, (item, mask) in enumerate(zip(labelled, masks, strict=True), 1):
+        evidence = collect_evidence(segmenter, reward, anatomy, item.case, mask, device)
+        truth = segmenter.preprocess_labels(item.ground_truth, segmenter.preprocess(item.case))
+        overlap = dice(mask, item.ground_truth, segmenter.schema.num_classes)
+        cases.append(CalibrationCase(item.case.patient_id, evidence, evidence.action == truth, overlap))
+        progress("calibrating", done, len(files))
+    origin = f"{len(files)} labelled cases"
+    return fit_quality(cases, anatomy, targets, _provenance(run, origin, True), config.seed)
+
+
+def write_default_quality(run: RunFolder, config: AdaptConfig, progress: Progress) -> QualityModel | None:
+    """Fits a quality model on source cases that no reward network of the run was trained or stopped on.
+
+    They are shown in random appearances, most of them borrowed from the target, and segmented by the adapted segmenter
+    and by perturbed copies of it, so that there are good and bad masks. It is the most honest that a run without
+    labelled target cases allows, and it is not honest about two things: the segmenter learned from these cases, and
+    they are no target cases. The model says so, and the tests for shift decide whether its promises hold for a batch.
+
+    Returns:
+        None in the source-free mode and where too few patients were held out; a warning says what to do.
+    """
+    if run.quality.exists():
+        return QualityModel.read(run.quality)
+    if config.source is None:
+        _LOG.warning(
+            "no %s without source images: make one from labelled cases by `medfm-rl calibrate %s --labelled DIR`",
+            run.quality.name,
+            run.path,
+        )
+        return None
+    seen = _patients_of_rewards(run, config)
+    files = [file for file in find_cases(config.source) if file.patient_id not in seen]
+    try:
+        model = _fit_on_source(run, config, files, progress)
+    except UserError as error:
+        _LOG.warning("no %s: %s; make one by `medfm-rl calibrate %s --labelled DIR`", run.quality.name, error, run.path)
+        return None
+    model.write(run.quality)
+    return model
+
+
+def _fit_on_source(run: RunFolder, config: AdaptConfig, files: Sequence[CaseFile], progress: Progress) -> QualityModel:
+    patients = {file.patient_id for file in files}
+    if not files:
+        raise DataError("the reward networks have learned from every source patient")
+    device = choose_device(config.device)
+    segmenter = load_segmenter(SegmenterSettings(folder=run.model)).to(device)
+    reward = RewardEnsemble.load(run.final_reward).to(device)
+    images, truths = load_labelled(files, segmenter, progress, "held-out source images")
+    if len(images) != len(files):
+        raise DataError("images larger than the network's input have to be calibrated whole, on labelled cases")
+    styles = load_images(find_cases(config.target), segmenter, progress, "target images").images
+    everything = load_labelled(find_cases(config.source or config.target), segmenter, progress, "source masks")[1]
+    # On the grid of the networks, where there are no millimetres: learned sizes are shares of the image.
+    anatomy = _anatomy(config.anatomy, segmenter, [mask.numpy() for mask in everything], [None] * len(everything))
+    generator = torch_generator(config.seed, "default quality")
+    cases = []
+    for view in range(_VIEWS):
+        shown = randomise_appearance(images.images, styles, config.collect.appearance_strength, generator)
+        policy = segmenter
+        if view > 0:
+            perturbed = perturb_weights(copy.deepcopy(segmenter).cpu(), config.collect.weight_noise, generator)
+            assert isinstance(perturbed, SegmenterAdapter)
+            policy = perturbed.to(device)
+        actions = _segment(policy, shown, device)
+        for row in range(len(images)):
+            found = reward.examine(
+                shown[row : row + 1].to(device), actions[row : row + 1].to(device), segmenter.patch_size
+            )
+            mask = actions[row].numpy()
+            evidence = Evidence(
+                actions[row],
+                found.mean[0].cpu(),
+                found.spread[0].cpu(),
+                found.features[0].double().numpy(),
+                anatomy.check(mask),
+                segmenter.schema.num_classes,
+            )
+            cases.append(
+                CalibrationCase(
+                    images.patient_ids[row],
+                    evidence,
+                    actions[row] == truths[row],
+                    dice(mask, truths[row].numpy(), segmenter.schema.num_classes),
+                )
+            )
+        progress("calibrating the quality model", view + 1, _VIEWS)
+    origin = f"source images of {len(patients)} patients held out from the reward networks, in the look of the target"
+    return fit_quality(cases, anatomy, Targets(), _provenance(run, origin, False), config.seed)
+
+
+def _anatomy(
+    name: str,
+    segmenter: SegmenterAdapter,
+    masks: Sequence[LabelMap],
+    spacings: Sequence[tuple[float, ...] | None],
+) -> Anatomy:
+    """The profile of the run with limits learned from masks that are right."""
+    declared = load_anatomy(name, segmenter.schema)
+    return declared.extended(learn_limits(masks, segmenter.schema, spacings, _LEARNED_QUANTILE))
+
+
+def _patients_of_rewards(run: RunFolder, config: AdaptConfig) -> set[str]:
+    """Patients that the networks of the final ensemble, or those that they go on from, were trained or stopped on."""
+    seen: set[str] = set()
+    for iteration in range(config.iterations):
+        for member in range(config.reward.ensemble):
+            report = run.reward(iteration, f"member-{member}").with_suffix(".json")
+            content = json.loads(report.read_text(encoding="utf-8"))
+            seen |= {*content["training_patients"], *content["validation_patients"]}
+    return seen
+
+
+@torch.no_grad()
+def _segment(policy: SegmenterAdapter, images: Tensor, device: torch.device) -> Tensor:
+    policy.eval()
+    return torch.cat([policy(batch.to(device)).argmax(dim=1).cpu() for batch in images.split(16)]).to(torch.uint8)
+
+
+def _provenance(run: RunFolder, origin: str, target_domain: bool) -> Provenance:
+    return Provenance(origin, target_domain, reward_hashes(run.final_reward), hash_folder(run.model))
+
+
+def _keep_previous(path: Path) -> None:
+    if path.exists():
+        path.rename(path.with_name(f"{path.stem}-{hash_file(path)[:8]}{path.suffix}"))

@@ -1,0 +1,310 @@
+"""`medfm-rl score`: quality and verdict of every mask of a folder, whatever made the masks."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from medfm_rl import __version__
+from medfm_rl.adapters import SegmenterAdapter
+from medfm_rl.data.files import hash_file, hash_folder, replace_on_success, write_json, write_text
+from medfm_rl.data.images import image_stem, image_suffix, read_labels, write_image, write_labels
+from medfm_rl.data.layouts import CaseFile, is_simulated
+from medfm_rl.errors import DataError, ModelError, UserError
+from medfm_rl.pipeline.images import Progress
+from medfm_rl.pipeline.models import choose_device, load_segmenter
+from medfm_rl.quality import QUALITY_FILE, BatchReport, QualityController, QualityReport
+from medfm_rl.quality_page import PageCase, thumbnail, write_page
+from medfm_rl.settings import SegmenterSettings
+from medfm_rl.types import Case, LabelMap
+
+_CHANNEL = "_0000"
+
+
+@dataclass(frozen=True)
+class Scoring:
+    """What a call of `score` found.
+
+    Attributes:
+        batch: Reports and guarantees of the masks that could be judged.
+        problems: By case: why it could not be judged. Such a case is referred.
+    """
+
+    batch: BatchReport
+    problems: Mapping[str, str]
+
+    def count(self, verdict: str) -> int:
+        """Cases with that verdict."""
+        found = sum(report.verdict == verdict for report in self.batch.reports)
+        return found + (len(self.problems) if verdict == "refer" else 0)
+
+
+def load_controller(path: Path, device: str = "auto") -> QualityController:
+    """Loads the quality model of a run with whatever segmenter it is for.
+
+    Raises:
+        ModelError: A part is missing, damaged, or does not belong to the others.
+        ConfigError: The device is not there.
+    """
+    return QualityController.load(
+        path, lambda folder: load_segmenter(SegmenterSettings(folder=folder)), choose_device(device)
+    )
+
+
+def find_masks(folder: Path, files: Sequence[CaseFile]) -> dict[str, Path]:
+    """Masks of a folder by case: the same name as the image, or that without nnU-Net's channel number.
+
+    Raises:
+        DataError: The folder is missing, holds no mask of any case, or two of the same name.
+    """
+    if not folder.is_dir():
+        raise DataError(f"{folder}: there is no such folder")
+    named: dict[str, Path] = {}
+    for path in sorted(folder.iterdir()):
+        if path.name.startswith(".") or image_suffix(path) is None:
+            continue
+        if image_stem(path) in named:
+            raise DataError(f"{folder}: two masks have the name {image_stem(path)}; remove one of them")
+        named[image_stem(path)] = path
+    masks = {}
+    for file in files:
+        for name in (file.case_id, file.case_id.removesuffix(_CHANNEL)):
+            if name in named:
+                masks[file.case_id] = named[name]
+                break
+    if not masks:
+        raise DataError(
+            f"{folder}: no mask has the name of an image ({files[0].case_id} for one); masks and images share names"
+        )
+    return masks
+
+
+def score(
+    run: Path,
+    files: Sequence[CaseFile],
+    masks: Mapping[str, Path] | None,
+    segmenter: SegmenterAdapter | None,
+    out: Path,
+    device: str,
+    progress: Progress,
+) -> Scoring:
+    """Judges masks and writes tables, reward maps, a page and the audit log.
+
+    Cases that were judged before, from the same files with the same networks, are not judged again. A case that cannot
+    be judged is named and referred; the others are judged.
+
+    Args:
+        run: Run folder with the quality model.
+        files: The images.
+        masks: Masks by case, or None where a segmenter makes them.
+        segmenter: Makes the masks where none are given.
+        out: Folder for the results.
+        device: Where the networks run.
+        progress: Told how far it is.
+
+    Raises:
+        UserError: The quality model cannot be used, or not one case could be judged.
+    """
+    controller = load_controller(run, device)
+    if segmenter is not None and segmenter.schema.names != controller.schema.names:
+        raise ModelError(
+            f"the model segments {', '.join(segmenter.schema.structures)}, the quality model judges "
+            f"{', '.join(controller.schema.structures)}; they must be of one anatomy"
+        )
+    judge = _Judge(controller, hash_file(run / QUALITY_FILE), masks, segmenter, out)
+    reports: list[QualityReport] = []
+    problems: dict[str, str] = {}
+    inputs: dict[str, dict[str, str]] = {}
+    for done, file in enumerate(files, 1):
+        try:
+            reports.append(judge.judge(file))
+            inputs[file.case_id] = judge.inputs(file)
+        except UserError as error:
+            problems[file.case_id] = str(error)
+        progress("scoring", done, len(files))
+    if not reports:
+        raise DataError(f"no case could be judged; the first: {next(iter(problems.values()))}")
+    scoring = Scoring(controller.settle(reports), problems)
+    _write_tables(out, scoring, controller)
+    simulated = any(is_simulated(path.parent) for file in files[:1] for path in file.image_paths)
+    _write_page(out, scoring, controller, simulated)
+    _append_audit(out / "audit.jsonl", scoring, inputs, controller, judge.quality_hash)
+    return scoring
+
+
+class _Judge:
+    """Judges a case, or takes what was found before."""
+
+    def __init__(
+        self,
+        controller: QualityController,
+        quality_hash: str,
+        masks: Mapping[str, Path] | None,
+        segmenter: SegmenterAdapter | None,
+        out: Path,
+    ) -> None:
+        self.controller = controller
+        self.quality_hash = quality_hash
+        self.masks = masks
+        self.segmenter = None if segmenter is None else segmenter.to(controller.device)
+        self.segmenter_hash = "" if segmenter is None else _state_hash(segmenter)
+        self.out = out
+
+    def inputs(self, file: CaseFile) -> dict[str, str]:
+        """Hashes of everything that the report of a case depends on."""
+        hashes = {f"image {number}": _hash(path) for number, path in enumerate(file.image_paths)}
+        if self.masks is None:
+            hashes["segmenter"] = self.segmenter_hash
+        else:
+            hashes["mask"] = _hash(self._mask(file))
+        return {**hashes, "quality": self.quality_hash}
+
+    def judge(self, file: CaseFile) -> QualityReport:
+        record = self.out / "cases" / f"{file.case_id}.json"
+        inputs = self.inputs(file)
+        known = _read_record(record)
+        if known is not None and known["inputs"] == inputs:
+            return QualityReport.from_json(known["report"])
+        case = file.read()
+        labels = self._labels(file, case)
+        report = self.controller.assess(case, labels)
+        write_image(self.out / "rewards" / f"{file.case_id}.nii.gz", report.reward_map, case.geometry)
+        picture = thumbnail(case.image[0], labels, report.reward_map, self.controller.schema)
+        with replace_on_success(self.out / "thumbnails" / f"{file.case_id}.png") as temporary:
+            temporary.write_bytes(picture)
+        # Last: a case with a record is complete.
+        write_json(record, {"inputs": inputs, "report": report.to_json()})
+        return report
+
+    def _mask(self, file: CaseFile) -> Path:
+        assert self.masks is not None
+        if file.case_id not in self.masks:
+            raise DataError(f"case {file.case_id}: there is no mask of that name")
+        return self.masks[file.case_id]
+
+    def _labels(self, file: CaseFile, case: Case) -> LabelMap:
+        schema = self.controller.schema
+        if self.segmenter is None:
+            return read_labels(self._mask(file), schema, case.shape, case.geometry)
+        labels = self.segmenter.segment(case)
+        write_labels(self.out / "labels" / f"{file.case_id}.nii.gz", labels, case.geometry, schema)
+        return labels
+
+
+def _hash(path: Path) -> str:
+    if not path.exists():
+        raise DataError(f"{path}: there is no such file")
+    return hash_folder(path) if path.is_dir() else hash_file(path)
+
+
+def _state_hash(segmenter: SegmenterAdapter) -> str:
+    import hashlib
+
+    digest = hashlib.sha256()
+    for name, value in sorted(segmenter.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(value.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _read_record(path: Path) -> dict[str, Any] | None:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None  # Judged anew.
+    return content if isinstance(content, dict) and {"inputs", "report"} <= content.keys() else None
+
+
+def _write_tables(out: Path, scoring: Scoring, controller: QualityController) -> None:
+    """`scores.csv`, one row for each case and structure, and `scores.json`."""
+    columns = ["case_id", "patient_id", "structure", "predicted_dice", "low", "high", "mean_reward", "worst_reward"]
+    columns += ["worst_centre", "shift_distance", "shift_probability", "rules_failed", "verdict", "reasons"]
+    text = io.StringIO()
+    writer = csv.DictWriter(text, columns, lineterminator="\n", restval="")
+    writer.writeheader()
+    for report in scoring.batch.reports:
+        for item in report.scores:
+            writer.writerow(
+                {
+                    "case_id": report.case_id,
+                    "patient_id": report.patient_id,
+                    "structure": item.structure,
+                    "predicted_dice": item.predicted_dice,
+                    "low": item.low,
+                    "high": item.high,
+                    "mean_reward": item.mean_reward,
+                    "worst_reward": item.worst_reward,
+                    "worst_centre": " ".join(map(str, item.worst_centre)),
+                    "shift_distance": report.shift_distance,
+                    "shift_probability": report.shift_probability,
+                    "rules_failed": "; ".join(str(rule) for rule in report.rules if not rule.passed),
+                    "verdict": report.verdict,
+                    "reasons": "; ".join(report.reasons),
+                }
+            )
+    for case_id, problem in scoring.problems.items():
+        writer.writerow({"case_id": case_id, "verdict": "refer", "reasons": problem})
+    write_text(out / "scores.csv", text.getvalue())
+    cases = []
+    for report in scoring.batch.reports:
+        content = report.to_json()
+        del content["embedding"]
+        cases.append(content)
+    write_json(
+        out / "scores.json",
+        {
+            "format": 1,
+            "medfm_rl": __version__,
+            "calibrated_on": controller.model.origin,
+            "batch_shift_probability": scoring.batch.shift_probability,
+            "guarantees": [vars(guarantee) for guarantee in scoring.batch.guarantees],
+            "cases": cases,
+            "problems": dict(scoring.problems),
+        },
+    )
+
+
+def _write_page(out: Path, scoring: Scoring, controller: QualityController, simulated: bool) -> None:
+    cases = [
+        PageCase(report, (out / "thumbnails" / f"{report.case_id}.png").read_bytes())
+        for report in scoring.batch.reports
+    ]
+    write_page(out / "report.html", cases, scoring.problems, scoring.batch.guarantees, controller.model, simulated)
+
+
+def _append_audit(
+    path: Path,
+    scoring: Scoring,
+    inputs: Mapping[str, Mapping[str, str]],
+    controller: QualityController,
+    quality_hash: str,
+) -> None:
+    """One line for each verdict that is handed out; nothing is ever rewritten."""
+    common = {
+        "time": datetime.now(UTC).isoformat(timespec="seconds"),
+        "medfm_rl": __version__,
+        "quality": quality_hash,
+        "rewards": controller.model.reward_hashes,
+    }
+    lines = [
+        {**common, "case": report.case_id, "inputs": inputs[report.case_id], "verdict": report.verdict}
+        for report in scoring.batch.reports
+    ]
+    lines += [
+        {**common, "case": case_id, "inputs": {}, "verdict": "refer", "problem": problem}
+        for case_id, problem in scoring.problems.items()
+    ]
+    try:
+        with path.open("a", encoding="utf-8") as file:
+            file.write("".join(json.dumps(line) + "\n" for line in lines))
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        raise DataError(f"{path}: cannot be written ({error.strerror or error})") from error

@@ -1,0 +1,242 @@
+"""Fits a quality model on labelled cases: half of the patients to fit on, the other half for what is promised."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from medfm_rl import __version__
+from medfm_rl.data.layouts import split_by_patient
+from medfm_rl.errors import DataError
+from medfm_rl.metrics.calibration import expected_calibration_error
+from medfm_rl.metrics.validity import Anatomy
+from medfm_rl.quality.conformal import (
+    accept_threshold,
+    conformity,
+    fewest_for_threshold,
+    fewest_patients,
+    patient_quantile,
+    threshold_candidates,
+)
+from medfm_rl.quality.evidence import Evidence, calibrated
+from medfm_rl.quality.model import MEAN, PixelCalibration, QualityModel, StructureModel, Targets
+from medfm_rl.quality.prediction import DicePredictor, fit_predictor
+from medfm_rl.quality.shift import DomainReference
+from medfm_rl.seeding import derive_seed, numpy_generator
+
+FEWEST_PATIENTS = 8
+_MOST_PIXELS = 400_000
+
+
+@dataclass(frozen=True, eq=False)
+class CalibrationCase:
+    """A mask with its evidence and the truth.
+
+    Attributes:
+        patient_id: Every split is made by it.
+        evidence: What the networks and rules say.
+        right: `(*S')` bool, whether each pixel of the action is right.
+        dice: `(K - 1,)`, true Dice of each structure on the case's own grid.
+    """
+
+    patient_id: str
+    evidence: Evidence
+    right: Tensor
+    dice: npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """What a quality model records of where it comes from.
+
+    Attributes:
+        origin: What the calibration cases are, in words.
+        target_domain: Whether they are labelled cases of the domain that is scored.
+        reward_hashes: SHA-256 of each reward network.
+        segmenter_hash: SHA-256 of the segmenter.
+    """
+
+    origin: str
+    target_domain: bool
+    reward_hashes: dict[str, str]
+    segmenter_hash: str
+
+
+def fit_quality(
+    cases: Sequence[CalibrationCase], anatomy: Anatomy, targets: Targets, provenance: Provenance, seed: int = 0
+) -> QualityModel:
+    """Fits everything that `quality.json` holds.
+
+    Pixel calibration, predictors and the axes of the shift test are fitted on half of the patients; intervals, the
+    threshold and the reference of the shift test come from the other half, which makes their promises hold.
+
+    Args:
+        cases: Labelled cases.
+        anatomy: The rules that the evidence was made with.
+        targets: What is asked.
+        provenance: Where the cases and networks come from.
+        seed: Of the split.
+
+    Raises:
+        DataError: There are too few patients.
+    """
+    patients = {case.patient_id for case in cases}
+    if len(patients) < FEWEST_PATIENTS:
+        raise DataError(
+            f"calibration has {len(patients)} patients and needs at least {FEWEST_PATIENTS}; "
+            f"{2 * fewest_patients(targets.coverage)} for intervals of {targets.coverage:.0%}, and "
+            f"{2 * fewest_for_threshold(targets.alpha, targets.confidence)} for a threshold that keeps bad masks below "
+            f"{targets.alpha:.0%} of the accepted: give more labelled cases"
+        )
+    fitted, promised = split_by_patient(list(cases), 0.5, derive_seed(seed, "quality"))
+    pixels = _calibrate_pixels(fitted, promised, seed)
+    fitted, promised = (_with_calibrated_maps(part, pixels) for part in (fitted, promised))
+    structures, mean_fitted, mean_promised = _structures(fitted, promised, anatomy, targets)
+    threshold, reason = _threshold(promised, mean_fitted, mean_promised, targets, seed)
+    embeddings = [np.stack([case.evidence.embedding for case in part]) for part in (fitted, promised)]
+    return QualityModel(
+        version=__version__,
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        origin=provenance.origin,
+        target_domain=provenance.target_domain,
+        cases=len(cases),
+        patients=len(patients),
+        conformal_patients=len({case.patient_id for case in promised}),
+        names=anatomy.schema.names,
+        ids=anatomy.schema.ids,
+        reward_hashes=provenance.reward_hashes,
+        segmenter_hash=provenance.segmenter_hash,
+        anatomy=anatomy.name,
+        profile=anatomy.profile,
+        targets=targets,
+        pixels=pixels,
+        structures=structures,
+        accept_threshold=threshold,
+        accept_reason=reason,
+        domain=DomainReference.fit(embeddings[0], embeddings[1], [case.patient_id for case in promised]),
+    )
+
+
+def _calibrate_pixels(
+    fitted: Sequence[CalibrationCase], promised: Sequence[CalibrationCase], seed: int
+) -> PixelCalibration:
+    from sklearn.linear_model import LogisticRegression
+
+    p, right = _pixels(fitted, seed)
+    slope, shift = 1.0, 0.0
+    if 0 < right.mean() < 1:
+        model = LogisticRegression(C=np.inf).fit(_logit(p)[:, None], right)
+        # A slope below 0 would turn the maps upside down: there is nothing in them to be calibrated.
+        if model.coef_[0, 0] > 0:
+            slope, shift = float(model.coef_[0, 0]), float(model.intercept_[0])
+    p, right = _pixels(promised, seed)
+    after = calibrated(torch.from_numpy(p), slope, shift).numpy()
+    return PixelCalibration(
+        slope=slope,
+        shift=shift,
+        ece_before=expected_calibration_error(p, right),
+        ece_after=expected_calibration_error(after, right),
+    )
+
+
+def _pixels(cases: Sequence[CalibrationCase], seed: int) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.bool_]]:
+    p = torch.cat([case.evidence.reward_map.float().flatten() for case in cases]).numpy()
+    right = torch.cat([case.right.flatten() for case in cases]).numpy()
+    if len(p) > _MOST_PIXELS:
+        kept = numpy_generator(seed, "pixels").choice(len(p), _MOST_PIXELS, replace=False)
+        return p[kept], right[kept]
+    return p, right
+
+
+def _logit(p: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    clipped = np.clip(p, 1e-6, 1 - 1e-6)
+    return np.asarray(np.log(clipped) - np.log1p(-clipped), dtype=np.float32)
+
+
+def _with_calibrated_maps(cases: Sequence[CalibrationCase], pixels: PixelCalibration) -> list[CalibrationCase]:
+    return [
+        replace(
+            case,
+            evidence=replace(
+                case.evidence, reward_map=calibrated(case.evidence.reward_map, pixels.slope, pixels.shift)
+            ),
+        )
+        for case in cases
+    ]
+
+
+def _structures(
+    fitted: Sequence[CalibrationCase], promised: Sequence[CalibrationCase], anatomy: Anatomy, targets: Targets
+) -> tuple[dict[str, StructureModel], npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+    """Models by structure and for the mean; predicted means of the fitted and of the promised cases.
+
+    A structure that a mask lacks is not predicted, and its case not learned from: such a mask is referred.
+    """
+    names = anatomy.schema.structures
+    numbers = {
+        part: [case.evidence.features(names) for case in cases] for part, cases in (("f", fitted), ("p", promised))
+    }
+    models: dict[str, StructureModel] = {}
+    predicted: dict[str, list[npt.NDArray[np.float64]]] = {"f": [], "p": []}
+    for index, name in enumerate(names):
+        there = [row for row, row_numbers in enumerate(numbers["f"]) if row_numbers[index]["size"] > 0]
+        predictor = fit_predictor(
+            [numbers["f"][row][index] for row in there],
+            np.array([float(fitted[row].dice[index]) for row in there]),
+            [fitted[row].patient_id for row in there],
+        )
+        for part in ("f", "p"):
+            predicted[part].append(np.array([predictor.predict(row[index]) for row in numbers[part]]))
+        models[name] = _model(predictor, predicted["p"][-1], promised, index, targets)
+    means = {part: np.mean(values, axis=0) for part, values in predicted.items()}
+    models[MEAN] = _model(None, means["p"], promised, None, targets)
+    return models, means["f"], means["p"]
+
+
+def _model(
+    predictor: DicePredictor | None,
+    predicted: npt.NDArray[np.float64],
+    cases: Sequence[CalibrationCase],
+    index: int | None,
+    targets: Targets,
+) -> StructureModel:
+    truth = np.array([float(case.dice.mean() if index is None else case.dice[index]) for case in cases])
+    quantile = patient_quantile(conformity(predicted, truth), [case.patient_id for case in cases], targets.coverage)
+    return StructureModel(
+        predictor=predictor,
+        quantile=quantile if np.isfinite(quantile) else None,
+        error=float(np.abs(predicted - truth).mean()),
+        bias=float((predicted - truth).mean()),
+    )
+
+
+def _threshold(
+    cases: Sequence[CalibrationCase],
+    mean_fitted: npt.NDArray[np.float64],
+    mean_promised: npt.NDArray[np.float64],
+    targets: Targets,
+    seed: int,
+) -> tuple[float | None, str]:
+    # The test counts independent cases: one of each patient, drawn without looking at it.
+    order = numpy_generator(seed, "one case a patient").permutation(len(cases))
+    rows = sorted({cases[row].patient_id: int(row) for row in order}.values())
+    good = np.array([float(cases[row].dice.mean()) >= targets.dice for row in rows])
+    threshold = accept_threshold(
+        mean_promised[rows], good, threshold_candidates(mean_fitted), targets.alpha, targets.confidence
+    )
+    promise = (
+        f"at most {targets.alpha:.0%} of the accepted masks below a mean Dice of {targets.dice:g}, with a confidence "
+        f"of {targets.confidence:.0%}"
+    )
+    if threshold is not None:
+        return threshold, f"{promise} ({len(rows)} calibration patients)"
+    needed = fewest_for_threshold(targets.alpha, targets.confidence)
+    if len(rows) < needed:
+        return None, f"{promise}: needs at least {2 * needed} calibration patients, half of them to fit on"
+    return None, f"{promise}: no threshold does, {int((~good).sum())} of {len(rows)} calibration masks are below"

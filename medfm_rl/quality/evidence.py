@@ -1,0 +1,123 @@
+"""What is known of a mask without ground truth: the reward map, the rules, and the numbers made from them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from medfm_rl.metrics.validity import RuleResult
+from medfm_rl.reward.score import dilate, region_means, structure_regions
+
+FEATURES = (
+    "expected_dice",
+    "mean_reward",
+    "contour_reward",
+    "low_reward",
+    "spread",
+    "size",
+    "rules_failed",
+    "all_rules_failed",
+    "case_expected_dice",
+)
+"""Names of the numbers that describe a structure of a mask, in the order of the regression."""
+_CONTOUR = 2
+_REACH = 0.05
+
+
+@dataclass(frozen=True, eq=False)
+class Evidence:
+    """What the reward networks and the rules say of one mask, on the grid of the networks.
+
+    Attributes:
+        action: `(*S')` uint8, class indices.
+        reward_map: `(*S')` in [0, 1], probability that each pixel is right.
+        spread: `(*S')`, disagreement of the reward networks.
+        embedding: `(F,)`, what the networks saw.
+        rules: What the anatomy rules measured, on the case's own grid.
+        num_classes: K.
+    """
+
+    action: Tensor
+    reward_map: Tensor
+    spread: Tensor
+    embedding: npt.NDArray[np.float64]
+    rules: tuple[RuleResult, ...]
+    num_classes: int
+
+    def features(self, structures: Sequence[str]) -> list[dict[str, float]]:
+        """The numbers of `FEATURES` for each structure, class index 1 first.
+
+        Args:
+            structures: Names without the background.
+        """
+        action, maps, spread = self.action[None], self.reward_map[None].float(), self.spread[None].float()
+        one_hot = F.one_hot(action.long(), self.num_classes).movedim(-1, 1).float()
+        expected = expected_dice(maps, action, self.num_classes)[0]
+        regions = structure_regions(action, self.num_classes)
+        mean, disagreement, low = (region_means(values, regions)[0] for values in (maps, spread, (maps < 0.5).float()))
+        contour = region_means(maps, dilate(one_hot, _CONTOUR)[:, 1:] * dilate(1 - one_hot, _CONTOUR)[:, 1:])[0]
+        failed = [rule for rule in self.rules if not rule.passed]
+        rows = []
+        for index, name in enumerate(structures):
+            rows.append(
+                {
+                    "expected_dice": float(expected[index]),
+                    "mean_reward": float(mean[index]),
+                    "contour_reward": float(contour[index]),
+                    "low_reward": float(low[index]),
+                    "spread": float(disagreement[index]),
+                    "size": float(one_hot[0, index + 1].mean().sqrt()),
+                    "rules_failed": float(sum(name in _names(rule) for rule in failed)),
+                    "all_rules_failed": float(len(failed)),
+                    "case_expected_dice": float(expected.mean()),
+                }
+            )
+        return rows
+
+
+def expected_dice(maps: Tensor, actions: Tensor, num_classes: int) -> Tensor:
+    """Dice of each structure that the reward map lets expect.
+
+    With p(x) the probability that pixel x is right and A the pixels of structure k in the action, the overlap with
+    the truth is expected to be I, the sum of p over A, and the size of the truth I + M, where M is the sum of (1 - p)
+    s over the pixels outside A. s(x) is the probability that k is what a wrong pixel x should have been: the classes
+    other than its own that the action has within 5 % of the image's longest side share it equally, and k has none
+    where it is not one of them. Then
+
+        E Dice = 2 I / (size of A + I + M),
+
+    the ratio of the expectations, which is the expectation of the ratio up to terms of the order of its variance.
+
+    Args:
+        maps: Reward maps `(B, *S)` in [0, 1].
+        actions: `(B, *S)`, class indices.
+        num_classes: K.
+
+    Returns:
+        `(B, K - 1)` in [0, 1]; 0 for a structure that the action lacks.
+    """
+    one_hot = F.one_hot(actions.long(), num_classes).movedim(-1, 1).to(maps)
+    reach = max(1, round(_REACH * max(actions.shape[1:])))
+    near = dilate(one_hot, reach) * (1 - one_hot)
+    share = near / near.sum(dim=1, keepdim=True).clamp_min(1)
+    right = (one_hot * maps[:, None]).flatten(2).sum(dim=2)
+    missed = (share * (1 - maps)[:, None]).flatten(2).sum(dim=2)
+    area = one_hot.flatten(2).sum(dim=2)
+    expected = 2 * right / (area + right + missed).clamp_min(1e-8)
+    return torch.where(area > 0, expected, 0.0)[:, 1:]
+
+
+def calibrated(maps: Tensor, slope: float, shift: float) -> Tensor:
+    """Reward maps whose log-odds are `slope * logit(p) + shift`: probabilities of the deployed segmenter's pixels."""
+    clipped = maps.float().clamp(1e-6, 1 - 1e-6)
+    return torch.sigmoid(slope * torch.logit(clipped) + shift)
+
+
+def _names(rule: RuleResult) -> set[str]:
+    return set(rule.structure.split("+")) | set((rule.other or "").split("+"))

@@ -1,0 +1,193 @@
+"""`quality.json`: everything that turns a reward map into predicted Dice, an interval and a verdict."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from medfm_rl.data.files import hash_folder, write_text
+from medfm_rl.errors import ModelError
+from medfm_rl.metrics.rules import Profile
+from medfm_rl.metrics.validity import Anatomy
+from medfm_rl.quality.conformal import interval
+from medfm_rl.quality.prediction import DicePredictor
+from medfm_rl.quality.shift import DomainReference
+from medfm_rl.types import LabelSchema
+
+QUALITY_FILE = "quality.json"
+MEAN = "mean"
+
+
+class Targets(BaseModel):
+    """What is asked of the intervals and of the accepted masks.
+
+    Attributes:
+        coverage: Share of cases whose Dice the interval holds.
+        dice: Mean Dice below which a mask is bad.
+        alpha: Largest share of bad masks among the accepted.
+        confidence: Of the statement about the accepted masks.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    coverage: float = Field(0.9, gt=0.5, lt=1)
+    dice: float = Field(0.8, gt=0, lt=1)
+    alpha: float = Field(0.1, gt=0, lt=0.5)
+    confidence: float = Field(0.9, gt=0.5, lt=1)
+
+
+class PixelCalibration(BaseModel):
+    """`logit` of the calibrated probability is `slope * logit(p) + shift` (Platt, 1999), and what that does.
+
+    Attributes:
+        slope: Above 0.
+        shift: Of the log-odds.
+        ece_before: Expected calibration error of the reward maps on the cases that were held out from this fit.
+        ece_after: The same after calibration.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+    slope: float = Field(1.0, gt=0)
+    shift: float = 0.0
+    ece_before: float
+    ece_after: float
+
+
+class StructureModel(BaseModel):
+    """Predicted Dice of one structure, or of the mean over structures.
+
+    Attributes:
+        predictor: The prediction; for the mean over structures None: it is the mean of their predictions.
+        quantile: Conformal quantile of the relative error; None where there were too few patients for an interval.
+        error: Mean absolute error on the cases that the prediction was not fitted on.
+        bias: Mean of predicted - true Dice on them.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+    predictor: DicePredictor | None
+    quantile: float | None
+    error: float
+    bias: float
+
+    def interval(self, predicted: float) -> tuple[float, float]:
+        """The interval of a prediction; [0, 1] where there were too few patients."""
+        return interval(predicted, math.inf if self.quantile is None else self.quantile)
+
+
+class QualityModel(BaseModel):
+    """The content of `quality.json`.
+
+    Attributes:
+        format: Of this file.
+        version: Of medfm-rl that wrote it.
+        created: UTC, ISO 8601.
+        origin: What the calibration cases were, in words.
+        target_domain: Whether they are cases of the domain that is scored, labelled by a person.
+        cases: Calibration cases.
+        patients: Calibration patients.
+        conformal_patients: Those that intervals, thresholds and the shift test stand on.
+        names: Names of the classes.
+        ids: Their integers in files.
+        reward_hashes: SHA-256 of the folder of each reward network.
+        segmenter_hash: SHA-256 of the segmenter's folder.
+        anatomy: Name of the profile.
+        profile: The rules, learned limits included.
+        targets: What was asked.
+        pixels: Calibration of the reward maps.
+        structures: By name of the structure, and `mean`.
+        accept_threshold: Predicted mean Dice from which masks are accepted, or None where none can be guaranteed.
+        accept_reason: Why there is none, or what the threshold promises.
+        domain: What the images looked like.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+    format: Literal[1] = 1
+    version: str
+    created: str
+    origin: str
+    target_domain: bool
+    cases: int
+    patients: int
+    conformal_patients: int
+    names: tuple[str, ...]
+    ids: tuple[int, ...]
+    reward_hashes: dict[str, str]
+    segmenter_hash: str
+    anatomy: str
+    profile: Profile
+    targets: Targets
+    pixels: PixelCalibration
+    structures: dict[str, StructureModel]
+    accept_threshold: float | None
+    accept_reason: str
+    domain: DomainReference
+
+    @property
+    def schema_(self) -> LabelSchema:
+        """Structures of the masks."""
+        return LabelSchema(self.names, self.ids)
+
+    def bound_anatomy(self) -> Anatomy:
+        """The rules, bound to the structures."""
+        return Anatomy(self.anatomy, self.profile, self.schema_)
+
+    def write(self, path: Path) -> None:
+        """Writes the file, whole or not at all."""
+        write_text(path, self.model_dump_json(indent=1) + "\n")
+
+    @classmethod
+    def read(cls, path: Path) -> QualityModel:
+        """Reads and validates the file.
+
+        Raises:
+            ModelError: It is missing, or not what this version writes.
+        """
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+            if isinstance(content, dict) and content.get("format") != 1:
+                raise ModelError(
+                    f"{path}: format {content.get('format')!r}; this version reads format 1: calibrate again"
+                )
+            return cls.model_validate(content)
+        except FileNotFoundError as error:
+            raise ModelError(
+                f"{path}: there is no such file, so nothing says how good a reward is; make one from labelled cases by "
+                f"`medfm-rl calibrate {path.parent} --labelled DIR`"
+            ) from error
+        except (OSError, ValueError, ValidationError) as error:
+            raise ModelError(f"{path}: not a quality model ({error}); calibrate again") from error
+
+    def check_networks(self, hashes: dict[str, str], where: Path) -> None:
+        """Refuses reward networks other than those that were calibrated.
+
+        Raises:
+            ModelError: They differ.
+        """
+        if hashes != self.reward_hashes:
+            differing = sorted(
+                name
+                for name in hashes.keys() | self.reward_hashes.keys()
+                if hashes.get(name) != self.reward_hashes.get(name)
+            )
+            raise ModelError(
+                f"{where}: the reward networks are not those that {QUALITY_FILE} was calibrated with (differing: "
+                f"{', '.join(differing)}); calibrate again by `medfm-rl calibrate`"
+            )
+
+
+def reward_hashes(folder: Path) -> dict[str, str]:
+    """SHA-256 of each network of a reward folder that takes part in the ensemble.
+
+    Raises:
+        ModelError: The folder has no ensemble.
+    """
+    from medfm_rl.reward.network import FUSION
+
+    try:
+        members = json.loads((folder / FUSION).read_text(encoding="utf-8"))["members"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ModelError(f"{folder}: not the reward ensemble of a run ({error})") from error
+    return {str(member): hash_folder(folder / str(member)) for member in members}

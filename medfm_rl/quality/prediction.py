@@ -1,0 +1,96 @@
+"""Predicted Dice: what the reward map lets expect, or a regression on top of it, whichever predicts better."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+from pydantic import BaseModel, ConfigDict
+
+from medfm_rl.quality.evidence import FEATURES
+
+Kind = Literal["expected", "line", "ridge"]
+_INPUTS: dict[Kind, tuple[str, ...]] = {"expected": (), "line": ("expected_dice",), "ridge": FEATURES}
+_PENALTIES = tuple(10.0**power for power in range(-2, 4))
+_FEWEST_PATIENTS = 8
+_FOLDS = 5
+
+
+class DicePredictor(BaseModel):
+    """Predicts the Dice of one structure.
+
+    Attributes:
+        kind: expected (the expected Dice as it is), line (a line through it) or ridge (a ridge regression on all).
+        features: Names of the inputs.
+        centre: Mean of each input.
+        scale: Standard deviation of each input.
+        weights: Of the standardised inputs.
+        intercept: Mean Dice.
+        errors: Mean absolute error of each kind in cross-validation over patients; empty where there were too few.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+    kind: Kind
+    features: tuple[str, ...] = ()
+    centre: tuple[float, ...] = ()
+    scale: tuple[float, ...] = ()
+    weights: tuple[float, ...] = ()
+    intercept: float = 0.0
+    errors: dict[str, float] = {}
+
+    def predict(self, numbers: Mapping[str, float]) -> float:
+        """Predicted Dice in [0, 1] from the numbers of `FEATURES`."""
+        if self.kind == "expected":
+            return numbers["expected_dice"]
+        terms = zip(self.features, self.centre, self.scale, self.weights, strict=True)
+        value = self.intercept + sum(weight * (numbers[name] - centre) / scale for name, centre, scale, weight in terms)
+        return min(1.0, max(0.0, value))
+
+
+def fit_predictor(
+    numbers: Sequence[Mapping[str, float]], dice: npt.NDArray[np.float64], patients: Sequence[str]
+) -> DicePredictor:
+    """Fits every kind and keeps the one with the least error in cross-validation over patients.
+
+    With fewer than eight patients there is nothing to be validated on, and the expected Dice stays as it is.
+
+    Args:
+        numbers: Those of `FEATURES`, for each case.
+        dice: True Dice of each case.
+        patients: Patient of each case.
+    """
+    from sklearn.model_selection import GroupKFold
+
+    if len(set(patients)) < _FEWEST_PATIENTS:
+        return DicePredictor(kind="expected")
+    errors: dict[str, float] = {}
+    for kind in _INPUTS:
+        residuals = np.zeros(len(dice))
+        for fitted, left_out in GroupKFold(_FOLDS).split(dice, groups=patients):
+            predictor = _fit(kind, [numbers[row] for row in fitted], dice[fitted])
+            residuals[left_out] = [predictor.predict(numbers[row]) - dice[row] for row in left_out]
+        errors[kind] = float(np.abs(residuals).mean())
+    best: Kind = min(_INPUTS, key=lambda kind: errors[kind])
+    return _fit(best, numbers, dice).model_copy(update={"errors": errors})
+
+
+def _fit(kind: Kind, numbers: Sequence[Mapping[str, float]], dice: npt.NDArray[np.float64]) -> DicePredictor:
+    from sklearn.linear_model import RidgeCV
+
+    names = _INPUTS[kind]
+    if not names:
+        return DicePredictor(kind=kind)
+    inputs = np.array([[row[name] for name in names] for row in numbers])
+    centre, scale = inputs.mean(axis=0), inputs.std(axis=0)
+    scale = np.where(scale > 1e-9, scale, 1.0)
+    model = RidgeCV(alphas=_PENALTIES).fit((inputs - centre) / scale, dice)
+    return DicePredictor(
+        kind=kind,
+        features=names,
+        centre=tuple(centre.tolist()),
+        scale=tuple(scale.tolist()),
+        weights=tuple(np.atleast_1d(model.coef_).tolist()),
+        intercept=float(model.intercept_),
+    )

@@ -1,0 +1,109 @@
+"""The page of a scored batch: every verdict with its reasons, and pictures of the worst masks first."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+import numpy.typing as npt
+from matplotlib.image import imsave
+from rich.markup import escape
+from rich.table import Table
+
+from medfm_rl.data.files import write_text
+from medfm_rl.quality import QualityModel, QualityReport
+from medfm_rl.quality.controller import Guarantee
+from medfm_rl.report import overlay
+from medfm_rl.types import FloatArray, LabelMap, LabelSchema
+
+_PICTURES = 100
+_SIDE = 180
+_ORDER = {"refer": 0, "correct": 1, "accept": 2}
+
+
+@dataclass(frozen=True, eq=False)
+class PageCase:
+    """A report and its picture, as PNG."""
+
+    report: QualityReport
+    picture: bytes
+
+
+def thumbnail(image: FloatArray, labels: LabelMap, reward_map: FloatArray, schema: LabelSchema) -> bytes:
+    """The mask on its image, and the reward map beside it, as a small PNG.
+
+    Args:
+        image: Grey values `(*S)`; of a volume the plane with most of the mask is shown.
+        labels: Class indices `(*S)`.
+        reward_map: `(*S)` in [0, 1].
+        schema: Structures.
+    """
+    if labels.ndim == 3:
+        plane = int((labels > 0).sum(axis=(1, 2)).argmax())
+        image, labels, reward_map = image[plane], labels[plane], reward_map[plane]
+    step = max(1, -(-max(labels.shape) // _SIDE))
+    image, labels, reward_map = image[::step, ::step], labels[::step, ::step], reward_map[::step, ::step]
+    low, high = np.percentile(image, [1, 99])
+    grey = np.clip((image - low) / max(float(high - low), 1e-9), 0, 1)
+    shown = np.repeat(grey[..., None], 3, axis=2).astype(np.float64)
+    layer = overlay(labels, schema)
+    shown = shown * (1 - layer[..., 3:]) + layer[..., :3] * layer[..., 3:]
+    heat: npt.NDArray[np.float64] = matplotlib.colormaps["cividis"](reward_map)[..., :3]
+    buffer = io.BytesIO()
+    imsave(buffer, np.clip(np.concatenate([shown, heat], axis=1), 0, 1), format="png")
+    return buffer.getvalue()
+
+
+def write_page(
+    path: Path,
+    cases: Sequence[PageCase],
+    problems: Mapping[str, str],
+    guarantees: Sequence[Guarantee],
+    model: QualityModel,
+    simulated: bool,
+) -> None:
+    """Writes the page; it loads nothing from anywhere else."""
+    from jinja2 import Environment
+
+    ordered = sorted(cases, key=_badness)
+    template = (resources.files("medfm_rl") / "templates" / "quality.html").read_text(encoding="utf-8")
+    counts = {verdict: sum(case.report.verdict == verdict for case in cases) for verdict in _ORDER}
+    counts["refer"] += len(problems)
+    page = Environment(autoescape=True).from_string(template)
+    pictures = [(case.report, base64.b64encode(case.picture).decode()) for case in ordered[:_PICTURES]]
+    write_text(
+        path,
+        page.render(
+            reports=[case.report for case in ordered],
+            pictures=pictures,
+            problems=problems,
+            guarantees=guarantees,
+            model=model,
+            counts=counts,
+            total=len(cases) + len(problems),
+            simulated=simulated,
+        ),
+    )
+
+
+def calibration_table(model: QualityModel) -> Table:
+    """What the calibration found, for the terminal: the errors are on patients that it was not fitted on."""
+    table = Table(title=escape(f"Quality model: {model.origin}, {model.patients} patients"))
+    for name in ("structure", "prediction", "mean error", "bias", "interval at Dice 0.9"):
+        table.add_column(name, justify="left" if name in ("structure", "prediction") else "right")
+    for name, item in model.structures.items():
+        low, high = item.interval(0.9)
+        kind = "mean of the structures" if item.predictor is None else item.predictor.kind
+        table.add_row(escape(name), kind, f"{item.error:.3f}", f"{item.bias:+.3f}", f"{low:.2f} to {high:.2f}")
+    return table
+
+
+def _badness(case: PageCase) -> tuple[int, float]:
+    predicted = case.report.mean.predicted_dice
+    return _ORDER[case.report.verdict], -1.0 if predicted is None else predicted

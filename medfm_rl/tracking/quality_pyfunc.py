@@ -1,0 +1,64 @@
+"""The code of an MLflow quality model. MLflow runs this file when it loads the model: nothing is unpickled."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from mlflow.models import set_model
+from mlflow.pyfunc import PythonModel
+
+from medfm_rl.data.images import image_stem, read_image, read_labels
+from medfm_rl.quality import QualityController
+from medfm_rl.types import Case
+
+
+class QualityPythonModel(PythonModel):  # type: ignore[misc]
+    """Judges the masks of a table."""
+
+    def load_context(self, context: Any) -> None:
+        """Loads the run that came with the model."""
+        self.controller = QualityController.load(Path(context.artifacts["run"]))
+
+    def predict(self, context: Any, model_input: Any, params: dict[str, Any] | None = None) -> Any:
+        """Judges each row's mask as one of a batch.
+
+        Args:
+            context: Of MLflow.
+            model_input: A data frame with the columns `image` and `mask`, paths, and `patient` where it is known.
+            params: None are known.
+
+        Returns:
+            A data frame with the mask's predicted mean Dice, the interval, verdict, reasons, and what is promised.
+
+        Raises:
+            DataError: A file cannot be read, or image and mask do not belong together.
+        """
+        del context, params
+        reports = []
+        for row in model_input.to_dict("records"):
+            path = Path(row["image"])
+            pixels, geometry = read_image(path)
+            name = image_stem(path)
+            case = Case(name, str(row.get("patient", name)), pixels, geometry)
+            labels = read_labels(Path(row["mask"]), self.controller.schema, case.shape, geometry)
+            reports.append(self.controller.assess(case, labels))
+        batch = self.controller.settle(reports)
+        promised = "; ".join(f"{guarantee.status}: {guarantee.promise}" for guarantee in batch.guarantees)
+        return type(model_input)(
+            [
+                {
+                    "case": report.case_id,
+                    "predicted_dice": report.mean.predicted_dice,
+                    "low": report.mean.low,
+                    "high": report.mean.high,
+                    "verdict": report.verdict,
+                    "reasons": "; ".join(report.reasons),
+                    "promised": promised,
+                }
+                for report in batch.reports
+            ]
+        )
+
+
+set_model(QualityPythonModel())

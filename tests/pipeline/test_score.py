@@ -1,0 +1,217 @@
+from __future__ import annotations
+
+import csv
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import SimpleITK as sitk
+
+from medfm_rl.data.files import write_json
+from medfm_rl.data.images import read_image, write_image
+from medfm_rl.data.layouts import find_cases
+from medfm_rl.errors import DataError, ModelError
+from medfm_rl.pipeline.calibrate import calibrate, write_default_quality
+from medfm_rl.pipeline.config_file import load_config
+from medfm_rl.pipeline.models import load_model
+from medfm_rl.pipeline.run_folder import RunFolder
+from medfm_rl.pipeline.score import find_masks, score
+from medfm_rl.quality import QualityController
+from medfm_rl.quality.model import Targets
+from medfm_rl.settings import AdaptConfig, DataSettings
+from medfm_rl.types import Geometry
+
+
+def quiet(stage: str, done: int, total: int) -> None:
+    assert 0 <= done <= total, stage
+
+
+@pytest.fixture
+def images(quality_run: Path, tmp_path: Path) -> Path:
+    """Six cases of the calibration data, in folders of their own."""
+    folder = tmp_path / "data"
+    for part in ("images", "labels"):
+        (folder / part).mkdir(parents=True)
+        for path in sorted((quality_run.parent / "data" / part).iterdir())[:6]:
+            shutil.copy(path, folder / part)
+    return folder
+
+
+def run_score(quality_run: Path, images: Path, out: Path, masks: Path | None = None):
+    files = find_cases(DataSettings(path=images / "images"))
+    found = find_masks(masks or images / "labels", files)
+    return score(quality_run, files, found, None, out, "cpu", quiet)
+
+
+def rows_of(out: Path) -> list[dict[str, str]]:
+    with (out / "scores.csv").open(encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def test_scoring_leaves_tables_maps_a_page_and_a_log(quality_run: Path, images: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    scoring = run_score(quality_run, images, out)
+    rows = rows_of(out)
+    assert len(rows) == 6 * 4
+    assert {row["structure"] for row in rows} == {"LV", "MYO", "LA", "mean"}
+    content = json.loads((out / "scores.json").read_text())
+    assert len(content["cases"]) == 6
+    assert {"measured", "least", "most", "unit", "source", "passed"} <= content["cases"][0]["rules"][0].keys()
+    assert [item["status"] for item in content["guarantees"]]
+    case = scoring.batch.reports[0]
+    image, geometry = read_image(next((images / "images").glob(f"{case.case_id}.*")))
+    pixels, found = read_image(out / "rewards" / f"{case.case_id}.nii.gz")
+    assert pixels.shape == image.shape
+    assert found.matches(geometry)
+    np.testing.assert_allclose(pixels[0], case.reward_map, atol=1e-6)
+    page = (out / "report.html").read_text()
+    assert page.count("<figure>") == 6
+    assert "http" not in page
+    assert "SIMULATED" in page or not (images / "simulation.json").exists()
+    log = [json.loads(line) for line in (out / "audit.jsonl").read_text().splitlines()]
+    assert [line["case"] for line in log] == [report.case_id for report in scoring.batch.reports]
+    assert all(line["verdict"] and line["quality"] and line["inputs"]["mask"] and line["rewards"] for line in log)
+
+
+def test_what_was_scored_is_kept_and_what_changed_is_not(
+    quality_run: Path, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, seen = tmp_path / "out", []
+    assess = QualityController.assess
+
+    def watched(self: QualityController, case, labels):
+        seen.append(case.case_id)
+        return assess(self, case, labels)
+
+    monkeypatch.setattr(QualityController, "assess", watched)
+    first = run_score(quality_run, images, out)
+    assert len(seen) == 6
+    (out / "cases" / f"{seen[0]}.json").unlink()
+    (out / "cases" / f"{seen[1]}.json").write_text("{")
+    mask = next((images / "labels").glob(f"{seen[2]}.*"))
+    shutil.copy(next((images / "labels").glob(f"{seen[3]}.*")), mask)
+    again = run_score(quality_run, images, out)
+    assert seen[6:] == seen[:3]
+    assert again.batch.reports[5].scores == first.batch.reports[5].scores
+    # The log is added to, never rewritten.
+    assert len((out / "audit.jsonl").read_text().splitlines()) == 12
+
+
+def test_one_bad_file_in_many_is_referred_and_the_rest_is_scored(
+    quality_run: Path, images: Path, tmp_path: Path
+) -> None:
+    names = sorted(path.name for path in (images / "images").iterdir())
+    (images / "images" / names[0]).write_bytes(b"no image")
+    (images / "labels" / names[1]).unlink()
+    stranger = sitk.ReadImage(str(images / "labels" / names[2])) * 0 + 77
+    sitk.WriteImage(stranger, str(images / "labels" / names[2]))
+    small = sitk.GetImageFromArray(np.ones((5, 5), np.uint8))
+    sitk.WriteImage(small, str(images / "labels" / names[3]))
+    out = tmp_path / "out"
+    scoring = run_score(quality_run, images, out)
+    assert len(scoring.batch.reports) == 2
+    assert len(scoring.problems) == 4
+    problems = " ".join(scoring.problems.values())
+    for message in ("cannot be read", "there is no mask of that name", "label 77", "the mask has size (5, 5)"):
+        assert message in problems
+    assert scoring.count("refer") >= 4
+    referred = [row for row in rows_of(out) if row["structure"] == ""]
+    assert [row["verdict"] for row in referred] == ["refer"] * 4
+    assert (out / "report.html").read_text().count("<li>") == 2 + 4
+
+
+def test_a_mask_elsewhere_in_space_is_no_mask_of_the_image(quality_run: Path, images: Path, tmp_path: Path) -> None:
+    name = sorted((images / "images").iterdir())[0].name.partition(".")[0]
+    for part in ("images", "labels"):
+        old = next((images / part).glob(f"{name}.*"))
+        pixels, _ = read_image(old)
+        old.unlink()
+        spacing = (0.5, 0.5) if part == "images" else (0.7, 0.7)
+        geometry = Geometry(spacing, (0.0, 0.0), (1.0, 0.0, 0.0, 1.0))
+        write_image(images / part / f"{name}.nii.gz", pixels[0].astype(np.uint8), geometry)
+    scoring = run_score(quality_run, images, tmp_path / "out")
+    assert "lies elsewhere in space" in scoring.problems[name]
+
+
+def test_nothing_that_could_be_judged_is_an_error(quality_run: Path, images: Path, tmp_path: Path) -> None:
+    for path in (images / "images").iterdir():
+        path.write_bytes(b"no image")
+    with pytest.raises(DataError, match="no case could be judged; the first"):
+        run_score(quality_run, images, tmp_path / "out")
+
+
+def test_masks_of_nnunet_are_found_by_the_name_of_the_case(tmp_path: Path, images: Path) -> None:
+    first = sorted((images / "images").iterdir())[0]
+    stem, _, suffix = first.name.partition(".")
+    renamed = first.with_name(f"{stem}_0000.{suffix}")
+    first.rename(renamed)
+    files = find_cases(DataSettings(path=images / "images"))
+    masks = find_masks(images / "labels", files)
+    assert len(masks) == 6
+    assert masks[renamed.name.partition(".")[0]].name == first.name
+    (tmp_path / "empty").mkdir()
+    for folder, message in ((tmp_path / "empty", "no mask has the name of an image"), (tmp_path / "no", "no such")):
+        with pytest.raises(DataError, match=message):
+            find_masks(folder, files)
+
+
+def test_a_model_makes_the_masks(quality_run: Path, images: Path, tmp_path: Path) -> None:
+    files = find_cases(DataSettings(path=images / "images"))
+    segmenter = load_model(quality_run).segmenter
+    out = tmp_path / "out"
+    scoring = score(quality_run, files, None, segmenter, out, "cpu", quiet)
+    for report in scoring.batch.reports:
+        assert (out / "labels" / f"{report.case_id}.nii.gz").exists()
+    masks = find_masks(out / "labels", files)
+    given = score(quality_run, files, masks, None, tmp_path / "given", "cpu", quiet)
+    assert [item.scores for item in given.batch.reports] == [item.scores for item in scoring.batch.reports]
+
+
+def test_an_unfinished_run_is_refused(images: Path, tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="not a finished run"):
+        run_score(tmp_path, images, tmp_path / "out")
+
+
+def test_calibration_can_judge_the_masks_of_another_segmenter(quality_run: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "run"
+    shutil.copytree(quality_run, copy)
+    files = find_cases(DataSettings(path=quality_run.parent / "data"))
+    masks = {file.case_id: file.label_path for file in files if file.label_path is not None}
+    model = calibrate(RunFolder(copy), files, masks, Targets(), "cpu", quiet)
+    # Experts' own masks have no error.
+    assert model.structures["mean"].error < 0.05
+    masks.popitem()
+    with pytest.raises(DataError, match="there is no mask of that name to be judged"):
+        calibrate(RunFolder(copy), files, masks, Targets(), "cpu", quiet)
+
+
+def test_a_run_calibrates_itself_on_source_patients_that_its_rewards_have_not_seen(
+    quality_run: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    copy = tmp_path / "run"
+    shutil.copytree(quality_run, copy)
+    (copy / "quality.json").unlink()
+    data = DataSettings(path=quality_run.parent / "data")
+    patients = sorted({file.patient_id for file in find_cases(data)})
+    run = RunFolder(copy)
+    config = load_config(run.config_file, AdaptConfig)
+
+    def seen_by_rewards(count: int) -> AdaptConfig:
+        for member in range(2):
+            content = {"training_patients": patients[: count - 1], "validation_patients": patients[count - 1 : count]}
+            write_json(run.reward(0, f"member-{member}").with_suffix(".json"), content)
+        return config.model_copy(update={"source": data})
+
+    assert write_default_quality(run, config, quiet) is None
+    assert "without source images" in caplog.text
+    assert write_default_quality(run, seen_by_rewards(20), quiet) is None
+    assert "calibration has 4 patients and needs at least 8" in caplog.text
+    assert not run.quality.exists()
+    model = write_default_quality(run, seen_by_rewards(4), quiet)
+    assert model is not None
+    assert (model.patients, model.target_domain) == (20, False)
+    # Three appearances of each of four frames.
+    assert model.cases == 20 * 4 * 3
+    assert write_default_quality(run, config, quiet) == model

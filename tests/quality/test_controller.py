@@ -1,0 +1,260 @@
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from medfm_rl.data.layouts import find_cases
+from medfm_rl.errors import DataError, ModelError
+from medfm_rl.quality import QualityController, QualityReport
+from medfm_rl.quality.calibration import CalibrationCase, Provenance, fit_quality
+from medfm_rl.quality.model import MEAN, QualityModel, StructureModel, Targets
+from medfm_rl.reward.network import RewardEnsemble, RewardNet
+from medfm_rl.settings import DataSettings, NetworkSettings, RewardSettings
+from medfm_rl.types import Geometry, LabelledCase
+
+
+@pytest.fixture(scope="module")
+def controller(quality_run: Path) -> QualityController:
+    return QualityController.load(quality_run)
+
+
+@pytest.fixture(scope="module")
+def labelled(quality_run: Path, controller: QualityController) -> list[LabelledCase]:
+    files = find_cases(DataSettings(path=quality_run.parent / "data"))
+    return [file.read_labelled(controller.schema) for file in files]
+
+
+@pytest.fixture(scope="module")
+def report(controller: QualityController, labelled: list[LabelledCase]) -> QualityReport:
+    return controller.assess(labelled[0].case, labelled[0].ground_truth)
+
+
+def test_a_report_holds_everything_that_is_known(controller: QualityController, report: QualityReport) -> None:
+    assert [score.structure for score in report.scores] == ["LV", "MYO", "LA", MEAN]
+    predicted = [score.predicted_dice for score in report.scores]
+    assert report.mean.predicted_dice == pytest.approx(np.mean(predicted[:3]))
+    for score in report.scores:
+        assert score.low is not None
+        assert score.high is not None
+        assert 0 <= score.low <= score.predicted_dice <= score.high <= 1
+        assert score.worst_reward == pytest.approx(report.reward_map[score.worst_centre], abs=0.5)
+    assert report.reward_map.shape == (32, 32)
+    assert {rule.rule for rule in report.rules} >= {"present", "components", "holes", "size", "contact"}
+    assert report.reasons
+    assert 0 < report.shift_probability <= 1
+
+
+def test_a_report_survives_its_file(report: QualityReport) -> None:
+    again = QualityReport.from_json(json.loads(json.dumps(report.to_json())))
+    assert replace(again, reward_map=report.reward_map).to_json() == report.to_json()
+    assert again.verdict == report.verdict
+
+
+def test_the_worst_region_lies_where_the_reward_is_low(
+    controller: QualityController, labelled: list[LabelledCase], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    case, mask = labelled[0].case, labelled[0].ground_truth
+    rows, columns = np.nonzero(mask == 1)
+    spot = (int(rows.mean()), int(columns.mean()))
+
+    def doubted(self: RewardEnsemble, images: torch.Tensor, actions: torch.Tensor, patch: object) -> object:
+        found = original(self, images, actions, patch)
+        mean = torch.full_like(found.mean, 0.9)
+        mean[0, spot[0] - 1 : spot[0] + 2, spot[1] - 1 : spot[1] + 2] = 0.01
+        return replace(found, mean=mean)
+
+    original = RewardEnsemble.examine
+    monkeypatch.setattr(RewardEnsemble, "examine", doubted)
+    ventricle = controller.assess(case, mask).scores[0]
+    assert ventricle.worst_centre == spot
+    assert ventricle.worst_reward < 0.2
+
+
+def test_a_missing_structure_is_referred_without_a_score(
+    controller: QualityController, labelled: list[LabelledCase]
+) -> None:
+    mask = labelled[0].ground_truth.copy()
+    mask[mask == 3] = 0
+    report = controller.assess(labelled[0].case, mask)
+    assert report.verdict == "refer"
+    assert report.scores[2].predicted_dice is None
+    assert report.mean.predicted_dice is None
+    assert "LA is missing" in report.reasons[0]
+    empty = controller.assess(labelled[0].case, np.zeros_like(mask))
+    assert (empty.verdict, empty.mean.predicted_dice) == ("refer", None)
+
+
+def test_a_mask_that_is_not_of_the_image_is_an_error(
+    controller: QualityController, labelled: list[LabelledCase]
+) -> None:
+    with pytest.raises(DataError, match=r"the mask has size \(31, 32\), its image \(32, 32\)"):
+        controller.assess(labelled[0].case, labelled[0].ground_truth[1:])
+    with pytest.raises(DataError, match="class indices go from 0 to 3"):
+        controller.assess(labelled[0].case, np.full((32, 32), 9, np.uint8))
+
+
+def test_an_image_of_another_kind_is_referred(controller: QualityController, labelled: list[LabelledCase]) -> None:
+    case, mask = labelled[0].case, labelled[0].ground_truth
+    noise = np.random.default_rng(0).exponential(size=case.image.shape).astype(np.float32) ** 3
+    report = controller.assess(replace(case, image=noise), mask)
+    assert report.shift_probability < 0.001
+    assert report.verdict == "refer"
+    assert "unlike those of the calibration" in report.reasons[0]
+
+
+def changed(controller: QualityController, **changes: object) -> QualityController:
+    model = controller.model.model_copy(update=changes)
+    return QualityController(controller.segmenter, controller.reward, model)
+
+
+def with_interval(controller: QualityController, quantile: float | None, **changes: object) -> QualityController:
+    mean = StructureModel(predictor=None, quantile=quantile, error=0, bias=0)
+    return changed(controller, structures={**controller.model.structures, MEAN: mean}, **changes)
+
+
+def sound(report: QualityReport) -> QualityReport:
+    return replace(report, rules=(), shift_probability=0.5)
+
+
+def test_the_verdict_follows_interval_threshold_and_rules(controller: QualityController, report: QualityReport) -> None:
+    predicted = report.mean.predicted_dice
+    assert predicted is not None
+
+    fine = sound(report)
+
+    def verdict(limit: float, quantile: float, threshold: float | None, tried: QualityReport = fine) -> str:
+        judge = with_interval(controller, quantile, targets=Targets(dice=limit), accept_threshold=threshold)
+        low, high = judge.model.structures[MEAN].interval(predicted)
+        mean = replace(tried.mean, low=low, high=high)
+        return judge.settle([replace(tried, scores=(*tried.scores[:-1], mean))]).reports[0].verdict
+
+    assert verdict(predicted - 0.1, 0.01, None) == "accept"
+    assert verdict(predicted - 0.1, 5.0, None) == "correct"
+    assert verdict(predicted - 0.1, 5.0, predicted - 0.05) == "accept"
+    assert verdict(predicted - 0.1, 5.0, predicted + 0.05) == "correct"
+    assert verdict(predicted + 0.1, 0.01, None) == "refer"
+    broken = replace(report.rules[0], passed=False)
+    assert verdict(predicted - 0.1, 0.01, None, replace(sound(report), rules=(broken,))) == "correct"
+    strange = replace(sound(report), shift_probability=1e-6)
+    assert verdict(predicted - 0.1, 0.01, None, strange) == "refer"
+
+
+def batch(controller: QualityController, labelled: list[LabelledCase], shift: float) -> list[QualityReport]:
+    # Masks of the segmenter that was calibrated: those of an expert look different to the networks.
+    masks = [controller.segmenter.segment(item.case) for item in labelled]
+    reports = [sound(controller.assess(item.case, mask)) for item, mask in zip(labelled, masks, strict=True)]
+    return [replace(item, embedding=tuple(np.array(item.embedding) + shift)) for item in reports]
+
+
+def test_a_batch_from_elsewhere_suspends_what_was_promised(
+    controller: QualityController, labelled: list[LabelledCase]
+) -> None:
+    judge = with_interval(controller, 5.0, targets=Targets(dice=0.05), accept_threshold=0.0)
+    same = judge.settle(batch(judge, labelled, 0.0))
+    assert same.shift_probability is not None
+    assert {guarantee.status for guarantee in same.guarantees} == {"holds"}
+    assert {report.verdict for report in same.reports} == {"accept"}
+    moved = judge.settle(batch(judge, labelled, 5.0))
+    assert moved.shift_probability is not None
+    assert moved.shift_probability < 0.05
+    assert {guarantee.status for guarantee in moved.guarantees} == {"suspended"}
+    assert "calibrate on labelled cases of this domain" in moved.guarantees[0].reason
+    # The threshold counts no more; the interval reaches below the limit.
+    assert {report.verdict for report in moved.reports} == {"correct"}
+    assert "the threshold does not count" in moved.reports[0].reasons[0]
+
+
+def test_a_small_batch_is_untested_and_a_small_calibration_promises_nothing(
+    controller: QualityController, report: QualityReport
+) -> None:
+    assert {guarantee.status for guarantee in with_interval(controller, 1.0).settle([report]).guarantees} == {
+        "untested",
+        "none",
+    }
+    nothing = with_interval(controller, None, accept_threshold=None).settle([report])
+    assert {guarantee.status for guarantee in nothing.guarantees} == {"none"}
+    assert nothing.shift_probability is None
+
+
+def test_networks_that_were_not_calibrated_are_refused(quality_run: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(quality_run, run)
+    shutil.rmtree(run / "reward" / "member-1")
+    torch.manual_seed(5)
+    RewardNet(NetworkSettings(channels=(4, 8), residual_units=0), 4).save(run / "reward" / "member-1")
+    with pytest.raises(ModelError, match=r"not those that quality.json was calibrated with \(differing: member-1\)"):
+        QualityController.load(run)
+
+
+def test_networks_of_another_anatomy_are_refused(controller: QualityController) -> None:
+    network = NetworkSettings(channels=(4, 8), residual_units=0)
+    other = RewardEnsemble([RewardNet(network, 2)], RewardSettings())
+    with pytest.raises(ModelError, match=r"reward networks of \[2\] classes; they must be of one anatomy"):
+        QualityController(controller.segmenter, other, controller.model)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("{", "not a quality model"),
+        ('{"format": 2}', "format 2; this version"),
+        ('{"format": 1}', "Field required"),
+        ("[]", "not a quality model"),
+    ],
+)
+def test_a_damaged_file_is_refused(quality_run: Path, tmp_path: Path, content: str, message: str) -> None:
+    path = tmp_path / "quality.json"
+    path.write_text(content)
+    with pytest.raises(ModelError, match=message):
+        QualityModel.read(path)
+
+
+def test_without_a_file_it_says_how_to_make_one(tmp_path: Path) -> None:
+    (tmp_path / "model").mkdir()
+    with pytest.raises(ModelError, match=r"medfm-rl calibrate .* --labelled DIR"):
+        QualityController.load(tmp_path)
+    with pytest.raises(ModelError, match="not a finished run"):
+        QualityController.load(tmp_path / "nowhere")
+
+
+def test_few_patients_are_refused_with_what_is_needed(controller: QualityController) -> None:
+    case = CalibrationCase("p", None, torch.ones(2, 2), np.ones(3, np.float32))  # type: ignore[arg-type]
+    with pytest.raises(DataError, match="has 1 patients and needs at least 8; 18 for intervals of 90%, and 76 for"):
+        fit_quality([case], controller.anatomy, Targets(), Provenance("", False, {}, ""))
+
+
+def test_the_model_states_its_errors_on_patients_that_it_was_not_fitted_on(quality_run: Path) -> None:
+    model = QualityModel.read(quality_run / "quality.json")
+    assert (model.patients, model.conformal_patients, model.target_domain) == (24, 12, True)
+    assert model.structures.keys() == {"LV", "MYO", "LA", MEAN}
+    assert all(item.quantile is not None for item in model.structures.values())
+    assert 0 <= model.pixels.ece_after <= model.pixels.ece_before + 1e-6
+    # Whom the images show is nobody's business.
+    assert "sim00" not in (quality_run / "quality.json").read_text()
+
+
+def test_larger_images_are_judged_in_overlapping_patches() -> None:
+    torch.manual_seed(0)
+    nets = [RewardNet(NetworkSettings(channels=(4, 8), residual_units=0), 3) for _ in range(2)]
+    ensemble = RewardEnsemble(nets, RewardSettings())
+    images, actions = torch.randn(2, 1, 24, 40), torch.randint(0, 3, (2, 24, 40))
+    found = ensemble.examine(images, actions, (16, 16))
+    assert found.mean.shape == found.spread.shape == (2, 24, 40)
+    assert found.features.shape == (2, 12)
+    assert bool(((found.mean >= 0) & (found.mean <= 1)).all())
+    whole = ensemble.examine(images, actions, (24, 40))
+    expected = torch.stack([net.reward_map(images, actions) for net in nets])
+    torch.testing.assert_close(whole.mean, expected.mean(dim=0))
+    torch.testing.assert_close(whole.spread, expected.std(dim=0, correction=0))
+
+
+def test_geometry_reaches_the_rules(controller: QualityController, labelled: list[LabelledCase]) -> None:
+    case = replace(labelled[0].case, geometry=Geometry((0.5, 2.0), (0.0, 0.0), (1.0, 0.0, 0.0, 1.0)))
+    found = {rule.rule: rule for rule in controller.assess(case, labelled[0].ground_truth).rules}
+    assert found["present"].unit == "mm^2"

@@ -1,0 +1,94 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from medfm_rl.metrics.overlap import dice
+from medfm_rl.metrics.validity import RuleResult
+from medfm_rl.quality.evidence import FEATURES, Evidence, calibrated, expected_dice
+
+
+def test_a_map_of_ones_expects_a_perfect_mask() -> None:
+    actions = torch.tensor([[[0, 1, 1], [0, 2, 2], [0, 0, 0]]])
+    assert expected_dice(torch.ones(1, 3, 3), actions, 3).tolist() == [[1.0, 1.0]]
+
+
+def test_doubt_inside_and_outside_by_hand() -> None:
+    actions = torch.zeros(1, 4, 4, dtype=torch.long)
+    actions[0, 0] = 1
+    maps = torch.ones(1, 4, 4)
+    maps[0, 0] = 0.5
+    # 4 pixels, 2 of which are expected to be right: 2 * 2 / (4 + 2).
+    assert expected_dice(maps, actions, 2).item() == pytest.approx(2 / 3)
+    maps[0, 0] = 1
+    maps[0, 1, 0] = 0
+    # A pixel beside it that should have been of the structure: 2 * 4 / (4 + 4 + 1).
+    assert expected_dice(maps, actions, 2).item() == pytest.approx(8 / 9)
+
+
+def test_a_wrong_pixel_between_two_structures_is_shared_by_them() -> None:
+    actions = torch.tensor([[[1, 0, 2]]])
+    maps = torch.tensor([[[1.0, 0.0, 1.0]]])
+    # Half of the pixel is expected to belong to each: 2 * 1 / (1 + 1 + 1 / 2).
+    assert expected_dice(maps, actions, 3).tolist() == [[pytest.approx(0.8)] * 2]
+
+
+def test_a_wrong_pixel_far_from_a_structure_is_none_of_its() -> None:
+    actions = torch.zeros(1, 1, 40, dtype=torch.long)
+    actions[0, 0, :5] = 1
+    maps = torch.ones(1, 1, 40)
+    maps[0, 0, 30] = 0
+    assert expected_dice(maps, actions, 2).item() == 1
+
+
+def test_a_missing_structure_is_expected_to_have_no_overlap() -> None:
+    assert expected_dice(torch.ones(1, 3, 3), torch.ones(1, 3, 3, dtype=torch.long), 3).tolist() == [[1.0, 0.0]]
+
+
+@settings(deadline=None, max_examples=50)
+@given(
+    truth=hnp.arrays(np.uint8, (4, 5), elements=st.integers(0, 1)),
+    action=hnp.arrays(np.uint8, (4, 5), elements=st.integers(0, 1)),
+)
+def test_a_map_that_knows_every_error_gives_the_true_dice(truth: np.ndarray, action: np.ndarray) -> None:
+    action[:, 2] = [0, 1, 0, 1]  # Every pixel has the other class within reach.
+    action[1], truth[1] = [0, 1, 0, 1, 0], [0, 1, 0, 1, 0]
+    action[3] = [1, 0, 1, 0, 1]
+    right = torch.from_numpy((truth == action).astype(np.float32))[None]
+    found = expected_dice(right, torch.from_numpy(action)[None].long(), 2)
+    assert found.item() == pytest.approx(float(dice(action, truth, 2)[0]), abs=1e-6)
+
+
+def test_calibration_moves_the_log_odds_and_keeps_extremes_finite() -> None:
+    maps = torch.tensor([0.0, 0.5, 0.9, 1.0])
+    found = calibrated(maps, 2.0, 0.0)
+    assert found[1] == 0.5
+    assert found[2] == pytest.approx(0.81 / (0.81 + 0.01), rel=1e-5)
+    assert bool(((found >= 0) & (found <= 1)).all())
+
+
+def test_the_numbers_of_a_structure() -> None:
+    action = torch.zeros(20, 20, dtype=torch.uint8)
+    action[5:15, 5:15] = 1
+    maps = torch.ones(20, 20)
+    maps[5:15, 5:15] = 0.4
+    rules = (
+        RuleResult("holes", "a", None, 0.1, None, 0.0, "share", "", False),
+        RuleResult("gap", "b", "a", 0.0, None, 0.1, "share", "", True),
+        RuleResult("present", "b", None, None, None, None, "px", "", False),
+    )
+    evidence = Evidence(action, maps, torch.full((20, 20), 0.2), np.zeros(3), rules, 3)
+    first, second = evidence.features(("a", "b"))
+    assert tuple(first) == FEATURES
+    assert first["expected_dice"] == pytest.approx(expected_dice(maps[None], action[None].long(), 3)[0, 0].item())
+    # The structure and three pixels around it: 100 pixels of 0.4 in 256.
+    assert first["mean_reward"] == pytest.approx((100 * 0.4 + 156) / 256)
+    assert first["low_reward"] == pytest.approx(100 / 256)
+    assert first["spread"] == pytest.approx(0.2)
+    assert first["size"] == pytest.approx(0.5)
+    assert (first["rules_failed"], first["all_rules_failed"]) == (1, 2)
+    assert (second["rules_failed"], second["size"], second["expected_dice"], second["contour_reward"]) == (1, 0, 0, 0)
