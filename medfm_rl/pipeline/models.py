@@ -8,10 +8,13 @@ from pathlib import Path
 
 import torch
 
-from medfm_rl.adapters import SegmenterAdapter, TorchModuleAdapter
+from medfm_rl.adapters import NnUNetAdapter, SegmenterAdapter, TorchModuleAdapter
+from medfm_rl.adapters.nnunet import DATASET, PLANS
 from medfm_rl.errors import ConfigError, ModelError
+from medfm_rl.pipeline.config_file import load_config
+from medfm_rl.pipeline.run_folder import RunFolder
 from medfm_rl.reward.network import RewardEnsemble, RewardNet
-from medfm_rl.settings import RewardSettings, SegmenterSettings
+from medfm_rl.settings import AdaptConfig, NnUNetSettings, RewardSettings, Segmenter, SegmenterSettings
 
 FUSION = "fusion.json"
 
@@ -24,13 +27,27 @@ class Model:
     reward: RewardEnsemble | None
 
 
-def load_segmenter(settings: SegmenterSettings) -> SegmenterAdapter:
+def load_segmenter(settings: Segmenter) -> SegmenterAdapter:
     """Loads the segmenter of a config.
 
     Raises:
+        MissingExtraError: Its kind needs a package that is not installed.
         ModelError: The folder cannot be used.
     """
-    return TorchModuleAdapter.load(settings.folder)
+    match settings:
+        case SegmenterSettings():
+            return TorchModuleAdapter.load(settings.folder)
+        case NnUNetSettings():
+            return NnUNetAdapter(
+                settings.folder, settings.folds, settings.checkpoint, settings.mirroring, trusted=settings.trusted
+            )
+
+
+def recognise(folder: Path) -> Segmenter:
+    """Settings of the kind that a segmenter folder is of, by the files in it; the rest are defaults."""
+    if any((place / PLANS).exists() for place in (folder, *folder.glob("*"))) or (folder / DATASET).exists():
+        return NnUNetSettings(kind="nnunet", folder=folder)
+    return SegmenterSettings(folder=folder)
 
 
 def load_model(path: Path) -> Model:
@@ -41,11 +58,20 @@ def load_model(path: Path) -> Model:
     """
     if not path.is_dir():
         raise ModelError(f"{path}: there is no such folder; give a run of `medfm-rl adapt` or a segmenter folder")
-    if (path / "model").is_dir():
-        return Model(load_segmenter(SegmenterSettings(folder=path / "model")), load_reward(path / "reward"))
-    if (path / "config.yaml").exists():
+    run = RunFolder(path)
+    if run.model.is_dir():
+        return Model(load_segmenter(adapted_settings(run)), load_reward(run.final_reward))
+    if run.config_file.exists():
         raise ModelError(f"{path}: this run is not finished; go on with it by `medfm-rl adapt --resume`")
-    return Model(load_segmenter(SegmenterSettings(folder=path)), None)
+    return Model(load_segmenter(recognise(path)), None)
+
+
+def adapted_settings(run: RunFolder) -> Segmenter:
+    """Settings of the segmenter that a finished run wrote: those of the source, with the folder of the result."""
+    if not run.config_file.exists():
+        return recognise(run.model)
+    segmenter = load_config(run.config_file, AdaptConfig).segmenter
+    return segmenter.model_copy(update={"folder": run.model})
 
 
 def load_reward(folder: Path) -> RewardEnsemble:
