@@ -14,6 +14,7 @@ import io
 import itertools
 import json
 import shutil
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -266,7 +267,7 @@ class NnUNetAdapter(SegmenterAdapter):
         """Writes a model folder for `nnUNetv2_predict_from_modelfolder`: the one that was loaded, with these weights.
 
         Every other entry of a checkpoint (trainer, plans, optimiser, epoch) is kept. What was not adapted is left out,
-        so that nothing mixes the two: other folds, other checkpoints of a fold, and predictions of its validation.
+        so that nothing mixes the two: other folds, other checkpoints of a fold, and the masks of its validation.
         """
         if not self.folder.is_dir():
             raise ModelError(
@@ -286,16 +287,16 @@ class NnUNetAdapter(SegmenterAdapter):
                 (temporary / f"fold_{fold}" / self.checkpoint).write_bytes(buffer.getvalue())
 
     def _left_out(self, folder: str, names: list[str]) -> set[str]:
-        inside = Path(folder).name
-        if Path(folder) == self.folder:
+        """Entries of a folder of the model that `export` does not copy."""
+        place = Path(folder)
+        if place == self.folder:
             kept = {f"fold_{fold}" for fold in self.folds}
             return {name for name in names if name.startswith("fold_") and name not in kept}
-        if inside.startswith("fold_") and Path(folder).parent == self.folder:
-            return {
-                name
-                for name in names
-                if name == "validation" or (name.startswith("checkpoint_") and name != self.checkpoint)
-            }
+        if place.parent == self.folder and place.name.startswith("fold_"):
+            return {name for name in names if name.startswith("checkpoint_") and name != self.checkpoint}
+        if place.name == "validation":
+            # nnU-Net's own export of a model to a zip file asks for the summary.
+            return set(names) - {"summary.json"}
         return set()
 
     def _path(self, fold: Fold) -> Path:
@@ -345,9 +346,8 @@ class NnUNetAdapter(SegmenterAdapter):
         from nnunetv2.inference.sliding_window_prediction import compute_gaussian, compute_steps_for_sliding_window
 
         padded, content = _pad(images, self.patch_size)
-        weight = compute_gaussian(
-            self.patch_size, sigma_scale=1 / 8, value_scaling_factor=10, dtype=torch.float32, device=images.device
-        )
+        # Weights as nnU-Net has them, rounded to half precision, and sums in single precision.
+        weight = compute_gaussian(self.patch_size, 1 / 8, 10, torch.float16, images.device).float()
         size = padded.shape[2:]
         total = images.new_zeros(())
         count = images.new_zeros(())
@@ -574,7 +574,9 @@ def _find_trainer(name: str) -> type[Any]:
         trainer: type[Any] = nnUNetTrainer
         return trainer
     try:
-        with _silent():
+        with _silent(), warnings.catch_warnings():
+            # Of packages that those trainers import; nothing that the user of one can do about.
+            warnings.simplefilter("ignore")
             found: type[Any] = recursive_find_trainer_class_by_name(name)
     except (ImportError, RuntimeError, AssertionError) as error:
         if "torchvision" in str(error):

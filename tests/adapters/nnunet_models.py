@@ -5,9 +5,9 @@ from __future__ import annotations
 import copy
 import json
 import os
-import subprocess
 import sys
 from pathlib import Path
+from subprocess import PIPE, STDOUT, Popen
 from typing import Any
 
 import numpy as np
@@ -171,13 +171,18 @@ def write_case(
     return path
 
 
-def nnunet_predict(model: Path, images: Path, out: Path, *options: str, folds: tuple[int, ...] = (0,)) -> None:
-    """nnU-Net's own command line, in a process of its own."""
+def nnunet_predict(model: Path, images: Path, out: Path, *options: str, folds: tuple[int, ...] = (0,)) -> Popen[str]:
+    """Starts nnU-Net's own command line in a process of its own; `finish` waits for it."""
     command = [str(Path(sys.executable).with_name("nnUNetv2_predict_from_modelfolder"))]
     command += ["-m", str(model), "-i", str(images), "-o", str(out), "-f", *map(str, folds)]
     command += ["-device", "cpu", "-npp", "1", "-nps", "1", "--disable_progress_bar", *options]
-    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "nnUNet_def_n_proc": "1"})
-    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
+    environment = {**os.environ, "nnUNet_def_n_proc": "1"}
+    return Popen(command, stdout=PIPE, stderr=STDOUT, text=True, env=environment)
+
+
+def finish(process: Popen[str]) -> None:
+    output, _ = process.communicate(timeout=250)
+    assert process.returncode == 0, output[-4000:]
 
 
 def read_labels(path: Path) -> np.ndarray:
