@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
 from medfm_rl.adapters import NnUNetAdapter, SegmenterAdapter, TorchModuleAdapter
-from medfm_rl.adapters.nnunet import DATASET, PLANS
+from medfm_rl.adapters.nnunet import DATASET, PLANS, ModelSummary, summarise
+from medfm_rl.data.files import replace_folder_on_success
 from medfm_rl.errors import ConfigError, ModelError
 from medfm_rl.pipeline.config_file import load_config
 from medfm_rl.pipeline.run_folder import RunFolder
@@ -72,6 +74,55 @@ def adapted_settings(run: RunFolder) -> Segmenter:
         return recognise(run.model)
     segmenter = load_config(run.config_file, AdaptConfig).segmenter
     return segmenter.model_copy(update={"folder": run.model})
+
+
+def export_model(path: Path, to: Path) -> Segmenter:
+    """Copies the adapted segmenter of a finished run into a new folder.
+
+    Returns:
+        Settings of the segmenter that was written.
+
+    Raises:
+        ModelError: It is no finished run.
+        DataError: The folder exists and is not empty, or cannot be written.
+    """
+    run = RunFolder(path)
+    if not run.model.is_dir():
+        raise ModelError(
+            f"{path}: not a finished run of `medfm-rl adapt`"
+            + ("; go on with it by `medfm-rl adapt --resume`" if run.config_file.exists() else "")
+        )
+    with replace_folder_on_success(to) as temporary:
+        shutil.copytree(run.model, temporary, dirs_exist_ok=True)
+    return adapted_settings(run).model_copy(update={"folder": to})
+
+
+def inspect_model(path: Path) -> ModelSummary:
+    """What a segmenter folder, or the result of a run, holds and whether it can be adapted.
+
+    Raises:
+        ModelError: It is neither.
+    """
+    run = RunFolder(path)
+    settings = adapted_settings(run) if run.model.is_dir() else recognise(path)
+    match settings:
+        case NnUNetSettings():
+            return summarise(settings.folder, settings.checkpoint, settings.trusted)
+        case SegmenterSettings():
+            adapter = TorchModuleAdapter.load(settings.folder)
+            rows = {
+                "kind": settings.kind,
+                "folder": str(settings.folder),
+                "structures": ", ".join(
+                    f"{name} {label}" for name, label in zip(adapter.schema.names, adapter.schema.ids, strict=True)
+                ),
+                "channels": str(adapter.in_channels),
+                "patch": " x ".join(map(str, adapter.patch_size)),
+                "grid": adapter.preprocessing.grid,
+                "parameters": f"{sum(parameter.numel() for parameter in adapter.parameters()):,}",
+            }
+            frozen = () if any(True for _ in adapter.parameters()) else ("its script has no parameters: it is frozen",)
+            return ModelSummary(rows, frozen)
 
 
 def load_reward(folder: Path) -> RewardEnsemble:
