@@ -59,7 +59,7 @@ def _root(version: Annotated[bool, typer.Option("--version", help="Print the ver
 def init(
     path: Annotated[Path, typer.Argument(help="File to write.")] = Path("adapt.yaml"),
     kind: Annotated[str, typer.Option(help="adapt, or train-source.")] = "adapt",
-    segmenter: Annotated[str, typer.Option(help="Kind of the segmenter to adapt: torch or nnunet.")] = "torch",
+    segmenter: Annotated[str, typer.Option(help="torch, nnunet, totalsegmentator or monai-bundle.")] = "torch",
 ) -> None:
     """Write a commented settings file to start from."""
     from medfm_rl.data.files import write_text

@@ -69,7 +69,9 @@ class SegmenterSettings(AnySegmenterSettings):
     """The segmenter to adapt: a torch module (kind torch)."""
 
     kind: Literal["torch"] = Field(
-        "torch", description="torch: a folder with segmenter.json and weights. nnunet: a model folder of nnU-Net v2."
+        "torch",
+        description="torch: a folder with segmenter.json and weights. nnunet: a model folder of nnU-Net v2. "
+        "totalsegmentator: weights of TotalSegmentator. monai-bundle: a bundle of MONAI.",
     )
     folder: Path = Field(description="Folder of the segmenter. It is read, never written.")
 
@@ -92,13 +94,48 @@ class NnUNetSettings(AnySegmenterSettings):
     )
 
 
+class TotalSegmentatorSettings(AnySegmenterSettings):
+    """The segmenter to adapt: one model of TotalSegmentator (kind totalsegmentator)."""
+
+    kind: Literal["totalsegmentator"] = Field(description="totalsegmentator: weights of TotalSegmentator.")
+    folder: Path = Field(
+        description="Weights folder DatasetNNN_name of one model, as TotalSegmentator downloads it. It is read, never "
+        "written."
+    )
+    checkpoint: str = Field("checkpoint_final.pth", description="File name of the checkpoint.")
+    step_size: float = Field(
+        0.5,
+        gt=0,
+        le=1,
+        description="Distance of neighbouring tiles as a share of the patch. TotalSegmentator takes 0.8 for its task "
+        "total and 0.5 for the others.",
+    )
+    trusted: bool = Field(
+        False,
+        description="Unpickle checkpoints that hold more than tensors and numbers: runs code of whoever made them.",
+    )
+
+
+class MonaiBundleSettings(AnySegmenterSettings):
+    """The segmenter to adapt: a MONAI bundle (kind monai-bundle). A bundle is trusted code: its configuration runs."""
+
+    kind: Literal["monai-bundle"] = Field(
+        description="monai-bundle: a bundle of MONAI. Loading one runs the code in its configuration."
+    )
+    folder: Path = Field(description="Folder of the bundle, with configs/ and models/. It is read, never written.")
+    weights: str = Field("model.pt", description="File in models/ with the state dict.")
+
+
 def _kind_of(segmenter: Any) -> Any:
     return segmenter.get("kind", "torch") if isinstance(segmenter, dict) else getattr(segmenter, "kind", None)
 
 
-SEGMENTER_KINDS: tuple[str, ...] = ("torch", "nnunet")
+SEGMENTER_KINDS: tuple[str, ...] = ("torch", "nnunet", "totalsegmentator", "monai-bundle")
 Segmenter = Annotated[
-    Annotated[SegmenterSettings, Tag("torch")] | Annotated[NnUNetSettings, Tag("nnunet")],
+    Annotated[SegmenterSettings, Tag("torch")]
+    | Annotated[NnUNetSettings, Tag("nnunet")]
+    | Annotated[TotalSegmentatorSettings, Tag("totalsegmentator")]
+    | Annotated[MonaiBundleSettings, Tag("monai-bundle")],
     Discriminator(
         _kind_of,
         custom_error_type="segmenter_kind",

@@ -16,6 +16,8 @@ from torch import Tensor, nn
 
 from medfm_rl.errors import ModelError
 
+CONTAINERS: Final = ("state_dict", "model_state_dict", "model")
+"""Keys under which a checkpoint may hold its state dict."""
 NO_CHECKPOINT: Final = (
     OSError,
     RuntimeError,
@@ -53,7 +55,7 @@ def read_checkpoint(path: Path, trusted: bool = False) -> dict[str, Any]:
             content = torch.load(path, map_location="cpu", weights_only=not trusted)
     except pickle.UnpicklingError as error:
         if "GLOBAL" not in str(error) and "global" not in str(error):
-            raise ModelError(f"{path}: a damaged checkpoint ({first_line(error)})") from error
+            raise ModelError(f"{path}: a damaged or truncated checkpoint") from error
         raise ModelError(
             f"{path}: holds more than tensors and numbers, and reading that would run code of whoever made the file "
             f"({_blocked(error)}). Where you trust them: segmenter.trusted: true"

@@ -30,6 +30,7 @@ from medfm_rl import __version__
 from medfm_rl.adapters.base import Sample, Scope, SegmenterAdapter, parameters_in_scope
 from medfm_rl.adapters.checkpoints import first_line, load_strictly, read_checkpoint
 from medfm_rl.adapters.orientation import Orientation
+from medfm_rl.adapters.padding import pad_to_patch
 from medfm_rl.data.files import replace_folder_on_success
 from medfm_rl.errors import DataError, MissingExtraError, ModelError
 from medfm_rl.networks import portable_state
@@ -93,6 +94,7 @@ class NnUNetAdapter(SegmenterAdapter):
             has no part in `forward`.
         step_size: Distance of neighbouring tiles in `predict_logits`, as a share of the patch.
         canonical: Turn volumes to the axes right, front, head before anything else.
+        nested: Export as `DatasetNNN_name/TRAINER__PLANS__CONFIG` within the folder, the layout of TotalSegmentator.
         trusted: Unpickle checkpoints that hold more than tensors and numbers.
 
     Raises:
@@ -108,6 +110,7 @@ class NnUNetAdapter(SegmenterAdapter):
         mirroring: bool = True,
         step_size: float = _STEP,
         canonical: bool = False,
+        nested: bool = False,
         trusted: bool = False,
     ) -> None:
         super().__init__()
@@ -117,6 +120,7 @@ class NnUNetAdapter(SegmenterAdapter):
         self.checkpoint = checkpoint
         self.mirroring = mirroring
         self.step_size = step_size
+        self.nested = nested
         self.trusted = trusted
         if not self.folds:
             raise ModelError(f"{self.folder}: there is no fold_X with a checkpoint; give a trained nnU-Net model")
@@ -153,7 +157,7 @@ class NnUNetAdapter(SegmenterAdapter):
             raise DataError(f"case {case.case_id}: nnU-Net's preprocessing gives NaN or infinite values")
         if len(case.shape) == 2:
             tensor = tensor[:, 0]
-        padded, content = _pad(tensor, self.patch_size)
+        padded, content = pad_to_patch(tensor, self.patch_size)
         if padded.ndim - 1 > len(content):
             # Slices of a volume: none is added.
             content = (slice(0, padded.shape[1]), *content)
@@ -276,7 +280,8 @@ class NnUNetAdapter(SegmenterAdapter):
         # Before anything is written: a checkpoint that cannot be read again leaves no folder behind.
         contents = [self._read(fold) for fold in self.folds]
         with replace_folder_on_success(folder) as temporary:
-            shutil.copytree(self.folder, temporary, dirs_exist_ok=True, ignore=self._left_out)
+            place = temporary / self.folder.parent.name / self.folder.name if self.nested else temporary
+            shutil.copytree(self.folder, place, dirs_exist_ok=True, ignore=self._left_out)
             for fold, network, content in zip(self.folds, self.networks, contents, strict=True):
                 buffer = io.BytesIO()
                 provenance = {"version": __version__, "fold": str(fold), "checkpoint": self.checkpoint}
@@ -284,7 +289,7 @@ class NnUNetAdapter(SegmenterAdapter):
                     {**content, "network_weights": portable_state(network.state_dict()), PROVENANCE: provenance}, buffer
                 )
                 # The writers of torch end the process where the disk is full.
-                (temporary / f"fold_{fold}" / self.checkpoint).write_bytes(buffer.getvalue())
+                (place / f"fold_{fold}" / self.checkpoint).write_bytes(buffer.getvalue())
 
     def _left_out(self, folder: str, names: list[str]) -> set[str]:
         """Entries of a folder of the model that `export` does not copy."""
@@ -345,7 +350,7 @@ class NnUNetAdapter(SegmenterAdapter):
             return self._checked(logits, images)
         from nnunetv2.inference.sliding_window_prediction import compute_gaussian, compute_steps_for_sliding_window
 
-        padded, content = _pad(images, self.patch_size)
+        padded, content = pad_to_patch(images, self.patch_size)
         # Weights as nnU-Net has them, rounded to half precision, and sums in single precision.
         weight = compute_gaussian(self.patch_size, 1 / 8, 10, torch.float16, images.device).float()
         size = padded.shape[2:]
@@ -443,7 +448,7 @@ def summarise(folder: Path, checkpoint: str = CHECKPOINT, trusted: bool = False)
 
 
 def find_model_folder(folder: Path) -> Path:
-    """The folder with `plans.json` and `dataset.json`: this one, or the only one in it (`DatasetNNN_name`).
+    """The folder with `plans.json` and `dataset.json`: this one, or the only one up to two levels below it.
 
     Raises:
         ModelError: There is none, or more than one.
@@ -452,7 +457,7 @@ def find_model_folder(folder: Path) -> Path:
         raise ModelError(f"{folder}: there is no such folder; give an nnU-Net model folder")
     if (folder / PLANS).exists() or (folder / DATASET).exists():
         return folder
-    inner = sorted(path.parent for path in folder.glob(f"*/{PLANS}"))
+    inner = sorted(path.parent for pattern in ("*", "*/*") for path in folder.glob(f"{pattern}/{PLANS}"))
     if len(inner) == 1:
         return inner[0]
     if inner:
@@ -471,20 +476,6 @@ def _ours(sample: Sample) -> NnUNetSample:
     if not isinstance(sample, NnUNetSample):
         raise TypeError("this sample is not from this adapter's `preprocess`")
     return sample
-
-
-def _pad(images: Tensor, patch: tuple[int, ...]) -> tuple[Tensor, tuple[slice, ...]]:
-    """Zeros around the last axes until no side is shorter than the patch; nnU-Net puts the odd one last.
-
-    Returns:
-        The padded images, and the place of the content in those axes.
-    """
-    shape = tuple(images.shape[-len(patch) :])
-    short = [max(0, size - side) for size, side in zip(patch, shape, strict=True)]
-    before = [amount // 2 for amount in short]
-    margins = [margin for low, amount in zip(before, short, strict=True) for margin in (amount - low, low)]
-    padded = F.pad(images, margins[::-1])
-    return padded, tuple(slice(low, low + side) for low, side in zip(before, shape, strict=True))
 
 
 def _require_nnunet() -> None:

@@ -21,7 +21,7 @@ from torch.nn import Parameter
 from torch.nn import functional as F
 
 from medfm_rl.adapters.base import Sample, Scope, SegmenterAdapter, parameters_in_scope
-from medfm_rl.adapters.checkpoints import NO_CHECKPOINT, first_line, load_strictly, refuse_damaged
+from medfm_rl.adapters.checkpoints import CONTAINERS, NO_CHECKPOINT, first_line, load_strictly, refuse_damaged
 from medfm_rl.data.files import replace_folder_on_success
 from medfm_rl.errors import DataError, ModelError
 from medfm_rl.networks import build_unet, portable_state, size_divisor
@@ -30,7 +30,6 @@ from medfm_rl.types import Case, FloatArray, LabelMap, LabelSchema, Prompts
 
 DESCRIPTION: Final = "segmenter.json"
 _DEFAULT_WEIGHTS = "weights.safetensors"
-_CONTAINERS = ("state_dict", "model_state_dict", "model")
 
 
 @final
@@ -351,14 +350,14 @@ def _read_state(path: Path) -> tuple[str | None, dict[str, Tensor]]:
     except NO_CHECKPOINT as error:
         raise ModelError(f"{path}: not a checkpoint that can be loaded safely ({first_line(error)})") from error
     if isinstance(content, dict):
-        container = next((key for key in _CONTAINERS if isinstance(content.get(key), dict)), None)
+        container = next((key for key in CONTAINERS if isinstance(content.get(key), dict)), None)
         content = content[container] if container else content
     if not isinstance(content, dict) or not all(
         isinstance(key, str) and isinstance(value, Tensor) for key, value in content.items()
     ):
         raise ModelError(
             f"{path}: not a state dict: tensors by name are needed, as they are or within one of "
-            f"{', '.join(_CONTAINERS)}"
+            f"{', '.join(CONTAINERS)}"
         )
     return container, content
 

@@ -9,14 +9,23 @@ from pathlib import Path
 
 import torch
 
-from medfm_rl.adapters import NnUNetAdapter, SegmenterAdapter, TorchModuleAdapter
+from medfm_rl.adapters import MonaiBundleAdapter, NnUNetAdapter, SegmenterAdapter, TorchModuleAdapter
+from medfm_rl.adapters.monai_bundle import METADATA
 from medfm_rl.adapters.nnunet import DATASET, PLANS, ModelSummary, summarise
 from medfm_rl.data.files import replace_folder_on_success
 from medfm_rl.errors import ConfigError, ModelError
 from medfm_rl.pipeline.config_file import load_config
 from medfm_rl.pipeline.run_folder import RunFolder
 from medfm_rl.reward.network import RewardEnsemble, RewardNet
-from medfm_rl.settings import AdaptConfig, NnUNetSettings, RewardSettings, Segmenter, SegmenterSettings
+from medfm_rl.settings import (
+    AdaptConfig,
+    MonaiBundleSettings,
+    NnUNetSettings,
+    RewardSettings,
+    Segmenter,
+    SegmenterSettings,
+    TotalSegmentatorSettings,
+)
 
 FUSION = "fusion.json"
 
@@ -43,12 +52,31 @@ def load_segmenter(settings: Segmenter) -> SegmenterAdapter:
             return NnUNetAdapter(
                 settings.folder, settings.folds, settings.checkpoint, settings.mirroring, trusted=settings.trusted
             )
+        case TotalSegmentatorSettings():
+            # As TotalSegmentator runs nnU-Net: one fold, canonical axes, nothing mirrored.
+            return NnUNetAdapter(
+                settings.folder,
+                None,
+                settings.checkpoint,
+                mirroring=False,
+                step_size=settings.step_size,
+                canonical=True,
+                nested=True,
+                trusted=settings.trusted,
+            )
+        case MonaiBundleSettings():
+            return MonaiBundleAdapter(settings.folder, settings.weights)
 
 
 def recognise(folder: Path) -> Segmenter:
     """Settings of the kind that a segmenter folder is of, by the files in it; the rest are defaults."""
-    if any((place / PLANS).exists() for place in (folder, *folder.glob("*"))) or (folder / DATASET).exists():
+    if (
+        any((place / PLANS).exists() for place in (folder, *folder.glob("*"), *folder.glob("*/*")))
+        or (folder / DATASET).exists()
+    ):
         return NnUNetSettings(kind="nnunet", folder=folder)
+    if (folder / "configs" / METADATA).exists():
+        return MonaiBundleSettings(kind="monai-bundle", folder=folder)
     return SegmenterSettings(folder=folder)
 
 
@@ -106,10 +134,10 @@ def inspect_model(path: Path) -> ModelSummary:
     run = RunFolder(path)
     settings = adapted_settings(run) if run.model.is_dir() else recognise(path)
     match settings:
-        case NnUNetSettings():
+        case NnUNetSettings() | TotalSegmentatorSettings():
             return summarise(settings.folder, settings.checkpoint, settings.trusted)
-        case SegmenterSettings():
-            adapter = TorchModuleAdapter.load(settings.folder)
+        case _:
+            adapter = load_segmenter(settings)
             rows = {
                 "kind": settings.kind,
                 "folder": str(settings.folder),
@@ -118,7 +146,6 @@ def inspect_model(path: Path) -> ModelSummary:
                 ),
                 "channels": str(adapter.in_channels),
                 "patch": " x ".join(map(str, adapter.patch_size)),
-                "grid": adapter.preprocessing.grid,
                 "parameters": f"{sum(parameter.numel() for parameter in adapter.parameters()):,}",
             }
             frozen = () if any(True for _ in adapter.parameters()) else ("its script has no parameters: it is frozen",)

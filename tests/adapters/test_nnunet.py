@@ -540,3 +540,39 @@ def test_nothing_is_printed(model: Path, flat: Case, tmp_path: Path, capfd: pyte
     mask = adapter.segment(flat)
     write_labels(tmp_path / "mask.nii.gz", mask, flat.geometry, adapter.schema)
     assert capfd.readouterr() == ("", "")
+
+
+def test_the_layout_of_totalsegmentator_is_kept(tmp_path: Path) -> None:
+    """Adapted weights go where TotalSegmentator looks: below the folder that TOTALSEG_WEIGHTS_PATH names."""
+    from medfm_rl.pipeline.models import load_segmenter
+    from medfm_rl.settings import TotalSegmentatorSettings
+
+    home = tmp_path / "results" / "Dataset297_TotalSegmentator_total_3mm_1559subj"
+    inner = "nnUNetTrainer_4000epochs_NoMirroring__nnUNetPlans__3d_fullres"
+    write_model(home / inner, volumetric())
+    settings = TotalSegmentatorSettings(kind="totalsegmentator", folder=home, step_size=0.8)
+    adapter = load_segmenter(settings)
+    path = write_case(tmp_path / "images" / "p1_v_0000.nii.gz", *VOLUME, direction=OBLIQUE)
+    case = read(path)
+    with torch.no_grad():
+        for parameter in adapter.parameters():
+            parameter.add_(0.1)
+    adapter.export(tmp_path / "out")
+    place = tmp_path / "out" / home.name / inner
+    assert (place / "plans.json").read_bytes() == (home / inner / "plans.json").read_bytes()
+    again = load_segmenter(settings.model_copy(update={"folder": tmp_path / "out"}))
+    assert np.array_equal(again.segment(case), adapter.segment(case))
+    # The axes of the file do not matter: a volume that is turned gives the mask, turned.
+    turned = replace(case, image=case.image[:, :, ::-1].copy(), geometry=flipped(case))
+    assert (again.segment(turned)[:, ::-1] != again.segment(case)).mean() < 0.001
+
+
+def flipped(case: Case) -> Geometry:
+    """The geometry after the second array axis has been reversed, so that every voxel stays where it was."""
+    geometry = case.geometry
+    assert geometry.spacing is not None
+    direction = np.array(geometry.direction).reshape(3, 3)
+    step = direction[:, 1] * geometry.spacing[1] * (case.shape[1] - 1)
+    direction[:, 1] *= -1
+    origin = tuple(float(value) for value in np.array(geometry.origin) + step)
+    return Geometry(geometry.spacing, origin, tuple(float(value) for value in direction.ravel()))

@@ -172,7 +172,7 @@ def test_a_folder_is_recognised_by_its_files(tmp_path: Path) -> None:
         ({"folds": [4]}, ["there is no fold 4", "folds that are there: 0"]),
         ({"checkpoint": "checkpoint_best.pth"}, ["checkpoint_best.pth: there is no such checkpoint"]),
         ({"folder": "/nothing"}, ["/nothing: there is no such folder"]),
-        ({"kind": "nnunetv1"}, ["segmenter: kind must be one of torch, nnunet"]),
+        ({"kind": "nnunetv1"}, ["segmenter: kind must be one of torch, nnunet, totalsegmentator, monai-bundle"]),
         ({"folds": ["some"]}, ["segmenter.folds"]),
         ({"fold": 0}, ["segmenter.fold: there is no such field"]),
     ],
