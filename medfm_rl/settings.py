@@ -57,15 +57,13 @@ class DataSettings(Settings):
         return pattern
 
 
-class AnySegmenterSettings(Settings):
-    """What the settings of every kind of segmenter share."""
-
-    train: Literal["all", "norm", "decoder"] = Field(
-        "all", description="Which weights PPO may change: all, the normalisation layers, or the decoder."
-    )
+Scope = Annotated[
+    Literal["all", "norm", "decoder"],
+    Field(description="Which weights PPO may change: all, the normalisation layers, or the decoder."),
+]
 
 
-class SegmenterSettings(AnySegmenterSettings):
+class SegmenterSettings(Settings):
     """The segmenter to adapt: a torch module (kind torch)."""
 
     kind: Literal["torch"] = Field(
@@ -74,9 +72,10 @@ class SegmenterSettings(AnySegmenterSettings):
         "totalsegmentator: weights of TotalSegmentator. monai-bundle: a bundle of MONAI.",
     )
     folder: Path = Field(description="Folder of the segmenter. It is read, never written.")
+    train: Scope = "all"
 
 
-class NnUNetSettings(AnySegmenterSettings):
+class NnUNetSettings(Settings):
     """The segmenter to adapt: a model folder of nnU-Net v2 (kind nnunet)."""
 
     kind: Literal["nnunet"] = Field(description="nnunet: a model folder of nnU-Net v2.")
@@ -92,9 +91,10 @@ class NnUNetSettings(AnySegmenterSettings):
         False,
         description="Unpickle checkpoints that hold more than tensors and numbers: runs code of whoever made them.",
     )
+    train: Scope = "all"
 
 
-class TotalSegmentatorSettings(AnySegmenterSettings):
+class TotalSegmentatorSettings(Settings):
     """The segmenter to adapt: one model of TotalSegmentator (kind totalsegmentator)."""
 
     kind: Literal["totalsegmentator"] = Field(description="totalsegmentator: weights of TotalSegmentator.")
@@ -114,9 +114,10 @@ class TotalSegmentatorSettings(AnySegmenterSettings):
         False,
         description="Unpickle checkpoints that hold more than tensors and numbers: runs code of whoever made them.",
     )
+    train: Scope = "all"
 
 
-class MonaiBundleSettings(AnySegmenterSettings):
+class MonaiBundleSettings(Settings):
     """The segmenter to adapt: a MONAI bundle (kind monai-bundle). A bundle is trusted code: its configuration runs."""
 
     kind: Literal["monai-bundle"] = Field(
@@ -124,6 +125,7 @@ class MonaiBundleSettings(AnySegmenterSettings):
     )
     folder: Path = Field(description="Folder of the bundle, with configs/ and models/. It is read, never written.")
     weights: str = Field("model.pt", description="File in models/ with the state dict.")
+    train: Scope = "all"
 
 
 def _kind_of(segmenter: Any) -> Any:
