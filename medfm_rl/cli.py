@@ -62,18 +62,21 @@ def _root(version: Annotated[bool, typer.Option("--version", help="Print the ver
 def init(
     path: Annotated[Path, typer.Argument(help="File to write.")] = Path("adapt.yaml"),
     kind: Annotated[str, typer.Option(help="adapt, or train-source.")] = "adapt",
+    segmenter: Annotated[str, typer.Option(help="torch, nnunet, totalsegmentator or monai-bundle.")] = "torch",
 ) -> None:
     """Write a commented settings file to start from."""
     from medfm_rl.data.files import write_text
     from medfm_rl.errors import ConfigError
     from medfm_rl.pipeline.config_file import commented_config
-    from medfm_rl.settings import AdaptConfig, TrainSourceConfig
+    from medfm_rl.settings import SEGMENTER_KINDS, AdaptConfig, TrainSourceConfig
 
     if path.exists():
         raise ConfigError(f"{path}: already exists; give another name")
+    if segmenter not in SEGMENTER_KINDS:
+        raise ConfigError(f"--segmenter {segmenter}: must be one of {', '.join(SEGMENTER_KINDS)}")
     if kind == "adapt":
         values: dict[str, Any] = {
-            "segmenter": {"folder": "models/source"},
+            "segmenter": {"kind": segmenter, "folder": "models/source"},
             "target": {"path": "data/target"},
             "source": {"path": "data/source"},
             "evaluation": None,
@@ -270,6 +273,40 @@ def calibrate_command(
     Console().print(calibration_table(model))
     kept = "none" if model.accept_threshold is None else f"predicted mean Dice of at least {model.accept_threshold:.3f}"
     typer.echo(f"Accept: {kept}; {model.accept_reason}\nQuality model: {folder.quality}")
+
+
+@app.command("export")
+def export_command(
+    run: Annotated[Path, typer.Argument(help="Run folder of `adapt`.")],
+    to: Annotated[Path, typer.Option(help="Folder to write; it must not exist or be empty.")],
+) -> None:
+    """Write the adapted segmenter of a run in its own format, for its own tool."""
+    from medfm_rl.pipeline.models import export_model
+
+    segmenter = export_model(run, to)
+    typer.echo(f"Adapted segmenter: {to} ({segmenter.kind})")
+
+
+@app.command("inspect")
+def inspect_command(
+    folder: Annotated[Path, typer.Argument(help="Segmenter folder, or run folder of `adapt`.")],
+) -> None:
+    """Say what a segmenter is, whether it can be adapted, and if not why."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from medfm_rl.pipeline.models import inspect_model
+
+    summary = inspect_model(folder)
+    table = Table(show_header=False, box=None)
+    for name, value in summary.rows.items():
+        table.add_row(name, value)
+    Console().print(table)
+    for obstacle in summary.obstacles:
+        typer.echo(f"It cannot be adapted: {obstacle}", err=True)
+    if summary.obstacles:
+        raise typer.Exit(_USER_MISTAKE)
+    typer.echo("It can be adapted.")
 
 
 @app.command("simulate-vendor")

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, field_validator, model_validator
 
 Positive = Annotated[int, Field(ge=1)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
@@ -57,14 +57,94 @@ class DataSettings(Settings):
         return pattern
 
 
-class SegmenterSettings(Settings):
-    """The segmenter to adapt."""
+Scope = Annotated[
+    Literal["all", "norm", "decoder"],
+    Field(description="Which weights PPO may change: all, the normalisation layers, or the decoder."),
+]
 
-    kind: Literal["torch"] = Field("torch", description="torch: a folder with segmenter.json and weights.")
-    folder: Path = Field(description="Folder of the segmenter. It is read, never written.")
-    train: Literal["all", "norm", "decoder"] = Field(
-        "all", description="Which weights PPO may change: all, the normalisation layers, or the decoder."
+
+class SegmenterSettings(Settings):
+    """The segmenter to adapt: a torch module (kind torch)."""
+
+    kind: Literal["torch"] = Field(
+        "torch",
+        description="torch: a folder with segmenter.json and weights. nnunet: a model folder of nnU-Net v2. "
+        "totalsegmentator: weights of TotalSegmentator. monai-bundle: a bundle of MONAI.",
     )
+    folder: Path = Field(description="Folder of the segmenter. It is read, never written.")
+    train: Scope = "all"
+
+
+class NnUNetSettings(Settings):
+    """The segmenter to adapt: a model folder of nnU-Net v2 (kind nnunet)."""
+
+    kind: Literal["nnunet"] = Field(description="nnunet: a model folder of nnU-Net v2.")
+    folder: Path = Field(description="The folder with plans.json, dataset.json and fold_X. It is read, never written.")
+    folds: tuple[Annotated[int, Field(ge=0)] | Literal["all"], ...] | None = Field(
+        None, min_length=1, description="Folds to adapt, as an ensemble; null: all that are there."
+    )
+    checkpoint: str = Field("checkpoint_final.pth", description="File name of the checkpoint in each fold.")
+    mirroring: bool = Field(
+        True, description="Average over mirrored images when a case is segmented, as nnUNetv2_predict does by default."
+    )
+    trusted: bool = Field(
+        False,
+        description="Unpickle checkpoints that hold more than tensors and numbers: runs code of whoever made them.",
+    )
+    train: Scope = "all"
+
+
+class TotalSegmentatorSettings(Settings):
+    """The segmenter to adapt: one model of TotalSegmentator (kind totalsegmentator)."""
+
+    kind: Literal["totalsegmentator"] = Field(description="totalsegmentator: weights of TotalSegmentator.")
+    folder: Path = Field(
+        description="Weights folder DatasetNNN_name of one model, as TotalSegmentator downloads it. It is read, never "
+        "written."
+    )
+    checkpoint: str = Field("checkpoint_final.pth", description="File name of the checkpoint.")
+    step_size: float = Field(
+        0.5,
+        gt=0,
+        le=1,
+        description="Distance of neighbouring tiles as a share of the patch. TotalSegmentator takes 0.8 for its task "
+        "total and 0.5 for the others.",
+    )
+    trusted: bool = Field(
+        False,
+        description="Unpickle checkpoints that hold more than tensors and numbers: runs code of whoever made them.",
+    )
+    train: Scope = "all"
+
+
+class MonaiBundleSettings(Settings):
+    """The segmenter to adapt: a MONAI bundle (kind monai-bundle). A bundle is trusted code: its configuration runs."""
+
+    kind: Literal["monai-bundle"] = Field(
+        description="monai-bundle: a bundle of MONAI. Loading one runs the code in its configuration."
+    )
+    folder: Path = Field(description="Folder of the bundle, with configs/ and models/. It is read, never written.")
+    weights: str = Field("model.pt", description="File in models/ with the state dict.")
+    train: Scope = "all"
+
+
+def _kind_of(segmenter: Any) -> Any:
+    return segmenter.get("kind", "torch") if isinstance(segmenter, dict) else getattr(segmenter, "kind", None)
+
+
+SEGMENTER_KINDS: tuple[str, ...] = ("torch", "nnunet", "totalsegmentator", "monai-bundle")
+Segmenter = Annotated[
+    Annotated[SegmenterSettings, Tag("torch")]
+    | Annotated[NnUNetSettings, Tag("nnunet")]
+    | Annotated[TotalSegmentatorSettings, Tag("totalsegmentator")]
+    | Annotated[MonaiBundleSettings, Tag("monai-bundle")],
+    Discriminator(
+        _kind_of,
+        custom_error_type="segmenter_kind",
+        custom_error_message=f"kind must be one of {', '.join(SEGMENTER_KINDS)}",
+    ),
+]
+"""The settings of a segmenter; `kind` says of which, and is torch where it is not given."""
 
 
 class NetworkSettings(Settings):
@@ -273,7 +353,7 @@ class TrackingSettings(Settings):
 class AdaptConfig(Settings):
     """`medfm-rl adapt`: adapt a segmenter to a new domain without target labels."""
 
-    segmenter: SegmenterSettings = Field(description="The segmenter to adapt.")
+    segmenter: Segmenter = Field(description="The segmenter to adapt.")
     target: DataSettings = Field(description="Images of the new domain. Labels, where there are any, are not read.")
     source: DataSettings | None = Field(
         None, description="Labelled source data, or null for the source-free mode (weaker: see the docs)."

@@ -26,7 +26,19 @@ from medfm_rl.pipeline.config_file import load_config
 from medfm_rl.settings import AdaptConfig, TrainSourceConfig
 from medfm_rl.types import Geometry
 
-COMMANDS = ["init", "train-source", "adapt", "evaluate", "predict", "score", "calibrate", "simulate-vendor", "demo"]
+COMMANDS = [
+    "init",
+    "train-source",
+    "adapt",
+    "evaluate",
+    "predict",
+    "score",
+    "calibrate",
+    "export",
+    "inspect",
+    "simulate-vendor",
+    "demo",
+]
 
 
 class Result(NamedTuple):
@@ -539,3 +551,18 @@ def test_calibrate_keeps_the_previous_model_and_tells_its_errors(run: Run, quali
     found = run("calibrate", tmp_path, "--labelled", data)
     assert found.code == 2
     assert "not a finished run" in found.err
+
+
+def test_inspect_says_what_a_torch_segmenter_is(run: Run, model: Path, tmp_path: Path) -> None:
+    result = run("inspect", model)
+    assert result.code == 0
+    for words in ("torch", "background 0, LV 1, MYO 2, LA 3", "32 x 32", "It can be adapted."):
+        assert words in result.out
+    refused(run("inspect", tmp_path), "not a segmenter folder")
+
+
+def test_init_writes_settings_for_the_kind_of_segmenter_that_is_asked_for(run: Run, tmp_path: Path) -> None:
+    assert run("init", tmp_path / "mine.yaml", "--segmenter", "nnunet").code == 0
+    config = load_config(tmp_path / "mine.yaml", AdaptConfig)
+    assert config.segmenter.kind == "nnunet"
+    refused(run("init", tmp_path / "other.yaml", "--segmenter", "keras"), "--segmenter keras: must be one of torch")

@@ -111,7 +111,7 @@ def test_the_library_does_not_print() -> None:
 
 
 def test_nothing_is_unpickled() -> None:
-    """Weights of strangers are data: `torch.load` never runs what a file says."""
+    """Weights of strangers are data: `torch.load` runs what a file says only where a person said to trust it."""
     found = 0
     for path in SOURCES:
         for call in calls(path):
@@ -120,7 +120,8 @@ def test_nothing_is_unpickled() -> None:
             if name == "torch.load":
                 found += 1
                 safe = [keyword.value for keyword in call.keywords if keyword.arg == "weights_only"]
-                assert [ast.unparse(value) for value in safe] == ["True"], f"{path}:{call.lineno}"
+                asked = "not trusted" if path.stem == "checkpoints" else "True"
+                assert [ast.unparse(value) for value in safe] == [asked], f"{path}:{call.lineno}"
             if name in ("yaml.load", "np.load", "numpy.load"):
                 assert "allow_pickle=True" not in ast.unparse(call), f"{path}:{call.lineno}"
                 assert name != "yaml.load", f"{path}:{call.lineno}"

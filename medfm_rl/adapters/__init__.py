@@ -2,6 +2,16 @@
 
 from medfm_rl.adapters.base import Sample, SegmenterAdapter
 from medfm_rl.adapters.conformance import ConformanceError, check_adapter
+from medfm_rl.adapters.monai_bundle import MonaiBundleAdapter
+from medfm_rl.adapters.nnunet import NnUNetAdapter
 from medfm_rl.adapters.torch_module import TorchModuleAdapter
 
-__all__ = ["ConformanceError", "Sample", "SegmenterAdapter", "TorchModuleAdapter", "check_adapter"]
+__all__ = [
+    "ConformanceError",
+    "MonaiBundleAdapter",
+    "NnUNetAdapter",
+    "Sample",
+    "SegmenterAdapter",
+    "TorchModuleAdapter",
+    "check_adapter",
+]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -11,9 +12,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import Parameter
 
+from medfm_rl.errors import ModelError
 from medfm_rl.types import Case, FloatArray, Geometry, LabelMap, LabelSchema, Prompts
 
 Scope = Literal["all", "norm", "decoder"]
+_NORMALISATION = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm)
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,9 +44,13 @@ class SegmenterAdapter(nn.Module, ABC):
     The adapter owns the parameters. Classes are exclusive unless an adapter says otherwise: pi(action / image) is the
     softmax of the logits, pixel by pixel. `check_adapter` tests whether an implementation keeps these promises.
 
+    Learning happens on patches of `patch_size`, and a case is segmented as the tool itself does it: whole, or tile by
+    tile. A 2-D segmenter may take volumes too: its samples then have one axis more than the patch, and each slice along
+    the first of them is an image of its own.
+
     Attributes:
         schema: Names and file integers of the structures.
-        patch_size: Grid that the network sees at once, `(*S')`.
+        patch_size: Grid that the network sees at once, in the axes of a sample.
         in_channels: C.
     """
 
@@ -95,13 +102,72 @@ class SegmenterAdapter(nn.Module, ABC):
         """
 
     @torch.no_grad()
+    def predict_logits(self, sample: Sample) -> Tensor:
+        """Logits `(K, *S')` of a sample as the tool's own inference gives them: no gradient, on the CPU.
+
+        Adapters whose tool does more than one pass of the network (tiles, mirrored images, several networks) override
+        this; `restore` then gives the very mask that the tool writes.
+        """
+        was_training = self.training
+        self.eval()
+        logits: Tensor = self(sample.image[None].to(self.device))[0]
+        self.train(was_training)
+        return logits.cpu()
+
     def segment(self, case: Case) -> LabelMap:
         """Class indices `(*S)` of a case on its own grid."""
         sample = self.preprocess(case)
-        was_training = self.training
-        self.eval()
-        # A frozen script has no parameters; it is loaded on the CPU.
-        device = next((parameter.device for parameter in self.parameters()), torch.device("cpu"))
-        logits = self(sample.image[None].to(device))[0]
-        self.train(was_training)
-        return self.restore(logits.cpu(), sample)
+        return self.restore(self.predict_logits(sample), sample)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the parameters are. A frozen script has none; it is loaded on the CPU."""
+        return next((parameter.device for parameter in self.parameters()), torch.device("cpu"))
+
+
+def parameters_in_scope(module: nn.Module, scope: Scope, decoder_prefixes: tuple[str, ...]) -> dict[str, Parameter]:
+    """The parameters of a module that belong to a scope, by name.
+
+    Args:
+        module: The adapter.
+        scope: all, the normalisation layers, or the decoder.
+        decoder_prefixes: Where the names of the decoder's parameters start; empty where it is not known.
+
+    Raises:
+        ModelError: There are none.
+    """
+    parameters = dict(module.named_parameters())
+    match scope:
+        case "all":
+            found = parameters
+        case "norm":
+            owners = {name for name, part in module.named_modules() if isinstance(part, _NORMALISATION)}
+            found = {name: value for name, value in parameters.items() if name.rpartition(".")[0] in owners}
+        case "decoder":
+            found = {
+                name: value
+                for name, value in parameters.items()
+                if decoder_prefixes and name.startswith(decoder_prefixes)
+            }
+    if not found:
+        raise ModelError(f"the network has no parameters in the scope {scope!r}; use segmenter.train: all")
+    return found
+
+
+def without_gradient(segmenter: nn.Module, parameters: Mapping[str, Parameter], images: Tensor) -> list[str]:
+    """Names of those parameters that no gradient reaches from the logits of images `(B, C, *S')`.
+
+    They would stay as they are, without an error: layers that the network does not use, or parameters whose place in
+    the network something else has taken. Gradients that were there are removed.
+    """
+    segmenter.zero_grad(set_to_none=True)
+    for parameter in parameters.values():
+        parameter.requires_grad_(True)
+    logits: Tensor = segmenter(images)
+    if not logits.requires_grad:
+        return list(parameters)
+    weights = torch.linspace(-1, 1, logits.numel(), device=logits.device).reshape(logits.shape)
+    (logits.log_softmax(dim=1) * weights).sum().backward()
+    without = [name for name, parameter in parameters.items() if parameter.grad is None]
+    segmenter.zero_grad(set_to_none=True)
+    return without

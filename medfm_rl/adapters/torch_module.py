@@ -6,8 +6,6 @@ import copy
 import importlib
 import io
 import json
-import pickle
-import struct
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -17,13 +15,13 @@ from typing import Any, Final, final
 import numpy as np
 import torch
 from pydantic import ValidationError
-from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 from torch.nn import Parameter
 from torch.nn import functional as F
 
-from medfm_rl.adapters.base import Sample, Scope, SegmenterAdapter
+from medfm_rl.adapters.base import Sample, Scope, SegmenterAdapter, parameters_in_scope
+from medfm_rl.adapters.checkpoints import CONTAINERS, NO_CHECKPOINT, first_line, load_strictly, refuse_damaged
 from medfm_rl.data.files import replace_folder_on_success
 from medfm_rl.errors import DataError, ModelError
 from medfm_rl.networks import build_unet, portable_state, size_divisor
@@ -32,24 +30,6 @@ from medfm_rl.types import Case, FloatArray, LabelMap, LabelSchema, Prompts
 
 DESCRIPTION: Final = "segmenter.json"
 _DEFAULT_WEIGHTS = "weights.safetensors"
-_CONTAINERS = ("state_dict", "model_state_dict", "model")
-# What bytes that are no checkpoint make the readers raise; the safe unpickler fails in many ways.
-_NO_CHECKPOINT = (
-    OSError,
-    RuntimeError,
-    ValueError,
-    TypeError,
-    AttributeError,
-    LookupError,
-    ArithmeticError,
-    AssertionError,
-    EOFError,
-    MemoryError,
-    struct.error,
-    pickle.UnpicklingError,
-    SafetensorError,
-)
-_NORMALISATION = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm)
 
 
 @final
@@ -204,19 +184,7 @@ class TorchModuleAdapter(SegmenterAdapter):
         return self._to_native(values.detach()[None], sample)[0].float().cpu().numpy()
 
     def trainable(self, scope: Scope) -> dict[str, Parameter]:
-        parameters = dict(self.named_parameters())
-        match scope:
-            case "all":
-                found = parameters
-            case "norm":
-                owners = {name for name, module in self.named_modules() if isinstance(module, _NORMALISATION)}
-                found = {name: value for name, value in parameters.items() if name.rpartition(".")[0] in owners}
-            case "decoder":
-                prefixes = tuple(f"module.{prefix}" for prefix in self.decoder_prefixes)
-                found = {name: value for name, value in parameters.items() if prefixes and name.startswith(prefixes)}
-        if not found:
-            raise ModelError(f"the network has no parameters in the scope {scope!r}; use segmenter.train: all")
-        return found
+        return parameters_in_scope(self, scope, tuple(f"module.{prefix}" for prefix in self.decoder_prefixes))
 
     def export(self, folder: Path) -> None:
         if self.network is None:
@@ -335,8 +303,8 @@ def _load_torchscript(path: Path) -> nn.Module:
         try:
             module: nn.Module = torch.jit.load(str(path), map_location="cpu")
         except (OSError, RuntimeError, ValueError) as error:
-            raise ModelError(f"{path}: not a TorchScript file that can be loaded ({_first_line(error)})") from error
-    _refuse_damaged(module.state_dict(), path)
+            raise ModelError(f"{path}: not a TorchScript file that can be loaded ({first_line(error)})") from error
+    refuse_damaged(module.state_dict(), path)
     return module
 
 
@@ -362,14 +330,7 @@ def _script_bytes(module: nn.Module) -> bytes:
 def _load_weights(module: nn.Module, path: Path) -> str | None:
     """Loads a state dict strictly and returns the key under which a .pt/.pth file holds it."""
     container, state = _read_state(path)
-    own = module.state_dict()
-    missing, unexpected = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
-    misshapen = sorted(key for key in own.keys() & state.keys() if own[key].shape != state[key].shape)
-    for problem, keys in (("misses", missing), ("has the unknown", unexpected), ("has other shapes for", misshapen)):
-        if keys:
-            raise ModelError(f"{path}: does not fit the network: {problem} {len(keys)} tensors, the first {keys[0]}")
-    _refuse_damaged(state, path)
-    module.load_state_dict(state)
+    load_strictly(module, state, path)
     return container
 
 
@@ -386,25 +347,19 @@ def _read_state(path: Path) -> tuple[str | None, dict[str, Tensor]]:
                 # About pickle protocols: what cannot be read safely is refused all the same.
                 warnings.simplefilter("ignore", UserWarning)
                 content = torch.load(path, map_location="cpu", weights_only=True)
-    except _NO_CHECKPOINT as error:
-        raise ModelError(f"{path}: not a checkpoint that can be loaded safely ({_first_line(error)})") from error
+    except NO_CHECKPOINT as error:
+        raise ModelError(f"{path}: not a checkpoint that can be loaded safely ({first_line(error)})") from error
     if isinstance(content, dict):
-        container = next((key for key in _CONTAINERS if isinstance(content.get(key), dict)), None)
+        container = next((key for key in CONTAINERS if isinstance(content.get(key), dict)), None)
         content = content[container] if container else content
     if not isinstance(content, dict) or not all(
         isinstance(key, str) and isinstance(value, Tensor) for key, value in content.items()
     ):
         raise ModelError(
             f"{path}: not a state dict: tensors by name are needed, as they are or within one of "
-            f"{', '.join(_CONTAINERS)}"
+            f"{', '.join(CONTAINERS)}"
         )
     return container, content
-
-
-def _refuse_damaged(state: Mapping[str, Tensor], path: Path) -> None:
-    for name, value in state.items():
-        if value.is_floating_point() and not torch.isfinite(value).all():
-            raise ModelError(f"{path}: {name} holds NaN or infinite values; the checkpoint is damaged")
 
 
 def _weights_bytes(module: nn.Module, name: str, container: str | None) -> bytes:
@@ -430,7 +385,3 @@ def _unet_decoder_prefixes(module: nn.Module) -> tuple[str, ...]:
         ):
             return tuple(prefixes)
         prefix, level = f"{prefix}.1.submodule", inner
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().split("\n")[0][:160]

@@ -19,10 +19,11 @@ from stable_baselines3.common.logger import Logger
 from torch import Tensor
 
 from medfm_rl.adapters import SegmenterAdapter
+from medfm_rl.adapters.base import without_gradient
 from medfm_rl.data.files import hash_file, hash_folder, replace_folder_on_success, write_json
 from medfm_rl.data.layouts import CaseFile, find_cases, split_by_patient
 from medfm_rl.envs import SegmentationVecEnv
-from medfm_rl.errors import DataError
+from medfm_rl.errors import DataError, ModelError
 from medfm_rl.metrics.validity import load_anatomy
 from medfm_rl.networks import build_unet, portable_state
 from medfm_rl.pipeline.averaging import average_weights
@@ -148,6 +149,7 @@ class _Loop:
             return
         self.tracker.log_params({"segmenter_hash": hash_folder(self.config.segmenter.folder)})
         domains = self._load_domains()
+        self._require_gradients(domains.target.images[:1])
         prior = self._shape_prior(domains)
         names, incumbent = [SOURCE], SOURCE
         if domains.source is not None and self.config.warm_up.steps > 0:
@@ -185,6 +187,17 @@ class _Loop:
         if self.config.source is not None:
             source = load_labelled(find_cases(self.config.source), self.source_policy, self.progress, "source images")
         return Domains(target, selection, source)
+
+    def _require_gradients(self, images: Tensor) -> None:
+        """Raises ModelError where a parameter that shall learn would never move: nothing later would say so."""
+        policy = copy.deepcopy(self.source_policy)
+        scope = self.config.segmenter.train
+        without = without_gradient(policy, policy.trainable(scope), images.to(self.device))
+        if without:
+            raise ModelError(
+                f"{self.config.segmenter.folder}: no gradient reaches {len(without)} parameters of the scope "
+                f"{scope!r}, the first {without[0]}; choose another segmenter.train"
+            )
 
     def _warm_up(self, source: tuple[ImageSet, Tensor], target: ImageSet) -> None:
         """Writes the source policy after fine-tuning in the look of the target."""
@@ -459,8 +472,8 @@ class _Loop:
         self.tracker.log_params({"model_hash": hash_folder(self.run.model)})
         for path in (self.run.config_file, self.run.selection(last)):
             self.tracker.log_artifact(path)
-        for path in sorted(self.run.model.iterdir()):
-            self.tracker.log_artifact(path, "model")
+        for path in sorted(path for path in self.run.model.rglob("*") if path.is_file()):
+            self.tracker.log_artifact(path, path.parent.relative_to(self.run.path).as_posix())
         for path in sorted(self.run.final_reward.rglob("*")):
             if path.is_file():
                 self.tracker.log_artifact(path, f"reward/{path.parent.name}")

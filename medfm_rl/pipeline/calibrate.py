@@ -20,7 +20,7 @@ from medfm_rl.metrics.overlap import dice
 from medfm_rl.metrics.validity import Anatomy, learn_limits, load_anatomy
 from medfm_rl.pipeline.config_file import load_config
 from medfm_rl.pipeline.images import Progress, load_images, load_labelled
-from medfm_rl.pipeline.models import choose_device, load_segmenter
+from medfm_rl.pipeline.models import adapted_settings, choose_device, load_segmenter
 from medfm_rl.pipeline.run_folder import RunFolder
 from medfm_rl.quality.calibration import CalibrationCase, Provenance, fit_quality
 from medfm_rl.quality.controller import collect_evidence
@@ -30,7 +30,7 @@ from medfm_rl.reward.appearance import randomise_appearance
 from medfm_rl.reward.collection import perturb_weights
 from medfm_rl.reward.network import RewardEnsemble
 from medfm_rl.seeding import torch_generator
-from medfm_rl.settings import AdaptConfig, SegmenterSettings
+from medfm_rl.settings import AdaptConfig
 from medfm_rl.types import LabelMap
 
 _LOG = logging.getLogger(__name__)
@@ -61,7 +61,7 @@ def calibrate(
         UserError: The run is not finished, or the cases cannot be used or are too few.
     """
     chosen = choose_device(device)
-    segmenter = load_segmenter(SegmenterSettings(folder=run.model)).to(chosen)
+    segmenter = load_segmenter(adapted_settings(run)).to(chosen)
     judged: list[LabelMap] = []
     for done, file in enumerate(files, 1):
         if masks is None:
@@ -100,7 +100,7 @@ def calibrate_cases(
         UserError: As in `calibrate`.
     """
     config = load_config(run.config_file, AdaptConfig)
-    segmenter = load_segmenter(SegmenterSettings(folder=run.model)).to(device)
+    segmenter = load_segmenter(adapted_settings(run)).to(device)
     reward = RewardEnsemble.load(run.final_reward).to(device)
     labelled = [file.read_labelled(segmenter.schema) for file in files]
     anatomy = _anatomy(
@@ -156,7 +156,7 @@ def _fit_on_source(run: RunFolder, config: AdaptConfig, files: Sequence[CaseFile
     if not files:
         raise DataError("the reward networks have learned from every source patient")
     device = choose_device(config.device)
-    segmenter = load_segmenter(SegmenterSettings(folder=run.model)).to(device)
+    segmenter = load_segmenter(adapted_settings(run)).to(device)
     reward = RewardEnsemble.load(run.final_reward).to(device)
     images, truths = load_labelled(files, segmenter, progress, "held-out source images")
     if len(images) != len(files):

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
 import yaml
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails, PydanticUndefined
 
 from medfm_rl.errors import ConfigError
-from medfm_rl.settings import Settings
+from medfm_rl.settings import SEGMENTER_KINDS, Settings
 
 T = TypeVar("T", bound=Settings)
 
@@ -58,9 +58,8 @@ def _comment(kind: type[BaseModel], values: dict[str, Any], indent: int) -> list
         lines += [f"{pad}# {line}" for line in _wrap(field.description or "", 100 - 2 * indent)]
         default = field.get_default(call_default_factory=True, validated_data={})
         given = values.get(name, default)
-        if isinstance(given, dict) and _settings_type(field.annotation) is not None:
-            nested = _settings_type(field.annotation)
-            assert nested is not None
+        nested = _settings_type(field.annotation, given) if isinstance(given, dict) else None
+        if nested is not None:
             lines += [f"{pad}{name}:", *_comment(nested, given, indent + 1)]
         elif isinstance(given, BaseModel):
             lines += [f"{pad}{name}:", *_comment(type(given), given.model_dump(mode="json"), indent + 1)]
@@ -78,9 +77,16 @@ def _plain(value: Any) -> Any:
     return list(value) if isinstance(value, tuple) else value
 
 
-def _settings_type(annotation: Any) -> type[BaseModel] | None:
-    candidates = [annotation, *getattr(annotation, "__args__", ())]
-    return next((item for item in candidates if isinstance(item, type) and issubclass(item, BaseModel)), None)
+def _settings_type(annotation: Any, given: dict[str, Any]) -> type[BaseModel] | None:
+    """The settings that a value is of; among several kinds, the one that it names or else the first."""
+    members = [getattr(item, "__origin__", item) for item in (annotation, *getattr(annotation, "__args__", ()))]
+    kinds = [item for item in members if isinstance(item, type) and issubclass(item, BaseModel)]
+    named = [item for item in kinds if "kind" in given and given["kind"] in _choices(item)]
+    return next(iter(named or kinds), None)
+
+
+def _choices(kind: type[BaseModel]) -> tuple[Any, ...]:
+    return get_args(kind.model_fields["kind"].annotation) if "kind" in kind.model_fields else ()
 
 
 def _wrap(text: str, width: int) -> list[str]:
@@ -90,7 +96,13 @@ def _wrap(text: str, width: int) -> list[str]:
 
 
 def _place(location: tuple[int | str, ...]) -> str:
-    return ".".join(map(str, location)) or "(whole file)"
+    # Within the settings of a segmenter pydantic names the kind too, which is no level of the file.
+    parts = [
+        part
+        for before, part in zip((None, *location), location, strict=False)
+        if not (before == "segmenter" and part in SEGMENTER_KINDS)
+    ]
+    return ".".join(map(str, parts)) or "(whole file)"
 
 
 def _problem(item: ErrorDetails) -> str:

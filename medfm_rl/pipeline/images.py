@@ -19,7 +19,7 @@ Progress = Callable[[str, int, int], None]
 def load_images(files: Sequence[CaseFile], adapter: SegmenterAdapter, progress: Progress, name: str) -> ImageSet:
     """Reads and preprocesses images; no mask is opened.
 
-    Images larger than the patch are cut into tiles that cover them.
+    Images larger than the patch are cut into tiles that cover them, and volumes of a 2-D segmenter into slices.
 
     Raises:
         DataError: An image cannot be read or used.
@@ -57,13 +57,16 @@ def load_labelled(
     return ImageSet(torch.stack(images), tuple(case_ids), tuple(patient_ids)), torch.stack(masks)
 
 
-def tile_boxes(shape: Sequence[int], patch: Sequence[int]) -> list[tuple[slice, ...]]:
+def tile_boxes(shape: Sequence[int], patch: Sequence[int]) -> list[tuple[slice | int, ...]]:
     """Boxes of the patch size that cover a grid; the last along an axis ends at its border and may overlap.
 
     Args:
-        shape: Size of the grid, no side smaller than the patch.
+        shape: Size of the grid, no side smaller than the patch. With one axis more than the patch each index of the
+            first axis has boxes of its own, which leave that axis out.
         patch: Size of a box.
     """
+    if len(shape) == len(patch) + 1:
+        return [(index, *box) for index in range(shape[0]) for box in tile_boxes(shape[1:], patch)]
     starts = []
     for side, size in zip(shape, patch, strict=True):
         count = -(-side // size)

@@ -2,15 +2,28 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
-from medfm_rl.adapters import SegmenterAdapter, TorchModuleAdapter
+from medfm_rl.adapters import MonaiBundleAdapter, NnUNetAdapter, SegmenterAdapter, TorchModuleAdapter
+from medfm_rl.adapters.monai_bundle import METADATA
+from medfm_rl.adapters.nnunet import DATASET, PLANS, ModelSummary, summarise
+from medfm_rl.data.files import replace_folder_on_success
 from medfm_rl.errors import ConfigError, ModelError
+from medfm_rl.pipeline.config_file import load_config
+from medfm_rl.pipeline.run_folder import RunFolder
 from medfm_rl.reward.network import RewardEnsemble
-from medfm_rl.settings import SegmenterSettings
+from medfm_rl.settings import (
+    AdaptConfig,
+    MonaiBundleSettings,
+    NnUNetSettings,
+    Segmenter,
+    SegmenterSettings,
+    TotalSegmentatorSettings,
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -21,13 +34,46 @@ class Model:
     reward: RewardEnsemble | None
 
 
-def load_segmenter(settings: SegmenterSettings) -> SegmenterAdapter:
+def load_segmenter(settings: Segmenter) -> SegmenterAdapter:
     """Loads the segmenter of a config.
 
     Raises:
+        MissingExtraError: Its kind needs a package that is not installed.
         ModelError: The folder cannot be used.
     """
-    return TorchModuleAdapter.load(settings.folder)
+    match settings:
+        case SegmenterSettings():
+            return TorchModuleAdapter.load(settings.folder)
+        case NnUNetSettings():
+            return NnUNetAdapter(
+                settings.folder, settings.folds, settings.checkpoint, settings.mirroring, trusted=settings.trusted
+            )
+        case TotalSegmentatorSettings():
+            # As TotalSegmentator runs nnU-Net: one fold, canonical axes, nothing mirrored.
+            return NnUNetAdapter(
+                settings.folder,
+                None,
+                settings.checkpoint,
+                mirroring=False,
+                step_size=settings.step_size,
+                canonical=True,
+                nested=True,
+                trusted=settings.trusted,
+            )
+        case MonaiBundleSettings():
+            return MonaiBundleAdapter(settings.folder, settings.weights)
+
+
+def recognise(folder: Path) -> Segmenter:
+    """Settings of the kind that a segmenter folder is of, by the files in it; the rest are defaults."""
+    if (
+        any((place / PLANS).exists() for place in (folder, *folder.glob("*"), *folder.glob("*/*")))
+        or (folder / DATASET).exists()
+    ):
+        return NnUNetSettings(kind="nnunet", folder=folder)
+    if (folder / "configs" / METADATA).exists():
+        return MonaiBundleSettings(kind="monai-bundle", folder=folder)
+    return SegmenterSettings(folder=folder)
 
 
 def load_model(path: Path) -> Model:
@@ -38,11 +84,68 @@ def load_model(path: Path) -> Model:
     """
     if not path.is_dir():
         raise ModelError(f"{path}: there is no such folder; give a run of `medfm-rl adapt` or a segmenter folder")
-    if (path / "model").is_dir():
-        return Model(load_segmenter(SegmenterSettings(folder=path / "model")), RewardEnsemble.load(path / "reward"))
-    if (path / "config.yaml").exists():
+    run = RunFolder(path)
+    if run.model.is_dir():
+        return Model(load_segmenter(adapted_settings(run)), RewardEnsemble.load(run.final_reward))
+    if run.config_file.exists():
         raise ModelError(f"{path}: this run is not finished; go on with it by `medfm-rl adapt --resume`")
-    return Model(load_segmenter(SegmenterSettings(folder=path)), None)
+    return Model(load_segmenter(recognise(path)), None)
+
+
+def adapted_settings(run: RunFolder) -> Segmenter:
+    """Settings of the segmenter that a finished run wrote: those of the source, with the folder of the result."""
+    if not run.config_file.exists():
+        return recognise(run.model)
+    segmenter = load_config(run.config_file, AdaptConfig).segmenter
+    return segmenter.model_copy(update={"folder": run.model})
+
+
+def export_model(path: Path, to: Path) -> Segmenter:
+    """Copies the adapted segmenter of a finished run into a new folder.
+
+    Returns:
+        Settings of the segmenter that was written.
+
+    Raises:
+        ModelError: It is no finished run.
+        DataError: The folder exists and is not empty, or cannot be written.
+    """
+    run = RunFolder(path)
+    if not run.model.is_dir():
+        raise ModelError(
+            f"{path}: not a finished run of `medfm-rl adapt`"
+            + ("; go on with it by `medfm-rl adapt --resume`" if run.config_file.exists() else "")
+        )
+    with replace_folder_on_success(to) as temporary:
+        shutil.copytree(run.model, temporary, dirs_exist_ok=True)
+    return adapted_settings(run).model_copy(update={"folder": to})
+
+
+def inspect_model(path: Path) -> ModelSummary:
+    """What a segmenter folder, or the result of a run, holds and whether it can be adapted.
+
+    Raises:
+        ModelError: It is neither.
+    """
+    run = RunFolder(path)
+    settings = adapted_settings(run) if run.model.is_dir() else recognise(path)
+    match settings:
+        case NnUNetSettings() | TotalSegmentatorSettings():
+            return summarise(settings.folder, settings.checkpoint, settings.trusted)
+        case _:
+            adapter = load_segmenter(settings)
+            rows = {
+                "kind": settings.kind,
+                "folder": str(settings.folder),
+                "structures": ", ".join(
+                    f"{name} {label}" for name, label in zip(adapter.schema.names, adapter.schema.ids, strict=True)
+                ),
+                "channels": str(adapter.in_channels),
+                "patch": " x ".join(map(str, adapter.patch_size)),
+                "parameters": f"{sum(parameter.numel() for parameter in adapter.parameters()):,}",
+            }
+            frozen = () if any(True for _ in adapter.parameters()) else ("its script has no parameters: it is frozen",)
+            return ModelSummary(rows, frozen)
 
 
 def choose_device(name: str) -> torch.device:

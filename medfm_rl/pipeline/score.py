@@ -19,10 +19,10 @@ from medfm_rl.data.images import image_stem, image_suffix, read_labels, write_im
 from medfm_rl.data.layouts import CaseFile, is_simulated
 from medfm_rl.errors import DataError, ModelError, UserError
 from medfm_rl.pipeline.images import Progress
-from medfm_rl.pipeline.models import choose_device, load_segmenter
+from medfm_rl.pipeline.models import adapted_settings, choose_device, load_segmenter
+from medfm_rl.pipeline.run_folder import RunFolder
 from medfm_rl.quality import QUALITY_FILE, BatchReport, QualityController, QualityReport
 from medfm_rl.quality_page import PageCase, thumbnail, write_page
-from medfm_rl.settings import SegmenterSettings
 from medfm_rl.types import Case, LabelMap
 
 _CHANNEL = "_0000"
@@ -54,7 +54,7 @@ def load_controller(path: Path, device: str = "auto") -> QualityController:
         ConfigError: The device is not there.
     """
     return QualityController.load(
-        path, lambda folder: load_segmenter(SegmenterSettings(folder=folder)), choose_device(device)
+        path, lambda _: load_segmenter(adapted_settings(RunFolder(path))), choose_device(device)
     )
 
 

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from medfm_rl.data.files import replace_folder_on_success
 from medfm_rl.errors import ModelError
-from medfm_rl.networks import build_unet
+from medfm_rl.networks import build_unet, size_divisor
 from medfm_rl.settings import NetworkSettings, RewardSettings
 
 FUSION = "fusion.json"
@@ -62,8 +62,14 @@ class RewardNet(nn.Module):
             `(B, *S)`; the log-odds that a pixel is right, before calibration.
         """
         one_hot = F.one_hot(actions.long(), self.num_classes).movedim(-1, 1).to(images.dtype)
-        logits: Tensor = self.network(torch.cat([images, one_hot], dim=1))
-        return _PRIOR_LOG_ODDS + _GAIN * logits[:, 0]
+        seen = torch.cat([images, one_hot], dim=1)
+        # Patches of other tools need not be what a UNet can halve: the last pixels are repeated until they are.
+        short = [-side % size_divisor(self.settings) for side in seen.shape[2:]]
+        if any(short):
+            margins = [margin for amount in reversed(short) for margin in (0, amount)]
+            seen = F.pad(seen, margins, mode="replicate")
+        logits: Tensor = self.network(seen)[(slice(None), 0, *(slice(0, side) for side in actions.shape[1:]))]
+        return _PRIOR_LOG_ODDS + _GAIN * logits
 
     def reward_map(self, images: Tensor, actions: Tensor) -> Tensor:
         """Calibrated probability in [0, 1] that each pixel is right, `sigmoid(z / T)`, `(B, *S)`.

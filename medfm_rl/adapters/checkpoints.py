@@ -1,0 +1,109 @@
+"""Checkpoints of other tools: read as data, checked, and put into a network without a tensor left over."""
+
+from __future__ import annotations
+
+import pickle
+import struct
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from torch import Tensor, nn
+
+from medfm_rl.errors import ModelError
+
+CONTAINERS: Final = ("state_dict", "model_state_dict", "model")
+"""Keys under which a checkpoint may hold its state dict."""
+NO_CHECKPOINT: Final = (
+    OSError,
+    RuntimeError,
+    ValueError,
+    TypeError,
+    AttributeError,
+    LookupError,
+    ArithmeticError,
+    AssertionError,
+    EOFError,
+    MemoryError,
+    struct.error,
+    pickle.UnpicklingError,
+    SafetensorError,
+)
+"""What bytes that are no checkpoint make the readers raise; the safe unpickler fails in many ways."""
+
+
+def read_checkpoint(path: Path, trusted: bool = False) -> dict[str, Any]:
+    """Reads a .pth file of tensors, plain values, NumPy numbers and devices.
+
+    Args:
+        path: The file.
+        trusted: Unpickle whatever it holds. That runs code of whoever made the file.
+
+    Raises:
+        ModelError: It is missing, damaged, no dictionary, or holds other objects and is not trusted.
+    """
+    if not path.is_file():
+        others = sorted(other.name for other in path.parent.glob("*.pth"))
+        raise ModelError(f"{path}: there is no such checkpoint; there is {', '.join(others) or 'none'} in that folder")
+    try:
+        with warnings.catch_warnings(), torch.serialization.safe_globals(_harmless()):
+            warnings.simplefilter("ignore", UserWarning)
+            content = torch.load(path, map_location="cpu", weights_only=not trusted)
+    except pickle.UnpicklingError as error:
+        if "GLOBAL" not in str(error) and "global" not in str(error):
+            raise ModelError(f"{path}: a damaged or truncated checkpoint") from error
+        raise ModelError(
+            f"{path}: holds more than tensors and numbers, and reading that would run code of whoever made the file "
+            f"({_blocked(error)}). Where you trust them: segmenter.trusted: true"
+        ) from error
+    except NO_CHECKPOINT as error:
+        raise ModelError(f"{path}: a damaged or truncated checkpoint ({first_line(error)})") from error
+    if not isinstance(content, dict):
+        raise ModelError(f"{path}: holds {type(content).__name__}, a dictionary is needed")
+    return content
+
+
+def load_strictly(module: nn.Module, state: Mapping[str, Tensor], path: Path) -> None:
+    """Loads a state dict: every tensor has its place, every place its tensor, and all are finite.
+
+    Raises:
+        ModelError: They do not fit, or one holds NaN or infinite values.
+    """
+    own = module.state_dict()
+    missing, unexpected = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
+    misshapen = sorted(key for key in own.keys() & state.keys() if own[key].shape != state[key].shape)
+    for problem, keys in (("misses", missing), ("has the unknown", unexpected), ("has other shapes for", misshapen)):
+        if keys:
+            raise ModelError(f"{path}: does not fit the network: {problem} {len(keys)} tensors, the first {keys[0]}")
+    refuse_damaged(state, path)
+    module.load_state_dict(state)
+
+
+def refuse_damaged(state: Mapping[str, Tensor], path: Path) -> None:
+    """Raises ModelError where a tensor holds NaN or infinite values."""
+    for name, value in state.items():
+        if value.is_floating_point() and not torch.isfinite(value).all():
+            raise ModelError(f"{path}: {name} holds NaN or infinite values; the checkpoint is damaged")
+
+
+def first_line(error: Exception) -> str:
+    """The first line of a message, short enough for one of ours."""
+    return str(error).strip().split("\n")[0][:160]
+
+
+def _blocked(error: Exception) -> str:
+    words = str(error).split()
+    return next((words[index + 1] for index, word in enumerate(words[:-1]) if word == "GLOBAL"), first_line(error))
+
+
+def _harmless() -> list[Any]:
+    """What training tools put beside the weights: NumPy numbers and arrays, their types, and devices."""
+    reconstruct, scalar = np._core.multiarray._reconstruct, np._core.multiarray.scalar  # type: ignore[attr-defined]
+    types = [getattr(np.dtypes, name) for name in np.dtypes.__all__]
+    # Files of NumPy 1 have the old name of the module.
+    old = [(reconstruct, "numpy.core.multiarray._reconstruct"), (scalar, "numpy.core.multiarray.scalar")]
+    return [reconstruct, scalar, np.ndarray, np.dtype, torch.device, *types, *old]

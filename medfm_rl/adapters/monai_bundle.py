@@ -1,0 +1,350 @@
+"""MONAI bundles: their own preprocessing, inferer and way back, and a bundle that MONAI runs again.
+
+The configuration of a bundle is code: whatever stands behind a `$` in it is run.
+"""
+
+from __future__ import annotations
+
+import copy
+import io
+import json
+import shutil
+import tempfile
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, final
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import Parameter
+
+from medfm_rl.adapters.base import Sample, Scope, SegmenterAdapter, parameters_in_scope
+from medfm_rl.adapters.checkpoints import CONTAINERS, first_line, load_strictly, read_checkpoint
+from medfm_rl.adapters.padding import pad_to_patch
+from medfm_rl.data.files import replace_folder_on_success
+from medfm_rl.data.images import write_image
+from medfm_rl.errors import DataError, ModelError
+from medfm_rl.networks import portable_state
+from medfm_rl.types import BACKGROUND, Case, FloatArray, LabelMap, LabelSchema, Prompts
+
+METADATA: Final = "metadata.json"
+WEIGHTS: Final = "model.pt"
+_CONFIGS = ("inference.json", "inference.yaml", "inference.yml")
+# What configurations that are not as they should be make MONAI raise.
+_BROKEN = (
+    KeyError,
+    TypeError,
+    ValueError,
+    ImportError,
+    AttributeError,
+    RuntimeError,
+    LookupError,
+    OSError,
+    SyntaxError,
+)
+
+
+@dataclass(frozen=True, eq=False)
+class BundleSample(Sample):
+    """A case as the bundle's preprocessing leaves it, padded to the patch; its axes are those of the bundle.
+
+    Attributes:
+        loaded: The preprocessed image with MONAI's record of what was done to it.
+        content: The part of the padded grid that shows the image.
+    """
+
+    loaded: Any
+    content: tuple[slice, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class _Tool:
+    """What the bundle brings besides its weights; copies of an adapter share it."""
+
+    preprocessing: Any
+    inferer: Any
+    softmax_first: bool
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> _Tool:
+        return self
+
+
+@final
+class MonaiBundleAdapter(SegmenterAdapter):
+    """A MONAI bundle (`configs/metadata.json`, `configs/inference.json`, `models/model.pt`).
+
+    Classes are exclusive (softmax). **A bundle is trusted code:** loading one runs expressions of its configuration.
+
+    Args:
+        folder: The bundle.
+        weights: File in `models/`; a state dict, plain or within one of the usual keys.
+
+    Raises:
+        ModelError: The folder cannot be used; the message says why.
+    """
+
+    def __init__(self, folder: Path, weights: str = WEIGHTS) -> None:
+        super().__init__()
+        self.folder = folder
+        self.weights = weights
+        metadata, config = _read_metadata(folder), _find_config(folder)
+        self.in_channels, self.schema = _describe(metadata, folder / "configs" / METADATA)
+        parser = _parse(config, folder)
+        softmax_first = _softmax_comes_first(parser, config)
+        self.network: nn.Module = _content(parser, "network", config)
+        if not isinstance(self.network, nn.Module):
+            raise ModelError(f"{config}: network is {type(self.network).__name__}, a torch module is needed")
+        self.network.cpu()
+        self.tool = _Tool(_content(parser, "preprocessing", config), _content(parser, "inferer", config), softmax_first)
+        self.patch_size = _patch(self.tool.inferer, metadata, config)
+        load_strictly(self.network, self._state(self._read()), self._path)
+        self.eval()
+
+    @classmethod
+    def load(cls, folder: Path) -> MonaiBundleAdapter:
+        """Reads a bundle."""
+        return cls(folder)
+
+    def preprocess(self, case: Case) -> BundleSample:
+        """The bundle's own preprocessing, of the image as a NIfTI file in a temporary folder."""
+        where = f"case {case.case_id}"
+        if len(case.shape) != len(self.patch_size):
+            raise DataError(f"{where}: the image is {len(case.shape)}-D and the bundle {len(self.patch_size)}-D")
+        if case.image.shape[0] != self.in_channels:
+            raise DataError(
+                f"{where}: the image has {case.image.shape[0]} channels, the bundle takes {self.in_channels}"
+            )
+        if self.in_channels != 1:
+            raise DataError(f"{where}: bundles of images with several channels are not supported")
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "image.nii.gz"
+            write_image(path, case.image[0], case.geometry)
+            try:
+                loaded = self.tool.preprocessing({"image": str(path)})["image"]
+            except _BROKEN as error:
+                raise DataError(f"{where}: the preprocessing of {self.folder} fails ({first_line(error)})") from error
+        image = torch.as_tensor(np.asarray(loaded, dtype=np.float32))
+        if not bool(torch.isfinite(image).all()):
+            raise DataError(f"{where}: the preprocessing of {self.folder} gives NaN or infinite values")
+        padded, content = pad_to_patch(image, self.patch_size)
+        return BundleSample(padded, case.case_id, case.patient_id, case.shape, case.geometry, loaded, content)
+
+    def preprocess_labels(self, labels: LabelMap, sample: Sample) -> Tensor:
+        from monai.data import MetaTensor
+        from monai.transforms import LoadImage, ResampleToMatch
+
+        ours = _ours(sample)
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "mask.nii.gz"
+            write_image(path, labels, sample.geometry)
+            mask: Any = LoadImage(ensure_channel_first=True)(str(path))
+        matched: MetaTensor = ResampleToMatch(mode="nearest", padding_mode="zeros")(mask, ours.loaded)
+        padded = torch.zeros(ours.image.shape[1:], dtype=torch.uint8)
+        padded[ours.content] = torch.as_tensor(np.asarray(matched)[0].round().astype(np.uint8))
+        return padded
+
+    def forward(self, images: Tensor, prompts: Prompts | None = None) -> Tensor:
+        """Logits `(B, K, *S')`, differentiable; images of another size than the patch go through the inferer."""
+        if prompts is not None:
+            raise ModelError("this segmenter takes no prompts")
+        if tuple(images.shape[2:]) == self.patch_size:
+            logits: Tensor = self.network(images)
+        else:
+            logits = self.tool.inferer(inputs=images, network=self.network)
+        expected = (len(images), self.schema.num_classes, *images.shape[2:])
+        if tuple(logits.shape) != expected:
+            raise ModelError(f"{self.folder}: the network gives {tuple(logits.shape)}, {expected} are needed")
+        return logits
+
+    @torch.no_grad()
+    def predict_logits(self, sample: Sample) -> Tensor:
+        """Logits `(K, *S')` through the bundle's own inferer."""
+        was_training = self.training
+        self.eval()
+        logits: Tensor = self.tool.inferer(inputs=sample.image[None].to(self.device), network=self.network)[0]
+        self.train(was_training)
+        return logits.cpu()
+
+    def restore(self, logits: Tensor, sample: Sample) -> LabelMap:
+        # Interpolated probabilities have another argmax than interpolated logits.
+        values = logits.float().softmax(dim=0) if self.tool.softmax_first else logits
+        labels: LabelMap = self._to_case(values, _ours(sample)).argmax(axis=0).astype(np.uint8)
+        return labels
+
+    def restore_map(self, values: Tensor, sample: Sample) -> FloatArray:
+        restored: FloatArray = self._to_case(values[None], _ours(sample))[0].astype(np.float32)
+        return restored
+
+    def trainable(self, scope: Scope) -> dict[str, Parameter]:
+        # Networks of bundles differ: where the decoder starts is not known.
+        return parameters_in_scope(self, scope, ())
+
+    def export(self, folder: Path) -> None:
+        """Writes a bundle like the one that was loaded, with these weights in the form that the file had.
+
+        TorchScript and ONNX files of the bundle hold the old weights and are left out.
+        """
+        if not self.folder.is_dir():
+            raise ModelError(f"{self.folder}: the bundle that was loaded is gone; export needs its files")
+        content = self._read()
+        state = portable_state(self.network.state_dict())
+        container = _container(content)
+        buffer = io.BytesIO()
+        torch.save({**content, container: state} if container else state, buffer)
+        with replace_folder_on_success(folder) as temporary:
+            stale = shutil.ignore_patterns("*.ts", "*.onnx", "__pycache__")
+            shutil.copytree(self.folder, temporary, dirs_exist_ok=True, ignore=stale)
+            (temporary / "models" / self.weights).write_bytes(buffer.getvalue())
+
+    @property
+    def _path(self) -> Path:
+        return self.folder / "models" / self.weights
+
+    def _read(self) -> dict[str, Any]:
+        return read_checkpoint(self._path)
+
+    def _state(self, content: Mapping[str, Any]) -> dict[str, Tensor]:
+        container = _container(content)
+        state = content[container] if container else content
+        if not all(isinstance(value, Tensor) for value in state.values()):
+            raise ModelError(f"{self._path}: not a state dict, plain or within one of {', '.join(CONTAINERS)}")
+        return dict(state)
+
+    def _to_case(self, values: Tensor, sample: BundleSample) -> np.ndarray[Any, Any]:
+        """Values `(N, *S')` on the grid of the case, by undoing the preprocessing."""
+        from monai.data import MetaTensor
+        from monai.transforms import Invertd
+
+        inner = values.detach().cpu().float()[(slice(None), *sample.content)]
+        undo = Invertd(
+            keys="values", transform=self.tool.preprocessing, orig_keys="image", nearest_interp=False, to_tensor=True
+        )
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)
+            restored = undo(
+                {"image": sample.loaded, "values": MetaTensor(inner, meta=copy.deepcopy(sample.loaded.meta))}
+            )
+        # MONAI reads (x, y, z); arrays of ours are (z, y, x).
+        array = np.asarray(restored["values"])
+        array = array.transpose(0, *reversed(range(1, array.ndim)))
+        if array.shape[1:] != sample.native_shape:
+            raise ModelError(
+                f"{self.folder}: its preprocessing cannot be undone: {array.shape[1:]} comes back for a case of size "
+                f"{sample.native_shape}"
+            )
+        return array
+
+
+def _ours(sample: Sample) -> BundleSample:
+    if not isinstance(sample, BundleSample):
+        raise TypeError("this sample is not from this adapter's `preprocess`")
+    return sample
+
+
+def _container(content: Mapping[str, Any]) -> str | None:
+    return next((key for key in CONTAINERS if isinstance(content.get(key), Mapping)), None)
+
+
+def _read_metadata(folder: Path) -> Mapping[str, Any]:
+    path = folder / "configs" / METADATA
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise ModelError(f"{folder}: not a MONAI bundle, there is no configs/{METADATA}") from error
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{path}: cannot be read as JSON ({error})") from error
+    if not isinstance(content, dict):
+        raise ModelError(f"{path}: holds {type(content).__name__}, an object is needed")
+    return content
+
+
+def _find_config(folder: Path) -> Path:
+    found = next((folder / "configs" / name for name in _CONFIGS if (folder / "configs" / name).exists()), None)
+    if found is None:
+        raise ModelError(
+            f"{folder}: there is no configs/inference.json or .yaml; only bundles for inference are adapted"
+        )
+    return found
+
+
+def _describe(metadata: Mapping[str, Any], path: Path) -> tuple[int, LabelSchema]:
+    try:
+        described = metadata["network_data_format"]
+        image, prediction = described["inputs"]["image"], described["outputs"]["pred"]
+        names = {int(index): str(name) for index, name in prediction["channel_def"].items()}
+        channels, classes = int(image["num_channels"]), int(prediction["num_channels"])
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise ModelError(
+            f"{path}: network_data_format must say inputs.image.num_channels and outputs.pred with num_channels and "
+            f"channel_def (missing or wrong: {error})"
+        ) from error
+    if sorted(names) != list(range(classes)) or classes < 2:
+        raise ModelError(f"{path}: outputs.pred.channel_def must name {classes} channels, background first, at least 2")
+    structures = [names[index] for index in range(1, classes)]
+    try:
+        return channels, LabelSchema((BACKGROUND, *structures), tuple(range(classes)))
+    except ValueError as error:
+        raise ModelError(f"{path}: outputs.pred.channel_def: {error}") from error
+
+
+def _parse(config: Path, folder: Path) -> Any:
+    from monai.bundle import ConfigParser
+
+    parser = ConfigParser()
+    try:
+        parser.read_config(str(config))
+        parser["bundle_root"] = str(folder)
+        # Where things are put is decided by who calls the adapter.
+        parser["device"] = "$__import__('torch').device('cpu')"
+        parser.parse()
+    except _BROKEN as error:
+        raise ModelError(f"{config}: cannot be read as the configuration of a bundle ({first_line(error)})") from error
+    return parser
+
+
+def _content(parser: Any, name: str, config: Path) -> Any:
+    if parser.get(name) is None:
+        raise ModelError(f"{config}: there is no {name}; a bundle needs network, preprocessing and inferer here")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return parser.get_parsed_content(name)
+    except _BROKEN as error:
+        raise ModelError(f"{config}: {name} cannot be built ({first_line(error)})") from error
+
+
+def _softmax_comes_first(parser: Any, config: Path) -> bool:
+    """Whether the bundle takes probabilities, and not logits, back to the image.
+
+    Raises:
+        ModelError: Its outputs are independent, which is no distribution over classes.
+    """
+    steps = parser.get("postprocessing") or {}
+    transforms = steps.get("transforms", []) if isinstance(steps, Mapping) else []
+    for step in (step for step in transforms if isinstance(step, Mapping)):
+        if step.get("sigmoid"):
+            raise ModelError(
+                f"{config}: the outputs are independent (sigmoid); only exclusive structures can be adapted"
+            )
+        if step.get("softmax"):
+            return True
+        if str(step.get("_target_", "")).rpartition(".")[2] == "Invertd":
+            return False
+    return False
+
+
+def _patch(inferer: Any, metadata: Mapping[str, Any], config: Path) -> tuple[int, ...]:
+    """What the inferer shows the network at once; without a sliding window, what the metadata promises."""
+    shape = getattr(inferer, "roi_size", None)
+    if shape is None:
+        shape = metadata["network_data_format"]["inputs"]["image"].get("spatial_shape")
+    sides = tuple(shape) if isinstance(shape, list | tuple) else ()
+    if len(sides) not in (2, 3) or not all(isinstance(side, int) and side > 0 for side in sides):
+        raise ModelError(
+            f"{config}: the size of the network's input is not known; give the inferer a roi_size, or numbers as "
+            "inputs.image.spatial_shape in metadata.json"
+        )
+    return sides

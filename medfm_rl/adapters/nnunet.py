@@ -1,0 +1,612 @@
+"""nnU-Net v2 model folders: their own preprocessing, differentiable logits, and a folder that nnU-Net runs again.
+
+Preprocessing, tiles, mirroring, the way back to the image and the file format are nnU-Net's own code; only the pass
+that has gradients is ours, because nnU-Net runs its network in inference mode alone.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import importlib
+import inspect
+import io
+import itertools
+import json
+import shutil
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, Literal, final
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import Parameter
+from torch.nn import functional as F
+
+from medfm_rl import __version__
+from medfm_rl.adapters.base import Sample, Scope, SegmenterAdapter, parameters_in_scope
+from medfm_rl.adapters.checkpoints import first_line, load_strictly, read_checkpoint
+from medfm_rl.adapters.orientation import Orientation
+from medfm_rl.adapters.padding import pad_to_patch
+from medfm_rl.data.files import replace_folder_on_success
+from medfm_rl.errors import DataError, MissingExtraError, ModelError
+from medfm_rl.networks import portable_state
+from medfm_rl.types import BACKGROUND, Case, FloatArray, LabelMap, LabelSchema, Prompts
+
+DATASET: Final = "dataset.json"
+PLANS: Final = "plans.json"
+CHECKPOINT: Final = "checkpoint_final.pth"
+PROVENANCE: Final = "medfm_rl"
+"""Key of an adapted checkpoint that says what made it."""
+
+Fold = int | Literal["all"]
+
+_STEP = 0.5
+_COMPILED = "_orig_mod."
+
+
+@dataclass(frozen=True, eq=False)
+class _Tool:
+    """What nnU-Net knows of a model besides its weights; copies of an adapter share it."""
+
+    plans: Any
+    configuration: Any
+    configuration_name: str
+    dataset: Mapping[str, Any]
+    labels: Any
+    trainer: type[Any]
+    mirror_axes: tuple[int, ...] | None
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> _Tool:
+        return self
+
+
+@dataclass(frozen=True, eq=False)
+class NnUNetSample(Sample):
+    """A case as nnU-Net's preprocessor leaves it, padded to the patch.
+
+    Attributes:
+        properties: What nnU-Net needs for the way back.
+        content: The part of the padded grid that shows the image.
+        orientation: How the case lies, where the model wants canonical axes.
+    """
+
+    properties: dict[str, Any]
+    content: tuple[slice, ...]
+    orientation: Orientation | None
+
+
+@final
+class NnUNetAdapter(SegmenterAdapter):
+    """A model folder of nnU-Net v2 (`dataset.json`, `plans.json`, `fold_X/checkpoint_final.pth`).
+
+    Classes are exclusive (softmax). Several folds are several networks, and the policy is the mean of their logits, as
+    in nnU-Net. A 2-D configuration takes images, and volumes slice by slice.
+
+    Args:
+        folder: The model folder, or the folder of a data set with one such folder in it.
+        folds: Those to load; all that are there where None.
+        checkpoint: File name within each fold.
+        mirroring: Average over mirrored images in `predict_logits`, as `nnUNetv2_predict` does unless told not to. It
+            has no part in `forward`.
+        step_size: Distance of neighbouring tiles in `predict_logits`, as a share of the patch.
+        canonical: Turn volumes to the axes right, front, head before anything else.
+        nested: Export as `DatasetNNN_name/TRAINER__PLANS__CONFIG` within the folder, the layout of TotalSegmentator.
+        trusted: Unpickle checkpoints that hold more than tensors and numbers.
+
+    Raises:
+        MissingExtraError: nnunetv2 is not installed.
+        ModelError: The folder cannot be used; the message says why.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        folds: Sequence[Fold] | None = None,
+        checkpoint: str = CHECKPOINT,
+        mirroring: bool = True,
+        step_size: float = _STEP,
+        canonical: bool = False,
+        nested: bool = False,
+        trusted: bool = False,
+    ) -> None:
+        super().__init__()
+        _require_nnunet()
+        self.folder = find_model_folder(folder)
+        self.folds = available_folds(self.folder) if folds is None else tuple(folds)
+        self.checkpoint = checkpoint
+        self.mirroring = mirroring
+        self.step_size = step_size
+        self.nested = nested
+        self.trusted = trusted
+        if not self.folds:
+            raise ModelError(f"{self.folder}: there is no fold_X with a checkpoint; give a trained nnU-Net model")
+        checkpoints = {fold: self._read(fold) for fold in self.folds}
+        self.tool = _read_tool(self.folder, self._path(self.folds[0]), checkpoints[self.folds[0]])
+        self.schema = _schema(self.tool.labels, self.folder)
+        self.patch_size = tuple(int(side) for side in self.tool.configuration.patch_size)
+        self.in_channels = len(_channel_names(self.tool.dataset))
+        self.networks = nn.ModuleList()
+        for fold, content in checkpoints.items():
+            network = _build_network(self.tool, self.in_channels, self.folder)
+            load_strictly(network, _weights(content, self._path(fold)), self._path(fold))
+            self.networks.append(network)
+        reader = str(self.tool.plans.plans.get("image_reader_writer", ""))
+        self.canonical = canonical or reader.endswith("WithReorient")
+        self.without_spacing = reader == "NaturalImage2DIO"
+        self.eval()
+
+    @classmethod
+    def load(cls, folder: Path) -> NnUNetAdapter:
+        """All folds of a model folder."""
+        return cls(folder)
+
+    def preprocess(self, case: Case) -> NnUNetSample:
+        """nnU-Net's own preprocessing: transposition, crop to what is not 0, intensities, spacing; then padding."""
+        image, spacing, orientation = self._arrange(case)
+        properties: dict[str, Any] = {"spacing": list(spacing)}
+        preprocessor = self.tool.configuration.preprocessor_class(verbose=False)
+        data, _, properties = preprocessor.run_case_npy(
+            image, None, properties, self.tool.plans, self.tool.configuration, self.tool.dataset
+        )
+        tensor = torch.from_numpy(np.ascontiguousarray(data, dtype=np.float32))
+        if not bool(torch.isfinite(tensor).all()):
+            raise DataError(f"case {case.case_id}: nnU-Net's preprocessing gives NaN or infinite values")
+        if len(case.shape) == 2:
+            tensor = tensor[:, 0]
+        padded, content = pad_to_patch(tensor, self.patch_size)
+        if padded.ndim - 1 > len(content):
+            # Slices of a volume: none is added.
+            content = (slice(0, padded.shape[1]), *content)
+        return NnUNetSample(
+            padded, case.case_id, case.patient_id, case.shape, case.geometry, properties, content, orientation
+        )
+
+    def preprocess_labels(self, labels: LabelMap, sample: Sample) -> Tensor:
+        ours = _ours(sample)
+        mask = labels[None] if labels.ndim == 2 else labels
+        if ours.orientation is not None:
+            mask = ours.orientation.labels_to_canonical(mask)
+        mask = mask.transpose(self.tool.plans.transpose_forward)
+        box = tuple(slice(low, high) for low, high in ours.properties["bbox_used_for_cropping"])
+        resized = self.tool.configuration.resampling_fn_seg(
+            mask[box][None].astype(np.int16), self._content_shape(ours), *self._spacings(ours)
+        )
+        mask = np.asarray(resized)[0, 0] if labels.ndim == 2 else np.asarray(resized)[0]
+        padded = torch.zeros(ours.image.shape[1:], dtype=torch.uint8)
+        padded[ours.content] = torch.from_numpy(mask.astype(np.uint8))
+        return padded
+
+    def forward(self, images: Tensor, prompts: Prompts | None = None) -> Tensor:
+        """Logits `(B, K, *S')`, differentiable: mean over the folds; tiles where images are larger than the patch.
+
+        Tiles are placed and weighted as nnU-Net does it; nothing is mirrored.
+        """
+        if prompts is not None:
+            raise ModelError("an nnU-Net takes no prompts")
+        if images.ndim - 2 == len(self.patch_size) + 1:
+            # Slices of volumes are images of their own: (B, C, D, H, W) to (B * D, C, H, W) and back.
+            slices = self._tiled(images.movedim(2, 1).flatten(0, 1))
+            volumes: Tensor = slices.unflatten(0, (images.shape[0], images.shape[2])).movedim(1, 2)
+            return volumes
+        return self._tiled(images)
+
+    @torch.no_grad()
+    def predict_logits(self, sample: Sample) -> Tensor:
+        """Logits `(K, *S')` by nnU-Net's own inference, in its own precision, with mirroring where it is on."""
+        from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
+
+        data = sample.image if sample.image.ndim == 4 else sample.image[:, None]
+        device = self.device
+        with _silent():
+            predictor = nnUNetPredictor(
+                tile_step_size=self.step_size,
+                use_mirroring=self.mirroring,
+                perform_everything_on_device=device.type == "cuda",
+                device=device,
+                allow_tqdm=False,
+            )
+        predictor.configuration_manager = self.tool.configuration
+        predictor.label_manager = self.tool.labels
+        predictor.allowed_mirroring_axes = self.tool.mirror_axes
+        was_training = self.training
+        total: Tensor | None = None
+        # Not through `predict_logits_from_preprocessed_data`: that loads the weights of the file into the network.
+        for network in self.networks:
+            predictor.network = network
+            logits = predictor.predict_sliding_window_return_logits(data).to("cpu")
+            total = logits if total is None else total + logits
+        self.train(was_training)
+        assert total is not None
+        mean = total / len(self.networks) if len(self.networks) > 1 else total.clone()
+        return mean if sample.image.ndim == 4 else mean[:, 0]
+
+    def restore(self, logits: Tensor, sample: Sample) -> LabelMap:
+        from nnunetv2.inference.export_prediction import convert_predicted_logits_to_segmentation_with_correct_shape
+
+        ours = _ours(sample)
+        labels = convert_predicted_logits_to_segmentation_with_correct_shape(
+            self._volume(logits, ours),
+            self.tool.plans,
+            self.tool.configuration,
+            self.tool.labels,
+            ours.properties,
+            num_threads_torch=torch.get_num_threads(),
+        )
+        return self._to_case(labels, ours).astype(np.uint8)
+
+    def restore_map(self, values: Tensor, sample: Sample) -> FloatArray:
+        ours = _ours(sample)
+        plans, properties = self.tool.plans, ours.properties
+        original, target = self._spacings(ours)
+        shape = properties["shape_after_cropping_and_before_resampling"]
+        resized = self.tool.configuration.resampling_fn_probabilities(
+            self._volume(values[None].float(), ours), shape, target, original
+        )
+        # What nnU-Net crops away as empty has no value of its own: that of the nearest pixel is taken.
+        box = properties["bbox_used_for_cropping"]
+        border = [
+            (low, side - high) for (low, high), side in zip(box, properties["shape_before_cropping"], strict=True)
+        ]
+        full = np.pad(np.asarray(resized, dtype=np.float32)[0], border, mode="edge")
+        return self._to_case(full.transpose(plans.transpose_backward), ours)
+
+    def trainable(self, scope: Scope) -> dict[str, Parameter]:
+        """Parameters by name; those of the heads for deep supervision, which inference does not use, are left out."""
+        count = range(len(self.networks))
+        unused = {
+            id(parameter)
+            for module in self.networks.modules()
+            if isinstance(heads := getattr(module, "seg_layers", None), nn.ModuleList)
+            for head in heads[:-1]
+            for parameter in head.parameters()
+        }
+        found = parameters_in_scope(self, scope, tuple(f"networks.{index}.decoder." for index in count))
+        return {name: parameter for name, parameter in found.items() if id(parameter) not in unused}
+
+    def export(self, folder: Path) -> None:
+        """Writes a model folder for `nnUNetv2_predict_from_modelfolder`: the one that was loaded, with these weights.
+
+        Every other entry of a checkpoint (trainer, plans, optimiser, epoch) is kept. What was not adapted is left out,
+        so that nothing mixes the two: other folds, other checkpoints of a fold, and the masks of its validation.
+        """
+        if not self.folder.is_dir():
+            raise ModelError(
+                f"{self.folder}: the folder that the model was loaded from is gone; export needs its files"
+            )
+        # Before anything is written: a checkpoint that cannot be read again leaves no folder behind.
+        contents = [self._read(fold) for fold in self.folds]
+        with replace_folder_on_success(folder) as temporary:
+            place = temporary / self.folder.parent.name / self.folder.name if self.nested else temporary
+            shutil.copytree(self.folder, place, dirs_exist_ok=True, ignore=self._left_out)
+            for fold, network, content in zip(self.folds, self.networks, contents, strict=True):
+                buffer = io.BytesIO()
+                provenance = {"version": __version__, "fold": str(fold), "checkpoint": self.checkpoint}
+                torch.save(
+                    {**content, "network_weights": portable_state(network.state_dict()), PROVENANCE: provenance}, buffer
+                )
+                # The writers of torch end the process where the disk is full.
+                (place / f"fold_{fold}" / self.checkpoint).write_bytes(buffer.getvalue())
+
+    def _left_out(self, folder: str, names: list[str]) -> set[str]:
+        """Entries of a folder of the model that `export` does not copy."""
+        place = Path(folder)
+        if place == self.folder:
+            kept = {f"fold_{fold}" for fold in self.folds}
+            return {name for name in names if name.startswith("fold_") and name not in kept}
+        if place.parent == self.folder and place.name.startswith("fold_"):
+            return {name for name in names if name.startswith("checkpoint_") and name != self.checkpoint}
+        if place.name == "validation":
+            # nnU-Net's own export of a model to a zip file asks for the summary.
+            return set(names) - {"summary.json"}
+        return set()
+
+    def _path(self, fold: Fold) -> Path:
+        return self.folder / f"fold_{fold}" / self.checkpoint
+
+    def _read(self, fold: Fold) -> dict[str, Any]:
+        if not self._path(fold).parent.is_dir():
+            there = ", ".join(map(str, available_folds(self.folder))) or "none"
+            raise ModelError(f"{self.folder}: there is no fold {fold}; folds that are there: {there}")
+        return read_checkpoint(self._path(fold), self.trusted)
+
+    def _arrange(self, case: Case) -> tuple[FloatArray, tuple[float, ...], Orientation | None]:
+        """The image `(C, D, H, W)` and spacing (z, y, x) as nnU-Net's reader of this model would have given them."""
+        where = f"case {case.case_id}"
+        if len(self.patch_size) > len(case.shape):
+            raise DataError(f"{where}: the image is {len(case.shape)}-D and the nnU-Net takes volumes")
+        if case.image.shape[0] != self.in_channels:
+            raise DataError(
+                f"{where}: the image has {case.image.shape[0]} channels, the nnU-Net takes {self.in_channels} "
+                f"({', '.join(_channel_names(self.tool.dataset))})"
+            )
+        flat = len(case.shape) == 2
+        if flat and self.tool.plans.transpose_forward[0] != 0:
+            raise DataError(f"{where}: this nnU-Net slices volumes along another axis than the first; give volumes")
+        image = case.image[:, None] if flat else case.image
+        if self.without_spacing:
+            return image, (999.0, 1.0, 1.0), None
+        spacing = case.geometry.array_spacing
+        if spacing is None:
+            raise DataError(
+                f"{where}: the file does not say its spacing in mm, and this nnU-Net resamples by it; convert the "
+                "image to a format that holds it (.nii.gz, .mha)"
+            )
+        if flat:
+            # As nnU-Net's readers do it: the third axis is so coarse that nothing is resampled along it.
+            return image, (max(spacing) * 999, *spacing), None
+        if self.canonical:
+            orientation = Orientation.of(case)
+            return *orientation.to_canonical(case), orientation
+        return image, spacing, None
+
+    def _tiled(self, images: Tensor) -> Tensor:
+        """Mean logits of the folds for images of as many axes as the patch, in float32 and out of place."""
+        if tuple(images.shape[2:]) == self.patch_size:
+            logits = torch.stack([network(images) for network in self.networks]).mean(dim=0)
+            return self._checked(logits, images)
+        from nnunetv2.inference.sliding_window_prediction import compute_gaussian, compute_steps_for_sliding_window
+
+        padded, content = pad_to_patch(images, self.patch_size)
+        # Weights as nnU-Net has them, rounded to half precision, and sums in single precision.
+        weight = compute_gaussian(self.patch_size, 1 / 8, 10, torch.float16, images.device).float()
+        size = padded.shape[2:]
+        total = images.new_zeros(())
+        count = images.new_zeros(())
+        for corner in itertools.product(*compute_steps_for_sliding_window(tuple(size), self.patch_size, _STEP)):
+            box = tuple(slice(low, low + side) for low, side in zip(corner, self.patch_size, strict=True))
+            margins = [
+                margin
+                for low, side, whole in reversed(list(zip(corner, self.patch_size, size, strict=True)))
+                for margin in (low, whole - low - side)
+            ]
+            tile = padded[(slice(None), slice(None), *box)]
+            logits = torch.stack([network(tile) for network in self.networks]).mean(dim=0)
+            total = total + F.pad(self._checked(logits, tile) * weight, margins)
+            count = count + F.pad(weight, margins)
+        return (total / count)[(slice(None), slice(None), *content)]
+
+    def _checked(self, logits: Tensor, images: Tensor) -> Tensor:
+        expected = (len(images), self.schema.num_classes, *images.shape[2:])
+        if tuple(logits.shape) != expected:
+            raise ModelError(f"{self.folder}: the network gives {tuple(logits.shape)}, {expected} are needed")
+        return logits
+
+    def _content_shape(self, sample: NnUNetSample) -> tuple[int, ...]:
+        """The grid after nnU-Net's resampling, three axes, without padding."""
+        inner = tuple(part.stop - part.start for part in sample.content)
+        return inner if len(inner) == 3 else (1, *inner)
+
+    def _spacings(self, sample: NnUNetSample) -> tuple[list[float], list[float]]:
+        """Spacing before and after nnU-Net's resampling, in the order of its transposed axes."""
+        original = [sample.properties["spacing"][axis] for axis in self.tool.plans.transpose_forward]
+        target = [float(value) for value in self.tool.configuration.spacing]
+        return original, target if len(target) == 3 else [original[0], *target]
+
+    def _volume(self, values: Tensor, sample: NnUNetSample) -> np.ndarray[Any, Any]:
+        """Values `(N, *S')` without padding, with three axes; the precision stays."""
+        inner = values.detach().cpu()[(slice(None), *sample.content)].numpy()
+        return inner if inner.ndim == 4 else inner[:, None]
+
+    def _to_case(self, values: np.ndarray[Any, Any], sample: NnUNetSample) -> np.ndarray[Any, Any]:
+        if sample.orientation is not None:
+            values = sample.orientation.to_native(values)
+        return values[0] if len(sample.native_shape) == 2 else values
+
+
+@dataclass(frozen=True)
+class ModelSummary:
+    """What `medfm-rl inspect` tells of an nnU-Net model, before any network is built.
+
+    Attributes:
+        rows: Facts by name, in the order to show them.
+        obstacles: Why it cannot be adapted; empty where it can.
+    """
+
+    rows: Mapping[str, str]
+    obstacles: tuple[str, ...]
+
+
+def summarise(folder: Path, checkpoint: str = CHECKPOINT, trusted: bool = False) -> ModelSummary:
+    """Says what a model folder holds and whether it can be adapted.
+
+    Raises:
+        MissingExtraError: nnunetv2 is not installed.
+        ModelError: It is no nnU-Net model folder.
+    """
+    _require_nnunet()
+    folder = find_model_folder(folder)
+    dataset, plans = _read_json(folder / DATASET), _read_json(folder / PLANS)
+    folds = available_folds(folder)
+    rows = {
+        "kind": "nnunet",
+        "folder": str(folder),
+        "structures": ", ".join(f"{name} {label}" for name, label in dataset.get("labels", {}).items()),
+        "channels": ", ".join(_channel_names(dataset)),
+        "file ending": str(dataset.get("file_ending", "not given")),
+        "reader": str(plans.get("image_reader_writer", "not given")),
+        "folds": ", ".join(map(str, folds)) or "none",
+    }
+    try:
+        adapter = NnUNetAdapter(folder, checkpoint=checkpoint, trusted=trusted)
+    except ModelError as error:
+        return ModelSummary(rows, (str(error),))
+    configuration = adapter.tool.configuration
+    rows |= {
+        "configuration": adapter.tool.configuration_name,
+        "trainer": adapter.tool.trainer.__name__,
+        "network": str(configuration.network_arch_class_name).rpartition(".")[2],
+        "parameters": f"{sum(parameter.numel() for parameter in adapter.networks[0].parameters()):,} in each fold",
+        "patch": " x ".join(map(str, adapter.patch_size)),
+        "spacing": " x ".join(f"{float(value):g}" for value in configuration.spacing) + " mm",
+        "mirrored axes": "none" if adapter.tool.mirror_axes is None else ", ".join(map(str, adapter.tool.mirror_axes)),
+    }
+    return ModelSummary(rows, ())
+
+
+def find_model_folder(folder: Path) -> Path:
+    """The folder with `plans.json` and `dataset.json`: this one, or the only one up to two levels below it.
+
+    Raises:
+        ModelError: There is none, or more than one.
+    """
+    if not folder.is_dir():
+        raise ModelError(f"{folder}: there is no such folder; give an nnU-Net model folder")
+    if (folder / PLANS).exists() or (folder / DATASET).exists():
+        return folder
+    inner = sorted(path.parent for pattern in ("*", "*/*") for path in folder.glob(f"{pattern}/{PLANS}"))
+    if len(inner) == 1:
+        return inner[0]
+    if inner:
+        raise ModelError(f"{folder}: holds {len(inner)} models; choose one: {', '.join(path.name for path in inner)}")
+    raise ModelError(f"{folder}: not an nnU-Net model folder, there is no {PLANS} and no {DATASET}")
+
+
+def available_folds(folder: Path) -> tuple[Fold, ...]:
+    """Folds with a checkpoint, in their order; `fold_all` only where it is the only one, as in nnU-Net."""
+    names = {path.parent.name.removeprefix("fold_") for path in folder.glob("fold_*/*.pth")}
+    numbered = tuple(sorted(int(name) for name in names if name.isdigit()))
+    return numbered or (("all",) if "all" in names else ())
+
+
+def _ours(sample: Sample) -> NnUNetSample:
+    if not isinstance(sample, NnUNetSample):
+        raise TypeError("this sample is not from this adapter's `preprocess`")
+    return sample
+
+
+def _require_nnunet() -> None:
+    try:
+        with _silent():
+            importlib.import_module("nnunetv2")
+    except ModuleNotFoundError as error:
+        raise MissingExtraError(
+            "an nnU-Net model needs nnunetv2; install it: pip install 'medfm-rl[nnunet]'"
+        ) from error
+
+
+@contextlib.contextmanager
+def _silent() -> Iterator[None]:
+    """nnU-Net prints what it does; what a person needs of that, the command line says."""
+    with contextlib.redirect_stdout(io.StringIO()):
+        yield
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise ModelError(f"{path.parent}: not a complete nnU-Net model folder, there is no {path.name}") from error
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{path}: cannot be read as JSON ({error})") from error
+    if not isinstance(content, dict):
+        raise ModelError(f"{path}: holds {type(content).__name__}, an object is needed")
+    return content
+
+
+def _channel_names(dataset: Mapping[str, Any]) -> list[str]:
+    return [str(name) for name in (dataset.get("channel_names") or dataset.get("modality") or {}).values()]
+
+
+def _read_tool(folder: Path, path: Path, checkpoint: Mapping[str, Any]) -> _Tool:
+    from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+
+    dataset, plans = _read_json(folder / DATASET), _read_json(folder / PLANS)
+    try:
+        trainer = str(checkpoint["trainer_name"])
+        name = str(checkpoint["init_args"]["configuration"])
+        axes = checkpoint.get("inference_allowed_mirroring_axes")
+    except (KeyError, TypeError) as error:
+        raise ModelError(f"{path}: not a checkpoint of nnU-Net v2, it lacks {error}") from error
+    if not _channel_names(dataset):
+        raise ModelError(f"{folder / DATASET}: channel_names is missing or empty")
+    try:
+        manager = PlansManager(copy.deepcopy(plans))
+        with _silent():
+            configuration = manager.get_configuration(name)
+            labels = manager.get_label_manager(dataset)
+        complete = (configuration.patch_size, configuration.spacing, manager.transpose_forward)
+    except (KeyError, TypeError, ValueError, RuntimeError, AssertionError, AttributeError) as error:
+        raise ModelError(f"{folder}: {PLANS} or {DATASET} is not what nnU-Net writes ({first_line(error)})") from error
+    del complete
+    if configuration.previous_stage_name is not None:
+        raise ModelError(
+            f"{folder}: {name} is the second stage of a cascade, which takes the segmentation of "
+            f"{configuration.previous_stage_name} as input; cascades cannot be adapted, the first stage can"
+        )
+    if labels.has_regions:
+        raise ModelError(
+            f"{folder}: trained on overlapping regions (sigmoid outputs); only exclusive structures (softmax) can be "
+            "adapted"
+        )
+    mirror = None if axes is None else tuple(int(axis) for axis in axes)
+    return _Tool(manager, configuration, name, dataset, labels, _find_trainer(trainer), mirror or None)
+
+
+def _schema(labels: Any, folder: Path) -> LabelSchema:
+    names = {int(label): name for name, label in labels.label_dict.items() if name != "ignore"}
+    if sorted(names) != list(range(len(names))):
+        raise ModelError(f"{folder / DATASET}: labels are not 0, 1, 2, ... without a gap")
+    try:
+        return LabelSchema((BACKGROUND, *(names[label] for label in range(1, len(names)))), tuple(range(len(names))))
+    except ValueError as error:
+        raise ModelError(f"{folder / DATASET}: labels: {error}") from error
+
+
+def _find_trainer(name: str) -> type[Any]:
+    from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+    from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
+
+    if name == nnUNetTrainer.__name__:
+        # Looking for any other imports all of nnU-Net's trainers, and torchvision with them.
+        trainer: type[Any] = nnUNetTrainer
+        return trainer
+    try:
+        with _silent(), warnings.catch_warnings():
+            # Of packages that those trainers import; nothing that the user of one can do about.
+            warnings.simplefilter("ignore")
+            found: type[Any] = recursive_find_trainer_class_by_name(name)
+    except (ImportError, RuntimeError, AssertionError) as error:
+        if "torchvision" in str(error):
+            raise ModelError(
+                f"torch {torch.__version__} and the installed torchvision are not builds of each other "
+                f"({first_line(error)}); install a matching pair, see constraints.txt"
+            ) from error
+        raise ModelError(
+            f"the trainer {name} is not in the installed nnunetv2; install the package that it comes from, or name its "
+            "folder in the environment variable nnUNet_extTrainer"
+        ) from error
+    return found
+
+
+def _build_network(tool: _Tool, in_channels: int, folder: Path) -> nn.Module:
+    configuration, build = tool.configuration, tool.trainer.build_network_architecture
+    described: tuple[Any, ...] = (tool.plans, configuration)
+    if "plans_manager" not in inspect.signature(build).parameters:
+        # Trainers of other people may have the signature of older versions, which nnU-Net still accepts.
+        described = (
+            configuration.network_arch_class_name,
+            configuration.network_arch_init_kwargs,
+            configuration.network_arch_init_kwargs_req_import,
+        )
+    heads = tool.labels.num_segmentation_heads
+    try:
+        with _silent():
+            network: nn.Module = build(*described, in_channels, heads, enable_deep_supervision=False)
+    except (KeyError, TypeError, ValueError, ImportError, AttributeError, AssertionError, RuntimeError) as error:
+        raise ModelError(
+            f"{folder / PLANS}: {tool.trainer.__name__} cannot build the network of {tool.configuration_name} "
+            f"({first_line(error)})"
+        ) from error
+    return network
+
+
+def _weights(checkpoint: Mapping[str, Any], path: Path) -> dict[str, Tensor]:
+    """The state dict without the prefix of a compiled network, on no other device than the CPU."""
+    state = checkpoint.get("network_weights")
+    if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
+        raise ModelError(f"{path}: not a checkpoint of nnU-Net v2, network_weights is no state dict")
+    return {str(name).removeprefix(_COMPILED): value for name, value in state.items()}

@@ -1,0 +1,250 @@
+"""MONAI bundles through MONAI's own parser, transforms and inferers; the networks are tiny and random."""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import SimpleITK as sitk
+import torch
+from scipy.ndimage import gaussian_filter
+
+from medfm_rl.adapters import MonaiBundleAdapter, check_adapter
+from medfm_rl.data.files import hash_folder
+from medfm_rl.data.images import read_image
+from medfm_rl.errors import DataError, ModelError
+from medfm_rl.types import Case, Geometry
+
+DIRECTION = (0.0, 1.0, 0.0, -1.0, 0.0, 0.0, 0.0, 0.0, 1.0)
+
+
+def configuration(dimensions: int) -> dict[str, Any]:
+    """As the bundles of the model zoo write it."""
+    spatial = [
+        {"_target_": "Orientationd", "keys": "image", "axcodes": "RAS", "labels": None},
+        {"_target_": "Spacingd", "keys": "image", "pixdim": [1.2, 1.2, 2.0], "mode": "bilinear"},
+    ]
+    if dimensions == 2:
+        spatial = [{"_target_": "Resized", "keys": "image", "spatial_size": [32, 32]}]
+    return {
+        "imports": ["$import torch"],
+        "bundle_root": "/somewhere/else",
+        "device": "$torch.device('cuda:0')",
+        "network_def": {
+            "_target_": "UNet",
+            "spatial_dims": dimensions,
+            "in_channels": 1,
+            "out_channels": 3,
+            "channels": [4, 8],
+            "strides": [2],
+            "norm": "instance",
+        },
+        "network": "$@network_def.to(@device)",
+        "preprocessing": {
+            "_target_": "Compose",
+            "transforms": [
+                {"_target_": "LoadImaged", "keys": "image"},
+                {"_target_": "EnsureChannelFirstd", "keys": "image"},
+                *spatial,
+                {"_target_": "NormalizeIntensityd", "keys": "image"},
+                {"_target_": "EnsureTyped", "keys": "image"},
+            ],
+        },
+        "inferer": {
+            "_target_": "SlidingWindowInferer",
+            "roi_size": [16] * dimensions,
+            "sw_batch_size": 2,
+            "overlap": 0.5,
+        },
+        "postprocessing": {
+            "_target_": "Compose",
+            "transforms": [
+                {"_target_": "Activationsd", "keys": "pred", "softmax": True},
+                {
+                    "_target_": "Invertd",
+                    "keys": "pred",
+                    "transform": "@preprocessing",
+                    "orig_keys": "image",
+                    "nearest_interp": False,
+                    "to_tensor": True,
+                },
+                {"_target_": "AsDiscreted", "keys": "pred", "argmax": True},
+            ],
+        },
+    }
+
+
+def metadata(dimensions: int) -> dict[str, Any]:
+    image = {"type": "image", "num_channels": 1, "spatial_shape": [16] * dimensions}
+    prediction = {"num_channels": 3, "channel_def": {"0": "background", "1": "liver", "2": "tumour"}}
+    return {"version": "0.1", "network_data_format": {"inputs": {"image": image}, "outputs": {"pred": prediction}}}
+
+
+def write_bundle(folder: Path, dimensions: int, container: str | None = None) -> Path:
+    from monai.bundle import ConfigParser
+
+    (folder / "configs").mkdir(parents=True)
+    (folder / "models").mkdir()
+    config = configuration(dimensions)
+    (folder / "configs" / "inference.json").write_text(json.dumps(config))
+    (folder / "configs" / "metadata.json").write_text(json.dumps(metadata(dimensions)))
+    (folder / "models" / "model.ts").write_bytes(b"old weights")
+    torch.manual_seed(0)
+    network = ConfigParser({"network_def": config["network_def"]}).get_parsed_content("network_def")
+    state = network.state_dict()
+    torch.save({container: state, "epoch": 3} if container else state, folder / "models" / "model.pt")
+    return folder
+
+
+def case_of(dimensions: int, folder: Path) -> Case:
+    shape = (14, 26, 22) if dimensions == 3 else (40, 52)
+    image = sitk.GetImageFromArray(
+        (100 * gaussian_filter(np.random.default_rng(0).normal(size=shape), 1.5)).astype(np.float32)
+    )
+    image.SetSpacing((0.9, 1.1, 2.5)[:dimensions])
+    if dimensions == 3:
+        image.SetDirection(DIRECTION)
+    path = folder / "p1_a.nii.gz"
+    sitk.WriteImage(image, str(path))
+    return Case("p1_a", "p1", *read_image(path))
+
+
+KINDS = {"volumes": (3, None), "volumes, nested": (3, "model"), "images": (2, "state_dict")}
+
+
+@pytest.fixture(params=KINDS)
+def adapter_and_case(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[MonaiBundleAdapter, Case]:
+    dimensions, container = KINDS[request.param]
+    return MonaiBundleAdapter(write_bundle(tmp_path / "bundle", dimensions, container)), case_of(dimensions, tmp_path)
+
+
+def official_mask(bundle: Path, case_file: Path, weights: dict[str, torch.Tensor]) -> np.ndarray:
+    """What MONAI makes of the bundle: its transforms, its inferer, its postprocessing."""
+    from monai.bundle import ConfigParser
+
+    parser = ConfigParser()
+    parser.read_config(str(bundle / "configs" / "inference.json"))
+    parser["device"] = "cpu"
+    network = parser.get_parsed_content("network")
+    network.load_state_dict(weights)
+    data = parser.get_parsed_content("preprocessing")({"image": str(case_file)})
+    with torch.no_grad():
+        data["pred"] = parser.get_parsed_content("inferer")(inputs=data["image"][None], network=network.eval())[0]
+    restored = np.asarray(parser.get_parsed_content("postprocessing")(data)["pred"])[0]
+    return restored.transpose(*reversed(range(restored.ndim)))
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_bundle_keeps_every_promise(adapter_and_case: tuple[MonaiBundleAdapter, Case]) -> None:
+    adapter, case = adapter_and_case
+    assert adapter.schema.names == ("background", "liver", "tumour")
+    check_adapter(adapter, case)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_masks_are_those_of_monai_before_and_after_a_change(
+    adapter_and_case: tuple[MonaiBundleAdapter, Case], tmp_path: Path
+) -> None:
+    adapter, case = adapter_and_case
+    before = hash_folder(adapter.folder)
+    first = adapter.segment(case)
+    assert np.array_equal(first, official_mask(adapter.folder, tmp_path / "p1_a.nii.gz", adapter.network.state_dict()))
+    with torch.no_grad():
+        for parameter in adapter.parameters():
+            parameter.add_(0.1)
+    adapter.export(tmp_path / "out")
+    content = torch.load(tmp_path / "out" / "models" / "model.pt", weights_only=True)
+    original = torch.load(adapter.folder / "models" / "model.pt", weights_only=True)
+    assert content.keys() == original.keys()
+    nested = next((key for key in ("model", "state_dict") if key in content), None)
+    if nested:
+        assert content["epoch"] == 3
+    state = content[nested] if nested else content
+    changed = adapter.segment(case)
+    assert np.array_equal(changed, official_mask(tmp_path / "out", tmp_path / "p1_a.nii.gz", state))
+    assert not np.array_equal(first, changed)
+    assert not (tmp_path / "out" / "models" / "model.ts").exists()
+    assert hash_folder(adapter.folder) == before
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_masks_for_training_lie_on_the_image(adapter_and_case: tuple[MonaiBundleAdapter, Case]) -> None:
+    adapter, case = adapter_and_case
+    bright = (case.image[0] > np.percentile(case.image[0], 75)).astype(np.uint8)
+    sample = adapter.preprocess(case)
+    mask = adapter.preprocess_labels(bright, sample)
+    inside, outside = sample.image[0][mask == 1], sample.image[0][mask == 0]
+    assert float(inside.median()) > float(outside.quantile(0.9))
+
+
+def remove(path: str) -> Callable[[Path], object]:
+    return lambda folder: (folder / path).unlink()
+
+
+def change(path: str, *keys: str, to: Any = None) -> Callable[[Path], object]:
+    def edit(folder: Path) -> None:
+        content = json.loads((folder / path).read_text())
+        inner = content
+        for key in keys[:-1]:
+            inner = inner[key]
+        if to is None:
+            del inner[keys[-1]]
+        else:
+            inner[keys[-1]] = to
+        (folder / path).write_text(json.dumps(content))
+
+    return edit
+
+
+CONFIG, META = "configs/inference.json", "configs/metadata.json"
+PREDICTION = ("network_data_format", "outputs", "pred")
+BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
+    "no metadata": (remove(META), "not a MONAI bundle"),
+    "no configuration": (remove(CONFIG), r"no configs/inference\.json"),
+    "no weights": (remove("models/model.pt"), r"model\.pt: there is no such checkpoint"),
+    "truncated": (lambda folder: (folder / "models" / "model.pt").write_bytes(b"PK"), "damaged or truncated"),
+    "no network": (change(CONFIG, "network"), "there is no network"),
+    "network of nobody": (change(CONFIG, "network_def", "_target_", to="NoSuchNet"), "network cannot be built"),
+    "other network": (change(CONFIG, "network_def", "channels", to=[4, 16]), "other shapes"),
+    "no classes": (change(META, *PREDICTION, "channel_def"), "channel_def"),
+    "too few names": (change(META, *PREDICTION, "channel_def", to={"0": "background"}), "must name 3 channels"),
+    "sigmoid": (
+        change(CONFIG, "postprocessing", "transforms", to=[{"_target_": "Activationsd", "sigmoid": True}]),
+        "independent",
+    ),
+    "no size": (change(CONFIG, "inferer", to={"_target_": "SimpleInferer"}), ""),
+}
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("what", BROKEN)
+def test_a_bundle_that_cannot_be_adapted_is_named(tmp_path: Path, what: str) -> None:
+    damage, message = BROKEN[what]
+    folder = write_bundle(tmp_path / "bundle", 3)
+    damage(folder)
+    if what == "no size":
+        # Without a sliding window the metadata says it.
+        assert MonaiBundleAdapter(folder).patch_size == (16, 16, 16)
+        change(META, "network_data_format", "inputs", "image", "spatial_shape", to=["*", "*", "*"])(folder)
+        message = "size of the network's input is not known"
+    with pytest.raises(ModelError, match=message) as caught:
+        MonaiBundleAdapter(folder)
+    assert str(folder) in str(caught.value)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_images_that_do_not_fit_are_refused(tmp_path: Path) -> None:
+    adapter = MonaiBundleAdapter(write_bundle(tmp_path / "bundle", 2))
+    with pytest.raises(DataError, match="3-D and the bundle 2-D"):
+        adapter.preprocess(Case("v", "v", np.ones((1, 8, 8, 8), np.float32), Geometry.unknown(3)))
+    flat = Case("v", "v", np.ones((2, 8, 8), np.float32), Geometry.unknown(2))
+    with pytest.raises(DataError, match="2 channels, the bundle takes 1"):
+        adapter.preprocess(flat)
+    assert copy.deepcopy(adapter).tool is adapter.tool
+    assert replace(flat, case_id="w").shape == (8, 8)
