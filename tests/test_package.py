@@ -169,7 +169,11 @@ def test_the_readme_names_only_commands_that_exist() -> None:
 
     commands = set(get_command(app).commands)  # type: ignore[attr-defined]
     pages = [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]
-    named = {name for page in pages for name in re.findall(r"^\$ medfm-rl ([a-z-]+)", page.read_text(), re.MULTILINE)}
+    named = {
+        name
+        for page in pages
+        for name in re.findall(r"^\$ medfm-rl ([a-z-]+)", page.read_text(encoding="utf-8"), re.MULTILINE)
+    }
     assert len(named) >= 5
     assert named <= commands
 
