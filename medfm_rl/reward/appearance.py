@@ -81,8 +81,9 @@ def smooth_noise(shape: tuple[int, ...], length: float, generator: torch.Generat
     coarse = [max(2, math.ceil(size / max(length, 1.0)) + 1) for size in shape]
     grid = torch.randn(1, 1, *coarse, generator=generator)
     mode = {1: "linear", 2: "bilinear", 3: "trilinear"}[len(shape)]
-    field = F.interpolate(grid, size=shape, mode=mode, align_corners=True)[0, 0]
-    return (field - field.mean()) / field.std().clamp_min(_EPSILON)
+    # In double precision: a field that is nearly constant has a mean far above its spread.
+    field = F.interpolate(grid, size=shape, mode=mode, align_corners=True)[0, 0].double()
+    return ((field - field.mean()) / field.std().clamp_min(_EPSILON)).float()
 
 
 def blur(images: Tensor, sigmas: tuple[float, ...]) -> Tensor:
