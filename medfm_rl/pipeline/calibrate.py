@@ -111,8 +111,9 @@ def calibrate_cases(
     )
     cases = []
     for done, (item, mask) in enumerate(zip(labelled, masks, strict=True), 1):
-        evidence = collect_evidence(segmenter, reward, anatomy, item.case, mask, device)
-        truth = segmenter.preprocess_labels(item.ground_truth, segmenter.preprocess(item.case))
+        sample = segmenter.preprocess(item.case)
+        evidence = collect_evidence(segmenter, reward, anatomy, item.case, sample, mask, device)
+        truth = segmenter.preprocess_labels(item.ground_truth, sample)
         overlap = dice(mask, item.ground_truth, segmenter.schema.num_classes)
         cases.append(CalibrationCase(item.case.patient_id, evidence, evidence.action == truth, overlap))
         progress("calibrating", done, len(files))

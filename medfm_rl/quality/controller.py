@@ -12,7 +12,7 @@ import numpy.typing as npt
 import torch
 from scipy import ndimage
 
-from medfm_rl.adapters import SegmenterAdapter, TorchModuleAdapter
+from medfm_rl.adapters import Sample, SegmenterAdapter, TorchModuleAdapter
 from medfm_rl.errors import DataError, ModelError
 from medfm_rl.metrics.validity import Anatomy, RuleResult
 from medfm_rl.quality.evidence import Evidence, calibrated
@@ -197,10 +197,10 @@ class QualityController:
         Raises:
             DataError: Image and mask do not belong together, or the image is not of the kind that the segmenter takes.
         """
-        evidence = collect_evidence(self.segmenter, self.reward, self.anatomy, case, labels, self.device)
+        sample = self.segmenter.preprocess(case)
+        evidence = collect_evidence(self.segmenter, self.reward, self.anatomy, case, sample, labels, self.device)
         pixels = self.model.pixels
         evidence = replace(evidence, reward_map=calibrated(evidence.reward_map, pixels.slope, pixels.shift))
-        sample = self.segmenter.preprocess(case)
         native = self.segmenter.restore_map(evidence.reward_map, sample).clip(0, 1)
         scores = self._scores(evidence, labels, native)
         embedding = evidence.embedding
@@ -330,6 +330,7 @@ def collect_evidence(
     reward: RewardEnsemble,
     anatomy: Anatomy,
     case: Case,
+    sample: Sample,
     labels: LabelMap,
     device: torch.device,
 ) -> Evidence:
@@ -340,7 +341,8 @@ def collect_evidence(
         reward: The networks, on `device`.
         anatomy: The rules.
         case: The image.
-        labels: Class indices `(*S)` on its grid.
+        sample: The same, preprocessed by the segmenter.
+        labels: Class indices `(*S)` on the image's grid.
         device: Where the networks are.
 
     Raises:
@@ -354,7 +356,6 @@ def collect_evidence(
         rules = anatomy.check(labels, case.geometry.array_spacing)
     except ValueError as error:
         raise DataError(f"case {case.case_id}: {error}") from error
-    sample = segmenter.preprocess(case)
     action = segmenter.preprocess_labels(labels, sample)
     found = reward.examine(sample.image[None].to(device), action[None].to(device), segmenter.patch_size)
     return Evidence(
