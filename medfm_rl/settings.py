@@ -202,7 +202,7 @@ class TrainSourceConfig(Settings):
 
 
 class WarmUpSettings(Settings):
-    """Fine-tuning on labelled source images in the look of the target, then also on target images with own masks."""
+    """Fine-tuning on labelled source images in the look of the target, and on target images with own masks."""
 
     steps: int = Field(800, ge=0, description="Training steps; 0 starts PPO from the segmenter as it is.")
     batch_size: Positive = Field(16, description="Images per step.")
@@ -215,10 +215,12 @@ class WarmUpSettings(Settings):
         0.06, ge=0, le=0.2, description="Largest smooth random displacement, as a share of the image size."
     )
     target_start: Fraction = Field(
-        0.5, description="Share of the steps after which target images join, with the masks made of them by then."
+        0.5,
+        description="Share of the steps after which target images join, with the masks made of them by then. "
+        "Without a source they are there from the start, and their masks are made anew then.",
     )
     target_weight: float = Field(1.0, ge=0, description="Weight of the loss on target images; 0 leaves them out.")
-    target_batch_size: Positive = Field(8, description="Target images per step.")
+    target_batch_size: Positive = Field(8, description="Target images per step, beside those of the source.")
     source_share: float = Field(
         0.4,
         ge=0,
@@ -368,9 +370,7 @@ class AdaptConfig(Settings):
         "file.",
     )
     iterations: Positive = Field(1, description="Rounds of collect -> reward -> PPO.")
-    warm_up: WarmUpSettings = Field(
-        default_factory=WarmUpSettings, description="Supervised start (source-assisted mode only)."
-    )
+    warm_up: WarmUpSettings = Field(default_factory=WarmUpSettings, description="Start before the first iteration.")
     collect: CollectSettings = Field(default_factory=CollectSettings, description="Collection of actions.")
     shape_prior: ShapePriorSettings = Field(default_factory=ShapePriorSettings, description="Autoencoder of masks.")
     reward: RewardSettings = Field(default_factory=RewardSettings, description="Reward networks.")

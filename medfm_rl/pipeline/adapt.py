@@ -152,9 +152,10 @@ class _Loop:
         self._require_gradients(domains.target.images[:1])
         prior = self._shape_prior(domains)
         names, incumbent = [SOURCE], SOURCE
-        if domains.source is not None and self.config.warm_up.steps > 0:
-            self._warm_up(domains.source, domains.target)
-            # Learnt from ground truth in the look of the target: it stays unless the judge is sure.
+        settings = self.config.warm_up
+        if settings.steps > 0 and (domains.source is not None or settings.target_weight > 0):
+            self._warm_up(domains)
+            # There is more reason to believe in it than in what a judge makes of it: it stays unless the judge is sure.
             names, incumbent = [SOURCE, WARM_UP], WARM_UP
         policy = self._policy(incumbent)
         reference = copy.deepcopy(policy)
@@ -199,15 +200,15 @@ class _Loop:
                 f"{scope!r}, the first {without[0]}; choose another segmenter.train"
             )
 
-    def _warm_up(self, source: tuple[ImageSet, Tensor], target: ImageSet) -> None:
+    def _warm_up(self, domains: Domains) -> None:
         """Writes the source policy after fine-tuning in the look of the target."""
         if not self.run.warm_up.exists():
             policy = self._policy(SOURCE)
             warm_up(
                 policy,
                 list(policy.trainable(self.config.segmenter.train).values()),
-                (source[0].images, source[1]),
-                target.images,
+                None if domains.source is None else (domains.source[0].images, domains.source[1]),
+                domains.target.images,
                 self.config.warm_up,
                 derive_seed(self.config.seed, "warm up"),
                 self.device,

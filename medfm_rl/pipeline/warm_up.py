@@ -19,7 +19,7 @@ from medfm_rl.settings import WarmUpSettings
 def warm_up(
     segmenter: nn.Module,
     parameters: Sequence[nn.Parameter],
-    source: tuple[Tensor, Tensor],
+    source: tuple[Tensor, Tensor] | None,
     target: Tensor,
     settings: WarmUpSettings,
     seed: int,
@@ -28,10 +28,11 @@ def warm_up(
 ) -> None:
     """Fine-tunes a segmenter in place and draws its weights back towards what they were.
 
-    The first part is supervised, with Dice and cross-entropy on source images in random shapes and in appearances of
-    which half are borrowed from target images. Then target images join, in random shapes and appearances, with the
-    masks that the segmenter of the first part made of them as they are: by then it makes better ones than the source
-    model, and masks that never change cannot drift.
+    With a source, the first part is supervised, with Dice and cross-entropy on source images in random shapes and in
+    appearances of which half are borrowed from target images. Then target images join, in random shapes and
+    appearances, with the masks that the segmenter of the first part made of them as they are: by then it makes better
+    ones than the source model, and masks that do not change cannot drift. Without a source there are target images
+    alone, first with the masks of the source model and then with those of the segmenter that learnt from them.
 
     The segmenter stays in evaluation mode: a pretrained network keeps its batch statistics, and what is learnt holds
     for the network that is deployed.
@@ -39,7 +40,7 @@ def warm_up(
     Args:
         segmenter: Images `(B, C, *S)` to logits `(B, K, *S)`; it is on `device`.
         parameters: Those that may change.
-        source: Preprocessed source images `(N, C, *S)` and their ground truth `(N, *S)`.
+        source: Preprocessed source images `(N, C, *S)` and their ground truth `(N, *S)`, or None.
         target: `(M, C, *S)`, unlabelled target images.
         settings: How long and how fast.
         seed: Of order, shapes and appearance.
@@ -49,33 +50,25 @@ def warm_up(
     Raises:
         FloatingPointError: The loss is not finite.
     """
-    from monai.losses import DiceCELoss
-
-    images, ground_truth = source
     initial = {name: value.clone() for name, value in segmenter.state_dict().items()}
-    criterion = DiceCELoss(to_onehot_y=True, softmax=True)
     generator = torch_generator(seed, "warm up")
     optimiser = torch.optim.AdamW(parameters, lr=settings.learning_rate, weight_decay=1e-4)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, max(settings.steps, 1))
     joins = round(settings.steps * settings.target_start)
+    learns_from = _Examples(segmenter, settings, generator, device)
     masks = None
     segmenter.eval()
     for step in range(settings.steps):
-        if step == joins and settings.target_weight > 0:
+        if settings.target_weight > 0 and (step == joins or (step == 0 and source is None)):
             teacher = copy.deepcopy(segmenter)
             _draw_back(teacher, initial, settings.source_share)
             masks = _masks(teacher, target, settings.batch_size, device)
-        rows = torch.randint(len(images), (settings.batch_size,), generator=generator)
-        shown = randomise_appearance(images[rows], target, settings.appearance_strength, generator)
-        shown, truth = _augment(shown, ground_truth[rows], settings, generator)
-        loss = criterion(segmenter(shown.to(device)), truth[:, None].to(device))
+        loss = torch.zeros((), device=device)
+        if source is not None:
+            loss = loss + learns_from.source(*source, target)
         if masks is not None:
-            rows = torch.randint(len(target), (settings.target_batch_size,), generator=generator)
-            shown = randomise_appearance(target[rows], None, settings.appearance_strength, generator)
-            shown, wanted = _augment(shown, masks[rows], settings, generator)
-            loss = loss + settings.target_weight * F.cross_entropy(
-                segmenter(shown.to(device)), wanted.long().to(device)
-            )
+            count = settings.batch_size if source is None else settings.target_batch_size
+            loss = loss + settings.target_weight * learns_from.target(target, masks, count)
         if not torch.isfinite(loss):
             raise FloatingPointError("the warm-up loss is not finite; lower warm_up.learning_rate")
         optimiser.zero_grad()
@@ -88,10 +81,39 @@ def warm_up(
     _draw_back(segmenter, initial, settings.source_share)
 
 
-def _augment(
-    images: Tensor, labels: Tensor, settings: WarmUpSettings, generator: torch.Generator
-) -> tuple[Tensor, Tensor]:
-    return augment_pair(images, labels, generator, settings.shape_strength, settings.elastic)
+class _Examples:
+    """Losses on images drawn at random, in random shapes and appearances."""
+
+    def __init__(
+        self, segmenter: nn.Module, settings: WarmUpSettings, generator: torch.Generator, device: torch.device
+    ) -> None:
+        from monai.losses import DiceCELoss
+
+        self.segmenter = segmenter
+        self.settings = settings
+        self.generator = generator
+        self.device = device
+        self.criterion = DiceCELoss(to_onehot_y=True, softmax=True)
+
+    def source(self, images: Tensor, ground_truth: Tensor, styles: Tensor) -> Tensor:
+        """Dice and cross-entropy against ground truth."""
+        rows = torch.randint(len(images), (self.settings.batch_size,), generator=self.generator)
+        logits, truth = self._shown(images[rows], ground_truth[rows], styles)
+        loss: Tensor = self.criterion(logits, truth[:, None])
+        return loss
+
+    def target(self, images: Tensor, masks: Tensor, count: int) -> Tensor:
+        """Cross-entropy against masks that are not always right: Dice would weigh their errors by structure."""
+        rows = torch.randint(len(images), (count,), generator=self.generator)
+        logits, wanted = self._shown(images[rows], masks[rows], None)
+        return F.cross_entropy(logits, wanted.long())
+
+    def _shown(self, images: Tensor, labels: Tensor, styles: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Logits of images in a random look and shape, and their labels in that shape."""
+        settings = self.settings
+        shown = randomise_appearance(images, styles, settings.appearance_strength, self.generator)
+        shown, moved = augment_pair(shown, labels, self.generator, settings.shape_strength, settings.elastic)
+        return self.segmenter(shown.to(self.device)), moved.to(self.device)
 
 
 def _draw_back(segmenter: nn.Module, initial: dict[str, Tensor], share: float) -> None:

@@ -5,6 +5,7 @@ import torch
 from torch import Tensor, nn
 
 from medfm_rl.pipeline.warm_up import warm_up
+from medfm_rl.reward.appearance import randomise_appearance
 from medfm_rl.settings import WarmUpSettings
 
 CPU = torch.device("cpu")
@@ -99,6 +100,20 @@ def test_target_masks_are_those_of_the_segmenter_when_they_join() -> None:
         )
         warm_up(learner, list(learner.parameters()), (images, 1 - masks), target, settings, 0, CPU)
         assert compare(accuracy(learner, target, masks), before - 0.05)
+
+
+def test_without_a_source_the_segmenter_learns_from_its_own_masks_in_other_looks() -> None:
+    """It keeps what it knows of the target, and answers its random looks better than before."""
+    segmenter = make_segmenter()
+    run(segmenter, source_share=0.0, appearance_strength=0.0)
+    images, masks = make_source()
+    target = 0.3 * images + 0.2
+    looks = randomise_appearance(target, None, 3.0, torch.Generator().manual_seed(1))
+    plain, changed = accuracy(segmenter, target, masks), accuracy(segmenter, looks, masks)
+    settings = WarmUpSettings(steps=80, batch_size=6, learning_rate=0.02, appearance_strength=3.0, source_share=0.0)
+    warm_up(segmenter, list(segmenter.parameters()), None, target, settings, 0, CPU)
+    assert accuracy(segmenter, target, masks) > plain - 0.02
+    assert accuracy(segmenter, looks, masks) > changed
 
 
 def test_the_result_is_drawn_back_by_the_share_of_the_source() -> None:
