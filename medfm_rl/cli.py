@@ -230,6 +230,52 @@ def score_command(
         raise typer.Exit(_REFERRED)
 
 
+@app.command("correct")
+def correct_command(
+    model: Annotated[Path, typer.Argument(help="Finished run folder of `adapt`.")],
+    images: Annotated[Path, typer.Option(help="Images.")],
+    out: Annotated[Path, typer.Option(help="Folder for labels/, pictures/, corrections.csv and audit.jsonl.")],
+    scores: Annotated[
+        Path | None, typer.Option(help="scores.json of `medfm-rl score`; without it the cases are scored first.")
+    ] = None,
+    budget: Annotated[float | None, typer.Option(help="Seconds for one case; 10 where not given.")] = None,
+    optimise: Annotated[str, typer.Option(help="What changes for one case: logits, norm, decoder or all.")] = "logits",
+    propose_only: Annotated[
+        bool, typer.Option("--propose-only", help="Keep every mask; write corrections to proposals/ beside them.")
+    ] = False,
+    every: Annotated[bool, typer.Option("--all", help="Every case, whatever its verdict.")] = False,
+    layout: Layout = "auto",
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
+) -> None:
+    """Correct the cases with verdict `correct`: optimise, keep what an independent judge prefers, refer the rest."""
+    from pydantic import ValidationError
+
+    from medfm_rl.data.layouts import find_cases
+    from medfm_rl.errors import ConfigError
+    from medfm_rl.pipeline.correct import correct
+    from medfm_rl.settings import CorrectionSettings
+
+    values: dict[str, Any] = {"optimise": optimise} | ({} if budget is None else {"seconds": budget})
+    try:
+        settings = CorrectionSettings.model_validate(values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        option = "--budget" if first["loc"][0] == "seconds" else "--optimise"
+        raise ConfigError(f"{option} {first['input']}: {first['msg']}") from error
+    files = find_cases(_data_settings(images, layout))
+    with _progress() as progress:
+        corrections = correct(model, files, scores, out, settings, propose_only, every, device, progress)
+    for problem in corrections.problems.values():
+        typer.echo(f"Referred unseen: {problem}", err=True)
+    typer.echo(
+        f"{corrections.count('corrected')} corrected, {corrections.count('proposed')} proposed, "
+        f"{corrections.count('referred')} referred with the original mask, {corrections.untouched} not taken"
+    )
+    typer.echo(f"Corrections: {out / 'corrections.csv'}\nMasks: {out / 'labels'}")
+    if corrections.problems:
+        raise typer.Exit(_USER_MISTAKE)
+
+
 @app.command("calibrate")
 def calibrate_command(
     run: Annotated[Path, typer.Argument(metavar="ADAPTED_RUN", help="Finished run folder of `adapt`.")],

@@ -181,10 +181,7 @@ def write_report(path: Path, data: ReportData) -> None:
 
 
 def _encode(figure: Figure) -> str:
-    buffer = io.BytesIO()
-    FigureCanvasAgg(figure)
-    figure.savefig(buffer, format="png", dpi=110, bbox_inches="tight", facecolor="white")
-    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+    return "data:image/png;base64," + base64.b64encode(figure_bytes(figure)).decode()
 
 
 def _axes(width: float, height: float) -> tuple[Figure, Axes]:
@@ -268,6 +265,60 @@ def case_figure(case: ReportCase, schema: LabelSchema, simulated: bool) -> Figur
     columns = min(len(handles), _LEGEND_COLUMNS)
     figure.legend(handles=handles, loc="outside lower center", ncols=columns, frameon=False, fontsize=9)
     return figure
+
+
+def correction_figure(
+    image: FloatArray,
+    before: LabelMap,
+    reward_before: FloatArray,
+    after: LabelMap,
+    reward_after: FloatArray,
+    schema: LabelSchema,
+    title: str,
+) -> Figure:
+    """Image, mask and reward map before a correction, mask and reward map after it, side by side.
+
+    Args:
+        image: Grey values `(*S)`; of a volume the plane with most of the change is shown.
+        before: Class indices `(*S)` of the original.
+        reward_before: Its reward map, in [0, 1].
+        after: Class indices of the proposal.
+        reward_after: Its reward map.
+        schema: Structures.
+        title: Heading.
+    """
+    if before.ndim == 3:
+        changed = (before != after).sum(axis=(1, 2))
+        plane = int(changed.argmax() if changed.any() else (before > 0).sum(axis=(1, 2)).argmax())
+        image, before, reward_before = image[plane], before[plane], reward_before[plane]
+        after, reward_after = after[plane], reward_after[plane]
+    figure = Figure(figsize=(13, 3.3), layout="constrained")
+    panels = figure.subplots(1, 5)
+    names = ("image", "before", "reward before", "after", "reward after")
+    for axes, name, labels in zip(panels, names, (None, before, None, after, None), strict=True):
+        axes.set_title(name, fontsize=9)
+        axes.axis("off")
+        if not name.startswith("reward"):
+            axes.imshow(image, cmap="gray")
+        if labels is not None:
+            axes.imshow(overlay(labels, schema))
+    for axes, reward_map in ((panels[2], reward_before), (panels[4], reward_after)):
+        picture = axes.imshow(reward_map, cmap="cividis", vmin=0, vmax=1)
+    figure.colorbar(picture, ax=panels, fraction=0.012, pad=0.01).set_label("probability of being right", fontsize=8)
+    handles = [
+        Patch(facecolor=_PALETTE[index % len(_PALETTE)], label=name) for index, name in enumerate(schema.structures)
+    ]
+    figure.legend(handles=handles, loc="outside lower center", ncols=_LEGEND_COLUMNS, frameon=False, fontsize=9)
+    figure.suptitle(title, fontsize=10)
+    return figure
+
+
+def figure_bytes(figure: Figure) -> bytes:
+    """A figure as PNG."""
+    buffer = io.BytesIO()
+    FigureCanvasAgg(figure)
+    figure.savefig(buffer, format="png", dpi=110, bbox_inches="tight", facecolor="white")
+    return buffer.getvalue()
 
 
 def _panel_title(title: str, case: ReportCase) -> str:

@@ -343,6 +343,31 @@ class SelectionSettings(Settings):
     )
 
 
+class CorrectionSettings(Settings):
+    """Test-time optimisation of one case against the reward, and when its result is accepted."""
+
+    optimise: Literal["logits", "norm", "decoder", "all"] = Field(
+        "logits",
+        description="What changes for one case: its logits (one network pass, the cheapest), or a copy of the "
+        "normalisation layers, the decoder or all weights.",
+    )
+    steps: Positive = Field(30, description="Gradient steps, at most.")
+    patience: Positive = Field(8, description="Steps without a better reward before it stops.")
+    learning_rate: float = Field(0.5, gt=0, description="Of Adam on logits.")
+    weight_learning_rate: float = Field(1e-3, gt=0, description="Of Adam on weights.")
+    smoothness: Positive = Field(
+        4, description="Logits change on a grid that is this many times coarser than the image, not pixel by pixel."
+    )
+    kl_coef: float = Field(0.01, ge=0, description="Weight of the KL divergence to the deployed segmenter.")
+    seconds: float = Field(10.0, gt=0, description="Time for one case; the best step so far counts when it is over.")
+    margin: float = Field(
+        0.01, ge=0, lt=1, description="Gain in the judge's mean reward that a correction needs; none may lose as much."
+    )
+    max_change: float = Field(
+        0.4, gt=0, le=1, description="Largest accepted distance from the original mask, 1 - mean Dice between the two."
+    )
+
+
 class TrackingSettings(Settings):
     """MLflow."""
 

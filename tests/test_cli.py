@@ -33,6 +33,7 @@ COMMANDS = [
     "evaluate",
     "predict",
     "score",
+    "correct",
     "calibrate",
     "export",
     "inspect",

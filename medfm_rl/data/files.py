@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -70,6 +70,33 @@ def write_text(path: Path, text: str) -> None:
 def write_json(path: Path, content: Any) -> None:
     """Writes a JSON file, whole or not at all."""
     write_text(path, json.dumps(content, indent=2) + "\n")
+
+
+def append_lines(path: Path, lines: Sequence[Any]) -> None:
+    """Adds JSON values to a log, one a line, and waits until they are on the disk.
+
+    Raises:
+        DataError: The file cannot be written.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("a", encoding="utf-8") as file:
+            file.write("".join(json.dumps(line) + "\n" for line in lines))
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        raise DataError(f"{path}: cannot be written ({error.strerror or error})") from error
+
+
+def hash_path(path: Path) -> str:
+    """SHA-256 of a file, or of a folder such as a DICOM series.
+
+    Raises:
+        DataError: There is neither.
+    """
+    if not path.exists():
+        raise DataError(f"{path}: there is no such file")
+    return hash_folder(path) if path.is_dir() else hash_file(path)
 
 
 def hash_file(path: Path) -> str:

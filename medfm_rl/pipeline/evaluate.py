@@ -10,7 +10,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from medfm_rl.adapters import SegmenterAdapter
 from medfm_rl.data.files import write_json, write_text
@@ -20,9 +19,9 @@ from medfm_rl.errors import DataError, UserError
 from medfm_rl.metrics.bootstrap import PairedDifference
 from medfm_rl.metrics.scores import CaseScore, Evaluation, score_case, summarise
 from medfm_rl.metrics.validity import Anatomy
-from medfm_rl.pipeline.images import Progress, tile_boxes
+from medfm_rl.pipeline.images import Progress
 from medfm_rl.pipeline.models import Model
-from medfm_rl.reward.network import RewardEnsemble
+from medfm_rl.reward.tiles import judge_tiles
 from medfm_rl.types import Case, FloatArray, LabelMap
 
 
@@ -112,19 +111,6 @@ def segment_and_judge(model: Model, case: Case) -> tuple[LabelMap, FloatArray | 
         return labels, None
     reward_map = judge_tiles(model.reward, sample.image, logits.argmax(dim=0), segmenter.patch_size)
     return labels, segmenter.restore_map(reward_map, sample).clip(0, 1)
-
-
-def judge_tiles(reward: RewardEnsemble, image: Tensor, action: Tensor, patch: Sequence[int]) -> Tensor:
-    """The reward map `(*S)` of an action `(*S)` on an image `(C, *S)` from tiles of the size that the reward learnt on.
-
-    Where tiles overlap their mean counts.
-    """
-    total = torch.zeros(action.shape)
-    count = torch.zeros(action.shape)
-    for box in tile_boxes(action.shape, patch):
-        total[box] += reward(image[(slice(None), *box)][None], action[box][None])[0]
-        count[box] += 1
-    return total / count
 
 
 def _without_nan(values: dict[str, object]) -> dict[str, object]:

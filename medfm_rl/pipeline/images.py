@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from itertools import product
 
 import torch
 from torch import Tensor
@@ -11,6 +10,7 @@ from torch import Tensor
 from medfm_rl.adapters import SegmenterAdapter
 from medfm_rl.data.layouts import CaseFile
 from medfm_rl.reward.collection import ImageSet
+from medfm_rl.reward.tiles import tile_boxes
 
 Progress = Callable[[str, int, int], None]
 """Told the name of a stage, how much of it is done and how much there is."""
@@ -55,23 +55,3 @@ def load_labelled(
             patient_ids.append(file.patient_id)
         progress(f"reading {name}", done, len(files))
     return ImageSet(torch.stack(images), tuple(case_ids), tuple(patient_ids)), torch.stack(masks)
-
-
-def tile_boxes(shape: Sequence[int], patch: Sequence[int]) -> list[tuple[slice | int, ...]]:
-    """Boxes of the patch size that cover a grid; the last along an axis ends at its border and may overlap.
-
-    Args:
-        shape: Size of the grid, no side smaller than the patch. With one axis more than the patch each index of the
-            first axis has boxes of its own, which leave that axis out.
-        patch: Size of a box.
-    """
-    if len(shape) == len(patch) + 1:
-        return [(index, *box) for index in range(shape[0]) for box in tile_boxes(shape[1:], patch)]
-    starts = []
-    for side, size in zip(shape, patch, strict=True):
-        count = -(-side // size)
-        starts.append(sorted({min(index * size, side - size) for index in range(count)}))
-    return [
-        tuple(slice(start, start + size) for start, size in zip(corner, patch, strict=True))
-        for corner in product(*starts)
-    ]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import io
 import json
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -14,7 +13,7 @@ from typing import Any
 
 from medfm_rl import __version__
 from medfm_rl.adapters import SegmenterAdapter
-from medfm_rl.data.files import hash_file, hash_folder, replace_on_success, write_json, write_text
+from medfm_rl.data.files import append_lines, hash_file, hash_path, replace_on_success, write_json, write_text
 from medfm_rl.data.images import image_stem, image_suffix, read_labels, write_image, write_labels
 from medfm_rl.data.layouts import CaseFile, is_simulated
 from medfm_rl.errors import DataError, ModelError, UserError
@@ -159,11 +158,11 @@ class _Judge:
 
     def inputs(self, file: CaseFile) -> dict[str, str]:
         """Hashes of everything that the report of a case depends on."""
-        hashes = {f"image {number}": _hash(path) for number, path in enumerate(file.image_paths)}
+        hashes = {f"image {number}": hash_path(path) for number, path in enumerate(file.image_paths)}
         if self.masks is None:
             hashes["segmenter"] = self.segmenter_hash
         else:
-            hashes["mask"] = _hash(self._mask(file))
+            hashes["mask"] = hash_path(self._mask(file))
         return {**hashes, "quality": self.quality_hash}
 
     def judge(self, file: CaseFile) -> QualityReport:
@@ -196,12 +195,6 @@ class _Judge:
         labels = self.segmenter.segment(case)
         write_labels(self.out / "labels" / f"{file.case_id}.nii.gz", labels, case.geometry, schema)
         return labels
-
-
-def _hash(path: Path) -> str:
-    if not path.exists():
-        raise DataError(f"{path}: there is no such file")
-    return hash_folder(path) if path.is_dir() else hash_file(path)
 
 
 def _state_hash(segmenter: SegmenterAdapter) -> str:
@@ -301,10 +294,4 @@ def _append_audit(
         {**common, "case": case_id, "inputs": {}, "verdict": "refer", "problem": problem}
         for case_id, problem in scoring.problems.items()
     ]
-    try:
-        with path.open("a", encoding="utf-8") as file:
-            file.write("".join(json.dumps(line) + "\n" for line in lines))
-            file.flush()
-            os.fsync(file.fileno())
-    except OSError as error:
-        raise DataError(f"{path}: cannot be written ({error.strerror or error})") from error
+    append_lines(path, lines)

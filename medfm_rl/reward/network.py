@@ -61,14 +61,18 @@ class RewardNet(nn.Module):
         Returns:
             `(B, *S)`; the log-odds that a pixel is right, before calibration.
         """
-        one_hot = F.one_hot(actions.long(), self.num_classes).movedim(-1, 1).to(images.dtype)
-        seen = torch.cat([images, one_hot], dim=1)
+        one_hot = F.one_hot(actions.long(), self.num_classes).movedim(-1, 1)
+        return self._judge(images, one_hot.to(images.dtype))
+
+    def _judge(self, images: Tensor, memberships: Tensor) -> Tensor:
+        """Reward logits `(B, *S)` of memberships `(B, K, *S)`."""
+        seen = torch.cat([images, memberships], dim=1)
         # Patches of other tools need not be what a UNet can halve: the last pixels are repeated until they are.
         short = [-side % size_divisor(self.settings) for side in seen.shape[2:]]
         if any(short):
             margins = [margin for amount in reversed(short) for margin in (0, amount)]
             seen = F.pad(seen, margins, mode="replicate")
-        logits: Tensor = self.network(seen)[(slice(None), 0, *(slice(0, side) for side in actions.shape[1:]))]
+        logits: Tensor = self.network(seen)[(slice(None), 0, *(slice(0, side) for side in images.shape[2:]))]
         return _PRIOR_LOG_ODDS + _GAIN * logits
 
     def reward_map(self, images: Tensor, actions: Tensor) -> Tensor:
@@ -77,6 +81,21 @@ class RewardNet(nn.Module):
         The scale is absolute: nothing is normalised by image or batch.
         """
         return torch.sigmoid(self(images, actions) / self.temperature)
+
+    def relaxed_map(self, images: Tensor, memberships: Tensor) -> Tensor:
+        """The reward map of an action given by memberships, differentiable in them.
+
+        For one-hot memberships it is `reward_map` of that action. The network has learned from nothing else: what it
+        says of a softmax is extrapolated.
+
+        Args:
+            images: `(B, C, *S)`.
+            memberships: `(B, K, *S)`, how much each pixel belongs to each class.
+
+        Returns:
+            `(B, *S)` in [0, 1].
+        """
+        return torch.sigmoid(self._judge(images, memberships) / self.temperature)
 
     def save(self, folder: Path) -> None:
         """Writes `reward.json` and `weights.safetensors` into a new folder."""
@@ -155,7 +174,14 @@ class RewardEnsemble(nn.Module):
 
     def forward(self, images: Tensor, actions: Tensor) -> Tensor:
         """Fused reward map in [0, 1], `(B, *S)`; images `(B, C, *S)`, actions `(B, *S)`."""
-        maps = torch.stack([member.reward_map(images, actions) for member in self._networks()])
+        return self._fuse([member.reward_map(images, actions) for member in self._networks()])
+
+    def relaxed_map(self, images: Tensor, memberships: Tensor) -> Tensor:
+        """Fused reward map `(B, *S)`, differentiable in the memberships `(B, K, *S)`; see `RewardNet.relaxed_map`."""
+        return self._fuse([member.relaxed_map(images, memberships) for member in self._networks()])
+
+    def _fuse(self, members: Sequence[Tensor]) -> Tensor:
+        maps = torch.stack(list(members))
         if len(maps) == 1:
             return maps[0]
         match self.fusion:

@@ -26,6 +26,26 @@ def structure_scores(maps: Tensor, actions: Tensor, num_classes: int) -> Tensor:
     return region_means(maps, structure_regions(actions, num_classes))
 
 
+def paired_scores(
+    before: tuple[Tensor, Tensor], after: tuple[Tensor, Tensor], num_classes: int
+) -> tuple[Tensor, Tensor]:
+    """Mean rewards of two actions on one image, each structure over the same pixels for both.
+
+    The region of a structure is where either action has it, and three pixels around: a false island costs the action
+    that has it, though the other has no region there.
+
+    Args:
+        before: Reward map and action, `(B, *S)` both.
+        after: The same of the other action.
+        num_classes: K.
+
+    Returns:
+        `(B, K - 1)` for each action; 0 for both where neither has the structure.
+    """
+    regions = torch.maximum(structure_regions(before[1], num_classes), structure_regions(after[1], num_classes))
+    return region_means(before[0], regions), region_means(after[0], regions)
+
+
 def structure_regions(actions: Tensor, num_classes: int) -> Tensor:
     """The pixels of each structure and those within three pixels of it, 0 or 1.
 

@@ -261,3 +261,18 @@ def test_a_folder_that_is_no_reward_network_is_named(tmp_path: Path, how: str) -
     damage(tmp_path / "net", how)
     with pytest.raises(ModelError, match=r"(?s)net: not a reward network .*give a folder that `adapt` wrote"):
         RewardNet.load(tmp_path / "net")
+
+
+def test_the_relaxed_map_of_one_hot_memberships_is_the_reward_map_and_has_a_gradient() -> None:
+    images, actions = make_batch()
+    one_hot = nn.functional.one_hot(actions.long(), K).movedim(-1, 1).float().requires_grad_(True)
+    net = make_net(temperature=2.0)
+    torch.testing.assert_close(net.relaxed_map(images, one_hot), net.reward_map(images, actions))
+    ensemble = RewardEnsemble([net, make_net(1)], RewardSettings(fusion="mean_minus_std"))
+    relaxed = ensemble.relaxed_map(images, one_hot)
+    torch.testing.assert_close(relaxed, ensemble(images, actions))
+    relaxed.mean().backward()
+    assert one_hot.grad is not None
+    assert bool(one_hot.grad.isfinite().all())
+    assert float(one_hot.grad.abs().min(dim=1).values.max()) > 0
+    assert all(parameter.grad is None for parameter in net.parameters())

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import ndimage
 
-from medfm_rl.reward.score import structure_scores
+from medfm_rl.reward.score import paired_scores, structure_scores
 
 
 def test_the_region_of_a_structure_is_itself_and_three_pixels_around() -> None:
@@ -64,3 +64,16 @@ def test_scores_are_means_over_dilated_structures(shape: tuple[int, ...], classe
             expected[row, label - 1] = maps[row][region].mean() if region.any() else 0.0
     scores = structure_scores(torch.from_numpy(maps), torch.from_numpy(actions), classes)
     np.testing.assert_allclose(scores.numpy(), expected, atol=1e-5)
+
+
+def test_two_actions_are_compared_on_the_same_pixels() -> None:
+    """A false island, right nowhere: the action without it is right there, though it has no region of its own."""
+    without, with_it = torch.zeros(1, 9, 20, dtype=torch.uint8), torch.zeros(1, 9, 20, dtype=torch.uint8)
+    with_it[0, 4, 10] = 1
+    good, bad = torch.ones(1, 9, 20), torch.ones(1, 9, 20)
+    bad[0, 4, 10] = 0.0
+    old, new = paired_scores((bad, with_it), (good, without), 3)
+    assert float(old[0, 0]) == pytest.approx(48 / 49)
+    assert float(new[0, 0]) == 1.0
+    # Neither has the second structure.
+    assert float(old[0, 1]) == float(new[0, 1]) == 0.0

@@ -1,0 +1,273 @@
+"""`medfm-rl correct`: the cases that scoring marked are corrected, where a judge agrees, or referred."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from medfm_rl import __version__
+from medfm_rl.adapters import SegmenterAdapter
+from medfm_rl.data.files import append_lines, hash_folder, hash_path, replace_on_success, write_json, write_text
+from medfm_rl.data.images import write_labels
+from medfm_rl.data.layouts import CaseFile
+from medfm_rl.errors import DataError, ModelError, UserError
+from medfm_rl.metrics.validity import Anatomy, load_anatomy
+from medfm_rl.pipeline.config_file import load_config
+from medfm_rl.pipeline.images import Progress
+from medfm_rl.pipeline.models import adapted_settings, choose_device, load_segmenter
+from medfm_rl.pipeline.run_folder import RunFolder
+from medfm_rl.pipeline.score import score
+from medfm_rl.quality import QualityModel
+from medfm_rl.report import correction_figure, figure_bytes
+from medfm_rl.reward.network import RewardEnsemble, RewardNet
+from medfm_rl.reward.tiles import judge_tiles
+from medfm_rl.settings import AdaptConfig, CorrectionSettings
+from medfm_rl.tto import CaseCorrector, Judge, TestTimeOptimizer, TTOResult
+from medfm_rl.types import Case, FloatArray, LabelMap, LabelSchema
+
+_JUDGE = "judge"
+
+
+@dataclass(frozen=True)
+class Corrections:
+    """What a call of `correct` did.
+
+    Attributes:
+        records: One for each case that was taken, as in `corrections.json`.
+        problems: By case: why it could not be handled. Such a case is referred.
+        untouched: Cases whose verdict was not `correct`.
+    """
+
+    records: tuple[Mapping[str, Any], ...]
+    problems: Mapping[str, str]
+    untouched: int
+
+    def count(self, decision: str) -> int:
+        """Cases with that decision: corrected, proposed or referred."""
+        found = sum(1 for record in self.records if record["decision"] == decision)
+        return found + (len(self.problems) if decision == "referred" else 0)
+
+
+def correct(
+    path: Path,
+    files: Sequence[CaseFile],
+    scores: Path | None,
+    out: Path,
+    settings: CorrectionSettings,
+    propose_only: bool,
+    every: bool,
+    device: str,
+    progress: Progress,
+) -> Corrections:
+    """Corrects cases one by one and writes masks, pictures, tables and the audit log.
+
+    Cases that were handled before, from the same images with the same networks and settings, are not handled again. A
+    case that cannot be handled is named and referred; the others are handled.
+
+    Args:
+        path: Finished run of `adapt`.
+        files: The images.
+        scores: `scores.json` of `medfm-rl score`, or None to score the cases first.
+        out: Folder for the results.
+        settings: What is optimised and what is accepted.
+        propose_only: Whether every mask stays and corrections are written beside them.
+        every: Whether to take every case, whatever its verdict.
+        device: Where the networks run.
+        progress: Told how far it is.
+
+    Raises:
+        UserError: The run, the scores or the folder cannot be used, or not one case could be handled.
+    """
+    run = RunFolder(path)
+    if not run.model.is_dir():
+        raise ModelError(f"{path}: not a finished run of `medfm-rl adapt`, there is no folder model in it")
+    chosen = choose_device(device)
+    adapter = load_segmenter(adapted_settings(run)).to(chosen)
+    reward = RewardEnsemble.load(run.final_reward).to(chosen)
+    judge = Judge(RewardNet.load(run.final_reward / _JUDGE), _anatomy(run, adapter.schema), settings)
+    corrector = TestTimeOptimizer(adapter, reward, judge, settings)
+    taken = list(files)
+    if not every:
+        verdicts = _verdicts(scores) if scores else _score_first(path, files, adapter, out / "scores", device, progress)
+        taken = _marked(files, verdicts, scores)
+    networks = {"segmenter": hash_folder(run.model), "reward": hash_folder(run.final_reward)}
+    bench = _Bench(corrector, reward, out, {**networks, "settings": settings.model_dump()}, propose_only)
+    records: list[Mapping[str, Any]] = []
+    problems: dict[str, str] = {}
+    for done, file in enumerate(taken, 1):
+        try:
+            records.append(bench.handle(file))
+        except UserError as error:
+            problems[file.case_id] = str(error)
+            bench.log({"case": file.case_id, "decision": "referred", "problem": str(error)})
+        progress("correcting", done, len(taken))
+    if taken and not records:
+        raise DataError(f"no case could be handled; the first: {next(iter(problems.values()))}")
+    corrections = Corrections(tuple(records), problems, len(files) - len(taken))
+    _write_tables(out, corrections, settings, propose_only)
+    return corrections
+
+
+class _Bench:
+    """Handles a case, or takes what was done before."""
+
+    def __init__(
+        self, corrector: CaseCorrector, reward: RewardEnsemble, out: Path, common: dict[str, Any], propose_only: bool
+    ) -> None:
+        self.corrector = corrector
+        self.reward = reward
+        self.out = out
+        self.common = {**common, "propose_only": propose_only}
+        self.propose_only = propose_only
+
+    def handle(self, file: CaseFile) -> Mapping[str, Any]:
+        path = self.out / "cases" / f"{file.case_id}.json"
+        inputs = {**self.common, "images": [hash_path(image) for image in file.image_paths]}
+        known = _read_record(path)
+        if known is not None and known["inputs"] == inputs:
+            record: Mapping[str, Any] = known["record"]
+            return record
+        # A case that is handled anew has no record until it is complete.
+        path.unlink(missing_ok=True)
+        case = file.read()
+        result = self.corrector.optimize(case)
+        decision = "referred"
+        if result.accepted:
+            decision = "proposed" if self.propose_only else "corrected"
+        record = _record(result, case, decision)
+        self._write(case, result, decision)
+        self.log({**record, "inputs": inputs})
+        write_json(path, {"inputs": inputs, "record": record})
+        return record
+
+    def log(self, content: Mapping[str, Any]) -> None:
+        """Adds a decision to the audit log; nothing is ever rewritten."""
+        common = {"time": datetime.now(UTC).isoformat(timespec="seconds"), "medfm_rl": __version__}
+        append_lines(self.out / "audit.jsonl", [{**common, **content}])
+
+    def _write(self, case: Case, result: TTOResult, decision: str) -> None:
+        schema, name = self.corrector.adapter.schema, f"{case.case_id}.nii.gz"
+        proposal = self.out / "proposals" / name
+        # One of an earlier call with other settings would look like one of this call.
+        proposal.unlink(missing_ok=True)
+        if decision == "proposed":
+            write_labels(proposal, result.after, case.geometry, schema)
+        mask = result.before if self.propose_only else result.mask
+        figure = correction_figure(
+            case.image[0],
+            result.before,
+            self._reward_map(case, result.before),
+            result.after,
+            self._reward_map(case, result.after),
+            schema,
+            f"{case.case_id}: {decision}",
+        )
+        with replace_on_success(self.out / "pictures" / f"{case.case_id}.png") as temporary:
+            temporary.write_bytes(figure_bytes(figure))
+        write_labels(self.out / "labels" / name, mask, case.geometry, schema)
+
+    @torch.no_grad()
+    def _reward_map(self, case: Case, labels: LabelMap) -> FloatArray:
+        adapter = self.corrector.adapter
+        sample = adapter.preprocess(case)
+        action = adapter.preprocess_labels(labels, sample).to(adapter.device)
+        found = judge_tiles(self.reward, sample.image.to(adapter.device), action, adapter.patch_size)
+        return adapter.restore_map(found, sample).clip(0, 1)
+
+
+def _anatomy(run: RunFolder, schema: LabelSchema) -> Anatomy:
+    """The rules of the quality model, learned limits included, or those of the run where there is none."""
+    if run.quality.exists():
+        return QualityModel.read(run.quality).bound_anatomy()
+    return load_anatomy(load_config(run.config_file, AdaptConfig).anatomy, schema)
+
+
+def _verdicts(path: Path) -> dict[str, str]:
+    """Verdicts by case of a `scores.json`; a case that could not be judged was referred.
+
+    Raises:
+        DataError: It is no such file.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        verdicts = {str(case["case_id"]): str(case["verdict"]) for case in content["cases"]}
+        return {**verdicts, **dict.fromkeys(content["problems"], "refer")}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{path}: not a scores.json of `medfm-rl score` ({error})") from error
+
+
+def _score_first(
+    path: Path, files: Sequence[CaseFile], adapter: SegmenterAdapter, out: Path, device: str, progress: Progress
+) -> dict[str, str]:
+    scoring = score(path, files, None, adapter, out, device, progress)
+    verdicts: dict[str, str] = {report.case_id: report.verdict for report in scoring.batch.reports}
+    return {**verdicts, **dict.fromkeys(scoring.problems, "refer")}
+
+
+def _marked(files: Sequence[CaseFile], verdicts: Mapping[str, str], scores: Path | None) -> list[CaseFile]:
+    missing = [file.case_id for file in files if file.case_id not in verdicts]
+    if missing:
+        raise DataError(
+            f"{scores}: has no score of {len(missing)} images, {missing[0]} for one; score these images, or take every "
+            "case by --all"
+        )
+    return [file for file in files if verdicts[file.case_id] == "correct"]
+
+
+def _read_record(path: Path) -> dict[str, Any] | None:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None  # Handled anew.
+    return content if isinstance(content, dict) and {"inputs", "record"} <= content.keys() else None
+
+
+def _record(result: TTOResult, case: Case, decision: str) -> dict[str, Any]:
+    return {
+        "case": result.case_id,
+        "patient": case.patient_id,
+        "decision": decision,
+        "reasons": list(result.reasons),
+        "step": result.step,
+        "stopped": result.stopped,
+        "reward_gains": list(result.gains),
+        "judgement": None if result.judgement is None else asdict(result.judgement),
+        "seconds": round(result.seconds, 3),
+    }
+
+
+def _write_tables(out: Path, corrections: Corrections, settings: CorrectionSettings, propose_only: bool) -> None:
+    columns = ["case", "patient", "decision", "judge_gain", "change", "reward_gain", "step", "stopped", "seconds"]
+    text = io.StringIO()
+    writer = csv.DictWriter(text, [*columns, "reasons"], lineterminator="\n", restval="", extrasaction="ignore")
+    writer.writeheader()
+    for record in corrections.records:
+        judgement, gains = record["judgement"] or {}, record["reward_gains"]
+        row = {
+            "judge_gain": judgement.get("gain"),
+            "change": judgement.get("change"),
+            "reward_gain": gains[record["step"]] if gains else None,
+            "reasons": "; ".join(record["reasons"]),
+        }
+        writer.writerow({**record, **row})
+    for case, problem in corrections.problems.items():
+        writer.writerow({"case": case, "decision": "referred", "reasons": problem})
+    write_text(out / "corrections.csv", text.getvalue())
+    content = {
+        "format": 1,
+        "medfm_rl": __version__,
+        "settings": settings.model_dump(mode="json"),
+        "propose_only": propose_only,
+        "not_taken": corrections.untouched,
+        "cases": list(corrections.records),
+        "problems": dict(corrections.problems),
+    }
+    write_json(out / "corrections.json", content)

@@ -1,0 +1,121 @@
+"""What every method of correction has in common: it proposes, a judge decides, the original is what remains."""
+
+from __future__ import annotations
+
+import time
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from torch import Tensor
+
+from medfm_rl.adapters import SegmenterAdapter
+from medfm_rl.adapters.base import Sample
+from medfm_rl.tto.judge import Judge, Judgement
+from medfm_rl.types import Case, LabelMap
+
+Stop = Literal["done", "steps", "patience", "time", "not finite"]
+
+
+@dataclass(frozen=True, eq=False)
+class Proposal:
+    """A mask that may be better than the original.
+
+    Attributes:
+        labels: Class indices `(*S)` on the case's own grid; those of the original where nothing better was found.
+        gains: Reward of each step minus that of step 0, the original; empty for methods without steps.
+        step: The step that was kept.
+        stopped: Why there were no further steps.
+    """
+
+    labels: LabelMap
+    gains: tuple[float, ...] = ()
+    step: int = 0
+    stopped: Stop = "done"
+
+
+@dataclass(frozen=True, eq=False)
+class TTOResult:
+    """What came of one case.
+
+    Attributes:
+        case_id: Of the case.
+        before: The original mask, class indices `(*S)` on the case's own grid.
+        after: The proposal, accepted or not; equal to `before` where nothing better was found.
+        accepted: Whether the proposal is to be used; where it is not, the case is to be referred to a person.
+        reasons: Why, in words.
+        gains: Reward of each step minus that of step 0.
+        step: The step that was proposed; 0 is the original.
+        stopped: Why there were no further steps.
+        judgement: What the judge found; None where there was nothing to judge.
+        seconds: Time it took, the segmentation included.
+    """
+
+    case_id: str
+    before: LabelMap
+    after: LabelMap
+    accepted: bool
+    reasons: tuple[str, ...]
+    gains: tuple[float, ...]
+    step: int
+    stopped: Stop
+    judgement: Judgement | None
+    seconds: float
+
+    @property
+    def mask(self) -> LabelMap:
+        """What to go on with: the proposal where it was accepted, else the original."""
+        return self.after if self.accepted else self.before
+
+
+class CaseCorrector(ABC):
+    """Corrects one case at a time; nothing of one case is left when the next begins.
+
+    Args:
+        adapter: The deployed segmenter. It is never changed: what has to change is a copy.
+        judge: Decides about proposals.
+    """
+
+    def __init__(self, adapter: SegmenterAdapter, judge: Judge) -> None:
+        self.adapter = adapter
+        self.judge = judge
+
+    def optimize(self, case: Case) -> TTOResult:
+        """Segments a case, proposes a correction, and lets the judge decide.
+
+        Raises:
+            DataError: The image is not of the kind that the segmenter takes, or the rules need a spacing that it lacks.
+        """
+        start = time.monotonic()
+        sample = self.adapter.preprocess(case)
+        logits = self.adapter.predict_logits(sample)
+        before = self.adapter.restore(logits, sample)
+        proposal = self.propose(sample, logits, start)
+        judgement = None
+        reasons: tuple[str, ...] = ("nothing better than the original was found",)
+        if not np.array_equal(before, proposal.labels):
+            judgement = self.judge.compare(self.adapter, case, sample, before, proposal.labels)
+            reasons = judgement.reasons
+        return TTOResult(
+            case.case_id,
+            before,
+            proposal.labels,
+            judgement is not None and judgement.accepted,
+            reasons,
+            proposal.gains,
+            proposal.step,
+            proposal.stopped,
+            judgement,
+            time.monotonic() - start,
+        )
+
+    @abstractmethod
+    def propose(self, sample: Sample, logits: Tensor, start: float) -> Proposal:
+        """A mask that may be better.
+
+        Args:
+            sample: The case as the segmenter sees it.
+            logits: `(K, *S')` of the deployed segmenter, on the CPU.
+            start: `time.monotonic()` at which the case began.
+        """

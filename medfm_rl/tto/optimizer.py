@@ -1,0 +1,184 @@
+"""Optimisation of one case against the reward networks."""
+
+from __future__ import annotations
+
+import copy
+import time
+from abc import ABC, abstractmethod
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from medfm_rl.adapters import SegmenterAdapter
+from medfm_rl.adapters.base import Sample, Scope
+from medfm_rl.errors import ModelError
+from medfm_rl.reward.network import RewardEnsemble, RewardNet
+from medfm_rl.reward.score import paired_scores, structure_regions
+from medfm_rl.reward.tiles import judge_tiles, over_tiles
+from medfm_rl.settings import CorrectionSettings
+from medfm_rl.tto.corrector import CaseCorrector, Proposal, Stop
+from medfm_rl.tto.judge import Judge
+from medfm_rl.types import LabelMap
+
+
+class TestTimeOptimizer(CaseCorrector):
+    """Follows the gradient of the reward in the logits of one case, or in a copy of the segmenter's weights.
+
+    The reward networks see the action of every step; their gradient reaches the logits through the softmax (the
+    straight-through estimator, Bengio et al., arXiv 1308.3432). A KL term holds the logits near the deployed ones. The
+    step with the highest reward is proposed; step 0, the original, competes.
+
+    Args:
+        adapter: The deployed segmenter; it is never changed.
+        reward: What is followed.
+        judge: Decides; its network must not be one of `reward`.
+        settings: What is optimised, how, and for how long.
+
+    Raises:
+        ModelError: The judge is one of the reward networks.
+    """
+
+    # Not a test, whatever its name says to pytest.
+    __test__ = False
+
+    def __init__(
+        self, adapter: SegmenterAdapter, reward: RewardEnsemble, judge: Judge, settings: CorrectionSettings
+    ) -> None:
+        super().__init__(adapter, judge)
+        for member in reward.members:
+            if any(_same(member, other) for other in judge.network.members):
+                raise ModelError("the judge is one of the reward networks: it would agree with whatever they lead to")
+        self.reward = reward
+        self.settings = settings
+
+    def propose(self, sample: Sample, logits: Tensor, start: float) -> Proposal:
+        """The step with the highest reward."""
+        settings, adapter = self.settings, self.adapter
+        reward, patch, classes = self.reward.to(adapter.device), adapter.patch_size, adapter.schema.num_classes
+        image, deployed = sample.image.to(adapter.device), logits.to(adapter.device)
+        search = self._search(image, deployed)
+        optimiser = torch.optim.Adam(search.parameters, search.learning_rate)
+        original = deployed.argmax(dim=0)
+        with torch.no_grad():
+            original_map = judge_tiles(reward, image, original, patch)
+            log_deployed = deployed.log_softmax(dim=0)
+        gains: list[float] = []
+        best, best_gain = 0, 0.0
+        kept: LabelMap | None = None
+        stopped: Stop = "steps"
+        for step in range(settings.steps + 1):
+            current = search.logits()
+            action = current.detach().argmax(dim=0)
+            probabilities = current.softmax(dim=0)
+            one_hot = F.one_hot(action, classes).movedim(-1, 0).to(probabilities)
+            # The value of the action, the gradient of the softmax.
+            memberships = one_hot + probabilities - probabilities.detach()
+            reward_map = over_tiles(
+                lambda shown, parts: reward.relaxed_map(shown, parts)[:, None], [image, memberships], patch
+            )[0]
+            pair = (original_map[None], original[None]), (reward_map.detach()[None], action[None])
+            old, new = paired_scores(*pair, classes)
+            gains.append(0.0 if step == 0 else float((new - old).mean()))
+            if gains[-1] > best_gain:
+                best, best_gain, kept = step, gains[-1], search.labels(sample)
+            if step - best >= settings.patience:
+                stopped = "patience"
+                break
+            if time.monotonic() - start > settings.seconds:
+                stopped = "time"
+                break
+            if step == settings.steps:
+                break
+            region = _region(original, action, classes)
+            log_current = current.log_softmax(dim=0)
+            divergence = (log_current.exp() * (log_current - log_deployed)).sum(dim=0)
+            loss = (settings.kl_coef * divergence.sum() - (reward_map * region).sum()) / region.sum().clamp_min(1)
+            if not bool(loss.isfinite()):
+                stopped = "not finite"
+                break
+            optimiser.zero_grad()
+            loss.backward()
+            optimiser.step()
+        labels = adapter.restore(logits, sample) if kept is None else kept
+        return Proposal(labels, tuple(gains), best, stopped)
+
+    def _search(self, image: Tensor, deployed: Tensor) -> _Search:
+        match self.settings.optimise:
+            case "logits":
+                return _LogitSearch(self.adapter, deployed, self.settings)
+            case "norm" | "decoder" | "all" as scope:
+                return _WeightSearch(self.adapter, image, scope, self.settings)
+
+
+class _Search(ABC):
+    """What is optimised: parameters, and the logits `(K, *S')` that they give."""
+
+    parameters: list[Tensor]
+    learning_rate: float
+
+    @abstractmethod
+    def logits(self) -> Tensor:
+        """Differentiable logits at the present step."""
+
+    @abstractmethod
+    def labels(self, sample: Sample) -> LabelMap:
+        """The mask of the present step on the case's own grid."""
+
+
+class _LogitSearch(_Search):
+    """A smooth change of the logits: given on a coarser grid, interpolated linearly."""
+
+    def __init__(self, adapter: SegmenterAdapter, deployed: Tensor, settings: CorrectionSettings) -> None:
+        self.adapter = adapter
+        self.deployed = deployed
+        self.learning_rate = settings.learning_rate
+        coarse = [max(1, -(-side // settings.smoothness)) for side in deployed.shape[1:]]
+        self.change = torch.zeros((1, len(deployed), *coarse), device=deployed.device, requires_grad=True)
+        self.parameters = [self.change]
+        self.mode = "bilinear" if len(coarse) == 2 else "trilinear"
+
+    def logits(self) -> Tensor:
+        size = self.deployed.shape[1:]
+        return self.deployed + F.interpolate(self.change, size=size, mode=self.mode, align_corners=False)[0]
+
+    def labels(self, sample: Sample) -> LabelMap:
+        return self.adapter.restore(self.logits().detach().cpu(), sample)
+
+
+class _WeightSearch(_Search):
+    """Weights of a copy of the segmenter, which stays in evaluation mode: its statistics do not move."""
+
+    def __init__(self, adapter: SegmenterAdapter, image: Tensor, scope: Scope, settings: CorrectionSettings) -> None:
+        self.twin = copy.deepcopy(adapter).eval().requires_grad_(False)
+        self.image = image
+        self.learning_rate = settings.weight_learning_rate
+        self.parameters = list(self.twin.trainable(scope).values())
+        for parameter in self.parameters:
+            parameter.requires_grad_(True)
+
+    def logits(self) -> Tensor:
+        return over_tiles(self.twin, [self.image], self.twin.patch_size)
+
+    def labels(self, sample: Sample) -> LabelMap:
+        # As the tool itself segments, with its own tiles and mirroring.
+        return self.twin.restore(self.twin.predict_logits(sample), sample)
+
+
+def _region(one: Tensor, two: Tensor, classes: int) -> Tensor:
+    """Where either action has a structure, and around it, `(*S)` of 0 and 1; everything where neither has one."""
+    found = torch.maximum(structure_regions(one[None], classes), structure_regions(two[None], classes))
+    region = found.amax(dim=1)[0]
+    return region if bool(region.any()) else torch.ones_like(region)
+
+
+def _same(one: torch.nn.Module, two: torch.nn.Module) -> bool:
+    """Whether two networks are the same function: the same weights, whatever their temperature."""
+    if one is two:
+        return True
+    if not isinstance(one, RewardNet) or not isinstance(two, RewardNet):
+        return False
+    ours, theirs = one.state_dict(), two.state_dict()
+    if [(name, value.shape) for name, value in ours.items()] != [(name, value.shape) for name, value in theirs.items()]:
+        return False
+    return all(torch.equal(value.cpu(), theirs[name].cpu()) for name, value in ours.items() if name != "temperature")

@@ -1,0 +1,193 @@
+from __future__ import annotations
+
+import csv
+import json
+import shutil
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from medfm_rl import cli
+from medfm_rl.data.files import hash_folder, write_json
+from medfm_rl.data.images import read_image
+from medfm_rl.data.layouts import find_cases
+from medfm_rl.errors import DataError
+from medfm_rl.pipeline.correct import Corrections, correct
+from medfm_rl.pipeline.models import load_model
+from medfm_rl.reward.network import RewardNet
+from medfm_rl.settings import CorrectionSettings, DataSettings, NetworkSettings
+from medfm_rl.tto import Judge, Judgement, TestTimeOptimizer
+
+SETTINGS = CorrectionSettings(steps=2, smoothness=1, learning_rate=5.0)
+
+
+def quiet(stage: str, done: int, total: int) -> None:
+    assert 0 <= done <= total, stage
+
+
+@pytest.fixture
+def run(quality_run: Path, tmp_path: Path) -> Path:
+    """The finished run with a judge of its own."""
+    folder = tmp_path / "run"
+    shutil.copytree(quality_run, folder)
+    torch.manual_seed(7)
+    RewardNet(NetworkSettings(channels=(4, 8), residual_units=0), 4).save(folder / "reward" / "judge")
+    return folder
+
+
+@pytest.fixture
+def images(quality_run: Path, tmp_path: Path) -> Path:
+    folder = tmp_path / "images"
+    folder.mkdir()
+    for path in sorted((quality_run.parent / "data" / "images").iterdir())[:4]:
+        shutil.copy(path, folder)
+    return folder
+
+
+@pytest.fixture
+def agreeing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The judge of an untrained run says nothing of use: here it says yes."""
+    verdict = Judgement(True, ("yes",), 0.1, {"LV": 0.1, "MYO": 0.1, "LA": 0.1}, 0.2, (), ())
+    monkeypatch.setattr(Judge, "compare", lambda *_: verdict)
+
+
+def run_correct(
+    run: Path, images: Path, out: Path, scores: Path | None = None, propose_only: bool = False, every: bool = True
+) -> Corrections:
+    files = find_cases(DataSettings(path=images))
+    return correct(run, files, scores, out, SETTINGS, propose_only, every, "cpu", quiet)
+
+
+def log_of(out: Path) -> list[dict[str, object]]:
+    return [json.loads(line) for line in (out / "audit.jsonl").read_text(encoding="utf-8").splitlines()]
+
+
+@pytest.mark.usefixtures("agreeing")
+def test_correcting_leaves_masks_pictures_tables_and_a_log_and_the_model_as_it_was(
+    run: Path, images: Path, tmp_path: Path
+) -> None:
+    out, model = tmp_path / "out", hash_folder(run)
+    found = run_correct(run, images, out)
+    assert hash_folder(run) == model
+    assert found.count("corrected") > 0
+    assert found.count("corrected") + found.count("referred") == 4
+    segmenter = load_model(run).segmenter
+    with (out / "corrections.csv").open(encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    content = json.loads((out / "corrections.json").read_text(encoding="utf-8"))
+    assert [row["case"] for row in rows] == [item["case"] for item in content["cases"]]
+    for file, row in zip(find_cases(DataSettings(path=images)), rows, strict=True):
+        case = file.read()
+        labels, geometry = read_image(out / "labels" / f"{file.case_id}.nii.gz")
+        assert geometry.matches(case.geometry)
+        same = np.array_equal(labels[0], segmenter.schema.to_ids(segmenter.segment(case)))
+        assert same == (row["decision"] == "referred")
+        picture = (out / "pictures" / f"{file.case_id}.png").read_bytes()
+        assert picture.startswith(b"\x89PNG")
+    assert all(len(item["reward_gains"]) >= 1 and item["seconds"] > 0 for item in content["cases"])
+    assert [line["case"] for line in log_of(out)] == [row["case"] for row in rows]
+
+
+@pytest.mark.usefixtures("agreeing")
+def test_proposals_stand_beside_masks_that_stay(run: Path, images: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    found = run_correct(run, images, out, propose_only=True)
+    assert found.count("proposed") > 0
+    assert found.count("corrected") == 0
+    segmenter = load_model(run).segmenter
+    for file in find_cases(DataSettings(path=images)):
+        labels, _ = read_image(out / "labels" / f"{file.case_id}.nii.gz")
+        np.testing.assert_array_equal(labels[0], segmenter.schema.to_ids(segmenter.segment(file.read())))
+    proposals = list((out / "proposals").iterdir())
+    assert len(proposals) == found.count("proposed")
+    # A later call that may change masks leaves no proposals of the earlier one.
+    assert run_correct(run, images, out).count("corrected") == len(proposals)
+    assert list((out / "proposals").iterdir()) == []
+
+
+def test_a_judge_that_does_not_agree_leaves_every_mask(
+    run: Path, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    refused = Judgement(False, ("no",), -0.1, {"LV": -0.1, "MYO": -0.1, "LA": -0.1}, 0.2, (), ())
+    monkeypatch.setattr(Judge, "compare", lambda *_: refused)
+    found = run_correct(run, images, tmp_path / "out")
+    assert found.count("referred") == 4
+    segmenter = load_model(run).segmenter
+    for file in find_cases(DataSettings(path=images)):
+        labels, _ = read_image(tmp_path / "out" / "labels" / f"{file.case_id}.nii.gz")
+        np.testing.assert_array_equal(labels[0], segmenter.schema.to_ids(segmenter.segment(file.read())))
+
+
+def test_an_interrupted_call_goes_on_where_it_was(
+    run: Path, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, seen = tmp_path / "out", []
+    optimize = TestTimeOptimizer.optimize
+
+    def watched(self: TestTimeOptimizer, case):
+        seen.append(case.case_id)
+        if len(seen) == 3:
+            raise KeyboardInterrupt
+        return optimize(self, case)
+
+    monkeypatch.setattr(TestTimeOptimizer, "optimize", watched)
+    with pytest.raises(KeyboardInterrupt):
+        run_correct(run, images, out)
+    assert not (out / "corrections.csv").exists()
+    assert len(log_of(out)) == 2
+    found = run_correct(run, images, out)
+    assert len(found.records) == 4
+    assert seen[3:] == [seen[2], *(record["case"] for record in found.records[3:])]
+    assert len(log_of(out)) == 4
+
+
+def test_one_bad_file_in_many_is_referred_and_the_rest_is_handled(run: Path, images: Path, tmp_path: Path) -> None:
+    bad = sorted(images.iterdir())[1]
+    bad.write_bytes(b"no image")
+    found = run_correct(run, images, tmp_path / "out")
+    assert len(found.records) == 3
+    assert len(found.problems) == 1
+    assert bad.name in next(iter(found.problems.values()))
+    assert "cannot be read" in (tmp_path / "out" / "corrections.csv").read_text(encoding="utf-8")
+
+
+def test_only_cases_with_the_verdict_correct_are_taken(run: Path, images: Path, tmp_path: Path) -> None:
+    names = [file.case_id for file in find_cases(DataSettings(path=images))]
+    verdicts = ["accept", "correct", "refer", "correct"]
+    cases = [{"case_id": name, "verdict": verdict} for name, verdict in zip(names, verdicts, strict=True)]
+    scores = tmp_path / "scores.json"
+    write_json(scores, {"cases": cases, "problems": {}})
+    found = run_correct(run, images, tmp_path / "out", scores, every=False)
+    assert [record["case"] for record in found.records] == [names[1], names[3]]
+    assert found.untouched == 2
+    write_json(scores, {"cases": cases[:2], "problems": {}})
+    with pytest.raises(DataError, match="has no score of 2 images"):
+        run_correct(run, images, tmp_path / "out", scores, every=False)
+    scores.write_text("{}", encoding="utf-8")
+    with pytest.raises(DataError, match=r"not a scores\.json"):
+        run_correct(run, images, tmp_path / "out", scores, every=False)
+
+
+def test_without_scores_the_cases_are_scored_first(run: Path, images: Path, tmp_path: Path) -> None:
+    found = run_correct(run, images, tmp_path / "out", every=False)
+    content = json.loads((tmp_path / "out" / "scores" / "scores.json").read_text(encoding="utf-8"))
+    marked = [case["case_id"] for case in content["cases"] if case["verdict"] == "correct"]
+    assert [record["case"] for record in found.records] == marked
+    assert found.untouched == 4 - len(marked)
+
+
+def test_the_command_says_what_it_did_and_names_a_wrong_option(
+    run: Path, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["medfm-rl", "correct", run, "--images", images, "--out", tmp_path / "out", "--all", "--budget"]
+    for budget, code in (("0.1", 0), ("-1", 2)):
+        monkeypatch.setattr(sys, "argv", [str(argument) for argument in (*arguments, budget)])
+        with pytest.raises(SystemExit) as stopped:
+            cli.main()
+        assert stopped.value.code == code
+    shown = capsys.readouterr()
+    assert "referred with the original mask, 0 not taken" in shown.out
+    assert "Error: --budget -1.0: Input should be greater than 0" in shown.err

@@ -1,0 +1,257 @@
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from medfm_rl.adapters import TorchModuleAdapter
+from medfm_rl.errors import ModelError
+from medfm_rl.metrics.rules import Profile
+from medfm_rl.metrics.validity import Anatomy
+from medfm_rl.reward.network import RewardEnsemble, RewardNet
+from medfm_rl.settings import CorrectionSettings, NetworkSettings, PreprocessingSettings, RewardSettings
+from medfm_rl.tto import Judge, TestTimeOptimizer
+from medfm_rl.types import Case, LabelSchema
+
+SCOPES = ("logits", "norm", "decoder", "all")
+
+
+class Oracle(RewardNet):
+    """Says of each pixel whether it is of the wanted class: log-odds 3 where it is, -3 where it is not."""
+
+    def __init__(self, wanted: Tensor) -> None:
+        super().__init__(NetworkSettings(channels=(4, 8), residual_units=0), 4)
+        self.wanted = wanted
+        self.calls = 0
+
+    def _judge(self, images: Tensor, memberships: Tensor) -> Tensor:
+        self.calls += 1
+        index = self.wanted.long().expand(len(images), *self.wanted.shape)[:, None]
+        return 6 * memberships.gather(1, index)[:, 0] - 3
+
+
+class Failing(Oracle):
+    """An oracle that fails in the middle of the optimisation."""
+
+    def __init__(self, wanted: Tensor, error: type[BaseException]) -> None:
+        super().__init__(wanted)
+        self.error = error
+
+    def _judge(self, images: Tensor, memberships: Tensor) -> Tensor:
+        if self.calls >= 4:
+            raise self.error
+        return super()._judge(images, memberships)
+
+
+def digest(adapter: TorchModuleAdapter) -> str:
+    found = hashlib.sha256()
+    for name, value in adapter.state_dict().items():
+        found.update(name.encode() + value.numpy().tobytes())
+    found.update(repr([module.training for module in adapter.modules()]).encode())
+    found.update(repr([(value.requires_grad, value.grad is None) for value in adapter.parameters()]).encode())
+    return found.hexdigest()
+
+
+@pytest.fixture
+def tiny_unet(schema: LabelSchema) -> TorchModuleAdapter:
+    """With batch normalisation: it has weights, and statistics that must not move."""
+    torch.manual_seed(0)
+    network = NetworkSettings(channels=(4, 8), residual_units=0, norm="batch")
+    return TorchModuleAdapter.build_unet(network, schema, PreprocessingSettings(size=(16, 16))).eval()
+
+
+@pytest.fixture
+def case(make_case: Callable[..., Case]) -> Case:
+    return make_case(shape=(16, 16))
+
+
+@pytest.fixture
+def wanted() -> Tensor:
+    """Three structures side by side on background."""
+    labels = torch.zeros(16, 16, dtype=torch.uint8)
+    labels[3:13, 2:6], labels[3:13, 6:10], labels[3:13, 10:14] = 1, 2, 3
+    return labels
+
+
+def ensemble(*members: RewardNet) -> RewardEnsemble:
+    return RewardEnsemble(members, RewardSettings())
+
+
+def make_optimizer(
+    adapter: TorchModuleAdapter,
+    reward: RewardNet,
+    judge: RewardNet,
+    rules: str = "",
+    **settings: object,
+) -> TestTimeOptimizer:
+    values = CorrectionSettings.model_validate({"max_change": 1.0, "smoothness": 1, "kl_coef": 0.0, **settings})
+    profile = Profile.model_validate({"rules": [] if not rules else [{"kind": rules, "structure": "LV", "most": 1}]})
+    return TestTimeOptimizer(
+        adapter, ensemble(reward), Judge(judge, Anatomy("test", profile, adapter.schema), values), values
+    )
+
+
+@pytest.mark.parametrize("scope", SCOPES)
+def test_the_segmenter_is_bit_identical_afterwards(
+    scope: str, tiny_unet: TorchModuleAdapter, case: Case, wanted: Tensor
+) -> None:
+    tiny_unet.train()
+    before, mask = digest(tiny_unet), tiny_unet.segment(case)
+    settings = {"optimise": scope, "steps": 5, "weight_learning_rate": 0.05}
+    result = make_optimizer(tiny_unet, Oracle(wanted), Oracle(wanted), **settings).optimize(case)
+    assert not np.array_equal(result.after, result.before), "nothing was optimised, so nothing was tested"
+    assert digest(tiny_unet) == before
+    np.testing.assert_array_equal(tiny_unet.segment(case), mask)
+
+
+@pytest.mark.parametrize("scope", SCOPES)
+@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
+def test_the_segmenter_is_bit_identical_after_an_exception_and_ctrl_c(
+    scope: str, error: type[BaseException], tiny_unet: TorchModuleAdapter, case: Case, wanted: Tensor
+) -> None:
+    before, mask = digest(tiny_unet), tiny_unet.segment(case)
+    optimizer = make_optimizer(tiny_unet, Failing(wanted, error), Oracle(wanted), optimise=scope, steps=9)
+    with pytest.raises(error):
+        optimizer.optimize(case)
+    assert digest(tiny_unet) == before
+    np.testing.assert_array_equal(tiny_unet.segment(case), mask)
+
+
+def test_no_case_sees_the_weights_of_another(
+    tiny_unet: TorchModuleAdapter, make_case: Callable[..., Case], wanted: Tensor
+) -> None:
+    one, two = make_case(shape=(16, 16)), make_case(shape=(16, 16), name="p2_a", seed=1)
+    optimizer = make_optimizer(tiny_unet, Oracle(wanted), Oracle(wanted), optimise="all", steps=5)
+    alone = optimizer.optimize(two)
+    optimizer.optimize(one)
+    again = optimizer.optimize(two)
+    np.testing.assert_array_equal(alone.after, again.after)
+    assert alone.gains == again.gains
+
+
+@pytest.mark.parametrize("scope", SCOPES)
+def test_step_zero_competes_and_the_original_comes_back(scope: str, tiny_unet: TorchModuleAdapter, case: Case) -> None:
+    """The reward is highest for the original: whatever the optimiser tries is worse."""
+    original = torch.from_numpy(tiny_unet.segment(case))
+    result = make_optimizer(
+        tiny_unet, Oracle(original), Oracle(original), optimise=scope, steps=5, learning_rate=50.0
+    ).optimize(case)
+    assert result.step == 0
+    assert not result.accepted
+    assert result.judgement is None
+    assert result.reasons == ("nothing better than the original was found",)
+    np.testing.assert_array_equal(result.mask, original.numpy())
+
+
+def test_the_best_step_is_kept_and_not_the_last(tiny_unet: TorchModuleAdapter, case: Case, wanted: Tensor) -> None:
+    class Fickle(Oracle):
+        """Wants something else from its fifth call on."""
+
+        def _judge(self, images: Tensor, memberships: Tensor) -> Tensor:
+            judged = super()._judge(images, memberships)
+            return judged if self.calls < 5 else judged - 9
+
+    result = make_optimizer(tiny_unet, Fickle(wanted), Oracle(wanted), steps=7, learning_rate=1.0).optimize(case)
+    assert 0 < result.step < 7
+    assert result.gains[result.step] == max(result.gains)
+    assert result.gains[0] == 0.0
+    assert len(result.gains) == 8
+    assert result.stopped == "steps"
+
+
+def test_the_reward_is_followed_and_a_judge_that_agrees_accepts(
+    tiny_unet: TorchModuleAdapter, case: Case, wanted: Tensor
+) -> None:
+    result = make_optimizer(tiny_unet, Oracle(wanted), Oracle(wanted), steps=60, learning_rate=1.0).optimize(case)
+    assert result.accepted
+    assert result.mask is result.after
+    assert (result.before == wanted.numpy()).mean() < 0.6
+    assert (result.after == wanted.numpy()).mean() > 0.95
+    assert result.judgement is not None
+    assert result.judgement.gain > 0.2
+    assert result.judgement.change > 0.2
+    assert result.seconds > 0
+
+
+def test_a_judge_that_disagrees_gives_the_original_back(
+    tiny_unet: TorchModuleAdapter, case: Case, wanted: Tensor
+) -> None:
+    original = torch.from_numpy(tiny_unet.segment(case))
+    result = make_optimizer(tiny_unet, Oracle(wanted), Oracle(original), steps=20, learning_rate=1.0).optimize(case)
+    assert not np.array_equal(result.after, result.before)
+    assert not result.accepted
+    np.testing.assert_array_equal(result.mask, original.numpy())
+    assert "the judge's mean reward changes by -" in result.reasons[0]
+
+
+def test_what_breaks_a_rule_or_moves_too_far_is_not_accepted(
+    tiny_unet: TorchModuleAdapter, case: Case, wanted: Tensor
+) -> None:
+    apart = wanted.clone()
+    apart[7:9, 2:6] = 0
+    options = {"steps": 60, "learning_rate": 1.0}
+    broken = make_optimizer(tiny_unet, Oracle(apart), Oracle(apart), rules="components", **options).optimize(case)
+    assert not broken.accepted
+    assert any(reason.startswith("components of LV") for reason in broken.reasons)
+    far = make_optimizer(tiny_unet, Oracle(wanted), Oracle(wanted), max_change=0.05, **options).optimize(case)
+    assert not far.accepted
+    assert far.reasons == (
+        f"it is too far from the original: 1 - Dice is {far.judgement.change:.3f}, at most 0.05 is allowed",
+    )
+
+
+def test_the_time_of_a_case_is_kept(tiny_unet: TorchModuleAdapter, case: Case, wanted: Tensor) -> None:
+    result = make_optimizer(tiny_unet, Oracle(wanted), Oracle(wanted), seconds=1e-6, steps=1000).optimize(case)
+    assert result.stopped == "time"
+    assert len(result.gains) == 1
+
+
+def test_it_stops_where_nothing_gets_better(tiny_unet: TorchModuleAdapter, case: Case) -> None:
+    original = torch.from_numpy(tiny_unet.segment(case))
+    result = make_optimizer(tiny_unet, Oracle(original), Oracle(original), steps=100, patience=3).optimize(case)
+    assert result.stopped == "patience"
+    assert len(result.gains) == 4
+
+
+def test_the_kl_term_holds_the_mask_near_the_deployed_one(
+    tiny_unet: TorchModuleAdapter, case: Case, wanted: Tensor
+) -> None:
+    def changed(kl_coef: float) -> int:
+        settings = {"steps": 20, "learning_rate": 0.3, "kl_coef": kl_coef, "patience": 20}
+        result = make_optimizer(tiny_unet, Oracle(wanted), Oracle(wanted), **settings).optimize(case)
+        return int((result.after != result.before).sum())
+
+    assert changed(100.0) < changed(0.0)
+
+
+def test_a_judge_that_was_optimised_against_is_refused(tiny_unet: TorchModuleAdapter, wanted: Tensor) -> None:
+    network = Oracle(wanted)
+    twin = Oracle(wanted)
+    twin.load_state_dict(network.state_dict())
+    twin.temperature.fill_(2.0)
+    for judge in (network, twin):
+        with pytest.raises(ModelError, match="one of the reward networks"):
+            make_optimizer(tiny_unet, network, judge)
+
+
+def test_volumes_and_images_larger_than_the_patch_are_covered(
+    schema: LabelSchema, make_case: Callable[..., Case]
+) -> None:
+    torch.manual_seed(0)
+    adapter = TorchModuleAdapter.build_unet(
+        NetworkSettings(channels=(4, 8), residual_units=0),
+        schema,
+        PreprocessingSettings(size=(16, 16), grid="native"),
+    ).eval()
+    torch.manual_seed(1)
+    networks = [RewardNet(NetworkSettings(channels=(4, 8), residual_units=0), 4).eval() for _ in range(2)]
+    for scope in ("logits", "all"):
+        result = make_optimizer(adapter, networks[0], networks[1], optimise=scope, steps=3).optimize(
+            make_case((20, 24))
+        )
+        assert result.before.shape == result.after.shape == (20, 24)
+        assert len(result.gains) == 4
