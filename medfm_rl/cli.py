@@ -37,6 +37,14 @@ Anatomy = Annotated[
     str, typer.Option(help="Validity rules: generic, echo_apical, cardiac_short_axis, lungs, or a YAML file.")
 ]
 
+Prompts = Annotated[
+    Path | None,
+    typer.Option(
+        help="For a promptable segmenter: boxes by case and structure (CSV or JSON), or a folder of masks whose boxes "
+        "are taken."
+    ),
+]
+
 
 def main() -> None:
     """Entry point: errors a person can act on end with code 2 and without a traceback."""
@@ -62,7 +70,9 @@ def _root(version: Annotated[bool, typer.Option("--version", help="Print the ver
 def init(
     path: Annotated[Path, typer.Argument(help="File to write.")] = Path("adapt.yaml"),
     kind: Annotated[str, typer.Option(help="adapt, or train-source.")] = "adapt",
-    segmenter: Annotated[str, typer.Option(help="torch, nnunet, totalsegmentator or monai-bundle.")] = "torch",
+    segmenter: Annotated[
+        str, typer.Option(help="torch, nnunet, totalsegmentator, monai-bundle or litemedsam.")
+    ] = "torch",
 ) -> None:
     """Write a commented settings file to start from."""
     from medfm_rl.data.files import write_text
@@ -140,6 +150,7 @@ def evaluate_command(
     against: Annotated[Path | None, typer.Option(help="A second model to compare with, on the same cases.")] = None,
     layout: Layout = "auto",
     anatomy: Anatomy = "generic",
+    prompts: Prompts = None,
 ) -> None:
     """Score a model against ground truth: Dice, HD95, ASSD and validity, per case and per structure."""
     from rich.console import Console
@@ -152,7 +163,7 @@ def evaluate_command(
     from medfm_rl.report import summary_table
 
     files = find_cases(_data_settings(data, layout))
-    segmenter = load_model(model).segmenter
+    segmenter = load_model(model, prompts).segmenter
     with _progress() as progress:
         if against is None:
             evaluation = evaluate(segmenter, files, load_anatomy(anatomy, segmenter.schema), progress)
@@ -176,13 +187,14 @@ def predict_command(
     images: Annotated[Path, typer.Argument(help="Images to segment.")],
     out: Annotated[Path, typer.Argument(help="Folder for labels/ and rewards/.")],
     layout: Layout = "auto",
+    prompts: Prompts = None,
 ) -> None:
     """Write label maps in the geometry of the images, and a reward map for each."""
     from medfm_rl.data.layouts import find_cases
     from medfm_rl.pipeline.evaluate import predict
     from medfm_rl.pipeline.models import load_model
 
-    loaded = load_model(model)
+    loaded = load_model(model, prompts)
     if loaded.reward is None:
         typer.echo(f"{model} has no reward networks (only runs of `adapt` have): label maps only.", err=True)
     with _progress() as progress:

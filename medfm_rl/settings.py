@@ -69,7 +69,8 @@ class SegmenterSettings(Settings):
     kind: Literal["torch"] = Field(
         "torch",
         description="torch: a folder with segmenter.json and weights. nnunet: a model folder of nnU-Net v2. "
-        "totalsegmentator: weights of TotalSegmentator. monai-bundle: a bundle of MONAI.",
+        "totalsegmentator: weights of TotalSegmentator. monai-bundle: a bundle of MONAI. litemedsam: "
+        "LiteMedSAM, prompted by boxes.",
     )
     folder: Path = Field(description="Folder of the segmenter. It is read, never written.")
     train: Scope = "all"
@@ -128,16 +129,105 @@ class MonaiBundleSettings(Settings):
     train: Scope = "all"
 
 
+class FixedPrompts(Settings):
+    """The same boxes for every image (kind fixed)."""
+
+    kind: Literal["fixed"] = Field(description="fixed: the same boxes for every image.")
+    boxes: dict[str, tuple[Fraction, Fraction, Fraction, Fraction]] = Field(
+        description="By structure: x_min, y_min, x_max, y_max as fractions of the image's width and height."
+    )
+
+    @field_validator("boxes")
+    @classmethod
+    def _corners_are_in_order(
+        cls, boxes: dict[str, tuple[float, float, float, float]]
+    ) -> dict[str, tuple[float, float, float, float]]:
+        for name, (x_min, y_min, x_max, y_max) in boxes.items():
+            if x_min >= x_max or y_min >= y_max:
+                raise ValueError(f"{name}: needs x_min < x_max and y_min < y_max")
+        return boxes
+
+
+class FilePrompts(Settings):
+    """Boxes from a file (kind from_file)."""
+
+    kind: Literal["from_file"] = Field(description="from_file: boxes by case and structure.")
+    path: Path = Field(
+        description="CSV with the columns case, structure, x_min, y_min, x_max, y_max in pixels of the image, or JSON "
+        "{case: {structure: [x_min, y_min, x_max, y_max]}}."
+    )
+
+
+class MaskPrompts(Settings):
+    """Boxes of the masks that another segmenter made (kind from_masks)."""
+
+    kind: Literal["from_masks"] = Field(description="from_masks: boxes of masks that another segmenter made.")
+    path: Path = Field(description="Folder of masks with the names of the images, such as labels/ of predict.")
+    margin: float = Field(0.0, ge=0, description="Pixels of the image by which each side is moved outwards.")
+    jitter: float = Field(
+        0.0, ge=0, description="Each side is moved by up to so many pixels, at random; the same for a case each time."
+    )
+    seed: int = Field(0, ge=0, description="Of the jitter.")
+
+
+PromptSettings = Annotated[FixedPrompts | FilePrompts | MaskPrompts, Field(discriminator="kind")]
+"""Where the prompts of a promptable segmenter come from."""
+
+
+class PromptableDescription(Settings):
+    """`segmenter.json` of a promptable segmenter."""
+
+    kind: Literal["litemedsam"] = Field(description="litemedsam: LiteMedSAM.")
+    checkpoint: str | None = Field(
+        None, description="File with the weights in this folder; null: those that the tool's package brings."
+    )
+    structures: dict[str, Annotated[int, Field(ge=1, le=255)]] = Field(
+        min_length=1, description="Structures by name, with their integer in label files. Each has a prompt of its own."
+    )
+    contains: dict[str, tuple[str, ...]] = Field(
+        default_factory=dict,
+        description="Structures that a prompt takes in besides its own: {MYO: [LV]} where the box of the myocardium is "
+        "that of all within the epicardium.",
+    )
+    channels: Literal[1, 3] = Field(1, description="Channels of the images.")
+    intensity: Literal["tool", "minmax"] = Field(
+        "tool",
+        description="tool: as the tool does, which for LiteMedSAM divides by 255 what exceeds 1. minmax: each image to "
+        "[0, 1].",
+    )
+    prompts: PromptSettings = Field(description="Where boxes come from, unless a call says otherwise.")
+
+    @model_validator(mode="after")
+    def _contained_structures_are_there(self) -> PromptableDescription:
+        for outer, inner in self.contains.items():
+            strangers = {outer, *inner} - self.structures.keys()
+            if strangers or outer in inner:
+                raise ValueError(f"contains {outer}: names {sorted(strangers) or outer}, other structures are needed")
+        return self
+
+
+class LiteMedSAMSettings(Settings):
+    """The segmenter to adapt: LiteMedSAM, prompted by boxes (kind litemedsam)."""
+
+    kind: Literal["litemedsam"] = Field(description="litemedsam: LiteMedSAM, prompted by boxes.")
+    folder: Path = Field(description="Folder with segmenter.json and, where it names one, a checkpoint.")
+    prompts: PromptSettings | None = Field(
+        None, description="Where boxes come from; null: as segmenter.json in the folder says."
+    )
+    train: Scope = "decoder"
+
+
 def _kind_of(segmenter: Any) -> Any:
     return segmenter.get("kind", "torch") if isinstance(segmenter, dict) else getattr(segmenter, "kind", None)
 
 
-SEGMENTER_KINDS: tuple[str, ...] = ("torch", "nnunet", "totalsegmentator", "monai-bundle")
+SEGMENTER_KINDS: tuple[str, ...] = ("torch", "nnunet", "totalsegmentator", "monai-bundle", "litemedsam")
 Segmenter = Annotated[
     Annotated[SegmenterSettings, Tag("torch")]
     | Annotated[NnUNetSettings, Tag("nnunet")]
     | Annotated[TotalSegmentatorSettings, Tag("totalsegmentator")]
-    | Annotated[MonaiBundleSettings, Tag("monai-bundle")],
+    | Annotated[MonaiBundleSettings, Tag("monai-bundle")]
+    | Annotated[LiteMedSAMSettings, Tag("litemedsam")],
     Discriminator(
         _kind_of,
         custom_error_type="segmenter_kind",

@@ -2,14 +2,18 @@
 
 from medfm_rl.adapters.base import Sample, SegmenterAdapter
 from medfm_rl.adapters.conformance import ConformanceError, check_adapter
+from medfm_rl.adapters.litemedsam import LiteMedSAMAdapter
 from medfm_rl.adapters.monai_bundle import MonaiBundleAdapter
 from medfm_rl.adapters.nnunet import NnUNetAdapter
+from medfm_rl.adapters.promptable import PromptableAdapter
 from medfm_rl.adapters.torch_module import TorchModuleAdapter
 
 __all__ = [
     "ConformanceError",
+    "LiteMedSAMAdapter",
     "MonaiBundleAdapter",
     "NnUNetAdapter",
+    "PromptableAdapter",
     "Sample",
     "SegmenterAdapter",
     "TorchModuleAdapter",

@@ -14,7 +14,7 @@ import SimpleITK as sitk
 
 from medfm_rl.data.files import replace_on_success
 from medfm_rl.errors import DataError
-from medfm_rl.types import FloatArray, Geometry, LabelMap, LabelSchema
+from medfm_rl.types import FloatArray, Geometry, IntArray, LabelMap, LabelSchema
 
 IMAGE_SUFFIXES = (".nii.gz", ".nii", ".mha", ".mhd", ".nrrd", ".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".dcm")
 _WITHOUT_SPACING = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff")
@@ -72,6 +72,15 @@ def read_labels(path: Path, schema: LabelSchema, image_shape: tuple[int, ...], g
     Raises:
         DataError: The file cannot be read, lies on another grid, or holds labels that the schema does not know.
     """
+    return schema.to_indices(read_label_ids(path, image_shape, geometry), str(path))
+
+
+def read_label_ids(path: Path, image_shape: tuple[int, ...], geometry: Geometry) -> IntArray:
+    """Reads the mask of an image as the integers that stand in the file, `(*S)`.
+
+    Raises:
+        DataError: The file cannot be read, lies on another grid, or does not hold integers.
+    """
     pixels, own = _read(path)
     if pixels.shape[0] != 1:
         raise DataError(f"{path}: a mask has one channel, this file has {pixels.shape[0]}")
@@ -85,7 +94,8 @@ def read_labels(path: Path, schema: LabelSchema, image_shape: tuple[int, ...], g
     labels = pixels[0]
     if not np.array_equal(labels, np.round(labels)):
         raise DataError(f"{path}: a mask holds integers, this file does not; was it interpolated?")
-    return schema.to_indices(labels.astype(np.int64), str(path))
+    integers: IntArray = labels.astype(np.int64)
+    return integers
 
 
 def write_labels(path: Path, labels: LabelMap, geometry: Geometry, schema: LabelSchema) -> None:

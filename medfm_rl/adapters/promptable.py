@@ -1,0 +1,226 @@
+"""Foundation segmenters that are told where to look: one box per structure, one binary logit per box."""
+
+from __future__ import annotations
+
+import io
+import json
+from abc import abstractmethod
+from pathlib import Path
+from typing import Any, ClassVar, Final, Self
+
+import numpy as np
+import torch
+from pydantic import ValidationError
+from torch import Tensor
+from torch.nn import Parameter
+from torch.nn import functional as F
+
+from medfm_rl.adapters.base import Sample, Scope, SegmenterAdapter, parameters_in_scope
+from medfm_rl.adapters.prompts import boxes_of, open_prompts, render_boxes
+from medfm_rl.data.files import replace_folder_on_success
+from medfm_rl.errors import DataError, ModelError
+from medfm_rl.networks import portable_state
+from medfm_rl.settings import PromptableDescription, PromptSettings
+from medfm_rl.types import Case, FloatArray, LabelMap, LabelSchema, Prompts
+
+DESCRIPTION: Final = "segmenter.json"
+NOT_PROMPTED: Final = -20.0
+"""Logit of a structure that has no box: its probability is 2e-9."""
+
+
+class PromptableAdapter(SegmenterAdapter):
+    """A network from an image and a box to one binary logit, asked once for each structure.
+
+    An image travels with its prompts: the channels after the first `channels` are the boxes of the structures
+    (`adapters.prompts`). The encoder runs once per image, the decoder once per box.
+
+    The logits of the classes are `[0, z_1 .. z_K-1]`. With one structure their softmax is the sigmoid of the tool. With
+    several the tool's masks may overlap and these may not: a pixel is background exactly where every z is negative, as
+    in the tool, and belongs to the largest z where several are positive. Where a prompt takes in other structures
+    (`contains`), its structure is what is in it and not in them: `min(z_outer, -z_inner)`.
+
+    Args:
+        description: Structures, prompts and preprocessing.
+    """
+
+    kind: ClassVar[str]
+    frozen_prefixes: ClassVar[tuple[str, ...]]
+    """Where the names of parameters start that fine-tuning leaves alone."""
+    decoder_prefixes: ClassVar[tuple[str, ...]]
+
+    def __init__(self, description: PromptableDescription) -> None:
+        super().__init__()
+        self.description = description
+        self.schema = LabelSchema.from_structures(description.structures)
+        self.in_channels = description.channels + len(description.structures)
+        self.prompts = open_prompts(description.prompts, self.schema, description.contains)
+
+    @classmethod
+    def load(cls, folder: Path, prompts: PromptSettings | None = None) -> Self:
+        """Reads a segmenter folder: `segmenter.json` and, where it names one, a checkpoint.
+
+        Args:
+            folder: The folder.
+            prompts: Where boxes come from; None: as `segmenter.json` says.
+
+        Raises:
+            MissingExtraError: The tool is not installed.
+            ModelError: A file is missing, is not what its name says, or does not fit the network.
+            ConfigError: The prompts name a structure that the segmenter does not have.
+            DataError: The file or folder of the prompts cannot be used.
+        """
+        description = read_description(folder)
+        if description.kind != cls.kind:
+            raise ModelError(f"{folder / DESCRIPTION}: kind is {description.kind}, {cls.kind} is needed")
+        if prompts is not None:
+            description = description.model_copy(update={"prompts": prompts})
+        checkpoint = None if description.checkpoint is None else folder / description.checkpoint
+        return cls.build(description, checkpoint).eval()
+
+    @classmethod
+    @abstractmethod
+    def build(cls, description: PromptableDescription, checkpoint: Path | None) -> Self:
+        """The network with the weights of a checkpoint, or with those that the tool's package brings."""
+
+    @abstractmethod
+    def normalise(self, image: Tensor, where: str) -> Tensor:
+        """The tool's own intensities of an image `(C, H, W)` that has its native size."""
+
+    @abstractmethod
+    def encode(self, images: Tensor) -> Tensor:
+        """Embeddings `(B, ...)` of images `(B, channels, H, W)`."""
+
+    @abstractmethod
+    def decode(self, embeddings: Tensor, boxes: Tensor) -> Tensor:
+        """Binary logits `(B, K - 1, h, w)` for boxes `(B, K - 1, 4)`, (x_min, y_min, x_max, y_max) in input pixels."""
+
+    @abstractmethod
+    def original_state(self) -> dict[str, Tensor]:
+        """The weights under the names of the tool's own checkpoint."""
+
+    @property
+    @abstractmethod
+    def checkpoint_name(self) -> str:
+        """File name of an exported checkpoint."""
+
+    def preprocess(self, case: Case) -> Sample:
+        """The tool's own intensities and size, the aspect not kept; then a channel per structure with its box."""
+        where = f"case {case.case_id}"
+        if len(case.shape) != 2:
+            raise DataError(f"{where}: the image is {len(case.shape)}-D and the segmenter 2-D")
+        if case.image.shape[0] != self.description.channels:
+            raise DataError(
+                f"{where}: the image has {case.image.shape[0]} channels, {DESCRIPTION} of the segmenter says "
+                f"{self.description.channels}"
+            )
+        height, width = self.patch_size
+        image = self.normalise(torch.from_numpy(np.array(case.image, dtype=np.float32)), where)
+        image = F.interpolate(image[None], size=(height, width), mode="bilinear", align_corners=False)[0]
+        boxes = render_boxes(self.prompts.boxes(case), case.shape, (height, width))
+        return Sample(torch.cat([image, boxes]), case.case_id, case.patient_id, case.shape, case.geometry)
+
+    def preprocess_labels(self, labels: LabelMap, sample: Sample) -> Tensor:
+        mask = torch.from_numpy(labels.astype(np.float32))[None, None]
+        return F.interpolate(mask, size=sample.image.shape[1:], mode="nearest-exact")[0, 0].to(torch.uint8)
+
+    def forward(self, images: Tensor, prompts: Prompts | None = None) -> Tensor:
+        """Logits `(B, K, H, W)` of images with their box channels `(B, channels + K - 1, H, W)`.
+
+        Args:
+            images: Preprocessed.
+            prompts: Boxes `(B, K - 1, 4)` as (y_min, x_min, y_max, x_max) in place of those in the channels; NaN where
+                a structure is not there.
+
+        Raises:
+            ModelError: The prompts are none that this segmenter takes.
+        """
+        channels = self.description.channels
+        if prompts is None:
+            boxes, there = boxes_of(images[:, channels:])
+        else:
+            boxes, there = _given_boxes(prompts, images, self.schema.num_classes - 1)
+        z = self.decode(self.encode(images[:, :channels]), boxes.to(images.dtype))
+        z = F.interpolate(z, size=images.shape[2:], mode="bilinear", align_corners=False)
+        z = torch.where(there[..., None, None], z, NOT_PROMPTED)
+        exclusive = z.clone()
+        for outer, inner in self.description.contains.items():
+            row = self.schema.index_of(outer) - 1
+            for name in inner:
+                exclusive[:, row] = torch.minimum(exclusive[:, row], -z[:, self.schema.index_of(name) - 1])
+        return torch.cat([torch.zeros_like(z[:, :1]), exclusive], dim=1)
+
+    def restore(self, logits: Tensor, sample: Sample) -> LabelMap:
+        # The tools resample each probability and cut it at one half. Resampled logits have the same sign, up to the
+        # contour's own width, and keep the order of the structures.
+        labels = self._to_native(logits.detach(), sample).argmax(dim=0)
+        return labels.to(torch.uint8).cpu().numpy()
+
+    def restore_map(self, values: Tensor, sample: Sample) -> FloatArray:
+        return self._to_native(values.detach()[None], sample)[0].float().cpu().numpy()
+
+    def trainable(self, scope: Scope) -> dict[str, Parameter]:
+        """Parameters of a scope; the prompt encoder and what the logits do not depend on belong to none.
+
+        Raises:
+            ModelError: The segmenter has no such part.
+        """
+        found = parameters_in_scope(self, scope, self.decoder_prefixes)
+        return {name: value for name, value in found.items() if not name.startswith(self.frozen_prefixes)}
+
+    def export(self, folder: Path) -> None:
+        description = self.description.model_copy(update={"checkpoint": self.checkpoint_name})
+        buffer = io.BytesIO()
+        torch.save(portable_state(self.original_state()), buffer)
+        with replace_folder_on_success(folder) as temporary:
+            text = json.dumps({"format": 1, **description.model_dump(mode="json")}, indent=2)
+            (temporary / DESCRIPTION).write_text(text + "\n", encoding="utf-8")
+            (temporary / self.checkpoint_name).write_bytes(buffer.getvalue())
+
+    def _to_native(self, values: Tensor, sample: Sample) -> Tensor:
+        return F.interpolate(values[None].float(), size=sample.native_shape, mode="bilinear", align_corners=False)[0]
+
+
+def read_description(folder: Path) -> PromptableDescription:
+    """Reads `segmenter.json` of a promptable segmenter; relative paths in it count from its folder.
+
+    Raises:
+        ModelError: It is missing, or a field is wrong.
+    """
+    path = folder / DESCRIPTION
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise ModelError(f"{folder}: not a segmenter folder, there is no {DESCRIPTION}") from error
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{path}: cannot be read as JSON ({error})") from error
+    if not isinstance(content, dict) or content.pop("format", 1) != 1:
+        raise ModelError(f'{path}: "format" must be 1')
+    try:
+        description = PromptableDescription.model_validate(content)
+    except ValidationError as error:
+        problems = "; ".join(f"{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in error.errors())
+        raise ModelError(f"{path}: {problems}") from error
+    prompts = description.prompts
+    if prompts.kind != "fixed":
+        prompts = prompts.model_copy(update={"path": (folder / prompts.path).resolve()})
+    return description.model_copy(update={"prompts": prompts})
+
+
+def kind_of_folder(folder: Path) -> Any:
+    """What `segmenter.json` in a folder says that it is; None where there is none that can be read."""
+    try:
+        content = json.loads((folder / DESCRIPTION).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return content.get("kind") if isinstance(content, dict) else None
+
+
+def _given_boxes(prompts: Prompts, images: Tensor, structures: int) -> tuple[Tensor, Tensor]:
+    if prompts.boxes is None or prompts.points is not None or prompts.texts is not None:
+        raise ModelError("this segmenter takes boxes and no other prompts")
+    expected = (len(images), structures, 4)
+    if prompts.boxes.shape != expected:
+        raise ModelError(f"the boxes have shape {prompts.boxes.shape}, {expected} is needed")
+    boxes = torch.from_numpy(prompts.boxes).to(images)[..., [1, 0, 3, 2]]
+    there = boxes.isfinite().all(dim=-1)
+    return torch.where(there[..., None], boxes, 0.0), there

