@@ -431,6 +431,13 @@ class SelectionSettings(Settings):
         description="Share of bootstrap draws over patients in which a candidate must beat the incumbent: the warm-up, "
         "or the source policy where there is none. The source policy may win it back in the same way.",
     )
+    margin: float = Field(
+        0.005,
+        ge=0,
+        lt=1,
+        description="By how much of the judge's score a candidate must beat it. What PPO makes pleases the judge by "
+        "a few thousandths whether or not it is better.",
+    )
 
 
 class CorrectionSettings(Settings):

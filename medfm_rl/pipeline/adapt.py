@@ -454,7 +454,8 @@ class _Loop:
                     judge_scores(policy, judge, domains.selection.images, self.schema.num_classes, self.device)
                 )
                 self.progress(f"selection {iteration + 1}/{self.config.iterations}", done, len(names))
-            selection = select(names, scores, domains.selection, self.config.selection.confidence, incumbent)
+            settings = self.config.selection
+            selection = select(names, scores, domains.selection, settings.confidence, settings.margin, incumbent)
             selection.write(path)
             for step, candidate in enumerate(selection.candidates):
                 tracker.log_metrics({"judge_score": candidate.score}, step)

@@ -25,7 +25,7 @@ class Candidate:
         name: "source" or the folder of averaged checkpoints.
         score: Mean judge score over the selection images, in [0, 1].
         gain: Mean difference to the incumbent on the same images.
-        confidence: Share of bootstrap draws over patients in which the difference is positive.
+        confidence: Share of bootstrap draws over patients in which the difference exceeds the margin.
     """
 
     name: str
@@ -69,7 +69,12 @@ def judge_scores(
 
 
 def select(
-    names: Sequence[str], scores: Sequence[np.ndarray], images: ImageSet, confidence: float, incumbent: str
+    names: Sequence[str],
+    scores: Sequence[np.ndarray],
+    images: ImageSet,
+    confidence: float,
+    margin: float,
+    incumbent: str,
 ) -> Selection:
     """Lets the judge replace the incumbent, where it is sure, by the candidate that it likes best.
 
@@ -81,6 +86,8 @@ def select(
         scores: Judge scores `(N,)` of each candidate on the selection images.
         images: The selection images.
         confidence: Share of bootstrap draws over patients that count as being sure.
+        margin: By how much a candidate must be better in those draws: what was trained against networks that learnt
+            from the judge's own kind of data pleases the judge a little, whether or not it is better.
         incumbent: The candidate that stays without such evidence. Where the source policy beats it, that is returned.
     """
     own = scores[names.index(incumbent)]
@@ -90,7 +97,8 @@ def select(
             candidates.append(Candidate(name, float(score.mean()), 0.0, 0.0))
             continue
         difference = paired_bootstrap(own, score, images.patient_ids)
-        candidates.append(Candidate(name, float(score.mean()), difference.mean, difference.probability_positive))
+        beyond = paired_bootstrap(own + margin, score, images.patient_ids)
+        candidates.append(Candidate(name, float(score.mean()), difference.mean, beyond.probability_positive))
     sure = [item for item in candidates if item.confidence >= confidence]
     if any(item.name == names[0] for item in sure):
         return Selection(names[0], incumbent, tuple(candidates))

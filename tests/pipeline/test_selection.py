@@ -45,21 +45,33 @@ TEN = images_of(*[f"p{i}" for i in range(10)])
 SOURCE = np.linspace(0.5, 0.8, 10)
 
 
+def test_a_gain_within_the_margin_does_not_count() -> None:
+    """Sure as it is: what PPO makes pleases the judge a little in any case."""
+    names, scores = ["source", "warm", "ppo"], [SOURCE, SOURCE, SOURCE + 0.008]
+    assert select(names, scores, TEN, 0.95, 0.01, "warm").chosen == "warm"
+    assert select(names, scores, TEN, 0.95, 0.005, "warm").chosen == "ppo"
+    # The source policy has to be as much better to win it back.
+    assert select(names[:2], [SOURCE + 0.008, SOURCE], TEN, 0.95, 0.01, "warm").chosen == "warm"
+    assert select(names[:2], [SOURCE + 0.012, SOURCE], TEN, 0.95, 0.01, "warm").chosen == "source"
+
+
 def test_the_source_wins_where_nothing_is_better() -> None:
-    assert select(["source", "a", "b"], [SOURCE, SOURCE - 0.1, SOURCE - 0.01], TEN, 0.95, "source").chosen == "source"
+    assert (
+        select(["source", "a", "b"], [SOURCE, SOURCE - 0.1, SOURCE - 0.01], TEN, 0.95, 0.0, "source").chosen == "source"
+    )
 
 
 def test_the_source_wins_ties() -> None:
-    assert select(["source", "same"], [SOURCE, SOURCE.copy()], TEN, 0.95, "source").chosen == "source"
+    assert select(["source", "same"], [SOURCE, SOURCE.copy()], TEN, 0.95, 0.0, "source").chosen == "source"
 
 
 def test_the_source_wins_alone() -> None:
-    assert select(["source"], [SOURCE], TEN, 0.95, "source").chosen == "source"
+    assert select(["source"], [SOURCE], TEN, 0.95, 0.0, "source").chosen == "source"
 
 
 def test_the_best_of_those_that_are_surely_better_wins() -> None:
     scores = [SOURCE, SOURCE + 0.02, SOURCE + 0.05, SOURCE + 0.03]
-    selection = select(["source", "a", "b", "c"], scores, TEN, 0.95, "source")
+    selection = select(["source", "a", "b", "c"], scores, TEN, 0.95, 0.0, "source")
     assert selection.chosen == "b"
     assert [candidate.name for candidate in selection.candidates] == ["source", "a", "b", "c"]
     assert [candidate.gain for candidate in selection.candidates] == pytest.approx([0, 0.02, 0.05, 0.03])
@@ -70,17 +82,17 @@ def test_the_best_of_those_that_are_surely_better_wins() -> None:
 def test_an_incumbent_stays_unless_the_judge_is_sure() -> None:
     """The warm-up learnt from ground truth; a judge that mildly prefers the source does not undo it."""
     names, unsure = ["source", "warm", "ppo"], SOURCE + np.tile([0.03, -0.02], 5)
-    kept = select(names, [unsure, SOURCE, unsure - 0.001], TEN, 0.95, "warm")
+    kept = select(names, [unsure, SOURCE, unsure - 0.001], TEN, 0.95, 0.0, "warm")
     assert (kept.chosen, kept.incumbent) == ("warm", "warm")
     assert kept.candidates[0].gain == pytest.approx(0.005)
     assert 0.5 < kept.candidates[0].confidence < 0.95
-    assert select(names, [SOURCE - 0.1, SOURCE, SOURCE + 0.01], TEN, 0.95, "warm").chosen == "ppo"
+    assert select(names, [SOURCE - 0.1, SOURCE, SOURCE + 0.01], TEN, 0.95, 0.0, "warm").chosen == "ppo"
 
 
 def test_where_the_source_is_surely_better_than_the_incumbent_it_comes_back() -> None:
     """Also where another candidate scores higher still: what the judge thinks of the whole attempt is clear."""
     scores = [SOURCE, SOURCE - 0.05, SOURCE + 0.01]
-    assert select(["source", "warm", "ppo"], scores, TEN, 0.95, "warm").chosen == "source"
+    assert select(["source", "warm", "ppo"], scores, TEN, 0.95, 0.0, "warm").chosen == "source"
 
 
 def test_a_higher_mean_by_luck_does_not_win() -> None:
@@ -88,10 +100,10 @@ def test_a_higher_mean_by_luck_does_not_win() -> None:
     lucky = SOURCE - 0.02
     lucky[0] += 0.3
     sure = SOURCE + 0.001
-    selection = select(["source", "lucky", "sure"], [SOURCE, lucky, sure], TEN, 0.95, "source")
+    selection = select(["source", "lucky", "sure"], [SOURCE, lucky, sure], TEN, 0.95, 0.0, "source")
     assert selection.candidates[1].score > selection.candidates[2].score
     assert selection.chosen == "sure"
-    assert select(["source", "lucky"], [SOURCE, lucky], TEN, 0.51, "source").chosen == "lucky"
+    assert select(["source", "lucky"], [SOURCE, lucky], TEN, 0.51, 0.0, "source").chosen == "lucky"
 
 
 def test_many_images_of_one_patient_are_one_piece_of_evidence() -> None:
@@ -99,7 +111,7 @@ def test_many_images_of_one_patient_are_one_piece_of_evidence() -> None:
     patients = images_of(*["p0"] * 20, "p1", "p2")
     base = np.full(22, 0.5)
     other = np.concatenate([np.full(20, 0.6), [0.45, 0.45]])
-    candidate = select(["source", "a"], [base, other], patients, 0.95, "source").candidates[1]
+    candidate = select(["source", "a"], [base, other], patients, 0.95, 0.0, "source").candidates[1]
     assert candidate.gain > 0
     # Draws without p0 lose: (2 / 3) ** 3 = 0.296 of them. Over images nearly every draw would gain.
     assert candidate.confidence == pytest.approx(1 - (2 / 3) ** 3, abs=0.02)
@@ -113,7 +125,7 @@ def test_the_choice_is_deterministic_and_never_scores_below_the_source(
     scores = [np.array(row) for row in rows]
     names = ["source", *map(str, range(1, len(scores)))]
     six = images_of(*"abcdef")
-    first, second = (select(names, scores, six, confidence, "source") for _ in range(2))
+    first, second = (select(names, scores, six, confidence, 0.0, "source") for _ in range(2))
     assert first == second
     chosen = next(candidate for candidate in first.candidates if candidate.name == first.chosen)
     assert chosen.score >= first.candidates[0].score
@@ -121,7 +133,7 @@ def test_the_choice_is_deterministic_and_never_scores_below_the_source(
 
 
 def test_the_decision_is_written_with_every_score(tmp_path: Path) -> None:
-    selection = select(["source", "a"], [SOURCE, SOURCE + 0.1], TEN, 0.95, "source")
+    selection = select(["source", "a"], [SOURCE, SOURCE + 0.1], TEN, 0.95, 0.0, "source")
     selection.write(tmp_path / "selection.json")
     content = json.loads((tmp_path / "selection.json").read_text())
     assert content["chosen"] == "a"
