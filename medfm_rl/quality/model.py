@@ -16,6 +16,7 @@ from medfm_rl.metrics.validity import Anatomy
 from medfm_rl.quality.conformal import interval
 from medfm_rl.quality.prediction import DicePredictor
 from medfm_rl.quality.shift import DomainReference
+from medfm_rl.reward.network import read_fusion
 from medfm_rl.types import LabelSchema
 
 QUALITY_FILE = "quality.json"
@@ -184,10 +185,5 @@ def reward_hashes(folder: Path) -> dict[str, str]:
     Raises:
         ModelError: The folder has no ensemble.
     """
-    from medfm_rl.reward.network import FUSION
-
-    try:
-        members = json.loads((folder / FUSION).read_text(encoding="utf-8"))["members"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ModelError(f"{folder}: not the reward ensemble of a run ({error})") from error
-    return {str(member): hash_folder(folder / str(member)) for member in members}
+    _, members = read_fusion(folder)
+    return {member: hash_folder(folder / member) for member in members}

@@ -18,6 +18,7 @@ from torch.nn import functional as F
 from medfm_rl.data.files import replace_folder_on_success
 from medfm_rl.errors import ModelError
 from medfm_rl.networks import build_unet, size_divisor
+from medfm_rl.reward.tiles import over_tiles
 from medfm_rl.settings import NetworkSettings, RewardSettings
 
 FUSION = "fusion.json"
@@ -199,36 +200,25 @@ class RewardEnsemble(nn.Module):
         Args:
             images: `(B, C, *S)`.
             actions: `(B, *S)`, class indices.
-            patch_size: Grid that the networks were trained on; larger images are covered by overlapping patches.
+            patch_size: Grid that the networks were trained on; larger images, and slices of volumes, are judged as in
+                `judge_tiles`.
         """
-        networks = self._networks()
-        seen: list[Tensor] = []
+        first, *others = self._networks()
+        judged, features = [], []
+        for image, action in zip(images, actions, strict=True):
+            seen: list[Tensor] = []
 
-        def judge(stacked: Tensor) -> Tensor:
-            shown, labels = stacked[:, : networks[0].in_channels], stacked[:, networks[0].in_channels].round().long()
-            with _encoder_means(networks[0]) as levels:
-                maps = [networks[0].reward_map(shown, labels)]
-            seen.append(torch.cat(levels, dim=1))
-            maps += [network.reward_map(shown, labels) for network in networks[1:]]
-            both = torch.stack(maps)
-            return torch.stack([both.mean(dim=0), both.std(dim=0, correction=0)], dim=1)
+            def judge(shown: Tensor, labels: Tensor, seen: list[Tensor] = seen) -> Tensor:
+                with _encoder_means(first) as levels:
+                    maps = [first.reward_map(shown, labels[:, 0])]
+                seen.append(torch.cat(levels, dim=1))
+                stacked = torch.stack([*maps, *(network.reward_map(shown, labels[:, 0]) for network in others)])
+                return torch.stack([stacked.mean(dim=0), stacked.std(dim=0, correction=0)], dim=1)
 
-        stacked = torch.cat([images, actions[:, None].to(images)], dim=1)
-        if tuple(images.shape[2:]) == tuple(patch_size):
-            judged = judge(stacked)
-            features = seen[0]
-        else:
-            from monai.inferers import SlidingWindowInferer
-
-            inferer = SlidingWindowInferer(tuple(patch_size), sw_batch_size=1, overlap=0.5, mode="gaussian")
-            rows = []
-            described = []
-            for image in stacked.split(1):
-                seen.clear()
-                rows.append(inferer(image, judge))
-                described.append(torch.cat(seen).mean(dim=0))
-            judged, features = torch.cat(rows), torch.stack(described)
-        return Examination(judged[:, 0], judged[:, 1], features)
+            judged.append(over_tiles(judge, [image, action[None]], patch_size))
+            features.append(torch.cat(seen).mean(dim=0))
+        maps = torch.stack(judged)
+        return Examination(maps[:, 0], maps[:, 1], torch.stack(features))
 
     @classmethod
     def load(cls, folder: Path) -> Self:
@@ -237,18 +227,28 @@ class RewardEnsemble(nn.Module):
         Raises:
             ModelError: A part is missing or does not fit.
         """
-        try:
-            fusion = json.loads((folder / FUSION).read_text(encoding="utf-8"))
-            settings = RewardSettings(fusion=fusion["fusion"], pessimism=fusion["pessimism"])
-            members = [folder / member for member in fusion["members"]]
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise ModelError(f"{folder}: not the reward ensemble of a run ({error})") from error
-        if not members:
-            raise ModelError(f"{folder / FUSION}: the ensemble has no members")
-        return cls([RewardNet.load(member) for member in members], settings)
+        settings, members = read_fusion(folder)
+        return cls([RewardNet.load(folder / member) for member in members], settings)
 
     def _networks(self) -> list[RewardNet]:
         return [member for member in self.members if isinstance(member, RewardNet)]
+
+
+def read_fusion(folder: Path) -> tuple[RewardSettings, list[str]]:
+    """How the networks of a reward folder are fused, and their names, from `fusion.json`.
+
+    Raises:
+        ModelError: The file is missing, is not what its name says, or names no network.
+    """
+    try:
+        fusion = json.loads((folder / FUSION).read_text(encoding="utf-8"))
+        settings = RewardSettings(fusion=fusion["fusion"], pessimism=fusion["pessimism"])
+        members = [str(member) for member in fusion["members"]]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ModelError(f"{folder}: not the reward ensemble of a run ({error})") from error
+    if not members:
+        raise ModelError(f"{folder / FUSION}: the ensemble has no members")
+    return settings, members
 
 
 @contextmanager

@@ -8,8 +8,6 @@ from itertools import product
 import torch
 from torch import Tensor
 
-from medfm_rl.reward.network import RewardEnsemble
-
 
 def tile_boxes(shape: Sequence[int], patch: Sequence[int]) -> list[tuple[slice | int, ...]]:
     """Boxes of the patch size that cover a grid; the last along an axis ends at its border and may overlap.
@@ -55,7 +53,9 @@ def over_tiles(function: Callable[..., Tensor], inputs: Sequence[Tensor], patch:
     return total / count
 
 
-def judge_tiles(reward: RewardEnsemble, image: Tensor, action: Tensor, patch: Sequence[int]) -> Tensor:
+def judge_tiles(
+    reward: Callable[[Tensor, Tensor], Tensor], image: Tensor, action: Tensor, patch: Sequence[int]
+) -> Tensor:
     """The reward map `(*S)` of an action `(*S)` on an image `(C, *S)` from tiles of the size that the reward learnt on.
 
     Where tiles overlap their mean counts.

@@ -254,6 +254,19 @@ def test_larger_images_are_judged_in_overlapping_patches() -> None:
     torch.testing.assert_close(whole.spread, expected.std(dim=0, correction=0))
 
 
+def test_slices_of_a_volume_are_judged_one_by_one() -> None:
+    torch.manual_seed(0)
+    ensemble = RewardEnsemble(
+        [RewardNet(NetworkSettings(channels=(4, 8), residual_units=0), 3) for _ in range(2)], RewardSettings()
+    )
+    images, actions = torch.randn(1, 1, 5, 16, 16), torch.randint(0, 3, (1, 5, 16, 16))
+    found = ensemble.examine(images, actions, (16, 16))
+    slices = ensemble.examine(images[0].movedim(1, 0), actions[0], (16, 16))
+    torch.testing.assert_close(found.mean[0], slices.mean)
+    torch.testing.assert_close(found.spread[0], slices.spread)
+    torch.testing.assert_close(found.features[0], slices.features.mean(dim=0))
+
+
 def test_geometry_reaches_the_rules(controller: QualityController, labelled: list[LabelledCase]) -> None:
     case = replace(labelled[0].case, geometry=Geometry((0.5, 2.0), (0.0, 0.0), (1.0, 0.0, 0.0, 1.0)))
     found = {rule.rule: rule for rule in controller.assess(case, labelled[0].ground_truth).rules}
