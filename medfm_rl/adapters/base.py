@@ -19,6 +19,19 @@ Scope = Literal["all", "norm", "decoder"]
 _NORMALISATION = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm)
 
 
+@dataclass(frozen=True)
+class ModelSummary:
+    """What `medfm-rl inspect` tells of a segmenter.
+
+    Attributes:
+        rows: Facts by name, in the order to show them.
+        obstacles: Why it cannot be adapted; empty where it can.
+    """
+
+    rows: Mapping[str, str]
+    obstacles: tuple[str, ...]
+
+
 @dataclass(frozen=True, eq=False)
 class Sample:
     """A preprocessed case, and what it takes to bring a result back to the case's own grid.
@@ -113,6 +126,10 @@ class SegmenterAdapter(nn.Module, ABC):
         logits: Tensor = self(sample.image[None].to(self.device))[0]
         self.train(was_training)
         return logits.cpu()
+
+    def obstacles(self) -> tuple[str, ...]:
+        """Why it cannot be adapted; empty where it can."""
+        return () if any(True for _ in self.parameters()) else ("its script has no parameters: it is frozen",)
 
     def segment(self, case: Case) -> LabelMap:
         """Class indices `(*S)` of a case on its own grid."""

@@ -1,7 +1,8 @@
-"""Checkpoints of other tools: read as data, checked, and put into a network without a tensor left over."""
+"""Files of other tools: read as data, checked, and put into a network without a tensor left over."""
 
 from __future__ import annotations
 
+import json
 import pickle
 import struct
 import warnings
@@ -64,6 +65,27 @@ def read_checkpoint(path: Path, trusted: bool = False) -> dict[str, Any]:
         raise ModelError(f"{path}: a damaged or truncated checkpoint ({first_line(error)})") from error
     if not isinstance(content, dict):
         raise ModelError(f"{path}: holds {type(content).__name__}, a dictionary is needed")
+    return content
+
+
+def read_json_object(path: Path, missing: str) -> dict[str, Any]:
+    """Reads a JSON file that holds an object.
+
+    Args:
+        path: The file.
+        missing: What to say where there is none.
+
+    Raises:
+        ModelError: There is none, it cannot be read, or holds something else.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise ModelError(missing) from error
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{path}: cannot be read as JSON ({error})") from error
+    if not isinstance(content, dict):
+        raise ModelError(f"{path}: holds {type(content).__name__}, an object is needed")
     return content
 
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import copy
 import io
-import json
 import shutil
 import tempfile
 import warnings
@@ -22,7 +21,7 @@ from torch import Tensor, nn
 from torch.nn import Parameter
 
 from medfm_rl.adapters.base import Sample, Scope, SegmenterAdapter, parameters_in_scope
-from medfm_rl.adapters.checkpoints import CONTAINERS, first_line, load_strictly, read_checkpoint
+from medfm_rl.adapters.checkpoints import CONTAINERS, first_line, load_strictly, read_checkpoint, read_json_object
 from medfm_rl.adapters.padding import pad_to_patch
 from medfm_rl.data.files import replace_folder_on_success
 from medfm_rl.data.images import write_image
@@ -249,16 +248,9 @@ def _container(content: Mapping[str, Any]) -> str | None:
 
 
 def _read_metadata(folder: Path) -> Mapping[str, Any]:
-    path = folder / "configs" / METADATA
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise ModelError(f"{folder}: not a MONAI bundle, there is no configs/{METADATA}") from error
-    except (OSError, ValueError) as error:
-        raise ModelError(f"{path}: cannot be read as JSON ({error})") from error
-    if not isinstance(content, dict):
-        raise ModelError(f"{path}: holds {type(content).__name__}, an object is needed")
-    return content
+    return read_json_object(
+        folder / "configs" / METADATA, f"{folder}: not a MONAI bundle, there is no configs/{METADATA}"
+    )
 
 
 def _find_config(folder: Path) -> Path:

@@ -12,7 +12,6 @@ import importlib
 import inspect
 import io
 import itertools
-import json
 import shutil
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -27,8 +26,8 @@ from torch.nn import Parameter
 from torch.nn import functional as F
 
 from medfm_rl import __version__
-from medfm_rl.adapters.base import Sample, Scope, SegmenterAdapter, parameters_in_scope
-from medfm_rl.adapters.checkpoints import first_line, load_strictly, read_checkpoint
+from medfm_rl.adapters.base import ModelSummary, Sample, Scope, SegmenterAdapter, parameters_in_scope
+from medfm_rl.adapters.checkpoints import first_line, load_strictly, read_checkpoint, read_json_object
 from medfm_rl.adapters.orientation import Orientation
 from medfm_rl.adapters.padding import pad_to_patch
 from medfm_rl.data.files import replace_folder_on_success
@@ -397,19 +396,6 @@ class NnUNetAdapter(SegmenterAdapter):
         return values[0] if len(sample.native_shape) == 2 else values
 
 
-@dataclass(frozen=True)
-class ModelSummary:
-    """What `medfm-rl inspect` tells of an nnU-Net model, before any network is built.
-
-    Attributes:
-        rows: Facts by name, in the order to show them.
-        obstacles: Why it cannot be adapted; empty where it can.
-    """
-
-    rows: Mapping[str, str]
-    obstacles: tuple[str, ...]
-
-
 def summarise(folder: Path, checkpoint: str = CHECKPOINT, trusted: bool = False) -> ModelSummary:
     """Says what a model folder holds and whether it can be adapted.
 
@@ -496,15 +482,7 @@ def _silent() -> Iterator[None]:
 
 
 def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise ModelError(f"{path.parent}: not a complete nnU-Net model folder, there is no {path.name}") from error
-    except (OSError, ValueError) as error:
-        raise ModelError(f"{path}: cannot be read as JSON ({error})") from error
-    if not isinstance(content, dict):
-        raise ModelError(f"{path}: holds {type(content).__name__}, an object is needed")
-    return content
+    return read_json_object(path, f"{path.parent}: not a complete nnU-Net model folder, there is no {path.name}")
 
 
 def _channel_names(dataset: Mapping[str, Any]) -> list[str]:

@@ -21,7 +21,14 @@ from torch.nn import Parameter
 from torch.nn import functional as F
 
 from medfm_rl.adapters.base import Sample, Scope, SegmenterAdapter, parameters_in_scope
-from medfm_rl.adapters.checkpoints import CONTAINERS, NO_CHECKPOINT, first_line, load_strictly, refuse_damaged
+from medfm_rl.adapters.checkpoints import (
+    CONTAINERS,
+    NO_CHECKPOINT,
+    first_line,
+    load_strictly,
+    read_json_object,
+    refuse_damaged,
+)
 from medfm_rl.data.files import replace_folder_on_success
 from medfm_rl.errors import DataError, ModelError
 from medfm_rl.networks import build_unet, portable_state, size_divisor
@@ -258,13 +265,8 @@ def _pad(image: Tensor, least: tuple[int, ...]) -> Tensor:
 
 
 def _read_description(path: Path) -> dict[str, Any]:
-    try:
-        description = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise ModelError(f"{path.parent}: not a segmenter folder, there is no {path.name}") from error
-    except (OSError, ValueError) as error:
-        raise ModelError(f"{path}: cannot be read as JSON ({error})") from error
-    if not isinstance(description, dict) or description.get("kind") != "torch" or description.get("format") != 1:
+    description = read_json_object(path, f"{path.parent}: not a segmenter folder, there is no {path.name}")
+    if description.get("kind") != "torch" or description.get("format") != 1:
         raise ModelError(f'{path}: "kind" must be "torch" and "format" 1')
     return description
 

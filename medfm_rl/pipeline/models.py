@@ -15,8 +15,9 @@ from medfm_rl.adapters import (
     SegmenterAdapter,
     TorchModuleAdapter,
 )
+from medfm_rl.adapters.base import ModelSummary
 from medfm_rl.adapters.monai_bundle import METADATA
-from medfm_rl.adapters.nnunet import DATASET, PLANS, ModelSummary, summarise
+from medfm_rl.adapters.nnunet import DATASET, PLANS, summarise
 from medfm_rl.adapters.promptable import kind_of_folder
 from medfm_rl.data.files import replace_folder_on_success
 from medfm_rl.errors import ConfigError, ModelError
@@ -179,10 +180,7 @@ def inspect_model(path: Path) -> ModelSummary:
                 "patch": " x ".join(map(str, adapter.patch_size)),
                 "parameters": f"{sum(parameter.numel() for parameter in adapter.parameters()):,}",
             }
-            if isinstance(settings, LiteMedSAMSettings):
-                return ModelSummary(rows, ("adaptation of promptable segmenters is not built yet",))
-            frozen = () if any(True for _ in adapter.parameters()) else ("its script has no parameters: it is frozen",)
-            return ModelSummary(rows, frozen)
+            return ModelSummary(rows, adapter.obstacles())
 
 
 def choose_device(name: str) -> torch.device:

@@ -675,7 +675,7 @@ def test_a_missing_field_of_the_description_is_named(tmp_path: Path, field: str)
         (None, "model: not a segmenter folder, there is no segmenter.json"),
         (b"{", "segmenter.json: cannot be read as JSON"),
         (b"\xff\xfe", "segmenter.json: cannot be read as JSON"),
-        (b"[]", 'segmenter.json: "kind" must be'),
+        (b"[]", "segmenter.json: holds list, an object is needed"),
     ],
 )
 def test_a_folder_that_is_no_segmenter_is_named(tmp_path: Path, content: bytes | None, message: str) -> None:
