@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from medfm_rl.networks import mixed_precision
 from medfm_rl.reward.appearance import smooth_noise
 from medfm_rl.seeding import torch_generator
 from medfm_rl.settings import SourceTrainingSettings
@@ -57,7 +58,9 @@ def train_supervised(
             batch, target = images[rows], labels[rows]
             if settings.augment:
                 batch, target = augment_pair(batch, target, generator)
-            loss = criterion(segmenter(batch.to(device)), target[:, None].to(device))
+            with mixed_precision(device):
+                logits = segmenter(batch.to(device))
+            loss = criterion(logits.float(), target[:, None].to(device))
             if not torch.isfinite(loss):
                 raise FloatingPointError("the training loss is not finite; lower training.learning_rate")
             optimiser.zero_grad()

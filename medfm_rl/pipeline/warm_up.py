@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from medfm_rl.networks import mixed_precision
 from medfm_rl.pipeline.averaging import average_weights
 from medfm_rl.pipeline.supervised import augment_pair
 from medfm_rl.reward.appearance import randomise_appearance
@@ -113,7 +114,9 @@ class _Examples:
         settings = self.settings
         shown = randomise_appearance(images, styles, settings.appearance_strength, self.generator)
         shown, moved = augment_pair(shown, labels, self.generator, settings.shape_strength, settings.elastic)
-        return self.segmenter(shown.to(self.device)), moved.to(self.device)
+        with mixed_precision(self.device):
+            logits: Tensor = self.segmenter(shown.to(self.device))
+        return logits.float(), moved.to(self.device)
 
 
 def _draw_back(segmenter: nn.Module, initial: dict[str, Tensor], share: float) -> None:

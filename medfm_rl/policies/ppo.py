@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -22,7 +23,7 @@ from torch.nn import functional as F
 from medfm_rl.data.files import replace_folder_on_success
 from medfm_rl.envs import SegmentationVecEnv
 from medfm_rl.errors import ModelError
-from medfm_rl.networks import portable_state
+from medfm_rl.networks import mixed_precision, portable_state
 from medfm_rl.policies.buffer import DenseRollout, DenseRolloutBuffer
 from medfm_rl.policies.distribution import DenseCategorical, kl_divergence
 from medfm_rl.policies.policy import DenseActorCriticPolicy
@@ -78,7 +79,7 @@ class DensePPO(PPO):
         max_grad_norm: Gradients of actor and critic are clipped to this norm, each apart.
         baseline: "critic" or "greedy".
         correlation_length: Of the exploration, in pixels; 0 draws pixels independently.
-        autocast: bfloat16 in the networks; CUDA only.
+        autocast: bfloat16 in the networks, where the hardware has it.
         seed: Of the sampled actions.
         device: Where actor, critic and reference are.
         verbose: Of stable-baselines3.
@@ -270,9 +271,8 @@ class DensePPO(PPO):
         env.position = num_timesteps
         return ppo
 
-    def _precision(self) -> torch.autocast:
-        enabled = self.autocast and self.device.type == "cuda"
-        return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=enabled)
+    def _precision(self) -> AbstractContextManager[object]:
+        return mixed_precision(self.device) if self.autocast else nullcontext()
 
     @torch.no_grad()
     def _reference_log_probs(self, images: Tensor) -> Tensor | None:

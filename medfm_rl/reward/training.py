@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from medfm_rl.data.layouts import split_by_patient
 from medfm_rl.errors import DataError
 from medfm_rl.metrics.calibration import ReliabilityCurve, expected_calibration_error, reliability_curve
+from medfm_rl.networks import mixed_precision
 from medfm_rl.reward.actions import ActionRecords
 from medfm_rl.reward.network import RewardNet
 from medfm_rl.seeding import derive_seed, torch_generator
@@ -223,7 +224,8 @@ def _train_steps(
     net.train()
     losses = []
     for rows, choice in batches:
-        loss, _ = _loss(net, records, rows, choice, settings, device)
+        with mixed_precision(device):
+            loss, _ = _loss(net, records, rows, choice, settings, device)
         optimiser.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(net.parameters(), 1.0)
@@ -259,7 +261,7 @@ def _loss(
     actions = records.actions[rows, choice].to(device).long()
     references = records.references[rows].to(device).long()
     weights = records.certainty[rows].to(device) * contour_weights(actions, net.num_classes, settings.contour_weight)
-    loss = reward_loss(net(images, actions), (actions == references).float(), weights, settings.error_weight)
+    loss = reward_loss(net(images, actions).float(), (actions == references).float(), weights, settings.error_weight)
     if not torch.isfinite(loss):
         raise FloatingPointError("the reward loss is not finite; lower reward.learning_rate or look at the images")
     return loss, float(weights.sum())
