@@ -1,0 +1,51 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from medfm_rl.networks import build_unet, mixed_precision
+from medfm_rl.settings import NetworkSettings
+
+CPU = torch.device("cpu")
+
+
+@pytest.mark.parametrize(
+    ("capabilities", "dtype"),
+    [
+        ({}, torch.float32),
+        ({"avx512_bf16": False, "amx_bf16": False}, torch.float32),
+        ({"avx512_bf16": True}, torch.bfloat16),
+        ({"amx_bf16": True}, torch.bfloat16),
+    ],
+)
+def test_a_network_computes_in_bfloat16_where_the_processor_has_it(
+    monkeypatch: pytest.MonkeyPatch, capabilities: dict[str, bool], dtype: torch.dtype
+) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities, raising=False)
+    layer = torch.nn.Conv2d(1, 2, 3)
+    with mixed_precision(CPU):
+        assert layer(torch.zeros(1, 1, 8, 8)).dtype == dtype
+    assert layer(torch.zeros(1, 1, 8, 8)).dtype == torch.float32
+
+
+def test_a_pytorch_that_does_not_tell_what_the_processor_has_gets_single_precision(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.delattr(torch.cpu, "get_capabilities", raising=False)
+    with mixed_precision(CPU):
+        assert torch.nn.Linear(2, 2)(torch.zeros(1, 2)).dtype == torch.float32
+
+
+def test_weights_and_gradients_stay_in_single_precision(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": True}, raising=False)
+    torch.manual_seed(0)
+    network = build_unet(NetworkSettings(channels=(4, 8)), 2, 1, 2).eval()
+    images = torch.randn(2, 1, 16, 16)
+    exact = torch.autograd.grad(network(images).square().mean(), list(network.parameters()))
+    with mixed_precision(CPU):
+        logits = network(images)
+    rough = torch.autograd.grad(logits.float().square().mean(), list(network.parameters()))
+    assert {gradient.dtype for gradient in rough} == {torch.float32}
+    one, other = (torch.cat([gradient.flatten() for gradient in gradients]) for gradients in (exact, rough))
+    # bfloat16 has 8 significant bits: a few roundings of 1/256 add up.
+    assert (one - other).norm() < 0.05 * one.norm()
