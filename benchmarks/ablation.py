@@ -12,6 +12,10 @@ complete when its file is there, and is then skipped.
 `reward-gradient` is a control and no setting: the policy follows the gradient of the same reward, through the reward
 networks and the softmax, for as many optimiser steps on the same images, with the same learning rate and KL weight.
 Where it is not behind `default`, sampling actions has brought nothing.
+
+Beside it stands what the reward knows: the scores that the judge and the ensemble of the default run give to masks of
+held-out target images by the source model, by what PPO starts from, by a model trained on the labelled target, and by
+the experts. A reward that does not rank these as their Dice does leads no policy from one to the next.
 """
 
 from __future__ import annotations
@@ -20,18 +24,20 @@ import argparse
 import copy
 import json
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import numpy.typing as npt
 import torch
-from adaptation import QUICK, Budget, Laboratory, quiet
+from adaptation import BATCH, QUICK, Budget, Laboratory, quiet
 from cells import NONE, Scores, harm_rate, measure, read_cell
 from cells import cell_file as adaptation_cell
 from recording import environment, write_results
 from safetensors.torch import load_file
+from scipy.stats import spearmanr
 from shifts import NO_SHIFT, SHIFTS, TITLES, Shift, prepare
 from torch import Tensor
 
@@ -39,15 +45,17 @@ from medfm_rl.adapters import SegmenterAdapter, TorchModuleAdapter
 from medfm_rl.data.files import replace_folder_on_success, write_json
 from medfm_rl.data.layouts import find_cases
 from medfm_rl.metrics.bootstrap import paired_bootstrap
+from medfm_rl.metrics.overlap import dice
 from medfm_rl.metrics.validity import load_anatomy
 from medfm_rl.pipeline.adapt import adapt
-from medfm_rl.pipeline.images import load_images
+from medfm_rl.pipeline.images import load_images, load_labelled
 from medfm_rl.pipeline.run_folder import RunFolder
 from medfm_rl.policies import ACTOR
 from medfm_rl.policies.distribution import kl_divergence
 from medfm_rl.reward.actions import ActionDataset
 from medfm_rl.reward.appearance import randomise_appearance
-from medfm_rl.reward.network import RewardEnsemble
+from medfm_rl.reward.network import RewardEnsemble, RewardNet
+from medfm_rl.reward.score import structure_scores
 from medfm_rl.seeding import torch_generator
 from medfm_rl.settings import AdaptConfig, DataSettings, PPOSettings, SegmenterSettings, TrackingSettings
 
@@ -115,6 +123,41 @@ class Bench:
                 "environment": dict(self.started_in),
             },
         )
+
+    @torch.no_grad()
+    def ask_the_reward(self) -> None:
+        """Makes the cell of what the reward knows, unless it is complete."""
+        path = knowledge_file(self.runs, self.shift.name, self.seed)
+        if path.exists():
+            return
+        print("  what the reward knows", flush=True)
+        run, source = self._adapted(DEFAULT), self._source_policy().eval()
+        files = find_cases(DataSettings(path=self.shift.folders.held_out))
+        images, truth = load_labelled(files, source, quiet, "held-out images")
+        masks = {
+            name: torch.cat([policy(batch).argmax(dim=1) for batch in images.images.split(BATCH)])
+            for name, policy in {
+                "source model": source,
+                START: self._with_weights(run.warm_up),
+                "trained on the target": TorchModuleAdapter.load(self.laboratory.trained(self.shift.folders.target)[0]),
+            }.items()
+        }
+        classes = source.schema.num_classes
+        networks = {
+            "judge": RewardNet.load(run.final_reward / "judge"),
+            "ensemble": RewardEnsemble.load(run.final_reward),
+        }
+        rows = {
+            name: {
+                "dice": _dice(found, truth, classes),
+                **{
+                    judge: reward_scores(network, images.images, found, classes).tolist()
+                    for judge, network in networks.items()
+                },
+            }
+            for name, found in {**masks, "experts": truth}.items()
+        }
+        write_json(path, {"masks": rows, "environment": dict(self.started_in)})
 
     def _measure(self, policy: SegmenterAdapter) -> Scores:
         files = find_cases(DataSettings(path=self.shift.folders.held_out))
@@ -230,6 +273,23 @@ def follow_gradient(
         quiet("following the gradient", step + 1, steps)
 
 
+def reward_scores(
+    network: RewardNet | RewardEnsemble, images: Tensor, actions: Tensor, num_classes: int
+) -> npt.NDArray[np.floating]:
+    """Score `(N,)` of each action `(N, *S)`, as the selection computes it: the mean over structures."""
+    judge: Callable[[Tensor, Tensor], Tensor] = network.reward_map if isinstance(network, RewardNet) else network
+    scores = [
+        structure_scores(judge(image, action), action, num_classes).mean(dim=1)
+        for image, action in zip(images.split(BATCH), actions.split(BATCH), strict=True)
+    ]
+    return torch.cat(scores).numpy()
+
+
+def _dice(actions: Tensor, truth: Tensor, num_classes: int) -> list[float]:
+    pairs = zip(actions.numpy(), truth.numpy(), strict=True)
+    return [float(dice(action, expected, num_classes).mean()) for action, expected in pairs]
+
+
 def merge(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
     """Settings with changes, section by section."""
     merged = dict(base)
@@ -258,6 +318,66 @@ def stages_up_to(run: RunFolder, last: Stage) -> list[Path]:
 
 def cell_file(runs: Path, shift: str, variant: str, seed: int) -> Path:
     return runs / "ablation" / shift / variant.replace(" ", "-") / f"seed-{seed}" / "cell.json"
+
+
+def knowledge_file(runs: Path, shift: str, seed: int) -> Path:
+    return cell_file(runs, shift, DEFAULT, seed).with_name("knowledge.json")
+
+
+def describe_knowledge(shift: str, runs: Path, seeds: Sequence[int]) -> dict[str, Any]:
+    """By whose masks: mean Dice and scores, and how the scores move with the Dice from the masks of `START`.
+
+    Seeds are averaged. The correlation is Spearman's over cases, of the differences to the masks of `START`.
+    """
+    paths = [path for seed in seeds if (path := knowledge_file(runs, shift, seed)).exists()]
+    cells = [json.loads(path.read_text())["masks"] for path in paths]
+    if not cells:
+        return {}
+    kinds = [kind for kind in cells[0]["experts"] if kind != "dice"]
+    return {
+        name: {kind: float(np.mean([cell[name][kind] for cell in cells])) for kind in ("dice", *kinds)}
+        | {
+            f"{kind}_follows": None
+            if name == START
+            else float(
+                np.mean(
+                    [
+                        spearmanr(
+                            np.subtract(cell[name]["dice"], cell[START]["dice"]),
+                            np.subtract(cell[name][kind], cell[START][kind]),
+                        ).statistic
+                        for cell in cells
+                    ]
+                )
+            )
+            for kind in kinds
+        }
+        for name in cells[0]
+    }
+
+
+def knowledge_table(rows: Mapping[str, Mapping[str, Any]]) -> str:
+    """Markdown, a row for each origin of masks; empty where there is none."""
+    if not rows:
+        return ""
+    kinds = [name for name in next(iter(rows.values())) if name != "dice" and not name.endswith("_follows")]
+    lines = [
+        "",
+        "## What the reward knows",
+        "",
+        "Masks of held-out target images, on the network's grid. Scores of the judge and of the ensemble; in brackets "
+        "Spearman's correlation over cases between the change of the score and of the Dice from the masks of start.",
+        "",
+        f"| masks of | Dice | {' | '.join(kinds)} |",
+        "|---|---|" + "---|" * len(kinds),
+    ]
+    for name, row in rows.items():
+        figures = [
+            f"{row[kind]:.4f}" + ("" if row[f"{kind}_follows"] is None else f" ({row[f'{kind}_follows']:+.2f})")
+            for kind in kinds
+        ]
+        lines.append(f"| {name} | {row['dice']:.4f} | {' | '.join(figures)} |")
+    return "\n".join(lines) + "\n"
 
 
 def describe(shift: str, runs: Path, seeds: Sequence[int]) -> dict[str, Any]:
@@ -345,13 +465,16 @@ def main() -> None:
             bench = Bench(shift, seed, runs, budget, started_in)
             for variant in arguments.variants:
                 bench.run(variant)
+            bench.ask_the_reward()
     results = describe(shift.name, runs, arguments.seeds)
+    knowledge = describe_knowledge(shift.name, runs, arguments.seeds)
     summary = {
         name: None if row is None else {place: value["gain"]["mean"] for place, value in row["policies"].items()}
         for name, row in results.items()
     }
-    text = table(TITLES[shift.name], results, arguments.quick)
-    write_results(f"ablation-{shift.name}{quick}", started_in, arguments.seeds, results, summary, text)
+    content = {"variants": results, "knowledge": knowledge}
+    text = table(TITLES[shift.name], results, arguments.quick) + knowledge_table(knowledge)
+    write_results(f"ablation-{shift.name}{quick}", started_in, arguments.seeds, content, summary, text)
 
 
 if __name__ == "__main__":

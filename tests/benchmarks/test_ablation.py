@@ -4,7 +4,19 @@ from pathlib import Path
 
 import pytest
 import torch
-from ablation import VARIANTS, Variant, describe, follow_gradient, merge, stages_up_to, table
+from ablation import (
+    VARIANTS,
+    Variant,
+    describe,
+    describe_knowledge,
+    follow_gradient,
+    knowledge_file,
+    knowledge_table,
+    merge,
+    reward_scores,
+    stages_up_to,
+    table,
+)
 from cells import NONE, Scores, cell_file
 from torch import nn
 
@@ -116,3 +128,27 @@ def test_variants_that_share_nothing_change_what_comes_first() -> None:
     for name, variant in VARIANTS.items():
         if variant.after == "nothing" and variant != Variant({}, "nothing"):
             assert set(variant.changes) == {"warm_up"}, name
+
+
+def test_what_the_reward_knows_is_told_from_differences_to_the_start(tmp_path: Path) -> None:
+    start = {"dice": [0.8, 0.8, 0.8], "judge": [0.5, 0.5, 0.5]}
+    right = {"dice": [0.9, 0.85, 0.8], "judge": [0.7, 0.6, 0.5]}
+    experts = {"dice": [1.0, 0.9, 0.8], "judge": [0.3, 0.4, 0.5]}
+    masks = {"start": start, "source model": right, "experts": experts}
+    write_json(knowledge_file(tmp_path, "s", 0), {"masks": masks})
+    found = describe_knowledge("s", tmp_path, [0, 1])
+    assert found["start"]["judge_follows"] is None
+    assert found["source model"]["judge_follows"] == pytest.approx(1)
+    assert found["experts"]["judge_follows"] == pytest.approx(-1)
+    assert found["experts"]["judge"] == pytest.approx(0.4)
+    assert "| experts | 0.9000 | 0.4000 (-1.00) |" in knowledge_table(found)
+    assert knowledge_table(describe_knowledge("other", tmp_path, [0])) == ""
+
+
+def test_scores_of_single_masks_do_not_depend_on_their_batch() -> None:
+    torch.manual_seed(0)
+    network = RewardNet(NetworkSettings(channels=(4, 8)), num_classes=3).eval().requires_grad_(False)
+    images, actions = torch.randn(20, 1, 16, 16), torch.randint(0, 3, (20, 16, 16))
+    together = reward_scores(network, images, actions, 3)
+    alone = [reward_scores(network, images[[row]], actions[[row]], 3)[0] for row in range(20)]
+    assert together == pytest.approx(alone, abs=1e-5)
