@@ -104,6 +104,10 @@ class PromptableAdapter(SegmenterAdapter):
     def checkpoint_name(self) -> str:
         """File name of an exported checkpoint."""
 
+    @property
+    def intensity_channels(self) -> int:
+        return self.description.channels
+
     def preprocess(self, case: Case) -> Sample:
         """The tool's own intensities and size, the aspect not kept; then a channel per structure with its box."""
         where = f"case {case.case_id}"
@@ -167,12 +171,6 @@ class PromptableAdapter(SegmenterAdapter):
         """
         found = parameters_in_scope(self, scope, self.decoder_prefixes)
         return {name: value for name, value in found.items() if not name.startswith(self.frozen_prefixes)}
-
-    def obstacles(self) -> tuple[str, ...]:
-        return (
-            "adaptation of promptable segmenters is not built yet: the random appearance of training would distort the "
-            "boxes that travel with the images",
-        )
 
     def export(self, folder: Path) -> None:
         description = self.description.model_copy(update={"checkpoint": self.checkpoint_name})

@@ -143,24 +143,32 @@ class AugmentationAgreement:
         draws: Predictions on images of random appearance.
         strength: Of the appearance.
         seed: Of the draws; every mask is judged with the same.
+        channels: How many of the first channels have an appearance; all where None.
     """
 
     name: Final = "TTA"
 
     def __init__(
-        self, segmenter: nn.Module, num_classes: int, draws: int = 5, strength: float = 0.5, seed: int = 0
+        self,
+        segmenter: nn.Module,
+        num_classes: int,
+        draws: int = 5,
+        strength: float = 0.5,
+        seed: int = 0,
+        channels: int | None = None,
     ) -> None:
         self.segmenter = segmenter.eval()
         self.num_classes = num_classes
         self.forward_passes = draws
         self.strength = strength
         self.seed = seed
+        self.channels = channels
 
     def estimate(self, image: Tensor, action: Tensor) -> float:
         generator = torch_generator(self.seed, "test-time augmentation")
         masks = []
         for _ in range(self.forward_passes):
-            shown = randomise_appearance(image[None].cpu(), None, self.strength, generator)[0]
+            shown = randomise_appearance(image[None].cpu(), None, self.strength, generator, self.channels)[0]
             masks.append(_mask(self.segmenter, shown.to(image)))
         return pairwise_dice([action, *masks], self.num_classes)
 
