@@ -81,7 +81,9 @@ def load_segmenter(settings: Segmenter) -> SegmenterAdapter:
 
 
 def open_to_learning(segmenter: SegmenterAdapter, settings: Segmenter, seed: int) -> dict[str, Parameter]:
-    """The parameters of a segmenter that adaptation may change; low-rank parts are added where they are asked for.
+    """The parameters of a segmenter that adaptation may change; the rest is frozen.
+
+    Low-rank parts are added where they are asked for.
 
     Raises:
         ModelError: The segmenter has no such part.
@@ -89,7 +91,11 @@ def open_to_learning(segmenter: SegmenterAdapter, settings: Segmenter, seed: int
     if settings.train == "lora":
         parameters = segmenter.trainable(settings.lora.part)
         add_low_rank(segmenter, parameters, settings.lora, torch_generator(seed, "low-rank parts"))
-    return segmenter.trainable(settings.train)
+    found = segmenter.trainable(settings.train)
+    segmenter.requires_grad_(False)
+    for parameter in found.values():
+        parameter.requires_grad_(True)
+    return found
 
 
 def recognise(folder: Path) -> Segmenter:
