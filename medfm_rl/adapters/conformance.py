@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from medfm_rl.adapters.base import Sample, Scope, SegmenterAdapter, without_gradient
-from medfm_rl.adapters.lora import add_low_rank
+from medfm_rl.adapters.lora import add_low_rank, low_rank_parameters
 from medfm_rl.errors import DataError, ModelError
 from medfm_rl.settings import LoRASettings
 from medfm_rl.types import Case
@@ -248,6 +248,7 @@ def _check_low_rank(adapter: SegmenterAdapter, case: Case) -> None:
         torch.equal(_logits(twin, image), _logits(adapter, image)), "low-rank parts change the logits from the start"
     )
     parts = twin.trainable("lora")
+    _require(parts.keys() <= low_rank_parameters(twin).keys(), "trainable('lora') gives what is not the low-rank parts")
     without = without_gradient(twin, parts, image)
     _require(not without, f"no gradient reaches {len(without)} low-rank parts: {', '.join(without[:3])}")
     with torch.no_grad():
