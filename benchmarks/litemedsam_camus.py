@@ -12,8 +12,9 @@ pixels of the 224 x 224 image. LiteMedSAM is adapted to the handheld without tar
   found by the predicted Dice of the run, by LiteMedSAM's own IoU head, and by disagreement under box jitter;
 - the time of an inner epoch of PPO on the decoder, with kept embeddings, as a share of the encoder's on those images.
 
-The default sizes (10 patients in each part, 4 images each; `SIZE`) are small: about 20 minutes of one core. What is
-complete is not done again. `--quick` runs every part in a few minutes. Its figures mean nothing and are not kept.
+The default sizes (`SIZE`: 10 patients in each part, every second of their images measured) are small, meant for 20 to
+40 minutes of one core. What is complete is not done again. `--quick` runs every part on a few images. Its figures mean
+nothing and are not kept.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ from medfm_rl.adapters import LiteMedSAMAdapter, SegmenterAdapter, TorchModuleAd
 from medfm_rl.adapters.prompts import open_prompts
 from medfm_rl.data.files import write_json
 from medfm_rl.data.images import write_labels
-from medfm_rl.data.layouts import find_cases
+from medfm_rl.data.layouts import CaseFile, find_cases
 from medfm_rl.metrics.bootstrap import paired_bootstrap
 from medfm_rl.metrics.failure_detection import failure_auroc
 from medfm_rl.metrics.overlap import dice
@@ -66,21 +67,24 @@ class Size:
 
     Attributes:
         patients: In each part of the shift.
+        every: Of the held-out images, each that many-th is measured.
         coarse_steps: Training of the coarse segmenter.
         adapt: Settings of `adapt`.
     """
 
     patients: int
+    every: int
     coarse_steps: int
     adapt: Mapping[str, Any]
 
 
 SIZE = Size(
     10,
+    2,
     150,
     {
-        "warm_up": {"steps": 40, "batch_size": 4, "target_batch_size": 2, "learning_rate": 2e-4},
-        "collect": {"source_images": 40, "target_images": 20, "actions_per_image": 4, "shard_images": 20},
+        "warm_up": {"steps": 20, "batch_size": 4, "target_batch_size": 2, "learning_rate": 2e-4},
+        "collect": {"source_images": 20, "target_images": 10, "actions_per_image": 4, "shard_images": 10},
         "shape_prior": {"epochs": 5},
         "reward": {"steps": 150, "validate_every": 50, "batch_size": 8},
         "ppo": {"updates": 6, "n_envs": 4, "n_epochs": 3, "eval_every": 3},
@@ -88,6 +92,7 @@ SIZE = Size(
 )
 QUICK = Size(
     6,
+    12,
     20,
     {
         "warm_up": {"steps": 2, "batch_size": 2, "target_batch_size": 1},
@@ -213,7 +218,7 @@ class Bench:
             "source": self.shift.folders.source_held_out,
             "target": self.shift.folders.held_out,
         }.items():
-            files = find_cases(DataSettings(path=folder))
+            files = self.measured(folder)
             by_jitter: dict[str, list[list[float]]] = {str(jitter): [] for jitter in JITTERS}
             for file in files:
                 labelled = file.read_labelled(segmenter.schema)
@@ -234,7 +239,7 @@ class Bench:
         scores: dict[str, list[float]] = {name: [] for name in (OURS, IOU_HEAD, JITTER)}
         patients, truth = [], []
         for jitter in JUDGED_WITH:
-            for file in find_cases(DataSettings(path=self.shift.folders.held_out)):
+            for file in self.measured(self.shift.folders.held_out):
                 labelled = file.read_labelled(segmenter.schema)
                 mask = self.segment(segmenter, labelled.case, jitter)
                 sample = segmenter.preprocess(labelled.case)
@@ -282,6 +287,9 @@ class Bench:
             "seconds_per_image": whole,
             "peak_memory_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
         }
+
+    def measured(self, folder: Path) -> list[CaseFile]:
+        return find_cases(DataSettings(path=folder))[:: self.size.every]
 
     def prompts(self, jitter: int) -> MaskPrompts:
         return MaskPrompts(kind="from_masks", path=self.masks.absolute(), jitter=jitter)

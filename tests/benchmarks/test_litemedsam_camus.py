@@ -1,11 +1,30 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import litemedsam_camus
 import numpy as np
 import pytest
-from litemedsam_camus import IOU_HEAD, JITTER, OURS, SIZE, detection, gain, largest_pieces, once, summarise, table
+from litemedsam_camus import (
+    IOU_HEAD,
+    JITTER,
+    OURS,
+    QUICK,
+    SIZE,
+    Bench,
+    detection,
+    gain,
+    largest_pieces,
+    once,
+    summarise,
+    table,
+)
+from promptable_models import TinyPromptable
+from shifts import ECHO, Folders, Shift
+
+from medfm_rl.pipeline import models
 
 
 def domain(dice: float) -> dict[str, Any]:
@@ -80,3 +99,34 @@ def test_stray_pieces_widen_no_box() -> None:
 def test_a_part_that_is_there_is_not_made_again(tmp_path: Path) -> None:
     assert once(tmp_path / "part.json", lambda: {"value": 1}) == {"value": 1}
     assert once(tmp_path / "part.json", lambda: {"value": 2}) == {"value": 1}
+
+
+def test_every_part_runs_and_is_made_once(
+    simulated_echo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On drawn hearts, with a tiny network in the place of LiteMedSAM."""
+    for module in (models, litemedsam_camus):
+        monkeypatch.setattr(module, "LiteMedSAMAdapter", TinyPromptable)
+    source, target = simulated_echo / "a", simulated_echo / "b"
+    shift = Shift("drawn", "drawn hearts", True, "generic", ECHO, Folders(source, source, target, target))
+    size = replace(
+        QUICK, every=4, coarse_steps=1, adapt={**QUICK.adapt, "collect": {"source_images": 12, "target_images": 4}}
+    )
+    bench = Bench(shift, size, tmp_path, {})
+    found = bench.run()
+    judged = found["judged"]
+    assert {len(values) for values in judged["scores"].values()} == {len(judged["dice"])} == {12}
+    assert set(summarise(found)) == {
+        "auroc_ours",
+        "auroc_iou_head",
+        "auroc_jitter",
+        "auroc_gain_ci_low",
+        "dice_before",
+        "dice_after",
+        "gain_ci_low_10px",
+        "decoder_update_share_of_encoder",
+    }
+    assert "An inner epoch of PPO on the decoder takes" in table(found, size)
+    TinyPromptable.encoded.clear()
+    assert bench.run() == found
+    assert TinyPromptable.encoded == []
