@@ -9,7 +9,7 @@ pixels of the 224 x 224 image. LiteMedSAM is adapted to the handheld without tar
 
 - Dice by jitter as it is and adapted, the difference paired by patient;
 - how well masks of the unadapted model from boxes with 10 and 20 pixels that are worse than a mean Dice of .8 are
-  found by the predicted Dice of the run, by LiteMedSAM's own IoU head, and by disagreement under box jitter;
+  found by the Dice that the reward maps of the run let expect, by LiteMedSAM's own IoU head, and by disagreement under box jitter;
 - the time of an inner epoch of PPO on the decoder, with kept embeddings, as a share of the encoder's on those images.
 
 The default sizes (`SIZE`: 10 patients in each part, every second of their images measured) are small, meant for 20 to
@@ -47,8 +47,7 @@ from medfm_rl.metrics.failure_detection import failure_auroc
 from medfm_rl.metrics.overlap import dice
 from medfm_rl.pipeline.adapt import adapt
 from medfm_rl.pipeline.models import load_model
-from medfm_rl.pipeline.score import load_controller
-from medfm_rl.quality import QualityController
+from medfm_rl.quality.evidence import expected_dice
 from medfm_rl.quality.rivals import BoxAgreement, PredictedIoU
 from medfm_rl.settings import AdaptConfig, DataSettings, MaskPrompts
 from medfm_rl.types import LabelMap
@@ -58,7 +57,7 @@ TRAINED_WITH = 10
 JUDGED_WITH = (10, 20)
 FAILED_BELOW = 0.8
 SCOPES = ("decoder", "lora")
-OURS, IOU_HEAD, JITTER = "predicted Dice", PredictedIoU.name, BoxAgreement.name
+OURS, IOU_HEAD, JITTER = "expected Dice", PredictedIoU.name, BoxAgreement.name
 
 
 @dataclass(frozen=True)
@@ -233,7 +232,8 @@ class Bench:
 
     def judged(self, segmenter: LiteMedSAMAdapter) -> dict[str, Any]:
         """Scores of masks of the unadapted model on held-out target images."""
-        controller = load_controller(self.runs / "run-decoder", "cpu")
+        reward = load_model(self.runs / "run-decoder").reward
+        assert reward is not None
         rivals = (PredictedIoU(segmenter), BoxAgreement(segmenter))
         segmenter.requires_grad_(False)
         scores: dict[str, list[float]] = {name: [] for name in (OURS, IOU_HEAD, JITTER)}
@@ -244,17 +244,13 @@ class Bench:
                 mask = self.segment(segmenter, labelled.case, jitter)
                 sample = segmenter.preprocess(labelled.case)
                 action = segmenter.preprocess_labels(mask, sample)
-                scores[OURS].append(self.predicted(controller, labelled.case, mask))
+                maps = reward(sample.image[None], action[None])
+                scores[OURS].append(float(expected_dice(maps, action[None], segmenter.schema.num_classes).mean()))
                 for rival in rivals:
                     scores[rival.name].append(rival.estimate(sample.image, action))
                 patients.append(file.patient_id)
                 truth.append(float(dice(mask, labelled.ground_truth, segmenter.schema.num_classes).mean()))
         return {"patient_ids": patients, "dice": truth, "scores": scores}
-
-    @staticmethod
-    def predicted(controller: QualityController, case: Any, mask: LabelMap) -> float:
-        """The predicted mean Dice; a mask that lacks a structure is referred: worse than any that has a score."""
-        return controller.assess(case, mask).mean.predicted_dice or 0.0
 
     def cost(self, segmenter: LiteMedSAMAdapter) -> dict[str, Any]:
         """Seconds of the encoder, of an inner epoch of PPO on the decoder and of a mask; memory of the process."""

@@ -155,12 +155,12 @@ class PromptableAdapter(SegmenterAdapter):
         z = self.decode(self._embeddings(images), boxes)
         z = F.interpolate(z, size=images.shape[2:], mode="bilinear", align_corners=False)
         z = torch.where(there[..., None, None], z, NOT_PROMPTED)
-        exclusive = z.clone()
+        exclusive = list(z.unbind(dim=1))
         for outer, inner in self.description.contains.items():
             row = self.schema.index_of(outer) - 1
             for name in inner:
-                exclusive[:, row] = torch.minimum(exclusive[:, row], -z[:, self.schema.index_of(name) - 1])
-        return torch.cat([torch.zeros_like(z[:, :1]), exclusive], dim=1)
+                exclusive[row] = torch.minimum(exclusive[row], -z[:, self.schema.index_of(name) - 1])
+        return torch.stack([torch.zeros_like(z[:, 0]), *exclusive], dim=1)
 
     @torch.no_grad()
     def predicted_iou(self, images: Tensor) -> Tensor:

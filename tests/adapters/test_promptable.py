@@ -66,6 +66,12 @@ def test_a_frozen_encoder_runs_once_for_an_image(tiny: TinyPromptable) -> None:
     assert all(parameter.grad is not None for parameter in tiny.trainable("decoder").values())
 
 
+def test_structures_within_others_learn(tiny: TinyPromptable) -> None:
+    tiny.description = DESCRIPTION.model_copy(update={"contains": {"LA": ("LV",)}})
+    tiny(images_of(tiny, 2)).log_softmax(dim=1)[:, 2].sum().backward()
+    assert all(parameter.grad is not None for parameter in tiny.trainable("all").values())
+
+
 def test_other_boxes_need_no_other_embedding(tiny: TinyPromptable) -> None:
     freeze_encoder(tiny)
     images = images_of(tiny, 1)
