@@ -9,7 +9,7 @@ pixels of the 224 x 224 image. LiteMedSAM is adapted to the handheld without tar
 
 - Dice by jitter as it is and adapted, the difference paired by patient;
 - how well masks of the unadapted model from boxes with 10 and 20 pixels that are worse than a mean Dice of .8 are
-  found by the Dice that the reward maps of the run let expect, by LiteMedSAM's own IoU head, and by disagreement under box jitter;
+  found by the Dice that the run's reward maps let expect, by the model's own IoU head, and by box jitter;
 - the time of an inner epoch of PPO on the decoder, with kept embeddings, as a share of the encoder's on those images.
 
 The default sizes (`SIZE`: 10 patients in each part, every second of their images measured) are small, meant for 20 to
