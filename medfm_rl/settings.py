@@ -58,9 +58,26 @@ class DataSettings(Settings):
 
 
 Scope = Annotated[
-    Literal["all", "norm", "decoder"],
-    Field(description="Which weights PPO may change: all, the normalisation layers, or the decoder."),
+    Literal["all", "norm", "decoder", "lora"],
+    Field(
+        description="Which weights adaptation may change: all, the normalisation layers, the decoder, or low-rank "
+        "parts of linear and convolutional layers (lora)."
+    ),
 ]
+
+
+class LoRASettings(Settings):
+    """Low-rank parts of layers (train: lora): W + (alpha / rank) B A, of which A and B learn."""
+
+    rank: Positive = Field(4, description="Rank of the change of each weight.")
+    alpha: float = Field(8.0, gt=0, description="Its scale: the change is multiplied by alpha / rank.")
+    part: Literal["all", "decoder"] = Field(
+        "all",
+        description="Layers that get one: all, or those of the decoder; then a promptable encoder runs once an image.",
+    )
+
+
+LowRank = Annotated[LoRASettings, Field(description="Low-rank parts, where train is lora.")]
 
 
 class SegmenterSettings(Settings):
@@ -74,6 +91,7 @@ class SegmenterSettings(Settings):
     )
     folder: Path = Field(description="Folder of the segmenter. It is read, never written.")
     train: Scope = "all"
+    lora: LowRank = LoRASettings()
 
 
 class NnUNetSettings(Settings):
@@ -93,6 +111,7 @@ class NnUNetSettings(Settings):
         description="Unpickle checkpoints that hold more than tensors and numbers: runs code of whoever made them.",
     )
     train: Scope = "all"
+    lora: LowRank = LoRASettings()
 
 
 class TotalSegmentatorSettings(Settings):
@@ -116,6 +135,7 @@ class TotalSegmentatorSettings(Settings):
         description="Unpickle checkpoints that hold more than tensors and numbers: runs code of whoever made them.",
     )
     train: Scope = "all"
+    lora: LowRank = LoRASettings()
 
 
 class MonaiBundleSettings(Settings):
@@ -127,6 +147,7 @@ class MonaiBundleSettings(Settings):
     folder: Path = Field(description="Folder of the bundle, with configs/ and models/. It is read, never written.")
     weights: str = Field("model.pt", description="File in models/ with the state dict.")
     train: Scope = "all"
+    lora: LowRank = LoRASettings()
 
 
 class FixedPrompts(Settings):
@@ -215,6 +236,7 @@ class LiteMedSAMSettings(Settings):
         None, description="Where boxes come from; null: as segmenter.json in the folder says."
     )
     train: Scope = "decoder"
+    lora: LowRank = LoRASettings()
 
 
 def _kind_of(segmenter: Any) -> Any:

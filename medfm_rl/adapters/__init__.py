@@ -3,6 +3,7 @@
 from medfm_rl.adapters.base import Sample, SegmenterAdapter
 from medfm_rl.adapters.conformance import ConformanceError, check_adapter
 from medfm_rl.adapters.litemedsam import LiteMedSAMAdapter
+from medfm_rl.adapters.lora import add_low_rank
 from medfm_rl.adapters.monai_bundle import MonaiBundleAdapter
 from medfm_rl.adapters.nnunet import NnUNetAdapter
 from medfm_rl.adapters.promptable import PromptableAdapter
@@ -17,5 +18,6 @@ __all__ = [
     "Sample",
     "SegmenterAdapter",
     "TorchModuleAdapter",
+    "add_low_rank",
     "check_adapter",
 ]

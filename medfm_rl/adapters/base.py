@@ -12,10 +12,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import Parameter
 
+from medfm_rl.adapters.lora import low_rank_parameters
 from medfm_rl.errors import ModelError
 from medfm_rl.types import Case, FloatArray, Geometry, LabelMap, LabelSchema, Prompts
 
-Scope = Literal["all", "norm", "decoder"]
+Scope = Literal["all", "norm", "decoder", "lora"]
 _NORMALISATION = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm)
 
 
@@ -102,6 +103,8 @@ class SegmenterAdapter(nn.Module, ABC):
     def trainable(self, scope: Scope) -> dict[str, Parameter]:
         """Parameters by name that fine-tuning may change; each of them receives a gradient from the logits.
 
+        In the scope lora these are what `add_low_rank` has added.
+
         Raises:
             ModelError: The segmenter has no such part.
         """
@@ -137,6 +140,14 @@ class SegmenterAdapter(nn.Module, ABC):
         return self.restore(self.predict_logits(sample), sample)
 
     @property
+    def intensity_channels(self) -> int:
+        """How many of the first channels are grey values; those after them tell something else, such as boxes.
+
+        Only these may take another appearance, and only these are shown to reward networks.
+        """
+        return self.in_channels
+
+    @property
     def device(self) -> torch.device:
         """Where the parameters are. A frozen script has none; it is loaded on the CPU."""
         return next((parameter.device for parameter in self.parameters()), torch.device("cpu"))
@@ -147,7 +158,7 @@ def parameters_in_scope(module: nn.Module, scope: Scope, decoder_prefixes: tuple
 
     Args:
         module: The adapter.
-        scope: all, the normalisation layers, or the decoder.
+        scope: all, the normalisation layers, the decoder, or low-rank parts.
         decoder_prefixes: Where the names of the decoder's parameters start; empty where it is not known.
 
     Raises:
@@ -166,6 +177,8 @@ def parameters_in_scope(module: nn.Module, scope: Scope, decoder_prefixes: tuple
                 for name, value in parameters.items()
                 if decoder_prefixes and name.startswith(decoder_prefixes)
             }
+        case "lora":
+            found = low_rank_parameters(module)
     if not found:
         raise ModelError(f"the network has no parameters in the scope {scope!r}; use segmenter.train: all")
     return found
@@ -175,7 +188,8 @@ def without_gradient(segmenter: nn.Module, parameters: Mapping[str, Parameter], 
     """Names of those parameters that no gradient reaches from the logits of images `(B, C, *S')`.
 
     They would stay as they are, without an error: layers that the network does not use, or parameters whose place in
-    the network something else has taken. Gradients that were there are removed.
+    the network something else has taken. A gradient of zero is one: A of a low-rank part has it while B is zero.
+    Gradients that were there are removed.
     """
     segmenter.zero_grad(set_to_none=True)
     for parameter in parameters.values():

@@ -14,7 +14,9 @@ import torch
 from torch import Tensor
 
 from medfm_rl.adapters.base import Sample, Scope, SegmenterAdapter, without_gradient
+from medfm_rl.adapters.lora import add_low_rank, low_rank_parameters
 from medfm_rl.errors import DataError, ModelError
+from medfm_rl.settings import LoRASettings
 from medfm_rl.types import Case
 
 _SCOPES: tuple[Scope, ...] = ("all", "norm", "decoder")
@@ -49,6 +51,7 @@ def check_adapter(adapter: SegmenterAdapter, case: Case) -> None:
         _check_native_sizes,
         _check_copy,
         _check_export,
+        _check_low_rank,
     )
     with _left_as_it_was(adapter):
         for check in checks:
@@ -226,6 +229,38 @@ def _check_export(adapter: SegmenterAdapter, case: Case) -> None:
             _require(_names(occupied) == ["precious"], "`export` leaves files in a folder that it refused")
         else:
             raise ConformanceError("`export` writes into a folder that is not empty")
+
+
+def _check_low_rank(adapter: SegmenterAdapter, case: Case) -> None:
+    """Low-rank parts change nothing while they are zero, learn, and leave in the weights of the tool."""
+    image = _batch(adapter.preprocess(case))
+    twin = copy.deepcopy(adapter)
+    try:
+        add_low_rank(twin, twin.trainable("all"), LoRASettings(rank=2), torch.Generator().manual_seed(0))
+    except ModelError:
+        return
+    kinds = {name: (value.shape, value.dtype) for name, value in adapter.state_dict().items()}
+    _require(
+        kinds == {name: (value.shape, value.dtype) for name, value in twin.state_dict().items()},
+        "low-rank parts change the names, shapes or types of the state dict",
+    )
+    _require(
+        torch.equal(_logits(twin, image), _logits(adapter, image)), "low-rank parts change the logits from the start"
+    )
+    parts = twin.trainable("lora")
+    _require(parts.keys() <= low_rank_parameters(twin).keys(), "trainable('lora') gives what is not the low-rank parts")
+    without = without_gradient(twin, parts, image)
+    _require(not without, f"no gradient reaches {len(without)} low-rank parts: {', '.join(without[:3])}")
+    with torch.no_grad():
+        for parameter in parts.values():
+            parameter.add_(0.02)
+    before = _logits(twin, image)
+    _require(not torch.equal(before, _logits(adapter, image)), "the logits do not depend on low-rank parts")
+    with tempfile.TemporaryDirectory() as folder:
+        twin.export(Path(folder) / "merged")
+        merged = _logits(type(adapter).load(Path(folder) / "merged").eval(), image)  # type: ignore[attr-defined]
+    tolerance = _TOLERANCE * max(1.0, float(before.abs().max()))
+    _require(torch.allclose(merged, before, atol=tolerance), "`export` does not merge low-rank parts into the weights")
 
 
 def _batch(sample: Sample) -> Tensor:

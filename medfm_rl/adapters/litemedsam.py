@@ -69,17 +69,19 @@ class LiteMedSAMAdapter(PromptableAdapter):
         return embeddings
 
     def decode(self, embeddings: Tensor, boxes: Tensor) -> Tensor:
+        return self.decode_judged(embeddings, boxes)[0]
+
+    def decode_judged(self, embeddings: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor]:
         structures = boxes.shape[1]
         sparse, dense = self.module.prompt_encoder(points=None, boxes=boxes.flatten(0, 1)[:, None], masks=None)
-        logits, _ = self.module.mask_decoder(
+        logits, estimates = self.module.mask_decoder(
             image_embeddings=embeddings.repeat_interleave(structures, dim=0),
             image_pe=self.module.prompt_encoder.get_dense_pe(),
             sparse_prompt_embeddings=sparse,
             dense_prompt_embeddings=dense,
             multimask_output=False,
         )
-        masks: Tensor = logits.reshape(*boxes.shape[:2], *logits.shape[2:])
-        return masks
+        return logits.reshape(*boxes.shape[:2], *logits.shape[2:]), estimates.reshape(boxes.shape[:2])
 
     def original_state(self) -> dict[str, Tensor]:
         return dict(self.module.state_dict())

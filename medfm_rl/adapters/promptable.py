@@ -17,6 +17,7 @@ from torch.nn import functional as F
 
 from medfm_rl.adapters.base import Sample, Scope, SegmenterAdapter, parameters_in_scope
 from medfm_rl.adapters.checkpoints import read_json_object
+from medfm_rl.adapters.embeddings import EmbeddingCache
 from medfm_rl.adapters.prompts import boxes_of, open_prompts, render_boxes
 from medfm_rl.data.files import replace_folder_on_success
 from medfm_rl.errors import DataError, ModelError
@@ -33,7 +34,8 @@ class PromptableAdapter(SegmenterAdapter):
     """A network from an image and a box to one binary logit, asked once for each structure.
 
     An image travels with its prompts: the channels after the first `channels` are the boxes of the structures
-    (`adapters.prompts`). The encoder runs once per image, the decoder once per box.
+    (`adapters.prompts`). The encoder runs once per image, the decoder once per box. Where nothing of the encoder
+    learns, what it made of the last images is kept: inner epochs of PPO do not run it again.
 
     The logits of the classes are `[0, z_1 .. z_K-1]`. With one structure their softmax is the sigmoid of the tool. With
     several the tool's masks may overlap and these may not: a pixel is background exactly where every z is negative, as
@@ -55,6 +57,7 @@ class PromptableAdapter(SegmenterAdapter):
         self.schema = LabelSchema.from_structures(description.structures)
         self.in_channels = description.channels + len(description.structures)
         self.prompts = open_prompts(description.prompts, self.schema, description.contains)
+        self._kept = EmbeddingCache()
 
     @classmethod
     def load(cls, folder: Path, prompts: PromptSettings | None = None) -> Self:
@@ -95,6 +98,15 @@ class PromptableAdapter(SegmenterAdapter):
     def decode(self, embeddings: Tensor, boxes: Tensor) -> Tensor:
         """Binary logits `(B, K - 1, h, w)` for boxes `(B, K - 1, 4)`, (x_min, y_min, x_max, y_max) in input pixels."""
 
+    def decode_judged(self, embeddings: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor]:
+        """The same logits, and the tool's own estimate of the IoU of each mask, `(B, K - 1)`.
+
+        Raises:
+            ModelError: The tool makes none.
+        """
+        del embeddings, boxes
+        raise ModelError(f"a segmenter of kind {self.kind} makes no estimate of its own masks")
+
     @abstractmethod
     def original_state(self) -> dict[str, Tensor]:
         """The weights under the names of the tool's own checkpoint."""
@@ -103,6 +115,10 @@ class PromptableAdapter(SegmenterAdapter):
     @abstractmethod
     def checkpoint_name(self) -> str:
         """File name of an exported checkpoint."""
+
+    @property
+    def intensity_channels(self) -> int:
+        return self.description.channels
 
     def preprocess(self, case: Case) -> Sample:
         """The tool's own intensities and size, the aspect not kept; then a channel per structure with its box."""
@@ -135,20 +151,54 @@ class PromptableAdapter(SegmenterAdapter):
         Raises:
             ModelError: The prompts are none that this segmenter takes.
         """
-        channels = self.description.channels
-        if prompts is None:
-            boxes, there = boxes_of(images[:, channels:])
-        else:
-            boxes, there = _given_boxes(prompts, images, self.schema.num_classes - 1)
-        z = self.decode(self.encode(images[:, :channels]), boxes.to(images.dtype))
+        boxes, there = self._boxes(images, prompts)
+        z = self.decode(self._embeddings(images), boxes)
         z = F.interpolate(z, size=images.shape[2:], mode="bilinear", align_corners=False)
         z = torch.where(there[..., None, None], z, NOT_PROMPTED)
-        exclusive = z.clone()
+        exclusive = list(z.unbind(dim=1))
         for outer, inner in self.description.contains.items():
             row = self.schema.index_of(outer) - 1
             for name in inner:
-                exclusive[:, row] = torch.minimum(exclusive[:, row], -z[:, self.schema.index_of(name) - 1])
-        return torch.cat([torch.zeros_like(z[:, :1]), exclusive], dim=1)
+                exclusive[row] = torch.minimum(exclusive[row], -z[:, self.schema.index_of(name) - 1])
+        return torch.stack([torch.zeros_like(z[:, 0]), *exclusive], dim=1)
+
+    @torch.no_grad()
+    def predicted_iou(self, images: Tensor) -> Tensor:
+        """The tool's own estimate of the IoU of each mask, `(B, K - 1)`; NaN where a structure has no box.
+
+        It is of the tool's own masks: before several become exclusive, and with what a structure contains.
+
+        Args:
+            images: As in `forward`.
+
+        Raises:
+            ModelError: The tool makes none.
+        """
+        boxes, there = self._boxes(images, None)
+        _, estimates = self.decode_judged(self._embeddings(images), boxes)
+        return torch.where(there, estimates, torch.nan)
+
+    def _boxes(self, images: Tensor, prompts: Prompts | None) -> tuple[Tensor, Tensor]:
+        """Boxes `(B, K - 1, 4)` for the decoder, and `(B, K - 1)` whether there is one."""
+        if prompts is None:
+            boxes, there = boxes_of(images[:, self.description.channels :])
+        else:
+            boxes, there = _given_boxes(prompts, images, self.schema.num_classes - 1)
+        return boxes.to(images.dtype), there
+
+    def _embeddings(self, images: Tensor) -> Tensor:
+        shown = images[:, : self.description.channels]
+        others = self.decoder_prefixes + self.frozen_prefixes
+        encoder = [
+            tensor for name, tensor in (*self.named_parameters(), *self.named_buffers()) if not name.startswith(others)
+        ]
+        if self.training or shown.requires_grad or any(tensor.requires_grad for tensor in encoder):
+            return self.encode(shown)
+        precision = (shown.device, torch.is_autocast_enabled(shown.device.type))
+        # The version of a tensor counts what was written to it.
+        return self._kept.of(
+            shown, self.encode, (precision, *((tensor.data_ptr(), tensor._version) for tensor in encoder))
+        )
 
     def restore(self, logits: Tensor, sample: Sample) -> LabelMap:
         # The tools resample each probability and cut it at one half. Resampled logits have the same sign, up to the
@@ -167,12 +217,6 @@ class PromptableAdapter(SegmenterAdapter):
         """
         found = parameters_in_scope(self, scope, self.decoder_prefixes)
         return {name: value for name, value in found.items() if not name.startswith(self.frozen_prefixes)}
-
-    def obstacles(self) -> tuple[str, ...]:
-        return (
-            "adaptation of promptable segmenters is not built yet: the random appearance of training would distort the "
-            "boxes that travel with the images",
-        )
 
     def export(self, folder: Path) -> None:
         description = self.description.model_copy(update={"checkpoint": self.checkpoint_name})

@@ -17,19 +17,20 @@ import torch
 from safetensors.torch import load_file, save
 from stable_baselines3.common.logger import Logger
 from torch import Tensor
+from torch.nn import Parameter
 
 from medfm_rl.adapters import SegmenterAdapter
 from medfm_rl.adapters.base import without_gradient
 from medfm_rl.data.files import hash_file, hash_folder, replace_folder_on_success, write_json
 from medfm_rl.data.layouts import CaseFile, find_cases, split_by_patient
 from medfm_rl.envs import SegmentationVecEnv
-from medfm_rl.errors import ConfigError, DataError, ModelError
+from medfm_rl.errors import DataError, ModelError
 from medfm_rl.metrics.validity import load_anatomy
 from medfm_rl.networks import build_unet, portable_state
 from medfm_rl.pipeline.averaging import average_weights
 from medfm_rl.pipeline.calibrate import write_default_quality
 from medfm_rl.pipeline.images import Progress, load_images, load_labelled
-from medfm_rl.pipeline.models import choose_device, load_segmenter
+from medfm_rl.pipeline.models import choose_device, load_segmenter, open_to_learning
 from medfm_rl.pipeline.run_folder import SOURCE, WARM_UP, RunFolder
 from medfm_rl.pipeline.selection import judge_scores, select
 from medfm_rl.pipeline.warm_up import warm_up
@@ -41,7 +42,7 @@ from medfm_rl.reward.network import FUSION, RewardEnsemble, RewardNet
 from medfm_rl.reward.shape_prior import ShapePrior, train_shape_prior
 from medfm_rl.reward.training import RewardTrainingReport, train_reward
 from medfm_rl.seeding import derive_seed, torch_generator
-from medfm_rl.settings import AdaptConfig, LiteMedSAMSettings
+from medfm_rl.settings import AdaptConfig
 from medfm_rl.tracking import Tracker, open_tracker
 
 _LOG = logging.getLogger(__name__)
@@ -97,13 +98,10 @@ def _check_inputs(config: AdaptConfig) -> None:
     Raises:
         UserError: Something that was handed over cannot be used.
     """
-    if isinstance(config.segmenter, LiteMedSAMSettings):
-        raise ConfigError(
-            f"segmenter: kind {config.segmenter.kind} works with predict, evaluate and inspect; its adaptation is not "
-            "built yet: the random appearance of training would distort the boxes that travel with the images"
-        )
     choose_device(config.device)
-    load_anatomy(config.anatomy, load_segmenter(config.segmenter).schema)
+    segmenter = load_segmenter(config.segmenter)
+    open_to_learning(segmenter, config.segmenter, config.seed)
+    load_anatomy(config.anatomy, segmenter.schema)
     _split_target(config)
     for name, data in (("source", config.source), ("evaluation", config.evaluation)):
         files = find_cases(data) if data is not None else []
@@ -198,7 +196,7 @@ class _Loop:
         """Raises ModelError where a parameter that shall learn would never move: nothing later would say so."""
         policy = copy.deepcopy(self.source_policy)
         scope = self.config.segmenter.train
-        without = without_gradient(policy, policy.trainable(scope), images.to(self.device))
+        without = without_gradient(policy, self._open_to_learning(policy), images.to(self.device))
         if without:
             raise ModelError(
                 f"{self.config.segmenter.folder}: no gradient reaches {len(without)} parameters of the scope "
@@ -211,13 +209,14 @@ class _Loop:
             policy = self._policy(SOURCE)
             warm_up(
                 policy,
-                list(policy.trainable(self.config.segmenter.train).values()),
+                list(self._open_to_learning(policy).values()),
                 None if domains.source is None else (domains.source[0].images, domains.source[1]),
                 domains.target.images,
                 self.config.warm_up,
                 derive_seed(self.config.seed, "warm up"),
                 self.device,
                 lambda done, total: self.progress("warm-up", done, total),
+                policy.intensity_channels,
             )
             self._write_weights(self.run.warm_up, portable_state(policy.state_dict()))
 
@@ -251,6 +250,7 @@ class _Loop:
             lambda mask: self.anatomy.is_valid(mask.numpy()),
             prior,
             self.device,
+            policy.intensity_channels,
         )
         plan = [("target", settings.target_images)]
         if domains.source is not None:
@@ -322,7 +322,7 @@ class _Loop:
             return RewardNet(
                 self.config.reward.network,
                 self.schema.num_classes,
-                self.source_policy.in_channels,
+                self.source_policy.intensity_channels,
                 len(self.source_policy.patch_size),
             )
 
@@ -369,7 +369,8 @@ class _Loop:
         count = sum(len(shard.images) for shard in known) or settings.updates * settings.n_envs
         generator = torch_generator(self.config.seed, "views", iteration)
         target = domains.target.images[torch.randint(len(domains.target), (count,), generator=generator)]
-        views = randomise_appearance(target, None, settings.appearance_strength, generator)
+        channels = self.source_policy.intensity_channels
+        views = randomise_appearance(target, None, settings.appearance_strength, generator, channels)
         images = [shard.images for shard in known]
         return SegmentationVecEnv(
             torch.cat([*images, views]).numpy(),
@@ -393,7 +394,7 @@ class _Loop:
     ) -> DensePPO:
         settings = self.config.ppo
         policy = copy.deepcopy(start)
-        trainable = list(policy.trainable(self.config.segmenter.train).values())
+        trainable = list(self._open_to_learning(policy).values())
         critic = self._critic(iteration) if settings.baseline == "critic" else None
         if last > 0:
             return DensePPO.load(folder / f"{last:05d}", env, policy, critic, trainable, device=self.device)
@@ -466,6 +467,9 @@ class _Loop:
         if name != SOURCE:
             policy.load_state_dict(load_file(self.run.path / name / ACTOR))
         return policy.eval()
+
+    def _open_to_learning(self, policy: SegmenterAdapter) -> dict[str, Parameter]:
+        return open_to_learning(policy, self.config.segmenter, self.config.seed)
 
     def _export(self, policy: SegmenterAdapter) -> None:
         last = self.config.iterations - 1

@@ -169,7 +169,9 @@ def _fit_on_source(run: RunFolder, config: AdaptConfig, files: Sequence[CaseFile
     generator = torch_generator(config.seed, "default quality")
     cases = []
     for view in range(_VIEWS):
-        shown = randomise_appearance(images.images, styles, config.collect.appearance_strength, generator)
+        shown = randomise_appearance(
+            images.images, styles, config.collect.appearance_strength, generator, segmenter.intensity_channels
+        )
         policy = segmenter
         if view > 0:
             perturbed = perturb_weights(copy.deepcopy(segmenter).cpu(), config.collect.weight_noise, generator)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from torch.nn import Parameter
 
 from medfm_rl.adapters import (
     LiteMedSAMAdapter,
@@ -14,6 +15,7 @@ from medfm_rl.adapters import (
     NnUNetAdapter,
     SegmenterAdapter,
     TorchModuleAdapter,
+    add_low_rank,
 )
 from medfm_rl.adapters.base import ModelSummary
 from medfm_rl.adapters.monai_bundle import METADATA
@@ -24,6 +26,7 @@ from medfm_rl.errors import ConfigError, ModelError
 from medfm_rl.pipeline.config_file import load_config
 from medfm_rl.pipeline.run_folder import RunFolder
 from medfm_rl.reward.network import RewardEnsemble
+from medfm_rl.seeding import torch_generator
 from medfm_rl.settings import (
     AdaptConfig,
     FilePrompts,
@@ -75,6 +78,24 @@ def load_segmenter(settings: Segmenter) -> SegmenterAdapter:
             return MonaiBundleAdapter(settings.folder, settings.weights)
         case LiteMedSAMSettings():
             return LiteMedSAMAdapter.load(settings.folder, settings.prompts)
+
+
+def open_to_learning(segmenter: SegmenterAdapter, settings: Segmenter, seed: int) -> dict[str, Parameter]:
+    """The parameters of a segmenter that adaptation may change; the rest is frozen.
+
+    Low-rank parts are added where they are asked for.
+
+    Raises:
+        ModelError: The segmenter has no such part.
+    """
+    if settings.train == "lora":
+        parameters = segmenter.trainable(settings.lora.part)
+        add_low_rank(segmenter, parameters, settings.lora, torch_generator(seed, "low-rank parts"))
+    found = segmenter.trainable(settings.train)
+    segmenter.requires_grad_(False)
+    for parameter in found.values():
+        parameter.requires_grad_(True)
+    return found
 
 
 def recognise(folder: Path) -> Segmenter:

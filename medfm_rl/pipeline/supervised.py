@@ -91,7 +91,12 @@ def _validate(
 
 
 def augment_pair(
-    images: Tensor, labels: Tensor, generator: torch.Generator, strength: float = 1.0, elastic: float = 0.0
+    images: Tensor,
+    labels: Tensor,
+    generator: torch.Generator,
+    strength: float = 1.0,
+    elastic: float = 0.0,
+    channels: int | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Rotations, scalings, shifts and smooth deformations of both; small changes of contrast and brightness of images.
 
@@ -101,6 +106,7 @@ def augment_pair(
         generator: A CPU generator.
         strength: Of the affine maps; 1 is about 6 degrees of rotation and 5 % of scale, shear and shift.
         elastic: Standard deviation of the largest smooth displacement, as a share of the image size; 0 for none.
+        channels: How many of the first channels have contrast and brightness; all where None. All of them move.
     """
     count, ndim = len(images), images.ndim - 2
 
@@ -117,7 +123,7 @@ def augment_pair(
     moved = F.grid_sample(images, grid, mode="bilinear", padding_mode="border", align_corners=False)
     target = F.grid_sample(labels[:, None].float(), grid, mode="nearest", padding_mode="border", align_corners=False)
     ones = (1,) * (ndim + 1)
-    moved = moved * (1 + 0.1 * normal(count, *ones)) + 0.1 * normal(count, *ones)
+    moved[:, :channels] = moved[:, :channels] * (1 + 0.1 * normal(count, *ones)) + 0.1 * normal(count, *ones)
     return moved, target[:, 0].to(labels.dtype)
 
 

@@ -26,6 +26,7 @@ def warm_up(
     seed: int,
     device: torch.device,
     progress: Callable[[int, int], None] | None = None,
+    channels: int | None = None,
 ) -> None:
     """Fine-tunes a segmenter in place and draws its weights back towards what they were.
 
@@ -47,6 +48,7 @@ def warm_up(
         seed: Of order, shapes and appearance.
         device: Where the segmenter is.
         progress: Called with (steps done, steps).
+        channels: How many of the first channels have an appearance; all where None.
 
     Raises:
         FloatingPointError: The loss is not finite.
@@ -56,7 +58,7 @@ def warm_up(
     optimiser = torch.optim.AdamW(parameters, lr=settings.learning_rate, weight_decay=1e-4)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, max(settings.steps, 1))
     joins = round(settings.steps * settings.target_start)
-    learns_from = _Examples(segmenter, settings, generator, device)
+    learns_from = _Examples(segmenter, settings, generator, device, channels)
     masks = None
     segmenter.eval()
     for step in range(settings.steps):
@@ -86,7 +88,12 @@ class _Examples:
     """Losses on images drawn at random, in random shapes and appearances."""
 
     def __init__(
-        self, segmenter: nn.Module, settings: WarmUpSettings, generator: torch.Generator, device: torch.device
+        self,
+        segmenter: nn.Module,
+        settings: WarmUpSettings,
+        generator: torch.Generator,
+        device: torch.device,
+        channels: int | None,
     ) -> None:
         from monai.losses import DiceCELoss
 
@@ -94,6 +101,7 @@ class _Examples:
         self.settings = settings
         self.generator = generator
         self.device = device
+        self.channels = channels
         self.criterion = DiceCELoss(to_onehot_y=True, softmax=True)
 
     def source(self, images: Tensor, ground_truth: Tensor, styles: Tensor) -> Tensor:
@@ -112,8 +120,10 @@ class _Examples:
     def _shown(self, images: Tensor, labels: Tensor, styles: Tensor | None) -> tuple[Tensor, Tensor]:
         """Logits of images in a random look and shape, and their labels in that shape."""
         settings = self.settings
-        shown = randomise_appearance(images, styles, settings.appearance_strength, self.generator)
-        shown, moved = augment_pair(shown, labels, self.generator, settings.shape_strength, settings.elastic)
+        shown = randomise_appearance(images, styles, settings.appearance_strength, self.generator, self.channels)
+        shown, moved = augment_pair(
+            shown, labels, self.generator, settings.shape_strength, settings.elastic, self.channels
+        )
         with mixed_precision(self.device):
             logits: Tensor = self.segmenter(shown.to(self.device))
         return logits.float(), moved.to(self.device)

@@ -20,6 +20,7 @@ from stable_baselines3.common.vec_env import VecEnv
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from medfm_rl.adapters.lora import low_rank_parameters
 from medfm_rl.data.files import replace_folder_on_success
 from medfm_rl.envs import SegmentationVecEnv
 from medfm_rl.errors import ModelError
@@ -32,7 +33,8 @@ from medfm_rl.seeding import torch_generator
 Baseline = Literal["critic", "greedy"]
 
 ACTOR = "actor.safetensors"
-"""The weights of the policy in the folder of a checkpoint."""
+"""The weights of the policy in the folder of a checkpoint, low-rank parts merged."""
+_LOW_RANK = "low_rank.safetensors"
 _HYPERPARAMETERS = (
     "n_steps",
     "batch_size",
@@ -224,6 +226,9 @@ class DensePPO(PPO):
         with replace_folder_on_success(Path(path)) as temporary:
             (temporary / "ppo.json").write_text(json.dumps(hyperparameters, indent=2) + "\n", encoding="utf-8")
             save_file(portable_state(self.policy.segmenter.state_dict()), temporary / ACTOR)
+            low_rank = low_rank_parameters(self.policy.segmenter)
+            if low_rank:
+                save_file(portable_state(low_rank), temporary / _LOW_RANK)
             save_file(portable_state(self.reference.state_dict()), temporary / "reference.safetensors")
             save_file(_optimiser_tensors(self.policy.optimizer), temporary / "actor_optimiser.safetensors")
             if self.policy.critic is not None and self.policy.critic_optimizer is not None:
@@ -245,7 +250,8 @@ class DensePPO(PPO):
         Args:
             path: The folder.
             env: The environment; it is put at the image that comes next.
-            segmenter: A network like the one that was saved; its weights are replaced.
+            segmenter: A network like the one that was saved; its weights are replaced. One with low-rank parts has the
+                weights that they were added to: the parts alone are replaced.
             critic: The same for the critic.
             trainable: As in the constructor.
             **changes: Arguments of the constructor that shall differ from the saved ones.
@@ -258,7 +264,11 @@ class DensePPO(PPO):
             hyperparameters = json.loads((folder / "ppo.json").read_text(encoding="utf-8"))
             num_timesteps, n_updates = hyperparameters.pop("num_timesteps"), hyperparameters.pop("_n_updates")
             reference = copy.deepcopy(segmenter)
-            segmenter.load_state_dict(load_file(folder / ACTOR))
+            low_rank = low_rank_parameters(segmenter)
+            if low_rank:
+                _copy_by_name(load_file(folder / _LOW_RANK), low_rank)
+            else:
+                segmenter.load_state_dict(load_file(folder / ACTOR))
             reference.load_state_dict(load_file(folder / "reference.safetensors"))
             ppo = cls(env, segmenter, critic, trainable, reference, **{**hyperparameters, **changes})
             _load_optimiser(ppo.policy.optimizer, load_file(folder / "actor_optimiser.safetensors"))
@@ -379,6 +389,14 @@ def clipped_policy_loss(
 def _note(statistics: dict[str, list[float]], **values: float) -> None:
     for name, value in values.items():
         statistics.setdefault(name, []).append(value)
+
+
+@torch.no_grad()
+def _copy_by_name(tensors: Mapping[str, Tensor], parameters: Mapping[str, nn.Parameter]) -> None:
+    if tensors.keys() != parameters.keys():
+        raise KeyError(f"{_LOW_RANK} holds other low-rank parts than the network has")
+    for name, parameter in parameters.items():
+        parameter.copy_(tensors[name])
 
 
 def _optimiser_tensors(optimiser: torch.optim.Optimizer) -> dict[str, Tensor]:

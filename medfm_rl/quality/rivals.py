@@ -13,10 +13,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from medfm_rl.adapters import PromptableAdapter
+from medfm_rl.adapters.prompts import boxes_of
 from medfm_rl.errors import ModelError
 from medfm_rl.metrics.overlap import dice
 from medfm_rl.reward.appearance import randomise_appearance
 from medfm_rl.seeding import torch_generator
+from medfm_rl.types import Prompts
 
 _DROPOUT = (nn.Dropout, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout)
 
@@ -143,26 +146,85 @@ class AugmentationAgreement:
         draws: Predictions on images of random appearance.
         strength: Of the appearance.
         seed: Of the draws; every mask is judged with the same.
+        channels: How many of the first channels have an appearance; all where None.
     """
 
     name: Final = "TTA"
 
     def __init__(
-        self, segmenter: nn.Module, num_classes: int, draws: int = 5, strength: float = 0.5, seed: int = 0
+        self,
+        segmenter: nn.Module,
+        num_classes: int,
+        draws: int = 5,
+        strength: float = 0.5,
+        seed: int = 0,
+        channels: int | None = None,
     ) -> None:
         self.segmenter = segmenter.eval()
         self.num_classes = num_classes
         self.forward_passes = draws
         self.strength = strength
         self.seed = seed
+        self.channels = channels
 
     def estimate(self, image: Tensor, action: Tensor) -> float:
         generator = torch_generator(self.seed, "test-time augmentation")
         masks = []
         for _ in range(self.forward_passes):
-            shown = randomise_appearance(image[None].cpu(), None, self.strength, generator)[0]
+            shown = randomise_appearance(image[None].cpu(), None, self.strength, generator, self.channels)[0]
             masks.append(_mask(self.segmenter, shown.to(image)))
         return pairwise_dice([action, *masks], self.num_classes)
+
+
+class BoxAgreement:
+    """Mean pairwise Dice of the mask and predictions from boxes whose sides are moved at random.
+
+    Args:
+        segmenter: Prompted by boxes.
+        draws: Predictions.
+        jitter: Each side moves by up to so many pixels of the network's input.
+        seed: Of the draws; every mask is judged with the same.
+    """
+
+    name: Final = "box jitter"
+
+    def __init__(self, segmenter: PromptableAdapter, draws: int = 5, jitter: float = 10.0, seed: int = 0) -> None:
+        self.segmenter = segmenter.eval()
+        self.forward_passes = draws
+        self.jitter = jitter
+        self.seed = seed
+
+    @torch.no_grad()
+    def estimate(self, image: Tensor, action: Tensor) -> float:
+        generator = np.random.default_rng(self.seed)
+        boxes, there = boxes_of(image[None, self.segmenter.intensity_channels :])
+        corners = torch.where(there[..., None], boxes, torch.nan)[..., [1, 0, 3, 2]].cpu().numpy()
+        limit = np.array(image.shape[1:] * 2) - 1
+        masks = []
+        for _ in range(self.forward_passes):
+            moved = corners + generator.uniform(-self.jitter, self.jitter, corners.shape)
+            low, high = np.minimum(moved[..., :2], moved[..., 2:]), np.maximum(moved[..., :2], moved[..., 2:])
+            drawn = np.concatenate([low, high], axis=-1).clip(0, limit).astype(np.float32)
+            masks.append(self.segmenter(image[None], Prompts(boxes=drawn))[0].argmax(dim=0))
+        return pairwise_dice([action, *masks], self.segmenter.schema.num_classes)
+
+
+class PredictedIoU:
+    """What a promptable segmenter itself says of its masks: mean over the structures that have a box, 0 without any.
+
+    Args:
+        segmenter: One whose tool makes such an estimate.
+    """
+
+    name: Final = "IoU head"
+    forward_passes: Final = 1
+
+    def __init__(self, segmenter: PromptableAdapter) -> None:
+        self.segmenter = segmenter.eval()
+
+    def estimate(self, image: Tensor, action: Tensor) -> float:
+        del action
+        return float(self.segmenter.predicted_iou(image[None]).nanmean().nan_to_num(0.0))
 
 
 class ReverseClassification:

@@ -19,7 +19,9 @@ from torch.nn import functional as F
 _EPSILON = 1e-6
 
 
-def randomise_appearance(images: Tensor, styles: Tensor | None, strength: float, generator: torch.Generator) -> Tensor:
+def randomise_appearance(
+    images: Tensor, styles: Tensor | None, strength: float, generator: torch.Generator, channels: int | None = None
+) -> Tensor:
     """Shows each image in a random appearance.
 
     Gamma, a smooth gain field, blur along each axis and speckle-like noise are drawn anew for each image; then half of
@@ -31,22 +33,25 @@ def randomise_appearance(images: Tensor, styles: Tensor | None, strength: float,
         styles: Unlabelled images `(N, C, *S)` of the target domain, or None.
         strength: 0 returns the images as they are; 1 is the default range; 3 is the most.
         generator: A CPU generator.
+        channels: How many of the first channels have an appearance; the others, such as boxes of prompts, stay as they
+            are. All where None.
 
     Returns:
         `(B, C, *S)`, new tensor.
     """
+    shown = images.clone()
     if strength == 0:
-        return images.clone()
-    shown = torch.stack([_randomise(image, strength, generator) for image in images])
+        return shown
+    shown[:, :channels] = torch.stack([_randomise(image, strength, generator) for image in images[:, :channels]])
     if styles is None:
         return shown
-    for row in range(len(shown)):
-        style = styles[int(torch.randint(len(styles), (), generator=generator))]
+    for looks in shown[:, :channels]:
+        style = styles[int(torch.randint(len(styles), (), generator=generator)), :channels]
         draw = float(torch.rand((), generator=generator))
         if draw < 0.35:
-            shown[row] = match_histogram(shown[row], style)
+            looks.copy_(match_histogram(looks, style))
         elif draw < 0.7:
-            shown[row] = match_low_frequencies(shown[row], style, fraction=0.02 + 0.08 * draw)
+            looks.copy_(match_low_frequencies(looks, style, fraction=0.02 + 0.08 * draw))
     return shown
 
 

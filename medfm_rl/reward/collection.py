@@ -64,6 +64,7 @@ class Collector:
         is_valid: The anatomy rules.
         shape_prior: Corrects references that break the rules.
         device: Where the segmenter is.
+        intensity_channels: How many of the first channels of an image have an appearance; all where None.
     """
 
     segmenter: nn.Module
@@ -73,6 +74,7 @@ class Collector:
     is_valid: IsValid
     shape_prior: ShapePrior
     device: torch.device
+    intensity_channels: int | None = None
 
     def from_source(
         self, sources: ImageSet, ground_truth: Tensor, styles: Tensor, generator: torch.Generator
@@ -85,7 +87,7 @@ class Collector:
             styles: `(M, C, *S)`, unlabelled target images whose look is borrowed.
             generator: A CPU generator.
         """
-        shown = randomise_appearance(sources.images, styles, self.settings.appearance_strength, generator)
+        shown = self._in_random_appearance(sources.images, styles, 1.0, generator)
         actions, names = self._actions(shown, ground_truth, generator)
         origins = tuple(
             ActionOrigin(case_id, patient_id, "source", "ground truth", made)
@@ -121,7 +123,7 @@ class Collector:
         """A actions per image: the policy's own mask first, the others drawn from all the ways to make one."""
         logits = self._logits(self.segmenter, images)
         noisy = self._logits(perturb_weights(self.segmenter, self.settings.weight_noise, generator), images)
-        perturbed = randomise_appearance(images, None, self.settings.appearance_strength, generator)
+        perturbed = self._in_random_appearance(images, None, 1.0, generator)
         misled = self._logits(self.segmenter, perturbed)
         own = logits.argmax(dim=1).to(torch.uint8)
         makers: dict[str, Callable[[int], Tensor]] = {
@@ -152,12 +154,18 @@ class Collector:
         """Probabilities `(V, N, K, *S)` under changed appearance, scale and weights."""
         votes = [self._logits(self.segmenter, images).softmax(dim=1)]
         for _ in range(_VIEWS):
-            shown = randomise_appearance(images, None, 0.5 * self.settings.appearance_strength, generator)
+            shown = self._in_random_appearance(images, None, 0.5, generator)
             segmenter = perturb_weights(self.segmenter, self.settings.weight_noise, generator)
             scale = 0.9 + 0.2 * float(torch.rand((), generator=generator))
             logits = self._logits(segmenter, _rescale(shown, scale))
             votes.append(_rescale(logits, 1 / scale).softmax(dim=1))
         return torch.stack(votes)
+
+    def _in_random_appearance(
+        self, images: Tensor, styles: Tensor | None, share: float, generator: torch.Generator
+    ) -> Tensor:
+        strength = share * self.settings.appearance_strength
+        return randomise_appearance(images, styles, strength, generator, self.intensity_channels)
 
     def _make_valid(self, consensus: Tensor) -> tuple[Tensor, list[str]]:
         references, proposers = consensus.clone(), ["consensus"] * len(consensus)

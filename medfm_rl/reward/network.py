@@ -35,7 +35,9 @@ class RewardNet(nn.Module):
     Args:
         settings: Architecture.
         num_classes: K, classes of the action.
-        in_channels: C, channels of the image.
+        in_channels: Channels of the image that it sees, the first ones: grey values. Whatever else travels with an
+            image, such as the boxes that a segmenter was prompted with, says nothing of whether a mask is right; a
+            network that knew the boxes would believe them.
         spatial_dims: 2 or 3.
     """
 
@@ -67,7 +69,7 @@ class RewardNet(nn.Module):
 
     def _judge(self, images: Tensor, memberships: Tensor) -> Tensor:
         """Reward logits `(B, *S)` of memberships `(B, K, *S)`."""
-        seen = torch.cat([images, memberships], dim=1)
+        seen = torch.cat([images[:, : self.in_channels], memberships], dim=1)
         # Patches of other tools need not be what a UNet can halve: the last pixels are repeated until they are.
         short = [-side % size_divisor(self.settings) for side in seen.shape[2:]]
         if any(short):

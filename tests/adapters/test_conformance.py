@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from medfm_rl.adapters import ConformanceError, Sample, SegmenterAdapter, TorchModuleAdapter, check_adapter
+from medfm_rl.adapters.base import Scope, parameters_in_scope
 from medfm_rl.settings import NetworkSettings, PreprocessingSettings
 from medfm_rl.types import Case, LabelMap, LabelSchema
 
@@ -43,8 +44,8 @@ class Working(SegmenterAdapter):
     def restore_map(self, values: Tensor, sample: Sample) -> np.ndarray:
         return values.numpy()
 
-    def trainable(self, scope: str) -> dict[str, nn.Parameter]:
-        return dict(self.named_parameters())
+    def trainable(self, scope: Scope) -> dict[str, nn.Parameter]:
+        return parameters_in_scope(self, scope, ())
 
     def export(self, folder: Path) -> None:
         from medfm_rl.data.files import replace_folder_on_success
@@ -101,6 +102,17 @@ def overwrites(self: Working, folder: Path) -> None:
     torch.save(self.state_dict(), folder / "weights.pt")
 
 
+def exports_what_low_rank_parts_started_from(self: Working, folder: Path) -> None:
+    state = {
+        name.replace("parametrizations.weight.original", "weight"): value
+        for name, value in self.named_parameters()
+        if ".weight.0." not in name
+    }
+    twin = Working()
+    twin.load_state_dict(state)
+    Working.export(twin, folder)
+
+
 def unused_parameter() -> SegmenterAdapter:
     adapter = Working()
     adapter.extra = nn.Linear(2, 2)
@@ -130,6 +142,8 @@ BROKEN: dict[str, tuple[Callable[[], SegmenterAdapter], str]] = {
     "map": (broken(restore_map=lambda s, x, sample: Working.restore_map(s, x, sample) * 2), "constant map"),
     "export": (broken(export=loses_weights), "another segmenter"),
     "overwrites": (broken(export=overwrites), "not empty"),
+    "unmerged": (broken(export=exports_what_low_rank_parts_started_from), "does not merge low-rank parts"),
+    "lora": (broken(trainable=lambda s, scope: dict(s.named_parameters())), "not the low-rank parts"),
     "copy": (broken(__deepcopy__=shared_copy), "shares its weights"),
     "sample": (
         broken(preprocess=lambda s, case: replace(Working.preprocess(s, case), patient_id="?")),

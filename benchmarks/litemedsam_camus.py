@@ -1,0 +1,425 @@
+"""LiteMedSAM with its real weights on CAMUS and on a SIMULATED handheld, prompted by another segmenter's boxes.
+
+    python benchmarks/litemedsam_camus.py [--patients 10] [--runs benchmarks/runs/litemedsam_camus] [--quick]
+
+A small U-Net, trained on the source as in `adaptation.py`, makes coarse masks; the largest piece of each structure
+gives its box (that of MYO takes in LV: it is the epicardium's). Each side of a box is moved by up to 0, 5, 10 and 20
+pixels of the 224 x 224 image. LiteMedSAM is adapted to the handheld without target labels from boxes with a jitter of
+10, its decoder or by low-rank parts of all layers. Measured on held-out patients of both domains:
+
+- Dice by jitter as it is and adapted, the difference paired by patient;
+- how well masks of the unadapted model from boxes with 10 and 20 pixels that are worse than a mean Dice of .8 are
+  found by the Dice that the run's reward maps let expect, by the model's own IoU head, and by box jitter;
+- the time of an inner epoch of PPO on the decoder, with kept embeddings, as a share of the encoder's on those images.
+
+The default sizes (`SIZE`: 10 patients in each part, every second of their images measured) are small, meant for 20 to
+40 minutes of one core. What is complete is not done again. `--quick` runs every part on a few images. Its figures mean
+nothing and are not kept.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from adaptation import Budget, Laboratory
+from quality_control import patient_bootstrap
+from recording import environment, write_results
+from scipy import ndimage
+from shifts import ECHO, Shift, prepare
+
+from medfm_rl.adapters import LiteMedSAMAdapter, SegmenterAdapter, TorchModuleAdapter
+from medfm_rl.adapters.prompts import open_prompts
+from medfm_rl.data.files import write_json
+from medfm_rl.data.images import write_labels
+from medfm_rl.data.layouts import CaseFile, find_cases
+from medfm_rl.metrics.bootstrap import paired_bootstrap
+from medfm_rl.metrics.failure_detection import failure_auroc
+from medfm_rl.metrics.overlap import dice
+from medfm_rl.pipeline.adapt import adapt
+from medfm_rl.pipeline.models import load_model
+from medfm_rl.quality.evidence import expected_dice
+from medfm_rl.quality.rivals import BoxAgreement, PredictedIoU
+from medfm_rl.settings import AdaptConfig, DataSettings, MaskPrompts
+from medfm_rl.types import LabelMap
+
+JITTERS = (0, 5, 10, 20)
+TRAINED_WITH = 10
+JUDGED_WITH = (10, 20)
+FAILED_BELOW = 0.8
+SCOPES = ("decoder", "lora")
+OURS, IOU_HEAD, JITTER = "expected Dice", PredictedIoU.name, BoxAgreement.name
+
+
+@dataclass(frozen=True)
+class Size:
+    """How much is done.
+
+    Attributes:
+        patients: In each part of the shift.
+        every: Of the held-out images, each that many-th is measured.
+        coarse_steps: Training of the coarse segmenter.
+        adapt: Settings of `adapt`.
+    """
+
+    patients: int
+    every: int
+    coarse_steps: int
+    adapt: Mapping[str, Any]
+
+
+SIZE = Size(
+    10,
+    2,
+    150,
+    {
+        "warm_up": {"steps": 20, "batch_size": 4, "target_batch_size": 2, "learning_rate": 2e-4},
+        "collect": {"source_images": 20, "target_images": 10, "actions_per_image": 4, "shard_images": 10},
+        "shape_prior": {"epochs": 5},
+        "reward": {"steps": 150, "validate_every": 50, "batch_size": 8},
+        "ppo": {"updates": 6, "n_envs": 4, "n_epochs": 3, "eval_every": 3},
+    },
+)
+QUICK = Size(
+    6,
+    12,
+    20,
+    {
+        "warm_up": {"steps": 2, "batch_size": 2, "target_batch_size": 1},
+        "collect": {"source_images": 6, "target_images": 2, "actions_per_image": 2},
+        "shape_prior": {"epochs": 1},
+        "reward": {"ensemble": 1, "steps": 4, "validate_every": 2, "batch_size": 2, "network": {"channels": (8, 16)}},
+        "ppo": {"updates": 1, "n_envs": 2, "n_epochs": 2},
+    },
+)
+
+
+def quiet(stage: str, done: int, total: int) -> None:
+    if done == total:
+        print(f"  {stage}: {total}", flush=True)
+
+
+def largest_pieces(labels: LabelMap, num_classes: int) -> LabelMap:
+    """A mask without what is not connected to the largest piece of its structure."""
+    kept = np.zeros_like(labels)
+    for index in range(1, num_classes):
+        pieces, count = ndimage.label(labels == index)
+        if count:
+            kept[pieces == 1 + np.bincount(pieces.ravel())[1:].argmax()] = index
+    return kept
+
+
+def write_coarse(segmenter: SegmenterAdapter, folders: Sequence[Path], out: Path) -> None:
+    """Masks that the boxes are taken of, each once."""
+    for folder in folders:
+        for file in find_cases(DataSettings(path=folder)):
+            path = out / f"{file.case_id}.png"
+            if not path.exists():
+                case = file.read()
+                mask = largest_pieces(segmenter.segment(case), segmenter.schema.num_classes)
+                write_labels(path, mask, case.geometry, segmenter.schema)
+
+
+def once(path: Path, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """What a part found; made unless it is there."""
+    if not path.exists():
+        print(f"  {path.stem}", flush=True)
+        write_json(path, make())
+    return dict(json.loads(path.read_text()))
+
+
+class Bench:
+    """LiteMedSAM on one shift.
+
+    Args:
+        shift: The images.
+        size: How much is done.
+        runs: Folder of the benchmark.
+        started_in: The environment.
+    """
+
+    def __init__(self, shift: Shift, size: Size, runs: Path, started_in: Mapping[str, Any]) -> None:
+        self.shift = shift
+        self.size = size
+        self.runs = runs
+        budget = Budget(training_steps=size.coarse_steps, most_patients=size.patients)
+        self.coarse, _ = Laboratory(shift, 0, runs, budget, started_in).trained(shift.folders.source)
+        self.masks = runs / "coarse"
+        self.segmenter = runs / "litemedsam"
+        folders = shift.folders
+        write_coarse(
+            TorchModuleAdapter.load(self.coarse),
+            [folders.source, folders.source_held_out, folders.target, folders.held_out],
+            self.masks,
+        )
+        write_json(
+            self.segmenter / "segmenter.json",
+            {
+                "format": 1,
+                "kind": "litemedsam",
+                "structures": dict(ECHO),
+                "contains": {"MYO": ["LV"]},
+                "prompts": {"kind": "from_masks", "path": "../coarse"},
+            },
+        )
+
+    def run(self) -> dict[str, Any]:
+        """Every part, or what it found before."""
+        cells = self.runs / "cells"
+        original = LiteMedSAMAdapter.load(self.segmenter)
+        results: dict[str, Any] = {"before": once(cells / "before.json", lambda: self.dice_by_jitter(original))}
+        results["cost"] = once(cells / "cost.json", lambda: self.cost(original))
+        for scope in SCOPES:
+            results[scope] = once(cells / f"{scope}.json", lambda scope=scope: self.adapted(scope))  # type: ignore[misc]
+        results["judged"] = once(cells / "judged.json", lambda: self.judged(original))
+        return results
+
+    def adapted(self, scope: str) -> dict[str, Any]:
+        """Dice of the adapted model, and what it took."""
+        config = AdaptConfig.model_validate(
+            {
+                "segmenter": {
+                    "kind": "litemedsam",
+                    "folder": self.segmenter,
+                    "train": scope,
+                    "prompts": self.prompts(TRAINED_WITH).model_dump(),
+                },
+                "target": {"path": self.shift.folders.target},
+                "source": {"path": self.shift.folders.source},
+                "output": self.runs / f"run-{scope}",
+                "anatomy": self.shift.anatomy,
+                "tracking": {"uri": None},
+                **self.size.adapt,
+            }
+        )
+        start = time.perf_counter()
+        run = adapt(config, resume=True, progress=quiet)
+        seconds = time.perf_counter() - start
+        segmenter = load_model(run.path).segmenter
+        assert isinstance(segmenter, LiteMedSAMAdapter)
+        chosen = json.loads(run.selection(config.iterations - 1).read_text())["chosen"]
+        return {"chosen": chosen, "adapt_seconds": seconds, **self.dice_by_jitter(segmenter)}
+
+    def dice_by_jitter(self, segmenter: LiteMedSAMAdapter) -> dict[str, Any]:
+        """Mean Dice of each held-out case, by domain and jitter."""
+        found: dict[str, Any] = {}
+        segmenter.requires_grad_(False)
+        for domain, folder in {
+            "source": self.shift.folders.source_held_out,
+            "target": self.shift.folders.held_out,
+        }.items():
+            files = self.measured(folder)
+            by_jitter: dict[str, list[list[float]]] = {str(jitter): [] for jitter in JITTERS}
+            for file in files:
+                labelled = file.read_labelled(segmenter.schema)
+                # Image by image, so that all boxes share an embedding.
+                for jitter in JITTERS:
+                    mask = self.segment(segmenter, labelled.case, jitter)
+                    by_jitter[str(jitter)].append(
+                        dice(mask, labelled.ground_truth, segmenter.schema.num_classes).tolist()
+                    )
+            found[domain] = {"patient_ids": [file.patient_id for file in files], "dice": by_jitter}
+        return found
+
+    def judged(self, segmenter: LiteMedSAMAdapter) -> dict[str, Any]:
+        """Scores of masks of the unadapted model on held-out target images."""
+        reward = load_model(self.runs / "run-decoder").reward
+        assert reward is not None
+        rivals = (PredictedIoU(segmenter), BoxAgreement(segmenter))
+        segmenter.requires_grad_(False)
+        scores: dict[str, list[float]] = {name: [] for name in (OURS, IOU_HEAD, JITTER)}
+        patients, truth = [], []
+        for jitter in JUDGED_WITH:
+            for file in self.measured(self.shift.folders.held_out):
+                labelled = file.read_labelled(segmenter.schema)
+                mask = self.segment(segmenter, labelled.case, jitter)
+                sample = segmenter.preprocess(labelled.case)
+                action = segmenter.preprocess_labels(mask, sample)
+                maps = reward(sample.image[None], action[None])
+                scores[OURS].append(float(expected_dice(maps, action[None], segmenter.schema.num_classes).mean()))
+                for rival in rivals:
+                    scores[rival.name].append(rival.estimate(sample.image, action))
+                patients.append(file.patient_id)
+                truth.append(float(dice(mask, labelled.ground_truth, segmenter.schema.num_classes).mean()))
+        return {"patient_ids": patients, "dice": truth, "scores": scores}
+
+    def cost(self, segmenter: LiteMedSAMAdapter) -> dict[str, Any]:
+        """Seconds of the encoder, of an inner epoch of PPO on the decoder and of a mask; memory of the process."""
+        files = find_cases(DataSettings(path=self.shift.folders.target))[:4]
+        cases = [file.read() for file in files]
+        images = torch.stack([segmenter.preprocess(case).image for case in cases])
+        segmenter.requires_grad_(False)
+        parameters = list(segmenter.trainable("decoder").values())
+        for parameter in parameters:
+            parameter.requires_grad_(True)
+        optimiser = torch.optim.Adam(parameters, 0.0)
+
+        def inner_epoch() -> None:
+            optimiser.zero_grad()
+            segmenter(images).log_softmax(dim=1).square().mean().backward()
+            optimiser.step()
+
+        def encode() -> None:
+            with torch.no_grad():
+                segmenter.encode(images[:, : segmenter.intensity_channels])
+
+        inner_epoch()
+        encoder, update = seconds_of(encode), seconds_of(inner_epoch)
+        segmenter.requires_grad_(True)
+        whole = seconds_of(lambda: segmenter.segment(cases[0]))
+        return {
+            "images": len(images),
+            "encoder_seconds": encoder,
+            "decoder_update_seconds": update,
+            "seconds_per_image": whole,
+            "peak_memory_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+        }
+
+    def measured(self, folder: Path) -> list[CaseFile]:
+        return find_cases(DataSettings(path=folder))[:: self.size.every]
+
+    def prompts(self, jitter: int) -> MaskPrompts:
+        return MaskPrompts(kind="from_masks", path=self.masks.absolute(), jitter=jitter)
+
+    def segment(self, segmenter: LiteMedSAMAdapter, case: Any, jitter: int) -> LabelMap:
+        """A mask from boxes with that jitter, from which the segmenter then goes on to take its boxes."""
+        segmenter.prompts = open_prompts(self.prompts(jitter), segmenter.schema, segmenter.description.contains)
+        return segmenter.segment(case)
+
+
+def seconds_of(work: Callable[[], Any], times: int = 5) -> float:
+    """Median wall time."""
+    taken = []
+    for _ in range(times):
+        start = time.perf_counter()
+        work()
+        taken.append(time.perf_counter() - start)
+    return statistics.median(taken)
+
+
+def summarise(results: Mapping[str, Any]) -> dict[str, Any]:
+    """The figures that others quote; Dice on held-out images of the target."""
+    before = results["before"]["target"]
+    after = {scope: results[scope]["target"] for scope in SCOPES}
+    aurocs, low = detection(results["judged"])
+    cost = results["cost"]
+    return {
+        "auroc_ours": aurocs[OURS],
+        "auroc_iou_head": aurocs[IOU_HEAD],
+        "auroc_jitter": aurocs[JITTER],
+        "auroc_gain_ci_low": low,
+        "dice_before": {jitter: mean_dice(before, jitter) for jitter in before["dice"]},
+        "dice_after": {
+            scope: {jitter: mean_dice(found, jitter) for jitter in found["dice"]} for scope, found in after.items()
+        },
+        "gain_ci_low_10px": {scope: gain(before, found, TRAINED_WITH)["low"] for scope, found in after.items()},
+        "decoder_update_share_of_encoder": cost["decoder_update_seconds"] / cost["encoder_seconds"],
+    }
+
+
+def mean_dice(domain: Mapping[str, Any], jitter: str) -> float:
+    return float(np.mean(domain["dice"][jitter]))
+
+
+def gain(before: Mapping[str, Any], after: Mapping[str, Any], jitter: int) -> dict[str, float]:
+    """Difference of mean Dice at a jitter, paired, with its interval over patients."""
+    values = [np.mean(domain["dice"][str(jitter)], axis=1) for domain in (before, after)]
+    return asdict(paired_bootstrap(values[0], values[1], before["patient_ids"]))
+
+
+def detection(judged: Mapping[str, Any]) -> tuple[dict[str, float | None], float | None]:
+    """Failure AUROC of each score, and the lower end of the interval of ours minus the IoU head's over patients.
+
+    None where there are no failures, or nothing else; draws of patients without both are left out.
+    """
+    failed = np.array(judged["dice"]) < FAILED_BELOW
+    scores = {name: np.array(values) for name, values in judged["scores"].items()}
+    aurocs = {name: failure_auroc(values, failed) for name, values in scores.items()}
+    if aurocs[OURS] is None:
+        return aurocs, None
+    known: list[float] = []
+
+    def difference(rows: Any) -> float:
+        ours, theirs = (failure_auroc(scores[name][rows], failed[rows]) for name in (OURS, IOU_HEAD))
+        if ours is None or theirs is None:
+            return 0.0
+        known.append(ours - theirs)
+        return known[-1]
+
+    patient_bootstrap(difference, judged["patient_ids"])
+    return aurocs, float(np.quantile(known, 0.025)) if known else None
+
+
+def table(results: Mapping[str, Any], size: Size) -> str:
+    """Markdown."""
+    cost, summary = results["cost"], summarise(results)
+    failures = int((np.array(results["judged"]["dice"]) < FAILED_BELOW).sum())
+    lines = [
+        "# LiteMedSAM on CAMUS and on a SIMULATED handheld",
+        "",
+        f"{size.patients} patients in each part; mean Dice on held-out patients by jitter of the boxes' sides in",
+        "pixels; intervals: 95 %, bootstrap over patients.",
+        "",
+        "| domain | jitter | as it is | decoder adapted | gain [interval] | low-rank parts | gain [interval] |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for domain in ("source", "target"):
+        before = results["before"][domain]
+        for jitter in JITTERS:
+            row = [domain, str(jitter), f"{mean_dice(before, str(jitter)):.3f}"]
+            for scope in SCOPES:
+                after = results[scope][domain]
+                found = gain(before, after, jitter)
+                row.append(f"{mean_dice(after, str(jitter)):.3f}")
+                row.append(f"{found['mean']:+.3f} [{found['low']:+.3f}, {found['high']:+.3f}]")
+            lines.append(f"| {' | '.join(row)} |")
+    scores = {OURS: summary["auroc_ours"], IOU_HEAD: summary["auroc_iou_head"], JITTER: summary["auroc_jitter"]}
+    lines += ["", f"Failures (mean Dice below {FAILED_BELOW}): {failures} of {len(results['judged']['dice'])}.", ""]
+    lines += ["| judged by | failure AUROC |", "|---|---|"]
+    lines += [f"| {name} | {'not defined' if value is None else f'{value:.3f}'} |" for name, value in scores.items()]
+    lines += [
+        "",
+        f"An inner epoch of PPO on the decoder takes {summary['decoder_update_share_of_encoder']:.2f} of the encoder's "
+        f"time on the same {cost['images']} images; a mask takes {cost['seconds_per_image']:.2f} s, the process "
+        f"{cost['peak_memory_mib']:.0f} MiB. Chosen: "
+        + ", ".join(f"{scope} {results[scope]['chosen']}" for scope in SCOPES)
+        + ".",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--patients", type=int, help=f"in each part; {SIZE.patients} by default")
+    parser.add_argument("--runs", type=Path, help="where data, models and cells are kept")
+    parser.add_argument("--quick", action="store_true", help="every part in minutes; the figures mean nothing")
+    parser.add_argument("--threads", type=int, default=1, help="of torch")
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    started_in = environment()
+    size = QUICK if arguments.quick else SIZE
+    if arguments.patients is not None:
+        size = replace(size, patients=arguments.patients)
+    name = f"{'quick' if arguments.quick else 'full'}-{size.patients}"
+    runs: Path = arguments.runs or Path(__file__).parent / "runs" / "litemedsam_camus" / name
+    shift = prepare("camus-handheld", runs / "data", size.patients)
+    results = Bench(shift, size, runs, started_in).run()
+    if arguments.quick:
+        print(json.dumps(summarise(results), indent=2))
+        print(table(results, size))
+    else:
+        record = {**results, "size": asdict(size)}
+        write_results("litemedsam_camus", started_in, [0], record, summarise(results), table(results, size))
+
+
+if __name__ == "__main__":
+    main()

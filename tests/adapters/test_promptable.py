@@ -1,0 +1,193 @@
+"""Promptable segmenters: kept embeddings, channels that are no grey values, and the tool's own estimate."""
+
+from __future__ import annotations
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+from promptable_models import TinyPromptable
+
+from medfm_rl.adapters.embeddings import EmbeddingCache
+from medfm_rl.adapters.prompts import boxes_of
+from medfm_rl.envs import SegmentationVecEnv
+from medfm_rl.errors import ModelError
+from medfm_rl.pipeline.supervised import augment_pair
+from medfm_rl.policies import DensePPO
+from medfm_rl.quality.rivals import BoxAgreement, PredictedIoU
+from medfm_rl.reward.appearance import randomise_appearance
+from medfm_rl.reward.network import RewardNet
+from medfm_rl.settings import CorrectionSettings, NetworkSettings, PromptableDescription
+from medfm_rl.tto.optimizer import _WeightSearch
+from medfm_rl.types import Case, Geometry
+
+BOXES = {"LV": [0.2, 0.2, 0.6, 0.7], "LA": [0.3, 0.7, 0.7, 0.95]}
+DESCRIPTION = PromptableDescription.model_validate(
+    {"kind": "litemedsam", "structures": {"LV": 1, "LA": 2}, "prompts": {"kind": "fixed", "boxes": BOXES}}
+)
+
+
+@pytest.fixture
+def tiny() -> TinyPromptable:
+    TinyPromptable.encoded.clear()
+    return TinyPromptable(DESCRIPTION).eval()
+
+
+def images_of(adapter: TinyPromptable, count: int) -> torch.Tensor:
+    cases = [
+        Case(
+            f"p{index}",
+            f"p{index}",
+            np.random.default_rng(index).normal(size=(1, 40, 36)).astype(np.float32),
+            Geometry.unknown(2),
+        )
+        for index in range(count)
+    ]
+    return torch.stack([adapter.preprocess(case).image for case in cases])
+
+
+def freeze_encoder(adapter: TinyPromptable) -> None:
+    adapter.requires_grad_(False)
+    for parameter in adapter.trainable("decoder").values():
+        parameter.requires_grad_(True)
+
+
+def test_a_frozen_encoder_runs_once_for_an_image(tiny: TinyPromptable) -> None:
+    images = images_of(tiny, 3)
+    expected = tiny(images)
+    assert tiny.encoded == [3]
+    freeze_encoder(tiny)
+    tiny.encoded.clear()
+    for rows in ([0, 1], [1, 2], [2, 0, 1], [1, 1]):
+        assert torch.allclose(tiny(images[rows]), expected[rows], atol=1e-6)
+    assert tiny.encoded == [2, 1]
+    tiny(images[:2]).sum().backward()
+    assert all(parameter.grad is not None for parameter in tiny.trainable("decoder").values())
+
+
+def test_structures_within_others_learn(tiny: TinyPromptable) -> None:
+    tiny.description = DESCRIPTION.model_copy(update={"contains": {"LA": ("LV",)}})
+    tiny(images_of(tiny, 2)).log_softmax(dim=1)[:, 2].sum().backward()
+    assert all(parameter.grad is not None for parameter in tiny.trainable("all").values())
+
+
+def test_other_boxes_need_no_other_embedding(tiny: TinyPromptable) -> None:
+    freeze_encoder(tiny)
+    images = images_of(tiny, 1)
+    one = tiny(images)
+    images[:, 1:] = images[:, 1:].roll(3, dims=-1)
+    assert not torch.equal(tiny(images), one)
+    assert tiny.encoded == [1]
+
+
+def test_other_weights_need_another_embedding(tiny: TinyPromptable) -> None:
+    freeze_encoder(tiny)
+    images = images_of(tiny, 1)
+    before = tiny(images)
+    other = copy.deepcopy(tiny)
+    with torch.no_grad():
+        next(other.module.encoder.parameters()).add_(1)
+    changed = other(images)
+    assert not torch.equal(changed, before)
+    tiny.load_state_dict(other.state_dict())
+    assert torch.equal(tiny(images), changed)
+
+
+def test_the_images_of_the_last_calls_are_kept_and_no_more() -> None:
+    made: list[int] = []
+
+    def encode(images: torch.Tensor) -> torch.Tensor:
+        made.append(len(images))
+        return 2 * images
+
+    cache, images = EmbeddingCache(least=2), torch.arange(4.0)[:, None]
+    for rows in ([0, 1], [2], [0], [1, 2, 3], [1, 2, 3]):
+        assert torch.equal(cache.of(images[rows], encode, "frozen"), 2 * images[rows])
+    # Image 0 was pushed out by 2, 1 by 0; a larger batch is kept whole.
+    assert made == [2, 1, 1, 2]
+    cache.of(images[:1], encode, "other weights")
+    assert made[-1] == 1
+
+
+@pytest.mark.parametrize(("scope", "expected"), [("decoder", 4), ("all", 4 * 5)])
+def test_inner_epochs_of_ppo_run_a_frozen_encoder_once(tiny: TinyPromptable, scope: str, expected: int) -> None:
+    images = images_of(tiny, 4)
+    env = SegmentationVecEnv(images.numpy(), lambda _, actions: (actions > 0).float(), 3, n_envs=4)
+    trainable = list(tiny.trainable(scope).values())  # type: ignore[arg-type]
+    ppo = DensePPO(env, tiny, trainable=trainable, kl_coef=0.0, n_epochs=5, device="cpu", learning_rate=1e-2)
+    ppo.learn(4)
+    assert sum(tiny.encoded) == expected
+
+
+def test_steps_on_weights_of_the_decoder_run_the_encoder_once(tiny: TinyPromptable) -> None:
+    search = _WeightSearch(tiny, images_of(tiny, 1)[0], "decoder", CorrectionSettings(optimise="decoder"))
+    optimiser = torch.optim.SGD(search.parameters, 0.1)
+    first = search.logits()
+    for _ in range(3):
+        search.logits().square().sum().backward()
+        optimiser.step()
+    assert not torch.equal(search.logits(), first)
+    assert sum(tiny.encoded) == 1
+
+
+def test_another_appearance_leaves_boxes_alone(tiny: TinyPromptable) -> None:
+    images, generator = images_of(tiny, 8), torch.Generator().manual_seed(0)
+    shown = randomise_appearance(images, images.flip(0), 1.0, generator, tiny.intensity_channels)
+    assert torch.equal(shown[:, 1:], images[:, 1:])
+    assert all(not torch.equal(*pair) for pair in zip(shown[:, 0], images[:, 0], strict=True))
+
+
+def test_boxes_move_with_the_image_and_keep_their_values(tiny: TinyPromptable) -> None:
+    images, generator = images_of(tiny, 6), torch.Generator().manual_seed(0)
+    # A structure that fills its box moves as the box does.
+    labels = (images[:, 1] > 0.5).to(torch.uint8)
+    moved, target = augment_pair(images, labels, generator, strength=2.0, channels=tiny.intensity_channels)
+    assert 0 <= moved[:, 1:].min() <= moved[:, 1:].max() <= 1
+    boxes, there = boxes_of(moved[:, 1:2])
+    assert there.all()
+    assert not torch.allclose(boxes, boxes_of(images[:, 1:2])[0], atol=0.5)
+    for box, mask in zip(boxes[:, 0], target, strict=True):
+        rows, columns = torch.nonzero(mask.any(dim=1))[:, 0], torch.nonzero(mask.any(dim=0))[:, 0]
+        found = torch.stack([columns[0], rows[0], columns[-1], rows[-1]]).float()
+        assert (box - found).abs().max() <= 1.5
+
+
+def test_reward_networks_do_not_see_boxes(tiny: TinyPromptable) -> None:
+    torch.manual_seed(0)
+    net = RewardNet(NetworkSettings(channels=(4, 8), residual_units=0), 3, tiny.intensity_channels).eval()
+    images = images_of(tiny, 2)
+    actions = torch.randint(3, (2, 32, 32), generator=torch.Generator().manual_seed(0))
+    without = images.clone()
+    without[:, 1:] = 0
+    assert torch.equal(net(images, actions), net(without, actions))
+
+
+def test_boxes_that_hardly_move_agree_and_those_that_do_do_not(tiny: TinyPromptable) -> None:
+    image = images_of(tiny, 1)[0]
+    with torch.no_grad():
+        action = tiny(image[None])[0].argmax(dim=0).to(torch.uint8)
+    assert BoxAgreement(tiny, jitter=0.0).estimate(image, action) == pytest.approx(1.0)
+    scores = [BoxAgreement(tiny, jitter=jitter).estimate(image, action) for jitter in (1.0, 3.0, 8.0)]
+    assert sorted(scores, reverse=True) == scores
+    assert scores[-1] < 0.9
+    assert BoxAgreement(tiny, jitter=3.0).estimate(image, action) == scores[1]
+
+
+def test_the_own_estimate_is_of_the_structures_that_have_a_box(tiny: TinyPromptable) -> None:
+    image = images_of(tiny, 1)[0]
+    estimates = tiny.predicted_iou(image[None])[0]
+    assert ((estimates > 0) & (estimates < 1)).all()
+    action = torch.zeros(32, 32, dtype=torch.uint8)
+    assert PredictedIoU(tiny).estimate(image, action) == pytest.approx(float(estimates.mean()))
+    image[2] = 0
+    assert tiny.predicted_iou(image[None])[0].isnan().tolist() == [False, True]
+    assert PredictedIoU(tiny).estimate(image, action) == pytest.approx(float(estimates[0]))
+    image[1] = 0
+    assert PredictedIoU(tiny).estimate(image, action) == 0.0
+
+
+def test_a_tool_without_an_estimate_says_so(tiny: TinyPromptable, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(TinyPromptable, "decode_judged")
+    with pytest.raises(ModelError, match="makes no estimate of its own masks"):
+        tiny.predicted_iou(images_of(tiny, 1))
