@@ -3,6 +3,7 @@
 from medfm_rl.adapters.base import Sample, SegmenterAdapter
 from medfm_rl.adapters.conformance import ConformanceError, check_adapter
 from medfm_rl.adapters.litemedsam import LiteMedSAMAdapter
+from medfm_rl.adapters.medsam import MedSAM2Adapter, MedSAMAdapter
 from medfm_rl.adapters.monai_bundle import MonaiBundleAdapter
 from medfm_rl.adapters.nnunet import NnUNetAdapter
 from medfm_rl.adapters.promptable import PromptableAdapter
@@ -11,6 +12,8 @@ from medfm_rl.adapters.torch_module import TorchModuleAdapter
 __all__ = [
     "ConformanceError",
     "LiteMedSAMAdapter",
+    "MedSAM2Adapter",
+    "MedSAMAdapter",
     "MonaiBundleAdapter",
     "NnUNetAdapter",
     "PromptableAdapter",

@@ -41,7 +41,7 @@ from medfm_rl.reward.network import FUSION, RewardEnsemble, RewardNet
 from medfm_rl.reward.shape_prior import ShapePrior, train_shape_prior
 from medfm_rl.reward.training import RewardTrainingReport, train_reward
 from medfm_rl.seeding import derive_seed, torch_generator
-from medfm_rl.settings import AdaptConfig, LiteMedSAMSettings
+from medfm_rl.settings import AdaptConfig, PromptableSettings
 from medfm_rl.tracking import Tracker, open_tracker
 
 _LOG = logging.getLogger(__name__)
@@ -97,7 +97,7 @@ def _check_inputs(config: AdaptConfig) -> None:
     Raises:
         UserError: Something that was handed over cannot be used.
     """
-    if isinstance(config.segmenter, LiteMedSAMSettings):
+    if isinstance(config.segmenter, PromptableSettings):
         raise ConfigError(
             f"segmenter: kind {config.segmenter.kind} works with predict, evaluate and inspect; its adaptation is not "
             "built yet: the random appearance of training would distort the boxes that travel with the images"
