@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 from abc import abstractmethod
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar, Final, Self, final
 
@@ -79,6 +80,7 @@ class SamAdapter(PromptableAdapter):
         size = int(self.module.config.prompt_encoder_config.image_size)
         self.patch_size = (size, size)
         self.checkpoint = checkpoint
+        self.names = tuple(checkpoint.state)
         self._load()
 
     @classmethod
@@ -100,7 +102,19 @@ class SamAdapter(PromptableAdapter):
 
     def original_state(self) -> dict[str, Tensor]:
         own = self._own_state()
-        return {name: own.get(name, self.checkpoint.state[name]) for name in self.checkpoint.state}
+        return {name: own[name] if name in own else self.checkpoint.state[name] for name in self.names}
+
+    def decode(self, embeddings: Tensor, boxes: Tensor) -> Tensor:
+        return self.decode_judged(embeddings, boxes)[0]
+
+    def decode_judged(self, embeddings: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor]:
+        """The same logits, and the network's own estimate of the IoU of each mask, `(B, K - 1)`."""
+        answer = self.module(image_embeddings=self.maps(embeddings), input_boxes=boxes, multimask_output=False)
+        return answer.pred_masks[:, :, 0], answer.iou_scores[:, :, 0]
+
+    def maps(self, embeddings: Tensor) -> Any:
+        """Embeddings as the network takes them."""
+        return embeddings
 
     def write_checkpoint(self, path: Path) -> None:
         self.checkpoint.write(portable_state(self.original_state()), path)
@@ -137,6 +151,9 @@ class SamAdapter(PromptableAdapter):
             given = self.from_file(given)
             given[_SAME_POSITIONS] = given[_POSITIONS]
         self.module.load_state_dict(given)
+        # The network has the rest now.
+        unused = {name: value for name, value in self.checkpoint.state.items() if name.startswith(self.unused)}
+        self.checkpoint = replace(self.checkpoint, state=unused)
 
 
 @final
@@ -160,11 +177,6 @@ class MedSAMAdapter(SamAdapter):
     def encode(self, images: Tensor) -> Tensor:
         embeddings: Tensor = self.module.vision_encoder(images.expand(-1, 3, -1, -1)).last_hidden_state
         return embeddings
-
-    def decode(self, embeddings: Tensor, boxes: Tensor) -> Tensor:
-        answer = self.module(image_embeddings=embeddings, input_boxes=boxes, multimask_output=False)
-        masks: Tensor = answer.pred_masks[:, :, 0]
-        return masks
 
     def architecture(self, checkpoint: SamCheckpoint) -> dict[str, Any]:
         size, count = checkpoint.size, checkpoint.count
@@ -238,17 +250,15 @@ class MedSAM2Adapter(SamAdapter):
         maps[-1] = maps[-1] + self.module.no_memory_embedding
         return torch.cat([scale.permute(1, 2, 0).flatten(1) for scale in maps], dim=1)
 
-    def decode(self, embeddings: Tensor, boxes: Tensor) -> Tensor:
+    def maps(self, embeddings: Tensor) -> list[Tensor]:
+        """The maps `(B, C, h, w)` of three scales, the finest first."""
         width = self.module.hidden_dim
         shapes = [
             (channels, *size)
             for channels, size in zip((width // 8, width // 4, width), self.module.backbone_feature_sizes, strict=True)
         ]
         parts = embeddings.split([channels * height * across for channels, height, across in shapes], dim=1)
-        maps = [part.reshape(len(part), *shape) for part, shape in zip(parts, shapes, strict=True)]
-        answer = self.module(image_embeddings=maps, input_boxes=boxes, multimask_output=False)
-        masks: Tensor = answer.pred_masks[:, :, 0]
-        return masks
+        return [part.reshape(len(part), *shape) for part, shape in zip(parts, shapes, strict=True)]
 
     def to_file(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
         # sam2 has a table of one row for each kind of point, transformers one table.

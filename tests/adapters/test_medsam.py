@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from promptable_models import echo_like, inside, tiny_sam, tiny_sam2, write_folder
+from sam_models import echo_like, inside, tiny_sam, tiny_sam2, write_folder
 from torch import Tensor, nn
 from typer.testing import CliRunner
 
@@ -86,13 +86,16 @@ def test_both_forms_of_a_checkpoint_give_the_logits_of_transformers(
         ]
     model = networks[kind].train()  # in training Sam2Model, too, answers with the first mask
     with torch.no_grad():
-        masks = model(pixel_values=pixels, input_boxes=boxes, multimask_output=False).pred_masks[:, :, 0]
+        answer = model(pixel_values=pixels, input_boxes=boxes, multimask_output=False)
         model.eval()
+        masks, estimates = answer.pred_masks[:, :, 0], answer.iou_scores[:, :, 0]
         expected = nn.functional.interpolate(masks, size=(128, 128), mode="bilinear", align_corners=False)
         of_folder, of_file = hub(images), file(images)
+        own_estimates = hub.decode_judged(hub.encode(images[:, :1]), boxes)[1]
     assert masks.shape == (1, 2, 32, 32)
     assert masks.std() > 1e-3
     assert torch.allclose(of_folder[:, 1:], expected, atol=1e-6)
+    assert torch.allclose(own_estimates, estimates, atol=1e-6)
     # The layer norms of the decoder have the epsilon of each side.
     assert torch.allclose(of_file, of_folder, atol=1e-3 * float(of_folder.abs().max()))
 
