@@ -71,7 +71,7 @@ def init(
     path: Annotated[Path, typer.Argument(help="File to write.")] = Path("adapt.yaml"),
     kind: Annotated[str, typer.Option(help="adapt, or train-source.")] = "adapt",
     segmenter: Annotated[
-        str, typer.Option(help="torch, nnunet, totalsegmentator, monai-bundle or litemedsam.")
+        str, typer.Option(help="torch, nnunet, totalsegmentator, monai-bundle, litemedsam, medsam or medsam2.")
     ] = "torch",
 ) -> None:
     """Write a commented settings file to start from."""

@@ -86,8 +86,8 @@ class SegmenterSettings(Settings):
     kind: Literal["torch"] = Field(
         "torch",
         description="torch: a folder with segmenter.json and weights. nnunet: a model folder of nnU-Net v2. "
-        "totalsegmentator: weights of TotalSegmentator. monai-bundle: a bundle of MONAI. litemedsam: "
-        "LiteMedSAM, prompted by boxes.",
+        "totalsegmentator: weights of TotalSegmentator. monai-bundle: a bundle of MONAI. litemedsam, "
+        "medsam, medsam2: prompted by boxes.",
     )
     folder: Path = Field(description="Folder of the segmenter. It is read, never written.")
     train: Scope = "all"
@@ -195,12 +195,25 @@ PromptSettings = Annotated[FixedPrompts | FilePrompts | MaskPrompts, Field(discr
 """Where the prompts of a promptable segmenter come from."""
 
 
+PromptableKind = Annotated[
+    Literal["litemedsam", "medsam", "medsam2"],
+    Field(description="litemedsam: LiteMedSAM. medsam: MedSAM. medsam2: MedSAM2, image by image. Prompted by boxes."),
+]
+
+
 class PromptableDescription(Settings):
     """`segmenter.json` of a promptable segmenter."""
 
-    kind: Literal["litemedsam"] = Field(description="litemedsam: LiteMedSAM.")
+    kind: PromptableKind
     checkpoint: str | None = Field(
-        None, description="File with the weights in this folder; null: those that the tool's package brings."
+        None,
+        description="File with the weights in this folder, or folder of save_pretrained in it; null: the weights that "
+        "the package of litemedsam brings.",
+    )
+    size: int | None = Field(
+        None,
+        ge=1,
+        description="Pixels of each side of the input, for a .pth file of medsam2, which does not say; null: 512.",
     )
     structures: dict[str, Annotated[int, Field(ge=1, le=255)]] = Field(
         min_length=1, description="Structures by name, with their integer in label files. Each has a prompt of its own."
@@ -213,8 +226,8 @@ class PromptableDescription(Settings):
     channels: Literal[1, 3] = Field(1, description="Channels of the images.")
     intensity: Literal["tool", "minmax"] = Field(
         "tool",
-        description="tool: as the tool does, which for LiteMedSAM divides by 255 what exceeds 1. minmax: each image to "
-        "[0, 1].",
+        description="tool: as the tool does; litemedsam and medsam2 divide by 255 what exceeds 1, medsam takes each "
+        "image to [0, 1]. minmax: each image to [0, 1].",
     )
     prompts: PromptSettings = Field(description="Where boxes come from, unless a call says otherwise.")
 
@@ -227,10 +240,10 @@ class PromptableDescription(Settings):
         return self
 
 
-class LiteMedSAMSettings(Settings):
-    """The segmenter to adapt: LiteMedSAM, prompted by boxes (kind litemedsam)."""
+class PromptableSettings(Settings):
+    """The segmenter to adapt: one that is prompted by boxes (kind litemedsam, medsam or medsam2)."""
 
-    kind: Literal["litemedsam"] = Field(description="litemedsam: LiteMedSAM, prompted by boxes.")
+    kind: PromptableKind
     folder: Path = Field(description="Folder with segmenter.json and, where it names one, a checkpoint.")
     prompts: PromptSettings | None = Field(
         None, description="Where boxes come from; null: as segmenter.json in the folder says."
@@ -243,13 +256,23 @@ def _kind_of(segmenter: Any) -> Any:
     return segmenter.get("kind", "torch") if isinstance(segmenter, dict) else getattr(segmenter, "kind", None)
 
 
-SEGMENTER_KINDS: tuple[str, ...] = ("torch", "nnunet", "totalsegmentator", "monai-bundle", "litemedsam")
+SEGMENTER_KINDS: tuple[str, ...] = (
+    "torch",
+    "nnunet",
+    "totalsegmentator",
+    "monai-bundle",
+    "litemedsam",
+    "medsam",
+    "medsam2",
+)
 Segmenter = Annotated[
     Annotated[SegmenterSettings, Tag("torch")]
     | Annotated[NnUNetSettings, Tag("nnunet")]
     | Annotated[TotalSegmentatorSettings, Tag("totalsegmentator")]
     | Annotated[MonaiBundleSettings, Tag("monai-bundle")]
-    | Annotated[LiteMedSAMSettings, Tag("litemedsam")],
+    | Annotated[PromptableSettings, Tag("litemedsam")]
+    | Annotated[PromptableSettings, Tag("medsam")]
+    | Annotated[PromptableSettings, Tag("medsam2")],
     Discriminator(
         _kind_of,
         custom_error_type="segmenter_kind",

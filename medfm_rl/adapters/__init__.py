@@ -4,6 +4,7 @@ from medfm_rl.adapters.base import Sample, SegmenterAdapter
 from medfm_rl.adapters.conformance import ConformanceError, check_adapter
 from medfm_rl.adapters.litemedsam import LiteMedSAMAdapter
 from medfm_rl.adapters.lora import add_low_rank
+from medfm_rl.adapters.medsam import MedSAM2Adapter, MedSAMAdapter
 from medfm_rl.adapters.monai_bundle import MonaiBundleAdapter
 from medfm_rl.adapters.nnunet import NnUNetAdapter
 from medfm_rl.adapters.promptable import PromptableAdapter
@@ -12,6 +13,8 @@ from medfm_rl.adapters.torch_module import TorchModuleAdapter
 __all__ = [
     "ConformanceError",
     "LiteMedSAMAdapter",
+    "MedSAM2Adapter",
+    "MedSAMAdapter",
     "MonaiBundleAdapter",
     "NnUNetAdapter",
     "PromptableAdapter",

@@ -68,6 +68,23 @@ def read_checkpoint(path: Path, trusted: bool = False) -> dict[str, Any]:
     return content
 
 
+def read_state(path: Path) -> tuple[dict[str, Tensor], str | None]:
+    """Reads a .pth file that holds a state dict, as it is or under one of `CONTAINERS`.
+
+    Returns:
+        The tensors by name, and the key that they are under; None where there is none.
+
+    Raises:
+        ModelError: It is missing, damaged or holds something else.
+    """
+    content = read_checkpoint(path)
+    container = next((key for key in CONTAINERS if isinstance(content.get(key), dict)), None)
+    state = content[container] if container else content
+    if not all(isinstance(value, torch.Tensor) for value in state.values()):
+        raise ModelError(f"{path}: not a state dict: tensors by name are needed, as they are or within model")
+    return dict(state), container
+
+
 def read_json_object(path: Path, missing: str) -> dict[str, Any]:
     """Reads a JSON file that holds an object.
 
@@ -95,14 +112,18 @@ def load_strictly(module: nn.Module, state: Mapping[str, Tensor], path: Path) ->
     Raises:
         ModelError: They do not fit, or one holds NaN or infinite values.
     """
-    own = module.state_dict()
+    refuse_misfit(module.state_dict(), state, path)
+    module.load_state_dict(state)
+
+
+def refuse_misfit(own: Mapping[str, Tensor], state: Mapping[str, Tensor], path: Path) -> None:
+    """Raises ModelError where names or shapes differ from a network's own, or a tensor is damaged."""
     missing, unexpected = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
     misshapen = sorted(key for key in own.keys() & state.keys() if own[key].shape != state[key].shape)
     for problem, keys in (("misses", missing), ("has the unknown", unexpected), ("has other shapes for", misshapen)):
         if keys:
             raise ModelError(f"{path}: does not fit the network: {problem} {len(keys)} tensors, the first {keys[0]}")
     refuse_damaged(state, path)
-    module.load_state_dict(state)
 
 
 def refuse_damaged(state: Mapping[str, Tensor], path: Path) -> None:

