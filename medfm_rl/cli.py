@@ -18,7 +18,7 @@ from medfm_rl.errors import UserError
 
 if TYPE_CHECKING:
     from medfm_rl.pipeline.images import Progress
-    from medfm_rl.settings import DataSettings
+    from medfm_rl.settings import CorrectionSettings, DataSettings
 
 app = typer.Typer(
     help="Adapt medical segmenters to new domains without labels, and control their quality.",
@@ -42,6 +42,12 @@ Prompts = Annotated[
     typer.Option(
         help="For a promptable segmenter: boxes by case and structure (CSV or JSON), or a folder of masks whose boxes "
         "are taken."
+    ),
+]
+CorrectionMethod = Annotated[
+    str,
+    typer.Option(
+        help="How a better mask is sought: optimise, none, tta, tent, intent, memo, components or shape-prior."
     ),
 ]
 
@@ -251,6 +257,8 @@ def correct_command(
         Path | None, typer.Option(help="scores.json of `medfm-rl score`; without it the cases are scored first.")
     ] = None,
     budget: Annotated[float | None, typer.Option(help="Seconds for one case; 10 where not given.")] = None,
+    method: CorrectionMethod = "optimise",
+    objective: Annotated[str, typer.Option(help="How optimise follows the reward: reward or ppo.")] = "reward",
     optimise: Annotated[str, typer.Option(help="What changes for one case: logits, norm, decoder or all.")] = "logits",
     propose_only: Annotated[
         bool, typer.Option("--propose-only", help="Keep every mask; write corrections to proposals/ beside them.")
@@ -260,20 +268,10 @@ def correct_command(
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
 ) -> None:
     """Correct the cases with verdict `correct`: optimise, keep what an independent judge prefers, refer the rest."""
-    from pydantic import ValidationError
-
     from medfm_rl.data.layouts import find_cases
-    from medfm_rl.errors import ConfigError
     from medfm_rl.pipeline.correct import correct
-    from medfm_rl.settings import CorrectionSettings
 
-    values: dict[str, Any] = {"optimise": optimise} | ({} if budget is None else {"seconds": budget})
-    try:
-        settings = CorrectionSettings.model_validate(values)
-    except ValidationError as error:
-        first = error.errors()[0]
-        option = "--budget" if first["loc"][0] == "seconds" else "--optimise"
-        raise ConfigError(f"{option} {first['input']}: {first['msg']}") from error
+    settings = _correction_settings(budget, method=method, objective=objective, optimise=optimise)
     files = find_cases(_data_settings(images, layout))
     with _progress() as progress:
         corrections = correct(model, files, scores, out, settings, propose_only, every, device, progress)
@@ -411,6 +409,20 @@ def _print_comparison(rows: Any, title: str) -> None:
     from medfm_rl.report import comparison_table
 
     Console().print(comparison_table(rows, title))
+
+
+def _correction_settings(budget: float | None, **values: str) -> CorrectionSettings:
+    from pydantic import ValidationError
+
+    from medfm_rl.errors import ConfigError
+    from medfm_rl.settings import CorrectionSettings
+
+    try:
+        return CorrectionSettings.model_validate(values | ({} if budget is None else {"seconds": budget}))
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = first["loc"][0]
+        raise ConfigError(f"--{'budget' if name == 'seconds' else name} {first['input']}: {first['msg']}") from error
 
 
 def _data_settings(path: Path, layout: str) -> DataSettings:

@@ -28,9 +28,22 @@ from medfm_rl.pipeline.score import score
 from medfm_rl.quality import QualityModel
 from medfm_rl.report import correction_figure, figure_bytes
 from medfm_rl.reward.network import RewardEnsemble, RewardNet
+from medfm_rl.reward.shape_prior import ShapePrior
 from medfm_rl.reward.tiles import judge_tiles
 from medfm_rl.settings import AdaptConfig, CorrectionSettings
-from medfm_rl.tto import CaseCorrector, Judge, TestTimeOptimizer, TTOResult
+from medfm_rl.tto import (
+    AugmentationAverage,
+    CaseCorrector,
+    Intent,
+    Judge,
+    LargestComponents,
+    Memo,
+    NoCorrection,
+    ShapeProjection,
+    Tent,
+    TestTimeOptimizer,
+    TTOResult,
+)
 from medfm_rl.types import Case, FloatArray, LabelMap, LabelSchema
 
 _JUDGE = "judge"
@@ -92,8 +105,7 @@ def correct(
     chosen = choose_device(device)
     adapter = load_segmenter(adapted_settings(run)).to(chosen)
     reward = RewardEnsemble.load(run.final_reward).to(chosen)
-    judge = Judge(RewardNet.load(run.final_reward / _JUDGE), _anatomy(run, adapter.schema), settings)
-    corrector = TestTimeOptimizer(adapter, reward, judge, settings)
+    corrector = make_corrector(run, adapter, reward, settings)
     taken = list(files)
     if not every:
         verdicts = _verdicts(scores) if scores else _score_first(path, files, adapter, out / "scores", device, progress)
@@ -114,6 +126,40 @@ def correct(
     corrections = Corrections(tuple(records), problems, len(files) - len(taken))
     _write_tables(out, corrections, settings, propose_only)
     return corrections
+
+
+def make_corrector(
+    run: RunFolder, adapter: SegmenterAdapter, reward: RewardEnsemble, settings: CorrectionSettings
+) -> CaseCorrector:
+    """The corrector that the settings name, with the judge and the rules of a finished run.
+
+    Args:
+        run: Its judge decides.
+        adapter: The segmenter whose masks are corrected.
+        reward: The run's reward networks.
+        settings: `method` and what it needs.
+
+    Raises:
+        ModelError: The method cannot be used with this segmenter, or a part of the run is missing.
+    """
+    judge = Judge(RewardNet.load(run.final_reward / _JUDGE), _anatomy(run, adapter.schema), settings)
+    match settings.method:
+        case "optimise":
+            return TestTimeOptimizer(adapter, reward, judge, settings)
+        case "none":
+            return NoCorrection(adapter, judge)
+        case "tta":
+            return AugmentationAverage(adapter, judge)
+        case "tent":
+            return Tent(adapter, judge, settings)
+        case "intent":
+            return Intent(adapter, judge)
+        case "memo":
+            return Memo(adapter, judge, settings)
+        case "components":
+            return LargestComponents(adapter, judge)
+        case "shape-prior":
+            return ShapeProjection(adapter, judge, ShapePrior.load(run.shape_prior))
 
 
 class _Bench:

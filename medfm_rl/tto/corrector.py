@@ -12,10 +12,13 @@ from torch import Tensor
 
 from medfm_rl.adapters import SegmenterAdapter
 from medfm_rl.adapters.base import Sample
+from medfm_rl.reward.appearance import randomise_appearance
+from medfm_rl.seeding import torch_generator
 from medfm_rl.tto.judge import Judge, Judgement
 from medfm_rl.types import Case, LabelMap
 
 Stop = Literal["done", "steps", "patience", "time", "not finite"]
+_STRENGTH = 0.5
 
 
 @dataclass(frozen=True, eq=False)
@@ -119,3 +122,9 @@ class CaseCorrector(ABC):
             logits: `(K, *S')` of the deployed segmenter, on the CPU.
             start: `time.monotonic()` at which the case began.
         """
+
+
+def appearances(sample: Sample, count: int) -> Tensor:
+    """Random appearances `(count, C, *S')` of a sample; the same case always has the same."""
+    generator = torch_generator(0, "appearances", sample.case_id)
+    return randomise_appearance(sample.image[None].expand(count, *sample.image.shape), None, _STRENGTH, generator)
