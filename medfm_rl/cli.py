@@ -281,6 +281,7 @@ def correct_command(
         f"{corrections.count('corrected')} corrected, {corrections.count('proposed')} proposed, "
         f"{corrections.count('referred')} referred with the original mask, {corrections.untouched} not taken"
     )
+    typer.echo(corrections.promise)
     typer.echo(f"Corrections: {out / 'corrections.csv'}\nMasks: {out / 'labels'}")
     if corrections.problems:
         raise typer.Exit(_USER_MISTAKE)
@@ -329,6 +330,41 @@ def calibrate_command(
     Console().print(calibration_table(model))
     kept = "none" if model.accept_threshold is None else f"predicted mean Dice of at least {model.accept_threshold:.3f}"
     typer.echo(f"Accept: {kept}; {model.accept_reason}\nQuality model: {folder.quality}")
+
+
+@app.command("calibrate-correction")
+def calibrate_correction_command(
+    run: Annotated[Path, typer.Argument(metavar="ADAPTED_RUN", help="Finished run folder of `adapt`.")],
+    labelled: Annotated[Path, typer.Option(help="Labelled cases that the run has not learned from.")],
+    alpha: Annotated[float, typer.Option(help="Largest share of harmful among the accepted corrections.")] = 0.1,
+    confidence: Annotated[float, typer.Option(help="Of that statement.")] = 0.9,
+    budget: Annotated[float | None, typer.Option(help="Seconds for one case; 10 where not given.")] = None,
+    method: CorrectionMethod = "optimise",
+    objective: Annotated[str, typer.Option(help="How optimise follows the reward: reward or ppo.")] = "reward",
+    optimise: Annotated[str, typer.Option(help="What changes for one case: logits, norm, decoder or all.")] = "logits",
+    layout: Layout = "auto",
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
+) -> None:
+    """Find on labelled cases what a correction has to gain to be accepted; write correction.json."""
+    from pydantic import ValidationError
+
+    from medfm_rl.data.layouts import find_cases
+    from medfm_rl.errors import ConfigError
+    from medfm_rl.pipeline.calibrate_correction import calibrate_correction
+    from medfm_rl.pipeline.run_folder import RunFolder
+    from medfm_rl.tto.acceptance import HarmTarget
+
+    try:
+        target = HarmTarget(alpha=alpha, confidence=confidence)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise ConfigError(f"--{first['loc'][0]} {first['input']}: {first['msg']}") from error
+    settings = _correction_settings(budget, method=method, objective=objective, optimise=optimise)
+    folder, files = RunFolder(run), find_cases(_data_settings(labelled, layout))
+    with _progress() as progress:
+        found = calibrate_correction(folder, files, target, settings, device, progress)
+    margin = "none" if found.margin is None else f"{found.margin:g}"
+    typer.echo(f"Margin: {margin}; {found.reason}\nAcceptance: {folder.correction}")
 
 
 @app.command("export")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import io
 import json
 from collections.abc import Mapping, Sequence
@@ -44,6 +45,7 @@ from medfm_rl.tto import (
     TestTimeOptimizer,
     TTOResult,
 )
+from medfm_rl.tto.acceptance import Acceptance
 from medfm_rl.types import Case, FloatArray, LabelMap, LabelSchema
 
 _JUDGE = "judge"
@@ -57,11 +59,13 @@ class Corrections:
         records: One for each case that was taken, as in `corrections.json`.
         problems: By case: why it could not be handled. Such a case is referred.
         untouched: Cases whose verdict was not `correct`.
+        promise: How many of the accepted corrections may do harm, or that nothing is promised.
     """
 
     records: tuple[Mapping[str, Any], ...]
     problems: Mapping[str, str]
     untouched: int
+    promise: str
 
     def count(self, decision: str) -> int:
         """Cases with that decision: corrected, proposed or referred."""
@@ -100,18 +104,17 @@ def correct(
         UserError: The run, the scores or the folder cannot be used, or not one case could be handled.
     """
     run = RunFolder(path)
-    if not run.model.is_dir():
-        raise ModelError(f"{path}: not a finished run of `medfm-rl adapt`, there is no folder model in it")
-    chosen = choose_device(device)
-    adapter = load_segmenter(adapted_settings(run)).to(chosen)
-    reward = RewardEnsemble.load(run.final_reward).to(chosen)
+    adapter, reward = load_networks(run, device)
+    hashes = hash_parts(run, adapter.schema)
+    promise = f"no error rate is promised: the run has no {run.correction.name} (medfm-rl calibrate-correction)"
+    if run.correction.exists():
+        settings, promise = Acceptance.read(run.correction).apply(settings, hashes)
     corrector = make_corrector(run, adapter, reward, settings)
     taken = list(files)
     if not every:
         verdicts = _verdicts(scores) if scores else _score_first(path, files, adapter, out / "scores", device, progress)
         taken = _marked(files, verdicts, scores)
-    networks = {"segmenter": hash_folder(run.model), "reward": hash_folder(run.final_reward)}
-    bench = _Bench(corrector, reward, out, {**networks, "settings": settings.model_dump()}, propose_only)
+    bench = _Bench(corrector, reward, out, {**hashes, "settings": settings.model_dump()}, propose_only)
     records: list[Mapping[str, Any]] = []
     problems: dict[str, str] = {}
     for done, file in enumerate(taken, 1):
@@ -123,9 +126,32 @@ def correct(
         progress("correcting", done, len(taken))
     if taken and not records:
         raise DataError(f"no case could be handled; the first: {next(iter(problems.values()))}")
-    corrections = Corrections(tuple(records), problems, len(files) - len(taken))
+    corrections = Corrections(tuple(records), problems, len(files) - len(taken), promise)
     _write_tables(out, corrections, settings, propose_only)
     return corrections
+
+
+def load_networks(run: RunFolder, device: str) -> tuple[SegmenterAdapter, RewardEnsemble]:
+    """Segmenter and reward networks of a finished run.
+
+    Raises:
+        UserError: The run is not finished, or the device is not there.
+    """
+    if not run.model.is_dir():
+        raise ModelError(f"{run.path}: not a finished run of `medfm-rl adapt`, there is no folder model in it")
+    chosen = choose_device(device)
+    adapter = load_segmenter(adapted_settings(run)).to(chosen)
+    return adapter, RewardEnsemble.load(run.final_reward).to(chosen)
+
+
+def hash_parts(run: RunFolder, schema: LabelSchema) -> dict[str, str]:
+    """SHA-256 of what makes and judges corrections: segmenter, reward networks with the judge, and rules."""
+    rules = _anatomy(run, schema).profile.model_dump_json()
+    return {
+        "segmenter": hash_folder(run.model),
+        "reward": hash_folder(run.final_reward),
+        "rules": hashlib.sha256(rules.encode()).hexdigest(),
+    }
 
 
 def make_corrector(
@@ -313,6 +339,7 @@ def _write_tables(out: Path, corrections: Corrections, settings: CorrectionSetti
         "settings": settings.model_dump(mode="json"),
         "propose_only": propose_only,
         "not_taken": corrections.untouched,
+        "promise": corrections.promise,
         "cases": list(corrections.records),
         "problems": dict(corrections.problems),
     }

@@ -84,14 +84,18 @@ class CaseCorrector(ABC):
         self.adapter = adapter
         self.judge = judge
 
-    def optimize(self, case: Case) -> TTOResult:
+    def optimize(self, case: Case, sample: Sample | None = None) -> TTOResult:
         """Segments a case, proposes a correction, and lets the judge decide.
+
+        Args:
+            case: The image.
+            sample: The same preprocessed, where it shall be seen in another appearance than its own.
 
         Raises:
             DataError: The image is not of the kind that the segmenter takes, or the rules need a spacing that it lacks.
         """
         start = time.monotonic()
-        sample = self.adapter.preprocess(case)
+        sample = self.adapter.preprocess(case) if sample is None else sample
         logits = self.adapter.predict_logits(sample)
         before = self.adapter.restore(logits, sample)
         proposal = self.propose(sample, logits, start)

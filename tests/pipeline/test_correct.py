@@ -14,12 +14,16 @@ from medfm_rl import cli
 from medfm_rl.data.files import hash_folder, write_json
 from medfm_rl.data.images import read_image
 from medfm_rl.data.layouts import find_cases
-from medfm_rl.errors import DataError
+from medfm_rl.errors import DataError, ModelError
+from medfm_rl.pipeline.calibrate_correction import calibrate_correction
 from medfm_rl.pipeline.correct import Corrections, correct
 from medfm_rl.pipeline.models import load_model
+from medfm_rl.pipeline.run_folder import RunFolder
 from medfm_rl.reward.network import RewardNet
+from medfm_rl.reward.shape_prior import ShapePrior
 from medfm_rl.settings import CorrectionSettings, DataSettings, NetworkSettings
 from medfm_rl.tto import Judge, Judgement, TestTimeOptimizer
+from medfm_rl.tto.acceptance import Acceptance, HarmTarget
 
 SETTINGS = CorrectionSettings(steps=2, smoothness=1, learning_rate=5.0)
 
@@ -127,7 +131,7 @@ def test_an_interrupted_call_goes_on_where_it_was(
     out, seen = tmp_path / "out", []
     optimize = TestTimeOptimizer.optimize
 
-    def watched(self: TestTimeOptimizer, case):
+    def watched(self: TestTimeOptimizer, case, sample=None):
         seen.append(case.case_id)
         if len(seen) == 3:
             raise KeyboardInterrupt
@@ -191,3 +195,55 @@ def test_the_command_says_what_it_did_and_names_a_wrong_option(
     shown = capsys.readouterr()
     assert "referred with the original mask, 0 not taken" in shown.out
     assert "Error: --budget -1.0: Input should be greater than 0" in shown.err
+
+
+@pytest.mark.usefixtures("agreeing")
+def test_a_margin_from_labelled_cases_is_used_where_it_fits(
+    run: Path, images: Path, quality_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = RunFolder(run)
+    assert run_correct(run, images, tmp_path / "before").promise.startswith("no error rate is promised: the run has no")
+    files = find_cases(DataSettings(path=quality_run.parent / "data"))[:6]
+    found = calibrate_correction(folder, files, HarmTarget(), SETTINGS, "cpu", quiet)
+    patients = len({file.patient_id for file in files})
+    assert (found.cases, found.patients) == (18, patients)
+    assert 0 < found.proposals <= patients
+    assert found.margin is None
+    assert Acceptance.read(folder.correction) == found
+    assert "needs a correction of at least 38 patients" in run_correct(run, images, tmp_path / "out").promise
+    found.model_copy(update={"margin": 0.25, "reason": "few do harm"}).write(folder.correction)
+    assert run_correct(run, images, tmp_path / "out").promise == "promised for cases like these: few do harm"
+    content = json.loads((tmp_path / "out" / "corrections.json").read_text(encoding="utf-8"))
+    assert content["settings"]["margin"] == 0.25
+    assert content["promise"].endswith("few do harm")
+    # Other rules: the promise is not of these corrections.
+    folder.quality.unlink()
+    assert "of other networks, rules or settings" in run_correct(run, images, tmp_path / "other").promise
+
+
+def test_calibrating_needs_a_finished_run(quality_run: Path, tmp_path: Path) -> None:
+    files = find_cases(DataSettings(path=quality_run.parent / "data"))[:2]
+    with pytest.raises(ModelError, match="not a finished run"):
+        calibrate_correction(RunFolder(tmp_path), files, HarmTarget(), SETTINGS, "cpu", quiet)
+
+
+@pytest.mark.parametrize("method", ["none", "tta", "memo", "components", "shape-prior"])
+def test_a_method_is_chosen_by_its_name(method: str, run: Path, images: Path, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    ShapePrior(4, (32, 32), 4).save(run / "shape_prior")
+    settings = SETTINGS.model_copy(update={"method": method})
+    files = find_cases(DataSettings(path=images))[:1]
+    found = correct(run, files, None, tmp_path / "out", settings, False, True, "cpu", quiet)
+    assert len(found.records) == 1
+    assert found.records[0]["reward_gains"] == []
+
+
+@pytest.mark.parametrize(
+    ("method", "missing"), [("intent", "no batch normalisation"), ("tent", "no normalisation with a scale")]
+)
+def test_a_method_that_the_segmenter_does_not_allow_is_refused(
+    method: str, missing: str, run: Path, images: Path, tmp_path: Path
+) -> None:
+    settings = SETTINGS.model_copy(update={"method": method})
+    with pytest.raises(ModelError, match=missing):
+        correct(run, find_cases(DataSettings(path=images)), None, tmp_path, settings, False, True, "cpu", quiet)
