@@ -17,6 +17,7 @@ from medfm_rl import __version__
 from medfm_rl.errors import UserError
 
 if TYPE_CHECKING:
+    from medfm_rl.pipeline.correct import Corrections
     from medfm_rl.pipeline.images import Progress
     from medfm_rl.settings import CorrectionSettings, DataSettings
 
@@ -194,12 +195,27 @@ def predict_command(
     out: Annotated[Path, typer.Argument(help="Folder for labels/ and rewards/.")],
     layout: Layout = "auto",
     prompts: Prompts = None,
+    correct: Annotated[
+        bool, typer.Option("--correct", help="Score the masks too, and correct those with verdict `correct`.")
+    ] = False,
+    method: CorrectionMethod = "optimise",
 ) -> None:
     """Write label maps in the geometry of the images, and a reward map for each."""
     from medfm_rl.data.layouts import find_cases
+    from medfm_rl.errors import ConfigError
     from medfm_rl.pipeline.evaluate import predict
     from medfm_rl.pipeline.models import load_model
 
+    if correct:
+        if prompts is not None:
+            raise ConfigError("--correct and --prompts do not go together: prompted masks are not corrected")
+        from medfm_rl.pipeline.correct import predict_and_correct
+
+        settings, files = _correction_settings(None, method=method), find_cases(_data_settings(images, layout))
+        with _progress() as progress:
+            corrections = predict_and_correct(model, files, out, settings, "auto", progress)
+        _print_corrections(corrections, out)
+        return
     loaded = load_model(model, prompts)
     if loaded.reward is None:
         typer.echo(f"{model} has no reward networks (only runs of `adapt` have): label maps only.", err=True)
@@ -275,16 +291,7 @@ def correct_command(
     files = find_cases(_data_settings(images, layout))
     with _progress() as progress:
         corrections = correct(model, files, scores, out, settings, propose_only, every, device, progress)
-    for problem in corrections.problems.values():
-        typer.echo(f"Referred unseen: {problem}", err=True)
-    typer.echo(
-        f"{corrections.count('corrected')} corrected, {corrections.count('proposed')} proposed, "
-        f"{corrections.count('referred')} referred with the original mask, {corrections.untouched} not taken"
-    )
-    typer.echo(corrections.promise)
-    typer.echo(f"Corrections: {out / 'corrections.csv'}\nMasks: {out / 'labels'}")
-    if corrections.problems:
-        raise typer.Exit(_USER_MISTAKE)
+    _print_corrections(corrections, out)
 
 
 @app.command("calibrate")
@@ -445,6 +452,19 @@ def _print_comparison(rows: Any, title: str) -> None:
     from medfm_rl.report import comparison_table
 
     Console().print(comparison_table(rows, title))
+
+
+def _print_corrections(corrections: Corrections, out: Path) -> None:
+    for problem in corrections.problems.values():
+        typer.echo(f"Referred unseen: {problem}", err=True)
+    typer.echo(
+        f"{corrections.count('corrected')} corrected, {corrections.count('proposed')} proposed, "
+        f"{corrections.count('referred')} referred with the original mask, {corrections.untouched} not taken"
+    )
+    typer.echo(f"Harm: {corrections.promise}")
+    typer.echo(f"Corrections: {out / 'corrections.csv'}\nReport: {out / 'report.html'}\nMasks: {out / 'labels'}")
+    if corrections.problems:
+        raise typer.Exit(_USER_MISTAKE)
 
 
 def _correction_settings(budget: float | None, **values: str) -> CorrectionSettings:

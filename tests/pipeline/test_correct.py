@@ -2,8 +2,10 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 import shutil
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +21,7 @@ from medfm_rl.pipeline.calibrate_correction import calibrate_correction
 from medfm_rl.pipeline.correct import Corrections, correct
 from medfm_rl.pipeline.models import load_model
 from medfm_rl.pipeline.run_folder import RunFolder
+from medfm_rl.quality import BatchReport, QualityController, QualityReport
 from medfm_rl.reward.network import RewardNet
 from medfm_rl.reward.shape_prior import ShapePrior
 from medfm_rl.settings import CorrectionSettings, DataSettings, NetworkSettings
@@ -247,3 +250,63 @@ def test_a_method_that_the_segmenter_does_not_allow_is_refused(
     settings = SETTINGS.model_copy(update={"method": method})
     with pytest.raises(ModelError, match=missing):
         correct(run, find_cases(DataSettings(path=images)), None, tmp_path, settings, False, True, "cpu", quiet)
+
+
+@pytest.mark.usefixtures("agreeing")
+def test_predicting_with_correction_leaves_a_mask_of_every_case(
+    run: Path, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    names = [file.case_id for file in find_cases(DataSettings(path=images))]
+    (images / sorted(path.name for path in images.iterdir())[0]).write_bytes(b"no image")
+    verdicts = dict(zip(names, ["refer", "accept", "correct", "correct"], strict=True))
+    settle = QualityController.settle
+
+    def settled(self: QualityController, reports: list[QualityReport]) -> BatchReport:
+        batch = settle(self, reports)
+        marked = tuple(replace(report, verdict=verdicts[report.case_id]) for report in batch.reports)
+        return replace(batch, reports=marked)
+
+    monkeypatch.setattr(QualityController, "settle", settled)
+    out = tmp_path / "out"
+    arguments = ["medfm-rl", "predict", run, images, out, "--correct", "--method", "tta"]
+    monkeypatch.setattr(sys, "argv", [str(argument) for argument in arguments])
+    with pytest.raises(SystemExit) as stopped:
+        cli.main()
+    assert stopped.value.code == 2
+    shown = capsys.readouterr()
+    assert "1 not taken" in shown.out
+    assert f"Referred unseen: {images}" in shown.err.replace("\n", "")
+    content = json.loads((out / "corrections.json").read_text(encoding="utf-8"))
+    assert [item["case"] for item in content["cases"]] == names[2:]
+    assert sorted(path.name for path in (out / "labels").iterdir()) == [f"{name}.nii.gz" for name in names[1:]]
+    for name in names[1:]:
+        masks = [read_image(folder / f"{name}.nii.gz")[0] for folder in (out / "labels", out / "scores" / "labels")]
+        decision = next((item["decision"] for item in content["cases"] if item["case"] == name), "untouched")
+        assert np.array_equal(*masks) == (decision != "corrected")
+    assert "corrected" in {item["decision"] for item in content["cases"]}
+
+
+@pytest.mark.usefixtures("agreeing")
+def test_the_page_has_every_case_worst_first_and_what_is_promised(run: Path, images: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    bad = sorted(images.iterdir())[0]
+    bad.write_bytes(b"no image")
+    found = run_correct(run, images, out)
+    page = (out / "report.html").read_text(encoding="utf-8")
+    assert "no error rate is promised" in page
+    assert bad.name in page
+    assert "SIMULATED DATA" not in page
+    shown = re.findall(r"<figcaption><strong>([^<]+)</strong> <span class=\"(\w+)\">", page)
+    decisions = {record["case"]: record for record in found.records}
+    assert {name for name, _ in shown} == decisions.keys()
+    order = ["referred", "proposed", "corrected"]
+    keys = [
+        (order.index(decision), decisions[name]["reward_after" if decision == "corrected" else "reward_before"])
+        for name, decision in shown
+    ]
+    assert keys == sorted(keys)
+    assert page.count("data:image/png;base64,") == 3
+    assert "http" not in page
+    for record in found.records:
+        assert 0 <= record["reward_before"] <= 1
+        assert (record["reward_after"] != record["reward_before"]) == (record["judgement"] is not None)
