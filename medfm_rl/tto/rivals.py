@@ -24,6 +24,8 @@ from medfm_rl.tto.tidying import tidy
 
 _VIEWS = 8
 _TILES = 8
+# Their one step for each image is one of a larger rate; a few small ones are steadier.
+_MEMO_STEPS = 5
 
 
 class NoCorrection(CaseCorrector):
@@ -110,7 +112,7 @@ class Memo(CaseCorrector):
     Args:
         adapter: The deployed segmenter.
         judge: Decides.
-        settings: `steps`, `weight_learning_rate` (a tenth of it, because all weights move) and `seconds`.
+        settings: `weight_learning_rate` (a tenth of it, because all weights move) and `seconds`.
     """
 
     def __init__(self, adapter: SegmenterAdapter, judge: Judge, settings: CorrectionSettings) -> None:
@@ -126,11 +128,12 @@ class Memo(CaseCorrector):
         optimiser = torch.optim.Adam(parameters, lr=self.settings.weight_learning_rate / 10)
         views = [sample.image, *appearances(sample, _VIEWS - 1)]
         shown = [view.to(twin.device) for view in views]
-        for _ in range(self.settings.steps):
+        for _ in range(_MEMO_STEPS):
             if time.monotonic() - start > self.settings.seconds:
                 break
-            # The mean in the middle is a sum over views, whose graph is that of all of them.
-            mean = torch.stack([over_tiles(twin, [view], twin.patch_size).softmax(dim=0) for view in shown]).mean(dim=0)
+            mean = over_tiles(
+                lambda *tiles: twin(torch.cat(tiles)).softmax(dim=1).mean(dim=0, keepdim=True), shown, twin.patch_size
+            )
             entropy = pixel_entropy(mean.clamp_min(1e-12).log()[None]).mean()
             optimiser.zero_grad()
             entropy.backward()

@@ -133,8 +133,7 @@ def test_memo_brings_the_appearances_to_agree(batch_norm: TorchModuleAdapter, ma
 
     batch_norm.__class__ = Watched
     case = make_case(shape=(16, 16))
-    settings = SETTINGS.model_copy(update={"steps": 10})
-    Memo(batch_norm, judge_for(batch_norm), settings).optimize(case)
+    Memo(batch_norm, judge_for(batch_norm), SETTINGS).optimize(case)
     sample = batch_norm.preprocess(case)
     views = torch.stack([sample.image, *appearances(sample, 7)])
 
