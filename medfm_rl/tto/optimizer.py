@@ -227,7 +227,12 @@ class _PolicyAscent(_Ascent):
         return True
 
     def _judge(self, actions: Tensor) -> Tensor:
-        return torch.stack([judge_tiles(self.reward, self.image, action, self.patch) for action in actions])
+        # All draws at once: a network is faster on a batch.
+        return over_tiles(
+            lambda shown, labels: self.reward(shown.expand(len(actions), *shown.shape[1:]), labels[0])[None],
+            [self.image, actions],
+            self.patch,
+        )
 
 
 class _Search(ABC):
@@ -288,7 +293,11 @@ class _WeightSearch(_Search):
         return over_tiles(self.twin, [self.image], self.twin.patch_size)
 
     def views(self, images: Tensor) -> Tensor:
-        return torch.stack([over_tiles(self.twin, [image], self.twin.patch_size) for image in images])
+        # All views at once: a network is faster on a batch.
+        logits = over_tiles(
+            lambda *tiles: self.twin(torch.cat(tiles)).flatten(0, 1)[None], list(images), self.twin.patch_size
+        )
+        return logits.reshape(len(images), -1, *logits.shape[1:])
 
     def labels(self, sample: Sample) -> LabelMap:
         # As the tool itself segments, with its own tiles and mirroring.
