@@ -310,3 +310,40 @@ def test_the_page_has_every_case_worst_first_and_what_is_promised(run: Path, ima
     for record in found.records:
         assert 0 <= record["reward_before"] <= 1
         assert (record["reward_after"] != record["reward_before"]) == (record["judgement"] is not None)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["calibrate-correction", "run", "--labelled", "data", "--alpha", "0.9"], "--alpha 0.9: Input should be less"),
+        (
+            ["correct", "run", "--images", "data", "--out", "out", "--method", "magic"],
+            "--method magic: Input should be",
+        ),
+        (["correct", "run", "--images", "data", "--out", "out", "--objective", "x"], "--objective x: Input should be"),
+        (["predict", "run", "data", "out", "--correct", "--prompts", "boxes.csv"], "--correct and --prompts do not go"),
+    ],
+)
+def test_a_wrong_option_is_named(
+    arguments: list[str], message: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["medfm-rl", *arguments])
+    with pytest.raises(SystemExit) as stopped:
+        cli.main()
+    assert stopped.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+def test_the_command_says_what_a_margin_promises(
+    run: Path, quality_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    labelled = tmp_path / "labelled"
+    for part in ("images", "labels"):
+        (labelled / part).mkdir(parents=True)
+        for path in sorted((quality_run.parent / "data" / part).iterdir())[:2]:
+            shutil.copy(path, labelled / part)
+    arguments = ["medfm-rl", "calibrate-correction", run, "--labelled", labelled, "--method", "components"]
+    monkeypatch.setattr(sys, "argv", [str(argument) for argument in arguments])
+    cli.main()
+    assert "Margin: none; at most 10% of the accepted corrections lose more than 1 Dice" in capsys.readouterr().out
+    assert RunFolder(run).correction.exists()
