@@ -17,8 +17,9 @@ from medfm_rl import __version__
 from medfm_rl.errors import UserError
 
 if TYPE_CHECKING:
+    from medfm_rl.pipeline.correct import Corrections
     from medfm_rl.pipeline.images import Progress
-    from medfm_rl.settings import DataSettings
+    from medfm_rl.settings import CorrectionSettings, DataSettings
 
 app = typer.Typer(
     help="Adapt medical segmenters to new domains without labels, and control their quality.",
@@ -42,6 +43,12 @@ Prompts = Annotated[
     typer.Option(
         help="For a promptable segmenter: boxes by case and structure (CSV or JSON), or a folder of masks whose boxes "
         "are taken."
+    ),
+]
+CorrectionMethod = Annotated[
+    str,
+    typer.Option(
+        help="How a better mask is sought: optimise, none, tta, tent, intent, memo, components or shape-prior."
     ),
 ]
 
@@ -188,12 +195,27 @@ def predict_command(
     out: Annotated[Path, typer.Argument(help="Folder for labels/ and rewards/.")],
     layout: Layout = "auto",
     prompts: Prompts = None,
+    correct: Annotated[
+        bool, typer.Option("--correct", help="Score the masks too, and correct those with verdict `correct`.")
+    ] = False,
+    method: CorrectionMethod = "optimise",
 ) -> None:
     """Write label maps in the geometry of the images, and a reward map for each."""
     from medfm_rl.data.layouts import find_cases
+    from medfm_rl.errors import ConfigError
     from medfm_rl.pipeline.evaluate import predict
     from medfm_rl.pipeline.models import load_model
 
+    if correct:
+        if prompts is not None:
+            raise ConfigError("--correct and --prompts do not go together: prompted masks are not corrected")
+        from medfm_rl.pipeline.correct import predict_and_correct
+
+        settings, files = _correction_settings(None, method=method), find_cases(_data_settings(images, layout))
+        with _progress() as progress:
+            corrections = predict_and_correct(model, files, out, settings, "auto", progress)
+        _print_corrections(corrections, out)
+        return
     loaded = load_model(model, prompts)
     if loaded.reward is None:
         typer.echo(f"{model} has no reward networks (only runs of `adapt` have): label maps only.", err=True)
@@ -251,6 +273,8 @@ def correct_command(
         Path | None, typer.Option(help="scores.json of `medfm-rl score`; without it the cases are scored first.")
     ] = None,
     budget: Annotated[float | None, typer.Option(help="Seconds for one case; 10 where not given.")] = None,
+    method: CorrectionMethod = "optimise",
+    objective: Annotated[str, typer.Option(help="How optimise follows the reward: reward or ppo.")] = "reward",
     optimise: Annotated[str, typer.Option(help="What changes for one case: logits, norm, decoder or all.")] = "logits",
     propose_only: Annotated[
         bool, typer.Option("--propose-only", help="Keep every mask; write corrections to proposals/ beside them.")
@@ -260,32 +284,14 @@ def correct_command(
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
 ) -> None:
     """Correct the cases with verdict `correct`: optimise, keep what an independent judge prefers, refer the rest."""
-    from pydantic import ValidationError
-
     from medfm_rl.data.layouts import find_cases
-    from medfm_rl.errors import ConfigError
     from medfm_rl.pipeline.correct import correct
-    from medfm_rl.settings import CorrectionSettings
 
-    values: dict[str, Any] = {"optimise": optimise} | ({} if budget is None else {"seconds": budget})
-    try:
-        settings = CorrectionSettings.model_validate(values)
-    except ValidationError as error:
-        first = error.errors()[0]
-        option = "--budget" if first["loc"][0] == "seconds" else "--optimise"
-        raise ConfigError(f"{option} {first['input']}: {first['msg']}") from error
+    settings = _correction_settings(budget, method=method, objective=objective, optimise=optimise)
     files = find_cases(_data_settings(images, layout))
     with _progress() as progress:
         corrections = correct(model, files, scores, out, settings, propose_only, every, device, progress)
-    for problem in corrections.problems.values():
-        typer.echo(f"Referred unseen: {problem}", err=True)
-    typer.echo(
-        f"{corrections.count('corrected')} corrected, {corrections.count('proposed')} proposed, "
-        f"{corrections.count('referred')} referred with the original mask, {corrections.untouched} not taken"
-    )
-    typer.echo(f"Corrections: {out / 'corrections.csv'}\nMasks: {out / 'labels'}")
-    if corrections.problems:
-        raise typer.Exit(_USER_MISTAKE)
+    _print_corrections(corrections, out)
 
 
 @app.command("calibrate")
@@ -331,6 +337,41 @@ def calibrate_command(
     Console().print(calibration_table(model))
     kept = "none" if model.accept_threshold is None else f"predicted mean Dice of at least {model.accept_threshold:.3f}"
     typer.echo(f"Accept: {kept}; {model.accept_reason}\nQuality model: {folder.quality}")
+
+
+@app.command("calibrate-correction")
+def calibrate_correction_command(
+    run: Annotated[Path, typer.Argument(metavar="ADAPTED_RUN", help="Finished run folder of `adapt`.")],
+    labelled: Annotated[Path, typer.Option(help="Labelled cases that the run has not learned from.")],
+    alpha: Annotated[float, typer.Option(help="Largest share of harmful among the accepted corrections.")] = 0.1,
+    confidence: Annotated[float, typer.Option(help="Of that statement.")] = 0.9,
+    budget: Annotated[float | None, typer.Option(help="Seconds for one case; 10 where not given.")] = None,
+    method: CorrectionMethod = "optimise",
+    objective: Annotated[str, typer.Option(help="How optimise follows the reward: reward or ppo.")] = "reward",
+    optimise: Annotated[str, typer.Option(help="What changes for one case: logits, norm, decoder or all.")] = "logits",
+    layout: Layout = "auto",
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
+) -> None:
+    """Find on labelled cases what a correction has to gain to be accepted; write correction.json."""
+    from pydantic import ValidationError
+
+    from medfm_rl.data.layouts import find_cases
+    from medfm_rl.errors import ConfigError
+    from medfm_rl.pipeline.calibrate_correction import calibrate_correction
+    from medfm_rl.pipeline.run_folder import RunFolder
+    from medfm_rl.tto.acceptance import HarmTarget
+
+    try:
+        target = HarmTarget(alpha=alpha, confidence=confidence)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise ConfigError(f"--{first['loc'][0]} {first['input']}: {first['msg']}") from error
+    settings = _correction_settings(budget, method=method, objective=objective, optimise=optimise)
+    folder, files = RunFolder(run), find_cases(_data_settings(labelled, layout))
+    with _progress() as progress:
+        found = calibrate_correction(folder, files, target, settings, device, progress)
+    margin = "none" if found.margin is None else f"{found.margin:g}"
+    typer.echo(f"Margin: {margin}; {found.reason}\nAcceptance: {folder.correction}")
 
 
 @app.command("export")
@@ -411,6 +452,33 @@ def _print_comparison(rows: Any, title: str) -> None:
     from medfm_rl.report import comparison_table
 
     Console().print(comparison_table(rows, title))
+
+
+def _print_corrections(corrections: Corrections, out: Path) -> None:
+    for problem in corrections.problems.values():
+        typer.echo(f"Referred unseen: {problem}", err=True)
+    typer.echo(
+        f"{corrections.count('corrected')} corrected, {corrections.count('proposed')} proposed, "
+        f"{corrections.count('referred')} referred with the original mask, {corrections.untouched} not taken"
+    )
+    typer.echo(f"Harm: {corrections.promise}")
+    typer.echo(f"Corrections: {out / 'corrections.csv'}\nReport: {out / 'report.html'}\nMasks: {out / 'labels'}")
+    if corrections.problems:
+        raise typer.Exit(_USER_MISTAKE)
+
+
+def _correction_settings(budget: float | None, **values: str) -> CorrectionSettings:
+    from pydantic import ValidationError
+
+    from medfm_rl.errors import ConfigError
+    from medfm_rl.settings import CorrectionSettings
+
+    try:
+        return CorrectionSettings.model_validate(values | ({} if budget is None else {"seconds": budget}))
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = first["loc"][0]
+        raise ConfigError(f"--{'budget' if name == 'seconds' else name} {first['input']}: {first['msg']}") from error
 
 
 def _data_settings(path: Path, layout: str) -> DataSettings:

@@ -31,6 +31,9 @@ _BEFORE, _AFTER = "#0072B2", "#D55E00"
 _LINE_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00")
 _LINES = ("-", "--", "-.", ":")
 _LEGEND_COLUMNS = 6
+_DECISIONS = ("referred", "proposed", "corrected")
+_CORRECTIONS = 50
+"""Pictures on the page of corrections."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -110,6 +113,34 @@ class ReportData:
     provenance: Mapping[str, str]
 
 
+@dataclass(frozen=True)
+class CorrectionEntry:
+    """A correction on the page of corrections.
+
+    Attributes:
+        case_id: Of the case.
+        decision: corrected, proposed or referred.
+        reasons: Why, in words.
+        reward_before: Mean reward of the original.
+        reward_after: Mean reward of the proposal.
+        seconds: Time it took.
+        picture: A PNG file, as `correction_figure` draws it.
+    """
+
+    case_id: str
+    decision: str
+    reasons: Sequence[str]
+    reward_before: float
+    reward_after: float
+    seconds: float
+    picture: Path
+
+    def badness(self) -> tuple[int, float]:
+        """Sorts the worst first: referred masks, then those of low reward."""
+        mask = self.reward_after if self.decision == "corrected" else self.reward_before
+        return _DECISIONS.index(self.decision), mask
+
+
 def verdict(rows: Sequence[TableRow]) -> str:
     """The result in one sentence; it says so where there is no gain."""
     if not rows:
@@ -178,6 +209,46 @@ def write_report(path: Path, data: ReportData) -> None:
     }
     page = Environment(autoescape=True).from_string(template)
     write_text(path, page.render(data=data, figures=figures, verdict=verdict(data.rows)))
+
+
+def write_corrections_page(
+    path: Path,
+    entries: Sequence[CorrectionEntry],
+    problems: Mapping[str, str],
+    untouched: int,
+    promise: str,
+    simulated: bool,
+) -> None:
+    """Writes the page of corrections; it loads nothing from anywhere else.
+
+    Args:
+        path: Of the page.
+        entries: One for each case that was handled.
+        problems: By case: why it could not be handled.
+        untouched: Cases that were not taken.
+        promise: What is promised of the accepted corrections.
+        simulated: Whether the images are simulated; the page says so.
+    """
+    from jinja2 import Environment
+
+    ordered = sorted(entries, key=CorrectionEntry.badness)
+    template = (resources.files("medfm_rl") / "templates" / "corrections.html").read_text(encoding="utf-8")
+    counts = {decision: sum(entry.decision == decision for entry in entries) for decision in _DECISIONS}
+    counts["referred"] += len(problems)
+    shown = [(entry, base64.b64encode(entry.picture.read_bytes()).decode()) for entry in ordered[:_CORRECTIONS]]
+    page = Environment(autoescape=True).from_string(template)
+    write_text(
+        path,
+        page.render(
+            shown=shown,
+            total=len(entries),
+            counts=counts,
+            problems=problems,
+            untouched=untouched,
+            promise=promise,
+            simulated=simulated,
+        ),
+    )
 
 
 def _encode(figure: Figure) -> str:

@@ -486,8 +486,19 @@ class SelectionSettings(Settings):
 
 
 class CorrectionSettings(Settings):
-    """Test-time optimisation of one case against the reward, and when its result is accepted."""
+    """Correction of one case, and when its result is accepted."""
 
+    method: Literal["optimise", "none", "tta", "tent", "intent", "memo", "components", "shape-prior"] = Field(
+        "optimise",
+        description="How a better mask is sought: optimise follows the reward; none refers every case; tta averages "
+        "over random appearances; tent, intent and memo adapt a copy of the segmenter by its entropy (intent needs "
+        "batch normalisation); components keeps the largest parts and fills holes, as the anatomy rules say; "
+        "shape-prior projects on shapes of the source.",
+    )
+    objective: Literal["reward", "ppo"] = Field(
+        "reward",
+        description="How the optimiser follows the reward: by its gradient, or by PPO on random appearances.",
+    )
     optimise: Literal["logits", "norm", "decoder", "all"] = Field(
         "logits",
         description="What changes for one case: its logits (one network pass, the cheapest), or a copy of the "
@@ -500,10 +511,16 @@ class CorrectionSettings(Settings):
     smoothness: Positive = Field(
         4, description="Logits change on a grid that is this many times coarser than the image, not pixel by pixel."
     )
-    kl_coef: float = Field(0.01, ge=0, description="Weight of the KL divergence to the deployed segmenter.")
+    kl_coef: float = Field(
+        0.3,
+        ge=0,
+        description="Weight of the KL divergence to the deployed segmenter. On perturbed lung images of held-out "
+        "source patients .01 did harm in a tenth of the cases, .3 in 0 and 3 %.",
+    )
     seconds: float = Field(10.0, gt=0, description="Time for one case; the best step so far counts when it is over.")
-    margin: float = Field(
-        0.01, ge=0, lt=1, description="Gain in the judge's mean reward that a correction needs; none may lose as much."
+    margin: float = Field(0.01, ge=0, lt=1, description="Gain in the judge's mean reward that a correction needs.")
+    tolerance: float = Field(
+        0.01, ge=0, lt=1, description="By how much the judge's reward of a single structure may fall."
     )
     max_change: float = Field(
         0.4, gt=0, le=1, description="Largest accepted distance from the original mask, 1 - mean Dice between the two."

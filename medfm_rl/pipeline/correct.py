@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import io
 import json
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -17,7 +19,7 @@ from medfm_rl import __version__
 from medfm_rl.adapters import SegmenterAdapter
 from medfm_rl.data.files import append_lines, hash_folder, hash_path, replace_on_success, write_json, write_text
 from medfm_rl.data.images import write_labels
-from medfm_rl.data.layouts import CaseFile
+from medfm_rl.data.layouts import CaseFile, is_simulated
 from medfm_rl.errors import DataError, ModelError, UserError
 from medfm_rl.metrics.validity import Anatomy, load_anatomy
 from medfm_rl.pipeline.config_file import load_config
@@ -26,11 +28,26 @@ from medfm_rl.pipeline.models import adapted_settings, choose_device, load_segme
 from medfm_rl.pipeline.run_folder import RunFolder
 from medfm_rl.pipeline.score import score
 from medfm_rl.quality import QualityModel
-from medfm_rl.report import correction_figure, figure_bytes
+from medfm_rl.report import CorrectionEntry, correction_figure, figure_bytes, write_corrections_page
 from medfm_rl.reward.network import RewardEnsemble, RewardNet
+from medfm_rl.reward.score import structure_scores
+from medfm_rl.reward.shape_prior import ShapePrior
 from medfm_rl.reward.tiles import judge_tiles
 from medfm_rl.settings import AdaptConfig, CorrectionSettings
-from medfm_rl.tto import CaseCorrector, Judge, TestTimeOptimizer, TTOResult
+from medfm_rl.tto import (
+    AugmentationAverage,
+    CaseCorrector,
+    Intent,
+    Judge,
+    LargestComponents,
+    Memo,
+    NoCorrection,
+    ShapeProjection,
+    Tent,
+    TestTimeOptimizer,
+    TTOResult,
+)
+from medfm_rl.tto.acceptance import Acceptance
 from medfm_rl.types import Case, FloatArray, LabelMap, LabelSchema
 
 _JUDGE = "judge"
@@ -42,13 +59,15 @@ class Corrections:
 
     Attributes:
         records: One for each case that was taken, as in `corrections.json`.
-        problems: By case: why it could not be handled. Such a case is referred.
+        problems: By case: why it could not be scored or handled. Such a case is referred.
         untouched: Cases whose verdict was not `correct`.
+        promise: How many of the accepted corrections may do harm, or that nothing is promised.
     """
 
     records: tuple[Mapping[str, Any], ...]
     problems: Mapping[str, str]
     untouched: int
+    promise: str
 
     def count(self, decision: str) -> int:
         """Cases with that decision: corrected, proposed or referred."""
@@ -87,21 +106,24 @@ def correct(
         UserError: The run, the scores or the folder cannot be used, or not one case could be handled.
     """
     run = RunFolder(path)
-    if not run.model.is_dir():
-        raise ModelError(f"{path}: not a finished run of `medfm-rl adapt`, there is no folder model in it")
-    chosen = choose_device(device)
-    adapter = load_segmenter(adapted_settings(run)).to(chosen)
-    reward = RewardEnsemble.load(run.final_reward).to(chosen)
-    judge = Judge(RewardNet.load(run.final_reward / _JUDGE), _anatomy(run, adapter.schema), settings)
-    corrector = TestTimeOptimizer(adapter, reward, judge, settings)
+    adapter, reward = load_networks(run, device)
+    hashes = hash_parts(run, adapter.schema)
+    promise = f"no error rate is promised: the run has no {run.correction.name} (medfm-rl calibrate-correction)"
+    if run.correction.exists():
+        settings, promise = Acceptance.read(run.correction).apply(settings, hashes)
+    corrector = make_corrector(run, adapter, reward, settings)
     taken = list(files)
-    if not every:
-        verdicts = _verdicts(scores) if scores else _score_first(path, files, adapter, out / "scores", device, progress)
-        taken = _marked(files, verdicts, scores)
-    networks = {"segmenter": hash_folder(run.model), "reward": hash_folder(run.final_reward)}
-    bench = _Bench(corrector, reward, out, {**networks, "settings": settings.model_dump()}, propose_only)
-    records: list[Mapping[str, Any]] = []
     problems: dict[str, str] = {}
+    if scores is None and not every:
+        scoring = score(path, files, None, adapter, out / "scores", device, progress)
+        problems.update(scoring.problems)
+        verdicts: dict[str, str] = {report.case_id: report.verdict for report in scoring.batch.reports}
+        taken = _marked([file for file in files if file.case_id not in problems], verdicts, scores)
+    elif scores is not None and not every:
+        taken = _marked(files, _verdicts(scores), scores)
+    untouched = len(files) - len(taken) - len(problems)
+    bench = _Bench(corrector, reward, out, {**hashes, "settings": settings.model_dump()}, propose_only)
+    records: list[Mapping[str, Any]] = []
     for done, file in enumerate(taken, 1):
         try:
             records.append(bench.handle(file))
@@ -111,9 +133,109 @@ def correct(
         progress("correcting", done, len(taken))
     if taken and not records:
         raise DataError(f"no case could be handled; the first: {next(iter(problems.values()))}")
-    corrections = Corrections(tuple(records), problems, len(files) - len(taken))
+    corrections = Corrections(tuple(records), problems, untouched, promise)
     _write_tables(out, corrections, settings, propose_only)
+    entries = [
+        CorrectionEntry(
+            record["case"],
+            record["decision"],
+            record["reasons"],
+            record["reward_before"],
+            record["reward_after"],
+            record["seconds"],
+            out / "pictures" / f"{record['case']}.png",
+        )
+        for record in records
+    ]
+    simulated = any(is_simulated(image.parent) for file in files[:1] for image in file.image_paths)
+    write_corrections_page(out / "report.html", entries, problems, corrections.untouched, promise, simulated)
     return corrections
+
+
+def predict_and_correct(
+    path: Path, files: Sequence[CaseFile], out: Path, settings: CorrectionSettings, device: str, progress: Progress
+) -> Corrections:
+    """Segments, scores and corrects; `labels/` then has the mask to go on with of every case that could be segmented.
+
+    What the segmenter made is in `scores/labels/`, with its scores and reward maps.
+
+    Args:
+        path: Finished run of `adapt`.
+        files: The images.
+        out: Folder for the results.
+        settings: What is corrected and what is accepted.
+        device: Where the networks run.
+        progress: Told how far it is.
+
+    Raises:
+        UserError: As in `correct`.
+    """
+    corrections = correct(path, files, None, out, settings, False, False, device, progress)
+    handled = {record["case"] for record in corrections.records}
+    for file in files:
+        name = f"{file.case_id}.nii.gz"
+        original = out / "scores" / "labels" / name
+        if file.case_id not in handled and original.exists():
+            with replace_on_success(out / "labels" / name) as temporary:
+                shutil.copy(original, temporary)
+    return corrections
+
+
+def load_networks(run: RunFolder, device: str) -> tuple[SegmenterAdapter, RewardEnsemble]:
+    """Segmenter and reward networks of a finished run.
+
+    Raises:
+        UserError: The run is not finished, or the device is not there.
+    """
+    if not run.model.is_dir():
+        raise ModelError(f"{run.path}: not a finished run of `medfm-rl adapt`, there is no folder model in it")
+    chosen = choose_device(device)
+    adapter = load_segmenter(adapted_settings(run)).to(chosen)
+    return adapter, RewardEnsemble.load(run.final_reward).to(chosen)
+
+
+def hash_parts(run: RunFolder, schema: LabelSchema) -> dict[str, str]:
+    """SHA-256 of what makes and judges corrections: segmenter, reward networks with the judge, and rules."""
+    rules = _anatomy(run, schema).profile.model_dump_json()
+    return {
+        "segmenter": hash_folder(run.model),
+        "reward": hash_folder(run.final_reward),
+        "rules": hashlib.sha256(rules.encode()).hexdigest(),
+    }
+
+
+def make_corrector(
+    run: RunFolder, adapter: SegmenterAdapter, reward: RewardEnsemble, settings: CorrectionSettings
+) -> CaseCorrector:
+    """The corrector that the settings name, with the judge and the rules of a finished run.
+
+    Args:
+        run: Its judge decides.
+        adapter: The segmenter whose masks are corrected.
+        reward: The run's reward networks.
+        settings: `method` and what it needs.
+
+    Raises:
+        ModelError: The method cannot be used with this segmenter, or a part of the run is missing.
+    """
+    judge = Judge(RewardNet.load(run.final_reward / _JUDGE), _anatomy(run, adapter.schema), settings)
+    match settings.method:
+        case "optimise":
+            return TestTimeOptimizer(adapter, reward, judge, settings)
+        case "none":
+            return NoCorrection(adapter, judge)
+        case "tta":
+            return AugmentationAverage(adapter, judge)
+        case "tent":
+            return Tent(adapter, judge, settings)
+        case "intent":
+            return Intent(adapter, judge)
+        case "memo":
+            return Memo(adapter, judge, settings)
+        case "components":
+            return LargestComponents(adapter, judge)
+        case "shape-prior":
+            return ShapeProjection(adapter, judge, ShapePrior.load(run.shape_prior))
 
 
 class _Bench:
@@ -142,8 +264,8 @@ class _Bench:
         decision = "referred"
         if result.accepted:
             decision = "proposed" if self.propose_only else "corrected"
-        record = _record(result, case, decision)
-        self._write(case, result, decision)
+        rewards = self._write(case, result, decision)
+        record = _record(result, case, decision, rewards)
         self.log({**record, "inputs": inputs})
         write_json(path, {"inputs": inputs, "record": record})
         return record
@@ -153,7 +275,8 @@ class _Bench:
         common = {"time": datetime.now(UTC).isoformat(timespec="seconds"), "medfm_rl": __version__}
         append_lines(self.out / "audit.jsonl", [{**common, **content}])
 
-    def _write(self, case: Case, result: TTOResult, decision: str) -> None:
+    def _write(self, case: Case, result: TTOResult, decision: str) -> tuple[float, float]:
+        """Writes masks and picture; returns the mean rewards before and after."""
         schema, name = self.corrector.adapter.schema, f"{case.case_id}.nii.gz"
         proposal = self.out / "proposals" / name
         # One of an earlier call with other settings would look like one of this call.
@@ -161,26 +284,23 @@ class _Bench:
         if decision == "proposed":
             write_labels(proposal, result.after, case.geometry, schema)
         mask = result.before if self.propose_only else result.mask
-        figure = correction_figure(
-            case.image[0],
-            result.before,
-            self._reward_map(case, result.before),
-            result.after,
-            self._reward_map(case, result.after),
-            schema,
-            f"{case.case_id}: {decision}",
-        )
+        (map_before, before), (map_after, after) = (self._judge(case, found) for found in (result.before, result.after))
+        title = f"{case.case_id}: {decision}"
+        figure = correction_figure(case.image[0], result.before, map_before, result.after, map_after, schema, title)
         with replace_on_success(self.out / "pictures" / f"{case.case_id}.png") as temporary:
             temporary.write_bytes(figure_bytes(figure))
         write_labels(self.out / "labels" / name, mask, case.geometry, schema)
+        return before, after
 
     @torch.no_grad()
-    def _reward_map(self, case: Case, labels: LabelMap) -> FloatArray:
+    def _judge(self, case: Case, labels: LabelMap) -> tuple[FloatArray, float]:
+        """The reward map of a mask on the case's own grid, and its mean in and around the structures."""
         adapter = self.corrector.adapter
         sample = adapter.preprocess(case)
         action = adapter.preprocess_labels(labels, sample).to(adapter.device)
         found = judge_tiles(self.reward, sample.image.to(adapter.device), action, adapter.patch_size)
-        return adapter.restore_map(found, sample).clip(0, 1)
+        mean = float(structure_scores(found[None], action[None], adapter.schema.num_classes).mean())
+        return adapter.restore_map(found, sample).clip(0, 1), mean
 
 
 def _anatomy(run: RunFolder, schema: LabelSchema) -> Anatomy:
@@ -204,14 +324,6 @@ def _verdicts(path: Path) -> dict[str, str]:
         raise DataError(f"{path}: not a scores.json of `medfm-rl score` ({error})") from error
 
 
-def _score_first(
-    path: Path, files: Sequence[CaseFile], adapter: SegmenterAdapter, out: Path, device: str, progress: Progress
-) -> dict[str, str]:
-    scoring = score(path, files, None, adapter, out, device, progress)
-    verdicts: dict[str, str] = {report.case_id: report.verdict for report in scoring.batch.reports}
-    return {**verdicts, **dict.fromkeys(scoring.problems, "refer")}
-
-
 def _marked(files: Sequence[CaseFile], verdicts: Mapping[str, str], scores: Path | None) -> list[CaseFile]:
     missing = [file.case_id for file in files if file.case_id not in verdicts]
     if missing:
@@ -230,7 +342,7 @@ def _read_record(path: Path) -> dict[str, Any] | None:
     return content if isinstance(content, dict) and {"inputs", "record"} <= content.keys() else None
 
 
-def _record(result: TTOResult, case: Case, decision: str) -> dict[str, Any]:
+def _record(result: TTOResult, case: Case, decision: str, rewards: tuple[float, float]) -> dict[str, Any]:
     return {
         "case": result.case_id,
         "patient": case.patient_id,
@@ -239,6 +351,8 @@ def _record(result: TTOResult, case: Case, decision: str) -> dict[str, Any]:
         "step": result.step,
         "stopped": result.stopped,
         "reward_gains": list(result.gains),
+        "reward_before": rewards[0],
+        "reward_after": rewards[1],
         "judgement": None if result.judgement is None else asdict(result.judgement),
         "seconds": round(result.seconds, 3),
     }
@@ -267,6 +381,7 @@ def _write_tables(out: Path, corrections: Corrections, settings: CorrectionSetti
         "settings": settings.model_dump(mode="json"),
         "propose_only": propose_only,
         "not_taken": corrections.untouched,
+        "promise": corrections.promise,
         "cases": list(corrections.records),
         "problems": dict(corrections.problems),
     }

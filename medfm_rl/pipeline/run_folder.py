@@ -103,6 +103,11 @@ class RunFolder:
         return self.path / "quality.json"
 
     @property
+    def correction(self) -> Path:
+        """What a correction has to gain to be accepted, where labelled cases told."""
+        return self.path / "correction.json"
+
+    @property
     def evaluation(self) -> Path:
         return self.path / "evaluation"
 

@@ -1,7 +1,30 @@
-"""Test-time optimisation: a proposal for one case, and a judge that the proposal was not made for."""
+"""Correction of one case at test time: a proposal, and a judge that the proposal was not made for."""
 
 from medfm_rl.tto.corrector import CaseCorrector, Proposal, TTOResult
 from medfm_rl.tto.judge import Judge, Judgement
 from medfm_rl.tto.optimizer import TestTimeOptimizer
+from medfm_rl.tto.rivals import (
+    AugmentationAverage,
+    Intent,
+    LargestComponents,
+    Memo,
+    NoCorrection,
+    ShapeProjection,
+    Tent,
+)
 
-__all__ = ["CaseCorrector", "Judge", "Judgement", "Proposal", "TTOResult", "TestTimeOptimizer"]
+__all__ = [
+    "AugmentationAverage",
+    "CaseCorrector",
+    "Intent",
+    "Judge",
+    "Judgement",
+    "LargestComponents",
+    "Memo",
+    "NoCorrection",
+    "Proposal",
+    "ShapeProjection",
+    "TTOResult",
+    "Tent",
+    "TestTimeOptimizer",
+]

@@ -12,10 +12,13 @@ from torch import Tensor
 
 from medfm_rl.adapters import SegmenterAdapter
 from medfm_rl.adapters.base import Sample
+from medfm_rl.reward.appearance import randomise_appearance
+from medfm_rl.seeding import torch_generator
 from medfm_rl.tto.judge import Judge, Judgement
 from medfm_rl.types import Case, LabelMap
 
 Stop = Literal["done", "steps", "patience", "time", "not finite"]
+_STRENGTH = 0.5
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,14 +84,18 @@ class CaseCorrector(ABC):
         self.adapter = adapter
         self.judge = judge
 
-    def optimize(self, case: Case) -> TTOResult:
+    def optimize(self, case: Case, sample: Sample | None = None) -> TTOResult:
         """Segments a case, proposes a correction, and lets the judge decide.
+
+        Args:
+            case: The image.
+            sample: The same preprocessed, where it shall be seen in another appearance than its own.
 
         Raises:
             DataError: The image is not of the kind that the segmenter takes, or the rules need a spacing that it lacks.
         """
         start = time.monotonic()
-        sample = self.adapter.preprocess(case)
+        sample = self.adapter.preprocess(case) if sample is None else sample
         logits = self.adapter.predict_logits(sample)
         before = self.adapter.restore(logits, sample)
         proposal = self.propose(sample, logits, start)
@@ -119,3 +126,10 @@ class CaseCorrector(ABC):
             logits: `(K, *S')` of the deployed segmenter, on the CPU.
             start: `time.monotonic()` at which the case began.
         """
+
+
+def appearances(sample: Sample, count: int, channels: int) -> Tensor:
+    """Random appearances `(count, C, *S')` of the first channels of a sample; the same case always has the same."""
+    generator = torch_generator(0, "appearances", sample.case_id)
+    images = sample.image[None].expand(count, *sample.image.shape)
+    return randomise_appearance(images, None, _STRENGTH, generator, channels)

@@ -43,13 +43,13 @@ class Judgement:
 class Judge:
     """A reward network that nothing was optimised against, the anatomy rules, and the distance moved.
 
-    A proposal is accepted where the network prefers it by a margin, over the same pixels, no structure loses that much,
-    every anatomy rule is met, and it is not too far from the original.
+    A proposal is accepted where the network prefers it by a margin, over the same pixels, no structure loses more than
+    a tolerance, every anatomy rule is met, and it is not too far from the original.
 
     Args:
         network: Trained on other patients than the networks that proposals are made with.
         anatomy: The rules.
-        settings: `margin` and `max_change`.
+        settings: `margin`, `tolerance` and `max_change`.
     """
 
     def __init__(self, network: RewardNet, anatomy: Anatomy, settings: CorrectionSettings) -> None:
@@ -97,9 +97,10 @@ class Judge:
         found = []
         if not gain >= margin:
             found.append(f"the judge's mean reward changes by {gain:+.3f}, at least {margin:+g} is needed")
-        # A margin of 0 still lets a structure stay as it is.
         found += [
-            f"the judge's reward of {name} falls by {-lost:.3f}" for name, lost in gains.items() if lost < -margin
+            f"the judge's reward of {name} falls by {-lost:.3f}"
+            for name, lost in gains.items()
+            if lost < -self.settings.tolerance
         ]
         if change > limit:
             found.append(f"it is too far from the original: 1 - Dice is {change:.3f}, at most {limit:g} is allowed")

@@ -7,7 +7,6 @@ import pytest
 import torch
 from rivals import RIVALS, Problem, rl4seg
 from rivals.input_style import Average, Matched
-from rivals.normalisation import InTEnt, balanced_entropy, estimate_statistics
 from rivals.problem import predict, steadiest, steadiness
 from rivals.pseudo_labels import confident_labels
 from torch import Tensor, nn
@@ -97,47 +96,6 @@ def test_a_rival_leaves_the_source_model_and_gives_the_same_twice(name: str, tra
     # It does something, and segments discs as before.
     assert not torch.allclose(logits, plain, atol=1e-4)
     assert float((logits.argmax(dim=1) == masks).float().mean()) > 0.9
-
-
-def test_statistics_of_the_target_replace_those_of_the_source() -> None:
-    module = nn.Sequential(nn.BatchNorm2d(1), nn.Conv2d(1, 2, 1))
-    adapter = TorchModuleAdapter(module, SCHEMA, PreprocessingSettings(size=SIZE)).eval()
-    images = 3 + 2 * torch.randn(32, 1, *SIZE, generator=torch.Generator().manual_seed(0))
-    estimate_statistics(adapter, images)
-    layer = module[0]
-    halves = images.split(16)
-    assert torch.allclose(layer.running_mean, images.mean(), atol=1e-5)
-    assert torch.allclose(layer.running_var, torch.stack([half.var() for half in halves]).mean(), atol=1e-4)
-    assert layer.momentum == 0.1
-    assert not layer.training
-
-
-def test_a_rival_of_normalisation_says_that_there_is_none_to_change() -> None:
-    adapter = TorchModuleAdapter(nn.Conv2d(1, 2, 1), SCHEMA, PreprocessingSettings(size=SIZE)).eval()
-    with pytest.raises(ValueError, match="no batch normalisation"):
-        estimate_statistics(adapter, torch.zeros(2, 1, *SIZE))
-
-
-def test_balanced_entropy_weighs_the_predicted_classes_alike() -> None:
-    # Three pixels of class 0 without doubt, one of class 1 with even odds but for a hair.
-    probabilities = torch.tensor([[1.0, 1.0, 1.0, 0.4999], [0.0, 0.0, 0.0, 0.5001]])
-    assert float(balanced_entropy(probabilities)) == pytest.approx(np.log(2) / 2, abs=1e-4)
-    # A class that is nowhere predicted does not count.
-    assert float(balanced_entropy(torch.tensor([[1.0, 1.0], [0.0, 0.0]]))) == 0.0
-
-
-def test_intent_mixes_probabilities_and_puts_the_statistics_back(trained: TorchModuleAdapter) -> None:
-    module = copy.deepcopy(trained.module)
-    before = copy.deepcopy(module.state_dict())
-    images, _ = discs(3, seed=5, offset=0.5)
-    mixed = InTEnt(module)
-    together = mixed(images)
-    assert torch.allclose(together.exp().sum(dim=1), torch.ones(3, *SIZE), atol=1e-5)
-    # Batch-mates are other cases: they must not matter.
-    assert torch.allclose(mixed(images[:1]), together[:1], atol=1e-5)
-    # Apart from rounding: standard deviations are stored, and squared again.
-    after = module.state_dict()
-    assert all(torch.allclose(before[key].float(), after[key].float()) for key in before if "num_batches" not in key)
 
 
 def test_matched_images_have_the_grey_values_of_the_source_in_the_order_of_their_own() -> None:

@@ -2,8 +2,10 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 import shutil
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,12 +16,17 @@ from medfm_rl import cli
 from medfm_rl.data.files import hash_folder, write_json
 from medfm_rl.data.images import read_image
 from medfm_rl.data.layouts import find_cases
-from medfm_rl.errors import DataError
+from medfm_rl.errors import DataError, ModelError
+from medfm_rl.pipeline.calibrate_correction import calibrate_correction
 from medfm_rl.pipeline.correct import Corrections, correct
 from medfm_rl.pipeline.models import load_model
+from medfm_rl.pipeline.run_folder import RunFolder
+from medfm_rl.quality import BatchReport, QualityController, QualityReport
 from medfm_rl.reward.network import RewardNet
+from medfm_rl.reward.shape_prior import ShapePrior
 from medfm_rl.settings import CorrectionSettings, DataSettings, NetworkSettings
 from medfm_rl.tto import Judge, Judgement, TestTimeOptimizer
+from medfm_rl.tto.acceptance import Acceptance, HarmTarget
 
 SETTINGS = CorrectionSettings(steps=2, smoothness=1, learning_rate=5.0)
 
@@ -127,7 +134,7 @@ def test_an_interrupted_call_goes_on_where_it_was(
     out, seen = tmp_path / "out", []
     optimize = TestTimeOptimizer.optimize
 
-    def watched(self: TestTimeOptimizer, case):
+    def watched(self: TestTimeOptimizer, case, sample=None):
         seen.append(case.case_id)
         if len(seen) == 3:
             raise KeyboardInterrupt
@@ -191,3 +198,152 @@ def test_the_command_says_what_it_did_and_names_a_wrong_option(
     shown = capsys.readouterr()
     assert "referred with the original mask, 0 not taken" in shown.out
     assert "Error: --budget -1.0: Input should be greater than 0" in shown.err
+
+
+@pytest.mark.usefixtures("agreeing")
+def test_a_margin_from_labelled_cases_is_used_where_it_fits(
+    run: Path, images: Path, quality_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = RunFolder(run)
+    assert run_correct(run, images, tmp_path / "before").promise.startswith("no error rate is promised: the run has no")
+    files = find_cases(DataSettings(path=quality_run.parent / "data"))[:6]
+    found = calibrate_correction(folder, files, HarmTarget(), SETTINGS, "cpu", quiet)
+    patients = len({file.patient_id for file in files})
+    assert (found.cases, found.patients) == (18, patients)
+    assert 0 < found.proposals <= patients
+    assert found.margin is None
+    assert Acceptance.read(folder.correction) == found
+    assert "needs a correction of at least 38 patients" in run_correct(run, images, tmp_path / "out").promise
+    found.model_copy(update={"margin": 0.25, "reason": "few do harm"}).write(folder.correction)
+    assert run_correct(run, images, tmp_path / "out").promise == "promised for cases like these: few do harm"
+    content = json.loads((tmp_path / "out" / "corrections.json").read_text(encoding="utf-8"))
+    assert content["settings"]["margin"] == 0.25
+    assert content["promise"].endswith("few do harm")
+    # Other rules: the promise is not of these corrections.
+    folder.quality.unlink()
+    assert "of other networks, rules or settings" in run_correct(run, images, tmp_path / "other").promise
+
+
+def test_calibrating_needs_a_finished_run(quality_run: Path, tmp_path: Path) -> None:
+    files = find_cases(DataSettings(path=quality_run.parent / "data"))[:2]
+    with pytest.raises(ModelError, match="not a finished run"):
+        calibrate_correction(RunFolder(tmp_path), files, HarmTarget(), SETTINGS, "cpu", quiet)
+
+
+@pytest.mark.parametrize("method", ["none", "tta", "memo", "components", "shape-prior"])
+def test_a_method_is_chosen_by_its_name(method: str, run: Path, images: Path, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    ShapePrior(4, (32, 32), 4).save(run / "shape_prior")
+    settings = SETTINGS.model_copy(update={"method": method})
+    files = find_cases(DataSettings(path=images))[:1]
+    found = correct(run, files, None, tmp_path / "out", settings, False, True, "cpu", quiet)
+    assert len(found.records) == 1
+    assert found.records[0]["reward_gains"] == []
+
+
+@pytest.mark.parametrize(
+    ("method", "missing"), [("intent", "no batch normalisation"), ("tent", "no normalisation with a scale")]
+)
+def test_a_method_that_the_segmenter_does_not_allow_is_refused(
+    method: str, missing: str, run: Path, images: Path, tmp_path: Path
+) -> None:
+    settings = SETTINGS.model_copy(update={"method": method})
+    with pytest.raises(ModelError, match=missing):
+        correct(run, find_cases(DataSettings(path=images)), None, tmp_path, settings, False, True, "cpu", quiet)
+
+
+@pytest.mark.usefixtures("agreeing")
+def test_predicting_with_correction_leaves_a_mask_of_every_case(
+    run: Path, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    names = [file.case_id for file in find_cases(DataSettings(path=images))]
+    (images / sorted(path.name for path in images.iterdir())[0]).write_bytes(b"no image")
+    verdicts = dict(zip(names, ["refer", "accept", "correct", "correct"], strict=True))
+    settle = QualityController.settle
+
+    def settled(self: QualityController, reports: list[QualityReport]) -> BatchReport:
+        batch = settle(self, reports)
+        marked = tuple(replace(report, verdict=verdicts[report.case_id]) for report in batch.reports)
+        return replace(batch, reports=marked)
+
+    monkeypatch.setattr(QualityController, "settle", settled)
+    out = tmp_path / "out"
+    arguments = ["medfm-rl", "predict", run, images, out, "--correct", "--method", "tta"]
+    monkeypatch.setattr(sys, "argv", [str(argument) for argument in arguments])
+    with pytest.raises(SystemExit) as stopped:
+        cli.main()
+    assert stopped.value.code == 2
+    shown = capsys.readouterr()
+    assert "1 not taken" in shown.out
+    assert f"Referred unseen: {images}" in shown.err.replace("\n", "")
+    content = json.loads((out / "corrections.json").read_text(encoding="utf-8"))
+    assert [item["case"] for item in content["cases"]] == names[2:]
+    assert sorted(path.name for path in (out / "labels").iterdir()) == [f"{name}.nii.gz" for name in names[1:]]
+    for name in names[1:]:
+        masks = [read_image(folder / f"{name}.nii.gz")[0] for folder in (out / "labels", out / "scores" / "labels")]
+        decision = next((item["decision"] for item in content["cases"] if item["case"] == name), "untouched")
+        assert np.array_equal(*masks) == (decision != "corrected")
+    assert "corrected" in {item["decision"] for item in content["cases"]}
+
+
+@pytest.mark.usefixtures("agreeing")
+def test_the_page_has_every_case_worst_first_and_what_is_promised(run: Path, images: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    bad = sorted(images.iterdir())[0]
+    bad.write_bytes(b"no image")
+    found = run_correct(run, images, out)
+    page = (out / "report.html").read_text(encoding="utf-8")
+    assert "no error rate is promised" in page
+    assert bad.name in page
+    assert "SIMULATED DATA" not in page
+    shown = re.findall(r"<figcaption><strong>([^<]+)</strong> <span class=\"(\w+)\">", page)
+    decisions = {record["case"]: record for record in found.records}
+    assert {name for name, _ in shown} == decisions.keys()
+    order = ["referred", "proposed", "corrected"]
+    keys = [
+        (order.index(decision), decisions[name]["reward_after" if decision == "corrected" else "reward_before"])
+        for name, decision in shown
+    ]
+    assert keys == sorted(keys)
+    assert page.count("data:image/png;base64,") == 3
+    assert "http" not in page
+    for record in found.records:
+        assert 0 <= record["reward_before"] <= 1
+        assert (record["reward_after"] != record["reward_before"]) == (record["judgement"] is not None)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["calibrate-correction", "run", "--labelled", "data", "--alpha", "0.9"], "--alpha 0.9: Input should be less"),
+        (
+            ["correct", "run", "--images", "data", "--out", "out", "--method", "magic"],
+            "--method magic: Input should be",
+        ),
+        (["correct", "run", "--images", "data", "--out", "out", "--objective", "x"], "--objective x: Input should be"),
+        (["predict", "run", "data", "out", "--correct", "--prompts", "boxes.csv"], "--correct and --prompts do not go"),
+    ],
+)
+def test_a_wrong_option_is_named(
+    arguments: list[str], message: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["medfm-rl", *arguments])
+    with pytest.raises(SystemExit) as stopped:
+        cli.main()
+    assert stopped.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+def test_the_command_says_what_a_margin_promises(
+    run: Path, quality_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    labelled = tmp_path / "labelled"
+    for part in ("images", "labels"):
+        (labelled / part).mkdir(parents=True)
+        for path in sorted((quality_run.parent / "data" / part).iterdir())[:2]:
+            shutil.copy(path, labelled / part)
+    arguments = ["medfm-rl", "calibrate-correction", run, "--labelled", labelled, "--method", "components"]
+    monkeypatch.setattr(sys, "argv", [str(argument) for argument in arguments])
+    cli.main()
+    assert "Margin: none; at most 10% of the accepted corrections lose more than 1 Dice" in capsys.readouterr().out
+    assert RunFolder(run).correction.exists()

@@ -1,0 +1,89 @@
+"""`medfm-rl calibrate-correction`: what a correction has to gain to be accepted, from labelled cases."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from medfm_rl.data.layouts import CaseFile
+from medfm_rl.metrics.overlap import dice
+from medfm_rl.pipeline.correct import hash_parts, load_networks, make_corrector
+from medfm_rl.pipeline.images import Progress
+from medfm_rl.pipeline.run_folder import RunFolder
+from medfm_rl.reward.appearance import randomise_appearance
+from medfm_rl.seeding import torch_generator
+from medfm_rl.settings import CorrectionSettings
+from medfm_rl.tto import CaseCorrector
+from medfm_rl.tto.acceptance import HARM, Acceptance, HarmTarget, Outcome, fit_acceptance
+
+_VIEWS = 3
+"""Appearances of each case: as it is, and perturbed, so that there is something to correct."""
+
+
+def calibrate_correction(
+    run: RunFolder,
+    files: Sequence[CaseFile],
+    target: HarmTarget,
+    settings: CorrectionSettings,
+    device: str,
+    progress: Progress,
+) -> Acceptance:
+    """Corrects labelled cases in several appearances, fits the margin, and writes `correction.json` into the run.
+
+    Args:
+        run: A finished run of `adapt`.
+        files: Labelled cases of patients that the run has not learned from.
+        target: What is asked.
+        settings: How cases are corrected; the margin is what is found.
+        device: Where the networks run.
+        progress: Told how far it is.
+
+    Raises:
+        UserError: The run or the cases cannot be used.
+    """
+    adapter, reward = load_networks(run, device)
+    corrector = make_corrector(run, adapter, reward, settings.model_copy(update={"margin": 0.0}))
+    outcomes = collect_outcomes(corrector, files, progress)
+    acceptance = fit_acceptance(
+        outcomes,
+        _VIEWS * len(files),
+        len({file.patient_id for file in files}),
+        target,
+        settings,
+        hash_parts(run, adapter.schema),
+    )
+    acceptance.write(run.correction)
+    return acceptance
+
+
+def collect_outcomes(corrector: CaseCorrector, files: Sequence[CaseFile], progress: Progress) -> list[Outcome]:
+    """Corrects labelled cases, each as it is and in random appearances.
+
+    Args:
+        corrector: Its judge asks for no margin.
+        files: Labelled cases.
+        progress: Told how far it is.
+
+    Returns:
+        What came of the corrections that the judge accepts.
+    """
+    outcomes = []
+    classes = corrector.adapter.schema.num_classes
+    for done, file in enumerate(files, 1):
+        labelled = file.read_labelled(corrector.adapter.schema)
+        sample = corrector.adapter.preprocess(labelled.case)
+        generator = torch_generator(0, "calibration of corrections", file.case_id)
+        for view in range(_VIEWS):
+            shown = sample
+            if view > 0:
+                channels = corrector.adapter.intensity_channels
+                image = randomise_appearance(sample.image[None], None, 1.0, generator, channels)[0]
+                shown = replace(sample, image=image)
+            result = corrector.optimize(labelled.case, shown)
+            if result.accepted and result.judgement is not None:
+                before, after = (
+                    float(dice(mask, labelled.ground_truth, classes).mean()) for mask in (result.before, result.after)
+                )
+                outcomes.append(Outcome(file.patient_id, result.judgement.gain, after < before - HARM))
+        progress("correcting labelled cases", done, len(files))
+    return outcomes

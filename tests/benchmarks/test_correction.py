@@ -1,0 +1,102 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from correction import METHODS, ahead, figures, summarise, table, worst_decile
+
+from medfm_rl.settings import CorrectionSettings
+
+
+def row(patient: str, before: float, after: float, accepted: bool, verdict: str = "correct", worst: bool = True) -> Any:
+    return {
+        "case_id": f"{patient}_{verdict}_{before}",
+        "patient_id": patient,
+        "verdict": verdict,
+        "worst_decile": worst,
+        "accepted": accepted,
+        "seconds": 2.0,
+        "judge_gain": 0.02,
+        "before": {"dice": before, "hd95": 8.0, "valid": False},
+        "after": {"dice": after, "hd95": None if after < 0.1 else 4.0, "valid": accepted},
+    }
+
+
+def cell(rows: list[Any]) -> dict[str, Any]:
+    return {"cases": 20, "rows": rows}
+
+
+@pytest.fixture
+def mixed() -> dict[str, Any]:
+    """Two accepted, of which one does harm; one refused that would have; one of a verdict that is left alone."""
+    return cell(
+        [
+            row("a", 0.6, 0.7, True),
+            row("b", 0.7, 0.68, True, "refer", worst=False),
+            row("c", 0.5, 0.05, False),
+            row("d", 0.9, 0.95, True, "accept"),
+        ]
+    )
+
+
+def test_every_method_is_one_of_correct() -> None:
+    names = {str(CorrectionSettings.model_validate(values).method) for values in METHODS.values()}
+    assert names == {"optimise", "none", "tta", "tent", "intent", "memo", "components", "shape-prior"}
+
+
+def test_harm_is_counted_among_the_flagged_and_among_the_accepted(mixed: dict[str, Any]) -> None:
+    found = figures(mixed)
+    assert (found["flagged"], found["accepted"], found["accepted_harmed"], found["proposals_harmed"]) == (3, 2, 1, 2)
+    assert found["accepted_valid"] == 2
+    assert found["seconds_median"] == 2.0
+
+
+def test_what_is_refused_stays_as_it_was(mixed: dict[str, Any]) -> None:
+    found = figures(mixed)
+    # The worst decile is a, c and d: +.10, 0 and +.05.
+    assert found["worst_decile"]["cases"] == 3
+    assert found["worst_decile"]["gain"] == pytest.approx(0.05)
+    assert found["worst_decile_unjudged"]["gain"] == pytest.approx((0.1 - 0.45 + 0.05) / 3)
+    # Flagged are a, b and c: +.10, -.02 and 0.
+    assert found["flagged_change"]["gain"] == pytest.approx(0.08 / 3)
+    assert found["flagged_change"]["valid_after"] == pytest.approx(2 / 3)
+    # The distance of c is not known without the judge: it is left out on both sides.
+    assert (found["flagged_unjudged"]["hd95_before"], found["flagged_unjudged"]["hd95_after"]) == (8.0, 4.0)
+    assert found["worst_decile"]["gain_low"] <= 0.05 <= found["worst_decile"]["gain_high"]
+
+
+def test_a_cell_without_flagged_cases_has_rates_of_nothing() -> None:
+    found = figures(cell([]))
+    assert found["flagged"] == 0
+    assert found["worst_decile"]["gain"] is None
+
+
+def test_methods_are_compared_case_by_case(mixed: dict[str, Any]) -> None:
+    other = cell([{**item, "accepted": False} for item in mixed["rows"]])
+    found = ahead(mixed, other)
+    assert found["ours_minus_this"] == pytest.approx(0.05)
+    assert found["ours_minus_this_low"] >= 0
+    with pytest.raises(ValueError, match="other cases"):
+        ahead(mixed, cell(mixed["rows"][:1]))
+
+
+def test_the_worst_decile_is_that_of_the_lowest_prediction() -> None:
+    predicted = [0.9 - 0.01 * index for index in range(20)]
+    assert [index for index, worst in enumerate(worst_decile(predicted)) if worst] == [18, 19]
+    assert worst_decile([0.5, 0.4, 0.6]) == [False, True, False]
+
+
+def test_the_summary_adds_cases_up_and_what_is_missing_shows(mixed: dict[str, Any]) -> None:
+    found = figures(mixed)
+    clean = figures(cell([row("a", 0.6, 0.7, True), row("b", 0.6, 0.8, True)]))
+    results = {"lungs-hospital": {"none": {"reward-logits": {"0": found, "1": clean}}}}
+    summary = summarise(results)
+    assert summary["source"]["harm_rate_accepted"] == {"reward-logits": 1 / 4}
+    assert summary["source"]["harm_rate_all"] == {"reward-logits": 1 / 5}
+    assert summary["source"]["validity_accepted"] == {"reward-logits": 1.0}
+    assert summary["source"]["worst_decile_gain"]["reward-logits"] == pytest.approx((0.05 + 0.15) / 2)
+    assert summary["source"]["seconds_per_case_median"]["reward-logits"] == 2.0
+    assert summary["adapted"]["worst_decile_gain"] == {}
+    text = table(results, ["lungs-hospital", "camus-handheld"])
+    assert "| Lungs Shenzhen to Montgomery | source | reward-logits | 63.3 | +10.0 [" in text
+    assert "| CAMUS to simulated handheld | missing |" in text
