@@ -101,6 +101,7 @@ def test_a_part_that_is_there_is_not_made_again(tmp_path: Path) -> None:
     assert once(tmp_path / "part.json", lambda: {"value": 2}) == {"value": 1}
 
 
+@pytest.mark.slow
 def test_every_part_runs_and_is_made_once(
     simulated_echo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
