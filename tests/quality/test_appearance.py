@@ -13,8 +13,9 @@ def test_the_numbers_by_hand() -> None:
     assert found.shape == (64 + 11 + 4,)
     assert torch.equal(found[:64].view(8, 8), torch.tensor([-1.0] * 4 + [1.0] * 4).double().expand(8, 8))
     assert found[64:75].tolist() == [-1] * 5 + [1] * 6 or found[64:75].tolist() == [-1] * 6 + [1] * 5
-    # There is no detail until the halves meet in one cell, and these are two pixels wide at the last octave.
-    torch.testing.assert_close(found[75:], torch.full((4,), 1e-3).log().double())
+    # The halves meet in one cell only in the fourth octave, where both differ from their mean by 1.
+    expected = torch.tensor([1e-3, 1e-3, 1e-3, 1.0]).log().double()
+    torch.testing.assert_close(found[75:], expected)
 
 
 def test_brightness_and_contrast_are_no_matter_and_batch_mates_neither() -> None:

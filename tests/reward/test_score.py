@@ -79,7 +79,7 @@ def test_two_actions_are_compared_on_the_same_pixels() -> None:
     assert float(old[0, 1]) == float(new[0, 1]) == 0.0
 
 
-@pytest.mark.parametrize("reach", [1, 2, 3, 6, 30])
+@pytest.mark.parametrize("reach", [1, 2, 3, 6, 13, 30])
 @pytest.mark.parametrize("shape", [(9, 14), (4, 5, 7), (1, 6)])
 def test_masks_grow_as_far_along_every_axis(shape: tuple[int, ...], reach: int) -> None:
     masks = torch.from_numpy(np.random.default_rng(0).random((2, 3, *shape)) < 0.05)
