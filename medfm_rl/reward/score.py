@@ -80,7 +80,7 @@ def dilate(masks: Tensor, reach: int) -> Tensor:
     for axis in range(2, masks.ndim):
         side, grown_by = masks.shape[axis], 0
         while grown_by < min(reach, side - 1):
-            # No further than r + 1: of windows centred beyond the border nothing is known, and this window must reach it.
+            # No further than r + 1: there are no windows centred beyond the border, and this one must reach it.
             step = min(grown_by + 1, reach - grown_by, side - 1)
             before, grown = grown, grown.clone()
             grown.narrow(axis, step, side - step).logical_or_(before.narrow(axis, 0, side - step))
