@@ -2,6 +2,7 @@
 
     python benchmarks/quality_control.py [--shifts ...] [--seeds 0 1 2] [--runs benchmarks/runs/adaptation]
     python benchmarks/quality_control.py --report-only   # table from the cells that there are
+    python benchmarks/quality_control.py --without-training  # no MC dropout and ensemble, which train six models a seed
     python benchmarks/quality_control.py --quick         # minutes: shows that it runs, measures nothing
 
 On the shifts, splits and models of `adaptation.py`, whose runs are gone on with: the held-out target patients,
@@ -14,8 +15,8 @@ segmented by the source model and by the adapted model. Only these real predicti
 
 Agreement of several predictions is the mean pairwise Dice among them and the judged mask, so that every method judges
 the same masks. A failure is a mask with a mean Dice below the shift's stated limit. A cell is one model on one shift
-with one seed; it is complete when its file is there, and is then skipped. Intervals are 95 %, from 1000 draws of
-patients.
+with one seed; it is complete when its file is there with every method that is asked for, and is then skipped. Intervals
+are 95 %, from 1000 draws of patients.
 """
 
 from __future__ import annotations
@@ -75,6 +76,8 @@ QUICK_HERE = replace(QUICK, most_patients=20)
 OURS_DEFAULT, CALIBRATED = "ours", "calibrated"
 MODELS = (NONE, OURS)
 MEMBERS = 5
+TOGETHER = 16
+"""Masks that are judged at once, as `medfm-rl score` does."""
 LIMITS = {"lungs": 0.93, "echo_apical": 0.8}
 """Mean Dice below which a mask is a failure, by anatomy."""
 _DRAWS = 1000
@@ -83,7 +86,15 @@ _DRAWS = 1000
 class Bench:
     """Cells of one shift with one seed."""
 
-    def __init__(self, shift: Shift, seed: int, runs: Path, budget: Budget, started_in: Mapping[str, Any]) -> None:
+    def __init__(
+        self,
+        shift: Shift,
+        seed: int,
+        runs: Path,
+        budget: Budget,
+        started_in: Mapping[str, Any],
+        training: bool = True,
+    ) -> None:
         self.shift = shift
         self.seed = seed
         self.runs = runs
@@ -91,10 +102,11 @@ class Bench:
         self.started_in = started_in
         self.laboratory = Laboratory(shift, seed, runs, budget, started_in)
         self.limit = LIMITS[shift.anatomy]
+        self.training = training
 
     def run(self) -> None:
         """Makes the cells that are missing."""
-        missing = [model for model in MODELS if not cell_file(self.runs, self.shift.name, model, self.seed).exists()]
+        missing = [model for model in MODELS if not self._is_complete(model)]
         if not missing:
             return
         for method in MODELS:
@@ -110,22 +122,33 @@ class Bench:
             cell = self._judge(segmenter, self._rivals(segmenter, source), controller, run)
             write_json(cell_file(self.runs, self.shift.name, name, self.seed), cell)
 
+    def _is_complete(self, model: str) -> bool:
+        path = cell_file(self.runs, self.shift.name, model, self.seed)
+        if not path.exists():
+            return False
+        return not self.training or EnsembleAgreement.name in json.loads(path.read_text())["scores"]
+
     def _rivals(self, segmenter: SegmenterAdapter, source: SegmenterAdapter) -> list[QualityEstimator]:
         classes = segmenter.schema.num_classes
+        references = _files(self.shift.folders.source)[:10]
+        images, masks = load_labelled(references, source, quiet, "reference images")
+        rivals: list[QualityEstimator] = [
+            MeanEntropy(segmenter),
+            MaxSoftmax(segmenter),
+            AugmentationAgreement(segmenter, classes),
+            ReverseClassification(images.images, masks, classes),
+        ]
+        if not self.training:
+            return rivals
         seeds = [(self.seed + member) % MEMBERS for member in range(MEMBERS)]
         folders = [
             Laboratory(self.shift, seed, self.runs, self.budget, self.started_in).trained(self.shift.folders.source)[0]
             for seed in seeds
         ]
-        references = _files(self.shift.folders.source)[:10]
-        images, masks = load_labelled(references, source, quiet, "reference images")
         return [
-            MeanEntropy(segmenter),
-            MaxSoftmax(segmenter),
-            AugmentationAgreement(segmenter, classes),
+            *rivals,
             MonteCarloDropout(TorchModuleAdapter.load(self._dropout_twin()), classes),
             EnsembleAgreement([TorchModuleAdapter.load(folder) for folder in folders], classes),
-            ReverseClassification(images.images, masks, classes),
         ]
 
     def _dropout_twin(self) -> Path:
@@ -204,7 +227,10 @@ class Bench:
     ) -> None:
         """Judges some of the cases with a controller and writes down what came out."""
         start = time.perf_counter()
-        reports = [controller.assess(cases[row].case, masks[row]) for row in rows]
+        reports = []
+        for first in range(0, len(rows), TOGETHER):
+            chosen = rows[first : first + TOGETHER]
+            reports += controller.judge([controller.submit(cases[row].case, masks[row]) for row in chosen])
         content["milliseconds"][name] = 1000 * (time.perf_counter() - start) / max(1, len(rows))
         content["forward_passes"][name] = members
         batch = controller.settle(reports)
@@ -394,6 +420,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--runs", type=Path, help="where data, models and cells are kept; those of adaptation.py")
     parser.add_argument("--report-only", action="store_true", help="make no cell")
+    parser.add_argument("--without-training", action="store_true", help="leave out MC dropout and the ensemble")
     parser.add_argument("--quick", action="store_true", help="budgets of a trial; other folder and results")
     parser.add_argument("--threads", type=int, default=2, help="of torch")
     arguments = parser.parse_args()
@@ -406,7 +433,8 @@ def main() -> None:
         for seed in arguments.seeds:
             for shift_name in arguments.shifts:
                 print(f"{shift_name}, seed {seed}", flush=True)
-                Bench(prepare(shift_name, runs / "data", budget.most_patients), seed, runs, budget, started_in).run()
+                shift = prepare(shift_name, runs / "data", budget.most_patients)
+                Bench(shift, seed, runs, budget, started_in, not arguments.without_training).run()
     report(runs, arguments.shifts, arguments.seeds, started_in, f"quality_control{suffix}")
 
 

@@ -41,6 +41,7 @@ class MaskView:
         self._labels = labels if whole else labels[_box(labels > 0, margin=1)]
         self._masks: dict[str, Mask] = {}
         self._parts: dict[str, npt.NDArray[np.int64]] = {}
+        self._there: dict[str, bool] = {}
 
     def mask(self, structure: str) -> Mask:
         """Where the structure is, in the box of everything that is segmented and one pixel around it, or in all."""
@@ -51,6 +52,12 @@ class MaskView:
                 found |= self._labels == index
             self._masks[structure] = found
         return self._masks[structure]
+
+    def has(self, structure: str) -> bool:
+        """Whether the structure is there."""
+        if structure not in self._there:
+            self._there[structure] = bool(self.mask(structure).any())
+        return self._there[structure]
 
     def parts(self, structure: str) -> npt.NDArray[np.int64]:
         """Sizes in pixels of the connected parts of the structure."""

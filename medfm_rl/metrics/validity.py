@@ -204,7 +204,7 @@ def _apply(rule: AnyRule, view: MaskView) -> RuleResult:
     result = RuleResult(
         rule.kind, rule.structure, other, None, least, most, rule.unit_of(view), rule.source, rule.optional
     )
-    if not all(view.mask(name).any() for name in rule.names()):
+    if not all(view.has(name) for name in rule.names()):
         return result
     value = rule.measure(view)
     passed = (least is None or value >= least) and (most is None or value <= most)

@@ -22,10 +22,11 @@ from medfm_rl.pipeline.config_file import load_config
 from medfm_rl.pipeline.images import Progress, load_images, load_labelled
 from medfm_rl.pipeline.models import adapted_settings, choose_device, load_segmenter
 from medfm_rl.pipeline.run_folder import RunFolder
+from medfm_rl.quality.appearance import appearance
 from medfm_rl.quality.calibration import CalibrationCase, Provenance, fit_quality
-from medfm_rl.quality.controller import collect_evidence
+from medfm_rl.quality.controller import collect_evidence, submit
 from medfm_rl.quality.evidence import Evidence
-from medfm_rl.quality.model import QualityModel, Targets, reward_hashes
+from medfm_rl.quality.model import QualityModel, Targets, is_outdated, reward_hashes
 from medfm_rl.reward.appearance import randomise_appearance
 from medfm_rl.reward.collection import perturb_weights
 from medfm_rl.reward.network import RewardEnsemble
@@ -111,9 +112,9 @@ def calibrate_cases(
     )
     cases = []
     for done, (item, mask) in enumerate(zip(labelled, masks, strict=True), 1):
-        sample = segmenter.preprocess(item.case)
-        evidence = collect_evidence(segmenter, reward, anatomy, item.case, sample, mask, device)
-        truth = segmenter.preprocess_labels(item.ground_truth, sample)
+        submission = submit(segmenter, anatomy, item.case, mask)
+        evidence = collect_evidence([submission], reward, segmenter.patch_size, segmenter.schema, device)[0]
+        truth = segmenter.preprocess_labels(item.ground_truth, submission.sample)
         overlap = dice(mask, item.ground_truth, segmenter.schema.num_classes)
         cases.append(CalibrationCase(item.case.patient_id, evidence, evidence.action == truth, overlap))
         progress("calibrating", done, len(files))
@@ -129,10 +130,12 @@ def write_default_quality(run: RunFolder, config: AdaptConfig, progress: Progres
     labelled target cases allows, and it is not honest about two things: the segmenter learned from these cases, and
     they are no target cases. The model says so, and the tests for shift decide whether its promises hold for a batch.
 
+    A file that another version wrote is kept under another name.
+
     Returns:
         None in the source-free mode and where too few patients were held out; a warning says what to do.
     """
-    if run.quality.exists():
+    if run.quality.exists() and not is_outdated(run.quality):
         return QualityModel.read(run.quality)
     if config.source is None:
         _LOG.warning(
@@ -148,6 +151,7 @@ def write_default_quality(run: RunFolder, config: AdaptConfig, progress: Progres
     except UserError as error:
         _LOG.warning("no %s: %s; make one by `medfm-rl calibrate %s --labelled DIR`", run.quality.name, error, run.path)
         return None
+    _keep_previous(run.quality)
     model.write(run.quality)
     return model
 
@@ -187,7 +191,8 @@ def _fit_on_source(run: RunFolder, config: AdaptConfig, files: Sequence[CaseFile
                 actions[row],
                 found.mean[0].cpu(),
                 found.spread[0].cpu(),
-                found.features[0].double().numpy(),
+                found.features[0].double().cpu().numpy(),
+                appearance(shown[row : row + 1])[0].numpy(),
                 anatomy.check(mask),
                 segmenter.schema.num_classes,
             )

@@ -6,10 +6,12 @@ import csv
 import io
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from medfm_rl import __version__
 from medfm_rl.adapters import SegmenterAdapter
@@ -21,10 +23,13 @@ from medfm_rl.pipeline.images import Progress
 from medfm_rl.pipeline.models import adapted_settings, choose_device, load_segmenter
 from medfm_rl.pipeline.run_folder import RunFolder
 from medfm_rl.quality import QUALITY_FILE, BatchReport, QualityController, QualityReport
+from medfm_rl.quality.controller import Submission
 from medfm_rl.quality_page import PageCase, thumbnail, write_page
 from medfm_rl.types import Case, LabelMap
 
 _CHANNEL = "_0000"
+_MOST_WAITING = 16
+_MOST_PIXELS = 4_000_000
 
 
 @dataclass(frozen=True)
@@ -118,16 +123,17 @@ def score(
             f"{', '.join(controller.schema.structures)}; they must be of one anatomy"
         )
     judge = _Judge(controller, hash_file(run / QUALITY_FILE), masks, segmenter, out)
-    reports: list[QualityReport] = []
     problems: dict[str, str] = {}
     inputs: dict[str, dict[str, str]] = {}
     for done, file in enumerate(files, 1):
         try:
-            reports.append(judge.judge(file))
             inputs[file.case_id] = judge.inputs(file)
+            judge.take(file, inputs[file.case_id])
         except UserError as error:
             problems[file.case_id] = str(error)
         progress("scoring", done, len(files))
+    judge.settle_waiting()
+    reports = [judge.reports[file.case_id] for file in files if file.case_id in judge.reports]
     if not reports:
         raise DataError(f"no case could be judged; the first: {next(iter(problems.values()))}")
     scoring = Scoring(controller.settle(reports), problems)
@@ -155,6 +161,8 @@ class _Judge:
         self.segmenter = None if segmenter is None else segmenter.to(controller.device)
         self.segmenter_hash = "" if segmenter is None else _state_hash(segmenter)
         self.out = out
+        self.reports: dict[str, QualityReport] = {}
+        self._waiting: list[tuple[Submission, dict[str, str]]] = []
 
     def inputs(self, file: CaseFile) -> dict[str, str]:
         """Hashes of everything that the report of a case depends on."""
@@ -165,22 +173,39 @@ class _Judge:
             hashes["mask"] = hash_path(self._mask(file))
         return {**hashes, "quality": self.quality_hash}
 
-    def judge(self, file: CaseFile) -> QualityReport:
-        record = self.out / "cases" / f"{file.case_id}.json"
-        inputs = self.inputs(file)
-        known = _read_record(record)
+    def take(self, file: CaseFile, inputs: dict[str, str]) -> None:
+        """Takes the report that there is, or lets the case wait for enough others to be judged with it.
+
+        Raises:
+            UserError: The case cannot be judged.
+        """
+        known = _read_record(self._record(file.case_id))
         if known is not None and known["inputs"] == inputs:
-            return QualityReport.from_json(known["report"])
+            self.reports[file.case_id] = QualityReport.from_json(known["report"])
+            return
         case = file.read()
-        labels = self._labels(file, case)
-        report = self.controller.assess(case, labels)
-        write_image(self.out / "rewards" / f"{file.case_id}.nii.gz", report.reward_map, case.geometry)
-        picture = thumbnail(case.image[0], labels, report.reward_map, self.controller.schema)
-        with replace_on_success(self.out / "thumbnails" / f"{file.case_id}.png") as temporary:
-            temporary.write_bytes(picture)
-        # Last: a case with a record is complete.
-        write_json(record, {"inputs": inputs, "report": report.to_json()})
-        return report
+        self._waiting.append((self.controller.submit(case, self._labels(file, case)), inputs))
+        pixels = sum(submission.labels.size for submission, _ in self._waiting)
+        if len(self._waiting) >= _MOST_WAITING or pixels >= _MOST_PIXELS:
+            self.settle_waiting()
+
+    def settle_waiting(self) -> None:
+        """Judges the cases that wait, and writes what was found."""
+        waiting, self._waiting = self._waiting, []
+        reports = self.controller.judge([submission for submission, _ in waiting])
+        for (submission, inputs), report in zip(waiting, reports, strict=True):
+            case = submission.case
+            write_image(self.out / "rewards" / f"{case.case_id}.nii.gz", report.reward_map, case.geometry)
+            picture = thumbnail(case.image[0], submission.labels, report.reward_map, self.controller.schema)
+            with replace_on_success(self.out / "thumbnails" / f"{case.case_id}.png") as temporary:
+                temporary.write_bytes(picture)
+            # Last: a case with a record is complete.
+            write_json(self._record(case.case_id), {"inputs": inputs, "report": report.to_json()})
+            # Maps of ten thousand cases would fill the memory, and they are in the files.
+            self.reports[case.case_id] = replace(report, reward_map=np.zeros(0, np.float32))
+
+    def _record(self, case_id: str) -> Path:
+        return self.out / "cases" / f"{case_id}.json"
 
     def _mask(self, file: CaseFile) -> Path:
         assert self.masks is not None

@@ -16,6 +16,7 @@ from medfm_rl.data.layouts import split_by_patient
 from medfm_rl.errors import DataError
 from medfm_rl.metrics.calibration import expected_calibration_error
 from medfm_rl.metrics.validity import Anatomy
+from medfm_rl.quality.appearance import LEAST_SCALE
 from medfm_rl.quality.conformal import (
     accept_threshold,
     conformity,
@@ -99,7 +100,9 @@ def fit_quality(
     fitted, promised = (_with_calibrated_maps(part, pixels) for part in (fitted, promised))
     structures, mean_fitted, mean_promised = _structures(fitted, promised, anatomy, targets)
     threshold, reason = _threshold(promised, mean_fitted, mean_promised, targets, seed)
-    embeddings = [np.stack([case.evidence.embedding for case in part]) for part in (fitted, promised)]
+    parts, names = (fitted, promised), [case.patient_id for case in promised]
+    embeddings = [np.stack([case.evidence.embedding for case in part]) for part in parts]
+    looks = [np.stack([case.evidence.appearance for case in part]) for part in parts]
     return QualityModel(
         version=__version__,
         created=datetime.now(UTC).isoformat(timespec="seconds"),
@@ -119,7 +122,8 @@ def fit_quality(
         structures=structures,
         accept_threshold=threshold,
         accept_reason=reason,
-        domain=DomainReference.fit(embeddings[0], embeddings[1], [case.patient_id for case in promised]),
+        domain=DomainReference.fit(embeddings[0], embeddings[1], names),
+        appearance=DomainReference.fit(looks[0], looks[1], names, LEAST_SCALE),
     )
 
 

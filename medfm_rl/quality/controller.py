@@ -11,20 +11,23 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from scipy import ndimage
+from torch import Tensor
 
 from medfm_rl.adapters import Sample, SegmenterAdapter, TorchModuleAdapter
 from medfm_rl.errors import DataError, ModelError
 from medfm_rl.metrics.validity import Anatomy, RuleResult
+from medfm_rl.quality.appearance import appearance
 from medfm_rl.quality.evidence import Evidence, calibrated
 from medfm_rl.quality.model import MEAN, QUALITY_FILE, QualityModel, reward_hashes
 from medfm_rl.quality.shift import FEWEST_IN_BATCH
 from medfm_rl.reward.network import RewardEnsemble
-from medfm_rl.types import Case, FloatArray, LabelMap
+from medfm_rl.types import Case, FloatArray, LabelMap, LabelSchema
 
 Verdict = Literal["accept", "correct", "refer"]
 _CASE_LEVEL = 0.001
 _BATCH_LEVEL = 0.05
 _WORST_REGION = 0.05
+_BATCH = 16
 
 
 @dataclass(frozen=True)
@@ -59,8 +62,9 @@ class QualityReport:
         patient_id: Of the case.
         scores: Of each structure, the mean last.
         rules: What each anatomy rule measured.
-        shift_distance: Mahalanobis distance of the image from the calibration images.
-        shift_probability: Probability of such a distance among images of their kind.
+        shift_distance: Mahalanobis distance of the image from the calibration images, by what the reward network saw or
+            by the appearance of the image, whichever is less probable.
+        shift_probability: Probability of such a distance among images of their kind, for two distances.
         verdict: accept: use it. correct: a person or a further step should correct it. refer: a person has to decide.
         reasons: Why, in words.
         embedding: What the reward network saw, for the test of a batch.
@@ -130,6 +134,25 @@ class BatchReport:
     guarantees: tuple[Guarantee, ...]
 
 
+@dataclass(frozen=True, eq=False)
+class Submission:
+    """A mask that is ready to be judged.
+
+    Attributes:
+        case: The image.
+        labels: `(*S)` class indices on its grid.
+        sample: The image on the grid of the networks.
+        action: `(*S')` uint8, the mask on it.
+        rules: What each anatomy rule measured in the mask.
+    """
+
+    case: Case
+    labels: LabelMap
+    sample: Sample
+    action: Tensor
+    rules: tuple[RuleResult, ...]
+
+
 class QualityController:
     """Judges masks, whatever made them, with the reward networks and the quality model of a run.
 
@@ -197,20 +220,43 @@ class QualityController:
         Raises:
             DataError: Image and mask do not belong together, or the image is not of the kind that the segmenter takes.
         """
-        sample = self.segmenter.preprocess(case)
-        evidence = collect_evidence(self.segmenter, self.reward, self.anatomy, case, sample, labels, self.device)
+        return self.judge([self.submit(case, labels)])[0]
+
+    def submit(self, case: Case, labels: LabelMap) -> Submission:
+        """Checks a mask and makes it ready to be judged among others, which is faster than one by one.
+
+        Raises:
+            DataError: As in `assess`.
+        """
+        return submit(self.segmenter, self.anatomy, case, labels)
+
+    def judge(self, submissions: Sequence[Submission]) -> list[QualityReport]:
+        """Reports of masks, in their order: those of `assess`, whatever the others are."""
+        found = collect_evidence(submissions, self.reward, self.segmenter.patch_size, self.schema, self.device)
+        return [self._report(item, evidence) for item, evidence in zip(submissions, found, strict=True)]
+
+    def _report(self, submission: Submission, evidence: Evidence) -> QualityReport:
+        case, labels, sample = submission.case, submission.labels, submission.sample
         pixels = self.model.pixels
         evidence = replace(evidence, reward_map=calibrated(evidence.reward_map, pixels.slope, pixels.shift))
         native = self.segmenter.restore_map(evidence.reward_map, sample).clip(0, 1)
         scores = self._scores(evidence, labels, native)
-        embedding = evidence.embedding
+        embedding, domain, looks = evidence.embedding, self.model.domain, self.model.appearance
+        # Twice the smaller of two probabilities is one (Bonferroni).
+        distance, probability = min(
+            (
+                (of.distance(numbers), min(1.0, 2 * of.probability(numbers)))
+                for of, numbers in ((domain, embedding), (looks, evidence.appearance))
+            ),
+            key=lambda found: found[1],
+        )
         report = QualityReport(
             case.case_id,
             case.patient_id,
             scores,
             evidence.rules,
-            self.model.domain.distance(embedding),
-            self.model.domain.probability(embedding),
+            distance,
+            probability,
             "refer",
             (),
             tuple(embedding.tolist()),
@@ -238,11 +284,11 @@ class QualityController:
         size = [max(3, round(_WORST_REGION * side)) for side in labels.shape]
         smooth = ndimage.uniform_filter(native, size, mode="nearest")
         for index, (name, numbers) in enumerate(zip(self.schema.structures, rows, strict=True), 1):
-            near = _near(labels == index, size)
-            centre, worst = _worst(smooth, near)
+            mask = labels == index
+            centre, worst = _worst(smooth, mask, size)
             model = self.model.structures[name]
             assert model.predictor is not None
-            if not (labels == index).any() or numbers["size"] == 0:
+            if not mask.any() or numbers["size"] == 0:
                 scores.append(StructureScore(name, None, None, None, 0.0, worst, centre))
                 continue
             predicted = model.predictor.predict(numbers)
@@ -324,57 +370,76 @@ class QualityController:
         return tuple(guarantees)
 
 
-@torch.no_grad()
-def collect_evidence(
-    segmenter: SegmenterAdapter,
-    reward: RewardEnsemble,
-    anatomy: Anatomy,
-    case: Case,
-    sample: Sample,
-    labels: LabelMap,
-    device: torch.device,
-) -> Evidence:
-    """What the reward networks and the rules say of a mask.
+def submit(segmenter: SegmenterAdapter, anatomy: Anatomy, case: Case, labels: LabelMap) -> Submission:
+    """Applies the rules to a mask and brings image and mask to the grid of the networks.
 
     Args:
-        segmenter: Brings image and mask to the grid of the networks.
-        reward: The networks, on `device`.
+        segmenter: Knows that grid.
         anatomy: The rules.
         case: The image.
-        sample: The same, preprocessed by the segmenter.
         labels: Class indices `(*S)` on the image's grid.
-        device: Where the networks are.
 
     Raises:
-        DataError: The mask does not lie on the grid of the image, or has classes that the rules do not know.
+        DataError: The mask does not lie on the grid of the image, or has classes that the rules do not know; or the
+            image is not of the kind that the segmenter takes.
     """
     if labels.shape != case.shape:
         raise DataError(
             f"case {case.case_id}: the mask has size {labels.shape}, its image {case.shape}; they must be equal"
         )
+    sample = segmenter.preprocess(case)
     try:
         rules = anatomy.check(labels, case.geometry.array_spacing)
     except ValueError as error:
         raise DataError(f"case {case.case_id}: {error}") from error
-    action = segmenter.preprocess_labels(labels, sample)
-    found = reward.examine(sample.image[None].to(device), action[None].to(device), segmenter.patch_size)
-    return Evidence(
-        action,
-        found.mean[0].cpu(),
-        found.spread[0].cpu(),
-        found.features[0].double().numpy(),
-        rules,
-        anatomy.schema.num_classes,
+    return Submission(case, labels, sample, segmenter.preprocess_labels(labels, sample), rules)
+
+
+def collect_evidence(
+    submissions: Sequence[Submission],
+    reward: RewardEnsemble,
+    patch_size: tuple[int, ...],
+    schema: LabelSchema,
+    device: torch.device,
+) -> list[Evidence]:
+    """What the reward networks and the rules say of masks, in their order.
+
+    Args:
+        submissions: The masks.
+        reward: The networks, on `device`.
+        patch_size: Of the segmenter.
+        schema: Structures of the masks.
+        device: Where the networks are.
+    """
+    of_shape: dict[tuple[int, ...], list[int]] = {}
+    for row, item in enumerate(submissions):
+        of_shape.setdefault(tuple(item.sample.image.shape), []).append(row)
+    found: dict[int, Evidence] = {}
+    batches = [rows[start : start + _BATCH] for rows in of_shape.values() for start in range(0, len(rows), _BATCH)]
+    for rows in batches:
+        images = torch.stack([submissions[row].sample.image for row in rows]).to(device)
+        actions = torch.stack([submissions[row].action for row in rows])
+        seen = reward.examine(images, actions.to(device), patch_size)
+        maps, spread, features = seen.mean.cpu(), seen.spread.cpu(), seen.features.double().cpu().numpy()
+        looks = appearance(images).numpy()
+        for place, row in enumerate(rows):
+            rules = submissions[row].rules
+            found[row] = Evidence(
+                actions[place], maps[place], spread[place], features[place], looks[place], rules, schema.num_classes
+            )
+    return [found[row] for row in range(len(submissions))]
+
+
+def _worst(smooth: FloatArray, mask: npt.NDArray[np.bool_], size: Sequence[int]) -> tuple[tuple[int, ...], float]:
+    """Index and value of the lowest smoothed reward near a structure, of the whole image where there is none."""
+    found = ndimage.find_objects(mask.astype(np.uint8))
+    if not found:
+        centre = np.unravel_index(int(smooth.argmin()), smooth.shape)
+        return tuple(int(index) for index in centre), float(smooth[centre])
+    box = tuple(
+        slice(max(0, part.start - reach), part.stop + reach) for part, reach in zip(found[0], size, strict=True)
     )
-
-
-def _near(mask: npt.NDArray[np.bool_], size: Sequence[int]) -> npt.NDArray[np.bool_]:
-    grown = ndimage.maximum_filter(mask.astype(np.uint8), size)
-    return np.asarray(grown > 0)
-
-
-def _worst(smooth: FloatArray, near: npt.NDArray[np.bool_]) -> tuple[tuple[int, ...], float]:
-    """Index and value of the lowest smoothed reward, of the whole image where the structure is not there."""
-    place = int(np.where(near, smooth, np.inf).argmin()) if near.any() else int(smooth.argmin())
-    centre = np.unravel_index(place, smooth.shape)
-    return tuple(int(index) for index in centre), float(smooth.flat[place])
+    near = ndimage.maximum_filter(mask[box].astype(np.uint8), size, mode="constant") > 0
+    values = np.where(near, smooth[box], np.inf)
+    place = np.unravel_index(int(values.argmin()), values.shape)
+    return tuple(part.start + int(index) for part, index in zip(box, place, strict=True)), float(values[place])

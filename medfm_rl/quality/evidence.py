@@ -9,10 +9,9 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from medfm_rl.metrics.validity import RuleResult
-from medfm_rl.reward.score import dilate, region_means, structure_regions
+from medfm_rl.reward.score import dilate, memberships, region_means, structure_regions
 
 FEATURES = (
     "expected_dice",
@@ -39,6 +38,7 @@ class Evidence:
         reward_map: `(*S')` in [0, 1], probability that each pixel is right.
         spread: `(*S')`, disagreement of the reward networks.
         embedding: `(F,)`, what the networks saw.
+        appearance: `(A,)`, what the image looks like.
         rules: What the anatomy rules measured, on the case's own grid.
         num_classes: K.
     """
@@ -47,6 +47,7 @@ class Evidence:
     reward_map: Tensor
     spread: Tensor
     embedding: npt.NDArray[np.float64]
+    appearance: npt.NDArray[np.float64]
     rules: tuple[RuleResult, ...]
     num_classes: int
 
@@ -57,11 +58,12 @@ class Evidence:
             structures: Names without the background.
         """
         action, maps, spread = self.action[None], self.reward_map[None].float(), self.spread[None].float()
-        one_hot = F.one_hot(action.long(), self.num_classes).movedim(-1, 1).float()
+        one_hot = memberships(action, self.num_classes)
         expected = expected_dice(maps, action, self.num_classes)[0]
         regions = structure_regions(action, self.num_classes)
         mean, disagreement, low = (region_means(values, regions)[0] for values in (maps, spread, (maps < 0.5).float()))
-        contour = region_means(maps, dilate(one_hot, _CONTOUR)[:, 1:] * dilate(1 - one_hot, _CONTOUR)[:, 1:])[0]
+        contour = region_means(maps, (dilate(one_hot, _CONTOUR) & dilate(~one_hot, _CONTOUR))[:, 1:])[0]
+        size = one_hot[0].flatten(1).float().mean(dim=1).sqrt()
         failed = [rule for rule in self.rules if not rule.passed]
         rows = []
         for index, name in enumerate(structures):
@@ -72,7 +74,7 @@ class Evidence:
                     "contour_reward": float(contour[index]),
                     "low_reward": float(low[index]),
                     "spread": float(disagreement[index]),
-                    "size": float(one_hot[0, index + 1].mean().sqrt()),
+                    "size": float(size[index + 1]),
                     "rules_failed": float(sum(name in _names(rule) for rule in failed)),
                     "all_rules_failed": float(len(failed)),
                     "case_expected_dice": float(expected.mean()),
@@ -102,12 +104,13 @@ def expected_dice(maps: Tensor, actions: Tensor, num_classes: int) -> Tensor:
     Returns:
         `(B, K - 1)` in [0, 1]; 0 for a structure that the action lacks.
     """
-    one_hot = F.one_hot(actions.long(), num_classes).movedim(-1, 1).to(maps)
+    inside = memberships(actions, num_classes)
     reach = max(1, round(_REACH * max(actions.shape[1:])))
-    near = dilate(one_hot, reach) * (1 - one_hot)
-    share = near / near.sum(dim=1, keepdim=True).clamp_min(1)
+    near = (dilate(inside, reach) & ~inside).to(maps)
+    doubt = (1 - maps) / near.sum(dim=1).clamp_min(1)
+    one_hot = inside.to(maps)
     right = (one_hot * maps[:, None]).flatten(2).sum(dim=2)
-    missed = (share * (1 - maps)[:, None]).flatten(2).sum(dim=2)
+    missed = (near * doubt[:, None]).flatten(2).sum(dim=2)
     area = one_hot.flatten(2).sum(dim=2)
     expected = 2 * right / (area + right + missed).clamp_min(1e-8)
     return torch.where(area > 0, expected, 0.0)[:, 1:]

@@ -21,6 +21,7 @@ from medfm_rl.types import LabelSchema
 
 QUALITY_FILE = "quality.json"
 MEAN = "mean"
+_FORMAT = 2
 
 
 class Targets(BaseModel):
@@ -101,11 +102,12 @@ class QualityModel(BaseModel):
         structures: By name of the structure, and `mean`.
         accept_threshold: Predicted mean Dice from which masks are accepted, or None where none can be guaranteed.
         accept_reason: Why there is none, or what the threshold promises.
-        domain: What the images looked like.
+        domain: What the images looked like to the reward networks.
+        appearance: What they looked like by themselves.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
-    format: Literal[1] = 1
+    format: Literal[2] = 2
     version: str
     created: str
     origin: str
@@ -125,6 +127,7 @@ class QualityModel(BaseModel):
     accept_threshold: float | None
     accept_reason: str
     domain: DomainReference
+    appearance: DomainReference
 
     @property
     def schema_(self) -> LabelSchema:
@@ -148,9 +151,9 @@ class QualityModel(BaseModel):
         """
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
-            if isinstance(content, dict) and content.get("format") != 1:
+            if isinstance(content, dict) and content.get("format") != _FORMAT:
                 raise ModelError(
-                    f"{path}: format {content.get('format')!r}; this version reads format 1: calibrate again"
+                    f"{path}: format {content.get('format')!r}; this version reads format {_FORMAT}: calibrate again"
                 )
             return cls.model_validate(content)
         except FileNotFoundError as error:
@@ -177,6 +180,15 @@ class QualityModel(BaseModel):
                 f"{where}: the reward networks are not those that {QUALITY_FILE} was calibrated with (differing: "
                 f"{', '.join(differing)}); calibrate again by `medfm-rl calibrate`"
             )
+
+
+def is_outdated(path: Path) -> bool:
+    """Whether a file is a quality model of a format that this version does not read."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(content, dict) and content.get("format") not in (None, _FORMAT)
 
 
 def reward_hashes(folder: Path) -> dict[str, str]:

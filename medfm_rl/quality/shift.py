@@ -23,7 +23,7 @@ Array = npt.NDArray[np.float64]
 
 
 class DomainReference(BaseModel):
-    """What calibration images look like to the encoder of the reward network.
+    """What calibration images look like, to the encoder of the reward network or by themselves.
 
     Attributes:
         centre: Mean of the embeddings, `(F,)`.
@@ -43,13 +43,16 @@ class DomainReference(BaseModel):
     patients: tuple[int, ...]
 
     @classmethod
-    def fit(cls, fitted: Array, reference: Array, patients: Sequence[str]) -> DomainReference:
+    def fit(
+        cls, fitted: Array, reference: Array, patients: Sequence[str], least_scale: float = 1e-6
+    ) -> DomainReference:
         """Fits the axes on some embeddings `(M, F)`, and keeps others `(N, F)` to compare new ones with.
 
         Args:
             fitted: Of patients that are not among the others.
             reference: What new embeddings are compared with.
             patients: Patient of each of the reference.
+            least_scale: Standard deviation that every number has at least.
 
         Raises:
             ValueError: There are fewer than four to fit, or three to compare with.
@@ -58,7 +61,7 @@ class DomainReference(BaseModel):
             raise ValueError(
                 f"{len(fitted)} and {len(reference)} embeddings; 4 to fit and 3 to compare with are needed"
             )
-        centre, scale = fitted.mean(axis=0), np.maximum(fitted.std(axis=0), 1e-6)
+        centre, scale = fitted.mean(axis=0), np.maximum(fitted.std(axis=0), least_scale)
         standard = (fitted - centre) / scale
         dimensions = min(_MOST_DIMENSIONS, len(fitted) // 4)
         _, singular, axes = np.linalg.svd(standard, full_matrices=False)

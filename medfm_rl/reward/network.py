@@ -205,22 +205,31 @@ class RewardEnsemble(nn.Module):
             patch_size: Grid that the networks were trained on; larger images, and slices of volumes, are judged as in
                 `judge_tiles`.
         """
-        first, *others = self._networks()
+        if tuple(images.shape[2:]) == tuple(patch_size):
+            return self._examine_whole(images, actions)
         judged, features = [], []
         for image, action in zip(images, actions, strict=True):
             seen: list[Tensor] = []
 
             def judge(shown: Tensor, labels: Tensor, seen: list[Tensor] = seen) -> Tensor:
-                with _encoder_means(first) as levels:
-                    maps = [first.reward_map(shown, labels[:, 0])]
-                seen.append(torch.cat(levels, dim=1))
-                stacked = torch.stack([*maps, *(network.reward_map(shown, labels[:, 0]) for network in others)])
-                return torch.stack([stacked.mean(dim=0), stacked.std(dim=0, correction=0)], dim=1)
+                found = self._examine_whole(shown, labels[:, 0])
+                seen.append(found.features)
+                return torch.stack([found.mean, found.spread], dim=1)
 
             judged.append(over_tiles(judge, [image, action[None]], patch_size))
             features.append(torch.cat(seen).mean(dim=0))
         maps = torch.stack(judged)
         return Examination(maps[:, 0], maps[:, 1], torch.stack(features))
+
+    def _examine_whole(self, images: Tensor, actions: Tensor) -> Examination:
+        first, *others = self._networks()
+        with _encoder_means(first) as levels:
+            maps = [first.reward_map(images, actions)]
+        stacked = torch.stack([*maps, *(network.reward_map(images, actions) for network in others)])
+        mean = stacked.mean(dim=0)
+        # Several times as fast as `std` along the first axis.
+        spread = (stacked - mean).square().mean(dim=0).sqrt()
+        return Examination(mean, spread, torch.cat(levels, dim=1))
 
     @classmethod
     def load(cls, folder: Path) -> Self:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 _MARGIN = 3
 
@@ -56,7 +55,13 @@ def structure_regions(actions: Tensor, num_classes: int) -> Tensor:
     Returns:
         `(B, K - 1, *S)`.
     """
-    return dilate(F.one_hot(actions.long(), num_classes).movedim(-1, 1)[:, 1:].float(), _MARGIN)
+    return dilate(memberships(actions, num_classes)[:, 1:], _MARGIN).float()
+
+
+def memberships(actions: Tensor, num_classes: int) -> Tensor:
+    """Which class each pixel of actions `(B, *S)` has, `(B, K, *S)` bool."""
+    classes = torch.arange(num_classes, device=actions.device).view(-1, *[1] * (actions.ndim - 1))
+    return actions[:, None] == classes
 
 
 def region_means(maps: Tensor, regions: Tensor) -> Tensor:
@@ -67,11 +72,18 @@ def region_means(maps: Tensor, regions: Tensor) -> Tensor:
 
 
 def dilate(masks: Tensor, reach: int) -> Tensor:
-    """Masks `(B, C, *S)` of 0 and 1, grown by `reach` pixels along every axis, one axis after the other."""
-    ndim = masks.ndim - 2
-    pool = F.max_pool2d if ndim == 2 else F.max_pool3d
-    for axis in range(ndim):
-        kernel, padding = [1] * ndim, [0] * ndim
-        kernel[axis], padding[axis] = 2 * reach + 1, reach
-        masks = pool(masks, kernel_size=kernel, stride=1, padding=padding)
-    return masks
+    """Masks `(B, C, *S)` of 0 and 1, grown by `reach` pixels along every axis, one axis after the other.
+
+    Windows of a pixel and its neighbours at a distance double with every step, which is many times as fast as pooling.
+    """
+    grown = masks > 0
+    for axis in range(2, masks.ndim):
+        side, grown_by = masks.shape[axis], 0
+        while grown_by < min(reach, side - 1):
+            # No further than r + 1: there are no windows centred beyond the border, and this one must reach it.
+            step = min(grown_by + 1, reach - grown_by, side - 1)
+            before, grown = grown, grown.clone()
+            grown.narrow(axis, step, side - step).logical_or_(before.narrow(axis, 0, side - step))
+            grown.narrow(axis, 0, side - step).logical_or_(before.narrow(axis, step, side - step))
+            grown_by += step
+    return grown.to(masks.dtype)

@@ -8,7 +8,8 @@ import tempfile
 from pathlib import Path
 
 from medfm_rl import __version__
-from medfm_rl.errors import DataError, MissingExtraError
+from medfm_rl.adapters.torch_module import DESCRIPTION
+from medfm_rl.errors import DataError, MissingExtraError, ModelError
 from medfm_rl.quality import QUALITY_FILE, QualityController
 
 
@@ -23,10 +24,15 @@ def save_quality_model(run: Path, folder: Path) -> None:
         folder: New folder.
 
     Raises:
-        ModelError: The run has no usable quality model.
+        ModelError: The run has no usable quality model, or its segmenter is not a torch segmenter.
         DataError: The folder exists and is not empty.
         MissingExtraError: MLflow is not installed.
     """
+    if (run / "model").is_dir() and not (run / "model" / DESCRIPTION).exists():
+        raise ModelError(
+            f"{run}: the segmenter is of another tool, which an MLflow model cannot bring along; only torch segmenters "
+            "can be served. Use `medfm-rl score`, or load_controller of medfm_rl.pipeline.score in a model of your own"
+        )
     QualityController.load(run)
     if folder.exists() and any(folder.iterdir()):
         raise DataError(f"{folder}: already exists and is not empty; give a new folder")

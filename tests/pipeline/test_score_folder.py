@@ -65,7 +65,10 @@ def test_scoring_leaves_tables_maps_a_page_and_a_log(quality_run: Path, images: 
     pixels, found = read_image(out / "rewards" / f"{case.case_id}.nii.gz")
     assert pixels.shape == image.shape
     assert found.matches(geometry)
-    np.testing.assert_allclose(pixels[0], case.reward_map, atol=1e-6)
+    controller = QualityController.load(quality_run)
+    labelled = find_cases(DataSettings(path=images))[0].read_labelled(controller.schema)
+    alone = controller.assess(labelled.case, labelled.ground_truth)
+    np.testing.assert_allclose(pixels[0], alone.reward_map, atol=1e-6)
     page = (out / "report.html").read_text()
     assert page.count("<figure>") == 6
     assert "http" not in page
@@ -79,13 +82,13 @@ def test_what_was_scored_is_kept_and_what_changed_is_not(
     quality_run: Path, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out, seen = tmp_path / "out", []
-    assess = QualityController.assess
+    submit = QualityController.submit
 
     def watched(self: QualityController, case, labels):
         seen.append(case.case_id)
-        return assess(self, case, labels)
+        return submit(self, case, labels)
 
-    monkeypatch.setattr(QualityController, "assess", watched)
+    monkeypatch.setattr(QualityController, "submit", watched)
     first = run_score(quality_run, images, out)
     assert len(seen) == 6
     (out / "cases" / f"{seen[0]}.json").unlink()
@@ -215,3 +218,10 @@ def test_a_run_calibrates_itself_on_source_patients_that_its_rewards_have_not_se
     # Three appearances of each of four frames.
     assert model.cases == 20 * 4 * 3
     assert write_default_quality(run, config, quiet) == model
+    # What another version wrote is made anew, and kept.
+    older = run.quality.read_text().replace('"format": 2', '"format": 1')
+    run.quality.write_text(older)
+    again = write_default_quality(run, seen_by_rewards(4), quiet)
+    assert again is not None
+    assert again.model_copy(update={"created": model.created}) == model
+    assert [path.read_text() for path in run.path.glob("quality-*.json")] == [older]

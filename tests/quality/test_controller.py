@@ -108,6 +108,15 @@ def test_an_image_of_another_kind_is_referred(controller: QualityController, lab
     assert "unlike those of the calibration" in report.reasons[0]
 
 
+def test_an_image_of_another_orientation_is_referred(
+    controller: QualityController, labelled: list[LabelledCase]
+) -> None:
+    case, mask = labelled[0].case, labelled[0].ground_truth
+    report = controller.assess(replace(case, image=case.image[:, ::-1].copy()), mask)
+    assert report.shift_probability < 0.001
+    assert (report.verdict, "unlike those of the calibration" in report.reasons[0]) == ("refer", True)
+
+
 def changed(controller: QualityController, **changes: object) -> QualityController:
     model = controller.model.model_copy(update=changes)
     return QualityController(controller.segmenter, controller.reward, model)
@@ -203,8 +212,8 @@ def test_networks_of_another_anatomy_are_refused(controller: QualityController) 
     ("content", "message"),
     [
         ("{", "not a quality model"),
-        ('{"format": 2}', "format 2; this version"),
-        ('{"format": 1}', "Field required"),
+        ('{"format": 1}', "format 1; this version"),
+        ('{"format": 2}', "Field required"),
         ("[]", "not a quality model"),
     ],
 )
@@ -237,6 +246,22 @@ def test_the_model_states_its_errors_on_patients_that_it_was_not_fitted_on(quali
     assert 0 <= model.pixels.ece_after <= model.pixels.ece_before + 1e-6
     # Whom the images show is nobody's business.
     assert "sim00" not in (quality_run / "quality.json").read_text()
+
+
+def test_masks_judged_together_get_the_reports_that_they_get_alone(
+    controller: QualityController, labelled: list[LabelledCase]
+) -> None:
+    smaller = replace(labelled[1].case, image=labelled[1].case.image[:, 1:]), labelled[1].ground_truth[1:]
+    masks = [(item.case, item.ground_truth) for item in labelled[:18]]
+    masks.insert(3, smaller)
+    together = controller.judge([controller.submit(case, mask) for case, mask in masks])
+    assert [report.case_id for report in together] == [case.case_id for case, _ in masks]
+    for report, (case, mask) in zip(together, masks, strict=True):
+        alone = controller.assess(case, mask)
+        np.testing.assert_allclose(report.reward_map, alone.reward_map, atol=1e-5)
+        np.testing.assert_allclose(report.embedding, alone.embedding, atol=1e-4)
+        assert report.mean.predicted_dice == pytest.approx(alone.mean.predicted_dice, abs=1e-4)
+        assert (report.verdict, report.rules) == (alone.verdict, alone.rules)
 
 
 def test_larger_images_are_judged_in_overlapping_patches() -> None:

@@ -81,7 +81,7 @@ def test_the_numbers_of_a_structure() -> None:
         RuleResult("gap", "b", "a", 0.0, None, 0.1, "share", "", True),
         RuleResult("present", "b", None, None, None, None, "px", "", False),
     )
-    evidence = Evidence(action, maps, torch.full((20, 20), 0.2), np.zeros(3), rules, 3)
+    evidence = Evidence(action, maps, torch.full((20, 20), 0.2), np.zeros(3), np.zeros(2), rules, 3)
     first, second = evidence.features(("a", "b"))
     assert tuple(first) == FEATURES
     assert first["expected_dice"] == pytest.approx(expected_dice(maps[None], action[None].long(), 3)[0, 0].item())

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import ndimage
 
-from medfm_rl.reward.score import paired_scores, structure_scores
+from medfm_rl.reward.score import dilate, paired_scores, structure_scores
 
 
 def test_the_region_of_a_structure_is_itself_and_three_pixels_around() -> None:
@@ -77,3 +77,13 @@ def test_two_actions_are_compared_on_the_same_pixels() -> None:
     assert float(new[0, 0]) == 1.0
     # Neither has the second structure.
     assert float(old[0, 1]) == float(new[0, 1]) == 0.0
+
+
+@pytest.mark.parametrize("reach", [1, 2, 3, 6, 13, 30])
+@pytest.mark.parametrize("shape", [(9, 14), (4, 5, 7), (1, 6)])
+def test_masks_grow_as_far_along_every_axis(shape: tuple[int, ...], reach: int) -> None:
+    masks = torch.from_numpy(np.random.default_rng(0).random((2, 3, *shape)) < 0.05)
+    pool = torch.nn.functional.max_pool2d if len(shape) == 2 else torch.nn.functional.max_pool3d
+    expected = pool(masks.float(), kernel_size=2 * reach + 1, stride=1, padding=reach)
+    assert torch.equal(dilate(masks.float(), reach), expected)
+    assert torch.equal(dilate(masks, reach), expected.bool())

@@ -36,6 +36,9 @@ def test_a_served_model_gives_the_verdicts_of_the_controller(quality_run: Path, 
 def test_a_run_without_a_quality_model_and_a_full_folder_are_refused(quality_run: Path, tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="not a finished run"):
         save_quality_model(tmp_path, tmp_path / "served")
+    (tmp_path / "other" / "model" / "fold_0").mkdir(parents=True)
+    with pytest.raises(ModelError, match="only torch segmenters can be served"):
+        save_quality_model(tmp_path / "other", tmp_path / "served")
     (tmp_path / "thing").write_text("")
     with pytest.raises(DataError, match="not empty"):
         save_quality_model(quality_run, tmp_path)

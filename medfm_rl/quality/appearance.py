@@ -1,0 +1,41 @@
+"""What an image looks like, whatever its mask: where it is bright, how its grey values spread, how fine it is."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+_CELLS = {2: 8, 3: 4}
+_OCTAVES = 4
+LEAST_SCALE = 0.1
+"""Differences of these numbers below a tenth of an image's standard deviation are none: a corner that is black in
+every calibration image may be nearly black in another."""
+
+
+def appearance(images: Tensor) -> Tensor:
+    """Numbers that tell an image of another modality, view or orientation, `(B, F)` double precision on the CPU.
+
+    Each channel is brought to zero mean and unit variance. The numbers are its means over a coarse grid of cells
+    (8 x 8, 4 x 4 x 4), its deciles, and the logarithm of the mean absolute detail in four octaves. They come from the
+    pixels and not from a network, which is free to see nothing in what it never learned to look at.
+
+    Args:
+        images: `(B, C, *S)`, 2-D or 3-D.
+    """
+    ndim = images.ndim - 2
+    pool, average = (F.adaptive_avg_pool2d, F.avg_pool2d) if ndim == 2 else (F.adaptive_avg_pool3d, F.avg_pool3d)
+    axes = tuple(range(2, images.ndim))
+    centred = images.float() - images.float().mean(dim=axes, keepdim=True)
+    level = centred / centred.square().mean(dim=axes, keepdim=True).sqrt().clamp_min(1e-6)
+    ordered = level.flatten(2).sort(dim=2).values
+    ranks = torch.linspace(0, ordered.shape[2] - 1, 11, device=images.device).round().long()
+    found = [pool(level, (_CELLS[ndim],) * ndim).flatten(1), ordered[..., ranks].clamp(-5, 5).flatten(1)]
+    for _ in range(_OCTAVES):
+        if min(level.shape[2:]) < 2:
+            break
+        coarse = average(level, 2, ceil_mode=True)
+        detail = level - F.interpolate(coarse, size=level.shape[2:], mode="nearest")
+        found.append(detail.abs().flatten(2).mean(dim=2).clamp_min(1e-3).log())
+        level = coarse
+    return torch.cat(found, dim=1).double().cpu()
