@@ -192,7 +192,7 @@ def _fit_on_source(run: RunFolder, config: AdaptConfig, files: Sequence[CaseFile
                 found.mean[0].cpu(),
                 found.spread[0].cpu(),
                 found.features[0].double().cpu().numpy(),
-                appearance(shown[row : row + 1])[0].numpy(),
+                appearance(shown[row : row + 1, : segmenter.intensity_channels])[0].numpy(),
                 anatomy.check(mask),
                 segmenter.schema.num_classes,
             )

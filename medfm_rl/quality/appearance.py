@@ -30,7 +30,7 @@ def appearance(images: Tensor) -> Tensor:
     level = centred / centred.square().mean(dim=axes, keepdim=True).sqrt().clamp_min(1e-6)
     ordered = level.flatten(2).sort(dim=2).values
     ranks = torch.linspace(0, ordered.shape[2] - 1, 11, device=images.device).round().long()
-    found = [pool(level, (_CELLS[ndim],) * ndim).flatten(1), ordered[..., ranks].clamp(-5, 5).flatten(1)]
+    found = [pool(level, _CELLS[ndim]).flatten(1), ordered[..., ranks].clamp(-5, 5).flatten(1)]
     for _ in range(_OCTAVES):
         if min(level.shape[2:]) < 2:
             break

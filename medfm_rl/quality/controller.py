@@ -421,7 +421,7 @@ def collect_evidence(
         actions = torch.stack([submissions[row].action for row in rows])
         seen = reward.examine(images, actions.to(device), patch_size)
         maps, spread, features = seen.mean.cpu(), seen.spread.cpu(), seen.features.double().cpu().numpy()
-        looks = appearance(images).numpy()
+        looks = appearance(images[:, : reward.in_channels]).numpy()
         for place, row in enumerate(rows):
             rules = submissions[row].rules
             found[row] = Evidence(

@@ -170,6 +170,11 @@ class RewardEnsemble(nn.Module):
         self.requires_grad_(False)
         self.eval()
 
+    @property
+    def in_channels(self) -> int:
+        """How many of the first channels of an image the networks see."""
+        return self._networks()[0].in_channels
+
     def train(self, mode: bool = True) -> Self:
         """Stays in evaluation mode."""
         del mode
