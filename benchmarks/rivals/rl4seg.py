@@ -4,22 +4,24 @@ Facts and coefficients are from the paper (arXiv 2406.17902) and its code; nothi
 
 Theirs: 4 iterations of collecting D_R, a new reward network, and PPO with a critic that is carried on. D_R and the
 references of good masks are kept from one iteration to the next; an image that is good again gets its newer mask. All
-the coefficients below. PPO ends each iteration with the epoch of the highest mean reward of sampled actions. No
-temperature, one reward network, samples without correlation; the last iteration is returned. One candidate is the
-published recipe: Adam 5e-4, batch statistics that move while the actor is trained, and weights that are halved and
-perturbed before the actor and the critic of an iteration are trained, the first actor too.
+the coefficients below. An iteration ends with the epoch of PPO that has the highest mean reward of sampled actions, a
+quantity without labels. No temperature, one reward network, samples without correlation; the last iteration is
+returned. One candidate is the published recipe: Adam 5e-4, batch statistics that move while the actor is trained, and
+weights that are halved and perturbed before PPO, the source model's too, and the critic's from the second iteration on.
 
 Changed: 3 epochs of PPO in each iteration instead of 5, and 300 steps of 16 for a reward network instead of 50 epochs
-of 64; the learning rate falls after 2 of 12 validations without progress instead of 10 of 50, and a tenth of D_R, at
-most 128, validates. That makes 3 n / 8 batches of an iteration's first PPO for n target images (theirs are about 2500,
-and take 7825 steps of the actor in the first iteration). The best epoch is chosen on all target images, not on some of
-their own: there are 32 at the least. Because so few steps do not repair halved weights, and may not suit the batch
-statistics of a segmenter, a second candidate has neither, and Adam 1e-4; `steadiest` chooses.
+of 64; its learning rate falls after 2 of 12 validations without progress instead of 10 of 50, on a tenth of D_R, 128
+records at most. For n target images the first PPO takes 15 n / 8 steps of the actor; theirs, on about 2500 images,
+7825. The best epoch is chosen on the target images themselves, not on a part held out for it: there may be 32 in all.
+Reward network and critic are small U-Nets of this package. A second candidate is for short runs, which may not repair
+halved weights, and for segmenters whose batch statistics had better stay: neither is done to it, and it has Adam 1e-4.
+`steadiest` chooses.
 
 Left out: the morphological repair before the projection (it keeps one piece of each structure, and is made for two of
-the heart; the shape prior here learns to remove pieces). Not followed, because it looks unintended: reward and
-reference networks in training mode, noisy weights left in place for the noisy images and contrasts, the agreement with
-the projection of the last structure alone, and gradients of the critic in the norm that clips the actor's.
+the heart; the shape prior here learns to remove pieces). Not followed, because it looks unintended or contradicts the
+paper: the accuracy against target labels as reward, which their configuration of the experiment names; reward and
+reference networks in training mode; noisy weights left in place for the noisy images and contrasts; the agreement with
+the projection of the last structure alone; gradients of the critic in the norm that clips the actor's.
 """
 
 from __future__ import annotations
@@ -140,7 +142,9 @@ def _prepare(
 ) -> _Lesson:
     generator = torch_generator(problem.seed, "rl4seg", iteration)
     records, good = _collect(policy, prior, problem, generator)
-    collected = (*(before.collected if before else ()), records)
+    collected = (*(before.collected if before else ()), *([records] if records else []))
+    if not collected:
+        raise RuntimeError("RL4Seg collects nothing: no mask is valid, and none becomes valid on the shape prior")
     # Image and action enter as one channel each.
     reward = _new_network(problem, f"reward {iteration}", problem.source_model.in_channels + 1)
     _train_reward(reward, collected, generator, progress)
@@ -150,8 +154,8 @@ def _prepare(
 @torch.no_grad()
 def _collect(
     policy: TorchModuleAdapter, prior: ShapePrior, problem: Problem, generator: torch.Generator
-) -> tuple[_Records, dict[int, Tensor]]:
-    """Actions with their references, and the masks that are good enough to be references in PPO, by image."""
+) -> tuple[_Records | None, dict[int, Tensor]]:
+    """Actions with their references, where there are any, and the masks that are good enough for PPO, by image."""
     images, anatomy = problem.target.images, problem.anatomy
     masks = predict(policy, images)
     sampled = torch.cat([DenseCategorical(policy(batch)).sample(generator) for batch in images.split(BATCH)])
@@ -171,9 +175,8 @@ def _collect(
             kept += [row for row in zip(shown, actions, references, strict=True) if bool(row[1].any())]
         others = torch.randint(len(images), (len(rows),), generator=generator)
         kept += list(zip(shown, sampled[others].to(torch.uint8), references, strict=True))
-    if not kept:
-        raise RuntimeError("RL4Seg collects nothing: no mask is valid, and none becomes valid on the shape prior")
-    return _Records(*(torch.stack(column) for column in zip(*kept, strict=True))), good
+    records = _Records(*(torch.stack(column) for column in zip(*kept, strict=True))) if kept else None
+    return records, good
 
 
 def _distorted(policy: TorchModuleAdapter, images: Tensor, generator: torch.Generator) -> list[Tensor]:

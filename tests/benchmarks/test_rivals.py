@@ -198,6 +198,7 @@ def test_rl4seg_takes_good_masks_for_references_and_projections_of_bad_ones(trai
     records, good = rl4seg._collect(trained, Prior(), problem, torch.Generator().manual_seed(0))  # type: ignore[arg-type]
     assert set(good) >= {row for row in range(10) if problem.anatomy.is_valid(masks[row].numpy())}
     bad = 20 - len(good)
+    assert records is not None
     # Nine distorted masks for each good one (four of weights, two contrasts, two noises, one of another image).
     assert len(records.images) == bad + 9 * len(good)
     assert torch.equal(records.references[:bad], discs(1, seed=9)[1].expand(bad, -1, -1))
@@ -221,6 +222,7 @@ def test_rl4seg_shows_no_empty_mask_to_the_reward_network(
         rl4seg, "_distorted", lambda policy, shown, generator: [empty[: len(shown)], full[: len(shown)]]
     )
     records, good = rl4seg._collect(trained, Unchanged(), problem, torch.Generator().manual_seed(0))  # type: ignore[arg-type]
+    assert records is not None
     assert 0 < len(good) <= len(images)
     # One full mask and that of another image for each good one.
     assert len(records.images) == 2 * len(good)
@@ -272,6 +274,11 @@ def test_rl4seg_ends_an_iteration_with_its_best_epoch_and_keeps_references_and_r
     assert second.references.keys() == first.references.keys()
     assert [len(records.images) for records in second.collected] == [len(first.collected[0].images), 20]
     assert not all(map(torch.equal, first.reward.parameters(), second.reward.parameters()))
+    # An iteration that finds nothing goes on with what there is; the first has nothing to go on with.
+    third = rl4seg._prepare(empty, Unchanged(), problem, second, 3, no_progress)  # type: ignore[arg-type]
+    assert third.collected == second.collected
+    with pytest.raises(RuntimeError, match="collects nothing"):
+        rl4seg._prepare(empty, Unchanged(), problem, None, 1, no_progress)  # type: ignore[arg-type]
 
     states: list[dict[str, Tensor]] = []
     rewards = iter((0.5, 0.9, 0.7))
