@@ -72,6 +72,7 @@ def no_progress(stage: str, done: int, total: int) -> None:
 
 @pytest.fixture
 def short(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rl4seg, "_ITERATIONS", 2)
     monkeypatch.setattr(rl4seg, "_REWARD_STEPS", 50)
     monkeypatch.setattr(rl4seg, "_PPO_EPOCHS", 1)
 
@@ -155,7 +156,102 @@ def test_rl4seg_takes_good_masks_for_references_and_projections_of_bad_ones(trai
     records, good = rl4seg._collect(trained, Prior(), problem, torch.Generator().manual_seed(0))  # type: ignore[arg-type]
     assert set(good) >= {row for row in range(10) if problem.anatomy.is_valid(masks[row].numpy())}
     bad = 20 - len(good)
+    assert records is not None
     # Nine distorted masks for each good one (four of weights, two contrasts, two noises, one of another image).
     assert len(records.images) == bad + 9 * len(good)
     assert torch.equal(records.references[:bad], discs(1, seed=9)[1].expand(bad, -1, -1))
     assert records.actions.dtype == torch.uint8
+
+
+class Unchanged:
+    """A shape prior for which every mask is plausible."""
+
+    def project(self, actions: Tensor) -> Tensor:
+        return actions
+
+
+def test_rl4seg_shows_no_empty_mask_to_the_reward_network(
+    trained: TorchModuleAdapter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    problem = make_problem(trained, source_free=True)
+    images, empty = problem.target.images, torch.zeros(20, *SIZE, dtype=torch.uint8)
+    full = torch.ones_like(empty)
+    monkeypatch.setattr(
+        rl4seg, "_distorted", lambda policy, shown, generator: [empty[: len(shown)], full[: len(shown)]]
+    )
+    records, good = rl4seg._collect(trained, Unchanged(), problem, torch.Generator().manual_seed(0))  # type: ignore[arg-type]
+    assert records is not None
+    assert 0 < len(good) <= len(images)
+    # One full mask and that of another image for each good one.
+    assert len(records.images) == 2 * len(good)
+    assert bool(records.actions.flatten(1).any(dim=1).all())
+
+
+def test_rl4seg_divides_noisy_images_by_their_maximum_and_keeps_the_mean_of_those_with_less_contrast(
+    trained: TorchModuleAdapter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    images = make_problem(trained, source_free=True).target.images
+    shown: list[Tensor] = []
+    monkeypatch.setattr(rl4seg, "predict", lambda policy, given: shown.append(given))
+    with torch.no_grad():
+        rl4seg._distorted(trained, images, torch.Generator().manual_seed(0))
+    for factor, contrast in zip((0.7, 0.8), shown[4:6], strict=True):
+        assert torch.allclose(contrast.mean(dim=(1, 2, 3)), images.mean(dim=(1, 2, 3)), atol=1e-5)
+        assert torch.allclose(contrast.std(dim=(1, 2, 3)), factor * images.std(dim=(1, 2, 3)), atol=1e-5)
+    for noisy in shown[6:]:
+        assert torch.allclose(noisy.amax(dim=(1, 2, 3)), images.amax(dim=(1, 2, 3)), atol=1e-5)
+        assert not torch.allclose(noisy, images, atol=0.1)
+
+
+def test_rl4seg_halves_weights_and_leaves_biases() -> None:
+    net = nn.Conv2d(1, 64, 9)
+    weight, bias = net.weight.detach().clone(), net.bias.detach().clone()
+    rl4seg.shrink_and_perturb(net, torch.Generator().manual_seed(0))
+    noise = net.weight.detach() - weight / 2
+    assert float(noise.mean()) == pytest.approx(0, abs=1e-3)
+    assert float(noise.std()) == pytest.approx(0.01, rel=0.05)
+    assert torch.equal(net.bias, bias)
+
+
+def test_rl4seg_ends_an_iteration_with_its_best_epoch_and_keeps_references_and_records(
+    trained: TorchModuleAdapter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    problem = make_problem(trained, source_free=True)
+    monkeypatch.setattr(rl4seg, "_REWARD_STEPS", 25)
+    policy = copy.deepcopy(trained)
+    first = rl4seg._prepare(policy, Unchanged(), problem, None, 1, no_progress)  # type: ignore[arg-type]
+    assert first.references
+    # No mask of an empty segmenter is valid; what the prior makes of it is.
+    empty = TorchModuleAdapter(Constant([5.0, 0.0]), SCHEMA, PreprocessingSettings(size=SIZE))
+
+    class Disc:
+        def project(self, actions: Tensor) -> Tensor:
+            return discs(1, seed=9)[1].expand(len(actions), -1, -1)
+
+    second = rl4seg._prepare(empty, Disc(), problem, first, 2, no_progress)  # type: ignore[arg-type]
+    assert second.references.keys() == first.references.keys()
+    assert [len(records.images) for records in second.collected] == [len(first.collected[0].images), 20]
+    assert not all(map(torch.equal, first.reward.parameters(), second.reward.parameters()))
+    # An iteration that finds nothing goes on with what there is; the first has nothing to go on with.
+    third = rl4seg._prepare(empty, Unchanged(), problem, second, 3, no_progress)  # type: ignore[arg-type]
+    assert third.collected == second.collected
+    with pytest.raises(RuntimeError, match="collects nothing"):
+        rl4seg._prepare(empty, Unchanged(), problem, None, 1, no_progress)  # type: ignore[arg-type]
+
+    states: list[dict[str, Tensor]] = []
+    rewards = iter((0.5, 0.9, 0.7))
+
+    def mean_reward(policy: nn.Module, *_: object) -> float:
+        assert not policy.training
+        states.append(copy.deepcopy(policy.state_dict()))
+        return next(rewards)
+
+    monkeypatch.setattr(rl4seg, "_mean_reward", mean_reward)
+    critic = rl4seg._new_network(problem, "critic", 1)
+    recipe = rl4seg._Recipe(1e-3, train_mode=True, shrink=False)
+    rl4seg._ppo(policy, critic, first, problem, recipe, 1, torch.Generator().manual_seed(0), no_progress)
+    assert len(states) == 3
+    # The second epoch; batch statistics moved on the way.
+    assert all(torch.equal(value, states[1][name]) for name, value in policy.state_dict().items())
+    moved = [name for name in states[0] if "running_mean" in name and not torch.equal(states[0][name], states[1][name])]
+    assert moved
