@@ -344,6 +344,8 @@ def test_the_command_says_what_a_margin_promises(
             shutil.copy(path, labelled / part)
     arguments = ["medfm-rl", "calibrate-correction", run, "--labelled", labelled, "--method", "components"]
     monkeypatch.setattr(sys, "argv", [str(argument) for argument in arguments])
-    cli.main()
+    with pytest.raises(SystemExit) as stopped:
+        cli.main()
+    assert stopped.value.code == 0
     assert "Margin: none; at most 10% of the accepted corrections lose more than 1 Dice" in capsys.readouterr().out
     assert RunFolder(run).correction.exists()
