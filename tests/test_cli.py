@@ -35,6 +35,7 @@ COMMANDS = [
     "score",
     "correct",
     "calibrate",
+    "calibrate-correction",
     "export",
     "inspect",
     "simulate-vendor",
@@ -229,7 +230,7 @@ def test_the_real_process_ends_like_that_too(tmp_path: Path) -> None:
         ({"target": {"path": "B", "where": {"view": "5CH"}}}, ["no case has {'view': '5CH'}"]),
         ({"target": {"path": "B", "patient_pattern": "^(sim)"}}, ["at least 2 patients"]),
         ({"evaluation": {"path": "B", "patient_pattern": "^(sim)"}}, ["evaluation: ", "one patient"]),
-        ({"segmenter": {"folder": "MODEL", "train": "lora"}}, ["segmenter.train", "not 'lora'"]),
+        ({"segmenter": {"folder": "MODEL", "train": "best"}}, ["segmenter.train", "not 'best'"]),
     ],
 )
 def test_a_mistake_in_a_run_is_told_before_a_folder_is_made(

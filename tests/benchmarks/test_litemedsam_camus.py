@@ -106,8 +106,8 @@ def test_every_part_runs_and_is_made_once(
     simulated_echo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """On drawn hearts, with a tiny network in the place of LiteMedSAM."""
-    for module in (models, litemedsam_camus):
-        monkeypatch.setattr(module, "LiteMedSAMAdapter", TinyPromptable)
+    monkeypatch.setattr(litemedsam_camus, "LiteMedSAMAdapter", TinyPromptable)
+    monkeypatch.setitem(models.PROMPTABLE, TinyPromptable.kind, TinyPromptable)
     source, target = simulated_echo / "a", simulated_echo / "b"
     shift = Shift("drawn", "drawn hearts", True, "generic", ECHO, Folders(source, source, target, target))
     size = replace(

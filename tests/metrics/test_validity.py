@@ -223,12 +223,12 @@ def test_a_mask_is_checked_in_a_few_milliseconds() -> None:
     def milliseconds(labels: np.ndarray) -> float:
         times = []
         for _ in range(7):
-            start = time.perf_counter()
+            start = time.thread_time()
             bound.check(labels, (0.5, 0.5))
-            times.append(time.perf_counter() - start)
+            times.append(time.thread_time() - start)
         return 1000 * min(times)
 
-    # Below 10 on an idle core; twice that here, because a test machine is not idle.
+    # Below 10 on an idle core; twice that here, because a test machine is not idle. In processor time: others wait too.
     assert milliseconds(heart) < 20
     assert milliseconds(noise) < 20
 

@@ -33,7 +33,7 @@ def quiet(stage: str, done: int, total: int) -> None:
 
 @pytest.fixture(autouse=True)
 def _tiny_in_its_place(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(models, "LiteMedSAMAdapter", TinyPromptable)
+    monkeypatch.setitem(models.PROMPTABLE, TinyPromptable.kind, TinyPromptable)
 
 
 @pytest.fixture(scope="module")
@@ -71,7 +71,7 @@ def make_config(echo: Path, segmenter: Path, output: Path, train: str, **changes
 def finished(simulated_echo: Path, segmenter: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, RunFolder]:
     runs = {}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(models, "LiteMedSAMAdapter", TinyPromptable)
+        patch.setitem(models.PROMPTABLE, TinyPromptable.kind, TinyPromptable)
         for train in ("decoder", "lora"):
             output = tmp_path_factory.mktemp(train) / "run"
             runs[train] = adapt(make_config(simulated_echo, segmenter, output, train), False, quiet)
