@@ -1,6 +1,6 @@
 """What the parts of the method bring: one setting of `adapt` is changed at a time, and the rest stays.
 
-    python benchmarks/ablation.py [--shift camus-4ch-2ch] [--variants ...] [--seeds 0] [--runs FOLDER]
+    python benchmarks/ablation.py [--shift camus-4ch-2ch] [--variants ...] [--seeds 0 1 2] [--runs FOLDER]
     python benchmarks/ablation.py --report-only   # table from the cells that there are
     python benchmarks/ablation.py --quick         # minutes: shows that it runs, measures nothing
 
@@ -20,7 +20,6 @@ the experts. A reward that does not rank these as their Dice does leads no polic
 
 from __future__ import annotations
 
-import argparse
 import copy
 import json
 import shutil
@@ -35,7 +34,8 @@ import torch
 from adaptation import BATCH, QUICK, Budget, Laboratory, quiet
 from cells import NONE, Scores, harm_rate, measure, read_cell
 from cells import cell_file as adaptation_cell
-from recording import environment, write_results
+from command_line import begin, parser_of
+from recording import write_results
 from safetensors.torch import load_file
 from scipy.stats import spearmanr
 from shifts import NO_SHIFT, SHIFTS, TITLES, Shift, prepare
@@ -441,20 +441,12 @@ def _figure(value: Mapping[str, Any] | None) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = parser_of(__doc__)
     shifts = [name for name in SHIFTS if name != NO_SHIFT]
     parser.add_argument("--shift", choices=shifts, default="camus-4ch-2ch")
     parser.add_argument("--variants", nargs="+", choices=[*VARIANTS, GRADIENT], default=[*VARIANTS, GRADIENT])
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
-    parser.add_argument("--runs", type=Path, help="where those of adaptation.py are kept")
-    parser.add_argument("--report-only", action="store_true", help="make no cell")
-    parser.add_argument("--quick", action="store_true", help="budgets of a trial; other folder and results")
-    parser.add_argument("--threads", type=int, default=2, help="of torch")
     arguments = parser.parse_args()
-    torch.set_num_threads(arguments.threads)
-    started_in = environment()
-    quick = "-quick" if arguments.quick else ""
-    runs: Path = arguments.runs or Path(__file__).parent / "runs" / f"adaptation{quick}"
+    name, runs, started_in = begin(arguments, f"ablation-{arguments.shift}")
     budget = Budget()
     if arguments.quick:
         budget = replace(QUICK, most_patients=20, adapt=merge(QUICK.adapt, QUICK_CHANGES))
@@ -474,7 +466,7 @@ def main() -> None:
     }
     content = {"variants": results, "knowledge": knowledge}
     text = table(TITLES[shift.name], results, arguments.quick) + knowledge_table(knowledge)
-    write_results(f"ablation-{shift.name}{quick}", started_in, arguments.seeds, content, summary, text)
+    write_results(name, started_in, arguments.seeds, content, summary, text)
 
 
 if __name__ == "__main__":

@@ -20,7 +20,6 @@ The intervals say what other patients would change; what other seeds would chang
 
 from __future__ import annotations
 
-import argparse
 import json
 import shutil
 import time
@@ -30,10 +29,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from adaptation_report import report
 from cells import NONE, OURS, SOURCE_FREE, UPPER, Scores, cell_file, harm_rate, measure, read_cell, write_experts
-from recording import environment
+from command_line import begin, parser_of
 from rivals import RIVALS, Problem
 from safetensors.torch import load_file
 from shifts import SHIFTS, Shift, prepare
@@ -273,19 +271,11 @@ class Laboratory:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = parser_of(__doc__)
     parser.add_argument("--shifts", nargs="+", choices=list(SHIFTS), default=list(SHIFTS), metavar="SHIFT")
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS), metavar="METHOD")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--runs", type=Path, help="where data, models and cells are kept")
-    parser.add_argument("--report-only", action="store_true", help="make no cell")
-    parser.add_argument("--quick", action="store_true", help="budgets of a trial; other folder and results")
-    parser.add_argument("--threads", type=int, default=2, help="of torch")
     arguments = parser.parse_args()
-    torch.set_num_threads(arguments.threads)
-    started_in = environment()
-    name = "adaptation-quick" if arguments.quick else "adaptation"
-    runs: Path = arguments.runs or Path(__file__).parent / "runs" / name
+    _, runs, started_in = begin(arguments, "adaptation")
     if not arguments.report_only:
         budget = QUICK if arguments.quick else Budget()
         # Seed by seed, so that a benchmark that is cut short has every shift; no adaptation first: harm is against it.

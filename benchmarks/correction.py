@@ -20,18 +20,17 @@ then skipped. Intervals are 95 %, paired, from draws of patients.
 
 from __future__ import annotations
 
-import argparse
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from adaptation import Budget, Laboratory, quiet
 from cells import HARM, NONE, OURS
+from command_line import begin, parser_of
 from quality_control import QUICK_HERE
-from recording import environment, write_results
+from recording import write_results
 from shifts import SHIFTS, TITLES, Shift, prepare
 
 from medfm_rl.adapters import SegmenterAdapter, TorchModuleAdapter
@@ -341,19 +340,11 @@ def _percent(share: float | None) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = parser_of(__doc__)
     parser.add_argument("--shifts", nargs="+", choices=list(SHIFTS), default=list(SHIFTS), metavar="SHIFT")
     parser.add_argument("--methods", nargs="+", choices=list(METHODS), default=list(METHODS), metavar="METHOD")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--runs", type=Path, help="where data, models and cells are kept; those of adaptation.py")
-    parser.add_argument("--report-only", action="store_true", help="make no cell")
-    parser.add_argument("--quick", action="store_true", help="budgets of a trial; other folder and results")
-    parser.add_argument("--threads", type=int, default=2, help="of torch")
     arguments = parser.parse_args()
-    torch.set_num_threads(arguments.threads)
-    started_in = environment()
-    suffix = "-quick" if arguments.quick else ""
-    runs: Path = arguments.runs or Path(__file__).parent / "runs" / f"adaptation{suffix}"
+    name, runs, started_in = begin(arguments, "correction")
     if not arguments.report_only:
         budget = QUICK_HERE if arguments.quick else Budget()
         for seed in arguments.seeds:
@@ -361,7 +352,7 @@ def main() -> None:
                 print(f"{shift_name}, seed {seed}", flush=True)
                 shift = prepare(shift_name, runs / "data", budget.most_patients)
                 Bench(shift, seed, runs, budget, started_in).run(arguments.methods)
-    report(runs, arguments.shifts, arguments.seeds, started_in, f"correction{suffix}")
+    report(runs, arguments.shifts, arguments.seeds, started_in, name)
 
 
 if __name__ == "__main__":

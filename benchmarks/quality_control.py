@@ -21,7 +21,6 @@ are 95 %, from 1000 draws of patients.
 
 from __future__ import annotations
 
-import argparse
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -33,7 +32,8 @@ import numpy as np
 import torch
 from adaptation import BATCH, NETWORK, QUICK, Budget, Laboratory, quiet
 from cells import NONE, OURS
-from recording import environment, write_results
+from command_line import begin, parser_of
+from recording import write_results
 from shifts import SHIFTS, TITLES, Shift, prepare
 
 from medfm_rl.adapters import SegmenterAdapter, TorchModuleAdapter
@@ -415,19 +415,11 @@ def _mean(rows: Sequence[Mapping[str, Any]], key: str, factor: float = 1, digits
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = parser_of(__doc__)
     parser.add_argument("--shifts", nargs="+", choices=list(SHIFTS), default=list(SHIFTS), metavar="SHIFT")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--runs", type=Path, help="where data, models and cells are kept; those of adaptation.py")
-    parser.add_argument("--report-only", action="store_true", help="make no cell")
     parser.add_argument("--without-training", action="store_true", help="leave out MC dropout and the ensemble")
-    parser.add_argument("--quick", action="store_true", help="budgets of a trial; other folder and results")
-    parser.add_argument("--threads", type=int, default=2, help="of torch")
     arguments = parser.parse_args()
-    torch.set_num_threads(arguments.threads)
-    started_in = environment()
-    suffix = "-quick" if arguments.quick else ""
-    runs: Path = arguments.runs or Path(__file__).parent / "runs" / f"adaptation{suffix}"
+    name, runs, started_in = begin(arguments, "quality_control")
     if not arguments.report_only:
         budget = QUICK_HERE if arguments.quick else Budget()
         for seed in arguments.seeds:
@@ -435,7 +427,7 @@ def main() -> None:
                 print(f"{shift_name}, seed {seed}", flush=True)
                 shift = prepare(shift_name, runs / "data", budget.most_patients)
                 Bench(shift, seed, runs, budget, started_in, not arguments.without_training).run()
-    report(runs, arguments.shifts, arguments.seeds, started_in, f"quality_control{suffix}")
+    report(runs, arguments.shifts, arguments.seeds, started_in, name)
 
 
 if __name__ == "__main__":

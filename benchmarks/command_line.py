@@ -1,0 +1,41 @@
+"""What the benchmarks on the shifts ask on the command line."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+import torch
+from recording import environment
+
+
+def parser_of(description: str | None) -> argparse.ArgumentParser:
+    """A parser with what all of these benchmarks take.
+
+    Args:
+        description: The docstring of the script.
+    """
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--runs", type=Path, help="where data, models and cells are kept; those of adaptation.py")
+    parser.add_argument("--report-only", action="store_true", help="make no cell")
+    parser.add_argument("--quick", action="store_true", help="budgets of a trial; other folder and results")
+    parser.add_argument("--threads", type=int, default=2, help="of torch")
+    return parser
+
+
+def begin(arguments: argparse.Namespace, name: str) -> tuple[str, Path, dict[str, Any]]:
+    """Sets the threads of torch.
+
+    Args:
+        arguments: Of `parser_of`.
+        name: Of the benchmark.
+
+    Returns:
+        The name of its results, the folder of data, models and cells, and the environment that it starts in.
+    """
+    torch.set_num_threads(arguments.threads)
+    suffix = "-quick" if arguments.quick else ""
+    runs: Path = arguments.runs or Path(__file__).parent / "runs" / f"adaptation{suffix}"
+    return f"{name}{suffix}", runs, environment()
