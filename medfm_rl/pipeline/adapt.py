@@ -158,7 +158,6 @@ class _Loop:
         settings = self.config.warm_up
         if settings.steps > 0 and (domains.source is not None or settings.target_weight > 0):
             self._warm_up(domains)
-            # There is more reason to believe in it than in what a judge makes of it: it stays unless the judge is sure.
             names, incumbent = [SOURCE, WARM_UP], WARM_UP
         policy = self._policy(incumbent)
         reference = copy.deepcopy(policy)
@@ -166,17 +165,24 @@ class _Loop:
         trajectory = [incumbent]
         for iteration in range(self.config.iterations):
             with self.tracker.child(f"iteration-{iteration}") as tracker:
-                with tracker.child("collect") as stage:
-                    self._collect(iteration, policy, prior, domains)
-                    stage.log_params(
-                        {"actions_hash": self.dataset.content_hash(), "shards": len(self.dataset.shards())}
-                    )
+                # Rewards and PPO learn from D_R, and nothing after them.
+                if self._missing_checkpoints(iteration):
+                    with tracker.child("collect") as stage:
+                        self._collect(iteration, policy, prior, domains)
+                        stage.log_params(
+                            {"actions_hash": self.dataset.content_hash(), "shards": len(self.dataset.shards())}
+                        )
                 with tracker.child("reward") as stage:
                     ensemble, judge = self._train_rewards(iteration, stage)
                 with tracker.child("ppo") as stage:
                     checkpoints = self._fine_tune(iteration, policy, reference, ensemble, domains, stage)
                 with tracker.child("select") as stage:
-                    names += self._average(iteration, trajectory, checkpoints)
+                    averages = self._average(iteration, trajectory, checkpoints)
+                    names += averages
+                    # A little PPO beside the warm-up: there is more reason to believe in it than in what a judge makes
+                    # of its rivals. It stays unless the judge is sure.
+                    if incumbent != SOURCE:
+                        incumbent = averages[0]
                     incumbent = self._select(iteration, names, incumbent, judge, domains, stage)
                 policy = self._policy(incumbent)
                 # Where the source policy was better, the next iteration starts anew from there.
@@ -282,16 +288,18 @@ class _Loop:
         Where there is ground truth of the source, the judge learns from that alone: references of target images come
         from the policies that it shall judge.
         """
-        records = self.dataset.read_all()
-        folds = patient_folds(records, 3, derive_seed(self.config.seed, "judge"))
-        trusted = records.of_domain("source") if self.config.source else records
-        parts = {_JUDGE: trusted.of_patients(folds[0])}
-        for member in range(self.config.reward.ensemble):
-            parts[f"member-{member}"] = records.of_patients(folds[1] + folds[2])
-        for name, part in parts.items():
+        members = [f"member-{index}" for index in range(self.config.reward.ensemble)]
+        missing = [name for name in (_JUDGE, *members) if not self.run.reward(iteration, name).exists()]
+        records = self.dataset.read_all() if missing else None
+        for name in missing:
+            assert records is not None
+            folds = patient_folds(records, 3, derive_seed(self.config.seed, "judge"))
+            if name == _JUDGE:
+                trusted = records.of_domain("source") if self.config.source else records
+                part = trusted.of_patients(folds[0])
+            else:
+                part = records.of_patients(folds[1] + folds[2])
             folder = self.run.reward(iteration, name)
-            if folder.exists():
-                continue
             seed = derive_seed(self.config.seed, "reward", iteration, name)
             net = self._initial_reward(iteration, name, seed)
             label = f"reward network {name} {iteration + 1}/{self.config.iterations}"
@@ -309,9 +317,9 @@ class _Loop:
             tracker.log_metrics(
                 {f"{name}_ece_before": report.ece_before, f"{name}_ece_after": report.ece_after}, iteration
             )
-        members = [RewardNet.load(self.run.reward(iteration, name)) for name in parts if name != _JUDGE]
+        networks = [RewardNet.load(self.run.reward(iteration, name)) for name in members]
         judge = RewardNet.load(self.run.reward(iteration, _JUDGE)).requires_grad_(False)
-        return RewardEnsemble(members, self.config.reward).to(self.device), judge.to(self.device)
+        return RewardEnsemble(networks, self.config.reward).to(self.device), judge.to(self.device)
 
     def _initial_reward(self, iteration: int, name: str, seed: int) -> RewardNet:
         """A new network, or a copy of the previous iteration's to go on from."""
@@ -337,10 +345,9 @@ class _Loop:
     ) -> list[str]:
         """PPO from the policy chosen so far, held near the reference; returns the names of the checkpoints."""
         settings, folder = self.config.ppo, self.run.checkpoints(iteration)
-        # The last update competes too, whether or not `eval_every` divides the number of updates.
-        steps = [*range(settings.eval_every, settings.updates, settings.eval_every), settings.updates]
+        steps = self._checkpoint_steps()
         names = [f"{folder.parent.name}/{folder.name}/{step:05d}" for step in steps]
-        missing = [step for step in steps if not (folder / f"{step:05d}").exists()]
+        missing = self._missing_checkpoints(iteration)
         if not missing:
             return names
         env = self._environment(iteration, ensemble, domains)
@@ -357,6 +364,15 @@ class _Loop:
             write_json(folder / f"{step:05d}.json", history)
             ppo.save(folder / f"{step:05d}")
         return names
+
+    def _checkpoint_steps(self) -> list[int]:
+        settings = self.config.ppo
+        # The last update competes too, whether or not `eval_every` divides the number of updates.
+        return [*range(settings.eval_every, settings.updates, settings.eval_every), settings.updates]
+
+    def _missing_checkpoints(self, iteration: int) -> list[int]:
+        folder = self.run.checkpoints(iteration)
+        return [step for step in self._checkpoint_steps() if not (folder / f"{step:05d}").exists()]
 
     def _environment(self, iteration: int, ensemble: RewardEnsemble, domains: Domains) -> SegmentationVecEnv:
         """Source images in new appearances judged by their ground truth, and as many target images by the ensemble.

@@ -120,6 +120,25 @@ def test_the_judge_weighs_an_average_up_to_every_checkpoint_and_the_source(finis
     assert selection["chosen"] in names
 
 
+def test_the_first_average_of_an_iteration_is_what_has_to_be_beaten(finished_run: AdaptConfig) -> None:
+    first, second = (
+        json.loads((finished_run.output / f"iteration-0{index}" / "selection.json").read_text()) for index in range(2)
+    )
+    assert first["incumbent"] == "iteration-00/candidates/00002"
+    stayed = first["chosen"] != "source"
+    assert second["incumbent"] == ("iteration-01/candidates/00002" if stayed else "source")
+
+
+def test_a_run_whose_policies_have_learned_goes_on_without_d_r(finished_run: AdaptConfig, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(finished_run.output, run)
+    shutil.rmtree(run / "actions")
+    shutil.rmtree(run / "model")
+    (run / "iteration-01" / "selection.json").unlink()
+    adapt(finished_run.model_copy(update={"output": run}), True, lambda *_: None)
+    assert hash_folder(run / "model") == hash_folder(finished_run.output / "model")
+
+
 def test_a_candidate_averages_the_warm_up_and_the_checkpoints_so_far(finished_run: AdaptConfig) -> None:
     def weights(name: str) -> dict[str, torch.Tensor]:
         return load_file(finished_run.output / name / "actor.safetensors")
