@@ -473,9 +473,9 @@ class SelectionSettings(Settings):
         0.95,
         gt=0.5,
         lt=1,
-        description="Share of bootstrap draws over patients in which a candidate must beat the incumbent: the average of "
-        "the warm-up and PPO's first checkpoint, or the source policy where there is no warm-up. The source policy may "
-        "win it back in the same way.",
+        description="Share of bootstrap draws over patients in which a candidate must beat the incumbent: the average "
+        "of the warm-up and PPO's first checkpoint, or the source policy where there is no warm-up. The source policy "
+        "may win it back in the same way.",
     )
     margin: float = Field(
         0.005,
