@@ -288,24 +288,16 @@ class _Loop:
         Where there is ground truth of the source, the judge learns from that alone: references of target images come
         from the policies that it shall judge.
         """
-        members = [f"member-{index}" for index in range(self.config.reward.ensemble)]
-        missing = [name for name in (_JUDGE, *members) if not self.run.reward(iteration, name).exists()]
-        records = self.dataset.read_all() if missing else None
+        missing = [name for name in (_JUDGE, *self._members) if not self.run.reward(iteration, name).exists()]
+        parts = self._parts_of_records() if missing else {}
         for name in missing:
-            assert records is not None
-            folds = patient_folds(records, 3, derive_seed(self.config.seed, "judge"))
-            if name == _JUDGE:
-                trusted = records.of_domain("source") if self.config.source else records
-                part = trusted.of_patients(folds[0])
-            else:
-                part = records.of_patients(folds[1] + folds[2])
             folder = self.run.reward(iteration, name)
             seed = derive_seed(self.config.seed, "reward", iteration, name)
             net = self._initial_reward(iteration, name, seed)
             label = f"reward network {name} {iteration + 1}/{self.config.iterations}"
             report = train_reward(
                 net,
-                part,
+                parts[name],
                 self.config.reward,
                 seed,
                 self.device,
@@ -317,9 +309,21 @@ class _Loop:
             tracker.log_metrics(
                 {f"{name}_ece_before": report.ece_before, f"{name}_ece_after": report.ece_after}, iteration
             )
-        networks = [RewardNet.load(self.run.reward(iteration, name)) for name in members]
+        members = [RewardNet.load(self.run.reward(iteration, name)) for name in self._members]
         judge = RewardNet.load(self.run.reward(iteration, _JUDGE)).requires_grad_(False)
-        return RewardEnsemble(networks, self.config.reward).to(self.device), judge.to(self.device)
+        return RewardEnsemble(members, self.config.reward).to(self.device), judge.to(self.device)
+
+    def _parts_of_records(self) -> dict[str, ActionRecords]:
+        """By reward network, what it learns from."""
+        records = self.dataset.read_all()
+        folds = patient_folds(records, 3, derive_seed(self.config.seed, "judge"))
+        trusted = records.of_domain("source") if self.config.source else records
+        others = records.of_patients(folds[1] + folds[2])
+        return {_JUDGE: trusted.of_patients(folds[0]), **dict.fromkeys(self._members, others)}
+
+    @property
+    def _members(self) -> list[str]:
+        return [f"member-{index}" for index in range(self.config.reward.ensemble)]
 
     def _initial_reward(self, iteration: int, name: str, seed: int) -> RewardNet:
         """A new network, or a copy of the previous iteration's to go on from."""
@@ -489,11 +493,10 @@ class _Loop:
 
     def _export(self, policy: SegmenterAdapter) -> None:
         last = self.config.iterations - 1
-        members = [f"member-{index}" for index in range(self.config.reward.ensemble)]
-        self.run.copy_reward(last, [*members, _JUDGE])
+        self.run.copy_reward(last, [*self._members, _JUDGE])
         write_json(
             self.run.final_reward / FUSION,
-            {"members": members, "fusion": self.config.reward.fusion, "pessimism": self.config.reward.pessimism},
+            {"members": self._members, "fusion": self.config.reward.fusion, "pessimism": self.config.reward.pessimism},
         )
         policy.cpu().export(self.run.model)
         self.tracker.log_params({"model_hash": hash_folder(self.run.model)})

@@ -123,20 +123,19 @@ def score(
             f"{', '.join(controller.schema.structures)}; they must be of one anatomy"
         )
     judge = _Judge(controller, hash_file(run / QUALITY_FILE), masks, segmenter, out)
-    problems: dict[str, str] = {}
     inputs: dict[str, dict[str, str]] = {}
     for done, file in enumerate(files, 1):
         try:
             inputs[file.case_id] = judge.inputs(file)
             judge.take(file, inputs[file.case_id])
         except UserError as error:
-            problems[file.case_id] = str(error)
+            judge.problems[file.case_id] = str(error)
         progress("scoring", done, len(files))
     judge.settle_waiting()
     reports = [judge.reports[file.case_id] for file in files if file.case_id in judge.reports]
     if not reports:
-        raise DataError(f"no case could be judged; the first: {next(iter(problems.values()))}")
-    scoring = Scoring(controller.settle(reports), problems)
+        raise DataError(f"no case could be judged; the first: {next(iter(judge.problems.values()))}")
+    scoring = Scoring(controller.settle(reports), judge.problems)
     _write_tables(out, scoring, controller)
     simulated = any(is_simulated(path.parent) for file in files[:1] for path in file.image_paths)
     _write_page(out, scoring, controller, simulated)
@@ -162,6 +161,7 @@ class _Judge:
         self.segmenter_hash = "" if segmenter is None else _state_hash(segmenter)
         self.out = out
         self.reports: dict[str, QualityReport] = {}
+        self.problems: dict[str, str] = {}
         self._waiting: list[tuple[Submission, dict[str, str]]] = []
 
     def inputs(self, file: CaseFile) -> dict[str, str]:
@@ -190,19 +190,26 @@ class _Judge:
             self.settle_waiting()
 
     def settle_waiting(self) -> None:
-        """Judges the cases that wait, and writes what was found."""
+        """Judges the cases that wait, and writes what was found; a case that cannot be written keeps no other back."""
         waiting, self._waiting = self._waiting, []
         reports = self.controller.judge([submission for submission, _ in waiting])
         for (submission, inputs), report in zip(waiting, reports, strict=True):
-            case = submission.case
-            write_image(self.out / "rewards" / f"{case.case_id}.nii.gz", report.reward_map, case.geometry)
-            picture = thumbnail(case.image[0], submission.labels, report.reward_map, self.controller.schema)
-            with replace_on_success(self.out / "thumbnails" / f"{case.case_id}.png") as temporary:
-                temporary.write_bytes(picture)
-            # Last: a case with a record is complete.
-            write_json(self._record(case.case_id), {"inputs": inputs, "report": report.to_json()})
+            try:
+                self._write(submission, inputs, report)
+            except UserError as error:
+                self.problems[report.case_id] = str(error)
+                continue
             # Maps of ten thousand cases would fill the memory, and they are in the files.
-            self.reports[case.case_id] = replace(report, reward_map=np.zeros(0, np.float32))
+            self.reports[report.case_id] = replace(report, reward_map=np.zeros(0, np.float32))
+
+    def _write(self, submission: Submission, inputs: Mapping[str, str], report: QualityReport) -> None:
+        case = submission.case
+        write_image(self.out / "rewards" / f"{case.case_id}.nii.gz", report.reward_map, case.geometry)
+        picture = thumbnail(case.image[0], submission.labels, report.reward_map, self.controller.schema)
+        with replace_on_success(self.out / "thumbnails" / f"{case.case_id}.png") as temporary:
+            temporary.write_bytes(picture)
+        # Last: a case with a record is complete.
+        write_json(self._record(case.case_id), {"inputs": inputs, "report": report.to_json()})
 
     def _record(self, case_id: str) -> Path:
         return self.out / "cases" / f"{case_id}.json"
