@@ -31,10 +31,10 @@ from typing import Any
 import numpy as np
 from adaptation_report import report
 from cells import NONE, OURS, SOURCE_FREE, UPPER, Scores, cell_file, harm_rate, measure, read_cell, write_experts
-from command_line import begin, parser_of
+from command_line import add_shifts, begin, each_shift, parser_of
 from rivals import RIVALS, Problem
 from safetensors.torch import load_file
-from shifts import SHIFTS, Shift, prepare
+from shifts import Shift
 
 from medfm_rl.adapters import SegmenterAdapter, TorchModuleAdapter
 from medfm_rl.data.files import write_json
@@ -272,21 +272,18 @@ class Laboratory:
 
 def main() -> None:
     parser = parser_of(__doc__)
-    parser.add_argument("--shifts", nargs="+", choices=list(SHIFTS), default=list(SHIFTS), metavar="SHIFT")
+    add_shifts(parser)
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS), metavar="METHOD")
     arguments = parser.parse_args()
     _, runs, started_in = begin(arguments, "adaptation")
     if not arguments.report_only:
         budget = QUICK if arguments.quick else Budget()
-        # Seed by seed, so that a benchmark that is cut short has every shift; no adaptation first: harm is against it.
-        for seed in arguments.seeds:
-            for shift_name in arguments.shifts:
-                print(f"{shift_name}, seed {seed}", flush=True)
-                shift = prepare(shift_name, runs / "data", budget.most_patients)
-                write_experts(shift, runs)
-                laboratory = Laboratory(shift, seed, runs, budget, started_in)
-                for method in (NONE, *(method for method in METHODS if method in arguments.methods)):
-                    laboratory.run(method)
+        for shift, seed in each_shift(arguments, runs, budget.most_patients):
+            write_experts(shift, runs)
+            laboratory = Laboratory(shift, seed, runs, budget, started_in)
+            # No adaptation first: harm is against it.
+            for method in (NONE, *(method for method in METHODS if method in arguments.methods)):
+                laboratory.run(method)
     # Everything that could be there is in the report, so that what is missing shows.
     report(runs, arguments.shifts, METHODS, arguments.seeds, started_in, arguments.quick)
 

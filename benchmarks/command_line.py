@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 from recording import environment
+from shifts import SHIFTS, Shift, prepare
 
 
 def parser_of(description: str | None) -> argparse.ArgumentParser:
@@ -39,3 +41,22 @@ def begin(arguments: argparse.Namespace, name: str) -> tuple[str, Path, dict[str
     suffix = "-quick" if arguments.quick else ""
     runs: Path = arguments.runs or Path(__file__).parent / "runs" / f"adaptation{suffix}"
     return f"{name}{suffix}", runs, environment()
+
+
+def add_shifts(parser: argparse.ArgumentParser) -> None:
+    """Lets the user choose among the shifts."""
+    parser.add_argument("--shifts", nargs="+", choices=list(SHIFTS), default=list(SHIFTS), metavar="SHIFT")
+
+
+def each_shift(arguments: argparse.Namespace, runs: Path, most_patients: int | None) -> Iterator[tuple[Shift, int]]:
+    """The shifts and seeds that were asked for, seed by seed: a benchmark that is cut short has every shift.
+
+    Args:
+        arguments: Of `parser_of` and `add_shifts`.
+        runs: Their images are written below it.
+        most_patients: Cuts every part of a shift, for trials.
+    """
+    for seed in arguments.seeds:
+        for name in arguments.shifts:
+            print(f"{name}, seed {seed}", flush=True)
+            yield prepare(name, runs / "data", most_patients), seed

@@ -28,10 +28,10 @@ from typing import Any
 import numpy as np
 from adaptation import Budget, Laboratory, quiet
 from cells import HARM, NONE, OURS
-from command_line import begin, parser_of
+from command_line import add_shifts, begin, each_shift, parser_of
 from quality_control import QUICK_HERE
 from recording import write_results
-from shifts import SHIFTS, TITLES, Shift, prepare
+from shifts import TITLES, Shift
 
 from medfm_rl.adapters import SegmenterAdapter, TorchModuleAdapter
 from medfm_rl.data.files import write_json
@@ -341,17 +341,14 @@ def _percent(share: float | None) -> str:
 
 def main() -> None:
     parser = parser_of(__doc__)
-    parser.add_argument("--shifts", nargs="+", choices=list(SHIFTS), default=list(SHIFTS), metavar="SHIFT")
+    add_shifts(parser)
     parser.add_argument("--methods", nargs="+", choices=list(METHODS), default=list(METHODS), metavar="METHOD")
     arguments = parser.parse_args()
     name, runs, started_in = begin(arguments, "correction")
     if not arguments.report_only:
         budget = QUICK_HERE if arguments.quick else Budget()
-        for seed in arguments.seeds:
-            for shift_name in arguments.shifts:
-                print(f"{shift_name}, seed {seed}", flush=True)
-                shift = prepare(shift_name, runs / "data", budget.most_patients)
-                Bench(shift, seed, runs, budget, started_in).run(arguments.methods)
+        for shift, seed in each_shift(arguments, runs, budget.most_patients):
+            Bench(shift, seed, runs, budget, started_in).run(arguments.methods)
     report(runs, arguments.shifts, arguments.seeds, started_in, name)
 
 

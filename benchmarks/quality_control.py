@@ -32,9 +32,9 @@ import numpy as np
 import torch
 from adaptation import BATCH, NETWORK, QUICK, Budget, Laboratory, quiet
 from cells import NONE, OURS
-from command_line import begin, parser_of
+from command_line import add_shifts, begin, each_shift, parser_of
 from recording import write_results
-from shifts import SHIFTS, TITLES, Shift, prepare
+from shifts import TITLES, Shift
 
 from medfm_rl.adapters import SegmenterAdapter, TorchModuleAdapter
 from medfm_rl.data.files import write_json
@@ -416,17 +416,14 @@ def _mean(rows: Sequence[Mapping[str, Any]], key: str, factor: float = 1, digits
 
 def main() -> None:
     parser = parser_of(__doc__)
-    parser.add_argument("--shifts", nargs="+", choices=list(SHIFTS), default=list(SHIFTS), metavar="SHIFT")
+    add_shifts(parser)
     parser.add_argument("--without-training", action="store_true", help="leave out MC dropout and the ensemble")
     arguments = parser.parse_args()
     name, runs, started_in = begin(arguments, "quality_control")
     if not arguments.report_only:
         budget = QUICK_HERE if arguments.quick else Budget()
-        for seed in arguments.seeds:
-            for shift_name in arguments.shifts:
-                print(f"{shift_name}, seed {seed}", flush=True)
-                shift = prepare(shift_name, runs / "data", budget.most_patients)
-                Bench(shift, seed, runs, budget, started_in, not arguments.without_training).run()
+        for shift, seed in each_shift(arguments, runs, budget.most_patients):
+            Bench(shift, seed, runs, budget, started_in, not arguments.without_training).run()
     report(runs, arguments.shifts, arguments.seeds, started_in, name)
 
 

@@ -125,6 +125,20 @@ def test_one_bad_file_in_many_is_referred_and_the_rest_is_scored(
     assert (out / "report.html").read_text().count("<li>") == 2 + 4
 
 
+def test_a_case_that_cannot_be_written_is_referred_and_those_judged_with_it_are_kept(
+    quality_run: Path, images: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    name = find_cases(DataSettings(path=images / "images"))[1].case_id
+    # A folder where the reward map should go.
+    (out / "rewards" / f"{name}.nii.gz" / "in the way").mkdir(parents=True)
+    scoring = run_score(quality_run, images, out)
+    assert set(scoring.problems) == {name}
+    assert f"{name}.nii.gz" in scoring.problems[name]
+    assert len(scoring.batch.reports) == 5
+    assert name in {row["case_id"] for row in rows_of(out) if row["verdict"] == "refer"}
+
+
 def test_a_mask_elsewhere_in_space_is_no_mask_of_the_image(quality_run: Path, images: Path, tmp_path: Path) -> None:
     name = sorted((images / "images").iterdir())[0].name.partition(".")[0]
     for part in ("images", "labels"):
