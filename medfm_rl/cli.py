@@ -9,7 +9,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
@@ -17,6 +17,8 @@ from medfm_rl import __version__
 from medfm_rl.errors import UserError
 
 if TYPE_CHECKING:
+    from pydantic import BaseModel
+
     from medfm_rl.pipeline.correct import Corrections
     from medfm_rl.pipeline.images import Progress
     from medfm_rl.settings import CorrectionSettings, DataSettings
@@ -28,6 +30,10 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
+Model = TypeVar("Model", bound="BaseModel")
+
+_OPTIONS = {"seconds": "budget"}
+"""Options whose name is not that of the setting."""
 _USER_MISTAKE = 2
 _REFERRED = 3
 _INTERRUPTED = 130
@@ -309,23 +315,15 @@ def calibrate_command(
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
 ) -> None:
     """Fit predicted Dice, intervals and the threshold for acceptance on labelled cases; write quality.json."""
-    from pydantic import ValidationError
-
     from medfm_rl.data.layouts import find_cases
-    from medfm_rl.errors import ConfigError, ModelError
     from medfm_rl.pipeline.calibrate import calibrate
     from medfm_rl.pipeline.run_folder import RunFolder
     from medfm_rl.pipeline.score import find_masks
     from medfm_rl.quality.model import Targets
 
-    try:
-        targets = Targets(coverage=coverage, dice=dice, alpha=alpha, confidence=confidence)
-    except ValidationError as error:
-        first = error.errors()[0]
-        raise ConfigError(f"--{first['loc'][0]} {first['input']}: {first['msg']}") from error
+    targets = _from_options(Targets, coverage=coverage, dice=dice, alpha=alpha, confidence=confidence)
     folder = RunFolder(run)
-    if not folder.model.is_dir():
-        raise ModelError(f"{run}: not a finished run of `medfm-rl adapt`, there is no folder model in it")
+    folder.require_model()
     files = find_cases(_data_settings(labelled, layout))
     found = None if masks is None else find_masks(masks, files)
     with _progress() as progress:
@@ -353,19 +351,12 @@ def calibrate_correction_command(
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
 ) -> None:
     """Find on labelled cases what a correction has to gain to be accepted; write correction.json."""
-    from pydantic import ValidationError
-
     from medfm_rl.data.layouts import find_cases
-    from medfm_rl.errors import ConfigError
     from medfm_rl.pipeline.calibrate_correction import calibrate_correction
     from medfm_rl.pipeline.run_folder import RunFolder
     from medfm_rl.tto.acceptance import HarmTarget
 
-    try:
-        target = HarmTarget(alpha=alpha, confidence=confidence)
-    except ValidationError as error:
-        first = error.errors()[0]
-        raise ConfigError(f"--{first['loc'][0]} {first['input']}: {first['msg']}") from error
+    target = _from_options(HarmTarget, alpha=alpha, confidence=confidence)
     settings = _correction_settings(budget, method=method, objective=objective, optimise=optimise)
     folder, files = RunFolder(run), find_cases(_data_settings(labelled, layout))
     with _progress() as progress:
@@ -468,17 +459,23 @@ def _print_corrections(corrections: Corrections, out: Path) -> None:
 
 
 def _correction_settings(budget: float | None, **values: str) -> CorrectionSettings:
+    from medfm_rl.settings import CorrectionSettings
+
+    return _from_options(CorrectionSettings, **values, **({} if budget is None else {"seconds": budget}))
+
+
+def _from_options(model: type[Model], **values: Any) -> Model:
+    """A model made of options of the command line; an error names the option."""
     from pydantic import ValidationError
 
     from medfm_rl.errors import ConfigError
-    from medfm_rl.settings import CorrectionSettings
 
     try:
-        return CorrectionSettings.model_validate(values | ({} if budget is None else {"seconds": budget}))
+        return model.model_validate(values)
     except ValidationError as error:
         first = error.errors()[0]
-        name = first["loc"][0]
-        raise ConfigError(f"--{'budget' if name == 'seconds' else name} {first['input']}: {first['msg']}") from error
+        name = _OPTIONS.get(str(first["loc"][0]), first["loc"][0])
+        raise ConfigError(f"--{name} {first['input']}: {first['msg']}") from error
 
 
 def _data_settings(path: Path, layout: str) -> DataSettings:

@@ -16,11 +16,11 @@ from typing import Any
 import torch
 
 from medfm_rl import __version__
-from medfm_rl.adapters import SegmenterAdapter
+from medfm_rl.adapters import Sample, SegmenterAdapter
 from medfm_rl.data.files import append_lines, hash_folder, hash_path, replace_on_success, write_json, write_text
 from medfm_rl.data.images import write_labels
 from medfm_rl.data.layouts import CaseFile, is_simulated
-from medfm_rl.errors import DataError, ModelError, UserError
+from medfm_rl.errors import DataError, UserError
 from medfm_rl.metrics.validity import Anatomy, load_anatomy
 from medfm_rl.pipeline.config_file import load_config
 from medfm_rl.pipeline.images import Progress
@@ -187,8 +187,7 @@ def load_networks(run: RunFolder, device: str) -> tuple[SegmenterAdapter, Reward
     Raises:
         UserError: The run is not finished, or the device is not there.
     """
-    if not run.model.is_dir():
-        raise ModelError(f"{run.path}: not a finished run of `medfm-rl adapt`, there is no folder model in it")
+    run.require_model()
     chosen = choose_device(device)
     adapter = load_segmenter(adapted_settings(run)).to(chosen)
     return adapter, RewardEnsemble.load(run.final_reward).to(chosen)
@@ -284,7 +283,10 @@ class _Bench:
         if decision == "proposed":
             write_labels(proposal, result.after, case.geometry, schema)
         mask = result.before if self.propose_only else result.mask
-        (map_before, before), (map_after, after) = (self._judge(case, found) for found in (result.before, result.after))
+        sample = self.corrector.adapter.preprocess(case)
+        (map_before, before), (map_after, after) = (
+            self._judge(sample, found) for found in (result.before, result.after)
+        )
         title = f"{case.case_id}: {decision}"
         figure = correction_figure(case.image[0], result.before, map_before, result.after, map_after, schema, title)
         with replace_on_success(self.out / "pictures" / f"{case.case_id}.png") as temporary:
@@ -293,10 +295,9 @@ class _Bench:
         return before, after
 
     @torch.no_grad()
-    def _judge(self, case: Case, labels: LabelMap) -> tuple[FloatArray, float]:
+    def _judge(self, sample: Sample, labels: LabelMap) -> tuple[FloatArray, float]:
         """The reward map of a mask on the case's own grid, and its mean in and around the structures."""
         adapter = self.corrector.adapter
-        sample = adapter.preprocess(case)
         action = adapter.preprocess_labels(labels, sample).to(adapter.device)
         found = judge_tiles(self.reward, sample.image.to(adapter.device), action, adapter.patch_size)
         mean = float(structure_scores(found[None], action[None], adapter.schema.num_classes).mean())

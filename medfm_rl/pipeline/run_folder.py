@@ -10,7 +10,7 @@ import shutil
 from pathlib import Path
 
 from medfm_rl.data.files import write_text
-from medfm_rl.errors import ConfigError
+from medfm_rl.errors import ConfigError, ModelError
 from medfm_rl.pipeline.config_file import dump_config, load_config
 from medfm_rl.settings import AdaptConfig
 
@@ -56,6 +56,11 @@ class RunFolder:
                 "resume with those, or start a new run in another folder"
             )
         return run
+
+    def require_model(self) -> None:
+        """Raises ModelError where the run is not finished."""
+        if not self.model.is_dir():
+            raise ModelError(f"{self.path}: not a finished run of `medfm-rl adapt`, there is no folder model in it")
 
     @property
     def config_file(self) -> Path:
