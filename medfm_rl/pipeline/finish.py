@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -20,7 +21,7 @@ from medfm_rl.metrics.validity import load_anatomy
 from medfm_rl.pipeline.evaluate import evaluate, segment_and_judge, write_evaluation
 from medfm_rl.pipeline.images import Progress
 from medfm_rl.pipeline.models import Model, load_model, load_segmenter
-from medfm_rl.pipeline.run_folder import RunFolder
+from medfm_rl.pipeline.run_folder import SOURCE, RunFolder
 from medfm_rl.report import ReportCase, ReportData, TableRow, write_report
 from medfm_rl.reward.actions import ActionDataset
 from medfm_rl.settings import AdaptConfig
@@ -119,7 +120,6 @@ def _report(
         pairs = [
             (old.dice, new.dice) for old, new in zip(comparison.before.of(MEAN), comparison.after.of(MEAN), strict=True)
         ]
-    chosen = selection["chosen"]
     dataset = ActionDataset(run.actions)
     return ReportData(
         title="Adaptation report",
@@ -131,11 +131,7 @@ def _report(
         cases=_cases(source, adapted, files, comparison),
         curves=_curves(run, config),
         reliability=_reliability(run, config),
-        chosen=(
-            "The judge saw no reliable gain: the source model was returned unchanged."
-            if chosen == "source"
-            else f"Without labels, the judge chose {chosen} among {len(selection['candidates'])} candidates."
-        ),
+        chosen=_decision(selection),
         provenance={
             "adapted segmenter (SHA-256)": hash_folder(run.model),
             "source segmenter (SHA-256)": hash_folder(config.segmenter.folder),
@@ -146,6 +142,16 @@ def _report(
             "medfm-rl": __version__,
         },
     )
+
+
+def _decision(selection: Mapping[str, Any]) -> str:
+    """What came of the selection, in words."""
+    chosen, others = selection["chosen"], len(selection["candidates"]) - 1
+    if chosen == SOURCE:
+        return "The judge saw no reliable gain: the source model was returned unchanged."
+    if chosen == selection["incumbent"]:
+        return f"Without labels, {chosen} was returned: the judge was sure of none of the {others} other candidates."
+    return f"Without labels, the judge chose {chosen} among {others + 1} candidates."
 
 
 def _cases(

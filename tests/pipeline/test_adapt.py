@@ -129,6 +129,14 @@ def test_the_first_average_of_an_iteration_is_what_has_to_be_beaten(finished_run
     assert second["incumbent"] == ("iteration-01/candidates/00002" if stayed else "source")
 
 
+def test_the_report_says_whether_the_judge_chose_or_nothing_beat_the_incumbent(finished_run: AdaptConfig) -> None:
+    selection = json.loads((finished_run.output / "iteration-01" / "selection.json").read_text())
+    report = (finished_run.output / "report.html").read_text()
+    stayed = selection["chosen"] == selection["incumbent"] != "source"
+    assert ("was returned: the judge was sure of none of the 5 other candidates" in report) == stayed
+    assert ("the judge chose" in report) == (selection["chosen"] not in ("source", selection["incumbent"]))
+
+
 def test_a_run_whose_policies_have_learned_goes_on_without_d_r(finished_run: AdaptConfig, tmp_path: Path) -> None:
     run = tmp_path / "run"
     shutil.copytree(finished_run.output, run)
