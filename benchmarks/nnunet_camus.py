@@ -5,7 +5,8 @@
 nnU-Net plans, preprocesses and trains by its own code on the labelled source: patients 1-150 of the sorted list, four
 of five for training. A quarter of the planned feature maps, batches of 8, 25 epochs of 50 iterations, so that a shift
 ends within about an hour and a half of one core. Of the other patients 60 are the unlabelled target and 40 are for
-evaluation. Adaptation does less than by default (`FULL`). The adapted model is exported, and `nnUNetv2_predict_from_modelfolder` segments the held-out images with the model as it was and as it is now, with and
+evaluation. Adaptation does less than by default (`FULL`). The adapted model is exported, and
+`nnUNetv2_predict_from_modelfolder` segments the held-out images with the model as it was and as it is now, with and
 without mirroring: Dice is measured on the masks in those files.
 
 `--quick` runs every part in a few minutes on a few patients. Its figures mean nothing and are not kept as results.
@@ -295,8 +296,8 @@ def table(results: dict[str, dict[str, Any]], size: Size) -> str:
     lines = [
         "# A 2-D nnU-Net of CAMUS, adapted and exported",
         "",
-        f"A model with 1/{WIDTH} of the planned feature maps, {size.epochs} epochs of {size.iterations} iterations. Dice",
-        f"of the masks that `nnUNetv2_predict_from_modelfolder` wrote for {size.held_out} held-out patients;",
+        f"A model with 1/{WIDTH} of the planned feature maps, {size.epochs} epochs of {size.iterations} iterations.",
+        f"Dice of the masks that `nnUNetv2_predict_from_modelfolder` wrote for {size.held_out} held-out patients;",
         "intervals: 95 %, bootstrap over patients. `handheld` is a SIMULATED target vendor; `view` is 4CH to 2CH.",
         "Minutes: training, adaptation.",
         "",
