@@ -208,18 +208,15 @@ def predict_command(
 ) -> None:
     """Write label maps in the geometry of the images, and a reward map for each."""
     from medfm_rl.data.layouts import find_cases
-    from medfm_rl.errors import ConfigError
     from medfm_rl.pipeline.evaluate import predict
     from medfm_rl.pipeline.models import load_model
 
     if correct:
-        if prompts is not None:
-            raise ConfigError("--correct and --prompts do not go together: prompted masks are not corrected")
         from medfm_rl.pipeline.correct import predict_and_correct
 
         settings, files = _correction_settings(None, method=method), find_cases(_data_settings(images, layout))
         with _progress() as progress:
-            corrections = predict_and_correct(model, files, out, settings, "auto", progress)
+            corrections = predict_and_correct(model, files, out, settings, "auto", progress, prompts)
         _print_corrections(corrections, out)
         return
     loaded = load_model(model, prompts)
@@ -242,6 +239,7 @@ def score_command(
     masks: Annotated[Path | None, typer.Option(help="Their masks, of the same names, whatever made them.")] = None,
     model: Annotated[Path | None, typer.Option(help="Or: a run or segmenter folder that makes the masks.")] = None,
     layout: Layout = "auto",
+    prompts: Prompts = None,
     fail_on: Annotated[str | None, typer.Option(help="refer: exit with code 3 where a mask is referred.")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
 ) -> None:
@@ -253,11 +251,13 @@ def score_command(
 
     if (masks is None) == (model is None):
         raise ConfigError("give either --masks, a folder of masks, or --model, a segmenter that makes them")
+    if prompts is not None and model is None:
+        raise ConfigError("--prompts are for a segmenter that makes the masks: they go with --model")
     if fail_on not in (None, "refer"):
         raise ConfigError(f"--fail-on {fail_on}: must be refer")
     files = find_cases(_data_settings(images, layout))
     found = None if masks is None else find_masks(masks, files)
-    segmenter = None if model is None else load_model(model).segmenter
+    segmenter = None if model is None else load_model(model, prompts).segmenter
     with _progress() as progress:
         scoring = score(quality_model, files, found, segmenter, out, device, progress)
     for problem in scoring.problems.values():
@@ -287,6 +287,7 @@ def correct_command(
     ] = False,
     every: Annotated[bool, typer.Option("--all", help="Every case, whatever its verdict.")] = False,
     layout: Layout = "auto",
+    prompts: Prompts = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
 ) -> None:
     """Correct the cases with verdict `correct`: optimise, keep what an independent judge prefers, refer the rest."""
@@ -296,7 +297,7 @@ def correct_command(
     settings = _correction_settings(budget, method=method, objective=objective, optimise=optimise)
     files = find_cases(_data_settings(images, layout))
     with _progress() as progress:
-        corrections = correct(model, files, scores, out, settings, propose_only, every, device, progress)
+        corrections = correct(model, files, scores, out, settings, propose_only, every, device, progress, prompts)
     _print_corrections(corrections, out)
 
 
@@ -312,22 +313,26 @@ def calibrate_command(
     confidence: Annotated[float, typer.Option(help="Of the statement about accepted masks.")] = 0.9,
     coverage: Annotated[float, typer.Option(help="Share of cases whose Dice the interval holds.")] = 0.9,
     layout: Layout = "auto",
+    prompts: Prompts = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
 ) -> None:
     """Fit predicted Dice, intervals and the threshold for acceptance on labelled cases; write quality.json."""
     from medfm_rl.data.layouts import find_cases
+    from medfm_rl.errors import ConfigError
     from medfm_rl.pipeline.calibrate import calibrate
     from medfm_rl.pipeline.run_folder import RunFolder
     from medfm_rl.pipeline.score import find_masks
     from medfm_rl.quality.model import Targets
 
+    if prompts is not None and masks is not None:
+        raise ConfigError("--prompts and --masks do not go together: where masks are given, none are made")
     targets = _from_options(Targets, coverage=coverage, dice=dice, alpha=alpha, confidence=confidence)
     folder = RunFolder(run)
     folder.require_model()
     files = find_cases(_data_settings(labelled, layout))
     found = None if masks is None else find_masks(masks, files)
     with _progress() as progress:
-        model = calibrate(folder, files, found, targets, device, progress)
+        model = calibrate(folder, files, found, targets, device, progress, prompts)
     from rich.console import Console
 
     from medfm_rl.quality_page import calibration_table
@@ -348,6 +353,7 @@ def calibrate_correction_command(
     objective: Annotated[str, typer.Option(help="How optimise follows the reward: reward or ppo.")] = "reward",
     optimise: Annotated[str, typer.Option(help="What changes for one case: logits, norm, decoder or all.")] = "logits",
     layout: Layout = "auto",
+    prompts: Prompts = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
 ) -> None:
     """Find on labelled cases what a correction has to gain to be accepted; write correction.json."""
@@ -360,7 +366,7 @@ def calibrate_correction_command(
     settings = _correction_settings(budget, method=method, objective=objective, optimise=optimise)
     folder, files = RunFolder(run), find_cases(_data_settings(labelled, layout))
     with _progress() as progress:
-        found = calibrate_correction(folder, files, target, settings, device, progress)
+        found = calibrate_correction(folder, files, target, settings, device, progress, prompts)
     margin = "none" if found.margin is None else f"{found.margin:g}"
     typer.echo(f"Margin: {margin}; {found.reason}\nAcceptance: {folder.correction}")
 

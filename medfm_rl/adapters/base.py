@@ -139,6 +139,15 @@ class SegmenterAdapter(nn.Module, ABC):
         sample = self.preprocess(case)
         return self.restore(self.predict_logits(sample), sample)
 
+    def prompt_hash(self, case_id: str) -> str | None:
+        """SHA-256 of what the prompts of a case are made from; None where the segmenter takes none.
+
+        Raises:
+            DataError: There are no prompts for the case.
+        """
+        del case_id
+        return None
+
     @property
     def intensity_channels(self) -> int:
         """How many of the first channels are grey values; those after them tell something else, such as boxes.

@@ -120,6 +120,9 @@ class PromptableAdapter(SegmenterAdapter):
     def intensity_channels(self) -> int:
         return self.description.channels
 
+    def prompt_hash(self, case_id: str) -> str | None:
+        return self.prompts.content_hash(case_id)
+
     def preprocess(self, case: Case) -> Sample:
         """The tool's own intensities and size, the aspect not kept; then a channel per structure with its box."""
         where = f"case {case.case_id}"

@@ -9,6 +9,7 @@ each pixel that it covers. So everything that moves an image (tiles, rotations, 
 from __future__ import annotations
 
 import csv
+import hashlib
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
@@ -20,6 +21,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from medfm_rl.data.files import hash_file
 from medfm_rl.data.images import image_stem, image_suffix, read_label_ids
 from medfm_rl.errors import ConfigError, DataError
 from medfm_rl.seeding import derive_seed
@@ -43,6 +45,14 @@ class BoxSource(ABC):
             DataError: There is nothing on this case, or it cannot be used.
         """
 
+    @abstractmethod
+    def content_hash(self, case_id: str) -> str:
+        """SHA-256 of what the boxes of a case are made from.
+
+        Raises:
+            DataError: There is nothing on this case.
+        """
+
 
 @final
 class FixedBoxes(BoxSource):
@@ -57,6 +67,10 @@ class FixedBoxes(BoxSource):
         boxes: Boxes = self.fractions * (np.array([width, height, width, height]) - 1)
         return boxes
 
+    def content_hash(self, case_id: str) -> str:
+        del case_id
+        return _hash(self.fractions.tolist())
+
 
 @final
 class BoxesFromFile(BoxSource):
@@ -70,9 +84,7 @@ class BoxesFromFile(BoxSource):
             _refuse_strangers(boxes, schema, f"{settings.path}: case {name}")
 
     def boxes(self, case: Case) -> Boxes:
-        if case.case_id not in self.table:
-            raise DataError(f"{self.path}: there is no box for case {case.case_id}")
-        found = self.table[case.case_id]
+        found = self._of(case.case_id)
         return np.array(
             [
                 _checked(found[name], case, f"{self.path}: case {case.case_id}, {name}")
@@ -81,6 +93,14 @@ class BoxesFromFile(BoxSource):
                 for name in self.schema.structures
             ]
         )
+
+    def content_hash(self, case_id: str) -> str:
+        return _hash(self._of(case_id))
+
+    def _of(self, case_id: str) -> Mapping[str, tuple[float, ...]]:
+        if case_id not in self.table:
+            raise DataError(f"{self.path}: there is no box for case {case_id}")
+        return self.table[case_id]
 
 
 @final
@@ -109,11 +129,18 @@ class BoxesFromMasks(BoxSource):
         }
 
     def boxes(self, case: Case) -> Boxes:
-        if case.case_id not in self.masks:
-            raise DataError(f"{self.settings.path}: there is no mask of case {case.case_id}")
-        mask = read_label_ids(self.masks[case.case_id], case.shape, case.geometry)
+        mask = read_label_ids(self._mask(case.case_id), case.shape, case.geometry)
         generator = np.random.default_rng(derive_seed(self.settings.seed, case.case_id))
         return np.array([self._box(np.isin(mask, ids), generator) for ids in self.ids])
+
+    def content_hash(self, case_id: str) -> str:
+        settings = self.settings
+        return _hash([hash_file(self._mask(case_id)), settings.margin, settings.jitter, settings.seed])
+
+    def _mask(self, case_id: str) -> Path:
+        if case_id not in self.masks:
+            raise DataError(f"{self.settings.path}: there is no mask of case {case_id}")
+        return self.masks[case_id]
 
     def _box(self, region: npt.NDArray[np.bool_], generator: np.random.Generator) -> Boxes:
         # Drawn for every structure, so that one that is missing does not move the boxes of the others.
@@ -177,6 +204,10 @@ def boxes_of(channels: Tensor) -> tuple[Tensor, Tensor]:
     everything = shares.new_tensor([0, 0, width - 1, height - 1])
     boxes = torch.stack([x_min, y_min, x_max, y_max], dim=-1)
     return torch.where(there[..., None], boxes, everything), there
+
+
+def _hash(content: object) -> str:
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
 
 def _cover(low: float, high: float, size: int) -> npt.NDArray[np.float64]:

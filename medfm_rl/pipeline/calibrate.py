@@ -20,7 +20,7 @@ from medfm_rl.metrics.overlap import dice
 from medfm_rl.metrics.validity import Anatomy, learn_limits, load_anatomy
 from medfm_rl.pipeline.config_file import load_config
 from medfm_rl.pipeline.images import Progress, load_images, load_labelled
-from medfm_rl.pipeline.models import adapted_settings, choose_device, load_segmenter
+from medfm_rl.pipeline.models import choose_device, load_adapted, load_preprocessing
 from medfm_rl.pipeline.run_folder import RunFolder
 from medfm_rl.quality.appearance import appearance
 from medfm_rl.quality.calibration import CalibrationCase, Provenance, fit_quality
@@ -47,6 +47,7 @@ def calibrate(
     targets: Targets,
     device: str,
     progress: Progress,
+    prompts: Path | None = None,
 ) -> QualityModel:
     """Fits a quality model on labelled cases and writes it into the run; what was there is kept under another name.
 
@@ -57,12 +58,13 @@ def calibrate(
         targets: What is asked.
         device: Where the networks run.
         progress: Told how far it is.
+        prompts: For a promptable segmenter that makes the masks: where its boxes come from, as in `load_model`.
 
     Raises:
         UserError: The run is not finished, or the cases cannot be used or are too few.
     """
     chosen = choose_device(device)
-    segmenter = load_segmenter(adapted_settings(run)).to(chosen)
+    segmenter = (load_adapted(run, prompts) if masks is None else load_preprocessing(run)).to(chosen)
     judged: list[LabelMap] = []
     for done, file in enumerate(files, 1):
         if masks is None:
@@ -101,7 +103,7 @@ def calibrate_cases(
         UserError: As in `calibrate`.
     """
     config = load_config(run.config_file, AdaptConfig)
-    segmenter = load_segmenter(adapted_settings(run)).to(device)
+    segmenter = load_preprocessing(run).to(device)
     reward = RewardEnsemble.load(run.final_reward).to(device)
     labelled = [file.read_labelled(segmenter.schema) for file in files]
     anatomy = _anatomy(
@@ -161,7 +163,7 @@ def _fit_on_source(run: RunFolder, config: AdaptConfig, files: Sequence[CaseFile
     if not files:
         raise DataError("the reward networks have learned from every source patient")
     device = choose_device(config.device)
-    segmenter = load_segmenter(adapted_settings(run)).to(device)
+    segmenter = load_adapted(run).to(device)
     reward = RewardEnsemble.load(run.final_reward).to(device)
     images, truths = load_labelled(files, segmenter, progress, "held-out source images")
     if len(images) != len(files):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 
 from medfm_rl.data.layouts import CaseFile
 from medfm_rl.metrics.overlap import dice
@@ -27,6 +28,7 @@ def calibrate_correction(
     settings: CorrectionSettings,
     device: str,
     progress: Progress,
+    prompts: Path | None = None,
 ) -> Acceptance:
     """Corrects labelled cases in several appearances, fits the margin, and writes `correction.json` into the run.
 
@@ -37,11 +39,12 @@ def calibrate_correction(
         settings: How cases are corrected; the margin is what is found.
         device: Where the networks run.
         progress: Told how far it is.
+        prompts: As in `correct`.
 
     Raises:
         UserError: The run or the cases cannot be used.
     """
-    adapter, reward = load_networks(run, device)
+    adapter, reward = load_networks(run, device, prompts)
     corrector = make_corrector(run, adapter, reward, settings.model_copy(update={"margin": 0.0}))
     outcomes = collect_outcomes(corrector, files, progress)
     acceptance = fit_acceptance(

@@ -24,7 +24,7 @@ from medfm_rl.errors import DataError, UserError
 from medfm_rl.metrics.validity import Anatomy, load_anatomy
 from medfm_rl.pipeline.config_file import load_config
 from medfm_rl.pipeline.images import Progress
-from medfm_rl.pipeline.models import adapted_settings, choose_device, load_segmenter
+from medfm_rl.pipeline.models import choose_device, load_adapted
 from medfm_rl.pipeline.run_folder import RunFolder
 from medfm_rl.pipeline.score import score
 from medfm_rl.quality import QualityModel
@@ -85,6 +85,7 @@ def correct(
     every: bool,
     device: str,
     progress: Progress,
+    prompts: Path | None = None,
 ) -> Corrections:
     """Corrects cases one by one and writes masks, pictures, tables and the audit log.
 
@@ -101,12 +102,13 @@ def correct(
         every: Whether to take every case, whatever its verdict.
         device: Where the networks run.
         progress: Told how far it is.
+        prompts: For a promptable segmenter: where its boxes come from, as in `load_model`.
 
     Raises:
         UserError: The run, the scores or the folder cannot be used, or not one case could be handled.
     """
     run = RunFolder(path)
-    adapter, reward = load_networks(run, device)
+    adapter, reward = load_networks(run, device, prompts)
     hashes = hash_parts(run, adapter.schema)
     promise = f"no error rate is promised: the run has no {run.correction.name} (medfm-rl calibrate-correction)"
     if run.correction.exists():
@@ -153,7 +155,13 @@ def correct(
 
 
 def predict_and_correct(
-    path: Path, files: Sequence[CaseFile], out: Path, settings: CorrectionSettings, device: str, progress: Progress
+    path: Path,
+    files: Sequence[CaseFile],
+    out: Path,
+    settings: CorrectionSettings,
+    device: str,
+    progress: Progress,
+    prompts: Path | None = None,
 ) -> Corrections:
     """Segments, scores and corrects; `labels/` then has the mask to go on with of every case that could be segmented.
 
@@ -166,11 +174,12 @@ def predict_and_correct(
         settings: What is corrected and what is accepted.
         device: Where the networks run.
         progress: Told how far it is.
+        prompts: As in `correct`.
 
     Raises:
         UserError: As in `correct`.
     """
-    corrections = correct(path, files, None, out, settings, False, False, device, progress)
+    corrections = correct(path, files, None, out, settings, False, False, device, progress, prompts)
     handled = {record["case"] for record in corrections.records}
     for file in files:
         name = f"{file.case_id}.nii.gz"
@@ -181,15 +190,20 @@ def predict_and_correct(
     return corrections
 
 
-def load_networks(run: RunFolder, device: str) -> tuple[SegmenterAdapter, RewardEnsemble]:
+def load_networks(run: RunFolder, device: str, prompts: Path | None = None) -> tuple[SegmenterAdapter, RewardEnsemble]:
     """Segmenter and reward networks of a finished run.
+
+    Args:
+        run: The run.
+        device: Where they are to run.
+        prompts: As in `load_model`.
 
     Raises:
         UserError: The run is not finished, or the device is not there.
     """
     run.require_model()
     chosen = choose_device(device)
-    adapter = load_segmenter(adapted_settings(run)).to(chosen)
+    adapter = load_adapted(run, prompts).to(chosen)
     return adapter, RewardEnsemble.load(run.final_reward).to(chosen)
 
 
@@ -252,6 +266,9 @@ class _Bench:
     def handle(self, file: CaseFile) -> Mapping[str, Any]:
         path = self.out / "cases" / f"{file.case_id}.json"
         inputs = {**self.common, "images": [hash_path(image) for image in file.image_paths]}
+        prompts = self.corrector.adapter.prompt_hash(file.case_id)
+        if prompts is not None:
+            inputs["prompts"] = prompts
         known = _read_record(path)
         if known is not None and known["inputs"] == inputs:
             record: Mapping[str, Any] = known["record"]

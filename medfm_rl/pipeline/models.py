@@ -34,6 +34,7 @@ from medfm_rl.seeding import torch_generator
 from medfm_rl.settings import (
     AdaptConfig,
     FilePrompts,
+    FixedPrompts,
     MaskPrompts,
     MonaiBundleSettings,
     NnUNetSettings,
@@ -137,10 +138,31 @@ def load_model(path: Path, prompts: Path | None = None) -> Model:
         raise ModelError(f"{path}: there is no such folder; give a run of `medfm-rl adapt` or a segmenter folder")
     run = RunFolder(path)
     if run.model.is_dir():
-        return Model(load_segmenter(_prompted(adapted_settings(run), prompts)), RewardEnsemble.load(run.final_reward))
+        return Model(load_adapted(run, prompts), RewardEnsemble.load(run.final_reward))
     if run.config_file.exists():
         raise ModelError(f"{path}: this run is not finished; go on with it by `medfm-rl adapt --resume`")
     return Model(load_segmenter(_prompted(recognise(path), prompts)), None)
+
+
+def load_adapted(run: RunFolder, prompts: Path | None = None) -> SegmenterAdapter:
+    """The segmenter of a finished run.
+
+    Args:
+        run: The run.
+        prompts: As in `load_model`.
+
+    Raises:
+        UserError: As in `load_model`.
+    """
+    return load_segmenter(_prompted(adapted_settings(run), prompts))
+
+
+def load_preprocessing(run: RunFolder) -> SegmenterAdapter:
+    """The segmenter of a finished run to bring images and masks to its grid, and to make no mask: it needs no boxes."""
+    settings = adapted_settings(run)
+    if isinstance(settings, PromptableSettings):
+        settings = settings.model_copy(update={"prompts": FixedPrompts(kind="fixed", boxes={})})
+    return load_segmenter(settings)
 
 
 def _prompted(settings: Segmenter, prompts: Path | None) -> Segmenter:

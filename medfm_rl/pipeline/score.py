@@ -20,7 +20,7 @@ from medfm_rl.data.images import image_stem, image_suffix, read_labels, write_im
 from medfm_rl.data.layouts import CaseFile, is_simulated
 from medfm_rl.errors import DataError, ModelError, UserError
 from medfm_rl.pipeline.images import Progress
-from medfm_rl.pipeline.models import adapted_settings, choose_device, load_segmenter
+from medfm_rl.pipeline.models import choose_device, load_preprocessing
 from medfm_rl.pipeline.run_folder import RunFolder
 from medfm_rl.quality import QUALITY_FILE, BatchReport, QualityController, QualityReport
 from medfm_rl.quality.controller import Submission
@@ -57,9 +57,7 @@ def load_controller(path: Path, device: str = "auto") -> QualityController:
         ModelError: A part is missing, damaged, or does not belong to the others.
         ConfigError: The device is not there.
     """
-    return QualityController.load(
-        path, lambda _: load_segmenter(adapted_settings(RunFolder(path))), choose_device(device)
-    )
+    return QualityController.load(path, lambda _: load_preprocessing(RunFolder(path)), choose_device(device))
 
 
 def find_masks(folder: Path, files: Sequence[CaseFile]) -> dict[str, Path]:
@@ -168,7 +166,11 @@ class _Judge:
         """Hashes of everything that the report of a case depends on."""
         hashes = {f"image {number}": hash_path(path) for number, path in enumerate(file.image_paths)}
         if self.masks is None:
+            assert self.segmenter is not None
             hashes["segmenter"] = self.segmenter_hash
+            prompts = self.segmenter.prompt_hash(file.case_id)
+            if prompts is not None:
+                hashes["prompts"] = prompts
         else:
             hashes["mask"] = hash_path(self._mask(file))
         return {**hashes, "quality": self.quality_hash}

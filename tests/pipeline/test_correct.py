@@ -321,7 +321,6 @@ def test_the_page_has_every_case_worst_first_and_what_is_promised(run: Path, ima
             "--method magic: Input should be",
         ),
         (["correct", "run", "--images", "data", "--out", "out", "--objective", "x"], "--objective x: Input should be"),
-        (["predict", "run", "data", "out", "--correct", "--prompts", "boxes.csv"], "--correct and --prompts do not go"),
     ],
 )
 def test_a_wrong_option_is_named(
