@@ -339,9 +339,14 @@ class TrainSourceConfig(Settings):
 class WarmUpSettings(Settings):
     """Fine-tuning on labelled source images in the look of the target, and on target images with own masks."""
 
-    steps: int = Field(800, ge=0, description="Training steps; 0 starts PPO from the segmenter as it is.")
+    steps: int = Field(
+        800,
+        ge=0,
+        description="Training steps; 0 starts PPO from the segmenter as it is. The weights of the last quarter are "
+        "averaged.",
+    )
     batch_size: Positive = Field(16, description="Images per step.")
-    learning_rate: float = Field(5e-4, gt=0, description="Of AdamW, decayed to 0 along a cosine.")
+    learning_rate: float = Field(5e-4, gt=0, description="Of AdamW; halved half-way.")
     appearance_strength: float = Field(1.0, ge=0, le=3, description="Strength of the random appearance.")
     shape_strength: float = Field(
         2.0, ge=0, le=5, description="Strength of random rotations, scalings, shears and shifts; 1 as in train-source."

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.optim.swa_utils import AveragedModel
 
 from medfm_rl.networks import mixed_precision
 from medfm_rl.pipeline.averaging import average_weights
@@ -28,13 +29,16 @@ def warm_up(
     progress: Callable[[int, int], None] | None = None,
     channels: int | None = None,
 ) -> None:
-    """Fine-tunes a segmenter in place and draws its weights back towards what they were.
+    """Fine-tunes a segmenter in place, averages its last weights and draws them back towards what they were.
 
     With a source, the first part is supervised, with Dice and cross-entropy on source images in random shapes and in
     appearances of which half are borrowed from target images. Then target images join, in random shapes and
     appearances, with the masks that the segmenter of the first part made of them as they are: by then it makes better
     ones than the source model, and masks that do not change cannot drift. Without a source there are target images
     alone, first with the masks of the source model and then with those of the segmenter that learnt from them.
+
+    The learning rate stays high, halved from half-way on, and the weights of the last quarter of the steps are averaged
+    (Izmailov et al., UAI 2018, arXiv 1803.05407).
 
     The segmenter stays in evaluation mode: a pretrained network keeps its batch statistics, and what is learnt holds
     for the network that is deployed.
@@ -56,7 +60,8 @@ def warm_up(
     initial = {name: value.clone() for name, value in segmenter.state_dict().items()}
     generator = torch_generator(seed, "warm up")
     optimiser = torch.optim.AdamW(parameters, lr=settings.learning_rate, weight_decay=1e-4)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, max(settings.steps, 1))
+    schedule = torch.optim.lr_scheduler.MultiStepLR(optimiser, [settings.steps // 2], gamma=0.5)
+    averaged = AveragedModel(segmenter)
     joins = round(settings.steps * settings.target_start)
     learns_from = _Examples(segmenter, settings, generator, device, channels)
     masks = None
@@ -79,8 +84,11 @@ def warm_up(
         nn.utils.clip_grad_norm_(parameters, 1.0)
         optimiser.step()
         schedule.step()
+        if step >= settings.steps - max(1, settings.steps // 4):
+            averaged.update_parameters(segmenter)
         if progress:
             progress(step + 1, settings.steps)
+    segmenter.load_state_dict(averaged.module.state_dict())
     _draw_back(segmenter, initial, settings.source_share)
 
 

@@ -123,6 +123,25 @@ def test_the_result_is_drawn_back_by_the_share_of_the_source() -> None:
     torch.testing.assert_close(drawn, 0.25 * initial + 0.75 * plain)
 
 
+def test_the_result_is_the_mean_of_the_weights_after_the_last_quarter_of_the_steps() -> None:
+    segmenter = make_segmenter()
+    images, masks = make_source()
+    seen: list[Tensor] = []
+    warm_up(
+        segmenter,
+        list(segmenter.parameters()),
+        (images, masks),
+        0.3 * images + 0.2,
+        WarmUpSettings(steps=8, batch_size=6, learning_rate=0.02, source_share=0.0),
+        0,
+        CPU,
+        lambda *_: seen.append(segmenter[0].weight.detach().clone()),
+    )
+    assert len(seen) == 8
+    torch.testing.assert_close(segmenter[0].weight.detach(), (seen[6] + seen[7]) / 2)
+    assert not torch.equal(seen[6], seen[7])
+
+
 def test_a_loss_that_is_not_finite_names_the_setting() -> None:
     segmenter = make_segmenter()
     with torch.no_grad():
