@@ -84,7 +84,8 @@ def init(
     path: Annotated[Path, typer.Argument(help="File to write.")] = Path("adapt.yaml"),
     kind: Annotated[str, typer.Option(help="adapt, or train-source.")] = "adapt",
     segmenter: Annotated[
-        str, typer.Option(help="torch, nnunet, totalsegmentator, monai-bundle, litemedsam, medsam or medsam2.")
+        str,
+        typer.Option(help="torch, nnunet, totalsegmentator, monai-bundle, litemedsam, medsam, medsam2 or biomedparse."),
     ] = "torch",
 ) -> None:
     """Write a commented settings file to start from."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, field_validator, model_validator
 
@@ -195,14 +195,55 @@ PromptSettings = Annotated[FixedPrompts | FilePrompts | MaskPrompts, Field(discr
 """Where the prompts of a promptable segmenter come from."""
 
 
+class TextPrompts(Settings):
+    """Words for each structure (kind text)."""
+
+    kind: Literal["text"] = Field("text", description="text: words for each structure.")
+    texts: dict[str, str] = Field(
+        default_factory=dict,
+        description="By structure, what to look for: {LV: left heart ventricle in cardiac ultrasound}. A structure "
+        "that is not here is asked for by its name.",
+    )
+
+    @field_validator("texts")
+    @classmethod
+    def _each_is_one_prompt(cls, texts: dict[str, str]) -> dict[str, str]:
+        for name, text in texts.items():
+            if not text.strip() or "[SEP]" in text:
+                raise ValueError(f"{name}: needs words for one prompt, without [SEP]")
+        return texts
+
+
 PromptableKind = Annotated[
     Literal["litemedsam", "medsam", "medsam2"],
     Field(description="litemedsam: LiteMedSAM. medsam: MedSAM. medsam2: MedSAM2, image by image. Prompted by boxes."),
 ]
 
 
-class PromptableDescription(Settings):
-    """`segmenter.json` of a promptable segmenter."""
+class PromptedStructures(Settings):
+    """What `segmenter.json` says of the structures of any prompted segmenter, and of its images."""
+
+    structures: dict[str, Annotated[int, Field(ge=1, le=255)]] = Field(
+        min_length=1, description="Structures by name, with their integer in label files. Each has a prompt of its own."
+    )
+    contains: dict[str, tuple[str, ...]] = Field(
+        default_factory=dict,
+        description="Structures that a prompt takes in besides its own: {MYO: [LV]} where the box of the myocardium is "
+        "that of all within the epicardium.",
+    )
+    channels: Literal[1, 3] = Field(1, description="Channels of the images.")
+
+    @model_validator(mode="after")
+    def _contained_structures_are_there(self) -> Self:
+        for outer, inner in self.contains.items():
+            strangers = {outer, *inner} - self.structures.keys()
+            if strangers or outer in inner:
+                raise ValueError(f"contains {outer}: names {sorted(strangers) or outer}, other structures are needed")
+        return self
+
+
+class PromptableDescription(PromptedStructures):
+    """`segmenter.json` of a segmenter that is prompted by boxes."""
 
     kind: PromptableKind
     checkpoint: str | None = Field(
@@ -215,15 +256,6 @@ class PromptableDescription(Settings):
         ge=1,
         description="Pixels of each side of the input, for a .pth file of medsam2, which does not say; null: 512.",
     )
-    structures: dict[str, Annotated[int, Field(ge=1, le=255)]] = Field(
-        min_length=1, description="Structures by name, with their integer in label files. Each has a prompt of its own."
-    )
-    contains: dict[str, tuple[str, ...]] = Field(
-        default_factory=dict,
-        description="Structures that a prompt takes in besides its own: {MYO: [LV]} where the box of the myocardium is "
-        "that of all within the epicardium.",
-    )
-    channels: Literal[1, 3] = Field(1, description="Channels of the images.")
     intensity: Literal["tool", "minmax"] = Field(
         "tool",
         description="tool: as the tool does; litemedsam and medsam2 divide by 255 what exceeds 1, medsam takes each "
@@ -231,13 +263,21 @@ class PromptableDescription(Settings):
     )
     prompts: PromptSettings = Field(description="Where boxes come from, unless a call says otherwise.")
 
-    @model_validator(mode="after")
-    def _contained_structures_are_there(self) -> PromptableDescription:
-        for outer, inner in self.contains.items():
-            strangers = {outer, *inner} - self.structures.keys()
-            if strangers or outer in inner:
-                raise ValueError(f"contains {outer}: names {sorted(strangers) or outer}, other structures are needed")
-        return self
+
+class BiomedParseDescription(PromptedStructures):
+    """`segmenter.json` of BiomedParse v2."""
+
+    kind: Literal["biomedparse"] = Field(description="biomedparse: BiomedParse v2. Prompted by words.")
+    checkout: Path = Field(
+        description="The user's own checkout of BiomedParse v2. Its code is run: it must be trusted."
+    )
+    checkpoint: str = Field(description="File with the weights in this folder, such as biomedparse_v2.ckpt.")
+    tokenizer: Path | None = Field(
+        None,
+        description="Folder with the tokenizer of the words (openai/clip-vit-base-patch32); null: from the local cache "
+        "of transformers. Nothing is downloaded.",
+    )
+    prompts: TextPrompts = Field(TextPrompts(), description="Words for each structure.")
 
 
 class PromptableSettings(Settings):
@@ -248,6 +288,16 @@ class PromptableSettings(Settings):
     prompts: PromptSettings | None = Field(
         None, description="Where boxes come from; null: as segmenter.json in the folder says."
     )
+    train: Scope = "decoder"
+    lora: LowRank = LoRASettings()
+
+
+class BiomedParseSettings(Settings):
+    """The segmenter to adapt: BiomedParse v2, prompted by words (kind biomedparse)."""
+
+    kind: Literal["biomedparse"] = Field(description="biomedparse: BiomedParse v2. Prompted by words.")
+    folder: Path = Field(description="Folder with segmenter.json, which names the checkout, and a checkpoint.")
+    prompts: TextPrompts | None = Field(None, description="Words; null: as segmenter.json in the folder says.")
     train: Scope = "decoder"
     lora: LowRank = LoRASettings()
 
@@ -264,6 +314,7 @@ SEGMENTER_KINDS: tuple[str, ...] = (
     "litemedsam",
     "medsam",
     "medsam2",
+    "biomedparse",
 )
 Segmenter = Annotated[
     Annotated[SegmenterSettings, Tag("torch")]
@@ -272,7 +323,8 @@ Segmenter = Annotated[
     | Annotated[MonaiBundleSettings, Tag("monai-bundle")]
     | Annotated[PromptableSettings, Tag("litemedsam")]
     | Annotated[PromptableSettings, Tag("medsam")]
-    | Annotated[PromptableSettings, Tag("medsam2")],
+    | Annotated[PromptableSettings, Tag("medsam2")]
+    | Annotated[BiomedParseSettings, Tag("biomedparse")],
     Discriminator(
         _kind_of,
         custom_error_type="segmenter_kind",

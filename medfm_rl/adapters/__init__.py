@@ -1,6 +1,7 @@
 """Existing segmenters as modules from images to differentiable logits, with their own preprocessing and format."""
 
 from medfm_rl.adapters.base import Sample, SegmenterAdapter
+from medfm_rl.adapters.biomedparse import BiomedParseAdapter
 from medfm_rl.adapters.conformance import ConformanceError, check_adapter
 from medfm_rl.adapters.litemedsam import LiteMedSAMAdapter
 from medfm_rl.adapters.lora import add_low_rank
@@ -11,6 +12,7 @@ from medfm_rl.adapters.promptable import PromptableAdapter
 from medfm_rl.adapters.torch_module import TorchModuleAdapter
 
 __all__ = [
+    "BiomedParseAdapter",
     "ConformanceError",
     "LiteMedSAMAdapter",
     "MedSAM2Adapter",

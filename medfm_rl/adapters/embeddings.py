@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import OrderedDict
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterable
 from typing import Any
 
 import torch
@@ -51,3 +51,10 @@ class EmbeddingCache:
 
     def __deepcopy__(self, memo: dict[int, Any]) -> EmbeddingCache:
         return EmbeddingCache(self.least)
+
+
+def version_of(tensors: Iterable[Tensor], device: torch.device) -> Hashable:
+    """Changes whenever an encoder of these weights and buffers gives something else on a device."""
+    precision = (device, torch.is_autocast_enabled(device.type))
+    # The version of a tensor counts what was written to it.
+    return (precision, *((tensor.data_ptr(), tensor._version) for tensor in tensors))

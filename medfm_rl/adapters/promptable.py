@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 from abc import abstractmethod
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Final, Self
 
@@ -17,7 +18,7 @@ from torch.nn import functional as F
 
 from medfm_rl.adapters.base import Sample, Scope, SegmenterAdapter, parameters_in_scope
 from medfm_rl.adapters.checkpoints import read_json_object
-from medfm_rl.adapters.embeddings import EmbeddingCache
+from medfm_rl.adapters.embeddings import EmbeddingCache, version_of
 from medfm_rl.adapters.prompts import boxes_of, open_prompts, render_boxes
 from medfm_rl.data.files import replace_folder_on_success
 from medfm_rl.errors import DataError, ModelError
@@ -161,12 +162,7 @@ class PromptableAdapter(SegmenterAdapter):
             z = self.decode(embeddings, boxes)
         z = F.interpolate(z, size=images.shape[2:], mode="bilinear", align_corners=False)
         z = torch.where(there[..., None, None], z, NOT_PROMPTED)
-        exclusive = list(z.unbind(dim=1))
-        for outer, inner in self.description.contains.items():
-            row = self.schema.index_of(outer) - 1
-            for name in inner:
-                exclusive[row] = torch.minimum(exclusive[row], -z[:, self.schema.index_of(name) - 1])
-        return torch.stack([torch.zeros_like(z[:, 0]), *exclusive], dim=1)
+        return exclusive_logits(z, self.schema, self.description.contains)
 
     @torch.no_grad()
     def predicted_iou(self, images: Tensor) -> Tensor:
@@ -200,11 +196,7 @@ class PromptableAdapter(SegmenterAdapter):
         ]
         if self.training or shown.requires_grad or any(tensor.requires_grad for tensor in encoder):
             return self.encode(shown)
-        precision = (shown.device, torch.is_autocast_enabled(shown.device.type))
-        # The version of a tensor counts what was written to it.
-        return self._kept.of(
-            shown, self.encode, (precision, *((tensor.data_ptr(), tensor._version) for tensor in encoder))
-        )
+        return self._kept.of(shown, self.encode, version_of(encoder, shown.device))
 
     def restore(self, logits: Tensor, sample: Sample) -> LabelMap:
         # The tools resample each probability and cut it at one half. Resampled logits have the same sign, up to the
@@ -237,6 +229,24 @@ class PromptableAdapter(SegmenterAdapter):
 
     def _to_native(self, values: Tensor, sample: Sample) -> Tensor:
         return F.interpolate(values[None].float(), size=sample.native_shape, mode="bilinear", align_corners=False)[0]
+
+
+def exclusive_logits(z: Tensor, schema: LabelSchema, contains: Mapping[str, tuple[str, ...]]) -> Tensor:
+    """Logits `(B, K, *S)` of exclusive classes from one binary logit for each structure, `(B, K - 1, *S)`.
+
+    They are `[0, z_1 .. z_K-1]`; a structure whose prompt takes in others has `min(z_outer, -z_inner)`.
+
+    Args:
+        z: Binary logits.
+        schema: The structures.
+        contains: By structure, those that its prompt takes in.
+    """
+    exclusive = list(z.unbind(dim=1))
+    for outer, inner in contains.items():
+        row = schema.index_of(outer) - 1
+        for name in inner:
+            exclusive[row] = torch.minimum(exclusive[row], -z[:, schema.index_of(name) - 1])
+    return torch.stack([torch.zeros_like(z[:, 0]), *exclusive], dim=1)
 
 
 def save_state(content: dict[str, Any], path: Path) -> None:

@@ -11,6 +11,7 @@ import torch
 from torch.nn import Parameter
 
 from medfm_rl.adapters import (
+    BiomedParseAdapter,
     LiteMedSAMAdapter,
     MedSAM2Adapter,
     MedSAMAdapter,
@@ -33,6 +34,7 @@ from medfm_rl.reward.network import RewardEnsemble
 from medfm_rl.seeding import torch_generator
 from medfm_rl.settings import (
     AdaptConfig,
+    BiomedParseSettings,
     FilePrompts,
     FixedPrompts,
     MaskPrompts,
@@ -87,6 +89,8 @@ def load_segmenter(settings: Segmenter) -> SegmenterAdapter:
             return MonaiBundleAdapter(settings.folder, settings.weights)
         case PromptableSettings():
             return PROMPTABLE[settings.kind].load(settings.folder, settings.prompts)
+        case BiomedParseSettings():
+            return BiomedParseAdapter.load(settings.folder, settings.prompts)
 
 
 def open_to_learning(segmenter: SegmenterAdapter, settings: Segmenter, seed: int) -> dict[str, Parameter]:
@@ -119,6 +123,8 @@ def recognise(folder: Path) -> Segmenter:
     kind = kind_of_folder(folder)
     if kind in PROMPTABLE:
         return PromptableSettings(kind=kind, folder=folder)
+    if kind == BiomedParseAdapter.kind:
+        return BiomedParseSettings(kind="biomedparse", folder=folder)
     return SegmenterSettings(folder=folder)
 
 
@@ -169,9 +175,7 @@ def _prompted(settings: Segmenter, prompts: Path | None) -> Segmenter:
     if prompts is None:
         return settings
     if not isinstance(settings, PromptableSettings):
-        raise ConfigError(
-            f"{settings.folder}: a segmenter of kind {settings.kind} takes no prompts; leave out --prompts"
-        )
+        raise ConfigError(f"{settings.folder}: a segmenter of kind {settings.kind} takes no boxes; leave out --prompts")
     source = (
         MaskPrompts(kind="from_masks", path=prompts)
         if prompts.is_dir()

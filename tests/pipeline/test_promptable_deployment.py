@@ -124,7 +124,7 @@ def test_images_without_boxes_are_named(run: Path, files: list[CaseFile], tmp_pa
 def test_boxes_for_a_segmenter_that_takes_none_are_refused(
     quality_run: Path, new: Path, files: list[CaseFile], tmp_path: Path
 ) -> None:
-    with pytest.raises(ConfigError, match="takes no prompts"):
+    with pytest.raises(ConfigError, match="takes no boxes"):
         correct(quality_run, files, None, tmp_path, SETTINGS, False, True, "cpu", quiet, new / "labels")
 
 
