@@ -304,6 +304,10 @@ def figures(cell: Mapping[str, Any], method: str) -> dict[str, Any]:
             "pixel_ece": batch["pixel_ece"],
             "shift_probability": batch["shift_probability"],
             "guarantees": batch["guarantees"],
+            "accepted": batch["verdicts"].count("accept"),
+            "accepted_failures": sum(
+                verdict == "accept" and bool(bad) for verdict, bad in zip(batch["verdicts"], failed, strict=True)
+            ),
         }
         if intervals:
             ends = np.array([pair for _, pair in intervals])
@@ -389,8 +393,9 @@ def table(results: Mapping[str, Any], shifts: Sequence[str]) -> str:
     """Markdown: one row for each shift, model and method, means over the seeds."""
     lines = [
         "# Quality control\n",
-        "| shift | masks of | judged by | excess AURC x 1000 | failure AUROC | FPR at 95 % TPR | MAE | coverage | ms |",
-        "|---|---|---|---|---|---|---|---|---|",
+        "| shift | masks of | judged by | excess AURC x 1000 | failure AUROC | FPR at 95 % TPR | MAE | coverage "
+        "| promise | accepted, of them failures | ms |",
+        "|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for shift in shifts:
         for model, seeds in results.get(shift, {}).items():
@@ -402,16 +407,31 @@ def table(results: Mapping[str, Any], shifts: Sequence[str]) -> str:
                     _mean(rows, "failure_auroc"),
                     _mean(rows, "fpr_at_95_tpr"),
                 ]
-                cells += [_mean(rows, "mae"), _mean(rows, "interval_coverage"), _mean(rows, "ms_per_case", 1, 0)]
+                cells += [_mean(rows, "mae"), _mean(rows, "interval_coverage"), _promises(rows), _accepted(rows)]
+                cells.append(_mean(rows, "ms_per_case", 1, 0))
                 lines.append(f"| {TITLES[shift]} | {model} | {method} | {' | '.join(cells)} |")
         if shift not in results:
-            lines.append(f"| {TITLES[shift]} | missing | | | | | | | |")
+            lines.append(f"| {TITLES[shift]} | missing | | | | | | | | | |")
     return "\n".join(lines) + "\n"
 
 
 def _mean(rows: Sequence[Mapping[str, Any]], key: str, factor: float = 1, digits: int = 3) -> str:
     values = [row[key] for row in rows if row.get(key) is not None]
     return f"{factor * float(np.mean(values)):.{digits}f}" if values else ""
+
+
+def _promises(rows: Sequence[Mapping[str, Any]]) -> str:
+    """What became of the promise of the intervals, seed by seed."""
+    return ", ".join(dict.fromkeys(next(iter(row["guarantees"].values())) for row in rows if "guarantees" in row))
+
+
+def _accepted(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Accepted masks of all, over the seeds, and how many of them are failures."""
+    judged = [row for row in rows if "accepted" in row]
+    if not judged:
+        return ""
+    accepted, cases, failures = (sum(row[key] for row in judged) for key in ("accepted", "cases", "accepted_failures"))
+    return f"{accepted} of {cases}, {failures}"
 
 
 def main() -> None:

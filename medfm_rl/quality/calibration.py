@@ -211,10 +211,12 @@ def _model(
     targets: Targets,
 ) -> StructureModel:
     truth = np.array([float(case.dice.mean() if index is None else case.dice[index]) for case in cases])
-    quantile = patient_quantile(conformity(predicted, truth), [case.patient_id for case in cases], targets.coverage)
+    scores = conformity(predicted, truth)
+    quantile = patient_quantile(scores, [case.patient_id for case in cases], targets.coverage)
     return StructureModel(
         predictor=predictor,
         quantile=quantile if np.isfinite(quantile) else None,
+        conformity=tuple(scores.round(6).tolist()),
         error=float(np.abs(predicted - truth).mean()),
         bias=float((predicted - truth).mean()),
     )

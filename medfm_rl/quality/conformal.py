@@ -1,6 +1,7 @@
 """Guarantees that hold for any distribution: intervals of predicted Dice, and a threshold for acceptance.
 
-Both hold for cases that are exchangeable with the calibration cases, patient by patient, and for no others.
+Both hold for cases that are exchangeable with the calibration cases, patient by patient. Weighted intervals hold for
+cases whose images come in other shares, if the likelihood ratios are right.
 """
 
 from __future__ import annotations
@@ -26,7 +27,9 @@ def spread_of(predicted: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
     return np.asarray(1 - predicted + _FLOOR)
 
 
-def patient_quantile(scores: npt.NDArray[np.float64], patients: Sequence[str], confidence: float) -> float:
+def patient_quantile(
+    scores: npt.NDArray[np.float64], patients: Sequence[str] | Sequence[int], confidence: float
+) -> float:
     """The conformal quantile of scores that come in groups, one group for each patient.
 
     Split-conformal prediction (Vovk et al., 2005; Lei et al., JASA 2018) with groups (Lee, Barber and Willett,
@@ -42,11 +45,56 @@ def patient_quantile(scores: npt.NDArray[np.float64], patients: Sequence[str], c
     Returns:
         The quantile; infinite where there are fewer patients than `fewest_patients`.
     """
+    return weighted_quantile(scores, np.ones(len(scores)), patients, 1.0, confidence)
+
+
+def weighted_quantile(
+    scores: npt.NDArray[np.float64],
+    weights: npt.NDArray[np.float64],
+    patients: Sequence[str] | Sequence[int],
+    own: float,
+    confidence: float,
+) -> float:
+    """The conformal quantile for a case from a domain in which the images come in other shares.
+
+    Weighted conformal prediction (Tibshirani et al., NeurIPS 2019), with the mean weight of a patient's cases as the
+    patient's. With equal weights it is `patient_quantile`.
+
+    Args:
+        scores: One for each calibration case.
+        weights: Likelihood ratio of each, new domain to calibration; above 0.
+        patients: Patient of each.
+        own: Likelihood ratio of the new case.
+        confidence: In (0, 1).
+
+    Returns:
+        The quantile; infinite where the weight of the new case leaves too little for the others.
+    """
     _, index, counts = np.unique(np.asarray(patients), return_inverse=True, return_counts=True)
-    weights = 1 / ((len(counts) + 1) * counts[index])
+    shares = weights / counts[index]
     order = np.argsort(scores, kind="stable")
-    reached = np.flatnonzero(np.cumsum(weights[order]) >= confidence - 1e-12)
+    reached = np.flatnonzero(np.cumsum(shares[order]) / (shares.sum() + own) >= confidence - 1e-12)
     return float(scores[order[reached[0]]]) if len(reached) else math.inf
+
+
+def effective_patients(
+    weights: npt.NDArray[np.float64], patients: Sequence[str] | Sequence[int], own: npt.NDArray[np.float64]
+) -> float:
+    """How many patients of the new domain the weighted calibration patients are worth.
+
+    The smaller of two numbers: how many equal weights vary as little (Kish, 1965), (sum w)^2 / sum w^2, and the sum of
+    the weights over the median weight of the new cases. The first is small where a few patients have all the weight,
+    the second where none is like the new cases.
+
+    Args:
+        weights: Likelihood ratio of each calibration case.
+        patients: Patient of each.
+        own: Likelihood ratios of the new cases.
+    """
+    _, index, counts = np.unique(np.asarray(patients), return_inverse=True, return_counts=True)
+    of_patient = np.bincount(index, weights / counts[index])
+    equal = of_patient.sum() ** 2 / (of_patient**2).sum()
+    return float(min(equal, of_patient.sum() / np.median(own)))
 
 
 def fewest_patients(confidence: float) -> int:

@@ -17,6 +17,7 @@ from medfm_rl.adapters import Sample, SegmenterAdapter, TorchModuleAdapter
 from medfm_rl.errors import DataError, ModelError
 from medfm_rl.metrics.validity import Anatomy, RuleResult
 from medfm_rl.quality.appearance import appearance
+from medfm_rl.quality.conformal import effective_patients, fewest_patients, interval, weighted_quantile
 from medfm_rl.quality.evidence import Evidence, calibrated
 from medfm_rl.quality.model import MEAN, QUALITY_FILE, QualityModel, reward_hashes
 from medfm_rl.quality.shift import FEWEST_IN_BATCH
@@ -24,6 +25,8 @@ from medfm_rl.reward.network import RewardEnsemble
 from medfm_rl.types import Case, FloatArray, LabelMap, LabelSchema
 
 Verdict = Literal["accept", "correct", "refer"]
+State = Literal["holds", "weighted", "suspended", "untested"]
+"""What the tests of a batch leave of what was promised."""
 _CASE_LEVEL = 0.001
 _BATCH_LEVEL = 0.05
 _WORST_REGION = 0.05
@@ -110,12 +113,13 @@ class Guarantee:
 
     Attributes:
         promise: In words.
-        status: holds, suspended (a test says that it does not), untested, or none (there never was one).
+        status: holds, weighted (it holds with other intervals, if only the shares of the images differ), suspended (a
+            test says that it does not), untested, or none (there never was one).
         reason: Why.
     """
 
     promise: str
-    status: Literal["holds", "suspended", "untested", "none"]
+    status: Literal["holds", "weighted", "suspended", "untested", "none"]
     reason: str
 
 
@@ -262,21 +266,47 @@ class QualityController:
             tuple(embedding.tolist()),
             native,
         )
-        return self._decided(report, suspended=False)
+        return self._decided(report, "untested")
 
     def settle(self, reports: Sequence[QualityReport]) -> BatchReport:
         """Tests a batch for shift and gives the verdicts that hold under its outcome.
 
-        Where the batch differs from the calibration cases, the threshold for acceptance promises nothing: a mask is
-        accepted only where the whole interval of its mean Dice lies at or above the limit.
+        Where the batch differs from the calibration cases, the threshold for acceptance promises nothing. If enough of
+        the calibration cases are like the batch, they are weighted, and a mask is accepted where the whole weighted
+        interval of its mean Dice lies at or above the limit. If not, no mask is accepted.
         """
-        probability = None
-        if reports:
-            embeddings = np.array([report.embedding for report in reports])
-            probability = self.model.domain.batch_probability(embeddings, [report.patient_id for report in reports])
-        suspended = probability is not None and probability < _BATCH_LEVEL
-        settled = tuple(self._decided(report, suspended) for report in reports)
-        return BatchReport(settled, probability, self._guarantees(probability))
+        if not reports:
+            return BatchReport((), None, self._guarantees(None, "untested", 0.0))
+        domain = self.model.domain
+        embeddings = np.array([report.embedding for report in reports])
+        patients = [report.patient_id for report in reports]
+        probability = domain.batch_probability(embeddings, patients)
+        if probability is None or probability >= _BATCH_LEVEL:
+            state: State = "untested" if probability is None else "holds"
+            settled = tuple(self._decided(report, state) for report in reports)
+            return BatchReport(settled, probability, self._guarantees(probability, state, 0.0))
+        reference, own = domain.likelihood_ratios(embeddings, patients)
+        effective = effective_patients(reference, domain.patients, own)
+        if effective < fewest_patients(self.model.targets.coverage):
+            settled = tuple(self._decided(report, "suspended") for report in reports)
+            return BatchReport(settled, probability, self._guarantees(probability, "suspended", effective))
+        weighted = [self._weighted(report, reference, ratio) for report, ratio in zip(reports, own, strict=True)]
+        settled = tuple(self._decided(report, "weighted") for report in weighted)
+        return BatchReport(settled, probability, self._guarantees(probability, "weighted", effective))
+
+    def _weighted(self, report: QualityReport, reference: npt.NDArray[np.float64], own: float) -> QualityReport:
+        """The report with the intervals that hold for a case of that likelihood ratio."""
+        scores = []
+        for score in report.scores:
+            if score.predicted_dice is not None:
+                model = self.model.structures[score.structure]
+                quantile = weighted_quantile(
+                    np.array(model.conformity), reference, self.model.domain.patients, own, self.model.targets.coverage
+                )
+                low, high = interval(score.predicted_dice, quantile)
+                score = replace(score, low=low, high=high)
+            scores.append(score)
+        return replace(report, scores=tuple(scores))
 
     def _scores(self, evidence: Evidence, labels: LabelMap, native: FloatArray) -> tuple[StructureScore, ...]:
         rows = evidence.features(self.schema.structures)
@@ -304,11 +334,11 @@ class QualityController:
         low, high = self.model.structures[MEAN].interval(predicted)
         return (*scores, StructureScore(MEAN, predicted, low, high, mean_reward, *place))
 
-    def _decided(self, report: QualityReport, suspended: bool) -> QualityReport:
-        verdict, reasons = self._decide(report, suspended)
+    def _decided(self, report: QualityReport, state: State) -> QualityReport:
+        verdict, reasons = self._decide(report, state)
         return replace(report, verdict=verdict, reasons=tuple(reasons))
 
-    def _decide(self, report: QualityReport, suspended: bool) -> tuple[Verdict, list[str]]:
+    def _decide(self, report: QualityReport, state: State) -> tuple[Verdict, list[str]]:
         limit = self.model.targets.dice
         missing = [score.structure for score in report.scores[:-1] if score.predicted_dice is None]
         if missing:
@@ -329,43 +359,59 @@ class QualityController:
             return "refer", [f"{found}, all below {limit:g}", *broken]
         if broken:
             return "correct", [*broken, found]
-        threshold = self.model.accept_threshold
         if mean.low >= limit:
+            if state == "suspended":
+                return "refer", [
+                    f"{found}, at or above {limit:g}, but the batch differs from the calibration cases, and no "
+                    "interval can be promised; every anatomy rule is met"
+                ]
             return "accept", [f"{found}, all at or above {limit:g}; every anatomy rule is met"]
-        if threshold is not None and not suspended and mean.predicted_dice >= threshold:
+        threshold, shifted = self.model.accept_threshold, state in ("weighted", "suspended")
+        if threshold is not None and not shifted and mean.predicted_dice >= threshold:
             return "accept", [f"{found}, at or above the threshold {threshold:.3f}; every anatomy rule is met"]
         why = "the batch differs from the calibration cases, so that the threshold does not count"
         if threshold is None:
             why = "there is no threshold with a guarantee"
-        elif not suspended:
+        elif not shifted:
             why = f"it is below the threshold {threshold:.3f}"
         return "correct", [f"{found}, which may be below {limit:g}; {why}"]
 
-    def _guarantees(self, probability: float | None) -> tuple[Guarantee, ...]:
+    def _guarantees(self, probability: float | None, state: State, effective: float) -> tuple[Guarantee, ...]:
+        """What is promised of intervals and threshold in this state of the batch.
+
+        Args:
+            probability: Of the two-sample test.
+            state: What it and the weights of the calibration patients lead to.
+            effective: How many calibration patients the weighted ones are worth, where there are weights.
+        """
         model, targets = self.model, self.model.targets
-        interval = f"{targets.coverage:.0%} of the intervals of predicted Dice hold the true Dice"
-        status: Literal["holds", "suspended", "untested"]
-        if probability is None:
-            status = "untested"
-            reason = (
-                f"the two-sample test needs at least {FEWEST_IN_BATCH} patients in the batch and in the calibration; "
-                "whether they are alike is for you to say"
-            )
-        elif probability < _BATCH_LEVEL:
-            status = "suspended"
-            reason = (
-                f"the batch differs from the calibration cases ({model.origin}): two-sample test, "
-                f"p = {probability:.3g}; calibrate on labelled cases of this domain"
-            )
-        else:
-            status = "holds"
-            reason = f"no difference from the calibration cases ({model.origin}) was found: p = {probability:.3g}"
-        guarantees = []
+        promise = f"{targets.coverage:.0%} of the intervals of predicted Dice hold the true Dice"
+        found = "" if probability is None else f"two-sample test, p = {probability:.3g}"
+        differs = f"the batch differs from the calibration cases ({model.origin}): {found}"
+        worth = f"{model.conformal_patients} patients are worth {effective:.1f} where those like the batch weigh more"
+        advice = "calibrate on labelled cases of this domain"
+        match state:
+            case "untested":
+                reason = (
+                    f"the two-sample test needs at least {FEWEST_IN_BATCH} patients in the batch and in the "
+                    "calibration; whether they are alike is for you to say"
+                )
+            case "holds":
+                reason = f"no difference from the calibration cases ({model.origin}) was found: {found}"
+            case "weighted":
+                reason = (
+                    f"{differs}; {worth}. The intervals are weighted, and hold if only the images differ and not how "
+                    f"good masks of such images are; to be sure, {advice}"
+                )
+            case "suspended":
+                reason = f"{differs}; {worth}, and {fewest_patients(targets.coverage)} are needed; {advice}"
         missing = model.structures[MEAN].quantile is None
         why = f"{model.conformal_patients} calibration patients are too few for intervals of this coverage"
-        guarantees.append(Guarantee(interval, "none" if missing else status, why if missing else reason))
+        guarantees = [Guarantee(promise, "none" if missing else state, why if missing else reason)]
         missing = model.accept_threshold is None
         promise, _, why = model.accept_reason.partition(": ")
+        # Weights say nothing of a threshold.
+        status: State = "suspended" if state == "weighted" else state
         guarantees.append(Guarantee(promise, "none" if missing else status, why if missing else reason))
         return tuple(guarantees)
 

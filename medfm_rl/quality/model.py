@@ -21,7 +21,7 @@ from medfm_rl.types import LabelSchema
 
 QUALITY_FILE = "quality.json"
 MEAN = "mean"
-_FORMAT = 2
+_FORMAT = 3
 
 
 class Targets(BaseModel):
@@ -64,6 +64,7 @@ class StructureModel(BaseModel):
     Attributes:
         predictor: The prediction; for the mean over structures None: it is the mean of their predictions.
         quantile: Conformal quantile of the relative error; None where there were too few patients for an interval.
+        conformity: Relative error of each case of the domain reference, in its order.
         error: Mean absolute error on the cases that the prediction was not fitted on.
         bias: Mean of predicted - true Dice on them.
     """
@@ -71,6 +72,7 @@ class StructureModel(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
     predictor: DicePredictor | None
     quantile: float | None
+    conformity: tuple[float, ...]
     error: float
     bias: float
 
@@ -107,7 +109,7 @@ class QualityModel(BaseModel):
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
-    format: Literal[2] = 2
+    format: Literal[3] = 3
     version: str
     created: str
     origin: str

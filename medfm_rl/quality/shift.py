@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -16,6 +17,8 @@ _MOST_DIMENSIONS = 8
 _PERMUTATIONS = 999
 _MOST_PATIENTS = 150
 _MOST_CASES = 5
+_FOLDS = 5
+_LARGEST_LOG_RATIO = (-math.log(20), math.log(20))
 FEWEST_IN_BATCH = 5
 """Patients below which a batch cannot be told from chance."""
 
@@ -103,6 +106,40 @@ class DomainReference(BaseModel):
         excess = (np.log(max(self.distance(embedding), 1e-9)) - logs.mean()) / spread
         return float(stats.t.sf(excess, len(logs) - 1))
 
+    def likelihood_ratios(self, embeddings: Array, patients: Sequence[str]) -> tuple[Array, Array]:
+        """How much more probable each case is in a batch than among the reference, up to one factor.
+
+        A logistic regression tells the two apart by their coordinates, every patient counts as much as another, and no
+        case is judged by a regression that has seen its patient (five folds). Ratios are cut at 1/20 and 20: a few
+        cases with all the weight would say nothing.
+
+        Args:
+            embeddings: Of the batch, `(N, F)`.
+            patients: Patient of each; five or more.
+
+        Returns:
+            Ratios of the reference cases and of those of the batch.
+        """
+        from sklearn.linear_model import LogisticRegression
+        from sklearn.model_selection import StratifiedGroupKFold
+
+        known = np.asarray(self.reference)
+        together = np.concatenate([known, self.coordinates(embeddings)])
+        new = np.arange(len(together)) >= len(known)
+        names = np.concatenate([[f"reference {number}" for number in self.patients], [f"batch {n}" for n in patients]])
+        counts = np.bincount(_numbers(names))[_numbers(names)]
+        ratios = np.zeros(len(together))
+        for fitted, judged in StratifiedGroupKFold(_FOLDS).split(together, new, names):
+            weights = 1 / counts[fitted]
+            patients_fitted = weights.sum()
+            for side in (True, False):
+                # Both sides weigh the same, and together as much as there are patients: the images of one are no
+                # independent evidence against the penalty.
+                weights[new[fitted] == side] *= patients_fitted / 2 / weights[new[fitted] == side].sum()
+            model = LogisticRegression().fit(together[fitted], new[fitted], weights)
+            ratios[judged] = np.exp(np.clip(model.decision_function(together[judged]), *_LARGEST_LOG_RATIO))
+        return ratios[~new], ratios[new]
+
     def batch_probability(self, embeddings: Array, patients: Sequence[str], seed: int = 0) -> float | None:
         """p-value of a two-sample test of a batch against the reference.
 
@@ -129,6 +166,10 @@ class DomainReference(BaseModel):
         observed = _energy(distances, np.arange(len(groups)), len(known))
         drawn = [_energy(distances, generator.permutation(len(groups)), len(known)) for _ in range(_PERMUTATIONS)]
         return float((1 + sum(value >= observed - 1e-12 for value in drawn)) / (1 + _PERMUTATIONS))
+
+
+def _numbers(names: npt.NDArray[np.str_]) -> npt.NDArray[np.int64]:
+    return np.asarray(np.unique(names, return_inverse=True)[1])
 
 
 def _rows_of(patients: Sequence[str] | Sequence[int]) -> list[npt.NDArray[np.int64]]:

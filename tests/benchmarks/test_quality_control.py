@@ -24,6 +24,7 @@ def cell() -> dict[str, object]:
                 "pixel_ece": 0.02,
                 "shift_probability": 0.01,
                 "guarantees": {"coverage": "suspended"},
+                "verdicts": ["accept", "accept", "refer", "accept", "refer", "refer"],
             }
         },
     }
@@ -37,6 +38,7 @@ def test_a_perfect_order_has_no_excess_and_finds_every_failure() -> None:
     assert found["interval_coverage"] == pytest.approx(4 / 5)
     assert found["overhead"] == pytest.approx(0.25)
     assert found["spearman"] == pytest.approx(1)
+    assert (found["accepted"], found["accepted_failures"]) == (3, 1)
 
 
 def test_the_reverse_order_finds_none_and_has_no_interval() -> None:
@@ -79,4 +81,5 @@ def test_the_summary_is_the_mean_over_cells_then_over_shifts_and_what_is_missing
     assert summary["mean"] == pytest.approx(0.15)
     text = table(results, ["lungs-hospital", "camus-4ch-2ch", "no-shift"])
     assert "| Lungs Shenzhen to Montgomery | none | ours | 100.0 |" in text
+    assert "| suspended | 6 of 12, 2 |" in text
     assert "| CAMUS to CAMUS (no shift) | missing |" in text

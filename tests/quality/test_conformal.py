@@ -4,15 +4,19 @@ import math
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from medfm_rl.quality.conformal import (
     accept_threshold,
     conformity,
+    effective_patients,
     fewest_for_threshold,
     fewest_patients,
     interval,
     patient_quantile,
     threshold_candidates,
+    weighted_quantile,
 )
 
 
@@ -25,6 +29,38 @@ def test_the_quantile_by_hand() -> None:
     # Two patients: 1 / 3 for the one case of a, 1 / 9 for each of the three of b.
     assert patient_quantile(np.array([5.0, 1.0, 2.0, 3.0]), list("abbb"), 0.3) == 3
     assert patient_quantile(np.array([5.0, 1.0, 2.0, 3.0]), list("abbb"), 0.6) == 5
+
+
+def test_the_weighted_quantile_by_hand() -> None:
+    scores, weights = np.array([1.0, 2.0, 3.0]), np.array([1.0, 1.0, 2.0])
+    # Of 5 in all the case itself has 1: 1/5, 2/5 and 4/5 are reached.
+    assert weighted_quantile(scores, weights, list("abc"), 1.0, 0.4) == 2
+    assert weighted_quantile(scores, weights, list("abc"), 1.0, 0.8) == 3
+    assert weighted_quantile(scores, weights, list("abc"), 1.0, 0.9) == math.inf
+    # A case that is unlike all others is known nothing of; one that is likelier among them has their quantile.
+    assert weighted_quantile(scores, weights, list("abc"), 100.0, 0.5) == math.inf
+    assert weighted_quantile(scores, weights, list("abc"), 1e-9, 0.24) == 1
+    # The two cases of b share the weight of one patient.
+    assert weighted_quantile(np.array([1.0, 2.0, 3.0]), np.ones(3), list("abb"), 1.0, 0.5) == 2
+
+
+@given(
+    st.lists(st.tuples(st.floats(0, 10), st.integers(0, 5)), min_size=1, max_size=30),
+    st.floats(0.1, 10),
+    st.floats(0.05, 0.95),
+)
+def test_equal_weights_change_nothing(rows: list[tuple[float, int]], weight: float, confidence: float) -> None:
+    scores, patients = np.array([score for score, _ in rows]), [str(patient) for _, patient in rows]
+    plain = patient_quantile(scores, patients, confidence)
+    assert weighted_quantile(scores, np.full(len(rows), weight), patients, weight, confidence) == plain
+
+
+def test_how_many_patients_weighted_ones_are_worth() -> None:
+    assert effective_patients(np.ones(4), list("aabc"), np.ones(2)) == pytest.approx(3)
+    # (1 + 1 + 2)^2 / (1 + 1 + 4)
+    assert effective_patients(np.array([1.0, 1.0, 2.0]), list("abc"), np.ones(1)) == pytest.approx(16 / 6)
+    # None of them is like the new cases.
+    assert effective_patients(np.full(30, 0.05), [str(row) for row in range(30)], np.full(3, 20.0)) < 0.1
 
 
 def test_with_one_case_for_each_patient_it_is_the_split_conformal_interval_of_mapie() -> None:

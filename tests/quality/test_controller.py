@@ -13,7 +13,9 @@ from medfm_rl.data.layouts import find_cases
 from medfm_rl.errors import DataError, ModelError
 from medfm_rl.quality import QualityController, QualityReport
 from medfm_rl.quality.calibration import CalibrationCase, Provenance, fit_quality
+from medfm_rl.quality.conformal import interval
 from medfm_rl.quality.model import MEAN, QualityModel, StructureModel, Targets
+from medfm_rl.quality.shift import DomainReference
 from medfm_rl.reward.network import RewardEnsemble, RewardNet
 from medfm_rl.settings import DataSettings, NetworkSettings, RewardSettings
 from medfm_rl.types import Geometry, LabelledCase
@@ -123,7 +125,8 @@ def changed(controller: QualityController, **changes: object) -> QualityControll
 
 
 def with_interval(controller: QualityController, quantile: float | None, **changes: object) -> QualityController:
-    mean = StructureModel(predictor=None, quantile=quantile, error=0, bias=0)
+    cases = len(controller.model.domain.reference)
+    mean = StructureModel(predictor=None, quantile=quantile, conformity=(quantile or 0.0,) * cases, error=0, bias=0)
     return changed(controller, structures={**controller.model.structures, MEAN: mean}, **changes)
 
 
@@ -179,6 +182,37 @@ def test_a_batch_from_elsewhere_suspends_what_was_promised(
     assert "the threshold does not count" in moved.reports[0].reasons[0]
 
 
+def test_where_no_interval_can_be_promised_no_mask_is_accepted(
+    controller: QualityController, labelled: list[LabelledCase]
+) -> None:
+    judge = with_interval(controller, 0.01, targets=Targets(dice=0.05))
+    assert {report.verdict for report in judge.settle(batch(judge, labelled, 0.0)).reports} == {"accept"}
+    moved = judge.settle(batch(judge, labelled, 5.0))
+    assert {report.verdict for report in moved.reports} == {"refer"}
+    assert "no interval can be promised" in moved.reports[0].reasons[0]
+    assert "9 are needed" in moved.guarantees[0].reason
+
+
+def test_a_batch_that_differs_a_little_has_weighted_intervals(
+    controller: QualityController, labelled: list[LabelledCase], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    judge = with_interval(controller, 0.01, targets=Targets(dice=0.05), accept_threshold=0.0)
+    rows = len(judge.model.domain.reference)
+    mean = judge.model.structures[MEAN].model_copy(update={"conformity": (*(0.01,) * (rows - 2), 0.5, 0.5)})
+    judge = changed(judge, structures={**judge.model.structures, MEAN: mean})
+    # The last two cases, those with a large error, are three times as probable in the batch.
+    ratios = np.array([*[1.0] * (rows - 2), 3.0, 3.0])
+    monkeypatch.setattr(DomainReference, "batch_probability", lambda *_: 0.01)
+    monkeypatch.setattr(DomainReference, "likelihood_ratios", lambda _, rows, names: (ratios, np.ones(len(names))))
+    settled = judge.settle(batch(judge, labelled, 0.0))
+    assert [guarantee.status for guarantee in settled.guarantees] == ["weighted", "suspended"]
+    assert "only the images differ" in settled.guarantees[0].reason
+    for report in settled.reports:
+        predicted = report.mean.predicted_dice
+        assert predicted is not None
+        assert (report.mean.low, report.mean.high) == interval(predicted, 0.5)
+
+
 def test_a_small_batch_is_untested_and_a_small_calibration_promises_nothing(
     controller: QualityController, report: QualityReport
 ) -> None:
@@ -213,7 +247,7 @@ def test_networks_of_another_anatomy_are_refused(controller: QualityController) 
     [
         ("{", "not a quality model"),
         ('{"format": 1}', "format 1; this version"),
-        ('{"format": 2}', "Field required"),
+        ('{"format": 3}', "Field required"),
         ("[]", "not a quality model"),
     ],
 )

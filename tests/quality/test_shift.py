@@ -3,6 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from medfm_rl.quality.conformal import effective_patients, patient_quantile, weighted_quantile
 from medfm_rl.quality.shift import DomainReference
 
 
@@ -48,6 +49,36 @@ def test_a_batch_of_the_same_kind_passes_and_another_does_not(reference: DomainR
     moved = reference.batch_probability(draw(np.random.default_rng(4), 20, shift=1.5), names(20))
     assert moved is not None
     assert moved <= 0.002
+
+
+def test_weighted_intervals_cover_where_images_come_in_other_shares() -> None:
+    """Errors grow along one direction, and the batch lies further along it: 90 % of the calibration are too narrow."""
+    rng = np.random.default_rng(0)
+
+    def images(patients: int, centre: float) -> tuple[np.ndarray, list[str]]:
+        along = np.repeat(rng.normal(centre, 1, patients), 2) + 0.1 * rng.normal(size=2 * patients)
+        return np.column_stack([along, rng.normal(size=(2 * patients, 3))]), names(2 * patients, 2)
+
+    def errors(found: np.ndarray) -> np.ndarray:
+        return np.asarray(np.abs(rng.normal(size=len(found))) * np.exp(0.6 * found[:, 0]))
+
+    plain, weighted = [], []
+    for _ in range(20):
+        (known, known_names), (new, new_names) = images(60, 0.0), images(60, 0.8)
+        domain = DomainReference.fit(images(60, 0.0)[0], known, known_names)
+        scores, observed = errors(known), errors(new)
+        reference, own = domain.likelihood_ratios(new, new_names)
+        quantiles = [weighted_quantile(scores, reference, domain.patients, ratio, 0.9) for ratio in own]
+        plain.append(np.mean(observed <= patient_quantile(scores, domain.patients, 0.9)))
+        weighted.append(np.mean(observed <= quantiles))
+        assert 9 < effective_patients(reference, domain.patients, own) < 60
+    assert np.mean(plain) < 0.85
+    assert np.mean(weighted) >= 0.9
+
+
+def test_without_a_difference_likelihood_ratios_are_near_one(reference: DomainReference) -> None:
+    for found in reference.likelihood_ratios(draw(np.random.default_rng(8), 60), names(60, 2)):
+        assert 0.5 < np.median(found) < 2
 
 
 def test_images_of_one_patient_are_one_piece_of_evidence(reference: DomainReference) -> None:
