@@ -6,9 +6,9 @@
 
 On the shifts, splits and models of `adaptation.py`, whose runs are gone on with: the held-out target patients,
 segmented by the source model and by the adapted model, and scored by the run's `quality.json`. Flagged are the masks
-with the verdict correct or refer. The worst decile is that of the lowest predicted Dice, flagged or not. Each method
-proposes a mask for every one of these cases; the run's judge accepts it, or the original is handed back. No target
-label is read before the proposals are scored.
+with the verdict correct, which `medfm-rl correct` takes. The worst decile is that of the lowest predicted Dice, flagged
+or not. Each method proposes a mask for every one of these cases; the run's judge accepts it, or the original is handed
+back. No target label is read before the proposals are scored.
 
 - gain: Dice of what is handed back minus that of the original, in the worst decile and among the flagged.
 - harm: what is handed back has lost more than one Dice point; among all flagged, and among the accepted.
@@ -132,7 +132,7 @@ class Bench:
         decile = worst_decile(judged["predicted"])
         rows = []
         for index, file in enumerate(_files(self.shift.folders.held_out)):
-            if judged["verdicts"][index] == "accept" and not decile[index]:
+            if judged["verdicts"][index] != "correct" and not decile[index]:
                 continue
             labelled = file.read_labelled(segmenter.schema)
             result = corrector.optimize(labelled.case)
@@ -180,7 +180,7 @@ def _files(folder: Path) -> list[CaseFile]:
 def figures(cell: Mapping[str, Any]) -> dict[str, Any]:
     """What is measured of one cell."""
     rows = cell["rows"]
-    flagged = [row for row in rows if row["verdict"] != "accept"]
+    flagged = [row for row in rows if row["verdict"] == "correct"]
     decile = [row for row in rows if row["worst_decile"]]
     accepted = [row for row in flagged if row["accepted"]]
     harmed = [row for row in accepted if _harmed(row)]

@@ -32,9 +32,9 @@ def mixed() -> dict[str, Any]:
     return cell(
         [
             row("a", 0.6, 0.7, True),
-            row("b", 0.7, 0.68, True, "refer", worst=False),
+            row("b", 0.7, 0.68, True, worst=False),
             row("c", 0.5, 0.05, False),
-            row("d", 0.9, 0.95, True, "accept"),
+            row("d", 0.9, 0.95, True, "refer"),
         ]
     )
 
