@@ -8,6 +8,35 @@ import torch
 from torch import Tensor
 
 
+class RunningAverage:
+    """Mean of state dicts that come one by one.
+
+    `torch.optim.swa_utils.AveragedModel` would average the factors of low-rank parts, whose product is another: a state
+    dict holds the merged weights.
+    """
+
+    def __init__(self) -> None:
+        self.count = 0
+        self._sums: dict[str, Tensor] = {}
+        self._last: dict[str, Tensor] = {}
+
+    def add(self, state: Mapping[str, Tensor]) -> None:
+        """Takes one more into the mean."""
+        self.count += 1
+        self._last = {name: value.detach().clone() for name, value in state.items()}
+        for name, value in self._last.items():
+            if value.is_floating_point():
+                self._sums[name] = self._sums[name] + value.double() if name in self._sums else value.double()
+
+    @property
+    def state(self) -> dict[str, Tensor]:
+        """The mean; what is no floating-point number is the last one's."""
+        return {
+            name: (self._sums[name] / self.count).to(value.dtype) if name in self._sums else value
+            for name, value in self._last.items()
+        }
+
+
 def average_weights(states: Sequence[Mapping[str, Tensor]], shares: Sequence[float] | None = None) -> dict[str, Tensor]:
     """Mean of weights along a fine-tuning (Izmailov et al., UAI 2018, arXiv 1803.05407).
 

@@ -8,10 +8,9 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.optim.swa_utils import AveragedModel
 
 from medfm_rl.networks import mixed_precision
-from medfm_rl.pipeline.averaging import average_weights
+from medfm_rl.pipeline.averaging import RunningAverage, average_weights
 from medfm_rl.pipeline.supervised import augment_pair
 from medfm_rl.reward.appearance import randomise_appearance
 from medfm_rl.seeding import torch_generator
@@ -61,7 +60,7 @@ def warm_up(
     generator = torch_generator(seed, "warm up")
     optimiser = torch.optim.AdamW(parameters, lr=settings.learning_rate, weight_decay=1e-4)
     schedule = torch.optim.lr_scheduler.MultiStepLR(optimiser, [settings.steps // 2], gamma=0.5)
-    averaged = AveragedModel(segmenter)
+    average = RunningAverage()
     joins = round(settings.steps * settings.target_start)
     learns_from = _Examples(segmenter, settings, generator, device, channels)
     masks = None
@@ -85,10 +84,11 @@ def warm_up(
         optimiser.step()
         schedule.step()
         if step >= settings.steps - max(1, settings.steps // 4):
-            averaged.update_parameters(segmenter)
+            average.add(segmenter.state_dict())
         if progress:
             progress(step + 1, settings.steps)
-    segmenter.load_state_dict(averaged.module.state_dict())
+    if settings.steps > 0:
+        segmenter.load_state_dict(average.state)
     _draw_back(segmenter, initial, settings.source_share)
 
 

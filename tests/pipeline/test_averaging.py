@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import torch
 
-from medfm_rl.pipeline.averaging import average_weights
+from medfm_rl.pipeline.averaging import RunningAverage, average_weights
 
 
 def state(value: float) -> dict[str, torch.Tensor]:
@@ -32,3 +32,12 @@ def test_the_order_does_not_matter_and_nothing_shares_memory() -> None:
     torch.testing.assert_close(forwards["w"], backwards["w"])
     forwards["seen"].add_(1)
     assert states[0]["seen"] == 0
+
+
+def test_states_that_come_one_by_one_have_the_same_mean() -> None:
+    running = RunningAverage()
+    for value in (7.0, 2.0, 3.0):
+        running.add(state(value))
+    assert torch.equal(running.state["weight"], torch.full((2, 2), 4.0))
+    assert running.state["weight"].dtype == torch.float32
+    assert running.state["seen"] == 3

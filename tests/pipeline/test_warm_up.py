@@ -4,9 +4,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from medfm_rl.adapters import add_low_rank
+from medfm_rl.adapters.lora import low_rank_parameters
 from medfm_rl.pipeline.warm_up import warm_up
 from medfm_rl.reward.appearance import randomise_appearance
-from medfm_rl.settings import WarmUpSettings
+from medfm_rl.settings import LoRASettings, WarmUpSettings
 
 CPU = torch.device("cpu")
 
@@ -123,13 +125,17 @@ def test_the_result_is_drawn_back_by_the_share_of_the_source() -> None:
     torch.testing.assert_close(drawn, 0.25 * initial + 0.75 * plain)
 
 
-def test_the_result_is_the_mean_of_the_weights_after_the_last_quarter_of_the_steps() -> None:
+@pytest.mark.parametrize("low_rank", [False, True])
+def test_the_result_is_the_mean_of_the_weights_after_the_last_quarter_of_the_steps(low_rank: bool) -> None:
     segmenter = make_segmenter()
+    if low_rank:
+        parameters = dict(segmenter.named_parameters())
+        add_low_rank(segmenter, parameters, LoRASettings(rank=2), torch.Generator().manual_seed(0))
     images, masks = make_source()
     seen: list[Tensor] = []
     warm_up(
         segmenter,
-        list(segmenter.parameters()),
+        list((low_rank_parameters(segmenter) or dict(segmenter.named_parameters())).values()),
         (images, masks),
         0.3 * images + 0.2,
         WarmUpSettings(steps=8, batch_size=6, learning_rate=0.02, source_share=0.0),
