@@ -375,13 +375,36 @@ def calibrate_correction_command(
 @app.command("export")
 def export_command(
     run: Annotated[Path, typer.Argument(help="Run folder of `adapt`.")],
-    to: Annotated[Path, typer.Option(help="Folder to write; it must not exist or be empty.")],
+    to: Annotated[Path, typer.Option(help="Folder to write; it must not exist or be empty. With --delta: a file.")],
+    delta: Annotated[
+        bool, typer.Option("--delta", help="Only what changed, as a .safetensors file for `medfm-rl apply-delta`.")
+    ] = False,
 ) -> None:
     """Write the adapted segmenter of a run in its own format, for its own tool."""
-    from medfm_rl.pipeline.models import export_model
+    from medfm_rl.errors import ConfigError
+    from medfm_rl.pipeline.models import export_delta, export_model
 
+    if delta:
+        if to.suffix != ".safetensors" or to.exists():
+            raise ConfigError(f"--to {to}: must be the name of a new .safetensors file")
+        export_delta(run, to)
+        typer.echo(f"Changes: {to} ({to.stat().st_size / 1e6:.1f} MB)")
+        return
     segmenter = export_model(run, to)
     typer.echo(f"Adapted segmenter: {to} ({segmenter.kind})")
+
+
+@app.command("apply-delta")
+def apply_delta_command(
+    segmenter: Annotated[Path, typer.Argument(help="Folder of the segmenter that was adapted.")],
+    delta: Annotated[Path, typer.Argument(help="File of changes of `medfm-rl export --delta`.")],
+    to: Annotated[Path, typer.Option(help="Folder to write; it must not exist or be empty.")],
+) -> None:
+    """Put the changes of a run onto the segmenter that it adapted, and write the adapted one."""
+    from medfm_rl.pipeline.models import apply_delta_file
+
+    written = apply_delta_file(segmenter, delta, to)
+    typer.echo(f"Adapted segmenter: {to} ({written.kind})")
 
 
 @app.command("inspect")

@@ -30,6 +30,7 @@ COMMANDS = [
     "init",
     "train-source",
     "adapt",
+    "apply-delta",
     "evaluate",
     "predict",
     "score",

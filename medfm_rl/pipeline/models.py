@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 import torch
+from pydantic import TypeAdapter
 from torch.nn import Parameter
 
 from medfm_rl.adapters import (
@@ -23,6 +25,7 @@ from medfm_rl.adapters import (
     add_low_rank,
 )
 from medfm_rl.adapters.base import ModelSummary
+from medfm_rl.adapters.delta import apply_delta, read_delta, write_delta
 from medfm_rl.adapters.monai_bundle import METADATA
 from medfm_rl.adapters.nnunet import DATASET, PLANS, summarise
 from medfm_rl.adapters.promptable import kind_of_folder
@@ -211,6 +214,52 @@ def export_model(path: Path, to: Path) -> Segmenter:
     with replace_folder_on_success(to) as temporary:
         shutil.copytree(run.model, temporary, dirs_exist_ok=True)
     return adapted_settings(run).model_copy(update={"folder": to})
+
+
+def export_delta(path: Path, to: Path) -> None:
+    """Writes what a finished run changed of its segmenter, alone.
+
+    Args:
+        path: The run. The segmenter that it adapted has to be where its settings say.
+        to: A .safetensors file.
+
+    Raises:
+        ModelError: It is no finished run, or its segmenter is not what it was.
+        DataError: The file cannot be written.
+    """
+    run = RunFolder(path)
+    run.require_model()
+    settings = load_config(run.config_file, AdaptConfig).segmenter
+    # Prompts are of the images of the run, and the folder is where it was.
+    kept = settings.model_dump_json(exclude={"folder", "prompts"})
+    write_delta(to, load_segmenter(settings), load_segmenter(adapted_settings(run)), kept)
+
+
+def apply_delta_file(folder: Path, path: Path, to: Path) -> Segmenter:
+    """Writes the adapted segmenter that a segmenter folder and a file of changes make together.
+
+    Args:
+        folder: The segmenter that was adapted.
+        path: What `export_delta` wrote.
+        to: New folder.
+
+    Returns:
+        Settings of the segmenter that was written.
+
+    Raises:
+        ModelError: The file is none, or is of another segmenter.
+        DataError: The folder exists and is not empty, or cannot be written.
+    """
+    delta = read_delta(path)
+    try:
+        values = {**json.loads(delta.settings), "folder": folder}
+        settings: Segmenter = TypeAdapter(Segmenter).validate_python(values)
+    except ValueError as error:
+        raise ModelError(f"{path}: its settings of the segmenter cannot be read ({error})") from error
+    segmenter = load_segmenter(settings)
+    apply_delta(segmenter, delta, path)
+    segmenter.export(to)
+    return settings.model_copy(update={"folder": to})
 
 
 def inspect_model(path: Path) -> ModelSummary:

@@ -15,6 +15,7 @@ import numpy as np
 
 from medfm_rl import __version__
 from medfm_rl.adapters import SegmenterAdapter
+from medfm_rl.adapters.delta import state_hash
 from medfm_rl.data.files import append_lines, hash_file, hash_path, replace_on_success, write_json, write_text
 from medfm_rl.data.images import image_stem, image_suffix, read_labels, write_image, write_labels
 from medfm_rl.data.layouts import CaseFile, is_simulated
@@ -156,7 +157,7 @@ class _Judge:
         self.quality_hash = quality_hash
         self.masks = masks
         self.segmenter = None if segmenter is None else segmenter.to(controller.device)
-        self.segmenter_hash = "" if segmenter is None else _state_hash(segmenter)
+        self.segmenter_hash = "" if segmenter is None else state_hash(segmenter)
         self.out = out
         self.reports: dict[str, QualityReport] = {}
         self.problems: dict[str, str] = {}
@@ -229,16 +230,6 @@ class _Judge:
         labels = self.segmenter.segment(case)
         write_labels(self.out / "labels" / f"{file.case_id}.nii.gz", labels, case.geometry, schema)
         return labels
-
-
-def _state_hash(segmenter: SegmenterAdapter) -> str:
-    import hashlib
-
-    digest = hashlib.sha256()
-    for name, value in sorted(segmenter.state_dict().items()):
-        digest.update(name.encode())
-        digest.update(value.detach().cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()
 
 
 def _read_record(path: Path) -> dict[str, Any] | None:

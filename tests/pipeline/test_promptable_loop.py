@@ -13,11 +13,12 @@ from safetensors.torch import load_file
 
 from medfm_rl.data.files import hash_folder
 from medfm_rl.data.layouts import find_cases
+from medfm_rl.errors import ModelError
 from medfm_rl.pipeline import models
 from medfm_rl.pipeline.adapt import adapt
 from medfm_rl.pipeline.evaluate import predict
 from medfm_rl.pipeline.finish import finish
-from medfm_rl.pipeline.models import inspect_model, load_model
+from medfm_rl.pipeline.models import apply_delta_file, export_delta, inspect_model, load_model
 from medfm_rl.pipeline.run_folder import RunFolder
 from medfm_rl.reward.actions import ActionDataset
 from medfm_rl.reward.network import RewardNet
@@ -171,3 +172,27 @@ def test_source_free_with_a_report(simulated_echo: Path, segmenter: Path, tmp_pa
     run = adapt(config, False, quiet)
     assert finish(run, config, quiet) is not None
     assert run.report.exists()
+
+
+def test_its_changes_alone_make_the_adapted_segmenter_of_the_one_that_was_adapted(
+    finished: dict[str, RunFolder], segmenter: Path, tmp_path: Path
+) -> None:
+    run, delta = RunFolder(tmp_path / "run"), tmp_path / "delta.safetensors"
+    shutil.copytree(finished["lora"].path, run.path)
+    # Whatever the judge of so short a run has chosen, here it is the last checkpoint.
+    policy = TinyPromptable.load(segmenter)
+    policy.load_state_dict(load_file(run.path / "iteration-01/ppo/00004/actor.safetensors"))
+    shutil.rmtree(run.model)
+    policy.export(run.model)
+    export_delta(run.path, delta)
+    written = apply_delta_file(segmenter, delta, tmp_path / "restored")
+    restored, adapted, source = (
+        load_model(path).segmenter.state_dict() for path in (written.folder, run.path, segmenter)
+    )
+    assert restored.keys() == adapted.keys()
+    for name, value in restored.items():
+        torch.testing.assert_close(value, adapted[name], rtol=0, atol=1e-6)
+    assert not torch.equal(source["module.decoder.0.weight"], restored["module.decoder.0.weight"])
+    with pytest.raises(ModelError, match="of other weights"):
+        apply_delta_file(run.model, delta, tmp_path / "again")
+    assert not (tmp_path / "again").exists()
