@@ -223,8 +223,12 @@ def run_shift(shift: str, size: Size, folder: Path) -> dict[str, Any]:
     if result_file.exists():
         return dict(json.loads(result_file.read_text()))
     data = prepare(shift, size, folder / "data")
-    start = time.perf_counter()
+    started = time.perf_counter()
     source = train(shift, size, data["source"], folder)
+    # An interrupted run goes on with the model that was trained.
+    training = folder / "training.json"
+    if not training.exists():
+        write_json(training, {"minutes": (time.perf_counter() - started) / 60})
     trained = time.perf_counter()
     config = AdaptConfig(
         segmenter=NnUNetSettings(kind="nnunet", folder=source, folds=(0,)),
@@ -247,7 +251,7 @@ def run_shift(shift: str, size: Size, folder: Path) -> dict[str, Any]:
         shutil.copyfile(case.image_paths[0], images / f"{case.case_id}_0000.png")
     result: dict[str, Any] = {
         "chosen": json.loads(run.selection(config.iterations - 1).read_text())["chosen"],
-        "training_minutes": (trained - start) / 60,
+        "training_minutes": json.loads(training.read_text())["minutes"],
         "adaptation_minutes": (adapted_at - trained) / 60,
         "mirroring": {},
     }

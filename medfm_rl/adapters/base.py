@@ -157,6 +157,14 @@ class SegmenterAdapter(nn.Module, ABC):
         return self.in_channels
 
     @property
+    def mirror_axes(self) -> tuple[int, ...]:
+        """Axes of a patch along which the tool also looks at mirrored images when it segments.
+
+        Whoever fine-tunes the network has to show it such images, or it forgets them and the tool's masks get worse.
+        """
+        return ()
+
+    @property
     def device(self) -> torch.device:
         """Where the parameters are. A frozen script has none; it is loaded on the CPU."""
         return next((parameter.device for parameter in self.parameters()), torch.device("cpu"))

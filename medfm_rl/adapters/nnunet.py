@@ -193,6 +193,10 @@ class NnUNetAdapter(SegmenterAdapter):
             return volumes
         return self._tiled(images)
 
+    @property
+    def mirror_axes(self) -> tuple[int, ...]:
+        return (self.tool.mirror_axes or ()) if self.mirroring else ()
+
     @torch.no_grad()
     def predict_logits(self, sample: Sample) -> Tensor:
         """Logits `(K, *S')` by nnU-Net's own inference, in its own precision, with mirroring where it is on."""

@@ -33,6 +33,7 @@ from medfm_rl.pipeline.images import Progress, load_images, load_labelled
 from medfm_rl.pipeline.models import choose_device, load_segmenter, open_to_learning
 from medfm_rl.pipeline.run_folder import SOURCE, WARM_UP, RunFolder
 from medfm_rl.pipeline.selection import judge_scores, select
+from medfm_rl.pipeline.supervised import mirror_at_random
 from medfm_rl.pipeline.warm_up import warm_up
 from medfm_rl.policies import ACTOR, DenseCategorical, DensePPO
 from medfm_rl.reward.actions import ActionDataset, ActionRecords, patient_folds
@@ -223,6 +224,7 @@ class _Loop:
                 self.device,
                 lambda done, total: self.progress("warm-up", done, total),
                 policy.intensity_channels,
+                policy.mirror_axes,
             )
             self._write_weights(self.run.warm_up, portable_state(policy.state_dict()))
 
@@ -391,13 +393,18 @@ class _Loop:
         target = domains.target.images[torch.randint(len(domains.target), (count,), generator=generator)]
         channels = self.source_policy.intensity_channels
         views = randomise_appearance(target, None, settings.appearance_strength, generator, channels)
-        images = [shard.images for shard in known]
+        images, references = [shard.images for shard in known], [shard.references for shard in known]
+        if known:
+            # The ensemble has not seen mirrored images; ground truth can judge them.
+            axes = self.source_policy.mirror_axes
+            mirrored = mirror_at_random(torch.cat(images), torch.cat(references), axes, generator)
+            images, references = [mirrored[0]], [mirrored[1]]
         return SegmentationVecEnv(
             torch.cat([*images, views]).numpy(),
             ensemble,
             self.schema.num_classes,
             settings.n_envs,
-            references=torch.cat([shard.references for shard in known]).numpy() if known else None,
+            references=references[0].numpy() if known else None,
             judged=torch.cat([*images, target]).numpy(),
             seed=derive_seed(self.config.seed, "order", iteration),
             device=self.device,

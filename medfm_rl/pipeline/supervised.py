@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -125,6 +125,24 @@ def augment_pair(
     ones = (1,) * (ndim + 1)
     moved[:, :channels] = moved[:, :channels] * (1 + 0.1 * normal(count, *ones)) + 0.1 * normal(count, *ones)
     return moved, target[:, 0].to(labels.dtype)
+
+
+def mirror_at_random(
+    images: Tensor, labels: Tensor, axes: Sequence[int], generator: torch.Generator
+) -> tuple[Tensor, Tensor]:
+    """Each image with its labels mirrored along each of the axes with a probability of a half.
+
+    Args:
+        images: `(B, C, *S)`.
+        labels: `(B, *S)`.
+        axes: Of S; none leaves everything, the generator too, as it is.
+        generator: A CPU generator.
+    """
+    for axis in axes:
+        rows = torch.rand(len(images), generator=generator) < 0.5
+        images, labels = images.clone(), labels.clone()
+        images[rows], labels[rows] = images[rows].flip(axis + 2), labels[rows].flip(axis + 1)
+    return images, labels
 
 
 def _smooth_displacement(shape: tuple[int, ...], most: float, generator: torch.Generator) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
+from itertools import combinations
 
 import torch
 from torch import Tensor, nn
@@ -11,7 +12,7 @@ from torch.nn import functional as F
 
 from medfm_rl.networks import mixed_precision
 from medfm_rl.pipeline.averaging import RunningAverage, average_weights
-from medfm_rl.pipeline.supervised import augment_pair
+from medfm_rl.pipeline.supervised import augment_pair, mirror_at_random
 from medfm_rl.reward.appearance import randomise_appearance
 from medfm_rl.seeding import torch_generator
 from medfm_rl.settings import WarmUpSettings
@@ -27,6 +28,7 @@ def warm_up(
     device: torch.device,
     progress: Callable[[int, int], None] | None = None,
     channels: int | None = None,
+    mirror_axes: Sequence[int] = (),
 ) -> None:
     """Fine-tunes a segmenter in place, averages its last weights and draws them back towards what they were.
 
@@ -52,6 +54,8 @@ def warm_up(
         device: Where the segmenter is.
         progress: Called with (steps done, steps).
         channels: How many of the first channels have an appearance; all where None.
+        mirror_axes: Spatial axes along which the segmenter will be used on mirrored images too: examples are mirrored
+            at random, and masks of the target are means over mirrored images.
 
     Raises:
         FloatingPointError: The loss is not finite.
@@ -62,14 +66,14 @@ def warm_up(
     schedule = torch.optim.lr_scheduler.MultiStepLR(optimiser, [settings.steps // 2], gamma=0.5)
     average = RunningAverage()
     joins = round(settings.steps * settings.target_start)
-    learns_from = _Examples(segmenter, settings, generator, device, channels)
+    learns_from = _Examples(segmenter, settings, generator, device, channels, mirror_axes)
     masks = None
     segmenter.eval()
     for step in range(settings.steps):
         if settings.target_weight > 0 and (step == joins or (step == 0 and source is None)):
             teacher = copy.deepcopy(segmenter)
             _draw_back(teacher, initial, settings.source_share)
-            masks = _masks(teacher, target, settings.batch_size, device)
+            masks = _masks(teacher, target, settings.batch_size, device, mirror_axes)
         loss = torch.zeros((), device=device)
         if source is not None:
             loss = loss + learns_from.source(*source, target)
@@ -102,6 +106,7 @@ class _Examples:
         generator: torch.Generator,
         device: torch.device,
         channels: int | None,
+        mirror_axes: Sequence[int],
     ) -> None:
         from monai.losses import DiceCELoss
 
@@ -110,6 +115,7 @@ class _Examples:
         self.generator = generator
         self.device = device
         self.channels = channels
+        self.mirror_axes = mirror_axes
         self.criterion = DiceCELoss(to_onehot_y=True, softmax=True)
 
     def source(self, images: Tensor, ground_truth: Tensor, styles: Tensor) -> Tensor:
@@ -132,6 +138,7 @@ class _Examples:
         shown, moved = augment_pair(
             shown, labels, self.generator, settings.shape_strength, settings.elastic, self.channels
         )
+        shown, moved = mirror_at_random(shown, moved, self.mirror_axes, self.generator)
         with mixed_precision(self.device):
             logits: Tensor = self.segmenter(shown.to(self.device))
         return logits.float(), moved.to(self.device)
@@ -142,7 +149,15 @@ def _draw_back(segmenter: nn.Module, initial: dict[str, Tensor], share: float) -
 
 
 @torch.no_grad()
-def _masks(segmenter: nn.Module, images: Tensor, batch_size: int, device: torch.device) -> Tensor:
-    """Argmax masks `(N, *S)` of images `(N, C, *S)`."""
-    batches = images.split(batch_size)
-    return torch.cat([segmenter(batch.to(device)).argmax(dim=1).to("cpu", torch.uint8) for batch in batches])
+def _masks(
+    segmenter: nn.Module, images: Tensor, batch_size: int, device: torch.device, mirror_axes: Sequence[int]
+) -> Tensor:
+    """Argmax masks `(N, *S)` of images `(N, C, *S)`, of the mean logits over mirrored images."""
+    every = range(len(mirror_axes) + 1)
+    flips = [[axis + 2 for axis in axes] for count in every for axes in combinations(mirror_axes, count)]
+    masks = []
+    for batch in images.split(batch_size):
+        shown = batch.to(device)
+        logits = sum(segmenter(shown.flip(axes)).flip(axes) for axes in flips)
+        masks.append(logits.argmax(dim=1).to("cpu", torch.uint8))
+    return torch.cat(masks)

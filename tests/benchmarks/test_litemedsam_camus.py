@@ -12,6 +12,7 @@ from litemedsam_camus import (
     JITTER,
     OURS,
     QUICK,
+    SCOPES,
     SIZE,
     Bench,
     detection,
@@ -114,7 +115,7 @@ def test_every_part_runs_and_is_made_once(
         QUICK, every=4, coarse_steps=1, adapt={**QUICK.adapt, "collect": {"source_images": 12, "target_images": 4}}
     )
     bench = Bench(shift, size, tmp_path, {})
-    found = bench.run()
+    found = bench.run(SCOPES)
     judged = found["judged"]
     assert {len(values) for values in judged["scores"].values()} == {len(judged["dice"])} == {12}
     assert set(summarise(found)) == {
@@ -129,5 +130,5 @@ def test_every_part_runs_and_is_made_once(
     }
     assert "An inner epoch of PPO on the decoder takes" in table(found, size)
     TinyPromptable.encoded.clear()
-    assert bench.run() == found
+    assert bench.run(SCOPES) == found
     assert TinyPromptable.encoded == []

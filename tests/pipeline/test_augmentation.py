@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from medfm_rl.pipeline.supervised import augment_pair
+from medfm_rl.pipeline.supervised import augment_pair, mirror_at_random
 
 
 def squares(*shape: int) -> torch.Tensor:
@@ -55,3 +55,28 @@ def test_a_displacement_stays_within_a_few_of_its_standard_deviations(elastic: f
     _, target = augment_pair(torch.zeros(8, 1, size, size), labels, generator(), strength=0.0, elastic=elastic)
     shift = (target.float() - columns).abs()
     assert 0 < shift.max() <= 4 * elastic * size + 1
+
+
+@given(seed=st.integers(0, 1000), shape=st.sampled_from([(6, 4), (3, 6, 4)]))
+def test_image_and_mask_are_mirrored_together_and_otherwise_stay(seed: int, shape: tuple[int, ...]) -> None:
+    labels = torch.randint(0, 9, (5, *shape), generator=generator(seed), dtype=torch.uint8)
+    images = labels[:, None].float()
+    shown, moved = mirror_at_random(images, labels, range(len(shape)), generator(seed + 1))
+    assert torch.equal(shown[:, 0], moved.float())
+    assert torch.equal(shown.flatten(1).sort(dim=1).values, images.flatten(1).sort(dim=1).values)
+    assert torch.equal(images, labels[:, None].float())
+
+
+def test_without_axes_nothing_is_mirrored_or_drawn() -> None:
+    images, labels, drawn = torch.randn(3, 1, 4, 4), torch.zeros(3, 4, 4, dtype=torch.uint8), generator()
+    before = drawn.get_state()
+    shown, moved = mirror_at_random(images, labels, (), drawn)
+    assert (shown is images, moved is labels) == (True, True)
+    assert torch.equal(drawn.get_state(), before)
+
+
+def test_each_axis_is_mirrored_half_of_the_times() -> None:
+    images = torch.arange(4.0).reshape(1, 1, 2, 2).repeat(400, 1, 1, 1)
+    shown, _ = mirror_at_random(images, images[:, 0].to(torch.uint8), (0, 1), generator())
+    corners = shown[:, 0, 0, 0].long().bincount(minlength=4)
+    assert (corners > 70).all()

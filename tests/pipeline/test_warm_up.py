@@ -148,6 +148,34 @@ def test_the_result_is_the_mean_of_the_weights_after_the_last_quarter_of_the_ste
     assert not torch.equal(seen[6], seen[7])
 
 
+def test_what_will_be_used_on_mirrored_images_learns_from_them() -> None:
+    """Squares lie to the left in the source; a network that also looks at mirrored images has to know the right too."""
+    images, masks = make_source()
+    found = []
+    for axes in ((), (1,)):
+        torch.manual_seed(0)
+        # It sees where it is: the columns are an input of their own.
+        segmenter = nn.Sequential(nn.Conv2d(2, 16, 5, padding=2), nn.ReLU(), nn.Conv2d(16, 2, 5, padding=2))
+        placed = torch.cat([images, torch.linspace(-1, 1, 16).expand_as(images)], dim=1)
+        settings = WarmUpSettings(
+            steps=80, batch_size=6, learning_rate=0.02, source_share=0.0, shape_strength=0.0, elastic=0.0
+        )
+        warm_up(
+            segmenter,
+            list(segmenter.parameters()),
+            (placed, masks),
+            placed,
+            settings,
+            0,
+            CPU,
+            channels=1,
+            mirror_axes=axes,
+        )
+        mirrored = accuracy(segmenter, placed.flip(3), masks.flip(2))
+        found.append(mirrored)
+    assert found[1] > max(0.95, found[0])
+
+
 def test_a_loss_that_is_not_finite_names_the_setting() -> None:
     segmenter = make_segmenter()
     with torch.no_grad():
