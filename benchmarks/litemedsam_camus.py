@@ -8,7 +8,7 @@ pixels of the 224 x 224 image. LiteMedSAM is adapted to the handheld without tar
 10, its decoder or by low-rank parts of all layers. Measured on held-out patients of both domains:
 
 - Dice by jitter as it is and adapted, the difference paired by patient;
-- how well masks of the unadapted model from boxes with 10 and 20 pixels that are worse than a mean Dice of .8 are
+- how well masks of the unadapted model from boxes with 10 and 20 pixels that are worse than the median of them are
   found by the Dice that the run's reward maps let expect, by the model's own IoU head, and by box jitter;
 - the time of an inner epoch of PPO on the decoder, with kept embeddings, as a share of the encoder's on those images.
 
@@ -56,7 +56,6 @@ from medfm_rl.types import LabelMap
 JITTERS = (0, 5, 10, 20)
 TRAINED_WITH = 10
 JUDGED_WITH = (10, 20)
-FAILED_BELOW = 0.8
 SCOPES = ("decoder", "lora")
 TITLES = {"decoder": "decoder adapted", "lora": "low-rank parts"}
 OURS, IOU_HEAD, JITTER = "expected Dice", PredictedIoU.name, BoxAgreement.name
@@ -343,7 +342,7 @@ def detection(judged: Mapping[str, Any]) -> tuple[dict[str, float | None], float
 
     None where there are no failures, or nothing else; draws of patients without both are left out.
     """
-    failed = np.array(judged["dice"]) < FAILED_BELOW
+    failed = failures_of(judged)
     scores = {name: np.array(values) for name, values in judged["scores"].items()}
     aurocs = {name: failure_auroc(values, failed) for name, values in scores.items()}
     if aurocs[OURS] is None:
@@ -361,11 +360,17 @@ def detection(judged: Mapping[str, Any]) -> tuple[dict[str, float | None], float
     return aurocs, float(np.quantile(known, 0.025)) if known else None
 
 
+def failures_of(judged: Mapping[str, Any]) -> np.ndarray:
+    """Which masks are worse than their median: a limit on Dice that the model never reaches tells nothing apart."""
+    values = np.array(judged["dice"])
+    return np.asarray(values < np.median(values))
+
+
 def table(results: Mapping[str, Any], size: Size) -> str:
     """Markdown."""
     cost, summary = results["cost"], summarise(results)
     scopes = [scope for scope in SCOPES if scope in results]
-    failures = int((np.array(results["judged"]["dice"]) < FAILED_BELOW).sum())
+    judged = np.array(results["judged"]["dice"])
     lines = [
         "# LiteMedSAM on CAMUS and on a SIMULATED handheld",
         "",
@@ -386,7 +391,13 @@ def table(results: Mapping[str, Any], size: Size) -> str:
                 row.append(f"{found['mean']:+.3f} [{found['low']:+.3f}, {found['high']:+.3f}]")
             lines.append(f"| {' | '.join(row)} |")
     scores = {OURS: summary["auroc_ours"], IOU_HEAD: summary["auroc_iou_head"], JITTER: summary["auroc_jitter"]}
-    lines += ["", f"Failures (mean Dice below {FAILED_BELOW}): {failures} of {len(results['judged']['dice'])}.", ""]
+    lines += [
+        "",
+        f"Failures are masks below the median of what is judged, {np.median(judged):.3f}: "
+        f"{int(failures_of(results['judged']).sum())} of {len(judged)}. At .8, as first planned, "
+        f"{int((judged < 0.8).sum())} were failures.",
+        "",
+    ]
     lines += ["| judged by | failure AUROC |", "|---|---|"]
     lines += [f"| {name} | {'not defined' if value is None else f'{value:.3f}'} |" for name, value in scores.items()]
     lines += [

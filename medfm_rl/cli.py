@@ -241,6 +241,10 @@ def score_command(
     model: Annotated[Path | None, typer.Option(help="Or: a run or segmenter folder that makes the masks.")] = None,
     layout: Layout = "auto",
     prompts: Prompts = None,
+    echoprime: Annotated[
+        Path | None,
+        typer.Option(help="EchoPrime's view_classifier.pt: images that are no apical views of echo are referred."),
+    ] = None,
     fail_on: Annotated[str | None, typer.Option(help="refer: exit with code 3 where a mask is referred.")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
 ) -> None:
@@ -260,7 +264,7 @@ def score_command(
     found = None if masks is None else find_masks(masks, files)
     segmenter = None if model is None else load_model(model, prompts).segmenter
     with _progress() as progress:
-        scoring = score(quality_model, files, found, segmenter, out, device, progress)
+        scoring = score(quality_model, files, found, segmenter, out, device, progress, echoprime)
     for problem in scoring.problems.values():
         typer.echo(f"Referred unseen: {problem}", err=True)
     for guarantee in scoring.batch.guarantees:

@@ -25,6 +25,7 @@ from medfm_rl.pipeline.models import choose_device, load_preprocessing
 from medfm_rl.pipeline.run_folder import RunFolder
 from medfm_rl.quality import QUALITY_FILE, BatchReport, QualityController, QualityReport
 from medfm_rl.quality.controller import Submission
+from medfm_rl.quality.views import ViewClassifier
 from medfm_rl.quality_page import PageCase, thumbnail, write_page
 from medfm_rl.types import Case, LabelMap
 
@@ -51,14 +52,21 @@ class Scoring:
         return found + (len(self.problems) if verdict == "refer" else 0)
 
 
-def load_controller(path: Path, device: str = "auto") -> QualityController:
+def load_controller(path: Path, device: str = "auto", echoprime: Path | None = None) -> QualityController:
     """Loads the quality model of a run with whatever segmenter it is for.
+
+    Args:
+        path: The run.
+        device: Where the networks run.
+        echoprime: EchoPrime's `view_classifier.pt`, which then refers images that are no apical views.
 
     Raises:
         ModelError: A part is missing, damaged, or does not belong to the others.
         ConfigError: The device is not there.
     """
-    return QualityController.load(path, lambda _: load_preprocessing(RunFolder(path)), choose_device(device))
+    chosen = choose_device(device)
+    views = None if echoprime is None else ViewClassifier.load(echoprime, chosen)
+    return QualityController.load(path, lambda _: load_preprocessing(RunFolder(path)), chosen, views)
 
 
 def find_masks(folder: Path, files: Sequence[CaseFile]) -> dict[str, Path]:
@@ -97,6 +105,7 @@ def score(
     out: Path,
     device: str,
     progress: Progress,
+    echoprime: Path | None = None,
 ) -> Scoring:
     """Judges masks and writes tables, reward maps, a page and the audit log.
 
@@ -111,17 +120,21 @@ def score(
         out: Folder for the results.
         device: Where the networks run.
         progress: Told how far it is.
+        echoprime: As in `load_controller`.
 
     Raises:
         UserError: The quality model cannot be used, or not one case could be judged.
     """
-    controller = load_controller(run, device)
+    controller = load_controller(run, device, echoprime)
     if segmenter is not None and segmenter.schema.names != controller.schema.names:
         raise ModelError(
             f"the model segments {', '.join(segmenter.schema.structures)}, the quality model judges "
             f"{', '.join(controller.schema.structures)}; they must be of one anatomy"
         )
-    judge = _Judge(controller, hash_file(run / QUALITY_FILE), masks, segmenter, out)
+    networks = {"quality": hash_file(run / QUALITY_FILE)}
+    if echoprime is not None:
+        networks["views"] = hash_file(echoprime)
+    judge = _Judge(controller, networks, masks, segmenter, out)
     inputs: dict[str, dict[str, str]] = {}
     for done, file in enumerate(files, 1):
         try:
@@ -138,7 +151,7 @@ def score(
     _write_tables(out, scoring, controller)
     simulated = any(is_simulated(path.parent) for file in files[:1] for path in file.image_paths)
     _write_page(out, scoring, controller, simulated)
-    _append_audit(out / "audit.jsonl", scoring, inputs, controller, judge.quality_hash)
+    _append_audit(out / "audit.jsonl", scoring, inputs, controller, networks)
     return scoring
 
 
@@ -148,13 +161,13 @@ class _Judge:
     def __init__(
         self,
         controller: QualityController,
-        quality_hash: str,
+        networks: Mapping[str, str],
         masks: Mapping[str, Path] | None,
         segmenter: SegmenterAdapter | None,
         out: Path,
     ) -> None:
         self.controller = controller
-        self.quality_hash = quality_hash
+        self.networks = networks
         self.masks = masks
         self.segmenter = None if segmenter is None else segmenter.to(controller.device)
         self.segmenter_hash = "" if segmenter is None else state_hash(segmenter)
@@ -174,7 +187,7 @@ class _Judge:
                 hashes["prompts"] = prompts
         else:
             hashes["mask"] = hash_path(self._mask(file))
-        return {**hashes, "quality": self.quality_hash}
+        return {**hashes, **self.networks}
 
     def take(self, file: CaseFile, inputs: dict[str, str]) -> None:
         """Takes the report that there is, or lets the case wait for enough others to be judged with it.
@@ -243,7 +256,7 @@ def _read_record(path: Path) -> dict[str, Any] | None:
 def _write_tables(out: Path, scoring: Scoring, controller: QualityController) -> None:
     """`scores.csv`, one row for each case and structure, and `scores.json`."""
     columns = ["case_id", "patient_id", "structure", "predicted_dice", "low", "high", "mean_reward", "worst_reward"]
-    columns += ["worst_centre", "shift_distance", "shift_probability", "rules_failed", "verdict", "reasons"]
+    columns += ["worst_centre", "shift_distance", "shift_probability", "view", "rules_failed", "verdict", "reasons"]
     text = io.StringIO()
     writer = csv.DictWriter(text, columns, lineterminator="\n", restval="")
     writer.writeheader()
@@ -262,6 +275,7 @@ def _write_tables(out: Path, scoring: Scoring, controller: QualityController) ->
                     "worst_centre": " ".join(map(str, item.worst_centre)),
                     "shift_distance": report.shift_distance,
                     "shift_probability": report.shift_probability,
+                    "view": "" if report.view is None else report.view.view,
                     "rules_failed": "; ".join(str(rule) for rule in report.rules if not rule.passed),
                     "verdict": report.verdict,
                     "reasons": "; ".join(report.reasons),
@@ -302,13 +316,13 @@ def _append_audit(
     scoring: Scoring,
     inputs: Mapping[str, Mapping[str, str]],
     controller: QualityController,
-    quality_hash: str,
+    networks: Mapping[str, str],
 ) -> None:
     """One line for each verdict that is handed out; nothing is ever rewritten."""
     common = {
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
         "medfm_rl": __version__,
-        "quality": quality_hash,
+        **networks,
         "rewards": controller.model.reward_hashes,
     }
     lines = [

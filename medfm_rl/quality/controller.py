@@ -21,6 +21,7 @@ from medfm_rl.quality.conformal import effective_patients, fewest_patients, inte
 from medfm_rl.quality.evidence import Evidence, calibrated
 from medfm_rl.quality.model import MEAN, QUALITY_FILE, QualityModel, reward_hashes
 from medfm_rl.quality.shift import FEWEST_IN_BATCH
+from medfm_rl.quality.views import ECHO_PROFILES, ViewClassifier, ViewFinding
 from medfm_rl.reward.network import RewardEnsemble
 from medfm_rl.types import Case, FloatArray, LabelMap, LabelSchema
 
@@ -71,6 +72,7 @@ class QualityReport:
         verdict: accept: use it. correct: a person or a further step should correct it. refer: a person has to decide.
         reasons: Why, in words.
         embedding: What the reward network saw, for the test of a batch.
+        view: What a classifier of views sees, where there is one.
         reward_map: `(*S)` on the case's own grid, calibrated; empty where the report was read back.
     """
 
@@ -83,6 +85,7 @@ class QualityReport:
     verdict: Verdict
     reasons: tuple[str, ...]
     embedding: tuple[float, ...] = ()
+    view: ViewFinding | None = None
     reward_map: FloatArray = field(default_factory=lambda: np.zeros(0, np.float32))
 
     @property
@@ -103,6 +106,7 @@ class QualityReport:
             StructureScore(**{**score, "worst_centre": tuple(score["worst_centre"])}) for score in content["scores"]
         )
         values["rules"] = tuple(RuleResult(**rule) for rule in content["rules"])
+        values["view"] = ViewFinding.from_json(content["view"])
         values["reasons"], values["embedding"] = tuple(content["reasons"]), tuple(content["embedding"])
         return cls(**values)
 
@@ -165,6 +169,7 @@ class QualityController:
         reward: The reward networks.
         model: The quality model.
         device: Where the networks run.
+        views: Refers images that are no apical views, whatever their masks.
 
     Raises:
         ModelError: The parts are of different anatomies.
@@ -176,6 +181,7 @@ class QualityController:
         reward: RewardEnsemble,
         model: QualityModel,
         device: torch.device | None = None,
+        views: ViewClassifier | None = None,
     ) -> None:
         self.segmenter = segmenter
         self.device = device or torch.device("cpu")
@@ -190,6 +196,12 @@ class QualityController:
                 f"{', '.join(segmenter.schema.structures)} and the reward networks of {sorted(classes)} classes; they "
                 "must be of one anatomy"
             )
+        self.views = views
+        if views is not None and self.anatomy.name not in ECHO_PROFILES:
+            raise ModelError(
+                f"a classifier of echo's views is of no use here: the rules are {self.anatomy.name}, it needs "
+                f"{' or '.join(sorted(ECHO_PROFILES))}"
+            )
 
     @classmethod
     def load(
@@ -197,6 +209,7 @@ class QualityController:
         path: Path,
         load_segmenter: Callable[[Path], SegmenterAdapter] = TorchModuleAdapter.load,
         device: torch.device | None = None,
+        views: ViewClassifier | None = None,
     ) -> QualityController:
         """Loads the folder of a finished run of `adapt`.
 
@@ -204,6 +217,7 @@ class QualityController:
             path: The run, with `model`, `reward` and `quality.json`.
             load_segmenter: Reads the segmenter's folder, where it is not a torch segmenter.
             device: Where the networks run.
+            views: As in the constructor.
 
         Raises:
             ModelError: A part is missing, damaged, or does not belong to the others.
@@ -212,7 +226,7 @@ class QualityController:
             raise ModelError(f"{path}: not a finished run of `medfm-rl adapt`, there is no folder model in it")
         model = QualityModel.read(path / QUALITY_FILE)
         model.check_networks(reward_hashes(path / "reward"), path / "reward")
-        return cls(load_segmenter(path / "model"), RewardEnsemble.load(path / "reward"), model, device)
+        return cls(load_segmenter(path / "model"), RewardEnsemble.load(path / "reward"), model, device, views)
 
     def assess(self, case: Case, labels: LabelMap) -> QualityReport:
         """Judges one mask; nothing can be said of shift but for the case itself.
@@ -264,6 +278,7 @@ class QualityController:
             "refer",
             (),
             tuple(embedding.tolist()),
+            None if self.views is None else self.views.find(case),
             native,
         )
         return self._decided(report, "untested")
@@ -340,6 +355,12 @@ class QualityController:
 
     def _decide(self, report: QualityReport, state: State) -> tuple[Verdict, list[str]]:
         limit = self.model.targets.dice
+        if report.view is not None and not report.view.is_apical:
+            seen = report.view
+            return "refer", [
+                f"the view classifier sees {seen.view.replace('_', ' ')} (p = {seen.probability:.2f}), and the rules "
+                "are for apical views"
+            ]
         missing = [score.structure for score in report.scores[:-1] if score.predicted_dice is None]
         if missing:
             return "refer", [f"{', '.join(missing)} is missing from the mask: no quality can be predicted"]

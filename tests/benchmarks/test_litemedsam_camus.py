@@ -69,7 +69,7 @@ def test_the_figures_that_are_quoted() -> None:
 def test_the_table_holds_what_was_found() -> None:
     text = table(results(), SIZE)
     assert "| target | 10 | 0.650 | 0.700 | +0.050 [+0.050, +0.050] | 0.650 | +0.000 [+0.000, +0.000] |" in text
-    assert "Failures (mean Dice below 0.8): 5 of 10." in text
+    assert ": 5 of 10. At .8, as first planned, 5 were failures." in text
     assert "SIMULATED" in text
 
 

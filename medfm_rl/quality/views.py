@@ -1,0 +1,141 @@
+"""Is an image of echo an apical view at all? The view classifier of EchoPrime, where the user has it, says so."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from medfm_rl.adapters.checkpoints import load_strictly, read_state
+from medfm_rl.errors import DataError, MissingExtraError
+from medfm_rl.types import Case, FloatArray
+
+VIEWS: Final = (
+    "A2C",
+    "A3C",
+    "A4C",
+    "A5C",
+    "Apical_Doppler",
+    "Doppler_Parasternal_Long",
+    "Doppler_Parasternal_Short",
+    "Parasternal_Long",
+    "Parasternal_Short",
+    "SSN",
+    "Subcostal",
+)
+"""Its classes, in the order of its outputs (COARSE_VIEWS of github.com/echonet/EchoPrime)."""
+APICAL: Final = frozenset(("A2C", "A3C", "A4C", "A5C"))
+ECHO_PROFILES: Final = frozenset(("echo_apical",))
+"""Anatomy profiles whose rules are for apical views."""
+_SIZE: Final = 224
+_ZOOM: Final = 0.1
+_MEAN: Final = (29.110628, 28.076836, 29.096405)
+_DEVIATION: Final = (47.989223, 46.456997, 47.20083)
+_LARGEST: Final = 255.0
+
+
+@dataclass(frozen=True)
+class ViewFinding:
+    """What the classifier sees.
+
+    Attributes:
+        view: The most probable of `VIEWS`.
+        probability: Of that view.
+        apical: Probability of an apical view without Doppler.
+    """
+
+    view: str
+    probability: float
+    apical: float
+
+    @property
+    def is_apical(self) -> bool:
+        return self.view in APICAL
+
+    @classmethod
+    def from_json(cls, content: Mapping[str, Any] | None) -> ViewFinding | None:
+        """What `dataclasses.asdict` made of a finding, or of None."""
+        return None if content is None else cls(**content)
+
+
+class ViewClassifier:
+    """EchoPrime's classifier of views (Vukadinovic et al., arXiv 2410.09704), a ConvNeXt of torchvision.
+
+    Its weights are the user's: the README of the project says MIT and its LICENSE academic use only. It was trained on
+    first frames of videos; how well it knows single frames of other vendors has not been measured here.
+
+    Args:
+        network: Images `(B, 3, 224, 224)` to logits `(B, 11)`.
+        device: Where it runs.
+    """
+
+    def __init__(self, network: nn.Module, device: torch.device | None = None) -> None:
+        self.device = device or torch.device("cpu")
+        self.network = network.eval().requires_grad_(False).to(self.device)
+
+    @classmethod
+    def load(cls, path: Path, device: torch.device | None = None) -> ViewClassifier:
+        """Reads `view_classifier.pt`.
+
+        Raises:
+            ModelError: It is missing, damaged or another network's.
+            MissingExtraError: torchvision is not installed.
+        """
+        state, _ = read_state(path)
+        network = _network()
+        load_strictly(network, state, path)
+        return cls(network, device)
+
+    @torch.no_grad()
+    def find(self, case: Case) -> ViewFinding:
+        """What an image shows.
+
+        Raises:
+            DataError: It is a volume.
+        """
+        if len(case.shape) != 2:
+            raise DataError(f"case {case.case_id}: the image is {len(case.shape)}-D; views are told of 2-D images")
+        logits: Tensor = self.network(_prepared(case.image)[None].to(self.device))[0]
+        probabilities = logits.float().softmax(dim=0).cpu()
+        best = int(probabilities.argmax())
+        apical = sum(float(probabilities[index]) for index, view in enumerate(VIEWS) if view in APICAL)
+        return ViewFinding(VIEWS[best], float(probabilities[best]), apical)
+
+
+def _prepared(image: FloatArray) -> Tensor:
+    """An image `(C, H, W)` as the classifier was trained: the middle square without a tenth at each side, 224 pixels.
+
+    Values from 0 to 255 are taken as they are, others are brought there from their smallest to their largest.
+    """
+    values = torch.from_numpy(np.array(image, dtype=np.float32))
+    low, high = float(values.min()), float(values.max())
+    if low < 0 or high > _LARGEST or high <= 1:
+        values = (values - low) / max(high - low, 1e-6) * _LARGEST
+    height, width = values.shape[1:]
+    side = min(height, width)
+    kept = side - 2 * round(side * _ZOOM)
+    top, left = (height - kept) // 2, (width - kept) // 2
+    square = values[:3, top : top + kept, left : left + kept]
+    square = square.expand(3, -1, -1) if len(square) == 1 else square
+    shown = F.interpolate(square[None], size=(_SIZE, _SIZE), mode="bicubic", align_corners=False)[0]
+    return (shown - torch.tensor(_MEAN)[:, None, None]) / torch.tensor(_DEVIATION)[:, None, None]
+
+
+def _network() -> nn.Module:
+    try:
+        models = importlib.import_module("torchvision.models")
+    except ImportError as error:
+        raise MissingExtraError(
+            "the view classifier needs torchvision, a build for the installed torch: pip install 'medfm-rl[echoprime]'"
+        ) from error
+    network: nn.Module = models.convnext_base()
+    head: Any = network.classifier
+    head[-1] = nn.Linear(head[-1].in_features, len(VIEWS))
+    return network
