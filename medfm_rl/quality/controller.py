@@ -290,24 +290,20 @@ class QualityController:
         the calibration cases are like the batch, they are weighted, and a mask is accepted where the whole weighted
         interval of its mean Dice lies at or above the limit. If not, no mask is accepted.
         """
-        if not reports:
-            return BatchReport((), None, self._guarantees(None, "untested", 0.0))
-        domain = self.model.domain
+        domain, patients = self.model.domain, [report.patient_id for report in reports]
         embeddings = np.array([report.embedding for report in reports])
-        patients = [report.patient_id for report in reports]
-        probability = domain.batch_probability(embeddings, patients)
-        if probability is None or probability >= _BATCH_LEVEL:
-            state: State = "untested" if probability is None else "holds"
-            settled = tuple(self._decided(report, state) for report in reports)
-            return BatchReport(settled, probability, self._guarantees(probability, state, 0.0))
-        reference, own = domain.likelihood_ratios(embeddings, patients)
-        effective = effective_patients(reference, domain.patients, own)
-        if effective < fewest_patients(self.model.targets.coverage):
-            settled = tuple(self._decided(report, "suspended") for report in reports)
-            return BatchReport(settled, probability, self._guarantees(probability, "suspended", effective))
-        weighted = [self._weighted(report, reference, ratio) for report, ratio in zip(reports, own, strict=True)]
-        settled = tuple(self._decided(report, "weighted") for report in weighted)
-        return BatchReport(settled, probability, self._guarantees(probability, "weighted", effective))
+        probability = domain.batch_probability(embeddings, patients) if reports else None
+        state: State = "untested" if probability is None else "holds"
+        effective = 0.0
+        if probability is not None and probability < _BATCH_LEVEL:
+            reference, own = domain.likelihood_ratios(embeddings, patients)
+            effective = effective_patients(reference, domain.patients, own)
+            state = "suspended"
+            if effective >= fewest_patients(self.model.targets.coverage):
+                state = "weighted"
+                reports = [self._weighted(report, reference, ratio) for report, ratio in zip(reports, own, strict=True)]
+        settled = tuple(self._decided(report, state) for report in reports)
+        return BatchReport(settled, probability, self._guarantees(probability, state, effective))
 
     def _weighted(self, report: QualityReport, reference: npt.NDArray[np.float64], own: float) -> QualityReport:
         """The report with the intervals that hold for a case of that likelihood ratio."""
