@@ -18,12 +18,13 @@ import numpy as np
 import torch
 from recording import RESULTS, environment, write_results
 
+from medfm_rl.adapters.loading import load_segmenter
 from medfm_rl.data.files import write_json
 from medfm_rl.data.layouts import find_cases
 from medfm_rl.metrics.scores import MEAN
 from medfm_rl.pipeline.demo import run_demo
 from medfm_rl.pipeline.finish import Comparison, show_case
-from medfm_rl.pipeline.models import load_model, load_segmenter
+from medfm_rl.pipeline.models import load_model
 from medfm_rl.pipeline.run_folder import RunFolder
 from medfm_rl.report import case_figure
 from medfm_rl.settings import DataSettings, SegmenterSettings

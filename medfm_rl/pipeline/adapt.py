@@ -21,6 +21,7 @@ from torch.nn import Parameter
 
 from medfm_rl.adapters import SegmenterAdapter
 from medfm_rl.adapters.base import without_gradient
+from medfm_rl.adapters.loading import load_segmenter, open_to_learning
 from medfm_rl.data.files import hash_file, hash_folder, replace_folder_on_success, write_json
 from medfm_rl.data.layouts import CaseFile, find_cases, split_by_patient
 from medfm_rl.envs import SegmentationVecEnv
@@ -30,7 +31,7 @@ from medfm_rl.networks import build_unet, portable_state
 from medfm_rl.pipeline.averaging import average_weights
 from medfm_rl.pipeline.calibrate import write_default_quality
 from medfm_rl.pipeline.images import Progress, load_images, load_labelled
-from medfm_rl.pipeline.models import choose_device, load_segmenter, open_to_learning
+from medfm_rl.pipeline.models import choose_device
 from medfm_rl.pipeline.run_folder import SOURCE, WARM_UP, RunFolder
 from medfm_rl.pipeline.selection import judge_scores, select
 from medfm_rl.pipeline.supervised import mirror_at_random

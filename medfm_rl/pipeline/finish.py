@@ -11,6 +11,7 @@ import numpy as np
 
 from medfm_rl import __version__
 from medfm_rl.adapters import SegmenterAdapter
+from medfm_rl.adapters.loading import load_segmenter
 from medfm_rl.data.files import hash_folder
 from medfm_rl.data.layouts import CaseFile, find_cases, is_simulated
 from medfm_rl.errors import ModelError
@@ -20,7 +21,7 @@ from medfm_rl.metrics.scores import MEAN, Evaluation, StructureSummary, compare
 from medfm_rl.metrics.validity import load_anatomy
 from medfm_rl.pipeline.evaluate import evaluate, segment_and_judge, write_evaluation
 from medfm_rl.pipeline.images import Progress
-from medfm_rl.pipeline.models import Model, load_model, load_segmenter
+from medfm_rl.pipeline.models import Model, load_model
 from medfm_rl.pipeline.run_folder import SOURCE, RunFolder
 from medfm_rl.report import ReportCase, ReportData, TableRow, write_report
 from medfm_rl.reward.actions import ActionDataset

@@ -1,57 +1,32 @@
-"""Which adapter a folder needs, and what `evaluate` and `predict` may be given."""
+"""Models as the commands take them: runs of `adapt` and segmenter folders, loaded, exported and inspected."""
 
 from __future__ import annotations
 
-import json
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
 
 import torch
-from pydantic import TypeAdapter
-from torch.nn import Parameter
 
-from medfm_rl.adapters import (
-    BiomedParseAdapter,
-    LiteMedSAMAdapter,
-    MedSAM2Adapter,
-    MedSAMAdapter,
-    MonaiBundleAdapter,
-    NnUNetAdapter,
-    PromptableAdapter,
-    SegmenterAdapter,
-    TorchModuleAdapter,
-    add_low_rank,
-)
+from medfm_rl.adapters import SegmenterAdapter
 from medfm_rl.adapters.base import ModelSummary
 from medfm_rl.adapters.delta import apply_delta, read_delta, write_delta
-from medfm_rl.adapters.monai_bundle import METADATA
-from medfm_rl.adapters.nnunet import DATASET, PLANS, summarise
-from medfm_rl.adapters.promptable import kind_of_folder
+from medfm_rl.adapters.loading import load_segmenter, portable_settings, recognise, settings_at, without_prompts
+from medfm_rl.adapters.nnunet import summarise
 from medfm_rl.data.files import replace_folder_on_success
 from medfm_rl.errors import ConfigError, ModelError
 from medfm_rl.pipeline.config_file import load_config
 from medfm_rl.pipeline.run_folder import RunFolder
 from medfm_rl.reward.network import RewardEnsemble
-from medfm_rl.seeding import torch_generator
 from medfm_rl.settings import (
     AdaptConfig,
-    BiomedParseSettings,
     FilePrompts,
-    FixedPrompts,
     MaskPrompts,
-    MonaiBundleSettings,
     NnUNetSettings,
     PromptableSettings,
     Segmenter,
-    SegmenterSettings,
     TotalSegmentatorSettings,
 )
-
-PROMPTABLE: Final[dict[str, type[PromptableAdapter]]] = {
-    adapter.kind: adapter for adapter in (LiteMedSAMAdapter, MedSAMAdapter, MedSAM2Adapter)
-}
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,75 +35,6 @@ class Model:
 
     segmenter: SegmenterAdapter
     reward: RewardEnsemble | None
-
-
-def load_segmenter(settings: Segmenter) -> SegmenterAdapter:
-    """Loads the segmenter of a config.
-
-    Raises:
-        MissingExtraError: Its kind needs a package that is not installed.
-        ModelError: The folder cannot be used.
-    """
-    match settings:
-        case SegmenterSettings():
-            return TorchModuleAdapter.load(settings.folder)
-        case NnUNetSettings():
-            return NnUNetAdapter(
-                settings.folder, settings.folds, settings.checkpoint, settings.mirroring, trusted=settings.trusted
-            )
-        case TotalSegmentatorSettings():
-            # As TotalSegmentator runs nnU-Net: one fold, canonical axes, nothing mirrored.
-            return NnUNetAdapter(
-                settings.folder,
-                None,
-                settings.checkpoint,
-                mirroring=False,
-                step_size=settings.step_size,
-                canonical=True,
-                nested=True,
-                trusted=settings.trusted,
-            )
-        case MonaiBundleSettings():
-            return MonaiBundleAdapter(settings.folder, settings.weights)
-        case PromptableSettings():
-            return PROMPTABLE[settings.kind].load(settings.folder, settings.prompts)
-        case BiomedParseSettings():
-            return BiomedParseAdapter.load(settings.folder, settings.prompts)
-
-
-def open_to_learning(segmenter: SegmenterAdapter, settings: Segmenter, seed: int) -> dict[str, Parameter]:
-    """The parameters of a segmenter that adaptation may change; the rest is frozen.
-
-    Low-rank parts are added where they are asked for.
-
-    Raises:
-        ModelError: The segmenter has no such part.
-    """
-    if settings.train == "lora":
-        parameters = segmenter.trainable(settings.lora.part)
-        add_low_rank(segmenter, parameters, settings.lora, torch_generator(seed, "low-rank parts"))
-    found = segmenter.trainable(settings.train)
-    segmenter.requires_grad_(False)
-    for parameter in found.values():
-        parameter.requires_grad_(True)
-    return found
-
-
-def recognise(folder: Path) -> Segmenter:
-    """Settings of the kind that a segmenter folder is of, by the files in it; the rest are defaults."""
-    if (
-        any((place / PLANS).exists() for place in (folder, *folder.glob("*"), *folder.glob("*/*")))
-        or (folder / DATASET).exists()
-    ):
-        return NnUNetSettings(kind="nnunet", folder=folder)
-    if (folder / "configs" / METADATA).exists():
-        return MonaiBundleSettings(kind="monai-bundle", folder=folder)
-    kind = kind_of_folder(folder)
-    if kind in PROMPTABLE:
-        return PromptableSettings(kind=kind, folder=folder)
-    if kind == BiomedParseAdapter.kind:
-        return BiomedParseSettings(kind="biomedparse", folder=folder)
-    return SegmenterSettings(folder=folder)
 
 
 def load_model(path: Path, prompts: Path | None = None) -> Model:
@@ -168,10 +74,7 @@ def load_adapted(run: RunFolder, prompts: Path | None = None) -> SegmenterAdapte
 
 def load_preprocessing(run: RunFolder) -> SegmenterAdapter:
     """The segmenter of a finished run to bring images and masks to its grid, and to make no mask: it needs no boxes."""
-    settings = adapted_settings(run)
-    if isinstance(settings, PromptableSettings):
-        settings = settings.model_copy(update={"prompts": FixedPrompts(kind="fixed", boxes={})})
-    return load_segmenter(settings)
+    return load_segmenter(without_prompts(adapted_settings(run)))
 
 
 def _prompted(settings: Segmenter, prompts: Path | None) -> Segmenter:
@@ -230,9 +133,7 @@ def export_delta(path: Path, to: Path) -> None:
     run = RunFolder(path)
     run.require_model()
     settings = load_config(run.config_file, AdaptConfig).segmenter
-    # Prompts are of the images of the run, and the folder is where it was.
-    kept = settings.model_dump_json(exclude={"folder", "prompts"})
-    write_delta(to, load_segmenter(settings), load_segmenter(adapted_settings(run)), kept)
+    write_delta(to, load_segmenter(settings), load_segmenter(adapted_settings(run)), portable_settings(settings))
 
 
 def apply_delta_file(folder: Path, path: Path, to: Path) -> Segmenter:
@@ -251,11 +152,7 @@ def apply_delta_file(folder: Path, path: Path, to: Path) -> Segmenter:
         DataError: The folder exists and is not empty, or cannot be written.
     """
     delta = read_delta(path)
-    try:
-        values = {**json.loads(delta.settings), "folder": folder}
-        settings: Segmenter = TypeAdapter(Segmenter).validate_python(values)
-    except ValueError as error:
-        raise ModelError(f"{path}: its settings of the segmenter cannot be read ({error})") from error
+    settings = settings_at(delta.settings, folder, path)
     segmenter = load_segmenter(settings)
     apply_delta(segmenter, delta, path)
     segmenter.export(to)

@@ -2,38 +2,50 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import tempfile
 from pathlib import Path
+from typing import Final
+
+import yaml
 
 from medfm_rl import __version__
-from medfm_rl.adapters.torch_module import DESCRIPTION
+from medfm_rl.adapters import SegmenterAdapter
+from medfm_rl.adapters.loading import (
+    PROMPTABLE,
+    load_segmenter,
+    portable_settings,
+    recognise,
+    settings_at,
+    without_prompts,
+)
 from medfm_rl.errors import DataError, MissingExtraError, ModelError
 from medfm_rl.quality import QUALITY_FILE, QualityController
+from medfm_rl.settings import AdaptConfig, Segmenter
+
+_SETTINGS: Final = "segmenter-settings.json"
 
 
 def save_quality_model(run: Path, folder: Path) -> None:
     """Writes an MLflow model that judges masks: `mlflow.pyfunc.load_model(folder).predict(table)`.
 
     The table has the columns `image` and `mask`, paths of files, and `patient` where it is known. Segmenter, reward
-    networks and `quality.json` are copied into the model; what the run learned from is not.
+    networks and `quality.json` are copied into the model; what the run learned from is not. Where the segmenter is of
+    another tool, that has to be installed where the model is served.
 
     Args:
         run: Finished run of `adapt` with a quality model.
         folder: New folder.
 
     Raises:
-        ModelError: The run has no usable quality model, or its segmenter is not a torch segmenter.
+        ModelError: The run has no usable quality model, or its segmenter cannot be loaded.
         DataError: The folder exists and is not empty.
         MissingExtraError: MLflow is not installed.
     """
-    if (run / "model").is_dir() and not (run / "model" / DESCRIPTION).exists():
-        raise ModelError(
-            f"{run}: the segmenter is of another tool, which an MLflow model cannot bring along; only torch segmenters "
-            "can be served. Use `medfm-rl score`, or load_controller of medfm_rl.pipeline.score in a model of your own"
-        )
-    QualityController.load(run)
+    settings = portable_settings(_segmenter_of(run))
+    load_served(run, settings)
     if folder.exists() and any(folder.iterdir()):
         raise DataError(f"{folder}: already exists and is not empty; give a new folder")
     # No usage statistics leave this machine.
@@ -48,9 +60,47 @@ def save_quality_model(run: Path, folder: Path) -> None:
         for part in ("model", "reward"):
             shutil.copytree(run / part, copy / part)
         shutil.copy(run / QUALITY_FILE, copy / QUALITY_FILE)
+        (copy / _SETTINGS).write_text(settings, encoding="utf-8")
         pyfunc.save_model(
             str(folder),
             python_model=str(Path(__file__).with_name("quality_pyfunc.py")),
             artifacts={"run": str(copy)},
-            pip_requirements=[f"medfm-rl[tracking]=={__version__}"],
+            pip_requirements=[f"medfm-rl[{','.join(['tracking', *_extra(settings)])}]=={__version__}"],
         )
+
+
+def load_served(folder: Path, settings: str | None = None) -> QualityController:
+    """The controller of a run, or of the copy of one in an MLflow model.
+
+    Args:
+        folder: The run or the copy.
+        settings: Of the segmenter, as `portable_settings` gives them; None: as the copy has them.
+
+    Raises:
+        ModelError: A part is missing, damaged, or does not belong to the others.
+    """
+    text = (folder / _SETTINGS).read_text(encoding="utf-8") if settings is None else settings
+
+    def load(segmenter: Path) -> SegmenterAdapter:
+        return load_segmenter(without_prompts(settings_at(text, segmenter, folder)))
+
+    return QualityController.load(folder, load)
+
+
+def _segmenter_of(run: Path) -> Segmenter:
+    """Settings of the segmenter that a run adapted; without a config those that its folder tells."""
+    path = run / "config.yaml"
+    if not path.exists():
+        return recognise(run / "model")
+    try:
+        return AdaptConfig.model_validate(yaml.safe_load(path.read_text(encoding="utf-8"))).segmenter
+    except (ValueError, yaml.YAMLError) as error:
+        raise ModelError(f"{path}: cannot be read ({error})") from error
+
+
+def _extra(settings: str) -> list[str]:
+    """The extra of the package that a kind of segmenter needs."""
+    kind = json.loads(settings)["kind"]
+    extras = {"nnunet": "nnunet", "totalsegmentator": "nnunet", "biomedparse": "biomedparse"}
+    extras |= dict.fromkeys(PROMPTABLE, "medsam")
+    return [extras[kind]] if kind in extras else []

@@ -9,7 +9,7 @@ from mlflow.models import set_model
 from mlflow.pyfunc import PythonModel
 
 from medfm_rl.data.images import image_stem, read_image, read_labels
-from medfm_rl.quality import QualityController
+from medfm_rl.tracking.quality_model import load_served
 from medfm_rl.types import Case
 
 
@@ -18,7 +18,7 @@ class QualityPythonModel(PythonModel):  # type: ignore[misc]
 
     def load_context(self, context: Any) -> None:
         """Loads the run that came with the model."""
-        self.controller = QualityController.load(Path(context.artifacts["run"]))
+        self.controller = load_served(Path(context.artifacts["run"]))
 
     def predict(self, context: Any, model_input: Any, params: dict[str, Any] | None = None) -> Any:
         """Judges each row's mask as one of a batch.

@@ -15,9 +15,10 @@ from biomedparse_checkout import write_checkout, write_segmenter
 from torch.nn import functional as F
 
 from medfm_rl.adapters import BiomedParseAdapter, check_adapter
+from medfm_rl.adapters.loading import load_segmenter, recognise
 from medfm_rl.envs import SegmentationVecEnv
 from medfm_rl.errors import ConfigError, DataError, ModelError
-from medfm_rl.pipeline.models import inspect_model, load_segmenter, recognise
+from medfm_rl.pipeline.models import inspect_model
 from medfm_rl.policies import DensePPO
 from medfm_rl.settings import BiomedParseSettings, TextPrompts
 from medfm_rl.types import Case, Geometry, Prompts

@@ -14,13 +14,14 @@ from sam_models import echo_like, inside, write_folder
 from typer.testing import CliRunner
 
 from medfm_rl.adapters import LiteMedSAMAdapter, check_adapter
+from medfm_rl.adapters.loading import load_segmenter, open_to_learning
 from medfm_rl.adapters.promptable import NOT_PROMPTED
 from medfm_rl.adapters.prompts import render_boxes
 from medfm_rl.cli import app
 from medfm_rl.data.images import read_image, write_image, write_labels
 from medfm_rl.envs import SegmentationVecEnv
 from medfm_rl.errors import DataError, ModelError
-from medfm_rl.pipeline.models import load_model, load_segmenter, open_to_learning
+from medfm_rl.pipeline.models import load_model
 from medfm_rl.policies import DensePPO
 from medfm_rl.reward.network import RewardEnsemble, RewardNet
 from medfm_rl.settings import NetworkSettings, PromptableSettings, RewardSettings

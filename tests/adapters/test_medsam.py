@@ -17,12 +17,13 @@ from torch import Tensor, nn
 from typer.testing import CliRunner
 
 from medfm_rl.adapters import MedSAM2Adapter, MedSAMAdapter, PromptableAdapter, check_adapter
+from medfm_rl.adapters.loading import PROMPTABLE
 from medfm_rl.adapters.prompts import boxes_of
 from medfm_rl.adapters.sam_checkpoints import SAM, SAM2, backwards, renamed
 from medfm_rl.cli import app
 from medfm_rl.data.images import read_image, write_image, write_labels
 from medfm_rl.errors import DataError, MissingExtraError, ModelError
-from medfm_rl.pipeline.models import PROMPTABLE, inspect_model
+from medfm_rl.pipeline.models import inspect_model
 from medfm_rl.types import Case, LabelSchema
 
 transformers = pytest.importorskip("transformers", reason="needs transformers (extra medsam)")

@@ -544,7 +544,7 @@ def test_nothing_is_printed(model: Path, flat: Case, tmp_path: Path, capfd: pyte
 
 def test_the_layout_of_totalsegmentator_is_kept(tmp_path: Path) -> None:
     """Adapted weights go where TotalSegmentator looks: below the folder that TOTALSEG_WEIGHTS_PATH names."""
-    from medfm_rl.pipeline.models import load_segmenter
+    from medfm_rl.adapters.loading import load_segmenter
     from medfm_rl.settings import TotalSegmentatorSettings
 
     home = tmp_path / "results" / "Dataset297_TotalSegmentator_total_3mm_1559subj"

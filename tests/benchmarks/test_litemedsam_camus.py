@@ -25,7 +25,7 @@ from litemedsam_camus import (
 from promptable_models import TinyPromptable
 from shifts import ECHO, Folders, Shift
 
-from medfm_rl.pipeline import models
+from medfm_rl.adapters import loading
 
 
 def domain(dice: float) -> dict[str, Any]:
@@ -108,7 +108,7 @@ def test_every_part_runs_and_is_made_once(
 ) -> None:
     """On drawn hearts, with a tiny network in the place of LiteMedSAM."""
     monkeypatch.setattr(litemedsam_camus, "LiteMedSAMAdapter", TinyPromptable)
-    monkeypatch.setitem(models.PROMPTABLE, TinyPromptable.kind, TinyPromptable)
+    monkeypatch.setitem(loading.PROMPTABLE, TinyPromptable.kind, TinyPromptable)
     source, target = simulated_echo / "a", simulated_echo / "b"
     shift = Shift("drawn", "drawn hearts", True, "generic", ECHO, Folders(source, source, target, target))
     size = replace(

@@ -18,12 +18,13 @@ pytest.importorskip("nnunetv2", reason="nnunetv2 is not installed (extra nnunet)
 from nnunet_models import dataset, draw, plans, read_labels, write_model
 
 from medfm_rl import cli
+from medfm_rl.adapters.loading import load_segmenter, recognise
 from medfm_rl.data.files import hash_folder
 from medfm_rl.data.layouts import find_cases
 from medfm_rl.pipeline import adapt as adapt_module
 from medfm_rl.pipeline.config_file import commented_config, dump_config, load_config
 from medfm_rl.pipeline.images import load_images, load_labelled
-from medfm_rl.pipeline.models import load_model, load_segmenter, recognise
+from medfm_rl.pipeline.models import load_model
 from medfm_rl.pipeline.selection import Selection
 from medfm_rl.reward.tiles import tile_boxes
 from medfm_rl.settings import AdaptConfig, DataSettings, NnUNetSettings, SegmenterSettings

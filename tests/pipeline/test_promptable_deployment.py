@@ -11,20 +11,21 @@ import pytest
 from promptable_models import TinyPromptable, write_tiny
 
 from medfm_rl import cli
+from medfm_rl.adapters import loading
 from medfm_rl.data.images import read_labels
 from medfm_rl.data.layouts import CaseFile, find_cases
 from medfm_rl.data.ultrasound.phantom import simulate_dataset
 from medfm_rl.data.ultrasound.vendors import vendor
 from medfm_rl.errors import ConfigError, DataError
-from medfm_rl.pipeline import models
 from medfm_rl.pipeline.adapt import adapt
 from medfm_rl.pipeline.calibrate import calibrate
 from medfm_rl.pipeline.correct import correct, predict_and_correct
 from medfm_rl.pipeline.models import load_model
 from medfm_rl.pipeline.run_folder import RunFolder
-from medfm_rl.pipeline.score import find_masks, score
+from medfm_rl.pipeline.score import find_masks, load_controller, score
 from medfm_rl.quality.model import Targets
 from medfm_rl.settings import AdaptConfig, CorrectionSettings, DataSettings
+from medfm_rl.tracking.quality_model import save_quality_model
 
 REWARD = {"network": {"channels": (4, 8), "residual_units": 0}, "steps": 2, "validate_every": 2, "ensemble": 1}
 SETTINGS = CorrectionSettings(steps=2, smoothness=1)
@@ -36,7 +37,7 @@ def quiet(stage: str, done: int, total: int) -> None:
 
 @pytest.fixture(autouse=True)
 def _tiny_in_its_place(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(models.PROMPTABLE, TinyPromptable.kind, TinyPromptable)
+    monkeypatch.setitem(loading.PROMPTABLE, TinyPromptable.kind, TinyPromptable)
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +70,7 @@ def run(simulated_echo: Path, new: Path, tmp_path_factory: pytest.TempPathFactor
         "device": "cpu",
     }
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(models.PROMPTABLE, TinyPromptable.kind, TinyPromptable)
+        patch.setitem(loading.PROMPTABLE, TinyPromptable.kind, TinyPromptable)
         finished = adapt(AdaptConfig.model_validate(values), False, quiet)
         files = find_cases(DataSettings(path=new))
         calibrate(RunFolder(finished.path), files, None, Targets(dice=0.5), "cpu", quiet, new / "labels")
@@ -144,3 +145,20 @@ def test_the_command_line_takes_boxes(
     assert not (tmp_path / "no").exists()
     assert call("--model", str(run), "--out", str(tmp_path / "yes")) == 0
     assert (tmp_path / "yes" / "scores.csv").exists()
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_served_model_judges_masks_of_another_tools_segmenter(run: Path, new: Path, tmp_path: Path) -> None:
+    import pandas
+    from mlflow import pyfunc
+
+    save_quality_model(run, tmp_path / "served")
+    assert "medsam" in (tmp_path / "served" / "requirements.txt").read_text()
+    files = find_cases(DataSettings(path=new))[:2]
+    table = pandas.DataFrame([{"image": str(file.image_paths[0]), "mask": str(file.label_path)} for file in files])
+    found = pyfunc.load_model(str(tmp_path / "served")).predict(table)
+    controller = load_controller(run, "cpu")
+    for predicted, file in zip(found["predicted_dice"], files, strict=True):
+        labelled = file.read_labelled(controller.schema)
+        expected = controller.assess(labelled.case, labelled.ground_truth)
+        assert predicted == pytest.approx(expected.mean.predicted_dice)

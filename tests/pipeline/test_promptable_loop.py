@@ -11,10 +11,10 @@ import torch
 from promptable_models import TinyPromptable, write_tiny
 from safetensors.torch import load_file
 
+from medfm_rl.adapters import loading
 from medfm_rl.data.files import hash_folder
 from medfm_rl.data.layouts import find_cases
 from medfm_rl.errors import ModelError
-from medfm_rl.pipeline import models
 from medfm_rl.pipeline.adapt import adapt
 from medfm_rl.pipeline.evaluate import predict
 from medfm_rl.pipeline.finish import finish
@@ -34,7 +34,7 @@ def quiet(stage: str, done: int, total: int) -> None:
 
 @pytest.fixture(autouse=True)
 def _tiny_in_its_place(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(models.PROMPTABLE, TinyPromptable.kind, TinyPromptable)
+    monkeypatch.setitem(loading.PROMPTABLE, TinyPromptable.kind, TinyPromptable)
 
 
 @pytest.fixture(scope="module")
@@ -72,7 +72,7 @@ def make_config(echo: Path, segmenter: Path, output: Path, train: str, **changes
 def finished(simulated_echo: Path, segmenter: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, RunFolder]:
     runs = {}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(models.PROMPTABLE, TinyPromptable.kind, TinyPromptable)
+        patch.setitem(loading.PROMPTABLE, TinyPromptable.kind, TinyPromptable)
         for train in ("decoder", "lora"):
             output = tmp_path_factory.mktemp(train) / "run"
             runs[train] = adapt(make_config(simulated_echo, segmenter, output, train), False, quiet)

@@ -1,0 +1,138 @@
+"""Which adapter settings or a folder need, and the settings that travel with a model to another place."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Final
+
+from pydantic import TypeAdapter
+from torch.nn import Parameter
+
+from medfm_rl.adapters.base import SegmenterAdapter
+from medfm_rl.adapters.biomedparse import BiomedParseAdapter
+from medfm_rl.adapters.litemedsam import LiteMedSAMAdapter
+from medfm_rl.adapters.lora import add_low_rank
+from medfm_rl.adapters.medsam import MedSAM2Adapter, MedSAMAdapter
+from medfm_rl.adapters.monai_bundle import METADATA, MonaiBundleAdapter
+from medfm_rl.adapters.nnunet import DATASET, PLANS, NnUNetAdapter
+from medfm_rl.adapters.promptable import PromptableAdapter, kind_of_folder
+from medfm_rl.adapters.torch_module import TorchModuleAdapter
+from medfm_rl.errors import ModelError
+from medfm_rl.seeding import torch_generator
+from medfm_rl.settings import (
+    BiomedParseSettings,
+    FixedPrompts,
+    MonaiBundleSettings,
+    NnUNetSettings,
+    PromptableSettings,
+    Segmenter,
+    SegmenterSettings,
+    TotalSegmentatorSettings,
+)
+
+PROMPTABLE: Final[dict[str, type[PromptableAdapter]]] = {
+    adapter.kind: adapter for adapter in (LiteMedSAMAdapter, MedSAMAdapter, MedSAM2Adapter)
+}
+
+
+def load_segmenter(settings: Segmenter) -> SegmenterAdapter:
+    """Loads the segmenter of a config.
+
+    Raises:
+        MissingExtraError: Its kind needs a package that is not installed.
+        ModelError: The folder cannot be used.
+    """
+    match settings:
+        case SegmenterSettings():
+            return TorchModuleAdapter.load(settings.folder)
+        case NnUNetSettings():
+            return NnUNetAdapter(
+                settings.folder, settings.folds, settings.checkpoint, settings.mirroring, trusted=settings.trusted
+            )
+        case TotalSegmentatorSettings():
+            # As TotalSegmentator runs nnU-Net: one fold, canonical axes, nothing mirrored.
+            return NnUNetAdapter(
+                settings.folder,
+                None,
+                settings.checkpoint,
+                mirroring=False,
+                step_size=settings.step_size,
+                canonical=True,
+                nested=True,
+                trusted=settings.trusted,
+            )
+        case MonaiBundleSettings():
+            return MonaiBundleAdapter(settings.folder, settings.weights)
+        case PromptableSettings():
+            return PROMPTABLE[settings.kind].load(settings.folder, settings.prompts)
+        case BiomedParseSettings():
+            return BiomedParseAdapter.load(settings.folder, settings.prompts)
+
+
+def open_to_learning(segmenter: SegmenterAdapter, settings: Segmenter, seed: int) -> dict[str, Parameter]:
+    """The parameters of a segmenter that adaptation may change; the rest is frozen.
+
+    Low-rank parts are added where they are asked for.
+
+    Raises:
+        ModelError: The segmenter has no such part.
+    """
+    if settings.train == "lora":
+        parameters = segmenter.trainable(settings.lora.part)
+        add_low_rank(segmenter, parameters, settings.lora, torch_generator(seed, "low-rank parts"))
+    found = segmenter.trainable(settings.train)
+    segmenter.requires_grad_(False)
+    for parameter in found.values():
+        parameter.requires_grad_(True)
+    return found
+
+
+def recognise(folder: Path) -> Segmenter:
+    """Settings of the kind that a segmenter folder is of, by the files in it; the rest are defaults."""
+    if (
+        any((place / PLANS).exists() for place in (folder, *folder.glob("*"), *folder.glob("*/*")))
+        or (folder / DATASET).exists()
+    ):
+        return NnUNetSettings(kind="nnunet", folder=folder)
+    if (folder / "configs" / METADATA).exists():
+        return MonaiBundleSettings(kind="monai-bundle", folder=folder)
+    kind = kind_of_folder(folder)
+    if kind in PROMPTABLE:
+        return PromptableSettings(kind=kind, folder=folder)
+    if kind == BiomedParseAdapter.kind:
+        return BiomedParseSettings(kind="biomedparse", folder=folder)
+    return SegmenterSettings(folder=folder)
+
+
+def without_prompts(settings: Segmenter) -> Segmenter:
+    """Settings to bring images and masks to the grid of a segmenter, and to make no mask: it needs no boxes."""
+    if isinstance(settings, PromptableSettings):
+        return settings.model_copy(update={"prompts": FixedPrompts(kind="fixed", boxes={})})
+    return settings
+
+
+def portable_settings(settings: Segmenter) -> str:
+    """Settings as JSON for a copy of the segmenter elsewhere.
+
+    Without its folder, and without prompts, which are of the images that it was used on.
+    """
+    return settings.model_dump_json(exclude={"folder", "prompts"})
+
+
+def settings_at(text: str, folder: Path, where: Path) -> Segmenter:
+    """What `portable_settings` wrote, for the segmenter in a folder.
+
+    Args:
+        text: JSON.
+        folder: Of the segmenter.
+        where: The text was read from, for errors.
+
+    Raises:
+        ModelError: They are none.
+    """
+    adapter: TypeAdapter[Segmenter] = TypeAdapter(Segmenter)
+    try:
+        return adapter.validate_python({**json.loads(text), "folder": folder})
+    except (ValueError, TypeError) as error:
+        raise ModelError(f"{where}: its settings of the segmenter cannot be read ({error})") from error
