@@ -417,7 +417,8 @@ class WarmUpSettings(Settings):
         0.4,
         ge=0,
         lt=1,
-        description="Share of the source policy's weights in the result. More: a smaller gain, fewer cases made worse.",
+        description="Share of the source policy's weights in the result. More: a smaller gain, fewer cases made worse. "
+        "Less is taken where so much would cost more than .01 of Dice on source images.",
     )
 
 

@@ -215,7 +215,7 @@ class _Loop:
         """Writes the source policy after fine-tuning in the look of the target."""
         if not self.run.warm_up.exists():
             policy = self._policy(SOURCE)
-            warm_up(
+            share = warm_up(
                 policy,
                 list(self._open_to_learning(policy).values()),
                 None if domains.source is None else (domains.source[0].images, domains.source[1]),
@@ -227,6 +227,14 @@ class _Loop:
                 policy.intensity_channels,
                 policy.mirror_axes,
             )
+            self.tracker.log_params({"warm_up_source_share": share})
+            if share < self.config.warm_up.source_share:
+                _LOG.warning(
+                    "the weights of the warm-up were drawn back by a share of %g and not %g: further back they do "
+                    "worse on the source; was the segmenter trained to the end?",
+                    share,
+                    self.config.warm_up.source_share,
+                )
             self._write_weights(self.run.warm_up, portable_state(policy.state_dict()))
 
     def _shape_prior(self, domains: Domains) -> ShapePrior:

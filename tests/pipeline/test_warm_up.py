@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from medfm_rl.adapters import add_low_rank
 from medfm_rl.adapters.lora import low_rank_parameters
-from medfm_rl.pipeline.warm_up import warm_up
+from medfm_rl.pipeline.warm_up import draw_back, warm_up
 from medfm_rl.reward.appearance import randomise_appearance
 from medfm_rl.settings import LoRASettings, WarmUpSettings
 
@@ -116,6 +116,35 @@ def test_without_a_source_the_segmenter_learns_from_its_own_masks_in_other_looks
     warm_up(segmenter, list(segmenter.parameters()), None, target, settings, 0, CPU)
     assert accuracy(segmenter, target, masks) > plain - 0.02
     assert accuracy(segmenter, looks, masks) > changed
+
+
+class Waves(nn.Module):
+    """Right where its weight is near a whole number, and wrong half-way between two; or from some weight on."""
+
+    def __init__(self, right_from: float | None = None) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(()))
+        self.right_from = right_from
+
+    def forward(self, images: Tensor) -> Tensor:
+        sign = torch.cos(2 * torch.pi * self.weight) if self.right_from is None else self.weight - self.right_from
+        return torch.cat([torch.zeros_like(images), images * sign], dim=1)
+
+
+def test_weights_are_drawn_back_no_further_than_costs_nothing_on_the_source() -> None:
+    masks = make_source()[1]
+    images = masks[:, None].float() * 2 - 1
+    segmenter, initial = Waves(), {"weight": torch.zeros(())}
+    # .6 and .7 are on the wrong side of the wave, .8 is not.
+    assert draw_back(segmenter, initial, 0.4, (images, masks), CPU) == pytest.approx(0.2)
+    assert segmenter.weight.item() == pytest.approx(0.8)
+    # Where nothing is known the share is taken as it is.
+    segmenter = Waves()
+    assert draw_back(segmenter, initial, 0.4, None, CPU) == pytest.approx(0.4)
+    # Where every step back costs, none is made.
+    segmenter = Waves(right_from=0.99)
+    assert draw_back(segmenter, initial, 0.4, (images, masks), CPU) == 0.0
+    assert segmenter.weight.item() == 1.0
 
 
 def test_the_result_is_drawn_back_by_the_share_of_the_source() -> None:
