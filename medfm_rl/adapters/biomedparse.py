@@ -6,9 +6,12 @@ import importlib
 import json
 import sys
 import warnings
-from collections.abc import Hashable, Iterator
+from collections.abc import Hashable, Iterator, Sequence
 from contextlib import contextmanager
+from importlib.abc import MetaPathFinder
+from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
+from types import ModuleType
 from typing import Any, ClassVar, Final, Self, final
 
 import numpy as np
@@ -81,7 +84,8 @@ class BiomedParseAdapter(SegmenterAdapter):
         self._encoded: dict[Hashable, dict[str, Any]] = {}
         sampling = getattr(self._head.predictor, "boltzmann_sampling", None)
         if sampling is not None:
-            sampling["do_boltzmann"] = False
+            # A copy: it may be a default that all instances share.
+            self._head.predictor.boltzmann_sampling = {**sampling, "do_boltzmann": False}
 
     @classmethod
     def load(cls, folder: Path, prompts: TextPrompts | None = None) -> Self:
@@ -305,6 +309,30 @@ def _root_cause(error: Exception) -> Exception:
     return error
 
 
+class _CheckoutFinder(MetaPathFinder):
+    """Finds the top-level modules of a checkout in it and nowhere else, packages without `__init__.py` too.
+
+    On `sys.path` a package of the same name with one, of whatever project, would be taken before them.
+    """
+
+    def __init__(self, checkout: Path) -> None:
+        self.checkout = checkout
+
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        del path  # Of top-level modules there is none.
+        if fullname not in _PACKAGES:
+            return None
+        spec = PathFinder.find_spec(fullname, [str(self.checkout)], target)
+        if spec is None:
+            raise ModuleNotFoundError(f"there is no module {fullname} in {self.checkout}", name=fullname)
+        if spec.submodule_search_locations is not None:
+            # That of a package without `__init__.py` follows sys.path; a list stays where it is.
+            spec.submodule_search_locations = list(spec.submodule_search_locations)
+        return spec
+
+
 @contextmanager
 def _modules_of(checkout: Path) -> Iterator[None]:
     """Lets a checkout import its own modules, and leaves no trace of them.
@@ -318,13 +346,13 @@ def _modules_of(checkout: Path) -> Iterator[None]:
             f"{checkout}: its modules have the names of others that are loaded ({foreign[0]}); load BiomedParse in a "
             "process of its own"
         )
-    path = list(sys.path)
-    sys.path.insert(0, str(checkout))
+    finder = _CheckoutFinder(checkout)
+    sys.meta_path.insert(0, finder)
     importlib.invalidate_caches()
     try:
         yield
     finally:
-        sys.path[:] = path
+        sys.meta_path.remove(finder)
         for name in [name for name in sys.modules if name.partition(".")[0] in _PACKAGES]:
             del sys.modules[name]
 

@@ -177,6 +177,24 @@ def test_modules_of_another_project_are_not_taken_for_the_checkouts(
         BiomedParseAdapter.load(folder)
 
 
+def test_packages_without_an_init_file_are_found_in_the_checkout_and_nowhere_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checkout = write_checkout(tmp_path / "checkout")
+    for folder in ("src", "src/model"):
+        (checkout / folder / "__init__.py").unlink()
+    other = tmp_path / "another-project" / "src"
+    other.mkdir(parents=True)
+    (other / "__init__.py").write_text("raise RuntimeError('of another project')")
+    monkeypatch.syspath_prepend(other.parent)
+    meta_path = list(sys.meta_path)
+    BiomedParseAdapter.load(write_segmenter(tmp_path / "segmenter", checkout))
+    assert sys.meta_path == meta_path
+    (checkout / "utils.py").unlink()
+    with pytest.raises(ModelError, match="there is no module utils in"):
+        BiomedParseAdapter.load(tmp_path / "segmenter")
+
+
 def test_it_is_recognised_and_inspected(folder: Path) -> None:
     assert recognise(folder) == BiomedParseSettings(kind="biomedparse", folder=folder)
     summary = inspect_model(folder)
