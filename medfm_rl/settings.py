@@ -28,7 +28,8 @@ class DataSettings(Settings):
     path: Path = Field(description="Folder of the data set.")
     layout: Literal["auto", "nnunet", "camus", "folder"] = Field(
         "auto",
-        description="nnunet: imagesTr, labelsTr, imagesTs, dataset.json. camus: patientXXXX folders, mhd or NIfTI. "
+        description="nnunet: imagesTr, labelsTr, imagesTs, dataset.json; or images alone, CASE_0000 and so on, a file "
+        "per channel. camus: patientXXXX folders, mhd or NIfTI. "
         "folder: images/ and, where there are any, labels/ with the same names. auto: found out from what is there.",
     )
     split: Literal["all", "train", "test"] = Field(

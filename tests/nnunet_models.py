@@ -17,7 +17,7 @@ import torch
 LABELS = {"background": 0, "LV": 1, "MYO": 2}
 
 
-def plans(dimensions: int, patch: list[int], spacing: list[float], **changes: Any) -> dict[str, Any]:
+def plans(dimensions: int, patch: list[int], spacing: list[float], channels: int = 1, **changes: Any) -> dict[str, Any]:
     """As nnU-Net's planner writes them; `changes` go into the configuration."""
     convolution = f"torch.nn.modules.conv.Conv{dimensions}d"
     normalisation = f"torch.nn.modules.instancenorm.InstanceNorm{dimensions}d"
@@ -30,8 +30,8 @@ def plans(dimensions: int, patch: list[int], spacing: list[float], **changes: An
         "patch_size": patch,
         "median_image_size_in_voxels": patch,
         "spacing": spacing,
-        "normalization_schemes": ["ZScoreNormalization"],
-        "use_mask_for_norm": [False],
+        "normalization_schemes": ["ZScoreNormalization"] * channels,
+        "use_mask_for_norm": [False] * channels,
         "resampling_fn_data": "resample_data_or_seg_to_shape",
         "resampling_fn_seg": "resample_data_or_seg_to_shape",
         "resampling_fn_data_kwargs": resampling,
@@ -71,7 +71,7 @@ def plans(dimensions: int, patch: list[int], spacing: list[float], **changes: An
         "experiment_planner_used": "ExperimentPlanner",
         "label_manager": "LabelManager",
         "foreground_intensity_properties_per_channel": {
-            "0": {
+            str(channel): {
                 "max": 1.0,
                 "mean": 0.0,
                 "median": 0.0,
@@ -80,14 +80,17 @@ def plans(dimensions: int, patch: list[int], spacing: list[float], **changes: An
                 "percentile_99_5": 1.0,
                 "std": 1.0,
             }
+            for channel in range(channels)
         },
         "configurations": {f"{name}_parent": parent, name: {"inherits_from": f"{name}_parent", **changes}},
     }
 
 
-def dataset(labels: dict[str, Any] | None = None, ending: str = ".nii.gz") -> dict[str, Any]:
+def dataset(
+    labels: dict[str, Any] | None = None, ending: str = ".nii.gz", channels: tuple[str, ...] = ("ultrasound",)
+) -> dict[str, Any]:
     return {
-        "channel_names": {"0": "ultrasound"},
+        "channel_names": {str(index): name for index, name in enumerate(channels)},
         "labels": LABELS if labels is None else labels,
         "numTraining": 4,
         "file_ending": ending,

@@ -108,21 +108,22 @@ class MonaiBundleAdapter(SegmenterAdapter):
         return cls(folder)
 
     def preprocess(self, case: Case) -> BundleSample:
-        """The bundle's own preprocessing, of the image as a NIfTI file in a temporary folder."""
+        """The bundle's own preprocessing, of the image as NIfTI files, one per channel, in a temporary folder."""
         where = f"case {case.case_id}"
         if len(case.shape) != len(self.patch_size):
             raise DataError(f"{where}: the image is {len(case.shape)}-D and the bundle {len(self.patch_size)}-D")
         if case.image.shape[0] != self.in_channels:
             raise DataError(
-                f"{where}: the image has {case.image.shape[0]} channels, the bundle takes {self.in_channels}"
+                f"{where}: the image has {case.image.shape[0]} channels, the bundle takes {self.in_channels}; a file "
+                "per channel (CASE_0000, CASE_0001) is read with layout nnunet"
             )
-        if self.in_channels != 1:
-            raise DataError(f"{where}: bundles of images with several channels are not supported")
         with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder) / "image.nii.gz"
-            write_image(path, case.image[0], case.geometry)
+            paths = [str(Path(folder) / f"image_{channel:04d}.nii.gz") for channel in range(self.in_channels)]
+            for path, channel in zip(paths, case.image, strict=True):
+                write_image(Path(path), channel, case.geometry)
             try:
-                loaded = self.tool.preprocessing({"image": str(path)})["image"]
+                # MONAI stacks a list of files as channels.
+                loaded = self.tool.preprocessing({"image": paths if len(paths) > 1 else paths[0]})["image"]
             except _BROKEN as error:
                 raise DataError(f"{where}: the preprocessing of {self.folder} fails ({first_line(error)})") from error
         image = torch.as_tensor(np.asarray(loaded, dtype=np.float32))

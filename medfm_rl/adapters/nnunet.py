@@ -324,7 +324,8 @@ class NnUNetAdapter(SegmenterAdapter):
         if case.image.shape[0] != self.in_channels:
             raise DataError(
                 f"{where}: the image has {case.image.shape[0]} channels, the nnU-Net takes {self.in_channels} "
-                f"({', '.join(_channel_names(self.tool.dataset))})"
+                f"({', '.join(_channel_names(self.tool.dataset))}); a file per channel (CASE_0000, CASE_0001) is read "
+                "with layout nnunet"
             )
         flat = len(case.shape) == 2
         if flat and self.tool.plans.transpose_forward[0] != 0:

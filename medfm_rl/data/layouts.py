@@ -18,6 +18,9 @@ from medfm_rl.types import Case, LabelledCase, LabelSchema
 
 SIMULATION_RECORD = "simulation.json"
 """The file in a data set's folder that says that its images are simulated."""
+_DESCRIPTION = "dataset.json"
+_RAW_FOLDERS = ("imagesTr", "imagesTs")
+_CHANNEL = re.compile(r"(?P<case>.+)_(?P<channel>\d{4})")
 _CAMUS_NAME = re.compile(r"^(?P<patient>patient\d+)_(?P<view>2CH|4CH)_(?P<phase>ED|ES)(?P<mask>_gt)?$")
 _CAMUS_QUALITY = re.compile(r"^ImageQuality:\s*(\w+)", re.MULTILINE)
 
@@ -130,16 +133,64 @@ def split_by_patient(cases: Sequence[T], fraction: float, seed: int) -> tuple[li
 
 
 def _detect(root: Path) -> str:
-    if (root / "dataset.json").exists():
+    if (root / _DESCRIPTION).exists():
         return "nnunet"
     if any(_CAMUS_NAME.match(image_stem(path)) for path in root.glob("patient*/*")):
         return "camus"
-    return "folder"
+    return "nnunet" if root.name in _RAW_FOLDERS or _has_single_channels(root) else "folder"
+
+
+def _has_single_channels(root: Path) -> bool:
+    """Whether every image is a channel 0 of nnU-Net's naming, and no mask is named so.
+
+    Numbers that go on could be channels or frames: `layout` has to say it.
+    """
+    images = [image_stem(path) for path in _visible(_images_of(root)) if _is_case(path)]
+    masks = [image_stem(path) for path in _visible(root / "labels")]
+    single = [bool(match := _CHANNEL.fullmatch(name)) and int(match["channel"]) == 0 for name in images]
+    return bool(images) and all(single) and not set(images) & set(masks)
 
 
 def _find_nnunet(root: Path, split: str) -> list[CaseFile]:
-    """nnU-Net raw data: `imagesTr/CASE_0000.ext`, one file per channel; the case name is the patient unless told."""
-    description = root / "dataset.json"
+    """nnU-Net's naming: `CASE_0000.ext`, one file per channel."""
+    return _find_nnunet_raw(root, split) if (root / _DESCRIPTION).exists() else _find_nnunet_images(root)
+
+
+def _find_nnunet_images(root: Path) -> list[CaseFile]:
+    """What `nnUNetv2_predict` takes: a folder of images alone, or `images/` and `labels/CASE.ext` beside it."""
+    folder = _images_of(root)
+    channels: dict[str, dict[int, Path]] = {}
+    for path in _visible(folder):
+        if not _is_case(path):
+            continue
+        match = _CHANNEL.fullmatch(image_stem(path))
+        if match is None:
+            raise DataError(
+                f"{path}: nnU-Net names images CASE_0000, CASE_0001, a file per channel; rename it or set `layout`"
+            )
+        of_case = channels.setdefault(match["case"], {})
+        if int(match["channel"]) in of_case:
+            raise DataError(f"{path}: there are two files of this channel; remove one of them")
+        of_case[int(match["channel"])] = path
+    if not channels:
+        raise DataError(
+            f"{root}: there is neither {_DESCRIPTION} nor an image CASE_0000 (layout nnunet); check the path"
+        )
+    count = max(max(of_case) for of_case in channels.values()) + 1
+    masks = _by_name([path for path in _visible(root / "labels") if image_suffix(path)], "masks")
+    _refuse_masks_alone(masks, channels, folder)
+    cases = []
+    for name, of_case in channels.items():
+        ending = image_suffix(next(iter(of_case.values())))
+        # A channel that is not there is met when the case is read, where an error names the file.
+        paths = tuple(of_case.get(index, folder / f"{name}_{index:04d}{ending}") for index in range(count))
+        cases.append(CaseFile(name, _patient_of(name), paths, masks.get(name)))
+    return cases
+
+
+def _find_nnunet_raw(root: Path, split: str) -> list[CaseFile]:
+    """A data set: `imagesTr`, `labelsTr`, `imagesTs`, `dataset.json`; the case name is the patient unless told."""
+    description = root / _DESCRIPTION
     try:
         content = json.loads(description.read_text(encoding="utf-8"))
         ending, channels = content["file_ending"], len(content["channel_names"])
@@ -191,11 +242,15 @@ def _find_camus(root: Path) -> list[CaseFile]:
 
 def _find_folder(root: Path) -> list[CaseFile]:
     """`images/` and `labels/` with the same names, or images alone; a sub-folder of DICOM slices is one case."""
-    folder = root / "images" if (root / "images").is_dir() else root
+    folder = _images_of(root)
     images = _by_name([path for path in _visible(folder) if _is_case(path)], "images")
     masks = _by_name([path for path in _visible(root / "labels") if image_suffix(path)], "masks")
     _refuse_masks_alone(masks, images, folder)
     return [CaseFile(name, _patient_of(name), (path,), masks.get(name)) for name, path in images.items()]
+
+
+def _images_of(root: Path) -> Path:
+    return root / "images" if (root / "images").is_dir() else root
 
 
 def _visible(folder: Path) -> list[Path]:

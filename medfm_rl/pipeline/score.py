@@ -29,7 +29,6 @@ from medfm_rl.quality.views import ViewClassifier
 from medfm_rl.quality_page import PageCase, thumbnail, write_page
 from medfm_rl.types import Case, LabelMap
 
-_CHANNEL = "_0000"
 _MOST_WAITING = 16
 _MOST_PIXELS = 4_000_000
 
@@ -70,7 +69,7 @@ def load_controller(path: Path, device: str = "auto", echoprime: Path | None = N
 
 
 def find_masks(folder: Path, files: Sequence[CaseFile]) -> dict[str, Path]:
-    """Masks of a folder by case: the same name as the image, or that without nnU-Net's channel number.
+    """Masks of a folder by the case whose name they have.
 
     Raises:
         DataError: The folder is missing, holds no mask of any case, or two of the same name.
@@ -84,12 +83,7 @@ def find_masks(folder: Path, files: Sequence[CaseFile]) -> dict[str, Path]:
         if image_stem(path) in named:
             raise DataError(f"{folder}: two masks have the name {image_stem(path)}; remove one of them")
         named[image_stem(path)] = path
-    masks = {}
-    for file in files:
-        for name in (file.case_id, file.case_id.removesuffix(_CHANNEL)):
-            if name in named:
-                masks[file.case_id] = named[name]
-                break
+    masks = {file.case_id: named[file.case_id] for file in files if file.case_id in named}
     if not masks:
         raise DataError(
             f"{folder}: no mask has the name of an image ({files[0].case_id} for one); masks and images share names"

@@ -24,7 +24,7 @@ from medfm_rl.types import Case, Geometry
 DIRECTION = (0.0, 1.0, 0.0, -1.0, 0.0, 0.0, 0.0, 0.0, 1.0)
 
 
-def configuration(dimensions: int) -> dict[str, Any]:
+def configuration(dimensions: int, channels: int) -> dict[str, Any]:
     """As the bundles of the model zoo write it."""
     spatial = [
         {"_target_": "Orientationd", "keys": "image", "axcodes": "RAS", "labels": None},
@@ -39,7 +39,7 @@ def configuration(dimensions: int) -> dict[str, Any]:
         "network_def": {
             "_target_": "UNet",
             "spatial_dims": dimensions,
-            "in_channels": 1,
+            "in_channels": channels,
             "out_channels": 3,
             "channels": [4, 8],
             "strides": [2],
@@ -80,20 +80,20 @@ def configuration(dimensions: int) -> dict[str, Any]:
     }
 
 
-def metadata(dimensions: int) -> dict[str, Any]:
-    image = {"type": "image", "num_channels": 1, "spatial_shape": [16] * dimensions}
+def metadata(dimensions: int, channels: int) -> dict[str, Any]:
+    image = {"type": "image", "num_channels": channels, "spatial_shape": [16] * dimensions}
     prediction = {"num_channels": 3, "channel_def": {"0": "background", "1": "liver", "2": "tumour"}}
     return {"version": "0.1", "network_data_format": {"inputs": {"image": image}, "outputs": {"pred": prediction}}}
 
 
-def write_bundle(folder: Path, dimensions: int, container: str | None = None) -> Path:
+def write_bundle(folder: Path, dimensions: int, channels: int = 1, container: str | None = None) -> Path:
     from monai.bundle import ConfigParser
 
     (folder / "configs").mkdir(parents=True)
     (folder / "models").mkdir()
-    config = configuration(dimensions)
+    config = configuration(dimensions, channels)
     (folder / "configs" / "inference.json").write_text(json.dumps(config))
-    (folder / "configs" / "metadata.json").write_text(json.dumps(metadata(dimensions)))
+    (folder / "configs" / "metadata.json").write_text(json.dumps(metadata(dimensions, channels)))
     (folder / "models" / "model.ts").write_bytes(b"old weights")
     torch.manual_seed(0)
     network = ConfigParser({"network_def": config["network_def"]}).get_parsed_content("network_def")
@@ -102,29 +102,36 @@ def write_bundle(folder: Path, dimensions: int, container: str | None = None) ->
     return folder
 
 
-def case_of(dimensions: int, folder: Path) -> Case:
+def case_of(dimensions: int, channels: int, folder: Path) -> Case:
     shape = (14, 26, 22) if dimensions == 3 else (40, 52)
-    image = sitk.GetImageFromArray(
-        (100 * gaussian_filter(np.random.default_rng(0).normal(size=shape), 1.5)).astype(np.float32)
-    )
-    image.SetSpacing((0.9, 1.1, 2.5)[:dimensions])
-    if dimensions == 3:
-        image.SetDirection(DIRECTION)
-    path = folder / "p1_a.nii.gz"
-    sitk.WriteImage(image, str(path))
-    return Case("p1_a", "p1", *read_image(path))
+    folder.mkdir()
+    for channel in range(channels):
+        noise = np.random.default_rng(channel).normal(size=shape)
+        image = sitk.GetImageFromArray((100 * gaussian_filter(noise, 1.5)).astype(np.float32))
+        image.SetSpacing((0.9, 1.1, 2.5)[:dimensions])
+        if dimensions == 3:
+            image.SetDirection(DIRECTION)
+        sitk.WriteImage(image, str(folder / f"p1_a_{channel:04d}.nii.gz"))
+    return Case("p1_a", "p1", *read_image(sorted(folder.iterdir())))
 
 
-KINDS = {"volumes": (3, None), "volumes, nested": (3, "model"), "images": (2, "state_dict")}
+KINDS = {
+    "volumes": (3, 1, None),
+    "volumes, nested": (3, 1, "model"),
+    "volumes of two channels": (3, 2, None),
+    "images": (2, 1, "state_dict"),
+    "images of two channels": (2, 2, None),
+}
 
 
 @pytest.fixture(params=KINDS)
 def adapter_and_case(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[MonaiBundleAdapter, Case]:
-    dimensions, container = KINDS[request.param]
-    return MonaiBundleAdapter(write_bundle(tmp_path / "bundle", dimensions, container)), case_of(dimensions, tmp_path)
+    dimensions, channels, container = KINDS[request.param]
+    bundle = write_bundle(tmp_path / "bundle", dimensions, channels, container)
+    return MonaiBundleAdapter(bundle), case_of(dimensions, channels, tmp_path / "images")
 
 
-def official_mask(bundle: Path, case_file: Path, weights: dict[str, torch.Tensor]) -> np.ndarray:
+def official_mask(bundle: Path, images: Path, weights: dict[str, torch.Tensor]) -> np.ndarray:
     """What MONAI makes of the bundle: its transforms, its inferer, its postprocessing."""
     from monai.bundle import ConfigParser
 
@@ -133,7 +140,8 @@ def official_mask(bundle: Path, case_file: Path, weights: dict[str, torch.Tensor
     parser["device"] = "cpu"
     network = parser.get_parsed_content("network")
     network.load_state_dict(weights)
-    data = parser.get_parsed_content("preprocessing")({"image": str(case_file)})
+    files = [str(path) for path in sorted(images.iterdir())]
+    data = parser.get_parsed_content("preprocessing")({"image": files if len(files) > 1 else files[0]})
     with torch.no_grad():
         data["pred"] = parser.get_parsed_content("inferer")(inputs=data["image"][None], network=network.eval())[0]
     restored = np.asarray(parser.get_parsed_content("postprocessing")(data)["pred"])[0]
@@ -154,7 +162,7 @@ def test_masks_are_those_of_monai_before_and_after_a_change(
     adapter, case = adapter_and_case
     before = hash_folder(adapter.folder)
     first = adapter.segment(case)
-    assert np.array_equal(first, official_mask(adapter.folder, tmp_path / "p1_a.nii.gz", adapter.network.state_dict()))
+    assert np.array_equal(first, official_mask(adapter.folder, tmp_path / "images", adapter.network.state_dict()))
     with torch.no_grad():
         for parameter in adapter.parameters():
             parameter.add_(0.1)
@@ -167,7 +175,7 @@ def test_masks_are_those_of_monai_before_and_after_a_change(
         assert content["epoch"] == 3
     state = content[nested] if nested else content
     changed = adapter.segment(case)
-    assert np.array_equal(changed, official_mask(tmp_path / "out", tmp_path / "p1_a.nii.gz", state))
+    assert np.array_equal(changed, official_mask(tmp_path / "out", tmp_path / "images", state))
     assert not np.array_equal(first, changed)
     assert not (tmp_path / "out" / "models" / "model.ts").exists()
     assert hash_folder(adapter.folder) == before

@@ -141,9 +141,56 @@ def test_a_dataset_json_that_says_too_little_is_named_with_what_it_needs(nnunet:
         found(nnunet)
 
 
-def test_asking_for_nnunet_where_there_is_none_names_the_missing_file(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"dataset\.json"):
+def test_asking_for_nnunet_where_there_is_none_says_what_is_missing(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"neither dataset\.json nor an image CASE_0000"):
         found(tmp_path, layout="nnunet")
+
+
+def write_images(folder: Path, *names: str) -> Path:
+    for name in names:
+        write_scan(folder / f"{name}.nii.gz")
+    return folder
+
+
+def test_images_named_for_nnunet_are_cases_without_the_number(tmp_path: Path, schema: LabelSchema) -> None:
+    write_images(tmp_path / "images", "p1_a_0000", "p1_b_0000", "p2_0000")
+    write_mask(tmp_path / "labels" / "p1_b.nii.gz", schema)
+    for root in (tmp_path, tmp_path / "images"):
+        cases = by_id(found(root))
+        assert {name: case.patient_id for name, case in cases.items()} == {"p1_a": "p1", "p1_b": "p1", "p2": "p2"}
+    assert by_id(found(tmp_path))["p1_b"].label_path == tmp_path / "labels" / "p1_b.nii.gz"
+
+
+def test_channels_alone_are_one_case_where_it_is_told_or_the_folder_is_nnunets(tmp_path: Path) -> None:
+    """Numbers that go on are frames of an echo as well as channels of an MRI."""
+    names = [f"p{patient}_{channel:04d}" for patient in (1, 2) for channel in range(3)]
+    assert len(found(write_images(tmp_path / "scans", *names))) == 6
+    for cases in (
+        found(tmp_path / "scans", layout="nnunet"),
+        found(write_images(tmp_path / "imagesTs", *names)),
+    ):
+        assert [case.case_id for case in cases] == ["p1", "p2"]
+        assert [path.name for path in cases[1].image_paths] == [f"p2_{channel:04d}.nii.gz" for channel in range(3)]
+        assert cases[0].read().image.shape == (3, *SHAPE)
+
+
+def test_masks_that_carry_the_number_too_keep_it(tmp_path: Path, schema: LabelSchema) -> None:
+    write_images(tmp_path / "images", "p1_0000", "p2_0000")
+    write_mask(tmp_path / "labels" / "p1_0000.nii.gz", schema)
+    assert [case.case_id for case in found(tmp_path)] == ["p1_0000", "p2_0000"]
+
+
+def test_channels_alone_that_do_not_fit_are_named(tmp_path: Path) -> None:
+    folder = write_images(tmp_path / "imagesTs", "p1_0000", "p1_0001", "p2_0001")
+    with pytest.raises(DataError, match=r"p2_0000\.nii\.gz: there is no such file"):
+        by_id(found(folder))["p2"].read()
+    write_scan(folder / "p1_0001.mha")
+    with pytest.raises(DataError, match=r"p1_0001\..*two files of this channel"):
+        found(folder)
+    (folder / "p1_0001.mha").unlink()
+    write_images(folder, "scout")
+    with pytest.raises(DataError, match=r"scout\.nii\.gz: nnU-Net names images CASE_0000"):
+        found(folder)
 
 
 # CAMUS

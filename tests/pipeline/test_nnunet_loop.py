@@ -37,16 +37,18 @@ def quiet(stage: str, done: int, total: int) -> None:
     pass
 
 
-def write_data(folder: Path, shape: tuple[int, ...], patients: Sequence[str], offset: float) -> Path:
-    """Bright blobs; in the target all is brighter."""
+def write_data(folder: Path, shape: tuple[int, ...], patients: Sequence[str], offset: float, channels: int) -> Path:
+    """Bright blobs, dark ones in the second channel; in the target all is brighter. Named as nnU-Net does it."""
     for index, patient in enumerate(patients):
         image = draw(shape, index + int(offset))
         mask = (image > np.percentile(image, 75)).astype(np.uint8)
-        for kind, pixels in (("images", image + offset), ("labels", mask)):
-            (folder / kind).mkdir(parents=True, exist_ok=True)
+        shown = {f"images/{patient}_x_{channel:04d}": (1 - 2 * channel) * image + offset for channel in range(channels)}
+        for name, pixels in {**shown, f"labels/{patient}_x": mask}.items():
+            path = folder / f"{name}.nii.gz"
+            path.parent.mkdir(parents=True, exist_ok=True)
             volume = sitk.GetImageFromArray(pixels)
             volume.SetSpacing((0.9, 0.8, 2.0)[: len(shape)])
-            sitk.WriteImage(volume, str(folder / kind / f"{patient}_x.nii.gz"))
+            sitk.WriteImage(volume, str(path))
     return folder
 
 
@@ -54,9 +56,9 @@ def settings(model: Path, root: Path, **segmenter: Any) -> dict[str, Any]:
     network = {"channels": [4, 8], "residual_units": 0}
     return {
         "segmenter": {"kind": "nnunet", "folder": str(model), **segmenter},
-        "source": {"path": str(root / "a")},
-        "target": {"path": str(root / "b")},
-        "evaluation": {"path": str(root / "b")},
+        "source": {"path": str(root / "a"), "layout": "nnunet"},
+        "target": {"path": str(root / "b"), "layout": "nnunet"},
+        "evaluation": {"path": str(root / "b"), "layout": "nnunet"},
         "output": str(root / "run"),
         "warm_up": {"steps": 2, "batch_size": 2},
         "collect": {"source_images": 16, "target_images": 4, "actions_per_image": 2},
@@ -69,10 +71,11 @@ def settings(model: Path, root: Path, **segmenter: Any) -> dict[str, Any]:
 
 
 KINDS = {
-    "images": (2, [32, 32], [0.8, 0.8], (37, 40)),
-    "slices of volumes": (2, [32, 32], [0.8, 0.8], (4, 37, 40)),
+    "images": (2, [32, 32], [0.8, 0.8], (37, 40), 1),
+    "images of two channels": (2, [32, 32], [0.8, 0.8], (37, 40), 2),
+    "slices of volumes": (2, [32, 32], [0.8, 0.8], (4, 37, 40), 1),
     # No side that a UNet of the reward's depth could halve.
-    "patches of volumes": (3, [12, 20, 20], [2.0, 0.8, 0.9], (13, 24, 26)),
+    "patches of volumes": (3, [12, 20, 20], [2.0, 0.8, 0.9], (13, 24, 26), 1),
 }
 
 
@@ -92,10 +95,11 @@ def keep_the_incumbent(*arguments: Any) -> Selection:
 def test_a_folder_goes_in_and_an_adapted_folder_comes_out(
     kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    dimensions, patch, spacing, shape = KINDS[kind]
-    model = write_model(tmp_path / "model", plans(dimensions, patch, spacing), dataset(LABELS), folds=(0, 1))
-    write_data(tmp_path / "a", shape, ["p1", "p2", "p3", "p4", "p5"], 0)
-    write_data(tmp_path / "b", shape, ["q1", "q2", "q3", "q4", "q5"], 50)
+    dimensions, patch, spacing, shape, channels = KINDS[kind]
+    description = dataset(LABELS, channels=("T1", "T2")[:channels])
+    model = write_model(tmp_path / "model", plans(dimensions, patch, spacing, channels), description, folds=(0, 1))
+    write_data(tmp_path / "a", shape, ["p1", "p2", "p3", "p4", "p5"], 0, channels)
+    write_data(tmp_path / "b", shape, ["q1", "q2", "q3", "q4", "q5"], 50, channels)
     before = hash_folder(model)
     # The judge learnt nothing in two steps; what it would choose is not asked here.
     monkeypatch.setattr(adapt_module, "select", keep_the_incumbent)
@@ -111,10 +115,11 @@ def test_a_folder_goes_in_and_an_adapted_folder_comes_out(
     )
     assert sum(not torch.equal(value, new[name]) for name, value in old.items()) > len(old) / 2
 
-    assert call(monkeypatch, "predict", tmp_path / "run", tmp_path / "b" / "images", tmp_path / "masks") == 0
+    images = tmp_path / "b" / "images"
+    assert call(monkeypatch, "predict", tmp_path / "run", images, tmp_path / "masks", "--layout", "nnunet") == 0
     # The settings of the run hold for its result: fold 1, no mirroring.
     adapted = load_model(tmp_path / "run").segmenter
-    for file in find_cases(DataSettings(path=tmp_path / "b")):
+    for file in find_cases(DataSettings(path=tmp_path / "b", layout="nnunet")):
         written = read_labels(tmp_path / "masks" / "labels" / f"{file.case_id}.nii.gz")
         reward = read_labels(tmp_path / "masks" / "rewards" / f"{file.case_id}.nii.gz")
         assert np.array_equal(written, adapted.segment(file.read()))
@@ -141,7 +146,7 @@ def test_the_commented_settings_of_an_nnunet_are_valid(tmp_path: Path) -> None:
 
 
 def test_slices_and_patches_reach_the_loop_with_their_masks(tmp_path: Path) -> None:
-    write_data(tmp_path / "a", (4, 37, 40), ["p1", "p2"], 0)
+    write_data(tmp_path / "a", (4, 37, 40), ["p1", "p2"], 0, 1)
     files = find_cases(DataSettings(path=tmp_path / "a"))
     flat = load_segmenter(recognise(write_model(tmp_path / "flat", plans(2, [32, 32], [0.8, 0.9]), dataset(LABELS))))
     images = load_images(files, flat, quiet, "images")

@@ -160,14 +160,13 @@ def test_nothing_that_could_be_judged_is_an_error(quality_run: Path, images: Pat
 
 
 def test_masks_of_nnunet_are_found_by_the_name_of_the_case(tmp_path: Path, images: Path) -> None:
-    first = sorted((images / "images").iterdir())[0]
-    stem, _, suffix = first.name.partition(".")
-    renamed = first.with_name(f"{stem}_0000.{suffix}")
-    first.rename(renamed)
+    for path in (images / "images").iterdir():
+        stem, _, suffix = path.name.partition(".")
+        path.rename(path.with_name(f"{stem}_0000.{suffix}"))
     files = find_cases(DataSettings(path=images / "images"))
     masks = find_masks(images / "labels", files)
+    assert masks == {path.name.partition(".")[0]: path for path in (images / "labels").iterdir()}
     assert len(masks) == 6
-    assert masks[renamed.name.partition(".")[0]].name == first.name
     (tmp_path / "empty").mkdir()
     for folder, message in ((tmp_path / "empty", "no mask has the name of an image"), (tmp_path / "no", "no such")):
         with pytest.raises(DataError, match=message):
