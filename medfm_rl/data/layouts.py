@@ -147,8 +147,8 @@ def _has_single_channels(root: Path) -> bool:
     """
     images = [image_stem(path) for path in _visible(_images_of(root)) if _is_case(path)]
     masks = [image_stem(path) for path in _visible(root / "labels")]
-    single = [bool(match := _CHANNEL.fullmatch(name)) and int(match["channel"]) == 0 for name in images]
-    return bool(images) and all(single) and not set(images) & set(masks)
+    single = all(name.endswith("_0000") for name in images)
+    return bool(images) and single and not set(images) & set(masks)
 
 
 def _find_nnunet(root: Path, split: str) -> list[CaseFile]:
