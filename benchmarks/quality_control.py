@@ -10,8 +10,8 @@ segmented by the source model and by the adapted model. Only these real predicti
 
 - ours: the predicted mean Dice of the run's `quality.json`, calibrated on held-out source cases, no target label.
 - calibrated: the same, calibrated on the labelled cases of half of the held-out patients, measured on the others.
-- mean entropy and max softmax of the segmenter, TTA (5 draws), MC dropout (5 draws of a twin that was trained with
-  dropout .1), ensemble (5 source models of different seeds), reverse classification (10 source images).
+- mean entropy, max softmax and soft Dice confidence of the segmenter, TTA (5 draws), MC dropout (5 draws of a twin that
+  was trained with dropout .1), ensemble (5 source models of different seeds), reverse classification (10 source images).
 
 Agreement of several predictions is the mean pairwise Dice among them and the judged mask, so that every method judges
 the same masks. A failure is a mask with a mean Dice below the shift's stated limit. A cell is one model on one shift
@@ -66,6 +66,7 @@ from medfm_rl.quality.rivals import (
     MonteCarloDropout,
     QualityEstimator,
     ReverseClassification,
+    SoftDiceConfidence,
 )
 from medfm_rl.reward.network import RewardEnsemble
 from medfm_rl.settings import AdaptConfig, DataSettings, SourceTrainingSettings, TrainSourceConfig
@@ -119,7 +120,7 @@ class Bench:
         for name in missing:
             print(f"  judging masks of {name}", flush=True)
             segmenter = source if name == NONE else adapted
-            cell = self._judge(segmenter, self._rivals(segmenter, source), controller, run)
+            cell = self._judge(name, segmenter, self._rivals(segmenter, source), controller, run)
             write_json(cell_file(self.runs, self.shift.name, name, self.seed), cell)
 
     def _is_complete(self, model: str) -> bool:
@@ -135,6 +136,7 @@ class Bench:
         rivals: list[QualityEstimator] = [
             MeanEntropy(segmenter),
             MaxSoftmax(segmenter),
+            SoftDiceConfidence(segmenter),
             AugmentationAgreement(segmenter, classes),
             ReverseClassification(images.images, masks, classes),
         ]
@@ -169,6 +171,7 @@ class Bench:
 
     def _judge(
         self,
+        name: str,
         segmenter: SegmenterAdapter,
         rivals: Sequence[QualityEstimator],
         controller: QualityController | None,
@@ -206,19 +209,20 @@ class Bench:
         }
         if controller is not None:
             members = len(controller.reward.members)
-            self._add(content, OURS_DEFAULT, controller, cases, masks, range(len(cases)), members)
+            self._add(content, OURS_DEFAULT, name, controller, cases, masks, range(len(cases)), members)
         fitted, measured = _halves(files, self.seed)
         half, judged = [files[row] for row in fitted], [masks[row] for row in fitted]
         model = calibrate_cases(run, half, judged, Targets(dice=self.limit), torch.device("cpu"), quiet)
         reward = RewardEnsemble.load(run.final_reward)
-        calibrated = QualityController(segmenter, reward, model)
-        self._add(content, CALIBRATED, calibrated, cases, masks, measured, len(reward.members))
+        calibrated = QualityController(TorchModuleAdapter.load(run.model), reward, model)
+        self._add(content, CALIBRATED, name, calibrated, cases, masks, measured, len(reward.members))
         return content
 
     def _add(
         self,
         content: dict[str, Any],
         name: str,
+        masks_of: str,
         controller: QualityController,
         cases: Sequence[LabelledCase],
         masks: Sequence[Any],
@@ -230,9 +234,15 @@ class Bench:
         reports = []
         for first in range(0, len(rows), TOGETHER):
             chosen = rows[first : first + TOGETHER]
-            reports += controller.judge([controller.submit(cases[row].case, masks[row]) for row in chosen])
-        content["milliseconds"][name] = 1000 * (time.perf_counter() - start) / max(1, len(rows))
-        content["forward_passes"][name] = members
+            if masks_of == OURS:
+                submissions = [controller.segment(cases[row].case) for row in chosen]
+            else:
+                submissions = [controller.submit(cases[row].case, masks[row]) for row in chosen]
+            reports += controller.judge(submissions)
+        spent = 1000 * (time.perf_counter() - start) / max(1, len(rows))
+        # The run's own segmenter makes and judges a mask in one inference, which is not what judging costs.
+        content["milliseconds"][name] = spent - (content["segmenting_milliseconds"] if masks_of == OURS else 0)
+        content["forward_passes"][name] = members + (masks_of != OURS)
         batch = controller.settle(reports)
         content["scores"][name] = [None] * len(cases)
         intervals: list[list[float] | None] = [None] * len(cases)

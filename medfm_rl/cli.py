@@ -262,7 +262,8 @@ def score_command(
         raise ConfigError(f"--fail-on {fail_on}: must be refer")
     files = find_cases(_data_settings(images, layout))
     found = None if masks is None else find_masks(masks, files)
-    segmenter = None if model is None else load_model(model, prompts).segmenter
+    own = model is not None and prompts is None and model.resolve() == quality_model.resolve()
+    segmenter = None if model is None or own else load_model(model, prompts).segmenter
     with _progress() as progress:
         scoring = score(quality_model, files, found, segmenter, out, device, progress, echoprime)
     for problem in scoring.problems.values():

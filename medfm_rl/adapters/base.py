@@ -149,6 +149,11 @@ class SegmenterAdapter(nn.Module, ABC):
         return None
 
     @property
+    def prompted(self) -> bool:
+        """Whether an image needs prompts from elsewhere before it can be segmented."""
+        return False
+
+    @property
     def intensity_channels(self) -> int:
         """How many of the first channels are grey values; those after them tell something else, such as boxes.
 

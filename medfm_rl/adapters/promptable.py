@@ -118,6 +118,10 @@ class PromptableAdapter(SegmenterAdapter):
         """File name of an exported checkpoint."""
 
     @property
+    def prompted(self) -> bool:
+        return True
+
+    @property
     def intensity_channels(self) -> int:
         return self.description.channels
 

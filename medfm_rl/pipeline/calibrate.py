@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from medfm_rl.adapters import SegmenterAdapter
+from medfm_rl.adapters import Sample, SegmenterAdapter
 from medfm_rl.data.files import hash_file, hash_folder
 from medfm_rl.data.images import read_labels
 from medfm_rl.data.layouts import CaseFile, find_cases
@@ -25,14 +25,14 @@ from medfm_rl.pipeline.run_folder import RunFolder
 from medfm_rl.quality.appearance import appearance
 from medfm_rl.quality.calibration import CalibrationCase, Provenance, fit_quality
 from medfm_rl.quality.controller import collect_evidence, submit
-from medfm_rl.quality.evidence import Evidence
+from medfm_rl.quality.evidence import Evidence, confidence_in
 from medfm_rl.quality.model import QualityModel, Targets, is_outdated, reward_hashes
 from medfm_rl.reward.appearance import randomise_appearance
-from medfm_rl.reward.collection import perturb_weights
+from medfm_rl.reward.collection import ImageSet, perturb_weights
 from medfm_rl.reward.network import RewardEnsemble
 from medfm_rl.seeding import torch_generator
 from medfm_rl.settings import AdaptConfig
-from medfm_rl.types import LabelMap
+from medfm_rl.types import Geometry, LabelMap
 
 _LOG = logging.getLogger(__name__)
 _LEARNED_QUANTILE = 0.001
@@ -183,16 +183,18 @@ def _fit_on_source(run: RunFolder, config: AdaptConfig, files: Sequence[CaseFile
             perturbed = perturb_weights(copy.deepcopy(segmenter).cpu(), config.collect.weight_noise, generator)
             assert isinstance(perturbed, SegmenterAdapter)
             policy = perturbed.to(device)
-        actions = _segment(policy, shown, device)
         for row in range(len(images)):
-            found = reward.examine(
-                shown[row : row + 1].to(device), actions[row : row + 1].to(device), segmenter.patch_size
-            )
-            mask = actions[row].numpy()
+            # What is calibrated is what is deployed: the tool's own inference.
+            sample = _sample(images, row, shown[row])
+            logits = segmenter.predict_logits(sample)
+            action = (logits if view == 0 else policy.predict_logits(sample)).argmax(dim=0).to(torch.uint8)
+            found = reward.examine(shown[row : row + 1].to(device), action[None].to(device), segmenter.patch_size)
+            mask = action.numpy()
             evidence = Evidence(
-                actions[row],
+                action,
                 found.mean[0].cpu(),
                 found.spread[0].cpu(),
+                None if segmenter.prompted else confidence_in(logits, action),
                 found.features[0].double().cpu().numpy(),
                 appearance(shown[row : row + 1, : segmenter.intensity_channels])[0].numpy(),
                 anatomy.check(mask),
@@ -202,11 +204,11 @@ def _fit_on_source(run: RunFolder, config: AdaptConfig, files: Sequence[CaseFile
                 CalibrationCase(
                     images.patient_ids[row],
                     evidence,
-                    actions[row] == truths[row],
+                    action == truths[row],
                     dice(mask, truths[row].numpy(), segmenter.schema.num_classes),
                 )
             )
-        progress("calibrating the quality model", view + 1, _VIEWS)
+            progress("calibrating the quality model", view * len(images) + row + 1, _VIEWS * len(images))
     origin = f"source images of {len(patients)} patients held out from the reward networks, in the look of the target"
     return fit_quality(cases, anatomy, Targets(), _provenance(run, origin, False), config.seed)
 
@@ -233,10 +235,10 @@ def _patients_of_rewards(run: RunFolder, config: AdaptConfig) -> set[str]:
     return seen
 
 
-@torch.no_grad()
-def _segment(policy: SegmenterAdapter, images: Tensor, device: torch.device) -> Tensor:
-    policy.eval()
-    return torch.cat([policy(batch.to(device)).argmax(dim=1).cpu() for batch in images.split(16)]).to(torch.uint8)
+def _sample(images: ImageSet, row: int, shown: Tensor) -> Sample:
+    """An image on the grid of the network, as if that were the case's own."""
+    shape = tuple(shown.shape[1:])
+    return Sample(shown, images.case_ids[row], images.patient_ids[row], shape, Geometry.unknown(len(shape)))
 
 
 def _provenance(run: RunFolder, origin: str, target_domain: bool) -> Provenance:

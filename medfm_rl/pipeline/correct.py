@@ -117,7 +117,8 @@ def correct(
     taken = list(files)
     problems: dict[str, str] = {}
     if scores is None and not every:
-        scoring = score(path, files, None, adapter, out / "scores", device, progress)
+        own = adapter if adapter.prompted else None
+        scoring = score(path, files, None, own, out / "scores", device, progress)
         problems.update(scoring.problems)
         verdicts: dict[str, str] = {report.case_id: report.verdict for report in scoring.batch.reports}
         taken = _marked([file for file in files if file.case_id not in problems], verdicts, scores)

@@ -21,13 +21,13 @@ from medfm_rl.data.images import image_stem, image_suffix, read_labels, write_im
 from medfm_rl.data.layouts import CaseFile, is_simulated
 from medfm_rl.errors import DataError, ModelError, UserError
 from medfm_rl.pipeline.images import Progress
-from medfm_rl.pipeline.models import choose_device, load_preprocessing
+from medfm_rl.pipeline.models import choose_device, load_adapted, load_preprocessing
 from medfm_rl.pipeline.run_folder import RunFolder
 from medfm_rl.quality import QUALITY_FILE, BatchReport, QualityController, QualityReport
 from medfm_rl.quality.controller import Submission
 from medfm_rl.quality.views import ViewClassifier
 from medfm_rl.quality_page import PageCase, thumbnail, write_page
-from medfm_rl.types import Case, LabelMap
+from medfm_rl.types import Case
 
 _MOST_WAITING = 16
 _MOST_PIXELS = 4_000_000
@@ -110,7 +110,7 @@ def score(
         run: Run folder with the quality model.
         files: The images.
         masks: Masks by case, or None where a segmenter makes them.
-        segmenter: Makes the masks where none are given.
+        segmenter: Makes the masks where none are given; None for that of the run.
         out: Folder for the results.
         device: Where the networks run.
         progress: Told how far it is.
@@ -120,6 +120,8 @@ def score(
         UserError: The quality model cannot be used, or not one case could be judged.
     """
     controller = load_controller(run, device, echoprime)
+    if masks is None and segmenter is None:
+        segmenter = load_adapted(RunFolder(run)) if controller.segmenter.prompted else controller.segmenter
     if segmenter is not None and segmenter.schema.names != controller.schema.names:
         raise ModelError(
             f"the model segments {', '.join(segmenter.schema.structures)}, the quality model judges "
@@ -194,7 +196,7 @@ class _Judge:
             self.reports[file.case_id] = QualityReport.from_json(known["report"])
             return
         case = file.read()
-        self._waiting.append((self.controller.submit(case, self._labels(file, case)), inputs))
+        self._waiting.append((self._submission(file, case), inputs))
         pixels = sum(submission.labels.size for submission, _ in self._waiting)
         if len(self._waiting) >= _MOST_WAITING or pixels >= _MOST_PIXELS:
             self.settle_waiting()
@@ -230,13 +232,19 @@ class _Judge:
             raise DataError(f"case {file.case_id}: there is no mask of that name")
         return self.masks[file.case_id]
 
-    def _labels(self, file: CaseFile, case: Case) -> LabelMap:
-        schema = self.controller.schema
+    def _submission(self, file: CaseFile, case: Case) -> Submission:
+        controller = self.controller
         if self.segmenter is None:
-            return read_labels(self._mask(file), schema, case.shape, case.geometry)
-        labels = self.segmenter.segment(case)
-        write_labels(self.out / "labels" / f"{file.case_id}.nii.gz", labels, case.geometry, schema)
-        return labels
+            labels = read_labels(self._mask(file), controller.schema, case.shape, case.geometry)
+            return controller.submit(case, labels)
+        if self.segmenter is controller.segmenter:
+            submission = controller.segment(case)
+        else:
+            submission = controller.submit(case, self.segmenter.segment(case))
+        write_labels(
+            self.out / "labels" / f"{file.case_id}.nii.gz", submission.labels, case.geometry, controller.schema
+        )
+        return submission
 
 
 def _read_record(path: Path) -> dict[str, Any] | None:

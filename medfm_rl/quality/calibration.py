@@ -25,7 +25,7 @@ from medfm_rl.quality.conformal import (
     patient_quantile,
     threshold_candidates,
 )
-from medfm_rl.quality.evidence import Evidence, calibrated
+from medfm_rl.quality.evidence import Evidence, log_odds
 from medfm_rl.quality.model import MEAN, PixelCalibration, QualityModel, StructureModel, Targets
 from medfm_rl.quality.prediction import DicePredictor, fit_predictor
 from medfm_rl.quality.shift import DomainReference
@@ -97,7 +97,9 @@ def fit_quality(
         )
     fitted, promised = split_by_patient(list(cases), 0.5, derive_seed(seed, "quality"))
     pixels = _calibrate_pixels(fitted, promised, seed)
-    fitted, promised = (_with_calibrated_maps(part, pixels) for part in (fitted, promised))
+    fitted, promised = (
+        [replace(case, evidence=pixels.apply(case.evidence)) for case in part] for part in (fitted, promised)
+    )
     structures, mean_fitted, mean_promised = _structures(fitted, promised, anatomy, targets)
     threshold, reason = _threshold(promised, mean_fitted, mean_promised, targets, seed)
     parts, names = (fitted, promised), [case.patient_id for case in promised]
@@ -130,49 +132,51 @@ def fit_quality(
 def _calibrate_pixels(
     fitted: Sequence[CalibrationCase], promised: Sequence[CalibrationCase], seed: int
 ) -> PixelCalibration:
-    from sklearn.linear_model import LogisticRegression
-
-    p, right = _pixels(fitted, seed)
-    slope, shift = 1.0, 0.0
-    if 0 < right.mean() < 1:
-        model = LogisticRegression(C=np.inf).fit(_logit(p)[:, None], right)
-        # A slope below 0 would turn the maps upside down: there is nothing in them to be calibrated.
-        if model.coef_[0, 0] > 0:
-            slope, shift = float(model.coef_[0, 0]), float(model.intercept_[0])
-    p, right = _pixels(promised, seed)
-    after = calibrated(torch.from_numpy(p), slope, shift).numpy()
+    inputs, right = _pixels(fitted, seed)
+    weights, shift = _logistic(inputs, right)
+    held_out, held_out_right = _pixels(promised, seed)
     return PixelCalibration(
-        slope=slope,
+        reward_weight=weights[0],
+        confidence_weight=weights[1] if len(weights) > 1 else None,
         shift=shift,
-        ece_before=expected_calibration_error(p, right),
-        ece_after=expected_calibration_error(after, right),
+        ece_before=expected_calibration_error(_sigmoid(held_out[:, 0]), held_out_right),
+        ece_after=expected_calibration_error(_sigmoid(held_out @ np.array(weights) + shift), held_out_right),
     )
 
 
-def _pixels(cases: Sequence[CalibrationCase], seed: int) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.bool_]]:
-    p = torch.cat([case.evidence.reward_map.float().flatten() for case in cases]).numpy()
+def _logistic(inputs: npt.NDArray[np.float64], right: npt.NDArray[np.bool_]) -> tuple[list[float], float]:
+    """Weights of the inputs `(N, F)`, none below 0, and a shift; the first input as it is where none tells anything.
+
+    A weight below 0 would turn a map upside down: there is nothing in that input to be calibrated.
+    """
+    from sklearn.linear_model import LogisticRegression
+
+    used = list(range(inputs.shape[1])) if 0 < right.mean() < 1 else []
+    while used:
+        model = LogisticRegression(C=np.inf).fit(inputs[:, used], right)
+        found = dict(zip(used, model.coef_[0].tolist(), strict=True))
+        if min(found.values()) > 0:
+            return [found.get(column, 0.0) for column in range(inputs.shape[1])], float(model.intercept_[0])
+        used.remove(min(found, key=lambda column: found[column]))
+    return [1.0, *[0.0] * (inputs.shape[1] - 1)], 0.0
+
+
+def _pixels(cases: Sequence[CalibrationCase], seed: int) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.bool_]]:
+    """Log-odds of the reward, and of the segmenter's confidence where there is one, `(N, 1 or 2)`; which are right."""
+    columns = [torch.cat([log_odds(case.evidence.reward_map).flatten() for case in cases])]
+    confidences = [case.evidence.confidence for case in cases if case.evidence.confidence is not None]
+    if confidences:
+        columns.append(torch.cat([log_odds(confidence).flatten() for confidence in confidences]))
+    inputs = torch.stack(columns, dim=1).double().numpy()
     right = torch.cat([case.right.flatten() for case in cases]).numpy()
-    if len(p) > _MOST_PIXELS:
-        kept = numpy_generator(seed, "pixels").choice(len(p), _MOST_PIXELS, replace=False)
-        return p[kept], right[kept]
-    return p, right
+    if len(inputs) > _MOST_PIXELS:
+        kept = numpy_generator(seed, "pixels").choice(len(inputs), _MOST_PIXELS, replace=False)
+        return inputs[kept], right[kept]
+    return inputs, right
 
 
-def _logit(p: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-    clipped = np.clip(p, 1e-6, 1 - 1e-6)
-    return np.asarray(np.log(clipped) - np.log1p(-clipped), dtype=np.float32)
-
-
-def _with_calibrated_maps(cases: Sequence[CalibrationCase], pixels: PixelCalibration) -> list[CalibrationCase]:
-    return [
-        replace(
-            case,
-            evidence=replace(
-                case.evidence, reward_map=calibrated(case.evidence.reward_map, pixels.slope, pixels.shift)
-            ),
-        )
-        for case in cases
-    ]
+def _sigmoid(odds: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    return 1 / (1 + np.exp(-odds))
 
 
 def _structures(

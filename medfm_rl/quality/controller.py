@@ -18,8 +18,8 @@ from medfm_rl.errors import DataError, ModelError
 from medfm_rl.metrics.validity import Anatomy, RuleResult
 from medfm_rl.quality.appearance import appearance
 from medfm_rl.quality.conformal import effective_patients, fewest_patients, interval, weighted_quantile
-from medfm_rl.quality.evidence import Evidence, calibrated
-from medfm_rl.quality.model import MEAN, QUALITY_FILE, QualityModel, reward_hashes
+from medfm_rl.quality.evidence import Evidence, confidence_in
+from medfm_rl.quality.model import MEAN, QUALITY_FILE, QualityModel
 from medfm_rl.quality.shift import FEWEST_IN_BATCH
 from medfm_rl.quality.views import ECHO_PROFILES, ViewClassifier, ViewFinding
 from medfm_rl.reward.network import RewardEnsemble
@@ -151,6 +151,7 @@ class Submission:
         labels: `(*S)` class indices on its grid.
         sample: The image on the grid of the networks.
         action: `(*S')` uint8, the mask on it.
+        confidence: `(*S')`, as in `Evidence`.
         rules: What each anatomy rule measured in the mask.
     """
 
@@ -158,6 +159,7 @@ class Submission:
     labels: LabelMap
     sample: Sample
     action: Tensor
+    confidence: Tensor | None
     rules: tuple[RuleResult, ...]
 
 
@@ -165,7 +167,8 @@ class QualityController:
     """Judges masks, whatever made them, with the reward networks and the quality model of a run.
 
     Args:
-        segmenter: Brings images and masks to the grid of the reward networks; it is not asked for a mask.
+        segmenter: That of the run. Brings images and masks to the grid of the reward networks and, unless it needs
+            prompts, is asked how probable the mask is.
         reward: The reward networks.
         model: The quality model.
         device: Where the networks run.
@@ -183,8 +186,8 @@ class QualityController:
         device: torch.device | None = None,
         views: ViewClassifier | None = None,
     ) -> None:
-        self.segmenter = segmenter
         self.device = device or torch.device("cpu")
+        self.segmenter = segmenter.to(self.device)
         self.reward = reward.to(self.device)
         self.model = model
         self.anatomy: Anatomy = model.bound_anatomy()
@@ -225,7 +228,7 @@ class QualityController:
         if not (path / "model").is_dir():
             raise ModelError(f"{path}: not a finished run of `medfm-rl adapt`, there is no folder model in it")
         model = QualityModel.read(path / QUALITY_FILE)
-        model.check_networks(reward_hashes(path / "reward"), path / "reward")
+        model.check_networks(path)
         return cls(load_segmenter(path / "model"), RewardEnsemble.load(path / "reward"), model, device, views)
 
     def assess(self, case: Case, labels: LabelMap) -> QualityReport:
@@ -248,6 +251,16 @@ class QualityController:
         """
         return submit(self.segmenter, self.anatomy, case, labels)
 
+    def segment(self, case: Case) -> Submission:
+        """A mask of the run's own segmenter, ready to be judged: one inference serves both.
+
+        Raises:
+            DataError: The image is not of the kind that the segmenter takes.
+        """
+        sample = self.segmenter.preprocess(case)
+        logits = self.segmenter.predict_logits(sample)
+        return prepare(self.segmenter, self.anatomy, case, self.segmenter.restore(logits, sample), sample, logits)
+
     def judge(self, submissions: Sequence[Submission]) -> list[QualityReport]:
         """Reports of masks, in their order: those of `assess`, whatever the others are."""
         found = collect_evidence(submissions, self.reward, self.segmenter.patch_size, self.schema, self.device)
@@ -255,8 +268,7 @@ class QualityController:
 
     def _report(self, submission: Submission, evidence: Evidence) -> QualityReport:
         case, labels, sample = submission.case, submission.labels, submission.sample
-        pixels = self.model.pixels
-        evidence = replace(evidence, reward_map=calibrated(evidence.reward_map, pixels.slope, pixels.shift))
+        evidence = self.model.pixels.apply(evidence)
         native = self.segmenter.restore_map(evidence.reward_map, sample).clip(0, 1)
         scores = self._scores(evidence, labels, native)
         embedding, domain, looks = evidence.embedding, self.model.domain, self.model.appearance
@@ -451,11 +463,30 @@ def submit(segmenter: SegmenterAdapter, anatomy: Anatomy, case: Case, labels: La
             f"case {case.case_id}: the mask has size {labels.shape}, its image {case.shape}; they must be equal"
         )
     sample = segmenter.preprocess(case)
+    logits = None if segmenter.prompted else segmenter.predict_logits(sample)
+    return prepare(segmenter, anatomy, case, labels, sample, logits)
+
+
+def prepare(
+    segmenter: SegmenterAdapter,
+    anatomy: Anatomy,
+    case: Case,
+    labels: LabelMap,
+    sample: Sample,
+    logits: Tensor | None,
+) -> Submission:
+    """As `submit`, with the sample of the case and, where the segmenter can be asked, its logits `(K, *S')`.
+
+    Raises:
+        DataError: The mask has classes that the rules do not know.
+    """
     try:
         rules = anatomy.check(labels, case.geometry.array_spacing)
     except ValueError as error:
         raise DataError(f"case {case.case_id}: {error}") from error
-    return Submission(case, labels, sample, segmenter.preprocess_labels(labels, sample), rules)
+    action = segmenter.preprocess_labels(labels, sample)
+    confidence = None if logits is None else confidence_in(logits, action)
+    return Submission(case, labels, sample, action, confidence, rules)
 
 
 def collect_evidence(
@@ -486,9 +517,16 @@ def collect_evidence(
         maps, spread, features = seen.mean.cpu(), seen.spread.cpu(), seen.features.double().cpu().numpy()
         looks = appearance(images[:, : reward.in_channels]).numpy()
         for place, row in enumerate(rows):
-            rules = submissions[row].rules
+            item = submissions[row]
             found[row] = Evidence(
-                actions[place], maps[place], spread[place], features[place], looks[place], rules, schema.num_classes
+                actions[place],
+                maps[place],
+                spread[place],
+                item.confidence,
+                features[place],
+                looks[place],
+                item.rules,
+                schema.num_classes,
             )
     return [found[row] for row in range(len(submissions))]
 

@@ -27,6 +27,7 @@ FEATURES = (
 """Names of the numbers that describe a structure of a mask, in the order of the regression."""
 _CONTOUR = 2
 _REACH = 0.05
+_LEAST_DOUBT = 1e-4
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,6 +38,8 @@ class Evidence:
         action: `(*S')` uint8, class indices.
         reward_map: `(*S')` in [0, 1], probability that each pixel is right.
         spread: `(*S')`, disagreement of the reward networks.
+        confidence: `(*S')` in [0, 1], probability that the segmenter itself gives to the class that the action has at
+            each pixel, whatever made the action; None where the segmenter cannot be asked.
         embedding: `(F,)`, what the networks saw.
         appearance: `(A,)`, what the image looks like.
         rules: What the anatomy rules measured, on the case's own grid.
@@ -46,6 +49,7 @@ class Evidence:
     action: Tensor
     reward_map: Tensor
     spread: Tensor
+    confidence: Tensor | None
     embedding: npt.NDArray[np.float64]
     appearance: npt.NDArray[np.float64]
     rules: tuple[RuleResult, ...]
@@ -116,10 +120,15 @@ def expected_dice(maps: Tensor, actions: Tensor, num_classes: int) -> Tensor:
     return torch.where(area > 0, expected, 0.0)[:, 1:]
 
 
-def calibrated(maps: Tensor, slope: float, shift: float) -> Tensor:
-    """Reward maps whose log-odds are `slope * logit(p) + shift`: probabilities of the deployed segmenter's pixels."""
-    clipped = maps.float().clamp(1e-6, 1 - 1e-6)
-    return torch.sigmoid(slope * torch.logit(clipped) + shift)
+def confidence_in(logits: Tensor, action: Tensor) -> Tensor:
+    """Probability that logits `(K, *S')` give to the class of an action `(*S')` at each pixel, `(*S')` float32."""
+    probabilities = logits.float().softmax(dim=0)
+    return probabilities.gather(0, action.long()[None])[0]
+
+
+def log_odds(probabilities: Tensor) -> Tensor:
+    """log(p / (1 - p)), finite also where a network is certain."""
+    return torch.logit(probabilities.float().clamp(_LEAST_DOUBT, 1 - _LEAST_DOUBT))
 
 
 def _names(rule: RuleResult) -> set[str]:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
+import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from medfm_rl.data.files import hash_folder, write_text
@@ -14,6 +16,7 @@ from medfm_rl.errors import ModelError
 from medfm_rl.metrics.rules import Profile
 from medfm_rl.metrics.validity import Anatomy
 from medfm_rl.quality.conformal import interval
+from medfm_rl.quality.evidence import Evidence, log_odds
 from medfm_rl.quality.prediction import DicePredictor
 from medfm_rl.quality.shift import DomainReference
 from medfm_rl.reward.network import read_fusion
@@ -21,7 +24,7 @@ from medfm_rl.types import LabelSchema
 
 QUALITY_FILE = "quality.json"
 MEAN = "mean"
-_FORMAT = 3
+_FORMAT = 4
 
 
 class Targets(BaseModel):
@@ -42,20 +45,39 @@ class Targets(BaseModel):
 
 
 class PixelCalibration(BaseModel):
-    """`logit` of the calibrated probability is `slope * logit(p) + shift` (Platt, 1999), and what that does.
+    """From what the reward networks and the segmenter say of a pixel to the probability that it is right.
+
+    Its log-odds are `reward_weight * logit(reward) + confidence_weight * logit(confidence) + shift`, a logistic
+    regression (Platt, 1999, with two inputs). The confidence is the probability that the segmenter of the run gives to
+    the class that the mask has there.
 
     Attributes:
-        slope: Above 0.
+        reward_weight: Of the reward map.
+        confidence_weight: Of the segmenter's confidence; None where the segmenter is not asked.
         shift: Of the log-odds.
         ece_before: Expected calibration error of the reward maps on the cases that were held out from this fit.
-        ece_after: The same after calibration.
+        ece_after: The same of the calibrated maps.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
-    slope: float = Field(1.0, gt=0)
+    reward_weight: float = Field(1.0, ge=0)
+    confidence_weight: float | None = Field(None, ge=0)
     shift: float = 0.0
     ece_before: float
     ece_after: float
+
+    def apply(self, evidence: Evidence) -> Evidence:
+        """The evidence with the calibrated map in place of the reward map.
+
+        Raises:
+            ModelError: The segmenter was asked when this was fitted, and was not now, or the other way round.
+        """
+        if (evidence.confidence is None) != (self.confidence_weight is None):
+            raise ModelError(f"{QUALITY_FILE} was calibrated for another kind of segmenter; calibrate again")
+        odds = self.reward_weight * log_odds(evidence.reward_map) + self.shift
+        if evidence.confidence is not None and self.confidence_weight is not None:
+            odds = odds + self.confidence_weight * log_odds(evidence.confidence)
+        return replace(evidence, reward_map=torch.sigmoid(odds))
 
 
 class StructureModel(BaseModel):
@@ -100,7 +122,7 @@ class QualityModel(BaseModel):
         anatomy: Name of the profile.
         profile: The rules, learned limits included.
         targets: What was asked.
-        pixels: Calibration of the reward maps.
+        pixels: Calibration of pixels.
         structures: By name of the structure, and `mean`.
         accept_threshold: Predicted mean Dice from which masks are accepted, or None where none can be guaranteed.
         accept_reason: Why there is none, or what the threshold promises.
@@ -109,7 +131,7 @@ class QualityModel(BaseModel):
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
-    format: Literal[3] = 3
+    format: Literal[4] = 4
     version: str
     created: str
     origin: str
@@ -166,21 +188,30 @@ class QualityModel(BaseModel):
         except (OSError, ValueError, ValidationError) as error:
             raise ModelError(f"{path}: not a quality model ({error}); calibrate again") from error
 
-    def check_networks(self, hashes: dict[str, str], where: Path) -> None:
-        """Refuses reward networks other than those that were calibrated.
+    def check_networks(self, run: Path) -> None:
+        """Refuses a run with other networks than those that were calibrated.
+
+        Args:
+            run: Folder with `reward` and `model`.
 
         Raises:
             ModelError: They differ.
         """
-        if hashes != self.reward_hashes:
-            differing = sorted(
-                name
-                for name in hashes.keys() | self.reward_hashes.keys()
-                if hashes.get(name) != self.reward_hashes.get(name)
-            )
+        hashes = reward_hashes(run / "reward")
+        differing = sorted(
+            name
+            for name in hashes.keys() | self.reward_hashes.keys()
+            if hashes.get(name) != self.reward_hashes.get(name)
+        )
+        if differing:
             raise ModelError(
-                f"{where}: the reward networks are not those that {QUALITY_FILE} was calibrated with (differing: "
-                f"{', '.join(differing)}); calibrate again by `medfm-rl calibrate`"
+                f"{run / 'reward'}: the reward networks are not those that {QUALITY_FILE} was calibrated with "
+                f"(differing: {', '.join(differing)}); calibrate again by `medfm-rl calibrate`"
+            )
+        if hash_folder(run / "model") != self.segmenter_hash:
+            raise ModelError(
+                f"{run / 'model'}: the segmenter is not the one that {QUALITY_FILE} was calibrated with; calibrate "
+                "again by `medfm-rl calibrate`"
             )
 
 

@@ -18,6 +18,7 @@ from medfm_rl.adapters.prompts import boxes_of
 from medfm_rl.errors import ModelError
 from medfm_rl.metrics.overlap import dice
 from medfm_rl.reward.appearance import randomise_appearance
+from medfm_rl.reward.score import memberships
 from medfm_rl.seeding import torch_generator
 from medfm_rl.types import Prompts
 
@@ -79,6 +80,30 @@ class MaxSoftmax:
     def estimate(self, image: Tensor, action: Tensor) -> float:
         del action
         return float(_logits(self.segmenter, image).softmax(dim=0).amax(dim=0).mean())
+
+
+class SoftDiceConfidence:
+    """Mean over the structures of the Dice of the mask with the probabilities of the softmax.
+
+    For the pixels A of a structure in the mask and its probabilities p it is 2 (sum of p over A) / (size of A + sum of
+    p): Borges, Pacheco and Silva, Soft Dice Confidence, arXiv 2402.10665, for the structures one by one.
+
+    Args:
+        segmenter: Images `(B, C, *S)` to logits `(B, K, *S)`.
+    """
+
+    name: Final = "soft Dice confidence"
+    forward_passes: Final = 1
+
+    def __init__(self, segmenter: nn.Module) -> None:
+        self.segmenter = segmenter.eval()
+
+    def estimate(self, image: Tensor, action: Tensor) -> float:
+        probabilities = _logits(self.segmenter, image).softmax(dim=0)
+        inside = memberships(action[None].to(image.device), len(probabilities))[0]
+        shared = (probabilities * inside).flatten(1).sum(dim=1)
+        sizes = inside.flatten(1).sum(dim=1) + probabilities.flatten(1).sum(dim=1)
+        return float((2 * shared / sizes.clamp_min(1e-8))[1:].mean())
 
 
 class MonteCarloDropout:

@@ -232,7 +232,7 @@ def test_a_run_calibrates_itself_on_source_patients_that_its_rewards_have_not_se
     assert model.cases == 20 * 4 * 3
     assert write_default_quality(run, config, quiet) == model
     # What another version wrote is made anew, and kept.
-    older = run.quality.read_text().replace('"format": 3', '"format": 1')
+    older = run.quality.read_text().replace('"format": 4', '"format": 1')
     run.quality.write_text(older)
     again = write_default_quality(run, seen_by_rewards(4), quiet)
     assert again is not None

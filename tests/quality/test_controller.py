@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from medfm_rl.adapters import Sample, TorchModuleAdapter
 from medfm_rl.data.layouts import find_cases
 from medfm_rl.errors import DataError, ModelError
 from medfm_rl.quality import QualityController, QualityReport
@@ -61,6 +62,10 @@ def test_a_report_survives_its_file(report: QualityReport) -> None:
 def test_the_worst_region_lies_where_the_reward_is_low(
     controller: QualityController, labelled: list[LabelledCase], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    pixels = controller.model.pixels.model_copy(update={"reward_weight": 1.0, "confidence_weight": 0.0})
+    trusting = QualityController(
+        controller.segmenter, controller.reward, controller.model.model_copy(update={"pixels": pixels})
+    )
     case, mask = labelled[0].case, labelled[0].ground_truth
     rows, columns = np.nonzero(mask == 1)
     spot = (int(rows.mean()), int(columns.mean()))
@@ -73,9 +78,44 @@ def test_the_worst_region_lies_where_the_reward_is_low(
 
     original = RewardEnsemble.examine
     monkeypatch.setattr(RewardEnsemble, "examine", doubted)
-    ventricle = controller.assess(case, mask).scores[0]
+    ventricle = trusting.assess(case, mask).scores[0]
     assert ventricle.worst_centre == spot
     assert ventricle.worst_reward < 0.2
+
+
+def test_the_segmenter_is_asked_how_probable_a_mask_is(
+    controller: QualityController, labelled: list[LabelledCase]
+) -> None:
+    """The reward networks of this run have not learned anything: what is known comes from the segmenter."""
+    assert controller.model.pixels.confidence_weight is not None
+    assert controller.model.pixels.confidence_weight > 0
+    for item in labelled[:4]:
+        own = controller.segmenter.segment(item.case)
+        moved = np.roll(own, 4, axis=1)
+        assert (
+            controller.assess(item.case, own).mean.predicted_dice
+            > 0.1 + controller.assess(item.case, moved).mean.predicted_dice
+        )
+
+
+def test_a_mask_of_the_own_segmenter_is_made_and_judged_in_one_inference(
+    controller: QualityController, labelled: list[LabelledCase], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    case = labelled[0].case
+    mask = controller.segmenter.segment(case)
+    expected = controller.assess(case, mask)
+    calls = []
+    original = type(controller.segmenter).predict_logits
+
+    def counted(self: TorchModuleAdapter, sample: Sample) -> torch.Tensor:
+        calls.append(sample.case_id)
+        return original(self, sample)
+
+    monkeypatch.setattr(type(controller.segmenter), "predict_logits", counted)
+    submission = controller.segment(case)
+    assert np.array_equal(submission.labels, mask)
+    assert controller.judge([submission])[0].to_json() == expected.to_json()
+    assert calls == [case.case_id]
 
 
 def test_a_missing_structure_is_referred_without_a_score(
@@ -233,6 +273,13 @@ def test_networks_that_were_not_calibrated_are_refused(quality_run: Path, tmp_pa
     RewardNet(NetworkSettings(channels=(4, 8), residual_units=0), 4).save(run / "reward" / "member-1")
     with pytest.raises(ModelError, match=r"not those that quality.json was calibrated with \(differing: member-1\)"):
         QualityController.load(run)
+    shutil.rmtree(run / "reward")
+    shutil.copytree(quality_run / "reward", run / "reward")
+    QualityController.load(run)
+    weights = next((run / "model").glob("*.safetensors"))
+    shutil.copyfile(next((quality_run / "reward" / "member-0").glob("*.safetensors")), weights)
+    with pytest.raises(ModelError, match=r"the segmenter is not the one that quality\.json was calibrated with"):
+        QualityController.load(run)
 
 
 def test_networks_of_another_anatomy_are_refused(controller: QualityController) -> None:
@@ -247,7 +294,7 @@ def test_networks_of_another_anatomy_are_refused(controller: QualityController) 
     [
         ("{", "not a quality model"),
         ('{"format": 1}', "format 1; this version"),
-        ('{"format": 3}', "Field required"),
+        ('{"format": 4}', "Field required"),
         ("[]", "not a quality model"),
     ],
 )

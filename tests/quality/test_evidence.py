@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -7,9 +9,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
+from medfm_rl.errors import ModelError
 from medfm_rl.metrics.overlap import dice
 from medfm_rl.metrics.validity import RuleResult
-from medfm_rl.quality.evidence import FEATURES, Evidence, calibrated, expected_dice
+from medfm_rl.quality.evidence import FEATURES, Evidence, confidence_in, expected_dice
+from medfm_rl.quality.model import PixelCalibration
 
 
 def test_a_map_of_ones_expects_a_perfect_mask() -> None:
@@ -63,12 +67,42 @@ def test_a_map_that_knows_every_error_gives_the_true_dice(truth: np.ndarray, act
     assert found.item() == pytest.approx(float(dice(action, truth, 2)[0]), abs=1e-6)
 
 
+def evidence_of(maps: torch.Tensor, confidence: torch.Tensor | None) -> Evidence:
+    action = torch.zeros(maps.shape, dtype=torch.uint8)
+    return Evidence(action, maps, torch.zeros_like(maps), confidence, np.zeros(1), np.zeros(1), (), 2)
+
+
+def pixels(**weights: float) -> PixelCalibration:
+    return PixelCalibration(ece_before=0.1, ece_after=0.1, **weights)
+
+
 def test_calibration_moves_the_log_odds_and_keeps_extremes_finite() -> None:
-    maps = torch.tensor([0.0, 0.5, 0.9, 1.0])
-    found = calibrated(maps, 2.0, 0.0)
+    found = pixels(reward_weight=2.0).apply(evidence_of(torch.tensor([0.0, 0.5, 0.9, 1.0]), None)).reward_map
     assert found[1] == 0.5
     assert found[2] == pytest.approx(0.81 / (0.81 + 0.01), rel=1e-5)
     assert bool(((found >= 0) & (found <= 1)).all())
+
+
+def test_odds_of_the_reward_and_of_the_segmenter_multiply() -> None:
+    evidence = evidence_of(torch.tensor([0.8, 0.8, 0.5]), torch.tensor([0.75, 0.25, 1.0]))
+    found = pixels(reward_weight=1.0, confidence_weight=1.0).apply(evidence).reward_map
+    # 4 to 1 times 3 to 1, and times 1 to 3.
+    assert found[:2].tolist() == pytest.approx([12 / 13, 4 / 7])
+    assert 0.999 < found[2] <= 1
+    half = pixels(reward_weight=0.5, confidence_weight=0.0, shift=math.log(3)).apply(evidence).reward_map
+    assert half.tolist() == pytest.approx([6 / 7, 6 / 7, 3 / 4])
+
+
+def test_a_calibration_for_a_segmenter_that_is_asked_is_not_one_for_another() -> None:
+    maps = torch.tensor([0.5])
+    for weights, confidence in (({"confidence_weight": 1.0}, None), ({}, torch.tensor([0.5]))):
+        with pytest.raises(ModelError, match="another kind of segmenter; calibrate again"):
+            pixels(**weights).apply(evidence_of(maps, confidence))
+
+
+def test_confidence_is_the_probability_of_the_class_that_the_action_has() -> None:
+    logits = torch.tensor([[0.0, 0.0], [math.log(3), math.log(3)]])
+    assert confidence_in(logits, torch.tensor([1, 0], dtype=torch.uint8)).tolist() == pytest.approx([0.75, 0.25])
 
 
 def test_the_numbers_of_a_structure() -> None:
@@ -81,7 +115,7 @@ def test_the_numbers_of_a_structure() -> None:
         RuleResult("gap", "b", "a", 0.0, None, 0.1, "share", "", True),
         RuleResult("present", "b", None, None, None, None, "px", "", False),
     )
-    evidence = Evidence(action, maps, torch.full((20, 20), 0.2), np.zeros(3), np.zeros(2), rules, 3)
+    evidence = Evidence(action, maps, torch.full((20, 20), 0.2), None, np.zeros(3), np.zeros(2), rules, 3)
     first, second = evidence.features(("a", "b"))
     assert tuple(first) == FEATURES
     assert first["expected_dice"] == pytest.approx(expected_dice(maps[None], action[None].long(), 3)[0, 0].item())

@@ -16,6 +16,7 @@ from medfm_rl.quality.rivals import (
     MonteCarloDropout,
     QualityEstimator,
     ReverseClassification,
+    SoftDiceConfidence,
     pairwise_dice,
 )
 
@@ -46,6 +47,15 @@ def test_softmax_by_hand() -> None:
     entropy = -(p * math.log(p) + (1 - p) * math.log(1 - p))
     assert MeanEntropy(Threshold(2)).estimate(image, mask) == pytest.approx(-entropy, rel=1e-5)
     assert MaxSoftmax(Threshold(2)).estimate(image, mask) == pytest.approx(p, rel=1e-5)
+
+
+def test_soft_dice_confidence_by_hand() -> None:
+    image, mask = picture()
+    p = 1 / (1 + math.exp(-2))
+    # 64 pixels of the square at p, 192 around it at 1 - p.
+    expected = 2 * 64 * p / (64 + 64 * p + 192 * (1 - p))
+    assert SoftDiceConfidence(Threshold(2)).estimate(image, mask) == pytest.approx(expected, rel=1e-5)
+    assert SoftDiceConfidence(Threshold(2)).estimate(image, torch.zeros_like(mask)) == 0
 
 
 def test_pairwise_dice_is_the_mean_over_pairs() -> None:
@@ -106,11 +116,12 @@ def test_all_have_one_interface() -> None:
     judges: list[QualityEstimator] = [
         MeanEntropy(Threshold(1)),
         MaxSoftmax(Threshold(1)),
+        SoftDiceConfidence(Threshold(1)),
         MonteCarloDropout(Threshold(1, dropout=0.1), 2),
         EnsembleAgreement([Threshold(1)], 2),
         AugmentationAgreement(Threshold(1), 2),
         ReverseClassification(image[None], mask[None], 2),
     ]
-    assert len({judge.name for judge in judges}) == 6
+    assert len({judge.name for judge in judges}) == 7
     assert all(np.isfinite(judge.estimate(image, mask)) for judge in judges)
     assert all(judge.forward_passes >= 0 for judge in judges)
