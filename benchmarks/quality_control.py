@@ -11,7 +11,7 @@ segmented by the source model and by the adapted model. Only these real predicti
 - ours: the predicted mean Dice of the run's `quality.json`, calibrated on held-out source cases, no target label.
 - calibrated: the same, calibrated on the labelled cases of half of the held-out patients, measured on the others.
 - mean entropy, max softmax and soft Dice confidence of the segmenter, TTA (5 draws), MC dropout (5 draws of a twin that
-  was trained with dropout .1), ensemble (5 source models of different seeds), reverse classification (10 source images).
+  was trained with dropout .1), ensemble (5 source models of other seeds), reverse classification (10 source images).
 
 Agreement of several predictions is the mean pairwise Dice among them and the judged mask, so that every method judges
 the same masks. A failure is a mask with a mean Dice below the shift's stated limit. A cell is one model on one shift
