@@ -6,7 +6,9 @@ A structure may be a union, such as `LV+MYO`. Distances and sizes are in mm wher
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import Annotated, ClassVar, Literal, Self
+from collections.abc import Callable
+from functools import wraps
+from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -21,8 +23,25 @@ EACH = "each"
 _BISECTIONS = 6
 
 
+T = TypeVar("T")
+
+
+def _once(measure: Callable[[MaskView, str], T]) -> Callable[[MaskView, str], T]:
+    """What is measured of a structure, kept for the next rule that asks."""
+
+    @wraps(measure)
+    def kept(view: MaskView, structure: str) -> T:
+        key = (measure.__name__, structure)
+        if key not in view.found:
+            view.found[key] = measure(view, structure)
+        found: T = view.found[key]
+        return found
+
+    return kept
+
+
 class MaskView:
-    """The structures of one mask, each found once however many rules ask for it.
+    """The structures of one mask and what is measured in them, each found once however many rules ask for it.
 
     Args:
         labels: Class indices `(*S)`.
@@ -39,31 +58,45 @@ class MaskView:
         self.spacing = spacing or (1.0,) * labels.ndim
         self.schema = schema
         self._labels = labels if whole else labels[_box(labels > 0, margin=1)]
-        self._masks: dict[str, Mask] = {}
-        self._parts: dict[str, npt.NDArray[np.int64]] = {}
-        self._there: dict[str, bool] = {}
+        self.found: dict[tuple[str, str], Any] = {}
 
+    @_once
     def mask(self, structure: str) -> Mask:
         """Where the structure is, in the box of everything that is segmented and one pixel around it, or in all."""
-        if structure not in self._masks:
-            classes = [self.schema.index_of(name) for name in structure.split("+")]
-            found = self._labels == classes[0]
-            for index in classes[1:]:
-                found |= self._labels == index
-            self._masks[structure] = found
-        return self._masks[structure]
+        classes = [self.schema.index_of(name) for name in structure.split("+")]
+        found: Mask = self._labels == classes[0]
+        for index in classes[1:]:
+            found |= self._labels == index
+        return found
+
+    @_once
+    def size(self, structure: str) -> int:
+        """Pixels of the structure."""
+        return int(np.count_nonzero(self.mask(structure)))
 
     def has(self, structure: str) -> bool:
         """Whether the structure is there."""
-        if structure not in self._there:
-            self._there[structure] = bool(self.mask(structure).any())
-        return self._there[structure]
+        return self.size(structure) > 0
 
+    @_once
+    def box(self, structure: str) -> tuple[slice, ...]:
+        """Bounding box of the structure."""
+        return _box(self.mask(structure))
+
+    @_once
+    def grown(self, structure: str) -> Mask:
+        """The structure and the pixels across its faces."""
+        return _grow(self.mask(structure))
+
+    @_once
+    def holes(self, structure: str) -> Mask:
+        """What the structure encloses."""
+        return _holes(self.mask(structure), self.box(structure))
+
+    @_once
     def parts(self, structure: str) -> npt.NDArray[np.int64]:
         """Sizes in pixels of the connected parts of the structure."""
-        if structure not in self._parts:
-            self._parts[structure] = _part_sizes(self.mask(structure))
-        return self._parts[structure]
+        return _part_sizes(self.mask(structure)[self.box(structure)])
 
     @property
     def pixel_size(self) -> float:
@@ -121,7 +154,7 @@ class PresentRule(Rule):
     kind: Literal["present"] = "present"
 
     def measure(self, view: MaskView) -> float:
-        return float(view.mask(self.structure).sum()) * view.pixel_size
+        return view.size(self.structure) * view.pixel_size
 
     def unit_of(self, view: MaskView) -> str:
         return view.size_unit
@@ -146,9 +179,8 @@ class HolesRule(Rule):
     most: float = Field(ge=0, le=1)
 
     def measure(self, view: MaskView) -> float:
-        mask = view.mask(self.structure)
-        holes = float(_holes(mask).sum())
-        return holes / (float(mask.sum()) + holes)
+        holes = int(np.count_nonzero(view.holes(self.structure)))
+        return holes / (view.size(self.structure) + holes)
 
 
 class ContactRule(_RangeRule):
@@ -160,9 +192,11 @@ class ContactRule(_RangeRule):
     most: float = Field(1, ge=0, le=1)
 
     def measure(self, view: MaskView) -> float:
-        mask = view.mask(self.structure)
-        around = _grow(mask) & ~mask
-        return float((around & view.mask(self.other)).sum() / max(1, around.sum()))
+        grown = view.grown(self.structure)
+        # The structure is part of what is grown, and no part of another; a union may share classes with the other.
+        around = int(np.count_nonzero(grown)) - view.size(self.structure)
+        touching = grown & view.mask(self.other) & ~view.mask(self.structure)
+        return int(np.count_nonzero(touching)) / max(1, around)
 
 
 class GapRule(Rule):
@@ -179,15 +213,20 @@ class GapRule(Rule):
 
     def measure(self, view: MaskView) -> float:
         mask, other = view.mask(self.structure), view.mask(self.other)
-        union, near, near_other = mask | other, mask, other
+        union, near, near_other = mask | other, view.grown(self.structure), view.grown(self.other)
         closed = np.pad(union, self.reach, mode="edge")
+        for step in range(self.reach):
+            closed = _grow(closed)
+            if step > 0:
+                near, near_other = _grow(near), _grow(near_other)
+        open_ = ~closed
         for _ in range(self.reach):
-            closed, near, near_other = _grow(closed), _grow(near), _grow(near_other)
-        for _ in range(self.reach):
-            closed = ~_grow(~closed)
-        inner = closed[(slice(self.reach, -self.reach),) * mask.ndim]
-        slit = (inner & near & near_other) | _holes(union) & ~_holes(mask) & ~_holes(other)
-        return float((slit & ~union).sum() / min(mask.sum(), other.sum()))
+            open_ = _grow(open_)
+        inner = ~open_[(slice(self.reach, -self.reach),) * mask.ndim]
+        enclosed = view.holes(f"{self.structure}+{self.other}") & ~view.holes(self.structure) & ~view.holes(self.other)
+        slit = (inner & near & near_other) | enclosed
+        smaller = min(view.size(self.structure), view.size(self.other))
+        return int(np.count_nonzero(slit & ~union)) / smaller
 
 
 class SizeRule(_RangeRule):
@@ -198,7 +237,7 @@ class SizeRule(_RangeRule):
     least: float = Field(ge=0)
 
     def measure(self, view: MaskView) -> float:
-        size = float(view.mask(self.structure).sum())
+        size = view.size(self.structure)
         if self.measured_in == "share":
             return size / view.pixels
         if not view.has_spacing:
@@ -221,7 +260,7 @@ class SizeRatioRule(_RangeRule):
     least: float = Field(ge=0)
 
     def measure(self, view: MaskView) -> float:
-        return float(view.mask(self.structure).sum() / view.mask(self.other).sum())
+        return view.size(self.structure) / view.size(self.other)
 
 
 class WidthRatioRule(_RangeRule):
@@ -259,9 +298,10 @@ class FrontierRule(_RangeRule):
         border = 0.0
         for axis, size in enumerate(view.spacing):
             ahead, behind = _shifted(mask.ndim, axis)
-            faces = (mask[ahead] & other[behind]).sum() + (mask[behind] & other[ahead]).sum()
+            faces = np.count_nonzero(mask[ahead] & other[behind]) + np.count_nonzero(mask[behind] & other[ahead])
             border += float(faces) * view.pixel_size / size
-        extent = [(part.stop - part.start) * size for part, size in zip(_box(mask), view.spacing, strict=True)]
+        box = view.box(self.structure)
+        extent = [(part.stop - part.start) * size for part, size in zip(box, view.spacing, strict=True)]
         smooth = np.pi / 4 if mask.ndim == 2 else 2 / 3
         return float(smooth * border * extent[-2] / np.prod(extent))
 
@@ -281,8 +321,8 @@ class ThinnestRule(Rule):
     def measure(self, view: MaskView) -> float:
         if _count(view.parts(self.structure), self.speck) > 1:
             return 0.0
-        mask = view.mask(self.structure)
-        depth = ndimage.distance_transform_edt(np.pad(mask[_box(mask)], 1), sampling=view.spacing)
+        mask = view.mask(self.structure)[view.box(self.structure)]
+        depth = ndimage.distance_transform_edt(np.pad(mask, 1), sampling=view.spacing)
         low, high, deepest = 0.0, 1.0, float(depth.max())
         for _ in range(_BISECTIONS):
             middle = (low + high) / 2
@@ -394,9 +434,8 @@ def _count(sizes: npt.NDArray[np.int64], speck: float) -> int:
     return int((np.cumsum(sizes) >= speck * sizes.sum()).sum())
 
 
-def _holes(mask: Mask) -> Mask:
-    """What the mask encloses: parts of its complement that do not reach the border of their box."""
-    box = _box(mask)
+def _holes(mask: Mask, box: tuple[slice, ...]) -> Mask:
+    """What the mask encloses: parts of its complement that do not reach the border of its bounding box."""
     outside, count = ndimage.label(np.pad(~mask[box], 1, constant_values=True))
     enclosed = np.arange(count + 1) > 0
     enclosed[outside[(0,) * mask.ndim]] = False
