@@ -33,7 +33,7 @@ from typing import Any
 import numpy as np
 import torch
 from adaptation import Budget, Laboratory
-from quality_control import patient_bootstrap
+from quality_control_report import patient_bootstrap
 from recording import environment, write_results
 from scipy import ndimage
 from shifts import ECHO, Shift, prepare

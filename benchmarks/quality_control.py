@@ -23,7 +23,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -33,23 +33,14 @@ import torch
 from adaptation import BATCH, NETWORK, QUICK, Budget, Laboratory, quiet
 from cells import NONE, OURS
 from command_line import add_shifts, begin, each_shift, parser_of
-from recording import write_results
-from shifts import TITLES, Shift
+from quality_control_report import MODELS, cell_file, report
+from shifts import Shift
 
 from medfm_rl.adapters import SegmenterAdapter, TorchModuleAdapter
 from medfm_rl.data.files import write_json
 from medfm_rl.data.layouts import CaseFile, find_cases, split_by_patient
 from medfm_rl.metrics.calibration import expected_calibration_error
-from medfm_rl.metrics.failure_detection import (
-    augrc,
-    aurc,
-    excess_aurc,
-    failure_auroc,
-    false_positive_rate,
-    interval_coverage,
-)
 from medfm_rl.metrics.overlap import dice
-from medfm_rl.metrics.validity import load_anatomy
 from medfm_rl.pipeline.calibrate import calibrate_cases, write_default_quality
 from medfm_rl.pipeline.config_file import load_config
 from medfm_rl.pipeline.images import load_labelled
@@ -75,13 +66,11 @@ from medfm_rl.types import LabelledCase
 # Enough patients for a calibration to be made at all.
 QUICK_HERE = replace(QUICK, most_patients=20)
 OURS_DEFAULT, CALIBRATED = "ours", "calibrated"
-MODELS = (NONE, OURS)
 MEMBERS = 5
 TOGETHER = 16
 """Masks that are judged at once, as `medfm-rl score` does."""
 LIMITS = {"lungs": 0.93, "echo_apical": 0.8}
 """Mean Dice below which a mask is a failure, by anatomy."""
-_DRAWS = 1000
 
 
 class Bench:
@@ -247,25 +236,21 @@ class Bench:
         content["scores"][name] = [None] * len(cases)
         intervals: list[list[float] | None] = [None] * len(cases)
         right, maps = [], []
-        for row, report in zip(rows, batch.reports, strict=True):
-            mean = report.mean
+        for row, found in zip(rows, batch.reports, strict=True):
+            mean = found.mean
             # A mask that lacks a structure is referred: worse than any that has a score.
             content["scores"][name][row] = 0.0 if mean.predicted_dice is None else mean.predicted_dice
             if mean.low is not None and mean.high is not None:
                 intervals[row] = [mean.low, mean.high]
-            maps.append(report.reward_map.ravel())
+            maps.append(found.reward_map.ravel())
             right.append((masks[row] == cases[row].ground_truth).ravel())
         content["batches"][name] = {
             "intervals": intervals,
             "pixel_ece": expected_calibration_error(np.concatenate(maps), np.concatenate(right)),
             "shift_probability": batch.shift_probability,
             "guarantees": {guarantee.promise: guarantee.status for guarantee in batch.guarantees},
-            "verdicts": [report.verdict for report in batch.reports],
+            "verdicts": [found.verdict for found in batch.reports],
         }
-
-
-def cell_file(runs: Path, shift: str, model: str, seed: int) -> Path:
-    return runs / "quality-cells" / shift / model / f"seed-{seed}.json"
 
 
 def _files(folder: Path) -> list[CaseFile]:
@@ -279,169 +264,6 @@ def _halves(files: Sequence[CaseFile], seed: int) -> tuple[list[int], list[int]]
     return [row for row in rows if files[row].case_id in fitted], [
         row for row in rows if files[row].case_id not in fitted
     ]
-
-
-def figures(cell: Mapping[str, Any], method: str) -> dict[str, Any]:
-    """What is measured of one method in one cell, on the cases that it judged."""
-    kept = [row for row, value in enumerate(cell["scores"][method]) if value is not None]
-    score = np.array([cell["scores"][method][row] for row in kept])
-    truth = np.array([cell["dice"][row] for row in kept])
-    patients = [cell["patient_ids"][row] for row in kept]
-    failed = truth < cell["limit"]
-    low, high = patient_bootstrap(lambda rows: excess_aurc(score[rows], 1 - truth[rows]), patients)
-    found: dict[str, Any] = {
-        "cases": len(kept),
-        "failures": int(failed.sum()),
-        "aurc": aurc(score, 1 - truth),
-        "excess_aurc": excess_aurc(score, 1 - truth),
-        "excess_aurc_low": low,
-        "excess_aurc_high": high,
-        "augrc": augrc(score, 1 - truth),
-        "pearson": _correlation(score, truth),
-        "spearman": _correlation(score.argsort().argsort(), truth.argsort().argsort()),
-        "failure_auroc": failure_auroc(score, failed),
-        "fpr_at_95_tpr": false_positive_rate(score, failed),
-        "ms_per_case": cell["milliseconds"][method],
-        "forward_passes": cell["forward_passes"][method],
-        "overhead": cell["milliseconds"][method] / cell["segmenting_milliseconds"],
-    }
-    batch = cell["batches"].get(method)
-    if batch is not None:
-        intervals = [(row, ends) for row, ends in enumerate(batch["intervals"]) if ends is not None]
-        found |= {
-            "mae": float(np.abs(score - truth).mean()),
-            "bias": float((score - truth).mean()),
-            "pixel_ece": batch["pixel_ece"],
-            "shift_probability": batch["shift_probability"],
-            "guarantees": batch["guarantees"],
-            "accepted": batch["verdicts"].count("accept"),
-            "accepted_failures": sum(
-                verdict == "accept" and bool(bad) for verdict, bad in zip(batch["verdicts"], failed, strict=True)
-            ),
-        }
-        if intervals:
-            ends = np.array([pair for _, pair in intervals])
-            covered = interval_coverage(ends[:, 0], ends[:, 1], np.array([cell["dice"][row] for row, _ in intervals]))
-            found |= {"interval_coverage": covered.share, "interval_width": covered.width}
-    return found
-
-
-def patient_bootstrap(statistic: Callable[[Any], float], patients: Sequence[str]) -> tuple[float, float]:
-    """Ends of the 95 % percentile interval of a statistic of rows, from draws of patients."""
-    names, index = np.unique(np.asarray(patients), return_inverse=True)
-    rows = [np.flatnonzero(index == number) for number in range(len(names))]
-    generator = np.random.default_rng(0)
-    drawn = [
-        statistic(np.concatenate([rows[number] for number in generator.integers(len(names), size=len(names))]))
-        for _ in range(_DRAWS)
-    ]
-    return float(np.quantile(drawn, 0.025)), float(np.quantile(drawn, 0.975))
-
-
-def _correlation(one: Any, two: Any) -> float | None:
-    return None if np.ptp(one) == 0 or np.ptp(two) == 0 else float(np.corrcoef(one, two)[0, 1])
-
-
-def rules_milliseconds() -> dict[str, float]:
-    """Time of all rules of `echo_apical` on a drawn heart and on noise of 256 x 256, best of ten."""
-    from medfm_rl.data.ultrasound.phantom import ECHO_SCHEMA
-
-    anatomy = load_anatomy("echo_apical", ECHO_SCHEMA)
-    rows, columns = np.indices((256, 256))
-    heart = np.zeros((256, 256), np.uint8)
-    heart[((rows - 110) / 80) ** 2 + ((columns - 128) / 50) ** 2 < 1] = 2
-    heart[((rows - 115) / 65) ** 2 + ((columns - 128) / 35) ** 2 < 1] = 1
-    heart[(rows >= 170) & (rows < 220) & (np.abs(columns - 128) < 35)] = 3
-    noise = np.random.default_rng(0).integers(0, 4, (256, 256))
-
-    def best(mask: Any) -> float:
-        times = []
-        for _ in range(10):
-            start = time.perf_counter()
-            anatomy.check(mask, (0.5, 0.5))
-            times.append(time.perf_counter() - start)
-        return 1000 * min(times)
-
-    return {"rules_ms_256": best(heart), "rules_ms_256_noise": best(noise.astype(np.uint8))}
-
-
-def report(runs: Path, shifts: Sequence[str], seeds: Sequence[int], started_in: dict[str, Any], name: str) -> None:
-    """Writes results and table from the cells that there are."""
-    results: dict[str, Any] = {}
-    for shift in shifts:
-        for model in MODELS:
-            for seed in seeds:
-                path = cell_file(runs, shift, model, seed)
-                if path.exists():
-                    cell = json.loads(path.read_text())
-                    found = {method: figures(cell, method) for method in cell["scores"]}
-                    results.setdefault(shift, {}).setdefault(model, {})[str(seed)] = found
-    summary = {**summarise(results), **rules_milliseconds()}
-    write_results(name, started_in, list(seeds), results, summary, table(results, shifts))
-
-
-def summarise(results: Mapping[str, Any]) -> dict[str, Any]:
-    """Means over seeds and models by shift, and their mean over shifts, of each figure and method."""
-    keys = ["excess_aurc", "augrc", "failure_auroc", "fpr_at_95_tpr", "mae", "pixel_ece", "interval_coverage"]
-    summary: dict[str, Any] = {}
-    for key in [*keys, "ms_per_case", "overhead"]:
-        by_method: dict[str, dict[str, float]] = {}
-        for shift, models in results.items():
-            values: dict[str, list[float]] = {}
-            for seeds in models.values():
-                for methods in seeds.values():
-                    for method, found in methods.items():
-                        if found.get(key) is not None:
-                            values.setdefault(method, []).append(found[key])
-            for method, numbers in values.items():
-                by_method.setdefault(method, {})[shift] = float(np.mean(numbers))
-        summary[key] = {method: {**of, "mean": float(np.mean(list(of.values())))} for method, of in by_method.items()}
-    return summary
-
-
-def table(results: Mapping[str, Any], shifts: Sequence[str]) -> str:
-    """Markdown: one row for each shift, model and method, means over the seeds."""
-    lines = [
-        "# Quality control\n",
-        "| shift | masks of | judged by | excess AURC x 1000 | failure AUROC | FPR at 95 % TPR | MAE | coverage "
-        "| promise | accepted, of them failures | ms |",
-        "|---|---|---|---|---|---|---|---|---|---|---|",
-    ]
-    for shift in shifts:
-        for model, seeds in results.get(shift, {}).items():
-            methods = dict.fromkeys(method for found in seeds.values() for method in found)
-            for method in methods:
-                rows = [found[method] for found in seeds.values() if method in found]
-                cells = [
-                    _mean(rows, "excess_aurc", 1000, 1),
-                    _mean(rows, "failure_auroc"),
-                    _mean(rows, "fpr_at_95_tpr"),
-                ]
-                cells += [_mean(rows, "mae"), _mean(rows, "interval_coverage"), _promises(rows), _accepted(rows)]
-                cells.append(_mean(rows, "ms_per_case", 1, 0))
-                lines.append(f"| {TITLES[shift]} | {model} | {method} | {' | '.join(cells)} |")
-        if shift not in results:
-            lines.append(f"| {TITLES[shift]} | missing | | | | | | | | | |")
-    return "\n".join(lines) + "\n"
-
-
-def _mean(rows: Sequence[Mapping[str, Any]], key: str, factor: float = 1, digits: int = 3) -> str:
-    values = [row[key] for row in rows if row.get(key) is not None]
-    return f"{factor * float(np.mean(values)):.{digits}f}" if values else ""
-
-
-def _promises(rows: Sequence[Mapping[str, Any]]) -> str:
-    """What became of the promise of the intervals, seed by seed."""
-    return ", ".join(dict.fromkeys(next(iter(row["guarantees"].values())) for row in rows if "guarantees" in row))
-
-
-def _accepted(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Accepted masks of all, over the seeds, and how many of them are failures."""
-    judged = [row for row in rows if "accepted" in row]
-    if not judged:
-        return ""
-    accepted, cases, failures = (sum(row[key] for row in judged) for key in ("accepted", "cases", "accepted_failures"))
-    return f"{accepted} of {cases}, {failures}"
 
 
 def main() -> None:

@@ -2,7 +2,8 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from quality_control import _halves, figures, patient_bootstrap, summarise, table
+from quality_control import _halves
+from quality_control_report import draw, figures, patient_bootstrap, summarise, table
 
 from medfm_rl.data.layouts import CaseFile
 
@@ -83,3 +84,11 @@ def test_the_summary_is_the_mean_over_cells_then_over_shifts_and_what_is_missing
     assert "| Lungs Shenzhen to Montgomery | none | ours | 100.0 |" in text
     assert "| suspended | 6 of 12, 2 |" in text
     assert "| CAMUS to CAMUS (no shift) | missing |" in text
+
+
+def test_every_judged_mask_is_drawn_at_its_true_and_predicted_dice() -> None:
+    figure = draw({"lungs-hospital": {"none": [cell()], "ours": [cell(), cell()]}, "camus-4ch-2ch": {"none": [cell()]}})
+    first, second = figure.axes
+    assert [len(points.get_offsets()) for points in first.collections] == [6, 12]
+    assert first.collections[0].get_offsets()[3].tolist() == [0.7, 0.7]
+    assert second.get_xlim()[1] == 1
