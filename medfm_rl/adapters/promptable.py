@@ -15,6 +15,8 @@ from pydantic import ValidationError
 from torch import Tensor
 from torch.nn import Parameter
 from torch.nn import functional as F
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils.checkpoint import checkpoint
 
 from medfm_rl.adapters.base import Sample, Scope, SegmenterAdapter, parameters_in_scope
 from medfm_rl.adapters.checkpoints import read_json_object
@@ -199,8 +201,19 @@ class PromptableAdapter(SegmenterAdapter):
             tensor for name, tensor in (*self.named_parameters(), *self.named_buffers()) if not name.startswith(others)
         ]
         if self.training or shown.requires_grad or any(tensor.requires_grad for tensor in encoder):
-            return self.encode(shown)
+            return self._encode_to_learn(shown)
         return self._kept.of(shown, self.encode, version_of(encoder, shown.device))
+
+    def _encode_to_learn(self, shown: Tensor) -> Tensor:
+        """Embeddings with gradients, made image by image and once more in the backward pass (gradient checkpointing).
+
+        The activations of the encoder are what fills the memory, and this keeps those of one image at a time. Of a
+        single image nothing would be saved, and layers that take statistics of a batch have to see the batch.
+        """
+        of_a_batch = any(module.training and isinstance(module, _BatchNorm) for module in self.modules())
+        if len(shown) == 1 or of_a_batch or not torch.is_grad_enabled():
+            return self.encode(shown)
+        return torch.cat([checkpoint(self.encode, image, use_reentrant=False) for image in shown.split(1)])
 
     def restore(self, logits: Tensor, sample: Sample) -> LabelMap:
         # The tools resample each probability and cut it at one half. Resampled logits have the same sign, up to the

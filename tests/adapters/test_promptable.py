@@ -55,8 +55,8 @@ def freeze_encoder(adapter: TinyPromptable) -> None:
 
 def test_a_frozen_encoder_runs_once_for_an_image(tiny: TinyPromptable) -> None:
     images = images_of(tiny, 3)
-    expected = tiny(images)
-    assert tiny.encoded == [3]
+    with torch.no_grad():
+        expected = tiny(images)
     freeze_encoder(tiny)
     tiny.encoded.clear()
     for rows in ([0, 1], [1, 2], [2, 0, 1], [1, 1]):
@@ -64,6 +64,32 @@ def test_a_frozen_encoder_runs_once_for_an_image(tiny: TinyPromptable) -> None:
     assert tiny.encoded == [2, 1]
     tiny(images[:2]).sum().backward()
     assert all(parameter.grad is not None for parameter in tiny.trainable("decoder").values())
+
+
+def test_an_encoder_that_learns_holds_one_image_at_a_time(tiny: TinyPromptable) -> None:
+    """Each image is encoded once, and again in the backward pass; the gradients are those of the batch."""
+    images = images_of(tiny, 3)
+    parameters = list(tiny.trainable("all").values())
+    logits = tiny.module.encoder(images[:, :1])
+    boxes, _ = tiny._boxes(images, None)
+    expected = torch.autograd.grad(tiny.decode(logits, boxes).square().mean(), parameters)
+    tiny.encoded.clear()
+    embeddings = tiny._embeddings(images)
+    assert tiny.encoded == [1, 1, 1]
+    found = torch.autograd.grad(tiny.decode(embeddings, boxes).square().mean(), parameters)
+    assert tiny.encoded == [1] * 6
+    for one, other in zip(found, expected, strict=True):
+        assert torch.allclose(one, other, atol=1e-6)
+
+
+def test_an_encoder_with_statistics_of_the_batch_sees_the_batch(tiny: TinyPromptable) -> None:
+    tiny.module.encoder[1] = torch.nn.BatchNorm2d(6)
+    images = images_of(tiny, 3)
+    for training, expected in ((True, [3]), (False, [1, 1, 1])):
+        tiny.encoded.clear()
+        tiny.train(training)
+        tiny(images)
+        assert tiny.encoded == expected
 
 
 def test_structures_within_others_learn(tiny: TinyPromptable) -> None:
@@ -110,8 +136,9 @@ def test_the_images_of_the_last_calls_are_kept_and_no_more() -> None:
     assert made[-1] == 1
 
 
-@pytest.mark.parametrize(("scope", "expected"), [("decoder", 4), ("all", 4 * 5)])
+@pytest.mark.parametrize(("scope", "expected"), [("decoder", 4), ("all", 4 * 5 * 2)])
 def test_inner_epochs_of_ppo_run_a_frozen_encoder_once(tiny: TinyPromptable, scope: str, expected: int) -> None:
+    """One that learns runs in each of them, and again in its backward pass."""
     images = images_of(tiny, 4)
     env = SegmentationVecEnv(images.numpy(), lambda _, actions: (actions > 0).float(), 3, n_envs=4)
     trainable = list(tiny.trainable(scope).values())  # type: ignore[arg-type]
