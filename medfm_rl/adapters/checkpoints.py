@@ -37,12 +37,15 @@ NO_CHECKPOINT: Final = (
 """What bytes that are no checkpoint make the readers raise; the safe unpickler fails in many ways."""
 
 
-def read_checkpoint(path: Path, trusted: bool = False) -> dict[str, Any]:
+def read_checkpoint(
+    path: Path, trusted: bool = False, remedy: str = "Save the state dict alone into another file"
+) -> dict[str, Any]:
     """Reads a .pth file of tensors, plain values, NumPy numbers and devices.
 
     Args:
         path: The file.
         trusted: Unpickle whatever it holds. That runs code of whoever made the file.
+        remedy: What a person can do about a file that holds other objects.
 
     Raises:
         ModelError: It is missing, damaged, no dictionary, or holds other objects and is not trusted.
@@ -59,7 +62,7 @@ def read_checkpoint(path: Path, trusted: bool = False) -> dict[str, Any]:
             raise ModelError(f"{path}: a damaged or truncated checkpoint") from error
         raise ModelError(
             f"{path}: holds more than tensors and numbers, and reading that would run code of whoever made the file "
-            f"({_blocked(error)}). Where you trust them: segmenter.trusted: true"
+            f"({_blocked(error)}). {remedy}"
         ) from error
     except NO_CHECKPOINT as error:
         raise ModelError(f"{path}: a damaged or truncated checkpoint ({first_line(error)})") from error

@@ -314,7 +314,7 @@ class NnUNetAdapter(SegmenterAdapter):
         if not self._path(fold).parent.is_dir():
             there = ", ".join(map(str, available_folds(self.folder))) or "none"
             raise ModelError(f"{self.folder}: there is no fold {fold}; folds that are there: {there}")
-        return read_checkpoint(self._path(fold), self.trusted)
+        return read_checkpoint(self._path(fold), self.trusted, "Where you trust them: segmenter.trusted: true")
 
     def _arrange(self, case: Case) -> tuple[FloatArray, tuple[float, ...], Orientation | None]:
         """The image `(C, D, H, W)` and spacing (z, y, x) as nnU-Net's reader of this model would have given them."""

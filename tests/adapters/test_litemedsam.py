@@ -95,6 +95,9 @@ def test_a_wrong_checkpoint_is_refused_by_name(tmp_path: Path) -> None:
     torch.save({"conv.weight": torch.zeros(1)}, folder / "other.pth")
     with pytest.raises(ModelError, match=r"other.pth: does not fit the network: misses \d+ tensors"):
         LiteMedSAMAdapter.load(folder)
+    torch.save({"model": {}, "made": Path("by whom")}, folder / "other.pth")
+    with pytest.raises(ModelError, match=r"would run code.*Save the state dict alone into another file"):
+        LiteMedSAMAdapter.load(folder)
 
 
 def test_images_beyond_what_the_tool_takes_are_refused(segmenter: LiteMedSAMAdapter) -> None:
