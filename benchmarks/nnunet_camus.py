@@ -7,7 +7,8 @@ of five for training. A quarter of the planned feature maps, batches of 8, 25 ep
 ends within about an hour and a half of one core. Of the other patients 60 are the unlabelled target and 40 are for
 evaluation. Adaptation does less than by default (`FULL`). The adapted model is exported, and
 `nnUNetv2_predict_from_modelfolder` segments the held-out images with the model as it was and as it is now, with and
-without mirroring: Dice is measured on the masks in those files.
+without mirroring: Dice is measured on the masks in those files. Then the run judges its own masks of these images: what
+that adds to the time of segmenting, and how well it finds bad ones.
 
 `--quick` runs every part in a few minutes on a few patients. Its figures mean nothing and are not kept as results.
 """
@@ -21,6 +22,7 @@ import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -36,10 +38,16 @@ from medfm_rl.data.images import read_labels
 from medfm_rl.data.layouts import CaseFile, find_cases
 from medfm_rl.data.ultrasound.resimulate import resimulate_dataset
 from medfm_rl.data.ultrasound.vendors import vendor
+from medfm_rl.metrics.failure_detection import failure_auroc
+from medfm_rl.metrics.overlap import dice
 from medfm_rl.metrics.scores import MEAN, Evaluation, compare, score_case, summarise
 from medfm_rl.metrics.validity import load_anatomy
 from medfm_rl.pipeline.adapt import adapt
+from medfm_rl.pipeline.calibrate import write_default_quality
+from medfm_rl.pipeline.config_file import load_config
 from medfm_rl.pipeline.models import export_model
+from medfm_rl.pipeline.run_folder import RunFolder
+from medfm_rl.pipeline.score import load_controller
 from medfm_rl.settings import (
     AdaptConfig,
     CollectSettings,
@@ -57,6 +65,10 @@ DATASETS = {"handheld": (901, ("2CH", "4CH"), ("2CH", "4CH")), "view": (902, ("4
 BATCH = 8
 WIDTH = 4
 """The planned feature maps are divided by it."""
+TOGETHER = 16
+"""Masks that are judged at once, as `medfm-rl score` does."""
+FAILURE = 0.8
+"""Mean Dice below which a mask is a failure."""
 
 
 @dataclass(frozen=True)
@@ -218,11 +230,53 @@ def agreement(model: Path, cases: list[CaseFile], masks: Path, mirroring: bool) 
     return float(np.mean(equal)), float(np.mean(differs))
 
 
+def judge(run: RunFolder, cases: list[CaseFile]) -> dict[str, Any]:
+    """What judging costs beside segmenting, by the run's own segmenter, and how well it finds failures.
+
+    Both are timed one after the other for the same images, some at once as `medfm-rl score` takes them.
+    """
+    write_default_quality(run, load_config(run.config_file, AdaptConfig), quiet)
+    if not run.quality.exists():
+        return {"overhead": None, "segmenting_seconds": None, "failure_auroc": None, "failures": None}
+    controller = load_controller(run.path, "cpu")
+    ratios, seconds, predicted, truth = [], [], [], []
+    for start in range(0, len(cases), TOGETHER):
+        labelled = [file.read_labelled(CAMUS_SCHEMA) for file in cases[start : start + TOGETHER]]
+        began = time.perf_counter()
+        masks = [controller.segmenter.segment(item.case) for item in labelled]
+        segmented = time.perf_counter()
+        reports = controller.judge([controller.segment(item.case) for item in labelled])
+        both = time.perf_counter() - segmented
+        seconds.append((segmented - began) / len(labelled))
+        ratios.append(both / (segmented - began) - 1)
+        predicted += [report.mean.predicted_dice or 0.0 for report in reports]
+        truth += [
+            float(dice(mask, item.ground_truth, CAMUS_SCHEMA.num_classes).mean())
+            for mask, item in zip(masks, labelled, strict=True)
+        ]
+    failed = np.array(truth) < FAILURE
+    return {
+        "overhead": float(np.median(ratios)),
+        "segmenting_seconds": float(np.median(seconds)),
+        "failure_auroc": failure_auroc(np.array(predicted), failed),
+        "failures": int(failed.sum()),
+    }
+
+
 def run_shift(shift: str, size: Size, folder: Path) -> dict[str, Any]:
-    result_file = folder / "result.json"
-    if result_file.exists():
-        return dict(json.loads(result_file.read_text()))
+    """Everything of a shift; what was found before is taken, and judging is done anew where only that is missing."""
+    result_file, judging = folder / "result.json", folder / "judging.json"
     data = prepare(shift, size, folder / "data")
+    if not result_file.exists():
+        write_json(result_file, make_result(shift, size, data, folder))
+    if not judging.exists():
+        write_json(judging, judge(RunFolder(folder / "run"), find_cases(DataSettings(path=data["held-out"]))))
+    result = json.loads(result_file.read_text())
+    return {**result, "judging": json.loads(judging.read_text())}
+
+
+def make_result(shift: str, size: Size, data: Mapping[str, Path], folder: Path) -> dict[str, Any]:
+    """Trains, adapts, exports, and measures the files that nnU-Net writes."""
     started = time.perf_counter()
     source = train(shift, size, data["source"], folder)
     # An interrupted run goes on with the model that was trained.
@@ -270,9 +324,7 @@ def run_shift(shift: str, size: Size, folder: Path) -> dict[str, Any]:
             "cli_equals_ours": equal,
             "disagreement_with_official": differs,
         }
-    result = json.loads(json.dumps(result).replace("NaN", "null"))
-    write_json(result_file, result)
-    return result
+    return dict(json.loads(json.dumps(result).replace("NaN", "null")))
 
 
 def summarise_shifts(results: dict[str, dict[str, Any]]) -> dict[str, Any]:
@@ -293,6 +345,8 @@ def summarise_shifts(results: dict[str, dict[str, Any]]) -> dict[str, Any]:
         "gain_ci_low": by_shift("gain", MEAN, "low"),
         "cli_equals_ours": by_shift("cli_equals_ours"),
         "disagreement_with_official": by_shift("disagreement_with_official"),
+        "judging_overhead": {shift: result["judging"]["overhead"] for shift, result in results.items()},
+        "judging_failure_auroc": {shift: result["judging"]["failure_auroc"] for shift, result in results.items()},
     }
 
 
@@ -318,6 +372,15 @@ def table(results: dict[str, dict[str, Any]], size: Size) -> str:
                     f"| {gain['mean']:+.3f} [{gain['low']:+.3f}, {gain['high']:+.3f}] "
                     f"| {scores['cli_equals_ours']:.4f} | {minutes} |"
                 )
+    lines += ["", "Judging the adapted model's own masks, in the same process (mirroring on):", ""]
+    for shift, result in results.items():
+        found = result["judging"]
+        if found["overhead"] is not None:
+            auroc = "none" if found["failure_auroc"] is None else f"{found['failure_auroc']:.3f}"
+            lines.append(
+                f"- {shift}: adds {100 * found['overhead']:.0f} % to the {found['segmenting_seconds']:.2f} s of "
+                f"segmenting; failure AUROC {auroc} ({found['failures']} masks below a mean Dice of {FAILURE:g})"
+            )
     return "\n".join(lines) + "\n"
 
 

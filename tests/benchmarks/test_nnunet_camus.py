@@ -55,6 +55,7 @@ def test_the_figures_that_are_quoted_are_those_of_the_mean_with_mirroring() -> N
         "mirroring": {"on": scores(0.5), "off": scores(0.25)},
         "training_minutes": 1.0,
         "adaptation_minutes": 2.0,
+        "judging": {"overhead": 0.25, "segmenting_seconds": 0.2, "failure_auroc": 0.9, "failures": 7},
     }
     summary = summarise_shifts({"handheld": result})
     assert summary == {
@@ -63,5 +64,10 @@ def test_the_figures_that_are_quoted_are_those_of_the_mean_with_mirroring() -> N
         "gain_ci_low": {"handheld": 0.05},
         "cli_equals_ours": {"handheld": 1.0},
         "disagreement_with_official": {"handheld": 0.001},
+        "judging_overhead": {"handheld": 0.25},
+        "judging_failure_auroc": {"handheld": 0.9},
     }
     assert "| handheld | off | mean | 0.250 | 0.350 | +0.100 [+0.050, +0.150] |" in table({"handheld": result}, FULL)
+    assert "- handheld: adds 25 % to the 0.20 s of segmenting; failure AUROC 0.900 (7 " in table(
+        {"handheld": result}, FULL
+    )
