@@ -51,6 +51,14 @@ Prompts = Annotated[
         "are taken."
     ),
 ]
+BiomedCLIPWeights = Annotated[
+    Path | None,
+    typer.Option(
+        "--biomedclip",
+        help="BiomedCLIP's open_clip_pytorch_model.bin: images unlike those of the calibration to it are referred. "
+        "Needed both to calibrate and to score.",
+    ),
+]
 CorrectionMethod = Annotated[
     str,
     typer.Option(
@@ -245,6 +253,7 @@ def score_command(
         Path | None,
         typer.Option(help="EchoPrime's view_classifier.pt: images that are no apical views of echo are referred."),
     ] = None,
+    biomedclip: BiomedCLIPWeights = None,
     fail_on: Annotated[str | None, typer.Option(help="refer: exit with code 3 where a mask is referred.")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
 ) -> None:
@@ -252,7 +261,7 @@ def score_command(
     from medfm_rl.data.layouts import find_cases
     from medfm_rl.errors import ConfigError
     from medfm_rl.pipeline.models import load_model
-    from medfm_rl.pipeline.score import find_masks, score
+    from medfm_rl.pipeline.score import Gates, find_masks, score
 
     if (masks is None) == (model is None):
         raise ConfigError("give either --masks, a folder of masks, or --model, a segmenter that makes them")
@@ -265,7 +274,8 @@ def score_command(
     own = model is not None and prompts is None and model.resolve() == quality_model.resolve()
     segmenter = None if model is None or own else load_model(model, prompts).segmenter
     with _progress() as progress:
-        scoring = score(quality_model, files, found, segmenter, out, device, progress, echoprime)
+        gates = Gates(echoprime, biomedclip)
+        scoring = score(quality_model, files, found, segmenter, out, device, progress, gates)
     for problem in scoring.problems.values():
         typer.echo(f"Referred unseen: {problem}", err=True)
     for guarantee in scoring.batch.guarantees:
@@ -320,6 +330,7 @@ def calibrate_command(
     coverage: Annotated[float, typer.Option(help="Share of cases whose Dice the interval holds.")] = 0.9,
     layout: Layout = "auto",
     prompts: Prompts = None,
+    biomedclip: BiomedCLIPWeights = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
 ) -> None:
     """Fit predicted Dice, intervals and the threshold for acceptance on labelled cases; write quality.json."""
@@ -338,7 +349,7 @@ def calibrate_command(
     files = find_cases(_data_settings(labelled, layout))
     found = None if masks is None else find_masks(masks, files)
     with _progress() as progress:
-        model = calibrate(folder, files, found, targets, device, progress, prompts)
+        model = calibrate(folder, files, found, targets, device, progress, prompts, biomedclip)
     from rich.console import Console
 
     from medfm_rl.quality_page import calibration_table

@@ -6,6 +6,7 @@ import copy
 import json
 import logging
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -23,6 +24,7 @@ from medfm_rl.pipeline.images import Progress, load_images, load_labelled
 from medfm_rl.pipeline.models import choose_device, load_adapted, load_preprocessing
 from medfm_rl.pipeline.run_folder import RunFolder
 from medfm_rl.quality.appearance import appearance
+from medfm_rl.quality.biomedclip import BiomedCLIP
 from medfm_rl.quality.calibration import CalibrationCase, Provenance, fit_quality
 from medfm_rl.quality.controller import collect_evidence, submit
 from medfm_rl.quality.evidence import Evidence, confidence_in
@@ -48,6 +50,7 @@ def calibrate(
     device: str,
     progress: Progress,
     prompts: Path | None = None,
+    biomedclip: Path | None = None,
 ) -> QualityModel:
     """Fits a quality model on labelled cases and writes it into the run; what was there is kept under another name.
 
@@ -59,6 +62,7 @@ def calibrate(
         device: Where the networks run.
         progress: Told how far it is.
         prompts: For a promptable segmenter that makes the masks: where its boxes come from, as in `load_model`.
+        biomedclip: BiomedCLIP's weights, where it is to know the images too.
 
     Raises:
         UserError: The run is not finished, or the cases cannot be used or are too few.
@@ -75,7 +79,8 @@ def calibrate(
         else:
             raise DataError(f"case {file.case_id}: there is no mask of that name to be judged")
         progress("reading masks to be judged" if masks else "segmenting", done, len(files))
-    model = calibrate_cases(run, files, judged, targets, chosen, progress)
+    encoder = None if biomedclip is None else BiomedCLIP.load(biomedclip, chosen)
+    model = calibrate_cases(run, files, judged, targets, chosen, progress, encoder)
     _keep_previous(run.quality)
     model.write(run.quality)
     return model
@@ -88,6 +93,7 @@ def calibrate_cases(
     targets: Targets,
     device: torch.device,
     progress: Progress,
+    biomedclip: BiomedCLIP | None = None,
 ) -> QualityModel:
     """Fits a quality model on masks of labelled cases; nothing is written.
 
@@ -98,6 +104,7 @@ def calibrate_cases(
         targets: What is asked.
         device: Where the networks run.
         progress: Told how far it is.
+        biomedclip: Looks at the images too.
 
     Raises:
         UserError: As in `calibrate`.
@@ -118,10 +125,14 @@ def calibrate_cases(
         evidence = collect_evidence([submission], reward, segmenter.patch_size, segmenter.schema, device)[0]
         truth = segmenter.preprocess_labels(item.ground_truth, submission.sample)
         overlap = dice(mask, item.ground_truth, segmenter.schema.num_classes)
-        cases.append(CalibrationCase(item.case.patient_id, evidence, evidence.action == truth, overlap))
+        seen = None if biomedclip is None else biomedclip.embed(item.case)
+        cases.append(CalibrationCase(item.case.patient_id, evidence, evidence.action == truth, overlap, seen))
         progress("calibrating", done, len(files))
     origin = f"{len(files)} labelled cases"
-    return fit_quality(cases, anatomy, targets, _provenance(run, origin, True), config.seed)
+    provenance = _provenance(run, origin, True)
+    if biomedclip is not None:
+        provenance = replace(provenance, biomedclip_hash=biomedclip.weights_hash)
+    return fit_quality(cases, anatomy, targets, provenance, config.seed)
 
 
 def write_default_quality(run: RunFolder, config: AdaptConfig, progress: Progress) -> QualityModel | None:

@@ -24,6 +24,7 @@ from medfm_rl.pipeline.images import Progress
 from medfm_rl.pipeline.models import choose_device, load_adapted, load_preprocessing
 from medfm_rl.pipeline.run_folder import RunFolder
 from medfm_rl.quality import QUALITY_FILE, BatchReport, QualityController, QualityReport
+from medfm_rl.quality.biomedclip import BiomedCLIP
 from medfm_rl.quality.controller import Submission
 from medfm_rl.quality.views import ViewClassifier
 from medfm_rl.quality_page import PageCase, thumbnail, write_page
@@ -51,21 +52,43 @@ class Scoring:
         return found + (len(self.problems) if verdict == "refer" else 0)
 
 
-def load_controller(path: Path, device: str = "auto", echoprime: Path | None = None) -> QualityController:
+@dataclass(frozen=True)
+class Gates:
+    """Networks that are not of the run and look at images before their masks are judged; each is off where None.
+
+    Attributes:
+        echoprime: EchoPrime's `view_classifier.pt`: images that are no apical views are referred.
+        biomedclip: BiomedCLIP's `open_clip_pytorch_model.bin`: images unlike those of the calibration are referred.
+    """
+
+    echoprime: Path | None = None
+    biomedclip: Path | None = None
+
+    def hashes(self) -> dict[str, str]:
+        """SHA-256 of the weights by name, for the record of what judged a case."""
+        files = {"views": self.echoprime, "biomedclip": self.biomedclip}
+        return {name: hash_file(path) for name, path in files.items() if path is not None}
+
+
+NO_GATES = Gates()
+
+
+def load_controller(path: Path, device: str = "auto", gates: Gates = NO_GATES) -> QualityController:
     """Loads the quality model of a run with whatever segmenter it is for.
 
     Args:
         path: The run.
         device: Where the networks run.
-        echoprime: EchoPrime's `view_classifier.pt`, which then refers images that are no apical views.
+        gates: Further networks to be asked.
 
     Raises:
         ModelError: A part is missing, damaged, or does not belong to the others.
         ConfigError: The device is not there.
     """
     chosen = choose_device(device)
-    views = None if echoprime is None else ViewClassifier.load(echoprime, chosen)
-    return QualityController.load(path, lambda _: load_preprocessing(RunFolder(path)), chosen, views)
+    views = None if gates.echoprime is None else ViewClassifier.load(gates.echoprime, chosen)
+    biomedclip = None if gates.biomedclip is None else BiomedCLIP.load(gates.biomedclip, chosen)
+    return QualityController.load(path, lambda _: load_preprocessing(RunFolder(path)), chosen, views, biomedclip)
 
 
 def find_masks(folder: Path, files: Sequence[CaseFile]) -> dict[str, Path]:
@@ -99,7 +122,7 @@ def score(
     out: Path,
     device: str,
     progress: Progress,
-    echoprime: Path | None = None,
+    gates: Gates = NO_GATES,
 ) -> Scoring:
     """Judges masks and writes tables, reward maps, a page and the audit log.
 
@@ -114,12 +137,12 @@ def score(
         out: Folder for the results.
         device: Where the networks run.
         progress: Told how far it is.
-        echoprime: As in `load_controller`.
+        gates: As in `load_controller`.
 
     Raises:
         UserError: The quality model cannot be used, or not one case could be judged.
     """
-    controller = load_controller(run, device, echoprime)
+    controller = load_controller(run, device, gates)
     if masks is None and segmenter is None:
         segmenter = load_adapted(RunFolder(run)) if controller.segmenter.prompted else controller.segmenter
     if segmenter is not None and segmenter.schema.names != controller.schema.names:
@@ -127,9 +150,7 @@ def score(
             f"the model segments {', '.join(segmenter.schema.structures)}, the quality model judges "
             f"{', '.join(controller.schema.structures)}; they must be of one anatomy"
         )
-    networks = {"quality": hash_file(run / QUALITY_FILE)}
-    if echoprime is not None:
-        networks["views"] = hash_file(echoprime)
+    networks = {"quality": hash_file(run / QUALITY_FILE), **gates.hashes()}
     judge = _Judge(controller, networks, masks, segmenter, out)
     inputs: dict[str, dict[str, str]] = {}
     for done, file in enumerate(files, 1):

@@ -26,7 +26,7 @@ from medfm_rl.quality.conformal import (
     threshold_candidates,
 )
 from medfm_rl.quality.evidence import Evidence, log_odds
-from medfm_rl.quality.model import MEAN, PixelCalibration, QualityModel, StructureModel, Targets
+from medfm_rl.quality.model import MEAN, EncoderReference, PixelCalibration, QualityModel, StructureModel, Targets
 from medfm_rl.quality.prediction import DicePredictor, fit_predictor
 from medfm_rl.quality.shift import DomainReference
 from medfm_rl.seeding import derive_seed, numpy_generator
@@ -44,12 +44,14 @@ class CalibrationCase:
         evidence: What the networks and rules say.
         right: `(*S')` bool, whether each pixel of the action is right.
         dice: `(K - 1,)`, true Dice of each structure on the case's own grid.
+        biomedclip: `(512,)`, what BiomedCLIP sees; None where it is not asked.
     """
 
     patient_id: str
     evidence: Evidence
     right: Tensor
     dice: npt.NDArray[np.float32]
+    biomedclip: npt.NDArray[np.float64] | None = None
 
 
 @dataclass(frozen=True)
@@ -61,12 +63,14 @@ class Provenance:
         target_domain: Whether they are labelled cases of the domain that is scored.
         reward_hashes: SHA-256 of each reward network.
         segmenter_hash: SHA-256 of the segmenter.
+        biomedclip_hash: SHA-256 of BiomedCLIP's weights, where it is asked.
     """
 
     origin: str
     target_domain: bool
     reward_hashes: dict[str, str]
     segmenter_hash: str
+    biomedclip_hash: str | None = None
 
 
 def fit_quality(
@@ -126,7 +130,18 @@ def fit_quality(
         accept_reason=reason,
         domain=DomainReference.fit(embeddings[0], embeddings[1], names),
         appearance=DomainReference.fit(looks[0], looks[1], names, LEAST_SCALE),
+        biomedclip=_seen_by_biomedclip(fitted, promised, provenance),
     )
+
+
+def _seen_by_biomedclip(
+    fitted: Sequence[CalibrationCase], promised: Sequence[CalibrationCase], provenance: Provenance
+) -> EncoderReference | None:
+    if provenance.biomedclip_hash is None:
+        return None
+    parts = [np.array([case.biomedclip for case in part], dtype=np.float64) for part in (fitted, promised)]
+    domain = DomainReference.fit(parts[0], parts[1], [case.patient_id for case in promised])
+    return EncoderReference(weights_hash=provenance.biomedclip_hash, domain=domain)
 
 
 def _calibrate_pixels(

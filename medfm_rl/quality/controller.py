@@ -17,6 +17,7 @@ from medfm_rl.adapters import Sample, SegmenterAdapter, TorchModuleAdapter
 from medfm_rl.errors import DataError, ModelError
 from medfm_rl.metrics.validity import Anatomy, RuleResult
 from medfm_rl.quality.appearance import appearance
+from medfm_rl.quality.biomedclip import BiomedCLIP
 from medfm_rl.quality.conformal import effective_patients, fewest_patients, interval, weighted_quantile
 from medfm_rl.quality.evidence import Evidence, confidence_in
 from medfm_rl.quality.model import MEAN, QUALITY_FILE, QualityModel
@@ -66,9 +67,9 @@ class QualityReport:
         patient_id: Of the case.
         scores: Of each structure, the mean last.
         rules: What each anatomy rule measured.
-        shift_distance: Mahalanobis distance of the image from the calibration images, by what the reward network saw or
-            by the appearance of the image, whichever is less probable.
-        shift_probability: Probability of such a distance among images of their kind, for two distances.
+        shift_distance: Mahalanobis distance of the image from the calibration images, by what the reward network saw,
+            by the appearance of the image, or by what BiomedCLIP saw, whichever is least probable.
+        shift_probability: Probability of such a distance among images of their kind, for as many distances.
         verdict: accept: use it. correct: a person or a further step should correct it. refer: a person has to decide.
         reasons: Why, in words.
         embedding: What the reward network saw, for the test of a batch.
@@ -173,9 +174,10 @@ class QualityController:
         model: The quality model.
         device: Where the networks run.
         views: Refers images that are no apical views, whatever their masks.
+        biomedclip: Asked whether an image is like those of the calibration, too.
 
     Raises:
-        ModelError: The parts are of different anatomies.
+        ModelError: The parts are of different anatomies, or the quality model does not know this BiomedCLIP.
     """
 
     def __init__(
@@ -185,6 +187,7 @@ class QualityController:
         model: QualityModel,
         device: torch.device | None = None,
         views: ViewClassifier | None = None,
+        biomedclip: BiomedCLIP | None = None,
     ) -> None:
         self.device = device or torch.device("cpu")
         self.segmenter = segmenter.to(self.device)
@@ -206,6 +209,15 @@ class QualityController:
                 f"{' or '.join(sorted(ECHO_PROFILES))}"
             )
 
+        self.biomedclip = biomedclip
+        if biomedclip is not None and (
+            model.biomedclip is None or model.biomedclip.weights_hash != biomedclip.weights_hash
+        ):
+            raise ModelError(
+                f"{QUALITY_FILE} does not know what this BiomedCLIP saw in the calibration images: calibrate with "
+                "`medfm-rl calibrate --biomedclip FILE`"
+            )
+
     @classmethod
     def load(
         cls,
@@ -213,6 +225,7 @@ class QualityController:
         load_segmenter: Callable[[Path], SegmenterAdapter] = TorchModuleAdapter.load,
         device: torch.device | None = None,
         views: ViewClassifier | None = None,
+        biomedclip: BiomedCLIP | None = None,
     ) -> QualityController:
         """Loads the folder of a finished run of `adapt`.
 
@@ -221,6 +234,7 @@ class QualityController:
             load_segmenter: Reads the segmenter's folder, where it is not a torch segmenter.
             device: Where the networks run.
             views: As in the constructor.
+            biomedclip: As in the constructor.
 
         Raises:
             ModelError: A part is missing, damaged, or does not belong to the others.
@@ -229,7 +243,9 @@ class QualityController:
             raise ModelError(f"{path}: not a finished run of `medfm-rl adapt`, there is no folder model in it")
         model = QualityModel.read(path / QUALITY_FILE)
         model.check_networks(path)
-        return cls(load_segmenter(path / "model"), RewardEnsemble.load(path / "reward"), model, device, views)
+        return cls(
+            load_segmenter(path / "model"), RewardEnsemble.load(path / "reward"), model, device, views, biomedclip
+        )
 
     def assess(self, case: Case, labels: LabelMap) -> QualityReport:
         """Judges one mask; nothing can be said of shift but for the case itself.
@@ -272,12 +288,12 @@ class QualityController:
         native = self.segmenter.restore_map(evidence.reward_map, sample).clip(0, 1)
         scores = self._scores(evidence, labels, native)
         embedding, domain, looks = evidence.embedding, self.model.domain, self.model.appearance
-        # Twice the smaller of two probabilities is one (Bonferroni).
+        known = [(domain, embedding), (looks, evidence.appearance)]
+        if self.biomedclip is not None and self.model.biomedclip is not None:
+            known.append((self.model.biomedclip.domain, self.biomedclip.embed(case)))
+        # The smallest of some probabilities, times their number, is one (Bonferroni).
         distance, probability = min(
-            (
-                (of.distance(numbers), min(1.0, 2 * of.probability(numbers)))
-                for of, numbers in ((domain, embedding), (looks, evidence.appearance))
-            ),
+            ((of.distance(numbers), min(1.0, len(known) * of.probability(numbers))) for of, numbers in known),
             key=lambda found: found[1],
         )
         report = QualityReport(
@@ -371,7 +387,8 @@ class QualityController:
             ]
         missing = [score.structure for score in report.scores[:-1] if score.predicted_dice is None]
         if missing:
-            return "refer", [f"{', '.join(missing)} is missing from the mask: no quality can be predicted"]
+            verb = "is" if len(missing) == 1 else "are"
+            return "refer", [f"{', '.join(missing)} {verb} missing from the mask: no quality can be predicted"]
         mean = report.mean
         assert mean.predicted_dice is not None
         assert mean.low is not None

@@ -103,6 +103,19 @@ class StructureModel(BaseModel):
         return interval(predicted, math.inf if self.quantile is None else self.quantile)
 
 
+class EncoderReference(BaseModel):
+    """What the calibration images look like to an encoder that is not of the run.
+
+    Attributes:
+        weights_hash: SHA-256 of the encoder's file.
+        domain: Its embeddings.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    weights_hash: str
+    domain: DomainReference
+
+
 class QualityModel(BaseModel):
     """The content of `quality.json`.
 
@@ -128,6 +141,7 @@ class QualityModel(BaseModel):
         accept_reason: Why there is none, or what the threshold promises.
         domain: What the images looked like to the reward networks.
         appearance: What they looked like by themselves.
+        biomedclip: What they looked like to BiomedCLIP; None where it was not asked.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
@@ -152,6 +166,7 @@ class QualityModel(BaseModel):
     accept_reason: str
     domain: DomainReference
     appearance: DomainReference
+    biomedclip: EncoderReference | None = None
 
     @property
     def schema_(self) -> LabelSchema:

@@ -38,7 +38,7 @@ _SIZE: Final = 224
 _ZOOM: Final = 0.1
 _MEAN: Final = (29.110628, 28.076836, 29.096405)
 _DEVIATION: Final = (47.989223, 46.456997, 47.20083)
-_LARGEST: Final = 255.0
+LARGEST: Final = 255.0
 
 
 @dataclass(frozen=True)
@@ -109,15 +109,18 @@ class ViewClassifier:
         return ViewFinding(VIEWS[best], float(probabilities[best]), apical)
 
 
-def _prepared(image: FloatArray) -> Tensor:
-    """An image `(C, H, W)` as the classifier was trained: the middle square without a tenth at each side, 224 pixels.
-
-    Values from 0 to 255 are taken as they are, others are brought there from their smallest to their largest.
-    """
+def in_bytes(image: FloatArray) -> Tensor:
+    """Values from 0 to 255 as they are, others brought there from their smallest to their largest, `(C, *S)`."""
     values = torch.from_numpy(np.array(image, dtype=np.float32))
     low, high = float(values.min()), float(values.max())
-    if low < 0 or high > _LARGEST or high <= 1:
-        values = (values - low) / max(high - low, 1e-6) * _LARGEST
+    if low < 0 or high > LARGEST or high <= 1:
+        values = (values - low) / max(high - low, 1e-6) * LARGEST
+    return values
+
+
+def _prepared(image: FloatArray) -> Tensor:
+    """An image `(C, H, W)` as in the training: the middle square without a tenth at each side, 224 pixels."""
+    values = in_bytes(image)
     height, width = values.shape[1:]
     side = min(height, width)
     kept = side - 2 * round(side * _ZOOM)

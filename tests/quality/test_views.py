@@ -16,7 +16,7 @@ from torchvision.models.convnext import CNBlockConfig, ConvNeXt
 
 from medfm_rl.data.layouts import find_cases
 from medfm_rl.errors import DataError, ModelError
-from medfm_rl.pipeline.score import find_masks, load_controller, score
+from medfm_rl.pipeline.score import Gates, find_masks, load_controller, score
 from medfm_rl.quality import QualityController, QualityModel, QualityReport
 from medfm_rl.quality import views as views_module
 from medfm_rl.quality.views import VIEWS, ViewClassifier, ViewFinding, _prepared
@@ -116,12 +116,12 @@ def test_a_volume_and_other_files_are_refused(weights: Path, tmp_path: Path) -> 
 
 def test_a_classifier_of_echo_does_not_go_with_other_rules(quality_run: Path, weights: Path) -> None:
     with pytest.raises(ModelError, match="the rules are generic, it needs echo_apical"):
-        load_controller(quality_run, "cpu", weights)
+        load_controller(quality_run, "cpu", Gates(echoprime=weights))
 
 
 def test_an_image_of_another_view_is_referred_whatever_its_mask(echo_run: Path, weights: Path) -> None:
     file = find_cases(DataSettings(path=_data_of(echo_run)))[0]
-    judge = load_controller(echo_run, "cpu", weights)
+    judge = load_controller(echo_run, "cpu", Gates(echoprime=weights))
     labelled = file.read_labelled(judge.schema)
     report = judge.assess(labelled.case, labelled.ground_truth)
     assert report.verdict == "refer"
@@ -142,7 +142,7 @@ def test_a_call_with_the_classifier_judges_anew_and_says_what_judged(
     files = find_cases(DataSettings(path=_data_of(echo_run)))[:2]
     masks = find_masks(_data_of(echo_run) / "labels", files)
     score(echo_run, files, masks, None, tmp_path / "scores", "cpu", quiet)
-    with_views = score(echo_run, files, masks, None, tmp_path / "scores", "cpu", quiet, weights)
+    with_views = score(echo_run, files, masks, None, tmp_path / "scores", "cpu", quiet, Gates(echoprime=weights))
     assert with_views.count("refer") == 2
     log = [json.loads(line) for line in (tmp_path / "scores" / "audit.jsonl").read_text().splitlines()]
     assert ["views" in line for line in log] == [False, False, True, True]
