@@ -183,6 +183,12 @@ def test_a_model_makes_the_masks(quality_run: Path, images: Path, tmp_path: Path
     masks = find_masks(out / "labels", files)
     given = score(quality_run, files, masks, None, tmp_path / "given", "cpu", quiet)
     assert [item.scores for item in given.batch.reports] == [item.scores for item in scoring.batch.reports]
+    # The run's own segmenter, which makes and judges a mask in one inference.
+    own = score(quality_run, files, None, None, tmp_path / "own", "cpu", quiet)
+    assert [item.scores for item in own.batch.reports] == [item.scores for item in scoring.batch.reports]
+    assert {path.name for path in (tmp_path / "own" / "labels").iterdir()} == {
+        path.name for path in (out / "labels").iterdir()
+    }
 
 
 def test_an_unfinished_run_is_refused(images: Path, tmp_path: Path) -> None:
