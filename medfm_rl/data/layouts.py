@@ -177,8 +177,7 @@ def _find_nnunet_images(root: Path) -> list[CaseFile]:
             f"{root}: there is neither {_DESCRIPTION} nor an image CASE_0000 (layout nnunet); check the path"
         )
     count = max(max(of_case) for of_case in channels.values()) + 1
-    masks = _by_name([path for path in _visible(root / "labels") if image_suffix(path)], "masks")
-    _refuse_masks_alone(masks, channels, folder)
+    masks = _masks_beside(root, channels)
     cases = []
     for name, of_case in channels.items():
         ending = image_suffix(next(iter(of_case.values())))
@@ -244,13 +243,19 @@ def _find_folder(root: Path) -> list[CaseFile]:
     """`images/` and `labels/` with the same names, or images alone; a sub-folder of DICOM slices is one case."""
     folder = _images_of(root)
     images = _by_name([path for path in _visible(folder) if _is_case(path)], "images")
-    masks = _by_name([path for path in _visible(root / "labels") if image_suffix(path)], "masks")
-    _refuse_masks_alone(masks, images, folder)
+    masks = _masks_beside(root, images)
     return [CaseFile(name, _patient_of(name), (path,), masks.get(name)) for name, path in images.items()]
 
 
 def _images_of(root: Path) -> Path:
     return root / "images" if (root / "images").is_dir() else root
+
+
+def _masks_beside(root: Path, names: Collection[str]) -> dict[str, Path]:
+    """Masks in `labels/` by the name of their image."""
+    masks = _by_name([path for path in _visible(root / "labels") if image_suffix(path)], "masks")
+    _refuse_masks_alone(masks, names, _images_of(root))
+    return masks
 
 
 def _visible(folder: Path) -> list[Path]:
