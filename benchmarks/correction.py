@@ -49,6 +49,7 @@ from medfm_rl.settings import AdaptConfig, CorrectionSettings, DataSettings
 from medfm_rl.types import LabelledCase, LabelMap
 
 METHODS: dict[str, dict[str, str]] = {
+    "views": {"method": "views"},
     "none": {"method": "none"},
     "components": {"method": "components"},
     "shape-prior": {"method": "shape-prior"},
@@ -61,7 +62,7 @@ METHODS: dict[str, dict[str, str]] = {
     "ppo-norm": {"method": "optimise", "optimise": "norm", "objective": "ppo"},
 }
 MODELS = {NONE: "source", OURS: "adapted"}
-DEFAULT = "reward-logits"
+DEFAULT = "views"
 """The method that the others are compared with: the default settings."""
 
 

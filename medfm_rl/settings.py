@@ -548,12 +548,16 @@ class SelectionSettings(Settings):
 class CorrectionSettings(Settings):
     """Correction of one case, and when its result is accepted."""
 
-    method: Literal["optimise", "none", "tta", "tent", "intent", "memo", "components", "shape-prior"] = Field(
-        "optimise",
-        description="How a better mask is sought: optimise follows the reward; none refers every case; tta averages "
+    method: Literal["views", "optimise", "none", "tta", "tent", "intent", "memo", "components", "shape-prior"] = Field(
+        "views",
+        description="How a better mask is sought: views averages over random views, those with the better masks by the "
+        "reward networks more; optimise follows the reward; none refers every case; tta averages "
         "over random appearances; tent, intent and memo adapt a copy of the segmenter by its entropy (intent needs "
         "batch normalisation); components keeps the largest parts and fills holes, as the anatomy rules say; "
         "shape-prior projects on shapes of the source.",
+    )
+    views: Positive = Field(
+        16, description="Random views of a case that a vote is taken of; the judge looks at as many others."
     )
     objective: Literal["reward", "ppo"] = Field(
         "reward",
@@ -577,10 +581,14 @@ class CorrectionSettings(Settings):
         description="Weight of the KL divergence to the deployed segmenter. On perturbed lung images of held-out "
         "source patients .01 did harm in a tenth of the cases, .3 in 0 and 3 %.",
     )
-    seconds: float = Field(10.0, gt=0, description="Time for one case; the best step so far counts when it is over.")
-    margin: float = Field(0.01, ge=0, lt=1, description="Gain in the judge's mean reward that a correction needs.")
+    seconds: float = Field(
+        10.0,
+        gt=0,
+        description="Time for one case: when it is over no step and no view is begun, and what there is counts.",
+    )
+    margin: float = Field(0.01, ge=0, lt=1, description="Gain in the Dice that the judge expects which is needed.")
     tolerance: float = Field(
-        0.01, ge=0, lt=1, description="By how much the judge's reward of a single structure may fall."
+        0.01, ge=0, lt=1, description="By how much the Dice of a single structure may fall, as the judge expects it."
     )
     max_change: float = Field(
         0.4, gt=0, le=1, description="Largest accepted distance from the original mask, 1 - mean Dice between the two."

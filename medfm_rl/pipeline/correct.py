@@ -46,6 +46,7 @@ from medfm_rl.tto import (
     Tent,
     TestTimeOptimizer,
     TTOResult,
+    ViewVote,
 )
 from medfm_rl.tto.acceptance import Acceptance
 from medfm_rl.types import Case, FloatArray, LabelMap, LabelSchema
@@ -234,6 +235,8 @@ def make_corrector(
     """
     judge = Judge(RewardNet.load(run.final_reward / _JUDGE), _anatomy(run, adapter.schema), settings)
     match settings.method:
+        case "views":
+            return ViewVote(adapter, reward, judge, settings)
         case "optimise":
             return TestTimeOptimizer(adapter, reward, judge, settings)
         case "none":

@@ -126,6 +126,25 @@ def confidence_in(logits: Tensor, action: Tensor) -> Tensor:
     return probabilities.gather(0, action.long()[None])[0]
 
 
+def soft_dice(probabilities: Tensor, action: Tensor) -> Tensor:
+    """Dice of each structure of a mask with probabilities of the segmenter.
+
+    For the pixels A of a structure in the mask and its probabilities p it is 2 (sum of p over A) / (size of A + sum of
+    p): Borges, Pacheco and Silva, Soft Dice Confidence, arXiv 2402.10665, for the structures one by one.
+
+    Args:
+        probabilities: `(K, *S')`.
+        action: `(*S')`, class indices.
+
+    Returns:
+        `(K - 1,)` in [0, 1].
+    """
+    inside = memberships(action[None], len(probabilities))[0]
+    shared = (probabilities * inside).flatten(1).sum(dim=1)
+    sizes = inside.flatten(1).sum(dim=1) + probabilities.flatten(1).sum(dim=1)
+    return (2 * shared / sizes.clamp_min(1e-8))[1:]
+
+
 def log_odds(probabilities: Tensor) -> Tensor:
     """log(p / (1 - p)), finite also where a network is certain."""
     return torch.logit(probabilities.float().clamp(_LEAST_DOUBT, 1 - _LEAST_DOUBT))

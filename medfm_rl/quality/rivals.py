@@ -17,8 +17,8 @@ from medfm_rl.adapters import PromptableAdapter
 from medfm_rl.adapters.prompts import boxes_of
 from medfm_rl.errors import ModelError
 from medfm_rl.metrics.overlap import dice
+from medfm_rl.quality.evidence import soft_dice
 from medfm_rl.reward.appearance import randomise_appearance
-from medfm_rl.reward.score import memberships
 from medfm_rl.seeding import torch_generator
 from medfm_rl.types import Prompts
 
@@ -83,10 +83,7 @@ class MaxSoftmax:
 
 
 class SoftDiceConfidence:
-    """Mean over the structures of the Dice of the mask with the probabilities of the softmax.
-
-    For the pixels A of a structure in the mask and its probabilities p it is 2 (sum of p over A) / (size of A + sum of
-    p): Borges, Pacheco and Silva, Soft Dice Confidence, arXiv 2402.10665, for the structures one by one.
+    """Mean over the structures of the Dice of the mask with the probabilities of the softmax; see `soft_dice`.
 
     Args:
         segmenter: Images `(B, C, *S)` to logits `(B, K, *S)`.
@@ -100,10 +97,7 @@ class SoftDiceConfidence:
 
     def estimate(self, image: Tensor, action: Tensor) -> float:
         probabilities = _logits(self.segmenter, image).softmax(dim=0)
-        inside = memberships(action[None].to(image.device), len(probabilities))[0]
-        shared = (probabilities * inside).flatten(1).sum(dim=1)
-        sizes = inside.flatten(1).sum(dim=1) + probabilities.flatten(1).sum(dim=1)
-        return float((2 * shared / sizes.clamp_min(1e-8))[1:].mean())
+        return float(soft_dice(probabilities, action.to(image.device)).mean())
 
 
 class MonteCarloDropout:

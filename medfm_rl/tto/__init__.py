@@ -12,6 +12,7 @@ from medfm_rl.tto.rivals import (
     ShapeProjection,
     Tent,
 )
+from medfm_rl.tto.view_vote import ViewVote
 
 __all__ = [
     "AugmentationAverage",
@@ -27,4 +28,5 @@ __all__ = [
     "TTOResult",
     "Tent",
     "TestTimeOptimizer",
+    "ViewVote",
 ]

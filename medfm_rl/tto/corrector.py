@@ -27,8 +27,8 @@ class Proposal:
 
     Attributes:
         labels: Class indices `(*S)` on the case's own grid; those of the original where nothing better was found.
-        gains: Reward of each step minus that of step 0, the original; empty for methods without steps.
-        step: The step that was kept.
+        gains: Reward of each step, or view, minus that of step 0, the original; empty for methods without steps.
+        step: The step that was kept, or the view that counted most.
         stopped: Why there were no further steps.
     """
 
@@ -48,8 +48,8 @@ class TTOResult:
         after: The proposal, accepted or not; equal to `before` where nothing better was found.
         accepted: Whether the proposal is to be used; where it is not, the case is to be referred to a person.
         reasons: Why, in words.
-        gains: Reward of each step minus that of step 0.
-        step: The step that was proposed; 0 is the original.
+        gains: Reward of each step, or view, minus that of step 0.
+        step: The step that was proposed, or the view that counted most; 0 is the original.
         stopped: Why there were no further steps.
         judgement: What the judge found; None where there was nothing to judge.
         seconds: Time it took, the segmentation included.
@@ -102,7 +102,8 @@ class CaseCorrector(ABC):
         judgement = None
         reasons: tuple[str, ...] = ("nothing better than the original was found",)
         if not np.array_equal(before, proposal.labels):
-            judgement = self.judge.compare(self.adapter, case, sample, before, proposal.labels)
+            deadline = start + self.judge.settings.seconds
+            judgement = self.judge.compare(self.adapter, case, sample, logits, before, proposal.labels, deadline)
             reasons = judgement.reasons
         return TTOResult(
             case.case_id,

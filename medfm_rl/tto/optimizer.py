@@ -12,10 +12,9 @@ from torch.nn import functional as F
 
 from medfm_rl.adapters import SegmenterAdapter
 from medfm_rl.adapters.base import Sample, Scope
-from medfm_rl.errors import ModelError
 from medfm_rl.policies.distribution import DenseCategorical, kl_divergence
 from medfm_rl.policies.ppo import clipped_policy_loss, greedy_advantages, normalise_advantages
-from medfm_rl.reward.network import RewardEnsemble, RewardNet
+from medfm_rl.reward.network import RewardEnsemble
 from medfm_rl.reward.score import paired_scores, structure_regions
 from medfm_rl.reward.tiles import judge_tiles, over_tiles
 from medfm_rl.seeding import torch_generator
@@ -57,9 +56,7 @@ class TestTimeOptimizer(CaseCorrector):
         self, adapter: SegmenterAdapter, reward: RewardEnsemble, judge: Judge, settings: CorrectionSettings
     ) -> None:
         super().__init__(adapter, judge)
-        for member in reward.members:
-            if any(_same(member, other) for other in judge.network.members):
-                raise ModelError("the judge is one of the reward networks: it would agree with whatever they lead to")
+        judge.require_other_than(reward)
         self.reward = reward
         self.settings = settings
 
@@ -310,15 +307,3 @@ def _region(one: Tensor, two: Tensor, classes: int) -> Tensor:
     found = torch.maximum(structure_regions(one[None], classes), structure_regions(two[None], classes))
     region = found.amax(dim=1)[0]
     return region if bool(region.any()) else torch.ones_like(region)
-
-
-def _same(one: torch.nn.Module, two: torch.nn.Module) -> bool:
-    """Whether two networks are the same function: the same weights, whatever their temperature."""
-    if one is two:
-        return True
-    if not isinstance(one, RewardNet) or not isinstance(two, RewardNet):
-        return False
-    ours, theirs = one.state_dict(), two.state_dict()
-    if [(name, value.shape) for name, value in ours.items()] != [(name, value.shape) for name, value in theirs.items()]:
-        return False
-    return all(torch.equal(value.cpu(), theirs[name].cpu()) for name, value in ours.items() if name != "temperature")

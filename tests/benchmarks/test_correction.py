@@ -41,7 +41,7 @@ def mixed() -> dict[str, Any]:
 
 def test_every_method_is_one_of_correct() -> None:
     names = {str(CorrectionSettings.model_validate(values).method) for values in METHODS.values()}
-    assert names == {"optimise", "none", "tta", "tent", "intent", "memo", "components", "shape-prior"}
+    assert names == {"views", "optimise", "none", "tta", "tent", "intent", "memo", "components", "shape-prior"}
 
 
 def test_harm_is_counted_among_the_flagged_and_among_the_accepted(mixed: dict[str, Any]) -> None:
@@ -89,14 +89,14 @@ def test_the_worst_decile_is_that_of_the_lowest_prediction() -> None:
 def test_the_summary_adds_cases_up_and_what_is_missing_shows(mixed: dict[str, Any]) -> None:
     found = figures(mixed)
     clean = figures(cell([row("a", 0.6, 0.7, True), row("b", 0.6, 0.8, True)]))
-    results = {"lungs-hospital": {"none": {"reward-logits": {"0": found, "1": clean}}}}
+    results = {"lungs-hospital": {"none": {"views": {"0": found, "1": clean}}}}
     summary = summarise(results)
-    assert summary["source"]["harm_rate_accepted"] == {"reward-logits": 1 / 4}
-    assert summary["source"]["harm_rate_all"] == {"reward-logits": 1 / 5}
-    assert summary["source"]["validity_accepted"] == {"reward-logits": 1.0}
-    assert summary["source"]["worst_decile_gain"]["reward-logits"] == pytest.approx((0.05 + 0.15) / 2)
-    assert summary["source"]["seconds_per_case_median"]["reward-logits"] == 2.0
+    assert summary["source"]["harm_rate_accepted"] == {"views": 1 / 4}
+    assert summary["source"]["harm_rate_all"] == {"views": 1 / 5}
+    assert summary["source"]["validity_accepted"] == {"views": 1.0}
+    assert summary["source"]["worst_decile_gain"]["views"] == pytest.approx((0.05 + 0.15) / 2)
+    assert summary["source"]["seconds_per_case_median"]["views"] == 2.0
     assert summary["adapted"]["worst_decile_gain"] == {}
     text = table(results, ["lungs-hospital", "camus-handheld"])
-    assert "| Lungs Shenzhen to Montgomery | source | reward-logits | 63.3 | +10.0 [" in text
+    assert "| Lungs Shenzhen to Montgomery | source | views | 63.3 | +10.0 [" in text
     assert "| CAMUS to simulated handheld | missing |" in text

@@ -25,7 +25,7 @@ from medfm_rl.quality import BatchReport, QualityController, QualityReport
 from medfm_rl.reward.network import RewardNet
 from medfm_rl.reward.shape_prior import ShapePrior
 from medfm_rl.settings import CorrectionSettings, DataSettings, NetworkSettings
-from medfm_rl.tto import Judge, Judgement, TestTimeOptimizer
+from medfm_rl.tto import CaseCorrector, Judge, Judgement
 from medfm_rl.tto.acceptance import Acceptance, HarmTarget
 
 SETTINGS = CorrectionSettings(steps=2, smoothness=1, learning_rate=5.0)
@@ -132,15 +132,15 @@ def test_an_interrupted_call_goes_on_where_it_was(
     run: Path, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out, seen = tmp_path / "out", []
-    optimize = TestTimeOptimizer.optimize
+    optimize = CaseCorrector.optimize
 
-    def watched(self: TestTimeOptimizer, case, sample=None):
+    def watched(self: CaseCorrector, case, sample=None):
         seen.append(case.case_id)
         if len(seen) == 3:
             raise KeyboardInterrupt
         return optimize(self, case)
 
-    monkeypatch.setattr(TestTimeOptimizer, "optimize", watched)
+    monkeypatch.setattr(CaseCorrector, "optimize", watched)
     with pytest.raises(KeyboardInterrupt):
         run_correct(run, images, out)
     assert not (out / "corrections.csv").exists()

@@ -186,7 +186,7 @@ def test_a_judge_that_disagrees_gives_the_original_back(
     assert not np.array_equal(result.after, result.before)
     assert not result.accepted
     np.testing.assert_array_equal(result.mask, original.numpy())
-    assert "the judge's mean reward changes by -" in result.reasons[0]
+    assert "the judge expects a change of Dice of -" in result.reasons[0]
 
 
 def test_what_breaks_a_rule_or_moves_too_far_is_not_accepted(
