@@ -1,0 +1,130 @@
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from medfm_rl.adapters import TorchModuleAdapter
+from medfm_rl.metrics.rules import Profile
+from medfm_rl.metrics.validity import Anatomy
+from medfm_rl.quality.evidence import expected_dice, soft_dice
+from medfm_rl.reward.network import RewardNet
+from medfm_rl.settings import CorrectionSettings, NetworkSettings, PreprocessingSettings
+from medfm_rl.tto import Judge, Judgement
+from medfm_rl.tto import judge as judge_module
+from medfm_rl.types import Case, LabelMap, LabelSchema
+
+
+@pytest.fixture
+def unet(schema: LabelSchema) -> TorchModuleAdapter:
+    torch.manual_seed(0)
+    network = NetworkSettings(channels=(4, 8), residual_units=0)
+    return TorchModuleAdapter.build_unet(network, schema, PreprocessingSettings(size=(16, 16))).eval()
+
+
+@pytest.fixture
+def case(make_case: Callable[..., Case]) -> Case:
+    return make_case(shape=(16, 16))
+
+
+@pytest.fixture
+def network() -> RewardNet:
+    torch.manual_seed(1)
+    return RewardNet(NetworkSettings(channels=(4, 8), residual_units=0), 4).eval()
+
+
+def blocks(shift: int = 0) -> LabelMap:
+    """Three structures side by side."""
+    labels = np.zeros((16, 16), dtype=np.uint8)
+    for index in range(3):
+        labels[3 + shift : 13, 2 + 4 * index : 6 + 4 * index] = index + 1
+    return labels
+
+
+def compare(
+    unet: TorchModuleAdapter, case: Case, network: RewardNet, before: LabelMap, after: LabelMap, **values: object
+) -> Judgement:
+    settings = CorrectionSettings.model_validate({"views": 3, "max_change": 1.0, **values})
+    judge = Judge(network, Anatomy("test", Profile.model_validate({"rules": []}), unet.schema), settings)
+    sample = unet.preprocess(case)
+    return judge.compare(unet, case, sample, unet.predict_logits(sample), before, after)
+
+
+def shown(monkeypatch: pytest.MonkeyPatch, *views: Tensor) -> list[tuple[str, float]]:
+    """Lets the judge see these views; returns how it asked for them."""
+    asked: list[tuple[str, float]] = []
+
+    def segmented(
+        _adapter: object, _sample: object, _own: object, count: int, purpose: str, deadline: float
+    ) -> list[Tensor]:
+        asked.append((purpose, deadline))
+        return list(views[:count])
+
+    monkeypatch.setattr(judge_module, "segmented_views", segmented)
+    return asked
+
+
+def test_the_gain_is_the_mean_of_what_network_and_views_expect(
+    unet: TorchModuleAdapter, case: Case, network: RewardNet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.manual_seed(2)
+    views = torch.randn(3, 4, 16, 16).softmax(dim=1)
+    shown(monkeypatch, *views)
+    before, after = blocks(), blocks(2)
+    found = compare(unet, case, network, before, after)
+    image = unet.preprocess(case).image[None]
+    expected = []
+    for labels in (before, after):
+        action = torch.from_numpy(labels)
+        with torch.no_grad():
+            of_network = expected_dice(network.reward_map(image, action[None]), action[None], 4)[0]
+        expected.append((of_network + soft_dice(views.mean(dim=0), action)) / 2)
+    gains = expected[1] - expected[0]
+    assert list(found.gains) == ["LV", "MYO", "LA"]
+    np.testing.assert_allclose(list(found.gains.values()), gains, atol=1e-6)
+    assert found.gain == pytest.approx(float(gains.mean()), abs=1e-6)
+
+
+def test_views_that_show_the_proposal_speak_for_it_and_others_against(
+    unet: TorchModuleAdapter, case: Case, network: RewardNet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A network without an opinion: its log-odds are 0 everywhere, so that the views decide."""
+    monkeypatch.setattr(RewardNet, "_judge", lambda _, images, __: torch.zeros(images.shape[0], *images.shape[2:]))
+    before, after = blocks(), blocks(5)
+    for seen, accepted in ((after, True), (before, False)):
+        shown(monkeypatch, torch.nn.functional.one_hot(torch.from_numpy(seen).long(), 4).movedim(-1, 0).float())
+        found = compare(unet, case, network, before, after)
+        assert found.accepted == accepted
+        assert (found.gain > 0) == accepted
+
+
+def test_one_structure_that_gets_worse_is_an_objection(
+    unet: TorchModuleAdapter, case: Case, network: RewardNet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before, after = blocks(), blocks(5)
+    # Two structures gain, the third of the proposal has lost half of its pixels.
+    seen = blocks(5)
+    seen[before == 3] = 3
+    shown(monkeypatch, torch.nn.functional.one_hot(torch.from_numpy(seen).long(), 4).movedim(-1, 0).float())
+    found = compare(unet, case, network, before, after, margin=0.0)
+    assert not found.accepted
+    assert any(reason.startswith("the judge expects the Dice of LA to fall by") for reason in found.reasons)
+    assert compare(unet, case, network, before, after, margin=0.0, tolerance=0.9).accepted == (found.gain >= 0)
+
+
+def test_the_judge_asks_for_views_of_its_own_until_the_deadline(
+    unet: TorchModuleAdapter, case: Case, network: RewardNet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = shown(monkeypatch, torch.full((4, 16, 16), 0.25))
+    compare(unet, case, network, blocks(), blocks(1))
+    assert asked == [("views of the judge", math.inf)]
+    settings = CorrectionSettings(views=1)
+    judge = Judge(network, Anatomy("test", Profile.model_validate({"rules": []}), unet.schema), settings)
+    sample, deadline = unet.preprocess(case), time.monotonic() + 5
+    judge.compare(unet, case, sample, unet.predict_logits(sample), blocks(), blocks(1), deadline)
+    assert asked[-1] == ("views of the judge", deadline)

@@ -1,0 +1,164 @@
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from medfm_rl.adapters import TorchModuleAdapter
+from medfm_rl.errors import ModelError
+from medfm_rl.metrics.rules import Profile
+from medfm_rl.metrics.validity import Anatomy
+from medfm_rl.quality.evidence import expected_dice, soft_dice
+from medfm_rl.reward.network import RewardEnsemble, RewardNet
+from medfm_rl.settings import CorrectionSettings, NetworkSettings, PreprocessingSettings, RewardSettings
+from medfm_rl.tto import Judge, ViewVote
+from medfm_rl.tto.views import segmented_views
+from medfm_rl.types import Case, LabelSchema
+
+
+class Prefers(RewardNet):
+    """Says of each pixel that it is right where it is of the wanted class, with log-odds 4."""
+
+    def __init__(self, wanted: Tensor) -> None:
+        super().__init__(NetworkSettings(channels=(4, 8), residual_units=0), 4)
+        self.wanted = wanted
+
+    def _judge(self, images: Tensor, memberships: Tensor) -> Tensor:
+        index = self.wanted.long().expand(len(images), *self.wanted.shape)[:, None]
+        return 8 * memberships.gather(1, index)[:, 0] - 4
+
+
+def digest(adapter: TorchModuleAdapter) -> str:
+    found = hashlib.sha256()
+    for name, value in adapter.state_dict().items():
+        found.update(name.encode() + value.numpy().tobytes())
+    return found.hexdigest()
+
+
+@pytest.fixture
+def unet(schema: LabelSchema) -> TorchModuleAdapter:
+    torch.manual_seed(0)
+    network = NetworkSettings(channels=(4, 8), residual_units=0, norm="batch")
+    return TorchModuleAdapter.build_unet(network, schema, PreprocessingSettings(size=(16, 16))).eval()
+
+
+@pytest.fixture
+def case(make_case: Callable[..., Case]) -> Case:
+    return make_case(shape=(16, 16))
+
+
+def views_of(unet: TorchModuleAdapter, case: Case, count: int, purpose: str) -> Tensor:
+    """The original and its views, `(V + 1, K, 16, 16)`."""
+    sample = unet.preprocess(case)
+    original = unet.predict_logits(sample).softmax(dim=0)
+    return torch.stack([original, *segmented_views(unet, sample, original, count, purpose, math.inf)])
+
+
+def make_vote(
+    unet: TorchModuleAdapter, reward: RewardNet, judge: RewardNet, rules: str = "", **values: object
+) -> ViewVote:
+    settings = CorrectionSettings.model_validate({"views": 6, "max_change": 1.0, "tolerance": 0.9, **values})
+    profile = Profile.model_validate({"rules": [{"kind": rules, "structure": "LV", "most": 1}] if rules else []})
+    ensemble = RewardEnsemble([reward], RewardSettings())
+    return ViewVote(unet, ensemble, Judge(judge, Anatomy("test", profile, unet.schema), settings), settings)
+
+
+def test_the_view_that_the_reward_networks_believe_decides(unet: TorchModuleAdapter, case: Case) -> None:
+    masks = views_of(unet, case, 6, "views").argmax(dim=1)
+    assert any(not torch.equal(masks[0], mask) for mask in masks[1:]), "the views are all alike: nothing is tested"
+    for wanted in (2, 5):
+        network = Prefers(masks[wanted])
+        result = make_vote(unet, network, Prefers(masks[0])).optimize(case)
+        assert result.step == wanted
+        assert result.gains[0] == 0.0
+        assert result.gains[wanted] == max(result.gains) > 0
+        assert (result.after == masks[wanted].numpy()).mean() > (result.before == masks[wanted].numpy()).mean()
+        assert result.stopped == "done"
+
+
+def test_votes_are_weighed_by_expected_dice_and_agreement(unet: TorchModuleAdapter, case: Case) -> None:
+    """The weights, recomputed: exp(100 (E Dice + Dice with the mean view)), normalised."""
+    votes = views_of(unet, case, 6, "views")
+    network = Prefers(votes[3].argmax(dim=0))
+    worth = []
+    for vote in votes:
+        action = vote.argmax(dim=0)
+        with torch.no_grad():
+            reward_map = network.reward_map(unet.preprocess(case).image[None], action[None])
+        expected = expected_dice(reward_map, action[None], 4)[0].mean()
+        worth.append(float(expected + soft_dice(votes.mean(dim=0), action).mean()))
+    weights = np.exp(100 * (np.array(worth) - max(worth)))
+    mean = np.tensordot(weights / weights.sum(), votes.numpy(), axes=1)
+    result = make_vote(unet, network, Prefers(votes[0].argmax(dim=0))).optimize(case)
+    np.testing.assert_array_equal(result.after, mean.argmax(axis=0))
+    np.testing.assert_allclose(result.gains, (np.array(worth) - worth[0]) / 2, atol=1e-5)
+
+
+def test_a_mask_that_breaks_a_rule_has_no_vote(
+    unet: TorchModuleAdapter, case: Case, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The reward prefers a view; a rule that only another view meets leaves that one alone."""
+    votes = views_of(unet, case, 6, "views")
+    allowed = votes[4].argmax(dim=0).numpy()
+    vote = make_vote(unet, Prefers(votes[2].argmax(dim=0)), Prefers(votes[0].argmax(dim=0)))
+    rule = type("Result", (), {"passed": False})()
+    monkeypatch.setattr(Anatomy, "check", lambda _, labels, spacing: () if np.array_equal(labels, allowed) else (rule,))
+    result = vote.optimize(case)
+    assert result.step == 4
+    np.testing.assert_array_equal(result.after, allowed)
+
+
+def test_the_segmenter_is_bit_identical_and_cases_do_not_see_each_other(
+    unet: TorchModuleAdapter, case: Case, make_case: Callable[..., Case]
+) -> None:
+    unet.train()
+    before = digest(unet)
+    wanted = torch.randint(0, 4, (16, 16), generator=torch.Generator().manual_seed(1))
+    vote = make_vote(unet, Prefers(wanted), Prefers(wanted))
+    first = vote.optimize(case)
+    vote.optimize(make_case(shape=(16, 16), name="p2_a", seed=1))
+    again = vote.optimize(case)
+    assert digest(unet) == before
+    assert unet.training
+    np.testing.assert_array_equal(first.after, again.after)
+    assert first.gains == again.gains
+    assert first.judgement == again.judgement
+
+
+def test_what_the_rules_say_of_parts_is_done_to_the_result(unet: TorchModuleAdapter, case: Case) -> None:
+    from scipy import ndimage
+
+    wanted = torch.randint(0, 4, (16, 16), generator=torch.Generator().manual_seed(1))
+    free = make_vote(unet, Prefers(wanted), Prefers(wanted)).optimize(case)
+    tidied = make_vote(unet, Prefers(wanted), Prefers(wanted), rules="components").optimize(case)
+    assert ndimage.label(free.after == 1)[1] > 1, "there is nothing to tidy"
+    assert ndimage.label(tidied.after == 1)[1] == 1
+
+
+def test_the_time_of_a_case_is_kept(unet: TorchModuleAdapter, case: Case) -> None:
+    wanted = torch.zeros(16, 16, dtype=torch.uint8)
+    result = make_vote(unet, Prefers(wanted), Prefers(wanted), seconds=1e-6, views=500).optimize(case)
+    assert result.stopped == "time"
+    assert len(result.gains) == 2
+
+
+def test_a_judge_whose_network_weighs_the_votes_is_refused(unet: TorchModuleAdapter) -> None:
+    network = Prefers(torch.zeros(16, 16))
+    with pytest.raises(ModelError, match="one of the reward networks"):
+        make_vote(unet, network, network)
+
+
+def test_images_larger_than_the_patch_are_covered(schema: LabelSchema, make_case: Callable[..., Case]) -> None:
+    torch.manual_seed(0)
+    unet = TorchModuleAdapter.build_unet(
+        NetworkSettings(channels=(4, 8), residual_units=0), schema, PreprocessingSettings(size=(16, 16), grid="native")
+    ).eval()
+    networks = [RewardNet(NetworkSettings(channels=(4, 8), residual_units=0), 4).eval() for _ in range(2)]
+    result = make_vote(unet, networks[0], networks[1], views=2).optimize(make_case((20, 24)))
+    assert result.before.shape == result.after.shape == (20, 24)
+    assert len(result.gains) == 3
