@@ -586,12 +586,16 @@ class CorrectionSettings(Settings):
         gt=0,
         description="Time for one case: when it is over no step and no view is begun, and what there is counts.",
     )
-    margin: float = Field(0.01, ge=0, lt=1, description="Gain in the Dice that the judge expects which is needed.")
+    margin: float = Field(0.005, ge=0, lt=1, description="Gain in the Dice that the judge expects which is needed.")
     tolerance: float = Field(
         0.01, ge=0, lt=1, description="By how much the Dice of a single structure may fall, as the judge expects it."
     )
     max_change: float = Field(
-        0.4, gt=0, le=1, description="Largest accepted distance from the original mask, 1 - mean Dice between the two."
+        0.6,
+        gt=0,
+        le=1,
+        description="Largest accepted distance from the original mask, 1 - mean Dice between the two. What is right is "
+        "far from a mask that is bad.",
     )
 
 

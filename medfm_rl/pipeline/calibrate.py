@@ -26,7 +26,7 @@ from medfm_rl.pipeline.run_folder import RunFolder
 from medfm_rl.quality.appearance import appearance
 from medfm_rl.quality.biomedclip import BiomedCLIP
 from medfm_rl.quality.calibration import CalibrationCase, Provenance, fit_quality
-from medfm_rl.quality.controller import collect_evidence, submit
+from medfm_rl.quality.controller import collect_evidence, segment, submit
 from medfm_rl.quality.evidence import Evidence, confidence_in
 from medfm_rl.quality.model import QualityModel, Targets, is_outdated, reward_hashes
 from medfm_rl.reward.appearance import randomise_appearance
@@ -68,49 +68,55 @@ def calibrate(
         UserError: The run is not finished, or the cases cannot be used or are too few.
     """
     chosen = choose_device(device)
-    segmenter = (load_adapted(run, prompts) if masks is None else load_preprocessing(run)).to(chosen)
-    judged: list[LabelMap] = []
-    for done, file in enumerate(files, 1):
-        if masks is None:
-            judged.append(segmenter.segment(file.read()))
-        elif file.case_id in masks:
-            case = file.read()
-            judged.append(read_labels(masks[file.case_id], segmenter.schema, case.shape, case.geometry))
-        else:
-            raise DataError(f"case {file.case_id}: there is no mask of that name to be judged")
-        progress("reading masks to be judged" if masks else "segmenting", done, len(files))
+    judged = None if masks is None else _read_masks(run, files, masks, progress)
     encoder = None if biomedclip is None else BiomedCLIP.load(biomedclip, chosen)
-    model = calibrate_cases(run, files, judged, targets, chosen, progress, encoder)
+    model = calibrate_cases(run, files, judged, targets, chosen, progress, encoder, prompts)
     _keep_previous(run.quality)
     model.write(run.quality)
     return model
 
 
+def _read_masks(
+    run: RunFolder, files: Sequence[CaseFile], masks: Mapping[str, Path], progress: Progress
+) -> list[LabelMap]:
+    schema = load_preprocessing(run).schema
+    found = []
+    for done, file in enumerate(files, 1):
+        if file.case_id not in masks:
+            raise DataError(f"case {file.case_id}: there is no mask of that name to be judged")
+        case = file.read()
+        found.append(read_labels(masks[file.case_id], schema, case.shape, case.geometry))
+        progress("reading masks to be judged", done, len(files))
+    return found
+
+
 def calibrate_cases(
     run: RunFolder,
     files: Sequence[CaseFile],
-    masks: Sequence[LabelMap],
+    masks: Sequence[LabelMap] | None,
     targets: Targets,
     device: torch.device,
     progress: Progress,
     biomedclip: BiomedCLIP | None = None,
+    prompts: Path | None = None,
 ) -> QualityModel:
     """Fits a quality model on masks of labelled cases; nothing is written.
 
     Args:
         run: A finished run of `adapt`.
         files: Labelled cases.
-        masks: Their masks to be judged, class indices.
+        masks: Their masks to be judged, class indices; None for those of the run's segmenter.
         targets: What is asked.
         device: Where the networks run.
         progress: Told how far it is.
         biomedclip: Looks at the images too.
+        prompts: As in `calibrate`.
 
     Raises:
         UserError: As in `calibrate`.
     """
     config = load_config(run.config_file, AdaptConfig)
-    segmenter = load_preprocessing(run).to(device)
+    segmenter = (load_adapted(run, prompts) if masks is None else load_preprocessing(run)).to(device)
     reward = RewardEnsemble.load(run.final_reward).to(device)
     labelled = [file.read_labelled(segmenter.schema) for file in files]
     anatomy = _anatomy(
@@ -120,14 +126,18 @@ def calibrate_cases(
         [item.case.geometry.array_spacing for item in labelled],
     )
     cases = []
-    for done, (item, mask) in enumerate(zip(labelled, masks, strict=True), 1):
-        submission = submit(segmenter, anatomy, item.case, mask)
+    for row, item in enumerate(labelled):
+        submission = (
+            segment(segmenter, anatomy, item.case)
+            if masks is None
+            else submit(segmenter, anatomy, item.case, masks[row])
+        )
         evidence = collect_evidence([submission], reward, segmenter.patch_size, segmenter.schema, device)[0]
         truth = segmenter.preprocess_labels(item.ground_truth, submission.sample)
-        overlap = dice(mask, item.ground_truth, segmenter.schema.num_classes)
+        overlap = dice(submission.labels, item.ground_truth, segmenter.schema.num_classes)
         seen = None if biomedclip is None else biomedclip.embed(item.case)
         cases.append(CalibrationCase(item.case.patient_id, evidence, evidence.action == truth, overlap, seen))
-        progress("calibrating", done, len(files))
+        progress("calibrating", row + 1, len(files))
     origin = f"{len(files)} labelled cases"
     provenance = _provenance(run, origin, True)
     if biomedclip is not None:

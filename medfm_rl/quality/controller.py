@@ -154,6 +154,8 @@ class Submission:
         action: `(*S')` uint8, the mask on it.
         confidence: `(*S')`, as in `Evidence`.
         rules: What each anatomy rule measured in the mask.
+        view: What a classifier of views sees in the image, where there is one.
+        biomedclip: `(512,)`, what BiomedCLIP sees in it, where it is asked.
     """
 
     case: Case
@@ -162,6 +164,8 @@ class Submission:
     action: Tensor
     confidence: Tensor | None
     rules: tuple[RuleResult, ...]
+    view: ViewFinding | None = None
+    biomedclip: npt.NDArray[np.float64] | None = None
 
 
 class QualityController:
@@ -255,7 +259,8 @@ class QualityController:
             labels: Its mask, class indices `(*S)` on the image's own grid.
 
         Raises:
-            DataError: Image and mask do not belong together, or the image is not of the kind that the segmenter takes.
+            DataError: Image and mask do not belong together, or the image is not of the kind that the segmenter, the
+                classifier of views or BiomedCLIP takes.
         """
         return self.judge([self.submit(case, labels)])[0]
 
@@ -265,17 +270,22 @@ class QualityController:
         Raises:
             DataError: As in `assess`.
         """
-        return submit(self.segmenter, self.anatomy, case, labels)
+        return self._shown_to_gates(submit(self.segmenter, self.anatomy, case, labels))
 
     def segment(self, case: Case) -> Submission:
         """A mask of the run's own segmenter, ready to be judged: one inference serves both.
 
         Raises:
-            DataError: The image is not of the kind that the segmenter takes.
+            DataError: As in `assess`.
         """
-        sample = self.segmenter.preprocess(case)
-        logits = self.segmenter.predict_logits(sample)
-        return prepare(self.segmenter, self.anatomy, case, self.segmenter.restore(logits, sample), sample, logits)
+        return self._shown_to_gates(segment(self.segmenter, self.anatomy, case))
+
+    def _shown_to_gates(self, submission: Submission) -> Submission:
+        return replace(
+            submission,
+            view=None if self.views is None else self.views.find(submission.case),
+            biomedclip=None if self.biomedclip is None else self.biomedclip.embed(submission.case),
+        )
 
     def judge(self, submissions: Sequence[Submission]) -> list[QualityReport]:
         """Reports of masks, in their order: those of `assess`, whatever the others are."""
@@ -289,8 +299,8 @@ class QualityController:
         scores = self._scores(evidence, labels, native)
         embedding, domain, looks = evidence.embedding, self.model.domain, self.model.appearance
         known = [(domain, embedding), (looks, evidence.appearance)]
-        if self.biomedclip is not None and self.model.biomedclip is not None:
-            known.append((self.model.biomedclip.domain, self.biomedclip.embed(case)))
+        if submission.biomedclip is not None and self.model.biomedclip is not None:
+            known.append((self.model.biomedclip.domain, submission.biomedclip))
         # The smallest of some probabilities, times their number, is one (Bonferroni).
         distance, probability = min(
             ((of.distance(numbers), min(1.0, len(known) * of.probability(numbers))) for of, numbers in known),
@@ -306,7 +316,7 @@ class QualityController:
             "refer",
             (),
             tuple(embedding.tolist()),
-            None if self.views is None else self.views.find(case),
+            submission.view,
             native,
         )
         return self._decided(report, "untested")
@@ -481,10 +491,27 @@ def submit(segmenter: SegmenterAdapter, anatomy: Anatomy, case: Case, labels: La
         )
     sample = segmenter.preprocess(case)
     logits = None if segmenter.prompted else segmenter.predict_logits(sample)
-    return prepare(segmenter, anatomy, case, labels, sample, logits)
+    return _prepare(segmenter, anatomy, case, labels, sample, logits)
 
 
-def prepare(
+def segment(segmenter: SegmenterAdapter, anatomy: Anatomy, case: Case) -> Submission:
+    """A mask of the segmenter, ready to be judged: one inference serves both.
+
+    Args:
+        segmenter: Makes the mask.
+        anatomy: The rules.
+        case: The image.
+
+    Raises:
+        DataError: The image is not of the kind that the segmenter takes.
+    """
+    sample = segmenter.preprocess(case)
+    logits = segmenter.predict_logits(sample)
+    known = None if segmenter.prompted else logits
+    return _prepare(segmenter, anatomy, case, segmenter.restore(logits, sample), sample, known)
+
+
+def _prepare(
     segmenter: SegmenterAdapter,
     anatomy: Anatomy,
     case: Case,

@@ -8,9 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import SimpleITK as sitk
+from torch import Tensor
 
+from medfm_rl.adapters import Sample, TorchModuleAdapter
 from medfm_rl.data.files import write_json
-from medfm_rl.data.images import read_image, write_image
+from medfm_rl.data.images import read_image, write_image, write_labels
 from medfm_rl.data.layouts import find_cases
 from medfm_rl.errors import DataError, ModelError
 from medfm_rl.pipeline.calibrate import calibrate, write_default_quality
@@ -207,6 +209,32 @@ def test_calibration_can_judge_the_masks_of_another_segmenter(quality_run: Path,
     masks.popitem()
     with pytest.raises(DataError, match="there is no mask of that name to be judged"):
         calibrate(RunFolder(copy), files, masks, Targets(), "cpu", quiet)
+
+
+def test_calibration_makes_and_judges_a_mask_of_the_run_in_one_inference(
+    quality_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copy = tmp_path / "run"
+    shutil.copytree(quality_run, copy)
+    every = find_cases(DataSettings(path=quality_run.parent / "data"))
+    files = list({file.patient_id: file for file in every}.values())[:10]
+    segmenter = load_model(copy).segmenter
+    masks = {file.case_id: tmp_path / f"{file.case_id}.nii.gz" for file in files}
+    for file in files:
+        case = file.read()
+        write_labels(masks[file.case_id], segmenter.segment(case), case.geometry, segmenter.schema)
+    given = calibrate(RunFolder(copy), files, masks, Targets(), "cpu", quiet)
+    calls: list[str] = []
+    predict_logits = TorchModuleAdapter.predict_logits
+
+    def counted(self: TorchModuleAdapter, sample: Sample) -> Tensor:
+        calls.append(sample.case_id)
+        return predict_logits(self, sample)
+
+    monkeypatch.setattr(TorchModuleAdapter, "predict_logits", counted)
+    own = calibrate(RunFolder(copy), files, None, Targets(), "cpu", quiet)
+    assert calls == [file.case_id for file in files]
+    assert own.structures == given.structures
 
 
 def test_a_run_calibrates_itself_on_source_patients_that_its_rewards_have_not_seen(

@@ -152,3 +152,21 @@ def test_a_call_with_the_classifier_judges_anew_and_says_what_judged(
 def _data_of(run: Path) -> Path:
     """The images of the run that was copied."""
     return Path(yaml.safe_load((run / "config.yaml").read_text())["target"]["path"])
+
+
+def test_an_image_that_the_classifier_does_not_take_is_named_and_the_others_are_judged(
+    echo_run: Path, weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = find_cases(DataSettings(path=_data_of(echo_run)))[:3]
+    find = ViewClassifier.find
+
+    def refusing(self: ViewClassifier, case: Case) -> ViewFinding:
+        if case.case_id == files[1].case_id:
+            raise DataError(f"case {case.case_id}: the image is 3-D; views are told of 2-D images")
+        return find(self, case)
+
+    monkeypatch.setattr(ViewClassifier, "find", refusing)
+    masks = find_masks(_data_of(echo_run) / "labels", files)
+    scoring = score(echo_run, files, masks, None, tmp_path, "cpu", quiet, Gates(echoprime=weights))
+    assert list(scoring.problems) == [files[1].case_id]
+    assert [report.case_id for report in scoring.batch.reports] == [files[0].case_id, files[2].case_id]

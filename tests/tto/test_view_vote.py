@@ -82,7 +82,7 @@ def test_the_view_that_the_reward_networks_believe_decides(unet: TorchModuleAdap
 
 
 def test_votes_are_weighed_by_expected_dice_and_agreement(unet: TorchModuleAdapter, case: Case) -> None:
-    """The weights, recomputed: exp(100 (E Dice + Dice with the mean view)), normalised."""
+    """The weights, recomputed: exp(50 (E Dice + Dice with the mean view)), normalised."""
     votes = views_of(unet, case, 6, "views")
     network = Prefers(votes[3].argmax(dim=0))
     worth = []
@@ -92,7 +92,7 @@ def test_votes_are_weighed_by_expected_dice_and_agreement(unet: TorchModuleAdapt
             reward_map = network.reward_map(unet.preprocess(case).image[None], action[None])
         expected = expected_dice(reward_map, action[None], 4)[0].mean()
         worth.append(float(expected + soft_dice(votes.mean(dim=0), action).mean()))
-    weights = np.exp(100 * (np.array(worth) - max(worth)))
+    weights = np.exp(50 * (np.array(worth) - max(worth)))
     mean = np.tensordot(weights / weights.sum(), votes.numpy(), axes=1)
     result = make_vote(unet, network, Prefers(votes[0].argmax(dim=0))).optimize(case)
     np.testing.assert_array_equal(result.after, mean.argmax(axis=0))
