@@ -59,10 +59,16 @@ BiomedCLIPWeights = Annotated[
         "Needed both to calibrate and to score.",
     ),
 ]
+CorrectionObjective = Annotated[
+    str | None, typer.Option(help="With --method optimise, how the reward is followed: reward (its gradient) or ppo.")
+]
+CorrectionScope = Annotated[
+    str | None, typer.Option(help="With --method optimise, what changes for a case: logits, norm, decoder or all.")
+]
 CorrectionMethod = Annotated[
     str,
     typer.Option(
-        help="How a better mask is sought: optimise, none, tta, tent, intent, memo, components or shape-prior."
+        help="How a better mask is sought: views, optimise, none, tta, tent, intent, memo, components or shape-prior."
     ),
 ]
 
@@ -213,7 +219,7 @@ def predict_command(
     correct: Annotated[
         bool, typer.Option("--correct", help="Score the masks too, and correct those with verdict `correct`.")
     ] = False,
-    method: CorrectionMethod = "optimise",
+    method: CorrectionMethod = "views",
 ) -> None:
     """Write label maps in the geometry of the images, and a reward map for each."""
     from medfm_rl.data.layouts import find_cases
@@ -295,9 +301,9 @@ def correct_command(
         Path | None, typer.Option(help="scores.json of `medfm-rl score`; without it the cases are scored first.")
     ] = None,
     budget: Annotated[float | None, typer.Option(help="Seconds for one case; 10 where not given.")] = None,
-    method: CorrectionMethod = "optimise",
-    objective: Annotated[str, typer.Option(help="How optimise follows the reward: reward or ppo.")] = "reward",
-    optimise: Annotated[str, typer.Option(help="What changes for one case: logits, norm, decoder or all.")] = "logits",
+    method: CorrectionMethod = "views",
+    objective: CorrectionObjective = None,
+    optimise: CorrectionScope = None,
     propose_only: Annotated[
         bool, typer.Option("--propose-only", help="Keep every mask; write corrections to proposals/ beside them.")
     ] = False,
@@ -306,7 +312,7 @@ def correct_command(
     prompts: Prompts = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
 ) -> None:
-    """Correct the cases with verdict `correct`: optimise, keep what an independent judge prefers, refer the rest."""
+    """Correct the cases with verdict `correct`: propose, keep what an independent judge prefers, refer the rest."""
     from medfm_rl.data.layouts import find_cases
     from medfm_rl.pipeline.correct import correct
 
@@ -366,9 +372,9 @@ def calibrate_correction_command(
     alpha: Annotated[float, typer.Option(help="Largest share of harmful among the accepted corrections.")] = 0.1,
     confidence: Annotated[float, typer.Option(help="Of that statement.")] = 0.9,
     budget: Annotated[float | None, typer.Option(help="Seconds for one case; 10 where not given.")] = None,
-    method: CorrectionMethod = "optimise",
-    objective: Annotated[str, typer.Option(help="How optimise follows the reward: reward or ppo.")] = "reward",
-    optimise: Annotated[str, typer.Option(help="What changes for one case: logits, norm, decoder or all.")] = "logits",
+    method: CorrectionMethod = "views",
+    objective: CorrectionObjective = None,
+    optimise: CorrectionScope = None,
     layout: Layout = "auto",
     prompts: Prompts = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
@@ -504,10 +510,14 @@ def _print_corrections(corrections: Corrections, out: Path) -> None:
         raise typer.Exit(_USER_MISTAKE)
 
 
-def _correction_settings(budget: float | None, **values: str) -> CorrectionSettings:
+def _correction_settings(budget: float | None, **values: str | None) -> CorrectionSettings:
+    from medfm_rl.errors import ConfigError
     from medfm_rl.settings import CorrectionSettings
 
-    return _from_options(CorrectionSettings, **values, **({} if budget is None else {"seconds": budget}))
+    given = {name: value for name, value in {**values, "seconds": budget}.items() if value is not None}
+    if values["method"] != "optimise" and {"objective", "optimise"} & given.keys():
+        raise ConfigError("--objective and --optimise are for --method optimise, and go with it")
+    return _from_options(CorrectionSettings, **given)
 
 
 def _from_options(model: type[Model], **values: Any) -> Model:

@@ -320,7 +320,14 @@ def test_the_page_has_every_case_worst_first_and_what_is_promised(run: Path, ima
             ["correct", "run", "--images", "data", "--out", "out", "--method", "magic"],
             "--method magic: Input should be",
         ),
-        (["correct", "run", "--images", "data", "--out", "out", "--objective", "x"], "--objective x: Input should be"),
+        (
+            ["correct", "run", "--images", "data", "--out", "out", "--method", "optimise", "--objective", "x"],
+            "--objective x: Input should be",
+        ),
+        (
+            ["correct", "run", "--images", "data", "--out", "out", "--optimise", "norm"],
+            "--objective and --optimise are for --method optimise",
+        ),
     ],
 )
 def test_a_wrong_option_is_named(
