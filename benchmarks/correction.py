@@ -8,7 +8,8 @@ On the shifts, splits and models of `adaptation.py`, whose runs are gone on with
 segmented by the source model and by the adapted model, and scored by the run's `quality.json`. Flagged are the masks
 with the verdict correct, which `medfm-rl correct` takes. The worst decile is that of the lowest predicted Dice, flagged
 or not. Each method proposes a mask for every one of these cases; the run's judge accepts it, or the original is handed
-back. No target label is read before the proposals are scored.
+back. Where scoring has suspended its promises for the batch, nothing is changed and what the judge accepts is only
+proposed, as `medfm-rl correct` does. No target label is read before the proposals are scored.
 
 - gain: Dice of what is handed back minus that of the original, in the worst decile and among the flagged.
 - harm: what is handed back has lost more than one Dice point; among all flagged, and among the accepted.
@@ -111,12 +112,14 @@ class Bench:
             for file in _files(self.shift.folders.held_out):
                 case = file.read()
                 reports.append(controller.assess(case, segmenter.segment(case)))
-            settled = controller.settle(reports).reports
+            batch = controller.settle(reports)
+            settled = batch.reports
             predicted = [report.mean.predicted_dice for report in settled]
             # A mask that lacks a structure has no prediction: it is worse than any that has one.
             write_json(
                 path,
                 {
+                    "state": batch.state,
                     "case_ids": [report.case_id for report in settled],
                     "verdicts": [report.verdict for report in settled],
                     "predicted": [0.0 if value is None else value for value in predicted],
@@ -152,6 +155,7 @@ class Bench:
             )
         return {
             "cases": len(judged["case_ids"]),
+            "state": judged["state"],
             "settings": settings.model_dump(),
             "rows": rows,
             "environment": dict(self.started_in),
@@ -180,14 +184,18 @@ def _files(folder: Path) -> list[CaseFile]:
 
 def figures(cell: Mapping[str, Any]) -> dict[str, Any]:
     """What is measured of one cell."""
-    rows = cell["rows"]
+    rows = handed_back(cell)
     flagged = [row for row in rows if row["verdict"] == "correct"]
+    proposed = [row for row in cell["rows"] if row["verdict"] == "correct" and row["accepted"]]
     decile = [row for row in rows if row["worst_decile"]]
     accepted = [row for row in flagged if row["accepted"]]
     harmed = [row for row in accepted if _harmed(row)]
     found: dict[str, Any] = {
         "cases": cell["cases"],
+        "state": cell["state"],
         "flagged": len(flagged),
+        "judge_accepts": len(proposed),
+        "judge_accepts_harmed": sum(_harmed(row) for row in proposed),
         "accepted": len(accepted),
         "accepted_harmed": len(harmed),
         "accepted_valid": sum(row["after"]["valid"] for row in accepted),
@@ -199,6 +207,11 @@ def figures(cell: Mapping[str, Any]) -> dict[str, Any]:
         "flagged_unjudged": _change(flagged, judged=False),
     }
     return found
+
+
+def handed_back(cell: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The rows, none of them accepted where the batch is unlike the calibration: the masks stay."""
+    return [{**row, "accepted": row["accepted"] and cell["state"] != "suspended"} for row in cell["rows"]]
 
 
 def _harmed(row: Mapping[str, Any]) -> bool:
@@ -238,7 +251,7 @@ def _interval(
 
 def ahead(ours: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
     """By how much ours is better on the worst decile, with its paired interval."""
-    first, second = ([row for row in cell["rows"] if row["worst_decile"]] for cell in (ours, other))
+    first, second = ([row for row in handed_back(cell) if row["worst_decile"]] for cell in (ours, other))
     if [row["case_id"] for row in first] != [row["case_id"] for row in second]:
         raise ValueError("the two methods were measured on other cases")
     dice = [[_returned(row, True)["dice"] for row in rows] for rows in (second, first)]
@@ -297,14 +310,16 @@ def table(results: Mapping[str, Any], shifts: Sequence[str]) -> str:
     """Markdown: one row for each shift, model and method, means over the seeds."""
     lines = [
         "# Correction at test time\n",
-        "Dice in points; the worst tenth is that of the lowest predicted Dice. Intervals: 95 %, first seed.\n",
-        "| shift | masks of | method | worst tenth, Dice before | gain | without the judge | flagged | corrected | "
-        "harmed of accepted | of flagged | valid of accepted | HD95 of flagged | seconds |",
-        "|---|---|---|---|---|---|---|---|---|---|---|---|---|",
+        "Dice in points; the worst tenth is that of the lowest predicted Dice. Intervals: 95 %, first seed. Where the",
+        "batch is suspended, what the judge accepts is proposed and not handed back.\n",
+        "| shift | masks of | batch | method | worst tenth, Dice before | gain | without the judge | flagged | "
+        "judge accepts | of these harmed | corrected | harmed of corrected | of flagged | valid of corrected | "
+        "HD95 of flagged | seconds |",
+        f"|{'---|' * 16}",
     ]
     for shift in shifts:
         if shift not in results:
-            lines.append(f"| {TITLES[shift]} | missing | | | | | | | | | | | |")
+            lines.append(f"| {TITLES[shift]} | missing |{' |' * 14}")
         for model, methods in results.get(shift, {}).items():
             for method, seeds in methods.items():
                 found = list(seeds.values())
@@ -319,6 +334,8 @@ def table(results: Mapping[str, Any], shifts: Sequence[str]) -> str:
                     _points([cell["worst_decile"]["gain"] for cell in found], "{:+.1f}") + interval,
                     _points([cell["worst_decile_unjudged"]["gain"] for cell in found], "{:+.1f}"),
                     str(sum(cell["flagged"] for cell in found)),
+                    _percent(_rate(found, "judge_accepts", "flagged")),
+                    _percent(_rate(found, "judge_accepts_harmed", "judge_accepts")),
                     _percent(_rate(found, "accepted", "flagged")),
                     _percent(_rate(found, "accepted_harmed", "accepted")),
                     _percent(_rate(found, "accepted_harmed", "flagged")),
@@ -328,7 +345,8 @@ def table(results: Mapping[str, Any], shifts: Sequence[str]) -> str:
                     else f"{flagged['hd95_before']:.1f} to {flagged['hd95_after']:.1f}",
                     f"{np.median([cell['seconds_median'] or 0 for cell in found]):.1f}",
                 ]
-                lines.append(f"| {TITLES[shift]} | {MODELS[model]} | {method} | {' | '.join(row)} |")
+                state = " and ".join(sorted({cell["state"] for cell in found}))
+                lines.append(f"| {TITLES[shift]} | {MODELS[model]} | {state} | {method} | {' | '.join(row)} |")
     return "\n".join(lines) + "\n"
 
 

@@ -27,7 +27,7 @@ from medfm_rl.pipeline.images import Progress
 from medfm_rl.pipeline.models import choose_device, load_adapted
 from medfm_rl.pipeline.run_folder import RunFolder
 from medfm_rl.pipeline.score import score
-from medfm_rl.quality import QualityModel
+from medfm_rl.quality import QualityModel, State
 from medfm_rl.report import CorrectionEntry, correction_figure, figure_bytes, write_corrections_page
 from medfm_rl.reward.network import RewardEnsemble, RewardNet
 from medfm_rl.reward.score import structure_scores
@@ -90,6 +90,9 @@ def correct(
 ) -> Corrections:
     """Corrects cases one by one and writes masks, pictures, tables and the audit log.
 
+    Where scoring found that the batch differs from the calibration cases, and suspended what it promises, corrections
+    are proposed only.
+
     Cases that were handled before, from the same images with the same networks and settings, are not handled again. A
     case that cannot be handled is named and referred; the others are handled.
 
@@ -117,14 +120,23 @@ def correct(
     corrector = make_corrector(run, adapter, reward, settings)
     taken = list(files)
     problems: dict[str, str] = {}
+    state: State = "untested"
     if scores is None and not every:
         own = adapter if adapter.prompted else None
         scoring = score(path, files, None, own, out / "scores", device, progress)
         problems.update(scoring.problems)
+        state = scoring.batch.state
         verdicts: dict[str, str] = {report.case_id: report.verdict for report in scoring.batch.reports}
         taken = _marked([file for file in files if file.case_id not in problems], verdicts, scores)
     elif scores is not None and not every:
-        taken = _marked(files, _verdicts(scores), scores)
+        state, verdicts = _read_scores(scores)
+        taken = _marked(files, verdicts, scores)
+    if state == "suspended" and not propose_only:
+        propose_only = True
+        promise = (
+            "every mask stays: the batch differs from the calibration cases, and what scoring and judge say of such "
+            "images has not been tested; what the judge accepts is in proposals/ for a person to take or leave"
+        )
     untouched = len(files) - len(taken) - len(problems)
     bench = _Bench(corrector, reward, out, {**hashes, "settings": settings.model_dump()}, propose_only)
     records: list[Mapping[str, Any]] = []
@@ -332,8 +344,8 @@ def _anatomy(run: RunFolder, schema: LabelSchema) -> Anatomy:
     return load_anatomy(load_config(run.config_file, AdaptConfig).anatomy, schema)
 
 
-def _verdicts(path: Path) -> dict[str, str]:
-    """Verdicts by case of a `scores.json`; a case that could not be judged was referred.
+def _read_scores(path: Path) -> tuple[State, dict[str, str]]:
+    """State of the batch and verdicts by case of a `scores.json`; a case that could not be judged was referred.
 
     Raises:
         DataError: It is no such file.
@@ -341,9 +353,11 @@ def _verdicts(path: Path) -> dict[str, str]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         verdicts = {str(case["case_id"]): str(case["verdict"]) for case in content["cases"]}
-        return {**verdicts, **dict.fromkeys(content["problems"], "refer")}
+        return content["batch_state"], {**verdicts, **dict.fromkeys(content["problems"], "refer")}
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise DataError(f"{path}: not a scores.json of `medfm-rl score` ({error})") from error
+        raise DataError(
+            f"{path}: not a scores.json of `medfm-rl score` ({error}); score the images with this version"
+        ) from error
 
 
 def _marked(files: Sequence[CaseFile], verdicts: Mapping[str, str], scores: Path | None) -> list[CaseFile]:

@@ -318,6 +318,7 @@ def _write_tables(out: Path, scoring: Scoring, controller: QualityController) ->
             "format": 1,
             "medfm_rl": __version__,
             "calibrated_on": controller.model.origin,
+            "batch_state": scoring.batch.state,
             "batch_shift_probability": scoring.batch.shift_probability,
             "guarantees": [vars(guarantee) for guarantee in scoring.batch.guarantees],
             "cases": cases,

@@ -134,11 +134,14 @@ class BatchReport:
 
     Attributes:
         reports: In the order given.
+        state: Whether what is promised holds for the batch: it does, it does with weighted intervals, a test has
+            suspended it, or the batch is too small for the test.
         shift_probability: p-value of the two-sample test, or None where the batch is too small for it.
         guarantees: What is promised for this batch, and what is not.
     """
 
     reports: tuple[QualityReport, ...]
+    state: State
     shift_probability: float | None
     guarantees: tuple[Guarantee, ...]
 
@@ -341,7 +344,7 @@ class QualityController:
                 state = "weighted"
                 reports = [self._weighted(report, reference, ratio) for report, ratio in zip(reports, own, strict=True)]
         settled = tuple(self._decided(report, state) for report in reports)
-        return BatchReport(settled, probability, self._guarantees(probability, state, effective))
+        return BatchReport(settled, state, probability, self._guarantees(probability, state, effective))
 
     def _weighted(self, report: QualityReport, reference: npt.NDArray[np.float64], own: float) -> QualityReport:
         """The report with the intervals that hold for a case of that likelihood ratio."""

@@ -22,8 +22,8 @@ def row(patient: str, before: float, after: float, accepted: bool, verdict: str 
     }
 
 
-def cell(rows: list[Any]) -> dict[str, Any]:
-    return {"cases": 20, "rows": rows}
+def cell(rows: list[Any], state: str = "holds") -> dict[str, Any]:
+    return {"cases": 20, "state": state, "rows": rows}
 
 
 @pytest.fixture
@@ -49,6 +49,13 @@ def test_harm_is_counted_among_the_flagged_and_among_the_accepted(mixed: dict[st
     assert (found["flagged"], found["accepted"], found["accepted_harmed"], found["proposals_harmed"]) == (3, 2, 1, 2)
     assert found["accepted_valid"] == 2
     assert found["seconds_median"] == 2.0
+
+
+def test_in_a_suspended_batch_the_masks_stay_and_what_the_judge_accepts_is_counted(mixed: dict[str, Any]) -> None:
+    found = figures({**mixed, "state": "suspended"})
+    assert (found["accepted"], found["judge_accepts"], found["judge_accepts_harmed"]) == (0, 2, 1)
+    assert found["worst_decile"]["gain"] == 0.0
+    assert found["worst_decile_unjudged"] == figures(mixed)["worst_decile_unjudged"]
 
 
 def test_what_is_refused_stays_as_it_was(mixed: dict[str, Any]) -> None:
@@ -98,5 +105,5 @@ def test_the_summary_adds_cases_up_and_what_is_missing_shows(mixed: dict[str, An
     assert summary["source"]["seconds_per_case_median"]["views"] == 2.0
     assert summary["adapted"]["worst_decile_gain"] == {}
     text = table(results, ["lungs-hospital", "camus-handheld"])
-    assert "| Lungs Shenzhen to Montgomery | source | views | 63.3 | +10.0 [" in text
+    assert "| Lungs Shenzhen to Montgomery | source | holds | views | 63.3 | +10.0 [" in text
     assert "| CAMUS to simulated handheld | missing |" in text

@@ -166,16 +166,37 @@ def test_only_cases_with_the_verdict_correct_are_taken(run: Path, images: Path, 
     verdicts = ["accept", "correct", "refer", "correct"]
     cases = [{"case_id": name, "verdict": verdict} for name, verdict in zip(names, verdicts, strict=True)]
     scores = tmp_path / "scores.json"
-    write_json(scores, {"cases": cases, "problems": {}})
+    write_json(scores, {"cases": cases, "problems": {}, "batch_state": "holds"})
     found = run_correct(run, images, tmp_path / "out", scores, every=False)
     assert [record["case"] for record in found.records] == [names[1], names[3]]
     assert found.untouched == 2
-    write_json(scores, {"cases": cases[:2], "problems": {}})
+    write_json(scores, {"cases": cases[:2], "problems": {}, "batch_state": "holds"})
     with pytest.raises(DataError, match="has no score of 2 images"):
         run_correct(run, images, tmp_path / "out", scores, every=False)
     scores.write_text("{}", encoding="utf-8")
     with pytest.raises(DataError, match=r"not a scores\.json"):
         run_correct(run, images, tmp_path / "out", scores, every=False)
+
+
+@pytest.mark.usefixtures("agreeing")
+def test_where_the_batch_is_unlike_the_calibration_corrections_are_proposed_only(
+    run: Path, images: Path, tmp_path: Path
+) -> None:
+    names = [file.case_id for file in find_cases(DataSettings(path=images))]
+    scores, segmenter = tmp_path / "scores.json", load_model(run).segmenter
+    cases = [{"case_id": name, "verdict": "correct"} for name in names]
+    for state, decision in (("suspended", "proposed"), ("weighted", "corrected")):
+        write_json(scores, {"cases": cases, "problems": {}, "batch_state": state})
+        out = tmp_path / state
+        found = run_correct(run, images, out, scores, every=False)
+        assert found.count(decision) > 0
+        assert found.count("proposed" if decision == "corrected" else "corrected") == 0
+        assert found.promise.startswith("every mask stays") == (state == "suspended")
+        changed = 0
+        for file in find_cases(DataSettings(path=images)):
+            labels, _ = read_image(out / "labels" / f"{file.case_id}.nii.gz")
+            changed += not np.array_equal(labels[0], segmenter.schema.to_ids(segmenter.segment(file.read())))
+        assert (changed == 0) == (state == "suspended")
 
 
 def test_without_scores_the_cases_are_scored_first(run: Path, images: Path, tmp_path: Path) -> None:
