@@ -1,9 +1,11 @@
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
-from correction import METHODS, ahead, figures, summarise, table, worst_decile
+from correction import METHODS, worst_decile
+from correction_report import ahead, draw, figures, summarise, table
 
 from medfm_rl.settings import CorrectionSettings
 
@@ -107,3 +109,11 @@ def test_the_summary_adds_cases_up_and_what_is_missing_shows(mixed: dict[str, An
     text = table(results, ["lungs-hospital", "camus-handheld"])
     assert "| Lungs Shenzhen to Montgomery | source | holds | views | 63.3 | +10.0 [" in text
     assert "| CAMUS to simulated handheld | missing |" in text
+
+
+def test_the_picture_has_a_panel_for_each_model_and_shift_and_says_what_is_missing(
+    mixed: dict[str, Any], tmp_path: Path
+) -> None:
+    results = {"lungs-hospital": {"none": {"views": {"0": figures(mixed)}}}}
+    draw(results, False, tmp_path / "picture.png")
+    assert (tmp_path / "picture.png").read_bytes().startswith(b"\x89PNG")
