@@ -212,7 +212,7 @@ def _percent(share: float | None) -> str:
 def draw(results: Mapping[str, Any], trial: bool, path: Path) -> None:
     """Gain in the worst tenth by method, a row of panels for each model, one panel for each shift; numbers only."""
     names = list(dict.fromkeys(name for models in results.values() for methods in models.values() for name in methods))
-    figure = Figure(figsize=(1.6 + 2.4 * len(results), 1.4 + 0.5 * len(names)), layout="tight")
+    figure = Figure(figsize=(1.6 + 2.4 * len(results), 2.4 + 0.45 * len(names)), layout="tight")
     panels = figure.subplots(len(MODELS), max(1, len(results)), sharey=True, squeeze=False)
     for row, (model, title) in zip(panels, MODELS.items(), strict=True):
         for panel, (shift, models) in zip(row, results.items(), strict=False):
