@@ -19,6 +19,8 @@ from medfm_rl.types import LabelMap
 
 _TEMPERATURE = 0.02
 """A mask whose worth is .02 lower, a point of Dice, counts 1/e: of 17 views a few decide, and seldom one alone."""
+_PRICE_OF_RULES = 0.05
+"""How much less the best mask that meets the rules may be worth: rules of a source need not hold on a target."""
 
 
 class ViewVote(CaseCorrector):
@@ -26,8 +28,9 @@ class ViewVote(CaseCorrector):
 
     What a mask is worth is the Dice that the reward networks let expect of it, plus its Dice with the mean of the
     views. What the rules say of parts and holes is done to the average. Where it breaks a rule all the same, the masks
-    that break none vote alone, if there are any. This is reward-weighted averaging over actions (Peters and Schaal,
-    ICML 2007) with random views for exploration, and no weight of the segmenter is touched.
+    that break none vote alone, if the best of them is worth nearly as much as the best of all. This is reward-weighted
+    averaging over actions (Peters and Schaal, ICML 2007) with random views for exploration, and no weight of the
+    segmenter is touched.
 
     Args:
         adapter: The deployed segmenter.
@@ -59,7 +62,7 @@ class ViewVote(CaseCorrector):
         labels = self._average(sample, votes, weights)
         if not self._meets_rules(sample, labels):
             eligible = torch.tensor([self._meets_rules(sample, self._tidied(sample, vote)) for vote in votes])
-            if eligible.any():
+            if eligible.any() and float(worth[eligible].max()) >= float(worth.max()) - _PRICE_OF_RULES:
                 weights = torch.where(eligible, worth / _TEMPERATURE, -torch.inf).softmax(dim=0)
                 labels = self._average(sample, votes, weights)
         gains = tuple(((worth - worth[0]) / 2).tolist())

@@ -16,7 +16,7 @@ from medfm_rl.metrics.validity import Anatomy
 from medfm_rl.quality.evidence import expected_dice, soft_dice
 from medfm_rl.reward.network import RewardEnsemble, RewardNet
 from medfm_rl.settings import CorrectionSettings, NetworkSettings, PreprocessingSettings, RewardSettings
-from medfm_rl.tto import Judge, ViewVote
+from medfm_rl.tto import Judge, ViewVote, view_vote
 from medfm_rl.tto.views import segmented_views
 from medfm_rl.types import Case, LabelSchema
 
@@ -99,18 +99,20 @@ def test_votes_are_weighed_by_expected_dice_and_agreement(unet: TorchModuleAdapt
     np.testing.assert_allclose(result.gains, (np.array(worth) - worth[0]) / 2, atol=1e-5)
 
 
-def test_a_mask_that_breaks_a_rule_has_no_vote(
-    unet: TorchModuleAdapter, case: Case, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("price", [2.0, 0.05])
+def test_a_mask_that_breaks_a_rule_has_no_vote_where_another_is_worth_nearly_as_much(
+    price: float, unet: TorchModuleAdapter, case: Case, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The reward prefers a view; a rule that only another view meets leaves that one alone."""
+    """The reward prefers a view by far; a rule that only another view meets leaves that one alone, at any price."""
     votes = views_of(unet, case, 6, "views")
     allowed = votes[4].argmax(dim=0).numpy()
     vote = make_vote(unet, Prefers(votes[2].argmax(dim=0)), Prefers(votes[0].argmax(dim=0)))
     rule = type("Result", (), {"passed": False})()
     monkeypatch.setattr(Anatomy, "check", lambda _, labels, spacing: () if np.array_equal(labels, allowed) else (rule,))
+    monkeypatch.setattr(view_vote, "_PRICE_OF_RULES", price)
     result = vote.optimize(case)
-    assert result.step == 4
-    np.testing.assert_array_equal(result.after, allowed)
+    assert result.step == (4 if price == 2.0 else 2)
+    assert np.array_equal(result.after, allowed) == (price == 2.0)
 
 
 def test_the_segmenter_is_bit_identical_and_cases_do_not_see_each_other(
