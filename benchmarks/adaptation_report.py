@@ -24,6 +24,7 @@ from cells import (
 from ejection_fraction import Agreement, Length, agreement, patient_fractions, published_fractions
 from matplotlib.figure import Figure
 from packs import data_folder
+from panels import dress, mark_missing, save
 from recording import RESULTS, write_results
 from rivals import RIVALS
 from shifts import NO_SHIFT, TITLES
@@ -230,23 +231,14 @@ def draw(results: Mapping[str, Mapping[str, Any]], quick: bool, path: Path) -> N
         for place, name in enumerate(names):
             row = result["methods"][name]
             if row is None or row["gain"] is None:
-                panel.annotate("missing", (0.02, place), xycoords=("axes fraction", "data"), va="center", fontsize=7)
+                mark_missing(panel, place)
                 continue
             mean, low, high = (100 * row["gain"][key] for key in ("mean", "low", "high"))
             colour, marker = _LOOK.get(name, ("#555555", "^"))
             panel.plot([low, high], [place, place], color=colour, linewidth=1.5)
             panel.plot(mean, place, marker, color=colour, markersize=5)
-        panel.axvline(0, color="black", linewidth=0.8)
-        panel.set_title(result["title"].replace(" to ", "\nto "), fontsize=8)
-        panel.set_yticks(range(len(names)), names, fontsize=8)
-        panel.set_ylim(len(names) - 0.5, -0.5)
-        panel.tick_params(axis="x", labelsize=7)
-        panel.grid(axis="x", color="#dddddd", linewidth=0.5)
-        panel.set_axisbelow(True)
-    label = "Dice points gained over no adaptation (95 % interval)"
-    figure.supxlabel(f"TRIAL, means nothing: {label}" if quick else label, fontsize=8)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=150, facecolor="white")
+        dress(panel, names, result["title"].replace(" to ", "\nto "))
+    save(figure, "Dice points gained over no adaptation (95 % interval)", quick, path)
 
 
 def describe_shift(

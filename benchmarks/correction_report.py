@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from cells import HARM, NONE, OURS
 from matplotlib.figure import Figure
+from panels import dress, mark_missing, save
 from recording import RESULTS, write_results
 from shifts import TITLES
 
@@ -221,22 +222,14 @@ def draw(results: Mapping[str, Any], trial: bool, path: Path) -> None:
                 _draw_row(panel, place, cells.get(name), "#c03030" if name == DEFAULT else "#555555")
             state = " and ".join(sorted({cell["state"] for cell in cells.values()}))
             heading = TITLES[shift].replace(" to ", "\nto ")
-            panel.set_title(f"{heading}\n{title} model, batch: {state}", fontsize=7)
-            panel.axvline(0, color="black", linewidth=0.8)
-            panel.set_yticks(range(len(names)), names, fontsize=8)
-            panel.set_ylim(len(names) - 0.5, -0.5)
-            panel.tick_params(axis="x", labelsize=7)
-            panel.grid(axis="x", color="#dddddd", linewidth=0.5)
-            panel.set_axisbelow(True)
+            dress(panel, names, f"{heading}\n{title} model, batch: {state}")
     label = "Dice points gained in the tenth of the lowest predicted Dice (full: handed back, 95 %; hollow: proposed)"
-    figure.supxlabel(f"TRIAL, means nothing: {label}" if trial else label, fontsize=8)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=150, facecolor="white")
+    save(figure, label, trial, path)
 
 
 def _draw_row(panel: Any, place: int, cell: Mapping[str, Any] | None, colour: str) -> None:
     if cell is None:
-        panel.annotate("missing", (0.02, place), xycoords=("axes fraction", "data"), va="center", fontsize=7)
+        mark_missing(panel, place)
         return
     proposed, handed = cell["worst_decile_unjudged"], cell["worst_decile"]
     panel.plot(100 * proposed["gain"], place, "o", color=colour, markerfacecolor="white", markersize=5)
