@@ -588,7 +588,7 @@ class CorrectionSettings(Settings):
     )
     margin: float = Field(0.005, ge=0, lt=1, description="Gain in the Dice that the judge expects which is needed.")
     tolerance: float = Field(
-        0.01, ge=0, lt=1, description="By how much the Dice of a single structure may fall, as the judge expects it."
+        0.05, ge=0, lt=1, description="By how much the Dice of a single structure may fall, as the judge expects it."
     )
     max_change: float = Field(
         0.6,

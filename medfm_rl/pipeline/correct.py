@@ -20,7 +20,7 @@ from medfm_rl.adapters import Sample, SegmenterAdapter
 from medfm_rl.data.files import append_lines, hash_folder, hash_path, replace_on_success, write_json, write_text
 from medfm_rl.data.images import write_labels
 from medfm_rl.data.layouts import CaseFile, is_simulated
-from medfm_rl.errors import DataError, UserError
+from medfm_rl.errors import DataError, ModelError, UserError
 from medfm_rl.metrics.validity import Anatomy, load_anatomy
 from medfm_rl.pipeline.config_file import load_config
 from medfm_rl.pipeline.images import Progress
@@ -248,7 +248,7 @@ def make_corrector(
     judge = Judge(RewardNet.load(run.final_reward / _JUDGE), _anatomy(run, adapter.schema), settings)
     match settings.method:
         case "views":
-            return ViewVote(adapter, reward, judge, settings)
+            return ViewVote(adapter, reward, judge, settings, _of_this_case(adapter, judge, settings))
         case "optimise":
             return TestTimeOptimizer(adapter, reward, judge, settings)
         case "none":
@@ -265,6 +265,14 @@ def make_corrector(
             return LargestComponents(adapter, judge)
         case "shape-prior":
             return ShapeProjection(adapter, judge, ShapePrior.load(run.shape_prior))
+
+
+def _of_this_case(adapter: SegmenterAdapter, judge: Judge, settings: CorrectionSettings) -> list[CaseCorrector]:
+    """Copies of the segmenter with the statistics of the case, where it has batch normalisation."""
+    try:
+        return [Intent(adapter, judge), Tent(adapter, judge, settings)]
+    except ModelError:
+        return []
 
 
 class _Bench:

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Iterator, Sequence
+
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from medfm_rl.adapters import SegmenterAdapter
 from medfm_rl.adapters.base import Sample
@@ -37,18 +41,25 @@ class ViewVote(CaseCorrector):
         reward: What masks are weighed by.
         judge: Decides; its network must not be one of `reward`, and it looks at views of its own.
         settings: `views` and `seconds`, of which half are for the views.
+        others: Their proposals vote, too.
 
     Raises:
         ModelError: The judge is one of the reward networks.
     """
 
     def __init__(
-        self, adapter: SegmenterAdapter, reward: RewardEnsemble, judge: Judge, settings: CorrectionSettings
+        self,
+        adapter: SegmenterAdapter,
+        reward: RewardEnsemble,
+        judge: Judge,
+        settings: CorrectionSettings,
+        others: Sequence[CaseCorrector] = (),
     ) -> None:
         super().__init__(adapter, judge)
         judge.require_other_than(reward)
         self.reward = reward
         self.settings = settings
+        self.others = others
 
     @torch.no_grad()
     def propose(self, sample: Sample, logits: Tensor, start: float) -> Proposal:
@@ -56,7 +67,7 @@ class ViewVote(CaseCorrector):
         adapter, count = self.adapter, self.settings.views
         original = logits.float().softmax(dim=0)
         found = segmented_views(adapter, sample, original, count, "views", start + self.settings.seconds / 2)
-        votes = torch.stack([original, *found])
+        votes = torch.stack([original, *found, *self._of_others(sample, logits, start)])
         worth = self._worth(sample, votes)
         weights = (worth / _TEMPERATURE).softmax(dim=0)
         labels = self._average(sample, votes, weights)
@@ -66,8 +77,18 @@ class ViewVote(CaseCorrector):
                 weights = torch.where(eligible, worth / _TEMPERATURE, -torch.inf).softmax(dim=0)
                 labels = self._average(sample, votes, weights)
         gains = tuple(((worth - worth[0]) / 2).tolist())
-        stopped: Stop = "done" if len(votes) == count + 1 else "time"
+        stopped: Stop = "done" if len(votes) == count + 1 + len(self.others) else "time"
         return Proposal(labels, gains, int(weights.argmax()), stopped)
+
+    def _of_others(self, sample: Sample, logits: Tensor, start: float) -> Iterator[Tensor]:
+        """Proposals as probabilities of 0 and 1, until half of the time is over."""
+        for other in self.others:
+            if time.monotonic() - start > self.settings.seconds / 2:
+                return
+            with torch.enable_grad():
+                labels = other.propose(sample, logits, start).labels
+            action = self.adapter.preprocess_labels(labels, sample).cpu()
+            yield F.one_hot(action.long(), len(logits)).movedim(-1, 0).float()
 
     def _worth(self, sample: Sample, votes: Tensor) -> Tensor:
         """Of the mask of each vote `(V, K, *S')`: expected Dice plus Dice with the mean vote, `(V,)` in [0, 2]."""
