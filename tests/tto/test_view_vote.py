@@ -2,23 +2,28 @@ from __future__ import annotations
 
 import hashlib
 import math
+import shutil
 from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
-from medfm_rl.adapters import TorchModuleAdapter
+from medfm_rl.adapters import Sample, TorchModuleAdapter
 from medfm_rl.errors import ModelError
 from medfm_rl.metrics.rules import Profile
 from medfm_rl.metrics.validity import Anatomy
+from medfm_rl.pipeline.correct import make_corrector
+from medfm_rl.pipeline.run_folder import RunFolder
 from medfm_rl.quality.evidence import expected_dice, soft_dice
 from medfm_rl.reward.network import RewardEnsemble, RewardNet
 from medfm_rl.settings import CorrectionSettings, NetworkSettings, PreprocessingSettings, RewardSettings
-from medfm_rl.tto import Judge, ViewVote, view_vote
+from medfm_rl.tto import CaseCorrector, Judge, Proposal, ViewVote, view_vote
 from medfm_rl.tto.views import segmented_views
-from medfm_rl.types import Case, LabelSchema
+from medfm_rl.types import Case, Geometry, LabelMap, LabelSchema
 
 
 class Prefers(RewardNet):
@@ -164,3 +169,51 @@ def test_images_larger_than_the_patch_are_covered(schema: LabelSchema, make_case
     result = make_vote(unet, networks[0], networks[1], views=2).optimize(make_case((20, 24)))
     assert result.before.shape == result.after.shape == (20, 24)
     assert len(result.gains) == 3
+
+
+class Fixed(CaseCorrector):
+    """Always proposes the same mask."""
+
+    def __init__(self, adapter: TorchModuleAdapter, judge: Judge, labels: LabelMap) -> None:
+        super().__init__(adapter, judge)
+        self.labels = labels
+
+    def propose(self, sample: Sample, logits: Tensor, start: float) -> Proposal:
+        return Proposal(self.labels)
+
+
+def test_proposals_of_others_vote(unet: TorchModuleAdapter, case: Case) -> None:
+    """The reward believes a mask that no view shows, and one of the others proposes it."""
+    labels = np.zeros((16, 16), dtype=np.uint8)
+    labels[4:12, 2:6], labels[4:12, 6:10], labels[4:12, 10:14] = 1, 2, 3
+    network = Prefers(torch.from_numpy(labels))
+    vote = make_vote(unet, network, Prefers(torch.zeros(16, 16)))
+    vote.others = [Fixed(unet, vote.judge, np.zeros_like(labels)), Fixed(unet, vote.judge, labels)]
+    result = vote.optimize(case)
+    # The case as it is, six views, the first of the others, and then this one.
+    assert result.step == 8
+    assert len(result.gains) == 9
+    np.testing.assert_array_equal(result.after, labels)
+    assert make_vote(unet, network, Prefers(torch.zeros(16, 16))).optimize(case).step < 7
+
+
+def test_a_copy_with_the_statistics_of_the_case_votes_where_there_is_batch_normalisation(
+    unet: TorchModuleAdapter, case: Case, quality_run: Path, tmp_path: Path
+) -> None:
+    run, before = tmp_path / "run", digest(unet)
+    shutil.copytree(quality_run, run)
+    torch.manual_seed(7)
+    RewardNet(NetworkSettings(channels=(4, 8), residual_units=0), 4).save(run / "reward" / "judge")
+    settings = CorrectionSettings(views=2, steps=3)
+    reward = RewardEnsemble.load(run / "reward")
+    corrector = make_corrector(RunFolder(run), unet, reward, settings)
+    # The rules of this run are in millimetres.
+    case = replace(case, geometry=Geometry((1.0, 1.0), (0.0, 0.0), (1.0, 0.0, 0.0, 1.0)))
+    result = corrector.optimize(case)
+    # The case as it is, two views, InTEnt and TENT.
+    assert len(result.gains) == 5
+    assert digest(unet) == before
+    instance = TorchModuleAdapter.build_unet(
+        NetworkSettings(channels=(4, 8), residual_units=0), unet.schema, PreprocessingSettings(size=(16, 16))
+    ).eval()
+    assert len(make_corrector(RunFolder(run), instance, reward, settings).optimize(case).gains) == 3
