@@ -108,7 +108,10 @@ def write_image(path: Path, image: npt.NDArray[Any], geometry: Geometry) -> None
 
     Raises:
         DataError: PNG was asked for and the pixels are not uint8, or the file cannot be written.
+        ValueError: The image has other dimensions than the grid.
     """
+    if image.ndim != geometry.ndim:
+        raise ValueError(f"{path}: the image is {image.ndim}-D and its grid {geometry.ndim}-D")
     if path.suffix.lower() in _WITHOUT_SPACING and image.dtype != np.uint8:
         raise DataError(f"{path}: {path.suffix} holds 8-bit pixels only; write real values to .nii.gz or .mha")
     _write(path, image, geometry)

@@ -41,6 +41,12 @@ def test_png_has_no_spacing(tmp_path: Path) -> None:
     assert np.array_equal(pixels[0], ramp(4, 5))
 
 
+def test_an_image_of_other_dimensions_than_its_grid_is_not_written(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="the image is 3-D and its grid 2-D"):
+        write_image(tmp_path / "image.nii.gz", np.zeros((1, 4, 5), dtype=np.float32), Geometry.unknown(2))
+    assert not (tmp_path / "image.nii.gz").exists()
+
+
 def test_png_refuses_real_values(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="8-bit"):
         write_image(tmp_path / "a.png", ramp(4, 5), GEOMETRY)
