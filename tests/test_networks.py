@@ -23,7 +23,7 @@ def test_a_network_computes_in_bfloat16_where_the_processor_has_it(
 ) -> None:
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities, raising=False)
     layer = torch.nn.Conv2d(1, 2, 3)
-    with mixed_precision(CPU):
+    with mixed_precision(CPU, 2):
         assert layer(torch.zeros(1, 1, 8, 8)).dtype == dtype
     assert layer(torch.zeros(1, 1, 8, 8)).dtype == torch.float32
 
@@ -32,8 +32,19 @@ def test_a_pytorch_that_does_not_tell_what_the_processor_has_gets_single_precisi
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.delattr(torch.cpu, "get_capabilities", raising=False)
-    with mixed_precision(CPU):
+    with mixed_precision(CPU, 2):
         assert torch.nn.Linear(2, 2)(torch.zeros(1, 2)).dtype == torch.float32
+
+
+def test_a_3d_network_trains_in_single_precision_on_a_processor(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": True}, raising=False)
+    layer = torch.nn.Conv3d(128, 128, 3, padding=1)
+    images = torch.randn(4, 128, 2, 8, 8, generator=torch.Generator().manual_seed(0))
+    expected = torch.autograd.grad(layer(images).square().mean(), layer.weight)[0]
+    for _ in range(5):
+        with mixed_precision(CPU, 3):
+            loss = layer(images).float().square().mean()
+        assert torch.equal(torch.autograd.grad(loss, layer.weight)[0], expected)
 
 
 def test_weights_and_gradients_stay_in_single_precision(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -42,7 +53,7 @@ def test_weights_and_gradients_stay_in_single_precision(monkeypatch: pytest.Monk
     network = build_unet(NetworkSettings(channels=(4, 8)), 2, 1, 2).eval()
     images = torch.randn(2, 1, 16, 16)
     exact = torch.autograd.grad(network(images).square().mean(), list(network.parameters()))
-    with mixed_precision(CPU):
+    with mixed_precision(CPU, 2):
         logits = network(images)
     rough = torch.autograd.grad(logits.float().square().mean(), list(network.parameters()))
     assert {gradient.dtype for gradient in rough} == {torch.float32}

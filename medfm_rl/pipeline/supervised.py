@@ -58,7 +58,7 @@ def train_supervised(
             batch, target = images[rows], labels[rows]
             if settings.augment:
                 batch, target = augment_pair(batch, target, generator)
-            with mixed_precision(device):
+            with mixed_precision(device, batch.ndim - 2):
                 logits = segmenter(batch.to(device))
             loss = criterion(logits.float(), target[:, None].to(device))
             if not torch.isfinite(loss):

@@ -147,7 +147,7 @@ class _Examples:
             shown, labels, self.generator, settings.shape_strength, settings.elastic, self.channels
         )
         shown, moved = mirror_at_random(shown, moved, self.mirror_axes, self.generator)
-        with mixed_precision(self.device):
+        with mixed_precision(self.device, shown.ndim - 2):
             logits: Tensor = self.segmenter(shown.to(self.device))
         return logits.float(), moved.to(self.device)
 

@@ -282,7 +282,7 @@ class DensePPO(PPO):
         return ppo
 
     def _precision(self) -> AbstractContextManager[object]:
-        return mixed_precision(self.device) if self.autocast else nullcontext()
+        return mixed_precision(self.device, len(self.policy.grid)) if self.autocast else nullcontext()
 
     @torch.no_grad()
     def _reference_log_probs(self, images: Tensor) -> Tensor | None:

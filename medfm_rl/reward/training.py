@@ -224,7 +224,7 @@ def _train_steps(
     net.train()
     losses = []
     for rows, choice in batches:
-        with mixed_precision(device):
+        with mixed_precision(device, records.images.ndim - 2):
             loss, _ = _loss(net, records, rows, choice, settings, device)
         optimiser.zero_grad()
         loss.backward()
