@@ -18,7 +18,7 @@ from rich.table import Table
 
 from medfm_rl.data.files import write_text
 from medfm_rl.quality import QualityModel, QualityReport
-from medfm_rl.quality.controller import Guarantee
+from medfm_rl.quality.reports import Guarantee
 from medfm_rl.report import overlay
 from medfm_rl.types import FloatArray, LabelMap, LabelSchema
 

@@ -26,9 +26,9 @@ from medfm_rl.pipeline.run_folder import RunFolder
 from medfm_rl.quality.appearance import appearance
 from medfm_rl.quality.biomedclip import BiomedCLIP
 from medfm_rl.quality.calibration import CalibrationCase, Provenance, fit_quality
-from medfm_rl.quality.controller import collect_evidence, segment, submit
 from medfm_rl.quality.evidence import Evidence, confidence_in
 from medfm_rl.quality.model import QualityModel, Targets, is_outdated, reward_hashes
+from medfm_rl.quality.submission import collect_evidence, segment, submit
 from medfm_rl.reward.appearance import randomise_appearance
 from medfm_rl.reward.collection import ImageSet, perturb_weights
 from medfm_rl.reward.network import RewardEnsemble

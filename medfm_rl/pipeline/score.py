@@ -25,7 +25,7 @@ from medfm_rl.pipeline.models import choose_device, load_adapted, load_preproces
 from medfm_rl.pipeline.run_folder import RunFolder
 from medfm_rl.quality import QUALITY_FILE, BatchReport, QualityController, QualityReport
 from medfm_rl.quality.biomedclip import BiomedCLIP
-from medfm_rl.quality.controller import Submission
+from medfm_rl.quality.submission import Submission
 from medfm_rl.quality.views import ViewClassifier
 from medfm_rl.quality_page import PageCase, thumbnail, write_page
 from medfm_rl.types import Case

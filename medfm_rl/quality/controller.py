@@ -1,174 +1,33 @@
-"""From a case and a mask to a report: predicted Dice, interval, rules, shift, verdict, and the reasons in words."""
+"""The judge of masks: predicted Dice, interval, rules, shift and verdict from the evidence on a mask and on a batch."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from scipy import ndimage
-from torch import Tensor
 
-from medfm_rl.adapters import Sample, SegmenterAdapter, TorchModuleAdapter
-from medfm_rl.errors import DataError, ModelError
-from medfm_rl.metrics.validity import Anatomy, RuleResult
-from medfm_rl.quality.appearance import appearance
+from medfm_rl.adapters import SegmenterAdapter, TorchModuleAdapter
+from medfm_rl.errors import ModelError
+from medfm_rl.metrics.validity import Anatomy
 from medfm_rl.quality.biomedclip import BiomedCLIP
 from medfm_rl.quality.conformal import effective_patients, fewest_patients, interval, weighted_quantile
-from medfm_rl.quality.evidence import Evidence, confidence_in
+from medfm_rl.quality.evidence import Evidence
 from medfm_rl.quality.model import MEAN, QUALITY_FILE, QualityModel
+from medfm_rl.quality.reports import BatchReport, Guarantee, QualityReport, State, StructureScore, Verdict
 from medfm_rl.quality.shift import FEWEST_IN_BATCH
-from medfm_rl.quality.views import ECHO_PROFILES, ViewClassifier, ViewFinding
+from medfm_rl.quality.submission import Submission, collect_evidence, segment, submit
+from medfm_rl.quality.views import ECHO_PROFILES, ViewClassifier
 from medfm_rl.reward.network import RewardEnsemble
-from medfm_rl.types import Case, FloatArray, LabelMap, LabelSchema
+from medfm_rl.types import Case, FloatArray, LabelMap
 
-Verdict = Literal["accept", "correct", "refer"]
-State = Literal["holds", "weighted", "suspended", "untested"]
-"""What the tests of a batch leave of what was promised."""
 _CASE_LEVEL = 0.001
 _BATCH_LEVEL = 0.05
 _WORST_REGION = 0.05
-_BATCH = 16
-
-
-@dataclass(frozen=True)
-class StructureScore:
-    """Predicted quality of one structure of a mask, or of the mean over structures.
-
-    Attributes:
-        structure: Name, or `mean`.
-        predicted_dice: In [0, 1]; None where the mask lacks the structure, and nothing can be said.
-        low: Lower end of the interval; None likewise.
-        high: Upper end.
-        mean_reward: Mean probability of being right in and around the structure.
-        worst_reward: Mean of that probability over the worst region in and around it.
-        worst_centre: Centre of that region, pixel index on the case's own grid.
-    """
-
-    structure: str
-    predicted_dice: float | None
-    low: float | None
-    high: float | None
-    mean_reward: float
-    worst_reward: float
-    worst_centre: tuple[int, ...]
-
-
-@dataclass(frozen=True, eq=False)
-class QualityReport:
-    """What is known of one mask.
-
-    Attributes:
-        case_id: Of the case.
-        patient_id: Of the case.
-        scores: Of each structure, the mean last.
-        rules: What each anatomy rule measured.
-        shift_distance: Mahalanobis distance of the image from the calibration images, by what the reward network saw,
-            by the appearance of the image, or by what BiomedCLIP saw, whichever is least probable.
-        shift_probability: Probability of such a distance among images of their kind, for as many distances.
-        verdict: accept: use it. correct: a person or a further step should correct it. refer: a person has to decide.
-        reasons: Why, in words.
-        embedding: What the reward network saw, for the test of a batch.
-        view: What a classifier of views sees, where there is one.
-        reward_map: `(*S)` on the case's own grid, calibrated; empty where the report was read back.
-    """
-
-    case_id: str
-    patient_id: str
-    scores: tuple[StructureScore, ...]
-    rules: tuple[RuleResult, ...]
-    shift_distance: float
-    shift_probability: float
-    verdict: Verdict
-    reasons: tuple[str, ...]
-    embedding: tuple[float, ...] = ()
-    view: ViewFinding | None = None
-    reward_map: FloatArray = field(default_factory=lambda: np.zeros(0, np.float32))
-
-    @property
-    def mean(self) -> StructureScore:
-        return self.scores[-1]
-
-    def to_json(self) -> dict[str, Any]:
-        """Everything but the reward map, as plain JSON values."""
-        content = asdict(replace(self, reward_map=np.zeros(0, np.float32)))
-        del content["reward_map"]
-        return content
-
-    @classmethod
-    def from_json(cls, content: dict[str, Any]) -> QualityReport:
-        """The report that `to_json` wrote, without its map."""
-        values = dict(content)
-        values["scores"] = tuple(
-            StructureScore(**{**score, "worst_centre": tuple(score["worst_centre"])}) for score in content["scores"]
-        )
-        values["rules"] = tuple(RuleResult(**rule) for rule in content["rules"])
-        values["view"] = ViewFinding.from_json(content["view"])
-        values["reasons"], values["embedding"] = tuple(content["reasons"]), tuple(content["embedding"])
-        return cls(**values)
-
-
-@dataclass(frozen=True)
-class Guarantee:
-    """A promise, and whether it holds for a batch.
-
-    Attributes:
-        promise: In words.
-        status: holds, weighted (it holds with other intervals, if only the shares of the images differ), suspended (a
-            test says that it does not), untested, or none (there never was one).
-        reason: Why.
-    """
-
-    promise: str
-    status: Literal["holds", "weighted", "suspended", "untested", "none"]
-    reason: str
-
-
-@dataclass(frozen=True, eq=False)
-class BatchReport:
-    """Reports of the masks of a batch, with the verdicts that hold for them together.
-
-    Attributes:
-        reports: In the order given.
-        state: Whether what is promised holds for the batch: it does, it does with weighted intervals, a test has
-            suspended it, or the batch is too small for the test.
-        shift_probability: p-value of the two-sample test, or None where the batch is too small for it.
-        guarantees: What is promised for this batch, and what is not.
-    """
-
-    reports: tuple[QualityReport, ...]
-    state: State
-    shift_probability: float | None
-    guarantees: tuple[Guarantee, ...]
-
-
-@dataclass(frozen=True, eq=False)
-class Submission:
-    """A mask that is ready to be judged.
-
-    Attributes:
-        case: The image.
-        labels: `(*S)` class indices on its grid.
-        sample: The image on the grid of the networks.
-        action: `(*S')` uint8, the mask on it.
-        confidence: `(*S')`, as in `Evidence`.
-        rules: What each anatomy rule measured in the mask.
-        view: What a classifier of views sees in the image, where there is one.
-        biomedclip: `(512,)`, what BiomedCLIP sees in it, where it is asked.
-    """
-
-    case: Case
-    labels: LabelMap
-    sample: Sample
-    action: Tensor
-    confidence: Tensor | None
-    rules: tuple[RuleResult, ...]
-    view: ViewFinding | None = None
-    biomedclip: npt.NDArray[np.float64] | None = None
 
 
 class QualityController:
@@ -473,109 +332,6 @@ class QualityController:
         status: State = "suspended" if state == "weighted" else state
         guarantees.append(Guarantee(promise, "none" if missing else status, why if missing else reason))
         return tuple(guarantees)
-
-
-def submit(segmenter: SegmenterAdapter, anatomy: Anatomy, case: Case, labels: LabelMap) -> Submission:
-    """Applies the rules to a mask and brings image and mask to the grid of the networks.
-
-    Args:
-        segmenter: Knows that grid.
-        anatomy: The rules.
-        case: The image.
-        labels: Class indices `(*S)` on the image's grid.
-
-    Raises:
-        DataError: The mask does not lie on the grid of the image, or has classes that the rules do not know; or the
-            image is not of the kind that the segmenter takes.
-    """
-    if labels.shape != case.shape:
-        raise DataError(
-            f"case {case.case_id}: the mask has size {labels.shape}, its image {case.shape}; they must be equal"
-        )
-    sample = segmenter.preprocess(case)
-    logits = None if segmenter.prompted else segmenter.predict_logits(sample)
-    return _prepare(segmenter, anatomy, case, labels, sample, logits)
-
-
-def segment(segmenter: SegmenterAdapter, anatomy: Anatomy, case: Case) -> Submission:
-    """A mask of the segmenter, ready to be judged: one inference serves both.
-
-    Args:
-        segmenter: Makes the mask.
-        anatomy: The rules.
-        case: The image.
-
-    Raises:
-        DataError: The image is not of the kind that the segmenter takes.
-    """
-    sample = segmenter.preprocess(case)
-    logits = segmenter.predict_logits(sample)
-    known = None if segmenter.prompted else logits
-    return _prepare(segmenter, anatomy, case, segmenter.restore(logits, sample), sample, known)
-
-
-def _prepare(
-    segmenter: SegmenterAdapter,
-    anatomy: Anatomy,
-    case: Case,
-    labels: LabelMap,
-    sample: Sample,
-    logits: Tensor | None,
-) -> Submission:
-    """As `submit`, with the sample of the case and, where the segmenter can be asked, its logits `(K, *S')`.
-
-    Raises:
-        DataError: The mask has classes that the rules do not know.
-    """
-    try:
-        rules = anatomy.check(labels, case.geometry.array_spacing)
-    except ValueError as error:
-        raise DataError(f"case {case.case_id}: {error}") from error
-    action = segmenter.preprocess_labels(labels, sample)
-    confidence = None if logits is None else confidence_in(logits, action)
-    return Submission(case, labels, sample, action, confidence, rules)
-
-
-def collect_evidence(
-    submissions: Sequence[Submission],
-    reward: RewardEnsemble,
-    patch_size: tuple[int, ...],
-    schema: LabelSchema,
-    device: torch.device,
-) -> list[Evidence]:
-    """What the reward networks and the rules say of masks, in their order.
-
-    Args:
-        submissions: The masks.
-        reward: The networks, on `device`.
-        patch_size: Of the segmenter.
-        schema: Structures of the masks.
-        device: Where the networks are.
-    """
-    of_shape: dict[tuple[int, ...], list[int]] = {}
-    for row, item in enumerate(submissions):
-        of_shape.setdefault(tuple(item.sample.image.shape), []).append(row)
-    found: dict[int, Evidence] = {}
-    batches = [rows[start : start + _BATCH] for rows in of_shape.values() for start in range(0, len(rows), _BATCH)]
-    for rows in batches:
-        images = torch.stack([submissions[row].sample.image for row in rows]).to(device)
-        actions = torch.stack([submissions[row].action for row in rows])
-        seen = reward.examine(images, actions.to(device), patch_size)
-        maps, spread, features = seen.mean.cpu(), seen.spread.cpu(), seen.features.double().cpu().numpy()
-        looks = appearance(images[:, : reward.in_channels]).numpy()
-        for place, row in enumerate(rows):
-            item = submissions[row]
-            found[row] = Evidence(
-                actions[place],
-                maps[place],
-                spread[place],
-                item.confidence,
-                features[place],
-                looks[place],
-                item.rules,
-                schema.num_classes,
-            )
-    return [found[row] for row in range(len(submissions))]
 
 
 def _worst(smooth: FloatArray, mask: npt.NDArray[np.bool_], size: Sequence[int]) -> tuple[tuple[int, ...], float]:

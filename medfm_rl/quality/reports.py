@@ -1,0 +1,127 @@
+"""What is said of a mask and of a batch of masks: scores, verdict, reasons in words, and what is promised."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any, Literal
+
+import numpy as np
+
+from medfm_rl.metrics.validity import RuleResult
+from medfm_rl.quality.views import ViewFinding
+from medfm_rl.types import FloatArray
+
+Verdict = Literal["accept", "correct", "refer"]
+State = Literal["holds", "weighted", "suspended", "untested"]
+"""What the tests of a batch leave of what was promised."""
+
+
+@dataclass(frozen=True)
+class StructureScore:
+    """Predicted quality of one structure of a mask, or of the mean over structures.
+
+    Attributes:
+        structure: Name, or `mean`.
+        predicted_dice: In [0, 1]; None where the mask lacks the structure, and nothing can be said.
+        low: Lower end of the interval; None likewise.
+        high: Upper end.
+        mean_reward: Mean probability of being right in and around the structure.
+        worst_reward: Mean of that probability over the worst region in and around it.
+        worst_centre: Centre of that region, pixel index on the case's own grid.
+    """
+
+    structure: str
+    predicted_dice: float | None
+    low: float | None
+    high: float | None
+    mean_reward: float
+    worst_reward: float
+    worst_centre: tuple[int, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class QualityReport:
+    """What is known of one mask.
+
+    Attributes:
+        case_id: Of the case.
+        patient_id: Of the case.
+        scores: Of each structure, the mean last.
+        rules: What each anatomy rule measured.
+        shift_distance: Mahalanobis distance of the image from the calibration images, by what the reward network saw,
+            by the appearance of the image, or by what BiomedCLIP saw, whichever is least probable.
+        shift_probability: Probability of such a distance among images of their kind, for as many distances.
+        verdict: accept: use it. correct: a person or a further step should correct it. refer: a person has to decide.
+        reasons: Why, in words.
+        embedding: What the reward network saw, for the test of a batch.
+        view: What a classifier of views sees, where there is one.
+        reward_map: `(*S)` on the case's own grid, calibrated; empty where the report was read back.
+    """
+
+    case_id: str
+    patient_id: str
+    scores: tuple[StructureScore, ...]
+    rules: tuple[RuleResult, ...]
+    shift_distance: float
+    shift_probability: float
+    verdict: Verdict
+    reasons: tuple[str, ...]
+    embedding: tuple[float, ...] = ()
+    view: ViewFinding | None = None
+    reward_map: FloatArray = field(default_factory=lambda: np.zeros(0, np.float32))
+
+    @property
+    def mean(self) -> StructureScore:
+        return self.scores[-1]
+
+    def to_json(self) -> dict[str, Any]:
+        """Everything but the reward map, as plain JSON values."""
+        content = asdict(replace(self, reward_map=np.zeros(0, np.float32)))
+        del content["reward_map"]
+        return content
+
+    @classmethod
+    def from_json(cls, content: dict[str, Any]) -> QualityReport:
+        """The report that `to_json` wrote, without its map."""
+        values = dict(content)
+        values["scores"] = tuple(
+            StructureScore(**{**score, "worst_centre": tuple(score["worst_centre"])}) for score in content["scores"]
+        )
+        values["rules"] = tuple(RuleResult(**rule) for rule in content["rules"])
+        values["view"] = ViewFinding.from_json(content["view"])
+        values["reasons"], values["embedding"] = tuple(content["reasons"]), tuple(content["embedding"])
+        return cls(**values)
+
+
+@dataclass(frozen=True)
+class Guarantee:
+    """A promise, and whether it holds for a batch.
+
+    Attributes:
+        promise: In words.
+        status: holds, weighted (it holds with other intervals, if only the shares of the images differ), suspended (a
+            test says that it does not), untested, or none (there never was one).
+        reason: Why.
+    """
+
+    promise: str
+    status: Literal["holds", "weighted", "suspended", "untested", "none"]
+    reason: str
+
+
+@dataclass(frozen=True, eq=False)
+class BatchReport:
+    """Reports of the masks of a batch, with the verdicts that hold for them together.
+
+    Attributes:
+        reports: In the order given.
+        state: Whether what is promised holds for the batch: it does, it does with weighted intervals, a test has
+            suspended it, or the batch is too small for the test.
+        shift_probability: p-value of the two-sample test, or None where the batch is too small for it.
+        guarantees: What is promised for this batch, and what is not.
+    """
+
+    reports: tuple[QualityReport, ...]
+    state: State
+    shift_probability: float | None
+    guarantees: tuple[Guarantee, ...]

@@ -1,0 +1,150 @@
+"""From a case and a mask to the evidence on which the mask is judged."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from medfm_rl.adapters import Sample, SegmenterAdapter
+from medfm_rl.errors import DataError
+from medfm_rl.metrics.validity import Anatomy, RuleResult
+from medfm_rl.quality.appearance import appearance
+from medfm_rl.quality.evidence import Evidence, confidence_in
+from medfm_rl.quality.views import ViewFinding
+from medfm_rl.reward.network import RewardEnsemble
+from medfm_rl.types import Case, LabelMap, LabelSchema
+
+_BATCH = 16
+
+
+@dataclass(frozen=True, eq=False)
+class Submission:
+    """A mask that is ready to be judged.
+
+    Attributes:
+        case: The image.
+        labels: `(*S)` class indices on its grid.
+        sample: The image on the grid of the networks.
+        action: `(*S')` uint8, the mask on it.
+        confidence: `(*S')`, as in `Evidence`.
+        rules: What each anatomy rule measured in the mask.
+        view: What a classifier of views sees in the image, where there is one.
+        biomedclip: `(512,)`, what BiomedCLIP sees in it, where it is asked.
+    """
+
+    case: Case
+    labels: LabelMap
+    sample: Sample
+    action: Tensor
+    confidence: Tensor | None
+    rules: tuple[RuleResult, ...]
+    view: ViewFinding | None = None
+    biomedclip: npt.NDArray[np.float64] | None = None
+
+
+def submit(segmenter: SegmenterAdapter, anatomy: Anatomy, case: Case, labels: LabelMap) -> Submission:
+    """Applies the rules to a mask and brings image and mask to the grid of the networks.
+
+    Args:
+        segmenter: Knows that grid.
+        anatomy: The rules.
+        case: The image.
+        labels: Class indices `(*S)` on the image's grid.
+
+    Raises:
+        DataError: The mask does not lie on the grid of the image, or has classes that the rules do not know; or the
+            image is not of the kind that the segmenter takes.
+    """
+    if labels.shape != case.shape:
+        raise DataError(
+            f"case {case.case_id}: the mask has size {labels.shape}, its image {case.shape}; they must be equal"
+        )
+    sample = segmenter.preprocess(case)
+    logits = None if segmenter.prompted else segmenter.predict_logits(sample)
+    return _prepare(segmenter, anatomy, case, labels, sample, logits)
+
+
+def segment(segmenter: SegmenterAdapter, anatomy: Anatomy, case: Case) -> Submission:
+    """A mask of the segmenter, ready to be judged: one inference serves both.
+
+    Args:
+        segmenter: Makes the mask.
+        anatomy: The rules.
+        case: The image.
+
+    Raises:
+        DataError: The image is not of the kind that the segmenter takes.
+    """
+    sample = segmenter.preprocess(case)
+    logits = segmenter.predict_logits(sample)
+    known = None if segmenter.prompted else logits
+    return _prepare(segmenter, anatomy, case, segmenter.restore(logits, sample), sample, known)
+
+
+def _prepare(
+    segmenter: SegmenterAdapter,
+    anatomy: Anatomy,
+    case: Case,
+    labels: LabelMap,
+    sample: Sample,
+    logits: Tensor | None,
+) -> Submission:
+    """As `submit`, with the sample of the case and, where the segmenter can be asked, its logits `(K, *S')`.
+
+    Raises:
+        DataError: The mask has classes that the rules do not know.
+    """
+    try:
+        rules = anatomy.check(labels, case.geometry.array_spacing)
+    except ValueError as error:
+        raise DataError(f"case {case.case_id}: {error}") from error
+    action = segmenter.preprocess_labels(labels, sample)
+    confidence = None if logits is None else confidence_in(logits, action)
+    return Submission(case, labels, sample, action, confidence, rules)
+
+
+def collect_evidence(
+    submissions: Sequence[Submission],
+    reward: RewardEnsemble,
+    patch_size: tuple[int, ...],
+    schema: LabelSchema,
+    device: torch.device,
+) -> list[Evidence]:
+    """What the reward networks and the rules say of masks, in their order.
+
+    Args:
+        submissions: The masks.
+        reward: The networks, on `device`.
+        patch_size: Of the segmenter.
+        schema: Structures of the masks.
+        device: Where the networks are.
+    """
+    of_shape: dict[tuple[int, ...], list[int]] = {}
+    for row, item in enumerate(submissions):
+        of_shape.setdefault(tuple(item.sample.image.shape), []).append(row)
+    found: dict[int, Evidence] = {}
+    batches = [rows[start : start + _BATCH] for rows in of_shape.values() for start in range(0, len(rows), _BATCH)]
+    for rows in batches:
+        images = torch.stack([submissions[row].sample.image for row in rows]).to(device)
+        actions = torch.stack([submissions[row].action for row in rows])
+        seen = reward.examine(images, actions.to(device), patch_size)
+        maps, spread, features = seen.mean.cpu(), seen.spread.cpu(), seen.features.double().cpu().numpy()
+        looks = appearance(images[:, : reward.in_channels]).numpy()
+        for place, row in enumerate(rows):
+            item = submissions[row]
+            found[row] = Evidence(
+                actions[place],
+                maps[place],
+                spread[place],
+                item.confidence,
+                features[place],
+                looks[place],
+                item.rules,
+                schema.num_classes,
+            )
+    return [found[row] for row in range(len(submissions))]
