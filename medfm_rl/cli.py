@@ -51,6 +51,7 @@ Prompts = Annotated[
         "are taken."
     ),
 ]
+Device = Annotated[str, typer.Option(help="Where the networks run: auto (cuda, then mps, then cpu), cpu, cuda or mps.")]
 BiomedCLIPWeights = Annotated[
     Path | None,
     typer.Option(
@@ -179,6 +180,7 @@ def evaluate_command(
     layout: Layout = "auto",
     anatomy: Anatomy = "generic",
     prompts: Prompts = None,
+    device: Device = "auto",
 ) -> None:
     """Score a model against ground truth: Dice, HD95, ASSD and validity, per case and per structure."""
     from rich.console import Console
@@ -187,17 +189,19 @@ def evaluate_command(
     from medfm_rl.metrics.validity import load_anatomy
     from medfm_rl.pipeline.evaluate import evaluate, write_evaluation
     from medfm_rl.pipeline.finish import compare_models
-    from medfm_rl.pipeline.models import load_model
+    from medfm_rl.pipeline.models import choose_device, load_model
     from medfm_rl.report import summary_table
 
+    where = choose_device(device)
     files = find_cases(_data_settings(data, layout))
-    segmenter = load_model(model, prompts).segmenter
+    segmenter = load_model(model, prompts).to(where).segmenter
     with _progress() as progress:
         if against is None:
             evaluation = evaluate(segmenter, files, load_anatomy(anatomy, segmenter.schema), progress)
             write_evaluation(out, {str(model): evaluation}, None)
         else:
-            comparison = compare_models(load_model(against).segmenter, segmenter, files, anatomy, progress)
+            other = load_model(against).to(where).segmenter
+            comparison = compare_models(other, segmenter, files, anatomy, progress)
             evaluation = comparison.after
             write_evaluation(
                 out, {str(against): comparison.before, str(model): comparison.after}, comparison.differences
@@ -220,21 +224,22 @@ def predict_command(
         bool, typer.Option("--correct", help="Score the masks too, and correct those with verdict `correct`.")
     ] = False,
     method: CorrectionMethod = "views",
+    device: Device = "auto",
 ) -> None:
     """Write label maps in the geometry of the images, and a reward map for each."""
     from medfm_rl.data.layouts import find_cases
     from medfm_rl.pipeline.evaluate import predict
-    from medfm_rl.pipeline.models import load_model
+    from medfm_rl.pipeline.models import choose_device, load_model
 
     if correct:
         from medfm_rl.pipeline.correct import predict_and_correct
 
         settings, files = _correction_settings(None, method=method), find_cases(_data_settings(images, layout))
         with _progress() as progress:
-            corrections = predict_and_correct(model, files, out, settings, "auto", progress, prompts)
+            corrections = predict_and_correct(model, files, out, settings, device, progress, prompts)
         _print_corrections(corrections, out)
         return
-    loaded = load_model(model, prompts)
+    loaded = load_model(model, prompts).to(choose_device(device))
     if loaded.reward is None:
         typer.echo(f"{model} has no reward networks (only runs of `adapt` have): label maps only.", err=True)
     with _progress() as progress:
@@ -261,7 +266,7 @@ def score_command(
     ] = None,
     biomedclip: BiomedCLIPWeights = None,
     fail_on: Annotated[str | None, typer.Option(help="refer: exit with code 3 where a mask is referred.")] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
+    device: Device = "auto",
 ) -> None:
     """Judge masks without ground truth: predicted Dice with an interval, anatomy rules, shift, and a verdict."""
     from medfm_rl.data.layouts import find_cases
@@ -310,7 +315,7 @@ def correct_command(
     every: Annotated[bool, typer.Option("--all", help="Every case, whatever its verdict.")] = False,
     layout: Layout = "auto",
     prompts: Prompts = None,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
+    device: Device = "auto",
 ) -> None:
     """Correct the cases with verdict `correct`: propose, keep what an independent judge prefers, refer the rest."""
     from medfm_rl.data.layouts import find_cases
@@ -337,7 +342,7 @@ def calibrate_command(
     layout: Layout = "auto",
     prompts: Prompts = None,
     biomedclip: BiomedCLIPWeights = None,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
+    device: Device = "auto",
 ) -> None:
     """Fit predicted Dice, intervals and the threshold for acceptance on labelled cases; write quality.json."""
     from medfm_rl.data.layouts import find_cases
@@ -377,7 +382,7 @@ def calibrate_correction_command(
     optimise: CorrectionScope = None,
     layout: Layout = "auto",
     prompts: Prompts = None,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
+    device: Device = "auto",
 ) -> None:
     """Find on labelled cases what a correction has to gain to be accepted; write correction.json."""
     from medfm_rl.data.layouts import find_cases

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
+import torch
 import yaml
 from typer.main import get_command
 from typer.testing import CliRunner
@@ -427,6 +428,17 @@ def test_predict_wants_a_model_and_images(run: Run, model: Path, tmp_path: Path)
     result = run("predict", model, tmp_path / "empty", tmp_path / "out")
     assert result.code == 2
     assert "empty: no image found" in result.err
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("command", ["predict", "evaluate"])
+def test_networks_run_on_the_device_that_is_asked_for(
+    run: Run, simulated_echo: Path, model: Path, tmp_path: Path, command: str
+) -> None:
+    data = simulated_echo / "b"
+    arguments = (data / "images", tmp_path / "out") if command == "predict" else (data, "--out", tmp_path / "out")
+    missing = "mps" if not torch.backends.mps.is_available() else "cuda"
+    refused(run(command, model, *arguments, "--device", missing), f"device: {missing} is not available")
     assert not (tmp_path / "out").exists()
 
 

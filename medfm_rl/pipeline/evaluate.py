@@ -109,7 +109,8 @@ def segment_and_judge(model: Model, case: Case) -> tuple[LabelMap, FloatArray | 
     labels = segmenter.restore(logits, sample)
     if model.reward is None:
         return labels, None
-    reward_map = judge_tiles(model.reward, sample.image, logits.argmax(dim=0), segmenter.patch_size)
+    image, action = sample.image.to(segmenter.device), logits.argmax(dim=0).to(segmenter.device)
+    reward_map = judge_tiles(model.reward, image, action, segmenter.patch_size).cpu()
     return labels, segmenter.restore_map(reward_map, sample).clip(0, 1)
 
 

@@ -21,7 +21,7 @@ from medfm_rl.metrics.scores import MEAN, Evaluation, StructureSummary, compare
 from medfm_rl.metrics.validity import load_anatomy
 from medfm_rl.pipeline.evaluate import evaluate, segment_and_judge, write_evaluation
 from medfm_rl.pipeline.images import Progress
-from medfm_rl.pipeline.models import Model, load_model
+from medfm_rl.pipeline.models import Model, choose_device, load_model
 from medfm_rl.pipeline.run_folder import SOURCE, RunFolder
 from medfm_rl.report import ReportCase, ReportData, TableRow, write_report
 from medfm_rl.reward.actions import ActionDataset
@@ -64,7 +64,8 @@ def finish(run: RunFolder, config: AdaptConfig, progress: Progress) -> Compariso
     Raises:
         UserError: The evaluation data cannot be used.
     """
-    adapted, source = load_model(run.path), load_segmenter(config.segmenter)
+    device = choose_device(config.device)
+    adapted, source = load_model(run.path).to(device), load_segmenter(config.segmenter).to(device)
     files = find_cases(config.evaluation if config.evaluation is not None else config.target)
     comparison = None
     if config.evaluation is not None:

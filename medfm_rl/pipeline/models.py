@@ -36,9 +36,16 @@ class Model:
     segmenter: SegmenterAdapter
     reward: RewardEnsemble | None
 
+    def to(self, device: torch.device) -> Model:
+        """Moves the networks there, and returns itself."""
+        self.segmenter.to(device)
+        if self.reward is not None:
+            self.reward.to(device)
+        return self
+
 
 def load_model(path: Path, prompts: Path | None = None) -> Model:
-    """Loads a run folder of `adapt` (segmenter and reward) or a segmenter folder (no reward).
+    """Loads a run folder of `adapt` (segmenter and reward) or a segmenter folder (no reward), on the CPU.
 
     Args:
         path: The folder.
@@ -189,9 +196,11 @@ def choose_device(name: str) -> torch.device:
     """The device of that name; auto takes CUDA, then MPS, then the CPU.
 
     Raises:
-        ConfigError: It is not there.
+        ConfigError: It is not there, or there is no such device.
     """
     available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    if name not in ("auto", *available):
+        raise ConfigError(f"device: {name} is none of auto, cpu, cuda and mps")
     if name == "auto":
         return torch.device(next(kind for kind, there in available.items() if there))
     if not available[name]:

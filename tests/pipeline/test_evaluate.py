@@ -284,3 +284,5 @@ def test_a_device_that_is_not_there_is_named() -> None:
     missing = "mps" if not torch.backends.mps.is_available() else "cuda"
     with pytest.raises(ConfigError, match=f"device: {missing} is not available"):
         choose_device(missing)
+    with pytest.raises(ConfigError, match="device: gpu is none of auto, cpu, cuda and mps"):
+        choose_device("gpu")
