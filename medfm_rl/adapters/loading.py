@@ -15,7 +15,8 @@ from medfm_rl.adapters.litemedsam import LiteMedSAMAdapter
 from medfm_rl.adapters.lora import add_low_rank
 from medfm_rl.adapters.medsam import MedSAM2Adapter, MedSAMAdapter
 from medfm_rl.adapters.monai_bundle import METADATA, MonaiBundleAdapter
-from medfm_rl.adapters.nnunet import DATASET, PLANS, NnUNetAdapter
+from medfm_rl.adapters.nnunet import NnUNetAdapter
+from medfm_rl.adapters.nnunet_folder import DATASET, PLANS
 from medfm_rl.adapters.promptable import PromptableAdapter, kind_of_folder
 from medfm_rl.adapters.torch_module import TorchModuleAdapter
 from medfm_rl.errors import ModelError

@@ -6,18 +6,13 @@ that has gradients is ours, because nnU-Net runs its network in inference mode a
 
 from __future__ import annotations
 
-import contextlib
-import copy
-import importlib
-import inspect
 import io
 import itertools
 import shutil
-import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, Literal, final
+from typing import Any, Final, final
 
 import numpy as np
 import torch
@@ -27,40 +22,34 @@ from torch.nn import functional as F
 
 from medfm_rl import __version__
 from medfm_rl.adapters.base import ModelSummary, Sample, Scope, SegmenterAdapter, parameters_in_scope
-from medfm_rl.adapters.checkpoints import first_line, load_strictly, read_checkpoint, read_json_object
+from medfm_rl.adapters.checkpoints import load_strictly, read_checkpoint
+from medfm_rl.adapters.nnunet_folder import (
+    CHECKPOINT,
+    DATASET,
+    PLANS,
+    Fold,
+    available_folds,
+    build_network,
+    channel_names,
+    find_model_folder,
+    read_json,
+    read_tool,
+    require_nnunet,
+    schema_of,
+    silent,
+    weights_of,
+)
 from medfm_rl.adapters.orientation import Orientation
 from medfm_rl.adapters.padding import pad_to_patch
 from medfm_rl.data.files import replace_folder_on_success
-from medfm_rl.errors import DataError, MissingExtraError, ModelError
+from medfm_rl.errors import DataError, ModelError
 from medfm_rl.networks import portable_state
-from medfm_rl.types import BACKGROUND, Case, FloatArray, LabelMap, LabelSchema, Prompts
+from medfm_rl.types import Case, FloatArray, LabelMap, Prompts
 
-DATASET: Final = "dataset.json"
-PLANS: Final = "plans.json"
-CHECKPOINT: Final = "checkpoint_final.pth"
 PROVENANCE: Final = "medfm_rl"
 """Key of an adapted checkpoint that says what made it."""
 
-Fold = int | Literal["all"]
-
 _STEP = 0.5
-_COMPILED = "_orig_mod."
-
-
-@dataclass(frozen=True, eq=False)
-class _Tool:
-    """What nnU-Net knows of a model besides its weights; copies of an adapter share it."""
-
-    plans: Any
-    configuration: Any
-    configuration_name: str
-    dataset: Mapping[str, Any]
-    labels: Any
-    trainer: type[Any]
-    mirror_axes: tuple[int, ...] | None
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> _Tool:
-        return self
 
 
 @dataclass(frozen=True, eq=False)
@@ -113,7 +102,7 @@ class NnUNetAdapter(SegmenterAdapter):
         trusted: bool = False,
     ) -> None:
         super().__init__()
-        _require_nnunet()
+        require_nnunet()
         self.folder = find_model_folder(folder)
         self.folds = available_folds(self.folder) if folds is None else tuple(folds)
         self.checkpoint = checkpoint
@@ -124,14 +113,14 @@ class NnUNetAdapter(SegmenterAdapter):
         if not self.folds:
             raise ModelError(f"{self.folder}: there is no fold_X with a checkpoint; give a trained nnU-Net model")
         checkpoints = {fold: self._read(fold) for fold in self.folds}
-        self.tool = _read_tool(self.folder, self._path(self.folds[0]), checkpoints[self.folds[0]])
-        self.schema = _schema(self.tool.labels, self.folder)
+        self.tool = read_tool(self.folder, self._path(self.folds[0]), checkpoints[self.folds[0]])
+        self.schema = schema_of(self.tool.labels, self.folder)
         self.patch_size = tuple(int(side) for side in self.tool.configuration.patch_size)
-        self.in_channels = len(_channel_names(self.tool.dataset))
+        self.in_channels = len(channel_names(self.tool.dataset))
         self.networks = nn.ModuleList()
         for fold, content in checkpoints.items():
-            network = _build_network(self.tool, self.in_channels, self.folder)
-            load_strictly(network, _weights(content, self._path(fold)), self._path(fold))
+            network = build_network(self.tool, self.in_channels, self.folder)
+            load_strictly(network, weights_of(content, self._path(fold)), self._path(fold))
             self.networks.append(network)
         reader = str(self.tool.plans.plans.get("image_reader_writer", ""))
         self.canonical = canonical or reader.endswith("WithReorient")
@@ -204,7 +193,7 @@ class NnUNetAdapter(SegmenterAdapter):
 
         data = sample.image if sample.image.ndim == 4 else sample.image[:, None]
         device = self.device
-        with _silent():
+        with silent():
             predictor = nnUNetPredictor(
                 tile_step_size=self.step_size,
                 use_mirroring=self.mirroring,
@@ -324,7 +313,7 @@ class NnUNetAdapter(SegmenterAdapter):
         if case.image.shape[0] != self.in_channels:
             raise DataError(
                 f"{where}: the image has {case.image.shape[0]} channels, the nnU-Net takes {self.in_channels} "
-                f"({', '.join(_channel_names(self.tool.dataset))}); a file per channel (CASE_0000, CASE_0001) is read "
+                f"({', '.join(channel_names(self.tool.dataset))}); a file per channel (CASE_0000, CASE_0001) is read "
                 "with layout nnunet"
             )
         flat = len(case.shape) == 2
@@ -408,15 +397,15 @@ def summarise(folder: Path, checkpoint: str = CHECKPOINT, trusted: bool = False)
         MissingExtraError: nnunetv2 is not installed.
         ModelError: It is no nnU-Net model folder.
     """
-    _require_nnunet()
+    require_nnunet()
     folder = find_model_folder(folder)
-    dataset, plans = _read_json(folder / DATASET), _read_json(folder / PLANS)
+    dataset, plans = read_json(folder / DATASET), read_json(folder / PLANS)
     folds = available_folds(folder)
     rows = {
         "kind": "nnunet",
         "folder": str(folder),
         "structures": ", ".join(f"{name} {label}" for name, label in dataset.get("labels", {}).items()),
-        "channels": ", ".join(_channel_names(dataset)),
+        "channels": ", ".join(channel_names(dataset)),
         "file ending": str(dataset.get("file_ending", "not given")),
         "reader": str(plans.get("image_reader_writer", "not given")),
         "folds": ", ".join(map(str, folds)) or "none",
@@ -438,158 +427,7 @@ def summarise(folder: Path, checkpoint: str = CHECKPOINT, trusted: bool = False)
     return ModelSummary(rows, ())
 
 
-def find_model_folder(folder: Path) -> Path:
-    """The folder with `plans.json` and `dataset.json`: this one, or the only one up to two levels below it.
-
-    Raises:
-        ModelError: There is none, or more than one.
-    """
-    if not folder.is_dir():
-        raise ModelError(f"{folder}: there is no such folder; give an nnU-Net model folder")
-    if (folder / PLANS).exists() or (folder / DATASET).exists():
-        return folder
-    inner = sorted(path.parent for pattern in ("*", "*/*") for path in folder.glob(f"{pattern}/{PLANS}"))
-    if len(inner) == 1:
-        return inner[0]
-    if inner:
-        raise ModelError(f"{folder}: holds {len(inner)} models; choose one: {', '.join(path.name for path in inner)}")
-    raise ModelError(f"{folder}: not an nnU-Net model folder, there is no {PLANS} and no {DATASET}")
-
-
-def available_folds(folder: Path) -> tuple[Fold, ...]:
-    """Folds with a checkpoint, in their order; `fold_all` only where it is the only one, as in nnU-Net."""
-    names = {path.parent.name.removeprefix("fold_") for path in folder.glob("fold_*/*.pth")}
-    numbered = tuple(sorted(int(name) for name in names if name.isdigit()))
-    return numbered or (("all",) if "all" in names else ())
-
-
 def _ours(sample: Sample) -> NnUNetSample:
     if not isinstance(sample, NnUNetSample):
         raise TypeError("this sample is not from this adapter's `preprocess`")
     return sample
-
-
-def _require_nnunet() -> None:
-    try:
-        with _silent():
-            importlib.import_module("nnunetv2")
-    except ModuleNotFoundError as error:
-        raise MissingExtraError(
-            "an nnU-Net model needs nnunetv2; install it: pip install 'medfm-rl[nnunet]'"
-        ) from error
-
-
-@contextlib.contextmanager
-def _silent() -> Iterator[None]:
-    """nnU-Net prints what it does; what a person needs of that, the command line says."""
-    with contextlib.redirect_stdout(io.StringIO()):
-        yield
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    return read_json_object(path, f"{path.parent}: not a complete nnU-Net model folder, there is no {path.name}")
-
-
-def _channel_names(dataset: Mapping[str, Any]) -> list[str]:
-    return [str(name) for name in (dataset.get("channel_names") or dataset.get("modality") or {}).values()]
-
-
-def _read_tool(folder: Path, path: Path, checkpoint: Mapping[str, Any]) -> _Tool:
-    from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
-
-    dataset, plans = _read_json(folder / DATASET), _read_json(folder / PLANS)
-    try:
-        trainer = str(checkpoint["trainer_name"])
-        name = str(checkpoint["init_args"]["configuration"])
-        axes = checkpoint.get("inference_allowed_mirroring_axes")
-    except (KeyError, TypeError) as error:
-        raise ModelError(f"{path}: not a checkpoint of nnU-Net v2, it lacks {error}") from error
-    if not _channel_names(dataset):
-        raise ModelError(f"{folder / DATASET}: channel_names is missing or empty")
-    try:
-        manager = PlansManager(copy.deepcopy(plans))
-        with _silent():
-            configuration = manager.get_configuration(name)
-            labels = manager.get_label_manager(dataset)
-        complete = (configuration.patch_size, configuration.spacing, manager.transpose_forward)
-    except (KeyError, TypeError, ValueError, RuntimeError, AssertionError, AttributeError) as error:
-        raise ModelError(f"{folder}: {PLANS} or {DATASET} is not what nnU-Net writes ({first_line(error)})") from error
-    del complete
-    if configuration.previous_stage_name is not None:
-        raise ModelError(
-            f"{folder}: {name} is the second stage of a cascade, which takes the segmentation of "
-            f"{configuration.previous_stage_name} as input; cascades cannot be adapted, the first stage can"
-        )
-    if labels.has_regions:
-        raise ModelError(
-            f"{folder}: trained on overlapping regions (sigmoid outputs); only exclusive structures (softmax) can be "
-            "adapted"
-        )
-    mirror = None if axes is None else tuple(int(axis) for axis in axes)
-    return _Tool(manager, configuration, name, dataset, labels, _find_trainer(trainer), mirror or None)
-
-
-def _schema(labels: Any, folder: Path) -> LabelSchema:
-    names = {int(label): name for name, label in labels.label_dict.items() if name != "ignore"}
-    if sorted(names) != list(range(len(names))):
-        raise ModelError(f"{folder / DATASET}: labels are not 0, 1, 2, ... without a gap")
-    try:
-        return LabelSchema((BACKGROUND, *(names[label] for label in range(1, len(names)))), tuple(range(len(names))))
-    except ValueError as error:
-        raise ModelError(f"{folder / DATASET}: labels: {error}") from error
-
-
-def _find_trainer(name: str) -> type[Any]:
-    from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
-    from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
-
-    if name == nnUNetTrainer.__name__:
-        # Looking for any other imports all of nnU-Net's trainers, and torchvision with them.
-        trainer: type[Any] = nnUNetTrainer
-        return trainer
-    try:
-        with _silent(), warnings.catch_warnings():
-            # Of packages that those trainers import; nothing that the user of one can do about.
-            warnings.simplefilter("ignore")
-            found: type[Any] = recursive_find_trainer_class_by_name(name)
-    except (ImportError, RuntimeError, AssertionError) as error:
-        if "torchvision" in str(error):
-            raise ModelError(
-                f"torch {torch.__version__} and the installed torchvision are not builds of each other "
-                f"({first_line(error)}); install a matching pair, see constraints.txt"
-            ) from error
-        raise ModelError(
-            f"the trainer {name} is not in the installed nnunetv2; install the package that it comes from, or name its "
-            "folder in the environment variable nnUNet_extTrainer"
-        ) from error
-    return found
-
-
-def _build_network(tool: _Tool, in_channels: int, folder: Path) -> nn.Module:
-    configuration, build = tool.configuration, tool.trainer.build_network_architecture
-    described: tuple[Any, ...] = (tool.plans, configuration)
-    if "plans_manager" not in inspect.signature(build).parameters:
-        # Trainers of other people may have the signature of older versions, which nnU-Net still accepts.
-        described = (
-            configuration.network_arch_class_name,
-            configuration.network_arch_init_kwargs,
-            configuration.network_arch_init_kwargs_req_import,
-        )
-    heads = tool.labels.num_segmentation_heads
-    try:
-        with _silent():
-            network: nn.Module = build(*described, in_channels, heads, enable_deep_supervision=False)
-    except (KeyError, TypeError, ValueError, ImportError, AttributeError, AssertionError, RuntimeError) as error:
-        raise ModelError(
-            f"{folder / PLANS}: {tool.trainer.__name__} cannot build the network of {tool.configuration_name} "
-            f"({first_line(error)})"
-        ) from error
-    return network
-
-
-def _weights(checkpoint: Mapping[str, Any], path: Path) -> dict[str, Tensor]:
-    """The state dict without the prefix of a compiled network, on no other device than the CPU."""
-    state = checkpoint.get("network_weights")
-    if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
-        raise ModelError(f"{path}: not a checkpoint of nnU-Net v2, network_weights is no state dict")
-    return {str(name).removeprefix(_COMPILED): value for name, value in state.items()}

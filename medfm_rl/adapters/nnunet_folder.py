@@ -1,0 +1,223 @@
+"""What the folder of a model of nnU-Net v2 holds: its files, its folds, and the network that they describe."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import importlib
+import inspect
+import io
+import warnings
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, Literal
+
+import torch
+from torch import Tensor, nn
+
+from medfm_rl.adapters.checkpoints import first_line, read_json_object
+from medfm_rl.errors import MissingExtraError, ModelError
+from medfm_rl.types import BACKGROUND, LabelSchema
+
+DATASET: Final = "dataset.json"
+PLANS: Final = "plans.json"
+CHECKPOINT: Final = "checkpoint_final.pth"
+
+Fold = int | Literal["all"]
+
+_COMPILED = "_orig_mod."
+
+
+@dataclass(frozen=True, eq=False)
+class NnUNetTool:
+    """What nnU-Net knows of a model besides its weights; copies of an adapter share it."""
+
+    plans: Any
+    configuration: Any
+    configuration_name: str
+    dataset: Mapping[str, Any]
+    labels: Any
+    trainer: type[Any]
+    mirror_axes: tuple[int, ...] | None
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> NnUNetTool:
+        return self
+
+
+def find_model_folder(folder: Path) -> Path:
+    """The folder with `plans.json` and `dataset.json`: this one, or the only one up to two levels below it.
+
+    Raises:
+        ModelError: There is none, or more than one.
+    """
+    if not folder.is_dir():
+        raise ModelError(f"{folder}: there is no such folder; give an nnU-Net model folder")
+    if (folder / PLANS).exists() or (folder / DATASET).exists():
+        return folder
+    inner = sorted(path.parent for pattern in ("*", "*/*") for path in folder.glob(f"{pattern}/{PLANS}"))
+    if len(inner) == 1:
+        return inner[0]
+    if inner:
+        raise ModelError(f"{folder}: holds {len(inner)} models; choose one: {', '.join(path.name for path in inner)}")
+    raise ModelError(f"{folder}: not an nnU-Net model folder, there is no {PLANS} and no {DATASET}")
+
+
+def available_folds(folder: Path) -> tuple[Fold, ...]:
+    """Folds with a checkpoint, in their order; `fold_all` only where it is the only one, as in nnU-Net."""
+    names = {path.parent.name.removeprefix("fold_") for path in folder.glob("fold_*/*.pth")}
+    numbered = tuple(sorted(int(name) for name in names if name.isdigit()))
+    return numbered or (("all",) if "all" in names else ())
+
+
+def require_nnunet() -> None:
+    """Raises MissingExtraError where nnunetv2 is not installed."""
+    try:
+        with silent():
+            importlib.import_module("nnunetv2")
+    except ModuleNotFoundError as error:
+        raise MissingExtraError(
+            "an nnU-Net model needs nnunetv2; install it: pip install 'medfm-rl[nnunet]'"
+        ) from error
+
+
+@contextlib.contextmanager
+def silent() -> Iterator[None]:
+    """nnU-Net prints what it does; what a person needs of that, the command line says."""
+    with contextlib.redirect_stdout(io.StringIO()):
+        yield
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A file of a model folder.
+
+    Raises:
+        ModelError: It is missing, or no JSON object.
+    """
+    return read_json_object(path, f"{path.parent}: not a complete nnU-Net model folder, there is no {path.name}")
+
+
+def channel_names(dataset: Mapping[str, Any]) -> list[str]:
+    """Names of the channels in `dataset.json`, which older versions call modality."""
+    return [str(name) for name in (dataset.get("channel_names") or dataset.get("modality") or {}).values()]
+
+
+def read_tool(folder: Path, path: Path, checkpoint: Mapping[str, Any]) -> NnUNetTool:
+    """What the folder and a checkpoint say of a model.
+
+    Args:
+        folder: The model folder.
+        path: Of the checkpoint, for messages.
+        checkpoint: Its content.
+
+    Raises:
+        ModelError: A file is not what nnU-Net writes, or the model is of a kind that cannot be adapted.
+    """
+    from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+
+    dataset, plans = read_json(folder / DATASET), read_json(folder / PLANS)
+    try:
+        trainer = str(checkpoint["trainer_name"])
+        name = str(checkpoint["init_args"]["configuration"])
+        axes = checkpoint.get("inference_allowed_mirroring_axes")
+    except (KeyError, TypeError) as error:
+        raise ModelError(f"{path}: not a checkpoint of nnU-Net v2, it lacks {error}") from error
+    if not channel_names(dataset):
+        raise ModelError(f"{folder / DATASET}: channel_names is missing or empty")
+    try:
+        manager = PlansManager(copy.deepcopy(plans))
+        with silent():
+            configuration = manager.get_configuration(name)
+            labels = manager.get_label_manager(dataset)
+        complete = (configuration.patch_size, configuration.spacing, manager.transpose_forward)
+    except (KeyError, TypeError, ValueError, RuntimeError, AssertionError, AttributeError) as error:
+        raise ModelError(f"{folder}: {PLANS} or {DATASET} is not what nnU-Net writes ({first_line(error)})") from error
+    del complete
+    if configuration.previous_stage_name is not None:
+        raise ModelError(
+            f"{folder}: {name} is the second stage of a cascade, which takes the segmentation of "
+            f"{configuration.previous_stage_name} as input; cascades cannot be adapted, the first stage can"
+        )
+    if labels.has_regions:
+        raise ModelError(
+            f"{folder}: trained on overlapping regions (sigmoid outputs); only exclusive structures (softmax) can be "
+            "adapted"
+        )
+    mirror = None if axes is None else tuple(int(axis) for axis in axes)
+    return NnUNetTool(manager, configuration, name, dataset, labels, _find_trainer(trainer), mirror or None)
+
+
+def schema_of(labels: Any, folder: Path) -> LabelSchema:
+    """The structures of nnU-Net's label manager.
+
+    Raises:
+        ModelError: Their integers have a gap, or their names are none.
+    """
+    names = {int(label): name for name, label in labels.label_dict.items() if name != "ignore"}
+    if sorted(names) != list(range(len(names))):
+        raise ModelError(f"{folder / DATASET}: labels are not 0, 1, 2, ... without a gap")
+    try:
+        return LabelSchema((BACKGROUND, *(names[label] for label in range(1, len(names)))), tuple(range(len(names))))
+    except ValueError as error:
+        raise ModelError(f"{folder / DATASET}: labels: {error}") from error
+
+
+def _find_trainer(name: str) -> type[Any]:
+    from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+    from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
+
+    if name == nnUNetTrainer.__name__:
+        # Looking for any other imports all of nnU-Net's trainers, and torchvision with them.
+        trainer: type[Any] = nnUNetTrainer
+        return trainer
+    try:
+        with silent(), warnings.catch_warnings():
+            # Of packages that those trainers import; nothing that the user of one can do about.
+            warnings.simplefilter("ignore")
+            found: type[Any] = recursive_find_trainer_class_by_name(name)
+    except (ImportError, RuntimeError, AssertionError) as error:
+        if "torchvision" in str(error):
+            raise ModelError(
+                f"torch {torch.__version__} and the installed torchvision are not builds of each other "
+                f"({first_line(error)}); install a matching pair, see constraints.txt"
+            ) from error
+        raise ModelError(
+            f"the trainer {name} is not in the installed nnunetv2; install the package that it comes from, or name its "
+            "folder in the environment variable nnUNet_extTrainer"
+        ) from error
+    return found
+
+
+def build_network(tool: NnUNetTool, in_channels: int, folder: Path) -> nn.Module:
+    """The network that the trainer of a model builds, with random weights.
+
+    Raises:
+        ModelError: It cannot.
+    """
+    configuration, build = tool.configuration, tool.trainer.build_network_architecture
+    described: tuple[Any, ...] = (tool.plans, configuration)
+    if "plans_manager" not in inspect.signature(build).parameters:
+        # Trainers of other people may have the signature of older versions, which nnU-Net still accepts.
+        described = (
+            configuration.network_arch_class_name,
+            configuration.network_arch_init_kwargs,
+            configuration.network_arch_init_kwargs_req_import,
+        )
+    heads = tool.labels.num_segmentation_heads
+    try:
+        with silent():
+            network: nn.Module = build(*described, in_channels, heads, enable_deep_supervision=False)
+    except (KeyError, TypeError, ValueError, ImportError, AttributeError, AssertionError, RuntimeError) as error:
+        raise ModelError(
+            f"{folder / PLANS}: {tool.trainer.__name__} cannot build the network of {tool.configuration_name} "
+            f"({first_line(error)})"
+        ) from error
+    return network
+
+
+def weights_of(checkpoint: Mapping[str, Any], path: Path) -> dict[str, Tensor]:
+    """The state dict without the prefix of a compiled network, on no other device than the CPU."""
+    state = checkpoint.get("network_weights")
+    if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
+        raise ModelError(f"{path}: not a checkpoint of nnU-Net v2, network_weights is no state dict")
+    return {str(name).removeprefix(_COMPILED): value for name, value in state.items()}
