@@ -41,7 +41,7 @@ from medfm_rl.metrics.scores import score_case
 from medfm_rl.metrics.validity import load_anatomy
 from medfm_rl.pipeline.calibrate import write_default_quality
 from medfm_rl.pipeline.config_file import load_config
-from medfm_rl.pipeline.correct import make_corrector
+from medfm_rl.pipeline.correctors import make_corrector
 from medfm_rl.pipeline.run_folder import RunFolder
 from medfm_rl.pipeline.score import load_controller
 from medfm_rl.reward.network import RewardEnsemble

@@ -305,6 +305,10 @@ def correct_command(
     scores: Annotated[
         Path | None, typer.Option(help="scores.json of `medfm-rl score`; without it the cases are scored first.")
     ] = None,
+    masks: Annotated[
+        Path | None,
+        typer.Option(help="The masks to be corrected, where another segmenter made them; else those of the run's own."),
+    ] = None,
     budget: Annotated[float | None, typer.Option(help="Seconds for one case; 10 where not given.")] = None,
     method: CorrectionMethod = "views",
     objective: CorrectionObjective = None,
@@ -320,11 +324,15 @@ def correct_command(
     """Correct the cases with verdict `correct`: propose, keep what an independent judge prefers, refer the rest."""
     from medfm_rl.data.layouts import find_cases
     from medfm_rl.pipeline.correct import correct
+    from medfm_rl.pipeline.score import find_masks
 
     settings = _correction_settings(budget, method=method, objective=objective, optimise=optimise)
     files = find_cases(_data_settings(images, layout))
+    given = None if masks is None else find_masks(masks, files)
     with _progress() as progress:
-        corrections = correct(model, files, scores, out, settings, propose_only, every, device, progress, prompts)
+        corrections = correct(
+            model, files, scores, out, settings, propose_only, every, device, progress, prompts, given
+        )
     _print_corrections(corrections, out)
 
 

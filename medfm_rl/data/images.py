@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import hashlib
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
@@ -101,6 +102,13 @@ def read_label_ids(path: Path, image_shape: tuple[int, ...], geometry: Geometry)
 def write_labels(path: Path, labels: LabelMap, geometry: Geometry, schema: LabelSchema) -> None:
     """Writes class indices `(*S)` as the integers of the schema, on the grid of an image, whole or not at all."""
     _write(path, schema.to_ids(labels), geometry)
+
+
+def hash_labels(labels: LabelMap) -> str:
+    """SHA-256 of a mask's shape and class indices, whatever file it came from."""
+    digest = hashlib.sha256(repr(labels.shape).encode())
+    digest.update(np.ascontiguousarray(labels, dtype=np.uint8).tobytes())
+    return digest.hexdigest()
 
 
 def write_image(path: Path, image: npt.NDArray[Any], geometry: Geometry) -> None:

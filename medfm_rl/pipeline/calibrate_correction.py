@@ -8,7 +8,7 @@ from pathlib import Path
 
 from medfm_rl.data.layouts import CaseFile
 from medfm_rl.metrics.overlap import dice
-from medfm_rl.pipeline.correct import hash_parts, load_networks, make_corrector
+from medfm_rl.pipeline.correctors import hash_parts, load_networks, make_corrector
 from medfm_rl.pipeline.images import Progress
 from medfm_rl.pipeline.run_folder import RunFolder
 from medfm_rl.reward.appearance import randomise_appearance

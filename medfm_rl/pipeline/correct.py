@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import hashlib
 import io
 import json
 import shutil
@@ -16,42 +15,64 @@ from typing import Any
 import torch
 
 from medfm_rl import __version__
-from medfm_rl.adapters import Sample, SegmenterAdapter
-from medfm_rl.data.files import append_lines, hash_folder, hash_path, replace_on_success, write_json, write_text
-from medfm_rl.data.images import write_labels
+from medfm_rl.adapters import Sample
+from medfm_rl.adapters.delta import state_hash
+from medfm_rl.data.files import append_lines, hash_path, replace_on_success, write_json, write_text
+from medfm_rl.data.images import hash_labels, read_labels, write_labels
 from medfm_rl.data.layouts import CaseFile, is_simulated
-from medfm_rl.errors import DataError, ModelError, UserError
-from medfm_rl.metrics.validity import Anatomy, load_anatomy
-from medfm_rl.pipeline.config_file import load_config
+from medfm_rl.errors import DataError, UserError
+from medfm_rl.pipeline.correctors import hash_parts, load_networks, make_corrector
 from medfm_rl.pipeline.images import Progress
-from medfm_rl.pipeline.models import choose_device, load_adapted
 from medfm_rl.pipeline.run_folder import RunFolder
 from medfm_rl.pipeline.score import score
-from medfm_rl.quality import QualityModel, State
+from medfm_rl.quality import State
 from medfm_rl.report import CorrectionEntry, correction_figure, figure_bytes, write_corrections_page
-from medfm_rl.reward.network import RewardEnsemble, RewardNet
+from medfm_rl.reward.network import RewardEnsemble
 from medfm_rl.reward.score import structure_scores
-from medfm_rl.reward.shape_prior import ShapePrior
 from medfm_rl.reward.tiles import judge_tiles
-from medfm_rl.settings import AdaptConfig, CorrectionSettings
-from medfm_rl.tto import (
-    AugmentationAverage,
-    CaseCorrector,
-    Intent,
-    Judge,
-    LargestComponents,
-    Memo,
-    NoCorrection,
-    ShapeProjection,
-    Tent,
-    TestTimeOptimizer,
-    TTOResult,
-    ViewVote,
-)
+from medfm_rl.settings import CorrectionSettings
+from medfm_rl.tto import CaseCorrector, TTOResult
 from medfm_rl.tto.acceptance import Acceptance
 from medfm_rl.types import Case, FloatArray, LabelMap, LabelSchema
 
-_JUDGE = "judge"
+
+@dataclass(frozen=True)
+class _Scores:
+    """What scoring said, as in `scores.json`.
+
+    Attributes:
+        state: Of the batch.
+        verdicts: By case; one that could not be judged was referred.
+        segmenter: Hash of the one that made the masks; None where they came as files.
+        masks: By case, hash of the mask that was judged.
+    """
+
+    state: State
+    verdicts: Mapping[str, str]
+    segmenter: str | None
+    masks: Mapping[str, str]
+
+    @classmethod
+    def read(cls, path: Path) -> _Scores:
+        """Reads `scores.json`.
+
+        Raises:
+            DataError: It is no such file.
+        """
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+            cases = content["cases"]
+            verdicts = {str(case["case_id"]): str(case["verdict"]) for case in cases}
+            return cls(
+                content["batch_state"],
+                {**verdicts, **dict.fromkeys(content["problems"], "refer")},
+                content["segmenter"],
+                {str(case["case_id"]): str(case["mask"]) for case in cases},
+            )
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise DataError(
+                f"{path}: not a scores.json of `medfm-rl score` ({error}); score the images with this version"
+            ) from error
 
 
 @dataclass(frozen=True)
@@ -87,6 +108,7 @@ def correct(
     device: str,
     progress: Progress,
     prompts: Path | None = None,
+    masks: Mapping[str, Path] | None = None,
 ) -> Corrections:
     """Corrects cases one by one and writes masks, pictures, tables and the audit log.
 
@@ -107,38 +129,48 @@ def correct(
         device: Where the networks run.
         progress: Told how far it is.
         prompts: For a promptable segmenter: where its boxes come from, as in `load_model`.
+        masks: By case, the masks to be corrected, whatever made them; None for those of the run's segmenter.
 
     Raises:
-        UserError: The run, the scores or the folder cannot be used, or not one case could be handled.
+        UserError: The run, the scores or the folder cannot be used, the scores are of other masks, or not one case
+            could be handled.
     """
     run = RunFolder(path)
     adapter, reward = load_networks(run, device, prompts)
     hashes = hash_parts(run, adapter.schema)
     promise = f"no error rate is promised: the run has no {run.correction.name} (medfm-rl calibrate-correction)"
-    if run.correction.exists():
+    if run.correction.exists() and masks is None:
         settings, promise = Acceptance.read(run.correction).apply(settings, hashes)
+    elif run.correction.exists():
+        promise = f"no error rate is promised: {run.correction.name} is of masks of the run's own segmenter"
     corrector = make_corrector(run, adapter, reward, settings)
     taken = list(files)
     problems: dict[str, str] = {}
-    state: State = "untested"
+    found: _Scores | None = None
     if scores is None and not every:
-        own = adapter if adapter.prompted else None
-        scoring = score(path, files, None, own, out / "scores", device, progress)
-        problems.update(scoring.problems)
-        state = scoring.batch.state
-        verdicts: dict[str, str] = {report.case_id: report.verdict for report in scoring.batch.reports}
-        taken = _marked([file for file in files if file.case_id not in problems], verdicts, scores)
+        own = adapter if adapter.prompted and masks is None else None
+        problems.update(score(path, files, masks, own, out / "scores", device, progress).problems)
+        found = _Scores.read(out / "scores" / "scores.json")
+        taken = _marked([file for file in files if file.case_id not in problems], found, scores)
     elif scores is not None and not every:
-        state, verdicts = _read_scores(scores)
-        taken = _marked(files, verdicts, scores)
-    if state == "suspended" and not propose_only:
+        found = _Scores.read(scores)
+        if masks is None and found.segmenter != state_hash(adapter):
+            maker = "came as files" if found.segmenter is None else "another segmenter made"
+            raise DataError(
+                f"{scores}: is of masks that {maker}, and not the segmenter of {path}; give the masks that were scored "
+                "by --masks, so that it is they that are corrected"
+            )
+        taken = _marked(files, found, scores)
+    if found is not None and found.state == "suspended" and not propose_only:
         propose_only = True
         promise = (
             "every mask stays: the batch differs from the calibration cases, and what scoring and judge say of such "
             "images has not been tested; what the judge accepts is in proposals/ for a person to take or leave"
         )
     untouched = len(files) - len(taken) - len(problems)
-    bench = _Bench(corrector, reward, out, {**hashes, "settings": settings.model_dump()}, propose_only)
+    scored = None if found is None else found.masks
+    given = None if masks is None else _GivenMasks(masks, scored, adapter.schema)
+    bench = _Bench(corrector, reward, out, {**hashes, "settings": settings.model_dump()}, propose_only, given)
     records: list[Mapping[str, Any]] = []
     for done, file in enumerate(taken, 1):
         try:
@@ -204,88 +236,62 @@ def predict_and_correct(
     return corrections
 
 
-def load_networks(run: RunFolder, device: str, prompts: Path | None = None) -> tuple[SegmenterAdapter, RewardEnsemble]:
-    """Segmenter and reward networks of a finished run.
+@dataclass(frozen=True)
+class _GivenMasks:
+    """Masks to be corrected that came as files.
 
-    Args:
-        run: The run.
-        device: Where they are to run.
-        prompts: As in `load_model`.
-
-    Raises:
-        UserError: The run is not finished, or the device is not there.
+    Attributes:
+        paths: By case.
+        scored: By case, hash of the mask that was scored; None where nothing was.
+        schema: Of the segmenter.
     """
-    run.require_model()
-    chosen = choose_device(device)
-    adapter = load_adapted(run, prompts).to(chosen)
-    return adapter, RewardEnsemble.load(run.final_reward).to(chosen)
 
+    paths: Mapping[str, Path]
+    scored: Mapping[str, str] | None
+    schema: LabelSchema
 
-def hash_parts(run: RunFolder, schema: LabelSchema) -> dict[str, str]:
-    """SHA-256 of what makes and judges corrections: segmenter, reward networks with the judge, and rules."""
-    rules = _anatomy(run, schema).profile.model_dump_json()
-    return {
-        "segmenter": hash_folder(run.model),
-        "reward": hash_folder(run.final_reward),
-        "rules": hashlib.sha256(rules.encode()).hexdigest(),
-    }
+    def path(self, case_id: str) -> Path:
+        """The file.
 
+        Raises:
+            DataError: There is none.
+        """
+        if case_id not in self.paths:
+            raise DataError(f"case {case_id}: there is no mask of that name")
+        return self.paths[case_id]
 
-def make_corrector(
-    run: RunFolder, adapter: SegmenterAdapter, reward: RewardEnsemble, settings: CorrectionSettings
-) -> CaseCorrector:
-    """The corrector that the settings name, with the judge and the rules of a finished run.
+    def read(self, case: Case) -> LabelMap:
+        """Class indices `(*S)`.
 
-    Args:
-        run: Its judge decides.
-        adapter: The segmenter whose masks are corrected.
-        reward: The run's reward networks.
-        settings: `method` and what it needs.
-
-    Raises:
-        ModelError: The method cannot be used with this segmenter, or a part of the run is missing.
-    """
-    judge = Judge(RewardNet.load(run.final_reward / _JUDGE), _anatomy(run, adapter.schema), settings)
-    match settings.method:
-        case "views":
-            return ViewVote(adapter, reward, judge, settings, _of_this_case(adapter, judge, settings))
-        case "optimise":
-            return TestTimeOptimizer(adapter, reward, judge, settings)
-        case "none":
-            return NoCorrection(adapter, judge)
-        case "tta":
-            return AugmentationAverage(adapter, judge)
-        case "tent":
-            return Tent(adapter, judge, settings)
-        case "intent":
-            return Intent(adapter, judge)
-        case "memo":
-            return Memo(adapter, judge, settings)
-        case "components":
-            return LargestComponents(adapter, judge)
-        case "shape-prior":
-            return ShapeProjection(adapter, judge, ShapePrior.load(run.shape_prior))
-
-
-def _of_this_case(adapter: SegmenterAdapter, judge: Judge, settings: CorrectionSettings) -> list[CaseCorrector]:
-    """Copies of the segmenter with the statistics of the case, where it has batch normalisation."""
-    try:
-        return [Intent(adapter, judge), Tent(adapter, judge, settings)]
-    except ModelError:
-        return []
+        Raises:
+            DataError: There is no such mask, it does not lie on the grid of the image, or is not the one that was
+                scored.
+        """
+        path = self.path(case.case_id)
+        labels = read_labels(path, self.schema, case.shape, case.geometry)
+        if self.scored is not None and hash_labels(labels) != self.scored[case.case_id]:
+            raise DataError(f"{path}: is not the mask that was scored; score it again")
+        return labels
 
 
 class _Bench:
     """Handles a case, or takes what was done before."""
 
     def __init__(
-        self, corrector: CaseCorrector, reward: RewardEnsemble, out: Path, common: dict[str, Any], propose_only: bool
+        self,
+        corrector: CaseCorrector,
+        reward: RewardEnsemble,
+        out: Path,
+        common: dict[str, Any],
+        propose_only: bool,
+        masks: _GivenMasks | None,
     ) -> None:
         self.corrector = corrector
         self.reward = reward
         self.out = out
         self.common = {**common, "propose_only": propose_only}
         self.propose_only = propose_only
+        self.masks = masks
 
     def handle(self, file: CaseFile) -> Mapping[str, Any]:
         path = self.out / "cases" / f"{file.case_id}.json"
@@ -293,6 +299,8 @@ class _Bench:
         prompts = self.corrector.adapter.prompt_hash(file.case_id)
         if prompts is not None:
             inputs["prompts"] = prompts
+        if self.masks is not None:
+            inputs["mask"] = hash_path(self.masks.path(file.case_id))
         known = _read_record(path)
         if known is not None and known["inputs"] == inputs:
             record: Mapping[str, Any] = known["record"]
@@ -300,7 +308,7 @@ class _Bench:
         # A case that is handled anew has no record until it is complete.
         path.unlink(missing_ok=True)
         case = file.read()
-        result = self.corrector.optimize(case)
+        result = self.corrector.optimize(case, original=None if self.masks is None else self.masks.read(case))
         decision = "referred"
         if result.accepted:
             decision = "proposed" if self.propose_only else "corrected"
@@ -345,37 +353,14 @@ class _Bench:
         return adapter.restore_map(found, sample).clip(0, 1), mean
 
 
-def _anatomy(run: RunFolder, schema: LabelSchema) -> Anatomy:
-    """The rules of the quality model, learned limits included, or those of the run where there is none."""
-    if run.quality.exists():
-        return QualityModel.read(run.quality).bound_anatomy()
-    return load_anatomy(load_config(run.config_file, AdaptConfig).anatomy, schema)
-
-
-def _read_scores(path: Path) -> tuple[State, dict[str, str]]:
-    """State of the batch and verdicts by case of a `scores.json`; a case that could not be judged was referred.
-
-    Raises:
-        DataError: It is no such file.
-    """
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        verdicts = {str(case["case_id"]): str(case["verdict"]) for case in content["cases"]}
-        return content["batch_state"], {**verdicts, **dict.fromkeys(content["problems"], "refer")}
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise DataError(
-            f"{path}: not a scores.json of `medfm-rl score` ({error}); score the images with this version"
-        ) from error
-
-
-def _marked(files: Sequence[CaseFile], verdicts: Mapping[str, str], scores: Path | None) -> list[CaseFile]:
-    missing = [file.case_id for file in files if file.case_id not in verdicts]
+def _marked(files: Sequence[CaseFile], found: _Scores, scores: Path | None) -> list[CaseFile]:
+    missing = [file.case_id for file in files if file.case_id not in found.verdicts]
     if missing:
         raise DataError(
             f"{scores}: has no score of {len(missing)} images, {missing[0]} for one; score these images, or take every "
             "case by --all"
         )
-    return [file for file in files if verdicts[file.case_id] == "correct"]
+    return [file for file in files if found.verdicts[file.case_id] == "correct"]
 
 
 def _read_record(path: Path) -> dict[str, Any] | None:

@@ -17,7 +17,7 @@ from medfm_rl import __version__
 from medfm_rl.adapters import SegmenterAdapter
 from medfm_rl.adapters.delta import state_hash
 from medfm_rl.data.files import append_lines, hash_file, hash_path, replace_on_success, write_json, write_text
-from medfm_rl.data.images import image_stem, image_suffix, read_labels, write_image, write_labels
+from medfm_rl.data.images import hash_labels, image_stem, image_suffix, read_labels, write_image, write_labels
 from medfm_rl.data.layouts import CaseFile, is_simulated
 from medfm_rl.errors import DataError, ModelError, UserError
 from medfm_rl.pipeline.images import Progress
@@ -165,7 +165,7 @@ def score(
     if not reports:
         raise DataError(f"no case could be judged; the first: {next(iter(judge.problems.values()))}")
     scoring = Scoring(controller.settle(reports), judge.problems)
-    _write_tables(out, scoring, controller)
+    _write_tables(out, scoring, controller, judge)
     simulated = any(is_simulated(path.parent) for file in files[:1] for path in file.image_paths)
     _write_page(out, scoring, controller, simulated)
     _append_audit(out / "audit.jsonl", scoring, inputs, controller, networks)
@@ -190,6 +190,7 @@ class _Judge:
         self.segmenter_hash = "" if segmenter is None else state_hash(segmenter)
         self.out = out
         self.reports: dict[str, QualityReport] = {}
+        self.mask_hashes: dict[str, str] = {}
         self.problems: dict[str, str] = {}
         self._waiting: list[tuple[Submission, dict[str, str]]] = []
 
@@ -215,6 +216,7 @@ class _Judge:
         known = _read_record(self._record(file.case_id))
         if known is not None and known["inputs"] == inputs:
             self.reports[file.case_id] = QualityReport.from_json(known["report"])
+            self.mask_hashes[file.case_id] = known["mask"]
             return
         case = file.read()
         self._waiting.append((self._submission(file, case), inputs))
@@ -234,6 +236,7 @@ class _Judge:
                 continue
             # Maps of ten thousand cases would fill the memory, and they are in the files.
             self.reports[report.case_id] = replace(report, reward_map=np.zeros(0, np.float32))
+            self.mask_hashes[report.case_id] = hash_labels(submission.labels)
 
     def _write(self, submission: Submission, inputs: Mapping[str, str], report: QualityReport) -> None:
         case = submission.case
@@ -242,7 +245,8 @@ class _Judge:
         with replace_on_success(self.out / "thumbnails" / f"{case.case_id}.png") as temporary:
             temporary.write_bytes(picture)
         # Last: a case with a record is complete.
-        write_json(self._record(case.case_id), {"inputs": inputs, "report": report.to_json()})
+        content = {"inputs": inputs, "report": report.to_json(), "mask": hash_labels(submission.labels)}
+        write_json(self._record(case.case_id), content)
 
     def _record(self, case_id: str) -> Path:
         return self.out / "cases" / f"{case_id}.json"
@@ -273,10 +277,10 @@ def _read_record(path: Path) -> dict[str, Any] | None:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None  # Judged anew.
-    return content if isinstance(content, dict) and {"inputs", "report"} <= content.keys() else None
+    return content if isinstance(content, dict) and {"inputs", "report", "mask"} <= content.keys() else None
 
 
-def _write_tables(out: Path, scoring: Scoring, controller: QualityController) -> None:
+def _write_tables(out: Path, scoring: Scoring, controller: QualityController, judge: _Judge) -> None:
     """`scores.csv`, one row for each case and structure, and `scores.json`."""
     columns = ["case_id", "patient_id", "structure", "predicted_dice", "low", "high", "mean_reward", "worst_reward"]
     columns += ["worst_centre", "shift_distance", "shift_probability", "view", "rules_failed", "verdict", "reasons"]
@@ -311,13 +315,15 @@ def _write_tables(out: Path, scoring: Scoring, controller: QualityController) ->
     for report in scoring.batch.reports:
         content = report.to_json()
         del content["embedding"]
-        cases.append(content)
+        cases.append({**content, "mask": judge.mask_hashes[report.case_id]})
     write_json(
         out / "scores.json",
         {
-            "format": 1,
+            "format": 2,
             "medfm_rl": __version__,
             "calibrated_on": controller.model.origin,
+            # None where the masks came as files.
+            "segmenter": judge.segmenter_hash or None,
             "batch_state": scoring.batch.state,
             "batch_shift_probability": scoring.batch.shift_probability,
             "guarantees": [vars(guarantee) for guarantee in scoring.batch.guarantees],

@@ -1,6 +1,6 @@
 """Correction of one case at test time: a proposal, and a judge that the proposal was not made for."""
 
-from medfm_rl.tto.corrector import CaseCorrector, Proposal, TTOResult
+from medfm_rl.tto.corrector import CaseCorrector, Original, Proposal, TTOResult
 from medfm_rl.tto.judge import Judge, Judgement
 from medfm_rl.tto.optimizer import TestTimeOptimizer
 from medfm_rl.tto.rivals import (
@@ -23,6 +23,7 @@ __all__ = [
     "LargestComponents",
     "Memo",
     "NoCorrection",
+    "Original",
     "Proposal",
     "ShapeProjection",
     "TTOResult",

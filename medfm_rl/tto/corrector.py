@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from medfm_rl.adapters import SegmenterAdapter
@@ -19,6 +20,21 @@ from medfm_rl.types import Case, LabelMap
 
 Stop = Literal["done", "steps", "patience", "time", "not finite"]
 _STRENGTH = 0.5
+
+
+@dataclass(frozen=True, eq=False)
+class Original:
+    """The mask that is to be corrected.
+
+    Attributes:
+        labels: Class indices `(*S)` on the case's own grid.
+        action: The same on the grid of the segmenter, `(*S')` uint8, on the CPU.
+        own: Whether the segmenter has made it.
+    """
+
+    labels: LabelMap
+    action: Tensor
+    own: bool
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,12 +100,14 @@ class CaseCorrector(ABC):
         self.adapter = adapter
         self.judge = judge
 
-    def optimize(self, case: Case, sample: Sample | None = None) -> TTOResult:
+    def optimize(self, case: Case, sample: Sample | None = None, original: LabelMap | None = None) -> TTOResult:
         """Segments a case, proposes a correction, and lets the judge decide.
 
         Args:
             case: The image.
             sample: The same preprocessed, where it shall be seen in another appearance than its own.
+            original: The mask to be corrected, class indices `(*S)` on the case's own grid, whatever made it; None for
+                that of the segmenter.
 
         Raises:
             DataError: The image is not of the kind that the segmenter takes, or the rules need a spacing that it lacks.
@@ -97,8 +115,12 @@ class CaseCorrector(ABC):
         start = time.monotonic()
         sample = self.adapter.preprocess(case) if sample is None else sample
         logits = self.adapter.predict_logits(sample)
-        before = self.adapter.restore(logits, sample)
-        proposal = self.propose(sample, logits, start)
+        if original is None:
+            first = Original(self.adapter.restore(logits, sample), logits.argmax(dim=0).to(torch.uint8), True)
+        else:
+            first = Original(original, self.adapter.preprocess_labels(original, sample).cpu(), False)
+        before = first.labels
+        proposal = self.propose(sample, logits, first, start)
         judgement = None
         reasons: tuple[str, ...] = ("nothing better than the original was found",)
         if not np.array_equal(before, proposal.labels):
@@ -119,12 +141,13 @@ class CaseCorrector(ABC):
         )
 
     @abstractmethod
-    def propose(self, sample: Sample, logits: Tensor, start: float) -> Proposal:
+    def propose(self, sample: Sample, logits: Tensor, original: Original, start: float) -> Proposal:
         """A mask that may be better.
 
         Args:
             sample: The case as the segmenter sees it.
             logits: `(K, *S')` of the deployed segmenter, on the CPU.
+            original: The mask to be corrected.
             start: `time.monotonic()` at which the case began.
         """
 

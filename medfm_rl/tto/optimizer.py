@@ -19,7 +19,7 @@ from medfm_rl.reward.score import paired_scores, structure_regions
 from medfm_rl.reward.tiles import judge_tiles, over_tiles
 from medfm_rl.seeding import torch_generator
 from medfm_rl.settings import CorrectionSettings
-from medfm_rl.tto.corrector import CaseCorrector, Proposal, Stop, appearances
+from medfm_rl.tto.corrector import CaseCorrector, Original, Proposal, Stop, appearances
 from medfm_rl.tto.judge import Judge
 from medfm_rl.tto.tidying import tidy
 from medfm_rl.types import LabelMap
@@ -60,15 +60,15 @@ class TestTimeOptimizer(CaseCorrector):
         self.reward = reward
         self.settings = settings
 
-    def propose(self, sample: Sample, logits: Tensor, start: float) -> Proposal:
-        """The step with the highest reward."""
+    def propose(self, sample: Sample, logits: Tensor, original: Original, start: float) -> Proposal:
+        """The step with the highest reward, from the segmenter's own mask on."""
         settings, adapter = self.settings, self.adapter
         reward, patch, classes = self.reward.to(adapter.device), adapter.patch_size, adapter.schema.num_classes
         image, deployed = sample.image.to(adapter.device), logits.to(adapter.device)
         search = self._search(image, deployed)
-        original = deployed.argmax(dim=0)
+        first = original.action.to(adapter.device)
         with torch.no_grad():
-            original_map = judge_tiles(reward, image, original, patch)
+            first_map = judge_tiles(reward, image, first, patch)
         ascent: _Ascent = (
             _GradientAscent(search, reward, image, deployed, patch, settings)
             if settings.objective == "reward"
@@ -80,9 +80,9 @@ class TestTimeOptimizer(CaseCorrector):
         stopped: Stop = "steps"
         for step in range(settings.steps + 1):
             action, reward_map = ascent.look()
-            pair = (original_map[None], original[None]), (reward_map[None], action[None])
+            pair = (first_map[None], first[None]), (reward_map[None], action[None])
             old, new = paired_scores(*pair, classes)
-            gains.append(0.0 if step == 0 else float((new - old).mean()))
+            gains.append(0.0 if step == 0 and original.own else float((new - old).mean()))
             if gains[-1] > best_gain:
                 best, best_gain, kept = step, gains[-1], search.labels(sample)
             if step - best >= settings.patience:
@@ -94,8 +94,8 @@ class TestTimeOptimizer(CaseCorrector):
             if step < settings.steps and not ascent.improve():
                 stopped = "not finite"
                 break
-        labels = adapter.restore(logits, sample) if kept is None else kept
-        return Proposal(tidy(labels, self.judge.anatomy), tuple(gains), best, stopped)
+        labels = tidy(original.labels if kept is None else kept, self.judge.anatomy)
+        return Proposal(labels, tuple(gains), best, stopped)
 
     def _search(self, image: Tensor, deployed: Tensor) -> _Search:
         match self.settings.optimise:

@@ -17,7 +17,7 @@ from medfm_rl.errors import ModelError
 from medfm_rl.reward.shape_prior import ShapePrior
 from medfm_rl.reward.tiles import over_tiles, tile_boxes
 from medfm_rl.settings import CorrectionSettings
-from medfm_rl.tto.corrector import CaseCorrector, Proposal, appearances
+from medfm_rl.tto.corrector import CaseCorrector, Original, Proposal, appearances
 from medfm_rl.tto.judge import Judge
 from medfm_rl.tto.normalisation import InTEnt, batch_norms, estimate_statistics, minimise_entropy, pixel_entropy
 from medfm_rl.tto.tidying import tidy
@@ -31,16 +31,16 @@ _MEMO_STEPS = 5
 class NoCorrection(CaseCorrector):
     """Proposes the original: whatever is flagged is referred."""
 
-    def propose(self, sample: Sample, logits: Tensor, start: float) -> Proposal:
-        del start
-        return Proposal(self.adapter.restore(logits, sample))
+    def propose(self, sample: Sample, logits: Tensor, original: Original, start: float) -> Proposal:
+        del sample, logits, start
+        return Proposal(original.labels)
 
 
 class AugmentationAverage(CaseCorrector):
     """Mean of the probabilities on the image and in random appearances of it (Wang et al., Neurocomputing 2019)."""
 
-    def propose(self, sample: Sample, logits: Tensor, start: float) -> Proposal:
-        del start
+    def propose(self, sample: Sample, logits: Tensor, original: Original, start: float) -> Proposal:
+        del original, start
         shown = appearances(sample, _VIEWS - 1, self.adapter.intensity_channels)
         votes = [logits] + [self.adapter.predict_logits(replace(sample, image=view)) for view in shown]
         mean = torch.stack([vote.softmax(dim=0) for vote in votes]).mean(dim=0)
@@ -66,8 +66,8 @@ class Tent(CaseCorrector):
         self.settings = settings
         minimise_entropy(copy.deepcopy(adapter), (), settings.weight_learning_rate)
 
-    def propose(self, sample: Sample, logits: Tensor, start: float) -> Proposal:
-        del logits
+    def propose(self, sample: Sample, logits: Tensor, original: Original, start: float) -> Proposal:
+        del logits, original
         twin = copy.deepcopy(self.adapter)
         image = sample.image.to(twin.device)
         tiles = torch.stack([image[(slice(None), *box)] for box in tile_boxes(image.shape[1:], twin.patch_size)])
@@ -95,8 +95,8 @@ class Intent(CaseCorrector):
         super().__init__(adapter, judge)
         batch_norms(adapter)
 
-    def propose(self, sample: Sample, logits: Tensor, start: float) -> Proposal:
-        del logits, start
+    def propose(self, sample: Sample, logits: Tensor, original: Original, start: float) -> Proposal:
+        del logits, original, start
         mixed = InTEnt(copy.deepcopy(self.adapter))
         image = sample.image.to(self.adapter.device)
         log_probabilities = over_tiles(mixed, [image], self.adapter.patch_size)
@@ -119,8 +119,8 @@ class Memo(CaseCorrector):
         super().__init__(adapter, judge)
         self.settings = settings
 
-    def propose(self, sample: Sample, logits: Tensor, start: float) -> Proposal:
-        del logits
+    def propose(self, sample: Sample, logits: Tensor, original: Original, start: float) -> Proposal:
+        del logits, original
         twin = copy.deepcopy(self.adapter).eval().requires_grad_(False)
         parameters = list(twin.trainable("all").values())
         for parameter in parameters:
@@ -144,9 +144,9 @@ class Memo(CaseCorrector):
 class LargestComponents(CaseCorrector):
     """What the rules say of parts and holes, done to the mask; see `tidy`."""
 
-    def propose(self, sample: Sample, logits: Tensor, start: float) -> Proposal:
-        del start
-        return Proposal(tidy(self.adapter.restore(logits, sample), self.judge.anatomy))
+    def propose(self, sample: Sample, logits: Tensor, original: Original, start: float) -> Proposal:
+        del sample, logits, start
+        return Proposal(tidy(original.labels, self.judge.anatomy))
 
 
 class ShapeProjection(CaseCorrector):
@@ -163,7 +163,7 @@ class ShapeProjection(CaseCorrector):
         self.prior = prior.eval()
 
     @torch.no_grad()
-    def propose(self, sample: Sample, logits: Tensor, start: float) -> Proposal:
+    def propose(self, sample: Sample, logits: Tensor, original: Original, start: float) -> Proposal:
         """The projection.
 
         Raises:
@@ -175,6 +175,6 @@ class ShapeProjection(CaseCorrector):
                 f"case {sample.case_id}: the shape prior knows masks of {self.prior.size}, the segmenter sees this "
                 f"image as {tuple(logits.shape[1:])}; take another method"
             )
-        one_hot = F.one_hot(logits.argmax(dim=0), len(logits)).movedim(-1, 0).float()
+        one_hot = F.one_hot(original.action.long(), len(logits)).movedim(-1, 0).float()
         # The prior's logits, not its mask: on the case's own grid their contour is smooth.
         return Proposal(self.adapter.restore(self.prior(one_hot[None])[0], sample))

@@ -15,7 +15,7 @@ from medfm_rl.quality.evidence import expected_dice, soft_dice
 from medfm_rl.reward.network import RewardEnsemble
 from medfm_rl.reward.tiles import judge_tiles
 from medfm_rl.settings import CorrectionSettings
-from medfm_rl.tto.corrector import CaseCorrector, Proposal, Stop
+from medfm_rl.tto.corrector import CaseCorrector, Original, Proposal, Stop
 from medfm_rl.tto.judge import Judge
 from medfm_rl.tto.tidying import tidy
 from medfm_rl.tto.views import segmented_views
@@ -62,12 +62,14 @@ class ViewVote(CaseCorrector):
         self.others = others
 
     @torch.no_grad()
-    def propose(self, sample: Sample, logits: Tensor, start: float) -> Proposal:
-        """The weighted average; its gains are those of the views, in expected Dice."""
+    def propose(self, sample: Sample, logits: Tensor, original: Original, start: float) -> Proposal:
+        """The weighted average; its gains are those of the votes over the original, in expected Dice."""
         adapter, count = self.adapter, self.settings.views
-        original = logits.float().softmax(dim=0)
-        found = segmented_views(adapter, sample, original, count, "views", start + self.settings.seconds / 2)
-        votes = torch.stack([original, *found, *self._of_others(sample, logits, start)])
+        own = logits.float().softmax(dim=0)
+        # The mask to be corrected comes first, and is the segmenter's own vote where that has made it.
+        first = [own] if original.own else [_certain(original.action, len(logits)), own]
+        found = segmented_views(adapter, sample, own, count, "views", start + self.settings.seconds / 2)
+        votes = torch.stack([*first, *found, *self._of_others(sample, logits, original, start)])
         worth = self._worth(sample, votes)
         weights = (worth / _TEMPERATURE).softmax(dim=0)
         labels = self._average(sample, votes, weights)
@@ -77,18 +79,17 @@ class ViewVote(CaseCorrector):
                 weights = torch.where(eligible, worth / _TEMPERATURE, -torch.inf).softmax(dim=0)
                 labels = self._average(sample, votes, weights)
         gains = tuple(((worth - worth[0]) / 2).tolist())
-        stopped: Stop = "done" if len(votes) == count + 1 + len(self.others) else "time"
+        stopped: Stop = "done" if len(votes) == len(first) + count + len(self.others) else "time"
         return Proposal(labels, gains, int(weights.argmax()), stopped)
 
-    def _of_others(self, sample: Sample, logits: Tensor, start: float) -> Iterator[Tensor]:
+    def _of_others(self, sample: Sample, logits: Tensor, original: Original, start: float) -> Iterator[Tensor]:
         """Proposals as probabilities of 0 and 1, until half of the time is over."""
         for other in self.others:
             if time.monotonic() - start > self.settings.seconds / 2:
                 return
             with torch.enable_grad():
-                labels = other.propose(sample, logits, start).labels
-            action = self.adapter.preprocess_labels(labels, sample).cpu()
-            yield F.one_hot(action.long(), len(logits)).movedim(-1, 0).float()
+                labels = other.propose(sample, logits, original, start).labels
+            yield _certain(self.adapter.preprocess_labels(labels, sample).cpu(), len(logits))
 
     def _worth(self, sample: Sample, votes: Tensor) -> Tensor:
         """Of the mask of each vote `(V, K, *S')`: expected Dice plus Dice with the mean vote, `(V,)` in [0, 2]."""
@@ -111,3 +112,8 @@ class ViewVote(CaseCorrector):
 
     def _meets_rules(self, sample: Sample, labels: LabelMap) -> bool:
         return all(rule.passed for rule in self.judge.anatomy.check(labels, sample.geometry.array_spacing))
+
+
+def _certain(action: Tensor, num_classes: int) -> Tensor:
+    """A mask `(*S')` as probabilities of 0 and 1, `(K, *S')`."""
+    return F.one_hot(action.long(), num_classes).movedim(-1, 0).float()

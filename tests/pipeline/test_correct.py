@@ -13,14 +13,16 @@ import pytest
 import torch
 
 from medfm_rl import cli
+from medfm_rl.adapters.delta import state_hash
 from medfm_rl.data.files import hash_folder, write_json
-from medfm_rl.data.images import read_image
+from medfm_rl.data.images import read_image, write_labels
 from medfm_rl.data.layouts import find_cases
 from medfm_rl.errors import DataError, ModelError
 from medfm_rl.pipeline.calibrate_correction import calibrate_correction
 from medfm_rl.pipeline.correct import Corrections, correct
 from medfm_rl.pipeline.models import load_model
 from medfm_rl.pipeline.run_folder import RunFolder
+from medfm_rl.pipeline.score import find_masks, score
 from medfm_rl.quality import BatchReport, QualityController, QualityReport
 from medfm_rl.reward.network import RewardNet
 from medfm_rl.reward.shape_prior import ShapePrior
@@ -62,10 +64,29 @@ def agreeing(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def run_correct(
-    run: Path, images: Path, out: Path, scores: Path | None = None, propose_only: bool = False, every: bool = True
+    run: Path,
+    images: Path,
+    out: Path,
+    scores: Path | None = None,
+    propose_only: bool = False,
+    every: bool = True,
+    masks: Path | None = None,
 ) -> Corrections:
     files = find_cases(DataSettings(path=images))
-    return correct(run, files, scores, out, SETTINGS, propose_only, every, "cpu", quiet)
+    given = None if masks is None else find_masks(masks, files)
+    return correct(run, files, scores, out, SETTINGS, propose_only, every, "cpu", quiet, masks=given)
+
+
+def write_scores(
+    path: Path, run: Path, verdicts: dict[str, str], state: str = "holds", masks: dict[str, str] | None = None
+) -> None:
+    """A `scores.json` of masks of the run's segmenter, or of masks with these hashes."""
+    cases = [
+        {"case_id": name, "verdict": verdict, "mask": "" if masks is None else masks[name]}
+        for name, verdict in verdicts.items()
+    ]
+    segmenter = state_hash(load_model(run).segmenter) if masks is None else None
+    write_json(path, {"cases": cases, "problems": {}, "batch_state": state, "segmenter": segmenter})
 
 
 def log_of(out: Path) -> list[dict[str, object]]:
@@ -134,7 +155,7 @@ def test_an_interrupted_call_goes_on_where_it_was(
     out, seen = tmp_path / "out", []
     optimize = CaseCorrector.optimize
 
-    def watched(self: CaseCorrector, case, sample=None):
+    def watched(self: CaseCorrector, case, sample=None, original=None):
         seen.append(case.case_id)
         if len(seen) == 3:
             raise KeyboardInterrupt
@@ -163,14 +184,13 @@ def test_one_bad_file_in_many_is_referred_and_the_rest_is_handled(run: Path, ima
 
 def test_only_cases_with_the_verdict_correct_are_taken(run: Path, images: Path, tmp_path: Path) -> None:
     names = [file.case_id for file in find_cases(DataSettings(path=images))]
-    verdicts = ["accept", "correct", "refer", "correct"]
-    cases = [{"case_id": name, "verdict": verdict} for name, verdict in zip(names, verdicts, strict=True)]
+    verdicts = dict(zip(names, ("accept", "correct", "refer", "correct"), strict=True))
     scores = tmp_path / "scores.json"
-    write_json(scores, {"cases": cases, "problems": {}, "batch_state": "holds"})
+    write_scores(scores, run, verdicts)
     found = run_correct(run, images, tmp_path / "out", scores, every=False)
     assert [record["case"] for record in found.records] == [names[1], names[3]]
     assert found.untouched == 2
-    write_json(scores, {"cases": cases[:2], "problems": {}, "batch_state": "holds"})
+    write_scores(scores, run, {name: verdicts[name] for name in names[:2]})
     with pytest.raises(DataError, match="has no score of 2 images"):
         run_correct(run, images, tmp_path / "out", scores, every=False)
     scores.write_text("{}", encoding="utf-8")
@@ -184,9 +204,8 @@ def test_where_the_batch_is_unlike_the_calibration_corrections_are_proposed_only
 ) -> None:
     names = [file.case_id for file in find_cases(DataSettings(path=images))]
     scores, segmenter = tmp_path / "scores.json", load_model(run).segmenter
-    cases = [{"case_id": name, "verdict": "correct"} for name in names]
     for state, decision in (("suspended", "proposed"), ("weighted", "corrected")):
-        write_json(scores, {"cases": cases, "problems": {}, "batch_state": state})
+        write_scores(scores, run, dict.fromkeys(names, "correct"), state)
         out = tmp_path / state
         found = run_correct(run, images, out, scores, every=False)
         assert found.count(decision) > 0
@@ -197,6 +216,69 @@ def test_where_the_batch_is_unlike_the_calibration_corrections_are_proposed_only
             labels, _ = read_image(out / "labels" / f"{file.case_id}.nii.gz")
             changed += not np.array_equal(labels[0], segmenter.schema.to_ids(segmenter.segment(file.read())))
         assert (changed == 0) == (state == "suspended")
+
+
+@pytest.fixture
+def masks(run: Path, images: Path, tmp_path: Path) -> Path:
+    """Masks of the images that the run's segmenter would not make: LV everywhere but at the border."""
+    folder, schema = tmp_path / "masks", load_model(run).segmenter.schema
+    for file in find_cases(DataSettings(path=images)):
+        case = file.read()
+        labels = np.zeros(case.shape, dtype=np.uint8)
+        labels[2:-2, 2:-2] = 1
+        write_labels(folder / f"{file.case_id}.nii.gz", labels, case.geometry, schema)
+    return folder
+
+
+def test_what_is_not_corrected_is_the_mask_that_was_given(
+    run: Path, images: Path, masks: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    refused = Judgement(False, ("no",), -0.1, {"LV": -0.1, "MYO": -0.1, "LA": -0.1}, 0.2, (), ())
+    monkeypatch.setattr(Judge, "compare", lambda *_: refused)
+    found = run_correct(run, images, tmp_path / "out", masks=masks)
+    assert found.count("referred") == 4
+    for path in masks.iterdir():
+        np.testing.assert_array_equal(read_image(tmp_path / "out" / "labels" / path.name)[0], read_image(path)[0])
+    # Another mask is another case.
+    case, geometry = read_image(next(masks.iterdir()))
+    other = np.zeros(case.shape[1:], dtype=np.uint8)
+    other[4:-4, 4:-4] = 1
+    write_labels(next(masks.iterdir()), other, geometry, load_model(run).segmenter.schema)
+    run_correct(run, images, tmp_path / "out", masks=masks)
+    assert len(log_of(tmp_path / "out")) == 5
+
+
+@pytest.mark.usefixtures("agreeing")
+def test_masks_of_another_tool_are_scored_and_corrected(
+    run: Path, images: Path, masks: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = find_cases(DataSettings(path=images))
+    monkeypatch.setattr(QualityController, "_decide", lambda *_: ("correct", ["because"]))
+    score(run, files, find_masks(masks, files), None, tmp_path / "scores", "cpu", quiet)
+    scores = tmp_path / "scores" / "scores.json"
+    with pytest.raises(DataError, match=r"is of masks that came as files, and not the segmenter of .*--masks"):
+        run_correct(run, images, tmp_path / "out", scores, every=False)
+    found = run_correct(run, images, tmp_path / "out", scores, every=False, masks=masks)
+    assert found.count("corrected") == 4
+    assert found.promise.startswith("no error rate is promised")
+    changed = min(masks.iterdir())
+    labels, geometry = read_image(changed)
+    labels[0, :5] = 0
+    write_labels(changed, labels[0].astype(np.uint8), geometry, load_model(run).segmenter.schema)
+    found = run_correct(run, images, tmp_path / "again", scores, every=False, masks=masks)
+    assert found.count("corrected") == 3
+    assert "is not the mask that was scored; score it again" in next(iter(found.problems.values()))
+    together = run_correct(run, images, tmp_path / "together", every=False, masks=masks)
+    assert together.count("corrected") == 4
+
+
+def test_scores_of_another_segmenter_are_refused(run: Path, images: Path, tmp_path: Path) -> None:
+    scores = tmp_path / "scores.json"
+    write_scores(scores, run, {file.case_id: "correct" for file in find_cases(DataSettings(path=images))})
+    content = json.loads(scores.read_text(encoding="utf-8"))
+    write_json(scores, {**content, "segmenter": "0" * 64})
+    with pytest.raises(DataError, match="is of masks that another segmenter made"):
+        run_correct(run, images, tmp_path / "out", scores, every=False)
 
 
 def test_without_scores_the_cases_are_scored_first(run: Path, images: Path, tmp_path: Path) -> None:

@@ -85,6 +85,21 @@ def test_a_rival_leaves_the_segmenter_and_proposes_the_same_twice(
     assert np.array_equal(first.after, first.before) == isinstance(corrector, NoCorrection)
 
 
+@pytest.mark.parametrize("index", range(7))
+def test_a_mask_that_another_segmenter_made_is_the_original(
+    index: int, batch_norm: TorchModuleAdapter, make_case: Callable[..., Case]
+) -> None:
+    given = np.zeros((20, 24), dtype=np.uint8)
+    given[2:8, 2:8], given[10:18, 2:20], given[0, 0] = 1, 2, 1
+    corrector = correctors(batch_norm)[index]
+    result = corrector.optimize(make_case(shape=(20, 24)), original=given)
+    np.testing.assert_array_equal(result.before, given)
+    assert np.array_equal(result.after, given) == isinstance(corrector, NoCorrection)
+    if isinstance(corrector, LargestComponents):
+        np.testing.assert_array_equal(result.after, tidy(given, corrector.judge.anatomy))
+        assert result.after[0, 0] == 0
+
+
 def test_the_average_is_of_the_image_and_its_appearances(
     batch_norm: TorchModuleAdapter, make_case: Callable[..., Case]
 ) -> None:

@@ -122,6 +122,19 @@ def test_the_segmenter_is_bit_identical_after_an_exception_and_ctrl_c(
     np.testing.assert_array_equal(tiny_unet.segment(case), mask)
 
 
+def test_the_first_step_competes_with_a_mask_that_another_segmenter_made(
+    tiny_unet: TorchModuleAdapter, case: Case
+) -> None:
+    own = tiny_unet.segment(case)
+    reward, judge = Oracle(torch.from_numpy(own)), Oracle(torch.from_numpy(own))
+    given = ((own + 1) % 4).astype(np.uint8)
+    result = make_optimizer(tiny_unet, reward, judge, steps=1, learning_rate=1e-6).optimize(case, original=given)
+    np.testing.assert_array_equal(result.before, given)
+    assert result.gains[0] > 0.5
+    np.testing.assert_array_equal(result.after, own)
+    assert make_optimizer(tiny_unet, reward, judge, steps=1).optimize(case).gains[0] == 0.0
+
+
 def test_no_case_sees_the_weights_of_another(
     tiny_unet: TorchModuleAdapter, make_case: Callable[..., Case], wanted: Tensor
 ) -> None:

@@ -16,12 +16,12 @@ from medfm_rl.adapters import Sample, TorchModuleAdapter
 from medfm_rl.errors import ModelError
 from medfm_rl.metrics.rules import Profile
 from medfm_rl.metrics.validity import Anatomy
-from medfm_rl.pipeline.correct import make_corrector
+from medfm_rl.pipeline.correctors import make_corrector
 from medfm_rl.pipeline.run_folder import RunFolder
 from medfm_rl.quality.evidence import expected_dice, soft_dice
 from medfm_rl.reward.network import RewardEnsemble, RewardNet
 from medfm_rl.settings import CorrectionSettings, NetworkSettings, PreprocessingSettings, RewardSettings
-from medfm_rl.tto import CaseCorrector, Judge, Proposal, ViewVote, view_vote
+from medfm_rl.tto import CaseCorrector, Judge, Original, Proposal, ViewVote, view_vote
 from medfm_rl.tto.views import segmented_views
 from medfm_rl.types import Case, Geometry, LabelMap, LabelSchema
 
@@ -178,7 +178,7 @@ class Fixed(CaseCorrector):
         super().__init__(adapter, judge)
         self.labels = labels
 
-    def propose(self, sample: Sample, logits: Tensor, start: float) -> Proposal:
+    def propose(self, sample: Sample, logits: Tensor, original: Original, start: float) -> Proposal:
         return Proposal(self.labels)
 
 
@@ -195,6 +195,23 @@ def test_proposals_of_others_vote(unet: TorchModuleAdapter, case: Case) -> None:
     assert len(result.gains) == 9
     np.testing.assert_array_equal(result.after, labels)
     assert make_vote(unet, network, Prefers(torch.zeros(16, 16))).optimize(case).step < 7
+
+
+def test_a_mask_that_another_segmenter_made_votes_first(unet: TorchModuleAdapter, case: Case) -> None:
+    given = np.zeros((16, 16), dtype=np.uint8)
+    given[4:12, 2:6], given[4:12, 6:10], given[4:12, 10:14] = 1, 2, 3
+    result = make_vote(unet, *(Prefers(torch.from_numpy(given)) for _ in range(2))).optimize(case, original=given)
+    # The mask that was given, the case as it is, six views.
+    assert len(result.gains) == 8
+    assert result.step == 0
+    assert max(result.gains) == result.gains[0] == 0.0
+    np.testing.assert_array_equal(result.before, given)
+    np.testing.assert_array_equal(result.after, given)
+    networks = (Prefers(torch.from_numpy(unet.segment(case))) for _ in range(2))
+    other = make_vote(unet, *networks, margin=0.0).optimize(case, original=given)
+    assert other.step == 1
+    assert other.accepted
+    assert (other.mask == unet.segment(case)).mean() > (given == unet.segment(case)).mean()
 
 
 def test_a_copy_with_the_statistics_of_the_case_votes_where_there_is_batch_normalisation(

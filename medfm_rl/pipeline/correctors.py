@@ -1,0 +1,112 @@
+"""Who corrects the masks of a run: its segmenter, its reward networks, its judge and its rules, put together."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+from medfm_rl.adapters import SegmenterAdapter
+from medfm_rl.data.files import hash_folder
+from medfm_rl.errors import ModelError
+from medfm_rl.metrics.validity import Anatomy, load_anatomy
+from medfm_rl.pipeline.config_file import load_config
+from medfm_rl.pipeline.models import choose_device, load_adapted
+from medfm_rl.pipeline.run_folder import RunFolder
+from medfm_rl.quality import QualityModel
+from medfm_rl.reward.network import RewardEnsemble, RewardNet
+from medfm_rl.reward.shape_prior import ShapePrior
+from medfm_rl.settings import AdaptConfig, CorrectionSettings
+from medfm_rl.tto import (
+    AugmentationAverage,
+    CaseCorrector,
+    Intent,
+    Judge,
+    LargestComponents,
+    Memo,
+    NoCorrection,
+    ShapeProjection,
+    Tent,
+    TestTimeOptimizer,
+    ViewVote,
+)
+from medfm_rl.types import LabelSchema
+
+_JUDGE = "judge"
+
+
+def load_networks(run: RunFolder, device: str, prompts: Path | None = None) -> tuple[SegmenterAdapter, RewardEnsemble]:
+    """Segmenter and reward networks of a finished run.
+
+    Args:
+        run: The run.
+        device: Where they are to run.
+        prompts: As in `load_model`.
+
+    Raises:
+        UserError: The run is not finished, or the device is not there.
+    """
+    run.require_model()
+    chosen = choose_device(device)
+    adapter = load_adapted(run, prompts).to(chosen)
+    return adapter, RewardEnsemble.load(run.final_reward).to(chosen)
+
+
+def hash_parts(run: RunFolder, schema: LabelSchema) -> dict[str, str]:
+    """SHA-256 of what makes and judges corrections: segmenter, reward networks with the judge, and rules."""
+    rules = _anatomy(run, schema).profile.model_dump_json()
+    return {
+        "segmenter": hash_folder(run.model),
+        "reward": hash_folder(run.final_reward),
+        "rules": hashlib.sha256(rules.encode()).hexdigest(),
+    }
+
+
+def make_corrector(
+    run: RunFolder, adapter: SegmenterAdapter, reward: RewardEnsemble, settings: CorrectionSettings
+) -> CaseCorrector:
+    """The corrector that the settings name, with the judge and the rules of a finished run.
+
+    Args:
+        run: Its judge decides.
+        adapter: The segmenter whose masks are corrected.
+        reward: The run's reward networks.
+        settings: `method` and what it needs.
+
+    Raises:
+        ModelError: The method cannot be used with this segmenter, or a part of the run is missing.
+    """
+    judge = Judge(RewardNet.load(run.final_reward / _JUDGE), _anatomy(run, adapter.schema), settings)
+    match settings.method:
+        case "views":
+            return ViewVote(adapter, reward, judge, settings, _of_this_case(adapter, judge, settings))
+        case "optimise":
+            return TestTimeOptimizer(adapter, reward, judge, settings)
+        case "none":
+            return NoCorrection(adapter, judge)
+        case "tta":
+            return AugmentationAverage(adapter, judge)
+        case "tent":
+            return Tent(adapter, judge, settings)
+        case "intent":
+            return Intent(adapter, judge)
+        case "memo":
+            return Memo(adapter, judge, settings)
+        case "components":
+            return LargestComponents(adapter, judge)
+        case "shape-prior":
+            return ShapeProjection(adapter, judge, ShapePrior.load(run.shape_prior))
+
+
+def _of_this_case(adapter: SegmenterAdapter, judge: Judge, settings: CorrectionSettings) -> list[CaseCorrector]:
+    """Copies of the segmenter with the statistics of the case, where it has batch normalisation."""
+    try:
+        return [Intent(adapter, judge), Tent(adapter, judge, settings)]
+    except ModelError:
+        return []
+
+
+def _anatomy(run: RunFolder, schema: LabelSchema) -> Anatomy:
+    """The rules of the quality model, learned limits included, or those of the run where there is none."""
+    if run.quality.exists():
+        return QualityModel.read(run.quality).bound_anatomy()
+    return load_anatomy(load_config(run.config_file, AdaptConfig).anatomy, schema)
