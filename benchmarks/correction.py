@@ -6,10 +6,12 @@
 
 On the shifts, splits and models of `adaptation.py`, whose runs are gone on with: the held-out target patients,
 segmented by the source model and by the adapted model, and scored by the run's `quality.json`. Flagged are the masks
-with the verdict correct, which `medfm-rl correct` takes. The worst decile is that of the lowest predicted Dice, flagged
-or not. Each method proposes a mask for every one of these cases; the run's judge accepts it, or the original is handed
-back. Where scoring has suspended its promises for the batch, nothing is changed and what the judge accepts is only
-proposed, as `medfm-rl correct` does. No target label is read before the proposals are scored.
+with the verdict correct, which `medfm-rl correct` takes. The segmenter that has made them corrects them; those of the
+source model are also corrected by the adapted segmenter, as `medfm-rl correct --masks` does. The worst decile is that
+of the lowest predicted Dice, flagged or not. Each method proposes a mask for every one of these cases; the run's judge
+accepts it, or the original is handed back. Where scoring has suspended its promises for the batch, nothing is changed
+and what the judge accepts is only proposed, as `medfm-rl correct` does. No target label is read before the proposals
+are scored.
 
 - gain: Dice of what is handed back minus that of the original, in the worst decile and among the flagged.
 - harm: what is handed back has lost more than one Dice point; among all flagged, and among the accepted.
@@ -30,7 +32,7 @@ import numpy as np
 from adaptation import Budget, Laboratory, quiet
 from cells import NONE, OURS
 from command_line import add_shifts, begin, each_shift, parser_of
-from correction_report import MODELS, cell_file, report
+from correction_report import GIVEN, MODELS, cell_file, report
 from quality_control import QUICK_HERE
 from shifts import Shift
 
@@ -63,6 +65,10 @@ METHODS: dict[str, dict[str, str]] = {
 }
 
 
+MAKERS = {NONE: (NONE, NONE), OURS: (OURS, OURS), GIVEN: (NONE, OURS)}
+"""Who has made the masks, and who corrects them."""
+
+
 class Bench:
     """Cells of one shift with one seed."""
 
@@ -78,7 +84,7 @@ class Bench:
         missing = {model: [method for method in methods if not self._cell(model, method).exists()] for model in MODELS}
         if not any(missing.values()):
             return
-        for model in MODELS:
+        for model in (NONE, OURS):
             self.laboratory.run(model)
         run = RunFolder(self.laboratory.cell_folder(OURS) / "run")
         if write_default_quality(run, load_config(run.config_file, AdaptConfig), quiet) is None:
@@ -88,13 +94,14 @@ class Bench:
             NONE: TorchModuleAdapter.load(self.laboratory.trained(self.shift.folders.source)[0]),
             OURS: TorchModuleAdapter.load(run.model),
         }
-        for model, segmenter in segmenters.items():
+        for model, makers in MAKERS.items():
             if not missing[model]:
                 continue
-            judged = self._judged(run, model, segmenter)
+            maker, corrector = (segmenters[name] for name in makers)
+            judged = self._judged(run, makers[0], maker)
             for method in missing[model]:
-                print(f"  correcting masks of {model} by {method}", flush=True)
-                write_json(self._cell(model, method), self._correct(run, segmenter, method, judged))
+                print(f"  correcting masks of {MODELS[model]} by {method}", flush=True)
+                write_json(self._cell(model, method), self._correct(run, maker, corrector, method, judged))
 
     def _cell(self, model: str, method: str) -> Path:
         return cell_file(self.runs, self.shift.name, model, method, self.seed)
@@ -125,7 +132,12 @@ class Bench:
         return content
 
     def _correct(
-        self, run: RunFolder, segmenter: SegmenterAdapter, method: str, judged: Mapping[str, Any]
+        self,
+        run: RunFolder,
+        maker: SegmenterAdapter,
+        segmenter: SegmenterAdapter,
+        method: str,
+        judged: Mapping[str, Any],
     ) -> dict[str, Any]:
         settings = CorrectionSettings.model_validate(METHODS[method])
         corrector = make_corrector(run, segmenter, RewardEnsemble.load(run.final_reward), settings)
@@ -135,7 +147,8 @@ class Bench:
             if judged["verdicts"][index] != "correct" and not decile[index]:
                 continue
             labelled = file.read_labelled(segmenter.schema)
-            result = corrector.optimize(labelled.case)
+            original = None if maker is segmenter else maker.segment(labelled.case)
+            result = corrector.optimize(labelled.case, original=original)
             rows.append(
                 {
                     "case_id": file.case_id,

@@ -16,7 +16,9 @@ from shifts import TITLES
 
 from medfm_rl.metrics.bootstrap import paired_bootstrap
 
-MODELS = {NONE: "source", OURS: "adapted"}
+GIVEN = "none-by-ours"
+MODELS = {NONE: "source", OURS: "adapted", GIVEN: "source, by the adapted"}
+"""Whose masks are corrected by whose segmenter: its own, or those of the source model by that of the run."""
 DEFAULT = "views"
 """The method that the others are compared with: the default settings."""
 
