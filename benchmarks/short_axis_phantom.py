@@ -18,9 +18,10 @@ from medfm_rl.types import FloatArray, Geometry, LabelMap, LabelSchema
 
 SCHEMA = LabelSchema.from_structures({"RV": 1, "MYO": 2, "LV": 3})
 PHASES = ("ED", "ES")
-SHAPE = (12, 64, 64)
-SPACING_MM = (8.0, 2.5, 2.5)
+SHAPE = (16, 64, 64)
+SPACING_MM = (6.0, 2.5, 2.5)
 _RV, _MYO, _LV = 1, 2, 3
+_FEWEST_VOXELS = 30
 _AIR, _FAT, _MUSCLE, _BLOOD, _WALL, _PAPILLARY = range(6)
 
 
@@ -135,7 +136,8 @@ def draw_volume(heart: Heart, phase: str, scanner: Scanner, rng: np.random.Gener
         offset = (reach * np.sin(heart.right_angle), reach * np.cos(heart.right_angle))
         right = outer + heart.right_width * (1 - 0.5 * contraction) - reach
         right *= _profile(depth / (0.95 * length))
-        labels[plane][np.hypot(down - offset[0], (across - offset[1])) < right] = _RV
+        beside = (np.hypot(down - offset[0], across - offset[1]) < right) & (radius >= outer)
+        labels[plane][_largest_part(beside)] = _RV
         labels[plane][radius < outer] = _MYO
         labels[plane][radius < inner] = _LV
         tissue[plane][np.isin(labels[plane], (_RV, _LV))] = _BLOOD
@@ -175,6 +177,16 @@ def simulate_dataset(
             write_labels(out / "labels" / name, labels, geometry, SCHEMA)
         progress(number - first + 1, patients)
     write_json(out / SIMULATION_RECORD, {"simulated": True, "vendor": scanner.name, "seed": seed, "patients": patients})
+
+
+def _largest_part(mask: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
+    """Without the crumbs of a crescent that is thinner than a voxel at its ends; nothing where only crumbs are left."""
+    parts, count = ndimage.label(mask)
+    if count == 0:
+        return mask
+    sizes = np.bincount(parts.ravel())[1:]
+    largest: npt.NDArray[np.bool_] = (parts == 1 + sizes.argmax()) & (sizes.max() >= _FEWEST_VOXELS)
+    return largest
 
 
 def _profile(position: float) -> float:

@@ -3,7 +3,7 @@
     python benchmarks/simulated_short_axis.py [--seeds 0 1 2] [--runs benchmarks/runs/simulated_short_axis]
     python benchmarks/simulated_short_axis.py --quick   # minutes: shows that it runs, measures nothing
 
-Volumes of 12 planes of 64 x 64 voxels (8 x 2.5 x 2.5 mm), two per patient. A 3-D UNet learns from 30 labelled patients
+Volumes of 16 planes of 64 x 64 voxels (6 x 2.5 x 2.5 mm), two per patient. A 3-D UNet learns from 30 labelled patients
 of the first scanner, is adapted to 20 unlabelled patients of the second, and is measured on 20 others; a second UNet,
 trained on the labels of those 20, is the upper bound. The run's own `quality.json` then judges the masks of the source
 and the adapted model on the same 20, without ground truth. It needs no data and no download. It says that the loop
@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 import torch
 from recording import RESULTS, environment, write_results
-from short_axis_phantom import BRIGHT, FAINT, SCHEMA, Scanner, simulate_dataset
+from short_axis_phantom import BRIGHT, FAINT, SCHEMA, SHAPE, Scanner, simulate_dataset
 
 from medfm_rl.adapters import TorchModuleAdapter
 from medfm_rl.data.files import write_json
@@ -48,7 +48,6 @@ from medfm_rl.settings import (
     TrainSourceConfig,
 )
 
-GRID = (16, 64, 64)
 ANATOMY = "cardiac_short_axis"
 FAILED_BELOW = 0.7
 
@@ -174,7 +173,7 @@ class Bench:
                 data=DataSettings(path=data),
                 structures={name: SCHEMA.ids[SCHEMA.index_of(name)] for name in SCHEMA.structures},
                 output=folder,
-                preprocessing=PreprocessingSettings(size=GRID),
+                preprocessing=PreprocessingSettings(size=SHAPE),
                 training=SourceTrainingSettings(epochs=self.size.epochs, batch_size=4),
                 seed=self.seed,
             )
