@@ -303,6 +303,19 @@ def test_the_command_says_what_it_did_and_names_a_wrong_option(
     assert "Error: --budget -1.0: Input should be greater than 0" in shown.err
 
 
+def test_the_command_corrects_masks_of_another_tool(
+    run: Path, images: Path, masks: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out"
+    arguments = ["medfm-rl", "correct", run, "--images", images, "--masks", masks, "--out", out, "--all"]
+    monkeypatch.setattr(sys, "argv", [str(argument) for argument in (*arguments, "--method", "none")])
+    with pytest.raises(SystemExit) as stopped:
+        cli.main()
+    assert stopped.value.code == 0
+    for path in masks.iterdir():
+        np.testing.assert_array_equal(read_image(out / "labels" / path.name)[0], read_image(path)[0])
+
+
 @pytest.mark.usefixtures("agreeing")
 def test_a_margin_from_labelled_cases_is_used_where_it_fits(
     run: Path, images: Path, quality_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
