@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import json
 import sys
 import warnings
 from collections.abc import Hashable, Iterator, Sequence
@@ -16,15 +15,15 @@ from typing import Any, ClassVar, Final, Self, final
 
 import numpy as np
 import torch
-from pydantic import ValidationError
 from torch import Tensor
 from torch.nn import Parameter
 from torch.nn import functional as F
 
 from medfm_rl.adapters.base import Sample, Scope, SegmenterAdapter, parameters_in_scope
-from medfm_rl.adapters.checkpoints import first_line, load_strictly, read_json_object, read_state
+from medfm_rl.adapters.checkpoints import first_line, load_strictly, read_state
+from medfm_rl.adapters.description import DESCRIPTION, read_described, write_described
 from medfm_rl.adapters.embeddings import EmbeddingCache, version_of
-from medfm_rl.adapters.promptable import DESCRIPTION, exclusive_logits, save_state
+from medfm_rl.adapters.promptable import exclusive_logits, save_state
 from medfm_rl.data.files import replace_folder_on_success
 from medfm_rl.errors import ConfigError, DataError, MissingExtraError, ModelError
 from medfm_rl.networks import portable_state
@@ -227,8 +226,7 @@ class BiomedParseAdapter(SegmenterAdapter):
         description = self.description.model_copy(update={"checkpoint": CHECKPOINT})
         state = portable_state(self.module.state_dict())
         with replace_folder_on_success(folder) as temporary:
-            text = json.dumps({"format": 1, **description.model_dump(mode="json")}, indent=2)
-            (temporary / DESCRIPTION).write_text(text + "\n", encoding="utf-8")
+            write_described(temporary, description)
             weights = {f"{_PREFIX}{name}": value for name, value in state.items()}
             save_state({"state_dict": weights}, temporary / CHECKPOINT)
 
@@ -239,15 +237,7 @@ def read_description(folder: Path) -> BiomedParseDescription:
     Raises:
         ModelError: It is missing, or a field is wrong.
     """
-    path = folder / DESCRIPTION
-    content = read_json_object(path, f"{folder}: not a segmenter folder, there is no {DESCRIPTION}")
-    if content.pop("format", 1) != 1:
-        raise ModelError(f'{path}: "format" must be 1')
-    try:
-        description = BiomedParseDescription.model_validate(content)
-    except ValidationError as error:
-        problems = "; ".join(f"{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in error.errors())
-        raise ModelError(f"{path}: {problems}") from error
+    description = read_described(folder, BiomedParseDescription)
     places = {"checkout": (folder / description.checkout).resolve()}
     if description.tokenizer is not None:
         places["tokenizer"] = (folder / description.tokenizer).resolve()

@@ -11,13 +11,14 @@ from torch.nn import Parameter
 
 from medfm_rl.adapters.base import SegmenterAdapter
 from medfm_rl.adapters.biomedparse import BiomedParseAdapter
+from medfm_rl.adapters.description import kind_of_folder
 from medfm_rl.adapters.litemedsam import LiteMedSAMAdapter
 from medfm_rl.adapters.lora import add_low_rank
 from medfm_rl.adapters.medsam import MedSAM2Adapter, MedSAMAdapter
 from medfm_rl.adapters.monai_bundle import METADATA, MonaiBundleAdapter
 from medfm_rl.adapters.nnunet import NnUNetAdapter
 from medfm_rl.adapters.nnunet_folder import DATASET, PLANS
-from medfm_rl.adapters.promptable import PromptableAdapter, kind_of_folder
+from medfm_rl.adapters.promptable import PromptableAdapter
 from medfm_rl.adapters.torch_module import TorchModuleAdapter
 from medfm_rl.errors import ModelError
 from medfm_rl.seeding import torch_generator

@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 
 from medfm_rl.adapters.checkpoints import NO_CHECKPOINT, first_line, refuse_misfit
+from medfm_rl.adapters.description import DESCRIPTION
 from medfm_rl.adapters.intensity import from_bytes, minmax
-from medfm_rl.adapters.promptable import DESCRIPTION, PromptableAdapter
+from medfm_rl.adapters.promptable import PromptableAdapter
 from medfm_rl.adapters.sam_checkpoints import (
     SAM,
     SAM2,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 from abc import abstractmethod
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,7 +10,6 @@ from typing import Any, ClassVar, Final, Self
 
 import numpy as np
 import torch
-from pydantic import ValidationError
 from torch import Tensor
 from torch.nn import Parameter
 from torch.nn import functional as F
@@ -19,7 +17,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
 from medfm_rl.adapters.base import Sample, Scope, SegmenterAdapter, parameters_in_scope
-from medfm_rl.adapters.checkpoints import read_json_object
+from medfm_rl.adapters.description import DESCRIPTION, read_described, write_described
 from medfm_rl.adapters.embeddings import EmbeddingCache, version_of
 from medfm_rl.adapters.prompts import boxes_of, open_prompts, render_boxes
 from medfm_rl.data.files import replace_folder_on_success
@@ -28,7 +26,6 @@ from medfm_rl.networks import portable_state
 from medfm_rl.settings import PromptableDescription, PromptSettings
 from medfm_rl.types import Case, FloatArray, LabelMap, LabelSchema, Prompts
 
-DESCRIPTION: Final = "segmenter.json"
 NOT_PROMPTED: Final = -20.0
 """Logit of a structure that has no box: its probability is 2e-9."""
 
@@ -236,8 +233,7 @@ class PromptableAdapter(SegmenterAdapter):
     def export(self, folder: Path) -> None:
         description = self.description.model_copy(update={"checkpoint": self.checkpoint_name})
         with replace_folder_on_success(folder) as temporary:
-            text = json.dumps({"format": 1, **description.model_dump(mode="json")}, indent=2)
-            (temporary / DESCRIPTION).write_text(text + "\n", encoding="utf-8")
+            write_described(temporary, description)
             self.write_checkpoint(temporary / self.checkpoint_name)
 
     def write_checkpoint(self, path: Path) -> None:
@@ -279,27 +275,11 @@ def read_description(folder: Path) -> PromptableDescription:
     Raises:
         ModelError: It is missing, or a field is wrong.
     """
-    path = folder / DESCRIPTION
-    content = read_json_object(path, f"{folder}: not a segmenter folder, there is no {DESCRIPTION}")
-    if content.pop("format", 1) != 1:
-        raise ModelError(f'{path}: "format" must be 1')
-    try:
-        description = PromptableDescription.model_validate(content)
-    except ValidationError as error:
-        problems = "; ".join(f"{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in error.errors())
-        raise ModelError(f"{path}: {problems}") from error
+    description = read_described(folder, PromptableDescription)
     prompts = description.prompts
     if prompts.kind != "fixed":
         prompts = prompts.model_copy(update={"path": (folder / prompts.path).resolve()})
     return description.model_copy(update={"prompts": prompts})
-
-
-def kind_of_folder(folder: Path) -> Any:
-    """What `segmenter.json` in a folder says that it is; None where there is none that can be read."""
-    try:
-        return read_json_object(folder / DESCRIPTION, "").get("kind")
-    except ModelError:
-        return None
 
 
 def _given_boxes(prompts: Prompts, images: Tensor, structures: int) -> tuple[Tensor, Tensor]:

@@ -10,7 +10,7 @@ import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Final, final
+from typing import Any, final
 
 import numpy as np
 import torch
@@ -29,13 +29,13 @@ from medfm_rl.adapters.checkpoints import (
     read_json_object,
     refuse_damaged,
 )
+from medfm_rl.adapters.description import DESCRIPTION
 from medfm_rl.data.files import replace_folder_on_success
 from medfm_rl.errors import DataError, ModelError
 from medfm_rl.networks import build_unet, portable_state, size_divisor
 from medfm_rl.settings import NetworkSettings, PreprocessingSettings
 from medfm_rl.types import Case, FloatArray, LabelMap, LabelSchema, Prompts
 
-DESCRIPTION: Final = "segmenter.json"
 _DEFAULT_WEIGHTS = "weights.safetensors"
 
 
