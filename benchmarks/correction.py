@@ -140,6 +140,8 @@ class Bench:
         judged: Mapping[str, Any],
     ) -> dict[str, Any]:
         settings = CorrectionSettings.model_validate(METHODS[method])
+        if maker is not segmenter:
+            settings = settings.for_given_masks()
         corrector = make_corrector(run, segmenter, RewardEnsemble.load(run.final_reward), settings)
         decile = worst_decile(judged["predicted"])
         rows = []

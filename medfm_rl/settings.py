@@ -587,6 +587,13 @@ class CorrectionSettings(Settings):
         description="Time for one case: when it is over no step and no view is begun, and what there is counts.",
     )
     margin: float = Field(0.005, ge=0, lt=1, description="Gain in the Dice that the judge expects which is needed.")
+    margin_given: float = Field(
+        0.04,
+        ge=0,
+        lt=1,
+        description="The same for masks that another segmenter made: the judge looks at views of the run's segmenter, "
+        "and leans to what that would do.",
+    )
     tolerance: float = Field(
         0.05, ge=0, lt=1, description="By how much the Dice of a single structure may fall, as the judge expects it."
     )
@@ -597,6 +604,10 @@ class CorrectionSettings(Settings):
         description="Largest accepted distance from the original mask, 1 - mean Dice between the two. What is right is "
         "far from a mask that is bad.",
     )
+
+    def for_given_masks(self) -> CorrectionSettings:
+        """The settings for masks that another segmenter made: their margin is `margin_given`."""
+        return self.model_copy(update={"margin": self.margin_given})
 
 
 class TrackingSettings(Settings):

@@ -139,10 +139,11 @@ def correct(
     adapter, reward = load_networks(run, device, prompts)
     hashes = hash_parts(run, adapter.schema)
     promise = f"no error rate is promised: the run has no {run.correction.name} (medfm-rl calibrate-correction)"
-    if run.correction.exists() and masks is None:
-        settings, promise = Acceptance.read(run.correction).apply(settings, hashes)
+    if masks is not None:
+        settings = settings.for_given_masks()
+        promise = "no error rate is promised: the masks are not those of the run's own segmenter"
     elif run.correction.exists():
-        promise = f"no error rate is promised: {run.correction.name} is of masks of the run's own segmenter"
+        settings, promise = Acceptance.read(run.correction).apply(settings, hashes)
     corrector = make_corrector(run, adapter, reward, settings)
     taken = list(files)
     problems: dict[str, str] = {}

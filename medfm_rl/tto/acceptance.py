@@ -24,7 +24,7 @@ HARM = 0.01
 # As many as `fewest_for_threshold` counts on. Fixed beforehand: no case has to be spent on finding them.
 _MARGINS = (0.0, 0.005, 0.01, 0.02, 0.04)
 # Only when a case ends, not what is found or how it is judged.
-_UNRELATED = {"margin", "seconds"}
+_UNRELATED = {"margin", "margin_given", "seconds"}
 
 
 class HarmTarget(BaseModel):

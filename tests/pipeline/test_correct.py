@@ -272,6 +272,24 @@ def test_masks_of_another_tool_are_scored_and_corrected(
     assert together.count("corrected") == 4
 
 
+def test_a_mask_of_another_tool_needs_a_larger_gain(
+    run: Path, images: Path, masks: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[float] = []
+
+    def compare(judge: Judge, *_: object) -> Judgement:
+        asked.append(judge.settings.margin)
+        return Judgement(False, ("no",), 0.0, {}, 0.0, (), ())
+
+    monkeypatch.setattr(Judge, "compare", compare)
+    run_correct(run, images, tmp_path / "own")
+    assert set(asked) == {SETTINGS.margin}
+    asked.clear()
+    run_correct(run, images, tmp_path / "given", masks=masks)
+    assert set(asked) == {SETTINGS.margin_given}
+    assert SETTINGS.margin < SETTINGS.margin_given
+
+
 def test_scores_of_another_segmenter_are_refused(run: Path, images: Path, tmp_path: Path) -> None:
     scores = tmp_path / "scores.json"
     write_scores(scores, run, {file.case_id: "correct" for file in find_cases(DataSettings(path=images))})
