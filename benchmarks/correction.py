@@ -141,7 +141,7 @@ class Bench:
     ) -> dict[str, Any]:
         settings = CorrectionSettings.model_validate(METHODS[method])
         if maker is not segmenter:
-            settings = settings.for_given_masks()
+            settings = settings.model_copy(update={"margin": settings.margin_given})
         corrector = make_corrector(run, segmenter, RewardEnsemble.load(run.final_reward), settings)
         decile = worst_decile(judged["predicted"])
         rows = []

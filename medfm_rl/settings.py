@@ -605,10 +605,6 @@ class CorrectionSettings(Settings):
         "far from a mask that is bad.",
     )
 
-    def for_given_masks(self) -> CorrectionSettings:
-        """The settings for masks that another segmenter made: their margin is `margin_given`."""
-        return self.model_copy(update={"margin": self.margin_given})
-
 
 class TrackingSettings(Settings):
     """MLflow."""

@@ -140,7 +140,7 @@ def correct(
     hashes = hash_parts(run, adapter.schema)
     promise = f"no error rate is promised: the run has no {run.correction.name} (medfm-rl calibrate-correction)"
     if masks is not None:
-        settings = settings.for_given_masks()
+        settings = settings.model_copy(update={"margin": settings.margin_given})
         promise = "no error rate is promised: the masks are not those of the run's own segmenter"
     elif run.correction.exists():
         settings, promise = Acceptance.read(run.correction).apply(settings, hashes)
