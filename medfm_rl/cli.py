@@ -282,11 +282,11 @@ def score_command(
         raise ConfigError(f"--fail-on {fail_on}: must be refer")
     files = find_cases(_data_settings(images, layout))
     found = None if masks is None else find_masks(masks, files)
-    own = model is not None and prompts is None and model.resolve() == quality_model.resolve()
+    own = model is not None and model.resolve() == quality_model.resolve()
     segmenter = None if model is None or own else load_model(model, prompts).segmenter
     with _progress() as progress:
         gates = Gates(echoprime, biomedclip)
-        scoring = score(quality_model, files, found, segmenter, out, device, progress, gates)
+        scoring = score(quality_model, files, found, segmenter, out, device, progress, gates, prompts if own else None)
     for problem in scoring.problems.values():
         typer.echo(f"Referred unseen: {problem}", err=True)
     for guarantee in scoring.batch.guarantees:

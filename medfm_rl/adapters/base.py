@@ -148,6 +148,20 @@ class SegmenterAdapter(nn.Module, ABC):
         del case_id
         return None
 
+    @torch.no_grad()
+    def own_estimate(self, image: Tensor, action: Tensor) -> Tensor | None:
+        """What the tool itself thinks of each structure of a mask; None where it has no opinion.
+
+        Args:
+            image: Of a sample, `(C, *S')`.
+            action: The mask on its grid, `(*S')`, class indices, whatever made it.
+
+        Returns:
+            `(K - 1,)` in [0, 1]; 0 for a structure that the mask lacks.
+        """
+        del image, action
+        return None
+
     @property
     def prompted(self) -> bool:
         """Whether an image needs prompts from elsewhere before it can be segmented."""

@@ -19,7 +19,7 @@ from torch.utils.checkpoint import checkpoint
 from medfm_rl.adapters.base import Sample, Scope, SegmenterAdapter, parameters_in_scope
 from medfm_rl.adapters.description import DESCRIPTION, read_described, write_described
 from medfm_rl.adapters.embeddings import EmbeddingCache, version_of
-from medfm_rl.adapters.prompts import boxes_of, open_prompts, render_boxes
+from medfm_rl.adapters.prompts import boxes_of, boxes_of_mask, open_prompts, render_boxes
 from medfm_rl.data.files import replace_folder_on_success
 from medfm_rl.errors import DataError, ModelError
 from medfm_rl.networks import portable_state
@@ -34,8 +34,9 @@ class PromptableAdapter(SegmenterAdapter):
     """A network from an image and a box to one binary logit, asked once for each structure.
 
     An image travels with its prompts: the channels after the first `channels` are the boxes of the structures
-    (`adapters.prompts`). The encoder runs once per image, the decoder once per box. Where nothing of the encoder
-    learns, what it made of the last images is kept: inner epochs of PPO do not run it again.
+    (`adapters.prompts`). The encoder runs once per image, the decoder once per box. Where no gradient of the encoder is
+    asked for, what it made of the last images is kept: inner epochs of PPO on a decoder do not run it again, nor does a
+    question about a mask that it has just made.
 
     The logits of the classes are `[0, z_1 .. z_K-1]`. With one structure their softmax is the sigmoid of the tool. With
     several the tool's masks may overlap and these may not: a pixel is background exactly where every z is negative, as
@@ -183,6 +184,24 @@ class PromptableAdapter(SegmenterAdapter):
         _, estimates = self.decode_judged(self._embeddings(images), boxes)
         return torch.where(there, estimates, torch.nan)
 
+    @torch.no_grad()
+    def own_estimate(self, image: Tensor, action: Tensor) -> Tensor | None:
+        """The Dice that the tool expects of its own mask where it is prompted by the box of each structure.
+
+        So any mask can be asked about, without the prompts that it was made with: where the box of a bad mask holds
+        nothing that looks like one object, the tool doubts its own answer. From an estimated IoU the Dice is
+        2 IoU / (1 + IoU).
+        """
+        if type(self).decode_judged is PromptableAdapter.decode_judged:
+            return None
+        boxes = torch.from_numpy(boxes_of_mask(action.cpu().numpy(), self.schema, self.description.contains))
+        there = boxes.isfinite().all(dim=-1)
+        shown = image[None].to(self.device)
+        given = torch.where(there[:, None], boxes, 0.0)[None].to(shown)
+        _, estimates = self.decode_judged(self._embeddings(shown).float(), given)
+        iou = estimates[0].float().cpu().clamp(0, 1)
+        return torch.where(there, 2 * iou / (1 + iou), 0.0)
+
     def _boxes(self, images: Tensor, prompts: Prompts | None) -> tuple[Tensor, Tensor]:
         """Boxes `(B, K - 1, 4)` for the decoder, and `(B, K - 1)` whether there is one."""
         if prompts is None:
@@ -197,7 +216,8 @@ class PromptableAdapter(SegmenterAdapter):
         encoder = [
             tensor for name, tensor in (*self.named_parameters(), *self.named_buffers()) if not name.startswith(others)
         ]
-        if self.training or shown.requires_grad or any(tensor.requires_grad for tensor in encoder):
+        learns = shown.requires_grad or any(tensor.requires_grad for tensor in encoder)
+        if self.training or (torch.is_grad_enabled() and learns):
             return self._encode_to_learn(shown)
         return self._kept.of(shown, self.encode, version_of(encoder, shown.device))
 

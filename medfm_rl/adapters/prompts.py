@@ -147,8 +147,7 @@ class BoxesFromMasks(BoxSource):
         shift = generator.uniform(-self.settings.jitter, self.settings.jitter, size=4)
         if not region.any():
             return np.full(4, np.nan)
-        rows, columns = np.nonzero(region.any(axis=1))[0], np.nonzero(region.any(axis=0))[0]
-        box = np.array([columns[0], rows[0], columns[-1], rows[-1]], dtype=np.float64) + shift
+        box = _extent_of(region) + shift
         box += np.array([-1, -1, 1, 1]) * self.settings.margin
         low, high = np.minimum(box[:2], box[2:]), np.maximum(box[:2], box[2:])
         limit = np.array(region.shape[::-1]) - 1
@@ -204,6 +203,32 @@ def boxes_of(channels: Tensor) -> tuple[Tensor, Tensor]:
     everything = shares.new_tensor([0, 0, width - 1, height - 1])
     boxes = torch.stack([x_min, y_min, x_max, y_max], dim=-1)
     return torch.where(there[..., None], boxes, everything), there
+
+
+def boxes_of_mask(
+    labels: npt.NDArray[np.integer], schema: LabelSchema, contains: Mapping[str, tuple[str, ...]]
+) -> Boxes:
+    """The box of each structure of a mask, and of what its prompt takes in as well.
+
+    Args:
+        labels: Class indices `(H, W)`.
+        schema: The structures.
+        contains: By structure, those that lie within its box.
+
+    Returns:
+        `(K - 1, 4)`; NaN for a structure that the mask lacks, whatever lies within it.
+    """
+    boxes = np.full((len(schema.structures), 4), np.nan)
+    for box, name in zip(boxes, schema.structures, strict=True):
+        if (labels == schema.index_of(name)).any():
+            parts = [schema.index_of(part) for part in (name, *contains.get(name, ()))]
+            box[:] = _extent_of(np.isin(labels, parts))
+    return boxes
+
+
+def _extent_of(region: npt.NDArray[np.bool_]) -> Boxes:
+    rows, columns = np.nonzero(region.any(axis=1))[0], np.nonzero(region.any(axis=0))[0]
+    return np.array([columns[0], rows[0], columns[-1], rows[-1]], dtype=np.float64)
 
 
 def _hash(content: object) -> str:

@@ -220,6 +220,7 @@ def _fit_on_source(run: RunFolder, config: AdaptConfig, files: Sequence[CaseFile
                 appearance(shown[row : row + 1, : segmenter.intensity_channels])[0].numpy(),
                 anatomy.check(mask),
                 segmenter.schema.num_classes,
+                segmenter.own_estimate(sample.image, action),
             )
             cases.append(
                 CalibrationCase(

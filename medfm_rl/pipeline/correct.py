@@ -149,8 +149,9 @@ def correct(
     problems: dict[str, str] = {}
     found: _Scores | None = None
     if scores is None and not every:
-        own = adapter if adapter.prompted and masks is None else None
-        problems.update(score(path, files, masks, own, out / "scores", device, progress).problems)
+        asked = prompts if masks is None else None
+        scoring = score(path, files, masks, None, out / "scores", device, progress, prompts=asked)
+        problems.update(scoring.problems)
         found = _Scores.read(out / "scores" / "scores.json")
         taken = _marked([file for file in files if file.case_id not in problems], found, scores)
     elif scores is not None and not every:

@@ -73,13 +73,16 @@ class Gates:
 NO_GATES = Gates()
 
 
-def load_controller(path: Path, device: str = "auto", gates: Gates = NO_GATES) -> QualityController:
+def load_controller(
+    path: Path, device: str = "auto", gates: Gates = NO_GATES, segmenter: SegmenterAdapter | None = None
+) -> QualityController:
     """Loads the quality model of a run with whatever segmenter it is for.
 
     Args:
         path: The run.
         device: Where the networks run.
         gates: Further networks to be asked.
+        segmenter: That of the run, where it has been loaded to make masks; None for one that makes none.
 
     Raises:
         ModelError: A part is missing, damaged, or does not belong to the others.
@@ -88,7 +91,8 @@ def load_controller(path: Path, device: str = "auto", gates: Gates = NO_GATES) -
     chosen = choose_device(device)
     views = None if gates.echoprime is None else ViewClassifier.load(gates.echoprime, chosen)
     biomedclip = None if gates.biomedclip is None else BiomedCLIP.load(gates.biomedclip, chosen)
-    return QualityController.load(path, lambda _: load_preprocessing(RunFolder(path)), chosen, views, biomedclip)
+    judging = load_preprocessing(RunFolder(path)) if segmenter is None else segmenter
+    return QualityController.load(path, lambda _: judging, chosen, views, biomedclip)
 
 
 def find_masks(folder: Path, files: Sequence[CaseFile]) -> dict[str, Path]:
@@ -123,6 +127,7 @@ def score(
     device: str,
     progress: Progress,
     gates: Gates = NO_GATES,
+    prompts: Path | None = None,
 ) -> Scoring:
     """Judges masks and writes tables, reward maps, a page and the audit log.
 
@@ -138,13 +143,14 @@ def score(
         device: Where the networks run.
         progress: Told how far it is.
         gates: As in `load_controller`.
+        prompts: Where the segmenter of the run makes the masks: as in `load_model`.
 
     Raises:
         UserError: The quality model cannot be used, or not one case could be judged.
     """
-    controller = load_controller(run, device, gates)
-    if masks is None and segmenter is None:
-        segmenter = load_adapted(RunFolder(run)) if controller.segmenter.prompted else controller.segmenter
+    own = load_adapted(RunFolder(run), prompts) if masks is None and segmenter is None else None
+    controller = load_controller(run, device, gates, own)
+    segmenter = segmenter if own is None else controller.segmenter
     if segmenter is not None and segmenter.schema.names != controller.schema.names:
         raise ModelError(
             f"the model segments {', '.join(segmenter.schema.structures)}, the quality model judges "

@@ -25,6 +25,8 @@ FEATURES = (
     "case_expected_dice",
 )
 """Names of the numbers that describe a structure of a mask, in the order of the regression."""
+OWN_ESTIMATE = "own_estimate"
+"""Name of one number more, where the segmenter has an opinion of its own of a mask."""
 _CONTOUR = 2
 _REACH = 0.05
 _LEAST_DOUBT = 1e-4
@@ -44,6 +46,8 @@ class Evidence:
         appearance: `(A,)`, what the image looks like.
         rules: What the anatomy rules measured, on the case's own grid.
         num_classes: K.
+        own_estimate: `(K - 1,)`, what the segmenter itself thinks of each structure of the mask
+            (`SegmenterAdapter.own_estimate`); None where it has no opinion.
     """
 
     action: Tensor
@@ -54,9 +58,10 @@ class Evidence:
     appearance: npt.NDArray[np.float64]
     rules: tuple[RuleResult, ...]
     num_classes: int
+    own_estimate: Tensor | None = None
 
     def features(self, structures: Sequence[str]) -> list[dict[str, float]]:
-        """The numbers of `FEATURES` for each structure, class index 1 first.
+        """The numbers of `FEATURES`, and `OWN_ESTIMATE` where there is one, for each structure, class index 1 first.
 
         Args:
             structures: Names without the background.
@@ -84,6 +89,8 @@ class Evidence:
                     "case_expected_dice": float(expected.mean()),
                 }
             )
+            if self.own_estimate is not None:
+                rows[-1][OWN_ESTIMATE] = float(self.own_estimate[index])
         return rows
 
 

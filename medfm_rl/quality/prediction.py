@@ -9,11 +9,9 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict
 
-from medfm_rl.quality.evidence import FEATURES
+from medfm_rl.quality.evidence import FEATURES, OWN_ESTIMATE
 
-Kind = Literal["expected", "line", "ridge"]
-# The simplest first.
-_INPUTS: dict[Kind, tuple[str, ...]] = {"expected": (), "line": ("expected_dice",), "ridge": FEATURES}
+Kind = Literal["expected", "line", "plane", "ridge"]
 _PENALTIES = tuple(10.0**power for power in range(-2, 4))
 _FEWEST_PATIENTS = 8
 _FOLDS = 5
@@ -23,7 +21,8 @@ class DicePredictor(BaseModel):
     """Predicts the Dice of one structure.
 
     Attributes:
-        kind: expected (the expected Dice as it is), line (a line through it) or ridge (a ridge regression on all).
+        kind: expected (the expected Dice as it is), line (a line through it), plane (through it and the segmenter's own
+            estimate) or ridge (a ridge regression on all).
         features: Names of the inputs.
         centre: Mean of each input.
         scale: Standard deviation of each input.
@@ -42,7 +41,7 @@ class DicePredictor(BaseModel):
     errors: dict[str, float] = {}
 
     def predict(self, numbers: Mapping[str, float]) -> float:
-        """Predicted Dice in [0, 1] from the numbers of `FEATURES`."""
+        """Predicted Dice in [0, 1] from the numbers of `Evidence.features`."""
         if self.kind == "expected":
             return numbers["expected_dice"]
         terms = zip(self.features, self.centre, self.scale, self.weights, strict=True)
@@ -60,7 +59,7 @@ def fit_predictor(
     promise. With fewer than eight patients there is nothing to be validated on, and the expected Dice stays as it is.
 
     Args:
-        numbers: Those of `FEATURES`, for each case.
+        numbers: Those of `Evidence.features`, for each case.
         dice: True Dice of each case.
         patients: Patient of each case.
     """
@@ -70,15 +69,24 @@ def fit_predictor(
         return DicePredictor(kind="expected")
     names, owners = np.unique(np.asarray(patients), return_inverse=True)
     of_patients: dict[Kind, npt.NDArray[np.float64]] = {}
-    for kind in _INPUTS:
+    inputs = _inputs(OWN_ESTIMATE in numbers[0])
+    for kind, features in inputs.items():
         residuals = np.zeros(len(dice))
         for fitted, left_out in GroupKFold(_FOLDS).split(dice, groups=patients):
-            predictor = _fit(kind, [numbers[row] for row in fitted], dice[fitted])
+            predictor = _fit(kind, features, [numbers[row] for row in fitted], dice[fitted])
             residuals[left_out] = [predictor.predict(numbers[row]) - dice[row] for row in left_out]
         of_patients[kind] = np.bincount(owners, np.abs(residuals)) / np.bincount(owners)
     chosen = _simplest(of_patients, len(names))
     errors: dict[str, float] = {kind: float(values.mean()) for kind, values in of_patients.items()}
-    return _fit(chosen, numbers, dice).model_copy(update={"errors": errors})
+    return _fit(chosen, inputs[chosen], numbers, dice).model_copy(update={"errors": errors})
+
+
+def _inputs(own_estimate: bool) -> dict[Kind, tuple[str, ...]]:
+    """What each kind looks at, the simplest first."""
+    inputs: dict[Kind, tuple[str, ...]] = {"expected": (), "line": ("expected_dice",)}
+    if own_estimate:
+        return {**inputs, "plane": ("expected_dice", OWN_ESTIMATE), "ridge": (*FEATURES, OWN_ESTIMATE)}
+    return {**inputs, "ridge": FEATURES}
 
 
 def _simplest(errors: Mapping[Kind, npt.NDArray[np.float64]], patients: int) -> Kind:
@@ -91,10 +99,11 @@ def _simplest(errors: Mapping[Kind, npt.NDArray[np.float64]], patients: int) -> 
     raise AssertionError("the best kind is not behind itself")
 
 
-def _fit(kind: Kind, numbers: Sequence[Mapping[str, float]], dice: npt.NDArray[np.float64]) -> DicePredictor:
+def _fit(
+    kind: Kind, names: tuple[str, ...], numbers: Sequence[Mapping[str, float]], dice: npt.NDArray[np.float64]
+) -> DicePredictor:
     from sklearn.linear_model import RidgeCV
 
-    names = _INPUTS[kind]
     if not names:
         return DicePredictor(kind=kind)
     inputs = np.array([[row[name] for name in names] for row in numbers])

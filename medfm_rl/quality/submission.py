@@ -32,6 +32,7 @@ class Submission:
         sample: The image on the grid of the networks.
         action: `(*S')` uint8, the mask on it.
         confidence: `(*S')`, as in `Evidence`.
+        own_estimate: `(K - 1,)`, as in `Evidence`.
         rules: What each anatomy rule measured in the mask.
         view: What a classifier of views sees in the image, where there is one.
         biomedclip: `(512,)`, what BiomedCLIP sees in it, where it is asked.
@@ -42,6 +43,7 @@ class Submission:
     sample: Sample
     action: Tensor
     confidence: Tensor | None
+    own_estimate: Tensor | None
     rules: tuple[RuleResult, ...]
     view: ViewFinding | None = None
     biomedclip: npt.NDArray[np.float64] | None = None
@@ -105,7 +107,7 @@ def _prepare(
         raise DataError(f"case {case.case_id}: {error}") from error
     action = segmenter.preprocess_labels(labels, sample)
     confidence = None if logits is None else confidence_in(logits, action)
-    return Submission(case, labels, sample, action, confidence, rules)
+    return Submission(case, labels, sample, action, confidence, segmenter.own_estimate(sample.image, action), rules)
 
 
 def collect_evidence(
@@ -146,5 +148,6 @@ def collect_evidence(
                 looks[place],
                 item.rules,
                 schema.num_classes,
+                item.own_estimate,
             )
     return [found[row] for row in range(len(submissions))]

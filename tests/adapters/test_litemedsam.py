@@ -139,6 +139,17 @@ def test_its_own_estimate_is_of_the_box_that_was_asked_for(segmenter: LiteMedSAM
     assert right > 0.8 > wrong
 
 
+def test_it_doubts_a_mask_where_there_is_no_ventricle(segmenter: LiteMedSAMAdapter) -> None:
+    image = segmenter.preprocess(echo_like((256, 256))).image
+    right, wrong = (inside((256, 256)) < 1).astype(np.uint8), np.zeros((256, 256), dtype=np.uint8)
+    left = int(np.nonzero(right)[1].min())
+    wrong[5:61, left + 20 : left + 91] = 1
+    good, bad = (segmenter.own_estimate(image, torch.from_numpy(action)) for action in (right, wrong))
+    assert good is not None
+    assert bad is not None
+    assert good[0] > 0.89 > bad[0]
+
+
 @pytest.mark.data
 @pytest.mark.slow
 def test_left_ventricles_of_camus_from_expert_boxes(real_data: Path, tmp_path: Path) -> None:

@@ -53,10 +53,39 @@ def freeze_encoder(adapter: TinyPromptable) -> None:
         parameter.requires_grad_(True)
 
 
+def test_the_tool_is_asked_about_any_mask_by_the_boxes_of_its_structures(
+    tiny: TinyPromptable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From an IoU of .25 comes a Dice of .4, and a structure that the mask lacks has none."""
+    action = torch.zeros(32, 32, dtype=torch.uint8)
+    action[4:9, 6:20] = 1
+    asked = []
+
+    def judged(_: TinyPromptable, embeddings: torch.Tensor, boxes: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        asked.append(boxes[0].tolist())
+        return torch.zeros(1, 2, 32, 32), torch.full((1, 2), 0.25)
+
+    monkeypatch.setattr(TinyPromptable, "decode_judged", judged)
+    estimate = tiny.own_estimate(images_of(tiny, 1)[0], action)
+    assert estimate is not None
+    assert estimate.tolist() == pytest.approx([0.4, 0.0])
+    assert asked[0][0] == [6, 4, 19, 8]
+    monkeypatch.delattr(TinyPromptable, "decode_judged")
+    assert tiny.own_estimate(images_of(tiny, 1)[0], action) is None
+
+
+def test_to_ask_about_a_mask_that_was_just_made_encodes_nothing(tiny: TinyPromptable) -> None:
+    image = images_of(tiny, 1)
+    freeze_encoder(tiny)
+    action = tiny(image)[0].argmax(dim=0)
+    tiny.own_estimate(image[0], action)
+    assert TinyPromptable.encoded == [1]
+
+
 def test_a_frozen_encoder_runs_once_for_an_image(tiny: TinyPromptable) -> None:
     images = images_of(tiny, 3)
-    with torch.no_grad():
-        expected = tiny(images)
+    # With gradients of the encoder nothing is kept.
+    expected = tiny(images).detach()
     freeze_encoder(tiny)
     tiny.encoded.clear()
     for rows in ([0, 1], [1, 2], [2, 0, 1], [1, 1]):

@@ -9,7 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from medfm_rl.adapters.prompts import boxes_of, open_prompts, render_boxes
+from medfm_rl.adapters.prompts import boxes_of, boxes_of_mask, open_prompts, render_boxes
 from medfm_rl.data.images import write_labels
 from medfm_rl.errors import ConfigError, DataError
 from medfm_rl.settings import FilePrompts, FixedPrompts, MaskPrompts
@@ -138,3 +138,14 @@ def test_channels_without_any_box_stand_for_the_whole_image() -> None:
     boxes, there = boxes_of(torch.zeros(1, 1, 8, 12))
     assert not there.any()
     assert boxes[0, 0].tolist() == [0, 0, 11, 7]
+
+
+def test_boxes_of_a_mask_take_in_what_a_prompt_contains(schema: LabelSchema) -> None:
+    labels = np.zeros((20, 30), dtype=np.uint8)
+    labels[5:9, 10:14], labels[3:6, 8:10] = schema.index_of("LV"), schema.index_of("MYO")
+    boxes = boxes_of_mask(labels, schema, {"MYO": ("LV",), "LA": ("LV",)})
+    by_name = dict(zip(schema.structures, boxes.tolist(), strict=True))
+    assert by_name["LV"] == [10, 5, 13, 8]
+    assert by_name["MYO"] == [8, 3, 13, 8]
+    # It is not there, whatever would lie within it.
+    assert np.isnan(by_name["LA"]).all()

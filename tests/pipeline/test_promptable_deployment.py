@@ -99,7 +99,10 @@ def test_the_boxes_of_a_call_make_the_masks_and_other_boxes_make_them_anew(
     found = []
     for prompts in (new / "labels", boxes):
         segmenter = load_model(run, prompts).segmenter
-        score(run, files, None, segmenter, tmp_path / "scores", "cpu", quiet)
+        TinyPromptable.encoded.clear()
+        score(run, files, None, None, tmp_path / "scores", "cpu", quiet, prompts=prompts)
+        # One pass of the encoder makes a mask and is asked about it.
+        assert TinyPromptable.encoded == [1] * len(files)
         mask = read_labels(written, segmenter.schema, case.shape, case.geometry)
         assert (mask == segmenter.segment(case)).all()
         found.append(mask)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from hypothesis.extra import numpy as hnp
 from medfm_rl.errors import ModelError
 from medfm_rl.metrics.overlap import dice
 from medfm_rl.metrics.validity import RuleResult
-from medfm_rl.quality.evidence import FEATURES, Evidence, confidence_in, expected_dice
+from medfm_rl.quality.evidence import FEATURES, OWN_ESTIMATE, Evidence, confidence_in, expected_dice
 from medfm_rl.quality.model import PixelCalibration
 
 
@@ -118,6 +119,9 @@ def test_the_numbers_of_a_structure() -> None:
     evidence = Evidence(action, maps, torch.full((20, 20), 0.2), None, np.zeros(3), np.zeros(2), rules, 3)
     first, second = evidence.features(("a", "b"))
     assert tuple(first) == FEATURES
+    asked = replace(evidence, own_estimate=torch.tensor([0.7, 0.0])).features(("a", "b"))
+    assert [row.pop(OWN_ESTIMATE) for row in asked] == pytest.approx([0.7, 0.0])
+    assert asked == [first, second]
     assert first["expected_dice"] == pytest.approx(expected_dice(maps[None], action[None].long(), 3)[0, 0].item())
     # The structure and three pixels around it: 100 pixels of 0.4 in 256.
     assert first["mean_reward"] == pytest.approx((100 * 0.4 + 156) / 256)

@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from medfm_rl.quality.evidence import FEATURES
+from medfm_rl.quality.evidence import FEATURES, OWN_ESTIMATE
 from medfm_rl.quality.prediction import DicePredictor, fit_predictor
 
 
@@ -44,6 +44,18 @@ def test_what_else_tells_of_the_dice_is_used() -> None:
     given = numbers(np.array([0.8]), spread=np.array([0.2]))[0]
     assert predictor.predict(given) == pytest.approx(0.6, abs=0.02)
     assert DicePredictor.model_validate_json(predictor.model_dump_json()) == predictor
+
+
+def test_what_the_segmenter_thinks_of_a_mask_is_used() -> None:
+    """The Dice is the mean of both numbers, and the other numbers say nothing."""
+    rng = np.random.default_rng(0)
+    expected, own, spread = rng.uniform(0.2, 0.9, 60), rng.uniform(0.2, 0.9, 60), rng.normal(size=60)
+    rows = numbers(expected, own_estimate=own, spread=spread)
+    predictor = fit_predictor(rows, (expected + own) / 2 + 0.01 * rng.normal(size=60), PATIENTS)
+    assert predictor.kind == "plane"
+    assert predictor.features == ("expected_dice", OWN_ESTIMATE)
+    given = numbers(np.array([0.8]), own_estimate=np.array([0.4]))[0]
+    assert predictor.predict(given) == pytest.approx(0.6, abs=0.02)
 
 
 def test_of_kinds_that_predict_alike_the_simplest_is_taken() -> None:
