@@ -47,8 +47,12 @@ from medfm_rl.metrics.bootstrap import paired_bootstrap
 from medfm_rl.metrics.failure_detection import failure_auroc
 from medfm_rl.metrics.overlap import dice
 from medfm_rl.pipeline.adapt import adapt
-from medfm_rl.pipeline.models import load_model
+from medfm_rl.pipeline.calibrate import calibrate_cases
+from medfm_rl.pipeline.models import load_model, load_preprocessing
+from medfm_rl.pipeline.run_folder import RunFolder
+from medfm_rl.quality import QualityController, QualityModel
 from medfm_rl.quality.evidence import expected_dice
+from medfm_rl.quality.model import Targets
 from medfm_rl.quality.rivals import BoxAgreement, PredictedIoU
 from medfm_rl.settings import AdaptConfig, DataSettings, MaskPrompts
 from medfm_rl.types import LabelMap
@@ -58,7 +62,10 @@ TRAINED_WITH = 10
 JUDGED_WITH = (10, 20)
 SCOPES = ("decoder", "lora")
 TITLES = {"decoder": "decoder adapted", "lora": "low-rank parts"}
-OURS, IOU_HEAD, JITTER = "expected Dice", PredictedIoU.name, BoxAgreement.name
+OURS = "predicted Dice, calibrated on the source"
+EXPECTED, OWN = "reward networks alone", "own estimate, box of the mask"
+IOU_HEAD, JITTER = PredictedIoU.name, BoxAgreement.name
+SCORES = (OURS, EXPECTED, OWN, IOU_HEAD, JITTER)
 
 
 @dataclass(frozen=True)
@@ -91,7 +98,7 @@ SIZE = Size(
     },
 )
 QUICK = Size(
-    6,
+    8,
     12,
     20,
     {
@@ -232,12 +239,14 @@ class Bench:
         return found
 
     def judged(self, segmenter: LiteMedSAMAdapter) -> dict[str, Any]:
-        """Scores of masks of the unadapted model on held-out target images."""
-        reward = load_model(self.runs / "run-decoder").reward
+        """Scores of masks of the unadapted model on held-out target images, by the run that adapted the decoder."""
+        run = RunFolder(self.runs / "run-decoder")
+        reward = load_model(run.path).reward
         assert reward is not None
+        controller = QualityController(load_preprocessing(run), reward, self.calibrated(run, segmenter))
         rivals = (PredictedIoU(segmenter), BoxAgreement(segmenter))
         segmenter.requires_grad_(False)
-        scores: dict[str, list[float]] = {name: [] for name in (OURS, IOU_HEAD, JITTER)}
+        scores: dict[str, list[float]] = {name: [] for name in SCORES}
         patients, truth = [], []
         for jitter in JUDGED_WITH:
             for file in self.measured(self.shift.folders.held_out):
@@ -245,13 +254,25 @@ class Bench:
                 mask = self.segment(segmenter, labelled.case, jitter)
                 sample = segmenter.preprocess(labelled.case)
                 action = segmenter.preprocess_labels(mask, sample)
+                predicted = controller.assess(labelled.case, mask).mean.predicted_dice
+                # A mask that lacks a structure has no prediction: it is worse than any that has one.
+                scores[OURS].append(0.0 if predicted is None else predicted)
                 maps = reward(sample.image[None], action[None])
-                scores[OURS].append(float(expected_dice(maps, action[None], segmenter.schema.num_classes).mean()))
+                scores[EXPECTED].append(float(expected_dice(maps, action[None], segmenter.schema.num_classes).mean()))
+                estimate = controller.segmenter.own_estimate(sample.image, action)
+                assert estimate is not None
+                scores[OWN].append(float(estimate.mean()))
                 for rival in rivals:
                     scores[rival.name].append(rival.estimate(sample.image, action))
                 patients.append(file.patient_id)
                 truth.append(float(dice(mask, labelled.ground_truth, segmenter.schema.num_classes).mean()))
         return {"patient_ids": patients, "dice": truth, "scores": scores}
+
+    def calibrated(self, run: RunFolder, segmenter: LiteMedSAMAdapter) -> QualityModel:
+        """A quality model from masks of held-out labelled source images, made with boxes that are moved as much."""
+        files = self.measured(self.shift.folders.source_held_out)
+        masks = [self.segment(segmenter, file.read(), jitter) for jitter in JUDGED_WITH for file in files]
+        return calibrate_cases(run, files * len(JUDGED_WITH), masks, Targets(), torch.device("cpu"), quiet)
 
     def cost(self, segmenter: LiteMedSAMAdapter) -> dict[str, Any]:
         """Seconds of the encoder, of an inner epoch of PPO on the decoder and of a mask; memory of the process."""
@@ -315,6 +336,8 @@ def summarise(results: Mapping[str, Any]) -> dict[str, Any]:
     cost = results["cost"]
     return {
         "auroc_ours": aurocs[OURS],
+        "auroc_reward_alone": aurocs[EXPECTED],
+        "auroc_own_estimate": aurocs[OWN],
         "auroc_iou_head": aurocs[IOU_HEAD],
         "auroc_jitter": aurocs[JITTER],
         "auroc_gain_ci_low": low,
@@ -390,7 +413,8 @@ def table(results: Mapping[str, Any], size: Size) -> str:
                 row.append(f"{mean_dice(after, str(jitter)):.3f}")
                 row.append(f"{found['mean']:+.3f} [{found['low']:+.3f}, {found['high']:+.3f}]")
             lines.append(f"| {' | '.join(row)} |")
-    scores = {OURS: summary["auroc_ours"], IOU_HEAD: summary["auroc_iou_head"], JITTER: summary["auroc_jitter"]}
+    keys = ("auroc_ours", "auroc_reward_alone", "auroc_own_estimate", "auroc_iou_head", "auroc_jitter")
+    scores = {name: summary[key] for name, key in zip(SCORES, keys, strict=True)}
     lines += [
         "",
         f"Failures are masks below the median of what is judged, {np.median(judged):.3f}: "

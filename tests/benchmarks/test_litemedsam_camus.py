@@ -8,9 +8,11 @@ import litemedsam_camus
 import numpy as np
 import pytest
 from litemedsam_camus import (
+    EXPECTED,
     IOU_HEAD,
     JITTER,
     OURS,
+    OWN,
     QUICK,
     SCOPES,
     SIZE,
@@ -26,6 +28,7 @@ from promptable_models import TinyPromptable
 from shifts import ECHO, Folders, Shift
 
 from medfm_rl.adapters import loading
+from medfm_rl.quality import calibration
 
 
 def domain(dice: float) -> dict[str, Any]:
@@ -52,7 +55,11 @@ def results() -> dict[str, Any]:
             "seconds_per_image": 0.6,
             "peak_memory_mib": 900.0,
         },
-        "judged": {"patient_ids": patients, "dice": dice, "scores": {OURS: dice, IOU_HEAD: blind, JITTER: dice[::-1]}},
+        "judged": {
+            "patient_ids": patients,
+            "dice": dice,
+            "scores": dict.fromkeys((EXPECTED, OWN, IOU_HEAD), blind) | {OURS: dice, JITTER: dice[::-1]},
+        },
     }
 
 
@@ -109,6 +116,8 @@ def test_every_part_runs_and_is_made_once(
     """On drawn hearts, with a tiny network in the place of LiteMedSAM."""
     monkeypatch.setattr(litemedsam_camus, "LiteMedSAMAdapter", TinyPromptable)
     monkeypatch.setitem(loading.PROMPTABLE, TinyPromptable.kind, TinyPromptable)
+    # There are six hearts.
+    monkeypatch.setattr(calibration, "FEWEST_PATIENTS", 6)
     source, target = simulated_echo / "a", simulated_echo / "b"
     shift = Shift("drawn", "drawn hearts", True, "generic", ECHO, Folders(source, source, target, target))
     size = replace(
@@ -120,6 +129,8 @@ def test_every_part_runs_and_is_made_once(
     assert {len(values) for values in judged["scores"].values()} == {len(judged["dice"])} == {12}
     assert set(summarise(found)) == {
         "auroc_ours",
+        "auroc_reward_alone",
+        "auroc_own_estimate",
         "auroc_iou_head",
         "auroc_jitter",
         "auroc_gain_ci_low",
