@@ -127,9 +127,7 @@ class Bench:
         if result_file.exists():
             return dict(json.loads(result_file.read_text()))
         source, upper = self._trained("source", self.source), self._trained("upper", self.target)
-        start = time.perf_counter()
-        run = adapt(self._config(source), resume=True, progress=quiet)
-        minutes = (time.perf_counter() - start) / 60
+        run, minutes = self._adapted(source)
         files = self._files()
         models = {
             "source": TorchModuleAdapter.load(source),
@@ -179,6 +177,15 @@ class Bench:
             )
             train_source(config, quiet)
         return folder
+
+    def _adapted(self, source: Path) -> tuple[RunFolder, float | None]:
+        """The run and its minutes; None where it was interrupted, for what was done before was not timed."""
+        timed, fresh = self.folder / "minutes.json", not (self.folder / "run").exists()
+        start = time.perf_counter()
+        run = adapt(self._config(source), resume=True, progress=quiet)
+        if fresh:
+            write_json(timed, {"minutes": (time.perf_counter() - start) / 60})
+        return run, json.loads(timed.read_text())["minutes"] if timed.exists() else None
 
     def _config(self, source: Path) -> AdaptConfig:
         return AdaptConfig.model_validate(
@@ -282,7 +289,7 @@ def table(seeds: Sequence[int], results: Sequence[Mapping[str, Any]], size: Size
             f"| {gain['mean']:+.3f} [{gain['low']:+.3f}, {gain['high']:+.3f}] | {rows['upper']['dice']:.3f} "
             f"| {before['dice_p10']:.3f}, {after['dice_p10']:.3f} | {', '.join(distances)} "
             f"| {before['validity']:.2f}, {after['validity']:.2f} | {100 * result['harmed']:.0f} % "
-            f"| {result['minutes']:.1f} |"
+            f"| {_number(result['minutes'])} |"
         )
     lines += [
         "",
@@ -306,7 +313,7 @@ def table(seeds: Sequence[int], results: Sequence[Mapping[str, Any]], size: Size
 
 
 def _number(value: float | None) -> str:
-    return "not defined" if value is None else f"{value:.1f}"
+    return "not known" if value is None else f"{value:.1f}"
 
 
 def main() -> None:

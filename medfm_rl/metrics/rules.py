@@ -117,6 +117,9 @@ class Rule(BaseModel, ABC):
     structure: str = Field(description="A structure, a union such as `LV+MYO`, or `each` for all of them one by one.")
     source: str = Field("", description="Where the rule and its limit come from.")
     optional: bool = Field(False, description="Whether a mask without the structure meets the rule.")
+    whole: bool = Field(
+        False, description="Whether the rule is of the whole volume where the others are checked plane by plane."
+    )
 
     @abstractmethod
     def measure(self, view: MaskView) -> float:

@@ -93,8 +93,8 @@ class Anatomy:
             ValueError: What was given is no label map of the schema, so that the rules cannot be applied.
             DataError: A limit is in mm and the spacing is unknown.
         """
-        views = self._views(labels, spacing)
-        return tuple(_worst([_apply(rule, view) for view in views]) for rule in self.rules)
+        whole, planes = self._views(labels, spacing)
+        return tuple(_worst([_apply(rule, view) for view in (whole if rule.whole else planes)]) for rule in self.rules)
 
     def is_valid(self, labels: LabelMap, spacing: tuple[float, ...] | None = None) -> bool:
         """Whether every rule is met; it stops at the first that is not.
@@ -103,14 +103,15 @@ class Anatomy:
             ValueError: As in `check`.
             DataError: As in `check`.
         """
-        views = self._views(labels, spacing)
-        return all(_apply(rule, view).passed for rule in self.rules for view in views)
+        whole, planes = self._views(labels, spacing)
+        return all(_apply(rule, view).passed for rule in self.rules for view in (whole if rule.whole else planes))
 
     def extended(self, rules: Sequence[AnyRule]) -> Anatomy:
         """The same with further rules, such as those of `learn_limits`."""
         return replace(self, profile=Profile(rules=(*self.rules, *rules), planes=self.profile.planes))
 
-    def _views(self, labels: LabelMap, spacing: tuple[float, ...] | None) -> list[MaskView]:
+    def _views(self, labels: LabelMap, spacing: tuple[float, ...] | None) -> tuple[list[MaskView], list[MaskView]]:
+        """The mask as rules of the whole see it, and as the others do: its planes, where the profile says so."""
         if labels.ndim not in (2, 3) or labels.size == 0 or labels.dtype.kind not in "biu":
             raise ValueError(
                 f"anatomy {self.name}: a label map is a 2-D or 3-D array of class indices, "
@@ -121,13 +122,14 @@ class Anatomy:
                 f"anatomy {self.name}: class indices go from 0 to {self.schema.num_classes - 1}, "
                 f"the label map has {labels.min()} to {labels.max()}"
             )
-        whole = any(BACKGROUND in rule.structure.split("+") for rule in self.rules)
+        background = any(BACKGROUND in rule.structure.split("+") for rule in self.rules)
+        whole = [MaskView(labels, self.schema, spacing, background)]
         if labels.ndim == 3 and self.profile.planes:
             flat = None if spacing is None else spacing[1:]
             # A plane without any structure has nothing to be checked; a volume of such planes has.
             filled = [plane for plane in labels if plane.any()] or [labels[0]]
-            return [MaskView(plane, self.schema, flat, whole) for plane in filled]
-        return [MaskView(labels, self.schema, spacing, whole)]
+            return whole, [MaskView(plane, self.schema, flat, background) for plane in filled]
+        return whole, whole
 
 
 def load_anatomy(name: str, schema: LabelSchema) -> Anatomy:
@@ -161,9 +163,9 @@ def learn_limits(
 ) -> tuple[AnyRule, ...]:
     """Rules whose limits are the statistics of masks that are known to be right.
 
-    Sizes, size ratios, and shares of contact of the structures that touch, each between the `quantile` and the
-    `1 - quantile` of the masks that have them. Such a limit refuses about `2 * quantile` of masks like these by itself;
-    fewer masks than `1 / quantile` make it the extremes that were seen.
+    Sizes, size ratios, and shares of contact of the structures that touch, volumes as a whole, each between the
+    `quantile` and the `1 - quantile` of the masks that have them. Such a limit refuses about `2 * quantile` of masks like
+    these by itself; fewer masks than `1 / quantile` make it the extremes that were seen.
 
     Args:
         masks: Class indices `(*S)`, expert masks of the source for example.
@@ -194,7 +196,7 @@ def learn_limits(
         if len(values) == 0 or (isinstance(rule, ContactRule) and np.median(values) == 0):
             continue
         least, most = np.quantile(values, [quantile, 1 - quantile])
-        learned.append(rule.model_copy(update={"least": float(least), "most": float(most)}))
+        learned.append(rule.model_copy(update={"least": float(least), "most": float(most), "whole": True}))
     return tuple(learned)
 
 

@@ -12,6 +12,7 @@ from hypothesis.extra import numpy as hnp
 from skimage.measure import label as label_parts
 
 from medfm_rl.errors import ConfigError, DataError
+from medfm_rl.metrics.rules import Profile
 from medfm_rl.metrics.validity import Anatomy, RuleResult, learn_limits, load_anatomy
 from medfm_rl.types import LabelSchema
 
@@ -485,3 +486,29 @@ def test_expert_masks_are_valid(real_data: Path, pack: str, name: str, schema: L
     valid = [bound.is_valid(mask.astype(np.uint8)) for mask in chosen]
     assert len(valid) == 200
     assert np.mean(valid) >= 0.99
+
+
+def test_learned_limits_are_of_the_volume_where_rules_are_of_its_planes() -> None:
+    """A structure that is in three of five planes is not missing from the volume."""
+    masks = []
+    for width in range(4, 9):
+        mask = np.zeros((5, 12, 12), dtype=np.uint8)
+        mask[1:4, 2:8, 2:width], mask[4, 2:4, 2:4] = 1, 2
+        masks.append(mask)
+    profile = Profile.model_validate(
+        {"planes": True, "rules": [{"kind": "components", "structure": "each", "most": 1, "optional": True}]}
+    )
+    declared = Anatomy("test", profile.bound_to(SCHEMA), SCHEMA)
+    learned = declared.extended(learn_limits(masks, SCHEMA, [None] * 5, quantile=0.0))
+    assert len(learned.rules) > len(declared.rules)
+    assert all(learned.is_valid(mask) for mask in masks)
+    larger = masks[-1].copy()
+    larger[0, 2:8, 2:8] = 1
+    assert declared.is_valid(larger)
+    failed = [result for result in learned.check(larger) if not result.passed]
+    assert ("size", "a") in [(result.rule, result.structure) for result in failed]
+    # Two parts in one plane, one part in the volume.
+    joined = masks[0].copy()
+    joined[2, 2:8, 3] = 0
+    joined[2, 2:8, 5] = 1
+    assert [result.rule for result in learned.check(joined) if not result.passed and result.rule == "components"]
