@@ -164,8 +164,8 @@ def learn_limits(
     """Rules whose limits are the statistics of masks that are known to be right.
 
     Sizes, size ratios, and shares of contact of the structures that touch, volumes as a whole, each between the
-    `quantile` and the `1 - quantile` of the masks that have them. Such a limit refuses about `2 * quantile` of masks like
-    these by itself; fewer masks than `1 / quantile` make it the extremes that were seen.
+    `quantile` and the `1 - quantile` of the masks that have them. Such a limit refuses about `2 * quantile` of masks
+    like these by itself; fewer masks than `1 / quantile` make it the extremes that were seen.
 
     Args:
         masks: Class indices `(*S)`, expert masks of the source for example.
