@@ -60,6 +60,8 @@ from medfm_rl.types import LabelMap
 JITTERS = (0, 5, 10, 20)
 TRAINED_WITH = 10
 JUDGED_WITH = (10, 20)
+CALIBRATED_ON = 30
+"""Patients; half of them are for intervals. To make something of a segmenter's own estimate takes eight at least."""
 SCOPES = ("decoder", "lora")
 TITLES = {"decoder": "decoder adapted", "lora": "low-rank parts"}
 OURS = "predicted Dice, calibrated on the source"
@@ -153,10 +155,14 @@ class Bench:
         size: How much is done.
         runs: Folder of the benchmark.
         started_in: The environment.
+        calibration: Labelled source images that judging is calibrated on; None for those held out in the shift.
     """
 
-    def __init__(self, shift: Shift, size: Size, runs: Path, started_in: Mapping[str, Any]) -> None:
+    def __init__(
+        self, shift: Shift, size: Size, runs: Path, started_in: Mapping[str, Any], calibration: Path | None = None
+    ) -> None:
         self.shift = shift
+        self.calibration = shift.folders.source_held_out if calibration is None else calibration
         self.size = size
         self.runs = runs
         budget = Budget(training_steps=size.coarse_steps, most_patients=size.patients)
@@ -166,7 +172,7 @@ class Bench:
         folders = shift.folders
         write_coarse(
             TorchModuleAdapter.load(self.coarse),
-            [folders.source, folders.source_held_out, folders.target, folders.held_out],
+            [folders.source, folders.source_held_out, folders.target, folders.held_out, self.calibration],
             self.masks,
         )
         write_json(
@@ -270,7 +276,11 @@ class Bench:
 
     def calibrated(self, run: RunFolder, segmenter: LiteMedSAMAdapter) -> QualityModel:
         """A quality model from masks of held-out labelled source images, made with boxes that are moved as much."""
-        files = self.measured(self.shift.folders.source_held_out)
+        of_patients: dict[str, list[CaseFile]] = {}
+        for file in find_cases(DataSettings(path=self.calibration)):
+            of_patients.setdefault(file.patient_id, []).append(file)
+        # One image of each, in turn another view and phase.
+        files = [images[index % len(images)] for index, images in enumerate(of_patients.values())]
         masks = [self.segment(segmenter, file.read(), jitter) for jitter in JUDGED_WITH for file in files]
         return calibrate_cases(run, files * len(JUDGED_WITH), masks, Targets(), torch.device("cpu"), quiet)
 
@@ -451,7 +461,8 @@ def main() -> None:
     name = f"{'quick' if arguments.quick else 'full'}-{size.patients}"
     runs: Path = arguments.runs or Path(__file__).parent / "runs" / "litemedsam_camus" / name
     shift = prepare("camus-handheld", runs / "data", size.patients)
-    results = Bench(shift, size, runs, started_in).run(arguments.scopes)
+    calibration = prepare("camus-handheld", runs / "calibration", CALIBRATED_ON).folders.source_held_out
+    results = Bench(shift, size, runs, started_in, calibration).run(arguments.scopes)
     if arguments.quick:
         print(json.dumps(summarise(results), indent=2))
         print(table(results, size))
