@@ -164,16 +164,16 @@ def table(results: Mapping[str, Any], shifts: Sequence[str]) -> str:
     """Markdown: one row for each shift, model and method, means over the seeds."""
     lines = [
         "# Correction at test time\n",
-        "Dice in points; the worst tenth is that of the lowest predicted Dice. Intervals: 95 %, first seed. Where the",
-        "batch is suspended, what the judge accepts is proposed and not handed back.\n",
-        "| shift | masks of | batch | method | worst tenth, Dice before | gain | without the judge | flagged | "
+        "Means over seeds, Dice in points; the worst tenth is that of the lowest predicted Dice. Intervals: 95 %,",
+        "first seed. Where the batch is suspended, what the judge accepts is proposed and not handed back.\n",
+        "| shift | masks of | batch | method | seeds | worst tenth, Dice before | gain | without the judge | flagged | "
         "judge accepts | of these harmed | corrected | harmed of corrected | of flagged | valid of corrected | "
         "HD95 of flagged | seconds |",
-        f"|{'---|' * 16}",
+        f"|{'---|' * 17}",
     ]
     for shift in shifts:
         if shift not in results:
-            lines.append(f"| {TITLES[shift]} | missing |{' |' * 14}")
+            lines.append(f"| {TITLES[shift]} | missing |{' |' * 15}")
         for model, methods in results.get(shift, {}).items():
             for method, seeds in methods.items():
                 found = list(seeds.values())
@@ -184,6 +184,7 @@ def table(results: Mapping[str, Any], shifts: Sequence[str]) -> str:
                     else ""
                 )
                 row = [
+                    " ".join(seeds),
                     _points([cell["worst_decile"]["dice_before"] for cell in found], "{:.1f}"),
                     _points([cell["worst_decile"]["gain"] for cell in found], "{:+.1f}") + interval,
                     _points([cell["worst_decile_unjudged"]["gain"] for cell in found], "{:+.1f}"),

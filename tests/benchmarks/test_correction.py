@@ -107,7 +107,7 @@ def test_the_summary_adds_cases_up_and_what_is_missing_shows(mixed: dict[str, An
     assert summary["source"]["seconds_per_case_median"]["views"] == 2.0
     assert summary["adapted"]["worst_decile_gain"] == {}
     text = table(results, ["lungs-hospital", "camus-handheld"])
-    assert "| Lungs Shenzhen to Montgomery | source | holds | views | 63.3 | +10.0 [" in text
+    assert "| Lungs Shenzhen to Montgomery | source | holds | views | 0 1 | 63.3 | +10.0 [" in text
     assert "| CAMUS to simulated handheld | missing |" in text
 
 
