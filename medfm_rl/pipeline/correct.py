@@ -15,17 +15,17 @@ from typing import Any
 import torch
 
 from medfm_rl import __version__
-from medfm_rl.adapters import Sample
+from medfm_rl.adapters import Sample, SegmenterAdapter
 from medfm_rl.adapters.delta import state_hash
 from medfm_rl.data.files import append_lines, hash_path, replace_on_success, write_json, write_text
-from medfm_rl.data.images import hash_labels, read_labels, write_labels
+from medfm_rl.data.images import write_labels
 from medfm_rl.data.layouts import CaseFile, is_simulated
 from medfm_rl.errors import DataError, UserError
 from medfm_rl.pipeline.correctors import hash_parts, load_networks, make_corrector
 from medfm_rl.pipeline.images import Progress
+from medfm_rl.pipeline.marked import GivenMasks, Marked, Scores
 from medfm_rl.pipeline.run_folder import RunFolder
-from medfm_rl.pipeline.score import score
-from medfm_rl.quality import State
+from medfm_rl.pipeline.score import SCORES_FILE, score
 from medfm_rl.report import CorrectionEntry, correction_figure, figure_bytes, write_corrections_page
 from medfm_rl.reward.network import RewardEnsemble
 from medfm_rl.reward.score import structure_scores
@@ -33,46 +33,7 @@ from medfm_rl.reward.tiles import judge_tiles
 from medfm_rl.settings import CorrectionSettings
 from medfm_rl.tto import CaseCorrector, TTOResult
 from medfm_rl.tto.acceptance import Acceptance
-from medfm_rl.types import Case, FloatArray, LabelMap, LabelSchema
-
-
-@dataclass(frozen=True)
-class _Scores:
-    """What scoring said, as in `scores.json`.
-
-    Attributes:
-        state: Of the batch.
-        verdicts: By case; one that could not be judged was referred.
-        segmenter: Hash of the one that made the masks; None where they came as files.
-        masks: By case, hash of the mask that was judged.
-    """
-
-    state: State
-    verdicts: Mapping[str, str]
-    segmenter: str | None
-    masks: Mapping[str, str]
-
-    @classmethod
-    def read(cls, path: Path) -> _Scores:
-        """Reads `scores.json`.
-
-        Raises:
-            DataError: It is no such file.
-        """
-        try:
-            content = json.loads(path.read_text(encoding="utf-8"))
-            cases = content["cases"]
-            verdicts = {str(case["case_id"]): str(case["verdict"]) for case in cases}
-            return cls(
-                content["batch_state"],
-                {**verdicts, **dict.fromkeys(content["problems"], "refer")},
-                content["segmenter"],
-                {str(case["case_id"]): str(case["mask"]) for case in cases},
-            )
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise DataError(
-                f"{path}: not a scores.json of `medfm-rl score` ({error}); score the images with this version"
-            ) from error
+from medfm_rl.types import Case, FloatArray, LabelMap
 
 
 @dataclass(frozen=True)
@@ -145,33 +106,16 @@ def correct(
     elif run.correction.exists():
         settings, promise = Acceptance.read(run.correction).apply(settings, hashes)
     corrector = make_corrector(run, adapter, reward, settings)
-    taken = list(files)
-    problems: dict[str, str] = {}
-    found: _Scores | None = None
-    if scores is None and not every:
-        asked = prompts if masks is None else None
-        scoring = score(path, files, masks, None, out / "scores", device, progress, prompts=asked)
-        problems.update(scoring.problems)
-        found = _Scores.read(out / "scores" / "scores.json")
-        taken = _marked([file for file in files if file.case_id not in problems], found, scores)
-    elif scores is not None and not every:
-        found = _Scores.read(scores)
-        if masks is None and found.segmenter != state_hash(adapter):
-            maker = "came as files" if found.segmenter is None else "another segmenter made"
-            raise DataError(
-                f"{scores}: is of masks that {maker}, and not the segmenter of {path}; give the masks that were scored "
-                "by --masks, so that it is they that are corrected"
-            )
-        taken = _marked(files, found, scores)
-    if found is not None and found.state == "suspended" and not propose_only:
+    marked = _take(run, files, scores, out, every, adapter, masks, device, progress, prompts)
+    if marked.scores is not None and marked.scores.state == "suspended" and not propose_only:
         propose_only = True
         promise = (
             "every mask stays: the batch differs from the calibration cases, and what scoring and judge say of such "
             "images has not been tested; what the judge accepts is in proposals/ for a person to take or leave"
         )
+    taken, problems = marked.files, dict(marked.problems)
     untouched = len(files) - len(taken) - len(problems)
-    scored = None if found is None else found.masks
-    given = None if masks is None else _GivenMasks(masks, scored, adapter.schema)
+    given = None if masks is None else GivenMasks(masks, marked.scores, adapter.schema)
     bench = _Bench(corrector, reward, out, {**hashes, "settings": settings.model_dump()}, propose_only, given)
     records: list[Mapping[str, Any]] = []
     for done, file in enumerate(taken, 1):
@@ -200,6 +144,37 @@ def correct(
     simulated = any(is_simulated(image.parent) for file in files[:1] for image in file.image_paths)
     write_corrections_page(out / "report.html", entries, problems, corrections.untouched, promise, simulated)
     return corrections
+
+
+def _take(
+    run: RunFolder,
+    files: Sequence[CaseFile],
+    scores: Path | None,
+    out: Path,
+    every: bool,
+    adapter: SegmenterAdapter,
+    masks: Mapping[str, Path] | None,
+    device: str,
+    progress: Progress,
+    prompts: Path | None,
+) -> Marked:
+    """The cases that are to be corrected, scored first where nothing says which.
+
+    Raises:
+        UserError: As in `correct`.
+    """
+    if every:
+        return Marked(files, {}, None)
+    if scores is None:
+        asked = prompts if masks is None else None
+        scoring = score(run.path, files, masks, None, out / "scores", device, progress, prompts=asked)
+        found = Scores.read(out / "scores" / SCORES_FILE)
+        judged = [file for file in files if file.case_id not in scoring.problems]
+        return Marked(found.marked(judged), scoring.problems, found)
+    found = Scores.read(scores)
+    if masks is None:
+        found.require_segmenter(state_hash(adapter), run.path)
+    return Marked(found.marked(files), {}, found)
 
 
 def predict_and_correct(
@@ -238,44 +213,6 @@ def predict_and_correct(
     return corrections
 
 
-@dataclass(frozen=True)
-class _GivenMasks:
-    """Masks to be corrected that came as files.
-
-    Attributes:
-        paths: By case.
-        scored: By case, hash of the mask that was scored; None where nothing was.
-        schema: Of the segmenter.
-    """
-
-    paths: Mapping[str, Path]
-    scored: Mapping[str, str] | None
-    schema: LabelSchema
-
-    def path(self, case_id: str) -> Path:
-        """The file.
-
-        Raises:
-            DataError: There is none.
-        """
-        if case_id not in self.paths:
-            raise DataError(f"case {case_id}: there is no mask of that name")
-        return self.paths[case_id]
-
-    def read(self, case: Case) -> LabelMap:
-        """Class indices `(*S)`.
-
-        Raises:
-            DataError: There is no such mask, it does not lie on the grid of the image, or is not the one that was
-                scored.
-        """
-        path = self.path(case.case_id)
-        labels = read_labels(path, self.schema, case.shape, case.geometry)
-        if self.scored is not None and hash_labels(labels) != self.scored[case.case_id]:
-            raise DataError(f"{path}: is not the mask that was scored; score it again")
-        return labels
-
-
 class _Bench:
     """Handles a case, or takes what was done before."""
 
@@ -286,7 +223,7 @@ class _Bench:
         out: Path,
         common: dict[str, Any],
         propose_only: bool,
-        masks: _GivenMasks | None,
+        masks: GivenMasks | None,
     ) -> None:
         self.corrector = corrector
         self.reward = reward
@@ -353,16 +290,6 @@ class _Bench:
         found = judge_tiles(self.reward, sample.image.to(adapter.device), action, adapter.patch_size)
         mean = float(structure_scores(found[None], action[None], adapter.schema.num_classes).mean())
         return adapter.restore_map(found, sample).clip(0, 1), mean
-
-
-def _marked(files: Sequence[CaseFile], found: _Scores, scores: Path | None) -> list[CaseFile]:
-    missing = [file.case_id for file in files if file.case_id not in found.verdicts]
-    if missing:
-        raise DataError(
-            f"{scores}: has no score of {len(missing)} images, {missing[0]} for one; score these images, or take every "
-            "case by --all"
-        )
-    return [file for file in files if found.verdicts[file.case_id] == "correct"]
 
 
 def _read_record(path: Path) -> dict[str, Any] | None:

@@ -30,6 +30,7 @@ from medfm_rl.quality.views import ViewClassifier
 from medfm_rl.quality_page import PageCase, thumbnail, write_page
 from medfm_rl.types import Case
 
+SCORES_FILE = "scores.json"
 _MOST_WAITING = 16
 _MOST_PIXELS = 4_000_000
 
@@ -323,7 +324,7 @@ def _write_tables(out: Path, scoring: Scoring, controller: QualityController, ju
         del content["embedding"]
         cases.append({**content, "mask": judge.mask_hashes[report.case_id]})
     write_json(
-        out / "scores.json",
+        out / SCORES_FILE,
         {
             "format": 2,
             "medfm_rl": __version__,

@@ -1,0 +1,136 @@
+"""Which masks are to be corrected: what scoring said of them, and the files that they came as."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from medfm_rl.data.images import hash_labels, read_labels
+from medfm_rl.data.layouts import CaseFile
+from medfm_rl.errors import DataError
+from medfm_rl.quality import State
+from medfm_rl.types import Case, LabelMap, LabelSchema
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What scoring said, as in `scores.json`.
+
+    Attributes:
+        path: The file.
+        state: Of the batch.
+        verdicts: By case; one that could not be judged was referred.
+        segmenter: Hash of the one that made the masks; None where they came as files.
+        masks: By case, hash of the mask that was judged.
+    """
+
+    path: Path
+    state: State
+    verdicts: Mapping[str, str]
+    segmenter: str | None
+    masks: Mapping[str, str]
+
+    @classmethod
+    def read(cls, path: Path) -> Scores:
+        """Reads `scores.json`.
+
+        Raises:
+            DataError: It is no such file.
+        """
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+            cases = content["cases"]
+            verdicts = {str(case["case_id"]): str(case["verdict"]) for case in cases}
+            return cls(
+                path,
+                content["batch_state"],
+                {**verdicts, **dict.fromkeys(content["problems"], "refer")},
+                content["segmenter"],
+                {str(case["case_id"]): str(case["mask"]) for case in cases},
+            )
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise DataError(
+                f"{path}: not a scores.json of `medfm-rl score` ({error}); score the images with this version"
+            ) from error
+
+    def marked(self, files: Sequence[CaseFile]) -> list[CaseFile]:
+        """Those with the verdict `correct`.
+
+        Raises:
+            DataError: One of them has no verdict.
+        """
+        missing = [file.case_id for file in files if file.case_id not in self.verdicts]
+        if missing:
+            raise DataError(
+                f"{self.path}: has no score of {len(missing)} images, {missing[0]} for one; score these images, or "
+                "take every case by --all"
+            )
+        return [file for file in files if self.verdicts[file.case_id] == "correct"]
+
+    def require_segmenter(self, made_by: str, run: Path) -> None:
+        """Refuses scores of masks that the segmenter of a run, with that hash, has not made.
+
+        Raises:
+            DataError: They are of such masks.
+        """
+        if self.segmenter != made_by:
+            maker = "came as files" if self.segmenter is None else "another segmenter made"
+            raise DataError(
+                f"{self.path}: is of masks that {maker}, and not the segmenter of {run}; give the masks that were "
+                "scored by --masks, so that it is they that are corrected"
+            )
+
+
+@dataclass(frozen=True)
+class Marked:
+    """The cases that are to be corrected.
+
+    Attributes:
+        files: The cases.
+        problems: By case: why it could not be scored.
+        scores: What marked them; None where every case is taken.
+    """
+
+    files: Sequence[CaseFile]
+    problems: Mapping[str, str]
+    scores: Scores | None
+
+
+@dataclass(frozen=True)
+class GivenMasks:
+    """Masks to be corrected that came as files.
+
+    Attributes:
+        paths: By case.
+        scores: Of these masks; None where nothing was scored.
+        schema: Of the segmenter.
+    """
+
+    paths: Mapping[str, Path]
+    scores: Scores | None
+    schema: LabelSchema
+
+    def path(self, case_id: str) -> Path:
+        """The file.
+
+        Raises:
+            DataError: There is none.
+        """
+        if case_id not in self.paths:
+            raise DataError(f"case {case_id}: there is no mask of that name")
+        return self.paths[case_id]
+
+    def read(self, case: Case) -> LabelMap:
+        """Class indices `(*S)`.
+
+        Raises:
+            DataError: There is no such mask, it does not lie on the grid of the image, or is not the one that was
+                scored.
+        """
+        path = self.path(case.case_id)
+        labels = read_labels(path, self.schema, case.shape, case.geometry)
+        if self.scores is not None and hash_labels(labels) != self.scores.masks[case.case_id]:
+            raise DataError(f"{path}: is not the mask that was scored; score it again")
+        return labels
