@@ -219,6 +219,7 @@ def _fraction_lines(fractions: Mapping[str, Mapping[str, Any]]) -> list[str]:
 
 
 # Two colours of Okabe and Ito that differ in lightness too, and grey; the marker says the same once more.
+_WORST_DRAWN = -20.0
 _LOOK = {OURS: ("#0072B2", "o"), SOURCE_FREE: ("#0072B2", "s"), UPPER: ("#D55E00", "D")}
 
 
@@ -234,6 +235,10 @@ def draw(results: Mapping[str, Mapping[str, Any]], quick: bool, path: Path) -> N
                 mark_missing(panel, place)
                 continue
             mean, low, high = (100 * row["gain"][key] for key in ("mean", "low", "high"))
+            if mean < _WORST_DRAWN:
+                # Drawn, it would leave no room for the others.
+                mark_missing(panel, place, f"\u25c4 {mean:+.1f}")
+                continue
             colour, marker = _LOOK.get(name, ("#555555", "^"))
             panel.plot([low, high], [place, place], color=colour, linewidth=1.5)
             panel.plot(mean, place, marker, color=colour, markersize=5)

@@ -20,9 +20,9 @@ def dress(panel: Any, names: Sequence[str], title: str) -> None:
     panel.set_axisbelow(True)
 
 
-def mark_missing(panel: Any, place: int) -> None:
-    """Says in a row that there is nothing to show."""
-    panel.annotate("missing", (0.02, place), xycoords=("axes fraction", "data"), va="center", fontsize=7)
+def mark_missing(panel: Any, place: int, text: str = "missing") -> None:
+    """Says in a row that there is nothing to show, or why it is not drawn."""
+    panel.annotate(text, (0.02, place), xycoords=("axes fraction", "data"), va="center", fontsize=7)
 
 
 def save(figure: Figure, label: str, trial: bool, path: Path) -> None:
