@@ -218,8 +218,8 @@ def _fraction_lines(fractions: Mapping[str, Mapping[str, Any]]) -> list[str]:
     return lines
 
 
-# Two colours of Okabe and Ito that differ in lightness too, and grey; the marker says the same once more.
 _WORST_DRAWN = -20.0
+# Two colours of Okabe and Ito that differ in lightness too, and grey; the marker says the same once more.
 _LOOK = {OURS: ("#0072B2", "o"), SOURCE_FREE: ("#0072B2", "s"), UPPER: ("#D55E00", "D")}
 
 
