@@ -149,7 +149,9 @@ def score(
     Raises:
         UserError: The quality model cannot be used, or not one case could be judged.
     """
-    own = load_adapted(RunFolder(run), prompts) if masks is None and segmenter is None else None
+    folder = RunFolder(run)
+    folder.require_model()
+    own = load_adapted(folder, prompts) if masks is None and segmenter is None else None
     controller = load_controller(run, device, gates, own)
     segmenter = segmenter if own is None else controller.segmenter
     if segmenter is not None and segmenter.schema.names != controller.schema.names:
