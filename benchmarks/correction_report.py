@@ -216,7 +216,7 @@ def _percent(share: float | None) -> str:
 def draw(results: Mapping[str, Any], trial: bool, path: Path) -> None:
     """Gain in the worst tenth by method, a row of panels for each model, one panel for each shift; numbers only."""
     names = list(dict.fromkeys(name for models in results.values() for methods in models.values() for name in methods))
-    figure = Figure(figsize=(1.6 + 2.4 * len(results), 2.4 + 0.45 * len(names)), layout="tight")
+    figure = Figure(figsize=(1.6 + 2.4 * len(results), (1.4 + 0.22 * len(names)) * len(MODELS)), layout="tight")
     panels = figure.subplots(len(MODELS), max(1, len(results)), sharey=True, squeeze=False)
     for row, (model, title) in zip(panels, MODELS.items(), strict=True):
         for panel, (shift, models) in zip(row, results.items(), strict=False):
@@ -225,7 +225,7 @@ def draw(results: Mapping[str, Any], trial: bool, path: Path) -> None:
                 _draw_row(panel, place, cells.get(name), "#c03030" if name == DEFAULT else "#555555")
             state = " and ".join(sorted({cell["state"] for cell in cells.values()}))
             heading = TITLES[shift].replace(" to ", "\nto ")
-            dress(panel, names, f"{heading}\n{title} model, batch: {state}")
+            dress(panel, names, f"{heading}\n{title} model\nbatch: {state}")
     label = "Dice points gained in the tenth of the lowest predicted Dice (full: handed back, 95 %; hollow: proposed)"
     save(figure, label, trial, path)
 
