@@ -31,11 +31,11 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 import torch
-from adaptation import BATCH, QUICK, Budget, Laboratory, quiet
+from adaptation import BATCH, QUICK, Budget, Laboratory
 from cells import NONE, Scores, harm_rate, measure, read_cell
 from cells import cell_file as adaptation_cell
 from command_line import begin, parser_of
-from recording import write_results
+from recording import quiet, write_results
 from safetensors.torch import load_file
 from scipy.stats import spearmanr
 from shifts import NO_SHIFT, SHIFTS, TITLES, Shift, prepare

@@ -32,6 +32,7 @@ import numpy as np
 from adaptation_report import report
 from cells import NONE, OURS, SOURCE_FREE, UPPER, Scores, cell_file, harm_rate, measure, read_cell, write_experts
 from command_line import add_shifts, begin, each_shift, parser_of
+from recording import quiet
 from rivals import RIVALS, Problem
 from safetensors.torch import load_file
 from shifts import Shift
@@ -87,11 +88,6 @@ QUICK = Budget(
         "ppo": {"updates": 2, "n_envs": 4, "n_epochs": 1, "eval_every": 1},
     },
 )
-
-
-def quiet(stage: str, done: int, total: int) -> None:
-    if done == total:
-        print(f"    {stage}: {total}", flush=True)
 
 
 class Stopwatch:

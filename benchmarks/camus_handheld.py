@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from packs import unpack_camus
-from recording import environment, write_results
+from recording import environment, quiet, write_results
 from safetensors.torch import load_file
 
 from medfm_rl.adapters import TorchModuleAdapter
@@ -45,11 +45,6 @@ from medfm_rl.settings import (
 
 NETWORK = NetworkSettings(channels=(16, 32, 64, 128, 256), residual_units=2)
 STRUCTURES = {"LV": 1, "MYO": 2, "LA": 3}
-
-
-def quiet(stage: str, done: int, total: int) -> None:
-    if done == total:
-        print(f"  {stage}: {total}", flush=True)
 
 
 def prepare(folder: Path) -> dict[str, Path]:

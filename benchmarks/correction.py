@@ -29,11 +29,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from adaptation import Budget, Laboratory, quiet
+from adaptation import Budget, Laboratory
 from cells import NONE, OURS
 from command_line import add_shifts, begin, each_shift, parser_of
 from correction_report import GIVEN, MODELS, cell_file, report
 from quality_control import QUICK_HERE
+from quality_control_report import predicted_dice
+from recording import quiet
 from shifts import Shift
 
 from medfm_rl.adapters import SegmenterAdapter, TorchModuleAdapter
@@ -117,15 +119,13 @@ class Bench:
                 reports.append(controller.assess(case, segmenter.segment(case)))
             batch = controller.settle(reports)
             settled = batch.reports
-            predicted = [report.mean.predicted_dice for report in settled]
-            # A mask that lacks a structure has no prediction: it is worse than any that has one.
             write_json(
                 path,
                 {
                     "state": batch.state,
                     "case_ids": [report.case_id for report in settled],
                     "verdicts": [report.verdict for report in settled],
-                    "predicted": [0.0 if value is None else value for value in predicted],
+                    "predicted": [predicted_dice(report) for report in settled],
                 },
             )
         content: dict[str, Any] = json.loads(path.read_text())

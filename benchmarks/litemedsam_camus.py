@@ -33,8 +33,8 @@ from typing import Any
 import numpy as np
 import torch
 from adaptation import Budget, Laboratory
-from quality_control_report import patient_bootstrap
-from recording import environment, write_results
+from quality_control_report import patient_bootstrap, predicted_dice
+from recording import environment, quiet, write_results
 from scipy import ndimage
 from shifts import ECHO, Shift, prepare
 
@@ -111,11 +111,6 @@ QUICK = Size(
         "ppo": {"updates": 1, "n_envs": 2, "n_epochs": 2},
     },
 )
-
-
-def quiet(stage: str, done: int, total: int) -> None:
-    if done == total:
-        print(f"  {stage}: {total}", flush=True)
 
 
 def largest_pieces(labels: LabelMap, num_classes: int) -> LabelMap:
@@ -260,9 +255,7 @@ class Bench:
                 mask = self.segment(segmenter, labelled.case, jitter)
                 sample = segmenter.preprocess(labelled.case)
                 action = segmenter.preprocess_labels(mask, sample)
-                predicted = controller.assess(labelled.case, mask).mean.predicted_dice
-                # A mask that lacks a structure has no prediction: it is worse than any that has one.
-                scores[OURS].append(0.0 if predicted is None else predicted)
+                scores[OURS].append(predicted_dice(controller.assess(labelled.case, mask)))
                 maps = reward(sample.image[None], action[None])
                 scores[EXPECTED].append(float(expected_dice(maps, action[None], segmenter.schema.num_classes).mean()))
                 estimate = controller.segmenter.own_estimate(sample.image, action)

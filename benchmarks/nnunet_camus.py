@@ -30,7 +30,8 @@ from typing import Any
 import numpy as np
 import torch
 from packs import CAMUS_SCHEMA, camus_qualities, write_camus
-from recording import environment, write_results
+from quality_control_report import predicted_dice
+from recording import environment, quiet, write_results
 
 from medfm_rl.adapters import NnUNetAdapter
 from medfm_rl.data.files import write_json
@@ -110,11 +111,6 @@ QUICK = Size(
         "ppo": PPOSettings(updates=2, n_envs=2, n_epochs=1, eval_every=1),
     },
 )
-
-
-def quiet(stage: str, done: int, total: int) -> None:
-    if done == total:
-        print(f"  {stage}: {total}", flush=True)
 
 
 def prepare(shift: str, size: Size, folder: Path) -> dict[str, Path]:
@@ -249,7 +245,7 @@ def judge(run: RunFolder, cases: list[CaseFile]) -> dict[str, Any]:
         both = time.perf_counter() - segmented
         seconds.append((segmented - began) / len(labelled))
         ratios.append(both / (segmented - began) - 1)
-        predicted += [report.mean.predicted_dice or 0.0 for report in reports]
+        predicted += [predicted_dice(report) for report in reports]
         truth += [
             float(dice(mask, item.ground_truth, CAMUS_SCHEMA.num_classes).mean())
             for mask, item in zip(masks, labelled, strict=True)

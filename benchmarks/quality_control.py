@@ -30,10 +30,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from adaptation import BATCH, NETWORK, QUICK, Budget, Laboratory, quiet
+from adaptation import BATCH, NETWORK, QUICK, Budget, Laboratory
 from cells import NONE, OURS
 from command_line import add_shifts, begin, each_shift, parser_of
-from quality_control_report import MODELS, cell_file, report
+from quality_control_report import MODELS, cell_file, predicted_dice, report
+from recording import quiet
 from shifts import Shift
 
 from medfm_rl.adapters import SegmenterAdapter, TorchModuleAdapter
@@ -238,8 +239,7 @@ class Bench:
         right, maps = [], []
         for row, found in zip(rows, batch.reports, strict=True):
             mean = found.mean
-            # A mask that lacks a structure is referred: worse than any that has a score.
-            content["scores"][name][row] = 0.0 if mean.predicted_dice is None else mean.predicted_dice
+            content["scores"][name][row] = predicted_dice(found)
             if mean.low is not None and mean.high is not None:
                 intervals[row] = [mean.low, mean.high]
             maps.append(found.reward_map.ravel())

@@ -23,6 +23,7 @@ from medfm_rl.metrics.failure_detection import (
     interval_coverage,
 )
 from medfm_rl.metrics.validity import load_anatomy
+from medfm_rl.quality import QualityReport
 
 MODELS = (NONE, OURS)
 COLOURS = {NONE: "tab:orange", OURS: "tab:blue"}
@@ -34,6 +35,12 @@ _DRAWS = 1000
 
 def cell_file(runs: Path, shift: str, model: str, seed: int) -> Path:
     return runs / "quality-cells" / shift / model / f"seed-{seed}.json"
+
+
+def predicted_dice(report: QualityReport) -> float:
+    """The predicted mean Dice; a mask that lacks a structure has none, and is worse than any that has one."""
+    value = report.mean.predicted_dice
+    return 0.0 if value is None else value
 
 
 def figures(cell: Mapping[str, Any], method: str) -> dict[str, Any]:

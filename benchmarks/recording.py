@@ -17,6 +17,12 @@ RESULTS = Path(__file__).parent / "results"
 _PACKAGES = ("medfm-rl", "torch", "monai", "stable-baselines3", "gymnasium", "numpy", "scipy")
 
 
+def quiet(stage: str, done: int, total: int) -> None:
+    """Progress that says when a stage has ended, and nothing in between."""
+    if done == total:
+        print(f"  {stage}: {total}", flush=True)
+
+
 def environment() -> dict[str, Any]:
     """Machine, versions and commit."""
     commit = subprocess.run(

@@ -23,7 +23,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from recording import RESULTS, environment, write_results
+from quality_control_report import predicted_dice
+from recording import RESULTS, environment, quiet, write_results
 from short_axis_phantom import BRIGHT, FAINT, SCHEMA, SHAPE, Scanner, simulate_dataset
 
 from medfm_rl.adapters import TorchModuleAdapter
@@ -97,11 +98,6 @@ QUICK = Size(
         "ppo": {"updates": 1, "n_envs": 2, "n_epochs": 2},
     },
 )
-
-
-def quiet(stage: str, done: int, total: int) -> None:
-    if done == total:
-        print(f"  {stage}: {total}", flush=True)
 
 
 class Bench:
@@ -217,12 +213,10 @@ class Bench:
             seconds += time.perf_counter() - start
             truth.append(float(dice(mask, labelled.ground_truth, segmenter.schema.num_classes).mean()))
         batch = controller.settle(reports)
-        predicted = [report.mean.predicted_dice for report in batch.reports]
         return {
             "state": batch.state,
             "verdicts": [report.verdict for report in batch.reports],
-            # A mask that lacks a structure has no prediction: it is worse than any that has one.
-            "predicted": [0.0 if value is None else value for value in predicted],
+            "predicted": [predicted_dice(report) for report in batch.reports],
             "dice": truth,
             "seconds_per_case": seconds / len(files),
         }

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from recording import RESULTS, environment, write_results
+from recording import RESULTS, environment, quiet, write_results
 
 from medfm_rl.adapters.loading import load_segmenter
 from medfm_rl.data.files import write_json
@@ -28,11 +28,6 @@ from medfm_rl.pipeline.models import load_model
 from medfm_rl.pipeline.run_folder import RunFolder
 from medfm_rl.report import case_figure
 from medfm_rl.settings import DataSettings, SegmenterSettings
-
-
-def quiet(stage: str, done: int, total: int) -> None:
-    if done == total:
-        print(f"  {stage}: {total}", flush=True)
 
 
 def run_seed(seed: int, folder: Path, picture: Path | None) -> dict[str, object]:

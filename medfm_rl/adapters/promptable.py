@@ -169,18 +169,19 @@ class PromptableAdapter(SegmenterAdapter):
         return exclusive_logits(z, self.schema, self.description.contains)
 
     @torch.no_grad()
-    def predicted_iou(self, images: Tensor) -> Tensor:
+    def predicted_iou(self, images: Tensor, prompts: Prompts | None = None) -> Tensor:
         """The tool's own estimate of the IoU of each mask, `(B, K - 1)`; NaN where a structure has no box.
 
         It is of the tool's own masks: before several become exclusive, and with what a structure contains.
 
         Args:
             images: As in `forward`.
+            prompts: As in `forward`.
 
         Raises:
             ModelError: The tool makes none.
         """
-        boxes, there = self._boxes(images, None)
+        boxes, there = self._boxes(images, prompts)
         _, estimates = self.decode_judged(self._embeddings(images), boxes)
         return torch.where(there, estimates, torch.nan)
 
@@ -194,13 +195,10 @@ class PromptableAdapter(SegmenterAdapter):
         """
         if type(self).decode_judged is PromptableAdapter.decode_judged:
             return None
-        boxes = torch.from_numpy(boxes_of_mask(action.cpu().numpy(), self.schema, self.description.contains))
-        there = boxes.isfinite().all(dim=-1)
-        shown = image[None].to(self.device)
-        given = torch.where(there[:, None], boxes, 0.0)[None].to(shown)
-        _, estimates = self.decode_judged(self._embeddings(shown).float(), given)
-        iou = estimates[0].float().cpu().clamp(0, 1)
-        return torch.where(there, 2 * iou / (1 + iou), 0.0)
+        boxes = boxes_of_mask(action.cpu().numpy(), self.schema, self.description.contains)
+        prompts = Prompts(boxes=boxes[None, :, [1, 0, 3, 2]].astype(np.float32))
+        iou = self.predicted_iou(image[None].to(self.device), prompts)[0].float().cpu().clamp(0, 1)
+        return (2 * iou / (1 + iou)).nan_to_num(0.0)
 
     def _boxes(self, images: Tensor, prompts: Prompts | None) -> tuple[Tensor, Tensor]:
         """Boxes `(B, K - 1, 4)` for the decoder, and `(B, K - 1)` whether there is one."""

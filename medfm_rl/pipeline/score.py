@@ -245,7 +245,6 @@ class _Judge:
                 continue
             # Maps of ten thousand cases would fill the memory, and they are in the files.
             self.reports[report.case_id] = replace(report, reward_map=np.zeros(0, np.float32))
-            self.mask_hashes[report.case_id] = hash_labels(submission.labels)
 
     def _write(self, submission: Submission, inputs: Mapping[str, str], report: QualityReport) -> None:
         case = submission.case
@@ -254,8 +253,8 @@ class _Judge:
         with replace_on_success(self.out / "thumbnails" / f"{case.case_id}.png") as temporary:
             temporary.write_bytes(picture)
         # Last: a case with a record is complete.
-        content = {"inputs": inputs, "report": report.to_json(), "mask": hash_labels(submission.labels)}
-        write_json(self._record(case.case_id), content)
+        mask = self.mask_hashes[case.case_id] = hash_labels(submission.labels)
+        write_json(self._record(case.case_id), {"inputs": inputs, "report": report.to_json(), "mask": mask})
 
     def _record(self, case_id: str) -> Path:
         return self.out / "cases" / f"{case_id}.json"
