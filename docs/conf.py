@@ -28,7 +28,7 @@ myst_heading_anchors = 3
 def _settings_page() -> str:
     lines = ["# Settings", "", "Made from `medfm_rl.settings`; `medfm-rl init` writes a file with these comments.", ""]
     for name, kind in inspect.getmembers(settings, inspect.isclass):
-        if not issubclass(kind, BaseModel) or not kind.model_fields or kind.__module__ != settings.__name__:
+        if not issubclass(kind, BaseModel) or not kind.model_fields:
             continue
         lines += [f"## {name}", "", inspect.cleandoc(kind.__doc__ or ""), "", "| field | default | |", "|---|---|---|"]
         for field, info in kind.model_fields.items():

@@ -1,0 +1,68 @@
+"""Every setting of every stage: one place for names, defaults, ranges and their explanation.
+
+The rooms take these objects, the YAML files are validated against them, and `medfm-rl init` prints them with their
+descriptions. Light on purpose: importing this package loads no network code.
+"""
+
+from medfm_rl.settings.adaptation import (
+    AdaptConfig,
+    CollectSettings,
+    PPOSettings,
+    RewardSettings,
+    SelectionSettings,
+    ShapePriorSettings,
+    TrackingSettings,
+    WarmUpSettings,
+)
+from medfm_rl.settings.base import Settings
+from medfm_rl.settings.correction import CorrectionSettings
+from medfm_rl.settings.data import DataSettings
+from medfm_rl.settings.prompts import FilePrompts, FixedPrompts, MaskPrompts, PromptSettings, TextPrompts
+from medfm_rl.settings.segmenters import (
+    SEGMENTER_KINDS,
+    BiomedParseDescription,
+    BiomedParseSettings,
+    LoRASettings,
+    MonaiBundleSettings,
+    NnUNetSettings,
+    PromptableDescription,
+    PromptableSettings,
+    Segmenter,
+    SegmenterSettings,
+    TotalSegmentatorSettings,
+)
+from medfm_rl.settings.training import NetworkSettings, PreprocessingSettings, SourceTrainingSettings, TrainSourceConfig
+
+__all__ = [
+    "SEGMENTER_KINDS",
+    "AdaptConfig",
+    "BiomedParseDescription",
+    "BiomedParseSettings",
+    "CollectSettings",
+    "CorrectionSettings",
+    "DataSettings",
+    "FilePrompts",
+    "FixedPrompts",
+    "LoRASettings",
+    "MaskPrompts",
+    "MonaiBundleSettings",
+    "NetworkSettings",
+    "NnUNetSettings",
+    "PPOSettings",
+    "PreprocessingSettings",
+    "PromptSettings",
+    "PromptableDescription",
+    "PromptableSettings",
+    "RewardSettings",
+    "Segmenter",
+    "SegmenterSettings",
+    "SelectionSettings",
+    "Settings",
+    "ShapePriorSettings",
+    "SourceTrainingSettings",
+    "TextPrompts",
+    "TotalSegmentatorSettings",
+    "TrackingSettings",
+    "TrainSourceConfig",
+    "WarmUpSettings",
+]

@@ -1,0 +1,223 @@
+"""The segmenters that can be adapted, by kind, and what `segmenter.json` says of the promptable ones."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import Discriminator, Field, Tag, model_validator
+
+from medfm_rl.settings.base import Positive, Settings
+from medfm_rl.settings.prompts import PromptSettings, TextPrompts
+
+Scope = Annotated[
+    Literal["all", "norm", "decoder", "lora"],
+    Field(
+        description="Which weights adaptation may change: all, the normalisation layers, the decoder, or low-rank "
+        "parts of linear and convolutional layers (lora)."
+    ),
+]
+
+
+class LoRASettings(Settings):
+    """Low-rank parts of layers (train: lora): W + (alpha / rank) B A, of which A and B learn."""
+
+    rank: Positive = Field(4, description="Rank of the change of each weight.")
+    alpha: float = Field(8.0, gt=0, description="Its scale: the change is multiplied by alpha / rank.")
+    part: Literal["all", "decoder"] = Field(
+        "all",
+        description="Layers that get one: all, or those of the decoder; then a promptable encoder runs once an image.",
+    )
+
+
+LowRank = Annotated[LoRASettings, Field(description="Low-rank parts, where train is lora.")]
+
+
+class SegmenterSettings(Settings):
+    """The segmenter to adapt: a torch module (kind torch)."""
+
+    kind: Literal["torch"] = Field(
+        "torch",
+        description="torch: a folder with segmenter.json and weights. nnunet: a model folder of nnU-Net v2. "
+        "totalsegmentator: weights of TotalSegmentator. monai-bundle: a bundle of MONAI. litemedsam, "
+        "medsam, medsam2: prompted by boxes.",
+    )
+    folder: Path = Field(description="Folder of the segmenter. It is read, never written.")
+    train: Scope = "all"
+    lora: LowRank = LoRASettings()
+
+
+class NnUNetSettings(Settings):
+    """The segmenter to adapt: a model folder of nnU-Net v2 (kind nnunet)."""
+
+    kind: Literal["nnunet"] = Field(description="nnunet: a model folder of nnU-Net v2.")
+    folder: Path = Field(description="The folder with plans.json, dataset.json and fold_X. It is read, never written.")
+    folds: tuple[Annotated[int, Field(ge=0)] | Literal["all"], ...] | None = Field(
+        None, min_length=1, description="Folds to adapt, as an ensemble; null: all that are there."
+    )
+    checkpoint: str = Field("checkpoint_final.pth", description="File name of the checkpoint in each fold.")
+    mirroring: bool = Field(
+        True, description="Average over mirrored images when a case is segmented, as nnUNetv2_predict does by default."
+    )
+    trusted: bool = Field(
+        False,
+        description="Unpickle checkpoints that hold more than tensors and numbers: runs code of whoever made them.",
+    )
+    train: Scope = "all"
+    lora: LowRank = LoRASettings()
+
+
+class TotalSegmentatorSettings(Settings):
+    """The segmenter to adapt: one model of TotalSegmentator (kind totalsegmentator)."""
+
+    kind: Literal["totalsegmentator"] = Field(description="totalsegmentator: weights of TotalSegmentator.")
+    folder: Path = Field(
+        description="Weights folder DatasetNNN_name of one model, as TotalSegmentator downloads it. It is read, never "
+        "written."
+    )
+    checkpoint: str = Field("checkpoint_final.pth", description="File name of the checkpoint.")
+    step_size: float = Field(
+        0.5,
+        gt=0,
+        le=1,
+        description="Distance of neighbouring tiles as a share of the patch. TotalSegmentator takes 0.8 for its task "
+        "total and 0.5 for the others.",
+    )
+    trusted: bool = Field(
+        False,
+        description="Unpickle checkpoints that hold more than tensors and numbers: runs code of whoever made them.",
+    )
+    train: Scope = "all"
+    lora: LowRank = LoRASettings()
+
+
+class MonaiBundleSettings(Settings):
+    """The segmenter to adapt: a MONAI bundle (kind monai-bundle). A bundle is trusted code: its configuration runs."""
+
+    kind: Literal["monai-bundle"] = Field(
+        description="monai-bundle: a bundle of MONAI. Loading one runs the code in its configuration."
+    )
+    folder: Path = Field(description="Folder of the bundle, with configs/ and models/. It is read, never written.")
+    weights: str = Field("model.pt", description="File in models/ with the state dict.")
+    train: Scope = "all"
+    lora: LowRank = LoRASettings()
+
+
+PromptableKind = Annotated[
+    Literal["litemedsam", "medsam", "medsam2"],
+    Field(description="litemedsam: LiteMedSAM. medsam: MedSAM. medsam2: MedSAM2, image by image. Prompted by boxes."),
+]
+
+
+class PromptedStructures(Settings):
+    """What `segmenter.json` says of the structures of any prompted segmenter, and of its images."""
+
+    structures: dict[str, Annotated[int, Field(ge=1, le=255)]] = Field(
+        min_length=1, description="Structures by name, with their integer in label files. Each has a prompt of its own."
+    )
+    contains: dict[str, tuple[str, ...]] = Field(
+        default_factory=dict,
+        description="Structures that a prompt takes in besides its own: {MYO: [LV]} where the box of the myocardium is "
+        "that of all within the epicardium.",
+    )
+    channels: Literal[1, 3] = Field(1, description="Channels of the images.")
+
+    @model_validator(mode="after")
+    def _contained_structures_are_there(self) -> Self:
+        for outer, inner in self.contains.items():
+            strangers = {outer, *inner} - self.structures.keys()
+            if strangers or outer in inner:
+                raise ValueError(f"contains {outer}: names {sorted(strangers) or outer}, other structures are needed")
+        return self
+
+
+class PromptableDescription(PromptedStructures):
+    """`segmenter.json` of a segmenter that is prompted by boxes."""
+
+    kind: PromptableKind
+    checkpoint: str | None = Field(
+        None,
+        description="File with the weights in this folder, or folder of save_pretrained in it; null: the weights that "
+        "the package of litemedsam brings.",
+    )
+    size: int | None = Field(
+        None,
+        ge=1,
+        description="Pixels of each side of the input, for a .pth file of medsam2, which does not say; null: 512.",
+    )
+    intensity: Literal["tool", "minmax"] = Field(
+        "tool",
+        description="tool: as the tool does; litemedsam and medsam2 divide by 255 what exceeds 1, medsam takes each "
+        "image to [0, 1]. minmax: each image to [0, 1].",
+    )
+    prompts: PromptSettings = Field(description="Where boxes come from, unless a call says otherwise.")
+
+
+class BiomedParseDescription(PromptedStructures):
+    """`segmenter.json` of BiomedParse v2."""
+
+    kind: Literal["biomedparse"] = Field(description="biomedparse: BiomedParse v2. Prompted by words.")
+    checkout: Path = Field(
+        description="The user's own checkout of BiomedParse v2. Its code is run: it must be trusted."
+    )
+    checkpoint: str = Field(description="File with the weights in this folder, such as biomedparse_v2.ckpt.")
+    tokenizer: Path | None = Field(
+        None,
+        description="Folder with the tokenizer of the words (openai/clip-vit-base-patch32); null: from the local cache "
+        "of transformers. Nothing is downloaded.",
+    )
+    prompts: TextPrompts = Field(TextPrompts(), description="Words for each structure.")
+
+
+class PromptableSettings(Settings):
+    """The segmenter to adapt: one that is prompted by boxes (kind litemedsam, medsam or medsam2)."""
+
+    kind: PromptableKind
+    folder: Path = Field(description="Folder with segmenter.json and, where it names one, a checkpoint.")
+    prompts: PromptSettings | None = Field(
+        None, description="Where boxes come from; null: as segmenter.json in the folder says."
+    )
+    train: Scope = "decoder"
+    lora: LowRank = LoRASettings()
+
+
+class BiomedParseSettings(Settings):
+    """The segmenter to adapt: BiomedParse v2, prompted by words (kind biomedparse)."""
+
+    kind: Literal["biomedparse"] = Field(description="biomedparse: BiomedParse v2. Prompted by words.")
+    folder: Path = Field(description="Folder with segmenter.json, which names the checkout, and a checkpoint.")
+    prompts: TextPrompts | None = Field(None, description="Words; null: as segmenter.json in the folder says.")
+    train: Scope = "decoder"
+    lora: LowRank = LoRASettings()
+
+
+def _kind_of(segmenter: Any) -> Any:
+    return segmenter.get("kind", "torch") if isinstance(segmenter, dict) else getattr(segmenter, "kind", None)
+
+
+SEGMENTER_KINDS: tuple[str, ...] = (
+    "torch",
+    "nnunet",
+    "totalsegmentator",
+    "monai-bundle",
+    "litemedsam",
+    "medsam",
+    "medsam2",
+    "biomedparse",
+)
+Segmenter = Annotated[
+    Annotated[SegmenterSettings, Tag("torch")]
+    | Annotated[NnUNetSettings, Tag("nnunet")]
+    | Annotated[TotalSegmentatorSettings, Tag("totalsegmentator")]
+    | Annotated[MonaiBundleSettings, Tag("monai-bundle")]
+    | Annotated[PromptableSettings, Tag("litemedsam")]
+    | Annotated[PromptableSettings, Tag("medsam")]
+    | Annotated[PromptableSettings, Tag("medsam2")]
+    | Annotated[BiomedParseSettings, Tag("biomedparse")],
+    Discriminator(
+        _kind_of,
+        custom_error_type="segmenter_kind",
+        custom_error_message=f"kind must be one of {', '.join(SEGMENTER_KINDS)}",
+    ),
+]
+"""The settings of a segmenter; `kind` says of which, and is torch where it is not given."""
