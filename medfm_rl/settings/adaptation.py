@@ -23,7 +23,7 @@ class WarmUpSettings(Settings):
         "averaged.",
     )
     batch_size: Positive = Field(16, description="Images per step.")
-    learning_rate: float = Field(5e-4, gt=0, description="Of AdamW; halved half-way.")
+    learning_rate: float = Field(5e-4, gt=0, description="Learning rate of AdamW, halved half-way.")
     appearance_strength: float = Field(1.0, ge=0, le=3, description="Strength of the random appearance.")
     shape_strength: float = Field(
         2.0, ge=0, le=5, description="Strength of random rotations, scalings, shears and shifts; 1 as in train-source."
@@ -82,7 +82,7 @@ class ShapePriorSettings(Settings):
     latent: Positive = Field(32, description="Size of the code of a mask.")
     epochs: Positive = Field(30, description="Passes over the source masks.")
     batch_size: Positive = Field(16, description="Masks per step.")
-    learning_rate: float = Field(2e-3, gt=0, description="Of AdamW.")
+    learning_rate: float = Field(2e-3, gt=0, description="Learning rate of AdamW.")
 
 
 class RewardSettings(Settings):
@@ -102,7 +102,7 @@ class RewardSettings(Settings):
     validate_every: Positive = Field(100, description="Steps between validations; the best one's weights are kept.")
     patience: Positive = Field(4, description="Validations without a better loss before training stops.")
     batch_size: Positive = Field(16, description="Actions per step.")
-    learning_rate: float = Field(3e-3, gt=0, description="Of AdamW, decayed to 0 along a cosine.")
+    learning_rate: float = Field(3e-3, gt=0, description="Learning rate of AdamW, decayed to 0 along a cosine.")
     error_weight: float = Field(
         3.0, ge=1, description="Weight of wrong pixels in the loss; they are a few percent of a map."
     )
@@ -118,8 +118,8 @@ class PPOSettings(Settings):
     updates: Positive = Field(40, description="PPO updates (rollout and optimisation) per iteration.")
     n_envs: Positive = Field(16, description="Images per rollout.")
     n_epochs: Positive = Field(5, description="Inner epochs K on each rollout.")
-    learning_rate: float = Field(1e-4, gt=0, description="Of Adam, actor.")
-    critic_learning_rate: float = Field(1e-3, gt=0, description="Of Adam, critic.")
+    learning_rate: float = Field(1e-4, gt=0, description="Learning rate of the actor's Adam.")
+    critic_learning_rate: float = Field(1e-3, gt=0, description="Learning rate of the critic's Adam.")
     clip_range: float = Field(0.2, gt=0, lt=1, description="Clip of the per-pixel ratio.")
     ent_coef: float = Field(0.0, ge=0, description="Weight of the entropy bonus.")
     kl_coef: float = Field(0.5, ge=0, description="Weight of the KL divergence to the policy before PPO, frozen.")
@@ -203,7 +203,7 @@ class AdaptConfig(Settings):
     ppo: PPOSettings = Field(default_factory=PPOSettings, description="Fine-tuning.")
     selection: SelectionSettings = Field(default_factory=SelectionSettings, description="Choice of the checkpoint.")
     tracking: TrackingSettings = Field(default_factory=TrackingSettings, description="MLflow.")
-    seed: int = Field(0, ge=0, description="Of every random choice.")
+    seed: int = Field(0, ge=0, description="Seed of every random choice.")
     device: Device = "auto"
 
     @model_validator(mode="after")

@@ -34,8 +34,8 @@ class CorrectionSettings(Settings):
     )
     steps: Positive = Field(30, description="Gradient steps, at most.")
     patience: Positive = Field(8, description="Steps without a better reward before it stops.")
-    learning_rate: float = Field(0.5, gt=0, description="Of Adam on logits.")
-    weight_learning_rate: float = Field(1e-3, gt=0, description="Of Adam on weights.")
+    learning_rate: float = Field(0.5, gt=0, description="Learning rate of Adam on logits.")
+    weight_learning_rate: float = Field(1e-3, gt=0, description="Learning rate of Adam on weights.")
     smoothness: Positive = Field(
         4, description="Logits change on a grid that is this many times coarser than the image, not pixel by pixel."
     )
@@ -55,8 +55,8 @@ class CorrectionSettings(Settings):
         0.04,
         ge=0,
         lt=1,
-        description="The same for masks that another segmenter made: the judge looks at views of the run's segmenter, "
-        "and leans to what that would do.",
+        description="Gain in the Dice that the judge expects which is needed for masks that another segmenter made. "
+        "More than margin: the judge looks at views of the run's segmenter, and leans to what that would do.",
     )
     tolerance: float = Field(
         0.05, ge=0, lt=1, description="By how much the Dice of a single structure may fall, as the judge expects it."

@@ -48,7 +48,7 @@ class MaskPrompts(Settings):
     jitter: float = Field(
         0.0, ge=0, description="Each side is moved by up to so many pixels, at random; the same for a case each time."
     )
-    seed: int = Field(0, ge=0, description="Of the jitter.")
+    seed: int = Field(0, ge=0, description="Seed of the jitter.")
 
 
 PromptSettings = Annotated[FixedPrompts | FilePrompts | MaskPrompts, Field(discriminator="kind")]

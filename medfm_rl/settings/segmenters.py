@@ -23,7 +23,7 @@ class LoRASettings(Settings):
     """Low-rank parts of layers (train: lora): W + (alpha / rank) B A, of which A and B learn."""
 
     rank: Positive = Field(4, description="Rank of the change of each weight.")
-    alpha: float = Field(8.0, gt=0, description="Its scale: the change is multiplied by alpha / rank.")
+    alpha: float = Field(8.0, gt=0, description="Scale of the change: it is multiplied by alpha / rank.")
     part: Literal["all", "decoder"] = Field(
         "all",
         description="Layers that get one: all, or those of the decoder; then a promptable encoder runs once an image.",

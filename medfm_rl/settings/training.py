@@ -44,7 +44,7 @@ class SourceTrainingSettings(Settings):
 
     epochs: Positive = Field(30, description="Passes over the training cases, at most.")
     batch_size: Positive = Field(8, description="Images per step.")
-    learning_rate: float = Field(1e-3, gt=0, description="Of AdamW, decayed to 0 along a cosine.")
+    learning_rate: float = Field(1e-3, gt=0, description="Learning rate of AdamW, decayed to 0 along a cosine.")
     validation_fraction: float = Field(0.1, gt=0, lt=1, description="Share of patients that pick the best epoch.")
     augment: bool = Field(True, description="Small rotations, scalings and changes of brightness and contrast.")
 
@@ -61,5 +61,5 @@ class TrainSourceConfig(Settings):
         default_factory=PreprocessingSettings, description="Input of the network."
     )
     training: SourceTrainingSettings = Field(default_factory=SourceTrainingSettings, description="Optimisation.")
-    seed: int = Field(0, ge=0, description="Of every random choice.")
+    seed: int = Field(0, ge=0, description="Seed of every random choice.")
     device: Device = "auto"
