@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from medfm_rl.adapters import TorchModuleAdapter
 from medfm_rl.metrics.validity import load_anatomy
 from medfm_rl.reward.collection import ImageSet
-from medfm_rl.settings import NetworkSettings, PreprocessingSettings
+from medfm_rl.settings import NetworkSettings, PreprocessingSettings, ShapePriorSettings
 from medfm_rl.types import LabelSchema
 
 SCHEMA = LabelSchema.from_structures({"disc": 1})
@@ -73,6 +73,7 @@ def no_progress(stage: str, done: int, total: int) -> None:
 @pytest.fixture
 def short(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rl4seg, "_ITERATIONS", 2)
+    monkeypatch.setattr(rl4seg, "_PRIOR", ShapePriorSettings(epochs=30))
     monkeypatch.setattr(rl4seg, "_REWARD_STEPS", 50)
     monkeypatch.setattr(rl4seg, "_PPO_EPOCHS", 1)
 
@@ -142,6 +143,10 @@ def test_the_steadiest_candidate_is_valid_and_keeps_its_mind(trained: TorchModul
     assert steadiest({"empty": empty, "fickle": fickle, "trained": trained}, problem) is trained
 
 
+def corrected_by(prior: object) -> rl4seg._Correction:
+    return rl4seg._Correction(prior, 0.95)  # type: ignore[arg-type]
+
+
 def test_rl4seg_takes_good_masks_for_references_and_projections_of_bad_ones(trained: TorchModuleAdapter) -> None:
     problem = make_problem(trained, source_free=True)
     masks = predict(trained, problem.target.images)
@@ -153,7 +158,7 @@ def test_rl4seg_takes_good_masks_for_references_and_projections_of_bad_ones(trai
             other = discs(1, seed=9)[1][0]
             return torch.stack([mask if row < 10 else other for row, mask in enumerate(actions)])
 
-    records, good = rl4seg._collect(trained, Prior(), problem, torch.Generator().manual_seed(0))  # type: ignore[arg-type]
+    records, good = rl4seg._collect(trained, corrected_by(Prior()), problem, torch.Generator().manual_seed(0))
     assert set(good) >= {row for row in range(10) if problem.anatomy.is_valid(masks[row].numpy())}
     bad = 20 - len(good)
     assert records is not None
@@ -170,6 +175,26 @@ class Unchanged:
         return actions
 
 
+def test_rl4seg_asks_of_a_good_mask_no_more_than_the_prior_gives_back_of_the_ground_truth(
+    trained: TorchModuleAdapter,
+) -> None:
+    problem = make_problem(trained, source_free=True)
+
+    class Shrunken:
+        """Takes away the upper half of each mask."""
+
+        def project(self, actions: Tensor) -> Tensor:
+            kept = actions.clone()
+            for mask in kept:
+                rows = mask.any(dim=1).nonzero()
+                mask[: int(rows.float().mean().ceil())] = 0
+            return kept
+
+    assert rl4seg._typical_agreement(Unchanged(), problem) == 0.95  # type: ignore[arg-type]
+    # Half of a disc has a Dice of 2 (1/2) / (1 + 1/2) = 2/3 with the disc.
+    assert rl4seg._typical_agreement(Shrunken(), problem) == pytest.approx(2 / 3, abs=0.08)  # type: ignore[arg-type]
+
+
 def test_rl4seg_shows_no_empty_mask_to_the_reward_network(
     trained: TorchModuleAdapter, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -179,7 +204,7 @@ def test_rl4seg_shows_no_empty_mask_to_the_reward_network(
     monkeypatch.setattr(
         rl4seg, "_distorted", lambda policy, shown, generator: [empty[: len(shown)], full[: len(shown)]]
     )
-    records, good = rl4seg._collect(trained, Unchanged(), problem, torch.Generator().manual_seed(0))  # type: ignore[arg-type]
+    records, good = rl4seg._collect(trained, corrected_by(Unchanged()), problem, torch.Generator().manual_seed(0))
     assert records is not None
     assert 0 < len(good) <= len(images)
     # One full mask and that of another image for each good one.
@@ -219,7 +244,7 @@ def test_rl4seg_ends_an_iteration_with_its_best_epoch_and_keeps_references_and_r
     problem = make_problem(trained, source_free=True)
     monkeypatch.setattr(rl4seg, "_REWARD_STEPS", 25)
     policy = copy.deepcopy(trained)
-    first = rl4seg._prepare(policy, Unchanged(), problem, None, 1, no_progress)  # type: ignore[arg-type]
+    first = rl4seg._prepare(policy, corrected_by(Unchanged()), problem, None, 1, no_progress)
     assert first.references
     # No mask of an empty segmenter is valid; what the prior makes of it is.
     empty = TorchModuleAdapter(Constant([5.0, 0.0]), SCHEMA, PreprocessingSettings(size=SIZE))
@@ -228,15 +253,15 @@ def test_rl4seg_ends_an_iteration_with_its_best_epoch_and_keeps_references_and_r
         def project(self, actions: Tensor) -> Tensor:
             return discs(1, seed=9)[1].expand(len(actions), -1, -1)
 
-    second = rl4seg._prepare(empty, Disc(), problem, first, 2, no_progress)  # type: ignore[arg-type]
+    second = rl4seg._prepare(empty, corrected_by(Disc()), problem, first, 2, no_progress)
     assert second.references.keys() == first.references.keys()
     assert [len(records.images) for records in second.collected] == [len(first.collected[0].images), 20]
     assert not all(map(torch.equal, first.reward.parameters(), second.reward.parameters()))
     # An iteration that finds nothing goes on with what there is; the first has nothing to go on with.
-    third = rl4seg._prepare(empty, Unchanged(), problem, second, 3, no_progress)  # type: ignore[arg-type]
+    third = rl4seg._prepare(empty, corrected_by(Unchanged()), problem, second, 3, no_progress)
     assert third.collected == second.collected
     with pytest.raises(RuntimeError, match="collects nothing"):
-        rl4seg._prepare(empty, Unchanged(), problem, None, 1, no_progress)  # type: ignore[arg-type]
+        rl4seg._prepare(empty, corrected_by(Unchanged()), problem, None, 1, no_progress)
 
     states: list[dict[str, Tensor]] = []
     rewards = iter((0.5, 0.9, 0.7))
