@@ -1,7 +1,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+import weakref
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -165,21 +166,52 @@ def test_learned_limits_are_the_stated_quantiles_of_the_masks() -> None:
         mask = np.zeros((20, 20), np.uint8)
         mask[:rows, :10], mask[rows, :10] = 1, 2
         masks.append(mask)
-    rules = {(rule.kind, rule.structure): rule for rule in learn_limits(masks, SCHEMA, [None] * 11, quantile=0.1)}
+    unspaced = [(mask, None) for mask in masks]
+    rules = {(rule.kind, rule.structure): rule for rule in learn_limits(unspaced, SCHEMA, quantile=0.1)}
     assert rules["size", "a"].limits() == pytest.approx((20 / 400, 100 / 400))
     assert rules["size", "b"].limits() == pytest.approx((10 / 400, 10 / 400))
     assert rules["size_ratio", "a"].limits() == pytest.approx((2, 10))
     assert rules["size", "a"].source == "10 to 90 % of 11 masks"
     bound = load_anatomy("generic", SCHEMA).extended(tuple(rules.values()))
     assert [bound.is_valid(mask) for mask in masks] == [False, *[True] * 9, False]
-    in_mm = {(rule.kind, rule.structure): rule for rule in learn_limits(masks, SCHEMA, [(2.0, 0.5)] * 11, 0.1)}
+    spaced = [(mask, (2.0, 0.5)) for mask in masks]
+    in_mm = {(rule.kind, rule.structure): rule for rule in learn_limits(spaced, SCHEMA, 0.1)}
     assert in_mm["size", "a"].limits() == pytest.approx((20, 100))
     assert in_mm["size", "a"].measured_in == "mm"
+    # One whose millimetres are not known, wherever it stands.
+    for mixed in ([*spaced[:-1], unspaced[-1]], [unspaced[0], *spaced[1:]]):
+        assert learn_limits(mixed, SCHEMA, 0.1) == learn_limits(unspaced, SCHEMA, 0.1)
 
 
 def test_limits_are_not_learned_from_nothing() -> None:
     with pytest.raises(ValueError, match="at least one mask"):
-        learn_limits([], SCHEMA, [])
+        learn_limits([], SCHEMA)
+
+
+def test_limits_ask_for_the_structures_that_every_mask_has() -> None:
+    both, alone = draw("aab.", "aab."), draw("aa..", "aa..")
+    always = Anatomy("test", Profile(rules=learn_limits([(both, None)] * 3, SCHEMA)), SCHEMA)
+    sometimes = Anatomy("test", Profile(rules=learn_limits([(both, None)] * 2 + [(alone, None)], SCHEMA)), SCHEMA)
+    assert always.is_valid(both)
+    assert not always.is_valid(alone)
+    assert sometimes.is_valid(both)
+    assert sometimes.is_valid(alone)
+    assert not sometimes.is_valid(draw("..b.", "..b."))
+
+
+def test_limits_are_learned_from_one_mask_at_a_time() -> None:
+    """Masks of volumes on their own grids are too large to be kept all together."""
+    living: list[weakref.ref[np.ndarray]] = []
+
+    def masks() -> Iterator[tuple[np.ndarray, None]]:
+        for _ in range(6):
+            mask = draw("aab.", "aab.")
+            living.append(weakref.ref(mask))
+            yield mask, None
+            del mask
+            assert sum(one() is not None for one in living) <= 1
+
+    assert learn_limits(masks(), SCHEMA)
 
 
 def ringed_heart() -> np.ndarray:
@@ -499,7 +531,7 @@ def test_learned_limits_are_of_the_volume_where_rules_are_of_its_planes() -> Non
         {"planes": True, "rules": [{"kind": "components", "structure": "each", "most": 1, "optional": True}]}
     )
     declared = Anatomy("test", profile.bound_to(SCHEMA), SCHEMA)
-    learned = declared.extended(learn_limits(masks, SCHEMA, [None] * 5, quantile=0.0))
+    learned = declared.extended(learn_limits([(mask, None) for mask in masks], SCHEMA, quantile=0.0))
     assert len(learned.rules) > len(declared.rules)
     assert all(learned.is_valid(mask) for mask in masks)
     larger = masks[-1].copy()
