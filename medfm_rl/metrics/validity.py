@@ -136,7 +136,7 @@ def load_anatomy(name: str, schema: LabelSchema) -> Anatomy:
     """Loads a built-in profile or a YAML file and binds it to the structures of a segmenter.
 
     Args:
-        name: `generic`, `echo_apical`, `cardiac_short_axis`, `lungs`, or the path of a file with
+        name: `generic`, `complete`, `echo_apical`, `cardiac_short_axis`, `lungs`, or the path of a file with
             `rules: [...]`.
         schema: Structures of the masks.
 

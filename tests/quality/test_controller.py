@@ -48,7 +48,7 @@ def test_a_report_holds_everything_that_is_known(controller: QualityController, 
         assert 0 <= score.low <= score.predicted_dice <= score.high <= 1
         assert score.worst_reward == pytest.approx(report.reward_map[score.worst_centre], abs=0.5)
     assert report.reward_map.shape == (32, 32)
-    assert {rule.rule for rule in report.rules} >= {"present", "components", "holes", "size", "contact"}
+    assert {rule.rule for rule in report.rules} >= {"components", "holes", "size", "contact"}
     assert report.reasons
     assert 0 < report.shift_probability <= 1
 
