@@ -63,7 +63,7 @@ TWO_PARTS = draw("aa...", "aa...", "...aa", "...aa")
         # 1 of 9 pixels of the filled ring is hole.
         ("kind: holes, structure: a, most: 0.12", RING, 1 / 9, True),
         ("kind: holes, structure: a, most: 0.11", RING, 1 / 9, False),
-        # What lies within a is no background, and may lie there; of the 2 pixels that a encloses here, 1 is background.
+        # What lies within a may lie there where holes are of background.
         ("kind: holes, structure: a, most: 0.11", FILLED_RING, 1 / 9, False),
         ("kind: holes, structure: a, most: 0, of: background", FILLED_RING, 0, True),
         ("kind: holes, structure: a, most: 0.08, of: anything", draw("aaaa", "ab.a", "aaaa"), 2 / 12, False),

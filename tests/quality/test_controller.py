@@ -376,4 +376,4 @@ def test_slices_of_a_volume_are_judged_one_by_one() -> None:
 def test_geometry_reaches_the_rules(controller: QualityController, labelled: list[LabelledCase]) -> None:
     case = replace(labelled[0].case, geometry=Geometry((0.5, 2.0), (0.0, 0.0), (1.0, 0.0, 0.0, 1.0)))
     found = {rule.rule: rule for rule in controller.assess(case, labelled[0].ground_truth).rules}
-    assert found["present"].unit == "mm^2"
+    assert found["size"].unit == "mm^2"
