@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from scipy import ndimage
 
 from medfm_rl.errors import DataError
-from medfm_rl.types import LabelMap, LabelSchema
+from medfm_rl.types import BACKGROUND, LabelMap, LabelSchema
 
 Mask = npt.NDArray[np.bool_]
 EACH = "each"
@@ -180,9 +180,17 @@ class HolesRule(Rule):
 
     kind: Literal["holes"] = "holes"
     most: float = Field(ge=0, le=1)
+    of: Literal["anything", "background"] = Field(
+        "anything",
+        description="What is a hole where the structure encloses it: anything, or background alone, for a structure "
+        "that others may lie in, as the ventricle does in its wall.",
+    )
 
     def measure(self, view: MaskView) -> float:
-        holes = int(np.count_nonzero(view.holes(self.structure)))
+        enclosed = view.holes(self.structure)
+        if self.of == "background":
+            enclosed = enclosed & view.mask(BACKGROUND)
+        holes = int(np.count_nonzero(enclosed))
         return holes / (view.size(self.structure) + holes)
 
 

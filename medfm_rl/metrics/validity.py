@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from importlib import resources
 from itertools import combinations
@@ -136,7 +136,8 @@ def load_anatomy(name: str, schema: LabelSchema) -> Anatomy:
     """Loads a built-in profile or a YAML file and binds it to the structures of a segmenter.
 
     Args:
-        name: `generic`, `echo_apical`, `cardiac_short_axis`, `lungs`, or the path of a file with `rules: [...]`.
+        name: `generic`, `complete`, `echo_apical`, `cardiac_short_axis`, `lungs`, or the path of a file with
+            `rules: [...]`.
         schema: Structures of the masks.
 
     Raises:
@@ -156,48 +157,66 @@ def load_anatomy(name: str, schema: LabelSchema) -> Anatomy:
 
 
 def learn_limits(
-    masks: Sequence[LabelMap],
-    schema: LabelSchema,
-    spacings: Sequence[tuple[float, ...] | None],
-    quantile: float = 0.005,
+    masks: Iterable[tuple[LabelMap, tuple[float, ...] | None]], schema: LabelSchema, quantile: float = 0.005
 ) -> tuple[AnyRule, ...]:
     """Rules whose limits are the statistics of masks that are known to be right.
 
     Sizes, size ratios, and shares of contact of the structures that touch, volumes as a whole, each between the
     `quantile` and the `1 - quantile` of the masks that have them. Such a limit refuses about `2 * quantile` of masks
-    like these by itself; fewer masks than `1 / quantile` make it the extremes that were seen.
+    like these by itself; fewer masks than `1 / quantile` make it the extremes that were seen. A structure that each of
+    the masks has must be there; a rule about one that some of them lack is optional.
 
     Args:
-        masks: Class indices `(*S)`, expert masks of the source for example.
+        masks: Class indices `(*S)`, expert masks of the source for example, each with its spacing in mm in array order
+            or None. They are looked at one by one, and none is kept. Where one spacing is unknown, sizes are shares of
+            the image.
         schema: Their structures.
-        spacings: Of each mask in mm in array order; where one is unknown, sizes are shares of the image.
         quantile: Share of the masks on each side of the limits, in [0, 0.5).
 
     Raises:
         ValueError: There is no mask, or the quantile is out of range.
     """
-    if not masks or not 0 <= quantile < 0.5:
+    candidates = _learnable(schema)
+    measured: list[list[float | None]] = [[] for _ in candidates]
+    count, in_mm = 0, True
+    for mask, spacing in masks:
+        count, in_mm = count + 1, in_mm and spacing is not None
+        view = MaskView(mask, schema, spacing)
+        for rule, found in zip(candidates, measured, strict=True):
+            if in_mm or not _takes_mm(rule):
+                found.append(_apply(rule, view).measured)
+    if count == 0 or not 0 <= quantile < 0.5:
         raise ValueError(f"limits are learned from at least one mask at a quantile in [0, 0.5), not {quantile:g}")
-    in_mm = all(spacing is not None for spacing in spacings)
-    views = [MaskView(mask, schema, spacing) for mask, spacing in zip(masks, spacings, strict=True)]
-    source = f"{100 * quantile:g} to {100 * (1 - quantile):g} % of {len(masks)} masks"
-    unlimited = float(np.finfo(np.float64).max)
-    candidates: list[AnyRule] = [
-        SizeRule(structure=name, measured_in="mm" if in_mm else "share", least=0, most=unlimited, source=source)
-        for name in schema.structures
-    ]
-    for one, two in combinations(schema.structures, 2):
-        candidates.append(SizeRatioRule(structure=one, other=two, least=0, most=unlimited, source=source))
-        candidates.append(ContactRule(structure=one, other=two, source=source))
     learned: list[AnyRule] = []
-    for rule in candidates:
-        values = np.array([found for view in views if (found := _apply(rule, view).measured) is not None])
+    for rule, found in zip(candidates, measured, strict=True):
+        values = np.array([value for value in found if value is not None])
         # Structures that hardly ever meet say nothing by the share of their contact.
         if len(values) == 0 or (isinstance(rule, ContactRule) and np.median(values) == 0):
             continue
+        if isinstance(rule, SizeRule) and _takes_mm(rule) != in_mm:
+            continue
         least, most = np.quantile(values, [quantile, 1 - quantile])
-        learned.append(rule.model_copy(update={"least": float(least), "most": float(most), "whole": True}))
+        limits = {"least": float(least), "most": float(most), "whole": True, "optional": None in found}
+        source = f"{100 * quantile:g} to {100 * (1 - quantile):g} % of {count} masks"
+        learned.append(rule.model_copy(update={**limits, "source": source}))
     return tuple(learned)
+
+
+def _learnable(schema: LabelSchema) -> list[AnyRule]:
+    """The rules whose limits can be learned, without limits; sizes in both ways to measure them."""
+    unlimited = float(np.finfo(np.float64).max)
+    rules: list[AnyRule] = []
+    for name in schema.structures:
+        rules.append(SizeRule(structure=name, measured_in="mm", least=0, most=unlimited))
+        rules.append(SizeRule(structure=name, measured_in="share", least=0, most=unlimited))
+    for one, two in combinations(schema.structures, 2):
+        rules.append(SizeRatioRule(structure=one, other=two, least=0, most=unlimited))
+        rules.append(ContactRule(structure=one, other=two))
+    return rules
+
+
+def _takes_mm(rule: AnyRule) -> bool:
+    return isinstance(rule, SizeRule) and rule.measured_in == "mm"
 
 
 def _apply(rule: AnyRule, view: MaskView) -> RuleResult:

@@ -5,14 +5,16 @@ from __future__ import annotations
 import copy
 import json
 import logging
-from collections.abc import Mapping, Sequence
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
-from medfm_rl.adapters import Sample, SegmenterAdapter
+from medfm_rl.adapters import SegmenterAdapter
 from medfm_rl.data.files import hash_file, hash_folder
 from medfm_rl.data.images import read_labels
 from medfm_rl.data.layouts import CaseFile, find_cases
@@ -20,21 +22,19 @@ from medfm_rl.errors import DataError, UserError
 from medfm_rl.metrics.overlap import dice
 from medfm_rl.metrics.validity import Anatomy, learn_limits, load_anatomy
 from medfm_rl.pipeline.config_file import load_config
-from medfm_rl.pipeline.images import Progress, load_images, load_labelled
+from medfm_rl.pipeline.images import Progress
 from medfm_rl.pipeline.models import choose_device, load_adapted, load_preprocessing
 from medfm_rl.pipeline.run_folder import RunFolder
-from medfm_rl.quality.appearance import appearance
 from medfm_rl.quality.biomedclip import BiomedCLIP
-from medfm_rl.quality.calibration import CalibrationCase, Provenance, fit_quality
-from medfm_rl.quality.evidence import Evidence, confidence_in
+from medfm_rl.quality.calibration import CalibrationCase, Provenance, fit_quality, require_patients
 from medfm_rl.quality.model import QualityModel, Targets, is_outdated, reward_hashes
-from medfm_rl.quality.submission import collect_evidence, segment, submit
+from medfm_rl.quality.submission import Submission, collect_evidence, prepare, segment, submit
 from medfm_rl.reward.appearance import randomise_appearance
-from medfm_rl.reward.collection import ImageSet, perturb_weights
+from medfm_rl.reward.collection import perturb_weights
 from medfm_rl.reward.network import RewardEnsemble
 from medfm_rl.seeding import torch_generator
 from medfm_rl.settings import AdaptConfig
-from medfm_rl.types import Geometry, LabelMap
+from medfm_rl.types import LabelMap, LabelSchema
 
 _LOG = logging.getLogger(__name__)
 _LEARNED_QUANTILE = 0.001
@@ -121,9 +121,8 @@ def calibrate_cases(
     labelled = [file.read_labelled(segmenter.schema) for file in files]
     anatomy = _anatomy(
         config.anatomy,
-        segmenter,
-        [item.ground_truth for item in labelled],
-        [item.case.geometry.array_spacing for item in labelled],
+        segmenter.schema,
+        ((item.ground_truth, item.case.geometry.array_spacing) for item in labelled),
     )
     cases = []
     for row, item in enumerate(labelled):
@@ -132,11 +131,8 @@ def calibrate_cases(
             if masks is None
             else submit(segmenter, anatomy, item.case, masks[row])
         )
-        evidence = collect_evidence([submission], reward, segmenter.patch_size, segmenter.schema, device)[0]
-        truth = segmenter.preprocess_labels(item.ground_truth, submission.sample)
-        overlap = dice(submission.labels, item.ground_truth, segmenter.schema.num_classes)
-        seen = None if biomedclip is None else biomedclip.embed(item.case)
-        cases.append(CalibrationCase(item.case.patient_id, evidence, evidence.action == truth, overlap, seen))
+        judged = _judged(submission, item.ground_truth, segmenter, reward, device)
+        cases.append(judged if biomedclip is None else replace(judged, biomedclip=biomedclip.embed(item.case)))
         progress("calibrating", row + 1, len(files))
     origin = f"{len(files)} labelled cases"
     provenance = _provenance(run, origin, True)
@@ -183,67 +179,137 @@ def _fit_on_source(run: RunFolder, config: AdaptConfig, files: Sequence[CaseFile
     patients = {file.patient_id for file in files}
     if not files:
         raise DataError("the reward networks have learned from every source patient")
+    require_patients(len(patients), Targets())
+    # The maps of all cases are needed twice, and those of volumes are too large to be kept in memory.
+    with tempfile.TemporaryDirectory(prefix="calibrating-", dir=run.path) as folder:
+        cases, anatomy = _source_cases(run, config, files, progress, Path(folder))
+        origin = (
+            f"source images of {len(patients)} patients held out from the reward networks, in the look of the target"
+        )
+        return fit_quality(cases, anatomy, Targets(), _provenance(run, origin, False), config.seed)
+
+
+def _source_cases(
+    run: RunFolder, config: AdaptConfig, files: Sequence[CaseFile], progress: Progress, folder: Path
+) -> tuple[list[CalibrationCase], Anatomy]:
+    """Each case in several appearances, with its maps in files of the folder; and the rules, learned limits included.
+
+    One case is in memory at a time.
+    """
     device = choose_device(config.device)
     segmenter = load_adapted(run).to(device)
     reward = RewardEnsemble.load(run.final_reward).to(device)
-    images, truths = load_labelled(files, segmenter, progress, "held-out source images")
-    if len(images) != len(files):
-        raise DataError("images larger than the network's input have to be calibrated whole, on labelled cases")
-    styles = load_images(find_cases(config.target), segmenter, progress, "target images").images
-    everything = load_labelled(find_cases(config.source or config.target), segmenter, progress, "source masks")[1]
-    # On the grid of the networks, where there are no millimetres: learned sizes are shares of the image.
-    anatomy = _anatomy(config.anatomy, segmenter, [mask.numpy() for mask in everything], [None] * len(everything))
+    styles, in_mm = _styles(find_cases(config.target), segmenter, progress)
+    sources = find_cases(config.source or config.target)
+    anatomy = _anatomy(config.anatomy, segmenter.schema, _masks(sources, segmenter.schema, in_mm, progress))
     generator = torch_generator(config.seed, "default quality")
-    cases = []
-    for view in range(_VIEWS):
-        shown = randomise_appearance(
-            images.images, styles, config.collect.appearance_strength, generator, segmenter.intensity_channels
-        )
-        policy = segmenter
-        if view > 0:
-            perturbed = perturb_weights(copy.deepcopy(segmenter).cpu(), config.collect.weight_noise, generator)
-            assert isinstance(perturbed, SegmenterAdapter)
-            policy = perturbed.to(device)
-        for row in range(len(images)):
-            # What is calibrated is what is deployed: the tool's own inference.
-            sample = _sample(images, row, shown[row])
-            logits = segmenter.predict_logits(sample)
-            action = (logits if view == 0 else policy.predict_logits(sample)).argmax(dim=0).to(torch.uint8)
-            found = reward.examine(shown[row : row + 1].to(device), action[None].to(device), segmenter.patch_size)
-            mask = action.numpy()
-            evidence = Evidence(
-                action,
-                found.mean[0].cpu(),
-                found.spread[0].cpu(),
-                None if segmenter.prompted else confidence_in(logits, action),
-                found.features[0].double().cpu().numpy(),
-                appearance(shown[row : row + 1, : segmenter.intensity_channels])[0].numpy(),
-                anatomy.check(mask),
-                segmenter.schema.num_classes,
-                segmenter.own_estimate(sample.image, action),
-            )
-            cases.append(
-                CalibrationCase(
-                    images.patient_ids[row],
-                    evidence,
-                    action == truths[row],
-                    dice(mask, truths[row].numpy(), segmenter.schema.num_classes),
-                )
-            )
-            progress("calibrating the quality model", view * len(images) + row + 1, _VIEWS * len(images))
-    origin = f"source images of {len(patients)} patients held out from the reward networks, in the look of the target"
-    return fit_quality(cases, anatomy, Targets(), _provenance(run, origin, False), config.seed)
+    # The first view is segmented by what is deployed, the others by perturbed copies of it.
+    policies = [segmenter, *(_perturbed(segmenter, config, generator).to(device) for _ in range(_VIEWS - 1))]
+    cases: list[CalibrationCase] = []
+    for file in files:
+        item = file.read_labelled(segmenter.schema)
+        sample = segmenter.preprocess(item.case)
+        for policy in policies:
+            shown = replace(sample, image=_in_another_look(sample.image, styles, segmenter, config, generator))
+            # What is calibrated is what is deployed: the tool's own inference, and the mask on the case's own grid.
+            logits = segmenter.predict_logits(shown)
+            labels = segmenter.restore(logits if policy is segmenter else policy.predict_logits(shown), shown)
+            known = None if segmenter.prompted else logits
+            submission = prepare(segmenter, anatomy, item.case, labels, shown, known)
+            judged = _judged(submission, item.ground_truth, segmenter, reward, device)
+            cases.append(_on_disk(judged, folder / f"{len(cases):06d}.pt"))
+            progress("calibrating the quality model", len(cases), len(policies) * len(files))
+    return cases, anatomy
 
 
-def _anatomy(
-    name: str,
+def _judged(
+    submission: Submission,
+    ground_truth: LabelMap,
     segmenter: SegmenterAdapter,
-    masks: Sequence[LabelMap],
-    spacings: Sequence[tuple[float, ...] | None],
-) -> Anatomy:
-    """The profile of the run with limits learned from masks that are right."""
-    declared = load_anatomy(name, segmenter.schema)
-    return declared.extended(learn_limits(masks, segmenter.schema, spacings, _LEARNED_QUANTILE))
+    reward: RewardEnsemble,
+    device: torch.device,
+) -> CalibrationCase:
+    """A mask with its evidence and the truth `(*S)`."""
+    evidence = collect_evidence([submission], reward, segmenter.patch_size, segmenter.schema, device)[0]
+    truth = segmenter.preprocess_labels(ground_truth, submission.sample)
+    overlap = dice(submission.labels, ground_truth, segmenter.schema.num_classes)
+    return CalibrationCase(submission.case.patient_id, evidence, evidence.action == truth, overlap)
+
+
+def _on_disk(case: CalibrationCase, path: Path) -> CalibrationCase:
+    """The same case, whose maps are read from a file where they are looked at."""
+    evidence = case.evidence
+    maps = {
+        "action": evidence.action,
+        "reward_map": evidence.reward_map,
+        "spread": evidence.spread,
+        "confidence": evidence.confidence,
+    }
+    torch.save({**maps, "right": case.right}, path)
+    found = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
+    right = found.pop("right")
+    return replace(case, evidence=replace(evidence, **found), right=right)
+
+
+def _masks(
+    files: Sequence[CaseFile], schema: LabelSchema, in_mm: bool, progress: Progress
+) -> Iterator[tuple[LabelMap, tuple[float, ...] | None]]:
+    """Masks on their own grids, one by one, with their spacings where sizes can be in mm."""
+    for done, file in enumerate(files, 1):
+        item = file.read_labelled(schema)
+        progress("reading source masks", done, len(files))
+        yield item.ground_truth, item.case.geometry.array_spacing if in_mm else None
+
+
+def _styles(files: Sequence[CaseFile], segmenter: SegmenterAdapter, progress: Progress) -> tuple[Tensor, bool]:
+    """Target images whose look is borrowed `(N, C, *patch)`, and whether the spacing of each of them is known.
+
+    Those larger than the patch are made smaller; of volumes of a 2-D segmenter the middle slice is taken.
+    """
+    found, spaced = [], True
+    for done, file in enumerate(files, 1):
+        case = file.read()
+        spaced = spaced and case.geometry.spacing is not None
+        image = segmenter.preprocess(case).image
+        if image.ndim - 1 > len(segmenter.patch_size):
+            image = image[:, image.shape[1] // 2]
+        found.append(_resized(image, segmenter.patch_size))
+        progress("reading target images", done, len(files))
+    return torch.stack(found), spaced
+
+
+def _in_another_look(
+    image: Tensor, styles: Tensor, segmenter: SegmenterAdapter, config: AdaptConfig, generator: torch.Generator
+) -> Tensor:
+    """An image `(C, *S')` in a random appearance; of a volume of a 2-D segmenter, all slices in the same."""
+    stacked = image.ndim - 1 > len(segmenter.patch_size)
+    images = image.movedim(1, 0) if stacked else image[None]
+    style = _resized(styles[int(torch.randint(len(styles), (), generator=generator))], images.shape[2:])[None]
+    strength, channels = config.collect.appearance_strength, segmenter.intensity_channels
+    state, shown = generator.get_state(), []
+    for one in images:
+        generator.set_state(state)
+        shown.append(randomise_appearance(one[None], style, strength, generator, channels)[0])
+    return torch.stack(shown, dim=1) if stacked else shown[0]
+
+
+def _resized(image: Tensor, size: Sequence[int]) -> Tensor:
+    """An image `(C, *S')` of another size, by linear interpolation."""
+    if tuple(image.shape[1:]) == tuple(size):
+        return image
+    mode = "bilinear" if len(size) == 2 else "trilinear"
+    return F.interpolate(image[None], size=tuple(size), mode=mode, align_corners=False)[0]
+
+
+def _perturbed(segmenter: SegmenterAdapter, config: AdaptConfig, generator: torch.Generator) -> SegmenterAdapter:
+    perturbed = perturb_weights(copy.deepcopy(segmenter).cpu(), config.collect.weight_noise, generator)
+    assert isinstance(perturbed, SegmenterAdapter)
+    return perturbed
+
+
+def _anatomy(name: str, schema: LabelSchema, masks: Iterable[tuple[LabelMap, tuple[float, ...] | None]]) -> Anatomy:
+    """The profile of the run with limits learned from masks that are right, on their own grids, with spacings."""
+    return load_anatomy(name, schema).extended(learn_limits(masks, schema, _LEARNED_QUANTILE))
 
 
 def _patients_of_rewards(run: RunFolder, config: AdaptConfig) -> set[str]:
@@ -255,12 +321,6 @@ def _patients_of_rewards(run: RunFolder, config: AdaptConfig) -> set[str]:
             content = json.loads(report.read_text(encoding="utf-8"))
             seen |= {*content["training_patients"], *content["validation_patients"]}
     return seen
-
-
-def _sample(images: ImageSet, row: int, shown: Tensor) -> Sample:
-    """An image on the grid of the network, as if that were the case's own."""
-    shape = tuple(shown.shape[1:])
-    return Sample(shown, images.case_ids[row], images.patient_ids[row], shape, Geometry.unknown(len(shape)))
 
 
 def _provenance(run: RunFolder, origin: str, target_domain: bool) -> Provenance:

@@ -32,9 +32,8 @@ def appearance(images: Tensor) -> Tensor:
     ranks = torch.linspace(0, ordered.shape[2] - 1, 11, device=images.device).round().long()
     found = [pool(level, _CELLS[ndim]).flatten(1), ordered[..., ranks].clamp(-5, 5).flatten(1)]
     for _ in range(_OCTAVES):
-        if min(level.shape[2:]) < 2:
-            break
-        coarse = average(level, 2, ceil_mode=True)
+        # Along an axis that has come to its end the image stays: images of all sizes have as many numbers.
+        coarse = average(level, [min(2, side) for side in level.shape[2:]], ceil_mode=True)
         detail = level - F.interpolate(coarse, size=level.shape[2:], mode="nearest")
         found.append(detail.abs().flatten(2).mean(dim=2).clamp_min(1e-3).log())
         level = coarse

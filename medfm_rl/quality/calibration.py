@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import UTC, datetime
 
 import numpy as np
@@ -73,6 +73,25 @@ class Provenance:
     biomedclip_hash: str | None = None
 
 
+def require_patients(count: int, targets: Targets) -> None:
+    """Refuses so few patients that nothing can be fitted.
+
+    Args:
+        count: Patients of the calibration cases.
+        targets: What is asked.
+
+    Raises:
+        DataError: There are too few.
+    """
+    if count < FEWEST_PATIENTS:
+        raise DataError(
+            f"calibration has {count} patients and needs at least {FEWEST_PATIENTS}; "
+            f"{2 * fewest_patients(targets.coverage)} for intervals of {targets.coverage:.0%}, and "
+            f"{2 * fewest_for_threshold(targets.alpha, targets.confidence)} for a threshold that keeps bad masks below "
+            f"{targets.alpha:.0%} of the accepted: give more labelled cases"
+        )
+
+
 def fit_quality(
     cases: Sequence[CalibrationCase], anatomy: Anatomy, targets: Targets, provenance: Provenance, seed: int = 0
 ) -> QualityModel:
@@ -92,19 +111,10 @@ def fit_quality(
         DataError: There are too few patients.
     """
     patients = {case.patient_id for case in cases}
-    if len(patients) < FEWEST_PATIENTS:
-        raise DataError(
-            f"calibration has {len(patients)} patients and needs at least {FEWEST_PATIENTS}; "
-            f"{2 * fewest_patients(targets.coverage)} for intervals of {targets.coverage:.0%}, and "
-            f"{2 * fewest_for_threshold(targets.alpha, targets.confidence)} for a threshold that keeps bad masks below "
-            f"{targets.alpha:.0%} of the accepted: give more labelled cases"
-        )
+    require_patients(len(patients), targets)
     fitted, promised = split_by_patient(list(cases), 0.5, derive_seed(seed, "quality"))
     pixels = _calibrate_pixels(fitted, promised, seed)
-    fitted, promised = (
-        [replace(case, evidence=pixels.apply(case.evidence)) for case in part] for part in (fitted, promised)
-    )
-    structures, mean_fitted, mean_promised = _structures(fitted, promised, anatomy, targets)
+    structures, mean_fitted, mean_promised = _structures(fitted, promised, pixels, anatomy, targets)
     threshold, reason = _threshold(promised, mean_fitted, mean_promised, targets, seed)
     parts, names = (fitted, promised), [case.patient_id for case in promised]
     embeddings = [np.stack([case.evidence.embedding for case in part]) for part in parts]
@@ -177,16 +187,24 @@ def _logistic(inputs: npt.NDArray[np.float64], right: npt.NDArray[np.bool_]) -> 
 
 
 def _pixels(cases: Sequence[CalibrationCase], seed: int) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.bool_]]:
-    """Log-odds of the reward, and of the segmenter's confidence where there is one, `(N, 1 or 2)`; which are right."""
-    columns = [torch.cat([log_odds(case.evidence.reward_map).flatten() for case in cases])]
-    confidences = [case.evidence.confidence for case in cases if case.evidence.confidence is not None]
-    if confidences:
-        columns.append(torch.cat([log_odds(confidence).flatten() for confidence in confidences]))
-    inputs = torch.stack(columns, dim=1).double().numpy()
-    right = torch.cat([case.right.flatten() for case in cases]).numpy()
-    if len(inputs) > _MOST_PIXELS:
-        kept = numpy_generator(seed, "pixels").choice(len(inputs), _MOST_PIXELS, replace=False)
-        return inputs[kept], right[kept]
+    """Log-odds of the reward, and of the segmenter's confidence where there is one, `(N, 1 or 2)`; which are right.
+
+    Pixels are drawn before any map is looked at, so that those of volumes need not all be in memory.
+    """
+    sizes = [case.right.numel() for case in cases]
+    total = sum(sizes)
+    rows = np.arange(total)
+    if total > _MOST_PIXELS:
+        rows = numpy_generator(seed, "pixels").choice(total, _MOST_PIXELS, replace=False)
+    asked = cases[0].evidence.confidence is not None
+    inputs, right = np.empty((len(rows), 1 + asked)), np.empty(len(rows), dtype=bool)
+    for case, size, start in zip(cases, sizes, np.cumsum([0, *sizes[:-1]]), strict=True):
+        places = np.flatnonzero((rows >= start) & (rows < start + size))
+        chosen = torch.from_numpy(rows[places] - start)
+        maps = [case.evidence.reward_map, case.evidence.confidence]
+        for column, values in enumerate(values for values in maps if values is not None):
+            inputs[places, column] = log_odds(values.flatten()[chosen]).double().numpy()
+        right[places] = case.right.flatten()[chosen].numpy()
     return inputs, right
 
 
@@ -195,7 +213,11 @@ def _sigmoid(odds: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
 
 
 def _structures(
-    fitted: Sequence[CalibrationCase], promised: Sequence[CalibrationCase], anatomy: Anatomy, targets: Targets
+    fitted: Sequence[CalibrationCase],
+    promised: Sequence[CalibrationCase],
+    pixels: PixelCalibration,
+    anatomy: Anatomy,
+    targets: Targets,
 ) -> tuple[dict[str, StructureModel], npt.NDArray[np.float64], npt.NDArray[np.float64]]:
     """Models by structure and for the mean; predicted means of the fitted and of the promised cases.
 
@@ -203,7 +225,8 @@ def _structures(
     """
     names = anatomy.schema.structures
     numbers = {
-        part: [case.evidence.features(names) for case in cases] for part, cases in (("f", fitted), ("p", promised))
+        part: [pixels.apply(case.evidence).features(names) for case in cases]
+        for part, cases in (("f", fitted), ("p", promised))
     }
     models: dict[str, StructureModel] = {}
     predicted: dict[str, list[npt.NDArray[np.float64]]] = {"f": [], "p": []}

@@ -68,7 +68,7 @@ def submit(segmenter: SegmenterAdapter, anatomy: Anatomy, case: Case, labels: La
         )
     sample = segmenter.preprocess(case)
     logits = None if segmenter.prompted else segmenter.predict_logits(sample)
-    return _prepare(segmenter, anatomy, case, labels, sample, logits)
+    return prepare(segmenter, anatomy, case, labels, sample, logits)
 
 
 def segment(segmenter: SegmenterAdapter, anatomy: Anatomy, case: Case) -> Submission:
@@ -85,10 +85,10 @@ def segment(segmenter: SegmenterAdapter, anatomy: Anatomy, case: Case) -> Submis
     sample = segmenter.preprocess(case)
     logits = segmenter.predict_logits(sample)
     known = None if segmenter.prompted else logits
-    return _prepare(segmenter, anatomy, case, segmenter.restore(logits, sample), sample, known)
+    return prepare(segmenter, anatomy, case, segmenter.restore(logits, sample), sample, known)
 
 
-def _prepare(
+def prepare(
     segmenter: SegmenterAdapter,
     anatomy: Anatomy,
     case: Case,
@@ -96,7 +96,15 @@ def _prepare(
     sample: Sample,
     logits: Tensor | None,
 ) -> Submission:
-    """As `submit`, with the sample of the case and, where the segmenter can be asked, its logits `(K, *S')`.
+    """As `submit`, for a sample that is there already.
+
+    Args:
+        segmenter: Knows the grid of the networks.
+        anatomy: The rules.
+        case: The image.
+        labels: Class indices `(*S)` on its grid.
+        sample: The image on the grid of the networks.
+        logits: `(K, *S')` of the segmenter, whatever made the mask; None where it cannot be asked.
 
     Raises:
         DataError: The mask has classes that the rules do not know.

@@ -192,8 +192,8 @@ class AdaptConfig(Settings):
     output: Path = Field(description="Folder of the run.")
     anatomy: str = Field(
         "generic",
-        description="Validity rules: a built-in profile (echo_apical, cardiac_short_axis, lungs, generic) or a YAML "
-        "file.",
+        description="Validity rules: a built-in profile (generic, complete, echo_apical, cardiac_short_axis, lungs) or "
+        "a YAML file.",
     )
     iterations: Positive = Field(1, description="Rounds of collect -> reward -> PPO.")
     warm_up: WarmUpSettings = Field(default_factory=WarmUpSettings, description="Start before the first iteration.")

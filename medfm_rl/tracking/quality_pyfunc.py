@@ -5,10 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 from mlflow.models import set_model
 from mlflow.pyfunc import PythonModel
 
 from medfm_rl.data.images import image_stem, read_image, read_labels
+from medfm_rl.errors import DataError
 from medfm_rl.tracking.quality_model import load_served
 from medfm_rl.types import Case
 
@@ -25,22 +27,31 @@ class QualityPythonModel(PythonModel):  # type: ignore[misc]
 
         Args:
             context: Of MLflow.
-            model_input: A data frame with the columns `image` and `mask`, paths, and `patient` where it is known.
+            model_input: A data frame with the columns `image` and `mask`, paths, and `patient`, where it is known of
+                some or all; an image of a patient that is not known is one of its own.
             params: None are known.
 
         Returns:
             A data frame with the mask's predicted mean Dice, the interval, verdict, reasons, and what is promised.
 
         Raises:
-            DataError: A file cannot be read, or image and mask do not belong together.
+            DataError: A column is missing, a file cannot be read, or image and mask do not belong together.
         """
         del context, params
+        missing = [column for column in ("image", "mask") if column not in model_input.columns]
+        if missing:
+            raise DataError(
+                f"the table has no column {' and no column '.join(missing)}; give paths in the columns image and mask, "
+                "and in patient who each image is of, where that is known"
+            )
         reports = []
         for row in model_input.to_dict("records"):
             path = Path(row["image"])
             pixels, geometry = read_image(path)
             name = image_stem(path)
-            case = Case(name, str(row.get("patient", name)), pixels, geometry)
+            patient = row.get("patient")
+            # Images of nobody known are not all of one person.
+            case = Case(name, name if pd.isna(patient) else str(patient), pixels, geometry)
             labels = read_labels(Path(row["mask"]), self.controller.schema, case.shape, geometry)
             reports.append(self.controller.assess(case, labels))
         batch = self.controller.settle(reports)

@@ -14,7 +14,7 @@ def tidy(labels: LabelMap, anatomy: Anatomy) -> LabelMap:
     """Removes all but the largest parts of a structure, and fills its holes, where the anatomy has a rule about it.
 
     Where no rule says how many parts a structure has, they all stay. What is removed becomes background; a hole that
-    is background gets the class of the nearest pixel around it.
+    is background gets the class of the nearest structure, that of one that lies in it too.
 
     Args:
         labels: Class indices `(*S)`.
@@ -41,7 +41,8 @@ def _tidy(labels: LabelMap, anatomy: Anatomy) -> LabelMap:
             mask = np.isin(tidied, _classes(rule.structure, anatomy))
             holes = ndimage.binary_fill_holes(mask) & (tidied == 0)
             if holes.any():
-                nearest = ndimage.distance_transform_edt(~mask, return_distances=False, return_indices=True)
+                # Of all structures: what lies in this one may have the hole.
+                nearest = ndimage.distance_transform_edt(tidied == 0, return_distances=False, return_indices=True)
                 tidied[holes] = tidied[tuple(nearest)][holes]
     return tidied
 

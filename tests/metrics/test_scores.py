@@ -9,7 +9,7 @@ from medfm_rl.metrics.validity import load_anatomy
 from medfm_rl.types import Case, Geometry, LabelMap, LabelSchema
 
 SCHEMA = LabelSchema.from_structures({"LV": 1, "MYO": 2})
-ANATOMY = load_anatomy("generic", SCHEMA)
+ANATOMY = load_anatomy("complete", SCHEMA)
 
 
 def case(shape: tuple[int, ...], spacing: tuple[float, ...] | None) -> Case:

@@ -1,7 +1,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+import weakref
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from skimage.measure import label as label_parts
 from medfm_rl.errors import ConfigError, DataError
 from medfm_rl.metrics.rules import Profile
 from medfm_rl.metrics.validity import Anatomy, RuleResult, learn_limits, load_anatomy
+from medfm_rl.tto.tidying import tidy
 from medfm_rl.types import LabelSchema
 
 SCHEMA = LabelSchema.from_structures({"a": 1, "b": 2})
@@ -45,6 +47,7 @@ def only(anatomy: Anatomy, labels: np.ndarray) -> RuleResult:
 
 
 RING = draw(".....", ".aaa.", ".a.a.", ".aaa.", ".....")
+FILLED_RING = draw(".....", ".aaa.", ".aba.", ".aaa.", ".....")
 TWO_PARTS = draw("aa...", "aa...", "...aa", "...aa")
 
 
@@ -60,6 +63,12 @@ TWO_PARTS = draw("aa...", "aa...", "...aa", "...aa")
         # 1 of 9 pixels of the filled ring is hole.
         ("kind: holes, structure: a, most: 0.12", RING, 1 / 9, True),
         ("kind: holes, structure: a, most: 0.11", RING, 1 / 9, False),
+        # What lies within a may lie there where holes are of background.
+        ("kind: holes, structure: a, most: 0.11", FILLED_RING, 1 / 9, False),
+        ("kind: holes, structure: a, most: 0, of: background", FILLED_RING, 0, True),
+        ("kind: holes, structure: a, most: 0.08, of: anything", draw("aaaa", "ab.a", "aaaa"), 2 / 12, False),
+        ("kind: holes, structure: a, most: 0.08, of: background", draw("aaaa", "ab.a", "aaaa"), 1 / 11, False),
+        ("kind: holes, structure: a, most: 0.1, of: background", draw("aaaa", "ab.a", "aaaa"), 1 / 11, True),
         # A bay is no hole.
         ("kind: holes, structure: a, most: 0", draw("aaa", "a.a"), 0, True),
         # The pixel has 4 neighbours; one is b.
@@ -165,21 +174,52 @@ def test_learned_limits_are_the_stated_quantiles_of_the_masks() -> None:
         mask = np.zeros((20, 20), np.uint8)
         mask[:rows, :10], mask[rows, :10] = 1, 2
         masks.append(mask)
-    rules = {(rule.kind, rule.structure): rule for rule in learn_limits(masks, SCHEMA, [None] * 11, quantile=0.1)}
+    unspaced = [(mask, None) for mask in masks]
+    rules = {(rule.kind, rule.structure): rule for rule in learn_limits(unspaced, SCHEMA, quantile=0.1)}
     assert rules["size", "a"].limits() == pytest.approx((20 / 400, 100 / 400))
     assert rules["size", "b"].limits() == pytest.approx((10 / 400, 10 / 400))
     assert rules["size_ratio", "a"].limits() == pytest.approx((2, 10))
     assert rules["size", "a"].source == "10 to 90 % of 11 masks"
     bound = load_anatomy("generic", SCHEMA).extended(tuple(rules.values()))
     assert [bound.is_valid(mask) for mask in masks] == [False, *[True] * 9, False]
-    in_mm = {(rule.kind, rule.structure): rule for rule in learn_limits(masks, SCHEMA, [(2.0, 0.5)] * 11, 0.1)}
+    spaced = [(mask, (2.0, 0.5)) for mask in masks]
+    in_mm = {(rule.kind, rule.structure): rule for rule in learn_limits(spaced, SCHEMA, 0.1)}
     assert in_mm["size", "a"].limits() == pytest.approx((20, 100))
     assert in_mm["size", "a"].measured_in == "mm"
+    # One whose millimetres are not known, wherever it stands.
+    for mixed in ([*spaced[:-1], unspaced[-1]], [unspaced[0], *spaced[1:]]):
+        assert learn_limits(mixed, SCHEMA, 0.1) == learn_limits(unspaced, SCHEMA, 0.1)
 
 
 def test_limits_are_not_learned_from_nothing() -> None:
     with pytest.raises(ValueError, match="at least one mask"):
-        learn_limits([], SCHEMA, [])
+        learn_limits([], SCHEMA)
+
+
+def test_limits_ask_for_the_structures_that_every_mask_has() -> None:
+    both, alone = draw("aab.", "aab."), draw("aa..", "aa..")
+    always = Anatomy("test", Profile(rules=learn_limits([(both, None)] * 3, SCHEMA)), SCHEMA)
+    sometimes = Anatomy("test", Profile(rules=learn_limits([(both, None)] * 2 + [(alone, None)], SCHEMA)), SCHEMA)
+    assert always.is_valid(both)
+    assert not always.is_valid(alone)
+    assert sometimes.is_valid(both)
+    assert sometimes.is_valid(alone)
+    assert not sometimes.is_valid(draw("..b.", "..b."))
+
+
+def test_limits_are_learned_from_one_mask_at_a_time() -> None:
+    """Masks of volumes on their own grids are too large to be kept all together."""
+    living: list[weakref.ref[np.ndarray]] = []
+
+    def masks() -> Iterator[tuple[np.ndarray, None]]:
+        for _ in range(6):
+            mask = draw("aab.", "aab.")
+            living.append(weakref.ref(mask))
+            yield mask, None
+            del mask
+            assert sum(one() is not None for one in living) <= 1
+
+    assert learn_limits(masks(), SCHEMA)
 
 
 def ringed_heart() -> np.ndarray:
@@ -322,6 +362,7 @@ def test_a_check_that_cannot_run_raises_and_is_neither_valid_nor_invalid(
         ("rules: [{kind: components, structure: a}]", ["most"]),
         ("rules: [{kind: components, structure: a, most: many}]", ["most", "many"]),
         ("rules: [{kind: holes, structure: a, most: 2}]", ["most", "less than or equal to 1"]),
+        ("rules: [{kind: holes, structure: a, most: 0, of: b}]", ["of", "'anything' or 'background'"]),
         ("rules: [{kind: size_ratio, structure: a, other: b, least: 3, most: 2}]", ["least (3) is above most (2)"]),
         ("rules: [{kind: contact, structure: a, other: b, least: 0.5, most: 0.1}]", ["least (0.5) is above most"]),
         ("rule: [{kind: present, structure: a}]", ["rules", "Field required"]),
@@ -350,19 +391,66 @@ def test_a_profile_that_is_no_text_is_refused(tmp_path: Path) -> None:
 
 
 def test_an_unknown_profile_is_refused_and_the_known_are_listed() -> None:
-    with pytest.raises(ConfigError, match=r"'liver'.*cardiac_short_axis, echo_apical, generic, lungs"):
+    with pytest.raises(ConfigError, match=r"'liver'.*cardiac_short_axis, complete, echo_apical, generic, lungs"):
         load_anatomy("liver", SCHEMA)
 
 
 @pytest.mark.parametrize(
-    ("name", "schema"), [("generic", ECHO), ("generic", LUNG), ("echo_apical", ECHO), ("lungs", LUNG)]
+    ("name", "schema"), [("complete", ECHO), ("complete", LUNG), ("echo_apical", ECHO), ("lungs", LUNG)]
 )
-def test_the_packaged_profiles_load_and_refuse_an_empty_mask(name: str, schema: LabelSchema) -> None:
+def test_profiles_of_images_that_show_everything_load_and_refuse_an_empty_mask(name: str, schema: LabelSchema) -> None:
     bound = load_anatomy(name, schema)
     assert bound.name == name
     looked_at = {name for result in bound.check(np.zeros((8, 8), np.uint8)) for name in result.structure.split("+")}
     assert looked_at == set(schema.structures)
     assert not bound.is_valid(np.zeros((8, 8), np.uint8))
+
+
+def test_what_holds_for_any_anatomy_holds_for_a_slice_without_a_structure() -> None:
+    """A slice or patch of a volume has not all structures: `generic` does not ask for them, `complete` does."""
+    good = ringed_heart()
+    apex, nothing = np.where(good == 3, 0, good).astype(np.uint8), np.zeros_like(good)
+    stack = np.stack([nothing, apex, good])
+    for mask in (good, apex, nothing, stack):
+        assert load_anatomy("generic", SHORT_AXIS).is_valid(mask)
+    complete = load_anatomy("complete", SHORT_AXIS)
+    assert [complete.is_valid(mask) for mask in (good, apex, nothing, stack)] == [True, False, False, True]
+    assert {(r.structure, r.measured) for r in complete.check(apex) if not r.passed} == {("RV", None)}
+
+
+@pytest.mark.parametrize("name", ["generic", "complete"])
+@pytest.mark.parametrize("order", [("LV", "MYO", "RV"), ("MYO", "LV", "RV")])
+def test_a_ventricle_in_its_wall_is_no_hole_and_a_gap_around_it_is(name: str, order: tuple[str, ...]) -> None:
+    schema = LabelSchema.from_structures({structure: place for place, structure in enumerate(order, 1)})
+    heart = np.select([ringed_heart() == SHORT_AXIS.index_of(structure) for structure in order], [1, 2, 3]).astype(
+        np.uint8
+    )
+    bound = load_anatomy(name, schema)
+    assert bound.is_valid(heart)
+    np.testing.assert_array_equal(tidy(heart, bound), heart)
+    # A ring of background between both.
+    rows, columns = np.indices(heart.shape)
+    distance = np.hypot(rows - 20, columns - 22)
+    gap = heart.copy()
+    gap[(distance > 7) & (distance < 9)] = 0
+    failed = [result for result in bound.check(gap) if not result.passed]
+    assert [(result.rule, result.structure) for result in failed] == [("holes", "MYO")]
+    pixels = int(((distance > 7) & (distance < 9)).sum())
+    assert failed[0].measured == pytest.approx(pixels / (pixels + (gap == schema.index_of("MYO")).sum()))
+    assert bound.is_valid(tidy(gap, bound))
+
+
+def test_profiles_of_the_heart_go_on_to_count_whatever_fills_a_hole() -> None:
+    """There the ventricle and both together are asked, in which nothing else may lie."""
+    spot = ringed_heart()
+    spot[18:22, 20:24] = 3
+    failed = {(r.rule, r.structure) for r in load_anatomy("cardiac_short_axis", SHORT_AXIS).check(spot) if not r.passed}
+    assert {("holes", "LV"), ("holes", "LV+MYO")} <= failed
+    apical = drawn_heart()
+    apical[12:15, 18:20] = 2
+    failed = {(r.rule, r.structure) for r in load_anatomy("echo_apical", ECHO).check(apical) if not r.passed}
+    assert ("holes", "LV") in failed
+    assert ("holes", "LV+MYO") not in failed
 
 
 @pytest.mark.parametrize(("name", "missing"), [("lungs", "'lung'"), ("echo_apical", "'LV'")])
@@ -499,7 +587,7 @@ def test_learned_limits_are_of_the_volume_where_rules_are_of_its_planes() -> Non
         {"planes": True, "rules": [{"kind": "components", "structure": "each", "most": 1, "optional": True}]}
     )
     declared = Anatomy("test", profile.bound_to(SCHEMA), SCHEMA)
-    learned = declared.extended(learn_limits(masks, SCHEMA, [None] * 5, quantile=0.0))
+    learned = declared.extended(learn_limits([(mask, None) for mask in masks], SCHEMA, quantile=0.0))
     assert len(learned.rules) > len(declared.rules)
     assert all(learned.is_valid(mask) for mask in masks)
     larger = masks[-1].copy()

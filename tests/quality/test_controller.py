@@ -48,7 +48,7 @@ def test_a_report_holds_everything_that_is_known(controller: QualityController, 
         assert 0 <= score.low <= score.predicted_dice <= score.high <= 1
         assert score.worst_reward == pytest.approx(report.reward_map[score.worst_centre], abs=0.5)
     assert report.reward_map.shape == (32, 32)
-    assert {rule.rule for rule in report.rules} >= {"present", "components", "holes", "size", "contact"}
+    assert {rule.rule for rule in report.rules} >= {"components", "holes", "size", "contact"}
     assert report.reasons
     assert 0 < report.shift_probability <= 1
 
@@ -376,4 +376,4 @@ def test_slices_of_a_volume_are_judged_one_by_one() -> None:
 def test_geometry_reaches_the_rules(controller: QualityController, labelled: list[LabelledCase]) -> None:
     case = replace(labelled[0].case, geometry=Geometry((0.5, 2.0), (0.0, 0.0), (1.0, 0.0, 0.0, 1.0)))
     found = {rule.rule: rule for rule in controller.assess(case, labelled[0].ground_truth).rules}
-    assert found["present"].unit == "mm^2"
+    assert found["size"].unit == "mm^2"

@@ -32,5 +32,14 @@ def test_noise_has_more_fine_detail_than_what_is_smooth() -> None:
 
 def test_volumes_and_flat_images_have_numbers_too() -> None:
     volume = torch.rand(2, 1, 1, 9, 8, generator=torch.Generator().manual_seed(0))
-    assert appearance(volume).shape == (2, 64 + 11)
+    assert appearance(volume).shape == (2, 64 + 11 + 4)
     assert bool(torch.isfinite(appearance(torch.zeros(1, 1, 8, 8))).all())
+
+
+def test_images_of_all_sizes_have_as_many_numbers() -> None:
+    """Volumes of few and of many slices are compared with one another."""
+    volumes = [torch.rand(1, 1, depth, 18, 16, generator=torch.Generator().manual_seed(0)) for depth in (1, 4, 6, 40)]
+    assert {appearance(volume).shape for volume in volumes} == {(1, 64 + 11 + 4)}
+    # The detail within slices is told also where there is one slice only.
+    slice_alone = appearance(volumes[0][:, :, 0])[0, 75:]
+    torch.testing.assert_close(appearance(volumes[0])[0, 75:], slice_alone)

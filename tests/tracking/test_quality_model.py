@@ -33,6 +33,37 @@ def test_a_served_model_gives_the_verdicts_of_the_controller(quality_run: Path, 
         assert "90% of the intervals" in row["promised"]
 
 
+def test_images_of_patients_that_are_not_known_are_not_all_of_one_person(quality_run: Path, tmp_path: Path) -> None:
+    import pandas
+    from mlflow import pyfunc
+
+    save_quality_model(quality_run, tmp_path / "served")
+    served = pyfunc.load_model(str(tmp_path / "served"))
+    files = find_cases(DataSettings(path=quality_run.parent / "data"))[:24:4]
+    rows = [{"image": str(file.image_paths[0]), "mask": str(file.label_path)} for file in files]
+    unknown = [None, float("nan"), pandas.NA] * 2
+    without = served.predict(pandas.DataFrame(rows))
+    pandas.testing.assert_frame_equal(served.predict(pandas.DataFrame(rows).assign(patient=unknown)), without)
+    # Six patients are enough for the test of a batch; one is not.
+    one = served.predict(pandas.DataFrame(rows).assign(patient="nan"))
+    assert "untested" in one["promised"][0]
+    assert "untested" not in without["promised"][0]
+
+
+@pytest.mark.parametrize(
+    ("columns", "named"), [(["mask"], "no column image;"), (["path"], "no column image and no column mask;")]
+)
+def test_a_table_without_paths_is_refused_and_the_missing_columns_are_named(
+    quality_run: Path, tmp_path: Path, columns: list[str], named: str
+) -> None:
+    import pandas
+    from mlflow import pyfunc
+
+    save_quality_model(quality_run, tmp_path / "served")
+    with pytest.raises(DataError, match=named):
+        pyfunc.load_model(str(tmp_path / "served")).predict(pandas.DataFrame({name: ["a"] for name in columns}))
+
+
 def test_a_run_without_a_quality_model_and_a_full_folder_are_refused(quality_run: Path, tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="not a finished run"):
         save_quality_model(tmp_path, tmp_path / "served")

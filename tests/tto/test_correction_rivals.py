@@ -212,6 +212,15 @@ def test_a_hole_between_two_structures_gets_the_nearer_one(schema: LabelSchema) 
     assert tidied[3].tolist() == [0, 1, 1, 1, 2, 2, 2, 2, 0]
 
 
+def test_a_hole_in_what_lies_in_another_structure_is_filled_with_the_inner_one(schema: LabelSchema) -> None:
+    labels = np.zeros((11, 11), np.uint8)
+    labels[1:10, 1:10], labels[3:8, 3:8], labels[5, 5] = 1, 2, 0
+    tidied = tidy(labels, anatomy(schema, {"kind": "holes", "structure": "LV", "most": 0.01, "of": "background"}))
+    wanted = labels.copy()
+    wanted[5, 5] = 2
+    np.testing.assert_array_equal(tidied, wanted)
+
+
 def test_volumes_are_tidied_as_they_are_checked(schema: LabelSchema) -> None:
     labels = np.zeros((2, 6, 6), np.uint8)
     labels[0, 1:4, 1:4] = 1
