@@ -57,14 +57,19 @@ def nnunet(tmp_path: Path, schema: LabelSchema) -> Path:
 def camus(request: pytest.FixtureRequest, tmp_path: Path, schema: LabelSchema) -> Path:
     """Two patients, both views and phases, with a sequence and the facts that each release ships beside them."""
     root = tmp_path / "camus"
+    suffix = ".mha" if request.param == ".mhd" else request.param
     for number, quality in ((1, "Good"), (2, "Poor")):
         patient = f"patient{number:04d}"
         for view in ("2CH", "4CH"):
-            write_scan(root / patient / f"{patient}_{view}_half_sequence{request.param}")
+            write_scan(root / patient / f"{patient}_{view}_half_sequence{suffix}")
             (root / patient / f"Info_{view}.cfg").write_text(f"ED: 1\nES: 14\nImageQuality: {quality}\nLVef: 53\n")
             for phase in ("ED", "ES"):
-                write_scan(root / patient / f"{patient}_{view}_{phase}{request.param}")
-                write_mask(root / patient / f"{patient}_{view}_{phase}_gt{request.param}", schema)
+                write_scan(root / patient / f"{patient}_{view}_{phase}{suffix}")
+                write_mask(root / patient / f"{patient}_{view}_{phase}_gt{suffix}", schema)
+    if request.param == ".mhd":
+        for path in root.glob("*/*.mha"):
+            sitk.WriteImage(sitk.ReadImage(str(path)), str(path.with_suffix(".mhd")))
+            path.unlink()
     return root
 
 
