@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from medfm_rl import __version__
-from medfm_rl.data.layouts import split_by_patient
+from medfm_rl.data.layouts import name_patients, split_by_patient
 from medfm_rl.errors import DataError
 from medfm_rl.metrics.calibration import expected_calibration_error
 from medfm_rl.metrics.validity import Anatomy
@@ -97,7 +97,7 @@ def fit_quality(
             f"calibration has {len(patients)} patients and needs at least {FEWEST_PATIENTS}; "
             f"{2 * fewest_patients(targets.coverage)} for intervals of {targets.coverage:.0%}, and "
             f"{2 * fewest_for_threshold(targets.alpha, targets.confidence)} for a threshold that keeps bad masks below "
-            f"{targets.alpha:.0%} of the accepted: give more labelled cases"
+            f"{targets.alpha:.0%} of the accepted: give more labelled cases; {name_patients(patients)}"
         )
     fitted, promised = split_by_patient(list(cases), 0.5, derive_seed(seed, "quality"))
     pixels = _calibrate_pixels(fitted, promised, seed)
