@@ -26,6 +26,11 @@ def image_suffix(path: Path) -> str | None:
     return next((suffix for suffix in IMAGE_SUFFIXES if path.name.lower().endswith(suffix)), None)
 
 
+def holds_spacing(path: Path) -> bool:
+    """Whether files of this kind say how far apart pixels are."""
+    return path.suffix.lower() not in _WITHOUT_SPACING
+
+
 def image_stem(path: Path) -> str:
     """The file name without its image suffix."""
     return path.name[: -len(image_suffix(path) or "")] if image_suffix(path) else path.name
@@ -130,7 +135,7 @@ def write_image(path: Path, image: npt.NDArray[Any], geometry: Geometry) -> None
     """
     if image.ndim != geometry.ndim:
         raise ValueError(f"{path}: the image is {image.ndim}-D and its grid {geometry.ndim}-D")
-    if path.suffix.lower() in _WITHOUT_SPACING and image.dtype != np.uint8:
+    if not holds_spacing(path) and image.dtype != np.uint8:
         raise DataError(f"{path}: {path.suffix} holds 8-bit pixels only; write real values to .nii.gz or .mha")
     _write(path, image, geometry)
 
@@ -148,7 +153,7 @@ def _read(path: Path) -> tuple[FloatArray, Geometry]:
         _check_gzip(path)
         _check_nifti_length(path)
         image = _execute(sitk.ImageFileReader(), path, path)
-    return _to_array(image, has_spacing=path.suffix.lower() not in _WITHOUT_SPACING)
+    return _to_array(image, holds_spacing(path))
 
 
 def _check_gzip(path: Path) -> None:
@@ -215,10 +220,9 @@ def _to_array(image: sitk.Image, has_spacing: bool) -> tuple[FloatArray, Geometr
 
 
 def _write(path: Path, pixels: npt.NDArray[Any], geometry: Geometry) -> None:
-    suffix = path.suffix.lower()
-    if suffix == ".mhd":
+    if path.suffix.lower() == ".mhd":
         raise DataError(f"{path}: the pixels of an .mhd lie in a second file, so it is never whole; write .mha")
-    if geometry.volume is not None and suffix not in _WITHOUT_SPACING:
+    if geometry.volume is not None and holds_spacing(path):
         pixels, geometry = pixels[None], geometry.volume
     with replace_on_success(path) as temporary:
         try:
