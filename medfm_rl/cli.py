@@ -6,7 +6,7 @@ Only light modules are imported at the top, so that `--help` answers at once.
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
@@ -40,6 +40,18 @@ _INTERRUPTED = 130
 
 ConfigFile = Annotated[Path, typer.Argument(help="YAML file; `medfm-rl init` writes one to start from.")]
 Layout = Annotated[str, typer.Option(help="How the data is laid out: auto, nnunet, camus or folder.")]
+PatientPattern = Annotated[
+    str | None,
+    typer.Option(
+        help="Regular expression whose first group, found in the name of a case, is its patient, such as "
+        "'^([A-Z]+_[0-9]+)'. Without one the layout decides: in most the part of the name before the first underscore."
+    ),
+]
+Split = Annotated[str, typer.Option(help="Which part of an nnU-Net data set: train, test or all.")]
+Where = Annotated[
+    list[str] | None,
+    typer.Option(help="Keep only the cases with this tag, such as view=4CH in CAMUS; can be given several times."),
+]
 Anatomy = Annotated[
     str, typer.Option(help="Validity rules: generic, echo_apical, cardiac_short_axis, lungs, or a YAML file.")
 ]
@@ -178,6 +190,9 @@ def evaluate_command(
     out: Annotated[Path, typer.Option(help="Folder for scores.csv and summary.json.")] = Path("evaluation"),
     against: Annotated[Path | None, typer.Option(help="A second model to compare with, on the same cases.")] = None,
     layout: Layout = "auto",
+    patient_pattern: PatientPattern = None,
+    split: Split = "all",
+    where: Where = None,
     anatomy: Anatomy = "generic",
     prompts: Prompts = None,
     device: Device = "auto",
@@ -192,15 +207,15 @@ def evaluate_command(
     from medfm_rl.pipeline.models import choose_device, load_model
     from medfm_rl.report import summary_table
 
-    where = choose_device(device)
-    files = find_cases(_data_settings(data, layout))
-    segmenter = load_model(model, prompts).to(where).segmenter
+    chosen = choose_device(device)
+    files = find_cases(_data_settings(data, layout, patient_pattern, split, where))
+    segmenter = load_model(model, prompts).to(chosen).segmenter
     with _progress() as progress:
         if against is None:
             evaluation = evaluate(segmenter, files, load_anatomy(anatomy, segmenter.schema), progress)
             write_evaluation(out, {str(model): evaluation}, None)
         else:
-            other = load_model(against).to(where).segmenter
+            other = load_model(against).to(chosen).segmenter
             comparison = compare_models(other, segmenter, files, anatomy, progress)
             evaluation = comparison.after
             write_evaluation(
@@ -219,6 +234,7 @@ def predict_command(
     images: Annotated[Path, typer.Argument(help="Images to segment.")],
     out: Annotated[Path, typer.Argument(help="Folder for labels/ and rewards/.")],
     layout: Layout = "auto",
+    patient_pattern: PatientPattern = None,
     prompts: Prompts = None,
     correct: Annotated[
         bool, typer.Option("--correct", help="Score the masks too, and correct those with verdict `correct`.")
@@ -234,7 +250,10 @@ def predict_command(
     if correct:
         from medfm_rl.pipeline.correct import predict_and_correct
 
-        settings, files = _correction_settings(None, method=method), find_cases(_data_settings(images, layout))
+        settings, files = (
+            _correction_settings(None, method=method),
+            find_cases(_data_settings(images, layout, patient_pattern)),
+        )
         with _progress() as progress:
             corrections = predict_and_correct(model, files, out, settings, device, progress, prompts)
         _print_corrections(corrections, out)
@@ -243,7 +262,7 @@ def predict_command(
     if loaded.reward is None:
         typer.echo(f"{model} has no reward networks (only runs of `adapt` have): label maps only.", err=True)
     with _progress() as progress:
-        problems = predict(loaded, find_cases(_data_settings(images, layout)), out, progress)
+        problems = predict(loaded, find_cases(_data_settings(images, layout, patient_pattern)), out, progress)
     for problem in problems:
         typer.echo(f"Left out: {problem}", err=True)
     typer.echo(f"Label maps: {out / 'labels'}")
@@ -259,6 +278,7 @@ def score_command(
     masks: Annotated[Path | None, typer.Option(help="Their masks, of the same names, whatever made them.")] = None,
     model: Annotated[Path | None, typer.Option(help="Or: a run or segmenter folder that makes the masks.")] = None,
     layout: Layout = "auto",
+    patient_pattern: PatientPattern = None,
     prompts: Prompts = None,
     echoprime: Annotated[
         Path | None,
@@ -280,7 +300,7 @@ def score_command(
         raise ConfigError("--prompts are for a segmenter that makes the masks: they go with --model")
     if fail_on not in (None, "refer"):
         raise ConfigError(f"--fail-on {fail_on}: must be refer")
-    files = find_cases(_data_settings(images, layout))
+    files = find_cases(_data_settings(images, layout, patient_pattern))
     found = None if masks is None else find_masks(masks, files)
     own = model is not None and model.resolve() == quality_model.resolve()
     segmenter = None if model is None or own else load_model(model, prompts).segmenter
@@ -318,6 +338,7 @@ def correct_command(
     ] = False,
     every: Annotated[bool, typer.Option("--all", help="Every case, whatever its verdict.")] = False,
     layout: Layout = "auto",
+    patient_pattern: PatientPattern = None,
     prompts: Prompts = None,
     device: Device = "auto",
 ) -> None:
@@ -327,7 +348,7 @@ def correct_command(
     from medfm_rl.pipeline.score import find_masks
 
     settings = _correction_settings(budget, method=method, objective=objective, optimise=optimise)
-    files = find_cases(_data_settings(images, layout))
+    files = find_cases(_data_settings(images, layout, patient_pattern))
     given = None if masks is None else find_masks(masks, files)
     with _progress() as progress:
         corrections = correct(
@@ -348,6 +369,9 @@ def calibrate_command(
     confidence: Annotated[float, typer.Option(help="Of the statement about accepted masks.")] = 0.9,
     coverage: Annotated[float, typer.Option(help="Share of cases whose Dice the interval holds.")] = 0.9,
     layout: Layout = "auto",
+    patient_pattern: PatientPattern = None,
+    split: Split = "all",
+    where: Where = None,
     prompts: Prompts = None,
     biomedclip: BiomedCLIPWeights = None,
     device: Device = "auto",
@@ -365,7 +389,7 @@ def calibrate_command(
     targets = _from_options(Targets, coverage=coverage, dice=dice, alpha=alpha, confidence=confidence)
     folder = RunFolder(run)
     folder.require_model()
-    files = find_cases(_data_settings(labelled, layout))
+    files = find_cases(_data_settings(labelled, layout, patient_pattern, split, where))
     found = None if masks is None else find_masks(masks, files)
     with _progress() as progress:
         model = calibrate(folder, files, found, targets, device, progress, prompts, biomedclip)
@@ -389,6 +413,9 @@ def calibrate_correction_command(
     objective: CorrectionObjective = None,
     optimise: CorrectionScope = None,
     layout: Layout = "auto",
+    patient_pattern: PatientPattern = None,
+    split: Split = "all",
+    where: Where = None,
     prompts: Prompts = None,
     device: Device = "auto",
 ) -> None:
@@ -400,7 +427,7 @@ def calibrate_correction_command(
 
     target = _from_options(HarmTarget, alpha=alpha, confidence=confidence)
     settings = _correction_settings(budget, method=method, objective=objective, optimise=optimise)
-    folder, files = RunFolder(run), find_cases(_data_settings(labelled, layout))
+    folder, files = RunFolder(run), find_cases(_data_settings(labelled, layout, patient_pattern, split, where))
     with _progress() as progress:
         found = calibrate_correction(folder, files, target, settings, device, progress, prompts)
     margin = "none" if found.margin is None else f"{found.margin:g}"
@@ -543,20 +570,30 @@ def _from_options(model: type[Model], **values: Any) -> Model:
         return model.model_validate(values)
     except ValidationError as error:
         first = error.errors()[0]
-        name = _OPTIONS.get(str(first["loc"][0]), first["loc"][0])
+        setting = str(first["loc"][0])
+        name = _OPTIONS.get(setting, setting.replace("_", "-"))
         raise ConfigError(f"--{name} {first['input']}: {first['msg']}") from error
 
 
-def _data_settings(path: Path, layout: str) -> DataSettings:
-    from pydantic import ValidationError
-
+def _data_settings(
+    path: Path,
+    layout: str,
+    patient_pattern: str | None = None,
+    split: str = "all",
+    where: Sequence[str] | None = None,
+) -> DataSettings:
     from medfm_rl.errors import ConfigError
     from medfm_rl.settings import DataSettings
 
-    try:
-        return DataSettings.model_validate({"path": path, "layout": layout})
-    except ValidationError as error:
-        raise ConfigError(f"--layout {layout}: must be auto, nnunet, camus or folder") from error
+    tags = {}
+    for text in where or ():
+        tag, equals, value = text.partition("=")
+        if not (tag and equals and value):
+            raise ConfigError(f"--where {text}: must be TAG=VALUE, such as view=4CH")
+        tags[tag] = value
+    return _from_options(
+        DataSettings, path=path, layout=layout, patient_pattern=patient_pattern, split=split, where=tags
+    )
 
 
 @contextmanager

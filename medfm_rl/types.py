@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -22,6 +22,8 @@ FloatArray = npt.NDArray[np.float32]
 IntArray = npt.NDArray[np.integer]
 
 BACKGROUND = "background"
+_SAME_DIRECTION = 1e-6
+"""Difference of two direction cosines that is rounding."""
 
 
 @dataclass(frozen=True)
@@ -32,11 +34,14 @@ class Geometry:
         spacing: Distance of neighbouring pixel centres in mm, or None where the file does not say (PNG, for one).
         origin: Centre of the first pixel in mm.
         direction: Row-major direction cosines, `len(spacing) ** 2` values.
+        volume: For a 2-D image that is the only slice of a volume, the grid of that volume (`slice_of`); its masks are
+            written there.
     """
 
     spacing: tuple[float, ...] | None
     origin: tuple[float, ...]
     direction: tuple[float, ...]
+    volume: Geometry | None = None
 
     def __post_init__(self) -> None:
         ndim = len(self.origin)
@@ -47,11 +52,31 @@ class Geometry:
                 raise ValueError(f"spacing has {len(self.spacing)} values, {ndim} are needed")
             if not all(math.isfinite(value) and value > 0 for value in self.spacing):
                 raise ValueError(f"spacing must be finite and positive, got {self.spacing}")
+        if self.volume is not None and (ndim, self.volume.ndim) != (2, 3):
+            raise ValueError(f"a 2-D slice of a 3-D volume is meant, not {ndim}-D of {self.volume.ndim}-D")
+
+    @classmethod
+    def slice_of(cls, volume: Geometry) -> Geometry:
+        """The geometry of the image that is the only slice of a volume: its plane, and the volume that it came from.
+
+        A plane across the z axis keeps its x and y. Any other has axes of its own: those of its rows and columns.
+        """
+        axes = np.reshape(volume.direction, (3, 3))
+        spacing = None if volume.spacing is None else volume.spacing[:2]
+        if np.isclose(abs(axes[2, 2]), 1, atol=_SAME_DIRECTION):
+            return cls(spacing, volume.origin[:2], tuple(axes[:2, :2].ravel().tolist()), volume)
+        own = np.asarray(volume.origin) @ axes
+        return cls(spacing, tuple(own[:2].tolist()), (1.0, 0.0, 0.0, 1.0), volume)
 
     @classmethod
     def unknown(cls, ndim: int) -> Geometry:
         """The geometry of an image that has none: unknown spacing, origin 0, axes along the pixel grid."""
         return cls(None, (0.0,) * ndim, tuple(np.eye(ndim).ravel().tolist()))
+
+    @property
+    def plane(self) -> Geometry:
+        """The same without the volume: what is written where a tool wants two axes."""
+        return replace(self, volume=None)
 
     @property
     def ndim(self) -> int:
@@ -63,9 +88,14 @@ class Geometry:
         return None if self.spacing is None else tuple(reversed(self.spacing))
 
     def matches(self, other: Geometry, atol: float = 1e-3) -> bool:
-        """Whether both describe the same grid, up to `atol` mm; an unknown spacing matches any."""
+        """Whether both describe the same grid, up to `atol` mm; an unknown spacing matches any.
+
+        Two slices of volumes are compared in space, a slice and an image without a volume in their plane.
+        """
         if self.ndim != other.ndim:
             return False
+        if self.volume is not None and other.volume is not None:
+            return self.volume.matches(other.volume, atol)
         pairs = [(self.origin, other.origin), (self.direction, other.direction)]
         if self.spacing is None or other.spacing is None:
             return True

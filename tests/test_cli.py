@@ -230,7 +230,10 @@ def test_the_real_process_ends_like_that_too(tmp_path: Path) -> None:
         ({"anatomy": "lungs"}, ["anatomy lungs", "'lung'", "LV, MYO, LA"]),
         ({"target": {"path": "B", "patient_pattern": "^(x+)"}}, ["patient_pattern", "'sim0101_2CH_ED'"]),
         ({"target": {"path": "B", "where": {"view": "5CH"}}}, ["no case has {'view': '5CH'}"]),
-        ({"target": {"path": "B", "patient_pattern": "^(sim)"}}, ["at least 2 patients"]),
+        (
+            {"target": {"path": "B", "patient_pattern": "^(sim)"}},
+            ["target: ", "/b: ", "at least 2 patients", "1 (sim)", "set patient_pattern"],
+        ),
         ({"evaluation": {"path": "B", "patient_pattern": "^(sim)"}}, ["evaluation: ", "one patient"]),
         ({"segmenter": {"folder": "MODEL", "train": "best"}}, ["segmenter.train", "not 'best'"]),
     ],
@@ -341,6 +344,48 @@ def test_evaluate_compares_a_run_with_the_model_it_came_from(
     assert scores == [[row["dice"] for row in content] for content in own["models"].values()]
 
 
+def test_evaluate_takes_the_patients_from_the_names_as_told_and_keeps_only_the_cases_asked_for(
+    run: Run, simulated_echo: Path, model: Path, tmp_path: Path
+) -> None:
+    patients = ("--patient-pattern", "^sim(01[0-9]+)_")
+    result = run("evaluate", model, simulated_echo / "b", *patients, "--out", tmp_path)
+    assert result.code == 0
+    with (tmp_path / "scores.csv").open() as file:
+        assert {row["patient_id"] for row in csv.DictReader(file)} == {f"010{number}" for number in range(1, 7)}
+    camus = tmp_path / "camus"
+    for kind, ending in (("images", ""), ("labels", "_gt")):
+        for path in (simulated_echo / "b" / kind).iterdir():
+            number, view, phase = path.name.removesuffix(".nii.gz").split("_")
+            folder = camus / number.replace("sim", "patient")
+            folder.mkdir(parents=True, exist_ok=True)
+            shutil.copy(path, folder / f"{folder.name}_{view}_{phase}{ending}.nii.gz")
+    some = ("--where", "view=4CH", "--where", "phase=ED")
+    assert run("evaluate", model, camus, *some, "--out", tmp_path / "some").code == 0
+    with (tmp_path / "some" / "scores.csv").open() as file:
+        assert {row["case_id"] for row in csv.DictReader(file)} == {f"patient010{n}_4CH_ED" for n in range(1, 7)}
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["predict", "MODEL", "B", "OUT"],
+        ["predict", "MODEL", "B", "OUT", "--correct"],
+        ["score", "RUN", "--images", "B", "--model", "MODEL", "--out", "OUT"],
+        ["correct", "RUN", "--images", "B", "--out", "OUT"],
+        ["calibrate", "RUN", "--labelled", "B"],
+        ["calibrate-correction", "RUN", "--labelled", "B"],
+    ],
+    ids=lambda arguments: " ".join(word for word in arguments if word.islower()),
+)
+def test_each_command_that_reads_cases_takes_their_patients_as_told(
+    run: Run, adapted: tuple[Path, Result], simulated_echo: Path, model: Path, tmp_path: Path, arguments: list[str]
+) -> None:
+    places = {"MODEL": model, "RUN": adapted[0], "B": simulated_echo / "b", "OUT": tmp_path / "out"}
+    result = run(*[places.get(word, word) for word in arguments], "--patient-pattern", "^(x)")
+    assert result.code == 2
+    assert f"{simulated_echo / 'b'}: patient_pattern '^(x)' finds no patient in the case name" in result.err
+
+
 def test_evaluate_says_pixels_where_the_spacing_is_unknown(run: Run, model: Path, tmp_path: Path) -> None:
     for name in ("p1_x", "p2_x"):
         rng = np.random.default_rng(list(name.encode()))
@@ -362,7 +407,17 @@ def test_evaluate_says_pixels_where_the_spacing_is_unknown(run: Run, model: Path
         (["MODEL", "EMPTY"], ["empty: no image found"]),
         (["MODEL", "/nothing"], ["/nothing: there is no such folder"]),
         (["MODEL", "B/images"], ["there is no mask for", "labelled data is needed"]),
-        (["MODEL", "B", "--layout", "bids"], ["--layout bids: must be auto, nnunet, camus or folder"]),
+        (["MODEL", "B", "--layout", "bids"], ["--layout bids: ", "'auto', 'nnunet', 'camus' or 'folder'"]),
+        (["MODEL", "B", "--split", "half"], ["--split half: ", "'all', 'train' or 'test'"]),
+        (["MODEL", "B", "--split", "test"], ["/b: split test is for nnU-Net data sets"]),
+        (["MODEL", "B", "--where", "view"], ["--where view: must be TAG=VALUE"]),
+        (["MODEL", "B", "--where", "view=5CH"], ["no case has {'view': '5CH'}"]),
+        (["MODEL", "B", "--patient-pattern", "sim"], ["--patient-pattern sim: ", "needs a group"]),
+        (["MODEL", "B", "--patient-pattern", "^(x)"], ["/b: patient_pattern '^(x)' finds no patient"]),
+        (
+            ["MODEL", "B", "--against", "MODEL", "--patient-pattern", "^(sim)"],
+            ["/b/images: intervals need images of at least 2 patients", "1 (sim)", "--patient-pattern"],
+        ),
         (["MODEL", "B", "--anatomy", "kidney"], ["anatomy 'kidney'"]),
         (["MODEL", "B", "--against", "/nothing"], ["/nothing: there is no such folder"]),
     ],

@@ -120,7 +120,7 @@ class MonaiBundleAdapter(SegmenterAdapter):
         with tempfile.TemporaryDirectory() as folder:
             paths = [str(Path(folder) / f"image_{channel:04d}.nii.gz") for channel in range(self.in_channels)]
             for path, channel in zip(paths, case.image, strict=True):
-                write_image(Path(path), channel, case.geometry)
+                write_image(Path(path), channel, case.geometry.plane)
             try:
                 # MONAI stacks a list of files as channels.
                 loaded = self.tool.preprocessing({"image": paths if len(paths) > 1 else paths[0]})["image"]
@@ -139,7 +139,7 @@ class MonaiBundleAdapter(SegmenterAdapter):
         ours = _ours(sample)
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "mask.nii.gz"
-            write_image(path, labels, sample.geometry)
+            write_image(path, labels, sample.geometry.plane)
             mask: Any = LoadImage(ensure_channel_first=True)(str(path))
         matched: MetaTensor = ResampleToMatch(mode="nearest", padding_mode="zeros")(mask, ours.loaded)
         padded = torch.zeros(ours.image.shape[1:], dtype=torch.uint8)

@@ -27,8 +27,7 @@ def replace_on_success(path: Path) -> Iterator[Path]:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
+        _sync(temporary)
         temporary.replace(path)
     except OSError as error:
         raise DataError(
@@ -42,6 +41,8 @@ def replace_on_success(path: Path) -> Iterator[Path]:
 def replace_folder_on_success(folder: Path) -> Iterator[Path]:
     """Gives a temporary folder beside `folder` to fill, and renames it when the block ends without an exception.
 
+    All of it is on the disk before it gets its name, for a folder that is there says that a stage is finished.
+
     Raises:
         DataError: `folder` exists and is not empty, or cannot be written; what was there is intact.
     """
@@ -54,6 +55,7 @@ def replace_folder_on_success(folder: Path) -> Iterator[Path]:
     try:
         temporary.mkdir(parents=True)
         yield temporary
+        _sync_folder(temporary)
         temporary.replace(target)
     except OSError as error:
         raise DataError(f"{folder}: cannot be written ({error.strerror or error}); nothing was left behind") from error
@@ -111,6 +113,23 @@ def hash_folder(folder: Path) -> str:
     for path in sorted(path for path in folder.rglob("*") if path.is_file()):
         digest.update(f"{path.relative_to(folder).as_posix()}:{hash_file(path)}\n".encode())
     return digest.hexdigest()
+
+
+def _sync_folder(folder: Path) -> None:
+    """Waits until the files and names below a folder are on the disk; what a link points to is not part of it."""
+    for place, _, names in os.walk(folder):
+        for path in (Path(place) / name for name in names):
+            if not path.is_symlink():
+                _sync(path)
+        _sync(Path(place))
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _remove_file(path: Path) -> None:

@@ -26,6 +26,11 @@ def image_suffix(path: Path) -> str | None:
     return next((suffix for suffix in IMAGE_SUFFIXES if path.name.lower().endswith(suffix)), None)
 
 
+def holds_spacing(path: Path) -> bool:
+    """Whether files of this kind say how far apart pixels are."""
+    return path.suffix.lower() not in _WITHOUT_SPACING
+
+
 def image_stem(path: Path) -> str:
     """The file name without its image suffix."""
     return path.name[: -len(image_suffix(path) or "")] if image_suffix(path) else path.name
@@ -38,8 +43,8 @@ def read_image(source: Path | Sequence[Path]) -> tuple[FloatArray, Geometry]:
         source: A file, a folder with one DICOM series, or one file per channel, all on one grid.
 
     Returns:
-        Pixels `(C, *S)` in the units of the file and their geometry. A volume of one slice becomes 2-D. Spacing is None
-        for formats that carry none (PNG, JPEG, BMP, TIFF).
+        Pixels `(C, *S)` in the units of the file and their geometry. A volume of one slice becomes 2-D, and its
+        geometry keeps the volume's grid. Spacing is None for formats that carry none (PNG, JPEG, BMP, TIFF).
 
     Raises:
         DataError: A file is missing, empty, truncated, of an unknown kind, holds NaN or infinity or only one value, or
@@ -88,9 +93,11 @@ def read_label_ids(path: Path, image_shape: tuple[int, ...], geometry: Geometry)
     if pixels.shape[1:] != image_shape:
         raise DataError(f"{path}: the mask has size {pixels.shape[1:]}, its image {image_shape}; they must be equal")
     if not own.matches(geometry):
+        ours, theirs = (own.volume, geometry.volume) if own.volume and geometry.volume else (own, geometry)
         raise DataError(
-            f"{path}: the mask lies elsewhere in space than its image (spacing {own.spacing} and {geometry.spacing}, "
-            f"origin {own.origin} and {geometry.origin}); resample one onto the other"
+            f"{path}: the mask lies elsewhere in space than its image (spacing {ours.spacing} and {theirs.spacing}, "
+            f"origin {ours.origin} and {theirs.origin}, direction {ours.direction} and {theirs.direction}); resample "
+            "one onto the other"
         )
     labels = pixels[0]
     if not np.array_equal(labels, np.round(labels)):
@@ -100,7 +107,13 @@ def read_label_ids(path: Path, image_shape: tuple[int, ...], geometry: Geometry)
 
 
 def write_labels(path: Path, labels: LabelMap, geometry: Geometry, schema: LabelSchema) -> None:
-    """Writes class indices `(*S)` as the integers of the schema, on the grid of an image, whole or not at all."""
+    """Writes class indices `(*S)` as the integers of the schema, on the grid of an image, whole or not at all.
+
+    The mask of a slice of a volume is written as a volume of one slice.
+
+    Raises:
+        DataError: The file cannot be written.
+    """
     _write(path, schema.to_ids(labels), geometry)
 
 
@@ -114,13 +127,15 @@ def hash_labels(labels: LabelMap) -> str:
 def write_image(path: Path, image: npt.NDArray[Any], geometry: Geometry) -> None:
     """Writes one channel `(*S)`, float32 or uint8, on the grid of an image, whole or not at all.
 
+    A slice of a volume is written as a volume of one slice; `geometry.plane` writes its plane alone.
+
     Raises:
         DataError: PNG was asked for and the pixels are not uint8, or the file cannot be written.
         ValueError: The image has other dimensions than the grid.
     """
     if image.ndim != geometry.ndim:
         raise ValueError(f"{path}: the image is {image.ndim}-D and its grid {geometry.ndim}-D")
-    if path.suffix.lower() in _WITHOUT_SPACING and image.dtype != np.uint8:
+    if not holds_spacing(path) and image.dtype != np.uint8:
         raise DataError(f"{path}: {path.suffix} holds 8-bit pixels only; write real values to .nii.gz or .mha")
     _write(path, image, geometry)
 
@@ -138,7 +153,7 @@ def _read(path: Path) -> tuple[FloatArray, Geometry]:
         _check_gzip(path)
         _check_nifti_length(path)
         image = _execute(sitk.ImageFileReader(), path, path)
-    return _to_array(image, has_spacing=path.suffix.lower() not in _WITHOUT_SPACING)
+    return _to_array(image, holds_spacing(path))
 
 
 def _check_gzip(path: Path) -> None:
@@ -198,21 +213,26 @@ def _to_array(image: sitk.Image, has_spacing: bool) -> tuple[FloatArray, Geometr
     pixels = np.moveaxis(array, -1, 0) if components > 1 else array[None]
     ndim = image.GetDimension()
     spacing, origin = image.GetSpacing(), image.GetOrigin()
-    direction = np.asarray(image.GetDirection()).reshape(ndim, ndim)
+    geometry = Geometry(tuple(spacing) if has_spacing else None, tuple(origin), tuple(image.GetDirection()))
     if ndim == 3 and pixels.shape[1] == 1:
-        # One slice of a volume is an image; its own plane is what remains of the geometry.
-        pixels, spacing, origin, direction = pixels[:, 0], spacing[:2], origin[:2], direction[:2, :2]
-    geometry = Geometry(tuple(spacing) if has_spacing else None, tuple(origin), tuple(direction.ravel().tolist()))
+        pixels, geometry = pixels[:, 0], Geometry.slice_of(geometry)
     return pixels.astype(np.float32), geometry
 
 
 def _write(path: Path, pixels: npt.NDArray[Any], geometry: Geometry) -> None:
-    image = sitk.GetImageFromArray(pixels)
-    image.SetSpacing(geometry.spacing or (1.0,) * geometry.ndim)
-    image.SetOrigin(geometry.origin)
-    image.SetDirection(geometry.direction)
+    if path.suffix.lower() == ".mhd":
+        raise DataError(f"{path}: the pixels of an .mhd lie in a second file, so it is never whole; write .mha")
+    if geometry.volume is not None and holds_spacing(path):
+        pixels, geometry = pixels[None], geometry.volume
     with replace_on_success(path) as temporary:
         try:
-            sitk.WriteImage(image, str(temporary), useCompression=path.suffix.lower() != ".mhd")
+            image = sitk.GetImageFromArray(pixels)
+            image.SetSpacing(geometry.spacing or (1.0,) * geometry.ndim)
+            image.SetOrigin(geometry.origin)
+            image.SetDirection(geometry.direction)
+            sitk.WriteImage(image, str(temporary), useCompression=True)
         except RuntimeError as error:
-            raise DataError(f"{path}: cannot be written; is the disk full, or the suffix unknown?") from error
+            raise DataError(
+                f"{path}: cannot be written; is the disk full, the suffix unknown, or the grid none that the format "
+                f"holds (spacing {geometry.spacing}, direction {geometry.direction})?"
+            ) from error

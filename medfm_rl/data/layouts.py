@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -18,6 +19,7 @@ from medfm_rl.types import Case, LabelledCase, LabelSchema
 
 SIMULATION_RECORD = "simulation.json"
 """The file in a data set's folder that says that its images are simulated."""
+_LOG = logging.getLogger(__name__)
 _DESCRIPTION = "dataset.json"
 _RAW_FOLDERS = ("imagesTr", "imagesTs")
 _CHANNEL = re.compile(r"(?P<case>.+)_(?P<channel>\d{4})")
@@ -67,15 +69,18 @@ class CaseFile:
 
 
 def find_cases(settings: DataSettings) -> list[CaseFile]:
-    """Finds the cases of a data set, sorted by case id.
+    """Finds the cases of a data set, sorted by case id; a warning says where all are of one patient.
 
     Raises:
-        DataError: The folder is missing, holds no image, is not laid out as said, or `where` leaves nothing.
+        DataError: The folder is missing, holds no image, is not laid out as said or has no parts to `split`, the
+            pattern finds no patient, or `where` leaves nothing.
     """
     root = settings.path
     if not root.is_dir():
         raise DataError(f"{root}: there is no such folder")
     layout = _detect(root) if settings.layout == "auto" else settings.layout
+    if settings.split != "all" and not (layout == "nnunet" and (root / _DESCRIPTION).exists()):
+        raise DataError(f"{root}: split {settings.split} is for nnU-Net data sets with a {_DESCRIPTION}; use all")
     match layout:
         case "nnunet":
             cases = _find_nnunet(root, settings.split)
@@ -86,12 +91,27 @@ def find_cases(settings: DataSettings) -> list[CaseFile]:
     if not cases:
         raise DataError(f"{root}: no image found (layout {layout}); check the path and `layout`")
     if settings.patient_pattern is not None:
-        cases = [_with_patient(case, settings.patient_pattern) for case in cases]
+        cases = [_with_patient(case, settings.patient_pattern, root) for case in cases]
     kept = [case for case in cases if all(case.tags.get(tag) == value for tag, value in settings.where.items())]
     if not kept:
         known = {tag: sorted({case.tags.get(tag, "") for case in cases}) for case in cases for tag in case.tags}
         raise DataError(f"{root}: no case has {settings.where}; tags in this data set: {known or 'none'}")
+    patients = {case.patient_id for case in kept}
+    if len(kept) > 1 and len(patients) == 1:
+        _LOG.warning(
+            "%s: all %d cases are taken for those of one patient; %s", root, len(kept), name_patients(patients)
+        )
     return sorted(kept, key=lambda case: case.case_id)
+
+
+def name_patients(patients: Collection[str]) -> str:
+    """How many patients were found, the first of them, and the setting that says who is who: the end of a message."""
+    names = sorted(patients)
+    shown = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
+    return (
+        f"patients found: {len(names)}{f' ({shown})' if names else ''}; if there are others, set patient_pattern "
+        "(--patient-pattern) to what finds them in the names of the cases"
+    )
 
 
 class _OfPatient(Protocol):
@@ -107,13 +127,16 @@ def is_simulated(folder: Path) -> bool:
     return any((place / SIMULATION_RECORD).exists() for place in (folder, folder.absolute().parent))
 
 
-def split_by_patient(cases: Sequence[T], fraction: float, seed: int) -> tuple[list[T], list[T]]:
+def split_by_patient(
+    cases: Sequence[T], fraction: float, seed: int, where: str = "the data"
+) -> tuple[list[T], list[T]]:
     """Splits cases so that no patient is on both sides.
 
     Args:
         cases: Anything that has a `patient_id`.
         fraction: Share of patients on the second side, in (0, 1); each side gets at least one patient.
         seed: The same seed and patients give the same split.
+        where: Where the cases come from, for the error message.
 
     Returns:
         The cases of the first side, those of the second, each in the order given.
@@ -123,7 +146,7 @@ def split_by_patient(cases: Sequence[T], fraction: float, seed: int) -> tuple[li
     """
     patients = sorted({case.patient_id for case in cases})
     if len(patients) < 2:
-        raise DataError(f"a split by patient needs at least 2 patients, the data has {len(patients)}")
+        raise DataError(f"{where}: a split by patient needs at least 2 patients; {name_patients(patients)}")
     count = min(max(1, round(fraction * len(patients))), len(patients) - 1)
     second = {patients[index] for index in np.random.default_rng(seed).permutation(len(patients))[:count]}
     return (
@@ -293,8 +316,8 @@ def _patient_of(name: str) -> str:
     return name.split("_")[0]
 
 
-def _with_patient(case: CaseFile, pattern: str) -> CaseFile:
+def _with_patient(case: CaseFile, pattern: str, root: Path) -> CaseFile:
     found = re.search(pattern, case.case_id)
     if found is None or not found.groups() or not found[1]:
-        raise DataError(f"patient_pattern {pattern!r} finds no patient in the case name {case.case_id!r}")
+        raise DataError(f"{root}: patient_pattern {pattern!r} finds no patient in the case name {case.case_id!r}")
     return CaseFile(case.case_id, found[1], case.image_paths, case.label_path, case.tags)

@@ -125,7 +125,8 @@ def _split_target(config: AdaptConfig) -> tuple[list[CaseFile], list[CaseFile]]:
     """
     files = find_cases(config.target)
     fraction = config.selection.target_fraction
-    learning, selecting = split_by_patient(files, fraction, derive_seed(config.seed, "selection"))
+    where = f"target: {config.target.path}"
+    learning, selecting = split_by_patient(files, fraction, derive_seed(config.seed, "selection"), where)
     if len({file.patient_id for file in selecting}) < 2:
         raise DataError(
             f"target: {config.target.path} has images of {len({file.patient_id for file in files})} patients, of whom "

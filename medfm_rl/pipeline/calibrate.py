@@ -67,6 +67,7 @@ def calibrate(
     Raises:
         UserError: The run is not finished, or the cases cannot be used or are too few.
     """
+    require_patients({file.patient_id for file in files}, targets)
     chosen = choose_device(device)
     judged = None if masks is None else _read_masks(run, files, masks, progress)
     encoder = None if biomedclip is None else BiomedCLIP.load(biomedclip, chosen)
@@ -179,7 +180,7 @@ def _fit_on_source(run: RunFolder, config: AdaptConfig, files: Sequence[CaseFile
     patients = {file.patient_id for file in files}
     if not files:
         raise DataError("the reward networks have learned from every source patient")
-    require_patients(len(patients), Targets())
+    require_patients(patients, Targets())
     # The maps of all cases are needed twice, and those of volumes are too large to be kept in memory.
     with tempfile.TemporaryDirectory(prefix="calibrating-", dir=run.path) as folder:
         cases, anatomy = _source_cases(run, config, files, progress, Path(folder))

@@ -13,8 +13,8 @@ from medfm_rl import __version__
 from medfm_rl.adapters import SegmenterAdapter
 from medfm_rl.adapters.loading import load_segmenter
 from medfm_rl.data.files import hash_folder
-from medfm_rl.data.layouts import CaseFile, find_cases, is_simulated
-from medfm_rl.errors import ModelError
+from medfm_rl.data.layouts import CaseFile, find_cases, is_simulated, name_patients
+from medfm_rl.errors import DataError, ModelError
 from medfm_rl.metrics.bootstrap import PairedDifference
 from medfm_rl.metrics.calibration import ReliabilityCurve
 from medfm_rl.metrics.scores import MEAN, Evaluation, StructureSummary, compare
@@ -98,6 +98,10 @@ def compare_models(
             f"the models segment other structures ({', '.join(before.schema.structures)} and "
             f"{', '.join(after.schema.structures)}); only models of the same structures can be compared"
         )
+    patients = {file.patient_id for file in files}
+    if len(patients) < 2:
+        folder = files[0].image_paths[0].parent
+        raise DataError(f"{folder}: intervals need images of at least 2 patients; {name_patients(patients)}")
 
     def score(name: str, segmenter: SegmenterAdapter) -> Evaluation:
         rules = load_anatomy(anatomy, segmenter.schema)

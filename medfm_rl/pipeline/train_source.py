@@ -33,7 +33,7 @@ def train_source(config: TrainSourceConfig, progress: Progress) -> TorchModuleAd
         adapter = TorchModuleAdapter.build_unet(config.network, schema, config.preprocessing, config.in_channels)
     files = find_cases(config.data)
     training, validation = split_by_patient(
-        files, config.training.validation_fraction, derive_seed(config.seed, "validation")
+        files, config.training.validation_fraction, derive_seed(config.seed, "validation"), f"data: {config.data.path}"
     )
     training_images, training_masks = load_labelled(training, adapter, progress, "training images")
     validation_images, validation_masks = load_labelled(validation, adapter, progress, "validation images")

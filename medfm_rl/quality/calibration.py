@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from medfm_rl import __version__
-from medfm_rl.data.layouts import split_by_patient
+from medfm_rl.data.layouts import name_patients, split_by_patient
 from medfm_rl.errors import DataError
 from medfm_rl.metrics.calibration import expected_calibration_error
 from medfm_rl.metrics.validity import Anatomy
@@ -73,22 +73,22 @@ class Provenance:
     biomedclip_hash: str | None = None
 
 
-def require_patients(count: int, targets: Targets) -> None:
+def require_patients(patients: Collection[str], targets: Targets) -> None:
     """Refuses so few patients that nothing can be fitted.
 
     Args:
-        count: Patients of the calibration cases.
+        patients: Of the calibration cases, each once.
         targets: What is asked.
 
     Raises:
         DataError: There are too few.
     """
-    if count < FEWEST_PATIENTS:
+    if len(patients) < FEWEST_PATIENTS:
         raise DataError(
-            f"calibration has {count} patients and needs at least {FEWEST_PATIENTS}; "
+            f"calibration has {len(patients)} patients and needs at least {FEWEST_PATIENTS}; "
             f"{2 * fewest_patients(targets.coverage)} for intervals of {targets.coverage:.0%}, and "
             f"{2 * fewest_for_threshold(targets.alpha, targets.confidence)} for a threshold that keeps bad masks below "
-            f"{targets.alpha:.0%} of the accepted: give more labelled cases"
+            f"{targets.alpha:.0%} of the accepted: give more labelled cases; {name_patients(patients)}"
         )
 
 
@@ -111,7 +111,7 @@ def fit_quality(
         DataError: There are too few patients.
     """
     patients = {case.patient_id for case in cases}
-    require_patients(len(patients), targets)
+    require_patients(patients, targets)
     fitted, promised = split_by_patient(list(cases), 0.5, derive_seed(seed, "quality"))
     pixels = _calibrate_pixels(fitted, promised, seed)
     structures, mean_fitted, mean_promised = _structures(fitted, promised, pixels, anatomy, targets)

@@ -140,6 +140,27 @@ def test_a_folder_appears_whole(tmp_path: Path) -> None:
     assert names(tmp_path / "new") == ["model", "model/sub", "model/sub/a.txt"]
 
 
+def test_a_folder_gets_its_name_when_all_of_it_is_on_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After a power cut a folder that is there would else hold empty files, and count as a finished stage."""
+    folder = tmp_path / "model"
+    synced: list[int] = []
+    fsync = os.fsync
+
+    def record(descriptor: int) -> None:
+        assert not folder.exists()
+        synced.append(os.fstat(descriptor).st_ino)
+        fsync(descriptor)
+
+    monkeypatch.setattr("os.fsync", record)
+    with replace_folder_on_success(folder) as temporary:
+        (temporary / "sub").mkdir()
+        (temporary / "sub" / "weights").write_text("weights")
+        (temporary / "settings").write_text("settings")
+        (temporary / "link").symlink_to("nowhere")
+    parts = [folder, folder / "sub", folder / "sub" / "weights", folder / "settings"]
+    assert sorted(synced) == sorted(path.stat().st_ino for path in parts)
+
+
 @pytest.mark.parametrize("link", [False, True])
 def test_an_empty_folder_is_filled(tmp_path: Path, link: bool) -> None:
     """Also where it is a link, to a larger disk for one."""
@@ -194,7 +215,7 @@ def test_an_exception_leaves_no_folder(tmp_path: Path, error: type[BaseException
     assert names(tmp_path) == []
 
 
-@pytest.mark.parametrize("call", ["pathlib.Path.write_text", "pathlib.Path.replace", "pathlib.Path.mkdir"])
+@pytest.mark.parametrize("call", ["os.fsync", "pathlib.Path.write_text", "pathlib.Path.replace", "pathlib.Path.mkdir"])
 def test_a_full_disk_is_named_and_leaves_no_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str) -> None:
     monkeypatch.setattr(call, full_disk)
     with (

@@ -57,14 +57,19 @@ def nnunet(tmp_path: Path, schema: LabelSchema) -> Path:
 def camus(request: pytest.FixtureRequest, tmp_path: Path, schema: LabelSchema) -> Path:
     """Two patients, both views and phases, with a sequence and the facts that each release ships beside them."""
     root = tmp_path / "camus"
+    suffix = ".mha" if request.param == ".mhd" else request.param
     for number, quality in ((1, "Good"), (2, "Poor")):
         patient = f"patient{number:04d}"
         for view in ("2CH", "4CH"):
-            write_scan(root / patient / f"{patient}_{view}_half_sequence{request.param}")
+            write_scan(root / patient / f"{patient}_{view}_half_sequence{suffix}")
             (root / patient / f"Info_{view}.cfg").write_text(f"ED: 1\nES: 14\nImageQuality: {quality}\nLVef: 53\n")
             for phase in ("ED", "ES"):
-                write_scan(root / patient / f"{patient}_{view}_{phase}{request.param}")
-                write_mask(root / patient / f"{patient}_{view}_{phase}_gt{request.param}", schema)
+                write_scan(root / patient / f"{patient}_{view}_{phase}{suffix}")
+                write_mask(root / patient / f"{patient}_{view}_{phase}_gt{suffix}", schema)
+    if request.param == ".mhd":
+        for path in root.glob("*/*.mha"):
+            sitk.WriteImage(sitk.ReadImage(str(path)), str(path.with_suffix(".mhd")))
+            path.unlink()
     return root
 
 
@@ -373,8 +378,44 @@ def test_a_missing_folder_and_a_file_are_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize("pattern", [r"^case(\d+)", r"^(q)?p", r"^(\d*)"], ids=["no match", "unused", "empty"])
 def test_a_pattern_that_finds_no_patient_names_the_case(tmp_path: Path, pattern: str) -> None:
     write_scan(tmp_path / "p1_a.png")
-    with pytest.raises(DataError, match=r"patient_pattern .*'p1_a'"):
+    with pytest.raises(DataError, match=rf"{tmp_path}: patient_pattern .*'p1_a'"):
         found(tmp_path, patient_pattern=pattern)
+
+
+@pytest.mark.parametrize("names", [["case_001", "case_002"], ["CHNCXR_0001_0", "CHNCXR_0002_1"]])
+def test_a_data_set_that_seems_to_show_one_patient_gives_a_warning(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, names: list[str]
+) -> None:
+    for name in names:
+        write_scan(tmp_path / f"{name}.png")
+    found(tmp_path)
+    (record,) = caplog.records
+    assert record.levelname == "WARNING"
+    patient = names[0].split("_")[0]
+    for words in (f"{tmp_path}: all 2 cases", f"1 ({patient})", "patient_pattern", "--patient-pattern"):
+        assert words in record.getMessage()
+    caplog.clear()
+    cases = found(tmp_path, patient_pattern=r"_(\d+)")
+    assert [case.patient_id for case in cases] == [name.split("_")[1] for name in names]
+    assert not caplog.records
+
+
+def test_one_case_or_some_of_a_patient_among_others_give_no_warning(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    write_scan(tmp_path / "p1_a.png")
+    found(tmp_path)
+    write_scan(tmp_path / "p1_b.png")
+    write_scan(tmp_path / "p2_a.png")
+    found(tmp_path)
+    assert not caplog.records
+
+
+@pytest.mark.parametrize("layout", ["auto", "folder", "nnunet"])
+def test_a_split_of_data_without_parts_is_refused(tmp_path: Path, layout: str) -> None:
+    write_scan(tmp_path / "p1_0000.png")
+    with pytest.raises(DataError, match=r"split test is for nnU-Net data sets with a dataset\.json"):
+        found(tmp_path, layout=layout, split="test")
 
 
 def test_reading_a_case_does_not_touch_its_mask(tmp_path: Path, schema: LabelSchema) -> None:
@@ -437,8 +478,12 @@ def test_other_seeds_give_other_splits() -> None:
     assert len(splits) > 5
 
 
-@pytest.mark.parametrize("count", [0, 1])
-def test_too_few_patients_for_a_split_are_counted_in_the_error(count: int) -> None:
-    cases = [SimpleNamespace(patient_id="p1")] * 3 * count
-    with pytest.raises(DataError, match=f"at least 2 patients, the data has {count}"):
-        split_by_patient(cases, 0.5, 0)
+def test_too_few_patients_for_a_split_are_named_with_where_they_are_from_and_what_to_set() -> None:
+    cases = [SimpleNamespace(patient_id="case")] * 3
+    message = (
+        r"target: data/b: .*at least 2 patients; patients found: 1 \(case\).*patient_pattern \(--patient-pattern\)"
+    )
+    with pytest.raises(DataError, match=message):
+        split_by_patient(cases, 0.5, 0, "target: data/b")
+    with pytest.raises(DataError, match="patients found: 0;"):
+        split_by_patient([], 0.5, 0)
