@@ -357,7 +357,7 @@ def _texts(prompts: TextPrompts, schema: LabelSchema) -> tuple[str, ...]:
 
 
 def _given_texts(prompts: Prompts, schema: LabelSchema) -> tuple[str, ...]:
-    if prompts.texts is None or prompts.boxes is not None or prompts.points is not None:
+    if prompts.texts is None or prompts.boxes is not None:
         raise ModelError("this segmenter takes words and no other prompts")
     if len(prompts.texts) != schema.num_classes - 1:
         raise ModelError(f"{len(prompts.texts)} texts for {schema.num_classes - 1} structures; each needs one")

@@ -301,7 +301,7 @@ def read_description(folder: Path) -> PromptableDescription:
 
 
 def _given_boxes(prompts: Prompts, images: Tensor, structures: int) -> tuple[Tensor, Tensor]:
-    if prompts.boxes is None or prompts.points is not None or prompts.texts is not None:
+    if prompts.boxes is None or prompts.texts is not None:
         raise ModelError("this segmenter takes boxes and no other prompts")
     expected = (len(images), structures, 4)
     if prompts.boxes.shape != expected:
