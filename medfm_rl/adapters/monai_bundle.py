@@ -29,7 +29,7 @@ from medfm_rl.adapters.checkpoints import (
     state_bytes,
 )
 from medfm_rl.adapters.padding import pad_to_patch
-from medfm_rl.data.files import replace_folder_on_success
+from medfm_rl.data.files import hash_folder, replace_folder_on_success
 from medfm_rl.data.images import write_image
 from medfm_rl.errors import DataError, ModelError
 from medfm_rl.networks import portable_state
@@ -203,6 +203,9 @@ class MonaiBundleAdapter(SegmenterAdapter):
             stale = shutil.ignore_patterns("*.ts", "*.onnx", "__pycache__")
             shutil.copytree(self.folder, temporary, dirs_exist_ok=True, ignore=stale)
             (temporary / "models" / self.weights).write_bytes(weights)
+
+    def inference_settings(self) -> Mapping[str, Any]:
+        return {**super().inference_settings(), "configs": hash_folder(self.folder / "configs")}
 
     @property
     def _path(self) -> Path:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 import importlib
 import io
 import json
@@ -208,6 +209,16 @@ class TorchModuleAdapter(SegmenterAdapter):
         with replace_folder_on_success(folder) as temporary:
             (temporary / DESCRIPTION).write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
             (temporary / self.weights).write_bytes(_weights_bytes(self.module, self.weights, self.container))
+
+    def inference_settings(self) -> Mapping[str, Any]:
+        return {
+            **super().inference_settings(),
+            "preprocessing": self.preprocessing.model_dump(mode="json"),
+            # A frozen script has its weights in its code.
+            "network": hashlib.sha256(_script_bytes(self.module)).hexdigest()
+            if _is_script(self.module)
+            else self.network,
+        }
 
     @property
     def _resizes(self) -> bool:

@@ -273,6 +273,18 @@ def test_a_frozen_torchscript_file_predicts_and_says_that_it_cannot_learn(
         adapter.trainable("all")
 
 
+def test_frozen_torchscript_files_of_other_weights_are_not_one_segmenter(tmp_path: Path) -> None:
+    """Their weights are constants of the code: a state dict would say that they are the same."""
+    folder, found = write_folder(tmp_path, network={"torchscript": "net.pt"}), []
+    for seed in (0, 1):
+        torch.manual_seed(seed)
+        save_script(scripted(nn.Conv2d(1, K, 1), freeze=True), folder / "net.pt")
+        first, second = TorchModuleAdapter.load(folder), TorchModuleAdapter.load(folder)
+        assert first.inference_settings() == second.inference_settings()
+        found.append(first.inference_settings())
+    assert found[0] != found[1]
+
+
 # Images in, label maps out
 
 
