@@ -204,19 +204,19 @@ def evaluate_command(
     from medfm_rl.metrics.validity import load_anatomy
     from medfm_rl.pipeline.evaluate import evaluate, write_evaluation
     from medfm_rl.pipeline.finish import compare_models
-    from medfm_rl.pipeline.models import choose_device, load_model
+    from medfm_rl.pipeline.models import choose_device, load_compared, load_model
     from medfm_rl.report import summary_table
 
     chosen = choose_device(device)
     files = find_cases(_data_settings(data, layout, patient_pattern, split, where))
-    segmenter = load_model(model, prompts).to(chosen).segmenter
     with _progress() as progress:
         if against is None:
+            segmenter = load_model(model, prompts).to(chosen).segmenter
             evaluation = evaluate(segmenter, files, load_anatomy(anatomy, segmenter.schema), progress)
             write_evaluation(out, {str(model): evaluation}, None)
         else:
-            other = load_model(against).to(chosen).segmenter
-            comparison = compare_models(other, segmenter, files, anatomy, progress)
+            new, old = (found.to(chosen).segmenter for found in load_compared(model, against, prompts))
+            comparison = compare_models(old, new, files, anatomy, progress)
             evaluation = comparison.after
             write_evaluation(
                 out, {str(against): comparison.before, str(model): comparison.after}, comparison.differences

@@ -183,12 +183,10 @@ class Prompts:
 
     Attributes:
         boxes: `(B, K-1, 2 * ndim)`: the low then the high corner of each box, in pixels of the preprocessed image.
-        points: `(B, K-1, P, ndim)`, in pixels of the preprocessed image.
         texts: One description per structure.
     """
 
     boxes: FloatArray | None = None
-    points: FloatArray | None = None
     texts: tuple[str, ...] | None = None
 
 

@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -147,6 +147,13 @@ class SegmenterAdapter(nn.Module, ABC):
         """
         del case_id
         return None
+
+    def inference_settings(self) -> Mapping[str, Any]:
+        """What besides weights and prompts decides about a mask, as JSON values.
+
+        A mask is taken for one of this segmenter where these and the weights are the same.
+        """
+        return {"structures": dict(zip(self.schema.names, self.schema.ids, strict=True)), "size": self.patch_size}
 
     @torch.no_grad()
     def own_estimate(self, image: Tensor, action: Tensor) -> Tensor | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import sys
 import warnings
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib.abc import MetaPathFinder
 from importlib.machinery import ModuleSpec, PathFinder
@@ -118,6 +118,10 @@ class BiomedParseAdapter(SegmenterAdapter):
     @property
     def _head(self) -> Any:
         return self._network.sem_seg_head
+
+    def inference_settings(self) -> Mapping[str, Any]:
+        described = self.description.model_dump(mode="json", exclude={"prompts", "checkpoint", "checkout", "tokenizer"})
+        return {**super().inference_settings(), **described, "texts": self.texts}
 
     def preprocess(self, case: Case) -> Sample:
         """Grey values 0 to 255, zeros around to a square, 512 x 512 pixels, the tool's mean and deviation."""
@@ -357,7 +361,7 @@ def _texts(prompts: TextPrompts, schema: LabelSchema) -> tuple[str, ...]:
 
 
 def _given_texts(prompts: Prompts, schema: LabelSchema) -> tuple[str, ...]:
-    if prompts.texts is None or prompts.boxes is not None or prompts.points is not None:
+    if prompts.texts is None or prompts.boxes is not None:
         raise ModelError("this segmenter takes words and no other prompts")
     if len(prompts.texts) != schema.num_classes - 1:
         raise ModelError(f"{len(prompts.texts)} texts for {schema.num_classes - 1} structures; each needs one")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import pickle
 import struct
@@ -13,12 +14,14 @@ from typing import Any, Final
 import numpy as np
 import torch
 from safetensors import SafetensorError
+from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from medfm_rl.errors import ModelError
 
 CONTAINERS: Final = ("state_dict", "model_state_dict", "model")
 """Keys under which a checkpoint may hold its state dict."""
+_SUFFIXES: Final = (".pth", ".pt", ".safetensors")
 NO_CHECKPOINT: Final = (
     OSError,
     RuntimeError,
@@ -50,9 +53,7 @@ def read_checkpoint(
     Raises:
         ModelError: It is missing, damaged, no dictionary, or holds other objects and is not trusted.
     """
-    if not path.is_file():
-        others = sorted(other.name for other in path.parent.glob("*.pth"))
-        raise ModelError(f"{path}: there is no such checkpoint; there is {', '.join(others) or 'none'} in that folder")
+    _require_file(path)
     try:
         with warnings.catch_warnings(), torch.serialization.safe_globals(_harmless()):
             warnings.simplefilter("ignore", UserWarning)
@@ -72,7 +73,9 @@ def read_checkpoint(
 
 
 def read_state(path: Path) -> tuple[dict[str, Tensor], str | None]:
-    """Reads a .pth file that holds a state dict, as it is or under one of `CONTAINERS`.
+    """Reads the weights of a .safetensors file, or of a .pth file as they are or under one of `CONTAINERS`.
+
+    Nothing is unpickled that could run code.
 
     Returns:
         The tensors by name, and the key that they are under; None where there is none.
@@ -80,12 +83,33 @@ def read_state(path: Path) -> tuple[dict[str, Tensor], str | None]:
     Raises:
         ModelError: It is missing, damaged or holds something else.
     """
+    if path.suffix == ".safetensors":
+        return _read_safetensors(path), None
     content = read_checkpoint(path)
     container = next((key for key in CONTAINERS if isinstance(content.get(key), dict)), None)
     state = content[container] if container else content
-    if not all(isinstance(value, torch.Tensor) for value in state.values()):
-        raise ModelError(f"{path}: not a state dict: tensors by name are needed, as they are or within model")
+    if not all(isinstance(key, str) and isinstance(value, Tensor) for key, value in state.items()):
+        raise ModelError(
+            f"{path}: not a state dict: tensors by name are needed, as they are or within one of "
+            f"{', '.join(CONTAINERS)}"
+        )
     return dict(state), container
+
+
+def state_bytes(state: Mapping[str, Tensor], name: str, content: Mapping[str, Any], container: str | None) -> bytes:
+    """A file of weights as bytes: the writers of torch end the process where the disk is full.
+
+    Args:
+        state: The tensors by name, none of which shares memory with another.
+        name: Of the file; its suffix says the format.
+        content: What stands beside the weights, where they are in a container.
+        container: The key that they are under in a .pth file; None where they are the file.
+    """
+    if Path(name).suffix == ".safetensors":
+        return bytes(save(dict(state)))
+    buffer = io.BytesIO()
+    torch.save({**content, container: dict(state)} if container else dict(state), buffer)
+    return buffer.getvalue()
 
 
 def read_json_object(path: Path, missing: str) -> dict[str, Any]:
@@ -139,6 +163,21 @@ def refuse_damaged(state: Mapping[str, Tensor], path: Path) -> None:
 def first_line(error: Exception) -> str:
     """The first line of a message, short enough for one of ours."""
     return str(error).strip().split("\n")[0][:160]
+
+
+def _read_safetensors(path: Path) -> dict[str, Tensor]:
+    _require_file(path)
+    try:
+        state: dict[str, Tensor] = load_file(path)
+    except NO_CHECKPOINT as error:
+        raise ModelError(f"{path}: a damaged or truncated checkpoint ({first_line(error)})") from error
+    return state
+
+
+def _require_file(path: Path) -> None:
+    if not path.is_file():
+        others = sorted(other.name for other in path.parent.glob("*") if other.suffix in _SUFFIXES and other.is_file())
+        raise ModelError(f"{path}: there is no such checkpoint; there is {', '.join(others) or 'none'} in that folder")
 
 
 def _blocked(error: Exception) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -50,6 +51,7 @@ def check_adapter(adapter: SegmenterAdapter, case: Case) -> None:
         _check_restore,
         _check_native_sizes,
         _check_copy,
+        _check_inference_settings,
         _check_export,
         _check_low_rank,
     )
@@ -84,6 +86,17 @@ def _check_attributes(adapter: SegmenterAdapter, case: Case) -> None:
         len(case.shape) - len(adapter.patch_size) in (0, 1),
         f"patch_size {adapter.patch_size} has another number of axes than the case {case.shape}",
     )
+
+
+def _check_inference_settings(adapter: SegmenterAdapter, case: Case) -> None:
+    del case
+    try:
+        own, twin = (
+            json.dumps(each.inference_settings(), sort_keys=True) for each in (adapter, copy.deepcopy(adapter))
+        )
+    except TypeError as error:
+        raise ConformanceError(f"inference_settings gives values that JSON does not know: {error}") from error
+    _require(own == twin, "the inference_settings of a copy are other ones")
 
 
 def _check_preprocess(adapter: SegmenterAdapter, case: Case) -> None:

@@ -12,7 +12,7 @@ from typing import Final
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
-from torch import Tensor
+from torch import Tensor, nn
 
 from medfm_rl.adapters.base import SegmenterAdapter
 from medfm_rl.adapters.checkpoints import first_line
@@ -39,10 +39,10 @@ class Delta:
     changes: Mapping[str, Tensor]
 
 
-def state_hash(segmenter: SegmenterAdapter) -> str:
+def state_hash(module: nn.Module) -> str:
     """SHA-256 of names and values of all weights and buffers."""
     digest = hashlib.sha256()
-    for name, value in sorted(segmenter.state_dict().items()):
+    for name, value in sorted(module.state_dict().items()):
         digest.update(name.encode())
         digest.update(value.detach().cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()

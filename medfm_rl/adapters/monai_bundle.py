@@ -6,7 +6,6 @@ The configuration of a bundle is code: whatever stands behind a `$` in it is run
 from __future__ import annotations
 
 import copy
-import io
 import shutil
 import tempfile
 import warnings
@@ -21,9 +20,16 @@ from torch import Tensor, nn
 from torch.nn import Parameter
 
 from medfm_rl.adapters.base import Sample, Scope, SegmenterAdapter, parameters_in_scope
-from medfm_rl.adapters.checkpoints import CONTAINERS, first_line, load_strictly, read_checkpoint, read_json_object
+from medfm_rl.adapters.checkpoints import (
+    first_line,
+    load_strictly,
+    read_checkpoint,
+    read_json_object,
+    read_state,
+    state_bytes,
+)
 from medfm_rl.adapters.padding import pad_to_patch
-from medfm_rl.data.files import replace_folder_on_success
+from medfm_rl.data.files import hash_folder, replace_folder_on_success
 from medfm_rl.data.images import write_image
 from medfm_rl.errors import DataError, ModelError
 from medfm_rl.networks import portable_state
@@ -99,7 +105,7 @@ class MonaiBundleAdapter(SegmenterAdapter):
         self.network.cpu()
         self.tool = _Tool(_content(parser, "preprocessing", config), _content(parser, "inferer", config), softmax_first)
         self.patch_size = _patch(self.tool.inferer, metadata, config)
-        load_strictly(self.network, self._state(self._read()), self._path)
+        load_strictly(self.network, read_state(self._path)[0], self._path)
         self.eval()
 
     @classmethod
@@ -189,29 +195,21 @@ class MonaiBundleAdapter(SegmenterAdapter):
         """
         if not self.folder.is_dir():
             raise ModelError(f"{self.folder}: the bundle that was loaded is gone; export needs its files")
-        content = self._read()
         state = portable_state(self.network.state_dict())
-        container = _container(content)
-        buffer = io.BytesIO()
-        torch.save({**content, container: state} if container else state, buffer)
+        _, container = read_state(self._path)
+        beside = read_checkpoint(self._path) if container else {}
+        weights = state_bytes(state, self.weights, beside, container)
         with replace_folder_on_success(folder) as temporary:
             stale = shutil.ignore_patterns("*.ts", "*.onnx", "__pycache__")
             shutil.copytree(self.folder, temporary, dirs_exist_ok=True, ignore=stale)
-            (temporary / "models" / self.weights).write_bytes(buffer.getvalue())
+            (temporary / "models" / self.weights).write_bytes(weights)
+
+    def inference_settings(self) -> Mapping[str, Any]:
+        return {**super().inference_settings(), "configs": hash_folder(self.folder / "configs")}
 
     @property
     def _path(self) -> Path:
         return self.folder / "models" / self.weights
-
-    def _read(self) -> dict[str, Any]:
-        return read_checkpoint(self._path)
-
-    def _state(self, content: Mapping[str, Any]) -> dict[str, Tensor]:
-        container = _container(content)
-        state = content[container] if container else content
-        if not all(isinstance(value, Tensor) for value in state.values()):
-            raise ModelError(f"{self._path}: not a state dict, plain or within one of {', '.join(CONTAINERS)}")
-        return dict(state)
 
     def _to_case(self, values: Tensor, sample: BundleSample) -> np.ndarray[Any, Any]:
         """Values `(N, *S')` on the grid of the case, by undoing the preprocessing."""
@@ -242,10 +240,6 @@ def _ours(sample: Sample) -> BundleSample:
     if not isinstance(sample, BundleSample):
         raise TypeError("this sample is not from this adapter's `preprocess`")
     return sample
-
-
-def _container(content: Mapping[str, Any]) -> str | None:
-    return next((key for key in CONTAINERS if isinstance(content.get(key), Mapping)), None)
 
 
 def _read_metadata(folder: Path) -> Mapping[str, Any]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import io
 import itertools
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, final
@@ -181,6 +181,18 @@ class NnUNetAdapter(SegmenterAdapter):
             volumes: Tensor = slices.unflatten(0, (images.shape[0], images.shape[2])).movedim(1, 2)
             return volumes
         return self._tiled(images)
+
+    def inference_settings(self) -> Mapping[str, Any]:
+        return {
+            **super().inference_settings(),
+            "plans": self.tool.plans.plans,
+            "configuration": self.tool.configuration_name,
+            "dataset": self.tool.dataset,
+            "folds": list(self.folds),
+            "mirrored": list(self.mirror_axes),
+            "step_size": self.step_size,
+            "canonical": self.canonical,
+        }
 
     @property
     def mirror_axes(self) -> tuple[int, ...]:

@@ -128,6 +128,10 @@ class PromptableAdapter(SegmenterAdapter):
     def prompt_hash(self, case_id: str) -> str | None:
         return self.prompts.content_hash(case_id)
 
+    def inference_settings(self) -> Mapping[str, Any]:
+        described = self.description.model_dump(mode="json", exclude={"prompts", "checkpoint"})
+        return {**super().inference_settings(), **described}
+
     def preprocess(self, case: Case) -> Sample:
         """The tool's own intensities and size, the aspect not kept; then a channel per structure with its box."""
         where = f"case {case.case_id}"
@@ -301,7 +305,7 @@ def read_description(folder: Path) -> PromptableDescription:
 
 
 def _given_boxes(prompts: Prompts, images: Tensor, structures: int) -> tuple[Tensor, Tensor]:
-    if prompts.boxes is None or prompts.points is not None or prompts.texts is not None:
+    if prompts.boxes is None or prompts.texts is not None:
         raise ModelError("this segmenter takes boxes and no other prompts")
     expected = (len(images), structures, 4)
     if prompts.boxes.shape != expected:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 import importlib
 import io
 import json
@@ -15,19 +16,18 @@ from typing import Any, final
 import numpy as np
 import torch
 from pydantic import ValidationError
-from safetensors.torch import load_file, save
 from torch import Tensor, nn
 from torch.nn import Parameter
 from torch.nn import functional as F
 
 from medfm_rl.adapters.base import Sample, Scope, SegmenterAdapter, parameters_in_scope
 from medfm_rl.adapters.checkpoints import (
-    CONTAINERS,
-    NO_CHECKPOINT,
     first_line,
     load_strictly,
     read_json_object,
+    read_state,
     refuse_damaged,
+    state_bytes,
 )
 from medfm_rl.adapters.description import DESCRIPTION
 from medfm_rl.data.files import replace_folder_on_success
@@ -210,6 +210,16 @@ class TorchModuleAdapter(SegmenterAdapter):
             (temporary / DESCRIPTION).write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
             (temporary / self.weights).write_bytes(_weights_bytes(self.module, self.weights, self.container))
 
+    def inference_settings(self) -> Mapping[str, Any]:
+        return {
+            **super().inference_settings(),
+            "preprocessing": self.preprocessing.model_dump(mode="json"),
+            # A frozen script has its weights in its code.
+            "network": hashlib.sha256(_script_bytes(self.module)).hexdigest()
+            if _is_script(self.module)
+            else self.network,
+        }
+
     @property
     def _resizes(self) -> bool:
         return self.preprocessing.grid == "resize"
@@ -331,49 +341,15 @@ def _script_bytes(module: nn.Module) -> bytes:
 
 def _load_weights(module: nn.Module, path: Path) -> str | None:
     """Loads a state dict strictly and returns the key under which a .pt/.pth file holds it."""
-    container, state = _read_state(path)
+    state, container = read_state(path)
     load_strictly(module, state, path)
     return container
 
 
-def _read_state(path: Path) -> tuple[str | None, dict[str, Tensor]]:
-    """The tensors of a checkpoint by name, and the key under which a .pt/.pth file holds them."""
-    if not path.exists():
-        raise ModelError(f"{path}: there is no such weights file")
-    container = None
-    try:
-        if path.suffix == ".safetensors":
-            content = load_file(path)
-        else:
-            with warnings.catch_warnings():
-                # About pickle protocols: what cannot be read safely is refused all the same.
-                warnings.simplefilter("ignore", UserWarning)
-                content = torch.load(path, map_location="cpu", weights_only=True)
-    except NO_CHECKPOINT as error:
-        raise ModelError(f"{path}: not a checkpoint that can be loaded safely ({first_line(error)})") from error
-    if isinstance(content, dict):
-        container = next((key for key in CONTAINERS if isinstance(content.get(key), dict)), None)
-        content = content[container] if container else content
-    if not isinstance(content, dict) or not all(
-        isinstance(key, str) and isinstance(value, Tensor) for key, value in content.items()
-    ):
-        raise ModelError(
-            f"{path}: not a state dict: tensors by name are needed, as they are or within one of "
-            f"{', '.join(CONTAINERS)}"
-        )
-    return container, content
-
-
 def _weights_bytes(module: nn.Module, name: str, container: str | None) -> bytes:
-    """The file of weights as bytes: the writers of torch end the process where the disk is full."""
     if _is_script(module):
         return _script_bytes(module)
-    state = portable_state(module.state_dict())
-    if name.endswith(".safetensors"):
-        return bytes(save(state))
-    buffer = io.BytesIO()
-    torch.save({container: state} if container else state, buffer)
-    return buffer.getvalue()
+    return state_bytes(portable_state(module.state_dict()), name, {}, container)
 
 
 def _unet_decoder_prefixes(module: nn.Module) -> tuple[str, ...]:

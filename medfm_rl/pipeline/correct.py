@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +15,11 @@ import torch
 from medfm_rl import __version__
 from medfm_rl.adapters import Sample, SegmenterAdapter
 from medfm_rl.adapters.delta import state_hash
-from medfm_rl.data.files import append_lines, hash_path, replace_on_success, write_json, write_text
+from medfm_rl.data.files import hash_file, hash_folder, hash_path, replace_on_success, write_json, write_text
 from medfm_rl.data.images import write_labels
 from medfm_rl.data.layouts import CaseFile, is_simulated
 from medfm_rl.errors import DataError, UserError
+from medfm_rl.pipeline.case_records import CaseRecords, hash_case, hash_settings
 from medfm_rl.pipeline.correctors import hash_parts, load_networks, make_corrector
 from medfm_rl.pipeline.images import Progress
 from medfm_rl.pipeline.marked import GivenMasks, Marked, Scores
@@ -34,6 +33,8 @@ from medfm_rl.settings import CorrectionSettings
 from medfm_rl.tto import CaseCorrector, TTOResult
 from medfm_rl.tto.acceptance import Acceptance
 from medfm_rl.types import Case, FloatArray, LabelMap
+
+_RECORDS = "correct"
 
 
 @dataclass(frozen=True)
@@ -116,14 +117,20 @@ def correct(
     taken, problems = marked.files, dict(marked.problems)
     untouched = len(files) - len(taken) - len(problems)
     given = None if masks is None else GivenMasks(masks, marked.scores, adapter.schema)
-    bench = _Bench(corrector, reward, out, {**hashes, "settings": settings.model_dump()}, propose_only, given)
+    common = {
+        **hashes,
+        "inference": hash_settings(adapter.inference_settings()),
+        "settings": settings.model_dump(mode="json"),
+        "propose_only": propose_only,
+    }
+    bench = _Bench(corrector, reward, out, common, propose_only, given)
     records: list[Mapping[str, Any]] = []
     for done, file in enumerate(taken, 1):
         try:
             records.append(bench.handle(file))
         except UserError as error:
             problems[file.case_id] = str(error)
-            bench.log({"case": file.case_id, "decision": "referred", "problem": str(error)})
+            bench.records.log([{"case": file.case_id, "decision": "referred", "problem": str(error)}])
         progress("correcting", done, len(taken))
     if taken and not records:
         raise DataError(f"no case could be handled; the first: {next(iter(problems.values()))}")
@@ -200,17 +207,30 @@ def predict_and_correct(
         prompts: As in `correct`.
 
     Raises:
-        UserError: As in `correct`.
+        UserError: As in `correct`, or masks that another model or another command made lie in `labels/`.
     """
+    run, records = RunFolder(path), CaseRecords(out, _RECORDS)
+    run.require_model()
+    maker = {"segmenter": hash_folder(run.model)}
+    for file in files:
+        records.require_own(file.case_id, _label_path(out, file), maker)
     corrections = correct(path, files, None, out, settings, False, False, device, progress, prompts)
     handled = {record["case"] for record in corrections.records}
     for file in files:
-        name = f"{file.case_id}.nii.gz"
-        original = out / "scores" / "labels" / name
-        if file.case_id not in handled and original.exists():
-            with replace_on_success(out / "labels" / name) as temporary:
+        original, labels = _label_path(out / "scores", file), _label_path(out, file)
+        if file.case_id in handled or not original.exists():
+            continue
+        inputs = {**maker, "kept": hash_file(original)}
+        if records.reuse(file.case_id, inputs) is None:
+            records.begin(file.case_id, inputs)
+            with replace_on_success(labels) as temporary:
                 shutil.copy(original, temporary)
+            records.write(file.case_id, inputs, {}, [labels])
     return corrections
+
+
+def _label_path(out: Path, file: CaseFile) -> Path:
+    return out / "labels" / f"{file.case_id}.nii.gz"
 
 
 class _Bench:
@@ -228,44 +248,35 @@ class _Bench:
         self.corrector = corrector
         self.reward = reward
         self.out = out
-        self.common = {**common, "propose_only": propose_only}
+        self.records = CaseRecords(out, _RECORDS)
+        self.common = common
         self.propose_only = propose_only
         self.masks = masks
 
     def handle(self, file: CaseFile) -> Mapping[str, Any]:
-        path = self.out / "cases" / f"{file.case_id}.json"
-        inputs = {**self.common, "images": [hash_path(image) for image in file.image_paths]}
-        prompts = self.corrector.adapter.prompt_hash(file.case_id)
-        if prompts is not None:
-            inputs["prompts"] = prompts
+        inputs = {**self.common, **hash_case(file, self.corrector.adapter)}
         if self.masks is not None:
             inputs["mask"] = hash_path(self.masks.path(file.case_id))
-        known = _read_record(path)
-        if known is not None and known["inputs"] == inputs:
-            record: Mapping[str, Any] = known["record"]
-            return record
-        # A case that is handled anew has no record until it is complete.
-        path.unlink(missing_ok=True)
+        known: Mapping[str, Any] | None = self.records.reuse(file.case_id, inputs)
+        if known is not None:
+            return known
+        self.records.begin(file.case_id, inputs)
         case = file.read()
         result = self.corrector.optimize(case, original=None if self.masks is None else self.masks.read(case))
         decision = "referred"
         if result.accepted:
             decision = "proposed" if self.propose_only else "corrected"
-        rewards = self._write(case, result, decision)
+        rewards, files = self._write(case, result, decision)
         record = _record(result, case, decision, rewards)
-        self.log({**record, "inputs": inputs})
-        write_json(path, {"inputs": inputs, "record": record})
+        self.records.log([{**record, "inputs": inputs}])
+        self.records.write(file.case_id, inputs, record, files)
         return record
 
-    def log(self, content: Mapping[str, Any]) -> None:
-        """Adds a decision to the audit log; nothing is ever rewritten."""
-        common = {"time": datetime.now(UTC).isoformat(timespec="seconds"), "medfm_rl": __version__}
-        append_lines(self.out / "audit.jsonl", [{**common, **content}])
-
-    def _write(self, case: Case, result: TTOResult, decision: str) -> tuple[float, float]:
-        """Writes masks and picture; returns the mean rewards before and after."""
+    def _write(self, case: Case, result: TTOResult, decision: str) -> tuple[tuple[float, float], list[Path]]:
+        """Writes masks and picture; returns the mean rewards before and after, and the files."""
         schema, name = self.corrector.adapter.schema, f"{case.case_id}.nii.gz"
-        proposal = self.out / "proposals" / name
+        labels, proposal = self.out / "labels" / name, self.out / "proposals" / name
+        picture = self.out / "pictures" / f"{case.case_id}.png"
         # One of an earlier call with other settings would look like one of this call.
         proposal.unlink(missing_ok=True)
         if decision == "proposed":
@@ -277,10 +288,10 @@ class _Bench:
         )
         title = f"{case.case_id}: {decision}"
         figure = correction_figure(case.image[0], result.before, map_before, result.after, map_after, schema, title)
-        with replace_on_success(self.out / "pictures" / f"{case.case_id}.png") as temporary:
+        with replace_on_success(picture) as temporary:
             temporary.write_bytes(figure_bytes(figure))
-        write_labels(self.out / "labels" / name, mask, case.geometry, schema)
-        return before, after
+        write_labels(labels, mask, case.geometry, schema)
+        return (before, after), [labels, picture, *([proposal] if decision == "proposed" else [])]
 
     @torch.no_grad()
     def _judge(self, sample: Sample, labels: LabelMap) -> tuple[FloatArray, float]:
@@ -290,14 +301,6 @@ class _Bench:
         found = judge_tiles(self.reward, sample.image.to(adapter.device), action, adapter.patch_size)
         mean = float(structure_scores(found[None], action[None], adapter.schema.num_classes).mean())
         return adapter.restore_map(found, sample).clip(0, 1), mean
-
-
-def _read_record(path: Path) -> dict[str, Any] | None:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None  # Handled anew.
-    return content if isinstance(content, dict) and {"inputs", "record"} <= content.keys() else None
 
 
 def _record(result: TTOResult, case: Case, decision: str, rewards: tuple[float, float]) -> dict[str, Any]:

@@ -7,11 +7,13 @@ import io
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
 from medfm_rl.adapters import SegmenterAdapter
+from medfm_rl.adapters.delta import state_hash
 from medfm_rl.data.files import write_json, write_text
 from medfm_rl.data.images import write_image, write_labels
 from medfm_rl.data.layouts import CaseFile
@@ -19,10 +21,11 @@ from medfm_rl.errors import DataError, UserError
 from medfm_rl.metrics.bootstrap import PairedDifference
 from medfm_rl.metrics.scores import CaseScore, Evaluation, score_case, summarise
 from medfm_rl.metrics.validity import Anatomy
+from medfm_rl.pipeline.case_records import CaseRecords, hash_case, hash_segmenter
 from medfm_rl.pipeline.images import Progress
 from medfm_rl.pipeline.models import Model
 from medfm_rl.reward.tiles import judge_tiles
-from medfm_rl.types import Case, FloatArray, LabelMap
+from medfm_rl.types import Case, FloatArray, LabelMap, LabelSchema
 
 
 def evaluate(
@@ -68,33 +71,58 @@ def write_evaluation(
 def predict(model: Model, files: Sequence[CaseFile], out: Path, progress: Progress) -> list[str]:
     """Writes a label map per case in the geometry of its image, and its reward map where the model has a reward.
 
-    Cases that are there already are kept, so an interrupted call can be repeated. A case that cannot be read is left
-    out and named; the others are segmented.
+    Masks that this model made of the same images with the same prompts are kept, so an interrupted call can be
+    repeated. Those of other images or prompts are made anew. A case that cannot be read, or whose mask somebody has
+    changed since, is left out and named; the others are segmented.
 
     Returns:
         One message per case that was left out.
 
     Raises:
-        DataError: No case could be segmented.
+        DataError: No case could be segmented, or masks lie in `out` that another model made, or nobody knows what.
     """
+    records, maker = CaseRecords(out, "predict"), _hash_model(model)
+    for file in files:
+        records.require_own(file.case_id, out / "labels" / f"{file.case_id}.nii.gz", maker)
     problems: list[str] = []
     for done, file in enumerate(files, 1):
-        label_path = out / "labels" / f"{file.case_id}.nii.gz"
-        if not label_path.exists():
-            try:
+        try:
+            inputs = {**maker, **hash_case(file, model.segmenter)}
+            made = None
+            if records.reuse(file.case_id, inputs) is None:
                 case = file.read()
-                labels, reward_map = segment_and_judge(model, case)
-            except UserError as error:
-                problems.append(str(error))
-            else:
-                if reward_map is not None:
-                    write_image(out / "rewards" / f"{file.case_id}.nii.gz", reward_map, case.geometry)
-                # Last: a case with a label map is complete.
-                write_labels(label_path, labels, case.geometry, model.segmenter.schema)
+                made = segment_and_judge(model, case)
+        except UserError as error:
+            problems.append(str(error))
+        else:
+            if made is not None:
+                records.begin(file.case_id, inputs)
+                written = _write_prediction(out, case, *made, model.segmenter.schema)
+                records.write(file.case_id, inputs, {}, written)
         progress("predicting", done, len(files))
     if len(problems) == len(files):
         raise DataError(f"no case could be segmented; the first: {problems[0]}")
     return problems
+
+
+def _hash_model(model: Model) -> dict[str, Any]:
+    """What makes masks and reward maps, but for image and prompts."""
+    reward = model.reward
+    judge = None if reward is None else [state_hash(reward), reward.fusion, reward.pessimism]
+    return {**hash_segmenter(model.segmenter), "reward": judge}
+
+
+def _write_prediction(
+    out: Path, case: Case, labels: LabelMap, reward_map: FloatArray | None, schema: LabelSchema
+) -> list[Path]:
+    """Writes what was made of a case, and says where."""
+    name = f"{case.case_id}.nii.gz"
+    written = [out / "labels" / name]
+    write_labels(written[0], labels, case.geometry, schema)
+    if reward_map is not None:
+        written.append(out / "rewards" / name)
+        write_image(written[1], reward_map, case.geometry)
+    return written
 
 
 @torch.no_grad()

@@ -27,6 +27,7 @@ from medfm_rl.settings import (
     Segmenter,
     TotalSegmentatorSettings,
 )
+from medfm_rl.types import LabelSchema
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,6 +65,46 @@ def load_model(path: Path, prompts: Path | None = None) -> Model:
     if run.config_file.exists():
         raise ModelError(f"{path}: this run is not finished; go on with it by `medfm-rl adapt --resume`")
     return Model(load_segmenter(_prompted(recognise(path), prompts)), None)
+
+
+def load_compared(path: Path, against: Path, prompts: Path | None) -> tuple[Model, Model]:
+    """Loads two models that are to be compared, on the CPU.
+
+    Args:
+        path: As in `load_model`.
+        against: The other one.
+        prompts: Boxes as in `load_model`, for whichever of the two takes boxes; None: each has those that it was set
+            up with.
+
+    Raises:
+        UserError: As in `load_model`.
+        ConfigError: The same masks would give the two the boxes of other structures.
+    """
+    paths = (path, against)
+    asked = [prompts is not None and isinstance(_settings_of(each), PromptableSettings) for each in paths]
+    if not any(asked):
+        # Where prompts are given, neither takes them, and loading says so.
+        return load_model(path, prompts), load_model(against, prompts)
+    first, second = (load_model(each, prompts if takes else None) for each, takes in zip(paths, asked, strict=True))
+    if all(asked) and prompts is not None and prompts.is_dir():
+        _refuse_other_integers(prompts, first.segmenter.schema, second.segmenter.schema)
+    return first, second
+
+
+def _refuse_other_integers(prompts: Path, first: LabelSchema, second: LabelSchema) -> None:
+    known, others = (dict(zip(schema.names, schema.ids, strict=True)) for schema in (first, second))
+    for name in known.keys() & others.keys():
+        if known[name] != others[name]:
+            raise ConfigError(
+                f"{prompts}: cannot be shared by both models: {name} is {known[name]} in the masks of one and "
+                f"{others[name]} in those of the other; give the boxes as a CSV or JSON file"
+            )
+
+
+def _settings_of(path: Path) -> Segmenter:
+    """Settings of the segmenter of a run or in a folder."""
+    run = RunFolder(path)
+    return adapted_settings(run) if run.model.is_dir() else recognise(path)
 
 
 def load_adapted(run: RunFolder, prompts: Path | None = None) -> SegmenterAdapter:
@@ -172,8 +213,7 @@ def inspect_model(path: Path) -> ModelSummary:
     Raises:
         ModelError: It is neither.
     """
-    run = RunFolder(path)
-    settings = adapted_settings(run) if run.model.is_dir() else recognise(path)
+    settings = _settings_of(path)
     match settings:
         case NnUNetSettings() | TotalSegmentatorSettings():
             return summarise(settings.folder, settings.checkpoint, settings.trusted)

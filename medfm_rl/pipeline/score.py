@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +13,11 @@ import numpy as np
 
 from medfm_rl import __version__
 from medfm_rl.adapters import SegmenterAdapter
-from medfm_rl.adapters.delta import state_hash
-from medfm_rl.data.files import append_lines, hash_file, hash_path, replace_on_success, write_json, write_text
+from medfm_rl.data.files import hash_file, hash_path, replace_on_success, write_json, write_text
 from medfm_rl.data.images import hash_labels, image_stem, image_suffix, read_labels, write_image, write_labels
 from medfm_rl.data.layouts import CaseFile, is_simulated
 from medfm_rl.errors import DataError, ModelError, UserError
+from medfm_rl.pipeline.case_records import CaseRecords, hash_case, hash_segmenter
 from medfm_rl.pipeline.images import Progress
 from medfm_rl.pipeline.models import choose_device, load_adapted, load_preprocessing
 from medfm_rl.pipeline.run_folder import RunFolder
@@ -33,6 +31,8 @@ from medfm_rl.types import Case
 SCORES_FILE = "scores.json"
 _MOST_WAITING = 16
 _MOST_PIXELS = 4_000_000
+_Waiting = tuple[Submission, dict[str, Any]]
+"""A case and what its report depends on."""
 
 
 @dataclass(frozen=True)
@@ -160,29 +160,29 @@ def score(
             f"{', '.join(controller.schema.structures)}; they must be of one anatomy"
         )
     networks = {"quality": hash_file(run / QUALITY_FILE), **gates.hashes()}
-    judge = _Judge(controller, networks, masks, segmenter, out)
-    inputs: dict[str, dict[str, str]] = {}
+    queue = _ScoringQueue(controller, networks, masks, segmenter, out)
+    inputs: dict[str, dict[str, Any]] = {}
     for done, file in enumerate(files, 1):
         try:
-            inputs[file.case_id] = judge.inputs(file)
-            judge.take(file, inputs[file.case_id])
+            inputs[file.case_id] = queue.inputs(file)
+            queue.take(file, inputs[file.case_id])
         except UserError as error:
-            judge.problems[file.case_id] = str(error)
+            queue.problems[file.case_id] = str(error)
         progress("scoring", done, len(files))
-    judge.settle_waiting()
-    reports = [judge.reports[file.case_id] for file in files if file.case_id in judge.reports]
+    queue.judge_waiting()
+    reports = [queue.reports[file.case_id] for file in files if file.case_id in queue.reports]
     if not reports:
-        raise DataError(f"no case could be judged; the first: {next(iter(judge.problems.values()))}")
-    scoring = Scoring(controller.settle(reports), judge.problems)
-    _write_tables(out, scoring, controller, judge)
+        raise DataError(f"no case could be judged; the first: {next(iter(queue.problems.values()))}")
+    scoring = Scoring(controller.settle(reports), queue.problems)
+    _write_tables(out, scoring, controller, queue)
     simulated = any(is_simulated(path.parent) for file in files[:1] for path in file.image_paths)
     _write_page(out, scoring, controller, simulated)
-    _append_audit(out / "audit.jsonl", scoring, inputs, controller, networks)
+    queue.records.log(_audit_lines(scoring, inputs, controller, networks))
     return scoring
 
 
-class _Judge:
-    """Judges a case, or takes what was found before."""
+class _ScoringQueue:
+    """Takes cases one by one, and judges together those of which no report is there yet."""
 
     def __init__(
         self,
@@ -196,48 +196,41 @@ class _Judge:
         self.networks = networks
         self.masks = masks
         self.segmenter = None if segmenter is None else segmenter.to(controller.device)
-        self.segmenter_hash = "" if segmenter is None else state_hash(segmenter)
+        self.maker = {} if segmenter is None else hash_segmenter(segmenter)
         self.out = out
+        self.records = CaseRecords(out, "score")
         self.reports: dict[str, QualityReport] = {}
         self.mask_hashes: dict[str, str] = {}
         self.problems: dict[str, str] = {}
-        self._waiting: list[tuple[Submission, dict[str, str]]] = []
+        self._waiting: list[_Waiting] = []
 
-    def inputs(self, file: CaseFile) -> dict[str, str]:
+    def inputs(self, file: CaseFile) -> dict[str, Any]:
         """Hashes of everything that the report of a case depends on."""
-        hashes = {f"image {number}": hash_path(path) for number, path in enumerate(file.image_paths)}
-        if self.masks is None:
-            assert self.segmenter is not None
-            hashes["segmenter"] = self.segmenter_hash
-            prompts = self.segmenter.prompt_hash(file.case_id)
-            if prompts is not None:
-                hashes["prompts"] = prompts
-        else:
-            hashes["mask"] = hash_path(self._mask(file))
-        return {**hashes, **self.networks}
+        hashes = {**hash_case(file, self.segmenter), **self.maker, **self.networks}
+        return hashes if self.masks is None else {**hashes, "mask": hash_path(self._mask(file))}
 
-    def take(self, file: CaseFile, inputs: dict[str, str]) -> None:
+    def take(self, file: CaseFile, inputs: dict[str, Any]) -> None:
         """Takes the report that there is, or lets the case wait for enough others to be judged with it.
 
         Raises:
-            UserError: The case cannot be judged.
+            UserError: The case cannot be made ready to be judged.
         """
-        known = _read_record(self._record(file.case_id))
-        if known is not None and known["inputs"] == inputs:
+        known = self.records.reuse(file.case_id, inputs)
+        if known is not None:
             self.reports[file.case_id] = QualityReport.from_json(known["report"])
             self.mask_hashes[file.case_id] = known["mask"]
             return
         case = file.read()
+        self.records.begin(file.case_id, inputs)
         self._waiting.append((self._submission(file, case), inputs))
         pixels = sum(submission.labels.size for submission, _ in self._waiting)
         if len(self._waiting) >= _MOST_WAITING or pixels >= _MOST_PIXELS:
-            self.settle_waiting()
+            self.judge_waiting()
 
-    def settle_waiting(self) -> None:
-        """Judges the cases that wait, and writes what was found; a case that cannot be written keeps no other back."""
+    def judge_waiting(self) -> None:
+        """Judges the cases that wait, and writes what was found; one that fails keeps no other back."""
         waiting, self._waiting = self._waiting, []
-        reports = self.controller.judge([submission for submission, _ in waiting])
-        for (submission, inputs), report in zip(waiting, reports, strict=True):
+        for submission, inputs, report in self._judge(waiting):
             try:
                 self._write(submission, inputs, report)
             except UserError as error:
@@ -246,18 +239,32 @@ class _Judge:
             # Maps of ten thousand cases would fill the memory, and they are in the files.
             self.reports[report.case_id] = replace(report, reward_map=np.zeros(0, np.float32))
 
-    def _write(self, submission: Submission, inputs: Mapping[str, str], report: QualityReport) -> None:
-        case = submission.case
-        write_image(self.out / "rewards" / f"{case.case_id}.nii.gz", report.reward_map, case.geometry)
-        picture = thumbnail(case.image[0], submission.labels, report.reward_map, self.controller.schema)
-        with replace_on_success(self.out / "thumbnails" / f"{case.case_id}.png") as temporary:
-            temporary.write_bytes(picture)
-        # Last: a case with a record is complete.
-        mask = self.mask_hashes[case.case_id] = hash_labels(submission.labels)
-        write_json(self._record(case.case_id), {"inputs": inputs, "report": report.to_json(), "mask": mask})
+    def _judge(self, waiting: Sequence[_Waiting]) -> list[tuple[Submission, dict[str, Any], QualityReport]]:
+        try:
+            reports = self.controller.judge([submission for submission, _ in waiting])
+        except UserError as error:
+            if len(waiting) == 1:
+                self.problems[waiting[0][0].case.case_id] = str(error)
+                return []
+            # It does not say whose fault it is: alone, each case answers for itself.
+            return [found for item in waiting for found in self._judge([item])]
+        return [(*item, report) for item, report in zip(waiting, reports, strict=True)]
 
-    def _record(self, case_id: str) -> Path:
-        return self.out / "cases" / f"{case_id}.json"
+    def _write(self, submission: Submission, inputs: Mapping[str, Any], report: QualityReport) -> None:
+        case = submission.case
+        rewards = self.out / "rewards" / f"{case.case_id}.nii.gz"
+        write_image(rewards, report.reward_map, case.geometry)
+        picture = self.out / "thumbnails" / f"{case.case_id}.png"
+        with replace_on_success(picture) as temporary:
+            temporary.write_bytes(
+                thumbnail(case.image[0], submission.labels, report.reward_map, self.controller.schema)
+            )
+        mask = self.mask_hashes[case.case_id] = hash_labels(submission.labels)
+        files = [rewards, picture, *([] if self.segmenter is None else [self._label_path(case.case_id)])]
+        self.records.write(case.case_id, inputs, {"report": report.to_json(), "mask": mask}, files)
+
+    def _label_path(self, case_id: str) -> Path:
+        return self.out / "labels" / f"{case_id}.nii.gz"
 
     def _mask(self, file: CaseFile) -> Path:
         assert self.masks is not None
@@ -274,21 +281,11 @@ class _Judge:
             submission = controller.segment(case)
         else:
             submission = controller.submit(case, self.segmenter.segment(case))
-        write_labels(
-            self.out / "labels" / f"{file.case_id}.nii.gz", submission.labels, case.geometry, controller.schema
-        )
+        write_labels(self._label_path(file.case_id), submission.labels, case.geometry, controller.schema)
         return submission
 
 
-def _read_record(path: Path) -> dict[str, Any] | None:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None  # Judged anew.
-    return content if isinstance(content, dict) and {"inputs", "report", "mask"} <= content.keys() else None
-
-
-def _write_tables(out: Path, scoring: Scoring, controller: QualityController, judge: _Judge) -> None:
+def _write_tables(out: Path, scoring: Scoring, controller: QualityController, queue: _ScoringQueue) -> None:
     """`scores.csv`, one row for each case and structure, and `scores.json`."""
     columns = ["case_id", "patient_id", "structure", "predicted_dice", "low", "high", "mean_reward", "worst_reward"]
     columns += ["worst_centre", "shift_distance", "shift_probability", "view", "rules_failed", "verdict", "reasons"]
@@ -323,7 +320,7 @@ def _write_tables(out: Path, scoring: Scoring, controller: QualityController, ju
     for report in scoring.batch.reports:
         content = report.to_json()
         del content["embedding"]
-        cases.append({**content, "mask": judge.mask_hashes[report.case_id]})
+        cases.append({**content, "mask": queue.mask_hashes[report.case_id]})
     write_json(
         out / SCORES_FILE,
         {
@@ -331,7 +328,7 @@ def _write_tables(out: Path, scoring: Scoring, controller: QualityController, ju
             "medfm_rl": __version__,
             "calibrated_on": controller.model.origin,
             # None where the masks came as files.
-            "segmenter": judge.segmenter_hash or None,
+            "segmenter": queue.maker.get("segmenter"),
             "batch_state": scoring.batch.state,
             "batch_shift_probability": scoring.batch.shift_probability,
             "guarantees": [vars(guarantee) for guarantee in scoring.batch.guarantees],
@@ -349,26 +346,19 @@ def _write_page(out: Path, scoring: Scoring, controller: QualityController, simu
     write_page(out / "report.html", cases, scoring.problems, scoring.batch.guarantees, controller.model, simulated)
 
 
-def _append_audit(
-    path: Path,
+def _audit_lines(
     scoring: Scoring,
-    inputs: Mapping[str, Mapping[str, str]],
+    inputs: Mapping[str, Mapping[str, Any]],
     controller: QualityController,
     networks: Mapping[str, str],
-) -> None:
-    """One line for each verdict that is handed out; nothing is ever rewritten."""
-    common = {
-        "time": datetime.now(UTC).isoformat(timespec="seconds"),
-        "medfm_rl": __version__,
-        **networks,
-        "rewards": controller.model.reward_hashes,
-    }
+) -> list[dict[str, Any]]:
+    """One line for each verdict that is handed out."""
+    common = {**networks, "rewards": controller.model.reward_hashes}
     lines = [
         {**common, "case": report.case_id, "inputs": inputs[report.case_id], "verdict": report.verdict}
         for report in scoring.batch.reports
     ]
-    lines += [
+    return lines + [
         {**common, "case": case_id, "inputs": {}, "verdict": "refer", "problem": problem}
         for case_id, problem in scoring.problems.items()
     ]
-    append_lines(path, lines)

@@ -145,6 +145,8 @@ BROKEN: dict[str, tuple[Callable[[], SegmenterAdapter], str]] = {
     "unmerged": (broken(export=exports_what_low_rank_parts_started_from), "does not merge low-rank parts"),
     "lora": (broken(trainable=lambda s, scope: dict(s.named_parameters())), "not the low-rank parts"),
     "copy": (broken(__deepcopy__=shared_copy), "shares its weights"),
+    "settings": (broken(inference_settings=lambda s: {"device": s.device}), "values that JSON does not know"),
+    "settings of an object": (broken(inference_settings=lambda s: {"object": id(s)}), "of a copy are other ones"),
     "sample": (
         broken(preprocess=lambda s, case: replace(Working.preprocess(s, case), patient_id="?")),
         "id, patient",

@@ -13,9 +13,11 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 import torch
+from safetensors.torch import save_file
 from scipy.ndimage import gaussian_filter
 
 from medfm_rl.adapters import MonaiBundleAdapter, check_adapter
+from medfm_rl.adapters.delta import state_hash
 from medfm_rl.data.files import hash_folder
 from medfm_rl.data.images import read_image
 from medfm_rl.errors import DataError, ModelError
@@ -228,6 +230,27 @@ BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "no size": (change(CONFIG, "inferer", to={"_target_": "SimpleInferer"}), ""),
 }
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_weights_in_safetensors_stay_so(tmp_path: Path) -> None:
+    folder = write_bundle(tmp_path / "bundle", 2)
+    old = folder / "models" / "model.pt"
+    save_file(torch.load(old, weights_only=True), folder / "models" / "model.safetensors")
+    old.unlink()
+    bundle = MonaiBundleAdapter(folder, "model.safetensors")
+    bundle.export(tmp_path / "out")
+    again = MonaiBundleAdapter(tmp_path / "out", "model.safetensors")
+    assert state_hash(again) == state_hash(bundle)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_what_stands_beside_the_weights_is_exported_too(tmp_path: Path) -> None:
+    bundle = MonaiBundleAdapter(write_bundle(tmp_path / "bundle", 2, container="state_dict"))
+    bundle.export(tmp_path / "out")
+    content = torch.load(tmp_path / "out" / "models" / "model.pt", weights_only=True)
+    assert content.keys() == {"state_dict", "epoch"}
+    assert content["epoch"] == 3
 
 
 @pytest.mark.filterwarnings("ignore")

@@ -19,7 +19,8 @@ from medfm_rl.data.images import read_image, write_labels
 from medfm_rl.data.layouts import find_cases
 from medfm_rl.errors import DataError, ModelError
 from medfm_rl.pipeline.calibrate_correction import calibrate_correction
-from medfm_rl.pipeline.correct import Corrections, correct
+from medfm_rl.pipeline.correct import Corrections, correct, predict_and_correct
+from medfm_rl.pipeline.evaluate import predict
 from medfm_rl.pipeline.models import load_model
 from medfm_rl.pipeline.run_folder import RunFolder
 from medfm_rl.pipeline.score import find_masks, score
@@ -418,6 +419,41 @@ def test_predicting_with_correction_leaves_a_mask_of_every_case(
         decision = next((item["decision"] for item in content["cases"] if item["case"] == name), "untouched")
         assert np.array_equal(*masks) == (decision != "corrected")
     assert "corrected" in {item["decision"] for item in content["cases"]}
+
+
+def test_predicting_with_correction_leaves_masks_that_another_model_made_alone(
+    run: Path, images: Path, tmp_path: Path
+) -> None:
+    files, out, settings = find_cases(DataSettings(path=images)), tmp_path / "out", CorrectionSettings(method="none")
+    predict(load_model(run), files, out, quiet)
+    before = hash_folder(out)
+    with pytest.raises(DataError, match="no record says what made it; give another output folder"):
+        predict_and_correct(run, files, out, settings, "cpu", quiet)
+    assert hash_folder(out) == before
+    corrected = tmp_path / "corrected"
+    for _ in range(2):
+        assert predict_and_correct(run, files, corrected, settings, "cpu", quiet).problems == {}
+    other = tmp_path / "other"
+    shutil.copytree(run, other)
+    with (other / "model" / "segmenter.json").open("a", encoding="utf-8") as file:
+        file.write("\n")
+    before = hash_folder(corrected)
+    with pytest.raises(DataError, match="another model made it"):
+        predict_and_correct(other, files, corrected, settings, "cpu", quiet)
+    assert hash_folder(corrected) == before
+
+
+def test_a_corrected_mask_that_a_person_changed_is_not_lost(run: Path, images: Path, tmp_path: Path) -> None:
+    files, out, settings = find_cases(DataSettings(path=images)), tmp_path / "out", CorrectionSettings(method="none")
+    masks = [out / "labels" / f"{file.case_id}.nii.gz" for file in files]
+    correct(run, files, None, out, settings, False, True, "cpu", quiet)
+    edited = masks[1].read_bytes()
+    masks[0].write_bytes(edited)
+    for asked in (settings, settings.model_copy(update={"seconds": 5.0})):
+        found = correct(run, files, None, out, asked, False, True, "cpu", quiet)
+        assert found.problems.keys() == {files[0].case_id}
+        assert f"{masks[0]}: was changed after it was written" in found.problems[files[0].case_id]
+        assert masks[0].read_bytes() == edited
 
 
 @pytest.mark.usefixtures("agreeing")

@@ -3,6 +3,7 @@ from __future__ import annotations
 import csv
 import json
 import math
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from medfm_rl.adapters import TorchModuleAdapter
+from medfm_rl.data.files import hash_folder
 from medfm_rl.data.images import read_image, write_image
 from medfm_rl.data.layouts import CaseFile, find_cases
 from medfm_rl.errors import ConfigError, DataError, ModelError
@@ -220,7 +222,7 @@ def test_predictions_have_the_integers_and_the_grid_of_the_data(tmp_path: Path) 
 def test_a_model_without_reward_writes_label_maps_alone(tmp_path: Path) -> None:
     files = draw(tmp_path / "data", MILLIMETRES)
     predict(Model(make_segmenter(0, 1, 2), None), files, tmp_path / "out", silent)
-    assert [path.name for path in (tmp_path / "out").iterdir()] == ["labels"]
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"cases", "labels"}
 
 
 def test_an_interrupted_prediction_goes_on(tmp_path: Path) -> None:
@@ -238,6 +240,68 @@ def test_an_interrupted_prediction_goes_on(tmp_path: Path) -> None:
     predict(model, files, tmp_path / "out", silent)
     assert first.stat().st_mtime_ns == before
     assert len(list((tmp_path / "out" / "rewards").iterdir())) == 2
+
+
+def test_masks_of_another_model_are_not_taken_for_those_of_this_one(tmp_path: Path) -> None:
+    files, out = draw(tmp_path / "data", MILLIMETRES), tmp_path / "out"
+    predict(Model(make_segmenter(0, 1, 2), None), files, out, silent)
+    before = hash_folder(out)
+    other = make_segmenter(0, 1, 2)
+    other.preprocessing = other.preprocessing.model_copy(update={"intensity": "minmax"})
+    for model in (
+        Model(make_segmenter(0, 2, 1), None),
+        Model(other, None),
+        Model(make_segmenter(0, 1, 2), make_reward()),
+    ):
+        with pytest.raises(DataError, match=r"p1_x\.nii\.gz: another model made it, .* its own output folder"):
+            predict(model, files, out, silent)
+    assert hash_folder(out) == before
+
+
+def test_masks_that_nobody_knows_the_maker_of_are_left_alone(tmp_path: Path) -> None:
+    files, out = draw(tmp_path / "data", MILLIMETRES), tmp_path / "out"
+    model = Model(make_segmenter(0, 1, 2), None)
+    predict(model, files, out, silent)
+    shutil.rmtree(out / "cases")
+    before = hash_folder(out)
+    with pytest.raises(DataError, match=r"p1_x\.nii\.gz: is there already and no record says what made it"):
+        predict(model, files, out, silent)
+    assert hash_folder(out) == before
+
+
+def test_a_mask_of_another_image_is_made_anew_and_one_that_a_person_changed_is_not_lost(tmp_path: Path) -> None:
+    data, out = tmp_path / "data", tmp_path / "out"
+    files = draw(data, MILLIMETRES)
+    model = Model(make_segmenter(0, 1, 2), None)
+    predict(model, files, out, silent)
+    first, second = (out / "labels" / f"{file.case_id}.nii.gz" for file in files)
+    write_image(files[0].image_paths[0], square(9), MILLIMETRES)
+    assert predict(model, files, out, silent) == []
+    assert np.array_equal(read_image(first)[0][0], 10 * square(9))
+    edited = second.read_bytes()
+    first.write_bytes(edited)
+    for _ in range(2):
+        (problem,) = predict(model, files, out, silent)
+        assert problem.startswith(f"{first}: was changed after it was written")
+    assert first.read_bytes() == edited
+
+
+def test_a_mask_that_was_begun_when_the_call_ended_is_made_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files, out = draw(tmp_path / "data", MILLIMETRES), tmp_path / "out"
+    model = Model(make_segmenter(0, 1, 2), make_reward())
+
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("medfm_rl.pipeline.evaluate.write_image", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            predict(model, files, out, silent)
+    assert (out / "labels" / "p1_x.nii.gz").exists()
+    assert predict(model, files, out, silent) == []
+    assert len(list((out / "rewards").iterdir())) == 2
 
 
 def test_the_reward_map_is_that_of_the_mask_that_is_returned(tmp_path: Path) -> None:

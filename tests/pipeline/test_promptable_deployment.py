@@ -12,6 +12,7 @@ from promptable_models import TinyPromptable, write_tiny
 
 from medfm_rl import cli
 from medfm_rl.adapters import loading
+from medfm_rl.data.files import hash_folder
 from medfm_rl.data.images import read_labels
 from medfm_rl.data.layouts import CaseFile, find_cases
 from medfm_rl.data.ultrasound.phantom import simulate_dataset
@@ -20,6 +21,7 @@ from medfm_rl.errors import ConfigError, DataError
 from medfm_rl.pipeline.adapt import adapt
 from medfm_rl.pipeline.calibrate import calibrate
 from medfm_rl.pipeline.correct import correct, predict_and_correct
+from medfm_rl.pipeline.evaluate import predict
 from medfm_rl.pipeline.models import load_model
 from medfm_rl.pipeline.run_folder import RunFolder
 from medfm_rl.pipeline.score import find_masks, load_controller, score
@@ -148,6 +150,63 @@ def test_the_command_line_takes_boxes(
     assert not (tmp_path / "no").exists()
     assert call("--model", str(run), "--out", str(tmp_path / "yes")) == 0
     assert (tmp_path / "yes" / "scores.csv").exists()
+
+
+STRUCTURES = {"LV": 1, "MYO": 2, "LA": 3}
+
+
+def compare(monkeypatch: pytest.MonkeyPatch, model: Path, against: Path, data: Path, prompts: Path, out: Path) -> int:
+    arguments = ["evaluate", model, data, "--against", against, "--prompts", prompts, "--out", out, "--device", "cpu"]
+    monkeypatch.setattr(sys, "argv", ["medfm-rl", *map(str, arguments)])
+    try:
+        cli.main()
+    except SystemExit as stop:
+        return int(stop.code or 0)
+    return 0
+
+
+def test_two_promptable_models_are_compared_on_the_same_boxes(
+    new: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One network in two folders, with boxes of their own: the boxes of the call make the two the same."""
+    corner = {"kind": "fixed", "boxes": {"LV": [0, 0, 0.2, 0.2]}}
+    first = write_tiny(tmp_path / "first", {"kind": "from_masks", "path": "nowhere"}, STRUCTURES)
+    second = write_tiny(tmp_path / "second", corner, STRUCTURES)
+    assert compare(monkeypatch, first, second, new, new / "labels", tmp_path / "out") == 0
+    summary = json.loads((tmp_path / "out" / "summary.json").read_text(encoding="utf-8"))
+    before, after = summary["models"].values()
+    assert before == after
+
+
+def test_boxes_go_to_the_one_of_two_models_that_takes_them(
+    quality_run: Path, new: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tiny = write_tiny(tmp_path / "tiny", {"kind": "from_masks", "path": "nowhere"}, STRUCTURES)
+    plain = quality_run / "model"
+    assert compare(monkeypatch, plain, tiny, new, new / "labels", tmp_path / "a") == 0
+    assert compare(monkeypatch, tiny, plain, new, new / "labels", tmp_path / "b") == 0
+    assert compare(monkeypatch, plain, plain, new, new / "labels", tmp_path / "c") == 2
+    assert "takes no boxes; leave out --prompts" in capsys.readouterr().err
+
+
+def test_masks_that_would_give_two_models_boxes_of_other_structures_are_refused(
+    new: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fixed = {"kind": "fixed", "boxes": {}}
+    first = write_tiny(tmp_path / "first", fixed, STRUCTURES)
+    second = write_tiny(tmp_path / "second", fixed, {"LV": 1, "MYO": 3, "LA": 2})
+    assert compare(monkeypatch, first, second, new, new / "labels", tmp_path / "out") == 2
+    shown = capsys.readouterr().err
+    assert "cannot be shared by both models" in shown
+    assert "give the boxes as a CSV or JSON file" in shown
+
+
+def test_predicting_with_other_boxes_makes_the_masks_anew(new: Path, files: list[CaseFile], tmp_path: Path) -> None:
+    tiny = write_tiny(tmp_path / "tiny", {"kind": "fixed", "boxes": {"LV": [0, 0, 0.2, 0.2]}}, STRUCTURES)
+    predict(load_model(tiny), files, tmp_path / "out", quiet)
+    predict(load_model(tiny, new / "labels"), files, tmp_path / "out", quiet)
+    predict(load_model(tiny, new / "labels"), files, tmp_path / "alone", quiet)
+    assert hash_folder(tmp_path / "out" / "labels") == hash_folder(tmp_path / "alone" / "labels")
 
 
 @pytest.mark.filterwarnings("ignore")

@@ -93,8 +93,8 @@ def test_what_was_scored_is_kept_and_what_changed_is_not(
     monkeypatch.setattr(QualityController, "submit", watched)
     first = run_score(quality_run, images, out)
     assert len(seen) == 6
-    (out / "cases" / f"{seen[0]}.json").unlink()
-    (out / "cases" / f"{seen[1]}.json").write_text("{")
+    (out / "cases" / "score" / f"{seen[0]}.json").unlink()
+    (out / "cases" / "score" / f"{seen[1]}.json").write_text("{")
     mask = next((images / "labels").glob(f"{seen[2]}.*"))
     shutil.copy(next((images / "labels").glob(f"{seen[3]}.*")), mask)
     again = run_score(quality_run, images, out)
@@ -139,6 +139,45 @@ def test_a_case_that_cannot_be_written_is_referred_and_those_judged_with_it_are_
     assert f"{name}.nii.gz" in scoring.problems[name]
     assert len(scoring.batch.reports) == 5
     assert name in {row["case_id"] for row in rows_of(out) if row["verdict"] == "refer"}
+
+
+@pytest.mark.parametrize("most_waiting", [16, 2])
+def test_a_case_that_fails_among_others_is_named_and_they_are_judged(
+    most_waiting: int, quality_run: Path, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = [file.case_id for file in find_cases(DataSettings(path=images / "images"))]
+    restore = TorchModuleAdapter.restore_map
+
+    def failing(self: TorchModuleAdapter, values: Tensor, sample: Sample) -> np.ndarray:
+        if sample.case_id == names[2]:
+            raise ModelError(f"{sample.case_id}: its preprocessing cannot be undone")
+        return restore(self, values, sample)
+
+    monkeypatch.setattr("medfm_rl.pipeline.score._MOST_WAITING", most_waiting)
+    monkeypatch.setattr(TorchModuleAdapter, "restore_map", failing)
+    scoring = run_score(quality_run, images, tmp_path / "out")
+    assert dict(scoring.problems) == {names[2]: f"{names[2]}: its preprocessing cannot be undone"}
+    assert [report.case_id for report in scoring.batch.reports] == [*names[:2], *names[3:]]
+    monkeypatch.undo()
+    whole = run_score(quality_run, images, tmp_path / "whole").batch.reports
+    for report, alone in zip(scoring.batch.reports, [*whole[:2], *whole[3:]], strict=True):
+        assert report.mean.predicted_dice == pytest.approx(alone.mean.predicted_dice, abs=1e-6)
+
+
+def test_a_mask_that_a_person_changed_is_neither_scored_as_it_was_nor_lost(
+    quality_run: Path, images: Path, tmp_path: Path
+) -> None:
+    files = find_cases(DataSettings(path=images / "images"))[:2]
+    mask, missing = (tmp_path / "labels" / f"{file.case_id}.nii.gz" for file in files)
+    score(quality_run, files, None, None, tmp_path, "cpu", quiet)
+    kept = missing.read_bytes()
+    mask.write_bytes(kept)
+    missing.unlink()
+    (tmp_path / "thumbnails" / f"{files[1].case_id}.png").unlink()
+    again = score(quality_run, files, None, None, tmp_path, "cpu", quiet)
+    assert again.problems.keys() == {files[0].case_id}
+    assert f"{mask}: was changed after it was written" in again.problems[files[0].case_id]
+    assert mask.read_bytes() == missing.read_bytes() == kept
 
 
 def test_a_mask_elsewhere_in_space_is_no_mask_of_the_image(quality_run: Path, images: Path, tmp_path: Path) -> None:
