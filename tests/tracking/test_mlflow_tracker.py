@@ -109,7 +109,9 @@ def test_the_recorded_commit_is_that_of_the_package_and_not_of_the_working_folde
 
 def test_a_package_that_is_installed_within_a_checkout_of_something_else_has_no_commit(tmp_path: Path) -> None:
     installed = tmp_path / "site-packages"
-    shutil.copytree(Path(medfm_rl.__file__).parent, installed / "medfm_rl", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(
+        Path(medfm_rl.__file__).parent, installed / "medfm_rl", ignore=shutil.ignore_patterns("__pycache__")
+    )
     commit_of_everything(tmp_path)
     assert recorded_commit(installed, tmp_path) == "not a checkout"
 

@@ -1,0 +1,54 @@
+"""What can be found wrong with the settings and inputs of a run before anything is spent on it."""
+
+from __future__ import annotations
+
+from medfm_rl.adapters.loading import load_segmenter, open_to_learning
+from medfm_rl.data.layouts import CaseFile, find_cases, split_by_patient
+from medfm_rl.errors import DataError
+from medfm_rl.metrics.validity import load_anatomy
+from medfm_rl.pipeline.models import choose_device
+from medfm_rl.seeding import derive_seed
+from medfm_rl.settings import AdaptConfig
+
+
+def check_inputs(config: AdaptConfig) -> None:
+    """Finds mistakes before a folder is written, and not when hours of work are done.
+
+    Of the evaluation data it asks only which masks there are.
+
+    Raises:
+        UserError: Something that was handed over cannot be used.
+    """
+    choose_device(config.device)
+    segmenter = load_segmenter(config.segmenter)
+    open_to_learning(segmenter, config.segmenter, config.seed)
+    load_anatomy(config.anatomy, segmenter.schema)
+    split_target(config)
+    for name, data in (("source", config.source), ("evaluation", config.evaluation)):
+        files = find_cases(data) if data is not None else []
+        without_mask = [file for file in files if file.label_path is None]
+        if without_mask:
+            raise DataError(
+                f"{name}: there is no mask for {without_mask[0].image_paths[0]} ({len(without_mask)} of {len(files)} "
+                "images have none); labelled data is needed here"
+            )
+        if name == "evaluation" and data is not None and len({file.patient_id for file in files}) < 2:
+            raise DataError(f"evaluation: {data.path} has images of one patient; intervals need at least 2")
+
+
+def split_target(config: AdaptConfig) -> tuple[list[CaseFile], list[CaseFile]]:
+    """Cases to learn on, and those of other patients on which the judge compares checkpoints.
+
+    Raises:
+        DataError: There are too few patients.
+    """
+    files = find_cases(config.target)
+    fraction = config.selection.target_fraction
+    learning, selecting = split_by_patient(files, fraction, derive_seed(config.seed, "selection"))
+    if len({file.patient_id for file in selecting}) < 2:
+        raise DataError(
+            f"target: {config.target.path} has images of {len({file.patient_id for file in files})} patients, of whom "
+            f"selection.target_fraction {fraction:g} leaves one to compare checkpoints on, and 2 are needed; give more "
+            "patients or raise the fraction"
+        )
+    return learning, selecting

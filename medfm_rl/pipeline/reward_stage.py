@@ -1,0 +1,89 @@
+"""Training of an iteration's reward networks: the ensemble that the policy follows, and the judge."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+
+import numpy as np
+import torch
+
+from medfm_rl.data.files import write_json
+from medfm_rl.pipeline.stage import Stage
+from medfm_rl.reward.actions import ActionRecords, patient_folds
+from medfm_rl.reward.network import RewardEnsemble, RewardNet
+from medfm_rl.reward.training import RewardTrainingReport, train_reward
+from medfm_rl.seeding import derive_seed
+from medfm_rl.settings import AdaptConfig
+from medfm_rl.tracking import Tracker
+
+JUDGE = "judge"
+"""Name of the reward network that no policy learns from."""
+
+
+def member_names(config: AdaptConfig) -> list[str]:
+    """Names of the reward networks of the ensemble."""
+    return [f"member-{index}" for index in range(config.reward.ensemble)]
+
+
+def train_rewards(stage: Stage, iteration: int, tracker: Tracker) -> tuple[RewardEnsemble, RewardNet]:
+    """Trains the ensemble on some patients and the judge on the others; returns both.
+
+    Where there is ground truth of the source, the judge learns from that alone: references of target images come from
+    the policies that it shall judge.
+    """
+    config, run = stage.config, stage.run
+    members = member_names(config)
+    missing = [name for name in (JUDGE, *members) if not run.reward(iteration, name).exists()]
+    parts = _parts_of_records(stage) if missing else {}
+    for name in missing:
+        folder = run.reward(iteration, name)
+        seed = derive_seed(config.seed, "reward", iteration, name)
+        net = _initial_reward(stage, iteration, name, seed)
+        label = f"reward network {name} {iteration + 1}/{config.iterations}"
+        report = train_reward(
+            net,
+            parts[name],
+            config.reward,
+            seed,
+            stage.device,
+            lambda done, total, label=label: stage.progress(label, done, total),  # type: ignore[misc]
+        )
+        # The report first: the folder of the network says that the stage is complete.
+        write_json(folder.with_name(f"{name}.json"), reward_report_to_json(report))
+        net.save(folder)
+        tracker.log_metrics({f"{name}_ece_before": report.ece_before, f"{name}_ece_after": report.ece_after}, iteration)
+    ensemble = RewardEnsemble([RewardNet.load(run.reward(iteration, name)) for name in members], config.reward)
+    judge = RewardNet.load(run.reward(iteration, JUDGE)).requires_grad_(False)
+    return ensemble.to(stage.device), judge.to(stage.device)
+
+
+def _parts_of_records(stage: Stage) -> dict[str, ActionRecords]:
+    """By reward network, what it learns from."""
+    records = stage.dataset.read_all()
+    folds = patient_folds(records, 3, derive_seed(stage.config.seed, "judge"))
+    trusted = records.of_domain("source") if stage.config.source else records
+    others = records.of_patients(folds[1] + folds[2])
+    return {JUDGE: trusted.of_patients(folds[0]), **dict.fromkeys(member_names(stage.config), others)}
+
+
+def _initial_reward(stage: Stage, iteration: int, name: str, seed: int) -> RewardNet:
+    """A new network, or a copy of the previous iteration's to go on from."""
+    if iteration > 0:
+        return RewardNet.load(stage.run.reward(iteration - 1, name)).requires_grad_(True)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return RewardNet(
+            stage.config.reward.network,
+            stage.num_classes,
+            stage.source_policy.intensity_channels,
+            len(stage.source_policy.patch_size),
+        )
+
+
+def reward_report_to_json(report: RewardTrainingReport) -> dict[str, object]:
+    """The training report of a reward network as plain JSON values."""
+    content = asdict(report)
+    for name in ("reliability_before", "reliability_after"):
+        curve = getattr(report, name)
+        content[name] = {key: np.asarray(getattr(curve, key)).tolist() for key in ("confidence", "accuracy", "count")}
+    return content
