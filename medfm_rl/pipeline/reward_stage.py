@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 
 import numpy as np
 import torch
 
 from medfm_rl.data.files import write_json
 from medfm_rl.pipeline.stage import Stage
-from medfm_rl.reward.actions import ActionRecords, patient_folds
+from medfm_rl.reward.actions import ActionRecords
 from medfm_rl.reward.network import RewardEnsemble, RewardNet
-from medfm_rl.reward.training import RewardTrainingReport, train_reward
+from medfm_rl.reward.roles import held_out_patients, judge_patients
+from medfm_rl.reward.training import RewardTrainingReport, patients_of, train_reward
 from medfm_rl.seeding import derive_seed
 from medfm_rl.settings import AdaptConfig
 from medfm_rl.tracking import Tracker
@@ -42,11 +43,12 @@ def train_rewards(stage: Stage, iteration: int, tracker: Tracker) -> tuple[Rewar
         label = f"reward network {name} {iteration + 1}/{config.iterations}"
         report = train_reward(
             net,
-            parts[name],
+            parts[name].records,
             config.reward,
             seed,
             stage.device,
             lambda done, total, label=label: stage.progress(label, done, total),  # type: ignore[misc]
+            parts[name].held_out,
         )
         # The report first: the folder of the network says that the stage is complete.
         write_json(folder.with_name(f"{name}.json"), reward_report_to_json(report))
@@ -57,13 +59,31 @@ def train_rewards(stage: Stage, iteration: int, tracker: Tracker) -> tuple[Rewar
     return ensemble.to(stage.device), judge.to(stage.device)
 
 
-def _parts_of_records(stage: Stage) -> dict[str, ActionRecords]:
-    """By reward network, what it learns from."""
+@dataclass(frozen=True, eq=False)
+class _Part:
+    """What a reward network learns from, and the patients in it that it is stopped and calibrated on."""
+
+    records: ActionRecords
+    held_out: set[str]
+
+
+def _parts_of_records(stage: Stage) -> dict[str, _Part]:
+    """By reward network, its part of D_R."""
+    seed, fraction = stage.config.seed, stage.config.reward.validation_fraction
     records = stage.dataset.read_all()
-    folds = patient_folds(records, 3, derive_seed(stage.config.seed, "judge"))
+    of_first = [key for key in stage.dataset.shards() if key.startswith(f"{0:02d}-")]
+    first = [origin for key in of_first for origin in stage.dataset.read(key).origins]
+    judged = judge_patients(records.origins, first, seed)
     trusted = records.of_domain("source") if stage.config.source else records
-    others = records.of_patients(folds[1] + folds[2])
-    return {JUDGE: trusted.of_patients(folds[0]), **dict.fromkeys(member_names(stage.config), others)}
+    others = records.of_patients(patients_of(records.origins) - judged)
+    parts = {}
+    for name, own in ((JUDGE, trusted.of_patients(judged)), *((name, others) for name in member_names(stage.config))):
+        kept = set(own.origins)
+        own_first = [origin for origin in first if origin in kept]
+        # The seed of the first iteration, for the network goes on from there.
+        held_out = held_out_patients(own.origins, own_first, fraction, derive_seed(seed, "reward", 0, name))
+        parts[name] = _Part(own, held_out)
+    return parts
 
 
 def _initial_reward(stage: Stage, iteration: int, name: str, seed: int) -> RewardNet:

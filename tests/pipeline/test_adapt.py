@@ -182,21 +182,24 @@ def test_the_judge_learns_from_ground_truth_of_the_source_alone(
 
 
 def test_no_patient_is_on_both_sides_of_a_reward_training(finished_run: AdaptConfig) -> None:
-    """Neither training and validation of a network, nor the judge and the members."""
-    reports = {
-        path.stem: json.loads(path.read_text())
-        for path in (finished_run.output / "iteration-00" / "reward").glob("*.json")
-    }
-    patients = {
-        name: (set(report["training_patients"]), set(report["validation_patients"])) for name, report in reports.items()
-    }
-    assert set(patients) == {"judge", "member-0", "member-1"}
-    for training, validation in patients.values():
-        assert training
-        assert validation
-        assert not training & validation
-    judged = set.union(*patients["judge"])
-    assert not judged & set.union(*patients["member-0"], *patients["member-1"])
+    """Neither training and validation of a network, nor the judge and the members; in no iteration and over all."""
+    trained: dict[str, set[str]] = {}
+    held_out: dict[str, set[str]] = {}
+    for iteration in range(finished_run.iterations):
+        folder = finished_run.output / f"iteration-{iteration:02d}" / "reward"
+        reports = {path.stem: json.loads(path.read_text()) for path in folder.glob("*.json")}
+        assert set(reports) == {"judge", "member-0", "member-1"}
+        for name, report in reports.items():
+            training, validation = set(report["training_patients"]), set(report["validation_patients"])
+            assert training
+            assert validation
+            # A network goes on from that of the iteration before.
+            trained[name] = trained.get(name, set()) | training
+            held_out[name] = held_out.get(name, set()) | validation
+    for name in trained:
+        assert not trained[name] & held_out[name]
+    of_network = {name: trained[name] | held_out[name] for name in trained}
+    assert not of_network["judge"] & (of_network["member-0"] | of_network["member-1"])
 
 
 def test_ground_truth_of_the_target_changes_nothing(
