@@ -21,6 +21,7 @@ from medfm_rl.pipeline.calibrate import write_default_quality
 from medfm_rl.pipeline.checks import check_inputs
 from medfm_rl.pipeline.collect_stage import collect, shape_prior
 from medfm_rl.pipeline.images import Progress
+from medfm_rl.pipeline.inputs import read_inputs, require_same_inputs
 from medfm_rl.pipeline.ppo_stage import average, fine_tune, missing_checkpoints
 from medfm_rl.pipeline.reward_stage import JUDGE, member_names, train_rewards
 from medfm_rl.pipeline.run_folder import SOURCE, WARM_UP, RunFolder
@@ -50,15 +51,28 @@ def adapt(config: AdaptConfig, resume: bool, progress: Progress) -> RunFolder:
     Raises:
         UserError: Something that was handed over cannot be used.
     """
-    if not RunFolder(config.output).config_file.exists():
-        check_inputs(config)
-    run = RunFolder.start(config, resume)
+    run = _start(config, resume, progress)
     with open_tracker(config.tracking, run.path) as tracker:
         tracker.log_params(config.model_dump(mode="json"))
         if not run.model.exists():
             _run_all(Stage.of_run(config, run, progress), tracker)
         if write_default_quality(run, config, progress) is not None:
             tracker.log_artifact(run.quality)
+    return run
+
+
+def _start(config: AdaptConfig, resume: bool, progress: Progress) -> RunFolder:
+    """Starts a run whose settings and inputs can be used, or goes on with one whose are still the same."""
+    if not RunFolder(config.output).config_file.exists():
+        check_inputs(config)
+        inputs = read_inputs(config, progress)
+        run = RunFolder.start(config, resume)
+        write_json(run.inputs, inputs)
+        return run
+    run = RunFolder.start(config, resume)
+    # A run that has nothing left to learn or to calibrate can be resumed where its images are no more.
+    if not (run.model.exists() and (config.source is None or run.quality.exists())):
+        require_same_inputs(run.inputs, config, progress)
     return run
 
 

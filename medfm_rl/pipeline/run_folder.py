@@ -67,6 +67,11 @@ class RunFolder:
         return self.path / "config.yaml"
 
     @property
+    def inputs(self) -> Path:
+        """Hashes of what the run was started with."""
+        return self.path / "inputs.json"
+
+    @property
     def shape_prior(self) -> Path:
         return self.path / "shape_prior"
 
