@@ -274,6 +274,39 @@ def test_ctrl_c_leaves_a_run_that_resumes(
     assert final_hashes(config.output) == final_hashes(finished_run.output)
 
 
+def test_a_critic_of_a_resumed_run_learns_as_that_of_an_uninterrupted_one(
+    simulated_echo: Path, source_model: Path, tmp_path: Path
+) -> None:
+    """Also from a checkpoint that does not say how fast."""
+    straight, resumed = (
+        make_config(
+            simulated_echo,
+            source_model,
+            tmp_path / name,
+            iterations=1,
+            warm_up=WarmUpSettings(steps=0),
+            ppo=PPOSettings(updates=4, n_envs=4, eval_every=2, baseline="critic", critic_learning_rate=0.05),
+        )
+        for name in ("straight", "resumed")
+    )
+    adapt(straight, resume=False, progress=quiet)
+
+    def interrupt(stage: str, done: int, total: int) -> None:
+        if stage.startswith("PPO 1") and done == 3:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        adapt(resumed, resume=False, progress=interrupt)
+    description = resumed.output / "iteration-00" / "ppo" / "00002" / "ppo.json"
+    content = json.loads(description.read_text())
+    assert content.pop("critic_learning_rate") == 0.05
+    assert content.pop("autocast") is False
+    description.write_text(json.dumps(content))
+    adapt(resumed, resume=True, progress=quiet)
+    last = Path("iteration-00") / "ppo" / "00004"
+    assert hash_folder(resumed.output / last) == hash_folder(straight.output / last)
+
+
 def test_source_free_runs_too(simulated_echo: Path, source_model: Path, tmp_path: Path) -> None:
     # The tiny model makes no mask that a strict profile would call valid.
     lenient = tmp_path / "lenient.yaml"
