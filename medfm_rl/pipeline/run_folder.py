@@ -39,8 +39,7 @@ class RunFolder:
         """
         run = cls(config.output)
         if not run.config_file.exists():
-            if run.path.exists() and any(run.path.iterdir()):
-                raise ConfigError(f"{run.path}: the folder is not empty and holds no run; choose another output")
+            run.require_empty()
             write_text(run.config_file, dump_config(config))
             return run
         if not resume:
@@ -56,6 +55,11 @@ class RunFolder:
                 "resume with those, or start a new run in another folder"
             )
         return run
+
+    def require_empty(self) -> None:
+        """Raises ConfigError where something lies in the folder that a new run would write to."""
+        if self.path.exists() and any(self.path.iterdir()):
+            raise ConfigError(f"{self.path}: the folder is not empty and holds no run; choose another output")
 
     def require_model(self) -> None:
         """Raises ModelError where the run is not finished."""
