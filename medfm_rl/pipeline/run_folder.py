@@ -39,8 +39,7 @@ class RunFolder:
         """
         run = cls(config.output)
         if not run.config_file.exists():
-            if run.path.exists() and any(run.path.iterdir()):
-                raise ConfigError(f"{run.path}: the folder is not empty and holds no run; choose another output")
+            run.require_empty()
             write_text(run.config_file, dump_config(config))
             return run
         if not resume:
@@ -57,6 +56,11 @@ class RunFolder:
             )
         return run
 
+    def require_empty(self) -> None:
+        """Raises ConfigError where something lies in the folder that a new run would write to."""
+        if self.path.exists() and any(self.path.iterdir()):
+            raise ConfigError(f"{self.path}: the folder is not empty and holds no run; choose another output")
+
     def require_model(self) -> None:
         """Raises ModelError where the run is not finished."""
         if not self.model.is_dir():
@@ -65,6 +69,11 @@ class RunFolder:
     @property
     def config_file(self) -> Path:
         return self.path / "config.yaml"
+
+    @property
+    def inputs(self) -> Path:
+        """Hashes of what the run was started with."""
+        return self.path / "inputs.json"
 
     @property
     def shape_prior(self) -> Path:

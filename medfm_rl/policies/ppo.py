@@ -45,6 +45,8 @@ _HYPERPARAMETERS = (
     "max_grad_norm",
     "baseline",
     "correlation_length",
+    "critic_learning_rate",
+    "autocast",
     "num_timesteps",
     "_n_updates",
 )
@@ -119,6 +121,7 @@ class DensePPO(PPO):
         self.kl_coef = kl_coef
         self.baseline = baseline
         self.correlation_length = correlation_length
+        self.critic_learning_rate = critic_learning_rate
         self.autocast = autocast
         self.reference = copy.deepcopy(segmenter) if reference is None else reference
         self.reference.eval().requires_grad_(False)

@@ -210,13 +210,13 @@ def _compact(images: Tensor) -> Tensor:
     return half if bool(half.isfinite().all()) else images.to("cpu", torch.float32)
 
 
-def patient_folds(records: ActionRecords, folds: int, seed: int) -> list[list[str]]:
-    """Deals the patients of the records into folds of nearly equal size.
+def patient_folds(origins: Iterable[ActionOrigin], folds: int, seed: int) -> list[list[str]]:
+    """Deals the patients that records come from into folds of nearly equal size.
 
     Raises:
         DataError: There are fewer patients than folds.
     """
-    patients = sorted({origin.patient_id for origin in records.origins})
+    patients = sorted({origin.patient_id for origin in origins})
     if len(patients) < folds:
         raise DataError(f"{len(patients)} patients cannot be split into {folds} parts; give more patients")
     order = np.random.default_rng(seed).permutation(len(patients))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 
@@ -16,7 +16,7 @@ from medfm_rl.data.layouts import split_by_patient
 from medfm_rl.errors import DataError
 from medfm_rl.metrics.calibration import ReliabilityCurve, expected_calibration_error, reliability_curve
 from medfm_rl.networks import mixed_precision
-from medfm_rl.reward.actions import ActionRecords
+from medfm_rl.reward.actions import ActionOrigin, ActionRecords
 from medfm_rl.reward.network import RewardNet
 from medfm_rl.seeding import derive_seed, torch_generator
 from medfm_rl.settings import RewardSettings
@@ -86,6 +86,7 @@ def train_reward(
     seed: int,
     device: torch.device,
     progress: Callable[[int, int], None] | None = None,
+    held_out: Collection[str] | None = None,
 ) -> RewardTrainingReport:
     """Trains a reward network with early stopping by patient, then calibrates its temperature.
 
@@ -98,13 +99,18 @@ def train_reward(
         seed: Of the patient split, the order and the draws.
         device: Where to train.
         progress: Called with (steps done, steps at most).
+        held_out: Patients to stop and calibrate on; those of `hold_out` where None. A network that goes on from another
+            must be given patients that the other has not learned from.
 
     Raises:
         DataError: There are fewer than two patients, a label that the network does not know, or nothing certain to
             calibrate on.
         FloatingPointError: The loss is not finite.
     """
-    training, validation = _split(records, settings.validation_fraction, derive_seed(seed, "split"))
+    if held_out is None:
+        held_out = hold_out(records.origins, settings.validation_fraction, derive_seed(seed, "split"))
+    training = records.of_patients(patients_of(records.origins) - set(held_out))
+    validation = records.of_patients(held_out)
     _check_labels(records, net.num_classes)
     net.to(device)
     # Dropout draws from the global generator.
@@ -126,8 +132,8 @@ def train_reward(
         expected_calibration_error(calibrated, outcomes),
         reliability_curve(raw, outcomes),
         reliability_curve(calibrated, outcomes),
-        tuple(sorted({origin.patient_id for origin in training.origins})),
-        tuple(sorted({origin.patient_id for origin in validation.origins})),
+        tuple(sorted(patients_of(training.origins))),
+        tuple(sorted(patients_of(validation.origins))),
     )
 
 
@@ -147,21 +153,36 @@ def fit_temperature(logits: Tensor, right: Tensor) -> float:
     return float(np.exp(found.x))
 
 
-def _split(records: ActionRecords, fraction: float, seed: int) -> tuple[ActionRecords, ActionRecords]:
-    """Holds out patients of each domain, so that there is ground truth on both sides where there is any."""
-    patients = {origin.patient_id for origin in records.origins}
+def patients_of(origins: Iterable[ActionOrigin]) -> set[str]:
+    """The patients that records come from."""
+    return {origin.patient_id for origin in origins}
+
+
+def hold_out(origins: Sequence[ActionOrigin], fraction: float, seed: int) -> set[str]:
+    """Picks patients of each domain, so that there is ground truth on both sides where there is any.
+
+    Args:
+        origins: Of D_R, or of a part of it.
+        fraction: Share of the patients, in (0, 1).
+        seed: Of the choice.
+
+    Returns:
+        Patients to hold out; at least one is, and at least one is not.
+
+    Raises:
+        DataError: There are fewer than two patients.
+    """
+    patients = patients_of(origins)
     if len(patients) < 2:
         raise DataError(f"a reward network needs images of at least 2 patients, there are {len(patients)}")
     held_out: set[str] = set()
-    with_truth = {origin.patient_id for origin in records.origins if origin.domain == "source"}
+    with_truth = patients_of(origin for origin in origins if origin.domain == "source")
     for group in (with_truth, patients - with_truth):
         if len(group) > 1:
-            origins = [origin for origin in records.origins if origin.patient_id in group]
-            held_out |= {origin.patient_id for origin in split_by_patient(origins, fraction, seed)[1]}
-    if not held_out:
-        # One patient of each domain: ground truth to learn from, the other to hold out.
-        held_out = patients - with_truth
-    return records.of_patients(patients - held_out), records.of_patients(held_out)
+            of_group = [origin for origin in origins if origin.patient_id in group]
+            held_out |= patients_of(split_by_patient(of_group, fraction, seed)[1])
+    # Where there is one patient of each domain: ground truth to learn from, the other to hold out.
+    return held_out or patients - with_truth
 
 
 def _check_labels(records: ActionRecords, num_classes: int) -> None:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlparse
 
+import medfm_rl
 from medfm_rl.data.files import write_text
 from medfm_rl.errors import MissingExtraError, TrackingError
 from medfm_rl.settings import TrackingSettings
@@ -233,13 +234,21 @@ def _environment() -> dict[str, str]:
 
 
 def _git_commit() -> str:
+    """The commit that this package runs from, and not that of whatever repository somebody works in."""
+    root = Path(medfm_rl.__file__).resolve().parents[1]
+    # Git also looks in the folders above: an installed package may lie within a checkout of something else.
+    if not (root / ".git").exists():
+        return "not a checkout"
+    # A hook of another repository calls with variables that name that repository.
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
     try:
         found = subprocess.run(
-            ["git", "rev-parse", "HEAD"],
+            ["git", "-C", str(root), "rev-parse", "HEAD"],
             capture_output=True,
             text=True,
             check=False,
             timeout=5,
+            env=environment,
         )
     except (OSError, subprocess.TimeoutExpired):
         return "unknown"

@@ -182,21 +182,24 @@ def test_the_judge_learns_from_ground_truth_of_the_source_alone(
 
 
 def test_no_patient_is_on_both_sides_of_a_reward_training(finished_run: AdaptConfig) -> None:
-    """Neither training and validation of a network, nor the judge and the members."""
-    reports = {
-        path.stem: json.loads(path.read_text())
-        for path in (finished_run.output / "iteration-00" / "reward").glob("*.json")
-    }
-    patients = {
-        name: (set(report["training_patients"]), set(report["validation_patients"])) for name, report in reports.items()
-    }
-    assert set(patients) == {"judge", "member-0", "member-1"}
-    for training, validation in patients.values():
-        assert training
-        assert validation
-        assert not training & validation
-    judged = set.union(*patients["judge"])
-    assert not judged & set.union(*patients["member-0"], *patients["member-1"])
+    """Neither training and validation of a network, nor the judge and the members; in no iteration and over all."""
+    trained: dict[str, set[str]] = {}
+    held_out: dict[str, set[str]] = {}
+    for iteration in range(finished_run.iterations):
+        folder = finished_run.output / f"iteration-{iteration:02d}" / "reward"
+        reports = {path.stem: json.loads(path.read_text()) for path in folder.glob("*.json")}
+        assert set(reports) == {"judge", "member-0", "member-1"}
+        for name, report in reports.items():
+            training, validation = set(report["training_patients"]), set(report["validation_patients"])
+            assert training
+            assert validation
+            # A network goes on from that of the iteration before.
+            trained[name] = trained.get(name, set()) | training
+            held_out[name] = held_out.get(name, set()) | validation
+    for name in trained:
+        assert not trained[name] & held_out[name]
+    of_network = {name: trained[name] | held_out[name] for name in trained}
+    assert not of_network["judge"] & (of_network["member-0"] | of_network["member-1"])
 
 
 def test_ground_truth_of_the_target_changes_nothing(
@@ -269,6 +272,39 @@ def test_ctrl_c_leaves_a_run_that_resumes(
         adapt(config, resume=False, progress=interrupt)
     adapt(config, resume=True, progress=quiet)
     assert final_hashes(config.output) == final_hashes(finished_run.output)
+
+
+def test_a_critic_of_a_resumed_run_learns_as_that_of_an_uninterrupted_one(
+    simulated_echo: Path, source_model: Path, tmp_path: Path
+) -> None:
+    """Also from a checkpoint that does not say how fast."""
+    straight, resumed = (
+        make_config(
+            simulated_echo,
+            source_model,
+            tmp_path / name,
+            iterations=1,
+            warm_up=WarmUpSettings(steps=0),
+            ppo=PPOSettings(updates=4, n_envs=4, eval_every=2, baseline="critic", critic_learning_rate=0.05),
+        )
+        for name in ("straight", "resumed")
+    )
+    adapt(straight, resume=False, progress=quiet)
+
+    def interrupt(stage: str, done: int, total: int) -> None:
+        if stage.startswith("PPO 1") and done == 3:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        adapt(resumed, resume=False, progress=interrupt)
+    description = resumed.output / "iteration-00" / "ppo" / "00002" / "ppo.json"
+    content = json.loads(description.read_text())
+    assert content.pop("critic_learning_rate") == 0.05
+    assert content.pop("autocast") is False
+    description.write_text(json.dumps(content))
+    adapt(resumed, resume=True, progress=quiet)
+    last = Path("iteration-00") / "ppo" / "00004"
+    assert hash_folder(resumed.output / last) == hash_folder(straight.output / last)
 
 
 def test_source_free_runs_too(simulated_echo: Path, source_model: Path, tmp_path: Path) -> None:

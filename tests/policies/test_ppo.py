@@ -198,7 +198,8 @@ def test_the_same_seed_gives_the_same_weights() -> None:
 
 @pytest.mark.parametrize("baseline", ["critic", "greedy"])
 def test_saving_and_loading_goes_on_as_if_nothing_had_happened(tmp_path: Path, baseline: str) -> None:
-    straight, first = make_ppo(baseline=baseline, kl_coef=0.1), make_ppo(baseline=baseline, kl_coef=0.1)
+    changes = {"baseline": baseline, "kl_coef": 0.1, "critic_learning_rate": 0.03, "autocast": True}
+    straight, first = make_ppo(**changes), make_ppo(**changes)
     straight.learn(16 * 4)
     first.learn(16 * 2)
     first.save(tmp_path / "checkpoint")

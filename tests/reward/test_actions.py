@@ -270,19 +270,19 @@ def test_the_same_patient_is_never_in_two_folds(patients: list[str], folds: int,
     records = origins_of(patients)
     if len(set(patients)) < folds:
         with pytest.raises(DataError, match=f"{len(set(patients))} patients cannot be split into {folds} parts"):
-            patient_folds(records, folds, seed)
+            patient_folds(records.origins, folds, seed)
         return
-    dealt = patient_folds(records, folds, seed)
+    dealt = patient_folds(records.origins, folds, seed)
     assert sorted(patient for fold in dealt for patient in fold) == sorted(set(patients))
     sizes = [len(fold) for fold in dealt]
     assert max(sizes) - min(sizes) <= 1
     parts = [records.of_patients(fold) for fold in dealt]
     assert sum(len(part) for part in parts) == len(patients)
-    assert patient_folds(records, folds, seed) == dealt
+    assert patient_folds(records.origins, folds, seed) == dealt
 
 
 def test_folds_depend_on_the_seed_and_not_on_the_order_of_the_records() -> None:
     patients = [f"p{index}" for index in range(10)]
-    folds = patient_folds(origins_of(patients), 2, seed=0)
-    assert patient_folds(origins_of(patients[::-1]), 2, seed=0) == folds
-    assert any(patient_folds(origins_of(patients), 2, seed=seed) != folds for seed in range(1, 5))
+    folds = patient_folds(origins_of(patients).origins, 2, seed=0)
+    assert patient_folds(origins_of(patients[::-1]).origins, 2, seed=0) == folds
+    assert any(patient_folds(origins_of(patients).origins, 2, seed=seed) != folds for seed in range(1, 5))

@@ -1,7 +1,10 @@
 from __future__ import annotations
 
 import logging
+import os
+import shutil
 import socket
+import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -11,6 +14,7 @@ from typing import Any
 
 import pytest
 
+import medfm_rl
 from medfm_rl.errors import MissingExtraError, TrackingError
 from medfm_rl.settings import TrackingSettings
 from medfm_rl.tracking import NullTracker, mlflow_tracker, open_tracker
@@ -63,6 +67,53 @@ def test_a_run_records_settings_numbers_and_files(run_folder: Path) -> None:
     assert run.data.params["environment.git_commit"]
     stored = list((run_folder.parent / "mlflow-artifacts").rglob("pictures/report.html"))
     assert [path.read_text() for path in stored] == ["<p>report</p>"]
+
+
+def git(folder: Path, *arguments: str) -> str:
+    identity = ["-c", "user.name=nobody", "-c", "user.email=nobody@example.org"]
+    command = ["git", "-C", str(folder), *identity, *arguments]
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+
+
+def commit_of_everything(folder: Path) -> str:
+    git(folder, "init", "--quiet")
+    git(folder, "add", "--all")
+    git(folder, "commit", "--quiet", "--allow-empty", "--no-verify", "--message", "everything")
+    return git(folder, "rev-parse", "HEAD")
+
+
+def recorded_commit(package_root: Path, working_folder: Path, **variables: str) -> str:
+    """What is recorded by the package below a folder, called from another one."""
+    program = (
+        "import medfm_rl; from medfm_rl.tracking import mlflow_tracker as tracker; "
+        f"assert medfm_rl.__file__.startswith({str(package_root)!r}); print(tracker._environment()['git_commit'])"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(package_root), **variables}
+    command = [sys.executable, "-W", "ignore", "-c", program]
+    found = subprocess.run(
+        command, cwd=working_folder, env=environment, check=True, capture_output=True, text=True
+    ).stdout
+    return found.strip()
+
+
+def test_the_recorded_commit_is_that_of_the_package_and_not_of_the_working_folder(tmp_path: Path) -> None:
+    project, checkout = tmp_path / "project", tmp_path / "checkout"
+    shutil.copytree(Path(medfm_rl.__file__).parent, checkout / "medfm_rl", ignore=shutil.ignore_patterns("__pycache__"))
+    project.mkdir()
+    other, own = commit_of_everything(project), commit_of_everything(checkout)
+    assert own != other
+    assert recorded_commit(checkout, project) == own
+    # As in a hook of the other repository.
+    assert recorded_commit(checkout, project, GIT_DIR=str(project / ".git")) == own
+
+
+def test_a_package_that_is_installed_within_a_checkout_of_something_else_has_no_commit(tmp_path: Path) -> None:
+    installed = tmp_path / "site-packages"
+    shutil.copytree(
+        Path(medfm_rl.__file__).parent, installed / "medfm_rl", ignore=shutil.ignore_patterns("__pycache__")
+    )
+    commit_of_everything(tmp_path)
+    assert recorded_commit(installed, tmp_path) == "not a checkout"
 
 
 def test_runs_within_a_run_name_their_parent(run_folder: Path) -> None:
