@@ -41,11 +41,11 @@ class ReportCase:
     """A case to look at; all arrays are 2-D on one grid.
 
     Attributes:
-        case_id: Of the case.
+        case_id: Name of the case.
         image: Grey values.
         before: Class indices of the source model.
         after: Class indices of the adapted model.
-        reward_map: Of the adapted segmentation, in [0, 1].
+        reward_map: Reward map of the adapted segmentation, in [0, 1].
         ground_truth: Class indices, or None where there is none.
         dice_before: Mean Dice, or None without ground truth.
         dice_after: Mean Dice, or None without ground truth.
@@ -118,7 +118,7 @@ class CorrectionEntry:
     """A correction on the page of corrections.
 
     Attributes:
-        case_id: Of the case.
+        case_id: Name of the case.
         decision: corrected, proposed or referred.
         reasons: Why, in words.
         reward_before: Mean reward of the original.
@@ -222,7 +222,7 @@ def write_corrections_page(
     """Writes the page of corrections; it loads nothing from anywhere else.
 
     Args:
-        path: Of the page.
+        path: File of the page.
         entries: One for each case that was handled.
         problems: By case: why it could not be handled.
         untouched: Cases that were not taken.

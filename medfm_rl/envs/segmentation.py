@@ -96,7 +96,7 @@ class SegmentationVecEnv(VecEnv):
             Their reward map is 1 where the action equals it and 0 elsewhere.
         judged: `(N, C, *S)`, the images as `reward` sees them, where the policy is shown other views of the same
             anatomy; `images` where None.
-        seed: Of the order.
+        seed: Seed of the order.
         device: Where the reward function wants its tensors.
     """
 

@@ -46,8 +46,8 @@ def paired_bootstrap(
         after: One value per case, the same cases.
         patients: Patient of each case.
         draws: Bootstrap draws.
-        confidence: Of the interval, two-sided.
-        seed: Of the draws.
+        confidence: Confidence of the interval, two-sided.
+        seed: Seed of the draws.
 
     Raises:
         ValueError: There are fewer than two patients, or the lengths differ.

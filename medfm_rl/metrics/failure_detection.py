@@ -16,7 +16,7 @@ class IntervalCoverage:
     """How often intervals hold the truth.
 
     Attributes:
-        share: Of the cases whose truth lies within its interval, ends included.
+        share: Share of the cases whose truth lies within its interval, ends included.
         width: Mean width of the intervals.
     """
 

@@ -22,8 +22,8 @@ class CaseScore:
     """How well one structure of one case is segmented.
 
     Attributes:
-        case_id: Of the case.
-        patient_id: Of the case.
+        case_id: Name of the case.
+        patient_id: Patient of the case.
         structure: Name, or "mean" over the structures.
         dice: In [0, 1].
         hd95: In `unit`; NaN where one of both masks lacks the structure.

@@ -36,7 +36,7 @@ class RuleResult:
         measured: The value that was compared; None where the rule could not be applied because a structure is missing.
         least: The lower limit, or None.
         most: The upper limit, or None.
-        unit: Of the measured value and the limits.
+        unit: Unit of the measured value and the limits.
         source: Where the rule and its limit come from.
         passed: False also where it could not be applied, unless the rule is optional.
     """
@@ -65,7 +65,7 @@ class Anatomy:
     """Rules bound to the structures of a segmenter.
 
     Attributes:
-        name: Of the profile.
+        name: Name of the profile.
         profile: The rules, with `each` spelled out.
         schema: Structures of the masks.
     """

@@ -45,7 +45,7 @@ def average_weights(states: Sequence[Mapping[str, Tensor]], shares: Sequence[flo
 
     Args:
         states: State dicts, one or more, with the same names and shapes, what the fine-tuning started from first.
-        shares: Of each in the result; they sum to 1. Equal where None.
+        shares: Share of each in the result; they sum to 1. Equal where None.
 
     Returns:
         The weighted mean; what is no floating-point number is the first one's.

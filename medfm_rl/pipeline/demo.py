@@ -38,7 +38,7 @@ def run_demo(out: Path, seed: int, progress: Progress) -> Comparison:
 
     Args:
         out: Folder of the demo; the run itself is in it too.
-        seed: Of everything.
+        seed: Seed of everything.
         progress: Told how far each stage is.
 
     Raises:

@@ -78,7 +78,7 @@ class Stage:
 
     @property
     def correlation_length(self) -> float:
-        """Of the noise of sampled actions, in pixels; 0 where pixels are independent."""
+        """Correlation length of the noise of sampled actions, in pixels; 0 where pixels are independent."""
         settings = self.config.ppo
         return settings.correlation_length if settings.exploration == "correlated" else 0.0
 

@@ -31,7 +31,7 @@ def train_supervised(
         training: Preprocessed images `(N, C, *S)` and class indices `(N, *S)`.
         validation: The same, of other patients; its loss picks the epoch.
         settings: Optimisation.
-        seed: Of order and augmentation.
+        seed: Seed of order and augmentation.
         device: Where to train; the segmenter stays there.
         progress: Called with (epochs done, epochs).
 
@@ -104,7 +104,7 @@ def augment_pair(
         images: `(B, C, *S)`.
         labels: `(B, *S)`.
         generator: A CPU generator.
-        strength: Of the affine maps; 1 is about 6 degrees of rotation and 5 % of scale, shear and shift.
+        strength: Strength of the affine maps; 1 is about 6 degrees of rotation and 5 % of scale, shear and shift.
         elastic: Standard deviation of the largest smooth displacement, as a share of the image size; 0 for none.
         channels: How many of the first channels have contrast and brightness; all where None. All of them move.
     """
@@ -135,7 +135,7 @@ def mirror_at_random(
     Args:
         images: `(B, C, *S)`.
         labels: `(B, *S)`.
-        axes: Of S; none leaves everything, the generator too, as it is.
+        axes: Axes of S to mirror along; none leaves everything, the generator too, as it is.
         generator: A CPU generator.
     """
     for axis in axes:

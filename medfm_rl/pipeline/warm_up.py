@@ -55,7 +55,7 @@ def warm_up(
         source: Preprocessed source images `(N, C, *S)` and their ground truth `(N, *S)`, or None.
         target: `(M, C, *S)`, unlabelled target images.
         settings: How long and how fast.
-        seed: Of order, shapes and appearance.
+        seed: Seed of order, shapes and appearance.
         device: Where the segmenter is.
         progress: Called with (steps done, steps).
         channels: How many of the first channels have an appearance; all where None.

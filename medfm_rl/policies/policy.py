@@ -24,14 +24,14 @@ class DenseActorCriticPolicy(ActorCriticPolicy):
     ratio of new to old probabilities is exactly 1 before the first step.
 
     Args:
-        observation_space: Of the environment.
+        observation_space: Observation space of the environment.
         action_space: Flat `MultiDiscrete`, one class count per pixel.
         lr_schedule: Learning rate of the actor.
-        use_sde: Of stable-baselines3; must be False.
+        use_sde: As in stable-baselines3; must be False.
         segmenter: Images `(B, C, *S)` to logits `(B, K, *S)`; trained in place.
         critic: Images `(B, C, *S)` to values `(B, 1, *S)`, or None for a critic-free baseline.
         trainable: Parameters of the segmenter that may change; all where None. The rest is frozen.
-        critic_learning_rate: Of the critic.
+        critic_learning_rate: Learning rate of the critic.
     """
 
     def __init__(

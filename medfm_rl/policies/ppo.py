@@ -71,8 +71,8 @@ class DensePPO(PPO):
         critic: Images to values `(B, 1, *S)`; needed by the baseline "critic" and only there.
         trainable: Parameters of the segmenter that may change; all where None.
         reference: Policy that the KL term keeps near; a frozen copy of the segmenter as it is now where None.
-        learning_rate: Of the actor's Adam.
-        critic_learning_rate: Of the critic's Adam.
+        learning_rate: Learning rate of the actor's Adam.
+        critic_learning_rate: Learning rate of the critic's Adam.
         n_steps: Rollout steps (of `env.num_envs` images each) per update.
         batch_size: Images per minibatch; the whole rollout where None.
         n_epochs: K.
@@ -82,11 +82,11 @@ class DensePPO(PPO):
         target_kl: Inner epochs stop when the KL to the rollout's policy exceeds 1.5 times this, as in PPO.
         max_grad_norm: Gradients of actor and critic are clipped to this norm, each apart.
         baseline: "critic" or "greedy".
-        correlation_length: Of the exploration, in pixels; 0 draws pixels independently.
+        correlation_length: Correlation length of the exploration, in pixels; 0 draws pixels independently.
         autocast: bfloat16 in the networks, where the hardware has it.
-        seed: Of the sampled actions.
+        seed: Seed of the sampled actions.
         device: Where actor, critic and reference are.
-        verbose: Of stable-baselines3.
+        verbose: As in stable-baselines3.
     """
 
     policy: DenseActorCriticPolicy
@@ -370,8 +370,8 @@ def clipped_policy_loss(
     """PPO's clipped surrogate (Schulman et al., 2017, eq. 7) with one ratio for each pixel.
 
     Args:
-        log_probs: Of the actions now, `(B, *S)`.
-        old_log_probs: Of the actions when they were drawn, `(B, *S)`.
+        log_probs: Log-probabilities of the actions now, `(B, *S)`.
+        old_log_probs: Log-probabilities of the actions when they were drawn, `(B, *S)`.
         advantages: `(B, *S)`.
         clip_range: Epsilon.
 

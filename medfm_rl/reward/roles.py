@@ -24,9 +24,9 @@ def judge_patients(origins: Sequence[ActionOrigin], first: Sequence[ActionOrigin
     Where there is ground truth, the judge has at least two patients with it, as far as there are two.
 
     Args:
-        origins: Of D_R so far.
-        first: Of what the first iteration put into it.
-        seed: Of the run.
+        origins: Origins of all records of D_R so far.
+        first: Origins of the records that the first iteration put into it.
+        seed: Seed of the run.
 
     Raises:
         DataError: There are fewer than three patients in the first iteration.
@@ -44,10 +44,10 @@ def held_out_patients(
     """Patients on which one reward network is stopped and calibrated.
 
     Args:
-        origins: Of its part of D_R so far.
-        first: Of what the first iteration put into that part.
-        fraction: Their share.
-        seed: Of the network; the same in all iterations.
+        origins: Origins of all records of its part of D_R so far.
+        first: Origins of the records that the first iteration put into that part.
+        fraction: Share of the patients to hold out, in (0, 1).
+        seed: Seed of the network; the same in all iterations.
 
     Raises:
         DataError: The part has fewer than two patients of the first iteration.

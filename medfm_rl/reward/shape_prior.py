@@ -114,7 +114,7 @@ def train_shape_prior(
         masks: `(N, *S)` class indices: ground truth of the source, or valid predictions where there is none.
         num_classes: K.
         settings: Optimisation.
-        seed: Of weights, order and corruptions.
+        seed: Seed of weights, order and corruptions.
         device: Where to train.
         progress: Called with (epochs done, epochs).
 

@@ -96,7 +96,7 @@ def train_reward(
         net: Changed in place; returned on the CPU, frozen in evaluation mode.
         records: D_R, or a part of it.
         settings: Optimisation.
-        seed: Of the patient split, the order and the draws.
+        seed: Seed of the patient split, the order and the draws.
         device: Where to train.
         progress: Called with (steps done, steps at most).
         held_out: Patients to stop and calibrate on; those of `hold_out` where None. A network that goes on from another
@@ -162,9 +162,9 @@ def hold_out(origins: Sequence[ActionOrigin], fraction: float, seed: int) -> set
     """Picks patients of each domain, so that there is ground truth on both sides where there is any.
 
     Args:
-        origins: Of D_R, or of a part of it.
+        origins: Origins of the records of D_R, or of a part of it.
         fraction: Share of the patients, in (0, 1).
-        seed: Of the choice.
+        seed: Seed of the choice.
 
     Returns:
         Patients to hold out; at least one is, and at least one is not.
