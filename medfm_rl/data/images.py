@@ -66,19 +66,29 @@ def read_image(source: Path | Sequence[Path]) -> tuple[FloatArray, Geometry]:
     return image, geometries[0]
 
 
-def read_labels(path: Path, schema: LabelSchema, image_shape: tuple[int, ...], geometry: Geometry) -> LabelMap:
+def read_labels(
+    path: Path,
+    schema: LabelSchema,
+    image_shape: tuple[int, ...],
+    geometry: Geometry,
+    in_file: LabelSchema | None = None,
+) -> LabelMap:
     """Reads the mask of an image as class indices `(*S)`.
 
     Args:
         path: The mask.
-        schema: Says what the integers mean.
+        schema: Of the class indices.
         image_shape: Size of the image that the mask belongs to, `(*S)`.
         geometry: Geometry of that image.
+        in_file: What the integers in the file mean, where others stand there than `schema` says; its structures are
+            some of those of `schema`.
 
     Raises:
         DataError: The file cannot be read, lies on another grid, or holds labels that the schema does not know.
     """
-    return schema.to_indices(read_label_ids(path, image_shape, geometry), str(path))
+    own = schema if in_file is None else in_file
+    found = own.to_indices(read_label_ids(path, image_shape, geometry), str(path))
+    return np.array([schema.index_of(name) for name in own.names], dtype=np.uint8)[found]
 
 
 def read_label_ids(path: Path, image_shape: tuple[int, ...], geometry: Geometry) -> IntArray:
