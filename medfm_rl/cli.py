@@ -285,7 +285,24 @@ def score_command(
         typer.Option(help="EchoPrime's view_classifier.pt: images that are no apical views of echo are referred."),
     ] = None,
     biomedclip: BiomedCLIPWeights = None,
-    fail_on: Annotated[str | None, typer.Option(help="refer: exit with code 3 where a mask is referred.")] = None,
+    labels: Annotated[
+        str | None,
+        typer.Option(
+            help="The integers in the masks by structure, such as LV=255, where they are not those of the run; "
+            "structures that are not named are in none of them."
+        ),
+    ] = None,
+    accept_untested: Annotated[
+        bool,
+        typer.Option(
+            "--accept-untested",
+            help="Accept masks also where the batch has too few patients to test whether it is like the calibration.",
+        ),
+    ] = False,
+    fail_on: Annotated[
+        str | None,
+        typer.Option(help="refer: exit with code 3 where a mask is referred; 2 stays for those that were not judged."),
+    ] = None,
     device: Device = "auto",
 ) -> None:
     """Judge masks without ground truth: predicted Dice with an interval, anatomy rules, shift, and a verdict."""
@@ -298,6 +315,8 @@ def score_command(
         raise ConfigError("give either --masks, a folder of masks, or --model, a segmenter that makes them")
     if prompts is not None and model is None:
         raise ConfigError("--prompts are for a segmenter that makes the masks: they go with --model")
+    if labels is not None and masks is None:
+        raise ConfigError("--labels are the integers in masks that are given: they go with --masks")
     if fail_on not in (None, "refer"):
         raise ConfigError(f"--fail-on {fail_on}: must be refer")
     files = find_cases(_data_settings(images, layout, patient_pattern))
@@ -305,14 +324,29 @@ def score_command(
     own = model is not None and model.resolve() == quality_model.resolve()
     segmenter = None if model is None or own else load_model(model, prompts).segmenter
     with _progress() as progress:
-        gates = Gates(echoprime, biomedclip)
-        scoring = score(quality_model, files, found, segmenter, out, device, progress, gates, prompts if own else None)
+        scoring = score(
+            quality_model,
+            files,
+            found,
+            segmenter,
+            out,
+            device,
+            progress,
+            Gates(echoprime, biomedclip),
+            prompts if own else None,
+            accept_untested,
+            labels,
+        )
     for problem in scoring.problems.values():
         typer.echo(f"Referred unseen: {problem}", err=True)
+    typer.echo(f"Batch: {scoring.batch.state}; {scoring.batch.meaning}")
     for guarantee in scoring.batch.guarantees:
         typer.echo(f"{guarantee.status}: {guarantee.promise} ({guarantee.reason})")
     typer.echo(", ".join(f"{verdict} {scoring.count(verdict)}" for verdict in ("accept", "correct", "refer")))
     typer.echo(f"Scores: {out / 'scores.csv'}\nReport: {out / 'report.html'}")
+    if scoring.problems:
+        typer.echo(f"{len(scoring.problems)} of {len(files)} cases could not be judged.", err=True)
+        raise typer.Exit(_USER_MISTAKE)
     if fail_on == "refer" and scoring.count("refer"):
         raise typer.Exit(_REFERRED)
 
