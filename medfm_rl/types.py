@@ -174,8 +174,8 @@ class LabelSchema:
                 )
             raise DataError(
                 f"{where}: label {first} is not one of the segmenter's ({known}). "
-                "Correct the mask or the list of structures, or say what the integers mean by --labels of `medfm-rl "
-                "score`."
+                "Correct the mask or the list of structures; score, correct and calibrate take --masks with other "
+                "integers by --labels."
             )
         table = np.zeros(256, dtype=np.uint8)
         table[list(self.ids)] = np.arange(self.num_classes, dtype=np.uint8)

@@ -396,6 +396,21 @@ def test_calibration_can_judge_the_masks_of_another_segmenter(quality_run: Path,
         calibrate(RunFolder(copy), files, masks, Targets(), "cpu", quiet)
 
 
+def test_calibration_takes_masks_with_the_integers_of_another_tool(quality_run: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "run"
+    shutil.copytree(quality_run, copy)
+    files = find_cases(DataSettings(path=quality_run.parent / "data"))
+    masks = {}
+    for file in files:
+        assert file.label_path is not None
+        labels, geometry = read_image(file.label_path)
+        masks[file.case_id] = tmp_path / f"{file.case_id}.nii.gz"
+        write_image(masks[file.case_id], np.array([0, 255, 100, 7], np.uint8)[labels[0].astype(int)], geometry)
+    model = calibrate(RunFolder(copy), files, masks, Targets(), "cpu", quiet, labels="LV=255,MYO=100,LA=7")
+    # Experts' own masks have no error.
+    assert model.structures["mean"].error < 0.05
+
+
 def test_calibration_makes_and_judges_a_mask_of_the_run_in_one_inference(
     quality_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
