@@ -72,6 +72,13 @@ BiomedCLIPWeights = Annotated[
         "Needed both to calibrate and to score.",
     ),
 ]
+MaskLabels = Annotated[
+    str | None,
+    typer.Option(
+        help="The integers in the masks by structure, such as LV=255,MYO=100, where they are not those of the run; "
+        "structures that are not named are in none of them."
+    ),
+]
 CorrectionObjective = Annotated[
     str | None, typer.Option(help="With --method optimise, how the reward is followed: reward (its gradient) or ppo.")
 ]
@@ -285,7 +292,18 @@ def score_command(
         typer.Option(help="EchoPrime's view_classifier.pt: images that are no apical views of echo are referred."),
     ] = None,
     biomedclip: BiomedCLIPWeights = None,
-    fail_on: Annotated[str | None, typer.Option(help="refer: exit with code 3 where a mask is referred.")] = None,
+    labels: MaskLabels = None,
+    accept_untested: Annotated[
+        bool,
+        typer.Option(
+            "--accept-untested",
+            help="Accept masks also where the batch has too few patients to test whether it is like the calibration.",
+        ),
+    ] = False,
+    fail_on: Annotated[
+        str | None,
+        typer.Option(help="refer: exit with code 3 where a mask is referred; 2 stays for those that were not judged."),
+    ] = None,
     device: Device = "auto",
 ) -> None:
     """Judge masks without ground truth: predicted Dice with an interval, anatomy rules, shift, and a verdict."""
@@ -298,6 +316,7 @@ def score_command(
         raise ConfigError("give either --masks, a folder of masks, or --model, a segmenter that makes them")
     if prompts is not None and model is None:
         raise ConfigError("--prompts are for a segmenter that makes the masks: they go with --model")
+    _require_masks(labels, masks)
     if fail_on not in (None, "refer"):
         raise ConfigError(f"--fail-on {fail_on}: must be refer")
     files = find_cases(_data_settings(images, layout, patient_pattern))
@@ -305,14 +324,29 @@ def score_command(
     own = model is not None and model.resolve() == quality_model.resolve()
     segmenter = None if model is None or own else load_model(model, prompts).segmenter
     with _progress() as progress:
-        gates = Gates(echoprime, biomedclip)
-        scoring = score(quality_model, files, found, segmenter, out, device, progress, gates, prompts if own else None)
+        scoring = score(
+            quality_model,
+            files,
+            found,
+            segmenter,
+            out,
+            device,
+            progress,
+            Gates(echoprime, biomedclip),
+            prompts if own else None,
+            accept_untested,
+            labels,
+        )
     for problem in scoring.problems.values():
         typer.echo(f"Referred unseen: {problem}", err=True)
+    typer.echo(f"Batch: {scoring.batch.state}; {scoring.batch.meaning}")
     for guarantee in scoring.batch.guarantees:
         typer.echo(f"{guarantee.status}: {guarantee.promise} ({guarantee.reason})")
     typer.echo(", ".join(f"{verdict} {scoring.count(verdict)}" for verdict in ("accept", "correct", "refer")))
     typer.echo(f"Scores: {out / 'scores.csv'}\nReport: {out / 'report.html'}")
+    if scoring.problems:
+        typer.echo(f"{len(scoring.problems)} of {len(files)} cases could not be judged.", err=True)
+        raise typer.Exit(_USER_MISTAKE)
     if fail_on == "refer" and scoring.count("refer"):
         raise typer.Exit(_REFERRED)
 
@@ -329,6 +363,7 @@ def correct_command(
         Path | None,
         typer.Option(help="The masks to be corrected, where another segmenter made them; else those of the run's own."),
     ] = None,
+    labels: MaskLabels = None,
     budget: Annotated[float | None, typer.Option(help="Seconds for one case; 10 where not given.")] = None,
     method: CorrectionMethod = "views",
     objective: CorrectionObjective = None,
@@ -347,12 +382,13 @@ def correct_command(
     from medfm_rl.pipeline.correct import correct
     from medfm_rl.pipeline.score import find_masks
 
+    _require_masks(labels, masks)
     settings = _correction_settings(budget, method=method, objective=objective, optimise=optimise)
     files = find_cases(_data_settings(images, layout, patient_pattern))
     given = None if masks is None else find_masks(masks, files)
     with _progress() as progress:
         corrections = correct(
-            model, files, scores, out, settings, propose_only, every, device, progress, prompts, given
+            model, files, scores, out, settings, propose_only, every, device, progress, prompts, given, labels
         )
     _print_corrections(corrections, out)
 
@@ -364,6 +400,7 @@ def calibrate_command(
     masks: Annotated[
         Path | None, typer.Option(help="Masks to be judged, where another segmenter makes them; else the run's own.")
     ] = None,
+    labels: MaskLabels = None,
     dice: Annotated[float, typer.Option(help="Mean Dice below which a mask is bad.")] = 0.8,
     alpha: Annotated[float, typer.Option(help="Largest share of bad masks among the accepted.")] = 0.1,
     confidence: Annotated[float, typer.Option(help="Of the statement about accepted masks.")] = 0.9,
@@ -386,13 +423,14 @@ def calibrate_command(
 
     if prompts is not None and masks is not None:
         raise ConfigError("--prompts and --masks do not go together: where masks are given, none are made")
+    _require_masks(labels, masks)
     targets = _from_options(Targets, coverage=coverage, dice=dice, alpha=alpha, confidence=confidence)
     folder = RunFolder(run)
     folder.require_model()
     files = find_cases(_data_settings(labelled, layout, patient_pattern, split, where))
     found = None if masks is None else find_masks(masks, files)
     with _progress() as progress:
-        model = calibrate(folder, files, found, targets, device, progress, prompts, biomedclip)
+        model = calibrate(folder, files, found, targets, device, progress, prompts, biomedclip, labels)
     from rich.console import Console
 
     from medfm_rl.quality_page import calibration_table
@@ -548,6 +586,13 @@ def _print_corrections(corrections: Corrections, out: Path) -> None:
     typer.echo(f"Corrections: {out / 'corrections.csv'}\nReport: {out / 'report.html'}\nMasks: {out / 'labels'}")
     if corrections.problems:
         raise typer.Exit(_USER_MISTAKE)
+
+
+def _require_masks(labels: str | None, masks: Path | None) -> None:
+    from medfm_rl.errors import ConfigError
+
+    if labels is not None and masks is None:
+        raise ConfigError("--labels are the integers in masks that are given: they go with --masks")
 
 
 def _correction_settings(budget: float | None, **values: str | None) -> CorrectionSettings:

@@ -17,14 +17,13 @@ from rich.markup import escape
 from rich.table import Table
 
 from medfm_rl.data.files import write_text
-from medfm_rl.quality import QualityModel, QualityReport
-from medfm_rl.quality.reports import Guarantee
-from medfm_rl.report import overlay
+from medfm_rl.quality import BatchReport, QualityModel, QualityReport
+from medfm_rl.report import overlay, structure_colours
 from medfm_rl.types import FloatArray, LabelMap, LabelSchema
 
 _PICTURES = 100
-_SIDE = 180
-_ORDER = {"refer": 0, "correct": 1, "accept": 2}
+_SIDE = 256
+_VERDICTS = ("refer", "correct", "accept")
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,7 +35,7 @@ class PageCase:
 
 
 def thumbnail(image: FloatArray, labels: LabelMap, reward_map: FloatArray, schema: LabelSchema) -> bytes:
-    """The mask on its image, and the reward map beside it, as a small PNG.
+    """The mask on its image, and the reward map beside it, as a PNG of its own size up to 256 pixels.
 
     Args:
         image: Grey values `(*S)`; of a volume the plane with most of the mask is shown.
@@ -64,8 +63,9 @@ def write_page(
     path: Path,
     cases: Sequence[PageCase],
     problems: Mapping[str, str],
-    guarantees: Sequence[Guarantee],
+    batch: BatchReport,
     model: QualityModel,
+    schema: LabelSchema,
     simulated: bool,
 ) -> None:
     """Writes the page; it loads nothing from anywhere else."""
@@ -73,7 +73,7 @@ def write_page(
 
     ordered = sorted(cases, key=_badness)
     template = (resources.files("medfm_rl") / "templates" / "quality.html").read_text(encoding="utf-8")
-    counts = {verdict: sum(case.report.verdict == verdict for case in cases) for verdict in _ORDER}
+    counts = {verdict: sum(case.report.verdict == verdict for case in cases) for verdict in _VERDICTS}
     counts["refer"] += len(problems)
     page = Environment(autoescape=True).from_string(template)
     pictures = [(case.report, base64.b64encode(case.picture).decode()) for case in ordered[:_PICTURES]]
@@ -83,8 +83,9 @@ def write_page(
             reports=[case.report for case in ordered],
             pictures=pictures,
             problems=problems,
-            guarantees=guarantees,
+            batch=batch,
             model=model,
+            colours=structure_colours(schema),
             counts=counts,
             total=len(cases) + len(problems),
             simulated=simulated,
@@ -104,6 +105,7 @@ def calibration_table(model: QualityModel) -> Table:
     return table
 
 
-def _badness(case: PageCase) -> tuple[int, float]:
+def _badness(case: PageCase) -> float:
+    """Predicted mean Dice, the lowest first; before all others the masks of which none can be predicted."""
     predicted = case.report.mean.predicted_dice
-    return _ORDER[case.report.verdict], -1.0 if predicted is None else predicted
+    return -1.0 if predicted is None else predicted

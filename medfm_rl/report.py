@@ -313,9 +313,7 @@ def case_figure(case: ReportCase, schema: LabelSchema, simulated: bool) -> Figur
     truth: list[tuple[str, LabelMap | None]] = []
     if case.ground_truth is not None:
         truth.append(("ground truth", case.ground_truth))
-    handles = [
-        Patch(facecolor=_PALETTE[index % len(_PALETTE)], label=name) for index, name in enumerate(schema.structures)
-    ]
+    handles = [Patch(facecolor=colour, label=name) for name, colour in structure_colours(schema).items()]
     if simulated:
         handles.append(Patch(facecolor="none", label="(simulated data)"))
     legend_rows = -(-len(handles) // _LEGEND_COLUMNS)
@@ -376,9 +374,7 @@ def correction_figure(
     for axes, reward_map in ((panels[2], reward_before), (panels[4], reward_after)):
         picture = axes.imshow(reward_map, cmap="cividis", vmin=0, vmax=1)
     figure.colorbar(picture, ax=panels, fraction=0.012, pad=0.01).set_label("probability of being right", fontsize=8)
-    handles = [
-        Patch(facecolor=_PALETTE[index % len(_PALETTE)], label=name) for index, name in enumerate(schema.structures)
-    ]
+    handles = [Patch(facecolor=colour, label=name) for name, colour in structure_colours(schema).items()]
     figure.legend(handles=handles, loc="outside lower center", ncols=_LEGEND_COLUMNS, frameon=False, fontsize=9)
     figure.suptitle(title, fontsize=10)
     return figure
@@ -397,16 +393,21 @@ def _panel_title(title: str, case: ReportCase) -> str:
     return title if score is None else f"{title} (Dice {score:.3f})"
 
 
+def structure_colours(schema: LabelSchema) -> dict[str, str]:
+    """The colour of each structure in pictures, as `#RRGGBB`."""
+    return {name: _PALETTE[index % len(_PALETTE)] for index, name in enumerate(schema.structures)}
+
+
 def overlay(labels: LabelMap, schema: LabelSchema) -> npt.NDArray[np.float64]:
     """Translucent fill and opaque contour of each structure, RGBA `(H, W, 4)`."""
     layer = np.zeros((*labels.shape, 4))
-    for index in range(1, schema.num_classes):
+    for index, shown in enumerate(structure_colours(schema).values(), 1):
         mask = labels == index
         inside = mask.copy()
         for axis in (0, 1):
             for step in (-1, 1):
                 inside &= np.roll(mask, step, axis)
-        colour = to_rgb(_PALETTE[(index - 1) % len(_PALETTE)])
+        colour = to_rgb(shown)
         layer[mask] = (*colour, 0.3)
         layer[mask & ~inside] = (*colour, 1.0)
     return layer

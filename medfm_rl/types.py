@@ -24,6 +24,8 @@ IntArray = npt.NDArray[np.integer]
 BACKGROUND = "background"
 _SAME_DIRECTION = 1e-6
 """Difference of two direction cosines that is rounding."""
+_MOST_STRANGERS = 5
+"""Unknown labels of a file that are named; more are hardly labels."""
 
 
 @dataclass(frozen=True)
@@ -164,9 +166,16 @@ class LabelSchema:
         strangers = sorted(set(found.tolist()) - set(self.ids))
         if strangers:
             known = ", ".join(f"{label} {name}" for name, label in zip(self.names, self.ids, strict=True))
+            first = ", ".join(map(str, strangers[:_MOST_STRANGERS]))
+            if len(strangers) > _MOST_STRANGERS:
+                raise DataError(
+                    f"{where}: labels {first} and {len(strangers) - _MOST_STRANGERS} more are not those of the "
+                    f"segmenter ({known}); is this an image, and not a mask?"
+                )
             raise DataError(
-                f"{where}: label {', '.join(map(str, strangers))} is not one of the segmenter's ({known}). "
-                "Correct the mask or the list of structures."
+                f"{where}: label {first} is not one of the segmenter's ({known}). "
+                "Correct the mask or the list of structures; score, correct and calibrate take --masks with other "
+                "integers by --labels."
             )
         table = np.zeros(256, dtype=np.uint8)
         table[list(self.ids)] = np.arange(self.num_classes, dtype=np.uint8)

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
+import SimpleITK as sitk
 import torch
 import yaml
 from typer.main import get_command
@@ -577,8 +578,30 @@ def test_score_refers_fails_on_demand_and_says_what_is_promised(run: Run, qualit
     next(masks.iterdir()).unlink()
     command = ("score", quality_run, "--images", data / "images", "--masks", masks, "--out", out, "--fail-on", "refer")
     found = run(*command)
-    assert found.code == 3
-    assert "there is no mask of that name" in found.err
+    # A case that nobody has looked at is more than a mask that is referred.
+    assert found.code == 2
+    assert f"there is no mask of that name in {masks}" in found.err
+    assert "1 of 96 cases could not be judged" in found.err
+    blank = next(masks.iterdir())
+    sitk.WriteImage(sitk.ReadImage(str(blank)) * 0, str(blank))
+    shutil.copytree(data / "labels", masks, dirs_exist_ok=True, ignore=lambda _, names: {blank.name} & set(names))
+    found = run(*command)
+    assert found.code == 3, found.err
+
+
+def test_score_accepts_masks_of_a_single_patient_only_where_that_is_asked_for(
+    run: Run, quality_run: Path, tmp_path: Path
+) -> None:
+    data = quality_run.parent / "data"
+    one = tmp_path / "one"
+    one.mkdir()
+    shutil.copy(sorted((data / "images").iterdir())[0], one)
+    command = ("score", quality_run, "--images", one, "--model", quality_run, "--out", tmp_path / "out")
+    found = run(*command)
+    assert found.code == 0, found.err
+    assert "Batch: untested; the batch is of 1 patient" in found.out
+    assert "accept 0" in found.out
+    assert "masks are accepted all the same" in run(*command, "--accept-untested").out
 
 
 def test_score_says_which_arguments_do_not_go_together(run: Run, quality_run: Path, tmp_path: Path) -> None:
@@ -587,6 +610,7 @@ def test_score_says_which_arguments_do_not_go_together(run: Run, quality_run: Pa
         ((), "give either --masks"),
         (("--masks", "a", "--model", "b"), "give either --masks"),
         (("--model", quality_run, "--fail-on", "doubt"), "--fail-on doubt: must be refer"),
+        (("--model", quality_run, "--labels", "LV=1"), "they go with --masks"),
     ):
         found = run("score", quality_run, *images, *arguments)
         assert found.code == 2

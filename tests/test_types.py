@@ -27,6 +27,14 @@ def test_a_label_outside_the_schema_is_named(schema: LabelSchema) -> None:
         schema.to_indices(np.array([[0, 7]]), "mask.nii")
 
 
+def test_an_image_in_the_place_of_a_mask_is_asked_for_and_its_grey_values_are_not_listed(schema: LabelSchema) -> None:
+    with pytest.raises(DataError, match=r"labels 4, 5, 6, 7, 8 and 3 more are not those .*; is this an image") as found:
+        schema.to_indices(np.arange(12), "mask.nii")
+    assert "9" not in str(found.value)
+    with pytest.raises(DataError, match="label 4, 5, 6, 7, 8 is not one of the segmenter's"):
+        schema.to_indices(np.arange(9), "mask.nii")
+
+
 @pytest.mark.parametrize(
     ("names", "ids"),
     [

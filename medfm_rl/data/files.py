@@ -94,21 +94,51 @@ def hash_path(path: Path) -> str:
     """SHA-256 of a file, or of a folder such as a DICOM series.
 
     Raises:
-        DataError: There is neither.
+        DataError: There is neither, or it cannot be read.
     """
-    if not path.exists():
-        raise DataError(f"{path}: there is no such file")
-    return hash_folder(path) if path.is_dir() else hash_file(path)
+    return hash_folder(path) if is_folder(path) else hash_file(path)
 
 
 def hash_file(path: Path) -> str:
-    """SHA-256 of a file's content, in hexadecimal."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    """SHA-256 of a file's content, in hexadecimal.
+
+    Raises:
+        DataError: There is no such file, or it cannot be read.
+    """
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise cannot_be_read(path, error) from error
+
+
+def is_folder(path: Path) -> bool:
+    """Whether a folder is there.
+
+    Raises:
+        DataError: The folder that it would lie in may not be looked into.
+    """
+    try:
+        return path.is_dir()
+    except OSError as error:
+        raise cannot_be_read(path, error) from error
+
+
+def cannot_be_read(path: Path, error: OSError) -> DataError:
+    """What to raise where the operating system does not give a file out: it says whose business that is."""
+    if isinstance(error, FileNotFoundError):
+        return DataError(f"{path}: there is no such file")
+    if isinstance(error, PermissionError):
+        return DataError(f"{path}: you have no permission to read it; ask who owns the file, or change its mode")
+    return DataError(f"{path}: cannot be read ({error.strerror or error}); is the disk in order, and connected?")
 
 
 def hash_folder(folder: Path) -> str:
-    """SHA-256 over the relative names and contents of all files below a folder, in the order of their names."""
+    """SHA-256 over the relative names and contents of all files below a folder, in the order of their names.
+
+    Raises:
+        DataError: One of them cannot be read.
+    """
     digest = hashlib.sha256()
     for path in sorted(path for path in folder.rglob("*") if path.is_file()):
         digest.update(f"{path.relative_to(folder).as_posix()}:{hash_file(path)}\n".encode())

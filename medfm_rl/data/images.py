@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import SimpleITK as sitk
 
-from medfm_rl.data.files import replace_on_success
+from medfm_rl.data.files import cannot_be_read, is_folder, replace_on_success
 from medfm_rl.errors import DataError
 from medfm_rl.types import FloatArray, Geometry, IntArray, LabelMap, LabelSchema
 
@@ -66,19 +66,29 @@ def read_image(source: Path | Sequence[Path]) -> tuple[FloatArray, Geometry]:
     return image, geometries[0]
 
 
-def read_labels(path: Path, schema: LabelSchema, image_shape: tuple[int, ...], geometry: Geometry) -> LabelMap:
+def read_labels(
+    path: Path,
+    schema: LabelSchema,
+    image_shape: tuple[int, ...],
+    geometry: Geometry,
+    in_file: LabelSchema | None = None,
+) -> LabelMap:
     """Reads the mask of an image as class indices `(*S)`.
 
     Args:
         path: The mask.
-        schema: Says what the integers mean.
+        schema: Of the class indices.
         image_shape: Size of the image that the mask belongs to, `(*S)`.
         geometry: Geometry of that image.
+        in_file: What the integers in the file mean, where others stand there than `schema` says; its structures are
+            some of those of `schema`.
 
     Raises:
         DataError: The file cannot be read, lies on another grid, or holds labels that the schema does not know.
     """
-    return schema.to_indices(read_label_ids(path, image_shape, geometry), str(path))
+    own = schema if in_file is None else in_file
+    found = own.to_indices(read_label_ids(path, image_shape, geometry), str(path))
+    return np.array([schema.index_of(name) for name in own.names], dtype=np.uint8)[found]
 
 
 def read_label_ids(path: Path, image_shape: tuple[int, ...], geometry: Geometry) -> IntArray:
@@ -141,19 +151,27 @@ def write_image(path: Path, image: npt.NDArray[Any], geometry: Geometry) -> None
 
 
 def _read(path: Path) -> tuple[FloatArray, Geometry]:
-    if not path.exists():
-        raise DataError(f"{path}: there is no such file")
-    if path.is_dir():
+    if is_folder(path):
         image = _read_dicom_series(path)
     else:
+        _require_content(path)
         if image_suffix(path) is None:
             raise DataError(f"{path}: unknown kind of image; known are {', '.join(IMAGE_SUFFIXES)} and DICOM folders")
-        if path.stat().st_size == 0:
-            raise DataError(f"{path}: the file is empty")
         _check_gzip(path)
         _check_nifti_length(path)
         image = _execute(sitk.ImageFileReader(), path, path)
     return _to_array(image, holds_spacing(path))
+
+
+def _require_content(path: Path) -> None:
+    """ITK calls a file that it may not read damaged."""
+    try:
+        with path.open("rb") as file:
+            empty = not file.read(1)
+    except OSError as error:
+        raise cannot_be_read(path, error) from error
+    if empty:
+        raise DataError(f"{path}: the file is empty")
 
 
 def _check_gzip(path: Path) -> None:

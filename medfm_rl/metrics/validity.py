@@ -53,9 +53,14 @@ class RuleResult:
 
     def __str__(self) -> str:
         subject = f"{self.rule} of {self.structure}" + (f" and {self.other}" if self.other else "")
+        if self.rule == "above":
+            subject = f"height of {self.structure} above {self.other}"
         if self.measured is None:
             return f"{subject}: a structure is missing"
-        limits = [f"at least {self.least:.4g}"] if self.least is not None else []
+        limits: list[str] = []
+        if self.least is not None:
+            # The least number above 0 is how a rule says that 0 itself breaks it.
+            limits = ["above 0"] if 0 < self.least < np.finfo(np.float64).tiny else [f"at least {self.least:.4g}"]
         limits += [f"at most {self.most:.4g}"] if self.most is not None and self.most < 1e300 else []
         return f"{subject}: {self.measured:.4g} {self.unit}, limit {' and '.join(limits) or 'none'}"
 

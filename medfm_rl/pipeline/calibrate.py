@@ -23,6 +23,7 @@ from medfm_rl.metrics.overlap import dice
 from medfm_rl.metrics.validity import Anatomy, learn_limits, load_anatomy
 from medfm_rl.pipeline.config_file import load_config
 from medfm_rl.pipeline.images import Progress
+from medfm_rl.pipeline.mask_labels import parse_mask_labels
 from medfm_rl.pipeline.models import choose_device, load_adapted, load_preprocessing
 from medfm_rl.pipeline.run_folder import RunFolder
 from medfm_rl.quality.biomedclip import BiomedCLIP
@@ -51,6 +52,7 @@ def calibrate(
     progress: Progress,
     prompts: Path | None = None,
     biomedclip: Path | None = None,
+    labels: str | None = None,
 ) -> QualityModel:
     """Fits a quality model on labelled cases and writes it into the run; what was there is kept under another name.
 
@@ -63,13 +65,15 @@ def calibrate(
         progress: Told how far it is.
         prompts: For a promptable segmenter that makes the masks: where its boxes come from, as in `load_model`.
         biomedclip: BiomedCLIP's weights, where it is to know the images too.
+        labels: The integers in the masks to be judged, as in `parse_mask_labels`; None for those of the run. Those of
+            the labelled cases are always the run's.
 
     Raises:
         UserError: The run is not finished, or the cases cannot be used or are too few.
     """
     require_patients({file.patient_id for file in files}, targets)
     chosen = choose_device(device)
-    judged = None if masks is None else _read_masks(run, files, masks, progress)
+    judged = None if masks is None else _read_masks(run, files, masks, labels, progress)
     encoder = None if biomedclip is None else BiomedCLIP.load(biomedclip, chosen)
     model = calibrate_cases(run, files, judged, targets, chosen, progress, encoder, prompts)
     _keep_previous(run.quality)
@@ -78,15 +82,16 @@ def calibrate(
 
 
 def _read_masks(
-    run: RunFolder, files: Sequence[CaseFile], masks: Mapping[str, Path], progress: Progress
+    run: RunFolder, files: Sequence[CaseFile], masks: Mapping[str, Path], labels: str | None, progress: Progress
 ) -> list[LabelMap]:
     schema = load_preprocessing(run).schema
+    in_masks = None if labels is None else parse_mask_labels(labels, schema)
     found = []
     for done, file in enumerate(files, 1):
         if file.case_id not in masks:
             raise DataError(f"case {file.case_id}: there is no mask of that name to be judged")
         case = file.read()
-        found.append(read_labels(masks[file.case_id], schema, case.shape, case.geometry))
+        found.append(read_labels(masks[file.case_id], schema, case.shape, case.geometry, in_masks))
         progress("reading masks to be judged", done, len(files))
     return found
 

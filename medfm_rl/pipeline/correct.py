@@ -23,6 +23,7 @@ from medfm_rl.pipeline.case_records import CaseRecords, hash_case, hash_settings
 from medfm_rl.pipeline.correctors import hash_parts, load_networks, make_corrector
 from medfm_rl.pipeline.images import Progress
 from medfm_rl.pipeline.marked import GivenMasks, Marked, Scores
+from medfm_rl.pipeline.mask_labels import parse_mask_labels
 from medfm_rl.pipeline.run_folder import RunFolder
 from medfm_rl.pipeline.score import SCORES_FILE, score
 from medfm_rl.report import CorrectionEntry, correction_figure, figure_bytes, write_corrections_page
@@ -71,6 +72,7 @@ def correct(
     progress: Progress,
     prompts: Path | None = None,
     masks: Mapping[str, Path] | None = None,
+    labels: str | None = None,
 ) -> Corrections:
     """Corrects cases one by one and writes masks, pictures, tables and the audit log.
 
@@ -92,6 +94,8 @@ def correct(
         progress: Told how far it is.
         prompts: For a promptable segmenter: where its boxes come from, as in `load_model`.
         masks: By case, the masks to be corrected, whatever made them; None for those of the run's segmenter.
+        labels: The integers in these masks, as in `parse_mask_labels`; None for those of the run, which are always
+            those of the masks that are written.
 
     Raises:
         UserError: The run, the scores or the folder cannot be used, the scores are of other masks, or not one case
@@ -107,7 +111,7 @@ def correct(
     elif run.correction.exists():
         settings, promise = Acceptance.read(run.correction).apply(settings, hashes)
     corrector = make_corrector(run, adapter, reward, settings)
-    marked = _take(run, files, scores, out, every, adapter, masks, device, progress, prompts)
+    marked = _take(run, files, scores, out, every, adapter, masks, device, progress, prompts, labels)
     if marked.scores is not None and marked.scores.state == "suspended" and not propose_only:
         propose_only = True
         promise = (
@@ -116,7 +120,8 @@ def correct(
         )
     taken, problems = marked.files, dict(marked.problems)
     untouched = len(files) - len(taken) - len(problems)
-    given = None if masks is None else GivenMasks(masks, marked.scores, adapter.schema)
+    in_masks = None if labels is None else parse_mask_labels(labels, adapter.schema)
+    given = None if masks is None else GivenMasks(masks, marked.scores, adapter.schema, in_masks)
     common = {
         **hashes,
         "inference": hash_settings(adapter.inference_settings()),
@@ -164,6 +169,7 @@ def _take(
     device: str,
     progress: Progress,
     prompts: Path | None,
+    labels: str | None,
 ) -> Marked:
     """The cases that are to be corrected, scored first where nothing says which.
 
@@ -174,7 +180,7 @@ def _take(
         return Marked(files, {}, None)
     if scores is None:
         asked = prompts if masks is None else None
-        scoring = score(run.path, files, masks, None, out / "scores", device, progress, prompts=asked)
+        scoring = score(run.path, files, masks, None, out / "scores", device, progress, prompts=asked, labels=labels)
         found = Scores.read(out / "scores" / SCORES_FILE)
         judged = [file for file in files if file.case_id not in scoring.problems]
         return Marked(found.marked(judged), scoring.problems, found)
@@ -257,6 +263,8 @@ class _Bench:
         inputs = {**self.common, **hash_case(file, self.corrector.adapter)}
         if self.masks is not None:
             inputs["mask"] = hash_path(self.masks.path(file.case_id))
+            if self.masks.in_files is not None:
+                inputs["labels"] = dict(zip(self.masks.in_files.names, self.masks.in_files.ids, strict=True))
         known: Mapping[str, Any] | None = self.records.reuse(file.case_id, inputs)
         if known is not None:
             return known

@@ -106,11 +106,13 @@ class GivenMasks:
         paths: By case.
         scores: Of these masks; None where nothing was scored.
         schema: Of the segmenter.
+        in_files: What the integers in the masks mean, where it is not what `schema` says.
     """
 
     paths: Mapping[str, Path]
     scores: Scores | None
     schema: LabelSchema
+    in_files: LabelSchema | None = None
 
     def path(self, case_id: str) -> Path:
         """The file.
@@ -130,7 +132,7 @@ class GivenMasks:
                 scored.
         """
         path = self.path(case.case_id)
-        labels = read_labels(path, self.schema, case.shape, case.geometry)
+        labels = read_labels(path, self.schema, case.shape, case.geometry, self.in_files)
         if self.scores is not None and hash_labels(labels) != self.scores.masks[case.case_id]:
             raise DataError(f"{path}: is not the mask that was scored; score it again")
         return labels

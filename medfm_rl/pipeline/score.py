@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -19,6 +21,7 @@ from medfm_rl.data.layouts import CaseFile, is_simulated
 from medfm_rl.errors import DataError, ModelError, UserError
 from medfm_rl.pipeline.case_records import CaseRecords, hash_case, hash_segmenter
 from medfm_rl.pipeline.images import Progress
+from medfm_rl.pipeline.mask_labels import parse_mask_labels
 from medfm_rl.pipeline.models import choose_device, load_adapted, load_preprocessing
 from medfm_rl.pipeline.run_folder import RunFolder
 from medfm_rl.quality import QUALITY_FILE, BatchReport, QualityController, QualityReport
@@ -26,13 +29,31 @@ from medfm_rl.quality.biomedclip import BiomedCLIP
 from medfm_rl.quality.submission import Submission
 from medfm_rl.quality.views import ViewClassifier
 from medfm_rl.quality_page import PageCase, thumbnail, write_page
-from medfm_rl.types import Case
+from medfm_rl.types import Case, LabelSchema
 
+_LOG = logging.getLogger(__name__)
 SCORES_FILE = "scores.json"
 _MOST_WAITING = 16
 _MOST_PIXELS = 4_000_000
+_MOST_NAMED = 10
+"""Masks without an image that are named."""
 _Waiting = tuple[Submission, dict[str, Any]]
 """A case and what its report depends on."""
+Cause = Literal["input_unusable", "mask_missing", "mask_unusable", "not_judged"]
+"""Whose fault it is that a case could not be judged: that of its image or prompts, of its mask, or something else's."""
+
+
+@dataclass(frozen=True)
+class Unjudged:
+    """Why a case could not be judged.
+
+    Attributes:
+        problem: In words.
+        cause: For a program.
+    """
+
+    problem: str
+    cause: Cause
 
 
 @dataclass(frozen=True)
@@ -41,16 +62,21 @@ class Scoring:
 
     Attributes:
         batch: Reports and guarantees of the masks that could be judged.
-        problems: By case: why it could not be judged. Such a case is referred.
+        unjudged: The others by case. Such a case is referred.
     """
 
     batch: BatchReport
-    problems: Mapping[str, str]
+    unjudged: Mapping[str, Unjudged] = field(default_factory=dict)
+
+    @property
+    def problems(self) -> dict[str, str]:
+        """By case: why it could not be judged, in words."""
+        return {case_id: found.problem for case_id, found in self.unjudged.items()}
 
     def count(self, verdict: str) -> int:
         """Cases with that verdict."""
         found = sum(report.verdict == verdict for report in self.batch.reports)
-        return found + (len(self.problems) if verdict == "refer" else 0)
+        return found + (len(self.unjudged) if verdict == "refer" else 0)
 
 
 @dataclass(frozen=True)
@@ -75,7 +101,11 @@ NO_GATES = Gates()
 
 
 def load_controller(
-    path: Path, device: str = "auto", gates: Gates = NO_GATES, segmenter: SegmenterAdapter | None = None
+    path: Path,
+    device: str = "auto",
+    gates: Gates = NO_GATES,
+    segmenter: SegmenterAdapter | None = None,
+    accept_untested: bool = False,
 ) -> QualityController:
     """Loads the quality model of a run with whatever segmenter it is for.
 
@@ -84,6 +114,7 @@ def load_controller(
         device: Where the networks run.
         gates: Further networks to be asked.
         segmenter: That of the run, where it has been loaded to make masks; None for one that makes none.
+        accept_untested: As in `QualityController`.
 
     Raises:
         ModelError: A part is missing, damaged, or does not belong to the others.
@@ -93,11 +124,11 @@ def load_controller(
     views = None if gates.echoprime is None else ViewClassifier.load(gates.echoprime, chosen)
     biomedclip = None if gates.biomedclip is None else BiomedCLIP.load(gates.biomedclip, chosen)
     judging = load_preprocessing(RunFolder(path)) if segmenter is None else segmenter
-    return QualityController.load(path, lambda _: judging, chosen, views, biomedclip)
+    return QualityController.load(path, lambda _: judging, chosen, views, biomedclip, accept_untested)
 
 
 def find_masks(folder: Path, files: Sequence[CaseFile]) -> dict[str, Path]:
-    """Masks of a folder by the case whose name they have.
+    """Masks of a folder by the case whose name they have; a warning lists those of no case.
 
     Raises:
         DataError: The folder is missing, holds no mask of any case, or two of the same name.
@@ -116,6 +147,11 @@ def find_masks(folder: Path, files: Sequence[CaseFile]) -> dict[str, Path]:
         raise DataError(
             f"{folder}: no mask has the name of an image ({files[0].case_id} for one); masks and images share names"
         )
+    orphans = sorted(named.keys() - masks.keys())
+    if orphans:
+        more = f" and {len(orphans) - _MOST_NAMED} more" if len(orphans) > _MOST_NAMED else ""
+        shown = ", ".join(named[name].name for name in orphans[:_MOST_NAMED])
+        _LOG.warning("%s: masks that have the name of no image are not looked at: %s%s", folder, shown, more)
     return masks
 
 
@@ -129,6 +165,8 @@ def score(
     progress: Progress,
     gates: Gates = NO_GATES,
     prompts: Path | None = None,
+    accept_untested: bool = False,
+    labels: str | None = None,
 ) -> Scoring:
     """Judges masks and writes tables, reward maps, a page and the audit log.
 
@@ -145,6 +183,8 @@ def score(
         progress: Told how far it is.
         gates: As in `load_controller`.
         prompts: Where the segmenter of the run makes the masks: as in `load_model`.
+        accept_untested: Whether masks may be accepted where the batch is too small to be tested.
+        labels: The integers in the masks that are given, as in `parse_mask_labels`; None for those of the run.
 
     Raises:
         UserError: The quality model cannot be used, or not one case could be judged.
@@ -152,7 +192,7 @@ def score(
     folder = RunFolder(run)
     folder.require_model()
     own = load_adapted(folder, prompts) if masks is None and segmenter is None else None
-    controller = load_controller(run, device, gates, own)
+    controller = load_controller(run, device, gates, own, accept_untested)
     segmenter = segmenter if own is None else controller.segmenter
     if segmenter is not None and segmenter.schema.names != controller.schema.names:
         raise ModelError(
@@ -160,25 +200,42 @@ def score(
             f"{', '.join(controller.schema.structures)}; they must be of one anatomy"
         )
     networks = {"quality": hash_file(run / QUALITY_FILE), **gates.hashes()}
-    queue = _ScoringQueue(controller, networks, masks, segmenter, out)
-    inputs: dict[str, dict[str, Any]] = {}
+    in_masks = None if labels is None else parse_mask_labels(labels, controller.schema)
+    queue = _ScoringQueue(controller, networks, masks, in_masks, segmenter, out)
     for done, file in enumerate(files, 1):
         try:
-            inputs[file.case_id] = queue.inputs(file)
-            queue.take(file, inputs[file.case_id])
+            queue.take(file)
         except UserError as error:
-            queue.problems[file.case_id] = str(error)
+            queue.refuse(file.case_id, error)
         progress("scoring", done, len(files))
     queue.judge_waiting()
     reports = [queue.reports[file.case_id] for file in files if file.case_id in queue.reports]
     if not reports:
-        raise DataError(f"no case could be judged; the first: {next(iter(queue.problems.values()))}")
-    scoring = Scoring(controller.settle(reports), queue.problems)
-    _write_tables(out, scoring, controller, queue)
+        first = next(iter(queue.unjudged.values()))
+        raise DataError(f"no case could be judged; the first: {first.problem}")
+    scoring = Scoring(controller.settle(reports), queue.unjudged)
+    _write_tables(out, files, scoring, controller, queue)
     simulated = any(is_simulated(path.parent) for file in files[:1] for path in file.image_paths)
     _write_page(out, scoring, controller, simulated)
-    queue.records.log(_audit_lines(scoring, inputs, controller, networks))
+    queue.records.log(_audit_lines(scoring, queue.hashes, controller, networks))
     return scoring
+
+
+class _NotJudgedError(UserError):
+    """A case that cannot be judged, and the cause."""
+
+    def __init__(self, message: str, cause: Cause) -> None:
+        super().__init__(message)
+        self.cause = cause
+
+
+@contextmanager
+def _caused_by(cause: Cause) -> Iterator[None]:
+    """Says of a user's mistake in the block what is at fault."""
+    try:
+        yield
+    except UserError as error:
+        raise _NotJudgedError(str(error), cause) from error
 
 
 class _ScoringQueue:
@@ -189,43 +246,49 @@ class _ScoringQueue:
         controller: QualityController,
         networks: Mapping[str, str],
         masks: Mapping[str, Path] | None,
+        in_masks: LabelSchema | None,
         segmenter: SegmenterAdapter | None,
         out: Path,
     ) -> None:
         self.controller = controller
         self.networks = networks
         self.masks = masks
+        self.in_masks = in_masks
         self.segmenter = None if segmenter is None else segmenter.to(controller.device)
         self.maker = {} if segmenter is None else hash_segmenter(segmenter)
         self.out = out
         self.records = CaseRecords(out, "score")
         self.reports: dict[str, QualityReport] = {}
         self.mask_hashes: dict[str, str] = {}
-        self.problems: dict[str, str] = {}
+        self.hashes: dict[str, dict[str, Any]] = {}
+        self.unjudged: dict[str, Unjudged] = {}
         self._waiting: list[_Waiting] = []
 
-    def inputs(self, file: CaseFile) -> dict[str, Any]:
-        """Hashes of everything that the report of a case depends on."""
-        hashes = {**hash_case(file, self.segmenter), **self.maker, **self.networks}
-        return hashes if self.masks is None else {**hashes, "mask": hash_path(self._mask(file))}
-
-    def take(self, file: CaseFile, inputs: dict[str, Any]) -> None:
+    def take(self, file: CaseFile) -> None:
         """Takes the report that there is, or lets the case wait for enough others to be judged with it.
 
         Raises:
             UserError: The case cannot be made ready to be judged.
         """
+        inputs = self._inputs(file)
         known = self.records.reuse(file.case_id, inputs)
         if known is not None:
             self.reports[file.case_id] = QualityReport.from_json(known["report"])
             self.mask_hashes[file.case_id] = known["mask"]
             return
-        case = file.read()
+        with _caused_by("input_unusable"):
+            case = file.read()
         self.records.begin(file.case_id, inputs)
         self._waiting.append((self._submission(file, case), inputs))
         pixels = sum(submission.labels.size for submission, _ in self._waiting)
         if len(self._waiting) >= _MOST_WAITING or pixels >= _MOST_PIXELS:
             self.judge_waiting()
+
+    def refuse(self, case_id: str, error: UserError) -> None:
+        """Notes why a case could not be judged."""
+        self.unjudged[case_id] = Unjudged(
+            str(error), error.cause if isinstance(error, _NotJudgedError) else "not_judged"
+        )
 
     def judge_waiting(self) -> None:
         """Judges the cases that wait, and writes what was found; one that fails keeps no other back."""
@@ -234,7 +297,7 @@ class _ScoringQueue:
             try:
                 self._write(submission, inputs, report)
             except UserError as error:
-                self.problems[report.case_id] = str(error)
+                self.refuse(report.case_id, error)
                 continue
             # Maps of ten thousand cases would fill the memory, and they are in the files.
             self.reports[report.case_id] = replace(report, reward_map=np.zeros(0, np.float32))
@@ -244,7 +307,7 @@ class _ScoringQueue:
             reports = self.controller.judge([submission for submission, _ in waiting])
         except UserError as error:
             if len(waiting) == 1:
-                self.problems[waiting[0][0].case.case_id] = str(error)
+                self.refuse(waiting[0][0].case.case_id, error)
                 return []
             # It does not say whose fault it is: alone, each case answers for itself.
             return [found for item in waiting for found in self._judge([item])]
@@ -266,16 +329,38 @@ class _ScoringQueue:
     def _label_path(self, case_id: str) -> Path:
         return self.out / "labels" / f"{case_id}.nii.gz"
 
+    def mask_path(self, case_id: str) -> Path | None:
+        """The file of a case's mask, where it is known or was written."""
+        if self.masks is not None:
+            return self.masks.get(case_id)
+        path = self._label_path(case_id)
+        return path if path.exists() else None
+
+    def _inputs(self, file: CaseFile) -> dict[str, Any]:
+        """Hashes of everything that the report of a case depends on; what is found stays in `hashes` after an error."""
+        found = self.hashes[file.case_id] = {**self.maker, **self.networks}
+        with _caused_by("input_unusable"):
+            found.update(hash_case(file, self.segmenter))
+        if self.masks is not None:
+            mask = self._mask(file)
+            with _caused_by("mask_unusable"):
+                found["mask"] = hash_path(mask)
+        if self.in_masks is not None:
+            found["labels"] = dict(zip(self.in_masks.names, self.in_masks.ids, strict=True))
+        return found
+
     def _mask(self, file: CaseFile) -> Path:
         assert self.masks is not None
         if file.case_id not in self.masks:
-            raise DataError(f"case {file.case_id}: there is no mask of that name")
+            folder = next(iter(self.masks.values())).parent
+            raise _NotJudgedError(f"case {file.case_id}: there is no mask of that name in {folder}", "mask_missing")
         return self.masks[file.case_id]
 
     def _submission(self, file: CaseFile, case: Case) -> Submission:
         controller = self.controller
         if self.segmenter is None:
-            labels = read_labels(self._mask(file), controller.schema, case.shape, case.geometry)
+            with _caused_by("mask_unusable"):
+                labels = read_labels(self._mask(file), controller.schema, case.shape, case.geometry, self.in_masks)
             return controller.submit(case, labels)
         if self.segmenter is controller.segmenter:
             submission = controller.segment(case)
@@ -285,23 +370,48 @@ class _ScoringQueue:
         return submission
 
 
-def _write_tables(out: Path, scoring: Scoring, controller: QualityController, queue: _ScoringQueue) -> None:
+def _write_tables(
+    out: Path, files: Sequence[CaseFile], scoring: Scoring, controller: QualityController, queue: _ScoringQueue
+) -> None:
     """`scores.csv`, one row for each case and structure, and `scores.json`."""
-    columns = ["case_id", "patient_id", "structure", "predicted_dice", "low", "high", "mean_reward", "worst_reward"]
-    columns += ["worst_centre", "shift_distance", "shift_probability", "view", "rules_failed", "verdict", "reasons"]
+    batch, of_case = scoring.batch, {file.case_id: file for file in files}
+    # Of two promises the first is that of the intervals.
+    interval_state = batch.guarantees[0].status
+    of_batch = {"batch_state": batch.state, "batch_patients": batch.patients, "batch_meaning": batch.meaning}
+    columns = ["case_id", "patient_id", "structure", "predicted_dice", "low", "high", "interval_state", "mean_reward"]
+    columns += ["worst_reward", "worst_centre", "shift_distance", "shift_probability", "view", "rules_failed"]
+    columns += ["verdict", "reason_code", "reasons", *of_batch, "image_files", "mask_file"]
     text = io.StringIO()
     writer = csv.DictWriter(text, columns, lineterminator="\n", restval="")
     writer.writeheader()
-    for report in scoring.batch.reports:
+
+    def places(case_id: str) -> dict[str, Any]:
+        mask = queue.mask_path(case_id)
+        images = [str(path) for path in of_case[case_id].image_paths]
+        return {"image_files": images, "mask_file": None if mask is None else str(mask)}
+
+    def common(case_id: str) -> dict[str, Any]:
+        found = places(case_id)
+        images = "; ".join(found["image_files"])
+        return {
+            **of_batch,
+            "case_id": case_id,
+            "patient_id": of_case[case_id].patient_id,
+            **found,
+            "image_files": images,
+        }
+
+    cases = []
+    for report in batch.reports:
         for item in report.scores:
             writer.writerow(
                 {
-                    "case_id": report.case_id,
-                    "patient_id": report.patient_id,
+                    **common(report.case_id),
                     "structure": item.structure,
                     "predicted_dice": item.predicted_dice,
                     "low": item.low,
                     "high": item.high,
+                    "interval_state": interval_state,
                     "mean_reward": item.mean_reward,
                     "worst_reward": item.worst_reward,
                     "worst_centre": " ".join(map(str, item.worst_centre)),
@@ -310,30 +420,35 @@ def _write_tables(out: Path, scoring: Scoring, controller: QualityController, qu
                     "view": "" if report.view is None else report.view.view,
                     "rules_failed": "; ".join(str(rule) for rule in report.rules if not rule.passed),
                     "verdict": report.verdict,
+                    "reason_code": report.reason_code,
                     "reasons": "; ".join(report.reasons),
                 }
             )
-    for case_id, problem in scoring.problems.items():
-        writer.writerow({"case_id": case_id, "verdict": "refer", "reasons": problem})
-    write_text(out / "scores.csv", text.getvalue())
-    cases = []
-    for report in scoring.batch.reports:
         content = report.to_json()
         del content["embedding"]
-        cases.append({**content, "mask": queue.mask_hashes[report.case_id]})
+        cases.append({**content, **places(report.case_id), "mask": queue.mask_hashes[report.case_id]})
+    problems = {}
+    for case_id, found in scoring.unjudged.items():
+        verdict = {"verdict": "refer", "reason_code": found.cause}
+        writer.writerow({**common(case_id), **verdict, "reasons": found.problem})
+        patient = of_case[case_id].patient_id
+        problems[case_id] = {"problem": found.problem, "patient_id": patient, **verdict, **places(case_id)}
+    write_text(out / "scores.csv", text.getvalue())
     write_json(
         out / SCORES_FILE,
         {
-            "format": 2,
+            "format": 3,
             "medfm_rl": __version__,
             "calibrated_on": controller.model.origin,
             # None where the masks came as files.
             "segmenter": queue.maker.get("segmenter"),
-            "batch_state": scoring.batch.state,
-            "batch_shift_probability": scoring.batch.shift_probability,
-            "guarantees": [vars(guarantee) for guarantee in scoring.batch.guarantees],
+            **of_batch,
+            "batch_shift_probability": batch.shift_probability,
+            "accept_untested": controller.accept_untested,
+            "interval_state": interval_state,
+            "guarantees": [vars(guarantee) for guarantee in batch.guarantees],
             "cases": cases,
-            "problems": dict(scoring.problems),
+            "problems": problems,
         },
     )
 
@@ -343,22 +458,41 @@ def _write_page(out: Path, scoring: Scoring, controller: QualityController, simu
         PageCase(report, (out / "thumbnails" / f"{report.case_id}.png").read_bytes())
         for report in scoring.batch.reports
     ]
-    write_page(out / "report.html", cases, scoring.problems, scoring.batch.guarantees, controller.model, simulated)
+    path = out / "report.html"
+    write_page(path, cases, scoring.problems, scoring.batch, controller.model, controller.schema, simulated)
 
 
 def _audit_lines(
     scoring: Scoring,
-    inputs: Mapping[str, Mapping[str, Any]],
+    hashes: Mapping[str, Mapping[str, Any]],
     controller: QualityController,
     networks: Mapping[str, str],
 ) -> list[dict[str, Any]]:
     """One line for each verdict that is handed out."""
-    common = {**networks, "rewards": controller.model.reward_hashes}
+    batch = {
+        "state": scoring.batch.state,
+        "patients": scoring.batch.patients,
+        "accept_untested": controller.accept_untested,
+    }
+    common = {**networks, "rewards": controller.model.reward_hashes, "batch": batch}
     lines = [
-        {**common, "case": report.case_id, "inputs": inputs[report.case_id], "verdict": report.verdict}
+        {
+            **common,
+            "case": report.case_id,
+            "inputs": hashes[report.case_id],
+            "verdict": report.verdict,
+            "reason_code": report.reason_code,
+        }
         for report in scoring.batch.reports
     ]
     return lines + [
-        {**common, "case": case_id, "inputs": {}, "verdict": "refer", "problem": problem}
-        for case_id, problem in scoring.problems.items()
+        {
+            **common,
+            "case": case_id,
+            "inputs": hashes[case_id],
+            "verdict": "refer",
+            "reason_code": found.cause,
+            "problem": found.problem,
+        }
+        for case_id, found in scoring.unjudged.items()
     ]

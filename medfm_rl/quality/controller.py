@@ -18,7 +18,7 @@ from medfm_rl.quality.biomedclip import BiomedCLIP
 from medfm_rl.quality.conformal import effective_patients, fewest_patients, interval, weighted_quantile
 from medfm_rl.quality.evidence import Evidence
 from medfm_rl.quality.model import MEAN, QUALITY_FILE, QualityModel
-from medfm_rl.quality.reports import BatchReport, Guarantee, QualityReport, State, StructureScore, Verdict
+from medfm_rl.quality.reports import BatchReport, Guarantee, QualityReport, ReasonCode, State, StructureScore, Verdict
 from medfm_rl.quality.shift import FEWEST_IN_BATCH
 from medfm_rl.quality.submission import Submission, collect_evidence, segment, submit
 from medfm_rl.quality.views import ECHO_PROFILES, ViewClassifier
@@ -41,6 +41,8 @@ class QualityController:
         device: Where the networks run.
         views: Refers images that are no apical views, whatever their masks.
         biomedclip: Asked whether an image is like those of the calibration, too.
+        accept_untested: Whether masks may be accepted also where nothing tests if their batch is like the calibration
+            cases: it has too few patients, or `assess` sees one mask alone.
 
     Raises:
         ModelError: The parts are of different anatomies, or the quality model does not know this BiomedCLIP.
@@ -54,11 +56,13 @@ class QualityController:
         device: torch.device | None = None,
         views: ViewClassifier | None = None,
         biomedclip: BiomedCLIP | None = None,
+        accept_untested: bool = False,
     ) -> None:
         self.device = device or torch.device("cpu")
         self.segmenter = segmenter.to(self.device)
         self.reward = reward.to(self.device)
         self.model = model
+        self.accept_untested = accept_untested
         self.anatomy: Anatomy = model.bound_anatomy()
         self.schema = self.anatomy.schema
         classes = {member.num_classes for member in reward._networks()}
@@ -92,6 +96,7 @@ class QualityController:
         device: torch.device | None = None,
         views: ViewClassifier | None = None,
         biomedclip: BiomedCLIP | None = None,
+        accept_untested: bool = False,
     ) -> QualityController:
         """Loads the folder of a finished run of `adapt`.
 
@@ -101,6 +106,7 @@ class QualityController:
             device: Where the networks run.
             views: As in the constructor.
             biomedclip: As in the constructor.
+            accept_untested: As in the constructor.
 
         Raises:
             ModelError: A part is missing, damaged, or does not belong to the others.
@@ -110,11 +116,19 @@ class QualityController:
         model = QualityModel.read(path / QUALITY_FILE)
         model.check_networks(path)
         return cls(
-            load_segmenter(path / "model"), RewardEnsemble.load(path / "reward"), model, device, views, biomedclip
+            load_segmenter(path / "model"),
+            RewardEnsemble.load(path / "reward"),
+            model,
+            device,
+            views,
+            biomedclip,
+            accept_untested,
         )
 
     def assess(self, case: Case, labels: LabelMap) -> QualityReport:
         """Judges one mask; nothing can be said of shift but for the case itself.
+
+        So it is accepted only with `accept_untested`; what it is among others, `settle` says.
 
         Args:
             case: The image.
@@ -179,7 +193,7 @@ class QualityController:
             (),
             tuple(embedding.tolist()),
             submission.view,
-            native,
+            reward_map=native,
         )
         return self._decided(report, "untested")
 
@@ -188,7 +202,8 @@ class QualityController:
 
         Where the batch differs from the calibration cases, the threshold for acceptance promises nothing. If enough of
         the calibration cases are like the batch, they are weighted, and a mask is accepted where the whole weighted
-        interval of its mean Dice lies at or above the limit. If not, no mask is accepted.
+        interval of its mean Dice lies at or above the limit. If not, no mask is accepted. Neither is one where the
+        batch or the calibration has too few patients for the test, unless `accept_untested` says so.
         """
         domain, patients = self.model.domain, [report.patient_id for report in reports]
         embeddings = np.array([report.embedding for report in reports])
@@ -203,7 +218,9 @@ class QualityController:
                 state = "weighted"
                 reports = [self._weighted(report, reference, ratio) for report, ratio in zip(reports, own, strict=True)]
         settled = tuple(self._decided(report, state) for report in reports)
-        return BatchReport(settled, state, probability, self._guarantees(probability, state, effective))
+        count = len(set(patients))
+        guarantees = self._guarantees(probability, state, effective)
+        return BatchReport(settled, state, count, self._meaning(state, count), probability, guarantees)
 
     def _weighted(self, report: QualityReport, reference: npt.NDArray[np.float64], own: float) -> QualityReport:
         """The report with the intervals that hold for a case of that likelihood ratio."""
@@ -246,21 +263,26 @@ class QualityController:
         return (*scores, StructureScore(MEAN, predicted, low, high, mean_reward, *place))
 
     def _decided(self, report: QualityReport, state: State) -> QualityReport:
-        verdict, reasons = self._decide(report, state)
-        return replace(report, verdict=verdict, reasons=tuple(reasons))
+        verdict, code, reasons = self._decide(report, state)
+        return replace(report, verdict=verdict, reason_code=code, reasons=tuple(reasons))
 
-    def _decide(self, report: QualityReport, state: State) -> tuple[Verdict, list[str]]:
+    def _decide(self, report: QualityReport, state: State) -> tuple[Verdict, ReasonCode, list[str]]:
         limit = self.model.targets.dice
         if report.view is not None and not report.view.is_apical:
             seen = report.view
-            return "refer", [
-                f"the view classifier sees {seen.view.replace('_', ' ')} (p = {seen.probability:.2f}), and the rules "
-                "are for apical views"
-            ]
+            return (
+                "refer",
+                "view",
+                [
+                    f"the view classifier sees {seen.view.replace('_', ' ')} (p = {seen.probability:.2f}), and the "
+                    "rules are for apical views"
+                ],
+            )
         missing = [score.structure for score in report.scores[:-1] if score.predicted_dice is None]
         if missing:
             verb = "is" if len(missing) == 1 else "are"
-            return "refer", [f"{', '.join(missing)} {verb} missing from the mask: no quality can be predicted"]
+            reason = f"{', '.join(missing)} {verb} missing from the mask: no quality can be predicted"
+            return "refer", "structure_missing", [reason]
         mean = report.mean
         assert mean.predicted_dice is not None
         assert mean.low is not None
@@ -272,27 +294,78 @@ class QualityController:
                 f"the image is unlike those of the calibration: distance {report.shift_distance:.1f}, of which the "
                 f"probability is {report.shift_probability:.1g}"
             )
-            return "refer", [unlike, found, *broken]
+            return "refer", "shift_case", [unlike, found, *broken]
         if mean.high < limit:
-            return "refer", [f"{found}, all below {limit:g}", *broken]
+            return "refer", "predicted_dice", [f"{found}, all below {limit:g}", *broken]
         if broken:
-            return "correct", [*broken, found]
+            return "correct", "rules", [*broken, found]
         if mean.low >= limit:
             if state == "suspended":
-                return "refer", [
+                reason = (
                     f"{found}, at or above {limit:g}, but the batch differs from the calibration cases, and no "
                     "interval can be promised; every anatomy rule is met"
-                ]
-            return "accept", [f"{found}, all at or above {limit:g}; every anatomy rule is met"]
+                )
+                return "refer", "batch_suspended", [reason]
+            return self._acceptable(state, "interval", f"{found}, all at or above {limit:g}")
         threshold, shifted = self.model.accept_threshold, state in ("weighted", "suspended")
         if threshold is not None and not shifted and mean.predicted_dice >= threshold:
-            return "accept", [f"{found}, at or above the threshold {threshold:.3f}; every anatomy rule is met"]
+            return self._acceptable(state, "threshold", f"{found}, at or above the threshold {threshold:.3f}")
         why = "the batch differs from the calibration cases, so that the threshold does not count"
         if threshold is None:
             why = "there is no threshold with a guarantee"
         elif not shifted:
             why = f"it is below the threshold {threshold:.3f}"
-        return "correct", [f"{found}, which may be below {limit:g}; {why}"]
+        return "correct", "predicted_dice", [f"{found}, which may be below {limit:g}; {why}"]
+
+    def _acceptable(self, state: State, code: ReasonCode, found: str) -> tuple[Verdict, ReasonCode, list[str]]:
+        """The verdict on a mask with nothing against it but, perhaps, that its batch was not tested."""
+        if state != "untested":
+            return "accept", code, [f"{found}; every anatomy rule is met"]
+        few = (
+            f"there are too few patients to test whether the batch is like the calibration cases ({FEWEST_IN_BATCH} in "
+            "each are needed)"
+        )
+        if self.accept_untested:
+            return (
+                "accept",
+                code,
+                [f"{found}; every anatomy rule is met; {few}, and untested masks were to be accepted"],
+            )
+        return "refer", "batch_untested", [f"{found}, but {few}, and nothing is promised; every anatomy rule is met"]
+
+    def _meaning(self, state: State, patients: int) -> str:
+        """What a state of the batch means for the verdicts, in words.
+
+        Args:
+            state: Of the batch.
+            patients: How many it is of.
+        """
+        who = f"the batch is of {patients} {'patient' if patients == 1 else 'patients'}"
+        match state:
+            case "untested":
+                known = len(set(self.model.domain.patients))
+                outcome = (
+                    "masks are accepted all the same, as was asked" if self.accept_untested else "none is accepted"
+                )
+                return (
+                    f"{who} and the calibration keeps {known} to compare with; {FEWEST_IN_BATCH} of each are needed to "
+                    f"test whether they are alike, so what is promised may not hold, and {outcome}"
+                )
+            case "holds":
+                return (
+                    f"{who}, and no difference from the calibration cases was found, which is no proof that there is "
+                    "none"
+                )
+            case "weighted":
+                return (
+                    f"{who}, and they differ from the calibration cases: intervals are weighted, and a mask is "
+                    "accepted by its interval only"
+                )
+            case "suspended":
+                return (
+                    f"{who}, and they differ from the calibration cases: nothing is promised, predicted Dice and "
+                    "intervals are guesses, and no mask is accepted"
+                )
 
     def _guarantees(self, probability: float | None, state: State, effective: float) -> tuple[Guarantee, ...]:
         """What is promised of intervals and threshold in this state of the batch.

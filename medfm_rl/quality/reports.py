@@ -14,6 +14,24 @@ from medfm_rl.types import FloatArray
 Verdict = Literal["accept", "correct", "refer"]
 State = Literal["holds", "weighted", "suspended", "untested"]
 """What the tests of a batch leave of what was promised."""
+ReasonCode = Literal[
+    "interval",
+    "threshold",
+    "rules",
+    "predicted_dice",
+    "structure_missing",
+    "shift_case",
+    "view",
+    "batch_suspended",
+    "batch_untested",
+]
+"""What a verdict rests on.
+
+accept: interval (all of it lies at or above the limit) or threshold. correct: rules (one is broken) or predicted_dice
+(it may be below the limit). refer: predicted_dice (all of the interval lies below the limit), structure_missing,
+shift_case (this image is unlike those of the calibration), view (no apical one), and batch_suspended and
+batch_untested, where the mask would be accepted but for the state of the batch.
+"""
 
 
 @dataclass(frozen=True)
@@ -55,6 +73,7 @@ class QualityReport:
         reasons: Why, in words.
         embedding: What the reward network saw, for the test of a batch.
         view: What a classifier of views sees, where there is one.
+        reason_code: The first of the reasons, for a program; None before there is a verdict.
         reward_map: `(*S)` on the case's own grid, calibrated; empty where the report was read back.
     """
 
@@ -68,6 +87,7 @@ class QualityReport:
     reasons: tuple[str, ...]
     embedding: tuple[float, ...] = ()
     view: ViewFinding | None = None
+    reason_code: ReasonCode | None = None
     reward_map: FloatArray = field(default_factory=lambda: np.zeros(0, np.float32))
 
     @property
@@ -116,12 +136,16 @@ class BatchReport:
     Attributes:
         reports: In the order given.
         state: Whether what is promised holds for the batch: it does, it does with weighted intervals, a test has
-            suspended it, or the batch is too small for the test.
+            suspended it, or the batch or the calibration is too small for the test.
+        patients: How many the batch is of.
+        meaning: What the state means for the verdicts, in words.
         shift_probability: p-value of the two-sample test, or None where the batch is too small for it.
         guarantees: What is promised for this batch, and what is not.
     """
 
     reports: tuple[QualityReport, ...]
     state: State
+    patients: int
+    meaning: str
     shift_probability: float | None
     guarantees: tuple[Guarantee, ...]

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from medfm_rl.data.files import (
     hash_file,
     hash_folder,
+    hash_path,
     replace_folder_on_success,
     replace_on_success,
     write_json,
@@ -231,6 +232,30 @@ def test_a_file_hash_is_the_sha_256_of_its_content(tmp_path: Path) -> None:
     content = b"abc" * 100_000
     (tmp_path / "a").write_bytes(content)
     assert hash_file(tmp_path / "a") == hashlib.sha256(content).hexdigest()
+
+
+@pytest.mark.parametrize("place", ["file", "folder"])
+def test_a_file_that_may_not_be_read_is_named_as_such_and_not_as_damaged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str
+) -> None:
+    make_folder(tmp_path / "d", {"a": "x", "b": "y"})
+    locked, opened = tmp_path / "d" / "b", Path.open
+
+    def refusing(self: Path, *args: object, **kwargs: object) -> object:
+        if self == locked:
+            raise PermissionError(errno.EACCES, "Permission denied")
+        return opened(self, *args, **kwargs)
+
+    monkeypatch.setattr(Path, "open", refusing)
+    with pytest.raises(DataError, match=r"/d/b: you have no permission to read it"):
+        hash_path(locked if place == "file" else tmp_path / "d")
+
+
+def test_what_the_disk_does_not_give_out_is_an_error_that_names_the_file(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"/none: there is no such file"):
+        hash_path(tmp_path / "none")
+    with pytest.raises(DataError, match=r": cannot be read \(Is a directory\)"):
+        hash_file(tmp_path)
 
 
 def make_folder(folder: Path, files: dict[str, str]) -> Path:

@@ -225,6 +225,20 @@ def test_every_format_notices_that_it_is_truncated(tmp_path: Path, suffix: str) 
         read_image(path)
 
 
+@pytest.mark.parametrize("name", ["a.png", "a.nii.gz"])
+def test_an_image_that_may_not_be_read_is_not_called_damaged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    sitk.WriteImage(sitk.GetImageFromArray(ramp(4, 5).astype(np.uint8)), str(tmp_path / name))
+
+    def refusing(self: Path, *args: object, **kwargs: object) -> object:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(Path, "open", refusing)
+    with pytest.raises(DataError, match=f"{name}: you have no permission to read it"):
+        read_image(tmp_path / name)
+
+
 def test_an_mhd_without_its_pixels_is_refused(tmp_path: Path) -> None:
     sitk.WriteImage(sitk.GetImageFromArray(ramp(4, 5)), str(tmp_path / "a.mhd"))
     (tmp_path / "a.raw").unlink()

@@ -167,6 +167,12 @@ def test_a_result_says_what_was_measured_and_against_which_limit(anatomy: MakeAn
     assert str(anatomy(rule).check(draw(".a"))[0]) == "contact of a and b: a structure is missing"
 
 
+def test_a_rule_that_0_itself_breaks_says_so_in_words(anatomy: MakeAnatomy) -> None:
+    # Rows 2 and 0: a lies two pixels below b.
+    (result,) = anatomy("kind: above, structure: a, other: b").check(draw("b", ".", "a"))
+    assert str(result) == "height of a above b: -2 px, limit above 0"
+
+
 def test_learned_limits_are_the_stated_quantiles_of_the_masks() -> None:
     # Boxes of a with 10 to 110 pixels and a neighbour of 10: sizes, their ratio and contact are known.
     masks = []

@@ -15,7 +15,7 @@ import torch
 from medfm_rl import cli
 from medfm_rl.adapters.delta import state_hash
 from medfm_rl.data.files import hash_folder, write_json
-from medfm_rl.data.images import read_image, write_labels
+from medfm_rl.data.images import read_image, write_image, write_labels
 from medfm_rl.data.layouts import find_cases
 from medfm_rl.errors import DataError, ModelError
 from medfm_rl.pipeline.calibrate_correction import calibrate_correction
@@ -254,7 +254,7 @@ def test_masks_of_another_tool_are_scored_and_corrected(
     run: Path, images: Path, masks: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     files = find_cases(DataSettings(path=images))
-    monkeypatch.setattr(QualityController, "_decide", lambda *_: ("correct", ["because"]))
+    monkeypatch.setattr(QualityController, "_decide", lambda *_: ("correct", "rules", ["because"]))
     score(run, files, find_masks(masks, files), None, tmp_path / "scores", "cpu", quiet)
     scores = tmp_path / "scores" / "scores.json"
     with pytest.raises(DataError, match=r"is of masks that came as files, and not the segmenter of .*--masks"):
@@ -271,6 +271,37 @@ def test_masks_of_another_tool_are_scored_and_corrected(
     assert "is not the mask that was scored; score it again" in next(iter(found.problems.values()))
     together = run_correct(run, images, tmp_path / "together", every=False, masks=masks)
     assert together.count("corrected") == 4
+
+
+@pytest.mark.usefixtures("agreeing")
+def test_masks_with_the_integers_of_another_tool_are_corrected_as_the_masks_that_they_are(
+    run: Path, images: Path, masks: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "others").mkdir()
+    for path in masks.iterdir():
+        labels, geometry = read_image(path)
+        other = np.array([0, 255, 100, 7], dtype=np.uint8)[labels[0].astype(np.uint8)]
+        write_image(tmp_path / "others" / path.name, other, geometry)
+    files = find_cases(DataSettings(path=images))
+    expected = run_correct(run, images, tmp_path / "expected", masks=masks)
+    found = correct(
+        run,
+        files,
+        None,
+        tmp_path / "out",
+        SETTINGS,
+        False,
+        True,
+        "cpu",
+        quiet,
+        masks=find_masks(tmp_path / "others", files),
+        labels="LV=255,MYO=100,LA=7",
+    )
+    assert found.count("corrected") == expected.count("corrected") == 4
+    # What is written has the integers of the run.
+    for path in masks.iterdir():
+        written = [read_image(tmp_path / out / "labels" / path.name)[0] for out in ("out", "expected")]
+        np.testing.assert_array_equal(*written)
 
 
 def test_a_mask_of_another_tool_needs_a_larger_gain(

@@ -1,17 +1,21 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
+import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import SimpleITK as sitk
+from PIL import Image
 from torch import Tensor
 
 from medfm_rl.adapters import Sample, TorchModuleAdapter
-from medfm_rl.data.files import write_json
+from medfm_rl.data.files import hash_path, write_json
 from medfm_rl.data.images import read_image, write_image, write_labels
 from medfm_rl.data.layouts import find_cases
 from medfm_rl.errors import DataError, ModelError
@@ -21,9 +25,10 @@ from medfm_rl.pipeline.models import load_model
 from medfm_rl.pipeline.run_folder import RunFolder
 from medfm_rl.pipeline.score import find_masks, score
 from medfm_rl.quality import QualityController
-from medfm_rl.quality.model import Targets
+from medfm_rl.quality.model import MEAN, Targets
+from medfm_rl.quality_page import PageCase, thumbnail, write_page
 from medfm_rl.settings import AdaptConfig, DataSettings
-from medfm_rl.types import Geometry
+from medfm_rl.types import Geometry, LabelSchema
 
 
 def quiet(stage: str, done: int, total: int) -> None:
@@ -41,10 +46,10 @@ def images(quality_run: Path, tmp_path: Path) -> Path:
     return folder
 
 
-def run_score(quality_run: Path, images: Path, out: Path, masks: Path | None = None):
+def run_score(quality_run: Path, images: Path, out: Path, masks: Path | None = None, **options):
     files = find_cases(DataSettings(path=images / "images"))
     found = find_masks(masks or images / "labels", files)
-    return score(quality_run, files, found, None, out, "cpu", quiet)
+    return score(quality_run, files, found, None, out, "cpu", quiet, **options)
 
 
 def rows_of(out: Path) -> list[dict[str, str]]:
@@ -124,6 +129,23 @@ def test_one_bad_file_in_many_is_referred_and_the_rest_is_scored(
     assert scoring.count("refer") >= 4
     referred = [row for row in rows_of(out) if row["structure"] == ""]
     assert [row["verdict"] for row in referred] == ["refer"] * 4
+    # What is known of a case that could not be judged is kept: who it is, which files, and what was in them.
+    assert [row["patient_id"] for row in referred] == [row["case_id"].split("_")[0] for row in referred]
+    causes = ["input_unusable", "mask_missing", "mask_unusable", "mask_unusable"]
+    assert [row["reason_code"] for row in referred] == causes
+    assert [row["image_files"] for row in referred] == [str(images / "images" / name) for name in names[:4]]
+    with_masks = [str(images / "labels" / name) for name in names[:4]]
+    assert [row["mask_file"] for row in referred] == [with_masks[0], "", *with_masks[2:]]
+    problems_of = json.loads((out / "scores.json").read_text())["problems"]
+    assert [item["reason_code"] for item in problems_of.values()] == causes
+    assert all(item["patient_id"] and item["problem"] for item in problems_of.values())
+    log = {line["case"]: line for line in map(json.loads, (out / "audit.jsonl").read_text().splitlines())}
+    for row, name in zip(referred, names[:4], strict=True):
+        inputs = log[row["case_id"]]["inputs"]
+        assert inputs["images"] == [hash_path(images / "images" / name)]
+        assert inputs.get("mask") == (None if row["mask_file"] == "" else hash_path(Path(row["mask_file"])))
+        assert log[row["case_id"]]["reason_code"] == row["reason_code"]
+    assert f"there is no mask of that name in {images / 'labels'}" in problems
     assert (out / "report.html").read_text().count("<li>") == 2 + 4
 
 
@@ -193,6 +215,130 @@ def test_a_mask_elsewhere_in_space_is_no_mask_of_the_image(quality_run: Path, im
     assert "lies elsewhere in space" in scoring.problems[name]
 
 
+def accepting(quality_run: Path, folder: Path) -> Path:
+    """The run with a limit that every mask of its own segmenter keeps, and no rules."""
+    run = folder / "accepting"
+    shutil.copytree(quality_run, run)
+    content = json.loads((run / "quality.json").read_text())
+    content["targets"]["dice"], content["profile"]["rules"] = 0.001, []
+    content["structures"][MEAN]["quantile"] = 0.01
+    write_json(run / "quality.json", content)
+    return run
+
+
+def test_every_output_says_that_a_study_alone_was_not_tested_and_no_mask_of_it_is_accepted(
+    quality_run: Path, images: Path, tmp_path: Path
+) -> None:
+    run, out = accepting(quality_run, tmp_path), tmp_path / "out"
+    files = find_cases(DataSettings(path=images / "images"))[:1]
+    scoring = score(run, files, None, None, out, "cpu", quiet)
+    assert (scoring.batch.state, scoring.batch.patients, scoring.count("accept")) == ("untested", 1, 0)
+    for row in rows_of(out):
+        assert (row["verdict"], row["reason_code"]) == ("refer", "batch_untested")
+        assert (row["batch_state"], row["batch_patients"], row["interval_state"]) == ("untested", "1", "untested")
+        assert row["batch_meaning"] == scoring.batch.meaning
+        assert (row["image_files"], row["mask_file"]) == (
+            str(files[0].image_paths[0]),
+            str(out / "labels" / f"{files[0].case_id}.nii.gz"),
+        )
+    content = json.loads((out / "scores.json").read_text())
+    assert (content["batch_state"], content["batch_patients"]) == ("untested", 1)
+    assert (content["batch_meaning"], content["interval_state"]) == (scoring.batch.meaning, "untested")
+    assert content["cases"][0]["reason_code"] == "batch_untested"
+    page = (out / "report.html").read_text()
+    assert "State of the batch: <strong>untested</strong>" in page
+    assert scoring.batch.meaning[1:] in page
+    asked = score(run, files, None, None, out, "cpu", quiet, accept_untested=True)
+    assert asked.count("accept") == 1
+    assert {row["reason_code"] for row in rows_of(out)} == {"interval"}
+    assert "accepted all the same" in (out / "report.html").read_text()
+    assert json.loads((out / "scores.json").read_text())["accept_untested"]
+    log = [json.loads(line) for line in (out / "audit.jsonl").read_text().splitlines()]
+    assert [line["verdict"] for line in log] == ["refer", "accept"]
+    assert [line["batch"]["accept_untested"] for line in log] == [False, True]
+
+
+def test_masks_with_other_integers_get_the_scores_of_the_masks_that_they_are(
+    quality_run: Path, images: Path, tmp_path: Path
+) -> None:
+    expected = run_score(quality_run, images, tmp_path / "expected").batch.reports
+    other = LabelSchema.from_structures({"LV": 255, "MYO": 100, "LA": 7})
+    files = find_cases(DataSettings(path=images))
+    (tmp_path / "masks").mkdir()
+    for file in files:
+        labelled = file.read_labelled(LabelSchema.from_structures({"LV": 1, "MYO": 2, "LA": 3}))
+        path = tmp_path / "masks" / f"{file.case_id}.nii.gz"
+        write_labels(path, labelled.ground_truth, labelled.case.geometry, other)
+    out = tmp_path / "out"
+    with pytest.raises(DataError, match=r"label 7, 100, 255 is not one of the segmenter's.*--labels"):
+        run_score(quality_run, images, out, tmp_path / "masks")
+    found = run_score(quality_run, images, out, tmp_path / "masks", labels="MYO=100, LV=255, LA=7")
+    assert [report.scores for report in found.batch.reports] == [report.scores for report in expected]
+    # Read in another way, the same files are other masks: nothing of before is taken for them.
+    swapped = run_score(quality_run, images, out, tmp_path / "masks", labels="MYO=255,LV=100,LA=7")
+    assert swapped.batch.reports[0].scores != expected[0].scores
+    alone = run_score(quality_run, images, tmp_path / "alone", images / "labels", labels="LV=1,background=0,LA=2,MYO=3")
+    assert alone.problems == {}
+
+
+def test_structures_that_are_not_named_are_in_no_mask(
+    quality_run: Path, images: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for path in (images / "labels").iterdir():
+        mask = sitk.ReadImage(str(path))
+        sitk.WriteImage(sitk.Cast(mask == 1, sitk.sitkUInt8) * 255, str(path))
+    found = run_score(quality_run, images, tmp_path / "out", labels="LV=255")
+    assert {report.reason_code for report in found.batch.reports} == {"structure_missing"}
+    assert "MYO, LA are missing" in found.batch.reports[0].reasons[0]
+    assert "does not name MYO and LA" in caplog.text
+
+
+def test_masks_without_an_image_are_listed(quality_run: Path, images: Path, caplog: pytest.LogCaptureFixture) -> None:
+    files = find_cases(DataSettings(path=images / "images"))
+    find_masks(images / "labels", files)
+    assert caplog.text == ""
+    find_masks(images / "labels", files[2:])
+    for file in files[:2]:
+        assert f"{file.case_id}." in caplog.text
+    assert f"{files[2].case_id}." not in caplog.text
+    for number in range(20):
+        shutil.copy(next((images / "labels").iterdir()), images / "labels" / f"a{number}.nii.gz")
+    find_masks(images / "labels", files)
+    assert "and 10 more" in caplog.text
+
+
+def test_the_page_lists_masks_by_predicted_dice_whatever_their_verdict(
+    quality_run: Path, images: Path, tmp_path: Path
+) -> None:
+    scoring = run_score(quality_run, images, tmp_path / "out")
+    controller = QualityController.load(quality_run)
+    picture = next((tmp_path / "out" / "thumbnails").iterdir()).read_bytes()
+    cases = []
+    for report, verdict, predicted in zip(
+        scoring.batch.reports, ["refer", "accept", "correct", "refer"], [0.888, 0.7, 0.826, None], strict=False
+    ):
+        ends = {} if predicted is None else {"low": 0.1, "high": 1.0}
+        mean = replace(report.mean, predicted_dice=predicted, **ends)
+        cases.append(PageCase(replace(report, verdict=verdict, scores=(*report.scores[:-1], mean)), picture))
+    path = tmp_path / "page.html"
+    write_page(path, cases, {}, scoring.batch, controller.model, controller.schema, False)
+    rows = re.findall(r'<tr><td>[^<]*</td><td class="\w+">(\w+)</td><td class="number">([-.0-9]+)<', path.read_text())
+    assert rows == [("refer", "-"), ("accept", "0.700"), ("correct", "0.826"), ("refer", "0.888")]
+    # Each structure has a colour in the legend, and no two have the same.
+    legend = dict(re.findall(r'background: (#\w+)"></span>(\w+)', path.read_text()))
+    assert list(legend.values()) == ["LV", "MYO", "LA"]
+
+
+@pytest.mark.parametrize(("shape", "shown"), [((200, 256), (200, 256)), ((300, 520), (100, 174)), ((20, 30), (20, 30))])
+def test_pictures_have_the_size_of_their_images_up_to_256_pixels(
+    schema: LabelSchema, shape: tuple[int, int], shown: tuple[int, int]
+) -> None:
+    image = np.random.default_rng(0).normal(size=shape).astype(np.float32)
+    png = thumbnail(image, np.zeros(shape, np.uint8), np.ones(shape, np.float32), schema)
+    with Image.open(io.BytesIO(png)) as found:
+        assert (found.height, found.width) == (shown[0], 2 * shown[1])
+
+
 def test_nothing_that_could_be_judged_is_an_error(quality_run: Path, images: Path, tmp_path: Path) -> None:
     for path in (images / "images").iterdir():
         path.write_bytes(b"no image")
@@ -248,6 +394,21 @@ def test_calibration_can_judge_the_masks_of_another_segmenter(quality_run: Path,
     masks.popitem()
     with pytest.raises(DataError, match="there is no mask of that name to be judged"):
         calibrate(RunFolder(copy), files, masks, Targets(), "cpu", quiet)
+
+
+def test_calibration_takes_masks_with_the_integers_of_another_tool(quality_run: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "run"
+    shutil.copytree(quality_run, copy)
+    files = find_cases(DataSettings(path=quality_run.parent / "data"))
+    masks = {}
+    for file in files:
+        assert file.label_path is not None
+        labels, geometry = read_image(file.label_path)
+        masks[file.case_id] = tmp_path / f"{file.case_id}.nii.gz"
+        write_image(masks[file.case_id], np.array([0, 255, 100, 7], np.uint8)[labels[0].astype(int)], geometry)
+    model = calibrate(RunFolder(copy), files, masks, Targets(), "cpu", quiet, labels="LV=255,MYO=100,LA=7")
+    # Experts' own masks have no error.
+    assert model.structures["mean"].error < 0.05
 
 
 def test_calibration_makes_and_judges_a_mask_of_the_run_in_one_inference(

@@ -159,9 +159,9 @@ def test_an_image_of_another_orientation_is_referred(
     assert (report.verdict, "unlike those of the calibration" in report.reasons[0]) == ("refer", True)
 
 
-def changed(controller: QualityController, **changes: object) -> QualityController:
+def changed(controller: QualityController, accept_untested: bool = False, **changes: object) -> QualityController:
     model = controller.model.model_copy(update=changes)
-    return QualityController(controller.segmenter, controller.reward, model)
+    return QualityController(controller.segmenter, controller.reward, model, accept_untested=accept_untested)
 
 
 def with_interval(controller: QualityController, quantile: float | None, **changes: object) -> QualityController:
@@ -180,21 +180,23 @@ def test_the_verdict_follows_interval_threshold_and_rules(controller: QualityCon
 
     fine = sound(report)
 
-    def verdict(limit: float, quantile: float, threshold: float | None, tried: QualityReport = fine) -> str:
-        judge = with_interval(controller, quantile, targets=Targets(dice=limit), accept_threshold=threshold)
+    def verdict(limit: float, quantile: float, threshold: float | None, tried: QualityReport = fine) -> object:
+        changes = {"targets": Targets(dice=limit), "accept_threshold": threshold}
+        judge = with_interval(controller, quantile, accept_untested=True, **changes)
         low, high = judge.model.structures[MEAN].interval(predicted)
         mean = replace(tried.mean, low=low, high=high)
-        return judge.settle([replace(tried, scores=(*tried.scores[:-1], mean))]).reports[0].verdict
+        (found,) = judge.settle([replace(tried, scores=(*tried.scores[:-1], mean))]).reports
+        return found.verdict, found.reason_code
 
-    assert verdict(predicted - 0.1, 0.01, None) == "accept"
-    assert verdict(predicted - 0.1, 5.0, None) == "correct"
-    assert verdict(predicted - 0.1, 5.0, predicted - 0.05) == "accept"
-    assert verdict(predicted - 0.1, 5.0, predicted + 0.05) == "correct"
-    assert verdict(predicted + 0.1, 0.01, None) == "refer"
+    assert verdict(predicted - 0.1, 0.01, None) == ("accept", "interval")
+    assert verdict(predicted - 0.1, 5.0, None) == ("correct", "predicted_dice")
+    assert verdict(predicted - 0.1, 5.0, predicted - 0.05) == ("accept", "threshold")
+    assert verdict(predicted - 0.1, 5.0, predicted + 0.05) == ("correct", "predicted_dice")
+    assert verdict(predicted + 0.1, 0.01, None) == ("refer", "predicted_dice")
     broken = replace(report.rules[0], passed=False)
-    assert verdict(predicted - 0.1, 0.01, None, replace(sound(report), rules=(broken,))) == "correct"
+    assert verdict(predicted - 0.1, 0.01, None, replace(sound(report), rules=(broken,))) == ("correct", "rules")
     strange = replace(sound(report), shift_probability=1e-6)
-    assert verdict(predicted - 0.1, 0.01, None, strange) == "refer"
+    assert verdict(predicted - 0.1, 0.01, None, strange) == ("refer", "shift_case")
 
 
 def batch(controller: QualityController, labelled: list[LabelledCase], shift: float) -> list[QualityReport]:
@@ -229,8 +231,45 @@ def test_where_no_interval_can_be_promised_no_mask_is_accepted(
     assert {report.verdict for report in judge.settle(batch(judge, labelled, 0.0)).reports} == {"accept"}
     moved = judge.settle(batch(judge, labelled, 5.0))
     assert {report.verdict for report in moved.reports} == {"refer"}
+    assert {report.reason_code for report in moved.reports} == {"batch_suspended"}
     assert "no interval can be promised" in moved.reports[0].reasons[0]
     assert "9 are needed" in moved.guarantees[0].reason
+
+
+@pytest.mark.parametrize("promise", ["interval", "threshold"])
+def test_no_mask_of_a_batch_that_is_too_small_for_the_test_is_accepted_unless_that_is_asked_for(
+    controller: QualityController, labelled: list[LabelledCase], promise: str
+) -> None:
+    quantile, threshold = (0.01, None) if promise == "interval" else (5.0, 0.0)
+    targets = Targets(dice=0.05)
+    judge = with_interval(controller, quantile, targets=targets, accept_threshold=threshold)
+    reports = batch(judge, labelled, 0.0)
+    of_patients = sorted({report.patient_id for report in reports})
+    four, five = ([item for item in reports if item.patient_id in of_patients[:count]] for count in (4, 5))
+    withheld = judge.settle(four)
+    assert (withheld.state, withheld.patients) == ("untested", 4)
+    assert "the batch is of 4 patients" in withheld.meaning
+    assert "none is accepted" in withheld.meaning
+    for report in withheld.reports:
+        assert (report.verdict, report.reason_code) == ("refer", "batch_untested")
+        assert "too few patients to test" in report.reasons[0]
+    enough = judge.settle(five)
+    assert (enough.state, enough.patients) == ("holds", 5)
+    assert {(report.verdict, report.reason_code) for report in enough.reports} == {("accept", promise)}
+    asked = with_interval(
+        controller, quantile, accept_untested=True, targets=targets, accept_threshold=threshold
+    ).settle(four)
+    assert {(report.verdict, report.reason_code) for report in asked.reports} == {("accept", promise)}
+    assert "too few patients to test" in asked.reports[0].reasons[0]
+    assert "accepted all the same, as was asked" in asked.meaning
+
+
+def test_a_case_that_is_unlike_the_calibration_is_referred_for_that_also_where_untested_masks_are_accepted(
+    controller: QualityController, report: QualityReport
+) -> None:
+    judge = with_interval(controller, 0.01, accept_untested=True, targets=Targets(dice=0.05))
+    (found,) = judge.settle([replace(sound(report), shift_probability=1e-6)]).reports
+    assert (found.verdict, found.reason_code) == ("refer", "shift_case")
 
 
 def test_a_batch_that_differs_a_little_has_weighted_intervals(

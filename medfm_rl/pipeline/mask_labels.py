@@ -1,0 +1,59 @@
+"""Masks of other tools: which integers stand in their files."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+
+from medfm_rl.errors import ConfigError
+from medfm_rl.types import BACKGROUND, LabelSchema
+
+_LOG = logging.getLogger(__name__)
+
+
+def parse_mask_labels(text: str, schema: LabelSchema) -> LabelSchema:
+    """Reads what a user says of the integers in mask files; a warning names the structures that are left out.
+
+    Args:
+        text: `NAME=INTEGER,...`, such as `LV=255`. Structures that are not named are in none of the masks. The
+            background is 0, unless `background=INTEGER` is among them.
+        schema: Of the run, whose structures the names are.
+
+    Returns:
+        The structures that were named, and the integers that stand for them.
+
+    Raises:
+        ConfigError: It is not of that form, names something else or nothing, or gives two the same integer.
+    """
+    ids: dict[str, int] = {}
+    for part in text.split(","):
+        name, equals, number = (piece.strip() for piece in part.rpartition("="))
+        if not (name and equals and number.isascii() and number.isdigit() and int(number) <= 255):
+            raise ConfigError(f"--labels {part}: must be NAME=INTEGER with an integer from 0 to 255, such as LV=255")
+        if name not in schema.names:
+            raise ConfigError(f"--labels {part}: there is no {name}; the run segments {', '.join(schema.structures)}")
+        if name in ids:
+            raise ConfigError(f"--labels {text}: {name} is there twice; one integer stands for a structure")
+        ids[name] = int(number)
+    background = ids.pop(BACKGROUND, 0)
+    _require_distinct({BACKGROUND: background, **ids}, text)
+    missing = [name for name in schema.structures if name not in ids]
+    if not ids:
+        raise ConfigError(f"--labels {text}: names no structure; the run segments {', '.join(schema.structures)}")
+    if missing:
+        _LOG.warning(
+            "--labels %s: does not name %s, so no mask has it; where a run expects a structure, masks without it are "
+            "referred",
+            text,
+            " and ".join(missing),
+        )
+    return LabelSchema.from_structures(ids, background)
+
+
+def _require_distinct(ids: Mapping[str, int], text: str) -> None:
+    owners: dict[int, str] = {}
+    for name, number in ids.items():
+        if number in owners:
+            advice = f"; say what is background by {BACKGROUND}=INTEGER" if owners[number] == BACKGROUND else ""
+            raise ConfigError(f"--labels {text}: {number} stands for {owners[number]} and for {name}{advice}")
+        owners[number] = name
