@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import json
 import logging
 import os
 import platform
@@ -10,7 +11,7 @@ import socket
 import subprocess
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlparse
@@ -19,10 +20,11 @@ import medfm_rl
 from medfm_rl.data.files import write_text
 from medfm_rl.errors import MissingExtraError, TrackingError
 from medfm_rl.settings import TrackingSettings
+from medfm_rl.tracking.tracker import DataRecord, read_run_id, run_id_path
 
 _LOG = logging.getLogger(__name__)
-_RUN_ID_FILE = "mlflow_run_id"
 _LONGEST_PARAM = 500
+_LONGEST_DIGEST = 36
 _CONNECT_SECONDS = 5
 _PACKAGES = ("medfm-rl", "torch", "monai", "stable-baselines3", "gymnasium", "numpy", "SimpleITK", "mlflow")
 
@@ -119,6 +121,11 @@ class MLflowTracker:
         """Records a file."""
         self._store.attempt(lambda: self._store.client.log_artifact(self.run_id, str(path), folder))
 
+    def log_data(self, role: str, data: DataRecord) -> None:
+        """Records a data set as params `data.ROLE.*` and as one of MLflow's own data sets, whose digest is cut."""
+        self.log_params({"data": {role: asdict(data)}})
+        self._store.attempt(lambda: self._log_input(role, data))
+
     @contextmanager
     def child(self, name: str) -> Iterator[MLflowTracker]:
         """A run within this run; the one of that name where there is one, so that a resumed run goes on with it."""
@@ -141,6 +148,19 @@ class MLflowTracker:
                 raise
             # A run that is resumed with another version of a package, for instance.
             _LOG.warning("%s was recorded with another value before, which MLflow keeps; now it is %s", name, value)
+
+    def _log_input(self, role: str, data: DataRecord) -> None:
+        from mlflow.entities import Dataset, DatasetInput, InputTag
+
+        dataset = Dataset(
+            name=role,
+            digest=data.hash[:_LONGEST_DIGEST],
+            source_type="local",
+            source=json.dumps({"uri": Path(data.path).as_uri()}),
+            profile=json.dumps({"sha256": data.hash, "cases": data.cases, "patients": data.patients}),
+        )
+        tags = [InputTag("mlflow.data.context", role)]
+        self._store.client.log_inputs(self.run_id, datasets=[DatasetInput(dataset, tags)])
 
     def _find_child(self, name: str) -> str | None:
         query = f"tags.mlflow.parentRunId = '{self.run_id}' and attributes.run_name = '{name}'"
@@ -208,16 +228,15 @@ def _check_reachable(uri: str) -> None:
 def _resume_or_create(client: Any, experiment_id: str, run_folder: Path) -> str:
     from mlflow.exceptions import MlflowException
 
-    path = run_folder / _RUN_ID_FILE
-    if path.exists():
-        run_id = path.read_text(encoding="utf-8").strip()
+    run_id = read_run_id(run_folder)
+    if run_id is not None:
         try:
             client.update_run(run_id, status="RUNNING")
             return run_id
         except MlflowException:
             _LOG.warning("MLflow does not know run %s of %s; a new one is started", run_id, run_folder)
     run_id = str(client.create_run(experiment_id, run_name=run_folder.name).info.run_id)
-    write_text(path, run_id + "\n")
+    write_text(run_id_path(run_folder), run_id + "\n")
     return run_id
 
 
