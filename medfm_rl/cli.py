@@ -245,6 +245,7 @@ def predict_command(
     """Write label maps in the geometry of the images, and a reward map for each."""
     from medfm_rl.data.layouts import find_cases
     from medfm_rl.pipeline.evaluate import predict
+    from medfm_rl.pipeline.identity import identify
     from medfm_rl.pipeline.models import choose_device, load_model
 
     if correct:
@@ -262,7 +263,8 @@ def predict_command(
     if loaded.reward is None:
         typer.echo(f"{model} has no reward networks (only runs of `adapt` have): label maps only.", err=True)
     with _progress() as progress:
-        problems = predict(loaded, find_cases(_data_settings(images, layout, patient_pattern)), out, progress)
+        files = find_cases(_data_settings(images, layout, patient_pattern))
+        problems = predict(loaded, files, out, progress, identify(model))
     for problem in problems:
         typer.echo(f"Left out: {problem}", err=True)
     typer.echo(f"Label maps: {out / 'labels'}")
@@ -291,6 +293,7 @@ def score_command(
     """Judge masks without ground truth: predicted Dice with an interval, anatomy rules, shift, and a verdict."""
     from medfm_rl.data.layouts import find_cases
     from medfm_rl.errors import ConfigError
+    from medfm_rl.pipeline.identity import identify
     from medfm_rl.pipeline.models import load_model
     from medfm_rl.pipeline.score import Gates, find_masks, score
 
@@ -303,10 +306,12 @@ def score_command(
     files = find_cases(_data_settings(images, layout, patient_pattern))
     found = None if masks is None else find_masks(masks, files)
     own = model is not None and model.resolve() == quality_model.resolve()
-    segmenter = None if model is None or own else load_model(model, prompts).segmenter
+    segmenter, made_by = None, None
+    if model is not None and not own:
+        segmenter, made_by = load_model(model, prompts).segmenter, identify(model).model_hash
     with _progress() as progress:
-        gates = Gates(echoprime, biomedclip)
-        scoring = score(quality_model, files, found, segmenter, out, device, progress, gates, prompts if own else None)
+        gates, asked = Gates(echoprime, biomedclip), prompts if own else None
+        scoring = score(quality_model, files, found, segmenter, out, device, progress, gates, asked, made_by)
     for problem in scoring.problems.values():
         typer.echo(f"Referred unseen: {problem}", err=True)
     for guarantee in scoring.batch.guarantees:

@@ -18,6 +18,7 @@ from medfm_rl.data.images import hash_labels, image_stem, image_suffix, read_lab
 from medfm_rl.data.layouts import CaseFile, is_simulated
 from medfm_rl.errors import DataError, ModelError, UserError
 from medfm_rl.pipeline.case_records import CaseRecords, hash_case, hash_segmenter
+from medfm_rl.pipeline.identity import identify
 from medfm_rl.pipeline.images import Progress
 from medfm_rl.pipeline.models import choose_device, load_adapted, load_preprocessing
 from medfm_rl.pipeline.run_folder import RunFolder
@@ -129,6 +130,7 @@ def score(
     progress: Progress,
     gates: Gates = NO_GATES,
     prompts: Path | None = None,
+    made_by: str | None = None,
 ) -> Scoring:
     """Judges masks and writes tables, reward maps, a page and the audit log.
 
@@ -145,6 +147,7 @@ def score(
         progress: Told how far it is.
         gates: As in `load_controller`.
         prompts: Where the segmenter of the run makes the masks: as in `load_model`.
+        made_by: `model_hash` of the segmenter, where one is given, for the audit log.
 
     Raises:
         UserError: The quality model cannot be used, or not one case could be judged.
@@ -160,7 +163,8 @@ def score(
             f"{', '.join(controller.schema.structures)}; they must be of one anatomy"
         )
     networks = {"quality": hash_file(run / QUALITY_FILE), **gates.hashes()}
-    queue = _ScoringQueue(controller, networks, masks, segmenter, out)
+    identity = identify(run)
+    queue = _ScoringQueue(controller, networks, masks, segmenter, CaseRecords(out, "score", identity))
     inputs: dict[str, dict[str, Any]] = {}
     for done, file in enumerate(files, 1):
         try:
@@ -177,7 +181,8 @@ def score(
     _write_tables(out, scoring, controller, queue)
     simulated = any(is_simulated(path.parent) for file in files[:1] for path in file.image_paths)
     _write_page(out, scoring, controller, simulated)
-    queue.records.log(_audit_lines(scoring, inputs, controller, networks))
+    common = {**gates.hashes(), "made_by": made_by if own is None else identity.model_hash}
+    queue.records.log(_audit_lines(scoring, inputs, common, queue.records))
     return scoring
 
 
@@ -190,15 +195,15 @@ class _ScoringQueue:
         networks: Mapping[str, str],
         masks: Mapping[str, Path] | None,
         segmenter: SegmenterAdapter | None,
-        out: Path,
+        records: CaseRecords,
     ) -> None:
         self.controller = controller
         self.networks = networks
         self.masks = masks
         self.segmenter = None if segmenter is None else segmenter.to(controller.device)
         self.maker = {} if segmenter is None else hash_segmenter(segmenter)
-        self.out = out
-        self.records = CaseRecords(out, "score")
+        self.out = records.out
+        self.records = records
         self.reports: dict[str, QualityReport] = {}
         self.mask_hashes: dict[str, str] = {}
         self.problems: dict[str, str] = {}
@@ -328,7 +333,7 @@ def _write_tables(out: Path, scoring: Scoring, controller: QualityController, qu
             "medfm_rl": __version__,
             "calibrated_on": controller.model.origin,
             # None where the masks came as files.
-            "segmenter": queue.maker.get("segmenter"),
+            "segmenter": queue.maker.get("weights"),
             "batch_state": scoring.batch.state,
             "batch_shift_probability": scoring.batch.shift_probability,
             "guarantees": [vars(guarantee) for guarantee in scoring.batch.guarantees],
@@ -349,16 +354,21 @@ def _write_page(out: Path, scoring: Scoring, controller: QualityController, simu
 def _audit_lines(
     scoring: Scoring,
     inputs: Mapping[str, Mapping[str, Any]],
-    controller: QualityController,
-    networks: Mapping[str, str],
+    common: Mapping[str, str | None],
+    records: CaseRecords,
 ) -> list[dict[str, Any]]:
     """One line for each verdict that is handed out."""
-    common = {**networks, "rewards": controller.model.reward_hashes}
     lines = [
-        {**common, "case": report.case_id, "inputs": inputs[report.case_id], "verdict": report.verdict}
+        {
+            **common,
+            "case": report.case_id,
+            "verdict": report.verdict,
+            "inputs": inputs[report.case_id],
+            "outputs": records.files_of(report.case_id),
+        }
         for report in scoring.batch.reports
     ]
     return lines + [
-        {**common, "case": case_id, "inputs": {}, "verdict": "refer", "problem": problem}
+        {**common, "case": case_id, "verdict": "refer", "problem": problem}
         for case_id, problem in scoring.problems.items()
     ]
