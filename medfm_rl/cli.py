@@ -72,6 +72,14 @@ BiomedCLIPWeights = Annotated[
         "Needed both to calibrate and to score.",
     ),
 ]
+AllowOverlap = Annotated[
+    bool,
+    typer.Option(
+        "--allow-overlap",
+        help="Also take images of the run's target, where they themselves are what will be scored, and patients of the "
+        "same name who are other people. Images that the run saw with labels are refused all the same.",
+    ),
+]
 CorrectionObjective = Annotated[
     str | None, typer.Option(help="With --method optimise, how the reward is followed: reward (its gradient) or ppo.")
 ]
@@ -379,6 +387,7 @@ def calibrate_command(
     where: Where = None,
     prompts: Prompts = None,
     biomedclip: BiomedCLIPWeights = None,
+    allow_overlap: AllowOverlap = False,
     device: Device = "auto",
 ) -> None:
     """Fit predicted Dice, intervals and the threshold for acceptance on labelled cases; write quality.json."""
@@ -397,7 +406,7 @@ def calibrate_command(
     files = find_cases(_data_settings(labelled, layout, patient_pattern, split, where))
     found = None if masks is None else find_masks(masks, files)
     with _progress() as progress:
-        model = calibrate(folder, files, found, targets, device, progress, prompts, biomedclip)
+        model = calibrate(folder, files, found, targets, device, progress, prompts, biomedclip, allow_overlap)
     from rich.console import Console
 
     from medfm_rl.quality_page import calibration_table
@@ -422,6 +431,7 @@ def calibrate_correction_command(
     split: Split = "all",
     where: Where = None,
     prompts: Prompts = None,
+    allow_overlap: AllowOverlap = False,
     device: Device = "auto",
 ) -> None:
     """Find on labelled cases what a correction has to gain to be accepted; write correction.json."""
@@ -434,7 +444,7 @@ def calibrate_correction_command(
     settings = _correction_settings(budget, method=method, objective=objective, optimise=optimise)
     folder, files = RunFolder(run), find_cases(_data_settings(labelled, layout, patient_pattern, split, where))
     with _progress() as progress:
-        found = calibrate_correction(folder, files, target, settings, device, progress, prompts)
+        found = calibrate_correction(folder, files, target, settings, device, progress, prompts, allow_overlap)
     margin = "none" if found.margin is None else f"{found.margin:g}"
     typer.echo(f"Margin: {margin}; {found.reason}\nAcceptance: {folder.correction}")
 
