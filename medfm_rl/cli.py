@@ -72,6 +72,9 @@ BiomedCLIPWeights = Annotated[
         "Needed both to calibrate and to score.",
     ),
 ]
+Track = Annotated[
+    bool, typer.Option("--track", help="Record the call in MLflow, within the record of the run that it uses.")
+]
 AllowOverlap = Annotated[
     bool,
     typer.Option(
@@ -248,6 +251,7 @@ def predict_command(
         bool, typer.Option("--correct", help="Score the masks too, and correct those with verdict `correct`.")
     ] = False,
     method: CorrectionMethod = "views",
+    track: Track = False,
     device: Device = "auto",
 ) -> None:
     """Write label maps in the geometry of the images, and a reward map for each."""
@@ -255,6 +259,7 @@ def predict_command(
     from medfm_rl.pipeline.evaluate import predict
     from medfm_rl.pipeline.identity import identify
     from medfm_rl.pipeline.models import choose_device, load_model
+    from medfm_rl.pipeline.recorded import recorded
 
     if correct:
         from medfm_rl.pipeline.correct import predict_and_correct
@@ -263,15 +268,15 @@ def predict_command(
             _correction_settings(None, method=method),
             find_cases(_data_settings(images, layout, patient_pattern)),
         )
-        with _progress() as progress:
+        with _progress() as progress, recorded(track, model, "predict", files, out, progress):
             corrections = predict_and_correct(model, files, out, settings, device, progress, prompts)
         _print_corrections(corrections, out)
         return
     loaded = load_model(model, prompts).to(choose_device(device))
     if loaded.reward is None:
         typer.echo(f"{model} has no reward networks (only runs of `adapt` have): label maps only.", err=True)
-    with _progress() as progress:
-        files = find_cases(_data_settings(images, layout, patient_pattern))
+    files = find_cases(_data_settings(images, layout, patient_pattern))
+    with _progress() as progress, recorded(track, model, "predict", files, out, progress):
         problems = predict(loaded, files, out, progress, identify(model))
     for problem in problems:
         typer.echo(f"Left out: {problem}", err=True)
@@ -296,6 +301,7 @@ def score_command(
     ] = None,
     biomedclip: BiomedCLIPWeights = None,
     fail_on: Annotated[str | None, typer.Option(help="refer: exit with code 3 where a mask is referred.")] = None,
+    track: Track = False,
     device: Device = "auto",
 ) -> None:
     """Judge masks without ground truth: predicted Dice with an interval, anatomy rules, shift, and a verdict."""
@@ -303,6 +309,7 @@ def score_command(
     from medfm_rl.errors import ConfigError
     from medfm_rl.pipeline.identity import identify
     from medfm_rl.pipeline.models import load_model
+    from medfm_rl.pipeline.recorded import recorded
     from medfm_rl.pipeline.score import Gates, find_masks, score
 
     if (masks is None) == (model is None):
@@ -317,7 +324,7 @@ def score_command(
     segmenter, made_by = None, None
     if model is not None and not own:
         segmenter, made_by = load_model(model, prompts).segmenter, identify(model).model_hash
-    with _progress() as progress:
+    with _progress() as progress, recorded(track, quality_model, "score", files, out, progress):
         gates, asked = Gates(echoprime, biomedclip), prompts if own else None
         scoring = score(quality_model, files, found, segmenter, out, device, progress, gates, asked, made_by)
     for problem in scoring.problems.values():
@@ -353,17 +360,19 @@ def correct_command(
     layout: Layout = "auto",
     patient_pattern: PatientPattern = None,
     prompts: Prompts = None,
+    track: Track = False,
     device: Device = "auto",
 ) -> None:
     """Correct the cases with verdict `correct`: propose, keep what an independent judge prefers, refer the rest."""
     from medfm_rl.data.layouts import find_cases
     from medfm_rl.pipeline.correct import correct
+    from medfm_rl.pipeline.recorded import recorded
     from medfm_rl.pipeline.score import find_masks
 
     settings = _correction_settings(budget, method=method, objective=objective, optimise=optimise)
     files = find_cases(_data_settings(images, layout, patient_pattern))
     given = None if masks is None else find_masks(masks, files)
-    with _progress() as progress:
+    with _progress() as progress, recorded(track, model, "correct", files, out, progress):
         corrections = correct(
             model, files, scores, out, settings, propose_only, every, device, progress, prompts, given
         )

@@ -18,6 +18,7 @@ from medfm_rl.data.layouts import CaseFile
 from medfm_rl.errors import DataError
 from medfm_rl.pipeline.identity import Identity
 
+AUDIT_FILE = "audit.jsonl"
 _FORMAT = 2
 
 
@@ -123,7 +124,7 @@ class CaseRecords:
             "command": self.command,
             **asdict(self.identity),
         }
-        append_lines(self.out / "audit.jsonl", [{**common, **line} for line in lines])
+        append_lines(self.out / AUDIT_FILE, [{**common, **line} for line in lines])
 
     def _path(self, case_id: str) -> Path:
         return self.folder / f"{case_id}.json"

@@ -100,6 +100,19 @@ def hash_labelled(place: Path, files: Sequence[CaseFile], progress: Progress) ->
     return _hash_places(places, cases, "hashing labelled cases", progress)[name]
 
 
+def hash_images(files: Sequence[CaseFile], progress: Progress) -> Input:
+    """Hashes the images of cases.
+
+    Args:
+        files: The cases.
+        progress: Told how far it is.
+    """
+    place = Path(os.path.commonpath([path.parent for file in files for path in file.image_paths]))
+    name = "images"
+    places, cases = {name: (place, image_files(files))}, {name: _patients(files)}
+    return _hash_places(places, cases, "hashing the images", progress)[name]
+
+
 def write_inputs(path: Path, inputs: Inputs) -> None:
     """Writes the record: places, hashes of every file, and who the cases are of."""
     content = {name: {**asdict(place), "hash": place.hash} for name, place in inputs.items()}

@@ -78,6 +78,32 @@ class MLflowTracker:
             TrackingError: The store does not answer.
             MissingExtraError: MLflow is not installed.
         """
+        with cls._open(settings, run_folder, lambda client, at: _resume_or_create(client, at, run_folder)) as tracker:
+            yield tracker
+
+    @classmethod
+    @contextmanager
+    def open_within(cls, settings: TrackingSettings, run_folder: Path, name: str) -> Iterator[MLflowTracker]:
+        """Starts a new run within that of a run folder, which stays as it is, however the block ends.
+
+        Raises:
+            TrackingError: The store does not answer, or does not know the run of the folder.
+            MissingExtraError: MLflow is not installed.
+        """
+        parent = read_run_id(run_folder)
+        if settings.uri is None or parent is None:
+            raise TrackingError(
+                f"{run_folder}: this run was not recorded in MLflow, and nothing can be recorded within it; leave out "
+                "--track"
+            )
+        with cls._open(settings, run_folder, lambda client, at: _create_within(client, at, parent, name)) as tracker:
+            yield tracker
+
+    @classmethod
+    @contextmanager
+    def _open(
+        cls, settings: TrackingSettings, run_folder: Path, choose: Callable[[Any, str], str]
+    ) -> Iterator[MLflowTracker]:
         # No usage statistics leave this machine.
         os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
         os.environ.setdefault("DO_NOT_TRACK", "true")
@@ -99,7 +125,7 @@ class MLflowTracker:
                 if experiment
                 else client.create_experiment(settings.experiment, artifact_location=artifacts)
             )
-            tracker = cls(_Store(client, experiment_id), _resume_or_create(client, experiment_id, run_folder))
+            tracker = cls(_Store(client, experiment_id), choose(client, experiment_id))
         except _failures() as error:
             raise TrackingError(f"tracking.uri {uri}: MLflow refuses ({_first_line(error)})") from error
         tracker.log_params({"environment": _environment()})
@@ -171,8 +197,7 @@ class MLflowTracker:
         return str(runs[0].info.run_id)
 
     def _create_child(self, name: str) -> str:
-        tags = {"mlflow.parentRunId": self.run_id}
-        return str(self._store.client.create_run(self._store.experiment_id, run_name=name, tags=tags).info.run_id)
+        return _create_within(self._store.client, self._store.experiment_id, self.run_id, name)
 
     @contextmanager
     def _ended_as_the_block(self) -> Iterator[None]:
@@ -238,6 +263,12 @@ def _resume_or_create(client: Any, experiment_id: str, run_folder: Path) -> str:
     run_id = str(client.create_run(experiment_id, run_name=run_folder.name).info.run_id)
     write_text(run_id_path(run_folder), run_id + "\n")
     return run_id
+
+
+def _create_within(client: Any, experiment_id: str, parent: str, name: str) -> str:
+    # Raises where there is no such run: nobody would find a run within it.
+    client.get_run(parent)
+    return str(client.create_run(experiment_id, run_name=name, tags={"mlflow.parentRunId": parent}).info.run_id)
 
 
 def _environment() -> dict[str, str]:

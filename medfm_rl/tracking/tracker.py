@@ -92,6 +92,25 @@ def open_tracker(settings: TrackingSettings, run_folder: Path) -> Iterator[Track
         yield tracker
 
 
+@contextmanager
+def open_within(settings: TrackingSettings, run_folder: Path, name: str) -> Iterator[Tracker]:
+    """Opens a tracker of a run within that of a finished run, for what is made with it later.
+
+    Args:
+        settings: Of the finished run.
+        run_folder: Its folder.
+        name: Of the new run.
+
+    Raises:
+        TrackingError: The run was not recorded, or the store cannot be reached or does not know it.
+        MissingExtraError: MLflow is not installed.
+    """
+    from medfm_rl.tracking.mlflow_tracker import MLflowTracker
+
+    with MLflowTracker.open_within(settings, run_folder, name) as tracker:
+        yield tracker
+
+
 def run_id_path(run_folder: Path) -> Path:
     """The file of a run folder that names its MLflow run."""
     return run_folder / _RUN_ID_FILE

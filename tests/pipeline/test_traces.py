@@ -16,7 +16,7 @@ import torch
 from medfm_rl.adapters import TorchModuleAdapter
 from medfm_rl.data.files import hash_folder
 from medfm_rl.data.layouts import CaseFile, find_cases
-from medfm_rl.errors import DataError
+from medfm_rl.errors import DataError, TrackingError
 from medfm_rl.pipeline.adapt import adapt
 from medfm_rl.pipeline.calibrate import calibrate
 from medfm_rl.pipeline.calibrate_correction import calibrate_correction
@@ -27,6 +27,7 @@ from medfm_rl.pipeline.finish import finish
 from medfm_rl.pipeline.identity import identify
 from medfm_rl.pipeline.inputs import read_inputs, write_inputs
 from medfm_rl.pipeline.models import load_model
+from medfm_rl.pipeline.recorded import recorded
 from medfm_rl.pipeline.run_folder import RunFolder
 from medfm_rl.pipeline.score import find_masks, score
 from medfm_rl.quality import QualityModel
@@ -351,3 +352,59 @@ def test_the_record_of_the_inputs_says_where_they_were_and_whose(
     assert target["cases"] == {
         file.case_id: file.patient_id for file in find_cases(DataSettings(path=simulated_echo / "b"))
     }
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::ResourceWarning")
+def test_a_call_is_recorded_within_its_run_where_that_is_asked(
+    tracked: tuple[RunFolder, AdaptConfig], simulated_echo: Path, tmp_path: Path
+) -> None:
+    from mlflow import MlflowClient
+
+    run, _ = tracked
+    files = find_cases(DataSettings(path=simulated_echo / "b"))[:2]
+    client = MlflowClient(tracking_uri=f"sqlite:///{run.path.parent / 'mlflow.db'}")
+    parent = client.get_run((run.path / "mlflow_run_id").read_text().strip())
+    within = f"tags.mlflow.parentRunId = '{parent.info.run_id}' and attributes.run_name LIKE 'predict %'"
+    with recorded(False, run.path, "predict", files, tmp_path / "quietly", quiet):
+        pass
+    assert client.search_runs([parent.info.experiment_id], within) == []
+    with recorded(True, run.path, "predict", files, tmp_path / "out", quiet):
+        predict(load_model(run.path), files, tmp_path / "out", quiet, identify(run.path))
+    (found,) = client.search_runs([parent.info.experiment_id], within)
+    assert found.info.status == "FINISHED"
+    images = [path for file in files for path in file.image_paths]
+    assert found.data.params["model_hash"] == parent.data.params["model_hash"] == hash_folder(run.model)
+    assert found.data.params["data.images.hash"] == sha_of_listing(simulated_echo / "b" / "images", images)
+    assert found.data.params["data.images.cases"] == "2"
+    assert [item.path for item in client.list_artifacts(found.info.run_id)] == ["audit.jsonl"]
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::ResourceWarning")
+def test_a_call_that_fails_leaves_the_record_of_its_run_as_it_was(
+    tracked: tuple[RunFolder, AdaptConfig], files: list[CaseFile], tmp_path: Path
+) -> None:
+    from mlflow import MlflowClient
+
+    run, _ = tracked
+    with pytest.raises(ValueError, match="broken"), recorded(True, run.path, "score", files, tmp_path, quiet):
+        raise ValueError("broken")
+    client = MlflowClient(tracking_uri=f"sqlite:///{run.path.parent / 'mlflow.db'}")
+    parent = client.get_run((run.path / "mlflow_run_id").read_text().strip())
+    within = f"tags.mlflow.parentRunId = '{parent.info.run_id}' and attributes.run_name LIKE 'score %'"
+    (found,) = client.search_runs([parent.info.experiment_id], within)
+    assert (found.info.status, parent.info.status) == ("FAILED", "FINISHED")
+
+
+def test_a_run_without_a_record_cannot_be_recorded_within(
+    quality_run: Path, files: list[CaseFile], tmp_path: Path
+) -> None:
+    with (
+        pytest.raises(TrackingError, match="this run was not recorded in MLflow"),
+        recorded(True, quality_run, "score", files, tmp_path, quiet),
+    ):
+        pass
+    with (
+        pytest.raises(TrackingError, match="is no run of `medfm-rl adapt`"),
+        recorded(True, quality_run / "model", "predict", files, tmp_path, quiet),
+    ):
+        pass
