@@ -79,6 +79,17 @@ MaskLabels = Annotated[
         "structures that are not named are in none of them."
     ),
 ]
+Track = Annotated[
+    bool, typer.Option("--track", help="Record the call in MLflow, within the record of the run that it uses.")
+]
+AllowOverlap = Annotated[
+    bool,
+    typer.Option(
+        "--allow-overlap",
+        help="Also take images of the run's target, where they themselves are what will be scored, and patients of the "
+        "same name who are other people. Images that the run saw with labels are refused all the same.",
+    ),
+]
 CorrectionObjective = Annotated[
     str | None, typer.Option(help="With --method optimise, how the reward is followed: reward (its gradient) or ppo.")
 ]
@@ -247,12 +258,15 @@ def predict_command(
         bool, typer.Option("--correct", help="Score the masks too, and correct those with verdict `correct`.")
     ] = False,
     method: CorrectionMethod = "views",
+    track: Track = False,
     device: Device = "auto",
 ) -> None:
     """Write label maps in the geometry of the images, and a reward map for each."""
     from medfm_rl.data.layouts import find_cases
     from medfm_rl.pipeline.evaluate import predict
+    from medfm_rl.pipeline.identity import identify
     from medfm_rl.pipeline.models import choose_device, load_model
+    from medfm_rl.pipeline.recorded import recorded
 
     if correct:
         from medfm_rl.pipeline.correct import predict_and_correct
@@ -261,15 +275,16 @@ def predict_command(
             _correction_settings(None, method=method),
             find_cases(_data_settings(images, layout, patient_pattern)),
         )
-        with _progress() as progress:
+        with _progress() as progress, recorded(track, model, "predict", files, out, progress):
             corrections = predict_and_correct(model, files, out, settings, device, progress, prompts)
         _print_corrections(corrections, out)
         return
     loaded = load_model(model, prompts).to(choose_device(device))
     if loaded.reward is None:
         typer.echo(f"{model} has no reward networks (only runs of `adapt` have): label maps only.", err=True)
-    with _progress() as progress:
-        problems = predict(loaded, find_cases(_data_settings(images, layout, patient_pattern)), out, progress)
+    files = find_cases(_data_settings(images, layout, patient_pattern))
+    with _progress() as progress, recorded(track, model, "predict", files, out, progress):
+        problems = predict(loaded, files, out, progress, identify(model))
     for problem in problems:
         typer.echo(f"Left out: {problem}", err=True)
     typer.echo(f"Label maps: {out / 'labels'}")
@@ -304,12 +319,15 @@ def score_command(
         str | None,
         typer.Option(help="refer: exit with code 3 where a mask is referred; 2 stays for those that were not judged."),
     ] = None,
+    track: Track = False,
     device: Device = "auto",
 ) -> None:
     """Judge masks without ground truth: predicted Dice with an interval, anatomy rules, shift, and a verdict."""
     from medfm_rl.data.layouts import find_cases
     from medfm_rl.errors import ConfigError
+    from medfm_rl.pipeline.identity import identify
     from medfm_rl.pipeline.models import load_model
+    from medfm_rl.pipeline.recorded import recorded
     from medfm_rl.pipeline.score import Gates, find_masks, score
 
     if (masks is None) == (model is None):
@@ -322,8 +340,10 @@ def score_command(
     files = find_cases(_data_settings(images, layout, patient_pattern))
     found = None if masks is None else find_masks(masks, files)
     own = model is not None and model.resolve() == quality_model.resolve()
-    segmenter = None if model is None or own else load_model(model, prompts).segmenter
-    with _progress() as progress:
+    segmenter, made_by = None, None
+    if model is not None and not own:
+        segmenter, made_by = load_model(model, prompts).segmenter, identify(model).model_hash
+    with _progress() as progress, recorded(track, quality_model, "score", files, out, progress):
         scoring = score(
             quality_model,
             files,
@@ -336,6 +356,7 @@ def score_command(
             prompts if own else None,
             accept_untested,
             labels,
+            made_by,
         )
     for problem in scoring.problems.values():
         typer.echo(f"Referred unseen: {problem}", err=True)
@@ -375,18 +396,20 @@ def correct_command(
     layout: Layout = "auto",
     patient_pattern: PatientPattern = None,
     prompts: Prompts = None,
+    track: Track = False,
     device: Device = "auto",
 ) -> None:
     """Correct the cases with verdict `correct`: propose, keep what an independent judge prefers, refer the rest."""
     from medfm_rl.data.layouts import find_cases
     from medfm_rl.pipeline.correct import correct
+    from medfm_rl.pipeline.recorded import recorded
     from medfm_rl.pipeline.score import find_masks
 
     _require_masks(labels, masks)
     settings = _correction_settings(budget, method=method, objective=objective, optimise=optimise)
     files = find_cases(_data_settings(images, layout, patient_pattern))
     given = None if masks is None else find_masks(masks, files)
-    with _progress() as progress:
+    with _progress() as progress, recorded(track, model, "correct", files, out, progress):
         corrections = correct(
             model, files, scores, out, settings, propose_only, every, device, progress, prompts, given, labels
         )
@@ -411,6 +434,7 @@ def calibrate_command(
     where: Where = None,
     prompts: Prompts = None,
     biomedclip: BiomedCLIPWeights = None,
+    allow_overlap: AllowOverlap = False,
     device: Device = "auto",
 ) -> None:
     """Fit predicted Dice, intervals and the threshold for acceptance on labelled cases; write quality.json."""
@@ -430,7 +454,7 @@ def calibrate_command(
     files = find_cases(_data_settings(labelled, layout, patient_pattern, split, where))
     found = None if masks is None else find_masks(masks, files)
     with _progress() as progress:
-        model = calibrate(folder, files, found, targets, device, progress, prompts, biomedclip, labels)
+        model = calibrate(folder, files, found, targets, device, progress, prompts, biomedclip, labels, allow_overlap)
     from rich.console import Console
 
     from medfm_rl.quality_page import calibration_table
@@ -455,6 +479,7 @@ def calibrate_correction_command(
     split: Split = "all",
     where: Where = None,
     prompts: Prompts = None,
+    allow_overlap: AllowOverlap = False,
     device: Device = "auto",
 ) -> None:
     """Find on labelled cases what a correction has to gain to be accepted; write correction.json."""
@@ -467,7 +492,7 @@ def calibrate_correction_command(
     settings = _correction_settings(budget, method=method, objective=objective, optimise=optimise)
     folder, files = RunFolder(run), find_cases(_data_settings(labelled, layout, patient_pattern, split, where))
     with _progress() as progress:
-        found = calibrate_correction(folder, files, target, settings, device, progress, prompts)
+        found = calibrate_correction(folder, files, target, settings, device, progress, prompts, allow_overlap)
     margin = "none" if found.margin is None else f"{found.margin:g}"
     typer.echo(f"Margin: {margin}; {found.reason}\nAcceptance: {folder.correction}")
 

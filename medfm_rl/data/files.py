@@ -6,9 +6,9 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from medfm_rl.errors import DataError
@@ -139,10 +139,18 @@ def hash_folder(folder: Path) -> str:
     Raises:
         DataError: One of them cannot be read.
     """
-    digest = hashlib.sha256()
-    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
-        digest.update(f"{path.relative_to(folder).as_posix()}:{hash_file(path)}\n".encode())
-    return digest.hexdigest()
+    files = (path for path in folder.rglob("*") if path.is_file())
+    return hash_listing({path.relative_to(folder).as_posix(): hash_file(path) for path in files})
+
+
+def hash_listing(hashes: Mapping[str, str]) -> str:
+    """SHA-256 over files whose own are known, as `hash_folder` gives it for a folder that holds these and no others.
+
+    Args:
+        hashes: SHA-256 of each file by its name, with `/` between the folders in it.
+    """
+    lines = (f"{name}:{hashes[name]}\n" for name in sorted(hashes, key=PurePosixPath))
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
 def _sync_folder(folder: Path) -> None:

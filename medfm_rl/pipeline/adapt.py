@@ -9,6 +9,9 @@ from __future__ import annotations
 import copy
 import json
 import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
@@ -21,13 +24,14 @@ from medfm_rl.pipeline.calibrate import write_default_quality
 from medfm_rl.pipeline.checks import check_inputs
 from medfm_rl.pipeline.collect_stage import collect, shape_prior
 from medfm_rl.pipeline.images import Progress
-from medfm_rl.pipeline.inputs import read_inputs, require_same_inputs
+from medfm_rl.pipeline.inputs import load_inputs, read_inputs, require_same_inputs, write_inputs
 from medfm_rl.pipeline.ppo_stage import average, fine_tune, missing_checkpoints
 from medfm_rl.pipeline.reward_stage import JUDGE, member_names, train_rewards
 from medfm_rl.pipeline.run_folder import SOURCE, WARM_UP, RunFolder
 from medfm_rl.pipeline.selection import judge_scores, select
 from medfm_rl.pipeline.stage import Domains, Stage, write_weights
 from medfm_rl.pipeline.warm_up import warm_up
+from medfm_rl.quality.run_hashes import hash_run
 from medfm_rl.reward.network import FUSION, RewardNet
 from medfm_rl.seeding import derive_seed
 from medfm_rl.settings import AdaptConfig
@@ -53,12 +57,42 @@ def adapt(config: AdaptConfig, resume: bool, progress: Progress) -> RunFolder:
     """
     run = _start(config, resume, progress)
     with open_tracker(config.tracking, run.path) as tracker:
-        tracker.log_params(config.model_dump(mode="json"))
+        tracker.log_params(_with_absolute_paths(config.model_dump(mode="json"), config.model_dump()))
+        _log_inputs(run, tracker)
         if not run.model.exists():
             _run_all(Stage.of_run(config, run, progress), tracker)
+        tracker.log_params(hash_run(run.path))
         if write_default_quality(run, config, progress) is not None:
+            tracker.log_params({"quality_hash": hash_file(run.quality)})
             tracker.log_artifact(run.quality)
     return run
+
+
+def _with_absolute_paths(settings: Mapping[str, Any], paths: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings as they are recorded: a relative path says nothing to who was not there.
+
+    Args:
+        settings: As JSON values.
+        paths: The same with paths as such.
+    """
+    found: dict[str, Any] = {}
+    for name, value in settings.items():
+        if isinstance(value, Mapping):
+            found[name] = _with_absolute_paths(value, paths[name])
+        else:
+            found[name] = str(paths[name].resolve()) if isinstance(paths[name], Path) else value
+    return found
+
+
+def _log_inputs(run: RunFolder, tracker: Tracker) -> None:
+    """Records the data sets by counts and hashes; the names of their files are in `inputs.json` alone."""
+    # A run of an older version may have no such record, or one without places.
+    if not run.inputs.exists():
+        return
+    for name, place in load_inputs(run.inputs).items():
+        if place.cases:
+            tracker.log_data(name.removesuffix(".path"), place.record())
+    tracker.log_artifact(run.inputs)
 
 
 def _start(config: AdaptConfig, resume: bool, progress: Progress) -> RunFolder:
@@ -69,7 +103,7 @@ def _start(config: AdaptConfig, resume: bool, progress: Progress) -> RunFolder:
         # Before the settings are written: a run that has those and no record of its inputs is of an older version.
         inputs = read_inputs(config, progress)
         run = RunFolder.start(config, resume)
-        write_json(run.inputs, inputs)
+        write_inputs(run.inputs, inputs)
         return run
     run = RunFolder.start(config, resume)
     # A run that has nothing left to learn or to calibrate can be resumed where its images are no more.
@@ -193,8 +227,8 @@ def _export(stage: Stage, policy: SegmenterAdapter, tracker: Tracker) -> None:
         run.final_reward / FUSION,
         {"members": members, "fusion": config.reward.fusion, "pessimism": config.reward.pessimism},
     )
+    tracker.log_params({"actions_hash": stage.dataset.content_hash()})
     policy.cpu().export(run.model)
-    tracker.log_params({"model_hash": hash_folder(run.model)})
     for path in (run.config_file, run.selection(last)):
         tracker.log_artifact(path)
     for path in sorted(path for path in run.model.rglob("*") if path.is_file()):
@@ -202,4 +236,3 @@ def _export(stage: Stage, policy: SegmenterAdapter, tracker: Tracker) -> None:
     for path in sorted(run.final_reward.rglob("*")):
         if path.is_file():
             tracker.log_artifact(path, f"reward/{path.parent.name}")
-            tracker.log_params({f"hash.{path.parent.name}.{path.name}": hash_file(path)})

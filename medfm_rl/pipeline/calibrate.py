@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from medfm_rl.adapters import SegmenterAdapter
-from medfm_rl.data.files import hash_file, hash_folder
+from medfm_rl.data.files import hash_file
 from medfm_rl.data.images import read_labels
 from medfm_rl.data.layouts import CaseFile, find_cases
 from medfm_rl.errors import DataError, UserError
@@ -23,12 +23,15 @@ from medfm_rl.metrics.overlap import dice
 from medfm_rl.metrics.validity import Anatomy, learn_limits, load_anatomy
 from medfm_rl.pipeline.config_file import load_config
 from medfm_rl.pipeline.images import Progress
+from medfm_rl.pipeline.inputs import common_folder, hash_labelled
 from medfm_rl.pipeline.mask_labels import parse_mask_labels
 from medfm_rl.pipeline.models import choose_device, load_adapted, load_preprocessing
 from medfm_rl.pipeline.run_folder import RunFolder
+from medfm_rl.pipeline.unseen import count_known
 from medfm_rl.quality.biomedclip import BiomedCLIP
 from medfm_rl.quality.calibration import CalibrationCase, Provenance, fit_quality, require_patients
 from medfm_rl.quality.model import QualityModel, Targets, is_outdated, reward_hashes
+from medfm_rl.quality.run_hashes import hash_run
 from medfm_rl.quality.submission import Submission, collect_evidence, prepare, segment, submit
 from medfm_rl.reward.appearance import randomise_appearance
 from medfm_rl.reward.collection import perturb_weights
@@ -53,8 +56,11 @@ def calibrate(
     prompts: Path | None = None,
     biomedclip: Path | None = None,
     labels: str | None = None,
+    allow_overlap: bool = False,
 ) -> QualityModel:
     """Fits a quality model on labelled cases and writes it into the run; what was there is kept under another name.
+
+    A warning says under which, and where the new one promises less.
 
     Args:
         run: A finished run of `adapt`.
@@ -67,18 +73,46 @@ def calibrate(
         biomedclip: BiomedCLIP's weights, where it is to know the images too.
         labels: The integers in the masks to be judged, as in `parse_mask_labels`; None for those of the run. Those of
             the labelled cases are always the run's.
+        allow_overlap: As in `count_known`.
 
     Raises:
-        UserError: The run is not finished, or the cases cannot be used or are too few.
+        UserError: The run is not finished, has learned from the cases, or they cannot be used or are too few.
     """
     require_patients({file.patient_id for file in files}, targets)
+    known = count_known(run, files, common_folder(files), allow_overlap)
     chosen = choose_device(device)
     judged = None if masks is None else _read_masks(run, files, masks, labels, progress)
     encoder = None if biomedclip is None else BiomedCLIP.load(biomedclip, chosen)
     model = calibrate_cases(run, files, judged, targets, chosen, progress, encoder, prompts)
-    _keep_previous(run.quality)
+    if known:
+        model = model.model_copy(update={"origin": f"{model.origin}, {known} of them known to the run"})
+    lost = _lost_promises(run.quality, model)
+    kept = _keep_previous(run.quality)
     model.write(run.quality)
+    if kept is not None:
+        less = f"; the new one promises less: {'; '.join(lost)}" if lost else ""
+        _LOG.warning("the quality model before is kept as %s%s", kept, less)
     return model
+
+
+def _lost_promises(before: Path, model: QualityModel) -> list[str]:
+    """What a quality model that is replaced promises and the new one does not, in words."""
+    if not before.exists() or is_outdated(before):
+        return []
+    try:
+        old = QualityModel.read(before)
+    except UserError:
+        # It is damaged, and promises nothing.
+        return []
+    without = [
+        name
+        for name, structure in model.structures.items()
+        if structure.quantile is None and name in old.structures and old.structures[name].quantile is not None
+    ]
+    lost = [f"no interval but [0, 1] for {', '.join(without)}"] if without else []
+    if model.accept_threshold is None and old.accept_threshold is not None:
+        lost.append(f"no threshold for acceptance ({model.accept_reason})")
+    return lost
 
 
 def _read_masks(
@@ -140,8 +174,9 @@ def calibrate_cases(
         judged = _judged(submission, item.ground_truth, segmenter, reward, device)
         cases.append(judged if biomedclip is None else replace(judged, biomedclip=biomedclip.embed(item.case)))
         progress("calibrating", row + 1, len(files))
-    origin = f"{len(files)} labelled cases"
-    provenance = _provenance(run, origin, True)
+    place = common_folder(files)
+    origin = f"{len(files)} labelled cases of {place.resolve()}"
+    provenance = _provenance(run, origin, True, hash_labelled(place, files, progress).hash)
     if biomedclip is not None:
         provenance = replace(provenance, biomedclip_hash=biomedclip.weights_hash)
     return fit_quality(cases, anatomy, targets, provenance, config.seed)
@@ -192,7 +227,8 @@ def _fit_on_source(run: RunFolder, config: AdaptConfig, files: Sequence[CaseFile
         origin = (
             f"source images of {len(patients)} patients held out from the reward networks, in the look of the target"
         )
-        return fit_quality(cases, anatomy, Targets(), _provenance(run, origin, False), config.seed)
+        provenance = _provenance(run, origin, False, hash_labelled(common_folder(files), files, progress).hash)
+        return fit_quality(cases, anatomy, Targets(), provenance, config.seed)
 
 
 def _source_cases(
@@ -329,10 +365,11 @@ def _patients_of_rewards(run: RunFolder, config: AdaptConfig) -> set[str]:
     return seen
 
 
-def _provenance(run: RunFolder, origin: str, target_domain: bool) -> Provenance:
-    return Provenance(origin, target_domain, reward_hashes(run.final_reward), hash_folder(run.model))
+def _provenance(run: RunFolder, origin: str, target_domain: bool, data_hash: str) -> Provenance:
+    networks = reward_hashes(run.final_reward)
+    return Provenance(origin, target_domain, **hash_run(run.path), reward_hashes=networks, data_hash=data_hash)
 
 
-def _keep_previous(path: Path) -> None:
-    if path.exists():
-        path.rename(path.with_name(f"{path.stem}-{hash_file(path)[:8]}{path.suffix}"))
+def _keep_previous(path: Path) -> Path | None:
+    """Where the file before is from now on; None where there was none."""
+    return path.rename(path.with_name(f"{path.stem}-{hash_file(path)[:8]}{path.suffix}")) if path.exists() else None

@@ -10,7 +10,9 @@ from medfm_rl.data.layouts import CaseFile
 from medfm_rl.metrics.overlap import dice
 from medfm_rl.pipeline.correctors import hash_parts, load_networks, make_corrector
 from medfm_rl.pipeline.images import Progress
+from medfm_rl.pipeline.inputs import common_folder
 from medfm_rl.pipeline.run_folder import RunFolder
+from medfm_rl.pipeline.unseen import count_known
 from medfm_rl.reward.appearance import randomise_appearance
 from medfm_rl.seeding import torch_generator
 from medfm_rl.settings import CorrectionSettings
@@ -29,6 +31,7 @@ def calibrate_correction(
     device: str,
     progress: Progress,
     prompts: Path | None = None,
+    allow_overlap: bool = False,
 ) -> Acceptance:
     """Corrects labelled cases in several appearances, fits the margin, and writes `correction.json` into the run.
 
@@ -40,10 +43,13 @@ def calibrate_correction(
         device: Where the networks run.
         progress: Told how far it is.
         prompts: As in `correct`.
+        allow_overlap: As in `count_known`.
 
     Raises:
-        UserError: The run or the cases cannot be used.
+        UserError: The run or the cases cannot be used, or the run has learned from them.
     """
+    run.require_model()
+    count_known(run, files, common_folder(files), allow_overlap)
     adapter, reward = load_networks(run, device, prompts)
     corrector = make_corrector(run, adapter, reward, settings.model_copy(update={"margin": 0.0}))
     outcomes = collect_outcomes(corrector, files, progress)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -15,8 +16,10 @@ from medfm_rl.adapters.delta import state_hash
 from medfm_rl.data.files import append_lines, hash_path, write_json
 from medfm_rl.data.layouts import CaseFile
 from medfm_rl.errors import DataError
+from medfm_rl.pipeline.identity import Identity
 
-_FORMAT = 1
+AUDIT_FILE = "audit.jsonl"
+_FORMAT = 2
 
 
 class CaseRecords:
@@ -28,10 +31,13 @@ class CaseRecords:
     Args:
         out: Output folder.
         command: Whose records; those of other commands in the same folder are not looked at.
+        identity: Of the run or segmenter that the command was given, for the audit log.
     """
 
-    def __init__(self, out: Path, command: str) -> None:
+    def __init__(self, out: Path, command: str, identity: Identity | None = None) -> None:
         self.out = out
+        self.command = command
+        self.identity = Identity() if identity is None else identity
         self.folder = out / "cases" / command
 
     def reuse(self, case_id: str, inputs: Mapping[str, Any]) -> Any | None:
@@ -69,8 +75,16 @@ class CaseRecords:
             result: JSON values, not None.
             files: What was written of the case, within the output folder.
         """
-        hashes = {path.relative_to(self.out).as_posix(): hash_path(path) for path in files}
-        self._write(case_id, {"inputs": inputs, "result": result, "files": hashes})
+        self._write(case_id, {"inputs": inputs, "result": result, "files": self.hash_files(files)})
+
+    def hash_files(self, files: Sequence[Path]) -> dict[str, str]:
+        """SHA-256 of files within the output folder, by their names in there."""
+        return {path.relative_to(self.out).as_posix(): hash_path(path) for path in files}
+
+    def files_of(self, case_id: str) -> dict[str, str]:
+        """What `write` recorded of the files of a case; nothing where the case is not complete."""
+        record = self._read(case_id)
+        return {} if record is None or record["files"] is None else dict(record["files"])
 
     def require_own(self, case_id: str, path: Path, maker: Mapping[str, Any]) -> None:
         """Refuses a mask that lies where one of this case would be written, and that something else made.
@@ -96,9 +110,21 @@ class CaseRecords:
             )
 
     def log(self, lines: Sequence[Mapping[str, Any]]) -> None:
-        """Adds what was decided to the audit log, with time and version; nothing is ever rewritten."""
-        common = {"time": datetime.now(UTC).isoformat(timespec="seconds"), "medfm_rl": __version__}
-        append_lines(self.out / "audit.jsonl", [{**common, **line} for line in lines])
+        """Adds what was handed out to the audit log; nothing is ever rewritten.
+
+        Every line of every command begins with the same names: time, version, command, and who made or judged the case.
+
+        Args:
+            lines: One for each case: `case`; `inputs`, as in `reuse`; `outputs`, as `hash_files` gives them; and what
+                the command decided. A case that failed has a `problem` in place of inputs and outputs.
+        """
+        common = {
+            "time": datetime.now(UTC).isoformat(timespec="seconds"),
+            "medfm_rl": __version__,
+            "command": self.command,
+            **asdict(self.identity),
+        }
+        append_lines(self.out / AUDIT_FILE, [{**common, **line} for line in lines])
 
     def _path(self, case_id: str) -> Path:
         return self.folder / f"{case_id}.json"
@@ -121,8 +147,11 @@ def hash_settings(content: Any) -> str:
 
 
 def hash_segmenter(segmenter: SegmenterAdapter) -> dict[str, str]:
-    """What makes the masks of a segmenter, but for image and prompts: `segmenter`, its weights, and `settings`."""
-    return {"segmenter": state_hash(segmenter), "settings": hash_settings(segmenter.inference_settings())}
+    """What makes the masks of a segmenter, but for image and prompts: `weights` as loaded, and `settings`.
+
+    A segmenter in memory has no folder to be hashed, and other settings of inference give other masks.
+    """
+    return {"weights": state_hash(segmenter), "settings": hash_settings(segmenter.inference_settings())}
 
 
 def hash_case(file: CaseFile, segmenter: SegmenterAdapter | None) -> dict[str, Any]:

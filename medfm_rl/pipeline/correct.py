@@ -15,12 +15,13 @@ import torch
 from medfm_rl import __version__
 from medfm_rl.adapters import Sample, SegmenterAdapter
 from medfm_rl.adapters.delta import state_hash
-from medfm_rl.data.files import hash_file, hash_folder, hash_path, replace_on_success, write_json, write_text
+from medfm_rl.data.files import hash_file, hash_path, replace_on_success, write_json, write_text
 from medfm_rl.data.images import write_labels
 from medfm_rl.data.layouts import CaseFile, is_simulated
 from medfm_rl.errors import DataError, UserError
 from medfm_rl.pipeline.case_records import CaseRecords, hash_case, hash_settings
 from medfm_rl.pipeline.correctors import hash_parts, load_networks, make_corrector
+from medfm_rl.pipeline.identity import identify
 from medfm_rl.pipeline.images import Progress
 from medfm_rl.pipeline.marked import GivenMasks, Marked, Scores
 from medfm_rl.pipeline.mask_labels import parse_mask_labels
@@ -128,7 +129,7 @@ def correct(
         "settings": settings.model_dump(mode="json"),
         "propose_only": propose_only,
     }
-    bench = _Bench(corrector, reward, out, common, propose_only, given)
+    bench = _Bench(corrector, reward, CaseRecords(out, _RECORDS, identify(path)), common, propose_only, given)
     records: list[Mapping[str, Any]] = []
     for done, file in enumerate(taken, 1):
         try:
@@ -215,9 +216,10 @@ def predict_and_correct(
     Raises:
         UserError: As in `correct`, or masks that another model or another command made lie in `labels/`.
     """
-    run, records = RunFolder(path), CaseRecords(out, _RECORDS)
+    run = RunFolder(path)
     run.require_model()
-    maker = {"segmenter": hash_folder(run.model)}
+    records = CaseRecords(out, _RECORDS, identify(path))
+    maker = {"segmenter": records.identity.model_hash}
     for file in files:
         records.require_own(file.case_id, _label_path(out, file), maker)
     corrections = correct(path, files, None, out, settings, False, False, device, progress, prompts)
@@ -226,11 +228,13 @@ def predict_and_correct(
         original, labels = _label_path(out / "scores", file), _label_path(out, file)
         if file.case_id in handled or not original.exists():
             continue
-        inputs = {**maker, "kept": hash_file(original)}
+        inputs = {**maker, "kept": hash_file(original), "images": [hash_path(image) for image in file.image_paths]}
         if records.reuse(file.case_id, inputs) is None:
             records.begin(file.case_id, inputs)
             with replace_on_success(labels) as temporary:
                 shutil.copy(original, temporary)
+            kept = {"case": file.case_id, "decision": "kept"}
+            records.log([{**kept, "inputs": inputs, "outputs": records.hash_files([labels])}])
             records.write(file.case_id, inputs, {}, [labels])
     return corrections
 
@@ -246,15 +250,15 @@ class _Bench:
         self,
         corrector: CaseCorrector,
         reward: RewardEnsemble,
-        out: Path,
+        records: CaseRecords,
         common: dict[str, Any],
         propose_only: bool,
         masks: GivenMasks | None,
     ) -> None:
         self.corrector = corrector
         self.reward = reward
-        self.out = out
-        self.records = CaseRecords(out, _RECORDS)
+        self.out = records.out
+        self.records = records
         self.common = common
         self.propose_only = propose_only
         self.masks = masks
@@ -276,7 +280,7 @@ class _Bench:
             decision = "proposed" if self.propose_only else "corrected"
         rewards, files = self._write(case, result, decision)
         record = _record(result, case, decision, rewards)
-        self.records.log([{**record, "inputs": inputs}])
+        self.records.log([{**record, "inputs": inputs, "outputs": self.records.hash_files(files)}])
         self.records.write(file.case_id, inputs, record, files)
         return record
 

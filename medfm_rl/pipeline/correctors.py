@@ -6,13 +6,13 @@ import hashlib
 from pathlib import Path
 
 from medfm_rl.adapters import SegmenterAdapter
-from medfm_rl.data.files import hash_folder
 from medfm_rl.errors import ModelError
 from medfm_rl.metrics.validity import Anatomy, load_anatomy
 from medfm_rl.pipeline.config_file import load_config
 from medfm_rl.pipeline.models import choose_device, load_adapted
 from medfm_rl.pipeline.run_folder import RunFolder
 from medfm_rl.quality import QualityModel
+from medfm_rl.quality.run_hashes import hash_run
 from medfm_rl.reward.network import RewardEnsemble, RewardNet
 from medfm_rl.reward.shape_prior import ShapePrior
 from medfm_rl.settings import AdaptConfig, CorrectionSettings
@@ -54,9 +54,10 @@ def load_networks(run: RunFolder, device: str, prompts: Path | None = None) -> t
 def hash_parts(run: RunFolder, schema: LabelSchema) -> dict[str, str]:
     """SHA-256 of what makes and judges corrections: segmenter, reward networks with the judge, and rules."""
     rules = _anatomy(run, schema).profile.model_dump_json()
+    hashes = hash_run(run.path)
     return {
-        "segmenter": hash_folder(run.model),
-        "reward": hash_folder(run.final_reward),
+        "segmenter": hashes["model_hash"],
+        "reward": hashes["reward_hash"],
         "rules": hashlib.sha256(rules.encode()).hexdigest(),
     }
 

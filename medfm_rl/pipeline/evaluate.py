@@ -22,6 +22,7 @@ from medfm_rl.metrics.bootstrap import PairedDifference
 from medfm_rl.metrics.scores import CaseScore, Evaluation, score_case, summarise
 from medfm_rl.metrics.validity import Anatomy
 from medfm_rl.pipeline.case_records import CaseRecords, hash_case, hash_segmenter
+from medfm_rl.pipeline.identity import Identity
 from medfm_rl.pipeline.images import Progress
 from medfm_rl.pipeline.models import Model
 from medfm_rl.reward.tiles import judge_tiles
@@ -68,12 +69,23 @@ def write_evaluation(
 
 
 @torch.no_grad()
-def predict(model: Model, files: Sequence[CaseFile], out: Path, progress: Progress) -> list[str]:
+def predict(
+    model: Model, files: Sequence[CaseFile], out: Path, progress: Progress, identity: Identity | None = None
+) -> list[str]:
     """Writes a label map per case in the geometry of its image, and its reward map where the model has a reward.
+
+    What each was made of and by goes to `audit.jsonl`, with the hashes of what was written.
 
     Masks that this model made of the same images with the same prompts are kept, so an interrupted call can be
     repeated. Those of other images or prompts are made anew. A case that cannot be read, or whose mask somebody has
     changed since, is left out and named; the others are segmented.
+
+    Args:
+        model: The model.
+        files: The cases.
+        out: Folder for `labels`, `rewards` and the records.
+        progress: Told how far it is.
+        identity: Of the folder that the model was loaded from, for the audit log; None for one that is of no folder.
 
     Returns:
         One message per case that was left out.
@@ -81,7 +93,7 @@ def predict(model: Model, files: Sequence[CaseFile], out: Path, progress: Progre
     Raises:
         DataError: No case could be segmented, or masks lie in `out` that another model made, or nobody knows what.
     """
-    records, maker = CaseRecords(out, "predict"), _hash_model(model)
+    records, maker = CaseRecords(out, "predict", identity), _hash_model(model)
     for file in files:
         records.require_own(file.case_id, out / "labels" / f"{file.case_id}.nii.gz", maker)
     problems: list[str] = []
@@ -94,10 +106,12 @@ def predict(model: Model, files: Sequence[CaseFile], out: Path, progress: Progre
                 made = segment_and_judge(model, case)
         except UserError as error:
             problems.append(str(error))
+            records.log([{"case": file.case_id, "problem": str(error)}])
         else:
             if made is not None:
                 records.begin(file.case_id, inputs)
                 written = _write_prediction(out, case, *made, model.segmenter.schema)
+                records.log([{"case": file.case_id, "inputs": inputs, "outputs": records.hash_files(written)}])
                 records.write(file.case_id, inputs, {}, written)
         progress("predicting", done, len(files))
     if len(problems) == len(files):

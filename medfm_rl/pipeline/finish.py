@@ -21,12 +21,14 @@ from medfm_rl.metrics.scores import MEAN, Evaluation, StructureSummary, compare
 from medfm_rl.metrics.validity import load_anatomy
 from medfm_rl.pipeline.evaluate import evaluate, segment_and_judge, write_evaluation
 from medfm_rl.pipeline.images import Progress
+from medfm_rl.pipeline.inputs import load_inputs, read_labelled, write_inputs
 from medfm_rl.pipeline.models import Model, choose_device, load_model
 from medfm_rl.pipeline.run_folder import SOURCE, RunFolder
+from medfm_rl.quality.run_hashes import hash_run
 from medfm_rl.report import ReportCase, ReportData, TableRow, write_report
 from medfm_rl.reward.actions import ActionDataset
 from medfm_rl.settings import AdaptConfig
-from medfm_rl.tracking import open_tracker
+from medfm_rl.tracking import open_tracker, read_run_id
 
 _SHOWN_WITHOUT_TRUTH = 6
 _CURVES = {"reward of the sampled actions": "rollout_reward_mean", "KL to where PPO started": "train_kl_reference"}
@@ -67,15 +69,19 @@ def finish(run: RunFolder, config: AdaptConfig, progress: Progress) -> Compariso
     device = choose_device(config.device)
     adapted, source = load_model(run.path).to(device), load_segmenter(config.segmenter).to(device)
     files = find_cases(config.evaluation if config.evaluation is not None else config.target)
-    comparison = None
+    comparison, data = None, None
     if config.evaluation is not None:
+        data = read_labelled(config.evaluation, progress)
         comparison = compare_models(source, adapted.segmenter, files, config.anatomy, progress)
         write_evaluation(
             run.evaluation, {"source": comparison.before, "adapted": comparison.after}, comparison.differences
         )
+        write_inputs(run.evaluation / run.inputs.name, {"evaluation.path": data})
     write_report(run.report, _report(run, config, source, adapted, files, comparison))
     with open_tracker(config.tracking, run.path) as tracker:
         tracker.log_artifact(run.report)
+        if data is not None:
+            tracker.log_data("evaluation", data.record())
         if comparison is not None:
             for row in comparison.rows():
                 tracker.log_metrics({f"dice_{row.structure}_source": row.before, f"dice_{row.structure}": row.after}, 0)
@@ -126,7 +132,6 @@ def _report(
         pairs = [
             (old.dice, new.dice) for old, new in zip(comparison.before.of(MEAN), comparison.after.of(MEAN), strict=True)
         ]
-    dataset = ActionDataset(run.actions)
     return ReportData(
         title="Adaptation report",
         simulated=any(is_simulated(data.path) for data in (config.target, config.evaluation) if data),
@@ -139,15 +144,26 @@ def _report(
         reliability=_reliability(run, config),
         chosen=_decision(selection),
         provenance={
-            "adapted segmenter (SHA-256)": hash_folder(run.model),
-            "source segmenter (SHA-256)": hash_folder(config.segmenter.folder),
-            "reward networks (SHA-256)": hash_folder(run.final_reward),
-            "action data set (SHA-256)": dataset.content_hash(),
+            **_hashes(run, config),
             "mode": "source-assisted" if config.source else "source-free",
             "seed": str(config.seed),
             "medfm-rl": __version__,
         },
     )
+
+
+def _hashes(run: RunFolder, config: AdaptConfig) -> dict[str, str]:
+    """SHA-256 of what the run read and made, and where it was recorded, by the names that MLflow has."""
+    inputs = load_inputs(run.inputs) if run.inputs.exists() else {}
+    data = {f"data.{name.removesuffix('.path')}.hash": place.hash for name, place in inputs.items() if place.cases}
+    recorded = read_run_id(run.path)
+    return {
+        **hash_run(run.path),
+        "segmenter_hash": hash_folder(config.segmenter.folder),
+        "actions_hash": ActionDataset(run.actions).content_hash(),
+        **data,
+        **({} if recorded is None else {"mlflow_run_id": recorded}),
+    }
 
 
 def _decision(selection: Mapping[str, Any]) -> str:

@@ -1,25 +1,54 @@
-"""What a run was started with, by content, so that it does not go on with something else under the same name."""
+"""What a run was started with, by content: so that it does not go on with something else, and to trace it later."""
 
 from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterable, Mapping
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from medfm_rl.data.files import hash_file
+from medfm_rl.data.files import hash_file, hash_listing, write_json
 from medfm_rl.data.images import image_suffix
-from medfm_rl.data.layouts import find_cases
+from medfm_rl.data.layouts import CaseFile, find_cases
 from medfm_rl.errors import ConfigError
 from medfm_rl.pipeline.images import Progress
-from medfm_rl.settings import AdaptConfig, FilePrompts, MaskPrompts
+from medfm_rl.settings import AdaptConfig, DataSettings, FilePrompts, MaskPrompts
+from medfm_rl.tracking import DataRecord
 
 _LOG = logging.getLogger(__name__)
 _PIXELS = (".raw", ".zraw")
 """Endings of the files beside a .mhd that hold its pixels."""
+_FORMAT = 2
 
-Inputs = dict[str, dict[str, str]]
-"""SHA-256 of every file, by the setting that names its folder and by its path in there."""
+
+@dataclass(frozen=True)
+class Input:
+    """A place that something is read from.
+
+    Attributes:
+        path: Where it was, absolute; None where an older version recorded it.
+        files: SHA-256 of every file that is read, by its path in there.
+        cases: The patient of every case by its name; empty where it is no data set, or an older version recorded it.
+    """
+
+    path: str | None
+    files: dict[str, str]
+    cases: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def hash(self) -> str:
+        """SHA-256 over names and contents of the files, as of a folder that holds these and no others."""
+        return hash_listing(self.files)
+
+    def record(self) -> DataRecord:
+        """A data set without the names in it."""
+        return DataRecord(str(self.path), self.hash, len(self.cases), len(set(self.cases.values())))
+
+
+Inputs = dict[str, Input]
+"""By the setting that names the place."""
 
 
 def read_inputs(config: AdaptConfig, progress: Progress) -> Inputs:
@@ -39,31 +68,80 @@ def read_inputs(config: AdaptConfig, progress: Progress) -> Inputs:
     anatomy = Path(config.anatomy)
     if anatomy.is_file():
         places["anatomy"] = (anatomy, [anatomy])
-    images = [path for case in find_cases(config.target) for path in case.image_paths]
-    places["target.path"] = (config.target.path, _with_pixels(images))
+    target = find_cases(config.target)
+    places["target.path"] = (config.target.path, image_files(target))
+    cases = {"target.path": _patients(target)}
     if config.source is not None:
-        cases = find_cases(config.source)
-        labelled = [path for case in cases for path in (*case.image_paths, case.label_path) if path is not None]
-        places["source.path"] = (config.source.path, _with_pixels(labelled))
-    count = sum(len(paths) for _, paths in places.values())
-    done = 0
-    inputs: Inputs = {}
-    for name, (place, paths) in places.items():
-        inputs[name] = {}
-        for path in paths:
-            key = path.relative_to(place).as_posix() if place in path.parents else path.name
-            inputs[name][key] = hash_file(path)
-            done += 1
-            progress("hashing the inputs", done, count)
-    return inputs
+        source = find_cases(config.source)
+        places["source.path"] = (config.source.path, _labelled_files(source))
+        cases["source.path"] = _patients(source)
+    return _hash_places(places, cases, "hashing the inputs", progress)
+
+
+def read_labelled(data: DataSettings, progress: Progress) -> Input:
+    """Hashes a labelled data set: images and masks.
+
+    Raises:
+        DataError: It cannot be found.
+    """
+    return hash_labelled(data.path, find_cases(data), progress)
+
+
+def hash_labelled(place: Path, files: Sequence[CaseFile], progress: Progress) -> Input:
+    """Hashes images and masks of cases.
+
+    Args:
+        place: The data set that they are of.
+        files: The cases.
+        progress: Told how far it is.
+    """
+    name = "labelled"
+    places, cases = {name: (place, _labelled_files(files))}, {name: _patients(files)}
+    return _hash_places(places, cases, "hashing labelled cases", progress)[name]
+
+
+def hash_images(files: Sequence[CaseFile], progress: Progress) -> Input:
+    """Hashes the images of cases.
+
+    Args:
+        files: The cases.
+        progress: Told how far it is.
+    """
+    place = Path(os.path.commonpath([path.parent for file in files for path in file.image_paths]))
+    name = "images"
+    places, cases = {name: (place, image_files(files))}, {name: _patients(files)}
+    return _hash_places(places, cases, "hashing the images", progress)[name]
+
+
+def write_inputs(path: Path, inputs: Inputs) -> None:
+    """Writes the record: places, hashes of every file, and who the cases are of."""
+    content = {name: {**asdict(place), "hash": place.hash} for name, place in inputs.items()}
+    write_json(path, {"format": _FORMAT, "inputs": content})
+
+
+def load_inputs(path: Path) -> Inputs:
+    """Reads what `write_inputs` wrote, or an older version, which recorded the hashes of files alone.
+
+    Raises:
+        ConfigError: It is missing or something else.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        if "format" not in content:
+            return {name: Input(None, dict(files)) for name, files in content.items()}
+        if content["format"] != _FORMAT:
+            raise ValueError(f"format {content['format']!r}; this version reads format {_FORMAT}")
+        return {name: Input(place["path"], place["files"], place["cases"]) for name, place in content["inputs"].items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ConfigError(f"{path}: cannot be read ({error}); start a new run in another folder") from error
 
 
 def require_same_inputs(path: Path, config: AdaptConfig, progress: Progress) -> None:
     """Compares what is there with what a run was started with.
 
     Args:
-        path: JSON of what `read_inputs` found at the start. Where it is missing, the run is of an older version, and a
-            warning says so.
+        path: What `write_inputs` wrote at the start. Where it is missing, the run is of an older version, and a warning
+            says so.
         config: The settings.
         progress: Told how far it is.
 
@@ -78,16 +156,56 @@ def require_same_inputs(path: Path, config: AdaptConfig, progress: Progress) -> 
             path,
         )
         return
-    try:
-        started: Inputs = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"{path}: cannot be read ({error}); start a new run in another folder") from error
-    changes = _changes(started, read_inputs(config, progress))
+    started, now = load_inputs(path), read_inputs(config, progress)
+    changes = _changes(_files_of(started), _files_of(now))
     if changes:
         raise ConfigError(
             f"{path.parent}: what the run was started with has changed ({'; '.join(changes)}), and results of before "
             "and after would be mixed; put it back, or start a new run in another folder"
         )
+
+
+def common_folder(cases: Iterable[CaseFile]) -> Path:
+    """The innermost folder that holds images and masks of all cases, such as that of the data set."""
+    paths = [path for case in cases for path in (*case.image_paths, case.label_path) if path is not None]
+    return Path(os.path.commonpath([path.parent for path in paths]))
+
+
+def image_files(cases: Iterable[CaseFile]) -> list[Path]:
+    """The files of images: of a DICOM series its slices, of a .mhd what holds its pixels. Some may be missing."""
+    return _with_pixels(path for case in cases for path in case.image_paths)
+
+
+def _labelled_files(cases: Iterable[CaseFile]) -> list[Path]:
+    return _with_pixels(path for case in cases for path in (*case.image_paths, case.label_path) if path is not None)
+
+
+def _patients(cases: Iterable[CaseFile]) -> dict[str, str]:
+    return {case.case_id: case.patient_id for case in cases}
+
+
+def _hash_places(
+    places: Mapping[str, tuple[Path, Sequence[Path]]],
+    cases: Mapping[str, dict[str, str]],
+    stage: str,
+    progress: Progress,
+) -> Inputs:
+    count = sum(len(paths) for _, paths in places.values())
+    done = 0
+    inputs: Inputs = {}
+    for name, (place, paths) in places.items():
+        hashes = {}
+        for path in paths:
+            key = path.relative_to(place).as_posix() if place in path.parents else path.name
+            hashes[key] = hash_file(path)
+            done += 1
+            progress(stage, done, count)
+        inputs[name] = Input(str(place.resolve()), hashes, cases.get(name, {}))
+    return inputs
+
+
+def _files_of(inputs: Inputs) -> dict[str, dict[str, str]]:
+    return {name: place.files for name, place in inputs.items()}
 
 
 def _changes(started: Mapping[str, Mapping[str, str]], now: Mapping[str, Mapping[str, str]]) -> list[str]:
@@ -122,7 +240,7 @@ def _files_below(place: Path) -> list[Path]:
 
 
 def _with_pixels(paths: Iterable[Path]) -> list[Path]:
-    """The files of images: of a DICOM series its slices, of a .mhd what holds its pixels. Some may be missing."""
+    """The paths, in place of a folder what is in it, and beside a .mhd what holds its pixels."""
     found: list[Path] = []
     for path in paths:
         found += _files_below(path)

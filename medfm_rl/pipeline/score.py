@@ -20,6 +20,7 @@ from medfm_rl.data.images import hash_labels, image_stem, image_suffix, read_lab
 from medfm_rl.data.layouts import CaseFile, is_simulated
 from medfm_rl.errors import DataError, ModelError, UserError
 from medfm_rl.pipeline.case_records import CaseRecords, hash_case, hash_segmenter
+from medfm_rl.pipeline.identity import identify
 from medfm_rl.pipeline.images import Progress
 from medfm_rl.pipeline.mask_labels import parse_mask_labels
 from medfm_rl.pipeline.models import choose_device, load_adapted, load_preprocessing
@@ -167,6 +168,7 @@ def score(
     prompts: Path | None = None,
     accept_untested: bool = False,
     labels: str | None = None,
+    made_by: str | None = None,
 ) -> Scoring:
     """Judges masks and writes tables, reward maps, a page and the audit log.
 
@@ -185,6 +187,7 @@ def score(
         prompts: Where the segmenter of the run makes the masks: as in `load_model`.
         accept_untested: Whether masks may be accepted where the batch is too small to be tested.
         labels: The integers in the masks that are given, as in `parse_mask_labels`; None for those of the run.
+        made_by: `model_hash` of the segmenter, where one is given, for the audit log.
 
     Raises:
         UserError: The quality model cannot be used, or not one case could be judged.
@@ -201,7 +204,8 @@ def score(
         )
     networks = {"quality": hash_file(run / QUALITY_FILE), **gates.hashes()}
     in_masks = None if labels is None else parse_mask_labels(labels, controller.schema)
-    queue = _ScoringQueue(controller, networks, masks, in_masks, segmenter, out)
+    identity = identify(run)
+    queue = _ScoringQueue(controller, networks, masks, in_masks, segmenter, CaseRecords(out, "score", identity))
     for done, file in enumerate(files, 1):
         try:
             queue.take(file)
@@ -217,7 +221,8 @@ def score(
     _write_tables(out, files, scoring, controller, queue)
     simulated = any(is_simulated(path.parent) for file in files[:1] for path in file.image_paths)
     _write_page(out, scoring, controller, simulated)
-    queue.records.log(_audit_lines(scoring, queue.hashes, controller, networks))
+    common = {**gates.hashes(), "made_by": made_by if own is None else identity.model_hash}
+    queue.records.log(_audit_lines(scoring, queue, common))
     return scoring
 
 
@@ -248,7 +253,7 @@ class _ScoringQueue:
         masks: Mapping[str, Path] | None,
         in_masks: LabelSchema | None,
         segmenter: SegmenterAdapter | None,
-        out: Path,
+        records: CaseRecords,
     ) -> None:
         self.controller = controller
         self.networks = networks
@@ -256,8 +261,8 @@ class _ScoringQueue:
         self.in_masks = in_masks
         self.segmenter = None if segmenter is None else segmenter.to(controller.device)
         self.maker = {} if segmenter is None else hash_segmenter(segmenter)
-        self.out = out
-        self.records = CaseRecords(out, "score")
+        self.out = records.out
+        self.records = records
         self.reports: dict[str, QualityReport] = {}
         self.mask_hashes: dict[str, str] = {}
         self.hashes: dict[str, dict[str, Any]] = {}
@@ -441,7 +446,7 @@ def _write_tables(
             "medfm_rl": __version__,
             "calibrated_on": controller.model.origin,
             # None where the masks came as files.
-            "segmenter": queue.maker.get("segmenter"),
+            "segmenter": queue.maker.get("weights"),
             **of_batch,
             "batch_shift_probability": batch.shift_probability,
             "accept_untested": controller.accept_untested,
@@ -464,22 +469,22 @@ def _write_page(out: Path, scoring: Scoring, controller: QualityController, simu
 
 def _audit_lines(
     scoring: Scoring,
-    hashes: Mapping[str, Mapping[str, Any]],
-    controller: QualityController,
-    networks: Mapping[str, str],
+    queue: _ScoringQueue,
+    common: Mapping[str, str | None],
 ) -> list[dict[str, Any]]:
     """One line for each verdict that is handed out."""
     batch = {
         "state": scoring.batch.state,
         "patients": scoring.batch.patients,
-        "accept_untested": controller.accept_untested,
+        "accept_untested": queue.controller.accept_untested,
     }
-    common = {**networks, "rewards": controller.model.reward_hashes, "batch": batch}
     lines = [
         {
             **common,
             "case": report.case_id,
-            "inputs": hashes[report.case_id],
+            "batch": batch,
+            "inputs": queue.hashes[report.case_id],
+            "outputs": queue.records.files_of(report.case_id),
             "verdict": report.verdict,
             "reason_code": report.reason_code,
         }
@@ -489,7 +494,8 @@ def _audit_lines(
         {
             **common,
             "case": case_id,
-            "inputs": hashes[case_id],
+            "batch": batch,
+            "inputs": queue.hashes[case_id],
             "verdict": "refer",
             "reason_code": found.cause,
             "problem": found.problem,

@@ -61,15 +61,19 @@ class Provenance:
     Attributes:
         origin: What the calibration cases are, in words.
         target_domain: Whether they are labelled cases of the domain that is scored.
+        model_hash: Of the run, as `hash_run` gives it.
+        reward_hash: The same.
         reward_hashes: SHA-256 of each reward network.
-        segmenter_hash: SHA-256 of the segmenter.
+        data_hash: SHA-256 over names and contents of the files of the cases; None where they came from no files.
         biomedclip_hash: SHA-256 of BiomedCLIP's weights, where it is asked.
     """
 
     origin: str
     target_domain: bool
+    model_hash: str
+    reward_hash: str
     reward_hashes: dict[str, str]
-    segmenter_hash: str
+    data_hash: str | None = None
     biomedclip_hash: str | None = None
 
 
@@ -129,8 +133,10 @@ def fit_quality(
         conformal_patients=len({case.patient_id for case in promised}),
         names=anatomy.schema.names,
         ids=anatomy.schema.ids,
+        model_hash=provenance.model_hash,
+        reward_hash=provenance.reward_hash,
         reward_hashes=provenance.reward_hashes,
-        segmenter_hash=provenance.segmenter_hash,
+        data_hash=provenance.data_hash,
         anatomy=anatomy.name,
         profile=anatomy.profile,
         targets=targets,

@@ -6,7 +6,7 @@ import json
 import math
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -18,13 +18,16 @@ from medfm_rl.metrics.validity import Anatomy
 from medfm_rl.quality.conformal import interval
 from medfm_rl.quality.evidence import Evidence, log_odds
 from medfm_rl.quality.prediction import DicePredictor
+from medfm_rl.quality.run_hashes import hash_run
 from medfm_rl.quality.shift import DomainReference
 from medfm_rl.reward.network import read_fusion
 from medfm_rl.types import LabelSchema
 
 QUALITY_FILE = "quality.json"
 MEAN = "mean"
-_FORMAT = 4
+_FORMAT = 5
+_RENAMED = 4
+"""The format that had `model_hash` under another name, and no hash of the reward folder and of the data."""
 
 
 class Targets(BaseModel):
@@ -130,8 +133,11 @@ class QualityModel(BaseModel):
         conformal_patients: Those that intervals, thresholds and the shift test stand on.
         names: Names of the classes.
         ids: Their integers in files.
-        reward_hashes: SHA-256 of the folder of each reward network.
-        segmenter_hash: SHA-256 of the segmenter's folder.
+        model_hash: Of the run, as `hash_run` gives it.
+        reward_hash: The same; None in a file that an older version wrote.
+        reward_hashes: SHA-256 of the folder of each reward network, which tell the one that has changed.
+        data_hash: SHA-256 over names and contents of the images and masks of the calibration cases; None in a file that
+            an older version wrote.
         anatomy: Name of the profile.
         profile: The rules, learned limits included.
         targets: What was asked.
@@ -145,7 +151,7 @@ class QualityModel(BaseModel):
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
-    format: Literal[4] = 4
+    format: Literal[5] = 5
     version: str
     created: str
     origin: str
@@ -155,8 +161,10 @@ class QualityModel(BaseModel):
     conformal_patients: int
     names: tuple[str, ...]
     ids: tuple[int, ...]
+    model_hash: str
+    reward_hash: str | None
     reward_hashes: dict[str, str]
-    segmenter_hash: str
+    data_hash: str | None
     anatomy: str
     profile: Profile
     targets: Targets
@@ -190,6 +198,8 @@ class QualityModel(BaseModel):
         """
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
+            if isinstance(content, dict) and content.get("format") == _RENAMED:
+                content = _with_names_of_today(content)
             if isinstance(content, dict) and content.get("format") != _FORMAT:
                 raise ModelError(
                     f"{path}: format {content.get('format')!r}; this version reads format {_FORMAT}: calibrate again"
@@ -223,7 +233,7 @@ class QualityModel(BaseModel):
                 f"{run / 'reward'}: the reward networks are not those that {QUALITY_FILE} was calibrated with "
                 f"(differing: {', '.join(differing)}); calibrate again by `medfm-rl calibrate`"
             )
-        if hash_folder(run / "model") != self.segmenter_hash:
+        if hash_run(run)["model_hash"] != self.model_hash:
             raise ModelError(
                 f"{run / 'model'}: the segmenter is not the one that {QUALITY_FILE} was calibrated with; calibrate "
                 "again by `medfm-rl calibrate`"
@@ -236,7 +246,13 @@ def is_outdated(path: Path) -> bool:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return False
-    return isinstance(content, dict) and content.get("format") not in (None, _FORMAT)
+    return isinstance(content, dict) and content.get("format") not in (None, _RENAMED, _FORMAT)
+
+
+def _with_names_of_today(content: dict[str, Any]) -> dict[str, Any]:
+    """A file of the format before: its hash of the segmenter is `model_hash`, the other two were not recorded."""
+    renamed = {("model_hash" if name == "segmenter_hash" else name): value for name, value in content.items()}
+    return {**renamed, "format": _FORMAT, "reward_hash": None, "data_hash": None}
 
 
 def reward_hashes(folder: Path) -> dict[str, str]:

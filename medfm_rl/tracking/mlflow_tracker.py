@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import json
 import logging
 import os
 import platform
@@ -10,7 +11,7 @@ import socket
 import subprocess
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlparse
@@ -19,10 +20,11 @@ import medfm_rl
 from medfm_rl.data.files import write_text
 from medfm_rl.errors import MissingExtraError, TrackingError
 from medfm_rl.settings import TrackingSettings
+from medfm_rl.tracking.tracker import DataRecord, read_run_id, run_id_path
 
 _LOG = logging.getLogger(__name__)
-_RUN_ID_FILE = "mlflow_run_id"
 _LONGEST_PARAM = 500
+_LONGEST_DIGEST = 36
 _CONNECT_SECONDS = 5
 _PACKAGES = ("medfm-rl", "torch", "monai", "stable-baselines3", "gymnasium", "numpy", "SimpleITK", "mlflow")
 
@@ -76,6 +78,32 @@ class MLflowTracker:
             TrackingError: The store does not answer.
             MissingExtraError: MLflow is not installed.
         """
+        with cls._open(settings, run_folder, lambda client, at: _resume_or_create(client, at, run_folder)) as tracker:
+            yield tracker
+
+    @classmethod
+    @contextmanager
+    def open_within(cls, settings: TrackingSettings, run_folder: Path, name: str) -> Iterator[MLflowTracker]:
+        """Starts a new run within that of a run folder, which stays as it is, however the block ends.
+
+        Raises:
+            TrackingError: The store does not answer, or does not know the run of the folder.
+            MissingExtraError: MLflow is not installed.
+        """
+        parent = read_run_id(run_folder)
+        if settings.uri is None or parent is None:
+            raise TrackingError(
+                f"{run_folder}: this run was not recorded in MLflow, and nothing can be recorded within it; leave out "
+                "--track"
+            )
+        with cls._open(settings, run_folder, lambda client, at: _create_within(client, at, parent, name)) as tracker:
+            yield tracker
+
+    @classmethod
+    @contextmanager
+    def _open(
+        cls, settings: TrackingSettings, run_folder: Path, choose: Callable[[Any, str], str]
+    ) -> Iterator[MLflowTracker]:
         # No usage statistics leave this machine.
         os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
         os.environ.setdefault("DO_NOT_TRACK", "true")
@@ -97,7 +125,7 @@ class MLflowTracker:
                 if experiment
                 else client.create_experiment(settings.experiment, artifact_location=artifacts)
             )
-            tracker = cls(_Store(client, experiment_id), _resume_or_create(client, experiment_id, run_folder))
+            tracker = cls(_Store(client, experiment_id), choose(client, experiment_id))
         except _failures() as error:
             raise TrackingError(f"tracking.uri {uri}: MLflow refuses ({_first_line(error)})") from error
         tracker.log_params({"environment": _environment()})
@@ -118,6 +146,11 @@ class MLflowTracker:
     def log_artifact(self, path: Path, folder: str | None = None) -> None:
         """Records a file."""
         self._store.attempt(lambda: self._store.client.log_artifact(self.run_id, str(path), folder))
+
+    def log_data(self, role: str, data: DataRecord) -> None:
+        """Records a data set as params `data.ROLE.*` and as one of MLflow's own data sets, whose digest is cut."""
+        self.log_params({"data": {role: asdict(data)}})
+        self._store.attempt(lambda: self._log_input(role, data))
 
     @contextmanager
     def child(self, name: str) -> Iterator[MLflowTracker]:
@@ -142,6 +175,19 @@ class MLflowTracker:
             # A run that is resumed with another version of a package, for instance.
             _LOG.warning("%s was recorded with another value before, which MLflow keeps; now it is %s", name, value)
 
+    def _log_input(self, role: str, data: DataRecord) -> None:
+        from mlflow.entities import Dataset, DatasetInput, InputTag
+
+        dataset = Dataset(
+            name=role,
+            digest=data.hash[:_LONGEST_DIGEST],
+            source_type="local",
+            source=json.dumps({"uri": Path(data.path).as_uri()}),
+            profile=json.dumps({"sha256": data.hash, "cases": data.cases, "patients": data.patients}),
+        )
+        tags = [InputTag("mlflow.data.context", role)]
+        self._store.client.log_inputs(self.run_id, datasets=[DatasetInput(dataset, tags)])
+
     def _find_child(self, name: str) -> str | None:
         query = f"tags.mlflow.parentRunId = '{self.run_id}' and attributes.run_name = '{name}'"
         runs = self._store.client.search_runs([self._store.experiment_id], query, max_results=1)
@@ -151,8 +197,7 @@ class MLflowTracker:
         return str(runs[0].info.run_id)
 
     def _create_child(self, name: str) -> str:
-        tags = {"mlflow.parentRunId": self.run_id}
-        return str(self._store.client.create_run(self._store.experiment_id, run_name=name, tags=tags).info.run_id)
+        return _create_within(self._store.client, self._store.experiment_id, self.run_id, name)
 
     @contextmanager
     def _ended_as_the_block(self) -> Iterator[None]:
@@ -208,17 +253,22 @@ def _check_reachable(uri: str) -> None:
 def _resume_or_create(client: Any, experiment_id: str, run_folder: Path) -> str:
     from mlflow.exceptions import MlflowException
 
-    path = run_folder / _RUN_ID_FILE
-    if path.exists():
-        run_id = path.read_text(encoding="utf-8").strip()
+    run_id = read_run_id(run_folder)
+    if run_id is not None:
         try:
             client.update_run(run_id, status="RUNNING")
             return run_id
         except MlflowException:
             _LOG.warning("MLflow does not know run %s of %s; a new one is started", run_id, run_folder)
     run_id = str(client.create_run(experiment_id, run_name=run_folder.name).info.run_id)
-    write_text(path, run_id + "\n")
+    write_text(run_id_path(run_folder), run_id + "\n")
     return run_id
+
+
+def _create_within(client: Any, experiment_id: str, parent: str, name: str) -> str:
+    # Raises where there is no such run: nobody would find a run within it.
+    client.get_run(parent)
+    return str(client.create_run(experiment_id, run_name=name, tags={"mlflow.parentRunId": parent}).info.run_id)
 
 
 def _environment() -> dict[str, str]:

@@ -4,10 +4,30 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
 from medfm_rl.settings import TrackingSettings
+
+_RUN_ID_FILE = "mlflow_run_id"
+
+
+@dataclass(frozen=True)
+class DataRecord:
+    """A data set without a name of a file, case or patient.
+
+    Attributes:
+        path: Where it lies, absolute.
+        hash: SHA-256 over the names and contents of the files that were read.
+        cases: How many.
+        patients: How many.
+    """
+
+    path: str
+    hash: str
+    cases: int
+    patients: int
 
 
 class Tracker(Protocol):
@@ -21,6 +41,9 @@ class Tracker(Protocol):
 
     def log_artifact(self, path: Path, folder: str | None = None) -> None:
         """Records a file."""
+
+    def log_data(self, role: str, data: DataRecord) -> None:
+        """Records a data set that the run reads, and what for."""
 
     def child(self, name: str) -> AbstractContextManager[Tracker]:
         """A run within this run, closed when the block ends."""
@@ -36,6 +59,9 @@ class NullTracker:
         """Does nothing."""
 
     def log_artifact(self, path: Path, folder: str | None = None) -> None:
+        """Does nothing."""
+
+    def log_data(self, role: str, data: DataRecord) -> None:
         """Does nothing."""
 
     @contextmanager
@@ -64,3 +90,33 @@ def open_tracker(settings: TrackingSettings, run_folder: Path) -> Iterator[Track
 
     with MLflowTracker.open(settings, run_folder) as tracker:
         yield tracker
+
+
+@contextmanager
+def open_within(settings: TrackingSettings, run_folder: Path, name: str) -> Iterator[Tracker]:
+    """Opens a tracker of a run within that of a finished run, for what is made with it later.
+
+    Args:
+        settings: Of the finished run.
+        run_folder: Its folder.
+        name: Of the new run.
+
+    Raises:
+        TrackingError: The run was not recorded, or the store cannot be reached or does not know it.
+        MissingExtraError: MLflow is not installed.
+    """
+    from medfm_rl.tracking.mlflow_tracker import MLflowTracker
+
+    with MLflowTracker.open_within(settings, run_folder, name) as tracker:
+        yield tracker
+
+
+def run_id_path(run_folder: Path) -> Path:
+    """The file of a run folder that names its MLflow run."""
+    return run_folder / _RUN_ID_FILE
+
+
+def read_run_id(run_folder: Path) -> str | None:
+    """The MLflow run of a run folder; None where it was not recorded."""
+    path = run_id_path(run_folder)
+    return path.read_text(encoding="utf-8").strip() if path.exists() else None

@@ -222,7 +222,7 @@ def test_predictions_have_the_integers_and_the_grid_of_the_data(tmp_path: Path) 
 def test_a_model_without_reward_writes_label_maps_alone(tmp_path: Path) -> None:
     files = draw(tmp_path / "data", MILLIMETRES)
     predict(Model(make_segmenter(0, 1, 2), None), files, tmp_path / "out", silent)
-    assert {path.name for path in (tmp_path / "out").iterdir()} == {"cases", "labels"}
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"audit.jsonl", "cases", "labels"}
 
 
 def test_an_interrupted_prediction_goes_on(tmp_path: Path) -> None:

@@ -118,7 +118,7 @@ def test_the_pixels_beside_a_header_count(tmp_path: Path, interrupted: AdaptConf
         (target / f"{name}.mhd").write_text(f"ElementDataFile = {name}.raw")
         (target / f"{name}.raw").write_bytes(name.encode())
     config = interrupted.model_copy(update={"target": DataSettings(path=target)})
-    assert set(read_inputs(config, lambda *_: None)["target.path"]) == {"p1.mhd", "p1.raw", "p2.mhd", "p2.raw"}
+    assert set(read_inputs(config, lambda *_: None)["target.path"].files) == {"p1.mhd", "p1.raw", "p2.mhd", "p2.raw"}
 
 
 def test_a_record_of_the_inputs_that_cannot_be_read_is_named(interrupted: AdaptConfig) -> None:

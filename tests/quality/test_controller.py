@@ -357,7 +357,7 @@ def test_few_patients_are_refused_with_what_is_needed(controller: QualityControl
     with pytest.raises(
         DataError, match=r"has 1 patients and needs at least 8; 18 for intervals of 90%, and 76 for.*--patient-pattern"
     ):
-        fit_quality([case], controller.anatomy, Targets(), Provenance("", False, {}, ""))
+        fit_quality([case], controller.anatomy, Targets(), Provenance("", False, "", "", {}))
 
 
 def test_the_model_states_its_errors_on_patients_that_it_was_not_fitted_on(quality_run: Path) -> None:

@@ -17,7 +17,7 @@ import pytest
 import medfm_rl
 from medfm_rl.errors import MissingExtraError, TrackingError
 from medfm_rl.settings import TrackingSettings
-from medfm_rl.tracking import NullTracker, mlflow_tracker, open_tracker
+from medfm_rl.tracking import DataRecord, NullTracker, mlflow_tracker, open_tracker
 
 # MLflow and SQLAlchemy warn of their own future; what medfm-rl does is warned of elsewhere.
 pytestmark = [
@@ -272,3 +272,21 @@ def test_a_missing_mlflow_says_what_to_install(run_folder: Path, monkeypatch: py
     monkeypatch.setitem(sys.modules, "mlflow", None)
     with pytest.raises(MissingExtraError, match=r"pip install 'medfm-rl\[tracking\]'"), open_tracker(AUTO, run_folder):
         pytest.fail("there is nothing to record with")
+
+
+def test_a_data_set_is_recorded_once_and_without_a_name_in_it(run_folder: Path) -> None:
+    data = DataRecord("/data/site", "ab" * 32, cases=24, patients=6)
+    for _ in range(2):
+        with open_tracker(AUTO, run_folder) as tracker:
+            tracker.log_data("target", data)
+    run = records(run_folder)["adapted"]
+    assert {name: value for name, value in run.data.params.items() if name.startswith("data.")} == {
+        "data.target.path": "/data/site",
+        "data.target.hash": "ab" * 32,
+        "data.target.cases": "24",
+        "data.target.patients": "6",
+    }
+    (found,) = run.inputs.dataset_inputs
+    assert (found.dataset.name, found.dataset.digest) == ("target", ("ab" * 32)[:36])
+    assert "file:///data/site" in found.dataset.source
+    assert [(tag.key, tag.value) for tag in found.tags] == [("mlflow.data.context", "target")]
