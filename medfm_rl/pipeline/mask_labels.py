@@ -42,8 +42,7 @@ def parse_mask_labels(text: str, schema: LabelSchema) -> LabelSchema:
         raise ConfigError(f"--labels {text}: names no structure; the run segments {', '.join(schema.structures)}")
     if missing:
         _LOG.warning(
-            "--labels %s: does not name %s, so no mask has it; where a run expects a structure, masks without it are "
-            "referred",
+            "--labels %s: does not name %s: no mask has it, and score refers masks that lack a structure of the run",
             text,
             " and ".join(missing),
         )
