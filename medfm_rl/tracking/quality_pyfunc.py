@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
 from mlflow.models import set_model
 from mlflow.pyfunc import PythonModel
 
@@ -45,13 +44,14 @@ class QualityPythonModel(PythonModel):  # type: ignore[misc]
                 "and in patient who each image is of, where that is known"
             )
         reports = []
-        for row in model_input.to_dict("records"):
+        unknown = model_input.isna()
+        for row, lacks in zip(model_input.to_dict("records"), unknown.to_dict("records"), strict=True):
             path = Path(row["image"])
             pixels, geometry = read_image(path)
             name = image_stem(path)
-            patient = row.get("patient")
             # Images of nobody known are not all of one person.
-            case = Case(name, name if pd.isna(patient) else str(patient), pixels, geometry)
+            patient = name if lacks.get("patient", True) else str(row["patient"])
+            case = Case(name, patient, pixels, geometry)
             labels = read_labels(Path(row["mask"]), self.controller.schema, case.shape, geometry)
             reports.append(self.controller.assess(case, labels))
         batch = self.controller.settle(reports)
