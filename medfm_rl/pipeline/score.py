@@ -327,6 +327,7 @@ def _write_tables(out: Path, scoring: Scoring, controller: QualityController, qu
             "format": 2,
             "medfm_rl": __version__,
             "calibrated_on": controller.model.origin,
+            "quality": queue.networks["quality"],
             # None where the masks came as files.
             "segmenter": queue.maker.get("segmenter"),
             "batch_state": scoring.batch.state,
