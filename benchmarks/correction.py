@@ -45,7 +45,7 @@ from medfm_rl.metrics.scores import score_case
 from medfm_rl.metrics.validity import load_anatomy
 from medfm_rl.pipeline.calibrate import write_default_quality
 from medfm_rl.pipeline.config_file import load_config
-from medfm_rl.pipeline.correctors import make_corrector
+from medfm_rl.pipeline.correctors import for_given_masks, make_corrector
 from medfm_rl.pipeline.run_folder import RunFolder
 from medfm_rl.pipeline.score import load_controller
 from medfm_rl.reward.network import RewardEnsemble
@@ -141,7 +141,7 @@ class Bench:
     ) -> dict[str, Any]:
         settings = CorrectionSettings.model_validate(METHODS[method])
         if maker is not segmenter:
-            settings = settings.model_copy(update={"margin": settings.margin_given})
+            settings = for_given_masks(settings)
         corrector = make_corrector(run, segmenter, RewardEnsemble.load(run.final_reward), settings)
         decile = worst_decile(judged["predicted"])
         rows = []

@@ -257,26 +257,28 @@ def predict_command(
     correct: Annotated[
         bool, typer.Option("--correct", help="Score the masks too, and correct those with verdict `correct`.")
     ] = False,
-    method: CorrectionMethod = "views",
+    method: Annotated[str | None, typer.Option(help="With --correct, as in `correct`; views where not given.")] = None,
+    budget: Annotated[float | None, typer.Option(help="With --correct: seconds for one case; 10 if not given.")] = None,
     track: Track = False,
     device: Device = "auto",
 ) -> None:
     """Write label maps in the geometry of the images, and a reward map for each."""
     from medfm_rl.data.layouts import find_cases
+    from medfm_rl.errors import ConfigError
     from medfm_rl.pipeline.evaluate import predict
     from medfm_rl.pipeline.identity import identify
     from medfm_rl.pipeline.models import choose_device, load_model
     from medfm_rl.pipeline.recorded import recorded
 
+    if not correct and (method is not None or budget is not None):
+        raise ConfigError("--method and --budget are for --correct, and go with it")
     if correct:
-        from medfm_rl.pipeline.correct import predict_and_correct
+        from medfm_rl.pipeline.correct import correct as correct_masks
 
-        settings, files = (
-            _correction_settings(None, method=method),
-            find_cases(_data_settings(images, layout, patient_pattern)),
-        )
+        settings = _correction_settings(budget, method=method or "views")
+        files = find_cases(_data_settings(images, layout, patient_pattern))
         with _progress() as progress, recorded(track, model, "predict", files, out, progress):
-            corrections = predict_and_correct(model, files, out, settings, device, progress, prompts)
+            corrections = correct_masks(model, files, None, out, settings, False, False, device, progress, prompts)
         _print_corrections(corrections, out)
         return
     loaded = load_model(model, prompts).to(choose_device(device))
@@ -602,11 +604,18 @@ def _print_comparison(rows: Any, title: str) -> None:
 
 def _print_corrections(corrections: Corrections, out: Path) -> None:
     for problem in corrections.problems.values():
-        typer.echo(f"Referred unseen: {problem}", err=True)
+        typer.echo(f"Could not be handled: {problem}", err=True)
     typer.echo(
         f"{corrections.count('corrected')} corrected, {corrections.count('proposed')} proposed, "
-        f"{corrections.count('referred')} referred with the original mask, {corrections.untouched} not taken"
+        f"{corrections.count('referred')} referred with the original mask, {corrections.untouched} not taken, "
+        f"{len(corrections.problems)} could not be handled"
     )
+    if corrections.cut:
+        cases = "case" if corrections.cut == 1 else "cases"
+        typer.echo(
+            f"The time budget ended early for {corrections.cut} {cases}: nothing is promised of them; repeat the "
+            "command on a machine that is less busy, or with more time (--budget)"
+        )
     typer.echo(f"Harm: {corrections.promise}")
     typer.echo(f"Corrections: {out / 'corrections.csv'}\nReport: {out / 'report.html'}\nMasks: {out / 'labels'}")
     if corrections.problems:

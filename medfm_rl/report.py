@@ -124,6 +124,8 @@ class CorrectionEntry:
         reward_before: Mean reward of the original.
         reward_after: Mean reward of the proposal.
         seconds: Time it took.
+        views: Views that the method looked at.
+        judge_views: Views that the judge looked at; None where there was nothing to judge.
         picture: A PNG file, as `correction_figure` draws it.
     """
 
@@ -133,6 +135,8 @@ class CorrectionEntry:
     reward_before: float
     reward_after: float
     seconds: float
+    views: int
+    judge_views: int | None
     picture: Path
 
     def badness(self) -> tuple[int, float]:
@@ -217,6 +221,7 @@ def write_corrections_page(
     problems: Mapping[str, str],
     untouched: int,
     promise: str,
+    cut: int,
     simulated: bool,
 ) -> None:
     """Writes the page of corrections; it loads nothing from anywhere else.
@@ -227,6 +232,7 @@ def write_corrections_page(
         problems: By case: why it could not be handled.
         untouched: Cases that were not taken.
         promise: What is promised of the accepted corrections.
+        cut: Cases whose time budget ended early.
         simulated: Whether the images are simulated; the page says so.
     """
     from jinja2 import Environment
@@ -234,7 +240,6 @@ def write_corrections_page(
     ordered = sorted(entries, key=CorrectionEntry.badness)
     template = (resources.files("medfm_rl") / "templates" / "corrections.html").read_text(encoding="utf-8")
     counts = {decision: sum(entry.decision == decision for entry in entries) for decision in _DECISIONS}
-    counts["referred"] += len(problems)
     shown = [(entry, base64.b64encode(entry.picture.read_bytes()).decode()) for entry in ordered[:_CORRECTIONS]]
     page = Environment(autoescape=True).from_string(template)
     write_text(
@@ -246,6 +251,7 @@ def write_corrections_page(
             problems=problems,
             untouched=untouched,
             promise=promise,
+            cut=cut,
             simulated=simulated,
         ),
     )

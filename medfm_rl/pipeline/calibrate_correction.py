@@ -7,12 +7,14 @@ from dataclasses import replace
 from pathlib import Path
 
 from medfm_rl.data.layouts import CaseFile
+from medfm_rl.errors import DataError
 from medfm_rl.metrics.overlap import dice
 from medfm_rl.pipeline.correctors import hash_parts, load_networks, make_corrector
 from medfm_rl.pipeline.images import Progress
 from medfm_rl.pipeline.inputs import common_folder
 from medfm_rl.pipeline.run_folder import RunFolder
 from medfm_rl.pipeline.unseen import count_known
+from medfm_rl.quality.conformal import fewest_for_threshold
 from medfm_rl.reward.appearance import randomise_appearance
 from medfm_rl.seeding import torch_generator
 from medfm_rl.settings import CorrectionSettings
@@ -46,13 +48,15 @@ def calibrate_correction(
         allow_overlap: As in `count_known`.
 
     Raises:
-        UserError: The run or the cases cannot be used, or the run has learned from them.
+        UserError: The run or the cases cannot be used, they are of too few patients for any margin, or the run has
+            learned from them.
     """
     run.require_model()
+    _require_patients(files, target)
     count_known(run, files, common_folder(files), allow_overlap)
     adapter, reward = load_networks(run, device, prompts)
     corrector = make_corrector(run, adapter, reward, settings.model_copy(update={"margin": 0.0}))
-    outcomes = collect_outcomes(corrector, files, progress)
+    outcomes, cut = collect_outcomes(corrector, files, progress)
     acceptance = fit_acceptance(
         outcomes,
         _VIEWS * len(files),
@@ -60,12 +64,27 @@ def calibrate_correction(
         target,
         settings,
         hash_parts(run, adapter.schema),
+        cut,
     )
     acceptance.write(run.correction)
     return acceptance
 
 
-def collect_outcomes(corrector: CaseCorrector, files: Sequence[CaseFile], progress: Progress) -> list[Outcome]:
+def _require_patients(files: Sequence[CaseFile], target: HarmTarget) -> None:
+    """Refuses before the first correction what no correction can help: each patient counts once, at best."""
+    patients = len({file.patient_id for file in files})
+    needed = fewest_for_threshold(target.alpha, target.confidence)
+    if patients < needed:
+        raise DataError(
+            f"labelled: there are {patients} patients, and a margin needs a correction of at least {needed} for alpha "
+            f"{target.alpha:g} and confidence {target.confidence:g}; give more patients, or ask for less by --alpha or "
+            "--confidence"
+        )
+
+
+def collect_outcomes(
+    corrector: CaseCorrector, files: Sequence[CaseFile], progress: Progress
+) -> tuple[list[Outcome], int]:
     """Corrects labelled cases, each as it is and in random appearances.
 
     Args:
@@ -74,9 +93,10 @@ def collect_outcomes(corrector: CaseCorrector, files: Sequence[CaseFile], progre
         progress: Told how far it is.
 
     Returns:
-        What came of the corrections that the judge accepts.
+        What came of the corrections that the judge accepts, and how many cases, each appearance counted, the time
+        budget cut. Those are not among the outcomes: they would say what the machine was busy with.
     """
-    outcomes = []
+    outcomes, cut = [], 0
     classes = corrector.adapter.schema.num_classes
     for done, file in enumerate(files, 1):
         labelled = file.read_labelled(corrector.adapter.schema)
@@ -89,10 +109,12 @@ def collect_outcomes(corrector: CaseCorrector, files: Sequence[CaseFile], progre
                 image = randomise_appearance(sample.image[None], None, 1.0, generator, channels)[0]
                 shown = replace(sample, image=image)
             result = corrector.optimize(labelled.case, shown)
-            if result.accepted and result.judgement is not None:
+            if result.cut:
+                cut += 1
+            elif result.accepted and result.judgement is not None:
                 before, after = (
                     float(dice(mask, labelled.ground_truth, classes).mean()) for mask in (result.before, result.after)
                 )
                 outcomes.append(Outcome(file.patient_id, result.judgement.gain, after < before - HARM))
         progress("correcting labelled cases", done, len(files))
-    return outcomes
+    return outcomes, cut

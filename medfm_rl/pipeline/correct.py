@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -15,12 +14,12 @@ import torch
 from medfm_rl import __version__
 from medfm_rl.adapters import Sample, SegmenterAdapter
 from medfm_rl.adapters.delta import state_hash
-from medfm_rl.data.files import hash_file, hash_path, replace_on_success, write_json, write_text
-from medfm_rl.data.images import write_labels
+from medfm_rl.data.files import replace_on_success, write_json, write_text
+from medfm_rl.data.images import hash_labels, write_labels
 from medfm_rl.data.layouts import CaseFile, is_simulated
-from medfm_rl.errors import DataError, UserError
+from medfm_rl.errors import ConfigError, DataError, UserError
 from medfm_rl.pipeline.case_records import CaseRecords, hash_case, hash_settings
-from medfm_rl.pipeline.correctors import hash_parts, load_networks, make_corrector
+from medfm_rl.pipeline.correctors import for_given_masks, hash_parts, load_networks, make_corrector
 from medfm_rl.pipeline.identity import identify
 from medfm_rl.pipeline.images import Progress
 from medfm_rl.pipeline.marked import GivenMasks, Marked, Scores
@@ -37,6 +36,9 @@ from medfm_rl.tto.acceptance import Acceptance
 from medfm_rl.types import Case, FloatArray, LabelMap
 
 _RECORDS = "correct"
+_FORMAT = 2
+"""Of a record: what an older version left is not taken for a result of this one."""
+_NOT_HANDLED = "not handled"
 
 
 @dataclass(frozen=True)
@@ -45,8 +47,8 @@ class Corrections:
 
     Attributes:
         records: One for each case that was taken, as in `corrections.json`.
-        problems: By case: why it could not be scored or handled. Such a case is referred.
-        untouched: Cases whose verdict was not `correct`.
+        problems: By case: why it could not be scored or handled.
+        untouched: Other cases that were not taken, because their verdict was not `correct`.
         promise: How many of the accepted corrections may do harm, or that nothing is promised.
     """
 
@@ -57,8 +59,12 @@ class Corrections:
 
     def count(self, decision: str) -> int:
         """Cases with that decision: corrected, proposed or referred."""
-        found = sum(1 for record in self.records if record["decision"] == decision)
-        return found + (len(self.problems) if decision == "referred" else 0)
+        return sum(record["decision"] == decision for record in self.records)
+
+    @property
+    def cut(self) -> int:
+        """Cases whose time budget ended early: repeated with more time, the call may decide otherwise about them."""
+        return sum(_is_cut(record) for record in self.records)
 
 
 def correct(
@@ -77,11 +83,14 @@ def correct(
 ) -> Corrections:
     """Corrects cases one by one and writes masks, pictures, tables and the audit log.
 
+    `labels/` then has the mask to go on with of every case that has one: the correction where it was accepted, else the
+    original, also of cases that were not taken.
+
     Where scoring found that the batch differs from the calibration cases, and suspended what it promises, corrections
     are proposed only.
 
-    Cases that were handled before, from the same images with the same networks and settings, are not handled again. A
-    case that cannot be handled is named and referred; the others are handled.
+    Cases that were handled before, from the same images with the same networks and settings, are not handled again,
+    unless the time budget cut them. A case that cannot be handled is named; the others are handled.
 
     Args:
         path: Finished run of `adapt`.
@@ -90,7 +99,7 @@ def correct(
         out: Folder for the results.
         settings: What is optimised and what is accepted.
         propose_only: Whether every mask stays and corrections are written beside them.
-        every: Whether to take every case, whatever its verdict.
+        every: Whether to take every case, whatever its verdict; nothing is scored then, and `scores` is None.
         device: Where the networks run.
         progress: Told how far it is.
         prompts: For a promptable segmenter: where its boxes come from, as in `load_model`.
@@ -99,15 +108,23 @@ def correct(
             those of the masks that are written.
 
     Raises:
-        UserError: The run, the scores or the folder cannot be used, the scores are of other masks, or not one case
-            could be handled.
+        UserError: The run, the scores or the folder cannot be used, the scores are of other masks or by another quality
+            model, masks that something else made lie in `labels/`, or not one case could be handled.
     """
+    if every and scores is not None:
+        raise ConfigError(
+            f"--all takes every case and asks no scores, so that {scores} would say nothing of which cases are taken "
+            "or whether corrections are only proposed; leave out --all or --scores"
+        )
     run = RunFolder(path)
     adapter, reward = load_networks(run, device, prompts)
     hashes = hash_parts(run, adapter.schema)
+    case_records = CaseRecords(out, _RECORDS, identify(path))
+    for file in files:
+        case_records.require_own(file.case_id, _label_path(out, file.case_id), {"segmenter": hashes["segmenter"]})
     promise = f"no error rate is promised: the run has no {run.correction.name} (medfm-rl calibrate-correction)"
     if masks is not None:
-        settings = settings.model_copy(update={"margin": settings.margin_given})
+        settings = for_given_masks(settings)
         promise = "no error rate is promised: the masks are not those of the run's own segmenter"
     elif run.correction.exists():
         settings, promise = Acceptance.read(run.correction).apply(settings, hashes)
@@ -120,26 +137,42 @@ def correct(
             "images has not been tested; what the judge accepts is in proposals/ for a person to take or leave"
         )
     taken, problems = marked.files, dict(marked.problems)
-    untouched = len(files) - len(taken) - len(problems)
     in_masks = None if labels is None else parse_mask_labels(labels, adapter.schema)
     given = None if masks is None else GivenMasks(masks, marked.scores, adapter.schema, in_masks)
+    originals = given
+    if masks is None and scores is None and marked.scores is not None:
+        made = {case_id: _label_path(out / "scores", case_id) for case_id in marked.scores.masks}
+        originals = GivenMasks(made, marked.scores, adapter.schema)
     common = {
+        "format": _FORMAT,
         **hashes,
         "inference": hash_settings(adapter.inference_settings()),
         "settings": settings.model_dump(mode="json"),
         "propose_only": propose_only,
     }
-    bench = _Bench(corrector, reward, CaseRecords(out, _RECORDS, identify(path)), common, propose_only, given)
+    bench = _Bench(corrector, reward, case_records, common, propose_only, given, originals)
     records: list[Mapping[str, Any]] = []
     for done, file in enumerate(taken, 1):
         try:
             records.append(bench.handle(file))
         except UserError as error:
             problems[file.case_id] = str(error)
-            bench.records.log([{"case": file.case_id, "decision": "referred", "problem": str(error)}])
         progress("correcting", done, len(taken))
     if taken and not records:
         raise DataError(f"no case could be handled; the first: {next(iter(problems.values()))}")
+    corrected = {record["case"] for record in records}
+    kept = [file for file in files if file.case_id not in corrected]
+    for done, file in enumerate(kept, 1):
+        try:
+            bench.keep(file)
+        except UserError as error:
+            # Why it could not be corrected says more.
+            problems.setdefault(file.case_id, str(error))
+        progress("keeping other masks", done, len(kept))
+    bench.records.log(
+        [{"case": name, "decision": _NOT_HANDLED, "problem": problem} for name, problem in problems.items()]
+    )
+    untouched = sum(file.case_id not in problems for file in kept)
     corrections = Corrections(tuple(records), problems, untouched, promise)
     _write_tables(out, corrections, settings, propose_only)
     entries = [
@@ -150,12 +183,22 @@ def correct(
             record["reward_before"],
             record["reward_after"],
             record["seconds"],
+            record["views"],
+            _judge_views(record),
             out / "pictures" / f"{record['case']}.png",
         )
         for record in records
     ]
     simulated = any(is_simulated(image.parent) for file in files[:1] for image in file.image_paths)
-    write_corrections_page(out / "report.html", entries, problems, corrections.untouched, promise, simulated)
+    write_corrections_page(
+        out / "report.html",
+        entries,
+        problems,
+        untouched,
+        promise,
+        corrections.cut,
+        simulated,
+    )
     return corrections
 
 
@@ -186,65 +229,28 @@ def _take(
         judged = [file for file in files if file.case_id not in scoring.problems]
         return Marked(found.marked(judged), scoring.problems, found)
     found = Scores.read(scores)
+    found.require_quality(run.quality)
     if masks is None:
         found.require_segmenter(state_hash(adapter), run.path)
     return Marked(found.marked(files), {}, found)
 
 
-def predict_and_correct(
-    path: Path,
-    files: Sequence[CaseFile],
-    out: Path,
-    settings: CorrectionSettings,
-    device: str,
-    progress: Progress,
-    prompts: Path | None = None,
-) -> Corrections:
-    """Segments, scores and corrects; `labels/` then has the mask to go on with of every case that could be segmented.
-
-    What the segmenter made is in `scores/labels/`, with its scores and reward maps.
-
-    Args:
-        path: Finished run of `adapt`.
-        files: The images.
-        out: Folder for the results.
-        settings: What is corrected and what is accepted.
-        device: Where the networks run.
-        progress: Told how far it is.
-        prompts: As in `correct`.
-
-    Raises:
-        UserError: As in `correct`, or masks that another model or another command made lie in `labels/`.
-    """
-    run = RunFolder(path)
-    run.require_model()
-    records = CaseRecords(out, _RECORDS, identify(path))
-    maker = {"segmenter": records.identity.model_hash}
-    for file in files:
-        records.require_own(file.case_id, _label_path(out, file), maker)
-    corrections = correct(path, files, None, out, settings, False, False, device, progress, prompts)
-    handled = {record["case"] for record in corrections.records}
-    for file in files:
-        original, labels = _label_path(out / "scores", file), _label_path(out, file)
-        if file.case_id in handled or not original.exists():
-            continue
-        inputs = {**maker, "kept": hash_file(original), "images": [hash_path(image) for image in file.image_paths]}
-        if records.reuse(file.case_id, inputs) is None:
-            records.begin(file.case_id, inputs)
-            with replace_on_success(labels) as temporary:
-                shutil.copy(original, temporary)
-            kept = {"case": file.case_id, "decision": "kept"}
-            records.log([{**kept, "inputs": inputs, "outputs": records.hash_files([labels])}])
-            records.write(file.case_id, inputs, {}, [labels])
-    return corrections
+def _label_path(out: Path, case_id: str) -> Path:
+    return out / "labels" / f"{case_id}.nii.gz"
 
 
-def _label_path(out: Path, file: CaseFile) -> Path:
-    return out / "labels" / f"{file.case_id}.nii.gz"
+def _is_cut(record: Mapping[str, Any]) -> bool:
+    return bool(record["stopped"] == "time")
+
+
+def _judge_views(record: Mapping[str, Any]) -> int | None:
+    """Views that the judge looked at; None where there was nothing to judge."""
+    judgement = record["judgement"]
+    return None if judgement is None else int(judgement["views"])
 
 
 class _Bench:
-    """Handles a case, or takes what was done before."""
+    """Corrects a case or keeps its mask, or takes what was done before."""
 
     def __init__(
         self,
@@ -254,6 +260,7 @@ class _Bench:
         common: dict[str, Any],
         propose_only: bool,
         masks: GivenMasks | None,
+        originals: GivenMasks | None,
     ) -> None:
         self.corrector = corrector
         self.reward = reward
@@ -262,15 +269,16 @@ class _Bench:
         self.common = common
         self.propose_only = propose_only
         self.masks = masks
+        self.originals = originals
 
     def handle(self, file: CaseFile) -> Mapping[str, Any]:
+        """Corrects a case, and says what came of it."""
         inputs = {**self.common, **hash_case(file, self.corrector.adapter)}
         if self.masks is not None:
-            inputs["mask"] = hash_path(self.masks.path(file.case_id))
-            if self.masks.in_files is not None:
-                inputs["labels"] = dict(zip(self.masks.in_files.names, self.masks.in_files.ids, strict=True))
+            inputs |= self.masks.hashes(file.case_id)
         known: Mapping[str, Any] | None = self.records.reuse(file.case_id, inputs)
-        if known is not None:
+        # What a busy machine cut is no result to hand out again.
+        if known is not None and not _is_cut(known):
             return known
         self.records.begin(file.case_id, inputs)
         case = file.read()
@@ -278,22 +286,51 @@ class _Bench:
         decision = "referred"
         if result.accepted:
             decision = "proposed" if self.propose_only else "corrected"
-        rewards, files = self._write(case, result, decision)
+        mask = result.before if self.propose_only else result.mask
+        rewards, files = self._write(case, result, decision, mask)
         record = _record(result, case, decision, rewards)
-        self.records.log([{**record, "inputs": inputs, "outputs": self.records.hash_files(files)}])
+        self._log(record, inputs, mask, files)
         self.records.write(file.case_id, inputs, record, files)
         return record
 
-    def _write(self, case: Case, result: TTOResult, decision: str) -> tuple[tuple[float, float], list[Path]]:
+    def keep(self, file: CaseFile) -> None:
+        """Writes the mask of a case that is not corrected.
+
+        Raises:
+            UserError: There is none, or it cannot be read or made.
+        """
+        adapter = self.corrector.adapter
+        inputs = {name: self.common[name] for name in ("format", "segmenter", "inference")}
+        if self.originals is None:
+            inputs |= {**hash_case(file, adapter), "mask": None}
+        else:
+            inputs |= {**hash_case(file, None), **self.originals.hashes(file.case_id)}
+        if self.records.reuse(file.case_id, inputs) is not None:
+            return
+        case = file.read()
+        mask = adapter.segment(case) if self.originals is None else self.originals.read(case)
+        labels = _label_path(self.out, file.case_id)
+        self.records.begin(file.case_id, inputs)
+        write_labels(labels, mask, case.geometry, adapter.schema)
+        self._log({"case": file.case_id, "decision": "kept"}, inputs, mask, [labels])
+        self.records.write(file.case_id, inputs, {}, [labels])
+
+    def _log(self, record: Mapping[str, Any], inputs: Mapping[str, Any], mask: LabelMap, files: Sequence[Path]) -> None:
+        # Of the mask both: of its labels, as in scores.json, and of its file.
+        outputs = self.records.hash_files(files)
+        self.records.log([{**record, "inputs": inputs, "mask": hash_labels(mask), "outputs": outputs}])
+
+    def _write(
+        self, case: Case, result: TTOResult, decision: str, mask: LabelMap
+    ) -> tuple[tuple[float, float], list[Path]]:
         """Writes masks and picture; returns the mean rewards before and after, and the files."""
-        schema, name = self.corrector.adapter.schema, f"{case.case_id}.nii.gz"
-        labels, proposal = self.out / "labels" / name, self.out / "proposals" / name
+        schema = self.corrector.adapter.schema
+        labels, proposal = _label_path(self.out, case.case_id), self.out / "proposals" / f"{case.case_id}.nii.gz"
         picture = self.out / "pictures" / f"{case.case_id}.png"
         # One of an earlier call with other settings would look like one of this call.
         proposal.unlink(missing_ok=True)
         if decision == "proposed":
             write_labels(proposal, result.after, case.geometry, schema)
-        mask = result.before if self.propose_only else result.mask
         sample = self.corrector.adapter.preprocess(case)
         (map_before, before), (map_after, after) = (
             self._judge(sample, found) for found in (result.before, result.after)
@@ -323,6 +360,7 @@ def _record(result: TTOResult, case: Case, decision: str, rewards: tuple[float, 
         "reasons": list(result.reasons),
         "step": result.step,
         "stopped": result.stopped,
+        "views": result.views,
         "reward_gains": list(result.gains),
         "reward_before": rewards[0],
         "reward_after": rewards[1],
@@ -332,21 +370,23 @@ def _record(result: TTOResult, case: Case, decision: str, rewards: tuple[float, 
 
 
 def _write_tables(out: Path, corrections: Corrections, settings: CorrectionSettings, propose_only: bool) -> None:
-    columns = ["case", "patient", "decision", "judge_gain", "change", "reward_gain", "step", "stopped", "seconds"]
+    columns = ["case", "patient", "decision", "judge_gain", "change", "reward_gain", "step", "stopped", "views"]
+    columns += ["judge_views", "seconds", "reasons"]
     text = io.StringIO()
-    writer = csv.DictWriter(text, [*columns, "reasons"], lineterminator="\n", restval="", extrasaction="ignore")
+    writer = csv.DictWriter(text, columns, lineterminator="\n", restval="", extrasaction="ignore")
     writer.writeheader()
     for record in corrections.records:
         judgement, gains = record["judgement"] or {}, record["reward_gains"]
         row = {
             "judge_gain": judgement.get("gain"),
             "change": judgement.get("change"),
+            "judge_views": _judge_views(record),
             "reward_gain": gains[record["step"]] if gains else None,
             "reasons": "; ".join(record["reasons"]),
         }
         writer.writerow({**record, **row})
     for case, problem in corrections.problems.items():
-        writer.writerow({"case": case, "decision": "referred", "reasons": problem})
+        writer.writerow({"case": case, "decision": _NOT_HANDLED, "reasons": problem})
     write_text(out / "corrections.csv", text.getvalue())
     content = {
         "format": 1,
@@ -354,6 +394,7 @@ def _write_tables(out: Path, corrections: Corrections, settings: CorrectionSetti
         "settings": settings.model_dump(mode="json"),
         "propose_only": propose_only,
         "not_taken": corrections.untouched,
+        "cut": corrections.cut,
         "promise": corrections.promise,
         "cases": list(corrections.records),
         "problems": dict(corrections.problems),

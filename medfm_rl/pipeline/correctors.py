@@ -62,6 +62,11 @@ def hash_parts(run: RunFolder, schema: LabelSchema) -> dict[str, str]:
     }
 
 
+def for_given_masks(settings: CorrectionSettings) -> CorrectionSettings:
+    """The settings for masks that another segmenter made: a correction of them has to gain more to be accepted."""
+    return settings.model_copy(update={"margin": settings.margin_given})
+
+
 def make_corrector(
     run: RunFolder, adapter: SegmenterAdapter, reward: RewardEnsemble, settings: CorrectionSettings
 ) -> CaseCorrector:

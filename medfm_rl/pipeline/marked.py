@@ -6,7 +6,9 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+from medfm_rl.data.files import hash_file, hash_path
 from medfm_rl.data.images import hash_labels, read_labels
 from medfm_rl.data.layouts import CaseFile
 from medfm_rl.errors import DataError
@@ -22,6 +24,7 @@ class Scores:
         path: The file.
         state: Of the batch.
         verdicts: By case; one that could not be judged was referred.
+        quality: SHA-256 of the `quality.json` that judged, which names the reward networks.
         segmenter: Hash of the one that made the masks; None where they came as files.
         masks: By case, hash of the mask that was judged.
     """
@@ -29,6 +32,7 @@ class Scores:
     path: Path
     state: State
     verdicts: Mapping[str, str]
+    quality: str
     segmenter: str | None
     masks: Mapping[str, str]
 
@@ -47,6 +51,7 @@ class Scores:
                 path,
                 content["batch_state"],
                 {**verdicts, **dict.fromkeys(content["problems"], "refer")},
+                str(content["quality"]),
                 content["segmenter"],
                 {str(case["case_id"]): str(case["mask"]) for case in cases},
             )
@@ -68,6 +73,21 @@ class Scores:
                 "take every case by --all"
             )
         return [file for file in files if self.verdicts[file.case_id] == "correct"]
+
+    def require_quality(self, quality: Path) -> None:
+        """Refuses what another quality model said than that of a run.
+
+        Args:
+            quality: `quality.json` of the run.
+
+        Raises:
+            DataError: Another one judged, or this one was changed since.
+        """
+        if not quality.exists() or hash_file(quality) != self.quality:
+            raise DataError(
+                f"{self.path}: was not made with {quality} as it is now: another run made it, or it was calibrated "
+                f"again; score the images by `medfm-rl score {quality.parent}`, or leave out --scores to have it done"
+            )
 
     def require_segmenter(self, made_by: str, run: Path) -> None:
         """Refuses scores of masks that the segmenter of a run, with that hash, has not made.
@@ -100,11 +120,11 @@ class Marked:
 
 @dataclass(frozen=True)
 class GivenMasks:
-    """Masks to be corrected that came as files.
+    """Masks as they were before any correction, in files.
 
     Attributes:
         paths: By case.
-        scores: Of these masks; None where nothing was scored.
+        scores: Of these masks; None where nothing was scored. A mask that could not be judged has none.
         schema: Of the segmenter.
         in_files: What the integers in the masks mean, where it is not what `schema` says.
     """
@@ -124,6 +144,17 @@ class GivenMasks:
             raise DataError(f"case {case_id}: there is no mask of that name")
         return self.paths[case_id]
 
+    def hashes(self, case_id: str) -> dict[str, Any]:
+        """What the mask of a case is made from: its file, and what the integers in it mean.
+
+        Raises:
+            DataError: There is no mask of that name.
+        """
+        found: dict[str, Any] = {"mask": hash_path(self.path(case_id))}
+        if self.in_files is not None:
+            found["labels"] = dict(zip(self.in_files.names, self.in_files.ids, strict=True))
+        return found
+
     def read(self, case: Case) -> LabelMap:
         """Class indices `(*S)`.
 
@@ -133,6 +164,7 @@ class GivenMasks:
         """
         path = self.path(case.case_id)
         labels = read_labels(path, self.schema, case.shape, case.geometry, self.in_files)
-        if self.scores is not None and hash_labels(labels) != self.scores.masks[case.case_id]:
+        scored = None if self.scores is None else self.scores.masks.get(case.case_id)
+        if scored is not None and hash_labels(labels) != scored:
             raise DataError(f"{path}: is not the mask that was scored; score it again")
         return labels

@@ -445,6 +445,7 @@ def _write_tables(
             "format": 3,
             "medfm_rl": __version__,
             "calibrated_on": controller.model.origin,
+            "quality": queue.networks["quality"],
             # None where the masks came as files.
             "segmenter": queue.maker.get("weights"),
             **of_batch,

@@ -48,7 +48,8 @@ class CorrectionSettings(Settings):
     seconds: float = Field(
         10.0,
         gt=0,
-        description="Time for one case: when it is over no step and no view is begun, and what there is counts.",
+        description="Time for one case, half of it for segmentation and method, the rest for the judge. When a part is "
+        "over no step and no view is begun; the judge accepts nothing without all of its views.",
     )
     margin: float = Field(0.005, ge=0, lt=1, description="Gain in the Dice that the judge expects which is needed.")
     margin_given: float = Field(

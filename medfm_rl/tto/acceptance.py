@@ -23,7 +23,8 @@ HARM = 0.01
 """A correction does harm where the mean Dice falls by more than this."""
 # As many as `fewest_for_threshold` counts on. Fixed beforehand: no case has to be spent on finding them.
 _MARGINS = (0.0, 0.005, 0.01, 0.02, 0.04)
-# Only when a case ends, not what is found or how it is judged.
+# `seconds` only says when a case ends: corrections whose time budget ended early neither count here nor are promised
+# anything.
 _UNRELATED = {"margin", "margin_given", "seconds"}
 
 
@@ -130,6 +131,7 @@ def fit_acceptance(
     target: HarmTarget,
     settings: CorrectionSettings,
     hashes: dict[str, str],
+    cut: int = 0,
     seed: int = 0,
 ) -> Acceptance:
     """The lowest of a few margins of which it can be shown that at most `alpha` of the accepted corrections do harm.
@@ -144,6 +146,7 @@ def fit_acceptance(
         target: What is asked.
         settings: How they were corrected and judged.
         hashes: `segmenter`, `reward` and `rules`, SHA-256.
+        cut: Cases whose time budget ended early, which are not among the outcomes.
         seed: Of the draw of one outcome for each patient, which the test needs.
     """
     order = numpy_generator(seed, "one correction a patient").permutation(len(outcomes))
@@ -166,6 +169,8 @@ def fit_acceptance(
     else:
         harmed = sum(outcome.harmed for outcome in drawn)
         reason = f"{promise}: no margin does, {harmed} of {len(drawn)} corrections did harm"
+    if cut > 0:
+        reason += f"; {cut} of {cases} cases do not count, for their time budget ended early"
     return Acceptance(
         version=__version__,
         created=datetime.now(UTC).isoformat(timespec="seconds"),

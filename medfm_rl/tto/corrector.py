@@ -20,6 +20,8 @@ from medfm_rl.types import Case, LabelMap
 
 Stop = Literal["done", "steps", "patience", "time", "not finite"]
 _STRENGTH = 0.5
+# The judge looks at as many views as the vote does, so that each gets half; what the method leaves is the judge's, too.
+_SHARE_OF_METHOD = 0.5
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,13 +47,15 @@ class Proposal:
         labels: Class indices `(*S)` on the case's own grid; those of the original where nothing better was found.
         gains: Reward of each step, or view, minus that of step 0, the original; empty for methods without steps.
         step: The step that was kept, or the view that counted most.
-        stopped: Why there were no further steps.
+        stopped: Why there were no further steps; `time` where the deadline left something undone.
+        views: Random views or appearances that were looked at; 0 for methods without them.
     """
 
     labels: LabelMap
     gains: tuple[float, ...] = ()
     step: int = 0
     stopped: Stop = "done"
+    views: int = 0
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,7 +70,8 @@ class TTOResult:
         reasons: Why, in words.
         gains: Reward of each step, or view, minus that of step 0.
         step: The step that was proposed, or the view that counted most; 0 is the original.
-        stopped: Why there were no further steps.
+        stopped: Why there were no further steps; `time` where the time budget cut the method or the judge.
+        views: Random views or appearances that the method looked at.
         judgement: What the judge found; None where there was nothing to judge.
         seconds: Time it took, the segmentation included.
     """
@@ -79,6 +84,7 @@ class TTOResult:
     gains: tuple[float, ...]
     step: int
     stopped: Stop
+    views: int
     judgement: Judgement | None
     seconds: float
 
@@ -86,6 +92,11 @@ class TTOResult:
     def mask(self) -> LabelMap:
         """What to go on with: the proposal where it was accepted, else the original."""
         return self.after if self.accepted else self.before
+
+    @property
+    def cut(self) -> bool:
+        """Whether the time budget ended early: on a machine with more time something else might have come of it."""
+        return self.stopped == "time"
 
 
 class CaseCorrector(ABC):
@@ -102,6 +113,9 @@ class CaseCorrector(ABC):
 
     def optimize(self, case: Case, sample: Sample | None = None, original: LabelMap | None = None) -> TTOResult:
         """Segments a case, proposes a correction, and lets the judge decide.
+
+        Half of the time budget is for segmentation and method, the rest for the judge. What is running when a part ends
+        is finished.
 
         Args:
             case: The image.
@@ -120,13 +134,18 @@ class CaseCorrector(ABC):
         else:
             first = Original(original, self.adapter.preprocess_labels(original, sample).cpu(), False)
         before = first.labels
-        proposal = self.propose(sample, logits, first, start)
-        judgement = None
+        settings = self.judge.settings
+        proposal = self.propose(sample, logits, first, start + _SHARE_OF_METHOD * settings.seconds)
+        judgement, stopped = None, proposal.stopped
         reasons: tuple[str, ...] = ("nothing better than the original was found",)
         if not np.array_equal(before, proposal.labels):
-            deadline = start + self.judge.settings.seconds
+            deadline = start + settings.seconds
             judgement = self.judge.compare(self.adapter, case, sample, logits, before, proposal.labels, deadline)
             reasons = judgement.reasons
+            if judgement.views < settings.views:
+                stopped = "time"
+        if stopped == "time":
+            reasons = (*reasons, f"time: the budget of {settings.seconds:g} s ended early")
         return TTOResult(
             case.case_id,
             before,
@@ -135,20 +154,21 @@ class CaseCorrector(ABC):
             reasons,
             proposal.gains,
             proposal.step,
-            proposal.stopped,
+            stopped,
+            proposal.views,
             judgement,
             time.monotonic() - start,
         )
 
     @abstractmethod
-    def propose(self, sample: Sample, logits: Tensor, original: Original, start: float) -> Proposal:
+    def propose(self, sample: Sample, logits: Tensor, original: Original, deadline: float) -> Proposal:
         """A mask that may be better.
 
         Args:
             sample: The case as the segmenter sees it.
             logits: `(K, *S')` of the deployed segmenter, on the CPU.
             original: The mask to be corrected.
-            start: `time.monotonic()` at which the case began.
+            deadline: `time.monotonic()` after which no step and no view is begun.
         """
 
 

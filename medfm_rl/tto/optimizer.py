@@ -43,7 +43,7 @@ class TestTimeOptimizer(CaseCorrector):
         adapter: The deployed segmenter; it is never changed.
         reward: What is followed.
         judge: Decides; its network must not be one of `reward`.
-        settings: What is optimised, how, and for how long.
+        settings: What is optimised, and how.
 
     Raises:
         ModelError: The judge is one of the reward networks.
@@ -60,7 +60,7 @@ class TestTimeOptimizer(CaseCorrector):
         self.reward = reward
         self.settings = settings
 
-    def propose(self, sample: Sample, logits: Tensor, original: Original, start: float) -> Proposal:
+    def propose(self, sample: Sample, logits: Tensor, original: Original, deadline: float) -> Proposal:
         """The step with the highest reward, from the segmenter's own mask on."""
         settings, adapter = self.settings, self.adapter
         reward, patch, classes = self.reward.to(adapter.device), adapter.patch_size, adapter.schema.num_classes
@@ -88,10 +88,12 @@ class TestTimeOptimizer(CaseCorrector):
             if step - best >= settings.patience:
                 stopped = "patience"
                 break
-            if time.monotonic() - start > settings.seconds:
+            if step == settings.steps:
+                break
+            if time.monotonic() > deadline:
                 stopped = "time"
                 break
-            if step < settings.steps and not ascent.improve():
+            if not ascent.improve():
                 stopped = "not finite"
                 break
         labels = tidy(original.labels if kept is None else kept, self.judge.anatomy)

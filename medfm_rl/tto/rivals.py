@@ -17,7 +17,7 @@ from medfm_rl.errors import ModelError
 from medfm_rl.reward.shape_prior import ShapePrior
 from medfm_rl.reward.tiles import over_tiles, tile_boxes
 from medfm_rl.settings import CorrectionSettings
-from medfm_rl.tto.corrector import CaseCorrector, Original, Proposal, appearances
+from medfm_rl.tto.corrector import CaseCorrector, Original, Proposal, Stop, appearances
 from medfm_rl.tto.judge import Judge
 from medfm_rl.tto.normalisation import InTEnt, batch_norms, estimate_statistics, minimise_entropy, pixel_entropy
 from medfm_rl.tto.tidying import tidy
@@ -31,20 +31,24 @@ _MEMO_STEPS = 5
 class NoCorrection(CaseCorrector):
     """Proposes the original: whatever is flagged is referred."""
 
-    def propose(self, sample: Sample, logits: Tensor, original: Original, start: float) -> Proposal:
-        del sample, logits, start
+    def propose(self, sample: Sample, logits: Tensor, original: Original, deadline: float) -> Proposal:
+        del sample, logits, deadline
         return Proposal(original.labels)
 
 
 class AugmentationAverage(CaseCorrector):
     """Mean of the probabilities on the image and in random appearances of it (Wang et al., Neurocomputing 2019)."""
 
-    def propose(self, sample: Sample, logits: Tensor, original: Original, start: float) -> Proposal:
-        del original, start
-        shown = appearances(sample, _VIEWS - 1, self.adapter.intensity_channels)
-        votes = [logits] + [self.adapter.predict_logits(replace(sample, image=view)) for view in shown]
+    def propose(self, sample: Sample, logits: Tensor, original: Original, deadline: float) -> Proposal:
+        del original
+        votes = [logits]
+        for view in appearances(sample, _VIEWS - 1, self.adapter.intensity_channels):
+            if time.monotonic() > deadline:
+                break
+            votes.append(self.adapter.predict_logits(replace(sample, image=view)))
         mean = torch.stack([vote.softmax(dim=0) for vote in votes]).mean(dim=0)
-        return Proposal(self.adapter.restore(mean.clamp_min(1e-12).log(), sample))
+        labels = self.adapter.restore(mean.clamp_min(1e-12).log(), sample)
+        return Proposal(labels, stopped="done" if len(votes) == _VIEWS else "time", views=len(votes) - 1)
 
 
 class Tent(CaseCorrector):
@@ -55,7 +59,7 @@ class Tent(CaseCorrector):
     Args:
         adapter: The deployed segmenter.
         judge: Decides.
-        settings: `steps`, `weight_learning_rate` and `seconds`.
+        settings: `steps` and `weight_learning_rate`.
 
     Raises:
         ModelError: No normalisation layer has a scale and a shift.
@@ -66,26 +70,31 @@ class Tent(CaseCorrector):
         self.settings = settings
         minimise_entropy(copy.deepcopy(adapter), (), settings.weight_learning_rate)
 
-    def propose(self, sample: Sample, logits: Tensor, original: Original, start: float) -> Proposal:
+    def propose(self, sample: Sample, logits: Tensor, original: Original, deadline: float) -> Proposal:
         del logits, original
         twin = copy.deepcopy(self.adapter)
         image = sample.image.to(twin.device)
         tiles = torch.stack([image[(slice(None), *box)] for box in tile_boxes(image.shape[1:], twin.patch_size)])
-        minimise_entropy(twin, self._batches(tiles, start), self.settings.weight_learning_rate)
-        if any(isinstance(layer, nn.modules.batchnorm._BatchNorm) for layer in twin.modules()):
-            estimate_statistics(twin, tiles.split(_TILES))
-        return Proposal(twin.restore(twin.predict_logits(sample), sample))
-
-    def _batches(self, tiles: Tensor, start: float) -> Iterator[Tensor]:
         batches = tiles.split(_TILES)
-        for step in range(self.settings.steps):
-            if time.monotonic() - start > self.settings.seconds:
-                return
-            yield batches[step % len(batches)]
+        begun = 0
+
+        def each_step() -> Iterator[Tensor]:
+            nonlocal begun
+            while begun < self.settings.steps and time.monotonic() <= deadline:
+                begun += 1
+                yield batches[(begun - 1) % len(batches)]
+
+        minimise_entropy(twin, each_step(), self.settings.weight_learning_rate)
+        if any(isinstance(layer, nn.modules.batchnorm._BatchNorm) for layer in twin.modules()):
+            estimate_statistics(twin, batches)
+        labels = twin.restore(twin.predict_logits(sample), sample)
+        return Proposal(labels, stopped="done" if begun == self.settings.steps else "time")
 
 
 class Intent(CaseCorrector):
     """InTEnt (Dong et al., arXiv 2402.09604) on one case; see `medfm_rl.tto.normalisation.InTEnt`.
+
+    It is one step, which no deadline cuts.
 
     Raises:
         ModelError: There is no batch normalisation.
@@ -95,8 +104,8 @@ class Intent(CaseCorrector):
         super().__init__(adapter, judge)
         batch_norms(adapter)
 
-    def propose(self, sample: Sample, logits: Tensor, original: Original, start: float) -> Proposal:
-        del logits, original, start
+    def propose(self, sample: Sample, logits: Tensor, original: Original, deadline: float) -> Proposal:
+        del logits, original, deadline
         mixed = InTEnt(copy.deepcopy(self.adapter))
         image = sample.image.to(self.adapter.device)
         log_probabilities = over_tiles(mixed, [image], self.adapter.patch_size)
@@ -112,14 +121,14 @@ class Memo(CaseCorrector):
     Args:
         adapter: The deployed segmenter.
         judge: Decides.
-        settings: `weight_learning_rate` (a tenth of it, because all weights move) and `seconds`.
+        settings: `weight_learning_rate`, a tenth of it, because all weights move.
     """
 
     def __init__(self, adapter: SegmenterAdapter, judge: Judge, settings: CorrectionSettings) -> None:
         super().__init__(adapter, judge)
         self.settings = settings
 
-    def propose(self, sample: Sample, logits: Tensor, original: Original, start: float) -> Proposal:
+    def propose(self, sample: Sample, logits: Tensor, original: Original, deadline: float) -> Proposal:
         del logits, original
         twin = copy.deepcopy(self.adapter).eval().requires_grad_(False)
         parameters = list(twin.trainable("all").values())
@@ -128,8 +137,10 @@ class Memo(CaseCorrector):
         optimiser = torch.optim.Adam(parameters, lr=self.settings.weight_learning_rate / 10)
         views = [sample.image, *appearances(sample, _VIEWS - 1, self.adapter.intensity_channels)]
         shown = [view.to(twin.device) for view in views]
+        stopped: Stop = "done"
         for _ in range(_MEMO_STEPS):
-            if time.monotonic() - start > self.settings.seconds:
+            if time.monotonic() > deadline:
+                stopped = "time"
                 break
             mean = over_tiles(
                 lambda *tiles: twin(torch.cat(tiles)).softmax(dim=1).mean(dim=0, keepdim=True), shown, twin.patch_size
@@ -138,14 +149,14 @@ class Memo(CaseCorrector):
             optimiser.zero_grad()
             entropy.backward()
             optimiser.step()
-        return Proposal(twin.restore(twin.predict_logits(sample), sample))
+        return Proposal(twin.restore(twin.predict_logits(sample), sample), stopped=stopped, views=len(views) - 1)
 
 
 class LargestComponents(CaseCorrector):
     """What the rules say of parts and holes, done to the mask; see `tidy`."""
 
-    def propose(self, sample: Sample, logits: Tensor, original: Original, start: float) -> Proposal:
-        del sample, logits, start
+    def propose(self, sample: Sample, logits: Tensor, original: Original, deadline: float) -> Proposal:
+        del sample, logits, deadline
         return Proposal(tidy(original.labels, self.judge.anatomy))
 
 
@@ -163,13 +174,13 @@ class ShapeProjection(CaseCorrector):
         self.prior = prior.eval()
 
     @torch.no_grad()
-    def propose(self, sample: Sample, logits: Tensor, original: Original, start: float) -> Proposal:
+    def propose(self, sample: Sample, logits: Tensor, original: Original, deadline: float) -> Proposal:
         """The projection.
 
         Raises:
             ModelError: The image is larger than the masks that the prior knows.
         """
-        del start
+        del deadline
         if tuple(logits.shape[1:]) != self.prior.size:
             raise ModelError(
                 f"case {sample.case_id}: the shape prior knows masks of {self.prior.size}, the segmenter sees this "

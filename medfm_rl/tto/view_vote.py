@@ -15,7 +15,7 @@ from medfm_rl.quality.evidence import expected_dice, soft_dice
 from medfm_rl.reward.network import RewardEnsemble
 from medfm_rl.reward.tiles import judge_tiles
 from medfm_rl.settings import CorrectionSettings
-from medfm_rl.tto.corrector import CaseCorrector, Original, Proposal, Stop
+from medfm_rl.tto.corrector import CaseCorrector, Original, Proposal
 from medfm_rl.tto.judge import Judge
 from medfm_rl.tto.tidying import tidy
 from medfm_rl.tto.views import segmented_views
@@ -40,7 +40,7 @@ class ViewVote(CaseCorrector):
         adapter: The deployed segmenter.
         reward: What masks are weighed by.
         judge: Decides; its network must not be one of `reward`, and it looks at views of its own.
-        settings: `views` and `seconds`, of which half are for the views.
+        settings: `views`.
         others: Their proposals vote, too.
 
     Raises:
@@ -62,14 +62,15 @@ class ViewVote(CaseCorrector):
         self.others = others
 
     @torch.no_grad()
-    def propose(self, sample: Sample, logits: Tensor, original: Original, start: float) -> Proposal:
+    def propose(self, sample: Sample, logits: Tensor, original: Original, deadline: float) -> Proposal:
         """The weighted average; its gains are those of the votes over the original, in expected Dice."""
         adapter, count = self.adapter, self.settings.views
         own = logits.float().softmax(dim=0)
         # The mask to be corrected comes first, and is the segmenter's own vote where that has made it.
         first = [own] if original.own else [_certain(original.action, len(logits)), own]
-        found = segmented_views(adapter, sample, own, count, "views", start + self.settings.seconds / 2)
-        votes = torch.stack([*first, *found, *self._of_others(sample, logits, original, start)])
+        found = list(segmented_views(adapter, sample, own, count, "views", deadline))
+        others = list(self._of_others(sample, logits, original, deadline))
+        votes = torch.stack([*first, *found, *(self._as_vote(sample, other, len(logits)) for other in others)])
         worth = self._worth(sample, votes)
         weights = (worth / _TEMPERATURE).softmax(dim=0)
         labels = self._average(sample, votes, weights)
@@ -79,17 +80,19 @@ class ViewVote(CaseCorrector):
                 weights = torch.where(eligible, worth / _TEMPERATURE, -torch.inf).softmax(dim=0)
                 labels = self._average(sample, votes, weights)
         gains = tuple(((worth - worth[0]) / 2).tolist())
-        stopped: Stop = "done" if len(votes) == len(first) + count + len(self.others) else "time"
-        return Proposal(labels, gains, int(weights.argmax()), stopped)
+        cut = len(found) < count or len(others) < len(self.others) or any(other.stopped == "time" for other in others)
+        return Proposal(labels, gains, int(weights.argmax()), "time" if cut else "done", len(found))
 
-    def _of_others(self, sample: Sample, logits: Tensor, original: Original, start: float) -> Iterator[Tensor]:
-        """Proposals as probabilities of 0 and 1, until half of the time is over."""
+    def _of_others(self, sample: Sample, logits: Tensor, original: Original, deadline: float) -> Iterator[Proposal]:
         for other in self.others:
-            if time.monotonic() - start > self.settings.seconds / 2:
+            if time.monotonic() > deadline:
                 return
             with torch.enable_grad():
-                labels = other.propose(sample, logits, original, start).labels
-            yield _certain(self.adapter.preprocess_labels(labels, sample).cpu(), len(logits))
+                proposal = other.propose(sample, logits, original, deadline)
+            yield proposal
+
+    def _as_vote(self, sample: Sample, proposal: Proposal, num_classes: int) -> Tensor:
+        return _certain(self.adapter.preprocess_labels(proposal.labels, sample).cpu(), num_classes)
 
     def _worth(self, sample: Sample, votes: Tensor) -> Tensor:
         """Of the mask of each vote `(V, K, *S')`: expected Dice plus Dice with the mean vote, `(V,)` in [0, 2]."""

@@ -7,6 +7,7 @@ import shutil
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,12 +15,12 @@ import torch
 
 from medfm_rl import cli
 from medfm_rl.adapters.delta import state_hash
-from medfm_rl.data.files import hash_folder, write_json
-from medfm_rl.data.images import read_image, write_image, write_labels
-from medfm_rl.data.layouts import find_cases
-from medfm_rl.errors import DataError, ModelError
+from medfm_rl.data.files import hash_file, hash_folder, write_json
+from medfm_rl.data.images import hash_labels, read_image, read_labels, write_image, write_labels
+from medfm_rl.data.layouts import CaseFile, find_cases
+from medfm_rl.errors import ConfigError, DataError, ModelError
 from medfm_rl.pipeline.calibrate_correction import calibrate_correction
-from medfm_rl.pipeline.correct import Corrections, correct, predict_and_correct
+from medfm_rl.pipeline.correct import Corrections, correct
 from medfm_rl.pipeline.evaluate import predict
 from medfm_rl.pipeline.models import load_model
 from medfm_rl.pipeline.run_folder import RunFolder
@@ -60,7 +61,7 @@ def images(quality_run: Path, tmp_path: Path) -> Path:
 @pytest.fixture
 def agreeing(monkeypatch: pytest.MonkeyPatch) -> None:
     """The judge of an untrained run says nothing of use: here it says yes."""
-    verdict = Judgement(True, ("yes",), 0.1, {"LV": 0.1, "MYO": 0.1, "LA": 0.1}, 0.2, (), ())
+    verdict = Judgement(True, ("yes",), 0.1, {"LV": 0.1, "MYO": 0.1, "LA": 0.1}, 0.2, (), (), 16)
     monkeypatch.setattr(Judge, "compare", lambda *_: verdict)
 
 
@@ -87,10 +88,19 @@ def write_scores(
         for name, verdict in verdicts.items()
     ]
     segmenter = state_hash(load_model(run).segmenter) if masks is None else None
-    write_json(path, {"cases": cases, "problems": {}, "batch_state": state, "segmenter": segmenter})
+    quality = hash_file(RunFolder(run).quality)
+    write_json(
+        path,
+        {"cases": cases, "problems": {}, "batch_state": state, "quality": quality, "segmenter": segmenter},
+    )
 
 
-def log_of(out: Path) -> list[dict[str, object]]:
+def one_of_each_patient(quality_run: Path, count: int) -> list[CaseFile]:
+    files = find_cases(DataSettings(path=quality_run.parent / "data"))
+    return list({file.patient_id: file for file in files}.values())[:count]
+
+
+def log_of(out: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (out / "audit.jsonl").read_text(encoding="utf-8").splitlines()]
 
 
@@ -140,7 +150,7 @@ def test_proposals_stand_beside_masks_that_stay(run: Path, images: Path, tmp_pat
 def test_a_judge_that_does_not_agree_leaves_every_mask(
     run: Path, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    refused = Judgement(False, ("no",), -0.1, {"LV": -0.1, "MYO": -0.1, "LA": -0.1}, 0.2, (), ())
+    refused = Judgement(False, ("no",), -0.1, {"LV": -0.1, "MYO": -0.1, "LA": -0.1}, 0.2, (), (), 16)
     monkeypatch.setattr(Judge, "compare", lambda *_: refused)
     found = run_correct(run, images, tmp_path / "out")
     assert found.count("referred") == 4
@@ -234,7 +244,7 @@ def masks(run: Path, images: Path, tmp_path: Path) -> Path:
 def test_what_is_not_corrected_is_the_mask_that_was_given(
     run: Path, images: Path, masks: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    refused = Judgement(False, ("no",), -0.1, {"LV": -0.1, "MYO": -0.1, "LA": -0.1}, 0.2, (), ())
+    refused = Judgement(False, ("no",), -0.1, {"LV": -0.1, "MYO": -0.1, "LA": -0.1}, 0.2, (), (), 16)
     monkeypatch.setattr(Judge, "compare", lambda *_: refused)
     found = run_correct(run, images, tmp_path / "out", masks=masks)
     assert found.count("referred") == 4
@@ -311,7 +321,7 @@ def test_a_mask_of_another_tool_needs_a_larger_gain(
 
     def compare(judge: Judge, *_: object) -> Judgement:
         asked.append(judge.settings.margin)
-        return Judgement(False, ("no",), 0.0, {}, 0.0, (), ())
+        return Judgement(False, ("no",), 0.0, {}, 0.0, (), (), 16)
 
     monkeypatch.setattr(Judge, "compare", compare)
     run_correct(run, images, tmp_path / "own")
@@ -372,14 +382,13 @@ def test_a_margin_from_labelled_cases_is_used_where_it_fits(
 ) -> None:
     folder = RunFolder(run)
     assert run_correct(run, images, tmp_path / "before").promise.startswith("no error rate is promised: the run has no")
-    files = find_cases(DataSettings(path=quality_run.parent / "data"))[:6]
-    found = calibrate_correction(folder, files, HarmTarget(), SETTINGS, "cpu", quiet)
-    patients = len({file.patient_id for file in files})
-    assert (found.cases, found.patients) == (18, patients)
-    assert 0 < found.proposals <= patients
-    assert found.margin is None
+    files = one_of_each_patient(quality_run, 7)
+    found = calibrate_correction(folder, files, HarmTarget(alpha=0.45), SETTINGS, "cpu", quiet)
+    assert (found.cases, found.patients) == (21, 7)
+    assert 0 < found.proposals <= 7
     assert Acceptance.read(folder.correction) == found
-    assert "needs a correction of at least 38 patients" in run_correct(run, images, tmp_path / "out").promise
+    found.model_copy(update={"margin": None, "reason": "too few"}).write(folder.correction)
+    assert run_correct(run, images, tmp_path / "out").promise == "no error rate is promised: too few"
     found.model_copy(update={"margin": 0.25, "reason": "few do harm"}).write(folder.correction)
     assert run_correct(run, images, tmp_path / "out").promise == "promised for cases like these: few do harm"
     content = json.loads((tmp_path / "out" / "corrections.json").read_text(encoding="utf-8"))
@@ -388,6 +397,37 @@ def test_a_margin_from_labelled_cases_is_used_where_it_fits(
     # Other rules: the promise is not of these corrections.
     folder.quality.unlink()
     assert "of other networks, rules or settings" in run_correct(run, images, tmp_path / "other").promise
+
+
+@pytest.mark.usefixtures("agreeing")
+def test_too_few_patients_for_any_margin_are_refused_before_the_first_correction(
+    run: Path, quality_run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """(1 - .45)^n <= .1 / 5 needs n = 7."""
+    handled: list[str] = []
+    optimize = CaseCorrector.optimize
+
+    def watched(self: CaseCorrector, case, sample=None, original=None):
+        handled.append(case.case_id)
+        return optimize(self, case, sample, original)
+
+    monkeypatch.setattr(CaseCorrector, "optimize", watched)
+    target = HarmTarget(alpha=0.45)
+    with pytest.raises(DataError, match="there are 6 patients, and a margin needs a correction of at least 7"):
+        calibrate_correction(RunFolder(run), one_of_each_patient(quality_run, 6), target, SETTINGS, "cpu", quiet)
+    assert handled == []
+    assert not RunFolder(run).correction.exists()
+    calibrate_correction(RunFolder(run), one_of_each_patient(quality_run, 7), target, SETTINGS, "cpu", quiet)
+    assert len(handled) == 21
+
+
+@pytest.mark.usefixtures("agreeing")
+def test_what_the_time_budget_cut_does_not_count_in_a_calibration(run: Path, quality_run: Path) -> None:
+    settings = SETTINGS.model_copy(update={"seconds": 1e-6})
+    files = one_of_each_patient(quality_run, 7)
+    found = calibrate_correction(RunFolder(run), files, HarmTarget(alpha=0.45), settings, "cpu", quiet)
+    assert (found.proposals, found.margin) == (0, None)
+    assert found.reason.endswith("; 21 of 21 cases do not count, for their time budget ended early")
 
 
 def test_calibrating_needs_a_finished_run(quality_run: Path, tmp_path: Path) -> None:
@@ -441,7 +481,7 @@ def test_predicting_with_correction_leaves_a_mask_of_every_case(
     assert stopped.value.code == 2
     shown = capsys.readouterr()
     assert "1 not taken" in shown.out
-    assert f"Referred unseen: {images}" in shown.err.replace("\n", "")
+    assert f"Could not be handled: {images}" in shown.err.replace("\n", "")
     content = json.loads((out / "corrections.json").read_text(encoding="utf-8"))
     assert [item["case"] for item in content["cases"]] == names[2:]
     assert sorted(path.name for path in (out / "labels").iterdir()) == [f"{name}.nii.gz" for name in names[1:]]
@@ -459,18 +499,18 @@ def test_predicting_with_correction_leaves_masks_that_another_model_made_alone(
     predict(load_model(run), files, out, quiet)
     before = hash_folder(out)
     with pytest.raises(DataError, match="no record says what made it; give another output folder"):
-        predict_and_correct(run, files, out, settings, "cpu", quiet)
+        correct(run, files, None, out, settings, False, False, "cpu", quiet)
     assert hash_folder(out) == before
     corrected = tmp_path / "corrected"
     for _ in range(2):
-        assert predict_and_correct(run, files, corrected, settings, "cpu", quiet).problems == {}
+        assert correct(run, files, None, corrected, settings, False, False, "cpu", quiet).problems == {}
     other = tmp_path / "other"
     shutil.copytree(run, other)
     with (other / "model" / "segmenter.json").open("a", encoding="utf-8") as file:
         file.write("\n")
     before = hash_folder(corrected)
     with pytest.raises(DataError, match="another model made it"):
-        predict_and_correct(other, files, corrected, settings, "cpu", quiet)
+        correct(other, files, None, corrected, settings, False, False, "cpu", quiet)
     assert hash_folder(corrected) == before
 
 
@@ -485,6 +525,195 @@ def test_a_corrected_mask_that_a_person_changed_is_not_lost(run: Path, images: P
         assert found.problems.keys() == {files[0].case_id}
         assert f"{masks[0]}: was changed after it was written" in found.problems[files[0].case_id]
         assert masks[0].read_bytes() == edited
+
+
+@pytest.fixture
+def agrees_if_it_has_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The judge has no other objection."""
+    monkeypatch.setattr(Judge, "_objections", lambda *_: ())
+
+
+@pytest.mark.usefixtures("agrees_if_it_has_time")
+def test_what_the_time_budget_cut_is_told_everywhere_and_not_taken_for_a_result(
+    run: Path, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+
+    def call(budget: str) -> tuple[str, list[dict[str, Any]], list[dict[str, str]]]:
+        arguments = ["correct", run, "--images", images, "--out", out, "--all", "--budget", budget]
+        monkeypatch.setattr(sys, "argv", ["medfm-rl", *map(str, arguments)])
+        with pytest.raises(SystemExit) as stopped:
+            cli.main()
+        assert stopped.value.code == 0
+        with (out / "corrections.csv").open(encoding="utf-8") as file:
+            rows = list(csv.DictReader(file))
+        return capsys.readouterr().out, json.loads((out / "corrections.json").read_text())["cases"], rows
+
+    for repeated in (1, 2):
+        shown, cases, rows = call("1e-6")
+        assert "0 corrected" in shown
+        assert "The time budget ended early for 4 cases" in shown
+        assert {row["stopped"] for row in rows} == {"time"}
+        # Whatever the time, one view is looked at.
+        assert {row["views"] for row in rows} == {"1"}
+        judged = [case for case in cases if case["judgement"] is not None]
+        assert judged
+        assert all(case["judgement"]["views"] == 1 for case in judged)
+        assert all("time: the judge could look at 1 of 16 views" in case["reasons"][0] for case in judged)
+        assert sorted(row["judge_views"] for row in rows) == [""] * (4 - len(judged)) + ["1"] * len(judged)
+        lines = log_of(out)
+        assert len(lines) == 4 * repeated
+        assert all(line["views"] == 1 for line in lines)
+    page = (out / "report.html").read_text(encoding="utf-8")
+    assert "The time budget ended early for 4 cases" in page
+    assert page.count("1 views for the proposal") == 4
+    for repeated in (1, 2):
+        shown, cases, rows = call("600")
+        assert "time budget" not in shown
+        assert "0 corrected" not in shown
+        assert {row["views"] for row in rows} == {"16"}
+        assert {row["judge_views"] for row in rows if row["decision"] == "corrected"} == {"16"}
+        assert len(log_of(out)) == 12, f"call {repeated}"
+    assert "time budget" not in (out / "report.html").read_text(encoding="utf-8")
+
+
+def test_scores_by_another_quality_model_are_refused(run: Path, images: Path, tmp_path: Path) -> None:
+    """Verdicts, and whether a batch is suspended, are those of one quality model."""
+    files, other = find_cases(DataSettings(path=images)), tmp_path / "other"
+    score(run, files, None, None, tmp_path / "scores", "cpu", quiet)
+    scores = tmp_path / "scores" / "scores.json"
+    assert json.loads(scores.read_text())["quality"] == hash_file(run / "quality.json")
+    run_correct(run, images, tmp_path / "out", scores, every=False)
+    # The same segmenter, so that the masks are the same: only who judged them differs.
+    shutil.copytree(run, other)
+    with (other / "quality.json").open("a", encoding="utf-8") as file:
+        file.write("\n")
+    with pytest.raises(DataError, match=r"scores\.json: was not made with .*other/quality\.json as it is now"):
+        run_correct(other, images, tmp_path / "refused", scores, every=False)
+    assert not (tmp_path / "refused").exists()
+    (other / "quality.json").unlink()
+    with pytest.raises(DataError, match="was not made with"):
+        run_correct(other, images, tmp_path / "refused", scores, every=False)
+
+
+def test_every_case_and_scores_do_not_go_together(run: Path, images: Path, tmp_path: Path) -> None:
+    scores = tmp_path / "scores.json"
+    write_scores(scores, run, {file.case_id: "correct" for file in find_cases(DataSettings(path=images))}, "suspended")
+    with pytest.raises(ConfigError, match="--all takes every case and asks no scores"):
+        run_correct(run, images, tmp_path / "out", scores, every=True)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.usefixtures("agreeing")
+def test_a_mask_of_every_case_that_has_one_is_left_whoever_made_it(
+    run: Path, images: Path, masks: Path, tmp_path: Path
+) -> None:
+    files = find_cases(DataSettings(path=images))
+    names, schema = [file.case_id for file in files], load_model(run).segmenter.schema
+    verdicts = dict(zip(names, ("accept", "correct", "refer", "correct"), strict=True))
+    own, scores = tmp_path / "own", tmp_path / "scores.json"
+    for file in files:
+        case = file.read()
+        write_labels(own / f"{file.case_id}.nii.gz", load_model(run).segmenter.segment(case), case.geometry, schema)
+    for originals, given in ((own, None), (masks, masks)):
+        hashes = {
+            file.case_id: hash_labels(
+                read_labels(originals / f"{file.case_id}.nii.gz", schema, file.read().shape, file.read().geometry)
+            )
+            for file in files
+        }
+        write_scores(scores, run, verdicts, masks=None if given is None else hashes)
+        out = tmp_path / f"out-{originals.name}"
+        for _ in range(2):
+            found = run_correct(run, images, out, scores, every=False, masks=given)
+            assert (found.count("corrected"), found.untouched, found.problems) == (2, 2, {})
+        assert sorted(path.name for path in (out / "labels").iterdir()) == [f"{name}.nii.gz" for name in names]
+        for name in names:
+            left, before = (read_image(folder / f"{name}.nii.gz")[0] for folder in (out / "labels", originals))
+            assert np.array_equal(left, before) == (verdicts[name] != "correct")
+        lines = {str(line["case"]): line for line in log_of(out)}
+        assert [lines[name]["decision"] for name in names] == ["kept", "corrected", "kept", "corrected"]
+        assert len(log_of(out)) == 4, "the second call has made nothing anew"
+
+
+@pytest.mark.usefixtures("agreeing")
+def test_the_audit_log_has_hashes_of_what_was_written(run: Path, images: Path, tmp_path: Path) -> None:
+    schema = load_model(run).segmenter.schema
+    for propose_only in (False, True):
+        out = tmp_path / str(propose_only)
+        run_correct(run, images, out, propose_only=propose_only)
+        lines = {str(line["case"]): line for line in log_of(out)}
+        for file in find_cases(DataSettings(path=images)):
+            case, line = file.read(), lines[file.case_id]
+            label = out / "labels" / f"{file.case_id}.nii.gz"
+            assert line["mask"] == hash_labels(read_labels(label, schema, case.shape, case.geometry))
+            assert line["files"][f"labels/{file.case_id}.nii.gz"] == hash_file(label)
+            assert (f"proposals/{file.case_id}.nii.gz" in line["files"]) == (line["decision"] == "proposed")
+
+
+def test_cases_that_cannot_be_handled_are_counted_apart_and_end_with_code_2(
+    run: Path,
+    images: Path,
+    masks: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    names = [file.case_id for file in find_cases(DataSettings(path=images))]
+    (masks / f"{names[0]}.nii.gz").unlink()
+    (images / f"{names[1]}.nii.gz").write_bytes(b"no image")
+    score_first = ["score", run, "--images", images, "--masks", masks, "--out", tmp_path / "scores"]
+    common = ["correct", run, "--images", images, "--masks", masks, "--method", "none"]
+    scored = ["--scores", tmp_path / "scores" / "scores.json"]
+    for arguments in (score_first, [*common, "--all"], common, [*common, *scored]):
+        out = tmp_path / f"out-{len(arguments)}"
+        to = [] if arguments is score_first else ["--out", out]
+        monkeypatch.setattr(sys, "argv", ["medfm-rl", *map(str, [*arguments, *to])])
+        with pytest.raises(SystemExit) as stopped:
+            cli.main()
+        shown = capsys.readouterr()
+        if arguments is score_first:
+            continue
+        assert stopped.value.code == 2
+        assert "2 could not be handled" in shown.out
+        assert shown.err.count("Could not be handled: ") == 2
+        with (out / "corrections.csv").open(encoding="utf-8") as file:
+            rows = list(csv.DictReader(file))
+        assert [row["case"] for row in rows if row["decision"] == "not handled"] == names[:2]
+        referred = sum(row["decision"] == "referred" for row in rows)
+        assert f"{referred} referred with the original mask, {2 - referred} not taken" in shown.out
+        assert sorted(path.name for path in (out / "labels").iterdir()) == [f"{name}.nii.gz" for name in names[2:]]
+        assert [line["case"] for line in log_of(out) if line["decision"] == "not handled"] == names[:2]
+
+
+def test_masks_that_something_else_made_are_not_written_over(
+    run: Path, images: Path, masks: Path, tmp_path: Path
+) -> None:
+    """The masks that are to be corrected may lie where the output goes."""
+    out = tmp_path / "out"
+    shutil.copytree(masks, out / "labels")
+    before = hash_folder(out)
+    with pytest.raises(DataError, match="no record says what made it"):
+        run_correct(run, images, out, masks=out / "labels")
+    assert hash_folder(out) == before
+
+
+@pytest.mark.parametrize("option", [("--method", "tta"), ("--method", "foo"), ("--budget", "3")])
+def test_options_of_correction_are_refused_where_nothing_is_corrected(
+    option: tuple[str, str],
+    run: Path,
+    images: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    arguments = ["predict", run, images, tmp_path / "out", *option]
+    monkeypatch.setattr(sys, "argv", ["medfm-rl", *map(str, arguments)])
+    with pytest.raises(SystemExit) as stopped:
+        cli.main()
+    assert stopped.value.code == 2
+    assert "--method and --budget are for --correct, and go with it" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.usefixtures("agreeing")
@@ -547,12 +776,12 @@ def test_the_command_says_what_a_margin_promises(
     labelled = tmp_path / "labelled"
     for part in ("images", "labels"):
         (labelled / part).mkdir(parents=True)
-        for path in sorted((quality_run.parent / "data" / part).iterdir())[:2]:
-            shutil.copy(path, labelled / part)
-    arguments = ["medfm-rl", "calibrate-correction", run, "--labelled", labelled, "--method", "components"]
+        for file in one_of_each_patient(quality_run, 7):
+            shutil.copy(quality_run.parent / "data" / part / f"{file.case_id}.nii.gz", labelled / part)
+    arguments = ["medfm-rl", "calibrate-correction", run, "--labelled", labelled, "--method", "none", "--alpha", "0.45"]
     monkeypatch.setattr(sys, "argv", [str(argument) for argument in arguments])
     with pytest.raises(SystemExit) as stopped:
         cli.main()
     assert stopped.value.code == 0
-    assert "Margin: none; at most 10% of the accepted corrections lose more than 1 Dice" in capsys.readouterr().out
+    assert "Margin: none; at most 45% of the accepted corrections lose more than 1 Dice" in capsys.readouterr().out
     assert RunFolder(run).correction.exists()

@@ -20,7 +20,7 @@ from medfm_rl.data.ultrasound.vendors import vendor
 from medfm_rl.errors import ConfigError, DataError
 from medfm_rl.pipeline.adapt import adapt
 from medfm_rl.pipeline.calibrate import calibrate
-from medfm_rl.pipeline.correct import correct, predict_and_correct
+from medfm_rl.pipeline.correct import correct
 from medfm_rl.pipeline.evaluate import predict
 from medfm_rl.pipeline.models import load_model
 from medfm_rl.pipeline.run_folder import RunFolder
@@ -118,7 +118,7 @@ def test_the_boxes_of_a_call_are_those_that_are_corrected_with(
     corrections = correct(run, files, None, out, SETTINGS, False, True, "cpu", quiet, new / "labels")
     assert len(corrections.records) == 2
     assert corrections.problems == {}
-    both = predict_and_correct(run, files, tmp_path / "both", SETTINGS, "cpu", quiet, new / "labels")
+    both = correct(run, files, None, tmp_path / "both", SETTINGS, False, False, "cpu", quiet, new / "labels")
     assert len(list((tmp_path / "both" / "labels").iterdir())) == 2, both
 
 

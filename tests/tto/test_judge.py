@@ -46,6 +46,11 @@ def blocks(shift: int = 0) -> LabelMap:
     return labels
 
 
+def certain(labels: LabelMap) -> Tensor:
+    """A mask as probabilities of 0 and 1."""
+    return torch.nn.functional.one_hot(torch.from_numpy(labels).long(), 4).movedim(-1, 0).float()
+
+
 def compare(
     unet: TorchModuleAdapter, case: Case, network: RewardNet, before: LabelMap, after: LabelMap, **values: object
 ) -> Judgement:
@@ -97,7 +102,7 @@ def test_views_that_show_the_proposal_speak_for_it_and_others_against(
     monkeypatch.setattr(RewardNet, "_judge", lambda _, images, __: torch.zeros(images.shape[0], *images.shape[2:]))
     before, after = blocks(), blocks(5)
     for seen, accepted in ((after, True), (before, False)):
-        shown(monkeypatch, torch.nn.functional.one_hot(torch.from_numpy(seen).long(), 4).movedim(-1, 0).float())
+        shown(monkeypatch, *[certain(seen)] * 3)
         found = compare(unet, case, network, before, after)
         assert found.accepted == accepted
         assert (found.gain > 0) == accepted
@@ -110,11 +115,23 @@ def test_one_structure_that_gets_worse_is_an_objection(
     # Two structures gain, the third of the proposal has lost half of its pixels.
     seen = blocks(5)
     seen[before == 3] = 3
-    shown(monkeypatch, torch.nn.functional.one_hot(torch.from_numpy(seen).long(), 4).movedim(-1, 0).float())
+    shown(monkeypatch, *[certain(seen)] * 3)
     found = compare(unet, case, network, before, after, margin=0.0)
     assert not found.accepted
     assert any(reason.startswith("the judge expects the Dice of LA to fall by") for reason in found.reasons)
     assert compare(unet, case, network, before, after, margin=0.0, tolerance=0.9).accepted == (found.gain >= 0)
+
+
+def test_a_judge_that_saw_fewer_views_than_it_should_accepts_nothing_and_says_so(
+    unet: TorchModuleAdapter, case: Case, network: RewardNet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(RewardNet, "_judge", lambda _, images, __: torch.zeros(images.shape[0], *images.shape[2:]))
+    shown(monkeypatch, *[certain(blocks(5))] * 3)
+    whole = compare(unet, case, network, blocks(), blocks(5), views=3)
+    assert (whole.accepted, whole.views) == (True, 3)
+    fewer = compare(unet, case, network, blocks(), blocks(5), views=4)
+    assert (fewer.accepted, fewer.views, fewer.gain) == (False, 3, whole.gain)
+    assert fewer.reasons == ("time: the judge could look at 3 of 4 views, and accepts nothing on fewer",)
 
 
 def test_the_judge_asks_for_views_of_its_own_until_the_deadline(

@@ -178,7 +178,7 @@ class Fixed(CaseCorrector):
         super().__init__(adapter, judge)
         self.labels = labels
 
-    def propose(self, sample: Sample, logits: Tensor, original: Original, start: float) -> Proposal:
+    def propose(self, sample: Sample, logits: Tensor, original: Original, deadline: float) -> Proposal:
         return Proposal(self.labels)
 
 
