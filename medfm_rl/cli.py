@@ -135,6 +135,8 @@ def init(
         }
         write_text(path, commented_config(AdaptConfig, values))
     elif kind == "train-source":
+        if segmenter != "torch":
+            raise ConfigError(f"--segmenter {segmenter}: goes with --kind adapt; train-source trains a UNet (torch)")
         values = {
             "data": {"path": "data/source"},
             "structures": {"LV": 1, "MYO": 2, "LA": 3},
@@ -477,9 +479,10 @@ def inspect_command(
     from rich.console import Console
     from rich.table import Table
 
-    from medfm_rl.pipeline.models import inspect_model
+    from medfm_rl.pipeline.models import choose_device, inspect_model
 
-    summary = inspect_model(folder)
+    with _progress() as progress:
+        summary = inspect_model(folder, choose_device("auto"), progress)
     table = Table(show_header=False, box=None)
     for name, value in summary.rows.items():
         table.add_row(name, value)
