@@ -53,7 +53,11 @@ Where = Annotated[
     typer.Option(help="Keep only the cases with this tag, such as view=4CH in CAMUS; can be given several times."),
 ]
 Anatomy = Annotated[
-    str, typer.Option(help="Validity rules: generic, echo_apical, cardiac_short_axis, lungs, or a YAML file.")
+    str | None,
+    typer.Option(
+        help="Validity rules: generic, complete, echo_apical, cardiac_short_axis, lungs, or a YAML file. Without one "
+        "those of the run, and generic for a segmenter folder."
+    ),
 ]
 
 Prompts = Annotated[
@@ -153,6 +157,8 @@ def init(
         }
         write_text(path, commented_config(AdaptConfig, values))
     elif kind == "train-source":
+        if segmenter != "torch":
+            raise ConfigError(f"--segmenter {segmenter}: goes with --kind adapt; train-source trains a UNet (torch)")
         values = {
             "data": {"path": "data/source"},
             "structures": {"LV": 1, "MYO": 2, "LA": 3},
@@ -211,7 +217,7 @@ def evaluate_command(
     patient_pattern: PatientPattern = None,
     split: Split = "all",
     where: Where = None,
-    anatomy: Anatomy = "generic",
+    anatomy: Anatomy = None,
     prompts: Prompts = None,
     device: Device = "auto",
 ) -> None:
@@ -220,21 +226,23 @@ def evaluate_command(
 
     from medfm_rl.data.layouts import find_cases, is_simulated
     from medfm_rl.metrics.validity import load_anatomy
-    from medfm_rl.pipeline.evaluate import evaluate, write_evaluation
+    from medfm_rl.pipeline.evaluate import evaluate, refuse_evaluated, write_evaluation
     from medfm_rl.pipeline.finish import compare_models
-    from medfm_rl.pipeline.models import choose_device, load_compared, load_model
+    from medfm_rl.pipeline.models import choose_device, load_compared, load_model, own_anatomy
     from medfm_rl.report import summary_table
 
     chosen = choose_device(device)
+    refuse_evaluated(out)
     files = find_cases(_data_settings(data, layout, patient_pattern, split, where))
+    rules = own_anatomy(model) if anatomy is None else anatomy
     with _progress() as progress:
         if against is None:
             segmenter = load_model(model, prompts).to(chosen).segmenter
-            evaluation = evaluate(segmenter, files, load_anatomy(anatomy, segmenter.schema), progress)
+            evaluation = evaluate(segmenter, files, load_anatomy(rules, segmenter.schema), progress)
             write_evaluation(out, {str(model): evaluation}, None)
         else:
             new, old = (found.to(chosen).segmenter for found in load_compared(model, against, prompts))
-            comparison = compare_models(old, new, files, anatomy, progress)
+            comparison = compare_models(old, new, files, rules, progress)
             evaluation = comparison.after
             write_evaluation(
                 out, {str(against): comparison.before, str(model): comparison.after}, comparison.differences
@@ -542,9 +550,10 @@ def inspect_command(
     from rich.console import Console
     from rich.table import Table
 
-    from medfm_rl.pipeline.models import inspect_model
+    from medfm_rl.pipeline.models import choose_device, inspect_model
 
-    summary = inspect_model(folder)
+    with _progress() as progress:
+        summary = inspect_model(folder, choose_device("auto"), progress)
     table = Table(show_header=False, box=None)
     for name, value in summary.rows.items():
         table.add_row(name, value)

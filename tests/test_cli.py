@@ -17,6 +17,7 @@ import pytest
 import SimpleITK as sitk
 import torch
 import yaml
+from safetensors.torch import save_file
 from typer.main import get_command
 from typer.testing import CliRunner
 
@@ -221,7 +222,7 @@ def test_the_real_process_ends_like_that_too(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"segmenter": {"folder": "/nothing"}}, ["/nothing", "not a segmenter folder"]),
+        ({"segmenter": {"folder": "/nothing"}}, ["/nothing: there is no such folder"]),
         ({"target": {"path": "/nothing"}}, ["/nothing: there is no such folder"]),
         ({"source": {"path": "/nothing"}}, ["/nothing: there is no such folder"]),
         ({"evaluation": {"path": "EMPTY"}}, ["empty: no image found"]),
@@ -653,6 +654,62 @@ def test_inspect_says_what_a_torch_segmenter_is(run: Run, model: Path, tmp_path:
     for words in ("torch", "background 0, LV 1, MYO 2, LA 3", "32 x 32", "It can be adapted."):
         assert words in result.out
     refused(run("inspect", tmp_path), "not a segmenter folder")
+    refused(run("inspect", tmp_path / "nothing"), "nothing: there is no such folder")
+    refused(run("inspect", model / "segmenter.json"), "segmenter.json: this is a file; give the folder")
+
+
+def test_inspect_runs_the_network_before_it_says_that_it_can_be_adapted(run: Run, model: Path, tmp_path: Path) -> None:
+    """The description names three of the four classes that the network has."""
+    shutil.copytree(model, tmp_path / "model")
+    path = tmp_path / "model" / "segmenter.json"
+    description = json.loads(path.read_text())
+    arguments = {"in_channels": 1, "out_channels": 4, "kernel_size": 1}
+    description |= {"network": {"factory": "torch.nn:Conv2d", "arguments": arguments}, "decoder_prefixes": []}
+    description["schema"] = {"names": ["background", "LV", "MYO"], "ids": [0, 1, 2]}
+    path.write_text(json.dumps(description))
+    save_file(torch.nn.Conv2d(**arguments).state_dict(), tmp_path / "model" / "weights.safetensors")
+    result = run("inspect", tmp_path / "model")
+    assert result.code == 2
+    assert "It cannot be adapted: " in result.err
+    assert "its 4 outputs" in result.err
+    assert "trying the network" in result.err
+    assert "It can be adapted." not in result.out
+
+
+def test_a_run_that_is_not_finished_is_told_from_one_that_is_none(
+    run: Run, quality_run: Path, simulated_echo: Path, tmp_path: Path
+) -> None:
+    shutil.copy(quality_run / "config.yaml", tmp_path)
+    images, out = ("--images", simulated_echo / "b"), ("--out", tmp_path / "out")
+    for arguments in (
+        ("inspect", tmp_path),
+        ("evaluate", tmp_path, simulated_echo / "b", *out),
+        ("export", tmp_path, "--to", tmp_path / "to"),
+        ("score", tmp_path, *images, "--masks", simulated_echo / "b" / "labels", *out),
+        ("correct", tmp_path, *images, *out),
+        ("calibrate", tmp_path, "--labelled", simulated_echo / "b"),
+        ("calibrate-correction", tmp_path, "--labelled", simulated_echo / "b"),
+    ):
+        refused(run(*arguments), "this run is not finished; go on with it by `medfm-rl adapt --resume`")
+
+
+def test_evaluate_takes_the_anatomy_of_the_run_and_keeps_the_results_of_another_evaluation(
+    run: Run, adapted: tuple[Path, Result], simulated_echo: Path, tmp_path: Path
+) -> None:
+    """The run's own profile calls every mask valid; a strict one does not call those of the tiny model so."""
+
+    def validity(folder: Path) -> set[str]:
+        with (folder / "scores.csv").open() as file:
+            return {row["valid"] for row in csv.DictReader(file)}
+
+    command = ("evaluate", adapted[0], simulated_echo / "b", "--out")
+    assert run(*command, tmp_path / "own").code == 0
+    assert validity(tmp_path / "own") == {"True"}
+    assert run(*command, tmp_path / "strict", "--anatomy", "echo_apical").code == 0
+    assert validity(tmp_path / "strict") != {"True"}
+    before = hash_folder(tmp_path / "own")
+    refused(run(*command, tmp_path / "own"), "own: holds the results of an evaluation", "--out")
+    assert hash_folder(tmp_path / "own") == before
 
 
 def test_init_writes_settings_for_the_kind_of_segmenter_that_is_asked_for(run: Run, tmp_path: Path) -> None:
@@ -660,3 +717,8 @@ def test_init_writes_settings_for_the_kind_of_segmenter_that_is_asked_for(run: R
     config = load_config(tmp_path / "mine.yaml", AdaptConfig)
     assert config.segmenter.kind == "nnunet"
     refused(run("init", tmp_path / "other.yaml", "--segmenter", "keras"), "--segmenter keras: must be one of torch")
+    refused(
+        run("init", tmp_path / "other.yaml", "--kind", "train-source", "--segmenter", "nnunet"),
+        "--segmenter nnunet: goes with --kind adapt",
+    )
+    assert not (tmp_path / "other.yaml").exists()

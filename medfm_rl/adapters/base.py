@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import Parameter
 
 from medfm_rl.adapters.lora import low_rank_parameters
-from medfm_rl.errors import ModelError
+from medfm_rl.errors import DataError, ModelError
 from medfm_rl.types import Case, FloatArray, Geometry, LabelMap, LabelSchema, Prompts
 
 Scope = Literal["all", "norm", "decoder", "lora"]
@@ -66,8 +66,10 @@ class SegmenterAdapter(nn.Module, ABC):
         schema: Names and file integers of the structures.
         patch_size: Grid that the network sees at once, in the axes of a sample.
         in_channels: C.
+        by_slices: Whether a 2-D segmenter takes volumes too.
     """
 
+    by_slices: ClassVar[bool] = False
     schema: LabelSchema
     patch_size: tuple[int, ...]
     in_channels: int
@@ -77,8 +79,32 @@ class SegmenterAdapter(nn.Module, ABC):
         """The tool's own preprocessing.
 
         Raises:
-            DataError: The case has another number of channels or axes than the segmenter takes.
+            DataError: The case has another number of channels or axes than the segmenter takes (`suited` says so).
         """
+
+    def suited(self, case: Case) -> Case:
+        """The case as the segmenter takes it: where it takes grey images, one in colours that are all equal is grey.
+
+        Raises:
+            DataError: The case has another number of channels or axes.
+        """
+        axes, wanted = len(case.shape), len(self.patch_size)
+        if axes != wanted and not (self.by_slices and axes > wanted):
+            remedy = "give volumes" if wanted > axes else "give images of one plane each"
+            raise DataError(f"case {case.case_id}: the image is {axes}-D and the segmenter {wanted}-D; {remedy}")
+        channels, taken = case.image.shape[0], self.intensity_channels
+        if channels == taken:
+            return case
+        if taken == 1 and _is_grey(case.image):
+            return replace(case, image=case.image[:1])
+        remedy = (
+            "write it as a grey image (colours that are all equal are taken for grey, and here they differ)"
+            if taken == 1 and channels in (3, 4)
+            else "a file per channel (CASE_0000, CASE_0001) is read with layout nnunet"
+        )
+        raise DataError(
+            f"case {case.case_id}: the image has {channels} channels and the segmenter takes {taken}; {remedy}"
+        )
 
     @abstractmethod
     def preprocess_labels(self, labels: LabelMap, sample: Sample) -> Tensor:
@@ -194,6 +220,13 @@ class SegmenterAdapter(nn.Module, ABC):
     def device(self) -> torch.device:
         """Where the parameters are. A frozen script has none; it is loaded on the CPU."""
         return next((parameter.device for parameter in self.parameters()), torch.device("cpu"))
+
+
+def _is_grey(image: FloatArray) -> bool:
+    """Whether an image `(C, *S)` has three equal colours, with an opacity that says nothing or none."""
+    if len(image) not in (3, 4):
+        return False
+    return bool((image[:3] == image[0]).all()) and all((opacity == opacity.flat[0]).all() for opacity in image[3:])
 
 
 def parameters_in_scope(module: nn.Module, scope: Scope, decoder_prefixes: tuple[str, ...]) -> dict[str, Parameter]:

@@ -25,7 +25,7 @@ from medfm_rl.adapters.description import DESCRIPTION, read_described, write_des
 from medfm_rl.adapters.embeddings import EmbeddingCache, version_of
 from medfm_rl.adapters.promptable import exclusive_logits, save_state
 from medfm_rl.data.files import replace_folder_on_success
-from medfm_rl.errors import ConfigError, DataError, MissingExtraError, ModelError
+from medfm_rl.errors import ConfigError, MissingExtraError, ModelError
 from medfm_rl.networks import portable_state
 from medfm_rl.settings import BiomedParseDescription, TextPrompts
 from medfm_rl.types import Case, FloatArray, LabelMap, LabelSchema, Prompts
@@ -125,14 +125,7 @@ class BiomedParseAdapter(SegmenterAdapter):
 
     def preprocess(self, case: Case) -> Sample:
         """Grey values 0 to 255, zeros around to a square, 512 x 512 pixels, the tool's mean and deviation."""
-        where = f"case {case.case_id}"
-        if len(case.shape) != 2:
-            raise DataError(f"{where}: the image is {len(case.shape)}-D and the segmenter 2-D")
-        if case.image.shape[0] != self.in_channels:
-            raise DataError(
-                f"{where}: the image has {case.image.shape[0]} channels, {DESCRIPTION} of the segmenter says "
-                f"{self.in_channels}"
-            )
+        case = self.suited(case)
         image = F.pad(torch.from_numpy(_bytes(case.image)), _margins(case.shape))
         image = F.interpolate(image[None], size=self.patch_size, mode="bicubic", align_corners=False)
         mean, deviation = (getattr(self.module, name).detach().cpu() for name in ("pixel_mean", "pixel_std"))

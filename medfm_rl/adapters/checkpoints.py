@@ -41,7 +41,9 @@ NO_CHECKPOINT: Final = (
 
 
 def read_checkpoint(
-    path: Path, trusted: bool = False, remedy: str = "Save the state dict alone into another file"
+    path: Path,
+    trusted: bool = False,
+    remedy: str = "Save the state dict alone into another file: torch.save(model.state_dict(), 'weights.pt')",
 ) -> dict[str, Any]:
     """Reads a .pth file of tensors, plain values, NumPy numbers and devices.
 
@@ -147,10 +149,25 @@ def refuse_misfit(own: Mapping[str, Tensor], state: Mapping[str, Tensor], path: 
     """Raises ModelError where names or shapes differ from a network's own, or a tensor is damaged."""
     missing, unexpected = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
     misshapen = sorted(key for key in own.keys() & state.keys() if own[key].shape != state[key].shape)
-    for problem, keys in (("misses", missing), ("has the unknown", unexpected), ("has other shapes for", misshapen)):
-        if keys:
-            raise ModelError(f"{path}: does not fit the network: {problem} {len(keys)} tensors, the first {keys[0]}")
+    prefix = _prefix(own, state) if missing else None
+    if prefix is not None:
+        raise ModelError(
+            f"{path}: does not fit the network: its names start with {prefix!r}, those of the network do not; save it "
+            f"without: {{name.removeprefix({prefix!r}): value for name, value in state.items() if "
+            f"name.startswith({prefix!r})}}"
+        )
+    problems = (("misses", missing), ("has the unknown", unexpected), ("has other shapes for", misshapen))
+    found = [f"{problem} {len(keys)} tensors, the first {keys[0]}" for problem, keys in problems if keys]
+    if found:
+        raise ModelError(f"{path}: does not fit the network: {'; '.join(found)}")
     refuse_damaged(state, path)
+
+
+def _prefix(own: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> str | None:
+    """What stands before every name in a state dict of the same network, such as `module.` of DataParallel."""
+    first = min(own)
+    prefixes = sorted({key.removesuffix(first) for key in state if key.endswith(first)} - {""})
+    return next((prefix for prefix in prefixes if all(prefix + name in state for name in own)), None)
 
 
 def refuse_damaged(state: Mapping[str, Tensor], path: Path) -> None:

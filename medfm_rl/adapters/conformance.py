@@ -118,8 +118,21 @@ def _check_preprocess(adapter: SegmenterAdapter, case: Case) -> None:
 
 def _check_logits(adapter: SegmenterAdapter, case: Case) -> None:
     image = _batch(adapter.preprocess(case))
-    logits = _logits(adapter, image)
-    expected = (1, adapter.schema.num_classes, *image.shape[2:])
+    check_logits(_logits(adapter, image), adapter.schema.num_classes, image)
+
+
+def check_logits(logits: Tensor, classes: int, images: Tensor) -> None:
+    """Checks that logits are what a policy can be made of.
+
+    Args:
+        logits: Of the images, as a segmenter gave them.
+        classes: K, with the background.
+        images: `(B, C, *S)`.
+
+    Raises:
+        ConformanceError: They are not `(B, K, *S)`, no finite real numbers, or probabilities.
+    """
+    expected = (len(images), classes, *images.shape[2:])
     _require(tuple(logits.shape) == expected, f"logits have shape {tuple(logits.shape)}, {expected} is needed")
     _require(logits.is_floating_point(), f"logits are {logits.dtype}, a floating-point type is needed")
     _require(bool(torch.isfinite(logits).all()), "logits are NaN or infinite")

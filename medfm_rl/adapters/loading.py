@@ -45,6 +45,7 @@ def load_segmenter(settings: Segmenter) -> SegmenterAdapter:
         MissingExtraError: Its kind needs a package that is not installed.
         ModelError: The folder cannot be used.
     """
+    require_folder(settings.folder)
     match settings:
         case SegmenterSettings():
             return TorchModuleAdapter.load(settings.folder)
@@ -70,6 +71,15 @@ def load_segmenter(settings: Segmenter) -> SegmenterAdapter:
             return PROMPTABLE[settings.kind].load(settings.folder, settings.prompts)
         case BiomedParseSettings():
             return BiomedParseAdapter.load(settings.folder, settings.prompts)
+
+
+def require_folder(folder: Path) -> None:
+    """Raises ModelError where there is no folder of that name."""
+    if folder.is_dir():
+        return
+    if folder.exists():
+        raise ModelError(f"{folder}: this is a file; give the folder that it lies in")
+    raise ModelError(f"{folder}: there is no such folder; give that of a segmenter, or of a run of `medfm-rl adapt`")
 
 
 def open_to_learning(segmenter: SegmenterAdapter, settings: Segmenter, seed: int) -> dict[str, Parameter]:

@@ -115,14 +115,7 @@ class MonaiBundleAdapter(SegmenterAdapter):
 
     def preprocess(self, case: Case) -> BundleSample:
         """The bundle's own preprocessing, of the image as NIfTI files, one per channel, in a temporary folder."""
-        where = f"case {case.case_id}"
-        if len(case.shape) != len(self.patch_size):
-            raise DataError(f"{where}: the image is {len(case.shape)}-D and the bundle {len(self.patch_size)}-D")
-        if case.image.shape[0] != self.in_channels:
-            raise DataError(
-                f"{where}: the image has {case.image.shape[0]} channels, the bundle takes {self.in_channels}; a file "
-                "per channel (CASE_0000, CASE_0001) is read with layout nnunet"
-            )
+        case, where = self.suited(case), f"case {case.case_id}"
         with tempfile.TemporaryDirectory() as folder:
             paths = [str(Path(folder) / f"image_{channel:04d}.nii.gz") for channel in range(self.in_channels)]
             for path, channel in zip(paths, case.image, strict=True):

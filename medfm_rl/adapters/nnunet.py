@@ -9,7 +9,7 @@ from __future__ import annotations
 import io
 import itertools
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, final
@@ -89,6 +89,8 @@ class NnUNetAdapter(SegmenterAdapter):
         MissingExtraError: nnunetv2 is not installed.
         ModelError: The folder cannot be used; the message says why.
     """
+
+    by_slices = True
 
     def __init__(
         self,
@@ -319,15 +321,7 @@ class NnUNetAdapter(SegmenterAdapter):
 
     def _arrange(self, case: Case) -> tuple[FloatArray, tuple[float, ...], Orientation | None]:
         """The image `(C, D, H, W)` and spacing (z, y, x) as nnU-Net's reader of this model would have given them."""
-        where = f"case {case.case_id}"
-        if len(self.patch_size) > len(case.shape):
-            raise DataError(f"{where}: the image is {len(case.shape)}-D and the nnU-Net takes volumes")
-        if case.image.shape[0] != self.in_channels:
-            raise DataError(
-                f"{where}: the image has {case.image.shape[0]} channels, the nnU-Net takes {self.in_channels} "
-                f"({', '.join(channel_names(self.tool.dataset))}); a file per channel (CASE_0000, CASE_0001) is read "
-                "with layout nnunet"
-            )
+        case, where = self.suited(case), f"case {case.case_id}"
         flat = len(case.shape) == 2
         if flat and self.tool.plans.transpose_forward[0] != 0:
             raise DataError(f"{where}: this nnU-Net slices volumes along another axis than the first; give volumes")
@@ -402,8 +396,19 @@ class NnUNetAdapter(SegmenterAdapter):
         return values[0] if len(sample.native_shape) == 2 else values
 
 
-def summarise(folder: Path, checkpoint: str = CHECKPOINT, trusted: bool = False) -> ModelSummary:
+def summarise(
+    folder: Path,
+    checkpoint: str = CHECKPOINT,
+    trusted: bool = False,
+    obstacles: Callable[[SegmenterAdapter], tuple[str, ...]] = SegmenterAdapter.obstacles,
+) -> ModelSummary:
     """Says what a model folder holds and whether it can be adapted.
+
+    Args:
+        folder: As in `NnUNetAdapter`.
+        checkpoint: File name within each fold.
+        trusted: As in `NnUNetAdapter`.
+        obstacles: Tells why a model that could be loaded cannot be adapted.
 
     Raises:
         MissingExtraError: nnunetv2 is not installed.
@@ -436,7 +441,7 @@ def summarise(folder: Path, checkpoint: str = CHECKPOINT, trusted: bool = False)
         "spacing": " x ".join(f"{float(value):g}" for value in configuration.spacing) + " mm",
         "mirrored axes": "none" if adapter.tool.mirror_axes is None else ", ".join(map(str, adapter.tool.mirror_axes)),
     }
-    return ModelSummary(rows, ())
+    return ModelSummary(rows, obstacles(adapter))
 
 
 def _ours(sample: Sample) -> NnUNetSample:

@@ -21,7 +21,7 @@ from medfm_rl.adapters.description import DESCRIPTION, read_described, write_des
 from medfm_rl.adapters.embeddings import EmbeddingCache, version_of
 from medfm_rl.adapters.prompts import boxes_of, boxes_of_mask, open_prompts, render_boxes
 from medfm_rl.data.files import replace_folder_on_success
-from medfm_rl.errors import DataError, ModelError
+from medfm_rl.errors import ModelError
 from medfm_rl.networks import portable_state
 from medfm_rl.settings import PromptableDescription, PromptSettings
 from medfm_rl.types import Case, FloatArray, LabelMap, LabelSchema, Prompts
@@ -134,16 +134,9 @@ class PromptableAdapter(SegmenterAdapter):
 
     def preprocess(self, case: Case) -> Sample:
         """The tool's own intensities and size, the aspect not kept; then a channel per structure with its box."""
-        where = f"case {case.case_id}"
-        if len(case.shape) != 2:
-            raise DataError(f"{where}: the image is {len(case.shape)}-D and the segmenter 2-D")
-        if case.image.shape[0] != self.description.channels:
-            raise DataError(
-                f"{where}: the image has {case.image.shape[0]} channels, {DESCRIPTION} of the segmenter says "
-                f"{self.description.channels}"
-            )
+        case = self.suited(case)
         height, width = self.patch_size
-        image = self.normalise(torch.from_numpy(np.array(case.image, dtype=np.float32)), where)
+        image = self.normalise(torch.from_numpy(np.array(case.image, dtype=np.float32)), f"case {case.case_id}")
         image = F.interpolate(image[None], size=(height, width), mode="bilinear", align_corners=False)[0]
         boxes = render_boxes(self.prompts.boxes(case), case.shape, (height, width))
         return Sample(torch.cat([image, boxes]), case.case_id, case.patient_id, case.shape, case.geometry)

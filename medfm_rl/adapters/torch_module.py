@@ -8,7 +8,7 @@ import importlib
 import io
 import json
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, final
@@ -34,9 +34,12 @@ from medfm_rl.data.files import replace_folder_on_success
 from medfm_rl.errors import DataError, ModelError
 from medfm_rl.networks import build_unet, portable_state, size_divisor
 from medfm_rl.settings import NetworkSettings, PreprocessingSettings
+from medfm_rl.settings.problems import describe_problem
 from medfm_rl.types import Case, FloatArray, LabelMap, LabelSchema, Prompts
 
 _DEFAULT_WEIGHTS = "weights.safetensors"
+_FIELDS = {"format", "kind", "network", "weights", "in_channels", "schema", "preprocessing", "decoder_prefixes"}
+"""What `segmenter.json` may hold."""
 
 
 @final
@@ -121,9 +124,15 @@ class TorchModuleAdapter(SegmenterAdapter):
             in_channels = int(description.get("in_channels", 1))
             network, weights = dict(description["network"]), str(description.get("weights", _DEFAULT_WEIGHTS))
             decoder_prefixes = tuple(description.get("decoder_prefixes", ()))
-        except (KeyError, TypeError, ValueError, ValidationError) as error:
+        except ValidationError as error:
+            problems = "; ".join(
+                f"{'.'.join(map(str, item['loc']))}: {describe_problem(item)}" for item in error.errors()
+            )
+            raise ModelError(f"{folder / DESCRIPTION}: preprocessing: {problems}") from error
+        except (KeyError, TypeError, ValueError) as error:
             raise ModelError(f"{folder / DESCRIPTION}: field missing or wrong ({error})") from error
         container = None
+        _require_network(network, folder)
         match network:
             case {"unet": settings}:
                 adapter = cls.build_unet(_network_settings(settings, folder), schema, preprocessing, in_channels)
@@ -132,29 +141,19 @@ class TorchModuleAdapter(SegmenterAdapter):
                 return adapter.eval()
             case {"torchscript": name}:
                 module = _load_torchscript(folder / str(name))
-            case {"factory": name}:
-                module = _call_factory(str(name), network.get("arguments", {}), folder)
-                container = _load_weights(module, folder / weights)
             case _:
-                raise ModelError(
-                    f"{folder / DESCRIPTION}: network is one of unet, factory, torchscript; not {sorted(network)}"
-                )
+                module = _call_factory(str(network["factory"]), network.get("arguments", {}), folder)
+                container = _load_weights(module, folder / weights)
         adapter = cls(module, schema, preprocessing, in_channels, network, weights, container, decoder_prefixes)
         return adapter.eval()
 
     def preprocess(self, case: Case) -> Sample:
         """Resamples (grid "resize") or pads (grid "native") the image, then normalises its intensities."""
-        where = f"case {case.case_id}"
-        if len(case.shape) != len(self.patch_size):
-            raise DataError(f"{where}: the image is {len(case.shape)}-D and the segmenter {len(self.patch_size)}-D")
-        if case.image.shape[0] != self.in_channels:
-            raise DataError(
-                f"{where}: the image has {case.image.shape[0]} channels, the segmenter takes {self.in_channels}"
-            )
         # A copy: the image may be read-only, flipped or in double precision.
-        image = torch.from_numpy(np.array(case.image, dtype=np.float32))[None]
+        image = torch.from_numpy(np.array(self.suited(case).image, dtype=np.float32))[None]
         image = _resize(image, self.patch_size, antialias=True) if self._resizes else _pad(image, self.patch_size)
-        return Sample(self._normalise(image[0], where), case.case_id, case.patient_id, case.shape, case.geometry)
+        normalised = self._normalise(image[0], f"case {case.case_id}")
+        return Sample(normalised, case.case_id, case.patient_id, case.shape, case.geometry)
 
     def preprocess_labels(self, labels: LabelMap, sample: Sample) -> Tensor:
         mask = torch.from_numpy(labels.astype(np.float32))[None, None]
@@ -169,19 +168,30 @@ class TorchModuleAdapter(SegmenterAdapter):
         if prompts is not None:
             raise ModelError("this segmenter takes no prompts")
         if tuple(images.shape[2:]) == self.patch_size:
-            logits: Tensor = self.module(images)
+            logits = self._run(images)
         else:
             from monai.inferers import SlidingWindowInferer
 
             inferer = SlidingWindowInferer(self.patch_size, sw_batch_size=4, overlap=0.5, mode="gaussian")
-            logits = inferer(images, self.module)
+            logits = inferer(images, self._run)
         expected = (len(images), self.schema.num_classes, *images.shape[2:])
         if tuple(logits.shape) != expected:
             raise ModelError(
                 f"the network gives logits of shape {tuple(logits.shape)}, {expected} are needed for images of shape "
-                f"{tuple(images.shape)} and the classes {', '.join(self.schema.names)}"
+                f"{tuple(images.shape)} and the classes {', '.join(self.schema.names)}; {_remedy(logits, expected)}"
             )
         return logits
+
+    def _run(self, images: Tensor) -> Tensor:
+        found = self.module(images)
+        if isinstance(found, Tensor):
+            return found
+        kind = type(found).__name__
+        if isinstance(found, Mapping):
+            example = f", such as output[{next(iter(found), 'out')!r}]"
+        else:
+            example = ", such as output[0]" if isinstance(found, Sequence) else ""
+        raise ModelError(f"the network returns a {kind}; wrap it so that it returns the logits alone{example}")
 
     def restore(self, logits: Tensor, sample: Sample) -> LabelMap:
         labels = self._to_native(logits.detach(), sample).argmax(dim=0)
@@ -261,6 +271,15 @@ class TorchModuleAdapter(SegmenterAdapter):
         return twin
 
 
+def _remedy(logits: Tensor, expected: tuple[int, ...]) -> str:
+    """What to do about logits of another shape than is needed."""
+    if logits.ndim != len(expected):
+        return "they have other axes"
+    if logits.shape[1] != expected[1]:
+        return f"name the structures of its {logits.shape[1]} outputs, the background first, in schema of {DESCRIPTION}"
+    return "make it resample them to the size of the image, or correct preprocessing.size"
+
+
 def _resize(image: Tensor, size: tuple[int, ...], antialias: bool) -> Tensor:
     """Linear resampling of `(1, C, *S)`; antialiased where asked for and there is such a filter (2-D)."""
     if len(size) == 2:
@@ -278,7 +297,23 @@ def _read_description(path: Path) -> dict[str, Any]:
     description = read_json_object(path, f"{path.parent}: not a segmenter folder, there is no {path.name}")
     if description.get("kind") != "torch" or description.get("format") != 1:
         raise ModelError(f'{path}: "kind" must be "torch" and "format" 1')
+    unknown = sorted(description.keys() - _FIELDS)
+    if unknown:
+        raise ModelError(
+            f"{path}: there is no field {', '.join(unknown)}; correct its name or remove it (fields are "
+            f"{', '.join(sorted(_FIELDS))})"
+        )
     return description
+
+
+def _require_network(network: Mapping[str, Any], folder: Path) -> None:
+    """Raises ModelError where a network is not given in exactly one of the known ways."""
+    arguments = {"arguments"} if "factory" in network else set()
+    if network.keys() - arguments not in ({"unet"}, {"factory"}, {"torchscript"}):
+        raise ModelError(
+            f"{folder / DESCRIPTION}: network is one of unet, factory (with arguments), torchscript; not "
+            f"{sorted(network)}"
+        )
 
 
 def _network_settings(settings: Any, folder: Path) -> NetworkSettings:

@@ -12,7 +12,7 @@ from typing import Protocol, TypeVar
 
 import numpy as np
 
-from medfm_rl.data.images import image_stem, image_suffix, read_image, read_labels
+from medfm_rl.data.images import IMAGE_SUFFIXES, image_stem, image_suffix, read_image, read_labels
 from medfm_rl.errors import DataError
 from medfm_rl.settings import DataSettings
 from medfm_rl.types import Case, LabelledCase, LabelSchema
@@ -61,9 +61,7 @@ class CaseFile:
             DataError: There is no mask, or one of them cannot be read, or they do not belong together.
         """
         if self.label_path is None:
-            raise DataError(
-                f"case {self.case_id}: there is no mask for {self.image_paths[0]}; labelled data is needed here"
-            )
+            raise DataError(f"case {self.case_id}: {_without_mask(self)}")
         case = self.read()
         return LabelledCase(case, read_labels(self.label_path, schema, case.shape, case.geometry))
 
@@ -77,7 +75,8 @@ def find_cases(settings: DataSettings) -> list[CaseFile]:
     """
     root = settings.path
     if not root.is_dir():
-        raise DataError(f"{root}: there is no such folder")
+        problem = "this is a file; give the folder that it lies in" if root.exists() else "there is no such folder"
+        raise DataError(f"{root}: {problem}")
     layout = _detect(root) if settings.layout == "auto" else settings.layout
     if settings.split != "all" and not (layout == "nnunet" and (root / _DESCRIPTION).exists()):
         raise DataError(f"{root}: split {settings.split} is for nnU-Net data sets with a {_DESCRIPTION}; use all")
@@ -89,7 +88,7 @@ def find_cases(settings: DataSettings) -> list[CaseFile]:
         case _:
             cases = _find_folder(root)
     if not cases:
-        raise DataError(f"{root}: no image found (layout {layout}); check the path and `layout`")
+        raise DataError(f"{root}: no image found (layout {layout}){_what_is_there(root)}; check the path and `layout`")
     if settings.patient_pattern is not None:
         cases = [_with_patient(case, settings.patient_pattern, root) for case in cases]
     kept = [case for case in cases if all(case.tags.get(tag) == value for tag, value in settings.where.items())]
@@ -104,6 +103,14 @@ def find_cases(settings: DataSettings) -> list[CaseFile]:
     return sorted(kept, key=lambda case: case.case_id)
 
 
+def require_masks(files: Sequence[CaseFile], where: str) -> None:
+    """Raises DataError where a case has no mask; `where` is the beginning of the message."""
+    without = [file for file in files if file.label_path is None]
+    if without:
+        count = f" ({len(without)} of {len(files)} images have none)"
+        raise DataError(f"{where}: {_without_mask(without[0], count)}")
+
+
 def name_patients(patients: Collection[str]) -> str:
     """How many patients were found, the first of them, and the setting that says who is who: the end of a message."""
     names = sorted(patients)
@@ -111,6 +118,29 @@ def name_patients(patients: Collection[str]) -> str:
     return (
         f"patients found: {len(names)}{f' ({shown})' if names else ''}; if there are others, set patient_pattern "
         "(--patient-pattern) to what finds them in the names of the cases"
+    )
+
+
+def _without_mask(file: CaseFile, count: str = "") -> str:
+    remedy = "labelled data is needed here"
+    if file.tags.get("split") == "test":
+        remedy += ", and the images for testing have none: leave them out by split: train (--split train)"
+    return f"there is no mask for {file.image_paths[0]}{count}; {remedy}"
+
+
+def _what_is_there(root: Path) -> str:
+    """Of a folder without images: which files were not taken for some, and what would have been."""
+    folder = _images_of(root)
+    below = [
+        path for place in (folder, *(path for path in _visible(folder) if path.is_dir())) for path in _visible(place)
+    ]
+    ignored = [path.relative_to(folder) for path in below if path.is_file() and image_suffix(path) is None]
+    if not ignored:
+        return ""
+    return (
+        f": {len(ignored)} files are ignored for their names, the first {ignored[0]}; names of images end in "
+        f"{', '.join(IMAGE_SUFFIXES)} (DICOM files without an ending: add .dcm; those of one series in a folder of "
+        "their own)"
     )
 
 

@@ -22,7 +22,12 @@ from medfm_rl.metrics.rules import (
     SizeRatioRule,
     SizeRule,
 )
+from medfm_rl.settings.problems import describe_problem
+from medfm_rl.settings.yaml_text import read_yaml
 from medfm_rl.types import BACKGROUND, LabelMap, LabelSchema
+
+_SHOWN = 3
+"""Problems of a profile that a message names."""
 
 
 @dataclass(frozen=True)
@@ -150,11 +155,15 @@ def load_anatomy(name: str, schema: LabelSchema) -> Anatomy:
     """
     text = _read_profile(name)
     try:
-        profile = Profile.model_validate(yaml.safe_load(text))
-    except (yaml.YAMLError, ValidationError) as error:
-        raise ConfigError(
-            f"anatomy {name}: not a valid profile, which is a YAML file with `rules: [...]` ({error})"
-        ) from error
+        content = read_yaml(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"anatomy {name}: cannot be read as YAML with `rules: [...]` ({error})") from error
+    if not isinstance(content, dict) or "rules" not in content:
+        raise ConfigError(f"anatomy {name}: not a profile, which is a YAML file with `rules: [...]`")
+    try:
+        profile = Profile.model_validate(content)
+    except ValidationError as error:
+        raise ConfigError(f"anatomy {name}: not a valid profile: {_first_problems(error)}") from error
     try:
         return Anatomy(name, profile.bound_to(schema), schema)
     except ValueError as error:
@@ -250,6 +259,12 @@ def _excess(result: RuleResult) -> float:
         return math.inf
     limit = result.least if result.least is not None and result.measured < result.least else result.most
     return abs(result.measured - (limit or 0.0)) / (abs(limit or 0.0) + 1e-9)
+
+
+def _first_problems(error: ValidationError) -> str:
+    problems = [f"{'.'.join(map(str, item['loc']))}: {describe_problem(item)}" for item in error.errors()]
+    more = f"; and {len(problems) - _SHOWN} more" if len(problems) > _SHOWN else ""
+    return "; ".join(problems[:_SHOWN]) + more
 
 
 def _built_in() -> Iterator[tuple[str, str]]:

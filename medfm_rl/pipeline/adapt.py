@@ -99,7 +99,7 @@ def _start(config: AdaptConfig, resume: bool, progress: Progress) -> RunFolder:
     """Starts a run whose settings and inputs can be used, or goes on with one whose are still the same."""
     if not RunFolder(config.output).config_file.exists():
         RunFolder(config.output).require_empty()
-        check_inputs(config)
+        check_inputs(config, progress)
         # Before the settings are written: a run that has those and no record of its inputs is of an older version.
         inputs = read_inputs(config, progress)
         run = RunFolder.start(config, resume)

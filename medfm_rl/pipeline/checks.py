@@ -2,42 +2,85 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
+from medfm_rl.adapters import SegmenterAdapter
 from medfm_rl.adapters.loading import load_segmenter, open_to_learning
-from medfm_rl.data.layouts import CaseFile, find_cases, split_by_patient
-from medfm_rl.errors import ConfigError, DataError
+from medfm_rl.data.layouts import CaseFile, find_cases, require_masks, split_by_patient
+from medfm_rl.errors import ConfigError, DataError, ModelError, UserError
 from medfm_rl.metrics.rules import SizeRule
 from medfm_rl.metrics.validity import Anatomy, load_anatomy
-from medfm_rl.pipeline.models import choose_device
+from medfm_rl.pipeline.images import Progress
+from medfm_rl.pipeline.models import choose_device, try_network
 from medfm_rl.seeding import derive_seed
 from medfm_rl.settings import AdaptConfig
+from medfm_rl.tracking import require_store
+from medfm_rl.types import Case
+
+_SHOWN = 10
+"""Files that cannot be used and that a message names."""
 
 
-def check_inputs(config: AdaptConfig) -> None:
+def check_inputs(config: AdaptConfig, progress: Progress) -> None:
     """Finds mistakes before a folder is written, and not when hours of work are done.
 
-    Of the evaluation data it asks only which masks there are.
+    The network runs once, and the images and masks that the run learns from are read. Of the evaluation data it asks
+    only which masks there are.
+
+    Args:
+        config: The settings.
+        progress: Told how far it is.
 
     Raises:
         UserError: Something that was handed over cannot be used.
     """
-    choose_device(config.device)
+    device = choose_device(config.device)
+    require_store(config.tracking)
     segmenter = load_segmenter(config.segmenter)
     open_to_learning(segmenter, config.segmenter, config.seed)
     _refuse_limits_in_mm(load_anatomy(config.anatomy, segmenter.schema))
-    learning, _ = split_target(config)
+    learning, selecting = split_target(config)
+    source = [] if config.source is None else find_cases(config.source)
     _check_patients(config, learning)
-    for name, data in (("source", config.source), ("evaluation", config.evaluation)):
-        files = find_cases(data) if data is not None else []
-        without_mask = [file for file in files if file.label_path is None]
-        if without_mask:
+    require_masks(source, "source")
+    if config.evaluation is not None:
+        files = find_cases(config.evaluation)
+        require_masks(files, "evaluation")
+        if len({file.patient_id for file in files}) < 2:
             raise DataError(
-                f"{name}: there is no mask for {without_mask[0].image_paths[0]} ({len(without_mask)} of {len(files)} "
-                "images have none); labelled data is needed here"
+                f"evaluation: {config.evaluation.path} has images of one patient; intervals need at least 2"
             )
-        if name == "evaluation" and data is not None and len({file.patient_id for file in files}) < 2:
-            raise DataError(f"evaluation: {data.path} has images of one patient; intervals need at least 2")
+    obstacles = try_network(segmenter, device, progress)
+    if obstacles:
+        raise ModelError(f"{config.segmenter.folder}: it cannot be adapted: {'; '.join(obstacles)}")
+    _require_usable("target", [*learning, *selecting], segmenter, CaseFile.read, progress)
+    _require_usable("source", source, segmenter, lambda file: file.read_labelled(segmenter.schema).case, progress)
+
+
+def _require_usable(
+    name: str,
+    files: Sequence[CaseFile],
+    segmenter: SegmenterAdapter,
+    read: Callable[[CaseFile], Case],
+    progress: Progress,
+) -> None:
+    """Reads cases one by one, keeps none, and raises DataError that names those that cannot be used."""
+    problems = []
+    for done, file in enumerate(files, 1):
+        try:
+            segmenter.suited(read(file))
+            segmenter.prompt_hash(file.case_id)
+        except UserError as error:
+            # The adapter knows the name of the case alone.
+            named = any(str(path) in str(error) for path in (*file.image_paths, file.label_path))
+            problems.append(str(error) if named else f"{file.image_paths[0]}: {error}")
+        progress(f"checking {name}", done, len(files))
+    if problems:
+        more = [f"and {len(problems) - _SHOWN} more"] if len(problems) > _SHOWN else []
+        listed = "\n".join(f"  {line}" for line in [*problems[:_SHOWN], *more])
+        raise DataError(
+            f"{name}: {len(problems)} of {len(files)} cases cannot be used; correct them or take them out:\n{listed}"
+        )
 
 
 def _refuse_limits_in_mm(anatomy: Anatomy) -> None:

@@ -7,10 +7,12 @@ from typing import Any, TypeVar, get_args
 
 import yaml
 from pydantic import BaseModel, ValidationError
-from pydantic_core import ErrorDetails, PydanticUndefined
+from pydantic_core import PydanticUndefined
 
 from medfm_rl.errors import ConfigError
 from medfm_rl.settings import SEGMENTER_KINDS, Settings
+from medfm_rl.settings.problems import describe_problem
+from medfm_rl.settings.yaml_text import RepeatedKeyError, read_yaml
 
 T = TypeVar("T", bound=Settings)
 
@@ -22,15 +24,17 @@ def load_config(path: Path, kind: type[T]) -> T:
         ConfigError: It is missing, not YAML, or has an unknown, missing or wrong field; the message names each.
     """
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content = read_yaml(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise ConfigError(f"{path}: there is no such file; `medfm-rl init` writes one to start from") from error
+    except RepeatedKeyError as error:
+        raise ConfigError(f"{path}: {error}") from error
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise ConfigError(f"{path}: cannot be read as YAML ({error})") from error
     try:
         return kind.model_validate(content if content is not None else {})
     except ValidationError as error:
-        problems = "\n".join(f"  {_place(item['loc'])}: {_problem(item)}" for item in error.errors())
+        problems = "\n".join(f"  {_place(item['loc'])}: {describe_problem(item)}" for item in error.errors())
         raise ConfigError(f"{path}: correct these fields:\n{problems}") from error
 
 
@@ -103,13 +107,3 @@ def _place(location: tuple[int | str, ...]) -> str:
         if not (before == "segmenter" and part in SEGMENTER_KINDS)
     ]
     return ".".join(map(str, parts)) or "(whole file)"
-
-
-def _problem(item: ErrorDetails) -> str:
-    match item["type"]:
-        case "extra_forbidden":
-            return "there is no such field; correct its name or remove it"
-        case "missing":
-            return "this field is needed"
-    given = item["input"]
-    return item["msg"] if isinstance(given, dict | list | BaseModel) else f"{item['msg']}, not {given!r}"

@@ -16,7 +16,7 @@ from medfm_rl.adapters import SegmenterAdapter
 from medfm_rl.adapters.delta import state_hash
 from medfm_rl.data.files import write_json, write_text
 from medfm_rl.data.images import write_image, write_labels
-from medfm_rl.data.layouts import CaseFile
+from medfm_rl.data.layouts import CaseFile, require_masks
 from medfm_rl.errors import DataError, UserError
 from medfm_rl.metrics.bootstrap import PairedDifference
 from medfm_rl.metrics.scores import CaseScore, Evaluation, score_case, summarise
@@ -28,6 +28,8 @@ from medfm_rl.pipeline.models import Model
 from medfm_rl.reward.tiles import judge_tiles
 from medfm_rl.types import Case, FloatArray, LabelMap, LabelSchema
 
+_SCORES, _SUMMARY = "scores.csv", "summary.json"
+
 
 def evaluate(
     segmenter: SegmenterAdapter, files: Sequence[CaseFile], anatomy: Anatomy, progress: Progress
@@ -37,6 +39,7 @@ def evaluate(
     Raises:
         DataError: A case has no mask, or one that cannot be used.
     """
+    require_masks(files, "evaluation")
     scores: list[CaseScore] = []
     for done, file in enumerate(files, 1):
         labelled = file.read_labelled(segmenter.schema)
@@ -44,6 +47,13 @@ def evaluate(
         scores += score_case(labelled.case, prediction, labelled.ground_truth, segmenter.schema, anatomy)
         progress("evaluating", done, len(files))
     return Evaluation(tuple(scores), summarise(scores))
+
+
+def refuse_evaluated(folder: Path) -> None:
+    """Raises DataError where the results of an evaluation lie in a folder: another one would replace them."""
+    for name in (_SCORES, _SUMMARY):
+        if (folder / name).exists():
+            raise DataError(f"{folder}: holds the results of an evaluation; give another folder by --out")
 
 
 def write_evaluation(
@@ -55,9 +65,9 @@ def write_evaluation(
     writer = csv.DictWriter(text, fieldnames=list(rows[0]), lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
-    write_text(folder / "scores.csv", text.getvalue())
+    write_text(folder / _SCORES, text.getvalue())
     write_json(
-        folder / "summary.json",
+        folder / _SUMMARY,
         {
             "models": {
                 name: [_without_nan(asdict(summary)) for summary in evaluation.summary]

@@ -11,11 +11,20 @@ import torch
 from medfm_rl.adapters import SegmenterAdapter
 from medfm_rl.adapters.base import ModelSummary
 from medfm_rl.adapters.delta import apply_delta, read_delta, write_delta
-from medfm_rl.adapters.loading import load_segmenter, portable_settings, recognise, settings_at, without_prompts
+from medfm_rl.adapters.loading import (
+    load_segmenter,
+    portable_settings,
+    recognise,
+    require_folder,
+    settings_at,
+    without_prompts,
+)
 from medfm_rl.adapters.nnunet import summarise
+from medfm_rl.adapters.trial import find_obstacles
 from medfm_rl.data.files import replace_folder_on_success
-from medfm_rl.errors import ConfigError, ModelError
+from medfm_rl.errors import ConfigError
 from medfm_rl.pipeline.config_file import load_config
+from medfm_rl.pipeline.images import Progress
 from medfm_rl.pipeline.run_folder import RunFolder
 from medfm_rl.reward.network import RewardEnsemble
 from medfm_rl.settings import (
@@ -57,13 +66,11 @@ def load_model(path: Path, prompts: Path | None = None) -> Model:
         ModelError: It is neither.
         ConfigError: Prompts are given and the segmenter takes none.
     """
-    if not path.is_dir():
-        raise ModelError(f"{path}: there is no such folder; give a run of `medfm-rl adapt` or a segmenter folder")
+    require_folder(path)
     run = RunFolder(path)
     if run.model.is_dir():
         return Model(load_adapted(run, prompts), RewardEnsemble.load(run.final_reward))
-    if run.config_file.exists():
-        raise ModelError(f"{path}: this run is not finished; go on with it by `medfm-rl adapt --resume`")
+    run.refuse_unfinished()
     return Model(load_segmenter(_prompted(recognise(path), prompts)), None)
 
 
@@ -103,7 +110,9 @@ def _refuse_other_integers(prompts: Path, first: LabelSchema, second: LabelSchem
 
 def _settings_of(path: Path) -> Segmenter:
     """Settings of the segmenter of a run or in a folder."""
+    require_folder(path)
     run = RunFolder(path)
+    run.refuse_unfinished()
     return adapted_settings(run) if run.model.is_dir() else recognise(path)
 
 
@@ -146,6 +155,16 @@ def adapted_settings(run: RunFolder) -> Segmenter:
     return segmenter.model_copy(update={"folder": run.model})
 
 
+def own_anatomy(path: Path) -> str:
+    """The anatomy profile that a run was set up with; generic for a segmenter folder.
+
+    Raises:
+        ConfigError: The settings of the run cannot be read.
+    """
+    file = RunFolder(path).config_file
+    return load_config(file, AdaptConfig).anatomy if file.exists() else "generic"
+
+
 def export_model(path: Path, to: Path) -> Segmenter:
     """Copies the adapted segmenter of a finished run into a new folder.
 
@@ -157,11 +176,7 @@ def export_model(path: Path, to: Path) -> Segmenter:
         DataError: The folder exists and is not empty, or cannot be written.
     """
     run = RunFolder(path)
-    if not run.model.is_dir():
-        raise ModelError(
-            f"{path}: not a finished run of `medfm-rl adapt`"
-            + ("; go on with it by `medfm-rl adapt --resume`" if run.config_file.exists() else "")
-        )
+    run.require_model()
     with replace_folder_on_success(to) as temporary:
         shutil.copytree(run.model, temporary, dirs_exist_ok=True)
     return adapted_settings(run).model_copy(update={"folder": to})
@@ -207,16 +222,25 @@ def apply_delta_file(folder: Path, path: Path, to: Path) -> Segmenter:
     return settings.model_copy(update={"folder": to})
 
 
-def inspect_model(path: Path) -> ModelSummary:
+def inspect_model(path: Path, device: torch.device, progress: Progress) -> ModelSummary:
     """What a segmenter folder, or the result of a run, holds and whether it can be adapted.
 
+    Args:
+        path: The folder.
+        device: Where the network runs once.
+        progress: Told when it does.
+
     Raises:
-        ModelError: It is neither.
+        ModelError: It is neither, or the run is not finished.
     """
     settings = _settings_of(path)
+
+    def obstacles(segmenter: SegmenterAdapter) -> tuple[str, ...]:
+        return try_network(segmenter, device, progress)
+
     match settings:
         case NnUNetSettings() | TotalSegmentatorSettings():
-            return summarise(settings.folder, settings.checkpoint, settings.trusted)
+            return summarise(settings.folder, settings.checkpoint, settings.trusted, obstacles)
         case _:
             adapter = load_segmenter(settings)
             rows = {
@@ -229,7 +253,16 @@ def inspect_model(path: Path) -> ModelSummary:
                 "patch": " x ".join(map(str, adapter.patch_size)),
                 "parameters": f"{sum(parameter.numel() for parameter in adapter.parameters()):,}",
             }
-            return ModelSummary(rows, adapter.obstacles())
+            return ModelSummary(rows, obstacles(adapter))
+
+
+def try_network(segmenter: SegmenterAdapter, device: torch.device, progress: Progress) -> tuple[str, ...]:
+    """Why a segmenter cannot be adapted, as in `find_obstacles`, and a word about what is running."""
+    name = "trying the network on one patch"
+    progress(name, 0, 1)
+    found = find_obstacles(segmenter, device)
+    progress(name, 1, 1)
+    return found
 
 
 def choose_device(name: str) -> torch.device:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
+from medfm_rl.adapters.loading import require_folder
 from medfm_rl.data.files import write_text
 from medfm_rl.errors import ConfigError, ModelError
 from medfm_rl.pipeline.config_file import dump_config, load_config
@@ -63,8 +64,15 @@ class RunFolder:
 
     def require_model(self) -> None:
         """Raises ModelError where the run is not finished."""
+        require_folder(self.path)
+        self.refuse_unfinished()
         if not self.model.is_dir():
             raise ModelError(f"{self.path}: not a finished run of `medfm-rl adapt`, there is no folder model in it")
+
+    def refuse_unfinished(self) -> None:
+        """Raises ModelError where a run was started and its segmenter is not yet there."""
+        if self.config_file.exists() and not self.model.is_dir():
+            raise ModelError(f"{self.path}: this run is not finished; go on with it by `medfm-rl adapt --resume`")
 
     @property
     def config_file(self) -> Path:

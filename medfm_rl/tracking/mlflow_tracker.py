@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import importlib.util
 import json
 import logging
 import os
@@ -26,6 +27,8 @@ _LOG = logging.getLogger(__name__)
 _LONGEST_PARAM = 500
 _LONGEST_DIGEST = 36
 _CONNECT_SECONDS = 5
+_WITHOUT_SCHEME = ("auto", "databricks", "databricks-uc")
+_NOT_INSTALLED = "MLflow is not installed: pip install 'medfm-rl[tracking]', or set tracking.uri to null"
 _PACKAGES = ("medfm-rl", "torch", "monai", "stable-baselines3", "gymnasium", "numpy", "SimpleITK", "mlflow")
 
 
@@ -112,11 +115,9 @@ class MLflowTracker:
         try:
             from mlflow import MlflowClient
         except ImportError as error:
-            raise MissingExtraError(
-                "MLflow is not installed: pip install 'medfm-rl[tracking]', or set tracking.uri to null"
-            ) from error
+            raise MissingExtraError(_NOT_INSTALLED) from error
         uri, artifacts = _location(settings, run_folder)
-        _check_reachable(uri)
+        require_reachable(uri)
         try:
             client = MlflowClient(tracking_uri=uri)
             experiment = client.get_experiment_by_name(settings.experiment)
@@ -229,8 +230,23 @@ def _location(settings: TrackingSettings, run_folder: Path) -> tuple[str, str | 
     return f"sqlite:///{parent / 'mlflow.db'}", (parent / "mlflow-artifacts").as_uri()
 
 
-def _check_reachable(uri: str) -> None:
-    """MLflow itself would try for minutes."""
+def require_reachable(uri: str) -> None:
+    """Raises TrackingError where a URI is none or its server does not answer; MLflow itself would try for minutes.
+
+    Raises:
+        TrackingError: As said.
+        MissingExtraError: MLflow is not installed.
+    """
+    if importlib.util.find_spec("mlflow") is None:
+        raise MissingExtraError(_NOT_INSTALLED)
+    if uri in _WITHOUT_SCHEME:
+        return
+    # MLflow takes what has no scheme for the name of a folder.
+    if "://" not in uri and not uri.startswith("file:"):
+        raise TrackingError(
+            f"tracking.uri {uri}: does not say what it is; write http://{uri} for a server, sqlite:///{uri} for a data "
+            "base in a file, auto for one beside the run, or null to run without records"
+        )
     address = urlparse(uri)
     if address.scheme not in ("http", "https"):
         return

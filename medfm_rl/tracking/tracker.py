@@ -92,6 +92,19 @@ def open_tracker(settings: TrackingSettings, run_folder: Path) -> Iterator[Track
         yield tracker
 
 
+def require_store(settings: TrackingSettings) -> None:
+    """Finds out whether there is something to record to, and writes nothing.
+
+    Raises:
+        TrackingError: The address is none, or the server does not answer.
+        MissingExtraError: MLflow is not installed.
+    """
+    if settings.uri is not None:
+        from medfm_rl.tracking.mlflow_tracker import require_reachable
+
+        require_reachable(settings.uri)
+
+
 @contextmanager
 def open_within(settings: TrackingSettings, run_folder: Path, name: str) -> Iterator[Tracker]:
     """Opens a tracker of a run within that of a finished run, for what is made with it later.

@@ -197,7 +197,7 @@ def test_packages_without_an_init_file_are_found_in_the_checkout_and_nowhere_els
 
 def test_it_is_recognised_and_inspected(folder: Path) -> None:
     assert recognise(folder) == BiomedParseSettings(kind="biomedparse", folder=folder)
-    summary = inspect_model(folder)
+    summary = inspect_model(folder, torch.device("cpu"), lambda *_: None)
     assert summary.rows["structures"] == "background 0, LV 1, LA 2"
     assert summary.obstacles == ()
 

@@ -412,7 +412,7 @@ def test_what_is_missing_is_named(kind: str, tmp_path: Path, monkeypatch: pytest
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_inspect_and_predict_know_the_kind(folders: dict[tuple[str, str], Path], kind: str, tmp_path: Path) -> None:
-    rows = inspect_model(folders[kind, "file"]).rows
+    rows = inspect_model(folders[kind, "file"], torch.device("cpu"), lambda *_: None).rows
     assert (rows["kind"], rows["patch"], rows["structures"]) == (kind, "128 x 128", "background 0, LV 1, MYO 2")
     case = echo_like()
     schema = LabelSchema.from_structures({"LV": 1, "MYO": 2})

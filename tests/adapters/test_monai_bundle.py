@@ -272,10 +272,10 @@ def test_a_bundle_that_cannot_be_adapted_is_named(tmp_path: Path, what: str) -> 
 @pytest.mark.filterwarnings("ignore")
 def test_images_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     adapter = MonaiBundleAdapter(write_bundle(tmp_path / "bundle", 2))
-    with pytest.raises(DataError, match="3-D and the bundle 2-D"):
+    with pytest.raises(DataError, match="3-D and the segmenter 2-D"):
         adapter.preprocess(Case("v", "v", np.ones((1, 8, 8, 8), np.float32), Geometry.unknown(3)))
     flat = Case("v", "v", np.ones((2, 8, 8), np.float32), Geometry.unknown(2))
-    with pytest.raises(DataError, match="2 channels, the bundle takes 1"):
+    with pytest.raises(DataError, match="2 channels and the segmenter takes 1"):
         adapter.preprocess(flat)
     assert copy.deepcopy(adapter).tool is adapter.tool
     assert replace(flat, case_id="w").shape == (8, 8)

@@ -496,11 +496,11 @@ def test_a_missing_fold_is_named_with_those_that_are_there(tmp_path: Path) -> No
 
 def test_images_that_do_not_fit_are_refused(model: Path, tmp_path: Path, flat: Case) -> None:
     adapter = NnUNetAdapter(model)
-    with pytest.raises(DataError, match="2 channels, the nnU-Net takes 1 \\(ultrasound\\)"):
+    with pytest.raises(DataError, match="2 channels and the segmenter takes 1; a file per channel"):
         adapter.preprocess(replace(flat, image=np.concatenate([flat.image, flat.image])))
     with pytest.raises(DataError, match="does not say its spacing"):
         adapter.preprocess(replace(flat, geometry=Geometry.unknown(2)))
-    with pytest.raises(DataError, match="2-D and the nnU-Net takes volumes"):
+    with pytest.raises(DataError, match="2-D and the segmenter 3-D; give volumes"):
         NnUNetAdapter(write_model(tmp_path / "volumetric", volumetric())).preprocess(flat)
 
 

@@ -416,7 +416,7 @@ def test_segmenting_leaves_the_mode_as_it_was(make_case: Callable[..., Case]) ->
 @pytest.mark.parametrize(
     ("shape", "channels", "message"),
     [
-        ((16, 16), 3, r"case p1_a: the image has 3 channels, the segmenter takes 1"),
+        ((16, 16), 3, r"case p1_a: the image has 3 channels and the segmenter takes 1"),
         ((4, 16, 16), 1, r"case p1_a: the image is 3-D and the segmenter 2-D"),
     ],
 )
@@ -439,6 +439,13 @@ def test_a_network_with_other_classes_than_the_schema_is_named() -> None:
     adapter = TorchModuleAdapter(nn.Conv2d(1, K + 1, 1), SCHEMA, preprocessing())
     with pytest.raises(ModelError, match=r"shape \(2, 4, 16, 16\), \(2, 3, 16, 16\) are needed .* background, LV, MYO"):
         adapter(torch.randn(2, 1, 16, 16))
+
+
+def test_a_whole_pickled_network_is_refused_with_how_to_save_its_weights(tmp_path: Path) -> None:
+    folder = write_folder(tmp_path, weights="net.pt")
+    torch.save(nn.Conv2d(1, K, 1), folder / "net.pt")
+    with pytest.raises(ModelError, match=r"net\.pt: .*Conv2d.*torch\.save\(model\.state_dict\(\), 'weights\.pt'\)"):
+        TorchModuleAdapter.load(folder)
 
 
 # What fine-tuning may change
@@ -565,10 +572,18 @@ def write_state(state: Any, path: Path) -> None:
         (lambda s: {"weight": s["weight"]}, "does not fit the network: misses 1 tensors, the first bias"),
         (lambda s: {**s, "more": torch.ones(1)}, "does not fit the network: has the unknown 1 tensors, the first more"),
         (lambda s: {**s, "bias": torch.ones(9)}, "does not fit the network: has other shapes for 1 .* bias"),
+        (
+            lambda s: {"weight": s["weight"], "more": torch.ones(1)},
+            "does not fit the network: misses 1 tensors, the first bias; has the unknown 1 tensors, the first more",
+        ),
+        (
+            lambda s: {f"net.module.{name}": value for name, value in {**s, "more": torch.ones(1)}.items()},
+            r"does not fit .* start with 'net\.module\.', .*name\.removeprefix\('net\.module\.'\): value for name",
+        ),
         (with_nan, "bias holds NaN or infinite values"),
         (lambda s: {**s, "bias": s["bias"] / 0}, "bias holds NaN or infinite values"),
     ],
-    ids=["missing", "unknown", "shape", "nan", "inf"],
+    ids=["missing", "unknown", "shape", "missing and unknown", "prefix", "nan", "inf"],
 )
 def test_weights_that_do_not_fit_are_named(
     tmp_path: Path, suffix: str, change: Callable[[dict[str, Tensor]], dict[str, Tensor]], message: str
@@ -672,8 +687,11 @@ def test_a_torchscript_file_with_nan_in_it_is_named(tmp_path: Path) -> None:
         ({"format": 2}, r"segmenter\.json: .* \"format\" 1"),
         ({"schema": {"names": ["LV"], "ids": [1]}}, r"segmenter\.json: field missing or wrong .*background"),
         ({"schema": []}, r"segmenter\.json: field missing or wrong"),
-        ({"preprocessing": {"size": [16, 16], "sise": 1}}, r"segmenter\.json: field missing or wrong .*sise"),
-        ({"network": {"magic": 1}}, r"segmenter\.json: network is one of unet, factory, torchscript; not \['magic'\]"),
+        ({"preprocessing": {"size": [16, 16], "sise": 1}}, r"segmenter\.json: preprocessing: sise: there is no such"),
+        ({"preprocesing": {}}, r"segmenter\.json: there is no field preprocesing; correct its name"),
+        ({"network": {**POINTWISE, "weigths": "x"}}, r"segmenter\.json: network is one of .*weigths"),
+        ({"network": {**POINTWISE, "unet": {}}}, r"segmenter\.json: network is one of .*'factory', 'unet'"),
+        ({"network": {"magic": 1}}, r"segmenter\.json: network is one of unet, factory .*; not \['magic'\]"),
         ({"network": {"unet": {"chanels": [4, 8]}}}, r"segmenter\.json: network\.unet: .*chanels"),
         ({"network": {"factory": "no.such:thing"}}, r"segmenter\.json: factory 'no\.such:thing' cannot be called"),
         ({"network": {"factory": "torch.nn"}}, r"segmenter\.json: factory 'torch\.nn' cannot be called"),

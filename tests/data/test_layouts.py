@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from medfm_rl.data.images import write_image, write_labels
-from medfm_rl.data.layouts import SIMULATION_RECORD, CaseFile, find_cases, is_simulated, split_by_patient
+from medfm_rl.data.layouts import SIMULATION_RECORD, CaseFile, find_cases, is_simulated, require_masks, split_by_patient
 from medfm_rl.errors import DataError
 from medfm_rl.settings import DataSettings
 from medfm_rl.types import Geometry, LabelSchema
@@ -110,6 +110,15 @@ def test_a_case_without_a_mask_can_be_segmented_but_not_learnt_from(nnunet: Path
     assert unlabelled.read().image.shape == (2, *SHAPE)
     with pytest.raises(DataError, match=r"heart_002: there is no mask .*heart_002_0000\.nii\.gz; labelled data"):
         unlabelled.read_labelled(schema)
+
+
+def test_images_for_testing_without_masks_say_how_to_leave_them_out(nnunet: Path, schema: LabelSchema) -> None:
+    cases = [case for case in found(nnunet) if case.case_id != "heart_002"]
+    with pytest.raises(
+        DataError, match=r"heart_003_0000.* \(1 of 2 images have none\).*split: train \(--split train\)"
+    ):
+        require_masks(cases, "evaluation")
+    require_masks(cases[:1], "evaluation")
 
 
 @pytest.mark.parametrize("channel", [0, 1])
@@ -368,10 +377,17 @@ def test_a_folder_without_images_is_named(tmp_path: Path, layout: str) -> None:
         found(tmp_path / "empty", layout=layout)
 
 
+@pytest.mark.parametrize("series", ["slices", "root/slices"])
+def test_dicom_files_without_an_ending_are_told_what_names_are_known(tmp_path: Path, series: str) -> None:
+    write_dicom_series(tmp_path / series, suffix="")
+    with pytest.raises(DataError, match=r"no image found.*: 3 files are ignored .*\.nii\.gz, .*add \.dcm"):
+        found(tmp_path / series.split("/")[0])
+
+
 def test_a_missing_folder_and_a_file_are_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    for name in ("nowhere", "file"):
-        with pytest.raises(DataError, match=f"{name}: there is no such folder"):
+    for name, problem in (("nowhere", "there is no such folder"), ("file", "this is a file; give the folder")):
+        with pytest.raises(DataError, match=f"{name}: {problem}"):
             found(tmp_path / name)
 
 

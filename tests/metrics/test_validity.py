@@ -371,13 +371,15 @@ def test_a_check_that_cannot_run_raises_and_is_neither_valid_nor_invalid(
         ("rules: [{kind: holes, structure: a, most: 0, of: b}]", ["of", "'anything' or 'background'"]),
         ("rules: [{kind: size_ratio, structure: a, other: b, least: 3, most: 2}]", ["least (3) is above most (2)"]),
         ("rules: [{kind: contact, structure: a, other: b, least: 0.5, most: 0.1}]", ["least (0.5) is above most"]),
-        ("rule: [{kind: present, structure: a}]", ["rules", "Field required"]),
+        ("rule: [{kind: present, structure: a}]", ["not a profile", "rules: [...]"]),
         ("rules: [{kind: present, structure: a+heart}]", ["'heart'"]),
         ("rules: []\nspecks: 3", ["specks"]),
         ("rules:", ["rules", "valid tuple"]),
         ("- 1", ["rules: [...]"]),
         ("", ["rules: [...]"]),
         ("rules: [", ["rules: [...]"]),
+        ("rules: []\nplanes: true\nrules: []", ["rules is given twice, in lines 1 and 3"]),
+        ("rules: []\na: 1\nb: 2\nc: 3\nd: 4", ["a: there is no such field", "c: there is", "and 1 more"]),
     ],
 )
 def test_a_wrong_profile_is_refused_and_says_where(tmp_path: Path, content: str, mentions: list[str]) -> None:

@@ -12,6 +12,7 @@ from pydantic import BaseModel
 from medfm_rl.errors import ConfigError
 from medfm_rl.pipeline.config_file import commented_config, dump_config, load_config
 from medfm_rl.settings import AdaptConfig, DataSettings, PPOSettings, SegmenterSettings, Settings, TrainSourceConfig
+from medfm_rl.settings.yaml_text import read_yaml
 
 ADAPT: dict[str, Any] = {
     "segmenter": {"folder": "models/source"},
@@ -163,6 +164,20 @@ def test_a_file_that_is_no_mapping_is_refused(tmp_path: Path, content: str) -> N
 
 def test_an_empty_file_names_the_needed_fields(tmp_path: Path) -> None:
     assert "  target: this field is needed" in refusal(write(tmp_path, ""))
+
+
+def test_a_key_that_is_given_twice_is_refused_with_its_lines(tmp_path: Path) -> None:
+    """Of two values the first would be ignored without a word."""
+    path = tmp_path / "twice.yaml"
+    path.write_text("target: {path: a}\nseed: 1\noutput: b\nseed: 2\n")
+    with pytest.raises(ConfigError, match=r"twice\.yaml: seed is given twice, in lines 2 and 4; keep one"):
+        load_config(path, AdaptConfig)
+    path.write_text("ppo:\n  updates: 1\n  n_envs: 2\n  updates: 3\n")
+    with pytest.raises(ConfigError, match="updates is given twice, in lines 2 and 4"):
+        load_config(path, AdaptConfig)
+    # The same name in two places is two settings.
+    path.write_text("a: &a {x: 1}\nb: {<<: *a, x: 2}\nc: {<<: *a, y: 3}\n")
+    assert read_yaml(path.read_text()) == {"a": {"x": 1}, "b": {"x": 2}, "c": {"x": 1, "y": 3}}
 
 
 def test_bytes_and_folders_are_refused(tmp_path: Path) -> None:

@@ -149,7 +149,7 @@ def test_images_with_and_without_spacing_are_not_averaged(tmp_path: Path) -> Non
 def test_a_case_without_ground_truth_is_named(tmp_path: Path) -> None:
     draw(tmp_path, PIXELS)
     save(tmp_path, "p3_x", square(5), None, PIXELS)
-    with pytest.raises(DataError, match=r"p3_x: there is no mask for .*p3_x\.png; labelled data is needed"):
+    with pytest.raises(DataError, match=r"there is no mask for .*p3_x\.png \(1 of 3 images have none\); labelled data"):
         score(find_cases(DataSettings(path=tmp_path)), make_segmenter(0, 1, 2))
 
 
@@ -322,6 +322,8 @@ def test_what_is_no_model_is_named(tmp_path: Path) -> None:
     (tmp_path / "config.yaml").write_text("seed: 0")
     with pytest.raises(ModelError, match=r"not finished.*--resume"):
         load_model(tmp_path)
+    with pytest.raises(ModelError, match=r"config\.yaml: this is a file; give the folder that it lies in"):
+        load_model(tmp_path / "config.yaml")
 
 
 @pytest.mark.parametrize(

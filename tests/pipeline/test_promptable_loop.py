@@ -88,7 +88,7 @@ def test_it_ends_in_the_tools_own_format(
     assert {name: (value.shape, value.dtype) for name, value in after.items()} == {
         name: (value.shape, value.dtype) for name, value in before.items()
     }
-    assert inspect_model(run.path).obstacles == ()
+    assert inspect_model(run.path, torch.device("cpu"), lambda *_: None).obstacles == ()
     files = find_cases(DataSettings(path=simulated_echo / "b"))[:1]
     assert predict(load_model(run.path), files, tmp_path, quiet) == []
     assert (tmp_path / "rewards" / f"{files[0].case_id}.nii.gz").exists()

@@ -154,7 +154,7 @@ def test_data_that_cannot_teach_is_named(damage: Callable[[Path], None], message
         ({"structures": {"a": 1, "b": 1}}, ConfigError, "structures: .*distinct"),
         ({"structures": {"a": 300}}, ConfigError, "structures: .*255"),
         ({"preprocessing": PreprocessingSettings(size=(15, 16))}, ModelError, r"preprocessing\.size .*multiple of 2"),
-        ({"in_channels": 3}, DataError, "1 channels, the segmenter takes 3"),
+        ({"in_channels": 3}, DataError, "1 channels and the segmenter takes 3"),
         ({"preprocessing": PreprocessingSettings(size=(8, 8, 8))}, DataError, "2-D and the segmenter 3-D"),
     ],
 )

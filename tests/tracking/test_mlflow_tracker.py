@@ -17,7 +17,7 @@ import pytest
 import medfm_rl
 from medfm_rl.errors import MissingExtraError, TrackingError
 from medfm_rl.settings import TrackingSettings
-from medfm_rl.tracking import DataRecord, NullTracker, mlflow_tracker, open_tracker
+from medfm_rl.tracking import DataRecord, NullTracker, mlflow_tracker, open_tracker, require_store
 
 # MLflow and SQLAlchemy warn of their own future; what medfm-rl does is warned of elsewhere.
 pytestmark = [
@@ -199,6 +199,30 @@ def test_a_server_that_is_not_there_or_does_not_answer_is_named_soon(
                 pytest.fail("there is nothing to record to")
             # MLflow itself tries for minutes.
             assert time.perf_counter() - start < 10
+
+
+@pytest.mark.parametrize("uri", ["127.0.0.1:5000", "tracking.internal", "runs/mlruns"])
+def test_an_address_that_does_not_say_what_it_is_is_refused(run_folder: Path, uri: str) -> None:
+    """MLflow would make a folder of that name."""
+    settings = TrackingSettings(uri=uri)
+    with pytest.raises(TrackingError, match=rf"tracking\.uri {uri}: .*http://{uri} for a server, sqlite:///{uri}"):
+        require_store(settings)
+    with pytest.raises(TrackingError, match="does not say what it is"), open_tracker(settings, run_folder):
+        pytest.fail("there is nothing to record to")
+
+
+def test_asking_whether_there_is_a_store_writes_nothing(
+    run_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    before = sorted(tmp_path.rglob("*"))
+    for uri in (None, "auto", f"sqlite:///{tmp_path / 'mlflow.db'}", (tmp_path / "mlruns").as_uri()):
+        require_store(TrackingSettings(uri=uri))
+    with socket.create_server(("127.0.0.1", 0)) as closed:
+        port = closed.getsockname()[1]
+    with pytest.raises(TrackingError, match="the MLflow server does not answer"):
+        require_store(TrackingSettings(uri=f"http://127.0.0.1:{port}"))
+    assert sorted(tmp_path.rglob("*")) == before
 
 
 def test_a_store_that_is_not_a_data_base_is_named(run_folder: Path) -> None:

@@ -1,0 +1,17 @@
+"""What pydantic finds wrong with a field, in words for the person who wrote it."""
+
+from __future__ import annotations
+
+from pydantic import BaseModel
+from pydantic_core import ErrorDetails
+
+
+def describe_problem(item: ErrorDetails) -> str:
+    """What is wrong with a field and, where it is one value, what was given; not which field it is."""
+    match item["type"]:
+        case "extra_forbidden":
+            return "there is no such field; correct its name or remove it"
+        case "missing":
+            return "this field is needed"
+    given = item["input"]
+    return item["msg"] if isinstance(given, dict | list | BaseModel) else f"{item['msg']}, not {given!r}"
