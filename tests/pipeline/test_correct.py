@@ -32,7 +32,8 @@ from medfm_rl.settings import CorrectionSettings, DataSettings, NetworkSettings
 from medfm_rl.tto import CaseCorrector, Judge, Judgement
 from medfm_rl.tto.acceptance import Acceptance, HarmTarget
 
-SETTINGS = CorrectionSettings(steps=2, smoothness=1, learning_rate=5.0)
+# No machine is so busy that the time budget would decide.
+SETTINGS = CorrectionSettings(steps=2, smoothness=1, learning_rate=5.0, seconds=600)
 
 
 def quiet(stage: str, done: int, total: int) -> None:
