@@ -52,8 +52,8 @@ def calibrate_correction(
             learned from them.
     """
     run.require_model()
-    _require_patients(files, target)
     count_known(run, files, common_folder(files), allow_overlap)
+    _require_patients(files, target)
     adapter, reward = load_networks(run, device, prompts)
     corrector = make_corrector(run, adapter, reward, settings.model_copy(update={"margin": 0.0}))
     outcomes, cut = collect_outcomes(corrector, files, progress)

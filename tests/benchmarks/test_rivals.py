@@ -63,7 +63,7 @@ def make_problem(model: TorchModuleAdapter, source_free: bool, offset: float = 0
     source, masks = discs(24, seed=1)
     target, _ = discs(20, seed=2, offset=offset)
     labelled = None if source_free else (image_set(source), masks)
-    return Problem(model, image_set(target), labelled, masks, load_anatomy("generic", SCHEMA), seed=3)
+    return Problem(model, image_set(target), labelled, masks, load_anatomy("complete", SCHEMA), seed=3)
 
 
 def no_progress(stage: str, done: int, total: int) -> None:

@@ -648,8 +648,8 @@ def test_the_audit_log_has_hashes_of_what_was_written(run: Path, images: Path, t
             case, line = file.read(), lines[file.case_id]
             label = out / "labels" / f"{file.case_id}.nii.gz"
             assert line["mask"] == hash_labels(read_labels(label, schema, case.shape, case.geometry))
-            assert line["files"][f"labels/{file.case_id}.nii.gz"] == hash_file(label)
-            assert (f"proposals/{file.case_id}.nii.gz" in line["files"]) == (line["decision"] == "proposed")
+            assert line["outputs"][f"labels/{file.case_id}.nii.gz"] == hash_file(label)
+            assert (f"proposals/{file.case_id}.nii.gz" in line["outputs"]) == (line["decision"] == "proposed")
 
 
 def test_cases_that_cannot_be_handled_are_counted_apart_and_end_with_code_2(

@@ -21,7 +21,7 @@ from medfm_rl.pipeline.adapt import adapt
 from medfm_rl.pipeline.calibrate import calibrate
 from medfm_rl.pipeline.calibrate_correction import calibrate_correction
 from medfm_rl.pipeline.config_file import load_config
-from medfm_rl.pipeline.correct import correct, predict_and_correct
+from medfm_rl.pipeline.correct import correct
 from medfm_rl.pipeline.evaluate import predict
 from medfm_rl.pipeline.finish import finish
 from medfm_rl.pipeline.identity import identify
@@ -127,7 +127,7 @@ def test_scored_corrected_and_kept_masks_lead_to_the_same_names(
 ) -> None:
     label = f"{files[0].case_id}.nii.gz"
     out = tmp_path / "both"
-    predict_and_correct(run, files, out, NOTHING, "cpu", quiet)
+    correct(run, files, None, out, NOTHING, False, False, "cpu", quiet)
     correct(run, files, None, tmp_path / "all", NOTHING, False, True, "cpu", quiet)
     scored, kept = line_of(out / "scores", out / "scores" / "labels" / label), line_of(out, out / "labels" / label)
     handled = line_of(tmp_path / "all", tmp_path / "all" / "labels" / label)
