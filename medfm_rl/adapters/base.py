@@ -39,8 +39,8 @@ class Sample:
 
     Attributes:
         image: `(C, *S')` float32, the network's input.
-        case_id: Of the case.
-        patient_id: Of the case.
+        case_id: Name of the case.
+        patient_id: Patient of the case.
         native_shape: Size of the case's own grid, `(*S)`.
         geometry: The case's own grid in space.
     """
@@ -186,7 +186,7 @@ class SegmenterAdapter(nn.Module, ABC):
         """What the tool itself thinks of each structure of a mask; None where it has no opinion.
 
         Args:
-            image: Of a sample, `(C, *S')`.
+            image: Image of a sample, `(C, *S')`.
             action: The mask on its grid, `(*S')`, class indices, whatever made it.
 
         Returns:

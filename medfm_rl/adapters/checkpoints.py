@@ -103,7 +103,7 @@ def state_bytes(state: Mapping[str, Tensor], name: str, content: Mapping[str, An
 
     Args:
         state: The tensors by name, none of which shares memory with another.
-        name: Of the file; its suffix says the format.
+        name: Name of the file; its suffix says the format.
         content: What stands beside the weights, where they are in a container.
         container: The key that they are under in a .pth file; None where they are the file.
     """

@@ -125,7 +125,7 @@ def check_logits(logits: Tensor, classes: int, images: Tensor) -> None:
     """Checks that logits are what a policy can be made of.
 
     Args:
-        logits: Of the images, as a segmenter gave them.
+        logits: Logits of the images, as a segmenter gave them.
         classes: K, with the background.
         images: `(B, C, *S)`.
 

@@ -30,7 +30,7 @@ class Delta:
 
     Attributes:
         base_hash: `state_hash` of the segmenter before.
-        settings: Of that segmenter, as JSON, without its folder.
+        settings: Settings of that segmenter, as JSON, without its folder.
         changes: By name, `(N, ...)` float32: what is added. What is not here did not change.
     """
 
@@ -59,7 +59,7 @@ def write_delta(path: Path, before: SegmenterAdapter, after: SegmenterAdapter, s
         path: A .safetensors file.
         before: The segmenter that was adapted.
         after: The adapted one.
-        settings: Of the segmenter, as JSON, without its folder.
+        settings: Settings of the segmenter, as JSON, without its folder.
 
     Raises:
         ModelError: The two are not of one network.

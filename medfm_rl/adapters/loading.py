@@ -137,7 +137,7 @@ def settings_at(text: str, folder: Path, where: Path) -> Segmenter:
 
     Args:
         text: JSON.
-        folder: Of the segmenter.
+        folder: Folder of the segmenter.
         where: The text was read from, for errors.
 
     Raises:

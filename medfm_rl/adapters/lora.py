@@ -57,7 +57,7 @@ def add_low_rank(
 
     Args:
         module: The network.
-        parameters: Of it; layers whose weight is among them get a part. A weight that several layers share gets none.
+        parameters: Those of the network whose layers get a part. A weight that several layers share gets none.
         settings: Rank and alpha.
         generator: A CPU generator.
 

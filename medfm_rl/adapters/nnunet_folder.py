@@ -107,7 +107,7 @@ def read_tool(folder: Path, path: Path, checkpoint: Mapping[str, Any]) -> NnUNet
 
     Args:
         folder: The model folder.
-        path: Of the checkpoint, for messages.
+        path: Path of the checkpoint, for messages.
         checkpoint: Its content.
 
     Raises:

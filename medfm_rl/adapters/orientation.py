@@ -19,7 +19,7 @@ class Orientation:
     """How a case lies in its file.
 
     Attributes:
-        code: Of the case, as ITK writes it (`LPS`, ...): the directions in which its axes x, y, z grow.
+        code: Orientation of the case, as ITK writes it (`LPS`, ...): the directions in which its axes x, y, z grow.
     """
 
     code: str

@@ -77,7 +77,7 @@ def read_labels(
 
     Args:
         path: The mask.
-        schema: Of the class indices.
+        schema: Structures that the class indices stand for.
         image_shape: Size of the image that the mask belongs to, `(*S)`.
         geometry: Geometry of that image.
         in_file: What the integers in the file mean, where others stand there than `schema` says; its structures are

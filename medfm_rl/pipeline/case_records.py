@@ -31,7 +31,7 @@ class CaseRecords:
     Args:
         out: Output folder.
         command: Whose records; those of other commands in the same folder are not looked at.
-        identity: Of the run or segmenter that the command was given, for the audit log.
+        identity: Identity of the run or segmenter that the command was given, for the audit log.
     """
 
     def __init__(self, out: Path, command: str, identity: Identity | None = None) -> None:

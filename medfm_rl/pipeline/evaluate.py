@@ -95,7 +95,8 @@ def predict(
         files: The cases.
         out: Folder for `labels`, `rewards` and the records.
         progress: Told how far it is.
-        identity: Of the folder that the model was loaded from, for the audit log; None for one that is of no folder.
+        identity: Identity of the folder that the model was loaded from, for the audit log; None for one without a
+            folder.
 
     Returns:
         One message per case that was left out.

@@ -22,7 +22,7 @@ class Scores:
 
     Attributes:
         path: The file.
-        state: Of the batch.
+        state: State of the batch.
         verdicts: By case; one that could not be judged was referred.
         quality: SHA-256 of the `quality.json` that judged, which names the reward networks.
         segmenter: Hash of the one that made the masks; None where they came as files.
@@ -124,8 +124,8 @@ class GivenMasks:
 
     Attributes:
         paths: By case.
-        scores: Of these masks; None where nothing was scored. A mask that could not be judged has none.
-        schema: Of the segmenter.
+        scores: Scores of these masks; None where nothing was scored. A mask that could not be judged has none.
+        schema: Structures of the segmenter.
         in_files: What the integers in the masks mean, where it is not what `schema` says.
     """
 

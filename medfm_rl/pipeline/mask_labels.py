@@ -17,7 +17,7 @@ def parse_mask_labels(text: str, schema: LabelSchema) -> LabelSchema:
     Args:
         text: `NAME=INTEGER,...`, such as `LV=255`. Structures that are not named are in none of the masks. The
             background is 0, unless `background=INTEGER` is among them.
-        schema: Of the run, whose structures the names are.
+        schema: Structures of the run, whose names are used.
 
     Returns:
         The structures that were named, and the integers that stand for them.

@@ -61,7 +61,7 @@ class Provenance:
     Attributes:
         origin: What the calibration cases are, in words.
         target_domain: Whether they are labelled cases of the domain that is scored.
-        model_hash: Of the run, as `hash_run` gives it.
+        model_hash: Hash of the run's model, as `hash_run` gives it.
         reward_hash: The same.
         reward_hashes: SHA-256 of each reward network.
         data_hash: SHA-256 over names and contents of the files of the cases; None where they came from no files.
@@ -81,7 +81,7 @@ def require_patients(patients: Collection[str], targets: Targets) -> None:
     """Refuses so few patients that nothing can be fitted.
 
     Args:
-        patients: Of the calibration cases, each once.
+        patients: Patients of the calibration cases, each once.
         targets: What is asked.
 
     Raises:
@@ -109,7 +109,7 @@ def fit_quality(
         anatomy: The rules that the evidence was made with.
         targets: What is asked.
         provenance: Where the cases and networks come from.
-        seed: Of the split.
+        seed: Seed of the split.
 
     Raises:
         DataError: There are too few patients.

@@ -126,7 +126,7 @@ def accept_threshold(
         good: Whether the true Dice is high enough.
         candidates: Thresholds, chosen without these cases.
         alpha: Largest share of bad masks among the accepted.
-        confidence: Of the statement, over draws of the calibration cases.
+        confidence: Confidence of the statement, over draws of the calibration cases.
 
     Returns:
         The threshold, or None where no candidate can be shown to keep the limit.

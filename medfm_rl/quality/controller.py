@@ -337,7 +337,7 @@ class QualityController:
         """What a state of the batch means for the verdicts, in words.
 
         Args:
-            state: Of the batch.
+            state: State of the batch.
             patients: How many it is of.
         """
         who = f"the batch is of {patients} {'patient' if patients == 1 else 'patients'}"
@@ -371,7 +371,7 @@ class QualityController:
         """What is promised of intervals and threshold in this state of the batch.
 
         Args:
-            probability: Of the two-sample test.
+            probability: Probability of the two-sample test.
             state: What it and the weights of the calibration patients lead to.
             effective: How many calibration patients the weighted ones are worth, where there are weights.
         """

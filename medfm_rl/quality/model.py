@@ -37,7 +37,7 @@ class Targets(BaseModel):
         coverage: Share of cases whose Dice the interval holds.
         dice: Mean Dice below which a mask is bad.
         alpha: Largest share of bad masks among the accepted.
-        confidence: Of the statement about the accepted masks.
+        confidence: Confidence of the statement about the accepted masks.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -55,9 +55,9 @@ class PixelCalibration(BaseModel):
     the class that the mask has there.
 
     Attributes:
-        reward_weight: Of the reward map.
-        confidence_weight: Of the segmenter's confidence; None where the segmenter is not asked.
-        shift: Of the log-odds.
+        reward_weight: Weight of the reward map.
+        confidence_weight: Weight of the segmenter's confidence; None where the segmenter is not asked.
+        shift: Shift of the log-odds.
         ece_before: Expected calibration error of the reward maps on the cases that were held out from this fit.
         ece_after: The same of the calibrated maps.
     """
@@ -123,8 +123,8 @@ class QualityModel(BaseModel):
     """The content of `quality.json`.
 
     Attributes:
-        format: Of this file.
-        version: Of medfm-rl that wrote it.
+        format: Format of this file.
+        version: Version of medfm-rl that wrote it.
         created: UTC, ISO 8601.
         origin: What the calibration cases were, in words.
         target_domain: Whether they are cases of the domain that is scored, labelled by a person.
@@ -133,7 +133,7 @@ class QualityModel(BaseModel):
         conformal_patients: Those that intervals, thresholds and the shift test stand on.
         names: Names of the classes.
         ids: Their integers in files.
-        model_hash: Of the run, as `hash_run` gives it.
+        model_hash: Hash of the run's model, as `hash_run` gives it.
         reward_hash: The same; None in a file that an older version wrote.
         reward_hashes: SHA-256 of the folder of each reward network, which tell the one that has changed.
         data_hash: SHA-256 over names and contents of the images and masks of the calibration cases; None in a file that

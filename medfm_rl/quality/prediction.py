@@ -26,7 +26,7 @@ class DicePredictor(BaseModel):
         features: Names of the inputs.
         centre: Mean of each input.
         scale: Standard deviation of each input.
-        weights: Of the standardised inputs.
+        weights: Weights of the standardised inputs.
         intercept: Mean Dice.
         errors: Absolute error of each kind in cross-validation, mean over patients; empty where there were too few.
     """

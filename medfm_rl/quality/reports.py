@@ -62,9 +62,9 @@ class QualityReport:
     """What is known of one mask.
 
     Attributes:
-        case_id: Of the case.
-        patient_id: Of the case.
-        scores: Of each structure, the mean last.
+        case_id: Name of the case.
+        patient_id: Patient of the case.
+        scores: Scores of each structure, the mean last.
         rules: What each anatomy rule measured.
         shift_distance: Mahalanobis distance of the image from the calibration images, by what the reward network saw,
             by the appearance of the image, or by what BiomedCLIP saw, whichever is least probable.

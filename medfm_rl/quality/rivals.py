@@ -30,7 +30,7 @@ class QualityEstimator(Protocol):
 
     Attributes:
         name: For tables.
-        forward_passes: Of a segmenter, for each mask.
+        forward_passes: Forward passes of a segmenter, for each mask.
     """
 
     name: str
@@ -107,7 +107,7 @@ class MonteCarloDropout:
         segmenter: With dropout layers.
         num_classes: K.
         draws: Predictions.
-        seed: Of the draws; every mask is judged with the same.
+        seed: Seed of the draws; every mask is judged with the same.
 
     Raises:
         ModelError: There is no dropout layer with a rate above 0.
@@ -163,8 +163,8 @@ class AugmentationAgreement:
         segmenter: Images `(B, C, *S)` to logits `(B, K, *S)`.
         num_classes: K.
         draws: Predictions on images of random appearance.
-        strength: Of the appearance.
-        seed: Of the draws; every mask is judged with the same.
+        strength: Strength of the appearance.
+        seed: Seed of the draws; every mask is judged with the same.
         channels: How many of the first channels have an appearance; all where None.
     """
 
@@ -202,7 +202,7 @@ class BoxAgreement:
         segmenter: Prompted by boxes.
         draws: Predictions.
         jitter: Each side moves by up to so many pixels of the network's input.
-        seed: Of the draws; every mask is judged with the same.
+        seed: Seed of the draws; every mask is judged with the same.
     """
 
     name: Final = "box jitter"
@@ -256,8 +256,8 @@ class ReverseClassification:
         references: `(N, C, *S)`, preprocessed images.
         masks: `(N, *S)` uint8, their expert masks.
         num_classes: K.
-        pixels: Of the judged image that the classifier learns from, drawn at random.
-        seed: Of the draws.
+        pixels: Number of pixels of the judged image that the classifier learns from, drawn at random.
+        seed: Seed of the draws.
     """
 
     name: Final = "reverse classification"

@@ -52,7 +52,7 @@ class DomainReference(BaseModel):
         """Fits the axes on some embeddings `(M, F)`, and keeps others `(N, F)` to compare new ones with.
 
         Args:
-            fitted: Of patients that are not among the others.
+            fitted: Embeddings of patients that are not among the others.
             reference: What new embeddings are compared with.
             patients: Patient of each of the reference.
             least_scale: Standard deviation that every number has at least.
@@ -114,7 +114,7 @@ class DomainReference(BaseModel):
         cases with all the weight would say nothing.
 
         Args:
-            embeddings: Of the batch, `(N, F)`.
+            embeddings: Embeddings of the batch, `(N, F)`.
             patients: Patient of each; five or more.
 
         Returns:

@@ -130,7 +130,7 @@ def collect_evidence(
     Args:
         submissions: The masks.
         reward: The networks, on `device`.
-        patch_size: Of the segmenter.
+        patch_size: Patch size of the segmenter.
         schema: Structures of the masks.
         device: Where the networks are.
     """

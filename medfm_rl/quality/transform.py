@@ -29,12 +29,12 @@ class AssessQualityd(MapTransform):  # type: ignore[misc]
 
     Args:
         controller: Judges the masks.
-        image_key: Of the image.
-        label_key: Of its mask, in the integers of the label files.
+        image_key: Key of the image.
+        label_key: Key of its mask, in the integers of the label files.
         report_key: Where the report goes.
-        case_key: Of the case's name; without it the name is that of the image's file, without its suffix.
-        patient_key: Of the patient's name; without it each case is of a patient of its own. `controller.settle` tests a
-            batch by patient.
+        case_key: Key of the case's name; without it the name is that of the image's file, without its suffix.
+        patient_key: Key of the patient's name; without it each case is of a patient of its own. `controller.settle` tests
+            a batch by patient.
     """
 
     def __init__(

@@ -47,7 +47,7 @@ class ViewFinding:
 
     Attributes:
         view: The most probable of `VIEWS`.
-        probability: Of that view.
+        probability: Probability of that view.
         apical: Probability of an apical view without Doppler.
     """
 

@@ -74,7 +74,7 @@ def load_served(folder: Path, settings: str | None = None) -> QualityController:
 
     Args:
         folder: The run or the copy.
-        settings: Of the segmenter, as `portable_settings` gives them; None: as the copy has them.
+        settings: Settings of the segmenter, as `portable_settings` gives them; None: as the copy has them.
 
     Raises:
         ModelError: A part is missing, damaged, or does not belong to the others.

@@ -25,7 +25,7 @@ class QualityPythonModel(PythonModel):  # type: ignore[misc]
         """Judges each row's mask as one of a batch.
 
         Args:
-            context: Of MLflow.
+            context: Context of MLflow.
             model_input: A data frame with the columns `image` and `mask`, paths, and `patient`, where it is known of
                 some or all; an image of a patient that is not known is one of its own.
             params: None are known.

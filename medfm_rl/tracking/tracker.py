@@ -110,9 +110,9 @@ def open_within(settings: TrackingSettings, run_folder: Path, name: str) -> Iter
     """Opens a tracker of a run within that of a finished run, for what is made with it later.
 
     Args:
-        settings: Of the finished run.
+        settings: Settings of the finished run.
         run_folder: Its folder.
-        name: Of the new run.
+        name: Name of the new run.
 
     Raises:
         TrackingError: The run was not recorded, or the store cannot be reached or does not know it.

@@ -33,7 +33,7 @@ class HarmTarget(BaseModel):
 
     Attributes:
         alpha: Largest share of them that may do harm.
-        confidence: Of that statement.
+        confidence: Confidence of that statement.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -60,8 +60,8 @@ class Acceptance(BaseModel):
     """The content of `correction.json`.
 
     Attributes:
-        format: Of this file.
-        version: Of medfm-rl that wrote it.
+        format: Format of this file.
+        version: Version of medfm-rl that wrote it.
         created: UTC, ISO 8601.
         cases: Labelled cases that were looked at, each appearance counted.
         patients: Their patients.
@@ -113,7 +113,7 @@ class Acceptance(BaseModel):
         """The settings with the calibrated margin, and what is promised; as they were where it does not fit them.
 
         Args:
-            settings: Of this correction.
+            settings: Settings of this correction.
             hashes: `segmenter`, `reward` and `rules`, SHA-256 of what makes and judges it.
         """
         ours = {"segmenter": self.segmenter, "reward": self.reward, "rules": self.rules}
@@ -140,14 +140,14 @@ def fit_acceptance(
     the accepted, which does not fall steadily with the margin, so that plain conformal risk control does not apply.
 
     Args:
-        outcomes: Of corrections that met every condition but the margin.
+        outcomes: Outcomes of corrections that met every condition but the margin.
         cases: Labelled cases that were looked at.
         patients: Their patients.
         target: What is asked.
         settings: How they were corrected and judged.
         hashes: `segmenter`, `reward` and `rules`, SHA-256.
         cut: Cases whose time budget ended early, which are not among the outcomes.
-        seed: Of the draw of one outcome for each patient, which the test needs.
+        seed: Seed of the draw of one outcome for each patient, which the test needs.
     """
     order = numpy_generator(seed, "one correction a patient").permutation(len(outcomes))
     drawn = list({outcomes[row].patient_id: outcomes[row] for row in order}.values())

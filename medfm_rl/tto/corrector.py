@@ -63,7 +63,7 @@ class TTOResult:
     """What came of one case.
 
     Attributes:
-        case_id: Of the case.
+        case_id: Name of the case.
         before: The original mask, class indices `(*S)` on the case's own grid.
         after: The proposal, accepted or not; equal to `before` where nothing better was found.
         accepted: Whether the proposal is to be used; where it is not, the case is to be referred to a person.

@@ -62,7 +62,7 @@ def minimise_entropy(segmenter: SegmenterAdapter, batches: Iterable[Tensor], lea
     Args:
         segmenter: It is changed, and left in evaluation mode.
         batches: `(B, C, *S)`; one step of Adam for each.
-        learning_rate: Of Adam.
+        learning_rate: Learning rate of Adam.
 
     Raises:
         ModelError: No normalisation layer has a scale and a shift.
