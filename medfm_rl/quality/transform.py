@@ -33,8 +33,8 @@ class AssessQualityd(MapTransform):  # type: ignore[misc]
         label_key: Key of its mask, in the integers of the label files.
         report_key: Where the report goes.
         case_key: Key of the case's name; without it the name is that of the image's file, without its suffix.
-        patient_key: Key of the patient's name; without it each case is of a patient of its own. `controller.settle` tests
-            a batch by patient.
+        patient_key: Key of the patient's name; without it each case is of a patient of its own.
+            `controller.settle` tests a batch by patient.
     """
 
     def __init__(
