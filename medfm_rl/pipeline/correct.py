@@ -25,7 +25,8 @@ from medfm_rl.pipeline.images import Progress
 from medfm_rl.pipeline.marked import GivenMasks, Marked, Scores
 from medfm_rl.pipeline.mask_labels import parse_mask_labels
 from medfm_rl.pipeline.run_folder import RunFolder
-from medfm_rl.pipeline.score import SCORES_FILE, score
+from medfm_rl.pipeline.score import score
+from medfm_rl.pipeline.score_outputs import SCORES_FILE
 from medfm_rl.report import CorrectionEntry, correction_figure, figure_bytes, write_corrections_page
 from medfm_rl.reward.network import RewardEnsemble
 from medfm_rl.reward.score import structure_scores

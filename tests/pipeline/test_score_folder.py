@@ -175,7 +175,7 @@ def test_a_case_that_fails_among_others_is_named_and_they_are_judged(
             raise ModelError(f"{sample.case_id}: its preprocessing cannot be undone")
         return restore(self, values, sample)
 
-    monkeypatch.setattr("medfm_rl.pipeline.score._MOST_WAITING", most_waiting)
+    monkeypatch.setattr("medfm_rl.pipeline.scoring_queue._MOST_WAITING", most_waiting)
     monkeypatch.setattr(TorchModuleAdapter, "restore_map", failing)
     scoring = run_score(quality_run, images, tmp_path / "out")
     assert dict(scoring.problems) == {names[2]: f"{names[2]}: its preprocessing cannot be undone"}

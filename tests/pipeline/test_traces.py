@@ -48,6 +48,12 @@ from medfm_rl.settings import (
 )
 from medfm_rl.tto.acceptance import HarmTarget
 
+# MLflow and SQLAlchemy warn of their own future; what medfm-rl does is warned of elsewhere.
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore::FutureWarning"),
+    pytest.mark.filterwarnings("ignore::ResourceWarning"),
+]
 TINY = NetworkSettings(channels=(4, 8), residual_units=0)
 NOTHING = CorrectionSettings(method="none")
 

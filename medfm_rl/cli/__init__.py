@@ -1,0 +1,33 @@
+"""The command line: parse, call, print.
+
+Only light modules are imported at the top of the modules in here, so that `--help` answers at once.
+"""
+
+from __future__ import annotations
+
+import sys
+
+import typer
+
+from medfm_rl.cli import adaptation, deployment
+from medfm_rl.cli.console import INTERRUPTED, USER_MISTAKE
+from medfm_rl.cli.root import app
+from medfm_rl.errors import UserError
+
+__all__ = ["adaptation", "app", "deployment", "main"]
+
+
+def main() -> None:
+    """Entry point: errors a person can act on end with code 2 and without a traceback."""
+    try:
+        app()
+    except (UserError, FloatingPointError) as error:
+        # FloatingPointError: a training that diverged; the message names the setting to lower.
+        _stop(f"Error: {error}", USER_MISTAKE)
+    except KeyboardInterrupt:
+        _stop("Interrupted. What was finished is kept; run the same command again (adapt: with --resume).", INTERRUPTED)
+
+
+def _stop(message: str, code: int) -> None:
+    typer.echo(message, err=True)
+    sys.exit(code)

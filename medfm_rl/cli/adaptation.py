@@ -1,0 +1,244 @@
+"""Commands that make, adapt, measure and hand over segmenters."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from medfm_rl.cli.console import USER_MISTAKE, print_comparison, show_progress
+from medfm_rl.cli.options import (
+    Anatomy,
+    ConfigFile,
+    Device,
+    Layout,
+    PatientPattern,
+    Prompts,
+    Split,
+    Where,
+    data_settings,
+)
+from medfm_rl.cli.root import app
+
+
+@app.command()
+def init(
+    path: Annotated[Path, typer.Argument(help="File to write.")] = Path("adapt.yaml"),
+    kind: Annotated[str, typer.Option(help="adapt, or train-source.")] = "adapt",
+    segmenter: Annotated[
+        str,
+        typer.Option(help="torch, nnunet, totalsegmentator, monai-bundle, litemedsam, medsam, medsam2 or biomedparse."),
+    ] = "torch",
+) -> None:
+    """Write a commented settings file to start from."""
+    from medfm_rl.data.files import write_text
+    from medfm_rl.errors import ConfigError
+    from medfm_rl.pipeline.config_file import commented_config
+    from medfm_rl.settings import SEGMENTER_KINDS, AdaptConfig, TrainSourceConfig
+
+    if path.exists():
+        raise ConfigError(f"{path}: already exists; give another name")
+    if segmenter not in SEGMENTER_KINDS:
+        raise ConfigError(f"--segmenter {segmenter}: must be one of {', '.join(SEGMENTER_KINDS)}")
+    if kind == "adapt":
+        values: dict[str, Any] = {
+            "segmenter": {"kind": segmenter, "folder": "models/source"},
+            "target": {"path": "data/target"},
+            "source": {"path": "data/source"},
+            "evaluation": None,
+            "output": "runs/adapted",
+        }
+        write_text(path, commented_config(AdaptConfig, values))
+    elif kind == "train-source":
+        if segmenter != "torch":
+            raise ConfigError(f"--segmenter {segmenter}: goes with --kind adapt; train-source trains a UNet (torch)")
+        values = {
+            "data": {"path": "data/source"},
+            "structures": {"LV": 1, "MYO": 2, "LA": 3},
+            "output": "models/source",
+        }
+        write_text(path, commented_config(TrainSourceConfig, values))
+    else:
+        raise ConfigError(f"--kind {kind}: must be adapt or train-source")
+    typer.echo(f"Wrote {path}. Set the paths, then: medfm-rl {kind} {path}")
+
+
+@app.command("train-source")
+def train_source_command(config: ConfigFile) -> None:
+    """Train a segmenter on labelled source data, for who has no model yet."""
+    from medfm_rl.pipeline.config_file import load_config
+    from medfm_rl.settings import TrainSourceConfig
+
+    settings = load_config(config, TrainSourceConfig)
+    from medfm_rl.pipeline.train_source import train_source
+
+    with show_progress() as progress:
+        train_source(settings, progress)
+    typer.echo(f"Segmenter: {settings.output}")
+
+
+@app.command("adapt")
+def adapt_command(
+    config: ConfigFile,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in the output folder.")] = False,
+) -> None:
+    """Adapt a segmenter to a new domain without target labels: collect, reward, PPO, select, export."""
+    from medfm_rl.pipeline.config_file import load_config
+    from medfm_rl.settings import AdaptConfig
+
+    settings = load_config(config, AdaptConfig)
+    from medfm_rl.data.layouts import is_simulated
+    from medfm_rl.pipeline.adapt import adapt
+    from medfm_rl.pipeline.finish import finish
+
+    with show_progress() as progress:
+        run = adapt(settings, resume, progress)
+        comparison = finish(run, settings, progress)
+    if comparison is not None and settings.evaluation is not None:
+        simulated = " (SIMULATED DATA)" if is_simulated(settings.evaluation.path) else ""
+        print_comparison(comparison.rows(), f"Dice on {settings.evaluation.path}{simulated}")
+    typer.echo(f"Adapted segmenter: {run.model}\nReport: {run.report}")
+
+
+@app.command("evaluate")
+def evaluate_command(
+    model: Annotated[Path, typer.Argument(help="Run folder of `adapt`, or segmenter folder.")],
+    data: Annotated[Path, typer.Argument(help="Labelled data set.")],
+    out: Annotated[Path, typer.Option(help="Folder for scores.csv and summary.json.")] = Path("evaluation"),
+    against: Annotated[Path | None, typer.Option(help="A second model to compare with, on the same cases.")] = None,
+    layout: Layout = "auto",
+    patient_pattern: PatientPattern = None,
+    split: Split = "all",
+    where: Where = None,
+    anatomy: Anatomy = None,
+    prompts: Prompts = None,
+    device: Device = "auto",
+) -> None:
+    """Score a model against ground truth: Dice, HD95, ASSD and validity, per case and per structure."""
+    from rich.console import Console
+
+    from medfm_rl.data.layouts import find_cases, is_simulated
+    from medfm_rl.metrics.validity import load_anatomy
+    from medfm_rl.pipeline.evaluate import evaluate, refuse_evaluated, write_evaluation
+    from medfm_rl.pipeline.finish import compare_models
+    from medfm_rl.pipeline.models import choose_device, load_compared, load_model, own_anatomy
+    from medfm_rl.report import summary_table
+
+    chosen = choose_device(device)
+    refuse_evaluated(out)
+    files = find_cases(data_settings(data, layout, patient_pattern, split, where))
+    rules = own_anatomy(model) if anatomy is None else anatomy
+    with show_progress() as progress:
+        if against is None:
+            segmenter = load_model(model, prompts).to(chosen).segmenter
+            evaluation = evaluate(segmenter, files, load_anatomy(rules, segmenter.schema), progress)
+            write_evaluation(out, {str(model): evaluation}, None)
+        else:
+            new, old = (found.to(chosen).segmenter for found in load_compared(model, against, prompts))
+            comparison = compare_models(old, new, files, rules, progress)
+            evaluation = comparison.after
+            write_evaluation(
+                out, {str(against): comparison.before, str(model): comparison.after}, comparison.differences
+            )
+    simulated = " (SIMULATED DATA)" if is_simulated(data) else ""
+    Console().print(summary_table(evaluation.summary, f"{model} on {data}{simulated}"))
+    if against is not None:
+        print_comparison(comparison.rows(), f"{against} (source) and {model} (adapted){simulated}")
+    typer.echo(f"Scores: {out / 'scores.csv'}, {out / 'summary.json'}")
+
+
+@app.command("export")
+def export_command(
+    run: Annotated[Path, typer.Argument(help="Run folder of `adapt`.")],
+    to: Annotated[Path, typer.Option(help="Folder to write; it must not exist or be empty. With --delta: a file.")],
+    delta: Annotated[
+        bool, typer.Option("--delta", help="Only what changed, as a .safetensors file for `medfm-rl apply-delta`.")
+    ] = False,
+) -> None:
+    """Write the adapted segmenter of a run in its own format, for its own tool."""
+    from medfm_rl.errors import ConfigError
+    from medfm_rl.pipeline.models import export_delta, export_model
+
+    if delta:
+        if to.suffix != ".safetensors" or to.exists():
+            raise ConfigError(f"--to {to}: must be the name of a new .safetensors file")
+        export_delta(run, to)
+        typer.echo(f"Changes: {to} ({to.stat().st_size / 1e6:.1f} MB)")
+        return
+    segmenter = export_model(run, to)
+    typer.echo(f"Adapted segmenter: {to} ({segmenter.kind})")
+
+
+@app.command("apply-delta")
+def apply_delta_command(
+    segmenter: Annotated[Path, typer.Argument(help="Folder of the segmenter that was adapted.")],
+    delta: Annotated[Path, typer.Argument(help="File of changes of `medfm-rl export --delta`.")],
+    to: Annotated[Path, typer.Option(help="Folder to write; it must not exist or be empty.")],
+) -> None:
+    """Put the changes of a run onto the segmenter that it adapted, and write the adapted one."""
+    from medfm_rl.pipeline.models import apply_delta_file
+
+    written = apply_delta_file(segmenter, delta, to)
+    typer.echo(f"Adapted segmenter: {to} ({written.kind})")
+
+
+@app.command("inspect")
+def inspect_command(
+    folder: Annotated[Path, typer.Argument(help="Segmenter folder, or run folder of `adapt`.")],
+) -> None:
+    """Say what a segmenter is, whether it can be adapted, and if not why."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from medfm_rl.pipeline.models import choose_device, inspect_model
+
+    with show_progress() as progress:
+        summary = inspect_model(folder, choose_device("auto"), progress)
+    table = Table(show_header=False, box=None)
+    for name, value in summary.rows.items():
+        table.add_row(name, value)
+    Console().print(table)
+    for obstacle in summary.obstacles:
+        typer.echo(f"It cannot be adapted: {obstacle}", err=True)
+    if summary.obstacles:
+        raise typer.Exit(USER_MISTAKE)
+    typer.echo("It can be adapted.")
+
+
+@app.command("simulate-vendor")
+def simulate_vendor_command(
+    data: Annotated[Path, typer.Argument(metavar="IN", help="Echo frames: a folder or data set.")],
+    out: Annotated[Path, typer.Argument(help="Folder for images/ and labels/.")],
+    vendor: Annotated[str, typer.Option(help="cart, portable, handheld or vintage.")] = "handheld",
+    seed: Annotated[int, typer.Option(help="The same seed gives the same bytes.")] = 0,
+    workers: Annotated[int | None, typer.Option(help="Processes; one per core where not given.")] = None,
+    layout: Layout = "auto",
+) -> None:
+    """Show a data set of echo as another (simulated) vendor would; masks are kept."""
+    from medfm_rl.data.layouts import find_cases
+    from medfm_rl.data.ultrasound import vendors
+    from medfm_rl.data.ultrasound.resimulate import resimulate_dataset
+
+    profile = vendors.vendor(vendor)
+    cases = find_cases(data_settings(data, layout))
+    with show_progress() as progress:
+        resimulate_dataset(
+            cases, out, profile, seed, workers, lambda done, total: progress(f"simulating {vendor}", done, total)
+        )
+    typer.echo(f"Simulated data: {out}")
+
+
+@app.command("demo")
+def demo_command(
+    out: Annotated[Path, typer.Option(help="Folder of the demo.")] = Path("runs/demo"),
+    seed: Annotated[int, typer.Option(help="Seed of everything.")] = 0,
+) -> None:
+    """Run the whole story on simulated echo: train on vendor A, adapt to vendor B, evaluate, report."""
+    from medfm_rl.pipeline.demo import run_demo
+    from medfm_rl.report import verdict
+
+    with show_progress() as progress:
+        comparison = run_demo(out, seed, progress)
+    print_comparison(comparison.rows(), "SIMULATED DATA: Dice on held-out patients of vendor B")
+    typer.echo(f"Simulated data. {verdict(comparison.rows())}\nReport: {out / 'report.html'}")

@@ -1,0 +1,66 @@
+"""What the commands print, and the codes that they end with."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from medfm_rl.pipeline.correct import Corrections
+    from medfm_rl.pipeline.images import Progress
+
+USER_MISTAKE = 2
+REFERRED = 3
+INTERRUPTED = 130
+
+
+@contextmanager
+def show_progress() -> Iterator[Progress]:
+    """A bar per stage, on standard error."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    tasks: dict[str, TaskID] = {}
+    with Progress(*columns, console=Console(stderr=True)) as bars:
+
+        def show(stage: str, done: int, total: int) -> None:
+            if stage not in tasks:
+                tasks[stage] = bars.add_task(stage, total=total)
+            bars.update(tasks[stage], completed=done)
+
+        yield show
+
+
+def print_comparison(rows: Any, title: str) -> None:
+    """Prints a table of two models, structure by structure."""
+    from rich.console import Console
+
+    from medfm_rl.report import comparison_table
+
+    Console().print(comparison_table(rows, title))
+
+
+def print_corrections(corrections: Corrections, out: Path) -> None:
+    """Prints what was corrected; ends with code 2 where a case could not be handled."""
+    for problem in corrections.problems.values():
+        typer.echo(f"Could not be handled: {problem}", err=True)
+    typer.echo(
+        f"{corrections.count('corrected')} corrected, {corrections.count('proposed')} proposed, "
+        f"{corrections.count('referred')} referred with the original mask, {corrections.untouched} not taken, "
+        f"{len(corrections.problems)} could not be handled"
+    )
+    if corrections.cut:
+        cases = "case" if corrections.cut == 1 else "cases"
+        typer.echo(
+            f"The time budget ended early for {corrections.cut} {cases}: nothing is promised of them; repeat the "
+            "command on a machine that is less busy, or with more time (--budget)"
+        )
+    typer.echo(f"Harm: {corrections.promise}")
+    typer.echo(f"Corrections: {out / 'corrections.csv'}\nReport: {out / 'report.html'}\nMasks: {out / 'labels'}")
+    if corrections.problems:
+        raise typer.Exit(USER_MISTAKE)

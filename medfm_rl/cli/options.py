@@ -1,0 +1,156 @@
+"""Options that several commands share, and the settings that they make."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+
+import typer
+
+if TYPE_CHECKING:
+    from pydantic import BaseModel
+
+    from medfm_rl.settings import CorrectionSettings, DataSettings
+
+Model = TypeVar("Model", bound="BaseModel")
+
+_OPTIONS = {"seconds": "budget"}
+"""Options whose name is not that of the setting."""
+
+ConfigFile = Annotated[Path, typer.Argument(help="YAML file; `medfm-rl init` writes one to start from.")]
+Layout = Annotated[str, typer.Option(help="How the data is laid out: auto, nnunet, camus or folder.")]
+PatientPattern = Annotated[
+    str | None,
+    typer.Option(
+        help="Regular expression whose first group, found in the name of a case, is its patient, such as "
+        "'^([A-Z]+_[0-9]+)'. Without one the layout decides: in most the part of the name before the first underscore."
+    ),
+]
+Split = Annotated[str, typer.Option(help="Which part of an nnU-Net data set: train, test or all.")]
+Where = Annotated[
+    list[str] | None,
+    typer.Option(help="Keep only the cases with this tag, such as view=4CH in CAMUS; can be given several times."),
+]
+Anatomy = Annotated[
+    str | None,
+    typer.Option(
+        help="Validity rules: generic, complete, echo_apical, cardiac_short_axis, lungs, or a YAML file. Without one "
+        "those of the run, and generic for a segmenter folder."
+    ),
+]
+
+Prompts = Annotated[
+    Path | None,
+    typer.Option(
+        help="For a promptable segmenter: boxes by case and structure (CSV or JSON), or a folder of masks whose boxes "
+        "are taken."
+    ),
+]
+Device = Annotated[str, typer.Option(help="Where the networks run: auto (cuda, then mps, then cpu), cpu, cuda or mps.")]
+BiomedCLIPWeights = Annotated[
+    Path | None,
+    typer.Option(
+        "--biomedclip",
+        help="BiomedCLIP's open_clip_pytorch_model.bin: images unlike those of the calibration to it are referred. "
+        "Needed both to calibrate and to score.",
+    ),
+]
+MaskLabels = Annotated[
+    str | None,
+    typer.Option(
+        help="The integers in the masks by structure, such as LV=255,MYO=100, where they are not those of the run; "
+        "structures that are not named are in none of them."
+    ),
+]
+Track = Annotated[
+    bool, typer.Option("--track", help="Record the call in MLflow, within the record of the run that it uses.")
+]
+AllowOverlap = Annotated[
+    bool,
+    typer.Option(
+        "--allow-overlap",
+        help="Also take images of the run's target, where they themselves are what will be scored, and patients of the "
+        "same name who are other people. Images that the run saw with labels are refused all the same.",
+    ),
+]
+CorrectionObjective = Annotated[
+    str | None, typer.Option(help="With --method optimise, how the reward is followed: reward (its gradient) or ppo.")
+]
+CorrectionScope = Annotated[
+    str | None, typer.Option(help="With --method optimise, what changes for a case: logits, norm, decoder or all.")
+]
+CorrectionMethod = Annotated[
+    str,
+    typer.Option(
+        help="How a better mask is sought: views, optimise, none, tta, tent, intent, memo, components or shape-prior."
+    ),
+]
+
+
+def data_settings(
+    path: Path,
+    layout: str,
+    patient_pattern: str | None = None,
+    split: str = "all",
+    where: Sequence[str] | None = None,
+) -> DataSettings:
+    """Where images lie, from the options that say so.
+
+    Raises:
+        ConfigError: An option cannot be used; the message names it.
+    """
+    from medfm_rl.errors import ConfigError
+    from medfm_rl.settings import DataSettings
+
+    tags = {}
+    for text in where or ():
+        tag, equals, value = text.partition("=")
+        if not (tag and equals and value):
+            raise ConfigError(f"--where {text}: must be TAG=VALUE, such as view=4CH")
+        tags[tag] = value
+    return from_options(
+        DataSettings, path=path, layout=layout, patient_pattern=patient_pattern, split=split, where=tags
+    )
+
+
+def correction_settings(budget: float | None, **values: str | None) -> CorrectionSettings:
+    """How cases are corrected, from the options that are given; the rest as by default.
+
+    Raises:
+        ConfigError: An option cannot be used, or goes with another method.
+    """
+    from medfm_rl.errors import ConfigError
+    from medfm_rl.settings import CorrectionSettings
+
+    given = {name: value for name, value in {**values, "seconds": budget}.items() if value is not None}
+    if values["method"] != "optimise" and {"objective", "optimise"} & given.keys():
+        raise ConfigError("--objective and --optimise are for --method optimise, and go with it")
+    return from_options(CorrectionSettings, **given)
+
+
+def require_masks(labels: str | None, masks: Path | None) -> None:
+    """Refuses --labels without --masks.
+
+    Raises:
+        ConfigError: It is so.
+    """
+    from medfm_rl.errors import ConfigError
+
+    if labels is not None and masks is None:
+        raise ConfigError("--labels are the integers in masks that are given: they go with --masks")
+
+
+def from_options(model: type[Model], **values: Any) -> Model:
+    """A model made of options of the command line; an error names the option."""
+    from pydantic import ValidationError
+
+    from medfm_rl.errors import ConfigError
+
+    try:
+        return model.model_validate(values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        setting = str(first["loc"][0])
+        name = _OPTIONS.get(setting, setting.replace("_", "-"))
+        raise ConfigError(f"--{name} {first['input']}: {first['msg']}") from error
