@@ -62,7 +62,9 @@ def predict_command(
         settings = correction_settings(budget, method=method or "views")
         files = find_cases(data_settings(images, layout, patient_pattern))
         with show_progress() as progress, recorded(track, model, "predict", files, out, progress):
-            corrections = correct_masks(model, files, None, out, settings, False, False, device, progress, prompts)
+            corrections = correct_masks(
+                model, files, None, out, settings, False, False, device, progress, prompts=prompts
+            )
         print_corrections(corrections, out)
         return
     loaded = load_model(model, prompts).to(choose_device(device))
@@ -138,11 +140,11 @@ def score_command(
             out,
             device,
             progress,
-            Gates(echoprime, biomedclip),
-            prompts if own else None,
-            accept_untested,
-            labels,
-            made_by,
+            gates=Gates(echoprime, biomedclip),
+            prompts=prompts if own else None,
+            accept_untested=accept_untested,
+            labels=labels,
+            made_by=made_by,
         )
     for problem in scoring.problems.values():
         typer.echo(f"Referred unseen: {problem}", err=True)
@@ -197,7 +199,18 @@ def correct_command(
     given = None if masks is None else find_masks(masks, files)
     with show_progress() as progress, recorded(track, model, "correct", files, out, progress):
         corrections = correct(
-            model, files, scores, out, settings, propose_only, every, device, progress, prompts, given, labels
+            model,
+            files,
+            scores,
+            out,
+            settings,
+            propose_only,
+            every,
+            device,
+            progress,
+            prompts=prompts,
+            masks=given,
+            labels=labels,
         )
     print_corrections(corrections, out)
 
@@ -240,7 +253,18 @@ def calibrate_command(
     files = find_cases(data_settings(labelled, layout, patient_pattern, split, where))
     found = None if masks is None else find_masks(masks, files)
     with show_progress() as progress:
-        model = calibrate(folder, files, found, targets, device, progress, prompts, biomedclip, labels, allow_overlap)
+        model = calibrate(
+            folder,
+            files,
+            found,
+            targets,
+            device,
+            progress,
+            prompts=prompts,
+            biomedclip=biomedclip,
+            labels=labels,
+            allow_overlap=allow_overlap,
+        )
     from rich.console import Console
 
     from medfm_rl.quality_page import calibration_table

@@ -53,6 +53,7 @@ def calibrate(
     targets: Targets,
     device: str,
     progress: Progress,
+    *,
     prompts: Path | None = None,
     biomedclip: Path | None = None,
     labels: str | None = None,

@@ -78,6 +78,7 @@ def correct(
     every: bool,
     device: str,
     progress: Progress,
+    *,
     prompts: Path | None = None,
     masks: Mapping[str, Path] | None = None,
     labels: str | None = None,

@@ -113,6 +113,7 @@ def score(
     out: Path,
     device: str,
     progress: Progress,
+    *,
     gates: Gates = NO_GATES,
     prompts: Path | None = None,
     accept_untested: bool = False,

@@ -75,7 +75,7 @@ def run(simulated_echo: Path, new: Path, tmp_path_factory: pytest.TempPathFactor
         patch.setitem(loading.PROMPTABLE, TinyPromptable.kind, TinyPromptable)
         finished = adapt(AdaptConfig.model_validate(values), False, quiet)
         files = find_cases(DataSettings(path=new))
-        calibrate(RunFolder(finished.path), files, None, Targets(dice=0.5), "cpu", quiet, new / "labels")
+        calibrate(RunFolder(finished.path), files, None, Targets(dice=0.5), "cpu", quiet, prompts=new / "labels")
     return finished.path
 
 
@@ -115,10 +115,10 @@ def test_the_boxes_of_a_call_are_those_that_are_corrected_with(
     run: Path, new: Path, files: list[CaseFile], tmp_path: Path
 ) -> None:
     out = tmp_path / "corrected"
-    corrections = correct(run, files, None, out, SETTINGS, False, True, "cpu", quiet, new / "labels")
+    corrections = correct(run, files, None, out, SETTINGS, False, True, "cpu", quiet, prompts=new / "labels")
     assert len(corrections.records) == 2
     assert corrections.problems == {}
-    both = correct(run, files, None, tmp_path / "both", SETTINGS, False, False, "cpu", quiet, new / "labels")
+    both = correct(run, files, None, tmp_path / "both", SETTINGS, False, False, "cpu", quiet, prompts=new / "labels")
     assert len(list((tmp_path / "both" / "labels").iterdir())) == 2, both
 
 
@@ -131,7 +131,7 @@ def test_boxes_for_a_segmenter_that_takes_none_are_refused(
     quality_run: Path, new: Path, files: list[CaseFile], tmp_path: Path
 ) -> None:
     with pytest.raises(ConfigError, match="takes no boxes"):
-        correct(quality_run, files, None, tmp_path, SETTINGS, False, True, "cpu", quiet, new / "labels")
+        correct(quality_run, files, None, tmp_path, SETTINGS, False, True, "cpu", quiet, prompts=new / "labels")
 
 
 def test_the_command_line_takes_boxes(

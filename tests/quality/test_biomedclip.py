@@ -122,7 +122,7 @@ def test_an_image_unlike_those_of_the_calibration_is_referred(quality_run: Path,
     files = find_cases(DataSettings(path=data))
     with pytest.raises(ModelError, match="calibrate with `medfm-rl calibrate --biomedclip FILE`"):
         load_controller(run, "cpu", Gates(biomedclip=weights))
-    model = calibrate(RunFolder(run), files, None, Targets(dice=0.5), "cpu", quiet, None, weights)
+    model = calibrate(RunFolder(run), files, None, Targets(dice=0.5), "cpu", quiet, biomedclip=weights)
     assert model.biomedclip is not None
     assert len(model.biomedclip.domain.centre) == 512
     other = write_weights(tmp_path / "other.bin", nn.Module.requires_grad_(tiny(), False))
@@ -142,6 +142,6 @@ def test_an_image_unlike_those_of_the_calibration_is_referred(quality_run: Path,
     assert (strange.verdict, "unlike those of the calibration" in strange.reasons[0]) == ("refer", True)
 
     masks = find_masks(data / "labels", files[:2])
-    score(run, files[:2], masks, None, tmp_path / "scores", "cpu", quiet, Gates(biomedclip=weights))
+    score(run, files[:2], masks, None, tmp_path / "scores", "cpu", quiet, gates=Gates(biomedclip=weights))
     log = [json.loads(line) for line in (tmp_path / "scores" / "audit.jsonl").read_text().splitlines()]
     assert ["biomedclip" in line for line in log] == [True, True]

@@ -142,7 +142,7 @@ def test_a_call_with_the_classifier_judges_anew_and_says_what_judged(
     files = find_cases(DataSettings(path=_data_of(echo_run)))[:2]
     masks = find_masks(_data_of(echo_run) / "labels", files)
     score(echo_run, files, masks, None, tmp_path / "scores", "cpu", quiet)
-    with_views = score(echo_run, files, masks, None, tmp_path / "scores", "cpu", quiet, Gates(echoprime=weights))
+    with_views = score(echo_run, files, masks, None, tmp_path / "scores", "cpu", quiet, gates=Gates(echoprime=weights))
     assert with_views.count("refer") == 2
     log = [json.loads(line) for line in (tmp_path / "scores" / "audit.jsonl").read_text().splitlines()]
     assert ["views" in line for line in log] == [False, False, True, True]
@@ -167,6 +167,6 @@ def test_an_image_that_the_classifier_does_not_take_is_named_and_the_others_are_
 
     monkeypatch.setattr(ViewClassifier, "find", refusing)
     masks = find_masks(_data_of(echo_run) / "labels", files)
-    scoring = score(echo_run, files, masks, None, tmp_path, "cpu", quiet, Gates(echoprime=weights))
+    scoring = score(echo_run, files, masks, None, tmp_path, "cpu", quiet, gates=Gates(echoprime=weights))
     assert list(scoring.problems) == [files[1].case_id]
     assert [report.case_id for report in scoring.batch.reports] == [files[0].case_id, files[2].case_id]
