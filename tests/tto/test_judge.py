@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -14,22 +13,10 @@ from medfm_rl.metrics.rules import Profile
 from medfm_rl.metrics.validity import Anatomy
 from medfm_rl.quality.evidence import expected_dice, soft_dice
 from medfm_rl.reward.network import RewardNet
-from medfm_rl.settings import CorrectionSettings, NetworkSettings, PreprocessingSettings
+from medfm_rl.settings import CorrectionSettings, NetworkSettings
 from medfm_rl.tto import Judge, Judgement
 from medfm_rl.tto import judge as judge_module
-from medfm_rl.types import Case, LabelMap, LabelSchema
-
-
-@pytest.fixture
-def unet(schema: LabelSchema) -> TorchModuleAdapter:
-    torch.manual_seed(0)
-    network = NetworkSettings(channels=(4, 8), residual_units=0)
-    return TorchModuleAdapter.build_unet(network, schema, PreprocessingSettings(size=(16, 16))).eval()
-
-
-@pytest.fixture
-def case(make_case: Callable[..., Case]) -> Case:
-    return make_case(shape=(16, 16))
+from medfm_rl.types import Case, LabelMap
 
 
 @pytest.fixture

@@ -57,19 +57,6 @@ def digest(adapter: TorchModuleAdapter) -> str:
 
 
 @pytest.fixture
-def tiny_unet(schema: LabelSchema) -> TorchModuleAdapter:
-    """With batch normalisation: it has weights, and statistics that must not move."""
-    torch.manual_seed(0)
-    network = NetworkSettings(channels=(4, 8), residual_units=0, norm="batch")
-    return TorchModuleAdapter.build_unet(network, schema, PreprocessingSettings(size=(16, 16))).eval()
-
-
-@pytest.fixture
-def case(make_case: Callable[..., Case]) -> Case:
-    return make_case(shape=(16, 16))
-
-
-@pytest.fixture
 def wanted() -> Tensor:
     """Three structures side by side on background."""
     labels = torch.zeros(16, 16, dtype=torch.uint8)
@@ -98,48 +85,48 @@ def make_optimizer(
 
 @pytest.mark.parametrize("scope", SCOPES)
 def test_the_segmenter_is_bit_identical_afterwards(
-    scope: str, tiny_unet: TorchModuleAdapter, case: Case, wanted: Tensor
+    scope: str, batch_unet: TorchModuleAdapter, case: Case, wanted: Tensor
 ) -> None:
-    tiny_unet.train()
-    before, mask = digest(tiny_unet), tiny_unet.segment(case)
+    batch_unet.train()
+    before, mask = digest(batch_unet), batch_unet.segment(case)
     settings = {"optimise": scope, "steps": 5, "weight_learning_rate": 0.05}
-    result = make_optimizer(tiny_unet, Oracle(wanted), Oracle(wanted), **settings).optimize(case)
+    result = make_optimizer(batch_unet, Oracle(wanted), Oracle(wanted), **settings).optimize(case)
     assert not np.array_equal(result.after, result.before), "nothing was optimised, so nothing was tested"
-    assert digest(tiny_unet) == before
-    np.testing.assert_array_equal(tiny_unet.segment(case), mask)
+    assert digest(batch_unet) == before
+    np.testing.assert_array_equal(batch_unet.segment(case), mask)
 
 
 @pytest.mark.parametrize("scope", SCOPES)
 @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
 def test_the_segmenter_is_bit_identical_after_an_exception_and_ctrl_c(
-    scope: str, error: type[BaseException], tiny_unet: TorchModuleAdapter, case: Case, wanted: Tensor
+    scope: str, error: type[BaseException], batch_unet: TorchModuleAdapter, case: Case, wanted: Tensor
 ) -> None:
-    before, mask = digest(tiny_unet), tiny_unet.segment(case)
-    optimizer = make_optimizer(tiny_unet, Failing(wanted, error), Oracle(wanted), optimise=scope, steps=9)
+    before, mask = digest(batch_unet), batch_unet.segment(case)
+    optimizer = make_optimizer(batch_unet, Failing(wanted, error), Oracle(wanted), optimise=scope, steps=9)
     with pytest.raises(error):
         optimizer.optimize(case)
-    assert digest(tiny_unet) == before
-    np.testing.assert_array_equal(tiny_unet.segment(case), mask)
+    assert digest(batch_unet) == before
+    np.testing.assert_array_equal(batch_unet.segment(case), mask)
 
 
 def test_the_first_step_competes_with_a_mask_that_another_segmenter_made(
-    tiny_unet: TorchModuleAdapter, case: Case
+    batch_unet: TorchModuleAdapter, case: Case
 ) -> None:
-    own = tiny_unet.segment(case)
+    own = batch_unet.segment(case)
     reward, judge = Oracle(torch.from_numpy(own)), Oracle(torch.from_numpy(own))
     given = ((own + 1) % 4).astype(np.uint8)
-    result = make_optimizer(tiny_unet, reward, judge, steps=1, learning_rate=1e-6).optimize(case, original=given)
+    result = make_optimizer(batch_unet, reward, judge, steps=1, learning_rate=1e-6).optimize(case, original=given)
     np.testing.assert_array_equal(result.before, given)
     assert result.gains[0] > 0.5
     np.testing.assert_array_equal(result.after, own)
-    assert make_optimizer(tiny_unet, reward, judge, steps=1).optimize(case).gains[0] == 0.0
+    assert make_optimizer(batch_unet, reward, judge, steps=1).optimize(case).gains[0] == 0.0
 
 
 def test_no_case_sees_the_weights_of_another(
-    tiny_unet: TorchModuleAdapter, make_case: Callable[..., Case], wanted: Tensor
+    batch_unet: TorchModuleAdapter, make_case: Callable[..., Case], wanted: Tensor
 ) -> None:
     one, two = make_case(shape=(16, 16)), make_case(shape=(16, 16), name="p2_a", seed=1)
-    optimizer = make_optimizer(tiny_unet, Oracle(wanted), Oracle(wanted), optimise="all", steps=5)
+    optimizer = make_optimizer(batch_unet, Oracle(wanted), Oracle(wanted), optimise="all", steps=5)
     alone = optimizer.optimize(two)
     optimizer.optimize(one)
     again = optimizer.optimize(two)
@@ -148,11 +135,11 @@ def test_no_case_sees_the_weights_of_another(
 
 
 @pytest.mark.parametrize("scope", SCOPES)
-def test_step_zero_competes_and_the_original_comes_back(scope: str, tiny_unet: TorchModuleAdapter, case: Case) -> None:
+def test_step_zero_competes_and_the_original_comes_back(scope: str, batch_unet: TorchModuleAdapter, case: Case) -> None:
     """The reward is highest for the original: whatever the optimiser tries is worse."""
-    original = torch.from_numpy(tiny_unet.segment(case))
+    original = torch.from_numpy(batch_unet.segment(case))
     result = make_optimizer(
-        tiny_unet, Oracle(original), Oracle(original), optimise=scope, steps=5, learning_rate=50.0
+        batch_unet, Oracle(original), Oracle(original), optimise=scope, steps=5, learning_rate=50.0
     ).optimize(case)
     assert result.step == 0
     assert not result.accepted
@@ -161,7 +148,7 @@ def test_step_zero_competes_and_the_original_comes_back(scope: str, tiny_unet: T
     np.testing.assert_array_equal(result.mask, original.numpy())
 
 
-def test_the_best_step_is_kept_and_not_the_last(tiny_unet: TorchModuleAdapter, case: Case, wanted: Tensor) -> None:
+def test_the_best_step_is_kept_and_not_the_last(batch_unet: TorchModuleAdapter, case: Case, wanted: Tensor) -> None:
     class Fickle(Oracle):
         """Wants something else from its fifth call on."""
 
@@ -169,7 +156,7 @@ def test_the_best_step_is_kept_and_not_the_last(tiny_unet: TorchModuleAdapter, c
             judged = super()._judge(images, memberships)
             return judged if self.calls < 5 else judged - 9
 
-    result = make_optimizer(tiny_unet, Fickle(wanted), Oracle(wanted), steps=7, learning_rate=1.0).optimize(case)
+    result = make_optimizer(batch_unet, Fickle(wanted), Oracle(wanted), steps=7, learning_rate=1.0).optimize(case)
     assert 0 < result.step < 7
     assert result.gains[result.step] == max(result.gains)
     assert result.gains[0] == 0.0
@@ -178,9 +165,9 @@ def test_the_best_step_is_kept_and_not_the_last(tiny_unet: TorchModuleAdapter, c
 
 
 def test_the_reward_is_followed_and_a_judge_that_agrees_accepts(
-    tiny_unet: TorchModuleAdapter, case: Case, wanted: Tensor
+    batch_unet: TorchModuleAdapter, case: Case, wanted: Tensor
 ) -> None:
-    result = make_optimizer(tiny_unet, Oracle(wanted), Oracle(wanted), steps=60, learning_rate=1.0).optimize(case)
+    result = make_optimizer(batch_unet, Oracle(wanted), Oracle(wanted), steps=60, learning_rate=1.0).optimize(case)
     assert result.accepted
     assert result.mask is result.after
     assert (result.before == wanted.numpy()).mean() < 0.6
@@ -192,10 +179,10 @@ def test_the_reward_is_followed_and_a_judge_that_agrees_accepts(
 
 
 def test_a_judge_that_disagrees_gives_the_original_back(
-    tiny_unet: TorchModuleAdapter, case: Case, wanted: Tensor
+    batch_unet: TorchModuleAdapter, case: Case, wanted: Tensor
 ) -> None:
-    original = torch.from_numpy(tiny_unet.segment(case))
-    result = make_optimizer(tiny_unet, Oracle(wanted), Oracle(original), steps=20, learning_rate=1.0).optimize(case)
+    original = torch.from_numpy(batch_unet.segment(case))
+    result = make_optimizer(batch_unet, Oracle(wanted), Oracle(original), steps=20, learning_rate=1.0).optimize(case)
     assert not np.array_equal(result.after, result.before)
     assert not result.accepted
     np.testing.assert_array_equal(result.mask, original.numpy())
@@ -203,70 +190,70 @@ def test_a_judge_that_disagrees_gives_the_original_back(
 
 
 def test_what_breaks_a_rule_or_moves_too_far_is_not_accepted(
-    tiny_unet: TorchModuleAdapter, case: Case, wanted: Tensor
+    batch_unet: TorchModuleAdapter, case: Case, wanted: Tensor
 ) -> None:
     without = wanted.clone()
     without[wanted == 1] = 0
     options = {"steps": 60, "learning_rate": 1.0}
-    broken = make_optimizer(tiny_unet, Oracle(without), Oracle(without), rules="present", **options).optimize(case)
+    broken = make_optimizer(batch_unet, Oracle(without), Oracle(without), rules="present", **options).optimize(case)
     assert not broken.accepted
     assert any(reason.startswith("present of LV") for reason in broken.reasons)
-    far = make_optimizer(tiny_unet, Oracle(wanted), Oracle(wanted), max_change=0.05, **options).optimize(case)
+    far = make_optimizer(batch_unet, Oracle(wanted), Oracle(wanted), max_change=0.05, **options).optimize(case)
     assert not far.accepted
     assert far.reasons == (
         f"it is too far from the original: 1 - Dice is {far.judgement.change:.3f}, at most 0.05 is allowed",
     )
 
 
-def test_the_time_of_a_case_is_kept(tiny_unet: TorchModuleAdapter, case: Case, wanted: Tensor) -> None:
-    result = make_optimizer(tiny_unet, Oracle(wanted), Oracle(wanted), seconds=1e-6, steps=1000).optimize(case)
+def test_the_time_of_a_case_is_kept(batch_unet: TorchModuleAdapter, case: Case, wanted: Tensor) -> None:
+    result = make_optimizer(batch_unet, Oracle(wanted), Oracle(wanted), seconds=1e-6, steps=1000).optimize(case)
     assert result.stopped == "time"
     assert len(result.gains) == 1
 
 
-def test_it_stops_where_nothing_gets_better(tiny_unet: TorchModuleAdapter, case: Case) -> None:
-    original = torch.from_numpy(tiny_unet.segment(case))
-    result = make_optimizer(tiny_unet, Oracle(original), Oracle(original), steps=100, patience=3).optimize(case)
+def test_it_stops_where_nothing_gets_better(batch_unet: TorchModuleAdapter, case: Case) -> None:
+    original = torch.from_numpy(batch_unet.segment(case))
+    result = make_optimizer(batch_unet, Oracle(original), Oracle(original), steps=100, patience=3).optimize(case)
     assert result.stopped == "patience"
     assert len(result.gains) == 4
 
 
 def test_the_kl_term_holds_the_mask_near_the_deployed_one(
-    tiny_unet: TorchModuleAdapter, case: Case, wanted: Tensor
+    batch_unet: TorchModuleAdapter, case: Case, wanted: Tensor
 ) -> None:
     def changed(kl_coef: float) -> int:
         settings = {"steps": 20, "learning_rate": 0.3, "kl_coef": kl_coef, "patience": 20}
-        result = make_optimizer(tiny_unet, Oracle(wanted), Oracle(wanted), **settings).optimize(case)
+        result = make_optimizer(batch_unet, Oracle(wanted), Oracle(wanted), **settings).optimize(case)
         return int((result.after != result.before).sum())
 
     assert changed(100.0) < changed(0.0)
 
 
-def test_a_judge_that_was_optimised_against_is_refused(tiny_unet: TorchModuleAdapter, wanted: Tensor) -> None:
+def test_a_judge_that_was_optimised_against_is_refused(batch_unet: TorchModuleAdapter, wanted: Tensor) -> None:
     network = Oracle(wanted)
     twin = Oracle(wanted)
     twin.load_state_dict(network.state_dict())
     twin.temperature.fill_(2.0)
     for judge in (network, twin):
         with pytest.raises(ModelError, match="one of the reward networks"):
-            make_optimizer(tiny_unet, network, judge)
+            make_optimizer(batch_unet, network, judge)
 
 
 @pytest.mark.parametrize("scope", SCOPES)
 def test_ppo_follows_the_reward_and_leaves_the_segmenter(
-    scope: str, tiny_unet: TorchModuleAdapter, case: Case, wanted: Tensor
+    scope: str, batch_unet: TorchModuleAdapter, case: Case, wanted: Tensor
 ) -> None:
-    before = digest(tiny_unet)
+    before = digest(batch_unet)
     settings = {"objective": "ppo", "optimise": scope, "steps": 8, "learning_rate": 0.5, "weight_learning_rate": 0.02}
-    optimizer = make_optimizer(tiny_unet, Oracle(wanted), Oracle(wanted), **settings)
+    optimizer = make_optimizer(batch_unet, Oracle(wanted), Oracle(wanted), **settings)
     result, again = optimizer.optimize(case), optimizer.optimize(case)
-    assert digest(tiny_unet) == before
+    assert digest(batch_unet) == before
     assert result.gains[result.step] > 0.03
     assert (result.after == wanted.numpy()).mean() > (result.before == wanted.numpy()).mean() + 0.03
     np.testing.assert_array_equal(result.after, again.after)
 
 
-def test_ppo_judges_on_the_case_as_it_is(tiny_unet: TorchModuleAdapter, case: Case, wanted: Tensor) -> None:
+def test_ppo_judges_on_the_case_as_it_is(batch_unet: TorchModuleAdapter, case: Case, wanted: Tensor) -> None:
     shown: list[Tensor] = []
 
     class Watching(Oracle):
@@ -274,33 +261,35 @@ def test_ppo_judges_on_the_case_as_it_is(tiny_unet: TorchModuleAdapter, case: Ca
             shown.append(images)
             return super()._judge(images, memberships)
 
-    make_optimizer(tiny_unet, Watching(wanted), Oracle(wanted), objective="ppo", optimise="all", steps=2).optimize(case)
-    image = tiny_unet.preprocess(case).image[None]
+    make_optimizer(batch_unet, Watching(wanted), Oracle(wanted), objective="ppo", optimise="all", steps=2).optimize(
+        case
+    )
+    image = batch_unet.preprocess(case).image[None]
     # Original, looks at three steps, and two rollouts of four draws and four argmax actions.
     assert [len(each) for each in shown] == [1, 1, 4, 4, 1, 4, 4, 1]
     assert all(torch.equal(each, image.expand_as(each)) for each in shown)
 
 
 def test_a_loss_that_is_not_finite_ends_with_the_best_so_far(
-    tiny_unet: TorchModuleAdapter, case: Case, wanted: Tensor
+    batch_unet: TorchModuleAdapter, case: Case, wanted: Tensor
 ) -> None:
     class Broken(Oracle):
         def _judge(self, images: Tensor, memberships: Tensor) -> Tensor:
             judged = super()._judge(images, memberships)
             return judged if self.calls < 4 else judged * float("nan")
 
-    result = make_optimizer(tiny_unet, Broken(wanted), Oracle(wanted), steps=5, learning_rate=1.0).optimize(case)
+    result = make_optimizer(batch_unet, Broken(wanted), Oracle(wanted), steps=5, learning_rate=1.0).optimize(case)
     assert result.stopped == "not finite"
     assert result.step == 1
 
 
 def test_what_the_rules_say_of_parts_is_done_to_what_is_proposed(
-    tiny_unet: TorchModuleAdapter, case: Case, wanted: Tensor
+    batch_unet: TorchModuleAdapter, case: Case, wanted: Tensor
 ) -> None:
     speck = wanted.clone()
     speck[0, 15] = 1
     result = make_optimizer(
-        tiny_unet, Oracle(speck), Oracle(wanted), rules="components", steps=60, learning_rate=1.0
+        batch_unet, Oracle(speck), Oracle(wanted), rules="components", steps=60, learning_rate=1.0
     ).optimize(case)
     assert result.accepted
     assert result.after[0, 15] == 0

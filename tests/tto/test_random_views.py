@@ -6,7 +6,6 @@ from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
-import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -15,9 +14,8 @@ from torch import Tensor
 from medfm_rl.adapters import TorchModuleAdapter
 from medfm_rl.adapters.base import Sample
 from medfm_rl.seeding import torch_generator
-from medfm_rl.settings import NetworkSettings, PreprocessingSettings
 from medfm_rl.tto.views import View, draw_view, segmented_views
-from medfm_rl.types import Case, Geometry, LabelSchema
+from medfm_rl.types import Case, Geometry
 
 
 def sample_of(image: Tensor) -> Sample:
@@ -94,13 +92,6 @@ def test_channels_that_are_no_intensities_are_moved_and_not_changed() -> None:
     assert set(view.image[1].unique().tolist()) >= {0.0, 1.0}
     assert float(view.image[1].min()) >= 0
     assert float(view.image[1].max()) <= 1
-
-
-@pytest.fixture
-def unet(schema: LabelSchema) -> TorchModuleAdapter:
-    torch.manual_seed(0)
-    network = NetworkSettings(channels=(4, 8), residual_units=0)
-    return TorchModuleAdapter.build_unet(network, schema, PreprocessingSettings(size=(16, 16))).eval()
 
 
 def test_views_are_the_same_for_a_case_and_others_for_another_purpose(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from types import SimpleNamespace
 
 import numpy as np
@@ -14,7 +13,7 @@ from medfm_rl.adapters import TorchModuleAdapter
 from medfm_rl.metrics.rules import Profile
 from medfm_rl.metrics.validity import Anatomy
 from medfm_rl.reward.network import RewardEnsemble, RewardNet
-from medfm_rl.settings import CorrectionSettings, NetworkSettings, PreprocessingSettings, RewardSettings
+from medfm_rl.settings import CorrectionSettings, NetworkSettings, RewardSettings
 from medfm_rl.tto import (
     AugmentationAverage,
     CaseCorrector,
@@ -30,7 +29,7 @@ from medfm_rl.tto import (
     view_vote,
     views,
 )
-from medfm_rl.types import Case, LabelSchema
+from medfm_rl.types import Case
 
 
 @pytest.fixture
@@ -48,19 +47,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     return now
 
 
-@pytest.fixture
-def unet(schema: LabelSchema) -> TorchModuleAdapter:
-    torch.manual_seed(0)
-    network = NetworkSettings(channels=(4, 8), residual_units=0, norm="batch")
-    return TorchModuleAdapter.build_unet(network, schema, PreprocessingSettings(size=(16, 16))).eval()
-
-
-@pytest.fixture
-def case(make_case: Callable[..., Case]) -> Case:
-    return make_case(shape=(16, 16))
-
-
-def make(method: str, unet: TorchModuleAdapter, seconds: float, others: bool = False) -> CaseCorrector:
+def make(method: str, batch_unet: TorchModuleAdapter, seconds: float, others: bool = False) -> CaseCorrector:
     settings = CorrectionSettings.model_validate(
         {"seconds": seconds, "views": 6, "steps": 4, "patience": 9, "optimise": "norm", "weight_learning_rate": 0.05}
         | {"max_change": 1.0, "tolerance": 0.9, "margin": 0.0}
@@ -68,27 +55,29 @@ def make(method: str, unet: TorchModuleAdapter, seconds: float, others: bool = F
     torch.manual_seed(1)
     reward, judging = (RewardNet(NetworkSettings(channels=(4, 8), residual_units=0), 4).eval() for _ in range(2))
     ensemble = RewardEnsemble([reward], RewardSettings())
-    judge = Judge(judging, Anatomy("test", Profile.model_validate({"rules": []}), unet.schema), settings)
+    judge = Judge(judging, Anatomy("test", Profile.model_validate({"rules": []}), batch_unet.schema), settings)
     match method:
         case "views":
-            tent = [Tent(unet, judge, settings)] if others else []
-            return ViewVote(unet, ensemble, judge, settings, tent)
+            tent = [Tent(batch_unet, judge, settings)] if others else []
+            return ViewVote(batch_unet, ensemble, judge, settings, tent)
         case "optimise":
-            return TestTimeOptimizer(unet, ensemble, judge, settings)
+            return TestTimeOptimizer(batch_unet, ensemble, judge, settings)
         case "tta":
-            return AugmentationAverage(unet, judge)
+            return AugmentationAverage(batch_unet, judge)
         case "tent":
-            return Tent(unet, judge, settings)
+            return Tent(batch_unet, judge, settings)
         case "memo":
-            return Memo(unet, judge, settings)
+            return Memo(batch_unet, judge, settings)
         case _:
-            return Intent(unet, judge)
+            return Intent(batch_unet, judge)
 
 
 @pytest.mark.usefixtures("clock")
-def test_half_of_the_time_is_for_the_vote_and_the_rest_for_the_judge(unet: TorchModuleAdapter, case: Case) -> None:
+def test_half_of_the_time_is_for_the_vote_and_the_rest_for_the_judge(
+    batch_unet: TorchModuleAdapter, case: Case
+) -> None:
     """The case takes a second; a view begins while not more than 5 are over, and one of the judge while not 10."""
-    result = make("views", unet, 10).optimize(case)
+    result = make("views", batch_unet, 10).optimize(case)
     # From 1, 2, 3, 4 and 5 s on; from 6, 7, 8, 9 and 10 s on.
     assert result.views == 5
     assert result.judgement is not None
@@ -99,9 +88,9 @@ def test_half_of_the_time_is_for_the_vote_and_the_rest_for_the_judge(unet: Torch
 
 
 @pytest.mark.usefixtures("clock")
-def test_a_budget_that_cuts_nothing_changes_nothing(unet: TorchModuleAdapter, case: Case) -> None:
+def test_a_budget_that_cuts_nothing_changes_nothing(batch_unet: TorchModuleAdapter, case: Case) -> None:
     """1 + 6 + 6 passes: with 12 s the sixth view begins at 6 s, and the last of the judge at 12 s."""
-    just, ample = (make("views", unet, seconds).optimize(case) for seconds in (12, 1e6))
+    just, ample = (make("views", batch_unet, seconds).optimize(case) for seconds in (12, 1e6))
     assert just.seconds == 13
     np.testing.assert_array_equal(just.after, ample.after)
     assert just.judgement == ample.judgement
@@ -113,8 +102,8 @@ def test_a_budget_that_cuts_nothing_changes_nothing(unet: TorchModuleAdapter, ca
 
 @pytest.mark.usefixtures("clock")
 @pytest.mark.parametrize("method", ["tta", "tent", "memo", "optimise"])
-def test_a_method_that_ran_out_of_time_says_so(method: str, unet: TorchModuleAdapter, case: Case) -> None:
-    cut, whole = (make(method, unet, seconds).optimize(case) for seconds in (4, 1e6))
+def test_a_method_that_ran_out_of_time_says_so(method: str, batch_unet: TorchModuleAdapter, case: Case) -> None:
+    cut, whole = (make(method, batch_unet, seconds).optimize(case) for seconds in (4, 1e6))
     assert cut.cut
     assert not cut.accepted
     assert not whole.cut
@@ -122,27 +111,27 @@ def test_a_method_that_ran_out_of_time_says_so(method: str, unet: TorchModuleAda
 
 
 @pytest.mark.usefixtures("clock")
-def test_a_method_that_nothing_can_cut_takes_the_time_of_the_judge(unet: TorchModuleAdapter, case: Case) -> None:
-    result = make("intent", unet, 4).optimize(case)
+def test_a_method_that_nothing_can_cut_takes_the_time_of_the_judge(batch_unet: TorchModuleAdapter, case: Case) -> None:
+    result = make("intent", batch_unet, 4).optimize(case)
     assert result.judgement is not None
     assert result.judgement.views == 1
     assert (result.stopped, result.accepted) == ("time", False)
-    assert make("intent", unet, 1e6).optimize(case).stopped == "done"
+    assert make("intent", batch_unet, 1e6).optimize(case).stopped == "done"
 
 
 @pytest.mark.usefixtures("clock")
-def test_a_vote_of_whom_another_method_was_cut_is_cut(unet: TorchModuleAdapter, case: Case) -> None:
+def test_a_vote_of_whom_another_method_was_cut_is_cut(batch_unet: TorchModuleAdapter, case: Case) -> None:
     """Case and six views take 7 s; of four steps of TENT the third would begin at 9 s, when 17 / 2 are over."""
-    result = make("views", unet, 17, others=True).optimize(case)
+    result = make("views", batch_unet, 17, others=True).optimize(case)
     assert result.views == 6
     assert len(result.gains) == 8
     assert result.judgement is not None
     assert result.cut
-    assert not make("views", unet, 1e6, others=True).optimize(case).cut
+    assert not make("views", batch_unet, 1e6, others=True).optimize(case).cut
 
 
 @pytest.mark.usefixtures("clock")
-def test_the_last_step_of_the_optimiser_is_no_cut(unet: TorchModuleAdapter, case: Case) -> None:
-    ample = make("optimise", unet, 1e6).optimize(case)
+def test_the_last_step_of_the_optimiser_is_no_cut(batch_unet: TorchModuleAdapter, case: Case) -> None:
+    ample = make("optimise", batch_unet, 1e6).optimize(case)
     assert (ample.stopped, ample.views) == ("steps", 0)
     assert len(ample.gains) == 5

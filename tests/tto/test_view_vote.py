@@ -45,40 +45,28 @@ def digest(adapter: TorchModuleAdapter) -> str:
     return found.hexdigest()
 
 
-@pytest.fixture
-def unet(schema: LabelSchema) -> TorchModuleAdapter:
-    torch.manual_seed(0)
-    network = NetworkSettings(channels=(4, 8), residual_units=0, norm="batch")
-    return TorchModuleAdapter.build_unet(network, schema, PreprocessingSettings(size=(16, 16))).eval()
-
-
-@pytest.fixture
-def case(make_case: Callable[..., Case]) -> Case:
-    return make_case(shape=(16, 16))
-
-
-def views_of(unet: TorchModuleAdapter, case: Case, count: int, purpose: str) -> Tensor:
+def views_of(batch_unet: TorchModuleAdapter, case: Case, count: int, purpose: str) -> Tensor:
     """The original and its views, `(V + 1, K, 16, 16)`."""
-    sample = unet.preprocess(case)
-    original = unet.predict_logits(sample).softmax(dim=0)
-    return torch.stack([original, *segmented_views(unet, sample, original, count, purpose, math.inf)])
+    sample = batch_unet.preprocess(case)
+    original = batch_unet.predict_logits(sample).softmax(dim=0)
+    return torch.stack([original, *segmented_views(batch_unet, sample, original, count, purpose, math.inf)])
 
 
 def make_vote(
-    unet: TorchModuleAdapter, reward: RewardNet, judge: RewardNet, rules: str = "", **values: object
+    batch_unet: TorchModuleAdapter, reward: RewardNet, judge: RewardNet, rules: str = "", **values: object
 ) -> ViewVote:
     settings = CorrectionSettings.model_validate({"views": 6, "max_change": 1.0, "tolerance": 0.9, **values})
     profile = Profile.model_validate({"rules": [{"kind": rules, "structure": "LV", "most": 1}] if rules else []})
     ensemble = RewardEnsemble([reward], RewardSettings())
-    return ViewVote(unet, ensemble, Judge(judge, Anatomy("test", profile, unet.schema), settings), settings)
+    return ViewVote(batch_unet, ensemble, Judge(judge, Anatomy("test", profile, batch_unet.schema), settings), settings)
 
 
-def test_the_view_that_the_reward_networks_believe_decides(unet: TorchModuleAdapter, case: Case) -> None:
-    masks = views_of(unet, case, 6, "views").argmax(dim=1)
+def test_the_view_that_the_reward_networks_believe_decides(batch_unet: TorchModuleAdapter, case: Case) -> None:
+    masks = views_of(batch_unet, case, 6, "views").argmax(dim=1)
     assert any(not torch.equal(masks[0], mask) for mask in masks[1:]), "the views are all alike: nothing is tested"
     for wanted in (2, 5):
         network = Prefers(masks[wanted])
-        result = make_vote(unet, network, Prefers(masks[0])).optimize(case)
+        result = make_vote(batch_unet, network, Prefers(masks[0])).optimize(case)
         assert result.step == wanted
         assert result.gains[0] == 0.0
         assert result.gains[wanted] == max(result.gains) > 0
@@ -86,32 +74,32 @@ def test_the_view_that_the_reward_networks_believe_decides(unet: TorchModuleAdap
         assert result.stopped == "done"
 
 
-def test_votes_are_weighed_by_expected_dice_and_agreement(unet: TorchModuleAdapter, case: Case) -> None:
+def test_votes_are_weighed_by_expected_dice_and_agreement(batch_unet: TorchModuleAdapter, case: Case) -> None:
     """The weights, recomputed: exp(50 (E Dice + Dice with the mean view)), normalised."""
-    votes = views_of(unet, case, 6, "views")
+    votes = views_of(batch_unet, case, 6, "views")
     network = Prefers(votes[3].argmax(dim=0))
     worth = []
     for vote in votes:
         action = vote.argmax(dim=0)
         with torch.no_grad():
-            reward_map = network.reward_map(unet.preprocess(case).image[None], action[None])
+            reward_map = network.reward_map(batch_unet.preprocess(case).image[None], action[None])
         expected = expected_dice(reward_map, action[None], 4)[0].mean()
         worth.append(float(expected + soft_dice(votes.mean(dim=0), action).mean()))
     weights = np.exp(50 * (np.array(worth) - max(worth)))
     mean = np.tensordot(weights / weights.sum(), votes.numpy(), axes=1)
-    result = make_vote(unet, network, Prefers(votes[0].argmax(dim=0))).optimize(case)
+    result = make_vote(batch_unet, network, Prefers(votes[0].argmax(dim=0))).optimize(case)
     np.testing.assert_array_equal(result.after, mean.argmax(axis=0))
     np.testing.assert_allclose(result.gains, (np.array(worth) - worth[0]) / 2, atol=1e-5)
 
 
 @pytest.mark.parametrize("price", [2.0, 0.05])
 def test_a_mask_that_breaks_a_rule_has_no_vote_where_another_is_worth_nearly_as_much(
-    price: float, unet: TorchModuleAdapter, case: Case, monkeypatch: pytest.MonkeyPatch
+    price: float, batch_unet: TorchModuleAdapter, case: Case, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The reward prefers a view by far; a rule that only another view meets leaves that one alone, at any price."""
-    votes = views_of(unet, case, 6, "views")
+    votes = views_of(batch_unet, case, 6, "views")
     allowed = votes[4].argmax(dim=0).numpy()
-    vote = make_vote(unet, Prefers(votes[2].argmax(dim=0)), Prefers(votes[0].argmax(dim=0)))
+    vote = make_vote(batch_unet, Prefers(votes[2].argmax(dim=0)), Prefers(votes[0].argmax(dim=0)))
     rule = type("Result", (), {"passed": False})()
     monkeypatch.setattr(Anatomy, "check", lambda _, labels, spacing: () if np.array_equal(labels, allowed) else (rule,))
     monkeypatch.setattr(view_vote, "_PRICE_OF_RULES", price)
@@ -121,52 +109,52 @@ def test_a_mask_that_breaks_a_rule_has_no_vote_where_another_is_worth_nearly_as_
 
 
 def test_the_segmenter_is_bit_identical_and_cases_do_not_see_each_other(
-    unet: TorchModuleAdapter, case: Case, make_case: Callable[..., Case]
+    batch_unet: TorchModuleAdapter, case: Case, make_case: Callable[..., Case]
 ) -> None:
-    unet.train()
-    before = digest(unet)
+    batch_unet.train()
+    before = digest(batch_unet)
     wanted = torch.randint(0, 4, (16, 16), generator=torch.Generator().manual_seed(1))
-    vote = make_vote(unet, Prefers(wanted), Prefers(wanted))
+    vote = make_vote(batch_unet, Prefers(wanted), Prefers(wanted))
     first = vote.optimize(case)
     vote.optimize(make_case(shape=(16, 16), name="p2_a", seed=1))
     again = vote.optimize(case)
-    assert digest(unet) == before
-    assert unet.training
+    assert digest(batch_unet) == before
+    assert batch_unet.training
     np.testing.assert_array_equal(first.after, again.after)
     assert first.gains == again.gains
     assert first.judgement == again.judgement
 
 
-def test_what_the_rules_say_of_parts_is_done_to_the_result(unet: TorchModuleAdapter, case: Case) -> None:
+def test_what_the_rules_say_of_parts_is_done_to_the_result(batch_unet: TorchModuleAdapter, case: Case) -> None:
     from scipy import ndimage
 
     wanted = torch.randint(0, 4, (16, 16), generator=torch.Generator().manual_seed(1))
-    free = make_vote(unet, Prefers(wanted), Prefers(wanted)).optimize(case)
-    tidied = make_vote(unet, Prefers(wanted), Prefers(wanted), rules="components").optimize(case)
+    free = make_vote(batch_unet, Prefers(wanted), Prefers(wanted)).optimize(case)
+    tidied = make_vote(batch_unet, Prefers(wanted), Prefers(wanted), rules="components").optimize(case)
     assert ndimage.label(free.after == 1)[1] > 1, "there is nothing to tidy"
     assert ndimage.label(tidied.after == 1)[1] == 1
 
 
-def test_the_time_of_a_case_is_kept(unet: TorchModuleAdapter, case: Case) -> None:
+def test_the_time_of_a_case_is_kept(batch_unet: TorchModuleAdapter, case: Case) -> None:
     wanted = torch.zeros(16, 16, dtype=torch.uint8)
-    result = make_vote(unet, Prefers(wanted), Prefers(wanted), seconds=1e-6, views=500).optimize(case)
+    result = make_vote(batch_unet, Prefers(wanted), Prefers(wanted), seconds=1e-6, views=500).optimize(case)
     assert result.stopped == "time"
     assert len(result.gains) == 2
 
 
-def test_a_judge_whose_network_weighs_the_votes_is_refused(unet: TorchModuleAdapter) -> None:
+def test_a_judge_whose_network_weighs_the_votes_is_refused(batch_unet: TorchModuleAdapter) -> None:
     network = Prefers(torch.zeros(16, 16))
     with pytest.raises(ModelError, match="one of the reward networks"):
-        make_vote(unet, network, network)
+        make_vote(batch_unet, network, network)
 
 
 def test_images_larger_than_the_patch_are_covered(schema: LabelSchema, make_case: Callable[..., Case]) -> None:
     torch.manual_seed(0)
-    unet = TorchModuleAdapter.build_unet(
+    batch_unet = TorchModuleAdapter.build_unet(
         NetworkSettings(channels=(4, 8), residual_units=0), schema, PreprocessingSettings(size=(16, 16), grid="native")
     ).eval()
     networks = [RewardNet(NetworkSettings(channels=(4, 8), residual_units=0), 4).eval() for _ in range(2)]
-    result = make_vote(unet, networks[0], networks[1], views=2).optimize(make_case((20, 24)))
+    result = make_vote(batch_unet, networks[0], networks[1], views=2).optimize(make_case((20, 24)))
     assert result.before.shape == result.after.shape == (20, 24)
     assert len(result.gains) == 3
 
@@ -182,55 +170,55 @@ class Fixed(CaseCorrector):
         return Proposal(self.labels)
 
 
-def test_proposals_of_others_vote(unet: TorchModuleAdapter, case: Case) -> None:
+def test_proposals_of_others_vote(batch_unet: TorchModuleAdapter, case: Case) -> None:
     """The reward believes a mask that no view shows, and one of the others proposes it."""
     labels = np.zeros((16, 16), dtype=np.uint8)
     labels[4:12, 2:6], labels[4:12, 6:10], labels[4:12, 10:14] = 1, 2, 3
     network = Prefers(torch.from_numpy(labels))
-    vote = make_vote(unet, network, Prefers(torch.zeros(16, 16)))
-    vote.others = [Fixed(unet, vote.judge, np.zeros_like(labels)), Fixed(unet, vote.judge, labels)]
+    vote = make_vote(batch_unet, network, Prefers(torch.zeros(16, 16)))
+    vote.others = [Fixed(batch_unet, vote.judge, np.zeros_like(labels)), Fixed(batch_unet, vote.judge, labels)]
     result = vote.optimize(case)
     # The case as it is, six views, the first of the others, and then this one.
     assert result.step == 8
     assert len(result.gains) == 9
     np.testing.assert_array_equal(result.after, labels)
-    assert make_vote(unet, network, Prefers(torch.zeros(16, 16))).optimize(case).step < 7
+    assert make_vote(batch_unet, network, Prefers(torch.zeros(16, 16))).optimize(case).step < 7
 
 
-def test_a_mask_that_another_segmenter_made_votes_first(unet: TorchModuleAdapter, case: Case) -> None:
+def test_a_mask_that_another_segmenter_made_votes_first(batch_unet: TorchModuleAdapter, case: Case) -> None:
     given = np.zeros((16, 16), dtype=np.uint8)
     given[4:12, 2:6], given[4:12, 6:10], given[4:12, 10:14] = 1, 2, 3
-    result = make_vote(unet, *(Prefers(torch.from_numpy(given)) for _ in range(2))).optimize(case, original=given)
+    result = make_vote(batch_unet, *(Prefers(torch.from_numpy(given)) for _ in range(2))).optimize(case, original=given)
     # The mask that was given, the case as it is, six views.
     assert len(result.gains) == 8
     assert result.step == 0
     assert max(result.gains) == result.gains[0] == 0.0
     np.testing.assert_array_equal(result.before, given)
     np.testing.assert_array_equal(result.after, given)
-    networks = (Prefers(torch.from_numpy(unet.segment(case))) for _ in range(2))
-    other = make_vote(unet, *networks, margin=0.0).optimize(case, original=given)
+    networks = (Prefers(torch.from_numpy(batch_unet.segment(case))) for _ in range(2))
+    other = make_vote(batch_unet, *networks, margin=0.0).optimize(case, original=given)
     assert other.step == 1
     assert other.accepted
-    assert (other.mask == unet.segment(case)).mean() > (given == unet.segment(case)).mean()
+    assert (other.mask == batch_unet.segment(case)).mean() > (given == batch_unet.segment(case)).mean()
 
 
 def test_a_copy_with_the_statistics_of_the_case_votes_where_there_is_batch_normalisation(
-    unet: TorchModuleAdapter, case: Case, quality_run: Path, tmp_path: Path
+    batch_unet: TorchModuleAdapter, case: Case, quality_run: Path, tmp_path: Path
 ) -> None:
-    run, before = tmp_path / "run", digest(unet)
+    run, before = tmp_path / "run", digest(batch_unet)
     shutil.copytree(quality_run, run)
     torch.manual_seed(7)
     RewardNet(NetworkSettings(channels=(4, 8), residual_units=0), 4).save(run / "reward" / "judge")
     settings = CorrectionSettings(views=2, steps=3)
     reward = RewardEnsemble.load(run / "reward")
-    corrector = make_corrector(RunFolder(run), unet, reward, settings)
+    corrector = make_corrector(RunFolder(run), batch_unet, reward, settings)
     # The rules of this run are in millimetres.
     case = replace(case, geometry=Geometry((1.0, 1.0), (0.0, 0.0), (1.0, 0.0, 0.0, 1.0)))
     result = corrector.optimize(case)
     # The case as it is, two views, InTEnt and TENT.
     assert len(result.gains) == 5
-    assert digest(unet) == before
+    assert digest(batch_unet) == before
     instance = TorchModuleAdapter.build_unet(
-        NetworkSettings(channels=(4, 8), residual_units=0), unet.schema, PreprocessingSettings(size=(16, 16))
+        NetworkSettings(channels=(4, 8), residual_units=0), batch_unet.schema, PreprocessingSettings(size=(16, 16))
     ).eval()
     assert len(make_corrector(RunFolder(run), instance, reward, settings).optimize(case).gains) == 3
