@@ -80,7 +80,7 @@ def calibrate(
         UserError: The run is not finished, has learned from the cases, or they cannot be used or are too few.
     """
     require_patients({file.patient_id for file in files}, targets)
-    known = count_known(run, files, common_folder(files), allow_overlap)
+    known = count_known(run, files, allow_overlap)
     chosen = choose_device(device)
     judged = None if masks is None else _read_masks(run, files, masks, labels, progress)
     encoder = None if biomedclip is None else BiomedCLIP.load(biomedclip, chosen)

@@ -11,7 +11,6 @@ from medfm_rl.errors import DataError
 from medfm_rl.metrics.overlap import dice
 from medfm_rl.pipeline.correctors import hash_parts, load_networks, make_corrector
 from medfm_rl.pipeline.images import Progress
-from medfm_rl.pipeline.inputs import common_folder
 from medfm_rl.pipeline.run_folder import RunFolder
 from medfm_rl.pipeline.unseen import count_known
 from medfm_rl.quality.conformal import fewest_for_threshold
@@ -52,7 +51,7 @@ def calibrate_correction(
             learned from them.
     """
     run.require_model()
-    count_known(run, files, common_folder(files), allow_overlap)
+    count_known(run, files, allow_overlap)
     _require_patients(files, target)
     adapter, reward = load_networks(run, device, prompts)
     corrector = make_corrector(run, adapter, reward, settings.model_copy(update={"margin": 0.0}))

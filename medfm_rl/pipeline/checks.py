@@ -41,7 +41,10 @@ def check_inputs(config: AdaptConfig, progress: Progress) -> None:
     _refuse_limits_in_mm(load_anatomy(config.anatomy, segmenter.schema))
     learning, selecting = split_target(config)
     source = [] if config.source is None else find_cases(config.source)
-    _check_patients(config, learning)
+    if config.source is None:
+        _check_patients("target", learning, 4)
+    else:
+        _check_patients("source", source, 3)
     require_masks(source, "source")
     if config.evaluation is not None:
         files = find_cases(config.evaluation)
@@ -100,9 +103,8 @@ def _refuse_limits_in_mm(anatomy: Anatomy) -> None:
         )
 
 
-def _check_patients(config: AdaptConfig, learning: Sequence[CaseFile]) -> None:
+def _check_patients(name: str, files: Sequence[CaseFile], least: int) -> None:
     """Refuses what cannot be dealt to a judge and the other reward networks, at least two patients each."""
-    name, files, least = ("target", learning, 4) if config.source is None else ("source", find_cases(config.source), 3)
     count = len({file.patient_id for file in files})
     if count < least:
         raise DataError(

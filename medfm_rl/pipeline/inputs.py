@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import logging
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -68,14 +69,13 @@ def read_inputs(config: AdaptConfig, progress: Progress) -> Inputs:
     anatomy = Path(config.anatomy)
     if anatomy.is_file():
         places["anatomy"] = (anatomy, [anatomy])
-    target = find_cases(config.target)
-    places["target.path"] = (config.target.path, image_files(target))
-    cases = {"target.path": _patients(target)}
+    cases = {"target.path": find_cases(config.target)}
+    places["target.path"] = (config.target.path, image_files(cases["target.path"]))
     if config.source is not None:
-        source = find_cases(config.source)
-        places["source.path"] = (config.source.path, _labelled_files(source))
-        cases["source.path"] = _patients(source)
-    return _hash_places(places, cases, "hashing the inputs", progress)
+        cases["source.path"] = find_cases(config.source)
+        places["source.path"] = (config.source.path, _labelled_files(cases["source.path"]))
+    counted = _counter("hashing the inputs", sum(len(paths) for _, paths in places.values()), progress)
+    return {name: _hash(place, paths, cases.get(name, ()), counted) for name, (place, paths) in places.items()}
 
 
 def read_labelled(data: DataSettings, progress: Progress) -> Input:
@@ -95,9 +95,8 @@ def hash_labelled(place: Path, files: Sequence[CaseFile], progress: Progress) ->
         files: The cases.
         progress: Told how far it is.
     """
-    name = "labelled"
-    places, cases = {name: (place, _labelled_files(files))}, {name: _patients(files)}
-    return _hash_places(places, cases, "hashing labelled cases", progress)[name]
+    paths = _labelled_files(files)
+    return _hash(place, paths, files, _counter("hashing labelled cases", len(paths), progress))
 
 
 def hash_images(files: Sequence[CaseFile], progress: Progress) -> Input:
@@ -107,10 +106,9 @@ def hash_images(files: Sequence[CaseFile], progress: Progress) -> Input:
         files: The cases.
         progress: Told how far it is.
     """
-    place = Path(os.path.commonpath([path.parent for file in files for path in file.image_paths]))
-    name = "images"
-    places, cases = {name: (place, image_files(files))}, {name: _patients(files)}
-    return _hash_places(places, cases, "hashing the images", progress)[name]
+    paths = image_files(files)
+    place = _innermost(path for file in files for path in file.image_paths)
+    return _hash(place, paths, files, _counter("hashing the images", len(paths), progress))
 
 
 def write_inputs(path: Path, inputs: Inputs) -> None:
@@ -167,8 +165,7 @@ def require_same_inputs(path: Path, config: AdaptConfig, progress: Progress) -> 
 
 def common_folder(cases: Iterable[CaseFile]) -> Path:
     """The innermost folder that holds images and masks of all cases, such as that of the data set."""
-    paths = [path for case in cases for path in (*case.image_paths, case.label_path) if path is not None]
-    return Path(os.path.commonpath([path.parent for path in paths]))
+    return _innermost(_images_and_masks(cases))
 
 
 def image_files(cases: Iterable[CaseFile]) -> list[Path]:
@@ -177,31 +174,32 @@ def image_files(cases: Iterable[CaseFile]) -> list[Path]:
 
 
 def _labelled_files(cases: Iterable[CaseFile]) -> list[Path]:
-    return _with_pixels(path for case in cases for path in (*case.image_paths, case.label_path) if path is not None)
+    return _with_pixels(_images_and_masks(cases))
 
 
-def _patients(cases: Iterable[CaseFile]) -> dict[str, str]:
-    return {case.case_id: case.patient_id for case in cases}
+def _images_and_masks(cases: Iterable[CaseFile]) -> Iterator[Path]:
+    for case in cases:
+        yield from (path for path in (*case.image_paths, case.label_path) if path is not None)
 
 
-def _hash_places(
-    places: Mapping[str, tuple[Path, Sequence[Path]]],
-    cases: Mapping[str, dict[str, str]],
-    stage: str,
-    progress: Progress,
-) -> Inputs:
-    count = sum(len(paths) for _, paths in places.values())
-    done = 0
-    inputs: Inputs = {}
-    for name, (place, paths) in places.items():
-        hashes = {}
-        for path in paths:
-            key = path.relative_to(place).as_posix() if place in path.parents else path.name
-            hashes[key] = hash_file(path)
-            done += 1
-            progress(stage, done, count)
-        inputs[name] = Input(str(place.resolve()), hashes, cases.get(name, {}))
-    return inputs
+def _innermost(paths: Iterable[Path]) -> Path:
+    """The innermost folder that all of the paths lie in."""
+    return Path(os.path.commonpath([path.parent for path in paths]))
+
+
+def _counter(stage: str, total: int, progress: Progress) -> Callable[[], None]:
+    """Tells the progress of a stage by one more each time that it is called."""
+    done = itertools.count(1)
+    return lambda: progress(stage, next(done), total)
+
+
+def _hash(place: Path, paths: Sequence[Path], cases: Iterable[CaseFile], counted: Callable[[], None]) -> Input:
+    hashes = {}
+    for path in paths:
+        key = path.relative_to(place).as_posix() if place in path.parents else path.name
+        hashes[key] = hash_file(path)
+        counted()
+    return Input(str(place.resolve()), hashes, {case.case_id: case.patient_id for case in cases})
 
 
 def _files_of(inputs: Inputs) -> dict[str, dict[str, str]]:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 
 from medfm_rl.data.files import hash_file
 from medfm_rl.data.layouts import CaseFile
 from medfm_rl.errors import DataError
-from medfm_rl.pipeline.inputs import Input, image_files, load_inputs
+from medfm_rl.pipeline.inputs import Input, common_folder, image_files, load_inputs
 from medfm_rl.pipeline.run_folder import RunFolder
 
 _LOG = logging.getLogger(__name__)
@@ -17,7 +16,7 @@ _TARGET, _SOURCE = "target.path", "source.path"
 _MEANING = {_TARGET: "its target", _SOURCE: "its source"}
 
 
-def count_known(run: RunFolder, files: Sequence[CaseFile], place: Path, allow_overlap: bool) -> int:
+def count_known(run: RunFolder, files: Sequence[CaseFile], allow_overlap: bool) -> int:
     """Refuses cases that a run learned from, by the content of the images and by the names of patients.
 
     A run of an older version that recorded no inputs cannot be asked; a warning says so.
@@ -25,7 +24,6 @@ def count_known(run: RunFolder, files: Sequence[CaseFile], place: Path, allow_ov
     Args:
         run: A finished run of `adapt`.
         files: Labelled cases.
-        place: Where they lie, for the message.
         allow_overlap: Whether to take images of the target, which the run saw without labels, and patients whose name
             is one of the run's. Images that it saw with labels are refused all the same.
 
@@ -35,7 +33,7 @@ def count_known(run: RunFolder, files: Sequence[CaseFile], place: Path, allow_ov
     Raises:
         DataError: The run has learned from some of them.
     """
-    inputs = load_inputs(run.inputs) if run.inputs.exists() else {}
+    place, inputs = common_folder(files), load_inputs(run.inputs) if run.inputs.exists() else {}
     if not any(read.cases for read in inputs.values()):
         _LOG.warning(
             "%s does not say which patients the run learned from, for an older version started it: whether cases of %s "
@@ -45,10 +43,11 @@ def count_known(run: RunFolder, files: Sequence[CaseFile], place: Path, allow_ov
         )
     refused: list[str] = []
     known: set[str] = set()
+    hashes = {file.case_id: {hash_file(path) for path in image_files([file])} for file in files}
     for name, meaning in _MEANING.items():
         if name not in inputs:
             continue
-        images, patients = _same_images(inputs[name], files), _same_patients(inputs[name], files)
+        images, patients = _same_images(inputs[name], hashes), _same_patients(inputs[name], files)
         known |= {*images, *patients}
         if images and not (allow_overlap and name == _TARGET):
             refused.append(f"{len(images)} of {len(files)} are images of {meaning} ({images[0]} for one)")
@@ -63,11 +62,10 @@ def count_known(run: RunFolder, files: Sequence[CaseFile], place: Path, allow_ov
     return len(known)
 
 
-def _same_images(read: Input, files: Sequence[CaseFile]) -> list[str]:
+def _same_images(read: Input, hashes: Mapping[str, set[str]]) -> list[str]:
     """Cases all of whose files the run has read: a .mhd alone can be that of another image of its size."""
     known = set(read.files.values())
-    paths = {file.case_id: image_files([file]) for file in files}
-    return [case for case, found in paths.items() if found and all(hash_file(path) in known for path in found)]
+    return [case for case, found in hashes.items() if found and found <= known]
 
 
 def _same_patients(read: Input, files: Sequence[CaseFile]) -> list[str]:
