@@ -142,6 +142,11 @@ class LabelSchema:
         """Names without the background; structure `i` has class index `i + 1`."""
         return self.names[1:]
 
+    @property
+    def integers(self) -> dict[str, int]:
+        """The integer in files by name, the background's first."""
+        return dict(zip(self.names, self.ids, strict=True))
+
     def index_of(self, structure: str) -> int:
         """Class index of a name.
 
@@ -165,7 +170,7 @@ class LabelSchema:
         found = np.unique(labels)
         strangers = sorted(set(found.tolist()) - set(self.ids))
         if strangers:
-            known = ", ".join(f"{label} {name}" for name, label in zip(self.names, self.ids, strict=True))
+            known = ", ".join(f"{label} {name}" for name, label in self.integers.items())
             first = ", ".join(map(str, strangers[:_MOST_STRANGERS]))
             if len(strangers) > _MOST_STRANGERS:
                 raise DataError(

@@ -179,7 +179,7 @@ class SegmenterAdapter(nn.Module, ABC):
 
         A mask is taken for one of this segmenter where these and the weights are the same.
         """
-        return {"structures": dict(zip(self.schema.names, self.schema.ids, strict=True)), "size": self.patch_size}
+        return {"structures": self.schema.integers, "size": self.patch_size}
 
     @torch.no_grad()
     def own_estimate(self, image: Tensor, action: Tensor) -> Tensor | None:

@@ -26,8 +26,8 @@ from medfm_rl.pipeline.collect_stage import collect, shape_prior
 from medfm_rl.pipeline.images import Progress
 from medfm_rl.pipeline.inputs import load_inputs, read_inputs, require_same_inputs, write_inputs
 from medfm_rl.pipeline.ppo_stage import average, fine_tune, missing_checkpoints
-from medfm_rl.pipeline.reward_stage import JUDGE, member_names, train_rewards
-from medfm_rl.pipeline.run_folder import SOURCE, WARM_UP, RunFolder
+from medfm_rl.pipeline.reward_stage import member_names, train_rewards
+from medfm_rl.pipeline.run_folder import JUDGE, SOURCE, WARM_UP, RunFolder
 from medfm_rl.pipeline.selection import judge_scores, select
 from medfm_rl.pipeline.stage import Domains, Stage, write_weights
 from medfm_rl.pipeline.warm_up import warm_up

@@ -10,7 +10,7 @@ from medfm_rl.errors import ModelError
 from medfm_rl.metrics.validity import Anatomy, load_anatomy
 from medfm_rl.pipeline.config_file import load_config
 from medfm_rl.pipeline.models import choose_device, load_adapted
-from medfm_rl.pipeline.run_folder import RunFolder
+from medfm_rl.pipeline.run_folder import JUDGE, RunFolder
 from medfm_rl.quality import QualityModel
 from medfm_rl.quality.run_hashes import hash_run
 from medfm_rl.reward.network import RewardEnsemble, RewardNet
@@ -30,8 +30,6 @@ from medfm_rl.tto import (
     ViewVote,
 )
 from medfm_rl.types import LabelSchema
-
-_JUDGE = "judge"
 
 
 def load_networks(run: RunFolder, device: str, prompts: Path | None = None) -> tuple[SegmenterAdapter, RewardEnsemble]:
@@ -81,7 +79,7 @@ def make_corrector(
     Raises:
         ModelError: The method cannot be used with this segmenter, or a part of the run is missing.
     """
-    judge = Judge(RewardNet.load(run.final_reward / _JUDGE), _anatomy(run, adapter.schema), settings)
+    judge = Judge(RewardNet.load(run.final_reward / JUDGE), _anatomy(run, adapter.schema), settings)
     match settings.method:
         case "views":
             return ViewVote(adapter, reward, judge, settings, _of_this_case(adapter, judge, settings))

@@ -23,7 +23,7 @@ from medfm_rl.pipeline.evaluate import evaluate, segment_and_judge, write_evalua
 from medfm_rl.pipeline.images import Progress
 from medfm_rl.pipeline.inputs import load_inputs, read_labelled, write_inputs
 from medfm_rl.pipeline.models import Model, choose_device, load_model
-from medfm_rl.pipeline.run_folder import SOURCE, RunFolder
+from medfm_rl.pipeline.run_folder import JUDGE, SOURCE, RunFolder
 from medfm_rl.quality.run_hashes import hash_run
 from medfm_rl.report import ReportCase, ReportData, TableRow, write_report
 from medfm_rl.reward.actions import ActionDataset
@@ -246,7 +246,7 @@ def _reliability(
 ) -> dict[str, tuple[ReliabilityCurve, float, ReliabilityCurve, float]]:
     last = config.iterations - 1
     networks = {}
-    for path in sorted(run.reward(last, "judge").parent.glob("*.json")):
+    for path in sorted(run.reward(last, JUDGE).parent.glob("*.json")):
         report = json.loads(path.read_text(encoding="utf-8"))
         before, after = (
             ReliabilityCurve(**{name: np.array(values) for name, values in report[key].items()})

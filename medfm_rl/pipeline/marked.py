@@ -152,7 +152,7 @@ class GivenMasks:
         """
         found: dict[str, Any] = {"mask": hash_path(self.path(case_id))}
         if self.in_files is not None:
-            found["labels"] = dict(zip(self.in_files.names, self.in_files.ids, strict=True))
+            found["labels"] = self.in_files.integers
         return found
 
     def read(self, case: Case) -> LabelMap:

@@ -99,7 +99,7 @@ def load_compared(path: Path, against: Path, prompts: Path | None) -> tuple[Mode
 
 
 def _refuse_other_integers(prompts: Path, first: LabelSchema, second: LabelSchema) -> None:
-    known, others = (dict(zip(schema.names, schema.ids, strict=True)) for schema in (first, second))
+    known, others = first.integers, second.integers
     for name in known.keys() & others.keys():
         if known[name] != others[name]:
             raise ConfigError(
@@ -246,9 +246,7 @@ def inspect_model(path: Path, device: torch.device, progress: Progress) -> Model
             rows = {
                 "kind": settings.kind,
                 "folder": str(settings.folder),
-                "structures": ", ".join(
-                    f"{name} {label}" for name, label in zip(adapter.schema.names, adapter.schema.ids, strict=True)
-                ),
+                "structures": ", ".join(f"{name} {label}" for name, label in adapter.schema.integers.items()),
                 "channels": str(adapter.in_channels),
                 "patch": " x ".join(map(str, adapter.patch_size)),
                 "parameters": f"{sum(parameter.numel() for parameter in adapter.parameters()):,}",

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from medfm_rl.data.files import write_json
+from medfm_rl.pipeline.run_folder import JUDGE
 from medfm_rl.pipeline.stage import Stage
 from medfm_rl.reward.actions import ActionRecords
 from medfm_rl.reward.network import RewardEnsemble, RewardNet
@@ -16,9 +17,6 @@ from medfm_rl.reward.training import RewardTrainingReport, patients_of, train_re
 from medfm_rl.seeding import derive_seed
 from medfm_rl.settings import AdaptConfig
 from medfm_rl.tracking import Tracker
-
-JUDGE = "judge"
-"""Name of the reward network that no policy learns from."""
 
 
 def member_names(config: AdaptConfig) -> list[str]:

@@ -19,6 +19,8 @@ SOURCE = "source"
 """Name of the unadapted policy among the candidates."""
 WARM_UP = "warm-up"
 """Name of the policy that PPO starts from, where there is a source."""
+JUDGE = "judge"
+"""Name of the reward network that no policy learns from."""
 
 
 class RunFolder:
