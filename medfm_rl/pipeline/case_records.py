@@ -66,16 +66,16 @@ class CaseRecords:
         """Says that a case is handled anew: until `write`, its files are nobody's result."""
         self._write(case_id, {"inputs": inputs, "result": None, "files": None})
 
-    def write(self, case_id: str, inputs: Mapping[str, Any], result: Any, files: Sequence[Path]) -> None:
+    def write(self, case_id: str, inputs: Mapping[str, Any], result: Any, outputs: Mapping[str, str]) -> None:
         """Records a case that is complete.
 
         Args:
             case_id: The case.
             inputs: As in `reuse`.
             result: JSON values, not None.
-            files: What was written of the case, within the output folder.
+            outputs: What was written of the case, as `hash_files` gives it.
         """
-        self._write(case_id, {"inputs": inputs, "result": result, "files": self.hash_files(files)})
+        self._write(case_id, {"inputs": inputs, "result": result, "files": outputs})
 
     def hash_files(self, files: Sequence[Path]) -> dict[str, str]:
         """SHA-256 of files within the output folder, by their names in there."""
@@ -139,6 +139,16 @@ class CaseRecords:
             return None
         known = isinstance(content, dict) and content.get("format") == _FORMAT
         return content if known and {"inputs", "result", "files"} <= content.keys() else None
+
+
+def label_path(out: Path, case_id: str) -> Path:
+    """Where the mask of a case lies in an output folder."""
+    return out / "labels" / f"{case_id}.nii.gz"
+
+
+def reward_path(out: Path, case_id: str) -> Path:
+    """Where the reward map of a case lies in an output folder."""
+    return out / "rewards" / f"{case_id}.nii.gz"
 
 
 def hash_settings(content: Any) -> str:

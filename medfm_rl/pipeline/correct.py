@@ -18,7 +18,7 @@ from medfm_rl.data.files import replace_on_success, write_json, write_text
 from medfm_rl.data.images import hash_labels, write_labels
 from medfm_rl.data.layouts import CaseFile, is_simulated
 from medfm_rl.errors import ConfigError, DataError, UserError
-from medfm_rl.pipeline.case_records import CaseRecords, hash_case, hash_settings
+from medfm_rl.pipeline.case_records import CaseRecords, hash_case, hash_settings, label_path
 from medfm_rl.pipeline.correctors import for_given_masks, hash_parts, load_networks, make_corrector
 from medfm_rl.pipeline.identity import identify
 from medfm_rl.pipeline.images import Progress
@@ -123,7 +123,7 @@ def correct(
     hashes = hash_parts(run, adapter.schema)
     case_records = CaseRecords(out, _RECORDS, identify(path))
     for file in files:
-        case_records.require_own(file.case_id, _label_path(out, file.case_id), {"segmenter": hashes["segmenter"]})
+        case_records.require_own(file.case_id, label_path(out, file.case_id), {"segmenter": hashes["segmenter"]})
     promise = f"no error rate is promised: the run has no {run.correction.name} (medfm-rl calibrate-correction)"
     if masks is not None:
         settings = for_given_masks(settings)
@@ -143,7 +143,7 @@ def correct(
     given = None if masks is None else GivenMasks(masks, marked.scores, adapter.schema, in_masks)
     originals = given
     if masks is None and scores is None and marked.scores is not None:
-        made = {case_id: _label_path(out / "scores", case_id) for case_id in marked.scores.masks}
+        made = {case_id: label_path(out / "scores", case_id) for case_id in marked.scores.masks}
         originals = GivenMasks(made, marked.scores, adapter.schema)
     common = {
         "format": _FORMAT,
@@ -237,10 +237,6 @@ def _take(
     return Marked(found.marked(files), {}, found)
 
 
-def _label_path(out: Path, case_id: str) -> Path:
-    return out / "labels" / f"{case_id}.nii.gz"
-
-
 def _is_cut(record: Mapping[str, Any]) -> bool:
     return bool(record["stopped"] == "time")
 
@@ -291,8 +287,7 @@ class _Bench:
         mask = result.before if self.propose_only else result.mask
         rewards, files = self._write(case, result, decision, mask)
         record = _record(result, case, decision, rewards)
-        self._log(record, inputs, mask, files)
-        self.records.write(file.case_id, inputs, record, files)
+        self._close(record, inputs, mask, files, record)
         return record
 
     def keep(self, file: CaseFile) -> None:
@@ -311,23 +306,31 @@ class _Bench:
             return
         case = file.read()
         mask = adapter.segment(case) if self.originals is None else self.originals.read(case)
-        labels = _label_path(self.out, file.case_id)
+        labels = label_path(self.out, file.case_id)
         self.records.begin(file.case_id, inputs)
         write_labels(labels, mask, case.geometry, adapter.schema)
-        self._log({"case": file.case_id, "decision": "kept"}, inputs, mask, [labels])
-        self.records.write(file.case_id, inputs, {}, [labels])
+        self._close({"case": file.case_id, "decision": "kept"}, inputs, mask, [labels], {})
 
-    def _log(self, record: Mapping[str, Any], inputs: Mapping[str, Any], mask: LabelMap, files: Sequence[Path]) -> None:
-        # Of the mask both: of its labels, as in scores.json, and of its file.
+    def _close(
+        self,
+        line: Mapping[str, Any],
+        inputs: Mapping[str, Any],
+        mask: LabelMap,
+        files: Sequence[Path],
+        result: Mapping[str, Any],
+    ) -> None:
+        """Adds the line of a case to the audit log, and records that the case is complete."""
         outputs = self.records.hash_files(files)
-        self.records.log([{**record, "inputs": inputs, "mask": hash_labels(mask), "outputs": outputs}])
+        # Of the mask both: of its labels, as in scores.json, and of its file.
+        self.records.log([{**line, "inputs": inputs, "mask": hash_labels(mask), "outputs": outputs}])
+        self.records.write(line["case"], inputs, result, outputs)
 
     def _write(
         self, case: Case, result: TTOResult, decision: str, mask: LabelMap
     ) -> tuple[tuple[float, float], list[Path]]:
         """Writes masks and picture; returns the mean rewards before and after, and the files."""
         schema = self.corrector.adapter.schema
-        labels, proposal = _label_path(self.out, case.case_id), self.out / "proposals" / f"{case.case_id}.nii.gz"
+        labels, proposal = label_path(self.out, case.case_id), self.out / "proposals" / f"{case.case_id}.nii.gz"
         picture = self.out / "pictures" / f"{case.case_id}.png"
         # One of an earlier call with other settings would look like one of this call.
         proposal.unlink(missing_ok=True)

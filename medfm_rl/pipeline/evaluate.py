@@ -21,7 +21,7 @@ from medfm_rl.errors import DataError, UserError
 from medfm_rl.metrics.bootstrap import PairedDifference
 from medfm_rl.metrics.scores import CaseScore, Evaluation, score_case, summarise
 from medfm_rl.metrics.validity import Anatomy
-from medfm_rl.pipeline.case_records import CaseRecords, hash_case, hash_segmenter
+from medfm_rl.pipeline.case_records import CaseRecords, hash_case, hash_segmenter, label_path, reward_path
 from medfm_rl.pipeline.identity import Identity
 from medfm_rl.pipeline.images import Progress
 from medfm_rl.pipeline.models import Model
@@ -106,7 +106,7 @@ def predict(
     """
     records, maker = CaseRecords(out, "predict", identity), _hash_model(model)
     for file in files:
-        records.require_own(file.case_id, out / "labels" / f"{file.case_id}.nii.gz", maker)
+        records.require_own(file.case_id, label_path(out, file.case_id), maker)
     problems: list[str] = []
     for done, file in enumerate(files, 1):
         try:
@@ -121,9 +121,9 @@ def predict(
         else:
             if made is not None:
                 records.begin(file.case_id, inputs)
-                written = _write_prediction(out, case, *made, model.segmenter.schema)
-                records.log([{"case": file.case_id, "inputs": inputs, "outputs": records.hash_files(written)}])
-                records.write(file.case_id, inputs, {}, written)
+                outputs = records.hash_files(_write_prediction(out, case, *made, model.segmenter.schema))
+                records.log([{"case": file.case_id, "inputs": inputs, "outputs": outputs}])
+                records.write(file.case_id, inputs, {}, outputs)
         progress("predicting", done, len(files))
     if len(problems) == len(files):
         raise DataError(f"no case could be segmented; the first: {problems[0]}")
@@ -141,11 +141,10 @@ def _write_prediction(
     out: Path, case: Case, labels: LabelMap, reward_map: FloatArray | None, schema: LabelSchema
 ) -> list[Path]:
     """Writes what was made of a case, and says where."""
-    name = f"{case.case_id}.nii.gz"
-    written = [out / "labels" / name]
+    written = [label_path(out, case.case_id)]
     write_labels(written[0], labels, case.geometry, schema)
     if reward_map is not None:
-        written.append(out / "rewards" / name)
+        written.append(reward_path(out, case.case_id))
         write_image(written[1], reward_map, case.geometry)
     return written
 

@@ -15,7 +15,7 @@ from medfm_rl.data.files import hash_path, replace_on_success
 from medfm_rl.data.images import hash_labels, read_labels, write_image, write_labels
 from medfm_rl.data.layouts import CaseFile
 from medfm_rl.errors import UserError
-from medfm_rl.pipeline.case_records import CaseRecords, hash_case, hash_segmenter
+from medfm_rl.pipeline.case_records import CaseRecords, hash_case, hash_segmenter, label_path, reward_path
 from medfm_rl.quality import BatchReport, QualityController, QualityReport
 from medfm_rl.quality.submission import Submission
 from medfm_rl.quality_page import thumbnail
@@ -159,7 +159,7 @@ class ScoringQueue:
 
     def _write(self, submission: Submission, inputs: Mapping[str, Any], report: QualityReport) -> None:
         case = submission.case
-        rewards = self.out / "rewards" / f"{case.case_id}.nii.gz"
+        rewards = reward_path(self.out, case.case_id)
         write_image(rewards, report.reward_map, case.geometry)
         picture = self.out / "thumbnails" / f"{case.case_id}.png"
         with replace_on_success(picture) as temporary:
@@ -167,17 +167,15 @@ class ScoringQueue:
                 thumbnail(case.image[0], submission.labels, report.reward_map, self.controller.schema)
             )
         mask = self.mask_hashes[case.case_id] = hash_labels(submission.labels)
-        files = [rewards, picture, *([] if self.segmenter is None else [self._label_path(case.case_id)])]
-        self.records.write(case.case_id, inputs, {"report": report.to_json(), "mask": mask}, files)
-
-    def _label_path(self, case_id: str) -> Path:
-        return self.out / "labels" / f"{case_id}.nii.gz"
+        files = [rewards, picture, *([] if self.segmenter is None else [label_path(self.out, case.case_id)])]
+        outputs = self.records.hash_files(files)
+        self.records.write(case.case_id, inputs, {"report": report.to_json(), "mask": mask}, outputs)
 
     def mask_path(self, case_id: str) -> Path | None:
         """The file of a case's mask, where it is known or was written."""
         if self.masks is not None:
             return self.masks.get(case_id)
-        path = self._label_path(case_id)
+        path = label_path(self.out, case_id)
         return path if path.exists() else None
 
     def _inputs(self, file: CaseFile) -> dict[str, Any]:
@@ -190,7 +188,7 @@ class ScoringQueue:
             with _caused_by("mask_unusable"):
                 found["mask"] = hash_path(mask)
         if self.in_masks is not None:
-            found["labels"] = dict(zip(self.in_masks.names, self.in_masks.ids, strict=True))
+            found["labels"] = self.in_masks.integers
         return found
 
     def _mask(self, file: CaseFile) -> Path:
@@ -210,5 +208,5 @@ class ScoringQueue:
             submission = controller.segment(case)
         else:
             submission = controller.submit(case, self.segmenter.segment(case))
-        write_labels(self._label_path(file.case_id), submission.labels, case.geometry, controller.schema)
+        write_labels(label_path(self.out, file.case_id), submission.labels, case.geometry, controller.schema)
         return submission
