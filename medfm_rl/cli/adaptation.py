@@ -13,6 +13,7 @@ from medfm_rl.cli.options import (
     ConfigFile,
     Device,
     Layout,
+    ModelFolder,
     PatientPattern,
     Prompts,
     Split,
@@ -103,7 +104,7 @@ def adapt_command(
 
 @app.command("evaluate")
 def evaluate_command(
-    model: Annotated[Path, typer.Argument(help="Run folder of `adapt`, or segmenter folder.")],
+    model: ModelFolder,
     data: Annotated[Path, typer.Argument(help="Labelled data set.")],
     out: Annotated[Path, typer.Option(help="Folder for scores.csv and summary.json.")] = Path("evaluation"),
     against: Annotated[Path | None, typer.Option(help="A second model to compare with, on the same cases.")] = None,

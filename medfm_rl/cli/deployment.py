@@ -9,14 +9,18 @@ import typer
 
 from medfm_rl.cli.console import REFERRED, USER_MISTAKE, print_corrections, show_progress
 from medfm_rl.cli.options import (
+    AdaptedRun,
     AllowOverlap,
     BiomedCLIPWeights,
+    Budget,
     CorrectionMethod,
     CorrectionObjective,
     CorrectionScope,
     Device,
+    Labelled,
     Layout,
     MaskLabels,
+    ModelFolder,
     PatientPattern,
     Prompts,
     Split,
@@ -32,7 +36,7 @@ from medfm_rl.cli.root import app
 
 @app.command("predict")
 def predict_command(
-    model: Annotated[Path, typer.Argument(help="Run folder of `adapt`, or segmenter folder.")],
+    model: ModelFolder,
     images: Annotated[Path, typer.Argument(help="Images to segment.")],
     out: Annotated[Path, typer.Argument(help="Folder for labels/ and rewards/.")],
     layout: Layout = "auto",
@@ -173,7 +177,7 @@ def correct_command(
         typer.Option(help="The masks to be corrected, where another segmenter made them; else those of the run's own."),
     ] = None,
     labels: MaskLabels = None,
-    budget: Annotated[float | None, typer.Option(help="Seconds for one case; 10 where not given.")] = None,
+    budget: Budget = None,
     method: CorrectionMethod = "views",
     objective: CorrectionObjective = None,
     optimise: CorrectionScope = None,
@@ -217,8 +221,8 @@ def correct_command(
 
 @app.command("calibrate")
 def calibrate_command(
-    run: Annotated[Path, typer.Argument(metavar="ADAPTED_RUN", help="Finished run folder of `adapt`.")],
-    labelled: Annotated[Path, typer.Option(help="Labelled cases that the run has not learned from.")],
+    run: AdaptedRun,
+    labelled: Labelled,
     masks: Annotated[
         Path | None, typer.Option(help="Masks to be judged, where another segmenter makes them; else the run's own.")
     ] = None,
@@ -276,11 +280,11 @@ def calibrate_command(
 
 @app.command("calibrate-correction")
 def calibrate_correction_command(
-    run: Annotated[Path, typer.Argument(metavar="ADAPTED_RUN", help="Finished run folder of `adapt`.")],
-    labelled: Annotated[Path, typer.Option(help="Labelled cases that the run has not learned from.")],
+    run: AdaptedRun,
+    labelled: Labelled,
     alpha: Annotated[float, typer.Option(help="Largest share of harmful among the accepted corrections.")] = 0.1,
     confidence: Annotated[float, typer.Option(help="Confidence of that statement.")] = 0.9,
-    budget: Annotated[float | None, typer.Option(help="Seconds for one case; 10 where not given.")] = None,
+    budget: Budget = None,
     method: CorrectionMethod = "views",
     objective: CorrectionObjective = None,
     optimise: CorrectionScope = None,

@@ -74,6 +74,10 @@ AllowOverlap = Annotated[
         "same name who are other people. Images that the run saw with labels are refused all the same.",
     ),
 ]
+ModelFolder = Annotated[Path, typer.Argument(help="Run folder of `adapt`, or segmenter folder.")]
+AdaptedRun = Annotated[Path, typer.Argument(metavar="ADAPTED_RUN", help="Finished run folder of `adapt`.")]
+Labelled = Annotated[Path, typer.Option(help="Labelled cases that the run has not learned from.")]
+Budget = Annotated[float | None, typer.Option(help="Seconds for one case; 10 where not given.")]
 CorrectionObjective = Annotated[
     str | None, typer.Option(help="With --method optimise, how the reward is followed: reward (its gradient) or ppo.")
 ]
