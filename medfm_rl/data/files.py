@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -12,6 +13,8 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from medfm_rl.errors import DataError
+
+_TEMPORARY_NAME = re.compile(r"\.\d+\..+")
 
 
 @contextmanager
@@ -23,7 +26,7 @@ def replace_on_success(path: Path) -> Iterator[Path]:
     Raises:
         DataError: The disk is full or the folder cannot be written; what was at `path` is intact.
     """
-    temporary = path.with_name(f".{os.getpid()}.{path.name}")
+    temporary = _temporary(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
@@ -50,7 +53,7 @@ def replace_folder_on_success(folder: Path) -> Iterator[Path]:
         raise DataError(f"{folder}: already exists and is not empty; give a new folder")
     # Resolved: "." has no name, and a link to another disk stays a link.
     target = folder.resolve()
-    temporary = target.with_name(f".{os.getpid()}.{target.name}")
+    temporary = _temporary(target)
     shutil.rmtree(temporary, ignore_errors=True)
     try:
         temporary.mkdir(parents=True)
@@ -61,6 +64,25 @@ def replace_folder_on_success(folder: Path) -> Iterator[Path]:
         raise DataError(f"{folder}: cannot be written ({error.strerror or error}); nothing was left behind") from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def remove_abandoned(folder: Path) -> None:
+    """Removes what processes that were killed had begun to write below a folder, and could not remove themselves.
+
+    No other process may be writing there.
+
+    Raises:
+        DataError: It cannot be removed.
+    """
+    # All of them first: one can lie in another, and is gone with it.
+    for path in [path for path in folder.rglob(".*") if _TEMPORARY_NAME.fullmatch(path.name)]:
+        try:
+            if path.is_dir():
+                shutil.rmtree(path)
+            else:
+                path.unlink(missing_ok=True)
+        except OSError as error:
+            raise DataError(f"{path}: left by a killed run, cannot be removed ({error.strerror or error})") from error
 
 
 def write_text(path: Path, text: str) -> None:
@@ -151,6 +173,11 @@ def hash_listing(hashes: Mapping[str, str]) -> str:
     """
     lines = (f"{name}:{hashes[name]}\n" for name in sorted(hashes, key=PurePosixPath))
     return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
+def _temporary(path: Path) -> Path:
+    """Where to write what is to be at `path`; the name says which process writes it."""
+    return path.with_name(f".{os.getpid()}.{path.name}")
 
 
 def _sync_folder(folder: Path) -> None:

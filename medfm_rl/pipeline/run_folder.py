@@ -10,7 +10,7 @@ import shutil
 from pathlib import Path
 
 from medfm_rl.adapters.loading import require_folder
-from medfm_rl.data.files import write_text
+from medfm_rl.data.files import remove_abandoned, replace_folder_on_success, write_text
 from medfm_rl.errors import ConfigError, ModelError
 from medfm_rl.pipeline.config_file import dump_config, load_config
 from medfm_rl.settings import AdaptConfig
@@ -57,6 +57,7 @@ class RunFolder:
                 f"{run.config_file}: the run was started with other settings ({', '.join(changed)}); "
                 "resume with those, or start a new run in another folder"
             )
+        remove_abandoned(run.path)
         return run
 
     def require_empty(self) -> None:
@@ -144,7 +145,5 @@ class RunFolder:
         for member in members:
             destination = self.final_reward / member
             if not destination.exists():
-                temporary = self.final_reward / f".{member}.tmp"
-                shutil.rmtree(temporary, ignore_errors=True)
-                shutil.copytree(self.reward(iteration, member), temporary)
-                temporary.rename(destination)
+                with replace_folder_on_success(destination) as temporary:
+                    shutil.copytree(self.reward(iteration, member), temporary, dirs_exist_ok=True)

@@ -4,6 +4,9 @@ import errno
 import hashlib
 import json
 import os
+import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -15,6 +18,7 @@ from medfm_rl.data.files import (
     hash_file,
     hash_folder,
     hash_path,
+    remove_abandoned,
     replace_folder_on_success,
     replace_on_success,
     write_json,
@@ -292,3 +296,31 @@ def test_a_folder_hash_sees_names_and_contents_and_not_place_order_or_time(tmp_p
 def test_a_folder_hash_sees_any_change(tmp_path: Path, files: dict[str, str]) -> None:
     changed = hash_folder(make_folder(tmp_path / "changed", files))
     assert changed != hash_folder(make_folder(tmp_path / "first", FILES))
+
+
+def test_what_a_killed_process_had_begun_is_removed_and_nothing_else(tmp_path: Path) -> None:
+    kept = ["12.nii.gz", ".2d/only-a-name", ".hidden", "a.txt", "ppo/.git.x", "ppo/00002/actor.safetensors"]
+    begun = ["ppo/.71.00004/actor.safetensors", "ppo/.71.00004/.71.inner.json", ".8.config.yaml"]
+    for name in [*kept, *begun]:
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(name)
+    remove_abandoned(tmp_path)
+    assert {name for name in names(tmp_path) if (tmp_path / name).is_file()} == set(kept)
+
+
+def test_a_process_that_is_killed_leaves_what_is_then_removed(tmp_path: Path) -> None:
+    """The names are those that the writers give."""
+    code = (
+        "import os, signal, sys; from pathlib import Path; from medfm_rl.data.files import *\n"
+        "with replace_on_success(Path(sys.argv[1]) / 'a.json') as file:\n"
+        "    file.write_text('{')\n"
+        "    with replace_folder_on_success(Path(sys.argv[1]) / 'b') as folder:\n"
+        "        (folder / 'half').write_text('')\n"
+        "        os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    process = subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=False)
+    assert process.returncode == -signal.SIGKILL
+    assert len(names(tmp_path)) == 3
+    remove_abandoned(tmp_path)
+    assert names(tmp_path) == []
