@@ -1,6 +1,7 @@
 """The cost of one DensePPO update: passes through the networks, time against bare passes, memory per image.
 
     python benchmarks/ppo_update.py [--repeats 15]
+    python benchmarks/ppo_update.py --cuda   # on a GPU beside two cores, in single precision, bfloat16 and compiled
 
 K = 5 inner epochs, separate critic, KL to a reference policy, one reward network. Passes are counted by hooks. Time
 is the update (rollout, exploration, losses, clipping, optimiser steps) divided by the same forwards and backwards of
@@ -37,22 +38,26 @@ EPOCHS = 5
 SEED = 0
 SEGMENTER = NetworkSettings(channels=(16, 32, 64, 128, 256), residual_units=2)
 BATCH = {112: 16, 256: 4}
+BATCH_CUDA = {112: 16, 256: 16}
+MODES = {"single precision": (False, False), "bfloat16": (True, False), "bfloat16, compiled": (True, True)}
+"""On a GPU: whether networks compute in bfloat16, and whether torch.compile has compiled them."""
 
 
-def build(size: int, batch: int) -> DensePPO:
+def build(size: int, batch: int, device: str = "cpu", autocast: bool = False) -> DensePPO:
     """PPO on noise: what the images show does not change the cost."""
     torch.manual_seed(SEED)
     images = np.random.default_rng(SEED).normal(size=(2 * batch, 1, size, size)).astype(np.float32)
     settings = RewardSettings(ensemble=1)
-    reward = RewardEnsemble([RewardNet(settings.network, CLASSES)], settings)
+    reward = RewardEnsemble([RewardNet(settings.network, CLASSES)], settings).to(device)
     return DensePPO(
-        SegmentationVecEnv(images, reward, CLASSES, n_envs=batch),
+        SegmentationVecEnv(images, reward, CLASSES, n_envs=batch, device=device),
         build_unet(SEGMENTER, 2, 1, CLASSES),
         build_unet(SEGMENTER, 2, 1, 1),
         n_epochs=EPOCHS,
         baseline="critic",
         kl_coef=0.05,
-        device="cpu",
+        autocast=autocast,
+        device=device,
     )
 
 
@@ -141,9 +146,53 @@ def peak_memory(size: int, batch: int) -> float:
     return float(json.loads(result.stdout))
 
 
+def time_on_cuda(size: int, repeats: int) -> dict[str, Any]:
+    """Update time on the processor and on the GPU, and how often the latter goes into the former."""
+    batch = BATCH_CUDA[size]
+    seconds_of = {"cpu": _median_seconds(build(size, batch), repeats=3)}
+    for mode, (autocast, compiled) in MODES.items():
+        ppo = build(size, batch, "cuda", autocast)
+        if compiled:
+            for network in networks(ppo).values():
+                network.compile()
+        seconds_of[mode] = _median_seconds(ppo, repeats)
+    return {
+        "batch": batch,
+        "seconds": seconds_of,
+        "speed_up": {mode: seconds_of["cpu"] / seconds_of[mode] for mode in MODES},
+    }
+
+
+def _median_seconds(ppo: DensePPO, repeats: int) -> float:
+    # The first updates choose algorithms and compile.
+    for _ in range(3):
+        update(ppo)
+    return statistics.median(seconds(lambda: update(ppo)) for _ in range(repeats))
+
+
+def report_cuda(repeats: int) -> None:
+    """Measures on a GPU and writes what it finds."""
+    started_in = {**environment(), "gpu": torch.cuda.get_device_name()}
+    results = {size: time_on_cuda(size, repeats) for size in BATCH_CUDA}
+    lines = [
+        f"# One DensePPO update on {started_in['gpu']} beside 2 threads of its host",
+        "",
+        "K = 5, separate critic, reference policy, one reward network. Median; in brackets the CPU's time over it.",
+        "",
+        f"| pixels | images | CPU (s) | {' | '.join(f'{mode} (s)' for mode in MODES)} |",
+        f"|---|---|---|{'---|' * len(MODES)}",
+    ]
+    for size, result in results.items():
+        cells = [f"{result['seconds'][mode]:.3f} ({result['speed_up'][mode]:.0f})" for mode in MODES]
+        lines.append(f"| {size} x {size} | {result['batch']} | {result['seconds']['cpu']:.2f} | {' | '.join(cells)} |")
+    summary = {f"speed_up_{size}": result["speed_up"] for size, result in results.items()}
+    write_results("ppo_update_cuda", started_in, [SEED], results, summary, "\n".join(lines) + "\n")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeats", type=int, default=15)
+    parser.add_argument("--cuda", action="store_true", help="measure on a GPU; results of their own")
     parser.add_argument("--peak-memory", type=int, nargs=2, metavar=("SIZE", "BATCH"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     torch.set_num_threads(2)
@@ -152,6 +201,9 @@ def main() -> None:
         update(ppo)
         update(ppo)
         print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+        return
+    if arguments.cuda:
+        report_cuda(arguments.repeats)
         return
     started_in = environment()
     results = {}

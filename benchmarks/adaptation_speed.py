@@ -1,0 +1,127 @@
+"""How long `medfm-rl adapt` takes on the device at hand, stage by stage, on CAMUS to a SIMULATED handheld.
+
+    python benchmarks/adaptation_speed.py [--device auto] [--threads 2] [--seed 0] [--runs FOLDER]
+
+The shift, source model and default settings are those of `adaptation.py`: 400 source and 240 target images, networks at
+112 x 112. A stage lasts from the end of the one before to its own end, so what no stage shows counts for the next one.
+Dice on the held-out target patients stands beside the time, for a fast run that does not adapt is worth nothing. The
+results of a GPU are kept apart from those of a CPU.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import shutil
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from adaptation import Budget, Laboratory
+from recording import environment, write_results
+from shifts import prepare
+
+from medfm_rl.adapters import SegmenterAdapter, TorchModuleAdapter
+from medfm_rl.data.layouts import find_cases
+from medfm_rl.metrics.overlap import dice
+from medfm_rl.pipeline.adapt import adapt
+from medfm_rl.pipeline.models import choose_device, load_adapted
+from medfm_rl.settings import AdaptConfig, DataSettings, SegmenterSettings, TrackingSettings
+
+
+class StageTimes:
+    """Progress that adds up the seconds of each stage; what differs in a number only is one stage."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+        self.last = time.perf_counter()
+
+    def __call__(self, stage: str, done: int, total: int) -> None:
+        now = time.perf_counter()
+        name = re.sub(r"[\s-]*\d+(/\d+)?", "", stage)
+        self.seconds[name] = self.seconds.get(name, 0.0) + now - self.last
+        self.last = now
+        if done == total:
+            print(f"  {stage}: {total}", flush=True)
+
+
+def measure(runs: Path, device: str, seed: int, started_in: dict[str, Any]) -> dict[str, Any]:
+    """Adapts once from nothing."""
+    shift = prepare("camus-handheld", runs / "data")
+    source = Laboratory(shift, seed, runs, Budget(), started_in).trained(shift.folders.source)[0]
+    out = runs / f"run-{device}-{seed}"
+    shutil.rmtree(out, ignore_errors=True)
+    config = AdaptConfig(
+        segmenter=SegmenterSettings(folder=source),
+        target=DataSettings(path=shift.folders.target),
+        source=DataSettings(path=shift.folders.source),
+        output=out,
+        anatomy=shift.anatomy,
+        tracking=TrackingSettings(uri=None),
+        seed=seed,
+        device=device,  # type: ignore[arg-type]
+    )
+    times = StageTimes()
+    start = time.perf_counter()
+    run = adapt(config, resume=False, progress=times)
+    seconds = time.perf_counter() - start
+    chosen = json.loads(run.selection(config.iterations - 1).read_text())["chosen"]
+    held_out = shift.folders.held_out
+    return {
+        "minutes": seconds / 60,
+        "stages": times.seconds,
+        "chosen": chosen,
+        "dice_before": mean_dice(TorchModuleAdapter.load(source), held_out, device),
+        "dice_after": mean_dice(load_adapted(run), held_out, device),
+    }
+
+
+def mean_dice(segmenter: SegmenterAdapter, folder: Path, device: str) -> float:
+    """Over the cases of a folder and the structures."""
+    segmenter.to(torch.device(device))
+    values = []
+    for file in find_cases(DataSettings(path=folder)):
+        labelled = file.read_labelled(segmenter.schema)
+        values.append(
+            dice(segmenter.segment(labelled.case), labelled.ground_truth, segmenter.schema.num_classes).mean()
+        )
+    return float(np.mean(values))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
+    parser.add_argument("--threads", type=int, default=2, help="of torch")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--runs", type=Path, default=Path(__file__).parent / "runs" / "adaptation_speed")
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    device = choose_device(arguments.device).type
+    started_in = environment()
+    if device == "cuda":
+        started_in["gpu"] = torch.cuda.get_device_name()
+    found = measure(arguments.runs, device, arguments.seed, started_in)
+    total = sum(found["stages"].values())
+    lines = [
+        f"# Time of `adapt` on {started_in.get('gpu', f'{arguments.threads} threads')}",
+        "",
+        "CAMUS to a SIMULATED handheld, default settings, 112 x 112 pixels. "
+        f"{found['minutes']:.1f} minutes; Dice {found['dice_before']:.3f} before, {found['dice_after']:.3f} after.",
+        "",
+        "| stage | seconds | share |",
+        "|---|---|---|",
+        *(
+            f"| {name} | {seconds:.1f} | {100 * seconds / total:.0f} % |"
+            for name, seconds in sorted(found["stages"].items(), key=lambda item: -item[1])
+        ),
+    ]
+    summary = {key: found[key] for key in ("minutes", "dice_before", "dice_after")}
+    suffix = "" if device == "cpu" else f"_{device}"
+    write_results(f"adaptation_speed{suffix}", started_in, [arguments.seed], found, summary, "\n".join(lines) + "\n")
+
+
+if __name__ == "__main__":
+    main()
