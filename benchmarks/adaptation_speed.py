@@ -101,12 +101,11 @@ def main() -> None:
     torch.set_num_threads(arguments.threads)
     device = choose_device(arguments.device).type
     started_in = environment()
-    if device == "cuda":
-        started_in["gpu"] = torch.cuda.get_device_name()
     found = measure(arguments.runs, device, arguments.seed, started_in)
     total = sum(found["stages"].values())
+    where = torch.cuda.get_device_name() if device == "cuda" else f"{arguments.threads} threads"
     lines = [
-        f"# Time of `adapt` on {started_in.get('gpu', f'{arguments.threads} threads')}",
+        f"# Time of `adapt` on {where}",
         "",
         "CAMUS to a SIMULATED handheld, default settings, 112 x 112 pixels. "
         f"{found['minutes']:.1f} minutes; Dice {found['dice_before']:.3f} before, {found['dice_after']:.3f} after.",

@@ -172,10 +172,10 @@ def _median_seconds(ppo: DensePPO, repeats: int) -> float:
 
 def report_cuda(repeats: int) -> None:
     """Measures on a GPU and writes what it finds."""
-    started_in = {**environment(), "gpu": torch.cuda.get_device_name()}
+    started_in = environment()
     results = {size: time_on_cuda(size, repeats) for size in BATCH_CUDA}
     lines = [
-        f"# One DensePPO update on {started_in['gpu']} beside 2 threads of its host",
+        f"# One DensePPO update on {torch.cuda.get_device_name()} beside 2 threads of its host",
         "",
         "K = 5, separate critic, reference policy, one reward network. Median; in brackets the CPU's time over it.",
         "",

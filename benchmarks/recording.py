@@ -24,7 +24,7 @@ def quiet(stage: str, done: int, total: int) -> None:
 
 
 def environment() -> dict[str, Any]:
-    """Machine, versions and commit."""
+    """Machine, versions and commit; where a copy of the project has no repository, MEDFM_RL_COMMIT says of which."""
     commit = subprocess.run(
         ["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False, cwd=RESULTS.parent
     )
@@ -36,11 +36,12 @@ def environment() -> dict[str, Any]:
         check=False,
         cwd=RESULTS.parent,
     )
+    gpu = f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""
     return {
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads",
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads{gpu}",
         "python": platform.python_version(),
         "versions": {package: importlib.metadata.version(package) for package in _PACKAGES},
-        "commit": commit.stdout.strip(),
+        "commit": commit.stdout.strip() or os.environ.get("MEDFM_RL_COMMIT", ""),
         "uncommitted_changes": bool(changed.stdout.strip()),
     }
 
