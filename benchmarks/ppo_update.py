@@ -38,7 +38,6 @@ EPOCHS = 5
 SEED = 0
 SEGMENTER = NetworkSettings(channels=(16, 32, 64, 128, 256), residual_units=2)
 BATCH = {112: 16, 256: 4}
-BATCH_CUDA = {112: 16, 256: 16}
 MODES = {"single precision": (False, False), "bfloat16": (True, False), "bfloat16, compiled": (True, True)}
 """On a GPU: whether networks compute in bfloat16, and whether torch.compile has compiled them."""
 
@@ -148,14 +147,14 @@ def peak_memory(size: int, batch: int) -> float:
 
 def time_on_cuda(size: int, repeats: int) -> dict[str, Any]:
     """Update time on the processor and on the GPU, and how often the latter goes into the former."""
-    batch = BATCH_CUDA[size]
-    seconds_of = {"cpu": _median_seconds(build(size, batch), repeats=3)}
+    batch = BATCH[size]
+    seconds_of = {"cpu": _median_seconds(build(size, batch), warm_up=1, repeats=3)}
     for mode, (autocast, compiled) in MODES.items():
         ppo = build(size, batch, "cuda", autocast)
         if compiled:
             for network in networks(ppo).values():
                 network.compile()
-        seconds_of[mode] = _median_seconds(ppo, repeats)
+        seconds_of[mode] = _median_seconds(ppo, warm_up=3, repeats=repeats)
     return {
         "batch": batch,
         "seconds": seconds_of,
@@ -163,9 +162,9 @@ def time_on_cuda(size: int, repeats: int) -> dict[str, Any]:
     }
 
 
-def _median_seconds(ppo: DensePPO, repeats: int) -> float:
+def _median_seconds(ppo: DensePPO, warm_up: int, repeats: int) -> float:
     # The first updates choose algorithms and compile.
-    for _ in range(3):
+    for _ in range(warm_up):
         update(ppo)
     return statistics.median(seconds(lambda: update(ppo)) for _ in range(repeats))
 
@@ -173,7 +172,7 @@ def _median_seconds(ppo: DensePPO, repeats: int) -> float:
 def report_cuda(repeats: int) -> None:
     """Measures on a GPU and writes what it finds."""
     started_in = environment()
-    results = {size: time_on_cuda(size, repeats) for size in BATCH_CUDA}
+    results = {size: time_on_cuda(size, repeats) for size in BATCH}
     lines = [
         f"# One DensePPO update on {torch.cuda.get_device_name()} beside 2 threads of its host",
         "",
