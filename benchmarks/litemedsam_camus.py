@@ -1,6 +1,6 @@
 """LiteMedSAM with its real weights on CAMUS and on a SIMULATED handheld, prompted by another segmenter's boxes.
 
-    python benchmarks/litemedsam_camus.py [--patients 10] [--scopes decoder lora] [--runs ...] [--quick]
+    python benchmarks/litemedsam_camus.py [--scopes decoder lora] [--runs ...] [--large | --quick] [--device cpu]
 
 A small U-Net, trained on the source as in `adaptation.py`, makes coarse masks; the largest piece of each structure
 gives its box (that of MYO takes in LV: it is the epicardium's). Each side of a box is moved by up to 0, 5, 10 and 20
@@ -14,8 +14,8 @@ pixels of the 224 x 224 image. LiteMedSAM is adapted to the handheld without tar
 
 The default sizes (`SIZE`: 10 patients in each part, every second of their images measured) are small: adapting the
 decoder takes less than an hour of one core, low-rank parts of all layers several, for the whole encoder is
-differentiated. What is complete is not done again. `--quick` runs every part on a few images. Its figures mean
-nothing and are not kept.
+differentiated. `--large` (`LARGE`: 40 patients) is for a GPU. What is complete is not done again. `--quick` runs every
+part on a few images. Its figures mean nothing and are not kept.
 """
 
 from __future__ import annotations
@@ -99,6 +99,18 @@ SIZE = Size(
         "ppo": {"updates": 6, "n_envs": 4, "n_epochs": 3, "eval_every": 3},
     },
 )
+LARGE = Size(
+    40,
+    2,
+    400,
+    {
+        "warm_up": {"steps": 80, "batch_size": 8, "target_batch_size": 4, "learning_rate": 2e-4},
+        "collect": {"source_images": 120, "target_images": 60, "actions_per_image": 5, "shard_images": 20},
+        "shape_prior": {"epochs": 15},
+        "reward": {"steps": 500, "validate_every": 50, "batch_size": 16},
+        "ppo": {"updates": 12, "n_envs": 8, "n_epochs": 3, "eval_every": 3},
+    },
+)
 QUICK = Size(
     8,
     12,
@@ -151,12 +163,20 @@ class Bench:
         runs: Folder of the benchmark.
         started_in: The environment.
         calibration: Labelled source images that judging is calibrated on; None for those held out in the shift.
+        device: Where the networks run.
     """
 
     def __init__(
-        self, shift: Shift, size: Size, runs: Path, started_in: Mapping[str, Any], calibration: Path | None = None
+        self,
+        shift: Shift,
+        size: Size,
+        runs: Path,
+        started_in: Mapping[str, Any],
+        calibration: Path | None = None,
+        device: str = "cpu",
     ) -> None:
         self.shift = shift
+        self.device = torch.device(device)
         self.calibration = shift.folders.source_held_out if calibration is None else calibration
         self.size = size
         self.runs = runs
@@ -166,7 +186,7 @@ class Bench:
         self.segmenter = runs / "litemedsam"
         folders = shift.folders
         write_coarse(
-            TorchModuleAdapter.load(self.coarse),
+            TorchModuleAdapter.load(self.coarse).to(self.device),
             [folders.source, folders.source_held_out, folders.target, folders.held_out, self.calibration],
             self.masks,
         )
@@ -184,7 +204,7 @@ class Bench:
     def run(self, scopes: Sequence[str]) -> dict[str, Any]:
         """Every part, or what it found before; adaptation in these scopes."""
         cells = self.runs / "cells"
-        original = LiteMedSAMAdapter.load(self.segmenter)
+        original = LiteMedSAMAdapter.load(self.segmenter).to(self.device)
         results: dict[str, Any] = {"before": once(cells / "before.json", lambda: self.dice_by_jitter(original))}
         results["cost"] = once(cells / "cost.json", lambda: self.cost(original))
         for scope in scopes:
@@ -207,13 +227,14 @@ class Bench:
                 "output": self.runs / f"run-{scope}",
                 "anatomy": self.shift.anatomy,
                 "tracking": {"uri": None},
+                "device": self.device.type,
                 **self.size.adapt,
             }
         )
         start = time.perf_counter()
         run = adapt(config, resume=True, progress=quiet)
         seconds = time.perf_counter() - start
-        segmenter = load_model(run.path).segmenter
+        segmenter = load_model(run.path).segmenter.to(self.device)
         assert isinstance(segmenter, LiteMedSAMAdapter)
         chosen = json.loads(run.selection(config.iterations - 1).read_text())["chosen"]
         return {"chosen": chosen, "adapt_seconds": seconds, **self.dice_by_jitter(segmenter)}
@@ -244,7 +265,8 @@ class Bench:
         run = RunFolder(self.runs / "run-decoder")
         reward = load_model(run.path).reward
         assert reward is not None
-        controller = QualityController(load_preprocessing(run), reward, self.calibrated(run, segmenter))
+        quality = self.calibrated(run, segmenter)
+        controller = QualityController(load_preprocessing(run), reward, quality, device=self.device)
         rivals = (PredictedIoU(segmenter), BoxAgreement(segmenter))
         segmenter.requires_grad_(False)
         scores: dict[str, list[float]] = {name: [] for name in SCORES}
@@ -254,15 +276,15 @@ class Bench:
                 labelled = file.read_labelled(segmenter.schema)
                 mask = self.segment(segmenter, labelled.case, jitter)
                 sample = segmenter.preprocess(labelled.case)
-                action = segmenter.preprocess_labels(mask, sample)
+                image, action = sample.image.to(self.device), segmenter.preprocess_labels(mask, sample).to(self.device)
                 scores[OURS].append(predicted_dice(controller.assess(labelled.case, mask)))
-                maps = reward(sample.image[None], action[None])
+                maps = reward(image[None], action[None])
                 scores[EXPECTED].append(float(expected_dice(maps, action[None], segmenter.schema.num_classes).mean()))
-                estimate = controller.segmenter.own_estimate(sample.image, action)
+                estimate = controller.segmenter.own_estimate(image, action)
                 assert estimate is not None
                 scores[OWN].append(float(estimate.mean()))
                 for rival in rivals:
-                    scores[rival.name].append(rival.estimate(sample.image, action))
+                    scores[rival.name].append(rival.estimate(image, action))
                 patients.append(file.patient_id)
                 truth.append(float(dice(mask, labelled.ground_truth, segmenter.schema.num_classes).mean()))
         return {"patient_ids": patients, "dice": truth, "scores": scores}
@@ -275,13 +297,13 @@ class Bench:
         # One image of each, in turn another view and phase.
         files = [images[index % len(images)] for index, images in enumerate(of_patients.values())]
         masks = [self.segment(segmenter, file.read(), jitter) for jitter in JUDGED_WITH for file in files]
-        return calibrate_cases(run, files * len(JUDGED_WITH), masks, Targets(), torch.device("cpu"), quiet)
+        return calibrate_cases(run, files * len(JUDGED_WITH), masks, Targets(), self.device, quiet)
 
     def cost(self, segmenter: LiteMedSAMAdapter) -> dict[str, Any]:
         """Seconds of the encoder, of an inner epoch of PPO on the decoder and of a mask; memory of the process."""
         files = find_cases(DataSettings(path=self.shift.folders.target))[:4]
         cases = [file.read() for file in files]
-        images = torch.stack([segmenter.preprocess(case).image for case in cases])
+        images = torch.stack([segmenter.preprocess(case).image for case in cases]).to(self.device)
         segmenter.requires_grad_(False)
         parameters = list(segmenter.trainable("decoder").values())
         for parameter in parameters:
@@ -327,6 +349,8 @@ def seconds_of(work: Callable[[], Any], times: int = 5) -> float:
     for _ in range(times):
         start = time.perf_counter()
         work()
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
         taken.append(time.perf_counter() - start)
     return statistics.median(taken)
 
@@ -440,22 +464,26 @@ def table(results: Mapping[str, Any], size: Size) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--patients", type=int, help=f"in each part; {SIZE.patients} by default")
+    parser.add_argument("--patients", type=int, help="in each part")
     parser.add_argument("--scopes", nargs="+", choices=SCOPES, default=list(SCOPES), help="what is adapted")
     parser.add_argument("--runs", type=Path, help="where data, models and cells are kept")
-    parser.add_argument("--quick", action="store_true", help="every part in minutes; the figures mean nothing")
+    sizes = parser.add_mutually_exclusive_group()
+    sizes.add_argument("--large", action="store_true", help="40 patients in each part, for a GPU")
+    sizes.add_argument("--quick", action="store_true", help="every part in minutes; the figures mean nothing")
+    parser.add_argument("--device", default="cpu", help="cpu or cuda")
     parser.add_argument("--threads", type=int, default=1, help="of torch")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     started_in = environment()
-    size = QUICK if arguments.quick else SIZE
+    kind = "quick" if arguments.quick else "large" if arguments.large else "full"
+    size = {"quick": QUICK, "large": LARGE, "full": SIZE}[kind]
     if arguments.patients is not None:
         size = replace(size, patients=arguments.patients)
-    name = f"{'quick' if arguments.quick else 'full'}-{size.patients}"
+    name = f"{kind}-{size.patients}"
     runs: Path = arguments.runs or Path(__file__).parent / "runs" / "litemedsam_camus" / name
     shift = prepare("camus-handheld", runs / "data", size.patients)
     calibration = prepare("camus-handheld", runs / "calibration", CALIBRATED_ON).folders.source_held_out
-    results = Bench(shift, size, runs, started_in, calibration).run(arguments.scopes)
+    results = Bench(shift, size, runs, started_in, calibration, arguments.device).run(arguments.scopes)
     if arguments.quick:
         print(json.dumps(summarise(results), indent=2))
         print(table(results, size))
