@@ -55,12 +55,12 @@ def train_supervised(
         segmenter.train()
         total = 0.0
         for rows in torch.randperm(len(images), generator=generator).split(settings.batch_size):
-            batch, target = images[rows], labels[rows]
+            batch, target = images[rows].to(device), labels[rows].to(device)
             if settings.augment:
                 batch, target = augment_pair(batch, target, generator)
             with mixed_precision(device, batch.ndim - 2):
-                logits = segmenter(batch.to(device))
-            loss = criterion(logits.float(), target[:, None].to(device))
+                logits = segmenter(batch)
+            loss = criterion(logits.float(), target[:, None])
             if not torch.isfinite(loss):
                 raise FloatingPointError("the training loss is not finite; lower training.learning_rate")
             optimiser.zero_grad()
@@ -102,7 +102,7 @@ def augment_pair(
 
     Args:
         images: `(B, C, *S)`.
-        labels: `(B, *S)`.
+        labels: `(B, *S)`, on the same device.
         generator: A CPU generator.
         strength: Strength of the affine maps; 1 is about 6 degrees of rotation and 5 % of scale, shear and shift.
         elastic: Standard deviation of the largest smooth displacement, as a share of the image size; 0 for none.
@@ -111,15 +111,18 @@ def augment_pair(
     count, ndim = len(images), images.ndim - 2
 
     def normal(*shape: int) -> Tensor:
-        return torch.randn(*shape, generator=generator)
+        return torch.randn(*shape, generator=generator).to(images.device)
 
-    matrices = torch.eye(ndim, ndim + 1).repeat(count, 1, 1) + 0.05 * strength * normal(count, ndim, ndim + 1)
+    matrices = torch.eye(ndim, ndim + 1, device=images.device).repeat(count, 1, 1) + 0.05 * strength * normal(
+        count, ndim, ndim + 1
+    )
     angle = 0.1 * strength * normal(count)
     matrices[:, 0, 1] += angle
     matrices[:, 1, 0] -= angle
     grid = F.affine_grid(matrices, list(images.shape), align_corners=False)
     if elastic > 0:
-        grid = grid + torch.stack([_smooth_displacement(images.shape[2:], elastic, generator) for _ in range(count)])
+        fields = [_smooth_displacement(images.shape[2:], elastic, generator, images.device) for _ in range(count)]
+        grid = grid + torch.stack(fields)
     moved = F.grid_sample(images, grid, mode="bilinear", padding_mode="border", align_corners=False)
     target = F.grid_sample(labels[:, None].float(), grid, mode="nearest", padding_mode="border", align_corners=False)
     ones = (1,) * (ndim + 1)
@@ -134,22 +137,23 @@ def mirror_at_random(
 
     Args:
         images: `(B, C, *S)`.
-        labels: `(B, *S)`.
+        labels: `(B, *S)`, on the same device.
         axes: Axes of S to mirror along; none leaves everything, the generator too, as it is.
         generator: A CPU generator.
     """
     for axis in axes:
-        rows = torch.rand(len(images), generator=generator) < 0.5
+        rows = (torch.rand(len(images), generator=generator) < 0.5).to(images.device)
         images, labels = images.clone(), labels.clone()
         images[rows], labels[rows] = images[rows].flip(axis + 2), labels[rows].flip(axis + 1)
     return images, labels
 
 
-def _smooth_displacement(shape: tuple[int, ...], most: float, generator: torch.Generator) -> Tensor:
+def _smooth_displacement(
+    shape: tuple[int, ...], most: float, generator: torch.Generator, device: torch.device
+) -> Tensor:
     """A displacement `(*S, D)` in the coordinates of `grid_sample`, smooth over 15 to 50 % of the image."""
     length, amplitude = torch.rand(2, generator=generator).unbind()
     # The coordinates go from -1 to 1: a share of the image size is twice that.
-    field = torch.stack(
-        [smooth_noise(shape, float(0.15 + 0.35 * length) * max(shape), generator) for _ in shape], dim=-1
-    )
+    smooth_over = float(0.15 + 0.35 * length) * max(shape)
+    field = torch.stack([smooth_noise(shape, smooth_over, generator, device) for _ in shape], dim=-1)
     return 2 * most * amplitude * field

@@ -142,14 +142,15 @@ class _Examples:
     def _shown(self, images: Tensor, labels: Tensor, styles: Tensor | None) -> tuple[Tensor, Tensor]:
         """Logits of images in a random look and shape, and their labels in that shape."""
         settings = self.settings
+        images, labels = images.to(self.device), labels.to(self.device)
         shown = randomise_appearance(images, styles, settings.appearance_strength, self.generator, self.channels)
         shown, moved = augment_pair(
             shown, labels, self.generator, settings.shape_strength, settings.elastic, self.channels
         )
         shown, moved = mirror_at_random(shown, moved, self.mirror_axes, self.generator)
         with mixed_precision(self.device, shown.ndim - 2):
-            logits: Tensor = self.segmenter(shown.to(self.device))
-        return logits.float(), moved.to(self.device)
+            logits: Tensor = self.segmenter(shown)
+        return logits.float(), moved
 
 
 def draw_back(

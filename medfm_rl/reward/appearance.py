@@ -5,7 +5,8 @@ images themselves, they teach the reward network errors that are real and a look
 
 All functions work on preprocessed batches `(B, C, *S)` in 2-D and 3-D and keep the mean and standard deviation of each
 image and channel, so that whatever normalisation the segmenter uses stays valid. Histogram matching alone takes them
-from the style image, which was preprocessed in the same way.
+from the style image, which was preprocessed in the same way. They work where the images are and draw on the CPU, so
+that what is drawn depends on no device.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ def randomise_appearance(
 
     Args:
         images: `(B, C, *S)`.
-        styles: Unlabelled images `(N, C, *S)` of the target domain, or None.
+        styles: Unlabelled images `(N, C, *S)` of the target domain, on any device, or None.
         strength: 0 returns the images as they are; 1 is the default range; 3 is the most.
         generator: A CPU generator.
         channels: How many of the first channels have an appearance; the others, such as boxes of prompts, stay as they
@@ -46,7 +47,7 @@ def randomise_appearance(
     if styles is None:
         return shown
     for looks in shown[:, :channels]:
-        style = styles[int(torch.randint(len(styles), (), generator=generator)), :channels]
+        style = styles[int(torch.randint(len(styles), (), generator=generator)), :channels].to(images)
         draw = float(torch.rand((), generator=generator))
         if draw < 0.35:
             looks.copy_(match_histogram(looks, style))
@@ -72,19 +73,21 @@ def match_low_frequencies(image: Tensor, style: Tensor, fraction: float) -> Tens
     """
     axes = tuple(range(1, image.ndim))
     spectrum, other = torch.fft.fftn(image, dim=axes), torch.fft.fftn(style, dim=axes)
-    low = torch.ones(image.shape[1:], dtype=torch.bool)
+    low = torch.ones(image.shape[1:], dtype=torch.bool, device=image.device)
     for axis, size in enumerate(image.shape[1:]):
-        band = torch.fft.fftfreq(size).abs() <= fraction
+        band = torch.fft.fftfreq(size, device=image.device).abs() <= fraction
         low = low & band.reshape([-1 if other_axis == axis else 1 for other_axis in range(image.ndim - 1)])
     amplitude = torch.where(low, other.abs(), spectrum.abs())
     mixed = torch.fft.ifftn(torch.polar(amplitude, spectrum.angle()), dim=axes).real
     return _with_moments_of(mixed, image)
 
 
-def smooth_noise(shape: tuple[int, ...], length: float, generator: torch.Generator) -> Tensor:
+def smooth_noise(
+    shape: tuple[int, ...], length: float, generator: torch.Generator, device: torch.device | None = None
+) -> Tensor:
     """Standard normal noise `(*S)` that is smooth over about `length` pixels, by interpolation of a coarse grid."""
     coarse = [max(2, math.ceil(size / max(length, 1.0)) + 1) for size in shape]
-    grid = torch.randn(1, 1, *coarse, generator=generator)
+    grid = torch.randn(1, 1, *coarse, generator=generator).to(device)
     mode = {1: "linear", 2: "bilinear", 3: "trilinear"}[len(shape)]
     # In double precision: a field that is nearly constant has a mean far above its spread.
     field = F.interpolate(grid, size=shape, mode=mode, align_corners=True)[0, 0].double()
@@ -118,12 +121,12 @@ def _randomise(image: Tensor, strength: float, generator: torch.Generator) -> Te
     high = image.amax(dim=tuple(range(1, image.ndim)), keepdim=True)
     shown = (image - low) / (high - low).clamp_min(_EPSILON)
     shown = shown ** math.exp(0.5 * strength * uniform(-1, 1))
-    gain = smooth_noise(grid, uniform(0.3, 1.0) * max(grid), generator)
+    gain = smooth_noise(grid, uniform(0.3, 1.0) * max(grid), generator, image.device)
     shown = shown * torch.exp(0.3 * strength * uniform(0, 1) * gain)
     if uniform(0, 1) < 0.5:
         sigmas = tuple(strength * uniform(0, 1.2) for _ in grid)
         shown = blur(shown[None], sigmas)[0]
-    grain = torch.randn(1, *image.shape, generator=generator)
+    grain = torch.randn(1, *image.shape, generator=generator).to(image)
     grain = blur(grain, tuple(uniform(0, 1.2) for _ in grid))[0]
     grain = grain / grain.std().clamp_min(_EPSILON)
     # Multiplicative, as speckle is: what is black outside the field of view stays black.

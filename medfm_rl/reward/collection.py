@@ -165,7 +165,8 @@ class Collector:
         self, images: Tensor, styles: Tensor | None, share: float, generator: torch.Generator
     ) -> Tensor:
         strength = share * self.settings.appearance_strength
-        return randomise_appearance(images, styles, strength, generator, self.intensity_channels)
+        shown = randomise_appearance(images.to(self.device), styles, strength, generator, self.intensity_channels)
+        return shown.cpu()
 
     def _make_valid(self, consensus: Tensor) -> tuple[Tensor, list[str]]:
         references, proposers = consensus.clone(), ["consensus"] * len(consensus)
