@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -61,6 +62,19 @@ def mixed_precision(device: torch.device, spatial_dims: int) -> torch.autocast:
         case _:
             fast = False
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=fast)
+
+
+@contextmanager
+def convolution_choice_kept() -> Iterator[None]:
+    """How convolutions on a GPU choose their algorithm is afterwards what it was before.
+
+    Tools set that for the whole process: what runs after them would round otherwise, or be slower.
+    """
+    before = torch.backends.cudnn.benchmark, torch.backends.cudnn.deterministic
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.benchmark, torch.backends.cudnn.deterministic = before
 
 
 def portable_state(state: Mapping[str, Tensor]) -> dict[str, Tensor]:

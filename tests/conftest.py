@@ -33,6 +33,11 @@ from medfm_rl.settings import (
 from medfm_rl.types import Case, Geometry, LabelSchema
 
 
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    if item.get_closest_marker("cuda") and not torch.cuda.is_available():
+        pytest.skip("PyTorch finds no CUDA device")
+
+
 @pytest.fixture(scope="session")
 def real_data() -> Path:
     """The folder of real images, which is not part of the project."""

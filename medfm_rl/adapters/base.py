@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -218,8 +219,8 @@ class SegmenterAdapter(nn.Module, ABC):
 
     @property
     def device(self) -> torch.device:
-        """Where the parameters are. A frozen script has none; it is loaded on the CPU."""
-        return next((parameter.device for parameter in self.parameters()), torch.device("cpu"))
+        """Where parameters and buffers are. A frozen script has none, its constants stay on the CPU."""
+        return next((tensor.device for tensor in chain(self.parameters(), self.buffers())), torch.device("cpu"))
 
 
 def _is_grey(image: FloatArray) -> bool:

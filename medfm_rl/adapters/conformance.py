@@ -68,12 +68,14 @@ def _require(condition: bool, promise: str) -> None:
 
 @contextmanager
 def _left_as_it_was(adapter: SegmenterAdapter) -> Iterator[None]:
-    training = adapter.training
+    training, device = adapter.training, adapter.device
     wanted = {name: parameter.requires_grad for name, parameter in adapter.named_parameters()}
     try:
+        # Exports are read again on the CPU, and have to give the same there.
+        adapter.cpu()
         yield
     finally:
-        adapter.train(training)
+        adapter.to(device).train(training)
         adapter.zero_grad(set_to_none=True)
         for name, parameter in adapter.named_parameters():
             parameter.requires_grad_(wanted[name])

@@ -10,6 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+_AT_ONCE = 4
+"""Images that are encoded together: attention over 4096 tokens takes 1 GB of an image (MedSAM)."""
+
 
 class EmbeddingCache:
     """Keeps what an encoder that does not learn made of the last images.
@@ -40,7 +43,8 @@ class EmbeddingCache:
         keys = [hashlib.sha256(image.detach().cpu().contiguous().numpy().tobytes()).digest() for image in images]
         new = {key: row for row, key in enumerate(keys) if key not in self._kept}
         if new:
-            made = encode(images[list(new.values())]).detach()
+            rows = torch.tensor(list(new.values())).split(_AT_ONCE)
+            made = torch.cat([encode(images[some.to(images.device)]).detach() for some in rows])
             self._kept.update((key, embedding.clone()) for key, embedding in zip(new, made, strict=True))
         for key in keys:
             self._kept.move_to_end(key)

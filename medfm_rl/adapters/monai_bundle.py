@@ -103,7 +103,11 @@ class MonaiBundleAdapter(SegmenterAdapter):
         if not isinstance(self.network, nn.Module):
             raise ModelError(f"{config}: network is {type(self.network).__name__}, a torch module is needed")
         self.network.cpu()
-        self.tool = _Tool(_content(parser, "preprocessing", config), _content(parser, "inferer", config), softmax_first)
+        inferer = _content(parser, "inferer", config)
+        if hasattr(inferer, "sw_device"):
+            # Tiles go where the network is, and not where the configuration was read.
+            inferer.sw_device = None
+        self.tool = _Tool(_content(parser, "preprocessing", config), inferer, softmax_first)
         self.patch_size = _patch(self.tool.inferer, metadata, config)
         load_strictly(self.network, read_state(self._path)[0], self._path)
         self.eval()
@@ -125,6 +129,8 @@ class MonaiBundleAdapter(SegmenterAdapter):
                 loaded = self.tool.preprocessing({"image": paths if len(paths) > 1 else paths[0]})["image"]
             except _BROKEN as error:
                 raise DataError(f"{where}: the preprocessing of {self.folder} fails ({first_line(error)})") from error
+        # Some bundles have their preprocessing put the image on a GPU.
+        loaded = loaded.cpu() if isinstance(loaded, Tensor) else loaded
         image = torch.as_tensor(np.asarray(loaded, dtype=np.float32))
         if not bool(torch.isfinite(image).all()):
             raise DataError(f"{where}: the preprocessing of {self.folder} gives NaN or infinite values")
@@ -152,7 +158,7 @@ class MonaiBundleAdapter(SegmenterAdapter):
         if tuple(images.shape[2:]) == self.patch_size:
             logits: Tensor = self.network(images)
         else:
-            logits = self.tool.inferer(inputs=images, network=self.network)
+            logits = self._infer(images)
         expected = (len(images), self.schema.num_classes, *images.shape[2:])
         if tuple(logits.shape) != expected:
             raise ModelError(f"{self.folder}: the network gives {tuple(logits.shape)}, {expected} are needed")
@@ -163,7 +169,7 @@ class MonaiBundleAdapter(SegmenterAdapter):
         """Logits `(K, *S')` through the bundle's own inferer."""
         was_training = self.training
         self.eval()
-        logits: Tensor = self.tool.inferer(inputs=sample.image[None].to(self.device), network=self.network)[0]
+        logits = self._infer(sample.image[None].to(self.device))[0]
         self.train(was_training)
         return logits.cpu()
 
@@ -203,6 +209,11 @@ class MonaiBundleAdapter(SegmenterAdapter):
     @property
     def _path(self) -> Path:
         return self.folder / "models" / self.weights
+
+    def _infer(self, images: Tensor) -> Tensor:
+        """The bundle's own inferer, wherever its configuration wants tiles and result to be."""
+        logits: Tensor = self.tool.inferer(inputs=images, network=self.network)
+        return logits.to(images.device)
 
     def _to_case(self, values: Tensor, sample: BundleSample) -> np.ndarray[Any, Any]:
         """Values `(N, *S')` on the grid of the case, by undoing the preprocessing."""

@@ -43,7 +43,7 @@ from medfm_rl.adapters.orientation import Orientation
 from medfm_rl.adapters.padding import pad_to_patch
 from medfm_rl.data.files import replace_folder_on_success
 from medfm_rl.errors import DataError, ModelError
-from medfm_rl.networks import portable_state
+from medfm_rl.networks import convolution_choice_kept, portable_state
 from medfm_rl.types import Case, FloatArray, LabelMap, Prompts
 
 PROVENANCE: Final = "medfm_rl"
@@ -223,7 +223,7 @@ class NnUNetAdapter(SegmenterAdapter):
         # Not through `predict_logits_from_preprocessed_data`: that loads the weights of the file into the network.
         for network in self.networks:
             predictor.network = network
-            logits = predictor.predict_sliding_window_return_logits(data).to("cpu")
+            logits = _logits_of(predictor, data, sample.case_id)
             total = logits if total is None else total + logits
         self.train(was_training)
         assert total is not None
@@ -442,6 +442,22 @@ def summarise(
         "mirrored axes": "none" if adapter.tool.mirror_axes is None else ", ".join(map(str, adapter.tool.mirror_axes)),
     }
     return ModelSummary(rows, obstacles(adapter))
+
+
+def _logits_of(predictor: Any, data: Tensor, case_id: str) -> Tensor:
+    """One network's logits on the CPU, by nnU-Net's own sliding window."""
+    # It says so where a GPU's memory does not do, and goes on with less of it.
+    with silent(), convolution_choice_kept():
+        try:
+            logits: Tensor = predictor.predict_sliding_window_return_logits(data)
+        except RuntimeError as error:
+            if "Encountered inf" not in str(error):
+                raise
+            raise DataError(
+                f"case {case_id}: the network gives numbers that nnU-Net's half precision cannot hold; is the image "
+                "of the kind that it was trained on?"
+            ) from error
+    return logits.to("cpu")
 
 
 def _ours(sample: Sample) -> NnUNetSample:

@@ -224,8 +224,8 @@ class TorchModuleAdapter(SegmenterAdapter):
         return {
             **super().inference_settings(),
             "preprocessing": self.preprocessing.model_dump(mode="json"),
-            # A frozen script has its weights in its code.
-            "network": hashlib.sha256(_script_bytes(self.module)).hexdigest()
+            # A frozen script has its weights in its code; the bytes of a script name the device that it is on.
+            "network": hashlib.sha256(_script_bytes(_copy_script(self.module, torch.device("cpu")))).hexdigest()
             if _is_script(self.module)
             else self.network,
         }
@@ -255,7 +255,7 @@ class TorchModuleAdapter(SegmenterAdapter):
 
     def __deepcopy__(self, memo: dict[int, Any]) -> TorchModuleAdapter:
         # ScriptModule copies share no weights only through its own `copy`.
-        module = _copy_script(self.module) if _is_script(self.module) else copy.deepcopy(self.module, memo)
+        module = _copy_script(self.module, self.device) if _is_script(self.module) else copy.deepcopy(self.module, memo)
         twin = TorchModuleAdapter(
             module,
             self.schema,
@@ -359,9 +359,7 @@ def _is_script(module: nn.Module) -> bool:
     return isinstance(module, torch.jit.ScriptModule)
 
 
-def _copy_script(module: nn.Module) -> nn.Module:
-    # A frozen script keeps its weights as constants and has no parameters.
-    device = next((parameter.device for parameter in module.parameters()), torch.device("cpu"))
+def _copy_script(module: nn.Module, device: torch.device) -> nn.Module:
     with _torchscript_allowed():
         twin: nn.Module = torch.jit.load(io.BytesIO(_script_bytes(module)), map_location=device)
     return twin

@@ -25,7 +25,7 @@ def find_obstacles(adapter: SegmenterAdapter, device: torch.device) -> tuple[str
     """
     found = adapter.obstacles()
     adapter.to(device).eval()
-    images = _noise(adapter).to(device)
+    images = _noise(adapter).to(adapter.device)
     try:
         check_logits(adapter(images), adapter.schema.num_classes, images)
     except (UserError, ConformanceError) as error:

@@ -13,13 +13,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from medfm_rl.adapters import SegmenterAdapter
 from medfm_rl.adapters.base import without_gradient
 from medfm_rl.data.files import hash_file, hash_folder, write_json
 from medfm_rl.errors import ModelError
-from medfm_rl.networks import portable_state
+from medfm_rl.networks import convolution_choice_kept, portable_state
 from medfm_rl.pipeline.calibrate import write_default_quality
 from medfm_rl.pipeline.checks import check_inputs
 from medfm_rl.pipeline.collect_stage import collect, shape_prior
@@ -60,7 +61,10 @@ def adapt(config: AdaptConfig, resume: bool, progress: Progress) -> RunFolder:
         tracker.log_params(_with_absolute_paths(config.model_dump(mode="json"), config.model_dump()))
         _log_inputs(run, tracker)
         if not run.model.exists():
-            _run_all(Stage.of_run(config, run, progress), tracker)
+            with convolution_choice_kept():
+                # From the start what stable-baselines3 sets: a run that is resumed rounds as one that was not.
+                torch.backends.cudnn.benchmark, torch.backends.cudnn.deterministic = False, True
+                _run_all(Stage.of_run(config, run, progress), tracker)
         tracker.log_params(hash_run(run.path))
         if write_default_quality(run, config, progress) is not None:
             tracker.log_params({"quality_hash": hash_file(run.quality)})

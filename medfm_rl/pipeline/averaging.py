@@ -26,13 +26,14 @@ class RunningAverage:
         self._last = {name: value.detach().clone() for name, value in state.items()}
         for name, value in self._last.items():
             if value.is_floating_point():
-                self._sums[name] = self._sums[name] + value.double() if name in self._sums else value.double()
+                precise = _in_double(value)
+                self._sums[name] = self._sums[name] + precise if name in self._sums else precise
 
     @property
     def state(self) -> dict[str, Tensor]:
         """The mean; what is no floating-point number is the last one's."""
         return {
-            name: (self._sums[name] / self.count).to(value.dtype) if name in self._sums else value
+            name: (self._sums[name] / self.count).to(value) if name in self._sums else value
             for name, value in self._last.items()
         }
 
@@ -57,6 +58,11 @@ def average_weights(states: Sequence[Mapping[str, Tensor]], shares: Sequence[flo
             averaged[name] = start.clone()
             continue
         # In double precision, so that the order of the checkpoints does not matter.
-        stacked = torch.stack([state[name].double() for state in states])
-        averaged[name] = torch.einsum("s,s...->...", weights.to(stacked.device), stacked).to(start.dtype)
+        stacked = torch.stack([_in_double(state[name]) for state in states])
+        averaged[name] = torch.einsum("s,s...->...", weights.to(stacked.device), stacked).to(start)
     return averaged
+
+
+def _in_double(value: Tensor) -> Tensor:
+    # Apple's GPUs have no double precision.
+    return (value.cpu() if value.device.type == "mps" else value).double()

@@ -24,6 +24,7 @@ from medfm_rl.pipeline.identity import identify
 from medfm_rl.pipeline.images import Progress
 from medfm_rl.pipeline.marked import GivenMasks, Marked, Scores
 from medfm_rl.pipeline.mask_labels import parse_mask_labels
+from medfm_rl.pipeline.memory import must_fit
 from medfm_rl.pipeline.run_folder import RunFolder
 from medfm_rl.pipeline.score import score
 from medfm_rl.pipeline.score_outputs import SCORES_FILE
@@ -280,7 +281,9 @@ class _Bench:
             return known
         self.records.begin(file.case_id, inputs)
         case = file.read()
-        result = self.corrector.optimize(case, original=None if self.masks is None else self.masks.read(case))
+        original = None if self.masks is None else self.masks.read(case)
+        with must_fit(f"case {file.case_id}", self.corrector.adapter.device):
+            result = self.corrector.optimize(case, original=original)
         decision = "referred"
         if result.accepted:
             decision = "proposed" if self.propose_only else "corrected"
@@ -305,7 +308,8 @@ class _Bench:
         if self.records.reuse(file.case_id, inputs) is not None:
             return
         case = file.read()
-        mask = adapter.segment(case) if self.originals is None else self.originals.read(case)
+        with must_fit(f"case {file.case_id}", adapter.device):
+            mask = adapter.segment(case) if self.originals is None else self.originals.read(case)
         labels = label_path(self.out, file.case_id)
         self.records.begin(file.case_id, inputs)
         write_labels(labels, mask, case.geometry, adapter.schema)

@@ -24,6 +24,7 @@ from medfm_rl.metrics.validity import Anatomy
 from medfm_rl.pipeline.case_records import CaseRecords, hash_case, hash_segmenter, label_path, reward_path
 from medfm_rl.pipeline.identity import Identity
 from medfm_rl.pipeline.images import Progress
+from medfm_rl.pipeline.memory import must_fit
 from medfm_rl.pipeline.models import Model
 from medfm_rl.reward.tiles import judge_tiles
 from medfm_rl.types import Case, FloatArray, LabelMap, LabelSchema
@@ -114,7 +115,8 @@ def predict(
             made = None
             if records.reuse(file.case_id, inputs) is None:
                 case = file.read()
-                made = segment_and_judge(model, case)
+                with must_fit(f"case {file.case_id}", model.segmenter.device):
+                    made = segment_and_judge(model, case)
         except UserError as error:
             problems.append(str(error))
             records.log([{"case": file.case_id, "problem": str(error)}])

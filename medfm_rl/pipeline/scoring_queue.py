@@ -16,6 +16,7 @@ from medfm_rl.data.images import hash_labels, read_labels, write_image, write_la
 from medfm_rl.data.layouts import CaseFile
 from medfm_rl.errors import UserError
 from medfm_rl.pipeline.case_records import CaseRecords, hash_case, hash_segmenter, label_path, reward_path
+from medfm_rl.pipeline.memory import must_fit
 from medfm_rl.quality import BatchReport, QualityController, QualityReport
 from medfm_rl.quality.submission import Submission
 from medfm_rl.quality_page import thumbnail
@@ -123,7 +124,8 @@ class ScoringQueue:
         with _caused_by("input_unusable"):
             case = file.read()
         self.records.begin(file.case_id, inputs)
-        self._waiting.append((self._submission(file, case), inputs))
+        with must_fit(f"case {file.case_id}", self.controller.device):
+            self._waiting.append((self._submission(file, case), inputs))
         pixels = sum(submission.labels.size for submission, _ in self._waiting)
         if len(self._waiting) >= _MOST_WAITING or pixels >= _MOST_PIXELS:
             self.judge_waiting()
@@ -147,8 +149,10 @@ class ScoringQueue:
             self.reports[report.case_id] = replace(report, reward_map=np.zeros(0, np.float32))
 
     def _judge(self, waiting: Sequence[_Waiting]) -> list[tuple[Submission, dict[str, Any], QualityReport]]:
+        cases = ", ".join(f"case {submission.case.case_id}" for submission, _ in waiting)
         try:
-            reports = self.controller.judge([submission for submission, _ in waiting])
+            with must_fit(cases, self.controller.device):
+                reports = self.controller.judge([submission for submission, _ in waiting])
         except UserError as error:
             if len(waiting) == 1:
                 self.refuse(waiting[0][0].case.case_id, error)

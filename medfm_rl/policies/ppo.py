@@ -344,6 +344,8 @@ class DensePPO(PPO):
         loss.backward()
         norm = torch.nn.utils.clip_grad_norm_(parameters, self.max_grad_norm)
         optimiser.step()
+        # The fused Adam does not count its writes, and caches of embeddings go by that count.
+        torch.autograd.graph.increment_version(parameters)
         return float(norm)
 
 

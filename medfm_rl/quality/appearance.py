@@ -37,4 +37,4 @@ def appearance(images: Tensor) -> Tensor:
         detail = level - F.interpolate(coarse, size=level.shape[2:], mode="nearest")
         found.append(detail.abs().flatten(2).mean(dim=2).clamp_min(1e-3).log())
         level = coarse
-    return torch.cat(found, dim=1).double().cpu()
+    return torch.cat(found, dim=1).cpu().double()

@@ -76,7 +76,7 @@ class BiomedCLIP:
             raise DataError(f"case {case.case_id}: the image is {len(case.shape)}-D; BiomedCLIP takes 2-D images")
         features = self.trunk(_prepared(case.image)[None].to(self.device))
         embedding = F.normalize(features.float() @ self.projection.T, dim=1)[0]
-        return embedding.double().cpu().numpy()
+        return embedding.cpu().double().numpy()
 
 
 def _prepared(image: FloatArray) -> Tensor:

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from on_cuda import assert_the_gpu_gives_the_masks_of_the_cpu
 from sam_models import echo_like, inside, write_folder
 from typer.testing import CliRunner
 
@@ -42,6 +43,11 @@ def segmenter(tmp_path_factory: pytest.TempPathFactory) -> LiteMedSAMAdapter:
 def test_it_keeps_the_promises_of_an_adapter(tmp_path: Path) -> None:
     one = write_folder(tmp_path, structures={"LV": 1}, prompts={"kind": "fixed", "boxes": {"LV": [0.3, 0.2, 0.6, 0.7]}})
     check_adapter(LiteMedSAMAdapter.load(one), echo_like())
+
+
+@pytest.mark.cuda
+def test_a_gpu_gives_the_masks_of_the_cpu(segmenter: LiteMedSAMAdapter) -> None:
+    assert_the_gpu_gives_the_masks_of_the_cpu(copy.deepcopy(segmenter), echo_like())
 
 
 def test_its_logits_are_those_of_the_tool(segmenter: LiteMedSAMAdapter) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from on_cuda import assert_the_gpu_gives_the_masks_of_the_cpu
 from sam_models import echo_like, inside, tiny_sam, tiny_sam2, write_folder
 from torch import Tensor, nn
 from typer.testing import CliRunner
@@ -71,6 +72,12 @@ def batch(adapter: PromptableAdapter) -> Tensor:
 @pytest.mark.parametrize("kind", KINDS)
 def test_it_keeps_the_promises_of_an_adapter(folders: dict[tuple[str, str], Path], kind: str, form: str) -> None:
     check_adapter(load(folders, kind, form), echo_like())
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_gpu_gives_the_masks_of_the_cpu(folders: dict[tuple[str, str], Path], kind: str) -> None:
+    assert_the_gpu_gives_the_masks_of_the_cpu(load(folders, kind), echo_like())
 
 
 @pytest.mark.parametrize("kind", KINDS)

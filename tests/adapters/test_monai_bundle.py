@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 import torch
+from on_cuda import assert_the_gpu_gives_the_masks_of_the_cpu
 from safetensors.torch import save_file
 from scipy.ndimage import gaussian_filter
 
@@ -191,6 +192,19 @@ def test_masks_for_training_lie_on_the_image(adapter_and_case: tuple[MonaiBundle
     mask = adapter.preprocess_labels(bright, sample)
     inside, outside = sample.image[0][mask == 1], sample.image[0][mask == 0]
     assert float(inside.median()) > float(outside.quantile(0.9))
+
+
+@pytest.mark.cuda
+@pytest.mark.filterwarnings("ignore")
+def test_a_gpu_gives_the_masks_of_the_cpu(tmp_path: Path) -> None:
+    """Also where the bundle's inferer says where tiles and results are to be."""
+    bundle = write_bundle(tmp_path / "bundle", 3)
+    path = bundle / "configs" / "inference.json"
+    config = json.loads(path.read_text())
+    config["inferer"] |= {"sw_device": "@device", "device": "@device"}
+    path.write_text(json.dumps(config))
+    case = case_of(3, 1, tmp_path / "images")
+    assert_the_gpu_gives_the_masks_of_the_cpu(MonaiBundleAdapter(bundle), case)
 
 
 def remove(path: str) -> Callable[[Path], object]:

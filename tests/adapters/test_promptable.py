@@ -7,6 +7,7 @@ import copy
 import numpy as np
 import pytest
 import torch
+from on_cuda import assert_the_gpu_gives_the_masks_of_the_cpu
 from promptable_models import TinyPromptable
 
 from medfm_rl.adapters.embeddings import EmbeddingCache
@@ -163,6 +164,38 @@ def test_the_images_of_the_last_calls_are_kept_and_no_more() -> None:
     assert made == [2, 1, 1, 2]
     cache.of(images[:1], encode, "other weights")
     assert made[-1] == 1
+
+
+def test_many_images_are_encoded_a_few_at_a_time() -> None:
+    made: list[int] = []
+
+    def encode(images: torch.Tensor) -> torch.Tensor:
+        made.append(len(images))
+        return 2 * images
+
+    images = torch.arange(10.0)[:, None]
+    assert torch.equal(EmbeddingCache().of(images, encode, "frozen"), 2 * images)
+    assert made == [4, 4, 2]
+
+
+def test_an_encoder_that_ppo_has_moved_gives_other_embeddings(tiny: TinyPromptable) -> None:
+    """The cache goes by the count of writes to a weight, which the optimiser's fused kernel does not raise."""
+    images = images_of(tiny, 4)
+    env = SegmentationVecEnv(images.numpy(), lambda _, actions: (actions > 0).float(), 3, n_envs=4)
+    ppo = DensePPO(env, tiny, kl_coef=0.0, device="cpu", learning_rate=1e-1)
+    with torch.no_grad():
+        before = tiny(images)
+    ppo.learn(4)
+    with torch.no_grad():
+        after = tiny(images)
+    assert not torch.equal(after, before)
+    assert torch.equal(after, copy.deepcopy(tiny)(images))
+
+
+@pytest.mark.cuda
+def test_a_gpu_gives_the_masks_of_the_cpu(tiny: TinyPromptable) -> None:
+    image = np.random.default_rng(0).normal(size=(1, 40, 36)).astype(np.float32)
+    assert_the_gpu_gives_the_masks_of_the_cpu(tiny, Case("p", "p", image, Geometry.unknown(2)))
 
 
 @pytest.mark.parametrize(("scope", "expected"), [("decoder", 4), ("all", 4 * 5 * 2)])

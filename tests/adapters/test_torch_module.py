@@ -15,6 +15,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from on_cuda import assert_the_gpu_gives_the_masks_of_the_cpu
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -237,6 +238,13 @@ def test_a_torchscript_file_is_adapted_and_stays_one(tmp_path: Path, script_fold
     assert torch.equal(logits_of(TorchModuleAdapter.load(tmp_path / "out")), logits_of(adapter))
     assert not torch.equal(logits_of(adapter), before)
     assert torch.equal(logits_of(TorchModuleAdapter.load(script_folder)), before)
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("script", [True, False], ids=["TorchScript", "module"])
+def test_a_gpu_gives_the_masks_of_the_cpu(script_folder: Path, make_case: Callable[..., Case], script: bool) -> None:
+    adapter = TorchModuleAdapter.load(script_folder) if script else unet(ndim=3)
+    assert_the_gpu_gives_the_masks_of_the_cpu(adapter, make_case((20, 24) if script else (10, 12, 9)))
 
 
 def test_a_torchscript_module_given_by_hand_is_exported_under_its_own_name(tmp_path: Path) -> None:

@@ -214,6 +214,20 @@ def test_ground_truth_of_the_target_changes_nothing(
     assert final_hashes(config.output) == final_hashes(finished_run.output)
 
 
+def test_how_convolutions_choose_their_algorithm_is_left_as_it_was(
+    simulated_echo: Path, source_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """stable-baselines3 sets it for the whole process."""
+    monkeypatch.setattr(torch.backends.cudnn, "benchmark", True)
+    monkeypatch.setattr(torch.backends.cudnn, "deterministic", False)
+    config = make_config(
+        simulated_echo, source_model, tmp_path / "run", iterations=1, ppo=PPOSettings(updates=1, n_envs=2)
+    )
+    adapt(config, resume=False, progress=quiet)
+    assert torch.backends.cudnn.benchmark
+    assert not torch.backends.cudnn.deterministic
+
+
 def test_the_source_segmenter_is_never_written(finished_run: AdaptConfig, source_model: Path) -> None:
     before = hash_folder(source_model)
     assert before == hash_folder(finished_run.segmenter.folder)

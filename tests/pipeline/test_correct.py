@@ -31,6 +31,7 @@ from medfm_rl.reward.shape_prior import ShapePrior
 from medfm_rl.settings import CorrectionSettings, DataSettings, NetworkSettings
 from medfm_rl.tto import CaseCorrector, Judge, Judgement
 from medfm_rl.tto.acceptance import Acceptance, HarmTarget
+from medfm_rl.types import Case
 
 # No machine is so busy that the time budget would decide.
 SETTINGS = CorrectionSettings(steps=2, smoothness=1, learning_rate=5.0, seconds=600)
@@ -182,6 +183,23 @@ def test_an_interrupted_call_goes_on_where_it_was(
     assert len(found.records) == 4
     assert seen[3:] == [seen[2], *(record["case"] for record in found.records[3:])]
     assert len(log_of(out)) == 4
+
+
+def test_a_case_that_does_not_fit_into_the_memory_is_named_and_the_rest_is_handled(
+    run: Path, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = [file.case_id for file in find_cases(DataSettings(path=images))]
+    optimize = CaseCorrector.optimize
+
+    def too_large(self: CaseCorrector, case: Case, **options: Any) -> Any:
+        if case.case_id == names[1]:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return optimize(self, case, **options)
+
+    monkeypatch.setattr(CaseCorrector, "optimize", too_large)
+    found = run_correct(run, images, tmp_path / "out")
+    assert found.problems == {names[1]: f"case {names[1]}: too large for the memory of cpu"}
+    assert [record["case"] for record in found.records] == [names[0], *names[2:]]
 
 
 def test_one_bad_file_in_many_is_referred_and_the_rest_is_handled(run: Path, images: Path, tmp_path: Path) -> None:

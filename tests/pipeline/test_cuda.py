@@ -52,10 +52,7 @@ from medfm_rl.settings import (
     WarmUpSettings,
 )
 
-pytestmark = [
-    pytest.mark.cuda,
-    pytest.mark.skipif(not torch.cuda.is_available(), reason="PyTorch finds no CUDA device"),
-]
+pytestmark = pytest.mark.cuda
 TINY = NetworkSettings(channels=(4, 8), residual_units=0, norm="batch")
 
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from medfm_rl.adapters import TorchModuleAdapter
+from medfm_rl.adapters import Sample, TorchModuleAdapter
 from medfm_rl.data.files import hash_folder
 from medfm_rl.data.images import read_image, write_image
 from medfm_rl.data.layouts import CaseFile, find_cases
@@ -223,6 +223,24 @@ def test_a_model_without_reward_writes_label_maps_alone(tmp_path: Path) -> None:
     files = draw(tmp_path / "data", MILLIMETRES)
     predict(Model(make_segmenter(0, 1, 2), None), files, tmp_path / "out", silent)
     assert {path.name for path in (tmp_path / "out").iterdir()} == {"audit.jsonl", "cases", "labels"}
+
+
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory"), MemoryError()])
+def test_a_case_that_does_not_fit_into_the_memory_keeps_no_other_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    files = draw(tmp_path / "data", MILLIMETRES)
+    infer = TorchModuleAdapter.predict_logits
+
+    def too_large(self: TorchModuleAdapter, sample: Sample) -> torch.Tensor:
+        if sample.case_id == files[0].case_id:
+            raise error
+        return infer(self, sample)
+
+    monkeypatch.setattr(TorchModuleAdapter, "predict_logits", too_large)
+    problems = predict(Model(make_segmenter(0, 1, 2), make_reward()), files, tmp_path / "out", silent)
+    assert problems == [f"case {files[0].case_id}: too large for the memory of cpu"]
+    assert [path.name for path in (tmp_path / "out" / "labels").iterdir()] == [f"{files[1].case_id}.nii.gz"]
 
 
 def test_an_interrupted_prediction_goes_on(tmp_path: Path) -> None:

@@ -5,12 +5,14 @@ import io
 import json
 import re
 import shutil
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import SimpleITK as sitk
+import torch
 from matplotlib.image import imread
 from torch import Tensor
 
@@ -24,8 +26,9 @@ from medfm_rl.pipeline.config_file import load_config
 from medfm_rl.pipeline.models import load_model
 from medfm_rl.pipeline.run_folder import RunFolder
 from medfm_rl.pipeline.score import find_masks, score
-from medfm_rl.quality import QualityController
+from medfm_rl.quality import QualityController, QualityReport
 from medfm_rl.quality.model import MEAN, Targets
+from medfm_rl.quality.submission import Submission
 from medfm_rl.quality_page import PageCase, thumbnail, write_page
 from medfm_rl.settings import AdaptConfig, DataSettings
 from medfm_rl.types import Geometry, LabelSchema
@@ -184,6 +187,24 @@ def test_a_case_that_fails_among_others_is_named_and_they_are_judged(
     whole = run_score(quality_run, images, tmp_path / "whole").batch.reports
     for report, alone in zip(scoring.batch.reports, [*whole[:2], *whole[3:]], strict=True):
         assert report.mean.predicted_dice == pytest.approx(alone.mean.predicted_dice, abs=1e-6)
+
+
+def test_a_case_that_does_not_fit_into_the_memory_is_referred_and_the_rest_is_scored(
+    quality_run: Path, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It also cuts short the batch that it is judged in."""
+    names = [file.case_id for file in find_cases(DataSettings(path=images / "images"))]
+    judge = QualityController.judge
+
+    def too_large(self: QualityController, submissions: Sequence[Submission]) -> list[QualityReport]:
+        if names[1] in [submission.case.case_id for submission in submissions]:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return judge(self, submissions)
+
+    monkeypatch.setattr(QualityController, "judge", too_large)
+    scoring = run_score(quality_run, images, tmp_path / "out")
+    assert dict(scoring.problems) == {names[1]: f"case {names[1]}: too large for the memory of cpu"}
+    assert [report.case_id for report in scoring.batch.reports] == [names[0], *names[2:]]
 
 
 def test_a_mask_that_a_person_changed_is_neither_scored_as_it_was_nor_lost(
