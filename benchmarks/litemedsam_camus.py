@@ -107,7 +107,7 @@ LARGE = Size(
         "warm_up": {"steps": 80, "batch_size": 8, "target_batch_size": 4, "learning_rate": 2e-4},
         "collect": {"source_images": 120, "target_images": 60, "actions_per_image": 5, "shard_images": 20},
         "shape_prior": {"epochs": 15},
-        "reward": {"steps": 500, "validate_every": 50, "batch_size": 16},
+        "reward": {"steps": 400, "validate_every": 50, "batch_size": 16},
         "ppo": {"updates": 12, "n_envs": 8, "n_epochs": 3, "eval_every": 3},
     },
 )
