@@ -14,8 +14,9 @@ pixels of the 224 x 224 image. LiteMedSAM is adapted to the handheld without tar
 
 The default sizes (`SIZE`: 10 patients in each part, every second of their images measured) are small: adapting the
 decoder takes less than an hour of one core, low-rank parts of all layers several, for the whole encoder is
-differentiated. `--large` (`LARGE`: 40 patients) is for a GPU. What is complete is not done again. `--quick` runs every
-part on a few images. Its figures mean nothing and are not kept.
+differentiated. `--large` (`LARGE`: 40 patients) is for a GPU; its results are `litemedsam_camus`, those of the default
+sizes `litemedsam_camus_small`. What is complete is not done again. `--quick` runs every part on a few images. Its
+figures mean nothing and are not kept.
 """
 
 from __future__ import annotations
@@ -489,7 +490,8 @@ def main() -> None:
         print(table(results, size))
     else:
         record = {**results, "size": asdict(size)}
-        write_results("litemedsam_camus", started_in, [0], record, summarise(results), table(results, size))
+        results_name = "litemedsam_camus" if arguments.large else "litemedsam_camus_small"
+        write_results(results_name, started_in, [0], record, summarise(results), table(results, size))
 
 
 if __name__ == "__main__":
