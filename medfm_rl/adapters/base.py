@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
@@ -151,10 +152,8 @@ class SegmenterAdapter(nn.Module, ABC):
         Adapters whose tool does more than one pass of the network (tiles, mirrored images, several networks) override
         this; `restore` then gives the very mask that the tool writes.
         """
-        was_training = self.training
-        self.eval()
-        logits: Tensor = self(sample.image[None].to(self.device))[0]
-        self.train(was_training)
+        with evaluating(self):
+            logits: Tensor = self(sample.image[None].to(self.device))[0]
         return logits.cpu()
 
     def obstacles(self) -> tuple[str, ...]:
@@ -221,6 +220,23 @@ class SegmenterAdapter(nn.Module, ABC):
     def device(self) -> torch.device:
         """Where parameters and buffers are. A frozen script has none, its constants stay on the CPU."""
         return next((tensor.device for tensor in chain(self.parameters(), self.buffers())), torch.device("cpu"))
+
+
+@contextmanager
+def evaluating(network: nn.Module) -> Iterator[None]:
+    """A network is in evaluation mode in the block, and afterwards as it was.
+
+    To set the mode of every layer takes a quarter of a small network's pass: it is set only where it is another one.
+    """
+    if not any(module.training for module in network.modules()):
+        yield
+        return
+    training = network.training
+    network.eval()
+    try:
+        yield
+    finally:
+        network.train(training)
 
 
 def _is_grey(image: FloatArray) -> bool:

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import Parameter
 
-from medfm_rl.adapters.base import Sample, Scope, SegmenterAdapter, parameters_in_scope
+from medfm_rl.adapters.base import Sample, Scope, SegmenterAdapter, evaluating, parameters_in_scope
 from medfm_rl.adapters.checkpoints import (
     first_line,
     load_strictly,
@@ -167,11 +167,8 @@ class MonaiBundleAdapter(SegmenterAdapter):
     @torch.no_grad()
     def predict_logits(self, sample: Sample) -> Tensor:
         """Logits `(K, *S')` through the bundle's own inferer."""
-        was_training = self.training
-        self.eval()
-        logits = self._infer(sample.image[None].to(self.device))[0]
-        self.train(was_training)
-        return logits.cpu()
+        with evaluating(self):
+            return self._infer(sample.image[None].to(self.device))[0].cpu()
 
     def restore(self, logits: Tensor, sample: Sample) -> LabelMap:
         # Interpolated probabilities have another argmax than interpolated logits.

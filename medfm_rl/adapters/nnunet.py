@@ -21,7 +21,7 @@ from torch.nn import Parameter
 from torch.nn import functional as F
 
 from medfm_rl import __version__
-from medfm_rl.adapters.base import ModelSummary, Sample, Scope, SegmenterAdapter, parameters_in_scope
+from medfm_rl.adapters.base import ModelSummary, Sample, Scope, SegmenterAdapter, evaluating, parameters_in_scope
 from medfm_rl.adapters.checkpoints import load_strictly, read_checkpoint
 from medfm_rl.adapters.nnunet_folder import (
     CHECKPOINT,
@@ -218,14 +218,13 @@ class NnUNetAdapter(SegmenterAdapter):
         predictor.configuration_manager = self.tool.configuration
         predictor.label_manager = self.tool.labels
         predictor.allowed_mirroring_axes = self.tool.mirror_axes
-        was_training = self.training
         total: Tensor | None = None
         # Not through `predict_logits_from_preprocessed_data`: that loads the weights of the file into the network.
-        for network in self.networks:
-            predictor.network = network
-            logits = _logits_of(predictor, data, sample.case_id)
-            total = logits if total is None else total + logits
-        self.train(was_training)
+        with evaluating(self):
+            for network in self.networks:
+                predictor.network = network
+                logits = _logits_of(predictor, data, sample.case_id)
+                total = logits if total is None else total + logits
         assert total is not None
         mean = total / len(self.networks) if len(self.networks) > 1 else total.clone()
         return mean if sample.image.ndim == 4 else mean[:, 0]

@@ -6,7 +6,7 @@ import pickle
 import resource
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -238,6 +238,33 @@ def test_a_torchscript_file_is_adapted_and_stays_one(tmp_path: Path, script_fold
     assert torch.equal(logits_of(TorchModuleAdapter.load(tmp_path / "out")), logits_of(adapter))
     assert not torch.equal(logits_of(adapter), before)
     assert torch.equal(logits_of(TorchModuleAdapter.load(script_folder)), before)
+
+
+@pytest.mark.parametrize("error", [None, ValueError])
+def test_the_mode_of_a_network_is_after_an_inference_what_it_was(
+    make_case: Callable[..., Case], monkeypatch: pytest.MonkeyPatch, error: type[Exception] | None
+) -> None:
+    """Batch normalisation in training mode would take the statistics of the image, and dropout draw."""
+    adapter = unet()
+    sample = adapter.preprocess(make_case((20, 24)))
+    expected = adapter.predict_logits(sample)
+    seen: list[bool] = []
+
+    def look(*_: object) -> None:
+        seen.append(any(module.training for module in adapter.modules()))
+        if error is not None:
+            raise error
+
+    adapter.train()
+    handle = adapter.module.register_forward_pre_hook(look)
+    with pytest.raises(error) if error is not None else nullcontext():
+        assert torch.equal(adapter.predict_logits(sample), expected)
+    handle.remove()
+    assert seen == [False]
+    assert all(module.training for module in adapter.modules())
+    adapter.eval()
+    next(adapter.module.children()).train()
+    assert torch.equal(adapter.predict_logits(sample), expected)
 
 
 @pytest.mark.cuda
