@@ -27,8 +27,9 @@ from shifts import prepare
 from medfm_rl.adapters import SegmenterAdapter, TorchModuleAdapter
 from medfm_rl.data.layouts import find_cases
 from medfm_rl.metrics.overlap import dice
+from medfm_rl.networks import choose_device
 from medfm_rl.pipeline.adapt import adapt
-from medfm_rl.pipeline.models import choose_device, load_adapted
+from medfm_rl.pipeline.models import load_adapted
 from medfm_rl.settings import AdaptConfig, DataSettings, SegmenterSettings, TrackingSettings
 
 

@@ -1,4 +1,4 @@
-"""The network that source segmenters, reward networks and critics are built from, its precision, and its weights."""
+"""The network that segmenters, rewards and critics are built from; where networks run, and how precisely."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from medfm_rl.errors import ConfigError
 from medfm_rl.settings import NetworkSettings
 
 
@@ -39,6 +40,22 @@ def build_unet(settings: NetworkSettings, spatial_dims: int, in_channels: int, o
 def size_divisor(settings: NetworkSettings) -> int:
     """What every side of the network's input must be a multiple of: the UNet halves it at each level."""
     return 1 << (len(settings.channels) - 1)
+
+
+def choose_device(name: str) -> torch.device:
+    """The device of that name; auto takes CUDA, then MPS, then the CPU.
+
+    Raises:
+        ConfigError: It is not there, or there is no such device.
+    """
+    available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    if name not in ("auto", *available):
+        raise ConfigError(f"device: {name} is none of auto, cpu, cuda and mps")
+    if name == "auto":
+        return torch.device(next(kind for kind, there in available.items() if there))
+    if not available[name]:
+        raise ConfigError(f"device: {name} is not available on this machine; use auto or cpu")
+    return torch.device(name)
 
 
 def mixed_precision(device: torch.device, spatial_dims: int) -> torch.autocast:

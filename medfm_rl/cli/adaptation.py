@@ -121,9 +121,10 @@ def evaluate_command(
 
     from medfm_rl.data.layouts import find_cases, is_simulated
     from medfm_rl.metrics.validity import load_anatomy
+    from medfm_rl.networks import choose_device
     from medfm_rl.pipeline.evaluate import evaluate, refuse_evaluated, write_evaluation
     from medfm_rl.pipeline.finish import compare_models
-    from medfm_rl.pipeline.models import choose_device, load_compared, load_model, own_anatomy
+    from medfm_rl.pipeline.models import load_compared, load_model, own_anatomy
     from medfm_rl.report import summary_table
 
     chosen = choose_device(device)
@@ -192,7 +193,8 @@ def inspect_command(
     from rich.console import Console
     from rich.table import Table
 
-    from medfm_rl.pipeline.models import choose_device, inspect_model
+    from medfm_rl.networks import choose_device
+    from medfm_rl.pipeline.models import inspect_model
 
     with show_progress() as progress:
         summary = inspect_model(folder, choose_device("auto"), progress)

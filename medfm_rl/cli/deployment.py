@@ -53,9 +53,10 @@ def predict_command(
     """Write label maps in the geometry of the images, and a reward map for each."""
     from medfm_rl.data.layouts import find_cases
     from medfm_rl.errors import ConfigError
+    from medfm_rl.networks import choose_device
     from medfm_rl.pipeline.evaluate import predict
     from medfm_rl.pipeline.identity import identify
-    from medfm_rl.pipeline.models import choose_device, load_model
+    from medfm_rl.pipeline.models import load_model
     from medfm_rl.pipeline.recorded import recorded
 
     if not correct and (method is not None or budget is not None):

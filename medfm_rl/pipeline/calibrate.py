@@ -21,11 +21,12 @@ from medfm_rl.data.layouts import CaseFile, find_cases
 from medfm_rl.errors import DataError, UserError
 from medfm_rl.metrics.overlap import dice
 from medfm_rl.metrics.validity import Anatomy, learn_limits, load_anatomy
+from medfm_rl.networks import choose_device
 from medfm_rl.pipeline.config_file import load_config
 from medfm_rl.pipeline.images import Progress
 from medfm_rl.pipeline.inputs import common_folder, hash_labelled
 from medfm_rl.pipeline.mask_labels import parse_mask_labels
-from medfm_rl.pipeline.models import choose_device, load_adapted, load_preprocessing
+from medfm_rl.pipeline.models import load_adapted, load_preprocessing
 from medfm_rl.pipeline.run_folder import RunFolder
 from medfm_rl.pipeline.unseen import count_known
 from medfm_rl.quality.biomedclip import BiomedCLIP

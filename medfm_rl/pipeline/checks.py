@@ -10,8 +10,9 @@ from medfm_rl.data.layouts import CaseFile, find_cases, require_masks, split_by_
 from medfm_rl.errors import ConfigError, DataError, ModelError, UserError
 from medfm_rl.metrics.rules import SizeRule
 from medfm_rl.metrics.validity import Anatomy, load_anatomy
+from medfm_rl.networks import choose_device
 from medfm_rl.pipeline.images import Progress
-from medfm_rl.pipeline.models import choose_device, try_network
+from medfm_rl.pipeline.models import try_network
 from medfm_rl.seeding import derive_seed
 from medfm_rl.settings import AdaptConfig
 from medfm_rl.tracking import require_store

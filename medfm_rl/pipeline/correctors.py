@@ -8,8 +8,9 @@ from pathlib import Path
 from medfm_rl.adapters import SegmenterAdapter
 from medfm_rl.errors import ModelError
 from medfm_rl.metrics.validity import Anatomy, load_anatomy
+from medfm_rl.networks import choose_device
 from medfm_rl.pipeline.config_file import load_config
-from medfm_rl.pipeline.models import choose_device, load_adapted
+from medfm_rl.pipeline.models import load_adapted
 from medfm_rl.pipeline.run_folder import JUDGE, RunFolder
 from medfm_rl.quality import QualityModel
 from medfm_rl.quality.run_hashes import hash_run

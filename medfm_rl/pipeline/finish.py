@@ -19,10 +19,11 @@ from medfm_rl.metrics.bootstrap import PairedDifference
 from medfm_rl.metrics.calibration import ReliabilityCurve
 from medfm_rl.metrics.scores import MEAN, Evaluation, StructureSummary, compare
 from medfm_rl.metrics.validity import load_anatomy
+from medfm_rl.networks import choose_device
 from medfm_rl.pipeline.evaluate import evaluate, segment_and_judge, write_evaluation
 from medfm_rl.pipeline.images import Progress
 from medfm_rl.pipeline.inputs import load_inputs, read_labelled, write_inputs
-from medfm_rl.pipeline.models import Model, choose_device, load_model
+from medfm_rl.pipeline.models import Model, load_model
 from medfm_rl.pipeline.run_folder import JUDGE, SOURCE, RunFolder
 from medfm_rl.quality.run_hashes import hash_run
 from medfm_rl.report import ReportCase, ReportData, TableRow, write_report

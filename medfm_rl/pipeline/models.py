@@ -261,19 +261,3 @@ def try_network(segmenter: SegmenterAdapter, device: torch.device, progress: Pro
     found = find_obstacles(segmenter, device)
     progress(name, 1, 1)
     return found
-
-
-def choose_device(name: str) -> torch.device:
-    """The device of that name; auto takes CUDA, then MPS, then the CPU.
-
-    Raises:
-        ConfigError: It is not there, or there is no such device.
-    """
-    available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
-    if name not in ("auto", *available):
-        raise ConfigError(f"device: {name} is none of auto, cpu, cuda and mps")
-    if name == "auto":
-        return torch.device(next(kind for kind, there in available.items() if there))
-    if not available[name]:
-        raise ConfigError(f"device: {name} is not available on this machine; use auto or cpu")
-    return torch.device(name)

@@ -12,11 +12,12 @@ from medfm_rl.data.files import hash_file
 from medfm_rl.data.images import image_stem, image_suffix
 from medfm_rl.data.layouts import CaseFile, is_simulated
 from medfm_rl.errors import DataError, ModelError, UserError
+from medfm_rl.networks import choose_device
 from medfm_rl.pipeline.case_records import CaseRecords
 from medfm_rl.pipeline.identity import identify
 from medfm_rl.pipeline.images import Progress
 from medfm_rl.pipeline.mask_labels import parse_mask_labels
-from medfm_rl.pipeline.models import choose_device, load_adapted, load_preprocessing
+from medfm_rl.pipeline.models import load_adapted, load_preprocessing
 from medfm_rl.pipeline.run_folder import RunFolder
 from medfm_rl.pipeline.score_outputs import audit_lines, write_scores_page, write_tables
 from medfm_rl.pipeline.scoring_queue import Scoring, ScoringQueue

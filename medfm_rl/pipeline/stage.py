@@ -16,9 +16,9 @@ from medfm_rl.adapters.loading import load_segmenter, open_to_learning
 from medfm_rl.data.files import replace_folder_on_success
 from medfm_rl.data.layouts import find_cases
 from medfm_rl.metrics.validity import Anatomy, load_anatomy
+from medfm_rl.networks import choose_device
 from medfm_rl.pipeline.checks import split_target
 from medfm_rl.pipeline.images import Progress, load_images, load_labelled
-from medfm_rl.pipeline.models import choose_device
 from medfm_rl.pipeline.run_folder import SOURCE, RunFolder
 from medfm_rl.policies import ACTOR
 from medfm_rl.reward.actions import ActionDataset

@@ -7,8 +7,8 @@ import torch
 from medfm_rl.adapters import TorchModuleAdapter
 from medfm_rl.data.layouts import find_cases, split_by_patient
 from medfm_rl.errors import ConfigError
+from medfm_rl.networks import choose_device
 from medfm_rl.pipeline.images import Progress, load_labelled
-from medfm_rl.pipeline.models import choose_device
 from medfm_rl.pipeline.supervised import train_supervised
 from medfm_rl.seeding import derive_seed
 from medfm_rl.settings import TrainSourceConfig

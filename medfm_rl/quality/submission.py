@@ -143,7 +143,7 @@ def collect_evidence(
         images = torch.stack([submissions[row].sample.image for row in rows]).to(device)
         actions = torch.stack([submissions[row].action for row in rows])
         seen = reward.examine(images, actions.to(device), patch_size)
-        maps, spread, features = seen.mean.cpu(), seen.spread.cpu(), seen.features.double().cpu().numpy()
+        maps, spread, features = seen.mean.cpu(), seen.spread.cpu(), seen.features.cpu().double().numpy()
         looks = appearance(images[:, : reward.in_channels]).numpy()
         for place, row in enumerate(rows):
             item = submissions[row]

@@ -22,6 +22,7 @@ from medfm_rl.adapters.loading import (
     without_prompts,
 )
 from medfm_rl.errors import DataError, MissingExtraError, ModelError
+from medfm_rl.networks import choose_device
 from medfm_rl.quality import QUALITY_FILE, QualityController
 from medfm_rl.settings import AdaptConfig, Segmenter
 
@@ -69,12 +70,13 @@ def save_quality_model(run: Path, folder: Path) -> None:
         )
 
 
-def load_served(folder: Path, settings: str | None = None) -> QualityController:
+def load_served(folder: Path, settings: str | None = None, device: str = "cpu") -> QualityController:
     """The controller of a run, or of the copy of one in an MLflow model.
 
     Args:
         folder: The run or the copy.
         settings: Settings of the segmenter, as `portable_settings` gives them; None: as the copy has them.
+        device: Where the networks run: auto (cuda, then mps, then cpu), cpu, cuda or mps.
 
     Raises:
         ModelError: A part is missing, damaged, or does not belong to the others.
@@ -84,7 +86,7 @@ def load_served(folder: Path, settings: str | None = None) -> QualityController:
     def load(segmenter: Path) -> SegmenterAdapter:
         return load_segmenter(without_prompts(settings_at(text, segmenter, folder)))
 
-    return QualityController.load(folder, load)
+    return QualityController.load(folder, load, choose_device(device))
 
 
 def _segmenter_of(run: Path) -> Segmenter:

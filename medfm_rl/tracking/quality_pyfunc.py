@@ -10,16 +10,21 @@ from mlflow.pyfunc import PythonModel
 
 from medfm_rl.data.images import image_stem, read_image, read_labels
 from medfm_rl.errors import DataError
+from medfm_rl.quality import QualityReport
+from medfm_rl.quality.submission import Submission
 from medfm_rl.tracking.quality_model import load_served
 from medfm_rl.types import Case
+
+_TOGETHER = 16
+"""Masks that are judged at once: images of a whole table would fill the memory."""
 
 
 class QualityPythonModel(PythonModel):  # type: ignore[misc]
     """Judges the masks of a table."""
 
     def load_context(self, context: Any) -> None:
-        """Loads the run that came with the model."""
-        self.controller = load_served(Path(context.artifacts["run"]))
+        """Loads the run that came with the model, onto a GPU where there is one."""
+        self.controller = load_served(Path(context.artifacts["run"]), device="auto")
 
     def predict(self, context: Any, model_input: Any, params: dict[str, Any] | None = None) -> Any:
         """Judges each row's mask as one of a batch.
@@ -43,7 +48,8 @@ class QualityPythonModel(PythonModel):  # type: ignore[misc]
                 f"the table has no column {' and no column '.join(missing)}; give paths in the columns image and mask, "
                 "and in patient who each image is of, where that is known"
             )
-        reports = []
+        reports: list[QualityReport] = []
+        waiting: list[Submission] = []
         unknown = model_input.isna()
         for row, lacks in zip(model_input.to_dict("records"), unknown.to_dict("records"), strict=True):
             path = Path(row["image"])
@@ -53,7 +59,11 @@ class QualityPythonModel(PythonModel):  # type: ignore[misc]
             patient = name if lacks.get("patient", True) else str(row["patient"])
             case = Case(name, patient, pixels, geometry)
             labels = read_labels(Path(row["mask"]), self.controller.schema, case.shape, geometry)
-            reports.append(self.controller.assess(case, labels))
+            waiting.append(self.controller.submit(case, labels))
+            if len(waiting) == _TOGETHER:
+                reports += self.controller.judge(waiting)
+                waiting = []
+        reports += self.controller.judge(waiting)
         batch = self.controller.settle(reports)
         promised = "; ".join(f"{guarantee.status}: {guarantee.promise}" for guarantee in batch.guarantees)
         return type(model_input)(

@@ -50,6 +50,7 @@ def test_a_network_that_keeps_its_promises_has_no_obstacle(schema: LabelSchema) 
         (Ending(lambda z: (z, z)), ["returns a tuple", "output[0]"]),
         (Ending(lambda z: {"out": z}), ["returns a dict", "output['out']"]),
         (Ending(lambda z: z.softmax(dim=1)), ["probabilities", "before the softmax"]),
+        (Ending(lambda z: z.sigmoid()), ["probabilities of a sigmoid", "what comes before it"]),
         (Ending(lambda z: z / 0), ["NaN or infinite"]),
         (Ending(lambda z: z, channels=3), ["the network fails on an image of shape (1, 1, 16, 24)", "3 channels"]),
     ],

@@ -18,9 +18,10 @@ from medfm_rl.data.layouts import CaseFile, find_cases
 from medfm_rl.errors import ConfigError, DataError, ModelError
 from medfm_rl.metrics.scores import Evaluation
 from medfm_rl.metrics.validity import load_anatomy
+from medfm_rl.networks import choose_device
 from medfm_rl.pipeline.evaluate import evaluate, predict, segment_and_judge, write_evaluation
 from medfm_rl.pipeline.finish import compare_models
-from medfm_rl.pipeline.models import Model, choose_device, load_model
+from medfm_rl.pipeline.models import Model, load_model
 from medfm_rl.reward.network import RewardEnsemble, RewardNet
 from medfm_rl.settings import DataSettings, NetworkSettings, PreprocessingSettings, RewardSettings
 from medfm_rl.types import Geometry, LabelSchema
