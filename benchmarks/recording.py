@@ -42,7 +42,8 @@ def environment() -> dict[str, Any]:
         "python": platform.python_version(),
         "versions": {package: importlib.metadata.version(package) for package in _PACKAGES},
         "commit": commit.stdout.strip() or os.environ.get("MEDFM_RL_COMMIT", ""),
-        "uncommitted_changes": bool(changed.stdout.strip()),
+        # Nobody knows where there is no repository.
+        "uncommitted_changes": bool(changed.stdout.strip()) if changed.returncode == 0 else None,
     }
 
 

@@ -224,9 +224,9 @@ class SegmenterAdapter(nn.Module, ABC):
 
 @contextmanager
 def evaluating(network: nn.Module) -> Iterator[None]:
-    """A network is in evaluation mode in the block, and afterwards as it was.
+    """A network is in evaluation mode in the block, and all of it afterwards in the mode of its outermost layer.
 
-    To set the mode of every layer takes a quarter of a small network's pass: it is set only where it is another one.
+    To set the mode of all layers takes a quarter of a small network's pass: it is set only where it is another one.
     """
     if not any(module.training for module in network.modules()):
         yield

@@ -207,7 +207,10 @@ class NnUNetAdapter(SegmenterAdapter):
 
         data = sample.image if sample.image.ndim == 4 else sample.image[:, None]
         device = self.device
-        with silent():
+        total: Tensor | None = None
+        # nnU-Net chooses for the whole process how convolutions are done. It also prints, such as where the memory of a
+        # GPU does not do and it goes on with less of it.
+        with convolution_choice_kept(), silent(), evaluating(self):
             predictor = nnUNetPredictor(
                 tile_step_size=self.step_size,
                 use_mirroring=self.mirroring,
@@ -215,12 +218,10 @@ class NnUNetAdapter(SegmenterAdapter):
                 device=device,
                 allow_tqdm=False,
             )
-        predictor.configuration_manager = self.tool.configuration
-        predictor.label_manager = self.tool.labels
-        predictor.allowed_mirroring_axes = self.tool.mirror_axes
-        total: Tensor | None = None
-        # Not through `predict_logits_from_preprocessed_data`: that loads the weights of the file into the network.
-        with evaluating(self):
+            predictor.configuration_manager = self.tool.configuration
+            predictor.label_manager = self.tool.labels
+            predictor.allowed_mirroring_axes = self.tool.mirror_axes
+            # Not through `predict_logits_from_preprocessed_data`: that loads the weights of the file into the network.
             for network in self.networks:
                 predictor.network = network
                 logits = _logits_of(predictor, data, sample.case_id)
@@ -445,17 +446,15 @@ def summarise(
 
 def _logits_of(predictor: Any, data: Tensor, case_id: str) -> Tensor:
     """One network's logits on the CPU, by nnU-Net's own sliding window."""
-    # It says so where a GPU's memory does not do, and goes on with less of it.
-    with silent(), convolution_choice_kept():
-        try:
-            logits: Tensor = predictor.predict_sliding_window_return_logits(data)
-        except RuntimeError as error:
-            if "Encountered inf" not in str(error):
-                raise
-            raise DataError(
-                f"case {case_id}: the network gives numbers that nnU-Net's half precision cannot hold; is the image "
-                "of the kind that it was trained on?"
-            ) from error
+    try:
+        logits: Tensor = predictor.predict_sliding_window_return_logits(data)
+    except RuntimeError as error:
+        if "Encountered inf" not in str(error):
+            raise
+        raise DataError(
+            f"case {case_id}: the network gives numbers that nnU-Net's half precision cannot hold; is the image of the "
+            "kind that it was trained on?"
+        ) from error
     return logits.to("cpu")
 
 

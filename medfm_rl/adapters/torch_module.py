@@ -224,10 +224,7 @@ class TorchModuleAdapter(SegmenterAdapter):
         return {
             **super().inference_settings(),
             "preprocessing": self.preprocessing.model_dump(mode="json"),
-            # A frozen script has its weights in its code; the bytes of a script name the device that it is on.
-            "network": hashlib.sha256(_script_bytes(_copy_script(self.module, torch.device("cpu")))).hexdigest()
-            if _is_script(self.module)
-            else self.network,
+            "network": _script_hash(self.module) if _is_script(self.module) else self.network,
         }
 
     @property
@@ -363,6 +360,17 @@ def _copy_script(module: nn.Module, device: torch.device) -> nn.Module:
     with _torchscript_allowed():
         twin: nn.Module = torch.jit.load(io.BytesIO(_script_bytes(module)), map_location=device)
     return twin
+
+
+def _script_hash(module: nn.Module) -> str:
+    """SHA-256 of a script. A frozen one has its weights in its code.
+
+    Its bytes also name the device that it is on, its mode and what of it learns: here those of one at rest.
+    """
+    twin = _copy_script(module, torch.device("cpu")).eval()
+    for parameter in twin.parameters():
+        parameter.requires_grad_(False)
+    return hashlib.sha256(_script_bytes(twin)).hexdigest()
 
 
 def _script_bytes(module: nn.Module) -> bytes:

@@ -27,7 +27,11 @@ def find_obstacles(adapter: SegmenterAdapter, device: torch.device) -> tuple[str
     adapter.to(device).eval()
     images = _noise(adapter).to(adapter.device)
     try:
-        check_logits(adapter(images), adapter.schema.num_classes, images)
+        logits: Tensor = adapter(images)
+        check_logits(logits, adapter.schema.num_classes, images)
+        # From numbers between 0 and 1 alone nobody can tell.
+        if float(logits.min()) >= 0 and float(logits.max()) <= 1 and _ends_in_a_sigmoid(adapter, images):
+            return (*found, "the logits are the probabilities of a sigmoid; give what comes before it")
     except (UserError, ConformanceError) as error:
         return (*found, str(error))
     except torch.OutOfMemoryError:
@@ -39,6 +43,13 @@ def find_obstacles(adapter: SegmenterAdapter, device: torch.device) -> tuple[str
             f"patch it is described with ({_cause(error)}); correct the description or the network",
         )
     return found
+
+
+def _ends_in_a_sigmoid(adapter: SegmenterAdapter, images: Tensor) -> bool:
+    """Whether a sigmoid is the last thing that the network does."""
+    with torch.enable_grad():
+        logits: Tensor = adapter(images)
+    return type(logits.grad_fn).__name__ == "SigmoidBackward0"
 
 
 def _cause(error: Exception) -> str:

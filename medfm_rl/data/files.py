@@ -14,7 +14,7 @@ from typing import Any
 
 from medfm_rl.errors import DataError
 
-_TEMPORARY_NAME = re.compile(r"\.\d+\..+")
+_TEMPORARY_NAME = re.compile(r"\.unfinished-(\d+)-.+")
 
 
 @contextmanager
@@ -69,13 +69,16 @@ def replace_folder_on_success(folder: Path) -> Iterator[Path]:
 def remove_abandoned(folder: Path) -> None:
     """Removes what processes that were killed had begun to write below a folder, and could not remove themselves.
 
-    No other process may be writing there.
+    What a process of this machine is still writing stays.
 
     Raises:
         DataError: It cannot be removed.
     """
     # All of them first: one can lie in another, and is gone with it.
-    for path in [path for path in folder.rglob(".*") if _TEMPORARY_NAME.fullmatch(path.name)]:
+    for path in list(folder.rglob(".unfinished-*")):
+        writer = _TEMPORARY_NAME.fullmatch(path.name)
+        if writer is None or _is_running(int(writer[1])):
+            continue
         try:
             if path.is_dir():
                 shutil.rmtree(path)
@@ -177,7 +180,20 @@ def hash_listing(hashes: Mapping[str, str]) -> str:
 
 def _temporary(path: Path) -> Path:
     """Where to write what is to be at `path`; the name says which process writes it."""
-    return path.with_name(f".{os.getpid()}.{path.name}")
+    return path.with_name(f".unfinished-{os.getpid()}-{path.name}")
+
+
+def _is_running(process: int) -> bool:
+    # Elsewhere the call ends the process that it asks about.
+    if os.name != "posix":
+        return True
+    try:
+        os.kill(process, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:
+        return True
+    return True
 
 
 def _sync_folder(folder: Path) -> None:

@@ -87,12 +87,12 @@ class CaseRecords:
         return {} if record is None or record["files"] is None else dict(record["files"])
 
     def require_own(self, case_id: str, path: Path, maker: Mapping[str, Any]) -> None:
-        """Refuses a mask that lies where one of this case would be written, and that something else made.
+        """Refuses a file that lies where one of this case would be written, and that something else made.
 
         Args:
             case_id: The case.
-            path: The mask, which may not exist.
-            maker: Those of the inputs that say which model and settings make the masks.
+            path: The file, which may not exist.
+            maker: Those of the inputs that say which model and settings make such files.
 
         Raises:
             DataError: No record says what made it, or another model did.
@@ -108,6 +108,20 @@ class CaseRecords:
             raise DataError(
                 f"{path}: another model made it, or this one with other settings; give each its own output folder"
             )
+
+    def require_no_others(self, case_id: str, path: Path) -> None:
+        """Refuses a file of this case that another command wrote into the same folder.
+
+        Raises:
+            DataError: It did.
+        """
+        name = path.relative_to(self.out).as_posix()
+        for record in (self.out / "cases").glob(f"*/{case_id}.json"):
+            found = None if record.parent == self.folder else _read_record(record)
+            if found is not None and name in (found["files"] or {}):
+                raise DataError(
+                    f"{path}: is a result of `medfm-rl {record.parent.name}`; give each command its own output folder"
+                )
 
     def log(self, lines: Sequence[Mapping[str, Any]]) -> None:
         """Adds what was handed out to the audit log; nothing is ever rewritten.
@@ -133,12 +147,16 @@ class CaseRecords:
         write_json(self._path(case_id), {"format": _FORMAT, **content})
 
     def _read(self, case_id: str) -> dict[str, Any] | None:
-        try:
-            content = json.loads(self._path(case_id).read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            return None
-        known = isinstance(content, dict) and content.get("format") == _FORMAT
-        return content if known and {"inputs", "result", "files"} <= content.keys() else None
+        return _read_record(self._path(case_id))
+
+
+def _read_record(path: Path) -> dict[str, Any] | None:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    known = isinstance(content, dict) and content.get("format") == _FORMAT
+    return content if known and {"inputs", "result", "files"} <= content.keys() else None
 
 
 def label_path(out: Path, case_id: str) -> Path:

@@ -280,15 +280,15 @@ class _Bench:
         if known is not None and not _is_cut(known):
             return known
         self.records.begin(file.case_id, inputs)
-        case = file.read()
-        original = None if self.masks is None else self.masks.read(case)
         with must_fit(f"case {file.case_id}", self.corrector.adapter.device):
+            case = file.read()
+            original = None if self.masks is None else self.masks.read(case)
             result = self.corrector.optimize(case, original=original)
-        decision = "referred"
-        if result.accepted:
-            decision = "proposed" if self.propose_only else "corrected"
-        mask = result.before if self.propose_only else result.mask
-        rewards, files = self._write(case, result, decision, mask)
+            decision = "referred"
+            if result.accepted:
+                decision = "proposed" if self.propose_only else "corrected"
+            mask = result.before if self.propose_only else result.mask
+            rewards, files = self._write(case, result, decision, mask)
         record = _record(result, case, decision, rewards)
         self._close(record, inputs, mask, files, record)
         return record
@@ -307,8 +307,8 @@ class _Bench:
             inputs |= {**hash_case(file, None), **self.originals.hashes(file.case_id)}
         if self.records.reuse(file.case_id, inputs) is not None:
             return
-        case = file.read()
         with must_fit(f"case {file.case_id}", adapter.device):
+            case = file.read()
             mask = adapter.segment(case) if self.originals is None else self.originals.read(case)
         labels = label_path(self.out, file.case_id)
         self.records.begin(file.case_id, inputs)

@@ -114,8 +114,8 @@ def predict(
             inputs = {**maker, **hash_case(file, model.segmenter)}
             made = None
             if records.reuse(file.case_id, inputs) is None:
-                case = file.read()
                 with must_fit(f"case {file.case_id}", model.segmenter.device):
+                    case = file.read()
                     made = segment_and_judge(model, case)
         except UserError as error:
             problems.append(str(error))

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
 
 from medfm_rl.errors import DataError
+
+_OUT_OF_MEMORY = re.compile("can't allocate memory|out of memory|ALLOC_FAILED", re.IGNORECASE)
+"""What PyTorch says in a plain RuntimeError where the memory of the processor, of Apple's GPUs or of cuBLAS is full."""
 
 
 @contextmanager
@@ -23,6 +27,8 @@ def must_fit(what: str, device: torch.device) -> Iterator[None]:
     """
     try:
         yield
-    except (torch.OutOfMemoryError, MemoryError) as error:
+    except (MemoryError, RuntimeError) as error:
+        if not isinstance(error, MemoryError | torch.OutOfMemoryError) and not _OUT_OF_MEMORY.search(str(error)):
+            raise
         advice = "" if device.type == "cpu" else "; leave it to the processor by --device cpu"
         raise DataError(f"{what}: too large for the memory of {device}{advice}") from error

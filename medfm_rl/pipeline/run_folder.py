@@ -41,6 +41,8 @@ class RunFolder:
             ConfigError: The folder holds a run and `resume` is not set, or it was started with other settings.
         """
         run = cls(config.output)
+        if not run.model.exists():
+            remove_abandoned(run.path)
         if not run.config_file.exists():
             run.require_empty()
             write_text(run.config_file, dump_config(config))
@@ -57,7 +59,6 @@ class RunFolder:
                 f"{run.config_file}: the run was started with other settings ({', '.join(changed)}); "
                 "resume with those, or start a new run in another folder"
             )
-        remove_abandoned(run.path)
         return run
 
     def require_empty(self) -> None:

@@ -141,7 +141,8 @@ def score(
         made_by: `model_hash` of the segmenter, where one is given, for the audit log.
 
     Raises:
-        UserError: The quality model cannot be used, or not one case could be judged.
+        UserError: The quality model cannot be used, files of these cases lie in `out` that something else wrote, or not
+            one case could be judged.
     """
     folder = RunFolder(run)
     folder.require_model()
@@ -157,6 +158,7 @@ def score(
     in_masks = None if labels is None else parse_mask_labels(labels, controller.schema)
     identity = identify(run)
     queue = ScoringQueue(controller, networks, masks, in_masks, segmenter, CaseRecords(out, "score", identity))
+    queue.require_own(files)
     for done, file in enumerate(files, 1):
         try:
             queue.take(file)

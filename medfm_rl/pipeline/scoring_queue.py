@@ -18,12 +18,10 @@ from medfm_rl.errors import UserError
 from medfm_rl.pipeline.case_records import CaseRecords, hash_case, hash_segmenter, label_path, reward_path
 from medfm_rl.pipeline.memory import must_fit
 from medfm_rl.quality import BatchReport, QualityController, QualityReport
-from medfm_rl.quality.submission import Submission
+from medfm_rl.quality.submission import Submission, fill_a_batch
 from medfm_rl.quality_page import thumbnail
 from medfm_rl.types import Case, LabelSchema
 
-_MOST_WAITING = 16
-_MOST_PIXELS = 4_000_000
 _Waiting = tuple[Submission, dict[str, Any]]
 """A case and what its report depends on."""
 Cause = Literal["input_unusable", "mask_missing", "mask_unusable", "not_judged"]
@@ -109,6 +107,18 @@ class ScoringQueue:
         self.unjudged: dict[str, Unjudged] = {}
         self._waiting: list[_Waiting] = []
 
+    def require_own(self, files: Sequence[CaseFile]) -> None:
+        """Refuses an output folder where masks or reward maps of something else would be replaced.
+
+        Raises:
+            DataError: There is a mask that this command did not make, or made by another segmenter; or a reward map of
+                another command.
+        """
+        for file in files:
+            self.records.require_no_others(file.case_id, reward_path(self.out, file.case_id))
+            if self.segmenter is not None:
+                self.records.require_own(file.case_id, label_path(self.out, file.case_id), self.maker)
+
     def take(self, file: CaseFile) -> None:
         """Takes the report that there is, or lets the case wait for enough others to be judged with it.
 
@@ -121,13 +131,12 @@ class ScoringQueue:
             self.reports[file.case_id] = QualityReport.from_json(known["report"])
             self.mask_hashes[file.case_id] = known["mask"]
             return
-        with _caused_by("input_unusable"):
+        with _caused_by("input_unusable"), must_fit(f"case {file.case_id}", self.controller.device):
             case = file.read()
         self.records.begin(file.case_id, inputs)
         with must_fit(f"case {file.case_id}", self.controller.device):
             self._waiting.append((self._submission(file, case), inputs))
-        pixels = sum(submission.labels.size for submission, _ in self._waiting)
-        if len(self._waiting) >= _MOST_WAITING or pixels >= _MOST_PIXELS:
+        if fill_a_batch([submission for submission, _ in self._waiting]):
             self.judge_waiting()
 
     def refuse(self, case_id: str, error: UserError) -> None:
@@ -153,13 +162,14 @@ class ScoringQueue:
         try:
             with must_fit(cases, self.controller.device):
                 reports = self.controller.judge([submission for submission, _ in waiting])
+            return [(*item, report) for item, report in zip(waiting, reports, strict=True)]
         except UserError as error:
             if len(waiting) == 1:
                 self.refuse(waiting[0][0].case.case_id, error)
                 return []
-            # It does not say whose fault it is: alone, each case answers for itself.
-            return [found for item in waiting for found in self._judge([item])]
-        return [(*item, report) for item, report in zip(waiting, reports, strict=True)]
+        # It does not say whose fault it is: alone, each case answers for itself. Not within the handling of the error,
+        # which holds all that the networks had made of the batch.
+        return [found for item in waiting for found in self._judge([item])]
 
     def _write(self, submission: Submission, inputs: Mapping[str, Any], report: QualityReport) -> None:
         case = submission.case

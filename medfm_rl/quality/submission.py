@@ -20,6 +20,7 @@ from medfm_rl.reward.network import RewardEnsemble
 from medfm_rl.types import Case, LabelMap, LabelSchema
 
 _BATCH = 16
+_MOST_PIXELS = 4_000_000
 
 
 @dataclass(frozen=True, eq=False)
@@ -116,6 +117,11 @@ def prepare(
     action = segmenter.preprocess_labels(labels, sample)
     confidence = None if logits is None else confidence_in(logits, action)
     return Submission(case, labels, sample, action, confidence, segmenter.own_estimate(sample.image, action), rules)
+
+
+def fill_a_batch(submissions: Sequence[Submission]) -> bool:
+    """Whether so many masks wait that they are judged before another image comes into the memory."""
+    return len(submissions) >= _BATCH or sum(item.labels.size for item in submissions) >= _MOST_PIXELS
 
 
 def collect_evidence(

@@ -87,11 +87,13 @@ def smooth_noise(
 ) -> Tensor:
     """Standard normal noise `(*S)` that is smooth over about `length` pixels, by interpolation of a coarse grid."""
     coarse = [max(2, math.ceil(size / max(length, 1.0)) + 1) for size in shape]
-    grid = torch.randn(1, 1, *coarse, generator=generator).to(device)
+    # Apple's GPUs have no double precision.
+    place = None if device is not None and device.type == "mps" else device
+    grid = torch.randn(1, 1, *coarse, generator=generator).to(place)
     mode = {1: "linear", 2: "bilinear", 3: "trilinear"}[len(shape)]
     # In double precision: a field that is nearly constant has a mean far above its spread.
     field = F.interpolate(grid, size=shape, mode=mode, align_corners=True)[0, 0].double()
-    return ((field - field.mean()) / field.std().clamp_min(_EPSILON)).float()
+    return ((field - field.mean()) / field.std().clamp_min(_EPSILON)).float().to(device)
 
 
 def blur(images: Tensor, sigmas: tuple[float, ...]) -> Tensor:

@@ -11,12 +11,9 @@ from mlflow.pyfunc import PythonModel
 from medfm_rl.data.images import image_stem, read_image, read_labels
 from medfm_rl.errors import DataError
 from medfm_rl.quality import QualityReport
-from medfm_rl.quality.submission import Submission
+from medfm_rl.quality.submission import Submission, fill_a_batch
 from medfm_rl.tracking.quality_model import load_served
 from medfm_rl.types import Case
-
-_TOGETHER = 16
-"""Masks that are judged at once: images of a whole table would fill the memory."""
 
 
 class QualityPythonModel(PythonModel):  # type: ignore[misc]
@@ -60,7 +57,7 @@ class QualityPythonModel(PythonModel):  # type: ignore[misc]
             case = Case(name, patient, pixels, geometry)
             labels = read_labels(Path(row["mask"]), self.controller.schema, case.shape, geometry)
             waiting.append(self.controller.submit(case, labels))
-            if len(waiting) == _TOGETHER:
+            if fill_a_batch(waiting):
                 reports += self.controller.judge(waiting)
                 waiting = []
         reports += self.controller.judge(waiting)

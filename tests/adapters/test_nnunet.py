@@ -185,6 +185,43 @@ def test_a_mirrored_average_is_not_part_of_the_gradients(model: Path, flat: Case
     assert not torch.equal(mirrored, adapter.predict_logits(sample))
 
 
+def test_how_convolutions_are_done_on_a_gpu_is_left_as_it_was(
+    model: Path, flat: Case, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """nnU-Net sets it for the whole process; no GPU is needed to see that."""
+    adapter = NnUNetAdapter.load(model)
+    sample = adapter.preprocess(flat)
+    seen: list[bool] = []
+
+    def infer(self: Any, data: Tensor) -> Tensor:
+        seen.append(torch.backends.cudnn.benchmark)
+        return torch.zeros(len(LABELS), *data.shape[1:])
+
+    monkeypatch.setattr(NnUNetAdapter, "device", torch.device("cuda"))
+    monkeypatch.setattr(
+        "nnunetv2.inference.predict_from_raw_data.nnUNetPredictor.predict_sliding_window_return_logits", infer
+    )
+    monkeypatch.setattr(torch.backends.cudnn, "benchmark", False)
+    adapter.predict_logits(sample)
+    assert seen == [True] * len(adapter.networks)
+    assert not torch.backends.cudnn.benchmark
+
+
+def test_numbers_that_half_precision_cannot_hold_are_the_case_s_problem(
+    model: Path, flat: Case, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    adapter = NnUNetAdapter.load(model)
+
+    def overflow(self: Any, data: Tensor) -> Tensor:
+        raise RuntimeError("Encountered inf in predicted array. Aborting...")
+
+    monkeypatch.setattr(
+        "nnunetv2.inference.predict_from_raw_data.nnUNetPredictor.predict_sliding_window_return_logits", overflow
+    )
+    with pytest.raises(DataError, match=f"case {flat.case_id}: .* half precision cannot hold"):
+        adapter.predict_logits(adapter.preprocess(flat))
+
+
 def test_copies_share_what_nnunet_knows_and_no_weight(model: Path) -> None:
     adapter = NnUNetAdapter(model)
     twin = copy.deepcopy(adapter)

@@ -41,6 +41,11 @@ def test_a_network_that_keeps_its_promises_has_no_obstacle(schema: LabelSchema) 
     assert find_obstacles(adapter(schema, Ending(lambda z: z)), CPU) == ()
 
 
+@pytest.mark.parametrize("ending", [lambda z: 0.1 + 0.01 * z.tanh(), lambda z: z.relu().clamp_max(1)])
+def test_numbers_between_0_and_1_are_no_obstacle(schema: LabelSchema, ending: Callable[[Tensor], Tensor]) -> None:
+    assert find_obstacles(adapter(schema, Ending(ending)), CPU) == ()
+
+
 @pytest.mark.parametrize(
     ("module", "words"),
     [

@@ -31,7 +31,6 @@ from medfm_rl.reward.shape_prior import ShapePrior
 from medfm_rl.settings import CorrectionSettings, DataSettings, NetworkSettings
 from medfm_rl.tto import CaseCorrector, Judge, Judgement
 from medfm_rl.tto.acceptance import Acceptance, HarmTarget
-from medfm_rl.types import Case
 
 # No machine is so busy that the time budget would decide.
 SETTINGS = CorrectionSettings(steps=2, smoothness=1, learning_rate=5.0, seconds=600)
@@ -185,21 +184,26 @@ def test_an_interrupted_call_goes_on_where_it_was(
     assert len(log_of(out)) == 4
 
 
+@pytest.mark.parametrize("where", ["medfm_rl.tto.CaseCorrector.optimize", "medfm_rl.pipeline.correct.judge_tiles"])
 def test_a_case_that_does_not_fit_into_the_memory_is_named_and_the_rest_is_handled(
-    run: Path, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    run: Path, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str
 ) -> None:
+    """While it is corrected, and while the reward maps of its picture are made."""
     names = [file.case_id for file in find_cases(DataSettings(path=images))]
-    optimize = CaseCorrector.optimize
+    module, _, attribute = where.rpartition(".")
+    owner = CaseCorrector if module.endswith("CaseCorrector") else sys.modules[module]
+    real, calls = getattr(owner, attribute), []
 
-    def too_large(self: CaseCorrector, case: Case, **options: Any) -> Any:
-        if case.case_id == names[1]:
+    def too_large(*arguments: Any, **options: Any) -> Any:
+        calls.append(arguments)
+        if len(calls) == 1:
             raise torch.OutOfMemoryError("CUDA out of memory")
-        return optimize(self, case, **options)
+        return real(*arguments, **options)
 
-    monkeypatch.setattr(CaseCorrector, "optimize", too_large)
+    monkeypatch.setattr(owner, attribute, too_large)
     found = run_correct(run, images, tmp_path / "out")
-    assert found.problems == {names[1]: f"case {names[1]}: too large for the memory of cpu"}
-    assert [record["case"] for record in found.records] == [names[0], *names[2:]]
+    assert found.problems == {names[0]: f"case {names[0]}: too large for the memory of cpu"}
+    assert [record["case"] for record in found.records] == names[1:]
 
 
 def test_one_bad_file_in_many_is_referred_and_the_rest_is_handled(run: Path, images: Path, tmp_path: Path) -> None:

@@ -226,7 +226,17 @@ def test_a_model_without_reward_writes_label_maps_alone(tmp_path: Path) -> None:
     assert {path.name for path in (tmp_path / "out").iterdir()} == {"audit.jsonl", "cases", "labels"}
 
 
-@pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory"), MemoryError()])
+def error_of_a_full_memory() -> Exception:
+    try:
+        torch.empty(10**14)
+    except RuntimeError as error:
+        return error
+    raise AssertionError("this machine has 400 TB of memory")
+
+
+@pytest.mark.parametrize(
+    "error", [torch.OutOfMemoryError("CUDA out of memory"), MemoryError(), error_of_a_full_memory()]
+)
 def test_a_case_that_does_not_fit_into_the_memory_keeps_no_other_back(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
@@ -242,6 +252,15 @@ def test_a_case_that_does_not_fit_into_the_memory_keeps_no_other_back(
     problems = predict(Model(make_segmenter(0, 1, 2), make_reward()), files, tmp_path / "out", silent)
     assert problems == [f"case {files[0].case_id}: too large for the memory of cpu"]
     assert [path.name for path in (tmp_path / "out" / "labels").iterdir()] == [f"{files[1].case_id}.nii.gz"]
+
+
+def test_an_error_of_a_network_is_not_taken_for_a_full_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(self: TorchModuleAdapter, sample: Sample) -> torch.Tensor:
+        raise RuntimeError("expected scalar type Float but found Half")
+
+    monkeypatch.setattr(TorchModuleAdapter, "predict_logits", broken)
+    with pytest.raises(RuntimeError, match="expected scalar type"):
+        predict(Model(make_segmenter(0, 1, 2), None), draw(tmp_path / "data", MILLIMETRES), tmp_path / "out", silent)
 
 
 def test_an_interrupted_prediction_goes_on(tmp_path: Path) -> None:

@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+import copy
 import csv
 import io
 import json
 import re
 import shutil
+import weakref
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -23,6 +25,7 @@ from medfm_rl.data.layouts import find_cases
 from medfm_rl.errors import DataError, ModelError
 from medfm_rl.pipeline.calibrate import calibrate, write_default_quality
 from medfm_rl.pipeline.config_file import load_config
+from medfm_rl.pipeline.evaluate import predict
 from medfm_rl.pipeline.models import load_model
 from medfm_rl.pipeline.run_folder import RunFolder
 from medfm_rl.pipeline.score import find_masks, score
@@ -178,7 +181,7 @@ def test_a_case_that_fails_among_others_is_named_and_they_are_judged(
             raise ModelError(f"{sample.case_id}: its preprocessing cannot be undone")
         return restore(self, values, sample)
 
-    monkeypatch.setattr("medfm_rl.pipeline.scoring_queue._MOST_WAITING", most_waiting)
+    monkeypatch.setattr("medfm_rl.quality.submission._BATCH", most_waiting)
     monkeypatch.setattr(TorchModuleAdapter, "restore_map", failing)
     scoring = run_score(quality_run, images, tmp_path / "out")
     assert dict(scoring.problems) == {names[2]: f"{names[2]}: its preprocessing cannot be undone"}
@@ -192,17 +195,21 @@ def test_a_case_that_fails_among_others_is_named_and_they_are_judged(
 def test_a_case_that_does_not_fit_into_the_memory_is_referred_and_the_rest_is_scored(
     quality_run: Path, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It also cuts short the batch that it is judged in."""
+    """It also cuts short the batch that it is judged in; what was made of that is gone before the others are."""
     names = [file.case_id for file in find_cases(DataSettings(path=images / "images"))]
-    judge = QualityController.judge
+    judge, made, left = QualityController.judge, [], []
 
     def too_large(self: QualityController, submissions: Sequence[Submission]) -> list[QualityReport]:
+        left.append([each() for each in made if each() is not None])
+        maps = torch.zeros(4)
+        made.append(weakref.ref(maps))
         if names[1] in [submission.case.case_id for submission in submissions]:
             raise torch.OutOfMemoryError("CUDA out of memory")
         return judge(self, submissions)
 
     monkeypatch.setattr(QualityController, "judge", too_large)
     scoring = run_score(quality_run, images, tmp_path / "out")
+    assert left == [[]] * 7
     assert dict(scoring.problems) == {names[1]: f"case {names[1]}: too large for the memory of cpu"}
     assert [report.case_id for report in scoring.batch.reports] == [names[0], *names[2:]]
 
@@ -396,6 +403,30 @@ def test_a_model_makes_the_masks(quality_run: Path, images: Path, tmp_path: Path
     assert {path.name for path in (tmp_path / "own" / "labels").iterdir()} == {
         path.name for path in (out / "labels").iterdir()
     }
+
+
+def test_masks_and_maps_that_something_else_wrote_are_left_alone(
+    quality_run: Path, images: Path, tmp_path: Path
+) -> None:
+    """Those of `predict`, of a person, and of another segmenter that scoring had made masks by."""
+    files = find_cases(DataSettings(path=images / "images"))
+    model = load_model(quality_run)
+    predictions = tmp_path / "predictions"
+    predict(model, files, predictions, quiet)
+    before = hash_path(predictions)
+    for masks, segmenter in ((None, model.segmenter), (find_masks(predictions / "labels", files), None)):
+        with pytest.raises(DataError, match="is a result of `medfm-rl predict`"):
+            score(quality_run, files, masks, segmenter, predictions, "cpu", quiet)
+    assert hash_path(predictions) == before
+    shutil.rmtree(predictions / "cases")
+    with pytest.raises(DataError, match="no record says what made it"):
+        score(quality_run, files, None, model.segmenter, predictions, "cpu", quiet)
+    score(quality_run, files, None, model.segmenter, tmp_path / "own", "cpu", quiet)
+    other = copy.deepcopy(model.segmenter)
+    with torch.no_grad():
+        next(other.parameters()).add_(0.1)
+    with pytest.raises(DataError, match="another model made it"):
+        score(quality_run, files, None, other, tmp_path / "own", "cpu", quiet)
 
 
 def test_an_unfinished_run_is_refused(images: Path, tmp_path: Path) -> None:

@@ -14,10 +14,15 @@ from medfm_rl.tracking.quality_model import save_quality_model
 pytestmark = pytest.mark.filterwarnings("ignore")
 
 
-def test_a_served_model_gives_the_verdicts_of_the_controller(quality_run: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("batch", [2, 3, 16])
+def test_a_served_model_gives_the_verdicts_of_the_controller(
+    quality_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, batch: int
+) -> None:
+    """However many of them are judged at once."""
     import pandas
     from mlflow import pyfunc
 
+    monkeypatch.setattr("medfm_rl.quality.submission._BATCH", batch)
     save_quality_model(quality_run, tmp_path / "served")
     files = find_cases(DataSettings(path=quality_run.parent / "data"))[:3]
     table = pandas.DataFrame(
