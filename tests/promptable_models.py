@@ -57,9 +57,9 @@ class TinyPromptable(PromptableAdapter):
         return embeddings
 
     def decode(self, embeddings: Tensor, boxes: Tensor) -> Tensor:
-        return self.decode_judged(embeddings, boxes)[0]
+        return self.decode_with_iou(embeddings, boxes)[0]
 
-    def decode_judged(self, embeddings: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor]:
+    def decode_with_iou(self, embeddings: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor]:
         index = torch.arange(SIZE, device=boxes.device)
         across = (index >= boxes[..., :1]) & (index <= boxes[..., 2:3])
         down = (index >= boxes[..., 1:2]) & (index <= boxes[..., 3:])

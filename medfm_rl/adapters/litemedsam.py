@@ -60,9 +60,9 @@ class LiteMedSAMAdapter(PromptableAdapter):
         return embeddings
 
     def decode(self, embeddings: Tensor, boxes: Tensor) -> Tensor:
-        return self.decode_judged(embeddings, boxes)[0]
+        return self.decode_with_iou(embeddings, boxes)[0]
 
-    def decode_judged(self, embeddings: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor]:
+    def decode_with_iou(self, embeddings: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor]:
         structures = boxes.shape[1]
         sparse, dense = self.module.prompt_encoder(points=None, boxes=boxes.flatten(0, 1)[:, None], masks=None)
         logits, estimates = self.module.mask_decoder(

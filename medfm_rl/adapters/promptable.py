@@ -99,7 +99,7 @@ class PromptableAdapter(SegmenterAdapter):
     def decode(self, embeddings: Tensor, boxes: Tensor) -> Tensor:
         """Binary logits `(B, K - 1, h, w)` for boxes `(B, K - 1, 4)`, (x_min, y_min, x_max, y_max) in input pixels."""
 
-    def decode_judged(self, embeddings: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor]:
+    def decode_with_iou(self, embeddings: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor]:
         """The same logits, and the tool's own estimate of the IoU of each mask, `(B, K - 1)`.
 
         Raises:
@@ -179,7 +179,7 @@ class PromptableAdapter(SegmenterAdapter):
             ModelError: The tool makes none.
         """
         boxes, there = self._boxes(images, prompts)
-        _, estimates = self.decode_judged(self._embeddings(images), boxes)
+        _, estimates = self.decode_with_iou(self._embeddings(images), boxes)
         return torch.where(there, estimates, torch.nan)
 
     @torch.no_grad()
@@ -190,7 +190,7 @@ class PromptableAdapter(SegmenterAdapter):
         nothing that looks like one object, the tool doubts its own answer. From an estimated IoU the Dice is
         2 IoU / (1 + IoU).
         """
-        if type(self).decode_judged is PromptableAdapter.decode_judged:
+        if type(self).decode_with_iou is PromptableAdapter.decode_with_iou:
             return None
         boxes = boxes_of_mask(action.cpu().numpy(), self.schema, self.description.contains)
         prompts = Prompts(boxes=boxes[None, :, [1, 0, 3, 2]].astype(np.float32))

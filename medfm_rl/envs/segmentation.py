@@ -75,7 +75,7 @@ class SegmentationEnv(gymnasium.Env[Any, Any]):
             ValueError: The reward function does not give a map in [0, 1].
         """
         image = self.images[self._current]
-        maps = judge(self.reward, image[None], np.asarray(action)[None], self.device)
+        maps = reward_maps_of(self.reward, image[None], np.asarray(action)[None], self.device)
         reward_map = maps[0].cpu().numpy()
         info = {"reward_map": reward_map, "image_index": self._current}
         return image.copy(), float(reward_map.mean()), True, False, info
@@ -159,7 +159,7 @@ class SegmentationVecEnv(VecEnv):
         if known.any():
             maps[known] = torch.as_tensor(gridded[known] == self.references[shown[known]]).to(maps)
         if not known.all():
-            maps[~known] = judge(self.reward, self.judged[shown[~known]], gridded[~known], self.device)
+            maps[~known] = reward_maps_of(self.reward, self.judged[shown[~known]], gridded[~known], self.device)
         return maps
 
     def close(self) -> None:
@@ -197,7 +197,9 @@ class SegmentationVecEnv(VecEnv):
 _TOLERANCE: Final = 1e-5
 
 
-def judge(reward: RewardFunction, images: FloatArray, actions: npt.NDArray[Any], device: torch.device) -> Tensor:
+def reward_maps_of(
+    reward: RewardFunction, images: FloatArray, actions: npt.NDArray[Any], device: torch.device
+) -> Tensor:
     """Calls a reward function on flat or gridded actions and checks what it gives.
 
     Args:

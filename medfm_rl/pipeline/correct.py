@@ -31,7 +31,7 @@ from medfm_rl.pipeline.score_outputs import SCORES_FILE
 from medfm_rl.report import CorrectionEntry, correction_figure, figure_bytes, write_corrections_page
 from medfm_rl.reward.network import RewardEnsemble
 from medfm_rl.reward.score import structure_scores
-from medfm_rl.reward.tiles import judge_tiles
+from medfm_rl.reward.tiles import tiled_reward_map
 from medfm_rl.settings import CorrectionSettings
 from medfm_rl.tto import CaseCorrector, TTOResult
 from medfm_rl.tto.acceptance import Acceptance
@@ -342,7 +342,7 @@ class _Bench:
             write_labels(proposal, result.after, case.geometry, schema)
         sample = self.corrector.adapter.preprocess(case)
         (map_before, before), (map_after, after) = (
-            self._judge(sample, found) for found in (result.before, result.after)
+            self._reward_of(sample, found) for found in (result.before, result.after)
         )
         title = f"{case.case_id}: {decision}"
         figure = correction_figure(case.image[0], result.before, map_before, result.after, map_after, schema, title)
@@ -352,11 +352,11 @@ class _Bench:
         return (before, after), [labels, picture, *([proposal] if decision == "proposed" else [])]
 
     @torch.no_grad()
-    def _judge(self, sample: Sample, labels: LabelMap) -> tuple[FloatArray, float]:
+    def _reward_of(self, sample: Sample, labels: LabelMap) -> tuple[FloatArray, float]:
         """The reward map of a mask on the case's own grid, and its mean in and around the structures."""
         adapter = self.corrector.adapter
         action = adapter.preprocess_labels(labels, sample).to(adapter.device)
-        found = judge_tiles(self.reward, sample.image.to(adapter.device), action, adapter.patch_size)
+        found = tiled_reward_map(self.reward, sample.image.to(adapter.device), action, adapter.patch_size)
         mean = float(structure_scores(found[None], action[None], adapter.schema.num_classes).mean())
         return adapter.restore_map(found, sample).clip(0, 1), mean
 

@@ -26,7 +26,7 @@ from medfm_rl.pipeline.identity import Identity
 from medfm_rl.pipeline.images import Progress
 from medfm_rl.pipeline.memory import must_fit
 from medfm_rl.pipeline.models import Model
-from medfm_rl.reward.tiles import judge_tiles
+from medfm_rl.reward.tiles import tiled_reward_map
 from medfm_rl.types import Case, FloatArray, LabelMap, LabelSchema
 
 _SCORES, _SUMMARY = "scores.csv", "summary.json"
@@ -116,7 +116,7 @@ def predict(
             if records.reuse(file.case_id, inputs) is None:
                 with must_fit(f"case {file.case_id}", model.segmenter.device):
                     case = file.read()
-                    made = segment_and_judge(model, case)
+                    made = segment_with_reward(model, case)
         except UserError as error:
             problems.append(str(error))
             records.log([{"case": file.case_id, "problem": str(error)}])
@@ -152,7 +152,7 @@ def _write_prediction(
 
 
 @torch.no_grad()
-def segment_and_judge(model: Model, case: Case) -> tuple[LabelMap, FloatArray | None]:
+def segment_with_reward(model: Model, case: Case) -> tuple[LabelMap, FloatArray | None]:
     """Class indices of a case and the reward map of that segmentation, both on the case's own grid.
 
     The reward network sees the argmax on the grid of the network's input, from which the label map is restored.
@@ -164,7 +164,7 @@ def segment_and_judge(model: Model, case: Case) -> tuple[LabelMap, FloatArray | 
     if model.reward is None:
         return labels, None
     image, action = sample.image.to(segmenter.device), logits.argmax(dim=0).to(segmenter.device)
-    reward_map = judge_tiles(model.reward, image, action, segmenter.patch_size).cpu()
+    reward_map = tiled_reward_map(model.reward, image, action, segmenter.patch_size).cpu()
     return labels, segmenter.restore_map(reward_map, sample).clip(0, 1)
 
 

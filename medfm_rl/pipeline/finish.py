@@ -20,7 +20,7 @@ from medfm_rl.metrics.calibration import ReliabilityCurve
 from medfm_rl.metrics.scores import MEAN, Evaluation, StructureSummary, compare
 from medfm_rl.metrics.validity import load_anatomy
 from medfm_rl.networks import choose_device
-from medfm_rl.pipeline.evaluate import evaluate, segment_and_judge, write_evaluation
+from medfm_rl.pipeline.evaluate import evaluate, segment_with_reward, write_evaluation
 from medfm_rl.pipeline.images import Progress
 from medfm_rl.pipeline.inputs import load_inputs, read_labelled, write_inputs
 from medfm_rl.pipeline.models import Model, load_model
@@ -203,7 +203,7 @@ def show_case(
         scores: Dice before and after; ground truth is read and shown only where they are given.
     """
     case = file.read()
-    after, reward_map = segment_and_judge(adapted, case)
+    after, reward_map = segment_with_reward(adapted, case)
     assert reward_map is not None
     truth = file.read_labelled(source.schema).ground_truth if scores else None
     plane = _plane(after)

@@ -18,7 +18,7 @@ from medfm_rl.settings import AdaptConfig
 SOURCE = "source"
 """Name of the unadapted policy among the candidates."""
 WARM_UP = "warm-up"
-"""Name of the policy that PPO starts from, where there is a source."""
+"""Name of the policy that PPO starts from."""
 JUDGE = "judge"
 """Name of the reward network that no policy learns from."""
 

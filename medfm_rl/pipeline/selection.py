@@ -22,7 +22,7 @@ class Candidate:
     """A policy that competes.
 
     Attributes:
-        name: "source" or the folder of averaged checkpoints.
+        name: "source", "warm-up" or the folder of averaged checkpoints.
         score: Mean judge score over the selection images, in [0, 1].
         gain: Mean difference to the incumbent on the same images.
         confidence: Share of bootstrap draws over patients in which the difference exceeds the margin.

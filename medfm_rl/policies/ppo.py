@@ -7,7 +7,7 @@ import json
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Final, Literal, Self
 
 import numpy as np
 import torch
@@ -29,9 +29,11 @@ from medfm_rl.policies.buffer import DenseRollout, DenseRolloutBuffer
 from medfm_rl.policies.distribution import DenseCategorical, kl_divergence
 from medfm_rl.policies.policy import DenseActorCriticPolicy
 from medfm_rl.seeding import torch_generator
+from medfm_rl.settings import PPOSettings
 
 Baseline = Literal["critic", "greedy"]
 
+_DEFAULTS: Final = PPOSettings()
 ACTOR = "actor.safetensors"
 """The weights of the policy in the folder of a checkpoint, low-rank parts merged."""
 _LOW_RANK = "low_rank.safetensors"
@@ -99,18 +101,18 @@ class DensePPO(PPO):
         critic: nn.Module | None = None,
         trainable: list[nn.Parameter] | None = None,
         reference: nn.Module | None = None,
-        learning_rate: float = 2e-4,
-        critic_learning_rate: float = 1e-3,
+        learning_rate: float = _DEFAULTS.learning_rate,
+        critic_learning_rate: float = _DEFAULTS.critic_learning_rate,
         n_steps: int = 1,
         batch_size: int | None = None,
-        n_epochs: int = 5,
-        clip_range: float = 0.2,
-        ent_coef: float = 0.0,
-        kl_coef: float = 0.05,
-        target_kl: float | None = None,
-        max_grad_norm: float = 0.5,
-        baseline: Baseline = "greedy",
-        correlation_length: float = 4.0,
+        n_epochs: int = _DEFAULTS.n_epochs,
+        clip_range: float = _DEFAULTS.clip_range,
+        ent_coef: float = _DEFAULTS.ent_coef,
+        kl_coef: float = _DEFAULTS.kl_coef,
+        target_kl: float | None = _DEFAULTS.target_kl,
+        max_grad_norm: float = _DEFAULTS.max_grad_norm,
+        baseline: Baseline = _DEFAULTS.baseline,
+        correlation_length: float = _DEFAULTS.correlation_length,
         autocast: bool = False,
         seed: int = 0,
         device: torch.device | str = "auto",

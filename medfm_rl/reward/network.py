@@ -65,9 +65,9 @@ class RewardNet(nn.Module):
             `(B, *S)`; the log-odds that a pixel is right, before calibration.
         """
         one_hot = F.one_hot(actions.long(), self.num_classes).movedim(-1, 1)
-        return self._judge(images, one_hot.to(images.dtype))
+        return self._logits(images, one_hot.to(images.dtype))
 
-    def _judge(self, images: Tensor, memberships: Tensor) -> Tensor:
+    def _logits(self, images: Tensor, memberships: Tensor) -> Tensor:
         """Reward logits `(B, *S)` of memberships `(B, K, *S)`."""
         seen = torch.cat([images[:, : self.in_channels], memberships], dim=1)
         # Patches of other tools need not be what a UNet can halve: the last pixels are repeated until they are.
@@ -98,7 +98,7 @@ class RewardNet(nn.Module):
         Returns:
             `(B, *S)` in [0, 1].
         """
-        return torch.sigmoid(self._judge(images, memberships) / self.temperature)
+        return torch.sigmoid(self._logits(images, memberships) / self.temperature)
 
     def save(self, folder: Path) -> None:
         """Writes `reward.json` and `weights.safetensors` into a new folder."""
@@ -208,7 +208,7 @@ class RewardEnsemble(nn.Module):
             images: `(B, C, *S)`.
             actions: `(B, *S)`, class indices.
             patch_size: Grid that the networks were trained on; larger images, and slices of volumes, are judged as in
-                `judge_tiles`.
+                `tiled_reward_map`.
         """
         if tuple(images.shape[2:]) == tuple(patch_size):
             return self._examine_whole(images, actions)

@@ -53,7 +53,7 @@ def over_tiles(function: Callable[..., Tensor], inputs: Sequence[Tensor], patch:
     return total / count
 
 
-def judge_tiles(
+def tiled_reward_map(
     reward: Callable[[Tensor, Tensor], Tensor], image: Tensor, action: Tensor, patch: Sequence[int]
 ) -> Tensor:
     """The reward map `(*S)` of an action `(*S)` on an image `(C, *S)` from tiles of the size that the reward learnt on.

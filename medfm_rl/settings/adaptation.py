@@ -208,7 +208,8 @@ class AdaptConfig(Settings):
 
     @model_validator(mode="after")
     def _output_is_not_an_input(self) -> AdaptConfig:
-        inputs = {self.segmenter.folder, self.target.path}
+        data = (self.target, self.source, self.evaluation)
+        inputs = {self.segmenter.folder, *(each.path for each in data if each is not None)}
         if self.output in inputs:
             raise ValueError(f"output {self.output} is also an input; choose a folder of its own")
         return self

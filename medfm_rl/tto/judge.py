@@ -15,7 +15,7 @@ from medfm_rl.metrics.overlap import dice
 from medfm_rl.metrics.validity import Anatomy
 from medfm_rl.quality.evidence import expected_dice, soft_dice
 from medfm_rl.reward.network import RewardEnsemble, RewardNet
-from medfm_rl.reward.tiles import judge_tiles
+from medfm_rl.reward.tiles import tiled_reward_map
 from medfm_rl.settings import CorrectionSettings, RewardSettings
 from medfm_rl.tto.views import segmented_views
 from medfm_rl.types import Case, LabelMap
@@ -123,7 +123,7 @@ class Judge:
         """Dice of each structure that network and views let expect, `(K - 1,)`."""
         device = adapter.device
         action = adapter.preprocess_labels(labels, sample).cpu()
-        map_ = judge_tiles(self.network.to(device), sample.image.to(device), action.to(device), adapter.patch_size)
+        map_ = tiled_reward_map(self.network.to(device), sample.image.to(device), action.to(device), adapter.patch_size)
         expected = expected_dice(map_.cpu()[None], action[None], adapter.schema.num_classes)[0]
         return (expected + soft_dice(mean, action)) / 2
 

@@ -16,7 +16,7 @@ from medfm_rl.policies.distribution import DenseCategorical, kl_divergence
 from medfm_rl.policies.ppo import clipped_policy_loss, greedy_advantages, normalise_advantages
 from medfm_rl.reward.network import RewardEnsemble
 from medfm_rl.reward.score import paired_scores, structure_regions
-from medfm_rl.reward.tiles import judge_tiles, over_tiles
+from medfm_rl.reward.tiles import over_tiles, tiled_reward_map
 from medfm_rl.seeding import torch_generator
 from medfm_rl.settings import CorrectionSettings
 from medfm_rl.tto.corrector import CaseCorrector, Original, Proposal, Stop, appearances
@@ -68,7 +68,7 @@ class TestTimeOptimizer(CaseCorrector):
         search = self._search(image, deployed)
         first = original.action.to(adapter.device)
         with torch.no_grad():
-            first_map = judge_tiles(reward, image, first, patch)
+            first_map = tiled_reward_map(reward, image, first, patch)
         ascent: _Ascent = (
             _GradientAscent(search, reward, image, deployed, patch, settings)
             if settings.objective == "reward"
@@ -207,14 +207,14 @@ class _PolicyAscent(_Ascent):
     @torch.no_grad()
     def look(self) -> tuple[Tensor, Tensor]:
         action = self.search.logits().argmax(dim=0)
-        return action, judge_tiles(self.reward, self.image, action, self.patch)
+        return action, tiled_reward_map(self.reward, self.image, action, self.patch)
 
     def improve(self) -> bool:
         policy = DenseCategorical(self.search.views(self.views))
         with torch.no_grad():
             actions = policy.sample(self.generator, _CORRELATION_LENGTH)
             greedy = policy.mode()
-            advantages = greedy_advantages(self._judge(actions), actions, self._judge(greedy), greedy)
+            advantages = greedy_advantages(self._reward_maps(actions), actions, self._reward_maps(greedy), greedy)
             advantages = normalise_advantages(advantages)
             old = policy.log_prob(actions)
         for epoch in range(_EPOCHS):
@@ -226,7 +226,7 @@ class _PolicyAscent(_Ascent):
                 return False
         return True
 
-    def _judge(self, actions: Tensor) -> Tensor:
+    def _reward_maps(self, actions: Tensor) -> Tensor:
         # All draws at once: a network is faster on a batch.
         return over_tiles(
             lambda shown, labels: self.reward(shown.expand(len(actions), *shown.shape[1:]), labels[0])[None],

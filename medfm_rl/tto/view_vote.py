@@ -13,7 +13,7 @@ from medfm_rl.adapters import SegmenterAdapter
 from medfm_rl.adapters.base import Sample
 from medfm_rl.quality.evidence import expected_dice, soft_dice
 from medfm_rl.reward.network import RewardEnsemble
-from medfm_rl.reward.tiles import judge_tiles
+from medfm_rl.reward.tiles import tiled_reward_map
 from medfm_rl.settings import CorrectionSettings
 from medfm_rl.tto.corrector import CaseCorrector, Original, Proposal
 from medfm_rl.tto.judge import Judge
@@ -102,7 +102,7 @@ class ViewVote(CaseCorrector):
         found = []
         for vote in votes:
             action = vote.argmax(dim=0)
-            map_ = judge_tiles(reward, image, action.to(adapter.device), adapter.patch_size).cpu()
+            map_ = tiled_reward_map(reward, image, action.to(adapter.device), adapter.patch_size).cpu()
             expected = expected_dice(map_[None], action[None], len(vote))[0]
             found.append(expected.mean() + soft_dice(mean, action).mean())
         return torch.stack(found)

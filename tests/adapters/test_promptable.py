@@ -66,12 +66,12 @@ def test_the_tool_is_asked_about_any_mask_by_the_boxes_of_its_structures(
         asked.append(boxes[0].tolist())
         return torch.zeros(1, 2, 32, 32), torch.full((1, 2), 0.25)
 
-    monkeypatch.setattr(TinyPromptable, "decode_judged", judged)
+    monkeypatch.setattr(TinyPromptable, "decode_with_iou", judged)
     estimate = tiny.own_estimate(images_of(tiny, 1)[0], action)
     assert estimate is not None
     assert estimate.tolist() == pytest.approx([0.4, 0.0])
     assert asked[0][0] == [6, 4, 19, 8]
-    monkeypatch.delattr(TinyPromptable, "decode_judged")
+    monkeypatch.delattr(TinyPromptable, "decode_with_iou")
     assert tiny.own_estimate(images_of(tiny, 1)[0], action) is None
 
 
@@ -277,6 +277,6 @@ def test_the_own_estimate_is_of_the_structures_that_have_a_box(tiny: TinyPrompta
 
 
 def test_a_tool_without_an_estimate_says_so(tiny: TinyPromptable, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delattr(TinyPromptable, "decode_judged")
+    monkeypatch.delattr(TinyPromptable, "decode_with_iou")
     with pytest.raises(ModelError, match="makes no estimate of its own masks"):
         tiny.predicted_iou(images_of(tiny, 1))

@@ -184,7 +184,7 @@ def test_an_interrupted_call_goes_on_where_it_was(
     assert len(log_of(out)) == 4
 
 
-@pytest.mark.parametrize("where", ["medfm_rl.tto.CaseCorrector.optimize", "medfm_rl.pipeline.correct.judge_tiles"])
+@pytest.mark.parametrize("where", ["medfm_rl.tto.CaseCorrector.optimize", "medfm_rl.pipeline.correct.tiled_reward_map"])
 def test_a_case_that_does_not_fit_into_the_memory_is_named_and_the_rest_is_handled(
     run: Path, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str
 ) -> None:

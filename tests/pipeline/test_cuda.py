@@ -241,6 +241,6 @@ def test_an_update_of_ppo_is_that_of_the_cpu(baseline: str) -> None:
         ppo.learn(4)
         return torch.cat([parameter.detach().cpu().flatten() for parameter in actor.parameters()])
 
-    # A step of Adam is about the learning rate, 2e-4, whatever the gradient: five of them.
+    # A step of Adam is about the learning rate, 1e-4, whatever the gradient: five of them.
     first, second = weights("cpu"), weights("cuda")
     assert (first - second).abs().median() < 1e-5

@@ -19,7 +19,7 @@ from medfm_rl.errors import ConfigError, DataError, ModelError
 from medfm_rl.metrics.scores import Evaluation
 from medfm_rl.metrics.validity import load_anatomy
 from medfm_rl.networks import choose_device
-from medfm_rl.pipeline.evaluate import evaluate, predict, segment_and_judge, write_evaluation
+from medfm_rl.pipeline.evaluate import evaluate, predict, segment_with_reward, write_evaluation
 from medfm_rl.pipeline.finish import compare_models
 from medfm_rl.pipeline.models import Model, load_model
 from medfm_rl.reward.network import RewardEnsemble, RewardNet
@@ -345,7 +345,7 @@ def test_a_mask_that_was_begun_when_the_call_ended_is_made_anew(
 def test_the_reward_map_is_that_of_the_mask_that_is_returned(tmp_path: Path) -> None:
     case = draw(tmp_path, MILLIMETRES)[0].read()
     reward = make_reward()
-    labels, reward_map = segment_and_judge(Model(make_segmenter(0, 1, 2), reward), case)
+    labels, reward_map = segment_with_reward(Model(make_segmenter(0, 1, 2), reward), case)
     assert np.array_equal(labels, case.image[0])
     expected = reward(torch.from_numpy(case.image)[None], torch.from_numpy(labels)[None])[0]
     assert reward_map is not None

@@ -86,7 +86,7 @@ def test_views_that_show_the_proposal_speak_for_it_and_others_against(
     unet: TorchModuleAdapter, case: Case, network: RewardNet, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A network without an opinion: its log-odds are 0 everywhere, so that the views decide."""
-    monkeypatch.setattr(RewardNet, "_judge", lambda _, images, __: torch.zeros(images.shape[0], *images.shape[2:]))
+    monkeypatch.setattr(RewardNet, "_logits", lambda _, images, __: torch.zeros(images.shape[0], *images.shape[2:]))
     before, after = blocks(), blocks(5)
     for seen, accepted in ((after, True), (before, False)):
         shown(monkeypatch, *[certain(seen)] * 3)
@@ -112,7 +112,7 @@ def test_one_structure_that_gets_worse_is_an_objection(
 def test_a_judge_that_saw_fewer_views_than_it_should_accepts_nothing_and_says_so(
     unet: TorchModuleAdapter, case: Case, network: RewardNet, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(RewardNet, "_judge", lambda _, images, __: torch.zeros(images.shape[0], *images.shape[2:]))
+    monkeypatch.setattr(RewardNet, "_logits", lambda _, images, __: torch.zeros(images.shape[0], *images.shape[2:]))
     shown(monkeypatch, *[certain(blocks(5))] * 3)
     whole = compare(unet, case, network, blocks(), blocks(5), views=3)
     assert (whole.accepted, whole.views) == (True, 3)

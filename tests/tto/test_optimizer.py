@@ -28,7 +28,7 @@ class Oracle(RewardNet):
         self.wanted = wanted
         self.calls = 0
 
-    def _judge(self, images: Tensor, memberships: Tensor) -> Tensor:
+    def _logits(self, images: Tensor, memberships: Tensor) -> Tensor:
         self.calls += 1
         index = self.wanted.long().expand(len(images), *self.wanted.shape)[:, None]
         return 6 * memberships.gather(1, index)[:, 0] - 3
@@ -41,10 +41,10 @@ class Failing(Oracle):
         super().__init__(wanted)
         self.error = error
 
-    def _judge(self, images: Tensor, memberships: Tensor) -> Tensor:
+    def _logits(self, images: Tensor, memberships: Tensor) -> Tensor:
         if self.calls >= 4:
             raise self.error
-        return super()._judge(images, memberships)
+        return super()._logits(images, memberships)
 
 
 def digest(adapter: TorchModuleAdapter) -> str:
@@ -152,8 +152,8 @@ def test_the_best_step_is_kept_and_not_the_last(batch_unet: TorchModuleAdapter, 
     class Fickle(Oracle):
         """Wants something else from its fifth call on."""
 
-        def _judge(self, images: Tensor, memberships: Tensor) -> Tensor:
-            judged = super()._judge(images, memberships)
+        def _logits(self, images: Tensor, memberships: Tensor) -> Tensor:
+            judged = super()._logits(images, memberships)
             return judged if self.calls < 5 else judged - 9
 
     result = make_optimizer(batch_unet, Fickle(wanted), Oracle(wanted), steps=7, learning_rate=1.0).optimize(case)
@@ -257,9 +257,9 @@ def test_ppo_judges_on_the_case_as_it_is(batch_unet: TorchModuleAdapter, case: C
     shown: list[Tensor] = []
 
     class Watching(Oracle):
-        def _judge(self, images: Tensor, memberships: Tensor) -> Tensor:
+        def _logits(self, images: Tensor, memberships: Tensor) -> Tensor:
             shown.append(images)
-            return super()._judge(images, memberships)
+            return super()._logits(images, memberships)
 
     make_optimizer(batch_unet, Watching(wanted), Oracle(wanted), objective="ppo", optimise="all", steps=2).optimize(
         case
@@ -274,8 +274,8 @@ def test_a_loss_that_is_not_finite_ends_with_the_best_so_far(
     batch_unet: TorchModuleAdapter, case: Case, wanted: Tensor
 ) -> None:
     class Broken(Oracle):
-        def _judge(self, images: Tensor, memberships: Tensor) -> Tensor:
-            judged = super()._judge(images, memberships)
+        def _logits(self, images: Tensor, memberships: Tensor) -> Tensor:
+            judged = super()._logits(images, memberships)
             return judged if self.calls < 4 else judged * float("nan")
 
     result = make_optimizer(batch_unet, Broken(wanted), Oracle(wanted), steps=5, learning_rate=1.0).optimize(case)

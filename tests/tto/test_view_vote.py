@@ -33,7 +33,7 @@ class Prefers(RewardNet):
         super().__init__(NetworkSettings(channels=(4, 8), residual_units=0), 4)
         self.wanted = wanted
 
-    def _judge(self, images: Tensor, memberships: Tensor) -> Tensor:
+    def _logits(self, images: Tensor, memberships: Tensor) -> Tensor:
         index = self.wanted.long().expand(len(images), *self.wanted.shape)[:, None]
         return 8 * memberships.gather(1, index)[:, 0] - 4
 
