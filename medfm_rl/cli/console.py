@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 if TYPE_CHECKING:
-    from medfm_rl.pipeline.correct import Corrections
+    from medfm_rl.pipeline.correction_outputs import Corrections
     from medfm_rl.pipeline.images import Progress
 
 USER_MISTAKE = 2

@@ -20,7 +20,8 @@ from medfm_rl.data.images import hash_labels, read_image, read_labels, write_ima
 from medfm_rl.data.layouts import CaseFile, find_cases
 from medfm_rl.errors import ConfigError, DataError, ModelError
 from medfm_rl.pipeline.calibrate_correction import calibrate_correction
-from medfm_rl.pipeline.correct import Corrections, correct
+from medfm_rl.pipeline.correct import correct
+from medfm_rl.pipeline.correction_outputs import Corrections
 from medfm_rl.pipeline.evaluate import predict
 from medfm_rl.pipeline.models import load_model
 from medfm_rl.pipeline.run_folder import RunFolder
@@ -184,7 +185,9 @@ def test_an_interrupted_call_goes_on_where_it_was(
     assert len(log_of(out)) == 4
 
 
-@pytest.mark.parametrize("where", ["medfm_rl.tto.CaseCorrector.optimize", "medfm_rl.pipeline.correct.tiled_reward_map"])
+@pytest.mark.parametrize(
+    "where", ["medfm_rl.tto.CaseCorrector.optimize", "medfm_rl.pipeline.correction_bench.tiled_reward_map"]
+)
 def test_a_case_that_does_not_fit_into_the_memory_is_named_and_the_rest_is_handled(
     run: Path, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str
 ) -> None:
