@@ -83,29 +83,29 @@ def make_corrector(
     judge = Judge(RewardNet.load(run.final_reward / JUDGE), _anatomy(run, adapter.schema), settings)
     match settings.method:
         case "views":
-            return ViewVote(adapter, reward, judge, settings, _of_this_case(adapter, judge, settings))
+            return ViewVote(adapter, reward, judge, _of_this_case(adapter, judge))
         case "optimise":
-            return TestTimeOptimizer(adapter, reward, judge, settings)
+            return TestTimeOptimizer(adapter, reward, judge)
         case "none":
             return NoCorrection(adapter, judge)
         case "tta":
             return AugmentationAverage(adapter, judge)
         case "tent":
-            return Tent(adapter, judge, settings)
+            return Tent(adapter, judge)
         case "intent":
             return Intent(adapter, judge)
         case "memo":
-            return Memo(adapter, judge, settings)
+            return Memo(adapter, judge)
         case "components":
             return LargestComponents(adapter, judge)
         case "shape-prior":
             return ShapeProjection(adapter, judge, ShapePrior.load(run.shape_prior))
 
 
-def _of_this_case(adapter: SegmenterAdapter, judge: Judge, settings: CorrectionSettings) -> list[CaseCorrector]:
+def _of_this_case(adapter: SegmenterAdapter, judge: Judge) -> list[CaseCorrector]:
     """Copies of the segmenter with the statistics of the case, where it has batch normalisation."""
     try:
-        return [Intent(adapter, judge), Tent(adapter, judge, settings)]
+        return [Intent(adapter, judge), Tent(adapter, judge)]
     except ModelError:
         return []
 

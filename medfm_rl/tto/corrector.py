@@ -104,12 +104,14 @@ class CaseCorrector(ABC):
 
     Args:
         adapter: The deployed segmenter. It is never changed: what has to change is a copy.
-        judge: Decides about proposals.
+        judge: Decides about proposals. Its settings are those of the whole correction: one time budget, one number of
+            views.
     """
 
     def __init__(self, adapter: SegmenterAdapter, judge: Judge) -> None:
         self.adapter = adapter
         self.judge = judge
+        self.settings = judge.settings
 
     def optimize(self, case: Case, sample: Sample | None = None, original: LabelMap | None = None) -> TTOResult:
         """Segments a case, proposes a correction, and lets the judge decide.
@@ -134,7 +136,7 @@ class CaseCorrector(ABC):
         else:
             first = Original(original, self.adapter.preprocess_labels(original, sample).cpu(), False)
         before = first.labels
-        settings = self.judge.settings
+        settings = self.settings
         proposal = self.propose(sample, logits, first, start + _SHARE_OF_METHOD * settings.seconds)
         judgement, stopped = None, proposal.stopped
         reasons: tuple[str, ...] = ("nothing better than the original was found",)

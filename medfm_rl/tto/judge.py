@@ -59,7 +59,7 @@ class Judge:
     Args:
         network: Trained on other patients than the networks that proposals are made with.
         anatomy: The rules.
-        settings: `margin`, `tolerance`, `max_change` and `views`.
+        settings: What a correction has to gain and may cost, and how; the methods go by the same.
     """
 
     def __init__(self, network: RewardNet, anatomy: Anatomy, settings: CorrectionSettings) -> None:

@@ -43,7 +43,6 @@ class TestTimeOptimizer(CaseCorrector):
         adapter: The deployed segmenter; it is never changed.
         reward: What is followed.
         judge: Decides; its network must not be one of `reward`.
-        settings: What is optimised, and how.
 
     Raises:
         ModelError: The judge is one of the reward networks.
@@ -52,13 +51,10 @@ class TestTimeOptimizer(CaseCorrector):
     # Not a test, whatever its name says to pytest.
     __test__ = False
 
-    def __init__(
-        self, adapter: SegmenterAdapter, reward: RewardEnsemble, judge: Judge, settings: CorrectionSettings
-    ) -> None:
+    def __init__(self, adapter: SegmenterAdapter, reward: RewardEnsemble, judge: Judge) -> None:
         super().__init__(adapter, judge)
         judge.require_other_than(reward)
         self.reward = reward
-        self.settings = settings
 
     def propose(self, sample: Sample, logits: Tensor, original: Original, deadline: float) -> Proposal:
         """The step with the highest reward, from the segmenter's own mask on."""

@@ -16,7 +16,6 @@ from medfm_rl.adapters.base import Sample
 from medfm_rl.errors import ModelError
 from medfm_rl.reward.shape_prior import ShapePrior
 from medfm_rl.reward.tiles import over_tiles, tile_boxes
-from medfm_rl.settings import CorrectionSettings
 from medfm_rl.tto.corrector import CaseCorrector, Original, Proposal, Stop, appearances
 from medfm_rl.tto.judge import Judge
 from medfm_rl.tto.normalisation import InTEnt, batch_norms, estimate_statistics, minimise_entropy, pixel_entropy
@@ -59,16 +58,14 @@ class Tent(CaseCorrector):
     Args:
         adapter: The deployed segmenter.
         judge: Decides.
-        settings: `steps` and `weight_learning_rate`.
 
     Raises:
         ModelError: No normalisation layer has a scale and a shift.
     """
 
-    def __init__(self, adapter: SegmenterAdapter, judge: Judge, settings: CorrectionSettings) -> None:
+    def __init__(self, adapter: SegmenterAdapter, judge: Judge) -> None:
         super().__init__(adapter, judge)
-        self.settings = settings
-        minimise_entropy(copy.deepcopy(adapter), (), settings.weight_learning_rate)
+        minimise_entropy(copy.deepcopy(adapter), (), self.settings.weight_learning_rate)
 
     def propose(self, sample: Sample, logits: Tensor, original: Original, deadline: float) -> Proposal:
         del logits, original
@@ -115,18 +112,9 @@ class Intent(CaseCorrector):
 class Memo(CaseCorrector):
     """MEMO (Zhang et al., arXiv 2110.09506) on one case: a copy that agrees with itself whatever the look.
 
-    All weights follow the entropy of the mean prediction over random appearances, pixel by pixel. The appearances keep
-    every pixel in its place.
-
-    Args:
-        adapter: The deployed segmenter.
-        judge: Decides.
-        settings: `weight_learning_rate`, a tenth of it, because all weights move.
+    All weights follow the entropy of the mean prediction over random appearances, pixel by pixel, at a tenth of
+    `weight_learning_rate`, because all of them move. The appearances keep every pixel in its place.
     """
-
-    def __init__(self, adapter: SegmenterAdapter, judge: Judge, settings: CorrectionSettings) -> None:
-        super().__init__(adapter, judge)
-        self.settings = settings
 
     def propose(self, sample: Sample, logits: Tensor, original: Original, deadline: float) -> Proposal:
         del logits, original

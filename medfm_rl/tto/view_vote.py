@@ -14,7 +14,6 @@ from medfm_rl.adapters.base import Sample
 from medfm_rl.quality.evidence import expected_dice, soft_dice
 from medfm_rl.reward.network import RewardEnsemble
 from medfm_rl.reward.tiles import tiled_reward_map
-from medfm_rl.settings import CorrectionSettings
 from medfm_rl.tto.corrector import CaseCorrector, Original, Proposal
 from medfm_rl.tto.judge import Judge
 from medfm_rl.tto.tidying import tidy
@@ -40,7 +39,6 @@ class ViewVote(CaseCorrector):
         adapter: The deployed segmenter.
         reward: What masks are weighed by.
         judge: Decides; its network must not be one of `reward`, and it looks at views of its own.
-        settings: `views`.
         others: Their proposals vote, too.
 
     Raises:
@@ -52,13 +50,11 @@ class ViewVote(CaseCorrector):
         adapter: SegmenterAdapter,
         reward: RewardEnsemble,
         judge: Judge,
-        settings: CorrectionSettings,
         others: Sequence[CaseCorrector] = (),
     ) -> None:
         super().__init__(adapter, judge)
         judge.require_other_than(reward)
         self.reward = reward
-        self.settings = settings
         self.others = others
 
     @torch.no_grad()

@@ -53,9 +53,9 @@ def correctors(adapter: SegmenterAdapter) -> list[CaseCorrector]:
     return [
         NoCorrection(adapter, judge),
         AugmentationAverage(adapter, judge),
-        Tent(adapter, judge, SETTINGS),
+        Tent(adapter, judge),
         Intent(adapter, judge),
-        Memo(adapter, judge, SETTINGS),
+        Memo(adapter, judge),
         LargestComponents(adapter, judge),
         ShapeProjection(adapter, judge, prior),
     ]
@@ -117,7 +117,7 @@ def test_methods_of_normalisation_refuse_a_segmenter_that_has_none(schema: Label
     with pytest.raises(ModelError, match="no batch normalisation"):
         Intent(adapter, judge)
     with pytest.raises(ModelError, match="no normalisation with a scale and a shift"):
-        Tent(adapter, judge, SETTINGS)
+        Tent(adapter, judge)
 
 
 def test_tent_takes_any_normalisation_with_a_scale_and_a_shift(
@@ -126,7 +126,7 @@ def test_tent_takes_any_normalisation_with_a_scale_and_a_shift(
     torch.manual_seed(0)
     module = nn.Sequential(nn.Conv2d(1, 8, 3, padding=1), nn.GroupNorm(2, 8), nn.ReLU(), nn.Conv2d(8, 4, 1))
     adapter = TorchModuleAdapter(module, schema, PreprocessingSettings(size=(16, 16))).eval()
-    found = Tent(adapter, judge_for(adapter), SETTINGS).optimize(make_case(shape=(16, 16)))
+    found = Tent(adapter, judge_for(adapter)).optimize(make_case(shape=(16, 16)))
     assert not np.array_equal(found.after, found.before)
     with pytest.raises(ModelError, match="no batch normalisation"):
         Intent(adapter, judge_for(adapter))
@@ -148,7 +148,7 @@ def test_memo_brings_the_appearances_to_agree(batch_norm: TorchModuleAdapter, ma
 
     batch_norm.__class__ = Watched
     case = make_case(shape=(16, 16))
-    Memo(batch_norm, judge_for(batch_norm), SETTINGS).optimize(case)
+    Memo(batch_norm, judge_for(batch_norm)).optimize(case)
     sample = batch_norm.preprocess(case)
     views = torch.stack([sample.image, *appearances(sample, 7, 1)])
 

@@ -78,9 +78,7 @@ def make_optimizer(
     values = CorrectionSettings.model_validate({"max_change": 1.0, "smoothness": 1, "kl_coef": 0.0, **settings})
     limits = {"most": 1} if rules == "components" else {}
     profile = Profile.model_validate({"rules": [] if not rules else [{"kind": rules, "structure": "LV", **limits}]})
-    return TestTimeOptimizer(
-        adapter, ensemble(reward), Judge(judge, Anatomy("test", profile, adapter.schema), values), values
-    )
+    return TestTimeOptimizer(adapter, ensemble(reward), Judge(judge, Anatomy("test", profile, adapter.schema), values))
 
 
 @pytest.mark.parametrize("scope", SCOPES)

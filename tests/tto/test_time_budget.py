@@ -58,16 +58,16 @@ def make(method: str, batch_unet: TorchModuleAdapter, seconds: float, others: bo
     judge = Judge(judging, Anatomy("test", Profile.model_validate({"rules": []}), batch_unet.schema), settings)
     match method:
         case "views":
-            tent = [Tent(batch_unet, judge, settings)] if others else []
-            return ViewVote(batch_unet, ensemble, judge, settings, tent)
+            tent = [Tent(batch_unet, judge)] if others else []
+            return ViewVote(batch_unet, ensemble, judge, tent)
         case "optimise":
-            return TestTimeOptimizer(batch_unet, ensemble, judge, settings)
+            return TestTimeOptimizer(batch_unet, ensemble, judge)
         case "tta":
             return AugmentationAverage(batch_unet, judge)
         case "tent":
-            return Tent(batch_unet, judge, settings)
+            return Tent(batch_unet, judge)
         case "memo":
-            return Memo(batch_unet, judge, settings)
+            return Memo(batch_unet, judge)
         case _:
             return Intent(batch_unet, judge)
 

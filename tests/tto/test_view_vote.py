@@ -58,7 +58,7 @@ def make_vote(
     settings = CorrectionSettings.model_validate({"views": 6, "max_change": 1.0, "tolerance": 0.9, **values})
     profile = Profile.model_validate({"rules": [{"kind": rules, "structure": "LV", "most": 1}] if rules else []})
     ensemble = RewardEnsemble([reward], RewardSettings())
-    return ViewVote(batch_unet, ensemble, Judge(judge, Anatomy("test", profile, batch_unet.schema), settings), settings)
+    return ViewVote(batch_unet, ensemble, Judge(judge, Anatomy("test", profile, batch_unet.schema), settings))
 
 
 def test_the_view_that_the_reward_networks_believe_decides(batch_unet: TorchModuleAdapter, case: Case) -> None:
