@@ -43,9 +43,9 @@ from medfm_rl.data.files import write_json
 from medfm_rl.data.layouts import CaseFile, find_cases
 from medfm_rl.metrics.scores import score_case
 from medfm_rl.metrics.validity import load_anatomy
-from medfm_rl.pipeline.calibrate import write_default_quality
 from medfm_rl.pipeline.config_file import load_config
 from medfm_rl.pipeline.correctors import for_given_masks, make_corrector
+from medfm_rl.pipeline.default_quality import write_default_quality
 from medfm_rl.pipeline.run_folder import RunFolder
 from medfm_rl.pipeline.score import load_controller
 from medfm_rl.reward.network import RewardEnsemble

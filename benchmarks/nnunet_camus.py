@@ -44,8 +44,8 @@ from medfm_rl.metrics.overlap import dice
 from medfm_rl.metrics.scores import MEAN, Evaluation, compare, score_case, summarise
 from medfm_rl.metrics.validity import load_anatomy
 from medfm_rl.pipeline.adapt import adapt
-from medfm_rl.pipeline.calibrate import write_default_quality
 from medfm_rl.pipeline.config_file import load_config
+from medfm_rl.pipeline.default_quality import write_default_quality
 from medfm_rl.pipeline.models import export_model
 from medfm_rl.pipeline.run_folder import RunFolder
 from medfm_rl.pipeline.score import load_controller

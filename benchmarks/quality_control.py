@@ -42,8 +42,9 @@ from medfm_rl.data.files import write_json
 from medfm_rl.data.layouts import CaseFile, find_cases, split_by_patient
 from medfm_rl.metrics.calibration import expected_calibration_error
 from medfm_rl.metrics.overlap import dice
-from medfm_rl.pipeline.calibrate import calibrate_cases, write_default_quality
+from medfm_rl.pipeline.calibrate import calibrate_cases
 from medfm_rl.pipeline.config_file import load_config
+from medfm_rl.pipeline.default_quality import write_default_quality
 from medfm_rl.pipeline.images import load_labelled
 from medfm_rl.pipeline.run_folder import RunFolder
 from medfm_rl.pipeline.score import load_controller

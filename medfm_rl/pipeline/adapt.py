@@ -21,9 +21,9 @@ from medfm_rl.adapters.base import without_gradient
 from medfm_rl.data.files import hash_file, hash_folder, write_json
 from medfm_rl.errors import ModelError
 from medfm_rl.networks import convolution_choice_kept, portable_state
-from medfm_rl.pipeline.calibrate import write_default_quality
 from medfm_rl.pipeline.checks import check_inputs
 from medfm_rl.pipeline.collect_stage import collect, shape_prior
+from medfm_rl.pipeline.default_quality import write_default_quality
 from medfm_rl.pipeline.images import Progress
 from medfm_rl.pipeline.inputs import load_inputs, read_inputs, require_same_inputs, write_inputs
 from medfm_rl.pipeline.ppo_stage import average, fine_tune, missing_checkpoints

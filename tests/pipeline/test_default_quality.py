@@ -18,8 +18,8 @@ from medfm_rl.data.files import write_json
 from medfm_rl.data.images import write_image, write_labels
 from medfm_rl.data.layouts import CaseFile, find_cases
 from medfm_rl.metrics.validity import Anatomy
-from medfm_rl.pipeline.calibrate import write_default_quality
 from medfm_rl.pipeline.config_file import dump_config, load_config
+from medfm_rl.pipeline.default_quality import write_default_quality
 from medfm_rl.pipeline.run_folder import RunFolder
 from medfm_rl.quality import QualityController, QualityModel
 from medfm_rl.reward.network import RewardNet

@@ -19,22 +19,23 @@ from matplotlib.image import imread
 from torch import Tensor
 
 from medfm_rl.adapters import Sample, TorchModuleAdapter
-from medfm_rl.data.files import hash_path, write_json
+from medfm_rl.data.files import hash_file, hash_path, write_json
 from medfm_rl.data.images import read_image, write_image, write_labels
-from medfm_rl.data.layouts import find_cases
+from medfm_rl.data.layouts import CaseFile, find_cases
 from medfm_rl.errors import DataError, ModelError
-from medfm_rl.pipeline.calibrate import calibrate, write_default_quality
+from medfm_rl.pipeline.calibrate import calibrate
 from medfm_rl.pipeline.config_file import load_config
+from medfm_rl.pipeline.default_quality import write_default_quality
 from medfm_rl.pipeline.evaluate import predict
 from medfm_rl.pipeline.models import load_model
 from medfm_rl.pipeline.run_folder import RunFolder
 from medfm_rl.pipeline.score import find_masks, score
 from medfm_rl.quality import QualityController, QualityReport
-from medfm_rl.quality.model import MEAN, Targets
+from medfm_rl.quality.model import MEAN, QualityModel, Targets
 from medfm_rl.quality.submission import Submission
 from medfm_rl.quality_page import PageCase, thumbnail, write_page
 from medfm_rl.settings import AdaptConfig, DataSettings
-from medfm_rl.types import Geometry, LabelSchema
+from medfm_rl.types import Geometry, LabelledCase, LabelSchema
 
 
 def quiet(stage: str, done: int, total: int) -> None:
@@ -523,3 +524,28 @@ def test_a_run_calibrates_itself_on_source_patients_that_its_rewards_have_not_se
     assert again is not None
     assert again.model_copy(update={"created": model.created}) == model
     assert [path.read_text() for path in run.path.glob("quality-*.json")] == [older]
+
+
+def test_labelled_cases_are_in_memory_one_at_a_time(
+    quality_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Images and maps of many volumes would fill it; nothing of them stays in the run."""
+    run = tmp_path / "run"
+    shutil.copytree(quality_run, run)
+    before = {path.name for path in run.iterdir()}
+    read, seen = CaseFile.read_labelled, []
+
+    def watched(self: CaseFile, schema: LabelSchema) -> LabelledCase:
+        found = read(self, schema)
+        seen.append(weakref.ref(found))
+        assert sum(each() is not None for each in seen) <= 2
+        return found
+
+    monkeypatch.setattr(CaseFile, "read_labelled", watched)
+    files = find_cases(DataSettings(path=quality_run.parent / "data"))
+    model = calibrate(RunFolder(run), files, None, Targets(dice=0.5), "cpu", quiet)
+    assert len(seen) == 2 * len(files)
+    kept = f"quality-{hash_file(quality_run / 'quality.json')[:8]}.json"
+    assert {path.name for path in run.iterdir()} - before == {kept}
+    monkeypatch.undo()
+    assert model.structures == QualityModel.read(quality_run / "quality.json").structures
