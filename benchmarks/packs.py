@@ -59,11 +59,6 @@ def write_camus(patients: Collection[str], out: Path, views: Collection[str] = V
     return _write(out, [str(pack["name"][row]) for row in rows], pack["image"][rows], pack["label"][rows], record)
 
 
-def unpack_camus(patients: slice, out: Path) -> Path:
-    """Writes all frames of some patients of the CAMUS pack, by their place in the list sorted by name; done once."""
-    return write_camus(list(camus_qualities())[patients], out)
-
-
 def write_lungs(patients: Collection[str], out: Path) -> Path:
     """Writes the chest X-rays of some patients as PNG in the folder layout; done once.
 
