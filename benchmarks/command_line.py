@@ -48,6 +48,11 @@ def add_shifts(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--shifts", nargs="+", choices=list(SHIFTS), default=list(SHIFTS), metavar="SHIFT")
 
 
+def add_results(parser: argparse.ArgumentParser) -> None:
+    """Lets the user keep the results beside others."""
+    parser.add_argument("--results", metavar="NAME", help="write them under another name, beside those that there are")
+
+
 def each_shift(arguments: argparse.Namespace, runs: Path, most_patients: int | None) -> Iterator[tuple[Shift, int]]:
     """The shifts and seeds that were asked for, seed by seed: a benchmark that is cut short has every shift.
 

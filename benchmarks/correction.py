@@ -31,7 +31,7 @@ from typing import Any
 import numpy as np
 from adaptation import Budget, Laboratory
 from cells import NONE, OURS
-from command_line import add_shifts, begin, each_shift, parser_of
+from command_line import add_results, add_shifts, begin, each_shift, parser_of
 from correction_report import GIVEN, MODELS, cell_file, report
 from quality_control import QUICK_HERE
 from quality_control_report import predicted_dice
@@ -192,6 +192,7 @@ def _files(folder: Path) -> list[CaseFile]:
 def main() -> None:
     parser = parser_of(__doc__)
     add_shifts(parser)
+    add_results(parser)
     parser.add_argument("--methods", nargs="+", choices=list(METHODS), default=list(METHODS), metavar="METHOD")
     arguments = parser.parse_args()
     name, runs, started_in = begin(arguments, "correction")
@@ -199,7 +200,7 @@ def main() -> None:
         budget = QUICK_HERE if arguments.quick else Budget()
         for shift, seed in each_shift(arguments, runs, budget.most_patients):
             Bench(shift, seed, runs, budget, started_in).run(arguments.methods)
-    report(runs, list(METHODS), arguments.shifts, arguments.seeds, started_in, name)
+    report(runs, list(METHODS), arguments.shifts, arguments.seeds, started_in, arguments.results or name)
 
 
 if __name__ == "__main__":

@@ -126,7 +126,7 @@ def report(
                     by_method = results.setdefault(shift, {}).setdefault(model, {}).setdefault(method, {})
                     by_method[str(seed)] = found
     write_results(name, started_in, list(seeds), results, summarise(results), table(results, shifts))
-    draw(results, name != "correction", RESULTS / f"{name}.png")
+    draw(results, name.endswith("-quick"), RESULTS / f"{name}.png")
 
 
 def summarise(results: Mapping[str, Any]) -> dict[str, Any]:

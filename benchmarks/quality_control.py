@@ -32,7 +32,7 @@ import numpy as np
 import torch
 from adaptation import BATCH, NETWORK, QUICK, Budget, Laboratory
 from cells import NONE, OURS
-from command_line import add_shifts, begin, each_shift, parser_of
+from command_line import add_results, add_shifts, begin, each_shift, parser_of
 from quality_control_report import MODELS, cell_file, predicted_dice, report
 from recording import quiet
 from shifts import Shift
@@ -270,6 +270,7 @@ def _halves(files: Sequence[CaseFile], seed: int) -> tuple[list[int], list[int]]
 def main() -> None:
     parser = parser_of(__doc__)
     add_shifts(parser)
+    add_results(parser)
     parser.add_argument("--without-training", action="store_true", help="leave out MC dropout and the ensemble")
     arguments = parser.parse_args()
     name, runs, started_in = begin(arguments, "quality_control")
@@ -277,7 +278,7 @@ def main() -> None:
         budget = QUICK_HERE if arguments.quick else Budget()
         for shift, seed in each_shift(arguments, runs, budget.most_patients):
             Bench(shift, seed, runs, budget, started_in, not arguments.without_training).run()
-    report(runs, arguments.shifts, arguments.seeds, started_in, name)
+    report(runs, arguments.shifts, arguments.seeds, started_in, arguments.results or name)
 
 
 if __name__ == "__main__":
