@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
+from tiny_runs import tiny_config, train_tiny_source
 
 from medfm_rl.adapters import TorchModuleAdapter
 from medfm_rl.data.files import hash_folder
@@ -23,24 +24,14 @@ from medfm_rl.pipeline.config_file import dump_config
 from medfm_rl.pipeline.evaluate import predict
 from medfm_rl.pipeline.finish import finish
 from medfm_rl.pipeline.models import load_model
-from medfm_rl.pipeline.train_source import train_source
 from medfm_rl.settings import (
     AdaptConfig,
     CollectSettings,
     DataSettings,
-    NetworkSettings,
     PPOSettings,
-    PreprocessingSettings,
-    RewardSettings,
-    SegmenterSettings,
-    ShapePriorSettings,
     SourceTrainingSettings,
-    TrackingSettings,
-    TrainSourceConfig,
     WarmUpSettings,
 )
-
-TINY = NetworkSettings(channels=(4, 8), residual_units=0)
 
 
 def quiet(stage: str, done: int, total: int) -> None:
@@ -50,40 +41,13 @@ def quiet(stage: str, done: int, total: int) -> None:
 @pytest.fixture(scope="module")
 def source_model(simulated_echo: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("model") / "source"
-    config = TrainSourceConfig(
-        data=DataSettings(path=simulated_echo / "a"),
-        structures={"LV": 1, "MYO": 2, "LA": 3},
-        output=folder,
-        network=TINY,
-        preprocessing=PreprocessingSettings(size=(32, 32)),
-        training=SourceTrainingSettings(epochs=8, learning_rate=1e-2),
-    )
-    train_source(config, quiet)
-    return folder
-
-
-def make_config(echo: Path, model: Path, output: Path, **changes: object) -> AdaptConfig:
-    values: dict[str, object] = {
-        "segmenter": SegmenterSettings(folder=model),
-        "target": DataSettings(path=echo / "b"),
-        "source": DataSettings(path=echo / "a"),
-        "output": output,
-        "iterations": 2,
-        "warm_up": WarmUpSettings(steps=2, batch_size=4),
-        "collect": CollectSettings(source_images=12, target_images=8, actions_per_image=3, shard_images=6),
-        "shape_prior": ShapePriorSettings(epochs=1, latent=4),
-        "reward": RewardSettings(network=TINY, steps=4, validate_every=2),
-        "ppo": PPOSettings(updates=4, n_envs=4, eval_every=2),
-        "tracking": TrackingSettings(uri=None),
-        "device": "cpu",
-    }
-    return AdaptConfig.model_validate({**values, **changes})
+    return train_tiny_source(simulated_echo, folder, SourceTrainingSettings(epochs=8, learning_rate=1e-2))
 
 
 @pytest.fixture(scope="module")
 def finished_run(simulated_echo: Path, source_model: Path, tmp_path_factory: pytest.TempPathFactory) -> AdaptConfig:
     output = tmp_path_factory.mktemp("finished") / "run"
-    config = make_config(simulated_echo, source_model, output, evaluation=DataSettings(path=simulated_echo / "b"))
+    config = tiny_config(simulated_echo, source_model, output, evaluation=DataSettings(path=simulated_echo / "b"))
     run = adapt(config, resume=False, progress=quiet)
     finish(run, config, quiet)
     return config
@@ -163,7 +127,7 @@ def test_the_warm_up_keeps_the_source_share_that_was_asked_for(
     """The same fine-tuning with another share ends on the same line through the source policy."""
     source = TorchModuleAdapter.load(source_model).state_dict()
     warm_up = WarmUpSettings(steps=2, batch_size=4, source_share=0.7)
-    config = make_config(simulated_echo, source_model, tmp_path / "run", warm_up=warm_up, iterations=1)
+    config = tiny_config(simulated_echo, source_model, tmp_path / "run", warm_up=warm_up, iterations=1)
     adapt(config, resume=False, progress=quiet)
     near = load_file(config.output / "warm-up" / "actor.safetensors")
     far = load_file(finished_run.output / "warm-up" / "actor.safetensors")
@@ -209,7 +173,7 @@ def test_ground_truth_of_the_target_changes_nothing(
     echo = tmp_path / "echo"
     shutil.copytree(simulated_echo, echo)
     shutil.rmtree(echo / "b" / "labels")
-    config = make_config(echo, source_model, tmp_path / "run")
+    config = tiny_config(echo, source_model, tmp_path / "run")
     adapt(config, resume=False, progress=quiet)
     assert final_hashes(config.output) == final_hashes(finished_run.output)
 
@@ -220,7 +184,7 @@ def test_how_convolutions_choose_their_algorithm_is_left_as_it_was(
     """stable-baselines3 sets it for the whole process."""
     monkeypatch.setattr(torch.backends.cudnn, "benchmark", True)
     monkeypatch.setattr(torch.backends.cudnn, "deterministic", False)
-    config = make_config(
+    config = tiny_config(
         simulated_echo, source_model, tmp_path / "run", iterations=1, ppo=PPOSettings(updates=1, n_envs=2)
     )
     adapt(config, resume=False, progress=quiet)
@@ -254,7 +218,7 @@ def test_a_killed_run_resumes_to_the_result_of_an_uninterrupted_one(
     stage: str, simulated_echo: Path, source_model: Path, finished_run: AdaptConfig, tmp_path: Path
 ) -> None:
     """SIGKILL as soon as a stage has left its result, then resume in a new process."""
-    config = make_config(simulated_echo, source_model, tmp_path / "run")
+    config = tiny_config(simulated_echo, source_model, tmp_path / "run")
     settings = tmp_path / "adapt.yaml"
     settings.write_text(dump_config(config))
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
@@ -276,7 +240,7 @@ def test_a_killed_run_resumes_to_the_result_of_an_uninterrupted_one(
 def test_ctrl_c_leaves_a_run_that_resumes(
     simulated_echo: Path, source_model: Path, finished_run: AdaptConfig, tmp_path: Path
 ) -> None:
-    config = make_config(simulated_echo, source_model, tmp_path / "run")
+    config = tiny_config(simulated_echo, source_model, tmp_path / "run")
 
     def interrupt(stage: str, done: int, total: int) -> None:
         if stage.startswith("PPO 1") and done == 3:
@@ -293,7 +257,7 @@ def test_a_critic_of_a_resumed_run_learns_as_that_of_an_uninterrupted_one(
 ) -> None:
     """Also from a checkpoint that does not say how fast."""
     straight, resumed = (
-        make_config(
+        tiny_config(
             simulated_echo,
             source_model,
             tmp_path / name,
@@ -325,7 +289,7 @@ def test_source_free_runs_too(simulated_echo: Path, source_model: Path, tmp_path
     # The tiny model makes no mask that a strict profile would call valid.
     lenient = tmp_path / "lenient.yaml"
     lenient.write_text("rules: [{kind: present, structure: background}]")
-    config = make_config(
+    config = tiny_config(
         simulated_echo,
         source_model,
         tmp_path / "run",
@@ -354,7 +318,7 @@ def test_resuming_with_other_settings_names_them(finished_run: AdaptConfig) -> N
 def test_a_folder_with_other_things_is_not_touched(simulated_echo: Path, source_model: Path, tmp_path: Path) -> None:
     (tmp_path / "precious.txt").write_text("kept")
     with pytest.raises(ConfigError, match="not empty"):
-        adapt(make_config(simulated_echo, source_model, tmp_path), resume=False, progress=quiet)
+        adapt(tiny_config(simulated_echo, source_model, tmp_path), resume=False, progress=quiet)
     assert [path.name for path in tmp_path.iterdir()] == ["precious.txt"]
 
 

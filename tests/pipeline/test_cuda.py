@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
+from tiny_runs import TINY, tiny_config, train_tiny_source
 
 from medfm_rl.data.images import read_image
 from medfm_rl.data.layouts import CaseFile, find_cases
@@ -25,7 +26,6 @@ from medfm_rl.pipeline.evaluate import predict
 from medfm_rl.pipeline.models import load_model
 from medfm_rl.pipeline.run_folder import RunFolder
 from medfm_rl.pipeline.score import score
-from medfm_rl.pipeline.train_source import train_source
 from medfm_rl.policies import DensePPO
 from medfm_rl.quality.model import Targets
 from medfm_rl.quality.rivals import (
@@ -41,20 +41,13 @@ from medfm_rl.settings import (
     CollectSettings,
     CorrectionSettings,
     DataSettings,
-    NetworkSettings,
     PPOSettings,
-    PreprocessingSettings,
     RewardSettings,
-    SegmenterSettings,
-    ShapePriorSettings,
     SourceTrainingSettings,
-    TrackingSettings,
-    TrainSourceConfig,
-    WarmUpSettings,
 )
 
 pytestmark = pytest.mark.cuda
-TINY = NetworkSettings(channels=(4, 8), residual_units=0, norm="batch")
+BATCH_NORM = TINY.model_copy(update={"norm": "batch"})
 
 
 def quiet(stage: str, done: int, total: int) -> None:
@@ -64,37 +57,12 @@ def quiet(stage: str, done: int, total: int) -> None:
 @pytest.fixture(scope="module")
 def source_model(simulated_echo: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("model") / "source"
-    train_source(
-        TrainSourceConfig(
-            data=DataSettings(path=simulated_echo / "a"),
-            structures={"LV": 1, "MYO": 2, "LA": 3},
-            output=folder,
-            network=TINY,
-            preprocessing=PreprocessingSettings(size=(32, 32)),
-            training=SourceTrainingSettings(epochs=8, learning_rate=1e-2),
-            device="cuda",
-        ),
-        quiet,
-    )
-    return folder
+    training = SourceTrainingSettings(epochs=8, learning_rate=1e-2)
+    return train_tiny_source(simulated_echo, folder, training, BATCH_NORM, "cuda")
 
 
 def config_of(echo: Path, model: Path, output: Path, **changes: object) -> AdaptConfig:
-    values: dict[str, object] = {
-        "segmenter": SegmenterSettings(folder=model),
-        "target": DataSettings(path=echo / "b"),
-        "source": DataSettings(path=echo / "a"),
-        "output": output,
-        "iterations": 1,
-        "warm_up": WarmUpSettings(steps=2, batch_size=4),
-        "collect": CollectSettings(source_images=12, target_images=8, actions_per_image=3, shard_images=6),
-        "shape_prior": ShapePriorSettings(epochs=1, latent=4),
-        "reward": RewardSettings(network=TINY, steps=4, validate_every=2),
-        "ppo": PPOSettings(updates=4, n_envs=4, eval_every=2),
-        "tracking": TrackingSettings(uri=None),
-        "device": "cuda",
-    }
-    return AdaptConfig.model_validate({**values, **changes})
+    return tiny_config(echo, model, output, **{"iterations": 1, "device": "cuda", **changes})
 
 
 @pytest.fixture(scope="module")
@@ -226,8 +194,8 @@ def test_an_update_of_ppo_is_that_of_the_cpu(baseline: str) -> None:
 
     def weights(device: str) -> torch.Tensor:
         torch.manual_seed(0)
-        actor = build_unet(TINY.model_copy(update={"norm": "instance"}), 2, 1, 3)
-        critic = build_unet(TINY, 2, 1, 1) if baseline == "critic" else None
+        actor = build_unet(TINY, 2, 1, 3)
+        critic = build_unet(BATCH_NORM, 2, 1, 1) if baseline == "critic" else None
         settings = RewardSettings(ensemble=1, network=TINY)
         reward = RewardEnsemble([RewardNet(TINY, 3)], settings).to(device)
         images = np.random.default_rng(0).normal(size=(8, 1, 32, 32)).astype(np.float32)

@@ -8,6 +8,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tiny_runs import TINY, tiny_config, train_tiny_source
 from torch import Tensor, nn
 
 from medfm_rl.data.layouts import find_cases
@@ -15,7 +16,6 @@ from medfm_rl.errors import DataError
 from medfm_rl.pipeline.adapt import adapt
 from medfm_rl.pipeline.images import load_images
 from medfm_rl.pipeline.selection import judge_scores, select
-from medfm_rl.pipeline.train_source import train_source
 from medfm_rl.reward.collection import ImageSet
 from medfm_rl.reward.network import RewardNet
 from medfm_rl.settings import (
@@ -24,17 +24,11 @@ from medfm_rl.settings import (
     DataSettings,
     NetworkSettings,
     PPOSettings,
-    PreprocessingSettings,
     RewardSettings,
-    SegmenterSettings,
     SelectionSettings,
-    ShapePriorSettings,
     SourceTrainingSettings,
-    TrackingSettings,
-    TrainSourceConfig,
+    WarmUpSettings,
 )
-
-TINY = NetworkSettings(channels=(4, 8), residual_units=0)
 
 
 def images_of(*patients: str) -> ImageSet:
@@ -181,34 +175,20 @@ def test_a_score_does_not_depend_on_the_other_images() -> None:
 
 @pytest.fixture(scope="module")
 def source_model(simulated_echo: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("model") / "source"
-    config = TrainSourceConfig(
-        data=DataSettings(path=simulated_echo / "a"),
-        structures={"LV": 1, "MYO": 2, "LA": 3},
-        output=folder,
-        network=TINY,
-        preprocessing=PreprocessingSettings(size=(32, 32)),
-        training=SourceTrainingSettings(epochs=1),
+    return train_tiny_source(
+        simulated_echo, tmp_path_factory.mktemp("model") / "source", SourceTrainingSettings(epochs=1)
     )
-    train_source(config, lambda stage, done, total: None)
-    return folder
 
 
 def run_config(echo: Path, model: Path, output: Path, **changes: object) -> AdaptConfig:
     values: dict[str, object] = {
-        "segmenter": SegmenterSettings(folder=model),
-        "target": DataSettings(path=echo / "b"),
-        "source": DataSettings(path=echo / "a"),
-        "output": output,
         "iterations": 1,
+        "warm_up": WarmUpSettings(),
         "collect": CollectSettings(source_images=12, target_images=8, actions_per_image=2),
-        "shape_prior": ShapePriorSettings(epochs=1, latent=4),
         "reward": RewardSettings(network=TINY, ensemble=1, steps=2, validate_every=2),
         "ppo": PPOSettings(updates=3, n_envs=2, n_epochs=1, eval_every=2),
-        "tracking": TrackingSettings(uri=None),
-        "device": "cpu",
     }
-    return AdaptConfig.model_validate({**values, **changes})
+    return tiny_config(echo, model, output, **{**values, **changes})
 
 
 def test_images_are_read_without_opening_a_mask(simulated_echo: Path, source_model: Path, tmp_path: Path) -> None:
