@@ -186,17 +186,7 @@ class Laboratory:
 
     def _ours(self, method: str, source_folder: Path) -> tuple[SegmenterAdapter, float, dict[str, Any]]:
         folder = self.cell_folder(method)
-        data = {"source": DataSettings(path=self.shift.folders.source)} if method == OURS else {}
-        config = AdaptConfig(
-            segmenter=SegmenterSettings(folder=source_folder),
-            target=DataSettings(path=self.shift.folders.target),
-            output=folder / "run",
-            anatomy=self.shift.anatomy,
-            tracking=TrackingSettings(uri=None),
-            seed=self.seed,
-            **data,
-            **self.budget.adapt,
-        )
+        config = self.config(method, source_folder, folder / "run")
         watch = Stopwatch(folder / "elapsed.json")
         run = adapt(config, resume=True, progress=watch.progress)
         # A kill while the cell is measured must not cost what is known by now.
@@ -209,7 +199,7 @@ class Laboratory:
         initial = {name: value.clone() for name, value in policy.state_dict().items()}
         for name in names:
             policy.load_state_dict(initial if name == "source" else load_file(run.path / name / ACTOR))
-            hindsight[name] = self._mean_dice(policy)
+            hindsight[name] = self.mean_dice(policy)
         # The largest part of a run, and nothing that is done from here on reads it.
         shutil.rmtree(run.actions, ignore_errors=True)
         chosen = selection["chosen"]
@@ -222,6 +212,20 @@ class Laboratory:
                 "regret": max(hindsight.values()) - hindsight[chosen],
                 "last_minus_selected": hindsight[names[-1]] - hindsight[chosen],
             },
+        )
+
+    def config(self, method: str, source_folder: Path, output: Path) -> AdaptConfig:
+        """What `ours` or `ours-source-free` adapts with."""
+        data = {"source": DataSettings(path=self.shift.folders.source)} if method == OURS else {}
+        return AdaptConfig(
+            segmenter=SegmenterSettings(folder=source_folder),
+            target=DataSettings(path=self.shift.folders.target),
+            output=output,
+            anatomy=self.shift.anatomy,
+            tracking=TrackingSettings(uri=None),
+            seed=self.seed,
+            **data,
+            **self.budget.adapt,
         )
 
     def trained(self, data: Path) -> tuple[Path, float]:
@@ -250,7 +254,8 @@ class Laboratory:
     def _measure(self, segmenter: SegmenterAdapter, data: Path) -> Scores:
         return measure(segmenter.segment, self._files(data), self._anatomy(segmenter), self.shift.is_echo)
 
-    def _mean_dice(self, segmenter: SegmenterAdapter) -> float:
+    def mean_dice(self, segmenter: SegmenterAdapter) -> float:
+        """Over the held-out target cases and the structures."""
         values = []
         for file in self._files(self.shift.folders.held_out):
             labelled = file.read_labelled(segmenter.schema)

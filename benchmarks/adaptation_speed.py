@@ -18,19 +18,16 @@ import time
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from adaptation import Budget, Laboratory
+from cells import OURS
 from recording import environment, write_results
 from shifts import prepare
 
-from medfm_rl.adapters import SegmenterAdapter, TorchModuleAdapter
-from medfm_rl.data.layouts import find_cases
-from medfm_rl.metrics.overlap import dice
+from medfm_rl.adapters import TorchModuleAdapter
 from medfm_rl.networks import choose_device
 from medfm_rl.pipeline.adapt import adapt
 from medfm_rl.pipeline.models import load_adapted
-from medfm_rl.settings import AdaptConfig, DataSettings, SegmenterSettings, TrackingSettings
 
 
 class StageTimes:
@@ -51,45 +48,23 @@ class StageTimes:
 
 def measure(runs: Path, device: str, seed: int, started_in: dict[str, Any]) -> dict[str, Any]:
     """Adapts once from nothing."""
-    shift = prepare("camus-handheld", runs / "data")
-    source = Laboratory(shift, seed, runs, Budget(), started_in).trained(shift.folders.source)[0]
+    laboratory = Laboratory(prepare("camus-handheld", runs / "data"), seed, runs, Budget(), started_in)
+    source = laboratory.trained(laboratory.shift.folders.source)[0]
     out = runs / f"run-{device}-{seed}"
     shutil.rmtree(out, ignore_errors=True)
-    config = AdaptConfig(
-        segmenter=SegmenterSettings(folder=source),
-        target=DataSettings(path=shift.folders.target),
-        source=DataSettings(path=shift.folders.source),
-        output=out,
-        anatomy=shift.anatomy,
-        tracking=TrackingSettings(uri=None),
-        seed=seed,
-        device=device,  # type: ignore[arg-type]
-    )
+    config = laboratory.config(OURS, source, out).model_copy(update={"device": device})
     times = StageTimes()
     start = time.perf_counter()
     run = adapt(config, resume=False, progress=times)
     seconds = time.perf_counter() - start
     chosen = json.loads(run.selection(config.iterations - 1).read_text())["chosen"]
-    held_out = shift.folders.held_out
     return {
         "minutes": seconds / 60,
         "stages": times.seconds,
         "chosen": chosen,
-        "dice_before": mean_dice(TorchModuleAdapter.load(source), held_out, device),
-        "dice_after": mean_dice(load_adapted(run), held_out, device),
+        "dice_before": laboratory.mean_dice(TorchModuleAdapter.load(source).to(device)),
+        "dice_after": laboratory.mean_dice(load_adapted(run).to(device)),
     }
-
-
-def mean_dice(segmenter: SegmenterAdapter, folder: Path, device: str) -> float:
-    """Over the cases of a folder and the structures."""
-    segmenter.to(torch.device(device))
-    values = []
-    for file in find_cases(DataSettings(path=folder)):
-        labelled = file.read_labelled(segmenter.schema)
-        values.append(
-            dice(segmenter.segment(labelled.case), labelled.ground_truth, segmenter.schema.num_classes).mean()
-        )
-    return float(np.mean(values))
 
 
 def main() -> None:

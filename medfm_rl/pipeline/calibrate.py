@@ -5,11 +5,11 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from itertools import repeat
 from pathlib import Path
 
 import torch
 
-from medfm_rl.data.images import read_labels
 from medfm_rl.data.layouts import CaseFile
 from medfm_rl.errors import DataError, UserError
 from medfm_rl.networks import choose_device
@@ -24,6 +24,7 @@ from medfm_rl.pipeline.calibration_cases import (
 from medfm_rl.pipeline.config_file import load_config
 from medfm_rl.pipeline.images import Progress
 from medfm_rl.pipeline.inputs import common_folder, hash_labelled
+from medfm_rl.pipeline.marked import GivenMasks
 from medfm_rl.pipeline.mask_labels import parse_mask_labels
 from medfm_rl.pipeline.models import load_adapted, load_preprocessing
 from medfm_rl.pipeline.run_folder import RunFolder
@@ -123,12 +124,8 @@ def _read_masks(
         if file.case_id not in masks:
             raise DataError(f"case {file.case_id}: there is no mask of that name to be judged")
 
-    def each() -> Iterator[LabelMap]:
-        for file in files:
-            case = file.read()
-            yield read_labels(masks[file.case_id], schema, case.shape, case.geometry, in_masks)
-
-    return each()
+    given = GivenMasks(masks, None, schema, in_masks)
+    return (given.read(file.read()) for file in files)
 
 
 def calibrate_cases(
@@ -161,14 +158,12 @@ def calibrate_cases(
     reward = RewardEnsemble.load(run.final_reward).to(device)
     truths = masks_with_spacing(files, segmenter.schema, True, "reading labelled masks", progress)
     anatomy = learned_anatomy(config.anatomy, segmenter.schema, truths)
-    given = None if masks is None else iter(masks)
+    judged_masks = repeat(None, len(files)) if masks is None else masks
     with Spool.within(run) as spool:
-        for done, file in enumerate(files, 1):
+        for done, (file, mask) in enumerate(zip(files, judged_masks, strict=True), 1):
             item = file.read_labelled(segmenter.schema)
             submission = (
-                segment(segmenter, anatomy, item.case)
-                if given is None
-                else submit(segmenter, anatomy, item.case, next(given))
+                segment(segmenter, anatomy, item.case) if mask is None else submit(segmenter, anatomy, item.case, mask)
             )
             judged = judge_case(submission, item.ground_truth, segmenter, reward, device)
             spool.add(judged if biomedclip is None else replace(judged, biomedclip=biomedclip.embed(item.case)))

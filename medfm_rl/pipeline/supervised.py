@@ -113,9 +113,8 @@ def augment_pair(
     def normal(*shape: int) -> Tensor:
         return torch.randn(*shape, generator=generator).to(images.device)
 
-    matrices = torch.eye(ndim, ndim + 1, device=images.device).repeat(count, 1, 1) + 0.05 * strength * normal(
-        count, ndim, ndim + 1
-    )
+    identity = torch.eye(ndim, ndim + 1, device=images.device)
+    matrices = identity.repeat(count, 1, 1) + 0.05 * strength * normal(count, ndim, ndim + 1)
     angle = 0.1 * strength * normal(count)
     matrices[:, 0, 1] += angle
     matrices[:, 1, 0] -= angle
