@@ -22,6 +22,7 @@ from typer.main import get_command
 from typer.testing import CliRunner
 
 from medfm_rl import __version__, cli
+from medfm_rl.cli.console import show_progress
 from medfm_rl.data.files import hash_folder
 from medfm_rl.data.images import read_image, write_image
 from medfm_rl.errors import ConfigError
@@ -722,3 +723,10 @@ def test_init_writes_settings_for_the_kind_of_segmenter_that_is_asked_for(run: R
         "--segmenter nnunet: goes with --kind adapt",
     )
     assert not (tmp_path / "other.yaml").exists()
+
+
+def test_a_stage_that_comes_again_with_more_to_do_shows_how_much(capsys: pytest.CaptureFixture[str]) -> None:
+    with show_progress() as progress:
+        progress("hashing", 2, 2)
+        progress("hashing", 5, 5)
+    assert "5/5" in capsys.readouterr().err

@@ -31,7 +31,8 @@ def show_progress() -> Iterator[Progress]:
         def show(stage: str, done: int, total: int) -> None:
             if stage not in tasks:
                 tasks[stage] = bars.add_task(stage, total=total)
-            bars.update(tasks[stage], completed=done)
+            # A stage can come again, with more or less to do.
+            bars.update(tasks[stage], completed=done, total=total)
 
         yield show
 
