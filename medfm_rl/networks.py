@@ -1,4 +1,4 @@
-"""The network that segmenters, rewards and critics are built from; where networks run, and how precisely."""
+"""The network that rewards and critics are built from; where networks run, how precisely, and what they decide."""
 
 from __future__ import annotations
 
@@ -97,3 +97,12 @@ def convolution_choice_kept() -> Iterator[None]:
 def portable_state(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Tensors that safetensors takes: on the CPU, contiguous, each with memory of its own."""
     return {name: value.detach().cpu().clone().contiguous() for name, value in state.items()}
+
+
+def argmax_classes(logits: Tensor, dim: int) -> Tensor:
+    """Index of the largest value along a dimension, int64; the first one where several are.
+
+    `Tensor.argmax` says the same, and takes ten times as long on a CPU where the dimension is not the last one.
+    """
+    largest: Tensor = logits.max(dim=dim).indices
+    return largest

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from medfm_rl.networks import build_unet, mixed_precision
+from medfm_rl.networks import argmax_classes, build_unet, mixed_precision
 from medfm_rl.settings import NetworkSettings
 
 CPU = torch.device("cpu")
@@ -60,3 +60,11 @@ def test_weights_and_gradients_stay_in_single_precision(monkeypatch: pytest.Monk
     one, other = (torch.cat([gradient.flatten() for gradient in gradients]) for gradients in (exact, rough))
     # bfloat16 has 8 significant bits: a few roundings of 1/256 add up.
     assert (one - other).norm() < 0.05 * one.norm()
+
+
+@pytest.mark.parametrize(("shape", "dim"), [((3, 4, 5), 0), ((2, 3, 4, 5), 1), ((2, 3, 4, 5, 6), 1)])
+def test_the_class_is_the_first_of_the_largest_values(shape: tuple[int, ...], dim: int) -> None:
+    few_values = torch.randint(0, 2, shape, generator=torch.Generator().manual_seed(0)).float()
+    found = argmax_classes(few_values, dim)
+    assert found.dtype == torch.int64
+    assert torch.equal(found, torch.from_numpy(few_values.numpy().argmax(dim)))

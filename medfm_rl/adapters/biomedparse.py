@@ -26,7 +26,7 @@ from medfm_rl.adapters.embeddings import EmbeddingCache, version_of
 from medfm_rl.adapters.promptable import exclusive_logits, save_state
 from medfm_rl.data.files import replace_folder_on_success
 from medfm_rl.errors import ConfigError, MissingExtraError, ModelError
-from medfm_rl.networks import portable_state
+from medfm_rl.networks import argmax_classes, portable_state
 from medfm_rl.settings import BiomedParseDescription, TextPrompts
 from medfm_rl.types import Case, FloatArray, LabelMap, LabelSchema, Prompts
 
@@ -196,7 +196,7 @@ class BiomedParseAdapter(SegmenterAdapter):
         }
 
     def restore(self, logits: Tensor, sample: Sample) -> LabelMap:
-        labels = self._to_native(logits.detach(), sample, "bicubic").argmax(dim=0)
+        labels = argmax_classes(self._to_native(logits.detach(), sample, "bicubic"), dim=0)
         return labels.to(torch.uint8).cpu().numpy()
 
     def restore_map(self, values: Tensor, sample: Sample) -> FloatArray:

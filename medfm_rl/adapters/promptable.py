@@ -22,7 +22,7 @@ from medfm_rl.adapters.embeddings import EmbeddingCache, version_of
 from medfm_rl.adapters.prompts import boxes_of, boxes_of_mask, open_prompts, render_boxes
 from medfm_rl.data.files import replace_folder_on_success
 from medfm_rl.errors import ModelError
-from medfm_rl.networks import portable_state
+from medfm_rl.networks import argmax_classes, portable_state
 from medfm_rl.settings import PromptableDescription, PromptSettings
 from medfm_rl.types import Case, FloatArray, LabelMap, LabelSchema, Prompts
 
@@ -230,7 +230,7 @@ class PromptableAdapter(SegmenterAdapter):
     def restore(self, logits: Tensor, sample: Sample) -> LabelMap:
         # The tools resample each probability and cut it at one half. Resampled logits have the same sign, up to the
         # contour's own width, and keep the order of the structures.
-        labels = self._to_native(logits.detach(), sample).argmax(dim=0)
+        labels = argmax_classes(self._to_native(logits.detach(), sample), dim=0)
         return labels.to(torch.uint8).cpu().numpy()
 
     def restore_map(self, values: Tensor, sample: Sample) -> FloatArray:

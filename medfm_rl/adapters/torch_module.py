@@ -32,7 +32,7 @@ from medfm_rl.adapters.checkpoints import (
 from medfm_rl.adapters.description import DESCRIPTION
 from medfm_rl.data.files import replace_folder_on_success
 from medfm_rl.errors import DataError, ModelError
-from medfm_rl.networks import build_unet, portable_state, size_divisor
+from medfm_rl.networks import argmax_classes, build_unet, portable_state, size_divisor
 from medfm_rl.settings import NetworkSettings, PreprocessingSettings
 from medfm_rl.settings.problems import describe_problem
 from medfm_rl.types import Case, FloatArray, LabelMap, LabelSchema, Prompts
@@ -194,7 +194,7 @@ class TorchModuleAdapter(SegmenterAdapter):
         raise ModelError(f"the network returns a {kind}; wrap it so that it returns the logits alone{example}")
 
     def restore(self, logits: Tensor, sample: Sample) -> LabelMap:
-        labels = self._to_native(logits.detach(), sample).argmax(dim=0)
+        labels = argmax_classes(self._to_native(logits.detach(), sample), dim=0)
         return labels.to(torch.uint8).cpu().numpy()
 
     def restore_map(self, values: Tensor, sample: Sample) -> FloatArray:

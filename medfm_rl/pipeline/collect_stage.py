@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from medfm_rl.adapters import SegmenterAdapter
+from medfm_rl.networks import argmax_classes
 from medfm_rl.pipeline.stage import Domains, Stage
 from medfm_rl.policies import DenseCategorical
 from medfm_rl.reward.actions import ActionRecords
@@ -32,7 +33,7 @@ def shape_prior(stage: Stage, domains: Domains) -> ShapePrior:
 @torch.no_grad()
 def _valid_predictions(stage: Stage, images: ImageSet) -> Tensor:
     batches = images.images.split(16)
-    masks = torch.cat([stage.source_policy(batch.to(stage.device)).argmax(dim=1).cpu() for batch in batches])
+    masks = torch.cat([argmax_classes(stage.source_policy(batch.to(stage.device)), dim=1).cpu() for batch in batches])
     kept = [mask for mask in masks.to(torch.uint8) if stage.anatomy.is_valid(mask.numpy())]
     return torch.stack(kept) if kept else masks[:0].to(torch.uint8)
 

@@ -21,6 +21,7 @@ from medfm_rl.errors import DataError, UserError
 from medfm_rl.metrics.bootstrap import PairedDifference
 from medfm_rl.metrics.scores import CaseScore, Evaluation, score_case, summarise
 from medfm_rl.metrics.validity import Anatomy
+from medfm_rl.networks import argmax_classes
 from medfm_rl.pipeline.case_records import CaseRecords, hash_case, hash_segmenter, label_path, reward_path
 from medfm_rl.pipeline.identity import Identity
 from medfm_rl.pipeline.images import Progress
@@ -163,7 +164,7 @@ def segment_with_reward(model: Model, case: Case) -> tuple[LabelMap, FloatArray 
     labels = segmenter.restore(logits, sample)
     if model.reward is None:
         return labels, None
-    image, action = sample.image.to(segmenter.device), logits.argmax(dim=0).to(segmenter.device)
+    image, action = sample.image.to(segmenter.device), argmax_classes(logits, dim=0).to(segmenter.device)
     reward_map = tiled_reward_map(model.reward, image, action, segmenter.patch_size).cpu()
     return labels, segmenter.restore_map(reward_map, sample).clip(0, 1)
 

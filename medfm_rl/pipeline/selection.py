@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from medfm_rl.data.files import write_json
 from medfm_rl.metrics.bootstrap import paired_bootstrap
+from medfm_rl.networks import argmax_classes
 from medfm_rl.reward.collection import ImageSet
 from medfm_rl.reward.network import RewardNet
 from medfm_rl.reward.score import structure_scores
@@ -62,7 +63,7 @@ def judge_scores(
     segmenter.eval()
     for batch in images.split(16):
         on_device = batch.to(device)
-        actions = segmenter(on_device).argmax(dim=1)
+        actions = argmax_classes(segmenter(on_device), dim=1)
         maps = judge.reward_map(on_device, actions)
         scores.append(structure_scores(maps, actions, num_classes).mean(dim=1).cpu())
     return torch.cat(scores).numpy()

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from medfm_rl.metrics.overlap import dice
-from medfm_rl.networks import mixed_precision
+from medfm_rl.networks import argmax_classes, mixed_precision
 from medfm_rl.pipeline.averaging import RunningAverage, average_weights
 from medfm_rl.pipeline.supervised import augment_pair, mirror_at_random
 from medfm_rl.reward.appearance import randomise_appearance
@@ -194,7 +194,7 @@ def _mean_dice(segmenter: nn.Module, images: Tensor, truths: Tensor, device: tor
     found = []
     for chosen in rows.split(16):
         logits = segmenter(images[chosen].to(device))
-        masks = logits.argmax(dim=1).cpu().numpy()
+        masks = argmax_classes(logits, dim=1).cpu().numpy()
         found += [dice(mask, truths[row].numpy(), logits.shape[1]) for mask, row in zip(masks, chosen, strict=True)]
     return float(np.mean(found))
 
@@ -210,5 +210,5 @@ def _masks(
     for batch in images.split(batch_size):
         shown = batch.to(device)
         logits = sum(segmenter(shown.flip(axes)).flip(axes) for axes in flips)
-        masks.append(logits.argmax(dim=1).to("cpu", torch.uint8))
+        masks.append(argmax_classes(logits, dim=1).to("cpu", torch.uint8))
     return torch.cat(masks)

@@ -8,6 +8,8 @@ import torch
 from stable_baselines3.common.distributions import Distribution
 from torch import Tensor, nn
 
+from medfm_rl.networks import argmax_classes
+
 
 class DenseCategorical(Distribution):
     """Independent categorical distributions over K classes, one per pixel.
@@ -44,7 +46,7 @@ class DenseCategorical(Distribution):
 
     def mode(self) -> Tensor:
         """The most probable class of each pixel, `(B, *S)` int64."""
-        return _argmax(self.logits)
+        return argmax_classes(self.logits, dim=1)
 
     def sample(self, generator: torch.Generator | None = None, correlation_length: float = 0.0) -> Tensor:
         """Draws an action.
@@ -65,7 +67,7 @@ class DenseCategorical(Distribution):
         if correlation_length > 0:
             noise = _smooth(noise, correlation_length)
         gumbel = -torch.log(-torch.special.log_ndtr(noise))
-        return _argmax(self.logits + gumbel)
+        return argmax_classes(self.logits + gumbel, dim=1)
 
     def actions_from_params(self, logits: Tensor, deterministic: bool = False) -> Tensor:
         """Actions `(B, *S)` for logits `(B, K, *S)`."""
@@ -101,9 +103,3 @@ def _smooth(noise: Tensor, length: float) -> Tensor:
         spectrum = spectrum * response.reshape([-1 if other == axis else 1 for other in range(noise.ndim)])
     smooth: Tensor = torch.fft.irfftn(spectrum, s=noise.shape[2:], dim=axes)
     return smooth
-
-
-def _argmax(values: Tensor) -> Tensor:
-    """The class of the largest value, `(B, *S)` int64; `argmax` itself is ten times slower along this axis on a CPU."""
-    largest: Tensor = values.max(dim=1).indices
-    return largest

@@ -17,6 +17,7 @@ from medfm_rl.adapters import PromptableAdapter
 from medfm_rl.adapters.prompts import boxes_of
 from medfm_rl.errors import ModelError
 from medfm_rl.metrics.overlap import dice
+from medfm_rl.networks import argmax_classes
 from medfm_rl.quality.evidence import soft_dice
 from medfm_rl.reward.appearance import randomise_appearance
 from medfm_rl.seeding import torch_generator
@@ -224,7 +225,7 @@ class BoxAgreement:
             moved = corners + generator.uniform(-self.jitter, self.jitter, corners.shape)
             low, high = np.minimum(moved[..., :2], moved[..., 2:]), np.maximum(moved[..., :2], moved[..., 2:])
             drawn = np.concatenate([low, high], axis=-1).clip(0, limit).astype(np.float32)
-            masks.append(self.segmenter(image[None], Prompts(boxes=drawn))[0].argmax(dim=0))
+            masks.append(argmax_classes(self.segmenter(image[None], Prompts(boxes=drawn))[0], dim=0))
         return pairwise_dice([action, *masks], self.segmenter.schema.num_classes)
 
 
@@ -297,7 +298,7 @@ def _logits(segmenter: nn.Module, image: Tensor) -> Tensor:
 
 
 def _mask(segmenter: nn.Module, image: Tensor) -> Tensor:
-    return _logits(segmenter, image).argmax(dim=0)
+    return argmax_classes(_logits(segmenter, image), dim=0)
 
 
 def _pixel_features(image: Tensor) -> np.ndarray:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from medfm_rl.networks import argmax_classes
 from medfm_rl.reward.actions import ActionOrigin, ActionRecords
 from medfm_rl.reward.appearance import randomise_appearance
 from medfm_rl.reward.corruption import add_blob, drop_structure, warp
@@ -125,11 +126,11 @@ class Collector:
         noisy = self._logits(perturb_weights(self.segmenter, self.settings.weight_noise, generator), images)
         perturbed = self._in_random_appearance(images, None, 1.0, generator)
         misled = self._logits(self.segmenter, perturbed)
-        own = logits.argmax(dim=1).to(torch.uint8)
+        own = argmax_classes(logits, dim=1).to(torch.uint8)
         makers: dict[str, Callable[[int], Tensor]] = {
             "exploration": lambda row: self.explore(logits[row : row + 1], generator)[0].to(torch.uint8),
-            "weight noise": lambda row: noisy[row].argmax(dim=0).to(torch.uint8),
-            "perturbed image": lambda row: misled[row].argmax(dim=0).to(torch.uint8),
+            "weight noise": lambda row: argmax_classes(noisy[row], dim=0).to(torch.uint8),
+            "perturbed image": lambda row: argmax_classes(misled[row], dim=0).to(torch.uint8),
             "warped policy": lambda row: warp(own[row], generator),
             "reference": lambda row: references[row],
             "warped reference": lambda row: warp(references[row], generator),

@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from medfm_rl.data.files import replace_folder_on_success
 from medfm_rl.errors import DataError, ModelError
+from medfm_rl.networks import argmax_classes
 from medfm_rl.reward.corruption import add_blob, warp
 from medfm_rl.seeding import torch_generator
 from medfm_rl.settings import ShapePriorSettings
@@ -75,7 +76,7 @@ class ShapePrior(nn.Module):
         """The plausible masks nearest to actions `(B, *S)`; class indices `(B, *S)` uint8."""
         one_hot = F.one_hot(actions.long(), self.num_classes).movedim(-1, 1).float()
         logits: Tensor = self(one_hot)
-        return logits.argmax(dim=1).to(torch.uint8)
+        return argmax_classes(logits, dim=1).to(torch.uint8)
 
     def save(self, folder: Path) -> None:
         """Writes `shape_prior.json` and `weights.safetensors` into a new folder."""

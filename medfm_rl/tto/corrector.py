@@ -13,6 +13,7 @@ from torch import Tensor
 
 from medfm_rl.adapters import SegmenterAdapter
 from medfm_rl.adapters.base import Sample
+from medfm_rl.networks import argmax_classes
 from medfm_rl.reward.appearance import randomise_appearance
 from medfm_rl.seeding import torch_generator
 from medfm_rl.tto.judge import Judge, Judgement
@@ -132,7 +133,7 @@ class CaseCorrector(ABC):
         sample = self.adapter.preprocess(case) if sample is None else sample
         logits = self.adapter.predict_logits(sample)
         if original is None:
-            first = Original(self.adapter.restore(logits, sample), logits.argmax(dim=0).to(torch.uint8), True)
+            first = Original(self.adapter.restore(logits, sample), argmax_classes(logits, dim=0).to(torch.uint8), True)
         else:
             first = Original(original, self.adapter.preprocess_labels(original, sample).cpu(), False)
         before = first.labels

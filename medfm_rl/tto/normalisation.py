@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from medfm_rl.adapters import SegmenterAdapter
 from medfm_rl.errors import ModelError
+from medfm_rl.networks import argmax_classes
 
 _RATES = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
 
@@ -161,5 +162,5 @@ class InTEnt(nn.Module):
 def balanced_entropy(probabilities: Tensor) -> Tensor:
     """Mean over the predicted classes of the mean entropy of their pixels, for `(K, *S)`."""
     entropy = -(probabilities * probabilities.clamp_min(1e-12).log()).sum(dim=0)
-    labels = probabilities.argmax(dim=0)
+    labels = argmax_classes(probabilities, dim=0)
     return torch.stack([entropy[labels == label].mean() for label in labels.unique()]).mean()

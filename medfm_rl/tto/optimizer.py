@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from medfm_rl.adapters import SegmenterAdapter
 from medfm_rl.adapters.base import Sample, Scope
+from medfm_rl.networks import argmax_classes
 from medfm_rl.policies.distribution import DenseCategorical, kl_divergence
 from medfm_rl.policies.ppo import clipped_policy_loss, greedy_advantages, normalise_advantages
 from medfm_rl.reward.network import RewardEnsemble
@@ -159,12 +160,12 @@ class _GradientAscent(_Ascent):
         settings: CorrectionSettings,
     ) -> None:
         super().__init__(search, reward, image, patch, settings)
-        self.original = deployed.argmax(dim=0)
+        self.original = argmax_classes(deployed, dim=0)
         self.log_deployed = deployed.log_softmax(dim=0)
 
     def look(self) -> tuple[Tensor, Tensor]:
         self.logits = self.search.logits()
-        self.action = self.logits.detach().argmax(dim=0)
+        self.action = argmax_classes(self.logits.detach(), dim=0)
         probabilities = self.logits.softmax(dim=0)
         one_hot = F.one_hot(self.action, len(self.logits)).movedim(-1, 0).to(probabilities)
         # The value of the action, the gradient of the softmax.

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from medfm_rl.adapters import SegmenterAdapter
 from medfm_rl.adapters.base import Sample
+from medfm_rl.networks import argmax_classes
 from medfm_rl.quality.evidence import expected_dice, soft_dice
 from medfm_rl.reward.network import RewardEnsemble
 from medfm_rl.reward.tiles import tiled_reward_map
@@ -97,7 +98,7 @@ class ViewVote(CaseCorrector):
         mean = votes.mean(dim=0)
         found = []
         for vote in votes:
-            action = vote.argmax(dim=0)
+            action = argmax_classes(vote, dim=0)
             map_ = tiled_reward_map(reward, image, action.to(adapter.device), adapter.patch_size).cpu()
             expected = expected_dice(map_[None], action[None], len(vote))[0]
             found.append(expected.mean() + soft_dice(mean, action).mean())
