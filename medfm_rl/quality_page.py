@@ -55,7 +55,9 @@ def thumbnail(image: FloatArray, labels: LabelMap, reward_map: FloatArray, schem
     shown = shown * (1 - layer[..., 3:]) + layer[..., :3] * layer[..., 3:]
     heat: npt.NDArray[np.float64] = matplotlib.colormaps["cividis"](reward_map)[..., :3]
     buffer = io.BytesIO()
-    imsave(buffer, np.clip(np.concatenate([shown, heat], axis=1), 0, 1), format="png")
+    picture = np.clip(np.concatenate([shown, heat], axis=1), 0, 1)
+    # Half the time of the default, and no larger.
+    imsave(buffer, picture, format="png", pil_kwargs={"compress_level": 3})
     return buffer.getvalue()
 
 

@@ -50,7 +50,7 @@ class Spool:
         evidence, path = case.evidence, self.folder / f"{len(self.cases):06d}.pt"
         maps = {
             "action": evidence.action,
-            "reward_map": evidence.reward_map,
+            "mean_map": evidence.mean_map,
             "spread": evidence.spread,
             "confidence": evidence.confidence,
         }

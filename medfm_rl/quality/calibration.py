@@ -207,7 +207,7 @@ def _pixels(cases: Sequence[CalibrationCase], seed: int) -> tuple[npt.NDArray[np
     for case, size, start in zip(cases, sizes, np.cumsum([0, *sizes[:-1]]), strict=True):
         places = np.flatnonzero((rows >= start) & (rows < start + size))
         chosen = torch.from_numpy(rows[places] - start)
-        maps = [case.evidence.reward_map, case.evidence.confidence]
+        maps = [case.evidence.mean_map, case.evidence.confidence]
         for column, values in enumerate(values for values in maps if values is not None):
             inputs[places, column] = log_odds(values.flatten()[chosen]).double().numpy()
         right[places] = case.right.flatten()[chosen].numpy()
@@ -231,7 +231,7 @@ def _structures(
     """
     names = anatomy.schema.structures
     numbers = {
-        part: [pixels.apply(case.evidence).features(names) for case in cases]
+        part: [case.evidence.features(names, pixels.probability(case.evidence)) for case in cases]
         for part, cases in (("f", fitted), ("p", promised))
     }
     models: dict[str, StructureModel] = {}

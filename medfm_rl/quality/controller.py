@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -170,15 +170,16 @@ class QualityController:
 
     def _report(self, submission: Submission, evidence: Evidence) -> QualityReport:
         case, labels, sample = submission.case, submission.labels, submission.sample
-        evidence = self.model.pixels.apply(evidence)
-        native = self.segmenter.restore_map(evidence.reward_map, sample).clip(0, 1)
-        scores = self._scores(evidence, labels, native)
+        probability = self.model.pixels.probability(evidence)
+        rows = evidence.features(self.schema.structures, probability)
+        native = self.segmenter.restore_map(probability, sample).clip(0, 1)
+        scores = self._scores(rows, labels, native)
         embedding, domain, looks = evidence.embedding, self.model.domain, self.model.appearance
         known = [(domain, embedding), (looks, evidence.appearance)]
         if submission.biomedclip is not None and self.model.biomedclip is not None:
             known.append((self.model.biomedclip.domain, submission.biomedclip))
         # The smallest of some probabilities, times their number, is one (Bonferroni).
-        distance, probability = min(
+        distance, likelihood = min(
             ((of.distance(numbers), min(1.0, len(known) * of.probability(numbers))) for of, numbers in known),
             key=lambda found: found[1],
         )
@@ -188,7 +189,7 @@ class QualityController:
             scores,
             evidence.rules,
             distance,
-            probability,
+            likelihood,
             "refer",
             (),
             tuple(embedding.tolist()),
@@ -236,8 +237,9 @@ class QualityController:
             scores.append(score)
         return replace(report, scores=tuple(scores))
 
-    def _scores(self, evidence: Evidence, labels: LabelMap, native: FloatArray) -> tuple[StructureScore, ...]:
-        rows = evidence.features(self.schema.structures)
+    def _scores(
+        self, rows: Sequence[Mapping[str, float]], labels: LabelMap, native: FloatArray
+    ) -> tuple[StructureScore, ...]:
         scores = []
         size = [max(3, round(_WORST_REGION * side)) for side in labels.shape]
         smooth = ndimage.uniform_filter(native, size, mode="nearest")

@@ -38,7 +38,7 @@ class Evidence:
 
     Attributes:
         action: `(*S')` uint8, class indices.
-        reward_map: `(*S')` in [0, 1], probability that each pixel is right.
+        mean_map: `(*S')` in [0, 1], mean of the maps of the reward networks.
         spread: `(*S')`, disagreement of the reward networks.
         confidence: `(*S')` in [0, 1], probability that the segmenter itself gives to the class that the action has at
             each pixel, whatever made the action; None where the segmenter cannot be asked.
@@ -51,7 +51,7 @@ class Evidence:
     """
 
     action: Tensor
-    reward_map: Tensor
+    mean_map: Tensor
     spread: Tensor
     confidence: Tensor | None
     embedding: npt.NDArray[np.float64]
@@ -60,13 +60,14 @@ class Evidence:
     num_classes: int
     own_estimate: Tensor | None = None
 
-    def features(self, structures: Sequence[str]) -> list[dict[str, float]]:
+    def features(self, structures: Sequence[str], probability: Tensor) -> list[dict[str, float]]:
         """The numbers of `FEATURES`, and `OWN_ESTIMATE` where there is one, for each structure, class index 1 first.
 
         Args:
             structures: Names without the background.
+            probability: `(*S')` in [0, 1], that each pixel is right (`PixelCalibration.probability`).
         """
-        action, maps, spread = self.action[None], self.reward_map[None].float(), self.spread[None].float()
+        action, maps, spread = self.action[None], probability[None].float(), self.spread[None].float()
         one_hot = memberships(action, self.num_classes)
         expected = expected_dice(maps, action, self.num_classes)[0]
         regions = structure_regions(action, self.num_classes)

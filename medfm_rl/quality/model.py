@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from torch import Tensor
 
 from medfm_rl.data.files import hash_folder, write_text
 from medfm_rl.errors import ModelError
@@ -55,11 +55,11 @@ class PixelCalibration(BaseModel):
     the class that the mask has there.
 
     Attributes:
-        reward_weight: Weight of the reward map.
+        reward_weight: Weight of the mean map of the reward networks.
         confidence_weight: Weight of the segmenter's confidence; None where the segmenter is not asked.
         shift: Shift of the log-odds.
-        ece_before: Expected calibration error of the reward maps on the cases that were held out from this fit.
-        ece_after: The same of the calibrated maps.
+        ece_before: Expected calibration error of these mean maps on the cases that were held out from this fit.
+        ece_after: The same of the calibrated probabilities.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
@@ -69,18 +69,18 @@ class PixelCalibration(BaseModel):
     ece_before: float
     ece_after: float
 
-    def apply(self, evidence: Evidence) -> Evidence:
-        """The evidence with the calibrated map in place of the reward map.
+    def probability(self, evidence: Evidence) -> Tensor:
+        """Probability that each pixel is right, `(*S')` in [0, 1].
 
         Raises:
             ModelError: The segmenter was asked when this was fitted, and was not now, or the other way round.
         """
         if (evidence.confidence is None) != (self.confidence_weight is None):
             raise ModelError(f"{QUALITY_FILE} was calibrated for another kind of segmenter; calibrate again")
-        odds = self.reward_weight * log_odds(evidence.reward_map) + self.shift
+        odds = self.reward_weight * log_odds(evidence.mean_map) + self.shift
         if evidence.confidence is not None and self.confidence_weight is not None:
             odds = odds + self.confidence_weight * log_odds(evidence.confidence)
-        return replace(evidence, reward_map=torch.sigmoid(odds))
+        return torch.sigmoid(odds)
 
 
 class StructureModel(BaseModel):

@@ -78,7 +78,7 @@ def pixels(**weights: float) -> PixelCalibration:
 
 
 def test_calibration_moves_the_log_odds_and_keeps_extremes_finite() -> None:
-    found = pixels(reward_weight=2.0).apply(evidence_of(torch.tensor([0.0, 0.5, 0.9, 1.0]), None)).reward_map
+    found = pixels(reward_weight=2.0).probability(evidence_of(torch.tensor([0.0, 0.5, 0.9, 1.0]), None))
     assert found[1] == 0.5
     assert found[2] == pytest.approx(0.81 / (0.81 + 0.01), rel=1e-5)
     assert bool(((found >= 0) & (found <= 1)).all())
@@ -86,11 +86,11 @@ def test_calibration_moves_the_log_odds_and_keeps_extremes_finite() -> None:
 
 def test_odds_of_the_reward_and_of_the_segmenter_multiply() -> None:
     evidence = evidence_of(torch.tensor([0.8, 0.8, 0.5]), torch.tensor([0.75, 0.25, 1.0]))
-    found = pixels(reward_weight=1.0, confidence_weight=1.0).apply(evidence).reward_map
+    found = pixels(reward_weight=1.0, confidence_weight=1.0).probability(evidence)
     # 4 to 1 times 3 to 1, and times 1 to 3.
     assert found[:2].tolist() == pytest.approx([12 / 13, 4 / 7])
     assert 0.999 < found[2] <= 1
-    half = pixels(reward_weight=0.5, confidence_weight=0.0, shift=math.log(3)).apply(evidence).reward_map
+    half = pixels(reward_weight=0.5, confidence_weight=0.0, shift=math.log(3)).probability(evidence)
     assert half.tolist() == pytest.approx([6 / 7, 6 / 7, 3 / 4])
 
 
@@ -98,7 +98,7 @@ def test_a_calibration_for_a_segmenter_that_is_asked_is_not_one_for_another() ->
     maps = torch.tensor([0.5])
     for weights, confidence in (({"confidence_weight": 1.0}, None), ({}, torch.tensor([0.5]))):
         with pytest.raises(ModelError, match="another kind of segmenter; calibrate again"):
-            pixels(**weights).apply(evidence_of(maps, confidence))
+            pixels(**weights).probability(evidence_of(maps, confidence))
 
 
 def test_confidence_is_the_probability_of_the_class_that_the_action_has() -> None:
@@ -116,10 +116,11 @@ def test_the_numbers_of_a_structure() -> None:
         RuleResult("gap", "b", "a", 0.0, None, 0.1, "share", "", True),
         RuleResult("present", "b", None, None, None, None, "px", "", False),
     )
-    evidence = Evidence(action, maps, torch.full((20, 20), 0.2), None, np.zeros(3), np.zeros(2), rules, 3)
-    first, second = evidence.features(("a", "b"))
+    # The numbers are of the probability that is given, not of the mean map.
+    evidence = Evidence(action, torch.zeros(20, 20), torch.full((20, 20), 0.2), None, np.zeros(3), np.zeros(2), rules, 3)
+    first, second = evidence.features(("a", "b"), maps)
     assert tuple(first) == FEATURES
-    asked = replace(evidence, own_estimate=torch.tensor([0.7, 0.0])).features(("a", "b"))
+    asked = replace(evidence, own_estimate=torch.tensor([0.7, 0.0])).features(("a", "b"), maps)
     assert [row.pop(OWN_ESTIMATE) for row in asked] == pytest.approx([0.7, 0.0])
     assert asked == [first, second]
     assert first["expected_dice"] == pytest.approx(expected_dice(maps[None], action[None].long(), 3)[0, 0].item())
