@@ -18,14 +18,14 @@ from medfm_rl.quality.biomedclip import BiomedCLIP
 from medfm_rl.quality.conformal import effective_patients, fewest_patients, interval, weighted_quantile
 from medfm_rl.quality.evidence import Evidence
 from medfm_rl.quality.model import MEAN, QUALITY_FILE, QualityModel
-from medfm_rl.quality.reports import BatchReport, Guarantee, QualityReport, ReasonCode, State, StructureScore, Verdict
-from medfm_rl.quality.shift import FEWEST_IN_BATCH
+from medfm_rl.quality.promises import guarantees, meaning
+from medfm_rl.quality.reports import BatchReport, QualityReport, State, StructureScore
 from medfm_rl.quality.submission import Submission, collect_evidence, segment, submit
+from medfm_rl.quality.verdicts import decide
 from medfm_rl.quality.views import ECHO_PROFILES, ViewClassifier
 from medfm_rl.reward.network import RewardEnsemble
 from medfm_rl.types import Case, FloatArray, LabelMap
 
-_CASE_LEVEL = 0.001
 _BATCH_LEVEL = 0.05
 _WORST_REGION = 0.05
 
@@ -196,7 +196,7 @@ class QualityController:
             submission.view,
             reward_map=native,
         )
-        return self._decided(report, "untested")
+        return decide(report, "untested", self.model, self.accept_untested)
 
     def settle(self, reports: Sequence[QualityReport]) -> BatchReport:
         """Tests a batch for shift and gives the verdicts that hold under its outcome.
@@ -218,10 +218,11 @@ class QualityController:
             if effective >= fewest_patients(self.model.targets.coverage):
                 state = "weighted"
                 reports = [self._weighted(report, reference, ratio) for report, ratio in zip(reports, own, strict=True)]
-        settled = tuple(self._decided(report, state) for report in reports)
+        settled = tuple(decide(report, state, self.model, self.accept_untested) for report in reports)
         count = len(set(patients))
-        guarantees = self._guarantees(probability, state, effective)
-        return BatchReport(settled, state, count, self._meaning(state, count), probability, guarantees)
+        words = meaning(state, count, self.model, self.accept_untested)
+        promised = guarantees(self.model, state, probability, effective)
+        return BatchReport(settled, state, count, words, probability, promised)
 
     def _weighted(self, report: QualityReport, reference: npt.NDArray[np.float64], own: float) -> QualityReport:
         """The report with the intervals that hold for a case of that likelihood ratio."""
@@ -263,150 +264,6 @@ class QualityController:
         predicted = float(np.mean(known))
         low, high = self.model.structures[MEAN].interval(predicted)
         return (*scores, StructureScore(MEAN, predicted, low, high, mean_reward, *place))
-
-    def _decided(self, report: QualityReport, state: State) -> QualityReport:
-        verdict, code, reasons = self._decide(report, state)
-        return replace(report, verdict=verdict, reason_code=code, reasons=tuple(reasons))
-
-    def _decide(self, report: QualityReport, state: State) -> tuple[Verdict, ReasonCode, list[str]]:
-        limit = self.model.targets.dice
-        if report.view is not None and not report.view.is_apical:
-            seen = report.view
-            return (
-                "refer",
-                "view",
-                [
-                    f"the view classifier sees {seen.view.replace('_', ' ')} (p = {seen.probability:.2f}), and the "
-                    "rules are for apical views"
-                ],
-            )
-        missing = [score.structure for score in report.scores[:-1] if score.predicted_dice is None]
-        if missing:
-            verb = "is" if len(missing) == 1 else "are"
-            reason = f"{', '.join(missing)} {verb} missing from the mask: no quality can be predicted"
-            return "refer", "structure_missing", [reason]
-        mean = report.mean
-        assert mean.predicted_dice is not None
-        assert mean.low is not None
-        assert mean.high is not None
-        found = f"mean Dice is predicted as {mean.predicted_dice:.3f} [{mean.low:.3f}, {mean.high:.3f}]"
-        broken = [str(rule) for rule in report.rules if not rule.passed]
-        if report.shift_probability < _CASE_LEVEL:
-            unlike = (
-                f"the image is unlike those of the calibration: distance {report.shift_distance:.1f}, of which the "
-                f"probability is {report.shift_probability:.1g}"
-            )
-            return "refer", "shift_case", [unlike, found, *broken]
-        if mean.high < limit:
-            return "refer", "predicted_dice", [f"{found}, all below {limit:g}", *broken]
-        if broken:
-            return "correct", "rules", [*broken, found]
-        if mean.low >= limit:
-            if state == "suspended":
-                reason = (
-                    f"{found}, at or above {limit:g}, but the batch differs from the calibration cases, and no "
-                    "interval can be promised; every anatomy rule is met"
-                )
-                return "refer", "batch_suspended", [reason]
-            return self._acceptable(state, "interval", f"{found}, all at or above {limit:g}")
-        threshold, shifted = self.model.accept_threshold, state in ("weighted", "suspended")
-        if threshold is not None and not shifted and mean.predicted_dice >= threshold:
-            return self._acceptable(state, "threshold", f"{found}, at or above the threshold {threshold:.3f}")
-        why = "the batch differs from the calibration cases, so that the threshold does not count"
-        if threshold is None:
-            why = "there is no threshold with a guarantee"
-        elif not shifted:
-            why = f"it is below the threshold {threshold:.3f}"
-        return "correct", "predicted_dice", [f"{found}, which may be below {limit:g}; {why}"]
-
-    def _acceptable(self, state: State, code: ReasonCode, found: str) -> tuple[Verdict, ReasonCode, list[str]]:
-        """The verdict on a mask with nothing against it but, perhaps, that its batch was not tested."""
-        if state != "untested":
-            return "accept", code, [f"{found}; every anatomy rule is met"]
-        few = (
-            f"there are too few patients to test whether the batch is like the calibration cases ({FEWEST_IN_BATCH} in "
-            "each are needed)"
-        )
-        if self.accept_untested:
-            return (
-                "accept",
-                code,
-                [f"{found}; every anatomy rule is met; {few}, and untested masks were to be accepted"],
-            )
-        return "refer", "batch_untested", [f"{found}, but {few}, and nothing is promised; every anatomy rule is met"]
-
-    def _meaning(self, state: State, patients: int) -> str:
-        """What a state of the batch means for the verdicts, in words.
-
-        Args:
-            state: State of the batch.
-            patients: How many it is of.
-        """
-        who = f"the batch is of {patients} {'patient' if patients == 1 else 'patients'}"
-        match state:
-            case "untested":
-                known = len(set(self.model.domain.patients))
-                outcome = (
-                    "masks are accepted all the same, as was asked" if self.accept_untested else "none is accepted"
-                )
-                return (
-                    f"{who} and the calibration keeps {known} to compare with; {FEWEST_IN_BATCH} of each are needed to "
-                    f"test whether they are alike, so what is promised may not hold, and {outcome}"
-                )
-            case "holds":
-                return (
-                    f"{who}, and no difference from the calibration cases was found, which is no proof that there is "
-                    "none"
-                )
-            case "weighted":
-                return (
-                    f"{who}, and they differ from the calibration cases: intervals are weighted, and a mask is "
-                    "accepted by its interval only"
-                )
-            case "suspended":
-                return (
-                    f"{who}, and they differ from the calibration cases: nothing is promised, predicted Dice and "
-                    "intervals are guesses, and no mask is accepted"
-                )
-
-    def _guarantees(self, probability: float | None, state: State, effective: float) -> tuple[Guarantee, ...]:
-        """What is promised of intervals and threshold in this state of the batch.
-
-        Args:
-            probability: Probability of the two-sample test.
-            state: What it and the weights of the calibration patients lead to.
-            effective: How many calibration patients the weighted ones are worth, where there are weights.
-        """
-        model, targets = self.model, self.model.targets
-        promise = f"{targets.coverage:.0%} of the intervals of predicted Dice hold the true Dice"
-        found = "" if probability is None else f"two-sample test, p = {probability:.3g}"
-        differs = f"the batch differs from the calibration cases ({model.origin}): {found}"
-        worth = f"{model.conformal_patients} patients are worth {effective:.1f} where those like the batch weigh more"
-        advice = "calibrate on labelled cases of this domain"
-        match state:
-            case "untested":
-                reason = (
-                    f"the two-sample test needs at least {FEWEST_IN_BATCH} patients in the batch and in the "
-                    "calibration; whether they are alike is for you to say"
-                )
-            case "holds":
-                reason = f"no difference from the calibration cases ({model.origin}) was found: {found}"
-            case "weighted":
-                reason = (
-                    f"{differs}; {worth}. The intervals are weighted, and hold if only the images differ and not how "
-                    f"good masks of such images are; to be sure, {advice}"
-                )
-            case "suspended":
-                reason = f"{differs}; {worth}, and {fewest_patients(targets.coverage)} are needed; {advice}"
-        missing = model.structures[MEAN].quantile is None
-        why = f"{model.conformal_patients} calibration patients are too few for intervals of this coverage"
-        guarantees = [Guarantee(promise, "none" if missing else state, why if missing else reason)]
-        missing = model.accept_threshold is None
-        promise, _, why = model.accept_reason.partition(": ")
-        # Weights say nothing of a threshold.
-        status: State = "suspended" if state == "weighted" else state
-        guarantees.append(Guarantee(promise, "none" if missing else status, why if missing else reason))
-        return tuple(guarantees)
 
 
 def _worst(smooth: FloatArray, mask: npt.NDArray[np.bool_], size: Sequence[int]) -> tuple[tuple[int, ...], float]:

@@ -1,0 +1,83 @@
+"""What is promised of a batch of masks, in words: what the test for shift lets stand of intervals and threshold."""
+
+from __future__ import annotations
+
+from medfm_rl.quality.conformal import fewest_patients
+from medfm_rl.quality.model import MEAN, QualityModel
+from medfm_rl.quality.reports import Guarantee, State
+from medfm_rl.quality.shift import FEWEST_IN_BATCH
+
+
+def meaning(state: State, patients: int, model: QualityModel, accept_untested: bool) -> str:
+    """What a state of the batch means for the verdicts, in words.
+
+    Args:
+        state: State of the batch.
+        patients: How many it is of.
+        model: What it was compared with.
+        accept_untested: Whether masks of a batch that could not be tested may be accepted.
+    """
+    who = f"the batch is of {patients} {'patient' if patients == 1 else 'patients'}"
+    match state:
+        case "untested":
+            known = len(set(model.domain.patients))
+            outcome = "masks are accepted all the same, as was asked" if accept_untested else "none is accepted"
+            return (
+                f"{who} and the calibration keeps {known} to compare with; {FEWEST_IN_BATCH} of each are needed to "
+                f"test whether they are alike, so what is promised may not hold, and {outcome}"
+            )
+        case "holds":
+            return (
+                f"{who}, and no difference from the calibration cases was found, which is no proof that there is none"
+            )
+        case "weighted":
+            return (
+                f"{who}, and they differ from the calibration cases: intervals are weighted, and a mask is "
+                "accepted by its interval only"
+            )
+        case "suspended":
+            return (
+                f"{who}, and they differ from the calibration cases: nothing is promised, predicted Dice and "
+                "intervals are guesses, and no mask is accepted"
+            )
+
+
+def guarantees(model: QualityModel, state: State, probability: float | None, effective: float) -> tuple[Guarantee, ...]:
+    """What is promised of intervals and threshold in this state of the batch.
+
+    Args:
+        model: What was calibrated.
+        state: What the test and the weights of the calibration patients lead to.
+        probability: Of the two-sample test.
+        effective: How many calibration patients the weighted ones are worth, where there are weights.
+    """
+    targets = model.targets
+    promise = f"{targets.coverage:.0%} of the intervals of predicted Dice hold the true Dice"
+    found = "" if probability is None else f"two-sample test, p = {probability:.3g}"
+    differs = f"the batch differs from the calibration cases ({model.origin}): {found}"
+    worth = f"{model.conformal_patients} patients are worth {effective:.1f} where those like the batch weigh more"
+    advice = "calibrate on labelled cases of this domain"
+    match state:
+        case "untested":
+            reason = (
+                f"the two-sample test needs at least {FEWEST_IN_BATCH} patients in the batch and in the "
+                "calibration; whether they are alike is for you to say"
+            )
+        case "holds":
+            reason = f"no difference from the calibration cases ({model.origin}) was found: {found}"
+        case "weighted":
+            reason = (
+                f"{differs}; {worth}. The intervals are weighted, and hold if only the images differ and not how "
+                f"good masks of such images are; to be sure, {advice}"
+            )
+        case "suspended":
+            reason = f"{differs}; {worth}, and {fewest_patients(targets.coverage)} are needed; {advice}"
+    intervals = Guarantee(promise, state, reason)
+    if model.structures[MEAN].quantile is None:
+        few = f"{model.conformal_patients} calibration patients are too few for intervals of this coverage"
+        intervals = Guarantee(promise, "none", few)
+    promise, _, why = model.accept_reason.partition(": ")
+    if model.accept_threshold is None:
+        return intervals, Guarantee(promise, "none", why)
+    # Weights say nothing of a threshold.
+    return intervals, Guarantee(promise, "suspended" if state == "weighted" else state, reason)
