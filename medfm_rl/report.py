@@ -336,7 +336,9 @@ def case_figure(case: ReportCase, schema: LabelSchema, simulated: bool) -> Figur
     reward_panel.set_title("reward map of after", fontsize=9)
     for axes in panels:
         axes.axis("off")
-    figure.colorbar(picture, ax=panels, fraction=0.012, pad=0.01).set_label("reward: fused probability of being right", fontsize=8)
+    figure.colorbar(picture, ax=panels, fraction=0.012, pad=0.01).set_label(
+        "reward: fused probability of being right", fontsize=8
+    )
     columns = min(len(handles), _LEGEND_COLUMNS)
     figure.legend(handles=handles, loc="outside lower center", ncols=columns, frameon=False, fontsize=9)
     return figure
@@ -379,7 +381,9 @@ def correction_figure(
             axes.imshow(overlay(labels, schema))
     for axes, reward_map in ((panels[2], reward_before), (panels[4], reward_after)):
         picture = axes.imshow(reward_map, cmap="cividis", vmin=0, vmax=1)
-    figure.colorbar(picture, ax=panels, fraction=0.012, pad=0.01).set_label("reward: fused probability of being right", fontsize=8)
+    figure.colorbar(picture, ax=panels, fraction=0.012, pad=0.01).set_label(
+        "reward: fused probability of being right", fontsize=8
+    )
     handles = [Patch(facecolor=colour, label=name) for name, colour in structure_colours(schema).items()]
     figure.legend(handles=handles, loc="outside lower center", ncols=_LEGEND_COLUMNS, frameon=False, fontsize=9)
     figure.suptitle(title, fontsize=10)

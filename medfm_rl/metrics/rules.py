@@ -47,17 +47,18 @@ class MaskView:
         labels: Class indices `(*S)`.
         schema: Structures.
         spacing: Size of a pixel in mm in array order, or None where it is unknown.
-        whole: Whether to look at the whole image, which only rules about the background need.
+        cropped: Whether to look at the box of all structures alone, and one pixel around it, which is faster and enough
+            for every rule but those about the background.
     """
 
     def __init__(
-        self, labels: LabelMap, schema: LabelSchema, spacing: tuple[float, ...] | None, whole: bool = False
+        self, labels: LabelMap, schema: LabelSchema, spacing: tuple[float, ...] | None, cropped: bool = True
     ) -> None:
         self.pixels = labels.size
         self.has_spacing = spacing is not None
         self.spacing = spacing or (1.0,) * labels.ndim
         self.schema = schema
-        self._labels = labels if whole else labels[_box(labels > 0, margin=1)]
+        self._labels = labels[_box(labels > 0, margin=1)] if cropped else labels
         self.found: dict[tuple[str, str], Any] = {}
 
     @_once
@@ -113,6 +114,8 @@ class Rule(BaseModel, ABC):
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
     unit: ClassVar[str] = "share"
+    measures_other: ClassVar[bool] = False
+    """Whether the rule measures the other structure itself, and not only where it meets the first."""
 
     structure: str = Field(description="A structure, a union such as `LV+MYO`, or `each` for all of them one by one.")
     source: str = Field("", description="Where the rule and its limit come from.")
@@ -133,6 +136,11 @@ class Rule(BaseModel, ABC):
         """Unit of the measured value."""
         del view
         return self.unit
+
+    def measures_background(self) -> bool:
+        """Whether the size or the place of the background matters, beyond what lies around the structures."""
+        measured = self.names() if self.measures_other else (self.structure,)
+        return any(BACKGROUND in union.split("+") for union in measured)
 
     def names(self) -> tuple[str, ...]:
         """The structures, or unions of them, that must be there."""
@@ -266,6 +274,7 @@ class SizeRatioRule(_RangeRule):
     """The size of the structure over the size of the other lies between the two limits."""
 
     unit: ClassVar[str] = "ratio"
+    measures_other: ClassVar[bool] = True
     kind: Literal["size_ratio"] = "size_ratio"
     other: str
     least: float = Field(ge=0)
@@ -278,6 +287,7 @@ class WidthRatioRule(_RangeRule):
     """The width of the structure over that of the other, along the last axis through the centre of both together."""
 
     unit: ClassVar[str] = "ratio"
+    measures_other: ClassVar[bool] = True
     kind: Literal["width_ratio"] = "width_ratio"
     other: str
     least: float = Field(0, ge=0)
@@ -347,6 +357,7 @@ class ThinnestRule(Rule):
 class AboveRule(Rule):
     """The centre of the structure lies nearer to the first row than that of the other."""
 
+    measures_other: ClassVar[bool] = True
     kind: Literal["above"] = "above"
     other: str
 

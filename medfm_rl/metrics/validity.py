@@ -10,8 +10,10 @@ from itertools import combinations
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import yaml
 from pydantic import ValidationError
+from scipy import stats
 
 from medfm_rl.errors import ConfigError
 from medfm_rl.metrics.rules import (
@@ -24,7 +26,7 @@ from medfm_rl.metrics.rules import (
 )
 from medfm_rl.settings.problems import describe_problem
 from medfm_rl.settings.yaml_text import read_yaml
-from medfm_rl.types import BACKGROUND, LabelMap, LabelSchema
+from medfm_rl.types import LabelMap, LabelSchema
 
 _SHOWN = 3
 """Problems of a profile that a message names."""
@@ -132,13 +134,14 @@ class Anatomy:
                 f"anatomy {self.name}: class indices go from 0 to {self.schema.num_classes - 1}, "
                 f"the label map has {labels.min()} to {labels.max()}"
             )
-        background = any(BACKGROUND in rule.structure.split("+") for rule in self.rules)
-        whole = [MaskView(labels, self.schema, spacing, background)]
+        # Only for the background does it matter how large the image is.
+        cropped = not any(rule.measures_background() for rule in self.rules)
+        whole = [MaskView(labels, self.schema, spacing, cropped)]
         if labels.ndim == 3 and self.profile.planes:
             flat = None if spacing is None else spacing[1:]
             # A plane without any structure has nothing to be checked; a volume of such planes has.
             filled = [plane for plane in labels if plane.any()] or [labels[0]]
-            return whole, [MaskView(plane, self.schema, flat, background) for plane in filled]
+            return whole, [MaskView(plane, self.schema, flat, cropped) for plane in filled]
         return whole, whole
 
 
@@ -177,8 +180,9 @@ def learn_limits(
 
     Sizes, size ratios, and shares of contact of the structures that touch, volumes as a whole, each between the
     `quantile` and the `1 - quantile` of the masks that have them. Such a limit refuses about `2 * quantile` of masks
-    like these by itself; fewer masks than `1 / quantile` make it the extremes that were seen. A structure that each of
-    the masks has must be there; a rule about one that some of them lack is optional.
+    like these by itself. Fewer masks than `1 / quantile` do not show those quantiles: the distance of the extremes
+    from the median is then stretched as it would be for a normal distribution. A structure that each of the masks has
+    must be there; a rule about one that some of them lack is optional.
 
     Args:
         masks: Class indices `(*S)`, expert masks of the source for example, each with its spacing in mm in array order
@@ -209,11 +213,28 @@ def learn_limits(
             continue
         if isinstance(rule, SizeRule) and _takes_mm(rule) != in_mm:
             continue
-        least, most = np.quantile(values, [quantile, 1 - quantile])
-        limits = {"least": float(least), "most": float(most), "whole": True, "optional": None in found}
+        least, most = _range_of(values, quantile)
+        if isinstance(rule, ContactRule):
+            most = min(most, 1.0)
+        limits = {"least": max(least, 0.0), "most": most, "whole": True, "optional": None in found}
         source = f"{100 * quantile:g} to {100 * (1 - quantile):g} % of {count} masks"
         learned.append(rule.model_copy(update={**limits, "source": source}))
     return tuple(learned)
+
+
+def _range_of(values: npt.NDArray[np.float64], quantile: float) -> tuple[float, float]:
+    """The quantile and one minus it, at values that were seen, or beyond where those are too few to show them.
+
+    Then the extremes are taken for those of a normal distribution, of which n values reach about n / (n + 1).
+    """
+    low = float(np.quantile(values, quantile, method="lower"))
+    high = float(np.quantile(values, 1 - quantile, method="higher"))
+    count = len(values)
+    if count < 2 or not 0 < count * quantile < 1:
+        return low, high
+    middle = float(np.median(values))
+    stretch = float(stats.norm.isf(quantile) / stats.norm.isf(1 / (count + 1)))
+    return middle - stretch * (middle - low), middle + stretch * (high - middle)
 
 
 def _learnable(schema: LabelSchema) -> list[AnyRule]:

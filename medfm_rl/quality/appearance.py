@@ -29,7 +29,7 @@ def appearance(images: Tensor) -> Tensor:
     centred = images.float() - images.float().mean(dim=axes, keepdim=True)
     level = centred / centred.square().mean(dim=axes, keepdim=True).sqrt().clamp_min(1e-6)
     ordered = level.flatten(2).sort(dim=2).values
-    ranks = torch.linspace(0, ordered.shape[2] - 1, 11, device=images.device).round().long()
+    ranks = _decile_ranks(ordered.shape[2]).to(images.device)
     found = [pool(level, _CELLS[ndim]).flatten(1), ordered[..., ranks].clamp(-5, 5).flatten(1)]
     for _ in range(_OCTAVES):
         # Along an axis that has come to its end the image stays: images of all sizes have as many numbers.
@@ -38,3 +38,9 @@ def appearance(images: Tensor) -> Tensor:
         found.append(detail.abs().flatten(2).mean(dim=2).clamp_min(1e-3).log())
         level = coarse
     return torch.cat(found, dim=1).cpu().double()
+
+
+def _decile_ranks(count: int) -> Tensor:
+    """Places of the deciles, the extremes included, among ordered values."""
+    # Single precision counts to 2^24, and volumes have more voxels.
+    return torch.linspace(0, count - 1, 11, dtype=torch.float64).round().long()

@@ -197,6 +197,47 @@ def test_learned_limits_are_the_stated_quantiles_of_the_masks() -> None:
         assert learn_limits(mixed, SCHEMA, 0.1) == learn_limits(unspaced, SCHEMA, 0.1)
 
 
+def test_limits_of_few_masks_lie_beyond_the_extremes_as_those_of_a_normal_distribution_would() -> None:
+    masks = []
+    for rows in (4, 5, 6, 7, 10):
+        mask = np.zeros((20, 20), np.uint8)
+        mask[:rows, :10] = 1
+        masks.append(mask)
+    (rule,) = [r for r in learn_limits([(m, None) for m in masks], SCHEMA, quantile=0.001) if r.kind == "size"]
+    # Of five values the largest lies at 5/6 of a normal distribution, .9674 deviations out; 99.9 % at 3.0902.
+    # The lower limit, 60 - 3.19 * 20 pixels, would be below 0.
+    assert rule.limits() == pytest.approx((0.0, (60 + 3.0902 / 0.9674 * 40) / 400), rel=1e-4)
+    (alone,) = [r for r in learn_limits([(masks[0], None)], SCHEMA, quantile=0.001) if r.kind == "size"]
+    assert alone.limits() == pytest.approx((0.1, 0.1))
+
+
+def test_learned_limits_refuse_none_of_the_masks_that_show_them() -> None:
+    generator = np.random.default_rng(0)
+    masks = []
+    for _ in range(12):
+        mask = np.zeros((30, 30), np.uint8)
+        high, wide, other = generator.integers(5, 20, 3)
+        mask[:high, :wide], mask[high : high + 8, :other] = 1, 2
+        masks.append(mask)
+    for quantile in (0.001, 0.0):
+        learned = Anatomy("test", Profile(rules=learn_limits([(m, None) for m in masks], SCHEMA, quantile)), SCHEMA)
+        assert len(learned.rules) > 3
+        assert all(learned.is_valid(mask) for mask in masks)
+
+
+def test_background_is_measured_in_the_whole_image(anatomy: MakeAnatomy) -> None:
+    mask = np.zeros((10, 11), np.uint8)
+    mask[1, 1] = 1
+    (ratio,) = anatomy("kind: size_ratio, structure: a, other: background, least: 0, most: 1").check(mask)
+    assert ratio.measured == pytest.approx(1 / 109)
+    # Through the centre of both, which is the row of the image's middle.
+    (width,) = anatomy("kind: width_ratio, structure: background, other: a").check(mask)
+    assert width.measured == pytest.approx(11 / 1e-9)
+    # The rows of all 110 pixels sum up to 495, and that of a is 1.
+    (above,) = anatomy("kind: above, structure: a, other: background").check(mask)
+    assert above.measured == pytest.approx((495 - 1) / 109 - 1)
+
+
 def test_limits_are_not_learned_from_nothing() -> None:
     with pytest.raises(ValueError, match="at least one mask"):
         learn_limits([], SCHEMA)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from statistics import NormalDist
 from typing import Any
 
 import numpy as np
@@ -62,6 +63,13 @@ def learned_size(model: QualityModel, structure: str) -> tuple[str, tuple[float 
     return rule.measured_in, rule.limits()
 
 
+def limits_of(values: list[float]) -> tuple[float, float]:
+    """Extremes as far out as 99.9 % of a normal distribution, where the largest of n is at n / (n + 1)."""
+    normal, middle = NormalDist(), float(np.median(values))
+    stretch = normal.inv_cdf(0.999) / normal.inv_cdf(len(values) / (len(values) + 1))
+    return max(0.0, middle - stretch * (middle - min(values))), middle + stretch * (max(values) - middle)
+
+
 # Images have 32 x 32 pixels: they are padded to the first, and covered by patches of the second.
 @pytest.mark.parametrize("size", [[48, 64], [16, 16]], ids=["padded", "tiled"])
 def test_default_limits_are_those_of_expert_masks_on_their_own_grid(
@@ -88,18 +96,12 @@ def test_default_limits_are_those_of_expert_masks_on_their_own_grid(
         sizes = [np.prod(spacing) * (item.ground_truth == index).sum() for item in labelled]
         measured_in, limits = learned_size(model, structure)
         assert measured_in == "mm"
-        assert limits == pytest.approx(np.quantile(sizes, [0.001, 0.999]))
-    # What is between the smallest and the largest of the experts' masks is refused by none of these rules.
+        assert limits == pytest.approx(limits_of(sizes))
     for item in labelled:
-        sizes_failed = [
-            rule
-            for rule in model.bound_anatomy().check(item.ground_truth, spacing)
-            if rule.rule == "size" and not rule.passed
-        ]
-        for rule in sizes_failed:
-            assert rule.measured == pytest.approx(rule.least, rel=0.02) or rule.measured == pytest.approx(
-                rule.most, rel=0.02
-            )
+        checked_again = model.bound_anatomy().check(item.ground_truth, spacing)
+        learned = [rule.passed for rule in checked_again if rule.source.endswith("masks")]
+        assert len(learned) > 3
+        assert all(learned)
     assert not list(run.path.glob("calibrating-*"))
     # It serves what is scored.
     report = QualityController.load(run.path).assess(labelled[0].case, labelled[0].ground_truth)
@@ -118,7 +120,7 @@ def test_default_limits_are_shares_where_a_target_image_has_no_millimetres(quali
     masks = [file.read_labelled(model.schema_).ground_truth for file in files]
     measured_in, limits = learned_size(model, "LV")
     assert measured_in == "share"
-    assert limits == pytest.approx(np.quantile([(mask == 1).mean() for mask in masks], [0.001, 0.999]))
+    assert limits == pytest.approx(limits_of([(mask == 1).mean() for mask in masks]))
 
 
 def test_volumes_larger_than_the_patch_have_a_default(quality_run: Path, tmp_path: Path) -> None:

@@ -117,7 +117,9 @@ def test_the_numbers_of_a_structure() -> None:
         RuleResult("present", "b", None, None, None, None, "px", "", False),
     )
     # The numbers are of the probability that is given, not of the mean map.
-    evidence = Evidence(action, torch.zeros(20, 20), torch.full((20, 20), 0.2), None, np.zeros(3), np.zeros(2), rules, 3)
+    evidence = Evidence(
+        action, torch.zeros(20, 20), torch.full((20, 20), 0.2), None, np.zeros(3), np.zeros(2), rules, 3
+    )
     first, second = evidence.features(("a", "b"), maps)
     assert tuple(first) == FEATURES
     asked = replace(evidence, own_estimate=torch.tensor([0.7, 0.0])).features(("a", "b"), maps)

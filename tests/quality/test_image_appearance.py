@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import torch
 
-from medfm_rl.quality.appearance import appearance
+from medfm_rl.quality.appearance import _decile_ranks, appearance
 
 
 def test_the_numbers_by_hand() -> None:
@@ -43,3 +43,13 @@ def test_images_of_all_sizes_have_as_many_numbers() -> None:
     # The detail within slices is told also where there is one slice only.
     slice_alone = appearance(volumes[0][:, :, 0])[0, 75:]
     torch.testing.assert_close(appearance(volumes[0])[0, 75:], slice_alone)
+
+
+def test_the_deciles_of_a_large_volume_are_within_it() -> None:
+    # 2^24 is as far as single precision counts.
+    for count in (1, 11, 2**24 + 4, 200 * 320 * 320):
+        ranks = _decile_ranks(count)
+        assert ranks[0] == 0
+        assert ranks[-1] == count - 1
+        assert ranks.diff().min() >= 0
+    assert _decile_ranks(101).tolist() == list(range(0, 101, 10))
