@@ -103,7 +103,9 @@ def calibration_table(model: QualityModel) -> Table:
     for name, item in model.structures.items():
         low, high = item.interval(0.9)
         kind = "mean of the structures" if item.predictor is None else item.predictor.kind
-        table.add_row(escape(name), kind, f"{item.error:.3f}", f"{item.bias:+.3f}", f"{low:.2f} to {high:.2f}")
+        error = "unknown" if item.error is None else f"{item.error:.3f}"
+        bias = "unknown" if item.bias is None else f"{item.bias:+.3f}"
+        table.add_row(escape(name), kind, error, bias, f"{low:.2f} to {high:.2f}")
     return table
 
 

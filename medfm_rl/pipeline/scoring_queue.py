@@ -128,7 +128,8 @@ class ScoringQueue:
         inputs = self._inputs(file)
         known = self.records.reuse(file.case_id, inputs)
         if known is not None:
-            self.reports[file.case_id] = QualityReport.from_json(known["report"])
+            # Whose it is comes from the call, which may tell patients apart in another way than the one before.
+            self.reports[file.case_id] = replace(QualityReport.from_json(known["report"]), patient_id=file.patient_id)
             self.mask_hashes[file.case_id] = known["mask"]
             return
         with _caused_by("input_unusable"), must_fit(f"case {file.case_id}", self.controller.device):

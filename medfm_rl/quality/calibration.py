@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
@@ -118,9 +118,16 @@ def fit_quality(
     require_patients(patients, targets)
     fitted, promised = split_by_patient(list(cases), 0.5, derive_seed(seed, "quality"))
     pixels = _calibrate_pixels(fitted, promised, seed)
-    structures, mean_fitted, mean_promised = _structures(fitted, promised, pixels, anatomy, targets)
-    threshold, reason = _threshold(promised, mean_fitted, mean_promised, targets, seed)
-    parts, names = (fitted, promised), [case.patient_id for case in promised]
+    to_fit, to_promise = (_Half.of(part, pixels, anatomy.schema.structures) for part in (fitted, promised))
+    predictors = _fit_predictors(to_fit, anatomy.schema.structures)
+    predicted, truth, names = to_promise.predict(predictors), to_promise.dice, [case.patient_id for case in promised]
+    structures = {
+        name: _model(predictor, predicted[:, index], truth[:, index], names, targets)
+        for index, (name, predictor) in enumerate(zip(anatomy.schema.structures, predictors, strict=True))
+    }
+    structures[MEAN] = _model(None, predicted.mean(axis=1), truth.mean(axis=1), names, targets)
+    threshold, reason = _threshold(to_promise, predicted, to_fit.predict(predictors), targets, seed)
+    parts = (fitted, promised)
     embeddings = [np.stack([case.evidence.embedding for case in part]) for part in parts]
     looks = [np.stack([case.evidence.appearance for case in part]) for part in parts]
     return QualityModel(
@@ -218,72 +225,110 @@ def _sigmoid(odds: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
     return 1 / (1 + np.exp(-odds))
 
 
-def _structures(
-    fitted: Sequence[CalibrationCase],
-    promised: Sequence[CalibrationCase],
-    pixels: PixelCalibration,
-    anatomy: Anatomy,
-    targets: Targets,
-) -> tuple[dict[str, StructureModel], npt.NDArray[np.float64], npt.NDArray[np.float64]]:
-    """Models by structure and for the mean; predicted means of the fitted and of the promised cases.
+@dataclass(frozen=True, eq=False)
+class _Half:
+    """One half of the cases, with the numbers of each of their structures."""
 
-    A structure that a mask lacks is not predicted, and its case not learned from: such a mask is referred.
-    """
-    names = anatomy.schema.structures
-    numbers = {
-        part: [case.evidence.features(names, pixels.probability(case.evidence)) for case in cases]
-        for part, cases in (("f", fitted), ("p", promised))
-    }
-    models: dict[str, StructureModel] = {}
-    predicted: dict[str, list[npt.NDArray[np.float64]]] = {"f": [], "p": []}
-    for index, name in enumerate(names):
-        there = [row for row, row_numbers in enumerate(numbers["f"]) if row_numbers[index]["size"] > 0]
-        predictor = fit_predictor(
-            [numbers["f"][row][index] for row in there],
-            np.array([float(fitted[row].dice[index]) for row in there]),
-            [fitted[row].patient_id for row in there],
+    cases: Sequence[CalibrationCase]
+    numbers: Sequence[Sequence[Mapping[str, float]]]
+
+    @classmethod
+    def of(cls, cases: Sequence[CalibrationCase], pixels: PixelCalibration, names: Sequence[str]) -> _Half:
+        return cls(cases, [case.evidence.features(names, pixels.probability(case.evidence)) for case in cases])
+
+    @property
+    def there(self) -> npt.NDArray[np.bool_]:
+        """Which structures the masks have, `(N, K - 1)`; of one that a mask lacks nothing is predicted."""
+        return np.array([[row["size"] > 0 for row in rows] for rows in self.numbers], dtype=bool)
+
+    @property
+    def dice(self) -> npt.NDArray[np.float64]:
+        """True Dice `(N, K - 1)`."""
+        return np.array([case.dice for case in self.cases], dtype=np.float64)
+
+    def predict(self, predictors: Sequence[DicePredictor]) -> npt.NDArray[np.float64]:
+        """Predicted Dice `(N, K - 1)`; NaN of a structure that a mask lacks."""
+        found = [
+            [predictor.predict(row) for predictor, row in zip(predictors, rows, strict=True)] for rows in self.numbers
+        ]
+        return np.where(self.there, np.array(found), np.nan)
+
+
+def _fit_predictors(half: _Half, names: Sequence[str]) -> list[DicePredictor]:
+    """One for each structure, from the masks that have it."""
+    predictors = []
+    for index in range(len(names)):
+        rows = np.flatnonzero(half.there[:, index]).tolist()
+        predictors.append(
+            fit_predictor(
+                [half.numbers[row][index] for row in rows],
+                half.dice[rows, index],
+                [half.cases[row].patient_id for row in rows],
+            )
         )
-        for part in ("f", "p"):
-            predicted[part].append(np.array([predictor.predict(row[index]) for row in numbers[part]]))
-        models[name] = _model(predictor, predicted["p"][-1], promised, index, targets)
-    means = {part: np.mean(values, axis=0) for part, values in predicted.items()}
-    models[MEAN] = _model(None, means["p"], promised, None, targets)
-    return models, means["f"], means["p"]
+    return predictors
 
 
 def _model(
     predictor: DicePredictor | None,
     predicted: npt.NDArray[np.float64],
-    cases: Sequence[CalibrationCase],
-    index: int | None,
+    truth: npt.NDArray[np.float64],
+    patients: Sequence[str],
     targets: Targets,
 ) -> StructureModel:
-    truth = np.array([float(case.dice.mean() if index is None else case.dice[index]) for case in cases])
+    """What is promised of a prediction, by the cases that have one.
+
+    Args:
+        predictor: What predicts.
+        predicted: `(N,)`, NaN where nothing is predicted.
+        truth: `(N,)`.
+        patients: Patient of each.
+        targets: What is asked.
+    """
+    known = np.isfinite(predicted)
     scores = conformity(predicted, truth)
-    quantile = patient_quantile(scores, [case.patient_id for case in cases], targets.coverage)
+    rows = np.flatnonzero(known).tolist()
+    quantile = patient_quantile(scores[rows], [patients[row] for row in rows], targets.coverage)
+    missed = (predicted - truth)[known]
     return StructureModel(
         predictor=predictor,
         quantile=quantile if np.isfinite(quantile) else None,
-        conformity=tuple(scores.round(6).tolist()),
-        error=float(np.abs(predicted - truth).mean()),
-        bias=float((predicted - truth).mean()),
+        conformity=tuple(round(float(score), 6) if there else None for score, there in zip(scores, known, strict=True)),
+        error=float(np.abs(missed).mean()) if known.any() else None,
+        bias=float(missed.mean()) if known.any() else None,
     )
 
 
 def _threshold(
-    cases: Sequence[CalibrationCase],
-    mean_fitted: npt.NDArray[np.float64],
-    mean_promised: npt.NDArray[np.float64],
+    half: _Half,
+    predicted: npt.NDArray[np.float64],
+    predicted_to_fit: npt.NDArray[np.float64],
     targets: Targets,
     seed: int,
 ) -> tuple[float | None, str]:
-    # The test counts independent cases: one of each patient, drawn without looking at it.
-    order = numpy_generator(seed, "one case a patient").permutation(len(cases))
-    rows = sorted({cases[row].patient_id: int(row) for row in order}.values())
-    good = np.array([float(cases[row].dice.mean()) >= targets.dice for row in rows])
-    threshold = accept_threshold(
-        mean_promised[rows], good, threshold_candidates(mean_fitted), targets.alpha, targets.confidence
-    )
+    """The threshold of the mean Dice, and what it promises or why there is none.
+
+    Args:
+        half: Cases that the promise stands on.
+        predicted: Their predictions `(N, K - 1)`.
+        predicted_to_fit: Predictions of the other half, from which candidates come.
+        targets: What is asked.
+        seed: Which case of a patient counts.
+    """
+    means, candidates = predicted.mean(axis=1), predicted_to_fit.mean(axis=1)
+    # The test counts independent cases: one of each patient, drawn without looking at it. A mask that lacks a structure
+    # is never accepted, so it is none of those.
+    order = [
+        row for row in numpy_generator(seed, "one case a patient").permutation(len(means)) if np.isfinite(means[row])
+    ]
+    rows = sorted({half.cases[row].patient_id: int(row) for row in order}.values())
+    good = half.dice[rows].mean(axis=1) >= targets.dice
+    candidates = candidates[np.isfinite(candidates)]
+    threshold = None
+    if rows and len(candidates):
+        threshold = accept_threshold(
+            means[rows], good, threshold_candidates(candidates), targets.alpha, targets.confidence
+        )
     promise = (
         f"at most {targets.alpha:.0%} of the accepted masks below a mean Dice of {targets.dice:g}, with a confidence "
         f"of {targets.confidence:.0%}"

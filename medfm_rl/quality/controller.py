@@ -229,9 +229,13 @@ class QualityController:
         scores = []
         for score in report.scores:
             if score.predicted_dice is not None:
-                model = self.model.structures[score.structure]
+                scores_known, rows = self.model.structures[score.structure].known_conformity()
                 quantile = weighted_quantile(
-                    np.array(model.conformity), reference, self.model.domain.patients, own, self.model.targets.coverage
+                    scores_known,
+                    reference[rows],
+                    np.array(self.model.domain.patients)[rows].tolist(),
+                    own,
+                    self.model.targets.coverage,
                 )
                 low, high = interval(score.predicted_dice, quantile)
                 score = replace(score, low=low, high=high)

@@ -7,6 +7,8 @@ import math
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import Tensor
@@ -89,17 +91,23 @@ class StructureModel(BaseModel):
     Attributes:
         predictor: The prediction; for the mean over structures None: it is the mean of their predictions.
         quantile: Conformal quantile of the relative error; None where there were too few patients for an interval.
-        conformity: Relative error of each case of the domain reference, in its order.
-        error: Mean absolute error on the cases that the prediction was not fitted on.
+        conformity: Relative error of each case of the domain reference, in its order; None where its mask lacks the
+            structure, so that nothing is predicted.
+        error: Mean absolute error on the cases that the prediction was not fitted on; None where none has one.
         bias: Mean of predicted - true Dice on them.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
     predictor: DicePredictor | None
     quantile: float | None
-    conformity: tuple[float, ...]
-    error: float
-    bias: float
+    conformity: tuple[float | None, ...]
+    error: float | None
+    bias: float | None
+
+    def known_conformity(self) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.intp]]:
+        """Relative errors of the cases that have a prediction, and their rows in the domain reference."""
+        rows = np.array([row for row, score in enumerate(self.conformity) if score is not None], dtype=np.intp)
+        return np.array([score for score in self.conformity if score is not None], dtype=np.float64), rows
 
     def interval(self, predicted: float) -> tuple[float, float]:
         """The interval of a prediction; [0, 1] where there were too few patients."""

@@ -59,6 +59,16 @@ def _verdict(
         return "refer", "predicted_dice", [f"{found}, all below {limit:g}", *broken]
     if broken:
         return "correct", "rules", [*broken, found]
+    shifted = state in ("weighted", "suspended")
+    threshold = None if shifted else model.accept_threshold
+    if threshold is not None:
+        # What is promised of the accepted masks was tested for those above the threshold, and for no others.
+        if mean.predicted_dice >= threshold:
+            return _acceptable(
+                state, accept_untested, "threshold", f"{found}, at or above the threshold {threshold:.3f}"
+            )
+        rare = f"below the threshold {threshold:.3f}, from which on masks below {limit:g} are promised to be rare"
+        return "correct", "predicted_dice", [f"{found}, {rare}"]
     if mean.low >= limit:
         if state == "suspended":
             reason = (
@@ -67,14 +77,9 @@ def _verdict(
             )
             return "refer", "batch_suspended", [reason]
         return _acceptable(state, accept_untested, "interval", f"{found}, all at or above {limit:g}")
-    threshold, shifted = model.accept_threshold, state in ("weighted", "suspended")
-    if threshold is not None and not shifted and mean.predicted_dice >= threshold:
-        return _acceptable(state, accept_untested, "threshold", f"{found}, at or above the threshold {threshold:.3f}")
-    why = "the batch differs from the calibration cases, so that the threshold does not count"
-    if threshold is None:
-        why = "there is no threshold with a guarantee"
-    elif not shifted:
-        why = f"it is below the threshold {threshold:.3f}"
+    why = "there is no threshold with a guarantee"
+    if model.accept_threshold is not None:
+        why = "the batch differs from the calibration cases, so that the threshold does not count"
     return "correct", "predicted_dice", [f"{found}, which may be below {limit:g}; {why}"]
 
 

@@ -192,6 +192,8 @@ def test_the_verdict_follows_interval_threshold_and_rules(controller: QualityCon
     assert verdict(predicted - 0.1, 5.0, None) == ("correct", "predicted_dice")
     assert verdict(predicted - 0.1, 5.0, predicted - 0.05) == ("accept", "threshold")
     assert verdict(predicted - 0.1, 5.0, predicted + 0.05) == ("correct", "predicted_dice")
+    # What is promised of accepted masks was tested for those above the threshold, however narrow an interval is.
+    assert verdict(predicted - 0.1, 0.01, predicted + 0.05) == ("correct", "predicted_dice")
     assert verdict(predicted + 0.1, 0.01, None) == ("refer", "predicted_dice")
     broken = replace(report.rules[0], passed=False)
     assert verdict(predicted - 0.1, 0.01, None, replace(sound(report), rules=(broken,))) == ("correct", "rules")

@@ -1,0 +1,84 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from medfm_rl.metrics.validity import load_anatomy
+from medfm_rl.quality.calibration import CalibrationCase, Provenance, fit_quality
+from medfm_rl.quality.evidence import Evidence
+from medfm_rl.quality.model import MEAN, QualityModel, Targets
+from medfm_rl.types import LabelSchema
+
+SCHEMA = LabelSchema.from_structures({"a": 1, "b": 2})
+
+
+def case(patient: int, generator: np.random.Generator, lacks_b: bool = False, good: bool = True) -> CalibrationCase:
+    """A mask whose Dice is about what its map says; one without b has a Dice of 0 there."""
+    action = torch.zeros(16, 16, dtype=torch.uint8)
+    action[2:8, 2:8] = 1
+    if not lacks_b:
+        action[9:14, 4:12] = 2
+    level = float(generator.uniform(0.9, 0.95) if good else generator.uniform(0.3, 0.5))
+    dice = np.clip(level + generator.normal(0, 0.03, 2), 0, 1) * [1, 0 if lacks_b else 1]
+    return CalibrationCase(
+        f"p{patient}",
+        Evidence(
+            action,
+            torch.full((16, 16), level),
+            torch.zeros(16, 16),
+            None,
+            generator.normal(size=3),
+            generator.normal(size=3),
+            (),
+            3,
+        ),
+        torch.from_numpy(generator.random((16, 16)) < level),
+        dice.astype(np.float32),
+    )
+
+
+def fitted(cases: list[CalibrationCase]) -> QualityModel:
+    return fit_quality(cases, load_anatomy("generic", SCHEMA), Targets(), Provenance("test", False, "", "", {}))
+
+
+def test_masks_that_lack_a_structure_are_no_evidence_on_those_that_have_it() -> None:
+    """Of a mask without a structure nothing is predicted: it may make no interval wider or narrower, nor an error."""
+    generator = np.random.default_rng(0)
+    cases = [case(number, generator, lacks_b=number % 3 == 0) for number in range(120)]
+    model = fitted(cases)
+    for name, lacking in (("a", 0), ("b", 1), (MEAN, 1)):
+        structure = model.structures[name]
+        scores, rows = structure.known_conformity()
+        assert len(structure.conformity) == 60
+        assert (len(rows) < 60) == bool(lacking)
+        assert structure.error is not None
+        # The Dice lies .03 around what is predicted, and the mean of two closer.
+        assert structure.error < 0.05
+        assert structure.quantile is not None
+        place = int(np.ceil(0.9 * (len(rows) + 1))) - 1
+        assert structure.quantile == pytest.approx(sorted(scores)[place], abs=1e-6)
+    low, high = model.structures["b"].interval(0.92)
+    assert 0.8 < low < high < 1
+
+
+def test_masks_that_lack_a_structure_do_not_stand_against_a_threshold() -> None:
+    """They are never accepted, whatever the threshold is."""
+    generator = np.random.default_rng(1)
+    model = fitted([case(number, generator, lacks_b=number % 4 == 0) for number in range(200)])
+    assert model.accept_threshold is not None
+    assert "(7" in model.accept_reason
+    bad = fitted([case(number, generator, good=number % 4 != 0) for number in range(200)])
+    assert bad.accept_threshold is None or bad.accept_threshold > 0.6
+
+
+def test_a_structure_that_no_mask_has_promises_nothing() -> None:
+    generator = np.random.default_rng(2)
+    model = fitted([case(number, generator, lacks_b=True) for number in range(40)])
+    assert model.structures["b"].quantile is None
+    assert model.structures["b"].error is None
+    assert model.structures["b"].interval(0.9) == (0.0, 1.0)
+    assert model.structures[MEAN].quantile is None
+    assert model.accept_threshold is None
+    assert model.structures["a"].quantile is not None
+    assert QualityModel.model_validate_json(model.model_dump_json()) == model
