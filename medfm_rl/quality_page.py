@@ -28,10 +28,10 @@ _VERDICTS = ("refer", "correct", "accept")
 
 @dataclass(frozen=True, eq=False)
 class PageCase:
-    """A report and its picture, as PNG."""
+    """A report and the file of its picture, a PNG; those of ten thousand cases need not all be in memory."""
 
     report: QualityReport
-    picture: bytes
+    picture: Path
 
 
 def thumbnail(image: FloatArray, labels: LabelMap, reward_map: FloatArray, schema: LabelSchema) -> bytes:
@@ -78,7 +78,7 @@ def write_page(
     counts = {verdict: sum(case.report.verdict == verdict for case in cases) for verdict in _VERDICTS}
     counts["refer"] += len(problems)
     page = Environment(autoescape=True).from_string(template)
-    pictures = [(case.report, base64.b64encode(case.picture).decode()) for case in ordered[:_PICTURES]]
+    pictures = [(case.report, base64.b64encode(case.picture.read_bytes()).decode()) for case in ordered[:_PICTURES]]
     write_text(
         path,
         page.render(

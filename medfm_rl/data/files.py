@@ -161,11 +161,18 @@ def cannot_be_read(path: Path, error: OSError) -> DataError:
 def hash_folder(folder: Path) -> str:
     """SHA-256 over the relative names and contents of all files below a folder, in the order of their names.
 
+    Hidden files and Python's caches, which file managers and interpreters leave, do not count.
+
     Raises:
         DataError: One of them cannot be read.
     """
-    files = (path for path in folder.rglob("*") if path.is_file())
-    return hash_listing({path.relative_to(folder).as_posix(): hash_file(path) for path in files})
+    named = ((path.relative_to(folder), path) for path in folder.rglob("*") if path.is_file())
+    counted = {name.as_posix(): path for name, path in named if not any(map(_is_left_behind, name.parts))}
+    return hash_listing({name: hash_file(path) for name, path in counted.items()})
+
+
+def _is_left_behind(name: str) -> bool:
+    return name.startswith(".") or name == "__pycache__"
 
 
 def hash_listing(hashes: Mapping[str, str]) -> str:

@@ -109,10 +109,23 @@ def read_label_ids(path: Path, image_shape: tuple[int, ...], geometry: Geometry)
             f"origin {ours.origin} and {theirs.origin}, direction {ours.direction} and {theirs.direction}); resample "
             "one onto the other"
         )
-    labels = pixels[0]
-    if not np.array_equal(labels, np.round(labels)):
-        raise DataError(f"{path}: a mask holds integers, this file does not; was it interpolated?")
-    integers: IntArray = labels.astype(np.int64)
+    return as_label_ids(pixels[0], str(path))
+
+
+def as_label_ids(values: npt.ArrayLike, origin: str) -> IntArray:
+    """The values of a mask as integers, of its shape.
+
+    Args:
+        values: Of any type.
+        origin: Where they come from, for the message.
+
+    Raises:
+        DataError: Not all of them are integers.
+    """
+    found = np.asarray(values)
+    if not np.array_equal(found, np.round(found)):
+        raise DataError(f"{origin}: a mask holds integers, this one does not; was it interpolated?")
+    integers: IntArray = found.astype(np.int64)
     return integers
 
 

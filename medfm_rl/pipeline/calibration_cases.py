@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -11,7 +12,7 @@ from pathlib import Path
 import torch
 
 from medfm_rl.adapters import SegmenterAdapter
-from medfm_rl.data.files import hash_file
+from medfm_rl.data.files import hash_file, replace_on_success
 from medfm_rl.data.layouts import CaseFile
 from medfm_rl.metrics.overlap import dice
 from medfm_rl.metrics.validity import Anatomy, learn_limits, load_anatomy
@@ -98,5 +99,10 @@ def provenance_of(run: RunFolder, origin: str, target_domain: bool, data_hash: s
 
 
 def keep_previous(path: Path) -> Path | None:
-    """Where the file before is from now on; None where there was none."""
-    return path.rename(path.with_name(f"{path.stem}-{hash_file(path)[:8]}{path.suffix}")) if path.exists() else None
+    """Where a copy of the file that is to be replaced is from now on; None where there is no file."""
+    if not path.exists():
+        return None
+    kept = path.with_name(f"{path.stem}-{hash_file(path)[:8]}{path.suffix}")
+    with replace_on_success(kept) as temporary:
+        shutil.copyfile(path, temporary)
+    return kept

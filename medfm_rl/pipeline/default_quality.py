@@ -44,12 +44,13 @@ _VIEWS = 3
 
 
 def write_default_quality(run: RunFolder, config: AdaptConfig, progress: Progress) -> QualityModel | None:
-    """Fits a quality model on source cases that no reward network of the run was trained or stopped on.
+    """Fits a quality model on source cases that no reward network of the ensemble was trained or stopped on.
 
     They are shown in random appearances, most of them borrowed from the target, and segmented by the adapted segmenter
     and by perturbed copies of it, so that there are good and bad masks. It is the most honest that a run without
-    labelled target cases allows, and it is not honest about two things: the segmenter learned from these cases, and
-    they are no target cases. The model says so, and the tests for shift decide whether its promises hold for a batch.
+    labelled target cases allows, and it is not honest about three things: the segmenter learned from these cases, so
+    did the judge that chose its checkpoint, and they are no target cases. The model says so, and the tests for shift
+    decide whether its promises hold for a batch.
 
     A file that another version wrote is kept under another name.
 
@@ -85,7 +86,8 @@ def _fit_on_source(run: RunFolder, config: AdaptConfig, files: Sequence[CaseFile
     with Spool.within(run) as spool:
         anatomy = _judge_source(run, config, files, progress, spool)
         origin = (
-            f"source images of {len(patients)} patients held out from the reward networks, in the look of the target"
+            f"source images of {len(patients)} patients that no network of the ensemble has learned from, in the look "
+            "of the target"
         )
         provenance = provenance_of(run, origin, False, hash_labelled(common_folder(files), files, progress).hash)
         return fit_quality(spool.cases, anatomy, Targets(), provenance, config.seed)

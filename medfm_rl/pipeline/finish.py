@@ -52,11 +52,22 @@ class Comparison:
                 old.dice,
                 after[old.structure].dice,
                 self.differences[old.structure],
-                _distance(old),
-                _distance(after[old.structure]),
+                *self._distances(old, after[old.structure]),
             )
             for old in self.before.summary
         ]
+
+    def _distances(self, old: StructureSummary, new: StructureSummary) -> tuple[str, str]:
+        """Mean HD95 of both, over the cases in which both have one: a model may find what the other has missed."""
+        found = [
+            np.array([score.hd95 for score in evaluation.of(old.structure)]) for evaluation in (self.before, self.after)
+        ]
+        both = np.isfinite(found[0]) & np.isfinite(found[1])
+        if not both.any() or "mixed" in (old.unit, new.unit):
+            return "undefined", "undefined"
+        of = "" if both.all() else f" ({both.sum()} of {len(both)} cases)"
+        before, after = (f"{values[both].mean():.1f} {old.unit}{of}" for values in found)
+        return before, after
 
 
 def finish(run: RunFolder, config: AdaptConfig, progress: Progress) -> Comparison | None:
@@ -261,7 +272,3 @@ def _validity(comparison: Comparison | None) -> tuple[float, float] | None:
     if comparison is None:
         return None
     return comparison.before.summary[-1].validity, comparison.after.summary[-1].validity
-
-
-def _distance(summary: StructureSummary) -> str:
-    return "undefined" if np.isnan(summary.hd95) else f"{summary.hd95:.1f} {summary.unit}"

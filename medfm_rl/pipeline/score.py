@@ -19,7 +19,13 @@ from medfm_rl.pipeline.images import Progress
 from medfm_rl.pipeline.mask_labels import parse_mask_labels
 from medfm_rl.pipeline.models import load_adapted, load_preprocessing
 from medfm_rl.pipeline.run_folder import RunFolder
-from medfm_rl.pipeline.score_outputs import audit_lines, write_scores_page, write_tables
+from medfm_rl.pipeline.score_outputs import (
+    TABLE_FILE,
+    audit_lines,
+    withdraw_results,
+    write_scores_page,
+    write_tables,
+)
 from medfm_rl.pipeline.scoring_queue import Scoring, ScoringQueue
 from medfm_rl.quality import QUALITY_FILE, QualityController
 from medfm_rl.quality.biomedclip import BiomedCLIP
@@ -159,6 +165,7 @@ def score(
     identity = identify(run)
     queue = ScoringQueue(controller, networks, masks, in_masks, segmenter, CaseRecords(out, "score", identity))
     queue.require_own(files)
+    withdraw_results(out)
     for done, file in enumerate(files, 1):
         try:
             queue.take(file)
@@ -167,13 +174,13 @@ def score(
         progress("scoring", done, len(files))
     queue.judge_waiting()
     reports = [queue.reports[file.case_id] for file in files if file.case_id in queue.reports]
-    if not reports:
-        first = next(iter(queue.unjudged.values()))
-        raise DataError(f"no case could be judged; the first: {first.problem}")
     scoring = Scoring(controller.settle(reports), queue.unjudged)
     write_tables(out, files, scoring, controller, queue)
     simulated = any(is_simulated(path.parent) for file in files[:1] for path in file.image_paths)
     write_scores_page(out, scoring, controller, simulated)
     common = {**gates.hashes(), "made_by": made_by if own is None else identity.model_hash}
     queue.records.log(audit_lines(scoring, queue, common))
+    if not reports:
+        first = next(iter(queue.unjudged.values()))
+        raise DataError(f"no case could be judged, {out / TABLE_FILE} says why of each; the first: {first.problem}")
     return scoring

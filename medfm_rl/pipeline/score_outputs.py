@@ -16,6 +16,15 @@ from medfm_rl.quality import QualityController
 from medfm_rl.quality_page import PageCase, write_page
 
 SCORES_FILE = "scores.json"
+TABLE_FILE = "scores.csv"
+PAGE_FILE = "report.html"
+
+
+def withdraw_results(out: Path) -> None:
+    """Removes tables and page of an earlier call: where this one is cut short they must not look like its own."""
+    if (out / SCORES_FILE).exists():
+        for name in (TABLE_FILE, PAGE_FILE, SCORES_FILE):
+            (out / name).unlink(missing_ok=True)
 
 
 def write_tables(
@@ -81,7 +90,7 @@ def write_tables(
         writer.writerow({**common(case_id), **verdict, "reasons": found.problem})
         patient = of_case[case_id].patient_id
         problems[case_id] = {"problem": found.problem, "patient_id": patient, **verdict, **places(case_id)}
-    write_text(out / "scores.csv", text.getvalue())
+    write_text(out / TABLE_FILE, text.getvalue())
     write_json(
         out / SCORES_FILE,
         {
@@ -104,11 +113,8 @@ def write_tables(
 
 def write_scores_page(out: Path, scoring: Scoring, controller: QualityController, simulated: bool) -> None:
     """`report.html`, with the pictures that the queue has made."""
-    cases = [
-        PageCase(report, (out / "thumbnails" / f"{report.case_id}.png").read_bytes())
-        for report in scoring.batch.reports
-    ]
-    path = out / "report.html"
+    cases = [PageCase(report, out / "thumbnails" / f"{report.case_id}.png") for report in scoring.batch.reports]
+    path = out / PAGE_FILE
     write_page(path, cases, scoring.problems, scoring.batch, controller.model, controller.schema, simulated)
 
 

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from medfm_rl.adapters.checkpoints import load_strictly, read_state
 from medfm_rl.data.files import hash_file
 from medfm_rl.errors import DataError, MissingExtraError, ModelError
-from medfm_rl.quality.views import LARGEST, in_bytes
+from medfm_rl.quality.views import LARGEST, in_bytes, in_colours
 from medfm_rl.types import Case, FloatArray
 
 _TRUNK: Final = "visual.trunk."
@@ -81,13 +81,13 @@ class BiomedCLIP:
 
 def _prepared(image: FloatArray) -> Tensor:
     """An image `(C, H, W)` as open_clip shows it to BiomedCLIP: the middle square of the shorter side, 224 pixels."""
-    shades = in_bytes(image)[:3] / LARGEST
+    shades = in_colours(in_bytes(image)) / LARGEST
     height, width = shades.shape[1:]
     scale = _SIZE / min(height, width)
     size = (max(_SIZE, round(height * scale)), max(_SIZE, round(width * scale)))
     shown = F.interpolate(shades[None], size=size, mode="bicubic", align_corners=False, antialias=True)[0].clamp(0, 1)
     top, left = (size[0] - _SIZE) // 2, (size[1] - _SIZE) // 2
-    square = shown[:, top : top + _SIZE, left : left + _SIZE].expand(3, -1, -1)
+    square = shown[:, top : top + _SIZE, left : left + _SIZE]
     return (square - torch.tensor(_MEAN)[:, None, None]) / torch.tensor(_DEVIATION)[:, None, None]
 
 

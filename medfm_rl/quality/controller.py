@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -17,9 +19,10 @@ from medfm_rl.metrics.validity import Anatomy
 from medfm_rl.quality.biomedclip import BiomedCLIP
 from medfm_rl.quality.conformal import effective_patients, fewest_patients, interval, weighted_quantile
 from medfm_rl.quality.evidence import Evidence
-from medfm_rl.quality.model import MEAN, QUALITY_FILE, QualityModel
+from medfm_rl.quality.model import MEAN, QUALITY_FILE, QualityModel, StructureModel
 from medfm_rl.quality.promises import guarantees, meaning
-from medfm_rl.quality.reports import BatchReport, QualityReport, State, StructureScore
+from medfm_rl.quality.reports import BatchReport, QualityReport, ShiftSeenBy, State, StructureScore
+from medfm_rl.quality.shift import DomainReference
 from medfm_rl.quality.submission import Submission, collect_evidence, segment, submit
 from medfm_rl.quality.verdicts import decide
 from medfm_rl.quality.views import ECHO_PROFILES, ViewClassifier
@@ -175,13 +178,16 @@ class QualityController:
         native = self.segmenter.restore_map(probability, sample).clip(0, 1)
         scores = self._scores(rows, labels, native)
         embedding, domain, looks = evidence.embedding, self.model.domain, self.model.appearance
-        known = [(domain, embedding), (looks, evidence.appearance)]
+        known: list[tuple[ShiftSeenBy, DomainReference, npt.NDArray[np.float64]]] = [
+            ("reward network", domain, embedding),
+            ("appearance", looks, evidence.appearance),
+        ]
         if submission.biomedclip is not None and self.model.biomedclip is not None:
-            known.append((self.model.biomedclip.domain, submission.biomedclip))
+            known.append(("BiomedCLIP", self.model.biomedclip.domain, submission.biomedclip))
         # The smallest of some probabilities, times their number, is one (Bonferroni).
-        distance, likelihood = min(
-            ((of.distance(numbers), min(1.0, len(known) * of.probability(numbers))) for of, numbers in known),
-            key=lambda found: found[1],
+        seen_by, distance, likelihood = min(
+            ((name, of.distance(found), min(1.0, len(known) * of.probability(found))) for name, of, found in known),
+            key=lambda found: found[2],
         )
         report = QualityReport(
             case.case_id,
@@ -194,6 +200,7 @@ class QualityController:
             (),
             tuple(embedding.tolist()),
             submission.view,
+            shift_seen_by=seen_by,
             reward_map=native,
         )
         return decide(report, "untested", self.model, self.accept_untested)
@@ -211,36 +218,43 @@ class QualityController:
         probability = domain.batch_probability(embeddings, patients) if reports else None
         state: State = "untested" if probability is None else "holds"
         effective = 0.0
+        # A report may have come out of another batch, with the intervals that held there.
+        reports = [self._with_intervals(report, self._quantile) for report in reports]
         if probability is not None and probability < _BATCH_LEVEL:
             reference, own = domain.likelihood_ratios(embeddings, patients)
             effective = effective_patients(reference, domain.patients, own)
             state = "suspended"
             if effective >= fewest_patients(self.model.targets.coverage):
                 state = "weighted"
-                reports = [self._weighted(report, reference, ratio) for report, ratio in zip(reports, own, strict=True)]
+                reports = [
+                    self._with_intervals(report, partial(self._weighted_quantile, reference=reference, own=ratio))
+                    for report, ratio in zip(reports, own, strict=True)
+                ]
         settled = tuple(decide(report, state, self.model, self.accept_untested) for report in reports)
         count = len(set(patients))
         words = meaning(state, count, self.model, self.accept_untested)
         promised = guarantees(self.model, state, probability, effective)
         return BatchReport(settled, state, count, words, probability, promised)
 
-    def _weighted(self, report: QualityReport, reference: npt.NDArray[np.float64], own: float) -> QualityReport:
-        """The report with the intervals that hold for a case of that likelihood ratio."""
+    def _with_intervals(self, report: QualityReport, quantile_of: Callable[[StructureModel], float]) -> QualityReport:
+        """The report with the intervals of these quantiles."""
         scores = []
         for score in report.scores:
             if score.predicted_dice is not None:
-                scores_known, rows = self.model.structures[score.structure].known_conformity()
-                quantile = weighted_quantile(
-                    scores_known,
-                    reference[rows],
-                    np.array(self.model.domain.patients)[rows].tolist(),
-                    own,
-                    self.model.targets.coverage,
-                )
-                low, high = interval(score.predicted_dice, quantile)
+                low, high = interval(score.predicted_dice, quantile_of(self.model.structures[score.structure]))
                 score = replace(score, low=low, high=high)
             scores.append(score)
         return replace(report, scores=tuple(scores))
+
+    @staticmethod
+    def _quantile(structure: StructureModel) -> float:
+        return math.inf if structure.quantile is None else structure.quantile
+
+    def _weighted_quantile(self, structure: StructureModel, reference: npt.NDArray[np.float64], own: float) -> float:
+        """The quantile that holds for a case of that likelihood ratio."""
+        conformity, rows = structure.known_conformity()
+        patients = np.array(self.model.domain.patients)[rows].tolist()
+        return weighted_quantile(conformity, reference[rows], patients, own, self.model.targets.coverage)
 
     def _scores(
         self, rows: Sequence[Mapping[str, float]], labels: LabelMap, native: FloatArray

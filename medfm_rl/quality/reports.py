@@ -12,6 +12,7 @@ from medfm_rl.quality.views import ViewFinding
 from medfm_rl.types import FloatArray
 
 Verdict = Literal["accept", "correct", "refer"]
+ShiftSeenBy = Literal["reward network", "appearance", "BiomedCLIP"]
 State = Literal["holds", "weighted", "suspended", "untested"]
 """What the tests of a batch leave of what was promised."""
 ReasonCode = Literal[
@@ -66,14 +67,15 @@ class QualityReport:
         patient_id: Patient of the case.
         scores: Scores of each structure, the mean last.
         rules: What each anatomy rule measured.
-        shift_distance: Mahalanobis distance of the image from the calibration images, by what the reward network saw,
-            by the appearance of the image, or by what BiomedCLIP saw, whichever is least probable.
+        shift_distance: Mahalanobis distance from the calibration cases, by what the reward network saw in image and
+            mask, by the appearance of the image, or by what BiomedCLIP saw in it, whichever is least probable.
         shift_probability: Probability of such a distance among images of their kind, for as many distances.
         verdict: accept: use it. correct: a person or a further step should correct it. refer: a person has to decide.
         reasons: Why, in words.
         embedding: What the reward network saw, for the test of a batch.
         view: What a classifier of views sees, where there is one.
         reason_code: The first of the reasons, for a program; None before there is a verdict.
+        shift_seen_by: Which of the three the distance is by.
         reward_map: `(*S)` on the case's own grid, calibrated; empty where the report was read back.
     """
 
@@ -88,6 +90,7 @@ class QualityReport:
     embedding: tuple[float, ...] = ()
     view: ViewFinding | None = None
     reason_code: ReasonCode | None = None
+    shift_seen_by: ShiftSeenBy = "reward network"
     reward_map: FloatArray = field(default_factory=lambda: np.zeros(0, np.float32))
 
     @property

@@ -61,12 +61,13 @@ def submit(segmenter: SegmenterAdapter, anatomy: Anatomy, case: Case, labels: La
 
     Raises:
         DataError: The mask does not lie on the grid of the image, or has classes that the rules do not know; or the
-            image is not of the kind that the segmenter takes.
+            image is not of the kind that the segmenter takes, or has values that are not finite.
     """
     if labels.shape != case.shape:
         raise DataError(
             f"case {case.case_id}: the mask has size {labels.shape}, its image {case.shape}; they must be equal"
         )
+    _require_finite(case)
     sample = segmenter.preprocess(case)
     logits = None if segmenter.prompted else segmenter.predict_logits(sample)
     return prepare(segmenter, anatomy, case, labels, sample, logits)
@@ -81,8 +82,9 @@ def segment(segmenter: SegmenterAdapter, anatomy: Anatomy, case: Case) -> Submis
         case: The image.
 
     Raises:
-        DataError: The image is not of the kind that the segmenter takes.
+        DataError: The image is not of the kind that the segmenter takes, or has values that are not finite.
     """
+    _require_finite(case)
     sample = segmenter.preprocess(case)
     logits = segmenter.predict_logits(sample)
     known = None if segmenter.prompted else logits
@@ -108,15 +110,21 @@ def prepare(
         logits: `(K, *S')` of the segmenter, whatever made the mask; None where it cannot be asked.
 
     Raises:
-        DataError: The mask has classes that the rules do not know.
+        DataError: The mask has classes that the rules do not know, or they have limits in mm and the image no spacing.
     """
     try:
         rules = anatomy.check(labels, case.geometry.array_spacing)
-    except ValueError as error:
+    except (ValueError, DataError) as error:
         raise DataError(f"case {case.case_id}: {error}") from error
     action = segmenter.preprocess_labels(labels, sample)
     confidence = None if logits is None else confidence_in(logits, action)
     return Submission(case, labels, sample, action, confidence, segmenter.own_estimate(sample.image, action), rules)
+
+
+def _require_finite(case: Case) -> None:
+    """Refuses an image that says nothing: every distance from it is NaN, which no test finds unlikely."""
+    if not np.isfinite(case.image).all():
+        raise DataError(f"case {case.case_id}: the image has values that are not finite; mend or leave it out")
 
 
 def fill_a_batch(submissions: Sequence[Submission]) -> bool:

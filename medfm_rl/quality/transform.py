@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 from monai.transforms.transform import MapTransform
 
-from medfm_rl.data.images import holds_spacing, image_stem
+from medfm_rl.data.images import as_label_ids, holds_spacing, image_stem
 from medfm_rl.errors import DataError
 from medfm_rl.quality.controller import QualityController
 from medfm_rl.types import Case, Geometry
@@ -58,8 +58,8 @@ class AssessQualityd(MapTransform):  # type: ignore[misc]
         """The same dictionary with the report.
 
         Raises:
-            DataError: Image and mask do not belong together, the mask has labels that the segmenter does not know, the
-                case has no name, or the affine of the image describes no grid.
+            DataError: Image and mask do not belong together, the mask holds no integers or labels that the segmenter
+                does not know, the case has no name, or the affine of the image describes no grid.
             KeyError: There is no such key.
         """
         found = dict(data)
@@ -73,9 +73,11 @@ class AssessQualityd(MapTransform):  # type: ignore[misc]
         geometry = self._geometry(image)
         if geometry.ndim == 3 and pixels.shape[1] == 1 and labels.shape[:1] == (1,):
             pixels, labels, geometry = pixels[:, 0], labels[0], Geometry.slice_of(geometry)
-        indices = self.controller.schema.to_indices(labels.astype(np.int64), self.label_key)
+        indices = self.controller.schema.to_indices(as_label_ids(labels, self.label_key), self.label_key)
         name = self._name(found)
-        patient = name if self.patient_key is None else str(found[self.patient_key])
+        # The name alone may be that of another patient's image in another folder.
+        unknown = _file(image) if self.case_key is None else name
+        patient = str(unknown if self.patient_key is None else found[self.patient_key])
         found[self.report_key] = self.controller.assess(Case(name, patient, pixels, geometry), indices)
         return found
 

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 
 from medfm_rl.quality.model import QualityModel
-from medfm_rl.quality.reports import QualityReport, ReasonCode, State, Verdict
+from medfm_rl.quality.reports import QualityReport, ReasonCode, ShiftSeenBy, State, Verdict
 from medfm_rl.quality.shift import FEWEST_IN_BATCH
 
 _CASE_LEVEL = 0.001
+_UNLIKE: Mapping[ShiftSeenBy, str] = {
+    "reward network": "image and mask together are unlike those of the calibration, to the reward network",
+    "appearance": "the image looks unlike those of the calibration",
+    "BiomedCLIP": "the image is unlike those of the calibration, to BiomedCLIP",
+}
 
 
 def decide(report: QualityReport, state: State, model: QualityModel, accept_untested: bool) -> QualityReport:
@@ -41,7 +47,10 @@ def _verdict(
     missing = [score.structure for score in report.scores[:-1] if score.predicted_dice is None]
     if missing:
         verb = "is" if len(missing) == 1 else "are"
-        reason = f"{', '.join(missing)} {verb} missing from the mask: no quality can be predicted"
+        reason = (
+            f"{', '.join(missing)} {verb} missing from the mask, or too small for the grid of the networks: no quality "
+            "can be predicted"
+        )
         return "refer", "structure_missing", [reason]
     mean = report.mean
     assert mean.predicted_dice is not None
@@ -51,8 +60,8 @@ def _verdict(
     broken = [str(rule) for rule in report.rules if not rule.passed]
     if report.shift_probability < _CASE_LEVEL:
         unlike = (
-            f"the image is unlike those of the calibration: distance {report.shift_distance:.1f}, of which the "
-            f"probability is {report.shift_probability:.1g}"
+            f"{_UNLIKE[report.shift_seen_by]}: distance {report.shift_distance:.1f}, of which the probability is "
+            f"{report.shift_probability:.1g}"
         )
         return "refer", "shift_case", [unlike, found, *broken]
     if mean.high < limit:

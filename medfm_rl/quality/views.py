@@ -118,6 +118,11 @@ def in_bytes(image: FloatArray) -> Tensor:
     return values
 
 
+def in_colours(values: Tensor) -> Tensor:
+    """The first three channels `(3, *S)`; the first alone, three times, where there are fewer."""
+    return values[:3] if len(values) >= 3 else values[:1].expand(3, *values.shape[1:])
+
+
 def _prepared(image: FloatArray) -> Tensor:
     """An image `(C, H, W)` as in the training: the middle square without a tenth at each side, 224 pixels."""
     values = in_bytes(image)
@@ -125,8 +130,7 @@ def _prepared(image: FloatArray) -> Tensor:
     side = min(height, width)
     kept = side - 2 * round(side * _ZOOM)
     top, left = (height - kept) // 2, (width - kept) // 2
-    square = values[:3, top : top + kept, left : left + kept]
-    square = square.expand(3, -1, -1) if len(square) == 1 else square
+    square = in_colours(values)[:, top : top + kept, left : left + kept]
     shown = F.interpolate(square[None], size=(_SIZE, _SIZE), mode="bicubic", align_corners=False)[0]
     return (shown - torch.tensor(_MEAN)[:, None, None]) / torch.tensor(_DEVIATION)[:, None, None]
 

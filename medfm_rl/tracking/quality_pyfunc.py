@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -9,11 +10,13 @@ from mlflow.models import set_model
 from mlflow.pyfunc import PythonModel
 
 from medfm_rl.data.images import image_stem, read_image, read_labels
-from medfm_rl.errors import DataError
+from medfm_rl.errors import DataError, UserError
 from medfm_rl.quality import QualityReport
 from medfm_rl.quality.submission import Submission, fill_a_batch
 from medfm_rl.tracking.quality_model import load_served
 from medfm_rl.types import Case
+
+_COLUMNS = ["case", "predicted_dice", "low", "high", "verdict", "reasons", "promised"]
 
 
 class QualityPythonModel(PythonModel):  # type: ignore[misc]
@@ -33,10 +36,11 @@ class QualityPythonModel(PythonModel):  # type: ignore[misc]
             params: None are known.
 
         Returns:
-            A data frame with the mask's predicted mean Dice, the interval, verdict, reasons, and what is promised.
+            A data frame with the mask's predicted mean Dice, the interval, verdict, reasons, and what is promised, with
+            the index of the table. A mask that cannot be judged is referred, and its reasons say why.
 
         Raises:
-            DataError: A column is missing, a file cannot be read, or image and mask do not belong together.
+            DataError: A column is missing.
         """
         del context, params
         missing = [column for column in ("image", "mask") if column not in model_input.columns]
@@ -45,38 +49,52 @@ class QualityPythonModel(PythonModel):  # type: ignore[misc]
                 f"the table has no column {' and no column '.join(missing)}; give paths in the columns image and mask, "
                 "and in patient who each image is of, where that is known"
             )
+        records, lacking = model_input.to_dict("records"), model_input.isna().to_dict("records")
+        judged: list[int] = []
         reports: list[QualityReport] = []
         waiting: list[Submission] = []
-        unknown = model_input.isna()
-        for row, lacks in zip(model_input.to_dict("records"), unknown.to_dict("records"), strict=True):
-            path = Path(row["image"])
-            pixels, geometry = read_image(path)
-            name = image_stem(path)
-            # Images of nobody known are not all of one person.
-            patient = name if lacks.get("patient", True) else str(row["patient"])
-            case = Case(name, patient, pixels, geometry)
-            labels = read_labels(Path(row["mask"]), self.controller.schema, case.shape, geometry)
-            waiting.append(self.controller.submit(case, labels))
+        found: list[dict[str, Any]] = [{} for _ in records]
+        for place, (row, lacks) in enumerate(zip(records, lacking, strict=True)):
+            try:
+                waiting.append(self._submission(row, lacks))
+            except UserError as error:
+                found[place] = {"case": image_stem(Path(str(row["image"]))), "verdict": "refer", "reasons": str(error)}
+                continue
+            judged.append(place)
             if fill_a_batch(waiting):
                 reports += self.controller.judge(waiting)
                 waiting = []
         reports += self.controller.judge(waiting)
         batch = self.controller.settle(reports)
         promised = "; ".join(f"{guarantee.status}: {guarantee.promise}" for guarantee in batch.guarantees)
-        return type(model_input)(
-            [
-                {
-                    "case": report.case_id,
-                    "predicted_dice": report.mean.predicted_dice,
-                    "low": report.mean.low,
-                    "high": report.mean.high,
-                    "verdict": report.verdict,
-                    "reasons": "; ".join(report.reasons),
-                    "promised": promised,
-                }
-                for report in batch.reports
-            ]
-        )
+        for place, report in zip(judged, batch.reports, strict=True):
+            found[place] = {
+                "case": report.case_id,
+                "predicted_dice": report.mean.predicted_dice,
+                "low": report.mean.low,
+                "high": report.mean.high,
+                "verdict": report.verdict,
+                "reasons": "; ".join(report.reasons),
+                "promised": promised,
+            }
+        return type(model_input)(found, index=model_input.index, columns=_COLUMNS)
+
+    def _submission(self, row: Mapping[str, Any], lacks: Mapping[str, bool]) -> Submission:
+        """A row's mask, ready to be judged.
+
+        Raises:
+            UserError: A path is missing, a file cannot be read, or image and mask do not belong together.
+        """
+        for column in ("image", "mask"):
+            if lacks[column]:
+                raise DataError(f"there is no path in the column {column}")
+        path = Path(row["image"])
+        pixels, geometry = read_image(path)
+        # Images of nobody known are not all of one person, and files of several people may share a name.
+        patient = str(path) if lacks.get("patient", True) else str(row["patient"])
+        case = Case(image_stem(path), patient, pixels, geometry)
+        labels = read_labels(Path(row["mask"]), self.controller.schema, case.shape, geometry)
+        return self.controller.submit(case, labels)
 
 
 set_model(QualityPythonModel())

@@ -16,11 +16,11 @@ from medfm_rl.data.files import hash_folder
 from medfm_rl.data.images import read_image, write_image
 from medfm_rl.data.layouts import CaseFile, find_cases
 from medfm_rl.errors import ConfigError, DataError, ModelError
-from medfm_rl.metrics.scores import Evaluation
+from medfm_rl.metrics.scores import CaseScore, Evaluation, compare, summarise
 from medfm_rl.metrics.validity import load_anatomy
 from medfm_rl.networks import choose_device
 from medfm_rl.pipeline.evaluate import evaluate, predict, segment_with_reward, write_evaluation
-from medfm_rl.pipeline.finish import compare_models
+from medfm_rl.pipeline.finish import Comparison, compare_models
 from medfm_rl.pipeline.models import Model, load_model
 from medfm_rl.reward.network import RewardEnsemble, RewardNet
 from medfm_rl.settings import DataSettings, NetworkSettings, PreprocessingSettings, RewardSettings
@@ -172,6 +172,22 @@ def test_two_models_are_compared_on_the_same_cases(tmp_path: Path) -> None:
     summary = json.loads((tmp_path / "out" / "summary.json").read_text())
     assert set(summary["models"]) == {"old", "new"}
     assert summary["dice_difference"]["b"]["mean"] == 1
+
+
+def test_distances_are_compared_over_the_cases_in_which_both_models_have_one() -> None:
+    """The second model finds what the first has missed, far away: that does not make it worse than the first."""
+    old, new = (
+        tuple(
+            CaseScore(f"c{number}", f"p{number}", "a", overlap, far, far, "mm", True)
+            for number, (overlap, far) in enumerate(cases)
+        )
+        for cases in ([(0.8, 2.0), (0.9, 4.0), (0.0, math.nan)], [(0.8, 3.0), (0.9, 4.0), (0.6, 30.0)])
+    )
+    before, after = (Evaluation(scores, summarise(scores)) for scores in (old, new))
+    (row,) = Comparison(before, after, compare(before, after)).rows()
+    assert (row.hd95_before, row.hd95_after) == ("3.0 mm (2 of 3 cases)", "3.5 mm (2 of 3 cases)")
+    (alone,) = Comparison(before, before, compare(before, before)).rows()
+    assert alone.hd95_before == alone.hd95_after == "3.0 mm (2 of 3 cases)"
 
 
 def test_structures_are_paired_by_name(tmp_path: Path) -> None:

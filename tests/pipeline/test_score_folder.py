@@ -86,7 +86,7 @@ def test_scoring_leaves_tables_maps_a_page_and_a_log(quality_run: Path, images: 
     page = (out / "report.html").read_text()
     assert page.count("<figure>") == 6
     assert "http" not in page
-    assert "SIMULATED" in page or not (images / "simulation.json").exists()
+    assert "SIMULATED" not in page
     log = [json.loads(line) for line in (out / "audit.jsonl").read_text().splitlines()]
     assert [line["case"] for line in log] == [report.case_id for report in scoring.batch.reports]
     assert all(line["verdict"] and line["inputs"]["mask"] for line in log)
@@ -114,6 +114,43 @@ def test_what_was_scored_is_kept_and_what_changed_is_not(
     assert again.batch.reports[5].scores == first.batch.reports[5].scores
     # The log is added to, never rewritten.
     assert len((out / "audit.jsonl").read_text().splitlines()) == 12
+
+
+def test_patients_come_from_the_call_and_not_from_what_was_scored_before(
+    quality_run: Path, images: Path, tmp_path: Path
+) -> None:
+    """A first call without a pattern takes all for one patient, and the advice is to give one."""
+    out = tmp_path / "out"
+    files = find_cases(DataSettings(path=images / "images"))
+    found = find_masks(images / "labels", files)
+    as_one = [replace(file, patient_id="all") for file in files]
+    assert score(quality_run, as_one, found, None, out, "cpu", quiet).batch.patients == 1
+    apart = [replace(file, patient_id=f"p{number}") for number, file in enumerate(files)]
+    again = score(quality_run, apart, found, None, out, "cpu", quiet)
+    assert again.batch.patients == 6
+    assert again.batch.state != "untested"
+    assert [case["patient_id"] for case in json.loads((out / "scores.json").read_text())["cases"]] == [
+        file.patient_id for file in apart
+    ]
+
+
+def test_a_call_that_is_cut_short_leaves_no_tables_of_the_one_before(
+    quality_run: Path, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out"
+    run_score(quality_run, images, out)
+
+    def killed(self: QualityController, submissions: Sequence[Submission]) -> list[QualityReport]:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(QualityController, "judge", killed)
+    first, *others = sorted((images / "labels").iterdir())
+    for path in others:
+        shutil.copy(first, path)
+    with pytest.raises(KeyboardInterrupt):
+        run_score(quality_run, images, out)
+    assert not [path.name for path in out.iterdir() if path.name in ("scores.csv", "scores.json", "report.html")]
+    assert (out / "audit.jsonl").exists()
 
 
 def test_one_bad_file_in_many_is_referred_and_the_rest_is_scored(
@@ -341,7 +378,7 @@ def test_the_page_lists_masks_by_predicted_dice_whatever_their_verdict(
 ) -> None:
     scoring = run_score(quality_run, images, tmp_path / "out")
     controller = QualityController.load(quality_run)
-    picture = next((tmp_path / "out" / "thumbnails").iterdir()).read_bytes()
+    picture = next((tmp_path / "out" / "thumbnails").iterdir())
     cases = []
     for report, verdict, predicted in zip(
         scoring.batch.reports, ["refer", "accept", "correct", "refer"], [0.888, 0.7, 0.826, None], strict=False
@@ -370,8 +407,11 @@ def test_pictures_have_the_size_of_their_images_up_to_256_pixels(
 def test_nothing_that_could_be_judged_is_an_error(quality_run: Path, images: Path, tmp_path: Path) -> None:
     for path in (images / "images").iterdir():
         path.write_bytes(b"no image")
-    with pytest.raises(DataError, match="no case could be judged; the first"):
+    with pytest.raises(DataError, match=r"no case could be judged, .*scores.csv says why of each; the first"):
         run_score(quality_run, images, tmp_path / "out")
+    assert [row["reason_code"] for row in rows_of(tmp_path / "out")] == ["input_unusable"] * 6
+    log = (tmp_path / "out" / "audit.jsonl").read_text().splitlines()
+    assert [json.loads(line)["verdict"] for line in log] == ["refer"] * 6
 
 
 def test_masks_of_nnunet_are_found_by_the_name_of_the_case(tmp_path: Path, images: Path) -> None:
@@ -538,6 +578,7 @@ def test_labelled_cases_are_in_memory_one_at_a_time(
     def watched(self: CaseFile, schema: LabelSchema) -> LabelledCase:
         found = read(self, schema)
         seen.append(weakref.ref(found))
+        # The one before may be held by the loop until it has this one, but not one more.
         assert sum(each() is not None for each in seen) <= 2
         return found
 

@@ -8,10 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from scipy import ndimage
 
 from medfm_rl.adapters import Sample, TorchModuleAdapter
 from medfm_rl.data.layouts import find_cases
 from medfm_rl.errors import DataError, ModelError
+from medfm_rl.metrics.rules import Profile, SizeRule
 from medfm_rl.quality import QualityController, QualityReport
 from medfm_rl.quality.calibration import CalibrationCase, Provenance, fit_quality
 from medfm_rl.quality.conformal import interval
@@ -46,7 +48,9 @@ def test_a_report_holds_everything_that_is_known(controller: QualityController, 
         assert score.low is not None
         assert score.high is not None
         assert 0 <= score.low <= score.predicted_dice <= score.high <= 1
-        assert score.worst_reward == pytest.approx(report.reward_map[score.worst_centre], abs=0.5)
+        # The mean over three rows and columns, which are 5 % of the image at most.
+        around = ndimage.uniform_filter(report.reward_map, 3, mode="nearest")
+        assert score.worst_reward == pytest.approx(around[score.worst_centre], abs=1e-6)
     assert report.reward_map.shape == (32, 32)
     assert {rule.rule for rule in report.rules} >= {"components", "holes", "size", "contact"}
     assert report.reasons
@@ -201,6 +205,50 @@ def test_the_verdict_follows_interval_threshold_and_rules(controller: QualityCon
     assert verdict(predicted - 0.1, 0.01, None, strange) == ("refer", "shift_case")
 
 
+def test_a_verdict_says_what_is_unlike_the_calibration(controller: QualityController, report: QualityReport) -> None:
+    for seen_by, words in [
+        ("reward network", "image and mask together are unlike"),
+        ("appearance", "the image looks unlike"),
+        ("BiomedCLIP", "the image is unlike those of the calibration, to BiomedCLIP"),
+    ]:
+        strange = replace(sound(report), shift_probability=1e-6, shift_seen_by=seen_by)
+        assert controller.settle([strange]).reports[0].reasons[0].startswith(words)
+
+
+def test_the_mask_alone_can_be_unlike_and_so_can_the_look_of_the_image(
+    controller: QualityController, labelled: list[LabelledCase]
+) -> None:
+    case = labelled[0].case
+    noise = np.random.default_rng(0).normal(size=case.image.shape).astype(np.float32)
+    report = controller.assess(replace(case, image=noise), labelled[0].ground_truth)
+    assert report.shift_probability < 0.001
+    assert report.shift_seen_by == "appearance"
+
+
+def test_an_image_that_is_not_finite_is_refused_and_not_found_familiar(
+    controller: QualityController, labelled: list[LabelledCase]
+) -> None:
+    image = labelled[0].case.image.copy()
+    image[0, 3, 4] = np.nan
+    broken = replace(labelled[0].case, image=image)
+    for judge in (lambda: controller.assess(broken, labelled[0].ground_truth), lambda: controller.segment(broken)):
+        with pytest.raises(DataError, match=rf"case {broken.case_id}: the image has values that are not finite"):
+            judge()
+
+
+def test_rules_in_mm_name_the_case_that_has_no_spacing(
+    controller: QualityController, labelled: list[LabelledCase]
+) -> None:
+    rule = SizeRule(structure="LV", measured_in="mm", least=1, most=1e6)
+    profile = Profile(rules=(rule,))
+    judge = QualityController(
+        controller.segmenter, controller.reward, controller.model.model_copy(update={"profile": profile})
+    )
+    case = replace(labelled[0].case, geometry=Geometry.unknown(2))
+    with pytest.raises(DataError, match=rf"case {case.case_id}: rule size of LV has limits in mm"):
+        judge.assess(case, labelled[0].ground_truth)
+
+
 def batch(controller: QualityController, labelled: list[LabelledCase], shift: float) -> list[QualityReport]:
     # Masks of the segmenter that was calibrated: those of an expert look different to the networks.
     masks = [controller.segmenter.segment(item.case) for item in labelled]
@@ -292,6 +340,9 @@ def test_a_batch_that_differs_a_little_has_weighted_intervals(
         predicted = report.mean.predicted_dice
         assert predicted is not None
         assert (report.mean.low, report.mean.high) == interval(predicted, 0.5)
+    # Reports that come out of this batch have the intervals of the next one in it.
+    again = with_interval(controller, 1.0).settle(settled.reports[:1]).reports[0]
+    assert (again.mean.low, again.mean.high) == interval(again.mean.predicted_dice, 1.0)
 
 
 def test_a_small_batch_is_untested_and_a_small_calibration_promises_nothing(

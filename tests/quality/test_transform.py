@@ -163,11 +163,22 @@ def test_an_affine_without_an_axis_is_refused() -> None:
         heard(image)
 
 
+def test_a_mask_that_was_interpolated_is_refused_and_not_cut() -> None:
+    image = MetaTensor(torch.ones(1, 4, 5), affine=torch.eye(4), meta={"filename_or_obj": "a.nii"})
+    transform = AssessQualityd(Listener())  # type: ignore[arg-type]
+    with pytest.raises(DataError, match=r"pred: a mask holds integers.*interpolated"):
+        transform({"image": image, "pred": np.full((4, 5), 0.999, np.float32)})
+    listener = Listener()
+    AssessQualityd(listener)({"image": image, "pred": np.ones((4, 5), np.float32)})  # type: ignore[arg-type]
+    assert listener.labels.all()
+
+
 def test_cases_have_the_names_of_their_files_and_patients_as_told(tmp_path: Path) -> None:
     pixels = torch.ones(1, 4, 5)
     image = MetaTensor(pixels, affine=torch.eye(4), meta={"filename_or_obj": "/data/p1_a.nii.gz"})
     for keys, case_id, patient in [
-        ({}, "p1_a", "p1_a"),
+        # An image of the same name in another folder is of somebody else.
+        ({}, "p1_a", "/data/p1_a.nii.gz"),
         ({"who": "p1"}, "p1_a", "p1"),
         ({"name": "b"}, "b", "b"),
         ({"name": "b", "who": 7}, "b", "7"),

@@ -94,6 +94,13 @@ def test_the_middle_of_an_image_is_shown_without_a_tenth_at_each_side() -> None:
     torch.testing.assert_close(shown[0], torch.zeros(224, 224), atol=1e-5, rtol=0)
 
 
+def test_of_two_channels_the_first_is_shown_and_of_four_three() -> None:
+    image = make_case().image
+    grey = _prepared(image)
+    assert torch.equal(_prepared(np.concatenate([image, 255 - image])), grey)
+    assert torch.equal(_prepared(np.concatenate([image] * 4)), grey)
+
+
 def test_images_of_other_ranges_are_brought_to_bytes() -> None:
     image = make_case().image
     plain = _prepared(image)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -45,7 +46,13 @@ def test_images_of_patients_that_are_not_known_are_not_all_of_one_person(quality
     save_quality_model(quality_run, tmp_path / "served")
     served = pyfunc.load_model(str(tmp_path / "served"))
     files = find_cases(DataSettings(path=quality_run.parent / "data"))[:24:4]
-    rows = [{"image": str(file.image_paths[0]), "mask": str(file.label_path)} for file in files]
+    rows = []
+    for number, file in enumerate(files):
+        # All have one name, in folders of their own.
+        folder = tmp_path / f"patient{number}"
+        folder.mkdir()
+        places = {"image": file.image_paths[0], "mask": file.label_path}
+        rows.append({name: str(shutil.copy(path, folder / f"{name}.nii.gz")) for name, path in places.items()})
     unknown = [None, float("nan"), pandas.NA] * 2
     without = served.predict(pandas.DataFrame(rows))
     pandas.testing.assert_frame_equal(served.predict(pandas.DataFrame(rows).assign(patient=unknown)), without)
@@ -53,6 +60,23 @@ def test_images_of_patients_that_are_not_known_are_not_all_of_one_person(quality
     one = served.predict(pandas.DataFrame(rows).assign(patient="nan"))
     assert "untested" in one["promised"][0]
     assert "untested" not in without["promised"][0]
+
+
+def test_rows_keep_their_index_and_one_that_cannot_be_judged_is_referred(quality_run: Path, tmp_path: Path) -> None:
+    import pandas
+    from mlflow import pyfunc
+
+    save_quality_model(quality_run, tmp_path / "served")
+    files = find_cases(DataSettings(path=quality_run.parent / "data"))[:4]
+    rows = [{"image": str(file.image_paths[0]), "mask": str(file.label_path)} for file in files]
+    rows[1]["mask"], rows[2]["image"] = str(tmp_path / "nothing.nii.gz"), None
+    found = pyfunc.load_model(str(tmp_path / "served")).predict(pandas.DataFrame(rows, index=[7, 3, 5, 9]))
+    assert found.index.tolist() == [7, 3, 5, 9]
+    assert found["predicted_dice"].isna().tolist() == [False, True, True, False]
+    assert found["verdict"][3] == found["verdict"][5] == "refer"
+    assert "nothing.nii.gz: there is no such file" in found["reasons"][3]
+    assert "no path in the column image" in found["reasons"][5]
+    assert found["case"][9] == files[3].case_id
 
 
 @pytest.mark.parametrize(
