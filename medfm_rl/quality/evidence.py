@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 import torch
+from scipy import ndimage
 from torch import Tensor
 
 from medfm_rl.metrics.validity import RuleResult
-from medfm_rl.reward.score import dilate, memberships, region_means, structure_regions
+from medfm_rl.reward.score import MARGIN, dilate, memberships
 
 FEATURES = (
     "expected_dice",
@@ -67,24 +69,26 @@ class Evidence:
             structures: Names without the background.
             probability: `(*S')` in [0, 1], that each pixel is right (`PixelCalibration.probability`).
         """
-        action, maps, spread = self.action[None], probability[None].float(), self.spread[None].float()
-        one_hot = memberships(action, self.num_classes)
-        expected = expected_dice(maps, action, self.num_classes)[0]
-        regions = structure_regions(action, self.num_classes)
-        mean, disagreement, low = (region_means(values, regions)[0] for values in (maps, spread, (maps < 0.5).float()))
-        contour = region_means(maps, (dilate(one_hot, _CONTOUR) & dilate(~one_hot, _CONTOUR))[:, 1:])[0]
-        size = one_hot[0].flatten(1).float().mean(dim=1).sqrt()
+        probability, spread = probability.float(), self.spread.float()
+        expected = expected_dice(probability[None], self.action[None], self.num_classes)[0]
+        boxes = _boxes(self.action, len(structures))
         failed = [rule for rule in self.rules if not rule.passed]
         rows = []
         for index, name in enumerate(structures):
+            # One structure at a time and what lies around it: volumes of many would not fit into the memory at once.
+            box = boxes[index]
+            mask = (self.action[box] == index + 1)[None, None]
+            region = dilate(mask, MARGIN)[0, 0]
+            contour = (dilate(mask, _CONTOUR) & dilate(~mask, _CONTOUR))[0, 0]
+            rewards = probability[box]
             rows.append(
                 {
                     "expected_dice": float(expected[index]),
-                    "mean_reward": float(mean[index]),
-                    "contour_reward": float(contour[index]),
-                    "low_reward": float(low[index]),
-                    "spread": float(disagreement[index]),
-                    "size": float(size[index + 1]),
+                    "mean_reward": _mean_over(rewards, region),
+                    "contour_reward": _mean_over(rewards, contour),
+                    "low_reward": _mean_over((rewards < 0.5).float(), region),
+                    "spread": _mean_over(spread[box], region),
+                    "size": math.sqrt(int(mask.sum()) / self.action.numel()),
                     "rules_failed": float(sum(name in _names(rule) for rule in failed)),
                     "all_rules_failed": float(len(failed)),
                     "case_expected_dice": float(expected.mean()),
@@ -116,14 +120,14 @@ def expected_dice(maps: Tensor, actions: Tensor, num_classes: int) -> Tensor:
     Returns:
         `(B, K - 1)` in [0, 1]; 0 for a structure that the action lacks.
     """
-    inside = memberships(actions, num_classes)
     reach = max(1, round(_REACH * max(actions.shape[1:])))
-    near = (dilate(inside, reach) & ~inside).to(maps)
+    inside = memberships(actions, num_classes)
+    near = dilate(inside, reach) & ~inside
     doubt = (1 - maps) / near.sum(dim=1).clamp_min(1)
-    one_hot = inside.to(maps)
-    right = (one_hot * maps[:, None]).flatten(2).sum(dim=2)
-    missed = (near * doubt[:, None]).flatten(2).sum(dim=2)
-    area = one_hot.flatten(2).sum(dim=2)
+    right, missed, area = (
+        torch.stack([(values * masks[:, index]).flatten(1).sum(dim=1) for index in range(num_classes)], dim=1)
+        for values, masks in ((maps, inside), (doubt, near), (torch.ones_like(maps), inside))
+    )
     expected = 2 * right / (area + right + missed).clamp_min(1e-8)
     return torch.where(area > 0, expected, 0.0)[:, 1:]
 
@@ -156,6 +160,22 @@ def soft_dice(probabilities: Tensor, action: Tensor) -> Tensor:
 def log_odds(probabilities: Tensor) -> Tensor:
     """log(p / (1 - p)), finite also where a network is certain."""
     return torch.logit(probabilities.float().clamp(_LEAST_DOUBT, 1 - _LEAST_DOUBT))
+
+
+def _boxes(action: Tensor, structures: int) -> list[tuple[slice, ...]]:
+    """The box of each structure of an action `(*S)` and of what its numbers look at around it; all of one not there."""
+    margin = MARGIN + _CONTOUR
+    found = ndimage.find_objects(action.cpu().numpy(), max_label=structures)
+    everything = (slice(None),) * action.ndim
+    return [
+        everything if box is None else tuple(slice(max(0, side.start - margin), side.stop + margin) for side in box)
+        for box in found
+    ]
+
+
+def _mean_over(values: Tensor, region: Tensor) -> float:
+    """Mean of values `(*S)` over a region `(*S)` bool; 0 over an empty one."""
+    return float(values[region].mean()) if bool(region.any()) else 0.0
 
 
 def _names(rule: RuleResult) -> set[str]:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-_MARGIN = 3
+MARGIN = 3
+"""Pixels around a structure that belong to its region."""
 
 
 def structure_scores(maps: Tensor, actions: Tensor, num_classes: int) -> Tensor:
@@ -55,7 +56,7 @@ def structure_regions(actions: Tensor, num_classes: int) -> Tensor:
     Returns:
         `(B, K - 1, *S)`.
     """
-    return dilate(memberships(actions, num_classes)[:, 1:], _MARGIN).float()
+    return dilate(memberships(actions, num_classes)[:, 1:], MARGIN).float()
 
 
 def memberships(actions: Tensor, num_classes: int) -> Tensor:
