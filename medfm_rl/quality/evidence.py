@@ -175,7 +175,8 @@ def _boxes(action: Tensor, structures: int) -> list[tuple[slice, ...]]:
 
 def _mean_over(values: Tensor, region: Tensor) -> float:
     """Mean of values `(*S)` over a region `(*S)` bool; 0 over an empty one."""
-    return float(values[region].mean()) if bool(region.any()) else 0.0
+    # Several times as fast as indexing.
+    return float((values * region).sum() / region.sum().clamp_min(1))
 
 
 def _names(rule: RuleResult) -> set[str]:
