@@ -31,7 +31,7 @@ from typing import Any
 import numpy as np
 from adaptation_report import report
 from cells import NONE, OURS, SOURCE_FREE, UPPER, Scores, cell_file, harm_rate, measure, read_cell, write_experts
-from command_line import add_shifts, begin, each_shift, parser_of
+from command_line import add_results, add_shifts, begin, each_shift, parser_of
 from recording import quiet
 from rivals import RIVALS, Problem
 from safetensors.torch import load_file
@@ -274,9 +274,10 @@ class Laboratory:
 def main() -> None:
     parser = parser_of(__doc__)
     add_shifts(parser)
+    add_results(parser)
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS), metavar="METHOD")
     arguments = parser.parse_args()
-    _, runs, started_in = begin(arguments, "adaptation")
+    name, runs, started_in = begin(arguments, "adaptation")
     if not arguments.report_only:
         budget = QUICK if arguments.quick else Budget()
         for shift, seed in each_shift(arguments, runs, budget.most_patients):
@@ -285,8 +286,9 @@ def main() -> None:
             # No adaptation first: harm is against it.
             for method in (NONE, *(method for method in METHODS if method in arguments.methods)):
                 laboratory.run(method)
-    # Everything that could be there is in the report, so that what is missing shows.
-    report(runs, arguments.shifts, METHODS, arguments.seeds, started_in, arguments.quick)
+    # Everything that could be there is in the report, so that what is missing shows; beside another one, what was asked.
+    methods = METHODS if arguments.results is None else [method for method in METHODS if method in arguments.methods]
+    report(runs, arguments.shifts, methods, arguments.seeds, started_in, arguments.quick, arguments.results or name)
 
 
 if __name__ == "__main__":

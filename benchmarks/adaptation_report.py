@@ -273,12 +273,12 @@ def report(
     seeds: Sequence[int],
     started_in: dict[str, Any],
     quick: bool,
+    name: str,
 ) -> None:
-    """Writes JSON, table and figure from the cells that there are.
+    """Writes JSON, table and figure of that name from the cells that there are.
 
     Shifts that are not asked for stay as an earlier report left them, so that one shift can be measured at a time.
     """
-    name = "adaptation-quick" if quick else "adaptation"
     cells = read_cells(runs, shifts, methods, seeds)
     published = published_fractions(data_folder() / "camus_patients_info.csv")
     results = read_shifts(RESULTS / f"{name}.json")
@@ -288,7 +288,7 @@ def report(
     content = {
         "quick": quick,
         "shifts": results,
-        "rivals": {name: describe_rival(name) for name in methods if name in RIVALS},
+        "rivals": {method: describe_rival(method) for method in methods if method in RIVALS},
     }
     summary = summarise(results) | ({"quick": True} if quick else {})
     write_results(name, started_in, list(seeds), content, summary, table(results, quick))
