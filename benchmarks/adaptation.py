@@ -286,7 +286,7 @@ def main() -> None:
             # No adaptation first: harm is against it.
             for method in (NONE, *(method for method in METHODS if method in arguments.methods)):
                 laboratory.run(method)
-    # The report shows everything that could be there, so that what is missing is seen; one beside it what was asked for.
+    # The report shows everything that could be there, so that what is missing is seen; one beside it what was asked.
     methods = METHODS if arguments.results is None else [method for method in METHODS if method in arguments.methods]
     report(runs, arguments.shifts, methods, arguments.seeds, started_in, arguments.quick, arguments.results or name)
 
