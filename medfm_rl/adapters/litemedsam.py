@@ -79,7 +79,7 @@ class LiteMedSAMAdapter(PromptableAdapter):
 
     @property
     def checkpoint_name(self) -> str:
-        return self.description.checkpoint or "lite_medsam.pth"
+        return Path(self.description.checkpoint or "lite_medsam.pth").name
 
     def train(self, mode: bool = True) -> Self:
         super().train(mode)

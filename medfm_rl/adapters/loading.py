@@ -15,7 +15,7 @@ from medfm_rl.adapters.description import kind_of_folder
 from medfm_rl.adapters.litemedsam import LiteMedSAMAdapter
 from medfm_rl.adapters.lora import add_low_rank
 from medfm_rl.adapters.medsam import MedSAM2Adapter, MedSAMAdapter
-from medfm_rl.adapters.monai_bundle import METADATA, MonaiBundleAdapter
+from medfm_rl.adapters.monai_bundle import METADATA, MonaiBundleAdapter, exported_weights
 from medfm_rl.adapters.nnunet import NnUNetAdapter
 from medfm_rl.adapters.nnunet_folder import DATASET, PLANS
 from medfm_rl.adapters.promptable import PromptableAdapter
@@ -122,6 +122,25 @@ def without_prompts(settings: Segmenter) -> Segmenter:
     if isinstance(settings, PromptableSettings):
         return settings.model_copy(update={"prompts": FixedPrompts(kind="fixed", boxes={})})
     return settings
+
+
+def exported_settings(settings: Segmenter, folder: Path) -> Segmenter:
+    """Settings of what `export` wrote of a segmenter.
+
+    Weights that were read from elsewhere lie in the new folder, under their own name.
+
+    Args:
+        settings: Settings that the segmenter was loaded with.
+        folder: Where it was written to.
+    """
+    match settings:
+        case NnUNetSettings() | TotalSegmentatorSettings():
+            update = {"checkpoint": Path(settings.checkpoint).name}
+        case MonaiBundleSettings():
+            update = {"weights": exported_weights(settings.folder, settings.weights)}
+        case _:
+            update = {}
+    return settings.model_copy(update={"folder": folder, **update})
 
 
 def portable_settings(settings: Segmenter) -> str:

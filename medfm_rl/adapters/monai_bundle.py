@@ -6,6 +6,7 @@ The configuration of a bundle is code: whatever stands behind a `$` in it is run
 from __future__ import annotations
 
 import copy
+import os
 import shutil
 import tempfile
 import warnings
@@ -198,7 +199,7 @@ class MonaiBundleAdapter(SegmenterAdapter):
         with replace_folder_on_success(folder) as temporary:
             stale = shutil.ignore_patterns("*.ts", "*.onnx", "__pycache__")
             shutil.copytree(self.folder, temporary, dirs_exist_ok=True, ignore=stale)
-            (temporary / "models" / self.weights).write_bytes(weights)
+            (temporary / "models" / exported_weights(self.folder, self.weights)).write_bytes(weights)
 
     def inference_settings(self) -> Mapping[str, Any]:
         return {**super().inference_settings(), "configs": hash_folder(self.folder / "configs")}
@@ -235,6 +236,22 @@ class MonaiBundleAdapter(SegmenterAdapter):
                 f"{sample.native_shape}"
             )
         return array
+
+
+def exported_weights(folder: Path, weights: str) -> str:
+    """The name in `models/` under which the weights of a bundle are exported.
+
+    It is the one that they have, which the configuration of the bundle may refer to, where they lie in the bundle, and
+    the name of the file alone where they lie elsewhere: nothing is written outside of the new bundle.
+
+    Args:
+        folder: The bundle.
+        weights: The file that they were read from, as a path from `models/` or an absolute one.
+    """
+    models = Path(os.path.normpath(folder.absolute() / "models"))
+    # Not resolved: a file in the bundle may be a link to a store of files, and is copied as a file.
+    path = Path(os.path.normpath(models / weights))
+    return Path(os.path.relpath(path, models)).as_posix() if models.parent in path.parents else path.name
 
 
 def _ours(sample: Sample) -> BundleSample:

@@ -283,6 +283,8 @@ class NnUNetAdapter(SegmenterAdapter):
             raise ModelError(
                 f"{self.folder}: the folder that the model was loaded from is gone; export needs its files"
             )
+        # The checkpoints may have been read from elsewhere; nnU-Net looks for them by their name in each fold.
+        checkpoint = Path(self.checkpoint).name
         # Before anything is written: a checkpoint that cannot be read again leaves no folder behind.
         contents = [self._read(fold) for fold in self.folds]
         with replace_folder_on_success(folder) as temporary:
@@ -290,12 +292,12 @@ class NnUNetAdapter(SegmenterAdapter):
             shutil.copytree(self.folder, place, dirs_exist_ok=True, ignore=self._left_out)
             for fold, network, content in zip(self.folds, self.networks, contents, strict=True):
                 buffer = io.BytesIO()
-                provenance = {"version": __version__, "fold": str(fold), "checkpoint": self.checkpoint}
+                provenance = {"version": __version__, "fold": str(fold), "checkpoint": checkpoint}
                 torch.save(
                     {**content, "network_weights": portable_state(network.state_dict()), PROVENANCE: provenance}, buffer
                 )
                 # The writers of torch end the process where the disk is full.
-                (place / f"fold_{fold}" / self.checkpoint).write_bytes(buffer.getvalue())
+                (place / f"fold_{fold}" / checkpoint).write_bytes(buffer.getvalue())
 
     def _left_out(self, folder: str, names: list[str]) -> set[str]:
         """Entries of a folder of the model that `export` does not copy."""
@@ -304,7 +306,7 @@ class NnUNetAdapter(SegmenterAdapter):
             kept = {f"fold_{fold}" for fold in self.folds}
             return {name for name in names if name.startswith("fold_") and name not in kept}
         if place.parent == self.folder and place.name.startswith("fold_"):
-            return {name for name in names if name.startswith("checkpoint_") and name != self.checkpoint}
+            return {name for name in names if name.startswith("checkpoint_") and name != Path(self.checkpoint).name}
         if place.name == "validation":
             # nnU-Net's own export of a model to a zip file asks for the summary.
             return set(names) - {"summary.json"}

@@ -206,11 +206,13 @@ class TorchModuleAdapter(SegmenterAdapter):
     def export(self, folder: Path) -> None:
         if self.network is None:
             raise ModelError("this adapter was made without saying how to build its module again (argument `network`)")
+        # The weights may have been read from elsewhere; what is written lies in the new folder.
+        weights = Path(self.weights).name
         description = {
             "format": 1,
             "kind": "torch",
-            "network": self.network,
-            "weights": self.weights,
+            "network": {**self.network, "torchscript": weights} if "torchscript" in self.network else self.network,
+            "weights": weights,
             "in_channels": self.in_channels,
             "schema": {"names": self.schema.names, "ids": self.schema.ids},
             "preprocessing": self.preprocessing.model_dump(mode="json"),
@@ -218,7 +220,7 @@ class TorchModuleAdapter(SegmenterAdapter):
         }
         with replace_folder_on_success(folder) as temporary:
             (temporary / DESCRIPTION).write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
-            (temporary / self.weights).write_bytes(_weights_bytes(self.module, self.weights, self.container))
+            (temporary / weights).write_bytes(_weights_bytes(self.module, weights, self.container))
 
     def inference_settings(self) -> Mapping[str, Any]:
         return {

@@ -12,6 +12,7 @@ from medfm_rl.adapters import SegmenterAdapter
 from medfm_rl.adapters.base import ModelSummary
 from medfm_rl.adapters.delta import apply_delta, read_delta, write_delta
 from medfm_rl.adapters.loading import (
+    exported_settings,
     load_segmenter,
     portable_settings,
     recognise,
@@ -151,8 +152,7 @@ def adapted_settings(run: RunFolder) -> Segmenter:
     """Settings of the segmenter that a finished run wrote: those of the source, with the folder of the result."""
     if not run.config_file.exists():
         return recognise(run.model)
-    segmenter = load_config(run.config_file, AdaptConfig).segmenter
-    return segmenter.model_copy(update={"folder": run.model})
+    return exported_settings(load_config(run.config_file, AdaptConfig).segmenter, run.model)
 
 
 def own_anatomy(path: Path) -> str:
@@ -219,7 +219,7 @@ def apply_delta_file(folder: Path, path: Path, to: Path) -> Segmenter:
     segmenter = load_segmenter(settings)
     apply_delta(segmenter, delta, path)
     segmenter.export(to)
-    return settings.model_copy(update={"folder": to})
+    return exported_settings(settings, to)
 
 
 def inspect_model(path: Path, device: torch.device, progress: Progress) -> ModelSummary:

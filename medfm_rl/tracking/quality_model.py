@@ -15,6 +15,7 @@ from medfm_rl import __version__
 from medfm_rl.adapters import SegmenterAdapter
 from medfm_rl.adapters.loading import (
     PROMPTABLE,
+    exported_settings,
     load_segmenter,
     portable_settings,
     recognise,
@@ -45,7 +46,7 @@ def save_quality_model(run: Path, folder: Path) -> None:
         DataError: The folder exists and is not empty.
         MissingExtraError: MLflow is not installed.
     """
-    settings = portable_settings(_segmenter_of(run))
+    settings = portable_settings(exported_settings(_segmenter_of(run), run / "model"))
     load_served(run, settings)
     if folder.exists() and any(folder.iterdir()):
         raise DataError(f"{folder}: already exists and is not empty; give a new folder")

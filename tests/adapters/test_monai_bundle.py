@@ -19,9 +19,11 @@ from scipy.ndimage import gaussian_filter
 
 from medfm_rl.adapters import MonaiBundleAdapter, check_adapter
 from medfm_rl.adapters.delta import state_hash
-from medfm_rl.data.files import hash_folder
+from medfm_rl.adapters.loading import exported_settings, load_segmenter
+from medfm_rl.data.files import hash_file, hash_folder
 from medfm_rl.data.images import read_image
 from medfm_rl.errors import DataError, ModelError
+from medfm_rl.settings import MonaiBundleSettings
 from medfm_rl.types import Case, Geometry
 
 DIRECTION = (0.0, 1.0, 0.0, -1.0, 0.0, 0.0, 0.0, 0.0, 1.0)
@@ -256,6 +258,39 @@ def test_weights_in_safetensors_stay_so(tmp_path: Path) -> None:
     bundle.export(tmp_path / "out")
     again = MonaiBundleAdapter(tmp_path / "out", "model.safetensors")
     assert state_hash(again) == state_hash(bundle)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(
+    ("place", "exported"),
+    [
+        ("absolute", "net.pt"),
+        ("../../mine/net.pt", "net.pt"),
+        # Within the bundle the name stays: its configuration may refer to it.
+        ("fold0/net.pt", "fold0/net.pt"),
+        ("../net.pt", "../net.pt"),
+    ],
+)
+def test_weights_from_elsewhere_are_read_and_the_export_lies_in_its_own_folder(
+    tmp_path: Path, place: str, exported: str
+) -> None:
+    folder = write_bundle(tmp_path / "bundle", 2)
+    name = str(tmp_path / "mine" / "net.pt") if place == "absolute" else place
+    path = (folder / "models" / name).resolve()
+    path.parent.mkdir(exist_ok=True)
+    (folder / "models" / "model.pt").rename(path)
+    before = hash_file(path)
+    settings = MonaiBundleSettings(kind="monai-bundle", folder=folder, weights=name)
+    adapter = load_segmenter(settings)
+    with torch.no_grad():
+        for parameter in adapter.parameters():
+            parameter.add_(1.0)
+    adapter.export(tmp_path / "runs" / "out")
+    assert hash_file(path) == before
+    assert (tmp_path / "runs" / "out" / "models" / exported).is_file()
+    again = exported_settings(settings, tmp_path / "runs" / "out")
+    assert again == MonaiBundleSettings(kind="monai-bundle", folder=tmp_path / "runs" / "out", weights=exported)
+    assert state_hash(load_segmenter(again)) == state_hash(adapter)
 
 
 @pytest.mark.filterwarnings("ignore")

@@ -19,13 +19,15 @@ from torch import Tensor, nn
 
 from medfm_rl.adapters import NnUNetAdapter, TorchModuleAdapter, check_adapter
 from medfm_rl.adapters.base import without_gradient
+from medfm_rl.adapters.delta import state_hash
+from medfm_rl.adapters.loading import exported_settings, load_segmenter
 from medfm_rl.adapters.nnunet import PROVENANCE, summarise
-from medfm_rl.data.files import hash_folder
+from medfm_rl.data.files import hash_file, hash_folder
 from medfm_rl.data.images import read_image, write_labels
 from medfm_rl.envs import SegmentationVecEnv
 from medfm_rl.errors import DataError, MissingExtraError, ModelError
 from medfm_rl.policies import DensePPO
-from medfm_rl.settings import PreprocessingSettings
+from medfm_rl.settings import NnUNetSettings, PreprocessingSettings
 from medfm_rl.types import Case, Geometry
 
 pytest.importorskip("nnunetv2", reason="nnunetv2 is not installed (extra nnunet)")
@@ -408,6 +410,25 @@ def test_a_compiled_checkpoint_loads(tmp_path: Path, model: Path, flat: Case) ->
     adapter.export(tmp_path / "out")
     state = torch.load(tmp_path / "out" / "fold_0" / "checkpoint_final.pth", weights_only=False)["network_weights"]
     assert not any(name.startswith("_orig_mod.") for name in state)
+
+
+def test_a_checkpoint_from_elsewhere_is_read_and_the_export_lies_in_its_own_folder(model: Path, tmp_path: Path) -> None:
+    elsewhere = tmp_path / "mine" / "checkpoint_mine.pth"
+    elsewhere.parent.mkdir()
+    (model / "fold_0" / "checkpoint_final.pth").rename(elsewhere)
+    shutil.copy(elsewhere, model / "fold_0" / "checkpoint_best.pth")
+    before = hash_file(elsewhere)
+    settings = NnUNetSettings(kind="nnunet", folder=model, checkpoint=str(elsewhere))
+    adapter = load_segmenter(settings)
+    with torch.no_grad():
+        for parameter in adapter.parameters():
+            parameter.add_(1.0)
+    adapter.export(tmp_path / "out")
+    assert hash_file(elsewhere) == before
+    assert [path.name for path in (tmp_path / "out" / "fold_0").iterdir()] == ["checkpoint_mine.pth"]
+    again = exported_settings(settings, tmp_path / "out")
+    assert again == NnUNetSettings(kind="nnunet", folder=tmp_path / "out", checkpoint="checkpoint_mine.pth")
+    assert state_hash(load_segmenter(again)) == state_hash(adapter)
 
 
 def test_pixels_are_the_unit_of_a_model_of_png_images(tmp_path: Path, flat: Case) -> None:

@@ -20,6 +20,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from medfm_rl.adapters import TorchModuleAdapter
+from medfm_rl.data.files import hash_file
 from medfm_rl.errors import DataError, ModelError
 from medfm_rl.settings import NetworkSettings, PreprocessingSettings
 from medfm_rl.types import Case, Geometry, LabelSchema
@@ -195,6 +196,33 @@ def test_another_libraries_network_is_built_by_its_own_name(tmp_path: Path) -> N
     assert set(adapter.trainable("decoder")) == {
         f"module.{name}" for name, _ in module.named_parameters() if name.startswith("model.2.")
     }
+
+
+@pytest.mark.parametrize("kind", ["weights", "torchscript"])
+@pytest.mark.parametrize("place", ["absolute", "../up/net.pt", "sub/net.pt"])
+def test_weights_from_elsewhere_are_read_and_the_export_lies_in_its_own_folder(
+    tmp_path: Path, place: str, kind: str
+) -> None:
+    """The path of the source, taken over as it stands, would have the export written onto the source."""
+    name = str(tmp_path / "mine" / "net.pt") if place == "absolute" else place
+    network = {"torchscript": name} if kind == "torchscript" else POINTWISE
+    folder = write_folder(tmp_path / "in", network=network, weights=name)
+    path = (folder / name).resolve()
+    path.parent.mkdir(exist_ok=True)
+    if kind == "torchscript":
+        save_script(scripted(nn.Conv2d(1, K, 1)), path)
+    else:
+        torch.save(pointwise_state(), path)
+    before = hash_file(path)
+    adapter = TorchModuleAdapter.load(folder)
+    with torch.no_grad():
+        for parameter in adapter.parameters():
+            parameter.add_(1.0)
+    adapter.export(tmp_path / "runs" / "out")
+    assert hash_file(path) == before
+    files = {path.name for path in (tmp_path / "runs").rglob("*") if path.is_file()}
+    assert files == {"segmenter.json", "net.pt"}
+    assert torch.equal(logits_of(TorchModuleAdapter.load(tmp_path / "runs" / "out")), logits_of(adapter))
 
 
 def test_weights_that_share_memory_can_be_exported(tmp_path: Path) -> None:
