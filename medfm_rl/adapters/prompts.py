@@ -21,8 +21,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from medfm_rl.data.files import hash_file
-from medfm_rl.data.images import image_stem, image_suffix, read_label_ids
+from medfm_rl.data.images import hash_image, image_stem, image_suffix, read_label_ids
 from medfm_rl.errors import ConfigError, DataError
 from medfm_rl.seeding import derive_seed
 from medfm_rl.settings import FilePrompts, FixedPrompts, MaskPrompts, PromptSettings
@@ -135,7 +134,7 @@ class BoxesFromMasks(BoxSource):
 
     def content_hash(self, case_id: str) -> str:
         settings = self.settings
-        return _hash([hash_file(self._mask(case_id)), settings.margin, settings.jitter, settings.seed])
+        return _hash([hash_image(self._mask(case_id)), settings.margin, settings.jitter, settings.seed])
 
     def _mask(self, case_id: str) -> Path:
         if case_id not in self.masks:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import glob
 import gzip
 import hashlib
+import os
+import re
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,11 +16,12 @@ import numpy as np
 import numpy.typing as npt
 import SimpleITK as sitk
 
-from medfm_rl.data.files import cannot_be_read, is_folder, replace_on_success
+from medfm_rl.data.files import cannot_be_read, hash_file, hash_listing, hash_path, is_folder, replace_on_success
 from medfm_rl.errors import DataError
 from medfm_rl.types import FloatArray, Geometry, IntArray, LabelMap, LabelSchema
 
 IMAGE_SUFFIXES = (".nii.gz", ".nii", ".mha", ".mhd", ".nrrd", ".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".dcm")
+_PIXEL_FIELD = re.compile(rb"\s*ElementDataFile\s*[=:]\s*(.+?)\s*$")
 _WITHOUT_SPACING = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff")
 
 
@@ -34,6 +38,47 @@ def holds_spacing(path: Path) -> bool:
 def image_stem(path: Path) -> str:
     """The file name without its image suffix."""
     return path.name[: -len(image_suffix(path) or "")] if image_suffix(path) else path.name
+
+
+def pixel_files(path: Path) -> list[Path]:
+    """The files beside an image that hold its pixels: those that the header of a .mhd names, which may be missing.
+
+    None where the pixels lie in the file itself, as in every other format.
+
+    Raises:
+        DataError: The header cannot be read.
+    """
+    if image_suffix(path) != ".mhd":
+        return []
+    try:
+        with path.open("rb") as file:
+            # The field is the last of the header; what follows it are names, or pixels.
+            named = next((found[1] for line in file if (found := _PIXEL_FIELD.match(line))), b"LOCAL")
+            listed = [line.strip() for line in file] if named.startswith(b"LIST") else [named]
+    except OSError as error:
+        raise cannot_be_read(path, error) from error
+    if named.upper() == b"LOCAL":
+        return []
+    names = [os.fsdecode(name) for name in listed if name]
+    if names and "%" in names[0]:
+        # One file for each slice: a pattern, and the first and last number.
+        pattern = path.parent / names[0].split()[0]
+        return sorted(pattern.parent.glob(re.sub(r"%\d*d", "*", glob.escape(pattern.name))))
+    return [path.parent / name for name in names]
+
+
+def hash_image(path: Path) -> str:
+    """SHA-256 of an image: of the file, or of a folder such as a DICOM series.
+
+    Of a .mhd it is that of a folder that holds the header and the files with its pixels.
+
+    Raises:
+        DataError: A file is missing, or cannot be read.
+    """
+    own, beside = hash_path(path), pixel_files(path)
+    if not beside:
+        return own
+    return hash_listing({path.name: own, **{os.path.relpath(file, path.parent): hash_file(file) for file in beside}})
 
 
 def read_image(source: Path | Sequence[Path]) -> tuple[FloatArray, Geometry]:

@@ -14,6 +14,7 @@ from medfm_rl import __version__
 from medfm_rl.adapters import SegmenterAdapter
 from medfm_rl.adapters.delta import state_hash
 from medfm_rl.data.files import append_lines, hash_path, write_json
+from medfm_rl.data.images import hash_image
 from medfm_rl.data.layouts import CaseFile
 from medfm_rl.errors import DataError
 from medfm_rl.pipeline.identity import Identity
@@ -192,7 +193,7 @@ def hash_case(file: CaseFile, segmenter: SegmenterAdapter | None) -> dict[str, A
     Raises:
         DataError: An image is missing, or there are no prompts for the case.
     """
-    hashes: dict[str, Any] = {"images": [hash_path(path) for path in file.image_paths]}
+    hashes: dict[str, Any] = {"images": [hash_image(path) for path in file.image_paths]}
     prompts = None if segmenter is None else segmenter.prompt_hash(file.case_id)
     return hashes if prompts is None else {**hashes, "prompts": prompts}
 

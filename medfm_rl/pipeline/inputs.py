@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from medfm_rl.data.files import hash_file, hash_listing, write_json
-from medfm_rl.data.images import image_suffix
+from medfm_rl.data.images import pixel_files
 from medfm_rl.data.layouts import CaseFile, find_cases
 from medfm_rl.errors import ConfigError
 from medfm_rl.pipeline.images import Progress
@@ -19,8 +19,6 @@ from medfm_rl.settings import AdaptConfig, DataSettings, FilePrompts, MaskPrompt
 from medfm_rl.tracking import DataRecord
 
 _LOG = logging.getLogger(__name__)
-_PIXELS = (".raw", ".zraw")
-"""Endings of the files beside a .mhd that hold its pixels."""
 _FORMAT = 2
 
 
@@ -242,6 +240,6 @@ def _with_pixels(paths: Iterable[Path]) -> list[Path]:
     found: list[Path] = []
     for path in paths:
         found += _files_below(path)
-        if image_suffix(path) == ".mhd":
-            found += [beside for ending in _PIXELS if (beside := path.with_suffix(ending)).is_file()]
+        if path.is_file():
+            found += [beside for beside in pixel_files(path) if beside.is_file()]
     return found

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from medfm_rl.data.files import hash_file, hash_path
-from medfm_rl.data.images import hash_labels, read_labels
+from medfm_rl.data.files import hash_file
+from medfm_rl.data.images import hash_image, hash_labels, read_labels
 from medfm_rl.data.layouts import CaseFile
 from medfm_rl.errors import DataError
 from medfm_rl.quality import State
@@ -150,7 +150,7 @@ class GivenMasks:
         Raises:
             DataError: There is no mask of that name.
         """
-        found: dict[str, Any] = {"mask": hash_path(self.path(case_id))}
+        found: dict[str, Any] = {"mask": hash_image(self.path(case_id))}
         if self.in_files is not None:
             found["labels"] = self.in_files.integers
         return found

@@ -11,8 +11,8 @@ from typing import Any, Literal
 import numpy as np
 
 from medfm_rl.adapters import SegmenterAdapter
-from medfm_rl.data.files import hash_path, replace_on_success
-from medfm_rl.data.images import hash_labels, read_labels, write_image, write_labels
+from medfm_rl.data.files import replace_on_success
+from medfm_rl.data.images import hash_image, hash_labels, read_labels, write_image, write_labels
 from medfm_rl.data.layouts import CaseFile
 from medfm_rl.errors import UserError
 from medfm_rl.pipeline.case_records import CaseRecords, hash_case, hash_segmenter, label_path, reward_path
@@ -201,7 +201,7 @@ class ScoringQueue:
         if self.masks is not None:
             mask = self._mask(file)
             with _caused_by("mask_unusable"):
-                found["mask"] = hash_path(mask)
+                found["mask"] = hash_image(mask)
         if self.in_masks is not None:
             found["labels"] = self.in_masks.integers
         return found

@@ -10,7 +10,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from medfm_rl.data.images import read_image, read_labels, write_image, write_labels
+from medfm_rl.data.files import hash_file, hash_folder
+from medfm_rl.data.images import hash_image, pixel_files, read_image, read_labels, write_image, write_labels
 from medfm_rl.errors import DataError
 from medfm_rl.types import Geometry, LabelSchema
 
@@ -244,6 +245,47 @@ def test_an_mhd_without_its_pixels_is_refused(tmp_path: Path) -> None:
     (tmp_path / "a.raw").unlink()
     with pytest.raises(DataError, match=r"a\.mhd: cannot be read"):
         read_image(tmp_path / "a.mhd")
+
+
+HEADER = "NDims = 2\nDimSize = 5 4\nElementType = MET_UCHAR\nElementDataFile = "
+
+
+@pytest.mark.parametrize(
+    ("field", "expected"),
+    [
+        ("pixels.bin", ["pixels.bin"]),
+        ("my pixels.raw\r\n", ["my pixels.raw"]),
+        ("../elsewhere/a.zraw", ["../elsewhere/a.zraw"]),
+        ("LIST\nz1.raw\nz0.raw\n", ["z1.raw", "z0.raw"]),
+        ("z%01d.raw 0 1 1\n", ["z0.raw", "z1.raw"]),
+        ("LOCAL\nElementDataFile = none.raw", []),
+    ],
+)
+def test_the_pixels_of_an_image_are_where_its_header_says(tmp_path: Path, field: str, expected: list[str]) -> None:
+    (tmp_path / "a.mhd").write_bytes((HEADER + field).encode())
+    for name in ("z0.raw", "z1.raw", "a.raw"):
+        (tmp_path / name).write_bytes(b"pixels")
+    assert pixel_files(tmp_path / "a.mhd") == [tmp_path / name for name in expected]
+
+
+def test_the_hash_of_an_image_changes_with_its_pixels(tmp_path: Path) -> None:
+    folder = tmp_path / "image"
+    folder.mkdir()
+    sitk.WriteImage(sitk.GetImageFromArray(ramp(4, 5)), str(folder / "a.mhd"))
+    before = hash_image(folder / "a.mhd")
+    assert before == hash_folder(folder)
+    sitk.WriteImage(sitk.GetImageFromArray(ramp(4, 5) + 1), str(folder / "a.mhd"))
+    assert before != hash_image(folder / "a.mhd") == hash_folder(folder)
+    (folder / "a.raw").unlink()
+    with pytest.raises(DataError, match=r"a\.raw: there is no such file"):
+        hash_image(folder / "a.mhd")
+
+
+@pytest.mark.parametrize("suffix", [".nii.gz", ".mha", ".nrrd"])
+def test_the_hash_of_an_image_in_one_file_is_that_of_the_file(tmp_path: Path, suffix: str) -> None:
+    write_image(tmp_path / f"a{suffix}", ramp(4, 5), GEOMETRY)
+    assert hash_image(tmp_path / f"a{suffix}") == hash_file(tmp_path / f"a{suffix}")
+    assert hash_image(tmp_path) == hash_folder(tmp_path)
 
 
 @pytest.mark.parametrize(

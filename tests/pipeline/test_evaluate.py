@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import SimpleITK as sitk
 import torch
 from torch import Tensor, nn
 
@@ -338,6 +339,20 @@ def test_a_mask_of_another_image_is_made_anew_and_one_that_a_person_changed_is_n
         (problem,) = predict(model, files, out, silent)
         assert problem.startswith(f"{first}: was changed after it was written")
     assert first.read_bytes() == edited
+
+
+@pytest.mark.parametrize("pixels", ["p1.raw", "elsewhere.bin"])
+def test_a_mask_of_pixels_that_were_replaced_below_their_header_is_made_anew(tmp_path: Path, pixels: str) -> None:
+    (tmp_path / "data").mkdir()
+    header = tmp_path / "data" / "p1.mhd"
+    sitk.WriteImage(sitk.GetImageFromArray(square(4)), str(header))
+    (header.parent / "p1.raw").rename(header.parent / pixels)
+    header.write_text(header.read_text().replace("p1.raw", pixels))
+    files, model = find_cases(DataSettings(path=header.parent)), Model(make_segmenter(0, 1, 2), None)
+    predict(model, files, tmp_path / "out", silent)
+    (header.parent / pixels).write_bytes(square(9).tobytes())
+    assert predict(model, files, tmp_path / "out", silent) == []
+    assert np.array_equal(read_image(tmp_path / "out" / "labels" / "p1.nii.gz")[0][0], 10 * square(9))
 
 
 def test_a_mask_that_was_begun_when_the_call_ended_is_made_anew(

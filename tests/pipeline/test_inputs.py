@@ -114,11 +114,13 @@ def test_a_run_of_an_older_version_goes_on_with_a_warning(
 def test_the_pixels_beside_a_header_count(tmp_path: Path, interrupted: AdaptConfig) -> None:
     target = tmp_path / "mhd"
     target.mkdir()
-    for name in ("p1", "p2"):
-        (target / f"{name}.mhd").write_text(f"ElementDataFile = {name}.raw")
-        (target / f"{name}.raw").write_bytes(name.encode())
+    for name, pixels in (("p1", "p1.raw"), ("p2", "second.bin"), ("p3", "lost.raw")):
+        (target / f"{name}.mhd").write_text(f"ElementDataFile = {pixels}")
+        if name != "p3":
+            (target / pixels).write_bytes(name.encode())
     config = interrupted.model_copy(update={"target": DataSettings(path=target)})
-    assert set(read_inputs(config, lambda *_: None)["target.path"].files) == {"p1.mhd", "p1.raw", "p2.mhd", "p2.raw"}
+    files = read_inputs(config, lambda *_: None)["target.path"].files
+    assert set(files) == {"p1.mhd", "p1.raw", "p2.mhd", "second.bin", "p3.mhd"}
 
 
 def test_a_record_of_the_inputs_that_cannot_be_read_is_named(interrupted: AdaptConfig) -> None:

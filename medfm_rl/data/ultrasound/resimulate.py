@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import shutil
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -15,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from medfm_rl.data.files import replace_on_success, write_json
-from medfm_rl.data.images import image_suffix, write_image
+from medfm_rl.data.images import image_suffix, pixel_files, write_image
 from medfm_rl.data.layouts import SIMULATION_RECORD, CaseFile
 from medfm_rl.data.ultrasound.engine import resimulate
 from medfm_rl.data.ultrasound.vendors import VendorProfile
@@ -24,7 +23,6 @@ from medfm_rl.seeding import numpy_generator
 
 # What loses grey values or needs more than one file is written as a format of its kind that does not.
 _WRITTEN_AS = {".dcm": ".nii.gz", ".jpg": ".png", ".jpeg": ".png", ".mhd": ".mha"}
-_PIXEL_FILE = re.compile(rb"^ElementDataFile\s*=\s*(.+?)\s*$", re.MULTILINE)
 
 
 def resimulate_dataset(
@@ -97,14 +95,12 @@ def _resimulate_case(case: CaseFile, out: Path, profile: VendorProfile, seed: in
 
 
 def _copy_mask(source: Path, folder: Path, case_id: str) -> None:
-    """Copies a mask, and the pixel file that an MHD header points to under the name it gives."""
+    """Copies a mask, and the pixel files that an MHD header points to under the names it gives."""
     destination = folder / f"{case_id}{image_suffix(source)}"
-    named = _PIXEL_FILE.search(source.read_bytes()) if source.suffix.lower() == ".mhd" else None
-    if named and named[1] != b"LOCAL":
-        pixel_file = named[1].decode()
-        if Path(pixel_file).name != pixel_file or not (source.parent / pixel_file).is_file():
-            raise DataError(f"{source}: its pixel file {pixel_file} does not lie beside it")
-        _copy(source.parent / pixel_file, folder / pixel_file)
+    for pixels in pixel_files(source):
+        if pixels.parent != source.parent or not pixels.is_file():
+            raise DataError(f"{source}: its pixel file {pixels.name} does not lie beside it")
+        _copy(pixels, folder / pixels.name)
     _copy(source, destination)
 
 
