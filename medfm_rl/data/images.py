@@ -21,6 +21,8 @@ from medfm_rl.errors import DataError
 from medfm_rl.types import FloatArray, Geometry, IntArray, LabelMap, LabelSchema
 
 IMAGE_SUFFIXES = (".nii.gz", ".nii", ".mha", ".mhd", ".nrrd", ".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".dcm")
+_PLACE = ("0020|0032", "0020|0037")
+"""The DICOM fields Image Position (Patient) and Image Orientation (Patient)."""
 _PIXEL_FIELD = re.compile(rb"\s*ElementDataFile\s*[=:]\s*(.+?)\s*$")
 _WITHOUT_SPACING = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff")
 
@@ -265,7 +267,37 @@ def _read_dicom_series(folder: Path) -> sitk.Image:
     if len(series) != 1:
         raise DataError(f"{folder}: a DICOM case is a folder with one series, this one holds {len(series)}")
     reader = sitk.ImageSeriesReader()
-    return _execute(reader, reader.GetGDCMSeriesFileNames(str(folder), series[0]), folder)
+    reader.MetaDataDictionaryArrayUpdateOn()
+    names = reader.GetGDCMSeriesFileNames(str(folder), series[0])
+    image = _execute(reader, names, folder)
+    _check_slice_steps(reader, names, folder)
+    return image
+
+
+def _check_slice_steps(reader: Any, names: Sequence[str], folder: Path) -> None:
+    """ITK reads a series that lacks a slice without a word, and spreads the others over its length."""
+    slices = range(len(names))
+    if len(slices) < 3 or not all(reader.HasMetaDataKey(index, tag) for index in slices for tag in _PLACE):
+        return
+    try:
+        # Image Position (x, y, z), and Image Orientation, the directions of rows and of columns.
+        positions, axes = (
+            np.array([[float(value) for value in reader.GetMetaData(index, tag).split("\\")] for index in slices])
+            for tag in _PLACE
+        )
+    except ValueError:
+        return  # They are empty, as in pictures that are no slices of a body.
+    steps = abs(np.diff(positions @ np.cross(axes[0, :3], axes[0, 3:])))
+    usual = float(np.median(steps))
+    other = int(abs(steps - usual).argmax())
+    # Headers round positions, to a hundredth of a millimetre for one.
+    if abs(steps[other] - usual) > 0.01 * usual + 0.01:
+        first, second = (Path(name).name for name in names[other : other + 2])
+        raise DataError(
+            f"{folder}: from slice {first} to {second} it is {steps[other]:.4g} mm and usually {usual:.4g} mm, so "
+            "positions and spacing would be wrong; are slices missing, or of another series? Complete the series, or "
+            "resample it to equal steps"
+        )
 
 
 def _execute(reader: Any, names: Any, path: Path) -> sitk.Image:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import errno
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -159,26 +160,56 @@ def test_files_become_channels(tmp_path: Path) -> None:
     assert np.array_equal(pixels[1], ramp(4, 5) + 1)
 
 
-def test_a_dicom_folder_is_one_case(tmp_path: Path) -> None:
+def write_series(folder: Path, depths: Sequence[float], axes: str = "1\\0\\0\\0\\1\\0") -> None:
+    """Slices of 4 x 5 pixels at so many mm along z."""
     writer = sitk.ImageFileWriter()
     writer.KeepOriginalImageUIDOn()
-    for index in range(3):
+    for index, depth in enumerate(depths):
         image = sitk.GetImageFromArray((ramp(1, 4, 5) + 100 * index).astype(np.int16))
         image.SetSpacing((0.5, 0.8, 2.0))
-        image.SetOrigin((0, 0, 2.0 * index))
+        image.SetOrigin((0, 0, depth))
         for tag, value in {
             "0008|0060": "MR",
             "0020|000e": "1.2.3.4",
             "0020|000d": "1.2.3",
-            "0020|0032": f"0\\0\\{2 * index}",
+            "0020|0032": f"0\\0\\{depth:.10g}",
+            "0020|0037": axes,
             "0020|0013": str(index + 1),
         }.items():
             image.SetMetaData(tag, value)
-        writer.SetFileName(str(tmp_path / f"{index}.dcm"))
+        writer.SetFileName(str(folder / f"{index}.dcm"))
         writer.Execute(image)
+
+
+def test_a_dicom_folder_is_one_case(tmp_path: Path) -> None:
+    write_series(tmp_path, (0, 2, 4))
     pixels, geometry = read_image(tmp_path)
     assert pixels.shape == (1, 3, 4, 5)
     assert geometry.array_spacing == pytest.approx((2.0, 0.8, 0.5))
+
+
+@pytest.mark.parametrize(
+    ("depths", "axes", "message"),
+    [
+        ((0, 2, 4, 8, 10), "1\\0\\0\\0\\1\\0", r"from slice 2\.dcm to 3\.dcm it is 4 mm and usually 2 mm"),
+        ((0, -2, -4, -7, -9), "1\\0\\0\\0\\1\\0", r"it is 3 mm and usually 2 mm"),
+        ((0, 2, 2, 4, 6), "1\\0\\0\\0\\1\\0", r"from slice 1\.dcm to 2\.dcm it is 0 mm and usually 2 mm"),
+        # A tilted gantry: along the normal, (0, .6, .8), it is .8 of the way along z.
+        ((0, 5, 10, 20), "1\\0\\0\\0\\0.8\\-0.6", "it is 8 mm and usually 4 mm"),
+    ],
+)
+def test_a_series_that_lacks_a_slice_is_refused(
+    tmp_path: Path, depths: tuple[float, ...], axes: str, message: str
+) -> None:
+    write_series(tmp_path, depths, axes)
+    with pytest.raises(DataError, match=message) as caught:
+        read_image(tmp_path)
+    assert str(tmp_path) in str(caught.value)
+
+
+def test_positions_that_a_header_rounds_are_equal_steps(tmp_path: Path) -> None:
+    write_series(tmp_path, [round(index / 3, 2) for index in range(5)])
+    assert read_image(tmp_path)[1].array_spacing == pytest.approx((1 / 3, 0.8, 0.5), abs=0.01)
 
 
 def broken_truncated(path: Path) -> None:
