@@ -310,6 +310,11 @@ def _execute(reader: Any, names: Any, path: Path) -> sitk.Image:
     try:
         return reader.Execute()
     except RuntimeError as error:
+        if "orthonormal" in str(error):
+            raise DataError(
+                f"{path}: cannot be read; its axes are sheared, not at right angles to each other. Resample it to a "
+                "grid with right angles or, where that is meant and its qform is right, set its sform to the qform"
+            ) from error
         raise DataError(f"{path}: cannot be read; the file is damaged, truncated or not what its name says") from error
     finally:
         sitk.ProcessObject.SetGlobalWarningDisplay(shows_warnings)

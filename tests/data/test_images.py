@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import errno
+import struct
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -210,6 +211,18 @@ def test_a_series_that_lacks_a_slice_is_refused(
 def test_positions_that_a_header_rounds_are_equal_steps(tmp_path: Path) -> None:
     write_series(tmp_path, [round(index / 3, 2) for index in range(5)])
     assert read_image(tmp_path)[1].array_spacing == pytest.approx((1 / 3, 0.8, 0.5), abs=0.01)
+
+
+def test_sheared_axes_are_not_called_damage(tmp_path: Path) -> None:
+    path = tmp_path / "a.nii"
+    write_image(path, ramp(3, 4, 5), VOLUME)
+    content = bytearray(path.read_bytes())
+    # qform_code, sform_code and the three rows of the sform, in the NIfTI header: x grows with y by .02 mm.
+    content[252:256] = struct.pack("<2h", 0, 1)
+    content[280:328] = struct.pack("<12f", 1, 0.02, 0, 0, 0, 1, 0, 0, 0, 0, 2, 0)
+    path.write_bytes(content)
+    with pytest.raises(DataError, match=r"a\.nii: cannot be read; its axes are sheared.*set its sform to the qform"):
+        read_image(path)
 
 
 def broken_truncated(path: Path) -> None:
