@@ -145,6 +145,17 @@ class SegmenterAdapter(nn.Module, ABC):
             DataError: The folder exists and is not empty, or cannot be written.
         """
 
+    def in_image_axes(self, labels: LabelMap) -> LabelMap:
+        """A mask on the grid of the network, of a sample or a patch, with its axes in the order that images have.
+
+        Anatomy rules name axes: rows are the last but one. An adapter whose tool transposes images overrides this. The
+        way that an axis runs in the body may differ from case to case and stays that of the network's grid.
+
+        Args:
+            labels: Class indices `(*S')`.
+        """
+        return labels
+
     @torch.no_grad()
     def predict_logits(self, sample: Sample) -> Tensor:
         """Logits `(K, *S')` of a sample as the tool's own inference gives them: no gradient, on the CPU.

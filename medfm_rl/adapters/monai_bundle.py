@@ -181,6 +181,10 @@ class MonaiBundleAdapter(SegmenterAdapter):
         restored: FloatArray = self._to_case(values[None], _ours(sample))[0].astype(np.float32)
         return restored
 
+    def in_image_axes(self, labels: LabelMap) -> LabelMap:
+        # (x, y, z) as MONAI reads images, and as its `Orientationd` names axes.
+        return labels.transpose(*reversed(range(labels.ndim)))
+
     def trainable(self, scope: Scope) -> dict[str, Parameter]:
         # Networks of bundles differ: where the decoder starts is not known.
         return parameters_in_scope(self, scope, ())

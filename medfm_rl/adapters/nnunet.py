@@ -260,6 +260,12 @@ class NnUNetAdapter(SegmenterAdapter):
         full = np.pad(np.asarray(resized, dtype=np.float32)[0], border, mode="edge")
         return self._to_case(full.transpose(plans.transpose_backward), ours)
 
+    def in_image_axes(self, labels: LabelMap) -> LabelMap:
+        if labels.ndim == 3:
+            return labels.transpose(self.tool.plans.transpose_backward)
+        _, row, column = self.tool.plans.transpose_forward
+        return labels if row < column else labels.T
+
     def trainable(self, scope: Scope) -> dict[str, Parameter]:
         """Parameters by name; those of the heads for deep supervision, which inference does not use, are left out."""
         count = range(len(self.networks))

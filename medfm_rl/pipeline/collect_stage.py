@@ -34,7 +34,7 @@ def shape_prior(stage: Stage, domains: Domains) -> ShapePrior:
 def _valid_predictions(stage: Stage, images: ImageSet) -> Tensor:
     batches = images.images.split(16)
     masks = torch.cat([argmax_classes(stage.source_policy(batch.to(stage.device)), dim=1).cpu() for batch in batches])
-    kept = [mask for mask in masks.to(torch.uint8) if stage.anatomy.is_valid(mask.numpy())]
+    kept = [mask for mask in masks.to(torch.uint8) if stage.is_valid(mask)]
     return torch.stack(kept) if kept else masks[:0].to(torch.uint8)
 
 
@@ -46,7 +46,7 @@ def collect(stage: Stage, iteration: int, policy: SegmenterAdapter, prior: Shape
         stage.num_classes,
         settings,
         lambda logits, generator: DenseCategorical(logits).sample(generator, stage.correlation_length),
-        lambda mask: stage.anatomy.is_valid(mask.numpy()),
+        stage.is_valid,
         prior,
         stage.device,
         policy.intensity_channels,

@@ -82,6 +82,10 @@ class Stage:
         settings = self.config.ppo
         return settings.correlation_length if settings.exploration == "correlated" else 0.0
 
+    def is_valid(self, mask: Tensor) -> bool:
+        """Whether a mask `(*S')` on the grid of the network meets the anatomy rules, which are of images."""
+        return self.anatomy.is_valid(self.source_policy.in_image_axes(mask.numpy()))
+
     def load_domains(self) -> Domains:
         """Reads and preprocesses the images of the run.
 

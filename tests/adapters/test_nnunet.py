@@ -431,6 +431,25 @@ def test_a_checkpoint_from_elsewhere_is_read_and_the_export_lies_in_its_own_fold
     assert state_hash(load_segmenter(again)) == state_hash(adapter)
 
 
+@pytest.mark.parametrize(("dimensions", "forward"), [(3, [2, 0, 1]), (3, [1, 0, 2]), (2, [0, 2, 1]), (2, [0, 1, 2])])
+def test_a_mask_of_the_network_has_its_axes_in_the_order_of_the_image(
+    tmp_path: Path, dimensions: int, forward: list[int]
+) -> None:
+    """A structure at the end of each axis in turn is there again, however nnU-Net transposes."""
+    backward = np.argsort(forward).tolist()
+    plan = plans(dimensions, [16] * dimensions, [1.0] * dimensions)
+    plan |= {"transpose_forward": forward, "transpose_backward": backward}
+    adapter = NnUNetAdapter(write_model(tmp_path / "model", plan))
+    shape = (16, 20, 24)[-dimensions:]
+    noise = np.random.default_rng(0).uniform(1, 2, size=(1, *shape)).astype(np.float32)
+    identity = tuple(np.eye(dimensions).ravel().tolist())
+    sample = adapter.preprocess(Case("a", "a", noise, Geometry((1.0,) * dimensions, (0.0,) * dimensions, identity)))
+    for axis in range(dimensions):
+        mask = np.zeros(shape, np.uint8)
+        mask[(slice(None),) * axis + (slice(-4, None),)] = 1
+        assert np.array_equal(adapter.in_image_axes(adapter.preprocess_labels(mask, sample).numpy()), mask)
+
+
 def test_pixels_are_the_unit_of_a_model_of_png_images(tmp_path: Path, flat: Case) -> None:
     plan = plans(2, [32, 32], [1.0, 1.0]) | {"image_reader_writer": "NaturalImage2DIO"}
     adapter = NnUNetAdapter(write_model(tmp_path / "model", plan))

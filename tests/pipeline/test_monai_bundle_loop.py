@@ -12,8 +12,13 @@ import yaml
 
 from medfm_rl import cli
 from medfm_rl.data.files import hash_folder
+from medfm_rl.data.layouts import find_cases
 from medfm_rl.pipeline import adapt as adapt_module
+from medfm_rl.pipeline import collect_stage
+from medfm_rl.pipeline.run_folder import RunFolder
 from medfm_rl.pipeline.selection import Selection
+from medfm_rl.pipeline.stage import Domains, Stage
+from medfm_rl.settings import AdaptConfig, DataSettings
 
 
 def write_bundle(folder: Path) -> Path:
@@ -49,6 +54,54 @@ def write_bundle(folder: Path) -> Path:
     torch.manual_seed(0)
     torch.save(UNet(**network).state_dict(), folder / "models" / "model.pt")
     return folder
+
+
+class Oracle(torch.nn.Module):
+    """Gives the images that it knows their masks."""
+
+    def __init__(self, images: torch.Tensor, masks: torch.Tensor) -> None:
+        super().__init__()
+        self.images, self.masks = images, masks
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        rows = [int((self.images - image).abs().flatten(1).sum(dim=1).argmin()) for image in images]
+        return 10.0 * torch.nn.functional.one_hot(self.masks[rows].long(), 4).movedim(-1, 1)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_anatomy_rules_see_the_masks_of_a_bundle_upright(
+    simulated_echo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A bundle has columns first; there the atrium lies beside the ventricle, and no mask was taken for valid."""
+    settings = {
+        "segmenter": {"kind": "monai-bundle", "folder": str(write_bundle(tmp_path / "bundle"))},
+        "source": {"path": str(simulated_echo / "a")},
+        "target": {"path": str(simulated_echo / "b")},
+        "output": str(tmp_path / "run"),
+        "anatomy": "echo_apical",
+        "tracking": {"uri": None},
+        "device": "cpu",
+    }
+    config = AdaptConfig.model_validate(settings)
+    stage = Stage.of_run(config, RunFolder(config.output), lambda *_: None)
+    domains = stage.load_domains()
+    assert domains.source is not None
+    images, masks = domains.source
+    files = find_cases(DataSettings(path=simulated_echo / "a"))
+    truths = [file.read_labelled(stage.source_policy.schema).ground_truth for file in files]
+    valid = [mask for mask, truth in zip(masks, truths, strict=True) if stage.anatomy.is_valid(truth)]
+    assert len(valid) > 0.5 * len(masks)
+    stage.source_policy.network = Oracle(images.images, masks)
+    seen: list[torch.Tensor] = []
+
+    def stop(given: torch.Tensor, *_: object) -> None:
+        seen.append(given)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(collect_stage, "train_shape_prior", stop)
+    with pytest.raises(KeyboardInterrupt):
+        collect_stage.shape_prior(stage, Domains(images, domains.selection, None))
+    assert torch.equal(seen[0], torch.stack(valid))
 
 
 @pytest.mark.filterwarnings("ignore")
