@@ -73,6 +73,7 @@ class _Tool:
     preprocessing: Any
     inferer: Any
     softmax_first: bool
+    needs_spacing: bool
 
     def __deepcopy__(self, memo: dict[int, Any]) -> _Tool:
         return self
@@ -108,7 +109,8 @@ class MonaiBundleAdapter(SegmenterAdapter):
         if hasattr(inferer, "sw_device"):
             # Tiles go where the network is, and not where the configuration was read.
             inferer.sw_device = None
-        self.tool = _Tool(_content(parser, "preprocessing", config), inferer, softmax_first)
+        preprocessing = _content(parser, "preprocessing", config)
+        self.tool = _Tool(preprocessing, inferer, softmax_first, _resamples_by_spacing(preprocessing))
         self.patch_size = _patch(self.tool.inferer, metadata, config)
         load_strictly(self.network, read_state(self._path)[0], self._path)
         self.eval()
@@ -121,6 +123,12 @@ class MonaiBundleAdapter(SegmenterAdapter):
     def preprocess(self, case: Case) -> BundleSample:
         """The bundle's own preprocessing, of the image as NIfTI files, one per channel, in a temporary folder."""
         case, where = self.suited(case), f"case {case.case_id}"
+        if self.tool.needs_spacing and case.geometry.spacing is None:
+            # The NIfTI file would say 1 mm.
+            raise DataError(
+                f"{where}: the file does not say its spacing in mm, and the preprocessing of {self.folder} resamples "
+                "by it; convert the image to a format that holds it (.nii.gz, .mha)"
+            )
         with tempfile.TemporaryDirectory() as folder:
             paths = [str(Path(folder) / f"image_{channel:04d}.nii.gz") for channel in range(self.in_channels)]
             for path, channel in zip(paths, case.image, strict=True):
@@ -343,6 +351,14 @@ def _softmax_comes_first(parser: Any, config: Path) -> bool:
         if str(step.get("_target_", "")).rpartition(".")[2] == "Invertd":
             return False
     return False
+
+
+def _resamples_by_spacing(transform: Any) -> bool:
+    """Whether one of the steps of a preprocessing brings images to a spacing in mm."""
+    from monai.transforms import Spacing, Spacingd
+
+    inner = getattr(transform, "transforms", ())
+    return isinstance(transform, Spacing | Spacingd) or any(_resamples_by_spacing(step) for step in inner)
 
 
 def _patch(inferer: Any, metadata: Mapping[str, Any], config: Path) -> tuple[int, ...]:

@@ -319,6 +319,25 @@ def test_a_bundle_that_cannot_be_adapted_is_named(tmp_path: Path, what: str) -> 
 
 
 @pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("nested", [False, True])
+def test_an_image_without_a_spacing_is_not_resampled_as_if_it_were_1_mm(tmp_path: Path, nested: bool) -> None:
+    """Where nothing is resampled by mm, as in the bundle as it is, a PNG is welcome."""
+    folder = write_bundle(tmp_path / "bundle", 2)
+    image = np.random.default_rng(0).normal(size=(1, 20, 24)).astype(np.float32)
+    case = Case("frame_7", "p1", image, Geometry.unknown(2))
+    assert MonaiBundleAdapter(folder).preprocess(case).image.shape == (1, 32, 32)
+    spacing: dict[str, Any] = {"_target_": "Spacingd", "keys": "image", "pixdim": [0.5, 0.5]}
+    step = {"_target_": "Compose", "transforms": [spacing]} if nested else spacing
+    change(CONFIG, "preprocessing", "transforms", to=[*configuration(2, 1)["preprocessing"]["transforms"], step])(
+        folder
+    )
+    with pytest.raises(DataError, match=r"case frame_7: the file does not say its spacing.*bundle resamples by it"):
+        MonaiBundleAdapter(folder).preprocess(case)
+    known = replace(case, geometry=replace(case.geometry, spacing=(1.0, 1.0)))
+    assert MonaiBundleAdapter(folder).preprocess(known).image.ndim == 3
+
+
+@pytest.mark.filterwarnings("ignore")
 def test_images_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     adapter = MonaiBundleAdapter(write_bundle(tmp_path / "bundle", 2))
     with pytest.raises(DataError, match="3-D and the segmenter 2-D"):
