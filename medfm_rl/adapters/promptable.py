@@ -78,7 +78,8 @@ class PromptableAdapter(SegmenterAdapter):
         if description.kind != cls.kind:
             raise ModelError(f"{folder / DESCRIPTION}: kind is {description.kind}, {cls.kind} is needed")
         if prompts is not None:
-            description = description.model_copy(update={"prompts": prompts})
+            # From here on a path of the caller's: the folder that is exported to lies elsewhere.
+            description = description.model_copy(update={"prompts": _placed(prompts, Path())})
         checkpoint = None if description.checkpoint is None else folder / description.checkpoint
         return cls.build(description, checkpoint).eval()
 
@@ -291,10 +292,14 @@ def read_description(folder: Path) -> PromptableDescription:
         ModelError: It is missing, or a field is wrong.
     """
     description = read_described(folder, PromptableDescription)
-    prompts = description.prompts
-    if prompts.kind != "fixed":
-        prompts = prompts.model_copy(update={"path": (folder / prompts.path).resolve()})
-    return description.model_copy(update={"prompts": prompts})
+    return description.model_copy(update={"prompts": _placed(description.prompts, folder)})
+
+
+def _placed(prompts: PromptSettings, folder: Path) -> PromptSettings:
+    """Prompts whose path, which counts from a folder, is absolute."""
+    if prompts.kind == "fixed":
+        return prompts
+    return prompts.model_copy(update={"path": (folder / prompts.path).resolve()})
 
 
 def _given_boxes(prompts: Prompts, images: Tensor, structures: int) -> tuple[Tensor, Tensor]:

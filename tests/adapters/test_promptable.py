@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import copy
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from on_cuda import assert_the_gpu_gives_the_masks_of_the_cpu
-from promptable_models import TinyPromptable
+from promptable_models import TinyPromptable, write_tiny
 
 from medfm_rl.adapters.embeddings import EmbeddingCache
 from medfm_rl.adapters.prompts import boxes_of
@@ -19,7 +20,7 @@ from medfm_rl.policies import DensePPO
 from medfm_rl.quality.rivals import BoxAgreement, PredictedIoU
 from medfm_rl.reward.appearance import randomise_appearance
 from medfm_rl.reward.network import RewardNet
-from medfm_rl.settings import CorrectionSettings, NetworkSettings, PromptableDescription
+from medfm_rl.settings import CorrectionSettings, FilePrompts, NetworkSettings, PromptableDescription
 from medfm_rl.tto.optimizer import _WeightSearch
 from medfm_rl.types import Case, Geometry
 
@@ -33,6 +34,22 @@ DESCRIPTION = PromptableDescription.model_validate(
 def tiny() -> TinyPromptable:
     TinyPromptable.encoded.clear()
     return TinyPromptable(DESCRIPTION).eval()
+
+
+def test_prompts_of_the_settings_are_found_again_from_the_exported_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A relative path of the caller's, exported as it stands, would count from the exported folder."""
+    segmenter = write_tiny(tmp_path / "models" / "tiny", {"kind": "fixed", "boxes": BOXES}, {"LV": 1, "LA": 2})
+    (tmp_path / "boxes.json").write_text('{"p0": {"LV": [3, 4, 20, 25]}}')
+    monkeypatch.chdir(tmp_path)
+    prompts = FilePrompts(kind="from_file", path=Path("boxes.json"))
+    adapter = TinyPromptable.load(segmenter, prompts)
+    adapter.export(tmp_path / "runs" / "model")
+    monkeypatch.chdir(tmp_path / "runs")
+    exported = TinyPromptable.load(tmp_path / "runs" / "model")
+    assert torch.equal(images_of(exported, 1), images_of(adapter, 1))
+    assert exported.prompt_hash("p0") == adapter.prompt_hash("p0")
 
 
 def images_of(adapter: TinyPromptable, count: int) -> torch.Tensor:
