@@ -9,6 +9,7 @@ from typing import Final
 from pydantic import TypeAdapter
 from torch.nn import Parameter
 
+from medfm_rl.adapters import biomedparse, promptable
 from medfm_rl.adapters.base import SegmenterAdapter
 from medfm_rl.adapters.biomedparse import BiomedParseAdapter
 from medfm_rl.adapters.description import kind_of_folder
@@ -17,9 +18,10 @@ from medfm_rl.adapters.lora import add_low_rank
 from medfm_rl.adapters.medsam import MedSAM2Adapter, MedSAMAdapter
 from medfm_rl.adapters.monai_bundle import METADATA, MonaiBundleAdapter, exported_weights
 from medfm_rl.adapters.nnunet import NnUNetAdapter
-from medfm_rl.adapters.nnunet_folder import DATASET, PLANS
+from medfm_rl.adapters.nnunet_folder import DATASET, PLANS, find_model_folder
 from medfm_rl.adapters.promptable import PromptableAdapter
-from medfm_rl.adapters.torch_module import TorchModuleAdapter
+from medfm_rl.adapters.torch_module import TorchModuleAdapter, weights_file
+from medfm_rl.data.files import leads_into
 from medfm_rl.errors import ModelError
 from medfm_rl.seeding import torch_generator
 from medfm_rl.settings import (
@@ -71,6 +73,37 @@ def load_segmenter(settings: Segmenter) -> SegmenterAdapter:
             return PROMPTABLE[settings.kind].load(settings.folder, settings.prompts)
         case BiomedParseSettings():
             return BiomedParseAdapter.load(settings.folder, settings.prompts)
+
+
+def read_beside(settings: Segmenter) -> dict[str, Path]:
+    """What a segmenter is read from besides its folder, by the setting or field of `segmenter.json` that names it.
+
+    These are prompts, weights that lie elsewhere, and a checkout with its tokenizer. Nothing is loaded: what the code
+    of a factory imports and what the configuration of a bundle names are not known.
+
+    Raises:
+        ModelError: The folder has no description that can be read.
+    """
+    folder, prompts = settings.folder, None
+    named: dict[str, Path | None] = {}
+    match settings:
+        case SegmenterSettings():
+            named = {"weights": weights_file(folder)}
+        case NnUNetSettings() | TotalSegmentatorSettings():
+            # From one fold as from another: what does not lie in a fold is the same file for all.
+            named = {"checkpoint": find_model_folder(folder) / "fold_0" / settings.checkpoint}
+        case MonaiBundleSettings():
+            named = {"weights": folder / "models" / settings.weights}
+        case PromptableSettings():
+            described = promptable.read_description(folder)
+            named = {"checkpoint": None if described.checkpoint is None else folder / described.checkpoint}
+            prompts = settings.prompts or described.prompts
+        case BiomedParseSettings():
+            tool = biomedparse.read_description(folder)
+            named = {"checkpoint": folder / tool.checkpoint, "checkout": tool.checkout, "tokenizer": tool.tokenizer}
+    # Resolved: a path may lead through a fold that is not there.
+    found = {name: path.resolve() for name, path in named.items() if path is not None and not leads_into(path, folder)}
+    return found if prompts is None or prompts.kind == "fixed" else {**found, "prompts.path": prompts.path}
 
 
 def require_folder(folder: Path) -> None:

@@ -30,7 +30,7 @@ from medfm_rl.adapters.checkpoints import (
     state_bytes,
 )
 from medfm_rl.adapters.padding import pad_to_patch
-from medfm_rl.data.files import hash_folder, replace_folder_on_success
+from medfm_rl.data.files import hash_folder, leads_into, replace_folder_on_success
 from medfm_rl.data.images import write_image
 from medfm_rl.errors import DataError, ModelError
 from medfm_rl.networks import portable_state
@@ -260,10 +260,8 @@ def exported_weights(folder: Path, weights: str) -> str:
         folder: The bundle.
         weights: The file that they were read from, as a path from `models/` or an absolute one.
     """
-    models = Path(os.path.normpath(folder.absolute() / "models"))
-    # Not resolved: a file in the bundle may be a link to a store of files, and is copied as a file.
-    path = Path(os.path.normpath(models / weights))
-    return Path(os.path.relpath(path, models)).as_posix() if models.parent in path.parents else path.name
+    path = folder / "models" / weights
+    return Path(os.path.relpath(path, folder / "models")).as_posix() if leads_into(path, folder) else path.name
 
 
 def _ours(sample: Sample) -> BundleSample:

@@ -270,6 +270,18 @@ class TorchModuleAdapter(SegmenterAdapter):
         return twin
 
 
+def weights_file(folder: Path) -> Path:
+    """The file that `segmenter.json` in a folder says the weights are read from, wherever that is.
+
+    Raises:
+        ModelError: There is no such description.
+    """
+    description = _read_description(folder / DESCRIPTION)
+    network = description.get("network")
+    script = network.get("torchscript") if isinstance(network, Mapping) else None
+    return folder / str(script or description.get("weights", _DEFAULT_WEIGHTS))
+
+
 def _remedy(logits: Tensor, expected: tuple[int, ...]) -> str:
     """What to do about logits of another shape than is needed."""
     if logits.ndim != len(expected):

@@ -149,6 +149,12 @@ def is_folder(path: Path) -> bool:
         raise cannot_be_read(path, error) from error
 
 
+def leads_into(path: Path, folder: Path) -> bool:
+    """Whether a path leads into a folder. A link in there does, wherever it points: it is read and copied as a file."""
+    inner, outer = (Path(os.path.normpath(place.absolute())) for place in (path, folder))
+    return outer in inner.parents
+
+
 def cannot_be_read(path: Path, error: OSError) -> DataError:
     """What to raise where the operating system does not give a file out: it says whose business that is."""
     if isinstance(error, FileNotFoundError):

@@ -10,12 +10,13 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+from medfm_rl.adapters.loading import read_beside
 from medfm_rl.data.files import hash_file, hash_listing, write_json
 from medfm_rl.data.images import pixel_files
 from medfm_rl.data.layouts import CaseFile, find_cases
 from medfm_rl.errors import ConfigError
 from medfm_rl.pipeline.images import Progress
-from medfm_rl.settings import AdaptConfig, DataSettings, FilePrompts, MaskPrompts
+from medfm_rl.settings import AdaptConfig, DataSettings
 from medfm_rl.tracking import DataRecord
 
 _LOG = logging.getLogger(__name__)
@@ -53,17 +54,17 @@ Inputs = dict[str, Input]
 def read_inputs(config: AdaptConfig, progress: Progress) -> Inputs:
     """Hashes what the stages of a run read.
 
-    That is the segmenter, its prompts, the anatomy profile, target images and source images with their masks. Content
-    and not dates: a folder that is copied or put back is the same, and a run decodes every image anyway. Masks of the
-    target are not opened.
+    That is the segmenter, what it is read from besides its folder, the anatomy profile, target images and source images
+    with their masks. Content and not dates: a folder that is copied or put back is the same, and a run decodes every
+    image anyway. Masks of the target are not opened.
 
     Raises:
         DataError: A data set cannot be found.
+        ModelError: The folder of the segmenter has no description that can be read.
     """
     places = {"segmenter.folder": (config.segmenter.folder, _files_below(config.segmenter.folder))}
-    prompts = getattr(config.segmenter, "prompts", None)
-    if isinstance(prompts, FilePrompts | MaskPrompts):
-        places["segmenter.prompts.path"] = (prompts.path, _files_below(prompts.path))
+    for name, place in read_beside(config.segmenter).items():
+        places[f"segmenter.{name}"] = (place, _files_below(place))
     anatomy = Path(config.anatomy)
     if anatomy.is_file():
         places["anatomy"] = (anatomy, [anatomy])

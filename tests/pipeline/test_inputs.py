@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -121,6 +123,70 @@ def test_the_pixels_beside_a_header_count(tmp_path: Path, interrupted: AdaptConf
     config = interrupted.model_copy(update={"target": DataSettings(path=target)})
     files = read_inputs(config, lambda *_: None)["target.path"].files
     assert set(files) == {"p1.mhd", "p1.raw", "p2.mhd", "second.bin", "p3.mhd"}
+
+
+BOXES = {"kind": "from_masks", "path": "../coarse"}
+CLIP = {"structures": {"LV": 1}, "checkout": "../checkout", "tokenizer": "../clip", "checkpoint": "own.ckpt"}
+BESIDE: dict[str, tuple[dict[str, Any], dict[str, Any], dict[str, set[str]]]] = {
+    "prompts that segmenter.json names": (
+        {"kind": "litemedsam"},
+        {"kind": "litemedsam", "structures": {"LV": 1}, "prompts": BOXES, "checkpoint": "own.ckpt"},
+        {"segmenter.prompts.path": {"p1.png"}},
+    ),
+    "prompts of the settings in their place": (
+        {"kind": "litemedsam", "prompts": {"kind": "from_file", "path": "boxes.json"}},
+        {"kind": "litemedsam", "structures": {"LV": 1}, "prompts": BOXES, "checkpoint": "../mine.pth"},
+        {"segmenter.prompts.path": {"boxes.json"}, "segmenter.checkpoint": {"mine.pth"}},
+    ),
+    "a checkout and a tokenizer": (
+        {"kind": "biomedparse"},
+        {"kind": "biomedparse", **CLIP},
+        {"segmenter.checkout": {"src/net.py"}, "segmenter.tokenizer": {"words.txt"}},
+    ),
+    "weights of a module": (
+        {},
+        {"network": {"unet": {}}, "weights": "../mine.pth"},
+        {"segmenter.weights": {"mine.pth"}},
+    ),
+    "a script": ({}, {"network": {"torchscript": "../mine.pth"}}, {"segmenter.weights": {"mine.pth"}}),
+    "weights of a bundle": (
+        {"kind": "monai-bundle", "weights": "../../mine.pth"},
+        {},
+        {"segmenter.weights": {"mine.pth"}},
+    ),
+    "a checkpoint of nnU-Net": (
+        {"kind": "nnunet", "checkpoint": "../../mine.pth"},
+        {},
+        {"segmenter.checkpoint": {"mine.pth"}},
+    ),
+    "nothing": ({"kind": "monai-bundle"}, {}, {}),
+}
+
+
+@pytest.mark.parametrize("kind", BESIDE)
+def test_what_a_segmenter_reads_beside_its_folder_is_an_input(
+    simulated_echo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    settings, description, expected = BESIDE[kind]
+    for name in ("coarse/p1.png", "boxes.json", "mine.pth", "checkout/src/net.py", "checkout/.git/x", "clip/words.txt"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("content")
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "plans.json").write_text("{}")
+    content = {"kind": "torch", "format": 1, **description}
+    (tmp_path / "model" / "segmenter.json").write_text(json.dumps(content))
+    monkeypatch.chdir(tmp_path)
+    config = AdaptConfig.model_validate(
+        {
+            "segmenter": {"folder": tmp_path / "model", **settings},
+            "target": {"path": simulated_echo / "b"},
+            "output": tmp_path / "run",
+        }
+    )
+    found = read_inputs(config, lambda *_: None)
+    assert found.pop("target.path").cases
+    assert set(found.pop("segmenter.folder").files) == {"plans.json", "segmenter.json"}
+    assert {name: set(place.files) for name, place in found.items()} == expected
 
 
 def test_a_record_of_the_inputs_that_cannot_be_read_is_named(interrupted: AdaptConfig) -> None:
