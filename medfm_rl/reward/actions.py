@@ -24,6 +24,8 @@ from medfm_rl.data.files import hash_file, replace_on_success
 from medfm_rl.errors import DataError
 
 Domain = Literal["source", "target"]
+_LOSS = 0.01
+"""Share of an image's range that storing may move a pixel by."""
 _SUFFIX = ".safetensors"
 
 
@@ -138,7 +140,7 @@ class ActionDataset:
     def append(self, key: str, records: ActionRecords) -> None:
         """Writes one shard, whole or not at all.
 
-        Images and certainties are stored as float16, images beyond its range as float32.
+        Images and certainties are stored as float16, images that would lose by it as float32.
 
         Raises:
             ValueError: There is a shard of that name, and records are never changed; or the name is none that `shards`
@@ -206,8 +208,19 @@ class ActionDataset:
 
 
 def _compact(images: Tensor) -> Tensor:
-    half = images.to("cpu", torch.float16)
-    return half if bool(half.isfinite().all()) else images.to("cpu", torch.float32)
+    """Images `(N, C, *S)` as float16, or as float32 where that moves a pixel by a hundredth of what is seen.
+
+    What is seen is the range of an image and channel: neither large values, nor small units, nor a small contrast on a
+    large offset need be lost.
+    """
+    images = images.to("cpu", torch.float32)
+    half = images.to(torch.float16)
+    exact = images.flatten(2)
+    moved = (half.float().flatten(2) - exact).abs().amax(dim=2)
+    seen = exact.amax(dim=2) - exact.amin(dim=2)
+    # A channel with one value, such as one without a box, has no range.
+    seen = torch.where(seen > 0, seen, exact[:, :, 0].abs())
+    return half if bool((moved <= _LOSS * seen).all()) else images
 
 
 def patient_folds(origins: Iterable[ActionOrigin], folds: int, seed: int) -> list[list[str]]:

@@ -64,6 +64,30 @@ def test_records_come_back_as_they_were_appended(
         assert_same(ActionDataset(Path(folder)).read("a"), records)
 
 
+@pytest.mark.parametrize(
+    ("scale", "offset", "stored"),
+    [
+        (1.0, 0.0, torch.float16),
+        # Hounsfield units: float16 has steps of 2 beyond 2048.
+        (4000.0, -1000.0, torch.float16),
+        # The smallest number of float16 above 0 is 6e-8.
+        (2e-8, 0.0, torch.float32),
+        (1e-6, 0.0, torch.float32),
+        # Steps of 32 beyond 32768.
+        (200.0, 60000.0, torch.float32),
+    ],
+)
+def test_images_keep_a_hundredth_of_their_range_in_whatever_units(
+    tmp_path: Path, make_records: Records, scale: float, offset: float, stored: torch.dtype
+) -> None:
+    records = make_records()
+    images = offset + scale * torch.rand(records.images.shape, generator=torch.Generator().manual_seed(0))
+    dataset = ActionDataset(tmp_path)
+    dataset.append("00-target-000000", dataclasses.replace(records, images=images))
+    assert load_file(tmp_path / "00-target-000000.safetensors")["images"].dtype == stored
+    assert (dataset.read("00-target-000000").images - images).abs().max() <= 0.01 * scale
+
+
 def test_images_beyond_half_precision_do_not_become_infinite(tmp_path: Path, make_records: Records) -> None:
     """A 16-bit image that is not normalised goes up to 65535, float16 to 65504."""
     records = dataclasses.replace(make_records(), images=torch.full((2, 1, 16, 16), 65535.0))
