@@ -200,7 +200,7 @@ def resimulate(
     image: npt.NDArray[np.generic],
     profile: VendorProfile,
     rng: np.random.Generator,
-    depth_mm: float = _TYPICAL_DEPTH_MM,
+    row_mm: float | None = None,
 ) -> npt.NDArray[np.uint8]:
     """Shows the tissue of a real B-mode frame as another vendor's system would.
 
@@ -208,7 +208,8 @@ def resimulate(
         image: `(H, W)`, grey values 0 to 255, black around the sector, apex up.
         profile: The system.
         rng: Draws scatterers and noise.
-        depth_mm: Imaged depth; the typical one of an apical view where the spacing is unknown.
+        row_mm: Distance of neighbouring rows in mm, which tells the depth of the sector; None where it is unknown, and
+            the sector is as deep as that of an apical view typically is.
 
     Returns:
         `(H, W)` uint8.
@@ -221,6 +222,8 @@ def resimulate(
     sector = estimate_sector(image)
     echogenicity = estimate_echogenicity(image, sector, profile.lines)
     height, width = image.shape
+    # Of the sector, not of the frame: there may be black above and below.
+    depth_mm = _TYPICAL_DEPTH_MM if row_mm is None else sector.depth * row_mm
     return image_tissue(echogenicity, sector, (height, width), profile, rng, depth_mm)
 
 

@@ -86,9 +86,9 @@ def _resimulate_case(case: CaseFile, out: Path, profile: VendorProfile, seed: in
     if frame.image.shape[0] != 1 or frame.geometry.ndim != 2:
         raise DataError(f"{case.image_paths[0]}: a grey-value frame is needed, this has shape {frame.image.shape}")
     spacing = frame.geometry.array_spacing
-    depth = {} if spacing is None else {"depth_mm": spacing[0] * frame.shape[0]}
+    row_mm = None if spacing is None else spacing[0]
     try:
-        image = resimulate(np.clip(frame.image[0], 0, 255), profile, numpy_generator(seed, case.case_id), **depth)
+        image = resimulate(np.clip(frame.image[0], 0, 255), profile, numpy_generator(seed, case.case_id), row_mm)
     except DataError as error:
         raise DataError(f"{case.image_paths[0]}: {error}") from error
     write_image(destination, image, frame.geometry)

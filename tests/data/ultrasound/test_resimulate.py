@@ -250,6 +250,23 @@ def test_a_mask_without_its_pixel_file_is_named(own_cases: Sequence[CaseFile], t
         resimulate_dataset([replace(own_cases[0], label_path=mask)], tmp_path / "out", HANDHELD, seed=0, workers=1)
 
 
+def test_black_around_a_frame_changes_nothing_in_its_sector(own_cases: Sequence[CaseFile], tmp_path: Path) -> None:
+    """The resolution is that of the depth of the sector: with the height of the frame it was finer on a padded one."""
+    frame = own_cases[0].read()
+    for name, margin in (("tight", 6), ("padded", 16)):
+        image = sitk.GetImageFromArray(np.pad(frame.image[0].astype(np.uint8), margin))
+        image.SetSpacing((5.0, 5.0))
+        (tmp_path / name / "images").mkdir(parents=True)
+        sitk.WriteImage(image, tmp_path / name / "images" / "p1_a.nii.gz")
+        resimulate_dataset(
+            find_cases(DataSettings(path=tmp_path / name)), tmp_path / f"{name} out", HANDHELD, seed=0, workers=1
+        )
+    tight, padded = (
+        read_image(tmp_path / f"{name} out" / "images" / "p1_a.nii.gz")[0][0] for name in ("tight", "padded")
+    )
+    assert np.array_equal(padded[10:-10, 10:-10], tight)
+
+
 def test_png_stays_png_and_without_spacing(own_cases: Sequence[CaseFile], tmp_path: Path) -> None:
     frame = own_cases[0].read()
     for suffix in ("png", "jpg"):
