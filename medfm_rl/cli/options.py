@@ -24,7 +24,8 @@ PatientPattern = Annotated[
     str | None,
     typer.Option(
         help="Regular expression whose first group, found in the name of a case, is its patient, such as "
-        "'^([A-Z]+_[0-9]+)'. Without one the layout decides: in most the part of the name before the first underscore."
+        "'^([A-Z]+_[0-9]+)'. Without one the layout decides: the part of the name before the first underscore, in "
+        "CAMUS the folder, in nnU-Net's raw data (dataset.json) the whole name."
     ),
 ]
 Split = Annotated[str, typer.Option(help="Which part of an nnU-Net data set: train, test or all.")]

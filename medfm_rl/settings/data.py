@@ -31,7 +31,8 @@ class DataSettings(Settings):
     patient_pattern: str | None = Field(
         None,
         description="Regular expression whose first group, found in the case name, is the patient. "
-        "Without one the layout decides (the part of the name before the first underscore).",
+        "Without one the layout decides: the part of the name before the first underscore, in CAMUS the folder, in "
+        "nnU-Net's raw data (dataset.json) the whole name.",
     )
 
     @field_validator("patient_pattern")
