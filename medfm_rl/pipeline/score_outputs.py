@@ -36,7 +36,8 @@ def write_tables(
     interval_state = batch.guarantees[0].status
     of_batch = {"batch_state": batch.state, "batch_patients": batch.patients, "batch_meaning": batch.meaning}
     columns = ["case_id", "patient_id", "structure", "predicted_dice", "low", "high", "interval_state", "mean_reward"]
-    columns += ["worst_reward", "worst_centre", "shift_distance", "shift_probability", "view", "rules_failed"]
+    columns += ["worst_reward", "worst_centre", "shift_distance", "shift_probability"]
+    columns += ["shift_seen_by", "view", "rules_failed"]
     columns += ["verdict", "reason_code", "reasons", *of_batch, "image_files", "mask_file"]
     text = io.StringIO()
     writer = csv.DictWriter(text, columns, lineterminator="\n", restval="")
@@ -74,6 +75,7 @@ def write_tables(
                     "worst_centre": " ".join(map(str, item.worst_centre)),
                     "shift_distance": report.shift_distance,
                     "shift_probability": report.shift_probability,
+                    "shift_seen_by": report.shift_seen_by,
                     "view": "" if report.view is None else report.view.view,
                     "rules_failed": "; ".join(str(rule) for rule in report.rules if not rule.passed),
                     "verdict": report.verdict,
