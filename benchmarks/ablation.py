@@ -276,7 +276,7 @@ def follow_gradient(
 def reward_scores(
     network: RewardNet | RewardEnsemble, images: Tensor, actions: Tensor, num_classes: int
 ) -> npt.NDArray[np.floating]:
-    """Score `(N,)` of each action `(N, *S)`, as the selection computes it: the mean over structures."""
+    """Score `(N,)` of each action `(N, *S)`: the mean over structures, as in the selection where none is missing."""
     judge: Callable[[Tensor, Tensor], Tensor] = network.reward_map if isinstance(network, RewardNet) else network
     scores = [
         structure_scores(judge(image, action), action, num_classes).mean(dim=1)

@@ -29,7 +29,7 @@ from medfm_rl.pipeline.inputs import load_inputs, read_inputs, require_same_inpu
 from medfm_rl.pipeline.ppo_stage import average, fine_tune, missing_checkpoints
 from medfm_rl.pipeline.reward_stage import member_names, train_rewards
 from medfm_rl.pipeline.run_folder import JUDGE, SOURCE, WARM_UP, RunFolder
-from medfm_rl.pipeline.selection import judge_scores, select
+from medfm_rl.pipeline.selection import judge_masks, paired_judge_scores, select
 from medfm_rl.pipeline.stage import Domains, Stage, write_weights
 from medfm_rl.pipeline.warm_up import warm_up
 from medfm_rl.quality.run_hashes import hash_run
@@ -210,10 +210,12 @@ def _select(
     """The candidate so far that the judge of this iteration is sure of, else the incumbent."""
     path = stage.run.selection(iteration)
     if not path.exists():
+        images = domains.selection.images
+        before = judge_masks(stage.policy(incumbent), judge, images, stage.device)
         scores = []
         for done, name in enumerate(names, 1):
-            policy = stage.policy(name)
-            scores.append(judge_scores(policy, judge, domains.selection.images, stage.num_classes, stage.device))
+            after = before if name == incumbent else judge_masks(stage.policy(name), judge, images, stage.device)
+            scores.append(paired_judge_scores(before, after, stage.num_classes, stage.device))
             stage.progress(f"selection {iteration + 1}/{stage.config.iterations}", done, len(names))
         settings = stage.config.selection
         selection = select(names, scores, domains.selection, settings.confidence, settings.margin, incumbent)

@@ -15,7 +15,10 @@ from medfm_rl.metrics.bootstrap import paired_bootstrap
 from medfm_rl.networks import argmax_classes
 from medfm_rl.reward.collection import ImageSet
 from medfm_rl.reward.network import RewardNet
-from medfm_rl.reward.score import structure_scores
+from medfm_rl.reward.score import compared_scores
+
+_BATCH = 16
+"""Images that are judged at once."""
 
 
 @dataclass(frozen=True)
@@ -24,8 +27,8 @@ class Candidate:
 
     Attributes:
         name: "source", "warm-up" or the folder of averaged checkpoints.
-        score: Mean judge score over the selection images, in [0, 1].
-        gain: Mean difference to the incumbent on the same images.
+        score: Mean judge score over the selection images, in [0, 1]; over the structures that it or the incumbent has.
+        gain: Mean difference to the incumbent on the same images and structures.
         confidence: Share of bootstrap draws over patients in which the difference exceeds the margin.
     """
 
@@ -54,24 +57,51 @@ class Selection:
         write_json(path, asdict(self))
 
 
+@dataclass(frozen=True, eq=False)
+class JudgedMasks:
+    """The argmax actions of a policy on the selection images, and what the judge says of them; both on the CPU.
+
+    Attributes:
+        maps: Reward maps `(N, *S)`.
+        actions: `(N, *S)` uint8, class indices.
+    """
+
+    maps: Tensor
+    actions: Tensor
+
+
 @torch.no_grad()
-def judge_scores(
-    segmenter: nn.Module, judge: RewardNet, images: Tensor, num_classes: int, device: torch.device
-) -> np.ndarray:
-    """Judge score of each image's argmax action, `(N,)`: the mean over structures."""
-    scores = []
+def judge_masks(segmenter: nn.Module, judge: RewardNet, images: Tensor, device: torch.device) -> JudgedMasks:
+    """Segments images `(N, C, *S)` and lets the judge look at the masks."""
+    maps, masks = [], []
     segmenter.eval()
-    for batch in images.split(16):
+    for batch in images.split(_BATCH):
         on_device = batch.to(device)
         actions = argmax_classes(segmenter(on_device), dim=1)
-        maps = judge.reward_map(on_device, actions)
-        scores.append(structure_scores(maps, actions, num_classes).mean(dim=1).cpu())
-    return torch.cat(scores).numpy()
+        maps.append(judge.reward_map(on_device, actions).cpu())
+        masks.append(actions.to("cpu", torch.uint8))
+    return JudgedMasks(torch.cat(maps), torch.cat(masks))
+
+
+def paired_judge_scores(
+    before: JudgedMasks, after: JudgedMasks, num_classes: int, device: torch.device
+) -> tuple[np.ndarray, np.ndarray]:
+    """Judge scores `(N,)` of the masks of two policies, image by image over the structures that either mask has.
+
+    On its own a mask without a structure has no region there that could be judged. Slices and patches lack structures,
+    and a false one must not score above none.
+    """
+    scores: tuple[list[Tensor], list[Tensor]] = ([], [])
+    for rows in torch.arange(len(before.maps)).split(_BATCH):
+        one, other = ((of.maps[rows].to(device), of.actions[rows].to(device)) for of in (before, after))
+        for found, values in zip(scores, compared_scores(one, other, num_classes), strict=True):
+            found.append(values.cpu())
+    return torch.cat(scores[0]).numpy(), torch.cat(scores[1]).numpy()
 
 
 def select(
     names: Sequence[str],
-    scores: Sequence[np.ndarray],
+    scores: Sequence[tuple[np.ndarray, np.ndarray]],
     images: ImageSet,
     confidence: float,
     margin: float,
@@ -84,16 +114,16 @@ def select(
 
     Args:
         names: Candidates, the source policy first.
-        scores: Judge scores `(N,)` of each candidate on the selection images.
+        scores: For each candidate the judge scores `(N,)` of the incumbent and its own, as compared with each other on
+            the selection images.
         images: The selection images.
         confidence: Share of bootstrap draws over patients that count as being sure.
         margin: By how much a candidate must be better in those draws: what was trained against networks that learnt
             from the judge's own kind of data pleases the judge a little, whether or not it is better.
         incumbent: The candidate that stays without such evidence. Where the source policy beats it, that is returned.
     """
-    own = scores[names.index(incumbent)]
     candidates = []
-    for name, score in zip(names, scores, strict=True):
+    for name, (own, score) in zip(names, scores, strict=True):
         if name == incumbent:
             candidates.append(Candidate(name, float(score.mean()), 0.0, 0.0))
             continue
@@ -103,5 +133,6 @@ def select(
     sure = [item for item in candidates if item.confidence >= confidence]
     if any(item.name == names[0] for item in sure):
         return Selection(names[0], incumbent, tuple(candidates))
-    ahead = max(sure, key=lambda item: item.score, default=None)
+    # By the gain: scores of two candidates need not be over the same structures.
+    ahead = max(sure, key=lambda item: item.gain, default=None)
     return Selection(incumbent if ahead is None else ahead.name, incumbent, tuple(candidates))

@@ -46,6 +46,33 @@ def paired_scores(
     return region_means(before[0], regions), region_means(after[0], regions)
 
 
+def compared_scores(
+    before: tuple[Tensor, Tensor], after: tuple[Tensor, Tensor], num_classes: int
+) -> tuple[Tensor, Tensor]:
+    """One number for each of two actions on one image: the mean over the structures that either of them has.
+
+    A structure that both have is judged as by `structure_scores`, each action in its own region. One that only one of
+    them has is judged as by `paired_scores`, both in the region of that one: where it is not on the image, the action
+    without it is right there and scores higher. One that neither has says nothing and is left out.
+
+    Args:
+        before: Reward map and action, `(B, *S)` both.
+        after: The same of the other action.
+        num_classes: K.
+
+    Returns:
+        `(B,)` in [0, 1] for each action; 0 for both where neither has any structure.
+    """
+    regions = [structure_regions(action, num_classes) for _, action in (before, after)]
+    has = [region.flatten(2).amax(dim=2) > 0 for region in regions]
+    count = (has[0] | has[1]).sum(dim=1)
+    scores = []
+    for (maps, _), own, of_other, there in zip((before, after), regions, reversed(regions), has, strict=True):
+        judged = torch.where(there.view(*there.shape, *[1] * (own.ndim - 2)), own, of_other)
+        scores.append(region_means(maps, judged).sum(dim=1) / count.clamp_min(1))
+    return scores[0], scores[1]
+
+
 def structure_regions(actions: Tensor, num_classes: int) -> Tensor:
     """The pixels of each structure and those within three pixels of it, 0 or 1.
 

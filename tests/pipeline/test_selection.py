@@ -15,7 +15,7 @@ from medfm_rl.data.layouts import find_cases
 from medfm_rl.errors import DataError
 from medfm_rl.pipeline.adapt import adapt
 from medfm_rl.pipeline.images import load_images
-from medfm_rl.pipeline.selection import judge_scores, select
+from medfm_rl.pipeline.selection import JudgedMasks, Selection, judge_masks, paired_judge_scores, select
 from medfm_rl.reward.collection import ImageSet
 from medfm_rl.reward.network import RewardNet
 from medfm_rl.settings import (
@@ -35,6 +35,14 @@ def images_of(*patients: str) -> ImageSet:
     return ImageSet(torch.zeros(len(patients), 1, 4, 4), tuple(map(str, range(len(patients)))), patients)
 
 
+def choose(
+    names: list[str], scores: list[np.ndarray], images: ImageSet, confidence: float, margin: float, incumbent: str
+) -> Selection:
+    """Of policies whose masks have every structure: the incumbent has the same scores beside each of them."""
+    own = scores[names.index(incumbent)]
+    return select(names, [(own, score) for score in scores], images, confidence, margin, incumbent)
+
+
 TEN = images_of(*[f"p{i}" for i in range(10)])
 SOURCE = np.linspace(0.5, 0.8, 10)
 
@@ -42,30 +50,30 @@ SOURCE = np.linspace(0.5, 0.8, 10)
 def test_a_gain_within_the_margin_does_not_count() -> None:
     """Sure as it is: what PPO makes pleases the judge a little in any case."""
     names, scores = ["source", "warm", "ppo"], [SOURCE, SOURCE, SOURCE + 0.008]
-    assert select(names, scores, TEN, 0.95, 0.01, "warm").chosen == "warm"
-    assert select(names, scores, TEN, 0.95, 0.005, "warm").chosen == "ppo"
+    assert choose(names, scores, TEN, 0.95, 0.01, "warm").chosen == "warm"
+    assert choose(names, scores, TEN, 0.95, 0.005, "warm").chosen == "ppo"
     # The source policy has to be as much better to win it back.
-    assert select(names[:2], [SOURCE + 0.008, SOURCE], TEN, 0.95, 0.01, "warm").chosen == "warm"
-    assert select(names[:2], [SOURCE + 0.012, SOURCE], TEN, 0.95, 0.01, "warm").chosen == "source"
+    assert choose(names[:2], [SOURCE + 0.008, SOURCE], TEN, 0.95, 0.01, "warm").chosen == "warm"
+    assert choose(names[:2], [SOURCE + 0.012, SOURCE], TEN, 0.95, 0.01, "warm").chosen == "source"
 
 
 def test_the_source_wins_where_nothing_is_better() -> None:
     assert (
-        select(["source", "a", "b"], [SOURCE, SOURCE - 0.1, SOURCE - 0.01], TEN, 0.95, 0.0, "source").chosen == "source"
+        choose(["source", "a", "b"], [SOURCE, SOURCE - 0.1, SOURCE - 0.01], TEN, 0.95, 0.0, "source").chosen == "source"
     )
 
 
 def test_the_source_wins_ties() -> None:
-    assert select(["source", "same"], [SOURCE, SOURCE.copy()], TEN, 0.95, 0.0, "source").chosen == "source"
+    assert choose(["source", "same"], [SOURCE, SOURCE.copy()], TEN, 0.95, 0.0, "source").chosen == "source"
 
 
 def test_the_source_wins_alone() -> None:
-    assert select(["source"], [SOURCE], TEN, 0.95, 0.0, "source").chosen == "source"
+    assert choose(["source"], [SOURCE], TEN, 0.95, 0.0, "source").chosen == "source"
 
 
 def test_the_best_of_those_that_are_surely_better_wins() -> None:
     scores = [SOURCE, SOURCE + 0.02, SOURCE + 0.05, SOURCE + 0.03]
-    selection = select(["source", "a", "b", "c"], scores, TEN, 0.95, 0.0, "source")
+    selection = choose(["source", "a", "b", "c"], scores, TEN, 0.95, 0.0, "source")
     assert selection.chosen == "b"
     assert [candidate.name for candidate in selection.candidates] == ["source", "a", "b", "c"]
     assert [candidate.gain for candidate in selection.candidates] == pytest.approx([0, 0.02, 0.05, 0.03])
@@ -76,17 +84,17 @@ def test_the_best_of_those_that_are_surely_better_wins() -> None:
 def test_an_incumbent_stays_unless_the_judge_is_sure() -> None:
     """The warm-up learnt from ground truth; a judge that mildly prefers the source does not undo it."""
     names, unsure = ["source", "warm", "ppo"], SOURCE + np.tile([0.03, -0.02], 5)
-    kept = select(names, [unsure, SOURCE, unsure - 0.001], TEN, 0.95, 0.0, "warm")
+    kept = choose(names, [unsure, SOURCE, unsure - 0.001], TEN, 0.95, 0.0, "warm")
     assert (kept.chosen, kept.incumbent) == ("warm", "warm")
     assert kept.candidates[0].gain == pytest.approx(0.005)
     assert 0.5 < kept.candidates[0].confidence < 0.95
-    assert select(names, [SOURCE - 0.1, SOURCE, SOURCE + 0.01], TEN, 0.95, 0.0, "warm").chosen == "ppo"
+    assert choose(names, [SOURCE - 0.1, SOURCE, SOURCE + 0.01], TEN, 0.95, 0.0, "warm").chosen == "ppo"
 
 
 def test_where_the_source_is_surely_better_than_the_incumbent_it_comes_back() -> None:
     """Also where another candidate scores higher still: what the judge thinks of the whole attempt is clear."""
     scores = [SOURCE, SOURCE - 0.05, SOURCE + 0.01]
-    assert select(["source", "warm", "ppo"], scores, TEN, 0.95, 0.0, "warm").chosen == "source"
+    assert choose(["source", "warm", "ppo"], scores, TEN, 0.95, 0.0, "warm").chosen == "source"
 
 
 def test_a_higher_mean_by_luck_does_not_win() -> None:
@@ -94,10 +102,10 @@ def test_a_higher_mean_by_luck_does_not_win() -> None:
     lucky = SOURCE - 0.02
     lucky[0] += 0.3
     sure = SOURCE + 0.001
-    selection = select(["source", "lucky", "sure"], [SOURCE, lucky, sure], TEN, 0.95, 0.0, "source")
+    selection = choose(["source", "lucky", "sure"], [SOURCE, lucky, sure], TEN, 0.95, 0.0, "source")
     assert selection.candidates[1].score > selection.candidates[2].score
     assert selection.chosen == "sure"
-    assert select(["source", "lucky"], [SOURCE, lucky], TEN, 0.51, 0.0, "source").chosen == "lucky"
+    assert choose(["source", "lucky"], [SOURCE, lucky], TEN, 0.51, 0.0, "source").chosen == "lucky"
 
 
 def test_many_images_of_one_patient_are_one_piece_of_evidence() -> None:
@@ -105,7 +113,7 @@ def test_many_images_of_one_patient_are_one_piece_of_evidence() -> None:
     patients = images_of(*["p0"] * 20, "p1", "p2")
     base = np.full(22, 0.5)
     other = np.concatenate([np.full(20, 0.6), [0.45, 0.45]])
-    candidate = select(["source", "a"], [base, other], patients, 0.95, 0.0, "source").candidates[1]
+    candidate = choose(["source", "a"], [base, other], patients, 0.95, 0.0, "source").candidates[1]
     assert candidate.gain > 0
     # Draws without p0 lose: (2 / 3) ** 3 = 0.296 of them. Over images nearly every draw would gain.
     assert candidate.confidence == pytest.approx(1 - (2 / 3) ** 3, abs=0.02)
@@ -119,7 +127,7 @@ def test_the_choice_is_deterministic_and_never_scores_below_the_source(
     scores = [np.array(row) for row in rows]
     names = ["source", *map(str, range(1, len(scores)))]
     six = images_of(*"abcdef")
-    first, second = (select(names, scores, six, confidence, 0.0, "source") for _ in range(2))
+    first, second = (choose(names, scores, six, confidence, 0.0, "source") for _ in range(2))
     assert first == second
     chosen = next(candidate for candidate in first.candidates if candidate.name == first.chosen)
     assert chosen.score >= first.candidates[0].score
@@ -127,7 +135,7 @@ def test_the_choice_is_deterministic_and_never_scores_below_the_source(
 
 
 def test_the_decision_is_written_with_every_score(tmp_path: Path) -> None:
-    selection = select(["source", "a"], [SOURCE, SOURCE + 0.1], TEN, 0.95, 0.0, "source")
+    selection = choose(["source", "a"], [SOURCE, SOURCE + 0.1], TEN, 0.95, 0.0, "source")
     selection.write(tmp_path / "selection.json")
     content = json.loads((tmp_path / "selection.json").read_text())
     assert content["chosen"] == "a"
@@ -153,11 +161,15 @@ class Judge(RewardNet):
         return torch.where(actions == 1, 0.9, 0.5)
 
 
+def scores_alone(judged: JudgedMasks, num_classes: int = 2) -> np.ndarray:
+    return paired_judge_scores(judged, judged, num_classes, torch.device("cpu"))[1]
+
+
 def test_judge_scores_by_hand() -> None:
     """One pixel in the middle of 9 x 9 has a region of 7 x 7: (0.9 + 48 * 0.5) / 49. No pixel: 0."""
     images = -torch.ones(20, 1, 9, 9)
     images[:19, 0, 4, 4] = 1
-    scores = judge_scores(Threshold().train(), Judge(TINY, 2), images, 2, torch.device("cpu"))
+    scores = scores_alone(judge_masks(Threshold().train(), Judge(TINY, 2), images, torch.device("cpu")))
     assert scores.shape == (20,)
     assert scores[:19] == pytest.approx((0.9 + 48 * 0.5) / 49)
     assert scores[19] == 0
@@ -168,9 +180,50 @@ def test_a_score_does_not_depend_on_the_other_images() -> None:
     torch.manual_seed(0)
     images = torch.randn(20, 1, 8, 8)
     judge = RewardNet(NetworkSettings(channels=(4, 8), residual_units=0, norm="batch"), 2).eval()
-    together = judge_scores(Threshold(), judge, images, 2, torch.device("cpu"))
-    alone = [judge_scores(Threshold(), judge, image[None], 2, torch.device("cpu"))[0] for image in images]
+    together = scores_alone(judge_masks(Threshold(), judge, images, torch.device("cpu")))
+    alone = [scores_alone(judge_masks(Threshold(), judge, image[None], torch.device("cpu")))[0] for image in images]
     assert together == pytest.approx(alone, abs=1e-6)
+
+
+class Knowing(RewardNet):
+    """Knows the truth, which is where the image is positive: 0.9 for what is right, 0.1 for what is wrong."""
+
+    def reward_map(self, images: Tensor, actions: Tensor) -> Tensor:
+        return torch.where(actions == (images[:, 0] > 0).long(), 0.9, 0.1)
+
+
+class Hallucinating(Threshold):
+    """As the threshold, with a false pixel in the corner of slices without the structure."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        shown = images.clone()
+        shown[(images > 0).flatten(1).any(dim=1).logical_not(), 0, 0, 0] = 1
+        return super().forward(shown)
+
+
+def test_masks_of_nothing_on_slices_without_the_structure_are_preferred_to_false_islands() -> None:
+    """5 of 10 slices are empty. The corner has a region of 4 x 4: (15 * 0.9 + 0.1) / 16 with the island there."""
+    images = -torch.ones(10, 1, 9, 9)
+    images[5:, 0, 4, 4] = 1
+    device = torch.device("cpu")
+    right, false = (judge_masks(made(), Knowing(TINY, 2), images, device) for made in (Threshold, Hallucinating))
+    before, after = paired_judge_scores(right, false, 2, device)
+    assert before == pytest.approx(0.9)
+    assert after == pytest.approx([(15 * 0.9 + 0.1) / 16] * 5 + [0.9] * 5)
+    of_right, of_false = (paired_judge_scores(right, other, 2, device) for other in (right, false))
+    assert select(["source", "islands"], [of_right, of_false], TEN, 0.95, 0.0, "source").chosen == "source"
+    of_right, of_false = (paired_judge_scores(false, other, 2, device) for other in (right, false))
+    selection = select(["source", "islands"], [of_right, of_false], TEN, 0.95, 0.0, "islands")
+    assert selection.chosen == "source"
+    # 0.8 / 16 on every second image.
+    assert selection.candidates[0].gain == pytest.approx(0.025)
+
+
+def test_the_largest_gain_wins_where_scores_are_over_other_structures() -> None:
+    """What is worth .6 where .5 is to be beaten is more than .85 beside .8."""
+    scores = [np.full(10, value) for value in (0.7, 0.8, 0.85, 0.5, 0.6)]
+    pairs = [(scores[0], scores[0]), (scores[1], scores[2]), (scores[3], scores[4])]
+    assert select(["source", "a", "b"], pairs, TEN, 0.95, 0.0, "source").chosen == "b"
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import ndimage
 
-from medfm_rl.reward.score import dilate, paired_scores, structure_scores
+from medfm_rl.reward.score import compared_scores, dilate, paired_scores, structure_scores
 
 
 def test_the_region_of_a_structure_is_itself_and_three_pixels_around() -> None:
@@ -77,6 +77,38 @@ def test_two_actions_are_compared_on_the_same_pixels() -> None:
     assert float(new[0, 0]) == 1.0
     # Neither has the second structure.
     assert float(old[0, 1]) == float(new[0, 1]) == 0.0
+
+
+def test_a_structure_that_only_one_action_has_is_judged_in_its_region_for_both() -> None:
+    """Both have class 1, each in its own place; the second alone has class 2, and nobody class 3.
+
+    By hand: class 1 scores 1 for the first, and for the second, whose region of 4 x 4 in the corner has one wrong
+    pixel, 15 / 16. Around the island of class 2 the first is right in all 49 pixels and the second in 48.
+    """
+    first, second = torch.zeros(1, 20, 20, dtype=torch.uint8), torch.zeros(1, 20, 20, dtype=torch.uint8)
+    first[0, 0, 19] = second[0, 0, 0] = 1
+    second[0, 12, 10] = 2
+    good, bad = torch.ones(1, 20, 20), torch.ones(1, 20, 20)
+    bad[0, 0, 0] = bad[0, 12, 10] = 0.0
+    old, new = compared_scores((good, first), (bad, second), 4)
+    assert float(old) == 1.0
+    assert float(new) == pytest.approx((15 / 16 + 48 / 49) / 2)
+    # The other way round is the same, and where neither has anything nothing is said.
+    new, old = compared_scores((bad, second), (good, first), 4)
+    assert (float(old), float(new)) == (1.0, pytest.approx((15 / 16 + 48 / 49) / 2))
+    nothing = torch.zeros_like(first)
+    assert [float(score) for score in compared_scores((good, nothing), (bad, nothing), 4)] == [0.0, 0.0]
+
+
+@pytest.mark.parametrize("shape", [(12, 12), (9, 10, 8)])
+def test_comparing_changes_nothing_where_both_actions_have_every_structure(shape: tuple[int, ...]) -> None:
+    generator = torch.Generator().manual_seed(0)
+    maps = torch.rand(2, 5, *shape, generator=generator)
+    actions = torch.randint(0, 4, (2, 5, *shape), generator=generator)
+    for found, one, action in zip(
+        compared_scores((maps[0], actions[0]), (maps[1], actions[1]), 4), maps, actions, strict=True
+    ):
+        assert torch.equal(found, structure_scores(one, action, 4).mean(dim=1))
 
 
 @pytest.mark.parametrize("reach", [1, 2, 3, 6, 13, 30])
