@@ -8,6 +8,7 @@ import json
 import logging
 import os
 import platform
+import re
 import socket
 import subprocess
 from collections.abc import Callable, Iterator, Mapping
@@ -25,6 +26,9 @@ from medfm_rl.tracking.tracker import DataRecord, read_run_id, run_id_path
 
 _LOG = logging.getLogger(__name__)
 _LONGEST_PARAM = 500
+_LONGEST_NAME = 250
+_FORBIDDEN = re.compile(r"[^/\w.\- :]")
+"""What MLflow takes in no name of a setting or number; names of structures have brackets, commas and more."""
 _LONGEST_DIGEST = 36
 _CONNECT_SECONDS = 5
 _WITHOUT_SCHEME = ("auto", "databricks", "databricks-uc")
@@ -47,12 +51,15 @@ class _Store:
     lost: bool = False
 
     def attempt(self, call: Callable[[], object]) -> None:
-        """Calls the store; where it does not answer, warns once and goes on."""
+        """Calls the store; where it refuses a record, warns; where it does not answer, warns once and goes on."""
         if self.lost:
             return
         try:
             call()
         except _failures() as error:
+            if _refuses_a_value(error):
+                _LOG.warning("MLflow does not take a record (%s); the run goes on without it", _first_line(error))
+                return
             self.lost = True
             _LOG.warning("MLflow stopped answering (%s); the run goes on without records", _first_line(error))
 
@@ -134,15 +141,17 @@ class MLflowTracker:
             yield tracker
 
     def log_params(self, params: Mapping[str, object]) -> None:
-        """Records settings and hashes; nested mappings become dotted names, long values are cut."""
+        """Records settings and hashes; nested mappings become dotted names, long values are cut.
+
+        What MLflow takes in no name becomes an underscore.
+        """
         for name, value in _flatten(params):
             self._store.attempt(lambda name=name, value=value: self._log_param(name, value))  # type: ignore[misc]
 
     def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:
-        """Records numbers at a step."""
-        client = self._store.client
+        """Records numbers at a step; their names are made ones that MLflow takes, as those of settings are."""
         for name, value in metrics.items():
-            self._store.attempt(lambda name=name, value=value: client.log_metric(self.run_id, name, value, step=step))  # type: ignore[misc]
+            self._store.attempt(lambda name=name, value=value: self._log_metric(name, value, step))  # type: ignore[misc]
 
     def log_artifact(self, path: Path, folder: str | None = None) -> None:
         """Records a file."""
@@ -169,12 +178,15 @@ class MLflowTracker:
         from mlflow.exceptions import MlflowException
 
         try:
-            self._store.client.log_param(self.run_id, name, value)
+            self._store.client.log_param(self.run_id, _accepted(name), value)
         except MlflowException as error:
-            if error.error_code != "INVALID_PARAMETER_VALUE":
+            if not _refuses_a_value(error) or "Changing param" not in str(error):
                 raise
             # A run that is resumed with another version of a package, for instance.
             _LOG.warning("%s was recorded with another value before, which MLflow keeps; now it is %s", name, value)
+
+    def _log_metric(self, name: str, value: float, step: int) -> None:
+        self._store.client.log_metric(self.run_id, _accepted(name), value, step=step)
 
     def _log_input(self, role: str, data: DataRecord) -> None:
         from mlflow.entities import Dataset, DatasetInput, InputTag
@@ -219,6 +231,16 @@ def _failures() -> tuple[type[Exception], ...]:
     from sqlalchemy.exc import SQLAlchemyError
 
     return MlflowException, SQLAlchemyError, OSError
+
+
+def _refuses_a_value(error: Exception) -> bool:
+    """Whether the store answered, and only does not take what it was given."""
+    return getattr(error, "error_code", None) == "INVALID_PARAMETER_VALUE"
+
+
+def _accepted(name: str) -> str:
+    """A name that MLflow takes: an underscore for every character that it does not, cut where it is too long."""
+    return _FORBIDDEN.sub("_", name)[:_LONGEST_NAME]
 
 
 def _location(settings: TrackingSettings, run_folder: Path) -> tuple[str, str | None]:

@@ -249,6 +249,36 @@ def test_a_setting_that_changed_keeps_its_first_value_and_the_records_go_on(
     assert "version was recorded with another value before" in caplog.text
 
 
+def test_names_of_structures_are_recorded_whatever_characters_they_have(
+    run_folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.WARNING), open_tracker(AUTO, run_folder) as tracker:
+        tracker.log_metrics({"dice_left ventricle (LV)": 0.9, "dice_A, B + C & Ü": 0.8, "x" * 300: 0.7}, 0)
+        tracker.log_params({"structures": {"left ventricle (LV)": 1}})
+    run = records(run_folder)["adapted"]
+    assert run.data.metrics == {"dice_left ventricle _LV_": 0.9, "dice_A_ B _ C _ Ü": 0.8, "x" * 250: 0.7}
+    assert run.data.params["structures.left ventricle _LV_"] == "1"
+    assert (run.info.status, caplog.text) == ("FINISHED", "")
+
+
+def test_a_value_that_the_store_does_not_take_costs_a_warning_and_nothing_else(
+    run_folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A path that leads upwards is no name, and a word no number."""
+    with caplog.at_level(logging.WARNING), open_tracker(AUTO, run_folder) as tracker:
+        tracker.log_metrics({"../up": 0.1, "word": "high", "reward": 0.5}, 0)  # type: ignore[dict-item]
+        tracker.log_params({"../up": 1, "seed": 0})
+        with tracker.child("ppo"):
+            pass
+    runs = records(run_folder)
+    assert runs["adapted"].data.metrics == {"reward": 0.5}
+    assert runs["adapted"].data.params["seed"] == "0"
+    assert {run.info.status for run in runs.values()} == {"FINISHED"}
+    assert caplog.text.count("MLflow does not take a record") == 3
+    assert "another value" not in caplog.text
+    assert "stopped answering" not in caplog.text
+
+
 class Lost:
     """A client that does not answer any more."""
 
