@@ -25,13 +25,14 @@ from medfm_rl.pipeline.checks import check_inputs
 from medfm_rl.pipeline.collect_stage import collect, shape_prior
 from medfm_rl.pipeline.default_quality import write_default_quality
 from medfm_rl.pipeline.images import Progress
-from medfm_rl.pipeline.inputs import load_inputs, read_inputs, require_same_inputs, write_inputs
+from medfm_rl.pipeline.inputs import DATA_SETS, TARGET, load_inputs, read_inputs, require_same_inputs, write_inputs
 from medfm_rl.pipeline.ppo_stage import average, fine_tune, missing_checkpoints
 from medfm_rl.pipeline.reward_stage import member_names, train_rewards
 from medfm_rl.pipeline.run_folder import JUDGE, SOURCE, WARM_UP, RunFolder
 from medfm_rl.pipeline.selection import judge_masks, paired_judge_scores, select
 from medfm_rl.pipeline.stage import Domains, Stage, write_weights
 from medfm_rl.pipeline.warm_up import warm_up
+from medfm_rl.quality.model import is_outdated
 from medfm_rl.quality.run_hashes import hash_run
 from medfm_rl.reward.network import FUSION, RewardNet
 from medfm_rl.seeding import derive_seed
@@ -110,10 +111,17 @@ def _start(config: AdaptConfig, resume: bool, progress: Progress) -> RunFolder:
         write_inputs(run.inputs, inputs)
         return run
     run = RunFolder.start(config, resume)
-    # A run that has nothing left to learn or to calibrate can be resumed where its images are no more.
-    if not (run.model.exists() and (config.source is None or run.quality.exists())):
-        require_same_inputs(run.inputs, config, progress)
+    require_same_inputs(run.inputs, config, progress, _data_sets_to_read(run, config))
     return run
+
+
+def _data_sets_to_read(run: RunFolder, config: AdaptConfig) -> tuple[str, ...]:
+    """The data sets that what is left to do reads; a run that reads none can be resumed where they are no more."""
+    calibrated = run.quality.exists() and not is_outdated(run.quality)
+    if not run.model.exists() or not (calibrated or config.source is None):
+        return DATA_SETS
+    # The report shows images of the target where there are none to evaluate on.
+    return () if config.evaluation is not None else (TARGET,)
 
 
 def _run_all(stage: Stage, tracker: Tracker) -> None:

@@ -6,7 +6,7 @@ import itertools
 import json
 import logging
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -20,6 +20,9 @@ from medfm_rl.settings import AdaptConfig, DataSettings
 from medfm_rl.tracking import DataRecord
 
 _LOG = logging.getLogger(__name__)
+TARGET, SOURCE = "target.path", "source.path"
+"""The settings that name the data sets of a run."""
+DATA_SETS = (TARGET, SOURCE)
 _FORMAT = 2
 
 
@@ -51,12 +54,17 @@ Inputs = dict[str, Input]
 """By the setting that names the place."""
 
 
-def read_inputs(config: AdaptConfig, progress: Progress) -> Inputs:
+def read_inputs(config: AdaptConfig, progress: Progress, data_sets: Collection[str] = DATA_SETS) -> Inputs:
     """Hashes what the stages of a run read.
 
     That is the segmenter, what it is read from besides its folder, the anatomy profile, target images and source images
     with their masks. Content and not dates: a folder that is copied or put back is the same, and a run decodes every
     image anyway. Masks of the target are not opened.
+
+    Args:
+        config: The settings.
+        progress: Told how far it is.
+        data_sets: Those of `DATA_SETS` to hash; everything else is hashed in any case.
 
     Raises:
         DataError: A data set cannot be found.
@@ -68,11 +76,13 @@ def read_inputs(config: AdaptConfig, progress: Progress) -> Inputs:
     anatomy = Path(config.anatomy)
     if anatomy.is_file():
         places["anatomy"] = (anatomy, [anatomy])
-    cases = {"target.path": find_cases(config.target)}
-    places["target.path"] = (config.target.path, image_files(cases["target.path"]))
-    if config.source is not None:
-        cases["source.path"] = find_cases(config.source)
-        places["source.path"] = (config.source.path, _labelled_files(cases["source.path"]))
+    cases = {}
+    if TARGET in data_sets:
+        cases[TARGET] = find_cases(config.target)
+        places[TARGET] = (config.target.path, image_files(cases[TARGET]))
+    if SOURCE in data_sets and config.source is not None:
+        cases[SOURCE] = find_cases(config.source)
+        places[SOURCE] = (config.source.path, _labelled_files(cases[SOURCE]))
     counted = _counter("hashing the inputs", sum(len(paths) for _, paths in places.values()), progress)
     return {name: _hash(place, paths, cases.get(name, ()), counted) for name, (place, paths) in places.items()}
 
@@ -133,7 +143,9 @@ def load_inputs(path: Path) -> Inputs:
         raise ConfigError(f"{path}: cannot be read ({error}); start a new run in another folder") from error
 
 
-def require_same_inputs(path: Path, config: AdaptConfig, progress: Progress) -> None:
+def require_same_inputs(
+    path: Path, config: AdaptConfig, progress: Progress, data_sets: Collection[str] = DATA_SETS
+) -> None:
     """Compares what is there with what a run was started with.
 
     Args:
@@ -141,6 +153,7 @@ def require_same_inputs(path: Path, config: AdaptConfig, progress: Progress) -> 
             says so.
         config: The settings.
         progress: Told how far it is.
+        data_sets: Those of `DATA_SETS` to compare: the others need not be there any more.
 
     Raises:
         ConfigError: Something has changed; the message says what.
@@ -153,7 +166,10 @@ def require_same_inputs(path: Path, config: AdaptConfig, progress: Progress) -> 
             path,
         )
         return
-    started, now = load_inputs(path), read_inputs(config, progress)
+    started, now = load_inputs(path), read_inputs(config, progress, data_sets)
+    for name in DATA_SETS:
+        if name not in data_sets:
+            started.pop(name, None)
     changes = _changes(_files_of(started), _files_of(now))
     if changes:
         raise ConfigError(

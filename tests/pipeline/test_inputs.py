@@ -14,7 +14,9 @@ import pytest
 
 from medfm_rl.adapters import TorchModuleAdapter
 from medfm_rl.errors import ConfigError
+from medfm_rl.pipeline import adapt as adapt_module
 from medfm_rl.pipeline.adapt import adapt
+from medfm_rl.pipeline.config_file import dump_config
 from medfm_rl.pipeline.inputs import read_inputs
 from medfm_rl.settings import AdaptConfig, DataSettings, SegmenterSettings, TrackingSettings
 
@@ -111,6 +113,53 @@ def test_a_run_of_an_older_version_goes_on_with_a_warning(
     with caplog.at_level(logging.WARNING), pytest.raises(KeyboardInterrupt):
         adapt(interrupted, True, stop_at_the_images)
     assert "inputs.json is missing, for an older version started this run" in caplog.text
+
+
+@pytest.fixture
+def finished(interrupted: AdaptConfig, monkeypatch: pytest.MonkeyPatch) -> AdaptConfig:
+    """As a run that has its model and its quality model, and goes on to the report alone."""
+    monkeypatch.setattr(adapt_module, "hash_run", lambda folder: {})
+    monkeypatch.setattr(adapt_module, "write_default_quality", lambda run, config, progress: None)
+    (interrupted.output / "model").mkdir()
+    (interrupted.output / "quality.json").write_text('{"format": 5}')
+    return interrupted
+
+
+def resume(config: AdaptConfig) -> None:
+    adapt(config, True, lambda *_: None)
+
+
+def with_evaluation(config: AdaptConfig) -> AdaptConfig:
+    changed = config.model_copy(update={"evaluation": DataSettings(path=config.output.parent / "echo" / "a")})
+    (config.output / "config.yaml").write_text(dump_config(changed))
+    return changed
+
+
+def test_a_finished_run_is_not_reported_on_with_another_segmenter(finished: AdaptConfig) -> None:
+    resume(finished)
+    grow(finished.segmenter.folder / "weights.safetensors")
+    for config_of in (lambda: finished, lambda: with_evaluation(finished)):
+        with pytest.raises(ConfigError, match=r"segmenter\.folder: 1 file changed, weights\.safetensors"):
+            resume(config_of())
+
+
+def test_a_finished_run_needs_the_images_alone_that_its_report_shows(finished: AdaptConfig) -> None:
+    """Those of the target where there are none to evaluate on; nothing calibrates again."""
+    grow(first_of(finished.output.parent / "echo" / "a" / "images"))
+    resume(finished)
+    grow(first_of(finished.output.parent / "echo" / "b" / "images"))
+    with pytest.raises(ConfigError, match=r"changed \(target\.path: 1 file changed, images/[^;]*\)"):
+        resume(finished)
+    shutil.rmtree(finished.output.parent / "echo" / "b")
+    resume(with_evaluation(finished))
+
+
+def test_an_outdated_quality_model_is_made_anew_and_needs_its_images(finished: AdaptConfig) -> None:
+    config = with_evaluation(finished)
+    (config.output / "quality.json").write_text('{"format": 3}')
+    grow(first_of(config.output.parent / "echo" / "a" / "images"))
+    with pytest.raises(ConfigError, match=r"source\.path: 1 file changed"):
+        resume(config)
 
 
 def test_the_pixels_beside_a_header_count(tmp_path: Path, interrupted: AdaptConfig) -> None:
