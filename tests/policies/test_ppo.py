@@ -84,9 +84,21 @@ def test_volumes_are_learnt_too() -> None:
     assert after > before + 0.1
 
 
+def forget_the_graph(ppo: DensePPO) -> DensePPO:
+    """Sets the log-probabilities that the rollout keeps aside, so that they are computed again where PPO trains."""
+    train = ppo.train
+
+    def without_graph() -> None:
+        ppo._rollout_log_probs = None
+        train()
+
+    ppo.train = without_graph  # type: ignore[method-assign]
+    return ppo
+
+
 def test_the_ratio_is_exactly_one_at_the_first_inner_epoch() -> None:
-    """Dropout and batch norm are in the network, and frozen."""
-    ppo = make_ppo(n_epochs=1, learning_rate=0.0)
+    """Dropout and batch norm are in the network, and frozen: what is computed again is what was drawn from."""
+    ppo = forget_the_graph(make_ppo(n_epochs=1, learning_rate=0.0))
     ppo.learn(16)
     assert ppo.logger.name_to_value["train/approx_kl"] == 0.0
     assert ppo.logger.name_to_value["train/clip_fraction"] == 0.0
@@ -95,13 +107,7 @@ def test_the_ratio_is_exactly_one_at_the_first_inner_epoch() -> None:
 def test_reusing_the_rollout_graph_changes_nothing() -> None:
     """One minibatch reuses the graph, two half-rollout steps cannot: the same images give the same first loss."""
     reused, recomputed = make_ppo(n_epochs=1, learning_rate=0.0), make_ppo(n_epochs=1, learning_rate=0.0)
-    recomputed_train = recomputed.train
-
-    def forget_graph() -> None:
-        recomputed._rollout_log_probs = None
-        recomputed_train()
-
-    recomputed.train = forget_graph  # type: ignore[method-assign]
+    forget_the_graph(recomputed)
     for ppo in (reused, recomputed):
         ppo.learn(16)
     losses = [ppo.logger.name_to_value["train/policy_loss"] for ppo in (reused, recomputed)]
@@ -142,20 +148,39 @@ def test_sharing_parameters_by_accident_is_refused() -> None:
         DensePPO(SegmentationVecEnv(images, no_reward, K, 4, references=labels), net, net, baseline="critic")
 
 
-def test_gradients_of_actor_and_critic_are_clipped_apart() -> None:
-    """A critic with a huge gradient does not shrink the actor's step."""
-    free, clipped = make_ppo(baseline="critic", max_grad_norm=1e9), make_ppo(baseline="critic", max_grad_norm=1e-3)
-    for ppo in (free, clipped):
+def test_a_critic_with_a_huge_gradient_does_not_shrink_the_step_of_the_actor() -> None:
+    """The gradient of one critic is a million times that of the other; its values, and so the advantages, are equal."""
+    plain, steep = make_ppo(baseline="critic", n_epochs=1), make_ppo(baseline="critic", n_epochs=1)
+    assert steep.policy.critic is not None
+    steep.policy.critic.register_forward_hook(lambda _, inputs, out: out.detach() + 1e6 * (out - out.detach()))
+    before = [parameter.clone() for parameter in plain.policy.actor_parameters]
+    for ppo in (plain, steep):
         ppo.learn(16)
-    for name in ("train/actor_grad_norm", "train/critic_grad_norm"):
-        assert clipped.logger.name_to_value[name] > 1e-3
-    alone = make_ppo(baseline="critic", max_grad_norm=1e9, n_epochs=1)
-    alone.learn(16)
-    parameters = [p.clone() for p in alone.policy.actor_parameters]
-    with torch.no_grad():
-        for value in alone.policy.critic.parameters():  # type: ignore[union-attr]
-            value.mul_(1.0)
-    assert all(torch.isfinite(p).all() for p in parameters)
+    norms = [ppo.logger.name_to_value["train/critic_grad_norm"] for ppo in (plain, steep)]
+    assert norms[1] == pytest.approx(1e6 * norms[0], rel=1e-3)
+    pairs = zip(plain.policy.actor_parameters, steep.policy.actor_parameters, before, strict=True)
+    for ours, theirs, start in pairs:
+        assert torch.equal(ours, theirs)
+        assert not torch.equal(ours, start)
+
+
+@pytest.mark.parametrize("role", ["actor", "critic"])
+def test_gradients_are_clipped_to_the_largest_norm(role: str) -> None:
+    """A step of plain gradient descent with a learning rate of 1 is as long as the gradient that it was given.
+
+    Adam divides by the size of the gradient, and its steps would not tell.
+    """
+    ppo = make_ppo(baseline="critic", n_epochs=1, learning_rate=1.0, max_grad_norm=1e-3)
+    assert ppo.policy.critic is not None
+    critic = list(ppo.policy.critic.parameters())
+    ppo.policy.optimizer = torch.optim.SGD(ppo.policy.actor_parameters, lr=1.0)
+    ppo.policy.critic_optimizer = torch.optim.SGD(critic, lr=1.0)
+    parameters = ppo.policy.actor_parameters if role == "actor" else critic
+    before = [parameter.detach().clone() for parameter in parameters]
+    ppo.learn(16)
+    assert ppo.logger.name_to_value[f"train/{role}_grad_norm"] > 2e-3
+    moved = [(now - start).flatten() for now, start in zip(parameters, before, strict=True)]
+    assert float(torch.cat(moved).detach().norm()) == pytest.approx(1e-3, rel=1e-2)
 
 
 def test_only_the_chosen_parameters_move() -> None:
