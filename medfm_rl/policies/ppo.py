@@ -156,6 +156,20 @@ class DensePPO(PPO):
         self._rollout_log_probs: Tensor | None = None
         self._mean_reward = float("nan")
 
+    def set_random_seed(self, seed: int | None = None) -> None:
+        """Seeds the spaces and the order of the images, and sets how convolutions on a GPU choose their algorithm.
+
+        stable-baselines3 seeds the generators of the process too, which belong to the caller: actions are drawn from
+        generators of their own, and the networks stay in evaluation mode.
+        """
+        if seed is None:
+            return
+        if self.device.type == "cuda":
+            torch.backends.cudnn.benchmark, torch.backends.cudnn.deterministic = False, True
+        self.action_space.seed(seed)
+        if self.env is not None:
+            self.env.seed(seed)
+
     def collect_rollouts(
         self, env: VecEnv, callback: BaseCallback, rollout_buffer: RolloutBuffer, n_rollout_steps: int
     ) -> bool:

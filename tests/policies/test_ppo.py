@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import random
 from pathlib import Path
 
 import numpy as np
@@ -219,6 +220,32 @@ def test_the_same_seed_gives_the_same_weights() -> None:
     weights = [torch.cat([p.flatten() for p in ppo.policy.actor_parameters]) for ppo in (first, second, other)]
     assert torch.equal(weights[0], weights[1])
     assert not torch.equal(weights[0], weights[2])
+
+
+def test_the_generators_of_the_caller_are_left_alone() -> None:
+    """Another seed of PPO, in which networks are built beforehand, draws nothing else from them."""
+    drawn = []
+    for seed in (1, 2):
+        torch.manual_seed(5)
+        np.random.seed(5)  # noqa: NPY002 (the generator that stable-baselines3 seeds)
+        random.seed(5)
+        images, labels = drawn_shapes()
+        ppo = DensePPO(SegmentationVecEnv(images, no_reward, K, 4, references=labels), TinyNet(), seed=seed)
+        ppo.learn(4)
+        drawn.append((float(torch.rand(())), float(np.random.rand()), random.random()))  # noqa: NPY002
+    assert drawn[0] == drawn[1]
+
+
+def test_the_order_of_the_images_is_that_of_the_seed_of_ppo() -> None:
+    """Not that of the environment: published results have that order."""
+    images, labels = drawn_shapes()
+    shown = []
+    for seed, of_env in ((1, 3), (1, 4), (2, 3)):
+        env = SegmentationVecEnv(images, no_reward, K, 4, references=labels, seed=of_env)
+        DensePPO(env, TinyNet(), seed=seed, device="cpu")
+        shown.append(env.reset())
+    assert np.array_equal(shown[0], shown[1])
+    assert not np.array_equal(shown[0], shown[2])
 
 
 @pytest.mark.parametrize("baseline", ["critic", "greedy"])
