@@ -28,9 +28,10 @@ from medfm_rl.pipeline.images import Progress
 from medfm_rl.pipeline.inputs import DATA_SETS, TARGET, load_inputs, read_inputs, require_same_inputs, write_inputs
 from medfm_rl.pipeline.ppo_stage import average, fine_tune, missing_checkpoints
 from medfm_rl.pipeline.reward_stage import member_names, train_rewards
-from medfm_rl.pipeline.run_folder import JUDGE, SOURCE, WARM_UP, RunFolder
+from medfm_rl.pipeline.run_folder import JUDGE, SOURCE, RunFolder
 from medfm_rl.pipeline.selection import judge_masks, paired_judge_scores, select
 from medfm_rl.pipeline.stage import Domains, Stage, write_weights
+from medfm_rl.pipeline.tournament import Tournament
 from medfm_rl.pipeline.warm_up import warm_up
 from medfm_rl.quality.model import is_outdated
 from medfm_rl.quality.run_hashes import hash_run
@@ -130,15 +131,13 @@ def _run_all(stage: Stage, tracker: Tracker) -> None:
     domains = stage.load_domains()
     _require_gradients(stage, domains.target.images[:1])
     prior = shape_prior(stage, domains)
-    names, incumbent = [SOURCE], SOURCE
     settings = config.warm_up
-    if settings.steps > 0 and (domains.source is not None or settings.target_weight > 0):
+    warms_up = settings.steps > 0 and (domains.source is not None or settings.target_weight > 0)
+    if warms_up:
         _warm_up(stage, domains, tracker)
-        names, incumbent = [SOURCE, WARM_UP], WARM_UP
-    policy = stage.policy(incumbent)
+    tournament = Tournament.start(warms_up)
+    policy = stage.policy(tournament.incumbent)
     reference = copy.deepcopy(policy)
-    # Names of the weights along the fine-tuning, with those that it started from.
-    trajectory = [incumbent]
     for iteration in range(config.iterations):
         with tracker.child(f"iteration-{iteration}") as records:
             # Rewards and PPO learn from D_R, and nothing after them.
@@ -152,16 +151,10 @@ def _run_all(stage: Stage, tracker: Tracker) -> None:
             with records.child("ppo") as of_stage:
                 checkpoints = fine_tune(stage, iteration, policy, reference, ensemble, domains, of_stage)
             with records.child("select") as of_stage:
-                averages = average(stage, iteration, trajectory, checkpoints)
-                names += averages
-                # A little PPO beside the warm-up: there is more reason to believe in it than in what a judge makes of
-                # its rivals. It stays unless the judge is sure.
-                if incumbent != SOURCE:
-                    incumbent = averages[0]
-                incumbent = _select(stage, iteration, names, incumbent, judge, domains, of_stage)
-            policy = stage.policy(incumbent)
-            # Where the source policy was better, the next iteration starts anew from there.
-            trajectory = [SOURCE] if incumbent == SOURCE else [*trajectory, *checkpoints]
+                averages = average(stage, iteration, tournament.trajectory, checkpoints)
+                tournament = tournament.joined_by(averages, checkpoints)
+                tournament = tournament.won_by(_select(stage, iteration, tournament, judge, domains, of_stage))
+            policy = stage.policy(tournament.incumbent)
     _export(stage, policy, tracker)
 
 
@@ -209,8 +202,7 @@ def _warm_up(stage: Stage, domains: Domains, tracker: Tracker) -> None:
 def _select(
     stage: Stage,
     iteration: int,
-    names: list[str],
-    incumbent: str,
+    tournament: Tournament,
     judge: RewardNet,
     domains: Domains,
     tracker: Tracker,
@@ -218,7 +210,7 @@ def _select(
     """The candidate so far that the judge of this iteration is sure of, else the incumbent."""
     path = stage.run.selection(iteration)
     if not path.exists():
-        images = domains.selection.images
+        images, names, incumbent = domains.selection.images, tournament.names, tournament.incumbent
         before = judge_masks(stage.policy(incumbent), judge, images, stage.device)
         scores = []
         for done, name in enumerate(names, 1):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -61,13 +62,13 @@ def missing_checkpoints(stage: Stage, iteration: int) -> list[int]:
     return [step for step in _checkpoint_steps(stage) if not (folder / f"{step:05d}").exists()]
 
 
-def average(stage: Stage, iteration: int, trajectory: list[str], checkpoints: list[str]) -> list[str]:
+def average(stage: Stage, iteration: int, trajectory: Sequence[str], checkpoints: Sequence[str]) -> list[str]:
     """Writes the running averages of the weights so far, one for each checkpoint; returns their names.
 
     Args:
         stage: The run.
         iteration: Counted from 0.
-        trajectory: Names of the weights along the fine-tuning before this iteration.
+        trajectory: Names of the weights that the policy which this iteration started from is the average of.
         checkpoints: Those of this iteration.
     """
     folders = [stage.run.candidate(iteration, int(Path(name).name)) for name in checkpoints]
