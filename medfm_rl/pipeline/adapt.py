@@ -68,6 +68,7 @@ def adapt(config: AdaptConfig, resume: bool, progress: Progress) -> RunFolder:
                 torch.backends.cudnn.benchmark, torch.backends.cudnn.deterministic = False, True
                 _run_all(Stage.of_run(config, run, progress), tracker)
         tracker.log_params(hash_run(run.path))
+        _log_results(run, config, tracker)
         if write_default_quality(run, config, progress) is not None:
             tracker.log_params({"quality_hash": hash_file(run.quality)})
             tracker.log_artifact(run.quality)
@@ -235,10 +236,15 @@ def _export(stage: Stage, policy: SegmenterAdapter, tracker: Tracker) -> None:
     )
     tracker.log_params({"actions_hash": stage.dataset.content_hash()})
     policy.cpu().export(run.model)
-    for path in (run.config_file, run.selection(last)):
+
+
+def _log_results(run: RunFolder, config: AdaptConfig, tracker: Tracker) -> None:
+    """Records what a finished run leaves, under the names that it has in the run folder.
+
+    At every call, for nobody knows whether a run that was killed had come to it; what is there is written over.
+    """
+    for path in (run.config_file, run.selection(config.iterations - 1)):
         tracker.log_artifact(path)
-    for path in sorted(path for path in run.model.rglob("*") if path.is_file()):
-        tracker.log_artifact(path, path.parent.relative_to(run.path).as_posix())
-    for path in sorted(run.final_reward.rglob("*")):
-        if path.is_file():
-            tracker.log_artifact(path, f"reward/{path.parent.name}")
+    for folder in (run.model, run.final_reward):
+        for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+            tracker.log_artifact(path, path.parent.relative_to(run.path).as_posix())

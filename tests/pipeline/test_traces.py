@@ -32,7 +32,7 @@ from medfm_rl.pipeline.run_folder import RunFolder
 from medfm_rl.pipeline.score import find_masks, score
 from medfm_rl.quality import QualityModel
 from medfm_rl.quality.model import Targets
-from medfm_rl.reward.network import RewardNet
+from medfm_rl.reward.network import RewardEnsemble, RewardNet
 from medfm_rl.settings import (
     AdaptConfig,
     CollectSettings,
@@ -332,6 +332,31 @@ def test_mlflow_says_which_data_rewards_and_weights_a_run_had(
     assert sorted(sha(path) for path in artifacts.rglob("inputs.json")) == sorted(
         map(sha, (run.inputs, run.evaluation / "inputs.json"))
     )
+
+
+def test_a_run_that_was_killed_before_it_recorded_its_results_records_them_when_it_goes_on(
+    tracked: tuple[RunFolder, AdaptConfig], simulated_echo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whole folders, under the names of the run: what is fetched from MLflow can be loaded."""
+    from mlflow import MlflowClient
+
+    run, config = tracked
+    killed = RunFolder(tmp_path / "run")
+    shutil.copytree(run.path, killed.path)
+    # Its records end before the results, and so does the run in MLflow.
+    (killed.path / "mlflow_run_id").unlink()
+    monkeypatch.chdir(simulated_echo)
+    for _ in range(2):
+        adapt(config.model_copy(update={"output": killed.path}), True, quiet)
+    client = MlflowClient(tracking_uri=f"sqlite:///{tmp_path / 'mlflow.db'}")
+    (tmp_path / "fetched").mkdir()
+    recorded = (killed.path / "mlflow_run_id").read_text().strip()
+    fetched = Path(client.download_artifacts(recorded, "", str(tmp_path / "fetched")))
+    for name in ("model", "reward"):
+        assert hash_folder(fetched / name) == hash_folder(run.path / name)
+    assert sha(fetched / "config.yaml") == sha(killed.config_file)
+    assert sha(fetched / "selection.json") == sha(killed.selection(0))
+    assert len(RewardEnsemble.load(fetched / "reward").members) == 2
 
 
 def test_the_report_has_the_names_of_mlflow(tracked: tuple[RunFolder, AdaptConfig]) -> None:
