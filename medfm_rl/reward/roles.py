@@ -21,7 +21,8 @@ _LEAST = 2
 def judge_patients(origins: Sequence[ActionOrigin], first: Sequence[ActionOrigin], seed: int) -> set[str]:
     """A third of the patients for the judge; the ensemble that the policy follows learns from the others.
 
-    Where there is ground truth, the judge has at least two patients with it, as far as there are two.
+    Where there is ground truth, the judge has at least two patients with it, and leaves two to the ensemble as far as
+    there are four: a network without any would learn from nothing but the masks of the policy that it shall judge.
 
     Args:
         origins: Origins of all records of D_R so far.
@@ -34,7 +35,9 @@ def judge_patients(origins: Sequence[ActionOrigin], first: Sequence[ActionOrigin
     folds = patient_folds(first, 3, derive_seed(seed, "judge"))
     usable = patients_of([origin for origin in first if origin.domain == "source"] or first)
     by_fold = [patient for fold in folds for patient in fold if patient in usable]
-    judged = {*folds[0], *by_fold[:_LEAST]}
+    dealt = len(usable.intersection(folds[0]))
+    with_truth = by_fold[: max(_LEAST, min(dealt, len(by_fold) - _LEAST))]
+    judged = {*with_truth, *(patient for patient in folds[0] if patient not in usable)}
     return judged | {patient for patient in _later(origins, first) if _draw(seed, "judge", patient) < 1 / 3}
 
 

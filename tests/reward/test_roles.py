@@ -68,6 +68,24 @@ def test_the_judge_has_two_patients_with_ground_truth_however_few_there_are(seed
     assert len(patients_of(first) - judged) >= 2
 
 
+@pytest.mark.parametrize(("source", "left"), [(3, 1), (4, 2), (5, 2), (6, 2)])
+def test_the_ensemble_has_patients_with_ground_truth_however_few_there_are(source: int, left: int) -> None:
+    """Dealt together with 30 of the target, all of 3 are in a third of the patients once in 27 times."""
+    with_truth = named(source)
+    first = [*drawn(*with_truth), *drawn(*named(30, start=source), domain="target")]
+    for seed in range(200):
+        judged = judge_patients(first, first, seed)
+        assert len(judged.intersection(with_truth)) >= 2
+        assert len(set(with_truth) - judged) >= left
+
+
+def test_where_both_have_enough_patients_the_roles_are_the_shares_that_were_dealt() -> None:
+    """As in published results: 90 patients of the source and 80 of the target."""
+    first = [*drawn(*named(90)), *drawn(*named(80, start=90), domain="target")]
+    for seed in range(50):
+        assert judge_patients(first, first, seed) == set(patient_folds(first, 3, derive_seed(seed, "judge"))[0])
+
+
 def test_too_few_patients_for_three_parts_are_refused() -> None:
     with pytest.raises(DataError, match="2 patients cannot be split into 3 parts"):
         judge_patients(drawn("a", "b"), drawn("a", "b"), 0)
