@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from medfm_rl.networks import mixed_precision
 from medfm_rl.reward.appearance import smooth_noise
-from medfm_rl.seeding import torch_generator
+from medfm_rl.seeding import derive_seed, torch_generator
 from medfm_rl.settings import SourceTrainingSettings
 
 
@@ -31,7 +31,7 @@ def train_supervised(
         training: Preprocessed images `(N, C, *S)` and class indices `(N, *S)`.
         validation: The same, of other patients; its loss picks the epoch.
         settings: Optimisation.
-        seed: Seed of order and augmentation.
+        seed: Seed of order, augmentation and dropout.
         device: Where to train; the segmenter stays there.
         progress: Called with (epochs done, epochs).
 
@@ -44,9 +44,28 @@ def train_supervised(
     from monai.losses import DiceCELoss
 
     criterion = DiceCELoss(to_onehot_y=True, softmax=True)
+    segmenter.to(device)
+    # Dropout draws from the global generator.
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.manual_seed(derive_seed(seed, "dropout"))
+        history = _fit(segmenter, training, validation, criterion, settings, seed, device, progress)
+    segmenter.eval()
+    return history
+
+
+def _fit(
+    segmenter: nn.Module,
+    training: tuple[Tensor, Tensor],
+    validation: tuple[Tensor, Tensor],
+    criterion: nn.Module,
+    settings: SourceTrainingSettings,
+    seed: int,
+    device: torch.device,
+    progress: Callable[[int, int], None] | None,
+) -> list[tuple[float, float]]:
+    """Leaves the weights of the best epoch in the segmenter; returns the losses of all."""
     images, labels = training
     generator = torch_generator(seed, "supervised")
-    segmenter.to(device)
     optimiser = torch.optim.AdamW(segmenter.parameters(), lr=settings.learning_rate, weight_decay=1e-4)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, settings.epochs)
     best_loss, best_state = float("inf"), copy.deepcopy(segmenter.state_dict())
@@ -75,7 +94,6 @@ def train_supervised(
         if progress:
             progress(epoch + 1, settings.epochs)
     segmenter.load_state_dict(best_state)
-    segmenter.eval()
     return history
 
 

@@ -91,6 +91,17 @@ def test_the_same_seed_gives_the_same_weights(squares: Path, tmp_path: Path) -> 
     assert not torch.equal(weights(tmp_path / "a"), weights(tmp_path / "c"))
 
 
+def test_dropout_is_drawn_from_the_seed_alone_and_nobody_else_draws_otherwise(squares: Path, tmp_path: Path) -> None:
+    network = NetworkSettings(channels=(4, 8), residual_units=0, dropout=0.3)
+    for name, state in (("first", 1), ("second", 2)):
+        torch.manual_seed(state)
+        expected = torch.rand(())
+        torch.manual_seed(state)
+        train_source(make_config(squares, tmp_path / name, network=network, training={"epochs": 2}), silent)
+        assert torch.rand(()) == expected
+    assert torch.equal(weights(tmp_path / "first"), weights(tmp_path / "second"))
+
+
 def test_an_interrupted_training_leaves_no_model(squares: Path, tmp_path: Path) -> None:
     def interrupt(stage: str, done: int, total: int) -> None:
         if stage.startswith("training the"):
