@@ -8,6 +8,7 @@ from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from medfm_rl.errors import ConfigError
 from medfm_rl.settings import NetworkSettings
@@ -37,9 +38,42 @@ def build_unet(settings: NetworkSettings, spatial_dims: int, in_channels: int, o
     return network
 
 
+def build_padded_unet(settings: NetworkSettings, spatial_dims: int, in_channels: int, out_channels: int) -> nn.Module:
+    """The same for images of any size; the names of its weights are those of `build_unet`."""
+    unet = build_unet(settings, spatial_dims, in_channels, out_channels)
+    return PaddedNetwork(unet, size_divisor(settings))
+
+
 def size_divisor(settings: NetworkSettings) -> int:
     """What every side of the network's input must be a multiple of: the UNet halves it at each level."""
     return 1 << (len(settings.channels) - 1)
+
+
+class PaddedNetwork(nn.Module):
+    """A UNet for patches of any size: what it cannot halve is made larger by repeating the last pixels, and cut again.
+
+    Patches of other tools need not be what a UNet can halve. The names of the weights are those of `network`.
+
+    Args:
+        network: A UNet of `build_unet`.
+        divisor: What every side of its input must be a multiple of.
+    """
+
+    def __init__(self, network: nn.Module, divisor: int) -> None:
+        super().__init__()
+        assert isinstance(network.model, nn.Module)
+        self.model = network.model
+        self.divisor = divisor
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Images `(B, C, *S)` to `(B, C', *S)`."""
+        short = [-side % self.divisor for side in images.shape[2:]]
+        if not any(short):
+            whole: Tensor = self.model(images)
+            return whole
+        margins = [margin for amount in reversed(short) for margin in (0, amount)]
+        padded: Tensor = self.model(F.pad(images, margins, mode="replicate"))
+        return padded[(slice(None), slice(None), *(slice(0, side) for side in images.shape[2:]))]
 
 
 def choose_device(name: str) -> torch.device:

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from medfm_rl.networks import argmax_classes, build_unet, mixed_precision
+from medfm_rl.networks import argmax_classes, build_padded_unet, build_unet, mixed_precision
 from medfm_rl.settings import NetworkSettings
 
 CPU = torch.device("cpu")
@@ -60,6 +60,25 @@ def test_weights_and_gradients_stay_in_single_precision(monkeypatch: pytest.Monk
     one, other = (torch.cat([gradient.flatten() for gradient in gradients]) for gradients in (exact, rough))
     # bfloat16 has 8 significant bits: a few roundings of 1/256 add up.
     assert (one - other).norm() < 0.05 * one.norm()
+
+
+@pytest.mark.parametrize("size", [(8, 12), (16, 8, 4)])
+def test_padding_changes_neither_weights_nor_results_where_there_is_nothing_to_pad(size: tuple[int, ...]) -> None:
+    torch.manual_seed(0)
+    plain = build_unet(NetworkSettings(channels=(4, 8, 8)), len(size), 2, 3).eval()
+    padded = build_padded_unet(NetworkSettings(channels=(4, 8, 8)), len(size), 2, 3).eval()
+    assert list(padded.state_dict()) == list(plain.state_dict())
+    padded.load_state_dict(plain.state_dict())
+    images = torch.randn(2, 2, *size)
+    assert torch.equal(padded(images), plain(images))
+
+
+def test_a_side_that_cannot_be_halved_is_grown_by_its_last_pixels_and_cut_again() -> None:
+    torch.manual_seed(0)
+    network = build_padded_unet(NetworkSettings(channels=(4, 8, 8)), 2, 1, 1).eval()
+    images = torch.randn(1, 1, 8, 12)
+    images[:, :, 6:], images[:, :, :, 9:] = images[:, :, 5:6], images[:, :, :, 8:9]
+    assert torch.equal(network(images[:, :, :6, :9]), network(images)[:, :, :6, :9])
 
 
 @pytest.mark.parametrize(("shape", "dim"), [((3, 4, 5), 0), ((2, 3, 4, 5), 1), ((2, 3, 4, 5, 6), 1)])

@@ -13,7 +13,7 @@ from stable_baselines3.common.logger import Logger
 from medfm_rl.adapters import SegmenterAdapter
 from medfm_rl.data.files import write_json
 from medfm_rl.envs import SegmentationVecEnv
-from medfm_rl.networks import build_unet, portable_state
+from medfm_rl.networks import build_padded_unet, portable_state
 from medfm_rl.pipeline.averaging import RunningAverage
 from medfm_rl.pipeline.stage import Domains, Stage, write_weights
 from medfm_rl.pipeline.supervised import mirror_at_random
@@ -162,7 +162,7 @@ def _critic(stage: Stage, iteration: int) -> torch.nn.Module:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive_seed(stage.config.seed, "critic", iteration))
         adapter = stage.source_policy
-        return build_unet(stage.config.reward.network, len(adapter.patch_size), adapter.in_channels, 1)
+        return build_padded_unet(stage.config.reward.network, len(adapter.patch_size), adapter.in_channels, 1)
 
 
 def _logged(logger: Logger) -> dict[str, float]:

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from medfm_rl.data.files import replace_folder_on_success
 from medfm_rl.errors import ModelError
-from medfm_rl.networks import build_unet, size_divisor
+from medfm_rl.networks import build_padded_unet
 from medfm_rl.reward.tiles import over_tiles
 from medfm_rl.settings import NetworkSettings, RewardSettings
 
@@ -51,7 +51,7 @@ class RewardNet(nn.Module):
         self.num_classes = num_classes
         self.in_channels = in_channels
         self.spatial_dims = spatial_dims
-        self.network = build_unet(settings, spatial_dims, in_channels + num_classes, 1)
+        self.network = build_padded_unet(settings, spatial_dims, in_channels + num_classes, 1)
         self.register_buffer("temperature", torch.ones(()))
 
     def forward(self, images: Tensor, actions: Tensor) -> Tensor:
@@ -70,12 +70,7 @@ class RewardNet(nn.Module):
     def _logits(self, images: Tensor, memberships: Tensor) -> Tensor:
         """Reward logits `(B, *S)` of memberships `(B, K, *S)`."""
         seen = torch.cat([images[:, : self.in_channels], memberships], dim=1)
-        # Patches of other tools need not be what a UNet can halve: the last pixels are repeated until they are.
-        short = [-side % size_divisor(self.settings) for side in seen.shape[2:]]
-        if any(short):
-            margins = [margin for amount in reversed(short) for margin in (0, amount)]
-            seen = F.pad(seen, margins, mode="replicate")
-        logits: Tensor = self.network(seen)[(slice(None), 0, *(slice(0, side) for side in images.shape[2:]))]
+        logits: Tensor = self.network(seen)[:, 0]
         return _PRIOR_LOG_ODDS + _GAIN * logits
 
     def reward_map(self, images: Tensor, actions: Tensor) -> Tensor:

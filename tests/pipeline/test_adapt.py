@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
-from tiny_runs import tiny_config, train_tiny_source
+from tiny_runs import TINY, tiny_config, train_tiny_source
 
 from medfm_rl.adapters import TorchModuleAdapter
 from medfm_rl.data.files import hash_folder
@@ -28,7 +28,10 @@ from medfm_rl.settings import (
     AdaptConfig,
     CollectSettings,
     DataSettings,
+    NetworkSettings,
     PPOSettings,
+    PreprocessingSettings,
+    RewardSettings,
     SourceTrainingSettings,
     WarmUpSettings,
 )
@@ -283,6 +286,25 @@ def test_a_critic_of_a_resumed_run_learns_as_that_of_an_uninterrupted_one(
     adapt(resumed, resume=True, progress=quiet)
     last = Path("iteration-00") / "ppo" / "00004"
     assert hash_folder(resumed.output / last) == hash_folder(straight.output / last)
+
+
+def test_a_critic_takes_patches_that_it_cannot_halve(simulated_echo: Path, source_model: Path, tmp_path: Path) -> None:
+    """18 pixels are no multiple of 4; patches of other tools have such sides."""
+    schema = TorchModuleAdapter.load(source_model).schema
+    TorchModuleAdapter.build_unet(TINY, schema, PreprocessingSettings(size=(18, 18))).export(tmp_path / "segmenter")
+    lenient = tmp_path / "lenient.yaml"
+    lenient.write_text("rules: [{kind: present, structure: background}]")
+    config = tiny_config(
+        simulated_echo,
+        tmp_path / "segmenter",
+        tmp_path / "run",
+        iterations=1,
+        anatomy=str(lenient),
+        warm_up=WarmUpSettings(steps=0),
+        reward=RewardSettings(network=NetworkSettings(channels=(4, 8, 8)), ensemble=1, steps=1, validate_every=1),
+        ppo=PPOSettings(updates=1, n_envs=2, baseline="critic"),
+    )
+    assert adapt(config, resume=False, progress=quiet).model.exists()
 
 
 def test_source_free_runs_too(simulated_echo: Path, source_model: Path, tmp_path: Path) -> None:
