@@ -25,8 +25,8 @@ _SHOWN = 10
 def check_inputs(config: AdaptConfig, progress: Progress) -> None:
     """Finds mistakes before a folder is written, and not when hours of work are done.
 
-    The network runs once, and the images and masks that the run learns from are read. Of the evaluation data it asks
-    only which masks there are.
+    The network runs once, and the images and masks that the run learns from are read, the images also preprocessed. Of
+    the evaluation data it asks only which masks there are.
 
     Args:
         config: The settings.
@@ -68,11 +68,11 @@ def _require_usable(
     read: Callable[[CaseFile], Case],
     progress: Progress,
 ) -> None:
-    """Reads cases one by one, keeps none, and raises DataError that names those that cannot be used."""
+    """Reads and preprocesses cases one by one, keeps none, and raises DataError that names those that it cannot."""
     problems = []
     for done, file in enumerate(files, 1):
         try:
-            segmenter.suited(read(file))
+            segmenter.preprocess(read(file))
             segmenter.prompt_hash(file.case_id)
         except UserError as error:
             # The adapter knows the name of the case alone.

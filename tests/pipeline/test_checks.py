@@ -11,12 +11,14 @@ import SimpleITK as sitk
 from torch import nn
 
 from medfm_rl.adapters import TorchModuleAdapter
+from medfm_rl.adapters.base import Sample
 from medfm_rl.data.images import read_image, write_image
 from medfm_rl.errors import ConfigError, DataError, ModelError, TrackingError
 from medfm_rl.metrics.validity import load_anatomy
 from medfm_rl.pipeline.adapt import adapt
 from medfm_rl.pipeline.checks import check_inputs
 from medfm_rl.settings import AdaptConfig, DataSettings, PreprocessingSettings, SegmenterSettings, TrackingSettings
+from medfm_rl.types import Case
 
 
 def quiet(*_: object) -> None:
@@ -133,6 +135,25 @@ def test_colour_images_of_a_grey_segmenter_are_named_with_their_files(segmenter:
         "write it as a grey",
     )
     assert len(text.splitlines()) == 2
+
+
+def test_images_that_only_preprocessing_refuses_are_named_before_a_folder_is_written(
+    segmenter: Path, simulated_echo: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As those without a spacing are by an nnU-Net, and boxes outside their image by a promptable segmenter."""
+    first = min((simulated_echo / "b" / "images").iterdir())
+    preprocess = TorchModuleAdapter.preprocess
+
+    def particular(self: TorchModuleAdapter, case: Case) -> Sample:
+        if case.case_id == first.name.removesuffix(".nii.gz"):
+            raise DataError(f"case {case.case_id}: not at all")
+        return preprocess(self, case)
+
+    monkeypatch.setattr(TorchModuleAdapter, "preprocess", particular)
+    with pytest.raises(DataError) as caught:
+        check_inputs(config_of(segmenter, simulated_echo), quiet)
+    assert "target: 1 of 24 cases cannot be used" in str(caught.value)
+    assert f"{first}: case {first.name.removesuffix('.nii.gz')}: not at all" in str(caught.value)
 
 
 def test_a_network_that_is_no_policy_is_refused_before_a_folder_is_written(
