@@ -72,6 +72,23 @@ def copy_of_patients(data: Path, folder: Path, count: int) -> DataSettings:
     return DataSettings(path=folder)
 
 
+@pytest.mark.parametrize("place", ["segmenter.folder", "target.path", "source.path", "evaluation.path"])
+def test_an_output_within_an_input_is_refused_also_behind_a_link(
+    segmenter: Path, simulated_echo: Path, place: str
+) -> None:
+    """The run would find its own files among its inputs, and not go on after a kill."""
+    (segmenter.parent / "link").symlink_to(segmenter)
+    outputs = {
+        "segmenter.folder": segmenter.parent / "link" / "run",
+        "target.path": simulated_echo / "b" / "images" / "run",
+        "source.path": simulated_echo / "c" / ".." / "a" / "run",
+        "evaluation.path": simulated_echo / "run",
+    }
+    changes = {"evaluation": DataSettings(path=simulated_echo)} if place == "evaluation.path" else {}
+    with pytest.raises(ConfigError, match=rf"run: it lies in {place} .*choose a folder outside"):
+        check_inputs(config_of(segmenter, simulated_echo, output=outputs[place], **changes), quiet)
+
+
 def test_too_few_patients_for_a_judge_of_its_own_are_refused(segmenter: Path, simulated_echo: Path) -> None:
     few = copy_of_patients(simulated_echo / "a", segmenter.parent / "few", 2)
     with pytest.raises(DataError, match="source: the reward networks learn from images of 2 patients and need 3"):
