@@ -10,6 +10,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+from medfm_rl import __version__
 from medfm_rl.adapters.loading import read_beside
 from medfm_rl.data.files import hash_file, hash_listing, write_json
 from medfm_rl.data.images import pixel_files
@@ -121,9 +122,9 @@ def hash_images(files: Sequence[CaseFile], progress: Progress) -> Input:
 
 
 def write_inputs(path: Path, inputs: Inputs) -> None:
-    """Writes the record: places, hashes of every file, and who the cases are of."""
+    """Writes the record: places, hashes of every file, who the cases are of, and which version read them."""
     content = {name: {**asdict(place), "hash": place.hash} for name, place in inputs.items()}
-    write_json(path, {"format": _FORMAT, "inputs": content})
+    write_json(path, {"format": _FORMAT, "medfm_rl": __version__, "inputs": content})
 
 
 def load_inputs(path: Path) -> Inputs:
@@ -146,7 +147,7 @@ def load_inputs(path: Path) -> Inputs:
 def require_same_inputs(
     path: Path, config: AdaptConfig, progress: Progress, data_sets: Collection[str] = DATA_SETS
 ) -> None:
-    """Compares what is there with what a run was started with.
+    """Compares what is there with what a run was started with; another version of this package is warned of.
 
     Args:
         path: What `write_inputs` wrote at the start. Where it is missing, the run is of an older version, and a warning
@@ -170,11 +171,25 @@ def require_same_inputs(
     for name in DATA_SETS:
         if name not in data_sets:
             started.pop(name, None)
+    _warn_of_another_version(path)
     changes = _changes(_files_of(started), _files_of(now))
     if changes:
         raise ConfigError(
             f"{path.parent}: what the run was started with has changed ({'; '.join(changes)}), and results of before "
             "and after would be mixed; put it back, or start a new run in another folder"
+        )
+
+
+def _warn_of_another_version(path: Path) -> None:
+    content = json.loads(path.read_text(encoding="utf-8"))
+    version = content.get("medfm_rl", "of an older version")
+    if version != __version__:
+        _LOG.warning(
+            "%s: medfm-rl %s started this run and %s goes on with it; its stages may follow other rules, and the "
+            "result is that of neither version: start a new run in another folder where results are compared",
+            path.parent,
+            version,
+            __version__,
         )
 
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from medfm_rl import __version__
 from medfm_rl.adapters import TorchModuleAdapter
 from medfm_rl.errors import ConfigError
 from medfm_rl.pipeline import adapt as adapt_module
@@ -113,6 +114,25 @@ def test_a_run_of_an_older_version_goes_on_with_a_warning(
     with caplog.at_level(logging.WARNING), pytest.raises(KeyboardInterrupt):
         adapt(interrupted, True, stop_at_the_images)
     assert "inputs.json is missing, for an older version started this run" in caplog.text
+
+
+@pytest.mark.parametrize("recorded", ["0.0.1", None])
+def test_a_run_of_another_version_goes_on_with_a_warning(
+    interrupted: AdaptConfig, caplog: pytest.LogCaptureFixture, recorded: str | None
+) -> None:
+    """Also one whose record does not say the version."""
+    path = interrupted.output / "inputs.json"
+    content = json.loads(path.read_text())
+    assert content["medfm_rl"] == __version__
+    for resumed in (False, True):
+        with caplog.at_level(logging.WARNING), pytest.raises(KeyboardInterrupt):
+            adapt(interrupted, True, stop_at_the_images)
+        assert ("started this run" in caplog.text) == resumed
+        del content["medfm_rl"]
+        path.write_text(json.dumps(content if recorded is None else {**content, "medfm_rl": recorded}))
+        content["medfm_rl"] = __version__
+    named = "0.0.1" if recorded else "of an older version"
+    assert f"run: medfm-rl {named} started this run and {__version__} goes on with it" in caplog.text
 
 
 @pytest.fixture
