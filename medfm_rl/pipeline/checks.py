@@ -35,7 +35,7 @@ def check_inputs(config: AdaptConfig, progress: Progress) -> None:
     Raises:
         UserError: Something that was handed over cannot be used.
     """
-    _refuse_output_within_inputs(config)
+    _refuse_output_within_segmenter(config)
     device = choose_device(config.device)
     require_store(config.tracking)
     segmenter = load_segmenter(config.segmenter)
@@ -88,19 +88,17 @@ def _require_usable(
         )
 
 
-def _refuse_output_within_inputs(config: AdaptConfig) -> None:
-    """Refuses an output where the run would take its own files for what it was started with, and not be resumed.
+def _refuse_output_within_segmenter(config: AdaptConfig) -> None:
+    """Refuses an output where the run would take its own files for those of the segmenter, and not be resumed.
 
     Here and not with the settings: a run that is finished in such a place can still be used.
     """
-    data = {"target": config.target, "source": config.source, "evaluation": config.evaluation}
-    places = {f"{name}.path": each.path for name, each in data.items() if each is not None}
-    for name, place in {"segmenter.folder": config.segmenter.folder, **places}.items():
-        if config.output.resolve().is_relative_to(place.resolve()):
-            raise ConfigError(
-                f"output {config.output}: it lies in {name} {place}, and the files of the run would be among those "
-                "that it was started with; choose a folder outside"
-            )
+    folder = config.segmenter.folder
+    if config.output.resolve().is_relative_to(folder.resolve()):
+        raise ConfigError(
+            f"output {config.output}: it lies in segmenter.folder {folder}, and the files of the run would be among "
+            "those that it was started with; choose a folder outside"
+        )
 
 
 def _refuse_limits_in_mm(anatomy: Anatomy) -> None:

@@ -72,21 +72,12 @@ def copy_of_patients(data: Path, folder: Path, count: int) -> DataSettings:
     return DataSettings(path=folder)
 
 
-@pytest.mark.parametrize("place", ["segmenter.folder", "target.path", "source.path", "evaluation.path"])
-def test_an_output_within_an_input_is_refused_also_behind_a_link(
-    segmenter: Path, simulated_echo: Path, place: str
-) -> None:
+def test_an_output_within_the_segmenter_is_refused_also_behind_a_link(segmenter: Path, simulated_echo: Path) -> None:
     """The run would find its own files among its inputs, and not go on after a kill."""
     (segmenter.parent / "link").symlink_to(segmenter)
-    outputs = {
-        "segmenter.folder": segmenter.parent / "link" / "run",
-        "target.path": simulated_echo / "b" / "images" / "run",
-        "source.path": simulated_echo / "c" / ".." / "a" / "run",
-        "evaluation.path": simulated_echo / "run",
-    }
-    changes = {"evaluation": DataSettings(path=simulated_echo)} if place == "evaluation.path" else {}
-    with pytest.raises(ConfigError, match=rf"run: it lies in {place} .*choose a folder outside"):
-        check_inputs(config_of(segmenter, simulated_echo, output=outputs[place], **changes), quiet)
+    inside = config_of(segmenter, simulated_echo, output=segmenter.parent / "link" / "run")
+    with pytest.raises(ConfigError, match=r"run: it lies in segmenter.folder .*choose a folder outside"):
+        check_inputs(inside, quiet)
 
 
 def test_too_few_patients_for_a_judge_of_its_own_are_refused(segmenter: Path, simulated_echo: Path) -> None:
