@@ -96,7 +96,8 @@ def _choices(kind: type[BaseModel]) -> tuple[Any, ...]:
 def _wrap(text: str, width: int) -> list[str]:
     import textwrap
 
-    return textwrap.wrap(text, width)
+    # A name such as nnU-Net stays in one piece.
+    return textwrap.wrap(text, width, break_on_hyphens=False)
 
 
 def _place(location: tuple[int | str, ...]) -> str:

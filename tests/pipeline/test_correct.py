@@ -290,7 +290,7 @@ def test_masks_of_another_tool_are_scored_and_corrected(
     run: Path, images: Path, masks: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     files = find_cases(DataSettings(path=images))
-    monkeypatch.setattr(QualityController, "_decide", lambda *_: ("correct", "rules", ["because"]))
+    monkeypatch.setattr("medfm_rl.quality.verdicts._verdict", lambda *_: ("correct", "rules", ["because"]))
     score(run, files, find_masks(masks, files), None, tmp_path / "scores", "cpu", quiet)
     scores = tmp_path / "scores" / "scores.json"
     with pytest.raises(DataError, match=r"is of masks that came as files, and not the segmenter of .*--masks"):
