@@ -178,9 +178,9 @@ class LabelSchema:
                     f"segmenter ({known}); is this an image, and not a mask?"
                 )
             raise DataError(
-                f"{where}: label {first} is not one of the segmenter's ({known}). "
-                "Correct the mask or the list of structures; score, correct and calibrate take --masks with other "
-                "integers by --labels."
+                f"{where}: label {first} is not one of those that are expected ({known}). "
+                "Correct the mask, the list of structures, or --labels, by which score, correct and calibrate take "
+                "--masks with other integers."
             )
         table = np.zeros(256, dtype=np.uint8)
         table[list(self.ids)] = np.arange(self.num_classes, dtype=np.uint8)

@@ -537,6 +537,7 @@ def test_simulate_vendor_names_what_it_cannot_use(run: Run, simulated_echo: Path
     [
         (ConfigError("seed: wrong"), 2, "Error: seed: wrong"),
         (KeyboardInterrupt(), 130, "run the same command again (adapt: with --resume)"),
+        (SystemExit(130), 130, "run the same command again (adapt: with --resume)"),
     ],
 )
 def test_errors_and_interruptions_end_without_a_traceback(
@@ -550,6 +551,35 @@ def test_errors_and_interruptions_end_without_a_traceback(
     assert result.code == code
     assert words in result.err
     assert "Traceback" not in result.err
+
+
+def test_ctrl_c_within_a_command_says_what_is_kept() -> None:
+    """In a process of its own: Typer handles the interruption before the entry point sees it."""
+    program = (
+        "import sys\n"
+        "from medfm_rl import cli\n"
+        "@cli.app.command('wait')\n"
+        "def wait() -> None:\n"
+        "    raise KeyboardInterrupt\n"
+        "sys.argv = ['medfm-rl', 'wait']\n"
+        "cli.main()\n"
+    )
+    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False, timeout=120)
+    assert ended.returncode == 130
+    assert "Interrupted. What was finished is kept" in ended.stderr
+    assert "Traceback" not in ended.stderr
+
+
+def test_progress_in_a_file_is_told_in_lines_at_start_end_and_in_between(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = iter([0.0, 10.0, 31.0, 50.0, 52.0])
+    monkeypatch.setattr("medfm_rl.cli.console.monotonic", lambda: next(now))
+    with show_progress() as progress:
+        for done in (1, 2, 3, 4, 5):
+            progress("PPO", done, 5)
+            told = capsys.readouterr().err
+            assert told == ("" if done in (2, 4) else f"PPO: {done} of 5\n")
 
 
 def test_a_defect_of_ours_keeps_its_traceback(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -725,7 +755,11 @@ def test_init_writes_settings_for_the_kind_of_segmenter_that_is_asked_for(run: R
     assert not (tmp_path / "other.yaml").exists()
 
 
-def test_a_stage_that_comes_again_with_more_to_do_shows_how_much(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_stage_that_comes_again_with_more_to_do_shows_how_much(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Bars are for terminals.
+    monkeypatch.setenv("FORCE_COLOR", "1")
     with show_progress() as progress:
         progress("hashing", 2, 2)
         progress("hashing", 5, 5)

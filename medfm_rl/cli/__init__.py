@@ -24,7 +24,10 @@ def main() -> None:
     except (UserError, FloatingPointError) as error:
         # FloatingPointError: a training that diverged; the message names the setting to lower.
         _stop(f"Error: {error}", USER_MISTAKE)
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, SystemExit) as ended:
+        # Typer makes this exit code of Ctrl-C within a command.
+        if isinstance(ended, SystemExit) and ended.code != INTERRUPTED:
+            raise
         _stop("Interrupted. What was finished is kept; run the same command again (adapt: with --resume).", INTERRUPTED)
 
 

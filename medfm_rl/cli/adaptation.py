@@ -91,7 +91,7 @@ def adapt_command(
     settings = load_config(config, AdaptConfig)
     from medfm_rl.data.layouts import is_simulated
     from medfm_rl.pipeline.adapt import adapt
-    from medfm_rl.pipeline.finish import finish
+    from medfm_rl.pipeline.finish import finish, read_decision
 
     with show_progress() as progress:
         run = adapt(settings, resume, progress)
@@ -99,6 +99,7 @@ def adapt_command(
     if comparison is not None and settings.evaluation is not None:
         simulated = " (SIMULATED DATA)" if is_simulated(settings.evaluation.path) else ""
         print_comparison(comparison.rows(), f"Dice on {settings.evaluation.path}{simulated}")
+    typer.echo(read_decision(run, settings))
     typer.echo(f"Adapted segmenter: {run.model}\nReport: {run.report}")
 
 
@@ -215,7 +216,7 @@ def simulate_vendor_command(
     out: Annotated[Path, typer.Argument(help="Folder for images/ and labels/.")],
     vendor: Annotated[str, typer.Option(help="cart, portable, handheld or vintage.")] = "handheld",
     seed: Annotated[int, typer.Option(help="The same seed gives the same bytes.")] = 0,
-    workers: Annotated[int | None, typer.Option(help="Processes; one per core where not given.")] = None,
+    workers: Annotated[int | None, typer.Option(min=1, help="Processes; one per core where not given.")] = None,
     layout: Layout = "auto",
 ) -> None:
     """Show a data set of echo as another (simulated) vendor would; masks are kept."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 import typer
@@ -18,15 +19,22 @@ REFERRED = 3
 INTERRUPTED = 130
 
 
+_SECONDS_BETWEEN_LINES = 30
+
+
 @contextmanager
 def show_progress() -> Iterator[Progress]:
-    """A bar per stage, on standard error."""
+    """A bar per stage, on standard error; lines where that is a file, for jobs that nobody watches live."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     tasks: dict[str, TaskID] = {}
-    with Progress(*columns, console=Console(stderr=True)) as bars:
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        yield _lines()
+        return
+    with Progress(*columns, console=console) as bars:
 
         def show(stage: str, done: int, total: int) -> None:
             if stage not in tasks:
@@ -35,6 +43,19 @@ def show_progress() -> Iterator[Progress]:
             bars.update(tasks[stage], completed=done, total=total)
 
         yield show
+
+
+def _lines() -> Progress:
+    """Tells of the first and the last step of a stage, and of how far it is in between."""
+    told: dict[str, float] = {}
+
+    def show(stage: str, done: int, total: int) -> None:
+        now = monotonic()
+        if stage not in told or done == total or now - told[stage] > _SECONDS_BETWEEN_LINES:
+            told[stage] = now
+            typer.echo(f"{stage}: {done} of {total}", err=True)
+
+    return show
 
 
 def print_comparison(rows: Any, title: str) -> None:

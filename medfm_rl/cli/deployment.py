@@ -155,7 +155,7 @@ def score_command(
         typer.echo(f"Referred unseen: {problem}", err=True)
     typer.echo(f"Batch: {scoring.batch.state}; {scoring.batch.meaning}")
     for guarantee in scoring.batch.guarantees:
-        typer.echo(f"{guarantee.status}: {guarantee.promise} ({guarantee.reason})")
+        typer.echo(f"{guarantee} ({guarantee.reason})")
     typer.echo(", ".join(f"{verdict} {scoring.count(verdict)}" for verdict in ("accept", "correct", "refer")))
     typer.echo(f"Scores: {out / 'scores.csv'}\nReport: {out / 'report.html'}")
     if scoring.problems:

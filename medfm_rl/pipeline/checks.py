@@ -26,7 +26,7 @@ def check_inputs(config: AdaptConfig, progress: Progress) -> None:
     """Finds mistakes before a folder is written, and not when hours of work are done.
 
     The network runs once, and the images and masks that the run learns from are read, the images also preprocessed. Of
-    the evaluation data it asks only which masks there are.
+    the evaluation data the images are, and it asks only which masks there are.
 
     Args:
         config: The settings.
@@ -48,10 +48,10 @@ def check_inputs(config: AdaptConfig, progress: Progress) -> None:
     else:
         _check_patients("source", source, 3)
     require_masks(source, "source")
+    evaluation = [] if config.evaluation is None else find_cases(config.evaluation)
     if config.evaluation is not None:
-        files = find_cases(config.evaluation)
-        require_masks(files, "evaluation")
-        if len({file.patient_id for file in files}) < 2:
+        require_masks(evaluation, "evaluation")
+        if len({file.patient_id for file in evaluation}) < 2:
             raise DataError(
                 f"evaluation: {config.evaluation.path} has images of one patient; intervals need at least 2"
             )
@@ -60,6 +60,7 @@ def check_inputs(config: AdaptConfig, progress: Progress) -> None:
         raise ModelError(f"{config.segmenter.folder}: it cannot be adapted: {'; '.join(obstacles)}")
     _require_usable("target", [*learning, *selecting], segmenter, CaseFile.read, progress)
     _require_usable("source", source, segmenter, lambda file: file.read_labelled(segmenter.schema).case, progress)
+    _require_usable("evaluation", evaluation, segmenter, CaseFile.read, progress)
 
 
 def _require_usable(

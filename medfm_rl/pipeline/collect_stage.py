@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from medfm_rl.adapters import SegmenterAdapter
+from medfm_rl.errors import DataError
 from medfm_rl.networks import argmax_classes
 from medfm_rl.pipeline.stage import Domains, Stage
 from medfm_rl.policies import DenseCategorical
@@ -19,6 +20,12 @@ def shape_prior(stage: Stage, domains: Domains) -> ShapePrior:
     """The autoencoder of masks, trained where the run has none yet."""
     if not stage.run.shape_prior.exists():
         masks = domains.source[1] if domains.source else _valid_predictions(stage, domains.target)
+        if len(masks) == 0:
+            raise DataError(
+                f"none of the segmenter's masks of the {len(domains.target)} target images meets the rules of anatomy "
+                f"{stage.config.anatomy}, and without a source the shape prior learns from those that do; take "
+                "anatomy: generic, or give source images"
+            )
         train_shape_prior(
             masks,
             stage.num_classes,

@@ -178,11 +178,21 @@ def _hashes(run: RunFolder, config: AdaptConfig) -> dict[str, str]:
     }
 
 
+def read_decision(run: RunFolder, config: AdaptConfig) -> str:
+    """What came of the last selection of a run, in words."""
+    return _decision(json.loads(run.selection(config.iterations - 1).read_text(encoding="utf-8")))
+
+
 def _decision(selection: Mapping[str, Any]) -> str:
-    """What came of the selection, in words."""
     chosen, others = selection["chosen"], len(selection["candidates"]) - 1
+    if chosen == SOURCE == selection["incumbent"]:
+        return f"The judge was sure of none of the {others} candidates: the source model was returned unchanged."
     if chosen == SOURCE:
-        return "The judge saw no reliable gain: the source model was returned unchanged."
+        found = next(candidate for candidate in selection["candidates"] if candidate["name"] == SOURCE)
+        return (
+            f"The judge was sure, in {found['confidence']:.0%} of its draws, that the source model is better than "
+            f"{selection['incumbent']}, by {found['gain']:.4f} of its score: the source model was returned unchanged."
+        )
     if chosen == selection["incumbent"]:
         return f"Without labels, {chosen} was returned: the judge was sure of none of the {others} other candidates."
     return f"Without labels, the judge chose {chosen} among {others + 1} candidates."

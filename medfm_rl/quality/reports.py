@@ -131,6 +131,9 @@ class Guarantee:
     status: Literal["holds", "weighted", "suspended", "untested", "none"]
     reason: str
 
+    def __str__(self) -> str:
+        return f"{'not promised' if self.status == 'none' else self.status}: {self.promise}"
+
 
 @dataclass(frozen=True, eq=False)
 class BatchReport:

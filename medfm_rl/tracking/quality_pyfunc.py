@@ -66,7 +66,7 @@ class QualityPythonModel(PythonModel):  # type: ignore[misc]
                 waiting = []
         reports += self.controller.judge(waiting)
         batch = self.controller.settle(reports)
-        promised = "; ".join(f"{guarantee.status}: {guarantee.promise}" for guarantee in batch.guarantees)
+        promised = "; ".join(map(str, batch.guarantees))
         for place, report in zip(judged, batch.reports, strict=True):
             found[place] = {
                 "case": report.case_id,

@@ -336,7 +336,7 @@ def test_masks_with_other_integers_get_the_scores_of_the_masks_that_they_are(
         path = tmp_path / "masks" / f"{file.case_id}.nii.gz"
         write_labels(path, labelled.ground_truth, labelled.case.geometry, other)
     out = tmp_path / "out"
-    with pytest.raises(DataError, match=r"label 7, 100, 255 is not one of the segmenter's.*--labels"):
+    with pytest.raises(DataError, match=r"label 7, 100, 255 is not one of those that are expected.*--labels"):
         run_score(quality_run, images, out, tmp_path / "masks")
     found = run_score(quality_run, images, out, tmp_path / "masks", labels="MYO=100, LV=255, LA=7")
     assert [report.scores for report in found.batch.reports] == [report.scores for report in expected]
