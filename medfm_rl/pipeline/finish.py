@@ -191,11 +191,24 @@ def _decision(selection: Mapping[str, Any]) -> str:
         found = next(candidate for candidate in selection["candidates"] if candidate["name"] == SOURCE)
         return (
             f"The judge was sure, in {found['confidence']:.0%} of its draws, that the source model is better than "
-            f"{selection['incumbent']}, by {found['gain']:.4f} of its score: the source model was returned unchanged."
+            f"{_spoken(selection['incumbent'])}, by {found['gain']:.4f} of its score: the source model was returned "
+            "unchanged."
         )
     if chosen == selection["incumbent"]:
-        return f"Without labels, {chosen} was returned: the judge was sure of none of the {others} other candidates."
-    return f"Without labels, the judge chose {chosen} among {others + 1} candidates."
+        stayed = f"Without labels, {_spoken(chosen)} was returned"
+        return f"{stayed}: the judge was sure of none of the {others} other candidates."
+    return f"Without labels, the judge chose {_spoken(chosen)} among {others + 1} candidates."
+
+
+def _spoken(candidate: str) -> str:
+    """What a candidate is, for who does not know the folders of a run."""
+    if "/" not in candidate:
+        return f"the {candidate} model" if candidate == SOURCE else f"the policy after the {candidate}"
+    iteration, _, update = candidate.split("/")
+    return (
+        f"the average of the weights up to update {int(update)} of PPO in iteration {int(iteration.split('-')[1]) + 1} "
+        f"({candidate})"
+    )
 
 
 def _cases(

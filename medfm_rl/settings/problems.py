@@ -13,5 +13,6 @@ def describe_problem(item: ErrorDetails) -> str:
             return "there is no such field; correct its name or remove it"
         case "missing":
             return "this field is needed"
-    given = item["input"]
-    return item["msg"] if isinstance(given, dict | list | BaseModel) else f"{item['msg']}, not {given!r}"
+    # Pydantic's own name for what a validator of ours raises.
+    given, words = item["input"], item["msg"].removeprefix("Value error, ")
+    return words if isinstance(given, dict | list | BaseModel) else f"{words}, not {given!r}"

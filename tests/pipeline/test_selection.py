@@ -11,10 +11,13 @@ from hypothesis import strategies as st
 from tiny_runs import TINY, tiny_config, train_tiny_source
 from torch import Tensor, nn
 
+from medfm_rl.data.files import write_json
 from medfm_rl.data.layouts import find_cases
 from medfm_rl.errors import DataError
 from medfm_rl.pipeline.adapt import adapt
+from medfm_rl.pipeline.finish import read_decision
 from medfm_rl.pipeline.images import load_images
+from medfm_rl.pipeline.run_folder import RunFolder
 from medfm_rl.pipeline.selection import JudgedMasks, Selection, judge_masks, paired_judge_scores, select
 from medfm_rl.reward.collection import ImageSet
 from medfm_rl.reward.network import RewardNet
@@ -289,3 +292,29 @@ def test_too_few_patients_to_select_on_are_told_before_anything_runs(
     with pytest.raises(DataError, match=r"6 patients.*selection\.target_fraction 0\.1.*raise the fraction"):
         adapt(config, False, lambda stage, done, total: None)
     assert not config.output.exists()
+
+
+@pytest.mark.parametrize(
+    ("incumbent", "chosen", "words"),
+    [
+        ("source", "source", "sure of none of the 2 candidates: the source model was returned unchanged"),
+        (
+            "iteration-00/candidates/00010",
+            "source",
+            "sure, in 99% of its draws, that the source model is better than the average of the weights up to update 10 "
+            "of PPO in iteration 1 (iteration-00/candidates/00010), by 0.0128 of its score",
+        ),
+        ("warm-up", "warm-up", "the policy after the warm-up was returned: the judge was sure of none of the 2 other"),
+        ("warm-up", "iteration-00/candidates/00010", "the judge chose the average of the weights up to update 10"),
+    ],
+)
+def test_the_decision_in_words_says_why(tmp_path: Path, incumbent: str, chosen: str, words: str) -> None:
+    run = RunFolder(tmp_path)
+    candidates = [
+        {"name": "source", "score": 0.5, "gain": 0.0128, "confidence": 0.99},
+        {"name": "warm-up", "score": 0.5, "gain": 0.0, "confidence": 0.0},
+        {"name": "iteration-00/candidates/00010", "score": 0.5, "gain": 0.0, "confidence": 0.0},
+    ]
+    write_json(run.selection(0), {"incumbent": incumbent, "chosen": chosen, "candidates": candidates})
+    config = AdaptConfig(segmenter={"folder": "a"}, target={"path": "b"}, output="c")
+    assert words in read_decision(run, config)
