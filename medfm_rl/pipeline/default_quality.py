@@ -29,7 +29,7 @@ from medfm_rl.pipeline.images import Progress
 from medfm_rl.pipeline.inputs import common_folder, hash_labelled
 from medfm_rl.pipeline.models import load_adapted
 from medfm_rl.pipeline.run_folder import RunFolder
-from medfm_rl.quality.calibration import fit_quality, require_patients
+from medfm_rl.quality.calibration import FEWEST_PATIENTS, fit_quality
 from medfm_rl.quality.model import QualityModel, Targets, is_outdated
 from medfm_rl.quality.submission import prepare
 from medfm_rl.reward.appearance import randomise_appearance
@@ -82,7 +82,11 @@ def _fit_on_source(run: RunFolder, config: AdaptConfig, files: Sequence[CaseFile
     patients = {file.patient_id for file in files}
     if not files:
         raise DataError("the reward networks have learned from every source patient")
-    require_patients(patients, Targets())
+    if len(patients) < FEWEST_PATIENTS:
+        raise DataError(
+            f"{len(patients)} source patients were held out from the reward networks, and {FEWEST_PATIENTS} are "
+            "needed; of more source patients more are held out"
+        )
     with Spool.within(run) as spool:
         anatomy = _judge_source(run, config, files, progress, spool)
         origin = (

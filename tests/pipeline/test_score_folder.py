@@ -549,7 +549,7 @@ def test_a_run_calibrates_itself_on_source_patients_that_its_rewards_have_not_se
     assert write_default_quality(run, config, quiet) is None
     assert "without source images" in caplog.text
     assert write_default_quality(run, seen_by_rewards(20), quiet) is None
-    assert "calibration has 4 patients and needs at least 8" in caplog.text
+    assert "4 source patients were held out from the reward networks, and 8 are needed" in caplog.text
     assert not run.quality.exists()
     model = write_default_quality(run, seen_by_rewards(4), quiet)
     assert model is not None

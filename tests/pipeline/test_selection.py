@@ -301,8 +301,8 @@ def test_too_few_patients_to_select_on_are_told_before_anything_runs(
         (
             "iteration-00/candidates/00010",
             "source",
-            "sure, in 99% of its draws, that the source model is better than the average of the weights up to update 10 "
-            "of PPO in iteration 1 (iteration-00/candidates/00010), by 0.0128 of its score",
+            "sure, in 99% of its draws, that the source model is better than the average of the weights up to update "
+            "10 of PPO in iteration 1 (iteration-00/candidates/00010), by 0.0128 of its score",
         ),
         ("warm-up", "warm-up", "the policy after the warm-up was returned: the judge was sure of none of the 2 other"),
         ("warm-up", "iteration-00/candidates/00010", "the judge chose the average of the weights up to update 10"),
