@@ -151,7 +151,7 @@ def from_options(model: type[Model], **values: Any) -> Model:
     from pydantic import ValidationError
 
     from medfm_rl.errors import ConfigError
-    from medfm_rl.settings.problems import describe_problem
+    from medfm_rl.settings.problems import in_our_words
 
     try:
         return model.model_validate(values)
@@ -159,4 +159,4 @@ def from_options(model: type[Model], **values: Any) -> Model:
         first = error.errors()[0]
         setting = str(first["loc"][0])
         name = _OPTIONS.get(setting, setting.replace("_", "-"))
-        raise ConfigError(f"--{name}: {describe_problem(first)}") from error
+        raise ConfigError(f"--{name} {first['input']}: {in_our_words(first)}") from error

@@ -13,6 +13,10 @@ def describe_problem(item: ErrorDetails) -> str:
             return "there is no such field; correct its name or remove it"
         case "missing":
             return "this field is needed"
-    # Pydantic's own name for what a validator of ours raises.
-    given, words = item["input"], item["msg"].removeprefix("Value error, ")
+    given, words = item["input"], in_our_words(item)
     return words if isinstance(given, dict | list | BaseModel) else f"{words}, not {given!r}"
+
+
+def in_our_words(item: ErrorDetails) -> str:
+    """The message, without pydantic's own name for what a validator of ours raises."""
+    return item["msg"].removeprefix("Value error, ")
