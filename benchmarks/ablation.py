@@ -47,6 +47,7 @@ from medfm_rl.data.layouts import find_cases
 from medfm_rl.metrics.bootstrap import paired_bootstrap
 from medfm_rl.metrics.overlap import dice
 from medfm_rl.metrics.validity import load_anatomy
+from medfm_rl.networks import argmax_classes
 from medfm_rl.pipeline.adapt import adapt
 from medfm_rl.pipeline.images import load_images, load_labelled
 from medfm_rl.pipeline.run_folder import RunFolder
@@ -135,7 +136,7 @@ class Bench:
         files = find_cases(DataSettings(path=self.shift.folders.held_out))
         images, truth = load_labelled(files, source, quiet, "held-out images")
         masks = {
-            name: torch.cat([policy(batch).argmax(dim=1) for batch in images.images.split(BATCH)])
+            name: torch.cat([argmax_classes(policy(batch), dim=1) for batch in images.images.split(BATCH)])
             for name, policy in {
                 "source model": source,
                 START: self._with_weights(run.warm_up),

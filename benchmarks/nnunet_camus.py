@@ -43,6 +43,7 @@ from medfm_rl.metrics.failure_detection import failure_auroc
 from medfm_rl.metrics.overlap import dice
 from medfm_rl.metrics.scores import MEAN, Evaluation, compare, score_case, summarise
 from medfm_rl.metrics.validity import load_anatomy
+from medfm_rl.networks import argmax_classes
 from medfm_rl.pipeline.adapt import adapt
 from medfm_rl.pipeline.config_file import load_config
 from medfm_rl.pipeline.default_quality import write_default_quality
@@ -220,8 +221,8 @@ def agreement(model: Path, cases: list[CaseFile], masks: Path, mirroring: bool) 
         sample = adapter.preprocess(case)
         adapter.mirroring = False
         with torch.no_grad():
-            ours = adapter(sample.image[None])[0].argmax(dim=0)
-        differs.append(float((ours != adapter.predict_logits(sample).argmax(dim=0)).float().mean()))
+            ours = argmax_classes(adapter(sample.image[None])[0], dim=0)
+        differs.append(float((ours != argmax_classes(adapter.predict_logits(sample), dim=0)).float().mean()))
         adapter.mirroring = mirroring
     return float(np.mean(equal)), float(np.mean(differs))
 

@@ -1,4 +1,4 @@
-"""The network that rewards and critics are built from; where networks run, how precisely, and what they decide."""
+"""The network that segmenters, rewards and critics are built from; where it runs, how precisely, what it decides."""
 
 from __future__ import annotations
 

@@ -15,6 +15,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
+from matplotlib.image import AxesImage
 from matplotlib.patches import Patch
 from rich.markup import escape
 from rich.table import Table
@@ -336,9 +337,7 @@ def case_figure(case: ReportCase, schema: LabelSchema, simulated: bool) -> Figur
     reward_panel.set_title("reward map of after", fontsize=9)
     for axes in panels:
         axes.axis("off")
-    figure.colorbar(picture, ax=panels, fraction=0.012, pad=0.01).set_label(
-        "reward: fused probability of being right", fontsize=8
-    )
+    _explain_rewards(figure, panels, picture)
     columns = min(len(handles), _LEGEND_COLUMNS)
     figure.legend(handles=handles, loc="outside lower center", ncols=columns, frameon=False, fontsize=9)
     return figure
@@ -381,13 +380,17 @@ def correction_figure(
             axes.imshow(overlay(labels, schema))
     for axes, reward_map in ((panels[2], reward_before), (panels[4], reward_after)):
         picture = axes.imshow(reward_map, cmap="cividis", vmin=0, vmax=1)
-    figure.colorbar(picture, ax=panels, fraction=0.012, pad=0.01).set_label(
-        "reward: fused probability of being right", fontsize=8
-    )
+    _explain_rewards(figure, panels, picture)
     handles = [Patch(facecolor=colour, label=name) for name, colour in structure_colours(schema).items()]
     figure.legend(handles=handles, loc="outside lower center", ncols=_LEGEND_COLUMNS, frameon=False, fontsize=9)
     figure.suptitle(title, fontsize=10)
     return figure
+
+
+def _explain_rewards(figure: Figure, panels: npt.NDArray[np.object_], picture: AxesImage) -> None:
+    """A colour bar beside the panels for the reward maps among them, of which `picture` is one."""
+    bar = figure.colorbar(picture, ax=panels, fraction=0.012, pad=0.01)
+    bar.set_label("reward: fused probability of being right", fontsize=8)
 
 
 def figure_bytes(figure: Figure) -> bytes:

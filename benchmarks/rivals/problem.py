@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from medfm_rl.adapters import TorchModuleAdapter
 from medfm_rl.metrics.overlap import dice
 from medfm_rl.metrics.validity import Anatomy
+from medfm_rl.networks import argmax_classes
 from medfm_rl.reward.appearance import randomise_appearance
 from medfm_rl.reward.collection import ImageSet
 from medfm_rl.seeding import torch_generator
@@ -54,7 +55,7 @@ class Problem:
 @torch.no_grad()
 def predict(segmenter: nn.Module, images: Tensor) -> Tensor:
     """Class indices `(N, *S)` of images `(N, C, *S)`."""
-    return torch.cat([segmenter(batch).argmax(dim=1) for batch in images.split(BATCH)]).to(torch.uint8)
+    return torch.cat([argmax_classes(segmenter(batch), dim=1) for batch in images.split(BATCH)]).to(torch.uint8)
 
 
 def steadiness(segmenter: nn.Module, problem: Problem) -> float:

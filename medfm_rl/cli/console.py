@@ -17,8 +17,6 @@ if TYPE_CHECKING:
 USER_MISTAKE = 2
 REFERRED = 3
 INTERRUPTED = 130
-
-
 _SECONDS_BETWEEN_LINES = 30
 
 
@@ -28,12 +26,12 @@ def show_progress() -> Iterator[Progress]:
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    tasks: dict[str, TaskID] = {}
     console = Console(stderr=True)
     if not console.is_terminal:
         yield _lines()
         return
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    tasks: dict[str, TaskID] = {}
     with Progress(*columns, console=console) as bars:
 
         def show(stage: str, done: int, total: int) -> None:

@@ -172,13 +172,17 @@ def hash_folder(folder: Path) -> str:
     Raises:
         DataError: One of them cannot be read.
     """
-    named = ((path.relative_to(folder), path) for path in folder.rglob("*") if path.is_file())
-    counted = {name.as_posix(): path for name, path in named if not any(map(_is_left_behind, name.parts))}
-    return hash_listing({name: hash_file(path) for name, path in counted.items()})
+    return hash_listing({path.relative_to(folder).as_posix(): hash_file(path) for path in files_below(folder)})
 
 
-def _is_left_behind(name: str) -> bool:
-    return name.startswith(".") or name == "__pycache__"
+def files_below(folder: Path) -> list[Path]:
+    """All files below a folder, sorted; not what Python and file managers leave there."""
+    return sorted(
+        path
+        for path in folder.rglob("*")
+        if path.is_file()
+        and not any(part.startswith(".") or part == "__pycache__" for part in path.relative_to(folder).parts)
+    )
 
 
 def hash_listing(hashes: Mapping[str, str]) -> str:

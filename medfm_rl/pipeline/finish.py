@@ -137,8 +137,7 @@ def _report(
     files: Sequence[CaseFile],
     comparison: Comparison | None,
 ) -> ReportData:
-    last = config.iterations - 1
-    selection = json.loads(run.selection(last).read_text(encoding="utf-8"))
+    selection = _read_selection(run, config)
     pairs = []
     if comparison is not None:
         pairs = [
@@ -180,7 +179,13 @@ def _hashes(run: RunFolder, config: AdaptConfig) -> dict[str, str]:
 
 def read_decision(run: RunFolder, config: AdaptConfig) -> str:
     """What came of the last selection of a run, in words."""
-    return _decision(json.loads(run.selection(config.iterations - 1).read_text(encoding="utf-8")))
+    return _decision(_read_selection(run, config))
+
+
+def _read_selection(run: RunFolder, config: AdaptConfig) -> dict[str, Any]:
+    """The last selection of a run."""
+    content: dict[str, Any] = json.loads(run.selection(config.iterations - 1).read_text(encoding="utf-8"))
+    return content
 
 
 def _decision(selection: Mapping[str, Any]) -> str:

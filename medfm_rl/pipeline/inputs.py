@@ -12,7 +12,7 @@ from pathlib import Path
 
 from medfm_rl import __version__
 from medfm_rl.adapters.loading import read_beside
-from medfm_rl.data.files import hash_file, hash_listing, write_json
+from medfm_rl.data.files import files_below, hash_file, hash_listing, write_json
 from medfm_rl.data.images import pixel_files
 from medfm_rl.data.layouts import CaseFile, find_cases
 from medfm_rl.errors import ConfigError
@@ -21,9 +21,9 @@ from medfm_rl.settings import AdaptConfig, DataSettings
 from medfm_rl.tracking import DataRecord
 
 _LOG = logging.getLogger(__name__)
-TARGET, SOURCE = "target.path", "source.path"
+TARGET, _SOURCE = "target.path", "source.path"
 """The settings that name the data sets of a run."""
-DATA_SETS = (TARGET, SOURCE)
+DATA_SETS = (TARGET, _SOURCE)
 _FORMAT = 2
 
 
@@ -71,9 +71,9 @@ def read_inputs(config: AdaptConfig, progress: Progress, data_sets: Collection[s
         DataError: A data set cannot be found.
         ModelError: The folder of the segmenter has no description that can be read.
     """
-    places = {"segmenter.folder": (config.segmenter.folder, _files_below(config.segmenter.folder))}
+    places = {"segmenter.folder": (config.segmenter.folder, _files_at(config.segmenter.folder))}
     for name, place in read_beside(config.segmenter).items():
-        places[f"segmenter.{name}"] = (place, _files_below(place))
+        places[f"segmenter.{name}"] = (place, _files_at(place))
     anatomy = Path(config.anatomy)
     if anatomy.is_file():
         places["anatomy"] = (anatomy, [anatomy])
@@ -81,9 +81,9 @@ def read_inputs(config: AdaptConfig, progress: Progress, data_sets: Collection[s
     if TARGET in data_sets:
         cases[TARGET] = find_cases(config.target)
         places[TARGET] = (config.target.path, image_files(cases[TARGET]))
-    if SOURCE in data_sets and config.source is not None:
-        cases[SOURCE] = find_cases(config.source)
-        places[SOURCE] = (config.source.path, _labelled_files(cases[SOURCE]))
+    if _SOURCE in data_sets and config.source is not None:
+        cases[_SOURCE] = find_cases(config.source)
+        places[_SOURCE] = (config.source.path, _labelled_files(cases[_SOURCE]))
     counted = _counter("hashing the inputs", sum(len(paths) for _, paths in places.values()), progress)
     return {name: _hash(place, paths, cases.get(name, ()), counted) for name, (place, paths) in places.items()}
 
@@ -255,23 +255,16 @@ def _changes(started: Mapping[str, Mapping[str, str]], now: Mapping[str, Mapping
     return found
 
 
-def _files_below(place: Path) -> list[Path]:
-    """A file, or the files in a folder; not what Python and file managers leave there."""
-    if place.is_file():
-        return [place]
-    return sorted(
-        path
-        for path in place.rglob("*")
-        if path.is_file()
-        and not any(part.startswith(".") or part == "__pycache__" for part in path.relative_to(place).parts)
-    )
+def _files_at(place: Path) -> list[Path]:
+    """A file, or the files in a folder."""
+    return [place] if place.is_file() else files_below(place)
 
 
 def _with_pixels(paths: Iterable[Path]) -> list[Path]:
     """The paths, in place of a folder what is in it, and beside a .mhd what holds its pixels."""
     found: list[Path] = []
     for path in paths:
-        found += _files_below(path)
+        found += _files_at(path)
         if path.is_file():
             found += [beside for beside in pixel_files(path) if beside.is_file()]
     return found

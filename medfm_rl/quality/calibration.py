@@ -256,13 +256,14 @@ class _Half:
 
 def _fit_predictors(half: _Half, names: Sequence[str]) -> list[DicePredictor]:
     """One for each structure, from the masks that have it."""
+    there, dice = half.there, half.dice
     predictors = []
     for index in range(len(names)):
-        rows = np.flatnonzero(half.there[:, index]).tolist()
+        rows = np.flatnonzero(there[:, index]).tolist()
         predictors.append(
             fit_predictor(
                 [half.numbers[row][index] for row in rows],
-                half.dice[rows, index],
+                dice[rows, index],
                 [half.cases[row].patient_id for row in rows],
             )
         )

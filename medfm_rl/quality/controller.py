@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -219,7 +218,7 @@ class QualityController:
         state: State = "untested" if probability is None else "holds"
         effective = 0.0
         # A report may have come out of another batch, with the intervals that held there.
-        reports = [self._with_intervals(report, self._quantile) for report in reports]
+        reports = [self._with_intervals(report, StructureModel.interval) for report in reports]
         if probability is not None and probability < _BATCH_LEVEL:
             reference, own = domain.likelihood_ratios(embeddings, patients)
             effective = effective_patients(reference, domain.patients, own)
@@ -227,7 +226,7 @@ class QualityController:
             if effective >= fewest_patients(self.model.targets.coverage):
                 state = "weighted"
                 reports = [
-                    self._with_intervals(report, partial(self._weighted_quantile, reference=reference, own=ratio))
+                    self._with_intervals(report, partial(self._weighted_interval, reference=reference, own=ratio))
                     for report, ratio in zip(reports, own, strict=True)
                 ]
         settled = tuple(decide(report, state, self.model, self.accept_untested) for report in reports)
@@ -236,25 +235,26 @@ class QualityController:
         promised = guarantees(self.model, state, probability, effective)
         return BatchReport(settled, state, count, words, probability, promised)
 
-    def _with_intervals(self, report: QualityReport, quantile_of: Callable[[StructureModel], float]) -> QualityReport:
-        """The report with the intervals of these quantiles."""
+    def _with_intervals(
+        self, report: QualityReport, interval_of: Callable[[StructureModel, float], tuple[float, float]]
+    ) -> QualityReport:
+        """The report with the intervals that its predictions have by a function of structure and prediction."""
         scores = []
         for score in report.scores:
             if score.predicted_dice is not None:
-                low, high = interval(score.predicted_dice, quantile_of(self.model.structures[score.structure]))
+                low, high = interval_of(self.model.structures[score.structure], score.predicted_dice)
                 score = replace(score, low=low, high=high)
             scores.append(score)
         return replace(report, scores=tuple(scores))
 
-    @staticmethod
-    def _quantile(structure: StructureModel) -> float:
-        return math.inf if structure.quantile is None else structure.quantile
-
-    def _weighted_quantile(self, structure: StructureModel, reference: npt.NDArray[np.float64], own: float) -> float:
-        """The quantile that holds for a case of that likelihood ratio."""
+    def _weighted_interval(
+        self, structure: StructureModel, predicted: float, reference: npt.NDArray[np.float64], own: float
+    ) -> tuple[float, float]:
+        """The interval that holds for a case of that likelihood ratio."""
         conformity, rows = structure.known_conformity()
         patients = np.array(self.model.domain.patients)[rows].tolist()
-        return weighted_quantile(conformity, reference[rows], patients, own, self.model.targets.coverage)
+        quantile = weighted_quantile(conformity, reference[rows], patients, own, self.model.targets.coverage)
+        return interval(predicted, quantile)
 
     def _scores(
         self, rows: Sequence[Mapping[str, float]], labels: LabelMap, native: FloatArray

@@ -131,8 +131,13 @@ class Guarantee:
     status: Literal["holds", "weighted", "suspended", "untested", "none"]
     reason: str
 
+    @property
+    def standing(self) -> str:
+        """The status in words."""
+        return "not promised" if self.status == "none" else self.status
+
     def __str__(self) -> str:
-        return f"{'not promised' if self.status == 'none' else self.status}: {self.promise}"
+        return f"{self.standing}: {self.promise}"
 
 
 @dataclass(frozen=True, eq=False)
