@@ -42,25 +42,25 @@ from shifts import NO_SHIFT, SHIFTS, TITLES, Shift, prepare
 from torch import Tensor
 
 from medfm_rl.adapters import SegmenterAdapter, TorchModuleAdapter
+from medfm_rl.anatomy.profiles import load_anatomy
+from medfm_rl.augmentation.appearance import randomise_appearance
 from medfm_rl.data.files import replace_folder_on_success, write_json
 from medfm_rl.data.layouts import find_cases
 from medfm_rl.metrics.bootstrap import paired_bootstrap
 from medfm_rl.metrics.overlap import dice
-from medfm_rl.metrics.validity import load_anatomy
 from medfm_rl.networks import argmax_classes
-from medfm_rl.pipeline.adapt import adapt
-from medfm_rl.pipeline.images import load_images, load_labelled
-from medfm_rl.pipeline.run_folder import RunFolder
 from medfm_rl.policies import ACTOR
 from medfm_rl.policies.distribution import kl_divergence
 from medfm_rl.reward.actions import ActionDataset
-from medfm_rl.reward.appearance import randomise_appearance
 from medfm_rl.reward.network import RewardEnsemble, RewardNet
 from medfm_rl.reward.score import structure_scores
+from medfm_rl.runs.folder import RunFolder
 from medfm_rl.seeding import torch_generator
 from medfm_rl.settings import AdaptConfig, DataSettings, PPOSettings, SegmenterSettings, TrackingSettings
+from medfm_rl.workflows.adapt.loop import adapt
+from medfm_rl.workflows.training_images import load_images, load_labelled
 
-Stage = Literal["nothing", "warm-up", "collect", "reward"]
+Stage = Literal["nothing", "fine-tuning", "collect", "reward"]
 DEFAULT, GRADIENT = "default", "reward-gradient"
 # Enough patients and images for a judge on patients of its own.
 QUICK_CHANGES = {"collect": {"source_images": 24, "target_images": 24}}
@@ -82,9 +82,9 @@ class Variant:
 
 VARIANTS: dict[str, Variant] = {
     DEFAULT: Variant({}, "nothing"),
-    "no warm-up": Variant({"warm_up": {"steps": 0}}, "nothing"),
-    "warm-up without target images": Variant({"warm_up": {"target_weight": 0.0}}, "nothing"),
-    "warm-up without random shapes": Variant({"warm_up": {"shape_strength": 1.0, "elastic": 0.0}}, "nothing"),
+    "no fine-tuning": Variant({"fine_tuning": {"steps": 0}}, "nothing"),
+    "fine-tuning without target images": Variant({"fine_tuning": {"target_weight": 0.0}}, "nothing"),
+    "fine-tuning without random shapes": Variant({"fine_tuning": {"shape_strength": 1.0, "elastic": 0.0}}, "nothing"),
     "independent exploration": Variant({"ppo": {"exploration": "independent"}}, "reward"),
     "critic as baseline": Variant({"ppo": {"baseline": "critic"}}, "reward"),
     "KL weight 0.05": Variant({"ppo": {"kl_coef": 0.05}}, "reward"),
@@ -139,7 +139,7 @@ class Bench:
             name: torch.cat([argmax_classes(policy(batch), dim=1) for batch in images.images.split(BATCH)])
             for name, policy in {
                 "source model": source,
-                START: self._with_weights(run.warm_up),
+                START: self._with_weights(run.fine_tuned),
                 "trained on the target": TorchModuleAdapter.load(self.laboratory.trained(self.shift.folders.target)[0]),
             }.items()
         }
@@ -193,15 +193,15 @@ class Bench:
     def _policies(self, run: RunFolder) -> dict[str, SegmenterAdapter]:
         config = self._config(DEFAULT)
         return {
-            START: self._with_weights(run.warm_up) if run.warm_up.exists() else self._source_policy(),
+            START: self._with_weights(run.fine_tuned) if run.fine_tuned.exists() else self._source_policy(),
             LAST: self._with_weights(run.checkpoints(config.iterations - 1) / f"{config.ppo.updates:05d}"),
             CHOSEN: TorchModuleAdapter.load(run.model),
         }
 
     def _follow_gradient(self) -> dict[str, SegmenterAdapter]:
-        """The control, from the default run's warm-up, with its D_R and reward networks."""
+        """The control, from the default run's fine-tuning, with its D_R and reward networks."""
         config, run = self._config(DEFAULT), self._adapted(DEFAULT)
-        start, last = self._with_weights(run.warm_up), self._with_weights(run.warm_up)
+        start, last = self._with_weights(run.fine_tuned), self._with_weights(run.fine_tuned)
         dataset = ActionDataset(run.actions)
         known = [dataset.read(key) for key in dataset.shards() if "-source-" in key]
         target = load_images(find_cases(config.target), start, quiet, "target images")
@@ -303,7 +303,7 @@ def merge(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]
 def stages_up_to(run: RunFolder, last: Stage) -> list[Path]:
     """Folders of a run with one iteration that hold its results up to a stage."""
     stages: dict[Stage, list[Path]] = {
-        "warm-up": [run.shape_prior, run.warm_up],
+        "fine-tuning": [run.shape_prior, run.fine_tuned],
         "collect": [run.actions],
         "reward": [run.reward(0, "judge").parent],
     }

@@ -38,13 +38,10 @@ from safetensors.torch import load_file
 from shifts import Shift
 
 from medfm_rl.adapters import SegmenterAdapter, TorchModuleAdapter
+from medfm_rl.anatomy.profiles import Anatomy, load_anatomy
 from medfm_rl.data.files import write_json
 from medfm_rl.data.layouts import CaseFile, find_cases
 from medfm_rl.metrics.overlap import dice
-from medfm_rl.metrics.validity import Anatomy, load_anatomy
-from medfm_rl.pipeline.adapt import adapt
-from medfm_rl.pipeline.images import load_images, load_labelled
-from medfm_rl.pipeline.train_source import train_source
 from medfm_rl.policies import ACTOR
 from medfm_rl.settings import (
     AdaptConfig,
@@ -55,6 +52,9 @@ from medfm_rl.settings import (
     TrackingSettings,
     TrainSourceConfig,
 )
+from medfm_rl.workflows.adapt.loop import adapt
+from medfm_rl.workflows.train.source import train_source
+from medfm_rl.workflows.training_images import load_images, load_labelled
 
 NETWORK = NetworkSettings(channels=(16, 32, 64, 128, 256), residual_units=2, norm="batch")
 BATCH = 16
@@ -81,7 +81,7 @@ QUICK = Budget(
     most_patients=8,
     adapt={
         "iterations": 1,
-        "warm_up": {"steps": 4},
+        "fine_tuning": {"steps": 4},
         "collect": {"source_images": 8, "target_images": 8, "actions_per_image": 3},
         "shape_prior": {"epochs": 1},
         "reward": {"ensemble": 1, "steps": 4, "validate_every": 2, "network": {"channels": (8, 16)}},

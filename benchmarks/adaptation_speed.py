@@ -26,8 +26,8 @@ from shifts import prepare
 
 from medfm_rl.adapters import TorchModuleAdapter
 from medfm_rl.networks import choose_device
-from medfm_rl.pipeline.adapt import adapt
-from medfm_rl.pipeline.models import load_adapted
+from medfm_rl.runs.models import load_adapted
+from medfm_rl.workflows.adapt.loop import adapt
 
 
 class StageTimes:

@@ -12,11 +12,11 @@ import numpy as np
 from ejection_fraction import Disks, measure_disks
 from shifts import Shift
 
+from medfm_rl.anatomy.profiles import Anatomy, load_anatomy
 from medfm_rl.data.files import write_json
 from medfm_rl.data.layouts import CaseFile, find_cases
 from medfm_rl.metrics.bootstrap import PairedDifference, paired_bootstrap
 from medfm_rl.metrics.scores import MEAN, score_case
-from medfm_rl.metrics.validity import Anatomy, load_anatomy
 from medfm_rl.settings import DataSettings
 from medfm_rl.types import Case, LabelMap, LabelSchema
 

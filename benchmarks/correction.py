@@ -8,14 +8,14 @@ On the shifts, splits and models of `adaptation.py`, whose runs are gone on with
 segmented by the source model and by the adapted model, and scored by the run's `quality.json`. Flagged are the masks
 with the verdict correct, which `medfm-rl correct` takes. The segmenter that has made them corrects them; those of the
 source model are also corrected by the adapted segmenter, as `medfm-rl correct --masks` does. The worst decile is that
-of the lowest predicted Dice, flagged or not. Each method proposes a mask for every one of these cases; the run's judge
-accepts it, or the original is handed back. Where scoring has suspended its promises for the batch, nothing is changed
-and what the judge accepts is only proposed, as `medfm-rl correct` does. No target label is read before the proposals
-are scored.
+of the lowest predicted Dice, flagged or not. Each method proposes a mask for every one of these cases; the run's
+verifier accepts it, or the original is handed back. Where scoring has suspended its promises for the batch, nothing is
+changed and what the verifier accepts is only proposed, as `medfm-rl correct` does. No target label is read before the
+proposals are scored.
 
 - gain: Dice of what is handed back minus that of the original, in the worst decile and among the flagged.
 - harm: what is handed back has lost more than one Dice point; among all flagged, and among the accepted.
-- unjudged: the same of the proposals themselves, whatever the judge says.
+- unassessed: the same of the proposals themselves, whatever the verifier says.
 
 A cell is one method on the masks of one model on one shift with one seed; it is complete when its file is there, and is
 then skipped. Intervals are 95 %, paired, from draws of patients.
@@ -39,18 +39,18 @@ from recording import quiet
 from shifts import Shift
 
 from medfm_rl.adapters import SegmenterAdapter, TorchModuleAdapter
+from medfm_rl.anatomy.profiles import load_anatomy
 from medfm_rl.data.files import write_json
 from medfm_rl.data.layouts import CaseFile, find_cases
 from medfm_rl.metrics.scores import score_case
-from medfm_rl.metrics.validity import load_anatomy
-from medfm_rl.pipeline.config_file import load_config
-from medfm_rl.pipeline.correctors import for_given_masks, make_corrector
-from medfm_rl.pipeline.default_quality import write_default_quality
-from medfm_rl.pipeline.run_folder import RunFolder
-from medfm_rl.pipeline.score import load_controller
 from medfm_rl.reward.network import RewardEnsemble
+from medfm_rl.runs.folder import RunFolder
 from medfm_rl.settings import AdaptConfig, CorrectionSettings, DataSettings
+from medfm_rl.settings.files import load_config
 from medfm_rl.types import LabelledCase, LabelMap
+from medfm_rl.workflows.calibrate.from_source import write_default_quality
+from medfm_rl.workflows.deploy.correctors import for_given_masks, make_corrector
+from medfm_rl.workflows.deploy.score import load_controller
 
 METHODS: dict[str, dict[str, str]] = {
     "views": {"method": "views"},
@@ -100,10 +100,10 @@ class Bench:
             if not missing[model]:
                 continue
             maker, corrector = (segmenters[name] for name in makers)
-            judged = self._judged(run, makers[0], maker)
+            verified = self._judged(run, makers[0], maker)
             for method in missing[model]:
                 print(f"  correcting masks of {MODELS[model]} by {method}", flush=True)
-                write_json(self._cell(model, method), self._correct(run, maker, corrector, method, judged))
+                write_json(self._cell(model, method), self._correct(run, maker, corrector, method, verified))
 
     def _cell(self, model: str, method: str) -> Path:
         return cell_file(self.runs, self.shift.name, model, method, self.seed)
@@ -137,36 +137,36 @@ class Bench:
         maker: SegmenterAdapter,
         segmenter: SegmenterAdapter,
         method: str,
-        judged: Mapping[str, Any],
+        verified: Mapping[str, Any],
     ) -> dict[str, Any]:
         settings = CorrectionSettings.model_validate(METHODS[method])
         if maker is not segmenter:
             settings = for_given_masks(settings)
         corrector = make_corrector(run, segmenter, RewardEnsemble.load(run.final_reward), settings)
-        decile = worst_decile(judged["predicted"])
+        decile = worst_decile(verified["predicted"])
         rows = []
         for index, file in enumerate(_files(self.shift.folders.held_out)):
-            if judged["verdicts"][index] != "correct" and not decile[index]:
+            if verified["verdicts"][index] != "correct" and not decile[index]:
                 continue
             labelled = file.read_labelled(segmenter.schema)
             original = None if maker is segmenter else maker.segment(labelled.case)
-            result = corrector.optimize(labelled.case, original=original)
+            result = corrector.correct(labelled.case, original=original)
             rows.append(
                 {
                     "case_id": file.case_id,
                     "patient_id": file.patient_id,
-                    "verdict": judged["verdicts"][index],
+                    "verdict": verified["verdicts"][index],
                     "worst_decile": decile[index],
                     "accepted": result.accepted,
                     "seconds": result.seconds,
-                    "judge_gain": None if result.judgement is None else result.judgement.gain,
+                    "verifier_gain": None if result.verification is None else result.verification.gain,
                     "before": self._measure(labelled, result.before, segmenter),
                     "after": self._measure(labelled, result.after, segmenter),
                 }
             )
         return {
-            "cases": len(judged["case_ids"]),
-            "state": judged["state"],
+            "cases": len(verified["case_ids"]),
+            "state": verified["state"],
             "settings": settings.model_dump(),
             "rows": rows,
             "environment": dict(self.started_in),

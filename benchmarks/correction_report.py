@@ -47,10 +47,10 @@ def figures(cell: Mapping[str, Any]) -> dict[str, Any]:
         "accepted_valid": sum(row["after"]["valid"] for row in accepted),
         "proposals_harmed": sum(_harmed(row) for row in flagged),
         "seconds_median": float(np.median([row["seconds"] for row in rows])) if rows else None,
-        "worst_decile": _change(decile, judged=True),
-        "worst_decile_unjudged": _change(decile, judged=False),
-        "flagged_change": _change(flagged, judged=True),
-        "flagged_unjudged": _change(flagged, judged=False),
+        "worst_decile": _change(decile, verified=True),
+        "worst_decile_unjudged": _change(decile, verified=False),
+        "flagged_change": _change(flagged, verified=True),
+        "flagged_unjudged": _change(flagged, verified=False),
     }
     return found
 
@@ -64,14 +64,14 @@ def _harmed(row: Mapping[str, Any]) -> bool:
     return bool(row["after"]["dice"] < row["before"]["dice"] - HARM)
 
 
-def _returned(row: Mapping[str, Any], judged: bool) -> Mapping[str, Any]:
-    returned: Mapping[str, Any] = row["after"] if row["accepted"] or not judged else row["before"]
+def _returned(row: Mapping[str, Any], verified: bool) -> Mapping[str, Any]:
+    returned: Mapping[str, Any] = row["after"] if row["accepted"] or not verified else row["before"]
     return returned
 
 
-def _change(rows: Sequence[Mapping[str, Any]], judged: bool) -> dict[str, Any]:
+def _change(rows: Sequence[Mapping[str, Any]], verified: bool) -> dict[str, Any]:
     """Dice, HD95 and validity before and after, and the gain of Dice with its interval."""
-    before, after = [row["before"] for row in rows], [_returned(row, judged) for row in rows]
+    before, after = [row["before"] for row in rows], [_returned(row, verified) for row in rows]
     found: dict[str, Any] = {"cases": len(rows)}
     for key in ("dice", "hd95", "valid"):
         # The distance of a structure that is missing is not known: such a case is left out on both sides.
@@ -165,10 +165,10 @@ def table(results: Mapping[str, Any], shifts: Sequence[str]) -> str:
     lines = [
         "# Correction at test time\n",
         "Means over seeds, Dice in points; the worst tenth is that of the lowest predicted Dice. Intervals: 95 %,",
-        "first seed. Where the batch is suspended, what the judge accepts is proposed and not handed back.\n",
-        "| shift | masks of | batch | method | seeds | worst tenth, Dice before | gain | without the judge | flagged | "
-        "judge accepts | of these harmed | corrected | harmed of corrected | of flagged | valid of corrected | "
-        "HD95 of flagged | seconds |",
+        "first seed. Where the batch is suspended, what the verifier accepts is proposed and not handed back.\n",
+        "| shift | masks of | batch | method | seeds | worst tenth, Dice before | gain | without the verifier | "
+        "flagged | verifier accepts | of these harmed | corrected | harmed of corrected | of flagged | "
+        "valid of corrected | HD95 of flagged | seconds |",
         f"|{'---|' * 17}",
     ]
     for shift in shifts:

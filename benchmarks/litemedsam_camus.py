@@ -47,16 +47,16 @@ from medfm_rl.data.layouts import CaseFile, find_cases
 from medfm_rl.metrics.bootstrap import paired_bootstrap
 from medfm_rl.metrics.failure_detection import failure_auroc
 from medfm_rl.metrics.overlap import dice
-from medfm_rl.pipeline.adapt import adapt
-from medfm_rl.pipeline.calibrate import calibrate_cases
-from medfm_rl.pipeline.models import load_model, load_preprocessing
-from medfm_rl.pipeline.run_folder import RunFolder
 from medfm_rl.quality import QualityController, QualityModel
+from medfm_rl.quality.baselines import BoxAgreement, PredictedIoU
 from medfm_rl.quality.evidence import expected_dice
 from medfm_rl.quality.model import Targets
-from medfm_rl.quality.rivals import BoxAgreement, PredictedIoU
+from medfm_rl.runs.folder import RunFolder
+from medfm_rl.runs.models import load_model, load_preprocessing
 from medfm_rl.settings import AdaptConfig, DataSettings, MaskPrompts
 from medfm_rl.types import LabelMap
+from medfm_rl.workflows.adapt.loop import adapt
+from medfm_rl.workflows.calibrate.quality import calibrate_cases
 
 JITTERS = (0, 5, 10, 20)
 TRAINED_WITH = 10
@@ -93,7 +93,7 @@ SIZE = Size(
     2,
     150,
     {
-        "warm_up": {"steps": 20, "batch_size": 4, "target_batch_size": 2, "learning_rate": 2e-4},
+        "fine_tuning": {"steps": 20, "batch_size": 4, "target_batch_size": 2, "learning_rate": 2e-4},
         "collect": {"source_images": 20, "target_images": 10, "actions_per_image": 4, "shard_images": 10},
         "shape_prior": {"epochs": 5},
         "reward": {"steps": 150, "validate_every": 50, "batch_size": 8},
@@ -105,7 +105,7 @@ LARGE = Size(
     2,
     400,
     {
-        "warm_up": {"steps": 80, "batch_size": 8, "target_batch_size": 4, "learning_rate": 2e-4},
+        "fine_tuning": {"steps": 80, "batch_size": 8, "target_batch_size": 4, "learning_rate": 2e-4},
         "collect": {"source_images": 120, "target_images": 60, "actions_per_image": 5, "shard_images": 20},
         "shape_prior": {"epochs": 15},
         "reward": {"steps": 400, "validate_every": 50, "batch_size": 16},
@@ -117,7 +117,7 @@ QUICK = Size(
     12,
     20,
     {
-        "warm_up": {"steps": 2, "batch_size": 2, "target_batch_size": 1},
+        "fine_tuning": {"steps": 2, "batch_size": 2, "target_batch_size": 1},
         "collect": {"source_images": 6, "target_images": 2, "actions_per_image": 2},
         "shape_prior": {"epochs": 1},
         "reward": {"ensemble": 1, "steps": 4, "validate_every": 2, "batch_size": 2, "network": {"channels": (8, 16)}},

@@ -34,6 +34,7 @@ from quality_control_report import predicted_dice
 from recording import environment, quiet, write_results
 
 from medfm_rl.adapters import NnUNetAdapter
+from medfm_rl.anatomy.profiles import load_anatomy
 from medfm_rl.data.files import write_json
 from medfm_rl.data.images import read_labels
 from medfm_rl.data.layouts import CaseFile, find_cases
@@ -42,25 +43,24 @@ from medfm_rl.data.ultrasound.vendors import vendor
 from medfm_rl.metrics.failure_detection import failure_auroc
 from medfm_rl.metrics.overlap import dice
 from medfm_rl.metrics.scores import MEAN, Evaluation, compare, score_case, summarise
-from medfm_rl.metrics.validity import load_anatomy
 from medfm_rl.networks import argmax_classes
-from medfm_rl.pipeline.adapt import adapt
-from medfm_rl.pipeline.config_file import load_config
-from medfm_rl.pipeline.default_quality import write_default_quality
-from medfm_rl.pipeline.models import export_model
-from medfm_rl.pipeline.run_folder import RunFolder
-from medfm_rl.pipeline.score import load_controller
+from medfm_rl.runs.folder import RunFolder
 from medfm_rl.settings import (
     AdaptConfig,
     CollectSettings,
     DataSettings,
+    FineTuningSettings,
     NnUNetSettings,
     PPOSettings,
     RewardSettings,
     ShapePriorSettings,
     TrackingSettings,
-    WarmUpSettings,
 )
+from medfm_rl.settings.files import load_config
+from medfm_rl.workflows.adapt.loop import adapt
+from medfm_rl.workflows.calibrate.from_source import write_default_quality
+from medfm_rl.workflows.deploy.score import load_controller
+from medfm_rl.workflows.export import export_model
 
 DATASETS = {"handheld": (901, ("2CH", "4CH"), ("2CH", "4CH")), "view": (902, ("4CH",), ("2CH",))}
 """Number of the nnU-Net data set, views of the source and of the target, by shift."""
@@ -92,7 +92,7 @@ FULL = Size(
     25,
     50,
     {
-        "warm_up": WarmUpSettings(steps=400, batch_size=12, target_batch_size=6),
+        "fine_tuning": FineTuningSettings(steps=400, batch_size=12, target_batch_size=6),
         "collect": CollectSettings(source_images=200, target_images=120, actions_per_image=4),
         "reward": RewardSettings(steps=500, batch_size=8),
         "ppo": PPOSettings(updates=20, n_envs=8, eval_every=5),
@@ -105,7 +105,7 @@ QUICK = Size(
     2,
     4,
     {
-        "warm_up": WarmUpSettings(steps=4, batch_size=4),
+        "fine_tuning": FineTuningSettings(steps=4, batch_size=4),
         "collect": CollectSettings(source_images=8, target_images=4, actions_per_image=2),
         "shape_prior": ShapePriorSettings(epochs=1),
         "reward": RewardSettings(ensemble=1, steps=4, validate_every=2, batch_size=2),
@@ -242,7 +242,7 @@ def judge(run: RunFolder, cases: list[CaseFile]) -> dict[str, Any]:
         began = time.perf_counter()
         masks = [controller.segmenter.segment(item.case) for item in labelled]
         segmented = time.perf_counter()
-        reports = controller.judge([controller.segment(item.case) for item in labelled])
+        reports = controller.assess_batch([controller.segment(item.case) for item in labelled])
         both = time.perf_counter() - segmented
         seconds.append((segmented - began) / len(labelled))
         ratios.append(both / (segmented - began) - 1)

@@ -42,16 +42,8 @@ from medfm_rl.data.files import write_json
 from medfm_rl.data.layouts import CaseFile, find_cases, split_by_patient
 from medfm_rl.metrics.calibration import expected_calibration_error
 from medfm_rl.metrics.overlap import dice
-from medfm_rl.pipeline.calibrate import calibrate_cases
-from medfm_rl.pipeline.config_file import load_config
-from medfm_rl.pipeline.default_quality import write_default_quality
-from medfm_rl.pipeline.images import load_labelled
-from medfm_rl.pipeline.run_folder import RunFolder
-from medfm_rl.pipeline.score import load_controller
-from medfm_rl.pipeline.train_source import train_source
 from medfm_rl.quality import QualityController
-from medfm_rl.quality.model import Targets
-from medfm_rl.quality.rivals import (
+from medfm_rl.quality.baselines import (
     AugmentationAgreement,
     EnsembleAgreement,
     MaxSoftmax,
@@ -61,9 +53,17 @@ from medfm_rl.quality.rivals import (
     ReverseClassification,
     SoftDiceConfidence,
 )
+from medfm_rl.quality.model import Targets
 from medfm_rl.reward.network import RewardEnsemble
+from medfm_rl.runs.folder import RunFolder
 from medfm_rl.settings import AdaptConfig, DataSettings, SourceTrainingSettings, TrainSourceConfig
+from medfm_rl.settings.files import load_config
 from medfm_rl.types import LabelledCase
+from medfm_rl.workflows.calibrate.from_source import write_default_quality
+from medfm_rl.workflows.calibrate.quality import calibrate_cases
+from medfm_rl.workflows.deploy.score import load_controller
+from medfm_rl.workflows.train.source import train_source
+from medfm_rl.workflows.training_images import load_labelled
 
 # Enough patients for a calibration to be made at all.
 QUICK_HERE = replace(QUICK, most_patients=20)
@@ -229,7 +229,7 @@ class Bench:
                 submissions = [controller.segment(cases[row].case) for row in chosen]
             else:
                 submissions = [controller.submit(cases[row].case, masks[row]) for row in chosen]
-            reports += controller.judge(submissions)
+            reports += controller.assess_batch(submissions)
         spent = 1000 * (time.perf_counter() - start) / max(1, len(rows))
         # The run's own segmenter makes and judges a mask in one inference, which is not what judging costs.
         content["milliseconds"][name] = spent - (content["segmenting_milliseconds"] if masks_of == OURS else 0)

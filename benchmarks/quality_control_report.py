@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 from recording import RESULTS, write_results
 from shifts import TITLES
 
+from medfm_rl.anatomy.profiles import load_anatomy
 from medfm_rl.metrics.failure_detection import (
     augrc,
     aurc,
@@ -22,7 +23,6 @@ from medfm_rl.metrics.failure_detection import (
     false_positive_rate,
     interval_coverage,
 )
-from medfm_rl.metrics.validity import load_anatomy
 from medfm_rl.quality import QualityReport
 
 MODELS = (NONE, OURS)

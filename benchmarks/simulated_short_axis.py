@@ -32,13 +32,9 @@ from medfm_rl.data.files import write_json
 from medfm_rl.data.layouts import SIMULATION_RECORD, CaseFile, find_cases
 from medfm_rl.metrics.failure_detection import excess_aurc, failure_auroc
 from medfm_rl.metrics.scores import MEAN, dice
-from medfm_rl.pipeline.adapt import adapt
-from medfm_rl.pipeline.finish import compare_models, show_case
-from medfm_rl.pipeline.models import load_model
-from medfm_rl.pipeline.run_folder import RunFolder
-from medfm_rl.pipeline.score import load_controller
-from medfm_rl.pipeline.train_source import train_source
-from medfm_rl.report import case_figure
+from medfm_rl.reports.adaptation import case_figure
+from medfm_rl.runs.folder import RunFolder
+from medfm_rl.runs.models import load_model
 from medfm_rl.settings import (
     AdaptConfig,
     DataSettings,
@@ -48,6 +44,11 @@ from medfm_rl.settings import (
     TrackingSettings,
     TrainSourceConfig,
 )
+from medfm_rl.workflows.adapt.final_report import show_case
+from medfm_rl.workflows.adapt.loop import adapt
+from medfm_rl.workflows.deploy.score import load_controller
+from medfm_rl.workflows.evaluate.comparison import compare_models
+from medfm_rl.workflows.train.source import train_source
 
 ANATOMY = "cardiac_short_axis"
 FAILED_BELOW = 0.7
@@ -78,7 +79,7 @@ SIZE = Size(
     20,
     40,
     {
-        "warm_up": {"steps": 200, "batch_size": 4, "target_batch_size": 2},
+        "fine_tuning": {"steps": 200, "batch_size": 4, "target_batch_size": 2},
         "collect": {"source_images": 120, "target_images": 60, "shard_images": 20},
         "shape_prior": {"epochs": 10},
         "reward": {"steps": 300, "validate_every": 50, "batch_size": 8},
@@ -91,7 +92,7 @@ QUICK = Size(
     3,
     2,
     {
-        "warm_up": {"steps": 4, "batch_size": 2, "target_batch_size": 1},
+        "fine_tuning": {"steps": 4, "batch_size": 2, "target_batch_size": 1},
         "collect": {"source_images": 9, "target_images": 3, "actions_per_image": 2},
         "shape_prior": {"epochs": 1},
         "reward": {"ensemble": 1, "steps": 4, "validate_every": 2, "batch_size": 2, "network": {"channels": (8, 16)}},

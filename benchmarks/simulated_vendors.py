@@ -22,12 +22,13 @@ from medfm_rl.adapters.loading import load_segmenter
 from medfm_rl.data.files import write_json
 from medfm_rl.data.layouts import find_cases
 from medfm_rl.metrics.scores import MEAN
-from medfm_rl.pipeline.demo import run_demo
-from medfm_rl.pipeline.finish import Comparison, show_case
-from medfm_rl.pipeline.models import load_model
-from medfm_rl.pipeline.run_folder import RunFolder
-from medfm_rl.report import case_figure
+from medfm_rl.reports.adaptation import case_figure
+from medfm_rl.runs.folder import RunFolder
+from medfm_rl.runs.models import load_model
 from medfm_rl.settings import DataSettings, SegmenterSettings
+from medfm_rl.workflows.adapt.final_report import show_case
+from medfm_rl.workflows.demo import run_demo
+from medfm_rl.workflows.evaluate.comparison import Comparison
 
 
 def run_seed(seed: int, folder: Path, picture: Path | None) -> dict[str, object]:

@@ -15,12 +15,9 @@ from medfm_rl.adapters import TorchModuleAdapter
 from medfm_rl.data.layouts import find_cases
 from medfm_rl.data.ultrasound.phantom import simulate_dataset
 from medfm_rl.data.ultrasound.vendors import vendor
-from medfm_rl.pipeline.calibrate import calibrate
-from medfm_rl.pipeline.config_file import dump_config
-from medfm_rl.pipeline.run_folder import RunFolder
-from medfm_rl.pipeline.train_source import train_source
 from medfm_rl.quality.model import Targets
 from medfm_rl.reward.network import RewardNet
+from medfm_rl.runs.folder import RunFolder
 from medfm_rl.settings import (
     AdaptConfig,
     DataSettings,
@@ -30,7 +27,10 @@ from medfm_rl.settings import (
     SourceTrainingSettings,
     TrainSourceConfig,
 )
+from medfm_rl.settings.files import dump_config
 from medfm_rl.types import Case, Geometry, LabelSchema
+from medfm_rl.workflows.calibrate.quality import calibrate
+from medfm_rl.workflows.train.source import train_source
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

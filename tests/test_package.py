@@ -36,7 +36,7 @@ def test_light_modules_load_no_heavy_package(module: str) -> None:
 
 def test_settings_are_validated_before_anything_heavy_loads() -> None:
     """A typo in a settings file is told at once."""
-    assert "torch" not in loaded_by("import medfm_rl.pipeline.config_file, medfm_rl.settings")
+    assert "torch" not in loaded_by("import medfm_rl.settings.files, medfm_rl.settings")
 
 
 def test_help_answers_within_a_second() -> None:

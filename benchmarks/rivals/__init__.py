@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from medfm_rl.adapters import SegmenterAdapter
-from medfm_rl.pipeline.images import Progress
+from medfm_rl.progress import Progress
 from rivals.input_style import fourier_domain_adaptation, histogram_matching
 from rivals.normalisation import adabn, intent, tent
 from rivals.problem import Problem

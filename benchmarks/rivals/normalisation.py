@@ -1,4 +1,4 @@
-"""Rivals that change normalisation alone, on a whole domain; `medfm_rl.tto` has the same for one case."""
+"""Rivals that change normalisation alone, on a whole domain; `medfm_rl.correction` has the same for one case."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from medfm_rl.adapters import TorchModuleAdapter
-from medfm_rl.pipeline.images import Progress
+from medfm_rl.correction.normalisation import InTEnt, estimate_statistics, minimise_entropy
+from medfm_rl.progress import Progress
 from medfm_rl.seeding import torch_generator
-from medfm_rl.tto.normalisation import InTEnt, estimate_statistics, minimise_entropy
 from rivals.problem import BATCH, Problem, steadiest
 
 

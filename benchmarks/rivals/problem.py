@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from medfm_rl.adapters import TorchModuleAdapter
+from medfm_rl.anatomy.profiles import Anatomy
+from medfm_rl.augmentation.appearance import randomise_appearance
 from medfm_rl.metrics.overlap import dice
-from medfm_rl.metrics.validity import Anatomy
 from medfm_rl.networks import argmax_classes
-from medfm_rl.reward.appearance import randomise_appearance
 from medfm_rl.reward.collection import ImageSet
 from medfm_rl.seeding import torch_generator
 

@@ -10,9 +10,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from medfm_rl.adapters import TorchModuleAdapter
-from medfm_rl.pipeline.images import Progress
-from medfm_rl.pipeline.supervised import augment_pair
-from medfm_rl.reward.appearance import randomise_appearance
+from medfm_rl.augmentation.appearance import randomise_appearance
+from medfm_rl.augmentation.shape import augment_pair
+from medfm_rl.progress import Progress
 from medfm_rl.seeding import torch_generator
 from rivals.problem import BATCH, Problem, steadiest
 

@@ -39,8 +39,8 @@ from torch.nn import functional as F
 from medfm_rl.adapters import TorchModuleAdapter
 from medfm_rl.metrics.overlap import dice
 from medfm_rl.networks import build_unet
-from medfm_rl.pipeline.images import Progress
 from medfm_rl.policies import DenseCategorical
+from medfm_rl.progress import Progress
 from medfm_rl.reward.shape_prior import ShapePrior, train_shape_prior
 from medfm_rl.seeding import derive_seed, torch_generator
 from medfm_rl.settings import NetworkSettings, ShapePriorSettings

@@ -81,10 +81,10 @@ class SegmenterAdapter(nn.Module, ABC):
         """The tool's own preprocessing.
 
         Raises:
-            DataError: The case has another number of channels or axes than the segmenter takes (`suited` says so).
+            DataError: The case has another number of channels or axes than the segmenter takes (`conform` says so).
         """
 
-    def suited(self, case: Case) -> Case:
+    def conform(self, case: Case) -> Case:
         """The case as the segmenter takes it: where it takes grey images, one in colours that are all equal is grey.
 
         Raises:

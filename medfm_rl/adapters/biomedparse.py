@@ -125,7 +125,7 @@ class BiomedParseAdapter(SegmenterAdapter):
 
     def preprocess(self, case: Case) -> Sample:
         """Grey values 0 to 255, zeros around to a square, 512 x 512 pixels, the tool's mean and deviation."""
-        case = self.suited(case)
+        case = self.conform(case)
         image = F.pad(torch.from_numpy(_bytes(case.image)), _margins(case.shape))
         image = F.interpolate(image[None], size=self.patch_size, mode="bicubic", align_corners=False)
         mean, deviation = (getattr(self.module, name).detach().cpu() for name in ("pixel_mean", "pixel_std"))

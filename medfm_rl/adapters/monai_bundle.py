@@ -122,7 +122,7 @@ class MonaiBundleAdapter(SegmenterAdapter):
 
     def preprocess(self, case: Case) -> BundleSample:
         """The bundle's own preprocessing, of the image as NIfTI files, one per channel, in a temporary folder."""
-        case, where = self.suited(case), f"case {case.case_id}"
+        case, where = self.conform(case), f"case {case.case_id}"
         if self.tool.needs_spacing and case.geometry.spacing is None:
             # The NIfTI file would say 1 mm.
             raise DataError(

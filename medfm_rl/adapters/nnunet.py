@@ -329,7 +329,7 @@ class NnUNetAdapter(SegmenterAdapter):
 
     def _arrange(self, case: Case) -> tuple[FloatArray, tuple[float, ...], Orientation | None]:
         """The image `(C, D, H, W)` and spacing (z, y, x) as nnU-Net's reader of this model would have given them."""
-        case, where = self.suited(case), f"case {case.case_id}"
+        case, where = self.conform(case), f"case {case.case_id}"
         flat = len(case.shape) == 2
         if flat and self.tool.plans.transpose_forward[0] != 0:
             raise DataError(f"{where}: this nnU-Net slices volumes along another axis than the first; give volumes")

@@ -135,7 +135,7 @@ class PromptableAdapter(SegmenterAdapter):
 
     def preprocess(self, case: Case) -> Sample:
         """The tool's own intensities and size, the aspect not kept; then a channel per structure with its box."""
-        case = self.suited(case)
+        case = self.conform(case)
         height, width = self.patch_size
         image = self.normalise(torch.from_numpy(np.array(case.image, dtype=np.float32)), f"case {case.case_id}")
         image = F.interpolate(image[None], size=(height, width), mode="bilinear", align_corners=False)[0]

@@ -150,7 +150,7 @@ class TorchModuleAdapter(SegmenterAdapter):
     def preprocess(self, case: Case) -> Sample:
         """Resamples (grid "resize") or pads (grid "native") the image, then normalises its intensities."""
         # A copy: the image may be read-only, flipped or in double precision.
-        image = torch.from_numpy(np.array(self.suited(case).image, dtype=np.float32))[None]
+        image = torch.from_numpy(np.array(self.conform(case).image, dtype=np.float32))[None]
         image = _resize(image, self.patch_size, antialias=True) if self._resizes else _pad(image, self.patch_size)
         normalised = self._normalise(image[0], f"case {case.case_id}")
         return Sample(normalised, case.case_id, case.patient_id, case.shape, case.geometry)

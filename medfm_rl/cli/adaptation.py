@@ -35,8 +35,8 @@ def init(
     """Write a commented settings file to start from."""
     from medfm_rl.data.files import write_text
     from medfm_rl.errors import ConfigError
-    from medfm_rl.pipeline.config_file import commented_config
     from medfm_rl.settings import SEGMENTER_KINDS, AdaptConfig, TrainSourceConfig
+    from medfm_rl.settings.files import commented_config
 
     if path.exists():
         raise ConfigError(f"{path}: already exists; give another name")
@@ -68,11 +68,11 @@ def init(
 @app.command("train-source")
 def train_source_command(config: ConfigFile) -> None:
     """Train a segmenter on labelled source data, for who has no model yet."""
-    from medfm_rl.pipeline.config_file import load_config
     from medfm_rl.settings import TrainSourceConfig
+    from medfm_rl.settings.files import load_config
 
     settings = load_config(config, TrainSourceConfig)
-    from medfm_rl.pipeline.train_source import train_source
+    from medfm_rl.workflows.train.source import train_source
 
     with show_progress() as progress:
         train_source(settings, progress)
@@ -85,13 +85,13 @@ def adapt_command(
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in the output folder.")] = False,
 ) -> None:
     """Adapt a segmenter to a new domain without target labels: collect, reward, PPO, select, export."""
-    from medfm_rl.pipeline.config_file import load_config
     from medfm_rl.settings import AdaptConfig
+    from medfm_rl.settings.files import load_config
 
     settings = load_config(config, AdaptConfig)
     from medfm_rl.data.layouts import is_simulated
-    from medfm_rl.pipeline.adapt import adapt
-    from medfm_rl.pipeline.finish import finish, read_decision
+    from medfm_rl.workflows.adapt.final_report import finish, read_decision
+    from medfm_rl.workflows.adapt.loop import adapt
 
     with show_progress() as progress:
         run = adapt(settings, resume, progress)
@@ -120,13 +120,13 @@ def evaluate_command(
     """Score a model against ground truth: Dice, HD95, ASSD and validity, per case and per structure."""
     from rich.console import Console
 
+    from medfm_rl.anatomy.profiles import load_anatomy
     from medfm_rl.data.layouts import find_cases, is_simulated
-    from medfm_rl.metrics.validity import load_anatomy
     from medfm_rl.networks import choose_device
-    from medfm_rl.pipeline.evaluate import evaluate, refuse_evaluated, write_evaluation
-    from medfm_rl.pipeline.finish import compare_models
-    from medfm_rl.pipeline.models import load_compared, load_model, own_anatomy
-    from medfm_rl.report import summary_table
+    from medfm_rl.reports.tables import summary_table
+    from medfm_rl.runs.models import load_compared, load_model, own_anatomy
+    from medfm_rl.workflows.evaluate.comparison import compare_models
+    from medfm_rl.workflows.evaluate.evaluation import evaluate, refuse_evaluated, write_evaluation
 
     chosen = choose_device(device)
     refuse_evaluated(out)
@@ -161,7 +161,7 @@ def export_command(
 ) -> None:
     """Write the adapted segmenter of a run in its own format, for its own tool."""
     from medfm_rl.errors import ConfigError
-    from medfm_rl.pipeline.models import export_delta, export_model
+    from medfm_rl.workflows.export import export_delta, export_model
 
     if delta:
         if to.suffix != ".safetensors" or to.exists():
@@ -180,7 +180,7 @@ def apply_delta_command(
     to: Annotated[Path, typer.Option(help="Folder to write; it must not exist or be empty.")],
 ) -> None:
     """Put the changes of a run onto the segmenter that it adapted, and write the adapted one."""
-    from medfm_rl.pipeline.models import apply_delta_file
+    from medfm_rl.workflows.export import apply_delta_file
 
     written = apply_delta_file(segmenter, delta, to)
     typer.echo(f"Adapted segmenter: {to} ({written.kind})")
@@ -195,7 +195,7 @@ def inspect_command(
     from rich.table import Table
 
     from medfm_rl.networks import choose_device
-    from medfm_rl.pipeline.models import inspect_model
+    from medfm_rl.workflows.inspection import inspect_model
 
     with show_progress() as progress:
         summary = inspect_model(folder, choose_device("auto"), progress)
@@ -239,8 +239,8 @@ def demo_command(
     seed: Annotated[int, typer.Option(help="Seed of everything.")] = 0,
 ) -> None:
     """Run the whole story on simulated echo: train on vendor A, adapt to vendor B, evaluate, report."""
-    from medfm_rl.pipeline.demo import run_demo
-    from medfm_rl.report import verdict
+    from medfm_rl.reports.tables import verdict
+    from medfm_rl.workflows.demo import run_demo
 
     with show_progress() as progress:
         comparison = run_demo(out, seed, progress)

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 if TYPE_CHECKING:
-    from medfm_rl.pipeline.correction_outputs import Corrections
-    from medfm_rl.pipeline.images import Progress
+    from medfm_rl.progress import Progress
+    from medfm_rl.workflows.deploy.correction_outputs import Corrections
 
 USER_MISTAKE = 2
 REFERRED = 3
@@ -60,7 +60,7 @@ def print_comparison(rows: Any, title: str) -> None:
     """Prints a table of two models, structure by structure."""
     from rich.console import Console
 
-    from medfm_rl.report import comparison_table
+    from medfm_rl.reports.tables import comparison_table
 
     Console().print(comparison_table(rows, title))
 

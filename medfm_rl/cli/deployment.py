@@ -54,19 +54,19 @@ def predict_command(
     from medfm_rl.data.layouts import find_cases
     from medfm_rl.errors import ConfigError
     from medfm_rl.networks import choose_device
-    from medfm_rl.pipeline.evaluate import predict
-    from medfm_rl.pipeline.identity import identify
-    from medfm_rl.pipeline.models import load_model
-    from medfm_rl.pipeline.recorded import recorded
+    from medfm_rl.runs.identity import identify
+    from medfm_rl.runs.models import load_model
+    from medfm_rl.runs.tracked_call import tracked_call
+    from medfm_rl.workflows.deploy.predict import predict
 
     if not correct and (method is not None or budget is not None):
         raise ConfigError("--method and --budget are for --correct, and go with it")
     if correct:
-        from medfm_rl.pipeline.correct import correct as correct_masks
+        from medfm_rl.workflows.deploy.correct import correct as correct_masks
 
         settings = correction_settings(budget, method=method or "views")
         files = find_cases(data_settings(images, layout, patient_pattern))
-        with show_progress() as progress, recorded(track, model, "predict", files, out, progress):
+        with show_progress() as progress, tracked_call(track, model, "predict", files, out, progress):
             corrections = correct_masks(
                 model, files, None, out, settings, False, False, device, progress, prompts=prompts
             )
@@ -76,7 +76,7 @@ def predict_command(
     if loaded.reward is None:
         typer.echo(f"{model} has no reward networks (only runs of `adapt` have): label maps only.", err=True)
     files = find_cases(data_settings(images, layout, patient_pattern))
-    with show_progress() as progress, recorded(track, model, "predict", files, out, progress):
+    with show_progress() as progress, tracked_call(track, model, "predict", files, out, progress):
         problems = predict(loaded, files, out, progress, identify(model))
     for problem in problems:
         typer.echo(f"Left out: {problem}", err=True)
@@ -118,10 +118,10 @@ def score_command(
     """Judge masks without ground truth: predicted Dice with an interval, anatomy rules, shift, and a verdict."""
     from medfm_rl.data.layouts import find_cases
     from medfm_rl.errors import ConfigError
-    from medfm_rl.pipeline.identity import identify
-    from medfm_rl.pipeline.models import load_model
-    from medfm_rl.pipeline.recorded import recorded
-    from medfm_rl.pipeline.score import Gates, find_masks, score
+    from medfm_rl.runs.identity import identify
+    from medfm_rl.runs.models import load_model
+    from medfm_rl.runs.tracked_call import tracked_call
+    from medfm_rl.workflows.deploy.score import Gates, find_masks, score
 
     if (masks is None) == (model is None):
         raise ConfigError("give either --masks, a folder of masks, or --model, a segmenter that makes them")
@@ -136,7 +136,7 @@ def score_command(
     segmenter, made_by = None, None
     if model is not None and not own:
         segmenter, made_by = load_model(model, prompts).segmenter, identify(model).model_hash
-    with show_progress() as progress, recorded(track, quality_model, "score", files, out, progress):
+    with show_progress() as progress, tracked_call(track, quality_model, "score", files, out, progress):
         scoring = score(
             quality_model,
             files,
@@ -194,15 +194,15 @@ def correct_command(
 ) -> None:
     """Correct the cases with verdict `correct`: propose, keep what an independent judge prefers, refer the rest."""
     from medfm_rl.data.layouts import find_cases
-    from medfm_rl.pipeline.correct import correct
-    from medfm_rl.pipeline.recorded import recorded
-    from medfm_rl.pipeline.score import find_masks
+    from medfm_rl.runs.tracked_call import tracked_call
+    from medfm_rl.workflows.deploy.correct import correct
+    from medfm_rl.workflows.deploy.score import find_masks
 
     require_masks(labels, masks)
     settings = correction_settings(budget, method=method, objective=objective, optimise=optimise)
     files = find_cases(data_settings(images, layout, patient_pattern))
     given = None if masks is None else find_masks(masks, files)
-    with show_progress() as progress, recorded(track, model, "correct", files, out, progress):
+    with show_progress() as progress, tracked_call(track, model, "correct", files, out, progress):
         corrections = correct(
             model,
             files,
@@ -244,10 +244,10 @@ def calibrate_command(
     """Fit predicted Dice, intervals and the threshold for acceptance on labelled cases; write quality.json."""
     from medfm_rl.data.layouts import find_cases
     from medfm_rl.errors import ConfigError
-    from medfm_rl.pipeline.calibrate import calibrate
-    from medfm_rl.pipeline.run_folder import RunFolder
-    from medfm_rl.pipeline.score import find_masks
     from medfm_rl.quality.model import Targets
+    from medfm_rl.runs.folder import RunFolder
+    from medfm_rl.workflows.calibrate.quality import calibrate
+    from medfm_rl.workflows.deploy.score import find_masks
 
     if prompts is not None and masks is not None:
         raise ConfigError("--prompts and --masks do not go together: where masks are given, none are made")
@@ -272,7 +272,7 @@ def calibrate_command(
         )
     from rich.console import Console
 
-    from medfm_rl.quality_page import calibration_table
+    from medfm_rl.reports.tables import calibration_table
 
     Console().print(calibration_table(model))
     kept = "none" if model.accept_threshold is None else f"predicted mean Dice of at least {model.accept_threshold:.3f}"
@@ -298,10 +298,10 @@ def calibrate_correction_command(
     device: Device = "auto",
 ) -> None:
     """Find on labelled cases what a correction has to gain to be accepted; write correction.json."""
+    from medfm_rl.correction.acceptance import HarmTarget
     from medfm_rl.data.layouts import find_cases
-    from medfm_rl.pipeline.calibrate_correction import calibrate_correction
-    from medfm_rl.pipeline.run_folder import RunFolder
-    from medfm_rl.tto.acceptance import HarmTarget
+    from medfm_rl.runs.folder import RunFolder
+    from medfm_rl.workflows.calibrate.correction import calibrate_correction
 
     target = from_options(HarmTarget, alpha=alpha, confidence=confidence)
     settings = correction_settings(budget, method=method, objective=objective, optimise=optimise)

@@ -41,7 +41,7 @@ class SegmentationEnv(gymnasium.Env[Any, Any]):
 
     Args:
         images: `(N, C, *S)`, preprocessed.
-        reward: Judges actions.
+        reward: Rates actions.
         num_classes: K.
         device: Where the reward function wants its tensors.
     """
@@ -69,7 +69,7 @@ class SegmentationEnv(gymnasium.Env[Any, Any]):
         return self.images[self._current].copy(), {"image_index": self._current}
 
     def step(self, action: npt.NDArray[np.uint8]) -> tuple[FloatArray, float, bool, bool, dict[str, Any]]:
-        """Judges the action on the image shown last.
+        """Rates the action on the image shown last.
 
         Raises:
             ValueError: The reward function does not give a map in [0, 1].
@@ -89,12 +89,12 @@ class SegmentationVecEnv(VecEnv):
 
     Args:
         images: `(N, C, *S)`, preprocessed.
-        reward: Judges actions on images whose truth is not known.
+        reward: Rates actions on images whose truth is not known.
         num_classes: K.
         n_envs: Images a step.
         references: `(M, *S)` class indices: the truth of the first M images, such as source images with ground truth.
             Their reward map is 1 where the action equals it and 0 elsewhere.
-        judged: `(N, C, *S)`, the images as `reward` sees them, where the policy is shown other views of the same
+        rated_as: `(N, C, *S)`, the images as `reward` sees them, where the policy is shown other views of the same
             anatomy; `images` where None.
         seed: Seed of the order.
         device: Where the reward function wants its tensors.
@@ -107,16 +107,16 @@ class SegmentationVecEnv(VecEnv):
         num_classes: int,
         n_envs: int,
         references: LabelMap | None = None,
-        judged: FloatArray | None = None,
+        rated_as: FloatArray | None = None,
         seed: int = 0,
         device: torch.device | str = "cpu",
     ) -> None:
-        if judged is not None and judged.shape != images.shape:
-            raise ValueError(f"judged has shape {judged.shape}, {images.shape} is needed: one for each image")
+        if rated_as is not None and rated_as.shape != images.shape:
+            raise ValueError(f"rated_as has shape {rated_as.shape}, {images.shape} is needed: one for each image")
         self.render_mode = None
         super().__init__(n_envs, *_spaces(images, num_classes))
         self.images = images
-        self.judged = images if judged is None else judged
+        self.rated_as = images if rated_as is None else rated_as
         self.references = np.empty((0, *images.shape[2:]), dtype=np.uint8) if references is None else references
         self.reward = reward
         self.device = torch.device(device)
@@ -159,7 +159,7 @@ class SegmentationVecEnv(VecEnv):
         if known.any():
             maps[known] = torch.as_tensor(gridded[known] == self.references[shown[known]]).to(maps)
         if not known.all():
-            maps[~known] = reward_maps_of(self.reward, self.judged[shown[~known]], gridded[~known], self.device)
+            maps[~known] = reward_maps_of(self.reward, self.rated_as[shown[~known]], gridded[~known], self.device)
         return maps
 
     def close(self) -> None:

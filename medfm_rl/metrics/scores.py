@@ -7,11 +7,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from medfm_rl.anatomy.profiles import Anatomy
 from medfm_rl.errors import DataError
 from medfm_rl.metrics.bootstrap import PairedDifference, paired_bootstrap
 from medfm_rl.metrics.overlap import dice
 from medfm_rl.metrics.surface import surface_distances
-from medfm_rl.metrics.validity import Anatomy
 from medfm_rl.types import Case, LabelMap, LabelSchema
 
 MEAN = "mean"

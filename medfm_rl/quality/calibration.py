@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 
 from medfm_rl import __version__
+from medfm_rl.anatomy.profiles import Anatomy
 from medfm_rl.data.layouts import name_patients, split_by_patient
 from medfm_rl.errors import DataError
 from medfm_rl.metrics.calibration import expected_calibration_error
-from medfm_rl.metrics.validity import Anatomy
 from medfm_rl.quality.appearance import LEAST_SCALE
 from medfm_rl.quality.conformal import (
     accept_threshold,

@@ -1,4 +1,4 @@
-"""The judge of masks: predicted Dice, interval, rules, shift and verdict from the evidence on a mask and on a batch."""
+"""From the evidence on a mask and on a batch to predicted Dice, interval, rules, shift and verdict."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ import torch
 from scipy import ndimage
 
 from medfm_rl.adapters import SegmenterAdapter, TorchModuleAdapter
+from medfm_rl.anatomy.profiles import Anatomy
 from medfm_rl.errors import ModelError
-from medfm_rl.metrics.validity import Anatomy
 from medfm_rl.quality.biomedclip import BiomedCLIP
 from medfm_rl.quality.conformal import effective_patients, fewest_patients, interval, weighted_quantile
 from medfm_rl.quality.evidence import Evidence
+from medfm_rl.quality.guarantees import guarantees, meaning
 from medfm_rl.quality.model import MEAN, QUALITY_FILE, QualityModel, StructureModel
-from medfm_rl.quality.promises import guarantees, meaning
 from medfm_rl.quality.reports import BatchReport, QualityReport, ShiftSeenBy, State, StructureScore
 from medfm_rl.quality.shift import DomainReference
 from medfm_rl.quality.submission import Submission, collect_evidence, segment, submit
@@ -33,7 +33,7 @@ _WORST_REGION = 0.05
 
 
 class QualityController:
-    """Judges masks, whatever made them, with the reward networks and the quality model of a run.
+    """Assesses masks, whatever made them, with the reward networks and the quality model of a run.
 
     Args:
         segmenter: That of the run. Brings images and masks to the grid of the reward networks and, unless it needs
@@ -128,7 +128,7 @@ class QualityController:
         )
 
     def assess(self, case: Case, labels: LabelMap) -> QualityReport:
-        """Judges one mask; nothing can be said of shift but for the case itself.
+        """Assesses one mask; nothing can be said of shift but for the case itself.
 
         So it is accepted only with `accept_untested`; what it is among others, `settle` says.
 
@@ -140,10 +140,10 @@ class QualityController:
             DataError: Image and mask do not belong together, or the image is not of the kind that the segmenter, the
                 classifier of views or BiomedCLIP takes.
         """
-        return self.judge([self.submit(case, labels)])[0]
+        return self.assess_batch([self.submit(case, labels)])[0]
 
     def submit(self, case: Case, labels: LabelMap) -> Submission:
-        """Checks a mask and makes it ready to be judged among others, which is faster than one by one.
+        """Checks a mask and makes it ready to be assessed among others, which is faster than one by one.
 
         Raises:
             DataError: As in `assess`.
@@ -151,7 +151,7 @@ class QualityController:
         return self._shown_to_gates(submit(self.segmenter, self.anatomy, case, labels))
 
     def segment(self, case: Case) -> Submission:
-        """A mask of the run's own segmenter, ready to be judged: one inference serves both.
+        """A mask of the run's own segmenter, ready to be assessed: one inference serves both.
 
         Raises:
             DataError: As in `assess`.
@@ -165,7 +165,7 @@ class QualityController:
             biomedclip=None if self.biomedclip is None else self.biomedclip.embed(submission.case),
         )
 
-    def judge(self, submissions: Sequence[Submission]) -> list[QualityReport]:
+    def assess_batch(self, submissions: Sequence[Submission]) -> list[QualityReport]:
         """Reports of masks, in their order: those of `assess`, whatever the others are."""
         found = collect_evidence(submissions, self.reward, self.segmenter.patch_size, self.schema, self.device)
         return [self._report(item, evidence) for item, evidence in zip(submissions, found, strict=True)]

@@ -12,7 +12,7 @@ import torch
 from scipy import ndimage
 from torch import Tensor
 
-from medfm_rl.metrics.validity import RuleResult
+from medfm_rl.anatomy.profiles import RuleResult
 from medfm_rl.reward.score import MARGIN, dilate, memberships
 
 FEATURES = (

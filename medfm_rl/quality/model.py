@@ -13,10 +13,10 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import Tensor
 
+from medfm_rl.anatomy.profiles import Anatomy
+from medfm_rl.anatomy.rules import Profile
 from medfm_rl.data.files import hash_folder, write_text
 from medfm_rl.errors import ModelError
-from medfm_rl.metrics.rules import Profile
-from medfm_rl.metrics.validity import Anatomy
 from medfm_rl.quality.conformal import interval
 from medfm_rl.quality.evidence import Evidence, log_odds
 from medfm_rl.quality.prediction import DicePredictor

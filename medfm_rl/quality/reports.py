@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from medfm_rl.metrics.validity import RuleResult
+from medfm_rl.anatomy.profiles import RuleResult
 from medfm_rl.quality.views import ViewFinding
 from medfm_rl.types import FloatArray
 

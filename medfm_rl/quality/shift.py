@@ -110,7 +110,7 @@ class DomainReference(BaseModel):
         """How much more probable each case is in a batch than among the reference, up to one factor.
 
         A logistic regression tells the two apart by their coordinates, every patient counts as much as another, and no
-        case is judged by a regression that has seen its patient (five folds). Ratios are cut at 1/20 and 20: a few
+        case is assessed by a regression that has seen its patient (five folds). Ratios are cut at 1/20 and 20: a few
         cases with all the weight would say nothing.
 
         Args:
@@ -129,7 +129,7 @@ class DomainReference(BaseModel):
         names = np.concatenate([[f"reference {number}" for number in self.patients], [f"batch {n}" for n in patients]])
         counts = np.bincount(_numbers(names))[_numbers(names)]
         ratios = np.zeros(len(together))
-        for fitted, judged in StratifiedGroupKFold(_FOLDS).split(together, new, names):
+        for fitted, assessed in StratifiedGroupKFold(_FOLDS).split(together, new, names):
             weights = 1 / counts[fitted]
             patients_fitted = weights.sum()
             for side in (True, False):
@@ -137,7 +137,7 @@ class DomainReference(BaseModel):
                 # independent evidence against the penalty.
                 weights[new[fitted] == side] *= patients_fitted / 2 / weights[new[fitted] == side].sum()
             model = LogisticRegression().fit(together[fitted], new[fitted], weights)
-            ratios[judged] = np.exp(np.clip(model.decision_function(together[judged]), *_LARGEST_LOG_RATIO))
+            ratios[assessed] = np.exp(np.clip(model.decision_function(together[assessed]), *_LARGEST_LOG_RATIO))
         return ratios[~new], ratios[new]
 
     def batch_probability(self, embeddings: Array, patients: Sequence[str], seed: int = 0) -> float | None:

@@ -1,4 +1,4 @@
-"""From a case and a mask to the evidence on which the mask is judged."""
+"""From a case and a mask to the evidence on which the mask is assessed."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from medfm_rl.adapters import Sample, SegmenterAdapter
+from medfm_rl.anatomy.profiles import Anatomy, RuleResult
 from medfm_rl.errors import DataError
-from medfm_rl.metrics.validity import Anatomy, RuleResult
 from medfm_rl.quality.appearance import appearance
 from medfm_rl.quality.evidence import Evidence, confidence_in
 from medfm_rl.quality.views import ViewFinding
@@ -25,7 +25,7 @@ _MOST_PIXELS = 4_000_000
 
 @dataclass(frozen=True, eq=False)
 class Submission:
-    """A mask that is ready to be judged.
+    """A mask that is ready to be assessed.
 
     Attributes:
         case: The image.
@@ -74,7 +74,7 @@ def submit(segmenter: SegmenterAdapter, anatomy: Anatomy, case: Case, labels: La
 
 
 def segment(segmenter: SegmenterAdapter, anatomy: Anatomy, case: Case) -> Submission:
-    """A mask of the segmenter, ready to be judged: one inference serves both.
+    """A mask of the segmenter, ready to be assessed: one inference serves both.
 
     Args:
         segmenter: Makes the mask.
@@ -128,7 +128,7 @@ def _require_finite(case: Case) -> None:
 
 
 def fill_a_batch(submissions: Sequence[Submission]) -> bool:
-    """Whether so many masks wait that they are judged before another image comes into the memory."""
+    """Whether so many masks wait that they are assessed before another image comes into the memory."""
     return len(submissions) >= _BATCH or sum(item.labels.size for item in submissions) >= _MOST_PIXELS
 
 

@@ -28,7 +28,7 @@ class AssessQualityd(MapTransform):  # type: ignore[misc]
     (PNG).
 
     Args:
-        controller: Judges the masks.
+        controller: Assesses the masks.
         image_key: Key of the image.
         label_key: Key of its mask, in the integers of the label files.
         report_key: Where the report goes.

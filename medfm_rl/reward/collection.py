@@ -13,9 +13,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from medfm_rl.augmentation.appearance import randomise_appearance
 from medfm_rl.networks import argmax_classes
 from medfm_rl.reward.actions import ActionOrigin, ActionRecords
-from medfm_rl.reward.appearance import randomise_appearance
 from medfm_rl.reward.corruption import add_blob, drop_structure, warp
 from medfm_rl.reward.shape_prior import ShapePrior
 from medfm_rl.settings import CollectSettings

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from medfm_rl.reward.appearance import smooth_noise
+from medfm_rl.augmentation.appearance import smooth_noise
 
 
 def warp(action: Tensor, generator: torch.Generator, amplitude: float = 0.04) -> Tensor:

@@ -18,8 +18,8 @@ from torch.nn import functional as F
 from medfm_rl.data.files import replace_folder_on_success
 from medfm_rl.errors import ModelError
 from medfm_rl.networks import build_padded_unet
-from medfm_rl.reward.tiles import over_tiles
 from medfm_rl.settings import NetworkSettings, RewardSettings
+from medfm_rl.tiling import over_tiles
 
 FUSION = "fusion.json"
 """The file in the reward folder of a run that says how its networks are fused."""
@@ -30,7 +30,7 @@ _GAIN = 4.0
 
 
 class RewardNet(nn.Module):
-    """Judges each pixel of an action.
+    """Rates each pixel of an action.
 
     Args:
         settings: Architecture.
@@ -197,28 +197,28 @@ class RewardEnsemble(nn.Module):
 
     @torch.no_grad()
     def examine(self, images: Tensor, actions: Tensor, patch_size: Sequence[int]) -> Examination:
-        """Judges actions and describes what the networks saw, in one forward pass of each.
+        """Rates actions and describes what the networks saw, in one forward pass of each.
 
         Args:
             images: `(B, C, *S)`.
             actions: `(B, *S)`, class indices.
-            patch_size: Grid that the networks were trained on; larger images, and slices of volumes, are judged as in
+            patch_size: Grid that the networks were trained on; larger images, and slices of volumes, are rated as in
                 `tiled_reward_map`.
         """
         if tuple(images.shape[2:]) == tuple(patch_size):
             return self._examine_whole(images, actions)
-        judged, features = [], []
+        rated, features = [], []
         for image, action in zip(images, actions, strict=True):
             seen: list[Tensor] = []
 
-            def judge(shown: Tensor, labels: Tensor, seen: list[Tensor] = seen) -> Tensor:
+            def rate(shown: Tensor, labels: Tensor, seen: list[Tensor] = seen) -> Tensor:
                 found = self._examine_whole(shown, labels[:, 0])
                 seen.append(found.features)
                 return torch.stack([found.mean, found.spread], dim=1)
 
-            judged.append(over_tiles(judge, [image, action[None]], patch_size))
+            rated.append(over_tiles(rate, [image, action[None]], patch_size))
             features.append(torch.cat(seen).mean(dim=0))
-        maps = torch.stack(judged)
+        maps = torch.stack(rated)
         return Examination(maps[:, 0], maps[:, 1], torch.stack(features))
 
     def _examine_whole(self, images: Tensor, actions: Tensor) -> Examination:

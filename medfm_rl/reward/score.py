@@ -51,8 +51,8 @@ def compared_scores(
 ) -> tuple[Tensor, Tensor]:
     """One number for each of two actions on one image: the mean over the structures that either of them has.
 
-    A structure that both have is judged as by `structure_scores`, each action in its own region. One that only one of
-    them has is judged as by `paired_scores`, both in the region of that one: where it is not on the image, the action
+    A structure that both have is rated as by `structure_scores`, each action in its own region. One that only one of
+    them has is rated as by `paired_scores`, both in the region of that one: where it is not on the image, the action
     without it is right there and scores higher. One that neither has says nothing and is left out.
 
     Args:
@@ -68,8 +68,8 @@ def compared_scores(
     count = (has[0] | has[1]).sum(dim=1)
     scores = []
     for (maps, _), own, of_other, there in zip((before, after), regions, reversed(regions), has, strict=True):
-        judged = torch.where(there.view(*there.shape, *[1] * (own.ndim - 2)), own, of_other)
-        scores.append(region_means(maps, judged).sum(dim=1) / count.clamp_min(1))
+        rated = torch.where(there.view(*there.shape, *[1] * (own.ndim - 2)), own, of_other)
+        scores.append(region_means(maps, rated).sum(dim=1) / count.clamp_min(1))
     return scores[0], scores[1]
 
 

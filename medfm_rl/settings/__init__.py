@@ -7,12 +7,12 @@ descriptions. Light on purpose: importing this package loads no network code.
 from medfm_rl.settings.adaptation import (
     AdaptConfig,
     CollectSettings,
+    FineTuningSettings,
     PPOSettings,
     RewardSettings,
     SelectionSettings,
     ShapePriorSettings,
     TrackingSettings,
-    WarmUpSettings,
 )
 from medfm_rl.settings.base import Settings
 from medfm_rl.settings.correction import CorrectionSettings
@@ -42,6 +42,7 @@ __all__ = [
     "CorrectionSettings",
     "DataSettings",
     "FilePrompts",
+    "FineTuningSettings",
     "FixedPrompts",
     "LoRASettings",
     "MaskPrompts",
@@ -64,5 +65,4 @@ __all__ = [
     "TotalSegmentatorSettings",
     "TrackingSettings",
     "TrainSourceConfig",
-    "WarmUpSettings",
 ]

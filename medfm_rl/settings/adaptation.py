@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field, model_validator
 
@@ -13,7 +14,7 @@ from medfm_rl.settings.segmenters import Segmenter
 from medfm_rl.settings.training import NetworkSettings
 
 
-class WarmUpSettings(Settings):
+class FineTuningSettings(Settings):
     """Fine-tuning on labelled source images in the look of the target, and on target images with own masks."""
 
     steps: int = Field(
@@ -97,7 +98,7 @@ class RewardSettings(Settings):
     )
     pessimism: float = Field(0.5, ge=0, description="k in mean - k * standard deviation.")
     steps: Positive = Field(
-        800, description="Training steps at most, for each network. Too few and the judge cannot tell good from bad."
+        800, description="Training steps at most, for each network. Too few and they cannot tell good from bad."
     )
     validate_every: Positive = Field(100, description="Steps between validations; the best one's weights are kept.")
     patience: Positive = Field(4, description="Validations without a better loss before training stops.")
@@ -147,25 +148,25 @@ class PPOSettings(Settings):
 
 
 class SelectionSettings(Settings):
-    """Choice of the best average of checkpoints without labels, by a judge that the policy was not trained on."""
+    """Choice of the best average of checkpoints without labels, by a reward network that no policy learned from."""
 
     target_fraction: float = Field(
-        0.3, gt=0, lt=1, description="Share of target patients on whose images the judge compares candidates."
+        0.3, gt=0, lt=1, description="Share of target patients on whose images candidates are compared."
     )
     confidence: float = Field(
         0.95,
         gt=0.5,
         lt=1,
         description="Share of bootstrap draws over patients in which a candidate must beat the incumbent: the average "
-        "of the warm-up and PPO's first checkpoint, or the source policy where there is no warm-up. The source policy "
+        "of the fine-tuning and PPO's first checkpoint, or the source policy where there is none. The source policy "
         "may win it back in the same way.",
     )
     margin: float = Field(
         0.005,
         ge=0,
         lt=1,
-        description="By how much of the judge's score a candidate must beat it. What PPO makes pleases the judge by "
-        "a few thousandths whether or not it is better.",
+        description="By how much of the held-out reward a candidate must beat it. What PPO makes pleases the network "
+        "by a few thousandths whether or not it is better.",
     )
 
 
@@ -180,6 +181,8 @@ class TrackingSettings(Settings):
 
 class AdaptConfig(Settings):
     """`medfm-rl adapt`: adapt a segmenter to a new domain without target labels."""
+
+    former_names: ClassVar[Mapping[str, str]] = {"warm_up": "fine_tuning"}
 
     segmenter: Segmenter = Field(description="The segmenter to adapt.")
     target: DataSettings = Field(description="Images of the new domain. Labels, where there are any, are not read.")
@@ -196,7 +199,9 @@ class AdaptConfig(Settings):
         "a YAML file.",
     )
     iterations: Positive = Field(1, description="Rounds of collect -> reward -> PPO.")
-    warm_up: WarmUpSettings = Field(default_factory=WarmUpSettings, description="Start before the first iteration.")
+    fine_tuning: FineTuningSettings = Field(
+        default_factory=FineTuningSettings, description="Start before the first iteration."
+    )
     collect: CollectSettings = Field(default_factory=CollectSettings, description="Collection of actions.")
     shape_prior: ShapePriorSettings = Field(default_factory=ShapePriorSettings, description="Autoencoder of masks.")
     reward: RewardSettings = Field(default_factory=RewardSettings, description="Reward networks.")

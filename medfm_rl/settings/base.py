@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from collections.abc import Mapping
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -12,6 +13,12 @@ Device = Annotated[Literal["auto", "cpu", "cuda", "mps"], Field(description="aut
 
 
 class Settings(BaseModel):
-    """Base of all settings: frozen; an unknown field and a number that is not finite are errors."""
+    """Base of all settings: frozen; an unknown field and a number that is not finite are errors.
+
+    Attributes:
+        former_names: Fields by the names that they had in earlier versions; files with those are still read.
+    """
+
+    former_names: ClassVar[Mapping[str, str]] = {}
 
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=(), allow_inf_nan=False)

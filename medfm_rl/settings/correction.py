@@ -21,7 +21,7 @@ class CorrectionSettings(Settings):
         "shape-prior projects on shapes of the source.",
     )
     views: Positive = Field(
-        16, description="Random views of a case that a vote is taken of; the judge looks at as many others."
+        16, description="Random views of a case that a vote is taken of; the verifier looks at as many others."
     )
     objective: Literal["reward", "ppo"] = Field(
         "reward",
@@ -48,19 +48,19 @@ class CorrectionSettings(Settings):
     seconds: float = Field(
         10.0,
         gt=0,
-        description="Time for one case, half of it for segmentation and method, the rest for the judge. When a part is "
-        "over no step and no view is begun; the judge accepts nothing without all of its views.",
+        description="Time for one case, half of it for segmentation and method, the rest for the verifier. When a part "
+        "is over no step and no view is begun; the verifier accepts nothing without all of its views.",
     )
-    margin: float = Field(0.005, ge=0, lt=1, description="Gain in the Dice that the judge expects which is needed.")
+    margin: float = Field(0.005, ge=0, lt=1, description="Gain in the Dice that the verifier expects which is needed.")
     margin_given: float = Field(
         0.04,
         ge=0,
         lt=1,
-        description="Gain in the Dice that the judge expects which is needed for masks that another segmenter made. "
-        "More than margin: the judge looks at views of the run's segmenter, and leans to what that would do.",
+        description="Gain in the Dice that the verifier expects which is needed for masks that another segmenter made. "
+        "More than margin: the verifier looks at views of the run's segmenter, and leans to what that would do.",
     )
     tolerance: float = Field(
-        0.05, ge=0, lt=1, description="By how much the Dice of a single structure may fall, as the judge expects it."
+        0.05, ge=0, lt=1, description="By how much the Dice of a single structure may fall, as the verifier expects it."
     )
     max_change: float = Field(
         0.6,

@@ -31,7 +31,7 @@ _SETTINGS: Final = "segmenter-settings.json"
 
 
 def save_quality_model(run: Path, folder: Path) -> None:
-    """Writes an MLflow model that judges masks: `mlflow.pyfunc.load_model(folder).predict(table)`.
+    """Writes an MLflow model that assesses masks: `mlflow.pyfunc.load_model(folder).predict(table)`.
 
     The table has the columns `image` and `mask`, paths of files, and `patient` where it is known. Segmenter, reward
     networks and `quality.json` are copied into the model; what the run learned from is not. Where the segmenter is of

@@ -20,14 +20,14 @@ _COLUMNS = ["case", "predicted_dice", "low", "high", "verdict", "reasons", "prom
 
 
 class QualityPythonModel(PythonModel):  # type: ignore[misc]
-    """Judges the masks of a table."""
+    """Assesses the masks of a table."""
 
     def load_context(self, context: Any) -> None:
         """Loads the run that came with the model, onto a GPU where there is one."""
         self.controller = load_served(Path(context.artifacts["run"]), device="auto")
 
     def predict(self, context: Any, model_input: Any, params: dict[str, Any] | None = None) -> Any:
-        """Judges each row's mask as one of a batch.
+        """Assesses each row's mask as one of a batch.
 
         Args:
             context: Context of MLflow.
@@ -37,7 +37,7 @@ class QualityPythonModel(PythonModel):  # type: ignore[misc]
 
         Returns:
             A data frame with the mask's predicted mean Dice, the interval, verdict, reasons, and what is promised, with
-            the index of the table. A mask that cannot be judged is referred, and its reasons say why.
+            the index of the table. A mask that cannot be assessed is referred, and its reasons say why.
 
         Raises:
             DataError: A column is missing.
@@ -50,7 +50,7 @@ class QualityPythonModel(PythonModel):  # type: ignore[misc]
                 "and in patient who each image is of, where that is known"
             )
         records, lacking = model_input.to_dict("records"), model_input.isna().to_dict("records")
-        judged: list[int] = []
+        assessed: list[int] = []
         reports: list[QualityReport] = []
         waiting: list[Submission] = []
         found: list[dict[str, Any]] = [{} for _ in records]
@@ -60,14 +60,14 @@ class QualityPythonModel(PythonModel):  # type: ignore[misc]
             except UserError as error:
                 found[place] = {"case": image_stem(Path(str(row["image"]))), "verdict": "refer", "reasons": str(error)}
                 continue
-            judged.append(place)
+            assessed.append(place)
             if fill_a_batch(waiting):
-                reports += self.controller.judge(waiting)
+                reports += self.controller.assess_batch(waiting)
                 waiting = []
-        reports += self.controller.judge(waiting)
+        reports += self.controller.assess_batch(waiting)
         batch = self.controller.settle(reports)
         promised = "; ".join(map(str, batch.guarantees))
-        for place, report in zip(judged, batch.reports, strict=True):
+        for place, report in zip(assessed, batch.reports, strict=True):
             found[place] = {
                 "case": report.case_id,
                 "predicted_dice": report.mean.predicted_dice,
@@ -80,7 +80,7 @@ class QualityPythonModel(PythonModel):  # type: ignore[misc]
         return type(model_input)(found, index=model_input.index, columns=_COLUMNS)
 
     def _submission(self, row: Mapping[str, Any], lacks: Mapping[str, bool]) -> Submission:
-        """A row's mask, ready to be judged.
+        """A row's mask, ready to be assessed.
 
         Raises:
             UserError: A path is missing, a file cannot be read, or image and mask do not belong together.

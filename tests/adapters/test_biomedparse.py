@@ -11,17 +11,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from biomedparse_checkout import write_checkout, write_segmenter
+from support.biomedparse_checkout import write_checkout, write_segmenter
 from torch.nn import functional as F
 
 from medfm_rl.adapters import BiomedParseAdapter, check_adapter
 from medfm_rl.adapters.loading import load_segmenter, recognise
 from medfm_rl.envs import SegmentationVecEnv
 from medfm_rl.errors import ConfigError, DataError, ModelError
-from medfm_rl.pipeline.models import inspect_model
 from medfm_rl.policies import DensePPO
 from medfm_rl.settings import BiomedParseSettings, TextPrompts
 from medfm_rl.types import Case, Geometry, Prompts
+from medfm_rl.workflows.inspection import inspect_model
 
 pytestmark = pytest.mark.biomedparse
 

@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from on_cuda import assert_the_gpu_gives_the_masks_of_the_cpu
-from sam_models import echo_like, inside, write_folder
+from support.on_cuda import assert_the_gpu_gives_the_masks_of_the_cpu
+from support.sam_models import echo_like, inside, write_folder
 from typer.testing import CliRunner
 
 from medfm_rl.adapters import LiteMedSAMAdapter, check_adapter
@@ -24,9 +24,9 @@ from medfm_rl.data.files import hash_file
 from medfm_rl.data.images import read_image, write_image, write_labels
 from medfm_rl.envs import SegmentationVecEnv
 from medfm_rl.errors import DataError, ModelError
-from medfm_rl.pipeline.models import load_model
 from medfm_rl.policies import DensePPO
 from medfm_rl.reward.network import RewardEnsemble, RewardNet
+from medfm_rl.runs.models import load_model
 from medfm_rl.settings import NetworkSettings, PromptableSettings, RewardSettings
 from medfm_rl.types import Case, Geometry, LabelSchema, Prompts
 

@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from on_cuda import assert_the_gpu_gives_the_masks_of_the_cpu
-from sam_models import echo_like, inside, tiny_sam, tiny_sam2, write_folder
+from support.on_cuda import assert_the_gpu_gives_the_masks_of_the_cpu
+from support.sam_models import echo_like, inside, tiny_sam, tiny_sam2, write_folder
 from torch import Tensor, nn
 from typer.testing import CliRunner
 
@@ -24,8 +24,8 @@ from medfm_rl.adapters.sam_checkpoints import SAM, SAM2, backwards, renamed
 from medfm_rl.cli import app
 from medfm_rl.data.images import read_image, write_image, write_labels
 from medfm_rl.errors import DataError, MissingExtraError, ModelError
-from medfm_rl.pipeline.models import inspect_model
 from medfm_rl.types import Case, LabelSchema
+from medfm_rl.workflows.inspection import inspect_model
 
 transformers = pytest.importorskip("transformers", reason="needs transformers (extra medsam)")
 pytestmark = pytest.mark.medsam

@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 import torch
-from on_cuda import assert_the_gpu_gives_the_masks_of_the_cpu
 from safetensors.torch import save_file
 from scipy.ndimage import gaussian_filter
+from support.on_cuda import assert_the_gpu_gives_the_masks_of_the_cpu
 
 from medfm_rl.adapters import MonaiBundleAdapter, check_adapter
 from medfm_rl.adapters.delta import state_hash

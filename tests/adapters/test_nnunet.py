@@ -31,7 +31,7 @@ from medfm_rl.settings import NnUNetSettings, PreprocessingSettings
 from medfm_rl.types import Case, Geometry
 
 pytest.importorskip("nnunetv2", reason="nnunetv2 is not installed (extra nnunet)")
-from nnunet_models import LABELS, dataset, finish, nnunet_predict, plans, read_labels, write_case, write_model
+from support.nnunet_models import LABELS, dataset, finish, nnunet_predict, plans, read_labels, write_case, write_model
 
 pytestmark = pytest.mark.nnunet
 

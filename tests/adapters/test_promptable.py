@@ -8,20 +8,20 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from on_cuda import assert_the_gpu_gives_the_masks_of_the_cpu
-from promptable_models import TinyPromptable, write_tiny
+from support.on_cuda import assert_the_gpu_gives_the_masks_of_the_cpu
+from support.promptable_models import TinyPromptable, write_tiny
 
 from medfm_rl.adapters.embeddings import EmbeddingCache
 from medfm_rl.adapters.prompts import boxes_of
+from medfm_rl.augmentation.appearance import randomise_appearance
+from medfm_rl.augmentation.shape import augment_pair
+from medfm_rl.correction.optimiser import _WeightSearch
 from medfm_rl.envs import SegmentationVecEnv
 from medfm_rl.errors import ModelError
-from medfm_rl.pipeline.supervised import augment_pair
 from medfm_rl.policies import DensePPO
-from medfm_rl.quality.rivals import BoxAgreement, PredictedIoU
-from medfm_rl.reward.appearance import randomise_appearance
+from medfm_rl.quality.baselines import BoxAgreement, PredictedIoU
 from medfm_rl.reward.network import RewardNet
 from medfm_rl.settings import CorrectionSettings, FilePrompts, NetworkSettings, PromptableDescription
-from medfm_rl.tto.optimizer import _WeightSearch
 from medfm_rl.types import Case, Geometry
 
 BOXES = {"LV": [0.2, 0.2, 0.6, 0.7], "LA": [0.3, 0.7, 0.7, 0.95]}

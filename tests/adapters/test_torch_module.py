@@ -15,8 +15,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from on_cuda import assert_the_gpu_gives_the_masks_of_the_cpu
 from safetensors.torch import load_file, save_file
+from support.on_cuda import assert_the_gpu_gives_the_masks_of_the_cpu
 from torch import Tensor, nn
 
 from medfm_rl.adapters import TorchModuleAdapter

@@ -21,8 +21,8 @@ from cells import NONE, Scores, cell_file
 from torch import nn
 
 from medfm_rl.data.files import write_json
-from medfm_rl.pipeline.run_folder import RunFolder
 from medfm_rl.reward.network import RewardEnsemble, RewardNet
+from medfm_rl.runs.folder import RunFolder
 from medfm_rl.settings import AdaptConfig, NetworkSettings, PPOSettings, RewardSettings
 
 
@@ -47,7 +47,7 @@ def test_changes_are_merged_section_by_section() -> None:
 def test_a_variant_takes_over_what_precedes_its_change_and_nothing_else() -> None:
     run = RunFolder(Path("run"))
     assert stages_up_to(run, "nothing") == []
-    assert stages_up_to(run, "collect") == [run.shape_prior, run.warm_up, run.actions]
+    assert stages_up_to(run, "collect") == [run.shape_prior, run.fine_tuned, run.actions]
     shared = stages_up_to(run, "reward")
     for network in ("judge", "member-0"):
         assert any(folder in run.reward(0, network).parents for folder in shared)
@@ -120,14 +120,14 @@ class TestReport:
     def test_what_is_missing_shows(self, tmp_path: Path) -> None:
         self.write(tmp_path)
         text = table("A shift", describe("s", tmp_path, [0]), quick=False)
-        assert "| no warm-up | missing |" in text
+        assert "| no fine-tuning | missing |" in text
         assert "| default | 1 | +0.0000 [" in text or "| default | 1 | -0.0000 [" in text
 
 
 def test_variants_that_share_nothing_change_what_comes_first() -> None:
     for name, variant in VARIANTS.items():
         if variant.after == "nothing" and variant != Variant({}, "nothing"):
-            assert set(variant.changes) == {"warm_up"}, name
+            assert set(variant.changes) == {"fine_tuning"}, name
 
 
 def test_what_the_reward_knows_is_told_from_differences_to_the_start(tmp_path: Path) -> None:

@@ -13,8 +13,8 @@ from cells import OURS, UPPER, Cell, Scores, difference, gap_recovered, harm_rat
 from ejection_fraction import Disks
 from shifts import NO_SHIFT, SHIFTS
 
+from medfm_rl.anatomy.profiles import load_anatomy
 from medfm_rl.data.layouts import find_cases
-from medfm_rl.metrics.validity import load_anatomy
 from medfm_rl.settings import DataSettings
 from medfm_rl.types import LabelSchema
 

@@ -18,7 +18,7 @@ def row(patient: str, before: float, after: float, accepted: bool, verdict: str 
         "worst_decile": worst,
         "accepted": accepted,
         "seconds": 2.0,
-        "judge_gain": 0.02,
+        "verifier_gain": 0.02,
         "before": {"dice": before, "hd95": 8.0, "valid": False},
         "after": {"dice": after, "hd95": None if after < 0.1 else 4.0, "valid": accepted},
     }
@@ -69,7 +69,7 @@ def test_what_is_refused_stays_as_it_was(mixed: dict[str, Any]) -> None:
     # Flagged are a, b and c: +.10, -.02 and 0.
     assert found["flagged_change"]["gain"] == pytest.approx(0.08 / 3)
     assert found["flagged_change"]["valid_after"] == pytest.approx(2 / 3)
-    # The distance of c is not known without the judge: it is left out on both sides.
+    # The distance of c is not known without the verifier: it is left out on both sides.
     assert (found["flagged_unjudged"]["hd95_before"], found["flagged_unjudged"]["hd95_after"]) == (8.0, 4.0)
     assert found["worst_decile"]["gain_low"] <= 0.05 <= found["worst_decile"]["gain_high"]
 

@@ -24,8 +24,8 @@ from litemedsam_camus import (
     summarise,
     table,
 )
-from promptable_models import TinyPromptable
 from shifts import ECHO, Folders, Shift
+from support.promptable_models import TinyPromptable
 
 from medfm_rl.adapters import loading
 from medfm_rl.quality import calibration
@@ -46,7 +46,7 @@ def results() -> dict[str, Any]:
     blind = [0.5, 0.6, 0.7, 0.8, 0.9] * 2
     return {
         "before": {"source": domain(0.9), "target": domain(0.8)},
-        "decoder": {"chosen": "warm-up", "source": domain(0.9), "target": domain(0.85)},
+        "decoder": {"chosen": "fine-tuning", "source": domain(0.9), "target": domain(0.85)},
         "lora": {"chosen": "source", "source": domain(0.9), "target": domain(0.8)},
         "cost": {
             "images": 4,

@@ -12,7 +12,7 @@ from rivals.pseudo_labels import confident_labels
 from torch import Tensor, nn
 
 from medfm_rl.adapters import TorchModuleAdapter
-from medfm_rl.metrics.validity import load_anatomy
+from medfm_rl.anatomy.profiles import load_anatomy
 from medfm_rl.reward.collection import ImageSet
 from medfm_rl.settings import NetworkSettings, PreprocessingSettings, ShapePriorSettings
 from medfm_rl.types import LabelSchema

@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from shifts import NO_SHIFT, SHIFTS, TITLES, Shift, prepare, split_patients
 
+from medfm_rl.anatomy.profiles import load_anatomy
 from medfm_rl.data.layouts import find_cases, is_simulated
-from medfm_rl.metrics.validity import load_anatomy
 from medfm_rl.settings import DataSettings
 from medfm_rl.types import LabelSchema
 

@@ -94,20 +94,20 @@ def test_images_with_a_reference_are_judged_by_it() -> None:
 
 
 def test_the_reward_sees_other_views_of_what_the_policy_is_shown() -> None:
-    judged = IMAGES + np.arange(5, dtype=np.float32).reshape(5, 1, 1, 1)
-    env = SegmentationVecEnv(IMAGES, likes_ones, K, n_envs=2, judged=judged)
+    rated_as = IMAGES + np.arange(5, dtype=np.float32).reshape(5, 1, 1, 1)
+    env = SegmentationVecEnv(IMAGES, likes_ones, K, n_envs=2, rated_as=rated_as)
     shown = env.reset()
     assert np.array_equal(shown, IMAGES[env.current])
     _, _, _, infos = env.step(np.ones((2, 42), np.uint8))
     for info in infos:
-        expected = torch.sigmoid(torch.as_tensor(judged[info["image_index"], 0])).numpy()
+        expected = torch.sigmoid(torch.as_tensor(rated_as[info["image_index"], 0])).numpy()
         np.testing.assert_allclose(info["reward_map"], expected)
         assert np.array_equal(info["terminal_observation"], IMAGES[info["image_index"]])
 
 
 def test_views_for_some_images_only_are_refused() -> None:
     with pytest.raises(ValueError, match="one for each image"):
-        SegmentationVecEnv(IMAGES, likes_ones, K, n_envs=2, judged=IMAGES[:2])
+        SegmentationVecEnv(IMAGES, likes_ones, K, n_envs=2, rated_as=IMAGES[:2])
 
 
 def test_the_order_depends_on_seed_and_position_only() -> None:

@@ -79,7 +79,7 @@ def hash_weights(path: Path) -> str:
 
 def hash_masks(folder: Path) -> str:
     """SHA-256 of names and pixels of the masks in a folder."""
-    import SimpleITK as sitk  # noqa: N813
+    import SimpleITK as sitk
 
     digest = hashlib.sha256()
     for path in sorted(folder.glob("*.nii.gz")):
@@ -90,15 +90,21 @@ def hash_masks(folder: Path) -> str:
 
 def hashes_of_run(run: Path) -> dict[str, str]:
     """Hashes of the weights of a finished run: what PPO started from, the segmenter and the reward networks."""
-    files = {"fine-tuned": run / "warm-up" / "actor.safetensors", "model": run / "model" / "weights.safetensors"}
-    for name in ("judge", "member-0", "member-1"):
-        (files[name],) = (run / "reward" / name).glob("*.safetensors")
+    files = {"model": run / "model" / "weights.safetensors"}
+    # Two things had other names in version 0.1.
+    for name, places in {
+        "fine-tuned": ("fine-tuning", "warm-up"),
+        "judge": ("reward/held-out", "reward/judge"),
+        "member-0": ("reward/member-0",),
+        "member-1": ("reward/member-1",),
+    }.items():
+        (files[name],) = (path for place in places for path in (run / place).glob("*.safetensors"))
     return {name: hash_weights(path) for name, path in files.items()}
 
 
 def hashes_of_deployment(folder: Path) -> dict[str, str]:
     """Hashes of masks, predicted Dice and verdicts, and of what was decided about corrections."""
-    scores = list(csv.DictReader((folder / "scored" / "scores.csv").open()))
+    scores = csv.DictReader((folder / "scored" / "scores.csv").read_text().splitlines())
     kept = [[row[name] for name in ("case_id", "structure", "predicted_dice", "low", "high")] for row in scores]
     corrections = json.loads((folder / "corrected" / "corrections.json").read_text())["cases"]
     decided = [
@@ -139,7 +145,12 @@ def _first_data(folder: Path) -> None:
     from medfm_rl.data.ultrasound.phantom import simulate_dataset
     from medfm_rl.data.ultrasound.vendors import vendor
 
-    for name, profile, first, count in (("a", "cart", 1, 6), ("b", "handheld", 101, 6), ("c", "cart", 201, 24), ("d", "cart", 301, 2)):
+    for name, profile, first, count in (
+        ("a", "cart", 1, 6),
+        ("b", "handheld", 101, 6),
+        ("c", "cart", 201, 24),
+        ("d", "cart", 301, 2),
+    ):
         simulate_dataset(folder / "data" / name, vendor(profile), count, seed=0, size=(32, 32), first=first)
     settings = {
         "data": {"path": "data/a"},
@@ -162,7 +173,7 @@ if __name__ == "__main__":
     call(place, "calibrate", "run", "--labelled", "data/c", "--dice", "0.5", "--device", "cpu")
     shutil.rmtree(place / "data" / "c")
     deploy(place)
-    print(
+    sys.stdout.write(
         json.dumps(
             {
                 "rounding": how_this_machine_rounds(),

@@ -3,9 +3,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from medfm_rl.anatomy.profiles import load_anatomy
 from medfm_rl.errors import DataError
 from medfm_rl.metrics.scores import MEAN, CaseScore, Evaluation, compare, score_case, summarise
-from medfm_rl.metrics.validity import load_anatomy
 from medfm_rl.types import Case, Geometry, LabelMap, LabelSchema
 
 SCHEMA = LabelSchema.from_structures({"LV": 1, "MYO": 2})

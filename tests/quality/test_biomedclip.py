@@ -13,14 +13,14 @@ from torch import nn
 
 from medfm_rl.data.layouts import find_cases
 from medfm_rl.errors import DataError, MissingExtraError, ModelError
-from medfm_rl.pipeline.calibrate import calibrate
-from medfm_rl.pipeline.run_folder import RunFolder
-from medfm_rl.pipeline.score import Gates, find_masks, load_controller, score
 from medfm_rl.quality import biomedclip as module
 from medfm_rl.quality.biomedclip import BiomedCLIP, _prepared
 from medfm_rl.quality.model import Targets
+from medfm_rl.runs.folder import RunFolder
 from medfm_rl.settings import DataSettings
 from medfm_rl.types import Case, Geometry
+from medfm_rl.workflows.calibrate.quality import calibrate
+from medfm_rl.workflows.deploy.score import Gates, find_masks, load_controller, score
 
 timm = pytest.importorskip("timm", reason="timm is not installed (extra biomedclip)")
 

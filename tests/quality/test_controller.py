@@ -11,9 +11,9 @@ import torch
 from scipy import ndimage
 
 from medfm_rl.adapters import Sample, TorchModuleAdapter
+from medfm_rl.anatomy.rules import Profile, SizeRule
 from medfm_rl.data.layouts import find_cases
 from medfm_rl.errors import DataError, ModelError
-from medfm_rl.metrics.rules import Profile, SizeRule
 from medfm_rl.quality import QualityController, QualityReport
 from medfm_rl.quality.calibration import CalibrationCase, Provenance, fit_quality
 from medfm_rl.quality.conformal import interval
@@ -118,7 +118,7 @@ def test_a_mask_of_the_own_segmenter_is_made_and_judged_in_one_inference(
     monkeypatch.setattr(type(controller.segmenter), "predict_logits", counted)
     submission = controller.segment(case)
     assert np.array_equal(submission.labels, mask)
-    assert controller.judge([submission])[0].to_json() == expected.to_json()
+    assert controller.assess_batch([submission])[0].to_json() == expected.to_json()
     assert calls == [case.case_id]
 
 
@@ -429,7 +429,7 @@ def test_masks_judged_together_get_the_reports_that_they_get_alone(
     smaller = replace(labelled[1].case, image=labelled[1].case.image[:, 1:]), labelled[1].ground_truth[1:]
     masks = [(item.case, item.ground_truth) for item in labelled[:18]]
     masks.insert(3, smaller)
-    together = controller.judge([controller.submit(case, mask) for case, mask in masks])
+    together = controller.assess_batch([controller.submit(case, mask) for case, mask in masks])
     assert [report.case_id for report in together] == [case.case_id for case, _ in masks]
     for report, (case, mask) in zip(together, masks, strict=True):
         alone = controller.assess(case, mask)

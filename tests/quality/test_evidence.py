@@ -10,9 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
+from medfm_rl.anatomy.profiles import RuleResult
 from medfm_rl.errors import ModelError
 from medfm_rl.metrics.overlap import dice
-from medfm_rl.metrics.validity import RuleResult
 from medfm_rl.quality.evidence import FEATURES, OWN_ESTIMATE, Evidence, confidence_in, expected_dice
 from medfm_rl.quality.model import PixelCalibration
 

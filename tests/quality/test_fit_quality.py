@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from medfm_rl.metrics.validity import load_anatomy
+from medfm_rl.anatomy.profiles import load_anatomy
 from medfm_rl.quality.calibration import CalibrationCase, Provenance, fit_quality
 from medfm_rl.quality.evidence import Evidence
 from medfm_rl.quality.model import MEAN, QualityModel, Targets

@@ -16,12 +16,12 @@ from torchvision.models.convnext import CNBlockConfig, ConvNeXt
 
 from medfm_rl.data.layouts import find_cases
 from medfm_rl.errors import DataError, ModelError
-from medfm_rl.pipeline.score import Gates, find_masks, load_controller, score
 from medfm_rl.quality import QualityController, QualityModel, QualityReport
 from medfm_rl.quality import views as views_module
 from medfm_rl.quality.views import VIEWS, ViewClassifier, ViewFinding, _prepared
 from medfm_rl.settings import DataSettings
 from medfm_rl.types import Case, Geometry
+from medfm_rl.workflows.deploy.score import Gates, find_masks, load_controller, score
 
 
 def quiet(stage: str, done: int, total: int) -> None:

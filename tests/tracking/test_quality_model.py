@@ -19,7 +19,7 @@ pytestmark = pytest.mark.filterwarnings("ignore")
 def test_a_served_model_gives_the_verdicts_of_the_controller(
     quality_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, batch: int
 ) -> None:
-    """However many of them are judged at once."""
+    """However many of them are assessed at once."""
     import pandas
     from mlflow import pyfunc
 

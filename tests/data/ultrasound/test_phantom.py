@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 
+from medfm_rl.anatomy.profiles import load_anatomy
 from medfm_rl.data.files import hash_folder
 from medfm_rl.data.layouts import find_cases
 from medfm_rl.data.ultrasound.phantom import ECHO_SCHEMA, PHASES, VIEWS, draw_heart, draw_phantom, simulate_dataset
 from medfm_rl.data.ultrasound.vendors import vendor
-from medfm_rl.metrics.validity import load_anatomy
 from medfm_rl.settings import DataSettings
 
 LV, MYO, LA = 1, 2, 3

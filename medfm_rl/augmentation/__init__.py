@@ -1,0 +1,1 @@
+"""Random appearances, shapes and views of images."""

@@ -1,0 +1,58 @@
+"""The report of a run: one self-contained HTML page, and the table that the command line prints."""
+
+from __future__ import annotations
+
+import base64
+import io
+
+import numpy as np
+import numpy.typing as npt
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import to_rgb
+from matplotlib.figure import Figure
+from matplotlib.image import AxesImage
+
+from medfm_rl.types import LabelMap, LabelSchema
+
+# Okabe and Ito's palette: told apart by colour-blind readers and in grey print.
+_PALETTE = ("#E69F00", "#56B4E9", "#009E73", "#CC79A7", "#F0E442", "#0072B2", "#D55E00")
+LEGEND_COLUMNS = 6
+
+
+def encode_figure(figure: Figure) -> str:
+    """A figure as the address of a picture that a page holds itself."""
+    return "data:image/png;base64," + base64.b64encode(figure_bytes(figure)).decode()
+
+
+def explain_rewards(figure: Figure, panels: npt.NDArray[np.object_], picture: AxesImage) -> None:
+    """A colour bar beside the panels for the reward maps among them, of which `picture` is one."""
+    bar = figure.colorbar(picture, ax=panels, fraction=0.012, pad=0.01)
+    bar.set_label("reward: fused probability of being right", fontsize=8)
+
+
+def figure_bytes(figure: Figure) -> bytes:
+    """A figure as PNG."""
+    buffer = io.BytesIO()
+    FigureCanvasAgg(figure)
+    figure.savefig(buffer, format="png", dpi=110, bbox_inches="tight", facecolor="white")
+    return buffer.getvalue()
+
+
+def structure_colours(schema: LabelSchema) -> dict[str, str]:
+    """The colour of each structure in pictures, as `#RRGGBB`."""
+    return {name: _PALETTE[index % len(_PALETTE)] for index, name in enumerate(schema.structures)}
+
+
+def overlay(labels: LabelMap, schema: LabelSchema) -> npt.NDArray[np.float64]:
+    """Translucent fill and opaque contour of each structure, RGBA `(H, W, 4)`."""
+    layer = np.zeros((*labels.shape, 4))
+    for index, shown in enumerate(structure_colours(schema).values(), 1):
+        mask = labels == index
+        inside = mask.copy()
+        for axis in (0, 1):
+            for step in (-1, 1):
+                inside &= np.roll(mask, step, axis)
+        colour = to_rgb(shown)
+        layer[mask] = (*colour, 0.3)
+        layer[mask & ~inside] = (*colour, 1.0)
+    return layer

@@ -1,0 +1,204 @@
+"""What was made of a case and from what, so that a repeated call goes on where the last one ended."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from medfm_rl import __version__
+from medfm_rl.adapters import SegmenterAdapter
+from medfm_rl.adapters.delta import state_hash
+from medfm_rl.data.files import append_lines, hash_path, write_json
+from medfm_rl.data.images import hash_image
+from medfm_rl.data.layouts import CaseFile
+from medfm_rl.errors import DataError
+from medfm_rl.runs.identity import Identity
+
+AUDIT_FILE = "audit.jsonl"
+_FORMAT = 2
+
+
+class CaseRecords:
+    """Records of a command in its output folder, one file for each case, and the audit log.
+
+    A record holds the inputs, the result, and the hashes of the files that were written. One that was begun and not
+    ended holds no result.
+
+    Args:
+        out: Output folder.
+        command: Whose records; those of other commands in the same folder are not looked at.
+        identity: Identity of the run or segmenter that the command was given, for the audit log.
+    """
+
+    def __init__(self, out: Path, command: str, identity: Identity | None = None) -> None:
+        self.out = out
+        self.command = command
+        self.identity = Identity() if identity is None else identity
+        self.folder = out / "cases" / command
+
+    def reuse(self, case_id: str, inputs: Mapping[str, Any]) -> Any | None:
+        """The result of a case, where it came from the same inputs and its files are still there.
+
+        Args:
+            case_id: The case.
+            inputs: Hashes and settings that the result depends on, as JSON values.
+
+        Raises:
+            DataError: One of its files was changed since, and would be lost if the case were handled anew.
+        """
+        record = self._read(case_id)
+        if record is None or record["files"] is None:
+            return None
+        files = {self.out / name: found for name, found in record["files"].items()}
+        for path, found in files.items():
+            if path.exists() and hash_path(path) != found:
+                raise DataError(
+                    f"{path}: was changed after it was written; move it elsewhere, and the case is handled anew"
+                )
+        same = record["inputs"] == _as_json(inputs) and all(path.exists() for path in files)
+        return record["result"] if same else None
+
+    def begin(self, case_id: str, inputs: Mapping[str, Any]) -> None:
+        """Says that a case is handled anew: until `write`, its files are nobody's result."""
+        self._write(case_id, {"inputs": inputs, "result": None, "files": None})
+
+    def write(self, case_id: str, inputs: Mapping[str, Any], result: Any, outputs: Mapping[str, str]) -> None:
+        """Records a case that is complete.
+
+        Args:
+            case_id: The case.
+            inputs: As in `reuse`.
+            result: JSON values, not None.
+            outputs: What was written of the case, as `hash_files` gives it.
+        """
+        self._write(case_id, {"inputs": inputs, "result": result, "files": outputs})
+
+    def hash_files(self, files: Sequence[Path]) -> dict[str, str]:
+        """SHA-256 of files within the output folder, by their names in there."""
+        return {path.relative_to(self.out).as_posix(): hash_path(path) for path in files}
+
+    def files_of(self, case_id: str) -> dict[str, str]:
+        """What `write` recorded of the files of a case; nothing where the case is not complete."""
+        record = self._read(case_id)
+        return {} if record is None or record["files"] is None else dict(record["files"])
+
+    def require_own(self, case_id: str, path: Path, maker: Mapping[str, Any]) -> None:
+        """Refuses a file that lies where one of this case would be written, and that something else made.
+
+        Args:
+            case_id: The case.
+            path: The file, which may not exist.
+            maker: Those of the inputs that say which model and settings make such files.
+
+        Raises:
+            DataError: No record says what made it, or another model did.
+        """
+        if not path.exists():
+            return
+        record = self._read(case_id)
+        if record is None:
+            raise DataError(
+                f"{path}: is there already and no record says what made it; give another output folder, or move it away"
+            )
+        if any(record["inputs"].get(name) != value for name, value in _as_json(maker).items()):
+            raise DataError(
+                f"{path}: another model made it, or this one with other settings; give each its own output folder"
+            )
+
+    def require_no_others(self, case_id: str, path: Path) -> None:
+        """Refuses a file of this case that another command wrote into the same folder.
+
+        Raises:
+            DataError: It did.
+        """
+        name = path.relative_to(self.out).as_posix()
+        for record in (self.out / "cases").glob(f"*/{case_id}.json"):
+            found = None if record.parent == self.folder else _read_record(record)
+            if found is not None and name in (found["files"] or {}):
+                raise DataError(
+                    f"{path}: is a result of `medfm-rl {record.parent.name}`; give each command its own output folder"
+                )
+
+    def log(self, lines: Sequence[Mapping[str, Any]]) -> None:
+        """Adds what was handed out to the audit log; nothing is ever rewritten.
+
+        Every line of every command begins with the same names: time, version, command, and who made or judged the case.
+
+        Args:
+            lines: One for each case: `case`; `inputs`, as in `reuse`; `outputs`, as `hash_files` gives them; and what
+                the command decided. A case that failed has a `problem` in place of inputs and outputs.
+        """
+        common = {
+            "time": datetime.now(UTC).isoformat(timespec="seconds"),
+            "medfm_rl": __version__,
+            "command": self.command,
+            **asdict(self.identity),
+        }
+        append_lines(self.out / AUDIT_FILE, [{**common, **line} for line in lines])
+
+    def _path(self, case_id: str) -> Path:
+        return self.folder / f"{case_id}.json"
+
+    def _write(self, case_id: str, content: Mapping[str, Any]) -> None:
+        write_json(self._path(case_id), {"format": _FORMAT, **content})
+
+    def _read(self, case_id: str) -> dict[str, Any] | None:
+        return _read_record(self._path(case_id))
+
+
+def _read_record(path: Path) -> dict[str, Any] | None:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    known = isinstance(content, dict) and content.get("format") == _FORMAT
+    return content if known and {"inputs", "result", "files"} <= content.keys() else None
+
+
+def label_path(out: Path, case_id: str) -> Path:
+    """Where the mask of a case lies in an output folder."""
+    return out / "labels" / f"{case_id}.nii.gz"
+
+
+def reward_path(out: Path, case_id: str) -> Path:
+    """Where the reward map of a case lies in an output folder."""
+    return out / "rewards" / f"{case_id}.nii.gz"
+
+
+def hash_settings(content: Any) -> str:
+    """SHA-256 of JSON values, whatever the order of their keys."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def hash_segmenter(segmenter: SegmenterAdapter) -> dict[str, str]:
+    """What makes the masks of a segmenter, but for image and prompts: `weights` as loaded, and `settings`.
+
+    A segmenter in memory has no folder to be hashed, and other settings of inference give other masks.
+    """
+    return {"weights": state_hash(segmenter), "settings": hash_settings(segmenter.inference_settings())}
+
+
+def hash_case(file: CaseFile, segmenter: SegmenterAdapter | None) -> dict[str, Any]:
+    """What a mask is made from: `images`, and `prompts` where a segmenter takes them.
+
+    Args:
+        file: The case.
+        segmenter: Makes the mask; None where it came as a file.
+
+    Raises:
+        DataError: An image is missing, or there are no prompts for the case.
+    """
+    hashes: dict[str, Any] = {"images": [hash_image(path) for path in file.image_paths]}
+    prompts = None if segmenter is None else segmenter.prompt_hash(file.case_id)
+    return hashes if prompts is None else {**hashes, "prompts": prompts}
+
+
+def _as_json(content: Mapping[str, Any]) -> dict[str, Any]:
+    """As it comes back from a file: tuples are lists there."""
+    values: dict[str, Any] = json.loads(json.dumps(content))
+    return values

@@ -1,0 +1,171 @@
+"""The folder of a run: which stages are done, and the settings that it was started with.
+
+A stage is done when the thing it makes is there, and that thing appears by a rename: there is no other record of
+progress that could disagree with it. So a run that was killed resumes at the stage that it was in.
+"""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+from medfm_rl.adapters.loading import require_folder
+from medfm_rl.data.files import remove_abandoned, replace_folder_on_success, write_text
+from medfm_rl.errors import ConfigError, ModelError
+from medfm_rl.settings.files import dump_config, load_config
+from medfm_rl.settings import AdaptConfig
+
+SOURCE = "source"
+"""Name of the unadapted policy among the candidates."""
+FINE_TUNED = "fine-tuning"
+"""Name of the policy that PPO starts from, in a run of version 0.1 \"warm-up\"."""
+HELD_OUT_REWARD = "held-out"
+"""Name of the reward network that no policy learns from, in a run of version 0.1 \"judge\"."""
+_FORMER_NAMES = {FINE_TUNED: "warm-up", HELD_OUT_REWARD: "judge"}
+
+
+def current_name(name: str) -> str:
+    """The name of a candidate or network, also where a run of version 0.1 recorded it."""
+    return next((new for new, former in _FORMER_NAMES.items() if former == name), name)
+
+
+def _place(folder: Path, name: str) -> Path:
+    """Where something of that name lies: a run of version 0.1 goes on with the names that it started with."""
+    former = folder / _FORMER_NAMES.get(name, name)
+    return former if former.exists() else folder / name
+
+
+class RunFolder:
+    """Paths of a run.
+
+    Args:
+        path: Folder of the run.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    @classmethod
+    def start(cls, config: AdaptConfig, resume: bool) -> RunFolder:
+        """Starts a run, or goes on with one.
+
+        Raises:
+            ConfigError: The folder holds a run and `resume` is not set, or it was started with other settings.
+        """
+        run = cls(config.output)
+        if not run.model.exists():
+            remove_abandoned(run.path)
+        if not run.config_file.exists():
+            run.require_empty()
+            write_text(run.config_file, dump_config(config))
+            return run
+        if not resume:
+            raise ConfigError(
+                f"{run.path}: there is a run in this folder; go on with it by --resume or choose another output"
+            )
+        started = load_config(run.config_file, AdaptConfig).model_dump(exclude={"output", "tracking", "device"})
+        wanted = config.model_dump(exclude={"output", "tracking", "device"})
+        changed = sorted(name for name in wanted if started[name] != wanted[name])
+        if changed:
+            raise ConfigError(
+                f"{run.config_file}: the run was started with other settings ({', '.join(changed)}); "
+                "resume with those, or start a new run in another folder"
+            )
+        return run
+
+    def require_empty(self) -> None:
+        """Raises ConfigError where something lies in the folder that a new run would write to."""
+        if self.path.exists() and any(self.path.iterdir()):
+            raise ConfigError(f"{self.path}: the folder is not empty and holds no run; choose another output")
+
+    def require_model(self) -> None:
+        """Raises ModelError where the run is not finished."""
+        require_folder(self.path)
+        self.refuse_unfinished()
+        if not self.model.is_dir():
+            raise ModelError(f"{self.path}: not a finished run of `medfm-rl adapt`, there is no folder model in it")
+
+    def refuse_unfinished(self) -> None:
+        """Raises ModelError where a run was started and its segmenter is not yet there."""
+        if self.config_file.exists() and not self.model.is_dir():
+            raise ModelError(f"{self.path}: this run is not finished; go on with it by `medfm-rl adapt --resume`")
+
+    @property
+    def config_file(self) -> Path:
+        return self.path / "config.yaml"
+
+    @property
+    def inputs(self) -> Path:
+        """Hashes of what the run was started with."""
+        return self.path / "inputs.json"
+
+    @property
+    def shape_prior(self) -> Path:
+        return self.path / "shape_prior"
+
+    @property
+    def fine_tuned(self) -> Path:
+        return _place(self.path, FINE_TUNED)
+
+    def candidate_weights(self, name: str) -> Path:
+        """Folder with the weights of a candidate or checkpoint, by its name."""
+        return _place(self.path, name)
+
+    @property
+    def actions(self) -> Path:
+        """D_R."""
+        return self.path / "actions"
+
+    def reward(self, iteration: int, member: str) -> Path:
+        return _place(self.path / f"iteration-{iteration:02d}" / "reward", member)
+
+    def checkpoints(self, iteration: int) -> Path:
+        return self.path / f"iteration-{iteration:02d}" / "ppo"
+
+    def candidate(self, iteration: int, step: int) -> Path:
+        """Averaged weights that compete in the selection."""
+        return self.path / f"iteration-{iteration:02d}" / "candidates" / f"{step:05d}"
+
+    def selection(self, iteration: int) -> Path:
+        return self.path / f"iteration-{iteration:02d}" / "selection.json"
+
+    @property
+    def model(self) -> Path:
+        """The adapted segmenter, in its own format."""
+        return self.path / "model"
+
+    @property
+    def final_reward(self) -> Path:
+        """The reward networks that go with the adapted segmenter."""
+        return self.path / "reward"
+
+    @property
+    def held_out_reward(self) -> Path:
+        """The reward network that no policy learned from, among those of `final_reward`."""
+        return _place(self.final_reward, HELD_OUT_REWARD)
+
+    @property
+    def quality(self) -> Path:
+        """The quality model: what turns a reward into predicted Dice and a verdict."""
+        return self.path / "quality.json"
+
+    @property
+    def correction(self) -> Path:
+        """What a correction has to gain to be accepted, where labelled cases told."""
+        return self.path / "correction.json"
+
+    @property
+    def evaluation(self) -> Path:
+        return self.path / "evaluation"
+
+    @property
+    def report(self) -> Path:
+        return self.path / "report.html"
+
+    def copy_reward(self, iteration: int, members: list[str]) -> None:
+        """Puts the reward networks of an iteration where `predict` finds them."""
+        for member in members:
+            destination = self.final_reward / member
+            if not destination.exists():
+                with replace_folder_on_success(destination) as temporary:
+                    shutil.copytree(self.reward(iteration, member), temporary, dirs_exist_ok=True)

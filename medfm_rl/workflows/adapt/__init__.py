@@ -1,0 +1,1 @@
+"""`medfm-rl adapt`: fine-tuning, collection, reward networks, PPO, selection, export."""

@@ -1,0 +1,148 @@
+"""What can be found wrong with the settings and inputs of a run before anything is spent on it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from medfm_rl.adapters import SegmenterAdapter
+from medfm_rl.adapters.loading import load_segmenter, open_to_learning
+from medfm_rl.anatomy.profiles import Anatomy, load_anatomy
+from medfm_rl.anatomy.rules import SizeRule
+from medfm_rl.data.layouts import CaseFile, find_cases, require_masks, split_by_patient
+from medfm_rl.errors import ConfigError, DataError, ModelError, UserError
+from medfm_rl.networks import choose_device
+from medfm_rl.progress import Progress
+from medfm_rl.seeding import derive_seed
+from medfm_rl.settings import AdaptConfig
+from medfm_rl.tracking import require_store
+from medfm_rl.types import Case
+from medfm_rl.workflows.inspection import try_network
+
+_SHOWN = 10
+"""Files that cannot be used and that a message names."""
+
+
+def check_inputs(config: AdaptConfig, progress: Progress) -> None:
+    """Finds mistakes before a folder is written, and not when hours of work are done.
+
+    The network runs once, and the images and masks that the run learns from are read, the images also preprocessed. Of
+    the evaluation data the images are, and it asks only which masks there are.
+
+    Args:
+        config: The settings.
+        progress: Told how far it is.
+
+    Raises:
+        UserError: Something that was handed over cannot be used.
+    """
+    _refuse_output_within_segmenter(config)
+    device = choose_device(config.device)
+    require_store(config.tracking)
+    segmenter = load_segmenter(config.segmenter)
+    open_to_learning(segmenter, config.segmenter, config.seed)
+    _refuse_limits_in_mm(load_anatomy(config.anatomy, segmenter.schema))
+    learning, selecting = split_target(config)
+    source = [] if config.source is None else find_cases(config.source)
+    if config.source is None:
+        _check_patients("target", learning, 4)
+    else:
+        _check_patients("source", source, 3)
+    require_masks(source, "source")
+    evaluation = [] if config.evaluation is None else find_cases(config.evaluation)
+    if config.evaluation is not None:
+        require_masks(evaluation, "evaluation")
+        if len({file.patient_id for file in evaluation}) < 2:
+            raise DataError(
+                f"evaluation: {config.evaluation.path} has images of one patient; intervals need at least 2"
+            )
+    obstacles = try_network(segmenter, device, progress)
+    if obstacles:
+        raise ModelError(f"{config.segmenter.folder}: it cannot be adapted: {'; '.join(obstacles)}")
+    _require_usable("target", [*learning, *selecting], segmenter, CaseFile.read, progress)
+    _require_usable("source", source, segmenter, lambda file: file.read_labelled(segmenter.schema).case, progress)
+    _require_usable("evaluation", evaluation, segmenter, CaseFile.read, progress)
+
+
+def _require_usable(
+    name: str,
+    files: Sequence[CaseFile],
+    segmenter: SegmenterAdapter,
+    read: Callable[[CaseFile], Case],
+    progress: Progress,
+) -> None:
+    """Reads and preprocesses cases one by one, keeps none, and raises DataError that names those that it cannot."""
+    problems = []
+    for done, file in enumerate(files, 1):
+        try:
+            segmenter.preprocess(read(file))
+            segmenter.prompt_hash(file.case_id)
+        except UserError as error:
+            # The adapter knows the name of the case alone.
+            named = any(str(path) in str(error) for path in (*file.image_paths, file.label_path))
+            problems.append(str(error) if named else f"{file.image_paths[0]}: {error}")
+        progress(f"checking {name}", done, len(files))
+    if problems:
+        more = [f"and {len(problems) - _SHOWN} more"] if len(problems) > _SHOWN else []
+        listed = "\n".join(f"  {line}" for line in [*problems[:_SHOWN], *more])
+        raise DataError(
+            f"{name}: {len(problems)} of {len(files)} cases cannot be used; correct them or take them out:\n{listed}"
+        )
+
+
+def _refuse_output_within_segmenter(config: AdaptConfig) -> None:
+    """Refuses an output where the run would take its own files for those of the segmenter, and not be resumed.
+
+    Here and not with the settings: a run that is finished in such a place can still be used.
+    """
+    folder = config.segmenter.folder
+    if config.output.resolve().is_relative_to(folder.resolve()):
+        raise ConfigError(
+            f"output {config.output}: it lies in segmenter.folder {folder}, and the files of the run would be among "
+            "those that it was started with; choose a folder outside"
+        )
+
+
+def _refuse_limits_in_mm(anatomy: Anatomy) -> None:
+    """Refuses rules that the run could not check.
+
+    It asks for the validity of masks on the grid of the networks, cut and resampled, where no adapter says how large a
+    pixel is. Without such a rule a mask would pass for valid that it was there to refuse, and nobody would be told; so
+    none is left out. Scoring does not lose by it: `calibrate` learns limits in mm of its own.
+    """
+    rule = next((rule for rule in anatomy.rules if isinstance(rule, SizeRule) and rule.measured_in == "mm"), None)
+    if rule is not None:
+        raise ConfigError(
+            f"anatomy {anatomy.name}: the rule {rule.kind} of {rule.structure} has limits in mm, and adaptation looks "
+            "at masks on the grid of the networks, where the size of a pixel is not known; give its limits as a share "
+            "of the image (measured_in: share) or take the rule out. Limits in mm work in `medfm-rl evaluate "
+            "--anatomy`, and `medfm-rl calibrate` learns its own from labelled cases"
+        )
+
+
+def _check_patients(name: str, files: Sequence[CaseFile], least: int) -> None:
+    """Refuses too few patients for the held-out reward network and the ensemble, at least two each."""
+    count = len({file.patient_id for file in files})
+    if count < least:
+        raise DataError(
+            f"{name}: the reward networks learn from images of {count} patients and need {least}, for the held-out "
+            "one has two of its own; give more patients"
+        )
+
+
+def split_target(config: AdaptConfig) -> tuple[list[CaseFile], list[CaseFile]]:
+    """Cases to learn on, and those of other patients on which the held-out reward network compares checkpoints.
+
+    Raises:
+        DataError: There are too few patients.
+    """
+    files = find_cases(config.target)
+    fraction = config.selection.target_fraction
+    where = f"target: {config.target.path}"
+    learning, selecting = split_by_patient(files, fraction, derive_seed(config.seed, "selection"), where)
+    if len({file.patient_id for file in selecting}) < 2:
+        raise DataError(
+            f"{where} has images of {len({file.patient_id for file in files})} patients, of whom "
+            f"selection.target_fraction {fraction:g} leaves one to compare checkpoints on, and 2 are needed; give more "
+            "patients or raise the fraction"
+        )
+    return learning, selecting

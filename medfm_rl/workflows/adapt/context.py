@@ -1,0 +1,120 @@
+"""What the stages of a run share: its settings, images and policies."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save
+from torch import Tensor
+from torch.nn import Parameter
+
+from medfm_rl.adapters import SegmenterAdapter
+from medfm_rl.adapters.loading import load_segmenter, open_to_learning
+from medfm_rl.anatomy.profiles import Anatomy, load_anatomy
+from medfm_rl.data.files import replace_folder_on_success
+from medfm_rl.data.layouts import find_cases
+from medfm_rl.networks import choose_device
+from medfm_rl.policies import ACTOR
+from medfm_rl.progress import Progress
+from medfm_rl.reward.actions import ActionDataset
+from medfm_rl.reward.collection import ImageSet
+from medfm_rl.runs.folder import SOURCE, RunFolder
+from medfm_rl.settings import AdaptConfig
+from medfm_rl.workflows.adapt.checks import split_target
+from medfm_rl.workflows.training_images import load_images, load_labelled
+
+
+@dataclass(frozen=True, eq=False)
+class Domains:
+    """The images of a run.
+
+    Attributes:
+        target: Unlabelled target images that the policy learns on.
+        selection: Unlabelled images of other target patients, on which the held-out reward network compares
+            checkpoints.
+        source: Source images and their ground truth `(N, *S)`, or None in the source-free mode.
+    """
+
+    target: ImageSet
+    selection: ImageSet
+    source: tuple[ImageSet, Tensor] | None
+
+
+@dataclass(frozen=True, eq=False)
+class RunContext:
+    """What every stage of a run is given.
+
+    Attributes:
+        config: The settings.
+        run: Where the stages leave their results.
+        progress: Told how far each stage is.
+        device: Where the networks are.
+        source_policy: The segmenter as it was handed over; nothing changes it.
+        anatomy: Validity rules of its masks.
+        dataset: D_R.
+    """
+
+    config: AdaptConfig
+    run: RunFolder
+    progress: Progress
+    device: torch.device
+    source_policy: SegmenterAdapter
+    anatomy: Anatomy
+    dataset: ActionDataset
+
+    @classmethod
+    def of_run(cls, config: AdaptConfig, run: RunFolder, progress: Progress) -> RunContext:
+        """Loads the segmenter and the rules that the settings name."""
+        device = choose_device(config.device)
+        source_policy = load_segmenter(config.segmenter).to(device)
+        anatomy = load_anatomy(config.anatomy, source_policy.schema)
+        return cls(config, run, progress, device, source_policy, anatomy, ActionDataset(run.actions))
+
+    @property
+    def num_classes(self) -> int:
+        """Classes of a mask, the background among them."""
+        return self.source_policy.schema.num_classes
+
+    @property
+    def correlation_length(self) -> float:
+        """Correlation length of the noise of sampled actions, in pixels; 0 where pixels are independent."""
+        settings = self.config.ppo
+        return settings.correlation_length if settings.exploration == "correlated" else 0.0
+
+    def is_valid(self, mask: Tensor) -> bool:
+        """Whether a mask `(*S')` on the grid of the network meets the anatomy rules, which are of images."""
+        return self.anatomy.is_valid(self.source_policy.in_image_axes(mask.numpy()))
+
+    def load_domains(self) -> Domains:
+        """Reads and preprocesses the images of the run.
+
+        Raises:
+            DataError: Some of them cannot be used.
+        """
+        learning, selecting = split_target(self.config)
+        target = load_images(learning, self.source_policy, self.progress, "target images")
+        selection = load_images(selecting, self.source_policy, self.progress, "selection images")
+        source = None
+        if self.config.source is not None:
+            source = load_labelled(find_cases(self.config.source), self.source_policy, self.progress, "source images")
+        return Domains(target, selection, source)
+
+    def policy(self, name: str) -> SegmenterAdapter:
+        """A copy of the segmenter with the weights of a candidate or checkpoint, named by its folder in the run."""
+        policy = copy.deepcopy(self.source_policy)
+        if name != SOURCE:
+            policy.load_state_dict(load_file(self.run.candidate_weights(name) / ACTOR))
+        return policy.eval()
+
+    def open_to_learning(self, policy: SegmenterAdapter) -> dict[str, Parameter]:
+        """The parameters of a policy that the settings let change, by name; the rest is frozen."""
+        return open_to_learning(policy, self.config.segmenter, self.config.seed)
+
+
+def write_weights(folder: Path, state: dict[str, Tensor]) -> None:
+    """Writes weights where `RunContext.policy` finds them."""
+    with replace_folder_on_success(folder) as temporary:
+        (temporary / ACTOR).write_bytes(save(state))

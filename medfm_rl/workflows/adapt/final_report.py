@@ -1,0 +1,239 @@
+"""What a person looks at when a run has ended: scores on held-out cases and the report."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from medfm_rl import __version__
+from medfm_rl.adapters import SegmenterAdapter
+from medfm_rl.adapters.loading import load_segmenter
+from medfm_rl.data.files import hash_folder
+from medfm_rl.data.layouts import CaseFile, find_cases, is_simulated
+from medfm_rl.metrics.calibration import ReliabilityCurve
+from medfm_rl.metrics.scores import MEAN
+from medfm_rl.networks import choose_device
+from medfm_rl.progress import Progress
+from medfm_rl.quality.run_hashes import hash_run
+from medfm_rl.reports.adaptation import ReportCase, ReportData, write_report
+from medfm_rl.reward.actions import ActionDataset
+from medfm_rl.runs.folder import HELD_OUT_REWARD, SOURCE, RunFolder
+from medfm_rl.runs.inputs import load_inputs, read_labelled, write_inputs
+from medfm_rl.runs.models import Model, load_model
+from medfm_rl.settings import AdaptConfig
+from medfm_rl.tracking import open_tracker, read_run_id
+from medfm_rl.workflows.deploy.predict import segment_with_reward
+from medfm_rl.workflows.evaluate.comparison import Comparison, compare_models
+from medfm_rl.workflows.evaluate.evaluation import write_evaluation
+
+_SHOWN_WITHOUT_TRUTH = 6
+_WITNESS = "The held-out reward network"
+_CURVES = {"reward of the sampled actions": "rollout_reward_mean", "KL to where PPO started": "train_kl_reference"}
+
+
+def finish(run: RunFolder, config: AdaptConfig, progress: Progress) -> Comparison | None:
+    """Evaluates a finished run where there is labelled target data, and writes `report.html`.
+
+    This is the only place of a run that reads ground truth of the target.
+
+    Raises:
+        UserError: The evaluation data cannot be used.
+    """
+    device = choose_device(config.device)
+    adapted, source = load_model(run.path).to(device), load_segmenter(config.segmenter).to(device)
+    files = find_cases(config.evaluation if config.evaluation is not None else config.target)
+    comparison, data = None, None
+    if config.evaluation is not None:
+        data = read_labelled(config.evaluation, progress)
+        comparison = compare_models(source, adapted.segmenter, files, config.anatomy, progress)
+        write_evaluation(
+            run.evaluation, {"source": comparison.before, "adapted": comparison.after}, comparison.differences
+        )
+        write_inputs(run.evaluation / run.inputs.name, {"evaluation.path": data})
+    write_report(run.report, _report(run, config, source, adapted, files, comparison))
+    with open_tracker(config.tracking, run.path) as tracker:
+        tracker.log_artifact(run.report)
+        if data is not None:
+            tracker.log_data("evaluation", data.record())
+        if comparison is not None:
+            for row in comparison.rows():
+                tracker.log_metrics({f"dice_{row.structure}_source": row.before, f"dice_{row.structure}": row.after}, 0)
+            for path in sorted(run.evaluation.iterdir()):
+                tracker.log_artifact(path, "evaluation")
+    return comparison
+
+
+def _report(
+    run: RunFolder,
+    config: AdaptConfig,
+    source: SegmenterAdapter,
+    adapted: Model,
+    files: Sequence[CaseFile],
+    comparison: Comparison | None,
+) -> ReportData:
+    selection = _read_selection(run, config)
+    pairs = []
+    if comparison is not None:
+        pairs = [
+            (old.dice, new.dice) for old, new in zip(comparison.before.of(MEAN), comparison.after.of(MEAN), strict=True)
+        ]
+    return ReportData(
+        title="Adaptation report",
+        simulated=any(is_simulated(data.path) for data in (config.target, config.evaluation) if data),
+        schema=source.schema,
+        rows=comparison.rows() if comparison else [],
+        validity=_validity(comparison),
+        paired_dice=pairs,
+        cases=_cases(source, adapted, files, comparison),
+        curves=_curves(run, config),
+        reliability=_reliability(run, config),
+        chosen=_decision(selection),
+        provenance={
+            **_hashes(run, config),
+            "mode": "source-assisted" if config.source else "source-free",
+            "seed": str(config.seed),
+            "medfm-rl": __version__,
+        },
+    )
+
+
+def _hashes(run: RunFolder, config: AdaptConfig) -> dict[str, str]:
+    """SHA-256 of what the run read and made, and where it was recorded, by the names that MLflow has."""
+    inputs = load_inputs(run.inputs) if run.inputs.exists() else {}
+    data = {f"data.{name.removesuffix('.path')}.hash": place.hash for name, place in inputs.items() if place.cases}
+    recorded = read_run_id(run.path)
+    return {
+        **hash_run(run.path),
+        "segmenter_hash": hash_folder(config.segmenter.folder),
+        "actions_hash": ActionDataset(run.actions).content_hash(),
+        **data,
+        **({} if recorded is None else {"mlflow_run_id": recorded}),
+    }
+
+
+def read_decision(run: RunFolder, config: AdaptConfig) -> str:
+    """What came of the last selection of a run, in words."""
+    return _decision(_read_selection(run, config))
+
+
+def _read_selection(run: RunFolder, config: AdaptConfig) -> dict[str, Any]:
+    """The last selection of a run."""
+    content: dict[str, Any] = json.loads(run.selection(config.iterations - 1).read_text(encoding="utf-8"))
+    return content
+
+
+def _decision(selection: Mapping[str, Any]) -> str:
+    chosen, others = selection["chosen"], len(selection["candidates"]) - 1
+    if chosen == SOURCE == selection["incumbent"]:
+        return f"{_WITNESS} was sure of none of the {others} candidates: the source model was returned unchanged."
+    if chosen == SOURCE:
+        found = next(candidate for candidate in selection["candidates"] if candidate["name"] == SOURCE)
+        return (
+            f"{_WITNESS} was sure, in {found['confidence']:.0%} of its draws, that the source model is better than "
+            f"{_spoken(selection['incumbent'])}, by {found['gain']:.4f} of its score: the source model was returned "
+            "unchanged."
+        )
+    if chosen == selection["incumbent"]:
+        stayed = f"Without labels, {_spoken(chosen)} was returned"
+        return f"{stayed}: the held-out reward network was sure of none of the {others} other candidates."
+    return f"Without labels, the held-out reward network chose {_spoken(chosen)} among {others + 1} candidates."
+
+
+def _spoken(candidate: str) -> str:
+    """What a candidate is, for who does not know the folders of a run."""
+    if "/" not in candidate:
+        return f"the {candidate} model" if candidate == SOURCE else f"the policy after the {candidate}"
+    iteration, _, update = candidate.split("/")
+    return (
+        f"the average of the weights up to update {int(update)} of PPO in iteration {int(iteration.split('-')[1]) + 1} "
+        f"({candidate})"
+    )
+
+
+def _cases(
+    source: SegmenterAdapter, adapted: Model, files: Sequence[CaseFile], comparison: Comparison | None
+) -> list[ReportCase]:
+    """The worst cases of the adapted model, the largest loss and gain, and the best; without truth, the first ones."""
+    if comparison is None:
+        return [show_case(source, adapted, file, None) for file in files[:_SHOWN_WITHOUT_TRUTH]]
+    old = np.array([score.dice for score in comparison.before.of(MEAN)])
+    new = np.array([score.dice for score in comparison.after.of(MEAN)])
+    order = np.argsort(new)
+    shown = [*order[:3], int(np.argmin(new - old)), int(np.argmax(new - old)), order[-1]]
+    unique = sorted(dict.fromkeys(int(index) for index in shown), key=lambda index: new[index])
+    return [show_case(source, adapted, files[index], (old[index], new[index])) for index in unique]
+
+
+def show_case(
+    source: SegmenterAdapter, adapted: Model, file: CaseFile, scores: tuple[float, float] | None
+) -> ReportCase:
+    """What the report shows of a case: the plane of a volume with most of the segmentation.
+
+    Args:
+        source: The segmenter before adaptation.
+        adapted: The segmenter after it, with its reward.
+        file: The case.
+        scores: Dice before and after; ground truth is read and shown only where they are given.
+    """
+    case = file.read()
+    after, reward_map = segment_with_reward(adapted, case)
+    assert reward_map is not None
+    truth = file.read_labelled(source.schema).ground_truth if scores else None
+    plane = _plane(after)
+    return ReportCase(
+        file.case_id,
+        case.image[0][plane],
+        source.segment(case)[plane],
+        after[plane],
+        reward_map[plane],
+        None if truth is None else truth[plane],
+        scores[0] if scores else None,
+        scores[1] if scores else None,
+    )
+
+
+def _plane(labels: np.ndarray) -> tuple[int, ...]:
+    """The slice of a volume that shows most of the segmentation; an image is its own plane."""
+    if labels.ndim == 2:
+        return ()
+    return (int((labels > 0).sum(axis=(1, 2)).argmax()),)
+
+
+def _curves(run: RunFolder, config: AdaptConfig) -> dict[str, dict[str, tuple[Sequence[float], Sequence[float]]]]:
+    curves: dict[str, dict[str, tuple[Sequence[float], Sequence[float]]]] = {}
+    for iteration in range(config.iterations):
+        updates = [
+            update
+            for path in sorted(run.checkpoints(iteration).glob("*.json"))
+            for update in json.loads(path.read_text(encoding="utf-8"))
+        ]
+        for title, metric in _CURVES.items():
+            values = [(update["update"], update[metric]) for update in updates if metric in update]
+            if values:
+                steps, numbers = zip(*values, strict=True)
+                curves.setdefault(title, {})[f"iteration {iteration + 1}"] = (steps, numbers)
+    return curves
+
+
+def _reliability(
+    run: RunFolder, config: AdaptConfig
+) -> dict[str, tuple[ReliabilityCurve, float, ReliabilityCurve, float]]:
+    last = config.iterations - 1
+    networks = {}
+    for path in sorted(run.reward(last, HELD_OUT_REWARD).parent.glob("*.json")):
+        report = json.loads(path.read_text(encoding="utf-8"))
+        before, after = (
+            ReliabilityCurve(**{name: np.array(values) for name, values in report[key].items()})
+            for key in ("reliability_before", "reliability_after")
+        )
+        networks[path.stem] = (before, report["ece_before"], after, report["ece_after"])
+    return networks
+
+
+def _validity(comparison: Comparison | None) -> tuple[float, float] | None:
+    if comparison is None:
+        return None
+    return comparison.before.summary[-1].validity, comparison.after.summary[-1].validity

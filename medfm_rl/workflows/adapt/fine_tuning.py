@@ -1,0 +1,214 @@
+"""Fine-tuning on source images that look like the target and on confident target masks, before there is a reward."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping, Sequence
+from itertools import combinations
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from medfm_rl.augmentation.appearance import randomise_appearance
+from medfm_rl.augmentation.shape import augment_pair, mirror_at_random
+from medfm_rl.metrics.overlap import dice
+from medfm_rl.networks import argmax_classes, mixed_precision
+from medfm_rl.seeding import torch_generator
+from medfm_rl.settings import FineTuningSettings
+from medfm_rl.workflows.adapt.averaging import RunningAverage, average_weights
+
+_TOLERANCE = 0.01
+_MOST_IMAGES = 200
+
+
+def fine_tune(
+    segmenter: nn.Module,
+    parameters: Sequence[nn.Parameter],
+    source: tuple[Tensor, Tensor] | None,
+    target: Tensor,
+    settings: FineTuningSettings,
+    seed: int,
+    device: torch.device,
+    progress: Callable[[int, int], None] | None = None,
+    channels: int | None = None,
+    mirror_axes: Sequence[int] = (),
+) -> float:
+    """Fine-tunes a segmenter in place, averages its last weights and draws them back towards what they were.
+
+    With a source, the first part is supervised, with Dice and cross-entropy on source images in random shapes and in
+    appearances of which half are borrowed from target images. Then target images join, in random shapes and
+    appearances, with the masks that the segmenter of the first part made of them as they are: by then it makes better
+    ones than the source model, and masks that do not change cannot drift. Without a source there are target images
+    alone, first with the masks of the source model and then with those of the segmenter that learnt from them.
+
+    The learning rate stays high, halved from half-way on, and the weights of the last quarter of the steps are averaged
+    (Izmailov et al., UAI 2018, arXiv 1803.05407).
+
+    The segmenter stays in evaluation mode: a pretrained network keeps its batch statistics, and what is learnt holds
+    for the network that is deployed.
+
+    Args:
+        segmenter: Images `(B, C, *S)` to logits `(B, K, *S)`; it is on `device`.
+        parameters: Those that may change.
+        source: Preprocessed source images `(N, C, *S)` and their ground truth `(N, *S)`, or None.
+        target: `(M, C, *S)`, unlabelled target images.
+        settings: How long and how fast.
+        seed: Seed of order, shapes and appearance.
+        device: Where the segmenter is.
+        progress: Called with (steps done, steps).
+        channels: How many of the first channels have an appearance; all where None.
+        mirror_axes: Spatial axes along which the segmenter will be used on mirrored images too: examples are mirrored
+            at random, and masks of the target are means over mirrored images.
+
+    Returns:
+        The share of the initial weights in the result: `settings.source_share`, or less (`blend_with_initial`).
+
+    Raises:
+        FloatingPointError: The loss is not finite.
+    """
+    initial = {name: value.clone() for name, value in segmenter.state_dict().items()}
+    generator = torch_generator(seed, "warm up")
+    optimiser = torch.optim.AdamW(parameters, lr=settings.learning_rate, weight_decay=1e-4)
+    schedule = torch.optim.lr_scheduler.MultiStepLR(optimiser, [settings.steps // 2], gamma=0.5)
+    average = RunningAverage()
+    joins = round(settings.steps * settings.target_start)
+    learns_from = _Examples(segmenter, settings, generator, device, channels, mirror_axes)
+    masks = None
+    segmenter.eval()
+    for step in range(settings.steps):
+        if settings.target_weight > 0 and (step == joins or (step == 0 and source is None)):
+            teacher = copy.deepcopy(segmenter)
+            blend_with_initial(teacher, initial, settings.source_share, source, device)
+            masks = _masks(teacher, target, settings.batch_size, device, mirror_axes)
+        loss = torch.zeros((), device=device)
+        if source is not None:
+            loss = loss + learns_from.source(*source, target)
+        if masks is not None:
+            count = settings.batch_size if source is None else settings.target_batch_size
+            loss = loss + settings.target_weight * learns_from.target(target, masks, count)
+        if not torch.isfinite(loss):
+            raise FloatingPointError("the fine-tuning loss is not finite; lower fine_tuning.learning_rate")
+        optimiser.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(parameters, 1.0)
+        optimiser.step()
+        schedule.step()
+        if step >= settings.steps - max(1, settings.steps // 4):
+            average.add(segmenter.state_dict())
+        if progress:
+            progress(step + 1, settings.steps)
+    if settings.steps > 0:
+        segmenter.load_state_dict(average.state)
+    return blend_with_initial(segmenter, initial, settings.source_share, source, device)
+
+
+class _Examples:
+    """Losses on images drawn at random, in random shapes and appearances."""
+
+    def __init__(
+        self,
+        segmenter: nn.Module,
+        settings: FineTuningSettings,
+        generator: torch.Generator,
+        device: torch.device,
+        channels: int | None,
+        mirror_axes: Sequence[int],
+    ) -> None:
+        from monai.losses import DiceCELoss
+
+        self.segmenter = segmenter
+        self.settings = settings
+        self.generator = generator
+        self.device = device
+        self.channels = channels
+        self.mirror_axes = mirror_axes
+        self.criterion = DiceCELoss(to_onehot_y=True, softmax=True)
+
+    def source(self, images: Tensor, ground_truth: Tensor, styles: Tensor) -> Tensor:
+        """Dice and cross-entropy against ground truth."""
+        rows = torch.randint(len(images), (self.settings.batch_size,), generator=self.generator)
+        logits, truth = self._shown(images[rows], ground_truth[rows], styles)
+        loss: Tensor = self.criterion(logits, truth[:, None])
+        return loss
+
+    def target(self, images: Tensor, masks: Tensor, count: int) -> Tensor:
+        """Cross-entropy against masks that are not always right: Dice would weigh their errors by structure."""
+        rows = torch.randint(len(images), (count,), generator=self.generator)
+        logits, wanted = self._shown(images[rows], masks[rows], None)
+        return F.cross_entropy(logits, wanted.long())
+
+    def _shown(self, images: Tensor, labels: Tensor, styles: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Logits of images in a random look and shape, and their labels in that shape."""
+        settings = self.settings
+        images, labels = images.to(self.device), labels.to(self.device)
+        shown = randomise_appearance(images, styles, settings.appearance_strength, self.generator, self.channels)
+        shown, moved = augment_pair(
+            shown, labels, self.generator, settings.shape_strength, settings.elastic, self.channels
+        )
+        shown, moved = mirror_at_random(shown, moved, self.mirror_axes, self.generator)
+        with mixed_precision(self.device, shown.ndim - 2):
+            logits: Tensor = self.segmenter(shown)
+        return logits.float(), moved
+
+
+def blend_with_initial(
+    segmenter: nn.Module,
+    initial: Mapping[str, Tensor],
+    share: float,
+    source: tuple[Tensor, Tensor] | None,
+    device: torch.device,
+) -> float:
+    """Draws the weights of a segmenter back towards what they were, as far as that costs nothing on the source.
+
+    Between weights from before and after a fine-tuning a network mostly does as well as at its better end (Wortsman et
+    al., arXiv 2109.01903). One that had not been trained to the end does worse in between, and source images show it.
+
+    Args:
+        segmenter: Changed in place.
+        initial: Its weights before.
+        share: Their share in the result, at most.
+        source: Images `(N, C, *S)` and ground truth `(N, *S)`; None: the share is taken as it is.
+        device: Where the segmenter is.
+
+    Returns:
+        The largest of the share, three, two and a quarter of it and 0 with which the mean Dice on source images is at
+        most .01 below that without.
+    """
+    final = {name: value.clone() for name, value in segmenter.state_dict().items()}
+    needed = None if source is None else _mean_dice(segmenter, *source, device) - _TOLERANCE
+    for quarters in (4, 3, 2, 1):
+        tried = share * quarters / 4
+        segmenter.load_state_dict(average_weights([initial, final], [tried, 1 - tried]))
+        if needed is None or source is None or _mean_dice(segmenter, *source, device) >= needed:
+            return tried
+    segmenter.load_state_dict(final)
+    return 0.0
+
+
+@torch.no_grad()
+def _mean_dice(segmenter: nn.Module, images: Tensor, truths: Tensor, device: torch.device) -> float:
+    """Mean Dice over structures and some of the images, evenly spaced."""
+    rows = torch.linspace(0, len(images) - 1, min(len(images), _MOST_IMAGES)).round().long()
+    found = []
+    for chosen in rows.split(16):
+        logits = segmenter(images[chosen].to(device))
+        masks = argmax_classes(logits, dim=1).cpu().numpy()
+        found += [dice(mask, truths[row].numpy(), logits.shape[1]) for mask, row in zip(masks, chosen, strict=True)]
+    return float(np.mean(found))
+
+
+@torch.no_grad()
+def _masks(
+    segmenter: nn.Module, images: Tensor, batch_size: int, device: torch.device, mirror_axes: Sequence[int]
+) -> Tensor:
+    """Argmax masks `(N, *S)` of images `(N, C, *S)`, of the mean logits over mirrored images."""
+    every = range(len(mirror_axes) + 1)
+    flips = [[axis + 2 for axis in axes] for count in every for axes in combinations(mirror_axes, count)]
+    masks = []
+    for batch in images.split(batch_size):
+        shown = batch.to(device)
+        logits = sum(segmenter(shown.flip(axes)).flip(axes) for axes in flips)
+        masks.append(argmax_classes(logits, dim=1).to("cpu", torch.uint8))
+    return torch.cat(masks)

@@ -1,0 +1,250 @@
+"""The loop: collect -> reward -> PPO, iterated; then the best checkpoint leaves in the segmenter's own format.
+
+Every stage leaves its result under a final name when it is complete, draws from a generator of its own, and is skipped
+where its result is there. So a run goes on after a kill and ends as if it had never been interrupted.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from medfm_rl.adapters import SegmenterAdapter
+from medfm_rl.adapters.base import without_gradient
+from medfm_rl.data.files import hash_file, hash_folder, write_json
+from medfm_rl.errors import ModelError
+from medfm_rl.networks import convolution_choice_kept, portable_state
+from medfm_rl.progress import Progress
+from medfm_rl.quality.model import is_outdated
+from medfm_rl.quality.run_hashes import hash_run
+from medfm_rl.reward.network import FUSION, RewardNet
+from medfm_rl.runs.folder import HELD_OUT_REWARD, SOURCE, RunFolder
+from medfm_rl.runs.inputs import DATA_SETS, TARGET, load_inputs, read_inputs, require_same_inputs, write_inputs
+from medfm_rl.seeding import derive_seed
+from medfm_rl.settings import AdaptConfig
+from medfm_rl.tracking import Tracker, open_tracker
+from medfm_rl.workflows.adapt.candidates import CandidatePool
+from medfm_rl.workflows.adapt.checks import check_inputs
+from medfm_rl.workflows.adapt.collection import collect, shape_prior
+from medfm_rl.workflows.adapt.context import Domains, RunContext, write_weights
+from medfm_rl.workflows.adapt.fine_tuning import fine_tune
+from medfm_rl.workflows.adapt.ppo import average, missing_checkpoints, run_ppo
+from medfm_rl.workflows.adapt.rewards import member_names, train_rewards
+from medfm_rl.workflows.adapt.selection import paired_ratings, rate_masks, select
+from medfm_rl.workflows.calibrate.from_source import write_default_quality
+
+_LOG = logging.getLogger(__name__)
+
+
+def adapt(config: AdaptConfig, resume: bool, progress: Progress) -> RunFolder:
+    """Adapts a segmenter to the target domain without target labels.
+
+    Args:
+        config: The settings.
+        resume: Go on with the run in `config.output`.
+        progress: Told how far each stage is.
+
+    Returns:
+        The run folder: adapted segmenter in `model`, reward networks in `reward`, and, where there are enough held-out
+        source cases, `quality.json`.
+
+    Raises:
+        UserError: Something that was handed over cannot be used.
+    """
+    run = _start(config, resume, progress)
+    with open_tracker(config.tracking, run.path) as tracker:
+        tracker.log_params(_with_absolute_paths(config.model_dump(mode="json"), config.model_dump()))
+        _log_inputs(run, tracker)
+        if not run.model.exists():
+            with convolution_choice_kept():
+                # From the start what stable-baselines3 sets: a run that is resumed rounds as one that was not.
+                torch.backends.cudnn.benchmark, torch.backends.cudnn.deterministic = False, True
+                _run_all(RunContext.of_run(config, run, progress), tracker)
+        tracker.log_params(hash_run(run.path))
+        _log_results(run, config, tracker)
+        if write_default_quality(run, config, progress) is not None:
+            tracker.log_params({"quality_hash": hash_file(run.quality)})
+            tracker.log_artifact(run.quality)
+    return run
+
+
+def _with_absolute_paths(settings: Mapping[str, Any], paths: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings as they are recorded: a relative path says nothing to who was not there.
+
+    Args:
+        settings: As JSON values.
+        paths: The same with paths as such.
+    """
+    found: dict[str, Any] = {}
+    for name, value in settings.items():
+        if isinstance(value, Mapping):
+            found[name] = _with_absolute_paths(value, paths[name])
+        else:
+            found[name] = str(paths[name].resolve()) if isinstance(paths[name], Path) else value
+    return found
+
+
+def _log_inputs(run: RunFolder, tracker: Tracker) -> None:
+    """Records the data sets by counts and hashes; the names of their files are in `inputs.json` alone."""
+    # A run of an older version may have no such record, or one without places.
+    if not run.inputs.exists():
+        return
+    for name, place in load_inputs(run.inputs).items():
+        if place.cases:
+            tracker.log_data(name.removesuffix(".path"), place.record())
+    tracker.log_artifact(run.inputs)
+
+
+def _start(config: AdaptConfig, resume: bool, progress: Progress) -> RunFolder:
+    """Starts a run whose settings and inputs can be used, or goes on with one whose are still the same."""
+    if not RunFolder(config.output).config_file.exists():
+        RunFolder(config.output).require_empty()
+        check_inputs(config, progress)
+        # Before the settings are written: a run that has those and no record of its inputs is of an older version.
+        inputs = read_inputs(config, progress)
+        run = RunFolder.start(config, resume)
+        write_inputs(run.inputs, inputs)
+        return run
+    run = RunFolder.start(config, resume)
+    require_same_inputs(run.inputs, config, progress, _data_sets_to_read(run, config))
+    return run
+
+
+def _data_sets_to_read(run: RunFolder, config: AdaptConfig) -> tuple[str, ...]:
+    """The data sets that what is left to do reads; a run that reads none can be resumed where they are no more."""
+    calibrated = run.quality.exists() and not is_outdated(run.quality)
+    if not run.model.exists() or not (calibrated or config.source is None):
+        return DATA_SETS
+    # The report shows images of the target where there are none to evaluate on.
+    return () if config.evaluation is not None else (TARGET,)
+
+
+def _run_all(context: RunContext, tracker: Tracker) -> None:
+    config = context.config
+    tracker.log_params({"segmenter_hash": hash_folder(config.segmenter.folder)})
+    domains = context.load_domains()
+    _require_gradients(context, domains.target.images[:1])
+    prior = shape_prior(context, domains)
+    settings = config.fine_tuning
+    fine_tunes = settings.steps > 0 and (domains.source is not None or settings.target_weight > 0)
+    if fine_tunes:
+        _fine_tune(context, domains, tracker)
+    pool = CandidatePool.start(fine_tunes)
+    policy = context.policy(pool.incumbent)
+    reference = copy.deepcopy(policy)
+    for iteration in range(config.iterations):
+        with tracker.child(f"iteration-{iteration}") as records:
+            # Rewards and PPO learn from D_R, and nothing after them.
+            if missing_checkpoints(context, iteration):
+                with records.child("collect") as of_stage:
+                    collect(context, iteration, policy, prior, domains)
+                    shards = {"actions_hash": context.dataset.content_hash(), "shards": len(context.dataset.shards())}
+                    of_stage.log_params(shards)
+            with records.child("reward") as of_stage:
+                ensemble, held_out = train_rewards(context, iteration, of_stage)
+            with records.child("ppo") as of_stage:
+                checkpoints = run_ppo(context, iteration, policy, reference, ensemble, domains, of_stage)
+            with records.child("select") as of_stage:
+                averages = average(context, iteration, pool.trajectory, checkpoints)
+                pool = pool.joined_by(averages, checkpoints)
+                pool = pool.won_by(_select(context, iteration, pool, held_out, domains, of_stage))
+            policy = context.policy(pool.incumbent)
+    _export(context, policy, tracker)
+
+
+def _require_gradients(context: RunContext, images: Tensor) -> None:
+    """Raises ModelError where a parameter that shall learn would never move: nothing later would say so."""
+    policy = copy.deepcopy(context.source_policy)
+    settings = context.config.segmenter
+    without = without_gradient(policy, context.open_to_learning(policy), images.to(context.device))
+    if without:
+        raise ModelError(
+            f"{settings.folder}: no gradient reaches {len(without)} parameters of the scope {settings.train!r}, the "
+            f"first {without[0]}; choose another segmenter.train"
+        )
+
+
+def _fine_tune(context: RunContext, domains: Domains, tracker: Tracker) -> None:
+    """Writes the source policy after fine-tuning in the look of the target."""
+    if context.run.fine_tuned.exists():
+        return
+    settings = context.config.fine_tuning
+    policy = context.policy(SOURCE)
+    share = fine_tune(
+        policy,
+        list(context.open_to_learning(policy).values()),
+        None if domains.source is None else (domains.source[0].images, domains.source[1]),
+        domains.target.images,
+        settings,
+        derive_seed(context.config.seed, "warm up"),
+        context.device,
+        lambda done, total: context.progress("fine-tuning", done, total),
+        policy.intensity_channels,
+        policy.mirror_axes,
+    )
+    tracker.log_params({"fine_tuning_source_share": share})
+    if share < settings.source_share:
+        _LOG.warning(
+            "the fine-tuned weights were blended with a share of %g, not %g, of the source model's: with more they do "
+            "worse on the source; was the segmenter trained to the end?",
+            share,
+            settings.source_share,
+        )
+    write_weights(context.run.fine_tuned, portable_state(policy.state_dict()))
+
+
+def _select(
+    context: RunContext,
+    iteration: int,
+    pool: CandidatePool,
+    held_out: RewardNet,
+    domains: Domains,
+    tracker: Tracker,
+) -> str:
+    """The candidate so far that the held-out reward network of this iteration is sure of, else the incumbent."""
+    path = context.run.selection(iteration)
+    if not path.exists():
+        images, names, incumbent = domains.selection.images, pool.names, pool.incumbent
+        before = rate_masks(context.policy(incumbent), held_out, images, context.device)
+        scores = []
+        for done, name in enumerate(names, 1):
+            after = before if name == incumbent else rate_masks(context.policy(name), held_out, images, context.device)
+            scores.append(paired_ratings(before, after, context.num_classes, context.device))
+            context.progress(f"selection {iteration + 1}/{context.config.iterations}", done, len(names))
+        settings = context.config.selection
+        selection = select(names, scores, domains.selection, settings.confidence, settings.margin, incumbent)
+        selection.write(path)
+        for step, candidate in enumerate(selection.candidates):
+            tracker.log_metrics({"held_out_reward_score": candidate.score}, step)
+    return str(json.loads(path.read_text(encoding="utf-8"))["chosen"])
+
+
+def _export(context: RunContext, policy: SegmenterAdapter, tracker: Tracker) -> None:
+    config, run = context.config, context.run
+    members, last = member_names(config), config.iterations - 1
+    run.copy_reward(last, [*members, HELD_OUT_REWARD])
+    write_json(
+        run.final_reward / FUSION,
+        {"members": members, "fusion": config.reward.fusion, "pessimism": config.reward.pessimism},
+    )
+    tracker.log_params({"actions_hash": context.dataset.content_hash()})
+    policy.cpu().export(run.model)
+
+
+def _log_results(run: RunFolder, config: AdaptConfig, tracker: Tracker) -> None:
+    """Records what a finished run leaves, under the names that it has in the run folder.
+
+    At every call, for nobody knows whether a run that was killed had come to it; what is there is written over.
+    """
+    for path in (run.config_file, run.selection(config.iterations - 1)):
+        tracker.log_artifact(path)
+    for folder in (run.model, run.final_reward):
+        for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+            tracker.log_artifact(path, path.parent.relative_to(run.path).as_posix())

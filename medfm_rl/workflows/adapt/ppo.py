@@ -1,0 +1,173 @@
+"""Fine-tuning by PPO, and the averages of its checkpoints that compete in the selection."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from stable_baselines3.common.logger import Logger
+
+from medfm_rl.adapters import SegmenterAdapter
+from medfm_rl.augmentation.appearance import randomise_appearance
+from medfm_rl.augmentation.shape import mirror_at_random
+from medfm_rl.data.files import write_json
+from medfm_rl.envs import SegmentationVecEnv
+from medfm_rl.networks import build_padded_unet, portable_state
+from medfm_rl.policies import DensePPO
+from medfm_rl.reward.network import RewardEnsemble
+from medfm_rl.seeding import derive_seed, torch_generator
+from medfm_rl.tracking import Tracker
+from medfm_rl.workflows.adapt.averaging import RunningAverage
+from medfm_rl.workflows.adapt.context import Domains, RunContext, write_weights
+
+
+def run_ppo(
+    context: RunContext,
+    iteration: int,
+    start: SegmenterAdapter,
+    reference: SegmenterAdapter,
+    ensemble: RewardEnsemble,
+    domains: Domains,
+    tracker: Tracker,
+) -> list[str]:
+    """PPO from the policy chosen so far, held near the reference; returns the names of the checkpoints."""
+    settings, folder = context.config.ppo, context.run.checkpoints(iteration)
+    steps = _checkpoint_steps(context)
+    names = [f"{folder.parent.name}/{folder.name}/{step:05d}" for step in steps]
+    missing = missing_checkpoints(context, iteration)
+    if not missing:
+        return names
+    env = _environment(context, iteration, ensemble, domains)
+    last = max((step for step in steps if step < missing[0]), default=0)
+    ppo = _make_ppo(context, iteration, start, reference, env, folder / f"{last:05d}" if last else None)
+    for step in missing:
+        history = []
+        while ppo._n_updates < step:
+            ppo.learn(env.num_envs, reset_num_timesteps=False)
+            context.progress(f"PPO {iteration + 1}/{context.config.iterations}", ppo._n_updates, settings.updates)
+            history.append({"update": ppo._n_updates, **_logged(ppo.logger)})
+            tracker.log_metrics(history[-1], ppo._n_updates)
+        # The history first: the folder of the checkpoint says that it is complete.
+        write_json(folder / f"{step:05d}.json", history)
+        ppo.save(folder / f"{step:05d}")
+    return names
+
+
+def missing_checkpoints(context: RunContext, iteration: int) -> list[int]:
+    """Updates of an iteration whose checkpoints are not there yet."""
+    folder = context.run.checkpoints(iteration)
+    return [step for step in _checkpoint_steps(context) if not (folder / f"{step:05d}").exists()]
+
+
+def average(context: RunContext, iteration: int, trajectory: Sequence[str], checkpoints: Sequence[str]) -> list[str]:
+    """Writes the running averages of the weights so far, one for each checkpoint; returns their names.
+
+    Args:
+        context: The run.
+        iteration: Counted from 0.
+        trajectory: Names of the weights that the policy which this iteration started from is the average of.
+        checkpoints: Those of this iteration.
+    """
+    folders = [context.run.candidate(iteration, int(Path(name).name)) for name in checkpoints]
+    if not all(folder.exists() for folder in folders):
+        mean = RunningAverage()
+        for name in trajectory:
+            mean.add(portable_state(context.policy(name).state_dict()))
+        for name, folder in zip(checkpoints, folders, strict=True):
+            mean.add(portable_state(context.policy(name).state_dict()))
+            if not folder.exists():
+                write_weights(folder, mean.state)
+    return [folder.relative_to(context.run.path).as_posix() for folder in folders]
+
+
+def _checkpoint_steps(context: RunContext) -> list[int]:
+    settings = context.config.ppo
+    # The last update competes too, whether or not `eval_every` divides the number of updates.
+    return [*range(settings.eval_every, settings.updates, settings.eval_every), settings.updates]
+
+
+def _environment(context: RunContext, iteration: int, ensemble: RewardEnsemble, domains: Domains) -> SegmentationVecEnv:
+    """Source images with rewards from their ground truth, and as many target images with those of the ensemble.
+
+    Both are shown in new appearances, those of the source as they were collected. The ensemble sees target images as
+    they are: the mask must not depend on the look.
+    """
+    known = [context.dataset.read(key) for key in context.dataset.shards() if key.startswith(f"{iteration:02d}-source")]
+    settings = context.config.ppo
+    count = sum(len(shard.images) for shard in known) or settings.updates * settings.n_envs
+    generator = torch_generator(context.config.seed, "views", iteration)
+    target = domains.target.images[torch.randint(len(domains.target), (count,), generator=generator)]
+    channels = context.source_policy.intensity_channels
+    views = randomise_appearance(target, None, settings.appearance_strength, generator, channels)
+    images, references = [shard.images for shard in known], [shard.references for shard in known]
+    if known:
+        # The ensemble has not seen mirrored images; ground truth can.
+        axes = context.source_policy.mirror_axes
+        mirrored = mirror_at_random(torch.cat(images), torch.cat(references), axes, generator)
+        images, references = [mirrored[0]], [mirrored[1]]
+    return SegmentationVecEnv(
+        torch.cat([*images, views]).numpy(),
+        ensemble,
+        context.num_classes,
+        settings.n_envs,
+        references=references[0].numpy() if known else None,
+        rated_as=torch.cat([*images, target]).numpy(),
+        seed=derive_seed(context.config.seed, "order", iteration),
+        device=context.device,
+    )
+
+
+def _make_ppo(
+    context: RunContext,
+    iteration: int,
+    start: SegmenterAdapter,
+    reference: SegmenterAdapter,
+    env: SegmentationVecEnv,
+    checkpoint: Path | None,
+) -> DensePPO:
+    """A new PPO, or that of a checkpoint to go on with."""
+    policy = copy.deepcopy(start)
+    trainable = list(context.open_to_learning(policy).values())
+    critic = _critic(context, iteration) if context.config.ppo.baseline == "critic" else None
+    settings = _ppo_settings(context, iteration)
+    if checkpoint is not None:
+        return DensePPO.load(checkpoint, env, policy, critic, trainable, **settings)
+    return DensePPO(env, policy, critic, trainable, copy.deepcopy(reference), **settings)
+
+
+def _ppo_settings(context: RunContext, iteration: int) -> dict[str, Any]:
+    """Given to a new PPO and to one that goes on, so that both are the same whatever the checkpoint holds."""
+    settings = context.config.ppo
+    return {
+        "learning_rate": settings.learning_rate,
+        "critic_learning_rate": settings.critic_learning_rate,
+        "n_epochs": settings.n_epochs,
+        "clip_range": settings.clip_range,
+        "ent_coef": settings.ent_coef,
+        "kl_coef": settings.kl_coef,
+        "target_kl": settings.target_kl,
+        "max_grad_norm": settings.max_grad_norm,
+        "baseline": settings.baseline,
+        "correlation_length": context.correlation_length,
+        "autocast": context.device.type == "cuda",
+        "seed": derive_seed(context.config.seed, "ppo", iteration),
+        "device": context.device,
+    }
+
+
+def _critic(context: RunContext, iteration: int) -> torch.nn.Module:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(derive_seed(context.config.seed, "critic", iteration))
+        adapter = context.source_policy
+        return build_padded_unet(context.config.reward.network, len(adapter.patch_size), adapter.in_channels, 1)
+
+
+def _logged(logger: Logger) -> dict[str, float]:
+    return {
+        name.replace("/", "_"): float(value)
+        for name, value in logger.name_to_value.items()
+        if isinstance(value, int | float)
+    }

@@ -1,0 +1,1 @@
+"""`medfm-rl calibrate` and `calibrate-correction`: what scores and corrections may promise."""

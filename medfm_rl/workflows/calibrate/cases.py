@@ -1,0 +1,109 @@
+"""Labelled cases that a quality model is fitted on: assessed one by one, with maps that lie on the disk."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from medfm_rl.adapters import SegmenterAdapter
+from medfm_rl.anatomy.learning import learn_limits
+from medfm_rl.anatomy.profiles import Anatomy, load_anatomy
+from medfm_rl.data.files import hash_file, replace_on_success
+from medfm_rl.data.layouts import CaseFile
+from medfm_rl.metrics.overlap import dice
+from medfm_rl.progress import Progress
+from medfm_rl.quality.calibration import CalibrationCase, Provenance
+from medfm_rl.quality.model import reward_hashes
+from medfm_rl.quality.run_hashes import hash_run
+from medfm_rl.quality.submission import Submission, collect_evidence
+from medfm_rl.reward.network import RewardEnsemble
+from medfm_rl.runs.folder import RunFolder
+from medfm_rl.types import LabelMap, LabelSchema
+
+_LEARNED_QUANTILE = 0.001
+
+
+class Spool:
+    """Judged cases in a folder of files, so that the maps of volumes need not all be in memory.
+
+    Args:
+        folder: A folder of its own, which has to be there as long as the cases are used.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.cases: list[CalibrationCase] = []
+
+    @classmethod
+    @contextmanager
+    def within(cls, run: RunFolder) -> Iterator[Spool]:
+        """One in a folder of a run, which is removed afterwards."""
+        with tempfile.TemporaryDirectory(prefix="calibrating-", dir=run.path) as folder:
+            yield cls(Path(folder))
+
+    def add(self, case: CalibrationCase) -> None:
+        """Adds a case; of its maps, only what is looked at is in memory from now on."""
+        evidence, path = case.evidence, self.folder / f"{len(self.cases):06d}.pt"
+        maps = {
+            "action": evidence.action,
+            "mean_map": evidence.mean_map,
+            "spread": evidence.spread,
+            "confidence": evidence.confidence,
+        }
+        torch.save({**maps, "right": case.right}, path)
+        found = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
+        right = found.pop("right")
+        self.cases.append(replace(case, evidence=replace(evidence, **found), right=right))
+
+
+def calibration_case(
+    submission: Submission,
+    ground_truth: LabelMap,
+    segmenter: SegmenterAdapter,
+    reward: RewardEnsemble,
+    device: torch.device,
+) -> CalibrationCase:
+    """A mask with its evidence and the truth `(*S)`."""
+    evidence = collect_evidence([submission], reward, segmenter.patch_size, segmenter.schema, device)[0]
+    truth = segmenter.preprocess_labels(ground_truth, submission.sample)
+    overlap = dice(submission.labels, ground_truth, segmenter.schema.num_classes)
+    return CalibrationCase(submission.case.patient_id, evidence, evidence.action == truth, overlap)
+
+
+def masks_with_spacing(
+    files: Sequence[CaseFile], schema: LabelSchema, in_mm: bool, stage: str, progress: Progress
+) -> Iterator[tuple[LabelMap, tuple[float, ...] | None]]:
+    """Masks on their own grids, one by one, with their spacings where sizes can be in mm."""
+    for done, file in enumerate(files, 1):
+        item = file.read_labelled(schema)
+        progress(stage, done, len(files))
+        yield item.ground_truth, item.case.geometry.array_spacing if in_mm else None
+
+
+def learned_anatomy(
+    name: str, schema: LabelSchema, masks: Iterable[tuple[LabelMap, tuple[float, ...] | None]]
+) -> Anatomy:
+    """The profile of the run with limits learned from masks that are right, on their own grids, with spacings."""
+    return load_anatomy(name, schema).extended(learn_limits(masks, schema, _LEARNED_QUANTILE))
+
+
+def provenance_of(run: RunFolder, origin: str, target_domain: bool, data_hash: str) -> Provenance:
+    """Where a quality model of a run comes from; the arguments are those of `Provenance`."""
+    networks = reward_hashes(run.final_reward)
+    return Provenance(origin, target_domain, **hash_run(run.path), reward_hashes=networks, data_hash=data_hash)
+
+
+def keep_previous(path: Path) -> Path | None:
+    """Where a copy of the file that is to be replaced is from now on; None where there is no file."""
+    if not path.exists():
+        return None
+    kept = path.with_name(f"{path.stem}-{hash_file(path)[:8]}{path.suffix}")
+    with replace_on_success(kept) as temporary:
+        shutil.copyfile(path, temporary)
+    return kept

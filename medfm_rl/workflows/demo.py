@@ -1,0 +1,105 @@
+"""The whole story on simulated echo, in a few minutes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from medfm_rl.data.files import write_json
+from medfm_rl.data.layouts import SIMULATION_RECORD
+from medfm_rl.data.ultrasound.phantom import ECHO_SCHEMA, simulate_dataset
+from medfm_rl.data.ultrasound.vendors import vendor
+from medfm_rl.errors import ConfigError
+from medfm_rl.progress import Progress
+from medfm_rl.settings import (
+    AdaptConfig,
+    CollectSettings,
+    DataSettings,
+    PPOSettings,
+    PreprocessingSettings,
+    RewardSettings,
+    SegmenterSettings,
+    ShapePriorSettings,
+    SourceTrainingSettings,
+    TrainSourceConfig,
+)
+from medfm_rl.workflows.adapt.final_report import finish
+from medfm_rl.workflows.adapt.loop import adapt
+from medfm_rl.workflows.evaluate.comparison import Comparison
+from medfm_rl.workflows.train.source import train_source
+
+_SIZE = (96, 96)
+_SOURCE_PATIENTS, _TARGET_PATIENTS, _HELD_OUT_PATIENTS = 40, 30, 25
+
+
+def run_demo(out: Path, seed: int, progress: Progress) -> Comparison:
+    """Simulates two vendors, trains a segmenter on the first, adapts it to the second, evaluates and reports.
+
+    A demo that was interrupted goes on where it was.
+
+    Args:
+        out: Folder of the demo; the run itself is in it too.
+        seed: Seed of everything.
+        progress: Told how far each stage is.
+
+    Raises:
+        ConfigError: The folder holds a demo with another seed, or other things.
+    """
+    marker = out / "demo.json"
+    if marker.exists() and json.loads(marker.read_text(encoding="utf-8")) != {"seed": seed}:
+        raise ConfigError(f"{out}: holds a demo with another seed; choose another folder or delete it")
+    if not marker.exists() and out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise ConfigError(f"{out}: is not empty and holds no demo; choose another folder")
+    # First of all: what an interrupted demo leaves says which seed it has.
+    write_json(marker, {"seed": seed})
+    data = out / "data"
+    parts = {
+        "vendor-a": ("cart", 1, _SOURCE_PATIENTS),
+        "vendor-b-unlabelled": ("vintage", 1001, _TARGET_PATIENTS),
+        "vendor-b-held-out": ("vintage", 2001, _HELD_OUT_PATIENTS),
+    }
+    for name, (profile, first, patients) in parts.items():
+        if not (data / name / SIMULATION_RECORD).exists():
+            label = f"simulating {name}"
+            simulate_dataset(
+                data / name,
+                vendor(profile),
+                patients,
+                seed,
+                _SIZE,
+                first,
+                lambda done, total, label=label: progress(label, done, total),  # type: ignore[misc]
+            )
+    segmenter = out / "source-model"
+    if not segmenter.exists():
+        train_source(
+            TrainSourceConfig(
+                data=DataSettings(path=data / "vendor-a"),
+                structures={name: ECHO_SCHEMA.ids[ECHO_SCHEMA.index_of(name)] for name in ECHO_SCHEMA.structures},
+                output=segmenter,
+                preprocessing=PreprocessingSettings(size=_SIZE),
+                training=SourceTrainingSettings(epochs=40),
+                seed=seed,
+            ),
+            progress,
+        )
+    config = AdaptConfig(
+        segmenter=SegmenterSettings(folder=segmenter),
+        target=DataSettings(path=data / "vendor-b-unlabelled"),
+        source=DataSettings(path=data / "vendor-a"),
+        evaluation=DataSettings(path=data / "vendor-b-held-out"),
+        output=out / "run",
+        anatomy="echo_apical",
+        iterations=1,
+        collect=CollectSettings(source_images=300, target_images=150),
+        shape_prior=ShapePriorSettings(epochs=12),
+        reward=RewardSettings(steps=600),
+        ppo=PPOSettings(updates=40),
+        seed=seed,
+    )
+    run = adapt(config, resume=True, progress=progress)
+    comparison = finish(run, config, progress)
+    assert comparison is not None
+    # The report of the run is the report of the demo.
+    (out / "report.html").write_bytes(run.report.read_bytes())
+    return comparison

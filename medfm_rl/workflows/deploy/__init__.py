@@ -1,0 +1,1 @@
+"""`medfm-rl predict`, `score` and `correct`: an adapted segmenter at work."""

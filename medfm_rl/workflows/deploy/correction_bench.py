@@ -1,0 +1,148 @@
+"""One case of `medfm-rl correct`: its mask is corrected, proposed, referred or kept, and written with its picture."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from medfm_rl.adapters import Sample
+from medfm_rl.correction import CaseCorrector, CorrectionResult
+from medfm_rl.data.files import replace_on_success
+from medfm_rl.data.images import hash_labels, write_labels
+from medfm_rl.data.layouts import CaseFile
+from medfm_rl.reports.corrections import correction_figure
+from medfm_rl.reports.figures import figure_bytes
+from medfm_rl.reward.network import RewardEnsemble
+from medfm_rl.reward.score import structure_scores
+from medfm_rl.runs.case_records import CaseRecords, hash_case, label_path
+from medfm_rl.tiling import tiled_reward_map
+from medfm_rl.types import Case, FloatArray, LabelMap
+from medfm_rl.workflows.deploy.correction_outputs import is_cut, picture_path, record_of
+from medfm_rl.workflows.deploy.masks_to_correct import GivenMasks
+from medfm_rl.workflows.deploy.memory import must_fit
+
+
+class CorrectionBench:
+    """Corrects a case or keeps its mask, or takes what was done before.
+
+    Args:
+        corrector: Proposes and decides.
+        reward: Shown beside the masks.
+        records: What was done before, and where.
+        common: What the result of every case depends on.
+        propose_only: Whether every mask stays.
+        masks: The masks to be corrected; None for those of the corrector's segmenter.
+        originals: The masks of cases that are not corrected; None: the segmenter makes them.
+    """
+
+    def __init__(
+        self,
+        corrector: CaseCorrector,
+        reward: RewardEnsemble,
+        records: CaseRecords,
+        common: dict[str, Any],
+        propose_only: bool,
+        masks: GivenMasks | None,
+        originals: GivenMasks | None,
+    ) -> None:
+        self.corrector = corrector
+        self.reward = reward
+        self.out = records.out
+        self.records = records
+        self.common = common
+        self.propose_only = propose_only
+        self.masks = masks
+        self.originals = originals
+
+    def handle(self, file: CaseFile) -> Mapping[str, Any]:
+        """Corrects a case, and says what came of it."""
+        inputs = {**self.common, **hash_case(file, self.corrector.adapter)}
+        if self.masks is not None:
+            inputs |= self.masks.hashes(file.case_id)
+        known: Mapping[str, Any] | None = self.records.reuse(file.case_id, inputs)
+        # What a busy machine cut is no result to hand out again.
+        if known is not None and not is_cut(known):
+            return known
+        self.records.begin(file.case_id, inputs)
+        with must_fit(f"case {file.case_id}", self.corrector.adapter.device):
+            case = file.read()
+            original = None if self.masks is None else self.masks.read(case)
+            result = self.corrector.correct(case, original=original)
+            decision = "referred"
+            if result.accepted:
+                decision = "proposed" if self.propose_only else "corrected"
+            mask = result.before if self.propose_only else result.mask
+            rewards, files = self._write(case, result, decision, mask)
+        record = record_of(result, case, decision, rewards)
+        self._close(record, inputs, mask, files, record)
+        return record
+
+    def keep(self, file: CaseFile) -> None:
+        """Writes the mask of a case that is not corrected.
+
+        Raises:
+            UserError: There is none, or it cannot be read or made.
+        """
+        adapter = self.corrector.adapter
+        inputs = {name: self.common[name] for name in ("format", "segmenter", "inference")}
+        if self.originals is None:
+            inputs |= {**hash_case(file, adapter), "mask": None}
+        else:
+            inputs |= {**hash_case(file, None), **self.originals.hashes(file.case_id)}
+        if self.records.reuse(file.case_id, inputs) is not None:
+            return
+        with must_fit(f"case {file.case_id}", adapter.device):
+            case = file.read()
+            mask = adapter.segment(case) if self.originals is None else self.originals.read(case)
+        labels = label_path(self.out, file.case_id)
+        self.records.begin(file.case_id, inputs)
+        write_labels(labels, mask, case.geometry, adapter.schema)
+        self._close({"case": file.case_id, "decision": "kept"}, inputs, mask, [labels], {})
+
+    def _close(
+        self,
+        line: Mapping[str, Any],
+        inputs: Mapping[str, Any],
+        mask: LabelMap,
+        files: Sequence[Path],
+        result: Mapping[str, Any],
+    ) -> None:
+        """Adds the line of a case to the audit log, and records that the case is complete."""
+        outputs = self.records.hash_files(files)
+        # Of the mask both: of its labels, as in scores.json, and of its file.
+        self.records.log([{**line, "inputs": inputs, "mask": hash_labels(mask), "outputs": outputs}])
+        self.records.write(line["case"], inputs, result, outputs)
+
+    def _write(
+        self, case: Case, result: CorrectionResult, decision: str, mask: LabelMap
+    ) -> tuple[tuple[float, float], list[Path]]:
+        """Writes masks and picture; returns the mean rewards before and after, and the files."""
+        schema = self.corrector.adapter.schema
+        labels, proposal = label_path(self.out, case.case_id), self.out / "proposals" / f"{case.case_id}.nii.gz"
+        picture = picture_path(self.out, case.case_id)
+        # One of an earlier call with other settings would look like one of this call.
+        proposal.unlink(missing_ok=True)
+        if decision == "proposed":
+            write_labels(proposal, result.after, case.geometry, schema)
+        sample = self.corrector.adapter.preprocess(case)
+        (map_before, before), (map_after, after) = (
+            self._reward_of(sample, found) for found in (result.before, result.after)
+        )
+        title = f"{case.case_id}: {decision}"
+        figure = correction_figure(case.image[0], result.before, map_before, result.after, map_after, schema, title)
+        with replace_on_success(picture) as temporary:
+            temporary.write_bytes(figure_bytes(figure))
+        write_labels(labels, mask, case.geometry, schema)
+        return (before, after), [labels, picture, *([proposal] if decision == "proposed" else [])]
+
+    @torch.no_grad()
+    def _reward_of(self, sample: Sample, labels: LabelMap) -> tuple[FloatArray, float]:
+        """The reward map of a mask on the case's own grid, and its mean in and around the structures."""
+        adapter = self.corrector.adapter
+        action = adapter.preprocess_labels(labels, sample).to(adapter.device)
+        found = tiled_reward_map(self.reward, sample.image.to(adapter.device), action, adapter.patch_size)
+        mean = float(structure_scores(found[None], action[None], adapter.schema.num_classes).mean())
+        return adapter.restore_map(found, sample).clip(0, 1), mean

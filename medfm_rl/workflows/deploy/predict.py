@@ -1,0 +1,111 @@
+"""`medfm-rl predict`: a mask for every image, and its reward map where the model has reward networks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from medfm_rl.adapters.delta import state_hash
+from medfm_rl.data.images import write_image, write_labels
+from medfm_rl.data.layouts import CaseFile
+from medfm_rl.errors import DataError, UserError
+from medfm_rl.networks import argmax_classes
+from medfm_rl.progress import Progress
+from medfm_rl.runs.case_records import CaseRecords, hash_case, hash_segmenter, label_path, reward_path
+from medfm_rl.runs.identity import Identity
+from medfm_rl.runs.models import Model
+from medfm_rl.tiling import tiled_reward_map
+from medfm_rl.types import Case, FloatArray, LabelMap, LabelSchema
+from medfm_rl.workflows.deploy.memory import must_fit
+
+
+@torch.no_grad()
+def predict(
+    model: Model, files: Sequence[CaseFile], out: Path, progress: Progress, identity: Identity | None = None
+) -> list[str]:
+    """Writes a label map per case in the geometry of its image, and its reward map where the model has a reward.
+
+    What each was made of and by goes to `audit.jsonl`, with the hashes of what was written.
+
+    Masks that this model made of the same images with the same prompts are kept, so an interrupted call can be
+    repeated. Those of other images or prompts are made anew. A case that cannot be read, or whose mask somebody has
+    changed since, is left out and named; the others are segmented.
+
+    Args:
+        model: The model.
+        files: The cases.
+        out: Folder for `labels`, `rewards` and the records.
+        progress: Told how far it is.
+        identity: Identity of the folder that the model was loaded from, for the audit log; None for one without a
+            folder.
+
+    Returns:
+        One message per case that was left out.
+
+    Raises:
+        DataError: No case could be segmented, or masks lie in `out` that another model made, or nobody knows what.
+    """
+    records, maker = CaseRecords(out, "predict", identity), _hash_model(model)
+    for file in files:
+        records.require_own(file.case_id, label_path(out, file.case_id), maker)
+    problems: list[str] = []
+    for done, file in enumerate(files, 1):
+        try:
+            inputs = {**maker, **hash_case(file, model.segmenter)}
+            made = None
+            if records.reuse(file.case_id, inputs) is None:
+                with must_fit(f"case {file.case_id}", model.segmenter.device):
+                    case = file.read()
+                    made = segment_with_reward(model, case)
+        except UserError as error:
+            problems.append(str(error))
+            records.log([{"case": file.case_id, "problem": str(error)}])
+        else:
+            if made is not None:
+                records.begin(file.case_id, inputs)
+                outputs = records.hash_files(_write_prediction(out, case, *made, model.segmenter.schema))
+                records.log([{"case": file.case_id, "inputs": inputs, "outputs": outputs}])
+                records.write(file.case_id, inputs, {}, outputs)
+        progress("predicting", done, len(files))
+    if len(problems) == len(files):
+        raise DataError(f"no case could be segmented; the first: {problems[0]}")
+    return problems
+
+
+def _hash_model(model: Model) -> dict[str, Any]:
+    """What makes masks and reward maps, but for image and prompts."""
+    reward = model.reward
+    judge = None if reward is None else [state_hash(reward), reward.fusion, reward.pessimism]
+    return {**hash_segmenter(model.segmenter), "reward": judge}
+
+
+def _write_prediction(
+    out: Path, case: Case, labels: LabelMap, reward_map: FloatArray | None, schema: LabelSchema
+) -> list[Path]:
+    """Writes what was made of a case, and says where."""
+    written = [label_path(out, case.case_id)]
+    write_labels(written[0], labels, case.geometry, schema)
+    if reward_map is not None:
+        written.append(reward_path(out, case.case_id))
+        write_image(written[1], reward_map, case.geometry)
+    return written
+
+
+@torch.no_grad()
+def segment_with_reward(model: Model, case: Case) -> tuple[LabelMap, FloatArray | None]:
+    """Class indices of a case and the reward map of that segmentation, both on the case's own grid.
+
+    The reward network sees the argmax on the grid of the network's input, from which the label map is restored.
+    """
+    segmenter = model.segmenter
+    sample = segmenter.preprocess(case)
+    logits = segmenter.predict_logits(sample)
+    labels = segmenter.restore(logits, sample)
+    if model.reward is None:
+        return labels, None
+    image, action = sample.image.to(segmenter.device), argmax_classes(logits, dim=0).to(segmenter.device)
+    reward_map = tiled_reward_map(model.reward, image, action, segmenter.patch_size).cpu()
+    return labels, segmenter.restore_map(reward_map, sample).clip(0, 1)

@@ -1,0 +1,227 @@
+"""Cases that wait to be assessed together, and why some could not be."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from medfm_rl.adapters import SegmenterAdapter
+from medfm_rl.data.files import replace_on_success
+from medfm_rl.data.images import hash_image, hash_labels, read_labels, write_image, write_labels
+from medfm_rl.data.layouts import CaseFile
+from medfm_rl.errors import UserError
+from medfm_rl.quality import BatchReport, QualityController, QualityReport
+from medfm_rl.quality.submission import Submission, fill_a_batch
+from medfm_rl.reports.scores import thumbnail
+from medfm_rl.runs.case_records import CaseRecords, hash_case, hash_segmenter, label_path, reward_path
+from medfm_rl.types import Case, LabelSchema
+from medfm_rl.workflows.deploy.memory import must_fit
+
+_Waiting = tuple[Submission, dict[str, Any]]
+"""A case and what its report depends on."""
+Cause = Literal["input_unusable", "mask_missing", "mask_unusable", "not_assessed"]
+"""Why a case could not be assessed: because of its image or prompts, of its mask, or of something else."""
+
+
+@dataclass(frozen=True)
+class Unassessed:
+    """Why a case could not be assessed.
+
+    Attributes:
+        problem: In words.
+        cause: For a program.
+    """
+
+    problem: str
+    cause: Cause
+
+
+@dataclass(frozen=True)
+class Scoring:
+    """What a call of `score` found.
+
+    Attributes:
+        batch: Reports and guarantees of the masks that could be assessed.
+        unassessed: The others by case. Such a case is referred.
+    """
+
+    batch: BatchReport
+    unassessed: Mapping[str, Unassessed] = field(default_factory=dict)
+
+    @property
+    def problems(self) -> dict[str, str]:
+        """By case: why it could not be assessed, in words."""
+        return {case_id: found.problem for case_id, found in self.unassessed.items()}
+
+    def count(self, verdict: str) -> int:
+        """Cases with that verdict."""
+        found = sum(report.verdict == verdict for report in self.batch.reports)
+        return found + (len(self.unassessed) if verdict == "refer" else 0)
+
+
+class _NotAssessedError(UserError):
+    """A case that cannot be assessed, and the cause."""
+
+    def __init__(self, message: str, cause: Cause) -> None:
+        super().__init__(message)
+        self.cause = cause
+
+
+@contextmanager
+def _caused_by(cause: Cause) -> Iterator[None]:
+    """Says of a user's mistake in the block what is at fault."""
+    try:
+        yield
+    except UserError as error:
+        raise _NotAssessedError(str(error), cause) from error
+
+
+class ScoringQueue:
+    """Takes cases one by one, and assesses together those of which no report is there yet."""
+
+    def __init__(
+        self,
+        controller: QualityController,
+        networks: Mapping[str, str],
+        masks: Mapping[str, Path] | None,
+        in_masks: LabelSchema | None,
+        segmenter: SegmenterAdapter | None,
+        records: CaseRecords,
+    ) -> None:
+        self.controller = controller
+        self.networks = networks
+        self.masks = masks
+        self.in_masks = in_masks
+        self.segmenter = None if segmenter is None else segmenter.to(controller.device)
+        self.maker = {} if segmenter is None else hash_segmenter(segmenter)
+        self.out = records.out
+        self.records = records
+        self.reports: dict[str, QualityReport] = {}
+        self.mask_hashes: dict[str, str] = {}
+        self.hashes: dict[str, dict[str, Any]] = {}
+        self.unassessed: dict[str, Unassessed] = {}
+        self._waiting: list[_Waiting] = []
+
+    def require_own(self, files: Sequence[CaseFile]) -> None:
+        """Refuses an output folder where masks or reward maps of something else would be replaced.
+
+        Raises:
+            DataError: There is a mask that this command did not make, or made by another segmenter; or a reward map of
+                another command.
+        """
+        for file in files:
+            self.records.require_no_others(file.case_id, reward_path(self.out, file.case_id))
+            if self.segmenter is not None:
+                self.records.require_own(file.case_id, label_path(self.out, file.case_id), self.maker)
+
+    def take(self, file: CaseFile) -> None:
+        """Takes the report that there is, or lets the case wait for enough others to be assessed with it.
+
+        Raises:
+            UserError: The case cannot be made ready to be assessed.
+        """
+        inputs = self._inputs(file)
+        known = self.records.reuse(file.case_id, inputs)
+        if known is not None:
+            # Whose it is comes from the call, which may tell patients apart in another way than the one before.
+            self.reports[file.case_id] = replace(QualityReport.from_json(known["report"]), patient_id=file.patient_id)
+            self.mask_hashes[file.case_id] = known["mask"]
+            return
+        with _caused_by("input_unusable"), must_fit(f"case {file.case_id}", self.controller.device):
+            case = file.read()
+        self.records.begin(file.case_id, inputs)
+        with must_fit(f"case {file.case_id}", self.controller.device):
+            self._waiting.append((self._submission(file, case), inputs))
+        if fill_a_batch([submission for submission, _ in self._waiting]):
+            self.assess_waiting()
+
+    def refuse(self, case_id: str, error: UserError) -> None:
+        """Notes why a case could not be assessed."""
+        self.unassessed[case_id] = Unassessed(
+            str(error), error.cause if isinstance(error, _NotAssessedError) else "not_assessed"
+        )
+
+    def assess_waiting(self) -> None:
+        """Assesses the cases that wait, and writes what was found; one that fails keeps no other back."""
+        waiting, self._waiting = self._waiting, []
+        for submission, inputs, report in self._assess(waiting):
+            try:
+                self._write(submission, inputs, report)
+            except UserError as error:
+                self.refuse(report.case_id, error)
+                continue
+            # Maps of ten thousand cases would fill the memory, and they are in the files.
+            self.reports[report.case_id] = replace(report, reward_map=np.zeros(0, np.float32))
+
+    def _assess(self, waiting: Sequence[_Waiting]) -> list[tuple[Submission, dict[str, Any], QualityReport]]:
+        cases = ", ".join(f"case {submission.case.case_id}" for submission, _ in waiting)
+        try:
+            with must_fit(cases, self.controller.device):
+                reports = self.controller.assess_batch([submission for submission, _ in waiting])
+            return [(*item, report) for item, report in zip(waiting, reports, strict=True)]
+        except UserError as error:
+            if len(waiting) == 1:
+                self.refuse(waiting[0][0].case.case_id, error)
+                return []
+        # It does not say whose fault it is: alone, each case answers for itself. Not within the handling of the error,
+        # which holds all that the networks had made of the batch.
+        return [found for item in waiting for found in self._assess([item])]
+
+    def _write(self, submission: Submission, inputs: Mapping[str, Any], report: QualityReport) -> None:
+        case = submission.case
+        rewards = reward_path(self.out, case.case_id)
+        write_image(rewards, report.reward_map, case.geometry)
+        picture = self.out / "thumbnails" / f"{case.case_id}.png"
+        with replace_on_success(picture) as temporary:
+            temporary.write_bytes(
+                thumbnail(case.image[0], submission.labels, report.reward_map, self.controller.schema)
+            )
+        mask = self.mask_hashes[case.case_id] = hash_labels(submission.labels)
+        files = [rewards, picture, *([] if self.segmenter is None else [label_path(self.out, case.case_id)])]
+        outputs = self.records.hash_files(files)
+        self.records.write(case.case_id, inputs, {"report": report.to_json(), "mask": mask}, outputs)
+
+    def mask_path(self, case_id: str) -> Path | None:
+        """The file of a case's mask, where it is known or was written."""
+        if self.masks is not None:
+            return self.masks.get(case_id)
+        path = label_path(self.out, case_id)
+        return path if path.exists() else None
+
+    def _inputs(self, file: CaseFile) -> dict[str, Any]:
+        """Hashes of everything that the report of a case depends on; what is found stays in `hashes` after an error."""
+        found = self.hashes[file.case_id] = {**self.maker, **self.networks}
+        with _caused_by("input_unusable"):
+            found.update(hash_case(file, self.segmenter))
+        if self.masks is not None:
+            mask = self._mask(file)
+            with _caused_by("mask_unusable"):
+                found["mask"] = hash_image(mask)
+        if self.in_masks is not None:
+            found["labels"] = self.in_masks.integers
+        return found
+
+    def _mask(self, file: CaseFile) -> Path:
+        assert self.masks is not None
+        if file.case_id not in self.masks:
+            folder = next(iter(self.masks.values())).parent
+            raise _NotAssessedError(f"case {file.case_id}: there is no mask of that name in {folder}", "mask_missing")
+        return self.masks[file.case_id]
+
+    def _submission(self, file: CaseFile, case: Case) -> Submission:
+        controller = self.controller
+        if self.segmenter is None:
+            with _caused_by("mask_unusable"):
+                labels = read_labels(self._mask(file), controller.schema, case.shape, case.geometry, self.in_masks)
+            return controller.submit(case, labels)
+        if self.segmenter is controller.segmenter:
+            submission = controller.segment(case)
+        else:
+            submission = controller.submit(case, self.segmenter.segment(case))
+        write_labels(label_path(self.out, file.case_id), submission.labels, case.geometry, controller.schema)
+        return submission

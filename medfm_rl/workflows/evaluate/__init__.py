@@ -1,0 +1,1 @@
+"""`medfm-rl evaluate`: masks against ground truth."""

@@ -1,0 +1,80 @@
+"""Two models on the same labelled cases."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from medfm_rl.adapters import SegmenterAdapter
+from medfm_rl.anatomy.profiles import load_anatomy
+from medfm_rl.data.layouts import CaseFile, name_patients
+from medfm_rl.errors import DataError, ModelError
+from medfm_rl.metrics.bootstrap import PairedDifference
+from medfm_rl.metrics.scores import Evaluation, StructureSummary, compare
+from medfm_rl.progress import Progress
+from medfm_rl.reports.tables import TableRow
+from medfm_rl.workflows.evaluate.evaluation import evaluate
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Source and adapted model on the same labelled cases."""
+
+    before: Evaluation
+    after: Evaluation
+    differences: dict[str, PairedDifference]
+
+    def rows(self) -> list[TableRow]:
+        """One row per structure, the mean last."""
+        after = {new.structure: new for new in self.after.summary}
+        return [
+            TableRow(
+                old.structure,
+                old.dice,
+                after[old.structure].dice,
+                self.differences[old.structure],
+                *self._distances(old, after[old.structure]),
+            )
+            for old in self.before.summary
+        ]
+
+    def _distances(self, old: StructureSummary, new: StructureSummary) -> tuple[str, str]:
+        """Mean HD95 of both, over the cases in which both have one: a model may find what the other has missed."""
+        found = [
+            np.array([score.hd95 for score in evaluation.of(old.structure)]) for evaluation in (self.before, self.after)
+        ]
+        both = np.isfinite(found[0]) & np.isfinite(found[1])
+        if not both.any() or "mixed" in (old.unit, new.unit):
+            return "undefined", "undefined"
+        of = "" if both.all() else f" ({both.sum()} of {len(both)} cases)"
+        before, after = (f"{values[both].mean():.1f} {old.unit}{of}" for values in found)
+        return before, after
+
+
+def compare_models(
+    before: SegmenterAdapter, after: SegmenterAdapter, files: Sequence[CaseFile], anatomy: str, progress: Progress
+) -> Comparison:
+    """Evaluates two models on the same cases.
+
+    Raises:
+        DataError: A case cannot be used, or all are of one patient.
+        ModelError: The models segment other structures.
+    """
+    if set(before.schema.names) != set(after.schema.names):
+        raise ModelError(
+            f"the models segment other structures ({', '.join(before.schema.structures)} and "
+            f"{', '.join(after.schema.structures)}); only models of the same structures can be compared"
+        )
+    patients = {file.patient_id for file in files}
+    if len(patients) < 2:
+        folder = files[0].image_paths[0].parent
+        raise DataError(f"{folder}: intervals need images of at least 2 patients; {name_patients(patients)}")
+
+    def score(name: str, segmenter: SegmenterAdapter) -> Evaluation:
+        rules = load_anatomy(anatomy, segmenter.schema)
+        return evaluate(segmenter, files, rules, lambda _, done, total: progress(f"evaluating {name}", done, total))
+
+    old, new = score("the source model", before), score("the adapted model", after)
+    return Comparison(old, new, compare(old, new))

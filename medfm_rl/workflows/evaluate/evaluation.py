@@ -1,0 +1,74 @@
+"""Segmentation of cases on their own grid, and its comparison with ground truth."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+
+from medfm_rl.adapters import SegmenterAdapter
+from medfm_rl.anatomy.profiles import Anatomy
+from medfm_rl.data.files import write_json, write_text
+from medfm_rl.data.layouts import CaseFile, require_masks
+from medfm_rl.errors import DataError
+from medfm_rl.metrics.bootstrap import PairedDifference
+from medfm_rl.metrics.scores import CaseScore, Evaluation, score_case, summarise
+from medfm_rl.progress import Progress
+
+_SCORES, _SUMMARY = "scores.csv", "summary.json"
+
+
+def evaluate(
+    segmenter: SegmenterAdapter, files: Sequence[CaseFile], anatomy: Anatomy, progress: Progress
+) -> Evaluation:
+    """Segments labelled cases and scores them.
+
+    Raises:
+        DataError: A case has no mask, or one that cannot be used.
+    """
+    require_masks(files, "evaluation")
+    scores: list[CaseScore] = []
+    for done, file in enumerate(files, 1):
+        labelled = file.read_labelled(segmenter.schema)
+        prediction = segmenter.segment(labelled.case)
+        scores += score_case(labelled.case, prediction, labelled.ground_truth, segmenter.schema, anatomy)
+        progress("evaluating", done, len(files))
+    return Evaluation(tuple(scores), summarise(scores))
+
+
+def refuse_evaluated(folder: Path) -> None:
+    """Raises DataError where the results of an evaluation lie in a folder: another one would replace them."""
+    for name in (_SCORES, _SUMMARY):
+        if (folder / name).exists():
+            raise DataError(f"{folder}: holds the results of an evaluation; give another folder by --out")
+
+
+def write_evaluation(
+    folder: Path, evaluations: Mapping[str, Evaluation], differences: Mapping[str, PairedDifference] | None
+) -> None:
+    """Writes `scores.csv` (per case and structure) and `summary.json`."""
+    text = io.StringIO()
+    rows = [{"model": name, **asdict(score)} for name, evaluation in evaluations.items() for score in evaluation.scores]
+    writer = csv.DictWriter(text, fieldnames=list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    write_text(folder / _SCORES, text.getvalue())
+    write_json(
+        folder / _SUMMARY,
+        {
+            "models": {
+                name: [_without_nan(asdict(summary)) for summary in evaluation.summary]
+                for name, evaluation in evaluations.items()
+            },
+            "dice_difference": {name: asdict(difference) for name, difference in (differences or {}).items()},
+        },
+    )
+
+
+def _without_nan(values: dict[str, object]) -> dict[str, object]:
+    """NaN is no JSON."""
+    return {name: None if isinstance(value, float) and np.isnan(value) else value for name, value in values.items()}

@@ -1,0 +1,79 @@
+"""`medfm-rl export` and `apply-delta`: what a run made, in the segmenter's own format or as changes alone."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+from medfm_rl.adapters.delta import apply_delta, read_delta, write_delta
+from medfm_rl.adapters.loading import (
+    exported_settings,
+    load_segmenter,
+    portable_settings,
+    settings_at,
+)
+from medfm_rl.data.files import replace_folder_on_success
+from medfm_rl.runs.folder import RunFolder
+from medfm_rl.runs.models import adapted_settings
+from medfm_rl.settings import (
+    AdaptConfig,
+    Segmenter,
+)
+from medfm_rl.settings.files import load_config
+
+
+def export_model(path: Path, to: Path) -> Segmenter:
+    """Copies the adapted segmenter of a finished run into a new folder.
+
+    Returns:
+        Settings of the segmenter that was written.
+
+    Raises:
+        ModelError: It is no finished run.
+        DataError: The folder exists and is not empty, or cannot be written.
+    """
+    run = RunFolder(path)
+    run.require_model()
+    with replace_folder_on_success(to) as temporary:
+        shutil.copytree(run.model, temporary, dirs_exist_ok=True)
+    return adapted_settings(run).model_copy(update={"folder": to})
+
+
+def export_delta(path: Path, to: Path) -> None:
+    """Writes what a finished run changed of its segmenter, alone.
+
+    Args:
+        path: The run. The segmenter that it adapted has to be where its settings say.
+        to: A .safetensors file.
+
+    Raises:
+        ModelError: It is no finished run, or its segmenter is not what it was.
+        DataError: The file cannot be written.
+    """
+    run = RunFolder(path)
+    run.require_model()
+    settings = load_config(run.config_file, AdaptConfig).segmenter
+    write_delta(to, load_segmenter(settings), load_segmenter(adapted_settings(run)), portable_settings(settings))
+
+
+def apply_delta_file(folder: Path, path: Path, to: Path) -> Segmenter:
+    """Writes the adapted segmenter that a segmenter folder and a file of changes make together.
+
+    Args:
+        folder: The segmenter that was adapted.
+        path: What `export_delta` wrote.
+        to: New folder.
+
+    Returns:
+        Settings of the segmenter that was written.
+
+    Raises:
+        ModelError: The file is none, or is of another segmenter.
+        DataError: The folder exists and is not empty, or cannot be written.
+    """
+    delta = read_delta(path)
+    settings = settings_at(delta.settings, folder, path)
+    segmenter = load_segmenter(settings)
+    apply_delta(segmenter, delta, path)
+    segmenter.export(to)
+    return exported_settings(settings, to)

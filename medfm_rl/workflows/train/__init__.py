@@ -1,0 +1,1 @@
+"""`medfm-rl train-source`: a segmenter for those who have none yet."""

@@ -1,0 +1,55 @@
+"""From files to what the networks learn from: preprocessed images of the patch size."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from medfm_rl.adapters import SegmenterAdapter
+from medfm_rl.data.layouts import CaseFile
+from medfm_rl.progress import Progress
+from medfm_rl.reward.collection import ImageSet
+from medfm_rl.tiling import tile_boxes
+
+
+def load_images(files: Sequence[CaseFile], adapter: SegmenterAdapter, progress: Progress, name: str) -> ImageSet:
+    """Reads and preprocesses images; no mask is opened.
+
+    Images larger than the patch are cut into tiles that cover them, and volumes of a 2-D segmenter into slices.
+
+    Raises:
+        DataError: An image cannot be read or used.
+    """
+    images, case_ids, patient_ids = [], [], []
+    for done, file in enumerate(files, 1):
+        sample = adapter.preprocess(file.read())
+        tiles = [sample.image[(slice(None), *box)] for box in tile_boxes(sample.image.shape[1:], adapter.patch_size)]
+        images += tiles
+        case_ids += [file.case_id] * len(tiles)
+        patient_ids += [file.patient_id] * len(tiles)
+        progress(f"reading {name}", done, len(files))
+    return ImageSet(torch.stack(images), tuple(case_ids), tuple(patient_ids))
+
+
+def load_labelled(
+    files: Sequence[CaseFile], adapter: SegmenterAdapter, progress: Progress, name: str
+) -> tuple[ImageSet, Tensor]:
+    """Reads and preprocesses images with their masks `(N, *S')` uint8, tiled as in `load_images`.
+
+    Raises:
+        DataError: An image or mask cannot be read or used, or a mask is missing.
+    """
+    images, masks, case_ids, patient_ids = [], [], [], []
+    for done, file in enumerate(files, 1):
+        labelled = file.read_labelled(adapter.schema)
+        sample = adapter.preprocess(labelled.case)
+        mask = adapter.preprocess_labels(labelled.ground_truth, sample)
+        for box in tile_boxes(sample.image.shape[1:], adapter.patch_size):
+            images.append(sample.image[(slice(None), *box)])
+            masks.append(mask[box])
+            case_ids.append(file.case_id)
+            patient_ids.append(file.patient_id)
+        progress(f"reading {name}", done, len(files))
+    return ImageSet(torch.stack(images), tuple(case_ids), tuple(patient_ids)), torch.stack(masks)

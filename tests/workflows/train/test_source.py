@@ -1,0 +1,208 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from medfm_rl.adapters import TorchModuleAdapter
+from medfm_rl.data.images import write_image
+from medfm_rl.data.layouts import find_cases
+from medfm_rl.errors import ConfigError, DataError, ModelError, UserError
+from medfm_rl.metrics.overlap import dice
+from medfm_rl.settings import (
+    DataSettings,
+    NetworkSettings,
+    PreprocessingSettings,
+    SourceTrainingSettings,
+    TrainSourceConfig,
+)
+from medfm_rl.types import Geometry, LabelSchema
+from medfm_rl.workflows.train.source import train_source
+from medfm_rl.workflows.train.supervised import train_supervised
+
+TINY = NetworkSettings(channels=(4, 8), residual_units=0)
+
+
+def silent(stage: str, done: int, total: int) -> None:
+    assert 0 <= done <= total, stage
+
+
+def draw(folder: Path, patients: int = 6, first: int = 0) -> Path:
+    """Squares in noise; the files call the inner one 7 and the outer one 3."""
+    for patient in range(first, first + patients):
+        for frame in range(2):
+            rng = np.random.default_rng([patient, frame])
+            labels = np.zeros((16, 16), np.uint8)
+            row, column = rng.integers(1, 6, 2)
+            labels[row : row + 9, column : column + 9] = 3
+            labels[row + 3 : row + 6, column + 3 : column + 6] = 7
+            image = np.select([labels == 3, labels == 7], [100, 200], 20) + rng.normal(0, 8, labels.shape)
+            for kind, pixels in (("images", image.clip(0, 255).astype(np.uint8)), ("labels", labels)):
+                write_image(folder / kind / f"p{patient}_{frame}.png", pixels, Geometry.unknown(2))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def squares(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return draw(tmp_path_factory.mktemp("squares"))
+
+
+def make_config(data: Path, output: Path, **changes: object) -> TrainSourceConfig:
+    values: dict[str, object] = {
+        "data": DataSettings(path=data),
+        "structures": {"inner": 7, "outer": 3},
+        "output": output,
+        "network": TINY,
+        "preprocessing": PreprocessingSettings(size=(16, 16)),
+        "training": SourceTrainingSettings(epochs=2, learning_rate=1e-2, batch_size=4),
+        "device": "cpu",
+    }
+    return TrainSourceConfig.model_validate({**values, **changes})
+
+
+def test_a_toy_problem_is_learnt_and_unseen_patients_are_segmented(squares: Path, tmp_path: Path) -> None:
+    training = SourceTrainingSettings(epochs=40, learning_rate=2e-2, batch_size=4)
+    train_source(make_config(squares, tmp_path / "model", training=training), silent)
+    adapter = TorchModuleAdapter.load(tmp_path / "model")
+    assert adapter.schema == LabelSchema(("background", "inner", "outer"), (0, 7, 3))
+    scores = []
+    for file in find_cases(DataSettings(path=draw(tmp_path / "new", 3, first=100))):
+        labelled = file.read_labelled(adapter.schema)
+        scores.append(dice(adapter.segment(labelled.case), labelled.ground_truth, 3))
+    assert np.mean(scores, axis=0).min() > 0.85
+
+
+def weights(folder: Path) -> torch.Tensor:
+    return torch.cat([value.flatten() for _, value in sorted(load_file(folder / "weights.safetensors").items())])
+
+
+def test_the_same_seed_gives_the_same_weights(squares: Path, tmp_path: Path) -> None:
+    """Whatever was drawn before, and without touching the generator of the caller."""
+    for name, seed in (("a", 1), ("b", 1), ("c", 2)):
+        torch.manual_seed(len(list(tmp_path.iterdir())))
+        state = torch.get_rng_state()
+        train_source(make_config(squares, tmp_path / name, seed=seed), silent)
+        assert torch.equal(torch.get_rng_state(), state)
+    assert torch.equal(weights(tmp_path / "a"), weights(tmp_path / "b"))
+    assert not torch.equal(weights(tmp_path / "a"), weights(tmp_path / "c"))
+
+
+def test_dropout_is_drawn_from_the_seed_alone_and_nobody_else_draws_otherwise(squares: Path, tmp_path: Path) -> None:
+    network = NetworkSettings(channels=(4, 8), residual_units=0, dropout=0.3)
+    for name, state in (("first", 1), ("second", 2)):
+        torch.manual_seed(state)
+        expected = torch.rand(())
+        torch.manual_seed(state)
+        train_source(make_config(squares, tmp_path / name, network=network, training={"epochs": 2}), silent)
+        assert torch.rand(()) == expected
+    assert torch.equal(weights(tmp_path / "first"), weights(tmp_path / "second"))
+
+
+def test_an_interrupted_training_leaves_no_model(squares: Path, tmp_path: Path) -> None:
+    def interrupt(stage: str, done: int, total: int) -> None:
+        if stage.startswith("training the"):
+            raise KeyboardInterrupt
+
+    config = make_config(squares, tmp_path / "model")
+    with pytest.raises(KeyboardInterrupt):
+        train_source(config, interrupt)
+    assert list(tmp_path.iterdir()) == []
+    train_source(config, silent)
+    assert (tmp_path / "model" / "segmenter.json").exists()
+
+
+def test_a_folder_in_use_is_refused_and_left_alone(squares: Path, tmp_path: Path) -> None:
+    (tmp_path / "precious.txt").write_text("kept")
+    with pytest.raises(ConfigError, match=f"output {tmp_path}: the folder is not empty"):
+        train_source(make_config(squares, tmp_path), silent)
+    assert [path.name for path in tmp_path.iterdir()] == ["precious.txt"]
+
+
+def without_a_mask(data: Path) -> None:
+    (data / "labels" / "p0_0.png").unlink()
+
+
+def with_a_strange_label(data: Path) -> None:
+    strange = np.zeros((16, 16), np.uint8)
+    strange[3:5] = 9
+    write_image(data / "labels" / "p0_0.png", strange, Geometry.unknown(2))
+
+
+def with_a_small_mask(data: Path) -> None:
+    write_image(data / "labels" / "p0_0.png", np.eye(8, dtype=np.uint8), Geometry.unknown(2))
+
+
+def with_one_patient(data: Path) -> None:
+    for path in [*data.glob("*/p[1-9]_*")]:
+        path.unlink()
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (without_a_mask, r"p0_0.*no mask for .*p0_0\.png"),
+        (with_a_strange_label, r"labels/p0_0\.png: label 9 .*7 inner"),
+        (with_a_small_mask, r"labels/p0_0\.png: the mask has size \(8, 8\)"),
+        (with_one_patient, "at least 2 patients"),
+    ],
+)
+def test_data_that_cannot_teach_is_named(damage: Callable[[Path], None], message: str, tmp_path: Path) -> None:
+    data = draw(tmp_path / "data", 3)
+    damage(data)
+    with pytest.raises(DataError, match=message):
+        train_source(make_config(data, tmp_path / "model"), silent)
+    assert not (tmp_path / "model").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "message"),
+    [
+        ({"structures": {}}, ConfigError, "structures: .*at least one"),
+        ({"structures": {"a": 1, "b": 1}}, ConfigError, "structures: .*distinct"),
+        ({"structures": {"a": 300}}, ConfigError, "structures: .*255"),
+        ({"preprocessing": PreprocessingSettings(size=(15, 16))}, ModelError, r"preprocessing\.size .*multiple of 2"),
+        ({"in_channels": 3}, DataError, "1 channels and the segmenter takes 3"),
+        ({"preprocessing": PreprocessingSettings(size=(8, 8, 8))}, DataError, "2-D and the segmenter 3-D"),
+    ],
+)
+def test_settings_that_cannot_work_are_named(
+    squares: Path, tmp_path: Path, changes: dict[str, object], error: type[UserError], message: str
+) -> None:
+    with pytest.raises(error, match=message):
+        train_source(make_config(squares, tmp_path / "model", **changes), silent)
+    assert not (tmp_path / "model").exists()
+
+
+def test_the_best_epoch_is_kept_and_not_the_last() -> None:
+    """Validation labels contradict training: every epoch is worse than the one before, so the first is kept."""
+    from monai.losses import DiceCELoss
+
+    torch.manual_seed(0)
+    adapter = TorchModuleAdapter.build_unet(
+        TINY, LabelSchema.from_structures({"a": 1}), PreprocessingSettings(size=(16, 16))
+    )
+    images = torch.randn(8, 1, 16, 16)
+    labels = (images[:, 0] > 0).to(torch.uint8)
+    opposite = (images, 1 - labels)
+    settings = SourceTrainingSettings(epochs=6, learning_rate=1e-2, augment=False)
+    history = train_supervised(adapter, (images, labels), opposite, settings, 0, torch.device("cpu"))
+    losses = [validation for _, validation in history]
+    assert losses[-1] > min(losses)
+    assert history[-1][0] < history[0][0]
+    with torch.no_grad():
+        kept = DiceCELoss(to_onehot_y=True, softmax=True)(adapter(images), opposite[1][:, None])
+    assert kept.item() == pytest.approx(min(losses), rel=1e-5)
+    assert not adapter.training
+
+
+def test_a_loss_that_is_not_finite_stops_and_names_the_setting() -> None:
+    adapter = TorchModuleAdapter.build_unet(
+        TINY, LabelSchema.from_structures({"a": 1}), PreprocessingSettings(size=(16, 16))
+    )
+    data = (torch.full((2, 1, 16, 16), torch.nan), torch.zeros(2, 16, 16, dtype=torch.uint8))
+    with pytest.raises(FloatingPointError, match=r"training\.learning_rate"):
+        train_supervised(adapter, data, data, SourceTrainingSettings(augment=False), 0, torch.device("cpu"))
