@@ -33,6 +33,7 @@ from adaptation import Budget, Laboratory
 from cells import NONE, OURS
 from command_line import add_results, add_shifts, begin, each_shift, parser_of
 from correction_report import GIVEN, MODELS, cell_file, report
+from medfm_rl.workflows.deploy.correctors import for_given_masks, make_corrector
 from quality_control import QUICK_HERE
 from quality_control_report import predicted_dice
 from recording import quiet
@@ -49,7 +50,6 @@ from medfm_rl.settings import AdaptConfig, CorrectionSettings, DataSettings
 from medfm_rl.settings.files import load_config
 from medfm_rl.types import LabelledCase, LabelMap
 from medfm_rl.workflows.calibrate.from_source import write_default_quality
-from medfm_rl.workflows.deploy.correctors import for_given_masks, make_corrector
 from medfm_rl.workflows.deploy.score import load_controller
 
 METHODS: dict[str, dict[str, str]] = {

@@ -1,3 +1,70 @@
-"""Adapt medical segmenters to new domains without labels, and control their quality."""
+"""Adapt medical segmenters to new domains, and control their quality.
 
-__version__ = "0.1.0"
+Everything that a user of the package needs has its name here, and is loaded when it is asked for.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+from medfm_rl.version import __version__
+
+if TYPE_CHECKING:
+    from medfm_rl.adapters import SegmenterAdapter, check_adapter
+    from medfm_rl.data.layouts import find_cases
+    from medfm_rl.data.mask_files import find_masks
+    from medfm_rl.envs import SegmentationEnv
+    from medfm_rl.policies import DensePPO
+    from medfm_rl.quality import QualityController
+    from medfm_rl.runs.finished import load_model, load_run
+    from medfm_rl.workflows.adapt.loop import adapt
+    from medfm_rl.workflows.calibrate.quality import calibrate
+    from medfm_rl.workflows.deploy.correct import correct
+    from medfm_rl.workflows.deploy.predict import predict
+    from medfm_rl.workflows.deploy.score import score
+    from medfm_rl.workflows.evaluate.evaluate import evaluate
+
+__all__ = [
+    "DensePPO",
+    "QualityController",
+    "SegmentationEnv",
+    "SegmenterAdapter",
+    "__version__",
+    "adapt",
+    "calibrate",
+    "check_adapter",
+    "correct",
+    "evaluate",
+    "find_cases",
+    "find_masks",
+    "load_model",
+    "load_run",
+    "predict",
+    "score",
+]
+_HOMES = {
+    "DensePPO": "policies",
+    "QualityController": "quality",
+    "SegmentationEnv": "envs",
+    "SegmenterAdapter": "adapters",
+    "adapt": "workflows.adapt.loop",
+    "calibrate": "workflows.calibrate.quality",
+    "check_adapter": "adapters",
+    "correct": "workflows.deploy.correct",
+    "evaluate": "workflows.evaluate.evaluate",
+    "find_cases": "data.layouts",
+    "find_masks": "data.mask_files",
+    "load_model": "runs.finished",
+    "load_run": "runs.finished",
+    "predict": "workflows.deploy.predict",
+    "score": "workflows.deploy.score",
+}
+
+
+def __getattr__(name: str) -> object:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'medfm_rl' has no attribute {name!r}")
+    return getattr(import_module(f"medfm_rl.{_HOMES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -17,7 +17,7 @@ from medfm_rl.data.ultrasound.phantom import simulate_dataset
 from medfm_rl.data.ultrasound.vendors import vendor
 from medfm_rl.quality.model import Targets
 from medfm_rl.reward.network import RewardNet
-from medfm_rl.runs.folder import RunFolder
+from medfm_rl.runs.finished import load_run
 from medfm_rl.settings import (
     AdaptConfig,
     DataSettings,
@@ -29,7 +29,7 @@ from medfm_rl.settings import (
 )
 from medfm_rl.settings.files import dump_config
 from medfm_rl.types import Case, Geometry, LabelSchema
-from medfm_rl.workflows.calibrate.quality import calibrate
+from medfm_rl.workflows.calibrate.quality import CalibrateRequest, calibrate
 from medfm_rl.workflows.train.source import train_source
 
 
@@ -96,7 +96,7 @@ def quality_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     (run / "config.yaml").write_text(dump_config(config))
     files = find_cases(DataSettings(path=data))
-    calibrate(RunFolder(run), files, None, Targets(dice=0.5), "cpu", lambda *_: None)
+    calibrate(load_run(run, "cpu"), files, CalibrateRequest(Targets(dice=0.5)), lambda *_: None)
     return run
 
 

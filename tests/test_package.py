@@ -52,7 +52,7 @@ def test_help_answers_within_a_second() -> None:
 def test_the_version_is_the_same_everywhere() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())
     assert "version" in project["project"]["dynamic"]
-    assert project["tool"]["setuptools"]["dynamic"]["version"] == {"attr": "medfm_rl.__version__"}
+    assert project["tool"]["setuptools"]["dynamic"]["version"] == {"attr": "medfm_rl.version.__version__"}
     assert yaml.safe_load((ROOT / "CITATION.cff").read_text())["version"] == medfm_rl.__version__
     headings = re.findall(r"^## \[(.+?)\]", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
     released = [heading for heading in headings if heading != "Unreleased"]

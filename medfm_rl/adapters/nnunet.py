@@ -20,7 +20,6 @@ from torch import Tensor, nn
 from torch.nn import Parameter
 from torch.nn import functional as F
 
-from medfm_rl import __version__
 from medfm_rl.adapters.base import ModelSummary, Sample, Scope, SegmenterAdapter, evaluating, parameters_in_scope
 from medfm_rl.adapters.checkpoints import load_strictly, read_checkpoint
 from medfm_rl.adapters.nnunet_folder import (
@@ -45,6 +44,7 @@ from medfm_rl.data.files import replace_folder_on_success
 from medfm_rl.errors import DataError, ModelError
 from medfm_rl.networks import convolution_choice_kept, portable_state
 from medfm_rl.types import Case, FloatArray, LabelMap, Prompts
+from medfm_rl.version import __version__
 
 PROVENANCE: Final = "medfm_rl"
 """Key of an adapted checkpoint that says what made it."""

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from importlib import resources
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +12,7 @@ import yaml
 from pydantic import ValidationError
 
 from medfm_rl.anatomy.rules import AnyRule, MaskView, Profile
+from medfm_rl.builtin import anatomy_profiles
 from medfm_rl.errors import ConfigError
 from medfm_rl.settings.problems import describe_problem
 from medfm_rl.settings.yaml_text import read_yaml
@@ -141,8 +141,7 @@ def load_anatomy(name: str, schema: LabelSchema) -> Anatomy:
     """Loads a built-in profile or a YAML file and binds it to the structures of a segmenter.
 
     Args:
-        name: `generic`, `complete`, `echo_apical`, `cardiac_short_axis`, `lungs`, or the path of a file with
-            `rules: [...]`.
+        name: A profile of `medfm_rl/anatomy/builtin`, or the path of a file with `rules: [...]`.
         schema: Structures of the masks.
 
     Raises:
@@ -200,21 +199,13 @@ def _first_problems(error: ValidationError) -> str:
     return "; ".join(problems[:_SHOWN]) + more
 
 
-def _built_in() -> Iterator[tuple[str, str]]:
-    for item in (resources.files("medfm_rl.anatomy") / "builtin").iterdir():
-        if item.name.endswith(".yaml"):
-            yield item.name.removesuffix(".yaml"), item.read_text(encoding="utf-8")
-
-
 def _read_profile(name: str) -> str:
-    profiles = dict(_built_in())
+    profiles = anatomy_profiles()
     if name in profiles:
         return profiles[name]
     path = Path(name)
     if not path.is_file():
-        raise ConfigError(
-            f"anatomy {name!r}: no such file, and no such built-in profile ({', '.join(sorted(profiles))})"
-        )
+        raise ConfigError(f"anatomy {name!r}: no such file, and no such built-in profile ({', '.join(profiles)})")
     try:
         return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:

@@ -9,12 +9,12 @@ import sys
 
 import typer
 
-from medfm_rl.cli import adaptation, deployment
+from medfm_rl.cli import adaptation, calibration, deployment
 from medfm_rl.cli.console import INTERRUPTED, USER_MISTAKE
 from medfm_rl.cli.root import app
 from medfm_rl.errors import UserError
 
-__all__ = ["adaptation", "app", "deployment", "main"]
+__all__ = ["adaptation", "app", "calibration", "deployment", "main"]
 
 
 def main() -> None:

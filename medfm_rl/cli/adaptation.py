@@ -90,12 +90,12 @@ def adapt_command(
 
     settings = load_config(config, AdaptConfig)
     from medfm_rl.data.layouts import is_simulated
-    from medfm_rl.workflows.adapt.final_report import finish, read_decision
+    from medfm_rl.workflows.adapt.final_report import read_decision, report_run
     from medfm_rl.workflows.adapt.loop import adapt
 
     with show_progress() as progress:
         run = adapt(settings, resume, progress)
-        comparison = finish(run, settings, progress)
+        comparison = report_run(run, settings, progress)
     if comparison is not None and settings.evaluation is not None:
         simulated = " (SIMULATED DATA)" if is_simulated(settings.evaluation.path) else ""
         print_comparison(comparison.rows(), f"Dice on {settings.evaluation.path}{simulated}")
@@ -120,34 +120,23 @@ def evaluate_command(
     """Score a model against ground truth: Dice, HD95, ASSD and validity, per case and per structure."""
     from rich.console import Console
 
-    from medfm_rl.anatomy.profiles import load_anatomy
     from medfm_rl.data.layouts import find_cases, is_simulated
-    from medfm_rl.networks import choose_device
     from medfm_rl.reports.tables import summary_table
-    from medfm_rl.runs.models import load_compared, load_model, own_anatomy
-    from medfm_rl.workflows.evaluate.comparison import compare_models
-    from medfm_rl.workflows.evaluate.evaluation import evaluate, refuse_evaluated, write_evaluation
+    from medfm_rl.runs.compared import load_compared
+    from medfm_rl.runs.finished import load_model
+    from medfm_rl.workflows.evaluate.evaluate import evaluate
 
-    chosen = choose_device(device)
-    refuse_evaluated(out)
     files = find_cases(data_settings(data, layout, patient_pattern, split, where))
-    rules = own_anatomy(model) if anatomy is None else anatomy
+    if against is None:
+        model_, other = load_model(model, device, prompts), None
+    else:
+        model_, other = load_compared(model, against, device, prompts)
     with show_progress() as progress:
-        if against is None:
-            segmenter = load_model(model, prompts).to(chosen).segmenter
-            evaluation = evaluate(segmenter, files, load_anatomy(rules, segmenter.schema), progress)
-            write_evaluation(out, {str(model): evaluation}, None)
-        else:
-            new, old = (found.to(chosen).segmenter for found in load_compared(model, against, prompts))
-            comparison = compare_models(old, new, files, rules, progress)
-            evaluation = comparison.after
-            write_evaluation(
-                out, {str(against): comparison.before, str(model): comparison.after}, comparison.differences
-            )
+        measured = evaluate(model_, files, out, other, anatomy, progress)
     simulated = " (SIMULATED DATA)" if is_simulated(data) else ""
-    Console().print(summary_table(evaluation.summary, f"{model} on {data}{simulated}"))
-    if against is not None:
-        print_comparison(comparison.rows(), f"{against} (source) and {model} (adapted){simulated}")
+    Console().print(summary_table(measured.evaluation.summary, f"{model} on {data}{simulated}"))
+    if measured.comparison is not None:
+        print_comparison(measured.comparison.rows(), f"{against} (source) and {model} (adapted){simulated}")
     typer.echo(f"Scores: {out / 'scores.csv'}, {out / 'summary.json'}")
 
 

@@ -1,4 +1,4 @@
-"""Commands that segment, judge and correct with an adapted segmenter."""
+"""Commands that segment, assess and correct with an adapted segmenter."""
 
 from __future__ import annotations
 
@@ -9,26 +9,20 @@ import typer
 
 from medfm_rl.cli.console import REFERRED, USER_MISTAKE, print_corrections, show_progress
 from medfm_rl.cli.options import (
-    AdaptedRun,
-    AllowOverlap,
     BiomedCLIPWeights,
     Budget,
     CorrectionMethod,
     CorrectionObjective,
     CorrectionScope,
     Device,
-    Labelled,
     Layout,
     MaskLabels,
     ModelFolder,
     PatientPattern,
     Prompts,
-    Split,
     Track,
-    Where,
     correction_settings,
     data_settings,
-    from_options,
     require_masks,
 )
 from medfm_rl.cli.root import app
@@ -53,31 +47,30 @@ def predict_command(
     """Write label maps in the geometry of the images, and a reward map for each."""
     from medfm_rl.data.layouts import find_cases
     from medfm_rl.errors import ConfigError
-    from medfm_rl.networks import choose_device
-    from medfm_rl.runs.identity import identify
-    from medfm_rl.runs.models import load_model
+    from medfm_rl.runs.finished import load_model, load_run
     from medfm_rl.runs.tracked_call import tracked_call
-    from medfm_rl.workflows.deploy.predict import predict
 
     if not correct and (method is not None or budget is not None):
         raise ConfigError("--method and --budget are for --correct, and go with it")
     if correct:
+        from medfm_rl.workflows.deploy.correct import CorrectRequest
         from medfm_rl.workflows.deploy.correct import correct as correct_masks
 
-        settings = correction_settings(budget, method=method or "views")
+        request = CorrectRequest(correction_settings(budget, method=method or "views"))
+        run = load_run(model, device, prompts)
         files = find_cases(data_settings(images, layout, patient_pattern))
-        with show_progress() as progress, tracked_call(track, model, "predict", files, out, progress):
-            corrections = correct_masks(
-                model, files, None, out, settings, False, False, device, progress, prompts=prompts
-            )
+        with show_progress() as progress, tracked_call(track, run, "predict", files, out, progress):
+            corrections = correct_masks(run, files, out, request, progress)
         print_corrections(corrections, out)
         return
-    loaded = load_model(model, prompts).to(choose_device(device))
+    from medfm_rl.workflows.deploy.predict import predict
+
+    loaded = load_model(model, device, prompts)
     if loaded.reward is None:
         typer.echo(f"{model} has no reward networks (only runs of `adapt` have): label maps only.", err=True)
     files = find_cases(data_settings(images, layout, patient_pattern))
-    with show_progress() as progress, tracked_call(track, model, "predict", files, out, progress):
-        problems = predict(loaded, files, out, progress, identify(model))
+    with show_progress() as progress, tracked_call(track, loaded, "predict", files, out, progress):
+        problems = predict(loaded, files, out, progress)
     for problem in problems:
         typer.echo(f"Left out: {problem}", err=True)
     typer.echo(f"Label maps: {out / 'labels'}")
@@ -110,18 +103,21 @@ def score_command(
     ] = False,
     fail_on: Annotated[
         str | None,
-        typer.Option(help="refer: exit with code 3 where a mask is referred; 2 stays for those that were not judged."),
+        typer.Option(
+            help="refer: exit with code 3 where a mask is referred; 2 stays for those that were not assessed."
+        ),
     ] = None,
     track: Track = False,
     device: Device = "auto",
 ) -> None:
-    """Judge masks without ground truth: predicted Dice with an interval, anatomy rules, shift, and a verdict."""
+    """Assess masks without ground truth: predicted Dice with an interval, anatomy rules, shift, and a verdict."""
     from medfm_rl.data.layouts import find_cases
+    from medfm_rl.data.mask_files import find_masks
     from medfm_rl.errors import ConfigError
-    from medfm_rl.runs.identity import identify
-    from medfm_rl.runs.models import load_model
+    from medfm_rl.quality.gates import Gates
+    from medfm_rl.runs.finished import load_model, load_run
     from medfm_rl.runs.tracked_call import tracked_call
-    from medfm_rl.workflows.deploy.score import Gates, find_masks, score
+    from medfm_rl.workflows.deploy.score import ScoreRequest, score
 
     if (masks is None) == (model is None):
         raise ConfigError("give either --masks, a folder of masks, or --model, a segmenter that makes them")
@@ -130,27 +126,18 @@ def score_command(
     require_masks(labels, masks)
     if fail_on not in (None, "refer"):
         raise ConfigError(f"--fail-on {fail_on}: must be refer")
-    files = find_cases(data_settings(images, layout, patient_pattern))
-    found = None if masks is None else find_masks(masks, files)
     own = model is not None and model.resolve() == quality_model.resolve()
-    segmenter, made_by = None, None
-    if model is not None and not own:
-        segmenter, made_by = load_model(model, prompts).segmenter, identify(model).model_hash
-    with show_progress() as progress, tracked_call(track, quality_model, "score", files, out, progress):
-        scoring = score(
-            quality_model,
-            files,
-            found,
-            segmenter,
-            out,
-            device,
-            progress,
-            gates=Gates(echoprime, biomedclip),
-            prompts=prompts if own else None,
-            accept_untested=accept_untested,
-            labels=labels,
-            made_by=made_by,
-        )
+    run = load_run(quality_model, device, prompts if own else None)
+    files = find_cases(data_settings(images, layout, patient_pattern))
+    request = ScoreRequest(
+        masks=None if masks is None else find_masks(masks, files),
+        labels=labels,
+        maker=None if own or model is None else load_model(model, device, prompts),
+        gates=Gates(echoprime, biomedclip),
+        accept_untested=accept_untested,
+    )
+    with show_progress() as progress, tracked_call(track, run, "score", files, out, progress):
+        scoring = score(run, files, out, request, progress)
     for problem in scoring.problems.values():
         typer.echo(f"Referred unseen: {problem}", err=True)
     typer.echo(f"Batch: {scoring.batch.state}; {scoring.batch.meaning}")
@@ -159,7 +146,7 @@ def score_command(
     typer.echo(", ".join(f"{verdict} {scoring.count(verdict)}" for verdict in ("accept", "correct", "refer")))
     typer.echo(f"Scores: {out / 'scores.csv'}\nReport: {out / 'report.html'}")
     if scoring.problems:
-        typer.echo(f"{len(scoring.problems)} of {len(files)} cases could not be judged.", err=True)
+        typer.echo(f"{len(scoring.problems)} of {len(files)} cases could not be assessed.", err=True)
         raise typer.Exit(USER_MISTAKE)
     if fail_on == "refer" and scoring.count("refer"):
         raise typer.Exit(REFERRED)
@@ -192,121 +179,19 @@ def correct_command(
     track: Track = False,
     device: Device = "auto",
 ) -> None:
-    """Correct the cases with verdict `correct`: propose, keep what an independent judge prefers, refer the rest."""
+    """Correct the cases with verdict `correct`: propose, keep what an independent verifier prefers, refer the rest."""
     from medfm_rl.data.layouts import find_cases
+    from medfm_rl.data.mask_files import find_masks
+    from medfm_rl.runs.finished import load_run
     from medfm_rl.runs.tracked_call import tracked_call
-    from medfm_rl.workflows.deploy.correct import correct
-    from medfm_rl.workflows.deploy.score import find_masks
+    from medfm_rl.workflows.deploy.correct import CorrectRequest, correct
 
     require_masks(labels, masks)
     settings = correction_settings(budget, method=method, objective=objective, optimise=optimise)
+    run = load_run(model, device, prompts)
     files = find_cases(data_settings(images, layout, patient_pattern))
     given = None if masks is None else find_masks(masks, files)
-    with show_progress() as progress, tracked_call(track, model, "correct", files, out, progress):
-        corrections = correct(
-            model,
-            files,
-            scores,
-            out,
-            settings,
-            propose_only,
-            every,
-            device,
-            progress,
-            prompts=prompts,
-            masks=given,
-            labels=labels,
-        )
+    request = CorrectRequest(settings, scores, every, propose_only, given, labels)
+    with show_progress() as progress, tracked_call(track, run, "correct", files, out, progress):
+        corrections = correct(run, files, out, request, progress)
     print_corrections(corrections, out)
-
-
-@app.command("calibrate")
-def calibrate_command(
-    run: AdaptedRun,
-    labelled: Labelled,
-    masks: Annotated[
-        Path | None, typer.Option(help="Masks to be judged, where another segmenter makes them; else the run's own.")
-    ] = None,
-    labels: MaskLabels = None,
-    dice: Annotated[float, typer.Option(help="Mean Dice below which a mask is bad.")] = 0.8,
-    alpha: Annotated[float, typer.Option(help="Largest share of bad masks among the accepted.")] = 0.1,
-    confidence: Annotated[float, typer.Option(help="Confidence of the statement about accepted masks.")] = 0.9,
-    coverage: Annotated[float, typer.Option(help="Share of cases whose Dice the interval holds.")] = 0.9,
-    layout: Layout = "auto",
-    patient_pattern: PatientPattern = None,
-    split: Split = "all",
-    where: Where = None,
-    prompts: Prompts = None,
-    biomedclip: BiomedCLIPWeights = None,
-    allow_overlap: AllowOverlap = False,
-    device: Device = "auto",
-) -> None:
-    """Fit predicted Dice, intervals and the threshold for acceptance on labelled cases; write quality.json."""
-    from medfm_rl.data.layouts import find_cases
-    from medfm_rl.errors import ConfigError
-    from medfm_rl.quality.model import Targets
-    from medfm_rl.runs.folder import RunFolder
-    from medfm_rl.workflows.calibrate.quality import calibrate
-    from medfm_rl.workflows.deploy.score import find_masks
-
-    if prompts is not None and masks is not None:
-        raise ConfigError("--prompts and --masks do not go together: where masks are given, none are made")
-    require_masks(labels, masks)
-    targets = from_options(Targets, coverage=coverage, dice=dice, alpha=alpha, confidence=confidence)
-    folder = RunFolder(run)
-    folder.require_model()
-    files = find_cases(data_settings(labelled, layout, patient_pattern, split, where))
-    found = None if masks is None else find_masks(masks, files)
-    with show_progress() as progress:
-        model = calibrate(
-            folder,
-            files,
-            found,
-            targets,
-            device,
-            progress,
-            prompts=prompts,
-            biomedclip=biomedclip,
-            labels=labels,
-            allow_overlap=allow_overlap,
-        )
-    from rich.console import Console
-
-    from medfm_rl.reports.tables import calibration_table
-
-    Console().print(calibration_table(model))
-    kept = "none" if model.accept_threshold is None else f"predicted mean Dice of at least {model.accept_threshold:.3f}"
-    typer.echo(f"Accept: {kept}; {model.accept_reason}\nQuality model: {folder.quality}")
-
-
-@app.command("calibrate-correction")
-def calibrate_correction_command(
-    run: AdaptedRun,
-    labelled: Labelled,
-    alpha: Annotated[float, typer.Option(help="Largest share of harmful among the accepted corrections.")] = 0.1,
-    confidence: Annotated[float, typer.Option(help="Confidence of that statement.")] = 0.9,
-    budget: Budget = None,
-    method: CorrectionMethod = "views",
-    objective: CorrectionObjective = None,
-    optimise: CorrectionScope = None,
-    layout: Layout = "auto",
-    patient_pattern: PatientPattern = None,
-    split: Split = "all",
-    where: Where = None,
-    prompts: Prompts = None,
-    allow_overlap: AllowOverlap = False,
-    device: Device = "auto",
-) -> None:
-    """Find on labelled cases what a correction has to gain to be accepted; write correction.json."""
-    from medfm_rl.correction.acceptance import HarmTarget
-    from medfm_rl.data.layouts import find_cases
-    from medfm_rl.runs.folder import RunFolder
-    from medfm_rl.workflows.calibrate.correction import calibrate_correction
-
-    target = from_options(HarmTarget, alpha=alpha, confidence=confidence)
-    settings = correction_settings(budget, method=method, objective=objective, optimise=optimise)
-    folder, files = RunFolder(run), find_cases(data_settings(labelled, layout, patient_pattern, split, where))
-    with show_progress() as progress:
-        found = calibrate_correction(folder, files, target, settings, device, progress, prompts, allow_overlap)
-    margin = "none" if found.margin is None else f"{found.margin:g}"
-    typer.echo(f"Margin: {margin}; {found.reason}\nAcceptance: {folder.correction}")

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
+from medfm_rl.builtin import anatomy_names
+
 if TYPE_CHECKING:
     from pydantic import BaseModel
 
@@ -36,8 +38,8 @@ Where = Annotated[
 Anatomy = Annotated[
     str | None,
     typer.Option(
-        help="Validity rules: generic, complete, echo_apical, cardiac_short_axis, lungs, or a YAML file. Without one "
-        "those of the run, and generic for a segmenter folder."
+        help=f"Validity rules: {anatomy_names()}, or a YAML file. Without one those of the run, and generic for a "
+        "segmenter folder."
     ),
 ]
 

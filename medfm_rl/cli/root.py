@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from medfm_rl import __version__
+from medfm_rl.version import __version__
 
 app = typer.Typer(
     help="Adapt medical segmenters to new domains without labels, and control their quality.",

@@ -12,12 +12,12 @@ from typing import Any, Literal
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from medfm_rl import __version__
 from medfm_rl.data.files import write_text
 from medfm_rl.errors import ModelError
 from medfm_rl.quality.conformal import accept_threshold, fewest_for_threshold
 from medfm_rl.seeding import numpy_generator
 from medfm_rl.settings import CorrectionSettings
+from medfm_rl.version import __version__
 
 HARM = 0.01
 """A correction does harm where the mean Dice falls by more than this."""

@@ -11,7 +11,6 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from medfm_rl import __version__
 from medfm_rl.anatomy.profiles import Anatomy
 from medfm_rl.data.layouts import name_patients, split_by_patient
 from medfm_rl.errors import DataError
@@ -30,6 +29,7 @@ from medfm_rl.quality.model import MEAN, EncoderReference, PixelCalibration, Qua
 from medfm_rl.quality.prediction import DicePredictor, fit_predictor
 from medfm_rl.quality.shift import DomainReference
 from medfm_rl.seeding import derive_seed, numpy_generator
+from medfm_rl.version import __version__
 
 FEWEST_PATIENTS = 8
 _MOST_PIXELS = 400_000
@@ -56,13 +56,13 @@ class CalibrationCase:
 
 @dataclass(frozen=True)
 class Provenance:
-    """What a quality model records of where it comes from.
+    """The origin of a quality model, as it records it.
 
     Attributes:
         origin: What the calibration cases are, in words.
         target_domain: Whether they are labelled cases of the domain that is scored.
-        model_hash: Hash of the run's model, as `hash_run` gives it.
-        reward_hash: The same.
+        model_hash: SHA-256 of the run's folder `model`.
+        reward_hash: SHA-256 of its folder `reward`.
         reward_hashes: SHA-256 of each reward network.
         data_hash: SHA-256 over names and contents of the files of the cases; None where they came from no files.
         biomedclip_hash: SHA-256 of BiomedCLIP's weights, where it is asked.

@@ -20,7 +20,6 @@ from medfm_rl.errors import ModelError
 from medfm_rl.quality.conformal import interval
 from medfm_rl.quality.evidence import Evidence, log_odds
 from medfm_rl.quality.prediction import DicePredictor
-from medfm_rl.quality.run_hashes import hash_run
 from medfm_rl.quality.shift import DomainReference
 from medfm_rl.reward.network import read_fusion
 from medfm_rl.types import LabelSchema
@@ -141,8 +140,8 @@ class QualityModel(BaseModel):
         conformal_patients: Those that intervals, thresholds and the shift test stand on.
         names: Names of the classes.
         ids: Their integers in files.
-        model_hash: Hash of the run's model, as `hash_run` gives it.
-        reward_hash: The same; None in a file that an older version wrote.
+        model_hash: SHA-256 of the run's folder `model`.
+        reward_hash: SHA-256 of its folder `reward`; None in a file that an older version wrote.
         reward_hashes: SHA-256 of the folder of each reward network, which tell the one that has changed.
         data_hash: SHA-256 over names and contents of the images and masks of the calibration cases; None in a file that
             an older version wrote.
@@ -221,11 +220,12 @@ class QualityModel(BaseModel):
         except (OSError, ValueError, ValidationError) as error:
             raise ModelError(f"{path}: not a quality model ({error}); calibrate again") from error
 
-    def check_networks(self, run: Path) -> None:
+    def check_networks(self, run: Path, model_hash: str | None = None) -> None:
         """Refuses a run with other networks than those that were calibrated.
 
         Args:
             run: Folder with `reward` and `model`.
+            model_hash: SHA-256 of `model`, where it is known already.
 
         Raises:
             ModelError: They differ.
@@ -241,7 +241,7 @@ class QualityModel(BaseModel):
                 f"{run / 'reward'}: the reward networks are not those that {QUALITY_FILE} was calibrated with "
                 f"(differing: {', '.join(differing)}); calibrate again by `medfm-rl calibrate`"
             )
-        if hash_run(run)["model_hash"] != self.model_hash:
+        if (model_hash or hash_folder(run / "model")) != self.model_hash:
             raise ModelError(
                 f"{run / 'model'}: the segmenter is not the one that {QUALITY_FILE} was calibrated with; calibrate "
                 "again by `medfm-rl calibrate`"

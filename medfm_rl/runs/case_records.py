@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from medfm_rl import __version__
+from medfm_rl.version import __version__
 from medfm_rl.adapters import SegmenterAdapter
 from medfm_rl.adapters.delta import state_hash
 from medfm_rl.data.files import append_lines, hash_path, write_json

@@ -10,7 +10,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from medfm_rl import __version__
+from medfm_rl.version import __version__
 from medfm_rl.adapters.loading import read_beside
 from medfm_rl.data.files import files_below, hash_file, hash_listing, write_json
 from medfm_rl.data.images import pixel_files

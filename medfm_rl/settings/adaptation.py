@@ -8,6 +8,7 @@ from typing import ClassVar, Literal
 
 from pydantic import Field, model_validator
 
+from medfm_rl.builtin import anatomy_names
 from medfm_rl.settings.base import Device, Fraction, Positive, Settings
 from medfm_rl.settings.data import DataSettings
 from medfm_rl.settings.segmenters import Segmenter
@@ -195,8 +196,7 @@ class AdaptConfig(Settings):
     output: Path = Field(description="Folder of the run.")
     anatomy: str = Field(
         "generic",
-        description="Validity rules: a built-in profile (generic, complete, echo_apical, cardiac_short_axis, lungs) or "
-        "a YAML file.",
+        description=f"Validity rules: a built-in profile ({anatomy_names()}) or a YAML file.",
     )
     iterations: Positive = Field(1, description="Rounds of collect -> reward -> PPO.")
     fine_tuning: FineTuningSettings = Field(

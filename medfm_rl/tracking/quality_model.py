@@ -11,7 +11,6 @@ from typing import Final
 
 import yaml
 
-from medfm_rl import __version__
 from medfm_rl.adapters import SegmenterAdapter
 from medfm_rl.adapters.loading import (
     PROMPTABLE,
@@ -26,6 +25,7 @@ from medfm_rl.errors import DataError, MissingExtraError, ModelError
 from medfm_rl.networks import choose_device
 from medfm_rl.quality import QUALITY_FILE, QualityController
 from medfm_rl.settings import AdaptConfig, Segmenter
+from medfm_rl.version import __version__
 
 _SETTINGS: Final = "segmenter-settings.json"
 

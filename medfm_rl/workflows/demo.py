@@ -23,7 +23,7 @@ from medfm_rl.settings import (
     SourceTrainingSettings,
     TrainSourceConfig,
 )
-from medfm_rl.workflows.adapt.final_report import finish
+from medfm_rl.workflows.adapt.final_report import report_run
 from medfm_rl.workflows.adapt.loop import adapt
 from medfm_rl.workflows.evaluate.comparison import Comparison
 from medfm_rl.workflows.train.source import train_source
@@ -98,7 +98,7 @@ def run_demo(out: Path, seed: int, progress: Progress) -> Comparison:
         seed=seed,
     )
     run = adapt(config, resume=True, progress=progress)
-    comparison = finish(run, config, progress)
+    comparison = report_run(run, config, progress)
     assert comparison is not None
     # The report of the run is the report of the demo.
     (out / "report.html").write_bytes(run.report.read_bytes())

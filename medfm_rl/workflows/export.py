@@ -1,4 +1,4 @@
-"""`medfm-rl export` and `apply-delta`: what a run made, in the segmenter's own format or as changes alone."""
+"""`medfm-rl export` and `apply-delta`: the adapted segmenter in its own format, or its changes alone."""
 
 from __future__ import annotations
 
@@ -13,13 +13,10 @@ from medfm_rl.adapters.loading import (
     settings_at,
 )
 from medfm_rl.data.files import replace_folder_on_success
-from medfm_rl.runs.folder import RunFolder
-from medfm_rl.runs.models import adapted_settings
+from medfm_rl.runs.finished import load_run
 from medfm_rl.settings import (
-    AdaptConfig,
     Segmenter,
 )
-from medfm_rl.settings.files import load_config
 
 
 def export_model(path: Path, to: Path) -> Segmenter:
@@ -32,15 +29,14 @@ def export_model(path: Path, to: Path) -> Segmenter:
         ModelError: It is no finished run.
         DataError: The folder exists and is not empty, or cannot be written.
     """
-    run = RunFolder(path)
-    run.require_model()
+    run = load_run(path, "cpu")
     with replace_folder_on_success(to) as temporary:
-        shutil.copytree(run.model, temporary, dirs_exist_ok=True)
-    return adapted_settings(run).model_copy(update={"folder": to})
+        shutil.copytree(run.folder.model, temporary, dirs_exist_ok=True)
+    return run.settings.model_copy(update={"folder": to})
 
 
 def export_delta(path: Path, to: Path) -> None:
-    """Writes what a finished run changed of its segmenter, alone.
+    """Writes the changes of the weights alone that a finished run made.
 
     Args:
         path: The run. The segmenter that it adapted has to be where its settings say.
@@ -50,10 +46,9 @@ def export_delta(path: Path, to: Path) -> None:
         ModelError: It is no finished run, or its segmenter is not what it was.
         DataError: The file cannot be written.
     """
-    run = RunFolder(path)
-    run.require_model()
-    settings = load_config(run.config_file, AdaptConfig).segmenter
-    write_delta(to, load_segmenter(settings), load_segmenter(adapted_settings(run)), portable_settings(settings))
+    run = load_run(path, "cpu")
+    source = run.require_config().segmenter
+    write_delta(to, load_segmenter(source), run.segmenter, portable_settings(source))
 
 
 def apply_delta_file(folder: Path, path: Path, to: Path) -> Segmenter:

@@ -14,7 +14,7 @@ from medfm_rl.adapters.loading import (
 from medfm_rl.adapters.nnunet import summarise
 from medfm_rl.adapters.obstacles import find_obstacles
 from medfm_rl.progress import Progress
-from medfm_rl.runs.models import settings_of
+from medfm_rl.runs.finished import load_model
 from medfm_rl.settings import (
     NnUNetSettings,
     TotalSegmentatorSettings,
@@ -32,7 +32,7 @@ def inspect_model(path: Path, device: torch.device, progress: Progress) -> Model
     Raises:
         ModelError: It is neither, or the run is not finished.
     """
-    settings = settings_of(path)
+    settings = load_model(path, device.type).settings
 
     def obstacles(segmenter: SegmenterAdapter) -> tuple[str, ...]:
         return try_network(segmenter, device, progress)

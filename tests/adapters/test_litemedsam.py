@@ -26,7 +26,7 @@ from medfm_rl.envs import SegmentationVecEnv
 from medfm_rl.errors import DataError, ModelError
 from medfm_rl.policies import DensePPO
 from medfm_rl.reward.network import RewardEnsemble, RewardNet
-from medfm_rl.runs.models import load_model
+from medfm_rl.runs.finished import load_model
 from medfm_rl.settings import NetworkSettings, PromptableSettings, RewardSettings
 from medfm_rl.types import Case, Geometry, LabelSchema, Prompts
 
@@ -149,7 +149,7 @@ def test_predict_and_evaluate_with_the_boxes_of_masks(tmp_path: Path) -> None:
     with (tmp_path / "scores" / "scores.csv").open(encoding="utf-8") as file:
         assert all(float(row["dice"]) > 0.9 for row in csv.DictReader(file) if row["structure"] == "LV")
     with pytest.raises(DataError, match="nowhere: there is no such folder of masks"):
-        load_model(folder)
+        load_model(folder, "cpu")
 
 
 def test_its_own_estimate_is_of_the_box_that_was_asked_for(segmenter: LiteMedSAMAdapter) -> None:

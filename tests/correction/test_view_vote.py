@@ -16,14 +16,15 @@ from medfm_rl.adapters import Sample, TorchModuleAdapter
 from medfm_rl.anatomy.profiles import Anatomy
 from medfm_rl.anatomy.rules import Profile
 from medfm_rl.correction import CaseCorrector, Original, Proposal, Verifier, ViewVote, view_vote
+from medfm_rl.correction.methods import make_corrector
 from medfm_rl.correction.views import segmented_views
 from medfm_rl.errors import ModelError
 from medfm_rl.quality.evidence import expected_dice, soft_dice
 from medfm_rl.reward.network import RewardEnsemble, RewardNet
-from medfm_rl.runs.folder import RunFolder
+from medfm_rl.reward.shape_prior import ShapePrior
+from medfm_rl.runs.finished import load_run
 from medfm_rl.settings import CorrectionSettings, NetworkSettings, PreprocessingSettings, RewardSettings
 from medfm_rl.types import Case, Geometry, LabelMap, LabelSchema
-from medfm_rl.workflows.deploy.correctors import make_corrector
 
 
 class Prefers(RewardNet):
@@ -208,10 +209,16 @@ def test_a_copy_with_the_statistics_of_the_case_votes_where_there_is_batch_norma
     run, before = tmp_path / "run", digest(batch_unet)
     shutil.copytree(quality_run, run)
     torch.manual_seed(7)
-    RewardNet(NetworkSettings(channels=(4, 8), residual_units=0), 4).save(run / "reward" / "verifier")
+    RewardNet(NetworkSettings(channels=(4, 8), residual_units=0), 4).save(run / "reward" / "held-out")
     settings = CorrectionSettings(views=2, steps=3)
     reward = RewardEnsemble.load(run / "reward")
-    corrector = make_corrector(RunFolder(run), batch_unet, reward, settings)
+    finished = load_run(run, "cpu")
+    verifier = Verifier(finished.held_out_reward, finished.anatomy, settings)
+
+    def shape_prior() -> ShapePrior:
+        raise AssertionError("a vote of views needs no shape prior")
+
+    corrector = make_corrector(batch_unet, reward, verifier, shape_prior)
     # The rules of this run are in millimetres.
     case = replace(case, geometry=Geometry((1.0, 1.0), (0.0, 0.0), (1.0, 0.0, 0.0, 1.0)))
     result = corrector.correct(case)
@@ -221,4 +228,4 @@ def test_a_copy_with_the_statistics_of_the_case_votes_where_there_is_batch_norma
     instance = TorchModuleAdapter.build_unet(
         NetworkSettings(channels=(4, 8), residual_units=0), batch_unet.schema, PreprocessingSettings(size=(16, 16))
     ).eval()
-    assert len(make_corrector(RunFolder(run), instance, reward, settings).correct(case).gains) == 3
+    assert len(make_corrector(instance, reward, verifier, shape_prior).correct(case).gains) == 3

@@ -12,15 +12,17 @@ import torch
 from torch import nn
 
 from medfm_rl.data.layouts import find_cases
+from medfm_rl.data.mask_files import find_masks
 from medfm_rl.errors import DataError, MissingExtraError, ModelError
 from medfm_rl.quality import biomedclip as module
 from medfm_rl.quality.biomedclip import BiomedCLIP, _prepared
+from medfm_rl.quality.gates import Gates
 from medfm_rl.quality.model import Targets
-from medfm_rl.runs.folder import RunFolder
+from medfm_rl.runs.finished import load_run
 from medfm_rl.settings import DataSettings
 from medfm_rl.types import Case, Geometry
-from medfm_rl.workflows.calibrate.quality import calibrate
-from medfm_rl.workflows.deploy.score import Gates, find_masks, load_controller, score
+from medfm_rl.workflows.calibrate.quality import CalibrateRequest, calibrate
+from medfm_rl.workflows.deploy.score import ScoreRequest, score
 
 timm = pytest.importorskip("timm", reason="timm is not installed (extra biomedclip)")
 
@@ -121,16 +123,16 @@ def test_an_image_unlike_those_of_the_calibration_is_referred(quality_run: Path,
     shutil.copytree(quality_run, run)
     files = find_cases(DataSettings(path=data))
     with pytest.raises(ModelError, match="calibrate with `medfm-rl calibrate --biomedclip FILE`"):
-        load_controller(run, "cpu", Gates(biomedclip=weights))
-    model = calibrate(RunFolder(run), files, None, Targets(dice=0.5), "cpu", quiet, biomedclip=weights)
+        load_run(run, "cpu").controller(gates=Gates(biomedclip=weights))
+    model = calibrate(load_run(run, "cpu"), files, CalibrateRequest(Targets(dice=0.5), biomedclip=weights), quiet)
     assert model.biomedclip is not None
     assert len(model.biomedclip.domain.centre) == 512
     other = write_weights(tmp_path / "other.bin", nn.Module.requires_grad_(tiny(), False))
     torch.save({**torch.load(other, weights_only=True), "logit_scale": torch.tensor(1.0)}, other)
     with pytest.raises(ModelError, match="does not know what this BiomedCLIP saw"):
-        load_controller(run, "cpu", Gates(biomedclip=other))
+        load_run(run, "cpu").controller(gates=Gates(biomedclip=other))
 
-    plain, gated = (load_controller(run, "cpu", gates) for gates in (Gates(), Gates(biomedclip=weights)))
+    plain, gated = (load_run(run, "cpu").controller(gates=gates) for gates in (Gates(), Gates(biomedclip=weights)))
     labelled = files[0].read_labelled(plain.schema)
     without, seen = (one.assess(labelled.case, labelled.ground_truth) for one in (plain, gated))
     # Three looks instead of two, by Bonferroni.
@@ -142,6 +144,12 @@ def test_an_image_unlike_those_of_the_calibration_is_referred(quality_run: Path,
     assert (strange.verdict, "unlike those of the calibration" in strange.reasons[0]) == ("refer", True)
 
     masks = find_masks(data / "labels", files[:2])
-    score(run, files[:2], masks, None, tmp_path / "scores", "cpu", quiet, gates=Gates(biomedclip=weights))
+    score(
+        load_run(run, "cpu"),
+        files[:2],
+        tmp_path / "scores",
+        ScoreRequest(masks=masks, gates=Gates(biomedclip=weights)),
+        quiet,
+    )
     log = [json.loads(line) for line in (tmp_path / "scores" / "audit.jsonl").read_text().splitlines()]
     assert ["biomedclip" in line for line in log] == [True, True]

@@ -15,13 +15,16 @@ from torch import nn
 from torchvision.models.convnext import CNBlockConfig, ConvNeXt
 
 from medfm_rl.data.layouts import find_cases
+from medfm_rl.data.mask_files import find_masks
 from medfm_rl.errors import DataError, ModelError
 from medfm_rl.quality import QualityController, QualityModel, QualityReport
 from medfm_rl.quality import views as views_module
+from medfm_rl.quality.gates import Gates
 from medfm_rl.quality.views import VIEWS, ViewClassifier, ViewFinding, _prepared
+from medfm_rl.runs.finished import load_run
 from medfm_rl.settings import DataSettings
 from medfm_rl.types import Case, Geometry
-from medfm_rl.workflows.deploy.score import Gates, find_masks, load_controller, score
+from medfm_rl.workflows.deploy.score import ScoreRequest, score
 
 
 def quiet(stage: str, done: int, total: int) -> None:
@@ -123,12 +126,12 @@ def test_a_volume_and_other_files_are_refused(weights: Path, tmp_path: Path) -> 
 
 def test_a_classifier_of_echo_does_not_go_with_other_rules(quality_run: Path, weights: Path) -> None:
     with pytest.raises(ModelError, match="the rules are generic, it needs echo_apical"):
-        load_controller(quality_run, "cpu", Gates(echoprime=weights))
+        load_run(quality_run, "cpu").controller(gates=Gates(echoprime=weights))
 
 
 def test_an_image_of_another_view_is_referred_whatever_its_mask(echo_run: Path, weights: Path) -> None:
     file = find_cases(DataSettings(path=_data_of(echo_run)))[0]
-    judge = load_controller(echo_run, "cpu", Gates(echoprime=weights))
+    judge = load_run(echo_run, "cpu").controller(gates=Gates(echoprime=weights))
     labelled = file.read_labelled(judge.schema)
     report = judge.assess(labelled.case, labelled.ground_truth)
     assert report.verdict == "refer"
@@ -148,8 +151,14 @@ def test_a_call_with_the_classifier_judges_anew_and_says_what_judged(
 ) -> None:
     files = find_cases(DataSettings(path=_data_of(echo_run)))[:2]
     masks = find_masks(_data_of(echo_run) / "labels", files)
-    score(echo_run, files, masks, None, tmp_path / "scores", "cpu", quiet)
-    with_views = score(echo_run, files, masks, None, tmp_path / "scores", "cpu", quiet, gates=Gates(echoprime=weights))
+    score(load_run(echo_run, "cpu"), files, tmp_path / "scores", ScoreRequest(masks=masks), quiet)
+    with_views = score(
+        load_run(echo_run, "cpu"),
+        files,
+        tmp_path / "scores",
+        ScoreRequest(masks=masks, gates=Gates(echoprime=weights)),
+        quiet,
+    )
     assert with_views.count("refer") == 2
     log = [json.loads(line) for line in (tmp_path / "scores" / "audit.jsonl").read_text().splitlines()]
     assert ["views" in line for line in log] == [False, False, True, True]
@@ -174,6 +183,8 @@ def test_an_image_that_the_classifier_does_not_take_is_named_and_the_others_are_
 
     monkeypatch.setattr(ViewClassifier, "find", refusing)
     masks = find_masks(_data_of(echo_run) / "labels", files)
-    scoring = score(echo_run, files, masks, None, tmp_path, "cpu", quiet, gates=Gates(echoprime=weights))
+    scoring = score(
+        load_run(echo_run, "cpu"), files, tmp_path, ScoreRequest(masks=masks, gates=Gates(echoprime=weights)), quiet
+    )
     assert list(scoring.problems) == [files[1].case_id]
     assert [report.case_id for report in scoring.batch.reports] == [files[0].case_id, files[2].case_id]

@@ -29,8 +29,7 @@ from medfm_rl.quality.baselines import (
 )
 from medfm_rl.quality.model import Targets
 from medfm_rl.reward.network import RewardEnsemble, RewardNet
-from medfm_rl.runs.folder import RunFolder
-from medfm_rl.runs.models import load_model
+from medfm_rl.runs.finished import load_model, load_run
 from medfm_rl.settings import (
     AdaptConfig,
     CollectSettings,
@@ -41,10 +40,10 @@ from medfm_rl.settings import (
     SourceTrainingSettings,
 )
 from medfm_rl.workflows.adapt.loop import adapt
-from medfm_rl.workflows.calibrate.quality import calibrate
-from medfm_rl.workflows.deploy.correct import correct
+from medfm_rl.workflows.calibrate.quality import CalibrateRequest, calibrate
+from medfm_rl.workflows.deploy.correct import CorrectRequest, correct
 from medfm_rl.workflows.deploy.predict import predict
-from medfm_rl.workflows.deploy.score import score
+from medfm_rl.workflows.deploy.score import ScoreRequest, score
 
 pytestmark = pytest.mark.cuda
 BATCH_NORM = TINY.model_copy(update={"norm": "batch"})
@@ -71,7 +70,7 @@ def run(simulated_echo: Path, source_model: Path, tmp_path_factory: pytest.TempP
     adapt(config, resume=False, progress=quiet)
     calibration = tmp_path_factory.mktemp("calibration")
     simulate_dataset(calibration, vendor("cart"), 12, seed=1, size=(32, 32), first=201)
-    calibrate(RunFolder(config.output), cases_of(calibration), None, Targets(dice=0.3), "cuda", quiet)
+    calibrate(load_run(config.output, "cuda"), cases_of(calibration), CalibrateRequest(Targets(dice=0.3)), quiet)
     return config.output
 
 
@@ -90,7 +89,7 @@ def test_a_run_without_a_source_and_with_a_critic(simulated_echo: Path, source_m
         reward=RewardSettings(network=TINY, ensemble=1, steps=4, validate_every=2),
         ppo=PPOSettings(updates=2, n_envs=4, eval_every=1, baseline="critic"),
     )
-    assert load_model(adapt(config, resume=False, progress=quiet).path).reward is not None
+    assert load_model(adapt(config, resume=False, progress=quiet).path, "cpu").reward is not None
 
 
 def test_a_run_that_was_killed_goes_on_and_on_another_device(
@@ -111,7 +110,7 @@ def test_a_run_that_was_killed_goes_on_and_on_another_device(
 def test_masks_and_rewards_are_those_of_the_cpu(run: Path, simulated_echo: Path, tmp_path: Path) -> None:
     files = cases_of(simulated_echo / "b")
     for device in ("cpu", "cuda"):
-        assert not predict(load_model(run).to(torch.device(device)), files, tmp_path / device, quiet)
+        assert not predict(load_model(run, "cpu", device), files, tmp_path / device, quiet)
     same, difference = [], []
     for file in files:
         masks = [read_image(tmp_path / name / "labels" / f"{file.case_id}.nii.gz") for name in ("cpu", "cuda")]
@@ -127,7 +126,7 @@ def test_scores_are_those_of_the_cpu(run: Path, simulated_echo: Path, tmp_path: 
     files = cases_of(simulated_echo / "b")
     found: dict[str, Any] = {}
     for device in ("cpu", "cuda"):
-        score(run, files, None, load_model(run).segmenter, tmp_path / device, device, quiet)
+        score(load_run(run, device), files, tmp_path / device, ScoreRequest(maker=load_model(run, "cpu")), quiet)
         found[device] = json.loads((tmp_path / device / "scores.json").read_text())["cases"]
         assert len(found[device]) == len(files)
     for one, other in zip(found["cpu"], found["cuda"], strict=True):
@@ -160,7 +159,7 @@ def test_every_way_to_correct_ends_with_a_mask(
 ) -> None:
     files = cases_of(simulated_echo / "b")[:2]
     chosen = CorrectionSettings.model_validate({"steps": 2, "seconds": 600, **settings})
-    found = correct(run, files, None, tmp_path / "out", chosen, False, True, "cuda", quiet)
+    found = correct(load_run(run, "cuda"), files, tmp_path / "out", CorrectRequest(chosen, every=True), quiet)
     assert not found.problems
     assert len(list((tmp_path / "out" / "labels").iterdir())) == 2
 
@@ -169,8 +168,8 @@ def test_every_other_way_to_judge_a_mask_gives_about_the_number_of_the_cpu(
     run: Path, source_model: Path, simulated_echo: Path
 ) -> None:
     def estimates(device: str) -> list[float]:
-        segmenter = load_model(run).segmenter.to(device)
-        member = load_model(source_model).segmenter.to(device)
+        segmenter = load_model(run, "cpu").segmenter.to(device)
+        member = load_model(source_model, "cpu").segmenter.to(device)
         classes = segmenter.schema.num_classes
         sample = segmenter.preprocess(cases_of(simulated_echo / "b")[0].read())
         image = sample.image.to(device)

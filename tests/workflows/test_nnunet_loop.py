@@ -21,7 +21,7 @@ from medfm_rl import cli
 from medfm_rl.adapters.loading import load_segmenter, recognise
 from medfm_rl.data.files import hash_folder
 from medfm_rl.data.layouts import find_cases
-from medfm_rl.runs.models import load_model
+from medfm_rl.runs.finished import load_model
 from medfm_rl.settings import AdaptConfig, DataSettings, NnUNetSettings, SegmenterSettings
 from medfm_rl.settings.files import commented_config, dump_config, load_config
 from medfm_rl.tiling import tile_boxes
@@ -118,7 +118,7 @@ def test_a_folder_goes_in_and_an_adapted_folder_comes_out(
     images = tmp_path / "b" / "images"
     assert call(monkeypatch, "predict", tmp_path / "run", images, tmp_path / "masks", "--layout", "nnunet") == 0
     # The settings of the run hold for its result: fold 1, no mirroring.
-    adapted = load_model(tmp_path / "run").segmenter
+    adapted = load_model(tmp_path / "run", "cpu").segmenter
     for file in find_cases(DataSettings(path=tmp_path / "b", layout="nnunet")):
         written = read_labels(tmp_path / "masks" / "labels" / f"{file.case_id}.nii.gz")
         reward = read_labels(tmp_path / "masks" / "rewards" / f"{file.case_id}.nii.gz")

@@ -15,19 +15,19 @@ from medfm_rl.adapters import loading
 from medfm_rl.data.files import hash_folder
 from medfm_rl.data.images import read_labels
 from medfm_rl.data.layouts import CaseFile, find_cases
+from medfm_rl.data.mask_files import find_masks
 from medfm_rl.data.ultrasound.phantom import simulate_dataset
 from medfm_rl.data.ultrasound.vendors import vendor
 from medfm_rl.errors import ConfigError, DataError
 from medfm_rl.quality.model import Targets
-from medfm_rl.runs.folder import RunFolder
-from medfm_rl.runs.models import load_model
+from medfm_rl.runs.finished import load_model, load_run
 from medfm_rl.settings import AdaptConfig, CorrectionSettings, DataSettings
 from medfm_rl.tracking.quality_model import save_quality_model
 from medfm_rl.workflows.adapt.loop import adapt
-from medfm_rl.workflows.calibrate.quality import calibrate
-from medfm_rl.workflows.deploy.correct import correct
+from medfm_rl.workflows.calibrate.quality import CalibrateRequest, calibrate
+from medfm_rl.workflows.deploy.correct import CorrectRequest, correct
 from medfm_rl.workflows.deploy.predict import predict
-from medfm_rl.workflows.deploy.score import find_masks, load_controller, score
+from medfm_rl.workflows.deploy.score import ScoreRequest, score
 
 REWARD = {"network": {"channels": (4, 8), "residual_units": 0}, "steps": 2, "validate_every": 2, "ensemble": 1}
 SETTINGS = CorrectionSettings(steps=2, smoothness=1)
@@ -75,7 +75,7 @@ def run(simulated_echo: Path, new: Path, tmp_path_factory: pytest.TempPathFactor
         patch.setitem(loading.PROMPTABLE, TinyPromptable.kind, TinyPromptable)
         finished = adapt(AdaptConfig.model_validate(values), False, quiet)
         files = find_cases(DataSettings(path=new))
-        calibrate(RunFolder(finished.path), files, None, Targets(dice=0.5), "cpu", quiet, prompts=new / "labels")
+        calibrate(load_run(finished.path, "cpu", new / "labels"), files, CalibrateRequest(Targets(dice=0.5)), quiet)
     return finished.path
 
 
@@ -85,7 +85,7 @@ def files(new: Path) -> list[CaseFile]:
 
 
 def test_masks_are_judged_without_boxes(run: Path, new: Path, files: list[CaseFile], tmp_path: Path) -> None:
-    scoring = score(run, files, find_masks(new / "labels", files), None, tmp_path, "cpu", quiet)
+    scoring = score(load_run(run, "cpu"), files, tmp_path, ScoreRequest(masks=find_masks(new / "labels", files)), quiet)
     assert scoring.problems == {}
     assert len(scoring.batch.reports) == 2
 
@@ -100,9 +100,9 @@ def test_the_boxes_of_a_call_make_the_masks_and_other_boxes_make_them_anew(
     written = tmp_path / "scores" / "labels" / f"{case.case_id}.nii.gz"
     found = []
     for prompts in (new / "labels", boxes):
-        segmenter = load_model(run, prompts).segmenter
+        segmenter = load_model(run, "cpu", prompts).segmenter
         TinyPromptable.encoded.clear()
-        score(run, files, None, None, tmp_path / "scores", "cpu", quiet, prompts=prompts)
+        score(load_run(run, "cpu", prompts), files, tmp_path / "scores", progress=quiet)
         # One pass of the encoder makes a mask and is asked about it.
         assert TinyPromptable.encoded == [1] * len(files)
         mask = read_labels(written, segmenter.schema, case.shape, case.geometry)
@@ -115,23 +115,25 @@ def test_the_boxes_of_a_call_are_those_that_are_corrected_with(
     run: Path, new: Path, files: list[CaseFile], tmp_path: Path
 ) -> None:
     out = tmp_path / "corrected"
-    corrections = correct(run, files, None, out, SETTINGS, False, True, "cpu", quiet, prompts=new / "labels")
+    corrections = correct(load_run(run, "cpu", new / "labels"), files, out, CorrectRequest(SETTINGS, every=True), quiet)
     assert len(corrections.records) == 2
     assert corrections.problems == {}
-    both = correct(run, files, None, tmp_path / "both", SETTINGS, False, False, "cpu", quiet, prompts=new / "labels")
+    both = correct(load_run(run, "cpu", new / "labels"), files, tmp_path / "both", CorrectRequest(SETTINGS), quiet)
     assert len(list((tmp_path / "both" / "labels").iterdir())) == 2, both
 
 
 def test_images_without_boxes_are_named(run: Path, files: list[CaseFile], tmp_path: Path) -> None:
     with pytest.raises(DataError, match=f"there is no mask of case {files[0].case_id}"):
-        correct(run, files, None, tmp_path, SETTINGS, False, True, "cpu", quiet)
+        correct(load_run(run, "cpu"), files, tmp_path, CorrectRequest(SETTINGS, every=True), quiet)
 
 
 def test_boxes_for_a_segmenter_that_takes_none_are_refused(
     quality_run: Path, new: Path, files: list[CaseFile], tmp_path: Path
 ) -> None:
     with pytest.raises(ConfigError, match="takes no boxes"):
-        correct(quality_run, files, None, tmp_path, SETTINGS, False, True, "cpu", quiet, prompts=new / "labels")
+        correct(
+            load_run(quality_run, "cpu", new / "labels"), files, tmp_path, CorrectRequest(SETTINGS, every=True), quiet
+        )
 
 
 def test_the_command_line_takes_boxes(
@@ -203,9 +205,9 @@ def test_masks_that_would_give_two_models_boxes_of_other_structures_are_refused(
 
 def test_predicting_with_other_boxes_makes_the_masks_anew(new: Path, files: list[CaseFile], tmp_path: Path) -> None:
     tiny = write_tiny(tmp_path / "tiny", {"kind": "fixed", "boxes": {"LV": [0, 0, 0.2, 0.2]}}, STRUCTURES)
-    predict(load_model(tiny), files, tmp_path / "out", quiet)
-    predict(load_model(tiny, new / "labels"), files, tmp_path / "out", quiet)
-    predict(load_model(tiny, new / "labels"), files, tmp_path / "alone", quiet)
+    predict(load_model(tiny, "cpu"), files, tmp_path / "out", quiet)
+    predict(load_model(tiny, "cpu", new / "labels"), files, tmp_path / "out", quiet)
+    predict(load_model(tiny, "cpu", new / "labels"), files, tmp_path / "alone", quiet)
     assert hash_folder(tmp_path / "out" / "labels") == hash_folder(tmp_path / "alone" / "labels")
 
 
@@ -219,7 +221,7 @@ def test_a_served_model_judges_masks_of_another_tools_segmenter(run: Path, new: 
     files = find_cases(DataSettings(path=new))[:2]
     table = pandas.DataFrame([{"image": str(file.image_paths[0]), "mask": str(file.label_path)} for file in files])
     found = pyfunc.load_model(str(tmp_path / "served")).predict(table)
-    controller = load_controller(run, "cpu")
+    controller = load_run(run, "cpu").controller()
     for predicted, file in zip(found["predicted_dice"], files, strict=True):
         labelled = file.read_labelled(controller.schema)
         expected = controller.assess(labelled.case, labelled.ground_truth)

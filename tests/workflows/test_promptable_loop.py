@@ -17,10 +17,10 @@ from medfm_rl.data.layouts import find_cases
 from medfm_rl.errors import ModelError
 from medfm_rl.reward.actions import ActionDataset
 from medfm_rl.reward.network import RewardNet
+from medfm_rl.runs.finished import load_model
 from medfm_rl.runs.folder import RunFolder
-from medfm_rl.runs.models import load_model
 from medfm_rl.settings import AdaptConfig, DataSettings
-from medfm_rl.workflows.adapt.final_report import finish
+from medfm_rl.workflows.adapt.final_report import report_run
 from medfm_rl.workflows.adapt.loop import adapt
 from medfm_rl.workflows.deploy.predict import predict
 from medfm_rl.workflows.export import apply_delta_file, export_delta
@@ -86,13 +86,13 @@ def test_it_ends_in_the_tools_own_format(
     train: str, finished: dict[str, RunFolder], simulated_echo: Path, segmenter: Path, tmp_path: Path
 ) -> None:
     run = finished[train]
-    before, after = TinyPromptable.load(segmenter).state_dict(), load_model(run.path).segmenter.state_dict()
+    before, after = TinyPromptable.load(segmenter).state_dict(), load_model(run.path, "cpu").segmenter.state_dict()
     assert {name: (value.shape, value.dtype) for name, value in after.items()} == {
         name: (value.shape, value.dtype) for name, value in before.items()
     }
     assert inspect_model(run.path, torch.device("cpu"), lambda *_: None).obstacles == ()
     files = find_cases(DataSettings(path=simulated_echo / "b"))[:1]
-    assert predict(load_model(run.path), files, tmp_path, quiet) == []
+    assert predict(load_model(run.path, "cpu"), files, tmp_path, quiet) == []
     assert (tmp_path / "rewards" / f"{files[0].case_id}.nii.gz").exists()
 
 
@@ -152,7 +152,7 @@ def test_a_run_with_low_rank_parts_resumes_to_the_result_of_an_uninterrupted_one
     run = adapt(config, True, quiet)
     for name in ("iteration-00", "iteration-01", "reward"):
         assert hash_folder(run.path / name) == hash_folder(finished["lora"].path / name)
-    ours, theirs = (load_model(path).segmenter.state_dict() for path in (run.path, finished["lora"].path))
+    ours, theirs = (load_model(path, "cpu").segmenter.state_dict() for path in (run.path, finished["lora"].path))
     assert all(torch.equal(value, theirs[name]) for name, value in ours.items())
 
 
@@ -172,7 +172,7 @@ def test_source_free_with_a_report(simulated_echo: Path, segmenter: Path, tmp_pa
         selection={"target_fraction": 0.3},
     )
     run = adapt(config, False, quiet)
-    assert finish(run, config, quiet) is not None
+    assert report_run(run, config, quiet) is not None
     assert run.report.exists()
 
 
@@ -189,7 +189,7 @@ def test_its_changes_alone_make_the_adapted_segmenter_of_the_one_that_was_adapte
     export_delta(run.path, delta)
     written = apply_delta_file(segmenter, delta, tmp_path / "restored")
     restored, adapted, source = (
-        load_model(path).segmenter.state_dict() for path in (written.folder, run.path, segmenter)
+        load_model(path, "cpu").segmenter.state_dict() for path in (written.folder, run.path, segmenter)
     )
     assert restored.keys() == adapted.keys()
     for name, value in restored.items():

@@ -6,6 +6,9 @@ import hashlib
 import json
 import logging
 import shutil
+import sys
+from collections import Counter
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -13,18 +16,20 @@ from typing import Any
 import pytest
 import torch
 
+from medfm_rl import cli
 from medfm_rl.adapters import TorchModuleAdapter
+from medfm_rl.adapters.loading import load_segmenter
 from medfm_rl.correction.acceptance import HarmTarget
 from medfm_rl.data.files import hash_folder
 from medfm_rl.data.layouts import CaseFile, find_cases
+from medfm_rl.data.mask_files import find_masks
 from medfm_rl.errors import DataError, TrackingError
 from medfm_rl.quality import QualityModel
 from medfm_rl.quality.model import Targets
 from medfm_rl.reward.network import RewardEnsemble, RewardNet
+from medfm_rl.runs.finished import load_model, load_run
 from medfm_rl.runs.folder import RunFolder
-from medfm_rl.runs.identity import identify
-from medfm_rl.runs.inputs import read_inputs, write_inputs
-from medfm_rl.runs.models import load_model
+from medfm_rl.runs.inputs import load_inputs, read_inputs, write_inputs
 from medfm_rl.runs.tracked_call import tracked_call
 from medfm_rl.settings import (
     AdaptConfig,
@@ -40,13 +45,13 @@ from medfm_rl.settings import (
     TrackingSettings,
 )
 from medfm_rl.settings.files import load_config
-from medfm_rl.workflows.adapt.final_report import finish
+from medfm_rl.workflows.adapt.final_report import report_run
 from medfm_rl.workflows.adapt.loop import adapt
 from medfm_rl.workflows.calibrate.correction import calibrate_correction
-from medfm_rl.workflows.calibrate.quality import calibrate
-from medfm_rl.workflows.deploy.correct import correct
+from medfm_rl.workflows.calibrate.quality import CalibrateRequest, calibrate
+from medfm_rl.workflows.deploy.correct import CorrectRequest, correct
 from medfm_rl.workflows.deploy.predict import predict
-from medfm_rl.workflows.deploy.score import find_masks, score
+from medfm_rl.workflows.deploy.score import ScoreRequest, score
 
 # MLflow and SQLAlchemy warn of their own future; what medfm-rl does is warned of elsewhere.
 pytestmark = [
@@ -74,11 +79,11 @@ def sha_of_listing(folder: Path, paths: list[Path]) -> str:
 
 @pytest.fixture(scope="module")
 def run(quality_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A finished run with a judge and a quality model, which was recorded in MLflow."""
+    """A finished run with a held-out reward network and a quality model, which was recorded in MLflow."""
     folder = tmp_path_factory.mktemp("traced") / "run"
     shutil.copytree(quality_run, folder)
     torch.manual_seed(7)
-    RewardNet(TINY, 4).save(folder / "reward" / "judge")
+    RewardNet(TINY, 4).save(folder / "reward" / "held-out")
     (folder / "mlflow_run_id").write_text("0123abcd\n")
     return folder
 
@@ -110,7 +115,7 @@ def line_of(out: Path, written: Path) -> dict[str, Any]:
 def test_a_predicted_mask_leads_to_its_image_and_its_run(run: Path, files: list[CaseFile], tmp_path: Path) -> None:
     for _ in range(2):
         # What is kept by a repeated call has the line of the call that made it.
-        predict(load_model(run), files, tmp_path, quiet, identify(run))
+        predict(load_model(run, "cpu"), files, tmp_path, quiet)
     for file in files:
         for part in ("labels", "rewards"):
             line = line_of(tmp_path, tmp_path / part / f"{file.case_id}.nii.gz")
@@ -122,7 +127,7 @@ def test_a_predicted_mask_leads_to_its_image_and_its_run(run: Path, files: list[
 def test_a_case_that_could_not_be_segmented_has_a_line_too(run: Path, files: list[CaseFile], tmp_path: Path) -> None:
     bad = tmp_path / "bad_1.png"
     bad.write_bytes(b"no image")
-    predict(load_model(run), [CaseFile("bad_1", "bad", (bad,)), *files], tmp_path / "out", quiet, identify(run))
+    predict(load_model(run, "cpu"), [CaseFile("bad_1", "bad", (bad,)), *files], tmp_path / "out", quiet)
     lines = [json.loads(line) for line in (tmp_path / "out" / "audit.jsonl").read_text().splitlines()]
     assert "bad_1" in lines[0]["problem"]
     assert lines[0]["model_hash"] == names_of(run)["model_hash"]
@@ -133,8 +138,8 @@ def test_scored_corrected_and_kept_masks_lead_to_the_same_names(
 ) -> None:
     label = f"{files[0].case_id}.nii.gz"
     out = tmp_path / "both"
-    correct(run, files, None, out, NOTHING, False, False, "cpu", quiet)
-    correct(run, files, None, tmp_path / "all", NOTHING, False, True, "cpu", quiet)
+    correct(load_run(run, "cpu"), files, out, CorrectRequest(NOTHING), quiet)
+    correct(load_run(run, "cpu"), files, tmp_path / "all", CorrectRequest(NOTHING, every=True), quiet)
     scored, kept = line_of(out / "scores", out / "scores" / "labels" / label), line_of(out, out / "labels" / label)
     handled = line_of(tmp_path / "all", tmp_path / "all" / "labels" / label)
     for line, command in ((scored, "score"), (kept, "correct"), (handled, "correct")):
@@ -148,13 +153,13 @@ def test_scoring_says_who_made_the_masks_where_the_run_did_not(
     run: Path, files: list[CaseFile], tmp_path: Path
 ) -> None:
     masks = find_masks(files[0].image_paths[0].parents[1] / "labels", files)
-    score(run, files, masks, None, tmp_path / "given", "cpu", quiet)
+    score(load_run(run, "cpu"), files, tmp_path / "given", ScoreRequest(masks=masks), quiet)
     line = line_of(tmp_path / "given", tmp_path / "given" / "rewards" / f"{files[0].case_id}.nii.gz")
     assert line["made_by"] is None
     assert line["inputs"]["mask"] == sha(masks[files[0].case_id])
-    other = load_model(run / "model").segmenter
-    made_by = identify(run / "model").model_hash
-    score(run, files, None, other, tmp_path / "made", "cpu", quiet, made_by=made_by)
+    other = load_model(run / "model", "cpu").segmenter
+    made_by = load_model(run / "model", "cpu").identity.model_hash
+    score(load_run(run, "cpu"), files, tmp_path / "made", ScoreRequest(maker=other), quiet)
     line = line_of(tmp_path / "made", tmp_path / "made" / "labels" / f"{files[0].case_id}.nii.gz")
     assert line["made_by"] == made_by
 
@@ -163,7 +168,7 @@ def test_a_segmenter_that_is_no_run_is_known_by_the_hash_of_its_folder(
     tiny_unet: TorchModuleAdapter, tmp_path: Path
 ) -> None:
     tiny_unet.export(tmp_path)
-    assert asdict(identify(tmp_path)) == {
+    assert asdict(load_model(tmp_path, "cpu").identity) == {
         "model_hash": hash_folder(tmp_path),
         "reward_hash": None,
         "quality_hash": None,
@@ -209,9 +214,9 @@ def test_cases_that_a_run_learned_from_are_refused(started: RunFolder) -> None:
     before = sha(started.quality)
     found = r"10 of 10 are images of its target \(sim\d+.* for one\); 10 of 10 are of patients of its target"
     with pytest.raises(DataError, match=found):
-        calibrate(started, frames(started), None, Targets(), "cpu", quiet)
+        calibrate(load_run(started.path, "cpu"), frames(started), CalibrateRequest(Targets()), quiet)
     with pytest.raises(DataError, match=found):
-        calibrate_correction(started, frames(started), HarmTarget(), NOTHING, "cpu", quiet)
+        calibrate_correction(load_run(started.path, "cpu"), frames(started), HarmTarget(), NOTHING, progress=quiet)
     assert sha(started.quality) == before
 
 
@@ -224,10 +229,10 @@ def test_other_images_of_a_patient_and_a_copy_under_another_name_are_refused(
     seen = frames(started, 1)[0]
     patient = CaseFile("other", seen.patient_id, new[0].image_paths)
     with pytest.raises(DataError, match=r"cases: 1 of 9 are of patients of its target \(other for one\)\. What"):
-        calibrate(started, [*new, patient], None, Targets(), "cpu", quiet)
+        calibrate(load_run(started.path, "cpu"), [*new, patient], CalibrateRequest(Targets()), quiet)
     shutil.copy(seen.image_paths[0], new[7].image_paths[0])
     with pytest.raises(DataError, match=r"cases: 1 of 8 are images of its target \(new7_1 for one\)\. What"):
-        calibrate(started, new, None, Targets(), "cpu", quiet)
+        calibrate(load_run(started.path, "cpu"), new, CalibrateRequest(Targets()), quiet)
 
 
 def test_images_that_were_seen_with_labels_are_refused_whatever_is_asked(started: RunFolder) -> None:
@@ -235,7 +240,9 @@ def test_images_that_were_seen_with_labels_are_refused_whatever_is_asked(started
     sourced = config.model_copy(update={"source": config.target})
     write_inputs(started.inputs, read_inputs(sourced, quiet))
     with pytest.raises(DataError, match=r"cases: 10 of 10 are images of its source \(sim\d+.* for one\)\. What"):
-        calibrate(started, frames(started), None, Targets(), "cpu", quiet, allow_overlap=True)
+        calibrate(
+            load_run(started.path, "cpu"), frames(started), CalibrateRequest(Targets(), allow_overlap=True), quiet
+        )
 
 
 def test_a_quality_model_that_promises_less_says_so_and_where_the_one_before_is(
@@ -244,7 +251,9 @@ def test_a_quality_model_that_promises_less_says_so_and_where_the_one_before_is(
     """5 of 10 patients are too few for intervals of 90 %; the 12 of 24 before were enough."""
     before = started.quality.read_bytes()
     with caplog.at_level(logging.WARNING):
-        model = calibrate(started, frames(started), None, Targets(), "cpu", quiet, allow_overlap=True)
+        model = calibrate(
+            load_run(started.path, "cpu"), frames(started), CalibrateRequest(Targets(), allow_overlap=True), quiet
+        )
     assert "promises less: no interval but [0, 1] for LV, MYO, LA, mean" in caplog.text
     (kept,) = started.path.glob("quality-*.json")
     assert kept.read_bytes() == before
@@ -257,7 +266,7 @@ def test_a_run_that_recorded_no_inputs_is_calibrated_with_a_warning(
 ) -> None:
     started.inputs.unlink()
     with caplog.at_level(logging.WARNING):
-        calibrate(started, frames(started), None, Targets(), "cpu", quiet)
+        calibrate(load_run(started.path, "cpu"), frames(started), CalibrateRequest(Targets()), quiet)
     assert "inputs.json does not say which patients the run learned from" in caplog.text
 
 
@@ -285,7 +294,7 @@ def tracked(
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(simulated_echo)
         run = adapt(config, False, quiet)
-        finish(run, config, quiet)
+        report_run(run, config, quiet)
         # What was recorded is recorded again, and is the same.
         adapt(config, True, quiet)
     return run, config
@@ -396,11 +405,11 @@ def test_a_call_is_recorded_within_its_run_where_that_is_asked(
     client = MlflowClient(tracking_uri=f"sqlite:///{run.path.parent / 'mlflow.db'}")
     parent = client.get_run((run.path / "mlflow_run_id").read_text().strip())
     within = f"tags.mlflow.parentRunId = '{parent.info.run_id}' and attributes.run_name LIKE 'predict %'"
-    with tracked_call(False, run.path, "predict", files, tmp_path / "quietly", quiet):
+    with tracked_call(False, load_run(run.path, "cpu"), "predict", files, tmp_path / "quietly", quiet):
         pass
     assert client.search_runs([parent.info.experiment_id], within) == []
-    with tracked_call(True, run.path, "predict", files, tmp_path / "out", quiet):
-        predict(load_model(run.path), files, tmp_path / "out", quiet, identify(run.path))
+    with tracked_call(True, load_run(run.path, "cpu"), "predict", files, tmp_path / "out", quiet):
+        predict(load_model(run.path, "cpu"), files, tmp_path / "out", quiet)
     (found,) = client.search_runs([parent.info.experiment_id], within)
     assert found.info.status == "FINISHED"
     images = [path for file in files for path in file.image_paths]
@@ -411,13 +420,65 @@ def test_a_call_is_recorded_within_its_run_where_that_is_asked(
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::ResourceWarning")
+def test_a_call_loads_and_hashes_each_part_of_a_run_once(
+    tracked: tuple[RunFolder, AdaptConfig],
+    quality_run: Path,
+    simulated_echo: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """`predict --correct --track` segments, scores, corrects and records: four users of the same run."""
+    shutil.copytree(tracked[0].path.parent, tmp_path / "tracked")
+    run = RunFolder(tmp_path / "tracked" / "run")
+    known = set(load_inputs(run.inputs)["source.path"].cases.values())
+    every = find_cases(DataSettings(path=quality_run.parent / "data"))
+    labelled = [file for file in every if file.patient_id not in known]
+    calibrate(load_run(run.path, "cpu"), labelled, CalibrateRequest(Targets(dice=0.5)))
+    seen: Counter[str] = Counter()
+
+    def counted(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*arguments: Any) -> Any:
+            seen[name.format(*arguments)] += 1
+            return function(*arguments)
+
+        return call
+
+    # Wherever the function is called from: a loader of its own would not be counted by the one of `FinishedRun`.
+    for module in list(sys.modules.values()):
+        for name, function in (("hash_folder", hash_folder), ("load_segmenter", load_segmenter)):
+            if module.__name__.startswith("medfm_rl.") and getattr(module, name, None) is function:
+                monkeypatch.setattr(module, name, counted(f"{name} {{0}}", function))
+    monkeypatch.setattr(RewardEnsemble, "load", counted("ensemble", RewardEnsemble.load))
+    images = tmp_path / "images"
+    images.mkdir()
+    for path in sorted((simulated_echo / "b" / "images").iterdir())[:2]:
+        shutil.copy(path, images)
+    arguments = ["predict", run.path, images, tmp_path / "out", "--correct", "--track", "--device", "cpu"]
+    monkeypatch.setattr(sys, "argv", ["medfm-rl", *map(str, arguments)])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert ended.value.code == 0
+    hashed = {name: count for name, count in seen.items() if name.startswith("hash_folder")}
+    assert hashed.pop(f"hash_folder {run.model}") == 1
+    assert hashed.pop(f"hash_folder {run.final_reward}") == 1
+    # Each network of the ensemble by itself, to tell which one was replaced.
+    assert set(hashed.values()) <= {1}
+    assert [count for name, count in seen.items() if name.startswith("load_segmenter")] == [1]
+    assert seen["ensemble"] == 1
+    assert len(list((tmp_path / "out" / "labels").iterdir())) == 2
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::ResourceWarning")
 def test_a_call_that_fails_leaves_the_record_of_its_run_as_it_was(
     tracked: tuple[RunFolder, AdaptConfig], files: list[CaseFile], tmp_path: Path
 ) -> None:
     from mlflow import MlflowClient
 
     run, _ = tracked
-    with pytest.raises(ValueError, match="broken"), tracked_call(True, run.path, "score", files, tmp_path, quiet):
+    with (
+        pytest.raises(ValueError, match="broken"),
+        tracked_call(True, load_run(run.path, "cpu"), "score", files, tmp_path, quiet),
+    ):
         raise ValueError("broken")
     client = MlflowClient(tracking_uri=f"sqlite:///{run.path.parent / 'mlflow.db'}")
     parent = client.get_run((run.path / "mlflow_run_id").read_text().strip())
@@ -431,11 +492,11 @@ def test_a_run_without_a_record_cannot_be_recorded_within(
 ) -> None:
     with (
         pytest.raises(TrackingError, match="this run was not recorded in MLflow"),
-        tracked_call(True, quality_run, "score", files, tmp_path, quiet),
+        tracked_call(True, load_run(quality_run, "cpu"), "score", files, tmp_path, quiet),
     ):
         pass
     with (
         pytest.raises(TrackingError, match="is no run of `medfm-rl adapt`"),
-        tracked_call(True, quality_run / "model", "predict", files, tmp_path, quiet),
+        tracked_call(True, load_model(quality_run / "model", "cpu"), "predict", files, tmp_path, quiet),
     ):
         pass

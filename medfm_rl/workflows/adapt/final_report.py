@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
 
-from medfm_rl import __version__
 from medfm_rl.adapters import SegmenterAdapter
 from medfm_rl.adapters.loading import load_segmenter
 from medfm_rl.data.files import hash_folder
@@ -16,15 +16,16 @@ from medfm_rl.data.layouts import CaseFile, find_cases, is_simulated
 from medfm_rl.metrics.calibration import ReliabilityCurve
 from medfm_rl.metrics.scores import MEAN
 from medfm_rl.networks import choose_device
-from medfm_rl.progress import Progress
-from medfm_rl.quality.run_hashes import hash_run
+from medfm_rl.progress import Progress, silent
 from medfm_rl.reports.adaptation import ReportCase, ReportData, write_report
 from medfm_rl.reward.actions import ActionDataset
+from medfm_rl.runs.finished import FinishedRun
 from medfm_rl.runs.folder import HELD_OUT_REWARD, SOURCE, RunFolder
 from medfm_rl.runs.inputs import load_inputs, read_labelled, write_inputs
-from medfm_rl.runs.models import Model, load_model
+from medfm_rl.runs.models import Model
 from medfm_rl.settings import AdaptConfig
-from medfm_rl.tracking import open_tracker, read_run_id
+from medfm_rl.tracking import open_tracker
+from medfm_rl.version import __version__
 from medfm_rl.workflows.deploy.predict import segment_with_reward
 from medfm_rl.workflows.evaluate.comparison import Comparison, compare_models
 from medfm_rl.workflows.evaluate.evaluation import write_evaluation
@@ -34,7 +35,7 @@ _WITNESS = "The held-out reward network"
 _CURVES = {"reward of the sampled actions": "rollout_reward_mean", "KL to where PPO started": "train_kl_reference"}
 
 
-def finish(run: RunFolder, config: AdaptConfig, progress: Progress) -> Comparison | None:
+def report_run(run: RunFolder, config: AdaptConfig, progress: Progress = silent) -> Comparison | None:
     """Evaluates a finished run where there is labelled target data, and writes `report.html`.
 
     This is the only place of a run that reads ground truth of the target.
@@ -43,7 +44,7 @@ def finish(run: RunFolder, config: AdaptConfig, progress: Progress) -> Compariso
         UserError: The evaluation data cannot be used.
     """
     device = choose_device(config.device)
-    adapted, source = load_model(run.path).to(device), load_segmenter(config.segmenter).to(device)
+    adapted, source = FinishedRun(run.path, config.device), load_segmenter(config.segmenter).to(device)
     files = find_cases(config.evaluation if config.evaluation is not None else config.target)
     comparison, data = None, None
     if config.evaluation is not None:
@@ -70,7 +71,7 @@ def _report(
     run: RunFolder,
     config: AdaptConfig,
     source: SegmenterAdapter,
-    adapted: Model,
+    adapted: FinishedRun,
     files: Sequence[CaseFile],
     comparison: Comparison | None,
 ) -> ReportData:
@@ -92,7 +93,7 @@ def _report(
         reliability=_reliability(run, config),
         chosen=_decision(selection),
         provenance={
-            **_hashes(run, config),
+            **_hashes(adapted, config),
             "mode": "source-assisted" if config.source else "source-free",
             "seed": str(config.seed),
             "medfm-rl": __version__,
@@ -100,17 +101,17 @@ def _report(
     )
 
 
-def _hashes(run: RunFolder, config: AdaptConfig) -> dict[str, str]:
+def _hashes(run: FinishedRun, config: AdaptConfig) -> dict[str, str]:
     """SHA-256 of what the run read and made, and where it was recorded, by the names that MLflow has."""
-    inputs = load_inputs(run.inputs) if run.inputs.exists() else {}
+    inputs = load_inputs(run.folder.inputs) if run.folder.inputs.exists() else {}
     data = {f"data.{name.removesuffix('.path')}.hash": place.hash for name, place in inputs.items() if place.cases}
-    recorded = read_run_id(run.path)
+    hashes = asdict(run.identity)
     return {
-        **hash_run(run.path),
+        **{name: str(hashes[name]) for name in ("model_hash", "reward_hash")},
         "segmenter_hash": hash_folder(config.segmenter.folder),
-        "actions_hash": ActionDataset(run.actions).content_hash(),
+        "actions_hash": ActionDataset(run.folder.actions).content_hash(),
         **data,
-        **({} if recorded is None else {"mlflow_run_id": recorded}),
+        **({} if hashes["mlflow_run_id"] is None else {"mlflow_run_id": hashes["mlflow_run_id"]}),
     }
 
 
@@ -179,7 +180,7 @@ def show_case(
         scores: Dice before and after; ground truth is read and shown only where they are given.
     """
     case = file.read()
-    after, reward_map = segment_with_reward(adapted, case)
+    after, reward_map = segment_with_reward(adapted.segmenter, adapted.reward, case)
     assert reward_map is not None
     truth = file.read_labelled(source.schema).ground_truth if scores else None
     plane = _plane(after)

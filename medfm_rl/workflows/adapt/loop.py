@@ -10,6 +10,7 @@ import copy
 import json
 import logging
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +22,10 @@ from medfm_rl.adapters.base import without_gradient
 from medfm_rl.data.files import hash_file, hash_folder, write_json
 from medfm_rl.errors import ModelError
 from medfm_rl.networks import convolution_choice_kept, portable_state
-from medfm_rl.progress import Progress
+from medfm_rl.progress import Progress, silent
 from medfm_rl.quality.model import is_outdated
-from medfm_rl.quality.run_hashes import hash_run
 from medfm_rl.reward.network import FUSION, RewardNet
+from medfm_rl.runs.finished import FinishedRun
 from medfm_rl.runs.folder import HELD_OUT_REWARD, SOURCE, RunFolder
 from medfm_rl.runs.inputs import DATA_SETS, TARGET, load_inputs, read_inputs, require_same_inputs, write_inputs
 from medfm_rl.seeding import derive_seed
@@ -43,7 +44,7 @@ from medfm_rl.workflows.calibrate.from_source import write_default_quality
 _LOG = logging.getLogger(__name__)
 
 
-def adapt(config: AdaptConfig, resume: bool, progress: Progress) -> RunFolder:
+def adapt(config: AdaptConfig, resume: bool = False, progress: Progress = silent) -> RunFolder:
     """Adapts a segmenter to the target domain without target labels.
 
     Args:
@@ -67,9 +68,11 @@ def adapt(config: AdaptConfig, resume: bool, progress: Progress) -> RunFolder:
                 # From the start what stable-baselines3 sets: a run that is resumed rounds as one that was not.
                 torch.backends.cudnn.benchmark, torch.backends.cudnn.deterministic = False, True
                 _run_all(RunContext.of_run(config, run, progress), tracker)
-        tracker.log_params(hash_run(run.path))
+        finished = FinishedRun(run.path, config.device)
+        hashes = asdict(finished.identity)
+        tracker.log_params({name: hashes[name] for name in ("model_hash", "reward_hash")})
         _log_results(run, config, tracker)
-        if write_default_quality(run, config, progress) is not None:
+        if write_default_quality(finished, config, progress) is not None:
             tracker.log_params({"quality_hash": hash_file(run.quality)})
             tracker.log_artifact(run.quality)
     return run

@@ -20,9 +20,9 @@ from medfm_rl.metrics.overlap import dice
 from medfm_rl.progress import Progress
 from medfm_rl.quality.calibration import CalibrationCase, Provenance
 from medfm_rl.quality.model import reward_hashes
-from medfm_rl.quality.run_hashes import hash_run
 from medfm_rl.quality.submission import Submission, collect_evidence
 from medfm_rl.reward.network import RewardEnsemble
+from medfm_rl.runs.finished import FinishedRun
 from medfm_rl.runs.folder import RunFolder
 from medfm_rl.types import LabelMap, LabelSchema
 
@@ -93,10 +93,12 @@ def learned_anatomy(
     return load_anatomy(name, schema).extended(learn_limits(masks, schema, _LEARNED_QUANTILE))
 
 
-def provenance_of(run: RunFolder, origin: str, target_domain: bool, data_hash: str) -> Provenance:
+def provenance_of(run: FinishedRun, origin: str, target_domain: bool, data_hash: str) -> Provenance:
     """Where a quality model of a run comes from; the arguments are those of `Provenance`."""
-    networks = reward_hashes(run.final_reward)
-    return Provenance(origin, target_domain, **hash_run(run.path), reward_hashes=networks, data_hash=data_hash)
+    identity, networks = run.identity, reward_hashes(run.folder.final_reward)
+    assert identity.model_hash is not None
+    assert identity.reward_hash is not None
+    return Provenance(origin, target_domain, identity.model_hash, identity.reward_hash, networks, data_hash)
 
 
 def keep_previous(path: Path) -> Path | None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 
 from medfm_rl.augmentation.appearance import randomise_appearance
 from medfm_rl.correction import CaseCorrector
@@ -12,27 +11,24 @@ from medfm_rl.correction.acceptance import HARM, Acceptance, HarmTarget, Outcome
 from medfm_rl.data.layouts import CaseFile
 from medfm_rl.errors import DataError
 from medfm_rl.metrics.overlap import dice
-from medfm_rl.progress import Progress
+from medfm_rl.progress import Progress, silent
 from medfm_rl.quality.conformal import fewest_for_threshold
-from medfm_rl.runs.folder import RunFolder
+from medfm_rl.runs.finished import FinishedRun
 from medfm_rl.runs.leakage import count_known
 from medfm_rl.seeding import torch_generator
 from medfm_rl.settings import CorrectionSettings
-from medfm_rl.workflows.deploy.correctors import hash_parts, load_networks, make_corrector
 
 _VIEWS = 3
 """Appearances of each case: as it is, and perturbed, so that there is something to correct."""
 
 
 def calibrate_correction(
-    run: RunFolder,
+    run: FinishedRun,
     files: Sequence[CaseFile],
     target: HarmTarget,
     settings: CorrectionSettings,
-    device: str,
-    progress: Progress,
-    prompts: Path | None = None,
     allow_overlap: bool = False,
+    progress: Progress = silent,
 ) -> Acceptance:
     """Corrects labelled cases in several appearances, fits the margin, and writes `correction.json` into the run.
 
@@ -41,20 +37,16 @@ def calibrate_correction(
         files: Labelled cases of patients that the run has not learned from.
         target: What is asked.
         settings: How cases are corrected; the margin is what is found.
-        device: Where the networks run.
-        progress: Told how far it is.
-        prompts: As in `correct`.
         allow_overlap: As in `count_known`.
+        progress: Told how far it is.
 
     Raises:
         UserError: The run or the cases cannot be used, they are of too few patients for any margin, or the run has
             learned from them.
     """
-    run.require_model()
-    count_known(run, files, allow_overlap)
+    count_known(run.folder, files, allow_overlap)
     _require_patients(files, target)
-    adapter, reward = load_networks(run, device, prompts)
-    corrector = make_corrector(run, adapter, reward, settings.model_copy(update={"margin": 0.0}))
+    corrector = run.corrector(settings.model_copy(update={"margin": 0.0}))
     outcomes, cut = collect_outcomes(corrector, files, progress)
     acceptance = fit_acceptance(
         outcomes,
@@ -62,10 +54,10 @@ def calibrate_correction(
         len({file.patient_id for file in files}),
         target,
         settings,
-        hash_parts(run, adapter.schema),
+        run.hash_correction(),
         cut,
     )
-    acceptance.write(run.correction)
+    acceptance.write(run.folder.correction)
     return acceptance
 
 

@@ -17,16 +17,14 @@ from medfm_rl.anatomy.profiles import Anatomy
 from medfm_rl.augmentation.appearance import randomise_appearance
 from medfm_rl.data.layouts import CaseFile, find_cases
 from medfm_rl.errors import DataError, UserError
-from medfm_rl.networks import choose_device
 from medfm_rl.progress import Progress
 from medfm_rl.quality.calibration import FEWEST_PATIENTS, fit_quality
 from medfm_rl.quality.model import QualityModel, Targets, is_outdated
 from medfm_rl.quality.submission import prepare
 from medfm_rl.reward.collection import perturb_weights
-from medfm_rl.reward.network import RewardEnsemble
+from medfm_rl.runs.finished import FinishedRun
 from medfm_rl.runs.folder import RunFolder
 from medfm_rl.runs.inputs import common_folder, hash_labelled
-from medfm_rl.runs.models import load_adapted
 from medfm_rl.seeding import torch_generator
 from medfm_rl.settings import AdaptConfig
 from medfm_rl.workflows.calibrate.cases import (
@@ -43,7 +41,7 @@ _VIEWS = 3
 """Times that each held-out source case is shown in another appearance."""
 
 
-def write_default_quality(run: RunFolder, config: AdaptConfig, progress: Progress) -> QualityModel | None:
+def write_default_quality(run: FinishedRun, config: AdaptConfig, progress: Progress) -> QualityModel | None:
     """Fits a quality model on source cases that no reward network of the ensemble was trained or stopped on.
 
     They are shown in random appearances, most of them borrowed from the target, and segmented by the adapted segmenter
@@ -57,28 +55,31 @@ def write_default_quality(run: RunFolder, config: AdaptConfig, progress: Progres
     Returns:
         None in the source-free mode and where too few patients were held out; a warning says what to do.
     """
-    if run.quality.exists() and not is_outdated(run.quality):
-        return QualityModel.read(run.quality)
+    path = run.folder.quality
+    if path.exists() and not is_outdated(path):
+        return QualityModel.read(path)
     if config.source is None:
         _LOG.warning(
             "no %s without source images: make one from labelled cases by `medfm-rl calibrate %s --labelled DIR`",
-            run.quality.name,
+            path.name,
             run.path,
         )
         return None
-    seen = _patients_of_rewards(run, config)
+    seen = _patients_of_rewards(run.folder, config)
     files = [file for file in find_cases(config.source) if file.patient_id not in seen]
     try:
         model = _fit_on_source(run, config, files, progress)
     except UserError as error:
-        _LOG.warning("no %s: %s; make one by `medfm-rl calibrate %s --labelled DIR`", run.quality.name, error, run.path)
+        _LOG.warning("no %s: %s; make one by `medfm-rl calibrate %s --labelled DIR`", path.name, error, run.path)
         return None
-    keep_previous(run.quality)
-    model.write(run.quality)
+    keep_previous(path)
+    run.replace_quality(model)
     return model
 
 
-def _fit_on_source(run: RunFolder, config: AdaptConfig, files: Sequence[CaseFile], progress: Progress) -> QualityModel:
+def _fit_on_source(
+    run: FinishedRun, config: AdaptConfig, files: Sequence[CaseFile], progress: Progress
+) -> QualityModel:
     patients = {file.patient_id for file in files}
     if not files:
         raise DataError("the reward networks have learned from every source patient")
@@ -87,7 +88,7 @@ def _fit_on_source(run: RunFolder, config: AdaptConfig, files: Sequence[CaseFile
             f"{len(patients)} source patients were held out from the reward networks, and {FEWEST_PATIENTS} are "
             "needed; of more source patients more are held out"
         )
-    with Spool.within(run) as spool:
+    with Spool.within(run.folder) as spool:
         anatomy = _assess_source(run, config, files, progress, spool)
         origin = (
             f"source images of {len(patients)} patients that no network of the ensemble has learned from, in the look "
@@ -98,15 +99,13 @@ def _fit_on_source(run: RunFolder, config: AdaptConfig, files: Sequence[CaseFile
 
 
 def _assess_source(
-    run: RunFolder, config: AdaptConfig, files: Sequence[CaseFile], progress: Progress, spool: Spool
+    run: FinishedRun, config: AdaptConfig, files: Sequence[CaseFile], progress: Progress, spool: Spool
 ) -> Anatomy:
     """Adds each case in several appearances; returns the rules, learned limits included.
 
     One case is in memory at a time.
     """
-    device = choose_device(config.device)
-    segmenter = load_adapted(run).to(device)
-    reward = RewardEnsemble.load(run.final_reward).to(device)
+    device, segmenter, reward = run.device, run.segmenter, run.reward
     styles, in_mm = _styles(find_cases(config.target), segmenter, progress)
     sources = find_cases(config.source or config.target)
     masks = masks_with_spacing(sources, segmenter.schema, in_mm, "reading source masks", progress)

@@ -4,28 +4,21 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from itertools import repeat
 from pathlib import Path
 
-import torch
-
 from medfm_rl.data.layouts import CaseFile
 from medfm_rl.data.mask_labels import parse_mask_labels
-from medfm_rl.errors import DataError, UserError
-from medfm_rl.networks import choose_device
-from medfm_rl.progress import Progress
+from medfm_rl.errors import ConfigError, DataError, UserError
+from medfm_rl.progress import Progress, silent
 from medfm_rl.quality.biomedclip import BiomedCLIP
 from medfm_rl.quality.calibration import fit_quality, require_patients
 from medfm_rl.quality.model import QualityModel, Targets, is_outdated
 from medfm_rl.quality.submission import segment, submit
-from medfm_rl.reward.network import RewardEnsemble
-from medfm_rl.runs.folder import RunFolder
+from medfm_rl.runs.finished import FinishedRun
 from medfm_rl.runs.inputs import common_folder, hash_labelled
 from medfm_rl.runs.leakage import count_known
-from medfm_rl.runs.models import load_adapted, load_preprocessing
-from medfm_rl.settings import AdaptConfig
-from medfm_rl.settings.files import load_config
 from medfm_rl.types import LabelMap
 from medfm_rl.workflows.calibrate.cases import (
     Spool,
@@ -35,55 +28,64 @@ from medfm_rl.workflows.calibrate.cases import (
     masks_with_spacing,
     provenance_of,
 )
-from medfm_rl.workflows.deploy.masks_to_correct import GivenMasks
+from medfm_rl.workflows.deploy.given_masks import GivenMasks
 
 _LOG = logging.getLogger(__name__)
 
 
+@dataclass(frozen=True)
+class CalibrateRequest:
+    """The masks that a quality model is fitted on, and what is asked of it.
+
+    Attributes:
+        targets: Coverage of intervals, and share of bad masks among the accepted.
+        masks: Masks to be assessed, by case, where they are not those of the run's segmenter.
+        labels: The integers in these masks, as in `parse_mask_labels`; None for those of the run. Those of the labelled
+            cases are always the run's.
+        biomedclip: BiomedCLIP's weights, where it is to know the images too.
+        allow_overlap: As in `count_known`.
+    """
+
+    targets: Targets = field(default_factory=Targets)
+    masks: Mapping[str, Path] | None = None
+    labels: str | None = None
+    biomedclip: Path | None = None
+    allow_overlap: bool = False
+
+
 def calibrate(
-    run: RunFolder,
+    run: FinishedRun,
     files: Sequence[CaseFile],
-    masks: Mapping[str, Path] | None,
-    targets: Targets,
-    device: str,
-    progress: Progress,
-    *,
-    prompts: Path | None = None,
-    biomedclip: Path | None = None,
-    labels: str | None = None,
-    allow_overlap: bool = False,
+    request: CalibrateRequest | None = None,
+    progress: Progress = silent,
 ) -> QualityModel:
-    """Fits a quality model on labelled cases and writes it into the run; what was there is kept under another name.
+    """Fits a quality model on labelled cases and writes it into the run; the one before is kept under another name.
 
     A warning says under which, and where the new one promises less.
 
     Args:
         run: A finished run of `adapt`.
         files: Labelled cases.
-        masks: Masks to be assessed, by case, where they are not those of the run's segmenter.
-        targets: What is asked.
-        device: Where the networks run.
+        request: Which masks are assessed and what is asked; None: those of the run's segmenter, with default targets.
         progress: Told how far it is.
-        prompts: For a promptable segmenter that makes the masks: where its boxes come from, as in `load_model`.
-        biomedclip: BiomedCLIP's weights, where it is to know the images too.
-        labels: The integers in the masks to be assessed, as in `parse_mask_labels`; None for those of the run. Those of
-            the labelled cases are always the run's.
-        allow_overlap: As in `count_known`.
 
     Raises:
         UserError: The run is not finished, has learned from the cases, or they cannot be used or are too few.
     """
-    require_patients({file.patient_id for file in files}, targets)
-    known = count_known(run, files, allow_overlap)
-    chosen = choose_device(device)
-    assessed = None if masks is None else _read_masks(run, files, masks, labels)
-    encoder = None if biomedclip is None else BiomedCLIP.load(biomedclip, chosen)
-    model = calibrate_cases(run, files, assessed, targets, chosen, progress, encoder, prompts)
+    request = CalibrateRequest() if request is None else request
+    if run.prompts is not None and request.masks is not None:
+        raise ConfigError("prompts and masks do not go together: where masks are given, none are made")
+    require_patients({file.patient_id for file in files}, request.targets)
+    known = count_known(run.folder, files, request.allow_overlap)
+    masks = None if request.masks is None else _read_masks(run, files, request.masks, request.labels)
+    encoder = None if request.biomedclip is None else BiomedCLIP.load(request.biomedclip, run.device)
+    model = calibrate_cases(run, files, masks, request.targets, progress, encoder)
     if known:
         model = model.model_copy(update={"origin": f"{model.origin}, {known} of them known to the run"})
-    lost = _lost_promises(run.quality, model)
-    kept = keep_previous(run.quality)
-    model.write(run.quality)
+    path = run.folder.quality
+    lost = _lost_promises(path, model)
+    kept = keep_previous(path)
+    run.replace_quality(model)
     if kept is not None:
         less = f"; the new one promises less: {'; '.join(lost)}" if lost else ""
         _LOG.warning("the quality model before is kept as %s%s", kept, less)
@@ -91,7 +93,7 @@ def calibrate(
 
 
 def _lost_promises(before: Path, model: QualityModel) -> list[str]:
-    """What a quality model that is replaced promises and the new one does not, in words."""
+    """The promises of a quality model that its successor does not make, in words."""
     if not before.exists() or is_outdated(before):
         return []
     try:
@@ -111,14 +113,14 @@ def _lost_promises(before: Path, model: QualityModel) -> list[str]:
 
 
 def _read_masks(
-    run: RunFolder, files: Sequence[CaseFile], masks: Mapping[str, Path], labels: str | None
+    run: FinishedRun, files: Sequence[CaseFile], masks: Mapping[str, Path], labels: str | None
 ) -> Iterator[LabelMap]:
     """The masks to be assessed, one by one.
 
     Raises:
         DataError: One of them is missing, which is said before any is read, or cannot be read.
     """
-    schema = load_preprocessing(run).schema
+    schema = run.preprocessing.schema
     in_masks = None if labels is None else parse_mask_labels(labels, schema)
     for file in files:
         if file.case_id not in masks:
@@ -129,14 +131,12 @@ def _read_masks(
 
 
 def calibrate_cases(
-    run: RunFolder,
+    run: FinishedRun,
     files: Sequence[CaseFile],
     masks: Iterable[LabelMap] | None,
     targets: Targets,
-    device: torch.device,
-    progress: Progress,
+    progress: Progress = silent,
     biomedclip: BiomedCLIP | None = None,
-    prompts: Path | None = None,
 ) -> QualityModel:
     """Fits a quality model on masks of labelled cases; nothing is written.
 
@@ -144,28 +144,26 @@ def calibrate_cases(
         run: A finished run of `adapt`.
         files: Labelled cases.
         masks: Their masks to be assessed, class indices, in the same order; None for those of the run's segmenter.
-        targets: What is asked.
-        device: Where the networks run.
+        targets: Coverage of intervals, and share of bad masks among the accepted.
         progress: Told how far it is.
         biomedclip: Looks at the images too.
-        prompts: As in `calibrate`.
 
     Raises:
         UserError: As in `calibrate`.
     """
-    config = load_config(run.config_file, AdaptConfig)
-    segmenter = (load_adapted(run, prompts) if masks is None else load_preprocessing(run)).to(device)
-    reward = RewardEnsemble.load(run.final_reward).to(device)
+    config = run.require_config()
+    segmenter = run.segmenter if masks is None else run.preprocessing
+    reward = run.reward
     truths = masks_with_spacing(files, segmenter.schema, True, "reading labelled masks", progress)
     anatomy = learned_anatomy(config.anatomy, segmenter.schema, truths)
-    assessed_masks = repeat(None, len(files)) if masks is None else masks
-    with Spool.within(run) as spool:
-        for done, (file, mask) in enumerate(zip(files, assessed_masks, strict=True), 1):
+    given = repeat(None, len(files)) if masks is None else masks
+    with Spool.within(run.folder) as spool:
+        for done, (file, mask) in enumerate(zip(files, given, strict=True), 1):
             item = file.read_labelled(segmenter.schema)
             submission = (
                 segment(segmenter, anatomy, item.case) if mask is None else submit(segmenter, anatomy, item.case, mask)
             )
-            assessed = calibration_case(submission, item.ground_truth, segmenter, reward, device)
+            assessed = calibration_case(submission, item.ground_truth, segmenter, reward, run.device)
             spool.add(assessed if biomedclip is None else replace(assessed, biomedclip=biomedclip.embed(item.case)))
             progress("calibrating", done, len(files))
         place = common_folder(files)

@@ -21,7 +21,7 @@ from medfm_rl.runs.case_records import CaseRecords, hash_case, label_path
 from medfm_rl.tiling import tiled_reward_map
 from medfm_rl.types import Case, FloatArray, LabelMap
 from medfm_rl.workflows.deploy.correction_outputs import is_cut, picture_path, record_of
-from medfm_rl.workflows.deploy.masks_to_correct import GivenMasks
+from medfm_rl.workflows.deploy.given_masks import GivenMasks
 from medfm_rl.workflows.deploy.memory import must_fit
 
 

@@ -9,12 +9,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from medfm_rl import __version__
 from medfm_rl.correction import CorrectionResult
 from medfm_rl.data.files import write_json, write_text
 from medfm_rl.data.layouts import CaseFile, is_simulated
 from medfm_rl.reports.corrections import CorrectionEntry, write_corrections_page
 from medfm_rl.types import Case
+from medfm_rl.version import __version__
 from medfm_rl.workflows.deploy.correction_terms import Terms
 
 NOT_HANDLED: Final = "not handled"

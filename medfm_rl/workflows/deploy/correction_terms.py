@@ -8,7 +8,6 @@ from medfm_rl.correction.acceptance import Acceptance
 from medfm_rl.quality import State
 from medfm_rl.runs.folder import RunFolder
 from medfm_rl.settings import CorrectionSettings
-from medfm_rl.workflows.deploy.correctors import for_given_masks
 
 
 @dataclass(frozen=True)
@@ -39,7 +38,7 @@ class Terms:
         Args:
             run: The run; what its corrections have to gain may have been calibrated.
             settings: As they were asked for.
-            hashes: What corrects and verifies, as `hash_parts` gives it.
+            hashes: What corrects and verifies, as `FinishedRun.hash_correction` gives it.
             propose_only: Whether corrections are wanted beside the masks.
             masks_are_given: Whether something else than the run's segmenter made the masks.
 
@@ -48,7 +47,7 @@ class Terms:
         """
         if masks_are_given:
             promise = "no error rate is promised: the masks are not those of the run's own segmenter"
-            return cls(for_given_masks(settings), propose_only, promise)
+            return cls(settings.for_given_masks(), propose_only, promise)
         if run.correction.exists():
             calibrated, promise = Acceptance.read(run.correction).apply(settings, hashes)
             return cls(calibrated, propose_only, promise)

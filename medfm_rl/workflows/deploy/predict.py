@@ -8,14 +8,15 @@ from typing import Any
 
 import torch
 
+from medfm_rl.adapters import SegmenterAdapter
 from medfm_rl.adapters.delta import state_hash
 from medfm_rl.data.images import write_image, write_labels
 from medfm_rl.data.layouts import CaseFile
 from medfm_rl.errors import DataError, UserError
 from medfm_rl.networks import argmax_classes
-from medfm_rl.progress import Progress
+from medfm_rl.progress import Progress, silent
+from medfm_rl.reward.network import RewardEnsemble
 from medfm_rl.runs.case_records import CaseRecords, hash_case, hash_segmenter, label_path, reward_path
-from medfm_rl.runs.identity import Identity
 from medfm_rl.runs.models import Model
 from medfm_rl.tiling import tiled_reward_map
 from medfm_rl.types import Case, FloatArray, LabelMap, LabelSchema
@@ -23,12 +24,10 @@ from medfm_rl.workflows.deploy.memory import must_fit
 
 
 @torch.no_grad()
-def predict(
-    model: Model, files: Sequence[CaseFile], out: Path, progress: Progress, identity: Identity | None = None
-) -> list[str]:
+def predict(model: Model, files: Sequence[CaseFile], out: Path, progress: Progress = silent) -> list[str]:
     """Writes a label map per case in the geometry of its image, and its reward map where the model has a reward.
 
-    What each was made of and by goes to `audit.jsonl`, with the hashes of what was written.
+    Inputs and makers of each go to `audit.jsonl`, with the hashes of what was written.
 
     Masks that this model made of the same images with the same prompts are kept, so an interrupted call can be
     repeated. Those of other images or prompts are made anew. A case that cannot be read, or whose mask somebody has
@@ -39,8 +38,6 @@ def predict(
         files: The cases.
         out: Folder for `labels`, `rewards` and the records.
         progress: Told how far it is.
-        identity: Identity of the folder that the model was loaded from, for the audit log; None for one without a
-            folder.
 
     Returns:
         One message per case that was left out.
@@ -48,25 +45,26 @@ def predict(
     Raises:
         DataError: No case could be segmented, or masks lie in `out` that another model made, or nobody knows what.
     """
-    records, maker = CaseRecords(out, "predict", identity), _hash_model(model)
+    segmenter, reward = model.segmenter, model.reward
+    records, maker = CaseRecords(out, "predict", model.identity), _hash_maker(segmenter, reward)
     for file in files:
         records.require_own(file.case_id, label_path(out, file.case_id), maker)
     problems: list[str] = []
     for done, file in enumerate(files, 1):
         try:
-            inputs = {**maker, **hash_case(file, model.segmenter)}
+            inputs = {**maker, **hash_case(file, segmenter)}
             made = None
             if records.reuse(file.case_id, inputs) is None:
-                with must_fit(f"case {file.case_id}", model.segmenter.device):
+                with must_fit(f"case {file.case_id}", segmenter.device):
                     case = file.read()
-                    made = segment_with_reward(model, case)
+                    made = segment_with_reward(segmenter, reward, case)
         except UserError as error:
             problems.append(str(error))
             records.log([{"case": file.case_id, "problem": str(error)}])
         else:
             if made is not None:
                 records.begin(file.case_id, inputs)
-                outputs = records.hash_files(_write_prediction(out, case, *made, model.segmenter.schema))
+                outputs = records.hash_files(_write_prediction(out, case, *made, segmenter.schema))
                 records.log([{"case": file.case_id, "inputs": inputs, "outputs": outputs}])
                 records.write(file.case_id, inputs, {}, outputs)
         progress("predicting", done, len(files))
@@ -75,11 +73,10 @@ def predict(
     return problems
 
 
-def _hash_model(model: Model) -> dict[str, Any]:
-    """What makes masks and reward maps, but for image and prompts."""
-    reward = model.reward
-    judge = None if reward is None else [state_hash(reward), reward.fusion, reward.pessimism]
-    return {**hash_segmenter(model.segmenter), "reward": judge}
+def _hash_maker(segmenter: SegmenterAdapter, reward: RewardEnsemble | None) -> dict[str, Any]:
+    """Hashes of what makes masks and reward maps, but for image and prompts."""
+    rewards = None if reward is None else [state_hash(reward), reward.fusion, reward.pessimism]
+    return {**hash_segmenter(segmenter), "reward": rewards}
 
 
 def _write_prediction(
@@ -95,17 +92,18 @@ def _write_prediction(
 
 
 @torch.no_grad()
-def segment_with_reward(model: Model, case: Case) -> tuple[LabelMap, FloatArray | None]:
+def segment_with_reward(
+    segmenter: SegmenterAdapter, reward: RewardEnsemble | None, case: Case
+) -> tuple[LabelMap, FloatArray | None]:
     """Class indices of a case and the reward map of that segmentation, both on the case's own grid.
 
     The reward network sees the argmax on the grid of the network's input, from which the label map is restored.
     """
-    segmenter = model.segmenter
     sample = segmenter.preprocess(case)
     logits = segmenter.predict_logits(sample)
     labels = segmenter.restore(logits, sample)
-    if model.reward is None:
+    if reward is None:
         return labels, None
     image, action = sample.image.to(segmenter.device), argmax_classes(logits, dim=0).to(segmenter.device)
-    reward_map = tiled_reward_map(model.reward, image, action, segmenter.patch_size).cpu()
+    reward_map = tiled_reward_map(reward, image, action, segmenter.patch_size).cpu()
     return labels, segmenter.restore_map(reward_map, sample).clip(0, 1)

@@ -1,23 +1,26 @@
-"""What scoring leaves: tables, the page, and lines of the audit log."""
+"""The outputs of scoring: tables, the page, and lines of the audit log."""
 
 from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
-from medfm_rl import __version__
-from medfm_rl.data.files import write_json, write_text
-from medfm_rl.data.layouts import CaseFile
-from medfm_rl.quality import QualityController
+from medfm_rl.data.files import write_text
+from medfm_rl.quality import QualityReport
 from medfm_rl.reports.scores import PageCase, write_page
-from medfm_rl.workflows.deploy.scoring_queue import Scoring, ScoringQueue
+from medfm_rl.workflows.deploy.scores_file import SCORES_FILE, batch_columns, interval_state, places, write_scores
+from medfm_rl.workflows.deploy.scoring import CaseTrace, Scoring
 
-SCORES_FILE = "scores.json"
-TABLE_FILE = "scores.csv"
-PAGE_FILE = "report.html"
+TABLE_FILE: Final = "scores.csv"
+PAGE_FILE: Final = "report.html"
+_COLUMNS = (
+    *("case_id", "patient_id", "structure", "predicted_dice", "low", "high", "interval_state", "mean_reward"),
+    *("worst_reward", "worst_centre", "shift_distance", "shift_probability", "shift_seen_by", "view", "rules_failed"),
+    *("verdict", "reason_code", "reasons", "batch_state", "batch_patients", "batch_meaning"),
+    *("image_files", "mask_file"),
+)
 
 
 def withdraw_results(out: Path) -> None:
@@ -27,131 +30,93 @@ def withdraw_results(out: Path) -> None:
             (out / name).unlink(missing_ok=True)
 
 
-def write_tables(
-    out: Path, files: Sequence[CaseFile], scoring: Scoring, controller: QualityController, queue: ScoringQueue
-) -> None:
-    """`scores.csv`, one row for each case and structure, and `scores.json`."""
-    batch, of_case = scoring.batch, {file.case_id: file for file in files}
-    # Of two promises the first is that of the intervals.
-    interval_state = batch.guarantees[0].status
-    of_batch = {"batch_state": batch.state, "batch_patients": batch.patients, "batch_meaning": batch.meaning}
-    columns = ["case_id", "patient_id", "structure", "predicted_dice", "low", "high", "interval_state", "mean_reward"]
-    columns += ["worst_reward", "worst_centre", "shift_distance", "shift_probability"]
-    columns += ["shift_seen_by", "view", "rules_failed"]
-    columns += ["verdict", "reason_code", "reasons", *of_batch, "image_files", "mask_file"]
+def write_results(out: Path, scoring: Scoring, simulated: bool) -> None:
+    """Writes `scores.csv`, `scores.json` and `report.html`, with the pictures that were made of the cases.
+
+    Args:
+        out: Output folder.
+        scoring: The result.
+        simulated: Whether the images are simulated; the page says so.
+    """
+    write_text(out / TABLE_FILE, _table(scoring))
+    write_scores(out / SCORES_FILE, scoring)
+    cases = [PageCase(report, out / "thumbnails" / f"{report.case_id}.png") for report in scoring.batch.reports]
+    model = scoring.scorer.model
+    write_page(out / PAGE_FILE, cases, scoring.problems, scoring.batch, model, model.schema_, simulated)
+
+
+def _table(scoring: Scoring) -> str:
+    """One row for each case and structure, as CSV."""
     text = io.StringIO()
-    writer = csv.DictWriter(text, columns, lineterminator="\n", restval="")
+    writer = csv.DictWriter(text, _COLUMNS, lineterminator="\n", restval="")
     writer.writeheader()
-
-    def places(case_id: str) -> dict[str, Any]:
-        mask = queue.mask_path(case_id)
-        images = [str(path) for path in of_case[case_id].image_paths]
-        return {"image_files": images, "mask_file": None if mask is None else str(mask)}
-
-    def common(case_id: str) -> dict[str, Any]:
-        found = places(case_id)
-        images = "; ".join(found["image_files"])
-        return {
-            **of_batch,
-            "case_id": case_id,
-            "patient_id": of_case[case_id].patient_id,
-            **found,
-            "image_files": images,
+    for report in scoring.batch.reports:
+        of_report = {
+            **_of_case(scoring, report.case_id),
+            **_of_report(report),
+            "interval_state": interval_state(scoring),
         }
-
-    cases = []
-    for report in batch.reports:
         for item in report.scores:
             writer.writerow(
                 {
-                    **common(report.case_id),
+                    **of_report,
                     "structure": item.structure,
                     "predicted_dice": item.predicted_dice,
                     "low": item.low,
                     "high": item.high,
-                    "interval_state": interval_state,
                     "mean_reward": item.mean_reward,
                     "worst_reward": item.worst_reward,
                     "worst_centre": " ".join(map(str, item.worst_centre)),
-                    "shift_distance": report.shift_distance,
-                    "shift_probability": report.shift_probability,
-                    "shift_seen_by": report.shift_seen_by,
-                    "view": "" if report.view is None else report.view.view,
-                    "rules_failed": "; ".join(str(rule) for rule in report.rules if not rule.passed),
-                    "verdict": report.verdict,
-                    "reason_code": report.reason_code,
-                    "reasons": "; ".join(report.reasons),
                 }
             )
-        content = report.to_json()
-        del content["embedding"]
-        cases.append({**content, **places(report.case_id), "mask": queue.mask_hashes[report.case_id]})
-    problems = {}
     for case_id, found in scoring.unassessed.items():
-        verdict = {"verdict": "refer", "reason_code": found.cause}
-        writer.writerow({**common(case_id), **verdict, "reasons": found.problem})
-        patient = of_case[case_id].patient_id
-        problems[case_id] = {"problem": found.problem, "patient_id": patient, **verdict, **places(case_id)}
-    write_text(out / TABLE_FILE, text.getvalue())
-    write_json(
-        out / SCORES_FILE,
-        {
-            "format": 3,
-            "medfm_rl": __version__,
-            "calibrated_on": controller.model.origin,
-            "quality": queue.networks["quality"],
-            # None where the masks came as files.
-            "segmenter": queue.maker.get("weights"),
-            **of_batch,
-            "batch_shift_probability": batch.shift_probability,
-            "accept_untested": controller.accept_untested,
-            "interval_state": interval_state,
-            "guarantees": [vars(guarantee) for guarantee in batch.guarantees],
-            "cases": cases,
-            "problems": problems,
-        },
-    )
+        verdict = {"verdict": "refer", "reason_code": found.cause, "reasons": found.problem}
+        writer.writerow({**_of_case(scoring, case_id), **verdict})
+    return text.getvalue()
 
 
-def write_scores_page(out: Path, scoring: Scoring, controller: QualityController, simulated: bool) -> None:
-    """`report.html`, with the pictures that the queue has made."""
-    cases = [PageCase(report, out / "thumbnails" / f"{report.case_id}.png") for report in scoring.batch.reports]
-    path = out / PAGE_FILE
-    write_page(path, cases, scoring.problems, scoring.batch, controller.model, controller.schema, simulated)
+def _of_case(scoring: Scoring, case_id: str) -> dict[str, Any]:
+    trace = scoring.traces[case_id]
+    found = places(trace)
+    names = {"case_id": case_id, "patient_id": trace.file.patient_id}
+    return {**batch_columns(scoring), **names, **found, "image_files": "; ".join(found["image_files"])}
 
 
-def audit_lines(
-    scoring: Scoring,
-    queue: ScoringQueue,
-    common: Mapping[str, str | None],
-) -> list[dict[str, Any]]:
-    """One line for each verdict that is handed out."""
-    batch = {
-        "state": scoring.batch.state,
-        "patients": scoring.batch.patients,
-        "accept_untested": queue.controller.accept_untested,
+def _of_report(report: QualityReport) -> dict[str, Any]:
+    return {
+        "shift_distance": report.shift_distance,
+        "shift_probability": report.shift_probability,
+        "shift_seen_by": report.shift_seen_by,
+        "view": "" if report.view is None else report.view.view,
+        "rules_failed": "; ".join(str(rule) for rule in report.rules if not rule.passed),
+        "verdict": report.verdict,
+        "reason_code": report.reason_code,
+        "reasons": "; ".join(report.reasons),
     }
-    lines = [
-        {
-            **common,
-            "case": report.case_id,
-            "batch": batch,
-            "inputs": queue.hashes[report.case_id],
-            "outputs": queue.records.files_of(report.case_id),
-            "verdict": report.verdict,
-            "reason_code": report.reason_code,
-        }
-        for report in scoring.batch.reports
+
+
+def audit_lines(scoring: Scoring) -> list[dict[str, Any]]:
+    """One line for each verdict that is handed out."""
+    scorer, batch = scoring.scorer, scoring.batch
+    common = {
+        **scorer.gates,
+        "made_by": scorer.made_by,
+        "batch": {"state": batch.state, "patients": batch.patients, "accept_untested": scorer.accept_untested},
+    }
+
+    def line(trace: CaseTrace, **found: object) -> dict[str, Any]:
+        return {**common, "case": trace.file.case_id, "inputs": trace.inputs, **found}
+
+    assessed = [
+        line(
+            scoring.traces[report.case_id],
+            outputs=scoring.traces[report.case_id].outputs,
+            verdict=report.verdict,
+            reason_code=report.reason_code,
+        )
+        for report in batch.reports
     ]
-    return lines + [
-        {
-            **common,
-            "case": case_id,
-            "batch": batch,
-            "inputs": queue.hashes[case_id],
-            "verdict": "refer",
-            "reason_code": found.cause,
-            "problem": found.problem,
-        }
+    return assessed + [
+        line(scoring.traces[case_id], verdict="refer", reason_code=found.cause, problem=found.problem)
         for case_id, found in scoring.unassessed.items()
     ]

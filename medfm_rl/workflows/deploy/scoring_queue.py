@@ -1,12 +1,12 @@
-"""Cases that wait to be assessed together, and why some could not be."""
+"""Cases that wait to be assessed together."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
@@ -15,53 +15,16 @@ from medfm_rl.data.files import replace_on_success
 from medfm_rl.data.images import hash_image, hash_labels, read_labels, write_image, write_labels
 from medfm_rl.data.layouts import CaseFile
 from medfm_rl.errors import UserError
-from medfm_rl.quality import BatchReport, QualityController, QualityReport
+from medfm_rl.quality import QualityController, QualityReport
 from medfm_rl.quality.submission import Submission, fill_a_batch
 from medfm_rl.reports.scores import thumbnail
 from medfm_rl.runs.case_records import CaseRecords, hash_case, hash_segmenter, label_path, reward_path
 from medfm_rl.types import Case, LabelSchema
 from medfm_rl.workflows.deploy.memory import must_fit
+from medfm_rl.workflows.deploy.scoring import CaseTrace, Cause, Unassessed
 
 _Waiting = tuple[Submission, dict[str, Any]]
 """A case and what its report depends on."""
-Cause = Literal["input_unusable", "mask_missing", "mask_unusable", "not_assessed"]
-"""Why a case could not be assessed: because of its image or prompts, of its mask, or of something else."""
-
-
-@dataclass(frozen=True)
-class Unassessed:
-    """Why a case could not be assessed.
-
-    Attributes:
-        problem: In words.
-        cause: For a program.
-    """
-
-    problem: str
-    cause: Cause
-
-
-@dataclass(frozen=True)
-class Scoring:
-    """What a call of `score` found.
-
-    Attributes:
-        batch: Reports and guarantees of the masks that could be assessed.
-        unassessed: The others by case. Such a case is referred.
-    """
-
-    batch: BatchReport
-    unassessed: Mapping[str, Unassessed] = field(default_factory=dict)
-
-    @property
-    def problems(self) -> dict[str, str]:
-        """By case: why it could not be assessed, in words."""
-        return {case_id: found.problem for case_id, found in self.unassessed.items()}
-
-    def count(self, verdict: str) -> int:
-        """Cases with that verdict."""
-        found = sum(report.verdict == verdict for report in self.batch.reports)
-        return found + (len(self.unassessed) if verdict == "refer" else 0)
 
 
 class _NotAssessedError(UserError):
@@ -82,7 +45,20 @@ def _caused_by(cause: Cause) -> Iterator[None]:
 
 
 class ScoringQueue:
-    """Takes cases one by one, and assesses together those of which no report is there yet."""
+    """Takes cases one by one, and assesses together those of which no report is there yet.
+
+    Args:
+        controller: Assesses masks.
+        networks: SHA-256 of what assesses, by name.
+        masks: Masks by case, or None where a segmenter makes them.
+        in_masks: The meaning of the integers in these masks, where it is not that of the run.
+        segmenter: Makes the masks; None where they are given.
+        records: Of earlier calls, and where results are written.
+
+    Attributes:
+        reports: By case, of those that were assessed.
+        unassessed: By case, of those that could not be.
+    """
 
     def __init__(
         self,
@@ -102,9 +78,9 @@ class ScoringQueue:
         self.out = records.out
         self.records = records
         self.reports: dict[str, QualityReport] = {}
-        self.mask_hashes: dict[str, str] = {}
-        self.hashes: dict[str, dict[str, Any]] = {}
         self.unassessed: dict[str, Unassessed] = {}
+        self._mask_hashes: dict[str, str] = {}
+        self._inputs: dict[str, dict[str, Any]] = {}
         self._waiting: list[_Waiting] = []
 
     def require_own(self, files: Sequence[CaseFile]) -> None:
@@ -122,15 +98,20 @@ class ScoringQueue:
     def take(self, file: CaseFile) -> None:
         """Takes the report that there is, or lets the case wait for enough others to be assessed with it.
 
-        Raises:
-            UserError: The case cannot be made ready to be assessed.
+        A case that cannot be made ready is noted as not assessed.
         """
-        inputs = self._inputs(file)
+        try:
+            self._take(file)
+        except UserError as error:
+            self._refuse(file.case_id, error)
+
+    def _take(self, file: CaseFile) -> None:
+        inputs = self._inputs_of(file)
         known = self.records.reuse(file.case_id, inputs)
         if known is not None:
             # Whose it is comes from the call, which may tell patients apart in another way than the one before.
             self.reports[file.case_id] = replace(QualityReport.from_json(known["report"]), patient_id=file.patient_id)
-            self.mask_hashes[file.case_id] = known["mask"]
+            self._mask_hashes[file.case_id] = known["mask"]
             return
         with _caused_by("input_unusable"), must_fit(f"case {file.case_id}", self.controller.device):
             case = file.read()
@@ -140,12 +121,6 @@ class ScoringQueue:
         if fill_a_batch([submission for submission, _ in self._waiting]):
             self.assess_waiting()
 
-    def refuse(self, case_id: str, error: UserError) -> None:
-        """Notes why a case could not be assessed."""
-        self.unassessed[case_id] = Unassessed(
-            str(error), error.cause if isinstance(error, _NotAssessedError) else "not_assessed"
-        )
-
     def assess_waiting(self) -> None:
         """Assesses the cases that wait, and writes what was found; one that fails keeps no other back."""
         waiting, self._waiting = self._waiting, []
@@ -153,10 +128,27 @@ class ScoringQueue:
             try:
                 self._write(submission, inputs, report)
             except UserError as error:
-                self.refuse(report.case_id, error)
+                self._refuse(report.case_id, error)
                 continue
             # Maps of ten thousand cases would fill the memory, and they are in the files.
             self.reports[report.case_id] = replace(report, reward_map=np.zeros(0, np.float32))
+
+    def traces(self, files: Sequence[CaseFile]) -> dict[str, CaseTrace]:
+        """The files of cases and what they were made of, by case."""
+        return {
+            file.case_id: CaseTrace(
+                file,
+                self._mask_path(file.case_id),
+                self._inputs[file.case_id],
+                self.records.files_of(file.case_id),
+                self._mask_hashes.get(file.case_id),
+            )
+            for file in files
+        }
+
+    def _refuse(self, case_id: str, error: UserError) -> None:
+        cause: Cause = error.cause if isinstance(error, _NotAssessedError) else "not_assessed"
+        self.unassessed[case_id] = Unassessed(str(error), cause)
 
     def _assess(self, waiting: Sequence[_Waiting]) -> list[tuple[Submission, dict[str, Any], QualityReport]]:
         cases = ", ".join(f"case {submission.case.case_id}" for submission, _ in waiting)
@@ -166,7 +158,7 @@ class ScoringQueue:
             return [(*item, report) for item, report in zip(waiting, reports, strict=True)]
         except UserError as error:
             if len(waiting) == 1:
-                self.refuse(waiting[0][0].case.case_id, error)
+                self._refuse(waiting[0][0].case.case_id, error)
                 return []
         # It does not say whose fault it is: alone, each case answers for itself. Not within the handling of the error,
         # which holds all that the networks had made of the batch.
@@ -181,21 +173,21 @@ class ScoringQueue:
             temporary.write_bytes(
                 thumbnail(case.image[0], submission.labels, report.reward_map, self.controller.schema)
             )
-        mask = self.mask_hashes[case.case_id] = hash_labels(submission.labels)
+        mask = self._mask_hashes[case.case_id] = hash_labels(submission.labels)
         files = [rewards, picture, *([] if self.segmenter is None else [label_path(self.out, case.case_id)])]
         outputs = self.records.hash_files(files)
         self.records.write(case.case_id, inputs, {"report": report.to_json(), "mask": mask}, outputs)
 
-    def mask_path(self, case_id: str) -> Path | None:
+    def _mask_path(self, case_id: str) -> Path | None:
         """The file of a case's mask, where it is known or was written."""
         if self.masks is not None:
             return self.masks.get(case_id)
         path = label_path(self.out, case_id)
         return path if path.exists() else None
 
-    def _inputs(self, file: CaseFile) -> dict[str, Any]:
-        """Hashes of everything that the report of a case depends on; what is found stays in `hashes` after an error."""
-        found = self.hashes[file.case_id] = {**self.maker, **self.networks}
+    def _inputs_of(self, file: CaseFile) -> dict[str, Any]:
+        """Hashes of everything that the report of a case depends on; those found before an error are kept."""
+        found = self._inputs[file.case_id] = {**self.maker, **self.networks}
         with _caused_by("input_unusable"):
             found.update(hash_case(file, self.segmenter))
         if self.masks is not None:

@@ -15,7 +15,7 @@ from medfm_rl.metrics.bootstrap import PairedDifference
 from medfm_rl.metrics.scores import Evaluation, StructureSummary, compare
 from medfm_rl.progress import Progress
 from medfm_rl.reports.tables import TableRow
-from medfm_rl.workflows.evaluate.evaluation import evaluate
+from medfm_rl.workflows.evaluate.evaluation import evaluate_segmenter
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,9 @@ def compare_models(
 
     def score(name: str, segmenter: SegmenterAdapter) -> Evaluation:
         rules = load_anatomy(anatomy, segmenter.schema)
-        return evaluate(segmenter, files, rules, lambda _, done, total: progress(f"evaluating {name}", done, total))
+        return evaluate_segmenter(
+            segmenter, files, rules, lambda _, done, total: progress(f"evaluating {name}", done, total)
+        )
 
     old, new = score("the source model", before), score("the adapted model", after)
     return Comparison(old, new, compare(old, new))

@@ -22,7 +22,7 @@ from medfm_rl.progress import Progress
 _SCORES, _SUMMARY = "scores.csv", "summary.json"
 
 
-def evaluate(
+def evaluate_segmenter(
     segmenter: SegmenterAdapter, files: Sequence[CaseFile], anatomy: Anatomy, progress: Progress
 ) -> Evaluation:
     """Segments labelled cases and scores them.

@@ -19,7 +19,7 @@ from medfm_rl.adapters import TorchModuleAdapter
 from medfm_rl.data.files import hash_folder
 from medfm_rl.data.layouts import find_cases
 from medfm_rl.errors import ConfigError, DataError
-from medfm_rl.runs.models import load_model
+from medfm_rl.runs.finished import load_model
 from medfm_rl.settings import (
     AdaptConfig,
     CollectSettings,
@@ -32,7 +32,7 @@ from medfm_rl.settings import (
     SourceTrainingSettings,
 )
 from medfm_rl.settings.files import dump_config
-from medfm_rl.workflows.adapt.final_report import finish
+from medfm_rl.workflows.adapt.final_report import report_run
 from medfm_rl.workflows.adapt.loop import adapt
 from medfm_rl.workflows.deploy.predict import predict
 
@@ -52,7 +52,7 @@ def finished_run(simulated_echo: Path, source_model: Path, tmp_path_factory: pyt
     output = tmp_path_factory.mktemp("finished") / "run"
     config = tiny_config(simulated_echo, source_model, output, evaluation=DataSettings(path=simulated_echo / "b"))
     run = adapt(config, resume=False, progress=quiet)
-    finish(run, config, quiet)
+    report_run(run, config, quiet)
     return config
 
 
@@ -65,7 +65,7 @@ def final_hashes(run: Path) -> dict[str, str]:
 
 def test_a_run_leaves_a_model_a_reward_and_a_report(finished_run: AdaptConfig) -> None:
     run = finished_run.output
-    assert load_model(run).reward is not None
+    assert load_model(run, "cpu").reward is not None
     report = (run / "report.html").read_text()
     assert "SIMULATED DATA" in report
     assert "http" not in report.replace("http-equiv", "")
@@ -322,7 +322,7 @@ def test_source_free_runs_too(simulated_echo: Path, source_model: Path, tmp_path
         collect=CollectSettings(source_images=1, target_images=40, actions_per_image=3),
     )
     run = adapt(config, resume=False, progress=quiet)
-    finish(run, config, quiet)
+    report_run(run, config, quiet)
     assert "nothing is known about the gain" in run.report.read_text()
     assert not list(run.actions.glob("*source*"))
 
@@ -350,7 +350,7 @@ def test_predictions_lie_on_the_grid_of_the_image(
     from medfm_rl.data.images import read_image
 
     files = find_cases(DataSettings(path=simulated_echo / "b"))[:2]
-    assert predict(load_model(finished_run.output), files, tmp_path, quiet) == []
+    assert predict(load_model(finished_run.output, "cpu"), files, tmp_path, quiet) == []
     for file in files:
         case = file.read()
         reward, geometry = read_image(tmp_path / "rewards" / f"{file.case_id}.nii.gz")
@@ -367,7 +367,7 @@ def test_one_broken_file_does_not_stop_the_others(
     for path in sorted((simulated_echo / "b" / "images").iterdir())[:2]:
         shutil.copy(path, images)
     (images / "broken_1.nii.gz").write_bytes(b"")
-    model = load_model(finished_run.output)
+    model = load_model(finished_run.output, "cpu")
     problems = predict(model, find_cases(DataSettings(path=images)), tmp_path / "out", quiet)
     assert len(problems) == 1
     assert "broken_1.nii.gz: the file is empty" in problems[0]
@@ -377,12 +377,14 @@ def test_one_broken_file_does_not_stop_the_others(
 def test_nothing_but_broken_files_is_an_error(finished_run: AdaptConfig, tmp_path: Path) -> None:
     (tmp_path / "broken.nii.gz").write_bytes(b"")
     with pytest.raises(DataError, match="no case could be segmented"):
-        predict(load_model(finished_run.output), find_cases(DataSettings(path=tmp_path)), tmp_path / "out", quiet)
+        predict(
+            load_model(finished_run.output, "cpu"), find_cases(DataSettings(path=tmp_path)), tmp_path / "out", quiet
+        )
 
 
 def test_reward_maps_of_batch_mates_do_not_change_each_other(finished_run: AdaptConfig) -> None:
     """Frozen and in evaluation mode, whatever `train` is told."""
-    ensemble = load_model(finished_run.output).reward
+    ensemble = load_model(finished_run.output, "cpu").reward
     assert ensemble is not None
     ensemble.train()
     generator = torch.Generator().manual_seed(0)

@@ -20,18 +20,19 @@ from medfm_rl.correction.acceptance import Acceptance, HarmTarget
 from medfm_rl.data.files import hash_file, hash_folder, write_json
 from medfm_rl.data.images import hash_labels, read_image, read_labels, write_image, write_labels
 from medfm_rl.data.layouts import CaseFile, find_cases
+from medfm_rl.data.mask_files import find_masks
 from medfm_rl.errors import ConfigError, DataError, ModelError
 from medfm_rl.quality import BatchReport, QualityController, QualityReport
 from medfm_rl.reward.network import RewardNet
 from medfm_rl.reward.shape_prior import ShapePrior
+from medfm_rl.runs.finished import load_model, load_run
 from medfm_rl.runs.folder import RunFolder
-from medfm_rl.runs.models import load_model
 from medfm_rl.settings import CorrectionSettings, DataSettings, NetworkSettings
 from medfm_rl.workflows.calibrate.correction import calibrate_correction
-from medfm_rl.workflows.deploy.correct import correct
+from medfm_rl.workflows.deploy.correct import CorrectRequest, correct
 from medfm_rl.workflows.deploy.correction_outputs import Corrections
 from medfm_rl.workflows.deploy.predict import predict
-from medfm_rl.workflows.deploy.score import find_masks, score
+from medfm_rl.workflows.deploy.score import ScoreRequest, score
 
 # No machine is so busy that the time budget would decide.
 SETTINGS = CorrectionSettings(steps=2, smoothness=1, learning_rate=5.0, seconds=600)
@@ -47,7 +48,7 @@ def run(quality_run: Path, tmp_path: Path) -> Path:
     folder = tmp_path / "run"
     shutil.copytree(quality_run, folder)
     torch.manual_seed(7)
-    RewardNet(NetworkSettings(channels=(4, 8), residual_units=0), 4).save(folder / "reward" / "verifier")
+    RewardNet(NetworkSettings(channels=(4, 8), residual_units=0), 4).save(folder / "reward" / "held-out")
     return folder
 
 
@@ -78,7 +79,13 @@ def run_correct(
 ) -> Corrections:
     files = find_cases(DataSettings(path=images))
     given = None if masks is None else find_masks(masks, files)
-    return correct(run, files, scores, out, SETTINGS, propose_only, every, "cpu", quiet, masks=given)
+    return correct(
+        load_run(run, "cpu"),
+        files,
+        out,
+        CorrectRequest(SETTINGS, scores=scores, every=every, propose_only=propose_only, masks=given),
+        quiet,
+    )
 
 
 def write_scores(
@@ -89,7 +96,7 @@ def write_scores(
         {"case_id": name, "verdict": verdict, "mask": "" if masks is None else masks[name]}
         for name, verdict in verdicts.items()
     ]
-    segmenter = state_hash(load_model(run).segmenter) if masks is None else None
+    segmenter = state_hash(load_model(run, "cpu").segmenter) if masks is None else None
     quality = hash_file(RunFolder(run).quality)
     write_json(
         path,
@@ -115,7 +122,7 @@ def test_correcting_leaves_masks_pictures_tables_and_a_log_and_the_model_as_it_w
     assert hash_folder(run) == model
     assert found.count("corrected") > 0
     assert found.count("corrected") + found.count("referred") == 4
-    segmenter = load_model(run).segmenter
+    segmenter = load_model(run, "cpu").segmenter
     with (out / "corrections.csv").open(encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     content = json.loads((out / "corrections.json").read_text(encoding="utf-8"))
@@ -138,7 +145,7 @@ def test_proposals_stand_beside_masks_that_stay(run: Path, images: Path, tmp_pat
     found = run_correct(run, images, out, propose_only=True)
     assert found.count("proposed") > 0
     assert found.count("corrected") == 0
-    segmenter = load_model(run).segmenter
+    segmenter = load_model(run, "cpu").segmenter
     for file in find_cases(DataSettings(path=images)):
         labels, _ = read_image(out / "labels" / f"{file.case_id}.nii.gz")
         np.testing.assert_array_equal(labels[0], segmenter.schema.to_ids(segmenter.segment(file.read())))
@@ -156,7 +163,7 @@ def test_a_judge_that_does_not_agree_leaves_every_mask(
     monkeypatch.setattr(Verifier, "compare", lambda *_: refused)
     found = run_correct(run, images, tmp_path / "out")
     assert found.count("referred") == 4
-    segmenter = load_model(run).segmenter
+    segmenter = load_model(run, "cpu").segmenter
     for file in find_cases(DataSettings(path=images)):
         labels, _ = read_image(tmp_path / "out" / "labels" / f"{file.case_id}.nii.gz")
         np.testing.assert_array_equal(labels[0], segmenter.schema.to_ids(segmenter.segment(file.read())))
@@ -241,7 +248,7 @@ def test_where_the_batch_is_unlike_the_calibration_corrections_are_proposed_only
     run: Path, images: Path, tmp_path: Path
 ) -> None:
     names = [file.case_id for file in find_cases(DataSettings(path=images))]
-    scores, segmenter = tmp_path / "scores.json", load_model(run).segmenter
+    scores, segmenter = tmp_path / "scores.json", load_model(run, "cpu").segmenter
     for state, decision in (("suspended", "proposed"), ("weighted", "corrected")):
         write_scores(scores, run, dict.fromkeys(names, "correct"), state)
         out = tmp_path / state
@@ -259,7 +266,7 @@ def test_where_the_batch_is_unlike_the_calibration_corrections_are_proposed_only
 @pytest.fixture
 def masks(run: Path, images: Path, tmp_path: Path) -> Path:
     """Masks of the images that the run's segmenter would not make: LV everywhere but at the border."""
-    folder, schema = tmp_path / "masks", load_model(run).segmenter.schema
+    folder, schema = tmp_path / "masks", load_model(run, "cpu").segmenter.schema
     for file in find_cases(DataSettings(path=images)):
         case = file.read()
         labels = np.zeros(case.shape, dtype=np.uint8)
@@ -281,7 +288,7 @@ def test_what_is_not_corrected_is_the_mask_that_was_given(
     case, geometry = read_image(next(masks.iterdir()))
     other = np.zeros(case.shape[1:], dtype=np.uint8)
     other[4:-4, 4:-4] = 1
-    write_labels(next(masks.iterdir()), other, geometry, load_model(run).segmenter.schema)
+    write_labels(next(masks.iterdir()), other, geometry, load_model(run, "cpu").segmenter.schema)
     run_correct(run, images, tmp_path / "out", masks=masks)
     assert len(log_of(tmp_path / "out")) == 5
 
@@ -292,7 +299,7 @@ def test_masks_of_another_tool_are_scored_and_corrected(
 ) -> None:
     files = find_cases(DataSettings(path=images))
     monkeypatch.setattr("medfm_rl.quality.verdicts._verdict", lambda *_: ("correct", "rules", ["because"]))
-    score(run, files, find_masks(masks, files), None, tmp_path / "scores", "cpu", quiet)
+    score(load_run(run, "cpu"), files, tmp_path / "scores", ScoreRequest(masks=find_masks(masks, files)), quiet)
     scores = tmp_path / "scores" / "scores.json"
     with pytest.raises(DataError, match=r"is of masks that came as files, and not the segmenter of .*--masks"):
         run_correct(run, images, tmp_path / "out", scores, every=False)
@@ -302,7 +309,7 @@ def test_masks_of_another_tool_are_scored_and_corrected(
     changed = min(masks.iterdir())
     labels, geometry = read_image(changed)
     labels[0, :5] = 0
-    write_labels(changed, labels[0].astype(np.uint8), geometry, load_model(run).segmenter.schema)
+    write_labels(changed, labels[0].astype(np.uint8), geometry, load_model(run, "cpu").segmenter.schema)
     found = run_correct(run, images, tmp_path / "again", scores, every=False, masks=masks)
     assert found.count("corrected") == 3
     assert "is not the mask that was scored; score it again" in next(iter(found.problems.values()))
@@ -322,17 +329,13 @@ def test_masks_with_the_integers_of_another_tool_are_corrected_as_the_masks_that
     files = find_cases(DataSettings(path=images))
     expected = run_correct(run, images, tmp_path / "expected", masks=masks)
     found = correct(
-        run,
+        load_run(run, "cpu"),
         files,
-        None,
         tmp_path / "out",
-        SETTINGS,
-        False,
-        True,
-        "cpu",
+        CorrectRequest(
+            SETTINGS, every=True, masks=find_masks(tmp_path / "others", files), labels="LV=255,MYO=100,LA=7"
+        ),
         quiet,
-        masks=find_masks(tmp_path / "others", files),
-        labels="LV=255,MYO=100,LA=7",
     )
     assert found.count("corrected") == expected.count("corrected") == 4
     # What is written has the integers of the run.
@@ -410,7 +413,7 @@ def test_a_margin_from_labelled_cases_is_used_where_it_fits(
     folder = RunFolder(run)
     assert run_correct(run, images, tmp_path / "before").promise.startswith("no error rate is promised: the run has no")
     files = one_of_each_patient(quality_run, 7)
-    found = calibrate_correction(folder, files, HarmTarget(alpha=0.45), SETTINGS, "cpu", quiet)
+    found = calibrate_correction(load_run(folder.path, "cpu"), files, HarmTarget(alpha=0.45), SETTINGS, progress=quiet)
     assert (found.cases, found.patients) == (21, 7)
     assert 0 < found.proposals <= 7
     assert Acceptance.read(folder.correction) == found
@@ -441,10 +444,12 @@ def test_too_few_patients_for_any_margin_are_refused_before_the_first_correction
     monkeypatch.setattr(CaseCorrector, "correct", watched)
     target = HarmTarget(alpha=0.45)
     with pytest.raises(DataError, match="there are 6 patients, and a margin needs a correction of at least 7"):
-        calibrate_correction(RunFolder(run), one_of_each_patient(quality_run, 6), target, SETTINGS, "cpu", quiet)
+        calibrate_correction(
+            load_run(run, "cpu"), one_of_each_patient(quality_run, 6), target, SETTINGS, progress=quiet
+        )
     assert handled == []
     assert not RunFolder(run).correction.exists()
-    calibrate_correction(RunFolder(run), one_of_each_patient(quality_run, 7), target, SETTINGS, "cpu", quiet)
+    calibrate_correction(load_run(run, "cpu"), one_of_each_patient(quality_run, 7), target, SETTINGS, progress=quiet)
     assert len(handled) == 21
 
 
@@ -452,7 +457,7 @@ def test_too_few_patients_for_any_margin_are_refused_before_the_first_correction
 def test_what_the_time_budget_cut_does_not_count_in_a_calibration(run: Path, quality_run: Path) -> None:
     settings = SETTINGS.model_copy(update={"seconds": 1e-6})
     files = one_of_each_patient(quality_run, 7)
-    found = calibrate_correction(RunFolder(run), files, HarmTarget(alpha=0.45), settings, "cpu", quiet)
+    found = calibrate_correction(load_run(run, "cpu"), files, HarmTarget(alpha=0.45), settings, progress=quiet)
     assert (found.proposals, found.margin) == (0, None)
     assert found.reason.endswith("; 21 of 21 cases do not count, for their time budget ended early")
 
@@ -460,7 +465,7 @@ def test_what_the_time_budget_cut_does_not_count_in_a_calibration(run: Path, qua
 def test_calibrating_needs_a_finished_run(quality_run: Path, tmp_path: Path) -> None:
     files = find_cases(DataSettings(path=quality_run.parent / "data"))[:2]
     with pytest.raises(ModelError, match="not a finished run"):
-        calibrate_correction(RunFolder(tmp_path), files, HarmTarget(), SETTINGS, "cpu", quiet)
+        calibrate_correction(load_run(tmp_path, "cpu"), files, HarmTarget(), SETTINGS, progress=quiet)
 
 
 @pytest.mark.parametrize("method", ["none", "tta", "memo", "components", "shape-prior"])
@@ -469,7 +474,7 @@ def test_a_method_is_chosen_by_its_name(method: str, run: Path, images: Path, tm
     ShapePrior(4, (32, 32), 4).save(run / "shape_prior")
     settings = SETTINGS.model_copy(update={"method": method})
     files = find_cases(DataSettings(path=images))[:1]
-    found = correct(run, files, None, tmp_path / "out", settings, False, True, "cpu", quiet)
+    found = correct(load_run(run, "cpu"), files, tmp_path / "out", CorrectRequest(settings, every=True), quiet)
     assert len(found.records) == 1
     assert found.records[0]["reward_gains"] == []
 
@@ -482,7 +487,13 @@ def test_a_method_that_the_segmenter_does_not_allow_is_refused(
 ) -> None:
     settings = SETTINGS.model_copy(update={"method": method})
     with pytest.raises(ModelError, match=missing):
-        correct(run, find_cases(DataSettings(path=images)), None, tmp_path, settings, False, True, "cpu", quiet)
+        correct(
+            load_run(run, "cpu"),
+            find_cases(DataSettings(path=images)),
+            tmp_path,
+            CorrectRequest(settings, every=True),
+            quiet,
+        )
 
 
 @pytest.mark.usefixtures("agreeing")
@@ -523,32 +534,32 @@ def test_predicting_with_correction_leaves_masks_that_another_model_made_alone(
     run: Path, images: Path, tmp_path: Path
 ) -> None:
     files, out, settings = find_cases(DataSettings(path=images)), tmp_path / "out", CorrectionSettings(method="none")
-    predict(load_model(run), files, out, quiet)
+    predict(load_model(run, "cpu"), files, out, quiet)
     before = hash_folder(out)
     with pytest.raises(DataError, match="no record says what made it; give another output folder"):
-        correct(run, files, None, out, settings, False, False, "cpu", quiet)
+        correct(load_run(run, "cpu"), files, out, CorrectRequest(settings), quiet)
     assert hash_folder(out) == before
     corrected = tmp_path / "corrected"
     for _ in range(2):
-        assert correct(run, files, None, corrected, settings, False, False, "cpu", quiet).problems == {}
+        assert correct(load_run(run, "cpu"), files, corrected, CorrectRequest(settings), quiet).problems == {}
     other = tmp_path / "other"
     shutil.copytree(run, other)
     with (other / "model" / "segmenter.json").open("a", encoding="utf-8") as file:
         file.write("\n")
     before = hash_folder(corrected)
     with pytest.raises(DataError, match="another model made it"):
-        correct(other, files, None, corrected, settings, False, False, "cpu", quiet)
+        correct(load_run(other, "cpu"), files, corrected, CorrectRequest(settings), quiet)
     assert hash_folder(corrected) == before
 
 
 def test_a_corrected_mask_that_a_person_changed_is_not_lost(run: Path, images: Path, tmp_path: Path) -> None:
     files, out, settings = find_cases(DataSettings(path=images)), tmp_path / "out", CorrectionSettings(method="none")
     masks = [out / "labels" / f"{file.case_id}.nii.gz" for file in files]
-    correct(run, files, None, out, settings, False, True, "cpu", quiet)
+    correct(load_run(run, "cpu"), files, out, CorrectRequest(settings, every=True), quiet)
     edited = masks[1].read_bytes()
     masks[0].write_bytes(edited)
     for asked in (settings, settings.model_copy(update={"seconds": 5.0})):
-        found = correct(run, files, None, out, asked, False, True, "cpu", quiet)
+        found = correct(load_run(run, "cpu"), files, out, CorrectRequest(asked, every=True), quiet)
         assert found.problems.keys() == {files[0].case_id}
         assert f"{masks[0]}: was changed after it was written" in found.problems[files[0].case_id]
         assert masks[0].read_bytes() == edited
@@ -607,7 +618,7 @@ def test_what_the_time_budget_cut_is_told_everywhere_and_not_taken_for_a_result(
 def test_scores_by_another_quality_model_are_refused(run: Path, images: Path, tmp_path: Path) -> None:
     """Verdicts, and whether a batch is suspended, are those of one quality model."""
     files, other = find_cases(DataSettings(path=images)), tmp_path / "other"
-    score(run, files, None, None, tmp_path / "scores", "cpu", quiet)
+    score(load_run(run, "cpu"), files, tmp_path / "scores", progress=quiet)
     scores = tmp_path / "scores" / "scores.json"
     assert json.loads(scores.read_text())["quality"] == hash_file(run / "quality.json")
     run_correct(run, images, tmp_path / "out", scores, every=False)
@@ -636,12 +647,14 @@ def test_a_mask_of_every_case_that_has_one_is_left_whoever_made_it(
     run: Path, images: Path, masks: Path, tmp_path: Path
 ) -> None:
     files = find_cases(DataSettings(path=images))
-    names, schema = [file.case_id for file in files], load_model(run).segmenter.schema
+    names, schema = [file.case_id for file in files], load_model(run, "cpu").segmenter.schema
     verdicts = dict(zip(names, ("accept", "correct", "refer", "correct"), strict=True))
     own, scores = tmp_path / "own", tmp_path / "scores.json"
     for file in files:
         case = file.read()
-        write_labels(own / f"{file.case_id}.nii.gz", load_model(run).segmenter.segment(case), case.geometry, schema)
+        write_labels(
+            own / f"{file.case_id}.nii.gz", load_model(run, "cpu").segmenter.segment(case), case.geometry, schema
+        )
     for originals, given in ((own, None), (masks, masks)):
         hashes = {
             file.case_id: hash_labels(
@@ -665,7 +678,7 @@ def test_a_mask_of_every_case_that_has_one_is_left_whoever_made_it(
 
 @pytest.mark.usefixtures("agreeing")
 def test_the_audit_log_has_hashes_of_what_was_written(run: Path, images: Path, tmp_path: Path) -> None:
-    schema = load_model(run).segmenter.schema
+    schema = load_model(run, "cpu").segmenter.schema
     for propose_only in (False, True):
         out = tmp_path / str(propose_only)
         run_correct(run, images, out, propose_only=propose_only)

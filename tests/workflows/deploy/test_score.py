@@ -22,20 +22,21 @@ from medfm_rl.adapters import Sample, TorchModuleAdapter
 from medfm_rl.data.files import hash_file, hash_path, write_json
 from medfm_rl.data.images import read_image, write_image, write_labels
 from medfm_rl.data.layouts import CaseFile, find_cases
+from medfm_rl.data.mask_files import find_masks
 from medfm_rl.errors import DataError, ModelError
 from medfm_rl.quality import QualityController, QualityReport
 from medfm_rl.quality.model import MEAN, QualityModel, Targets
 from medfm_rl.quality.submission import Submission
 from medfm_rl.reports.scores import PageCase, thumbnail, write_page
+from medfm_rl.runs.finished import load_model, load_run
 from medfm_rl.runs.folder import RunFolder
-from medfm_rl.runs.models import load_model
 from medfm_rl.settings import AdaptConfig, DataSettings
 from medfm_rl.settings.files import load_config
 from medfm_rl.types import Geometry, LabelledCase, LabelSchema
 from medfm_rl.workflows.calibrate.from_source import write_default_quality
-from medfm_rl.workflows.calibrate.quality import calibrate
+from medfm_rl.workflows.calibrate.quality import CalibrateRequest, calibrate
 from medfm_rl.workflows.deploy.predict import predict
-from medfm_rl.workflows.deploy.score import find_masks, score
+from medfm_rl.workflows.deploy.score import ScoreRequest, score
 
 
 def quiet(stage: str, done: int, total: int) -> None:
@@ -56,7 +57,7 @@ def images(quality_run: Path, tmp_path: Path) -> Path:
 def run_score(quality_run: Path, images: Path, out: Path, masks: Path | None = None, **options):
     files = find_cases(DataSettings(path=images / "images"))
     found = find_masks(masks or images / "labels", files)
-    return score(quality_run, files, found, None, out, "cpu", quiet, **options)
+    return score(load_run(quality_run, "cpu"), files, out, ScoreRequest(masks=found, **options), quiet)
 
 
 def rows_of(out: Path) -> list[dict[str, str]]:
@@ -124,9 +125,9 @@ def test_patients_come_from_the_call_and_not_from_what_was_scored_before(
     files = find_cases(DataSettings(path=images / "images"))
     found = find_masks(images / "labels", files)
     as_one = [replace(file, patient_id="all") for file in files]
-    assert score(quality_run, as_one, found, None, out, "cpu", quiet).batch.patients == 1
+    assert score(load_run(quality_run, "cpu"), as_one, out, ScoreRequest(masks=found), quiet).batch.patients == 1
     apart = [replace(file, patient_id=f"p{number}") for number, file in enumerate(files)]
-    again = score(quality_run, apart, found, None, out, "cpu", quiet)
+    again = score(load_run(quality_run, "cpu"), apart, out, ScoreRequest(masks=found), quiet)
     assert again.batch.patients == 6
     assert again.batch.state != "untested"
     assert [case["patient_id"] for case in json.loads((out / "scores.json").read_text())["cases"]] == [
@@ -257,12 +258,12 @@ def test_a_mask_that_a_person_changed_is_neither_scored_as_it_was_nor_lost(
 ) -> None:
     files = find_cases(DataSettings(path=images / "images"))[:2]
     mask, missing = (tmp_path / "labels" / f"{file.case_id}.nii.gz" for file in files)
-    score(quality_run, files, None, None, tmp_path, "cpu", quiet)
+    score(load_run(quality_run, "cpu"), files, tmp_path, progress=quiet)
     kept = missing.read_bytes()
     mask.write_bytes(kept)
     missing.unlink()
     (tmp_path / "thumbnails" / f"{files[1].case_id}.png").unlink()
-    again = score(quality_run, files, None, None, tmp_path, "cpu", quiet)
+    again = score(load_run(quality_run, "cpu"), files, tmp_path, progress=quiet)
     assert again.problems.keys() == {files[0].case_id}
     assert f"{mask}: was changed after it was written" in again.problems[files[0].case_id]
     assert mask.read_bytes() == missing.read_bytes() == kept
@@ -314,7 +315,7 @@ def test_every_output_says_that_a_study_alone_was_not_tested_and_no_mask_of_it_i
     page = (out / "report.html").read_text()
     assert "State of the batch: <strong>untested</strong>" in page
     assert scoring.batch.meaning[1:] in page
-    asked = score(run, files, None, None, out, "cpu", quiet, accept_untested=True)
+    asked = score(load_run(run, "cpu"), files, out, ScoreRequest(accept_untested=True), quiet)
     assert asked.count("accept") == 1
     assert {row["reason_code"] for row in rows_of(out)} == {"interval"}
     assert "accepted all the same" in (out / "report.html").read_text()
@@ -432,14 +433,14 @@ def test_a_model_makes_the_masks(quality_run: Path, images: Path, tmp_path: Path
     files = find_cases(DataSettings(path=images / "images"))
     segmenter = load_model(quality_run).segmenter
     out = tmp_path / "out"
-    scoring = score(quality_run, files, None, segmenter, out, "cpu", quiet)
+    scoring = score(load_run(quality_run, "cpu"), files, out, ScoreRequest(maker=segmenter), quiet)
     for report in scoring.batch.reports:
         assert (out / "labels" / f"{report.case_id}.nii.gz").exists()
     masks = find_masks(out / "labels", files)
-    given = score(quality_run, files, masks, None, tmp_path / "given", "cpu", quiet)
+    given = score(load_run(quality_run, "cpu"), files, tmp_path / "given", ScoreRequest(masks=masks), quiet)
     assert [item.scores for item in given.batch.reports] == [item.scores for item in scoring.batch.reports]
     # The run's own segmenter, which makes and assesses a mask in one inference.
-    own = score(quality_run, files, None, None, tmp_path / "own", "cpu", quiet)
+    own = score(load_run(quality_run, "cpu"), files, tmp_path / "own", progress=quiet)
     assert [item.scores for item in own.batch.reports] == [item.scores for item in scoring.batch.reports]
     assert {path.name for path in (tmp_path / "own" / "labels").iterdir()} == {
         path.name for path in (out / "labels").iterdir()
@@ -457,17 +458,17 @@ def test_masks_and_maps_that_something_else_wrote_are_left_alone(
     before = hash_path(predictions)
     for masks, segmenter in ((None, model.segmenter), (find_masks(predictions / "labels", files), None)):
         with pytest.raises(DataError, match="is a result of `medfm-rl predict`"):
-            score(quality_run, files, masks, segmenter, predictions, "cpu", quiet)
+            score(load_run(quality_run, "cpu"), files, predictions, ScoreRequest(masks=masks, maker=segmenter), quiet)
     assert hash_path(predictions) == before
     shutil.rmtree(predictions / "cases")
     with pytest.raises(DataError, match="no record says what made it"):
-        score(quality_run, files, None, model.segmenter, predictions, "cpu", quiet)
-    score(quality_run, files, None, model.segmenter, tmp_path / "own", "cpu", quiet)
+        score(load_run(quality_run, "cpu"), files, predictions, ScoreRequest(maker=model.segmenter), quiet)
+    score(load_run(quality_run, "cpu"), files, tmp_path / "own", ScoreRequest(maker=model.segmenter), quiet)
     other = copy.deepcopy(model.segmenter)
     with torch.no_grad():
         next(other.parameters()).add_(0.1)
     with pytest.raises(DataError, match="another model made it"):
-        score(quality_run, files, None, other, tmp_path / "own", "cpu", quiet)
+        score(load_run(quality_run, "cpu"), files, tmp_path / "own", ScoreRequest(maker=other), quiet)
 
 
 def test_an_unfinished_run_is_refused(images: Path, tmp_path: Path) -> None:
@@ -480,12 +481,12 @@ def test_calibration_can_judge_the_masks_of_another_segmenter(quality_run: Path,
     shutil.copytree(quality_run, copy)
     files = find_cases(DataSettings(path=quality_run.parent / "data"))
     masks = {file.case_id: file.label_path for file in files if file.label_path is not None}
-    model = calibrate(RunFolder(copy), files, masks, Targets(), "cpu", quiet)
+    model = calibrate(load_run(copy, "cpu"), files, CalibrateRequest(Targets(), masks=masks), quiet)
     # Experts' own masks have no error.
     assert model.structures["mean"].error < 0.05
     masks.popitem()
     with pytest.raises(DataError, match="there is no mask of that name to be assessed"):
-        calibrate(RunFolder(copy), files, masks, Targets(), "cpu", quiet)
+        calibrate(load_run(copy, "cpu"), files, CalibrateRequest(Targets(), masks=masks), quiet)
 
 
 def test_calibration_takes_masks_with_the_integers_of_another_tool(quality_run: Path, tmp_path: Path) -> None:
@@ -498,7 +499,9 @@ def test_calibration_takes_masks_with_the_integers_of_another_tool(quality_run: 
         labels, geometry = read_image(file.label_path)
         masks[file.case_id] = tmp_path / f"{file.case_id}.nii.gz"
         write_image(masks[file.case_id], np.array([0, 255, 100, 7], np.uint8)[labels[0].astype(int)], geometry)
-    model = calibrate(RunFolder(copy), files, masks, Targets(), "cpu", quiet, labels="LV=255,MYO=100,LA=7")
+    model = calibrate(
+        load_run(copy, "cpu"), files, CalibrateRequest(Targets(), masks=masks, labels="LV=255,MYO=100,LA=7"), quiet
+    )
     # Experts' own masks have no error.
     assert model.structures["mean"].error < 0.05
 
@@ -515,7 +518,7 @@ def test_calibration_makes_and_judges_a_mask_of_the_run_in_one_inference(
     for file in files:
         case = file.read()
         write_labels(masks[file.case_id], segmenter.segment(case), case.geometry, segmenter.schema)
-    given = calibrate(RunFolder(copy), files, masks, Targets(), "cpu", quiet)
+    given = calibrate(load_run(copy, "cpu"), files, CalibrateRequest(Targets(), masks=masks), quiet)
     calls: list[str] = []
     predict_logits = TorchModuleAdapter.predict_logits
 
@@ -524,7 +527,7 @@ def test_calibration_makes_and_judges_a_mask_of_the_run_in_one_inference(
         return predict_logits(self, sample)
 
     monkeypatch.setattr(TorchModuleAdapter, "predict_logits", counted)
-    own = calibrate(RunFolder(copy), files, None, Targets(), "cpu", quiet)
+    own = calibrate(load_run(copy, "cpu"), files, CalibrateRequest(Targets()), quiet)
     assert calls == [file.case_id for file in files]
     assert own.structures == given.structures
 
@@ -548,7 +551,137 @@ def test_a_run_calibrates_itself_on_source_patients_that_its_rewards_have_not_se
 
     assert write_default_quality(run, config, quiet) is None
     assert "without source images" in caplog.text
-    assert write_default_quality(run, seen_by_rewards(20), quiet) is None
+    assert (
+        write_default_quality(
+            load_run(
+                load_run(
+                    load_run(
+                        load_run(
+                            load_run(
+                                load_run(
+                                    load_run(
+                                        load_run(
+                                            load_run(
+                                                load_run(
+                                                    load_run(
+                                                        load_run(
+                                                            load_run(
+                                                                load_run(
+                                                                    load_run(
+                                                                        load_run(
+                                                                            load_run(
+                                                                                load_run(
+                                                                                    load_run(
+                                                                                        load_run(
+                                                                                            load_run(
+                                                                                                load_run(
+                                                                                                    load_run(
+                                                                                                        load_run(
+                                                                                                            load_run(
+                                                                                                                load_run(
+                                                                                                                    load_run(
+                                                                                                                        load_run(
+                                                                                                                            load_run(
+                                                                                                                                load_run(
+                                                                                                                                    load_run(
+                                                                                                                                        load_run(
+                                                                                                                                            load_run(
+                                                                                                                                                load_run(
+                                                                                                                                                    load_run(
+                                                                                                                                                        load_run(
+                                                                                                                                                            load_run(
+                                                                                                                                                                load_run(
+                                                                                                                                                                    load_run(
+                                                                                                                                                                        load_run(
+                                                                                                                                                                            load_run(
+                                                                                                                                                                                run.path,
+                                                                                                                                                                                "cpu",
+                                                                                                                                                                            ).path,
+                                                                                                                                                                            "cpu",
+                                                                                                                                                                        ).path,
+                                                                                                                                                                        "cpu",
+                                                                                                                                                                    ).path,
+                                                                                                                                                                    "cpu",
+                                                                                                                                                                ).path,
+                                                                                                                                                                "cpu",
+                                                                                                                                                            ).path,
+                                                                                                                                                            "cpu",
+                                                                                                                                                        ).path,
+                                                                                                                                                        "cpu",
+                                                                                                                                                    ).path,
+                                                                                                                                                    "cpu",
+                                                                                                                                                ).path,
+                                                                                                                                                "cpu",
+                                                                                                                                            ).path,
+                                                                                                                                            "cpu",
+                                                                                                                                        ).path,
+                                                                                                                                        "cpu",
+                                                                                                                                    ).path,
+                                                                                                                                    "cpu",
+                                                                                                                                ).path,
+                                                                                                                                "cpu",
+                                                                                                                            ).path,
+                                                                                                                            "cpu",
+                                                                                                                        ).path,
+                                                                                                                        "cpu",
+                                                                                                                    ).path,
+                                                                                                                    "cpu",
+                                                                                                                ).path,
+                                                                                                                "cpu",
+                                                                                                            ).path,
+                                                                                                            "cpu",
+                                                                                                        ).path,
+                                                                                                        "cpu",
+                                                                                                    ).path,
+                                                                                                    "cpu",
+                                                                                                ).path,
+                                                                                                "cpu",
+                                                                                            ).path,
+                                                                                            "cpu",
+                                                                                        ).path,
+                                                                                        "cpu",
+                                                                                    ).path,
+                                                                                    "cpu",
+                                                                                ).path,
+                                                                                "cpu",
+                                                                            ).path,
+                                                                            "cpu",
+                                                                        ).path,
+                                                                        "cpu",
+                                                                    ).path,
+                                                                    "cpu",
+                                                                ).path,
+                                                                "cpu",
+                                                            ).path,
+                                                            "cpu",
+                                                        ).path,
+                                                        "cpu",
+                                                    ).path,
+                                                    "cpu",
+                                                ).path,
+                                                "cpu",
+                                            ).path,
+                                            "cpu",
+                                        ).path,
+                                        "cpu",
+                                    ).path,
+                                    "cpu",
+                                ).path,
+                                "cpu",
+                            ).path,
+                            "cpu",
+                        ).path,
+                        "cpu",
+                    ).path,
+                    "cpu",
+                ).path,
+                "cpu",
+            ),
+            seen_by_rewards(20),
+            quiet,
+        )
+        is None
+    )
     assert "4 source patients were held out from the reward networks, and 8 are needed" in caplog.text
     assert not run.quality.exists()
     model = write_default_quality(run, seen_by_rewards(4), quiet)
@@ -584,7 +717,7 @@ def test_labelled_cases_are_in_memory_one_at_a_time(
 
     monkeypatch.setattr(CaseFile, "read_labelled", watched)
     files = find_cases(DataSettings(path=quality_run.parent / "data"))
-    model = calibrate(RunFolder(run), files, None, Targets(dice=0.5), "cpu", quiet)
+    model = calibrate(load_run(run, "cpu"), files, CalibrateRequest(Targets(dice=0.5)), quiet)
     assert len(seen) == 2 * len(files)
     kept = f"quality-{hash_file(quality_run / 'quality.json')[:8]}.json"
     assert {path.name for path in run.iterdir()} - before == {kept}

@@ -21,12 +21,13 @@ from medfm_rl.errors import ConfigError, DataError, ModelError
 from medfm_rl.metrics.scores import CaseScore, Evaluation, compare, summarise
 from medfm_rl.networks import choose_device
 from medfm_rl.reward.network import RewardEnsemble, RewardNet
-from medfm_rl.runs.models import Model, load_model
+from medfm_rl.runs.finished import load_model
+from medfm_rl.runs.models import ModelInMemory
 from medfm_rl.settings import DataSettings, NetworkSettings, PreprocessingSettings, RewardSettings
 from medfm_rl.types import Geometry, LabelSchema
 from medfm_rl.workflows.deploy.predict import predict, segment_with_reward
 from medfm_rl.workflows.evaluate.comparison import Comparison, compare_models
-from medfm_rl.workflows.evaluate.evaluation import evaluate, write_evaluation
+from medfm_rl.workflows.evaluate.evaluation import evaluate_segmenter, write_evaluation
 
 # Spacing is (x, y): a pixel is 0.5 mm wide and 2 mm high.
 MILLIMETRES = Geometry((0.5, 2.0), (3.0, -4.0), (1.0, 0.0, 0.0, 1.0))
@@ -78,7 +79,7 @@ def draw(folder: Path, geometry: Geometry) -> list[CaseFile]:
 
 
 def score(files: list[CaseFile], segmenter: TorchModuleAdapter) -> Evaluation:
-    return evaluate(segmenter, files, load_anatomy("generic", segmenter.schema), silent)
+    return evaluate_segmenter(segmenter, files, load_anatomy("generic", segmenter.schema), silent)
 
 
 @pytest.mark.parametrize(("geometry", "unit", "step"), [(MILLIMETRES, "mm", 0.5), (PIXELS, "px", 1.0)])
@@ -225,7 +226,7 @@ def make_reward() -> RewardEnsemble:
 
 def test_predictions_have_the_integers_and_the_grid_of_the_data(tmp_path: Path) -> None:
     files = draw(tmp_path / "data", MILLIMETRES)
-    assert predict(Model(make_segmenter(0, 1, 2), make_reward()), files, tmp_path / "out", silent) == []
+    assert predict(ModelInMemory(make_segmenter(0, 1, 2), make_reward()), files, tmp_path / "out", silent) == []
     for file in files:
         image, geometry = read_image(file.image_paths)
         labels, own = read_image(tmp_path / "out" / "labels" / f"{file.case_id}.nii.gz")
@@ -240,7 +241,7 @@ def test_predictions_have_the_integers_and_the_grid_of_the_data(tmp_path: Path) 
 
 def test_a_model_without_reward_writes_label_maps_alone(tmp_path: Path) -> None:
     files = draw(tmp_path / "data", MILLIMETRES)
-    predict(Model(make_segmenter(0, 1, 2), None), files, tmp_path / "out", silent)
+    predict(ModelInMemory(make_segmenter(0, 1, 2), None), files, tmp_path / "out", silent)
     assert {path.name for path in (tmp_path / "out").iterdir()} == {"audit.jsonl", "cases", "labels"}
 
 
@@ -267,7 +268,7 @@ def test_a_case_that_does_not_fit_into_the_memory_keeps_no_other_back(
         return infer(self, sample)
 
     monkeypatch.setattr(TorchModuleAdapter, "predict_logits", too_large)
-    problems = predict(Model(make_segmenter(0, 1, 2), make_reward()), files, tmp_path / "out", silent)
+    problems = predict(ModelInMemory(make_segmenter(0, 1, 2), make_reward()), files, tmp_path / "out", silent)
     assert problems == [f"case {files[0].case_id}: too large for the memory of cpu"]
     assert [path.name for path in (tmp_path / "out" / "labels").iterdir()] == [f"{files[1].case_id}.nii.gz"]
 
@@ -278,13 +279,15 @@ def test_an_error_of_a_network_is_not_taken_for_a_full_memory(tmp_path: Path, mo
 
     monkeypatch.setattr(TorchModuleAdapter, "predict_logits", broken)
     with pytest.raises(RuntimeError, match="expected scalar type"):
-        predict(Model(make_segmenter(0, 1, 2), None), draw(tmp_path / "data", MILLIMETRES), tmp_path / "out", silent)
+        predict(
+            ModelInMemory(make_segmenter(0, 1, 2), None), draw(tmp_path / "data", MILLIMETRES), tmp_path / "out", silent
+        )
 
 
 def test_an_interrupted_prediction_goes_on(tmp_path: Path) -> None:
     """Cases that are there are kept, the others are made."""
     files = draw(tmp_path / "data", MILLIMETRES)
-    model = Model(make_segmenter(0, 1, 2), make_reward())
+    model = ModelInMemory(make_segmenter(0, 1, 2), make_reward())
 
     def interrupt(stage: str, done: int, total: int) -> None:
         raise KeyboardInterrupt
@@ -300,14 +303,14 @@ def test_an_interrupted_prediction_goes_on(tmp_path: Path) -> None:
 
 def test_masks_of_another_model_are_not_taken_for_those_of_this_one(tmp_path: Path) -> None:
     files, out = draw(tmp_path / "data", MILLIMETRES), tmp_path / "out"
-    predict(Model(make_segmenter(0, 1, 2), None), files, out, silent)
+    predict(ModelInMemory(make_segmenter(0, 1, 2), None), files, out, silent)
     before = hash_folder(out)
     other = make_segmenter(0, 1, 2)
     other.preprocessing = other.preprocessing.model_copy(update={"intensity": "minmax"})
     for model in (
-        Model(make_segmenter(0, 2, 1), None),
-        Model(other, None),
-        Model(make_segmenter(0, 1, 2), make_reward()),
+        ModelInMemory(make_segmenter(0, 2, 1), None),
+        ModelInMemory(other, None),
+        ModelInMemory(make_segmenter(0, 1, 2), make_reward()),
     ):
         with pytest.raises(DataError, match=r"p1_x\.nii\.gz: another model made it, .* its own output folder"):
             predict(model, files, out, silent)
@@ -316,7 +319,7 @@ def test_masks_of_another_model_are_not_taken_for_those_of_this_one(tmp_path: Pa
 
 def test_masks_that_nobody_knows_the_maker_of_are_left_alone(tmp_path: Path) -> None:
     files, out = draw(tmp_path / "data", MILLIMETRES), tmp_path / "out"
-    model = Model(make_segmenter(0, 1, 2), None)
+    model = ModelInMemory(make_segmenter(0, 1, 2), None)
     predict(model, files, out, silent)
     shutil.rmtree(out / "cases")
     before = hash_folder(out)
@@ -328,7 +331,7 @@ def test_masks_that_nobody_knows_the_maker_of_are_left_alone(tmp_path: Path) -> 
 def test_a_mask_of_another_image_is_made_anew_and_one_that_a_person_changed_is_not_lost(tmp_path: Path) -> None:
     data, out = tmp_path / "data", tmp_path / "out"
     files = draw(data, MILLIMETRES)
-    model = Model(make_segmenter(0, 1, 2), None)
+    model = ModelInMemory(make_segmenter(0, 1, 2), None)
     predict(model, files, out, silent)
     first, second = (out / "labels" / f"{file.case_id}.nii.gz" for file in files)
     write_image(files[0].image_paths[0], square(9), MILLIMETRES)
@@ -349,7 +352,7 @@ def test_a_mask_of_pixels_that_were_replaced_below_their_header_is_made_anew(tmp
     sitk.WriteImage(sitk.GetImageFromArray(square(4)), str(header))
     (header.parent / "p1.raw").rename(header.parent / pixels)
     header.write_text(header.read_text().replace("p1.raw", pixels))
-    files, model = find_cases(DataSettings(path=header.parent)), Model(make_segmenter(0, 1, 2), None)
+    files, model = find_cases(DataSettings(path=header.parent)), ModelInMemory(make_segmenter(0, 1, 2), None)
     predict(model, files, tmp_path / "out", silent)
     (header.parent / pixels).write_bytes(square(9).tobytes())
     assert predict(model, files, tmp_path / "out", silent) == []
@@ -360,13 +363,13 @@ def test_a_mask_that_was_begun_when_the_call_ended_is_made_anew(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     files, out = draw(tmp_path / "data", MILLIMETRES), tmp_path / "out"
-    model = Model(make_segmenter(0, 1, 2), make_reward())
+    model = ModelInMemory(make_segmenter(0, 1, 2), make_reward())
 
     def interrupted(*_: object) -> None:
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("medfm_rl.workflows.evaluate.evaluation.write_image", interrupted)
+        patch.setattr("medfm_rl.workflows.deploy.predict.write_image", interrupted)
         with pytest.raises(KeyboardInterrupt):
             predict(model, files, out, silent)
     assert (out / "labels" / "p1_x.nii.gz").exists()
@@ -377,7 +380,7 @@ def test_a_mask_that_was_begun_when_the_call_ended_is_made_anew(
 def test_the_reward_map_is_that_of_the_mask_that_is_returned(tmp_path: Path) -> None:
     case = draw(tmp_path, MILLIMETRES)[0].read()
     reward = make_reward()
-    labels, reward_map = segment_with_reward(Model(make_segmenter(0, 1, 2), reward), case)
+    labels, reward_map = segment_with_reward(make_segmenter(0, 1, 2), reward, case)
     assert np.array_equal(labels, case.image[0])
     expected = reward(torch.from_numpy(case.image)[None], torch.from_numpy(labels)[None])[0]
     assert reward_map is not None
@@ -386,14 +389,14 @@ def test_the_reward_map_is_that_of_the_mask_that_is_returned(tmp_path: Path) -> 
 
 def test_what_is_no_model_is_named(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="nothing: there is no such folder"):
-        load_model(tmp_path / "nothing")
+        load_model(tmp_path / "nothing", "cpu")
     with pytest.raises(ModelError, match=r"not a segmenter folder, there is no segmenter\.json"):
-        load_model(tmp_path)
+        _ = load_model(tmp_path, "cpu").segmenter
     (tmp_path / "config.yaml").write_text("seed: 0")
     with pytest.raises(ModelError, match=r"not finished.*--resume"):
-        load_model(tmp_path)
+        load_model(tmp_path, "cpu")
     with pytest.raises(ModelError, match=r"config\.yaml: this is a file; give the folder that it lies in"):
-        load_model(tmp_path / "config.yaml")
+        load_model(tmp_path / "config.yaml", "cpu")
 
 
 @pytest.mark.parametrize(

@@ -1,19 +1,76 @@
-"""Which masks are to be corrected: what scoring said of them, and the files that they came as."""
+"""`scores.json`: verdicts and scores of a batch for programs, written by `score` and read by `correct`."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
-from medfm_rl.data.files import hash_file
-from medfm_rl.data.images import hash_image, hash_labels, read_labels
+from medfm_rl.data.files import hash_file, read_versioned_json, write_json
 from medfm_rl.data.layouts import CaseFile
 from medfm_rl.errors import DataError
 from medfm_rl.quality import State
-from medfm_rl.types import Case, LabelMap, LabelSchema
+from medfm_rl.version import __version__
+from medfm_rl.workflows.deploy.scoring import CaseTrace, Scoring
+
+SCORES_FILE: Final = "scores.json"
+_FORMAT = 4
+"""Format 3, of version 0.1, differs in a reason code alone."""
+
+
+def batch_columns(scoring: Scoring) -> dict[str, Any]:
+    """What holds for the whole batch, by the names that tables and JSON share."""
+    batch = scoring.batch
+    return {"batch_state": batch.state, "batch_patients": batch.patients, "batch_meaning": batch.meaning}
+
+
+def interval_state(scoring: Scoring) -> str:
+    """Whether the intervals hold: of the guarantees the first is theirs."""
+    return scoring.batch.guarantees[0].status
+
+
+def places(trace: CaseTrace) -> dict[str, Any]:
+    """The files of image and mask."""
+    mask = None if trace.mask is None else str(trace.mask)
+    return {"image_files": [str(path) for path in trace.file.image_paths], "mask_file": mask}
+
+
+def write_scores(path: Path, scoring: Scoring) -> None:
+    """Writes the file."""
+    scorer, traces = scoring.scorer, scoring.traces
+    cases = []
+    for report in scoring.batch.reports:
+        content, trace = report.to_json(), traces[report.case_id]
+        del content["embedding"]
+        cases.append({**content, **places(trace), "mask": trace.mask_hash})
+    problems = {
+        case_id: {
+            "problem": found.problem,
+            "patient_id": traces[case_id].file.patient_id,
+            "verdict": "refer",
+            "reason_code": found.cause,
+            **places(traces[case_id]),
+        }
+        for case_id, found in scoring.unassessed.items()
+    }
+    write_json(
+        path,
+        {
+            "format": _FORMAT,
+            "medfm_rl": __version__,
+            "calibrated_on": scorer.model.origin,
+            "quality": scorer.quality_hash,
+            "segmenter": scorer.segmenter,
+            **batch_columns(scoring),
+            "batch_shift_probability": scoring.batch.shift_probability,
+            "accept_untested": scorer.accept_untested,
+            "interval_state": interval_state(scoring),
+            "guarantees": [vars(guarantee) for guarantee in scoring.batch.guarantees],
+            "cases": cases,
+            "problems": problems,
+        },
+    )
 
 
 @dataclass(frozen=True)
@@ -38,13 +95,13 @@ class Scores:
 
     @classmethod
     def read(cls, path: Path) -> Scores:
-        """Reads `scores.json`.
+        """Reads the file.
 
         Raises:
-            DataError: It is no such file.
+            DataError: It is no such file, or of a newer version.
         """
+        content = read_versioned_json(path, _FORMAT, "scores of `medfm-rl score`")
         try:
-            content = json.loads(path.read_text(encoding="utf-8"))
             cases = content["cases"]
             verdicts = {str(case["case_id"]): str(case["verdict"]) for case in cases}
             return cls(
@@ -55,7 +112,7 @@ class Scores:
                 content["segmenter"],
                 {str(case["case_id"]): str(case["mask"]) for case in cases},
             )
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (KeyError, TypeError) as error:
             raise DataError(
                 f"{path}: not a scores.json of `medfm-rl score` ({error}); score the images with this version"
             ) from error
@@ -101,70 +158,3 @@ class Scores:
                 f"{self.path}: is of masks that {maker}, and not the segmenter of {run}; give the masks that were "
                 "scored by --masks, so that it is they that are corrected"
             )
-
-
-@dataclass(frozen=True)
-class Marked:
-    """The cases that are to be corrected.
-
-    Attributes:
-        files: The cases.
-        problems: By case: why it could not be scored.
-        scores: What marked them; None where every case is taken.
-    """
-
-    files: Sequence[CaseFile]
-    problems: Mapping[str, str]
-    scores: Scores | None
-
-
-@dataclass(frozen=True)
-class GivenMasks:
-    """Masks as they were before any correction, in files.
-
-    Attributes:
-        paths: By case.
-        scores: Scores of these masks; None where nothing was scored. A mask that could not be assessed has none.
-        schema: Structures of the segmenter.
-        in_files: What the integers in the masks mean, where it is not what `schema` says.
-    """
-
-    paths: Mapping[str, Path]
-    scores: Scores | None
-    schema: LabelSchema
-    in_files: LabelSchema | None = None
-
-    def path(self, case_id: str) -> Path:
-        """The file.
-
-        Raises:
-            DataError: There is none.
-        """
-        if case_id not in self.paths:
-            raise DataError(f"case {case_id}: there is no mask of that name")
-        return self.paths[case_id]
-
-    def hashes(self, case_id: str) -> dict[str, Any]:
-        """What the mask of a case is made from: its file, and what the integers in it mean.
-
-        Raises:
-            DataError: There is no mask of that name.
-        """
-        found: dict[str, Any] = {"mask": hash_image(self.path(case_id))}
-        if self.in_files is not None:
-            found["labels"] = self.in_files.integers
-        return found
-
-    def read(self, case: Case) -> LabelMap:
-        """Class indices `(*S)`.
-
-        Raises:
-            DataError: There is no such mask, it does not lie on the grid of the image, or is not the one that was
-                scored.
-        """
-        path = self.path(case.case_id)
-        labels = read_labels(path, self.schema, case.shape, case.geometry, self.in_files)
-        scored = None if self.scores is None else self.scores.masks.get(case.case_id)
-        if scored is not None and hash_labels(labels) != scored:
-            raise DataError(f"{path}: is not the mask that was scored; score it again")
-        return labels

@@ -13,7 +13,8 @@ from torch import Tensor
 
 from medfm_rl.adapters import TorchModuleAdapter
 from medfm_rl.adapters.base import Sample
-from medfm_rl.correction.views import View, draw_view, segmented_views
+from medfm_rl.augmentation.views import View, draw_view
+from medfm_rl.correction.views import segmented_views
 from medfm_rl.seeding import torch_generator
 from medfm_rl.types import Case, Geometry
 
@@ -38,7 +39,7 @@ def bump(shape: tuple[int, ...]) -> Tensor:
 def test_what_a_view_shows_comes_back_to_its_place(shape: tuple[int, ...], seed: int) -> None:
     values = bump(shape)
     # Only the first channel gets another look.
-    view = draw_view(sample_of(values.repeat(2, *[1] * len(shape))), len(shape), 1, torch_generator(seed, "test"))
+    view = draw_view(values.repeat(2, *[1] * len(shape)), len(shape), 1, torch_generator(seed, "test"))
     otherwise = torch.full_like(values, -1.0)
     returned = view.bring_back(view.image[1:], otherwise)
     reached = returned != -1.0
@@ -61,7 +62,7 @@ def test_a_view_is_turned_and_not_sheared_where_sides_differ() -> None:
 def test_the_angle_scale_and_shift_are_those_that_are_promised() -> None:
     sample = sample_of(bump((24, 48)))
     for seed in range(50):
-        matrix = draw_view(sample, 2, 1, torch_generator(seed, "test")).matrix
+        matrix = draw_view(sample.image, 2, 1, torch_generator(seed, "test")).matrix
         sides = torch.tensor([48.0, 24.0])
         linear = matrix[:, :2] * sides[:, None] / sides
         scale = float(torch.linalg.det(linear).sqrt())
@@ -73,7 +74,7 @@ def test_the_angle_scale_and_shift_are_those_that_are_promised() -> None:
 
 def test_slices_of_a_volume_move_alike_where_patches_are_flat() -> None:
     volume = bump((24, 24))[:, None].expand(1, 3, 24, 24)
-    view = draw_view(sample_of(volume.repeat(2, 1, 1, 1)), 2, 1, torch_generator(0, "test"))
+    view = draw_view(volume.repeat(2, 1, 1, 1), 2, 1, torch_generator(0, "test"))
     moved = view.image[1:]
     assert moved.shape == volume.shape
     assert torch.equal(moved[:, 0], moved[:, 2])
@@ -86,8 +87,8 @@ def test_channels_that_are_no_intensities_are_moved_and_not_changed() -> None:
     torch.manual_seed(0)
     image = torch.cat([torch.rand(1, 32, 32), torch.zeros(1, 32, 32)])
     image[1, 8:24, 8:24] = 1.0
-    view = draw_view(sample_of(image), 2, 1, torch_generator(3, "test"))
-    same_place = draw_view(sample_of(image), 2, 2, torch_generator(3, "test"))
+    view = draw_view(sample_of(image).image, 2, 1, torch_generator(3, "test"))
+    same_place = draw_view(sample_of(image).image, 2, 2, torch_generator(3, "test"))
     torch.testing.assert_close(view.matrix, same_place.matrix)
     assert set(view.image[1].unique().tolist()) >= {0.0, 1.0}
     assert float(view.image[1].min()) >= 0

@@ -1,0 +1,111 @@
+"""Commands that find out on labelled cases what scores and corrections may promise."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from medfm_rl.cli.console import show_progress
+from medfm_rl.cli.options import (
+    AdaptedRun,
+    AllowOverlap,
+    BiomedCLIPWeights,
+    Budget,
+    CorrectionMethod,
+    CorrectionObjective,
+    CorrectionScope,
+    Device,
+    Labelled,
+    Layout,
+    MaskLabels,
+    PatientPattern,
+    Prompts,
+    Split,
+    Where,
+    correction_settings,
+    data_settings,
+    from_options,
+    require_masks,
+)
+from medfm_rl.cli.root import app
+
+
+@app.command("calibrate")
+def calibrate_command(
+    run: AdaptedRun,
+    labelled: Labelled,
+    masks: Annotated[
+        Path | None, typer.Option(help="Masks to be assessed, where another segmenter makes them; else the run's own.")
+    ] = None,
+    labels: MaskLabels = None,
+    dice: Annotated[float, typer.Option(help="Mean Dice below which a mask is bad.")] = 0.8,
+    alpha: Annotated[float, typer.Option(help="Largest share of bad masks among the accepted.")] = 0.1,
+    confidence: Annotated[float, typer.Option(help="Confidence of the statement about accepted masks.")] = 0.9,
+    coverage: Annotated[float, typer.Option(help="Share of cases whose Dice the interval holds.")] = 0.9,
+    layout: Layout = "auto",
+    patient_pattern: PatientPattern = None,
+    split: Split = "all",
+    where: Where = None,
+    prompts: Prompts = None,
+    biomedclip: BiomedCLIPWeights = None,
+    allow_overlap: AllowOverlap = False,
+    device: Device = "auto",
+) -> None:
+    """Fit predicted Dice, intervals and the threshold for acceptance on labelled cases; write quality.json."""
+    from medfm_rl.data.layouts import find_cases
+    from medfm_rl.data.mask_files import find_masks
+    from medfm_rl.quality.model import Targets
+    from medfm_rl.runs.finished import load_run
+    from medfm_rl.workflows.calibrate.quality import CalibrateRequest, calibrate
+
+    require_masks(labels, masks)
+    targets = from_options(Targets, coverage=coverage, dice=dice, alpha=alpha, confidence=confidence)
+    finished = load_run(run, device, prompts)
+    files = find_cases(data_settings(labelled, layout, patient_pattern, split, where))
+    found = None if masks is None else find_masks(masks, files)
+    request = CalibrateRequest(targets, found, labels, biomedclip, allow_overlap)
+    with show_progress() as progress:
+        model = calibrate(finished, files, request, progress)
+    from rich.console import Console
+
+    from medfm_rl.reports.tables import calibration_table
+
+    Console().print(calibration_table(model))
+    kept = "none" if model.accept_threshold is None else f"predicted mean Dice of at least {model.accept_threshold:.3f}"
+    typer.echo(f"Accept: {kept}; {model.accept_reason}\nQuality model: {finished.folder.quality}")
+
+
+@app.command("calibrate-correction")
+def calibrate_correction_command(
+    run: AdaptedRun,
+    labelled: Labelled,
+    alpha: Annotated[float, typer.Option(help="Largest share of harmful among the accepted corrections.")] = 0.1,
+    confidence: Annotated[float, typer.Option(help="Confidence of that statement.")] = 0.9,
+    budget: Budget = None,
+    method: CorrectionMethod = "views",
+    objective: CorrectionObjective = None,
+    optimise: CorrectionScope = None,
+    layout: Layout = "auto",
+    patient_pattern: PatientPattern = None,
+    split: Split = "all",
+    where: Where = None,
+    prompts: Prompts = None,
+    allow_overlap: AllowOverlap = False,
+    device: Device = "auto",
+) -> None:
+    """Find on labelled cases what a correction has to gain to be accepted; write correction.json."""
+    from medfm_rl.correction.acceptance import HarmTarget
+    from medfm_rl.data.layouts import find_cases
+    from medfm_rl.runs.finished import load_run
+    from medfm_rl.workflows.calibrate.correction import calibrate_correction
+
+    target = from_options(HarmTarget, alpha=alpha, confidence=confidence)
+    settings = correction_settings(budget, method=method, objective=objective, optimise=optimise)
+    finished = load_run(run, device, prompts)
+    files = find_cases(data_settings(labelled, layout, patient_pattern, split, where))
+    with show_progress() as progress:
+        found = calibrate_correction(finished, files, target, settings, allow_overlap, progress)
+    margin = "none" if found.margin is None else f"{found.margin:g}"
+    typer.echo(f"Margin: {margin}; {found.reason}\nAcceptance: {finished.folder.correction}")

@@ -1,0 +1,43 @@
+"""Networks that are not of the run and look at images before their masks are assessed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from medfm_rl.data.files import hash_file
+from medfm_rl.quality.biomedclip import BiomedCLIP
+from medfm_rl.quality.views import ViewClassifier
+
+
+@dataclass(frozen=True)
+class Gates:
+    """Files of such networks; each is off where None.
+
+    Attributes:
+        echoprime: EchoPrime's `view_classifier.pt`: images that are no apical views are referred.
+        biomedclip: BiomedCLIP's `open_clip_pytorch_model.bin`: images unlike those of the calibration are referred.
+    """
+
+    echoprime: Path | None = None
+    biomedclip: Path | None = None
+
+    def load(self, device: torch.device) -> tuple[ViewClassifier | None, BiomedCLIP | None]:
+        """The networks.
+
+        Raises:
+            ModelError: A file cannot be used.
+        """
+        views = None if self.echoprime is None else ViewClassifier.load(self.echoprime, device)
+        biomedclip = None if self.biomedclip is None else BiomedCLIP.load(self.biomedclip, device)
+        return views, biomedclip
+
+    def hashes(self) -> dict[str, str]:
+        """SHA-256 of the weights by name, for the record of what assessed a case."""
+        files = {"views": self.echoprime, "biomedclip": self.biomedclip}
+        return {name: hash_file(path) for name, path in files.items() if path is not None}
+
+
+NO_GATES = Gates()

@@ -1,0 +1,65 @@
+"""Masks in files, as they were before any correction."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from medfm_rl.data.images import hash_image, hash_labels, read_labels
+from medfm_rl.errors import DataError
+from medfm_rl.types import Case, LabelMap, LabelSchema
+from medfm_rl.workflows.deploy.scores_file import Scores
+
+
+@dataclass(frozen=True)
+class GivenMasks:
+    """Masks as they were before any correction, in files.
+
+    Attributes:
+        paths: By case.
+        scores: Scores of these masks; None where nothing was scored. A mask that could not be assessed has none.
+        schema: Structures of the segmenter.
+        in_files: The meaning of the integers in the masks, where it is not what `schema` says.
+    """
+
+    paths: Mapping[str, Path]
+    scores: Scores | None
+    schema: LabelSchema
+    in_files: LabelSchema | None = None
+
+    def path(self, case_id: str) -> Path:
+        """The file.
+
+        Raises:
+            DataError: There is none.
+        """
+        if case_id not in self.paths:
+            raise DataError(f"case {case_id}: there is no mask of that name")
+        return self.paths[case_id]
+
+    def hashes(self, case_id: str) -> dict[str, Any]:
+        """Hashes of what the mask of a case is made from: its file, and the meaning of the integers in it.
+
+        Raises:
+            DataError: There is no mask of that name.
+        """
+        found: dict[str, Any] = {"mask": hash_image(self.path(case_id))}
+        if self.in_files is not None:
+            found["labels"] = self.in_files.integers
+        return found
+
+    def read(self, case: Case) -> LabelMap:
+        """Class indices `(*S)`.
+
+        Raises:
+            DataError: There is no such mask, it does not lie on the grid of the image, or is not the one that was
+                scored.
+        """
+        path = self.path(case.case_id)
+        labels = read_labels(path, self.schema, case.shape, case.geometry, self.in_files)
+        scored = None if self.scores is None else self.scores.masks.get(case.case_id)
+        if scored is not None and hash_labels(labels) != scored:
+            raise DataError(f"{path}: is not the mask that was scored; score it again")
+        return labels

@@ -1,0 +1,103 @@
+"""The result of scoring: of each case its report or why there is none, and what scored it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from medfm_rl.data.layouts import CaseFile
+from medfm_rl.quality import BatchReport, QualityModel, QualityReport
+
+Cause = Literal["input_unusable", "mask_missing", "mask_unusable", "not_assessed"]
+"""Why a case could not be assessed: because of its image or prompts, of its mask, or of something else."""
+
+
+@dataclass(frozen=True)
+class Unassessed:
+    """Why a case could not be assessed.
+
+    Attributes:
+        problem: In words.
+        cause: For a program.
+    """
+
+    problem: str
+    cause: Cause
+
+
+@dataclass(frozen=True)
+class CaseTrace:
+    """The files of a case, and what they were made of.
+
+    Attributes:
+        file: The case.
+        mask: File of its mask; None where there is none.
+        inputs: Hashes of everything that its report depends on.
+        outputs: SHA-256 of the files that were written, by their names in the output folder.
+        mask_hash: Hash of the labels that were assessed; None where none were.
+    """
+
+    file: CaseFile
+    mask: Path | None
+    inputs: Mapping[str, Any]
+    outputs: Mapping[str, str] = field(default_factory=dict)
+    mask_hash: str | None = None
+
+
+@dataclass(frozen=True)
+class Scorer:
+    """What scored a batch.
+
+    Attributes:
+        model: The quality model.
+        quality_hash: SHA-256 of its file.
+        segmenter: Hash of the weights that made the masks; None where the masks came as files.
+        made_by: `model_hash` of the segmenter that made them; None where that is not known.
+        gates: SHA-256 of further networks that were asked, by name.
+        accept_untested: Whether masks could be accepted in a batch that is too small to be tested.
+    """
+
+    model: QualityModel
+    quality_hash: str
+    segmenter: str | None
+    made_by: str | None
+    gates: Mapping[str, str]
+    accept_untested: bool
+
+
+@dataclass(frozen=True)
+class Scoring:
+    """The result of a call of `score`.
+
+    Attributes:
+        batch: Reports and guarantees of the masks that could be assessed.
+        unassessed: The others by case. Such a case is referred.
+        traces: Of every case, by its name, in the order in which the cases were given.
+        scorer: What scored them.
+    """
+
+    batch: BatchReport
+    unassessed: Mapping[str, Unassessed]
+    traces: Mapping[str, CaseTrace]
+    scorer: Scorer
+
+    @property
+    def problems(self) -> dict[str, str]:
+        """By case: why it could not be assessed, in words."""
+        return {case_id: found.problem for case_id, found in self.unassessed.items()}
+
+    @property
+    def files(self) -> Sequence[CaseFile]:
+        """The cases."""
+        return [trace.file for trace in self.traces.values()]
+
+    def count(self, verdict: str) -> int:
+        """Cases with that verdict."""
+        found = sum(report.verdict == verdict for report in self.batch.reports)
+        return found + (len(self.unassessed) if verdict == "refer" else 0)
+
+    def report_of(self, case_id: str) -> QualityReport | None:
+        """The report of a case; None where it could not be assessed."""
+        return next((report for report in self.batch.reports if report.case_id == case_id), None)
