@@ -57,18 +57,18 @@ def predict_command(
         from medfm_rl.workflows.deploy.correct import correct as correct_masks
 
         request = CorrectRequest(correction_settings(budget, method=method or "views"))
-        run = load_run(model, device, prompts)
         files = find_cases(data_settings(images, layout, patient_pattern))
+        run = load_run(model, device, prompts)
         with show_progress() as progress, tracked_call(track, run, "predict", files, out, progress):
             corrections = correct_masks(run, files, out, request, progress)
         print_corrections(corrections, out)
         return
     from medfm_rl.workflows.deploy.predict import predict
 
+    files = find_cases(data_settings(images, layout, patient_pattern))
     loaded = load_model(model, device, prompts)
     if loaded.reward is None:
         typer.echo(f"{model} has no reward networks (only runs of `adapt` have): label maps only.", err=True)
-    files = find_cases(data_settings(images, layout, patient_pattern))
     with show_progress() as progress, tracked_call(track, loaded, "predict", files, out, progress):
         problems = predict(loaded, files, out, progress)
     for problem in problems:
@@ -127,8 +127,8 @@ def score_command(
     if fail_on not in (None, "refer"):
         raise ConfigError(f"--fail-on {fail_on}: must be refer")
     own = model is not None and model.resolve() == quality_model.resolve()
-    run = load_run(quality_model, device, prompts if own else None)
     files = find_cases(data_settings(images, layout, patient_pattern))
+    run = load_run(quality_model, device, prompts if own else None)
     request = ScoreRequest(
         masks=None if masks is None else find_masks(masks, files),
         labels=labels,
@@ -188,8 +188,8 @@ def correct_command(
 
     require_masks(labels, masks)
     settings = correction_settings(budget, method=method, objective=objective, optimise=optimise)
-    run = load_run(model, device, prompts)
     files = find_cases(data_settings(images, layout, patient_pattern))
+    run = load_run(model, device, prompts)
     given = None if masks is None else find_masks(masks, files)
     request = CorrectRequest(settings, scores, every, propose_only, given, labels)
     with show_progress() as progress, tracked_call(track, run, "correct", files, out, progress):

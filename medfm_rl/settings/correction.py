@@ -69,7 +69,3 @@ class CorrectionSettings(Settings):
         description="Largest accepted distance from the original mask, 1 - mean Dice between the two. What is right is "
         "far from a mask that is bad.",
     )
-
-    def for_given_masks(self) -> CorrectionSettings:
-        """The settings for masks that another segmenter made: a correction of them has to gain more to be accepted."""
-        return self.model_copy(update={"margin": self.margin_given})

@@ -205,8 +205,10 @@ def test_an_encoder_that_ppo_has_moved_gives_other_embeddings(tiny: TinyPromptab
     ppo.learn(4)
     with torch.no_grad():
         after = tiny(images)
+        # With gradients some processors take another kernel, which rounds otherwise.
+        copied = copy.deepcopy(tiny)(images)
     assert not torch.equal(after, before)
-    assert torch.equal(after, copy.deepcopy(tiny)(images))
+    assert torch.equal(after, copied)
 
 
 @pytest.mark.cuda

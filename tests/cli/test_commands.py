@@ -297,7 +297,13 @@ def test_adapt_prints_the_comparison_and_where_the_results_are(
     assert (folder / "report.html").exists()
     rows = [line.split("│")[1].strip() for line in done.out.splitlines() if line.count("│") > 2]
     assert rows == ["LV", "MYO", "LA", "mean"]
-    for stage in ("collecting actions", "reward network", "PPO 1/1", "selection", "evaluating the adapted model"):
+    for stage in (
+        "collecting actions",
+        "reward network member-0",
+        "PPO 1/1",
+        "selection",
+        "evaluating the adapted model",
+    ):
         assert stage in done.err
         assert stage not in done.out
 
@@ -613,7 +619,7 @@ def test_score_refers_fails_on_demand_and_says_what_is_promised(run: Run, qualit
     # A case that nobody has looked at is more than a mask that is referred.
     assert found.code == 2
     assert f"there is no mask of that name in {masks}" in found.err
-    assert "1 of 96 cases could not be judged" in found.err
+    assert "1 of 96 cases could not be assessed" in found.err
     blank = next(masks.iterdir())
     sitk.WriteImage(sitk.ReadImage(str(blank)) * 0, str(blank))
     shutil.copytree(data / "labels", masks, dirs_exist_ok=True, ignore=lambda _, names: {blank.name} & set(names))

@@ -68,7 +68,7 @@ def ensemble(*members: RewardNet) -> RewardEnsemble:
     return RewardEnsemble(members, RewardSettings())
 
 
-def make_optimizer(
+def make_optimiser(
     adapter: TorchModuleAdapter,
     reward: RewardNet,
     verifier: RewardNet,
@@ -90,7 +90,7 @@ def test_the_segmenter_is_bit_identical_afterwards(
     batch_unet.train()
     before, mask = digest(batch_unet), batch_unet.segment(case)
     settings = {"optimise": scope, "steps": 5, "weight_learning_rate": 0.05}
-    result = make_optimizer(batch_unet, Oracle(wanted), Oracle(wanted), **settings).correct(case)
+    result = make_optimiser(batch_unet, Oracle(wanted), Oracle(wanted), **settings).correct(case)
     assert not np.array_equal(result.after, result.before), "nothing was optimised, so nothing was tested"
     assert digest(batch_unet) == before
     np.testing.assert_array_equal(batch_unet.segment(case), mask)
@@ -102,9 +102,9 @@ def test_the_segmenter_is_bit_identical_after_an_exception_and_ctrl_c(
     scope: str, error: type[BaseException], batch_unet: TorchModuleAdapter, case: Case, wanted: Tensor
 ) -> None:
     before, mask = digest(batch_unet), batch_unet.segment(case)
-    optimizer = make_optimizer(batch_unet, Failing(wanted, error), Oracle(wanted), optimise=scope, steps=9)
+    optimiser = make_optimiser(batch_unet, Failing(wanted, error), Oracle(wanted), optimise=scope, steps=9)
     with pytest.raises(error):
-        optimizer.correct(case)
+        optimiser.correct(case)
     assert digest(batch_unet) == before
     np.testing.assert_array_equal(batch_unet.segment(case), mask)
 
@@ -115,21 +115,21 @@ def test_the_first_step_competes_with_a_mask_that_another_segmenter_made(
     own = batch_unet.segment(case)
     reward, verifier = Oracle(torch.from_numpy(own)), Oracle(torch.from_numpy(own))
     given = ((own + 1) % 4).astype(np.uint8)
-    result = make_optimizer(batch_unet, reward, verifier, steps=1, learning_rate=1e-6).correct(case, original=given)
+    result = make_optimiser(batch_unet, reward, verifier, steps=1, learning_rate=1e-6).correct(case, original=given)
     np.testing.assert_array_equal(result.before, given)
     assert result.gains[0] > 0.5
     np.testing.assert_array_equal(result.after, own)
-    assert make_optimizer(batch_unet, reward, verifier, steps=1).correct(case).gains[0] == 0.0
+    assert make_optimiser(batch_unet, reward, verifier, steps=1).correct(case).gains[0] == 0.0
 
 
 def test_no_case_sees_the_weights_of_another(
     batch_unet: TorchModuleAdapter, make_case: Callable[..., Case], wanted: Tensor
 ) -> None:
     one, two = make_case(shape=(16, 16)), make_case(shape=(16, 16), name="p2_a", seed=1)
-    optimizer = make_optimizer(batch_unet, Oracle(wanted), Oracle(wanted), optimise="all", steps=5)
-    alone = optimizer.correct(two)
-    optimizer.correct(one)
-    again = optimizer.correct(two)
+    optimiser = make_optimiser(batch_unet, Oracle(wanted), Oracle(wanted), optimise="all", steps=5)
+    alone = optimiser.correct(two)
+    optimiser.correct(one)
+    again = optimiser.correct(two)
     np.testing.assert_array_equal(alone.after, again.after)
     assert alone.gains == again.gains
 
@@ -138,7 +138,7 @@ def test_no_case_sees_the_weights_of_another(
 def test_step_zero_competes_and_the_original_comes_back(scope: str, batch_unet: TorchModuleAdapter, case: Case) -> None:
     """The reward is highest for the original: whatever the optimiser tries is worse."""
     original = torch.from_numpy(batch_unet.segment(case))
-    result = make_optimizer(
+    result = make_optimiser(
         batch_unet, Oracle(original), Oracle(original), optimise=scope, steps=5, learning_rate=50.0
     ).correct(case)
     assert result.step == 0
@@ -156,7 +156,7 @@ def test_the_best_step_is_kept_and_not_the_last(batch_unet: TorchModuleAdapter, 
             verified = super()._logits(images, memberships)
             return verified if self.calls < 5 else verified - 9
 
-    result = make_optimizer(batch_unet, Fickle(wanted), Oracle(wanted), steps=7, learning_rate=1.0).correct(case)
+    result = make_optimiser(batch_unet, Fickle(wanted), Oracle(wanted), steps=7, learning_rate=1.0).correct(case)
     assert 0 < result.step < 7
     assert result.gains[result.step] == max(result.gains)
     assert result.gains[0] == 0.0
@@ -167,7 +167,7 @@ def test_the_best_step_is_kept_and_not_the_last(batch_unet: TorchModuleAdapter, 
 def test_the_reward_is_followed_and_a_judge_that_agrees_accepts(
     batch_unet: TorchModuleAdapter, case: Case, wanted: Tensor
 ) -> None:
-    result = make_optimizer(batch_unet, Oracle(wanted), Oracle(wanted), steps=60, learning_rate=1.0).correct(case)
+    result = make_optimiser(batch_unet, Oracle(wanted), Oracle(wanted), steps=60, learning_rate=1.0).correct(case)
     assert result.accepted
     assert result.mask is result.after
     assert (result.before == wanted.numpy()).mean() < 0.6
@@ -182,7 +182,7 @@ def test_a_judge_that_disagrees_gives_the_original_back(
     batch_unet: TorchModuleAdapter, case: Case, wanted: Tensor
 ) -> None:
     original = torch.from_numpy(batch_unet.segment(case))
-    result = make_optimizer(batch_unet, Oracle(wanted), Oracle(original), steps=20, learning_rate=1.0).correct(case)
+    result = make_optimiser(batch_unet, Oracle(wanted), Oracle(original), steps=20, learning_rate=1.0).correct(case)
     assert not np.array_equal(result.after, result.before)
     assert not result.accepted
     np.testing.assert_array_equal(result.mask, original.numpy())
@@ -195,10 +195,10 @@ def test_what_breaks_a_rule_or_moves_too_far_is_not_accepted(
     without = wanted.clone()
     without[wanted == 1] = 0
     options = {"steps": 60, "learning_rate": 1.0}
-    broken = make_optimizer(batch_unet, Oracle(without), Oracle(without), rules="present", **options).correct(case)
+    broken = make_optimiser(batch_unet, Oracle(without), Oracle(without), rules="present", **options).correct(case)
     assert not broken.accepted
     assert any(reason.startswith("present of LV") for reason in broken.reasons)
-    far = make_optimizer(batch_unet, Oracle(wanted), Oracle(wanted), max_change=0.05, **options).correct(case)
+    far = make_optimiser(batch_unet, Oracle(wanted), Oracle(wanted), max_change=0.05, **options).correct(case)
     assert not far.accepted
     assert far.reasons == (
         f"it is too far from the original: 1 - Dice is {far.verification.change:.3f}, at most 0.05 is allowed",
@@ -206,14 +206,14 @@ def test_what_breaks_a_rule_or_moves_too_far_is_not_accepted(
 
 
 def test_the_time_of_a_case_is_kept(batch_unet: TorchModuleAdapter, case: Case, wanted: Tensor) -> None:
-    result = make_optimizer(batch_unet, Oracle(wanted), Oracle(wanted), seconds=1e-6, steps=1000).correct(case)
+    result = make_optimiser(batch_unet, Oracle(wanted), Oracle(wanted), seconds=1e-6, steps=1000).correct(case)
     assert result.stopped == "time"
     assert len(result.gains) == 1
 
 
 def test_it_stops_where_nothing_gets_better(batch_unet: TorchModuleAdapter, case: Case) -> None:
     original = torch.from_numpy(batch_unet.segment(case))
-    result = make_optimizer(batch_unet, Oracle(original), Oracle(original), steps=100, patience=3).correct(case)
+    result = make_optimiser(batch_unet, Oracle(original), Oracle(original), steps=100, patience=3).correct(case)
     assert result.stopped == "patience"
     assert len(result.gains) == 4
 
@@ -223,7 +223,7 @@ def test_the_kl_term_holds_the_mask_near_the_deployed_one(
 ) -> None:
     def changed(kl_coef: float) -> int:
         settings = {"steps": 20, "learning_rate": 0.3, "kl_coef": kl_coef, "patience": 20}
-        result = make_optimizer(batch_unet, Oracle(wanted), Oracle(wanted), **settings).correct(case)
+        result = make_optimiser(batch_unet, Oracle(wanted), Oracle(wanted), **settings).correct(case)
         return int((result.after != result.before).sum())
 
     assert changed(100.0) < changed(0.0)
@@ -236,7 +236,7 @@ def test_a_judge_that_was_optimised_against_is_refused(batch_unet: TorchModuleAd
     twin.temperature.fill_(2.0)
     for verifier in (network, twin):
         with pytest.raises(ModelError, match="one of the reward networks"):
-            make_optimizer(batch_unet, network, verifier)
+            make_optimiser(batch_unet, network, verifier)
 
 
 @pytest.mark.parametrize("scope", SCOPES)
@@ -245,8 +245,8 @@ def test_ppo_follows_the_reward_and_leaves_the_segmenter(
 ) -> None:
     before = digest(batch_unet)
     settings = {"objective": "ppo", "optimise": scope, "steps": 8, "learning_rate": 0.5, "weight_learning_rate": 0.02}
-    optimizer = make_optimizer(batch_unet, Oracle(wanted), Oracle(wanted), **settings)
-    result, again = optimizer.correct(case), optimizer.correct(case)
+    optimiser = make_optimiser(batch_unet, Oracle(wanted), Oracle(wanted), **settings)
+    result, again = optimiser.correct(case), optimiser.correct(case)
     assert digest(batch_unet) == before
     assert result.gains[result.step] > 0.03
     assert (result.after == wanted.numpy()).mean() > (result.before == wanted.numpy()).mean() + 0.03
@@ -261,7 +261,7 @@ def test_ppo_judges_on_the_case_as_it_is(batch_unet: TorchModuleAdapter, case: C
             shown.append(images)
             return super()._logits(images, memberships)
 
-    make_optimizer(batch_unet, Watching(wanted), Oracle(wanted), objective="ppo", optimise="all", steps=2).correct(case)
+    make_optimiser(batch_unet, Watching(wanted), Oracle(wanted), objective="ppo", optimise="all", steps=2).correct(case)
     image = batch_unet.preprocess(case).image[None]
     # Original, looks at three steps, and two rollouts of four draws and four argmax actions.
     assert [len(each) for each in shown] == [1, 1, 4, 4, 1, 4, 4, 1]
@@ -276,7 +276,7 @@ def test_a_loss_that_is_not_finite_ends_with_the_best_so_far(
             verified = super()._logits(images, memberships)
             return verified if self.calls < 4 else verified * float("nan")
 
-    result = make_optimizer(batch_unet, Broken(wanted), Oracle(wanted), steps=5, learning_rate=1.0).correct(case)
+    result = make_optimiser(batch_unet, Broken(wanted), Oracle(wanted), steps=5, learning_rate=1.0).correct(case)
     assert result.stopped == "not finite"
     assert result.step == 1
 
@@ -286,7 +286,7 @@ def test_what_the_rules_say_of_parts_is_done_to_what_is_proposed(
 ) -> None:
     speck = wanted.clone()
     speck[0, 15] = 1
-    result = make_optimizer(
+    result = make_optimiser(
         batch_unet, Oracle(speck), Oracle(wanted), rules="components", steps=60, learning_rate=1.0
     ).correct(case)
     assert result.accepted
@@ -305,6 +305,6 @@ def test_volumes_and_images_larger_than_the_patch_are_covered(
     torch.manual_seed(1)
     networks = [RewardNet(NetworkSettings(channels=(4, 8), residual_units=0), 4).eval() for _ in range(2)]
     for scope in ("logits", "all"):
-        result = make_optimizer(adapter, networks[0], networks[1], optimise=scope, steps=3).correct(make_case((20, 24)))
+        result = make_optimiser(adapter, networks[0], networks[1], optimise=scope, steps=3).correct(make_case((20, 24)))
         assert result.before.shape == result.after.shape == (20, 24)
         assert len(result.gains) == 4

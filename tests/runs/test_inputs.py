@@ -8,18 +8,20 @@ import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from medfm_rl.runs.identity import Identity
 from medfm_rl import __version__
 from medfm_rl.adapters import TorchModuleAdapter
 from medfm_rl.errors import ConfigError
-from medfm_rl.workflows.adapt import loop as adapt_module
-from medfm_rl.workflows.adapt.loop import adapt
-from medfm_rl.settings.files import dump_config
 from medfm_rl.runs.inputs import read_inputs
 from medfm_rl.settings import AdaptConfig, DataSettings, SegmenterSettings, TrackingSettings
+from medfm_rl.settings.files import dump_config
+from medfm_rl.workflows.adapt import loop as adapt_module
+from medfm_rl.workflows.adapt.loop import adapt
 
 
 @pytest.fixture
@@ -138,7 +140,7 @@ def test_a_run_of_another_version_goes_on_with_a_warning(
 @pytest.fixture
 def finished(interrupted: AdaptConfig, monkeypatch: pytest.MonkeyPatch) -> AdaptConfig:
     """As a run that has its model and its quality model, and goes on to the report alone."""
-    monkeypatch.setattr(adapt_module, "hash_run", lambda folder: {})
+    monkeypatch.setattr(adapt_module, "FinishedRun", lambda *_: SimpleNamespace(identity=Identity()))
     monkeypatch.setattr(adapt_module, "write_default_quality", lambda run, config, progress: None)
     (interrupted.output / "model").mkdir()
     (interrupted.output / "quality.json").write_text('{"format": 5}')

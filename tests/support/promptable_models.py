@@ -21,7 +21,7 @@ class TinyNetwork(nn.Module):
         super().__init__()
         self.encoder = nn.Sequential(nn.Conv2d(1, 6, 3, padding=1), nn.GroupNorm(2, 6), nn.ReLU())
         self.decoder = nn.Sequential(nn.Conv2d(7, 6, 3, padding=1), nn.ReLU(), nn.Conv2d(6, 1, 1))
-        self.judge = nn.Linear(1, 1)
+        self.quality_head = nn.Linear(1, 1)
 
 
 @final
@@ -29,7 +29,7 @@ class TinyPromptable(PromptableAdapter):
     """Kind `litemedsam`, so that settings and folders of that kind lead to it where a test puts it in its place."""
 
     kind: ClassVar[str] = "litemedsam"
-    frozen_prefixes: ClassVar[tuple[str, ...]] = ("module.judge.",)
+    frozen_prefixes: ClassVar[tuple[str, ...]] = ("module.quality_head.",)
     decoder_prefixes: ClassVar[tuple[str, ...]] = ("module.decoder.",)
     encoded: ClassVar[list[int]] = []
     """Images of each call of an encoder, of whatever copy."""
@@ -66,7 +66,7 @@ class TinyPromptable(PromptableAdapter):
         inside = (down[..., :, None] & across[..., None, :]).flatten(0, 1)[:, None].to(embeddings)
         features = torch.cat([embeddings.repeat_interleave(boxes.shape[1], dim=0), inside], dim=1)
         z = self.module.decoder(features)[:, 0] + 4 * inside[:, 0] - 2
-        estimates = torch.sigmoid(self.module.judge(z.mean(dim=(1, 2))[:, None]))
+        estimates = torch.sigmoid(self.module.quality_head(z.mean(dim=(1, 2))[:, None]))
         return z.unflatten(0, boxes.shape[:2]), estimates.unflatten(0, boxes.shape[:2])[..., 0]
 
     def original_state(self) -> dict[str, Tensor]:

@@ -101,7 +101,7 @@ def test_a_folder_goes_in_and_an_adapted_folder_comes_out(
     write_data(tmp_path / "a", shape, ["p1", "p2", "p3", "p4", "p5"], 0, channels)
     write_data(tmp_path / "b", shape, ["q1", "q2", "q3", "q4", "q5"], 50, channels)
     before = hash_folder(model)
-    # The judge learnt nothing in two steps; what it would choose is not asked here.
+    # The held-out reward network learned nothing in two steps; what it would choose is not asked here.
     monkeypatch.setattr(adapt_module, "select", keep_the_incumbent)
     (tmp_path / "adapt.yaml").write_text(yaml.safe_dump(settings(model, tmp_path, folds=[1], mirroring=False)))
     assert call(monkeypatch, "adapt", tmp_path / "adapt.yaml") == 0, capsys.readouterr().err

@@ -181,7 +181,7 @@ def test_its_changes_alone_make_the_adapted_segmenter_of_the_one_that_was_adapte
 ) -> None:
     run, delta = RunFolder(tmp_path / "run"), tmp_path / "delta.safetensors"
     shutil.copytree(finished["lora"].path, run.path)
-    # Whatever the judge of so short a run has chosen, here it is the last checkpoint.
+    # Whatever so short a run has chosen, here it is the last checkpoint.
     policy = TinyPromptable.load(segmenter)
     policy.load_state_dict(load_file(run.path / "iteration-01/ppo/00004/actor.safetensors"))
     shutil.rmtree(run.model)

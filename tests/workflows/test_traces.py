@@ -157,8 +157,8 @@ def test_scoring_says_who_made_the_masks_where_the_run_did_not(
     line = line_of(tmp_path / "given", tmp_path / "given" / "rewards" / f"{files[0].case_id}.nii.gz")
     assert line["made_by"] is None
     assert line["inputs"]["mask"] == sha(masks[files[0].case_id])
-    other = load_model(run / "model", "cpu").segmenter
-    made_by = load_model(run / "model", "cpu").identity.model_hash
+    other = load_model(run / "model", "cpu")
+    made_by = other.identity.model_hash
     score(load_run(run, "cpu"), files, tmp_path / "made", ScoreRequest(maker=other), quiet)
     line = line_of(tmp_path / "made", tmp_path / "made" / "labels" / f"{files[0].case_id}.nii.gz")
     assert line["made_by"] == made_by

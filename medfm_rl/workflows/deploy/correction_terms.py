@@ -10,6 +10,11 @@ from medfm_rl.runs.folder import RunFolder
 from medfm_rl.settings import CorrectionSettings
 
 
+def for_given_masks(settings: CorrectionSettings) -> CorrectionSettings:
+    """The settings for masks that another segmenter made: a correction of them has to gain more to be accepted."""
+    return settings.model_copy(update={"margin": settings.margin_given})
+
+
 @dataclass(frozen=True)
 class Terms:
     """What holds for all cases of a call.
@@ -47,7 +52,7 @@ class Terms:
         """
         if masks_are_given:
             promise = "no error rate is promised: the masks are not those of the run's own segmenter"
-            return cls(settings.for_given_masks(), propose_only, promise)
+            return cls(for_given_masks(settings), propose_only, promise)
         if run.correction.exists():
             calibrated, promise = Acceptance.read(run.correction).apply(settings, hashes)
             return cls(calibrated, propose_only, promise)

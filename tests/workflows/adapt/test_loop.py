@@ -73,7 +73,7 @@ def test_a_run_leaves_a_model_a_reward_and_a_report(finished_run: AdaptConfig) -
     assert set(summary["dice_difference"]) == {"LV", "MYO", "LA", "mean"}
 
 
-def test_the_judge_weighs_an_average_up_to_every_checkpoint_and_the_source(finished_run: AdaptConfig) -> None:
+def test_the_held_out_reward_weighs_an_average_up_to_every_checkpoint_and_the_source(finished_run: AdaptConfig) -> None:
     selection = json.loads((finished_run.output / "iteration-01" / "selection.json").read_text())
     names = [candidate["name"] for candidate in selection["candidates"]]
     assert names == [
@@ -96,12 +96,16 @@ def test_the_first_average_of_an_iteration_is_what_has_to_be_beaten(finished_run
     assert second["incumbent"] == ("iteration-01/candidates/00002" if stayed else "source")
 
 
-def test_the_report_says_whether_the_judge_chose_or_nothing_beat_the_incumbent(finished_run: AdaptConfig) -> None:
+def test_the_report_says_which_candidate_was_chosen(
+    finished_run: AdaptConfig,
+) -> None:
     selection = json.loads((finished_run.output / "iteration-01" / "selection.json").read_text())
     report = (finished_run.output / "report.html").read_text()
     stayed = selection["chosen"] == selection["incumbent"] != "source"
-    assert ("was returned: the judge was sure of none of the 5 other candidates" in report) == stayed
-    assert ("the judge chose" in report) == (selection["chosen"] not in ("source", selection["incumbent"]))
+    assert ("was returned: the held-out reward network was sure of none of the 5 other candidates" in report) == stayed
+    assert ("the held-out reward network chose" in report) == (
+        selection["chosen"] not in ("source", selection["incumbent"])
+    )
 
 
 def test_a_run_whose_policies_have_learned_goes_on_without_d_r(finished_run: AdaptConfig, tmp_path: Path) -> None:
@@ -140,22 +144,22 @@ def test_the_fine_tuning_keeps_the_source_share_that_was_asked_for(
         torch.testing.assert_close(far[key] - source[key], 2 * (near[key] - source[key]), atol=1e-6, rtol=1e-4)
 
 
-def test_the_judge_learns_from_ground_truth_of_the_source_alone(
+def test_the_held_out_reward_network_learns_from_ground_truth_of_the_source_alone(
     finished_run: AdaptConfig, simulated_echo: Path
 ) -> None:
-    report = json.loads((finished_run.output / "iteration-00" / "reward" / "judge.json").read_text())
+    report = json.loads((finished_run.output / "iteration-00" / "reward" / "held-out.json").read_text())
     source = {case.patient_id for case in find_cases(DataSettings(path=simulated_echo / "a"))}
     assert set(report["training_patients"]) | set(report["validation_patients"]) <= source
 
 
 def test_no_patient_is_on_both_sides_of_a_reward_training(finished_run: AdaptConfig) -> None:
-    """Neither training and validation of a network, nor the judge and the members; in no iteration and over all."""
+    """Neither training and validation, nor the held-out network and the ensemble; in no iteration and over all."""
     trained: dict[str, set[str]] = {}
     held_out: dict[str, set[str]] = {}
     for iteration in range(finished_run.iterations):
         folder = finished_run.output / f"iteration-{iteration:02d}" / "reward"
         reports = {path.stem: json.loads(path.read_text()) for path in folder.glob("*.json")}
-        assert set(reports) == {"judge", "member-0", "member-1"}
+        assert set(reports) == {"held-out", "member-0", "member-1"}
         for name, report in reports.items():
             training, validation = set(report["training_patients"]), set(report["validation_patients"])
             assert training
@@ -166,7 +170,7 @@ def test_no_patient_is_on_both_sides_of_a_reward_training(finished_run: AdaptCon
     for name in trained:
         assert not trained[name] & held_out[name]
     of_network = {name: trained[name] | held_out[name] for name in trained}
-    assert not of_network["judge"] & (of_network["member-0"] | of_network["member-1"])
+    assert not of_network["held-out"] & (of_network["member-0"] | of_network["member-1"])
 
 
 def test_ground_truth_of_the_target_changes_nothing(
@@ -207,7 +211,7 @@ STAGES = [
     "fine-tuning",
     "shape_prior",
     "actions/00-source-000006",
-    "iteration-00/reward/judge",
+    "iteration-00/reward/held-out",
     "iteration-00/ppo/00002",
     "iteration-00/candidates/00002",
     "iteration-00/selection.json",

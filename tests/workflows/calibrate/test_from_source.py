@@ -85,7 +85,7 @@ def test_default_limits_are_those_of_expert_masks_on_their_own_grid(
 
     original = Anatomy.check
     monkeypatch.setattr(Anatomy, "check", check)
-    model = write_default_quality(run, config, quiet)
+    model = write_default_quality(load_run(run.path, "cpu"), config, quiet)
     monkeypatch.undo()
     assert model is not None
     assert (model.patients, model.cases) == (8, 8 * 4 * 3)
@@ -116,184 +116,7 @@ def test_default_limits_are_shares_where_a_target_image_has_no_millimetres(quali
     write_image(tmp_path / "target" / "p1_a.png", pixels, Geometry.unknown(2))
     model = write_default_quality(
         load_run(
-            load_run(
-                load_run(
-                    load_run(
-                        load_run(
-                            load_run(
-                                load_run(
-                                    load_run(
-                                        load_run(
-                                            load_run(
-                                                load_run(
-                                                    load_run(
-                                                        load_run(
-                                                            load_run(
-                                                                load_run(
-                                                                    load_run(
-                                                                        load_run(
-                                                                            load_run(
-                                                                                load_run(
-                                                                                    load_run(
-                                                                                        load_run(
-                                                                                            load_run(
-                                                                                                load_run(
-                                                                                                    load_run(
-                                                                                                        load_run(
-                                                                                                            load_run(
-                                                                                                                load_run(
-                                                                                                                    load_run(
-                                                                                                                        load_run(
-                                                                                                                            load_run(
-                                                                                                                                load_run(
-                                                                                                                                    load_run(
-                                                                                                                                        load_run(
-                                                                                                                                            load_run(
-                                                                                                                                                load_run(
-                                                                                                                                                    load_run(
-                                                                                                                                                        load_run(
-                                                                                                                                                            load_run(
-                                                                                                                                                                load_run(
-                                                                                                                                                                    load_run(
-                                                                                                                                                                        load_run(
-                                                                                                                                                                            load_run(
-                                                                                                                                                                                load_run(
-                                                                                                                                                                                    load_run(
-                                                                                                                                                                                        load_run(
-                                                                                                                                                                                            load_run(
-                                                                                                                                                                                                load_run(
-                                                                                                                                                                                                    load_run(
-                                                                                                                                                                                                        load_run(
-                                                                                                                                                                                                            load_run(
-                                                                                                                                                                                                                load_run(
-                                                                                                                                                                                                                    load_run(
-                                                                                                                                                                                                                        load_run(
-                                                                                                                                                                                                                            load_run(
-                                                                                                                                                                                                                                load_run(
-                                                                                                                                                                                                                                    load_run(
-                                                                                                                                                                                                                                        load_run(
-                                                                                                                                                                                                                                            load_run(
-                                                                                                                                                                                                                                                load_run(
-                                                                                                                                                                                                                                                    load_run(
-                                                                                                                                                                                                                                                        run.path,
-                                                                                                                                                                                                                                                        "cpu",
-                                                                                                                                                                                                                                                    ).path,
-                                                                                                                                                                                                                                                    "cpu",
-                                                                                                                                                                                                                                                ).path,
-                                                                                                                                                                                                                                                "cpu",
-                                                                                                                                                                                                                                            ).path,
-                                                                                                                                                                                                                                            "cpu",
-                                                                                                                                                                                                                                        ).path,
-                                                                                                                                                                                                                                        "cpu",
-                                                                                                                                                                                                                                    ).path,
-                                                                                                                                                                                                                                    "cpu",
-                                                                                                                                                                                                                                ).path,
-                                                                                                                                                                                                                                "cpu",
-                                                                                                                                                                                                                            ).path,
-                                                                                                                                                                                                                            "cpu",
-                                                                                                                                                                                                                        ).path,
-                                                                                                                                                                                                                        "cpu",
-                                                                                                                                                                                                                    ).path,
-                                                                                                                                                                                                                    "cpu",
-                                                                                                                                                                                                                ).path,
-                                                                                                                                                                                                                "cpu",
-                                                                                                                                                                                                            ).path,
-                                                                                                                                                                                                            "cpu",
-                                                                                                                                                                                                        ).path,
-                                                                                                                                                                                                        "cpu",
-                                                                                                                                                                                                    ).path,
-                                                                                                                                                                                                    "cpu",
-                                                                                                                                                                                                ).path,
-                                                                                                                                                                                                "cpu",
-                                                                                                                                                                                            ).path,
-                                                                                                                                                                                            "cpu",
-                                                                                                                                                                                        ).path,
-                                                                                                                                                                                        "cpu",
-                                                                                                                                                                                    ).path,
-                                                                                                                                                                                    "cpu",
-                                                                                                                                                                                ).path,
-                                                                                                                                                                                "cpu",
-                                                                                                                                                                            ).path,
-                                                                                                                                                                            "cpu",
-                                                                                                                                                                        ).path,
-                                                                                                                                                                        "cpu",
-                                                                                                                                                                    ).path,
-                                                                                                                                                                    "cpu",
-                                                                                                                                                                ).path,
-                                                                                                                                                                "cpu",
-                                                                                                                                                            ).path,
-                                                                                                                                                            "cpu",
-                                                                                                                                                        ).path,
-                                                                                                                                                        "cpu",
-                                                                                                                                                    ).path,
-                                                                                                                                                    "cpu",
-                                                                                                                                                ).path,
-                                                                                                                                                "cpu",
-                                                                                                                                            ).path,
-                                                                                                                                            "cpu",
-                                                                                                                                        ).path,
-                                                                                                                                        "cpu",
-                                                                                                                                    ).path,
-                                                                                                                                    "cpu",
-                                                                                                                                ).path,
-                                                                                                                                "cpu",
-                                                                                                                            ).path,
-                                                                                                                            "cpu",
-                                                                                                                        ).path,
-                                                                                                                        "cpu",
-                                                                                                                    ).path,
-                                                                                                                    "cpu",
-                                                                                                                ).path,
-                                                                                                                "cpu",
-                                                                                                            ).path,
-                                                                                                            "cpu",
-                                                                                                        ).path,
-                                                                                                        "cpu",
-                                                                                                    ).path,
-                                                                                                    "cpu",
-                                                                                                ).path,
-                                                                                                "cpu",
-                                                                                            ).path,
-                                                                                            "cpu",
-                                                                                        ).path,
-                                                                                        "cpu",
-                                                                                    ).path,
-                                                                                    "cpu",
-                                                                                ).path,
-                                                                                "cpu",
-                                                                            ).path,
-                                                                            "cpu",
-                                                                        ).path,
-                                                                        "cpu",
-                                                                    ).path,
-                                                                    "cpu",
-                                                                ).path,
-                                                                "cpu",
-                                                            ).path,
-                                                            "cpu",
-                                                        ).path,
-                                                        "cpu",
-                                                    ).path,
-                                                    "cpu",
-                                                ).path,
-                                                "cpu",
-                                            ).path,
-                                            "cpu",
-                                        ).path,
-                                        "cpu",
-                                    ).path,
-                                    "cpu",
-                                ).path,
-                                "cpu",
-                            ).path,
-                            "cpu",
-                        ).path,
-                        "cpu",
-                    ).path,
-                    "cpu",
-                ).path,
-                "cpu",
-            ).path,
+            run.path,
             "cpu",
         ),
         config.model_copy(update={"target": DataSettings(path=tmp_path / "target")}),
@@ -333,7 +156,7 @@ def test_volumes_larger_than_the_patch_have_a_default(quality_run: Path, tmp_pat
     rewards_have_seen(run, [])
     data = DataSettings(path=tmp_path / "data")
     config = load_config(run.config_file, AdaptConfig).model_copy(update={"source": data, "target": data})
-    model = write_default_quality(run, config, quiet)
+    model = write_default_quality(load_run(run.path, "cpu"), config, quiet)
     assert model is not None
     assert (model.patients, model.cases) == (8, 24)
     # 3 x 10 x (6 to 9) voxels of 1 mm^3.
@@ -376,7 +199,7 @@ def test_slices_of_a_volume_have_a_default_and_one_look(
 
     original = NnUNetAdapter.predict_logits
     monkeypatch.setattr(NnUNetAdapter, "predict_logits", predict)
-    model = write_default_quality(run, config, quiet)
+    model = write_default_quality(load_run(run.path, "cpu"), config, quiet)
     assert model is not None
     assert model.cases == 24
     assert learned_size(model, "a")[0] == "mm"

@@ -30,6 +30,7 @@ from medfm_rl.quality.submission import Submission
 from medfm_rl.reports.scores import PageCase, thumbnail, write_page
 from medfm_rl.runs.finished import load_model, load_run
 from medfm_rl.runs.folder import RunFolder
+from medfm_rl.runs.models import ModelInMemory
 from medfm_rl.settings import AdaptConfig, DataSettings
 from medfm_rl.settings.files import load_config
 from medfm_rl.types import Geometry, LabelledCase, LabelSchema
@@ -144,7 +145,7 @@ def test_a_call_that_is_cut_short_leaves_no_tables_of_the_one_before(
     def killed(self: QualityController, submissions: Sequence[Submission]) -> list[QualityReport]:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(QualityController, "judge", killed)
+    monkeypatch.setattr(QualityController, "assess_batch", killed)
     first, *others = sorted((images / "labels").iterdir())
     for path in others:
         shutil.copy(first, path)
@@ -236,7 +237,7 @@ def test_a_case_that_does_not_fit_into_the_memory_is_referred_and_the_rest_is_sc
 ) -> None:
     """It also cuts short the batch that it is assessed in; what was made of that is gone before the others are."""
     names = [file.case_id for file in find_cases(DataSettings(path=images / "images"))]
-    judge, made, left = QualityController.judge, [], []
+    judge, made, left = QualityController.assess_batch, [], []
 
     def too_large(self: QualityController, submissions: Sequence[Submission]) -> list[QualityReport]:
         left.append([each() for each in made if each() is not None])
@@ -246,7 +247,7 @@ def test_a_case_that_does_not_fit_into_the_memory_is_referred_and_the_rest_is_sc
             raise torch.OutOfMemoryError("CUDA out of memory")
         return judge(self, submissions)
 
-    monkeypatch.setattr(QualityController, "judge", too_large)
+    monkeypatch.setattr(QualityController, "assess_batch", too_large)
     scoring = run_score(quality_run, images, tmp_path / "out")
     assert left == [[]] * 7
     assert dict(scoring.problems) == {names[1]: f"case {names[1]}: too large for the memory of cpu"}
@@ -298,7 +299,7 @@ def test_every_output_says_that_a_study_alone_was_not_tested_and_no_mask_of_it_i
 ) -> None:
     run, out = accepting(quality_run, tmp_path), tmp_path / "out"
     files = find_cases(DataSettings(path=images / "images"))[:1]
-    scoring = score(run, files, None, None, out, "cpu", quiet)
+    scoring = score(load_run(run, "cpu"), files, out, progress=quiet)
     assert (scoring.batch.state, scoring.batch.patients, scoring.count("accept")) == ("untested", 1, 0)
     for row in rows_of(out):
         assert (row["verdict"], row["reason_code"]) == ("refer", "batch_untested")
@@ -431,9 +432,9 @@ def test_masks_of_nnunet_are_found_by_the_name_of_the_case(tmp_path: Path, image
 
 def test_a_model_makes_the_masks(quality_run: Path, images: Path, tmp_path: Path) -> None:
     files = find_cases(DataSettings(path=images / "images"))
-    segmenter = load_model(quality_run).segmenter
     out = tmp_path / "out"
-    scoring = score(load_run(quality_run, "cpu"), files, out, ScoreRequest(maker=segmenter), quiet)
+    maker = load_model(quality_run, "cpu")
+    scoring = score(load_run(quality_run, "cpu"), files, out, ScoreRequest(maker=maker), quiet)
     for report in scoring.batch.reports:
         assert (out / "labels" / f"{report.case_id}.nii.gz").exists()
     masks = find_masks(out / "labels", files)
@@ -456,19 +457,19 @@ def test_masks_and_maps_that_something_else_wrote_are_left_alone(
     predictions = tmp_path / "predictions"
     predict(model, files, predictions, quiet)
     before = hash_path(predictions)
-    for masks, segmenter in ((None, model.segmenter), (find_masks(predictions / "labels", files), None)):
+    for masks, maker in ((None, model), (find_masks(predictions / "labels", files), None)):
         with pytest.raises(DataError, match="is a result of `medfm-rl predict`"):
-            score(load_run(quality_run, "cpu"), files, predictions, ScoreRequest(masks=masks, maker=segmenter), quiet)
+            score(load_run(quality_run, "cpu"), files, predictions, ScoreRequest(masks=masks, maker=maker), quiet)
     assert hash_path(predictions) == before
     shutil.rmtree(predictions / "cases")
     with pytest.raises(DataError, match="no record says what made it"):
-        score(load_run(quality_run, "cpu"), files, predictions, ScoreRequest(maker=model.segmenter), quiet)
-    score(load_run(quality_run, "cpu"), files, tmp_path / "own", ScoreRequest(maker=model.segmenter), quiet)
+        score(load_run(quality_run, "cpu"), files, predictions, ScoreRequest(maker=model), quiet)
+    score(load_run(quality_run, "cpu"), files, tmp_path / "own", ScoreRequest(maker=model), quiet)
     other = copy.deepcopy(model.segmenter)
     with torch.no_grad():
         next(other.parameters()).add_(0.1)
     with pytest.raises(DataError, match="another model made it"):
-        score(load_run(quality_run, "cpu"), files, tmp_path / "own", ScoreRequest(maker=other), quiet)
+        score(load_run(quality_run, "cpu"), files, tmp_path / "own", ScoreRequest(maker=ModelInMemory(other)), quiet)
 
 
 def test_an_unfinished_run_is_refused(images: Path, tmp_path: Path) -> None:
@@ -549,151 +550,21 @@ def test_a_run_calibrates_itself_on_source_patients_that_its_rewards_have_not_se
             write_json(run.reward(0, f"member-{member}").with_suffix(".json"), content)
         return config.model_copy(update={"source": data})
 
-    assert write_default_quality(run, config, quiet) is None
+    assert write_default_quality(load_run(run.path, "cpu"), config, quiet) is None
     assert "without source images" in caplog.text
-    assert (
-        write_default_quality(
-            load_run(
-                load_run(
-                    load_run(
-                        load_run(
-                            load_run(
-                                load_run(
-                                    load_run(
-                                        load_run(
-                                            load_run(
-                                                load_run(
-                                                    load_run(
-                                                        load_run(
-                                                            load_run(
-                                                                load_run(
-                                                                    load_run(
-                                                                        load_run(
-                                                                            load_run(
-                                                                                load_run(
-                                                                                    load_run(
-                                                                                        load_run(
-                                                                                            load_run(
-                                                                                                load_run(
-                                                                                                    load_run(
-                                                                                                        load_run(
-                                                                                                            load_run(
-                                                                                                                load_run(
-                                                                                                                    load_run(
-                                                                                                                        load_run(
-                                                                                                                            load_run(
-                                                                                                                                load_run(
-                                                                                                                                    load_run(
-                                                                                                                                        load_run(
-                                                                                                                                            load_run(
-                                                                                                                                                load_run(
-                                                                                                                                                    load_run(
-                                                                                                                                                        load_run(
-                                                                                                                                                            load_run(
-                                                                                                                                                                load_run(
-                                                                                                                                                                    load_run(
-                                                                                                                                                                        load_run(
-                                                                                                                                                                            load_run(
-                                                                                                                                                                                run.path,
-                                                                                                                                                                                "cpu",
-                                                                                                                                                                            ).path,
-                                                                                                                                                                            "cpu",
-                                                                                                                                                                        ).path,
-                                                                                                                                                                        "cpu",
-                                                                                                                                                                    ).path,
-                                                                                                                                                                    "cpu",
-                                                                                                                                                                ).path,
-                                                                                                                                                                "cpu",
-                                                                                                                                                            ).path,
-                                                                                                                                                            "cpu",
-                                                                                                                                                        ).path,
-                                                                                                                                                        "cpu",
-                                                                                                                                                    ).path,
-                                                                                                                                                    "cpu",
-                                                                                                                                                ).path,
-                                                                                                                                                "cpu",
-                                                                                                                                            ).path,
-                                                                                                                                            "cpu",
-                                                                                                                                        ).path,
-                                                                                                                                        "cpu",
-                                                                                                                                    ).path,
-                                                                                                                                    "cpu",
-                                                                                                                                ).path,
-                                                                                                                                "cpu",
-                                                                                                                            ).path,
-                                                                                                                            "cpu",
-                                                                                                                        ).path,
-                                                                                                                        "cpu",
-                                                                                                                    ).path,
-                                                                                                                    "cpu",
-                                                                                                                ).path,
-                                                                                                                "cpu",
-                                                                                                            ).path,
-                                                                                                            "cpu",
-                                                                                                        ).path,
-                                                                                                        "cpu",
-                                                                                                    ).path,
-                                                                                                    "cpu",
-                                                                                                ).path,
-                                                                                                "cpu",
-                                                                                            ).path,
-                                                                                            "cpu",
-                                                                                        ).path,
-                                                                                        "cpu",
-                                                                                    ).path,
-                                                                                    "cpu",
-                                                                                ).path,
-                                                                                "cpu",
-                                                                            ).path,
-                                                                            "cpu",
-                                                                        ).path,
-                                                                        "cpu",
-                                                                    ).path,
-                                                                    "cpu",
-                                                                ).path,
-                                                                "cpu",
-                                                            ).path,
-                                                            "cpu",
-                                                        ).path,
-                                                        "cpu",
-                                                    ).path,
-                                                    "cpu",
-                                                ).path,
-                                                "cpu",
-                                            ).path,
-                                            "cpu",
-                                        ).path,
-                                        "cpu",
-                                    ).path,
-                                    "cpu",
-                                ).path,
-                                "cpu",
-                            ).path,
-                            "cpu",
-                        ).path,
-                        "cpu",
-                    ).path,
-                    "cpu",
-                ).path,
-                "cpu",
-            ),
-            seen_by_rewards(20),
-            quiet,
-        )
-        is None
-    )
+    assert write_default_quality(load_run(run.path, "cpu"), seen_by_rewards(20), quiet) is None
     assert "4 source patients were held out from the reward networks, and 8 are needed" in caplog.text
     assert not run.quality.exists()
-    model = write_default_quality(run, seen_by_rewards(4), quiet)
+    model = write_default_quality(load_run(run.path, "cpu"), seen_by_rewards(4), quiet)
     assert model is not None
     assert (model.patients, model.target_domain) == (20, False)
     # Three appearances of each of four frames.
     assert model.cases == 20 * 4 * 3
-    assert write_default_quality(run, config, quiet) == model
+    assert write_default_quality(load_run(run.path, "cpu"), config, quiet) == model
     # What another version wrote is made anew, and kept.
     older = run.quality.read_text().replace(f'"format": {model.format}', '"format": 1')
     run.quality.write_text(older)
-    again = write_default_quality(run, seen_by_rewards(4), quiet)
+    again = write_default_quality(load_run(run.path, "cpu"), seen_by_rewards(4), quiet)
     assert again is not None
     assert again.model_copy(update={"created": model.created}) == model
     assert [path.read_text() for path in run.path.glob("quality-*.json")] == [older]
