@@ -106,7 +106,7 @@ class Ablation:
         }
         masks = {name: predict(policy, images.images) for name, policy in policies.items()}
         classes = source.schema.num_classes
-        networks = {
+        networks: dict[str, RewardNet | RewardEnsemble] = {
             "held-out reward": RewardNet.load(run.held_out_reward),
             "ensemble": RewardEnsemble.load(run.final_reward),
         }

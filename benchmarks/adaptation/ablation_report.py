@@ -106,10 +106,10 @@ def describe_knowledge(shift: str, runs: Path, seeds: Sequence[int]) -> dict[str
 
 def _follows(cells: Sequence[Mapping[str, Mapping[str, Sequence[float]]]], name: str, kind: str) -> float:
     """Correlation of the change of a score with that of the Dice, from the masks of `START`."""
-    correlations = [
-        spearmanr(*(np.subtract(cell[name][value], cell[START][value]) for value in ("dice", kind))).statistic
-        for cell in cells
-    ]
+    correlations = []
+    for cell in cells:
+        better, higher = (np.subtract(cell[name][value], cell[START][value]) for value in ("dice", kind))
+        correlations.append(spearmanr(better, higher).statistic)
     return float(np.mean(correlations))
 
 
@@ -123,7 +123,8 @@ def knowledge_table(rows: Mapping[str, Mapping[str, Any]]) -> str:
         "## What the reward knows",
         "",
         "Masks of held-out target images, on the network's grid. Scores of the held-out reward and of the ensemble; in "
-        "brackets Spearman's correlation over cases between the change of the score and of the Dice from the masks of start.",
+        "brackets Spearman's correlation over cases between the change of the score and of the Dice from the masks of "
+        "start.",
         "",
         f"| masks of | Dice | {' | '.join(kinds)} |",
         "|---|---|" + "---|" * len(kinds),

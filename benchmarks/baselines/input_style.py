@@ -70,7 +70,7 @@ class Average(nn.Module):
 def _train_in_band(problem: Problem, band: float, progress: Progress) -> TorchModuleAdapter:
     steps, entropy_weight, power = 150, 0.005, 2.0
     images, ground_truth = problem.labelled_source()
-    generator = torch_generator(problem.seed, "fda", band)
+    generator = torch_generator(problem.seed, "fda", str(band))
     adapter = copy.deepcopy(problem.source_model).eval()
     optimiser = torch.optim.AdamW(adapter.parameters(), lr=1e-4, weight_decay=1e-4)
     for step in range(steps):

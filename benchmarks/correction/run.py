@@ -8,10 +8,10 @@ On the shifts, splits and models of `benchmarks.adaptation.run`, whose runs are 
 patients, segmented by the source model and by the adapted model, and scored by the run's `quality.json`. Flagged are
 the masks with the verdict correct, which `medfm-rl correct` takes. The segmenter that has made them corrects them;
 those of the source model are also corrected by the adapted segmenter, as `medfm-rl correct --masks` does. The worst
-decile is that of the lowest predicted Dice, flagged or not. Each method proposes a mask for every one of these cases; the run's
-verifier accepts it, or the original is handed back. Where scoring has suspended its promises for the batch, nothing is
-changed and what the verifier accepts is only proposed, as `medfm-rl correct` does. No target label is read before the
-proposals are scored.
+decile is that of the lowest predicted Dice, flagged or not. Each method proposes a mask for every one of these cases;
+the run's verifier accepts it, or the original is handed back. Where scoring has suspended its promises for the batch,
+nothing is changed and what the verifier accepts is only proposed, as `medfm-rl correct` does. No target label is read
+before the proposals are scored.
 
 - gain: Dice of what is handed back minus that of the original, in the worst decile and among the flagged.
 - harm: what is handed back has lost more than one Dice point; among all flagged, and among the accepted.

@@ -4,9 +4,9 @@
         [--large | --quick] [--device cpu]
 
 A small U-Net, trained on the source as in `benchmarks.adaptation.run`, makes coarse masks; the largest piece of each
-structure gives its box (that of MYO takes in LV: it is the epicardium's). Each side of a box is moved by up to 0, 5, 10 and 20
-pixels of the 224 x 224 image. LiteMedSAM is adapted to the handheld without target labels from boxes with a jitter of
-10, its decoder or by low-rank parts of all layers. Measured on held-out patients of both domains:
+structure gives its box (that of MYO takes in LV: it is the epicardium's). Each side of a box is moved by up to 0, 5, 10
+and 20 pixels of the 224 x 224 image. LiteMedSAM is adapted to the handheld without target labels from boxes with a
+jitter of 10, its decoder or by low-rank parts of all layers. Measured on held-out patients of both domains:
 
 - Dice by jitter as it is and adapted, the difference paired by patient;
 - how well masks of the unadapted model from boxes with 10 and 20 pixels that are worse than the median of them are
@@ -92,7 +92,7 @@ class Size:
 
 def _budget(images: int, actions: int, shard_images: int, prior_epochs: int, **numbers: int) -> dict[str, Any]:
     """Settings of `adapt` for a heavy encoder; half as many images are of the target as of the source."""
-    changes = {
+    changes: dict[str, dict[str, Any]] = {
         "fine_tuning": {"learning_rate": 2e-4},
         "collect": {"actions_per_image": actions, "shard_images": shard_images},
         "shape_prior": {"epochs": prior_epochs},

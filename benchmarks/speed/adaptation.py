@@ -4,8 +4,8 @@
 
 The shift, source model and default settings are those of `benchmarks.adaptation.run`: 400 source and 240 target images,
 networks at 112 x 112. A stage lasts from the end of the one before to its own end, so what no stage shows counts for
-the next one. Dice on the held-out target patients stands beside the time, for a fast run that does not adapt is worth nothing. The
-results of a GPU are kept apart from those of a CPU.
+the next one. Dice on the held-out target patients stands beside the time, for a fast run that does not adapt is worth
+nothing. The results of a GPU are kept apart from those of a CPU.
 """
 
 from __future__ import annotations

@@ -100,7 +100,7 @@ def update(ppo: DensePPO) -> None:
 
 def bare_passes(ppo: DensePPO, passes: dict[str, dict[str, int]]) -> Callable[[], None]:
     """The same forwards and backwards, and nothing else."""
-    images = torch.as_tensor(ppo.env.reset())  # type: ignore[union-attr, arg-type]
+    images = torch.as_tensor(ppo.env.reset())  # type: ignore[union-attr]
     actions = torch.zeros(len(images), *images.shape[2:], dtype=torch.int64)
 
     def run() -> None:
