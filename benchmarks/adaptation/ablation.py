@@ -31,17 +31,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from benchmarks.adaptation.ablation_report import (
-    CHOSEN,
-    LAST,
-    START,
-    cell_file,
-    describe,
-    describe_knowledge,
-    knowledge_file,
-    knowledge_table,
-    table,
-)
+from benchmarks.adaptation.ablation_report import CHOSEN, LAST, START, cell_file, knowledge_file, report
 from benchmarks.adaptation.cells import NONE, Scores, measure
 from benchmarks.adaptation.methods import MethodCells
 from benchmarks.adaptation.reward_gradient import follow_gradient
@@ -50,8 +40,8 @@ from benchmarks.baselines.problem import BATCH, predict
 from benchmarks.harness.budgets import merge
 from benchmarks.harness.command_line import begin_on_shifts, each_laboratory, parser_of
 from benchmarks.harness.laboratory import Laboratory, budget_of, files_of
-from benchmarks.harness.recording import once, quiet, write_results
-from benchmarks.harness.shifts import NO_SHIFT, SHIFTS, TITLES
+from benchmarks.harness.recording import once, quiet
+from benchmarks.harness.shifts import NO_SHIFT, SHIFTS
 from medfm_rl.adapters import SegmenterAdapter, TorchModuleAdapter
 from medfm_rl.data.files import replace_folder_on_success
 from medfm_rl.metrics.overlap import dice
@@ -212,15 +202,7 @@ def main() -> None:
             for variant in arguments.variants:
                 ablation.make(variant)
             ablation.ask_the_reward()
-    results = describe(arguments.shift, runs, arguments.seeds)
-    knowledge = describe_knowledge(arguments.shift, runs, arguments.seeds)
-    summary = {
-        variant: None if row is None else {place: value["gain"]["mean"] for place, value in row["policies"].items()}
-        for variant, row in results.items()
-    }
-    content = {"variants": results, "knowledge": knowledge}
-    text = table(TITLES[arguments.shift], results, arguments.quick) + knowledge_table(knowledge)
-    write_results(name, started_in, arguments.seeds, content, summary, text)
+    report(runs, arguments.shift, arguments.seeds, started_in, arguments.quick, name)
 
 
 if __name__ == "__main__":

@@ -14,11 +14,13 @@ from scipy.stats import spearmanr
 from benchmarks.adaptation.cells import NONE, Scores, harm_rate, read_cell
 from benchmarks.adaptation.cells import cell_file as adaptation_cell
 from benchmarks.adaptation.variants import DEFAULT, GRADIENT, VARIANTS
+from benchmarks.harness.recording import write_results
+from benchmarks.harness.shifts import TITLES
 from benchmarks.harness.tables import heading, interval, table_row
 from medfm_rl.metrics.bootstrap import paired_bootstrap
 
 START, LAST, CHOSEN = "start", "last", "chosen"
-"""What PPO starts from, its last checkpoint, and what the selection returned."""
+"""The three policies that are measured: PPO's start, its last checkpoint, and the choice of the selection."""
 
 
 def cell_file(runs: Path, shift: str, variant: str, seed: int) -> Path:
@@ -27,7 +29,7 @@ def cell_file(runs: Path, shift: str, variant: str, seed: int) -> Path:
 
 
 def knowledge_file(runs: Path, shift: str, seed: int) -> Path:
-    """Where it is kept what the reward of the default run knows."""
+    """Where the scores are kept that the reward of the default run gives."""
     return cell_file(runs, shift, DEFAULT, seed).with_name("knowledge.json")
 
 
@@ -85,6 +87,17 @@ def _figure(value: Mapping[str, Any] | None) -> str:
     if value is None:
         return ""
     return f"{interval(value['gain'], 4)}, {100 * value['harm_rate']:.0f} %"
+
+
+def report(runs: Path, shift: str, seeds: Sequence[int], started_in: dict[str, Any], quick: bool, name: str) -> None:
+    """Writes JSON and table of that name from the cells that there are."""
+    results, knowledge = describe(shift, runs, seeds), describe_knowledge(shift, runs, seeds)
+    summary = {
+        variant: None if row is None else {place: value["gain"]["mean"] for place, value in row["policies"].items()}
+        for variant, row in results.items()
+    }
+    text = table(TITLES[shift], results, quick) + knowledge_table(knowledge)
+    write_results(name, started_in, list(seeds), {"variants": results, "knowledge": knowledge}, summary, text)
 
 
 def describe_knowledge(shift: str, runs: Path, seeds: Sequence[int]) -> dict[str, Any]:

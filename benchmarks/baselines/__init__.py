@@ -1,4 +1,4 @@
-"""What a user could do instead of medfm-rl, without target labels either.
+"""Baselines: published methods that a user could take instead of medfm-rl, without target labels either.
 
 Every baseline starts from the same source model, gets the same unlabelled target images, and those that need them the
 labelled source images. Where its authors leave a setting open, or theirs were made for other data, a few candidates

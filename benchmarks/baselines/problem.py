@@ -1,4 +1,4 @@
-"""What every baseline gets, and how its settings are chosen without target labels."""
+"""The problem that every baseline gets, and the choice of its settings without target labels."""
 
 from __future__ import annotations
 

@@ -60,7 +60,7 @@ _NETWORK = NetworkSettings(channels=(16, 32, 64, 128), norm="batch")
 
 @dataclass(frozen=True)
 class _Recipe:
-    """What the candidates differ in: the learning rate, moving batch statistics, and shrinking before an iteration."""
+    """The differences of the candidates: learning rate, moving batch statistics, and shrinking before an iteration."""
 
     learning_rate: float
     train_mode: bool
@@ -89,7 +89,7 @@ class _Correction:
 
 @dataclass(frozen=True, eq=False)
 class _Lesson:
-    """What the PPO of an iteration learns from: D_R so far, its reward network, and the references so far, by image."""
+    """The teachers of the PPO of an iteration: D_R so far, its reward network, and the references so far, by image."""
 
     collected: tuple[_Records, ...]
     references: dict[int, Tensor]

@@ -31,7 +31,7 @@ def cell_file(runs: Path, shift: str, model: str, method: str, seed: int) -> Pat
 
 
 def figures(cell: Mapping[str, Any]) -> dict[str, Any]:
-    """What is measured of one cell."""
+    """The measurements of one cell."""
     rows = handed_back(cell)
     flagged = [row for row in rows if row["verdict"] == "correct"]
     proposed = [row for row in cell["rows"] if row["verdict"] == "correct" and row["accepted"]]

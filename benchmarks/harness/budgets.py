@@ -1,4 +1,4 @@
-"""How much `adapt` spends where the default settings would take too long."""
+"""Budgets of `adapt` where the default settings would take too long."""
 
 from __future__ import annotations
 

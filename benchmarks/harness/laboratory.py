@@ -1,4 +1,4 @@
-"""What the benchmarks on the shifts share: small U-Nets trained once, settings of `adapt`, and what a run chose."""
+"""The laboratory of a shift and a seed: small U-Nets trained once, settings of `adapt`, and the choice of a run."""
 
 from __future__ import annotations
 
@@ -106,7 +106,7 @@ class Laboratory:
         return TorchModuleAdapter.load(self.trained(self.shift.folders.source)[0])
 
     def config(self, output: Path, with_source: bool = True, changes: Mapping[str, Any] | None = None) -> AdaptConfig:
-        """How the source model is adapted to the target.
+        """Settings that adapt the source model to the target.
 
         Args:
             output: Folder of the run.
@@ -186,7 +186,7 @@ def adapt_config(
 
 
 def read_selection(run: RunFolder, config: AdaptConfig) -> dict[str, Any]:
-    """What the last selection of a finished run compared and chose."""
+    """The last selection of a finished run: its candidates and its choice."""
     return dict(json.loads(run.selection(config.iterations - 1).read_text()))
 
 

@@ -1,4 +1,4 @@
-"""Where results and runs lie, and what every benchmark writes: where it ran, its results as JSON, and a table."""
+"""Places of results and runs, and the writing of results: environment, JSON, and a table."""
 
 from __future__ import annotations
 

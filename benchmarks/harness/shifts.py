@@ -174,7 +174,7 @@ SHIFTS: dict[str, Callable[[Path, int | None], dict[str, Path]]] = {
     LUNGS: _hospital,
     NO_SHIFT: _no_shift,
 }
-"""What writes the parts of each shift, and returns their folders."""
+"""Functions that write the parts of a shift and return their folders."""
 TITLES = {
     HANDHELD: "CAMUS to simulated handheld",
     "camus-4ch-2ch": "CAMUS 4CH to 2CH",

@@ -32,7 +32,7 @@ def cell_file(runs: Path, shift: str, model: str, seed: int) -> Path:
 
 
 def figures(cell: Mapping[str, Any], method: str) -> dict[str, Any]:
-    """What is measured of one method in one cell, on the cases that it assessed."""
+    """The measurements of one method in one cell, on the cases that it assessed."""
     kept = [row for row, value in enumerate(cell["scores"][method]) if value is not None]
     score = np.array([cell["scores"][method][row] for row in kept])
     truth = np.array([cell["dice"][row] for row in kept])
@@ -201,7 +201,7 @@ def _mean(rows: Sequence[Mapping[str, Any]], key: str, factor: float = 1, digits
 
 
 def _promises(rows: Sequence[Mapping[str, Any]]) -> str:
-    """What became of the promise of the intervals, seed by seed."""
+    """The state of the promise of the intervals, seed by seed."""
     return ", ".join(dict.fromkeys(next(iter(row["guarantees"].values())) for row in rows if "guarantees" in row))
 
 

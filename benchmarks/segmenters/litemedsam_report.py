@@ -29,7 +29,7 @@ SCORES = {
     IOU_HEAD: "auroc_iou_head",
     JITTER: "auroc_jitter",
 }
-"""What masks are assessed by, and where the summary has its failure AUROC."""
+"""Ways to assess masks, with the key of their failure AUROC in the summary."""
 
 
 def summarise(results: Mapping[str, Any]) -> dict[str, Any]:

@@ -197,7 +197,7 @@ def _profile(position: float) -> float:
 
 
 def _acquire(tissue: npt.NDArray[np.uint8], scanner: Scanner, rng: np.random.Generator) -> FloatArray:
-    """What the scanner makes of tissue: partial volume, point spread, sensitivity, Rician noise."""
+    """Turns tissue into an image: partial volume, point spread, sensitivity, Rician noise."""
     levels = np.array(scanner.levels) * rng.uniform(0.85, 1.15, len(scanner.levels))
     blur = (0.4, *(scanner.blur_mm / step for step in SPACING_MM[1:]))
     signal = ndimage.gaussian_filter(levels[tissue], blur)
