@@ -19,10 +19,9 @@ from benchmarks.harness.laboratory import files_of
 from benchmarks.harness.pictures import draw_median_case
 from benchmarks.harness.recording import RESULTS, RUNS, once, quiet, write_results
 from benchmarks.harness.tables import heading, interval, table_row
-from medfm_rl.adapters.loading import load_segmenter
+from medfm_rl.adapters import TorchModuleAdapter
 from medfm_rl.metrics.scores import MEAN
 from medfm_rl.runs.folder import RunFolder
-from medfm_rl.settings import SegmenterSettings
 from medfm_rl.workflows.demo import run_demo
 
 
@@ -36,7 +35,7 @@ def run_seed(seed: int, folder: Path, picture: Path | None) -> dict[str, Any]:
         comparison = run_demo(folder, seed, quiet)
         minutes = (time.perf_counter() - began) / 60
         if picture is not None:
-            source = load_segmenter(SegmenterSettings(folder=folder / "source-model"))
+            source = TorchModuleAdapter.load(folder / "source-model")
             files = files_of(folder / "data" / "vendor-b-held-out")
             draw_median_case(source, RunFolder(folder / "run"), files, comparison, picture)
         return {

@@ -115,7 +115,7 @@ class Laboratory:
         """
         folders = self.shift.folders
         return adapt_config(
-            {"folder": self.trained(folders.source)[0]},
+            {"kind": "torch", "folder": self.trained(folders.source)[0]},
             folders.target,
             folders.source if with_source else None,
             output,

@@ -153,7 +153,9 @@ class ShortAxis:
 
     def _config(self, source: Path) -> AdaptConfig:
         changes = {"iterations": 1, "seed": self.seed, **self.size.adapt}
-        return adapt_config({"folder": source}, self.target, self.source, self.folder / "run", ANATOMY, changes)
+        return adapt_config(
+            {"kind": "torch", "folder": source}, self.target, self.source, self.folder / "run", ANATOMY, changes
+        )
 
     def _assessed(self, run: RunFolder, segmenter: TorchModuleAdapter, files: Sequence[CaseFile]) -> dict[str, Any]:
         """Predicted and true mean Dice of the masks of a model, and what was said of the batch."""

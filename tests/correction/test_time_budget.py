@@ -21,9 +21,9 @@ from medfm_rl.correction import (
     TestTimeOptimiser,
     Verifier,
     ViewVote,
+    baselines,
     corrector,
-    optimizer,
-    rivals,
+    optimiser,
     view_vote,
     views,
 )
@@ -42,7 +42,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
         return forward(self, *arguments)  # type: ignore[arg-type]
 
     monkeypatch.setattr(TorchModuleAdapter, "forward", slow)
-    for module in (corrector, optimizer, rivals, view_vote, views):
+    for module in (baselines, corrector, optimiser, view_vote, views):
         monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: now.seconds))
     return now
 
