@@ -39,7 +39,7 @@ from benchmarks.adaptation.variants import DEFAULT, GRADIENT, VARIANTS, stages_u
 from benchmarks.baselines.problem import BATCH, predict
 from benchmarks.harness.budgets import merge
 from benchmarks.harness.command_line import begin_on_shifts, each_laboratory, parser_of
-from benchmarks.harness.laboratory import Laboratory, budget_of, files_of
+from benchmarks.harness.laboratory import Laboratory, files_of
 from benchmarks.harness.recording import once, quiet
 from benchmarks.harness.shifts import NO_SHIFT, SHIFTS
 from medfm_rl.adapters import SegmenterAdapter, TorchModuleAdapter
@@ -53,9 +53,6 @@ from medfm_rl.runs.folder import RunFolder
 from medfm_rl.settings import AdaptConfig
 from medfm_rl.workflows.adapt.loop import adapt
 from medfm_rl.workflows.training_images import load_images, load_labelled
-
-# Enough patients and images for a held-out reward on patients of its own.
-QUICK_PATIENTS, QUICK_IMAGES = 20, 24
 
 
 class Ablation:
@@ -195,8 +192,7 @@ def main() -> None:
     arguments.shifts = [arguments.shift]
     name, runs, started_in = begin_on_shifts(arguments, f"ablation-{arguments.shift}")
     if not arguments.report_only:
-        budget = budget_of(arguments.quick, QUICK_PATIENTS, QUICK_IMAGES)
-        for laboratory in each_laboratory(arguments, runs, budget, started_in):
+        for laboratory in each_laboratory(arguments, runs, started_in):
             MethodCells(laboratory).make(NONE)
             ablation = Ablation(laboratory)
             for variant in arguments.variants:

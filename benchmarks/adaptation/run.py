@@ -24,7 +24,6 @@ from benchmarks.adaptation.cells import NONE, write_experts
 from benchmarks.adaptation.methods import METHODS, MethodCells
 from benchmarks.adaptation.report import report
 from benchmarks.harness.command_line import add_results, add_shifts, begin_on_shifts, each_laboratory, parser_of
-from benchmarks.harness.laboratory import budget_of
 
 
 def main() -> None:
@@ -35,7 +34,7 @@ def main() -> None:
     arguments = parser.parse_args()
     name, runs, started_in = begin_on_shifts(arguments, "adaptation")
     if not arguments.report_only:
-        for laboratory in each_laboratory(arguments, runs, budget_of(arguments.quick), started_in):
+        for laboratory in each_laboratory(arguments, runs, started_in):
             write_experts(laboratory.shift, runs)
             cells = MethodCells(laboratory)
             # No adaptation first: harm is against it.

@@ -34,7 +34,7 @@ from benchmarks.adaptation.methods import MethodCells
 from benchmarks.correction.report import GIVEN, MODELS, cell_file, report
 from benchmarks.harness.assessing import controller_of, verdicts_of
 from benchmarks.harness.command_line import add_results, add_shifts, begin_on_shifts, each_laboratory, parser_of
-from benchmarks.harness.laboratory import Laboratory, budget_of
+from benchmarks.harness.laboratory import Laboratory
 from benchmarks.harness.recording import once
 from medfm_rl.adapters import SegmenterAdapter, TorchModuleAdapter
 from medfm_rl.data.files import write_json
@@ -46,8 +46,6 @@ from medfm_rl.settings import CorrectionSettings
 from medfm_rl.types import LabelledCase, LabelMap
 from medfm_rl.workflows.deploy.correctors import for_given_masks, make_corrector
 
-# As quality control has them: enough for a calibration to be made at all.
-QUICK_PATIENTS = 20
 METHODS: dict[str, dict[str, str]] = {
     "views": {"method": "views"},
     "none": {"method": "none"},
@@ -170,8 +168,7 @@ def main() -> None:
     arguments = parser.parse_args()
     name, runs, started_in = begin_on_shifts(arguments, "correction")
     if not arguments.report_only:
-        budget = budget_of(arguments.quick, QUICK_PATIENTS)
-        for laboratory in each_laboratory(arguments, runs, budget, started_in):
+        for laboratory in each_laboratory(arguments, runs, started_in):
             CorrectionCells(laboratory).make(arguments.methods)
     report(runs, list(METHODS), arguments.shifts, arguments.seeds, started_in, arguments.results or name)
 

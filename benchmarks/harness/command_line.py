@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.harness.laboratory import Budget, Laboratory
+from benchmarks.harness.laboratory import TRIAL, Budget, Laboratory
 from benchmarks.harness.recording import RUNS, environment
 from benchmarks.harness.shifts import SHIFTS, prepare
 
@@ -86,17 +86,15 @@ def add_results(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--results", metavar="NAME", help="write them under another name, beside those that there are")
 
 
-def each_laboratory(
-    arguments: argparse.Namespace, runs: Path, budget: Budget, started_in: dict[str, Any]
-) -> Iterator[Laboratory]:
+def each_laboratory(arguments: argparse.Namespace, runs: Path, started_in: dict[str, Any]) -> Iterator[Laboratory]:
     """The shifts and seeds that were asked for, seed by seed: a benchmark that is cut short has every shift.
 
     Args:
         arguments: Of `parser_of` and `add_shifts`.
         runs: Data, models and cells are kept below it.
-        budget: How much is spent.
         started_in: The environment that cells are made in.
     """
+    budget = TRIAL if arguments.quick else Budget()
     for seed in arguments.seeds:
         for name in arguments.shifts:
             print(f"{name}, seed {seed}", flush=True)

@@ -51,18 +51,13 @@ class Budget:
     trial: bool = False
 
 
-def budget_of(quick: bool, most_patients: int = 8, images: int = 8) -> Budget:
-    """The whole budget, or that of a trial.
-
-    Args:
-        quick: Whether it is a trial.
-        most_patients: Of each part of a shift, in a trial.
-        images: Of the source, and of the target, that actions are collected on in a trial.
-    """
-    if not quick:
-        return Budget()
-    adapt = trial_budget(images, images) | {"iterations": 1}
-    return Budget(training_steps=60, most_patients=most_patients, adapt=adapt, trial=True)
+TRIAL = Budget(
+    training_steps=60,
+    # Enough patients for a calibration, and with so many images for a held-out reward on patients of its own.
+    most_patients=20,
+    adapt={"iterations": 1, **trial_budget(source_images=24, target_images=24)},
+    trial=True,
+)
 
 
 class Laboratory:

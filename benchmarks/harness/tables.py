@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-TRIAL = "**A trial with budgets cut to a few steps and patients: these numbers mean nothing.**"
+MEANINGLESS = "**A trial with budgets cut to a few steps and patients: these numbers mean nothing.**"
 
 
 def heading(title: str, trial: bool) -> list[str]:
     """The first lines of a table, which say where the figures mean nothing."""
-    return [f"# {title}", "", *([TRIAL, ""] if trial else [])]
+    return [f"# {title}", "", *([MEANINGLESS, ""] if trial else [])]
 
 
 def table_row(cells: Sequence[str]) -> str:

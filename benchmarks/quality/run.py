@@ -34,7 +34,7 @@ from benchmarks.adaptation.cells import NONE, OURS
 from benchmarks.adaptation.methods import MethodCells
 from benchmarks.harness.assessing import TOGETHER, controller_of, predicted_dice
 from benchmarks.harness.command_line import add_results, add_shifts, begin_on_shifts, each_laboratory, parser_of
-from benchmarks.harness.laboratory import Laboratory, budget_of, files_of
+from benchmarks.harness.laboratory import Laboratory, files_of
 from benchmarks.harness.recording import quiet
 from benchmarks.quality.report import MODELS, cell_file, report
 from medfm_rl.adapters import SegmenterAdapter, TorchModuleAdapter
@@ -50,8 +50,6 @@ from medfm_rl.types import LabelledCase, LabelMap
 from medfm_rl.workflows.calibrate.quality import calibrate_cases
 from medfm_rl.workflows.training_images import load_labelled
 
-# Enough patients for a calibration to be made at all.
-QUICK_PATIENTS = 20
 OURS_DEFAULT, CALIBRATED = "ours", "calibrated"
 MEMBERS = 5
 LIMITS = {"lungs": 0.93, "echo_apical": 0.8}
@@ -260,8 +258,7 @@ def main() -> None:
     arguments = parser.parse_args()
     name, runs, started_in = begin_on_shifts(arguments, "quality_control")
     if not arguments.report_only:
-        budget = budget_of(arguments.quick, QUICK_PATIENTS)
-        for laboratory in each_laboratory(arguments, runs, budget, started_in):
+        for laboratory in each_laboratory(arguments, runs, started_in):
             QualityCells(laboratory, not arguments.without_training).make()
     report(runs, arguments.shifts, arguments.seeds, started_in, arguments.results or name)
 

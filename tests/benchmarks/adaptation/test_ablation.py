@@ -34,16 +34,6 @@ def test_every_variant_names_settings_that_there_are() -> None:
             assert {name: changed[section][name] for name in changes} == changes
 
 
-def test_changes_are_merged_section_by_section() -> None:
-    base = {"iterations": 1, "ppo": {"updates": 2, "n_envs": 4}}
-    assert merge(base, {"ppo": {"updates": 3}, "reward": {"steps": 5}}) == {
-        "iterations": 1,
-        "ppo": {"updates": 3, "n_envs": 4},
-        "reward": {"steps": 5},
-    }
-    assert base["ppo"] == {"updates": 2, "n_envs": 4}
-
-
 def test_a_variant_takes_over_what_precedes_its_change_and_nothing_else() -> None:
     run = RunFolder(Path("run"))
     assert stages_up_to(run, "nothing") == []

@@ -1,9 +1,7 @@
 from __future__ import annotations
 
-import numpy as np
 import pytest
 
-from benchmarks.harness.assessing import patient_bootstrap
 from benchmarks.quality.report import draw, figures, summarise, table
 from benchmarks.quality.run import _halves
 from medfm_rl.data.layouts import CaseFile
@@ -56,12 +54,6 @@ def test_a_method_is_measured_on_the_cases_that_it_assessed() -> None:
     assert found["cases"] == 3
     # All three are failures: there is nothing to tell apart.
     assert found["failure_auroc"] is None
-
-
-def test_intervals_come_from_patients() -> None:
-    values = np.array([1.0, 1.0, 0.0, 0.0])
-    low, high = patient_bootstrap(lambda rows: float(values[rows].mean()), ["a", "a", "b", "b"])
-    assert (low, high) == (0, 1)
 
 
 def test_halves_share_no_patient() -> None:

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 from support.promptable_models import TinyPromptable
 
-from benchmarks.harness.recording import once
 from benchmarks.harness.shifts import ECHO, Folders, Shift
 from benchmarks.segmenters import litemedsam_camus
 from benchmarks.segmenters.litemedsam_camus import QUICK, SIZE, LiteMedSAMOnShift, largest_pieces
@@ -99,11 +98,6 @@ def test_stray_pieces_widen_no_box() -> None:
     assert kept[10, 10] == 0
     mask[10, 10] = 0
     assert np.array_equal(kept, mask)
-
-
-def test_a_part_that_is_there_is_not_made_again(tmp_path: Path) -> None:
-    assert once(tmp_path / "part.json", lambda: {"value": 1}) == {"value": 1}
-    assert once(tmp_path / "part.json", lambda: {"value": 2}) == {"value": 1}
 
 
 @pytest.mark.slow
