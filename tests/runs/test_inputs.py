@@ -15,11 +15,11 @@ import pytest
 from medfm_rl import __version__
 from medfm_rl.adapters import TorchModuleAdapter
 from medfm_rl.errors import ConfigError
-from medfm_rl.workflows.adapt import loop as adapt_module
-from medfm_rl.workflows.adapt.loop import adapt
-from medfm_rl.settings.files import dump_config
 from medfm_rl.runs.inputs import read_inputs
 from medfm_rl.settings import AdaptConfig, DataSettings, SegmenterSettings, TrackingSettings
+from medfm_rl.settings.files import dump_config
+from medfm_rl.workflows.adapt import loop as adapt_module
+from medfm_rl.workflows.adapt.loop import adapt
 
 
 @pytest.fixture
