@@ -27,10 +27,12 @@ from benchmarks.harness.recording import quiet
 from medfm_rl.adapters import SegmenterAdapter, TorchModuleAdapter
 from medfm_rl.data.files import write_json
 from medfm_rl.policies import ACTOR
+from medfm_rl.runs.finished import FinishedRun, load_run
 from medfm_rl.runs.folder import SOURCE, RunFolder
 from medfm_rl.workflows.adapt.loop import adapt
 from medfm_rl.workflows.training_images import load_images, load_labelled
 
+_RUN = "run"
 METHODS = (NONE, *BASELINES, SOURCE_FREE, OURS, UPPER)
 
 
@@ -76,9 +78,9 @@ class MethodCells:
     def folder(self, method: str) -> Path:
         return cell_file(self.laboratory.runs, self.shift.name, method, self.laboratory.seed).parent
 
-    def run_of(self, method: str) -> RunFolder:
-        """The run of `ours` or `ours-source-free`, which is finished where the cell is complete."""
-        return RunFolder(self.folder(method) / "run")
+    def run_of(self, method: str) -> FinishedRun:
+        """The run of `ours` or `ours-source-free` whose cell is complete."""
+        return load_run(self.folder(method) / _RUN, "cpu")
 
     def scores(self, method: str) -> Scores:
         """The scores of a complete cell on the held-out target patients."""
@@ -139,7 +141,7 @@ class MethodCells:
         return adapted, time.perf_counter() - start, None
 
     def _ours(self, method: str) -> tuple[SegmenterAdapter, float, dict[str, Any]]:
-        config = self.laboratory.config(self.run_of(method).path, with_source=method == OURS)
+        config = self.laboratory.config(self.folder(method) / _RUN, with_source=method == OURS)
         watch = Stopwatch(self.folder(method) / "elapsed.json")
         run = adapt(config, resume=True, progress=watch.progress)
         # A kill while the cell is measured must not cost what is known by now.

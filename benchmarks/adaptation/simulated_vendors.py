@@ -21,7 +21,7 @@ from benchmarks.harness.recording import RESULTS, RUNS, once, quiet, write_resul
 from benchmarks.harness.tables import heading, interval, table_row
 from medfm_rl.adapters import TorchModuleAdapter
 from medfm_rl.metrics.scores import MEAN
-from medfm_rl.runs.folder import RunFolder
+from medfm_rl.runs.finished import load_run
 from medfm_rl.workflows.demo import run_demo
 
 
@@ -37,7 +37,7 @@ def run_seed(seed: int, folder: Path, picture: Path | None) -> dict[str, Any]:
         if picture is not None:
             source = TorchModuleAdapter.load(folder / "source-model")
             files = files_of(folder / "data" / "vendor-b-held-out")
-            draw_median_case(source, RunFolder(folder / "run"), files, comparison, picture)
+            draw_median_case(source, load_run(folder / "run", "cpu"), files, comparison, picture)
         return {
             "before": [asdict(row) for row in comparison.before.summary],
             "after": [asdict(row) for row in comparison.after.summary],

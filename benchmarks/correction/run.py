@@ -36,15 +36,16 @@ from benchmarks.harness.assessing import controller_of, verdicts_of
 from benchmarks.harness.command_line import add_results, add_shifts, begin_on_shifts, each_laboratory, parser_of
 from benchmarks.harness.laboratory import Laboratory
 from benchmarks.harness.recording import once
-from medfm_rl.adapters import SegmenterAdapter, TorchModuleAdapter
+from medfm_rl.adapters import SegmenterAdapter
+from medfm_rl.correction import CaseCorrector, Verifier
+from medfm_rl.correction.methods import make_corrector
 from medfm_rl.data.files import write_json
 from medfm_rl.metrics.scores import score_case
 from medfm_rl.quality import QualityController
-from medfm_rl.reward.network import RewardEnsemble
-from medfm_rl.runs.folder import RunFolder
+from medfm_rl.reward.shape_prior import ShapePrior
+from medfm_rl.runs.finished import FinishedRun
 from medfm_rl.settings import CorrectionSettings
 from medfm_rl.types import LabelledCase, LabelMap
-from medfm_rl.workflows.deploy.correctors import for_given_masks, make_corrector
 
 METHODS: dict[str, dict[str, str]] = {
     "views": {"method": "views"},
@@ -83,7 +84,7 @@ class CorrectionCells:
         if controller is None:
             print("  no quality.json: the run has held out too few patients")
             return
-        segmenters = {NONE: self.laboratory.source_model(), OURS: TorchModuleAdapter.load(run.model)}
+        segmenters = {NONE: self.laboratory.source_model(), OURS: run.segmenter}
         for model, makers in MAKERS.items():
             if not missing[model]:
                 continue
@@ -108,7 +109,7 @@ class CorrectionCells:
 
     def _correct(
         self,
-        run: RunFolder,
+        run: FinishedRun,
         maker: SegmenterAdapter,
         segmenter: SegmenterAdapter,
         method: str,
@@ -116,8 +117,8 @@ class CorrectionCells:
     ) -> dict[str, Any]:
         settings = CorrectionSettings.model_validate(METHODS[method])
         if maker is not segmenter:
-            settings = for_given_masks(settings)
-        corrector = make_corrector(run, segmenter, RewardEnsemble.load(run.final_reward), settings)
+            settings = settings.for_given_masks()
+        corrector = self._corrector(run, segmenter, settings)
         decile = worst_decile(assessed["predicted"])
         rows = []
         for index, file in enumerate(self.laboratory.held_out()):
@@ -146,6 +147,12 @@ class CorrectionCells:
             "rows": rows,
             "environment": dict(self.laboratory.started_in),
         }
+
+    @staticmethod
+    def _corrector(run: FinishedRun, segmenter: SegmenterAdapter, settings: CorrectionSettings) -> CaseCorrector:
+        """A corrector with the rewards and the verifier of the run, for any segmenter."""
+        verifier = Verifier(run.held_out_reward, run.anatomy, settings)
+        return make_corrector(segmenter, run.reward, verifier, lambda: ShapePrior.load(run.folder.shape_prior))
 
     def _measure(self, labelled: LabelledCase, mask: LabelMap, segmenter: SegmenterAdapter) -> dict[str, Any]:
         anatomy = self.laboratory.anatomy(segmenter)

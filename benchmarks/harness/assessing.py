@@ -10,21 +10,18 @@ import numpy as np
 from benchmarks.harness.recording import quiet
 from medfm_rl.quality import QualityController, QualityReport
 from medfm_rl.quality.reports import BatchReport
-from medfm_rl.runs.folder import RunFolder
-from medfm_rl.settings import AdaptConfig
-from medfm_rl.settings.files import load_config
+from medfm_rl.runs.finished import FinishedRun
 from medfm_rl.workflows.calibrate.from_source import write_default_quality
-from medfm_rl.workflows.deploy.score import load_controller
 
 TOGETHER = 16
 """Masks that are assessed at once, as `medfm-rl score` does."""
 _DRAWS = 1000
 
 
-def controller_of(run: RunFolder) -> QualityController | None:
-    """The controller of a finished run with the default calibration; None where too few patients were held out."""
-    write_default_quality(run, load_config(run.config_file, AdaptConfig), quiet)
-    return load_controller(run.path, "cpu") if run.quality.exists() else None
+def controller_of(run: FinishedRun) -> QualityController | None:
+    """The controller of a run with the default calibration; None where too few patients were held out."""
+    write_default_quality(run, run.require_config(), quiet)
+    return run.controller() if run.folder.quality.exists() else None
 
 
 def predicted_dice(report: QualityReport) -> float:

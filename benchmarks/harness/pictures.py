@@ -10,14 +10,13 @@ from medfm_rl.adapters import SegmenterAdapter
 from medfm_rl.data.layouts import CaseFile
 from medfm_rl.metrics.scores import MEAN
 from medfm_rl.reports.adaptation import case_figure
-from medfm_rl.runs.folder import RunFolder
-from medfm_rl.runs.models import load_model
+from medfm_rl.runs.finished import FinishedRun
 from medfm_rl.workflows.adapt.final_report import show_case
 from medfm_rl.workflows.evaluate.comparison import Comparison
 
 
 def draw_median_case(
-    source: SegmenterAdapter, run: RunFolder, files: list[CaseFile], comparison: Comparison, picture: Path
+    source: SegmenterAdapter, run: FinishedRun, files: list[CaseFile], comparison: Comparison, picture: Path
 ) -> None:
     """Draws the simulated case whose gain in mean Dice is the median, before and after adaptation.
 
@@ -32,7 +31,7 @@ def draw_median_case(
         np.array([score.dice for score in evaluation.of(MEAN)]) for evaluation in (comparison.before, comparison.after)
     )
     index = int(np.argsort(after - before)[len(after) // 2])
-    case = show_case(source, load_model(run.path), files[index], (before[index], after[index]))
+    case = show_case(source, run, files[index], (before[index], after[index]))
     picture.parent.mkdir(exist_ok=True)
     figure = case_figure(case, source.schema, simulated=True)
     figure.savefig(picture, dpi=90, bbox_inches="tight", facecolor="white")

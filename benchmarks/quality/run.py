@@ -28,7 +28,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
 
 from benchmarks.adaptation.cells import NONE, OURS
 from benchmarks.adaptation.methods import MethodCells
@@ -44,8 +43,7 @@ from medfm_rl.metrics.calibration import expected_calibration_error
 from medfm_rl.metrics.overlap import dice
 from medfm_rl.quality import QualityController, baselines
 from medfm_rl.quality.model import Targets
-from medfm_rl.reward.network import RewardEnsemble
-from medfm_rl.runs.folder import RunFolder
+from medfm_rl.runs.finished import FinishedRun
 from medfm_rl.types import LabelledCase, LabelMap
 from medfm_rl.workflows.calibrate.quality import calibrate_cases
 from medfm_rl.workflows.training_images import load_labelled
@@ -109,7 +107,7 @@ class QualityCells:
             cells.make(method)
         run = cells.run_of(OURS)
         controller = controller_of(run)
-        source, adapted = self.laboratory.source_model(), TorchModuleAdapter.load(run.model)
+        source, adapted = self.laboratory.source_model(), run.segmenter
         for name in missing:
             print(f"  assessing masks of {name}", flush=True)
             segmented = SegmentedCases.by(name, source if name == NONE else adapted, self.laboratory.held_out())
@@ -149,7 +147,7 @@ class QualityCells:
         segmented: SegmentedCases,
         estimators: Sequence[baselines.QualityEstimator],
         controller: QualityController | None,
-        run: RunFolder,
+        run: FinishedRun,
     ) -> dict[str, Any]:
         classes = segmented.segmenter.schema.num_classes
         content: dict[str, Any] = {
@@ -177,11 +175,9 @@ class QualityCells:
             [segmented.files[row] for row in fitted],
             [segmented.masks[row] for row in fitted],
             Targets(dice=self.limit),
-            torch.device("cpu"),
             quiet,
         )
-        reward = RewardEnsemble.load(run.final_reward)
-        calibrated = QualityController(TorchModuleAdapter.load(run.model), reward, model)
+        calibrated = QualityController(run.segmenter, run.reward, model)
         _add_controller(content, CALIBRATED, calibrated, segmented, measured)
         return content
 

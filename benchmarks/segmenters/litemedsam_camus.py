@@ -61,8 +61,7 @@ from medfm_rl.quality import QualityController, QualityModel
 from medfm_rl.quality.baselines import BoxAgreement, PredictedIoU
 from medfm_rl.quality.evidence import expected_dice
 from medfm_rl.quality.model import Targets
-from medfm_rl.runs.folder import RunFolder
-from medfm_rl.runs.models import load_model, load_preprocessing
+from medfm_rl.runs.finished import FinishedRun, load_run
 from medfm_rl.settings import MaskPrompts
 from medfm_rl.types import Case, LabelMap
 from medfm_rl.workflows.adapt.loop import adapt
@@ -218,7 +217,7 @@ class LiteMedSAMOnShift:
         start = time.perf_counter()
         run = adapt(config, resume=True, progress=quiet)
         seconds = time.perf_counter() - start
-        segmenter = load_model(run.path).segmenter.to(self.device)
+        segmenter = load_run(run.path, self.device.type).segmenter
         assert isinstance(segmenter, LiteMedSAMAdapter)
         return {
             "chosen": read_selection(run, config)["chosen"],
@@ -249,11 +248,9 @@ class LiteMedSAMOnShift:
 
     def assessed(self, segmenter: LiteMedSAMAdapter) -> dict[str, Any]:
         """Scores of masks of the unadapted model on held-out target images, by the run that adapted the decoder."""
-        run = RunFolder(self.runs / "run-decoder")
-        reward = load_model(run.path).reward
-        assert reward is not None
+        run = load_run(self.runs / "run-decoder", self.device.type)
         quality = self.calibrated(run, segmenter)
-        controller = QualityController(load_preprocessing(run), reward, quality, device=self.device)
+        controller = QualityController(run.preprocessing, run.reward, quality, device=self.device)
         baselines = (PredictedIoU(segmenter), BoxAgreement(segmenter))
         segmenter.requires_grad_(False)
         scores: dict[str, list[float]] = {name: [] for name in SCORES}
@@ -265,7 +262,7 @@ class LiteMedSAMOnShift:
                 sample = segmenter.preprocess(labelled.case)
                 image, action = sample.image.to(self.device), segmenter.preprocess_labels(mask, sample).to(self.device)
                 scores[OURS].append(predicted_dice(controller.assess(labelled.case, mask)))
-                maps = reward(image[None], action[None])
+                maps = run.reward(image[None], action[None])
                 scores[EXPECTED].append(float(expected_dice(maps, action[None], segmenter.schema.num_classes).mean()))
                 estimate = controller.segmenter.own_estimate(image, action)
                 assert estimate is not None
@@ -276,7 +273,7 @@ class LiteMedSAMOnShift:
                 truth.append(float(dice(mask, labelled.ground_truth, segmenter.schema.num_classes).mean()))
         return {"patient_ids": patients, "dice": truth, "scores": scores}
 
-    def calibrated(self, run: RunFolder, segmenter: LiteMedSAMAdapter) -> QualityModel:
+    def calibrated(self, run: FinishedRun, segmenter: LiteMedSAMAdapter) -> QualityModel:
         """A quality model from masks of held-out labelled source images, made with boxes that are moved as much."""
         of_patients: dict[str, list[CaseFile]] = {}
         for file in files_of(self.calibration):
@@ -284,7 +281,7 @@ class LiteMedSAMOnShift:
         # One image of each, in turn another view and phase.
         files = [images[index % len(images)] for index, images in enumerate(of_patients.values())]
         masks = [self.segment(segmenter, file.read(), jitter) for jitter in ASSESSED_WITH for file in files]
-        return calibrate_cases(run, files * len(ASSESSED_WITH), masks, Targets(), self.device, quiet)
+        return calibrate_cases(run, files * len(ASSESSED_WITH), masks, Targets(), quiet)
 
     def cost(self, segmenter: LiteMedSAMAdapter) -> dict[str, Any]:
         """Seconds of the encoder, of an inner epoch of PPO on the decoder and of a mask; memory of the process."""

@@ -46,7 +46,7 @@ from medfm_rl.metrics.overlap import dice
 from medfm_rl.metrics.scores import Evaluation, compare, score_case
 from medfm_rl.metrics.scores import summarise as summarise_scores
 from medfm_rl.networks import argmax_classes
-from medfm_rl.runs.folder import RunFolder
+from medfm_rl.runs.finished import FinishedRun, load_run
 from medfm_rl.workflows.adapt.loop import adapt
 from medfm_rl.workflows.export import export_model
 
@@ -120,7 +120,7 @@ def agreement(model: Path, cases: list[CaseFile], masks: Path, mirroring: bool) 
     return float(np.mean(equal)), float(np.mean(differs))
 
 
-def assess(run: RunFolder, cases: list[CaseFile]) -> dict[str, Any]:
+def assess(run: FinishedRun, cases: list[CaseFile]) -> dict[str, Any]:
     """Masks of the run's own segmenter, assessed: what that adds to the time of segmenting, and the failures it finds.
 
     Both are timed one after the other for the same images, some at once as `medfm-rl score` takes them.
@@ -157,7 +157,10 @@ def run_shift(shift: str, size: NnUNetSize, folder: Path) -> dict[str, Any]:
     data = prepare(shift, size, folder / "data")
     result = once(folder / "result.json", lambda: make_result(shift, size, data, folder))
     held_out = files_of(data["held-out"])
-    return {**result, "assessing": once(folder / "assessing.json", lambda: assess(RunFolder(folder / "run"), held_out))}
+    return {
+        **result,
+        "assessing": once(folder / "assessing.json", lambda: assess(load_run(folder / "run", "cpu"), held_out)),
+    }
 
 
 def make_result(shift: str, size: NnUNetSize, data: Mapping[str, Path], folder: Path) -> dict[str, Any]:

@@ -30,13 +30,13 @@ from benchmarks.harness.pictures import draw_median_case
 from benchmarks.harness.recording import RESULTS, RUNS, once, print_results, quiet, write_results
 from benchmarks.segmenters.short_axis_phantom import BRIGHT, FAINT, SCHEMA, SHAPE, Scanner, simulate_dataset
 from benchmarks.segmenters.short_axis_report import summarise, table
-from medfm_rl.adapters import TorchModuleAdapter
+from medfm_rl.adapters import SegmenterAdapter, TorchModuleAdapter
 from medfm_rl.correction.acceptance import HARM
 from medfm_rl.data.files import write_json
 from medfm_rl.data.layouts import SIMULATION_RECORD, CaseFile
 from medfm_rl.metrics.overlap import dice
 from medfm_rl.metrics.scores import MEAN
-from medfm_rl.runs.folder import RunFolder
+from medfm_rl.runs.finished import FinishedRun, load_run
 from medfm_rl.settings import (
     AdaptConfig,
     DataSettings,
@@ -45,7 +45,6 @@ from medfm_rl.settings import (
     TrainSourceConfig,
 )
 from medfm_rl.workflows.adapt.loop import adapt
-from medfm_rl.workflows.deploy.score import load_controller
 from medfm_rl.workflows.evaluate.comparison import compare_models
 
 ANATOMY = "cardiac_short_axis"
@@ -98,7 +97,7 @@ class ShortAxis:
         files = files_of(self.held_out)
         models = {
             "source": TorchModuleAdapter.load(source),
-            "adapted": TorchModuleAdapter.load(run.model),
+            "adapted": run.segmenter,
             "upper": TorchModuleAdapter.load(upper),
         }
         comparison = compare_models(models["source"], models["adapted"], files, ANATOMY, quiet)
@@ -118,7 +117,7 @@ class ShortAxis:
             "gain": {name: asdict(value) for name, value in comparison.differences.items()},
             "upper_gain": {name: asdict(value) for name, value in bound.differences.items()},
             "harmed": float((after < before - HARM).mean()),
-            "chosen": read_selection(run, self._config(source))["chosen"],
+            "chosen": read_selection(run.folder, self._config(source))["chosen"],
             "minutes": minutes,
             "assessed": {name: self._assessed(run, models[name], files) for name in ("source", "adapted")},
             "peak_memory_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
@@ -142,14 +141,14 @@ class ShortAxis:
         train_once(config)
         return config.output
 
-    def _adapted(self, source: Path) -> tuple[RunFolder, float | None]:
+    def _adapted(self, source: Path) -> tuple[FinishedRun, float | None]:
         """The run and its minutes; None where it was interrupted, for what was done before was not timed."""
         timed, fresh = self.folder / "minutes.json", not (self.folder / "run").exists()
         start = time.perf_counter()
         run = adapt(self._config(source), resume=True, progress=quiet)
         if fresh:
             write_json(timed, {"minutes": (time.perf_counter() - start) / 60})
-        return run, json.loads(timed.read_text())["minutes"] if timed.exists() else None
+        return load_run(run.path, "cpu"), json.loads(timed.read_text())["minutes"] if timed.exists() else None
 
     def _config(self, source: Path) -> AdaptConfig:
         changes = {"iterations": 1, "seed": self.seed, **self.size.adapt}
@@ -157,9 +156,9 @@ class ShortAxis:
             {"kind": "torch", "folder": source}, self.target, self.source, self.folder / "run", ANATOMY, changes
         )
 
-    def _assessed(self, run: RunFolder, segmenter: TorchModuleAdapter, files: Sequence[CaseFile]) -> dict[str, Any]:
+    def _assessed(self, run: FinishedRun, segmenter: SegmenterAdapter, files: Sequence[CaseFile]) -> dict[str, Any]:
         """Predicted and true mean Dice of the masks of a model, and what was said of the batch."""
-        controller = load_controller(run.path, "cpu")
+        controller = run.controller()
         reports, truth, seconds = [], [], 0.0
         for file in files:
             labelled = file.read_labelled(segmenter.schema)

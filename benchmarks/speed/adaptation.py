@@ -24,7 +24,7 @@ from benchmarks.harness.recording import RUNS, quiet, write_results
 from benchmarks.harness.shifts import HANDHELD, prepare
 from benchmarks.harness.tables import heading
 from medfm_rl.networks import choose_device
-from medfm_rl.runs.models import load_adapted
+from medfm_rl.runs.finished import load_run
 from medfm_rl.workflows.adapt.loop import adapt
 
 
@@ -58,7 +58,7 @@ def measure(runs: Path, device: str, seed: int, started_in: dict[str, Any]) -> d
         "stages": times.seconds,
         "chosen": read_selection(run, config)["chosen"],
         "dice_before": laboratory.mean_dice(laboratory.source_model().to(device)),
-        "dice_after": laboratory.mean_dice(load_adapted(run).to(device)),
+        "dice_after": laboratory.mean_dice(load_run(run.path, device).segmenter),
     }
 
 
