@@ -27,64 +27,40 @@ class Size:
 
 
 def adapt_budget(
-    *,
-    fine_tuning_steps: int,
-    batch_size: int,
-    source_images: int,
-    target_images: int,
-    reward_steps: int,
-    reward_batch_size: int,
-    updates: int,
-    n_envs: int,
-    eval_every: int,
-    changes: Mapping[str, Mapping[str, Any]] | None = None,
+    fine_tuning: tuple[int, int],
+    collect: tuple[int, int],
+    reward: tuple[int, int],
+    ppo: tuple[int, int, int],
+    changes: Mapping[str, Mapping[str, Any]],
 ) -> dict[str, dict[str, Any]]:
     """Settings of `adapt`, section by section, from the numbers that decide about time.
 
     Args:
-        fine_tuning_steps: Training steps of the fine-tuning.
-        batch_size: Source images per step; half as many of the target are beside them.
-        source_images: Images of the source that actions are collected on.
-        target_images: Images of the target likewise.
-        reward_steps: Training steps of each reward network.
-        reward_batch_size: Actions per step.
-        updates: Of PPO.
-        n_envs: Images per update.
-        eval_every: Updates between checkpoints.
+        fine_tuning: Steps, and source images per step; half as many of the target are beside them.
+        collect: Images of the source, and of the target, that actions are collected on.
+        reward: Steps of each reward network, and actions per step.
+        ppo: Updates, images per update, and updates between checkpoints.
         changes: Further settings.
     """
+    steps, images = fine_tuning
     settings = {
-        "fine_tuning": {
-            "steps": fine_tuning_steps,
-            "batch_size": batch_size,
-            "target_batch_size": max(1, batch_size // 2),
-        },
-        "collect": {"source_images": source_images, "target_images": target_images},
-        "reward": {"steps": reward_steps, "batch_size": reward_batch_size},
-        "ppo": {"updates": updates, "n_envs": n_envs, "eval_every": eval_every},
+        "fine_tuning": {"steps": steps, "batch_size": images, "target_batch_size": max(1, images // 2)},
+        "collect": dict(zip(("source_images", "target_images"), collect, strict=True)),
+        "reward": dict(zip(("steps", "batch_size"), reward, strict=True)),
+        "ppo": dict(zip(("updates", "n_envs", "eval_every"), ppo, strict=True)),
     }
-    return merge(settings, changes or {})
+    return merge(settings, changes)
 
 
 def trial_budget(source_images: int = 8, target_images: int = 8) -> dict[str, dict[str, Any]]:
     """The settings of `--quick`: every stage runs, and nothing is learned."""
-    return adapt_budget(
-        fine_tuning_steps=4,
-        batch_size=2,
-        source_images=source_images,
-        target_images=target_images,
-        reward_steps=4,
-        reward_batch_size=2,
-        updates=2,
-        n_envs=2,
-        eval_every=1,
-        changes={
-            "collect": {"actions_per_image": 2},
-            "shape_prior": {"epochs": 1},
-            "reward": {"ensemble": 1, "validate_every": 2, "network": {"channels": (8, 16)}},
-            "ppo": {"n_epochs": 1},
-        },
-    )
+    changes = {
+        "collect": {"actions_per_image": 2},
+        "shape_prior": {"epochs": 1},
+        "reward": {"ensemble": 1, "validate_every": 2, "network": {"channels": (8, 16)}},
+        "ppo": {"n_epochs": 1},
+    }
+    return adapt_budget((4, 2), (source_images, target_images), (4, 2), (2, 2, 1), changes)
 
 
 def merge(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:

@@ -89,35 +89,20 @@ class Size:
     adapt: Mapping[str, Any]
 
 
-def _budget(images: int, actions: int, shard_images: int, prior_epochs: int, **numbers: int) -> dict[str, Any]:
-    """Settings of `adapt` for a heavy encoder; half as many images are of the target as of the source."""
-    changes: dict[str, dict[str, Any]] = {
+def _changes(actions: int, shard_images: int, prior_epochs: int) -> dict[str, dict[str, Any]]:
+    """Further settings: actions per image, images per file of D_R, and epochs of the shape prior differ by size."""
+    return {
         "fine_tuning": {"learning_rate": 2e-4},
         "collect": {"actions_per_image": actions, "shard_images": shard_images},
         "shape_prior": {"epochs": prior_epochs},
         "reward": {"validate_every": 50},
         "ppo": {"n_epochs": 3},
     }
-    return adapt_budget(source_images=images, target_images=images // 2, eval_every=3, changes=changes, **numbers)
 
 
-SIZE = Size(
-    patients=10,
-    every=2,
-    coarse_steps=150,
-    adapt=_budget(
-        20, 4, 10, 5, fine_tuning_steps=20, batch_size=4, reward_steps=150, reward_batch_size=8, updates=6, n_envs=4
-    ),
-)
-LARGE = Size(
-    patients=40,
-    every=2,
-    coarse_steps=400,
-    adapt=_budget(
-        120, 5, 20, 15, fine_tuning_steps=80, batch_size=8, reward_steps=400, reward_batch_size=16, updates=12, n_envs=8
-    ),
-)
-QUICK = Size(patients=8, every=12, coarse_steps=20, adapt=trial_budget(6, 2))
+SIZE = Size(10, 2, 150, adapt_budget((20, 4), (20, 10), (150, 8), (6, 4, 3), _changes(4, 10, 5)))
+LARGE = Size(40, 2, 400, adapt_budget((80, 8), (120, 60), (400, 16), (12, 8, 3), _changes(5, 20, 15)))
+QUICK = Size(8, 12, 20, trial_budget(6, 2))
 
 
 def largest_pieces(labels: LabelMap, num_classes: int) -> LabelMap:

@@ -52,24 +52,14 @@ from medfm_rl.workflows.export import export_model
 
 DATASETS = {"handheld": (901, ("2CH", "4CH"), ("2CH", "4CH")), "view": (902, ("4CH",), ("2CH",))}
 """Number of the nnU-Net data set, views of the source and of the target, by shift."""
+_CHANGES = {"collect": {"actions_per_image": 4}}
 FULL = NnUNetSize(
     source=150,
     target=60,
     held_out=40,
     epochs=25,
+    adapt=adapt_budget(fine_tuning=(400, 12), collect=(200, 120), reward=(500, 8), ppo=(20, 8, 5), changes=_CHANGES),
     iterations=50,
-    adapt=adapt_budget(
-        fine_tuning_steps=400,
-        batch_size=12,
-        source_images=200,
-        target_images=120,
-        reward_steps=500,
-        reward_batch_size=8,
-        updates=20,
-        n_envs=8,
-        eval_every=5,
-        changes={"collect": {"actions_per_image": 4}},
-    ),
 )
 QUICK = NnUNetSize(source=10, target=5, held_out=3, epochs=2, iterations=4, adapt=trial_budget(8, 4))
 

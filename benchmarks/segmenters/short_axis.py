@@ -49,23 +49,13 @@ from medfm_rl.workflows.evaluate.comparison import compare_models
 
 ANATOMY = "cardiac_short_axis"
 # Volumes cost more than frames: all numbers are smaller than the defaults.
+_CHANGES = {"collect": {"shard_images": 20}, "shape_prior": {"epochs": 10}, "reward": {"validate_every": 50}}
 SIZE = Size(
     source=30,
     target=20,
     held_out=20,
     epochs=40,
-    adapt=adapt_budget(
-        fine_tuning_steps=200,
-        batch_size=4,
-        source_images=120,
-        target_images=60,
-        reward_steps=300,
-        reward_batch_size=8,
-        updates=12,
-        n_envs=6,
-        eval_every=6,
-        changes={"collect": {"shard_images": 20}, "shape_prior": {"epochs": 10}, "reward": {"validate_every": 50}},
-    ),
+    adapt=adapt_budget(fine_tuning=(200, 4), collect=(120, 60), reward=(300, 8), ppo=(12, 6, 6), changes=_CHANGES),
 )
 QUICK = Size(source=18, target=6, held_out=3, epochs=2, adapt=trial_budget(9, 3))
 

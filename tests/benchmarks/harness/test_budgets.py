@@ -25,18 +25,7 @@ def test_changes_are_merged_section_by_section() -> None:
 
 
 def test_a_budget_says_the_settings_of_its_stages_and_leaves_the_rest_as_it_is() -> None:
-    budget = adapt_budget(
-        fine_tuning_steps=7,
-        batch_size=5,
-        source_images=9,
-        target_images=3,
-        reward_steps=11,
-        reward_batch_size=2,
-        updates=4,
-        n_envs=6,
-        eval_every=2,
-        changes={"collect": {"shard_images": 8}},
-    )
+    budget = adapt_budget((7, 5), (9, 3), (11, 2), (4, 6, 2), {"collect": {"shard_images": 8}})
     found, default = config(budget), config({})
     assert (found.fine_tuning.steps, found.fine_tuning.batch_size, found.fine_tuning.target_batch_size) == (7, 5, 2)
     assert (found.collect.source_images, found.collect.target_images, found.collect.shard_images) == (9, 3, 8)
