@@ -54,7 +54,7 @@ def adapt_budget(
 
 def trial_budget(source_images: int = 8, target_images: int = 8) -> dict[str, dict[str, Any]]:
     """The settings of `--quick`: every stage runs, and nothing is learned."""
-    changes = {
+    changes: dict[str, dict[str, Any]] = {
         "collect": {"actions_per_image": 2},
         "shape_prior": {"epochs": 1},
         "reward": {"ensemble": 1, "validate_every": 2, "network": {"channels": (8, 16)}},
