@@ -33,7 +33,7 @@ lint: install ## code style
 	$(BIN)/ruff format --check .
 
 .PHONY: types
-types: install ## static types of the package
+types: install ## static types of the package and the benchmarks
 	$(BIN)/mypy
 
 .PHONY: imports

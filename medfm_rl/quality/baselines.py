@@ -27,15 +27,15 @@ _DROPOUT = (nn.Dropout, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureA
 
 
 class QualityEstimator(Protocol):
-    """Assesses a mask without ground truth.
+    """Assesses a mask without ground truth."""
 
-    Attributes:
-        name: For tables.
-        forward_passes: Forward passes of a segmenter, for each mask.
-    """
+    @property
+    def name(self) -> str:
+        """Its name in tables."""
 
-    name: str
-    forward_passes: int
+    @property
+    def forward_passes(self) -> int:
+        """Forward passes of a segmenter, for each mask."""
 
     def estimate(self, image: Tensor, action: Tensor) -> float:
         """A number that is higher for better masks.

@@ -69,7 +69,7 @@ def digest(adapter: TorchModuleAdapter) -> str:
 
 
 @pytest.mark.parametrize("index", range(7))
-def test_a_rival_leaves_the_segmenter_and_proposes_the_same_twice(
+def test_a_baseline_leaves_the_segmenter_and_proposes_the_same_twice(
     index: int, batch_norm: TorchModuleAdapter, make_case: Callable[..., Case]
 ) -> None:
     case, before = make_case(shape=(20, 24)), digest(batch_norm)

@@ -13,10 +13,10 @@ from typing import Any
 
 import pytest
 
-from medfm_rl.runs.identity import Identity
 from medfm_rl import __version__
 from medfm_rl.adapters import TorchModuleAdapter
 from medfm_rl.errors import ConfigError
+from medfm_rl.runs.identity import Identity
 from medfm_rl.runs.inputs import read_inputs
 from medfm_rl.settings import AdaptConfig, DataSettings, SegmenterSettings, TrackingSettings
 from medfm_rl.settings.files import dump_config

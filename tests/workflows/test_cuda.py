@@ -175,14 +175,14 @@ def test_every_other_way_to_judge_a_mask_gives_about_the_number_of_the_cpu(
         image = sample.image.to(device)
         with torch.no_grad():
             action = segmenter(image[None])[0].argmax(dim=0)
-        rivals = [
+        estimators = [
             MeanEntropy(segmenter),
             MaxSoftmax(segmenter),
             SoftDiceConfidence(segmenter),
             AugmentationAgreement(segmenter, classes),
             EnsembleAgreement([segmenter, member], classes),
         ]
-        return [rival.estimate(image, action) for rival in rivals]
+        return [estimator.estimate(image, action) for estimator in estimators]
 
     assert estimates("cuda") == pytest.approx(estimates("cpu"), abs=0.05)
 

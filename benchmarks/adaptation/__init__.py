@@ -1,0 +1,1 @@
+"""Adaptation: against simpler methods, part by part, and on simulated vendors."""

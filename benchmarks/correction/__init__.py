@@ -1,0 +1,1 @@
+"""Correction at test time: does it put right what scoring flags?"""

@@ -1,0 +1,1 @@
+"""Shared by all benchmarks: data and shifts, models and settings, and how results are written."""

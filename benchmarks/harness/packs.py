@@ -1,0 +1,107 @@
+"""Reads the `.npz` packs of real images, which are not part of the project, into the folder layout."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Collection
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from benchmarks.harness.recording import BENCHMARKS
+from medfm_rl.data.files import write_json
+from medfm_rl.data.images import write_image, write_labels
+from medfm_rl.types import Geometry, LabelMap, LabelSchema
+
+CAMUS_SCHEMA = LabelSchema.from_structures({"LV": 1, "MYO": 2, "LA": 3})
+LUNG_SCHEMA = LabelSchema.from_structures({"lung": 1})
+VIEWS = ("2CH", "4CH")
+_COMPLETE = "complete.json"
+
+
+def data_folder() -> Path:
+    """Where the packs are: `MEDFM_RL_DATA`, or `../shared/data` beside the checkout."""
+    default = BENCHMARKS.parents[1] / "shared" / "data"
+    folder = Path(os.environ.get("MEDFM_RL_DATA", default))
+    if not folder.is_dir():
+        raise SystemExit(f"{folder}: the real images are not here; set MEDFM_RL_DATA")
+    return folder
+
+
+def camus_qualities() -> dict[str, str]:
+    """Patients of the CAMUS pack in the order of their names, with the grade of their 2CH view."""
+    pack = np.load(data_folder() / "camus224_train250.npz")
+    grades = {_owner(name): str(grade) for name, grade in zip(pack["name"], pack["quality2ch"], strict=True)}
+    return dict(sorted(grades.items()))
+
+
+def lung_patients(site: str) -> list[str]:
+    """Patients of the lung pack from one site ("shenzhen" or "montgomery"), sorted; each has one image."""
+    pack = np.load(data_folder() / "lung256_dev.npz")
+    return sorted(_lung_case(name).split("_")[0] for name in pack["name"][pack["site"] == site])
+
+
+def write_camus(patients: Collection[str], out: Path, views: Collection[str] = VIEWS) -> Path:
+    """Writes the frames of some CAMUS patients as PNG in the folder layout; done once.
+
+    The pack has no spacing, so neither have the files: distances are in pixels.
+    """
+    record = {"patients": sorted(patients)} | ({} if set(views) == set(VIEWS) else {"views": sorted(views)})
+    if _is_complete(out, record):
+        return out
+    pack = np.load(data_folder() / "camus224_train250.npz")
+    rows = [
+        row
+        for row, (name, view) in enumerate(zip(pack["name"], pack["view"], strict=True))
+        if _owner(name) in patients and view in views
+    ]
+    return _write(out, [str(pack["name"][row]) for row in rows], pack["image"][rows], pack["label"][rows], record)
+
+
+def write_lungs(patients: Collection[str], out: Path) -> Path:
+    """Writes the chest X-rays of some patients as PNG in the folder layout; done once.
+
+    The pack has no spacing: distances are in pixels. `CHNCXR_0002_0` becomes `CHNCXR0002_0`, because the layout takes
+    what precedes the first underscore for the patient.
+    """
+    record = {"patients": sorted(patients)}
+    if _is_complete(out, record):
+        return out
+    pack = np.load(data_folder() / "lung256_dev.npz")
+    names = [_lung_case(name) for name in pack["name"]]
+    rows = [row for row, name in enumerate(names) if name.split("_")[0] in patients]
+    return _write(out, [names[row] for row in rows], pack["image"][rows], pack["label"][rows], record, LUNG_SCHEMA)
+
+
+def _owner(name: str) -> str:
+    return str(name).split("_")[0]
+
+
+def _lung_case(name: str) -> str:
+    return str(name).removesuffix(".png").replace("_", "", 1)
+
+
+def _is_complete(out: Path, record: dict[str, list[str]]) -> bool:
+    if not (out / _COMPLETE).exists():
+        return False
+    if json.loads((out / _COMPLETE).read_text()) != record:
+        raise SystemExit(f"{out}: holds other patients or views than are asked for; delete it or choose another folder")
+    return True
+
+
+def _write(
+    out: Path,
+    names: list[str],
+    images: npt.NDArray[np.uint8],
+    labels: LabelMap,
+    record: dict[str, list[str]],
+    schema: LabelSchema = CAMUS_SCHEMA,
+) -> Path:
+    geometry = Geometry.unknown(2)
+    for name, image, label in zip(names, images, labels, strict=True):
+        write_image(out / "images" / f"{name}.png", image, geometry)
+        write_labels(out / "labels" / f"{name}.png", label, geometry, schema)
+    write_json(out / _COMPLETE, record)
+    return out

@@ -1,0 +1,1 @@
+"""Quality control: does the predicted Dice find bad masks?"""

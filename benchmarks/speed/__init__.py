@@ -1,0 +1,1 @@
+"""The time of one PPO update and of a whole adaptation."""
