@@ -10,7 +10,7 @@ import numpy as np
 from benchmarks.harness.recording import quiet
 from medfm_rl.quality import QualityController, QualityReport
 from medfm_rl.quality.reports import BatchReport
-from medfm_rl.runs.finished import FinishedRun, load_run
+from medfm_rl.runs.finished import FinishedRun
 from medfm_rl.workflows.calibrate.from_source import write_default_quality
 
 TOGETHER = 16
@@ -20,7 +20,7 @@ _DRAWS = 1000
 
 def controller_of(run: FinishedRun) -> QualityController | None:
     """The controller of a run with the default calibration; None where too few patients were held out."""
-    write_default_quality(load_run(run.path, "cpu"), run.require_config(), quiet)
+    write_default_quality(run, run.require_config(), quiet)
     return run.controller() if run.folder.quality.exists() else None
 
 
