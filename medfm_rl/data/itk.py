@@ -48,7 +48,8 @@ def read_itk(path: Path) -> tuple[FloatArray, Geometry]:
         geometry = _grid_of(image)
     except ValueError as error:
         raise DataError(f"{path}: its header describes no grid ({error}); correct it") from error
-    refuse_shear(path, geometry, pixels.shape[1:])
+    if geometry.shift(geometry.upright, pixels.shape[1:]) > NOTICEABLE_SHIFT:
+        raise sheared(path, geometry, pixels.shape[1:])
     if not _states_spacing(path):
         geometry = replace(geometry, spacing=None)
     with np.errstate(over="ignore"):
@@ -80,8 +81,8 @@ def read_grid(path: Path) -> Geometry | None:
         return None
 
 
-def refuse_shear(path: Path, grid: Geometry, shape: tuple[int, ...], remedy: str = "") -> None:
-    """Raises DataError where the axes of a grid of size `(*S)` are not at right angles, but for what headers round.
+def sheared(path: Path, grid: Geometry, shape: tuple[int, ...], remedy: str = "") -> DataError:
+    """What to raise where the axes of a grid of size `(*S)` are not at right angles.
 
     Args:
         path: The file.
@@ -89,14 +90,13 @@ def refuse_shear(path: Path, grid: Geometry, shape: tuple[int, ...], remedy: str
         shape: Size of the image.
         remedy: What can be done besides resampling, as the end of the sentence.
     """
-    shift = grid.shift(grid.upright, shape)
-    if shift > NOTICEABLE_SHIFT:
-        axes = np.reshape(grid.direction, (grid.ndim, grid.ndim))
-        angle = np.rad2deg(np.arcsin(abs(axes.T @ axes - np.eye(grid.ndim)).max().clip(0, 1)))
-        raise DataError(
-            f"{path}: cannot be read; its axes are sheared, {angle:.3g} degrees from right angles to each other, which "
-            f"moves a pixel by up to {shift:.2g} of its side. Resample it to a grid with right angles{remedy}"
-        )
+    axes = np.reshape(grid.direction, (grid.ndim, grid.ndim))
+    angle = np.rad2deg(np.arcsin(abs(axes.T @ axes - np.eye(grid.ndim)).max().clip(0, 1)))
+    return DataError(
+        f"{path}: cannot be read; its axes are sheared, {angle:.3g} degrees from right angles to each other, which "
+        f"moves a pixel by up to {grid.shift(grid.upright, shape):.2g} of its side. Resample it to a grid with right "
+        f"angles{remedy}"
+    )
 
 
 @contextmanager

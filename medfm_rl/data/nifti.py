@@ -18,10 +18,11 @@ import numpy as np
 import numpy.typing as npt
 from nibabel.filebasedimages import ImageFileError
 from nibabel.nifti1 import Nifti1Header
+from nibabel.nifti2 import Nifti2Header
 from nibabel.spatialimages import HeaderDataError
 
 from medfm_rl.data.files import cannot_be_read
-from medfm_rl.data.itk import read_grid, refuse_shear
+from medfm_rl.data.itk import read_grid, sheared
 from medfm_rl.data.notices import warn_once
 from medfm_rl.data.stacks import Arrangement, arrangement_of_axes, no_volume
 from medfm_rl.errors import DataError
@@ -93,11 +94,13 @@ def require_place(path: Path, shown: Path, geometry: Geometry, shape: tuple[int,
         raise DataError(
             f"{shown}: cannot be read back after it was written ({error}); is the disk in order?"
         ) from error
+    # They take different statements of a header that makes two.
+    wanted = {"ITK": geometry, "nibabel": geometry.alternative or geometry}
     for tool, found in (("ITK", read_grid(path)), ("nibabel", _grid_of_nibabel(header, len(shape)))):
-        if found is not None and (shift := geometry.shift(found, shape)) > NOTICEABLE_SHIFT:
+        if found is not None and (shift := found.shift(wanted[tool].plane, shape)) > NOTICEABLE_SHIFT:
             raise DataError(
                 f"{shown}: cannot be written to NIfTI: {tool} would place it {shift:.2g} of a pixel from its image, "
-                f"whose grid has spacing {geometry.spacing} and direction {geometry.direction}; resample the image to a "
+                f"which has spacing {geometry.spacing} and direction {geometry.direction}; resample the image to a "
                 "grid with right angles"
             )
 
@@ -150,25 +153,29 @@ def _geometry(path: Path, header: Any, shape: tuple[int, ...]) -> Geometry:
     carried = kept.binaryblock
     try:
         of_nibabel = _grid_of_nibabel(header, ndim)
-    except ValueError as error:
-        raise DataError(f"{path}: its affine describes no grid ({error}); correct its sform or qform") from error
-    if of_nibabel is not None:
-        refuse_shear(path, of_nibabel, size, _ON_SHEAR)
-    of_itk = read_grid(path) or of_nibabel
+    except (KeyError, ValueError) as error:
+        raise DataError(f"{path}: its header describes no grid ({error}); correct its sform, qform or units") from error
+    of_itk = read_grid(path)
+    # Of NIfTI-1, ITK refuses what is sheared by more than .006 degrees, and NIfTI-2 it does not know.
+    refused = of_itk is None and not isinstance(header, Nifti2Header)
+    if of_nibabel is not None and (refused or of_nibabel.shift(of_nibabel.upright, size) > NOTICEABLE_SHIFT):
+        raise sheared(path, of_nibabel, size, _ON_SHEAR)
+    of_itk = of_itk or of_nibabel
     if of_itk is None:
-        raise DataError(f"{path}: cannot be read; the file is damaged, truncated or not what its name says")
+        raise DataError(f"{path}: its header describes no grid (pixdim {header['pixdim'][1:4].tolist()}); correct it")
     sides = np.asarray(header["pixdim"][1 : ndim + 1], dtype=np.float64)
     if of_nibabel is None:
         stated = bool((np.isfinite(sides) & (sides > 0)).all())
         return replace(of_itk, spacing=of_itk.spacing if stated else None, header=carried)
-    shift = of_itk.shift(of_nibabel, size)
+    shift = of_nibabel.shift(of_itk, size)
     if shift <= NOTICEABLE_SHIFT:
         return replace(of_itk, header=carried)
     _require_one_measure(path, header, of_itk, of_nibabel, sides)
+    codes = f"sform (code {int(header['sform_code'])}) and qform (code {int(header['qform_code'])})"
     warn_once(
-        f"{path}: its qform (code {int(header['qform_code'])}) and sform (code {int(header['sform_code'])}) differ by up "
-        f"to {shift * min(of_itk.spacing or (1.0,)):.3g} mm ({shift:.2g} of a pixel): ITK takes one of them and nibabel, "
-        "FSL and SPM the other. Its masks carry both and lie on the image in each"
+        f"{path}: its {codes} place a pixel up to {shift * min(of_nibabel.spacing or ()):.3g} mm apart, {shift:.2g} of its "
+        "side: ITK takes one of them, and nibabel, FSL and SPM the other. Its masks carry both and lie on the image in "
+        "each"
     )
     return replace(of_itk, header=carried, alternative=of_nibabel)
 
@@ -178,12 +185,15 @@ def _grid_of_nibabel(header: Any, ndim: int) -> Geometry | None:
 
     Raises:
         ValueError: An axis has no length.
+        KeyError: Its unit is none.
     """
     if header["sform_code"] <= 0 and header["qform_code"] <= 0:
         return None
     factor = _MM[header.get_xyzt_units()[0]]
     affine = _TO_LPS @ header.get_best_affine()
     affine[:3] *= factor
+    if ndim == 2 and affine[2, :2].any():
+        return None  # A plane that leaves x and y cannot be said in two axes.
     chosen = [*range(ndim), 3]
     return Geometry.from_affine(affine[np.ix_(chosen, chosen)])
 

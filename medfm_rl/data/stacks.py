@@ -247,8 +247,8 @@ def _require_places(path: Path, frames: Sequence[Frame], places: _Vectors, grid:
         )
     raise DataError(
         f"{path}: slice {frames[worst].name} lies {apart.max():.3g} mm from its place on a grid with equal steps and "
-        f"right angles, which is {apart.max() / min(grid.spacing):.2g} of a pixel; 0.01 is allowed. Do size, orientation and "
-        "position of its pixels agree with the other slices? Leave it out, or resample the series to such a grid"
+        f"right angles, which is {apart.max() / min(grid.spacing):.2g} of a pixel; 0.01 is allowed. Do size, direction "
+        "and position of its pixels agree with the others? Leave it out, or resample the series to such a grid"
     )
 
 
