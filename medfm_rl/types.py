@@ -7,6 +7,7 @@ files are read and written (`LabelSchema.to_indices`, `LabelSchema.to_ids`).
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -24,6 +25,12 @@ IntArray = npt.NDArray[np.integer]
 BACKGROUND = "background"
 _SAME_DIRECTION = 1e-6
 """Difference of two direction cosines that is rounding."""
+NOTICEABLE_SHIFT = 0.01
+"""Shift of a pixel, as a share of its shortest side, from which on grids are no longer called the same in silence."""
+_SAME_GRID = 0.25
+"""The same for a mask and its image, or two channels: headers round, and a shift by half a pixel is a real mistake."""
+_USUAL_SIDE = 512
+"""Pixels along an axis of a grid whose size is not told."""
 _MOST_STRANGERS = 5
 """Unknown labels of a file that are named; more are hardly labels."""
 
@@ -38,12 +45,18 @@ class Geometry:
         direction: Row-major direction cosines, `len(spacing) ** 2` values.
         volume: For a 2-D image that is the only slice of a volume, the grid of that volume (`slice_of`); its masks are
             written there.
+        header: What the image's own file says of its grid, in the words of its format, for masks to say the same. Only
+            the module that reads and writes that format looks into it.
+        alternative: The grid by another statement of the same file, where it has two that differ (the sform and the
+            qform of NIfTI). A mask may lie on either.
     """
 
     spacing: tuple[float, ...] | None
     origin: tuple[float, ...]
     direction: tuple[float, ...]
     volume: Geometry | None = None
+    header: bytes | None = field(default=None, compare=False, repr=False)
+    alternative: Geometry | None = field(default=None, compare=False, repr=False)
 
     def __post_init__(self) -> None:
         ndim = len(self.origin)
@@ -71,14 +84,32 @@ class Geometry:
         return cls(spacing, tuple(own[:2].tolist()), (1.0, 0.0, 0.0, 1.0), volume)
 
     @classmethod
+    def from_affine(cls, affine: npt.NDArray[np.float64]) -> Geometry:
+        """The grid of a homogeneous matrix that takes indices (x, y[, z]) to mm.
+
+        Raises:
+            ValueError: A step along an axis has no length.
+        """
+        steps = affine[:-1, :-1]
+        spacing = np.linalg.norm(steps, axis=0)
+        direction = np.divide(steps, spacing, out=np.zeros_like(steps), where=spacing > 0)
+        return cls(tuple(spacing.tolist()), tuple(affine[:-1, -1].tolist()), tuple(direction.ravel().tolist()))
+
+    @classmethod
     def unknown(cls, ndim: int) -> Geometry:
         """The geometry of an image that has none: unknown spacing, origin 0, axes along the pixel grid."""
         return cls(None, (0.0,) * ndim, tuple(np.eye(ndim).ravel().tolist()))
 
     @property
     def plane(self) -> Geometry:
-        """The same without the volume: what is written where a tool wants two axes."""
-        return replace(self, volume=None)
+        """The grid alone, without volume and header: what is written where a tool wants two axes."""
+        return Geometry(self.spacing, self.origin, self.direction)
+
+    @property
+    def upright(self) -> Geometry:
+        """The nearest grid with axes at right angles."""
+        left, _, right = np.linalg.svd(np.reshape(self.direction, (self.ndim, self.ndim)))
+        return replace(self, direction=tuple((left @ right).ravel().tolist()))
 
     @property
     def ndim(self) -> int:
@@ -89,20 +120,48 @@ class Geometry:
         """Spacing in mm in NumPy axis order (y, x) or (z, y, x); None where unknown."""
         return None if self.spacing is None else tuple(reversed(self.spacing))
 
-    def matches(self, other: Geometry, atol: float = 1e-3) -> bool:
-        """Whether both describe the same grid, up to `atol` mm; an unknown spacing matches any.
+    @property
+    def affine(self) -> npt.NDArray[np.float64]:
+        """Homogeneous matrix that takes indices (x, y[, z]) to mm, or to pixels where the spacing is unknown."""
+        matrix = np.eye(self.ndim + 1)
+        matrix[:-1, :-1] = np.reshape(self.direction, (self.ndim, self.ndim)) * (self.spacing or (1.0,) * self.ndim)
+        matrix[:-1, -1] = self.origin
+        return matrix
 
-        Two slices of volumes are compared in space, a slice and an image without a volume in their plane.
+    def shift(self, other: Geometry, shape: tuple[int, ...] | None = None) -> float:
+        """How far a pixel lies apart on two grids, at most, as a share of the shortest side of the pixels of this one.
+
+        Two slices of volumes are compared in space, a slice and an image without a volume in their plane. Where either
+        spacing is unknown there is nothing to compare, and the shift is 0. Of the statements that a file makes, those
+        that lie closest count.
+
+        Args:
+            other: A grid of the same number of axes.
+            shape: Size of the grid `(*S)`; where it is not told, a size is assumed that is usual.
+
+        Raises:
+            ValueError: The grids have different numbers of axes.
         """
         if self.ndim != other.ndim:
-            return False
+            raise ValueError(f"a grid of {self.ndim} axes and one of {other.ndim} cannot be compared")
         if self.volume is not None and other.volume is not None:
-            return self.volume.matches(other.volume, atol)
-        pairs = [(self.origin, other.origin), (self.direction, other.direction)]
+            return self.volume.shift(other.volume, (1, *(shape or (_USUAL_SIDE,) * self.ndim)))
         if self.spacing is None or other.spacing is None:
-            return True
-        pairs.append((self.spacing, other.spacing))
-        return all(np.allclose(ours, theirs, atol=atol) for ours, theirs in pairs)
+            return 0.0
+        sides = [(0, size - 1) for size in reversed(shape or (_USUAL_SIDE,) * self.ndim)]
+        # Displacements grow in straight lines, so the largest is that of a corner.
+        corners = np.array([(*corner, 1) for corner in itertools.product(*sides)]).T
+        apart = [
+            abs((theirs.affine - ours.affine)[:-1] @ corners).max()
+            for ours in (self, self.alternative)
+            for theirs in (other, other.alternative)
+            if ours is not None and theirs is not None
+        ]
+        return float(min(apart) / min(self.spacing))
+
+    def matches(self, other: Geometry, shape: tuple[int, ...] | None = None) -> bool:
+        """Whether both describe the same grid, but for what headers round: a quarter of a pixel at most (`shift`)."""
+        return self.ndim == other.ndim and self.shift(other, shape) <= _SAME_GRID
 
 
 @dataclass(frozen=True)

@@ -1,30 +1,31 @@
-"""Reading and writing images and masks with SimpleITK: NIfTI, MHD/MHA, NRRD, PNG and DICOM."""
+"""Reading and writing images and masks, whatever the format: NIfTI, DICOM, and what SimpleITK reads.
+
+Each format has a module, which says what its pixels mean and where they lie.
+"""
 
 from __future__ import annotations
 
 import glob
-import gzip
 import hashlib
 import os
 import re
-import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import SimpleITK as sitk
 
+from medfm_rl.data.dicom import DICOM_SUFFIX, read_dicom
 from medfm_rl.data.files import cannot_be_read, hash_file, hash_listing, hash_path, is_folder, replace_on_success
+from medfm_rl.data.itk import WITHOUT_SPACING, read_itk, write_itk
+from medfm_rl.data.nifti import NIFTI_SUFFIXES, read_nifti, require_place, write_nifti
+from medfm_rl.data.notices import warn_once
 from medfm_rl.errors import DataError
-from medfm_rl.types import FloatArray, Geometry, IntArray, LabelMap, LabelSchema
+from medfm_rl.types import NOTICEABLE_SHIFT, FloatArray, Geometry, IntArray, LabelMap, LabelSchema
 
 IMAGE_SUFFIXES = (".nii.gz", ".nii", ".mha", ".mhd", ".nrrd", ".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".dcm")
-_PLACE = ("0020|0032", "0020|0037")
-"""The DICOM fields Image Position (Patient) and Image Orientation (Patient)."""
 _PIXEL_FIELD = re.compile(rb"\s*ElementDataFile\s*[=:]\s*(.+?)\s*$")
-_WITHOUT_SPACING = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff")
 
 
 def image_suffix(path: Path) -> str | None:
@@ -33,8 +34,8 @@ def image_suffix(path: Path) -> str | None:
 
 
 def holds_spacing(path: Path) -> bool:
-    """Whether files of this kind say how far apart pixels are."""
-    return path.suffix.lower() not in _WITHOUT_SPACING
+    """Whether files of this kind can say how far apart pixels are."""
+    return path.suffix.lower() not in WITHOUT_SPACING
 
 
 def image_stem(path: Path) -> str:
@@ -91,23 +92,29 @@ def read_image(source: Path | Sequence[Path]) -> tuple[FloatArray, Geometry]:
 
     Returns:
         Pixels `(C, *S)` in the units of the file and their geometry. A volume of one slice becomes 2-D, and its
-        geometry keeps the volume's grid. Spacing is None for formats that carry none (PNG, JPEG, BMP, TIFF).
+        geometry keeps the volume's grid. Spacing is None where the file does not say it: PNG, JPEG, BMP, TIFF, and
+        other formats whose header is silent.
 
     Raises:
-        DataError: A file is missing, empty, truncated, of an unknown kind, holds NaN or infinity or only one value, or
-            the channels lie on different grids.
+        DataError: A file is missing, empty, truncated, of an unknown kind, a clip, holds complex numbers, NaN, infinity
+            or only one value, has no grid at right angles, or the channels lie on different grids.
     """
     paths = [source] if isinstance(source, Path) else list(source)
     channels, geometries = zip(*(_read(path) for path in paths), strict=True)
     for path, channel, geometry in zip(paths[1:], channels[1:], geometries[1:], strict=True):
-        if channel.shape[1:] != channels[0].shape[1:] or not geometry.matches(geometries[0]):
+        shape = channels[0].shape[1:]
+        if channel.shape[1:] != shape or not geometry.matches(geometries[0], shape):
             raise DataError(
                 f"{path}: its grid {channel.shape[1:]} differs from that of {paths[0].name} {channels[0].shape[1:]}; "
                 "all channels of a case must lie on one grid"
             )
     image = np.concatenate(channels).astype(np.float32)
     if not np.isfinite(image).all():
-        raise DataError(f"{paths[0]}: the image holds NaN or infinite values; repair or leave out this file")
+        count = int(image.size - np.isfinite(image).sum())
+        raise DataError(
+            f"{paths[0]}: the image holds NaN or infinite values ({count} of {image.size}); write the value of the "
+            "background there (that of air in CT), or leave out this file"
+        )
     if image.min() == image.max():
         raise DataError(f"{paths[0]}: every pixel has the value {image.flat[0]:g}: there is nothing to segment")
     return image, geometries[0]
@@ -149,13 +156,15 @@ def read_label_ids(path: Path, image_shape: tuple[int, ...], geometry: Geometry)
         raise DataError(f"{path}: a mask has one channel, this file has {pixels.shape[0]}")
     if pixels.shape[1:] != image_shape:
         raise DataError(f"{path}: the mask has size {pixels.shape[1:]}, its image {image_shape}; they must be equal")
-    if not own.matches(geometry):
+    if not own.matches(geometry, image_shape):
         ours, theirs = (own.volume, geometry.volume) if own.volume and geometry.volume else (own, geometry)
         raise DataError(
             f"{path}: the mask lies elsewhere in space than its image (spacing {ours.spacing} and {theirs.spacing}, "
             f"origin {ours.origin} and {theirs.origin}, direction {ours.direction} and {theirs.direction}); resample "
             "one onto the other"
         )
+    if (shift := own.shift(geometry, image_shape)) > NOTICEABLE_SHIFT:
+        warn_once(f"{path}: lies {shift:.2g} of a pixel beside its image by its header, and is taken to lie on it")
     return as_label_ids(pixels[0], str(path))
 
 
@@ -211,20 +220,29 @@ def write_image(path: Path, image: npt.NDArray[Any], geometry: Geometry) -> None
 
 
 def _read(path: Path) -> tuple[FloatArray, Geometry]:
+    """Pixels `(C, *S)` and geometry of one file or DICOM folder; a volume of one slice is 2-D."""
     if is_folder(path):
-        image = _read_dicom_series(path)
+        pixels, geometry = read_dicom(path)
     else:
         _require_content(path)
-        if image_suffix(path) is None:
-            raise DataError(f"{path}: unknown kind of image; known are {', '.join(IMAGE_SUFFIXES)} and DICOM folders")
-        _check_gzip(path)
-        _check_nifti_length(path)
-        image = _execute(sitk.ImageFileReader(), path, path)
-    return _to_array(image, holds_spacing(path))
+        match image_suffix(path):
+            case None:
+                raise DataError(
+                    f"{path}: unknown kind of image; known are {', '.join(IMAGE_SUFFIXES)} and DICOM folders"
+                )
+            case suffix if suffix in NIFTI_SUFFIXES:
+                pixels, geometry = read_nifti(path)
+            case suffix if suffix == DICOM_SUFFIX:
+                pixels, geometry = read_dicom(path)
+            case _:
+                pixels, geometry = read_itk(path)
+    if geometry.ndim == 3 and pixels.shape[1] == 1:
+        return pixels[:, 0], Geometry.slice_of(geometry)
+    return pixels, geometry
 
 
 def _require_content(path: Path) -> None:
-    """ITK calls a file that it may not read damaged."""
+    """Libraries call a file that they may not read damaged."""
     try:
         with path.open("rb") as file:
             empty = not file.read(1)
@@ -234,118 +252,22 @@ def _require_content(path: Path) -> None:
         raise DataError(f"{path}: the file is empty")
 
 
-def _check_gzip(path: Path) -> None:
-    """ITK reads a truncated .nii.gz without a word and leaves what is missing as it finds it."""
-    if path.suffix.lower() != ".gz":
-        return
-    try:
-        with gzip.open(path) as file:
-            while file.read(1 << 20):
-                pass
-    except (OSError, EOFError, zlib.error) as error:
-        raise DataError(f"{path}: cannot be read; the file is damaged or truncated ({error})") from error
-
-
-def _check_nifti_length(path: Path) -> None:
-    """The same for a .nii that holds fewer bytes than its header promises."""
-    if path.suffix.lower() != ".nii":
-        return
-    reader = sitk.ImageFileReader()
-    reader.SetFileName(str(path))
-    try:
-        reader.ReadImageInformation()
-    except RuntimeError:
-        return  # Reading it says why.
-    pixel = sitk.Image([1] * reader.GetDimension(), reader.GetPixelID(), reader.GetNumberOfComponents())
-    promised = int(np.prod(reader.GetSize())) * sitk.GetArrayViewFromImage(pixel).nbytes
-    if path.stat().st_size < promised:
-        raise DataError(f"{path}: cannot be read; the file is truncated ({path.stat().st_size} of {promised} bytes)")
-
-
-def _read_dicom_series(folder: Path) -> sitk.Image:
-    series = sitk.ImageSeriesReader.GetGDCMSeriesIDs(str(folder))
-    if len(series) != 1:
-        raise DataError(f"{folder}: a DICOM case is a folder with one series, this one holds {len(series)}")
-    reader = sitk.ImageSeriesReader()
-    reader.MetaDataDictionaryArrayUpdateOn()
-    names = reader.GetGDCMSeriesFileNames(str(folder), series[0])
-    image = _execute(reader, names, folder)
-    _check_slice_steps(reader, names, folder)
-    return image
-
-
-def _check_slice_steps(reader: Any, names: Sequence[str], folder: Path) -> None:
-    """ITK reads a series that lacks a slice without a word, and spreads the others over its length."""
-    slices = range(len(names))
-    if len(slices) < 3 or not all(reader.HasMetaDataKey(index, tag) for index in slices for tag in _PLACE):
-        return
-    try:
-        # Image Position (x, y, z), and Image Orientation, the directions of rows and of columns.
-        positions, axes = (
-            np.array([[float(value) for value in reader.GetMetaData(index, tag).split("\\")] for index in slices])
-            for tag in _PLACE
-        )
-    except ValueError:
-        return  # They are empty, as in pictures that are no slices of a body.
-    steps = abs(np.diff(positions @ np.cross(axes[0, :3], axes[0, 3:])))
-    usual = float(np.median(steps))
-    other = int(abs(steps - usual).argmax())
-    # Headers round positions, to a hundredth of a millimetre for one.
-    if abs(steps[other] - usual) > 0.01 * usual + 0.01:
-        first, second = (Path(name).name for name in names[other : other + 2])
-        raise DataError(
-            f"{folder}: from slice {first} to {second} it is {steps[other]:.4g} mm and usually {usual:.4g} mm, so "
-            "positions and spacing would be wrong; are slices missing, or of another series? Complete the series, or "
-            "resample it to equal steps"
-        )
-
-
-def _execute(reader: Any, names: Any, path: Path) -> sitk.Image:
-    if isinstance(reader, sitk.ImageFileReader):
-        reader.SetFileName(str(names))
-    else:
-        reader.SetFileNames(names)
-    shows_warnings = sitk.ProcessObject.GetGlobalWarningDisplay()
-    sitk.ProcessObject.SetGlobalWarningDisplay(False)
-    try:
-        return reader.Execute()
-    except RuntimeError as error:
-        if "orthonormal" in str(error):
-            raise DataError(
-                f"{path}: cannot be read; its axes are sheared, not at right angles to each other. Resample it to a "
-                "grid with right angles or, where that is meant and its qform is right, set its sform to the qform"
-            ) from error
-        raise DataError(f"{path}: cannot be read; the file is damaged, truncated or not what its name says") from error
-    finally:
-        sitk.ProcessObject.SetGlobalWarningDisplay(shows_warnings)
-
-
-def _to_array(image: sitk.Image, has_spacing: bool) -> tuple[FloatArray, Geometry]:
-    components = image.GetNumberOfComponentsPerPixel()
-    array = sitk.GetArrayFromImage(image)
-    pixels = np.moveaxis(array, -1, 0) if components > 1 else array[None]
-    ndim = image.GetDimension()
-    spacing, origin = image.GetSpacing(), image.GetOrigin()
-    geometry = Geometry(tuple(spacing) if has_spacing else None, tuple(origin), tuple(image.GetDirection()))
-    if ndim == 3 and pixels.shape[1] == 1:
-        pixels, geometry = pixels[:, 0], Geometry.slice_of(geometry)
-    return pixels.astype(np.float32), geometry
-
-
 def _write(path: Path, pixels: npt.NDArray[Any], geometry: Geometry) -> None:
     if path.suffix.lower() == ".mhd":
         raise DataError(f"{path}: the pixels of an .mhd lie in a second file, so it is never whole; write .mha")
     if geometry.volume is not None and holds_spacing(path):
         pixels, geometry = pixels[None], geometry.volume
+    is_nifti = image_suffix(path) in NIFTI_SUFFIXES
     with replace_on_success(path) as temporary:
         try:
-            image = sitk.GetImageFromArray(pixels)
-            image.SetSpacing(geometry.spacing or (1.0,) * geometry.ndim)
-            image.SetOrigin(geometry.origin)
-            image.SetDirection(geometry.direction)
-            sitk.WriteImage(image, str(temporary), useCompression=True)
+            if is_nifti and geometry.header is not None:
+                write_nifti(temporary, pixels, geometry.header)
+            else:
+                write_itk(temporary, pixels, geometry)
         except RuntimeError as error:
             raise DataError(
                 f"{path}: cannot be written; is the disk full, the suffix unknown, or the grid none that the format "
                 f"holds (spacing {geometry.spacing}, direction {geometry.direction})?"
             ) from error
+        if is_nifti:
+            require_place(temporary, path, geometry, pixels.shape)

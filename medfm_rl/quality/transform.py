@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 from monai.transforms.transform import MapTransform
 
 from medfm_rl.data.images import as_label_ids, holds_spacing, image_stem
@@ -101,7 +100,7 @@ class AssessQualityd(MapTransform):  # type: ignore[misc]
             # MONAI's axes grow to the right and to the front, those of ITK and of DICOM to the left and to the back.
             matrix = np.diag([-1.0, -1.0, *[1.0] * (len(matrix) - 2)]) @ matrix
         try:
-            geometry = _grid(matrix)
+            geometry = Geometry.from_affine(matrix)
         except ValueError as error:
             raise DataError(f"{self.image_key}: the affine of the image describes no grid ({error})") from error
         return Geometry.slice_of(geometry) if geometry.ndim > ndim else geometry
@@ -111,15 +110,3 @@ def _file(image: Any) -> Path | None:
     """The file that an image was read from, where its meta data say so."""
     file = getattr(image, "meta", {}).get(_FILE)
     return Path(str(file)) if file else None
-
-
-def _grid(matrix: npt.NDArray[np.float64]) -> Geometry:
-    """The grid of a homogeneous matrix that takes indices (x, y[, z]) to mm.
-
-    Raises:
-        ValueError: A step along an axis has no length.
-    """
-    steps = matrix[:-1, :-1]
-    spacing = np.linalg.norm(steps, axis=0)
-    direction = np.divide(steps, spacing, out=np.zeros_like(steps), where=spacing > 0)
-    return Geometry(tuple(spacing.tolist()), tuple(matrix[:-1, -1].tolist()), tuple(direction.ravel().tolist()))

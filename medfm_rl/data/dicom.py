@@ -1,0 +1,223 @@
+"""DICOM: a file, or a folder that holds the slices of one series.
+
+Where each frame lies comes from its own header, and its values from its own rescale; a library that reads a series at
+once takes both from the first slice.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pydicom
+from pydicom import Dataset
+from pydicom.errors import InvalidDicomError
+
+from medfm_rl.data.dicom_pixels import read_values
+from medfm_rl.data.dicom_spacing import Spacing, pixel_spacing
+from medfm_rl.data.files import cannot_be_read
+from medfm_rl.data.stacks import Frame, grid_of_frames
+from medfm_rl.errors import DataError
+from medfm_rl.types import FloatArray, Geometry
+
+DICOM_SUFFIX = ".dcm"
+_MOST_SERIES = 5
+"""Series of a folder that are named."""
+
+
+@dataclass(frozen=True, eq=False)
+class _File:
+    path: Path
+    header: Dataset
+
+    @property
+    def series(self) -> str:
+        return str(self.header.get("SeriesInstanceUID", ""))
+
+
+def read_dicom(path: Path) -> tuple[FloatArray, Geometry]:
+    """Reads pixels `(C, D, H, W)` and their grid `(x, y, z)`; `D` is 1 for a single image.
+
+    Its spacing is None where the header does not say how large pixels are.
+
+    Raises:
+        DataError: A file is damaged, a folder holds no series or several, the frames are a clip, or no grid holds every
+            slice where its header says.
+    """
+    with warnings.catch_warnings():
+        # pydicom warns of every value that the standard would write in another way.
+        warnings.simplefilter("ignore")
+        files = _one_series(path) if path.is_dir() else [_File(path, _header(path, stop_before_pixels=True))]
+        frames = [frame for file in files for frame in _frames(file)]
+        geometry, order = grid_of_frames(path, frames, _thickness(files[0].header))
+        # Frames of different sizes or of a clip have been refused by now.
+        values = [read_values(_header(file.path, stop_before_pixels=False), file.path) for file in files]
+    if len({frame.shape[1] for frame in values}) > 1:
+        raise DataError(
+            f"{path}: some of its slices are in grey values and others in colours; leave out those of one kind"
+        )
+    pixels = np.concatenate(values)
+    if len(pixels) != len(frames):
+        raise DataError(
+            f"{path}: its headers speak of {len(frames)} frames and it holds {len(pixels)}; is it complete?"
+        )
+    return np.ascontiguousarray(np.moveaxis(pixels[order], 1, 0)), geometry
+
+
+def _header(path: Path, stop_before_pixels: bool) -> Dataset:
+    """Reads a file; one that is named .dcm may lack the preamble, as old ones do.
+
+    Raises:
+        InvalidDicomError: It is no DICOM file, and is not named as one.
+        DataError: It is named as one and none, or cannot be read.
+    """
+    named = path.suffix.lower() == DICOM_SUFFIX
+    try:
+        header = pydicom.dcmread(path, stop_before_pixels=stop_before_pixels, force=named)
+    except InvalidDicomError:
+        raise
+    except OSError as error:
+        raise cannot_be_read(path, error) from error
+    except (ValueError, EOFError, KeyError, AttributeError, NotImplementedError) as error:
+        raise DataError(f"{path}: cannot be read; the file is damaged or truncated ({error})") from error
+    if named and "Rows" not in header and "SOPClassUID" not in header:
+        raise DataError(f"{path}: cannot be read; the file is damaged, truncated or not what its name says")
+    return header
+
+
+def _one_series(folder: Path) -> list[_File]:
+    """The images of a folder, in the order of their names; reports, plans and others without pixels are not looked at.
+
+    Raises:
+        DataError: They are none, or of several series.
+    """
+    files = []
+    for path in sorted(folder.iterdir()):
+        if path.name.startswith(".") or not path.is_file():
+            continue
+        try:
+            header = _header(path, stop_before_pixels=True)
+        except InvalidDicomError:
+            continue
+        if "Rows" in header:
+            files.append(_File(path, header))
+    series: dict[str, list[_File]] = {}
+    for file in files:
+        series.setdefault(file.series, []).append(file)
+    if len(series) != 1:
+        found = [
+            f"{len(series[first.series])} of {first.header.get('Modality', 'an unknown modality')} "
+            f"{str(first.header.get('SeriesDescription', '')) or 'without a description'} ({first.path.name}, ...)"
+            for first, *_ in series.values()
+        ]
+        more = f" and {len(found) - _MOST_SERIES} more" if len(found) > _MOST_SERIES else ""
+        listed = f": {'; '.join(found[:_MOST_SERIES])}{more}. Give each series a folder of its own" if found else ""
+        raise DataError(f"{folder}: a DICOM case is a folder with one series, this one holds {len(series)}{listed}")
+    return files
+
+
+def _thickness(header: Dataset) -> float:
+    """Length in mm of the pixels of a single slice along its normal; 1 where the header does not say."""
+    for keyword in ("SpacingBetweenSlices", "SliceThickness"):
+        value = header.get(keyword)
+        if value is not None and np.isfinite(float(value)) and float(value) != 0:
+            return abs(float(value))
+    return 1.0
+
+
+def _frames(file: _File) -> list[Frame]:
+    """The frames of a file, each with the place that its header gives it.
+
+    Raises:
+        DataError: The header contradicts itself, or holds a word where a number is wanted.
+    """
+    header, path = file.header, file.path
+    if not header.get("Rows") or not header.get("Columns"):
+        raise DataError(f"{path}: holds no image (it says neither Rows nor Columns); leave it out")
+    try:
+        count = int(header.get("NumberOfFrames") or 1)
+        groups = _groups(header, count)
+        return [_frame(file, groups[index], index, count) for index in range(count)]
+    except (ValueError, TypeError, IndexError) as error:
+        raise DataError(f"{path}: where its frames lie cannot be read from its header ({error}); correct it") from error
+
+
+def _groups(header: Dataset, count: int) -> list[list[Dataset]]:
+    """For each frame, what may say something of it: its own group, the shared one, and the header."""
+    shared = list(header.get("SharedFunctionalGroupsSequence") or [])
+    own = list(header.get("PerFrameFunctionalGroupsSequence") or [])
+    if own and len(own) != count:
+        raise ValueError(f"{count} frames, and {len(own)} items that say where they lie")
+    return [[*own[index : index + 1], *shared, header] for index in range(count)]
+
+
+_POSITIONS = (
+    ("PlanePositionSequence", "ImagePositionPatient"),
+    ("PlanePositionVolumeSequence", "ImagePositionVolume"),
+    ("DetectorInformationSequence", "ImagePositionPatient"),
+    (None, "ImagePositionPatient"),
+)
+_ORIENTATIONS = (
+    ("PlaneOrientationSequence", "ImageOrientationPatient"),
+    ("PlaneOrientationVolumeSequence", "ImageOrientationVolume"),
+    ("DetectorInformationSequence", "ImageOrientationPatient"),
+    (None, "ImageOrientationPatient"),
+)
+"""Where positions and orientations stand: in a sequence of a group, or, None, in the header itself."""
+
+
+def _frame(file: _File, groups: Sequence[Dataset], index: int, count: int) -> Frame:
+    header = file.header
+    name = file.path.name if count == 1 else f"{file.path.name}, frame {index + 1}"
+    position, axes = _stated(groups, _POSITIONS, 3), _stated(groups, _ORIENTATIONS, 6)
+    decimals, spacing = 0, _spacing(groups, file.path)
+    place = vectors = None
+    if position is not None and axes is not None:
+        decimals = max(len(str(value).partition(".")[2]) for value in position)
+        place, vectors = np.array(position, dtype=np.float64), np.reshape(np.array(axes, dtype=np.float64), (2, 3))
+        if not np.isfinite(place).all() or not np.isfinite(vectors).all():
+            raise ValueError(f"position {position} and orientation {axes} are to be numbers")
+        place = place + _along_stack(header, index) * np.cross(*vectors)
+    return Frame(name, (int(header.Columns), int(header.Rows)), spacing, place, vectors, decimals)
+
+
+def _stated(groups: Sequence[Dataset], places: Sequence[tuple[str | None, str]], length: int) -> Sequence[float] | None:
+    """The first statement that is there and not empty."""
+    for sequence, keyword in places:
+        for group in groups:
+            items = [group] if sequence is None else list(group.get(sequence) or [])
+            value = items[0].get(keyword) if items else None
+            if value:
+                if len(value) != length:
+                    raise ValueError(f"{keyword} has {len(value)} values, and {length} are needed")
+                return list(value)
+    return None
+
+
+def _spacing(groups: Sequence[Dataset], path: Path) -> Spacing | None:
+    for group in groups[:-1]:
+        measures = list(group.get("PixelMeasuresSequence") or [])
+        if measures and "PixelSpacing" in measures[0]:
+            return pixel_spacing(measures[0], path)
+    return pixel_spacing(groups[-1], path)
+
+
+def _along_stack(header: Dataset, index: int) -> float:
+    """How far in mm a frame lies along the normal from the position in the header, in files that say it once.
+
+    Those are dose grids (Grid Frame Offset Vector, PS3.3 C.8.8.3.2) and reconstructed slices of nuclear medicine (Slice
+    Vector and Spacing Between Slices, PS3.3 C.8.4.15). All frames of other files lie where that position says.
+    """
+    offsets: npt.ArrayLike | None = header.get("GridFrameOffsetVector")
+    if offsets is not None:
+        values = np.asarray(offsets, dtype=np.float64)
+        return float(values[index] - values[0])
+    slices = header.get("SliceVector")
+    if slices is not None and header.get("SpacingBetweenSlices") is not None:
+        numbers = [int(slices)] if isinstance(slices, int) else [int(number) for number in slices]
+        return float((numbers[index] - 1) * float(header.SpacingBetweenSlices))
+    return 0.0

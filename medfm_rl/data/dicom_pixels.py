@@ -1,0 +1,96 @@
+"""What the pixels of a DICOM file mean: stored values, rescaled slice by slice, and colours as RGB."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+from pydicom import Dataset
+from pydicom.pixels.processing import apply_color_lut, apply_modality_lut
+from pydicom.pixels.utils import pixel_array
+
+from medfm_rl.errors import DataError
+from medfm_rl.types import FloatArray
+
+_Array = npt.NDArray[np.float64]
+_MEASURED = ("CT", "PT")
+"""Modalities whose rescaled values are of a unit even where the header names none."""
+_UNREADABLE = (AttributeError, ValueError, RuntimeError, NotImplementedError, KeyError, TypeError, IndexError, OSError)
+"""What pydicom and its decoders raise where pixels are damaged or described in contradiction."""
+
+
+def read_values(dataset: Dataset, path: Path) -> FloatArray:
+    """All frames of a file as `(F, C, H, W)`, in the units of the file.
+
+    A picture that is stored as its negative (MONOCHROME1) is turned round, unless its values are measured: a number in
+    Hounsfield units says the same however it is shown.
+
+    Raises:
+        DataError: The pixels cannot be decoded.
+    """
+    try:
+        stored = pixel_array(dataset)
+        if dataset.PhotometricInterpretation == "PALETTE COLOR":
+            stored = _as_8_bits(apply_color_lut(stored, dataset))
+        channels = (
+            stored.shape[-1] if dataset.SamplesPerPixel > 1 or "PALETTE" in dataset.PhotometricInterpretation else 1
+        )
+        values = stored.reshape(-1, dataset.Rows, dataset.Columns, channels).astype(np.float64)
+        if channels == 1:
+            values = _in_units(values, dataset)
+    except _UNREADABLE as error:
+        raise DataError(
+            f"{path}: its pixels cannot be read ({error}); the file is damaged, truncated or compressed in a way that "
+            "is not known here. Export it uncompressed"
+        ) from error
+    with np.errstate(over="ignore"):
+        return np.ascontiguousarray(np.moveaxis(values, -1, 1), dtype=np.float32)
+
+
+def _as_8_bits(colours: npt.NDArray[np.generic]) -> npt.NDArray[np.generic]:
+    return colours if colours.dtype.itemsize == 1 else np.right_shift(colours, 8)
+
+
+def _in_units(values: _Array, dataset: Dataset) -> _Array:
+    """Applies the modality LUT, or the slope and intercept of each frame (PS3.3 C.11.1), and turns negatives round."""
+    rescales = _rescales(dataset, len(values))
+    if dataset.PhotometricInterpretation == "MONOCHROME1" and not _is_measured(dataset, rescales):
+        values = _turned_round(values, dataset)
+    if "ModalityLUTSequence" in dataset:
+        return apply_modality_lut(values.astype(np.int64), dataset).astype(np.float64)
+    for frame, rescale in enumerate(rescales):
+        if rescale is not None:
+            values[frame] = values[frame] * float(rescale.get("RescaleSlope", 1)) + float(
+                rescale.get("RescaleIntercept", 0)
+            )
+    return values
+
+
+def _rescales(dataset: Dataset, frames: int) -> list[Dataset | None]:
+    """What holds slope and intercept of each frame; None where nothing does."""
+    if "RescaleSlope" in dataset or "RescaleIntercept" in dataset:
+        return [dataset] * frames
+    per_frame = dataset.get("PerFrameFunctionalGroupsSequence") or [Dataset()] * frames
+    shared = (dataset.get("SharedFunctionalGroupsSequence") or [Dataset()])[0]
+    found = [
+        group.get("PixelValueTransformationSequence") or shared.get("PixelValueTransformationSequence") or [None]
+        for group in per_frame
+    ]
+    return [sequence[0] for sequence in found]
+
+
+def _is_measured(dataset: Dataset, rescales: list[Dataset | None]) -> bool:
+    """Whether rescaled values are of a physical unit; "US" stands for unspecified."""
+    if not rescales or rescales[0] is None:
+        return False
+    unit = rescales[0].get("RescaleType")
+    return dataset.get("Modality") in _MEASURED if unit in (None, "") else unit != "US"
+
+
+def _turned_round(values: _Array, dataset: Dataset) -> _Array:
+    bits = int(dataset.BitsStored)
+    if "PixelData" not in dataset:
+        return -values
+    # The least value that can be stored becomes the largest.
+    return (-1 if dataset.PixelRepresentation else 2**bits - 1) - values

@@ -1,0 +1,107 @@
+"""How large the pixels of a DICOM image are, by which of its statements; unknown where it makes none."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+from pydicom import Dataset
+
+from medfm_rl.data.notices import warn_once
+from medfm_rl.errors import DataError
+
+Spacing = tuple[float, float]
+"""Distance of neighbouring columns and of neighbouring rows, in mm."""
+_CENTIMETRES, _TWO_DIMENSIONAL = 3, 1
+"""Values of Physical Units and of Region Spatial Format (PS3.3 C.8.5.5)."""
+_SAME = 0.01
+_PROJECTIONS = ("CR", "DX", "MG", "IO", "PX", "XA", "RF", "RG")
+
+
+def pixel_spacing(header: Dataset, path: Path) -> Spacing | None:
+    """The spacing of an image in mm, or None where its header does not say.
+
+    In this order: the regions of an ultrasound image, Pixel Spacing, and Imager Pixel Spacing of a projection, which is
+    that at the detector: divided by the estimated magnification where it is given, and named in a warning where not.
+
+    Raises:
+        DataError: A distance is no number, or two statements differ.
+    """
+    stated = _pair(header, "PixelSpacing", path)
+    regions = _of_regions(header, path)
+    if regions is not None:
+        if stated is not None and not _same(stated, regions):
+            raise DataError(
+                f"{path}: says two sizes of its pixels: {regions} mm by its ultrasound regions and {stated} mm by "
+                "Pixel Spacing (columns, rows); correct the one that is wrong"
+            )
+        return regions
+    detector = _pair(header, "ImagerPixelSpacing", path) or _pair(header, "NominalScannedPixelSpacing", path)
+    if stated is not None and not (
+        header.get("Modality") in _PROJECTIONS and _is_uncalibrated(header, stated, detector)
+    ):
+        return stated
+    if detector is None:
+        return stated
+    magnification = _number(header.get("EstimatedRadiographicMagnificationFactor"), path, "magnification")
+    if magnification:
+        return detector[0] / magnification, detector[1] / magnification
+    if header.get("Modality") in _PROJECTIONS:
+        warn_once(
+            f"{path.parent}: sizes in mm of {path.name} and others are those at the detector (Imager Pixel Spacing); "
+            "what they show lies nearer to the source, and is smaller by a factor that their headers do not say"
+        )
+    return detector
+
+
+def _is_uncalibrated(header: Dataset, stated: Spacing, detector: Spacing | None) -> bool:
+    """Whether Pixel Spacing only repeats that of the detector (PS3.3 10.7.1.3)."""
+    return not header.get("PixelSpacingCalibrationType") and detector is not None and _same(stated, detector)
+
+
+def _of_regions(header: Dataset, path: Path) -> Spacing | None:
+    """The spacing of the regions of an ultrasound image that are in two dimensions and in cm, where all agree."""
+    found = []
+    for region in header.get("SequenceOfUltrasoundRegions") or []:
+        units = (region.get("PhysicalUnitsXDirection"), region.get("PhysicalUnitsYDirection"))
+        if region.get("RegionSpatialFormat") != _TWO_DIMENSIONAL or units != (_CENTIMETRES, _CENTIMETRES):
+            continue
+        x, y = (_number(region.get(f"PhysicalDelta{axis}"), path, "Physical Delta") for axis in "XY")
+        if x and y:
+            found.append((10 * abs(x), 10 * abs(y)))
+    if not found:
+        return None
+    if not all(_same(other, found[0]) for other in found):
+        warn_once(
+            f"{path}: its ultrasound regions have pixels of different sizes ({', '.join(map(str, found))} mm), so its "
+            "spacing is taken for unknown and distances are in pixels; crop it to one region"
+        )
+        return None
+    return found[0]
+
+
+def _same(ours: Spacing, theirs: Spacing) -> bool:
+    return all(math.isclose(one, other, rel_tol=_SAME) for one, other in zip(ours, theirs, strict=True))
+
+
+def _pair(header: Dataset, keyword: str, path: Path) -> Spacing | None:
+    """A distance of rows and one of columns, turned round; None where it is missing, empty or 0."""
+    value = header.get(keyword)
+    if not value:
+        return None
+    try:
+        rows, columns = (_number(one, path, keyword) for one in value)
+    except (TypeError, ValueError) as error:
+        raise DataError(f"{path}: {keyword} is {value} and two distances are needed; correct it") from error
+    return (columns, rows) if rows and columns and min(rows, columns) > 0 else None
+
+
+def _number(value: Any, path: Path, name: str) -> float | None:
+    if value is None or value == "":
+        return None
+    try:
+        number = float(value)
+    except (TypeError, ValueError) as error:
+        raise DataError(f"{path}: {name} is {value!r} and no number; correct it") from error
+    return number if math.isfinite(number) else None

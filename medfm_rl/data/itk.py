@@ -1,0 +1,148 @@
+"""Images that SimpleITK reads and writes: MHA/MHD, NRRD, PNG, JPEG, BMP and TIFF."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import SimpleITK as sitk
+
+from medfm_rl.data.stacks import no_volume
+from medfm_rl.errors import DataError
+from medfm_rl.types import NOTICEABLE_SHIFT, FloatArray, Geometry
+
+WITHOUT_SPACING = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff")
+_META_SPACING = re.compile(rb"^\s*Element(?:Spacing|Size)\s*[=:]", re.MULTILINE)
+_NRRD_FIELD = re.compile(rb"^(spacings|space directions|space units|units):\s*(.*?)\s*$", re.MULTILINE)
+_HEADER_BYTES = 1 << 16
+"""More than the headers of MetaImage and NRRD are long."""
+
+
+def read_itk(path: Path) -> tuple[FloatArray, Geometry]:
+    """Reads pixels `(C, *S)` and their grid `(x, y[, z])`; its spacing is None where the file does not say one.
+
+    Raises:
+        DataError: The file is damaged, holds complex numbers, several times or sheared axes, or states distances in
+            other units than mm.
+    """
+    reader = sitk.ImageFileReader()
+    reader.SetFileName(str(path))
+    try:
+        with _silent():
+            image = reader.Execute()
+    except RuntimeError as error:
+        raise DataError(f"{path}: cannot be read; the file is damaged, truncated or not what its name says") from error
+    if image.GetDimension() > 3:
+        raise no_volume(path, int(np.prod(image.GetSize()[3:])), "images or volumes")
+    array = sitk.GetArrayFromImage(image)
+    if np.iscomplexobj(array):
+        raise DataError(f"{path}: holds complex numbers; write their magnitude to a file and give that")
+    pixels = np.moveaxis(array, -1, 0) if image.GetNumberOfComponentsPerPixel() > 1 else array[None]
+    try:
+        geometry = _grid_of(image)
+    except ValueError as error:
+        raise DataError(f"{path}: its header describes no grid ({error}); correct it") from error
+    if geometry.shift(geometry.upright, pixels.shape[1:]) > NOTICEABLE_SHIFT:
+        raise sheared(path, geometry, pixels.shape[1:])
+    if not _states_spacing(path):
+        geometry = replace(geometry, spacing=None)
+    with np.errstate(over="ignore"):
+        return pixels.astype(np.float32), geometry
+
+
+def write_itk(path: Path, pixels: npt.NDArray[Any], geometry: Geometry) -> None:
+    """Writes pixels `(*S)` on a grid of as many axes.
+
+    Raises:
+        RuntimeError: The format does not hold them.
+    """
+    image = sitk.GetImageFromArray(pixels)
+    image.SetSpacing(geometry.spacing or (1.0,) * geometry.ndim)
+    image.SetOrigin(geometry.origin)
+    image.SetDirection(geometry.direction)
+    sitk.WriteImage(image, str(path), useCompression=True)
+
+
+def read_grid(path: Path) -> Geometry | None:
+    """The grid that ITK takes from a header; None where ITK cannot read it, or it is none."""
+    reader = sitk.ImageFileReader()
+    reader.SetFileName(str(path))
+    try:
+        with _silent():
+            reader.ReadImageInformation()
+        return _grid_of(reader)
+    except (RuntimeError, ValueError):
+        return None
+
+
+def sheared(path: Path, grid: Geometry, shape: tuple[int, ...], remedy: str = "") -> DataError:
+    """What to raise where the axes of a grid of size `(*S)` are not at right angles.
+
+    Args:
+        path: The file.
+        grid: Its grid.
+        shape: Size of the image.
+        remedy: What can be done besides resampling, as the end of the sentence.
+    """
+    axes = np.reshape(grid.direction, (grid.ndim, grid.ndim))
+    angle = np.rad2deg(np.arcsin(abs(axes.T @ axes - np.eye(grid.ndim)).max().clip(0, 1)))
+    return DataError(
+        f"{path}: cannot be read; its axes are sheared, {angle:.3g} degrees from right angles to each other, which "
+        f"moves a pixel by up to {grid.shift(grid.upright, shape):.2g} of its side. Resample it to a grid with right "
+        f"angles{remedy}"
+    )
+
+
+@contextmanager
+def _silent() -> Iterator[None]:
+    shows_warnings = sitk.ProcessObject.GetGlobalWarningDisplay()
+    sitk.ProcessObject.SetGlobalWarningDisplay(False)
+    try:
+        yield
+    finally:
+        sitk.ProcessObject.SetGlobalWarningDisplay(shows_warnings)
+
+
+def _grid_of(image: Any) -> Geometry:
+    """The grid of an image or of the header that a reader has read, of three axes at most."""
+    size, ndim = image.GetDimension(), min(3, image.GetDimension())
+    direction = np.reshape(image.GetDirection(), (size, size))[:ndim, :ndim]
+    return Geometry(
+        tuple(image.GetSpacing()[:ndim]), tuple(image.GetOrigin()[:ndim]), tuple(direction.ravel().tolist())
+    )
+
+
+def _states_spacing(path: Path) -> bool:
+    """Whether a file says how far apart its pixels are: ITK puts 1 mm where it does not.
+
+    Raises:
+        DataError: It says so in another unit than mm, which ITK does not look at.
+    """
+    suffix = path.suffix.lower()
+    if suffix in WITHOUT_SPACING:
+        return False
+    with path.open("rb") as file:
+        head = file.read(_HEADER_BYTES)
+    if suffix in (".mha", ".mhd"):
+        return _META_SPACING.search(head.split(b"ElementDataFile")[0]) is not None
+    if suffix != ".nrrd":
+        return True
+    fields = dict(_NRRD_FIELD.findall(re.split(rb"\r?\n\r?\n", head)[0]))
+    units = {
+        unit.decode("ascii", "replace")
+        for name in (b"space units", b"units")
+        for unit in re.findall(rb'"([^"]*)"', fields.get(name, b""))
+    }
+    foreign = sorted(units - {"", "mm", "millimeter", "none", "s", "sec", "ms"})
+    if foreign:
+        raise DataError(
+            f"{path}: gives distances in {', '.join(foreign)}, and tools that read NRRD take them for mm; write mm"
+        )
+    stated = fields.get(b"space directions") or fields.get(b"spacings")
+    return stated is not None and b"nan" not in stated.lower()
