@@ -40,7 +40,7 @@ from scipy import ndimage
 from shifts import ECHO, Shift, prepare
 
 from medfm_rl.adapters import LiteMedSAMAdapter, SegmenterAdapter, TorchModuleAdapter
-from medfm_rl.adapters.prompts import open_prompts
+from medfm_rl.adapters.sam.prompts import open_prompts
 from medfm_rl.data.files import write_json
 from medfm_rl.data.images import write_labels
 from medfm_rl.data.layouts import CaseFile, find_cases

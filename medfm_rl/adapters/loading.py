@@ -13,14 +13,15 @@ from medfm_rl.adapters import biomedparse, promptable
 from medfm_rl.adapters.base import SegmenterAdapter
 from medfm_rl.adapters.biomedparse import BiomedParseAdapter
 from medfm_rl.adapters.description import kind_of_folder
-from medfm_rl.adapters.litemedsam import LiteMedSAMAdapter
 from medfm_rl.adapters.lora import add_low_rank
-from medfm_rl.adapters.medsam import MedSAM2Adapter, MedSAMAdapter
 from medfm_rl.adapters.monai_bundle import METADATA, MonaiBundleAdapter, exported_weights
-from medfm_rl.adapters.nnunet import NnUNetAdapter
-from medfm_rl.adapters.nnunet_folder import DATASET, PLANS, find_model_folder
-from medfm_rl.adapters.promptable import PromptableAdapter
-from medfm_rl.adapters.torch_module import TorchModuleAdapter, weights_file
+from medfm_rl.adapters.nnunet.adapter import NnUNetAdapter
+from medfm_rl.adapters.nnunet.folder import DATASET, PLANS, find_model_folder
+from medfm_rl.adapters.sam.litemedsam import LiteMedSAMAdapter
+from medfm_rl.adapters.sam.medsam import MedSAM2Adapter, MedSAMAdapter
+from medfm_rl.adapters.sam.promptable import PromptableAdapter
+from medfm_rl.adapters.torch_module.adapter import TorchModuleAdapter
+from medfm_rl.adapters.torch_module.folder import read_description
 from medfm_rl.data.files import leads_into
 from medfm_rl.errors import ModelError
 from medfm_rl.seeding import torch_generator
@@ -88,7 +89,7 @@ def read_beside(settings: Segmenter) -> dict[str, Path]:
     named: dict[str, Path | None] = {}
     match settings:
         case SegmenterSettings():
-            named = {"weights": weights_file(folder)}
+            named = {"weights": folder / read_description(folder).weights}
         case NnUNetSettings() | TotalSegmentatorSettings():
             # From one fold as from another: what does not lie in a fold is the same file for all.
             named = {"checkpoint": find_model_folder(folder) / "fold_0" / settings.checkpoint}

@@ -11,7 +11,7 @@ from medfm_rl.adapters.base import ModelSummary
 from medfm_rl.adapters.loading import (
     load_segmenter,
 )
-from medfm_rl.adapters.nnunet import summarise
+from medfm_rl.adapters.nnunet.summary import summarise
 from medfm_rl.adapters.obstacles import find_obstacles
 from medfm_rl.progress import Progress
 from medfm_rl.runs.finished import load_model

@@ -17,8 +17,8 @@ from typer.testing import CliRunner
 from medfm_rl.adapters import LiteMedSAMAdapter, check_adapter
 from medfm_rl.adapters.delta import state_hash
 from medfm_rl.adapters.loading import load_segmenter, open_to_learning
-from medfm_rl.adapters.promptable import NOT_PROMPTED
-from medfm_rl.adapters.prompts import render_boxes
+from medfm_rl.adapters.sam.promptable import NOT_PROMPTED
+from medfm_rl.adapters.sam.prompts import render_boxes
 from medfm_rl.cli import app
 from medfm_rl.data.files import hash_file
 from medfm_rl.data.images import read_image, write_image, write_labels

@@ -19,8 +19,8 @@ from typer.testing import CliRunner
 
 from medfm_rl.adapters import MedSAM2Adapter, MedSAMAdapter, PromptableAdapter, check_adapter
 from medfm_rl.adapters.loading import PROMPTABLE
-from medfm_rl.adapters.prompts import boxes_of
-from medfm_rl.adapters.sam_checkpoints import SAM, SAM2, backwards, renamed
+from medfm_rl.adapters.sam.checkpoints import SAM, SAM2, backwards, renamed
+from medfm_rl.adapters.sam.prompts import boxes_of
 from medfm_rl.cli import app
 from medfm_rl.data.images import read_image, write_image, write_labels
 from medfm_rl.errors import DataError, MissingExtraError, ModelError

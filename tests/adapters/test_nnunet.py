@@ -21,7 +21,8 @@ from medfm_rl.adapters import NnUNetAdapter, TorchModuleAdapter, check_adapter
 from medfm_rl.adapters.base import without_gradient
 from medfm_rl.adapters.delta import state_hash
 from medfm_rl.adapters.loading import exported_settings, load_segmenter
-from medfm_rl.adapters.nnunet import PROVENANCE, summarise
+from medfm_rl.adapters.nnunet.adapter import PROVENANCE
+from medfm_rl.adapters.nnunet.summary import summarise
 from medfm_rl.data.files import hash_file, hash_folder
 from medfm_rl.data.images import read_image, write_labels
 from medfm_rl.envs import SegmentationVecEnv
@@ -593,11 +594,12 @@ def test_an_export_is_whole_or_nothing(model: Path, tmp_path: Path, flat: Case) 
 
 
 def test_a_summary_says_what_it_is_and_why_not(model: Path, tmp_path: Path) -> None:
-    summary = summarise(model)
+    summary = summarise("nnunet", model, lambda: NnUNetAdapter(model))
     assert summary.obstacles == ()
     expected = {"structures": "background 0, LV 1, MYO 2", "patch": "32 x 32", "trainer": "nnUNetTrainer"}
     assert expected.items() <= summary.rows.items()
-    summary = summarise(write_model(tmp_path / "cascade", cascade()))
+    folder = write_model(tmp_path / "cascade", cascade())
+    summary = summarise("nnunet", folder, lambda: NnUNetAdapter(folder))
     assert "cascade" in summary.obstacles[0]
 
 
