@@ -56,7 +56,7 @@ from medfm_rl.reward.network import RewardEnsemble, RewardNet
 from medfm_rl.reward.score import structure_scores
 from medfm_rl.runs.folder import RunFolder
 from medfm_rl.seeding import torch_generator
-from medfm_rl.settings import AdaptConfig, DataSettings, PPOSettings, SegmenterSettings, TrackingSettings
+from medfm_rl.settings import AdaptConfig, DataSettings, PPOSettings, TorchSettings, TrackingSettings
 from medfm_rl.workflows.adapt.loop import adapt
 from medfm_rl.workflows.training_images import load_images, load_labelled
 
@@ -167,7 +167,7 @@ class Bench:
     def _config(self, name: str) -> AdaptConfig:
         folders = self.shift.folders
         return AdaptConfig(
-            segmenter=SegmenterSettings(folder=self.source_folder),
+            segmenter=TorchSettings(folder=self.source_folder),
             target=DataSettings(path=folders.target),
             source=DataSettings(path=folders.source),
             output=cell_file(self.runs, self.shift.name, name, self.seed).parent / "run",

@@ -47,8 +47,8 @@ from medfm_rl.settings import (
     AdaptConfig,
     DataSettings,
     NetworkSettings,
-    SegmenterSettings,
     SourceTrainingSettings,
+    TorchSettings,
     TrackingSettings,
     TrainSourceConfig,
 )
@@ -218,7 +218,7 @@ class Laboratory:
         """What `ours` or `ours-source-free` adapts with."""
         data = {"source": DataSettings(path=self.shift.folders.source)} if method == OURS else {}
         return AdaptConfig(
-            segmenter=SegmenterSettings(folder=source_folder),
+            segmenter=TorchSettings(folder=source_folder),
             target=DataSettings(path=self.shift.folders.target),
             output=output,
             anatomy=self.shift.anatomy,

@@ -39,8 +39,8 @@ from medfm_rl.settings import (
     AdaptConfig,
     DataSettings,
     PreprocessingSettings,
-    SegmenterSettings,
     SourceTrainingSettings,
+    TorchSettings,
     TrackingSettings,
     TrainSourceConfig,
 )
@@ -187,7 +187,7 @@ class Bench:
     def _config(self, source: Path) -> AdaptConfig:
         return AdaptConfig.model_validate(
             {
-                "segmenter": SegmenterSettings(folder=source),
+                "segmenter": TorchSettings(folder=source),
                 "target": DataSettings(path=self.target),
                 "source": DataSettings(path=self.source),
                 "output": self.folder / "run",

@@ -25,7 +25,7 @@ from medfm_rl.metrics.scores import MEAN
 from medfm_rl.reports.adaptation import case_figure
 from medfm_rl.runs.folder import RunFolder
 from medfm_rl.runs.models import load_model
-from medfm_rl.settings import DataSettings, SegmenterSettings
+from medfm_rl.settings import DataSettings, TorchSettings
 from medfm_rl.workflows.adapt.final_report import show_case
 from medfm_rl.workflows.demo import run_demo
 from medfm_rl.workflows.evaluate.comparison import Comparison
@@ -59,7 +59,7 @@ def draw_median_case(folder: Path, comparison: Comparison, picture: Path) -> Non
     index = int(np.argsort(after - before)[len(after) // 2])
     file = find_cases(DataSettings(path=folder / "data" / "vendor-b-held-out"))[index]
     source, adapted = (
-        load_segmenter(SegmenterSettings(folder=folder / "source-model")),
+        load_segmenter(TorchSettings(folder=folder / "source-model")),
         load_model(RunFolder(folder / "run").path),
     )
     case = show_case(source, adapted, file, (before[index], after[index]))

@@ -10,7 +10,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from medfm_rl.version import __version__
 from medfm_rl.adapters import SegmenterAdapter
 from medfm_rl.adapters.delta import state_hash
 from medfm_rl.data.files import append_lines, hash_path, write_json
@@ -18,6 +17,7 @@ from medfm_rl.data.images import hash_image
 from medfm_rl.data.layouts import CaseFile
 from medfm_rl.errors import DataError
 from medfm_rl.runs.identity import Identity
+from medfm_rl.version import __version__
 
 AUDIT_FILE = "audit.jsonl"
 _FORMAT = 2

@@ -7,14 +7,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import final
 
-from medfm_rl.adapters import SegmenterAdapter
-from medfm_rl.adapters.loading import exported_settings, load_segmenter, recognise, require_folder, without_prompts
+from medfm_rl.adapters.loading import adapted_settings, require_folder
 from medfm_rl.anatomy.profiles import Anatomy, load_anatomy
 from medfm_rl.correction import CaseCorrector, Verifier
 from medfm_rl.correction.methods import make_corrector
 from medfm_rl.data.files import hash_file, hash_folder
-from medfm_rl.errors import ConfigError, ModelError
-from medfm_rl.networks import choose_device
+from medfm_rl.errors import ModelError
 from medfm_rl.quality import QualityController, QualityModel
 from medfm_rl.quality.gates import NO_GATES, Gates
 from medfm_rl.reward.network import RewardEnsemble, RewardNet
@@ -68,9 +66,7 @@ class FinishedRun(StoredModel):
     @cached_property
     def settings(self) -> Segmenter:
         """Settings of the segmenter that the run wrote: those of the source, with the folder of the result."""
-        if self.config is None:
-            return recognise(self.folder.model)
-        return exported_settings(self.config.segmenter, self.folder.model)
+        return adapted_settings(self.folder.config_file, self.folder.model)
 
     @cached_property
     def identity(self) -> Identity:
@@ -157,7 +153,7 @@ class FinishedRun(StoredModel):
         return make_corrector(segmenter, self.reward, verifier, lambda: ShapePrior.load(prior))
 
     def hash_correction(self) -> dict[str, str]:
-        """SHA-256 of what makes and verifies corrections: segmenter, reward networks with the held-out one, and rules."""
+        """SHA-256 of what makes and verifies corrections: segmenter, reward networks (held-out one included), and rules."""
         identity, rules = self.identity, self.anatomy.profile.model_dump_json()
         assert identity.model_hash is not None
         assert identity.reward_hash is not None

@@ -12,8 +12,8 @@ from pathlib import Path
 from medfm_rl.adapters.loading import require_folder
 from medfm_rl.data.files import remove_abandoned, replace_folder_on_success, write_text
 from medfm_rl.errors import ConfigError, ModelError
-from medfm_rl.settings.files import dump_config, load_config
 from medfm_rl.settings import AdaptConfig
+from medfm_rl.settings.files import dump_config, load_config
 
 SOURCE = "source"
 """Name of the unadapted policy among the candidates."""

@@ -10,7 +10,6 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from medfm_rl.version import __version__
 from medfm_rl.adapters.loading import read_beside
 from medfm_rl.data.files import files_below, hash_file, hash_listing, write_json
 from medfm_rl.data.images import pixel_files
@@ -19,6 +18,7 @@ from medfm_rl.errors import ConfigError
 from medfm_rl.progress import Progress
 from medfm_rl.settings import AdaptConfig, DataSettings
 from medfm_rl.tracking import DataRecord
+from medfm_rl.version import __version__
 
 _LOG = logging.getLogger(__name__)
 TARGET, _SOURCE = "target.path", "source.path"

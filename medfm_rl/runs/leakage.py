@@ -8,8 +8,8 @@ from collections.abc import Mapping, Sequence
 from medfm_rl.data.files import hash_file
 from medfm_rl.data.layouts import CaseFile
 from medfm_rl.errors import DataError
-from medfm_rl.runs.inputs import Input, common_folder, image_files, load_inputs
 from medfm_rl.runs.folder import RunFolder
+from medfm_rl.runs.inputs import Input, common_folder, image_files, load_inputs
 
 _LOG = logging.getLogger(__name__)
 _TARGET, _SOURCE = "target.path", "source.path"

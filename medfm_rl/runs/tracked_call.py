@@ -9,10 +9,10 @@ from pathlib import Path
 
 from medfm_rl.data.layouts import CaseFile
 from medfm_rl.errors import TrackingError
-from medfm_rl.runs.case_records import AUDIT_FILE
 from medfm_rl.progress import Progress
-from medfm_rl.runs.inputs import hash_images
+from medfm_rl.runs.case_records import AUDIT_FILE
 from medfm_rl.runs.finished import FinishedRun
+from medfm_rl.runs.inputs import hash_images
 from medfm_rl.runs.models import Model
 from medfm_rl.tracking import open_within
 

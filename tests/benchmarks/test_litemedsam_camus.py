@@ -25,9 +25,9 @@ from litemedsam_camus import (
     table,
 )
 from shifts import ECHO, Folders, Shift
-from support.promptable_models import TinyPromptable
+from support.promptable_models import TinyPromptable, tiny_kind
 
-from medfm_rl.adapters import loading
+from medfm_rl.adapters.kinds import KINDS
 from medfm_rl.quality import calibration
 
 
@@ -115,7 +115,7 @@ def test_every_part_runs_and_is_made_once(
 ) -> None:
     """On drawn hearts, with a tiny network in the place of LiteMedSAM."""
     monkeypatch.setattr(litemedsam_camus, "LiteMedSAMAdapter", TinyPromptable)
-    monkeypatch.setitem(loading.PROMPTABLE, TinyPromptable.kind, TinyPromptable)
+    monkeypatch.setitem(KINDS, TinyPromptable.kind, tiny_kind())
     # There are six hearts.
     monkeypatch.setattr(calibration, "FEWEST_PATIENTS", 6)
     source, target = simulated_echo / "a", simulated_echo / "b"

@@ -8,10 +8,10 @@ import sys
 from pathlib import Path
 
 import pytest
-from support.promptable_models import TinyPromptable, write_tiny
+from support.promptable_models import TinyPromptable, tiny_kind, write_tiny
 
 from medfm_rl import cli
-from medfm_rl.adapters import loading
+from medfm_rl.adapters.kinds import KINDS
 from medfm_rl.data.files import hash_folder
 from medfm_rl.data.images import read_labels
 from medfm_rl.data.layouts import CaseFile, find_cases
@@ -39,7 +39,7 @@ def quiet(stage: str, done: int, total: int) -> None:
 
 @pytest.fixture(autouse=True)
 def _tiny_in_its_place(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(loading.PROMPTABLE, TinyPromptable.kind, TinyPromptable)
+    monkeypatch.setitem(KINDS, TinyPromptable.kind, tiny_kind())
 
 
 @pytest.fixture(scope="module")
@@ -72,7 +72,7 @@ def run(simulated_echo: Path, new: Path, tmp_path_factory: pytest.TempPathFactor
         "device": "cpu",
     }
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(loading.PROMPTABLE, TinyPromptable.kind, TinyPromptable)
+        patch.setitem(KINDS, TinyPromptable.kind, tiny_kind())
         finished = adapt(AdaptConfig.model_validate(values), False, quiet)
         files = find_cases(DataSettings(path=new))
         calibrate(load_run(finished.path, "cpu", new / "labels"), files, CalibrateRequest(Targets(dice=0.5)), quiet)
