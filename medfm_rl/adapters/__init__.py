@@ -2,7 +2,7 @@
 
 from medfm_rl.adapters.base import Sample, SegmenterAdapter
 from medfm_rl.adapters.biomedparse import BiomedParseAdapter
-from medfm_rl.adapters.conformance import ConformanceError, check_adapter
+from medfm_rl.adapters.conformance import ConformanceError, check_adapter, iter_checks
 from medfm_rl.adapters.lora import add_low_rank
 from medfm_rl.adapters.monai_bundle import MonaiBundleAdapter
 from medfm_rl.adapters.nnunet.adapter import NnUNetAdapter
@@ -25,4 +25,5 @@ __all__ = [
     "TorchModuleAdapter",
     "add_low_rank",
     "check_adapter",
+    "iter_checks",
 ]

@@ -14,7 +14,7 @@ from support.on_cuda import assert_the_gpu_gives_the_masks_of_the_cpu
 from support.sam_models import echo_like, inside, write_folder
 from typer.testing import CliRunner
 
-from medfm_rl.adapters import LiteMedSAMAdapter, check_adapter
+from medfm_rl.adapters import LiteMedSAMAdapter
 from medfm_rl.adapters.delta import state_hash
 from medfm_rl.adapters.loading import load_segmenter, open_to_learning
 from medfm_rl.adapters.sam.promptable import NOT_PROMPTED
@@ -39,12 +39,6 @@ SCHEMA = LabelSchema.from_structures({"LV": 1, "MYO": 2})
 @pytest.fixture(scope="module")
 def segmenter(tmp_path_factory: pytest.TempPathFactory) -> LiteMedSAMAdapter:
     return LiteMedSAMAdapter.load(write_folder(tmp_path_factory.mktemp("litemedsam")))
-
-
-@pytest.mark.slow
-def test_it_keeps_the_promises_of_an_adapter(tmp_path: Path) -> None:
-    one = write_folder(tmp_path, structures={"LV": 1}, prompts={"kind": "fixed", "boxes": {"LV": [0.3, 0.2, 0.6, 0.7]}})
-    check_adapter(LiteMedSAMAdapter.load(one), echo_like())
 
 
 @pytest.mark.cuda
