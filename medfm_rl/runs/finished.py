@@ -153,7 +153,7 @@ class FinishedRun(StoredModel):
         return make_corrector(segmenter, self.reward, verifier, lambda: ShapePrior.load(prior))
 
     def hash_correction(self) -> dict[str, str]:
-        """SHA-256 of what makes and verifies corrections: segmenter, reward networks (held-out one included), and rules."""
+        """SHA-256 of what makes and verifies corrections: segmenter, all reward networks, and rules."""
         identity, rules = self.identity, self.anatomy.profile.model_dump_json()
         assert identity.model_hash is not None
         assert identity.reward_hash is not None

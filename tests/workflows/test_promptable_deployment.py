@@ -19,9 +19,10 @@ from medfm_rl.data.mask_files import find_masks
 from medfm_rl.data.ultrasound.phantom import simulate_dataset
 from medfm_rl.data.ultrasound.vendors import vendor
 from medfm_rl.errors import ConfigError, DataError
+from medfm_rl.quality import QualityController
 from medfm_rl.quality.model import Targets
 from medfm_rl.runs.finished import load_model, load_run
-from medfm_rl.settings import AdaptConfig, CorrectionSettings, DataSettings
+from medfm_rl.settings import AdaptConfig, CorrectionSettings, DataSettings, FixedPrompts
 from medfm_rl.tracking.quality_model import save_quality_model
 from medfm_rl.workflows.adapt.loop import adapt
 from medfm_rl.workflows.calibrate.quality import CalibrateRequest, calibrate
@@ -82,6 +83,12 @@ def run(simulated_echo: Path, new: Path, tmp_path_factory: pytest.TempPathFactor
 @pytest.fixture
 def files(new: Path) -> list[CaseFile]:
     return find_cases(DataSettings(path=new / "images"))[:2]
+
+
+def test_the_quality_of_masks_of_new_images_is_judged_without_their_boxes(run: Path) -> None:
+    segmenter = QualityController.load(run).segmenter
+    assert isinstance(segmenter, TinyPromptable)
+    assert segmenter.description.prompts == FixedPrompts(kind="fixed", boxes={})
 
 
 def test_masks_are_judged_without_boxes(run: Path, new: Path, files: list[CaseFile], tmp_path: Path) -> None:
