@@ -23,8 +23,8 @@ from medfm_rl.settings import (
     DataSettings,
     NetworkSettings,
     PreprocessingSettings,
-    SegmenterSettings,
     SourceTrainingSettings,
+    TorchSettings,
     TrainSourceConfig,
 )
 from medfm_rl.settings.files import dump_config
@@ -92,7 +92,7 @@ def quality_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     fusion = {"members": ["member-0", "member-1"], "fusion": "mean", "pessimism": 0.5}
     (run / "reward" / "fusion.json").write_text(json.dumps(fusion))
     config = AdaptConfig(
-        segmenter=SegmenterSettings(folder=run / "model"), target=DataSettings(path=data), output=run, anatomy="generic"
+        segmenter=TorchSettings(folder=run / "model"), target=DataSettings(path=data), output=run, anatomy="generic"
     )
     (run / "config.yaml").write_text(dump_config(config))
     files = find_cases(DataSettings(path=data))

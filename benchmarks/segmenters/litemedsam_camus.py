@@ -52,7 +52,7 @@ from benchmarks.segmenters.litemedsam_report import (
     table,
 )
 from medfm_rl.adapters import LiteMedSAMAdapter, SegmenterAdapter, TorchModuleAdapter
-from medfm_rl.adapters.prompts import open_prompts
+from medfm_rl.adapters.sam.prompts import open_prompts
 from medfm_rl.data.files import write_json
 from medfm_rl.data.images import write_labels
 from medfm_rl.data.layouts import CaseFile

@@ -2,14 +2,14 @@
 
 from medfm_rl.adapters.base import Sample, SegmenterAdapter
 from medfm_rl.adapters.biomedparse import BiomedParseAdapter
-from medfm_rl.adapters.conformance import ConformanceError, check_adapter
-from medfm_rl.adapters.litemedsam import LiteMedSAMAdapter
+from medfm_rl.adapters.conformance import ConformanceError, check_adapter, iter_checks
 from medfm_rl.adapters.lora import add_low_rank
-from medfm_rl.adapters.medsam import MedSAM2Adapter, MedSAMAdapter
 from medfm_rl.adapters.monai_bundle import MonaiBundleAdapter
-from medfm_rl.adapters.nnunet import NnUNetAdapter
-from medfm_rl.adapters.promptable import PromptableAdapter
-from medfm_rl.adapters.torch_module import TorchModuleAdapter
+from medfm_rl.adapters.nnunet.adapter import NnUNetAdapter
+from medfm_rl.adapters.sam.litemedsam import LiteMedSAMAdapter
+from medfm_rl.adapters.sam.medsam import MedSAM2Adapter, MedSAMAdapter
+from medfm_rl.adapters.sam.promptable import PromptableAdapter
+from medfm_rl.adapters.torch_module.adapter import TorchModuleAdapter
 
 __all__ = [
     "BiomedParseAdapter",
@@ -25,4 +25,5 @@ __all__ = [
     "TorchModuleAdapter",
     "add_low_rank",
     "check_adapter",
+    "iter_checks",
 ]

@@ -20,10 +20,10 @@ from torch.nn import Parameter
 from torch.nn import functional as F
 
 from medfm_rl.adapters.base import Sample, Scope, SegmenterAdapter, parameters_in_scope
-from medfm_rl.adapters.checkpoints import first_line, load_strictly, read_state
+from medfm_rl.adapters.checkpoints import first_line, load_strictly, read_state, save_state
 from medfm_rl.adapters.description import DESCRIPTION, read_described, write_described
 from medfm_rl.adapters.embeddings import EmbeddingCache, version_of
-from medfm_rl.adapters.promptable import exclusive_logits, save_state
+from medfm_rl.adapters.exclusive import exclusive_logits
 from medfm_rl.data.files import replace_folder_on_success
 from medfm_rl.errors import ConfigError, MissingExtraError, ModelError
 from medfm_rl.networks import argmax_classes, portable_state
@@ -52,7 +52,7 @@ class BiomedParseAdapter(SegmenterAdapter):
 
     The tool counts a pixel to a structure where the mask's logit z and the logit e of the structure being there at all
     are above 0: the logit here is `min(z, e)`. Classes get logits and become exclusive as with boxes
-    (`adapters.promptable`).
+    (`adapters.exclusive`).
 
     The decoder samples at random where it looks, in evaluation too. That is switched off: a policy must give the same
     logits each time.

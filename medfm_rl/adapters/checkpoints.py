@@ -209,3 +209,10 @@ def _harmless() -> list[Any]:
     # Files of NumPy 1 have the old name of the module.
     old = [(reconstruct, "numpy.core.multiarray._reconstruct"), (scalar, "numpy.core.multiarray.scalar")]
     return [reconstruct, scalar, np.ndarray, np.dtype, torch.device, *types, *old]
+
+
+def save_state(content: dict[str, Any], path: Path) -> None:
+    """Writes a .pth file whose bytes do not depend on its name."""
+    buffer = io.BytesIO()
+    torch.save(content, buffer)
+    path.write_bytes(buffer.getvalue())

@@ -5,10 +5,12 @@ from __future__ import annotations
 import copy
 import json
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from typing import Final
 
 import numpy as np
 import torch
@@ -24,11 +26,24 @@ _SCOPES: tuple[Scope, ...] = ("all", "norm", "decoder")
 _TOLERANCE = 1e-4
 
 
+Load = Callable[[Path], SegmenterAdapter]
+Check = Callable[[SegmenterAdapter, Case, Load], None]
+
+
 class ConformanceError(AssertionError):
-    """An adapter breaks a promise of `SegmenterAdapter`; the message says which."""
+    """An adapter breaks a promise of `SegmenterAdapter`; the message says which.
+
+    Args:
+        promise: How it is broken.
+        check: Name of the check that found it, as in `CHECKS`; empty outside of them.
+    """
+
+    def __init__(self, promise: str, check: str = "") -> None:
+        super().__init__(f"{check}: {promise}" if check else promise)
+        self.check = check
 
 
-def check_adapter(adapter: SegmenterAdapter, case: Case) -> None:
+def check_adapter(adapter: SegmenterAdapter, case: Case, load: Load | None = None) -> None:
     """Checks that an adapter keeps the promises that the rest of the package builds on.
 
     The adapter, its mode, its gradients and the case are left as they were.
@@ -36,29 +51,47 @@ def check_adapter(adapter: SegmenterAdapter, case: Case) -> None:
     Args:
         adapter: An instance, ready to use.
         case: A case that it can segment.
+        load: Reads what `export` writes; None: the class's own `load`, with the folder alone.
 
     Raises:
         ConformanceError: A promise is broken.
     """
-    checks: tuple[Callable[[SegmenterAdapter, Case], None], ...] = (
-        _check_attributes,
-        _check_preprocess,
-        _check_logits,
-        _check_evaluation_is_deterministic,
-        _check_forward_changes_nothing,
-        _check_batch_independence,
-        _check_gradients,
-        _check_restore,
-        _check_native_sizes,
-        _check_copy,
-        _check_inference_settings,
-        _check_export,
-        _check_low_rank,
-    )
+    for _, check in iter_checks(adapter, case, load):
+        check()
+
+
+def iter_checks(
+    adapter: SegmenterAdapter, case: Case, load: Load | None = None
+) -> Iterator[tuple[str, Callable[[], None]]]:
+    """The checks of `check_adapter` one by one, each as its name and a call that makes it.
+
+    Args:
+        adapter: As in `check_adapter`.
+        case: As in `check_adapter`.
+        load: As in `check_adapter`.
+    """
+    for name in CHECKS:
+        yield name, partial(run_check, name, adapter, case, load)
+
+
+def run_check(name: str, adapter: SegmenterAdapter, case: Case, load: Load | None = None) -> None:
+    """One of the checks of `check_adapter`.
+
+    Args:
+        name: Its name, one of `CHECKS`.
+        adapter: As in `check_adapter`.
+        case: As in `check_adapter`.
+        load: As in `check_adapter`.
+
+    Raises:
+        ConformanceError: The promise is broken.
+    """
     with _left_as_it_was(adapter):
-        for check in checks:
-            adapter.eval()
-            check(adapter, case)
+        adapter.eval()
+        try:
+            CHECKS[name](adapter, case, load or _load_by_class(adapter))
+        except ConformanceError as error:
+            raise ConformanceError(str(error), name) from error
 
 
 def _require(condition: bool, promise: str) -> None:
@@ -81,7 +114,7 @@ def _left_as_it_was(adapter: SegmenterAdapter) -> Iterator[None]:
             parameter.requires_grad_(wanted[name])
 
 
-def _check_attributes(adapter: SegmenterAdapter, case: Case) -> None:
+def _check_attributes(adapter: SegmenterAdapter, case: Case, _: Load) -> None:
     for attribute in ("schema", "patch_size", "in_channels"):
         _require(hasattr(adapter, attribute), f"the adapter has no attribute {attribute}")
     _require(
@@ -90,8 +123,7 @@ def _check_attributes(adapter: SegmenterAdapter, case: Case) -> None:
     )
 
 
-def _check_inference_settings(adapter: SegmenterAdapter, case: Case) -> None:
-    del case
+def _check_inference_settings(adapter: SegmenterAdapter, _: Case, __: Load) -> None:
     try:
         own, twin = (
             json.dumps(each.inference_settings(), sort_keys=True) for each in (adapter, copy.deepcopy(adapter))
@@ -101,7 +133,7 @@ def _check_inference_settings(adapter: SegmenterAdapter, case: Case) -> None:
     _require(own == twin, "the inference_settings of a copy are other ones")
 
 
-def _check_preprocess(adapter: SegmenterAdapter, case: Case) -> None:
+def _check_preprocess(adapter: SegmenterAdapter, case: Case, _: Load) -> None:
     before = case.image.copy()
     first, second = adapter.preprocess(case), adapter.preprocess(case)
     _require(np.array_equal(before, case.image), "preprocess changes the case that it is given")
@@ -118,7 +150,7 @@ def _check_preprocess(adapter: SegmenterAdapter, case: Case) -> None:
     )
 
 
-def _check_logits(adapter: SegmenterAdapter, case: Case) -> None:
+def _check_logits(adapter: SegmenterAdapter, case: Case, _: Load) -> None:
     image = _batch(adapter.preprocess(case))
     check_logits(_logits(adapter, image), adapter.schema.num_classes, image)
 
@@ -145,13 +177,13 @@ def check_logits(logits: Tensor, classes: int, images: Tensor) -> None:
     _require(not are_probabilities, "the logits sum to 1: they are probabilities; give what comes before the softmax")
 
 
-def _check_evaluation_is_deterministic(adapter: SegmenterAdapter, case: Case) -> None:
+def _check_evaluation_is_deterministic(adapter: SegmenterAdapter, case: Case, _: Load) -> None:
     image = _batch(adapter.preprocess(case))
     same = torch.equal(_logits(adapter, image), _logits(adapter, image))
     _require(same, "two passes in evaluation mode differ: is dropout or sampling still on?")
 
 
-def _check_forward_changes_nothing(adapter: SegmenterAdapter, case: Case) -> None:
+def _check_forward_changes_nothing(adapter: SegmenterAdapter, case: Case, _: Load) -> None:
     before = {name: value.clone() for name, value in adapter.state_dict().items()}
     image = _batch(adapter.preprocess(case))
     kept = image.clone()
@@ -161,7 +193,7 @@ def _check_forward_changes_nothing(adapter: SegmenterAdapter, case: Case) -> Non
     _require(torch.equal(image, kept), "forward changes the images that it is given")
 
 
-def _check_batch_independence(adapter: SegmenterAdapter, case: Case) -> None:
+def _check_batch_independence(adapter: SegmenterAdapter, case: Case, _: Load) -> None:
     image = _batch(adapter.preprocess(case))
     other = 3 * image.flip(-1) + 1
     alone, together = _logits(adapter, image)[0], _logits(adapter, torch.cat([image, other]))[0]
@@ -171,7 +203,7 @@ def _check_batch_independence(adapter: SegmenterAdapter, case: Case) -> None:
     )
 
 
-def _check_gradients(adapter: SegmenterAdapter, case: Case) -> None:
+def _check_gradients(adapter: SegmenterAdapter, case: Case, _: Load) -> None:
     image = _batch(adapter.preprocess(case))
     for scope in _SCOPES:
         try:
@@ -187,7 +219,7 @@ def _check_gradients(adapter: SegmenterAdapter, case: Case) -> None:
         )
 
 
-def _check_restore(adapter: SegmenterAdapter, case: Case) -> None:
+def _check_restore(adapter: SegmenterAdapter, case: Case, _: Load) -> None:
     sample = adapter.preprocess(case)
     labels = adapter.restore(_logits(adapter, _batch(sample))[0], sample)
     _require(labels.shape == case.shape, f"restore gives the size {labels.shape}, the case has {case.shape}")
@@ -200,14 +232,14 @@ def _check_restore(adapter: SegmenterAdapter, case: Case) -> None:
     # Some tools cut an empty border away and call it background.
     _require(
         bool((restored == 1).any()) and bool((restored <= 1).all()),
-        "restore does not give class index 1 where its logit is the largest (file integers belong into files only)",
+        "restore does not give class index 1 where its logit is the largest (file integers belong in files only)",
     )
     values = adapter.restore_map(torch.full(grid, 0.25), sample)
     _require(values.shape == case.shape, f"restore_map gives the size {values.shape}, the case has {case.shape}")
     _require(bool(np.allclose(values, 0.25, atol=1e-3)), "restore_map does not keep a constant map")
 
 
-def _check_native_sizes(adapter: SegmenterAdapter, case: Case) -> None:
+def _check_native_sizes(adapter: SegmenterAdapter, case: Case, _: Load) -> None:
     """Another size than the first is segmented, or refused with a message."""
     larger = np.pad(case.image, [(0, 0), *((1, 2) for _ in case.shape)], mode="edge")
     other = replace(case, image=larger)
@@ -218,7 +250,7 @@ def _check_native_sizes(adapter: SegmenterAdapter, case: Case) -> None:
     _require(labels.shape == other.shape, f"a case of size {other.shape} comes back with size {labels.shape}")
 
 
-def _check_copy(adapter: SegmenterAdapter, case: Case) -> None:
+def _check_copy(adapter: SegmenterAdapter, case: Case, _: Load) -> None:
     image = _batch(adapter.preprocess(case))
     before = _logits(adapter, image)
     twin = copy.deepcopy(adapter)
@@ -229,14 +261,12 @@ def _check_copy(adapter: SegmenterAdapter, case: Case) -> None:
     _require(torch.equal(_logits(adapter, image), before), "a deep copy shares its weights with the original")
 
 
-def _check_export(adapter: SegmenterAdapter, case: Case) -> None:
-    load = getattr(type(adapter), "load", None)
-    _require(callable(load), "the adapter's class has no `load` to read what `export` writes")
+def _check_export(adapter: SegmenterAdapter, case: Case, load: Load) -> None:
     image = _batch(adapter.preprocess(case))
     with tempfile.TemporaryDirectory() as folder:
         first, second, occupied = (Path(folder) / name for name in ("first", "second", "occupied"))
         adapter.export(first)
-        loaded: SegmenterAdapter = load(first)  # type: ignore[misc]
+        loaded = load(first)
         loaded.eval()
         _require(
             torch.allclose(_logits(loaded, image), _logits(adapter, image), atol=1e-6),
@@ -247,7 +277,7 @@ def _check_export(adapter: SegmenterAdapter, case: Case) -> None:
                 parameter.add_(0.05)
         loaded.export(second)
         _require(_names(first) == _names(second), "exporting again gives other files than were loaded")
-        changed = _logits(load(second).eval(), image)  # type: ignore[misc]
+        changed = _logits(load(second).eval(), image)
         _require(torch.allclose(changed, _logits(loaded, image), atol=1e-6), "`export` loses changed weights")
         occupied.mkdir()
         (occupied / "precious").write_text("kept")
@@ -259,7 +289,7 @@ def _check_export(adapter: SegmenterAdapter, case: Case) -> None:
             raise ConformanceError("`export` writes into a folder that is not empty")
 
 
-def _check_low_rank(adapter: SegmenterAdapter, case: Case) -> None:
+def _check_low_rank(adapter: SegmenterAdapter, case: Case, load: Load) -> None:
     """Low-rank parts change nothing while they are zero, learn, and leave in the weights of the tool."""
     image = _batch(adapter.preprocess(case))
     twin = copy.deepcopy(adapter)
@@ -286,9 +316,20 @@ def _check_low_rank(adapter: SegmenterAdapter, case: Case) -> None:
     _require(not torch.equal(before, _logits(adapter, image)), "the logits do not depend on low-rank parts")
     with tempfile.TemporaryDirectory() as folder:
         twin.export(Path(folder) / "merged")
-        merged = _logits(type(adapter).load(Path(folder) / "merged").eval(), image)  # type: ignore[attr-defined]
+        merged = _logits(load(Path(folder) / "merged").eval(), image)
     tolerance = _TOLERANCE * max(1.0, float(before.abs().max()))
     _require(torch.allclose(merged, before, atol=tolerance), "`export` does not merge low-rank parts into the weights")
+
+
+def _load_by_class(adapter: SegmenterAdapter) -> Load:
+    def load(folder: Path) -> SegmenterAdapter:
+        found = getattr(type(adapter), "load", None)
+        _require(callable(found), "the adapter's class has no `load` to read what `export` writes")
+        assert found is not None
+        loaded: SegmenterAdapter = found(folder)
+        return loaded
+
+    return load
 
 
 def _batch(sample: Sample) -> Tensor:
@@ -303,3 +344,21 @@ def _logits(adapter: SegmenterAdapter, images: Tensor) -> Tensor:
 
 def _names(folder: Path) -> list[str]:
     return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*"))
+
+
+CHECKS: Final[Mapping[str, Check]] = {
+    "attributes": _check_attributes,
+    "preprocess": _check_preprocess,
+    "logits": _check_logits,
+    "determinism": _check_evaluation_is_deterministic,
+    "forward changes nothing": _check_forward_changes_nothing,
+    "batch independence": _check_batch_independence,
+    "gradients": _check_gradients,
+    "restore": _check_restore,
+    "native sizes": _check_native_sizes,
+    "copy": _check_copy,
+    "inference settings": _check_inference_settings,
+    "export": _check_export,
+    "low rank": _check_low_rank,
+}
+"""The checks by name, in the order in which `check_adapter` makes them."""

@@ -1,43 +1,23 @@
-"""Which adapter settings or a folder need, and the settings that travel with a model to another place."""
+"""A segmenter from its settings, settings from a folder, and the settings that travel with a model to another place."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Final
 
 from pydantic import TypeAdapter
 from torch.nn import Parameter
 
-from medfm_rl.adapters import biomedparse, promptable
 from medfm_rl.adapters.base import SegmenterAdapter
-from medfm_rl.adapters.biomedparse import BiomedParseAdapter
-from medfm_rl.adapters.description import kind_of_folder
-from medfm_rl.adapters.litemedsam import LiteMedSAMAdapter
+from medfm_rl.adapters.description import DESCRIPTION, kind_of_folder
+from medfm_rl.adapters.kinds import KINDS, all_kinds, kind_named, kind_of
 from medfm_rl.adapters.lora import add_low_rank
-from medfm_rl.adapters.medsam import MedSAM2Adapter, MedSAMAdapter
-from medfm_rl.adapters.monai_bundle import METADATA, MonaiBundleAdapter, exported_weights
-from medfm_rl.adapters.nnunet import NnUNetAdapter
-from medfm_rl.adapters.nnunet_folder import DATASET, PLANS, find_model_folder
-from medfm_rl.adapters.promptable import PromptableAdapter
-from medfm_rl.adapters.torch_module import TorchModuleAdapter, weights_file
 from medfm_rl.data.files import leads_into
 from medfm_rl.errors import ModelError
 from medfm_rl.seeding import torch_generator
-from medfm_rl.settings import (
-    BiomedParseSettings,
-    FixedPrompts,
-    MonaiBundleSettings,
-    NnUNetSettings,
-    PromptableSettings,
-    Segmenter,
-    SegmenterSettings,
-    TotalSegmentatorSettings,
-)
-
-PROMPTABLE: Final[dict[str, type[PromptableAdapter]]] = {
-    adapter.kind: adapter for adapter in (LiteMedSAMAdapter, MedSAMAdapter, MedSAM2Adapter)
-}
+from medfm_rl.settings import AdaptConfig, Segmenter
+from medfm_rl.settings.files import load_config
+from medfm_rl.settings.kinds import UNNAMED
 
 
 def load_segmenter(settings: Segmenter) -> SegmenterAdapter:
@@ -46,33 +26,11 @@ def load_segmenter(settings: Segmenter) -> SegmenterAdapter:
     Raises:
         MissingExtraError: Its kind needs a package that is not installed.
         ModelError: The folder cannot be used.
+        ConfigError: Another package brings its kind, and cannot be used.
     """
     require_folder(settings.folder)
-    match settings:
-        case SegmenterSettings():
-            return TorchModuleAdapter.load(settings.folder)
-        case NnUNetSettings():
-            return NnUNetAdapter(
-                settings.folder, settings.folds, settings.checkpoint, settings.mirroring, trusted=settings.trusted
-            )
-        case TotalSegmentatorSettings():
-            # As TotalSegmentator runs nnU-Net: one fold, canonical axes, nothing mirrored.
-            return NnUNetAdapter(
-                settings.folder,
-                None,
-                settings.checkpoint,
-                mirroring=False,
-                step_size=settings.step_size,
-                canonical=True,
-                nested=True,
-                trusted=settings.trusted,
-            )
-        case MonaiBundleSettings():
-            return MonaiBundleAdapter(settings.folder, settings.weights)
-        case PromptableSettings():
-            return PROMPTABLE[settings.kind].load(settings.folder, settings.prompts)
-        case BiomedParseSettings():
-            return BiomedParseAdapter.load(settings.folder, settings.prompts)
+    adapter: SegmenterAdapter = kind_of(settings).load(settings)
+    return adapter
 
 
 def read_beside(settings: Segmenter) -> dict[str, Path]:
@@ -84,26 +42,13 @@ def read_beside(settings: Segmenter) -> dict[str, Path]:
     Raises:
         ModelError: The folder has no description that can be read.
     """
-    folder, prompts = settings.folder, None
-    named: dict[str, Path | None] = {}
-    match settings:
-        case SegmenterSettings():
-            named = {"weights": weights_file(folder)}
-        case NnUNetSettings() | TotalSegmentatorSettings():
-            # From one fold as from another: what does not lie in a fold is the same file for all.
-            named = {"checkpoint": find_model_folder(folder) / "fold_0" / settings.checkpoint}
-        case MonaiBundleSettings():
-            named = {"weights": folder / "models" / settings.weights}
-        case PromptableSettings():
-            described = promptable.read_description(folder)
-            named = {"checkpoint": None if described.checkpoint is None else folder / described.checkpoint}
-            prompts = settings.prompts or described.prompts
-        case BiomedParseSettings():
-            tool = biomedparse.read_description(folder)
-            named = {"checkpoint": folder / tool.checkpoint, "checkout": tool.checkout, "tokenizer": tool.tokenizer}
-    # Resolved: a path may lead through a fold that is not there.
-    found = {name: path.resolve() for name, path in named.items() if path is not None and not leads_into(path, folder)}
-    return found if prompts is None or prompts.kind == "fixed" else {**found, "prompts.path": prompts.path}
+    named = kind_of(settings).read_beside(settings)
+    # Resolved: a path may lead through a folder that is not there.
+    return {
+        name: path.resolve()
+        for name, path in named.items()
+        if path is not None and not leads_into(path, settings.folder)
+    }
 
 
 def require_folder(folder: Path) -> None:
@@ -134,27 +79,28 @@ def open_to_learning(segmenter: SegmenterAdapter, settings: Segmenter, seed: int
 
 
 def recognise(folder: Path) -> Segmenter:
-    """Settings of the kind that a segmenter folder is of, by the files in it; the rest are defaults."""
-    if (
-        any((place / PLANS).exists() for place in (folder, *folder.glob("*"), *folder.glob("*/*")))
-        or (folder / DATASET).exists()
-    ):
-        return NnUNetSettings(kind="nnunet", folder=folder)
-    if (folder / "configs" / METADATA).exists():
-        return MonaiBundleSettings(kind="monai-bundle", folder=folder)
-    kind = kind_of_folder(folder)
-    if kind in PROMPTABLE:
-        return PromptableSettings(kind=kind, folder=folder)
-    if kind == BiomedParseAdapter.kind:
-        return BiomedParseSettings(kind="biomedparse", folder=folder)
-    return SegmenterSettings(folder=folder)
+    """Settings of the kind that a segmenter folder is of; the rest are defaults.
+
+    The kind is the one that `segmenter.json` names, or else the first that knows its own files in the folder.
+
+    Raises:
+        ModelError: `segmenter.json` names a kind that is not known.
+        ConfigError: A package that brings a kind cannot be used.
+    """
+    described = kind_of_folder(folder)
+    if isinstance(described, str):
+        kind = kind_named(described, str(folder / DESCRIPTION))
+    else:
+        # Where none knows the folder, loading a torch segmenter says what is missing in it.
+        kind = next((kind for kind in all_kinds() if kind.recognises(folder)), KINDS[UNNAMED])
+    settings: Segmenter = kind.at(folder)
+    return settings
 
 
 def without_prompts(settings: Segmenter) -> Segmenter:
     """Settings to bring images and masks to the grid of a segmenter, and to make no mask: it needs no boxes."""
-    if isinstance(settings, PromptableSettings):
-        return settings.model_copy(update={"prompts": FixedPrompts(kind="fixed", boxes={})})
-    return settings
+    changed: Segmenter = kind_of(settings).without_prompts(settings)
+    return changed
 
 
 def exported_settings(settings: Segmenter, folder: Path) -> Segmenter:
@@ -166,14 +112,21 @@ def exported_settings(settings: Segmenter, folder: Path) -> Segmenter:
         settings: Settings that the segmenter was loaded with.
         folder: Where it was written to.
     """
-    match settings:
-        case NnUNetSettings() | TotalSegmentatorSettings():
-            update = {"checkpoint": Path(settings.checkpoint).name}
-        case MonaiBundleSettings():
-            update = {"weights": exported_weights(settings.folder, settings.weights)}
-        case _:
-            update = {}
-    return settings.model_copy(update={"folder": folder, **update})
+    changes = dict(kind_of(settings).exported(settings))
+    return settings.model_copy(update={**changes, "folder": folder})
+
+
+def adapted_settings(config: Path, model: Path) -> Segmenter:
+    """Settings of the segmenter that a run of `adapt` wrote: those of its source, with the folder of the result.
+
+    Args:
+        config: The settings file of the run. Where it is missing, the folder tells the kind, and the rest are defaults.
+        model: The folder that the segmenter was written to.
+
+    Raises:
+        ConfigError: The settings file cannot be read.
+    """
+    return exported_settings(load_config(config, AdaptConfig).segmenter, model) if config.exists() else recognise(model)
 
 
 def portable_settings(settings: Segmenter) -> str:

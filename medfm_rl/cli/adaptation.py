@@ -23,25 +23,35 @@ from medfm_rl.cli.options import (
 from medfm_rl.cli.root import app
 
 
+def _list_kinds(wanted: bool) -> None:
+    if wanted:
+        from medfm_rl.settings.kinds import kind_lines
+
+        typer.echo("\n".join(kind_lines()))
+        raise typer.Exit
+
+
 @app.command()
 def init(
     path: Annotated[Path, typer.Argument(help="File to write.")] = Path("adapt.yaml"),
     kind: Annotated[str, typer.Option(help="adapt, or train-source.")] = "adapt",
-    segmenter: Annotated[
-        str,
-        typer.Option(help="torch, nnunet, totalsegmentator, monai-bundle, litemedsam, medsam, medsam2 or biomedparse."),
-    ] = "torch",
+    segmenter: Annotated[str, typer.Option(help="Kind of the segmenter; --kinds lists them.")] = "torch",
+    kinds: Annotated[
+        bool, typer.Option("--kinds", is_eager=True, callback=_list_kinds, help="List the kinds of segmenter and exit.")
+    ] = False,
 ) -> None:
     """Write a commented settings file to start from."""
+    del kinds  # Its callback has answered.
     from medfm_rl.data.files import write_text
     from medfm_rl.errors import ConfigError
-    from medfm_rl.settings import SEGMENTER_KINDS, AdaptConfig, TrainSourceConfig
+    from medfm_rl.settings import AdaptConfig, TrainSourceConfig
     from medfm_rl.settings.files import commented_config
+    from medfm_rl.settings.kinds import find_settings, kinds_in_words
 
     if path.exists():
         raise ConfigError(f"{path}: already exists; give another name")
-    if segmenter not in SEGMENTER_KINDS:
-        raise ConfigError(f"--segmenter {segmenter}: must be one of {', '.join(SEGMENTER_KINDS)}")
+    if find_settings(segmenter) is None:
+        raise ConfigError(f"--segmenter {segmenter}: must be one of {kinds_in_words()}")
     if kind == "adapt":
         values: dict[str, Any] = {
             "segmenter": {"kind": segmenter, "folder": "models/source"},
@@ -178,6 +188,7 @@ def apply_delta_command(
 @app.command("inspect")
 def inspect_command(
     folder: Annotated[Path, typer.Argument(help="Segmenter folder, or run folder of `adapt`.")],
+    device: Device = "auto",
 ) -> None:
     """Say what a segmenter is, whether it can be adapted, and if not why."""
     from rich.console import Console
@@ -187,7 +198,7 @@ def inspect_command(
     from medfm_rl.workflows.inspection import inspect_model
 
     with show_progress() as progress:
-        summary = inspect_model(folder, choose_device("auto"), progress)
+        summary = inspect_model(folder, choose_device(device), progress)
     table = Table(show_header=False, box=None)
     for name, value in summary.rows.items():
         table.add_row(name, value)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from medfm_rl.adapters import PromptableAdapter
-from medfm_rl.adapters.prompts import boxes_of
+from medfm_rl.adapters.sam.prompts import boxes_of
 from medfm_rl.augmentation.appearance import randomise_appearance
 from medfm_rl.errors import ModelError
 from medfm_rl.metrics.overlap import dice

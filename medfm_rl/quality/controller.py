@@ -12,7 +12,8 @@ import numpy.typing as npt
 import torch
 from scipy import ndimage
 
-from medfm_rl.adapters import SegmenterAdapter, TorchModuleAdapter
+from medfm_rl.adapters import SegmenterAdapter
+from medfm_rl.adapters.loading import adapted_settings, load_segmenter, without_prompts
 from medfm_rl.anatomy.profiles import Anatomy
 from medfm_rl.errors import ModelError
 from medfm_rl.quality.biomedclip import BiomedCLIP
@@ -67,7 +68,7 @@ class QualityController:
         self.accept_untested = accept_untested
         self.anatomy: Anatomy = model.bound_anatomy()
         self.schema = self.anatomy.schema
-        classes = {member.num_classes for member in reward._networks()}
+        classes = {member.num_classes for member in reward.networks}
         if segmenter.schema.names != model.names or classes != {self.schema.num_classes}:
             raise ModelError(
                 f"the quality model is of {', '.join(self.schema.structures)}, the segmenter of "
@@ -94,7 +95,7 @@ class QualityController:
     def load(
         cls,
         path: Path,
-        load_segmenter: Callable[[Path], SegmenterAdapter] = TorchModuleAdapter.load,
+        segmenter: SegmenterAdapter | None = None,
         device: torch.device | None = None,
         views: ViewClassifier | None = None,
         biomedclip: BiomedCLIP | None = None,
@@ -104,7 +105,8 @@ class QualityController:
 
         Args:
             path: The run, with `model`, `reward` and `quality.json`.
-            load_segmenter: Reads the segmenter's folder, where it is not a torch segmenter.
+            segmenter: That of the run, where it has been loaded already; None: it is loaded here, of whatever kind it
+                is, to make no masks (it needs no boxes).
             device: Where the networks run.
             views: As in the constructor.
             biomedclip: As in the constructor.
@@ -112,13 +114,17 @@ class QualityController:
 
         Raises:
             ModelError: A part is missing, damaged, or does not belong to the others.
+            MissingExtraError: The segmenter needs a package that is not installed.
+            ConfigError: The settings of the run cannot be read.
         """
         if not (path / "model").is_dir():
             raise ModelError(f"{path}: not a finished run of `medfm-rl adapt`, there is no folder model in it")
         model = QualityModel.read(path / QUALITY_FILE)
         model.check_networks(path)
+        if segmenter is None:
+            segmenter = load_segmenter(without_prompts(adapted_settings(path / "config.yaml", path / "model")))
         return cls(
-            load_segmenter(path / "model"),
+            segmenter,
             RewardEnsemble.load(path / "reward"),
             model,
             device,

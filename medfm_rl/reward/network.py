@@ -168,7 +168,7 @@ class RewardEnsemble(nn.Module):
     @property
     def in_channels(self) -> int:
         """How many of the first channels of an image the networks see."""
-        return self._networks()[0].in_channels
+        return self.networks[0].in_channels
 
     def train(self, mode: bool = True) -> Self:
         """Stays in evaluation mode."""
@@ -177,11 +177,11 @@ class RewardEnsemble(nn.Module):
 
     def forward(self, images: Tensor, actions: Tensor) -> Tensor:
         """Fused reward map in [0, 1], `(B, *S)`; images `(B, C, *S)`, actions `(B, *S)`."""
-        return self._fuse([member.reward_map(images, actions) for member in self._networks()])
+        return self._fuse([member.reward_map(images, actions) for member in self.networks])
 
     def relaxed_map(self, images: Tensor, memberships: Tensor) -> Tensor:
         """Fused reward map `(B, *S)`, differentiable in the memberships `(B, K, *S)`; see `RewardNet.relaxed_map`."""
-        return self._fuse([member.relaxed_map(images, memberships) for member in self._networks()])
+        return self._fuse([member.relaxed_map(images, memberships) for member in self.networks])
 
     def _fuse(self, members: Sequence[Tensor]) -> Tensor:
         maps = torch.stack(list(members))
@@ -222,7 +222,7 @@ class RewardEnsemble(nn.Module):
         return Examination(maps[:, 0], maps[:, 1], torch.stack(features))
 
     def _examine_whole(self, images: Tensor, actions: Tensor) -> Examination:
-        first, *others = self._networks()
+        first, *others = self.networks
         with _encoder_means(first) as levels:
             maps = [first.reward_map(images, actions)]
         stacked = torch.stack([*maps, *(network.reward_map(images, actions) for network in others)])
@@ -241,7 +241,9 @@ class RewardEnsemble(nn.Module):
         settings, members = read_fusion(folder)
         return cls([RewardNet.load(folder / member) for member in members], settings)
 
-    def _networks(self) -> list[RewardNet]:
+    @property
+    def networks(self) -> list[RewardNet]:
+        """The members, in their order."""
         return [member for member in self.members if isinstance(member, RewardNet)]
 
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 import logging
 from pathlib import Path
 
+from medfm_rl.adapters.kinds import kind_of
 from medfm_rl.adapters.loading import recognise
 from medfm_rl.errors import ConfigError
 from medfm_rl.runs.finished import FinishedRun, load_model
 from medfm_rl.runs.models import SegmenterFolder, StoredModel
-from medfm_rl.settings import PromptableSettings
 from medfm_rl.types import LabelSchema
 
 _LOG = logging.getLogger(__name__)
@@ -35,7 +35,7 @@ def load_compared(path: Path, against: Path, device: str, prompts: Path | None) 
     models = (load_model(path, device), load_model(against, device))
     first, second = (_alike(model, other) for model, other in (models, reversed(models)))
     if prompts is not None:
-        takes = [isinstance(model.settings, PromptableSettings) for model in (first, second)]
+        takes = [kind_of(model.settings).with_boxes is not None for model in (first, second)]
         for model, asked in zip((first, second), takes, strict=True):
             # Where neither takes prompts, loading says so.
             model.prompts = prompts if asked or not any(takes) else None

@@ -7,7 +7,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import final
 
-from medfm_rl.adapters.loading import exported_settings, recognise, require_folder
+from medfm_rl.adapters.loading import adapted_settings, require_folder
 from medfm_rl.anatomy.profiles import Anatomy, load_anatomy
 from medfm_rl.correction import CaseCorrector, Verifier
 from medfm_rl.correction.methods import make_corrector
@@ -66,9 +66,7 @@ class FinishedRun(StoredModel):
     @cached_property
     def settings(self) -> Segmenter:
         """Settings of the segmenter that the run wrote: those of the source, with the folder of the result."""
-        if self.config is None:
-            return recognise(self.folder.model)
-        return exported_settings(self.config.segmenter, self.folder.model)
+        return adapted_settings(self.folder.config_file, self.folder.model)
 
     @cached_property
     def identity(self) -> Identity:
@@ -150,9 +148,9 @@ class FinishedRun(StoredModel):
         Raises:
             ModelError: The way cannot be used with this segmenter, or a part of the run is missing.
         """
+        segmenter, prior = self.segmenter, self.folder.shape_prior
         verifier = Verifier(self.held_out_reward, self.anatomy, settings)
-        prior = self.folder.shape_prior
-        return make_corrector(self.segmenter, self.reward, verifier, lambda: ShapePrior.load(prior))
+        return make_corrector(segmenter, self.reward, verifier, lambda: ShapePrior.load(prior))
 
     def hash_correction(self) -> dict[str, str]:
         """SHA-256 of what makes and verifies corrections: segmenter, all reward networks, and rules."""

@@ -8,13 +8,14 @@ from pathlib import Path
 from typing import final
 
 from medfm_rl.adapters import SegmenterAdapter
+from medfm_rl.adapters.kinds import kind_of
 from medfm_rl.adapters.loading import load_segmenter, recognise, without_prompts
 from medfm_rl.data.files import hash_folder
 from medfm_rl.errors import ConfigError
 from medfm_rl.networks import choose_device
 from medfm_rl.reward.network import RewardEnsemble
 from medfm_rl.runs.identity import Identity
-from medfm_rl.settings import FilePrompts, MaskPrompts, PromptableSettings, Segmenter
+from medfm_rl.settings import Segmenter
 
 
 class Model(ABC):
@@ -122,7 +123,7 @@ class StoredModel(Model):
         Raises:
             ModelError: Its folder cannot be used.
         """
-        if "segmenter" in vars(self) or not isinstance(self.settings, PromptableSettings):
+        if "segmenter" in vars(self) or kind_of(self.settings).with_boxes is None:
             return self.segmenter
         return load_segmenter(without_prompts(self.settings)).to(self.device)
 
@@ -160,11 +161,8 @@ class SegmenterFolder(StoredModel):
 def _prompted(settings: Segmenter, prompts: Path | None) -> Segmenter:
     if prompts is None:
         return settings
-    if not isinstance(settings, PromptableSettings):
+    with_boxes = kind_of(settings).with_boxes
+    if with_boxes is None:
         raise ConfigError(f"{settings.folder}: a segmenter of kind {settings.kind} takes no boxes; leave out --prompts")
-    source = (
-        MaskPrompts(kind="from_masks", path=prompts)
-        if prompts.is_dir()
-        else FilePrompts(kind="from_file", path=prompts)
-    )
-    return settings.model_copy(update={"prompts": source})
+    prompted: Segmenter = with_boxes(settings, prompts)
+    return prompted

@@ -17,24 +17,26 @@ from medfm_rl.settings.adaptation import (
 from medfm_rl.settings.base import Settings
 from medfm_rl.settings.correction import CorrectionSettings
 from medfm_rl.settings.data import DataSettings
+from medfm_rl.settings.kinds import Segmenter
 from medfm_rl.settings.prompts import FilePrompts, FixedPrompts, MaskPrompts, PromptSettings, TextPrompts
 from medfm_rl.settings.segmenters import (
-    SEGMENTER_KINDS,
     BiomedParseDescription,
     BiomedParseSettings,
+    LiteMedSAMSettings,
     LoRASettings,
+    MedSAM2Settings,
+    MedSAMSettings,
     MonaiBundleSettings,
     NnUNetSettings,
     PromptableDescription,
     PromptableSettings,
-    Segmenter,
     SegmenterSettings,
+    TorchSettings,
     TotalSegmentatorSettings,
 )
 from medfm_rl.settings.training import NetworkSettings, PreprocessingSettings, SourceTrainingSettings, TrainSourceConfig
 
 __all__ = [
-    "SEGMENTER_KINDS",
     "AdaptConfig",
     "BiomedParseDescription",
     "BiomedParseSettings",
@@ -44,8 +46,11 @@ __all__ = [
     "FilePrompts",
     "FineTuningSettings",
     "FixedPrompts",
+    "LiteMedSAMSettings",
     "LoRASettings",
     "MaskPrompts",
+    "MedSAM2Settings",
+    "MedSAMSettings",
     "MonaiBundleSettings",
     "NetworkSettings",
     "NnUNetSettings",
@@ -62,6 +67,7 @@ __all__ = [
     "ShapePriorSettings",
     "SourceTrainingSettings",
     "TextPrompts",
+    "TorchSettings",
     "TotalSegmentatorSettings",
     "TrackingSettings",
     "TrainSourceConfig",

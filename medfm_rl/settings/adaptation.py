@@ -11,7 +11,7 @@ from pydantic import Field, model_validator
 from medfm_rl.builtin import anatomy_names
 from medfm_rl.settings.base import Device, Fraction, Positive, Settings
 from medfm_rl.settings.data import DataSettings
-from medfm_rl.settings.segmenters import Segmenter
+from medfm_rl.settings.kinds import Segmenter
 from medfm_rl.settings.training import NetworkSettings
 
 
@@ -185,7 +185,9 @@ class AdaptConfig(Settings):
 
     former_names: ClassVar[Mapping[str, str]] = {"warm_up": "fine_tuning"}
 
-    segmenter: Segmenter = Field(description="The segmenter to adapt.")
+    segmenter: Segmenter = Field(
+        description="The segmenter to adapt. `medfm-rl init --kinds` lists the kinds that there are."
+    )
     target: DataSettings = Field(description="Images of the new domain. Labels, where there are any, are not read.")
     source: DataSettings | None = Field(
         None, description="Labelled source data, or null for the source-free mode (weaker: see the docs)."

@@ -11,7 +11,8 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import PydanticUndefined
 
 from medfm_rl.errors import ConfigError
-from medfm_rl.settings import SEGMENTER_KINDS, Settings
+from medfm_rl.settings import SegmenterSettings, Settings
+from medfm_rl.settings.kinds import UNNAMED, find_settings
 from medfm_rl.settings.problems import describe_problem
 from medfm_rl.settings.yaml_text import RepeatedKeyError, read_yaml
 
@@ -98,6 +99,8 @@ def _plain(value: Any) -> Any:
 
 def _settings_type(annotation: Any, given: dict[str, Any]) -> type[BaseModel] | None:
     """The settings that a value is of; among several kinds, the one that it names or else the first."""
+    if annotation is SegmenterSettings:
+        return find_settings(given.get("kind", UNNAMED))
     members = [getattr(item, "__origin__", item) for item in (annotation, *getattr(annotation, "__args__", ()))]
     kinds = [item for item in members if isinstance(item, type) and issubclass(item, BaseModel)]
     named = [item for item in kinds if "kind" in given and given["kind"] in _choices(item)]
@@ -116,10 +119,4 @@ def _wrap(text: str, width: int) -> list[str]:
 
 
 def _place(location: tuple[int | str, ...]) -> str:
-    # Within the settings of a segmenter pydantic names the kind too, which is no level of the file.
-    parts = [
-        part
-        for before, part in zip((None, *location), location, strict=False)
-        if not (before == "segmenter" and part in SEGMENTER_KINDS)
-    ]
-    return ".".join(map(str, parts)) or "(whole file)"
+    return ".".join(map(str, location)) or "(whole file)"

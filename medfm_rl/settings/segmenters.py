@@ -1,11 +1,11 @@
-"""The segmenters that can be adapted, by kind, and what `segmenter.json` says of the promptable ones."""
+"""Settings of a segmenter by its kind, and what `segmenter.json` says of the promptable ones."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Literal, Self, get_args
 
-from pydantic import Discriminator, Field, Tag, model_validator
+from pydantic import Field, model_validator
 
 from medfm_rl.settings.base import Positive, Settings
 from medfm_rl.settings.prompts import PromptSettings, TextPrompts
@@ -34,23 +34,45 @@ LowRank = Annotated[LoRASettings, Field(description="Low-rank parts, where train
 
 
 class SegmenterSettings(Settings):
-    """The segmenter to adapt: a torch module (kind torch)."""
+    """The segmenter to adapt. The settings of each kind are a subclass of these.
 
-    kind: Literal["torch"] = Field(
-        "torch",
-        description="torch: a folder with segmenter.json and weights. nnunet: a model folder of nnU-Net v2. "
-        "totalsegmentator: weights of TotalSegmentator. monai-bundle: a bundle of MONAI. litemedsam, "
-        "medsam, medsam2: prompted by boxes.",
-    )
+    The type of `kind` is a literal with the name of the kind, and its description is the line that help texts show.
+    Every field but the folder has a default: a folder alone is enough to say which segmenter is meant.
+    """
+
+    kind: str = Field(description="What the folder is; `medfm-rl init --kinds` lists the kinds.")
     folder: Path = Field(description="Folder of the segmenter. It is read, never written.")
     train: Scope = "all"
     lora: LowRank = LoRASettings()
 
+    @classmethod
+    def kind_name(cls) -> str:
+        """Name of the kind, as it stands in a settings file.
 
-class NnUNetSettings(Settings):
+        Raises:
+            TypeError: The type of `kind` is no literal of one name.
+        """
+        names = get_args(cls.model_fields["kind"].annotation)
+        if len(names) != 1 or not isinstance(names[0], str):
+            raise TypeError(f"{cls.__name__}: the type of `kind` must be a Literal with the name of the kind")
+        return names[0]
+
+    @classmethod
+    def kind_line(cls) -> str:
+        """The name of the kind and what it is, in one line."""
+        return cls.model_fields["kind"].description or cls.kind_name()
+
+
+class TorchSettings(SegmenterSettings):
+    """The segmenter to adapt: a torch module (kind torch)."""
+
+    kind: Literal["torch"] = Field("torch", description="torch: a folder with segmenter.json and weights.")
+
+
+class NnUNetSettings(SegmenterSettings):
     """The segmenter to adapt: a model folder of nnU-Net v2 (kind nnunet)."""
 
-    kind: Literal["nnunet"] = Field(description="nnunet: a model folder of nnU-Net v2.")
+    kind: Literal["nnunet"] = Field("nnunet", description="nnunet: a model folder of nnU-Net v2.")
     folder: Path = Field(description="The folder with plans.json, dataset.json and fold_X. It is read, never written.")
     folds: tuple[Annotated[int, Field(ge=0)] | Literal["all"], ...] | None = Field(
         None, min_length=1, description="Folds to adapt, as an ensemble; null: all that are there."
@@ -63,14 +85,14 @@ class NnUNetSettings(Settings):
         False,
         description="Unpickle checkpoints that hold more than tensors and numbers: runs code of whoever made them.",
     )
-    train: Scope = "all"
-    lora: LowRank = LoRASettings()
 
 
-class TotalSegmentatorSettings(Settings):
+class TotalSegmentatorSettings(SegmenterSettings):
     """The segmenter to adapt: one model of TotalSegmentator (kind totalsegmentator)."""
 
-    kind: Literal["totalsegmentator"] = Field(description="totalsegmentator: weights of TotalSegmentator.")
+    kind: Literal["totalsegmentator"] = Field(
+        "totalsegmentator", description="totalsegmentator: weights of TotalSegmentator."
+    )
     folder: Path = Field(
         description="Weights folder DatasetNNN_name of one model, as TotalSegmentator downloads it. It is read, never "
         "written."
@@ -87,26 +109,16 @@ class TotalSegmentatorSettings(Settings):
         False,
         description="Unpickle checkpoints that hold more than tensors and numbers: runs code of whoever made them.",
     )
-    train: Scope = "all"
-    lora: LowRank = LoRASettings()
 
 
-class MonaiBundleSettings(Settings):
+class MonaiBundleSettings(SegmenterSettings):
     """The segmenter to adapt: a MONAI bundle (kind monai-bundle). A bundle is trusted code: its configuration runs."""
 
     kind: Literal["monai-bundle"] = Field(
-        description="monai-bundle: a bundle of MONAI. Loading one runs the code in its configuration."
+        "monai-bundle", description="monai-bundle: a bundle of MONAI. Loading one runs the code in its configuration."
     )
     folder: Path = Field(description="Folder of the bundle, with configs/ and models/. It is read, never written.")
     weights: str = Field("model.pt", description="File in models/ with the state dict.")
-    train: Scope = "all"
-    lora: LowRank = LoRASettings()
-
-
-PromptableKind = Annotated[
-    Literal["litemedsam", "medsam", "medsam2"],
-    Field(description="litemedsam: LiteMedSAM. medsam: MedSAM. medsam2: MedSAM2, image by image. Prompted by boxes."),
-]
 
 
 class PromptedStructures(Settings):
@@ -134,7 +146,7 @@ class PromptedStructures(Settings):
 class PromptableDescription(PromptedStructures):
     """`segmenter.json` of a segmenter that is prompted by boxes."""
 
-    kind: PromptableKind
+    kind: str = Field(description="litemedsam, medsam or medsam2.")
     checkpoint: str | None = Field(
         None,
         description="File with the weights in this folder, or folder of save_pretrained in it; null: the weights that "
@@ -169,55 +181,38 @@ class BiomedParseDescription(PromptedStructures):
     prompts: TextPrompts = Field(TextPrompts(), description="Words for each structure.")
 
 
-class PromptableSettings(Settings):
-    """The segmenter to adapt: one that is prompted by boxes (kind litemedsam, medsam or medsam2)."""
+class PromptableSettings(SegmenterSettings):
+    """The segmenter to adapt: one that is prompted by boxes. The settings of each such kind are a subclass of these."""
 
-    kind: PromptableKind
     folder: Path = Field(description="Folder with segmenter.json and, where it names one, a checkpoint.")
     prompts: PromptSettings | None = Field(
         None, description="Where boxes come from; null: as segmenter.json in the folder says."
     )
     train: Scope = "decoder"
-    lora: LowRank = LoRASettings()
 
 
-class BiomedParseSettings(Settings):
+class LiteMedSAMSettings(PromptableSettings):
+    """The segmenter to adapt: LiteMedSAM (kind litemedsam)."""
+
+    kind: Literal["litemedsam"] = Field("litemedsam", description="litemedsam: LiteMedSAM. Prompted by boxes.")
+
+
+class MedSAMSettings(PromptableSettings):
+    """The segmenter to adapt: MedSAM (kind medsam)."""
+
+    kind: Literal["medsam"] = Field("medsam", description="medsam: MedSAM. Prompted by boxes.")
+
+
+class MedSAM2Settings(PromptableSettings):
+    """The segmenter to adapt: MedSAM2, image by image (kind medsam2)."""
+
+    kind: Literal["medsam2"] = Field("medsam2", description="medsam2: MedSAM2, image by image. Prompted by boxes.")
+
+
+class BiomedParseSettings(SegmenterSettings):
     """The segmenter to adapt: BiomedParse v2, prompted by words (kind biomedparse)."""
 
-    kind: Literal["biomedparse"] = Field(description="biomedparse: BiomedParse v2. Prompted by words.")
+    kind: Literal["biomedparse"] = Field("biomedparse", description="biomedparse: BiomedParse v2. Prompted by words.")
     folder: Path = Field(description="Folder with segmenter.json, which names the checkout, and a checkpoint.")
     prompts: TextPrompts | None = Field(None, description="Words; null: as segmenter.json in the folder says.")
     train: Scope = "decoder"
-    lora: LowRank = LoRASettings()
-
-
-def _kind_of(segmenter: Any) -> Any:
-    return segmenter.get("kind", "torch") if isinstance(segmenter, dict) else getattr(segmenter, "kind", None)
-
-
-SEGMENTER_KINDS: tuple[str, ...] = (
-    "torch",
-    "nnunet",
-    "totalsegmentator",
-    "monai-bundle",
-    "litemedsam",
-    "medsam",
-    "medsam2",
-    "biomedparse",
-)
-Segmenter = Annotated[
-    Annotated[SegmenterSettings, Tag("torch")]
-    | Annotated[NnUNetSettings, Tag("nnunet")]
-    | Annotated[TotalSegmentatorSettings, Tag("totalsegmentator")]
-    | Annotated[MonaiBundleSettings, Tag("monai-bundle")]
-    | Annotated[PromptableSettings, Tag("litemedsam")]
-    | Annotated[PromptableSettings, Tag("medsam")]
-    | Annotated[PromptableSettings, Tag("medsam2")]
-    | Annotated[BiomedParseSettings, Tag("biomedparse")],
-    Discriminator(
-        _kind_of,
-        custom_error_type="segmenter_kind",
-        custom_error_message=f"kind must be one of {', '.join(SEGMENTER_KINDS)}",
-    ),
-]
-"""The settings of a segmenter; `kind` says of which, and is torch where it is not given."""

@@ -2,29 +2,25 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import tempfile
 from pathlib import Path
 from typing import Final
 
-import yaml
-
-from medfm_rl.adapters import SegmenterAdapter
+from medfm_rl.adapters.kinds import kind_of
 from medfm_rl.adapters.loading import (
-    PROMPTABLE,
-    exported_settings,
+    adapted_settings,
     load_segmenter,
     portable_settings,
-    recognise,
     settings_at,
     without_prompts,
 )
-from medfm_rl.errors import DataError, MissingExtraError, ModelError
+from medfm_rl.errors import DataError, MissingExtraError
 from medfm_rl.networks import choose_device
 from medfm_rl.quality import QUALITY_FILE, QualityController
-from medfm_rl.settings import AdaptConfig, Segmenter
+from medfm_rl.settings import Segmenter
+from medfm_rl.settings.kinds import package_of
 from medfm_rl.version import __version__
 
 _SETTINGS: Final = "segmenter-settings.json"
@@ -46,8 +42,8 @@ def save_quality_model(run: Path, folder: Path) -> None:
         DataError: The folder exists and is not empty.
         MissingExtraError: MLflow is not installed.
     """
-    settings = portable_settings(exported_settings(_segmenter_of(run), run / "model"))
-    load_served(run, settings)
+    QualityController.load(run)
+    settings = adapted_settings(run / "config.yaml", run / "model")
     if folder.exists() and any(folder.iterdir()):
         raise DataError(f"{folder}: already exists and is not empty; give a new folder")
     # No usage statistics leave this machine.
@@ -62,48 +58,33 @@ def save_quality_model(run: Path, folder: Path) -> None:
         for part in ("model", "reward"):
             shutil.copytree(run / part, copy / part)
         shutil.copy(run / QUALITY_FILE, copy / QUALITY_FILE)
-        (copy / _SETTINGS).write_text(settings, encoding="utf-8")
+        (copy / _SETTINGS).write_text(portable_settings(settings), encoding="utf-8")
         pyfunc.save_model(
             str(folder),
             python_model=str(Path(__file__).with_name("quality_pyfunc.py")),
             artifacts={"run": str(copy)},
-            pip_requirements=[f"medfm-rl[{','.join(['tracking', *_extra(settings)])}]=={__version__}"],
+            pip_requirements=_requirements(settings),
         )
 
 
-def load_served(folder: Path, settings: str | None = None, device: str = "cpu") -> QualityController:
-    """The controller of a run, or of the copy of one in an MLflow model.
+def load_served(folder: Path, device: str = "cpu") -> QualityController:
+    """The controller of the copy of a run in an MLflow model.
 
     Args:
-        folder: The run or the copy.
-        settings: Settings of the segmenter, as `portable_settings` gives them; None: as the copy has them.
+        folder: The copy.
         device: Where the networks run: auto (cuda, then mps, then cpu), cpu, cuda or mps.
 
     Raises:
         ModelError: A part is missing, damaged, or does not belong to the others.
     """
-    text = (folder / _SETTINGS).read_text(encoding="utf-8") if settings is None else settings
-
-    def load(segmenter: Path) -> SegmenterAdapter:
-        return load_segmenter(without_prompts(settings_at(text, segmenter, folder)))
-
-    return QualityController.load(folder, load, choose_device(device))
+    text = (folder / _SETTINGS).read_text(encoding="utf-8")
+    segmenter = load_segmenter(without_prompts(settings_at(text, folder / "model", folder)))
+    return QualityController.load(folder, segmenter, choose_device(device))
 
 
-def _segmenter_of(run: Path) -> Segmenter:
-    """Settings of the segmenter that a run adapted; without a config those that its folder tells."""
-    path = run / "config.yaml"
-    if not path.exists():
-        return recognise(run / "model")
-    try:
-        return AdaptConfig.model_validate(yaml.safe_load(path.read_text(encoding="utf-8"))).segmenter
-    except (ValueError, yaml.YAMLError) as error:
-        raise ModelError(f"{path}: cannot be read ({error})") from error
-
-
-def _extra(settings: str) -> list[str]:
-    """The extra of the package that a kind of segmenter needs."""
-    kind = json.loads(settings)["kind"]
-    extras = {"nnunet": "nnunet", "totalsegmentator": "nnunet", "biomedparse": "biomedparse"}
-    extras |= dict.fromkeys(PROMPTABLE, "medsam")
-    return [extras[kind]] if kind in extras else []
+def _requirements(settings: Segmenter) -> list[str]:
+    """What has to be installed where the model is served."""
+    extra, package = kind_of(settings).extra, package_of(settings.kind)
+    extras = ["tracking", *([] if extra is None else [extra])]
+    own = f"medfm-rl[{','.join(extras)}]=={__version__}"
+    return [own] if package is None else [own, f"{package.name}=={package.version}"]

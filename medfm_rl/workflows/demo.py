@@ -18,9 +18,9 @@ from medfm_rl.settings import (
     PPOSettings,
     PreprocessingSettings,
     RewardSettings,
-    SegmenterSettings,
     ShapePriorSettings,
     SourceTrainingSettings,
+    TorchSettings,
     TrainSourceConfig,
 )
 from medfm_rl.workflows.adapt.final_report import report_run
@@ -84,7 +84,7 @@ def run_demo(out: Path, seed: int, progress: Progress) -> Comparison:
             progress,
         )
     config = AdaptConfig(
-        segmenter=SegmenterSettings(folder=segmenter),
+        segmenter=TorchSettings(folder=segmenter),
         target=DataSettings(path=data / "vendor-b-unlabelled"),
         source=DataSettings(path=data / "vendor-a"),
         evaluation=DataSettings(path=data / "vendor-b-held-out"),

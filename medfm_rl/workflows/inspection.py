@@ -8,17 +8,11 @@ import torch
 
 from medfm_rl.adapters import SegmenterAdapter
 from medfm_rl.adapters.base import ModelSummary
-from medfm_rl.adapters.loading import (
-    load_segmenter,
-)
-from medfm_rl.adapters.nnunet import summarise
+from medfm_rl.adapters.kinds import kind_of
+from medfm_rl.adapters.loading import load_segmenter
 from medfm_rl.adapters.obstacles import find_obstacles
 from medfm_rl.progress import Progress
 from medfm_rl.runs.finished import load_model
-from medfm_rl.settings import (
-    NnUNetSettings,
-    TotalSegmentatorSettings,
-)
 
 
 def inspect_model(path: Path, device: torch.device, progress: Progress) -> ModelSummary:
@@ -37,20 +31,20 @@ def inspect_model(path: Path, device: torch.device, progress: Progress) -> Model
     def obstacles(segmenter: SegmenterAdapter) -> tuple[str, ...]:
         return try_network(segmenter, device, progress)
 
-    match settings:
-        case NnUNetSettings() | TotalSegmentatorSettings():
-            return summarise(settings.folder, settings.checkpoint, settings.trusted, obstacles)
-        case _:
-            adapter = load_segmenter(settings)
-            rows = {
-                "kind": settings.kind,
-                "folder": str(settings.folder),
-                "structures": ", ".join(f"{name} {label}" for name, label in adapter.schema.integers.items()),
-                "channels": str(adapter.in_channels),
-                "patch": " x ".join(map(str, adapter.patch_size)),
-                "parameters": f"{sum(parameter.numel() for parameter in adapter.parameters()):,}",
-            }
-            return ModelSummary(rows, obstacles(adapter))
+    own_summary = kind_of(settings).summarise
+    if own_summary is not None:
+        summary: ModelSummary = own_summary(settings, obstacles)
+        return summary
+    adapter = load_segmenter(settings)
+    rows = {
+        "kind": settings.kind,
+        "folder": str(settings.folder),
+        "structures": ", ".join(f"{name} {label}" for name, label in adapter.schema.integers.items()),
+        "channels": str(adapter.in_channels),
+        "patch": " x ".join(map(str, adapter.patch_size)),
+        "parameters": f"{sum(parameter.numel() for parameter in adapter.parameters()):,}",
+    }
+    return ModelSummary(rows, obstacles(adapter))
 
 
 def try_network(segmenter: SegmenterAdapter, device: torch.device, progress: Progress) -> tuple[str, ...]:

@@ -11,9 +11,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from medfm_rl.adapters import ConformanceError, Sample, SegmenterAdapter, TorchModuleAdapter, check_adapter
+from medfm_rl.adapters import ConformanceError, Sample, SegmenterAdapter, check_adapter, iter_checks
 from medfm_rl.adapters.base import Scope, parameters_in_scope
-from medfm_rl.settings import NetworkSettings, PreprocessingSettings
+from medfm_rl.adapters.conformance import CHECKS
 from medfm_rl.types import Case, LabelMap, LabelSchema
 
 SCHEMA = LabelSchema.from_structures({"LV": 1, "MYO": 2})
@@ -76,6 +76,35 @@ def test_a_working_adapter_passes_and_is_left_as_it_was() -> None:
     assert not adapter.layers[0].weight.requires_grad
     assert all(value.grad is None for value in adapter.parameters())
     assert all(torch.equal(value, before[name]) for name, value in adapter.state_dict().items())
+
+
+def test_checks_can_be_made_one_by_one_and_the_error_names_the_one() -> None:
+    adapter = broken(restore_map=lambda s, x, sample: Working.restore_map(s, x, sample) * 2)()
+    for name, check in iter_checks(adapter, case_of()):
+        if name != "restore":
+            check()
+            continue
+        with pytest.raises(ConformanceError, match=r"^restore: restore_map does not keep a constant map$") as caught:
+            check()
+        assert caught.value.check == "restore"
+    assert [name for name, _ in iter_checks(adapter, case_of())] == list(CHECKS)
+
+
+def test_what_export_wrote_can_be_read_in_another_way_than_by_the_class() -> None:
+    """As settings of a kind do, which say more than the folder."""
+    read: list[Path] = []
+
+    def load(folder: Path) -> SegmenterAdapter:
+        read.append(folder)
+        return Working.load(folder)
+
+    class Loadless(Working):
+        load = None  # type: ignore[assignment]
+
+    check_adapter(Loadless(), case_of(), load)
+    assert [folder.name for folder in read] == ["first", "second", "merged"]
+    with pytest.raises(ConformanceError, match="export: the adapter's class has no `load`"):
+        check_adapter(Loadless(), case_of())
 
 
 def broken(**overrides: Callable[..., Any]) -> Callable[[], SegmenterAdapter]:
@@ -160,21 +189,3 @@ def test_a_broken_adapter_is_caught(name: str) -> None:
     torch.manual_seed(0)
     with pytest.raises(ConformanceError, match=message):
         check_adapter(make(), case_of())
-
-
-@pytest.mark.parametrize(
-    ("size", "shape", "grid"),
-    [
-        ((16, 16), (20, 24), "resize"),
-        ((16, 16), (20, 24), "native"),
-        ((16, 16), (10, 30), "native"),
-        ((8, 8, 8), (9, 10, 11), "resize"),
-        ((8, 8, 8), (9, 10, 11), "native"),
-    ],
-)
-def test_unets_conform_in_two_and_three_dimensions(size: tuple[int, ...], shape: tuple[int, ...], grid: str) -> None:
-    torch.manual_seed(0)
-    adapter = TorchModuleAdapter.build_unet(
-        NetworkSettings(channels=(4, 8), residual_units=1), SCHEMA, PreprocessingSettings(size=size, grid=grid)
-    )
-    check_adapter(adapter, case_of(shape))

@@ -12,7 +12,7 @@ from support.on_cuda import assert_the_gpu_gives_the_masks_of_the_cpu
 from support.promptable_models import TinyPromptable, write_tiny
 
 from medfm_rl.adapters.embeddings import EmbeddingCache
-from medfm_rl.adapters.prompts import boxes_of
+from medfm_rl.adapters.sam.prompts import boxes_of
 from medfm_rl.augmentation.appearance import randomise_appearance
 from medfm_rl.augmentation.shape import augment_pair
 from medfm_rl.correction.optimiser import _WeightSearch

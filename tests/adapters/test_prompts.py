@@ -9,7 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from medfm_rl.adapters.prompts import boxes_of, boxes_of_mask, open_prompts, render_boxes
+from medfm_rl.adapters.sam.prompts import boxes_of, boxes_of_mask, open_prompts, render_boxes
 from medfm_rl.data.images import write_labels
 from medfm_rl.errors import ConfigError, DataError
 from medfm_rl.settings import FilePrompts, FixedPrompts, MaskPrompts

@@ -22,6 +22,7 @@ from typer.main import get_command
 from typer.testing import CliRunner
 
 from medfm_rl import __version__, cli
+from medfm_rl.adapters.kinds import KINDS
 from medfm_rl.cli.console import show_progress
 from medfm_rl.data.files import hash_folder
 from medfm_rl.data.images import read_image, write_image
@@ -690,6 +691,8 @@ def test_inspect_says_what_a_torch_segmenter_is(run: Run, model: Path, tmp_path:
     assert result.code == 0
     for words in ("torch", "background 0, LV 1, MYO 2, LA 3", "32 x 32", "It can be adapted."):
         assert words in result.out
+    assert run("inspect", model, "--device", "cpu").code == 0
+    refused(run("inspect", model, "--device", "abacus"), "abacus")
     refused(run("inspect", tmp_path), "not a segmenter folder")
     refused(run("inspect", tmp_path / "nothing"), "nothing: there is no such folder")
     refused(run("inspect", model / "segmenter.json"), "segmenter.json: this is a file; give the folder")
@@ -747,6 +750,14 @@ def test_evaluate_takes_the_anatomy_of_the_run_and_keeps_the_results_of_another_
     before = hash_folder(tmp_path / "own")
     refused(run(*command, tmp_path / "own"), "own: holds the results of an evaluation", "--out")
     assert hash_folder(tmp_path / "own") == before
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_init_knows_every_kind_of_segmenter(run: Run, tmp_path: Path, kind: str) -> None:
+    assert run("init", tmp_path / "mine.yaml", "--segmenter", kind).code == 0
+    settings = load_config(tmp_path / "mine.yaml", AdaptConfig).segmenter
+    assert settings == KINDS[kind].at("models/source")
+    assert f"\n{kind}: " in "\n" + run("init", "--kinds").out
 
 
 def test_init_writes_settings_for_the_kind_of_segmenter_that_is_asked_for(run: Run, tmp_path: Path) -> None:

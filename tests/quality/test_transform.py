@@ -12,7 +12,7 @@ import torch
 from monai.data import MetaTensor
 from monai.transforms import LoadImage
 
-from medfm_rl.adapters.orientation import Orientation
+from medfm_rl.adapters.nnunet.orientation import Orientation
 from medfm_rl.data.images import read_image, write_image
 from medfm_rl.data.layouts import find_cases
 from medfm_rl.errors import DataError

@@ -18,7 +18,7 @@ from medfm_rl.adapters import TorchModuleAdapter
 from medfm_rl.errors import ConfigError
 from medfm_rl.runs.identity import Identity
 from medfm_rl.runs.inputs import read_inputs
-from medfm_rl.settings import AdaptConfig, DataSettings, SegmenterSettings, TrackingSettings
+from medfm_rl.settings import AdaptConfig, DataSettings, TorchSettings, TrackingSettings
 from medfm_rl.settings.files import dump_config
 from medfm_rl.workflows.adapt import loop as adapt_module
 from medfm_rl.workflows.adapt.loop import adapt
@@ -31,7 +31,7 @@ def interrupted(tiny_unet: TorchModuleAdapter, simulated_echo: Path, tmp_path: P
     shutil.copytree(simulated_echo, tmp_path / "echo")
     (tmp_path / "rules.yaml").write_text("rules: [{kind: present, structure: LV}]")
     config = AdaptConfig(
-        segmenter=SegmenterSettings(folder=tmp_path / "segmenter"),
+        segmenter=TorchSettings(folder=tmp_path / "segmenter"),
         target=DataSettings(path=tmp_path / "echo" / "b"),
         source=DataSettings(path=tmp_path / "echo" / "a"),
         output=tmp_path / "run",

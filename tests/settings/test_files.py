@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from pydantic import BaseModel
 
 from medfm_rl.errors import ConfigError
-from medfm_rl.settings import AdaptConfig, DataSettings, PPOSettings, SegmenterSettings, Settings, TrainSourceConfig
+from medfm_rl.settings import AdaptConfig, DataSettings, PPOSettings, Settings, TorchSettings, TrainSourceConfig
 from medfm_rl.settings.files import commented_config, dump_config, load_config
 from medfm_rl.settings.yaml_text import read_yaml
 
@@ -103,7 +103,7 @@ def test_settings_survive_a_file(
     seed: int,
 ) -> None:
     config = AdaptConfig(
-        segmenter=SegmenterSettings(folder=Path("model")),
+        segmenter=TorchSettings(folder=Path("model")),
         target=DataSettings(path=Path(path), where=where),
         output=Path("run"),
         ppo=PPOSettings(learning_rate=rate, target_kl=target_kl),

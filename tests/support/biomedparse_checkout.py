@@ -6,10 +6,12 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from medfm_rl.adapters.biomedparse import build_network
 from medfm_rl.settings import BiomedParseDescription
+from medfm_rl.types import Case, Geometry
 
 _2D = """\
 defaults:
@@ -206,3 +208,9 @@ def write_segmenter(folder: Path, checkout: Path, **changes: Any) -> Path:
     state["loss_function.cls_loss_fn.pos_weight"] = torch.ones(1)
     torch.save({"state_dict": state, "epoch": 3}, folder / "biomedparse_v2.ckpt")
     return folder
+
+
+def make_case(shape: tuple[int, int] = (60, 90), scale: float = 255.0) -> Case:
+    rows, columns = np.indices(shape)
+    image = (np.sin(rows / 9) * np.cos(columns / 7) + 1) / 2 * scale
+    return Case("p1", "p1", image[None].astype(np.float32), Geometry.unknown(2))

@@ -6,6 +6,7 @@ import copy
 import json
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from subprocess import PIPE, STDOUT, Popen
 from typing import Any
@@ -14,6 +15,11 @@ import numpy as np
 import SimpleITK as sitk
 import torch
 
+from medfm_rl.data.images import read_image
+from medfm_rl.types import Case
+
+FLAT = ((37, 50), (0.7, 0.9))
+VOLUME = ((18, 42, 38), (0.8, 0.9, 3.0))
 LABELS = {"background": 0, "LV": 1, "MYO": 2}
 
 
@@ -190,3 +196,39 @@ def finish(process: Popen[str]) -> None:
 
 def read_labels(path: Path) -> np.ndarray:
     return sitk.GetArrayFromImage(sitk.ReadImage(str(path)))
+
+
+def read(path: Path) -> Case:
+    name = path.name.removesuffix("_0000.nii.gz")
+    return Case(name, name.split("_")[0], *read_image(path))
+
+
+def residual(dimensions: int) -> dict[str, Any]:
+    plan = plans(dimensions, [32] * dimensions, [0.8] * dimensions)
+    architecture = plan["configurations"]["2d_parent"]["architecture"]
+    architecture["network_class_name"] = "dynamic_network_architectures.architectures.unet.ResidualEncoderUNet"
+    architecture["arch_kwargs"]["n_blocks_per_stage"] = architecture["arch_kwargs"].pop("n_conv_per_stage")
+    return plan
+
+
+def volumetric(**changes: Any) -> dict[str, Any]:
+    plan = plans(3, [8, 32, 32], [2.0, 1.0, 1.0])
+    return plan | changes
+
+
+def transposed() -> dict[str, Any]:
+    # The slices lie along the last axis of the file.
+    plan = plans(3, [32, 8, 32], [1.0, 2.0, 1.0])
+    return plan | {"transpose_forward": [1, 0, 2], "transpose_backward": [1, 0, 2]}
+
+
+MODELS: dict[str, tuple[Callable[[], dict[str, Any]], tuple[int, ...], str]] = {
+    "2d": (lambda: plans(2, [32, 32], [0.8, 0.8]), (0,), "flat"),
+    "2d, two folds": (lambda: plans(2, [32, 32], [0.8, 0.8]), (0, 1), "flat"),
+    "2d, smaller than the patch": (lambda: plans(2, [64, 64], [0.8, 0.8]), (0,), "flat"),
+    "2d, residual": (lambda: residual(2), (0,), "flat"),
+    "2d on volumes": (lambda: plans(2, [32, 32], [1.0, 1.0]), (0,), "volume"),
+    "3d": (volumetric, (0,), "volume"),
+    "3d, transposed": (transposed, (0,), "volume"),
+    "3d, reoriented": (lambda: volumetric(image_reader_writer="NibabelIOWithReorient"), (0,), "volume"),
+}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar, Self, final
 
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 
 from medfm_rl.adapters import PromptableAdapter
 from medfm_rl.adapters.checkpoints import load_strictly, read_checkpoint
+from medfm_rl.adapters.kinds import KINDS, SegmenterKind
 from medfm_rl.settings import PromptableDescription
 
 SIZE = 32
@@ -75,6 +77,11 @@ class TinyPromptable(PromptableAdapter):
     @property
     def checkpoint_name(self) -> str:
         return "tiny.pth"
+
+
+def tiny_kind() -> SegmenterKind[Any]:
+    """Kind `litemedsam` with `TinyPromptable` in the place of the tool."""
+    return replace(KINDS["litemedsam"], load=lambda settings: TinyPromptable.load(settings.folder, settings.prompts))
 
 
 def write_tiny(folder: Path, prompts: dict[str, Any], structures: dict[str, int]) -> Path:

@@ -13,6 +13,9 @@ from medfm_rl.types import Case, Geometry
 
 BOXES = {"LV": [0.3, 0.2, 0.6, 0.7], "MYO": [0.25, 0.1, 0.7, 0.8]}
 
+MEMORY = {"memory_encoder.out_proj.weight": torch.ones(2, 3), "maskmem_tpos_enc": torch.zeros(7, 1, 1, 4)}
+"""What a checkpoint of MedSAM2 holds besides, for videos."""
+
 
 def write_folder(folder: Path, **changes: Any) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
@@ -23,6 +26,30 @@ def write_folder(folder: Path, **changes: Any) -> Path:
         **changes,
     }
     (folder / "segmenter.json").write_text(json.dumps(content), encoding="utf-8")
+    return folder
+
+
+def write_hub_checkpoint(folder: Path, kind: str, network: Any) -> Path:
+    """A segmenter of kind medsam or medsam2 whose checkpoint is a folder of `save_pretrained`."""
+    write_folder(folder, kind=kind, checkpoint="hub", size=128)
+    network.save_pretrained(folder / "hub")
+    return folder
+
+
+def write_file_checkpoint(folder: Path, kind: str, network: Any, adapter: Any) -> Path:
+    """A segmenter of kind medsam or medsam2 whose checkpoint is a file as the authors write it.
+
+    Args:
+        folder: New folder.
+        kind: medsam or medsam2.
+        network: The network of transformers.
+        adapter: Any adapter of that kind, which knows the names of the file.
+    """
+    write_folder(folder, kind=kind, checkpoint="original.pth", size=128)
+    state = dict(network.state_dict())
+    del state["shared_image_embedding.positional_embedding"]
+    state = adapter.to_file(state)
+    torch.save({"model": {**state, **MEMORY}} if kind == "medsam2" else state, folder / "original.pth")
     return folder
 
 

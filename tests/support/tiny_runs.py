@@ -13,9 +13,9 @@ from medfm_rl.settings import (
     PPOSettings,
     PreprocessingSettings,
     RewardSettings,
-    SegmenterSettings,
     ShapePriorSettings,
     SourceTrainingSettings,
+    TorchSettings,
     TrackingSettings,
     TrainSourceConfig,
 )
@@ -46,7 +46,7 @@ def train_tiny_source(
 def tiny_config(echo: Path, model: Path, output: Path, **changes: object) -> AdaptConfig:
     """From the simulated vendor `a` to `b` on the CPU, in two iterations, but for the changes."""
     values: dict[str, object] = {
-        "segmenter": SegmenterSettings(folder=model),
+        "segmenter": TorchSettings(folder=model),
         "target": DataSettings(path=echo / "b"),
         "source": DataSettings(path=echo / "a"),
         "output": output,

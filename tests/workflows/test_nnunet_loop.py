@@ -22,7 +22,7 @@ from medfm_rl.adapters.loading import load_segmenter, recognise
 from medfm_rl.data.files import hash_folder
 from medfm_rl.data.layouts import find_cases
 from medfm_rl.runs.finished import load_model
-from medfm_rl.settings import AdaptConfig, DataSettings, NnUNetSettings, SegmenterSettings
+from medfm_rl.settings import AdaptConfig, DataSettings, NnUNetSettings, TorchSettings
 from medfm_rl.settings.files import commented_config, dump_config, load_config
 from medfm_rl.tiling import tile_boxes
 from medfm_rl.workflows.adapt import loop as adapt_module
@@ -170,7 +170,7 @@ def test_a_folder_is_recognised_by_its_files(tmp_path: Path) -> None:
     assert recognise(model) == NnUNetSettings(kind="nnunet", folder=model)
     assert recognise(tmp_path / "set") == NnUNetSettings(kind="nnunet", folder=tmp_path / "set")
     (tmp_path / "other").mkdir()
-    assert recognise(tmp_path / "other") == SegmenterSettings(folder=tmp_path / "other")
+    assert recognise(tmp_path / "other") == TorchSettings(folder=tmp_path / "other")
 
 
 @pytest.mark.parametrize(

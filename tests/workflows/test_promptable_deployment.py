@@ -8,10 +8,10 @@ import sys
 from pathlib import Path
 
 import pytest
-from support.promptable_models import TinyPromptable, write_tiny
+from support.promptable_models import TinyPromptable, tiny_kind, write_tiny
 
 from medfm_rl import cli
-from medfm_rl.adapters import loading
+from medfm_rl.adapters.kinds import KINDS
 from medfm_rl.data.files import hash_folder
 from medfm_rl.data.images import read_labels
 from medfm_rl.data.layouts import CaseFile, find_cases
@@ -19,9 +19,10 @@ from medfm_rl.data.mask_files import find_masks
 from medfm_rl.data.ultrasound.phantom import simulate_dataset
 from medfm_rl.data.ultrasound.vendors import vendor
 from medfm_rl.errors import ConfigError, DataError
+from medfm_rl.quality import QualityController
 from medfm_rl.quality.model import Targets
 from medfm_rl.runs.finished import load_model, load_run
-from medfm_rl.settings import AdaptConfig, CorrectionSettings, DataSettings
+from medfm_rl.settings import AdaptConfig, CorrectionSettings, DataSettings, FixedPrompts
 from medfm_rl.tracking.quality_model import save_quality_model
 from medfm_rl.workflows.adapt.loop import adapt
 from medfm_rl.workflows.calibrate.quality import CalibrateRequest, calibrate
@@ -39,7 +40,7 @@ def quiet(stage: str, done: int, total: int) -> None:
 
 @pytest.fixture(autouse=True)
 def _tiny_in_its_place(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(loading.PROMPTABLE, TinyPromptable.kind, TinyPromptable)
+    monkeypatch.setitem(KINDS, TinyPromptable.kind, tiny_kind())
 
 
 @pytest.fixture(scope="module")
@@ -72,7 +73,7 @@ def run(simulated_echo: Path, new: Path, tmp_path_factory: pytest.TempPathFactor
         "device": "cpu",
     }
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(loading.PROMPTABLE, TinyPromptable.kind, TinyPromptable)
+        patch.setitem(KINDS, TinyPromptable.kind, tiny_kind())
         finished = adapt(AdaptConfig.model_validate(values), False, quiet)
         files = find_cases(DataSettings(path=new))
         calibrate(load_run(finished.path, "cpu", new / "labels"), files, CalibrateRequest(Targets(dice=0.5)), quiet)
@@ -82,6 +83,12 @@ def run(simulated_echo: Path, new: Path, tmp_path_factory: pytest.TempPathFactor
 @pytest.fixture
 def files(new: Path) -> list[CaseFile]:
     return find_cases(DataSettings(path=new / "images"))[:2]
+
+
+def test_the_quality_of_masks_of_new_images_is_judged_without_their_boxes(run: Path) -> None:
+    segmenter = QualityController.load(run).segmenter
+    assert isinstance(segmenter, TinyPromptable)
+    assert segmenter.description.prompts == FixedPrompts(kind="fixed", boxes={})
 
 
 def test_masks_are_judged_without_boxes(run: Path, new: Path, files: list[CaseFile], tmp_path: Path) -> None:

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from support.promptable_models import TinyPromptable, write_tiny
+from support.promptable_models import TinyPromptable, tiny_kind, write_tiny
 
-from medfm_rl.adapters import loading
+from medfm_rl.adapters.kinds import KINDS
 from medfm_rl.data.files import hash_folder
 from medfm_rl.data.layouts import find_cases
 from medfm_rl.errors import ModelError
@@ -36,7 +36,7 @@ def quiet(stage: str, done: int, total: int) -> None:
 
 @pytest.fixture(autouse=True)
 def _tiny_in_its_place(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(loading.PROMPTABLE, TinyPromptable.kind, TinyPromptable)
+    monkeypatch.setitem(KINDS, TinyPromptable.kind, tiny_kind())
 
 
 @pytest.fixture(scope="module")
@@ -74,7 +74,7 @@ def make_config(echo: Path, segmenter: Path, output: Path, train: str, **changes
 def finished(simulated_echo: Path, segmenter: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, RunFolder]:
     runs = {}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(loading.PROMPTABLE, TinyPromptable.kind, TinyPromptable)
+        patch.setitem(KINDS, TinyPromptable.kind, tiny_kind())
         for train in ("decoder", "lora"):
             output = tmp_path_factory.mktemp(train) / "run"
             runs[train] = adapt(make_config(simulated_echo, segmenter, output, train), False, quiet)

@@ -40,8 +40,8 @@ from medfm_rl.settings import (
     NetworkSettings,
     PPOSettings,
     RewardSettings,
-    SegmenterSettings,
     ShapePriorSettings,
+    TorchSettings,
     TrackingSettings,
 )
 from medfm_rl.settings.files import load_config
@@ -277,7 +277,7 @@ def tracked(
     """A run with MLflow beside it, whose settings have relative paths."""
     folder = tmp_path_factory.mktemp("tracked")
     config = AdaptConfig(
-        segmenter=SegmenterSettings(folder=quality_run / "model"),
+        segmenter=TorchSettings(folder=quality_run / "model"),
         target=DataSettings(path=Path("b")),
         source=DataSettings(path=Path("a")),
         evaluation=DataSettings(path=Path("b")),

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from support.promptable_models import TinyPromptable
+from support.promptable_models import TinyPromptable, tiny_kind
 
 from benchmarks.harness.shifts import ECHO, Folders, Shift
 from benchmarks.segmenters import litemedsam_camus
@@ -23,7 +23,7 @@ from benchmarks.segmenters.litemedsam_report import (
     summarise,
     table,
 )
-from medfm_rl.adapters import loading
+from medfm_rl.adapters.kinds import KINDS
 from medfm_rl.quality import calibration
 
 
@@ -106,7 +106,7 @@ def test_every_part_runs_and_is_made_once(
 ) -> None:
     """On drawn hearts, with a tiny network in the place of LiteMedSAM."""
     monkeypatch.setattr(litemedsam_camus, "LiteMedSAMAdapter", TinyPromptable)
-    monkeypatch.setitem(loading.PROMPTABLE, TinyPromptable.kind, TinyPromptable)
+    monkeypatch.setitem(KINDS, TinyPromptable.kind, tiny_kind())
     # There are six hearts.
     monkeypatch.setattr(calibration, "FEWEST_PATIENTS", 6)
     source, target = simulated_echo / "a", simulated_echo / "b"

@@ -15,7 +15,7 @@ from medfm_rl.adapters.base import Sample
 from medfm_rl.anatomy.profiles import load_anatomy
 from medfm_rl.data.images import read_image, write_image
 from medfm_rl.errors import ConfigError, DataError, ModelError, TrackingError
-from medfm_rl.settings import AdaptConfig, DataSettings, PreprocessingSettings, SegmenterSettings, TrackingSettings
+from medfm_rl.settings import AdaptConfig, DataSettings, PreprocessingSettings, TorchSettings, TrackingSettings
 from medfm_rl.types import Case
 from medfm_rl.workflows.adapt.checks import check_inputs
 from medfm_rl.workflows.adapt.loop import adapt
@@ -33,7 +33,7 @@ def segmenter(tiny_unet: TorchModuleAdapter, tmp_path: Path) -> Path:
 
 def config_of(segmenter: Path, echo: Path, **changes: object) -> AdaptConfig:
     values: dict[str, object] = {
-        "segmenter": SegmenterSettings(folder=segmenter),
+        "segmenter": TorchSettings(folder=segmenter),
         "target": DataSettings(path=echo / "b"),
         "source": DataSettings(path=echo / "a"),
         "output": segmenter.parent / "run",

@@ -14,7 +14,7 @@ import torch
 from support.nnunet_models import dataset, draw, plans, write_model
 
 from medfm_rl.adapters import Sample, TorchModuleAdapter
-from medfm_rl.adapters.nnunet import NnUNetAdapter
+from medfm_rl.adapters.nnunet.adapter import NnUNetAdapter
 from medfm_rl.anatomy.profiles import Anatomy
 from medfm_rl.data.files import write_json
 from medfm_rl.data.images import write_image, write_labels

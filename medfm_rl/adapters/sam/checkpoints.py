@@ -16,8 +16,7 @@ from typing import Any, Final
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from medfm_rl.adapters.checkpoints import NO_CHECKPOINT, first_line, read_json_object, read_state
-from medfm_rl.adapters.promptable import save_state
+from medfm_rl.adapters.checkpoints import NO_CHECKPOINT, first_line, read_json_object, read_state, save_state
 from medfm_rl.errors import ModelError
 
 CONFIG: Final = "config.json"

@@ -7,9 +7,8 @@ that has gradients is ours, because nnU-Net runs its network in inference mode a
 from __future__ import annotations
 
 import io
-import itertools
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, final
@@ -18,38 +17,32 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import Parameter
-from torch.nn import functional as F
 
-from medfm_rl.adapters.base import ModelSummary, Sample, Scope, SegmenterAdapter, evaluating, parameters_in_scope
+from medfm_rl.adapters.base import Sample, Scope, SegmenterAdapter, evaluating, parameters_in_scope
 from medfm_rl.adapters.checkpoints import load_strictly, read_checkpoint
-from medfm_rl.adapters.nnunet_folder import (
+from medfm_rl.adapters.nnunet.folder import (
     CHECKPOINT,
-    DATASET,
-    PLANS,
     Fold,
     available_folds,
     build_network,
     channel_names,
     find_model_folder,
-    read_json,
     read_tool,
     require_nnunet,
     schema_of,
-    silent,
     weights_of,
 )
-from medfm_rl.adapters.orientation import Orientation
+from medfm_rl.adapters.nnunet.inference import STEP, own_logits, tiled_logits
+from medfm_rl.adapters.nnunet.orientation import Orientation
 from medfm_rl.adapters.padding import pad_to_patch
 from medfm_rl.data.files import replace_folder_on_success
 from medfm_rl.errors import DataError, ModelError
-from medfm_rl.networks import convolution_choice_kept, portable_state
+from medfm_rl.networks import portable_state
 from medfm_rl.types import Case, FloatArray, LabelMap, Prompts
 from medfm_rl.version import __version__
 
 PROVENANCE: Final = "medfm_rl"
 """Key of an adapted checkpoint that says what made it."""
-
-_STEP = 0.5
 
 
 @dataclass(frozen=True, eq=False)
@@ -98,7 +91,7 @@ class NnUNetAdapter(SegmenterAdapter):
         folds: Sequence[Fold] | None = None,
         checkpoint: str = CHECKPOINT,
         mirroring: bool = True,
-        step_size: float = _STEP,
+        step_size: float = STEP,
         canonical: bool = False,
         nested: bool = False,
         trusted: bool = False,
@@ -179,10 +172,10 @@ class NnUNetAdapter(SegmenterAdapter):
             raise ModelError("an nnU-Net takes no prompts")
         if images.ndim - 2 == len(self.patch_size) + 1:
             # Slices of volumes are images of their own: (B, C, D, H, W) to (B * D, C, H, W) and back.
-            slices = self._tiled(images.movedim(2, 1).flatten(0, 1))
+            slices = tiled_logits(self._mean_logits, images.movedim(2, 1).flatten(0, 1), self.patch_size)
             volumes: Tensor = slices.unflatten(0, (images.shape[0], images.shape[2])).movedim(1, 2)
             return volumes
-        return self._tiled(images)
+        return tiled_logits(self._mean_logits, images, self.patch_size)
 
     def inference_settings(self) -> Mapping[str, Any]:
         return {
@@ -203,32 +196,16 @@ class NnUNetAdapter(SegmenterAdapter):
     @torch.no_grad()
     def predict_logits(self, sample: Sample) -> Tensor:
         """Logits `(K, *S')` by nnU-Net's own inference, in its own precision, with mirroring where it is on."""
-        from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
-
-        data = sample.image if sample.image.ndim == 4 else sample.image[:, None]
-        device = self.device
-        total: Tensor | None = None
-        # nnU-Net chooses for the whole process how convolutions are done. It also prints, such as where the memory of a
-        # GPU does not do and it goes on with less of it.
-        with convolution_choice_kept(), silent(), evaluating(self):
-            predictor = nnUNetPredictor(
-                tile_step_size=self.step_size,
-                use_mirroring=self.mirroring,
-                perform_everything_on_device=device.type == "cuda",
-                device=device,
-                allow_tqdm=False,
+        with evaluating(self):
+            return own_logits(
+                list(self.networks),
+                self.tool,
+                sample.image,
+                sample.case_id,
+                step_size=self.step_size,
+                mirroring=self.mirroring,
+                device=self.device,
             )
-            predictor.configuration_manager = self.tool.configuration
-            predictor.label_manager = self.tool.labels
-            predictor.allowed_mirroring_axes = self.tool.mirror_axes
-            # Not through `predict_logits_from_preprocessed_data`: that loads the weights of the file into the network.
-            for network in self.networks:
-                predictor.network = network
-                logits = _logits_of(predictor, data, sample.case_id)
-                total = logits if total is None else total + logits
-        assert total is not None
-        mean = total / len(self.networks) if len(self.networks) > 1 else total.clone()
-        return mean if sample.image.ndim == 4 else mean[:, 0]
 
     def restore(self, logits: Tensor, sample: Sample) -> LabelMap:
         from nnunetv2.inference.export_prediction import convert_predicted_logits_to_segmentation_with_correct_shape
@@ -350,33 +327,9 @@ class NnUNetAdapter(SegmenterAdapter):
             return *orientation.to_canonical(case), orientation
         return image, spacing, None
 
-    def _tiled(self, images: Tensor) -> Tensor:
-        """Mean logits of the folds for images of as many axes as the patch, in float32 and out of place."""
-        if tuple(images.shape[2:]) == self.patch_size:
-            logits = torch.stack([network(images) for network in self.networks]).mean(dim=0)
-            return self._checked(logits, images)
-        from nnunetv2.inference.sliding_window_prediction import compute_gaussian, compute_steps_for_sliding_window
-
-        padded, content = pad_to_patch(images, self.patch_size)
-        # Weights as nnU-Net has them, rounded to half precision, and sums in single precision.
-        weight = compute_gaussian(self.patch_size, 1 / 8, 10, torch.float16, images.device).float()
-        size = padded.shape[2:]
-        total = images.new_zeros(())
-        count = images.new_zeros(())
-        for corner in itertools.product(*compute_steps_for_sliding_window(tuple(size), self.patch_size, _STEP)):
-            box = tuple(slice(low, low + side) for low, side in zip(corner, self.patch_size, strict=True))
-            margins = [
-                margin
-                for low, side, whole in reversed(list(zip(corner, self.patch_size, size, strict=True)))
-                for margin in (low, whole - low - side)
-            ]
-            tile = padded[(slice(None), slice(None), *box)]
-            logits = torch.stack([network(tile) for network in self.networks]).mean(dim=0)
-            total = total + F.pad(self._checked(logits, tile) * weight, margins)
-            count = count + F.pad(weight, margins)
-        return (total / count)[(slice(None), slice(None), *content)]
-
-    def _checked(self, logits: Tensor, images: Tensor) -> Tensor:
+    def _mean_logits(self, images: Tensor) -> Tensor:
+        """Mean logits of the folds for images that have the size of the patch."""
+        logits = torch.stack([network(images) for network in self.networks]).mean(dim=0)
         expected = (len(images), self.schema.num_classes, *images.shape[2:])
         if tuple(logits.shape) != expected:
             raise ModelError(f"{self.folder}: the network gives {tuple(logits.shape)}, {expected} are needed")
@@ -402,68 +355,6 @@ class NnUNetAdapter(SegmenterAdapter):
         if sample.orientation is not None:
             values = sample.orientation.to_native(values)
         return values[0] if len(sample.native_shape) == 2 else values
-
-
-def summarise(
-    folder: Path,
-    checkpoint: str = CHECKPOINT,
-    trusted: bool = False,
-    obstacles: Callable[[SegmenterAdapter], tuple[str, ...]] = SegmenterAdapter.obstacles,
-) -> ModelSummary:
-    """Says what a model folder holds and whether it can be adapted.
-
-    Args:
-        folder: As in `NnUNetAdapter`.
-        checkpoint: File name within each fold.
-        trusted: As in `NnUNetAdapter`.
-        obstacles: Tells why a model that could be loaded cannot be adapted.
-
-    Raises:
-        MissingExtraError: nnunetv2 is not installed.
-        ModelError: It is no nnU-Net model folder.
-    """
-    require_nnunet()
-    folder = find_model_folder(folder)
-    dataset, plans = read_json(folder / DATASET), read_json(folder / PLANS)
-    folds = available_folds(folder)
-    rows = {
-        "kind": "nnunet",
-        "folder": str(folder),
-        "structures": ", ".join(f"{name} {label}" for name, label in dataset.get("labels", {}).items()),
-        "channels": ", ".join(channel_names(dataset)),
-        "file ending": str(dataset.get("file_ending", "not given")),
-        "reader": str(plans.get("image_reader_writer", "not given")),
-        "folds": ", ".join(map(str, folds)) or "none",
-    }
-    try:
-        adapter = NnUNetAdapter(folder, checkpoint=checkpoint, trusted=trusted)
-    except ModelError as error:
-        return ModelSummary(rows, (str(error),))
-    configuration = adapter.tool.configuration
-    rows |= {
-        "configuration": adapter.tool.configuration_name,
-        "trainer": adapter.tool.trainer.__name__,
-        "network": str(configuration.network_arch_class_name).rpartition(".")[2],
-        "parameters": f"{sum(parameter.numel() for parameter in adapter.networks[0].parameters()):,} in each fold",
-        "patch": " x ".join(map(str, adapter.patch_size)),
-        "spacing": " x ".join(f"{float(value):g}" for value in configuration.spacing) + " mm",
-        "mirrored axes": "none" if adapter.tool.mirror_axes is None else ", ".join(map(str, adapter.tool.mirror_axes)),
-    }
-    return ModelSummary(rows, obstacles(adapter))
-
-
-def _logits_of(predictor: Any, data: Tensor, case_id: str) -> Tensor:
-    """One network's logits on the CPU, by nnU-Net's own sliding window."""
-    try:
-        logits: Tensor = predictor.predict_sliding_window_return_logits(data)
-    except RuntimeError as error:
-        if "Encountered inf" not in str(error):
-            raise
-        raise DataError(
-            f"case {case_id}: the network gives numbers that nnU-Net's half precision cannot hold; is the image of the "
-            "kind that it was trained on?"
-        ) from error
-    return logits.to("cpu")
 
 
 def _ours(sample: Sample) -> NnUNetSample:

@@ -10,8 +10,8 @@ from typing import Any, ClassVar, Final, Self, final
 from torch import Tensor
 
 from medfm_rl.adapters.checkpoints import load_strictly, read_state
-from medfm_rl.adapters.intensity import from_bytes, minmax
-from medfm_rl.adapters.promptable import PromptableAdapter
+from medfm_rl.adapters.sam.intensity import from_bytes, minmax
+from medfm_rl.adapters.sam.promptable import PromptableAdapter
 from medfm_rl.errors import MissingExtraError
 from medfm_rl.settings import PromptableDescription
 

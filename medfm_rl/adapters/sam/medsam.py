@@ -13,9 +13,7 @@ from torch import Tensor
 
 from medfm_rl.adapters.checkpoints import NO_CHECKPOINT, first_line, refuse_misfit
 from medfm_rl.adapters.description import DESCRIPTION
-from medfm_rl.adapters.intensity import from_bytes, minmax
-from medfm_rl.adapters.promptable import PromptableAdapter
-from medfm_rl.adapters.sam_checkpoints import (
+from medfm_rl.adapters.sam.checkpoints import (
     SAM,
     SAM2,
     Prefixes,
@@ -24,6 +22,8 @@ from medfm_rl.adapters.sam_checkpoints import (
     read_sam_checkpoint,
     renamed,
 )
+from medfm_rl.adapters.sam.intensity import from_bytes, minmax
+from medfm_rl.adapters.sam.promptable import PromptableAdapter
 from medfm_rl.errors import MissingExtraError, ModelError
 from medfm_rl.networks import portable_state
 from medfm_rl.settings import PromptableDescription

@@ -3,43 +3,27 @@
 from __future__ import annotations
 
 import copy
-import hashlib
-import importlib
-import io
 import json
-import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, final
 
 import numpy as np
 import torch
-from pydantic import ValidationError
 from torch import Tensor, nn
 from torch.nn import Parameter
 from torch.nn import functional as F
 
 from medfm_rl.adapters.base import Sample, Scope, SegmenterAdapter, parameters_in_scope
-from medfm_rl.adapters.checkpoints import (
-    first_line,
-    load_strictly,
-    read_json_object,
-    read_state,
-    refuse_damaged,
-    state_bytes,
-)
+from medfm_rl.adapters.checkpoints import load_strictly, read_state, state_bytes
 from medfm_rl.adapters.description import DESCRIPTION
+from medfm_rl.adapters.torch_module.folder import DEFAULT_WEIGHTS, call_factory, network_settings, read_description
+from medfm_rl.adapters.torch_module.scripts import copy_script, is_script, load_script, script_bytes, script_hash
 from medfm_rl.data.files import replace_folder_on_success
 from medfm_rl.errors import DataError, ModelError
 from medfm_rl.networks import argmax_classes, build_unet, portable_state, size_divisor
 from medfm_rl.settings import NetworkSettings, PreprocessingSettings
-from medfm_rl.settings.problems import describe_problem
 from medfm_rl.types import Case, FloatArray, LabelMap, LabelSchema, Prompts
-
-_DEFAULT_WEIGHTS = "weights.safetensors"
-_FIELDS = {"format", "kind", "network", "weights", "in_channels", "schema", "preprocessing", "decoder_prefixes"}
-"""What `segmenter.json` may hold."""
 
 
 @final
@@ -67,7 +51,7 @@ class TorchModuleAdapter(SegmenterAdapter):
         preprocessing: PreprocessingSettings,
         in_channels: int = 1,
         network: Mapping[str, Any] | None = None,
-        weights: str = _DEFAULT_WEIGHTS,
+        weights: str = DEFAULT_WEIGHTS,
         container: str | None = None,
         decoder_prefixes: tuple[str, ...] = (),
     ) -> None:
@@ -117,34 +101,30 @@ class TorchModuleAdapter(SegmenterAdapter):
         Raises:
             ModelError: A file is missing, is not what its name says, or does not fit the network.
         """
-        description = _read_description(folder / DESCRIPTION)
-        try:
-            schema = LabelSchema(tuple(description["schema"]["names"]), tuple(description["schema"]["ids"]))
-            preprocessing = PreprocessingSettings(**description["preprocessing"])
-            in_channels = int(description.get("in_channels", 1))
-            network, weights = dict(description["network"]), str(description.get("weights", _DEFAULT_WEIGHTS))
-            decoder_prefixes = tuple(description.get("decoder_prefixes", ()))
-        except ValidationError as error:
-            problems = "; ".join(
-                f"{'.'.join(map(str, item['loc']))}: {describe_problem(item)}" for item in error.errors()
-            )
-            raise ModelError(f"{folder / DESCRIPTION}: preprocessing: {problems}") from error
-        except (KeyError, TypeError, ValueError) as error:
-            raise ModelError(f"{folder / DESCRIPTION}: field missing or wrong ({error})") from error
+        described = read_description(folder)
+        schema, preprocessing, in_channels = described.schema, described.preprocessing, described.in_channels
         container = None
-        _require_network(network, folder)
-        match network:
+        match described.network:
             case {"unet": settings}:
-                adapter = cls.build_unet(_network_settings(settings, folder), schema, preprocessing, in_channels)
-                adapter.weights = weights
-                adapter.container = _load_weights(adapter.module, folder / weights)
+                adapter = cls.build_unet(network_settings(settings, folder), schema, preprocessing, in_channels)
+                adapter.weights = described.weights
+                adapter.container = _load_weights(adapter.module, folder / described.weights)
                 return adapter.eval()
-            case {"torchscript": name}:
-                module = _load_torchscript(folder / str(name))
-            case _:
-                module = _call_factory(str(network["factory"]), network.get("arguments", {}), folder)
-                container = _load_weights(module, folder / weights)
-        adapter = cls(module, schema, preprocessing, in_channels, network, weights, container, decoder_prefixes)
+            case {"torchscript": _}:
+                module = load_script(folder / described.weights)
+            case network:
+                module = call_factory(str(network["factory"]), network.get("arguments", {}), folder)
+                container = _load_weights(module, folder / described.weights)
+        adapter = cls(
+            module,
+            schema,
+            preprocessing,
+            in_channels,
+            described.network,
+            described.weights,
+            container,
+            described.decoder_prefixes,
+        )
         return adapter.eval()
 
     def preprocess(self, case: Case) -> Sample:
@@ -226,7 +206,7 @@ class TorchModuleAdapter(SegmenterAdapter):
         return {
             **super().inference_settings(),
             "preprocessing": self.preprocessing.model_dump(mode="json"),
-            "network": _script_hash(self.module) if _is_script(self.module) else self.network,
+            "network": script_hash(self.module) if is_script(self.module) else self.network,
         }
 
     @property
@@ -254,7 +234,7 @@ class TorchModuleAdapter(SegmenterAdapter):
 
     def __deepcopy__(self, memo: dict[int, Any]) -> TorchModuleAdapter:
         # ScriptModule copies share no weights only through its own `copy`.
-        module = _copy_script(self.module, self.device) if _is_script(self.module) else copy.deepcopy(self.module, memo)
+        module = copy_script(self.module, self.device) if is_script(self.module) else copy.deepcopy(self.module, memo)
         twin = TorchModuleAdapter(
             module,
             self.schema,
@@ -268,18 +248,6 @@ class TorchModuleAdapter(SegmenterAdapter):
         for ours, theirs in zip(self.modules(), twin.modules(), strict=True):
             theirs.training = ours.training
         return twin
-
-
-def weights_file(folder: Path) -> Path:
-    """The file that `segmenter.json` in a folder says the weights are read from, wherever that is.
-
-    Raises:
-        ModelError: There is no such description.
-    """
-    description = _read_description(folder / DESCRIPTION)
-    network = description.get("network")
-    script = network.get("torchscript") if isinstance(network, Mapping) else None
-    return folder / str(script or description.get("weights", _DEFAULT_WEIGHTS))
 
 
 def _remedy(logits: Tensor, expected: tuple[int, ...]) -> str:
@@ -304,96 +272,6 @@ def _pad(image: Tensor, least: tuple[int, ...]) -> Tensor:
     return F.pad(image, [amount for side in reversed(short) for amount in (0, side)], mode="replicate")
 
 
-def _read_description(path: Path) -> dict[str, Any]:
-    description = read_json_object(path, f"{path.parent}: not a segmenter folder, there is no {path.name}")
-    if description.get("kind") != "torch" or description.get("format") != 1:
-        raise ModelError(f'{path}: "kind" must be "torch" and "format" 1')
-    unknown = sorted(description.keys() - _FIELDS)
-    if unknown:
-        raise ModelError(
-            f"{path}: there is no field {', '.join(unknown)}; correct its name or remove it (fields are "
-            f"{', '.join(sorted(_FIELDS))})"
-        )
-    return description
-
-
-def _require_network(network: Mapping[str, Any], folder: Path) -> None:
-    """Raises ModelError where a network is not given in exactly one of the known ways."""
-    arguments = {"arguments"} if "factory" in network else set()
-    if network.keys() - arguments not in ({"unet"}, {"factory"}, {"torchscript"}):
-        raise ModelError(
-            f"{folder / DESCRIPTION}: network is one of unet, factory (with arguments), torchscript; not "
-            f"{sorted(network)}"
-        )
-
-
-def _network_settings(settings: Any, folder: Path) -> NetworkSettings:
-    try:
-        return NetworkSettings(**settings)
-    except (TypeError, ValidationError) as error:
-        raise ModelError(f"{folder / DESCRIPTION}: network.unet: {error}") from error
-
-
-def _call_factory(name: str, arguments: Mapping[str, Any], folder: Path) -> nn.Module:
-    module_name, _, function = name.partition(":")
-    try:
-        module = getattr(importlib.import_module(module_name), function)(**arguments)
-    except (ImportError, AttributeError, ValueError, TypeError) as error:
-        raise ModelError(f"{folder / DESCRIPTION}: factory {name!r} cannot be called ({error})") from error
-    if not isinstance(module, nn.Module):
-        raise ModelError(
-            f"{folder / DESCRIPTION}: factory {name!r} returned {type(module).__name__}, not a torch module"
-        )
-    return module
-
-
-@contextmanager
-def _torchscript_allowed() -> Iterator[None]:
-    """TorchScript is deprecated, torch says; the users' files are what they are."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*torch.jit.*", category=DeprecationWarning)
-        warnings.filterwarnings("ignore", message=".*torch.jit.*", category=FutureWarning)
-        yield
-
-
-def _load_torchscript(path: Path) -> nn.Module:
-    with _torchscript_allowed():
-        try:
-            module: nn.Module = torch.jit.load(str(path), map_location="cpu")
-        except (OSError, RuntimeError, ValueError) as error:
-            raise ModelError(f"{path}: not a TorchScript file that can be loaded ({first_line(error)})") from error
-    refuse_damaged(module.state_dict(), path)
-    return module
-
-
-def _is_script(module: nn.Module) -> bool:
-    return isinstance(module, torch.jit.ScriptModule)
-
-
-def _copy_script(module: nn.Module, device: torch.device) -> nn.Module:
-    with _torchscript_allowed():
-        twin: nn.Module = torch.jit.load(io.BytesIO(_script_bytes(module)), map_location=device)
-    return twin
-
-
-def _script_hash(module: nn.Module) -> str:
-    """SHA-256 of a script. A frozen one has its weights in its code.
-
-    Its bytes also name the device that it is on, its mode and what of it learns: here those of one at rest.
-    """
-    twin = _copy_script(module, torch.device("cpu")).eval()
-    for parameter in twin.parameters():
-        parameter.requires_grad_(False)
-    return hashlib.sha256(_script_bytes(twin)).hexdigest()
-
-
-def _script_bytes(module: nn.Module) -> bytes:
-    buffer = io.BytesIO()
-    with _torchscript_allowed():
-        torch.jit.save(module, buffer)
-    return buffer.getvalue()
-
-
 def _load_weights(module: nn.Module, path: Path) -> str | None:
     """Loads a state dict strictly and returns the key under which a .pt/.pth file holds it."""
     state, container = read_state(path)
@@ -402,8 +280,8 @@ def _load_weights(module: nn.Module, path: Path) -> str | None:
 
 
 def _weights_bytes(module: nn.Module, name: str, container: str | None) -> bytes:
-    if _is_script(module):
-        return _script_bytes(module)
+    if is_script(module):
+        return script_bytes(module)
     return state_bytes(portable_state(module.state_dict()), name, {}, container)
 
 

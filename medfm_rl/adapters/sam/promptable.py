@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from abc import abstractmethod
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,9 +16,11 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
 from medfm_rl.adapters.base import Sample, Scope, SegmenterAdapter, parameters_in_scope
+from medfm_rl.adapters.checkpoints import save_state
 from medfm_rl.adapters.description import DESCRIPTION, read_described, write_described
 from medfm_rl.adapters.embeddings import EmbeddingCache, version_of
-from medfm_rl.adapters.prompts import boxes_of, boxes_of_mask, open_prompts, render_boxes
+from medfm_rl.adapters.exclusive import exclusive_logits
+from medfm_rl.adapters.sam.prompts import boxes_of, boxes_of_mask, open_prompts, render_boxes
 from medfm_rl.data.files import replace_folder_on_success
 from medfm_rl.errors import ModelError
 from medfm_rl.networks import argmax_classes, portable_state
@@ -34,9 +35,9 @@ class PromptableAdapter(SegmenterAdapter):
     """A network from an image and a box to one binary logit, asked once for each structure.
 
     An image travels with its prompts: the channels after the first `channels` are the boxes of the structures
-    (`adapters.prompts`). The encoder runs once per image, the decoder once per box. Where no gradient of the encoder is
-    asked for, what it made of the last images is kept: inner epochs of PPO on a decoder do not run it again, nor does a
-    question about a mask that it has just made.
+    (`adapters.sam.prompts`). The encoder runs once per image, the decoder once per box. Where no gradient of the
+    encoder is asked for, what it made of the last images is kept: inner epochs of PPO on a decoder do not run it again,
+    nor does a question about a mask that it has just made.
 
     The logits of the classes are `[0, z_1 .. z_K-1]`. With one structure their softmax is the sigmoid of the tool. With
     several the tool's masks may overlap and these may not: a pixel is background exactly where every z is negative, as
@@ -258,31 +259,6 @@ class PromptableAdapter(SegmenterAdapter):
 
     def _to_native(self, values: Tensor, sample: Sample) -> Tensor:
         return F.interpolate(values[None].float(), size=sample.native_shape, mode="bilinear", align_corners=False)[0]
-
-
-def exclusive_logits(z: Tensor, schema: LabelSchema, contains: Mapping[str, tuple[str, ...]]) -> Tensor:
-    """Logits `(B, K, *S)` of exclusive classes from one binary logit for each structure, `(B, K - 1, *S)`.
-
-    They are `[0, z_1 .. z_K-1]`; a structure whose prompt takes in others has `min(z_outer, -z_inner)`.
-
-    Args:
-        z: Binary logits.
-        schema: The structures.
-        contains: By structure, those that its prompt takes in.
-    """
-    exclusive = list(z.unbind(dim=1))
-    for outer, inner in contains.items():
-        row = schema.index_of(outer) - 1
-        for name in inner:
-            exclusive[row] = torch.minimum(exclusive[row], -z[:, schema.index_of(name) - 1])
-    return torch.stack([torch.zeros_like(z[:, 0]), *exclusive], dim=1)
-
-
-def save_state(content: dict[str, Any], path: Path) -> None:
-    """Writes a .pth file whose bytes do not depend on its name."""
-    buffer = io.BytesIO()
-    torch.save(content, buffer)
-    path.write_bytes(buffer.getvalue())
 
 
 def read_description(folder: Path) -> PromptableDescription:

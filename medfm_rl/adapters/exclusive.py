@@ -1,0 +1,28 @@
+"""One binary logit for each structure, as the logits of classes of which a pixel has exactly one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from medfm_rl.types import LabelSchema
+
+
+def exclusive_logits(z: Tensor, schema: LabelSchema, contains: Mapping[str, tuple[str, ...]]) -> Tensor:
+    """Logits `(B, K, *S)` of exclusive classes from one binary logit for each structure, `(B, K - 1, *S)`.
+
+    They are `[0, z_1 .. z_K-1]`; a structure whose prompt takes in others has `min(z_outer, -z_inner)`.
+
+    Args:
+        z: Binary logits.
+        schema: The structures.
+        contains: By structure, those that its prompt takes in.
+    """
+    exclusive = list(z.unbind(dim=1))
+    for outer, inner in contains.items():
+        row = schema.index_of(outer) - 1
+        for name in inner:
+            exclusive[row] = torch.minimum(exclusive[row], -z[:, schema.index_of(name) - 1])
+    return torch.stack([torch.zeros_like(z[:, 0]), *exclusive], dim=1)

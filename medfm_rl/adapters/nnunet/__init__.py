@@ -1,0 +1,1 @@
+"""Model folders of nnU-Net v2, and of TotalSegmentator, which are such."""

@@ -1,0 +1,1 @@
+"""The SAM family: segmenters that are shown a box for each structure."""

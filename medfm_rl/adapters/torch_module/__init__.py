@@ -1,0 +1,1 @@
+"""Any torch module, TorchScript file or MONAI UNet that maps images to logits."""

@@ -1,0 +1,120 @@
+"""`segmenter.json` of a torch module: what the folder holds, and the module that it describes."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from pydantic import ValidationError
+from torch import nn
+
+from medfm_rl.adapters.checkpoints import read_json_object
+from medfm_rl.adapters.description import DESCRIPTION
+from medfm_rl.errors import ModelError
+from medfm_rl.settings import NetworkSettings, PreprocessingSettings
+from medfm_rl.settings.problems import describe_problem
+from medfm_rl.types import LabelSchema
+
+DEFAULT_WEIGHTS: Final = "weights.safetensors"
+_FIELDS: Final = frozenset(
+    {"format", "kind", "network", "weights", "in_channels", "schema", "preprocessing", "decoder_prefixes"}
+)
+"""What `segmenter.json` may hold."""
+
+
+@dataclass(frozen=True)
+class Described:
+    """What `segmenter.json` says of a torch module.
+
+    Attributes:
+        schema: The structures.
+        preprocessing: How an image becomes the network's input.
+        in_channels: Channels of an image.
+        network: How to build the module: one of `unet`, `factory` (with `arguments`) or `torchscript`.
+        weights: Name of the weights file in the folder; of a TorchScript network the file is its weights too.
+        decoder_prefixes: Where the names of the decoder's parameters start.
+    """
+
+    schema: LabelSchema
+    preprocessing: PreprocessingSettings
+    in_channels: int
+    network: Mapping[str, Any]
+    weights: str
+    decoder_prefixes: tuple[str, ...]
+
+
+def read_description(folder: Path) -> Described:
+    """Reads `segmenter.json`.
+
+    Raises:
+        ModelError: It is missing, is of something else, or a field is missing or wrong.
+    """
+    path = folder / DESCRIPTION
+    content = read_json_object(path, f"{folder}: not a segmenter folder, there is no {DESCRIPTION}")
+    if content.get("kind") != "torch" or content.get("format") != 1:
+        raise ModelError(f'{path}: "kind" must be "torch" and "format" 1')
+    unknown = sorted(content.keys() - _FIELDS)
+    if unknown:
+        raise ModelError(
+            f"{path}: there is no field {', '.join(unknown)}; correct its name or remove it (fields are "
+            f"{', '.join(sorted(_FIELDS))})"
+        )
+    try:
+        network = dict(content["network"])
+        found = Described(
+            LabelSchema(tuple(content["schema"]["names"]), tuple(content["schema"]["ids"])),
+            PreprocessingSettings(**content["preprocessing"]),
+            int(content.get("in_channels", 1)),
+            network,
+            str(network.get("torchscript", content.get("weights", DEFAULT_WEIGHTS))),
+            tuple(content.get("decoder_prefixes", ())),
+        )
+    except ValidationError as error:
+        problems = "; ".join(f"{'.'.join(map(str, item['loc']))}: {describe_problem(item)}" for item in error.errors())
+        raise ModelError(f"{path}: preprocessing: {problems}") from error
+    except (KeyError, TypeError, ValueError) as error:
+        raise ModelError(f"{path}: field missing or wrong ({error})") from error
+    _require_network(network, path)
+    return found
+
+
+def _require_network(network: Mapping[str, Any], path: Path) -> None:
+    """Raises ModelError where a network is not given in exactly one of the known ways."""
+    arguments = {"arguments"} if "factory" in network else set()
+    if network.keys() - arguments not in ({"unet"}, {"factory"}, {"torchscript"}):
+        raise ModelError(
+            f"{path}: network is one of unet, factory (with arguments), torchscript; not {sorted(network)}"
+        )
+
+
+def network_settings(settings: Any, folder: Path) -> NetworkSettings:
+    """The settings of a UNet.
+
+    Raises:
+        ModelError: They are none.
+    """
+    try:
+        return NetworkSettings(**settings)
+    except (TypeError, ValidationError) as error:
+        raise ModelError(f"{folder / DESCRIPTION}: network.unet: {error}") from error
+
+
+def call_factory(name: str, arguments: Mapping[str, Any], folder: Path) -> nn.Module:
+    """What the user's own function `package.module:function` builds. Its code runs.
+
+    Raises:
+        ModelError: It cannot be imported or called, or returns no torch module.
+    """
+    module_name, _, function = name.partition(":")
+    try:
+        module = getattr(importlib.import_module(module_name), function)(**arguments)
+    except (ImportError, AttributeError, ValueError, TypeError) as error:
+        raise ModelError(f"{folder / DESCRIPTION}: factory {name!r} cannot be called ({error})") from error
+    if not isinstance(module, nn.Module):
+        raise ModelError(
+            f"{folder / DESCRIPTION}: factory {name!r} returned {type(module).__name__}, not a torch module"
+        )
+    return module

@@ -1,0 +1,125 @@
+"""A kind of segmenter of another package, from its installation to an exported model, through the command line."""
+
+from __future__ import annotations
+
+import csv
+import importlib
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from support.installed_packages import install, write_documented_package
+from support.tiny_runs import TINY
+from typer.testing import CliRunner
+
+from medfm_rl.adapters import check_adapter
+from medfm_rl.adapters.kinds import kind_named
+from medfm_rl.adapters.loading import load_segmenter, recognise
+from medfm_rl.cli import app
+from medfm_rl.data.images import read_labels
+from medfm_rl.data.layouts import find_cases
+from medfm_rl.data.ultrasound.phantom import simulate_dataset
+from medfm_rl.data.ultrasound.vendors import vendor
+from medfm_rl.settings import DataSettings, kinds
+
+KIND = "two-convolutions"
+
+
+@pytest.fixture(scope="module")
+def _installed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """The package that the documentation shows, installed by pip."""
+    root = tmp_path_factory.mktemp("package")
+    target = install(write_documented_package(root / "source"), root / "site")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(target)
+        kinds._entry_points.cache_clear()
+        yield
+    sys.modules.pop("two_convolutions", None)
+    kinds._entry_points.cache_clear()
+
+
+@pytest.fixture(scope="module")
+def model(_installed: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A segmenter of that kind, untrained."""
+    folder = tmp_path_factory.mktemp("model") / "source"
+    torch.manual_seed(0)
+    importlib.import_module("two_convolutions").TwoConvolutions({"LV": 1, "MYO": 2, "LA": 3}).export(folder)
+    return folder
+
+
+def call(*arguments: object) -> str:
+    result = CliRunner().invoke(app, [str(argument) for argument in arguments])
+    if result.exception is not None and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    assert result.exit_code == 0, result.output
+    return result.output
+
+
+def test_the_documented_adapter_keeps_every_promise(model: Path, simulated_echo: Path) -> None:
+    adapter = load_segmenter(recognise(model))
+    check_adapter(adapter, find_cases(DataSettings(path=simulated_echo / "b"))[0].read())
+
+
+def test_it_is_adapted_scores_and_is_exported(model: Path, simulated_echo: Path, tmp_path: Path) -> None:
+    assert f"{KIND}: brought by the package {KIND}." in call("init", "--kinds")
+    file, run, images = tmp_path / "adapt.yaml", tmp_path / "run", simulated_echo / "b"
+    call("init", file, "--segmenter", KIND)
+    assert "# Grey values are divided by it." in file.read_text()
+    settings: dict[str, Any] = yaml.safe_load(file.read_text())
+    settings["segmenter"] |= {"folder": str(model), "scale": 2.0}
+    settings |= {
+        "source": {"path": str(simulated_echo / "a")},
+        "target": {"path": str(images)},
+        "output": str(run),
+        "fine_tuning": {"steps": 60, "batch_size": 4, "learning_rate": 1e-2},
+        "collect": {"source_images": 12, "target_images": 4, "actions_per_image": 2},
+        "shape_prior": {"epochs": 1, "latent": 4},
+        "reward": {"network": TINY.model_dump(mode="json"), "steps": 4, "validate_every": 2},
+        "ppo": {"updates": 2, "n_envs": 2, "n_epochs": 1, "eval_every": 1},
+        # Networks that learnt nothing in four steps decide: any candidate will do.
+        "selection": {"confidence": 0.51, "margin": 0.0},
+        "tracking": {"uri": None},
+        "device": "cpu",
+    }
+    file.write_text(yaml.safe_dump(settings))
+    call("adapt", file)
+
+    shown = call("inspect", run, "--device", "cpu")
+    assert KIND in shown
+    assert "It can be adapted." in shown
+    call("predict", run, images, tmp_path / "masks", "--device", "cpu")
+    call("export", run, "--to", tmp_path / "out")
+    assert recognise(tmp_path / "out").kind == KIND
+    # The scale that the run was given counts, and not the default.
+    exported = load_segmenter(kind_named(KIND, "test").at(tmp_path / "out").model_copy(update={"scale": 2.0}))
+    case = find_cases(DataSettings(path=images))[0].read()
+    mask = read_labels(
+        tmp_path / "masks" / "labels" / f"{case.case_id}.nii.gz", exported.schema, case.shape, case.geometry
+    )
+    assert np.array_equal(exported.segment(case), mask)
+    before = load_segmenter(recognise(model)).state_dict()
+    assert not any(torch.equal(value, before[name]) for name, value in exported.state_dict().items())
+
+    simulate_dataset(tmp_path / "labelled", vendor("cart"), 24, seed=0, size=(32, 32), first=201)
+    call("calibrate", run, "--labelled", tmp_path / "labelled", "--dice", "0.5", "--device", "cpu")
+    call(
+        "score",
+        run,
+        "--images",
+        images,
+        "--masks",
+        tmp_path / "masks" / "labels",
+        "--out",
+        tmp_path / "scores",
+        "--device",
+        "cpu",
+    )
+    with (tmp_path / "scores" / "scores.csv").open() as table:
+        assert {row["case"] for row in csv.DictReader(table)} == {
+            found.case_id for found in find_cases(DataSettings(path=images))
+        }
