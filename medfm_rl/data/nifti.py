@@ -174,8 +174,8 @@ def _geometry(path: Path, header: Any, shape: tuple[int, ...]) -> Geometry:
     codes = f"sform (code {int(header['sform_code'])}) and qform (code {int(header['qform_code'])})"
     warn_once(
         f"{path}: its {codes} place a pixel up to {shift * min(of_nibabel.spacing or ()):.3g} mm apart, {shift:.2g} of "
-        "its side: ITK takes one of them, and nibabel, FSL and SPM the other. Its masks carry both and lie on the image in "
-        "each"
+        "its side: ITK takes one of them, and nibabel, FSL and SPM the other. Its masks carry both and lie on the "
+        "image in each"
     )
     return replace(of_itk, header=carried, alternative=of_nibabel)
 
