@@ -9,8 +9,6 @@ import tempfile
 from pathlib import Path
 from typing import Final
 
-import yaml
-
 from medfm_rl.adapters import SegmenterAdapter
 from medfm_rl.adapters.loading import (
     PROMPTABLE,
@@ -21,10 +19,11 @@ from medfm_rl.adapters.loading import (
     settings_at,
     without_prompts,
 )
-from medfm_rl.errors import DataError, MissingExtraError, ModelError
+from medfm_rl.errors import DataError, MissingExtraError
 from medfm_rl.networks import choose_device
 from medfm_rl.quality import QUALITY_FILE, QualityController
 from medfm_rl.settings import AdaptConfig, Segmenter
+from medfm_rl.settings.files import load_config
 from medfm_rl.version import __version__
 
 _SETTINGS: Final = "segmenter-settings.json"
@@ -43,6 +42,7 @@ def save_quality_model(run: Path, folder: Path) -> None:
 
     Raises:
         ModelError: The run has no usable quality model, or its segmenter cannot be loaded.
+        ConfigError: The settings of the run cannot be read.
         DataError: The folder exists and is not empty.
         MissingExtraError: MLflow is not installed.
     """
@@ -95,10 +95,7 @@ def _segmenter_of(run: Path) -> Segmenter:
     path = run / "config.yaml"
     if not path.exists():
         return recognise(run / "model")
-    try:
-        return AdaptConfig.model_validate(yaml.safe_load(path.read_text(encoding="utf-8"))).segmenter
-    except (ValueError, yaml.YAMLError) as error:
-        raise ModelError(f"{path}: cannot be read ({error})") from error
+    return load_config(path, AdaptConfig).segmenter
 
 
 def _extra(settings: str) -> list[str]:
