@@ -1,4 +1,4 @@
-"""The quality model of a run as an MLflow model, for who serves models with MLflow."""
+"""The quality model of a run as an MLflow model, for those who serve models with MLflow."""
 
 from __future__ import annotations
 
