@@ -45,7 +45,7 @@ def build_padded_unet(settings: NetworkSettings, spatial_dims: int, in_channels:
 
 
 def size_divisor(settings: NetworkSettings) -> int:
-    """What every side of the network's input must be a multiple of: the UNet halves it at each level."""
+    """The number that every side of the network's input must be a multiple of: the UNet halves it at each level."""
     return 1 << (len(settings.channels) - 1)
 
 

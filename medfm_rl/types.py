@@ -252,7 +252,7 @@ class LabelSchema:
 
 @dataclass(frozen=True, eq=False)
 class Prompts:
-    """What a promptable segmenter is asked for, one entry per structure (class index 1 .. K-1) of each image.
+    """The requests to a promptable segmenter, one entry per structure (class index 1 .. K-1) of each image.
 
     Attributes:
         boxes: `(B, K-1, 2 * ndim)`: the low then the high corner of each box, in pixels of the preprocessed image.

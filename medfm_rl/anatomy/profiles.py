@@ -24,7 +24,7 @@ _SHOWN = 3
 
 @dataclass(frozen=True)
 class RuleResult:
-    """What a rule found.
+    """The finding of a rule.
 
     Attributes:
         rule: Kind of the rule.
@@ -165,7 +165,7 @@ def load_anatomy(name: str, schema: LabelSchema) -> Anatomy:
 
 
 def apply_rule(rule: AnyRule, view: MaskView) -> RuleResult:
-    """What a rule finds in a mask."""
+    """Applies one rule to a mask."""
     least, most = rule.limits()
     other = getattr(rule, "other", None)
     result = RuleResult(

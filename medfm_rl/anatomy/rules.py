@@ -27,7 +27,7 @@ T = TypeVar("T")
 
 
 def _once(measure: Callable[[MaskView, str], T]) -> Callable[[MaskView, str], T]:
-    """What is measured of a structure, kept for the next rule that asks."""
+    """Keeps a measure of a structure for the next rule that asks."""
 
     @wraps(measure)
     def kept(view: MaskView, structure: str) -> T:
@@ -91,7 +91,7 @@ class MaskView:
 
     @_once
     def holes(self, structure: str) -> Mask:
-        """What the structure encloses."""
+        """Pixels that the structure encloses."""
         return _holes(self.mask(structure), self.box(structure))
 
     @_once
@@ -457,7 +457,7 @@ def _count(sizes: npt.NDArray[np.int64], speck: float) -> int:
 
 
 def _holes(mask: Mask, box: tuple[slice, ...]) -> Mask:
-    """What the mask encloses: parts of its complement that do not reach the border of its bounding box."""
+    """Pixels that the mask encloses: parts of its complement that do not reach the border of its bounding box."""
     outside, count = ndimage.label(np.pad(~mask[box], 1, constant_values=True))
     enclosed = np.arange(count + 1) > 0
     enclosed[outside[(0,) * mask.ndim]] = False

@@ -77,7 +77,7 @@ def init(
 
 @app.command("train-source")
 def train_source_command(config: ConfigFile) -> None:
-    """Train a segmenter on labelled source data, for who has no model yet."""
+    """Train a segmenter on labelled source data, where there is no model yet."""
     from medfm_rl.settings import TrainSourceConfig
     from medfm_rl.settings.files import load_config
 

@@ -1,4 +1,4 @@
-"""What the commands print, and the codes that they end with."""
+"""Output of the commands, and the codes that they end with."""
 
 from __future__ import annotations
 

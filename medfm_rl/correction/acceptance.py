@@ -29,7 +29,7 @@ _UNRELATED = {"margin", "margin_given", "seconds"}
 
 
 class HarmTarget(BaseModel):
-    """What is asked of accepted corrections.
+    """The demands on accepted corrections.
 
     Attributes:
         alpha: Largest share of them that may do harm.
@@ -43,7 +43,7 @@ class HarmTarget(BaseModel):
 
 @dataclass(frozen=True)
 class Outcome:
-    """What came of a labelled case whose correction met every condition but the margin.
+    """The outcome of a labelled case whose correction met every condition but the margin.
 
     Attributes:
         patient_id: Cases of one patient count once.

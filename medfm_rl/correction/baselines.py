@@ -1,4 +1,4 @@
-"""What else may correct a case: averages, entropy, and rules of thumb, behind the interface of the optimiser."""
+"""Other ways to correct a case: averages, entropy, and rules of thumb, behind the interface of the optimiser."""
 
 from __future__ import annotations
 
@@ -147,7 +147,7 @@ class Memo(CaseCorrector):
 
 
 class LargestComponents(CaseCorrector):
-    """What the rules say of parts and holes, done to the mask; see `tidy`."""
+    """Carries out the rules on parts and holes; see `tidy`."""
 
     def propose(self, sample: Sample, logits: Tensor, original: Original, deadline: float) -> Proposal:
         del sample, logits, deadline

@@ -1,4 +1,4 @@
-"""What the anatomy rules say of parts and holes, done to a mask."""
+"""Anatomy rules on parts and holes, carried out on a mask."""
 
 from __future__ import annotations
 

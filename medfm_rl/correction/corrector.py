@@ -1,4 +1,4 @@
-"""What every method of correction has in common: it proposes, a verifier decides, the original is what remains."""
+"""The frame of every method of correction: it proposes, a verifier decides, the original is what remains."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ class Proposal:
 
 @dataclass(frozen=True, eq=False)
 class CorrectionResult:
-    """What came of one case.
+    """The result for one case.
 
     Attributes:
         case_id: Name of the case.
@@ -92,7 +92,7 @@ class CorrectionResult:
 
     @property
     def mask(self) -> LabelMap:
-        """What to go on with: the proposal where it was accepted, else the original."""
+        """The mask to go on with: the proposal where it was accepted, else the original."""
         return self.after if self.accepted else self.before
 
     @property

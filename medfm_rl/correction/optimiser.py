@@ -233,7 +233,7 @@ class _PolicyAscent(_Ascent):
 
 
 class _Search(ABC):
-    """What is optimised: parameters, and the logits `(K, *S')` that they give."""
+    """The unknowns that are optimised: parameters, and the logits `(K, *S')` that they give."""
 
     parameters: list[Tensor]
     learning_rate: float

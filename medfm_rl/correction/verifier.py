@@ -23,7 +23,7 @@ from medfm_rl.types import Case, LabelMap
 
 @dataclass(frozen=True)
 class Verification:
-    """What the verifier found.
+    """The finding of the verifier.
 
     Attributes:
         accepted: Whether the proposal replaces the original.
@@ -123,7 +123,7 @@ class Verifier:
         return Verification(not objections, objections or agreed, gain, gains, change, broken[0], broken[1], len(seen))
 
     def _expected(self, adapter: SegmenterAdapter, sample: Sample, mean: Tensor, labels: LabelMap) -> Tensor:
-        """Dice of each structure that network and views let expect, `(K - 1,)`."""
+        """Dice of each structure to be expected by network and views, `(K - 1,)`."""
         device = adapter.device
         action = adapter.preprocess_labels(labels, sample).cpu()
         map_ = tiled_reward_map(self.network.to(device), sample.image.to(device), action.to(device), adapter.patch_size)

@@ -30,7 +30,7 @@ _PRICE_OF_RULES = 0.05
 class ViewVote(CaseCorrector):
     """Segments a case as it is and in random views, and averages their probabilities, the better masks more.
 
-    What a mask is worth is the Dice that the reward networks let expect of it, plus its Dice with the mean of the
+    The worth of a mask is the Dice to be expected of it by the reward networks, plus its Dice with the mean of the
     views. What the rules say of parts and holes is done to the average. Where it breaks a rule all the same, the masks
     that break none vote alone, if the best of them is worth nearly as much as the best of all. This is reward-weighted
     averaging over actions (Peters and Schaal, ICML 2007) with random views for exploration, and no weight of the

@@ -17,7 +17,7 @@ from medfm_rl.seeding import torch_generator
 def segmented_views(
     adapter: SegmenterAdapter, sample: Sample, probabilities: Tensor, count: int, purpose: str, deadline: float
 ) -> Iterator[Tensor]:
-    """What a segmenter says of random views of a case, brought back; the same views each time.
+    """Predictions of a segmenter on random views of a case, brought back; the same views each time.
 
     Args:
         adapter: The segmenter.

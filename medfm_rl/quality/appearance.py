@@ -1,4 +1,4 @@
-"""What an image looks like, whatever its mask: where it is bright, how its grey values spread, how fine it is."""
+"""The look of an image, whatever its mask: where it is bright, how its grey values spread, how fine it is."""
 
 from __future__ import annotations
 

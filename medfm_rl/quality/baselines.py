@@ -1,4 +1,4 @@
-"""What others judge masks by, behind one interface: softmax, agreement of several predictions, and reversal.
+"""Other ways to assess masks, behind one interface: softmax, agreement of several predictions, and reversal.
 
 Each is given a preprocessed image and a mask of it, and returns a number that is higher for better masks.
 """
@@ -230,7 +230,7 @@ class BoxAgreement:
 
 
 class PredictedIoU:
-    """What a promptable segmenter itself says of its masks: mean over the structures that have a box, 0 without any.
+    """The estimate of a promptable segmenter of its own masks: mean over the structures that have a box, 0 without any.
 
     Args:
         segmenter: One whose tool makes such an estimate.

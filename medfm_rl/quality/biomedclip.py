@@ -1,4 +1,4 @@
-"""What BiomedCLIP sees in an image, where the user has it: another look at whether a case is from the known domain."""
+"""BiomedCLIP, where the user has it: another look at whether a case is from the known domain."""
 
 from __future__ import annotations
 

@@ -277,7 +277,7 @@ def _model(
     patients: Sequence[str],
     targets: Targets,
 ) -> StructureModel:
-    """What is promised of a prediction, by the cases that have one.
+    """The promise of a prediction, by the cases that have one.
 
     Args:
         predictor: What predicts.

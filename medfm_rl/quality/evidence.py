@@ -1,4 +1,4 @@
-"""What is known of a mask without ground truth: the reward map, the rules, and the numbers made from them."""
+"""The evidence on a mask without ground truth: the reward map, the rules, and the numbers made from them."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ _LEAST_DOUBT = 1e-4
 
 @dataclass(frozen=True, eq=False)
 class Evidence:
-    """What the reward networks and the rules say of one mask, on the grid of the networks.
+    """The evidence of reward networks and rules on one mask, on the grid of the networks.
 
     Attributes:
         action: `(*S')` uint8, class indices.
@@ -100,7 +100,7 @@ class Evidence:
 
 
 def expected_dice(maps: Tensor, actions: Tensor, num_classes: int) -> Tensor:
-    """Dice of each structure that the reward map lets expect.
+    """Dice of each structure to be expected by the reward map.
 
     With p(x) the probability that pixel x is right and A the pixels of structure k in the action, the overlap with
     the truth is expected to be I, the sum of p over A, and the size of the truth I + M, where M is the sum of (1 - p)

@@ -1,4 +1,4 @@
-"""What is promised of a batch of masks, in words: what the test for shift lets stand of intervals and threshold."""
+"""The promises about a batch of masks, in words: what is left of intervals and threshold after the test for shift."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from medfm_rl.quality.shift import FEWEST_IN_BATCH
 
 
 def meaning(state: State, patients: int, model: QualityModel, accept_untested: bool) -> str:
-    """What a state of the batch means for the verdicts, in words.
+    """The meaning of a state of the batch for the verdicts, in words.
 
     Args:
         state: State of the batch.
@@ -43,7 +43,7 @@ def meaning(state: State, patients: int, model: QualityModel, accept_untested: b
 
 
 def guarantees(model: QualityModel, state: State, probability: float | None, effective: float) -> tuple[Guarantee, ...]:
-    """What is promised of intervals and threshold in this state of the batch.
+    """The promises of intervals and threshold in this state of the batch.
 
     Args:
         model: What was calibrated.

@@ -32,7 +32,7 @@ _RENAMED = 4
 
 
 class Targets(BaseModel):
-    """What is asked of the intervals and of the accepted masks.
+    """The demands on intervals and on accepted masks.
 
     Attributes:
         coverage: Share of cases whose Dice the interval holds.
@@ -114,7 +114,7 @@ class StructureModel(BaseModel):
 
 
 class EncoderReference(BaseModel):
-    """What the calibration images look like to an encoder that is not of the run.
+    """The look of the calibration images to an encoder that is not of the run.
 
     Attributes:
         weights_hash: SHA-256 of the encoder's file.

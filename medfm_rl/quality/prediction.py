@@ -1,4 +1,4 @@
-"""Predicted Dice: what the reward map lets expect, or a regression on top of it where that predicts better."""
+"""Predicted Dice: the Dice to be expected by the reward map, or a regression on it where that predicts better."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def fit_predictor(
 
 
 def _inputs(own_estimate: bool) -> dict[Kind, tuple[str, ...]]:
-    """What each kind looks at, the simplest first."""
+    """The inputs of each kind, the simplest first."""
     inputs: dict[Kind, tuple[str, ...]] = {"expected": (), "line": ("expected_dice",)}
     if own_estimate:
         return {**inputs, "plane": ("expected_dice", OWN_ESTIMATE), "ridge": (*FEATURES, OWN_ESTIMATE)}

@@ -1,4 +1,4 @@
-"""What is said of a mask and of a batch of masks: scores, verdict, reasons in words, and what is promised."""
+"""Reports on a mask and on a batch of masks: scores, verdict, reasons in words, and promises."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from medfm_rl.types import FloatArray
 Verdict = Literal["accept", "correct", "refer"]
 ShiftSeenBy = Literal["reward network", "appearance", "BiomedCLIP"]
 State = Literal["holds", "weighted", "suspended", "untested"]
-"""What the tests of a batch leave of what was promised."""
+"""The state of the promises after the tests of a batch."""
 ReasonCode = Literal[
     "interval",
     "threshold",
@@ -26,7 +26,7 @@ ReasonCode = Literal[
     "batch_suspended",
     "batch_untested",
 ]
-"""What a verdict rests on.
+"""The ground of a verdict.
 
 accept: interval (all of it lies at or above the limit) or threshold. correct: rules (one is broken) or predicted_dice
 (it may be below the limit). refer: predicted_dice (all of the interval lies below the limit), structure_missing,
@@ -60,7 +60,7 @@ class StructureScore:
 
 @dataclass(frozen=True, eq=False)
 class QualityReport:
-    """What is known of one mask.
+    """Everything that is known of one mask.
 
     Attributes:
         case_id: Name of the case.

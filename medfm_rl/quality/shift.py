@@ -26,7 +26,7 @@ Array = npt.NDArray[np.float64]
 
 
 class DomainReference(BaseModel):
-    """What calibration images look like, to the encoder of the reward network or by themselves.
+    """The look of calibration images, to the encoder of the reward network or by themselves.
 
     Attributes:
         centre: Mean of the embeddings, `(F,)`.

@@ -139,7 +139,7 @@ def collect_evidence(
     schema: LabelSchema,
     device: torch.device,
 ) -> list[Evidence]:
-    """What the reward networks and the rules say of masks, in their order.
+    """The evidence of reward networks and rules on masks, in their order.
 
     Args:
         submissions: The masks.

@@ -43,7 +43,7 @@ LARGEST: Final = 255.0
 
 @dataclass(frozen=True)
 class ViewFinding:
-    """What the classifier sees.
+    """The finding of the classifier.
 
     Attributes:
         view: The most probable of `VIEWS`.
@@ -61,7 +61,7 @@ class ViewFinding:
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any] | None) -> ViewFinding | None:
-        """What `dataclasses.asdict` made of a finding, or of None."""
+        """A finding from the result of `dataclasses.asdict`; None from None."""
         return None if content is None else cls(**content)
 
 
@@ -95,7 +95,7 @@ class ViewClassifier:
 
     @torch.no_grad()
     def find(self, case: Case) -> ViewFinding:
-        """What an image shows.
+        """Finds the view that an image shows.
 
         Raises:
             DataError: It is a volume.

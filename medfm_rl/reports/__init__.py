@@ -1,1 +1,1 @@
-"""What a person looks at: pages, figures and tables."""
+"""Pages, figures and tables for a person to look at."""

@@ -62,7 +62,7 @@ class ReportData:
         cases: Cases to show, worst first.
         curves: By title, then by name: steps and values.
         reliability: By network: curve and ECE before calibration, curve and ECE after.
-        chosen: What the judge chose, in words.
+        chosen: The choice of the held-out reward network, in words.
         provenance: Names and values.
     """
 

@@ -91,7 +91,7 @@ def summary_table(summaries: Sequence[StructureSummary], title: str) -> Table:
 
 
 def calibration_table(model: QualityModel) -> Table:
-    """What the calibration found, for the terminal: the errors are on patients that it was not fitted on."""
+    """The finding of a calibration, for the terminal: the errors are on patients that it was not fitted on."""
     table = Table(title=escape(f"Quality model: {model.origin}, {model.patients} patients"))
     for name in ("structure", "prediction", "mean error", "bias", "interval at Dice 0.9"):
         table.add_column(name, justify="left" if name in ("structure", "prediction") else "right")

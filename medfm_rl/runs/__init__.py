@@ -1,1 +1,1 @@
-"""A run of `adapt`: its folder, what it was started with, what it made, and who it is."""
+"""A run of `adapt`: its folder, its inputs, the finished run in memory, and the hashes that identify it."""

@@ -1,4 +1,4 @@
-"""What was made of a case and from what, so that a repeated call goes on where the last one ended."""
+"""Records of what was made of a case and from what, so that a repeated call goes on where the last one ended."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ class CaseRecords:
         return {path.relative_to(self.out).as_posix(): hash_path(path) for path in files}
 
     def files_of(self, case_id: str) -> dict[str, str]:
-        """What `write` recorded of the files of a case; nothing where the case is not complete."""
+        """The files of a case with their hashes, as `write` recorded them; nothing where the case is not complete."""
         record = self._read(case_id)
         return {} if record is None or record["files"] is None else dict(record["files"])
 
@@ -127,7 +127,8 @@ class CaseRecords:
     def log(self, lines: Sequence[Mapping[str, Any]]) -> None:
         """Adds what was handed out to the audit log; nothing is ever rewritten.
 
-        Every line of every command begins with the same names: time, version, command, and who made or judged the case.
+        Every line of every command begins with the same names: time, version, command, and who made or assessed the
+        case.
 
         Args:
             lines: One for each case: `case`; `inputs`, as in `reuse`; `outputs`, as `hash_files` gives them; and what
@@ -176,7 +177,7 @@ def hash_settings(content: Any) -> str:
 
 
 def hash_segmenter(segmenter: SegmenterAdapter) -> dict[str, str]:
-    """What makes the masks of a segmenter, but for image and prompts: `weights` as loaded, and `settings`.
+    """Hashes of what makes the masks of a segmenter, but for image and prompts: `weights` as loaded, and `settings`.
 
     A segmenter in memory has no folder to be hashed, and other settings of inference give other masks.
     """
@@ -184,7 +185,7 @@ def hash_segmenter(segmenter: SegmenterAdapter) -> dict[str, str]:
 
 
 def hash_case(file: CaseFile, segmenter: SegmenterAdapter | None) -> dict[str, Any]:
-    """What a mask is made from: `images`, and `prompts` where a segmenter takes them.
+    """Hashes of the inputs of a mask: `images`, and `prompts` where a segmenter takes them.
 
     Args:
         file: The case.

@@ -127,7 +127,7 @@ class FinishedRun(StoredModel):
     def controller(
         self, makes_masks: bool = False, gates: Gates = NO_GATES, accept_untested: bool = False
     ) -> QualityController:
-        """What assesses masks with the networks of the run.
+        """The controller that assesses masks with the networks of the run.
 
         Args:
             makes_masks: Whether the segmenter of the run is to make masks too, and needs its prompts.

@@ -151,7 +151,7 @@ class RunFolder:
 
     @property
     def correction(self) -> Path:
-        """What a correction has to gain to be accepted, where labelled cases told."""
+        """The gain that a correction needs to be accepted, where labelled cases told."""
         return self.path / "correction.json"
 
     @property

@@ -1,4 +1,4 @@
-"""What a run was started with, by content: so that it does not go on with something else, and to trace it later."""
+"""The inputs of a run by content: so that it does not go on with something else, and to trace it later."""
 
 from __future__ import annotations
 

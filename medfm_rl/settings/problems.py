@@ -1,4 +1,4 @@
-"""What pydantic finds wrong with a field, in words for the person who wrote it."""
+"""Problems that pydantic finds in a field, in words for the person who wrote it."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pydantic_core import ErrorDetails
 
 
 def describe_problem(item: ErrorDetails) -> str:
-    """What is wrong with a field and, where it is one value, what was given; not which field it is."""
+    """The problem of a field and, where it is one value, what was given; not which field it is."""
     match item["type"]:
         case "extra_forbidden":
             return "there is no such field; correct its name or remove it"

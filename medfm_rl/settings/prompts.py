@@ -1,4 +1,4 @@
-"""What a promptable segmenter is told with each image."""
+"""Prompts: where a promptable segmenter is told to look, with each image."""
 
 from __future__ import annotations
 

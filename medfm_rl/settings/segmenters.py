@@ -122,7 +122,7 @@ class MonaiBundleSettings(SegmenterSettings):
 
 
 class PromptedStructures(Settings):
-    """What `segmenter.json` says of the structures of any prompted segmenter, and of its images."""
+    """The part of `segmenter.json` on the structures of any prompted segmenter, and on its images."""
 
     structures: dict[str, Annotated[int, Field(ge=1, le=255)]] = Field(
         min_length=1, description="Structures by name, with their integer in label files. Each has a prompt of its own."

@@ -28,7 +28,7 @@ _LOG = logging.getLogger(__name__)
 _LONGEST_PARAM = 500
 _LONGEST_NAME = 250
 _FORBIDDEN = re.compile(r"[^/\w.\- :]")
-"""What MLflow takes in no name of a setting or number; names of structures have brackets, commas and more."""
+"""Characters that MLflow takes in no name of a setting or number; names of structures have such."""
 _LONGEST_DIGEST = 36
 _CONNECT_SECONDS = 5
 _WITHOUT_SCHEME = ("auto", "databricks", "databricks-uc")
@@ -38,7 +38,7 @@ _PACKAGES = ("medfm-rl", "torch", "monai", "stable-baselines3", "gymnasium", "nu
 
 @dataclass
 class _Store:
-    """What a run shares with the runs within it.
+    """The things that a run shares with the runs within it.
 
     Attributes:
         client: MLflow's client.
@@ -226,7 +226,7 @@ class MLflowTracker:
 
 
 def _failures() -> tuple[type[Exception], ...]:
-    """What MLflow raises where its store fails; a file that is no data base gets past its own exception."""
+    """The errors of MLflow where its store fails; a file that is no data base gets past its own exception."""
     from mlflow.exceptions import MlflowException
     from sqlalchemy.exc import SQLAlchemyError
 

@@ -1,4 +1,4 @@
-"""The quality model of a run as an MLflow model, for who serves models with MLflow."""
+"""The quality model of a run as an MLflow model, for those who serve models with MLflow."""
 
 from __future__ import annotations
 
@@ -39,6 +39,7 @@ def save_quality_model(run: Path, folder: Path) -> None:
 
     Raises:
         ModelError: The run has no usable quality model, or its segmenter cannot be loaded.
+        ConfigError: The settings of the run cannot be read.
         DataError: The folder exists and is not empty.
         MissingExtraError: MLflow is not installed.
     """

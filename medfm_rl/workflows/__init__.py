@@ -1,1 +1,1 @@
-"""What a person asks for, step by step."""
+"""The commands that a person gives, step by step."""

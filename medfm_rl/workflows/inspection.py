@@ -16,7 +16,7 @@ from medfm_rl.runs.finished import load_model
 
 
 def inspect_model(path: Path, device: torch.device, progress: Progress) -> ModelSummary:
-    """What a segmenter folder, or the result of a run, holds and whether it can be adapted.
+    """The content of a segmenter folder, or of the result of a run, and whether it can be adapted.
 
     Args:
         path: The folder.

@@ -35,7 +35,7 @@ class CandidatePool:
 
     @property
     def trajectory(self) -> tuple[str, ...]:
-        """What the incumbent is the average of: what is averaged next has that in it, and nothing that lost."""
+        """The weights that the incumbent is the average of: the next average has those in it, and nothing that lost."""
         return self.trajectories[self.incumbent]
 
     def joined_by(self, averages: Sequence[str], checkpoints: Sequence[str]) -> CandidatePool:

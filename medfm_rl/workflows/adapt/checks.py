@@ -1,4 +1,4 @@
-"""What can be found wrong with the settings and inputs of a run before anything is spent on it."""
+"""Checks of the settings and inputs of a run, before anything is spent on it."""
 
 from __future__ import annotations
 

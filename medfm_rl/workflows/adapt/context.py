@@ -1,4 +1,4 @@
-"""What the stages of a run share: its settings, images and policies."""
+"""The context that the stages of a run share: its settings, images and policies."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class Domains:
 
 @dataclass(frozen=True, eq=False)
 class RunContext:
-    """What every stage of a run is given.
+    """Everything that a stage of a run is given.
 
     Attributes:
         config: The settings.

@@ -1,4 +1,4 @@
-"""What a person looks at when a run has ended: scores on held-out cases and the report."""
+"""The end of a run, for a person to look at: scores on held-out cases and the report."""
 
 from __future__ import annotations
 
@@ -116,7 +116,7 @@ def _hashes(run: FinishedRun, config: AdaptConfig) -> dict[str, str]:
 
 
 def read_decision(run: RunFolder, config: AdaptConfig) -> str:
-    """What came of the last selection of a run, in words."""
+    """The outcome of the last selection of a run, in words."""
     return _decision(_read_selection(run, config))
 
 
@@ -144,7 +144,7 @@ def _decision(selection: Mapping[str, Any]) -> str:
 
 
 def _spoken(candidate: str) -> str:
-    """What a candidate is, for who does not know the folders of a run."""
+    """A candidate in words, for a reader who does not know the folders of a run."""
     if "/" not in candidate:
         return f"the {candidate} model" if candidate == SOURCE else f"the policy after the {candidate}"
     iteration, _, update = candidate.split("/")
@@ -171,7 +171,7 @@ def _cases(
 def show_case(
     source: SegmenterAdapter, adapted: Model, file: CaseFile, scores: tuple[float, float] | None
 ) -> ReportCase:
-    """What the report shows of a case: the plane of a volume with most of the segmentation.
+    """The part of a case that the report shows: the plane of a volume with most of the segmentation.
 
     Args:
         source: The segmenter before adaptation.

@@ -79,7 +79,7 @@ def adapt(config: AdaptConfig, resume: bool = False, progress: Progress = silent
 
 
 def _with_absolute_paths(settings: Mapping[str, Any], paths: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings as they are recorded: a relative path says nothing to who was not there.
+    """Settings as they are recorded: a relative path says nothing to somebody who was not there.
 
     Args:
         settings: As JSON values.

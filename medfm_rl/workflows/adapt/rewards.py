@@ -64,7 +64,7 @@ def train_rewards(context: RunContext, iteration: int, tracker: Tracker) -> tupl
 
 @dataclass(frozen=True, eq=False)
 class _Part:
-    """What a reward network learns from, and the patients in it that it is stopped and calibrated on."""
+    """The records that a reward network learns from, and the patients in it that it is stopped and calibrated on."""
 
     records: ActionRecords
     held_out: set[str]

@@ -30,7 +30,7 @@ _LEARNED_QUANTILE = 0.001
 
 
 class Spool:
-    """Judged cases in a folder of files, so that the maps of volumes need not all be in memory.
+    """Assessed cases in a folder of files, so that the maps of volumes need not all be in memory.
 
     Args:
         folder: A folder of its own, which has to be there as long as the cases are used.

@@ -47,8 +47,8 @@ def write_default_quality(run: FinishedRun, config: AdaptConfig, progress: Progr
     They are shown in random appearances, most of them borrowed from the target, and segmented by the adapted segmenter
     and by perturbed copies of it, so that there are good and bad masks. It is the most honest that a run without
     labelled target cases allows, and it is not honest about three things: the segmenter learned from these cases, so
-    did the judge that chose its checkpoint, and they are no target cases. The model says so, and the tests for shift
-    decide whether its promises hold for a batch.
+    did the reward network that chose its checkpoint, and they are no target cases. The model says so, and the tests for
+    shift decide whether its promises hold for a batch.
 
     A file that another version wrote is kept under another name.
 

@@ -1,4 +1,4 @@
-"""What correcting leaves: the record of a case, tables, and the page."""
+"""The output of a correction: the record of a case, tables, and the page."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ NOT_HANDLED: Final = "not handled"
 
 @dataclass(frozen=True)
 class Corrections:
-    """What a call of `correct` did.
+    """The result of a call of `correct`.
 
     Attributes:
         records: One for each case that was taken, as in `corrections.json`.
@@ -52,7 +52,7 @@ def picture_path(out: Path, case_id: str) -> Path:
 
 
 def record_of(result: CorrectionResult, case: Case, decision: str, rewards: tuple[float, float]) -> dict[str, Any]:
-    """What `corrections.json` says of a case; the rewards are those before and after."""
+    """The record of a case in `corrections.json`; the rewards are those before and after."""
     return {
         "case": result.case_id,
         "patient": case.patient_id,

@@ -17,7 +17,7 @@ def for_given_masks(settings: CorrectionSettings) -> CorrectionSettings:
 
 @dataclass(frozen=True)
 class Terms:
-    """What holds for all cases of a call.
+    """The terms that hold for all cases of a call.
 
     Attributes:
         settings: Of correction, with the margin that a correction has to gain.
@@ -38,7 +38,7 @@ class Terms:
         propose_only: bool,
         masks_are_given: bool,
     ) -> Terms:
-        """What a run promises of its corrections.
+        """The promise of a run about its corrections.
 
         Args:
             run: The run; what its corrections have to gain may have been calibrated.

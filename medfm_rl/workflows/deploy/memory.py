@@ -11,7 +11,7 @@ import torch
 from medfm_rl.errors import DataError
 
 _OUT_OF_MEMORY = re.compile("can't allocate memory|out of memory|ALLOC_FAILED", re.IGNORECASE)
-"""What PyTorch says in a plain RuntimeError where the memory of the processor, of Apple's GPUs or of cuBLAS is full."""
+"""Words of PyTorch in a plain RuntimeError where the memory of the processor, of Apple's GPUs or of cuBLAS is full."""
 
 
 @contextmanager

@@ -20,7 +20,7 @@ _FORMAT = 4
 
 
 def batch_columns(scoring: Scoring) -> dict[str, Any]:
-    """What holds for the whole batch, by the names that tables and JSON share."""
+    """Everything that holds for the whole batch, by the names that tables and JSON share."""
     batch = scoring.batch
     return {"batch_state": batch.state, "batch_patients": batch.patients, "batch_meaning": batch.meaning}
 
@@ -75,7 +75,7 @@ def write_scores(path: Path, scoring: Scoring) -> None:
 
 @dataclass(frozen=True)
 class Scores:
-    """What scoring said, as in `scores.json`.
+    """The result of scoring, as in `scores.json`.
 
     Attributes:
         path: The file.

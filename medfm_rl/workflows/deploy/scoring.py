@@ -48,7 +48,7 @@ class CaseTrace:
 
 @dataclass(frozen=True)
 class Scorer:
-    """What scored a batch.
+    """The networks and models that scored a batch.
 
     Attributes:
         model: The quality model.

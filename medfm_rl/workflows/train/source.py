@@ -1,4 +1,4 @@
-"""`medfm-rl train-source`: a segmenter for who has none yet."""
+"""`medfm-rl train-source`: a segmenter for those who have none yet."""
 
 from __future__ import annotations
 

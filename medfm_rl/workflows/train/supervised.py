@@ -1,4 +1,4 @@
-"""Supervised training of a segmenter: the source model of who has none yet, and the upper bound of a benchmark."""
+"""Supervised training of a segmenter: the source model where there is none yet, and the upper bound of a benchmark."""
 
 from __future__ import annotations
 
