@@ -161,32 +161,6 @@ def require_known_format(
     return number
 
 
-def read_versioned_json(path: Path, newest: int, what: str) -> dict[str, Any]:
-    """The content of a JSON file of ours.
-
-    Args:
-        path: The file.
-        newest: Newest `format` that this version reads; a file without one is of version 0.1.
-        what: What the file should hold, for errors, such as "scores of `medfm-rl score`".
-
-    Raises:
-        DataError: It is missing or something else, or a newer version of this package wrote it.
-    """
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise DataError(f"{path}: not a file with {what} ({error})") from error
-    if not isinstance(content, dict):
-        raise DataError(f"{path}: not a file with {what}")
-    found = content.get("format", 0)
-    if not isinstance(found, int) or found > newest:
-        raise DataError(
-            f"{path}: has format {found!r}, and this version reads {what} up to format {newest}: a newer version of "
-            "medfm-rl wrote it; update medfm-rl"
-        )
-    return content
-
-
 def append_lines(path: Path, lines: Sequence[Any]) -> None:
     """Adds JSON values to a log, one a line, and waits until they are on the disk.
 

@@ -45,7 +45,7 @@ class Domains:
 
 @dataclass(frozen=True, eq=False)
 class RunContext:
-    """Everything that a step of a run needs to know of it.
+    """Everything that a stage of a run needs to know of it.
 
     Attributes:
         config: The settings.
