@@ -13,6 +13,7 @@ from torch import nn
 
 from medfm_rl.envs import SegmentationVecEnv
 from medfm_rl.policies import DensePPO
+from medfm_rl.settings import PPOHyperparameters
 
 
 def main() -> None:
@@ -27,7 +28,7 @@ def main() -> None:
     torch.manual_seed(0)
     segmenter = nn.Sequential(nn.Conv2d(1, 16, 3, padding=1), nn.ReLU(), nn.Conv2d(16, 2, 3, padding=1))
     env = SegmentationVecEnv(images, reward=no_reward_needed, num_classes=2, n_envs=16, references=labels)
-    ppo = DensePPO(env, segmenter, learning_rate=1e-2, device="cpu")
+    ppo = DensePPO(env, segmenter, PPOHyperparameters(learning_rate=1e-2), device="cpu")
     print(f"right pixels before: {share_right(ppo, images, labels):.3f}")
     ppo.learn(16 * 40)
     print(f"right pixels after:  {share_right(ppo, images, labels):.3f}")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -16,6 +15,7 @@ from medfm_rl.data.layouts import find_cases
 from medfm_rl.data.ultrasound.phantom import simulate_dataset
 from medfm_rl.data.ultrasound.vendors import vendor
 from medfm_rl.quality.model import Targets
+from medfm_rl.reward.fusion import write_fusion
 from medfm_rl.reward.network import RewardNet
 from medfm_rl.runs.finished import load_run
 from medfm_rl.settings import (
@@ -23,6 +23,7 @@ from medfm_rl.settings import (
     DataSettings,
     NetworkSettings,
     PreprocessingSettings,
+    RewardSettings,
     SourceTrainingSettings,
     TorchSettings,
     TrainSourceConfig,
@@ -89,8 +90,7 @@ def quality_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.manual_seed(0)
     for index in range(2):
         RewardNet(NetworkSettings(channels=(4, 8), residual_units=0), 4).save(run / "reward" / f"member-{index}")
-    fusion = {"members": ["member-0", "member-1"], "fusion": "mean", "pessimism": 0.5}
-    (run / "reward" / "fusion.json").write_text(json.dumps(fusion))
+    write_fusion(run / "reward", ["member-0", "member-1"], RewardSettings(fusion="mean", pessimism=0.5))
     config = AdaptConfig(
         segmenter=TorchSettings(folder=run / "model"), target=DataSettings(path=data), output=run, anatomy="generic"
     )

@@ -46,7 +46,7 @@ from medfm_rl.adapters import SegmenterAdapter, TorchModuleAdapter
 from medfm_rl.data.files import replace_folder_on_success
 from medfm_rl.metrics.overlap import dice
 from medfm_rl.policies import ACTOR
-from medfm_rl.reward.actions import ActionDataset
+from medfm_rl.reward.actions import ActionDataset, ActionRecords
 from medfm_rl.reward.network import RewardEnsemble, RewardNet
 from medfm_rl.reward.score import structure_scores
 from medfm_rl.runs.folder import RunFolder
@@ -146,13 +146,13 @@ class Ablation:
         config, run = self._config(DEFAULT), self._adapted(DEFAULT)
         start, last = self._with_weights(run.fine_tuned), self._with_weights(run.fine_tuned)
         dataset = ActionDataset(run.actions)
-        known = [dataset.read(key) for key in dataset.shards() if "-source-" in key]
+        known = ActionRecords.concatenate([dataset.read(key).with_ground_truth() for key in dataset.shards()])
         target = load_images(files_of(self.shift.folders.target), start, quiet, "target images")
         follow_gradient(
             last,
             RewardEnsemble.load(run.final_reward),
-            torch.cat([shard.images for shard in known]),
-            torch.cat([shard.references for shard in known]),
+            known.images,
+            known.references,
             target.images,
             config.ppo,
             self.seed,

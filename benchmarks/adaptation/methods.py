@@ -147,10 +147,10 @@ class MethodCells:
         # A kill while the cell is measured must not cost what is known by now.
         seconds = watch.keep()
         selection = read_selection(run, config)
-        hindsight = self._hindsight(run, [candidate["name"] for candidate in selection["candidates"]])
+        hindsight = self._hindsight(run, [candidate.name for candidate in selection.candidates])
         # The largest part of a run, and nothing that is done from here on reads it.
         shutil.rmtree(run.actions, ignore_errors=True)
-        chosen, last = selection["chosen"], list(hindsight)[-1]
+        chosen, last = selection.chosen, list(hindsight)[-1]
         return (
             TorchModuleAdapter.load(run.model),
             seconds,

@@ -28,6 +28,7 @@ from medfm_rl.settings import (
     SourceTrainingSettings,
     TrainSourceConfig,
 )
+from medfm_rl.workflows.adapt.selection import Selection
 from medfm_rl.workflows.train.source import train_source
 
 NETWORK = NetworkSettings(channels=(16, 32, 64, 128, 256), residual_units=2, norm="batch")
@@ -180,9 +181,9 @@ def adapt_config(
     )
 
 
-def read_selection(run: RunFolder, config: AdaptConfig) -> dict[str, Any]:
+def read_selection(run: RunFolder, config: AdaptConfig) -> Selection:
     """The last selection of a finished run: its candidates and its choice."""
-    return dict(json.loads(run.selection(config.iterations - 1).read_text()))
+    return Selection.read(run.selection(config.iterations - 1))
 
 
 def files_of(folder: Path) -> list[CaseFile]:

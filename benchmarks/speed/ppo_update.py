@@ -33,7 +33,7 @@ from medfm_rl.envs import SegmentationVecEnv
 from medfm_rl.networks import build_unet
 from medfm_rl.policies import DensePPO
 from medfm_rl.reward.network import RewardEnsemble, RewardNet
-from medfm_rl.settings import NetworkSettings, RewardSettings
+from medfm_rl.settings import NetworkSettings, PPOHyperparameters, RewardSettings
 
 CLASSES = 4
 EPOCHS = 5
@@ -53,10 +53,8 @@ def build(size: int, batch: int, device: str = "cpu", autocast: bool = False) ->
     return DensePPO(
         SegmentationVecEnv(images, reward, CLASSES, n_envs=batch, device=device),
         build_unet(SEGMENTER, 2, 1, CLASSES),
-        build_unet(SEGMENTER, 2, 1, 1),
-        n_epochs=EPOCHS,
-        baseline="critic",
-        kl_coef=0.05,
+        PPOHyperparameters(n_epochs=EPOCHS, baseline="critic", kl_coef=0.05),
+        critic=build_unet(SEGMENTER, 2, 1, 1),
         autocast=autocast,
         device=device,
     )

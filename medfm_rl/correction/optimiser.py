@@ -17,7 +17,7 @@ from medfm_rl.correction.corrector import CaseCorrector, Original, Proposal, Sto
 from medfm_rl.correction.verifier import Verifier
 from medfm_rl.networks import argmax_classes
 from medfm_rl.policies.distribution import DenseCategorical, kl_divergence
-from medfm_rl.policies.ppo import clipped_policy_loss, greedy_advantages, normalise_advantages
+from medfm_rl.policies.losses import clipped_policy_loss, greedy_advantages, normalise_advantages
 from medfm_rl.reward.network import RewardEnsemble
 from medfm_rl.reward.score import paired_scores, structure_regions
 from medfm_rl.seeding import torch_generator

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from medfm_rl.errors import DataError
+from medfm_rl.errors import DataError, UserError
 
 _TEMPORARY_NAME = re.compile(r"\.unfinished-(\d+)-.+")
 
@@ -96,33 +96,69 @@ def write_text(path: Path, text: str) -> None:
 
 def write_json(path: Path, content: Any) -> None:
     """Writes a JSON file, whole or not at all."""
-    write_text(path, json.dumps(content, indent=2) + "\n")
+    write_text(path, _as_text(content))
 
 
-def read_versioned_json(path: Path, newest: int, what: str) -> dict[str, Any]:
-    """The content of a JSON file of ours.
+def write_versioned_json(path: Path, number: int, content: Mapping[str, Any]) -> None:
+    """Writes a JSON object with the number of its format, whole or not at all.
 
     Args:
         path: The file.
-        newest: Newest `format` that this version reads; a file without one is of version 0.1.
-        what: What the file should hold, for errors, such as "scores of `medfm-rl score`".
+        number: Counted from 2: format 1 is that of version 0.1, which wrote none.
+        content: JSON values by name.
+    """
+    write_text(path, versioned_json(number, content))
+
+
+def versioned_json(number: int, content: Mapping[str, Any]) -> str:
+    """What `write_versioned_json` writes, for a file in a folder that is there whole or not at all."""
+    return _as_text({"format": number, **content})
+
+
+def _as_text(content: Any) -> str:
+    return json.dumps(content, indent=2) + "\n"
+
+
+def read_versioned_json(path: Path, newest: int, advice: str, error: type[UserError] = DataError) -> dict[str, Any]:
+    """Reads a JSON object that says the number of its format, also one of version 0.1, which does not.
+
+    Args:
+        path: The file.
+        newest: The newest format that the caller knows.
+        advice: What to do where the file cannot be used, for the message.
+        error: What to raise.
+
+    Returns:
+        The object, with its number under "format"; 1 where it has none.
 
     Raises:
-        DataError: It is missing or something else, or a newer version of this package wrote it.
+        UserError: The file cannot be read, is no JSON object, or was written by a newer version; of the type `error`.
     """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise DataError(f"{path}: not a file with {what} ({error})") from error
+    except OSError as problem:
+        raise error(f"{cannot_be_read(path, problem)}; {advice}") from problem
+    except ValueError as problem:
+        raise error(f"{path}: not a JSON file ({problem}); {advice}") from problem
     if not isinstance(content, dict):
-        raise DataError(f"{path}: not a file with {what}")
-    found = content.get("format", 0)
-    if not isinstance(found, int) or found > newest:
-        raise DataError(
-            f"{path}: has format {found!r}, and this version reads {what} up to format {newest}: a newer version of "
-            "medfm-rl wrote it; update medfm-rl"
-        )
-    return content
+        raise error(f"{path}: not a JSON object; {advice}")
+    return {**content, "format": require_known_format(path, content, newest, error)}
+
+
+def require_known_format(
+    path: Path, content: Mapping[str, Any], newest: int, error: type[UserError] = DataError
+) -> int:
+    """The number of the format of a JSON object; 1, that of version 0.1, where it has none.
+
+    Raises:
+        UserError: It is beyond `newest`, or no number; of the type `error`.
+    """
+    number = content.get("format", 1)
+    if not isinstance(number, int) or number < 1:
+        raise error(f'{path}: "format" is {number!r} and must be a number from 1 on')
+    if number > newest:
+        raise error(f"{path}: format {number} was written by a newer version of medfm-rl; update")
+    return number
 
 
 def append_lines(path: Path, lines: Sequence[Any]) -> None:

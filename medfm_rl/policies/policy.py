@@ -31,7 +31,7 @@ class DenseActorCriticPolicy(ActorCriticPolicy):
         segmenter: Images `(B, C, *S)` to logits `(B, K, *S)`; trained in place.
         critic: Images `(B, C, *S)` to values `(B, 1, *S)`, or None for a critic-free baseline.
         trainable: Parameters of the segmenter that may change; all where None. The rest is frozen.
-        critic_learning_rate: Learning rate of the critic.
+        critic_learning_rate: Learning rate of the critic; not used where there is none.
     """
 
     def __init__(
@@ -42,9 +42,9 @@ class DenseActorCriticPolicy(ActorCriticPolicy):
         use_sde: bool = False,
         *,
         segmenter: nn.Module,
+        critic_learning_rate: float,
         critic: nn.Module | None = None,
         trainable: Sequence[Parameter] | None = None,
-        critic_learning_rate: float = 1e-3,
     ) -> None:
         if use_sde:
             raise ValueError("state-dependent exploration is for continuous actions")

@@ -3,55 +3,30 @@
 from __future__ import annotations
 
 import copy
-import json
-from collections.abc import Mapping
+import sys
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Any, Final, Literal, Self
+from typing import Any, Self
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from stable_baselines3 import PPO
 from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.logger import HumanOutputFormat, Logger
 from stable_baselines3.common.vec_env import VecEnv
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from medfm_rl.adapters.lora import low_rank_parameters
-from medfm_rl.data.files import replace_folder_on_success
 from medfm_rl.envs import SegmentationVecEnv
-from medfm_rl.errors import ModelError
-from medfm_rl.networks import mixed_precision, portable_state
+from medfm_rl.networks import mixed_precision
 from medfm_rl.policies.buffer import DenseRollout, DenseRolloutBuffer
+from medfm_rl.policies.checkpoints import TrainingState, load_networks, load_optimisers, read_state, write_checkpoint
 from medfm_rl.policies.distribution import DenseCategorical, kl_divergence
+from medfm_rl.policies.losses import clipped_policy_loss, greedy_advantages, normalise_advantages
 from medfm_rl.policies.policy import DenseActorCriticPolicy
 from medfm_rl.seeding import torch_generator
-from medfm_rl.settings import PPOSettings
-
-Baseline = Literal["critic", "greedy"]
-
-_DEFAULTS: Final = PPOSettings()
-ACTOR = "actor.safetensors"
-"""The weights of the policy in the folder of a checkpoint, low-rank parts merged."""
-_LOW_RANK = "low_rank.safetensors"
-_HYPERPARAMETERS = (
-    "n_steps",
-    "batch_size",
-    "n_epochs",
-    "ent_coef",
-    "kl_coef",
-    "target_kl",
-    "max_grad_norm",
-    "baseline",
-    "correlation_length",
-    "critic_learning_rate",
-    "autocast",
-    "num_timesteps",
-    "_n_updates",
-)
+from medfm_rl.settings import PPOHyperparameters
 
 
 class DensePPO(PPO):
@@ -70,25 +45,20 @@ class DensePPO(PPO):
     Args:
         env: Images and reward.
         segmenter: Images to logits; trained in place.
+        settings: Hyper-parameters, those of `PPOHyperparameters()` where None. Nothing else is asked for them: what
+            stable-baselines3 keeps under the same names is a copy.
         critic: Images to values `(B, 1, *S)`; needed by the baseline "critic" and only there.
         trainable: Parameters of the segmenter that may change; all where None.
         reference: Policy that the KL term keeps near; a frozen copy of the segmenter as it is now where None.
-        learning_rate: Learning rate of the actor's Adam.
-        critic_learning_rate: Learning rate of the critic's Adam.
         n_steps: Rollout steps (of `env.num_envs` images each) per update.
         batch_size: Images per minibatch; the whole rollout where None.
-        n_epochs: K.
-        clip_range: Clip of the per-pixel ratio.
-        ent_coef: Weight of the entropy bonus.
-        kl_coef: Weight of the exact per-pixel KL divergence to the reference.
-        target_kl: Inner epochs stop when the KL to the rollout's policy exceeds 1.5 times this, as in PPO.
-        max_grad_norm: Gradients of actor and critic are clipped to this norm, each apart.
-        baseline: "critic" or "greedy".
-        correlation_length: Correlation length of the exploration, in pixels; 0 draws pixels independently.
         autocast: bfloat16 in the networks, where the hardware has it.
         seed: Seed of the sampled actions.
         device: Where actor, critic and reference are.
-        verbose: As in stable-baselines3.
+        verbose: 1 prints what is logged. Files are written by a logger with a folder, given to `set_logger`.
+
+    Raises:
+        ValueError: There is a critic and another baseline, or the baseline "critic" and none.
     """
 
     policy: DenseActorCriticPolicy
@@ -98,60 +68,52 @@ class DensePPO(PPO):
         self,
         env: SegmentationVecEnv,
         segmenter: nn.Module,
+        settings: PPOHyperparameters | None = None,
+        *,
         critic: nn.Module | None = None,
         trainable: list[nn.Parameter] | None = None,
         reference: nn.Module | None = None,
-        learning_rate: float = _DEFAULTS.learning_rate,
-        critic_learning_rate: float = _DEFAULTS.critic_learning_rate,
         n_steps: int = 1,
         batch_size: int | None = None,
-        n_epochs: int = _DEFAULTS.n_epochs,
-        clip_range: float = _DEFAULTS.clip_range,
-        ent_coef: float = _DEFAULTS.ent_coef,
-        kl_coef: float = _DEFAULTS.kl_coef,
-        target_kl: float | None = _DEFAULTS.target_kl,
-        max_grad_norm: float = _DEFAULTS.max_grad_norm,
-        baseline: Baseline = _DEFAULTS.baseline,
-        correlation_length: float = _DEFAULTS.correlation_length,
         autocast: bool = False,
         seed: int = 0,
         device: torch.device | str = "auto",
         verbose: int = 0,
     ) -> None:
-        if (critic is not None) != (baseline == "critic"):
+        settings = PPOHyperparameters() if settings is None else settings
+        if (critic is not None) != (settings.baseline == "critic"):
             raise ValueError("a critic is needed by the baseline 'critic', and only there")
-        self.kl_coef = kl_coef
-        self.baseline = baseline
-        self.correlation_length = correlation_length
-        self.critic_learning_rate = critic_learning_rate
+        self.settings = settings
         self.autocast = autocast
         self.reference = copy.deepcopy(segmenter) if reference is None else reference
         self.reference.eval().requires_grad_(False)
         super().__init__(
             DenseActorCriticPolicy,
             env,
-            learning_rate=learning_rate,
+            learning_rate=settings.learning_rate,
             n_steps=n_steps,
             batch_size=n_steps * env.num_envs if batch_size is None else batch_size,
-            n_epochs=n_epochs,
+            n_epochs=settings.n_epochs,
             gamma=1.0,
             gae_lambda=1.0,
-            clip_range=clip_range,
+            clip_range=settings.clip_range,
             normalize_advantage=False,
-            ent_coef=ent_coef,
-            max_grad_norm=max_grad_norm,
-            target_kl=target_kl,
+            ent_coef=settings.ent_coef,
+            max_grad_norm=settings.max_grad_norm,
+            target_kl=settings.target_kl,
             rollout_buffer_class=DenseRolloutBuffer,
             policy_kwargs={
                 "segmenter": segmenter,
                 "critic": critic,
                 "trainable": trainable,
-                "critic_learning_rate": critic_learning_rate,
+                "critic_learning_rate": settings.critic_learning_rate,
             },
             verbose=verbose,
             seed=seed,
             device=device,
         )
+        # Where it is given none, stable-baselines3 makes a folder for one among the temporary files at every `learn`.
+        self.set_logger(Logger(None, [HumanOutputFormat(sys.stdout)] if verbose else []))
         self.reference.to(self.device)
         self._rollout_log_probs: Tensor | None = None
         self._mean_reward = float("nan")
@@ -185,10 +147,10 @@ class DensePPO(PPO):
             images = torch.as_tensor(np.asarray(self._last_obs), device=self.device)
             with torch.set_grad_enabled(keeps_graph), self._precision():
                 distribution = self.policy.distribution(images)
-            actions = DenseCategorical(distribution.logits.detach()).sample(generator, self.correlation_length)
+            actions = DenseCategorical(distribution.logits.detach()).sample(generator, self.settings.noise_length)
             log_probs = distribution.log_prob(actions).detach()
             greedy = distribution.mode()
-            greedy_maps = env.reward_maps(greedy.cpu().numpy()) if self.baseline == "greedy" else None
+            greedy_maps = env.reward_maps(greedy.cpu().numpy()) if self.settings.baseline == "greedy" else None
             new_obs, rewards, dones, infos = env.step(actions.flatten(1).to("cpu", torch.uint8).numpy())
             maps = torch.as_tensor(np.stack([info["reward_map"] for info in infos]), device=self.device)
             advantages = None if greedy_maps is None else greedy_advantages(maps, actions, greedy_maps.to(maps), greedy)
@@ -212,12 +174,13 @@ class DensePPO(PPO):
         """
         self._update_learning_rate(self.policy.optimizer)
         generator = torch_generator(self.seed or 0, "minibatches", self.num_timesteps)
+        target_kl = self.settings.target_kl
         statistics: dict[str, list[float]] = {}
-        for epoch in range(self.n_epochs):
+        for epoch in range(self.settings.n_epochs):
             for rollout in self.rollout_buffer.get(self.batch_size, generator):
                 advantages = self._train_critic(rollout, first=epoch == 0, statistics=statistics)
                 approx_kl = self._train_actor(rollout, advantages, statistics)
-                if self.target_kl is not None and approx_kl > 1.5 * self.target_kl:
+                if target_kl is not None and approx_kl > 1.5 * target_kl:
                     break
             else:
                 continue
@@ -238,21 +201,16 @@ class DensePPO(PPO):
             DataError: The folder exists and is not empty, or cannot be written.
         """
         del args, kwargs
-        hyperparameters = {name: getattr(self, name) for name in _HYPERPARAMETERS}
-        hyperparameters["clip_range"] = self.clip_range(1.0)  # type: ignore[operator]
-        hyperparameters["learning_rate"] = self.lr_schedule(1.0)
-        hyperparameters["seed"] = self.seed
-        with replace_folder_on_success(Path(path)) as temporary:
-            (temporary / "ppo.json").write_text(json.dumps(hyperparameters, indent=2) + "\n", encoding="utf-8")
-            save_file(portable_state(self.policy.segmenter.state_dict()), temporary / ACTOR)
-            low_rank = low_rank_parameters(self.policy.segmenter)
-            if low_rank:
-                save_file(portable_state(low_rank), temporary / _LOW_RANK)
-            save_file(portable_state(self.reference.state_dict()), temporary / "reference.safetensors")
-            save_file(_optimiser_tensors(self.policy.optimizer), temporary / "actor_optimiser.safetensors")
-            if self.policy.critic is not None and self.policy.critic_optimizer is not None:
-                save_file(portable_state(self.policy.critic.state_dict()), temporary / "critic.safetensors")
-                save_file(_optimiser_tensors(self.policy.critic_optimizer), temporary / "critic_optimiser.safetensors")
+        state = TrainingState(
+            settings=self.settings,
+            n_steps=self.n_steps,
+            batch_size=self.batch_size,
+            autocast=self.autocast,
+            seed=self.seed,
+            num_timesteps=self.num_timesteps,
+            n_updates=self._n_updates,
+        )
+        write_checkpoint(Path(path), state, self.policy, self.reference)
 
     @classmethod
     def load(  # type: ignore[override]
@@ -260,8 +218,9 @@ class DensePPO(PPO):
         path: str | Path,
         env: SegmentationVecEnv,
         segmenter: nn.Module,
+        settings: PPOHyperparameters | None = None,
+        *,
         critic: nn.Module | None = None,
-        trainable: list[nn.Parameter] | None = None,
         **changes: Any,
     ) -> Self:
         """Reads what `save` wrote; learning goes on as if it had never stopped.
@@ -271,33 +230,29 @@ class DensePPO(PPO):
             env: The environment; it is put at the image that comes next.
             segmenter: A network like the one that was saved; its weights are replaced. One with low-rank parts has the
                 weights that they were added to: the parts alone are replaced.
+            settings: Hyper-parameters to go on with; those that were saved where None.
             critic: The same for the critic.
-            trainable: As in the constructor.
-            **changes: Arguments of the constructor that shall differ from the saved ones.
+            **changes: Further arguments of the constructor; `n_steps`, `batch_size`, `autocast` and `seed` are those
+                that were saved where they are not given.
 
         Raises:
-            ModelError: The folder is not such a one, or does not fit the networks.
+            ModelError: The folder is not such a one, does not fit the networks, or was written by a newer version.
         """
-        folder = Path(path)
-        try:
-            hyperparameters = json.loads((folder / "ppo.json").read_text(encoding="utf-8"))
-            num_timesteps, n_updates = hyperparameters.pop("num_timesteps"), hyperparameters.pop("_n_updates")
-            reference = copy.deepcopy(segmenter)
-            low_rank = low_rank_parameters(segmenter)
-            if low_rank:
-                _copy_by_name(load_file(folder / _LOW_RANK), low_rank)
-            else:
-                segmenter.load_state_dict(load_file(folder / ACTOR))
-            reference.load_state_dict(load_file(folder / "reference.safetensors"))
-            ppo = cls(env, segmenter, critic, trainable, reference, **{**hyperparameters, **changes})
-            _load_optimiser(ppo.policy.optimizer, load_file(folder / "actor_optimiser.safetensors"))
-            if critic is not None and ppo.policy.critic_optimizer is not None:
-                critic.load_state_dict(load_file(folder / "critic.safetensors"))
-                _load_optimiser(ppo.policy.critic_optimizer, load_file(folder / "critic_optimiser.safetensors"))
-        except (OSError, RuntimeError, KeyError, json.JSONDecodeError, SafetensorError) as error:
-            raise ModelError(f"{folder}: not a PPO checkpoint of this segmenter ({error})") from error
-        ppo.num_timesteps, ppo._n_updates = num_timesteps, n_updates
-        env.position = num_timesteps
+        folder, reference = Path(path), copy.deepcopy(segmenter)
+        state = read_state(folder)
+        load_networks(folder, segmenter, reference, critic)
+        settings = state.settings if settings is None else settings
+        arguments = {
+            "n_steps": state.n_steps,
+            "batch_size": state.batch_size,
+            "autocast": state.autocast,
+            "seed": state.seed,
+            **changes,
+        }
+        ppo = cls(env, segmenter, settings, critic=critic, reference=reference, **arguments)
+        load_optimisers(folder, ppo.policy)
+        ppo.num_timesteps, ppo._n_updates = state.num_timesteps, state.n_updates
+        env.position = state.num_timesteps
         return ppo
 
     def _precision(self) -> AbstractContextManager[object]:
@@ -305,7 +260,7 @@ class DensePPO(PPO):
 
     @torch.no_grad()
     def _reference_log_probs(self, images: Tensor) -> Tensor | None:
-        if self.kl_coef == 0:
+        if self.settings.kl_coef == 0:
             return None
         with self._precision():
             logits: Tensor = self.reference(images)
@@ -338,16 +293,16 @@ class DensePPO(PPO):
             chosen,
             rollout.log_probs.float(),
             normalise_advantages(advantages),
-            self.clip_range(1.0),  # type: ignore[operator]
+            self.settings.clip_range,
         )
         _note(statistics, policy_loss=loss.item(), clip_fraction=clip_fraction, approx_kl=approx_kl)
         if rollout.reference_log_probs is not None:
             kl = kl_divergence(log_probs, rollout.reference_log_probs).mean()
-            loss = loss + self.kl_coef * kl
+            loss = loss + self.settings.kl_coef * kl
             _note(statistics, kl_reference=kl.item())
-        if self.ent_coef > 0:
+        if self.settings.ent_coef > 0:
             entropy = -(log_probs.exp() * log_probs).sum(dim=1).mean()
-            loss = loss - self.ent_coef * entropy
+            loss = loss - self.settings.ent_coef * entropy
             _note(statistics, entropy=entropy.item())
         norm = self._step(loss, self.policy.optimizer, self.policy.actor_parameters, "policy")
         _note(statistics, actor_grad_norm=norm)
@@ -358,76 +313,13 @@ class DensePPO(PPO):
             raise FloatingPointError(f"the {name} loss is not finite; lower ppo.learning_rate or look at the images")
         optimiser.zero_grad()
         loss.backward()
-        norm = torch.nn.utils.clip_grad_norm_(parameters, self.max_grad_norm)
+        norm = torch.nn.utils.clip_grad_norm_(parameters, self.settings.max_grad_norm)
         optimiser.step()
         # The fused Adam does not count its writes, and caches of embeddings go by that count.
         torch.autograd.graph.increment_version(parameters)
         return float(norm)
 
 
-def greedy_advantages(maps: Tensor, actions: Tensor, greedy_maps: Tensor, greedy: Tensor) -> Tensor:
-    """Reward of each pixel minus that of the argmax action there; 0 where both actions agree.
-
-    Args:
-        maps: Reward maps `(B, *S)` of the actions.
-        actions: `(B, *S)`.
-        greedy_maps: Reward maps `(B, *S)` of the argmax actions.
-        greedy: `(B, *S)`.
-    """
-    return torch.where(actions == greedy, 0.0, maps - greedy_maps)
-
-
-def normalise_advantages(advantages: Tensor) -> Tensor:
-    """Divides by the root mean square over all pixels `(B, *S)`; not centred, so that zero stays zero."""
-    return advantages / (advantages.square().mean().sqrt() + 1e-8)
-
-
-def clipped_policy_loss(
-    log_probs: Tensor, old_log_probs: Tensor, advantages: Tensor, clip_range: float
-) -> tuple[Tensor, float, float]:
-    """PPO's clipped surrogate (Schulman et al., 2017, eq. 7) with one ratio for each pixel.
-
-    Args:
-        log_probs: Log-probabilities of the actions now, `(B, *S)`.
-        old_log_probs: Log-probabilities of the actions when they were drawn, `(B, *S)`.
-        advantages: `(B, *S)`.
-        clip_range: Epsilon.
-
-    Returns:
-        The loss (mean over pixels), the share of clipped pixels, and the approximate KL to the old policy
-        (http://joschu.net/blog/kl-approx.html, k3).
-    """
-    log_ratio = log_probs - old_log_probs
-    ratio = log_ratio.exp()
-    clipped = ratio.clamp(1 - clip_range, 1 + clip_range)
-    loss = -torch.minimum(advantages * ratio, advantages * clipped).mean()
-    with torch.no_grad():
-        clip_fraction = float(((ratio - 1).abs() > clip_range).float().mean())
-        approx_kl = float((ratio - 1 - log_ratio).mean())
-    return loss, clip_fraction, approx_kl
-
-
 def _note(statistics: dict[str, list[float]], **values: float) -> None:
     for name, value in values.items():
         statistics.setdefault(name, []).append(value)
-
-
-@torch.no_grad()
-def _copy_by_name(tensors: Mapping[str, Tensor], parameters: Mapping[str, nn.Parameter]) -> None:
-    if tensors.keys() != parameters.keys():
-        raise KeyError(f"{_LOW_RANK} holds other low-rank parts than the network has")
-    for name, parameter in parameters.items():
-        parameter.copy_(tensors[name])
-
-
-def _optimiser_tensors(optimiser: torch.optim.Optimizer) -> dict[str, Tensor]:
-    state = optimiser.state_dict()["state"]
-    return portable_state({f"{index}.{name}": value for index, entry in state.items() for name, value in entry.items()})
-
-
-def _load_optimiser(optimiser: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
-    state: dict[int, dict[str, Tensor]] = {}
-    for key, value in tensors.items():
-        index, _, name = key.partition(".")
-        state.setdefault(int(index), {})[name] = value
-    optimiser.load_state_dict({"state": state, "param_groups": optimiser.state_dict()["param_groups"]})

@@ -21,7 +21,7 @@ from medfm_rl.quality.conformal import interval
 from medfm_rl.quality.evidence import Evidence, log_odds
 from medfm_rl.quality.prediction import DicePredictor
 from medfm_rl.quality.shift import DomainReference
-from medfm_rl.reward.network import read_fusion
+from medfm_rl.reward.fusion import read_fusion
 from medfm_rl.types import LabelSchema
 
 QUALITY_FILE = "quality.json"

@@ -8,13 +8,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
-import numpy as np
 import safetensors
 import torch
 from safetensors.torch import save
@@ -22,30 +19,11 @@ from torch import Tensor
 
 from medfm_rl.data.files import hash_file, replace_on_success
 from medfm_rl.errors import DataError
+from medfm_rl.reward.origins import ActionOrigin, ShardKey, origins_from_json, origins_to_json
 
-Domain = Literal["source", "target"]
 _LOSS = 0.01
 """Share of an image's range that storing may move a pixel by."""
 _SUFFIX = ".safetensors"
-
-
-@dataclass(frozen=True)
-class ActionOrigin:
-    """Where the actions and the reference of one image come from.
-
-    Attributes:
-        case_id: The case that the image shows.
-        patient_id: Every split is made by it.
-        domain: "source" or "target".
-        reference: What proposed the reference: "ground truth" (source only), "consensus" or "shape prior".
-        actions: What made each action, for example "policy", "weight noise", "warp".
-    """
-
-    case_id: str
-    patient_id: str
-    domain: Domain
-    reference: str
-    actions: tuple[str, ...]
 
 
 @dataclass(frozen=True, eq=False)
@@ -96,9 +74,9 @@ class ActionRecords:
         wanted = set(patients)
         return self._where([origin.patient_id in wanted for origin in self.origins])
 
-    def of_domain(self, domain: Domain) -> ActionRecords:
-        """The records of one domain only."""
-        return self._where([origin.domain == domain for origin in self.origins])
+    def with_ground_truth(self) -> ActionRecords:
+        """The records whose actions are judged by ground truth only."""
+        return self._where([origin.reference.is_ground_truth for origin in self.origins])
 
     def _where(self, kept: Sequence[bool]) -> ActionRecords:
         rows = [row for row, keep in enumerate(kept) if keep]
@@ -125,6 +103,8 @@ class ActionRecords:
 class ActionDataset:
     """An append-only folder of action records.
 
+    A shard is named by its `ShardKey`.
+
     Args:
         folder: Made if it does not exist.
     """
@@ -133,22 +113,24 @@ class ActionDataset:
         self.folder = folder
         folder.mkdir(parents=True, exist_ok=True)
 
-    def shards(self) -> list[str]:
-        """Names of the shards, sorted."""
-        return sorted(path.name.removesuffix(_SUFFIX) for path in self.folder.glob(f"[!.]*{_SUFFIX}"))
+    def shards(self, iteration: int | None = None) -> list[ShardKey]:
+        """The shards of an iteration, or all where None, sorted by their names.
 
-    def append(self, key: str, records: ActionRecords) -> None:
+        Raises:
+            DataError: A file in the folder is named otherwise.
+        """
+        keys = [self._key(path) for path in sorted(self.folder.glob(f"[!.]*{_SUFFIX}"))]
+        return [key for key in keys if iteration is None or key.iteration == iteration]
+
+    def append(self, key: ShardKey, records: ActionRecords) -> None:
         """Writes one shard, whole or not at all.
 
         Images and certainties are stored as float16, images that would lose by it as float32.
 
         Raises:
-            ValueError: There is a shard of that name, and records are never changed; or the name is none that `shards`
-                would find.
+            ValueError: There is a shard of that name, and records are never changed.
             DataError: The shard cannot be written; what was there is intact.
         """
-        if not re.fullmatch(r"\w[\w.-]*", key):
-            raise ValueError(f"{key!r} does not name a shard: use letters, digits, '_', '-' and '.'")
         path = self._path(key)
         if path.exists():
             raise ValueError(f"{path}: D_R is append-only and this shard exists")
@@ -158,15 +140,16 @@ class ActionDataset:
             "references": records.references.to("cpu", torch.uint8).contiguous(),
             "certainty": records.certainty.to("cpu", torch.float16).contiguous(),
         }
-        origins = json.dumps([asdict(origin) for origin in records.origins])
+        # One entry: safetensors writes several in an order that changes, and the hash of the file would.
+        origins = json.dumps(origins_to_json(records.origins))
         with replace_on_success(path) as temporary:
             temporary.write_bytes(save(tensors, metadata={"origins": origins}))
 
-    def read(self, key: str) -> ActionRecords:
+    def read(self, key: ShardKey) -> ActionRecords:
         """Reads one shard; images and certainties come back as float32.
 
         Raises:
-            DataError: The shard is missing, or no such file.
+            DataError: The shard is missing, no such file, or was written by a newer version.
         """
         path = self._path(key)
         try:
@@ -178,7 +161,7 @@ class ActionDataset:
                 tensors["actions"],
                 tensors["references"],
                 tensors["certainty"].float(),
-                tuple(ActionOrigin(**{**origin, "actions": tuple(origin["actions"])}) for origin in origins),
+                origins_from_json(path, origins, tensors["certainty"].float().numpy()),
             )
         except (OSError, safetensors.SafetensorError, KeyError, TypeError, ValueError) as error:
             raise DataError(
@@ -203,7 +186,13 @@ class ActionDataset:
             digest.update(f"{key}:{hash_file(self._path(key))}\n".encode())
         return digest.hexdigest()
 
-    def _path(self, key: str) -> Path:
+    def _key(self, path: Path) -> ShardKey:
+        try:
+            return ShardKey.parse(path.name.removesuffix(_SUFFIX))
+        except ValueError as error:
+            raise DataError(f"{path}: {error}; put what is no part of the action data set elsewhere") from error
+
+    def _path(self, key: ShardKey) -> Path:
         return self.folder / f"{key}{_SUFFIX}"
 
 
@@ -221,16 +210,3 @@ def _compact(images: Tensor) -> Tensor:
     # A channel with one value, such as one without a box, has no range.
     seen = torch.where(seen > 0, seen, exact[:, :, 0].abs())
     return half if bool((moved <= _LOSS * seen).all()) else images
-
-
-def patient_folds(origins: Iterable[ActionOrigin], folds: int, seed: int) -> list[list[str]]:
-    """Deals the patients that records come from into folds of nearly equal size.
-
-    Raises:
-        DataError: There are fewer patients than folds.
-    """
-    patients = sorted({origin.patient_id for origin in origins})
-    if len(patients) < folds:
-        raise DataError(f"{len(patients)} patients cannot be split into {folds} parts; give more patients")
-    order = np.random.default_rng(seed).permutation(len(patients))
-    return [[patients[index] for index in order[fold::folds]] for fold in range(folds)]

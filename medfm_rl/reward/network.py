@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,14 +14,16 @@ from safetensors.torch import load_file, save
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from medfm_rl.data.files import replace_folder_on_success
+from medfm_rl.data.files import read_versioned_json, replace_folder_on_success, versioned_json
 from medfm_rl.errors import ModelError
 from medfm_rl.networks import build_padded_unet
+from medfm_rl.reward.fusion import read_fusion
 from medfm_rl.settings import NetworkSettings, RewardSettings
 from medfm_rl.tiling import over_tiles
 
-FUSION = "fusion.json"
-"""The file in the reward folder of a run that says how its networks are fused."""
+_DESCRIPTION = "reward.json"
+_FORMAT = 1
+_ADVICE = "give a folder that `adapt` wrote"
 # Most pixels are right: an untrained network says so (probability 0.95), and its output is scaled to the range of
 # log-odds. Without this the first epochs are spent on learning a constant.
 _PRIOR_LOG_ODDS = 3.0
@@ -98,14 +99,13 @@ class RewardNet(nn.Module):
     def save(self, folder: Path) -> None:
         """Writes `reward.json` and `weights.safetensors` into a new folder."""
         description = {
-            "format": 1,
             "network": self.settings.model_dump(mode="json"),
             "num_classes": self.num_classes,
             "in_channels": self.in_channels,
             "spatial_dims": self.spatial_dims,
         }
         with replace_folder_on_success(folder) as temporary:
-            (temporary / "reward.json").write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
+            (temporary / _DESCRIPTION).write_text(versioned_json(_FORMAT, description), encoding="utf-8")
             weights = {name: value.contiguous() for name, value in self.state_dict().items()}
             (temporary / "weights.safetensors").write_bytes(save(weights))
 
@@ -114,10 +114,10 @@ class RewardNet(nn.Module):
         """Reads what `save` wrote.
 
         Raises:
-            ModelError: A file is missing or does not fit.
+            ModelError: A file is missing, does not fit, or was written by a newer version.
         """
+        description = read_versioned_json(folder / _DESCRIPTION, _FORMAT, _ADVICE, ModelError)
         try:
-            description = json.loads((folder / "reward.json").read_text(encoding="utf-8"))
             net = cls(
                 NetworkSettings(**description["network"]),
                 description["num_classes"],
@@ -126,7 +126,7 @@ class RewardNet(nn.Module):
             )
             net.load_state_dict(load_file(folder / "weights.safetensors"))
         except (OSError, ValueError, TypeError, KeyError, RuntimeError, SafetensorError) as error:
-            raise ModelError(f"{folder}: not a reward network ({error}); give a folder that `adapt` wrote") from error
+            raise ModelError(f"{folder}: not a reward network ({error}); {_ADVICE}") from error
         return net.eval()
 
 
@@ -245,23 +245,6 @@ class RewardEnsemble(nn.Module):
     def networks(self) -> list[RewardNet]:
         """The members, in their order."""
         return [member for member in self.members if isinstance(member, RewardNet)]
-
-
-def read_fusion(folder: Path) -> tuple[RewardSettings, list[str]]:
-    """How the networks of a reward folder are fused, and their names, from `fusion.json`.
-
-    Raises:
-        ModelError: The file is missing, is not what its name says, or names no network.
-    """
-    try:
-        fusion = json.loads((folder / FUSION).read_text(encoding="utf-8"))
-        settings = RewardSettings(fusion=fusion["fusion"], pessimism=fusion["pessimism"])
-        members = [str(member) for member in fusion["members"]]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ModelError(f"{folder}: not the reward ensemble of a run ({error})") from error
-    if not members:
-        raise ModelError(f"{folder / FUSION}: the ensemble has no members")
-    return settings, members
 
 
 @contextmanager

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,7 +11,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from medfm_rl.data.files import replace_folder_on_success
+from medfm_rl.data.files import read_versioned_json, replace_folder_on_success, versioned_json
 from medfm_rl.errors import DataError, ModelError
 from medfm_rl.networks import argmax_classes
 from medfm_rl.reward.corruption import add_blob, warp
@@ -20,6 +19,9 @@ from medfm_rl.seeding import torch_generator
 from medfm_rl.settings import ShapePriorSettings
 
 _CHANNELS = (16, 32, 64, 64)
+_DESCRIPTION = "shape_prior.json"
+_FORMAT = 1
+_ADVICE = "delete the folder and resume the run"
 
 
 class ShapePrior(nn.Module):
@@ -80,9 +82,9 @@ class ShapePrior(nn.Module):
 
     def save(self, folder: Path) -> None:
         """Writes `shape_prior.json` and `weights.safetensors` into a new folder."""
-        description = {"format": 1, "num_classes": self.num_classes, "size": self.size, "latent": self.latent}
+        description = {"num_classes": self.num_classes, "size": self.size, "latent": self.latent}
         with replace_folder_on_success(folder) as temporary:
-            (temporary / "shape_prior.json").write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
+            (temporary / _DESCRIPTION).write_text(versioned_json(_FORMAT, description), encoding="utf-8")
             (temporary / "weights.safetensors").write_bytes(save(self.state_dict()))
 
     @classmethod
@@ -90,14 +92,14 @@ class ShapePrior(nn.Module):
         """Reads what `save` wrote.
 
         Raises:
-            ModelError: A file is missing or does not fit.
+            ModelError: A file is missing, does not fit, or was written by a newer version.
         """
+        description = read_versioned_json(folder / _DESCRIPTION, _FORMAT, _ADVICE, ModelError)
         try:
-            description = json.loads((folder / "shape_prior.json").read_text(encoding="utf-8"))
             prior = cls(description["num_classes"], tuple(description["size"]), description["latent"])
             prior.load_state_dict(load_file(folder / "weights.safetensors"))
         except (OSError, ValueError, TypeError, KeyError, RuntimeError, SafetensorError) as error:
-            raise ModelError(f"{folder}: not a shape prior ({error}); delete it and resume the run") from error
+            raise ModelError(f"{folder}: not a shape prior ({error}); {_ADVICE}") from error
         return prior.eval()
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 
@@ -12,43 +12,18 @@ from scipy.optimize import minimize_scalar
 from torch import Tensor
 from torch.nn import functional as F
 
-from medfm_rl.data.layouts import split_by_patient
 from medfm_rl.errors import DataError
-from medfm_rl.metrics.calibration import ReliabilityCurve, expected_calibration_error, reliability_curve
+from medfm_rl.metrics.calibration import expected_calibration_error, reliability_curve
 from medfm_rl.networks import mixed_precision
-from medfm_rl.reward.actions import ActionOrigin, ActionRecords
+from medfm_rl.reward.actions import ActionRecords
 from medfm_rl.reward.network import RewardNet
+from medfm_rl.reward.origins import patients_of
+from medfm_rl.reward.patient_split import SplitRecords
+from medfm_rl.reward.training_report import RewardTrainingReport
 from medfm_rl.seeding import derive_seed, torch_generator
 from medfm_rl.settings import RewardSettings
 
 _MOST_CALIBRATION_PIXELS = 2_000_000
-
-
-@dataclass(frozen=True)
-class RewardTrainingReport:
-    """How the training of a reward network went; all of it measured on patients it was not trained on.
-
-    Attributes:
-        losses: Training and validation loss at each validation.
-        best_step: Step whose weights were kept.
-        temperature: T of `sigmoid(z / T)`.
-        ece_before: Expected calibration error at T = 1.
-        ece_after: Expected calibration error at T.
-        reliability_before: Reliability curve at T = 1.
-        reliability_after: Reliability curve at T.
-        training_patients: Who it was trained on.
-        validation_patients: Who it was stopped and calibrated on.
-    """
-
-    losses: tuple[tuple[float, float], ...]
-    best_step: int
-    temperature: float
-    ece_before: float
-    ece_after: float
-    reliability_before: ReliabilityCurve
-    reliability_after: ReliabilityCurve
-    training_patients: tuple[str, ...]
-    validation_patients: tuple[str, ...]
 
 
 def reward_loss(logits: Tensor, right: Tensor, weights: Tensor, error_weight: float) -> Tensor:
@@ -81,12 +56,11 @@ def contour_weights(actions: Tensor, num_classes: int, weight: float) -> Tensor:
 
 def train_reward(
     net: RewardNet,
-    records: ActionRecords,
+    records: SplitRecords,
     settings: RewardSettings,
     seed: int,
     device: torch.device,
     progress: Callable[[int, int], None] | None = None,
-    held_out: Collection[str] | None = None,
 ) -> RewardTrainingReport:
     """Trains a reward network with early stopping by patient, then calibrates its temperature.
 
@@ -96,44 +70,39 @@ def train_reward(
         net: Changed in place; returned on the CPU, frozen in evaluation mode.
         records: D_R, or a part of it.
         settings: Optimisation.
-        seed: Seed of the patient split, the order and the draws.
+        seed: Seed of the order and the draws.
         device: Where to train.
         progress: Called with (steps done, steps at most).
-        held_out: Patients to stop and calibrate on; those of `hold_out` where None. A network that goes on from another
-            must be given patients that the other has not learned from.
 
     Raises:
-        DataError: There are fewer than two patients, a label that the network does not know, or nothing certain to
-            calibrate on.
+        DataError: There is a label that the network does not know, or nothing certain to calibrate on.
         FloatingPointError: The loss is not finite.
     """
-    if held_out is None:
-        held_out = hold_out(records.origins, settings.validation_fraction, derive_seed(seed, "split"))
-    training = records.of_patients(patients_of(records.origins) - set(held_out))
-    validation = records.of_patients(held_out)
-    _check_labels(records, net.num_classes)
+    for part in (records.training, records.validation):
+        _check_labels(part, net.num_classes)
     net.to(device)
+    trained = _Training(net, settings, device)
     # Dropout draws from the global generator.
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(derive_seed(seed, "dropout"))
-        losses, best_step = _fit(net, training, validation, settings, seed, device, progress)
+        losses, best_step = trained.fit(records, torch_generator(seed, "train"), progress)
     net.eval().requires_grad_(False)
-    logits, right = _held_out_pixels(net, validation, settings.batch_size, device, torch_generator(seed, "calibrate"))
+    logits, right = trained.pixels_to_calibrate_on(records.validation, torch_generator(seed, "calibrate"))
     temperature = fit_temperature(logits, right)
     net.temperature.fill_(temperature)
     net.cpu()
     raw, calibrated = (torch.sigmoid(logits / value).numpy() for value in (1.0, temperature))
     outcomes = right.numpy()
     return RewardTrainingReport(
-        losses,
-        best_step,
-        temperature,
-        expected_calibration_error(raw, outcomes),
-        expected_calibration_error(calibrated, outcomes),
-        reliability_curve(raw, outcomes),
-        reliability_curve(calibrated, outcomes),
-        tuple(sorted(patients_of(training.origins))),
-        tuple(sorted(patients_of(validation.origins))),
+        losses=losses,
+        best_step=best_step,
+        temperature=temperature,
+        ece_before=expected_calibration_error(raw, outcomes),
+        ece_after=expected_calibration_error(calibrated, outcomes),
+        reliability_before=reliability_curve(raw, outcomes),
+        reliability_after=reliability_curve(calibrated, outcomes),
+        training_patients=tuple(sorted(patients_of(records.training.origins))),
+        validation_patients=tuple(sorted(patients_of(records.validation.origins))),
     )
 
 
@@ -153,38 +122,6 @@ def fit_temperature(logits: Tensor, right: Tensor) -> float:
     return float(np.exp(found.x))
 
 
-def patients_of(origins: Iterable[ActionOrigin]) -> set[str]:
-    """The patients that records come from."""
-    return {origin.patient_id for origin in origins}
-
-
-def hold_out(origins: Sequence[ActionOrigin], fraction: float, seed: int) -> set[str]:
-    """Picks patients of each domain, so that there is ground truth on both sides where there is any.
-
-    Args:
-        origins: Origins of the records of D_R, or of a part of it.
-        fraction: Share of the patients, in (0, 1).
-        seed: Seed of the choice.
-
-    Returns:
-        Patients to hold out; at least one is, and at least one is not.
-
-    Raises:
-        DataError: There are fewer than two patients.
-    """
-    patients = patients_of(origins)
-    if len(patients) < 2:
-        raise DataError(f"a reward network needs images of at least 2 patients, there are {len(patients)}")
-    held_out: set[str] = set()
-    with_truth = patients_of(origin for origin in origins if origin.domain == "source")
-    for group in (with_truth, patients - with_truth):
-        if len(group) > 1:
-            of_group = [origin for origin in origins if origin.patient_id in group]
-            held_out |= patients_of(split_by_patient(of_group, fraction, seed)[1])
-    # Where there is one patient of each domain: ground truth to learn from, the other to hold out.
-    return held_out or patients - with_truth
-
-
 def _check_labels(records: ActionRecords, num_classes: int) -> None:
     highest = max(int(records.actions.max()), int(records.references.max()))
     if highest >= num_classes:
@@ -194,34 +131,113 @@ def _check_labels(records: ActionRecords, num_classes: int) -> None:
         )
 
 
-def _fit(
-    net: RewardNet,
-    training: ActionRecords,
-    validation: ActionRecords,
-    settings: RewardSettings,
-    seed: int,
-    device: torch.device,
-    progress: Callable[[int, int], None] | None,
-) -> tuple[tuple[tuple[float, float], ...], int]:
-    """Leaves the weights with the lowest validation loss in the network; returns all losses and the step of those."""
-    batches = _batches(training, settings.batch_size, torch_generator(seed, "train"))
-    optimiser = torch.optim.AdamW(net.parameters(), lr=settings.learning_rate, weight_decay=1e-4)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, settings.steps)
-    best_loss, best_step, best_state = float("inf"), 0, _copy_state(net)
-    losses: list[tuple[float, float]] = []
-    step = 0
-    while step < settings.steps and step - best_step < settings.patience * settings.validate_every:
-        count = min(settings.validate_every, settings.steps - step)
-        training_loss = _train_steps(net, training, islice(batches, count), settings, optimiser, schedule, device)
-        validation_loss = _validate(net, validation, settings, device)
-        step += count
-        losses.append((training_loss, validation_loss))
-        if validation_loss < best_loss:
-            best_loss, best_step, best_state = validation_loss, step, _copy_state(net)
-        if progress:
-            progress(step, settings.steps)
-    net.load_state_dict(best_state)
-    return tuple(losses), best_step
+@dataclass(frozen=True, eq=False)
+class _Training:
+    """One network in training, where it is trained and how."""
+
+    net: RewardNet
+    settings: RewardSettings
+    device: torch.device
+
+    def fit(
+        self, records: SplitRecords, generator: torch.Generator, progress: Callable[[int, int], None] | None
+    ) -> tuple[tuple[tuple[float, float], ...], int]:
+        """Leaves the weights with the lowest validation loss in the network; returns all losses and their step."""
+        settings, net = self.settings, self.net
+        batches = _batches(records.training, settings.batch_size, generator)
+        optimiser = torch.optim.AdamW(net.parameters(), lr=settings.learning_rate, weight_decay=1e-4)
+        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, settings.steps)
+        best_loss, best_step, best_state = float("inf"), 0, _copy_state(net)
+        losses: list[tuple[float, float]] = []
+        step = 0
+        while step < settings.steps and step - best_step < settings.patience * settings.validate_every:
+            count = min(settings.validate_every, settings.steps - step)
+            training_loss = self._train_steps(records.training, islice(batches, count), optimiser, schedule)
+            validation_loss = self._validate(records.validation)
+            step += count
+            losses.append((training_loss, validation_loss))
+            if validation_loss < best_loss:
+                best_loss, best_step, best_state = validation_loss, step, _copy_state(net)
+            if progress:
+                progress(step, settings.steps)
+        net.load_state_dict(best_state)
+        return tuple(losses), best_step
+
+    def _train_steps(
+        self,
+        records: ActionRecords,
+        batches: Iterator[tuple[Tensor, Tensor]],
+        optimiser: torch.optim.Optimizer,
+        schedule: torch.optim.lr_scheduler.LRScheduler,
+    ) -> float:
+        """One step for each batch; returns the mean loss."""
+        self.net.train()
+        losses = []
+        for rows, choice in batches:
+            with mixed_precision(self.device, records.images.ndim - 2):
+                loss, _ = self._loss(records, rows, choice)
+            optimiser.zero_grad()
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(self.net.parameters(), 1.0)
+            optimiser.step()
+            schedule.step()
+            losses.append(loss.item())
+        return float(np.mean(losses))
+
+    @torch.no_grad()
+    def _validate(self, records: ActionRecords) -> float:
+        """Mean loss over all pixels by their weight, however they are dealt into batches."""
+        self.net.eval()
+        total, weight = 0.0, 0.0
+        for rows, choice in _every_action(records, self.settings.batch_size):
+            loss, batch_weight = self._loss(records, rows, choice)
+            total += loss.item() * batch_weight
+            weight += batch_weight
+        return total / max(weight, 1e-8)
+
+    def _loss(self, records: ActionRecords, rows: Tensor, choice: Tensor) -> tuple[Tensor, float]:
+        """The mean loss of one action of each row, and the total weight of its pixels."""
+        settings, num_classes = self.settings, self.net.num_classes
+        images = records.images[rows].to(self.device)
+        actions = records.actions[rows, choice].to(self.device).long()
+        references = records.references[rows].to(self.device).long()
+        certainty = records.certainty[rows].to(self.device)
+        weights = certainty * contour_weights(actions, num_classes, settings.contour_weight)
+        right = (actions == references).float()
+        loss = reward_loss(self.net(images, actions).float(), right, weights, settings.error_weight)
+        if not torch.isfinite(loss):
+            raise FloatingPointError("the reward loss is not finite; lower reward.learning_rate or look at the images")
+        return loss, float(weights.sum())
+
+    @torch.no_grad()
+    def pixels_to_calibrate_on(self, records: ActionRecords, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Logits and outcomes of the pixels with the most trusted references, thinned to what a fit needs.
+
+        Where there is ground truth, references of other origin do not take part.
+
+        Raises:
+            DataError: No reference is certain of any pixel.
+        """
+        with_ground_truth = records.with_ground_truth()
+        records = with_ground_truth if len(with_ground_truth) else records
+        if not bool((records.certainty > 0).any()):
+            raise DataError(
+                "no reference of the held-out patients is certain of any pixel, so the reward cannot be calibrated; "
+                "lower collect.reference_agreement or give more patients"
+            )
+        logits, right = [], []
+        trusted = 0.5 * float(records.certainty.max())
+        for rows, choice in _every_action(records, self.settings.batch_size):
+            actions = records.actions[rows, choice]
+            certain = records.certainty[rows] >= trusted
+            rated = self.net(records.images[rows].to(self.device), actions.to(self.device))
+            logits.append(rated.cpu()[certain])
+            right.append((actions == records.references[rows])[certain].float())
+        all_logits, all_right = torch.cat(logits), torch.cat(right)
+        if len(all_logits) > _MOST_CALIBRATION_PIXELS:
+            kept = torch.randint(len(all_logits), (_MOST_CALIBRATION_PIXELS,), generator=generator)
+            return all_logits[kept], all_right[kept]
+        return all_logits, all_right
 
 
 def _batches(records: ActionRecords, batch_size: int, generator: torch.Generator) -> Iterator[tuple[Tensor, Tensor]]:
@@ -232,92 +248,10 @@ def _batches(records: ActionRecords, batch_size: int, generator: torch.Generator
             yield rows, choice[rows]
 
 
-def _train_steps(
-    net: RewardNet,
-    records: ActionRecords,
-    batches: Iterator[tuple[Tensor, Tensor]],
-    settings: RewardSettings,
-    optimiser: torch.optim.Optimizer,
-    schedule: torch.optim.lr_scheduler.LRScheduler,
-    device: torch.device,
-) -> float:
-    """One step for each batch; returns the mean loss."""
-    net.train()
-    losses = []
-    for rows, choice in batches:
-        with mixed_precision(device, records.images.ndim - 2):
-            loss, _ = _loss(net, records, rows, choice, settings, device)
-        optimiser.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(net.parameters(), 1.0)
-        optimiser.step()
-        schedule.step()
-        losses.append(loss.item())
-    return float(np.mean(losses))
-
-
-@torch.no_grad()
-def _validate(net: RewardNet, records: ActionRecords, settings: RewardSettings, device: torch.device) -> float:
-    """Mean loss over all pixels by their weight, however they are dealt into batches."""
-    net.eval()
-    total, weight = 0.0, 0.0
-    for rows, choice in _every_action(records, settings.batch_size):
-        loss, batch_weight = _loss(net, records, rows, choice, settings, device)
-        total += loss.item() * batch_weight
-        weight += batch_weight
-    return total / max(weight, 1e-8)
-
-
 def _every_action(records: ActionRecords, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
     for action in range(records.actions.shape[1]):
         for rows in torch.arange(len(records)).split(batch_size):
             yield rows, torch.full_like(rows, action)
-
-
-def _loss(
-    net: RewardNet, records: ActionRecords, rows: Tensor, choice: Tensor, settings: RewardSettings, device: torch.device
-) -> tuple[Tensor, float]:
-    """The mean loss of one action of each row, and the total weight of its pixels."""
-    images = records.images[rows].to(device)
-    actions = records.actions[rows, choice].to(device).long()
-    references = records.references[rows].to(device).long()
-    weights = records.certainty[rows].to(device) * contour_weights(actions, net.num_classes, settings.contour_weight)
-    loss = reward_loss(net(images, actions).float(), (actions == references).float(), weights, settings.error_weight)
-    if not torch.isfinite(loss):
-        raise FloatingPointError("the reward loss is not finite; lower reward.learning_rate or look at the images")
-    return loss, float(weights.sum())
-
-
-@torch.no_grad()
-def _held_out_pixels(
-    net: RewardNet, records: ActionRecords, batch_size: int, device: torch.device, generator: torch.Generator
-) -> tuple[Tensor, Tensor]:
-    """Logits and outcomes of the pixels with the most trusted references, thinned to what a fit needs.
-
-    Where there is ground truth, references of other origin do not take part.
-
-    Raises:
-        DataError: No reference is certain of any pixel.
-    """
-    source = records.of_domain("source")
-    records = source if len(source) else records
-    if not bool((records.certainty > 0).any()):
-        raise DataError(
-            "no reference of the held-out patients is certain of any pixel, so the reward cannot be calibrated; lower "
-            "collect.reference_agreement or give more patients"
-        )
-    logits, right = [], []
-    trusted = 0.5 * float(records.certainty.max())
-    for rows, choice in _every_action(records, batch_size):
-        actions = records.actions[rows, choice]
-        certain = records.certainty[rows] >= trusted
-        logits.append(net(records.images[rows].to(device), actions.to(device)).cpu()[certain])
-        right.append((actions == records.references[rows])[certain].float())
-    all_logits, all_right = torch.cat(logits), torch.cat(right)
-    if len(all_logits) > _MOST_CALIBRATION_PIXELS:
-        kept = torch.randint(len(all_logits), (_MOST_CALIBRATION_PIXELS,), generator=generator)
-        return all_logits[kept], all_right[kept]
-    return all_logits, all_right
 
 
 def _near_contour(labels: Tensor, num_classes: int) -> Tensor:

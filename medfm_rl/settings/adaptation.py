@@ -114,14 +114,12 @@ class RewardSettings(Settings):
     )
 
 
-class PPOSettings(Settings):
-    """Fine-tuning of the policy. Names are stable-baselines3's where it has one."""
+class PPOHyperparameters(Settings):
+    """Hyper-parameters of `DensePPO`. Names are stable-baselines3's where it has one."""
 
-    updates: Positive = Field(40, description="PPO updates (rollout and optimisation) per iteration.")
-    n_envs: Positive = Field(16, description="Images per rollout.")
-    n_epochs: Positive = Field(5, description="Inner epochs K on each rollout.")
     learning_rate: float = Field(1e-4, gt=0, description="Learning rate of the actor's Adam.")
     critic_learning_rate: float = Field(1e-3, gt=0, description="Learning rate of the critic's Adam.")
+    n_epochs: Positive = Field(5, description="Inner epochs K on each rollout.")
     clip_range: float = Field(0.2, gt=0, lt=1, description="Clip of the per-pixel ratio.")
     ent_coef: float = Field(0.0, ge=0, description="Weight of the entropy bonus.")
     kl_coef: float = Field(0.5, ge=0, description="Weight of the KL divergence to the policy before PPO, frozen.")
@@ -129,13 +127,6 @@ class PPOSettings(Settings):
         None, gt=0, description="Inner epochs stop beyond 1.5 times this KL to the rollout."
     )
     max_grad_norm: float = Field(0.5, gt=0, description="Gradient norms of actor and critic, clipped apart.")
-    appearance_strength: float = Field(
-        1.0,
-        ge=0,
-        le=3,
-        description="Strength of the random appearance in which the policy sees target images; the reward networks see "
-        "them as they are.",
-    )
     baseline: Literal["critic", "greedy"] = Field(
         "greedy", description="Advantage against the critic's value, or against the reward of the argmax action."
     )
@@ -144,6 +135,25 @@ class PPOSettings(Settings):
     )
     correlation_length: float = Field(
         4.0, gt=0, description="Standard deviation in pixels of the Gaussian that correlates the noise."
+    )
+
+    @property
+    def noise_length(self) -> float:
+        """Correlation length of the noise of sampled actions, in pixels; 0 where pixels are independent."""
+        return self.correlation_length if self.exploration == "correlated" else 0.0
+
+
+class PPOSettings(PPOHyperparameters):
+    """Fine-tuning of the policy by PPO."""
+
+    updates: Positive = Field(40, description="PPO updates (rollout and optimisation) per iteration.")
+    n_envs: Positive = Field(16, description="Images per rollout.")
+    appearance_strength: float = Field(
+        1.0,
+        ge=0,
+        le=3,
+        description="Strength of the random appearance in which the policy sees target images; the reward networks see "
+        "them as they are.",
     )
     eval_every: Positive = Field(10, description="Updates between checkpoints that compete in the selection.")
 

@@ -19,7 +19,7 @@ from medfm_rl.adapters.loading import load_segmenter, recognise
 from medfm_rl.envs import SegmentationVecEnv
 from medfm_rl.errors import ConfigError, DataError, ModelError
 from medfm_rl.policies import DensePPO
-from medfm_rl.settings import BiomedParseSettings, TextPrompts
+from medfm_rl.settings import BiomedParseSettings, PPOHyperparameters, TextPrompts
 from medfm_rl.types import Case, Geometry, Prompts
 from medfm_rl.workflows.inspection import inspect_model
 
@@ -126,7 +126,8 @@ def test_an_update_of_ppo_leaves_in_a_checkpoint_that_gives_the_same_masks(
         parameter.requires_grad_(True)
     env = SegmentationVecEnv(images.numpy(), lambda _, actions: (actions > 0).float(), 3, n_envs=2)
     before = copy.deepcopy(adapter.state_dict())
-    DensePPO(env, adapter, trainable=parameters, kl_coef=0.0, n_epochs=1, device="cpu", learning_rate=1e-2).learn(2)
+    settings = PPOHyperparameters(kl_coef=0.0, n_epochs=1, learning_rate=1e-2)
+    DensePPO(env, adapter, settings, trainable=parameters, device="cpu").learn(2)
     changed = {name for name, value in adapter.state_dict().items() if not torch.equal(value, before[name])}
     assert changed
     assert all(".predictor." in name for name in changed)

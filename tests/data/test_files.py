@@ -18,13 +18,15 @@ from medfm_rl.data.files import (
     hash_file,
     hash_folder,
     hash_path,
+    read_versioned_json,
     remove_abandoned,
     replace_folder_on_success,
     replace_on_success,
     write_json,
     write_text,
+    write_versioned_json,
 )
-from medfm_rl.errors import DataError
+from medfm_rl.errors import DataError, ModelError
 
 
 def full_disk(*args: object, **kwargs: object) -> None:
@@ -337,3 +339,34 @@ def test_a_process_that_is_killed_leaves_what_is_then_removed(tmp_path: Path) ->
     assert len(names(tmp_path)) == 3
     remove_abandoned(tmp_path)
     assert names(tmp_path) == []
+
+
+def test_a_versioned_file_comes_back_with_its_number(tmp_path: Path) -> None:
+    path = tmp_path / "a.json"
+    write_versioned_json(path, 2, {"name": [1, None, "x"]})
+    assert read_versioned_json(path, 2, "do something") == {"format": 2, "name": [1, None, "x"]}
+    # Version 0.1 wrote no number.
+    path.write_text('{"name": 1}')
+    assert read_versioned_json(path, 2, "do something") == {"format": 1, "name": 1}
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ('{"format": 3}', "format 3 was written by a newer version of medfm-rl; update"),
+        ('{"format": "two"}', "\"format\" is 'two' and must be a number from 1 on"),
+        ('{"format": 0}', '"format" is 0 and must be a number from 1 on'),
+        ("[1]", "not a JSON object; make it again"),
+        ("{", "not a JSON file .*; make it again"),
+    ],
+)
+def test_a_versioned_file_that_cannot_be_read_is_named(tmp_path: Path, content: str, message: str) -> None:
+    path = tmp_path / "a.json"
+    path.write_text(content)
+    with pytest.raises(ModelError, match=rf"a\.json: {message}"):
+        read_versioned_json(path, 2, "make it again", ModelError)
+
+
+def test_a_versioned_file_that_is_not_there_is_named(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"a\.json: there is no such file; make it again"):
+        read_versioned_json(tmp_path / "a.json", 2, "make it again")

@@ -102,6 +102,11 @@ def hashes_of_run(run: Path) -> dict[str, str]:
     return {name: hash_weights(path) for name, path in files.items()}
 
 
+def hashes_of_actions(run: Path) -> dict[str, str]:
+    """Hashes of the tensors of each shard of D_R; how the origins of its records are written may change."""
+    return {path.name: hash_weights(path) for path in sorted((run / "actions").glob("*.safetensors"))}
+
+
 def hashes_of_deployment(folder: Path) -> dict[str, str]:
     """Hashes of masks, predicted Dice and verdicts, and of what was decided about corrections."""
     scores = csv.DictReader((folder / "scored" / "scores.csv").read_text().splitlines())

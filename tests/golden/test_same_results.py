@@ -30,10 +30,14 @@ def run_of_version_0_1(tmp_path: Path) -> Path:
 
 
 @same_rounding
-def test_adapt_gives_the_same_weights_as_version_0_1(run_of_version_0_1: Path) -> None:
-    shutil.rmtree(run_of_version_0_1 / "run")
+def test_adapt_gives_the_same_actions_and_weights_as_version_0_1(run_of_version_0_1: Path) -> None:
+    run = run_of_version_0_1 / "run"
+    actions = reference_run.hashes_of_actions(run)
+    shutil.rmtree(run)
     reference_run.adapt(run_of_version_0_1)
-    assert reference_run.hashes_of_run(run_of_version_0_1 / "run") == EXPECTED["run"]
+    assert len(actions) == 8
+    assert reference_run.hashes_of_actions(run) == actions
+    assert reference_run.hashes_of_run(run) == EXPECTED["run"]
 
 
 def test_a_run_of_version_0_1_is_read_by_every_command(run_of_version_0_1: Path) -> None:

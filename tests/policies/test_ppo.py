@@ -1,7 +1,10 @@
 from __future__ import annotations
 
+import json
 import random
+import tempfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,9 +14,12 @@ from torch import Tensor, nn
 from medfm_rl.envs import SegmentationVecEnv
 from medfm_rl.errors import DataError, ModelError
 from medfm_rl.policies import DensePPO
-from medfm_rl.policies.ppo import clipped_policy_loss, greedy_advantages, normalise_advantages
+from medfm_rl.policies.checkpoints import read_state
+from medfm_rl.policies.losses import clipped_policy_loss, greedy_advantages, normalise_advantages
+from medfm_rl.settings import PPOHyperparameters
 
 K = 3
+CRITIC = PPOHyperparameters(baseline="critic")
 
 
 class TinyNet(nn.Module):
@@ -48,15 +54,36 @@ def no_reward(images: Tensor, actions: Tensor) -> Tensor:
     raise AssertionError("every image has its truth here")
 
 
-def make_ppo(seed: int = 0, n_envs: int = 16, **changes: object) -> DensePPO:
+def make_ppo(
+    seed: int = 0,
+    n_envs: int = 16,
+    n_steps: int = 1,
+    batch_size: int | None = None,
+    autocast: bool = False,
+    **changes: Any,
+) -> DensePPO:
+    """PPO on drawn shapes.
+
+    Args:
+        changes: Hyper-parameters.
+    """
     torch.manual_seed(0)
     images, labels = drawn_shapes()
     segmenter = TinyNet()
-    arguments: dict[str, object] = {"baseline": "greedy", "learning_rate": 1e-2, "kl_coef": 0.0, "device": "cpu"}
-    arguments.update(changes)
-    critic = TinyNet(1) if arguments["baseline"] == "critic" else None
+    settings = PPOHyperparameters(**{"baseline": "greedy", "learning_rate": 1e-2, "kl_coef": 0.0, **changes})
+    critic = TinyNet(1) if settings.baseline == "critic" else None
     env = SegmentationVecEnv(images, no_reward, K, n_envs, references=labels)
-    return DensePPO(env, segmenter, critic, seed=seed, **arguments)  # type: ignore[arg-type]
+    return DensePPO(
+        env,
+        segmenter,
+        settings,
+        critic=critic,
+        n_steps=n_steps,
+        batch_size=batch_size,
+        autocast=autocast,
+        seed=seed,
+        device="cpu",
+    )
 
 
 def accuracy(ppo: DensePPO) -> float:
@@ -66,9 +93,9 @@ def accuracy(ppo: DensePPO) -> float:
 
 
 @pytest.mark.parametrize("baseline", ["critic", "greedy"])
-@pytest.mark.parametrize("correlation_length", [0.0, 2.0])
-def test_an_oracle_reward_is_learnt(baseline: str, correlation_length: float) -> None:
-    ppo = make_ppo(baseline=baseline, correlation_length=correlation_length)
+@pytest.mark.parametrize("exploration", ["independent", "correlated"])
+def test_an_oracle_reward_is_learnt(baseline: str, exploration: str) -> None:
+    ppo = make_ppo(baseline=baseline, exploration=exploration, correlation_length=2.0)
     assert accuracy(ppo) < 0.9
     ppo.learn(16 * 80)
     assert accuracy(ppo) >= 0.98
@@ -78,7 +105,8 @@ def test_volumes_are_learnt_too() -> None:
     torch.manual_seed(0)
     images, labels = drawn_shapes(16, spatial_dims=3)
     env = SegmentationVecEnv(images, no_reward, K, 8, references=labels)
-    ppo = DensePPO(env, TinyNet(spatial_dims=3), learning_rate=1e-2, kl_coef=0.0, device="cpu", correlation_length=1.0)
+    settings = PPOHyperparameters(learning_rate=1e-2, kl_coef=0.0, correlation_length=1.0)
+    ppo = DensePPO(env, TinyNet(spatial_dims=3), settings, device="cpu")
     before = float((ppo.predict(images, deterministic=True)[0].reshape(labels.shape) == labels).mean())
     ppo.learn(8 * 30)
     after = float((ppo.predict(images, deterministic=True)[0].reshape(labels.shape) == labels).mean())
@@ -99,7 +127,7 @@ def forget_the_graph(ppo: DensePPO) -> DensePPO:
 
 def test_the_ratio_is_exactly_one_at_the_first_inner_epoch() -> None:
     """Dropout and batch norm are in the network, and frozen: what is computed again is what was drawn from."""
-    ppo = forget_the_graph(make_ppo(n_epochs=1, learning_rate=0.0))
+    ppo = forget_the_graph(make_ppo(n_epochs=1))
     ppo.learn(16)
     assert ppo.logger.name_to_value["train/approx_kl"] == 0.0
     assert ppo.logger.name_to_value["train/clip_fraction"] == 0.0
@@ -107,7 +135,7 @@ def test_the_ratio_is_exactly_one_at_the_first_inner_epoch() -> None:
 
 def test_reusing_the_rollout_graph_changes_nothing() -> None:
     """One minibatch reuses the graph, two half-rollout steps cannot: the same images give the same first loss."""
-    reused, recomputed = make_ppo(n_epochs=1, learning_rate=0.0), make_ppo(n_epochs=1, learning_rate=0.0)
+    reused, recomputed = make_ppo(n_epochs=1), make_ppo(n_epochs=1)
     forget_the_graph(recomputed)
     for ppo in (reused, recomputed):
         ppo.learn(16)
@@ -133,7 +161,9 @@ def test_no_batch_statistics_move_while_the_policy_learns() -> None:
 
 
 def test_the_policy_loss_does_not_reach_the_critic() -> None:
-    ppo = make_ppo(baseline="critic", critic_learning_rate=0.0)
+    ppo = make_ppo(baseline="critic")
+    assert ppo.policy.critic_optimizer is not None
+    ppo.policy.critic_optimizer.param_groups[0]["lr"] = 0.0
     before = {name: value.clone() for name, value in ppo.policy.critic.named_parameters()}  # type: ignore[union-attr]
     actor = {name: value.clone() for name, value in ppo.policy.segmenter.named_parameters()}
     ppo.learn(16)
@@ -146,7 +176,7 @@ def test_sharing_parameters_by_accident_is_refused() -> None:
     images, labels = drawn_shapes()
     net = TinyNet()
     with pytest.raises(ValueError, match="share parameters"):
-        DensePPO(SegmentationVecEnv(images, no_reward, K, 4, references=labels), net, net, baseline="critic")
+        DensePPO(SegmentationVecEnv(images, no_reward, K, 4, references=labels), net, CRITIC, critic=net)
 
 
 def test_a_critic_with_a_huge_gradient_does_not_shrink_the_step_of_the_actor() -> None:
@@ -261,18 +291,67 @@ def test_saving_and_loading_goes_on_as_if_nothing_had_happened(tmp_path: Path, b
         tmp_path / "checkpoint",
         SegmentationVecEnv(images, no_reward, K, 16, references=labels),
         TinyNet(),
-        TinyNet(1) if baseline == "critic" else None,
+        critic=TinyNet(1) if baseline == "critic" else None,
         device="cpu",
     )
+    assert (second.settings, second.autocast) == (first.settings, True)
     second.learn(16 * 2, reset_num_timesteps=False)
     for ours, theirs in zip(second.policy.actor_parameters, straight.policy.actor_parameters, strict=True):
         assert torch.equal(ours, theirs)
 
 
+def test_a_checkpoint_of_version_0_1_is_read(tmp_path: Path) -> None:
+    """Its hyper-parameters stood beside the state, and independent exploration was a correlation length of 0."""
+    ppo = make_ppo(exploration="independent", clip_range=0.1, n_steps=2, batch_size=4, seed=7)
+    ppo.learn(32)
+    ppo.save(tmp_path / "checkpoint")
+    path = tmp_path / "checkpoint" / "ppo.json"
+    content = json.loads(path.read_text())
+    assert content.pop("format") == 2
+    flat = {**content.pop("settings"), "correlation_length": 0.0}
+    del flat["exploration"]
+    path.write_text(json.dumps({**content, **flat, "_n_updates": content.pop("n_updates")}))
+    found = read_state(tmp_path / "checkpoint")
+    assert found.settings == ppo.settings
+    assert (found.n_steps, found.batch_size, found.seed, found.num_timesteps, found.n_updates) == (2, 4, 7, 32, 1)
+
+
+def test_other_settings_than_those_that_were_saved_can_be_gone_on_with(tmp_path: Path) -> None:
+    ppo = make_ppo()
+    ppo.save(tmp_path / "checkpoint")
+    other = ppo.settings.model_copy(update={"clip_range": 0.3})
+    images, labels = drawn_shapes()
+    env = SegmentationVecEnv(images, no_reward, K, 16, references=labels)
+    loaded = DensePPO.load(tmp_path / "checkpoint", env, TinyNet(), other, seed=5, device="cpu")
+    assert (loaded.settings, loaded.seed) == (other, 5)
+
+
+def test_a_checkpoint_of_a_newer_version_says_to_update(tmp_path: Path) -> None:
+    make_ppo().save(tmp_path / "checkpoint")
+    path = tmp_path / "checkpoint" / "ppo.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "format": 3}))
+    with pytest.raises(ModelError, match=r"ppo\.json: format 3 was written by a newer version of medfm-rl; update"):
+        read_state(tmp_path / "checkpoint")
+
+
+@pytest.mark.parametrize("verbose", [0, 1])
+def test_learning_leaves_nothing_among_the_temporary_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], verbose: int
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    images, labels = drawn_shapes()
+    env = SegmentationVecEnv(images, no_reward, K, 16, references=labels)
+    ppo = DensePPO(env, TinyNet(), device="cpu", verbose=verbose)
+    for _ in range(2):
+        ppo.learn(16)
+    assert list(tmp_path.iterdir()) == []
+    assert ("total_timesteps" in capsys.readouterr().out) == bool(verbose)
+
+
 def test_loading_what_is_no_checkpoint_names_the_folder(tmp_path: Path) -> None:
     images, labels = drawn_shapes()
     env = SegmentationVecEnv(images, no_reward, K, 16, references=labels)
-    with pytest.raises(ModelError, match="nothing: not a PPO checkpoint"):
+    with pytest.raises(ModelError, match=r"nothing/ppo\.json: there is no such file; give the folder"):
         DensePPO.load(tmp_path / "nothing", env, TinyNet())
 
 
@@ -295,7 +374,7 @@ def test_a_loss_that_is_not_finite_stops_before_the_weights_change() -> None:
 
 
 def test_rollouts_sample_and_evaluation_takes_the_argmax() -> None:
-    ppo = make_ppo(correlation_length=0.0)
+    ppo = make_ppo(exploration="independent")
     images, _ = drawn_shapes()
     greedy = [ppo.predict(images, deterministic=True)[0] for _ in range(2)]
     assert np.array_equal(*greedy)
@@ -338,6 +417,6 @@ def test_a_critic_and_the_greedy_baseline_exclude_each_other() -> None:
     images, labels = drawn_shapes()
     env = SegmentationVecEnv(images, no_reward, K, 4, references=labels)
     with pytest.raises(ValueError, match="critic"):
-        DensePPO(env, TinyNet(), TinyNet(1), baseline="greedy")
+        DensePPO(env, TinyNet(), PPOHyperparameters(baseline="greedy"), critic=TinyNet(1))
     with pytest.raises(ValueError, match="critic"):
-        DensePPO(env, TinyNet(), None, baseline="critic")
+        DensePPO(env, TinyNet(), CRITIC)

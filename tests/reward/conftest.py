@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from medfm_rl.reward.actions import ActionOrigin, ActionRecords, Domain
+from medfm_rl.reward.actions import ActionRecords
+from medfm_rl.reward.origins import GROUND_TRUTH, ActionOrigin, Reference
 
 
 @pytest.fixture
@@ -21,7 +22,7 @@ def make_records() -> Callable[..., ActionRecords]:
         shape: tuple[int, ...] = (16, 16),
         channels: int = 1,
         classes: int = 3,
-        domain: Domain = "source",
+        reference: Reference = GROUND_TRUTH,
         seed: int = 0,
     ) -> ActionRecords:
         rng, count = np.random.default_rng(seed), len(patients)
@@ -34,8 +35,7 @@ def make_records() -> Callable[..., ActionRecords]:
                 ActionOrigin(
                     f"{patient}_{row}",
                     patient,
-                    domain,
-                    "ground truth" if domain == "source" else "consensus",
+                    reference,
                     ("policy", *("warped policy",) * (actions - 1)),
                 )
                 for row, patient in enumerate(patients)

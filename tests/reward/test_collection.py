@@ -1,7 +1,7 @@
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Iterator
+from dataclasses import fields
 from typing import Any
 
 import pytest
@@ -9,7 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from medfm_rl.reward.actions import ActionRecords
-from medfm_rl.reward.collection import Collector, ImageSet, perturb_weights
+from medfm_rl.reward.collection import ActionSampler, ImageSet, perturb_weights
+from medfm_rl.reward.origins import GROUND_TRUTH, Reference
+from medfm_rl.reward.sources import LabelledSourceImages, UnlabelledTargetImages
 from medfm_rl.settings import CollectSettings
 
 K = 4
@@ -76,16 +78,9 @@ def explored(logits: Tensor, generator: torch.Generator) -> Tensor:
     return labels
 
 
-def make_collector(segmenter: nn.Module | None = None, **changes: Any) -> Collector:
-    settings = changes.pop("settings", CollectSettings(actions_per_image=5))
-    arguments: dict[str, Any] = {
-        "explore": explored,
-        "is_valid": lambda mask: True,
-        "shape_prior": StubPrior(),
-        "device": torch.device("cpu"),
-        **changes,
-    }
-    return Collector((segmenter or Thresholds()).eval(), K, settings, **arguments)
+def make_sampler(segmenter: nn.Module | None = None, settings: CollectSettings | None = None) -> ActionSampler:
+    settings = CollectSettings(actions_per_image=5) if settings is None else settings
+    return ActionSampler((segmenter or Thresholds()).eval(), settings, explored, torch.device("cpu"))
 
 
 def make_images(count: int = 3, shape: tuple[int, ...] = (16, 16), seed: int = 0) -> tuple[ImageSet, Tensor]:
@@ -106,16 +101,23 @@ def seeded(seed: int = 0) -> torch.Generator:
 
 
 def from_source(
-    collector: Collector, count: int = 3, seed: int = 0, shape: tuple[int, ...] = (16, 16)
+    sampler: ActionSampler, count: int = 3, seed: int = 0, shape: tuple[int, ...] = (16, 16)
 ) -> ActionRecords:
     sources, masks = make_images(count, shape)
-    return collector.from_source(sources, masks, make_images(4, shape, seed=1)[0].images, seeded(seed))
+    source = LabelledSourceImages(sampler, sources, masks, make_images(4, shape, seed=1)[0].images)
+    return source.collect(range(count), seeded(seed))
+
+
+def target_source(sampler: ActionSampler, images: ImageSet, **changes: Any) -> UnlabelledTargetImages:
+    return UnlabelledTargetImages(
+        sampler, images, **{"is_valid": lambda mask: True, "shape_prior": StubPrior(), **changes}
+    )
 
 
 def from_target(
-    collector: Collector, count: int = 3, seed: int = 0, shape: tuple[int, ...] = (16, 16)
+    sampler: ActionSampler, count: int = 3, seed: int = 0, shape: tuple[int, ...] = (16, 16)
 ) -> ActionRecords:
-    return collector.from_target(make_images(count, shape)[0], seeded(seed))
+    return target_source(sampler, make_images(count, shape)[0]).collect(range(count), seeded(seed))
 
 
 COLLECT = pytest.mark.parametrize("collect", [from_source, from_target])
@@ -126,8 +128,8 @@ COLLECT = pytest.mark.parametrize("collect", [from_source, from_target])
 def test_records_hold_the_actions_asked_for_within_the_classes(
     collect: Callable[..., ActionRecords], shape: tuple[int, ...]
 ) -> None:
-    collector = make_collector(Thresholds(len(shape)), settings=CollectSettings(actions_per_image=7))
-    records = collect(collector, 4, shape=shape)
+    sampler = make_sampler(Thresholds(len(shape)), CollectSettings(actions_per_image=7))
+    records = collect(sampler, 4, shape=shape)
     assert records.images.shape == (4, 1, *shape)
     assert records.actions.shape == (4, 7, *shape)
     assert records.actions.dtype == records.references.dtype == torch.uint8
@@ -142,7 +144,7 @@ def test_records_hold_the_actions_asked_for_within_the_classes(
 @COLLECT
 def test_every_way_to_make_an_action_occurs_and_is_what_its_name_says(collect: Callable[..., ActionRecords]) -> None:
     segmenter = Thresholds()
-    records = collect(make_collector(segmenter, settings=CollectSettings(actions_per_image=20)), 20)
+    records = collect(make_sampler(segmenter, settings=CollectSettings(actions_per_image=20)), 20)
     assert {kind for origin in records.origins for kind in origin.actions} == KINDS | {"policy"}
     own = segmenter(records.images).argmax(dim=1).byte()
     stripes = explored(torch.zeros(1, K, 16, 16), seeded())[0]
@@ -180,9 +182,9 @@ def test_every_way_to_make_an_action_occurs_and_is_what_its_name_says(collect: C
 @COLLECT
 def test_the_same_seed_collects_the_same(collect: Callable[..., ActionRecords]) -> None:
     torch.manual_seed(0)
-    first = collect(make_collector())
+    first = collect(make_sampler())
     torch.manual_seed(99)
-    same, other = collect(make_collector()), collect(make_collector(), seed=1)
+    same, other = collect(make_sampler()), collect(make_sampler(), seed=1)
     for name in ("images", "actions", "references", "certainty"):
         assert torch.equal(getattr(first, name), getattr(same, name)), name
     assert first.origins == same.origins
@@ -193,7 +195,7 @@ def test_the_same_seed_collects_the_same(collect: Callable[..., ActionRecords]) 
 def test_collecting_changes_neither_the_policy_nor_the_images(collect: Callable[..., ActionRecords]) -> None:
     segmenter, images = Thresholds(), make_images()
     before = {name: value.clone() for name, value in segmenter.state_dict().items()}
-    records = collect(make_collector(segmenter))
+    records = collect(make_sampler(segmenter))
     assert all(torch.equal(value, before[name]) for name, value in segmenter.state_dict().items())
     assert all(parameter.requires_grad for parameter in segmenter.parameters())
     assert all(parameter.grad is None for parameter in segmenter.parameters())
@@ -209,23 +211,23 @@ def test_collecting_changes_neither_the_policy_nor_the_images(collect: Callable[
 
 def test_source_images_come_in_a_new_look_with_their_ground_truth_untouched() -> None:
     sources, masks = make_images()
-    records = from_source(make_collector())
+    records = from_source(make_sampler())
     assert torch.equal(records.references, masks)
     assert (records.certainty == 1).all()
     for row in range(3):
         assert not torch.allclose(records.images[row], sources.images[row], atol=0.05)
-    assert {(origin.domain, origin.reference) for origin in records.origins} == {("source", "ground truth")}
+    assert {origin.reference for origin in records.origins} == {GROUND_TRUTH}
 
 
 def test_source_images_come_as_they_are_where_no_appearance_is_asked_for() -> None:
-    records = from_source(make_collector(settings=CollectSettings(appearance_strength=0)))
+    records = from_source(make_sampler(settings=CollectSettings(appearance_strength=0)))
     assert torch.equal(records.images, make_images()[0].images)
 
 
 def test_the_policy_is_asked_about_the_look_that_is_kept() -> None:
     """A mask of the original image beside the changed one would teach what the policy never does."""
     segmenter = Thresholds()
-    records = from_source(make_collector(segmenter), 20)
+    records = from_source(make_sampler(segmenter), 20)
     assert torch.equal(records.actions[:, 0], segmenter(records.images).argmax(dim=1).byte())
     original = segmenter(make_images(20)[0].images).argmax(dim=1).byte()
     assert not torch.equal(records.actions[:, 0], original)
@@ -235,16 +237,16 @@ def test_the_policy_is_asked_about_the_look_that_is_kept() -> None:
 
 
 def test_target_records_need_no_ground_truth_and_show_the_images_as_they_are() -> None:
-    assert list(inspect.signature(Collector.from_target).parameters) == ["self", "targets", "generator"]
-    records = from_target(make_collector())
+    assert [field.name for field in fields(UnlabelledTargetImages)] == ["sampler", "images", "is_valid", "shape_prior"]
+    records = from_target(make_sampler())
     assert torch.equal(records.images, make_images()[0].images)
-    assert {(origin.domain, origin.reference) for origin in records.origins} == {("target", "consensus")}
+    assert {origin.reference for origin in records.origins} == {Reference("consensus", 0.25)}
 
 
 def test_a_policy_that_is_sure_of_itself_gives_its_mask_as_reference_and_full_trust_within() -> None:
     settings = CollectSettings(weight_noise=0.0, appearance_strength=0.0, reference_trust=0.4)
     segmenter, (targets, _) = Thresholds(), make_images(6, (32, 32))
-    records = make_collector(segmenter, settings=settings).from_target(targets, seeded())
+    records = target_source(make_sampler(segmenter, settings), targets).collect(range(6), seeded())
     own = segmenter(targets.images).argmax(dim=1)
     same = records.references == own
     # Rescaling by a tenth moves contours and nothing else.
@@ -272,7 +274,7 @@ def test_a_reference_is_trusted_as_far_as_the_views_agree(
 ) -> None:
     """The policy's own view and four others vote; the trust is 0.25."""
     settings = CollectSettings(reference_agreement=agreement, reference_trust=0.25)
-    records = from_target(make_collector(Scripted(votes), settings=settings), 2)
+    records = from_target(make_sampler(Scripted(votes), settings=settings), 2)
     assert (records.references == reference).all()
     torch.testing.assert_close(records.certainty, torch.full((2, 16, 16), certainty))
 
@@ -281,9 +283,15 @@ def test_a_reference_that_breaks_the_rules_comes_from_the_shape_prior() -> None:
     """Of 4 images the second and the last break them; nobody voted for what the prior says there."""
     prior = StubPrior()
     verdicts = iter([True, False, True, False])
-    collector = make_collector(Scripted([1] * 5), shape_prior=prior, is_valid=lambda mask: next(verdicts))
-    records = from_target(collector, 4)
-    assert [origin.reference for origin in records.origins] == ["consensus", "shape prior"] * 2
+    source = target_source(
+        make_sampler(Scripted([1] * 5)),
+        make_images(4)[0],
+        shape_prior=prior,
+        is_valid=lambda mask: next(verdicts),
+    )
+    records = source.collect(range(4), seeded())
+    assert [origin.reference.kind for origin in records.origins] == ["consensus", "shape prior"] * 2
+    assert {origin.reference.trust for origin in records.origins} == {0.25}
     assert [int(mask.unique()) for mask in records.references] == [1, 3, 1, 3]
     torch.testing.assert_close(records.certainty[::2], torch.full((2, 16, 16), 0.25))
     assert not records.certainty[1::2].any()
@@ -292,8 +300,13 @@ def test_a_reference_that_breaks_the_rules_comes_from_the_shape_prior() -> None:
 
 def test_valid_references_do_not_ask_the_shape_prior() -> None:
     prior, seen = StubPrior(), []
-    collector = make_collector(shape_prior=prior, is_valid=lambda mask: bool(seen.append(mask.shape)) or True)
-    from_target(collector, 3)
+    source = target_source(
+        make_sampler(),
+        make_images()[0],
+        shape_prior=prior,
+        is_valid=lambda mask: bool(seen.append(mask.shape)) or True,
+    )
+    source.collect(range(3), seeded())
     assert prior.asked == []
     assert seen == [(16, 16)] * 3
 
@@ -303,11 +316,25 @@ def test_a_source_without_images_of_the_target_cannot_lend_ground_truth_to_it() 
     sources, masks = make_images()
     wrong = masks.clone()
     wrong[:] = 3
-    collector = make_collector(settings=CollectSettings(appearance_strength=0))
-    source = collector.from_source(sources, wrong, sources.images, seeded())
-    target = collector.from_target(sources, seeded())
+    sampler = make_sampler(settings=CollectSettings(appearance_strength=0))
+    source = LabelledSourceImages(sampler, sources, wrong, sources.images).collect(range(3), seeded())
+    target = target_source(sampler, sources).collect(range(3), seeded())
     assert (source.references == 3).all()
     assert float((target.references == masks).float().mean()) > 0.8
+
+
+def test_a_source_shows_the_images_that_were_drawn_in_their_order() -> None:
+    images, masks = make_images(5)
+    sampler = make_sampler(settings=CollectSettings(appearance_strength=0, source_images=7, target_images=9))
+    labelled, unlabelled = LabelledSourceImages(sampler, images, masks, images.images), target_source(sampler, images)
+    assert [(source.name, source.images_per_iteration, len(source)) for source in (labelled, unlabelled)] == [
+        ("source", 7, 5),
+        ("target", 9, 5),
+    ]
+    for source in (labelled, unlabelled):
+        records = source.collect([3, 0, 3], seeded())
+        assert [origin.case_id for origin in records.origins] == ["case3", "case0", "case3"]
+        assert torch.equal(records.images, images.images[[3, 0, 3]])
 
 
 # Weights and image sets

@@ -5,14 +5,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from medfm_rl.errors import DataError
-from medfm_rl.reward.actions import ActionOrigin, Domain, patient_folds
-from medfm_rl.reward.patient_split import held_out_reward_patients, validation_patients_of
-from medfm_rl.reward.training import hold_out, patients_of
+from medfm_rl.reward.origins import GROUND_TRUTH, ActionOrigin, Reference, patients_of
+from medfm_rl.reward.patient_split import held_out_reward_patients, hold_out, patient_folds, validation_patients_of
 from medfm_rl.seeding import derive_seed
 
+CONSENSUS = Reference("consensus", 0.25)
 
-def drawn(*patients: str, domain: Domain = "source") -> list[ActionOrigin]:
-    return [ActionOrigin(patient, patient, domain, "ground truth", ("policy",)) for patient in patients]
+
+def drawn(*patients: str, reference: Reference = GROUND_TRUTH) -> list[ActionOrigin]:
+    return [ActionOrigin(patient, patient, reference, ("policy",)) for patient in patients]
 
 
 def named(count: int, start: int = 0) -> list[str]:
@@ -62,7 +63,7 @@ def test_patients_that_come_later_are_dealt_in_about_the_same_shares() -> None:
 @pytest.mark.parametrize("seed", range(20))
 def test_the_judge_has_two_patients_with_ground_truth_however_few_there_are(seed: int) -> None:
     source = named(3)
-    first = [*drawn(*source), *drawn(*named(20, start=3), domain="target")]
+    first = [*drawn(*source), *drawn(*named(20, start=3), reference=CONSENSUS)]
     judged = held_out_reward_patients(first, first, seed)
     assert len(judged.intersection(source)) >= 2
     assert len(patients_of(first) - judged) >= 2
@@ -72,7 +73,7 @@ def test_the_judge_has_two_patients_with_ground_truth_however_few_there_are(seed
 def test_the_ensemble_has_patients_with_ground_truth_however_few_there_are(source: int, left: int) -> None:
     """Dealt together with 30 of the target, all of 3 are in a third of the patients once in 27 times."""
     with_truth = named(source)
-    first = [*drawn(*with_truth), *drawn(*named(30, start=source), domain="target")]
+    first = [*drawn(*with_truth), *drawn(*named(30, start=source), reference=CONSENSUS)]
     for seed in range(200):
         judged = held_out_reward_patients(first, first, seed)
         assert len(judged.intersection(with_truth)) >= 2
@@ -81,11 +82,20 @@ def test_the_ensemble_has_patients_with_ground_truth_however_few_there_are(sourc
 
 def test_where_both_have_enough_patients_the_roles_are_the_shares_that_were_dealt() -> None:
     """As in published results: 90 patients of the source and 80 of the target."""
-    first = [*drawn(*named(90)), *drawn(*named(80, start=90), domain="target")]
+    first = [*drawn(*named(90)), *drawn(*named(80, start=90), reference=CONSENSUS)]
     for seed in range(50):
         assert held_out_reward_patients(first, first, seed) == set(
             patient_folds(first, 3, derive_seed(seed, "judge"))[0]
         )
+
+
+def test_a_mask_that_was_accepted_and_is_trusted_less_is_not_ground_truth() -> None:
+    """As if reviewed patients of the target joined: those with a mask drawn by an expert count as those of a source."""
+    source, drawn_by_expert, accepted = named(2), named(2, start=2), named(20, start=4)
+    first = [*drawn(*source, *drawn_by_expert), *drawn(*accepted, reference=Reference("expert mask", 0.5))]
+    for seed in range(50):
+        with_truth = held_out_reward_patients(first, first, seed).intersection(source + drawn_by_expert)
+        assert len(with_truth) == 2
 
 
 def test_too_few_patients_for_three_parts_are_refused() -> None:

@@ -193,5 +193,7 @@ def test_a_folder_that_is_no_shape_prior_is_named(tmp_path: Path, how: str) -> N
     ShapePrior(K, (16, 16), 2).save(tmp_path / "prior")
     assert load_file(tmp_path / "prior" / "weights.safetensors")
     damage(tmp_path / "prior", how)
-    with pytest.raises(ModelError, match=r"(?s)prior: not a shape prior .*delete it and resume the run"):
+    with pytest.raises(
+        ModelError, match=r"(?s)prior(: not a shape prior |/shape_prior\.json: ).*delete the folder and resume"
+    ):
         ShapePrior.load(tmp_path / "prior")

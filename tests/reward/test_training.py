@@ -17,16 +17,14 @@ from torch.nn import functional as F
 
 from medfm_rl.errors import DataError
 from medfm_rl.metrics.calibration import expected_calibration_error
-from medfm_rl.reward.actions import ActionOrigin, ActionRecords
+from medfm_rl.reward.actions import ActionRecords
 from medfm_rl.reward.corruption import add_blob, warp
 from medfm_rl.reward.network import RewardNet
-from medfm_rl.reward.training import (
-    RewardTrainingReport,
-    contour_weights,
-    fit_temperature,
-    reward_loss,
-    train_reward,
-)
+from medfm_rl.reward.origins import GROUND_TRUTH, ActionOrigin, Reference
+from medfm_rl.reward.patient_split import SplitRecords, hold_out
+from medfm_rl.reward.training import contour_weights, fit_temperature, reward_loss, train_reward
+from medfm_rl.reward.training_report import RewardTrainingReport
+from medfm_rl.seeding import derive_seed
 from medfm_rl.settings import NetworkSettings, RewardSettings
 
 CPU = torch.device("cpu")
@@ -78,9 +76,9 @@ def make_net(seed: int = 0, dropout: float = 0.0, spatial_dims: int = 2, norm: s
 
 
 def origins(patients: list[str], domain: str = "source", actions: int = 1) -> tuple[ActionOrigin, ...]:
-    reference = "ground truth" if domain == "source" else "consensus"
+    reference = GROUND_TRUTH if domain == "source" else Reference("consensus", 0.25)
     return tuple(
-        ActionOrigin(f"{patient}_{row}", patient, domain, reference, ("policy",) * actions)  # type: ignore[arg-type]
+        ActionOrigin(f"{patient}_{row}", patient, reference, ("policy",) * actions)
         for row, patient in enumerate(patients)
     )
 
@@ -126,6 +124,12 @@ def toy_records(
     )
     names = [f"{prefix}{index}" for index in range(patients)]
     return ActionRecords(images, tried, references, torch.ones(references.shape), origins(names, actions=actions))
+
+
+def trained(net: RewardNet, records: ActionRecords, settings: RewardSettings, seed: int) -> RewardTrainingReport:
+    """Trains a network on a part of the patients; returns the report on it."""
+    held_out = hold_out(records.origins, settings.validation_fraction, derive_seed(seed, "split"))
+    return train_reward(net, SplitRecords.hold_out(records, held_out), settings, seed, CPU)
 
 
 def pixels(net: RewardNet, records: ActionRecords) -> tuple[Tensor, Tensor]:
@@ -245,7 +249,7 @@ def test_the_temperature_stays_finite_where_all_outcomes_are_alike(outcome: floa
 
 def test_calibration_corrects_an_overconfident_network_on_the_held_out_patients() -> None:
     records, net = honest_records(), SharpReward()
-    report = train_reward(net, records, made(), seed=0, device=CPU)
+    report = trained(net, records, made(), seed=0)
     assert report.temperature == pytest.approx(3.0, rel=0.05)
     assert float(net.temperature) == pytest.approx(report.temperature)
     assert report.ece_before > 0.1
@@ -267,7 +271,7 @@ def test_calibration_corrects_an_overconfident_network_on_the_held_out_patients(
 def test_references_that_are_no_ground_truth_do_not_calibrate_where_there_is_ground_truth() -> None:
     misleading = honest_records(domain="target", flipped=True, certainty=1.0, seed=1)
     records = ActionRecords.concatenate([honest_records(), misleading])
-    report = train_reward(SharpReward(), records, made(), seed=0, device=CPU)
+    report = trained(SharpReward(), records, made(), seed=0)
     assert report.temperature == pytest.approx(3.0, rel=0.05)
     assert {patient[:6] for patient in report.validation_patients} == {"source", "target"}
 
@@ -277,14 +281,14 @@ def test_without_ground_truth_the_most_certain_references_calibrate() -> None:
     references, certainty = records.references.clone(), records.certainty.clone()
     references[:, :20], certainty[:, :20] = 1 - references[:, :20], 0.05
     records = dataclasses.replace(records, references=references, certainty=certainty)
-    report = train_reward(SharpReward(), records, made(), seed=0, device=CPU)
+    report = trained(SharpReward(), records, made(), seed=0)
     assert report.temperature == pytest.approx(3.0, rel=0.05)
 
 
 def test_references_that_are_certain_of_nothing_are_refused() -> None:
     records = honest_records(domain="target", certainty=0.0)
     with pytest.raises(DataError, match=r"certain of any pixel.* lower collect\.reference_agreement"):
-        train_reward(SharpReward(), records, made(), seed=0, device=CPU)
+        trained(SharpReward(), records, made(), seed=0)
 
 
 # Training
@@ -302,7 +306,7 @@ def test_weights_of_errors_and_contours_do_not_bias_the_probability() -> None:
     records = dataclasses.replace(records, actions=action.expand(8, 1, 32, 32), references=references)
     net = ConstantReward()
     changes = {"steps": 300, "learning_rate": 0.1, "error_weight": 5.0, "contour_weight": 6.0}
-    train_reward(net, records, made(**changes), seed=0, device=CPU)
+    trained(net, records, made(**changes), seed=0)
     assert float(torch.sigmoid(net.level)) == pytest.approx(0.95, abs=0.01)
 
 
@@ -313,7 +317,7 @@ def test_pixels_of_which_the_reference_is_not_certain_teach_nothing() -> None:
         certainty[:, :8], references[:, :8] = 0.0, reference
         net = make_net()
         records = dataclasses.replace(records, certainty=certainty, references=references)
-        return net, train_reward(net, records, made(steps=5, learning_rate=1e-2), seed=0, device=CPU)
+        return net, trained(net, records, made(steps=5, learning_rate=1e-2), seed=0)
 
     (ours, our_report), (theirs, their_report) = train(0), train(2)
     assert our_report.losses == their_report.losses
@@ -325,7 +329,7 @@ def test_pixels_of_which_the_reference_is_not_certain_teach_nothing() -> None:
 def test_a_tiny_network_learns_to_find_the_wrong_pixels_of_new_patients() -> None:
     net = make_net()
     changes = {"steps": 200, "validate_every": 50, "learning_rate": 1e-2, "validation_fraction": 0.2}
-    report = train_reward(net, toy_records(24), made(**changes), seed=0, device=CPU)
+    report = trained(net, toy_records(24), made(**changes), seed=0)
     new = toy_records(12, seed=1, prefix="new")
     logits, right = pixels(net, new)
     assert 0.6 < float(right.mean()) < 0.98, "mostly right, as actions are"
@@ -340,7 +344,7 @@ def test_a_tiny_network_learns_to_find_the_wrong_pixels_of_new_patients() -> Non
 def test_volumes_are_learnt_too() -> None:
     net = make_net(spatial_dims=3)
     changes = {"steps": 60, "validate_every": 20, "learning_rate": 1e-2, "batch_size": 4}
-    train_reward(net, toy_records(spatial_dims=3), made(**changes), seed=0, device=CPU)
+    trained(net, toy_records(spatial_dims=3), made(**changes), seed=0)
     logits, right = pixels(net, toy_records(spatial_dims=3, seed=1))
     assert roc_auc_score(right.numpy(), logits.numpy()) > 0.8
 
@@ -348,7 +352,7 @@ def test_volumes_are_learnt_too() -> None:
 def test_the_network_comes_back_frozen_and_in_evaluation_mode() -> None:
     net = make_net(dropout=0.5, norm="batch")
     records = toy_records()
-    train_reward(net, records, made(), seed=0, device=CPU)
+    trained(net, records, made(), seed=0)
     assert not any(module.training for module in net.modules())
     assert not any(parameter.requires_grad for parameter in net.parameters())
     before = {name: value.clone() for name, value in net.state_dict().items()}
@@ -363,7 +367,7 @@ def test_the_same_seed_gives_the_same_network_and_leaves_the_global_generator_al
         torch.manual_seed(global_seed)
         expected = torch.rand(3)
         torch.manual_seed(global_seed)
-        report = train_reward(net, toy_records(), made(steps=6, learning_rate=1e-2), seed=seed, device=CPU)
+        report = trained(net, toy_records(), made(steps=6, learning_rate=1e-2), seed=seed)
         assert torch.equal(torch.rand(3), expected)
         return net.state_dict(), report
 
@@ -378,7 +382,7 @@ def early_stopping_records() -> ActionRecords:
     patients = [f"p{index}" for index in range(6)]
     everything = torch.ones(6, 8, 8, dtype=torch.bool)
     images = torch.zeros(6, 1, 8, 8)
-    split = train_reward(ConstantReward(), records_of(patients, images, everything), made(), seed=0, device=CPU)
+    split = trained(ConstantReward(), records_of(patients, images, everything), made(), seed=0)
     right = everything & torch.tensor([patient in split.validation_patients for patient in patients])[:, None, None]
     return records_of(patients, images, right)
 
@@ -386,7 +390,7 @@ def early_stopping_records() -> ActionRecords:
 def test_training_stops_when_the_held_out_patients_say_so_and_keeps_the_best_weights() -> None:
     records, net = early_stopping_records(), ConstantReward(start=2.0)
     changes = {"steps": 100, "validate_every": 2, "patience": 3, "learning_rate": 0.05, "error_weight": 1.0}
-    report = train_reward(net, records, made(**changes), seed=0, device=CPU)
+    report = trained(net, records, made(**changes), seed=0)
     # The first validation is the best; three worse ones follow.
     validation = [loss for _, loss in report.losses]
     assert len(validation) == 4
@@ -401,9 +405,8 @@ def test_training_that_gets_better_goes_to_the_last_step_and_says_how_far_it_is(
     right = torch.ones(4, 8, 8, dtype=torch.bool)
     records = records_of(["a", "b", "c", "d"], torch.zeros(4, 1, 8, 8), right)
     changes = {"steps": 7, "validate_every": 3, "patience": 1, "learning_rate": 0.05}
-    report = train_reward(
-        ConstantReward(), records, made(**changes), 0, CPU, progress=lambda done, total: calls.append((done, total))
-    )
+    split = SplitRecords.hold_out(records, ["a", "b"])
+    report = train_reward(ConstantReward(), split, made(**changes), 0, CPU, lambda *done: calls.append(done))
     assert calls == [(3, 7), (6, 7), (7, 7)]
     assert report.best_step == 7
     assert len(report.losses) == 3
@@ -413,10 +416,7 @@ def test_the_validation_loss_does_not_depend_on_how_pixels_are_dealt_into_batche
     records = honest_records()
     generator = torch.Generator().manual_seed(0)
     records = dataclasses.replace(records, certainty=torch.rand(8, 1, 1, generator=generator).expand(8, 48, 48).clone())
-    losses = [
-        train_reward(SharpReward(), records, made(batch_size=size), seed=0, device=CPU).losses[0][1]
-        for size in (1, 3, 16)
-    ]
+    losses = [trained(SharpReward(), records, made(batch_size=size), seed=0).losses[0][1] for size in (1, 3, 16)]
     assert losses == pytest.approx([losses[0]] * 3, rel=1e-5)
 
 
@@ -442,7 +442,7 @@ def test_every_image_comes_once_before_any_comes_again_and_with_each_of_its_acti
     )
     net = Listening()
     # 5 images to train on, 2 of them in a batch: 2 + 2 + 1, 20 times.
-    report = train_reward(net, records, made(steps=60, batch_size=2), seed=0, device=CPU)
+    report = trained(net, records, made(steps=60, batch_size=2), seed=0)
     rows = sorted(patients.index(patient) for patient in report.training_patients)
     passes = [net.heard[start : start + 5] for start in range(0, 100, 5)]
     assert all(sorted(image for image, _ in heard) == rows for heard in passes)
@@ -472,9 +472,9 @@ def test_no_patient_is_both_trained_on_and_held_out(rows: list[tuple[str, str]],
     settings_ = made(validation_fraction=fraction)
     if len(patients) < 2:
         with pytest.raises(DataError, match="at least 2 patients, there are 1"):
-            train_reward(ConstantReward(), records, settings_, seed, CPU)
+            trained(ConstantReward(), records, settings_, seed)
         return
-    report = train_reward(ConstantReward(), records, settings_, seed, CPU)
+    report = trained(ConstantReward(), records, settings_, seed)
     training, held_out = set(report.training_patients), set(report.validation_patients)
     assert training
     assert held_out
@@ -495,13 +495,11 @@ def test_a_label_that_the_network_does_not_know_is_refused_before_anything_is_le
     net = make_net()
     before = {name: value.clone() for name, value in net.state_dict().items()}
     with pytest.raises(DataError, match="holds label 3, the reward network knows the classes 0 to 2; collect it with"):
-        train_reward(net, dataclasses.replace(records, **{where: labels}), made(), seed=0, device=CPU)
+        trained(net, dataclasses.replace(records, **{where: labels}), made(), seed=0)
     assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
 
 
 def test_a_loss_that_is_not_finite_is_an_error_and_no_network() -> None:
     records = toy_records(4)
     with pytest.raises(FloatingPointError, match=r"not finite; lower reward\.learning_rate or look at the images"):
-        train_reward(
-            make_net(), dataclasses.replace(records, images=records.images * float("nan")), made(), seed=0, device=CPU
-        )
+        trained(make_net(), dataclasses.replace(records, images=records.images * float("nan")), made(), seed=0)

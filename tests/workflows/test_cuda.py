@@ -35,6 +35,7 @@ from medfm_rl.settings import (
     CollectSettings,
     CorrectionSettings,
     DataSettings,
+    PPOHyperparameters,
     PPOSettings,
     RewardSettings,
     SourceTrainingSettings,
@@ -201,8 +202,8 @@ def test_an_update_of_ppo_is_that_of_the_cpu(baseline: str) -> None:
         ppo = DensePPO(
             SegmentationVecEnv(images, reward, 3, n_envs=4, device=device),
             actor,
-            critic,
-            baseline=cast(Any, baseline),
+            PPOHyperparameters(baseline=cast(Any, baseline)),
+            critic=critic,
             device=device,
         )
         ppo.learn(4)

@@ -128,7 +128,7 @@ def test_actions_are_collected_on_images_whose_boxes_are_those_of_the_case(
         for file in find_cases(DataSettings(path=simulated_echo / domain))
     }
     records = ActionDataset(finished["decoder"].actions).read_all()
-    assert {origin.domain for origin in records.origins} == {"source", "target"}
+    assert {origin.reference.is_ground_truth for origin in records.origins} == {True, False}
     for image, origin in zip(records.images, records.origins, strict=True):
         # D_R keeps half precision.
         torch.testing.assert_close(image[1:], boxes[origin.case_id], atol=1e-3, rtol=0.0)

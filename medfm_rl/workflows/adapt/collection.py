@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -9,9 +11,10 @@ from medfm_rl.adapters import SegmenterAdapter
 from medfm_rl.errors import DataError
 from medfm_rl.networks import argmax_classes
 from medfm_rl.policies import DenseCategorical
-from medfm_rl.reward.actions import ActionRecords
-from medfm_rl.reward.collection import Collector, ImageSet
+from medfm_rl.reward.collection import ActionSampler, ImageSet
+from medfm_rl.reward.origins import ShardKey
 from medfm_rl.reward.shape_prior import ShapePrior, train_shape_prior
+from medfm_rl.reward.sources import ActionSource, LabelledSourceImages, UnlabelledTargetImages
 from medfm_rl.seeding import derive_seed, torch_generator
 from medfm_rl.workflows.adapt.context import Domains, RunContext
 
@@ -47,40 +50,34 @@ def _valid_predictions(context: RunContext, images: ImageSet) -> Tensor:
     return torch.stack(kept) if kept else masks[:0].to(torch.uint8)
 
 
-def collect(context: RunContext, iteration: int, policy: SegmenterAdapter, prior: ShapePrior, domains: Domains) -> None:
-    """Adds the shards of an iteration that D_R lacks."""
-    settings = context.config.collect
-    collector = Collector(
+def action_sources(
+    context: RunContext, policy: SegmenterAdapter, prior: ShapePrior, domains: Domains
+) -> list[ActionSource]:
+    """The sources of D_R that a run has."""
+    sampler = ActionSampler(
         policy,
-        context.num_classes,
-        settings,
-        lambda logits, generator: DenseCategorical(logits).sample(generator, context.correlation_length),
-        context.is_valid,
-        prior,
+        context.config.collect,
+        lambda logits, generator: DenseCategorical(logits).sample(generator, context.config.ppo.noise_length),
         context.device,
         policy.intensity_channels,
     )
-    plan = [("target", settings.target_images)]
+    sources: list[ActionSource] = []
     if domains.source is not None:
-        plan.insert(0, ("source", settings.source_images))
-    for domain, count in plan:
-        name = f"collecting actions {iteration + 1}/{context.config.iterations} ({domain})"
-        for done in range(0, count, settings.shard_images):
-            key = f"{iteration:02d}-{domain}-{done:06d}"
-            if key not in context.dataset.shards():
-                generator = torch_generator(context.config.seed, "collect", key)
-                size = min(settings.shard_images, count - done)
-                context.dataset.append(key, _collect_shard(collector, domain, size, domains, generator))
-            context.progress(name, min(done + settings.shard_images, count), count)
+        sources.append(LabelledSourceImages(sampler, *domains.source, domains.target.images))
+    sources.append(UnlabelledTargetImages(sampler, domains.target, context.is_valid, prior))
+    return sources
 
 
-def _collect_shard(
-    collector: Collector, domain: str, size: int, domains: Domains, generator: torch.Generator
-) -> ActionRecords:
-    if domain == "source":
-        assert domains.source is not None
-        images, masks = domains.source
-        rows = torch.randint(len(images), (size,), generator=generator).tolist()
-        return collector.from_source(images[rows], masks[rows], domains.target.images, generator)
-    rows = torch.randint(len(domains.target), (size,), generator=generator).tolist()
-    return collector.from_target(domains.target[rows], generator)
+def collect(context: RunContext, iteration: int, sources: Sequence[ActionSource]) -> None:
+    """Adds the shards of an iteration that D_R lacks."""
+    shard_images, present = context.config.collect.shard_images, context.dataset.shards(iteration)
+    for source in sources:
+        name = f"collecting actions {iteration + 1}/{context.config.iterations} ({source.name})"
+        count = source.images_per_iteration
+        for offset in range(0, count, shard_images):
+            key, end = ShardKey(iteration, source.name, offset), min(offset + shard_images, count)
+            if key not in present:
+                generator = torch_generator(context.config.seed, "collect", str(key))
+                rows = torch.randint(len(source), (end - offset,), generator=generator).tolist()
+                context.dataset.append(key, source.collect(rows, generator))
+            context.progress(name, end, count)

@@ -1,4 +1,4 @@
-"""The context that the stages of a run share: its settings, images and policies."""
+"""The context of a run: its settings, images and policies."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class Domains:
 
 @dataclass(frozen=True, eq=False)
 class RunContext:
-    """Everything that a stage of a run is given.
+    """Everything that a stage of a run needs to know of it.
 
     Attributes:
         config: The settings.
@@ -77,12 +77,6 @@ class RunContext:
     def num_classes(self) -> int:
         """Classes of a mask, the background among them."""
         return self.source_policy.schema.num_classes
-
-    @property
-    def correlation_length(self) -> float:
-        """Correlation length of the noise of sampled actions, in pixels; 0 where pixels are independent."""
-        settings = self.config.ppo
-        return settings.correlation_length if settings.exploration == "correlated" else 0.0
 
     def is_valid(self, mask: Tensor) -> bool:
         """Whether a mask `(*S')` on the grid of the network meets the anatomy rules, which are of images."""

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
-from typing import Any
 
 import numpy as np
 
@@ -19,13 +18,15 @@ from medfm_rl.networks import choose_device
 from medfm_rl.progress import Progress, silent
 from medfm_rl.reports.adaptation import ReportCase, ReportData, write_report
 from medfm_rl.reward.actions import ActionDataset
+from medfm_rl.reward.training_report import RewardTrainingReport
 from medfm_rl.runs.finished import FinishedRun
-from medfm_rl.runs.folder import HELD_OUT_REWARD, SOURCE, RunFolder
+from medfm_rl.runs.folder import HELD_OUT_REWARD, SOURCE, RunFolder, current_name
 from medfm_rl.runs.inputs import load_inputs, read_labelled, write_inputs
 from medfm_rl.runs.models import Model
 from medfm_rl.settings import AdaptConfig
 from medfm_rl.tracking import open_tracker
 from medfm_rl.version import __version__
+from medfm_rl.workflows.adapt.selection import Selection
 from medfm_rl.workflows.deploy.predict import segment_with_reward
 from medfm_rl.workflows.evaluate.comparison import Comparison, compare_models
 from medfm_rl.workflows.evaluate.evaluation import write_evaluation
@@ -120,24 +121,22 @@ def read_decision(run: RunFolder, config: AdaptConfig) -> str:
     return _decision(_read_selection(run, config))
 
 
-def _read_selection(run: RunFolder, config: AdaptConfig) -> dict[str, Any]:
+def _read_selection(run: RunFolder, config: AdaptConfig) -> Selection:
     """The last selection of a run."""
-    content: dict[str, Any] = json.loads(run.selection(config.iterations - 1).read_text(encoding="utf-8"))
-    return content
+    return Selection.read(run.selection(config.iterations - 1))
 
 
-def _decision(selection: Mapping[str, Any]) -> str:
-    chosen, others = selection["chosen"], len(selection["candidates"]) - 1
-    if chosen == SOURCE == selection["incumbent"]:
+def _decision(selection: Selection) -> str:
+    chosen, incumbent, others = selection.chosen, selection.incumbent, len(selection.candidates) - 1
+    if chosen == SOURCE == incumbent:
         return f"{_WITNESS} was sure of none of the {others} candidates: the source model was returned unchanged."
     if chosen == SOURCE:
-        found = next(candidate for candidate in selection["candidates"] if candidate["name"] == SOURCE)
+        found = next(candidate for candidate in selection.candidates if candidate.name == SOURCE)
         return (
-            f"{_WITNESS} was sure, in {found['confidence']:.0%} of its draws, that the source model is better than "
-            f"{_spoken(selection['incumbent'])}, by {found['gain']:.4f} of its score: the source model was returned "
-            "unchanged."
+            f"{_WITNESS} was sure, in {found.confidence:.0%} of its draws, that the source model is better than "
+            f"{_spoken(incumbent)}, by {found.gain:.4f} of its score: the source model was returned unchanged."
         )
-    if chosen == selection["incumbent"]:
+    if chosen == incumbent:
         stayed = f"Without labels, {_spoken(chosen)} was returned"
         return f"{stayed}: the held-out reward network was sure of none of the {others} other candidates."
     return f"Without labels, the held-out reward network chose {_spoken(chosen)} among {others + 1} candidates."
@@ -225,12 +224,9 @@ def _reliability(
     last = config.iterations - 1
     networks = {}
     for path in sorted(run.reward(last, HELD_OUT_REWARD).parent.glob("*.json")):
-        report = json.loads(path.read_text(encoding="utf-8"))
-        before, after = (
-            ReliabilityCurve(**{name: np.array(values) for name, values in report[key].items()})
-            for key in ("reliability_before", "reliability_after")
-        )
-        networks[path.stem] = (before, report["ece_before"], after, report["ece_after"])
+        report = RewardTrainingReport.read(path)
+        curves = (report.reliability_before, report.ece_before, report.reliability_after, report.ece_after)
+        networks[current_name(path.stem)] = curves
     return networks
 
 

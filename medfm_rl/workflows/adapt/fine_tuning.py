@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import combinations
 
 import numpy as np
@@ -23,19 +24,33 @@ _TOLERANCE = 0.01
 _MOST_IMAGES = 200
 
 
+@dataclass(frozen=True, eq=False)
+class FineTuningImages:
+    """What a segmenter is fine-tuned on.
+
+    Attributes:
+        source: Preprocessed source images `(N, C, *S)` and their ground truth `(N, *S)`, or None.
+        target: `(M, C, *S)`, unlabelled target images.
+        intensity_channels: How many of the first channels have an appearance; all where None.
+        mirror_axes: Spatial axes along which the segmenter will be used on mirrored images too: examples are mirrored
+            at random, and masks of the target are means over mirrored images.
+    """
+
+    source: tuple[Tensor, Tensor] | None
+    target: Tensor
+    intensity_channels: int | None = None
+    mirror_axes: Sequence[int] = ()
+
+
 def fine_tune(
     segmenter: nn.Module,
     parameters: Sequence[nn.Parameter],
-    source: tuple[Tensor, Tensor] | None,
-    target: Tensor,
+    images: FineTuningImages,
     settings: FineTuningSettings,
     seed: int,
-    device: torch.device,
     progress: Callable[[int, int], None] | None = None,
-    channels: int | None = None,
-    mirror_axes: Sequence[int] = (),
 ) -> float:
-    """Fine-tunes a segmenter in place, averages its last weights and draws them back towards what they were.
+    """Fine-tunes a segmenter in place, averages its last weights and blends them with what they were.
 
     With a source, the first part is supervised, with Dice and cross-entropy on source images in random shapes and in
     appearances of which half are borrowed from target images. Then target images join, in random shapes and
@@ -50,17 +65,12 @@ def fine_tune(
     for the network that is deployed.
 
     Args:
-        segmenter: Images `(B, C, *S)` to logits `(B, K, *S)`; it is on `device`.
-        parameters: Those that may change.
-        source: Preprocessed source images `(N, C, *S)` and their ground truth `(N, *S)`, or None.
-        target: `(M, C, *S)`, unlabelled target images.
+        segmenter: Images `(B, C, *S)` to logits `(B, K, *S)`.
+        parameters: Those that may change; they are where the segmenter is.
+        images: What it is fine-tuned on.
         settings: How long and how fast.
         seed: Seed of order, shapes and appearance.
-        device: Where the segmenter is.
         progress: Called with (steps done, steps).
-        channels: How many of the first channels have an appearance; all where None.
-        mirror_axes: Spatial axes along which the segmenter will be used on mirrored images too: examples are mirrored
-            at random, and masks of the target are means over mirrored images.
 
     Returns:
         The share of the initial weights in the result: `settings.source_share`, or less (`blend_with_initial`).
@@ -68,26 +78,26 @@ def fine_tune(
     Raises:
         FloatingPointError: The loss is not finite.
     """
+    source, device = images.source, parameters[0].device
     initial = {name: value.clone() for name, value in segmenter.state_dict().items()}
-    generator = torch_generator(seed, "warm up")
     optimiser = torch.optim.AdamW(parameters, lr=settings.learning_rate, weight_decay=1e-4)
     schedule = torch.optim.lr_scheduler.MultiStepLR(optimiser, [settings.steps // 2], gamma=0.5)
     average = RunningAverage()
     joins = round(settings.steps * settings.target_start)
-    learns_from = _Examples(segmenter, settings, generator, device, channels, mirror_axes)
+    examples = _Examples(segmenter, images, settings, torch_generator(seed, "warm up"), device)
     masks = None
     segmenter.eval()
     for step in range(settings.steps):
         if settings.target_weight > 0 and (step == joins or (step == 0 and source is None)):
             teacher = copy.deepcopy(segmenter)
             blend_with_initial(teacher, initial, settings.source_share, source, device)
-            masks = _masks(teacher, target, settings.batch_size, device, mirror_axes)
+            masks = _masks(teacher, images.target, settings.batch_size, device, images.mirror_axes)
         loss = torch.zeros((), device=device)
         if source is not None:
-            loss = loss + learns_from.source(*source, target)
+            loss = loss + examples.source_loss(*source)
         if masks is not None:
             count = settings.batch_size if source is None else settings.target_batch_size
-            loss = loss + settings.target_weight * learns_from.target(target, masks, count)
+            loss = loss + settings.target_weight * examples.target_loss(masks, count)
         if not torch.isfinite(loss):
             raise FloatingPointError("the fine-tuning loss is not finite; lower fine_tuning.learning_rate")
         optimiser.zero_grad()
@@ -110,44 +120,40 @@ class _Examples:
     def __init__(
         self,
         segmenter: nn.Module,
+        images: FineTuningImages,
         settings: FineTuningSettings,
         generator: torch.Generator,
         device: torch.device,
-        channels: int | None,
-        mirror_axes: Sequence[int],
     ) -> None:
         from monai.losses import DiceCELoss
 
         self.segmenter = segmenter
+        self.images = images
         self.settings = settings
         self.generator = generator
         self.device = device
-        self.channels = channels
-        self.mirror_axes = mirror_axes
         self.criterion = DiceCELoss(to_onehot_y=True, softmax=True)
 
-    def source(self, images: Tensor, ground_truth: Tensor, styles: Tensor) -> Tensor:
+    def source_loss(self, images: Tensor, ground_truth: Tensor) -> Tensor:
         """Dice and cross-entropy against ground truth."""
         rows = torch.randint(len(images), (self.settings.batch_size,), generator=self.generator)
-        logits, truth = self._shown(images[rows], ground_truth[rows], styles)
+        logits, truth = self._shown(images[rows], ground_truth[rows], self.images.target)
         loss: Tensor = self.criterion(logits, truth[:, None])
         return loss
 
-    def target(self, images: Tensor, masks: Tensor, count: int) -> Tensor:
+    def target_loss(self, masks: Tensor, count: int) -> Tensor:
         """Cross-entropy against masks that are not always right: Dice would weigh their errors by structure."""
-        rows = torch.randint(len(images), (count,), generator=self.generator)
-        logits, wanted = self._shown(images[rows], masks[rows], None)
+        rows = torch.randint(len(self.images.target), (count,), generator=self.generator)
+        logits, wanted = self._shown(self.images.target[rows], masks[rows], None)
         return F.cross_entropy(logits, wanted.long())
 
     def _shown(self, images: Tensor, labels: Tensor, styles: Tensor | None) -> tuple[Tensor, Tensor]:
         """Logits of images in a random look and shape, and their labels in that shape."""
-        settings = self.settings
+        settings, channels = self.settings, self.images.intensity_channels
         images, labels = images.to(self.device), labels.to(self.device)
-        shown = randomise_appearance(images, styles, settings.appearance_strength, self.generator, self.channels)
-        shown, moved = augment_pair(
-            shown, labels, self.generator, settings.shape_strength, settings.elastic, self.channels
-        )
-        shown, moved = mirror_at_random(shown, moved, self.mirror_axes, self.generator)
+        shown = randomise_appearance(images, styles, settings.appearance_strength, self.generator, channels)
+        shown, moved = augment_pair(shown, labels, self.generator, settings.shape_strength, settings.elastic, channels)
+        shown, moved = mirror_at_random(shown, moved, self.images.mirror_axes, self.generator)
         with mixed_precision(self.device, shown.ndim - 2):
             logits: Tensor = self.segmenter(shown)
         return logits.float(), moved
@@ -160,7 +166,7 @@ def blend_with_initial(
     source: tuple[Tensor, Tensor] | None,
     device: torch.device,
 ) -> float:
-    """Draws the weights of a segmenter back towards what they were, as far as that costs nothing on the source.
+    """Blends the weights of a segmenter with what they were, as far as that costs nothing on the source.
 
     Between weights from before and after a fine-tuning a network mostly does as well as at its better end (Wortsman et
     al., arXiv 2109.01903). One that had not been trained to the end does worse in between, and source images show it.

@@ -7,7 +7,6 @@ where its result is there. So a run goes on after a kill and ends as if it had n
 from __future__ import annotations
 
 import copy
-import json
 import logging
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -19,12 +18,13 @@ from torch import Tensor
 
 from medfm_rl.adapters import SegmenterAdapter
 from medfm_rl.adapters.base import without_gradient
-from medfm_rl.data.files import hash_file, hash_folder, write_json
+from medfm_rl.data.files import hash_file, hash_folder
 from medfm_rl.errors import ModelError
 from medfm_rl.networks import convolution_choice_kept, portable_state
 from medfm_rl.progress import Progress, silent
 from medfm_rl.quality.model import is_outdated
-from medfm_rl.reward.network import FUSION, RewardNet
+from medfm_rl.reward.fusion import write_fusion
+from medfm_rl.reward.network import RewardNet
 from medfm_rl.runs.finished import FinishedRun
 from medfm_rl.runs.folder import HELD_OUT_REWARD, SOURCE, RunFolder
 from medfm_rl.runs.inputs import DATA_SETS, TARGET, load_inputs, read_inputs, require_same_inputs, write_inputs
@@ -33,12 +33,12 @@ from medfm_rl.settings import AdaptConfig
 from medfm_rl.tracking import Tracker, open_tracker
 from medfm_rl.workflows.adapt.candidates import CandidatePool
 from medfm_rl.workflows.adapt.checks import check_inputs
-from medfm_rl.workflows.adapt.collection import collect, shape_prior
+from medfm_rl.workflows.adapt.collection import action_sources, collect, shape_prior
 from medfm_rl.workflows.adapt.context import Domains, RunContext, write_weights
-from medfm_rl.workflows.adapt.fine_tuning import fine_tune
+from medfm_rl.workflows.adapt.fine_tuning import FineTuningImages, fine_tune
 from medfm_rl.workflows.adapt.ppo import average, missing_checkpoints, run_ppo
 from medfm_rl.workflows.adapt.rewards import member_names, train_rewards
-from medfm_rl.workflows.adapt.selection import paired_ratings, rate_masks, select
+from medfm_rl.workflows.adapt.selection import Selection, paired_ratings, rate_masks, select
 from medfm_rl.workflows.calibrate.from_source import write_default_quality
 
 _LOG = logging.getLogger(__name__)
@@ -147,7 +147,7 @@ def _run_all(context: RunContext, tracker: Tracker) -> None:
             # Rewards and PPO learn from D_R, and nothing after them.
             if missing_checkpoints(context, iteration):
                 with records.child("collect") as of_stage:
-                    collect(context, iteration, policy, prior, domains)
+                    collect(context, iteration, action_sources(context, policy, prior, domains))
                     shards = {"actions_hash": context.dataset.content_hash(), "shards": len(context.dataset.shards())}
                     of_stage.log_params(shards)
             with records.child("reward") as of_stage:
@@ -180,17 +180,19 @@ def _fine_tune(context: RunContext, domains: Domains, tracker: Tracker) -> None:
         return
     settings = context.config.fine_tuning
     policy = context.policy(SOURCE)
+    images = FineTuningImages(
+        None if domains.source is None else (domains.source[0].images, domains.source[1]),
+        domains.target.images,
+        policy.intensity_channels,
+        policy.mirror_axes,
+    )
     share = fine_tune(
         policy,
         list(context.open_to_learning(policy).values()),
-        None if domains.source is None else (domains.source[0].images, domains.source[1]),
-        domains.target.images,
+        images,
         settings,
         derive_seed(context.config.seed, "warm up"),
-        context.device,
         lambda done, total: context.progress("fine-tuning", done, total),
-        policy.intensity_channels,
-        policy.mirror_axes,
     )
     tracker.log_params({"fine_tuning_source_share": share})
     if share < settings.source_share:
@@ -226,17 +228,14 @@ def _select(
         selection.write(path)
         for step, candidate in enumerate(selection.candidates):
             tracker.log_metrics({"held_out_reward_score": candidate.score}, step)
-    return str(json.loads(path.read_text(encoding="utf-8"))["chosen"])
+    return Selection.read(path).chosen
 
 
 def _export(context: RunContext, policy: SegmenterAdapter, tracker: Tracker) -> None:
     config, run = context.config, context.run
     members, last = member_names(config), config.iterations - 1
     run.copy_reward(last, [*members, HELD_OUT_REWARD])
-    write_json(
-        run.final_reward / FUSION,
-        {"members": members, "fusion": config.reward.fusion, "pessimism": config.reward.pessimism},
-    )
+    write_fusion(run.final_reward, members, config.reward)
     tracker.log_params({"actions_hash": context.dataset.content_hash()})
     policy.cpu().export(run.model)
 

@@ -17,6 +17,7 @@ from medfm_rl.data.files import write_json
 from medfm_rl.envs import SegmentationVecEnv
 from medfm_rl.networks import build_padded_unet, portable_state
 from medfm_rl.policies import DensePPO
+from medfm_rl.reward.actions import ActionRecords
 from medfm_rl.reward.network import RewardEnsemble
 from medfm_rl.seeding import derive_seed, torch_generator
 from medfm_rl.tracking import Tracker
@@ -90,31 +91,30 @@ def _checkpoint_steps(context: RunContext) -> list[int]:
 
 
 def _environment(context: RunContext, iteration: int, ensemble: RewardEnsemble, domains: Domains) -> SegmentationVecEnv:
-    """Source images with rewards from their ground truth, and as many target images with those of the ensemble.
+    """Images with rewards from their ground truth, and as many target images with those of the ensemble.
 
-    Both are shown in new appearances, those of the source as they were collected. The ensemble sees target images as
-    they are: the mask must not depend on the look.
+    Both are shown in new appearances, those with ground truth as they were collected. The ensemble sees target images
+    as they are: the mask must not depend on the look.
     """
-    known = [context.dataset.read(key) for key in context.dataset.shards() if key.startswith(f"{iteration:02d}-source")]
+    shards = context.dataset.shards(iteration)
+    known = ActionRecords.concatenate([context.dataset.read(key).with_ground_truth() for key in shards])
     settings = context.config.ppo
-    count = sum(len(shard.images) for shard in known) or settings.updates * settings.n_envs
+    count = len(known) or settings.updates * settings.n_envs
     generator = torch_generator(context.config.seed, "views", iteration)
     target = domains.target.images[torch.randint(len(domains.target), (count,), generator=generator)]
     channels = context.source_policy.intensity_channels
     views = randomise_appearance(target, None, settings.appearance_strength, generator, channels)
-    images, references = [shard.images for shard in known], [shard.references for shard in known]
-    if known:
+    images, references = known.images, known.references
+    if len(known):
         # The ensemble has not seen mirrored images; ground truth can.
-        axes = context.source_policy.mirror_axes
-        mirrored = mirror_at_random(torch.cat(images), torch.cat(references), axes, generator)
-        images, references = [mirrored[0]], [mirrored[1]]
+        images, references = mirror_at_random(images, references, context.source_policy.mirror_axes, generator)
     return SegmentationVecEnv(
-        torch.cat([*images, views]).numpy(),
+        torch.cat([images, views]).numpy(),
         ensemble,
         context.num_classes,
         settings.n_envs,
-        references=references[0].numpy() if known else None,
-        rated_as=torch.cat([*images, target]).numpy(),
+        references=references.numpy(),
+        rated_as=torch.cat([images, target]).numpy(),
         seed=derive_seed(context.config.seed, "order", iteration),
         device=context.device,
     )
@@ -130,32 +130,18 @@ def _make_ppo(
 ) -> DensePPO:
     """A new PPO, or that of a checkpoint to go on with."""
     policy = copy.deepcopy(start)
-    trainable = list(context.open_to_learning(policy).values())
-    critic = _critic(context, iteration) if context.config.ppo.baseline == "critic" else None
-    settings = _ppo_settings(context, iteration)
-    if checkpoint is not None:
-        return DensePPO.load(checkpoint, env, policy, critic, trainable, **settings)
-    return DensePPO(env, policy, critic, trainable, copy.deepcopy(reference), **settings)
-
-
-def _ppo_settings(context: RunContext, iteration: int) -> dict[str, Any]:
-    """Given to a new PPO and to one that goes on, so that both are the same whatever the checkpoint holds."""
     settings = context.config.ppo
-    return {
-        "learning_rate": settings.learning_rate,
-        "critic_learning_rate": settings.critic_learning_rate,
-        "n_epochs": settings.n_epochs,
-        "clip_range": settings.clip_range,
-        "ent_coef": settings.ent_coef,
-        "kl_coef": settings.kl_coef,
-        "target_kl": settings.target_kl,
-        "max_grad_norm": settings.max_grad_norm,
-        "baseline": settings.baseline,
-        "correlation_length": context.correlation_length,
+    # The same for a new PPO and for one that goes on, whatever the checkpoint holds.
+    arguments: dict[str, Any] = {
+        "critic": _critic(context, iteration) if settings.baseline == "critic" else None,
+        "trainable": list(context.open_to_learning(policy).values()),
         "autocast": context.device.type == "cuda",
         "seed": derive_seed(context.config.seed, "ppo", iteration),
         "device": context.device,
     }
+    if checkpoint is not None:
+        return DensePPO.load(checkpoint, env, policy, settings, **arguments)
+    return DensePPO(env, policy, settings, reference=copy.deepcopy(reference), **arguments)
 
 
 def _critic(context: RunContext, iteration: int) -> torch.nn.Module:

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
-
-import numpy as np
 import torch
 
-from medfm_rl.data.files import write_json
-from medfm_rl.reward.actions import ActionRecords
 from medfm_rl.reward.network import RewardEnsemble, RewardNet
-from medfm_rl.reward.patient_split import held_out_reward_patients, validation_patients_of
-from medfm_rl.reward.training import RewardTrainingReport, patients_of, train_reward
+from medfm_rl.reward.origins import patients_of
+from medfm_rl.reward.patient_split import SplitRecords, held_out_reward_patients, validation_patients_of
+from medfm_rl.reward.training import train_reward
 from medfm_rl.runs.folder import HELD_OUT_REWARD
 from medfm_rl.seeding import derive_seed
 from medfm_rl.settings import AdaptConfig
@@ -32,8 +28,8 @@ def _seed_name(name: str) -> str:
 def train_rewards(context: RunContext, iteration: int, tracker: Tracker) -> tuple[RewardEnsemble, RewardNet]:
     """Trains the ensemble on some patients and the held-out network on the others; returns both.
 
-    Where there is ground truth of the source, the held-out network learns from that alone: references of target images
-    come from the policies that it is to rate.
+    Where there is ground truth, the held-out network learns from that alone: other references come from the policies
+    that it is to rate.
     """
     config, run = context.config, context.run
     members = member_names(config)
@@ -46,15 +42,14 @@ def train_rewards(context: RunContext, iteration: int, tracker: Tracker) -> tupl
         label = f"reward network {name} {iteration + 1}/{config.iterations}"
         report = train_reward(
             net,
-            parts[name].records,
+            parts[name],
             config.reward,
             seed,
             context.device,
             lambda done, total, label=label: context.progress(label, done, total),  # type: ignore[misc]
-            parts[name].held_out,
         )
-        # The report first: the folder of the network says that the stage is complete.
-        write_json(folder.with_name(f"{name}.json"), reward_report_to_json(report))
+        # The report first: the folder of the network says that both are there.
+        report.write(folder.with_name(f"{name}.json"))
         net.save(folder)
         tracker.log_metrics({f"{name}_ece_before": report.ece_before, f"{name}_ece_after": report.ece_after}, iteration)
     ensemble = RewardEnsemble([RewardNet.load(run.reward(iteration, name)) for name in members], config.reward)
@@ -62,22 +57,14 @@ def train_rewards(context: RunContext, iteration: int, tracker: Tracker) -> tupl
     return ensemble.to(context.device), held_out.to(context.device)
 
 
-@dataclass(frozen=True, eq=False)
-class _Part:
-    """The records that a reward network learns from, and the patients in it that it is stopped and calibrated on."""
-
-    records: ActionRecords
-    held_out: set[str]
-
-
-def _parts_of_records(context: RunContext) -> dict[str, _Part]:
+def _parts_of_records(context: RunContext) -> dict[str, SplitRecords]:
     """By reward network, its part of D_R."""
     seed, fraction = context.config.seed, context.config.reward.validation_fraction
     records = context.dataset.read_all()
-    of_first = [key for key in context.dataset.shards() if key.startswith(f"{0:02d}-")]
-    first = [origin for key in of_first for origin in context.dataset.read(key).origins]
+    first = [origin for key in context.dataset.shards(0) for origin in context.dataset.read(key).origins]
     kept_apart = held_out_reward_patients(records.origins, first, seed)
-    trusted = records.of_domain("source") if context.config.source else records
+    with_ground_truth = records.with_ground_truth()
+    trusted = with_ground_truth if len(with_ground_truth) else records
     others = records.of_patients(patients_of(records.origins) - kept_apart)
     parts = {}
     for name, own in (
@@ -88,8 +75,7 @@ def _parts_of_records(context: RunContext) -> dict[str, _Part]:
         own_first = [origin for origin in first if origin in kept]
         # The seed of the first iteration, for the network goes on from there.
         own_seed = derive_seed(seed, "reward", 0, _seed_name(name))
-        held_out = validation_patients_of(own.origins, own_first, fraction, own_seed)
-        parts[name] = _Part(own, held_out)
+        parts[name] = SplitRecords.hold_out(own, validation_patients_of(own.origins, own_first, fraction, own_seed))
     return parts
 
 
@@ -105,12 +91,3 @@ def _initial_reward(context: RunContext, iteration: int, name: str, seed: int) -
             context.source_policy.intensity_channels,
             len(context.source_policy.patch_size),
         )
-
-
-def reward_report_to_json(report: RewardTrainingReport) -> dict[str, object]:
-    """The training report of a reward network as plain JSON values."""
-    content = asdict(report)
-    for name in ("reliability_before", "reliability_after"):
-        curve = getattr(report, name)
-        content[name] = {key: np.asarray(getattr(curve, key)).tolist() for key in ("confidence", "accuracy", "count")}
-    return content

@@ -5,18 +5,23 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Self
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from medfm_rl.data.files import write_json
+from medfm_rl.data.files import read_versioned_json, write_versioned_json
+from medfm_rl.errors import DataError
 from medfm_rl.metrics.bootstrap import paired_bootstrap
 from medfm_rl.networks import argmax_classes
 from medfm_rl.reward.collection import ImageSet
 from medfm_rl.reward.network import RewardNet
 from medfm_rl.reward.score import compared_scores
+from medfm_rl.runs.folder import current_name
 
+_FORMAT = 2
+_ADVICE = "put back what `adapt` wrote there, or delete it and resume the run"
 _BATCH = 16
 """Images that are rated at once."""
 
@@ -53,8 +58,24 @@ class Selection:
     candidates: tuple[Candidate, ...]
 
     def write(self, path: Path) -> None:
-        """Writes the decision and all scores as JSON."""
-        write_json(path, asdict(self))
+        """Writes the decision and all scores as JSON, whole or not at all."""
+        write_versioned_json(path, _FORMAT, asdict(self))
+
+    @classmethod
+    def read(cls, path: Path) -> Self:
+        """Reads what `write` wrote, also where version 0.1 did: candidates have the names of today.
+
+        Raises:
+            DataError: The file is missing, is no such decision, or was written by a newer version.
+        """
+        content = read_versioned_json(path, _FORMAT, _ADVICE)
+        try:
+            candidates = tuple(
+                Candidate(**{**each, "name": current_name(each["name"])}) for each in content["candidates"]
+            )
+            return cls(current_name(content["chosen"]), current_name(content["incumbent"]), candidates)
+        except (KeyError, TypeError) as error:
+            raise DataError(f"{path}: not a decision between candidates ({error!r}); {_ADVICE}") from error
 
 
 @dataclass(frozen=True, eq=False)

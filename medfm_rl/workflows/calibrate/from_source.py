@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import json
 import logging
 from collections.abc import Sequence
 from dataclasses import replace
@@ -22,6 +21,7 @@ from medfm_rl.quality.calibration import FEWEST_PATIENTS, fit_quality
 from medfm_rl.quality.model import QualityModel, Targets, is_outdated
 from medfm_rl.quality.submission import prepare
 from medfm_rl.reward.collection import perturb_weights
+from medfm_rl.reward.training_report import RewardTrainingReport
 from medfm_rl.runs.finished import FinishedRun
 from medfm_rl.runs.folder import RunFolder
 from medfm_rl.runs.inputs import common_folder, hash_labelled
@@ -180,6 +180,5 @@ def _patients_of_rewards(run: RunFolder, config: AdaptConfig) -> set[str]:
     for iteration in range(config.iterations):
         for member in range(config.reward.ensemble):
             report = run.reward(iteration, f"member-{member}").with_suffix(".json")
-            content = json.loads(report.read_text(encoding="utf-8"))
-            seen |= {*content["training_patients"], *content["validation_patients"]}
+            seen |= RewardTrainingReport.read(report).patients
     return seen

@@ -17,6 +17,7 @@ from medfm_rl.workflows.deploy.scoring import CaseTrace, Scoring
 SCORES_FILE: Final = "scores.json"
 _FORMAT = 4
 """Format 3, of version 0.1, differs in a reason code alone."""
+_ADVICE = "score the images with this version"
 
 
 def batch_columns(scoring: Scoring) -> dict[str, Any]:
@@ -100,7 +101,7 @@ class Scores:
         Raises:
             DataError: It is no such file, or of a newer version.
         """
-        content = read_versioned_json(path, _FORMAT, "scores of `medfm-rl score`")
+        content = read_versioned_json(path, _FORMAT, _ADVICE)
         try:
             cases = content["cases"]
             verdicts = {str(case["case_id"]): str(case["verdict"]) for case in cases}
@@ -113,9 +114,7 @@ class Scores:
                 {str(case["case_id"]): str(case["mask"]) for case in cases},
             )
         except (KeyError, TypeError) as error:
-            raise DataError(
-                f"{path}: not a scores.json of `medfm-rl score` ({error}); score the images with this version"
-            ) from error
+            raise DataError(f"{path}: not a scores.json of `medfm-rl score` ({error}); {_ADVICE}") from error
 
     def marked(self, files: Sequence[CaseFile]) -> list[CaseFile]:
         """Those with the verdict `correct`.

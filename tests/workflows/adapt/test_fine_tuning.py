@@ -8,7 +8,7 @@ from medfm_rl.adapters import add_low_rank
 from medfm_rl.adapters.lora import low_rank_parameters
 from medfm_rl.augmentation.appearance import randomise_appearance
 from medfm_rl.settings import FineTuningSettings, LoRASettings
-from medfm_rl.workflows.adapt.fine_tuning import blend_with_initial, fine_tune
+from medfm_rl.workflows.adapt.fine_tuning import FineTuningImages, blend_with_initial, fine_tune
 
 CPU = torch.device("cpu")
 
@@ -30,7 +30,8 @@ def run(segmenter: nn.Module, seed: int = 0, **settings: float) -> None:
     parameters = [parameter for parameter in segmenter.parameters() if parameter.requires_grad]
     images, masks = make_source()
     values = {"steps": 60, "batch_size": 6, "learning_rate": 0.02, **settings}
-    fine_tune(segmenter, parameters, (images, masks), 0.3 * images + 0.2, FineTuningSettings(**values), seed, CPU)
+    shown = FineTuningImages((images, masks), 0.3 * images + 0.2)
+    fine_tune(segmenter, parameters, shown, FineTuningSettings(**values), seed)
 
 
 def accuracy(segmenter: nn.Module, images: Tensor, masks: Tensor) -> float:
@@ -100,7 +101,7 @@ def test_target_masks_are_those_of_the_segmenter_when_they_join() -> None:
         settings = FineTuningSettings(
             steps=60, batch_size=6, learning_rate=0.02, target_start=0.0, target_weight=weight, source_share=0.0
         )
-        fine_tune(learner, list(learner.parameters()), (images, 1 - masks), target, settings, 0, CPU)
+        fine_tune(learner, list(learner.parameters()), FineTuningImages((images, 1 - masks), target), settings, 0)
         assert compare(accuracy(learner, target, masks), before - 0.05)
 
 
@@ -113,7 +114,7 @@ def test_without_a_source_the_segmenter_learns_from_its_own_masks_in_other_looks
     looks = randomise_appearance(target, None, 3.0, torch.Generator().manual_seed(1))
     plain, changed = accuracy(segmenter, target, masks), accuracy(segmenter, looks, masks)
     settings = FineTuningSettings(steps=80, batch_size=6, learning_rate=0.02, appearance_strength=3.0, source_share=0.0)
-    fine_tune(segmenter, list(segmenter.parameters()), None, target, settings, 0, CPU)
+    fine_tune(segmenter, list(segmenter.parameters()), FineTuningImages(None, target), settings, 0)
     assert accuracy(segmenter, target, masks) > plain - 0.02
     assert accuracy(segmenter, looks, masks) > changed
 
@@ -131,7 +132,7 @@ class Waves(nn.Module):
         return torch.cat([torch.zeros_like(images), images * sign], dim=1)
 
 
-def test_weights_are_drawn_back_no_further_than_costs_nothing_on_the_source() -> None:
+def test_weights_are_blended_with_the_initial_ones_as_far_as_costs_nothing_on_the_source() -> None:
     masks = make_source()[1]
     images = masks[:, None].float() * 2 - 1
     segmenter, initial = Waves(), {"weight": torch.zeros(())}
@@ -147,7 +148,7 @@ def test_weights_are_drawn_back_no_further_than_costs_nothing_on_the_source() ->
     assert segmenter.weight.item() == 1.0
 
 
-def test_the_result_is_drawn_back_by_the_share_of_the_source() -> None:
+def test_the_result_has_the_share_of_the_source() -> None:
     initial = make_segmenter()[0].weight.detach()
     plain = weights_after(steps=5, target_weight=0, source_share=0.0)
     drawn = weights_after(steps=5, target_weight=0, source_share=0.25)
@@ -165,11 +166,9 @@ def test_the_result_is_the_mean_of_the_weights_after_the_last_quarter_of_the_ste
     fine_tune(
         segmenter,
         list((low_rank_parameters(segmenter) or dict(segmenter.named_parameters())).values()),
-        (images, masks),
-        0.3 * images + 0.2,
+        FineTuningImages((images, masks), 0.3 * images + 0.2),
         FineTuningSettings(steps=8, batch_size=6, learning_rate=0.02, source_share=0.0),
         0,
-        CPU,
         lambda *_: seen.append(segmenter[0].weight.detach().clone()),
     )
     assert len(seen) == 8
@@ -189,17 +188,8 @@ def test_what_will_be_used_on_mirrored_images_learns_from_them() -> None:
         settings = FineTuningSettings(
             steps=80, batch_size=6, learning_rate=0.02, source_share=0.0, shape_strength=0.0, elastic=0.0
         )
-        fine_tune(
-            segmenter,
-            list(segmenter.parameters()),
-            (placed, masks),
-            placed,
-            settings,
-            0,
-            CPU,
-            channels=1,
-            mirror_axes=axes,
-        )
+        shown = FineTuningImages((placed, masks), placed, intensity_channels=1, mirror_axes=axes)
+        fine_tune(segmenter, list(segmenter.parameters()), shown, settings, 0)
         mirrored = accuracy(segmenter, placed.flip(3), masks.flip(2))
         found.append(mirrored)
     assert found[1] > max(0.95, found[0])

@@ -30,7 +30,7 @@ from medfm_rl.settings import (
 )
 from medfm_rl.workflows.adapt.final_report import read_decision
 from medfm_rl.workflows.adapt.loop import adapt
-from medfm_rl.workflows.adapt.selection import RatedMasks, Selection, paired_ratings, rate_masks, select
+from medfm_rl.workflows.adapt.selection import Candidate, RatedMasks, Selection, paired_ratings, rate_masks, select
 from medfm_rl.workflows.training_images import load_images
 
 
@@ -144,6 +144,38 @@ def test_the_decision_is_written_with_every_score(tmp_path: Path) -> None:
     assert content["chosen"] == "a"
     assert [candidate["name"] for candidate in content["candidates"]] == ["source", "a"]
     assert content["candidates"][1]["score"] == pytest.approx(0.75)
+
+
+def test_a_decision_comes_back_as_it_was_written(tmp_path: Path) -> None:
+    selection = choose(["source", "a"], [SOURCE, SOURCE + 0.1], TEN, 0.95, 0.0, "source")
+    selection.write(tmp_path / "selection.json")
+    assert Selection.read(tmp_path / "selection.json") == selection
+
+
+def test_a_decision_of_version_0_1_is_read_under_the_names_of_today(tmp_path: Path) -> None:
+    path = tmp_path / "selection.json"
+    candidates = [
+        {"name": "source", "score": 0.5, "gain": -0.1, "confidence": 0.0},
+        {"name": "warm-up", "score": 0.6, "gain": 0.0, "confidence": 0.0},
+    ]
+    write_json(path, {"chosen": "warm-up", "incumbent": "warm-up", "candidates": candidates})
+    selection = Selection.read(path)
+    assert (selection.chosen, selection.incumbent) == ("fine-tuning", "fine-tuning")
+    assert selection.candidates == (Candidate("source", 0.5, -0.1, 0.0), Candidate("fine-tuning", 0.6, 0.0, 0.0))
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({"format": 3}, "format 3 was written by a newer version of medfm-rl; update"),
+        ({"chosen": "source"}, "not a decision between candidates .* resume the run"),
+        ([], "not a JSON object; .* resume the run"),
+    ],
+)
+def test_a_decision_that_cannot_be_read_is_named(tmp_path: Path, content: object, message: str) -> None:
+    write_json(tmp_path / "selection.json", content)
+    with pytest.raises(DataError, match=rf"selection\.json: {message}"):
+        Selection.read(tmp_path / "selection.json")
 
 
 class Threshold(nn.Module):
@@ -318,11 +350,11 @@ def test_too_few_patients_to_select_on_are_told_before_anything_runs(
 )
 def test_the_decision_in_words_says_why(tmp_path: Path, incumbent: str, chosen: str, words: str) -> None:
     run = RunFolder(tmp_path)
-    candidates = [
-        {"name": "source", "score": 0.5, "gain": 0.0128, "confidence": 0.99},
-        {"name": "fine-tuning", "score": 0.5, "gain": 0.0, "confidence": 0.0},
-        {"name": "iteration-00/candidates/00010", "score": 0.5, "gain": 0.0, "confidence": 0.0},
-    ]
-    write_json(run.selection(0), {"incumbent": incumbent, "chosen": chosen, "candidates": candidates})
+    candidates = (
+        Candidate("source", 0.5, 0.0128, 0.99),
+        Candidate("fine-tuning", 0.5, 0.0, 0.0),
+        Candidate("iteration-00/candidates/00010", 0.5, 0.0, 0.0),
+    )
+    Selection(chosen, incumbent, candidates).write(run.selection(0))
     config = AdaptConfig(segmenter={"folder": "a"}, target={"path": "b"}, output="c")
     assert words in read_decision(run, config)

@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 import torch
 from support.nnunet_models import dataset, draw, plans, write_model
+from support.reward_reports import report_on
 
 from medfm_rl.adapters import Sample, TorchModuleAdapter
 from medfm_rl.adapters.nnunet.adapter import NnUNetAdapter
 from medfm_rl.anatomy.profiles import Anatomy
-from medfm_rl.data.files import write_json
 from medfm_rl.data.images import write_image, write_labels
 from medfm_rl.data.layouts import CaseFile, find_cases
 from medfm_rl.quality import QualityController, QualityModel
@@ -55,8 +55,7 @@ def run_on(quality_run: Path, folder: Path, **changes: Any) -> tuple[RunFolder, 
 
 def rewards_have_seen(run: RunFolder, patients: list[str]) -> None:
     for member in range(2):
-        content = {"training_patients": patients, "validation_patients": []}
-        write_json(run.reward(0, f"member-{member}").with_suffix(".json"), content)
+        report_on(patients).write(run.reward(0, f"member-{member}").with_suffix(".json"))
 
 
 def learned_size(model: QualityModel, structure: str) -> tuple[str, tuple[float | None, float | None]]:

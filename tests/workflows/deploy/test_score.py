@@ -16,6 +16,7 @@ import pytest
 import SimpleITK as sitk
 import torch
 from matplotlib.image import imread
+from support.reward_reports import report_on
 from torch import Tensor
 
 from medfm_rl.adapters import Sample, TorchModuleAdapter
@@ -546,8 +547,8 @@ def test_a_run_calibrates_itself_on_source_patients_that_its_rewards_have_not_se
 
     def seen_by_rewards(count: int) -> AdaptConfig:
         for member in range(2):
-            content = {"training_patients": patients[: count - 1], "validation_patients": patients[count - 1 : count]}
-            write_json(run.reward(0, f"member-{member}").with_suffix(".json"), content)
+            report = report_on(patients[: count - 1], patients[count - 1 : count])
+            report.write(run.reward(0, f"member-{member}").with_suffix(".json"))
         return config.model_copy(update={"source": data})
 
     assert write_default_quality(load_run(run.path, "cpu"), config, quiet) is None

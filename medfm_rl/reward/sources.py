@@ -1,0 +1,168 @@
+"""Sources of D_R: where images come from, and what judges the actions on them."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from medfm_rl.reward.actions import ActionRecords
+from medfm_rl.reward.collection import ActionSampler, ImageSet
+from medfm_rl.reward.origins import GROUND_TRUTH, ActionOrigin, Reference
+from medfm_rl.reward.shape_prior import ShapePrior
+
+IsValid = Callable[[Tensor], bool]
+"""Whether an action `(*S)` obeys the anatomy rules."""
+
+_VIEWS = 4
+
+
+class ActionSource(ABC):
+    """A kind of images with what judges actions on them.
+
+    Attributes:
+        name: In the names of shards: lower-case words, joined by hyphens.
+    """
+
+    name: ClassVar[str]
+
+    @property
+    @abstractmethod
+    def images_per_iteration(self) -> int:
+        """How many images it gives to each iteration."""
+
+    @abstractmethod
+    def __len__(self) -> int:
+        """How many images it has to draw from."""
+
+    @abstractmethod
+    def collect(self, rows: Sequence[int], generator: torch.Generator) -> ActionRecords:
+        """Actions on some of its images.
+
+        Args:
+            rows: Which images; one may come more than once.
+            generator: A CPU generator.
+        """
+
+
+@dataclass(frozen=True, eq=False)
+class LabelledSourceImages(ActionSource):
+    """Source images in random appearances, judged by ground truth.
+
+    Attributes:
+        sampler: Makes the actions.
+        images: Source images.
+        ground_truth: `(N, *S)` uint8, expert masks of the *source*.
+        styles: `(M, C, *S)`, unlabelled target images whose look is borrowed.
+    """
+
+    name = "source"
+
+    sampler: ActionSampler
+    images: ImageSet
+    ground_truth: Tensor
+    styles: Tensor
+
+    @property
+    def images_per_iteration(self) -> int:
+        """How many images it gives to each iteration."""
+        return self.sampler.settings.source_images
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def collect(self, rows: Sequence[int], generator: torch.Generator) -> ActionRecords:
+        """Actions on some of the images, each in a new appearance."""
+        images, ground_truth = self.images[rows], self.ground_truth[list(rows)]
+        shown = self.sampler.in_random_appearance(images.images, self.styles, 1.0, generator)
+        actions, names = self.sampler.sample(shown, ground_truth, generator)
+        origins = _origins(images, [GROUND_TRUTH] * len(images), names)
+        return ActionRecords(shown, actions, ground_truth, torch.ones(ground_truth.shape), origins)
+
+
+@dataclass(frozen=True, eq=False)
+class UnlabelledTargetImages(ActionSource):
+    """Target images, judged by references that need no label.
+
+    The reference is what the policy says on average over augmented images and perturbed weights; where that breaks the
+    anatomy rules, its projection on the shape prior. It counts only where those predictions agree, and less than
+    ground truth.
+
+    Attributes:
+        sampler: Makes the actions.
+        images: Target images.
+        is_valid: The anatomy rules.
+        shape_prior: Corrects references that break the rules.
+    """
+
+    name = "target"
+
+    sampler: ActionSampler
+    images: ImageSet
+    is_valid: IsValid
+    shape_prior: ShapePrior
+
+    @property
+    def images_per_iteration(self) -> int:
+        """How many images it gives to each iteration."""
+        return self.sampler.settings.target_images
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def collect(self, rows: Sequence[int], generator: torch.Generator) -> ActionRecords:
+        """Actions on some of the images as they are."""
+        settings, images = self.sampler.settings, self.images[rows]
+        votes = self._votes(images.images, generator)
+        masks, proposed = self._make_valid(votes.mean(dim=0).argmax(dim=1).to(torch.uint8))
+        agreement = (votes.argmax(dim=2) == masks[None].long()).float().mean(dim=0)
+        agreed = agreement >= settings.reference_agreement
+        certainty = torch.where(agreed, settings.reference_trust * agreement, 0.0)
+        actions, names = self.sampler.sample(images.images, masks, generator)
+        return ActionRecords(images.images, actions, masks, certainty, _origins(images, proposed, names))
+
+    def _votes(self, images: Tensor, generator: torch.Generator) -> Tensor:
+        """Probabilities `(V, N, K, *S)` under changed appearance, scale and weights."""
+        votes = [self.sampler.logits(images).softmax(dim=1)]
+        for _ in range(_VIEWS):
+            shown = self.sampler.in_random_appearance(images, None, 0.5, generator)
+            segmenter = self.sampler.perturbed(generator)
+            scale = 0.9 + 0.2 * float(torch.rand((), generator=generator))
+            logits = self.sampler.logits(_rescale(shown, scale), segmenter)
+            votes.append(_rescale(logits, 1 / scale).softmax(dim=1))
+        return torch.stack(votes)
+
+    def _make_valid(self, consensus: Tensor) -> tuple[Tensor, list[Reference]]:
+        """Masks `(N, *S)` that meet the rules as far as the shape prior can tell, and what proposed each."""
+        trust = self.sampler.settings.reference_trust
+        masks, proposed = consensus.clone(), [Reference("consensus", trust)] * len(consensus)
+        broken = [row for row in range(len(consensus)) if not self.is_valid(consensus[row])]
+        if broken:
+            projected = self.shape_prior.project(consensus[broken])
+            for row, mask in zip(broken, projected, strict=True):
+                masks[row], proposed[row] = mask, Reference("shape prior", trust)
+        return masks, proposed
+
+
+def _origins(
+    images: ImageSet, references: Sequence[Reference], actions: Sequence[tuple[str, ...]]
+) -> tuple[ActionOrigin, ...]:
+    return tuple(
+        ActionOrigin(case_id, patient_id, reference, made)
+        for case_id, patient_id, reference, made in zip(
+            images.case_ids, images.patient_ids, references, actions, strict=True
+        )
+    )
+
+
+def _rescale(images: Tensor, scale: float) -> Tensor:
+    """Zooms `(B, C, *S)` about its centre by `scale`, on the same grid."""
+    ndim = images.ndim - 2
+    matrix = torch.cat([torch.eye(ndim) / scale, torch.zeros(ndim, 1)], dim=1).to(images)
+    grid = F.affine_grid(matrix.expand(len(images), -1, -1), list(images.shape), align_corners=False)
+    return F.grid_sample(images, grid, mode="bilinear", padding_mode="border", align_corners=False)
