@@ -15,9 +15,9 @@ from filelock import FileLock, Timeout
 from medfm_rl.errors import DataError
 
 LOCK = ".medfm-rl.lock"
-"""The file in a folder that is locked by who works there; it stays, and without a lock on it says nothing."""
+"""The file in a folder that is locked by who works there. A killed process leaves it, but no lock on it."""
 _HOLDER = ".medfm-rl.holder.json"
-"""Who locked it last. A file of its own: on network drives a process that opens a locked file and closes it again loses
+"""Who has locked it. A file of its own: on network drives a process that opens a locked file and closes it again loses
 the lock."""
 _LONGEST_WAIT = 120
 """Seconds in which even a slow network drive takes a few lines, or a data base is made."""
@@ -33,19 +33,18 @@ def alone_in(folder: Path) -> Iterator[None]:
         DataError: Another process is at work there, or the folder cannot be made.
     """
     is_new = not folder.exists()
-    with _held(folder, folder / LOCK, folder / _HOLDER):
-        try:
+    try:
+        with _held(folder, folder / LOCK, folder / _HOLDER):
             yield
-        finally:
-            if is_new and is_unused(folder):
-                _remove(folder / LOCK, folder / _HOLDER)
-                with suppress(OSError):
-                    folder.rmdir()
+    finally:
+        if is_new and folder.exists() and is_unused(folder):
+            with suppress(OSError):
+                folder.rmdir()
 
 
 @contextmanager
 def alone_making(folder: Path) -> Iterator[None]:
-    """The same for a folder that gets its name only when it is complete: the lock lies beside it, and goes at the end.
+    """The same for a folder that gets its name only when it is complete: the lock lies beside it.
 
     Raises:
         DataError: Another process makes it, or nothing can be written beside it.
@@ -53,10 +52,7 @@ def alone_making(folder: Path) -> Iterator[None]:
     target = folder.resolve()
     lock, holder = (target.with_name(f".{target.name}{name}") for name in (LOCK, _HOLDER))
     with _held(folder, lock, holder):
-        try:
-            yield
-        finally:
-            _remove(lock, holder)
+        yield
 
 
 def is_unused(folder: Path) -> bool:
@@ -104,6 +100,12 @@ def _held(folder: Path, path: Path, holder: Path) -> Iterator[None]:
             holder.write_text(json.dumps(_this_process()), encoding="utf-8")
         yield
     finally:
+        if lock.lock_counter == 1:
+            # Before the release: who waits for a file that is gone by then looks for it anew. Where a system does not
+            # remove what is open it stays, and does no harm.
+            for left in (holder, path):
+                with suppress(OSError):
+                    left.unlink(missing_ok=True)
         lock.release()
 
 
@@ -122,10 +124,3 @@ def _describe(holder: Path) -> str:
         return f"process {found['pid']} on {found['host']}, since {found['since']}"
     except (OSError, ValueError, KeyError, TypeError):
         return "it has not yet said which"
-
-
-def _remove(*paths: Path) -> None:
-    for path in paths:
-        # Some systems do not remove a file that is open; it does no harm.
-        with suppress(OSError):
-            path.unlink(missing_ok=True)
