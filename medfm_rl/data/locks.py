@@ -10,7 +10,7 @@ from contextlib import contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
 
-from filelock import FileLock, Timeout
+from filelock import BaseFileLock, FileLock, Timeout
 
 from medfm_rl.errors import DataError
 
@@ -62,12 +62,13 @@ def is_unused(folder: Path) -> bool:
 
 @contextmanager
 def in_turn(path: Path) -> Iterator[None]:
-    """Lets one process at a time work on a file, by a lock beside it that stays; the others wait.
+    """Lets one process at a time work on a file, by a lock beside it; the others wait.
 
     Raises:
         DataError: Another process has kept the file for minutes, or nothing can be written beside it.
     """
-    lock = FileLock(path.with_name(f".{path.name}.lock"), timeout=_LONGEST_WAIT)
+    beside = path.with_name(f".{path.name}.lock")
+    lock = FileLock(beside, timeout=_LONGEST_WAIT)
     try:
         lock.acquire()
     except Timeout as error:
@@ -77,7 +78,7 @@ def in_turn(path: Path) -> Iterator[None]:
     try:
         yield
     finally:
-        lock.release()
+        _release(lock, beside)
 
 
 @contextmanager
@@ -100,13 +101,20 @@ def _held(folder: Path, path: Path, holder: Path) -> Iterator[None]:
             holder.write_text(json.dumps(_this_process()), encoding="utf-8")
         yield
     finally:
-        if lock.lock_counter == 1:
-            # Before the release: who waits for a file that is gone by then looks for it anew. Where a system does not
-            # remove what is open it stays, and does no harm.
-            for left in (holder, path):
-                with suppress(OSError):
-                    left.unlink(missing_ok=True)
-        lock.release()
+        _release(lock, holder, path)
+
+
+def _release(lock: BaseFileLock, *files: Path) -> None:
+    """Lets go of a lock; the last one who does so within a process removes its files first.
+
+    Who waits for a lock whose file is gone by then makes a new one. Where a system does not remove what is open it
+    stays, and does no harm.
+    """
+    if lock.lock_counter == 1:
+        for path in files:
+            with suppress(OSError):
+                path.unlink(missing_ok=True)
+    lock.release()
 
 
 def _this_process() -> dict[str, object]:
