@@ -37,7 +37,7 @@ from benchmarks.segmenters.nnunet_report import FAILURE, NnUNetSize, summarise, 
 from medfm_rl.adapters import NnUNetAdapter
 from medfm_rl.anatomy.profiles import load_anatomy
 from medfm_rl.data.files import write_json
-from medfm_rl.data.images import read_labels
+from medfm_rl.data.labels import read_labels
 from medfm_rl.data.layouts import CaseFile
 from medfm_rl.data.ultrasound.resimulate import resimulate_dataset
 from medfm_rl.data.ultrasound.vendors import vendor

@@ -239,10 +239,11 @@ def demo_command(
     seed: Annotated[int, typer.Option(help="Seed of everything.")] = 0,
 ) -> None:
     """Run the whole story on simulated echo: train on vendor A, adapt to vendor B, evaluate, report."""
+    from medfm_rl.data.locks import alone_making
     from medfm_rl.reports.tables import verdict
     from medfm_rl.workflows.demo import run_demo
 
-    with show_progress() as progress:
+    with show_progress() as progress, alone_making(out):
         comparison = run_demo(out, seed, progress)
     print_comparison(comparison.rows(), "SIMULATED DATA: Dice on held-out patients of vendor B")
     typer.echo(f"Simulated data. {verdict(comparison.rows())}\nReport: {out / 'report.html'}")

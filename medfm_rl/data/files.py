@@ -6,15 +6,19 @@ import hashlib
 import json
 import os
 import re
+import secrets
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, BinaryIO
 
+from medfm_rl.data.locks import LOCK, in_turn
 from medfm_rl.errors import DataError, UserError
 
-_TEMPORARY_NAME = re.compile(r"\.unfinished-(\d+)-.+")
+_TEMPORARY_NAME = re.compile(r"\.unfinished-[0-9a-f]+-.+")
+_LONGEST_ENDING = 50
+_BLOCK = 1 << 16
 
 
 @contextmanager
@@ -54,7 +58,6 @@ def replace_folder_on_success(folder: Path) -> Iterator[Path]:
     # Resolved: "." has no name, and a link to another disk stays a link.
     target = folder.resolve()
     temporary = _temporary(target)
-    shutil.rmtree(temporary, ignore_errors=True)
     try:
         temporary.mkdir(parents=True)
         yield temporary
@@ -67,25 +70,27 @@ def replace_folder_on_success(folder: Path) -> Iterator[Path]:
 
 
 def remove_abandoned(folder: Path) -> None:
-    """Removes what processes that were killed had begun to write below a folder, and could not remove themselves.
+    """Removes what killed processes had begun to write below a folder, and could not remove themselves.
 
-    What a process of this machine is still writing stays.
+    The caller keeps others out by `alone_in`, so that nobody is still writing; folders within that have a lock of their
+    own are left to who holds that.
 
     Raises:
         DataError: It cannot be removed.
     """
-    # All of them first: one can lie in another, and is gone with it.
-    for path in list(folder.rglob(".unfinished-*")):
-        writer = _TEMPORARY_NAME.fullmatch(path.name)
-        if writer is None or _is_running(int(writer[1])):
+    for place, folders, names in os.walk(folder):
+        if Path(place) != folder and LOCK in names:
+            folders.clear()
             continue
-        try:
-            if path.is_dir():
-                shutil.rmtree(path)
-            else:
-                path.unlink(missing_ok=True)
-        except OSError as error:
-            raise DataError(f"{path}: left by a killed run, cannot be removed ({error.strerror or error})") from error
+        begun = [Path(place, name) for name in (*folders, *names) if _TEMPORARY_NAME.fullmatch(name)]
+        folders[:] = [name for name in folders if not _TEMPORARY_NAME.fullmatch(name)]
+        for path in begun:
+            try:
+                shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+            except OSError as error:
+                raise DataError(
+                    f"{path}: left by a killed run, cannot be removed ({error.strerror or error})"
+                ) from error
 
 
 def write_text(path: Path, text: str) -> None:
@@ -161,20 +166,45 @@ def require_known_format(
     return number
 
 
-def append_lines(path: Path, lines: Sequence[Any]) -> None:
-    """Adds JSON values to a log, one a line, and waits until they are on the disk.
+def append_lines(path: Path, lines: Sequence[Mapping[str, Any]]) -> None:
+    """Adds JSON objects to a log, one a line, and waits until they are on the disk.
+
+    Any number of processes may do so at once. What a killed one left of a line is removed: a line is there whole or not
+    at all.
 
     Raises:
         DataError: The file cannot be written.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("a", encoding="utf-8") as file:
-            file.write("".join(json.dumps(line) + "\n" for line in lines))
+        with in_turn(path), path.open("ab+") as file:
+            _end_last_line(file)
+            file.write("".join(json.dumps(line) + "\n" for line in lines).encode())
             file.flush()
             os.fsync(file.fileno())
     except OSError as error:
         raise DataError(f"{path}: cannot be written ({error.strerror or error})") from error
+
+
+def _end_last_line(file: BinaryIO) -> None:
+    """Cuts off a last line that is not whole, and ends one that only lacks its end."""
+    begin = size = file.seek(0, os.SEEK_END)
+    tail = b""
+    while begin > 0 and b"\n" not in tail:
+        begin = max(0, begin - _BLOCK)
+        file.seek(begin)
+        tail = file.read(size - begin)
+    torn = tail[tail.rfind(b"\n") + 1 :]
+    if not torn:
+        return
+    try:
+        whole = isinstance(json.loads(torn), dict)
+    except ValueError:
+        whole = False
+    if whole:
+        file.write(b"\n")
+    else:
+        file.truncate(size - len(torn))
 
 
 def hash_path(path: Path) -> str:
@@ -258,21 +288,11 @@ def hash_listing(hashes: Mapping[str, str]) -> str:
 
 
 def _temporary(path: Path) -> Path:
-    """Where to write what is to be at `path`; the name says which process writes it."""
-    return path.with_name(f".unfinished-{os.getpid()}-{path.name}")
+    """Where to write what is to be at `path`: a name that no other process has, in whatever container.
 
-
-def _is_running(process: int) -> bool:
-    # Elsewhere the call ends the process that it asks about.
-    if os.name != "posix":
-        return True
-    try:
-        os.kill(process, 0)
-    except (ProcessLookupError, OverflowError):
-        return False
-    except PermissionError:
-        return True
-    return True
+    Of a long name the end is kept, for all of it and more would be longer than file systems take.
+    """
+    return path.with_name(f".unfinished-{secrets.token_hex(8)}-{path.name[-_LONGEST_ENDING:]}")
 
 
 def _sync_folder(folder: Path) -> None:

@@ -6,7 +6,7 @@ Each format has a module, which says what its pixels mean and where they lie.
 from __future__ import annotations
 
 import glob
-import hashlib
+import itertools
 import os
 import re
 from collections.abc import Sequence
@@ -20,11 +20,14 @@ from medfm_rl.data.dicom import DICOM_SUFFIX, read_dicom
 from medfm_rl.data.files import cannot_be_read, hash_file, hash_listing, hash_path, is_folder, replace_on_success
 from medfm_rl.data.itk import WITHOUT_SPACING, read_itk, write_itk
 from medfm_rl.data.nifti import NIFTI_SUFFIXES, read_nifti, require_place, write_nifti
-from medfm_rl.data.notices import warn_once
 from medfm_rl.errors import DataError
-from medfm_rl.types import NOTICEABLE_SHIFT, FloatArray, Geometry, IntArray, LabelMap, LabelSchema
+from medfm_rl.types import FloatArray, Geometry, LabelMap, LabelSchema
 
-IMAGE_SUFFIXES = (".nii.gz", ".nii", ".mha", ".mhd", ".nrrd", ".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".dcm")
+IMAGE_SUFFIXES = (
+    *(".nii.gz", ".nii", ".mha", ".mhd", ".seg.nrrd", ".nrrd", ".nhdr"),
+    *(".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".dcm"),
+)
+_NRRD_PIXEL_FIELD = re.compile(rb"data ?file:\s*(.+?)\s*$", re.IGNORECASE)
 _PIXEL_FIELD = re.compile(rb"\s*ElementDataFile\s*[=:]\s*(.+?)\s*$")
 
 
@@ -44,23 +47,29 @@ def image_stem(path: Path) -> str:
 
 
 def pixel_files(path: Path) -> list[Path]:
-    """The files beside an image that hold its pixels: those that the header of a .mhd names, which may be missing.
+    """The files beside an image that hold its pixels, as a header of MetaImage or NRRD names them; they may be missing.
 
     None where the pixels lie in the file itself, as in every other format.
 
     Raises:
         DataError: The header cannot be read.
     """
-    if image_suffix(path) != ".mhd":
-        return []
+    match image_suffix(path):
+        case ".mhd":
+            field, here = _PIXEL_FIELD, b"LOCAL"
+        case ".nrrd" | ".nhdr" | ".seg.nrrd":
+            field, here = _NRRD_PIXEL_FIELD, b""
+        case _:
+            return []
     try:
         with path.open("rb") as file:
-            # The field is the last of the header; what follows it are names, or pixels.
-            named = next((found[1] for line in file if (found := _PIXEL_FIELD.match(line))), b"LOCAL")
+            # A header of NRRD ends with an empty line; in both the field is the last where names follow it.
+            header = itertools.takewhile(lambda line: here or line.strip(), file)
+            named = next((found[1] for line in header if (found := field.match(line))), here)
             listed = [line.strip() for line in file] if named.startswith(b"LIST") else [named]
     except OSError as error:
         raise cannot_be_read(path, error) from error
-    if named.upper() == b"LOCAL":
+    if named.upper() == here:
         return []
     names = [os.fsdecode(name) for name in listed if name]
     if names and "%" in names[0]:
@@ -73,7 +82,7 @@ def pixel_files(path: Path) -> list[Path]:
 def hash_image(path: Path) -> str:
     """SHA-256 of an image: of the file, or of a folder such as a DICOM series.
 
-    Of a .mhd it is that of a folder that holds the header and the files with its pixels.
+    Of a header of MetaImage or NRRD it is that of a folder that holds it and the files with its pixels.
 
     Raises:
         DataError: A file is missing, or cannot be read.
@@ -100,7 +109,7 @@ def read_image(source: Path | Sequence[Path]) -> tuple[FloatArray, Geometry]:
             or only one value, has no grid at right angles, or the channels lie on different grids.
     """
     paths = [source] if isinstance(source, Path) else list(source)
-    channels, geometries = zip(*(_read(path) for path in paths), strict=True)
+    channels, geometries = zip(*(read_pixels(path) for path in paths), strict=True)
     for path, channel, geometry in zip(paths[1:], channels[1:], geometries[1:], strict=True):
         shape = channels[0].shape[1:]
         if channel.shape[1:] != shape or not geometry.matches(geometries[0], shape):
@@ -120,71 +129,6 @@ def read_image(source: Path | Sequence[Path]) -> tuple[FloatArray, Geometry]:
     return image, geometries[0]
 
 
-def read_labels(
-    path: Path,
-    schema: LabelSchema,
-    image_shape: tuple[int, ...],
-    geometry: Geometry,
-    in_file: LabelSchema | None = None,
-) -> LabelMap:
-    """Reads the mask of an image as class indices `(*S)`.
-
-    Args:
-        path: The mask.
-        schema: Structures that the class indices stand for.
-        image_shape: Size of the image that the mask belongs to, `(*S)`.
-        geometry: Geometry of that image.
-        in_file: What the integers in the file mean, where others stand there than `schema` says; its structures are
-            some of those of `schema`.
-
-    Raises:
-        DataError: The file cannot be read, lies on another grid, or holds labels that the schema does not know.
-    """
-    own = schema if in_file is None else in_file
-    found = own.to_indices(read_label_ids(path, image_shape, geometry), str(path))
-    return np.array([schema.index_of(name) for name in own.names], dtype=np.uint8)[found]
-
-
-def read_label_ids(path: Path, image_shape: tuple[int, ...], geometry: Geometry) -> IntArray:
-    """Reads the mask of an image as the integers that stand in the file, `(*S)`.
-
-    Raises:
-        DataError: The file cannot be read, lies on another grid, or does not hold integers.
-    """
-    pixels, own = _read(path)
-    if pixels.shape[0] != 1:
-        raise DataError(f"{path}: a mask has one channel, this file has {pixels.shape[0]}")
-    if pixels.shape[1:] != image_shape:
-        raise DataError(f"{path}: the mask has size {pixels.shape[1:]}, its image {image_shape}; they must be equal")
-    if not own.matches(geometry, image_shape):
-        ours, theirs = (own.volume, geometry.volume) if own.volume and geometry.volume else (own, geometry)
-        raise DataError(
-            f"{path}: the mask lies elsewhere in space than its image (spacing {ours.spacing} and {theirs.spacing}, "
-            f"origin {ours.origin} and {theirs.origin}, direction {ours.direction} and {theirs.direction}); resample "
-            "one onto the other"
-        )
-    if (shift := own.shift(geometry, image_shape)) > NOTICEABLE_SHIFT:
-        warn_once(f"{path}: lies {shift:.2g} of a pixel beside its image by its header, and is taken to lie on it")
-    return as_label_ids(pixels[0], str(path))
-
-
-def as_label_ids(values: npt.ArrayLike, origin: str) -> IntArray:
-    """The values of a mask as integers, of its shape.
-
-    Args:
-        values: Of any type.
-        origin: Where they come from, for the message.
-
-    Raises:
-        DataError: Not all of them are integers.
-    """
-    found = np.asarray(values)
-    if not np.array_equal(found, np.round(found)):
-        raise DataError(f"{origin}: a mask holds integers, this one does not; was it interpolated?")
-    integers: IntArray = found.astype(np.int64)
-    return integers
-
-
 def write_labels(path: Path, labels: LabelMap, geometry: Geometry, schema: LabelSchema) -> None:
     """Writes class indices `(*S)` as the integers of the schema, on the grid of an image, whole or not at all.
 
@@ -194,13 +138,6 @@ def write_labels(path: Path, labels: LabelMap, geometry: Geometry, schema: Label
         DataError: The file cannot be written.
     """
     _write(path, schema.to_ids(labels), geometry)
-
-
-def hash_labels(labels: LabelMap) -> str:
-    """SHA-256 of a mask's shape and class indices, whatever file it came from."""
-    digest = hashlib.sha256(repr(labels.shape).encode())
-    digest.update(np.ascontiguousarray(labels, dtype=np.uint8).tobytes())
-    return digest.hexdigest()
 
 
 def write_image(path: Path, image: npt.NDArray[Any], geometry: Geometry) -> None:
@@ -219,8 +156,12 @@ def write_image(path: Path, image: npt.NDArray[Any], geometry: Geometry) -> None
     _write(path, image, geometry)
 
 
-def _read(path: Path) -> tuple[FloatArray, Geometry]:
-    """Pixels `(C, *S)` and geometry of one file or DICOM folder; a volume of one slice is 2-D."""
+def read_pixels(path: Path) -> tuple[FloatArray, Geometry]:
+    """Pixels `(C, *S)` and geometry of one file or DICOM folder, whatever its values; a volume of one slice is 2-D.
+
+    Raises:
+        DataError: As in `read_image`, but for the values of the pixels.
+    """
     if is_folder(path):
         pixels, geometry = read_dicom(path)
     else:
@@ -253,8 +194,10 @@ def _require_content(path: Path) -> None:
 
 
 def _write(path: Path, pixels: npt.NDArray[Any], geometry: Geometry) -> None:
-    if path.suffix.lower() == ".mhd":
-        raise DataError(f"{path}: the pixels of an .mhd lie in a second file, so it is never whole; write .mha")
+    if path.suffix.lower() in (".mhd", ".nhdr"):
+        raise DataError(
+            f"{path}: the pixels of an {path.suffix} lie in a second file, so it is never whole; write .mha"
+        )
     if geometry.volume is not None and holds_spacing(path):
         pixels, geometry = pixels[None], geometry.volume
     is_nifti = image_suffix(path) in NIFTI_SUFFIXES

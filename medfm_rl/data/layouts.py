@@ -12,7 +12,8 @@ from typing import Protocol, TypeVar
 
 import numpy as np
 
-from medfm_rl.data.images import IMAGE_SUFFIXES, image_stem, image_suffix, read_image, read_labels
+from medfm_rl.data.images import IMAGE_SUFFIXES, image_stem, image_suffix, read_image
+from medfm_rl.data.labels import read_labels
 from medfm_rl.errors import DataError
 from medfm_rl.settings import DataSettings
 from medfm_rl.types import Case, LabelledCase, LabelSchema

@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 from monai.transforms.transform import MapTransform
 
-from medfm_rl.data.images import as_label_ids, holds_spacing, image_stem
+from medfm_rl.data.images import holds_spacing, image_stem
+from medfm_rl.data.labels import as_label_ids
 from medfm_rl.errors import DataError
 from medfm_rl.quality.controller import QualityController
 from medfm_rl.types import Case, Geometry

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from medfm_rl.adapters.loading import require_folder
 from medfm_rl.data.files import remove_abandoned, replace_folder_on_success, write_text
+from medfm_rl.data.locks import is_unused
 from medfm_rl.errors import ConfigError, ModelError
 from medfm_rl.settings import AdaptConfig
 from medfm_rl.settings.files import dump_config, load_config
@@ -47,7 +48,7 @@ class RunFolder:
 
     @classmethod
     def start(cls, config: AdaptConfig, resume: bool) -> RunFolder:
-        """Starts a run, or goes on with one.
+        """Starts a run, or goes on with one. The caller keeps others out of the folder.
 
         Raises:
             ConfigError: The folder holds a run and `resume` is not set, or it was started with other settings.
@@ -75,7 +76,7 @@ class RunFolder:
 
     def require_empty(self) -> None:
         """Raises ConfigError where something lies in the folder that a new run would write to."""
-        if self.path.exists() and any(self.path.iterdir()):
+        if not is_unused(self.path):
             raise ConfigError(f"{self.path}: the folder is not empty and holds no run; choose another output")
 
     def require_model(self) -> None:

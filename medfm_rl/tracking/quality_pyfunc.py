@@ -9,7 +9,8 @@ from typing import Any
 from mlflow.models import set_model
 from mlflow.pyfunc import PythonModel
 
-from medfm_rl.data.images import image_stem, read_image, read_labels
+from medfm_rl.data.images import image_stem, read_image
+from medfm_rl.data.labels import read_labels
 from medfm_rl.errors import DataError, UserError
 from medfm_rl.quality import QualityReport
 from medfm_rl.quality.submission import Submission, fill_a_batch

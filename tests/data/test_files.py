@@ -309,13 +309,10 @@ def test_a_folder_hash_sees_any_change(tmp_path: Path, files: dict[str, str]) ->
 
 
 def test_what_a_killed_process_had_begun_is_removed_and_nothing_else(tmp_path: Path) -> None:
-    ended = subprocess.Popen([sys.executable, "-c", ""])
-    ended.wait()
-    dead, alive = ended.pid, os.getpid()
     kept = ["12.nii.gz", ".2024.notes.md", ".unfinished-work", "ppo/00002/actor.safetensors"]
-    kept += [f".unfinished-{alive}-report.html", f"ppo/.unfinished-{alive}-00006/actor.safetensors"]
-    begun = [f"ppo/.unfinished-{dead}-00004/actor.safetensors", f".unfinished-{dead}-config.yaml"]
-    begun.append(f"ppo/.unfinished-{dead}-00004/.unfinished-{dead}-inner.json")
+    # The first as version 0.1 named them, by the number of the process.
+    begun = [".unfinished-4711-config.yaml", "ppo/.unfinished-0a1b2c3d4e5f6071-00004/actor.safetensors"]
+    begun.append("ppo/.unfinished-0a1b2c3d4e5f6071-00004/.unfinished-1a1b2c3d4e5f6071-inner.json")
     for name in [*kept, *begun]:
         path = tmp_path / name
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from medfm_rl.data.files import hash_file, hash_folder
-from medfm_rl.data.images import hash_image, pixel_files, read_image, read_labels, write_image, write_labels
+from medfm_rl.data.images import hash_image, pixel_files, read_image, write_image, write_labels
+from medfm_rl.data.labels import read_labels
 from medfm_rl.errors import DataError
 from medfm_rl.types import Geometry, LabelSchema
 

@@ -21,7 +21,7 @@ from medfm_rl.adapters import check_adapter
 from medfm_rl.adapters.kinds import kind_named
 from medfm_rl.adapters.loading import load_segmenter, recognise
 from medfm_rl.cli import app
-from medfm_rl.data.images import read_labels
+from medfm_rl.data.labels import read_labels
 from medfm_rl.data.layouts import find_cases
 from medfm_rl.data.ultrasound.phantom import simulate_dataset
 from medfm_rl.data.ultrasound.vendors import vendor

@@ -13,7 +13,7 @@ from support.promptable_models import TinyPromptable, tiny_kind, write_tiny
 from medfm_rl import cli
 from medfm_rl.adapters.kinds import KINDS
 from medfm_rl.data.files import hash_folder
-from medfm_rl.data.images import read_labels
+from medfm_rl.data.labels import read_labels
 from medfm_rl.data.layouts import CaseFile, find_cases
 from medfm_rl.data.mask_files import find_masks
 from medfm_rl.data.ultrasound.phantom import simulate_dataset

@@ -21,7 +21,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from medfm_rl.data.images import hash_image, image_stem, image_suffix, read_label_ids
+from medfm_rl.data.images import hash_image, image_stem, image_suffix
+from medfm_rl.data.labels import read_label_ids
 from medfm_rl.errors import ConfigError, DataError
 from medfm_rl.seeding import derive_seed
 from medfm_rl.settings import FilePrompts, FixedPrompts, MaskPrompts, PromptSettings
@@ -128,7 +129,7 @@ class BoxesFromMasks(BoxSource):
         }
 
     def boxes(self, case: Case) -> Boxes:
-        mask = read_label_ids(self._mask(case.case_id), case.shape, case.geometry)
+        mask = read_label_ids(self._mask(case.case_id), self.schema, case.shape, case.geometry)
         generator = np.random.default_rng(derive_seed(self.settings.seed, case.case_id))
         return np.array([self._box(np.isin(mask, ids), generator) for ids in self.ids])
 

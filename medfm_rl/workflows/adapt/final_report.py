@@ -12,6 +12,7 @@ from medfm_rl.adapters import SegmenterAdapter
 from medfm_rl.adapters.loading import load_segmenter
 from medfm_rl.data.files import hash_folder
 from medfm_rl.data.layouts import CaseFile, find_cases, is_simulated
+from medfm_rl.data.locks import alone_in
 from medfm_rl.metrics.calibration import ReliabilityCurve
 from medfm_rl.metrics.scores import MEAN
 from medfm_rl.networks import choose_device
@@ -44,28 +45,31 @@ def report_run(run: RunFolder, config: AdaptConfig, progress: Progress = silent)
     Raises:
         UserError: The evaluation data cannot be used.
     """
-    device = choose_device(config.device)
-    adapted, source = FinishedRun(run.path, config.device), load_segmenter(config.segmenter).to(device)
-    files = find_cases(config.evaluation if config.evaluation is not None else config.target)
-    comparison, data = None, None
-    if config.evaluation is not None:
-        data = read_labelled(config.evaluation, progress)
-        comparison = compare_models(source, adapted.segmenter, files, config.anatomy, progress)
-        write_evaluation(
-            run.evaluation, {"source": comparison.before, "adapted": comparison.after}, comparison.differences
-        )
-        write_inputs(run.evaluation / run.inputs.name, {"evaluation.path": data})
-    write_report(run.report, _report(run, config, source, adapted, files, comparison))
-    with open_tracker(config.tracking, run.path) as tracker:
-        tracker.log_artifact(run.report)
-        if data is not None:
-            tracker.log_data("evaluation", data.record())
-        if comparison is not None:
-            for row in comparison.rows():
-                tracker.log_metrics({f"dice_{row.structure}_source": row.before, f"dice_{row.structure}": row.after}, 0)
-            for path in sorted(run.evaluation.iterdir()):
-                tracker.log_artifact(path, "evaluation")
-    return comparison
+    with alone_in(run.path):
+        device = choose_device(config.device)
+        adapted, source = FinishedRun(run.path, config.device), load_segmenter(config.segmenter).to(device)
+        files = find_cases(config.evaluation if config.evaluation is not None else config.target)
+        comparison, data = None, None
+        if config.evaluation is not None:
+            data = read_labelled(config.evaluation, progress)
+            comparison = compare_models(source, adapted.segmenter, files, config.anatomy, progress)
+            write_evaluation(
+                run.evaluation, {"source": comparison.before, "adapted": comparison.after}, comparison.differences
+            )
+            write_inputs(run.evaluation / run.inputs.name, {"evaluation.path": data})
+        write_report(run.report, _report(run, config, source, adapted, files, comparison))
+        with open_tracker(config.tracking, run.path) as tracker:
+            tracker.log_artifact(run.report)
+            if data is not None:
+                tracker.log_data("evaluation", data.record())
+            if comparison is not None:
+                for row in comparison.rows():
+                    tracker.log_metrics(
+                        {f"dice_{row.structure}_source": row.before, f"dice_{row.structure}": row.after}, 0
+                    )
+                for path in sorted(run.evaluation.iterdir()):
+                    tracker.log_artifact(path, "evaluation")
+        return comparison
 
 
 def _report(

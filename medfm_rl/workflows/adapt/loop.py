@@ -19,6 +19,7 @@ from torch import Tensor
 from medfm_rl.adapters import SegmenterAdapter
 from medfm_rl.adapters.base import without_gradient
 from medfm_rl.data.files import hash_file, hash_folder
+from medfm_rl.data.locks import alone_in
 from medfm_rl.errors import ModelError
 from medfm_rl.networks import convolution_choice_kept, portable_state
 from medfm_rl.progress import Progress, silent
@@ -59,23 +60,24 @@ def adapt(config: AdaptConfig, resume: bool = False, progress: Progress = silent
     Raises:
         UserError: Something that was handed over cannot be used.
     """
-    run = _start(config, resume, progress)
-    with open_tracker(config.tracking, run.path) as tracker:
-        tracker.log_params(_with_absolute_paths(config.model_dump(mode="json"), config.model_dump()))
-        _log_inputs(run, tracker)
-        if not run.model.exists():
-            with convolution_choice_kept():
-                # From the start what stable-baselines3 sets: a run that is resumed rounds as one that was not.
-                torch.backends.cudnn.benchmark, torch.backends.cudnn.deterministic = False, True
-                _run_all(RunContext.of_run(config, run, progress), tracker)
-        finished = FinishedRun(run.path, config.device)
-        hashes = asdict(finished.identity)
-        tracker.log_params({name: hashes[name] for name in ("model_hash", "reward_hash")})
-        _log_results(run, config, tracker)
-        if write_default_quality(finished, config, progress) is not None:
-            tracker.log_params({"quality_hash": hash_file(run.quality)})
-            tracker.log_artifact(run.quality)
-    return run
+    with alone_in(config.output):
+        run = _start(config, resume, progress)
+        with open_tracker(config.tracking, run.path) as tracker:
+            tracker.log_params(_with_absolute_paths(config.model_dump(mode="json"), config.model_dump()))
+            _log_inputs(run, tracker)
+            if not run.model.exists():
+                with convolution_choice_kept():
+                    # From the start what stable-baselines3 sets: a run that is resumed rounds as one that was not.
+                    torch.backends.cudnn.benchmark, torch.backends.cudnn.deterministic = False, True
+                    _run_all(RunContext.of_run(config, run, progress), tracker)
+            finished = FinishedRun(run.path, config.device)
+            hashes = asdict(finished.identity)
+            tracker.log_params({name: hashes[name] for name in ("model_hash", "reward_hash")})
+            _log_results(run, config, tracker)
+            if write_default_quality(finished, config, progress) is not None:
+                tracker.log_params({"quality_hash": hash_file(run.quality)})
+                tracker.log_artifact(run.quality)
+        return run
 
 
 def _with_absolute_paths(settings: Mapping[str, Any], paths: Mapping[str, Any]) -> dict[str, Any]:

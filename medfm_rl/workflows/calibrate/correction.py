@@ -9,6 +9,7 @@ from medfm_rl.augmentation.appearance import randomise_appearance
 from medfm_rl.correction import CaseCorrector
 from medfm_rl.correction.acceptance import HARM, Acceptance, HarmTarget, Outcome, fit_acceptance
 from medfm_rl.data.layouts import CaseFile
+from medfm_rl.data.locks import alone_in
 from medfm_rl.errors import DataError
 from medfm_rl.metrics.overlap import dice
 from medfm_rl.progress import Progress, silent
@@ -44,21 +45,22 @@ def calibrate_correction(
         UserError: The run or the cases cannot be used, they are of too few patients for any margin, or the run has
             learned from them.
     """
-    count_known(run.folder, files, allow_overlap)
-    _require_patients(files, target)
-    corrector = run.corrector(settings.model_copy(update={"margin": 0.0}))
-    outcomes, cut = collect_outcomes(corrector, files, progress)
-    acceptance = fit_acceptance(
-        outcomes,
-        _VIEWS * len(files),
-        len({file.patient_id for file in files}),
-        target,
-        settings,
-        run.hash_correction(),
-        cut,
-    )
-    acceptance.write(run.folder.correction)
-    return acceptance
+    with alone_in(run.path):
+        count_known(run.folder, files, allow_overlap)
+        _require_patients(files, target)
+        corrector = run.corrector(settings.model_copy(update={"margin": 0.0}))
+        outcomes, cut = collect_outcomes(corrector, files, progress)
+        acceptance = fit_acceptance(
+            outcomes,
+            _VIEWS * len(files),
+            len({file.patient_id for file in files}),
+            target,
+            settings,
+            run.hash_correction(),
+            cut,
+        )
+        acceptance.write(run.folder.correction)
+        return acceptance
 
 
 def _require_patients(files: Sequence[CaseFile], target: HarmTarget) -> None:

@@ -9,6 +9,7 @@ from itertools import repeat
 from pathlib import Path
 
 from medfm_rl.data.layouts import CaseFile
+from medfm_rl.data.locks import alone_in
 from medfm_rl.data.mask_labels import parse_mask_labels
 from medfm_rl.errors import ConfigError, DataError, UserError
 from medfm_rl.progress import Progress, silent
@@ -75,21 +76,22 @@ def calibrate(
     request = CalibrateRequest() if request is None else request
     if run.prompts is not None and request.masks is not None:
         raise ConfigError("prompts and masks do not go together: where masks are given, none are made")
-    require_patients({file.patient_id for file in files}, request.targets)
-    known = count_known(run.folder, files, request.allow_overlap)
-    masks = None if request.masks is None else _read_masks(run, files, request.masks, request.labels)
-    encoder = None if request.biomedclip is None else BiomedCLIP.load(request.biomedclip, run.device)
-    model = calibrate_cases(run, files, masks, request.targets, progress, encoder)
-    if known:
-        model = model.model_copy(update={"origin": f"{model.origin}, {known} of them known to the run"})
-    path = run.folder.quality
-    lost = _lost_promises(path, model)
-    kept = keep_previous(path)
-    run.replace_quality(model)
-    if kept is not None:
-        less = f"; the new one promises less: {'; '.join(lost)}" if lost else ""
-        _LOG.warning("the quality model before is kept as %s%s", kept, less)
-    return model
+    with alone_in(run.path):
+        require_patients({file.patient_id for file in files}, request.targets)
+        known = count_known(run.folder, files, request.allow_overlap)
+        masks = None if request.masks is None else _read_masks(run, files, request.masks, request.labels)
+        encoder = None if request.biomedclip is None else BiomedCLIP.load(request.biomedclip, run.device)
+        model = calibrate_cases(run, files, masks, request.targets, progress, encoder)
+        if known:
+            model = model.model_copy(update={"origin": f"{model.origin}, {known} of them known to the run"})
+        path = run.folder.quality
+        lost = _lost_promises(path, model)
+        kept = keep_previous(path)
+        run.replace_quality(model)
+        if kept is not None:
+            less = f"; the new one promises less: {'; '.join(lost)}" if lost else ""
+            _LOG.warning("the quality model before is kept as %s%s", kept, less)
+        return model
 
 
 def _lost_promises(before: Path, model: QualityModel) -> list[str]:

@@ -9,6 +9,7 @@ from typing import Any
 
 from medfm_rl.adapters.delta import state_hash
 from medfm_rl.data.layouts import CaseFile
+from medfm_rl.data.locks import alone_in
 from medfm_rl.data.mask_labels import parse_mask_labels
 from medfm_rl.errors import ConfigError, DataError, UserError
 from medfm_rl.progress import Progress, silent
@@ -89,39 +90,40 @@ def correct(
         UserError: The run, the scores or the folder cannot be used, the scores are of other masks or by another quality
             model, masks that something else made lie in `labels/`, or not one case could be handled.
     """
-    hashes = run.hash_correction()
-    records = CaseRecords(out, _RECORDS, run.identity)
-    for file in files:
-        records.require_own(file.case_id, label_path(out, file.case_id), {"segmenter": hashes["segmenter"]})
-    terms = Terms.of_run(run.folder, request.settings, hashes, request.propose_only, request.masks is not None)
-    corrector = run.corrector(terms.settings)
-    chosen = _choose(run, files, out, request, progress)
-    terms = terms.for_batch(None if chosen.scores is None else chosen.scores.state)
-    given = originals = _given_masks(run, request, chosen.scores)
-    if given is None and request.scores is None and chosen.scores is not None:
-        made = {case_id: label_path(out / "scores", case_id) for case_id in chosen.scores.masks}
-        originals = GivenMasks(made, chosen.scores, run.segmenter.schema)
-    common = {
-        "format": _FORMAT,
-        **hashes,
-        "inference": hash_settings(run.segmenter.inference_settings()),
-        "settings": terms.settings.model_dump(mode="json"),
-        "propose_only": terms.propose_only,
-    }
-    bench = CorrectionBench(corrector, run.reward, records, common, terms.propose_only, given, originals)
-    handled, problems = _each(chosen.files, bench.handle, "correcting", progress)
-    if chosen.files and not handled:
-        raise DataError(f"no case could be handled; the first: {next(iter(problems.values()))}")
-    kept = [file for file in files if file.case_id not in handled]
-    _, not_kept = _each(kept, bench.keep, "keeping other masks", progress)
-    # Why a case could not be scored or corrected says more than why its mask could not be kept.
-    problems = {**not_kept, **problems, **chosen.problems}
-    records.log([{"case": name, "decision": NOT_HANDLED, "problem": problem} for name, problem in problems.items()])
-    untouched = sum(file.case_id not in problems for file in kept)
-    corrections = Corrections(tuple(handled.values()), problems, untouched, terms.promise)
-    write_tables(out, corrections, terms)
-    write_page(out, files, corrections)
-    return corrections
+    with alone_in(out):
+        hashes = run.hash_correction()
+        records = CaseRecords(out, _RECORDS, run.identity)
+        for file in files:
+            records.require_own(file.case_id, label_path(out, file.case_id), {"segmenter": hashes["segmenter"]})
+        terms = Terms.of_run(run.folder, request.settings, hashes, request.propose_only, request.masks is not None)
+        corrector = run.corrector(terms.settings)
+        chosen = _choose(run, files, out, request, progress)
+        terms = terms.for_batch(None if chosen.scores is None else chosen.scores.state)
+        given = originals = _given_masks(run, request, chosen.scores)
+        if given is None and request.scores is None and chosen.scores is not None:
+            made = {case_id: label_path(out / "scores", case_id) for case_id in chosen.scores.masks}
+            originals = GivenMasks(made, chosen.scores, run.segmenter.schema)
+        common = {
+            "format": _FORMAT,
+            **hashes,
+            "inference": hash_settings(run.segmenter.inference_settings()),
+            "settings": terms.settings.model_dump(mode="json"),
+            "propose_only": terms.propose_only,
+        }
+        bench = CorrectionBench(corrector, run.reward, records, common, terms.propose_only, given, originals)
+        handled, problems = _each(chosen.files, bench.handle, "correcting", progress)
+        if chosen.files and not handled:
+            raise DataError(f"no case could be handled; the first: {next(iter(problems.values()))}")
+        kept = [file for file in files if file.case_id not in handled]
+        _, not_kept = _each(kept, bench.keep, "keeping other masks", progress)
+        # Why a case could not be scored or corrected says more than why its mask could not be kept.
+        problems = {**not_kept, **problems, **chosen.problems}
+        records.log([{"case": name, "decision": NOT_HANDLED, "problem": problem} for name, problem in problems.items()])
+        untouched = sum(file.case_id not in problems for file in kept)
+        corrections = Corrections(tuple(handled.values()), problems, untouched, terms.promise)
+        write_tables(out, corrections, terms)
+        write_page(out, files, corrections)
+        return corrections
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,8 @@ import torch
 from medfm_rl.adapters import Sample
 from medfm_rl.correction import CaseCorrector, CorrectionResult
 from medfm_rl.data.files import replace_on_success
-from medfm_rl.data.images import hash_labels, write_labels
+from medfm_rl.data.images import write_labels
+from medfm_rl.data.labels import hash_labels
 from medfm_rl.data.layouts import CaseFile
 from medfm_rl.reports.corrections import correction_figure
 from medfm_rl.reports.figures import figure_bytes

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from medfm_rl.data.images import hash_image, hash_labels, read_labels
+from medfm_rl.data.images import hash_image
+from medfm_rl.data.labels import hash_labels, read_labels
 from medfm_rl.errors import DataError
 from medfm_rl.types import Case, LabelMap, LabelSchema
 from medfm_rl.workflows.deploy.scores_file import Scores

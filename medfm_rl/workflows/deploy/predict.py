@@ -12,6 +12,7 @@ from medfm_rl.adapters import SegmenterAdapter
 from medfm_rl.adapters.delta import state_hash
 from medfm_rl.data.images import write_image, write_labels
 from medfm_rl.data.layouts import CaseFile
+from medfm_rl.data.locks import alone_in
 from medfm_rl.errors import DataError, UserError
 from medfm_rl.networks import argmax_classes
 from medfm_rl.progress import Progress, silent
@@ -45,32 +46,33 @@ def predict(model: Model, files: Sequence[CaseFile], out: Path, progress: Progre
     Raises:
         DataError: No case could be segmented, or masks lie in `out` that another model made, or nobody knows what.
     """
-    segmenter, reward = model.segmenter, model.reward
-    records, maker = CaseRecords(out, "predict", model.identity), _hash_maker(segmenter, reward)
-    for file in files:
-        records.require_own(file.case_id, label_path(out, file.case_id), maker)
-    problems: list[str] = []
-    for done, file in enumerate(files, 1):
-        try:
-            inputs = {**maker, **hash_case(file, segmenter)}
-            made = None
-            if records.reuse(file.case_id, inputs) is None:
-                with must_fit(f"case {file.case_id}", segmenter.device):
-                    case = file.read()
-                    made = segment_with_reward(segmenter, reward, case)
-        except UserError as error:
-            problems.append(str(error))
-            records.log([{"case": file.case_id, "problem": str(error)}])
-        else:
-            if made is not None:
-                records.begin(file.case_id, inputs)
-                outputs = records.hash_files(_write_prediction(out, case, *made, segmenter.schema))
-                records.log([{"case": file.case_id, "inputs": inputs, "outputs": outputs}])
-                records.write(file.case_id, inputs, {}, outputs)
-        progress("predicting", done, len(files))
-    if len(problems) == len(files):
-        raise DataError(f"no case could be segmented; the first: {problems[0]}")
-    return problems
+    with alone_in(out):
+        segmenter, reward = model.segmenter, model.reward
+        records, maker = CaseRecords(out, "predict", model.identity), _hash_maker(segmenter, reward)
+        for file in files:
+            records.require_own(file.case_id, label_path(out, file.case_id), maker)
+        problems: list[str] = []
+        for done, file in enumerate(files, 1):
+            try:
+                inputs = {**maker, **hash_case(file, segmenter)}
+                made = None
+                if records.reuse(file.case_id, inputs) is None:
+                    with must_fit(f"case {file.case_id}", segmenter.device):
+                        case = file.read()
+                        made = segment_with_reward(segmenter, reward, case)
+            except UserError as error:
+                problems.append(str(error))
+                records.log([{"case": file.case_id, "problem": str(error)}])
+            else:
+                if made is not None:
+                    records.begin(file.case_id, inputs)
+                    outputs = records.hash_files(_write_prediction(out, case, *made, segmenter.schema))
+                    records.log([{"case": file.case_id, "inputs": inputs, "outputs": outputs}])
+                    records.write(file.case_id, inputs, {}, outputs)
+            progress("predicting", done, len(files))
+        if len(problems) == len(files):
+            raise DataError(f"no case could be segmented; the first: {problems[0]}")
+        return problems
 
 
 def _hash_maker(segmenter: SegmenterAdapter, reward: RewardEnsemble | None) -> dict[str, Any]:

@@ -12,7 +12,8 @@ import numpy as np
 
 from medfm_rl.adapters import SegmenterAdapter
 from medfm_rl.data.files import replace_on_success
-from medfm_rl.data.images import hash_image, hash_labels, read_labels, write_image, write_labels
+from medfm_rl.data.images import hash_image, write_image, write_labels
+from medfm_rl.data.labels import hash_labels, read_labels
 from medfm_rl.data.layouts import CaseFile
 from medfm_rl.errors import UserError
 from medfm_rl.quality import QualityController, QualityReport

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from medfm_rl.anatomy.profiles import load_anatomy
 from medfm_rl.data.layouts import CaseFile
+from medfm_rl.data.locks import alone_in
 from medfm_rl.metrics.scores import Evaluation
 from medfm_rl.progress import Progress, silent
 from medfm_rl.runs.models import Model
@@ -49,14 +50,15 @@ def evaluate(
     Raises:
         UserError: A case or a model cannot be used, or there are results in `out`.
     """
-    refuse_evaluated(out)
-    rules = model.anatomy_name if anatomy is None else anatomy
-    if against is None:
-        segmenter = model.segmenter
-        evaluation = evaluate_segmenter(segmenter, files, load_anatomy(rules, segmenter.schema), progress)
-        write_evaluation(out, {model.name: evaluation}, None)
-        return Measured(evaluation, None)
-    comparison = compare_models(against.segmenter, model.segmenter, files, rules, progress)
-    evaluations = {against.name: comparison.before, model.name: comparison.after}
-    write_evaluation(out, evaluations, comparison.differences)
-    return Measured(comparison.after, comparison)
+    with alone_in(out):
+        refuse_evaluated(out)
+        rules = model.anatomy_name if anatomy is None else anatomy
+        if against is None:
+            segmenter = model.segmenter
+            evaluation = evaluate_segmenter(segmenter, files, load_anatomy(rules, segmenter.schema), progress)
+            write_evaluation(out, {model.name: evaluation}, None)
+            return Measured(evaluation, None)
+        comparison = compare_models(against.segmenter, model.segmenter, files, rules, progress)
+        evaluations = {against.name: comparison.before, model.name: comparison.after}
+        write_evaluation(out, evaluations, comparison.differences)
+        return Measured(comparison.after, comparison)

@@ -18,7 +18,8 @@ from medfm_rl.adapters.delta import state_hash
 from medfm_rl.correction import CaseCorrector, Verification, Verifier
 from medfm_rl.correction.acceptance import Acceptance, HarmTarget
 from medfm_rl.data.files import hash_file, hash_folder, write_json
-from medfm_rl.data.images import hash_labels, read_image, read_labels, write_image, write_labels
+from medfm_rl.data.images import read_image, write_image, write_labels
+from medfm_rl.data.labels import hash_labels, read_labels
 from medfm_rl.data.layouts import CaseFile, find_cases
 from medfm_rl.data.mask_files import find_masks
 from medfm_rl.errors import ConfigError, DataError, ModelError

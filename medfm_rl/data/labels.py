@@ -1,0 +1,171 @@
+"""Masks: the structure of every pixel, however a file stores it."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+import SimpleITK as sitk
+
+from medfm_rl.data.images import image_suffix, read_pixels
+from medfm_rl.data.notices import warn_once
+from medfm_rl.data.segmentations.dicom import read_dicom_segmentation
+from medfm_rl.data.segmentations.pictures import is_picture, only_value, readings_of_picture, refuse_lossy_picture
+from medfm_rl.data.segmentations.segments import Segmentation
+from medfm_rl.data.segmentations.slicer import read_slicer_segmentation
+from medfm_rl.errors import DataError
+from medfm_rl.types import NOTICEABLE_SHIFT, Geometry, IntArray, LabelMap, LabelSchema
+
+_ROUNDING: Final = 1e-4
+"""Distance from an integer that comes of arithmetic with real numbers, and of no interpolation."""
+
+
+def read_labels(
+    path: Path,
+    schema: LabelSchema,
+    image_shape: tuple[int, ...],
+    geometry: Geometry,
+    in_file: LabelSchema | None = None,
+) -> LabelMap:
+    """Reads the mask of an image as class indices `(*S)`.
+
+    Files that name their segments (DICOM SEG, 3D Slicer) are read by the names, without `in_file`.
+
+    Args:
+        path: The mask.
+        schema: Structures that the class indices stand for.
+        image_shape: Size of the image that the mask belongs to, `(*S)`.
+        geometry: Geometry of that image.
+        in_file: The meaning of the integers in the file, where others stand there than `schema` says; its structures
+            are some of those of `schema`.
+
+    Raises:
+        DataError: The file cannot be read, is compressed with loss, lies on another grid, or holds labels that the
+            schema does not know.
+    """
+    own = schema if in_file is None else in_file
+    segmentation = _read_segmentation(path)
+    if segmentation is not None:
+        ids = segmentation.label_ids(own, image_shape, geometry, by_number=in_file is not None)
+    else:
+        ids = _read_integers(path, own, image_shape, geometry)
+    return np.array([schema.index_of(name) for name in own.names], dtype=np.uint8)[own.to_indices(ids, str(path))]
+
+
+def read_label_ids(path: Path, schema: LabelSchema, image_shape: tuple[int, ...], geometry: Geometry) -> IntArray:
+    """Reads the mask of an image as the integers of a schema, `(*S)`; there may be others, which stand for nothing.
+
+    Raises:
+        DataError: The file cannot be read, is compressed with loss, lies on another grid, or does not hold integers.
+    """
+    segmentation = _read_segmentation(path)
+    if segmentation is not None:
+        return segmentation.label_ids(schema, image_shape, geometry, ignore_others=True)
+    return _read_integers(path, schema, image_shape, geometry)
+
+
+def as_label_ids(values: npt.ArrayLike, origin: str, step: float = 0.0) -> IntArray:
+    """The values of a mask as integers, of its shape.
+
+    Args:
+        values: Of any type.
+        origin: Where they come from, for the message.
+        step: Difference of two values that can be stored, where a file scales integers: a label is then off by up to
+            half of it.
+
+    Raises:
+        DataError: Not all of them are integers.
+    """
+    found = np.asarray(values)
+    if found.dtype == bool:
+        return found.astype(np.int64)
+    if not np.isfinite(found).all():
+        raise DataError(f"{origin}: a mask holds integers, this one NaN or infinity too")
+    integers: IntArray = np.round(found).astype(np.int64)
+    # From a step of 1 on, other integers are nearer than what was meant.
+    tolerance = _ROUNDING + (0.5 * step if step < 1 else 0.0)
+    if (abs(found - integers) > tolerance).any():
+        raise DataError(f"{origin}: a mask holds integers, this one does not; was it interpolated?")
+    return integers
+
+
+def hash_labels(labels: LabelMap) -> str:
+    """SHA-256 of a mask's shape and class indices, whatever file it came from."""
+    digest = hashlib.sha256(repr(labels.shape).encode())
+    digest.update(np.ascontiguousarray(labels, dtype=np.uint8).tobytes())
+    return digest.hexdigest()
+
+
+def _read_segmentation(path: Path) -> Segmentation | None:
+    """The segments of a file that names them; None where it holds integers alone.
+
+    Raises:
+        DataError: It cannot be read, or is a structure set or compressed with loss.
+    """
+    match path.is_file() and image_suffix(path):
+        case ".dcm":
+            return read_dicom_segmentation(path)
+        case ".seg.nrrd" | ".nrrd" | ".nhdr":
+            return read_slicer_segmentation(path)
+        case _:
+            return None
+
+
+def _read_integers(path: Path, schema: LabelSchema, image_shape: tuple[int, ...], geometry: Geometry) -> IntArray:
+    """The integers in a file; where it can be read in two ways, in the one that has the integers of the schema."""
+    if is_picture(path):
+        refuse_lossy_picture(path)
+    readings = readings_of_picture(path)
+    if readings is not None:
+        _require_size(path, readings[0].shape, image_shape)
+        return _fitting(readings, schema, path)
+    pixels, own = read_pixels(path)
+    _require_size(path, pixels.shape[1:], image_shape)
+    if not own.matches(geometry, image_shape):
+        ours, theirs = (own.volume, geometry.volume) if own.volume and geometry.volume else (own, geometry)
+        raise DataError(
+            f"{path}: the mask lies elsewhere in space than its image (spacing {ours.spacing} and {theirs.spacing}, "
+            f"origin {ours.origin} and {theirs.origin}, direction {ours.direction} and {theirs.direction}); resample "
+            "one onto the other"
+        )
+    if (shift := own.shift(geometry, image_shape)) > NOTICEABLE_SHIFT:
+        warn_once(f"{path}: lies {shift:.2g} of a pixel beside its image by its header, and is taken to lie on it")
+    return as_label_ids(only_value(pixels, path), str(path), _step(path))
+
+
+def _require_size(path: Path, shape: tuple[int, ...], image_shape: tuple[int, ...]) -> None:
+    if shape != image_shape:
+        raise DataError(f"{path}: the mask has size {shape}, its image {image_shape}; they must be equal")
+
+
+def _fitting(readings: Sequence[IntArray], schema: LabelSchema, path: Path) -> IntArray:
+    """The reading of a mask that has the integers of a schema alone; the first where none has.
+
+    Raises:
+        DataError: Two have, and differ.
+    """
+    fitting = [reading for reading in readings if np.isin(reading, schema.ids).all()]
+    if len(fitting) > 1 and not all(np.array_equal(fitting[0], other) for other in fitting[1:]):
+        raise DataError(
+            f"{path}: its pixels can be the labels {np.unique(fitting[0]).tolist()} or "
+            f"{np.unique(fitting[1]).tolist()}, and both are labels here; write the mask again with 8 bits a pixel and "
+            "no palette"
+        )
+    return fitting[0] if fitting else readings[0]
+
+
+def _step(path: Path) -> float:
+    """Difference of two values that a file can store, where its header scales integers; else 0."""
+    if not path.name.lower().endswith((".nii", ".nii.gz")):
+        return 0.0
+    reader = sitk.ImageFileReader()
+    reader.SetFileName(str(path))
+    reader.ReadImageInformation()
+    slope = float(reader.GetMetaData("scl_slope"))
+    # NIfTI: datatypes 16, 64 and 1536 are real numbers; a slope of 0 says that nothing is scaled.
+    stored_as_reals = reader.GetMetaData("datatype") in ("16", "64", "1536")
+    return 0.0 if stored_as_reals else abs(slope)

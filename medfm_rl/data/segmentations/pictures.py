@@ -1,0 +1,134 @@
+"""Masks in PNG, BMP and TIFF: palettes, few bits and colours, which libraries show, where labels are wanted."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, ImageSequence, UnidentifiedImageError
+
+from medfm_rl.errors import DataError
+from medfm_rl.types import IntArray
+
+_PICTURES: Final = (".png", ".bmp", ".tif", ".tiff", ".jpg", ".jpeg")
+_JPEG: Final = b"\xff\xd8\xff"
+_BITS: Final = 258
+"""The TIFF field Bits per Sample."""
+_WHITE: Final = 255
+_COLOURED: Final = ("LA", "RGB", "RGBA")
+_MODES: Final = ("1", "L", "P", *_COLOURED)
+"""What Pillow calls pictures of up to 8 bits a value."""
+_MOST_COLOURS = 4
+"""Colours of a picture that are named."""
+_LOSSY: Final = ("jpeg", "tiff_jpeg", "webp", "jpeg2000")
+
+
+def is_picture(path: Path) -> bool:
+    """Whether a file is of a kind that holds a picture, and no place in space."""
+    return path.suffix.lower() in _PICTURES
+
+
+def refuse_lossy_picture(path: Path) -> None:
+    """Refuses a picture whose compression changes pixels, also where what it shows would do as labels.
+
+    Raises:
+        DataError: It is a JPEG, whatever its name, or a TIFF with such pixels; or cannot be read.
+    """
+    try:
+        with path.open("rb") as file:
+            lossy = file.read(len(_JPEG)) == _JPEG
+        if not lossy and path.suffix.lower() in (".tif", ".tiff"):
+            with Image.open(path) as picture:
+                lossy = picture.info.get("compression") in _LOSSY
+    except (OSError, UnidentifiedImageError):
+        # Who reads the pixels says why.
+        return
+    if lossy:
+        raise DataError(
+            f"{path}: is compressed as JPEG, which changes labels near every contour, whatever the quality; write the "
+            "mask again as PNG, NIfTI or .mha, from the tool that made it"
+        )
+
+
+def readings_of_picture(path: Path) -> list[IntArray] | None:
+    """The integers that the pixels of a picture may mean, each `(H, W)` or `(D, H, W)`.
+
+    A palette of colours numbers the pixels. One of greys stands for the greys; where they only spread the numbers from
+    black to white, the numbers can be meant as well. So they can where a pixel has fewer than 8 bits, which are shown
+    as greys up to 255. Equal colours are one grey, and what is opaque needs no channel that says so.
+
+    Returns:
+        The numbers first, then the greys, where both can be meant; None for 16 bits and more, where pixels are values
+        and any reader will do.
+
+    Raises:
+        DataError: Colours differ, labelled pixels are transparent, or a pixel has a number that the palette lacks.
+    """
+    if not is_picture(path):
+        return None
+    try:
+        with Image.open(path) as picture:
+            bits, mode, palette = _bits(picture, path), picture.mode, picture.getpalette("RGB")
+            if bits > 8 or mode not in _MODES:
+                return None
+            frames = [np.asarray(frame).astype(np.int64) for frame in ImageSequence.Iterator(picture)]
+    except (OSError, UnidentifiedImageError, ValueError, SyntaxError):
+        # Who reads the pixels says why.
+        return None
+    pixels = np.stack(frames) if len(frames) > 1 else frames[0]
+    if mode == "P":
+        return _of_palette(pixels, np.reshape(palette or [], (-1, 3)), path)
+    if mode in ("1", "L") and bits < 8:
+        highest = 2**bits - 1
+        numbers = pixels if mode == "1" else pixels * highest // _WHITE
+        return [numbers, numbers * _WHITE // highest]
+    return [only_value(np.moveaxis(pixels, -1, 0), path, mode in ("LA", "RGBA")) if mode in _COLOURED else pixels]
+
+
+def only_value(channels: npt.NDArray[Any], path: Path, has_opacity: bool = False) -> npt.NDArray[Any]:
+    """The channel that a mask `(C, *S)` has, or that all its channels repeat, `(*S)`.
+
+    Args:
+        channels: All of them.
+        path: The file, for the message.
+        has_opacity: Whether the last one says how opaque a pixel is.
+
+    Raises:
+        DataError: They differ, or a labelled pixel is transparent.
+    """
+    values = channels[:-1] if has_opacity else channels
+    if (values != values[0]).any():
+        colours = np.unique(np.reshape(values, (len(values), -1)), axis=1).T[:_MOST_COLOURS].astype(int).tolist()
+        raise DataError(
+            f"{path}: a mask has one value for each pixel, this file has {len(values)} that differ (colours such as "
+            f"{', '.join(map(str, map(tuple, colours)))}); write one integer for each structure"
+        )
+    if has_opacity and (values[0][channels[-1] < channels[-1].max()] != 0).any():
+        raise DataError(f"{path}: labelled pixels are transparent; write the mask again with one value a pixel")
+    only: npt.NDArray[Any] = values[0]
+    return only
+
+
+def _of_palette(numbers: IntArray, palette: IntArray, path: Path) -> list[IntArray]:
+    if numbers.max() >= len(palette):
+        raise DataError(f"{path}: a pixel has number {numbers.max()}, and the palette {len(palette)} colours")
+    if (palette != palette[:, :1]).any():
+        return [numbers]
+    greys = palette[:, 0][numbers]
+    white = int(np.argmax(palette[:, 0] == _WHITE))
+    return [numbers, greys] if white and np.array_equal(greys, numbers * _WHITE // white) else [greys]
+
+
+def _bits(picture: Image.Image, path: Path) -> int:
+    """Bits of a sample in the file; Pillow shows 8 for 2 and 4."""
+    if picture.format == "PNG":
+        # The header of a PNG begins with width and height, and the number of bits follows.
+        with path.open("rb") as file:
+            return file.read(25)[24]
+    if picture.mode == "1":
+        return 1
+    tags = getattr(picture, "tag_v2", {})
+    found = tags.get(_BITS, 8)
+    return int(found[0] if isinstance(found, tuple) else found)

@@ -1,0 +1,179 @@
+"""Segments with names, such as DICOM SEG and 3D Slicer hold, put onto the structures and the grid of an image."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from medfm_rl.data.notices import warn_once
+from medfm_rl.errors import DataError
+from medfm_rl.types import Geometry, IntArray, LabelSchema
+
+_OFF_GRID = 0.25
+"""Share of a pixel by which headers round positions, as `Geometry.matches` has it; more is of another grid."""
+
+
+@dataclass(frozen=True, eq=False)
+class Segment:
+    """One segment of a file.
+
+    Attributes:
+        name: As the file has it.
+        number: The integer that stands for it in the file.
+        region: Whether each voxel of the file belongs to it, `(D, H, W)`.
+    """
+
+    name: str
+    number: int
+    region: npt.NDArray[np.bool_]
+
+
+@dataclass(frozen=True, eq=False)
+class Segmentation:
+    """The segments of a file.
+
+    Attributes:
+        path: The file.
+        segments: All of them, also those without a pixel.
+        geometry: The grid that they lie on, 3-D, often a part of that of the image; None where the file has no place in
+            space, and is compared pixel by pixel.
+    """
+
+    path: Path
+    segments: Sequence[Segment]
+    geometry: Geometry | None
+
+    def label_ids(
+        self,
+        schema: LabelSchema,
+        image_shape: tuple[int, ...],
+        geometry: Geometry,
+        by_number: bool = False,
+        ignore_others: bool = False,
+    ) -> IntArray:
+        """The integers that `schema` gives to the segments, on the grid of an image `(*S)`.
+
+        A segment belongs to the structure of its name; case, spaces and hyphens do not count. A warning names
+        structures that have no segment: they are taken to be absent.
+
+        Args:
+            schema: The structures.
+            image_shape: Size of the image, `(*S)`.
+            geometry: Its grid.
+            by_number: Whether the integers of the schema are the numbers of the segments, and their names do not count.
+            ignore_others: Whether segments of no structure are left out.
+
+        Raises:
+            DataError: A segment belongs to no structure, two overlap, or one lies outside the image or off its grid.
+        """
+        ids = np.full((1,) * (3 - len(image_shape)) + image_shape, schema.ids[0], dtype=np.int64)
+        taken = np.zeros(ids.shape, dtype=bool)
+        owners = {self._number(segment, schema, by_number): segment for segment in self.segments}
+        for segment in self.segments:
+            number = self._number(segment, schema, by_number)
+            if number in (None, schema.ids[0]) or not segment.region.any():
+                continue
+            there = self._placed(segment, ids.shape, geometry)
+            if bool((taken & there & (ids != number)).any()):
+                raise DataError(
+                    f"{self.path}: segment {segment.name} overlaps another one, and a pixel belongs to one structure "
+                    "alone; cut one from the other in the tool that made them"
+                )
+            ids[there] = number
+            taken |= there
+        if not ignore_others:
+            self._refuse_others(schema, by_number)
+            absent = [name for name in schema.structures if schema.integers[name] not in owners]
+            if absent and not by_number:
+                warn_once(f"{self.path}: has no segment {' and no '.join(absent)}; taken to be absent")
+        return ids.reshape(image_shape)
+
+    def _number(self, segment: Segment, schema: LabelSchema, by_number: bool) -> int | None:
+        """The integer of the structure that a segment belongs to; None where there is none."""
+        if by_number:
+            return segment.number if segment.number in schema.ids else None
+        if segment.name in schema.names:
+            return schema.integers[segment.name]
+        alike = [name for name in schema.names if _plain(name) == _plain(segment.name)]
+        return schema.integers[alike[0]] if len(alike) == 1 else None
+
+    def _refuse_others(self, schema: LabelSchema, by_number: bool) -> None:
+        others = [
+            segment
+            for segment in self.segments
+            if self._number(segment, schema, by_number) is None and segment.region.any()
+        ]
+        if others:
+            named = ", ".join(f"{segment.number} {segment.name!r}" for segment in self.segments)
+            raise DataError(
+                f"{self.path}: segment {others[0].name!r} is none of the structures ({', '.join(schema.structures)}); "
+                f"its segments are {named}. Give them the names of the structures and remove the others; where masks "
+                "are given by --masks, --labels can say which number is which structure, such as "
+                f"{schema.structures[0]}={others[0].number}"
+            )
+
+    def _placed(self, segment: Segment, shape: tuple[int, ...], image: Geometry) -> npt.NDArray[np.bool_]:
+        """A segment on the grid of an image `(D, H, W)`."""
+        own, grid = self.geometry, _as_volume(image)
+        if own is None or (grid.spacing is None and segment.region.shape == shape):
+            if segment.region.shape != shape:
+                raise DataError(
+                    f"{self.path}: the mask has size {segment.region.shape}, its image {shape}; they must be equal"
+                )
+            return segment.region
+        if grid.spacing is None:
+            # A picture has no place of its own: tools put it at the origin, with the pixels that the segment has.
+            grid = Geometry(own.spacing, grid.origin, grid.direction)
+        steps = np.linalg.solve(_axes(grid), _axes(own))
+        start = np.linalg.solve(_axes(grid), np.subtract(own.origin, grid.origin))
+        extent = np.array(segment.region.shape[::-1]) - 1
+        whole = np.round(steps)
+        drift = abs(steps - whole) * extent
+        one_to_one = all(abs(whole[:, axis]).sum() == 1 for axis in range(3) if extent[axis] > 0)
+        # Axes x, y, z; arrays have them the other way round.
+        found = np.argwhere(segment.region)[:, ::-1]
+        places = found @ np.where(extent > 0, steps, 0).T + start
+        if not one_to_one or drift.max() > _OFF_GRID or abs(places - np.round(places)).max() > _OFF_GRID:
+            raise DataError(
+                f"{self.path}: the mask lies on another grid than its image (spacing {own.spacing} and {grid.spacing}, "
+                f"origin {own.origin} and {grid.origin}, direction {own.direction} and {grid.direction}); resample one "
+                "onto the other"
+            )
+        places = np.round(places).astype(np.int64)
+        outside = ((places < 0) | (places >= np.array(shape[::-1]))).any(axis=1)
+        if outside.any():
+            raise DataError(
+                f"{self.path}: {outside.sum()} of {len(places)} voxels of segment {segment.name} lie outside its image "
+                f"of size {shape}; is it the mask of another image?"
+            )
+        there = np.zeros(shape, dtype=bool)
+        there[tuple(places.T[::-1])] = True
+        return there
+
+
+def _plain(name: str) -> str:
+    """A name without what people write in different ways."""
+    return re.sub(r"[\s_-]+", "", name.strip().casefold())
+
+
+def _axes(geometry: Geometry) -> npt.NDArray[np.float64]:
+    """The step in mm along each axis x, y, z, as columns."""
+    columns: npt.NDArray[np.float64] = np.reshape(geometry.direction, (3, 3)) * np.array(geometry.spacing)
+    return columns
+
+
+def _as_volume(geometry: Geometry) -> Geometry:
+    """The grid of an image in 3-D: an image of two dimensions lies at z = 0."""
+    if geometry.ndim == 3:
+        return geometry
+    if geometry.volume is not None:
+        return geometry.volume
+    axes = np.eye(3)
+    axes[:2, :2] = np.reshape(geometry.direction, (2, 2))
+    spacing = None if geometry.spacing is None else (*geometry.spacing, 1.0)
+    return Geometry(spacing, (*geometry.origin, 0.0), tuple(axes.ravel().tolist()))
