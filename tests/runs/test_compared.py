@@ -7,9 +7,9 @@ import pytest
 from support.nnunet_models import plans, write_model
 
 from medfm_rl.adapters.loading import load_segmenter
-from medfm_rl.reward.network import FUSION
+from medfm_rl.reward.fusion import write_fusion
 from medfm_rl.runs.compared import load_compared
-from medfm_rl.settings import AdaptConfig, DataSettings, NnUNetSettings
+from medfm_rl.settings import AdaptConfig, DataSettings, NnUNetSettings, RewardSettings
 from medfm_rl.settings.files import dump_config
 
 pytestmark = pytest.mark.nnunet
@@ -31,8 +31,7 @@ def finished_run(folder: Path, settings: NnUNetSettings) -> Path:
     config = AdaptConfig(segmenter=settings, target=DataSettings(path=folder / "images"), output=folder)
     folder.mkdir()
     (folder / "config.yaml").write_text(dump_config(config))
-    (folder / "reward").mkdir()
-    (folder / "reward" / FUSION).write_text("{}")
+    write_fusion(folder / "reward", ["member-0"], RewardSettings())
     load_segmenter(settings).export(folder / "model")
     return folder
 
