@@ -23,7 +23,7 @@ from medfm_rl.adapters.sam.litemedsam import LiteMedSAMAdapter
 from medfm_rl.adapters.sam.medsam import MedSAM2Adapter, MedSAMAdapter
 from medfm_rl.adapters.sam.promptable import PromptableAdapter
 from medfm_rl.adapters.torch_module.adapter import TorchModuleAdapter
-from medfm_rl.adapters.torch_module.folder import read_description
+from medfm_rl.adapters.torch_module.folder import weights_file
 from medfm_rl.errors import ModelError
 from medfm_rl.settings import (
     BiomedParseSettings,
@@ -129,10 +129,6 @@ def all_kinds() -> Iterator[SegmenterKind[Any]]:
         yield kind_named(name, f"entry point {name}")
 
 
-def _read_by_torch(settings: TorchSettings) -> dict[str, Path | None]:
-    return {"weights": settings.folder / read_description(settings.folder).weights}
-
-
 def _is_nnunet(folder: Path) -> bool:
     places = (folder, *folder.glob("*"), *folder.glob("*/*"))
     return any((place / PLANS).exists() for place in places) or (folder / DATASET).exists()
@@ -203,7 +199,7 @@ KINDS: Final[dict[str, SegmenterKind[Any]]] = {
         SegmenterKind(
             TorchSettings,
             load=lambda settings: TorchModuleAdapter.load(settings.folder),
-            read_beside=_read_by_torch,
+            read_beside=lambda settings: {"weights": weights_file(settings.folder)},
         ),
         SegmenterKind(
             NnUNetSettings,

@@ -25,7 +25,10 @@ from medfm_rl.data.labels import read_labels
 from medfm_rl.data.layouts import find_cases
 from medfm_rl.data.ultrasound.phantom import simulate_dataset
 from medfm_rl.data.ultrasound.vendors import vendor
+from medfm_rl.quality import QualityController
 from medfm_rl.settings import DataSettings, kinds
+from medfm_rl.tracking.quality_model import save_quality_model
+from medfm_rl.version import __version__
 
 KIND = "two-convolutions"
 
@@ -65,6 +68,7 @@ def test_the_documented_adapter_keeps_every_promise(model: Path, simulated_echo:
     check_adapter(adapter, find_cases(DataSettings(path=simulated_echo / "b"))[0].read())
 
 
+@pytest.mark.filterwarnings("ignore")
 def test_it_is_adapted_scores_and_is_exported(model: Path, simulated_echo: Path, tmp_path: Path) -> None:
     assert f"{KIND}: brought by the package {KIND}." in call("init", "--kinds")
     file, run, images = tmp_path / "adapt.yaml", tmp_path / "run", simulated_echo / "b"
@@ -97,29 +101,24 @@ def test_it_is_adapted_scores_and_is_exported(model: Path, simulated_echo: Path,
     assert recognise(tmp_path / "out").kind == KIND
     # The scale that the run was given counts, and not the default.
     exported = load_segmenter(kind_named(KIND, "test").at(tmp_path / "out").model_copy(update={"scale": 2.0}))
-    case = find_cases(DataSettings(path=images))[0].read()
-    mask = read_labels(
-        tmp_path / "masks" / "labels" / f"{case.case_id}.nii.gz", exported.schema, case.shape, case.geometry
-    )
+    files, masks = find_cases(DataSettings(path=images)), tmp_path / "masks" / "labels"
+    case = files[0].read()
+    mask = read_labels(masks / f"{case.case_id}.nii.gz", exported.schema, case.shape, case.geometry)
     assert np.array_equal(exported.segment(case), mask)
     before = load_segmenter(recognise(model)).state_dict()
     assert not any(torch.equal(value, before[name]) for name, value in exported.state_dict().items())
 
     simulate_dataset(tmp_path / "labelled", vendor("cart"), 24, seed=0, size=(32, 32), first=201)
     call("calibrate", run, "--labelled", tmp_path / "labelled", "--dice", "0.5", "--device", "cpu")
-    call(
-        "score",
-        run,
-        "--images",
-        images,
-        "--masks",
-        tmp_path / "masks" / "labels",
-        "--out",
-        tmp_path / "scores",
-        "--device",
-        "cpu",
-    )
-    with (tmp_path / "scores" / "scores.csv").open() as table:
-        assert {row["case"] for row in csv.DictReader(table)} == {
-            found.case_id for found in find_cases(DataSettings(path=images))
-        }
+    assessing = QualityController.load(run).segmenter
+    assert type(assessing) is type(exported)
+    assert assessing.inference_settings() == exported.inference_settings()
+    scores = tmp_path / "scores"
+    call("score", run, "--images", images, "--masks", masks, "--out", scores, "--device", "cpu")
+    with (scores / "scores.csv").open() as table:
+        assert {row["case"] for row in csv.DictReader(table)} == {file.case_id for file in files}
+
+    # Whoever serves the quality model has to install that package too.
+    save_quality_model(run, tmp_path / "served")
+    requirements = (tmp_path / "served" / "requirements.txt").read_text().split()
+    assert requirements == [f"medfm-rl[tracking]=={__version__}", f"{KIND}==1.0"]

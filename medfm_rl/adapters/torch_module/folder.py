@@ -53,6 +53,37 @@ def read_description(folder: Path) -> Described:
         ModelError: It is missing, is of something else, or a field is missing or wrong.
     """
     path = folder / DESCRIPTION
+    content = _read(folder)
+    try:
+        found = Described(
+            LabelSchema(tuple(content["schema"]["names"]), tuple(content["schema"]["ids"])),
+            PreprocessingSettings(**content["preprocessing"]),
+            int(content.get("in_channels", 1)),
+            dict(content["network"]),
+            _weights_name(content),
+            tuple(content.get("decoder_prefixes", ())),
+        )
+    except ValidationError as error:
+        problems = "; ".join(f"{'.'.join(map(str, item['loc']))}: {describe_problem(item)}" for item in error.errors())
+        raise ModelError(f"{path}: preprocessing: {problems}") from error
+    except (KeyError, TypeError, ValueError) as error:
+        raise ModelError(f"{path}: field missing or wrong ({error})") from error
+    _require_network(found.network, path)
+    return found
+
+
+def weights_file(folder: Path) -> Path:
+    """The file that `segmenter.json` says the weights are read from, wherever that is.
+
+    Raises:
+        ModelError: There is no such description.
+    """
+    return folder / _weights_name(_read(folder))
+
+
+def _read(folder: Path) -> dict[str, Any]:
+    """The content of `segmenter.json`: of a torch module, and with no field that is not known."""
+    path = folder / DESCRIPTION
     content = read_json_object(path, f"{folder}: not a segmenter folder, there is no {DESCRIPTION}")
     if content.get("kind") != "torch" or content.get("format") != 1:
         raise ModelError(f'{path}: "kind" must be "torch" and "format" 1')
@@ -62,23 +93,13 @@ def read_description(folder: Path) -> Described:
             f"{path}: there is no field {', '.join(unknown)}; correct its name or remove it (fields are "
             f"{', '.join(sorted(_FIELDS))})"
         )
-    try:
-        network = dict(content["network"])
-        found = Described(
-            LabelSchema(tuple(content["schema"]["names"]), tuple(content["schema"]["ids"])),
-            PreprocessingSettings(**content["preprocessing"]),
-            int(content.get("in_channels", 1)),
-            network,
-            str(network.get("torchscript", content.get("weights", DEFAULT_WEIGHTS))),
-            tuple(content.get("decoder_prefixes", ())),
-        )
-    except ValidationError as error:
-        problems = "; ".join(f"{'.'.join(map(str, item['loc']))}: {describe_problem(item)}" for item in error.errors())
-        raise ModelError(f"{path}: preprocessing: {problems}") from error
-    except (KeyError, TypeError, ValueError) as error:
-        raise ModelError(f"{path}: field missing or wrong ({error})") from error
-    _require_network(network, path)
-    return found
+    return content
+
+
+def _weights_name(content: Mapping[str, Any]) -> str:
+    network = content.get("network")
+    script = network.get("torchscript") if isinstance(network, Mapping) else None
+    return str(script or content.get("weights", DEFAULT_WEIGHTS))
 
 
 def _require_network(network: Mapping[str, Any], path: Path) -> None:
