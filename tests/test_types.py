@@ -1,10 +1,13 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+from scipy.spatial.transform import Rotation
 
 from medfm_rl.errors import DataError
 from medfm_rl.types import Case, Geometry, LabelledCase, LabelSchema
@@ -62,3 +65,56 @@ def test_array_spacing_is_in_array_order() -> None:
     geometry = Geometry((1.0, 2.0, 3.0), (0.0, 0.0, 0.0), tuple(np.eye(3).ravel().tolist()))
     assert geometry.array_spacing == (3.0, 2.0, 1.0)
     assert Geometry.unknown(2).array_spacing is None
+
+
+SHAPES = st.tuples(*[st.integers(2, 300)] * 3)
+
+
+@given(
+    size=st.floats(1e-4, 1e4),
+    sides=st.tuples(*[st.floats(1, 5)] * 3),
+    turn=st.tuples(*[st.floats(-3, 3)] * 3),
+    shape=SHAPES,
+    moved=st.sampled_from([0.0, 0.002, 0.1, 0.24, 0.26, 0.5, 3.0]),
+    axis=st.integers(0, 2),
+)
+def test_grids_are_compared_by_the_share_of_a_pixel_whatever_its_size(
+    size: float, sides: tuple[float, ...], turn: tuple[float, ...], shape: tuple[int, ...], moved: float, axis: int
+) -> None:
+    spacing = np.array(sides) * size
+    direction = Rotation.from_euler("xyz", turn).as_matrix()
+    origin = np.array([100.0, -50, 3]) * size
+    away = origin + np.eye(3)[axis] * moved * spacing.min()
+    ours, theirs = (Geometry(tuple(spacing), tuple(place), tuple(direction.ravel())) for place in (origin, away))
+    assert ours.shift(theirs, shape) == pytest.approx(moved, abs=1e-6)
+    assert ours.matches(theirs, shape) == theirs.matches(ours, shape) == (moved < 0.25)
+
+
+@given(size=st.floats(1e-3, 1e3), shape=SHAPES, stretched=st.floats(-1e-3, 1e-3), angle=st.floats(-1e-3, 1e-3))
+def test_a_grid_is_as_far_off_as_its_farthest_pixel(
+    size: float, shape: tuple[int, ...], stretched: float, angle: float
+) -> None:
+    ours = Geometry((size,) * 3, (1.0, 2.0, 3.0), tuple(np.eye(3).ravel()))
+    turned = Rotation.from_euler("z", angle).as_matrix()
+    theirs = Geometry((size * (1 + stretched),) * 3, (1.0, 2.0, 3.0), tuple(turned.ravel()))
+    grid = np.stack(np.meshgrid(*[(0, side - 1) for side in reversed(shape)], indexing="ij"), -1).reshape(-1, 3)
+    apart = grid @ (turned * (1 + stretched) - np.eye(3)).T
+    assert ours.shift(theirs, shape) == pytest.approx(abs(apart).max(), abs=1e-6)
+
+
+def test_an_unknown_spacing_matches_any_and_other_axes_none() -> None:
+    known = Geometry((1.0, 1.0), (5.0, 5.0), (1.0, 0.0, 0.0, 1.0))
+    assert Geometry.unknown(2).matches(known)
+    assert not Geometry.unknown(3).matches(known)
+    with pytest.raises(ValueError, match="cannot be compared"):
+        Geometry.unknown(3).shift(known)
+
+
+def test_a_grid_that_a_file_states_twice_matches_by_either() -> None:
+    ours = Geometry((1.0, 1.0), (5.0, 5.0), (1.0, 0.0, 0.0, 1.0))
+    other = Geometry((1.0, 1.0), (9.0, 5.0), (1.0, 0.0, 0.0, 1.0))
+    both = replace(ours, alternative=other)
+    assert both.matches(other)
+    assert other.matches(both)
+    assert both == ours
+    assert not both.plane.matches(other)

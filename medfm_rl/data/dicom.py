@@ -18,7 +18,7 @@ from pydicom import Dataset
 from pydicom.errors import InvalidDicomError
 
 from medfm_rl.data.dicom_pixels import read_values
-from medfm_rl.data.dicom_spacing import Spacing, pixel_spacing
+from medfm_rl.data.dicom_spacing import Spacing, pixel_spacing, slice_thickness
 from medfm_rl.data.files import cannot_be_read
 from medfm_rl.data.stacks import Frame, grid_of_frames
 from medfm_rl.errors import DataError
@@ -53,7 +53,7 @@ def read_dicom(path: Path) -> tuple[FloatArray, Geometry]:
         warnings.simplefilter("ignore")
         files = _one_series(path) if path.is_dir() else [_File(path, _header(path, stop_before_pixels=True))]
         frames = [frame for file in files for frame in _frames(file)]
-        geometry, order = grid_of_frames(path, frames, _thickness(files[0].header))
+        geometry, order = grid_of_frames(path, frames, slice_thickness(files[0].header, files[0].path))
         # Frames of different sizes or of a clip have been refused by now.
         values = [read_values(_header(file.path, stop_before_pixels=False), file.path) for file in files]
     if len({frame.shape[1] for frame in values}) > 1:
@@ -118,15 +118,6 @@ def _one_series(folder: Path) -> list[_File]:
         listed = f": {'; '.join(found[:_MOST_SERIES])}{more}. Give each series a folder of its own" if found else ""
         raise DataError(f"{folder}: a DICOM case is a folder with one series, this one holds {len(series)}{listed}")
     return files
-
-
-def _thickness(header: Dataset) -> float:
-    """Length in mm of the pixels of a single slice along its normal; 1 where the header does not say."""
-    for keyword in ("SpacingBetweenSlices", "SliceThickness"):
-        value = header.get(keyword)
-        if value is not None and np.isfinite(float(value)) and float(value) != 0:
-            return abs(float(value))
-    return 1.0
 
 
 def _frames(file: _File) -> list[Frame]:

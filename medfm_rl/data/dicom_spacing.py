@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import Any
 
 from pydicom import Dataset
 
@@ -44,7 +43,7 @@ def pixel_spacing(header: Dataset, path: Path) -> Spacing | None:
         return stated
     if detector is None:
         return stated
-    magnification = _number(header.get("EstimatedRadiographicMagnificationFactor"), path, "magnification")
+    magnification = _number(header, "EstimatedRadiographicMagnificationFactor", path)
     if magnification:
         return detector[0] / magnification, detector[1] / magnification
     if header.get("Modality") in _PROJECTIONS:
@@ -53,6 +52,19 @@ def pixel_spacing(header: Dataset, path: Path) -> Spacing | None:
             "what they show lies nearer to the source, and is smaller by a factor that their headers do not say"
         )
     return detector
+
+
+def slice_thickness(header: Dataset, path: Path) -> float:
+    """Length in mm of the pixels of a single slice along its normal; 1 where the header does not say.
+
+    Raises:
+        DataError: It is no number.
+    """
+    for keyword in ("SpacingBetweenSlices", "SliceThickness"):
+        stated = _number(header, keyword, path)
+        if stated:
+            return abs(stated)
+    return 1.0
 
 
 def _is_uncalibrated(header: Dataset, stated: Spacing, detector: Spacing | None) -> bool:
@@ -67,7 +79,7 @@ def _of_regions(header: Dataset, path: Path) -> Spacing | None:
         units = (region.get("PhysicalUnitsXDirection"), region.get("PhysicalUnitsYDirection"))
         if region.get("RegionSpatialFormat") != _TWO_DIMENSIONAL or units != (_CENTIMETRES, _CENTIMETRES):
             continue
-        x, y = (_number(region.get(f"PhysicalDelta{axis}"), path, "Physical Delta") for axis in "XY")
+        x, y = (_number(region, f"PhysicalDelta{axis}", path) for axis in "XY")
         if x and y:
             found.append((10 * abs(x), 10 * abs(y)))
     if not found:
@@ -87,21 +99,22 @@ def _same(ours: Spacing, theirs: Spacing) -> bool:
 
 def _pair(header: Dataset, keyword: str, path: Path) -> Spacing | None:
     """A distance of rows and one of columns, turned round; None where it is missing, empty or 0."""
-    value = header.get(keyword)
-    if not value:
-        return None
     try:
-        rows, columns = (_number(one, path, keyword) for one in value)
+        value = header.get(keyword)
+        if not value:
+            return None
+        rows, columns = map(float, value)
     except (TypeError, ValueError) as error:
-        raise DataError(f"{path}: {keyword} is {value} and two distances are needed; correct it") from error
-    return (columns, rows) if rows and columns and min(rows, columns) > 0 else None
+        raise DataError(f"{path}: {keyword} is to be two distances ({error}); correct it") from error
+    known = math.isfinite(rows) and math.isfinite(columns) and min(rows, columns) > 0
+    return (columns, rows) if known else None
 
 
-def _number(value: Any, path: Path, name: str) -> float | None:
-    if value is None or value == "":
-        return None
+def _number(header: Dataset, keyword: str, path: Path) -> float | None:
+    """A number of a header; None where it is missing, empty or infinite."""
     try:
-        number = float(value)
+        value = header.get(keyword)
+        number = math.nan if value is None or value == "" else float(value)
     except (TypeError, ValueError) as error:
-        raise DataError(f"{path}: {name} is {value!r} and no number; correct it") from error
+        raise DataError(f"{path}: {keyword} is to be a number ({error}); correct it") from error
     return number if math.isfinite(number) else None

@@ -48,7 +48,7 @@ def read_nifti(path: Path) -> tuple[FloatArray, Geometry]:
         DataError: The file is damaged or truncated, holds complex numbers or several times, its axes are sheared, or
             its statements differ in how long a pixel is or where its axes point.
     """
-    image = _load(path)
+    header, image = _load(path)
     if len(image.shape) < 2:
         raise DataError(f"{path}: holds a row of {image.shape} values and no image")
     if arrangement_of_axes(image.shape[:4]) is Arrangement.CLIP:
@@ -60,7 +60,7 @@ def read_nifti(path: Path) -> tuple[FloatArray, Geometry]:
     pixels = _values(path, image).reshape(*shape, -1, order="F")
     if _is_plane(path, image) and len(shape) == 3:
         shape, pixels = shape[:2], pixels[:, :, 0]
-    geometry = _geometry(path, image.header, shape)
+    geometry = _geometry(path, header, shape)
     return np.ascontiguousarray(pixels.T), geometry
 
 
@@ -89,15 +89,16 @@ def require_place(path: Path, shown: Path, geometry: Geometry, shape: tuple[int,
         DataError: ITK or nibabel place a pixel elsewhere.
     """
     try:
-        header = nib.load(path).header
+        stated = _stated_grids(nib.load(path).header, len(shape))
     except _BROKEN as error:
         raise DataError(
             f"{shown}: cannot be read back after it was written ({error}); is the disk in order?"
         ) from error
-    # They take different statements of a header that makes two.
-    wanted = {"ITK": geometry, "nibabel": geometry.alternative or geometry}
-    for tool, found in (("ITK", read_grid(path)), ("nibabel", _grid_of_nibabel(header, len(shape)))):
-        if found is not None and (shift := found.shift(wanted[tool].plane, shape)) > NOTICEABLE_SHIFT:
+    of_itk = read_grid(path)
+    if of_itk is None:
+        raise DataError(f"{shown}: ITK cannot read back what was written; is the disk in order?")
+    for tool, found in (("ITK", of_itk), *(("nibabel", grid) for grid in stated[:1])):
+        if (shift := geometry.shift(found, shape)) > NOTICEABLE_SHIFT:
             raise DataError(
                 f"{shown}: cannot be written to NIfTI: {tool} would place it {shift:.2g} of a pixel from its image, "
                 f"which has spacing {geometry.spacing} and direction {geometry.direction}; resample the image to a "
@@ -105,7 +106,8 @@ def require_place(path: Path, shown: Path, geometry: Geometry, shape: tuple[int,
             )
 
 
-def _load(path: Path) -> Any:
+def _load(path: Path) -> tuple[Any, Any]:
+    """The header as it stands in the file, and the image, in whose header nibabel has put 1 for distances of 0."""
     try:
         content = path.read_bytes()
     except OSError as error:
@@ -114,7 +116,7 @@ def _load(path: Path) -> Any:
         # To its end, where the checksum stands.
         raw = gzip.decompress(content) if path.suffix.lower() == ".gz" else content
         kind = nib.Nifti2Image if int.from_bytes(raw[:4], "little") == 540 else nib.Nifti1Image
-        return kind.from_bytes(raw)
+        return kind.header_class(raw[: kind.header_class.sizeof_hdr], check=False), kind.from_bytes(raw)
     except _BROKEN as error:
         raise DataError(f"{path}: cannot be read; the file is damaged or truncated ({error})") from error
 
@@ -145,74 +147,90 @@ def _is_plane(path: Path, image: Any) -> bool:
 
 
 def _geometry(path: Path, header: Any, shape: tuple[int, ...]) -> Geometry:
-    """The grid of a file as ITK takes it, with nibabel's as the alternative where it differs."""
-    ndim, size = len(shape), tuple(reversed(shape))
+    """The grid of a file, with a second statement of the file as the alternative where it makes one that differs."""
+    size = tuple(reversed(shape))
     kept = Nifti1Header()
     for name in _STATEMENTS:
         kept[name] = header[name]
     carried = kept.binaryblock
     try:
-        of_nibabel = _grid_of_nibabel(header, ndim)
+        stated = _stated_grids(header, len(shape))
     except (KeyError, ValueError) as error:
         raise DataError(f"{path}: its header describes no grid ({error}); correct its sform, qform or units") from error
     of_itk = read_grid(path)
     # Of NIfTI-1, ITK refuses what is sheared by more than .006 degrees, and NIfTI-2 it does not know.
     refused = of_itk is None and not isinstance(header, Nifti2Header)
-    if of_nibabel is not None and (refused or of_nibabel.shift(of_nibabel.upright, size) > NOTICEABLE_SHIFT):
-        raise sheared(path, of_nibabel, size, _ON_SHEAR)
-    of_itk = of_itk or of_nibabel
+    for grid in stated:
+        if refused or grid.shift(grid.upright, size) > NOTICEABLE_SHIFT:
+            raise sheared(path, grid, size, _ON_SHEAR)
+    of_itk = of_itk or next(iter(stated), None)
+    sides = np.asarray(header["pixdim"][1 : len(shape) + 1], dtype=np.float64)
     if of_itk is None:
-        raise DataError(f"{path}: its header describes no grid (pixdim {header['pixdim'][1:4].tolist()}); correct it")
-    sides = np.asarray(header["pixdim"][1 : ndim + 1], dtype=np.float64)
-    if of_nibabel is None:
-        stated = bool((np.isfinite(sides) & (sides > 0)).all())
-        return replace(of_itk, spacing=of_itk.spacing if stated else None, header=carried)
-    shift = of_nibabel.shift(of_itk, size)
-    if shift <= NOTICEABLE_SHIFT:
-        return replace(of_itk, header=carried)
-    _require_one_measure(path, header, of_itk, of_nibabel, sides)
-    codes = f"sform (code {int(header['sform_code'])}) and qform (code {int(header['qform_code'])})"
-    warn_once(
-        f"{path}: its {codes} place a pixel up to {shift * min(of_nibabel.spacing or ()):.3g} mm apart, {shift:.2g} of "
-        "its side: ITK takes one of them, and nibabel, FSL and SPM the other. Its masks carry both and lie on the "
-        "image in each"
-    )
-    return replace(of_itk, header=carried, alternative=of_nibabel)
+        raise DataError(f"{path}: its header describes no grid (pixdim {sides.tolist()}); correct it")
+    if not stated:
+        known = bool((np.isfinite(sides) & (sides > 0)).all())
+        return replace(of_itk, spacing=of_itk.spacing if known else None, header=carried)
+    _compare_statements(path, header, stated, size)
+    nearest = min(stated, key=lambda grid: grid.shift(of_itk, size))
+    if (shift := nearest.shift(of_itk, size)) > NOTICEABLE_SHIFT:
+        warn_once(
+            f"{path}: its pixdim {sides.tolist()} differs from the {nearest.spacing} mm of its sform, and ITK, which "
+            f"takes the former, places a pixel up to {shift:.2g} of its side from where nibabel does; sizes in mm are "
+            "those of the sform. image.set_sform(...) of nibabel sets both"
+        )
+        return replace(nearest, header=carried, alternative=of_itk)
+    farthest = max(stated, key=lambda grid: grid.shift(of_itk, size))
+    differs = farthest.shift(of_itk, size) > NOTICEABLE_SHIFT
+    return replace(of_itk, header=carried, alternative=farthest if differs else None)
 
 
-def _grid_of_nibabel(header: Any, ndim: int) -> Geometry | None:
-    """The grid that nibabel takes, on ITK's axes and in mm; None where the file says no place.
+def _compare_statements(path: Path, header: Any, stated: list[Geometry], size: tuple[int, ...]) -> None:
+    """Warns where sform and qform place pixels apart.
 
     Raises:
-        ValueError: An axis has no length.
-        KeyError: Its unit is none.
+        DataError: They differ in more than a place: sizes in mm, or left and right, would be anybody's guess.
     """
-    if header["sform_code"] <= 0 and header["qform_code"] <= 0:
-        return None
-    factor = _MM[header.get_xyzt_units()[0]]
-    affine = _TO_LPS @ header.get_best_affine()
-    affine[:3] *= factor
-    if ndim == 2 and affine[2, :2].any():
-        return None  # A plane that leaves x and y cannot be said in two axes.
-    chosen = [*range(ndim), 3]
-    return Geometry.from_affine(affine[np.ix_(chosen, chosen)])
-
-
-def _require_one_measure(
-    path: Path, header: Any, of_itk: Geometry, of_nibabel: Geometry, sides: npt.NDArray[np.float64]
-) -> None:
-    """Refuses statements that differ in more than a place: sizes in mm, or left and right, would be anybody's guess."""
-    codes = f"sform_code {int(header['sform_code'])}, qform_code {int(header['qform_code'])}"
-    if not np.allclose(of_itk.spacing or (), of_nibabel.spacing or (), rtol=NOTICEABLE_SHIFT):
+    if len(stated) < 2:
+        return
+    sform, qform = stated
+    shift = sform.shift(qform, size)
+    if shift <= NOTICEABLE_SHIFT:
+        return
+    names = f"sform (code {int(header['sform_code'])}) and qform (code {int(header['qform_code'])})"
+    assert sform.spacing is not None
+    assert qform.spacing is not None
+    if not np.allclose(sform.spacing, qform.spacing, rtol=NOTICEABLE_SHIFT, atol=0):
         raise DataError(
-            f"{path}: says two sizes of its pixels: {of_nibabel.spacing} mm by the sform or qform that nibabel takes, "
-            f"and {of_itk.spacing} mm by what ITK takes ({codes}, pixdim {sides.tolist()}). Set them to one: "
-            "image.set_sform(...) and image.set_qform(...) of nibabel set pixdim too"
+            f"{path}: its {names} say two sizes of its pixels, {sform.spacing} and {qform.spacing} mm. Set the wrong "
+            "one to the right one: image.set_sform(...), image.set_qform(...) of nibabel"
         )
-    ours, theirs = (np.reshape(grid.direction, (grid.ndim, grid.ndim)) for grid in (of_itk, of_nibabel))
+    ours, theirs = (np.reshape(grid.direction, (grid.ndim, grid.ndim)) for grid in stated)
     if float(np.sum(ours * theirs, axis=0).min()) < np.cos(np.pi / 4):
         raise DataError(
-            f"{path}: its sform and qform point its axes in other directions ({codes}): left and right, or the axes "
-            f"themselves, are exchanged. Directions are {np.round(theirs, 3).tolist()} by nibabel and "
-            f"{np.round(ours, 3).tolist()} by ITK. Set the wrong one to the right one"
+            f"{path}: its {names} point its axes in other directions, {np.round(ours, 3).tolist()} and "
+            f"{np.round(theirs, 3).tolist()}: left and right, or the axes themselves, may be exchanged. Set the wrong "
+            "one to the right one: image.set_sform(...), image.set_qform(...) of nibabel"
         )
+    warn_once(
+        f"{path}: its {names} place a pixel up to {shift * min(sform.spacing):.3g} mm apart, {shift:.2g} of its side. "
+        "nibabel, FSL and SPM take the sform, and ITK, by the codes, one of them. Its masks carry both and lie on the "
+        "image in each"
+    )
+
+
+def _stated_grids(header: Any, ndim: int) -> list[Geometry]:
+    """The grids of sform and qform, of those that have a code, on ITK's axes and in mm.
+
+    Raises:
+        ValueError: An axis has no length, or a quaternion is none.
+        KeyError: The unit is unknown.
+    """
+    grids = []
+    for affine in (header.get_sform(coded=True)[0], header.get_qform(coded=True)[0]):
+        if affine is None or (ndim == 2 and affine[2, :2].any()):
+            continue  # A plane that leaves x and y cannot be said in two axes.
+        matrix = _TO_LPS @ affine
+        matrix[:3] *= _MM[header.get_xyzt_units()[0]]
+        chosen = [*range(ndim), 3]
+        grids.append(Geometry.from_affine(matrix[np.ix_(chosen, chosen)]))
+    return grids

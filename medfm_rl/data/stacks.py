@@ -54,13 +54,16 @@ class Arrangement(Enum):
 
 
 def arrangement(frames: Sequence[Frame]) -> Arrangement:
-    """What frames are together: those that all lie at one place, or say no place, are a clip."""
+    """What frames are together: those of one place and direction, or that say no place, are a clip."""
     if len(frames) == 1:
         return Arrangement.IMAGE
-    places = [frame.position for frame in frames if frame.position is not None]
-    if not places or (len(places) == len(frames) and np.ptp(places, axis=0).max() <= _tolerance(frames)):
+    placed = [frame for frame in frames if frame.position is not None and frame.axes is not None]
+    if not placed:
         return Arrangement.CLIP
-    return Arrangement.VOLUME
+    moved = np.ptp([frame.position for frame in placed], axis=0).max()
+    turned = np.ptp([frame.axes for frame in placed], axis=0).max()
+    stays = len(placed) == len(frames) and moved <= _tolerance(frames) and turned <= 1 - _PARALLEL
+    return Arrangement.CLIP if stays else Arrangement.VOLUME
 
 
 def arrangement_of_axes(shape: Sequence[int]) -> Arrangement:

@@ -137,6 +137,14 @@ def test_slices_of_one_place_are_a_clip_and_no_volume(tmp_path: Path, count: int
         read_image(tmp_path)
 
 
+def test_planes_turned_about_one_place_are_neither_clip_nor_volume(tmp_path: Path) -> None:
+    for index, angle in enumerate((0, 30, 60)):
+        axes = Rotation.from_euler("z", angle, degrees=True).as_matrix().T
+        write_dicom(tmp_path / f"{index}.dcm", noise(ROWS, COLUMNS), (0, 0, 0), np.ravel(axes[:2]))
+    with pytest.raises(DataError, match=r"1\.dcm is turned against 0\.dcm"):
+        read_image(tmp_path)
+
+
 def test_two_phases_in_one_series_are_refused(tmp_path: Path) -> None:
     write_stack(tmp_path, [(0, 0, 8 * (index // 2)) for index in range(12)])
     with pytest.raises(DataError, match=r"12 slices lie at 6 places, 2 at each .*several phases"):

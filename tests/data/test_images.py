@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import errno
+import logging
+import re
 import struct
 from collections.abc import Sequence
 from pathlib import Path
@@ -251,14 +253,13 @@ def test_a_bad_image_is_named_with_what_is_wrong(tmp_path: Path, make, message: 
     assert "scan.nii.gz" in str(caught.value)
 
 
-@pytest.mark.parametrize("suffix", [".mha", ".nrrd"])
+@pytest.mark.parametrize("suffix", [".mha", ".nrrd", ".nii.gz"])
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 def test_pixels_that_are_no_numbers_are_refused(tmp_path: Path, suffix: str, value: float) -> None:
-    """NIfTI is left out: ITK's reader turns NaN into 0 before anybody can see it."""
     pixels = ramp(4, 5)
     pixels[0, 0] = value
     write_image(tmp_path / f"scan{suffix}", pixels, GEOMETRY)
-    with pytest.raises(DataError, match=rf"scan\{suffix}: the image holds NaN or infinite"):
+    with pytest.raises(DataError, match=rf"scan{re.escape(suffix)}: the image holds NaN or infinite"):
         read_image(tmp_path / f"scan{suffix}")
 
 
@@ -367,3 +368,68 @@ def test_a_full_disk_leaves_the_old_file_intact(tmp_path: Path, monkeypatch: pyt
         write_image(path, ramp(4, 5) + 1, GEOMETRY)
     assert path.read_bytes() == before
     assert list(tmp_path.iterdir()) == [path]
+
+
+META = "ObjectType = Image\nNDims = 2\nDimSize = 5 4\n{}ElementType = MET_UCHAR\nElementDataFile = LOCAL\n"
+NRRD = "NRRD0004\ntype: uchar\ndimension: {}\nsizes: 5 4 {}\n{}encoding: raw\n\n"
+BYTES = bytes(range(20))
+
+
+@pytest.mark.parametrize(
+    ("name", "header", "spacing"),
+    [
+        ("a.mha", META.format(""), None),
+        ("a.mha", META.format("ElementSpacing = 0.5 0.8\n"), (0.5, 0.8)),
+        ("a.nrrd", NRRD.format(2, "", ""), None),
+        ("a.nrrd", NRRD.format(2, "", "spacings: nan nan\n"), None),
+        ("a.nrrd", NRRD.format(2, "", "spacings: 0.5 0.8\n"), (0.5, 0.8)),
+    ],
+)
+def test_a_spacing_that_no_header_gives_is_unknown(
+    tmp_path: Path, name: str, header: str, spacing: tuple | None
+) -> None:
+    (tmp_path / name).write_bytes(header.encode() + BYTES)
+    assert read_image(tmp_path / name)[1].spacing == spacing
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ("space directions: (1,0.2,0) (0,2,0) (0,0,3)\n", r"axes are sheared, 11\.3 degrees"),
+        (
+            'space directions: (1,0,0) (0,2,0) (0,0,3)\nspace units: "um" "um" "um"\n',
+            "gives distances in um, and tools that read NRRD take them for mm",
+        ),
+    ],
+)
+def test_axes_and_units_that_tools_pass_over_are_refused(tmp_path: Path, fields: str, message: str) -> None:
+    header = NRRD.format(3, "1", f"space: left-posterior-superior\n{fields}space origin: (1,2,3)\n")
+    (tmp_path / "a.nrrd").write_bytes(header.encode() + BYTES)
+    with pytest.raises(DataError, match=rf"a\.nrrd: .*{message}"):
+        read_image(tmp_path / "a.nrrd")
+
+
+def test_complex_numbers_and_several_times_are_refused(tmp_path: Path) -> None:
+    sitk.WriteImage(sitk.GetImageFromArray(ramp(4, 5).astype(np.complex64)), str(tmp_path / "a.nrrd"))
+    with pytest.raises(DataError, match=r"a\.nrrd: holds complex numbers; write their magnitude"):
+        read_image(tmp_path / "a.nrrd")
+    sitk.WriteImage(sitk.JoinSeries([sitk.GetImageFromArray(ramp(3, 4, 5))] * 2), str(tmp_path / "b.nrrd"))
+    with pytest.raises(DataError, match=r"b\.nrrd: holds 2 .*over time.*a clip and no volume"):
+        read_image(tmp_path / "b.nrrd")
+
+
+@pytest.mark.parametrize(
+    ("origin", "spacing", "turn", "said"),
+    [(0.002, 0, 0, None), (0.05, 0, 0, "0.032"), (0, 4e-5, 0, None), (0, 0, 1.1e-3, "0.1")],
+)
+def test_a_mask_a_hair_off_its_image_is_on_it(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, origin: float, spacing: float, turn: float, said: str | None
+) -> None:
+    """The image of 96 pixels of 1.5625 mm, and what headers round of it."""
+    schema, image = LabelSchema.from_structures({"LV": 1}), Geometry((1.5625, 1.5625), (3.0, 4.0), (1.0, 0.0, 0.0, 1.0))
+    turned = (float(np.cos(turn)), -float(np.sin(turn)), float(np.sin(turn)), float(np.cos(turn)))
+    beside = Geometry((1.5625 + spacing,) * 2, (3 + origin, 4 + origin), turned)
+    write_labels(tmp_path / "m.mha", np.ones((96, 96), np.uint8), beside, schema)
+    with caplog.at_level(logging.WARNING):
+        assert read_labels(tmp_path / "m.mha", schema, (96, 96), image).all()
+    assert (f"m.mha: lies {said}" in caplog.text) if said else not caplog.text

@@ -17,7 +17,7 @@ ENHANCED_MR = "1.2.840.10008.5.1.4.1.1.4.1"
 AXIAL = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0)
 
 
-def numbers(values: Any, digits: int = 10) -> list[str]:
+def numbers(values: Any, digits: int = 9) -> list[str]:
     """Values as a header holds them."""
     return [f"{value:.{digits}g}" for value in values]
 
