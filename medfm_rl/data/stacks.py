@@ -57,11 +57,10 @@ def arrangement(frames: Sequence[Frame]) -> Arrangement:
     """What frames are together: those of one place and direction, or that say no place, are a clip."""
     if len(frames) == 1:
         return Arrangement.IMAGE
-    placed = [frame for frame in frames if frame.position is not None and frame.axes is not None]
+    placed = [(frame.position, frame.axes) for frame in frames if frame.position is not None and frame.axes is not None]
     if not placed:
         return Arrangement.CLIP
-    moved = np.ptp([frame.position for frame in placed], axis=0).max()
-    turned = np.ptp([frame.axes for frame in placed], axis=0).max()
+    moved, turned = (np.ptp(np.array(values), axis=0).max() for values in zip(*placed, strict=True))
     stays = len(placed) == len(frames) and moved <= _tolerance(frames) and turned <= 1 - _PARALLEL
     return Arrangement.CLIP if stays else Arrangement.VOLUME
 
