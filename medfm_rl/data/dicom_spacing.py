@@ -48,8 +48,8 @@ def pixel_spacing(header: Dataset, path: Path) -> Spacing | None:
         return detector[0] / magnification, detector[1] / magnification
     if header.get("Modality") in _PROJECTIONS:
         warn_once(
-            f"{path.parent}: sizes in mm of {path.name} and others are those at the detector (Imager Pixel Spacing); "
-            "what they show lies nearer to the source, and is smaller by a factor that their headers do not say"
+            f"{path.parent}: sizes in mm are those at the detector (Imager Pixel Spacing of {header.Modality}); what "
+            "is shown lies nearer to the source, and is smaller by a factor that the headers do not say"
         )
     return detector
 
