@@ -17,6 +17,7 @@ import numpy.typing as npt
 import SimpleITK as sitk
 
 from medfm_rl.data.files import cannot_be_read, hash_file, hash_listing, hash_path, is_folder, replace_on_success
+from medfm_rl.data.itk_paths import itk_path
 from medfm_rl.errors import DataError
 from medfm_rl.types import FloatArray, Geometry, IntArray, LabelMap, LabelSchema
 
@@ -30,6 +31,18 @@ _WITHOUT_SPACING = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff")
 def image_suffix(path: Path) -> str | None:
     """The suffix of a readable image file (".nii.gz" as one), or None."""
     return next((suffix for suffix in IMAGE_SUFFIXES if path.name.lower().endswith(suffix)), None)
+
+
+def is_dicom(path: Path) -> bool:
+    """Whether a file is DICOM, by its content: in archives their names end in .dcm, in a number, or not at all.
+
+    A file that may not be read is not said to be.
+    """
+    try:
+        with path.open("rb") as file:
+            return file.read(132)[128:] == b"DICM"
+    except OSError:
+        return False
 
 
 def holds_spacing(path: Path) -> bool:
@@ -215,11 +228,12 @@ def _read(path: Path) -> tuple[FloatArray, Geometry]:
         image = _read_dicom_series(path)
     else:
         _require_content(path)
-        if image_suffix(path) is None:
+        if image_suffix(path) is None and not is_dicom(path):
             raise DataError(f"{path}: unknown kind of image; known are {', '.join(IMAGE_SUFFIXES)} and DICOM folders")
         _check_gzip(path)
         _check_nifti_length(path)
-        image = _execute(sitk.ImageFileReader(), path, path)
+        with itk_path(path, pixel_files(path)) as name:
+            image = _execute(sitk.ImageFileReader(), name, path)
     return _to_array(image, holds_spacing(path))
 
 
@@ -251,11 +265,12 @@ def _check_nifti_length(path: Path) -> None:
     if path.suffix.lower() != ".nii":
         return
     reader = sitk.ImageFileReader()
-    reader.SetFileName(str(path))
-    try:
-        reader.ReadImageInformation()
-    except RuntimeError:
-        return  # Reading it says why.
+    with itk_path(path) as name:
+        reader.SetFileName(name)
+        try:
+            reader.ReadImageInformation()
+        except RuntimeError:
+            return  # Reading it says why.
     pixel = sitk.Image([1] * reader.GetDimension(), reader.GetPixelID(), reader.GetNumberOfComponents())
     promised = int(np.prod(reader.GetSize())) * sitk.GetArrayViewFromImage(pixel).nbytes
     if path.stat().st_size < promised:
@@ -263,14 +278,15 @@ def _check_nifti_length(path: Path) -> None:
 
 
 def _read_dicom_series(folder: Path) -> sitk.Image:
-    series = sitk.ImageSeriesReader.GetGDCMSeriesIDs(str(folder))
-    if len(series) != 1:
-        raise DataError(f"{folder}: a DICOM case is a folder with one series, this one holds {len(series)}")
-    reader = sitk.ImageSeriesReader()
-    reader.MetaDataDictionaryArrayUpdateOn()
-    names = reader.GetGDCMSeriesFileNames(str(folder), series[0])
-    image = _execute(reader, names, folder)
-    _check_slice_steps(reader, names, folder)
+    with itk_path(folder) as place:
+        series = sitk.ImageSeriesReader.GetGDCMSeriesIDs(place)
+        if len(series) != 1:
+            raise DataError(f"{folder}: a DICOM case is a folder with one series, this one holds {len(series)}")
+        reader = sitk.ImageSeriesReader()
+        reader.MetaDataDictionaryArrayUpdateOn()
+        names = reader.GetGDCMSeriesFileNames(place, series[0])
+        image = _execute(reader, names, folder)
+        _check_slice_steps(reader, names, folder)
     return image
 
 
@@ -302,7 +318,7 @@ def _check_slice_steps(reader: Any, names: Sequence[str], folder: Path) -> None:
 
 def _execute(reader: Any, names: Any, path: Path) -> sitk.Image:
     if isinstance(reader, sitk.ImageFileReader):
-        reader.SetFileName(str(names))
+        reader.SetFileName(names)
     else:
         reader.SetFileNames(names)
     shows_warnings = sitk.ProcessObject.GetGlobalWarningDisplay()
@@ -343,7 +359,8 @@ def _write(path: Path, pixels: npt.NDArray[Any], geometry: Geometry) -> None:
             image.SetSpacing(geometry.spacing or (1.0,) * geometry.ndim)
             image.SetOrigin(geometry.origin)
             image.SetDirection(geometry.direction)
-            sitk.WriteImage(image, str(temporary), useCompression=True)
+            with itk_path(temporary) as name:
+                sitk.WriteImage(image, name, useCompression=True)
         except RuntimeError as error:
             raise DataError(
                 f"{path}: cannot be written; is the disk full, the suffix unknown, or the grid none that the format "

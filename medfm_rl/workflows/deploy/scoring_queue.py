@@ -21,7 +21,7 @@ from medfm_rl.reports.scores import thumbnail
 from medfm_rl.runs.case_records import CaseRecords, hash_case, hash_segmenter, label_path, reward_path
 from medfm_rl.types import Case, LabelSchema
 from medfm_rl.workflows.deploy.memory import must_fit
-from medfm_rl.workflows.deploy.scoring import CaseTrace, Cause, Unassessed
+from medfm_rl.workflows.deploy.scoring import CaseTrace, Cause, Unassessed, thumbnail_path
 
 _Waiting = tuple[Submission, dict[str, Any]]
 """A case and what its report depends on."""
@@ -168,7 +168,7 @@ class ScoringQueue:
         case = submission.case
         rewards = reward_path(self.out, case.case_id)
         write_image(rewards, report.reward_map, case.geometry)
-        picture = self.out / "thumbnails" / f"{case.case_id}.png"
+        picture = thumbnail_path(self.out, case.case_id)
         with replace_on_success(picture) as temporary:
             temporary.write_bytes(
                 thumbnail(case.image[0], submission.labels, report.reward_map, self.controller.schema)
