@@ -193,8 +193,9 @@ def hash_case(file: CaseFile, segmenter: SegmenterAdapter | None) -> dict[str, A
         segmenter: Makes the mask; None where it came as a file.
 
     Raises:
-        DataError: An image is missing, or there are no prompts for the case.
+        DataError: The case cannot be used, an image is missing, or there are no prompts for the case.
     """
+    file.require_sound()
     hashes: dict[str, Any] = {"images": [hash_image(path) for path in file.image_paths]}
     prompts = None if segmenter is None else segmenter.prompt_hash(file.case_id)
     return hashes if prompts is None else {**hashes, "prompts": prompts}

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from medfm_rl.data.images import read_image, read_labels
 from medfm_rl.data.layouts.description import DescribedLabels
+from medfm_rl.data.layouts.patients import name_patients
 from medfm_rl.errors import DataError
 from medfm_rl.types import Case, LabelledCase, LabelSchema
 
@@ -85,6 +86,11 @@ def require_masks(files: Sequence[CaseFile], where: str) -> None:
     if without:
         count = f" ({len(without)} of {len(files)} images have none)"
         raise DataError(f"{where}: {_without_mask(without[0], count)}")
+
+
+def describe_patients(files: Sequence[CaseFile]) -> str:
+    """As `name_patients`, of cases."""
+    return name_patients([file.patient_id for file in files], [file.case_id for file in files])
 
 
 def _without_mask(file: CaseFile, count: str = "") -> str:

@@ -10,11 +10,11 @@ from pathlib import Path
 
 from medfm_rl.data.images import IMAGE_SUFFIXES
 from medfm_rl.data.layouts.camus import find_camus, looks_like_camus
-from medfm_rl.data.layouts.cases import CaseFile, Found
+from medfm_rl.data.layouts.cases import CaseFile, Found, describe_patients
 from medfm_rl.data.layouts.description import DESCRIPTION, Description
 from medfm_rl.data.layouts.folder import find_folder
 from medfm_rl.data.layouts.nnunet import find_images, find_raw, has_raw_folders, looks_like_nnunet
-from medfm_rl.data.layouts.patients import doubt_patients, name_patients, patients_by
+from medfm_rl.data.layouts.patients import doubt_patients, patients_by
 from medfm_rl.errors import DataError
 from medfm_rl.settings import DataSettings
 
@@ -62,8 +62,7 @@ def find_cases(settings: DataSettings) -> list[CaseFile]:
     elif len(sound) > 1 and len({case.patient_id for case in sound}) == 1:
         doubt = f"all {len(sound)} cases are taken for those of one patient"
     if doubt is not None:
-        named = name_patients([case.patient_id for case in sound], [case.case_id for case in sound])
-        _LOG.warning("%s: %s; %s", root, doubt, named)
+        _LOG.warning("%s: %s; %s", root, doubt, describe_patients(sound))
     return sorted(kept, key=lambda case: case.case_id)
 
 

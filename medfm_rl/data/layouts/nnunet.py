@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterable
 from dataclasses import replace
@@ -14,7 +15,7 @@ from medfm_rl.data.layouts.description import Description, ListedCase
 from medfm_rl.data.layouts.folder import mask_alone, refuse_other_names, two_of_a_name
 from medfm_rl.data.layouts.patients import patient_of
 from medfm_rl.data.layouts.tree import HIDDEN, IMAGES, Entry, look_below
-from medfm_rl.data.names import case_name, text_of
+from medfm_rl.data.names import case_name, file_of_case, text_of
 from medfm_rl.errors import DataError
 
 TRAIN, TEST = "imagesTr", "imagesTs"
@@ -82,11 +83,11 @@ def find_images(root: Path) -> Found:
     for entry in tree.images:
         match = _CHANNEL.fullmatch("_".join(entry.parts))
         if match is None:
-            problem = (
+            misnamed = (
                 f"{entry.path}: nnU-Net names images CASE_0000, CASE_0001, a file per channel; rename it or set "
                 "`layout`"
             )
-            cases.append(CaseFile(entry.name, patient_of(entry.name), (entry.path,), problem=problem))
+            cases.append(CaseFile(entry.name, patient_of(entry.name), (entry.path,), problem=misnamed))
         else:
             of_case = channels.setdefault(case_name(match["case"]), {})
             of_case.setdefault(int(match["channel"]), []).append(entry)
@@ -102,7 +103,7 @@ def find_images(root: Path) -> Found:
         ending = image_suffix(first) or ""
         # A channel that is not there is met when the case is read, where an error names the file.
         paths = tuple(
-            of_case[index][0].path if index in of_case else first.parent / f"{name}_{index:04d}{ending}"
+            of_case[index][0].path if index in of_case else file_of_case(first.parent, f"{name}_{index:04d}", ending)
             for index in range(count)
         )
         twice = next((entries[1].path for entries in of_case.values() if len(entries) > 1), None)
@@ -132,11 +133,11 @@ def _find_in(root: Path, part: str, description: Description, skipped: dict[str,
             of_case.setdefault(int(match["channel"]), []).append(path)
     masks: dict[str, list[Path]] = {}
     for path in _entries(root / _LABELS[part]):
-        stem = _stem(path, ending)
-        if stem is None or path.name.startswith("."):
+        of_mask = _stem(path, ending)
+        if of_mask is None or path.name.startswith("."):
             skipped.setdefault(HIDDEN if path.name.startswith(".") else _NOT_NAMED, []).append(path)
         else:
-            masks.setdefault(case_name(stem), []).append(path)
+            masks.setdefault(case_name(of_mask), []).append(path)
     refuse_other_names({name: paths[0] for name, paths in masks.items()}, files, folder)
     # nnU-Net reads the colours of a picture as channels, of one file.
     colours = not holds_spacing(Path(f"image{ending}")) and all(of_case.keys() == {0} for of_case in files.values())
@@ -149,7 +150,7 @@ def _find_in(root: Path, part: str, description: Description, skipped: dict[str,
             problem = mask_alone(labels[0], folder)
         # Every channel counts: a case that lacks one is met when it is read, where an error names the file.
         paths = tuple(
-            of_case[index][0] if index in of_case else folder / f"{name}_{index:04d}{ending}"
+            of_case[index][0] if index in of_case else file_of_case(folder, f"{name}_{index:04d}", ending)
             for index in range(1 if colours else count)
             if of_case
         )
@@ -164,11 +165,11 @@ def _listed_case(item: ListedCase, description: Description) -> CaseFile:
     """A case that is listed by its files; version 1 of nnU-Net leaves out the number of the channel there."""
     paths = item.images
     (first, *more) = paths
-    if not more and not first.exists():
+    if not more and not os.path.exists(first):
         stem, ending = image_stem(first), image_suffix(first) or ""
         channels = range(description.channels if description.is_of_nnunet else 1)
         numbered = tuple(first.with_name(f"{stem}_{channel:04d}{ending}") for channel in channels)
-        paths = numbered if numbered[0].exists() else paths
+        paths = numbered if os.path.exists(numbered[0]) else paths
     stem = text_of(image_stem(first))
     match = _CHANNEL.fullmatch(stem) if more else None
     name = case_name(item.name if item.name is not None else stem if match is None else match["case"])

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from medfm_rl.data.layouts import CaseFile, is_simulated
-from medfm_rl.data.mask_labels import parse_mask_labels
+from medfm_rl.data.mask_labels import labels_in_masks
 from medfm_rl.errors import ConfigError, DataError, ModelError
 from medfm_rl.progress import Progress, silent
 from medfm_rl.quality.gates import NO_GATES, Gates
@@ -25,7 +25,7 @@ class ScoreRequest:
 
     Attributes:
         masks: Masks by case, or None where a segmenter makes them.
-        labels: The integers in these masks, as in `parse_mask_labels`; None for those of the run.
+        labels: The integers in these masks, as in `labels_in_masks`.
         maker: Makes the masks where none are given; None for the segmenter of the run.
         gates: Further networks to be asked.
         accept_untested: Whether masks may be accepted where the batch is too small to be tested.
@@ -77,7 +77,7 @@ def score(
             f"the model segments {', '.join(segmenter.schema.structures)}, the quality model assesses "
             f"{', '.join(controller.schema.structures)}; they must be of one anatomy"
         )
-    in_masks = None if request.labels is None else parse_mask_labels(request.labels, controller.schema)
+    in_masks = None if request.masks is None else labels_in_masks(request.labels, request.masks, controller.schema)
     quality_hash = run.identity.quality_hash
     assert quality_hash is not None
     gates = request.gates.hashes()

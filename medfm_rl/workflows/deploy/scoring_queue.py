@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from medfm_rl.adapters import SegmenterAdapter
+from medfm_rl.data.each_case import case_alone
 from medfm_rl.data.files import replace_on_success
 from medfm_rl.data.images import hash_image, hash_labels, read_labels, write_image, write_labels
 from medfm_rl.data.layouts import CaseFile
@@ -36,10 +37,11 @@ class _NotAssessedError(UserError):
 
 
 @contextmanager
-def _caused_by(cause: Cause) -> Iterator[None]:
-    """Says of a user's mistake in the block what is at fault."""
+def _caused_by(cause: Cause, case_id: str) -> Iterator[None]:
+    """Says of an error of a case in the block what is at fault."""
     try:
-        yield
+        with case_alone(case_id):
+            yield
     except UserError as error:
         raise _NotAssessedError(str(error), cause) from error
 
@@ -101,7 +103,8 @@ class ScoringQueue:
         A case that cannot be made ready is noted as not assessed.
         """
         try:
-            self._take(file)
+            with case_alone(file.case_id):
+                self._take(file)
         except UserError as error:
             self._refuse(file.case_id, error)
 
@@ -113,7 +116,7 @@ class ScoringQueue:
             self.reports[file.case_id] = replace(QualityReport.from_json(known["report"]), patient_id=file.patient_id)
             self._mask_hashes[file.case_id] = known["mask"]
             return
-        with _caused_by("input_unusable"), must_fit(f"case {file.case_id}", self.controller.device):
+        with _caused_by("input_unusable", file.case_id), must_fit(f"case {file.case_id}", self.controller.device):
             case = file.read()
         self.records.begin(file.case_id, inputs)
         with must_fit(f"case {file.case_id}", self.controller.device):
@@ -126,7 +129,8 @@ class ScoringQueue:
         waiting, self._waiting = self._waiting, []
         for submission, inputs, report in self._assess(waiting):
             try:
-                self._write(submission, inputs, report)
+                with case_alone(report.case_id):
+                    self._write(submission, inputs, report)
             except UserError as error:
                 self._refuse(report.case_id, error)
                 continue
@@ -153,7 +157,7 @@ class ScoringQueue:
     def _assess(self, waiting: Sequence[_Waiting]) -> list[tuple[Submission, dict[str, Any], QualityReport]]:
         cases = ", ".join(f"case {submission.case.case_id}" for submission, _ in waiting)
         try:
-            with must_fit(cases, self.controller.device):
+            with case_alone(cases.removeprefix("case ")), must_fit(cases, self.controller.device):
                 reports = self.controller.assess_batch([submission for submission, _ in waiting])
             return [(*item, report) for item, report in zip(waiting, reports, strict=True)]
         except UserError as error:
@@ -188,11 +192,11 @@ class ScoringQueue:
     def _inputs_of(self, file: CaseFile) -> dict[str, Any]:
         """Hashes of everything that the report of a case depends on; those found before an error are kept."""
         found = self._inputs[file.case_id] = {**self.maker, **self.networks}
-        with _caused_by("input_unusable"):
+        with _caused_by("input_unusable", file.case_id):
             found.update(hash_case(file, self.segmenter))
         if self.masks is not None:
             mask = self._mask(file)
-            with _caused_by("mask_unusable"):
+            with _caused_by("mask_unusable", file.case_id):
                 found["mask"] = hash_image(mask)
         if self.in_masks is not None:
             found["labels"] = self.in_masks.integers
@@ -202,13 +206,14 @@ class ScoringQueue:
         assert self.masks is not None
         if file.case_id not in self.masks:
             folder = next(iter(self.masks.values())).parent
-            raise _NotAssessedError(f"case {file.case_id}: there is no mask of that name in {folder}", "mask_missing")
+            problem = f"case {file.case_id}: there is no mask of that name, or more than one, in {folder}"
+            raise _NotAssessedError(problem, "mask_missing")
         return self.masks[file.case_id]
 
     def _submission(self, file: CaseFile, case: Case) -> Submission:
         controller = self.controller
         if self.segmenter is None:
-            with _caused_by("mask_unusable"):
+            with _caused_by("mask_unusable", file.case_id):
                 labels = read_labels(self._mask(file), controller.schema, case.shape, case.geometry, self.in_masks)
             return controller.submit(case, labels)
         if self.segmenter is controller.segmenter:
