@@ -100,7 +100,8 @@ class SegmenterAdapter(nn.Module, ABC):
         if taken == 1 and _is_grey(case.image):
             return replace(case, image=case.image[:1])
         remedy = (
-            "write it as a grey image (colours that are all equal are taken for grey, and here they differ)"
+            "write it as a grey image (colours that are all equal are taken for grey, and here they differ), or, "
+            "where colour is what tells the structures apart, take a segmenter of 3 channels (in_channels: 3)"
             if taken == 1 and channels in (3, 4)
             else "a file per channel (CASE_0000, CASE_0001) is read with layout nnunet"
         )

@@ -6,6 +6,7 @@ Only light modules are imported at the top of the modules in here, so that `--he
 from __future__ import annotations
 
 import sys
+from io import TextIOWrapper
 
 import typer
 
@@ -19,6 +20,10 @@ __all__ = ["adaptation", "app", "calibration", "deployment", "main"]
 
 def main() -> None:
     """Entry point: errors a person can act on end with code 2 and without a traceback."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):
+            # Names of files may hold what a terminal or a locale has no letters for; none of them ends a command.
+            stream.reconfigure(errors="backslashreplace")
     try:
         app()
     except (UserError, FloatingPointError) as error:

@@ -117,7 +117,13 @@ def adapt_command(
 def evaluate_command(
     model: ModelFolder,
     data: Annotated[Path, typer.Argument(help="Labelled data set.")],
-    out: Annotated[Path, typer.Option(help="Folder for scores.csv and summary.json.")] = Path("evaluation"),
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder for scores.csv and summary.json; where not given, `evaluation` in the current folder, or "
+            "`evaluation-2` and so on where there are results."
+        ),
+    ] = None,
     against: Annotated[Path | None, typer.Option(help="A second model to compare with, on the same cases.")] = None,
     layout: Layout = "auto",
     patient_pattern: PatientPattern = None,
@@ -130,24 +136,35 @@ def evaluate_command(
     """Score a model against ground truth: Dice, HD95, ASSD and validity, per case and per structure."""
     from rich.console import Console
 
-    from medfm_rl.data.layouts import find_cases, is_simulated
+    from medfm_rl.data.layouts import describe_patients, find_cases, is_simulated
     from medfm_rl.reports.tables import summary_table
     from medfm_rl.runs.compared import load_compared
     from medfm_rl.runs.finished import load_model
     from medfm_rl.workflows.evaluate.evaluate import evaluate
+    from medfm_rl.workflows.evaluate.evaluation import free_folder
 
     files = find_cases(data_settings(data, layout, patient_pattern, split, where))
+    place = free_folder(Path("evaluation")) if out is None else out
     if against is None:
         model_, other = load_model(model, device, prompts), None
     else:
         model_, other = load_compared(model, against, device, prompts)
     with show_progress() as progress:
-        measured = evaluate(model_, files, out, other, anatomy, progress)
+        measured = evaluate(model_, files, place, other, anatomy, progress)
     simulated = " (SIMULATED DATA)" if is_simulated(data) else ""
     Console().print(summary_table(measured.evaluation.summary, f"{model} on {data}{simulated}"))
     if measured.comparison is not None:
-        print_comparison(measured.comparison.rows(), f"{against} (source) and {model} (adapted){simulated}")
-    typer.echo(f"Scores: {out / 'scores.csv'}, {out / 'summary.json'}")
+        print_comparison(
+            measured.comparison.rows(), f"{against} and {model} on {data}{simulated}", (str(against), str(model))
+        )
+    problems = measured.evaluation.problems
+    scored = [file for file in files if file.case_id not in problems]
+    typer.echo(f"{len(scored)} cases; {describe_patients(scored)}")
+    for problem in problems.values():
+        typer.echo(f"Left out: {problem}", err=True)
+    typer.echo(f"Scores: {place / 'scores.csv'}, {place / 'summary.json'}")
+    if problems:
+        raise typer.Exit(USER_MISTAKE)
 
 
 @app.command("export")
@@ -227,10 +244,14 @@ def simulate_vendor_command(
     profile = vendors.vendor(vendor)
     cases = find_cases(data_settings(data, layout))
     with show_progress() as progress:
-        resimulate_dataset(
+        problems = resimulate_dataset(
             cases, out, profile, seed, workers, lambda done, total: progress(f"simulating {vendor}", done, total)
         )
+    for problem in problems:
+        typer.echo(f"Left out: {problem}", err=True)
     typer.echo(f"Simulated data: {out}")
+    if problems:
+        raise typer.Exit(USER_MISTAKE)
 
 
 @app.command("demo")

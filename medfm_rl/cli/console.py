@@ -56,13 +56,13 @@ def _lines() -> Progress:
     return show
 
 
-def print_comparison(rows: Any, title: str) -> None:
-    """Prints a table of two models, structure by structure."""
+def print_comparison(rows: Any, title: str, names: tuple[str, str] = ("source", "adapted")) -> None:
+    """Prints a table of two models by their names, structure by structure."""
     from rich.console import Console
 
     from medfm_rl.reports.tables import comparison_table
 
-    Console().print(comparison_table(rows, title))
+    Console().print(comparison_table(rows, title, names))
 
 
 def print_corrections(corrections: Corrections, out: Path) -> None:

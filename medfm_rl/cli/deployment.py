@@ -44,7 +44,10 @@ def predict_command(
     track: Track = False,
     device: Device = "auto",
 ) -> None:
-    """Write label maps in the geometry of the images, and a reward map for each."""
+    """Write label maps in the geometry of the images, and a reward map for each.
+
+    All are NIfTI (.nii.gz), whatever format the images have.
+    """
     from medfm_rl.data.layouts import find_cases
     from medfm_rl.errors import ConfigError
     from medfm_rl.runs.finished import load_model, load_run
@@ -73,7 +76,7 @@ def predict_command(
         problems = predict(loaded, files, out, progress)
     for problem in problems:
         typer.echo(f"Left out: {problem}", err=True)
-    typer.echo(f"Label maps: {out / 'labels'}")
+    typer.echo(f"Label maps, as .nii.gz: {out / 'labels'}")
     if problems:
         raise typer.Exit(USER_MISTAKE)
 

@@ -96,7 +96,8 @@ def remove_abandoned(folder: Path) -> None:
 def write_text(path: Path, text: str) -> None:
     """Writes a UTF-8 text file, whole or not at all."""
     with replace_on_success(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+        # A path may hold bytes that are no UTF-8, and a report of it is text all the same.
+        temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 def write_json(path: Path, content: Any) -> None:
@@ -284,7 +285,7 @@ def hash_listing(hashes: Mapping[str, str]) -> str:
         hashes: SHA-256 of each file by its name, with `/` between the folders in it.
     """
     lines = (f"{name}:{hashes[name]}\n" for name in sorted(hashes, key=PurePosixPath))
-    return hashlib.sha256("".join(lines).encode()).hexdigest()
+    return hashlib.sha256("".join(lines).encode(errors="surrogateescape")).hexdigest()
 
 
 def _temporary(path: Path) -> Path:

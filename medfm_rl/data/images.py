@@ -36,6 +36,18 @@ def image_suffix(path: Path) -> str | None:
     return next((suffix for suffix in IMAGE_SUFFIXES if path.name.lower().endswith(suffix)), None)
 
 
+def is_dicom(path: Path) -> bool:
+    """Whether a file is DICOM, by its content: in archives their names end in .dcm, in a number, or not at all.
+
+    A file that may not be read is not said to be.
+    """
+    try:
+        with path.open("rb") as file:
+            return file.read(132)[128:] == b"DICM"
+    except OSError:
+        return False
+
+
 def holds_spacing(path: Path) -> bool:
     """Whether files of this kind can say how far apart pixels are."""
     return path.suffix.lower() not in WITHOUT_SPACING
@@ -167,6 +179,8 @@ def read_pixels(path: Path) -> tuple[FloatArray, Geometry]:
     else:
         _require_content(path)
         match image_suffix(path):
+            case None if is_dicom(path):
+                pixels, geometry = read_dicom(path)
             case None:
                 raise DataError(
                     f"{path}: unknown kind of image; known are {', '.join(IMAGE_SUFFIXES)} and DICOM folders"
@@ -176,7 +190,7 @@ def read_pixels(path: Path) -> tuple[FloatArray, Geometry]:
             case suffix if suffix == DICOM_SUFFIX:
                 pixels, geometry = read_dicom(path)
             case _:
-                pixels, geometry = read_itk(path)
+                pixels, geometry = read_itk(path, pixel_files(path))
     if geometry.ndim == 3 and pixels.shape[1] == 1:
         return pixels[:, 0], Geometry.slice_of(geometry)
     return pixels, geometry

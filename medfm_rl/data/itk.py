@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import SimpleITK as sitk
 
+from medfm_rl.data.itk_paths import itk_path
 from medfm_rl.data.stacks import no_volume
 from medfm_rl.errors import DataError
 from medfm_rl.types import NOTICEABLE_SHIFT, FloatArray, Geometry
@@ -24,17 +25,21 @@ _HEADER_BYTES = 1 << 16
 """More than the headers of MetaImage and NRRD are long."""
 
 
-def read_itk(path: Path) -> tuple[FloatArray, Geometry]:
+def read_itk(path: Path, beside: Sequence[Path] = ()) -> tuple[FloatArray, Geometry]:
     """Reads pixels `(C, *S)` and their grid `(x, y[, z])`; its spacing is None where the file does not say one.
+
+    Args:
+        path: The file.
+        beside: The files beside it that hold its pixels, where they do not lie in it.
 
     Raises:
         DataError: The file is damaged, holds complex numbers, several times or sheared axes, or states distances in
             other units than mm.
     """
     reader = sitk.ImageFileReader()
-    reader.SetFileName(str(path))
     try:
-        with _silent():
+        with _silent(), itk_path(path, beside) as name:
+            reader.SetFileName(name)
             image = reader.Execute()
     except RuntimeError as error:
         raise DataError(f"{path}: cannot be read; the file is damaged, truncated or not what its name says") from error
@@ -66,15 +71,16 @@ def write_itk(path: Path, pixels: npt.NDArray[Any], geometry: Geometry) -> None:
     image.SetSpacing(geometry.spacing or (1.0,) * geometry.ndim)
     image.SetOrigin(geometry.origin)
     image.SetDirection(geometry.direction)
-    sitk.WriteImage(image, str(path), useCompression=True)
+    with itk_path(path) as name:
+        sitk.WriteImage(image, name, useCompression=True)
 
 
 def read_grid(path: Path) -> Geometry | None:
     """The grid that ITK takes from a header; None where ITK cannot read it, or it is none."""
     reader = sitk.ImageFileReader()
-    reader.SetFileName(str(path))
     try:
-        with _silent():
+        with _silent(), itk_path(path) as name:
+            reader.SetFileName(name)
             reader.ReadImageInformation()
         return _grid_of(reader)
     except (RuntimeError, ValueError):

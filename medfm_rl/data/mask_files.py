@@ -6,8 +6,8 @@ import logging
 from collections.abc import Sequence
 from pathlib import Path
 
-from medfm_rl.data.images import image_stem, image_suffix
 from medfm_rl.data.layouts import CaseFile
+from medfm_rl.data.layouts.tree import look_below
 from medfm_rl.errors import DataError
 
 _LOG = logging.getLogger(__name__)
@@ -16,20 +16,31 @@ _MOST_NAMED = 10
 
 
 def find_masks(folder: Path, files: Sequence[CaseFile]) -> dict[str, Path]:
-    """Masks of a folder by the case whose name they have; a warning lists those of no case.
+    """Masks of a folder, and of those in it, by the case whose name they have; a warning lists those of no case.
+
+    Of two masks of the same name neither is taken, and a warning names them.
 
     Raises:
-        DataError: The folder is missing, holds no mask of any case, or two of the same name.
+        DataError: The folder is missing, or holds no mask of any case.
     """
     if not folder.is_dir():
         raise DataError(f"{folder}: there is no such folder")
     named: dict[str, Path] = {}
-    for path in sorted(folder.iterdir()):
-        if path.name.startswith(".") or image_suffix(path) is None:
-            continue
-        if image_stem(path) in named:
-            raise DataError(f"{folder}: two masks have the name {image_stem(path)}; remove one of them")
-        named[image_stem(path)] = path
+    twice: set[str] = set()
+    tree = look_below(folder)
+    for entry in tree.masks or tree.images:
+        name, path = entry.name, entry.path
+        if name in named:
+            _LOG.warning(
+                "%s: two masks have the name %s (%s, %s), and neither is taken; remove one of them",
+                folder,
+                name,
+                named[name].name,
+                path.name,
+            )
+            twice.add(name)
+        named[name] = path
+    named = {name: path for name, path in named.items() if name not in twice}
     masks = {file.case_id: named[file.case_id] for file in files if file.case_id in named}
     if not masks:
         raise DataError(

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
+from pathlib import Path
 
+from medfm_rl.data.layouts import described_labels
 from medfm_rl.errors import ConfigError
 from medfm_rl.types import BACKGROUND, LabelSchema
 
@@ -47,6 +49,25 @@ def parse_mask_labels(text: str, schema: LabelSchema) -> LabelSchema:
             " and ".join(missing),
         )
     return LabelSchema.from_structures(ids, background)
+
+
+def labels_in_masks(text: str | None, masks: Mapping[str, Path], schema: LabelSchema) -> LabelSchema | None:
+    """The meaning of the integers in masks that are given; None for that of the run.
+
+    Args:
+        text: What the user says, as in `parse_mask_labels`; None to go by the `dataset.json` that lies with the masks,
+            such as nnU-Net writes beside its predictions.
+        masks: The masks by case.
+        schema: Structures of the run.
+
+    Raises:
+        ConfigError: As in `parse_mask_labels`.
+        DataError: `dataset.json` cannot be read, or does not name the structures of the run.
+    """
+    if text is not None:
+        return parse_mask_labels(text, schema)
+    described = None if not masks else described_labels(next(iter(masks.values())).parent)
+    return None if described is None else described.schema_for(schema)
 
 
 def _require_distinct(ids: Mapping[str, int], text: str) -> None:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -76,10 +76,17 @@ class Evaluation:
     Attributes:
         scores: Per case and structure.
         summary: Per structure.
+        problems: By case: why it could not be scored.
     """
 
     scores: tuple[CaseScore, ...]
     summary: tuple[StructureSummary, ...]
+    problems: Mapping[str, str] = field(default_factory=dict)
+
+    def without(self, problems: Mapping[str, str]) -> Evaluation:
+        """The same without some cases, and why they are left out."""
+        scores = tuple(score for score in self.scores if score.case_id not in problems)
+        return Evaluation(scores, summarise(scores), problems)
 
     def of(self, structure: str) -> list[CaseScore]:
         """The scores of one structure, in the order of the cases."""

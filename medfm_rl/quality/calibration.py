@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
@@ -77,19 +77,20 @@ class Provenance:
     biomedclip_hash: str | None = None
 
 
-def require_patients(patients: Collection[str], targets: Targets) -> None:
+def require_patients(patients: Sequence[str], targets: Targets) -> None:
     """Refuses so few patients that nothing can be fitted.
 
     Args:
-        patients: Patients of the calibration cases, each once.
+        patients: The patient of each calibration case.
         targets: What is asked.
 
     Raises:
         DataError: There are too few.
     """
-    if len(patients) < FEWEST_PATIENTS:
+    count = len(set(patients))
+    if count < FEWEST_PATIENTS:
         raise DataError(
-            f"calibration has {len(patients)} patients and needs at least {FEWEST_PATIENTS}; "
+            f"calibration has {count} patients and needs at least {FEWEST_PATIENTS}; "
             f"{2 * fewest_patients(targets.coverage)} for intervals of {targets.coverage:.0%}, and "
             f"{2 * fewest_for_threshold(targets.alpha, targets.confidence)} for a threshold that keeps bad masks below "
             f"{targets.alpha:.0%} of the accepted: give more labelled cases; {name_patients(patients)}"
@@ -115,7 +116,7 @@ def fit_quality(
         DataError: There are too few patients.
     """
     patients = {case.patient_id for case in cases}
-    require_patients(patients, targets)
+    require_patients([case.patient_id for case in cases], targets)
     fitted, promised = split_by_patient(list(cases), 0.5, derive_seed(seed, "quality"))
     pixels = _calibrate_pixels(fitted, promised, seed)
     to_fit, to_promise = (_Half.of(part, pixels, anatomy.schema.structures) for part in (fitted, promised))

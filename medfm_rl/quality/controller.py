@@ -237,7 +237,7 @@ class QualityController:
                 ]
         settled = tuple(decide(report, state, self.model, self.accept_untested) for report in reports)
         count = len(set(patients))
-        words = meaning(state, count, self.model, self.accept_untested)
+        words = meaning(state, settled, self.model, self.accept_untested)
         promised = guarantees(self.model, state, probability, effective)
         return BatchReport(settled, state, count, words, probability, promised)
 

@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+from medfm_rl.data.layouts import name_patients
 from medfm_rl.quality.conformal import fewest_patients
 from medfm_rl.quality.model import MEAN, QualityModel
-from medfm_rl.quality.reports import Guarantee, State
+from medfm_rl.quality.reports import Guarantee, QualityReport, State
 from medfm_rl.quality.shift import FEWEST_IN_BATCH
 
 
-def meaning(state: State, patients: int, model: QualityModel, accept_untested: bool) -> str:
+def meaning(state: State, cases: Sequence[QualityReport], model: QualityModel, accept_untested: bool) -> str:
     """The meaning of a state of the batch for the verdicts, in words.
 
     Args:
         state: State of the batch.
-        patients: How many it is of.
+        cases: The batch.
         model: What it was compared with.
         accept_untested: Whether masks of a batch that could not be tested may be accepted.
     """
+    named = [case.patient_id for case in cases]
+    patients = len(set(named))
     who = f"the batch is of {patients} {'patient' if patients == 1 else 'patients'}"
     match state:
         case "untested":
@@ -24,7 +29,8 @@ def meaning(state: State, patients: int, model: QualityModel, accept_untested: b
             outcome = "masks are accepted all the same, as was asked" if accept_untested else "none is accepted"
             return (
                 f"{who} and the calibration keeps {known} to compare with; {FEWEST_IN_BATCH} of each are needed to "
-                f"test whether they are alike, so what is promised may not hold, and {outcome}"
+                f"test whether they are alike, so what is promised may not hold, and {outcome}; "
+                + name_patients(named, [case.case_id for case in cases])
             )
         case "holds":
             return (

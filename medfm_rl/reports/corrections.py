@@ -134,5 +134,6 @@ def correction_figure(
     explain_rewards(figure, panels, picture)
     handles = [Patch(facecolor=colour, label=name) for name, colour in structure_colours(schema).items()]
     figure.legend(handles=handles, loc="outside lower center", ncols=LEGEND_COLUMNS, frameon=False, fontsize=9)
-    figure.suptitle(title, fontsize=10)
+    # A case may be named with dollar signs, between which Matplotlib would read a formula.
+    figure.suptitle(title, fontsize=10, parse_math=False)
     return figure

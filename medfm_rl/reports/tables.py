@@ -53,11 +53,12 @@ def verdict(rows: Sequence[TableRow]) -> str:
     return f"No difference could be shown between the adapted and the source model: {scores}, {span}."
 
 
-def comparison_table(rows: Sequence[TableRow], title: str) -> Table:
-    """The comparison for the terminal."""
+def comparison_table(rows: Sequence[TableRow], title: str, names: tuple[str, str] = ("source", "adapted")) -> Table:
+    """The comparison for the terminal; `names` are those of the two models."""
     table = Table(title=escape(title))
-    for name in ("structure", "source", "adapted", "difference [95 % interval]", "HD95 source", "HD95 adapted"):
-        table.add_column(name, justify="left" if name == "structure" else "right")
+    first, second = names
+    for name in ("structure", first, second, "difference [95 % interval]", f"HD95 {first}", f"HD95 {second}"):
+        table.add_column(escape(name), overflow="fold", justify="left" if name == "structure" else "right")
     for row in rows:
         change = row.difference
         table.add_row(

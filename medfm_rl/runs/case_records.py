@@ -15,6 +15,7 @@ from medfm_rl.adapters.delta import state_hash
 from medfm_rl.data.files import append_lines, hash_path, write_json
 from medfm_rl.data.images import hash_image
 from medfm_rl.data.layouts import CaseFile
+from medfm_rl.data.names import file_of_case
 from medfm_rl.errors import DataError
 from medfm_rl.runs.identity import Identity
 from medfm_rl.version import __version__
@@ -117,7 +118,8 @@ class CaseRecords:
             DataError: It did.
         """
         name = path.relative_to(self.out).as_posix()
-        for record in (self.out / "cases").glob(f"*/{case_id}.json"):
+        for folder in sorted((self.out / "cases").glob("*")):
+            record = file_of_case(folder, case_id, ".json")
             found = None if record.parent == self.folder else _read_record(record)
             if found is not None and name in (found["files"] or {}):
                 raise DataError(
@@ -143,7 +145,7 @@ class CaseRecords:
         append_lines(self.out / AUDIT_FILE, [{**common, **line} for line in lines])
 
     def _path(self, case_id: str) -> Path:
-        return self.folder / f"{case_id}.json"
+        return file_of_case(self.folder, case_id, ".json")
 
     def _write(self, case_id: str, content: Mapping[str, Any]) -> None:
         write_json(self._path(case_id), {"format": _FORMAT, **content})
@@ -163,12 +165,12 @@ def _read_record(path: Path) -> dict[str, Any] | None:
 
 def label_path(out: Path, case_id: str) -> Path:
     """Where the mask of a case lies in an output folder."""
-    return out / "labels" / f"{case_id}.nii.gz"
+    return file_of_case(out / "labels", case_id, ".nii.gz")
 
 
 def reward_path(out: Path, case_id: str) -> Path:
     """Where the reward map of a case lies in an output folder."""
-    return out / "rewards" / f"{case_id}.nii.gz"
+    return file_of_case(out / "rewards", case_id, ".nii.gz")
 
 
 def hash_settings(content: Any) -> str:
@@ -192,8 +194,9 @@ def hash_case(file: CaseFile, segmenter: SegmenterAdapter | None) -> dict[str, A
         segmenter: Makes the mask; None where it came as a file.
 
     Raises:
-        DataError: An image is missing, or there are no prompts for the case.
+        DataError: The case cannot be used, an image is missing, or there are no prompts for the case.
     """
+    file.require_sound()
     hashes: dict[str, Any] = {"images": [hash_image(path) for path in file.image_paths]}
     prompts = None if segmenter is None else segmenter.prompt_hash(file.case_id)
     return hashes if prompts is None else {**hashes, "prompts": prompts}

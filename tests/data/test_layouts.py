@@ -48,7 +48,11 @@ def nnunet(tmp_path: Path, schema: LabelSchema) -> Path:
         for channel in range(2):
             write_scan(root / folder / f"{name}_{channel:04d}.nii.gz", 100.0 * channel)
     write_mask(root / "labelsTr" / "heart_001.nii.gz", schema, label=2)
-    description = {"channel_names": {"0": "T1", "1": "T2"}, "file_ending": ".nii.gz", "labels": {"background": 0}}
+    description = {
+        "channel_names": {"0": "T1", "1": "T2"},
+        "file_ending": ".nii.gz",
+        "labels": {"background": 0, "LV": 1, "MYO": 2, "LA": 3},
+    }
     (root / "dataset.json").write_text(json.dumps(description))
     return root
 
@@ -132,22 +136,26 @@ def test_a_missing_channel_is_named_and_the_case_does_not_vanish(nnunet: Path, c
 
 def test_a_mask_without_its_image_is_named_in_nnunet_too(nnunet: Path, schema: LabelSchema) -> None:
     write_mask(nnunet / "labelsTr" / "heart_009.nii.gz", schema)
+    cases = by_id(found(nnunet))
     with pytest.raises(DataError, match=r"heart_009\.nii\.gz: there is no image of that name"):
-        found(nnunet)
+        cases.pop("heart_009").read()
+    assert [case.read().shape for case in cases.values()] == [SHAPE] * 3
 
 
 def test_a_name_in_both_parts_of_nnunet_data_is_refused_only_where_both_are_wanted(nnunet: Path) -> None:
     for channel in range(2):
         write_scan(nnunet / "imagesTs" / f"heart_001_{channel:04d}.nii.gz")
     assert [case.case_id for case in found(nnunet, split="test")] == ["heart_001", "heart_003"]
+    cases = by_id(found(nnunet))
+    assert sorted(cases) == ["heart_001", "heart_002", "heart_003"]
     with pytest.raises(DataError, match="two images have the name heart_001"):
-        found(nnunet)
+        cases["heart_001"].read()
 
 
 @pytest.mark.parametrize(
     "content",
-    ["{", "[]", '{"modality": {"0": "CT"}}', '{"file_ending": ".png"}', '{"file_ending": ".png", "channel_names": {}}'],
-    ids=["broken", "list", "version 1", "no channels", "empty channels"],
+    ["{", "[]", '{"channel_names": ["CT"]}', '{"file_ending": ".png"}', '{"file_ending": ".png", "channel_names": {}}'],
+    ids=["broken", "list", "no ending", "no channels", "empty channels"],
 )
 def test_a_dataset_json_that_says_too_little_is_named_with_what_it_needs(nnunet: Path, content: str) -> None:
     (nnunet / "dataset.json").write_text(content)
@@ -200,11 +208,13 @@ def test_channels_alone_that_do_not_fit_are_named(tmp_path: Path) -> None:
         by_id(found(folder))["p2"].read()
     write_scan(folder / "p1_0001.mha")
     with pytest.raises(DataError, match=r"p1_0001\..*two files of this channel"):
-        found(folder)
+        by_id(found(folder))["p1"].read()
     (folder / "p1_0001.mha").unlink()
     write_images(folder, "scout")
+    cases = by_id(found(folder))
     with pytest.raises(DataError, match=r"scout\.nii\.gz: nnU-Net names images CASE_0000"):
-        found(folder)
+        cases["scout"].read()
+    assert cases["p1"].read().image.shape == (2, *SHAPE)
 
 
 # CAMUS
@@ -244,8 +254,10 @@ def test_camus_without_masks_is_unlabelled(camus: Path) -> None:
 def test_a_camus_mask_without_its_image_is_named(camus: Path) -> None:
     (lost,) = (p for p in camus.glob("patient0001/patient0001_2CH_ED.*") if p.suffix in (".mhd", ".gz"))
     lost.unlink()
+    cases = by_id(found(camus))
     with pytest.raises(DataError, match=r"patient0001_2CH_ED_gt.*: there is no image of that name"):
-        found(camus)
+        cases.pop("patient0001_2CH_ED").read()
+    assert len(cases) == 7
 
 
 @pytest.mark.data
@@ -377,11 +389,16 @@ def test_a_folder_without_images_is_named(tmp_path: Path, layout: str) -> None:
         found(tmp_path / "empty", layout=layout)
 
 
-@pytest.mark.parametrize("series", ["slices", "root/slices"])
-def test_dicom_files_without_an_ending_are_told_what_names_are_known(tmp_path: Path, series: str) -> None:
-    write_dicom_series(tmp_path / series, suffix="")
-    with pytest.raises(DataError, match=r"no image found.*: 3 files are ignored .*\.nii\.gz, .*add \.dcm"):
-        found(tmp_path / series.split("/")[0])
+@pytest.mark.parametrize(("series", "names"), [("slices", ["1", "2", "3"]), ("root/slices", ["slices"])])
+@pytest.mark.parametrize("suffix", ["", ".4711", ".IMA"])
+def test_dicom_files_are_known_by_their_content(tmp_path: Path, series: str, names: list[str], suffix: str) -> None:
+    write_dicom_series(tmp_path / "written" / "x")
+    (tmp_path / series).mkdir(parents=True)
+    for path in (tmp_path / "written" / "x").iterdir():
+        path.rename(tmp_path / series / f"{path.stem}{suffix}")
+    cases = found(tmp_path / series.split("/")[0])
+    assert [case.case_id.removesuffix(suffix) for case in cases] == names
+    assert cases[0].read().image.shape[-2:] == SHAPE
 
 
 def test_a_missing_folder_and_a_file_are_named(tmp_path: Path) -> None:
@@ -408,7 +425,12 @@ def test_a_data_set_that_seems_to_show_one_patient_gives_a_warning(
     (record,) = caplog.records
     assert record.levelname == "WARNING"
     patient = names[0].split("_")[0]
-    for words in (f"{tmp_path}: all 2 cases", f"1 ({patient})", "patient_pattern", "--patient-pattern"):
+    for words in (
+        f"{tmp_path}: all 2 cases",
+        f"1 ({patient}: {names[0]} and 1 more)",
+        "patient_pattern",
+        "--patient-pattern",
+    ):
         assert words in record.getMessage()
     caplog.clear()
     cases = found(tmp_path, patient_pattern=r"_(\d+)")
@@ -496,9 +518,8 @@ def test_other_seeds_give_other_splits() -> None:
 
 def test_too_few_patients_for_a_split_are_named_with_where_they_are_from_and_what_to_set() -> None:
     cases = [SimpleNamespace(patient_id="case")] * 3
-    message = (
-        r"target: data/b: .*at least 2 patients; patients found: 1 \(case\).*patient_pattern \(--patient-pattern\)"
-    )
+    found = r"at least 2 patients; patients found: 1 \(case with 3 images\)"
+    message = rf"target: data/b: .*{found}.*patient_pattern \(--patient-pattern\)"
     with pytest.raises(DataError, match=message):
         split_by_patient(cases, 0.5, 0, "target: data/b")
     with pytest.raises(DataError, match="patients found: 0;"):

@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.spatial.transform import Rotation
 
-from medfm_rl.data.images import read_image, read_labels, write_image, write_labels
+from medfm_rl.data.images import read_image, write_image, write_labels
+from medfm_rl.data.labels import read_labels
 from medfm_rl.errors import DataError
 from medfm_rl.types import LabelSchema
 

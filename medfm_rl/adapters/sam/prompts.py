@@ -23,6 +23,8 @@ from torch import Tensor
 
 from medfm_rl.data.images import hash_image, image_stem, image_suffix
 from medfm_rl.data.labels import read_label_ids
+from medfm_rl.data.layouts import described_labels
+from medfm_rl.data.names import case_name, text_of
 from medfm_rl.errors import ConfigError, DataError
 from medfm_rl.seeding import derive_seed
 from medfm_rl.settings import FilePrompts, FixedPrompts, MaskPrompts, PromptSettings
@@ -109,7 +111,8 @@ class BoxesFromMasks(BoxSource):
 
     Args:
         settings: The folder, the margin and the jitter.
-        schema: The structures; other integers in a mask are ignored.
+        schema: The structures, by the integers of a `dataset.json` beside the masks where there is one; other integers
+            in a mask are ignored.
         contains: By structure, those that lie within its box as well: the box is that of their union.
     """
 
@@ -121,11 +124,13 @@ class BoxesFromMasks(BoxSource):
         self.settings = settings
         self.schema = schema
         within = contains or {}
-        self.ids = [
-            [schema.ids[schema.index_of(part)] for part in (name, *within.get(name, ()))] for name in schema.structures
-        ]
+        described = described_labels(settings.path)
+        integers = (schema if described is None else described.schema_for(schema)).integers
+        self.ids = [[integers[part] for part in (name, *within.get(name, ()))] for name in schema.structures]
         self.masks = {
-            image_stem(path): path for path in sorted(settings.path.iterdir()) if image_suffix(path) is not None
+            case_name(text_of(image_stem(path))): path
+            for path in sorted(settings.path.iterdir())
+            if image_suffix(path) is not None and not path.name.startswith(".")
         }
 
     def boxes(self, case: Case) -> Boxes:
@@ -281,13 +286,13 @@ def _read_boxes(path: Path) -> dict[str, dict[str, tuple[float, ...]]]:
         text = path.read_text(encoding="utf-8-sig")
         if path.suffix.lower() == ".json":
             for case, boxes in json.loads(text).items():
-                table[case] = {name: _four(box) for name, box in boxes.items()}
+                table[case_name(case)] = {name: _four(box) for name, box in boxes.items()}
             return table
         rows = csv.DictReader(text.splitlines())
         if rows.fieldnames is None or not set(COLUMNS) <= set(rows.fieldnames):
             raise DataError(f"{path}: needs a first line with the columns {', '.join(COLUMNS)}")
         for row in rows:
-            boxes = table.setdefault(row["case"], {})
+            boxes = table.setdefault(case_name(row["case"]), {})
             if row["structure"] in boxes:
                 raise DataError(f"{path}, line {rows.line_num}: a second box for {row['case']}, {row['structure']}")
             boxes[row["structure"]] = _four([row[name] for name in COLUMNS[2:]])

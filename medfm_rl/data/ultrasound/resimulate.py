@@ -13,12 +13,14 @@ from pathlib import Path
 
 import numpy as np
 
+from medfm_rl.data.each_case import case_alone
 from medfm_rl.data.files import replace_on_success, write_json
 from medfm_rl.data.images import image_suffix, pixel_files, write_image
 from medfm_rl.data.layouts import SIMULATION_RECORD, CaseFile
+from medfm_rl.data.names import file_of_case
 from medfm_rl.data.ultrasound.engine import resimulate
 from medfm_rl.data.ultrasound.vendors import VendorProfile
-from medfm_rl.errors import ConfigError, DataError
+from medfm_rl.errors import ConfigError, DataError, UserError
 from medfm_rl.seeding import numpy_generator
 
 # What loses grey values or needs more than one file is written as a format of its kind that does not.
@@ -32,10 +34,12 @@ def resimulate_dataset(
     seed: int,
     workers: int | None = None,
     progress: Callable[[int, int], None] | None = None,
-) -> None:
+) -> list[str]:
     """Writes `images/` and, byte for byte, `labels/`; a call that was interrupted goes on where it was.
 
-    `simulation.json` says that the data is simulated, by which profile, and whether all of it is there.
+    `simulation.json` says that the data is simulated, by which profile, and whether all of it is there, and
+    `dataset.json` what the integers in the masks mean, where the data that they came with said so. A case that cannot
+    be simulated is left out and named; the others are simulated.
 
     Args:
         cases: Grey-value frames, 0 to 255, apex up.
@@ -45,20 +49,31 @@ def resimulate_dataset(
         workers: Processes; one per core where None.
         progress: Called with (cases done, cases).
 
+    Returns:
+        One message per case that was left out.
+
     Raises:
         ConfigError: The folder holds a simulation with another vendor or seed.
-        DataError: A frame is no B-mode image, or the folder holds something else.
+        DataError: Not one frame is a B-mode image, or the folder holds something else.
     """
     record = {"simulated": True, "profile": asdict(profile), "seed": seed}
     path = out / SIMULATION_RECORD
     _check_folder(out, record)
     write_json(path, record | {"complete": False})
     simulate = partial(_resimulate_case, out=out, profile=profile, seed=seed)
+    described = next((case.described for case in cases if case.described is not None), None)
+    if described is not None:
+        write_json(out / described.path.name, {"labels": described.labels})
+    problems = []
     with ProcessPoolExecutor(workers or os.cpu_count()) as pool:
-        for done, _ in enumerate(pool.map(simulate, cases), 1):
+        for done, problem in enumerate(pool.map(simulate, cases), 1):
+            problems += [] if problem is None else [problem]
             if progress:
                 progress(done, len(cases))
-    write_json(path, record | {"complete": True})
+    if len(problems) == len(cases):
+        raise DataError(f"no case could be simulated; the first: {problems[0]}")
+    write_json(path, record | {"complete": not problems})
+    return problems
 
 
 def _check_folder(out: Path, record: dict[str, object]) -> None:
@@ -75,13 +90,27 @@ def _check_folder(out: Path, record: dict[str, object]) -> None:
         raise ConfigError(f"{path}: the folder holds a simulation with another vendor or seed; choose another folder")
 
 
-def _resimulate_case(case: CaseFile, out: Path, profile: VendorProfile, seed: int) -> None:
+def _resimulate_case(case: CaseFile, out: Path, profile: VendorProfile, seed: int) -> str | None:
+    """Writes a case; returns why it could not be."""
+    try:
+        with case_alone(case.case_id):
+            _write_case(case, out, profile, seed)
+    except UserError as error:
+        return str(error)
+    return None
+
+
+def _write_case(case: CaseFile, out: Path, profile: VendorProfile, seed: int) -> None:
+    case.require_sound()
     suffix = image_suffix(case.image_paths[0]) or ".nii.gz"
-    destination = out / "images" / f"{case.case_id}{_WRITTEN_AS.get(suffix, suffix)}"
+    destination = file_of_case(out / "images", case.case_id, _WRITTEN_AS.get(suffix, suffix))
+    if not destination.exists():
+        _write_frame(case, destination, profile, seed)
     if case.label_path is not None:
         _copy_mask(case.label_path, out / "labels", case.case_id)
-    if destination.exists():
-        return
+
+
+def _write_frame(case: CaseFile, destination: Path, profile: VendorProfile, seed: int) -> None:
     frame = case.read()
     if frame.image.shape[0] != 1 or frame.geometry.ndim != 2:
         raise DataError(f"{case.image_paths[0]}: a grey-value frame is needed, this has shape {frame.image.shape}")
@@ -96,7 +125,7 @@ def _resimulate_case(case: CaseFile, out: Path, profile: VendorProfile, seed: in
 
 def _copy_mask(source: Path, folder: Path, case_id: str) -> None:
     """Copies a mask, and the pixel files that an MHD header points to under the names it gives."""
-    destination = folder / f"{case_id}{image_suffix(source)}"
+    destination = file_of_case(folder, case_id, image_suffix(source) or "")
     for pixels in pixel_files(source):
         if pixels.parent != source.parent or not pixels.is_file():
             raise DataError(f"{source}: its pixel file {pixels.name} does not lie beside it")

@@ -8,7 +8,7 @@ from medfm_rl.adapters import SegmenterAdapter
 from medfm_rl.adapters.loading import load_segmenter, open_to_learning
 from medfm_rl.anatomy.profiles import Anatomy, load_anatomy
 from medfm_rl.anatomy.rules import SizeRule
-from medfm_rl.data.layouts import CaseFile, find_cases, require_masks, split_by_patient
+from medfm_rl.data.layouts import CaseFile, describe_patients, find_cases, require_masks, split_by_patient
 from medfm_rl.errors import ConfigError, DataError, ModelError, UserError
 from medfm_rl.networks import choose_device
 from medfm_rl.progress import Progress
@@ -53,7 +53,8 @@ def check_inputs(config: AdaptConfig, progress: Progress) -> None:
         require_masks(evaluation, "evaluation")
         if len({file.patient_id for file in evaluation}) < 2:
             raise DataError(
-                f"evaluation: {config.evaluation.path} has images of one patient; intervals need at least 2"
+                f"evaluation: {config.evaluation.path} has images of one patient; intervals need at least 2; "
+                f"{describe_patients(evaluation)}"
             )
     obstacles = try_network(segmenter, device, progress)
     if obstacles:
@@ -79,7 +80,7 @@ def _require_usable(
         except UserError as error:
             # The adapter knows the name of the case alone.
             named = any(str(path) in str(error) for path in (*file.image_paths, file.label_path))
-            problems.append(str(error) if named else f"{file.image_paths[0]}: {error}")
+            problems.append(str(error) if named or file.problem else f"{file.image_paths[0]}: {error}")
         progress(f"checking {name}", done, len(files))
     if problems:
         more = [f"and {len(problems) - _SHOWN} more"] if len(problems) > _SHOWN else []
@@ -125,7 +126,7 @@ def _check_patients(name: str, files: Sequence[CaseFile], least: int) -> None:
     if count < least:
         raise DataError(
             f"{name}: the reward networks learn from images of {count} patients and need {least}, for the held-out "
-            "one has two of its own; give more patients"
+            f"one has two of its own; give more patients; {describe_patients(files)}"
         )
 
 
@@ -143,6 +144,6 @@ def split_target(config: AdaptConfig) -> tuple[list[CaseFile], list[CaseFile]]:
         raise DataError(
             f"{where} has images of {len({file.patient_id for file in files})} patients, of whom "
             f"selection.target_fraction {fraction:g} leaves one to compare checkpoints on, and 2 are needed; give more "
-            "patients or raise the fraction"
+            f"patients or raise the fraction; {describe_patients(files)}"
         )
     return learning, selecting

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Sequence
 from dataclasses import asdict
 
@@ -34,6 +35,7 @@ from medfm_rl.workflows.evaluate.evaluation import write_evaluation
 
 _SHOWN_WITHOUT_TRUTH = 6
 _WITNESS = "The held-out reward network"
+_LOG = logging.getLogger(__name__)
 _CURVES = {"reward of the sampled actions": "rollout_reward_mean", "KL to where PPO started": "train_kl_reference"}
 
 
@@ -56,6 +58,8 @@ def report_run(run: RunFolder, config: AdaptConfig, progress: Progress = silent)
             write_evaluation(
                 run.evaluation, {"source": comparison.before, "adapted": comparison.after}, comparison.differences
             )
+            for problem in comparison.after.problems.values():
+                _LOG.warning("evaluation: left out: %s", problem)
             write_inputs(run.evaluation / run.inputs.name, {"evaluation.path": data})
         write_report(run.report, _report(run, config, source, adapted, files, comparison))
         with open_tracker(config.tracking, run.path) as tracker:
@@ -168,7 +172,9 @@ def _cases(
     order = np.argsort(new)
     shown = [*order[:3], int(np.argmin(new - old)), int(np.argmax(new - old)), order[-1]]
     unique = sorted(dict.fromkeys(int(index) for index in shown), key=lambda index: new[index])
-    return [show_case(source, adapted, files[index], (old[index], new[index])) for index in unique]
+    file_of = {file.case_id: file for file in files}
+    names = [score.case_id for score in comparison.after.of(MEAN)]
+    return [show_case(source, adapted, file_of[names[index]], (old[index], new[index])) for index in unique]
 
 
 def show_case(

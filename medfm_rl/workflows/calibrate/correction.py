@@ -8,7 +8,7 @@ from dataclasses import replace
 from medfm_rl.augmentation.appearance import randomise_appearance
 from medfm_rl.correction import CaseCorrector
 from medfm_rl.correction.acceptance import HARM, Acceptance, HarmTarget, Outcome, fit_acceptance
-from medfm_rl.data.layouts import CaseFile
+from medfm_rl.data.layouts import CaseFile, describe_patients
 from medfm_rl.data.locks import alone_in
 from medfm_rl.errors import DataError
 from medfm_rl.metrics.overlap import dice
@@ -71,7 +71,7 @@ def _require_patients(files: Sequence[CaseFile], target: HarmTarget) -> None:
         raise DataError(
             f"labelled: there are {patients} patients, and a margin needs a correction of at least {needed} for alpha "
             f"{target.alpha:g} and confidence {target.confidence:g}; give more patients, or ask for less by --alpha or "
-            "--confidence"
+            f"--confidence; {describe_patients(files)}"
         )
 
 

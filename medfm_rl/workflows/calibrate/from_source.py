@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from medfm_rl.adapters import SegmenterAdapter
 from medfm_rl.anatomy.profiles import Anatomy
 from medfm_rl.augmentation.appearance import randomise_appearance
-from medfm_rl.data.layouts import CaseFile, find_cases
+from medfm_rl.data.layouts import CaseFile, describe_patients, find_cases
 from medfm_rl.errors import DataError, UserError
 from medfm_rl.progress import Progress
 from medfm_rl.quality.calibration import FEWEST_PATIENTS, fit_quality
@@ -86,7 +86,7 @@ def _fit_on_source(
     if len(patients) < FEWEST_PATIENTS:
         raise DataError(
             f"{len(patients)} source patients were held out from the reward networks, and {FEWEST_PATIENTS} are "
-            "needed; of more source patients more are held out"
+            f"needed; of more source patients more are held out; {describe_patients(files)}"
         )
     with Spool.within(run.folder) as spool:
         anatomy = _assess_source(run, config, files, progress, spool)

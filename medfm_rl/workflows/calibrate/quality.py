@@ -10,7 +10,7 @@ from pathlib import Path
 
 from medfm_rl.data.layouts import CaseFile
 from medfm_rl.data.locks import alone_in
-from medfm_rl.data.mask_labels import parse_mask_labels
+from medfm_rl.data.mask_labels import labels_in_masks
 from medfm_rl.errors import ConfigError, DataError, UserError
 from medfm_rl.progress import Progress, silent
 from medfm_rl.quality.biomedclip import BiomedCLIP
@@ -41,8 +41,8 @@ class CalibrateRequest:
     Attributes:
         targets: Coverage of intervals, and share of bad masks among the accepted.
         masks: Masks to be assessed, by case, where they are not those of the run's segmenter.
-        labels: The integers in these masks, as in `parse_mask_labels`; None for those of the run. Those of the labelled
-            cases are always the run's.
+        labels: The integers in these masks, as in `labels_in_masks`. Those of the labelled cases are the run's, or what
+            their own description says.
         biomedclip: BiomedCLIP's weights, where it is to know the images too.
         allow_overlap: As in `count_known`.
     """
@@ -77,7 +77,7 @@ def calibrate(
     if run.prompts is not None and request.masks is not None:
         raise ConfigError("prompts and masks do not go together: where masks are given, none are made")
     with alone_in(run.path):
-        require_patients({file.patient_id for file in files}, request.targets)
+        require_patients([file.patient_id for file in files], request.targets)
         known = count_known(run.folder, files, request.allow_overlap)
         masks = None if request.masks is None else _read_masks(run, files, request.masks, request.labels)
         encoder = None if request.biomedclip is None else BiomedCLIP.load(request.biomedclip, run.device)
@@ -123,7 +123,7 @@ def _read_masks(
         DataError: One of them is missing, which is said before any is read, or cannot be read.
     """
     schema = run.preprocessing.schema
-    in_masks = None if labels is None else parse_mask_labels(labels, schema)
+    in_masks = labels_in_masks(labels, masks, schema)
     for file in files:
         if file.case_id not in masks:
             raise DataError(f"case {file.case_id}: there is no mask of that name to be assessed")

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from medfm_rl.adapters.delta import state_hash
+from medfm_rl.data.each_case import each_case
 from medfm_rl.data.layouts import CaseFile
 from medfm_rl.data.locks import alone_in
-from medfm_rl.data.mask_labels import parse_mask_labels
-from medfm_rl.errors import ConfigError, DataError, UserError
+from medfm_rl.data.mask_labels import labels_in_masks
+from medfm_rl.errors import ConfigError, DataError
 from medfm_rl.progress import Progress, silent
 from medfm_rl.runs.case_records import CaseRecords, hash_settings, label_path
 from medfm_rl.runs.finished import FinishedRun
@@ -38,8 +38,8 @@ class CorrectRequest:
         every: Whether to take every case, whatever its verdict; nothing is scored then.
         propose_only: Whether every mask stays and corrections are written beside them.
         masks: By case, the masks to be corrected, whatever made them; None for those of the run's segmenter.
-        labels: The integers in these masks, as in `parse_mask_labels`; None for those of the run, which are always
-            those of the masks that are written.
+        labels: The integers in these masks, as in `labels_in_masks`. Those of the run are always those of the masks
+            that are written.
     """
 
     settings: CorrectionSettings = field(default_factory=CorrectionSettings)
@@ -111,11 +111,11 @@ def correct(
             "propose_only": terms.propose_only,
         }
         bench = CorrectionBench(corrector, run.reward, records, common, terms.propose_only, given, originals)
-        handled, problems = _each(chosen.files, bench.handle, "correcting", progress)
+        handled, problems = each_case(chosen.files, bench.handle, "correcting", progress)
         if chosen.files and not handled:
             raise DataError(f"no case could be handled; the first: {next(iter(problems.values()))}")
         kept = [file for file in files if file.case_id not in handled]
-        _, not_kept = _each(kept, bench.keep, "keeping other masks", progress)
+        _, not_kept = each_case(kept, bench.keep, "keeping other masks", progress)
         # Why a case could not be scored or corrected says more than why its mask could not be kept.
         problems = {**not_kept, **problems, **chosen.problems}
         records.log([{"case": name, "decision": NOT_HANDLED, "problem": problem} for name, problem in problems.items()])
@@ -166,19 +166,5 @@ def _given_masks(run: FinishedRun, request: CorrectRequest, scores: Scores | Non
     if request.masks is None:
         return None
     schema = run.segmenter.schema
-    in_masks = None if request.labels is None else parse_mask_labels(request.labels, schema)
+    in_masks = labels_in_masks(request.labels, request.masks, schema)
     return GivenMasks(request.masks, scores, schema, in_masks)
-
-
-def _each(
-    files: Sequence[CaseFile], handle: Callable[[CaseFile], Any], stage: str, progress: Progress
-) -> tuple[dict[str, Any], dict[str, str]]:
-    """By case: what came of it, and why nothing did."""
-    results, problems = {}, {}
-    for done, file in enumerate(files, 1):
-        try:
-            results[file.case_id] = handle(file)
-        except UserError as error:
-            problems[file.case_id] = str(error)
-        progress(stage, done, len(files))
-    return results, problems

@@ -14,6 +14,7 @@ from medfm_rl.data.files import replace_on_success
 from medfm_rl.data.images import write_labels
 from medfm_rl.data.labels import hash_labels
 from medfm_rl.data.layouts import CaseFile
+from medfm_rl.data.names import file_of_case
 from medfm_rl.reports.corrections import correction_figure
 from medfm_rl.reports.figures import figure_bytes
 from medfm_rl.reward.network import RewardEnsemble
@@ -122,7 +123,8 @@ class CorrectionBench:
     ) -> tuple[tuple[float, float], list[Path]]:
         """Writes masks and picture; returns the mean rewards before and after, and the files."""
         schema = self.corrector.adapter.schema
-        labels, proposal = label_path(self.out, case.case_id), self.out / "proposals" / f"{case.case_id}.nii.gz"
+        labels = label_path(self.out, case.case_id)
+        proposal = file_of_case(self.out / "proposals", case.case_id, ".nii.gz")
         picture = picture_path(self.out, case.case_id)
         # One of an earlier call with other settings would look like one of this call.
         proposal.unlink(missing_ok=True)

@@ -12,6 +12,7 @@ from typing import Any, Final
 from medfm_rl.correction import CorrectionResult
 from medfm_rl.data.files import write_json, write_text
 from medfm_rl.data.layouts import CaseFile, is_simulated
+from medfm_rl.data.names import file_of_case
 from medfm_rl.reports.corrections import CorrectionEntry, write_corrections_page
 from medfm_rl.types import Case
 from medfm_rl.version import __version__
@@ -48,7 +49,7 @@ class Corrections:
 
 def picture_path(out: Path, case_id: str) -> Path:
     """Where the picture of a case lies in an output folder."""
-    return out / "pictures" / f"{case_id}.png"
+    return file_of_case(out / "pictures", case_id, ".png")
 
 
 def record_of(result: CorrectionResult, case: Case, decision: str, rewards: tuple[float, float]) -> dict[str, Any]:

@@ -10,10 +10,11 @@ import torch
 
 from medfm_rl.adapters import SegmenterAdapter
 from medfm_rl.adapters.delta import state_hash
+from medfm_rl.data.each_case import each_case
 from medfm_rl.data.images import write_image, write_labels
 from medfm_rl.data.layouts import CaseFile
 from medfm_rl.data.locks import alone_in
-from medfm_rl.errors import DataError, UserError
+from medfm_rl.errors import DataError
 from medfm_rl.networks import argmax_classes
 from medfm_rl.progress import Progress, silent
 from medfm_rl.reward.network import RewardEnsemble
@@ -31,8 +32,8 @@ def predict(model: Model, files: Sequence[CaseFile], out: Path, progress: Progre
     Inputs and makers of each go to `audit.jsonl`, with the hashes of what was written.
 
     Masks that this model made of the same images with the same prompts are kept, so an interrupted call can be
-    repeated. Those of other images or prompts are made anew. A case that cannot be read, or whose mask somebody has
-    changed since, is left out and named; the others are segmented.
+    repeated. Those of other images or prompts are made anew. A case that cannot be read or written, or whose mask
+    somebody has changed since, is left out and named; the others are segmented.
 
     Args:
         model: The model.
@@ -51,28 +52,24 @@ def predict(model: Model, files: Sequence[CaseFile], out: Path, progress: Progre
         records, maker = CaseRecords(out, "predict", model.identity), _hash_maker(segmenter, reward)
         for file in files:
             records.require_own(file.case_id, label_path(out, file.case_id), maker)
-        problems: list[str] = []
-        for done, file in enumerate(files, 1):
-            try:
-                inputs = {**maker, **hash_case(file, segmenter)}
-                made = None
-                if records.reuse(file.case_id, inputs) is None:
-                    with must_fit(f"case {file.case_id}", segmenter.device):
-                        case = file.read()
-                        made = segment_with_reward(segmenter, reward, case)
-            except UserError as error:
-                problems.append(str(error))
-                records.log([{"case": file.case_id, "problem": str(error)}])
-            else:
-                if made is not None:
-                    records.begin(file.case_id, inputs)
-                    outputs = records.hash_files(_write_prediction(out, case, *made, segmenter.schema))
-                    records.log([{"case": file.case_id, "inputs": inputs, "outputs": outputs}])
-                    records.write(file.case_id, inputs, {}, outputs)
-            progress("predicting", done, len(files))
+
+        def handle(file: CaseFile) -> None:
+            inputs = {**maker, **hash_case(file, segmenter)}
+            if records.reuse(file.case_id, inputs) is not None:
+                return
+            with must_fit(f"case {file.case_id}", segmenter.device):
+                case = file.read()
+                made = segment_with_reward(segmenter, reward, case)
+            records.begin(file.case_id, inputs)
+            outputs = records.hash_files(_write_prediction(out, case, *made, segmenter.schema))
+            records.log([{"case": file.case_id, "inputs": inputs, "outputs": outputs}])
+            records.write(file.case_id, inputs, {}, outputs)
+
+        _, problems = each_case(files, handle, "predicting", progress)
+        records.log([{"case": name, "problem": problem} for name, problem in problems.items()])
         if len(problems) == len(files):
-            raise DataError(f"no case could be segmented; the first: {problems[0]}")
-        return problems
+            raise DataError(f"no case could be segmented; the first: {next(iter(problems.values()))}")
+        return list(problems.values())
 
 
 def _hash_maker(segmenter: SegmenterAdapter, reward: RewardEnsemble | None) -> dict[str, Any]:

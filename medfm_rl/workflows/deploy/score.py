@@ -8,7 +8,7 @@ from pathlib import Path
 
 from medfm_rl.data.layouts import CaseFile, is_simulated
 from medfm_rl.data.locks import alone_in
-from medfm_rl.data.mask_labels import parse_mask_labels
+from medfm_rl.data.mask_labels import labels_in_masks, parse_mask_labels
 from medfm_rl.errors import ConfigError, DataError, ModelError
 from medfm_rl.progress import Progress, silent
 from medfm_rl.quality.gates import NO_GATES, Gates
@@ -26,7 +26,7 @@ class ScoreRequest:
 
     Attributes:
         masks: Masks by case, or None where a segmenter makes them.
-        labels: The integers in these masks, as in `parse_mask_labels`; None for those of the run.
+        labels: The integers in these masks, as in `labels_in_masks`.
         maker: Makes the masks where none are given; None for the segmenter of the run.
         gates: Further networks to be asked.
         accept_untested: Whether masks may be accepted where the batch is too small to be tested.
@@ -87,29 +87,33 @@ def score(
         queue = ScoringQueue(
             controller, {"quality": quality_hash, **gates}, request.masks, in_masks, segmenter, records
         )
-        queue.require_own(files)
-        withdraw_results(out)
-        for done, file in enumerate(files, 1):
-            queue.take(file)
-            progress("scoring", done, len(files))
-        queue.assess_waiting()
-        maker = run if own else request.maker
-        scorer = Scorer(
-            controller.model,
-            quality_hash,
-            queue.maker.get("weights"),
-            None if maker is None else maker.identity.model_hash,
-            gates,
-            request.accept_untested,
-        )
-        reports = [queue.reports[file.case_id] for file in files if file.case_id in queue.reports]
-        scoring = Scoring(controller.settle(reports), queue.unassessed, queue.traces(files), scorer)
-        simulated = any(is_simulated(path.parent) for file in files[:1] for path in file.image_paths)
-        write_results(out, scoring, simulated)
-        records.log(audit_lines(scoring))
-        if not reports:
-            first = next(iter(queue.unassessed.values()))
-            raise DataError(
-                f"no case could be assessed, {out / TABLE_FILE} says why of each; the first: {first.problem}"
-            )
-        return scoring
+    in_masks = None if request.masks is None else labels_in_masks(request.labels, request.masks, controller.schema)
+    quality_hash = run.identity.quality_hash
+    assert quality_hash is not None
+    gates = request.gates.hashes()
+    records = CaseRecords(out, "score", run.identity)
+    queue = ScoringQueue(controller, {"quality": quality_hash, **gates}, request.masks, in_masks, segmenter, records)
+    queue.require_own(files)
+    withdraw_results(out)
+    for done, file in enumerate(files, 1):
+        queue.take(file)
+        progress("scoring", done, len(files))
+    queue.assess_waiting()
+    maker = run if own else request.maker
+    scorer = Scorer(
+        controller.model,
+        quality_hash,
+        queue.maker.get("weights"),
+        None if maker is None else maker.identity.model_hash,
+        gates,
+        request.accept_untested,
+    )
+    reports = [queue.reports[file.case_id] for file in files if file.case_id in queue.reports]
+    scoring = Scoring(controller.settle(reports), queue.unassessed, queue.traces(files), scorer)
+    simulated = any(is_simulated(path.parent) for file in files[:1] for path in file.image_paths)
+    write_results(out, scoring, simulated)
+    records.log(audit_lines(scoring))
+    if not reports:
+        first = next(iter(queue.unassessed.values()))
+        raise DataError(f"no case could be assessed, {out / TABLE_FILE} says why of each; the first: {first.problem}")
+    return scoring

@@ -11,7 +11,7 @@ from medfm_rl.data.files import write_text
 from medfm_rl.quality import QualityReport
 from medfm_rl.reports.scores import PageCase, write_page
 from medfm_rl.workflows.deploy.scores_file import SCORES_FILE, batch_columns, interval_state, places, write_scores
-from medfm_rl.workflows.deploy.scoring import CaseTrace, Scoring
+from medfm_rl.workflows.deploy.scoring import CaseTrace, Scoring, thumbnail_path
 
 TABLE_FILE: Final = "scores.csv"
 PAGE_FILE: Final = "report.html"
@@ -40,7 +40,7 @@ def write_results(out: Path, scoring: Scoring, simulated: bool) -> None:
     """
     write_text(out / TABLE_FILE, _table(scoring))
     write_scores(out / SCORES_FILE, scoring)
-    cases = [PageCase(report, out / "thumbnails" / f"{report.case_id}.png") for report in scoring.batch.reports]
+    cases = [PageCase(report, thumbnail_path(out, report.case_id)) for report in scoring.batch.reports]
     model = scoring.scorer.model
     write_page(out / PAGE_FILE, cases, scoring.problems, scoring.batch, model, model.schema_, simulated)
 

@@ -8,10 +8,16 @@ from pathlib import Path
 from typing import Any, Literal
 
 from medfm_rl.data.layouts import CaseFile
+from medfm_rl.data.names import file_of_case
 from medfm_rl.quality import BatchReport, QualityModel, QualityReport
 
 Cause = Literal["input_unusable", "mask_missing", "mask_unusable", "not_assessed"]
 """Why a case could not be assessed: because of its image or prompts, of its mask, or of something else."""
+
+
+def thumbnail_path(out: Path, case_id: str) -> Path:
+    """Where the picture of a case lies in an output folder."""
+    return file_of_case(out / "thumbnails", case_id, ".png")
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from medfm_rl.adapters import SegmenterAdapter
+from medfm_rl.data.each_case import case_alone
 from medfm_rl.data.files import replace_on_success
 from medfm_rl.data.images import hash_image, write_image, write_labels
 from medfm_rl.data.labels import hash_labels, read_labels
@@ -22,7 +23,7 @@ from medfm_rl.reports.scores import thumbnail
 from medfm_rl.runs.case_records import CaseRecords, hash_case, hash_segmenter, label_path, reward_path
 from medfm_rl.types import Case, LabelSchema
 from medfm_rl.workflows.deploy.memory import must_fit
-from medfm_rl.workflows.deploy.scoring import CaseTrace, Cause, Unassessed
+from medfm_rl.workflows.deploy.scoring import CaseTrace, Cause, Unassessed, thumbnail_path
 
 _Waiting = tuple[Submission, dict[str, Any]]
 """A case and what its report depends on."""
@@ -37,10 +38,11 @@ class _NotAssessedError(UserError):
 
 
 @contextmanager
-def _caused_by(cause: Cause) -> Iterator[None]:
-    """Says of a user's mistake in the block what is at fault."""
+def _caused_by(cause: Cause, case_id: str) -> Iterator[None]:
+    """Says of an error of a case in the block what is at fault."""
     try:
-        yield
+        with case_alone(case_id):
+            yield
     except UserError as error:
         raise _NotAssessedError(str(error), cause) from error
 
@@ -102,7 +104,8 @@ class ScoringQueue:
         A case that cannot be made ready is noted as not assessed.
         """
         try:
-            self._take(file)
+            with case_alone(file.case_id):
+                self._take(file)
         except UserError as error:
             self._refuse(file.case_id, error)
 
@@ -114,7 +117,7 @@ class ScoringQueue:
             self.reports[file.case_id] = replace(QualityReport.from_json(known["report"]), patient_id=file.patient_id)
             self._mask_hashes[file.case_id] = known["mask"]
             return
-        with _caused_by("input_unusable"), must_fit(f"case {file.case_id}", self.controller.device):
+        with _caused_by("input_unusable", file.case_id), must_fit(f"case {file.case_id}", self.controller.device):
             case = file.read()
         self.records.begin(file.case_id, inputs)
         with must_fit(f"case {file.case_id}", self.controller.device):
@@ -127,7 +130,8 @@ class ScoringQueue:
         waiting, self._waiting = self._waiting, []
         for submission, inputs, report in self._assess(waiting):
             try:
-                self._write(submission, inputs, report)
+                with case_alone(report.case_id):
+                    self._write(submission, inputs, report)
             except UserError as error:
                 self._refuse(report.case_id, error)
                 continue
@@ -154,7 +158,7 @@ class ScoringQueue:
     def _assess(self, waiting: Sequence[_Waiting]) -> list[tuple[Submission, dict[str, Any], QualityReport]]:
         cases = ", ".join(f"case {submission.case.case_id}" for submission, _ in waiting)
         try:
-            with must_fit(cases, self.controller.device):
+            with case_alone(cases.removeprefix("case ")), must_fit(cases, self.controller.device):
                 reports = self.controller.assess_batch([submission for submission, _ in waiting])
             return [(*item, report) for item, report in zip(waiting, reports, strict=True)]
         except UserError as error:
@@ -169,7 +173,7 @@ class ScoringQueue:
         case = submission.case
         rewards = reward_path(self.out, case.case_id)
         write_image(rewards, report.reward_map, case.geometry)
-        picture = self.out / "thumbnails" / f"{case.case_id}.png"
+        picture = thumbnail_path(self.out, case.case_id)
         with replace_on_success(picture) as temporary:
             temporary.write_bytes(
                 thumbnail(case.image[0], submission.labels, report.reward_map, self.controller.schema)
@@ -189,11 +193,11 @@ class ScoringQueue:
     def _inputs_of(self, file: CaseFile) -> dict[str, Any]:
         """Hashes of everything that the report of a case depends on; those found before an error are kept."""
         found = self._inputs[file.case_id] = {**self.maker, **self.networks}
-        with _caused_by("input_unusable"):
+        with _caused_by("input_unusable", file.case_id):
             found.update(hash_case(file, self.segmenter))
         if self.masks is not None:
             mask = self._mask(file)
-            with _caused_by("mask_unusable"):
+            with _caused_by("mask_unusable", file.case_id):
                 found["mask"] = hash_image(mask)
         if self.in_masks is not None:
             found["labels"] = self.in_masks.integers
@@ -203,13 +207,14 @@ class ScoringQueue:
         assert self.masks is not None
         if file.case_id not in self.masks:
             folder = next(iter(self.masks.values())).parent
-            raise _NotAssessedError(f"case {file.case_id}: there is no mask of that name in {folder}", "mask_missing")
+            problem = f"case {file.case_id}: there is no mask of that name, or more than one, in {folder}"
+            raise _NotAssessedError(problem, "mask_missing")
         return self.masks[file.case_id]
 
     def _submission(self, file: CaseFile, case: Case) -> Submission:
         controller = self.controller
         if self.segmenter is None:
-            with _caused_by("mask_unusable"):
+            with _caused_by("mask_unusable", file.case_id):
                 labels = read_labels(self._mask(file), controller.schema, case.shape, case.geometry, self.in_masks)
             return controller.submit(case, labels)
         if self.segmenter is controller.segmenter:

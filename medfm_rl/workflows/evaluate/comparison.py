@@ -9,7 +9,7 @@ import numpy as np
 
 from medfm_rl.adapters import SegmenterAdapter
 from medfm_rl.anatomy.profiles import load_anatomy
-from medfm_rl.data.layouts import CaseFile, name_patients
+from medfm_rl.data.layouts import CaseFile, describe_patients
 from medfm_rl.errors import DataError, ModelError
 from medfm_rl.metrics.bootstrap import PairedDifference
 from medfm_rl.metrics.scores import Evaluation, StructureSummary, compare
@@ -20,7 +20,7 @@ from medfm_rl.workflows.evaluate.evaluation import evaluate_segmenter
 
 @dataclass(frozen=True)
 class Comparison:
-    """Source and adapted model on the same labelled cases."""
+    """Two models on the same labelled cases, such as source and adapted model."""
 
     before: Evaluation
     after: Evaluation
@@ -54,12 +54,25 @@ class Comparison:
 
 
 def compare_models(
-    before: SegmenterAdapter, after: SegmenterAdapter, files: Sequence[CaseFile], anatomy: str, progress: Progress
+    before: SegmenterAdapter,
+    after: SegmenterAdapter,
+    files: Sequence[CaseFile],
+    anatomy: str,
+    progress: Progress,
+    names: tuple[str, str] = ("the source model", "the adapted model"),
 ) -> Comparison:
-    """Evaluates two models on the same cases.
+    """Evaluates two models on the same cases; one that either cannot score is left out of both and named.
+
+    Args:
+        before: The first model.
+        after: The second one.
+        files: Labelled cases.
+        anatomy: Profile of the rules that count valid masks.
+        progress: Told how far it is.
+        names: What to call the two there.
 
     Raises:
-        DataError: A case cannot be used, or all are of one patient.
+        DataError: Not one case could be scored, or all are of one patient.
         ModelError: The models segment other structures.
     """
     if set(before.schema.names) != set(after.schema.names):
@@ -67,16 +80,25 @@ def compare_models(
             f"the models segment other structures ({', '.join(before.schema.structures)} and "
             f"{', '.join(after.schema.structures)}); only models of the same structures can be compared"
         )
-    patients = {file.patient_id for file in files}
-    if len(patients) < 2:
-        folder = files[0].image_paths[0].parent
-        raise DataError(f"{folder}: intervals need images of at least 2 patients; {name_patients(patients)}")
+    _require_patients(files)
 
-    def score(name: str, segmenter: SegmenterAdapter) -> Evaluation:
+    def score(name: str, segmenter: SegmenterAdapter, cases: Sequence[CaseFile]) -> Evaluation:
         rules = load_anatomy(anatomy, segmenter.schema)
         return evaluate_segmenter(
-            segmenter, files, rules, lambda _, done, total: progress(f"evaluating {name}", done, total)
+            segmenter, cases, rules, lambda _, done, total: progress(f"evaluating {name}", done, total)
         )
 
-    old, new = score("the source model", before), score("the adapted model", after)
+    old = score(names[0], before, files)
+    new = score(names[1], after, [file for file in files if file.case_id not in old.problems])
+    problems = {**old.problems, **new.problems}
+    _require_patients([file for file in files if file.case_id not in problems])
+    old, new = old.without(problems), new.without(problems)
     return Comparison(old, new, compare(old, new))
+
+
+def _require_patients(files: Sequence[CaseFile]) -> None:
+    """Refuses cases of one patient, for which there is no interval."""
+    if len({file.patient_id for file in files}) < 2:
+        places = [path.parent for file in files for path in file.image_paths]
+        where = f"{places[0]}: " if places else ""
+        raise DataError(f"{where}intervals need images of at least 2 patients; {describe_patients(files)}")

@@ -58,7 +58,9 @@ def evaluate(
             evaluation = evaluate_segmenter(segmenter, files, load_anatomy(rules, segmenter.schema), progress)
             write_evaluation(out, {model.name: evaluation}, None)
             return Measured(evaluation, None)
-        comparison = compare_models(against.segmenter, model.segmenter, files, rules, progress)
+        comparison = compare_models(
+            against.segmenter, model.segmenter, files, rules, progress, (against.name, model.name)
+        )
         evaluations = {against.name: comparison.before, model.name: comparison.after}
         write_evaluation(out, evaluations, comparison.differences)
         return Measured(comparison.after, comparison)

@@ -6,12 +6,14 @@ import csv
 import io
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from itertools import chain, count
 from pathlib import Path
 
 import numpy as np
 
 from medfm_rl.adapters import SegmenterAdapter
 from medfm_rl.anatomy.profiles import Anatomy
+from medfm_rl.data.each_case import each_case
 from medfm_rl.data.files import write_json, write_text
 from medfm_rl.data.layouts import CaseFile, require_masks
 from medfm_rl.errors import DataError
@@ -25,19 +27,24 @@ _SCORES, _SUMMARY = "scores.csv", "summary.json"
 def evaluate_segmenter(
     segmenter: SegmenterAdapter, files: Sequence[CaseFile], anatomy: Anatomy, progress: Progress
 ) -> Evaluation:
-    """Segments labelled cases and scores them.
+    """Segments labelled cases and scores them; one that cannot be scored is left out and named, the others are scored.
 
     Raises:
-        DataError: A case has no mask, or one that cannot be used.
+        DataError: Not one case could be scored.
     """
-    require_masks(files, "evaluation")
-    scores: list[CaseScore] = []
-    for done, file in enumerate(files, 1):
+
+    def score(file: CaseFile) -> list[CaseScore]:
         labelled = file.read_labelled(segmenter.schema)
         prediction = segmenter.segment(labelled.case)
-        scores += score_case(labelled.case, prediction, labelled.ground_truth, segmenter.schema, anatomy)
-        progress("evaluating", done, len(files))
-    return Evaluation(tuple(scores), summarise(scores))
+        return score_case(labelled.case, prediction, labelled.ground_truth, segmenter.schema, anatomy)
+
+    if all(file.label_path is None for file in files):
+        require_masks(files, "evaluation")
+    found, problems = each_case(files, score, "evaluating", progress)
+    if not found:
+        raise DataError(f"no case could be scored; the first: {next(iter(problems.values()))}")
+    scores = [row for rows in found.values() for row in rows]
+    return Evaluation(tuple(scores), summarise(scores), problems)
 
 
 def refuse_evaluated(folder: Path) -> None:
@@ -47,10 +54,16 @@ def refuse_evaluated(folder: Path) -> None:
             raise DataError(f"{folder}: holds the results of an evaluation; give another folder by --out")
 
 
+def free_folder(folder: Path) -> Path:
+    """A folder without results of an evaluation: the one given, or the next of `NAME-2`, `NAME-3` and so on."""
+    places = chain([folder], (folder.with_name(f"{folder.name}-{number}") for number in count(2)))
+    return next(place for place in places if not any((place / name).exists() for name in (_SCORES, _SUMMARY)))
+
+
 def write_evaluation(
     folder: Path, evaluations: Mapping[str, Evaluation], differences: Mapping[str, PairedDifference] | None
 ) -> None:
-    """Writes `scores.csv` (per case and structure) and `summary.json`."""
+    """Writes `scores.csv` (per case and structure) and `summary.json`, with what was left out and how many patients."""
     text = io.StringIO()
     rows = [{"model": name, **asdict(score)} for name, evaluation in evaluations.items() for score in evaluation.scores]
     writer = csv.DictWriter(text, fieldnames=list(rows[0]), lineterminator="\n")
@@ -64,6 +77,8 @@ def write_evaluation(
                 name: [_without_nan(asdict(summary)) for summary in evaluation.summary]
                 for name, evaluation in evaluations.items()
             },
+            "patients": len({row["patient_id"] for row in rows}),
+            "problems": dict(chain.from_iterable(item.problems.items() for item in evaluations.values())),
             "dice_difference": {name: asdict(difference) for name, difference in (differences or {}).items()},
         },
     )

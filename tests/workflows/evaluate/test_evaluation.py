@@ -3,6 +3,7 @@ from __future__ import annotations
 import csv
 import json
 import math
+import re
 import shutil
 from pathlib import Path
 
@@ -153,7 +154,13 @@ def test_images_with_and_without_spacing_are_not_averaged(tmp_path: Path) -> Non
 def test_a_case_without_ground_truth_is_named(tmp_path: Path) -> None:
     draw(tmp_path, PIXELS)
     save(tmp_path, "p3_x", square(5), None, PIXELS)
-    with pytest.raises(DataError, match=r"there is no mask for .*p3_x\.png \(1 of 3 images have none\); labelled data"):
+    evaluation = score(find_cases(DataSettings(path=tmp_path)), make_segmenter(0, 1, 2))
+    assert [row.dice for row in evaluation.of("a")] == pytest.approx([0.75, 1])
+    assert list(evaluation.problems) == ["p3_x"]
+    assert re.search(r"there is no mask for .*p3_x\.png; labelled data", evaluation.problems["p3_x"])
+    for path in (tmp_path / "labels").iterdir():
+        path.unlink()
+    with pytest.raises(DataError, match=r"there is no mask for .*p1_x\.png \(3 of 3 images have none\); labelled data"):
         score(find_cases(DataSettings(path=tmp_path)), make_segmenter(0, 1, 2))
 
 
@@ -215,7 +222,9 @@ def test_one_patient_gives_no_interval(tmp_path: Path) -> None:
     save(tmp_path, "p1_x", square(5), square(4), PIXELS)
     save(tmp_path, "p1_y", square(5), square(4), PIXELS)
     files = find_cases(DataSettings(path=tmp_path))
-    with pytest.raises(DataError, match=r"intervals need images of at least 2 patients; patients found: 1 \(p1\)"):
+    with pytest.raises(
+        DataError, match=r"intervals need images of at least 2 patients; patients found: 1 \(p1: p1_x and 1"
+    ):
         compare_models(make_segmenter(0, 1, 2), make_segmenter(0, 1, 2), files, "generic", silent)
 
 

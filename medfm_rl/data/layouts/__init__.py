@@ -1,0 +1,19 @@
+"""How data sets are laid out in folders, and who each image shows."""
+
+from medfm_rl.data.layouts.cases import CaseFile, describe_patients, require_masks
+from medfm_rl.data.layouts.description import SIMULATION_RECORD, DescribedLabels, described_labels, is_simulated
+from medfm_rl.data.layouts.finding import find_cases
+from medfm_rl.data.layouts.patients import name_patients, split_by_patient
+
+__all__ = [
+    "SIMULATION_RECORD",
+    "CaseFile",
+    "DescribedLabels",
+    "describe_patients",
+    "described_labels",
+    "find_cases",
+    "is_simulated",
+    "name_patients",
+    "require_masks",
+    "split_by_patient",
+]

@@ -1,0 +1,240 @@
+"""Files beside images that say what they are: `dataset.json` of nnU-Net, the Decathlon or MONAI; our own records."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from medfm_rl.data.files import cannot_be_read
+from medfm_rl.errors import DataError
+from medfm_rl.types import BACKGROUND, LabelSchema
+
+SIMULATION_RECORD = "simulation.json"
+"""The file in a data set's folder that says that its images are simulated."""
+DESCRIPTION = "dataset.json"
+_PARTS = {"training": "train", "validation": "train", "test": "test", "testing": "test"}
+"""Lists of files, and which part of the data each is."""
+
+
+@dataclass(frozen=True)
+class DescribedLabels:
+    """What a description says of the integers in masks.
+
+    Attributes:
+        path: The description.
+        labels: Its field `labels`, of whatever form.
+    """
+
+    path: Path
+    labels: Any
+
+    def integers(self) -> dict[str, int]:
+        """The integer of each name, as it is spelled there; that of the background is among them.
+
+        Version 1 of nnU-Net and the Decathlon have it the other way round, `{"0": "background"}`.
+
+        Raises:
+            DataError: It says something else, or contradicts itself.
+        """
+        if not isinstance(self.labels, dict) or not self.labels:
+            raise DataError(f'{self.path}: labels must be names and integers, such as {{"background": 0, "LV": 1}}')
+        turned = all(_is_integer(key) and isinstance(value, str) for key, value in self.labels.items())
+        turned = turned and not all(_is_integer(value) for value in self.labels.values())
+        pairs = [(value, key) if turned else (key, value) for key, value in self.labels.items()]
+        found: dict[str, int] = {}
+        for name, value in pairs:
+            if isinstance(value, list):
+                raise DataError(
+                    f"{self.path}: labels: {name} is a region, a union of {value}, and masks are read one integer a "
+                    "structure; give masks of the structures by a description of theirs"
+                )
+            if not _is_integer(value) or not 0 <= int(value) <= 255:
+                raise DataError(f"{self.path}: labels: {name} has {value!r}, and must have an integer from 0 to 255")
+            found[str(name)] = int(value)
+        for what, values in (("name", map(_same, found)), ("integer", found.values())):
+            listed = list(values)
+            twice = next((value for value in listed if listed.count(value) > 1), None)
+            if twice is not None or len(found) < len(pairs):
+                raise DataError(f"{self.path}: labels: a {what} is there twice; one integer stands for one structure")
+        return found
+
+    def schema_for(self, schema: LabelSchema) -> LabelSchema:
+        """The integers that stand in these masks for the structures of a segmenter, found by their names.
+
+        Case does not matter, nor whether words are joined by a blank, a hyphen or an underscore.
+
+        Raises:
+            DataError: A structure is not there by its name, or the description contradicts itself.
+        """
+        integers = self.integers()
+        named = {_same(name): value for name, value in integers.items()}
+        missing = [name for name in schema.structures if _same(name) not in named]
+        background = named.get(_same(BACKGROUND), 0)
+        taken = next(
+            (name for name, value in integers.items() if value == background and _same(name) != BACKGROUND), ""
+        )
+        if missing or taken:
+            said = ", ".join(f"{name} {value}" for name, value in integers.items())
+            wrong = f"has no {' and no '.join(missing)}" if missing else f"gives {taken} the integer of the background"
+            raise DataError(
+                f"{self.path}: labels ({said}) {wrong}, and the segmenter segments "
+                f"{', '.join(f'{name} {value}' for name, value in schema.integers.items())}; masks are read by the "
+                "names, so name the structures there as the segmenter does"
+            )
+        return LabelSchema.from_structures({name: named[_same(name)] for name in schema.structures}, background)
+
+
+@dataclass(frozen=True)
+class ListedCase:
+    """A case that a description lists.
+
+    Attributes:
+        name: As it is called there, or None where only its files are listed.
+        part: train or test.
+        images: Its images, in the folder of the description where the paths are relative.
+        label: Its mask, likewise.
+    """
+
+    name: str | None
+    part: str
+    images: tuple[Path, ...]
+    label: Path | None
+
+
+@dataclass(frozen=True)
+class Description:
+    """A `dataset.json`.
+
+    Attributes:
+        path: The file.
+        content: What stands in it.
+    """
+
+    path: Path
+    content: Mapping[str, Any]
+
+    @classmethod
+    def read(cls, root: Path) -> Description | None:
+        """Reads the description in a folder, in any Unicode encoding; None where there is none.
+
+        Raises:
+            DataError: It cannot be read, or is no JSON object.
+        """
+        path = root / DESCRIPTION
+        if not path.is_file():
+            return None
+        try:
+            content = json.loads(path.read_bytes())
+        except OSError as error:
+            raise cannot_be_read(path, error) from error
+        except ValueError as error:
+            raise DataError(f"{path}: {_NEEDED} ({error})") from error
+        if not isinstance(content, dict):
+            raise DataError(f"{path}: {_NEEDED} (it is no JSON object)")
+        return cls(path, content)
+
+    @property
+    def labels(self) -> DescribedLabels | None:
+        """What its integers mean; None where it does not say."""
+        labels = self.content.get("labels")
+        return None if labels is None else DescribedLabels(self.path, labels)
+
+    @property
+    def is_of_nnunet(self) -> bool:
+        """Whether it says which channels the images have, by the name of either version."""
+        return "channel_names" in self.content or "modality" in self.content
+
+    @property
+    def channels(self) -> int:
+        """How many channels an image has.
+
+        Raises:
+            DataError: It does not say.
+        """
+        named = self.content.get("channel_names", self.content.get("modality"))
+        if not isinstance(named, dict | list) or not named:
+            raise DataError(f"{self.path}: {_NEEDED} (channel_names is missing or empty)")
+        return len(named)
+
+    @property
+    def ending(self) -> str:
+        """How the names of files end, in lower case and with a dot; version 1 knows NIfTI alone and does not say it.
+
+        Raises:
+            DataError: It does not say.
+        """
+        ending = self.content.get("file_ending", ".nii.gz" if "modality" in self.content else None)
+        if not isinstance(ending, str) or not ending.strip("."):
+            raise DataError(f"{self.path}: {_NEEDED} (file_ending is missing or empty)")
+        return f".{ending.lstrip('.').lower()}"
+
+    def listed(self) -> list[ListedCase]:
+        """The cases that it lists by their files; none where the folders say which there are.
+
+        Raises:
+            DataError: A list has another form.
+        """
+        try:
+            return list(self._listed())
+        except (TypeError, KeyError, AttributeError) as error:
+            raise DataError(
+                f'{self.path}: a list of files has {{"image": FILE, "label": FILE}} or FILE, and `dataset` has '
+                f'{{NAME: {{"images": [FILE, ...], "label": FILE}}}} ({type(error).__name__}: {error})'
+            ) from error
+
+    def _listed(self) -> Iterator[ListedCase]:
+        if "dataset" in self.content:
+            for name, item in self.content["dataset"].items():
+                label = item.get("label")
+                yield ListedCase(name, "train", self._paths(item["images"]), None if label is None else self._of(label))
+            return
+        # Version 2 of nnU-Net goes by its folders, whatever else the file says.
+        if "channel_names" in self.content:
+            return
+        for key, part in _PARTS.items():
+            for item in self.content.get(key, ()):
+                if isinstance(item, dict):
+                    label = item.get("label")
+                    yield ListedCase(None, part, self._paths(item["image"]), None if label is None else self._of(label))
+                else:
+                    yield ListedCase(None, part, self._paths(item), None)
+
+    def _paths(self, files: Any) -> tuple[Path, ...]:
+        return tuple(self._of(file) for file in ([files] if isinstance(files, str) else files))
+
+    def _of(self, file: str) -> Path:
+        return self.path.parent / os.path.expandvars(os.fsdecode(file.encode(errors="surrogateescape")))
+
+
+_NEEDED = "an nnU-Net data set needs file_ending and channel_names here"
+
+
+def described_labels(folder: Path) -> DescribedLabels | None:
+    """What a description in a folder of masks, or beside it, says of their integers; None where there is none.
+
+    Raises:
+        DataError: It cannot be read.
+    """
+    places = (folder, folder.absolute().parent) if folder.name.startswith("labels") else (folder,)
+    found = (Description.read(place) for place in places)
+    return next((description.labels for description in found if description is not None), None)
+
+
+def is_simulated(folder: Path) -> bool:
+    """Whether a data set was made by a simulation, also where only its folder of images is given."""
+    return any((place / SIMULATION_RECORD).exists() for place in (folder, folder.absolute().parent))
+
+
+def _is_integer(value: Any) -> bool:
+    if isinstance(value, str):
+        return value.isascii() and value.isdigit()
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _same(name: str) -> str:
+    """A name without what does not make it another one."""
+    return "_".join(name.casefold().replace("-", " ").replace("_", " ").split())

@@ -1,0 +1,129 @@
+"""Finds the cases of a data set, whatever its layout, and says what it left out."""
+
+from __future__ import annotations
+
+import logging
+import unicodedata
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from medfm_rl.data.images import IMAGE_SUFFIXES
+from medfm_rl.data.layouts.camus import find_camus, looks_like_camus
+from medfm_rl.data.layouts.cases import CaseFile, Found, describe_patients
+from medfm_rl.data.layouts.description import DESCRIPTION, Description
+from medfm_rl.data.layouts.folder import find_folder
+from medfm_rl.data.layouts.nnunet import find_images, find_raw, has_raw_folders, looks_like_nnunet
+from medfm_rl.data.layouts.patients import doubt_patients, patients_by
+from medfm_rl.errors import DataError
+from medfm_rl.settings import DataSettings
+
+_LOG = logging.getLogger(__name__)
+_SHOWN = 3
+
+
+def find_cases(settings: DataSettings) -> list[CaseFile]:
+    """Finds the cases of a data set, sorted by case id.
+
+    A case that cannot be used, such as one of two images of a name, is among them, and says so when it is read. A
+    warning counts and names what was skipped, and another says where the patients are hardly those of the names.
+
+    Raises:
+        DataError: The folder is missing, holds no image, is not laid out as said or has no parts to `split`, not one
+            case can be used, the pattern finds no patient in any name, or `where` leaves nothing.
+    """
+    root = settings.path
+    if not root.is_dir():
+        problem = "this is a file; give the folder that it lies in" if root.exists() else "there is no such folder"
+        raise DataError(f"{root}: {problem}")
+    layout, found = _find(root, settings)
+    if not found.cases:
+        there = _list_skipped(found.skipped, root)
+        raise DataError(
+            f"{root}: no image found (layout {layout}){f': {there}' if there else ''}; names of images end in "
+            f"{', '.join(IMAGE_SUFFIXES)}, and DICOM is known by its content; check the path and `layout`"
+        )
+    cases = list(found.cases)
+    if settings.patient_pattern is not None:
+        cases = _with_patients(cases, settings.patient_pattern, root)
+    kept = [case for case in cases if all(case.tags.get(tag) == value for tag, value in settings.where.items())]
+    if not kept:
+        known = {tag: sorted({case.tags.get(tag, "") for case in cases}) for case in cases for tag in case.tags}
+        raise DataError(f"{root}: no case has {settings.where}; tags in this data set: {known or 'none'}")
+    sound = [case for case in kept if case.problem is None]
+    if not sound:
+        more = f" (and {len(kept) - 1} more like it)" if len(kept) > 1 else ""
+        raise DataError(f"{kept[0].problem}{more}")
+    if found.skipped:
+        _LOG.warning("%s: %s", root, _list_skipped(found.skipped, root))
+    doubt = None
+    if settings.patient_pattern is None:
+        doubt = doubt_patients([(case.case_id, case.patient_id) for case in sound])
+    elif len(sound) > 1 and len({case.patient_id for case in sound}) == 1:
+        doubt = f"all {len(sound)} cases are taken for those of one patient"
+    if doubt is not None:
+        _LOG.warning("%s: %s; %s", root, doubt, describe_patients(sound))
+    return sorted(kept, key=lambda case: case.case_id)
+
+
+def _find(root: Path, settings: DataSettings) -> tuple[str, Found]:
+    """The layout of a folder, and what lies there."""
+    description = None if settings.layout == "camus" else Description.read(root)
+    raw = description is not None and (has_raw_folders(root) or bool(description.listed()))
+    if settings.split != "all" and not (raw and settings.layout in ("auto", "nnunet")):
+        raise DataError(f"{root}: split {settings.split} is for nnU-Net data sets with a {DESCRIPTION}; use all")
+    layout = settings.layout
+    if layout == "auto":
+        layout = "folder"
+        if raw or looks_like_nnunet(root):
+            layout = "nnunet"
+        if not raw and looks_like_camus(root):
+            layout = "camus"
+    if layout == "camus":
+        return layout, find_camus(root)
+    if layout == "nnunet" and raw:
+        assert description is not None
+        return layout, find_raw(root, description, settings.split)
+    found = find_images(root) if layout == "nnunet" else find_folder(root)
+    if description is None or description.labels is None:
+        return layout, found
+    return layout, Found([replace(case, described=description.labels) for case in found.cases], found.skipped)
+
+
+def _list_skipped(skipped: Mapping[str, Sequence[Path]], root: Path) -> str:
+    """How many files and folders are not read, why not, and the first of them; nothing where there are none."""
+    total = sum(map(len, skipped.values()))
+    if not total:
+        return ""
+    reasons = []
+    for reason, paths in skipped.items():
+        more = ", ..." if len(paths) > _SHOWN else ""
+        reasons.append(f"{len(paths)} {reason} ({', '.join(_named(path, root) for path in paths[:_SHOWN])}{more})")
+    return f"{total} {'entry is' if total == 1 else 'entries are'} skipped: {'; '.join(reasons)}"
+
+
+def _named(path: Path, root: Path) -> str:
+    name = str(path.relative_to(root)) if root in path.parents else str(path)
+    return f"{name}/" if path.is_dir() else name
+
+
+def _with_patients(cases: Sequence[CaseFile], pattern: str, root: Path) -> list[CaseFile]:
+    """The cases with the patients that a pattern finds; one in whose name it finds none has a problem.
+
+    Raises:
+        DataError: It finds none in any name: it is the pattern that is wrong.
+    """
+    found = patients_by(unicodedata.normalize("NFC", pattern), [case.case_id for case in cases])
+    problems = {
+        name: f"{root}: patient_pattern {pattern!r} finds no patient in the case name {name!r}"
+        for name, patient in found.items()
+        if patient is None
+    }
+    if len(problems) == len(found):
+        raise DataError(next(iter(problems.values())))
+    return [
+        replace(
+            case, patient_id=found[case.case_id] or case.case_id, problem=case.problem or problems.get(case.case_id)
+        )
+        for case in cases
+    ]
