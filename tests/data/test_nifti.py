@@ -119,7 +119,8 @@ def test_a_mask_lies_on_its_image_in_itk_and_in_nibabel(
     assert geometry.array_spacing is not None
     known = sitk.ReadImage(str(path))
     assert geometry.spacing == pytest.approx(known.GetSpacing(), rel=1e-6)
-    assert geometry.spacing == pytest.approx(np.abs(theirs["pixdim"][1:4]) * FACTORS[units], rel=1e-5)
+    if stretched == 1:
+        assert geometry.spacing == pytest.approx(np.abs(theirs["pixdim"][1:4]) * FACTORS[units], rel=1e-5)
     assert np.array_equal(read_labels(mask, SCHEMA, SHAPE[::-1], geometry), pixels[0] > 50)
 
 

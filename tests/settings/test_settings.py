@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import ast
 import inspect
 import re
 from pathlib import Path
@@ -33,10 +34,23 @@ def test_every_group_says_what_it_is(kind: type[Settings]) -> None:
     assert kind.__doc__ != Settings.__doc__
 
 
+def without_validators(path: Path) -> str:
+    """The code of a module but for what only checks fields: that is no use of them."""
+    tree = ast.parse(path.read_text())
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ClassDef):
+            node.body = [
+                part
+                for part in node.body
+                if not any("validator" in ast.unparse(each) for each in getattr(part, "decorator_list", ()))
+            ] or [ast.Pass()]
+    return ast.unparse(tree)
+
+
 def test_every_field_is_read_somewhere() -> None:
     """A setting without effect is a promise that nobody keeps."""
     package = Path(medfm_rl.__file__).parent
-    code = "\n".join(path.read_text() for path in package.rglob("*.py") if path.parent.name != "settings")
+    code = "\n".join(without_validators(path) for path in package.rglob("*.py"))
     unread = [f"{kind.__name__}.{name}" for kind, name in FIELDS if not re.search(rf"\.{name}\b", code)]
     assert unread == []
 
