@@ -9,8 +9,9 @@ import numpy as np
 import numpy.typing as npt
 from scipy import stats
 
+from medfm_rl.anatomy.measures import MaskView
 from medfm_rl.anatomy.profiles import apply_rule
-from medfm_rl.anatomy.rules import AnyRule, ContactRule, MaskView, SizeRatioRule, SizeRule
+from medfm_rl.anatomy.rules import AnyRule, ContactRule, SizeRatioRule, SizeRule
 from medfm_rl.types import LabelMap, LabelSchema
 
 

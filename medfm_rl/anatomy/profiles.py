@@ -11,7 +11,8 @@ import numpy as np
 import yaml
 from pydantic import ValidationError
 
-from medfm_rl.anatomy.rules import AnyRule, MaskView, Profile
+from medfm_rl.anatomy.measures import MaskView
+from medfm_rl.anatomy.rules import AnyRule, Profile
 from medfm_rl.builtin import anatomy_profiles
 from medfm_rl.errors import ConfigError
 from medfm_rl.settings.problems import describe_problem
