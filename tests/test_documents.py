@@ -14,6 +14,7 @@ from types import ModuleType
 
 import pytest
 import yaml
+from support.documents import docs_configuration
 
 from medfm_rl.data.ultrasound.phantom import simulate_dataset
 from medfm_rl.data.ultrasound.vendors import vendor
@@ -145,14 +146,9 @@ def test_a_drawn_walk_has_every_step_and_its_file_in_their_order(docs_configurat
     assert [step.repeated for step in steps] == [False, True]
 
 
-@pytest.fixture
-def docs_configuration() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("docs_configuration", ROOT / "docs" / "conf.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+@pytest.fixture(name="docs_configuration")
+def _docs_configuration() -> ModuleType:
+    return docs_configuration()
 
 
 def test_the_page_of_commands_has_every_command_and_option(docs_configuration: ModuleType) -> None:

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import ast
-import importlib.util
 import inspect
 import re
 import subprocess
@@ -9,10 +8,10 @@ import sys
 import time
 import tomllib
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 import yaml
+from support.documents import docs_configuration
 
 import medfm_rl
 from medfm_rl import settings
@@ -134,15 +133,6 @@ def test_no_handler_swallows_everything() -> None:
             if isinstance(node, ast.ExceptHandler):
                 names = "" if node.type is None else ast.unparse(node.type)
                 assert names not in ("", "Exception", "BaseException"), f"{path}:{node.lineno}"
-
-
-def docs_configuration() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("docs_configuration", ROOT / "docs" / "conf.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def test_the_page_of_settings_has_every_field_with_its_default() -> None:

@@ -1,31 +1,15 @@
 """Correction of one case at test time: a proposal, and a verifier that the proposal was not made for."""
 
-from medfm_rl.correction.baselines import (
-    AugmentationAverage,
-    Intent,
-    LargestComponents,
-    Memo,
-    NoCorrection,
-    ShapeProjection,
-    Tent,
-)
 from medfm_rl.correction.corrector import CaseCorrector, CorrectionResult, Original, Proposal
 from medfm_rl.correction.optimiser import TestTimeOptimiser
 from medfm_rl.correction.verifier import Verification, Verifier
 from medfm_rl.correction.view_vote import ViewVote
 
 __all__ = [
-    "AugmentationAverage",
     "CaseCorrector",
     "CorrectionResult",
-    "Intent",
-    "LargestComponents",
-    "Memo",
-    "NoCorrection",
     "Original",
     "Proposal",
-    "ShapeProjection",
-    "Tent",
     "TestTimeOptimiser",
     "Verification",
     "Verifier",

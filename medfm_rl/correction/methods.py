@@ -3,17 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Final
 
 from medfm_rl.adapters import SegmenterAdapter
-from medfm_rl.correction.baselines import (
-    AugmentationAverage,
-    Intent,
-    LargestComponents,
-    Memo,
-    NoCorrection,
-    ShapeProjection,
-    Tent,
-)
+from medfm_rl.correction import baselines
 from medfm_rl.correction.corrector import CaseCorrector
 from medfm_rl.correction.optimiser import TestTimeOptimiser
 from medfm_rl.correction.verifier import Verifier
@@ -21,6 +14,16 @@ from medfm_rl.correction.view_vote import ViewVote
 from medfm_rl.errors import ModelError
 from medfm_rl.reward.network import RewardEnsemble
 from medfm_rl.reward.shape_prior import ShapePrior
+
+_OF_SEGMENTER: Final[dict[str, Callable[[SegmenterAdapter, Verifier], CaseCorrector]]] = {
+    "none": baselines.NoCorrection,
+    "tta": baselines.AugmentationAverage,
+    "tent": baselines.Tent,
+    "intent": baselines.Intent,
+    "memo": baselines.Memo,
+    "components": baselines.LargestComponents,
+}
+"""Ways that need nothing but the segmenter."""
 
 
 def make_corrector(
@@ -42,25 +45,15 @@ def make_corrector(
             return ViewVote(segmenter, reward, verifier, _with_statistics_of_the_case(segmenter, verifier))
         case "optimise":
             return TestTimeOptimiser(segmenter, reward, verifier)
-        case "none":
-            return NoCorrection(segmenter, verifier)
-        case "tta":
-            return AugmentationAverage(segmenter, verifier)
-        case "tent":
-            return Tent(segmenter, verifier)
-        case "intent":
-            return Intent(segmenter, verifier)
-        case "memo":
-            return Memo(segmenter, verifier)
-        case "components":
-            return LargestComponents(segmenter, verifier)
         case "shape-prior":
-            return ShapeProjection(segmenter, verifier, shape_prior())
+            return baselines.ShapeProjection(segmenter, verifier, shape_prior())
+        case other:
+            return _OF_SEGMENTER[other](segmenter, verifier)
 
 
 def _with_statistics_of_the_case(segmenter: SegmenterAdapter, verifier: Verifier) -> list[CaseCorrector]:
     """Copies of the segmenter with the statistics of the case, where it has batch normalisation."""
     try:
-        return [Intent(segmenter, verifier), Tent(segmenter, verifier)]
+        return [baselines.Intent(segmenter, verifier), baselines.Tent(segmenter, verifier)]
     except ModelError:
         return []

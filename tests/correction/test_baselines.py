@@ -12,16 +12,15 @@ from torch import Tensor, nn
 from medfm_rl.adapters import SegmenterAdapter, TorchModuleAdapter
 from medfm_rl.anatomy.profiles import Anatomy, load_anatomy
 from medfm_rl.anatomy.rules import Profile
-from medfm_rl.correction import (
+from medfm_rl.correction import CaseCorrector, Verifier
+from medfm_rl.correction.baselines import (
     AugmentationAverage,
-    CaseCorrector,
     Intent,
     LargestComponents,
     Memo,
     NoCorrection,
     ShapeProjection,
     Tent,
-    Verifier,
 )
 from medfm_rl.correction.cleaning import clean_up
 from medfm_rl.correction.corrector import appearances

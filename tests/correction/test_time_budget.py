@@ -13,12 +13,7 @@ from medfm_rl.adapters import TorchModuleAdapter
 from medfm_rl.anatomy.profiles import Anatomy
 from medfm_rl.anatomy.rules import Profile
 from medfm_rl.correction import (
-    AugmentationAverage,
     CaseCorrector,
-    Intent,
-    Memo,
-    Tent,
-    TestTimeOptimiser,
     Verifier,
     ViewVote,
     baselines,
@@ -27,7 +22,9 @@ from medfm_rl.correction import (
     view_vote,
     views,
 )
+from medfm_rl.correction.methods import make_corrector
 from medfm_rl.reward.network import RewardEnsemble, RewardNet
+from medfm_rl.reward.shape_prior import ShapePrior
 from medfm_rl.settings import CorrectionSettings, NetworkSettings, RewardSettings
 from medfm_rl.types import Case
 
@@ -49,27 +46,29 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
 
 def make(method: str, batch_unet: TorchModuleAdapter, seconds: float, others: bool = False) -> CaseCorrector:
     settings = CorrectionSettings.model_validate(
-        {"seconds": seconds, "views": 6, "steps": 4, "patience": 9, "optimise": "norm", "weight_learning_rate": 0.05}
+        {
+            "method": method,
+            "seconds": seconds,
+            "views": 6,
+            "steps": 4,
+            "patience": 9,
+            "optimise": "norm",
+            "weight_learning_rate": 0.05,
+        }
         | {"max_change": 1.0, "tolerance": 0.9, "margin": 0.0}
     )
     torch.manual_seed(1)
     reward, judging = (RewardNet(NetworkSettings(channels=(4, 8), residual_units=0), 4).eval() for _ in range(2))
     ensemble = RewardEnsemble([reward], RewardSettings())
     verifier = Verifier(judging, Anatomy("test", Profile.model_validate({"rules": []}), batch_unet.schema), settings)
-    match method:
-        case "views":
-            tent = [Tent(batch_unet, verifier)] if others else []
-            return ViewVote(batch_unet, ensemble, verifier, tent)
-        case "optimise":
-            return TestTimeOptimiser(batch_unet, ensemble, verifier)
-        case "tta":
-            return AugmentationAverage(batch_unet, verifier)
-        case "tent":
-            return Tent(batch_unet, verifier)
-        case "memo":
-            return Memo(batch_unet, verifier)
-        case _:
-            return Intent(batch_unet, verifier)
+    if method == "views":
+        tent = [baselines.Tent(batch_unet, verifier)] if others else []
+        return ViewVote(batch_unet, ensemble, verifier, tent)
+
+    def shape_prior() -> ShapePrior:
+        raise AssertionError("none of these ways needs a shape prior")
+
+    return make_corrector(batch_unet, ensemble, verifier, shape_prior)
 
 
 @pytest.mark.usefixtures("clock")
