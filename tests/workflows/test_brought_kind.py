@@ -29,6 +29,8 @@ from medfm_rl.quality import QualityController
 from medfm_rl.settings import DataSettings, kinds
 from medfm_rl.tracking.quality_model import save_quality_model
 from medfm_rl.version import __version__
+from medfm_rl.workflows.adapt import loop as adapt_module
+from medfm_rl.workflows.adapt.selection import Selection
 
 KIND = "two-convolutions"
 
@@ -69,7 +71,9 @@ def test_the_documented_adapter_keeps_every_promise(model: Path, simulated_echo:
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_it_is_adapted_scores_and_is_exported(model: Path, simulated_echo: Path, tmp_path: Path) -> None:
+def test_it_is_adapted_scores_and_is_exported(
+    model: Path, simulated_echo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     assert f"{KIND}: brought by the package {KIND}." in call("init", "--kinds")
     file, run, images = tmp_path / "adapt.yaml", tmp_path / "run", simulated_echo / "b"
     call("init", file, "--segmenter", KIND)
@@ -80,17 +84,17 @@ def test_it_is_adapted_scores_and_is_exported(model: Path, simulated_echo: Path,
         "source": {"path": str(simulated_echo / "a")},
         "target": {"path": str(images)},
         "output": str(run),
-        "fine_tuning": {"steps": 60, "batch_size": 4, "learning_rate": 1e-2},
+        "fine_tuning": {"steps": 10, "batch_size": 4, "learning_rate": 1e-2},
         "collect": {"source_images": 12, "target_images": 4, "actions_per_image": 2},
         "shape_prior": {"epochs": 1, "latent": 4},
         "reward": {"network": TINY.model_dump(mode="json"), "steps": 4, "validate_every": 2},
-        "ppo": {"updates": 2, "n_envs": 2, "n_epochs": 1, "eval_every": 1},
-        # Networks that learnt nothing in four steps decide: any candidate will do.
-        "selection": {"confidence": 0.51, "margin": 0.0},
+        "ppo": {"updates": 1, "n_envs": 2, "n_epochs": 1, "eval_every": 1},
         "tracking": {"uri": None},
         "device": "cpu",
     }
     file.write_text(yaml.safe_dump(settings))
+    # The held-out reward network learnt nothing in four steps; its choice is not asked for here.
+    monkeypatch.setattr(adapt_module, "select", lambda *given: Selection(given[-1], given[-1], ()))
     call("adapt", file)
 
     shown = call("inspect", run, "--device", "cpu")
@@ -116,9 +120,10 @@ def test_it_is_adapted_scores_and_is_exported(model: Path, simulated_echo: Path,
     scores = tmp_path / "scores"
     call("score", run, "--images", images, "--masks", masks, "--out", scores, "--device", "cpu")
     with (scores / "scores.csv").open() as table:
-        assert {row["case"] for row in csv.DictReader(table)} == {file.case_id for file in files}
+        assert {row["case_id"] for row in csv.DictReader(table)} == {file.case_id for file in files}
 
     # Whoever serves the quality model has to install that package too.
     save_quality_model(run, tmp_path / "served")
     requirements = (tmp_path / "served" / "requirements.txt").read_text().split()
-    assert requirements == [f"medfm-rl[tracking]=={__version__}", f"{KIND}==1.0"]
+    # MLflow adds itself.
+    assert {f"medfm-rl[tracking]=={__version__}", f"{KIND}==1.0"} <= set(requirements)
