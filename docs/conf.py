@@ -29,6 +29,9 @@ html_theme = "furo"
 html_title = "medfm-rl"
 autodoc_member_order = "bysource"
 autodoc_typehints = "description"
+# Signatures name their defaults as the code does, and single backticks are code as in the sources.
+autodoc_preserve_defaults = True
+default_role = "code"
 myst_enable_extensions = ["colon_fence"]
 myst_heading_anchors = 3
 
@@ -164,7 +167,7 @@ def draw_layers(rows: list[list[str]]) -> str:
 
 def draw_walk(title: str, steps: list[Step]) -> str:
     """A box for each function, from top to bottom; beside it what it does and the file that it leaves."""
-    left, wide, beside, file_left, high, gap = 34, 262, 312, 600, 44, 16
+    left, wide, beside, file_left, high, gap = 34, 286, 332, 604, 44, 16
     parts, bottom = [], 0
     for index, step in enumerate(steps):
         top = 4 + index * (high + gap)
@@ -172,7 +175,7 @@ def draw_walk(title: str, steps: list[Step]) -> str:
         module, _, name = step.function.removeprefix("medfm_rl.").rpartition(".")
         parts += [_box(left, top, wide, high), _text(left + 10, top + 18, name, "name")]
         parts.append(_text(left + 10, top + 35, module, "faint"))
-        lines = textwrap.wrap(step.text, 42 if step.leaves else 64)
+        lines = textwrap.wrap(step.text, 40 if step.leaves else 62)
         start = top + high / 2 + 4.5 - 8 * (len(lines) - 1)
         parts += [_text(beside, start + 16 * number, line) for number, line in enumerate(lines)]
         if step.leaves:

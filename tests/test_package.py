@@ -73,7 +73,7 @@ def test_every_heavy_import_is_declared() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     extras = [name for names in project["optional-dependencies"].values() for name in names]
     declared = {re.split(r"[><=~ ]", name)[0].lower() for name in project["dependencies"] + extras}
-    names = {"sklearn": "scikit-learn", "skimage": "scikit-image", "yaml": "pyyaml"}
+    names = {"sklearn": "scikit-learn", "skimage": "scikit-image", "yaml": "pyyaml", "PIL": "pillow"}
     # Dependencies that come with one that is declared, by its own promise.
     brought = {"pydantic_core": "pydantic"}
     imported = set()

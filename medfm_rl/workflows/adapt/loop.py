@@ -54,8 +54,8 @@ def adapt(config: AdaptConfig, resume: bool = False, progress: Progress = silent
         progress: Told how far each stage is.
 
     Returns:
-        The run folder: adapted segmenter in `model`, reward networks in `reward`, and, where there are enough held-out
-        source cases, `quality.json`.
+        The run folder, with the adapted segmenter in `model`, reward networks in `reward`, and, where there are enough
+        held-out source cases, `quality.json`.
 
     Raises:
         UserError: Something that was handed over cannot be used.
