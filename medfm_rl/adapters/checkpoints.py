@@ -7,7 +7,7 @@ import json
 import pickle
 import struct
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -85,9 +85,9 @@ def read_state(path: Path) -> tuple[dict[str, Tensor], str | None]:
     Raises:
         ModelError: It is missing, damaged or holds something else.
     """
+    content = read_content(path)
     if path.suffix == ".safetensors":
-        return _read_safetensors(path), None
-    content = read_checkpoint(path)
+        return content, None
     container = next((key for key in CONTAINERS if isinstance(content.get(key), dict)), None)
     state = content[container] if container else content
     if not all(isinstance(key, str) and isinstance(value, Tensor) for key, value in state.items()):
@@ -98,19 +98,17 @@ def read_state(path: Path) -> tuple[dict[str, Tensor], str | None]:
     return dict(state), container
 
 
-def state_bytes(state: Mapping[str, Tensor], name: str, content: Mapping[str, Any], container: str | None) -> bytes:
+def content_bytes(content: Mapping[str, Any], name: str) -> bytes:
     """A file of weights as bytes: the writers of torch end the process where the disk is full.
 
     Args:
-        state: The tensors by name, none of which shares memory with another.
+        content: What is to stand in it; in a .safetensors file tensors by name, of which no two share memory.
         name: Name of the file; its suffix says the format.
-        content: What stands beside the weights, where they are in a container.
-        container: The key that they are under in a .pth file; None where they are the file.
     """
     if Path(name).suffix == ".safetensors":
-        return bytes(save(dict(state)))
+        return bytes(save(dict(content)))
     buffer = io.BytesIO()
-    torch.save({**content, container: dict(state)} if container else dict(state), buffer)
+    torch.save(dict(content), buffer)
     return buffer.getvalue()
 
 
@@ -149,25 +147,16 @@ def refuse_misfit(own: Mapping[str, Tensor], state: Mapping[str, Tensor], path: 
     """Raises ModelError where names or shapes differ from a network's own, or a tensor is damaged."""
     missing, unexpected = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
     misshapen = sorted(key for key in own.keys() & state.keys() if own[key].shape != state[key].shape)
-    prefix = _prefix(own, state) if missing else None
-    if prefix is not None:
-        raise ModelError(
-            f"{path}: does not fit the network: its names start with {prefix!r}, those of the network do not; save it "
-            f"without: {{name.removeprefix({prefix!r}): value for name, value in state.items() if "
-            f"name.startswith({prefix!r})}}"
-        )
     problems = (("misses", missing), ("has the unknown", unexpected), ("has other shapes for", misshapen))
-    found = [f"{problem} {len(keys)} tensors, the first {keys[0]}" for problem, keys in problems if keys]
+    found = [f"{problem} {name_tensors(keys)}" for problem, keys in problems if keys]
     if found:
         raise ModelError(f"{path}: does not fit the network: {'; '.join(found)}")
     refuse_damaged(state, path)
 
 
-def _prefix(own: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> str | None:
-    """What stands before every name in a state dict of the same network, such as `module.` of DataParallel."""
-    first = min(own)
-    prefixes = sorted({key.removesuffix(first) for key in state if key.endswith(first)} - {""})
-    return next((prefix for prefix in prefixes if all(prefix + name in state for name in own)), None)
+def name_tensors(names: Sequence[str]) -> str:
+    """How many tensors, and the first."""
+    return f"{len(names)} tensors, the first {names[0]}"
 
 
 def refuse_damaged(state: Mapping[str, Tensor], path: Path) -> None:
@@ -182,10 +171,17 @@ def first_line(error: Exception) -> str:
     return str(error).strip().split("\n")[0][:160]
 
 
-def _read_safetensors(path: Path) -> dict[str, Tensor]:
+def read_content(path: Path) -> dict[str, Any]:
+    """What a .safetensors or .pth file holds, as it stands; nothing is unpickled that could run code.
+
+    Raises:
+        ModelError: It is missing, damaged or holds something else.
+    """
+    if path.suffix != ".safetensors":
+        return read_checkpoint(path)
     _require_file(path)
     try:
-        state: dict[str, Tensor] = load_file(path)
+        state: dict[str, Any] = load_file(path)
     except NO_CHECKPOINT as error:
         raise ModelError(f"{path}: a damaged or truncated checkpoint ({first_line(error)})") from error
     return state

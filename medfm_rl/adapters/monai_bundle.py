@@ -22,14 +22,13 @@ from torch.nn import Parameter
 
 from medfm_rl.adapters.base import Sample, Scope, SegmenterAdapter, evaluating, parameters_in_scope
 from medfm_rl.adapters.checkpoints import (
+    content_bytes,
     first_line,
-    load_strictly,
-    read_checkpoint,
+    read_content,
     read_json_object,
-    read_state,
-    state_bytes,
 )
 from medfm_rl.adapters.padding import pad_to_patch
+from medfm_rl.adapters.state_dicts import load_weights
 from medfm_rl.data.files import hash_folder, leads_into, replace_folder_on_success
 from medfm_rl.data.images import write_image
 from medfm_rl.errors import DataError, ModelError
@@ -112,7 +111,7 @@ class MonaiBundleAdapter(SegmenterAdapter):
         preprocessing = _content(parser, "preprocessing", config)
         self.tool = _Tool(preprocessing, inferer, softmax_first, _resamples_by_spacing(preprocessing))
         self.patch_size = _patch(self.tool.inferer, metadata, config)
-        load_strictly(self.network, read_state(self._path)[0], self._path)
+        self._place = load_weights(self.network, self._path)
         self.eval()
 
     @classmethod
@@ -205,9 +204,9 @@ class MonaiBundleAdapter(SegmenterAdapter):
         if not self.folder.is_dir():
             raise ModelError(f"{self.folder}: the bundle that was loaded is gone; export needs its files")
         state = portable_state(self.network.state_dict())
-        _, container = read_state(self._path)
-        beside = read_checkpoint(self._path) if container else {}
-        weights = state_bytes(state, self.weights, beside, container)
+        # Beside a state dict within something else that stays; tensors alone are those of the network.
+        beside = read_content(self._path) if self._place.keys else {}
+        weights = content_bytes(self._place.put(state, beside), self.weights)
         with replace_folder_on_success(folder) as temporary:
             stale = shutil.ignore_patterns("*.ts", "*.onnx", "__pycache__")
             shutil.copytree(self.folder, temporary, dirs_exist_ok=True, ignore=stale)

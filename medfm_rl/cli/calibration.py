@@ -23,6 +23,7 @@ from medfm_rl.cli.options import (
     PatientPattern,
     Prompts,
     Split,
+    Track,
     Where,
     correction_settings,
     data_settings,
@@ -51,6 +52,7 @@ def calibrate_command(
     prompts: Prompts = None,
     biomedclip: BiomedCLIPWeights = None,
     allow_overlap: AllowOverlap = False,
+    track: Track = False,
     device: Device = "auto",
 ) -> None:
     """Fit predicted Dice, intervals and the threshold for acceptance on labelled cases; write quality.json."""
@@ -58,6 +60,7 @@ def calibrate_command(
     from medfm_rl.data.mask_files import find_masks
     from medfm_rl.quality.model import Targets
     from medfm_rl.runs.finished import load_run
+    from medfm_rl.runs.tracked_call import tracked_calibration
     from medfm_rl.workflows.calibrate.quality import CalibrateRequest, calibrate
 
     require_masks(labels, masks)
@@ -66,7 +69,8 @@ def calibrate_command(
     files = find_cases(data_settings(labelled, layout, patient_pattern, split, where))
     found = None if masks is None else find_masks(masks, files)
     request = CalibrateRequest(targets, found, labels, biomedclip, allow_overlap)
-    with show_progress() as progress:
+    result = finished.folder.quality
+    with show_progress() as progress, tracked_calibration(track, finished, "calibrate", files, result, progress):
         model = calibrate(finished, files, request, progress)
     from rich.console import Console
 
@@ -93,19 +97,22 @@ def calibrate_correction_command(
     where: Where = None,
     prompts: Prompts = None,
     allow_overlap: AllowOverlap = False,
+    track: Track = False,
     device: Device = "auto",
 ) -> None:
     """Find on labelled cases what a correction has to gain to be accepted; write correction.json."""
     from medfm_rl.correction.acceptance import HarmTarget
     from medfm_rl.data.layouts import find_cases
     from medfm_rl.runs.finished import load_run
+    from medfm_rl.runs.tracked_call import tracked_calibration
     from medfm_rl.workflows.calibrate.correction import calibrate_correction
 
     target = from_options(HarmTarget, alpha=alpha, confidence=confidence)
     settings = correction_settings(budget, method=method, objective=objective, optimise=optimise)
     finished = load_run(run, device, prompts)
     files = find_cases(data_settings(labelled, layout, patient_pattern, split, where))
-    with show_progress() as progress:
+    command, result = "calibrate-correction", finished.folder.correction
+    with show_progress() as progress, tracked_calibration(track, finished, command, files, result, progress):
         found = calibrate_correction(finished, files, target, settings, allow_overlap, progress)
     margin = "none" if found.margin is None else f"{found.margin:g}"
     typer.echo(f"Margin: {margin}; {found.reason}\nAcceptance: {finished.folder.correction}")

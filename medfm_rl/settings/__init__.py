@@ -13,7 +13,6 @@ from medfm_rl.settings.adaptation import (
     RewardSettings,
     SelectionSettings,
     ShapePriorSettings,
-    TrackingSettings,
 )
 from medfm_rl.settings.base import Settings
 from medfm_rl.settings.correction import CorrectionSettings
@@ -35,6 +34,7 @@ from medfm_rl.settings.segmenters import (
     TorchSettings,
     TotalSegmentatorSettings,
 )
+from medfm_rl.settings.tracking import TrackingSettings
 from medfm_rl.settings.training import NetworkSettings, PreprocessingSettings, SourceTrainingSettings, TrainSourceConfig
 
 __all__ = [

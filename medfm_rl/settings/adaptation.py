@@ -12,6 +12,7 @@ from medfm_rl.builtin import anatomy_names
 from medfm_rl.settings.base import Device, Fraction, Positive, Settings
 from medfm_rl.settings.data import DataSettings
 from medfm_rl.settings.kinds import Segmenter
+from medfm_rl.settings.tracking import TrackingSettings
 from medfm_rl.settings.training import NetworkSettings
 
 
@@ -179,15 +180,6 @@ class SelectionSettings(Settings):
         description="By how much of the held-out reward a candidate must beat it. What PPO makes pleases the network "
         "by a few thousandths whether or not it is better.",
     )
-
-
-class TrackingSettings(Settings):
-    """MLflow."""
-
-    uri: str | None = Field(
-        "auto", description="MLflow tracking URI; auto: an SQLite store beside the run folder; null: no tracking."
-    )
-    experiment: str = Field("medfm-rl", description="MLflow experiment.")
 
 
 class AdaptConfig(Settings):

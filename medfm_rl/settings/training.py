@@ -9,6 +9,7 @@ from pydantic import Field
 
 from medfm_rl.settings.base import Device, Positive, Settings
 from medfm_rl.settings.data import DataSettings
+from medfm_rl.settings.tracking import TrackingSettings
 
 
 class NetworkSettings(Settings):
@@ -61,5 +62,9 @@ class TrainSourceConfig(Settings):
         default_factory=PreprocessingSettings, description="Input of the network."
     )
     training: SourceTrainingSettings = Field(default_factory=SourceTrainingSettings, description="Optimisation.")
+    tracking: TrackingSettings = Field(
+        default_factory=lambda: TrackingSettings(uri=None),
+        description="MLflow; training.json records anyway.",
+    )
     seed: int = Field(0, ge=0, description="Seed of every random choice.")
     device: Device = "auto"

@@ -2,26 +2,24 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import importlib.util
 import json
 import logging
 import os
-import platform
 import re
 import socket
-import subprocess
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlparse
 
-import medfm_rl
 from medfm_rl.data.files import write_text
+from medfm_rl.data.locks import in_turn
 from medfm_rl.errors import MissingExtraError, TrackingError
 from medfm_rl.settings import TrackingSettings
+from medfm_rl.tracking.environment import environment
 from medfm_rl.tracking.tracker import DataRecord, read_run_id, run_id_path
 
 _LOG = logging.getLogger(__name__)
@@ -31,9 +29,10 @@ _FORBIDDEN = re.compile(r"[^/\w.\- :]")
 """Characters that MLflow takes in no name of a setting or number; names of structures have such."""
 _LONGEST_DIGEST = 36
 _CONNECT_SECONDS = 5
+_LOCKED_SECONDS = 60
+"""How long SQLite waits for other processes that write into the same data base."""
 _WITHOUT_SCHEME = ("auto", "databricks", "databricks-uc")
 _NOT_INSTALLED = "MLflow is not installed: pip install 'medfm-rl[tracking]', or set tracking.uri to null"
-_PACKAGES = ("medfm-rl", "torch", "monai", "stable-baselines3", "gymnasium", "numpy", "SimpleITK", "mlflow")
 
 
 @dataclass
@@ -106,6 +105,12 @@ class MLflowTracker:
                 f"{run_folder}: this run was not recorded in MLflow, and nothing can be recorded within it; leave out "
                 "--track"
             )
+        store = _own_store(run_folder)
+        if settings.uri == "auto" and not store.exists():
+            raise TrackingError(
+                f"{store}: is not there, and the records of {run_folder.name} are in it: the run was moved without it; "
+                "put it beside the run, or leave out --track"
+            )
         with cls._open(settings, run_folder, lambda client, at: _create_within(client, at, parent, name)) as tracker:
             yield tracker
 
@@ -119,24 +124,28 @@ class MLflowTracker:
         os.environ.setdefault("DO_NOT_TRACK", "true")
         # By default a server that went away costs minutes at every call.
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
+        os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "30")
         try:
             from mlflow import MlflowClient
         except ImportError as error:
             raise MissingExtraError(_NOT_INSTALLED) from error
         uri, artifacts = _location(settings, run_folder)
         require_reachable(uri)
+        # Of several processes that make the same data base at once, each would meet tables that are there already.
+        making = in_turn(_own_store(run_folder)) if settings.uri == "auto" else nullcontext()
         try:
-            client = MlflowClient(tracking_uri=uri)
-            experiment = client.get_experiment_by_name(settings.experiment)
-            experiment_id = (
-                experiment.experiment_id
-                if experiment
-                else client.create_experiment(settings.experiment, artifact_location=artifacts)
-            )
-            tracker = cls(_Store(client, experiment_id), choose(client, experiment_id))
+            with making:
+                client = MlflowClient(tracking_uri=uri)
+                experiment = client.get_experiment_by_name(settings.experiment)
+                experiment_id = (
+                    experiment.experiment_id
+                    if experiment
+                    else client.create_experiment(settings.experiment, artifact_location=artifacts)
+                )
+                tracker = cls(_Store(client, experiment_id), choose(client, experiment_id))
         except _failures() as error:
             raise TrackingError(f"tracking.uri {uri}: MLflow refuses ({_first_line(error)})") from error
-        tracker.log_params({"environment": _environment()})
+        tracker.log_params({"environment": environment()})
         with tracker._ended_as_the_block():
             yield tracker
 
@@ -247,9 +256,14 @@ def _location(settings: TrackingSettings, run_folder: Path) -> tuple[str, str | 
     """The tracking URI, and where artifacts go when the store is our own."""
     if settings.uri != "auto":
         return str(settings.uri), None
-    parent = run_folder.resolve().parent
-    parent.mkdir(parents=True, exist_ok=True)
-    return f"sqlite:///{parent / 'mlflow.db'}", (parent / "mlflow-artifacts").as_uri()
+    store = _own_store(run_folder)
+    store.parent.mkdir(parents=True, exist_ok=True)
+    return f"sqlite:///{store}?timeout={_LOCKED_SECONDS}", (store.parent / "mlflow-artifacts").as_uri()
+
+
+def _own_store(run_folder: Path) -> Path:
+    """The data base beside a run folder."""
+    return run_folder.resolve().parent / "mlflow.db"
 
 
 def require_reachable(uri: str) -> None:
@@ -307,40 +321,6 @@ def _create_within(client: Any, experiment_id: str, parent: str, name: str) -> s
     # Raises where there is no such run: nobody would find a run within it.
     client.get_run(parent)
     return str(client.create_run(experiment_id, run_name=name, tags={"mlflow.parentRunId": parent}).info.run_id)
-
-
-def _environment() -> dict[str, str]:
-    versions = {}
-    for package in _PACKAGES:
-        try:
-            versions[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            versions[package] = "not installed"
-    versions["python"] = platform.python_version()
-    versions["git_commit"] = _git_commit()
-    return versions
-
-
-def _git_commit() -> str:
-    """The commit that this package runs from, and not that of whatever repository somebody works in."""
-    root = Path(medfm_rl.__file__).resolve().parents[1]
-    # Git also looks in the folders above: an installed package may lie within a checkout of something else.
-    if not (root / ".git").exists():
-        return "not a checkout"
-    # A hook of another repository calls with variables that name that repository.
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
-    try:
-        found = subprocess.run(
-            ["git", "-C", str(root), "rev-parse", "HEAD"],
-            capture_output=True,
-            text=True,
-            check=False,
-            timeout=5,
-            env=environment,
-        )
-    except (OSError, subprocess.TimeoutExpired):
-        return "unknown"
-    return found.stdout.strip() or "unknown"
 
 
 def _flatten(params: Mapping[str, object], prefix: str = "") -> Iterator[tuple[str, str]]:

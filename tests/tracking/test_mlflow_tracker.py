@@ -17,7 +17,7 @@ import pytest
 import medfm_rl
 from medfm_rl.errors import MissingExtraError, TrackingError
 from medfm_rl.settings import TrackingSettings
-from medfm_rl.tracking import DataRecord, NullTracker, mlflow_tracker, open_tracker, require_store
+from medfm_rl.tracking import DataRecord, NullTracker, mlflow_tracker, open_tracker, open_within, require_store
 
 # MLflow and SQLAlchemy warn of their own future; what medfm-rl does is warned of elsewhere.
 pytestmark = [
@@ -85,8 +85,8 @@ def commit_of_everything(folder: Path) -> str:
 def recorded_commit(package_root: Path, working_folder: Path, **variables: str) -> str:
     """What is recorded by the package below a folder, called from another one."""
     program = (
-        "import medfm_rl; from medfm_rl.tracking import mlflow_tracker as tracker; "
-        f"assert medfm_rl.__file__.startswith({str(package_root)!r}); print(tracker._environment()['git_commit'])"
+        "import medfm_rl; from medfm_rl.tracking.environment import environment; "
+        f"assert medfm_rl.__file__.startswith({str(package_root)!r}); print(environment()['git_commit'])"
     )
     environment = {**os.environ, "PYTHONPATH": str(package_root), **variables}
     command = [sys.executable, "-W", "ignore", "-c", program]
@@ -344,3 +344,43 @@ def test_a_data_set_is_recorded_once_and_without_a_name_in_it(run_folder: Path) 
     assert (found.dataset.name, found.dataset.digest) == ("target", ("ab" * 32)[:36])
     assert "file:///data/site" in found.dataset.source
     assert [(tag.key, tag.value) for tag in found.tags] == [("mlflow.data.context", "target")]
+
+
+START = (
+    "import sys; from pathlib import Path; from medfm_rl.settings import TrackingSettings\n"
+    "from medfm_rl.tracking import open_tracker\n"
+    "folder = Path(sys.argv[1]); folder.mkdir()\n"
+    "with open_tracker(TrackingSettings(uri='auto', experiment='tests'), folder) as tracker:\n"
+    "    for step in range(20):\n"
+    "        tracker.log_params({f'setting{step}': step}); tracker.log_metrics({'loss': step}, step)\n"
+)
+
+
+def test_runs_that_start_at_once_make_one_store_and_lose_no_record(tmp_path: Path) -> None:
+    command = [sys.executable, "-W", "ignore", "-c", START]
+    others = [
+        subprocess.Popen([*command, str(tmp_path / name)], stderr=subprocess.PIPE, text=True)
+        for name in ("a", "b", "c")
+    ]
+    for other in others:
+        _, printed = other.communicate()
+        assert other.returncode == 0, printed
+        assert "without records" not in printed
+    runs = records(tmp_path / "a")
+    assert set(runs) == {"a", "b", "c"}
+    for run in runs.values():
+        assert run.data.metrics == {"loss": 19}
+        assert {f"setting{step}" for step in range(20)} <= set(run.data.params)
+
+
+def test_a_run_that_was_moved_without_its_store_says_so_and_makes_no_other(tmp_path: Path, run_folder: Path) -> None:
+    with open_tracker(AUTO, run_folder):
+        pass
+    moved = tmp_path / "elsewhere" / "adapted"
+    shutil.copytree(run_folder, moved)
+    with (
+        pytest.raises(TrackingError, match=r"elsewhere/mlflow\.db: is not there, and the records of adapted are in it"),
+        open_within(AUTO, moved, "predict"),
+    ):
+        pytest.fail("the block must not start")
+    assert [path.name for path in moved.parent.iterdir()] == ["adapted"]

@@ -9,9 +9,9 @@ from typing import Any, ClassVar, Final, Self, final
 
 from torch import Tensor
 
-from medfm_rl.adapters.checkpoints import load_strictly, read_state
 from medfm_rl.adapters.sam.intensity import from_bytes, minmax
 from medfm_rl.adapters.sam.promptable import PromptableAdapter
+from medfm_rl.adapters.state_dicts import load_weights
 from medfm_rl.errors import MissingExtraError
 from medfm_rl.settings import PromptableDescription
 
@@ -47,7 +47,7 @@ class LiteMedSAMAdapter(PromptableAdapter):
     def build(cls, description: PromptableDescription, checkpoint: Path | None) -> Self:
         path = Path(_tool().get_asset_path()) if checkpoint is None else checkpoint
         adapter = cls(description)
-        load_strictly(adapter.module, read_state(path)[0], path)
+        load_weights(adapter.module, path)
         return adapter
 
     def normalise(self, image: Tensor, where: str) -> Tensor:

@@ -15,8 +15,9 @@ from torch.nn import Parameter
 from torch.nn import functional as F
 
 from medfm_rl.adapters.base import Sample, Scope, SegmenterAdapter, parameters_in_scope
-from medfm_rl.adapters.checkpoints import load_strictly, read_state, state_bytes
+from medfm_rl.adapters.checkpoints import content_bytes
 from medfm_rl.adapters.description import DESCRIPTION
+from medfm_rl.adapters.state_dicts import Place, load_weights
 from medfm_rl.adapters.torch_module.folder import DEFAULT_WEIGHTS, call_factory, network_settings, read_description
 from medfm_rl.adapters.torch_module.scripts import copy_script, is_script, load_script, script_bytes, script_hash
 from medfm_rl.data.files import replace_folder_on_success
@@ -24,6 +25,8 @@ from medfm_rl.errors import DataError, ModelError
 from medfm_rl.networks import argmax_classes, build_unet, portable_state, size_divisor
 from medfm_rl.settings import NetworkSettings, PreprocessingSettings
 from medfm_rl.types import Case, FloatArray, LabelMap, LabelSchema, Prompts
+
+_ALONE = Place()
 
 
 @final
@@ -39,8 +42,8 @@ class TorchModuleAdapter(SegmenterAdapter):
             `{"unet": {...}}` (NetworkSettings), `{"factory": "package.module:function", "arguments": {...}}` (your own
             code, imported by name) or `{"torchscript": "file.pt"}`.
         weights: Name of the weights file in the folder; the suffix says the format: .safetensors, or .pt/.pth for a
-            plain state dict or one within {"state_dict": ...}.
-        container: Key of the state dict within a .pt/.pth file, or None where it is plain.
+            state dict, by itself or within other content.
+        place: Where in the file the tensors are.
         decoder_prefixes: Where the names of the decoder's parameters start. Known for the built-in UNet.
     """
 
@@ -52,7 +55,7 @@ class TorchModuleAdapter(SegmenterAdapter):
         in_channels: int = 1,
         network: Mapping[str, Any] | None = None,
         weights: str = DEFAULT_WEIGHTS,
-        container: str | None = None,
+        place: Place = _ALONE,
         decoder_prefixes: tuple[str, ...] = (),
     ) -> None:
         super().__init__()
@@ -64,7 +67,7 @@ class TorchModuleAdapter(SegmenterAdapter):
         self.network = None if network is None else dict(network)
         # The file of a TorchScript network is its weights too.
         self.weights = weights if network is None else str(network.get("torchscript", weights))
-        self.container = container
+        self.place = place
         self.decoder_prefixes = decoder_prefixes
 
     @classmethod
@@ -103,18 +106,18 @@ class TorchModuleAdapter(SegmenterAdapter):
         """
         described = read_description(folder)
         schema, preprocessing, in_channels = described.schema, described.preprocessing, described.in_channels
-        container = None
+        place = _ALONE
         match described.network:
             case {"unet": settings}:
                 adapter = cls.build_unet(network_settings(settings, folder), schema, preprocessing, in_channels)
                 adapter.weights = described.weights
-                adapter.container = _load_weights(adapter.module, folder / described.weights)
+                adapter.place = load_weights(adapter.module, folder / described.weights, described.place, DESCRIPTION)
                 return adapter.eval()
             case {"torchscript": _}:
                 module = load_script(folder / described.weights)
             case network:
                 module = call_factory(str(network["factory"]), network.get("arguments", {}), folder)
-                container = _load_weights(module, folder / described.weights)
+                place = load_weights(module, folder / described.weights, described.place, DESCRIPTION)
         adapter = cls(
             module,
             schema,
@@ -122,7 +125,7 @@ class TorchModuleAdapter(SegmenterAdapter):
             in_channels,
             described.network,
             described.weights,
-            container,
+            place,
             described.decoder_prefixes,
         )
         return adapter.eval()
@@ -197,10 +200,11 @@ class TorchModuleAdapter(SegmenterAdapter):
             "schema": {"names": self.schema.names, "ids": self.schema.ids},
             "preprocessing": self.preprocessing.model_dump(mode="json"),
             "decoder_prefixes": self.decoder_prefixes,
+            **({} if self.place == _ALONE else self.place.fields),
         }
         with replace_folder_on_success(folder) as temporary:
             (temporary / DESCRIPTION).write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
-            (temporary / weights).write_bytes(_weights_bytes(self.module, weights, self.container))
+            (temporary / weights).write_bytes(_weights_bytes(self.module, weights, self.place))
 
     def inference_settings(self) -> Mapping[str, Any]:
         return {
@@ -242,7 +246,7 @@ class TorchModuleAdapter(SegmenterAdapter):
             self.in_channels,
             self.network,
             self.weights,
-            self.container,
+            self.place,
             self.decoder_prefixes,
         )
         for ours, theirs in zip(self.modules(), twin.modules(), strict=True):
@@ -272,17 +276,10 @@ def _pad(image: Tensor, least: tuple[int, ...]) -> Tensor:
     return F.pad(image, [amount for side in reversed(short) for amount in (0, side)], mode="replicate")
 
 
-def _load_weights(module: nn.Module, path: Path) -> str | None:
-    """Loads a state dict strictly and returns the key under which a .pt/.pth file holds it."""
-    state, container = read_state(path)
-    load_strictly(module, state, path)
-    return container
-
-
-def _weights_bytes(module: nn.Module, name: str, container: str | None) -> bytes:
+def _weights_bytes(module: nn.Module, name: str, place: Place) -> bytes:
     if is_script(module):
         return script_bytes(module)
-    return state_bytes(portable_state(module.state_dict()), name, {}, container)
+    return content_bytes(place.put(portable_state(module.state_dict()), {}), name)
 
 
 def _unet_decoder_prefixes(module: nn.Module) -> tuple[str, ...]:

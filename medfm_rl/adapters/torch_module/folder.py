@@ -13,6 +13,7 @@ from torch import nn
 
 from medfm_rl.adapters.checkpoints import read_json_object
 from medfm_rl.adapters.description import DESCRIPTION
+from medfm_rl.adapters.state_dicts import KEYS, PREFIX, Place
 from medfm_rl.errors import ModelError
 from medfm_rl.settings import NetworkSettings, PreprocessingSettings
 from medfm_rl.settings.problems import describe_problem
@@ -20,7 +21,7 @@ from medfm_rl.types import LabelSchema
 
 DEFAULT_WEIGHTS: Final = "weights.safetensors"
 _FIELDS: Final = frozenset(
-    {"format", "kind", "network", "weights", "in_channels", "schema", "preprocessing", "decoder_prefixes"}
+    {"format", "kind", "network", "weights", "in_channels", "schema", "preprocessing", "decoder_prefixes", KEYS, PREFIX}
 )
 """What `segmenter.json` may hold."""
 
@@ -36,6 +37,7 @@ class Described:
         network: How to build the module: one of `unet`, `factory` (with `arguments`) or `torchscript`.
         weights: Name of the weights file in the folder; of a TorchScript network the file is its weights too.
         decoder_prefixes: Where the names of the decoder's parameters start.
+        place: Where in the file the weights are; None to find them.
     """
 
     schema: LabelSchema
@@ -44,6 +46,7 @@ class Described:
     network: Mapping[str, Any]
     weights: str
     decoder_prefixes: tuple[str, ...]
+    place: Place | None
 
 
 def read_description(folder: Path) -> Described:
@@ -62,6 +65,7 @@ def read_description(folder: Path) -> Described:
             dict(content["network"]),
             _weights_name(content),
             tuple(content.get("decoder_prefixes", ())),
+            _place(content),
         )
     except ValidationError as error:
         problems = "; ".join(f"{'.'.join(map(str, item['loc']))}: {describe_problem(item)}" for item in error.errors())
@@ -100,6 +104,15 @@ def _weights_name(content: Mapping[str, Any]) -> str:
     network = content.get("network")
     script = network.get("torchscript") if isinstance(network, Mapping) else None
     return str(script or content.get("weights", DEFAULT_WEIGHTS))
+
+
+def _place(content: Mapping[str, Any]) -> Place | None:
+    if not content.keys() & {KEYS, PREFIX}:
+        return None
+    keys, prefix = content.get(KEYS, []), content.get(PREFIX, "")
+    if not (isinstance(keys, list) and all(isinstance(key, str) for key in keys) and isinstance(prefix, str)):
+        raise ValueError(f"{KEYS} is a list of names and {PREFIX} a text")
+    return Place(tuple(keys), prefix)
 
 
 def _require_network(network: Mapping[str, Any], path: Path) -> None:
