@@ -174,9 +174,9 @@ def _geometry(path: Path, header: Any, shape: tuple[int, ...]) -> Geometry:
     nearest = min(stated, key=lambda grid: grid.shift(of_itk, size))
     if (shift := nearest.shift(of_itk, size)) > NOTICEABLE_SHIFT:
         warn_once(
-            f"{path}: its pixdim {sides.tolist()} differs from the {nearest.spacing} mm of its sform, and ITK, which "
-            f"takes the former, places a pixel up to {shift:.2g} of its side from where nibabel does; sizes in mm are "
-            "those of the sform. image.set_sform(...) of nibabel sets both"
+            f"{path}: a pixel is {_in_mm(of_itk)} by its pixdim and {_in_mm(nearest)} by its sform. Sizes are counted "
+            f"by the sform; ITK takes the pixdim, which places a pixel up to {shift:.2g} of its side from where "
+            "nibabel does. image.set_sform(...) of nibabel sets both"
         )
         return replace(nearest, header=carried, alternative=of_itk)
     farthest = max(stated, key=lambda grid: grid.shift(of_itk, size))
@@ -201,7 +201,7 @@ def _compare_statements(path: Path, header: Any, stated: list[Geometry], size: t
     assert qform.spacing is not None
     if not np.allclose(sform.spacing, qform.spacing, rtol=NOTICEABLE_SHIFT, atol=0):
         raise DataError(
-            f"{path}: its {names} say two sizes of its pixels, {sform.spacing} and {qform.spacing} mm. Set the wrong "
+            f"{path}: its {names} say two sizes of its pixels, {_in_mm(sform)} and {_in_mm(qform)}. Set the wrong "
             "one to the right one: image.set_sform(...), image.set_qform(...) of nibabel"
         )
     ours, theirs = (np.reshape(grid.direction, (grid.ndim, grid.ndim)) for grid in stated)
@@ -216,6 +216,10 @@ def _compare_statements(path: Path, header: Any, stated: list[Geometry], size: t
         "nibabel, FSL and SPM take the sform, and ITK, by the codes, one of them. Its masks carry both and lie on the "
         "image in each"
     )
+
+
+def _in_mm(grid: Geometry) -> str:
+    return " x ".join(f"{side:.4g}" for side in grid.spacing or ()) + " mm"
 
 
 def _stated_grids(header: Any, ndim: int) -> list[Geometry]:
