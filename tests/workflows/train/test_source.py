@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import importlib.metadata
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,15 +11,18 @@ import torch
 from safetensors.torch import load_file
 
 from medfm_rl.adapters import TorchModuleAdapter
+from medfm_rl.data.files import hash_folder
 from medfm_rl.data.images import write_image
 from medfm_rl.data.layouts import find_cases
-from medfm_rl.errors import ConfigError, DataError, ModelError, UserError
+from medfm_rl.errors import ConfigError, DataError, ModelError, TrackingError, UserError
 from medfm_rl.metrics.overlap import dice
+from medfm_rl.runs.inputs import hash_labelled
 from medfm_rl.settings import (
     DataSettings,
     NetworkSettings,
     PreprocessingSettings,
     SourceTrainingSettings,
+    TrackingSettings,
     TrainSourceConfig,
 )
 from medfm_rl.types import Geometry, LabelSchema
@@ -206,3 +211,44 @@ def test_a_loss_that_is_not_finite_stops_and_names_the_setting() -> None:
     data = (torch.full((2, 1, 16, 16), torch.nan), torch.zeros(2, 16, 16, dtype=torch.uint8))
     with pytest.raises(FloatingPointError, match=r"training\.learning_rate"):
         train_supervised(adapter, data, data, SourceTrainingSettings(augment=False), 0, torch.device("cpu"))
+
+
+def test_a_source_model_says_what_it_was_trained_with(squares: Path, tmp_path: Path) -> None:
+    config = make_config(squares, tmp_path / "model", seed=3, training=SourceTrainingSettings(epochs=1))
+    train_source(config, silent)
+    text = (tmp_path / "model" / "training.json").read_text()
+    record = json.loads(text)
+    assert record["settings"]["seed"] == 3
+    assert record["settings"]["training"]["epochs"] == 1
+    assert record["environment"]["torch"] == importlib.metadata.version("torch")
+    data = record["data"]
+    assert (data["cases"], data["patients"], data["path"]) == (12, 6, str(squares.resolve()))
+    assert data["hash"] == hash_labelled(squares, find_cases(config.data), silent).hash
+    assert "p0_0" not in text
+    # The same again is the same, to the last byte.
+    train_source(config.model_copy(update={"output": tmp_path / "again"}), silent)
+    assert hash_folder(tmp_path / "again") == hash_folder(tmp_path / "model")
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+@pytest.mark.filterwarnings("ignore::ResourceWarning")
+def test_a_source_model_is_recorded_in_mlflow_where_that_is_asked_for(squares: Path, tmp_path: Path) -> None:
+    from mlflow import MlflowClient
+
+    tracking = TrackingSettings(uri="auto", experiment="tests")
+    config = make_config(squares, tmp_path / "model", tracking=tracking, training=SourceTrainingSettings(epochs=1))
+    train_source(config, silent)
+    client = MlflowClient(tracking_uri=f"sqlite:///{tmp_path / 'mlflow.db'}")
+    record = client.get_run((tmp_path / "model" / "mlflow_run_id").read_text().strip())
+    assert record.info.run_name == "model"
+    assert record.data.params["training.epochs"] == "1"
+    assert record.data.params["data.source.cases"] == "12"
+    stored = {item.path for item in client.list_artifacts(record.info.run_id)}
+    assert {"training.json", "segmenter.json", "weights.safetensors"} <= stored
+
+
+def test_a_store_that_is_none_is_named_before_anything_is_trained(squares: Path, tmp_path: Path) -> None:
+    config = make_config(squares, tmp_path / "model", tracking=TrackingSettings(uri="nowhere"))
+    with pytest.raises(TrackingError, match=r"tracking\.uri nowhere: does not say what it is"):
+        train_source(config, lambda stage, *_: pytest.fail(stage))
