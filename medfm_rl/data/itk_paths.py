@@ -15,26 +15,31 @@ from medfm_rl.data.names import file_of_case, is_text, text_of
 def itk_path(path: Path, beside: Sequence[Path] = ()) -> Iterator[str]:
     """Gives the name by which ITK reads or writes a file, or reads a folder of DICOM slices.
 
-    Where the path, or what lies in such a folder, is no UTF-8, it is a link that is there as long as the block runs.
+    Where the path, or the name of a file in such a folder, is no UTF-8, it is a link that is there as long as the block
+    runs; likewise where the ending is not in lower case, which some formats are known by.
 
     Args:
         path: The file or folder.
         beside: Files that it names and that ITK looks for beside it, such as the pixels of a .mhd.
     """
-    if is_text(path) and not (path.is_dir() and not all(map(is_text, path.iterdir()))):
+    files = sorted(path.iterdir()) if path.is_dir() else []
+    ending = "" if files else "".join(path.suffixes[-2:])
+    if all(map(is_text, (path, *files))) and ending == ending.lower():
         yield _as_utf8(path)
         return
-    with tempfile.TemporaryDirectory() as folder:
-        if path.is_dir():
-            for number, file in enumerate(sorted(path.iterdir())):
-                _link(Path(folder), f"{number:06d}-{text_of(file.name)[-64:]}", file)
-            yield folder
-        elif is_text(Path(path.name)):
-            yield _as_utf8(_link(Path(folder), "folder", path.parent) / path.name)
-        else:
-            for file in beside:
-                Path(folder, file.name).symlink_to(file.absolute())
-            yield _as_utf8(_link(Path(folder), text_of(path.name)[-64:], path))
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        for number, file in enumerate(files):
+            _link(folder, f"{number:06d}-{text_of(file.name)[-64:]}", file)
+        if files:
+            yield name
+            return
+        if is_text(Path(path.name)) and ending == ending.lower():
+            yield _as_utf8(_link(folder, "folder", path.parent) / path.name)
+            return
+        for file in beside:
+            (folder / file.name).symlink_to(file.absolute())
+        yield _as_utf8(_link(folder, f"image{text_of(path.name)[-64:].lower()}", path))
 
 
 def _link(folder: Path, name: str, target: Path) -> Path:

@@ -518,8 +518,10 @@ def test_other_seeds_give_other_splits() -> None:
 
 def test_too_few_patients_for_a_split_are_named_with_where_they_are_from_and_what_to_set() -> None:
     cases = [SimpleNamespace(patient_id="case")] * 3
-    found = r"at least 2 patients; patients found: 1 \(case with 3 images\)"
-    message = rf"target: data/b: .*{found}.*patient_pattern \(--patient-pattern\)"
+    message = (
+        r"target: data/b: .*at least 2 patients; patients found: 1 \(case with 3 images\)"
+        r".*patient_pattern \(--patient-pattern\)"
+    )
     with pytest.raises(DataError, match=message):
         split_by_patient(cases, 0.5, 0, "target: data/b")
     with pytest.raises(DataError, match="patients found: 0;"):

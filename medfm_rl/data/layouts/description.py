@@ -55,11 +55,11 @@ class DescribedLabels:
             if not _is_integer(value) or not 0 <= int(value) <= 255:
                 raise DataError(f"{self.path}: labels: {name} has {value!r}, and must have an integer from 0 to 255")
             found[str(name)] = int(value)
-        for what, values in (("name", map(_same, found)), ("integer", found.values())):
+        for what, values in (("a name", map(_same, found)), ("an integer", found.values())):
             listed = list(values)
             twice = next((value for value in listed if listed.count(value) > 1), None)
             if twice is not None or len(found) < len(pairs):
-                raise DataError(f"{self.path}: labels: a {what} is there twice; one integer stands for one structure")
+                raise DataError(f"{self.path}: labels: {what} is there twice; one integer stands for one structure")
         return found
 
     def schema_for(self, schema: LabelSchema) -> LabelSchema:

@@ -164,11 +164,11 @@ def _listed_case(item: ListedCase, description: Description) -> CaseFile:
     """A case that is listed by its files; version 1 of nnU-Net leaves out the number of the channel there."""
     paths = item.images
     (first, *more) = paths
-    if not more and not first.exists():
+    if not more and not _is_there(first):
         stem, ending = image_stem(first), image_suffix(first) or ""
         channels = range(description.channels if description.is_of_nnunet else 1)
         numbered = tuple(first.with_name(f"{stem}_{channel:04d}{ending}") for channel in channels)
-        paths = numbered if numbered[0].exists() else paths
+        paths = numbered if _is_there(numbered[0]) else paths
     stem = text_of(image_stem(first))
     match = _CHANNEL.fullmatch(stem) if more else None
     name = case_name(item.name if item.name is not None else stem if match is None else match["case"])
@@ -197,6 +197,13 @@ def _entries(folder: Path) -> list[Path]:
         return sorted(folder.iterdir()) if folder.is_dir() else []
     except OSError as error:
         raise cannot_be_read(folder, error) from error
+
+
+def _is_there(path: Path) -> bool:
+    try:
+        return path.exists()
+    except OSError:
+        return False  # Reading it says why.
 
 
 def _is_file(path: Path) -> bool:
