@@ -159,7 +159,7 @@ def evaluate_command(
         )
     problems = measured.evaluation.problems
     scored = [file for file in files if file.case_id not in problems]
-    typer.echo(f"{len(scored)} cases; {describe_patients(scored)}")
+    typer.echo(f"{len(scored)} {'case' if len(scored) == 1 else 'cases'}; {describe_patients(scored)}")
     for problem in problems.values():
         typer.echo(f"Left out: {problem}", err=True)
     typer.echo(f"Scores: {place / 'scores.csv'}, {place / 'summary.json'}")

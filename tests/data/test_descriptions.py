@@ -82,9 +82,8 @@ def test_a_data_set_without_labels_in_its_description_has_those_of_the_segmenter
 def test_whatever_the_integers_names_decide(numbers: list[int], turned: bool, spell: Any) -> None:
     schema = LabelSchema.from_structures({"LV": 1, "MYO": 2, "LA": 3})
     integers = dict(zip(SAME, numbers, strict=True))
-    labels = (
-        {str(n): spell(name) for name, n in integers.items()} if turned else {spell(k): n for k, n in integers.items()}
-    )
+    spelled = {spell(name): number for name, number in integers.items()}
+    labels = {str(number): name for name, number in spelled.items()} if turned else spelled
     assert DescribedLabels(Path("dataset.json"), labels).schema_for(schema).integers == integers
 
 
@@ -135,10 +134,8 @@ def test_a_description_of_any_encoding_is_read(tmp_path: Path, schema: LabelSche
 def test_endings_are_the_same_in_any_case_with_and_without_a_dot(
     tmp_path_factory: pytest.TempPathFactory, on_disk: str, said: str
 ) -> None:
-    root = write_data(tmp_path_factory.mktemp("ending"), SAME, ending=on_disk)
-    require_truth(
-        found(describe(root, version_2(ending=said))), LabelSchema.from_structures({"LV": 1, "MYO": 2, "LA": 3})
-    )
+    root = describe(write_data(tmp_path_factory.mktemp("ending"), SAME, ending=on_disk), version_2(ending=said))
+    require_truth(found(root), LabelSchema.from_structures({"LV": 1, "MYO": 2, "LA": 3}))
 
 
 @pytest.mark.parametrize("channel", ["", "_0000"], ids=["decathlon", "nnU-Net"])

@@ -69,7 +69,7 @@ def write_scan(path: Path) -> np.ndarray:
     return pixels
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(file_names)
 @example(b"M\xfcller_1")
 @example(b"$x_{$ [bold] %s {y} *?\n")
