@@ -298,7 +298,7 @@ def require_reachable(uri: str) -> None:
     except OSError as error:
         raise TrackingError(
             f"tracking.uri {uri}: the MLflow server does not answer ({error}); start it, correct the address, "
-            "or set tracking.uri to null to run without records"
+            "or set tracking.uri to null (or leave out --track) to run without records"
         ) from error
 
 

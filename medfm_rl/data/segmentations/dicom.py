@@ -62,7 +62,8 @@ def read_dicom_segmentation(path: Path) -> Segmentation | None:
     try:
         return _segmentation(path, segread(path))
     except _INVALID as error:
-        reason = str(error).strip().split("\n")[0][:160]
+        lacking = error.name if isinstance(error, AttributeError) else None
+        reason = f"it lacks {lacking}" if lacking else str(error).strip().split("\n")[0][:160]
         raise DataError(
             f"{path}: is a DICOM SEG that is not as the standard wants it ({reason}); write it again with 3D Slicer, "
             "dcmqi or highdicom, or convert it into NIfTI"
