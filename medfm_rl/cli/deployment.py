@@ -68,8 +68,8 @@ def predict_command(
         return
     from medfm_rl.workflows.deploy.predict import predict
 
-    files = find_cases(data_settings(images, layout, patient_pattern))
     loaded = load_model(model, device, prompts)
+    files = find_cases(data_settings(images, layout, patient_pattern))
     if loaded.reward is None:
         typer.echo(f"{model} has no reward networks (only runs of `adapt` have): label maps only.", err=True)
     with show_progress() as progress, tracked_call(track, loaded, "predict", files, out, progress):

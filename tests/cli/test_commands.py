@@ -236,7 +236,7 @@ def test_the_real_process_ends_like_that_too(tmp_path: Path) -> None:
         ({"target": {"path": "B", "where": {"view": "5CH"}}}, ["no case has {'view': '5CH'}"]),
         (
             {"target": {"path": "B", "patient_pattern": "^(sim)"}},
-            ["target: ", "/b: ", "at least 2 patients", "1 (sim)", "set patient_pattern"],
+            ["target: ", "/b: ", "at least 2 patients", "1 (sim with ", "set patient_pattern"],
         ),
         ({"evaluation": {"path": "B", "patient_pattern": "^(sim)"}}, ["evaluation: ", "one patient"]),
         ({"segmenter": {"folder": "MODEL", "train": "best"}}, ["segmenter.train", "not 'best'"]),
@@ -426,7 +426,7 @@ def test_evaluate_says_pixels_where_the_spacing_is_unknown(run: Run, model: Path
         (["MODEL", "B", "--patient-pattern", "^(x)"], ["/b: patient_pattern '^(x)' finds no patient"]),
         (
             ["MODEL", "B", "--against", "MODEL", "--patient-pattern", "^(sim)"],
-            ["/b/images: intervals need images of at least 2 patients", "1 (sim)", "--patient-pattern"],
+            ["/b/images: intervals need images of at least 2 patients", "1 (sim with ", "--patient-pattern"],
         ),
         (["MODEL", "B", "--anatomy", "kidney"], ["anatomy 'kidney'"]),
         (["MODEL", "B", "--against", "/nothing"], ["/nothing: there is no such folder"]),
@@ -457,7 +457,7 @@ def test_predict_writes_masks_and_reward_maps_of_a_run(
         shutil.copy(path, images)
     result = run("predict", folder, images, tmp_path / "out")
     assert result.code == 0
-    assert result.out.strip() == f"Label maps: {tmp_path / 'out' / 'labels'}"
+    assert result.out.strip() == f"Label maps, as .nii.gz: {tmp_path / 'out' / 'labels'}"
     for path in images.iterdir():
         _, geometry = read_image(path)
         reward_map, own = read_image(tmp_path / "out" / "rewards" / path.name)
@@ -619,7 +619,7 @@ def test_score_refers_fails_on_demand_and_says_what_is_promised(run: Run, qualit
     found = run(*command)
     # A case that nobody has looked at is more than a mask that is referred.
     assert found.code == 2
-    assert f"there is no mask of that name in {masks}" in found.err
+    assert f"there is no mask of that name, or more than one, in {masks}" in found.err
     assert "1 of 96 cases could not be assessed" in found.err
     blank = next(masks.iterdir())
     sitk.WriteImage(sitk.ReadImage(str(blank)) * 0, str(blank))

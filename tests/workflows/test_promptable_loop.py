@@ -106,7 +106,7 @@ def test_only_what_was_asked_for_learns(train: str, finished: dict[str, RunFolde
         weights = {key for key, value in source.items() if key.endswith("weight") and value.ndim > 1}
         expected = {
             "decoder": {key for key in source if key.startswith("module.decoder.")},
-            "lora": {key for key in weights if not key.startswith("module.held_out.")},
+            "lora": {key for key in weights if not key.startswith("module.quality_head.")},
         }
         assert changed == expected[train]
 

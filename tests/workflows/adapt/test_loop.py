@@ -284,7 +284,7 @@ def test_a_critic_of_a_resumed_run_learns_as_that_of_an_uninterrupted_one(
         adapt(resumed, resume=False, progress=interrupt)
     description = resumed.output / "iteration-00" / "ppo" / "00002" / "ppo.json"
     content = json.loads(description.read_text())
-    assert content.pop("critic_learning_rate") == 0.05
+    assert content["settings"].pop("critic_learning_rate") == 0.05
     assert content.pop("autocast") is False
     description.write_text(json.dumps(content))
     adapt(resumed, resume=True, progress=quiet)

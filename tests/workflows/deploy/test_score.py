@@ -192,7 +192,7 @@ def test_one_bad_file_in_many_is_referred_and_the_rest_is_scored(
         assert inputs["images"] == [hash_path(images / "images" / name)]
         assert inputs.get("mask") == (None if row["mask_file"] == "" else hash_path(Path(row["mask_file"])))
         assert log[row["case_id"]]["reason_code"] == row["reason_code"]
-    assert f"there is no mask of that name in {images / 'labels'}" in problems
+    assert f"there is no mask of that name, or more than one, in {images / 'labels'}" in problems
     assert (out / "report.html").read_text().count("<li>") == 2 + 4
 
 
