@@ -426,7 +426,7 @@ def test_evaluate_says_pixels_where_the_spacing_is_unknown(run: Run, model: Path
         (["MODEL", "B", "--patient-pattern", "^(x)"], ["/b: patient_pattern '^(x)' finds no patient"]),
         (
             ["MODEL", "B", "--against", "MODEL", "--patient-pattern", "^(sim)"],
-            ["/b/images: intervals need images of at least 2 patients", "1 (sim with ", "--patient-pattern"],
+            ["/b/images: intervals need images of at least 2 patients", "1 (sim: ", "--patient-pattern"],
         ),
         (["MODEL", "B", "--anatomy", "kidney"], ["anatomy 'kidney'"]),
         (["MODEL", "B", "--against", "/nothing"], ["/nothing: there is no such folder"]),
