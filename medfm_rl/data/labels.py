@@ -12,6 +12,7 @@ import numpy.typing as npt
 import SimpleITK as sitk
 
 from medfm_rl.data.images import image_suffix, read_pixels
+from medfm_rl.data.itk_paths import itk_path
 from medfm_rl.data.notices import warn_once
 from medfm_rl.data.segmentations.dicom import read_dicom_segmentation
 from medfm_rl.data.segmentations.pictures import is_picture, only_value, readings_of_picture, refuse_lossy_picture
@@ -163,8 +164,9 @@ def _step(path: Path) -> float:
     if not path.name.lower().endswith((".nii", ".nii.gz")):
         return 0.0
     reader = sitk.ImageFileReader()
-    reader.SetFileName(str(path))
-    reader.ReadImageInformation()
+    with itk_path(path) as name:
+        reader.SetFileName(name)
+        reader.ReadImageInformation()
     slope = float(reader.GetMetaData("scl_slope"))
     # NIfTI: datatypes 16, 64 and 1536 are real numbers; a slope of 0 says that nothing is scaled.
     stored_as_reals = reader.GetMetaData("datatype") in ("16", "64", "1536")
