@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from scipy.spatial.transform import Rotation
@@ -70,6 +70,7 @@ def test_array_spacing_is_in_array_order() -> None:
 SHAPES = st.tuples(*[st.integers(2, 300)] * 3)
 
 
+@settings(deadline=None)
 @given(
     size=st.floats(1e-4, 1e4),
     sides=st.tuples(*[st.floats(1, 5)] * 3),
@@ -90,6 +91,7 @@ def test_grids_are_compared_by_the_share_of_a_pixel_whatever_its_size(
     assert ours.matches(theirs, shape) == theirs.matches(ours, shape) == (moved < 0.25)
 
 
+@settings(deadline=None)
 @given(size=st.floats(1e-3, 1e3), shape=SHAPES, stretched=st.floats(-1e-3, 1e-3), angle=st.floats(-1e-3, 1e-3))
 def test_a_grid_is_as_far_off_as_its_farthest_pixel(
     size: float, shape: tuple[int, ...], stretched: float, angle: float

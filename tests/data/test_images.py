@@ -58,7 +58,7 @@ def test_png_refuses_real_values(tmp_path: Path) -> None:
         write_image(tmp_path / "a.png", ramp(4, 5), GEOMETRY)
 
 
-@settings(max_examples=20, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(labels=hnp.arrays(np.uint8, (5, 6), elements=st.integers(0, 2)))
 def test_label_maps_survive_the_way_through_a_file(tmp_path: Path, labels: np.ndarray) -> None:
     schema = LabelSchema(("background", "a", "b"), (0, 85, 170))
