@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import SimpleITK as sitk
 
+from medfm_rl.data.itk_paths import itk_path
 from medfm_rl.data.segmentations.segments import Segment, Segmentation
 from medfm_rl.errors import DataError
 from medfm_rl.types import Geometry
@@ -26,14 +27,15 @@ def read_slicer_segmentation(path: Path) -> Segmentation | None:
         DataError: The file cannot be read, holds shares of pixels, or integers that belong to no segment.
     """
     reader = sitk.ImageFileReader()
-    reader.SetFileName(str(path))
     try:
-        reader.ReadImageInformation()
-        fields = {key: reader.GetMetaData(key) for key in reader.GetMetaDataKeys()}
-        numbers = sorted({int(match[1]) for key in fields if (match := _FIELD.fullmatch(key))})
-        if not numbers:
-            return None
-        image = reader.Execute()
+        with itk_path(path) as name:
+            reader.SetFileName(name)
+            reader.ReadImageInformation()
+            fields = {key: reader.GetMetaData(key) for key in reader.GetMetaDataKeys()}
+            numbers = sorted({int(match[1]) for key in fields if (match := _FIELD.fullmatch(key))})
+            if not numbers:
+                return None
+            image = reader.Execute()
     except RuntimeError as error:
         raise DataError(f"{path}: cannot be read; the file is damaged, truncated or not what its name says") from error
     if any(fields.get(name) == "Fractional labelmap" for name in _REPRESENTATIONS):
