@@ -100,7 +100,7 @@ def test_lines_of_a_process_that_is_killed_do_not_spoil_those_of_others(tmp_path
     assert sum(line["of"] == "killed" for line in lines) >= 3 * 2 * (told + 1)
 
 
-@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(before=st.integers(0, 3), cut=st.integers(0, 40_000), text=st.text(max_size=50), size=st.integers(0, 40_000))
 def test_a_line_that_was_torn_anywhere_is_there_whole_or_not_at_all(
     tmp_path: Path, before: int, cut: int, text: str, size: int
