@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 from medfm_rl.adapters import SegmenterAdapter
 from medfm_rl.adapters.loading import load_segmenter, open_to_learning
@@ -18,6 +18,7 @@ from medfm_rl.tracking import require_store
 from medfm_rl.types import Case
 from medfm_rl.workflows.inspection import try_network
 
+_LEAST_UNREVIEWED = 4
 _SHOWN = 10
 """Files that cannot be used and that a message names."""
 
@@ -130,13 +131,21 @@ def _check_patients(name: str, files: Sequence[CaseFile], least: int) -> None:
         )
 
 
-def split_target(config: AdaptConfig) -> tuple[list[CaseFile], list[CaseFile]]:
-    """Cases to learn on, and those of other patients on which the held-out reward network compares checkpoints.
+def split_target(config: AdaptConfig, reviewed: Collection[str] = ()) -> tuple[list[CaseFile], list[CaseFile]]:
+    """Cases to learn on without labels, and those of other patients on which candidates are compared.
+
+    Args:
+        config: The settings.
+        reviewed: Patients whose images teach with the masks of reviewers, and are in neither part.
 
     Raises:
         DataError: There are too few patients.
     """
-    files = find_cases(config.target)
+    everything = find_cases(config.target)
+    files = [file for file in everything if file.patient_id not in reviewed]
+    if len({file.patient_id for file in files}) < _LEAST_UNREVIEWED:
+        # Nearly all were reviewed: they are looked at without their masks too.
+        files = everything
     fraction = config.selection.target_fraction
     where = f"target: {config.target.path}"
     learning, selecting = split_by_patient(files, fraction, derive_seed(config.seed, "selection"), where)
