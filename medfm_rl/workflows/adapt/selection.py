@@ -112,9 +112,10 @@ class Selection:
         for candidate in self.candidates:
             better, worse = candidate.sure(confidence, self.heard)
             if better and worse:
+                for_it, against_it = _all_of(better), _all_of(worse)
                 lines.append(
-                    f"{candidate.name} beside {self.incumbent}: {' and '.join(better)} prefer it, "
-                    f"{' and '.join(worse)} do not"
+                    f"{candidate.name} beside {self.incumbent}: {for_it} prefer{'s' if len(better) == 1 else ''} it, "
+                    f"{against_it} {'does' if len(worse) == 1 else 'do'} not"
                 )
         return lines
 
@@ -142,6 +143,10 @@ class Selection:
             )
         except (KeyError, TypeError) as error:
             raise DataError(f"{path}: not a decision between candidates ({error!r}); {_ADVICE}") from error
+
+
+def _all_of(names: Sequence[str]) -> str:
+    return " and ".join(names)
 
 
 def _candidate(content: Mapping[str, object]) -> Candidate:
