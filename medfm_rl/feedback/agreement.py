@@ -40,9 +40,9 @@ class PairAgreement:
 def consensus(masks: Sequence[Mask], method: ConsensusMethod = "staple") -> Mask:
     """One mask of several of the same image.
 
-    `staple` weighs reviewers by how well they agree with all (Warfield, Zou and Wells, IEEE TMI 23(7), 2004; for several
-    labels Rohlfing, Russakoff and Maurer, IPMI 2003); `majority` counts them alike. A pixel that stays undecided is
-    background: of two reviewers, `majority` keeps what both marked.
+    `staple` weighs reviewers by how well they agree with all (Warfield, Zou and Wells, IEEE TMI 23(7), 2004; for
+    several labels Rohlfing, Russakoff and Maurer, IPMI 2003); `majority` counts them alike. A pixel that stays
+    undecided is background: of two reviewers, `majority` keeps what both marked.
 
     Raises:
         FeedbackError: There is none, or they are of different sizes or structures.

@@ -36,6 +36,19 @@ def _new_id() -> str:
     return str(uuid.uuid4())
 
 
+def require_reviewer(reviewer: str) -> None:
+    """Refuses what is no opaque id.
+
+    Raises:
+        FeedbackError: It is none.
+    """
+    if not _REVIEWER.fullmatch(reviewer):
+        raise FeedbackError(
+            f"reviewer {reviewer!r}: must be an id of up to 64 letters, digits, dots, hyphens and underscores, such as "
+            "r07, and no name: who it is stays with you"
+        )
+
+
 @dataclass(frozen=True, kw_only=True)
 class Entry:
     """What every entry of a store has.
@@ -57,11 +70,7 @@ class Entry:
     comment: str = ""
 
     def __post_init__(self) -> None:
-        if not _REVIEWER.fullmatch(self.reviewer):
-            raise FeedbackError(
-                f"reviewer {self.reviewer!r}: must be an id of up to 64 letters, digits, dots, hyphens and "
-                "underscores, such as r07, and no name: who it is stays with you"
-            )
+        require_reviewer(self.reviewer)
         try:
             uuid.UUID(self.id)
         except ValueError as error:

@@ -137,8 +137,8 @@ def require_one_patient(entries: Iterable[Feedback], before: Iterable[Feedback])
         if known.patient != entry.patient:
             raise FeedbackError(
                 f"{entry.subject}: is of patient {entry.patient} here, and the same image was of patient "
-                f"{known.patient} in entry {known.id}; give both the same name (--patient-pattern), or remove that entry "
-                "first. Nothing was added"
+                f"{known.patient} in entry {known.id}; give both the same name (--patient-pattern), or remove "
+                "that entry first. Nothing was added"
             )
 
 

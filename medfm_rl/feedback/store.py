@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -212,7 +212,7 @@ class FeedbackStore:
         unknown = sorted(set(kinds or ()) - KINDS.keys())
         if unknown:
             raise FeedbackError(f"kind {unknown[0]!r} is not known; there are {', '.join(KINDS)}")
-        wanted = (
+        wanted: tuple[tuple[Collection[str] | None, Callable[[Feedback], str | None]], ...] = (
             (kinds, lambda entry: entry.kind),
             (reviewers, lambda entry: entry.reviewer),
             (patients, lambda entry: entry.patient),
@@ -276,7 +276,8 @@ class FeedbackStore:
 
     def _keep(self, masks: Iterable[Mask], named: Collection[str]) -> dict[str, tuple[Mask, bytes | None]]:
         """Makes those masks durable that are named; with what goes into their rows."""
-        return {mask.sha256: (mask, self._places.keep(mask)) for mask in masks if mask.sha256 in named}
+        wanted = {mask.sha256: mask for mask in masks if mask.sha256 in named}
+        return {sha256: (mask, self._places.keep(mask)) for sha256, mask in wanted.items()}
 
     def _append(
         self,
