@@ -68,7 +68,7 @@ class LearnedFeedback:
     """What a run learns from of a store.
 
     Attributes:
-        store: Its name.
+        store: Its name, without a password.
         state_hash: SHA-256 of what was in force when the run started.
         reviewed: Cases that teach.
         reported: Values that teach.
@@ -82,6 +82,11 @@ class LearnedFeedback:
     reported: tuple[Reported, ...]
     kept: tuple[str, ...]
     elsewhere: int
+
+    @property
+    def reviewed_patients(self) -> tuple[str, ...]:
+        """Patients whose masks teach, sorted."""
+        return tuple(sorted({each.patient_id for each in self.reviewed}))
 
     @property
     def teaching_patients(self) -> tuple[str, ...]:
@@ -127,7 +132,7 @@ def gather(settings: FeedbackSettings, files: Sequence[CaseFile], seed: int, pro
         DataError: An image cannot be read, or nothing in the store is of the target.
     """
     with FeedbackStore.open(settings.store) as store:
-        entries, state_hash = store.entries(), store.state_hash()
+        entries, state_hash, name = store.entries(), store.state_hash(), store.where
     case_of = _cases_by_image(files, {entry.image_sha256 for entry in entries if entry.image_sha256}, progress)
     patients = {file.patient_id for file in files}
     of_target = [
@@ -137,7 +142,7 @@ def gather(settings: FeedbackSettings, files: Sequence[CaseFile], seed: int, pro
     ]
     if not of_target:
         raise DataError(
-            f"feedback: {settings.store} says nothing of the {len(files)} cases of the target, by the content of their "
+            f"feedback: {name} says nothing of the {len(files)} cases of the target, by the content of their "
             f"images; it has {len(entries)} entries. Give the images that were reviewed as target, or another store"
         )
     kept = _kept(of_target, case_of, settings, seed)
@@ -145,7 +150,7 @@ def gather(settings: FeedbackSettings, files: Sequence[CaseFile], seed: int, pro
     reported = _reported(of_target, case_of) if "measurements" in settings.kinds else ()
     elsewhere = {entry.image_sha256 for entry in entries if entry.image_sha256} - case_of.keys()
     return LearnedFeedback(
-        settings.store,
+        name,
         state_hash,
         tuple(each for each in reviewed if each.patient_id not in kept),
         tuple(each for each in reported if each.patient_id not in kept),
@@ -226,11 +231,10 @@ def _reported(entries: Sequence[Feedback], case_of: Mapping[str, CaseFile]) -> t
 
 def say_what_is_learned(learned: LearnedFeedback) -> None:
     """Logs, without names, what a run learns from."""
-    patients = {each.patient_id for each in learned.reviewed}
     _LOG.info(
         "feedback: masks of %d images of %d patients and %d values of reports teach; %d patients are kept for promises",
         len(learned.reviewed),
-        len(patients),
+        len(learned.reviewed_patients),
         len(learned.reported),
         len(learned.kept),
     )

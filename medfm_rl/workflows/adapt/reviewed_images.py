@@ -19,7 +19,7 @@ from medfm_rl.workflows.adapt.feedback import LearnedFeedback, ReviewedCase
 
 
 def load_reviewed(
-    learned: LearnedFeedback, files: Sequence[CaseFile], adapter: SegmenterAdapter, progress: Progress
+    store: str, learned: LearnedFeedback, files: Sequence[CaseFile], adapter: SegmenterAdapter, progress: Progress
 ) -> ReviewedImages | None:
     """Reads and preprocesses what teaches; None where no mask does.
 
@@ -31,13 +31,13 @@ def load_reviewed(
         return None
     by_name: Mapping[str, CaseFile] = {file.case_id: file for file in files}
     images, masks, case_ids, patient_ids, trust = [], [], [], [], []
-    with FeedbackStore.open(learned.store) as store:
+    with FeedbackStore.open(store) as opened:
         for done, reviewed in enumerate(learned.reviewed, 1):
             if reviewed.case_id not in by_name:
                 raise DataError(f"feedback: case {reviewed.case_id} is no more among those of the target; put it back")
             case = by_name[reviewed.case_id].read()
             sample = adapter.preprocess(case)
-            labels = adapter.preprocess_labels(_agreed(store, reviewed, adapter, case.shape), sample)
+            labels = adapter.preprocess_labels(_agreed(opened, reviewed, adapter, case.shape), sample)
             for box in tile_boxes(sample.image.shape[1:], adapter.patch_size):
                 images.append(sample.image[(slice(None), *box)])
                 masks.append(labels[box])
@@ -53,11 +53,12 @@ def _agreed(
     store: FeedbackStore, reviewed: ReviewedCase, adapter: SegmenterAdapter, shape: tuple[int, ...]
 ) -> LabelMap:
     """The mask of the one reviewer, or the consensus of several."""
-    found = [store.mask(sha256).labels_for(adapter.schema) for sha256 in reviewed.masks]
-    for sha256, labels in zip(reviewed.masks, found, strict=True):
-        if labels.shape != shape:
+    found = [store.mask(sha256) for sha256 in reviewed.masks]
+    for mask in found:
+        if mask.shape != shape:
             raise DataError(
-                f"feedback: mask {sha256[:12]} of case {reviewed.case_id} has size {labels.shape} and the image "
+                f"feedback: mask {mask.sha256[:12]} of case {reviewed.case_id} has size {mask.shape} and the image "
                 f"{shape}; remove that entry (`medfm-rl feedback remove`) or correct its mask"
             )
-    return found[0] if len(found) == 1 else consensus(found, adapter.schema.num_classes)
+    agreed = found[0] if len(found) == 1 else consensus(found)
+    return agreed.labels_for(adapter.schema)
