@@ -55,7 +55,8 @@ class FeedbackCells:
         if key in self.cells or k > len(self.order) or (k == 0 and method in (AGAIN, TUNED)):
             return
         print(f"  {method}, {k} reviewed", flush=True)
-        chosen, candidates = None, {}
+        chosen: str | None = None
+        candidates: dict[str, tuple[float, ...]] = {}
         if method == OURS:
             segmenter, seconds, chosen, candidates = self._ours(k)
         elif method == TUNED:

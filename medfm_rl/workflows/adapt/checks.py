@@ -18,7 +18,6 @@ from medfm_rl.tracking import require_store
 from medfm_rl.types import Case
 from medfm_rl.workflows.inspection import try_network
 
-_LEAST_UNREVIEWED = 4
 _SHOWN = 10
 """Files that cannot be used and that a message names."""
 
@@ -143,10 +142,10 @@ def split_target(config: AdaptConfig, reviewed: Collection[str] = ()) -> tuple[l
     """
     everything = find_cases(config.target)
     files = [file for file in everything if file.patient_id not in reviewed]
-    if len({file.patient_id for file in files}) < _LEAST_UNREVIEWED:
+    fraction = config.selection.target_fraction
+    if round(fraction * len({file.patient_id for file in files})) < 2:
         # Nearly all were reviewed: they are looked at without their masks too.
         files = everything
-    fraction = config.selection.target_fraction
     where = f"target: {config.target.path}"
     learning, selecting = split_by_patient(files, fraction, derive_seed(config.seed, "selection"), where)
     if len({file.patient_id for file in selecting}) < 2:
