@@ -89,6 +89,7 @@ class Laboratory:
         config = TrainSourceConfig(
             data=DataSettings(path=data),
             structures=dict(self.shift.structures),
+            in_channels=self.shift.channels,
             output=self.runs / "models" / f"{data.name}{kind}-seed-{self.seed}",
             network=NETWORK.model_copy(update={"dropout": dropout}),
             training=SourceTrainingSettings(

@@ -174,11 +174,21 @@ def export_command(
     delta: Annotated[
         bool, typer.Option("--delta", help="Only what changed, as a .safetensors file for `medfm-rl apply-delta`.")
     ] = False,
+    candidate: Annotated[
+        str | None,
+        typer.Option(help="Another policy of the run than the one that was returned: a name from the report's table."),
+    ] = None,
 ) -> None:
     """Write the adapted segmenter of a run in its own format, for its own tool."""
     from medfm_rl.errors import ConfigError
-    from medfm_rl.workflows.export import export_delta, export_model
+    from medfm_rl.workflows.export import export_candidate, export_delta, export_model
 
+    if candidate is not None:
+        if delta:
+            raise ConfigError("--candidate and --delta: changes are those of the policy that was returned; give one")
+        written = export_candidate(run, candidate, to)
+        typer.echo(f"Candidate {candidate}: {to} ({written.kind})")
+        return
     if delta:
         if to.suffix != ".safetensors" or to.exists():
             raise ConfigError(f"--to {to}: must be the name of a new .safetensors file")

@@ -15,10 +15,15 @@ _MOST_NAMED = 10
 """Masks without an image that are named."""
 
 
-def find_masks(folder: Path, files: Sequence[CaseFile]) -> dict[str, Path]:
+def find_masks(folder: Path, files: Sequence[CaseFile], every: bool = False) -> dict[str, Path]:
     """Masks of a folder, and of those in it, by the case whose name they have; a warning lists those of no case.
 
     Of two masks of the same name neither is taken, and a warning names them.
+
+    Args:
+        folder: The folder.
+        files: The cases.
+        every: Refuse what would be warned of: every mask of the folder has to be taken.
 
     Raises:
         DataError: The folder is missing, or holds no mask of any case.
@@ -30,6 +35,10 @@ def find_masks(folder: Path, files: Sequence[CaseFile]) -> dict[str, Path]:
     tree = look_below(folder)
     for entry in tree.masks or tree.images:
         name, path = entry.name, entry.path
+        if name in named and every:
+            raise DataError(
+                f"{folder}: two masks have the name {name} ({named[name].name}, {path.name}); remove one of them"
+            )
         if name in named:
             _LOG.warning(
                 "%s: two masks have the name %s (%s, %s), and neither is taken; remove one of them",
@@ -50,5 +59,10 @@ def find_masks(folder: Path, files: Sequence[CaseFile]) -> dict[str, Path]:
     if orphans:
         more = f" and {len(orphans) - _MOST_NAMED} more" if len(orphans) > _MOST_NAMED else ""
         shown = ", ".join(named[name].name for name in orphans[:_MOST_NAMED])
+        if every:
+            raise DataError(
+                f"{folder}: there is no image for {shown}{more}; masks and images share names: name them alike, give "
+                "the images, or take these masks away"
+            )
         _LOG.warning("%s: masks that have the name of no image are not looked at: %s%s", folder, shown, more)
     return masks

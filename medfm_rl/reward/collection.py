@@ -6,7 +6,7 @@ The segmenter comes in as a plain module from images to logits, the exploration 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -45,6 +45,33 @@ class ImageSet:
             tuple(self.case_ids[row] for row in rows),
             tuple(self.patient_ids[row] for row in rows),
         )
+
+
+@dataclass(frozen=True, eq=False)
+class ReviewedImages:
+    """Preprocessed target images with the masks that reviewers drew or accepted.
+
+    Attributes:
+        images: `(N, C, *S)` with their cases and patients.
+        masks: `(N, *S)` uint8.
+        trust: Of each mask, in (0, 1]: how often it is shown, next to one that is trusted fully.
+    """
+
+    images: ImageSet
+    masks: Tensor
+    trust: tuple[float, ...]
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def draw(self, count: int, generator: torch.Generator) -> list[int]:
+        """Rows drawn by trust, with replacement: reviewed images are few, and in each look and shape they are new."""
+        return torch.multinomial(torch.tensor(self.trust), count, replacement=True, generator=generator).tolist()
+
+    def of_patients(self, patients: Collection[str]) -> ReviewedImages:
+        """The images of these patients only."""
+        rows = [row for row, patient in enumerate(self.images.patient_ids) if patient in patients]
+        return ReviewedImages(self.images[rows], self.masks[rows], tuple(self.trust[row] for row in rows))
 
 
 @dataclass(frozen=True, eq=False)

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from medfm_rl.reward.actions import ActionRecords
-from medfm_rl.reward.collection import ActionSampler, ImageSet
+from medfm_rl.reward.collection import ActionSampler, ImageSet, ReviewedImages
 from medfm_rl.reward.origins import GROUND_TRUTH, ActionOrigin, Reference
 from medfm_rl.reward.shape_prior import ShapePrior
 
@@ -83,6 +83,43 @@ class LabelledSourceImages(ActionSource):
         actions, names = self.sampler.sample(shown, ground_truth, generator)
         origins = _origins(images, [GROUND_TRUTH] * len(images), names)
         return ActionRecords(shown, actions, ground_truth, torch.ones(ground_truth.shape), origins)
+
+
+@dataclass(frozen=True, eq=False)
+class ReviewedTargetImages(ActionSource):
+    """Target images in random appearances, judged by the masks of reviewers.
+
+    Attributes:
+        sampler: Makes the actions.
+        reviewed: The images and their masks.
+        styles: `(M, C, *S)`, unlabelled target images whose look is borrowed.
+        share: Of the images with expert masks that an iteration collects on, beside those of the source.
+    """
+
+    name = "reviewed"
+
+    sampler: ActionSampler
+    reviewed: ReviewedImages
+    styles: Tensor
+    share: float
+
+    @property
+    def images_per_iteration(self) -> int:
+        """How many images it gives to each iteration."""
+        return max(1, round(self.sampler.settings.source_images * self.share / (1 - self.share)))
+
+    def __len__(self) -> int:
+        return len(self.reviewed)
+
+    def collect(self, rows: Sequence[int], generator: torch.Generator) -> ActionRecords:
+        """Actions on some of the images, each in a new appearance."""
+        images, masks = self.reviewed.images[rows], self.reviewed.masks[list(rows)]
+        shown = self.sampler.in_random_appearance(images.images, self.styles, 1.0, generator)
+        actions, names = self.sampler.sample(shown, masks, generator)
+        trust = [self.reviewed.trust[row] for row in rows]
+        certainty = torch.tensor(trust).view(-1, *[1] * (masks.ndim - 1)).expand(masks.shape)
+        origins = _origins(images, [Reference("expert mask", each) for each in trust], names)
+        return ActionRecords(shown, actions, masks, certainty, origins)
 
 
 @dataclass(frozen=True, eq=False)

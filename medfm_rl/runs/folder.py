@@ -101,6 +101,16 @@ class RunFolder:
         return self.path / "inputs.json"
 
     @property
+    def feedback(self) -> Path:
+        """What reviewers and reports had said when the run started, as far as it learns from it."""
+        return self.path / "feedback.json"
+
+    @property
+    def cross_fit(self) -> Path:
+        """What policies that did not learn from them are worth on reviewed patients."""
+        return self.path / "cross-fit.json"
+
+    @property
     def shape_prior(self) -> Path:
         return self.path / "shape_prior"
 

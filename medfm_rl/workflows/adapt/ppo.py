@@ -18,6 +18,7 @@ from medfm_rl.envs import SegmentationVecEnv
 from medfm_rl.networks import build_padded_unet, portable_state
 from medfm_rl.policies import DensePPO
 from medfm_rl.reward.actions import ActionRecords
+from medfm_rl.reward.measurements import MeasurementReward
 from medfm_rl.reward.network import RewardEnsemble
 from medfm_rl.seeding import derive_seed, torch_generator
 from medfm_rl.tracking import Tracker
@@ -101,7 +102,8 @@ def _environment(context: RunContext, iteration: int, ensemble: RewardEnsemble, 
     settings = context.config.ppo
     count = len(known) or settings.updates * settings.n_envs
     generator = torch_generator(context.config.seed, "views", iteration)
-    target = domains.target.images[torch.randint(len(domains.target), (count,), generator=generator)]
+    rows = torch.randint(len(domains.target), (count,), generator=generator)
+    target = domains.target.images[rows]
     channels = context.source_policy.intensity_channels
     views = randomise_appearance(target, None, settings.appearance_strength, generator, channels)
     images, references = known.images, known.references
@@ -110,7 +112,7 @@ def _environment(context: RunContext, iteration: int, ensemble: RewardEnsemble, 
         images, references = mirror_at_random(images, references, context.source_policy.mirror_axes, generator)
     return SegmentationVecEnv(
         torch.cat([images, views]).numpy(),
-        ensemble,
+        _reward(ensemble, domains, rows.tolist(), len(images)),
         context.num_classes,
         settings.n_envs,
         references=references.numpy(),
@@ -118,6 +120,24 @@ def _environment(context: RunContext, iteration: int, ensemble: RewardEnsemble, 
         seed=derive_seed(context.config.seed, "order", iteration),
         device=context.device,
     )
+
+
+def _reward(
+    ensemble: RewardEnsemble, domains: Domains, rows: Sequence[int], first: int
+) -> RewardEnsemble | MeasurementReward:
+    """The ensemble, and where reports say something of target images, that beside it.
+
+    Args:
+        ensemble: The learned reward.
+        domains: The images of the run.
+        rows: Of the target images in the environment, in their order.
+        first: Row of the environment that the first of them has.
+    """
+    if not domains.goals:
+        return ensemble
+    cases = [domains.target.case_ids[row] for row in rows]
+    goals = {first + place: domains.goals[case] for place, case in enumerate(cases) if case in domains.goals}
+    return MeasurementReward(goals, ensemble)
 
 
 def _make_ppo(
