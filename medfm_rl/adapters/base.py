@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import Parameter
 
 from medfm_rl.adapters.lora import low_rank_parameters
+from medfm_rl.adapters.probabilities import warn_of_probabilities
 from medfm_rl.errors import DataError, ModelError
 from medfm_rl.types import Case, FloatArray, Geometry, LabelMap, LabelSchema, Prompts
 
@@ -165,8 +166,15 @@ class SegmenterAdapter(nn.Module, ABC):
         this; `restore` then gives the very mask that the tool writes.
         """
         with evaluating(self):
-            logits: Tensor = self(sample.image[None].to(self.device))[0]
-        return logits.cpu()
+            images = sample.image[None].to(self.device)
+            logits: Tensor = self(images)
+            warn_of_probabilities(logits, self, self._of_patch_size(images))
+        return logits[0].cpu()
+
+    def _of_patch_size(self, images: Tensor) -> Tensor:
+        """The first patch of images, and of volumes the first slice where the network takes images."""
+        flat = images[:, :, 0] if images.ndim - 2 > len(self.patch_size) else images
+        return flat[(..., *(slice(0, side) for side in self.patch_size))]
 
     def obstacles(self) -> tuple[str, ...]:
         """Why it cannot be adapted; empty where it can."""

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from medfm_rl.adapters.base import Sample, Scope, SegmenterAdapter, without_gradient
 from medfm_rl.adapters.lora import add_low_rank, low_rank_parameters
+from medfm_rl.adapters.probabilities import probabilities_in
 from medfm_rl.errors import DataError, ModelError
 from medfm_rl.settings import LoRASettings
 from medfm_rl.types import Case
@@ -152,7 +153,10 @@ def _check_preprocess(adapter: SegmenterAdapter, case: Case, _: Load) -> None:
 
 def _check_logits(adapter: SegmenterAdapter, case: Case, _: Load) -> None:
     image = _batch(adapter.preprocess(case))
-    check_logits(_logits(adapter, image), adapter.schema.num_classes, image)
+    logits = _logits(adapter, image)
+    check_logits(logits, adapter.schema.num_classes, image)
+    probabilities = probabilities_in(logits, adapter, image)
+    _require(probabilities is None, str(probabilities))
 
 
 def check_logits(logits: Tensor, classes: int, images: Tensor) -> None:
@@ -164,17 +168,12 @@ def check_logits(logits: Tensor, classes: int, images: Tensor) -> None:
         images: `(B, C, *S)`.
 
     Raises:
-        ConformanceError: They are not `(B, K, *S)`, no finite real numbers, or probabilities.
+        ConformanceError: They are not `(B, K, *S)`, or no finite real numbers.
     """
     expected = (len(images), classes, *images.shape[2:])
     _require(tuple(logits.shape) == expected, f"logits have shape {tuple(logits.shape)}, {expected} is needed")
     _require(logits.is_floating_point(), f"logits are {logits.dtype}, a floating-point type is needed")
     _require(bool(torch.isfinite(logits).all()), "logits are NaN or infinite")
-    sums = logits.exp().sum(dim=1)
-    are_probabilities = bool((logits >= 0).all()) and torch.allclose(
-        logits.sum(dim=1), torch.ones_like(sums), atol=1e-3
-    )
-    _require(not are_probabilities, "the logits sum to 1: they are probabilities; give what comes before the softmax")
 
 
 def _check_evaluation_is_deterministic(adapter: SegmenterAdapter, case: Case, _: Load) -> None:

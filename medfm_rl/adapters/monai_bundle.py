@@ -28,6 +28,7 @@ from medfm_rl.adapters.checkpoints import (
     read_json_object,
 )
 from medfm_rl.adapters.padding import pad_to_patch
+from medfm_rl.adapters.probabilities import warn_of_probabilities
 from medfm_rl.adapters.state_dicts import load_weights
 from medfm_rl.data.files import hash_folder, leads_into, replace_folder_on_success
 from medfm_rl.data.images import write_image
@@ -176,7 +177,10 @@ class MonaiBundleAdapter(SegmenterAdapter):
     def predict_logits(self, sample: Sample) -> Tensor:
         """Logits `(K, *S')` through the bundle's own inferer."""
         with evaluating(self):
-            return self._infer(sample.image[None].to(self.device))[0].cpu()
+            images = sample.image[None].to(self.device)
+            logits = self._infer(images)
+            warn_of_probabilities(logits, self, self._of_patch_size(images))
+        return logits[0].cpu()
 
     def restore(self, logits: Tensor, sample: Sample) -> LabelMap:
         # Interpolated probabilities have another argmax than interpolated logits.
