@@ -11,7 +11,7 @@ import shutil
 import tempfile
 import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final, final
 
@@ -34,7 +34,7 @@ from medfm_rl.data.files import hash_folder, leads_into, replace_folder_on_succe
 from medfm_rl.data.images import write_image
 from medfm_rl.errors import DataError, ModelError
 from medfm_rl.networks import portable_state
-from medfm_rl.types import BACKGROUND, Case, FloatArray, LabelMap, LabelSchema, Prompts
+from medfm_rl.types import BACKGROUND, Case, FloatArray, Geometry, LabelMap, LabelSchema, Prompts
 
 METADATA: Final = "metadata.json"
 WEIGHTS: Final = "model.pt"
@@ -124,7 +124,7 @@ class MonaiBundleAdapter(SegmenterAdapter):
         """The bundle's own preprocessing, of the image as NIfTI files, one per channel, in a temporary folder."""
         case, where = self.conform(case), f"case {case.case_id}"
         if self.tool.needs_spacing and case.geometry.spacing is None:
-            # The NIfTI file would say 1 mm.
+            # The NIfTI file would say 1 mm (`_told`).
             raise DataError(
                 f"{where}: the file does not say its spacing in mm, and the preprocessing of {self.folder} resamples "
                 "by it; convert the image to a format that holds it (.nii.gz, .mha)"
@@ -132,7 +132,7 @@ class MonaiBundleAdapter(SegmenterAdapter):
         with tempfile.TemporaryDirectory() as folder:
             paths = [str(Path(folder) / f"image_{channel:04d}.nii.gz") for channel in range(self.in_channels)]
             for path, channel in zip(paths, case.image, strict=True):
-                write_image(Path(path), channel, case.geometry.plane)
+                write_image(Path(path), channel, _told(case.geometry))
             try:
                 # MONAI stacks a list of files as channels.
                 loaded = self.tool.preprocessing({"image": paths if len(paths) > 1 else paths[0]})["image"]
@@ -153,7 +153,7 @@ class MonaiBundleAdapter(SegmenterAdapter):
         ours = _ours(sample)
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "mask.nii.gz"
-            write_image(path, labels, sample.geometry.plane)
+            write_image(path, labels, _told(sample.geometry))
             mask: Any = LoadImage(ensure_channel_first=True)(str(path))
         matched: MetaTensor = ResampleToMatch(mode="nearest", padding_mode="zeros")(mask, ours.loaded)
         padded = torch.zeros(ours.image.shape[1:], dtype=torch.uint8)
@@ -265,6 +265,11 @@ def exported_weights(folder: Path, weights: str) -> str:
     """
     path = folder / "models" / weights
     return Path(os.path.relpath(path, folder / "models")).as_posix() if leads_into(path, folder) else path.name
+
+
+def _told(geometry: Geometry) -> Geometry:
+    """The grid that a bundle is told; one of unknown spacing has pixels of 1 mm, for MONAI takes no less."""
+    return replace(geometry.plane, spacing=geometry.spacing or (1.0,) * geometry.ndim)
 
 
 def _ours(sample: Sample) -> BundleSample:
