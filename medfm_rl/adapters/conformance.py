@@ -25,6 +25,8 @@ from medfm_rl.types import Case
 
 _SCOPES: tuple[Scope, ...] = ("all", "norm", "decoder")
 _TOLERANCE = 1e-4
+_HALVES = 4
+"""Pixels that half of an image has along an axis, so that resampling leaves some."""
 
 
 Load = Callable[[Path], SegmenterAdapter]
@@ -238,6 +240,27 @@ def _check_restore(adapter: SegmenterAdapter, case: Case, _: Load) -> None:
     _require(bool(np.allclose(values, 0.25, atol=1e-3)), "restore_map does not keep a constant map")
 
 
+def _check_grid_axes(adapter: SegmenterAdapter, case: Case, _: Load) -> None:
+    """What lies farther along an axis of the image does so after `grid_axes` has turned its mask upright."""
+    sample = adapter.preprocess(case)
+    axes = adapter.grid_axes(sample)
+    for axis, side in enumerate(case.shape):
+        if side < 2 * _HALVES:
+            continue
+        centres = []
+        for part in (slice(None, side // 2), slice(side // 2, None)):
+            half = np.zeros(case.shape, dtype=np.uint8)
+            half[(slice(None),) * axis + (part,)] = 1
+            upright = axes.in_image(adapter.preprocess_labels(half, sample).cpu().numpy())
+            places = np.argwhere(upright)
+            centres.append(places.mean(axis=0) if len(places) else np.full(upright.ndim, np.nan))
+        moved = centres[1] - centres[0]
+        _require(
+            bool(np.isnan(moved).any()) or (moved[axis] > 0 and int(abs(moved).argmax()) == axis),
+            f"grid_axes: axis {axis} of the image lies elsewhere, or runs the other way, on the grid of the network",
+        )
+
+
 def _check_native_sizes(adapter: SegmenterAdapter, case: Case, _: Load) -> None:
     """Another size than the first is segmented, or refused with a message."""
     larger = np.pad(case.image, [(0, 0), *((1, 2) for _ in case.shape)], mode="edge")
@@ -354,6 +377,7 @@ CHECKS: Final[Mapping[str, Check]] = {
     "batch independence": _check_batch_independence,
     "gradients": _check_gradients,
     "restore": _check_restore,
+    "grid axes": _check_grid_axes,
     "native sizes": _check_native_sizes,
     "copy": _check_copy,
     "inference settings": _check_inference_settings,

@@ -17,6 +17,7 @@ from typing import Any, Final, final
 
 import numpy as np
 import torch
+from nibabel.orientations import io_orientation
 from torch import Tensor, nn
 from torch.nn import Parameter
 
@@ -34,7 +35,7 @@ from medfm_rl.data.files import hash_folder, leads_into, replace_folder_on_succe
 from medfm_rl.data.images import write_image
 from medfm_rl.errors import DataError, ModelError
 from medfm_rl.networks import portable_state
-from medfm_rl.types import BACKGROUND, Case, FloatArray, Geometry, LabelMap, LabelSchema, Prompts
+from medfm_rl.types import BACKGROUND, Case, FloatArray, Geometry, GridAxes, LabelMap, LabelSchema, Prompts
 
 METADATA: Final = "metadata.json"
 WEIGHTS: Final = "model.pt"
@@ -192,9 +193,18 @@ class MonaiBundleAdapter(SegmenterAdapter):
         restored: FloatArray = self._to_case(values[None], _ours(sample))[0].astype(np.float32)
         return restored
 
-    def in_image_axes(self, labels: LabelMap) -> LabelMap:
-        # (x, y, z) as MONAI reads images, and as its `Orientationd` names axes.
-        return labels.transpose(*reversed(range(labels.ndim)))
+    def grid_axes(self, sample: Sample) -> GridAxes:
+        # Both in (x, y[, z]): the directions of the preprocessed image, by MONAI's record, and of the case.
+        ndim = len(sample.native_shape)
+        # The axes of NIfTI grow to the right and to the front, and those of a geometry to the left and to the back.
+        written = np.diag([-1.0, -1.0, 1.0][:ndim]) @ _told(sample.geometry).affine[:ndim, :ndim]
+        preprocessed = np.asarray(_ours(sample).loaded.affine, dtype=np.float64)[:ndim, :ndim]
+        turned = np.eye(ndim + 1)
+        turned[:ndim, :ndim] = np.linalg.inv(written) @ preprocessed
+        nearest = io_orientation(turned)
+        return GridAxes(
+            tuple(ndim - 1 - int(axis) for axis, _ in nearest), tuple(bool(direction < 0) for _, direction in nearest)
+        )
 
     def trainable(self, scope: Scope) -> dict[str, Parameter]:
         # Networks of bundles differ: where the decoder starts is not known.
