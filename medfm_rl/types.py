@@ -11,6 +11,7 @@ import itertools
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -162,6 +163,38 @@ class Geometry:
     def matches(self, other: Geometry, shape: tuple[int, ...] | None = None) -> bool:
         """Whether both describe the same grid, but for what headers round: a quarter of a pixel at most (`shift`)."""
         return self.ndim == other.ndim and self.shift(other, shape) <= _SAME_GRID
+
+
+@dataclass(frozen=True)
+class GridAxes:
+    """How the axes of one grid run along those of another, turned by right angles or mirrored: a network's in an image.
+
+    Attributes:
+        order: For each axis of the grid, in array order, the axis of the image along which it runs.
+        flipped: For each axis of the grid whether it runs the other way.
+    """
+
+    order: tuple[int, ...]
+    flipped: tuple[bool, ...]
+
+    def __post_init__(self) -> None:
+        if sorted(self.order) != list(range(len(self.flipped))):
+            raise ValueError(f"axes {self.order}, {self.flipped}: each axis of the image is needed once")
+
+    @classmethod
+    def same(cls, ndim: int) -> GridAxes:
+        """Those of a grid that is turned in no way."""
+        return cls(tuple(range(ndim)), (False,) * ndim)
+
+    def in_image(self, values: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        """Values on the grid, or on a plane or part of it, with the axes in the order and direction of the image.
+
+        Args:
+            values: `(*S')`; where it has fewer axes than the grid, it is a plane along the last ones.
+        """
+        order, flipped = self.order[-values.ndim :], self.flipped[-values.ndim :]
+        turned = np.flip(values, tuple(axis for axis, flip in enumerate(flipped) if flip))
+        return turned.transpose(np.argsort(order))
 
 
 @dataclass(frozen=True)

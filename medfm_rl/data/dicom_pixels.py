@@ -40,8 +40,9 @@ def read_values(dataset: Dataset, path: Path) -> FloatArray:
         if channels == 1:
             values = _in_units(values, dataset)
     except _UNREADABLE as error:
+        found = "; ".join(line.strip() for line in str(error).splitlines())
         raise DataError(
-            f"{path}: its pixels cannot be read ({error}); the file is damaged, truncated or compressed in a way that "
+            f"{path}: its pixels cannot be read ({found}); the file is damaged, truncated or compressed in a way that "
             "is not known here. Export it uncompressed"
         ) from error
     with np.errstate(over="ignore"):

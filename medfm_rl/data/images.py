@@ -19,7 +19,7 @@ import numpy.typing as npt
 from medfm_rl.data.dicom import DICOM_SUFFIX, read_dicom
 from medfm_rl.data.files import cannot_be_read, hash_file, hash_listing, hash_path, is_folder, replace_on_success
 from medfm_rl.data.itk import WITHOUT_SPACING, read_itk, write_itk
-from medfm_rl.data.nifti import NIFTI_SUFFIXES, read_nifti, require_place, write_nifti
+from medfm_rl.data.nifti import NIFTI_SUFFIXES, UNKNOWN_GRID, read_nifti, require_place, write_nifti
 from medfm_rl.errors import DataError
 from medfm_rl.types import FloatArray, Geometry, LabelMap, LabelSchema
 
@@ -144,7 +144,8 @@ def read_image(source: Path | Sequence[Path]) -> tuple[FloatArray, Geometry]:
 def write_labels(path: Path, labels: LabelMap, geometry: Geometry, schema: LabelSchema) -> None:
     """Writes class indices `(*S)` as the integers of the schema, on the grid of an image, whole or not at all.
 
-    The mask of a slice of a volume is written as a volume of one slice.
+    The mask of a slice of a volume is written as a volume of one slice. Where the spacing of the image is unknown, a
+    NIfTI mask says so too: no unit, no sform and no qform.
 
     Raises:
         DataError: The file cannot be written.
@@ -217,8 +218,8 @@ def _write(path: Path, pixels: npt.NDArray[Any], geometry: Geometry) -> None:
     is_nifti = image_suffix(path) in NIFTI_SUFFIXES
     with replace_on_success(path) as temporary:
         try:
-            if is_nifti and geometry.header is not None:
-                write_nifti(temporary, pixels, geometry.header)
+            if is_nifti and (geometry.header is not None or geometry.spacing is None):
+                write_nifti(temporary, pixels, geometry.header or UNKNOWN_GRID)
             else:
                 write_itk(temporary, pixels, geometry)
         except RuntimeError as error:

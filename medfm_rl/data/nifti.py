@@ -36,6 +36,8 @@ _STATEMENTS = (
 """Fields of a header that say where its pixels lie."""
 _ON_SHEAR = " or, where that is meant and its qform is right, set its sform to the qform"
 _MM = {"unknown": 1.0, "mm": 1.0, "meter": 1000.0, "micron": 0.001}
+UNKNOWN_GRID = Nifti1Header().binaryblock
+"""The header of an image whose grid nobody knows: no sform, no qform, no unit, and distances of 1 of nothing."""
 _TO_LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
 """The axes of NIfTI grow to the right and to the front, those of ITK and DICOM to the left and to the back."""
 _BROKEN = (ImageFileError, HeaderDataError, OSError, EOFError, ValueError, KeyError, zlib.error)
@@ -168,7 +170,7 @@ def _geometry(path: Path, header: Any, shape: tuple[int, ...]) -> Geometry:
     if of_itk is None:
         raise DataError(f"{path}: its header describes no grid (pixdim {sides.tolist()}); correct it")
     if not stated:
-        known = bool((np.isfinite(sides) & (sides > 0)).all())
+        known = bool((np.isfinite(sides) & (sides > 0)).all()) and not _says_nothing(header, sides)
         return replace(of_itk, spacing=of_itk.spacing if known else None, header=carried)
     _compare_statements(path, header, stated, size)
     nearest = min(stated, key=lambda grid: grid.shift(of_itk, size))
@@ -182,6 +184,11 @@ def _geometry(path: Path, header: Any, shape: tuple[int, ...]) -> Geometry:
     farthest = max(stated, key=lambda grid: grid.shift(of_itk, size))
     differs = farthest.shift(of_itk, size) > NOTICEABLE_SHIFT
     return replace(of_itk, header=carried, alternative=farthest if differs else None)
+
+
+def _says_nothing(header: Any, sides: npt.NDArray[np.float64]) -> bool:
+    """Whether distances are those that a header has before anybody sets them: 1 along every axis, of no unit."""
+    return bool((sides == 1).all()) and header.get_xyzt_units()[0] == "unknown"
 
 
 def _compare_statements(path: Path, header: Any, stated: list[Geometry], size: tuple[int, ...]) -> None:

@@ -8,12 +8,13 @@ import logging
 import os
 import re
 import socket
+import ssl
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlparse
+from urllib.parse import ParseResult, urlparse
 
 from medfm_rl.data.files import write_text
 from medfm_rl.data.locks import in_turn
@@ -287,19 +288,33 @@ def require_reachable(uri: str) -> None:
     if address.scheme not in ("http", "https"):
         return
     try:
-        with socket.create_connection(
-            (address.hostname or "", address.port or (443 if address.scheme == "https" else 80)), _CONNECT_SECONDS
-        ) as connection:
-            if address.scheme == "http":
-                connection.settimeout(_CONNECT_SECONDS)
-                connection.sendall(f"GET /health HTTP/1.0\r\nHost: {address.hostname}\r\n\r\n".encode())
-                if not connection.recv(1):
-                    raise OSError("it closed the connection")
+        with _connect(address) as connection:
+            connection.sendall(f"GET /health HTTP/1.0\r\nHost: {address.hostname}\r\n\r\n".encode())
+            if not connection.recv(1):
+                raise OSError("it closed the connection")
     except OSError as error:
         raise TrackingError(
             f"tracking.uri {uri}: the MLflow server does not answer ({error}); start it, correct the address, "
             "or set tracking.uri to null (or leave out --track) to run without records"
         ) from error
+
+
+def _connect(address: ParseResult) -> socket.socket:
+    """A connection to a server, each step of which takes seconds at most.
+
+    Of one by https it is asked whether it speaks at all; whether its certificate is right is MLflow's to say.
+    """
+    encrypted, host = address.scheme == "https", address.hostname or ""
+    plain = socket.create_connection((host, address.port or (443 if encrypted else 80)), _CONNECT_SECONDS)
+    if not encrypted:
+        return plain
+    context = ssl.create_default_context()
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    try:
+        return context.wrap_socket(plain, server_hostname=host)
+    except OSError:
+        plain.close()
+        raise
 
 
 def _resume_or_create(client: Any, experiment_id: str, run_folder: Path) -> str:

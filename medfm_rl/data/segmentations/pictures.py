@@ -7,8 +7,9 @@ from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageSequence, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 
+from medfm_rl.data.itk import several_pages
 from medfm_rl.errors import DataError
 from medfm_rl.types import IntArray
 
@@ -53,7 +54,7 @@ def refuse_lossy_picture(path: Path) -> None:
 
 
 def readings_of_picture(path: Path) -> list[IntArray] | None:
-    """The integers that the pixels of a picture may mean, each `(H, W)` or `(D, H, W)`.
+    """The integers that the pixels of a picture may mean, each `(H, W)`.
 
     A palette of colours numbers the pixels. One of greys stands for the greys; where they only spread the numbers from
     black to white, the numbers can be meant as well. So they can where a pixel has fewer than 8 bits, which are shown
@@ -64,7 +65,8 @@ def readings_of_picture(path: Path) -> list[IntArray] | None:
         and any reader will do.
 
     Raises:
-        DataError: Colours differ, labelled pixels are transparent, or a pixel has a number that the palette lacks.
+        DataError: Colours differ, labelled pixels are transparent, a pixel has a number that the palette lacks, or
+            there are several pages.
     """
     if not is_picture(path):
         return None
@@ -73,11 +75,13 @@ def readings_of_picture(path: Path) -> list[IntArray] | None:
             bits, mode, palette = _bits(picture, path), picture.mode, picture.getpalette("RGB")
             if bits > 8 or mode not in _MODES:
                 return None
-            frames = [np.asarray(frame).astype(np.int64) for frame in ImageSequence.Iterator(picture)]
+            count = getattr(picture, "n_frames", 1)
+            pixels = np.asarray(picture).astype(np.int64)
     except (OSError, UnidentifiedImageError, ValueError, SyntaxError):
         # Who reads the pixels says why.
         return None
-    pixels = np.stack(frames) if len(frames) > 1 else frames[0]
+    if count > 1:
+        raise several_pages(path, count)
     if mode == "P":
         return _of_palette(pixels, np.reshape(palette or [], (-1, 3)), path)
     if mode in ("1", "L") and bits < 8:
