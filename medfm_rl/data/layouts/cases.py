@@ -75,10 +75,14 @@ class Found:
     Attributes:
         cases: The cases.
         skipped: What was not read, by the reason: files, and folders with all that is in them.
+        patients_by: The rule by which images were put together to patients, in words.
+        notes: What was decided that the names leave open, for a person to look at.
     """
 
     cases: Sequence[CaseFile]
     skipped: Mapping[str, Sequence[Path]]
+    patients_by: str
+    notes: Sequence[str] = ()
 
 
 def require_masks(files: Sequence[CaseFile], where: str) -> None:
