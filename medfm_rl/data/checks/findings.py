@@ -1,0 +1,51 @@
+"""A finding: something suspicious in a data set, in words, and the cases that it concerns."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+_SHOWN = 3
+
+
+@dataclass(frozen=True)
+class Finding:
+    """Something suspicious.
+
+    Attributes:
+        kind: Its code, which stays the same in every version, such as `other-spacing`.
+        what: It in words, as it goes on after "N of M images".
+        rule: When it is said, and why it matters.
+        cases: What is odd in each case that it concerns; an empty text where nothing is to be added.
+        of: How many cases were asked.
+        noun: What they are: images, or masks.
+    """
+
+    kind: str
+    what: str
+    rule: str
+    cases: Mapping[str, str] = field(default_factory=dict)
+    of: int = 0
+    noun: str = "images"
+
+    @property
+    def title(self) -> str:
+        """How many cases it concerns and what it is."""
+        count = f"{len(self.cases)} of {self.of} {self.noun}" if self.of else ""
+        return f"{count} {self.what}".strip()
+
+    def first(self, shown: int = _SHOWN) -> str:
+        """The first cases that it concerns, each with what is odd."""
+        named = [f"{case} ({remark})" if remark else case for case, remark in list(self.cases.items())[:shown]]
+        more = len(self.cases) - shown
+        return ", ".join(named) + (f" and {more} more" if more > 0 else "")
+
+
+def notices(where: str, findings: Sequence[Finding]) -> list[str]:
+    """A line for each finding, for commands whose business is another one.
+
+    Args:
+        where: The data set, as the beginning of a line.
+        findings: The findings.
+    """
+    return [f"{where}: {item.title}{f': {item.first()}' if item.cases else ''}" for item in findings]
