@@ -43,6 +43,11 @@ class CaseFile:
         if self.problem is not None:
             raise DataError(self.problem)
 
+    def name_in(self, message: str) -> str:
+        """A message with the name of a file of the case in front, where it names none: adapters know cases alone."""
+        named = self.problem is not None or any(str(path) in message for path in (*self.image_paths, self.label_path))
+        return message if named or not self.image_paths else f"{self.image_paths[0]}: {message}"
+
     def read(self) -> Case:
         """Reads the image, and only the image.
 
