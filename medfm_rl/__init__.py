@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from medfm_rl.runs.finished import load_model, load_run
     from medfm_rl.workflows.adapt.loop import adapt
     from medfm_rl.workflows.calibrate.quality import calibrate
+    from medfm_rl.workflows.check.check import check
     from medfm_rl.workflows.deploy.correct import correct
     from medfm_rl.workflows.deploy.predict import predict
     from medfm_rl.workflows.deploy.score import score
@@ -31,6 +32,7 @@ __all__ = [
     "__version__",
     "adapt",
     "calibrate",
+    "check",
     "check_adapter",
     "correct",
     "evaluate",
@@ -48,6 +50,7 @@ _HOMES = {
     "SegmenterAdapter": "adapters",
     "adapt": "workflows.adapt.loop",
     "calibrate": "workflows.calibrate.quality",
+    "check": "workflows.check.check",
     "check_adapter": "adapters",
     "correct": "workflows.deploy.correct",
     "evaluate": "workflows.evaluate.evaluate",
