@@ -67,5 +67,7 @@ def check_command(
     typer.echo(summary(result))
     if out is not None:
         typer.echo(f"Report: {out / PAGE_FILE}")
+    elif result.findings and json_file is None:
+        typer.echo("By which rule something is called suspicious, with all cases and pictures: give --out FOLDER")
     if not result.usable:
         raise typer.Exit(USER_MISTAKE)

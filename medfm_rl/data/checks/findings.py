@@ -6,6 +6,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 _SHOWN = 3
+_OF_ONE = {
+    "are": "is",
+    "differ": "differs",
+    "have": "has",
+    "hold": "holds",
+    "lack": "lacks",
+    "look": "looks",
+    "share": "shares",
+    "state": "states",
+}
+"""What the verb that a finding begins with is of one case alone."""
 
 
 @dataclass(frozen=True)
@@ -14,7 +25,7 @@ class Finding:
 
     Attributes:
         kind: Its code, which stays the same in every version, such as `other-spacing`.
-        what: It in words, as it goes on after "N of M images".
+        what: It in words, as it goes on after "N of M images", beginning with a verb.
         rule: When it is said, and why it matters.
         cases: What is odd in each case that it concerns; an empty text where nothing is to be added.
         of: How many cases were asked.
@@ -31,8 +42,16 @@ class Finding:
     @property
     def title(self) -> str:
         """How many cases it concerns and what it is."""
-        count = f"{len(self.cases)} of {self.of} {self.noun}" if self.of else ""
-        return f"{count} {self.what}".strip()
+        if not self.of:
+            return self.what
+        what = self.of_one if len(self.cases) == 1 else self.what
+        return f"{len(self.cases)} of {self.of} {self.noun} {what}"
+
+    @property
+    def of_one(self) -> str:
+        """What it is in words of one case alone."""
+        verb, _, rest = self.what.partition(" ")
+        return f"{_OF_ONE.get(verb, verb)} {rest}"
 
     def first(self, shown: int = _SHOWN) -> str:
         """The first cases that it concerns, each with what is odd."""

@@ -82,7 +82,7 @@ def _unknown_spacing(images: Images) -> Finding:
     without = {name: "" for name, image in images.items() if image.spacing is None}
     return Finding(
         "spacing-unknown",
-        "do not say their spacing, and others do",
+        "state no spacing, and others do",
         "Sizes of these are in pixels, and a segmenter that resamples by mm refuses them.",
         without if len(without) < len(images) else {},
         len(images),
@@ -137,7 +137,8 @@ def _far_in_ratio(rows: Mapping[str, Sequence[float]], ratio: float) -> tuple[li
 
 
 def _other_values(images: Images) -> Finding | None:
-    """By the 1st and the 99th percentile of each channel: a few odd pixels do not move them."""
+    """By the 1st and the 99th percentile of each channel: a few odd pixels do not move them. Masks are left out."""
+    images = {name: image for name, image in images.items() if not _is_like_mask(image)}
     if not images:
         return None
     channels = sorted(image.channels for image in images.values())[len(images) // 2]
@@ -182,14 +183,19 @@ def _constant_channel(images: Images) -> Finding:
 
 
 def _like_masks(images: Images) -> Finding:
-    few = {
-        name: max(channel.different or MOST_VALUES + 1 for channel in image.values) for name, image in images.items()
-    }
     return Finding(
         "like-masks",
         "look like masks",
-        f"They have no more than {MOST_VALUES} different values. Masks are looked for in labels/ or masks/, by the "
-        "names of the images.",
-        {name: f"{count} values" for name, count in few.items() if count <= MOST_VALUES},
+        f"No channel has more than {MOST_VALUES} different values. Masks are looked for in labels/ or masks/, by the "
+        "names of the images, and one file holds all structures of an image: join those that have a file each.",
+        {
+            name: f"{max(channel.different or 0 for channel in image.values)} values"
+            for name, image in images.items()
+            if _is_like_mask(image)
+        },
         len(images),
     )
+
+
+def _is_like_mask(image: ImageFacts) -> bool:
+    return all(channel.different is not None for channel in image.values)

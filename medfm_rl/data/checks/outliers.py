@@ -46,7 +46,9 @@ def unlike_the_others(rows: Mapping[K, Sequence[float]], least: float | Sequence
 
 def unlike_most(rows: Mapping[K, V]) -> tuple[V, dict[K, V]] | None:
     """What more than half of the rows are, and the rows that are something else; None where there is no such thing."""
+    if len(rows) < FEWEST:
+        return None
     (value, count), *others = Counter(rows.values()).most_common()
-    if len(rows) < FEWEST or not others or 2 * count <= len(rows):
+    if not others or 2 * count <= len(rows):
         return None
     return value, {key: other for key, other in rows.items() if other != value}
