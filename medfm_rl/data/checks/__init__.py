@@ -4,7 +4,7 @@ Facts of each case are taken while it is in memory; what is odd is found in the 
 check of a data set and the commands that read it anyway.
 """
 
-from medfm_rl.data.checks.facts import CaseFacts, ImageFacts, MaskFacts, image_facts, mask_facts
+from medfm_rl.data.checks.facts import CaseFacts, ImageFacts, MaskFacts, case_facts, image_facts, mask_facts
 from medfm_rl.data.checks.findings import Finding, notices
 from medfm_rl.data.checks.suspicious import find_suspicious
 
@@ -13,6 +13,7 @@ __all__ = [
     "Finding",
     "ImageFacts",
     "MaskFacts",
+    "case_facts",
     "find_suspicious",
     "image_facts",
     "mask_facts",

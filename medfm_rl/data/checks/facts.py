@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import SimpleITK as sitk
 
+from medfm_rl.data.layouts import CaseFile
 from medfm_rl.types import BACKGROUND, Case, FloatArray, Geometry, IntArray
 
 _SAMPLED = 1_000_000
@@ -106,6 +107,12 @@ class CaseFacts:
     mask: MaskFacts | None = None
     problem: str | None = None
     notices: tuple[str, ...] = field(default=())
+
+
+def case_facts(file: CaseFile, image: ImageFacts, mask: MaskFacts | None = None) -> CaseFacts:
+    """The facts of a case that can be used; its mask has no part in them where it was not read."""
+    mask_file = None if mask is None or file.label_path is None else str(file.label_path)
+    return CaseFacts(file.case_id, file.patient_id, tuple(map(str, file.image_paths)), mask_file, image, mask)
 
 
 def image_facts(case: Case) -> ImageFacts:

@@ -30,6 +30,7 @@ class Finding:
         cases: What is odd in each case that it concerns; an empty text where nothing is to be added.
         of: How many cases were asked.
         noun: What they are: images, or masks.
+        also: What else is to be said, where it concerns no cases by name.
     """
 
     kind: str
@@ -38,6 +39,7 @@ class Finding:
     cases: Mapping[str, str] = field(default_factory=dict)
     of: int = 0
     noun: str = "images"
+    also: str = ""
 
     @property
     def title(self) -> str:
@@ -47,6 +49,11 @@ class Finding:
         what = self.of_one if len(self.cases) == 1 else self.what
         return f"{len(self.cases)} of {self.of} {self.noun} {what}"
 
+    def of_case(self, case_id: str) -> str:
+        """What is odd in one of the cases, in words."""
+        what = f"mask {self.of_one}" if self.noun == "masks" else self.of_one
+        return f"{what}: {self.cases[case_id]}" if self.cases[case_id] else what
+
     @property
     def of_one(self) -> str:
         """What it is in words of one case alone."""
@@ -54,7 +61,9 @@ class Finding:
         return f"{_OF_ONE.get(verb, verb)} {rest}"
 
     def first(self, shown: int = _SHOWN) -> str:
-        """The first cases that it concerns, each with what is odd."""
+        """The first cases that it concerns, each with what is odd, or what else is to be said."""
+        if not self.cases:
+            return self.also
         named = [f"{case} ({remark})" if remark else case for case, remark in list(self.cases.items())[:shown]]
         more = len(self.cases) - shown
         return ", ".join(named) + (f" and {more} more" if more > 0 else "")
@@ -67,4 +76,4 @@ def notices(where: str, findings: Sequence[Finding]) -> list[str]:
         where: The data set, as the beginning of a line.
         findings: The findings.
     """
-    return [f"{where}: {item.title}{f': {item.first()}' if item.cases else ''}" for item in findings]
+    return [f"{where}: {item.title}{f': {item.first()}' if item.first() else ''}" for item in findings]

@@ -32,7 +32,7 @@ def find_in_masks(cases: Sequence[CaseFacts]) -> list[Finding]:
 
 
 def _without_mask(cases: Sequence[CaseFacts]) -> Finding:
-    with_mask = [case for case in cases if case.mask_file is not None]
+    with_mask = [case for case in cases if case.mask_file is not None and case.images]
     without = {case.case_id: "" for case in cases if case.mask_file is None and case.images}
     return Finding(
         "no-mask",

@@ -71,11 +71,7 @@ class DataCheck:
 
     def suspicions_of(self, case_id: str) -> list[str]:
         """What looks suspicious in a case, in words."""
-        return [
-            f"{finding.of_one}{f': {finding.cases[case_id]}' if finding.cases[case_id] else ''}"
-            for finding in self.findings
-            if case_id in finding.cases
-        ]
+        return [finding.of_case(case_id) for finding in self.findings if case_id in finding.cases]
 
     def to_json(self) -> dict[str, Any]:
         """All of it as JSON values."""

@@ -33,7 +33,7 @@ class DataSet:
         cases: Its cases, sorted by case id; one that cannot be used says so when it is read.
         skipped: What was not read, by the reason.
         notes: What was decided that the names leave open, in sentences.
-        doubt: Why the patients are hardly those of the names, in a sentence; None where nothing speaks against them.
+        doubt: Why the patients are hardly those of the names; None where nothing speaks against them.
     """
 
     root: Path
@@ -48,7 +48,13 @@ class DataSet:
     def warnings(self) -> list[str]:
         """What a person should know of it, in sentences."""
         skipped = list_skipped(self.skipped, self.root)
-        return [*self.notes, *([skipped] if skipped else []), *([] if self.doubt is None else [self.doubt])]
+        doubt = [] if self.doubt is None else [f"{self.doubt}; {self.patients}"]
+        return [*self.notes, *([skipped] if skipped else []), *doubt]
+
+    @property
+    def patients(self) -> str:
+        """Which patients were found, the first with their images, as the end of a message."""
+        return describe_patients([case for case in self.cases if case.problem is None])
 
 
 def find_cases(settings: DataSettings) -> list[CaseFile]:
@@ -113,13 +119,11 @@ def _keep(cases: Sequence[CaseFile], where: Mapping[str, str], root: Path) -> li
 
 
 def _doubt(cases: Sequence[CaseFile], pattern: str | None) -> str | None:
-    """Why the patients of cases are hardly those of the names, in a sentence."""
-    doubt = None
+    """Why the patients of cases are hardly those of the names."""
     if pattern is None:
-        doubt = doubt_patients([(case.case_id, case.patient_id) for case in cases])
-    elif len(cases) > 1 and len({case.patient_id for case in cases}) == 1:
-        doubt = f"all {len(cases)} cases are taken for those of one patient"
-    return None if doubt is None else f"{doubt}; {describe_patients(cases)}"
+        return doubt_patients([(case.case_id, case.patient_id) for case in cases])
+    alone = len(cases) > 1 and len({case.patient_id for case in cases}) == 1
+    return f"all {len(cases)} cases are taken for those of one patient" if alone else None
 
 
 def _find(root: Path, settings: DataSettings) -> tuple[str, Found]:

@@ -119,7 +119,7 @@ def _doubts(found: DataSet) -> list[Finding]:
         "One patient alone, as many patients as images though names begin alike, or patients that are a word before a "
         "number. Splits, intervals and promises count patients."
     )
-    return [] if found.doubt is None else [Finding("patients", found.doubt, rule)]
+    return [] if found.doubt is None else [Finding("patients", found.doubt, rule, also=found.patients)]
 
 
 def _unmatched(given: MatchedMasks) -> list[Finding]:
