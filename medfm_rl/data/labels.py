@@ -98,12 +98,12 @@ def read_any_labels(
     Raises:
         DataError: As in `read_labels`, or there are integers that no structure can have.
     """
-    segmentation = _read_segmentation(path)
+    own, segmentation = in_file, _read_segmentation(path)
     if segmentation is not None:
-        own = segmentation.own_schema() if in_file is None else in_file
+        own = in_file or segmentation.own_schema()
         ids = segmentation.label_ids(own, image_shape, geometry, by_number=in_file is not None)
     else:
-        own, ids = in_file, _read_integers(path, in_file, image_shape, geometry)
+        ids = _read_integers(path, in_file, image_shape, geometry)
     if own is not None:
         own.to_indices(ids, str(path))
         return FoundLabels(ids, {number: name for name, number in own.integers.items()})

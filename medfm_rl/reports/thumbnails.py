@@ -13,7 +13,7 @@ from medfm_rl.reports.figures import overlay_in
 from medfm_rl.types import FloatArray, IntArray
 
 _Picture = npt.NDArray[np.float64]
-_DIM_RANGE = [1, 99]
+_SHOWN_RANGE = [1, 99]
 """Percentiles that are shown black and white."""
 
 
@@ -37,7 +37,7 @@ def thumbnail_of_case(image: FloatArray, labels: IntArray | None, colours: Mappi
         image = image[:, plane]
     step = max(1, -(-max(image.shape[1:]) // side))
     image = image[:, ::step, ::step]
-    shown = in_greys(image[0]) if len(image) != 3 else np.moveaxis(_window(image), 0, -1)
+    shown = in_greys(image[0]) if len(image) != 3 else np.moveaxis(_window(image), 0, -1).astype(np.float64)
     if labels is not None:
         shown = under(shown, overlay_in(labels[::step, ::step], colours))
     return png_bytes(shown)
@@ -62,6 +62,6 @@ def png_bytes(picture: _Picture) -> bytes:
 
 
 def _window(image: FloatArray) -> FloatArray:
-    low, high = np.percentile(image, _DIM_RANGE)
+    low, high = np.percentile(image, _SHOWN_RANGE)
     windowed: FloatArray = np.clip((image - low) / max(float(high - low), 1e-9), 0, 1)
     return windowed

@@ -12,9 +12,9 @@ def find_twins(cases: Sequence[CaseFacts]) -> list[Finding]:
     """Images that are the same, of one patient and of several, and masks that are the same under other images."""
     images = [(case, case.image.content) for case in cases if case.image is not None]
     masks = [(case, case.mask.content) for case in cases if case.mask is not None and case.mask.pixels]
-    across, within = [], []
-    for group in _groups(images):
-        (across if len({case.patient_id for case in group}) > 1 else within).append(group)
+    groups = _groups(images)
+    across = [group for group in groups if len({case.patient_id for case in group}) > 1]
+    within = [group for group in groups if group not in across]
     # Masks of the same image are the same anyway.
     copied = [
         group for group in _groups(masks) if len({case.image.content for case in group if case.image is not None}) > 1
