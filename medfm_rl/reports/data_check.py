@@ -29,12 +29,11 @@ _AXES: Final = "xyz"
 def summary(check: DataCheck) -> str:
     """The result in plain words."""
     total, refused = len(check.cases), len(check.refused)
+    used = "can be used" if check.segmenter is None else f"can be used with {check.segmenter.name}"
     if refused:
-        said = f"{total - refused} of {_counted(total, 'case')} can be used; {refused} cannot, for the reasons above"
+        said = f"{total - refused} of {_counted(total, 'case')} {used}; {refused} cannot, for the reasons above"
     else:
-        said = "The case can be used" if total == 1 else f"All {total} cases can be used"
-    if check.segmenter is not None:
-        said += f", as far as {check.segmenter.name} is concerned too"
+        said = f"The case {used}" if total == 1 else f"All {total} cases {used}"
     odd = len(check.findings)
     if not odd:
         return f"{said}. Nothing looks suspicious."
@@ -109,7 +108,7 @@ def write_check_page(path: Path, check: DataCheck, pictures: Mapping[str, Path],
 
     template = (resources.files("medfm_rl.reports") / "templates" / "data_check.html").read_text(encoding="utf-8")
     suspicions = {case.case_id: check.suspicions_of(case.case_id) for case in check.cases}
-    ordered = sorted(check.cases, key=lambda case: (case.problem is None, not suspicions[case.case_id]))
+    ordered = sorted(check.cases, key=lambda case: (not case.problems, not suspicions[case.case_id]))
     drawn = [case for case in ordered if case.case_id in pictures]
     page = Environment(autoescape=True).from_string(template)
     write_text(
@@ -118,7 +117,7 @@ def write_check_page(path: Path, check: DataCheck, pictures: Mapping[str, Path],
             check=check,
             summary=summary(check),
             overview=overview(check),
-            refused=_grouped(check.refused),
+            refused=check.refusals(),
             pictures=[
                 (case, base64.b64encode(pictures[case.case_id].read_bytes()).decode()) for case in drawn[:_PICTURES]
             ],
@@ -156,21 +155,14 @@ def _facing(title: str, rows: Mapping[str, str]) -> Table:
 
 def _refused_table(check: DataCheck) -> Table:
     table = Table("cases", "reason", title="Refused", title_justify="left", show_lines=True)
-    groups = _grouped(check.refused)
-    for message, cases in list(groups.items())[:_MESSAGES]:
-        table.add_row(escape(_first(cases)), escape(message))
-    rest = sum(len(cases) for cases in list(groups.values())[_MESSAGES:])
+    refusals = check.refusals()
+    for message, cases in refusals[:_MESSAGES]:
+        alike = " (and alike of the others)" if len(cases) > 1 and cases[0] in message else ""
+        table.add_row(escape(_first(cases)), escape(message + alike))
+    rest = sum(len(cases) for _, cases in refusals[_MESSAGES:])
     if rest:
         table.add_row(f"and {rest} more", "--json or --out have all of them")
     return table
-
-
-def _grouped(refused: Mapping[str, str]) -> dict[str, list[str]]:
-    """The cases of each message: one mistake can be that of all."""
-    groups: dict[str, list[str]] = {}
-    for case, message in refused.items():
-        groups.setdefault(message, []).append(case)
-    return groups
 
 
 def _first(names: Sequence[str]) -> str:

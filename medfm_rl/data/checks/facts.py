@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -95,7 +95,7 @@ class CaseFacts:
         mask_file: Its mask, where it has one.
         image: What the image is; None where it could not be read.
         mask: What the mask holds; None where there is none or it could not be read.
-        problem: Why the case cannot be used; None where it can.
+        problems: Why the case cannot be used, as the commands would say it; none where it can.
         notices: What a person should know of its files.
     """
 
@@ -105,8 +105,8 @@ class CaseFacts:
     mask_file: str | None = None
     image: ImageFacts | None = None
     mask: MaskFacts | None = None
-    problem: str | None = None
-    notices: tuple[str, ...] = field(default=())
+    problems: tuple[str, ...] = ()
+    notices: tuple[str, ...] = ()
 
 
 def case_facts(file: CaseFile, image: ImageFacts, mask: MaskFacts | None = None) -> CaseFacts:

@@ -55,9 +55,9 @@ class DataCheck:
     simulated: bool
 
     @property
-    def refused(self) -> dict[str, str]:
+    def refused(self) -> dict[str, tuple[str, ...]]:
         """Why cases cannot be used, by case."""
-        return {case.case_id: case.problem for case in self.cases if case.problem is not None}
+        return {case.case_id: case.problems for case in self.cases if case.problems}
 
     @property
     def usable(self) -> bool:
@@ -66,8 +66,22 @@ class DataCheck:
 
     @property
     def patients(self) -> int:
-        """How many patients the usable cases are of."""
-        return len({case.patient_id for case in self.cases if case.problem is None})
+        """How many patients the images are of."""
+        return len({case.patient_id for case in self.cases if case.images})
+
+    def refusals(self) -> list[tuple[str, list[str]]]:
+        """The reasons why cases are refused, each in the words of the first case, and the cases.
+
+        One mistake can be that of all: messages that differ in names of cases and files alone are one.
+        """
+        groups: dict[str, tuple[str, list[str]]] = {}
+        for case in self.cases:
+            for problem in case.problems:
+                alike = problem
+                for name in (*case.images, case.mask_file, case.case_id):
+                    alike = alike.replace(name, "") if name else alike
+                groups.setdefault(alike, (problem, []))[1].append(case.case_id)
+        return list(groups.values())
 
     def suspicions_of(self, case_id: str) -> list[str]:
         """What looks suspicious in a case, in words."""
@@ -85,7 +99,7 @@ class DataCheck:
             "patients": self.patients,
             "labels": dict(self.labels),
             "segmenter": None if self.segmenter is None else asdict(self.segmenter),
-            "refused": self.refused,
+            "refused": {case: list(problems) for case, problems in self.refused.items()},
             "skipped": {reason: list(files) for reason, files in self.skipped.items()},
             "notes": list(self.notes),
             "findings": [{**asdict(finding), "title": finding.title} for finding in self.findings],

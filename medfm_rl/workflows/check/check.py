@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from medfm_rl.data.checks import Finding, find_suspicious
+from medfm_rl.data.checks import CaseFacts, Finding, find_suspicious
 from medfm_rl.data.checks.result import DataCheck
 from medfm_rl.data.each_case import each_case
 from medfm_rl.data.layouts import CaseFile, DataSet, described_labels, find_data_set, is_simulated
@@ -84,11 +84,11 @@ def check(data: DataSettings, request: CheckRequest = DATA_ALONE, progress: Prog
         pictures = None if request.out is None else Pictures(request.out)
         examination = Examination(found.root, reader, segmenter, pictures)
         _, problems = each_case(files, examination.take, "checking", progress)
-        cases = [replace(examination.facts[file.case_id], problem=problems.get(file.case_id)) for file in files]
+        cases = [_with_problem(examination.facts[file.case_id], problems.get(file.case_id)) for file in files]
         findings = [*_doubts(found), *([] if given is None else _unmatched(given)), *find_suspicious(cases)]
         fit = None
         if request.model is not None and segmenter is not None:
-            fit = describe_segmenter(request.model.path, segmenter)
+            fit = describe_segmenter(request.model.path, segmenter, reader.by)
             findings += find_unexpected_values(cases, segmenter.expected_values())
         skipped = {reason: [below(path, found.root) for path in paths] for reason, paths in found.skipped.items()}
         result = DataCheck(
@@ -106,6 +106,11 @@ def check(data: DataSettings, request: CheckRequest = DATA_ALONE, progress: Prog
         if pictures is not None:
             write_outputs(result, pictures)
         return result
+
+
+def _with_problem(facts: CaseFacts, problem: str | None) -> CaseFacts:
+    """The facts of a case, with why it could not be taken where they do not say it."""
+    return facts if problem is None or facts.problems else replace(facts, problems=(problem,))
 
 
 def _with_masks(files: Sequence[CaseFile], given: MatchedMasks) -> list[CaseFile]:

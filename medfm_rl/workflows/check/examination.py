@@ -45,7 +45,7 @@ class Examination:
         """Reads a case.
 
         Raises:
-            DataError: It cannot be used; image, mask and segmenter have each been asked, and the message has all.
+            UserError: It cannot be used. Mask and segmenter have each been asked; the facts have what both said.
         """
         images = tuple(below(path, self.root) for path in file.image_paths)
         mask_file = None if file.label_path is None else below(file.label_path, self.root)
@@ -53,14 +53,14 @@ class Examination:
         with collected_notices() as notices:
             try:
                 case = file.read()
-                facts = self.facts[file.case_id] = replace(facts, image=image_facts(case))
+                self.facts[file.case_id] = replace(facts, image=image_facts(case))
                 errors = [*self._mask(file, case), *self._fit(file, case)]
             finally:
                 self.facts[file.case_id] = replace(self.facts[file.case_id], notices=tuple(notices))
-        if len(errors) == 1:
-            raise errors[0]
         if errors:
-            raise DataError("; ".join(map(str, errors)))
+            problems = tuple(map(str, errors))
+            self.facts[file.case_id] = replace(self.facts[file.case_id], problems=problems)
+            raise errors[0]
 
     def _mask(self, file: CaseFile, case: Case) -> list[UserError]:
         """Reads the mask, where there is one, and draws the case; what is wrong with the mask."""

@@ -19,6 +19,7 @@ class MaskReader:
 
     Attributes:
         integers: The integer of each name, as far as a description or the segmenter says it.
+        by: How structures of the segmenter were found in the masks, in words.
 
     Raises:
         ConfigError: The text cannot be used.
@@ -28,6 +29,7 @@ class MaskReader:
         self.schema = schema
         self.stated = None if text is None or schema is None else parse_mask_labels(text, schema)
         self.integers: Mapping[str, int] = {}
+        self.by = ""
 
     def read(self, file: CaseFile, case: Case) -> FoundLabels:
         """Labels `(*S)`, and what they stand for.
@@ -40,9 +42,12 @@ class MaskReader:
             in_file = None if file.described is None else file.described.own_schema()
             found = read_any_labels(file.label_path, case.shape, case.geometry, in_file)
         else:
-            in_file = self.stated
+            in_file, self.by = self.stated, "read by --labels"
             if in_file is None and file.described is not None:
+                self.by = f"read by the names in {file.described.path}"
                 in_file = file.described.schema_for(self.schema)
+            elif in_file is None:
+                self.by = "read by these integers, or by the names of their segments where they have any"
             labels = read_labels(file.label_path, self.schema, case.shape, case.geometry, in_file)
             found = FoundLabels(labels, dict(enumerate(self.schema.names)))
         known = in_file or self.schema

@@ -19,8 +19,14 @@ _AIR: Final = -200.0
 """HU: lungs, fat and the air around a body lie below; only a tight crop of soft tissue has nothing there."""
 
 
-def describe_segmenter(folder: Path, segmenter: SegmenterAdapter) -> SegmenterFit:
-    """What a segmenter takes, in words."""
+def describe_segmenter(folder: Path, segmenter: SegmenterAdapter, masks: str) -> SegmenterFit:
+    """What a segmenter takes, in words.
+
+    Args:
+        folder: Where it lies.
+        segmenter: The segmenter.
+        masks: How its structures were found in the masks; empty where there are none.
+    """
     dimensions = len(segmenter.patch_size)
     slices = ", and volumes slice by slice" if segmenter.by_slices and dimensions == 2 else ""
     rows = {
@@ -30,12 +36,14 @@ def describe_segmenter(folder: Path, segmenter: SegmenterAdapter) -> SegmenterFi
         "structures": ", ".join(f"{name} {label}" for name, label in segmenter.schema.integers.items()),
         "values": "; ".join(map(_in_words, segmenter.expected_values())),
     }
+    if masks:
+        rows["masks"] = masks
     return SegmenterFit(str(folder), rows)
 
 
 def find_unexpected_values(cases: Sequence[CaseFacts], expected: Sequence[ExpectedValues | None]) -> list[Finding]:
     """Images that a segmenter takes, and whose values are hardly those that it was trained on."""
-    images = {case.case_id: case.image for case in cases if case.image is not None and case.problem is None}
+    images = {case.case_id: case.image for case in cases if case.image is not None and not case.problems}
     odd: Mapping[str, list[str]] = {
         name: [
             text
