@@ -75,18 +75,18 @@ def check_tables(check: DataCheck) -> list[RenderableType]:
     if check.refused:
         shown.append(_refused_table(check))
     if check.skipped:
-        table = Table("reason", "files", "first of them", title="Skipped", title_justify="left")
+        table = _listing("Skipped", "reason", "files", "first of them")
         for reason, files in check.skipped.items():
             table.add_row(escape(reason), str(len(files)), escape(_first(files)))
         shown.append(table)
     if check.findings:
-        table = Table("what", "first of them", title="Suspicious", title_justify="left", show_lines=True)
+        table = _listing("Suspicious", "what", "first of them")
         for finding in check.findings:
             table.add_row(escape(finding.title), escape(finding.first(_NAMED)))
         shown.append(table)
     noticed = [notice for case in check.cases for notice in case.notices]
     if noticed:
-        table = Table("file", title="Noticed while reading", title_justify="left", show_header=False)
+        table = _listing("Noticed while reading", "what")
         for notice in dict.fromkeys(noticed[:_MESSAGES]):
             table.add_row(escape(notice))
         if len(noticed) > _MESSAGES:
@@ -153,8 +153,16 @@ def _facing(title: str, rows: Mapping[str, str]) -> Table:
     return table
 
 
+def _listing(title: str, *columns: str) -> Table:
+    """A table whose cells show all that is in them: paths are longer than a terminal is wide."""
+    table = Table(title=title, title_justify="left", show_lines=True)
+    for column in columns:
+        table.add_column(column, overflow="fold")
+    return table
+
+
 def _refused_table(check: DataCheck) -> Table:
-    table = Table("cases", "reason", title="Refused", title_justify="left", show_lines=True)
+    table = _listing("Refused", "cases", "reason")
     refusals = check.refusals()
     for message, cases in refusals[:_MESSAGES]:
         alike = " (and alike of the others)" if len(cases) > 1 and cases[0] in message else ""

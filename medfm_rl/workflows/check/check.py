@@ -133,7 +133,7 @@ def _unmatched(given: MatchedMasks) -> list[Finding]:
         "mask-alone",
         "have the name of no image",
         "Masks are found by the name of the image; these are not looked at.",
-        {name: path.name for name, path in given.alone.items()},
+        {path.name: "" for path in given.alone.values()},
         len(given.masks) + len(given.alone) + len(given.twice),
         "masks",
     )
