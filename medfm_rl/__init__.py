@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from medfm_rl.settings import AdaptConfig, CorrectionSettings, DataSettings
     from medfm_rl.workflows.adapt.loop import adapt
     from medfm_rl.workflows.calibrate.quality import CalibrateRequest, calibrate
+    from medfm_rl.workflows.check.check import check
     from medfm_rl.workflows.deploy.correct import CorrectRequest, correct
     from medfm_rl.workflows.deploy.predict import predict
     from medfm_rl.workflows.deploy.score import ScoreRequest, score
@@ -42,6 +43,7 @@ __all__ = [
     "__version__",
     "adapt",
     "calibrate",
+    "check",
     "check_adapter",
     "correct",
     "evaluate",
@@ -67,6 +69,7 @@ _HOMES = {
     "Targets": "quality.model",
     "adapt": "workflows.adapt.loop",
     "calibrate": "workflows.calibrate.quality",
+    "check": "workflows.check.check",
     "check_adapter": "adapters",
     "correct": "workflows.deploy.correct",
     "evaluate": "workflows.evaluate.evaluate",

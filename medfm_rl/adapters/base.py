@@ -36,6 +36,21 @@ class ModelSummary:
     obstacles: tuple[str, ...]
 
 
+@dataclass(frozen=True)
+class ExpectedValues:
+    """Values that a tool expects in a channel, in the units of the files.
+
+    Attributes:
+        low: Where what it segments begins.
+        high: Where that ends.
+        unit: HU for CT, or nothing.
+    """
+
+    low: float
+    high: float
+    unit: str = ""
+
+
 @dataclass(frozen=True, eq=False)
 class Sample:
     """A preprocessed case, and what it takes to bring a result back to the case's own grid.
@@ -224,6 +239,10 @@ class SegmenterAdapter(nn.Module, ABC):
         Only these may take another appearance, and only these are shown to reward networks.
         """
         return self.in_channels
+
+    def expected_values(self) -> tuple[ExpectedValues | None, ...]:
+        """What the tool expects in each channel of grey values; None where it takes any, or does not say."""
+        return (None,) * self.intensity_channels
 
     @property
     def mirror_axes(self) -> tuple[int, ...]:

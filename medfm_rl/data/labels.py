@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
@@ -19,8 +20,9 @@ from medfm_rl.data.segmentations.pictures import is_picture, only_value, reading
 from medfm_rl.data.segmentations.segments import Segmentation
 from medfm_rl.data.segmentations.slicer import read_slicer_segmentation
 from medfm_rl.errors import DataError
-from medfm_rl.types import NOTICEABLE_SHIFT, Geometry, IntArray, LabelMap, LabelSchema
+from medfm_rl.types import BACKGROUND, NOTICEABLE_SHIFT, Geometry, IntArray, LabelMap, LabelSchema
 
+_LARGEST: Final = 255
 _ROUNDING: Final = 1e-4
 """Distance from an integer that comes of arithmetic with real numbers, and of no interpolation."""
 
@@ -67,6 +69,51 @@ def read_label_ids(path: Path, schema: LabelSchema, image_shape: tuple[int, ...]
     if segmentation is not None:
         return segmentation.label_ids(schema, image_shape, geometry, ignore_others=True)
     return _read_integers(path, schema, image_shape, geometry)
+
+
+@dataclass(frozen=True, eq=False)
+class FoundLabels:
+    """What a mask holds, read without a segmenter.
+
+    Attributes:
+        ids: The integers `(*S)`, 0 to 255.
+        names: The name of each integer, the background's among them, as far as it has one.
+    """
+
+    ids: IntArray
+    names: Mapping[int, str]
+
+
+def read_any_labels(
+    path: Path, image_shape: tuple[int, ...], geometry: Geometry, in_file: LabelSchema | None = None
+) -> FoundLabels:
+    """Reads the mask of an image where no segmenter says which structures to look for.
+
+    Args:
+        path: The mask.
+        image_shape: Size of the image, `(*S)`.
+        geometry: Its geometry.
+        in_file: The meaning of the integers, where a description says it; then the mask may hold no others.
+
+    Raises:
+        DataError: As in `read_labels`, or there are integers that no structure can have.
+    """
+    own, segmentation = in_file, _read_segmentation(path)
+    if segmentation is not None:
+        own = in_file or segmentation.own_schema()
+        ids = segmentation.label_ids(own, image_shape, geometry, by_number=in_file is not None)
+    else:
+        ids = _read_integers(path, in_file, image_shape, geometry)
+    if own is not None:
+        own.to_indices(ids, str(path))
+        return FoundLabels(ids, {number: name for name, number in own.integers.items()})
+    outside = np.unique(ids[(ids < 0) | (ids > _LARGEST)])
+    if len(outside):
+        raise DataError(
+            f"{path}: holds {outside[0]}{f' and {len(outside) - 1} more values' if len(outside) > 1 else ''} beyond "
+            f"the 0 to {_LARGEST} that labels have; is this an image, and not a mask?"
+        )
+    return FoundLabels(ids, {0: BACKGROUND})
 
 
 def as_label_ids(values: npt.ArrayLike, origin: str, step: float = 0.0) -> IntArray:
@@ -116,14 +163,16 @@ def _read_segmentation(path: Path) -> Segmentation | None:
             return None
 
 
-def _read_integers(path: Path, schema: LabelSchema, image_shape: tuple[int, ...], geometry: Geometry) -> IntArray:
+def _read_integers(
+    path: Path, schema: LabelSchema | None, image_shape: tuple[int, ...], geometry: Geometry
+) -> IntArray:
     """The integers in a file; where it can be read in two ways, in the one that has the integers of the schema."""
     if is_picture(path):
         refuse_lossy_picture(path)
     readings = readings_of_picture(path)
     if readings is not None:
         _require_size(path, readings[0].shape, image_shape)
-        return _fitting(readings, schema, path)
+        return readings[0] if schema is None else _fitting(readings, schema, path)
     pixels, own = read_pixels(path)
     _require_size(path, pixels.shape[1:], image_shape)
     if not own.matches(geometry, image_shape):

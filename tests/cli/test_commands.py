@@ -42,6 +42,7 @@ COMMANDS = [
     "correct",
     "calibrate",
     "calibrate-correction",
+    "check",
     "export",
     "inspect",
     "simulate-vendor",

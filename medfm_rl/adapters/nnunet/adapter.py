@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import Parameter
 
-from medfm_rl.adapters.base import Sample, Scope, SegmenterAdapter, evaluating, parameters_in_scope
+from medfm_rl.adapters.base import ExpectedValues, Sample, Scope, SegmenterAdapter, evaluating, parameters_in_scope
 from medfm_rl.adapters.checkpoints import load_strictly, read_checkpoint
 from medfm_rl.adapters.nnunet.folder import (
     CHECKPOINT,
@@ -26,6 +26,7 @@ from medfm_rl.adapters.nnunet.folder import (
     available_folds,
     build_network,
     channel_names,
+    expected_values,
     find_model_folder,
     read_tool,
     require_nnunet,
@@ -188,6 +189,9 @@ class NnUNetAdapter(SegmenterAdapter):
             "step_size": self.step_size,
             "canonical": self.canonical,
         }
+
+    def expected_values(self) -> tuple[ExpectedValues | None, ...]:
+        return expected_values(self.tool.plans.plans, self.tool.configuration.normalization_schemes)
 
     @property
     def mirror_axes(self) -> tuple[int, ...]:

@@ -62,6 +62,21 @@ class DescribedLabels:
                 raise DataError(f"{self.path}: labels: {what} is there twice; one integer stands for one structure")
         return found
 
+    def own_schema(self) -> LabelSchema:
+        """The structures and integers that the description names, where no segmenter says which are wanted.
+
+        Raises:
+            DataError: It contradicts itself, or names no structure.
+        """
+        integers = self.integers()
+        structures = {name: value for name, value in integers.items() if _same(name) != BACKGROUND}
+        background = next((value for name, value in integers.items() if name not in structures), 0)
+        taken = next((name for name, value in structures.items() if value == background), None)
+        if taken is not None or not structures:
+            wrong = "names no structure" if taken is None else f"gives {taken} the integer of the background"
+            raise DataError(f"{self.path}: labels {wrong}; one integer stands for one structure")
+        return LabelSchema.from_structures(structures, background)
+
     def schema_for(self, schema: LabelSchema) -> LabelSchema:
         """The integers that stand in these masks for the structures of a segmenter, found by their names.
 
