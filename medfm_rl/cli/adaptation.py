@@ -66,7 +66,6 @@ def init(
             raise ConfigError(f"--segmenter {segmenter}: goes with --kind adapt; train-source trains a UNet (torch)")
         values = {
             "data": {"path": "data/source"},
-            "structures": {"LV": 1, "MYO": 2, "LA": 3},
             "output": "models/source",
         }
         write_text(path, commented_config(TrainSourceConfig, values))
@@ -77,16 +76,21 @@ def init(
 
 @app.command("train-source")
 def train_source_command(config: ConfigFile) -> None:
-    """Train a segmenter on labelled source data, where there is no model yet."""
+    """Train a segmenter on labelled source data, where there is no model yet.
+
+    Some patients are held out: the weights that do best on them are kept, and their Dice is shown while it runs and in
+    OUTPUT.training/report.html. The same command again goes on where an interrupted one was.
+    """
     from medfm_rl.settings import TrainSourceConfig
     from medfm_rl.settings.files import load_config
 
     settings = load_config(config, TrainSourceConfig)
-    from medfm_rl.workflows.train.source import train_source
+    from medfm_rl.workflows.train.source import read_record, train_source, training_page
 
     with show_progress() as progress:
         train_source(settings, progress)
-    typer.echo(f"Segmenter: {settings.output}")
+    typer.echo(read_record(settings.output)["training"]["summary"])
+    typer.echo(f"Segmenter: {settings.output}\nReport: {training_page(settings.output)}")
 
 
 @app.command("adapt")

@@ -62,6 +62,20 @@ class DescribedLabels:
                 raise DataError(f"{self.path}: labels: {what} is there twice; one integer stands for one structure")
         return found
 
+    def own_schema(self) -> LabelSchema:
+        """The structures that the description names, by its own names and integers.
+
+        Raises:
+            DataError: It names none, or contradicts itself.
+        """
+        integers = self.integers()
+        background = next((value for name, value in integers.items() if _same(name) == BACKGROUND), 0)
+        structures = {name: value for name, value in integers.items() if _same(name) != BACKGROUND}
+        try:
+            return LabelSchema.from_structures(structures, background)
+        except ValueError as error:
+            raise DataError(f"{self.path}: labels: {error}") from error
+
     def schema_for(self, schema: LabelSchema) -> LabelSchema:
         """The integers that stand in these masks for the structures of a segmenter, found by their names.
 

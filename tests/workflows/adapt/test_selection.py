@@ -264,7 +264,7 @@ def test_the_largest_gain_wins_where_scores_are_over_other_structures() -> None:
 @pytest.fixture(scope="module")
 def source_model(simulated_echo: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return train_tiny_source(
-        simulated_echo, tmp_path_factory.mktemp("model") / "source", SourceTrainingSettings(epochs=1)
+        simulated_echo, tmp_path_factory.mktemp("model") / "source", SourceTrainingSettings(epochs=1, batch_size=8)
     )
 
 
