@@ -97,18 +97,31 @@ def train_source_command(config: ConfigFile) -> None:
 def adapt_command(
     config: ConfigFile,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in the output folder.")] = False,
+    max_minutes: Annotated[
+        float | None,
+        typer.Option(
+            help="How long a new run may take on this machine: iterations, PPO, shape prior, collection, reward "
+            "networks and fine-tuning are lowered, in that order and as far as needed, and the log says to what."
+        ),
+    ] = None,
 ) -> None:
-    """Adapt a segmenter to a new domain without target labels: collect, reward, PPO, select, export."""
+    """Adapt a segmenter to a new domain without target labels: collect, reward, PPO, select, export.
+
+    Before it starts it measures a few steps and says how many minutes and how much memory the run will need. Losses,
+    rewards and scores are shown while it runs, and kept in log.txt in the output folder.
+    """
     from medfm_rl.settings import AdaptConfig
     from medfm_rl.settings.files import load_config
 
     settings = load_config(config, AdaptConfig)
     from medfm_rl.data.layouts import is_simulated
     from medfm_rl.workflows.adapt.final_report import read_decision, report_run
+    from medfm_rl.workflows.adapt.look_ahead import settings_of_run
     from medfm_rl.workflows.adapt.loop import adapt
 
     with show_progress() as progress:
-        run = adapt(settings, resume, progress)
+        run = adapt(settings, resume, progress, max_minutes)
+        settings = settings_of_run(settings)
         comparison = report_run(run, settings, progress)
     if comparison is not None and settings.evaluation is not None:
         simulated = " (SIMULATED DATA)" if is_simulated(settings.evaluation.path) else ""

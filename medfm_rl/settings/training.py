@@ -50,8 +50,8 @@ class SourceTrainingSettings(Settings):
     )
     epochs: Positive | None = Field(
         None,
-        description="In place of `steps` (which is then left out, or null): passes over the training images. What 30 of "
-        "them are depends on the data: 60 steps for 30 images, 380 for 200.",
+        description="In place of `steps` (which is then left out, or null): passes over the training images. How many "
+        "steps they are depends on the data.",
     )
     batch_size: Positive = Field(16, description="Images per step.")
     learning_rate: float = Field(1e-3, gt=0, description="Learning rate of AdamW, decayed to 0 along a cosine.")

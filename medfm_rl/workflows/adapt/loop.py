@@ -29,6 +29,7 @@ from medfm_rl.reward.network import RewardNet
 from medfm_rl.runs.finished import FinishedRun
 from medfm_rl.runs.folder import HELD_OUT_REWARD, SOURCE, RunFolder
 from medfm_rl.runs.inputs import DATA_SETS, TARGET, load_inputs, read_inputs, require_same_inputs, write_inputs
+from medfm_rl.runs.log_file import logged_to
 from medfm_rl.seeding import derive_seed
 from medfm_rl.settings import AdaptConfig
 from medfm_rl.tracking import Tracker, open_tracker
@@ -36,22 +37,30 @@ from medfm_rl.workflows.adapt.candidates import CandidatePool
 from medfm_rl.workflows.adapt.checks import check_inputs
 from medfm_rl.workflows.adapt.collection import action_sources, collect, shape_prior
 from medfm_rl.workflows.adapt.context import Domains, RunContext, write_weights
+from medfm_rl.workflows.adapt.expectation import Expectation
 from medfm_rl.workflows.adapt.fine_tuning import FineTuningImages, fine_tune
+from medfm_rl.workflows.adapt.look_ahead import look_ahead, resumed
 from medfm_rl.workflows.adapt.ppo import average, missing_checkpoints, run_ppo
 from medfm_rl.workflows.adapt.rewards import member_names, train_rewards
 from medfm_rl.workflows.adapt.selection import Selection, paired_ratings, rate_masks, select
+from medfm_rl.workflows.adapt.stage_clock import StageClock, parts_of_stages
+from medfm_rl.workflows.adapt.telling import tell_selection
 from medfm_rl.workflows.calibrate.from_source import write_default_quality
 
 _LOG = logging.getLogger(__name__)
 
 
-def adapt(config: AdaptConfig, resume: bool = False, progress: Progress = silent) -> RunFolder:
+def adapt(
+    config: AdaptConfig, resume: bool = False, progress: Progress = silent, max_minutes: float | None = None
+) -> RunFolder:
     """Adapts a segmenter to the target domain without target labels.
 
     Args:
         config: The settings.
         resume: Go on with the run in `config.output`.
         progress: Told how far each stage is.
+        max_minutes: How long a new run may take on this machine; settings are lowered for it (`shortening.ORDER`), and
+            the run goes on with those when it is resumed. None leaves them as they are.
 
     Returns:
         The run folder, with the adapted segmenter in `model`, reward networks in `reward`, and, where there are enough
@@ -61,8 +70,10 @@ def adapt(config: AdaptConfig, resume: bool = False, progress: Progress = silent
         UserError: Something that was handed over cannot be used.
     """
     with alone_in(config.output):
-        run = _start(config, resume, progress)
-        with open_tracker(config.tracking, run.path) as tracker:
+        run, config, expected = _start(config, resume, progress, max_minutes)
+        with logged_to(run.log), open_tracker(config.tracking, run.path) as tracker:
+            expected.tell()
+            progress = StageClock(progress, expected, parts_of_stages(config))
             tracker.log_params(_with_absolute_paths(config.model_dump(mode="json"), config.model_dump()))
             _log_inputs(run, tracker)
             if not run.model.exists():
@@ -107,19 +118,28 @@ def _log_inputs(run: RunFolder, tracker: Tracker) -> None:
     tracker.log_artifact(run.inputs)
 
 
-def _start(config: AdaptConfig, resume: bool, progress: Progress) -> RunFolder:
-    """Starts a run whose settings and inputs can be used, or goes on with one whose are still the same."""
+def _start(
+    config: AdaptConfig, resume: bool, progress: Progress, max_minutes: float | None
+) -> tuple[RunFolder, AdaptConfig, Expectation]:
+    """Starts a run whose settings and inputs can be used, or goes on with one whose are still the same.
+
+    Returns:
+        Its folder, its settings, of which some may be lowered, and what is expected of it.
+    """
     if not RunFolder(config.output).config_file.exists():
         RunFolder(config.output).require_empty()
         check_inputs(config, progress)
+        config, expected = look_ahead(config, max_minutes, progress)
         # Before the settings are written: a run that has those and no record of its inputs is of an older version.
         inputs = read_inputs(config, progress)
         run = RunFolder.start(config, resume)
+        expected.write(run.expected)
         write_inputs(run.inputs, inputs)
-        return run
+        return run, config, expected
+    config, expected = resumed(config, max_minutes)
     run = RunFolder.start(config, resume)
     require_same_inputs(run.inputs, config, progress, _data_sets_to_read(run, config))
-    return run
+    return run, config, expected
 
 
 def _data_sets_to_read(run: RunFolder, config: AdaptConfig) -> tuple[str, ...]:
@@ -197,6 +217,7 @@ def _fine_tune(context: RunContext, domains: Domains, tracker: Tracker) -> None:
         lambda done, total: context.progress("fine-tuning", done, total),
     )
     tracker.log_params({"fine_tuning_source_share": share})
+    _LOG.info("fine-tuning: the result has a share of %g of the source model's weights", share)
     if share < settings.source_share:
         _LOG.warning(
             "the fine-tuned weights were blended with a share of %g, not %g, of the source model's: with more they do "
@@ -228,6 +249,7 @@ def _select(
         settings = context.config.selection
         selection = select(names, scores, domains.selection, settings.confidence, settings.margin, incumbent)
         selection.write(path)
+        tell_selection(selection)
         for step, candidate in enumerate(selection.candidates):
             tracker.log_metrics({"held_out_reward_score": candidate.score}, step)
     return Selection.read(path).chosen
