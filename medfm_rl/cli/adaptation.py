@@ -22,6 +22,9 @@ from medfm_rl.cli.options import (
 )
 from medfm_rl.cli.root import app
 
+_FEW_PATIENTS = 10
+"""Below so many patients, `evaluate` warns that its figures say little."""
+
 
 def _list_kinds(wanted: bool) -> None:
     if wanted:
@@ -177,6 +180,12 @@ def evaluate_command(
     problems = measured.evaluation.problems
     scored = [file for file in files if file.case_id not in problems]
     typer.echo(f"{len(scored)} {'case' if len(scored) == 1 else 'cases'}; {describe_patients(scored)}")
+    if (patients := len({file.patient_id for file in scored})) < _FEW_PATIENTS:
+        typer.echo(
+            f"Few patients ({patients}): the means are of these people, and another {patients} can differ by more than "
+            f"the models do; measure on {_FEW_PATIENTS} or more",
+            err=True,
+        )
     for problem in problems.values():
         typer.echo(f"Left out: {problem}", err=True)
     typer.echo(f"Scores: {place / 'scores.csv'}, {place / 'summary.json'}")

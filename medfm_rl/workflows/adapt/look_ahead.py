@@ -51,9 +51,9 @@ def resumed(config: AdaptConfig, max_minutes: float | None) -> tuple[AdaptConfig
     """
     expected = Expectation.read(RunFolder(config.output).expected)
     if max_minutes is not None and max_minutes != expected.max_minutes:
+        before = "without it" if expected.max_minutes is None else f"with {expected.max_minutes:g}"
         raise ConfigError(
-            f"--max-minutes {max_minutes:g}: the run in {config.output} was started "
-            f"{'without' if expected.max_minutes is None else f'with {expected.max_minutes:g}'}, and its settings stay; "
+            f"--max-minutes {max_minutes:g}: the run in {config.output} was started {before}, and its settings stay; "
             "leave the option out, or start a new run in another folder"
         )
     return with_changes(config, expected.shortened), expected
