@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Mapping
+from typing import Final
 
 from medfm_rl.progress import Progress, spoken_time
 from medfm_rl.settings import AdaptConfig
@@ -12,6 +13,8 @@ from medfm_rl.workflows.adapt import expectation
 from medfm_rl.workflows.adapt.expectation import Expectation
 
 _LOG = logging.getLogger(__name__)
+_TRUSTED: Final = 30.0
+"""Seconds of what was expected that count as if they had passed so: the first short parts say little of the pace."""
 
 
 def parts_of_stages(config: AdaptConfig) -> dict[str, int]:
@@ -49,14 +52,19 @@ class StageClock:
 
     def __call__(self, stage: str, done: int, total: int) -> None:
         """Told as any progress is."""
+        # A reward network that stops early never comes to its last step: the next part says that it is over.
+        for other in [name for name in self._began if name != stage]:
+            self._end(other, self._last)
         now = time.monotonic()
         # The first call of a part comes when its first step is done: it began when the one before ended.
         self._began.setdefault(stage, self._last)
         self._last = now
         self._progress(stage, done, total)
-        if done < total:
-            return
-        taken = now - self._began.pop(stage)
+        if done == total:
+            self._end(stage, now)
+
+    def _end(self, stage: str, at: float) -> None:
+        taken = at - self._began.pop(stage)
         name = next((name for name in self._expected if stage.startswith(name)), None)
         rest = ""
         if name is not None:
@@ -70,7 +78,7 @@ class StageClock:
 
     def _left(self, current: str) -> float:
         """Seconds that the rest of a run takes, when a part of the stage `current` has ended."""
-        pace = self._spent / self._foreseen if self._foreseen > 1 else 1.0
+        pace = (self._spent + _TRUSTED) / (self._foreseen + _TRUSTED)
         names, shares = list(self._expected), {name: self._share(name) for name in self._expected}
         left = 0.0
         for index, name in enumerate(names):

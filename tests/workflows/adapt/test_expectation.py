@@ -145,23 +145,29 @@ def test_what_is_lowered_and_needed_is_told(caplog: pytest.LogCaptureFixture) ->
 def test_the_rest_of_a_run_is_told_by_its_pace(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A machine at half the speed: what took 20 s of 10 makes 100 s of the other 50."""
+    """A machine at half the speed, of which half a minute of the expected pace is not believed at once."""
     caplog.set_level(logging.INFO, "medfm_rl")
     now = [0.0]
     monkeypatch.setattr("time.monotonic", lambda: now[0])
     told: list[tuple[str, int, int]] = []
     clock = StageClock(
         lambda *step: told.append(step),
-        Expectation({"fine-tuning": 10.0, "reward network": 30.0, "PPO": 20.0}),
+        Expectation({"fine-tuning": 600.0, "reward network": 1800.0, "PPO": 1200.0}),
         {"reward network": 3},
     )
-    for at, step in ((10, ("fine-tuning", 1, 2)), (20, ("fine-tuning", 2, 2)), (40, ("reward network a 1/1", 5, 5))):
+    for at, step in (
+        (600, ("fine-tuning", 1, 2)),
+        (1200, ("fine-tuning", 2, 2)),
+        # This one stops early, which the next one says.
+        (2400, ("reward network a 1/1", 3, 5)),
+        (2410, ("reward network b 1/1", 1, 5)),
+    ):
         now[0] = at
         clock(*step)
-    assert "fine-tuning took 20 s; about 100 s of the run left" in caplog.text.replace("2 min", "100 s")
-    # Two networks of 10 s and PPO, at half the speed.
-    assert "reward network a 1/1 took 20 s; about 80 s of the run left" in caplog.text
-    assert len(told) == 3
+    # 1230 / 630 by 3000 s, and 2430 / 1230 by 2400 s.
+    assert "fine-tuning took 20 min; about 1.6 h of the run left" in caplog.text
+    assert "reward network a 1/1 took 20 min; about 79 min of the run left" in caplog.text
+    assert len(told) == 4
 
 
 def test_the_parts_of_the_stages_are_those_of_the_settings() -> None:
