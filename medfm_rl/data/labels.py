@@ -116,6 +116,23 @@ def read_any_labels(
     return FoundLabels(ids, {0: BACKGROUND})
 
 
+def list_labels(path: Path) -> dict[int, str]:
+    """The integers in a mask, with the names that the file itself has for them; "" where it has none.
+
+    Raises:
+        DataError: The file cannot be read, is compressed with loss, or does not hold integers.
+    """
+    segmentation = _read_segmentation(path)
+    if segmentation is not None:
+        return {segment.number: segment.name for segment in segmentation.segments}
+    if is_picture(path):
+        refuse_lossy_picture(path)
+    readings = readings_of_picture(path)
+    if readings is None:
+        readings = [as_label_ids(only_value(read_pixels(path)[0], path), str(path), _step(path))]
+    return {int(value): "" for value in np.unique(readings[0])}
+
+
 def as_label_ids(values: npt.ArrayLike, origin: str, step: float = 0.0) -> IntArray:
     """The values of a mask as integers, of its shape.
 

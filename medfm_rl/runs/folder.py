@@ -111,6 +111,16 @@ class RunFolder:
         return self.path / "cross-fit.json"
 
     @property
+    def expected(self) -> Path:
+        """What was expected of the run before it started, and the settings that were lowered for a limit of time."""
+        return self.path / "expected.json"
+
+    @property
+    def log(self) -> Path:
+        """What the run told of itself."""
+        return self.path / "log.txt"
+
+    @property
     def shape_prior(self) -> Path:
         return self.path / "shape_prior"
 

@@ -81,14 +81,17 @@ class MLflowTracker:
 
     @classmethod
     @contextmanager
-    def open(cls, settings: TrackingSettings, run_folder: Path) -> Iterator[MLflowTracker]:
+    def open(cls, settings: TrackingSettings, run_folder: Path, name: str | None = None) -> Iterator[MLflowTracker]:
         """Starts a run, or goes on with the one that the run folder names; its end says how the block ended.
 
         Raises:
             TrackingError: The store does not answer.
             MissingExtraError: MLflow is not installed.
         """
-        with cls._open(settings, run_folder, lambda client, at: _resume_or_create(client, at, run_folder)) as tracker:
+        called = run_folder.name if name is None else name
+        with cls._open(
+            settings, run_folder, lambda client, at: _resume_or_create(client, at, run_folder, called)
+        ) as tracker:
             yield tracker
 
     @classmethod
@@ -317,7 +320,7 @@ def _connect(address: ParseResult) -> socket.socket:
         raise
 
 
-def _resume_or_create(client: Any, experiment_id: str, run_folder: Path) -> str:
+def _resume_or_create(client: Any, experiment_id: str, run_folder: Path, name: str) -> str:
     from mlflow.exceptions import MlflowException
 
     run_id = read_run_id(run_folder)
@@ -327,7 +330,7 @@ def _resume_or_create(client: Any, experiment_id: str, run_folder: Path) -> str:
             return run_id
         except MlflowException:
             _LOG.warning("MLflow does not know run %s of %s; a new one is started", run_id, run_folder)
-    run_id = str(client.create_run(experiment_id, run_name=run_folder.name).info.run_id)
+    run_id = str(client.create_run(experiment_id, run_name=name).info.run_id)
     write_text(run_id_path(run_folder), run_id + "\n")
     return run_id
 

@@ -29,10 +29,10 @@ from medfm_rl.feedback import (
     Preference,
     Removal,
     Verdict,
+    versions,
 )
 from medfm_rl.feedback import connection as connections
 from medfm_rl.feedback import store as store_module
-from medfm_rl.feedback import versions
 from medfm_rl.feedback.connection import connect
 from medfm_rl.feedback.tables import VersionRow
 
@@ -248,7 +248,7 @@ def test_a_database_of_something_else_is_left_alone(tmp_path: Path) -> None:
     database = sqlite3.connect(path)
     database.execute("CREATE TABLE runs (id INTEGER)")
     database.close()
-    with pytest.raises(FeedbackError, match="a database of something else .* runs"):
+    with pytest.raises(FeedbackError, match=r"a database of something else .* runs"):
         FeedbackStore.create(path)
 
 
@@ -293,7 +293,7 @@ def test_a_full_disk_under_the_masks_is_named_and_nothing_is_added(
 
     with monkeypatch.context() as patch:
         patch.setattr("medfm_rl.data.files._sync", full)
-        with pytest.raises(FeedbackError, match="No space left on device.* Nothing was added to the store"):
+        with pytest.raises(FeedbackError, match=r"No space left on device.* Nothing was added to the store"):
             store.add([correction()], MASKS)
     assert store.history() == []
     assert not list(tmp_path.rglob("*.nii.gz"))

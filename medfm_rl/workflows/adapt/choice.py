@@ -20,6 +20,7 @@ from medfm_rl.workflows.adapt.context import Domains, RunContext
 from medfm_rl.workflows.adapt.cross_fit import CrossFit
 from medfm_rl.workflows.adapt.selection import Comparison, Selection, select, worth_of_signals
 from medfm_rl.workflows.adapt.signals import RatedMasks, Raters, mean_dice
+from medfm_rl.workflows.adapt.telling import tell_selection
 
 _LOG = logging.getLogger(__name__)
 _MOST_SOURCE_IMAGES = 64
@@ -78,6 +79,7 @@ def choose(
         if witnesses.reviewed is not None:
             selection = selection.decided_by_patients(witnesses.reviewed.is_better, witnesses.reviewed.p_value)
         selection.write(path)
+        tell_selection(selection)
         _record(selection, settings.confidence, tracker)
     return Selection.read(path).chosen
 

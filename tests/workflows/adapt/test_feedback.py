@@ -144,7 +144,7 @@ def test_a_record_comes_back_as_it_was_written(simulated_echo: Path, tmp_path: P
 @pytest.fixture(scope="module")
 def source_model(simulated_echo: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return train_tiny_source(
-        simulated_echo, tmp_path_factory.mktemp("model") / "source", SourceTrainingSettings(epochs=1)
+        simulated_echo, tmp_path_factory.mktemp("model") / "source", SourceTrainingSettings(epochs=1, batch_size=8)
     )
 
 
