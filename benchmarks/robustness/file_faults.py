@@ -93,5 +93,14 @@ def no_permission(path: Path, _: np.random.Generator) -> None:
     os.symlink(path.name, path)
 
 
-BYTES: tuple[Fault, ...] = (flip_bytes, extreme_bytes, truncate, cut_out, insert_bytes, append_bytes, repeat_part, fill_with_noise)
+BYTES: tuple[Fault, ...] = (
+    flip_bytes,
+    extreme_bytes,
+    truncate,
+    cut_out,
+    insert_bytes,
+    append_bytes,
+    repeat_part,
+    fill_with_noise,
+)
 FILES: tuple[Fault, ...] = (*BYTES, remove, make_folder, no_permission)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import zlib
 from collections.abc import Callable
 from functools import partial
 from importlib import import_module
@@ -22,14 +23,14 @@ _IMPORTED_LATE = ("monai.networks.nets", "mapie.regression", "sklearn.isotonic",
 """What the commands import when they need it: in each child that would take ten times as long as its work."""
 
 
-def kill_commands(runs: Path, count: int, seed: int, names: list[str]) -> dict[str, Any]:
+def kill_commands(runs: Path, count: int, seed: int, commit: str) -> dict[str, Any]:
     """Kills each command a number of times; what was found by an earlier call is kept.
 
     Args:
         runs: Where data, run and findings are kept.
         count: Kills of each command.
         seed: Of the moments.
-        names: Of the commands.
+        commit: Of the code that runs.
 
     Returns:
         By command: kills, how many results were unequal, the seconds of an uninterrupted call, and the trials.
@@ -39,17 +40,21 @@ def kill_commands(runs: Path, count: int, seed: int, names: list[str]) -> dict[s
     ground = Ground(runs / "ground")
     ground.prepare()
     found = {}
-    for name in names:
-        trial = _Trial(ground, COMMANDS[name], runs / "trial" / name)
+    for name, command in COMMANDS.items():
+        trial = _Trial(ground, command, runs / "trial" / name, commit)
         whole = once(runs / "kills" / f"{name}.json", trial.uninterrupted)
         trials = [
-            once(runs / "kills" / f"{name}-{number:03d}.json", partial(trial.killed, whole, [seed, number, len(name)]))
+            once(
+                runs / "kills" / f"{name}-{number:03d}.json",
+                partial(trial.killed, whole, [seed, number, zlib.crc32(name.encode())]),
+            )
             for number in range(count)
         ]
         killed = [one for one in trials if one["was_at_work"]]
         found[name] = {
             "seconds": whole["seconds"],
             "kills": len(killed),
+            "commits": sorted({one["commit"] for one in killed}),
             "unequal": sum(bool(one["differing"]) for one in killed),
             "trials": trials,
         }
@@ -57,8 +62,8 @@ def kill_commands(runs: Path, count: int, seed: int, names: list[str]) -> dict[s
 
 
 class _Trial:
-    def __init__(self, ground: Ground, command: Command, place: Path) -> None:
-        self.ground, self.command, self.place = ground, command, place
+    def __init__(self, ground: Ground, command: Command, place: Path, commit: str) -> None:
+        self.ground, self.command, self.place, self.commit = ground, command, place, commit
         self.log = place.with_suffix(".log")
 
     def uninterrupted(self) -> dict[str, Any]:
@@ -74,13 +79,19 @@ class _Trial:
         return {"seconds": seconds, "contents": first}
 
     def killed(self, whole: dict[str, Any], seeds: list[int]) -> dict[str, Any]:
-        moment = float(np.random.default_rng(seeds).uniform(_LEAST, whole["seconds"]))
+        moment = float(np.random.default_rng(seeds).uniform(_LEAST, max(2 * _LEAST, whole["seconds"])))
         self._clear()
         was_at_work = kill_after(self._call, self.log, moment)
         left = sum(path.is_file() for path in (self.place / self.command.results).rglob("*"))
         run(self._call, self.log)
         differing = differences(whole["contents"], contents(self.place / self.command.results))
-        return {"moment": moment, "was_at_work": was_at_work, "files_left": left, "differing": differing}
+        return {
+            "moment": moment,
+            "was_at_work": was_at_work,
+            "files_left": left,
+            "differing": differing,
+            "commit": self.commit,
+        }
 
     @property
     def _call(self) -> Callable[[], None]:

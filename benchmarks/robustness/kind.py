@@ -16,6 +16,7 @@ Fault = Callable[[Path, np.random.Generator], None]
 """Damages an input in place: the file or folder that the reader is given."""
 READ, REFUSED, TRACEBACK, SILENT = "read", "refused", "traceback", "silent error"
 ABORT, HANG = "abort", "hang"
+UNJUDGED = "unjudged"
 
 
 class UnreadableError(Exception):
@@ -79,8 +80,11 @@ def damage(kind: Kind, number: int, folder: Path) -> tuple[Path, tuple[str, ...]
     faults = [kind.faults[(number - 1) % len(kind.faults)]]
     if rng.random() < 0.25:
         faults.append(kind.faults[rng.integers(len(kind.faults))])
+    was_file = path.is_file()
     for fault in faults:
-        fault(path, rng)
+        # What is gone, or has become a folder, is not damaged any further.
+        if path.is_file() == was_file:
+            fault(path, rng)
     return path, tuple(_name(fault) for fault in faults)
 
 
@@ -110,7 +114,7 @@ def judge(kind: Kind, number: int, folder: Path) -> Outcome:
     try:
         expected = kind.oracle(path)
     except UnknownError:
-        return outcome(READ, "unjudged")
+        return outcome(READ, UNJUDGED)
     except Exception as error:  # noqa: BLE001 - oracles fail in every way
         return outcome(SILENT, f"read, and the oracle refuses it: {type(error).__name__}: {error}")
     differing = kind.disagree(found, expected)

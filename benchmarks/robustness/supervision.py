@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import resource
 import shutil
 import signal
@@ -85,6 +86,8 @@ def _serve(pipe: Connection) -> None:
 
     kinds = {kind.name: kind for kind in every_kind()}
     warnings.simplefilter("ignore")
+    # Libraries in C write what they think of an input to the error output.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
     logging.disable(logging.CRITICAL)
     limit = _used_address_space() + _ADDRESS_SPACE
     resource.setrlimit(resource.RLIMIT_AS, (limit, limit))

@@ -12,7 +12,23 @@ from benchmarks.robustness.file_faults import FILES
 from benchmarks.robustness.kind import Fault
 
 _VALUES: tuple[Any, ...] = (
-    *(None, True, False, 0, -1, 1.5, 2**31, 2**63, 2**64, 10**400, -(10**30), 1e300, 1e-300, float("nan"), float("inf")),
+    *(
+        None,
+        True,
+        False,
+        0,
+        -1,
+        1.5,
+        2**31,
+        2**63,
+        2**64,
+        10**400,
+        -(10**30),
+        1e300,
+        1e-300,
+        float("nan"),
+        float("inf"),
+    ),
     *("", " ", "None", "0", "1" * 5000, "\0", "\ud800", "é", "é", "../..", "/", "a" * 5000, "-inf", "١"),
     *([], {}, [[]], [None], {"": None}, {"a": {"b": [1]}}, ["x", 1, None]),
 )

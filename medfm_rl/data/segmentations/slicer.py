@@ -58,5 +58,8 @@ def read_slicer_segmentation(path: Path) -> Segmentation | None:
     strangers = np.unique(layers[(layers != 0) & ~known])
     if len(strangers):
         raise DataError(f"{path}: holds {strangers[0]}, which belongs to none of its segments; save it again")
-    geometry = Geometry(image.GetSpacing(), image.GetOrigin(), image.GetDirection())
+    try:
+        geometry = Geometry(image.GetSpacing(), image.GetOrigin(), image.GetDirection())
+    except ValueError as error:
+        raise DataError(f"{path}: its header describes no grid ({error}); correct it") from error
     return Segmentation(path, segments, geometry)
