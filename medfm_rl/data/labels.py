@@ -10,13 +10,14 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
-from medfm_rl.data.images import image_suffix, read_pixels
+from medfm_rl.data.images import image_suffix, pixel_files, read_pixels
 from medfm_rl.data.nifti import NIFTI_SUFFIXES, step_of_values
 from medfm_rl.data.notices import warn_once
 from medfm_rl.data.segmentations.dicom import read_dicom_segmentation
 from medfm_rl.data.segmentations.pictures import is_picture, only_value, readings_of_picture, refuse_lossy_picture
 from medfm_rl.data.segmentations.segments import Segmentation
 from medfm_rl.data.segmentations.slicer import read_slicer_segmentation
+from medfm_rl.data.text_headers import require_sound_header
 from medfm_rl.errors import DataError
 from medfm_rl.types import NOTICEABLE_SHIFT, Geometry, IntArray, LabelMap, LabelSchema
 
@@ -110,6 +111,7 @@ def _read_segmentation(path: Path) -> Segmentation | None:
         case ".dcm":
             return read_dicom_segmentation(path)
         case ".seg.nrrd" | ".nrrd" | ".nhdr":
+            require_sound_header(path, pixel_files(path))
             return read_slicer_segmentation(path)
         case _:
             return None
