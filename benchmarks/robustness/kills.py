@@ -39,34 +39,43 @@ def kill_commands(runs: Path, count: int, seed: int, commit: str) -> dict[str, A
         import_module(module)
     ground = Ground(runs / "ground")
     ground.prepare()
-    found = {}
-    for name, command in COMMANDS.items():
-        trial = _Trial(ground, command, runs / "trial" / name, commit)
-        whole = once(runs / "kills" / f"{name}.json", trial.uninterrupted)
-        trials = [
-            once(
-                runs / "kills" / f"{name}-{number:03d}.json",
-                partial(trial.killed, whole, [seed, number, zlib.crc32(name.encode())]),
-            )
-            for number in range(count)
-        ]
-        killed = [one for one in trials if one["was_at_work"]]
-        found[name] = {
-            "seconds": whole["seconds"],
-            "kills": len(killed),
-            "commits": sorted({one["commit"] for one in killed}),
-            "unequal": sum(bool(one["differing"]) for one in killed),
-            "trials": trials,
-        }
-    return found
+    trials = {name: _Trial(ground, command, runs, name, commit) for name, command in COMMANDS.items()}
+    made: dict[str, list[dict[str, Any]]] = {name: [] for name in COMMANDS}
+    # Command by command within a number: a benchmark that is cut short has some of each.
+    for number in range(count):
+        for name, trial in trials.items():
+            made[name].append(trial.killed(seed, number))
+    return {name: _summary(trials[name].whole(), found) for name, found in made.items()}
+
+
+def _summary(whole: dict[str, Any], trials: list[dict[str, Any]]) -> dict[str, Any]:
+    killed = [one for one in trials if one["was_at_work"]]
+    return {
+        "seconds": whole["seconds"],
+        "kills": len(killed),
+        "unequal": sum(bool(one["differing"]) for one in killed),
+        "commits": sorted({one["commit"] for one in killed}),
+        "trials": trials,
+    }
 
 
 class _Trial:
-    def __init__(self, ground: Ground, command: Command, place: Path, commit: str) -> None:
-        self.ground, self.command, self.place, self.commit = ground, command, place, commit
-        self.log = place.with_suffix(".log")
+    """A command that is killed, in a place of its own that is the same each time: results name their folders."""
 
-    def uninterrupted(self) -> dict[str, Any]:
+    def __init__(self, ground: Ground, command: Command, runs: Path, name: str, commit: str) -> None:
+        self.ground, self.command, self.runs, self.name, self.commit = ground, command, runs, name, commit
+        self.place = runs / "trial" / name
+        self.log = self.place.with_suffix(".log")
+
+    def whole(self) -> dict[str, Any]:
+        """An uninterrupted call."""
+        return once(self.runs / "kills" / f"{self.name}.json", self._uninterrupted)
+
+    def killed(self, seed: int, number: int) -> dict[str, Any]:
+        """A call that is killed, and another that goes on."""
+        return once(self.runs / "kills" / f"{self.name}-{number:03d}.json", partial(self._killed, seed, number))
+
+    def _uninterrupted(self) -> dict[str, Any]:
         self._clear()
         seconds = run(self._call, self.log)
         first = contents(self.place / self.command.results)
@@ -78,8 +87,10 @@ class _Trial:
             raise RuntimeError(f"two uninterrupted calls differ in {differences(first, again)}")
         return {"seconds": seconds, "contents": first}
 
-    def killed(self, whole: dict[str, Any], seeds: list[int]) -> dict[str, Any]:
-        moment = float(np.random.default_rng(seeds).uniform(_LEAST, max(2 * _LEAST, whole["seconds"])))
+    def _killed(self, seed: int, number: int) -> dict[str, Any]:
+        whole = self.whole()
+        rng = np.random.default_rng([seed, number, zlib.crc32(self.name.encode())])
+        moment = float(rng.uniform(_LEAST, max(2 * _LEAST, whole["seconds"])))
         self._clear()
         was_at_work = kill_after(self._call, self.log, moment)
         left = sum(path.is_file() for path in (self.place / self.command.results).rglob("*"))

@@ -90,21 +90,10 @@ _SEGMENT_CHOICES: dict[bytes, tuple[bytes, ...]] = {
     b"a" * 5000: (b"a" * 5000,),
     b"Segmentation_SourceRepresentation": (b"Fractional labelmap", b"Closed surface"),
 }
-_LONG: dict[bytes, tuple[bytes, ...]] = {
-    name: (b"a" * 5000, b"1 " * 5000, b"(" * 5000, b'"' * 5001, b"%s%n" * 50)
-    for name in (
-        b"content",
-        b"type",
-        b"sizes",
-        b"encoding",
-        b"kinds",
-        b"space",
-        b"units",
-        b"other",
-        b"labels",
-        b"centers",
-    )
-}
+_LONG: dict[bytes, tuple[bytes, ...]] = dict.fromkeys(
+    (b"content", b"type", b"sizes", b"encoding", b"kinds", b"space", b"units", b"other", b"labels", b"centers"),
+    (b"a" * 5000, b"1 " * 5000, b"(" * 5000, b'"' * 5001, b"%s%n" * 50),
+)
 _SHAPE = (3, 4, 5)
 _SPACING, _ORIGIN = (0.5, 0.7, 2.5), (1.0, 2.0, 3.0)
 

@@ -6,7 +6,7 @@
 
 Every input has to be read with the values that an oracle finds in it (nibabel, pydicom, Pillow, json, safetensors, or
 a few lines of ours where there is no other library), or be refused by a UserError that names the file. Counted are
-other exceptions (tracebacks), processes that end (aborts), more than 30 s or 400 MiB for an input of a few KiB (hangs),
+other exceptions (tracebacks), processes that end (aborts), more than 20 s or 400 MiB for an input of a few KiB (hangs),
 and values that differ from those of the oracle (silent errors). An input is named by its kind and number, and is the
 same each time.
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from benchmarks.robustness.children import FORK
 from benchmarks.robustness.kind import ABORT, HANG, Kind, Outcome, judge
 
-LIMIT_S = 30.0
+LIMIT_S = 20.0
 """Seconds after which an input counts as a hang; a sound one takes milliseconds."""
 LIMIT_MIB = 400
 """Memory by which a process may grow on an input of a few KiB."""

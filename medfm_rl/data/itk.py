@@ -14,6 +14,7 @@ import numpy.typing as npt
 import SimpleITK as sitk
 
 from medfm_rl.data.itk_paths import itk_path
+from medfm_rl.data.segmentations.pictures import require_whole_picture
 from medfm_rl.data.stacks import no_volume
 from medfm_rl.data.text_headers import require_sound_header
 from medfm_rl.errors import DataError
@@ -38,6 +39,7 @@ def read_itk(path: Path, beside: Sequence[Path] = ()) -> tuple[FloatArray, Geome
             other units than mm.
     """
     require_sound_header(path, beside)
+    require_whole_picture(path)
     reader = sitk.ImageFileReader()
     try:
         with _silent(), itk_path(path, beside) as name:

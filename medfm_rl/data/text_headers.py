@@ -69,7 +69,9 @@ _NRRD_FIELDS = frozenset(
         *("measurement frame",),
     }
 )
-"""Fields of the format; on the message about another one, ITK writes beyond its own memory."""
+"""Fields of the format; of another one ITK makes a message in a row of `_LONGEST_FIELD` characters, and beyond."""
+_LONGEST_FIELD = 900
+_OF_ANY_LENGTH = ("content", "sample units", "sampleunits")
 _VECTORS = re.compile(r"\(([^()]*)\)|none", re.IGNORECASE)
 _NO_NUMBER = ("nan", "none")
 
@@ -168,6 +170,8 @@ def _nrrd_fields(lines: Sequence[str]) -> dict[str, str]:
         name = {"datafile": "data file", "lineskip": "line skip", "byteskip": "byte skip"}.get(name, name)
         if not pair and name not in _NRRD_FIELDS:
             raise ValueError(f"the format has no field {key[:40]!r}")
+        if not pair and len(line) > _LONGEST_FIELD and name not in _OF_ANY_LENGTH:
+            raise ValueError(f"the field {name} is {len(line)} characters long")
         _add(fields, name, value)
     return {name: value.strip() for name, value in fields.items()}
 

@@ -14,7 +14,7 @@ from medfm_rl.data.segmentations.segments import Segment, Segmentation
 from medfm_rl.errors import DataError
 from medfm_rl.types import Geometry
 
-_FIELD = re.compile(r"Segment([0-9]{1,9})_(Name|ID|LabelValue|Layer)")
+_FIELD = re.compile(r"Segment([0-9]{1,99})_(Name|ID|LabelValue|Layer)")
 _INTEGER = re.compile(r"-?[0-9]{1,18}")
 _REPRESENTATIONS = ("Segmentation_SourceRepresentation", "Segmentation_MasterRepresentation")
 
