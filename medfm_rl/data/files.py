@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO
 
+from medfm_rl.data.json_text import parse_json
 from medfm_rl.data.locks import LOCK, alone_in, in_turn
 from medfm_rl.errors import DataError, UserError
 
@@ -179,7 +180,7 @@ def read_versioned_json(path: Path, newest: int, advice: str, error: type[UserEr
         UserError: The file cannot be read, is no JSON object, or was written by a newer version; of the type `error`.
     """
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = parse_json(path.read_text(encoding="utf-8"))
     except OSError as problem:
         raise error(f"{cannot_be_read(path, problem)}; {advice}") from problem
     except ValueError as problem:
