@@ -68,6 +68,8 @@ class Geometry:
                 raise ValueError(f"spacing has {len(self.spacing)} values, {ndim} are needed")
             if not all(math.isfinite(value) and value > 0 for value in self.spacing):
                 raise ValueError(f"spacing must be finite and positive, got {self.spacing}")
+        if not all(map(math.isfinite, (*self.origin, *self.direction))):
+            raise ValueError(f"origin and direction must be finite, got {self.origin} and {self.direction}")
         if self.volume is not None and (ndim, self.volume.ndim) != (2, 3):
             raise ValueError(f"a 2-D slice of a 3-D volume is meant, not {ndim}-D of {self.volume.ndim}-D")
 

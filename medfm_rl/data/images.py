@@ -130,6 +130,8 @@ def read_image(source: Path | Sequence[Path]) -> tuple[FloatArray, Geometry]:
                 "all channels of a case must lie on one grid"
             )
     image = np.concatenate(channels).astype(np.float32)
+    if not image.size:
+        raise DataError(f"{paths[0]}: holds no pixel (its size is {image.shape[1:]}); the file is damaged")
     if not np.isfinite(image).all():
         count = int(image.size - np.isfinite(image).sum())
         raise DataError(

@@ -14,7 +14,9 @@ import numpy.typing as npt
 import SimpleITK as sitk
 
 from medfm_rl.data.itk_paths import itk_path
+from medfm_rl.data.segmentations.pictures import require_whole_picture
 from medfm_rl.data.stacks import no_volume
+from medfm_rl.data.text_headers import require_sound_header
 from medfm_rl.errors import DataError
 from medfm_rl.types import NOTICEABLE_SHIFT, FloatArray, Geometry
 
@@ -40,6 +42,8 @@ def read_itk(path: Path, beside: Sequence[Path] = ()) -> tuple[FloatArray, Geome
         DataError: The file is damaged, holds complex numbers or what may be, several pages, several times or sheared
             axes, or states distances in other units than mm.
     """
+    require_sound_header(path, beside)
+    require_whole_picture(path)
     reader = sitk.ImageFileReader()
     try:
         with _silent(), itk_path(path, beside) as name:

@@ -54,8 +54,7 @@ class RunFolder:
             ConfigError: The folder holds a run and `resume` is not set, or it was started with other settings.
         """
         run = cls(config.output)
-        if not run.model.exists():
-            remove_abandoned(run.path)
+        remove_abandoned(run.path)
         if not run.config_file.exists():
             run.require_empty()
             write_text(run.config_file, dump_config(config))

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import struct
+import warnings
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from medfm_rl.data.itk import several_pages
 from medfm_rl.errors import DataError
@@ -23,12 +25,34 @@ _MODES: Final = ("1", "L", "P", *_COLOURED)
 """What Pillow calls pictures of up to 8 bits a value."""
 _MOST_COLOURS = 4
 """Colours of a picture that are named."""
+_WHOLE: Final = (".png", ".bmp", ".jpg", ".jpeg")
+"""Formats that Pillow reads all of; of TIFF there is more than it knows."""
+_UNREADABLE: Final = (OSError, ValueError, SyntaxError, EOFError, struct.error, Image.DecompressionBombError)
+"""What Pillow raises where a picture is damaged, or larger than it takes for one."""
 _LOSSY: Final = ("jpeg", "tiff_jpeg", "webp", "jpeg2000")
 
 
 def is_picture(path: Path) -> bool:
     """Whether a file is of a kind that holds a picture, and no place in space."""
     return path.suffix.lower() in _PICTURES
+
+
+def require_whole_picture(path: Path) -> None:
+    """Refuses a picture that is damaged or not complete: ITK fills what is missing with whatever is in memory.
+
+    Raises:
+        DataError: Pillow cannot read all of it.
+    """
+    if path.suffix.lower() not in _WHOLE:
+        return
+    try:
+        with warnings.catch_warnings():
+            # It warns of pictures from 89 million pixels on.
+            warnings.simplefilter("ignore")
+            with Image.open(path) as picture:
+                picture.load()
+    except _UNREADABLE as error:
+        raise DataError(f"{path}: cannot be read; the picture is damaged, truncated or too large ({error})") from error
 
 
 def refuse_lossy_picture(path: Path) -> None:
@@ -43,7 +67,7 @@ def refuse_lossy_picture(path: Path) -> None:
         if not lossy and path.suffix.lower() in (".tif", ".tiff"):
             with Image.open(path) as picture:
                 lossy = picture.info.get("compression") in _LOSSY
-    except (OSError, UnidentifiedImageError):
+    except _UNREADABLE:
         # Who reads the pixels says why.
         return
     if lossy:
@@ -77,7 +101,7 @@ def readings_of_picture(path: Path) -> list[IntArray] | None:
                 return None
             count = getattr(picture, "n_frames", 1)
             pixels = np.asarray(picture).astype(np.int64)
-    except (OSError, UnidentifiedImageError, ValueError, SyntaxError):
+    except _UNREADABLE:
         # Who reads the pixels says why.
         return None
     if count > 1:

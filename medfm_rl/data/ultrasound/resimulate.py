@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import shutil
@@ -17,6 +16,7 @@ import numpy as np
 from medfm_rl.data.each_case import case_alone
 from medfm_rl.data.files import replace_on_success, write_json
 from medfm_rl.data.images import image_suffix, pixel_files, write_image
+from medfm_rl.data.json_text import parse_json
 from medfm_rl.data.layouts import SIMULATION_RECORD, CaseFile
 from medfm_rl.data.locks import alone_in, is_unused
 from medfm_rl.data.names import file_of_case
@@ -101,8 +101,8 @@ def _check_folder(out: Path, record: dict[str, object]) -> None:
             raise DataError(f"{out}: already exists and holds no simulation; give a new folder")
         return
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+        found = parse_json(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
         raise DataError(f"{path}: cannot be read ({error}); delete the folder or choose another") from error
     if not isinstance(found, dict) or {name: found.get(name) for name in record} != record:
         raise ConfigError(f"{path}: the folder holds a simulation with another vendor or seed; choose another folder")
