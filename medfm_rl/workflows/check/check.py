@@ -84,6 +84,8 @@ def check(data: DataSettings, request: CheckRequest = DATA_ALONE, progress: Prog
         pictures = None if request.out is None else Pictures(request.out)
         examination = Examination(found.root, reader, segmenter, pictures)
         _, problems = each_case(files, examination.take, "checking", progress)
+        if examination.unwritten is not None:
+            raise examination.unwritten
         cases = [_with_problem(examination.facts[file.case_id], problems.get(file.case_id)) for file in files]
         findings = [*_doubts(found), *([] if given is None else _unmatched(given)), *find_suspicious(cases)]
         fit = None

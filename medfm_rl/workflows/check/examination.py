@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from medfm_rl.data.checks import CaseFacts, image_facts, mask_facts
 from medfm_rl.data.each_case import UnforeseenError, case_alone
+from medfm_rl.data.labels import FoundLabels
 from medfm_rl.data.layouts import CaseFile
 from medfm_rl.data.notices import collected_notices
 from medfm_rl.errors import DataError, UserError
@@ -30,6 +31,7 @@ class Examination:
 
     Attributes:
         facts: By case, of each that was taken, as far as it could be read.
+        unwritten: Why a picture could not be written, after which none is drawn any more; None where all could.
     """
 
     def __init__(
@@ -40,6 +42,7 @@ class Examination:
         self.segmenter = segmenter
         self.pictures = pictures
         self.facts: dict[str, CaseFacts] = {}
+        self.unwritten: DataError | None = None
 
     def take(self, file: CaseFile) -> None:
         """Reads a case.
@@ -73,9 +76,17 @@ class Examination:
                 self.facts[file.case_id] = replace(self.facts[file.case_id], mask=mask)
             except UserError as error:
                 errors.append(error)
-        if self.pictures is not None:
-            self.pictures.draw(case, found)
+        self._draw(case, found)
         return errors
+
+    def _draw(self, case: Case, found: FoundLabels | None) -> None:
+        """Writes the picture of a case; where that fails, it is not the case that is at fault."""
+        if self.pictures is None or self.unwritten is not None:
+            return
+        try:
+            self.pictures.draw(case, found)
+        except DataError as error:
+            self.unwritten = error
 
     def _fit(self, file: CaseFile, case: Case) -> list[UserError]:
         """Has the segmenter preprocess the image; why it does not take it."""

@@ -134,6 +134,13 @@ def test_it_writes_nothing_unasked_and_not_into_the_data(raw: Path) -> None:
     assert sorted(raw.rglob("*")) == before
 
 
+def test_a_picture_that_cannot_be_written_is_no_fault_of_the_case(raw: Path, tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "thumbnails").write_text("in the way")
+    with pytest.raises(DataError, match=r"heart_0\.png: cannot be written"):
+        check(raw, out=tmp_path / "out")
+
+
 def test_dicom_trees_are_read_by_study_and_series_without_a_name_of_the_headers(tmp_path: Path) -> None:
     for patient in range(3):
         for slice_ in range(3):
