@@ -129,7 +129,7 @@ def list_labels(path: Path) -> dict[int, str]:
         refuse_lossy_picture(path)
     readings = readings_of_picture(path)
     if readings is None:
-        readings = [as_label_ids(only_value(read_pixels(path)[0], path), str(path), _step(path))]
+        readings = [_as_stored(path, read_pixels(path)[0])]
     return {int(value): "" for value in np.unique(readings[0])}
 
 
@@ -202,6 +202,11 @@ def _read_integers(
         )
     if (shift := own.shift(geometry, image_shape)) > NOTICEABLE_SHIFT:
         warn_once(f"{path}: lies {shift:.2g} of a pixel beside its image by its header, and is taken to lie on it")
+    return _as_stored(path, pixels)
+
+
+def _as_stored(path: Path, pixels: npt.NDArray[np.generic]) -> IntArray:
+    """Integers of the pixels of a file, as near as it can store them."""
     step = step_of_values(path) if image_suffix(path) in NIFTI_SUFFIXES else 0.0
     return as_label_ids(only_value(pixels, path), str(path), step)
 
