@@ -220,8 +220,8 @@ class _Measuring:
             FineTuningImages(
                 None if self.source is None else (self.source[0].images, self.source[1]),
                 self.target.images,
-                policy.intensity_channels,
-                policy.mirror_axes,
+                intensity_channels=policy.intensity_channels,
+                mirror_axes=policy.mirror_axes,
             ),
             settings,
             0,
@@ -257,7 +257,7 @@ class _Measuring:
         settings = config.shape_prior.model_copy(update={"epochs": 1})
         prior = train_shape_prior(self._masks()[:1], self.policy.schema.num_classes, settings, 0, self.device)
         target = UnlabelledTargetImages(
-            sampler, self.target, lambda mask: anatomy.is_valid(self.policy.in_image_axes(mask.numpy())), prior
+            sampler, self.target, lambda mask, axes: anatomy.is_valid(axes.in_image(mask.numpy())), prior
         )
         rows = list(range(min(_COLLECTED, len(self.target))))
         for_target = self._seconds(lambda: target.collect(rows, generator)) / len(rows)
