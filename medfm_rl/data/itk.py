@@ -14,7 +14,7 @@ import numpy.typing as npt
 import SimpleITK as sitk
 
 from medfm_rl.data.itk_paths import itk_path
-from medfm_rl.data.segmentations.pictures import require_whole_picture
+from medfm_rl.data.segmentations.pictures import require_whole_picture, several_pages
 from medfm_rl.data.stacks import no_volume
 from medfm_rl.data.text_headers import require_sound_header
 from medfm_rl.errors import DataError
@@ -118,14 +118,6 @@ def sheared(path: Path, grid: Geometry, shape: tuple[int, ...], remedy: str = ""
         f"{path}: cannot be read; its axes are sheared, {angle:.3g} degrees from right angles to each other, which "
         f"moves a pixel by up to {grid.shift(grid.upright, shape):.2g} of its side. Resample it to a grid with right "
         f"angles{remedy}"
-    )
-
-
-def several_pages(path: Path, count: int) -> DataError:
-    """What to raise where a file of pages has more than one."""
-    return DataError(
-        f"{path}: has {count} pages, and nothing says whether they are slices of a volume, times, or sizes of one "
-        "picture. Write a volume to a format that holds its spacing (.nii.gz, .mha), and pictures to a file each"
     )
 
 

@@ -11,7 +11,6 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from medfm_rl.data.itk import several_pages
 from medfm_rl.errors import DataError
 from medfm_rl.types import IntArray
 
@@ -30,6 +29,14 @@ _WHOLE: Final = (".png", ".bmp", ".jpg", ".jpeg")
 _UNREADABLE: Final = (OSError, ValueError, SyntaxError, EOFError, struct.error, Image.DecompressionBombError)
 """What Pillow raises where a picture is damaged, or larger than it takes for one."""
 _LOSSY: Final = ("jpeg", "tiff_jpeg", "webp", "jpeg2000")
+
+
+def several_pages(path: Path, count: int) -> DataError:
+    """What to raise where a file of pages has more than one."""
+    return DataError(
+        f"{path}: has {count} pages, and nothing says whether they are slices of a volume, times, or sizes of one "
+        "picture. Write a volume to a format that holds its spacing (.nii.gz, .mha), and pictures to a file each"
+    )
 
 
 def is_picture(path: Path) -> bool:
