@@ -186,7 +186,9 @@ class SegmenterAdapter(nn.Module, ABC):
     def _of_patch_size(self, images: Tensor) -> Tensor:
         """The first patch of images, and of volumes the first slice where the network takes images."""
         flat = images[:, :, 0] if images.ndim - 2 > len(self.patch_size) else images
-        return flat[(..., *(slice(0, side) for side in self.patch_size))]
+        for axis, side in enumerate(self.patch_size, start=2):
+            flat = flat.narrow(axis, 0, min(side, flat.shape[axis]))
+        return flat
 
     def obstacles(self) -> tuple[str, ...]:
         """Why it cannot be adapted; empty where it can."""

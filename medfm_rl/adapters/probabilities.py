@@ -42,8 +42,8 @@ def warn_of_probabilities(logits: Tensor, network: nn.Module, images: Tensor) ->
     found = probabilities_in(logits, network, images)
     if found is not None:
         warn_once(
-            f"{found}. The masks are the same, and confidences are wrong; adapt refuses this segmenter. Take the last "
-            "layer off, or wrap the network in a factory that does"
+            f"the network of this segmenter gives no logits: {found}. Masks are the same, confidences are wrong, and "
+            "adapt refuses this segmenter. Take its last layer off, or wrap it in a factory that does"
         )
 
 

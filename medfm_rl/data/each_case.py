@@ -71,7 +71,8 @@ def each_case(
             if first or not isinstance(error, UnforeseenError):
                 unforeseen = error.__cause__ if isinstance(error, UnforeseenError) else None
             if not isinstance(error, UnforeseenError):
-                _LOG.warning("case %s is left out: %s", file.case_id, error)
+                named = file.case_id in str(error)
+                _LOG.warning("left out: %s", error if named else f"case {file.case_id}: {error}")
             problems[file.case_id] = str(error)
         progress(stage, done, len(files))
     if unforeseen is not None:

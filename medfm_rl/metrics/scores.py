@@ -107,11 +107,11 @@ class Evaluation:
                 continue
             found = sum(score.dice == 0 for score in self.of(item.structure) if not score.in_truth)
             others = item.cases - item.absent
-            rest = f"over the {others} others the mean is {item.dice_in_truth:.3f}" if others else "no other is left"
+            rest = f"over the others ({others}) the mean is {item.dice_in_truth:.3f}" if others else "no other is left"
             said.append(
-                f"{item.structure}: {item.absent} of {item.cases} ground truths have none. Dice is 1 for the "
-                f"{item.absent - found} masks that have none there either, and 0 for the {found} that have; {rest} "
-                "(in_truth in scores.csv)"
+                f"{item.structure}: {item.absent} of {item.cases} ground truths lack it. By convention their Dice is 1 "
+                f"where the mask lacks it too ({item.absent - found}), and 0 where it has some ({found}); {rest}. In "
+                "scores.csv, in_truth tells them apart"
             )
         return said
 

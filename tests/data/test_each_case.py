@@ -55,14 +55,17 @@ def test_what_is_left_out_is_said_when_it_happens_and_once(caplog: pytest.LogCap
 
     def handle(file: CaseFile) -> None:
         said.append(len(caplog.records))
+        if file.case_id == "c3":
+            raise DataError("damaged")
         if file.case_id != "c2":
-            raise DataError("a.png: damaged") if file.case_id == "c0" else ValueError("other")
+            raise DataError(f"{file.case_id}.png: damaged") if file.case_id != "c1" else ValueError("other")
 
-    each_case(files_of(3), handle, "handling", silent)
-    assert said == [0, 1, 2]
+    each_case(files_of(4), handle, "handling", silent)
+    assert said == [0, 1, 2, 2]
     assert [record.getMessage() for record in caplog.records] == [
-        "case c0 is left out: a.png: damaged",
+        "left out: c0.png: damaged",
         "case c1 is left out:",
+        "left out: case c3: damaged",
     ]
 
 

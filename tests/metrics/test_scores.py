@@ -94,8 +94,8 @@ def test_a_ground_truth_without_a_structure_is_told_apart() -> None:
     assert (lv.absent, lv.dice_in_truth, myo.absent) == (2, 1, 0)
     assert lv.dice == pytest.approx(2 / 3)
     assert measured.absences() == [
-        "LV: 2 of 3 ground truths have none. Dice is 1 for the 1 masks that have none there either, and 0 for the 1 "
-        "that have; over the 1 others the mean is 1.000 (in_truth in scores.csv)"
+        "LV: 2 of 3 ground truths lack it. By convention their Dice is 1 where the mask lacks it too (1), and 0 where "
+        "it has some (1); over the others (1) the mean is 1.000. In scores.csv, in_truth tells them apart"
     ]
     assert "no other is left" in evaluation(*scores[3:]).absences()[0]
     assert evaluation(*scores[:3]).absences() == []

@@ -147,7 +147,9 @@ def test_structures_that_ground_truths_lack_are_named_and_counted(
     for name in ("p1_x", "p2_x"):
         save(tmp_path / "data", name, square(5), square(5), PIXELS)
     evaluation = score(find_cases(DataSettings(path=tmp_path / "data")), make_segmenter(0, 1, 2))
-    assert "b: 2 of 2 ground truths have none. Dice is 1 for the 2 masks that have none there either" in caplog.text
+    assert (
+        "b: 2 of 2 ground truths lack it. By convention their Dice is 1 where the mask lacks it too (2)" in caplog.text
+    )
     write_evaluation(tmp_path / "out", {"mine": evaluation}, None)
     summary = json.loads((tmp_path / "out" / "summary.json").read_text(), parse_constant=refuse)
     assert [(row["absent"], row["dice_in_truth"]) for row in summary["models"]["mine"]] == [
