@@ -105,7 +105,7 @@ class FeedbackCells:
         watch = Stopwatch(folder / "elapsed.json")
         run = adapt(config, resume=True, progress=watch.progress)
         seconds = watch.keep()
-        selection = read_selection(run, config)
+        selection = read_selection(run)
         candidates = {each.name: self._dice_of(run, each.name) for each in selection.candidates}
         shutil.rmtree(run.actions, ignore_errors=True)
         return TorchModuleAdapter.load(run.model), seconds, selection.chosen, candidates

@@ -184,9 +184,9 @@ def adapt_config(
     )
 
 
-def read_selection(run: RunFolder, config: AdaptConfig) -> Selection:
+def read_selection(run: RunFolder) -> Selection:
     """The last selection of a finished run: its candidates and its choice."""
-    return Selection.read(run.selection(config.iterations - 1))
+    return Selection.read(run.last_selection)
 
 
 def files_of(folder: Path) -> list[CaseFile]:

@@ -108,7 +108,7 @@ class ShortAxis:
             "gain": {name: asdict(value) for name, value in comparison.differences.items()},
             "upper_gain": {name: asdict(value) for name, value in bound.differences.items()},
             "harmed": float((after < before - HARM).mean()),
-            "chosen": read_selection(run.folder, self._config(source)).chosen,
+            "chosen": read_selection(run.folder).chosen,
             "minutes": minutes,
             "assessed": {name: self._assessed(run, models[name], files) for name in ("source", "adapted")},
             "peak_memory_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,

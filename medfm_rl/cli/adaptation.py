@@ -107,6 +107,14 @@ def adapt_command(
             "networks and fine-tuning are lowered, in that order and as far as needed, and the log says to what."
         ),
     ] = None,
+    go_on_from: Annotated[
+        Path | None,
+        typer.Option(
+            "--from",
+            help="An adapted run to go on from in a new output folder, when more feedback has come in: its D_R, reward "
+            "networks and result are taken over. The setting `continues` says the same.",
+        ),
+    ] = None,
 ) -> None:
     """Adapt a segmenter to a new domain without target labels: collect, reward, PPO, select, export.
 
@@ -117,6 +125,8 @@ def adapt_command(
     from medfm_rl.settings.files import load_config
 
     settings = load_config(config, AdaptConfig)
+    if go_on_from is not None:
+        settings = settings.model_copy(update={"continues": go_on_from})
     from medfm_rl.data.layouts import is_simulated
     from medfm_rl.workflows.adapt.final_report import read_decision, report_run
     from medfm_rl.workflows.adapt.look_ahead import settings_of_run
@@ -129,7 +139,7 @@ def adapt_command(
     if comparison is not None and settings.evaluation is not None:
         simulated = " (SIMULATED DATA)" if is_simulated(settings.evaluation.path) else ""
         print_comparison(comparison.rows(), f"Dice on {settings.evaluation.path}{simulated}")
-    typer.echo(read_decision(run, settings))
+    typer.echo(read_decision(run))
     typer.echo(f"Adapted segmenter: {run.model}\nReport: {run.report}")
 
 

@@ -59,7 +59,7 @@ def export_candidate(path: Path, name: str, to: Path) -> Segmenter:
     """
     run = load_run(path, "cpu")
     config = run.require_config()
-    names = [each.name for each in Selection.read(run.folder.selection(config.iterations - 1)).candidates]
+    names = [each.name for each in Selection.read(run.folder.last_selection).candidates]
     if name not in names:
         raise ConfigError(f"--candidate {name}: the candidates of {path} are {', '.join(names)}")
     policy = load_segmenter(config.segmenter)

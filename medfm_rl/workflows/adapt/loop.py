@@ -27,7 +27,7 @@ from medfm_rl.progress import Progress, silent
 from medfm_rl.quality.model import is_outdated
 from medfm_rl.reward.fusion import write_fusion
 from medfm_rl.runs.finished import FinishedRun
-from medfm_rl.runs.folder import HELD_OUT_REWARD, RunFolder
+from medfm_rl.runs.folder import HELD_OUT_REWARD, PREVIOUS, RunFolder
 from medfm_rl.runs.inputs import DATA_SETS, TARGET, load_inputs, read_inputs, require_same_inputs, write_inputs
 from medfm_rl.runs.log_file import logged_to
 from medfm_rl.settings import AdaptConfig
@@ -37,6 +37,7 @@ from medfm_rl.workflows.adapt.checks import check_inputs
 from medfm_rl.workflows.adapt.choice import Witnesses, choose
 from medfm_rl.workflows.adapt.collection import action_sources, collect, shape_prior
 from medfm_rl.workflows.adapt.context import RunContext
+from medfm_rl.workflows.adapt.continuing import Continuation, first_iteration, require_same_segmenter, take_over
 from medfm_rl.workflows.adapt.cross_fit import cross_fit
 from medfm_rl.workflows.adapt.expectation import Expectation
 from medfm_rl.workflows.adapt.feedback import LearnedFeedback, as_record, gather, say_what_is_learned
@@ -78,6 +79,8 @@ def adapt(
             _log_inputs(run, tracker)
             if run.feedback.exists():
                 tracker.log_params(as_record(LearnedFeedback.read(run.feedback)))
+            if run.continued.exists():
+                tracker.log_params(Continuation.read(run.continued).as_record())
             if not run.model.exists():
                 with convolution_choice_kept():
                     # From the start what stable-baselines3 sets: a run that is resumed rounds as one that was not.
@@ -86,7 +89,7 @@ def adapt(
             finished = FinishedRun(run.path, config.device)
             hashes = asdict(finished.identity)
             tracker.log_params({name: hashes[name] for name in ("model_hash", "reward_hash")})
-            _log_results(run, config, tracker)
+            _log_results(run, tracker)
             if write_default_quality(finished, config, progress) is not None:
                 tracker.log_params({"quality_hash": hash_file(run.quality)})
                 tracker.log_artifact(run.quality)
@@ -131,6 +134,7 @@ def _start(
     if not RunFolder(config.output).config_file.exists():
         RunFolder(config.output).require_empty()
         check_inputs(config, progress)
+        require_same_segmenter(config)
         config, expected = look_ahead(config, max_minutes, progress)
         # Before the settings are written: a run that has those and no record of its inputs is of an older version.
         inputs = read_inputs(config, progress)
@@ -140,6 +144,7 @@ def _start(
         write_inputs(run.inputs, inputs)
         if learned is not None:
             learned.write(run.feedback)
+        take_over(config, run)
         return run, config, expected
     config, expected = resumed(config, max_minutes)
     run = RunFolder.start(config, resume)
@@ -148,6 +153,7 @@ def _start(
         learned = _gathered(config, progress)
         if learned is not None:
             learned.write(run.feedback)
+    take_over(config, run)
     require_same_inputs(run.inputs, config, progress, _data_sets_to_read(run, config))
     return run, config, expected
 
@@ -179,10 +185,12 @@ def _run_all(context: RunContext, tracker: Tracker) -> None:
     if fine_tunes(context, domains):
         write_fine_tuned(context, domains, tracker)
     evidence = cross_fit(context, domains)
-    pool = CandidatePool.start(fine_tunes(context, domains))
+    previous = context.run.candidate_weights(PREVIOUS).exists()
+    pool = CandidatePool.start(fine_tunes(context, domains), previous)
     policy = context.policy(pool.incumbent)
     reference = copy.deepcopy(policy)
-    for iteration in range(config.iterations):
+    first = first_iteration(context.run)
+    for iteration in range(first, first + config.iterations):
         with tracker.child(f"iteration-{iteration}") as records:
             # Rewards and PPO learn from D_R, and nothing after them.
             if missing_checkpoints(context, iteration):
@@ -218,19 +226,19 @@ def _require_gradients(context: RunContext, images: Tensor) -> None:
 
 def _export(context: RunContext, policy: SegmenterAdapter, tracker: Tracker) -> None:
     config, run = context.config, context.run
-    members, last = member_names(config), config.iterations - 1
-    run.copy_reward(last, [*members, HELD_OUT_REWARD])
+    members = member_names(config)
+    run.copy_reward(run.iterations[-1], [*members, HELD_OUT_REWARD])
     write_fusion(run.final_reward, members, config.reward)
     tracker.log_params({"actions_hash": context.dataset.content_hash()})
     policy.cpu().export(run.model)
 
 
-def _log_results(run: RunFolder, config: AdaptConfig, tracker: Tracker) -> None:
+def _log_results(run: RunFolder, tracker: Tracker) -> None:
     """Records what a finished run leaves, under the names that it has in the run folder.
 
     At every call, for nobody knows whether a run that was killed had come to it; what is there is written over.
     """
-    for path in (run.config_file, run.selection(config.iterations - 1)):
+    for path in (run.config_file, run.last_selection):
         tracker.log_artifact(path)
     for folder in (run.model, run.final_reward):
         for path in sorted(path for path in folder.rglob("*") if path.is_file()):

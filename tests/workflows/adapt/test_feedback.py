@@ -9,13 +9,14 @@ from support.tiny_runs import tiny_config, train_tiny_source
 
 from medfm_rl.adapters import TorchModuleAdapter
 from medfm_rl.data.layouts import CaseFile, find_cases
-from medfm_rl.errors import DataError
+from medfm_rl.errors import DataError, ModelError
 from medfm_rl.feedback import CorrectedMask, FeedbackStore, Mask, Measurement, Verdict
 from medfm_rl.feedback.entries import Drawn, Entry
 from medfm_rl.reward.actions import ActionDataset
 from medfm_rl.settings import DataSettings, FeedbackSettings, FineTuningSettings, SourceTrainingSettings
 from medfm_rl.types import LabelSchema
 from medfm_rl.workflows.adapt.checks import split_target
+from medfm_rl.workflows.adapt.continuing import Continuation
 from medfm_rl.workflows.adapt.cross_fit import CrossFit
 from medfm_rl.workflows.adapt.feedback import LearnedFeedback, gather
 from medfm_rl.workflows.adapt.loop import adapt
@@ -221,6 +222,42 @@ def test_a_run_goes_on_with_what_was_said_when_it_started(
     reviewed_store(store, files[:2])
     adapt(config, True, quiet)
     assert LearnedFeedback.read(tmp_path / "run" / "feedback.json") == before
+
+
+def test_a_run_goes_on_from_another_with_its_actions_rewards_and_result(
+    simulated_echo: Path, source_model: Path, tmp_path: Path
+) -> None:
+    """The second iteration follows the first in D_R, and what the other run returned competes."""
+    files = target_of(simulated_echo)
+    lenient = tmp_path / "lenient.yaml"
+    lenient.write_text("rules: [{kind: present, structure: background}]")
+    config = tiny_config(simulated_echo, source_model, tmp_path / "first", iterations=1, anatomy=str(lenient))
+    first = adapt(config, False, quiet)
+    store = reviewed_store(tmp_path / "s.sqlite", files[:2])
+    later = config.model_copy(
+        update={
+            "output": tmp_path / "second",
+            "continues": first.path,
+            "feedback": FeedbackSettings(store=store),
+        }
+    )
+    second = adapt(later, False, quiet)
+    before, after = ActionDataset(first.actions), ActionDataset(second.actions)
+    assert after.shards(0) == before.shards(0)
+    assert {key.source for key in after.shards(1)} == {"source", "reviewed", "target"}
+    taken = Continuation.read(second.continued)
+    assert (taken.iterations, taken.actions_hash) == (1, before.content_hash())
+    assert second.iterations == [0, 1]
+    names = [candidate.name for candidate in Selection.read(second.last_selection).candidates]
+    assert names[:2] == (
+        ["source", "previous"] if Selection.read(first.last_selection).chosen != "source" else names[:2]
+    )
+    assert names[-1].startswith("iteration-01/candidates/")
+    # Repeated, it is finished.
+    adapt(later, True, quiet)
+    other = tiny_config(simulated_echo, source_model, tmp_path / "third", iterations=1, continues=tmp_path / "nothing")
+    with pytest.raises(ModelError, match="nothing"):
+        adapt(other, False, quiet)
 
 
 def test_reports_become_goals_of_the_frames_of_a_view(
