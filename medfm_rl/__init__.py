@@ -15,20 +15,31 @@ if TYPE_CHECKING:
     from medfm_rl.envs import SegmentationEnv
     from medfm_rl.policies import DensePPO
     from medfm_rl.quality import QualityController
+    from medfm_rl.quality.gates import Gates
+    from medfm_rl.quality.model import Targets
     from medfm_rl.runs.finished import load_model, load_run
+    from medfm_rl.settings import AdaptConfig, CorrectionSettings, DataSettings
     from medfm_rl.workflows.adapt.loop import adapt
-    from medfm_rl.workflows.calibrate.quality import calibrate
+    from medfm_rl.workflows.calibrate.quality import CalibrateRequest, calibrate
     from medfm_rl.workflows.check.check import check
-    from medfm_rl.workflows.deploy.correct import correct
+    from medfm_rl.workflows.deploy.correct import CorrectRequest, correct
     from medfm_rl.workflows.deploy.predict import predict
-    from medfm_rl.workflows.deploy.score import score
+    from medfm_rl.workflows.deploy.score import ScoreRequest, score
     from medfm_rl.workflows.evaluate.evaluate import evaluate
 
 __all__ = [
+    "AdaptConfig",
+    "CalibrateRequest",
+    "CorrectRequest",
+    "CorrectionSettings",
+    "DataSettings",
     "DensePPO",
+    "Gates",
     "QualityController",
+    "ScoreRequest",
     "SegmentationEnv",
     "SegmenterAdapter",
+    "Targets",
     "__version__",
     "adapt",
     "calibrate",
@@ -44,10 +55,18 @@ __all__ = [
     "score",
 ]
 _HOMES = {
+    "AdaptConfig": "settings",
+    "CalibrateRequest": "workflows.calibrate.quality",
+    "CorrectRequest": "workflows.deploy.correct",
+    "CorrectionSettings": "settings",
+    "DataSettings": "settings",
     "DensePPO": "policies",
+    "Gates": "quality.gates",
     "QualityController": "quality",
+    "ScoreRequest": "workflows.deploy.score",
     "SegmentationEnv": "envs",
     "SegmenterAdapter": "adapters",
+    "Targets": "quality.model",
     "adapt": "workflows.adapt.loop",
     "calibrate": "workflows.calibrate.quality",
     "check": "workflows.check.check",

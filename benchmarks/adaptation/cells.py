@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from benchmarks.adaptation.ejection_fraction import Disks, measure_disks
 from benchmarks.harness.laboratory import files_of
 from benchmarks.harness.shifts import Shift
+from medfm_rl.anatomy.discs import Discs, measure_discs
 from medfm_rl.anatomy.profiles import Anatomy, load_anatomy
 from medfm_rl.correction.acceptance import HARM
 from medfm_rl.data.files import write_json
@@ -43,7 +43,7 @@ class Scores:
     dice: Mapping[str, Sequence[float]]
     hd95: Mapping[str, Sequence[float]]
     valid: tuple[bool, ...]
-    disks: tuple[Disks | None, ...]
+    disks: tuple[Discs | None, ...]
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> Scores:
@@ -56,7 +56,7 @@ class Scores:
                 for name, values in content["hd95"].items()
             },
             tuple(content["valid"]),
-            tuple(None if item is None else Disks(item[0], tuple(item[1])) for item in content["disks"]),
+            tuple(None if item is None else Discs(item[0], tuple(item[1])) for item in content["disks"]),
         )
 
     def to_json(self) -> dict[str, Any]:
@@ -92,7 +92,7 @@ def measure(
             distances.setdefault(row.structure, []).append(row.hd95)
         valid.append(rows[0].valid)
         if with_disks:
-            disks.append(measure_disks(prediction == anatomy.schema.index_of("LV")))
+            disks.append(measure_discs(prediction == anatomy.schema.index_of("LV")))
     return Scores(
         tuple(file.case_id for file in files),
         tuple(file.patient_id for file in files),

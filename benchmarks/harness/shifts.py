@@ -6,6 +6,8 @@
 | camus-4ch-2ch | 90 patients, 180 frames of 4CH | 20, 40 | 80 others, 160 frames of 2CH | 60, 120 |
 | camus-quality | 91 patients, 182 frames of 2CH graded Good | 25, 50 | 74, 148 graded Medium or Poor | 60, 120 |
 | lungs-hospital | 160 of Shenzhen | 40 | 32 of Montgomery | 36 |
+| fundus-cameras | 120 of REFUGE, in colour | 30 | 30 of Drishti-GS | 30 |
+| acdc-sunnybrook | 40 patients, about 720 slices of ACDC | 10, 190 | 12 of Sunnybrook, about 220 slices | 11, 200 |
 | no-shift | as in camus-handheld | as there | the target patients of camus-handheld, not simulated | likewise |
 
 What decides about intervals is the number of held-out target patients, and what decides about cost is the number of
@@ -24,7 +26,18 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks.harness.packs import camus_qualities, lung_patients, write_camus, write_lungs
+from benchmarks.harness.packs import (
+    acdc_patients,
+    camus_qualities,
+    fundus_cases,
+    lung_patients,
+    sunnybrook_patients,
+    write_acdc,
+    write_camus,
+    write_fundus,
+    write_lungs,
+    write_sunnybrook,
+)
 from medfm_rl.data.layouts import SIMULATION_RECORD, find_cases
 from medfm_rl.data.ultrasound.resimulate import resimulate_dataset
 from medfm_rl.data.ultrasound.vendors import vendor
@@ -34,6 +47,7 @@ from medfm_rl.settings import DataSettings
 SOURCE, SOURCE_HELD_OUT, TARGET, HELD_OUT = "source", "source-held-out", "target", "held-out"
 ECHO = {"LV": 1, "MYO": 2, "LA": 3}
 HANDHELD, LUNGS, NO_SHIFT = "camus-handheld", "lungs-hospital", "no-shift"
+FUNDUS, VENTRICLE = "fundus-cameras", "acdc-sunnybrook"
 
 
 @dataclass(frozen=True)
@@ -64,6 +78,7 @@ class Shift:
         anatomy: Profile of the validity rules.
         structures: With their integers in the masks.
         folders: Where the images lie.
+        channels: Of an image: 1 where it is grey, 3 where it is in colour.
     """
 
     name: str
@@ -72,6 +87,7 @@ class Shift:
     anatomy: str
     structures: Mapping[str, int]
     folders: Folders
+    channels: int = 1
 
     @property
     def is_echo(self) -> bool:
@@ -111,8 +127,9 @@ def prepare(name: str, root: Path, most_patients: int | None = None) -> Shift:
     """
     written = SHIFTS[name](root, most_patients)
     folders = Folders(written[SOURCE], written[SOURCE_HELD_OUT], written[TARGET], written[HELD_OUT])
-    anatomy, structures = ("lungs", {"lung": 1}) if name == LUNGS else ("echo_apical", ECHO)
-    return Shift(name, TITLES[name], is_simulated(name), anatomy, structures, folders)
+    anatomy, structures = _SHOWN.get(name, ("echo_apical", ECHO))
+    channels = 3 if name == FUNDUS else 1
+    return Shift(name, TITLES[name], is_simulated(name), anatomy, structures, folders, channels)
 
 
 def is_simulated(name: str) -> bool:
@@ -167,11 +184,31 @@ def _hospital(root: Path, most_patients: int | None) -> dict[str, Path]:
     return {part: write_lungs(cut[part], root / f"lungs-{part}") for part in cut}
 
 
+def _cameras(root: Path, most_patients: int | None) -> dict[str, Path]:
+    parts = split_patients(fundus_cases("refuge150"), {SOURCE: 120, SOURCE_HELD_OUT: 30}, "refuge")
+    of_source = set(parts)
+    parts |= split_patients(fundus_cases("drishti60"), {TARGET: 30, HELD_OUT: 30}, "drishti")
+    cut = _cut(parts, most_patients)
+    return {
+        part: write_fundus(cut[part], "refuge150" if part in of_source else "drishti60", root / f"fundus-{part}")
+        for part in cut
+    }
+
+
+def _scanners(root: Path, most_patients: int | None) -> dict[str, Path]:
+    source = _cut(split_patients(acdc_patients(), {SOURCE: 40, SOURCE_HELD_OUT: 10}, "acdc"), most_patients)
+    target = _cut(split_patients(sunnybrook_patients(), {TARGET: 12, HELD_OUT: 11}, "sunnybrook"), most_patients)
+    written = {part: write_acdc(source[part], root / f"ventricle-{part}") for part in source}
+    return written | {part: write_sunnybrook(target[part], root / f"ventricle-{part}") for part in target}
+
+
 SHIFTS: dict[str, Callable[[Path, int | None], dict[str, Path]]] = {
     HANDHELD: _handheld,
     "camus-4ch-2ch": _view,
     "camus-quality": _quality,
     LUNGS: _hospital,
+    FUNDUS: _cameras,
+    VENTRICLE: _scanners,
     NO_SHIFT: _no_shift,
 }
 """Functions that write the parts of a shift and return their folders."""
@@ -180,8 +217,16 @@ TITLES = {
     "camus-4ch-2ch": "CAMUS 4CH to 2CH",
     "camus-quality": "CAMUS 2CH Good to Medium and Poor",
     LUNGS: "Lungs Shenzhen to Montgomery",
+    FUNDUS: "Fundus REFUGE to Drishti-GS",
+    VENTRICLE: "Cardiac MR ACDC to Sunnybrook",
     NO_SHIFT: "CAMUS to CAMUS (no shift)",
 }
+_SHOWN: Mapping[str, tuple[str, Mapping[str, int]]] = {
+    LUNGS: ("lungs", {"lung": 1}),
+    FUNDUS: ("optic_disc", {"rim": 1, "cup": 2}),
+    VENTRICLE: ("complete", {"LV": 1}),
+}
+"""Anatomy profile and structures of what is no echo."""
 
 
 def _cut(parts: dict[str, list[str]], most_patients: int | None) -> dict[str, list[str]]:

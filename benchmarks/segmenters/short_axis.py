@@ -40,6 +40,7 @@ from medfm_rl.runs.finished import FinishedRun, load_run
 from medfm_rl.settings import (
     AdaptConfig,
     DataSettings,
+    NetworkSettings,
     PreprocessingSettings,
     SourceTrainingSettings,
     TrainSourceConfig,
@@ -124,6 +125,7 @@ class ShortAxis:
             data=DataSettings(path=data),
             structures={name: SCHEMA.ids[SCHEMA.index_of(name)] for name in SCHEMA.structures},
             output=self.folder / name,
+            network=NetworkSettings(),
             preprocessing=PreprocessingSettings(size=SHAPE),
             training=SourceTrainingSettings(epochs=self.size.epochs, batch_size=4),
             seed=self.seed,

@@ -10,15 +10,15 @@ from typing import Final
 
 import numpy as np
 import numpy.typing as npt
-import SimpleITK as sitk
 
-from medfm_rl.data.images import image_suffix, read_pixels
-from medfm_rl.data.itk_paths import itk_path
+from medfm_rl.data.images import image_suffix, pixel_files, read_pixels
+from medfm_rl.data.nifti import NIFTI_SUFFIXES, step_of_values
 from medfm_rl.data.notices import warn_once
 from medfm_rl.data.segmentations.dicom import read_dicom_segmentation
 from medfm_rl.data.segmentations.pictures import is_picture, only_value, readings_of_picture, refuse_lossy_picture
 from medfm_rl.data.segmentations.segments import Segmentation
 from medfm_rl.data.segmentations.slicer import read_slicer_segmentation
+from medfm_rl.data.text_headers import require_sound_header
 from medfm_rl.errors import DataError
 from medfm_rl.types import BACKGROUND, NOTICEABLE_SHIFT, Geometry, IntArray, LabelMap, LabelSchema
 
@@ -116,6 +116,23 @@ def read_any_labels(
     return FoundLabels(ids, {0: BACKGROUND})
 
 
+def list_labels(path: Path) -> dict[int, str]:
+    """The integers in a mask, with the names that the file itself has for them; "" where it has none.
+
+    Raises:
+        DataError: The file cannot be read, is compressed with loss, or does not hold integers.
+    """
+    segmentation = _read_segmentation(path)
+    if segmentation is not None:
+        return {segment.number: segment.name for segment in segmentation.segments}
+    if is_picture(path):
+        refuse_lossy_picture(path)
+    readings = readings_of_picture(path)
+    if readings is None:
+        readings = [_as_stored(path, read_pixels(path)[0])]
+    return {int(value): "" for value in np.unique(readings[0])}
+
+
 def as_label_ids(values: npt.ArrayLike, origin: str, step: float = 0.0) -> IntArray:
     """The values of a mask as integers, of its shape.
 
@@ -158,6 +175,7 @@ def _read_segmentation(path: Path) -> Segmentation | None:
         case ".dcm":
             return read_dicom_segmentation(path)
         case ".seg.nrrd" | ".nrrd" | ".nhdr":
+            require_sound_header(path, pixel_files(path))
             return read_slicer_segmentation(path)
         case _:
             return None
@@ -184,7 +202,13 @@ def _read_integers(
         )
     if (shift := own.shift(geometry, image_shape)) > NOTICEABLE_SHIFT:
         warn_once(f"{path}: lies {shift:.2g} of a pixel beside its image by its header, and is taken to lie on it")
-    return as_label_ids(only_value(pixels, path), str(path), _step(path))
+    return _as_stored(path, pixels)
+
+
+def _as_stored(path: Path, pixels: npt.NDArray[np.generic]) -> IntArray:
+    """Integers of the pixels of a file, as near as it can store them."""
+    step = step_of_values(path) if image_suffix(path) in NIFTI_SUFFIXES else 0.0
+    return as_label_ids(only_value(pixels, path), str(path), step)
 
 
 def _require_size(path: Path, shape: tuple[int, ...], image_shape: tuple[int, ...]) -> None:
@@ -206,17 +230,3 @@ def _fitting(readings: Sequence[IntArray], schema: LabelSchema, path: Path) -> I
             "no palette"
         )
     return fitting[0] if fitting else readings[0]
-
-
-def _step(path: Path) -> float:
-    """Difference of two values that a file can store, where its header scales integers; else 0."""
-    if not path.name.lower().endswith((".nii", ".nii.gz")):
-        return 0.0
-    reader = sitk.ImageFileReader()
-    with itk_path(path) as name:
-        reader.SetFileName(name)
-        reader.ReadImageInformation()
-    slope = float(reader.GetMetaData("scl_slope"))
-    # NIfTI: datatypes 16, 64 and 1536 are real numbers; a slope of 0 says that nothing is scaled.
-    stored_as_reals = reader.GetMetaData("datatype") in ("16", "64", "1536")
-    return 0.0 if stored_as_reals else abs(slope)

@@ -31,25 +31,33 @@ class MatchedMasks:
     twice: Mapping[str, Sequence[Path]]
 
 
-def find_masks(folder: Path, files: Sequence[CaseFile]) -> dict[str, Path]:
+def find_masks(folder: Path, files: Sequence[CaseFile], every: bool = False) -> dict[str, Path]:
     """Masks of a folder, and of those in it, by the case whose name they have; a warning lists those of no case.
 
     Of two masks of the same name neither is taken, and a warning names them.
+
+    Args:
+        folder: The folder.
+        files: The cases.
+        every: Refuse what would be warned of: every mask of the folder has to be taken.
 
     Raises:
         DataError: The folder is missing, or holds no mask of any case.
     """
     found = match_masks(folder, files)
     for name, paths in found.twice.items():
-        _LOG.warning(
-            "%s: two masks have the name %s (%s), and neither is taken; remove one of them",
-            folder,
-            name,
-            ", ".join(path.name for path in paths),
-        )
+        both = f"two masks have the name {name} ({', '.join(path.name for path in paths)})"
+        if every:
+            raise DataError(f"{folder}: {both}; remove one of them")
+        _LOG.warning("%s: %s, and neither is taken; remove one of them", folder, both)
     if found.alone:
         more = f" and {len(found.alone) - _MOST_NAMED} more" if len(found.alone) > _MOST_NAMED else ""
         shown = ", ".join(path.name for path in list(found.alone.values())[:_MOST_NAMED])
+        if every:
+            raise DataError(
+                f"{folder}: there is no image for {shown}{more}; masks and images share names: name them alike, give "
+                "the images, or take these masks away"
+            )
         _LOG.warning("%s: masks that have the name of no image are not looked at: %s%s", folder, shown, more)
     return dict(found.masks)
 

@@ -27,18 +27,13 @@ def parse_mask_labels(text: str, schema: LabelSchema) -> LabelSchema:
     Raises:
         ConfigError: It is not of that form, names something else or nothing, or gives two the same integer.
     """
-    ids: dict[str, int] = {}
-    for part in text.split(","):
-        name, equals, number = (piece.strip() for piece in part.rpartition("="))
-        if not (name and equals and number.isascii() and number.isdigit() and int(number) <= 255):
-            raise ConfigError(f"--labels {part}: must be NAME=INTEGER with an integer from 0 to 255, such as LV=255")
+    ids = _integers(text, "--labels")
+    for name in ids:
         if name not in schema.names:
-            raise ConfigError(f"--labels {part}: there is no {name}; the run segments {', '.join(schema.structures)}")
-        if name in ids:
-            raise ConfigError(f"--labels {text}: {name} is there twice; one integer stands for a structure")
-        ids[name] = int(number)
+            raise ConfigError(
+                f"--labels {name}={ids[name]}: there is no {name}; the run segments {', '.join(schema.structures)}"
+            )
     background = ids.pop(BACKGROUND, 0)
-    _require_distinct({BACKGROUND: background, **ids}, text)
     missing = [name for name in schema.structures if name not in ids]
     if not ids:
         raise ConfigError(f"--labels {text}: names no structure; the run segments {', '.join(schema.structures)}")
@@ -70,10 +65,44 @@ def labels_in_masks(text: str | None, masks: Mapping[str, Path], schema: LabelSc
     return None if described is None else described.schema_for(schema)
 
 
-def _require_distinct(ids: Mapping[str, int], text: str) -> None:
+def parse_structures(text: str) -> LabelSchema:
+    """Reads what a user says of the structures in masks that no run made.
+
+    Args:
+        text: `NAME=INTEGER,...`, such as `LV=1,MYO=2`. The background is 0, unless `background=INTEGER` is among them.
+
+    Raises:
+        ConfigError: It is not of that form, names nothing, or gives two the same integer.
+    """
+    ids = _integers(text, "--structures")
+    background = ids.pop(BACKGROUND, 0)
+    if not ids:
+        raise ConfigError(f"--structures {text}: names no structure; write NAME=INTEGER, such as LV=1,MYO=2")
+    return LabelSchema.from_structures(ids, background)
+
+
+def _integers(text: str, option: str) -> dict[str, int]:
+    """The integers of an option by name, in its order.
+
+    Raises:
+        ConfigError: It is not of the form `NAME=INTEGER,...`, or something is there twice.
+    """
+    ids: dict[str, int] = {}
+    for part in text.split(","):
+        name, equals, number = (piece.strip() for piece in part.rpartition("="))
+        if not (name and equals and number.isascii() and number.isdigit() and int(number) <= 255):
+            raise ConfigError(f"{option} {part}: must be NAME=INTEGER with an integer from 0 to 255, such as LV=255")
+        if name in ids:
+            raise ConfigError(f"{option} {text}: {name} is there twice; one integer stands for a structure")
+        ids[name] = int(number)
+    _require_distinct({BACKGROUND: 0, **ids}, f"{option} {text}")
+    return ids
+
+
+def _require_distinct(ids: Mapping[str, int], said: str) -> None:
     owners: dict[int, str] = {}
     for name, number in ids.items():
         if number in owners:
             advice = f"; say what is background by {BACKGROUND}=INTEGER" if owners[number] == BACKGROUND else ""
-            raise ConfigError(f"--labels {text}: {number} stands for {owners[number]} and for {name}{advice}")
+            raise ConfigError(f"{said}: {number} stands for {owners[number]} and for {name}{advice}")
         owners[number] = name

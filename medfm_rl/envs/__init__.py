@@ -2,8 +2,8 @@
 
 import gymnasium
 
-from medfm_rl.envs.segmentation import RewardFunction, SegmentationEnv, SegmentationVecEnv
+from medfm_rl.envs.segmentation import RewardFunction, RewardSource, SegmentationEnv, SegmentationVecEnv
 
-__all__ = ["RewardFunction", "SegmentationEnv", "SegmentationVecEnv"]
+__all__ = ["RewardFunction", "RewardSource", "SegmentationEnv", "SegmentationVecEnv"]
 
 gymnasium.register(id="medfm_rl/Segmentation-v0", entry_point="medfm_rl.envs.segmentation:SegmentationEnv")

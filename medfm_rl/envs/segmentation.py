@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, Final
+from functools import partial
+from typing import Any, Final, Protocol, runtime_checkable
 
 import gymnasium
 import numpy as np
@@ -18,6 +19,24 @@ from medfm_rl.types import FloatArray, LabelMap
 
 RewardFunction = Callable[[Tensor, Tensor], Tensor]
 """Images `(B, C, *S)` and actions `(B, *S)` int64 to reward maps `(B, *S)` in [0, 1]."""
+
+
+@runtime_checkable
+class RewardSource(Protocol):
+    """What rates actions by more than the image: by what is known of the case that it shows."""
+
+    def rewards(self, images: Tensor, actions: Tensor, rows: Sequence[int]) -> Tensor:
+        """Rates actions.
+
+        Args:
+            images: `(B, C, *S)`.
+            actions: `(B, *S)` int64.
+            rows: Of the images in the environment, by which a source finds what it knows of each.
+
+        Returns:
+            Reward maps `(B, *S)` in [0, 1].
+        """
+        ...
 
 
 class SegmentationEnv(gymnasium.Env[Any, Any]):
@@ -89,7 +108,7 @@ class SegmentationVecEnv(VecEnv):
 
     Args:
         images: `(N, C, *S)`, preprocessed.
-        reward: Rates actions on images whose truth is not known.
+        reward: Rates actions on images whose truth is not known: a function, or a source that is told the rows too.
         num_classes: K.
         n_envs: Images a step.
         references: `(M, *S)` class indices: the truth of the first M images, such as source images with ground truth.
@@ -103,7 +122,7 @@ class SegmentationVecEnv(VecEnv):
     def __init__(
         self,
         images: FloatArray,
-        reward: RewardFunction,
+        reward: RewardFunction | RewardSource,
         num_classes: int,
         n_envs: int,
         references: LabelMap | None = None,
@@ -159,7 +178,11 @@ class SegmentationVecEnv(VecEnv):
         if known.any():
             maps[known] = torch.as_tensor(gridded[known] == self.references[shown[known]]).to(maps)
         if not known.all():
-            maps[~known] = reward_maps_of(self.reward, self.rated_as[shown[~known]], gridded[~known], self.device)
+            rows = shown[~known]
+            reward = self.reward
+            if isinstance(reward, RewardSource):
+                reward = partial(reward.rewards, rows=rows.tolist())
+            maps[~known] = reward_maps_of(reward, self.rated_as[rows], gridded[~known], self.device)
         return maps
 
     def close(self) -> None:

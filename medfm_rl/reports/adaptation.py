@@ -48,6 +48,21 @@ class ReportCase:
     dice_after: float | None
 
 
+@dataclass(frozen=True)
+class ChoiceRow:
+    """A candidate of a run.
+
+    Attributes:
+        name: As in its folder.
+        chosen: Whether it was returned.
+        opinions: By signal its mean score, and whether it surely prefers the candidate, or surely does not.
+    """
+
+    name: str
+    chosen: bool
+    opinions: Mapping[str, tuple[float, bool, bool]]
+
+
 @dataclass(frozen=True, eq=False)
 class ReportData:
     """Everything that the page shows.
@@ -62,7 +77,8 @@ class ReportData:
         cases: Cases to show, worst first.
         curves: By title, then by name: steps and values.
         reliability: By network: curve and ECE before calibration, curve and ECE after.
-        chosen: The choice of the held-out reward network, in words.
+        chosen: The choice between the candidates, in words.
+        choice: What each signal says of each of them.
         provenance: Names and values.
     """
 
@@ -76,6 +92,7 @@ class ReportData:
     curves: Mapping[str, Mapping[str, tuple[Sequence[float], Sequence[float]]]]
     reliability: Mapping[str, tuple[ReliabilityCurve, float, ReliabilityCurve, float]]
     chosen: str
+    choice: Sequence[ChoiceRow]
     provenance: Mapping[str, str]
 
 

@@ -6,7 +6,7 @@ The segmenter comes in as a plain module from images to logits, the exploration 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -17,6 +17,7 @@ from medfm_rl.augmentation.appearance import randomise_appearance
 from medfm_rl.networks import argmax_classes
 from medfm_rl.reward.corruption import add_blob, drop_structure, warp
 from medfm_rl.settings import CollectSettings
+from medfm_rl.types import GridAxes
 
 Explore = Callable[[Tensor, torch.Generator], Tensor]
 """Samples actions `(B, *S)` from logits `(B, K, *S)` as the policy does while it learns."""
@@ -30,11 +31,13 @@ class ImageSet:
         images: `(N, C, *S)`.
         case_ids: One per image.
         patient_ids: One per image.
+        axes: How the axes of each run in the image that it is made from; None where all are the same.
     """
 
     images: Tensor
     case_ids: tuple[str, ...]
     patient_ids: tuple[str, ...]
+    axes: tuple[GridAxes, ...] | None = None
 
     def __len__(self) -> int:
         return len(self.case_ids)
@@ -44,7 +47,39 @@ class ImageSet:
             self.images[list(rows)],
             tuple(self.case_ids[row] for row in rows),
             tuple(self.patient_ids[row] for row in rows),
+            None if self.axes is None else tuple(self.axes[row] for row in rows),
         )
+
+    def axes_of(self, row: int) -> GridAxes:
+        """How the axes of an image run in the one that it is made from."""
+        return GridAxes.same(self.images.ndim - 2) if self.axes is None else self.axes[row]
+
+
+@dataclass(frozen=True, eq=False)
+class ReviewedImages:
+    """Preprocessed target images with the masks that reviewers drew or accepted.
+
+    Attributes:
+        images: `(N, C, *S)` with their cases and patients.
+        masks: `(N, *S)` uint8.
+        trust: Of each mask, in (0, 1]: how often it is shown, next to one that is trusted fully.
+    """
+
+    images: ImageSet
+    masks: Tensor
+    trust: tuple[float, ...]
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def draw(self, count: int, generator: torch.Generator) -> list[int]:
+        """Rows drawn by trust, with replacement: reviewed images are few, and in each look and shape they are new."""
+        return torch.multinomial(torch.tensor(self.trust), count, replacement=True, generator=generator).tolist()
+
+    def of_patients(self, patients: Collection[str]) -> ReviewedImages:
+        """The images of these patients only."""
+        rows = [row for row, patient in enumerate(self.images.patient_ids) if patient in patients]
+        return ReviewedImages(self.images[rows], self.masks[rows], tuple(self.trust[row] for row in rows))
 
 
 @dataclass(frozen=True, eq=False)

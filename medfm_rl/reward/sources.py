@@ -12,12 +12,13 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from medfm_rl.reward.actions import ActionRecords
-from medfm_rl.reward.collection import ActionSampler, ImageSet
+from medfm_rl.reward.collection import ActionSampler, ImageSet, ReviewedImages
 from medfm_rl.reward.origins import GROUND_TRUTH, ActionOrigin, Reference
 from medfm_rl.reward.shape_prior import ShapePrior
+from medfm_rl.types import GridAxes
 
-IsValid = Callable[[Tensor], bool]
-"""Whether an action `(*S)` obeys the anatomy rules."""
+IsValid = Callable[[Tensor, GridAxes], bool]
+"""Whether an action `(*S)` obeys the anatomy rules, whose axes run so in the image that the rules speak of."""
 
 _VIEWS = 4
 
@@ -86,6 +87,43 @@ class LabelledSourceImages(ActionSource):
 
 
 @dataclass(frozen=True, eq=False)
+class ReviewedTargetImages(ActionSource):
+    """Target images in random appearances, judged by the masks of reviewers.
+
+    Attributes:
+        sampler: Makes the actions.
+        reviewed: The images and their masks.
+        styles: `(M, C, *S)`, unlabelled target images whose look is borrowed.
+        share: Of the images with expert masks that an iteration collects on, beside those of the source.
+    """
+
+    name = "reviewed"
+
+    sampler: ActionSampler
+    reviewed: ReviewedImages
+    styles: Tensor
+    share: float
+
+    @property
+    def images_per_iteration(self) -> int:
+        """How many images it gives to each iteration."""
+        return max(1, round(self.sampler.settings.source_images * self.share / (1 - self.share)))
+
+    def __len__(self) -> int:
+        return len(self.reviewed)
+
+    def collect(self, rows: Sequence[int], generator: torch.Generator) -> ActionRecords:
+        """Actions on some of the images, each in a new appearance."""
+        images, masks = self.reviewed.images[rows], self.reviewed.masks[list(rows)]
+        shown = self.sampler.in_random_appearance(images.images, self.styles, 1.0, generator)
+        actions, names = self.sampler.sample(shown, masks, generator)
+        trust = [self.reviewed.trust[row] for row in rows]
+        certainty = torch.tensor(trust).view(-1, *[1] * (masks.ndim - 1)).expand(masks.shape)
+        origins = _origins(images, [Reference("expert mask", each) for each in trust], names)
+        return ActionRecords(shown, actions, masks, certainty, origins)
+
+
+@dataclass(frozen=True, eq=False)
 class UnlabelledTargetImages(ActionSource):
     """Target images, judged by references that need no label.
 
@@ -119,7 +157,7 @@ class UnlabelledTargetImages(ActionSource):
         """Actions on some of the images as they are."""
         settings, images = self.sampler.settings, self.images[rows]
         votes = self._votes(images.images, generator)
-        masks, proposed = self._make_valid(votes.mean(dim=0).argmax(dim=1).to(torch.uint8))
+        masks, proposed = self._make_valid(votes.mean(dim=0).argmax(dim=1).to(torch.uint8), images)
         agreement = (votes.argmax(dim=2) == masks[None].long()).float().mean(dim=0)
         agreed = agreement >= settings.reference_agreement
         certainty = torch.where(agreed, settings.reference_trust * agreement, 0.0)
@@ -137,11 +175,11 @@ class UnlabelledTargetImages(ActionSource):
             votes.append(_rescale(logits, 1 / scale).softmax(dim=1))
         return torch.stack(votes)
 
-    def _make_valid(self, consensus: Tensor) -> tuple[Tensor, list[Reference]]:
+    def _make_valid(self, consensus: Tensor, images: ImageSet) -> tuple[Tensor, list[Reference]]:
         """Masks `(N, *S)` that meet the rules as far as the shape prior can tell, and what proposed each."""
         trust = self.sampler.settings.reference_trust
         masks, proposed = consensus.clone(), [Reference("consensus", trust)] * len(consensus)
-        broken = [row for row in range(len(consensus)) if not self.is_valid(consensus[row])]
+        broken = [row for row in range(len(consensus)) if not self.is_valid(consensus[row], images.axes_of(row))]
         if broken:
             projected = self.shape_prior.project(consensus[broken])
             for row, mask in zip(broken, projected, strict=True):

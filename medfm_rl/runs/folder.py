@@ -54,8 +54,7 @@ class RunFolder:
             ConfigError: The folder holds a run and `resume` is not set, or it was started with other settings.
         """
         run = cls(config.output)
-        if not run.model.exists():
-            remove_abandoned(run.path)
+        remove_abandoned(run.path)
         if not run.config_file.exists():
             run.require_empty()
             write_text(run.config_file, dump_config(config))
@@ -99,6 +98,26 @@ class RunFolder:
     def inputs(self) -> Path:
         """Hashes of what the run was started with."""
         return self.path / "inputs.json"
+
+    @property
+    def feedback(self) -> Path:
+        """What reviewers and reports had said when the run started, as far as it learns from it."""
+        return self.path / "feedback.json"
+
+    @property
+    def cross_fit(self) -> Path:
+        """What policies that did not learn from them are worth on reviewed patients."""
+        return self.path / "cross-fit.json"
+
+    @property
+    def expected(self) -> Path:
+        """What was expected of the run before it started, and the settings that were lowered for a limit of time."""
+        return self.path / "expected.json"
+
+    @property
+    def log(self) -> Path:
+        """What the run told of itself."""
+        return self.path / "log.txt"
 
     @property
     def shape_prior(self) -> Path:

@@ -17,6 +17,7 @@ from medfm_rl.settings.adaptation import (
 from medfm_rl.settings.base import Settings
 from medfm_rl.settings.correction import CorrectionSettings
 from medfm_rl.settings.data import DataSettings
+from medfm_rl.settings.feedback import FeedbackSettings
 from medfm_rl.settings.kinds import Segmenter
 from medfm_rl.settings.prompts import FilePrompts, FixedPrompts, MaskPrompts, PromptSettings, TextPrompts
 from medfm_rl.settings.segmenters import (
@@ -44,6 +45,7 @@ __all__ = [
     "CollectSettings",
     "CorrectionSettings",
     "DataSettings",
+    "FeedbackSettings",
     "FilePrompts",
     "FineTuningSettings",
     "FixedPrompts",

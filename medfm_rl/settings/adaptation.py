@@ -11,6 +11,7 @@ from pydantic import Field, model_validator
 from medfm_rl.builtin import anatomy_names
 from medfm_rl.settings.base import Device, Fraction, Positive, Settings
 from medfm_rl.settings.data import DataSettings
+from medfm_rl.settings.feedback import FeedbackSettings
 from medfm_rl.settings.kinds import Segmenter
 from medfm_rl.settings.tracking import TrackingSettings
 from medfm_rl.settings.training import NetworkSettings
@@ -193,6 +194,9 @@ class AdaptConfig(Settings):
     target: DataSettings = Field(description="Images of the new domain. Labels, where there are any, are not read.")
     source: DataSettings | None = Field(
         None, description="Labelled source data, or null for the source-free mode (weaker: see the docs)."
+    )
+    feedback: FeedbackSettings | None = Field(
+        None, description="What reviewers and reports said of target cases, or null where nobody has."
     )
     evaluation: DataSettings | None = Field(
         None, description="Labelled target data for the final table. Only the evaluation reads it."

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from medfm_rl.data.images import read_image
+from medfm_rl.data.images import hash_image, read_image
 from medfm_rl.data.labels import read_labels
 from medfm_rl.data.layouts.description import DescribedLabels
 from medfm_rl.data.layouts.patients import name_patients
@@ -42,6 +43,16 @@ class CaseFile:
         """Raises DataError where finding the case has shown that it cannot be used."""
         if self.problem is not None:
             raise DataError(self.problem)
+
+    def hash_images(self) -> str:
+        """SHA-256 of the image: that of its one file or folder, or over those of its channels in their order.
+
+        Raises:
+            DataError: It cannot be read or used.
+        """
+        self.require_sound()
+        hashes = [hash_image(path) for path in self.image_paths]
+        return hashes[0] if len(hashes) == 1 else hashlib.sha256(":".join(hashes).encode()).hexdigest()
 
     def name_in(self, message: str) -> str:
         """A message with the name of a file of the case in front, where it names none: adapters know cases alone."""

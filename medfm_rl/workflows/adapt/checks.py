@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from medfm_rl.adapters import SegmenterAdapter
 from medfm_rl.adapters.loading import load_segmenter, open_to_learning
@@ -156,14 +156,22 @@ def _check_patients(name: str, files: Sequence[CaseFile], least: int) -> None:
         )
 
 
-def split_target(config: AdaptConfig) -> tuple[list[CaseFile], list[CaseFile]]:
-    """Cases to learn on, and those of other patients on which the held-out reward network compares checkpoints.
+def split_target(config: AdaptConfig, reviewed: Collection[str] = ()) -> tuple[list[CaseFile], list[CaseFile]]:
+    """Cases to learn on without labels, and those of other patients on which candidates are compared.
+
+    Args:
+        config: The settings.
+        reviewed: Patients whose images teach with the masks of reviewers, and are in neither part.
 
     Raises:
         DataError: There are too few patients.
     """
-    files = find_cases(config.target)
+    everything = find_cases(config.target)
+    files = [file for file in everything if file.patient_id not in reviewed]
     fraction = config.selection.target_fraction
+    if round(fraction * len({file.patient_id for file in files})) < 2:
+        # Nearly all were reviewed: they are looked at without their masks too.
+        files = everything
     where = f"target: {config.target.path}"
     learning, selecting = split_by_patient(files, fraction, derive_seed(config.seed, "selection"), where)
     if len({file.patient_id for file in selecting}) < 2:

@@ -14,7 +14,7 @@ from medfm_rl.policies import DenseCategorical
 from medfm_rl.reward.collection import ActionSampler, ImageSet
 from medfm_rl.reward.origins import ShardKey
 from medfm_rl.reward.shape_prior import ShapePrior, train_shape_prior
-from medfm_rl.reward.sources import ActionSource, LabelledSourceImages, UnlabelledTargetImages
+from medfm_rl.reward.sources import ActionSource, LabelledSourceImages, ReviewedTargetImages, UnlabelledTargetImages
 from medfm_rl.seeding import derive_seed, torch_generator
 from medfm_rl.workflows.adapt.context import Domains, RunContext
 
@@ -46,8 +46,9 @@ def _valid_predictions(context: RunContext, images: ImageSet) -> Tensor:
     masks = torch.cat(
         [argmax_classes(context.source_policy(batch.to(context.device)), dim=1).cpu() for batch in batches]
     )
-    kept = [mask for mask in masks.to(torch.uint8) if context.is_valid(mask)]
-    return torch.stack(kept) if kept else masks[:0].to(torch.uint8)
+    found = masks.to(torch.uint8)
+    kept = [mask for row, mask in enumerate(found) if context.is_valid(mask, images.axes_of(row))]
+    return torch.stack(kept) if kept else found[:0]
 
 
 def action_sources(
@@ -64,6 +65,9 @@ def action_sources(
     sources: list[ActionSource] = []
     if domains.source is not None:
         sources.append(LabelledSourceImages(sampler, *domains.source, domains.target.images))
+    if domains.reviewed is not None and context.config.feedback is not None:
+        share = context.config.feedback.share
+        sources.append(ReviewedTargetImages(sampler, domains.reviewed, domains.target.images, share))
     sources.append(UnlabelledTargetImages(sampler, domains.target, context.is_valid, prior))
     return sources
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -20,10 +21,15 @@ from medfm_rl.networks import choose_device
 from medfm_rl.policies import ACTOR
 from medfm_rl.progress import Progress
 from medfm_rl.reward.actions import ActionDataset
-from medfm_rl.reward.collection import ImageSet
+from medfm_rl.reward.collection import ImageSet, ReviewedImages
+from medfm_rl.reward.measurements import Goal
 from medfm_rl.runs.folder import SOURCE, RunFolder
 from medfm_rl.settings import AdaptConfig
+from medfm_rl.types import GridAxes
 from medfm_rl.workflows.adapt.checks import split_target
+from medfm_rl.workflows.adapt.feedback import LearnedFeedback
+from medfm_rl.workflows.adapt.reported import goals_of_cases
+from medfm_rl.workflows.adapt.reviewed_images import load_reviewed
 from medfm_rl.workflows.training_images import load_images, load_labelled
 
 
@@ -36,11 +42,15 @@ class Domains:
         selection: Unlabelled images of other target patients, on which the held-out reward network compares
             checkpoints.
         source: Source images and their ground truth `(N, *S)`, or None in the source-free mode.
+        reviewed: Images of further target patients, with the masks that reviewers drew or accepted; None without.
+        goals: By case of the target, what reports say of it.
     """
 
     target: ImageSet
     selection: ImageSet
     source: tuple[ImageSet, Tensor] | None
+    reviewed: ReviewedImages | None = None
+    goals: Mapping[str, Sequence[Goal]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,13 +84,23 @@ class RunContext:
         return cls(config, run, progress, device, source_policy, anatomy, ActionDataset(run.actions))
 
     @property
+    def learned(self) -> LearnedFeedback | None:
+        """The feedback that the run learns from."""
+        return None if self.config.feedback is None else LearnedFeedback.read(self.run.feedback)
+
+    @property
     def num_classes(self) -> int:
         """Classes of a mask, the background among them."""
         return self.source_policy.schema.num_classes
 
-    def is_valid(self, mask: Tensor) -> bool:
-        """Whether a mask `(*S')` on the grid of the network meets the anatomy rules, which are of images."""
-        return self.anatomy.is_valid(self.source_policy.in_image_axes(mask.numpy()))
+    def is_valid(self, mask: Tensor, axes: GridAxes) -> bool:
+        """Whether a mask `(*S')` on the grid of the network meets the anatomy rules, which are of images.
+
+        Args:
+            mask: Class indices.
+            axes: How the axes of that grid run in the image; rules name axes, and directions along them.
+        """
+        return self.anatomy.is_valid(axes.in_image(mask.numpy()))
 
     def load_domains(self) -> Domains:
         """Reads and preprocesses the images of the run.
@@ -88,13 +108,19 @@ class RunContext:
         Raises:
             DataError: Some of them cannot be used.
         """
-        learning, selecting = split_target(self.config)
+        learned = self.learned
+        learning, selecting = split_target(self.config, () if learned is None else learned.reviewed_patients)
         target = load_images(learning, self.source_policy, self.progress, "target images")
         selection = load_images(selecting, self.source_policy, self.progress, "selection images")
         source = None
         if self.config.source is not None:
             source = load_labelled(find_cases(self.config.source), self.source_policy, self.progress, "source images")
-        return Domains(target, selection, source)
+        files = [] if learned is None else find_cases(self.config.target)
+        reviewed = None
+        if learned is not None and self.config.feedback is not None:
+            reviewed = load_reviewed(self.config.feedback.store, learned, files, self.source_policy, self.progress)
+        goals = {} if learned is None else goals_of_cases(learned.reported, learning, self.source_policy)
+        return Domains(target, selection, source, reviewed, goals)
 
     def policy(self, name: str) -> SegmenterAdapter:
         """A copy of the segmenter with the weights of a candidate or checkpoint, named by its folder in the run."""

@@ -22,19 +22,19 @@ from medfm_rl.reports.adaptation import ReportCase, ReportData, write_report
 from medfm_rl.reward.actions import ActionDataset
 from medfm_rl.reward.training_report import RewardTrainingReport
 from medfm_rl.runs.finished import FinishedRun
-from medfm_rl.runs.folder import HELD_OUT_REWARD, SOURCE, RunFolder, current_name
+from medfm_rl.runs.folder import HELD_OUT_REWARD, RunFolder, current_name
 from medfm_rl.runs.inputs import load_inputs, read_labelled, write_inputs
 from medfm_rl.runs.models import Model
 from medfm_rl.settings import AdaptConfig
 from medfm_rl.tracking import open_tracker
 from medfm_rl.version import __version__
+from medfm_rl.workflows.adapt.decision import decision_in_words, table_of
 from medfm_rl.workflows.adapt.selection import Selection
 from medfm_rl.workflows.deploy.predict import segment_with_reward
 from medfm_rl.workflows.evaluate.comparison import Comparison, compare_models
 from medfm_rl.workflows.evaluate.evaluation import write_evaluation
 
 _SHOWN_WITHOUT_TRUTH = 6
-_WITNESS = "The held-out reward network"
 _LOG = logging.getLogger(__name__)
 _CURVES = {"reward of the sampled actions": "rollout_reward_mean", "KL to where PPO started": "train_kl_reference"}
 
@@ -100,7 +100,8 @@ def _report(
         cases=_cases(source, adapted, files, comparison),
         curves=_curves(run, config),
         reliability=_reliability(run, config),
-        chosen=_decision(selection),
+        chosen=decision_in_words(selection),
+        choice=table_of(selection),
         provenance={
             **_hashes(adapted, config),
             "mode": "source-assisted" if config.source else "source-free",
@@ -126,39 +127,12 @@ def _hashes(run: FinishedRun, config: AdaptConfig) -> dict[str, str]:
 
 def read_decision(run: RunFolder, config: AdaptConfig) -> str:
     """The outcome of the last selection of a run, in words."""
-    return _decision(_read_selection(run, config))
+    return decision_in_words(_read_selection(run, config))
 
 
 def _read_selection(run: RunFolder, config: AdaptConfig) -> Selection:
     """The last selection of a run."""
     return Selection.read(run.selection(config.iterations - 1))
-
-
-def _decision(selection: Selection) -> str:
-    chosen, incumbent, others = selection.chosen, selection.incumbent, len(selection.candidates) - 1
-    if chosen == SOURCE == incumbent:
-        return f"{_WITNESS} was sure of none of the {others} candidates: the source model was returned unchanged."
-    if chosen == SOURCE:
-        found = next(candidate for candidate in selection.candidates if candidate.name == SOURCE)
-        return (
-            f"{_WITNESS} was sure, in {found.confidence:.0%} of its draws, that the source model is better than "
-            f"{_spoken(incumbent)}, by {found.gain:.4f} of its score: the source model was returned unchanged."
-        )
-    if chosen == incumbent:
-        stayed = f"Without labels, {_spoken(chosen)} was returned"
-        return f"{stayed}: the held-out reward network was sure of none of the {others} other candidates."
-    return f"Without labels, the held-out reward network chose {_spoken(chosen)} among {others + 1} candidates."
-
-
-def _spoken(candidate: str) -> str:
-    """A candidate in words, for a reader who does not know the folders of a run."""
-    if "/" not in candidate:
-        return f"the {candidate} model" if candidate == SOURCE else f"the policy after the {candidate}"
-    iteration, _, update = candidate.split("/")
-    return (
-        f"the average of the weights up to update {int(update)} of PPO in iteration {int(iteration.split('-')[1]) + 1} "
-        f"({candidate})"
-    )
 
 
 def _cases(

@@ -16,9 +16,11 @@ from medfm_rl.augmentation.appearance import randomise_appearance
 from medfm_rl.augmentation.shape import augment_pair, mirror_at_random
 from medfm_rl.metrics.overlap import dice
 from medfm_rl.networks import argmax_classes, mixed_precision
+from medfm_rl.reward.collection import ReviewedImages
 from medfm_rl.seeding import torch_generator
 from medfm_rl.settings import FineTuningSettings
 from medfm_rl.workflows.adapt.averaging import RunningAverage, average_weights
+from medfm_rl.workflows.adapt.telling import MeanLosses
 
 _TOLERANCE = 0.01
 _MOST_IMAGES = 200
@@ -31,6 +33,9 @@ class FineTuningImages:
     Attributes:
         source: Preprocessed source images `(N, C, *S)` and their ground truth `(N, *S)`, or None.
         target: `(M, C, *S)`, unlabelled target images.
+        reviewed: Target images with the masks of reviewers, or None.
+        reviewed_share: Share of the labelled examples of a step that reviewed images are, where there are source images
+            too.
         intensity_channels: How many of the first channels have an appearance; all where None.
         mirror_axes: Spatial axes along which the segmenter will be used on mirrored images too: examples are mirrored
             at random, and masks of the target are means over mirrored images.
@@ -38,6 +43,8 @@ class FineTuningImages:
 
     source: tuple[Tensor, Tensor] | None
     target: Tensor
+    reviewed: ReviewedImages | None = None
+    reviewed_share: float = 1 / 3
     intensity_channels: int | None = None
     mirror_axes: Sequence[int] = ()
 
@@ -49,14 +56,16 @@ def fine_tune(
     settings: FineTuningSettings,
     seed: int,
     progress: Callable[[int, int], None] | None = None,
+    log: bool = True,
 ) -> float:
     """Fine-tunes a segmenter in place, averages its last weights and blends them with what they were.
 
-    With a source, the first part is supervised, with Dice and cross-entropy on source images in random shapes and in
-    appearances of which half are borrowed from target images. Then target images join, in random shapes and
-    appearances, with the masks that the segmenter of the first part made of them as they are: by then it makes better
-    ones than the source model, and masks that do not change cannot drift. Without a source there are target images
-    alone, first with the masks of the source model and then with those of the segmenter that learnt from them.
+    With labels, the first part is supervised, with Dice and cross-entropy on source images and on target images that
+    were reviewed, in random shapes and in appearances of which half are borrowed from target images. Then target images
+    join, in random shapes and appearances, with the masks that the segmenter of the first part made of them as they
+    are: by then it makes better ones than the source model, and masks that do not change cannot drift. Without labels
+    there are target images alone, first with the masks of the source model and then with those of the segmenter that
+    learnt from them.
 
     The learning rate stays high, halved from half-way on, and the weights of the last quarter of the steps are averaged
     (Izmailov et al., UAI 2018, arXiv 1803.05407).
@@ -71,6 +80,7 @@ def fine_tune(
         settings: How long and how fast.
         seed: Seed of order, shapes and appearance.
         progress: Called with (steps done, steps).
+        log: Whether to tell the losses.
 
     Returns:
         The share of the initial weights in the result: `settings.source_share`, or less (`blend_with_initial`).
@@ -85,19 +95,23 @@ def fine_tune(
     average = RunningAverage()
     joins = round(settings.steps * settings.target_start)
     examples = _Examples(segmenter, images, settings, torch_generator(seed, "warm up"), device)
-    masks = None
+    masks, losses = None, MeanLosses("fine-tuning")
     segmenter.eval()
     for step in range(settings.steps):
-        if settings.target_weight > 0 and (step == joins or (step == 0 and source is None)):
+        if settings.target_weight > 0 and (step == joins or (step == 0 and not examples.are_labelled)):
             teacher = copy.deepcopy(segmenter)
             blend_with_initial(teacher, initial, settings.source_share, source, device)
             masks = _masks(teacher, images.target, settings.batch_size, device, images.mirror_axes)
         loss = torch.zeros((), device=device)
-        if source is not None:
-            loss = loss + examples.source_loss(*source)
+        if examples.are_labelled:
+            on_labelled = examples.labelled_loss()
+            losses.add("labelled images", on_labelled)
+            loss = loss + on_labelled
         if masks is not None:
-            count = settings.batch_size if source is None else settings.target_batch_size
-            loss = loss + settings.target_weight * examples.target_loss(masks, count)
+            count = settings.target_batch_size if examples.are_labelled else settings.batch_size
+            on_target = examples.target_loss(masks, count)
+            losses.add("target", on_target)
+            loss = loss + settings.target_weight * on_target
         if not torch.isfinite(loss):
             raise FloatingPointError("the fine-tuning loss is not finite; lower fine_tuning.learning_rate")
         optimiser.zero_grad()
@@ -107,6 +121,8 @@ def fine_tune(
         schedule.step()
         if step >= settings.steps - max(1, settings.steps // 4):
             average.add(segmenter.state_dict())
+        if log:
+            losses.tell(step + 1, settings.steps)
         if progress:
             progress(step + 1, settings.steps)
     if settings.steps > 0:
@@ -134,12 +150,30 @@ class _Examples:
         self.device = device
         self.criterion = DiceCELoss(to_onehot_y=True, softmax=True)
 
-    def source_loss(self, images: Tensor, ground_truth: Tensor) -> Tensor:
-        """Dice and cross-entropy against ground truth."""
-        rows = torch.randint(len(images), (self.settings.batch_size,), generator=self.generator)
-        logits, truth = self._shown(images[rows], ground_truth[rows], self.images.target)
+    @property
+    def are_labelled(self) -> bool:
+        """Whether there are images with expert masks."""
+        return self.images.source is not None or self.images.reviewed is not None
+
+    def labelled_loss(self) -> Tensor:
+        """Dice and cross-entropy against expert masks, of source images and of reviewed target images."""
+        logits, truth = self._shown(*self._labelled(), self.images.target)
         loss: Tensor = self.criterion(logits, truth[:, None])
         return loss
+
+    def _labelled(self) -> tuple[Tensor, Tensor]:
+        """A batch of images with their expert masks; reviewed ones come as often however few they are."""
+        source, reviewed, count = self.images.source, self.images.reviewed, self.settings.batch_size
+        drawn = []
+        of_reviewed = 0 if reviewed is None else count if source is None else round(self.images.reviewed_share * count)
+        if source is not None and of_reviewed < count:
+            rows = torch.randint(len(source[0]), (count - of_reviewed,), generator=self.generator)
+            drawn.append((source[0][rows], source[1][rows]))
+        if reviewed is not None and of_reviewed > 0:
+            chosen = reviewed.draw(of_reviewed, self.generator)
+            drawn.append((reviewed.images.images[chosen], reviewed.masks[chosen]))
+        images, masks = zip(*drawn, strict=True)
+        return torch.cat(images), torch.cat(masks)
 
     def target_loss(self, masks: Tensor, count: int) -> Tensor:
         """Cross-entropy against masks that are not always right: Dice would weigh their errors by structure."""

@@ -19,39 +19,48 @@ from torch import Tensor
 from medfm_rl.adapters import SegmenterAdapter
 from medfm_rl.adapters.base import without_gradient
 from medfm_rl.data.files import hash_file, hash_folder
+from medfm_rl.data.layouts import find_cases
 from medfm_rl.data.locks import alone_in
 from medfm_rl.errors import ModelError
-from medfm_rl.networks import convolution_choice_kept, portable_state
+from medfm_rl.networks import convolution_choice_kept
 from medfm_rl.progress import Progress, silent
 from medfm_rl.quality.model import is_outdated
 from medfm_rl.reward.fusion import write_fusion
-from medfm_rl.reward.network import RewardNet
 from medfm_rl.runs.finished import FinishedRun
-from medfm_rl.runs.folder import HELD_OUT_REWARD, SOURCE, RunFolder
+from medfm_rl.runs.folder import HELD_OUT_REWARD, RunFolder
 from medfm_rl.runs.inputs import DATA_SETS, TARGET, load_inputs, read_inputs, require_same_inputs, write_inputs
-from medfm_rl.seeding import derive_seed
+from medfm_rl.runs.log_file import logged_to
 from medfm_rl.settings import AdaptConfig
 from medfm_rl.tracking import Tracker, open_tracker
 from medfm_rl.workflows.adapt.candidates import CandidatePool
 from medfm_rl.workflows.adapt.checks import check_inputs
+from medfm_rl.workflows.adapt.choice import Witnesses, choose
 from medfm_rl.workflows.adapt.collection import action_sources, collect, shape_prior
-from medfm_rl.workflows.adapt.context import Domains, RunContext, write_weights
-from medfm_rl.workflows.adapt.fine_tuning import FineTuningImages, fine_tune
+from medfm_rl.workflows.adapt.context import RunContext
+from medfm_rl.workflows.adapt.cross_fit import cross_fit
+from medfm_rl.workflows.adapt.expectation import Expectation
+from medfm_rl.workflows.adapt.feedback import LearnedFeedback, as_record, gather, say_what_is_learned
+from medfm_rl.workflows.adapt.look_ahead import look_ahead, resumed
 from medfm_rl.workflows.adapt.ppo import average, missing_checkpoints, run_ppo
 from medfm_rl.workflows.adapt.rewards import member_names, train_rewards
-from medfm_rl.workflows.adapt.selection import Selection, paired_ratings, rate_masks, select
+from medfm_rl.workflows.adapt.stage_clock import StageClock, parts_of_stages
+from medfm_rl.workflows.adapt.starting import fine_tunes, write_fine_tuned
 from medfm_rl.workflows.calibrate.from_source import write_default_quality
 
 _LOG = logging.getLogger(__name__)
 
 
-def adapt(config: AdaptConfig, resume: bool = False, progress: Progress = silent) -> RunFolder:
+def adapt(
+    config: AdaptConfig, resume: bool = False, progress: Progress = silent, max_minutes: float | None = None
+) -> RunFolder:
     """Adapts a segmenter to the target domain without target labels.
 
     Args:
         config: The settings.
         resume: Go on with the run in `config.output`.
         progress: Told how far each stage is.
+        max_minutes: How long a new run may take on this machine; settings are lowered for it (`shortening.ORDER`), and
+            the run goes on with those when it is resumed. None leaves them as they are.
 
     Returns:
         The run folder, with the adapted segmenter in `model`, reward networks in `reward`, and, where there are enough
@@ -61,10 +70,14 @@ def adapt(config: AdaptConfig, resume: bool = False, progress: Progress = silent
         UserError: Something that was handed over cannot be used.
     """
     with alone_in(config.output):
-        run = _start(config, resume, progress)
-        with open_tracker(config.tracking, run.path) as tracker:
+        run, config, expected = _start(config, resume, progress, max_minutes)
+        with logged_to(run.log), open_tracker(config.tracking, run.path) as tracker:
+            expected.tell()
+            progress = StageClock(progress, expected, parts_of_stages(config))
             tracker.log_params(_with_absolute_paths(config.model_dump(mode="json"), config.model_dump()))
             _log_inputs(run, tracker)
+            if run.feedback.exists():
+                tracker.log_params(as_record(LearnedFeedback.read(run.feedback)))
             if not run.model.exists():
                 with convolution_choice_kept():
                     # From the start what stable-baselines3 sets: a run that is resumed rounds as one that was not.
@@ -107,19 +120,45 @@ def _log_inputs(run: RunFolder, tracker: Tracker) -> None:
     tracker.log_artifact(run.inputs)
 
 
-def _start(config: AdaptConfig, resume: bool, progress: Progress) -> RunFolder:
-    """Starts a run whose settings and inputs can be used, or goes on with one whose are still the same."""
+def _start(
+    config: AdaptConfig, resume: bool, progress: Progress, max_minutes: float | None
+) -> tuple[RunFolder, AdaptConfig, Expectation]:
+    """Starts a run whose settings and inputs can be used, or goes on with one whose are still the same.
+
+    Returns:
+        Its folder, its settings, of which some may be lowered, and what is expected of it.
+    """
     if not RunFolder(config.output).config_file.exists():
         RunFolder(config.output).require_empty()
         check_inputs(config, progress)
+        config, expected = look_ahead(config, max_minutes, progress)
         # Before the settings are written: a run that has those and no record of its inputs is of an older version.
         inputs = read_inputs(config, progress)
+        learned = _gathered(config, progress)
         run = RunFolder.start(config, resume)
+        expected.write(run.expected)
         write_inputs(run.inputs, inputs)
-        return run
+        if learned is not None:
+            learned.write(run.feedback)
+        return run, config, expected
+    config, expected = resumed(config, max_minutes)
     run = RunFolder.start(config, resume)
+    if not run.feedback.exists() and not run.model.exists():
+        # Killed between the settings and what was gathered for them.
+        learned = _gathered(config, progress)
+        if learned is not None:
+            learned.write(run.feedback)
     require_same_inputs(run.inputs, config, progress, _data_sets_to_read(run, config))
-    return run
+    return run, config, expected
+
+
+def _gathered(config: AdaptConfig, progress: Progress) -> LearnedFeedback | None:
+    """What the store of the settings says of the target, where they name one."""
+    if config.feedback is None:
+        return None
+    learned = gather(config.feedback, find_cases(config.target), config.seed, progress)
+    say_what_is_learned(learned)
+    return learned
 
 
 def _data_sets_to_read(run: RunFolder, config: AdaptConfig) -> tuple[str, ...]:
@@ -137,11 +176,10 @@ def _run_all(context: RunContext, tracker: Tracker) -> None:
     domains = context.load_domains()
     _require_gradients(context, domains.target.images[:1])
     prior = shape_prior(context, domains)
-    settings = config.fine_tuning
-    fine_tunes = settings.steps > 0 and (domains.source is not None or settings.target_weight > 0)
-    if fine_tunes:
-        _fine_tune(context, domains, tracker)
-    pool = CandidatePool.start(fine_tunes)
+    if fine_tunes(context, domains):
+        write_fine_tuned(context, domains, tracker)
+    evidence = cross_fit(context, domains)
+    pool = CandidatePool.start(fine_tunes(context, domains))
     policy = context.policy(pool.incumbent)
     reference = copy.deepcopy(policy)
     for iteration in range(config.iterations):
@@ -159,7 +197,9 @@ def _run_all(context: RunContext, tracker: Tracker) -> None:
             with records.child("select") as of_stage:
                 averages = average(context, iteration, pool.trajectory, checkpoints)
                 pool = pool.joined_by(averages, checkpoints)
-                pool = pool.won_by(_select(context, iteration, pool, held_out, domains, of_stage))
+                pool = pool.won_by(
+                    choose(context, iteration, pool, Witnesses(held_out, prior, evidence), domains, of_stage)
+                )
             policy = context.policy(pool.incumbent)
     _export(context, policy, tracker)
 
@@ -174,63 +214,6 @@ def _require_gradients(context: RunContext, images: Tensor) -> None:
             f"{settings.folder}: no gradient reaches {len(without)} parameters of the scope {settings.train!r}, the "
             f"first {without[0]}; choose another segmenter.train"
         )
-
-
-def _fine_tune(context: RunContext, domains: Domains, tracker: Tracker) -> None:
-    """Writes the source policy after fine-tuning in the look of the target."""
-    if context.run.fine_tuned.exists():
-        return
-    settings = context.config.fine_tuning
-    policy = context.policy(SOURCE)
-    images = FineTuningImages(
-        None if domains.source is None else (domains.source[0].images, domains.source[1]),
-        domains.target.images,
-        policy.intensity_channels,
-        policy.mirror_axes,
-    )
-    share = fine_tune(
-        policy,
-        list(context.open_to_learning(policy).values()),
-        images,
-        settings,
-        derive_seed(context.config.seed, "warm up"),
-        lambda done, total: context.progress("fine-tuning", done, total),
-    )
-    tracker.log_params({"fine_tuning_source_share": share})
-    if share < settings.source_share:
-        _LOG.warning(
-            "the fine-tuned weights were blended with a share of %g, not %g, of the source model's: with more they do "
-            "worse on the source; was the segmenter trained to the end?",
-            share,
-            settings.source_share,
-        )
-    write_weights(context.run.fine_tuned, portable_state(policy.state_dict()))
-
-
-def _select(
-    context: RunContext,
-    iteration: int,
-    pool: CandidatePool,
-    held_out: RewardNet,
-    domains: Domains,
-    tracker: Tracker,
-) -> str:
-    """The candidate so far that the held-out reward network of this iteration is sure of, else the incumbent."""
-    path = context.run.selection(iteration)
-    if not path.exists():
-        images, names, incumbent = domains.selection.images, pool.names, pool.incumbent
-        before = rate_masks(context.policy(incumbent), held_out, images, context.device)
-        scores = []
-        for done, name in enumerate(names, 1):
-            after = before if name == incumbent else rate_masks(context.policy(name), held_out, images, context.device)
-            scores.append(paired_ratings(before, after, context.num_classes, context.device))
-            context.progress(f"selection {iteration + 1}/{context.config.iterations}", done, len(names))
-        settings = context.config.selection
-        selection = select(names, scores, domains.selection, settings.confidence, settings.margin, incumbent)
-        selection.write(path)
-        for step, candidate in enumerate(selection.candidates):
-            tracker.log_metrics({"held_out_reward_score": candidate.score}, step)
-    return Selection.read(path).chosen
 
 
 def _export(context: RunContext, policy: SegmenterAdapter, tracker: Tracker) -> None:

@@ -18,11 +18,13 @@ from medfm_rl.envs import SegmentationVecEnv
 from medfm_rl.networks import build_padded_unet, portable_state
 from medfm_rl.policies import DensePPO
 from medfm_rl.reward.actions import ActionRecords
+from medfm_rl.reward.measurements import MeasurementReward
 from medfm_rl.reward.network import RewardEnsemble
 from medfm_rl.seeding import derive_seed, torch_generator
 from medfm_rl.tracking import Tracker
 from medfm_rl.workflows.adapt.averaging import RunningAverage
 from medfm_rl.workflows.adapt.context import Domains, RunContext, write_weights
+from medfm_rl.workflows.adapt.telling import is_told, tell_update
 
 
 def run_ppo(
@@ -51,6 +53,8 @@ def run_ppo(
             context.progress(f"PPO {iteration + 1}/{context.config.iterations}", ppo._n_updates, settings.updates)
             history.append({"update": ppo._n_updates, **_logged(ppo.logger)})
             tracker.log_metrics(history[-1], ppo._n_updates)
+            if is_told(ppo._n_updates, settings.updates):
+                tell_update(history[-1], settings.updates)
         # The history first: the folder of the checkpoint says that it is complete.
         write_json(folder / f"{step:05d}.json", history)
         ppo.save(folder / f"{step:05d}")
@@ -101,7 +105,8 @@ def _environment(context: RunContext, iteration: int, ensemble: RewardEnsemble, 
     settings = context.config.ppo
     count = len(known) or settings.updates * settings.n_envs
     generator = torch_generator(context.config.seed, "views", iteration)
-    target = domains.target.images[torch.randint(len(domains.target), (count,), generator=generator)]
+    rows = torch.randint(len(domains.target), (count,), generator=generator)
+    target = domains.target.images[rows]
     channels = context.source_policy.intensity_channels
     views = randomise_appearance(target, None, settings.appearance_strength, generator, channels)
     images, references = known.images, known.references
@@ -110,7 +115,7 @@ def _environment(context: RunContext, iteration: int, ensemble: RewardEnsemble, 
         images, references = mirror_at_random(images, references, context.source_policy.mirror_axes, generator)
     return SegmentationVecEnv(
         torch.cat([images, views]).numpy(),
-        ensemble,
+        _reward(ensemble, domains, rows.tolist(), len(images)),
         context.num_classes,
         settings.n_envs,
         references=references.numpy(),
@@ -118,6 +123,24 @@ def _environment(context: RunContext, iteration: int, ensemble: RewardEnsemble, 
         seed=derive_seed(context.config.seed, "order", iteration),
         device=context.device,
     )
+
+
+def _reward(
+    ensemble: RewardEnsemble, domains: Domains, rows: Sequence[int], first: int
+) -> RewardEnsemble | MeasurementReward:
+    """The ensemble, and where reports say something of target images, that beside it.
+
+    Args:
+        ensemble: The learned reward.
+        domains: The images of the run.
+        rows: Of the target images in the environment, in their order.
+        first: Row of the environment that the first of them has.
+    """
+    if not domains.goals:
+        return ensemble
+    cases = [domains.target.case_ids[row] for row in rows]
+    goals = {first + place: domains.goals[case] for place, case in enumerate(cases) if case in domains.goals}
+    return MeasurementReward(goals, ensemble)
 
 
 def _make_ppo(

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from medfm_rl.data.checks import find_suspicious, notices
+from medfm_rl.data.files import alone_writing
 from medfm_rl.data.layouts import CaseFile, is_simulated
-from medfm_rl.data.locks import alone_in
 from medfm_rl.data.mask_labels import labels_in_masks, parse_mask_labels
 from medfm_rl.errors import ConfigError, DataError, ModelError
 from medfm_rl.progress import Progress, silent
@@ -75,7 +75,7 @@ def score(
         UserError: The quality model cannot be used, files of these cases lie in `out` that something else wrote, or not
             one case could be assessed.
     """
-    with alone_in(out):
+    with alone_writing(out):
         own = request.masks is None and request.maker is None
         controller = run.controller(own, request.gates, request.accept_untested)
         segmenter = controller.segmenter if own else None if request.maker is None else request.maker.segmenter

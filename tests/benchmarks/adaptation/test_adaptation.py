@@ -19,11 +19,11 @@ from benchmarks.adaptation.cells import (
     measure,
     read_cells,
 )
-from benchmarks.adaptation.ejection_fraction import Disks
 from benchmarks.adaptation.methods import Stopwatch
 from benchmarks.adaptation.report import best_baseline, describe_shift, draw, read_shifts, summarise, table
 from benchmarks.harness.recording import RESULTS
 from benchmarks.harness.shifts import NO_SHIFT, SHIFTS
+from medfm_rl.anatomy.discs import Discs
 from medfm_rl.anatomy.profiles import load_anatomy
 from medfm_rl.data.layouts import find_cases
 from medfm_rl.settings import DataSettings
@@ -193,7 +193,7 @@ def test_a_report_goes_on_from_the_record_that_is_kept_under_the_names_of_before
 
 
 def test_scores_survive_their_file() -> None:
-    disks = (Disks(3.0, (1.0, 2.0)), None, Disks(1.5, (0.5,)), None)
+    disks = (Discs(3.0, (1.0, 2.0)), None, Discs(1.5, (0.5,)), None)
     before = Scores(
         ("a", "b", "c", "d"),
         PATIENTS,

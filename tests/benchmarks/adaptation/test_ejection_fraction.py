@@ -6,16 +6,8 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from benchmarks.adaptation.ejection_fraction import (
-    DISKS,
-    Agreement,
-    Disks,
-    agreement,
-    ejection_fraction,
-    measure_disks,
-    patient_fractions,
-    published_fractions,
-)
+from benchmarks.adaptation.ejection_fraction import Agreement, agreement, patient_fractions, published_fractions
+from medfm_rl.anatomy.discs import DISCS, Discs, ejection_fraction, measure_discs
 
 
 def ellipse(
@@ -33,8 +25,8 @@ def ellipse(
     return inside & (along <= 0) if half else inside
 
 
-def disks(mask: npt.NDArray[np.bool_]) -> Disks:
-    found = measure_disks(mask)
+def disks(mask: npt.NDArray[np.bool_]) -> Discs:
+    found = measure_discs(mask)
     assert found is not None
     return found
 
@@ -43,10 +35,10 @@ def test_an_ellipse_has_its_length_and_diameters() -> None:
     found = disks(ellipse(60, 25))
     assert found.length == pytest.approx(120, abs=1.5)
     # At the middle of disk i of 20 the ellipse is 2 b sqrt(1 - ((i + 0.5) / 10 - 1)^2) wide.
-    expected = 50 * np.sqrt(1 - ((np.arange(DISKS) + 0.5) / 10 - 1) ** 2)
+    expected = 50 * np.sqrt(1 - ((np.arange(DISCS) + 0.5) / 10 - 1) ** 2)
     assert np.allclose(found.diameters, expected, atol=1.5)
     # The sum of the disks is the volume of the spheroid, 4/3 pi a b^2 (midpoint rule: half a percent off).
-    volume = np.pi / 4 * np.square(found.diameters).sum() * found.length / DISKS
+    volume = np.pi / 4 * np.square(found.diameters).sum() * found.length / DISCS
     assert volume == pytest.approx(4 / 3 * np.pi * 60 * 25**2, rel=0.02)
 
 
@@ -63,7 +55,7 @@ def test_a_contracting_ellipsoid_ejects_its_known_share(tilt: float, half: bool)
 def test_a_small_ventricle_is_not_counted_in_whole_rows() -> None:
     # 24 rows in 20 disks: whole rows would make some disks twice as wide as their neighbours.
     found = disks(ellipse(12, 8))
-    expected = 16 * np.sqrt(1 - ((np.arange(DISKS) + 0.5) / 10 - 1) ** 2)
+    expected = 16 * np.sqrt(1 - ((np.arange(DISCS) + 0.5) / 10 - 1) ** 2)
     assert np.allclose(found.diameters[2:-2], expected[2:-2], atol=1.8)
 
 
@@ -84,7 +76,7 @@ def test_two_views_share_the_diameters_of_both() -> None:
     assert ejection_fraction(ed, es, "own") == pytest.approx(100 * (1 - 48 * 20 * 18 / (60 * 28 * 22)), abs=1.5)
     # Another magnification of one view changes nothing.
     scaled = [
-        [frames[0], Disks(1.5 * frames[1].length, tuple(1.5 * width for width in frames[1].diameters))]
+        [frames[0], Discs(1.5 * frames[1].length, tuple(1.5 * width for width in frames[1].diameters))]
         for frames in (ed, es)
     ]
     for length in ("own", "common"):
@@ -93,7 +85,7 @@ def test_two_views_share_the_diameters_of_both() -> None:
 
 def test_diameters_run_from_the_apex_down() -> None:
     # The half ellipsoid is widest at its cut, which is below.
-    assert np.argmax(disks(ellipse(60, 28, half=True)).diameters) >= DISKS - 3
+    assert np.argmax(disks(ellipse(60, 28, half=True)).diameters) >= DISCS - 3
 
 
 def test_specks_do_not_lengthen_the_ventricle() -> None:
@@ -112,7 +104,7 @@ def test_a_single_pixel_is_measured() -> None:
 
 def test_an_empty_ventricle_is_not_measured_and_is_counted() -> None:
     whole, small = disks(ellipse(60, 28)), disks(ellipse(48, 20))
-    assert measure_disks(np.zeros((8, 8), dtype=bool)) is None
+    assert measure_discs(np.zeros((8, 8), dtype=bool)) is None
     names = ["p1_2CH_ED", "p1_2CH_ES", "p2_2CH_ED", "p2_2CH_ES", "p3_2CH_ED", "p3_2CH_ES"]
     fractions = patient_fractions(names, [whole, small, whole, None, None, small])
     assert fractions["p1"] == pytest.approx(ejection_fraction([whole], [small]))
@@ -161,7 +153,7 @@ def test_expert_masks_reproduce_the_published_table(real_data: Path) -> None:
     rows = slice(0, 240)
     names = [str(name) for name in pack["name"][rows]]
     published = published_fractions(real_data / "camus_patients_info.csv")
-    measured = [measure_disks(mask == 1) for mask in pack["label"][rows]]
+    measured = [measure_discs(mask == 1) for mask in pack["label"][rows]]
     common = agreement(patient_fractions(names, measured), published)
     assert common.measured == 60
     assert common.mae < 2

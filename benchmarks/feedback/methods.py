@@ -1,0 +1,158 @@
+"""The methods of the feedback benchmark: ours, its controls, and the bounds."""
+
+from __future__ import annotations
+
+import copy
+import shutil
+import time
+from pathlib import Path
+
+import torch
+from monai.losses import DiceCELoss
+from safetensors.torch import load_file
+from torch import Tensor
+
+from benchmarks.adaptation.cells import measure
+from benchmarks.adaptation.methods import Stopwatch
+from benchmarks.feedback.cells import AGAIN, NONE, OURS, TUNED, UPPER, Cell, Cells, rounded
+from benchmarks.feedback.reviewers import patients_in_order, review, source_with_reviewed, target_without_masks
+from benchmarks.harness.laboratory import Laboratory, adapt_config, files_of, read_selection
+from benchmarks.harness.recording import quiet
+from medfm_rl.adapters import SegmenterAdapter, TorchModuleAdapter
+from medfm_rl.augmentation.shape import augment_pair
+from medfm_rl.metrics.scores import MEAN
+from medfm_rl.policies import ACTOR
+from medfm_rl.runs.folder import SOURCE, RunFolder
+from medfm_rl.seeding import torch_generator
+from medfm_rl.types import LabelSchema
+from medfm_rl.workflows.adapt.loop import adapt
+from medfm_rl.workflows.training_images import load_labelled
+
+_LEARNING_RATES = (1e-5, 1e-4, 5e-4)
+_STEPS = 300
+_BATCH = 16
+
+
+class FeedbackCells:
+    """Makes the cells of one shift with one seed.
+
+    Args:
+        laboratory: The shift and the seed.
+        cells: Those that there are.
+    """
+
+    def __init__(self, laboratory: Laboratory, cells: Cells) -> None:
+        self.laboratory = laboratory
+        self.cells = cells
+        self.shift = laboratory.shift
+        self.schema = LabelSchema.from_structures(self.shift.structures)
+        self.order = patients_in_order(files_of(self.shift.folders.target), laboratory.seed)
+
+    def make(self, method: str, k: int) -> None:
+        """Makes a cell, unless it is there or the target has fewer patients."""
+        k = 0 if method in (NONE, UPPER) else k
+        key = self.shift.name, method, k, self.laboratory.seed
+        if key in self.cells or k > len(self.order) or (k == 0 and method in (AGAIN, TUNED)):
+            return
+        print(f"  {method}, {k} reviewed", flush=True)
+        chosen: str | None = None
+        candidates: dict[str, tuple[float, ...]] = {}
+        if method == OURS:
+            segmenter, seconds, chosen, candidates = self._ours(k)
+        elif method == TUNED:
+            segmenter, seconds = self._tuned(k)
+        else:
+            folder, seconds = self.laboratory.trained(self._training_data(method, k))
+            segmenter = TorchModuleAdapter.load(folder)
+        anatomy = self.laboratory.anatomy(segmenter)
+        scores = measure(segmenter.segment, self.laboratory.held_out(), anatomy, False)
+        self.cells.keep(
+            Cell(
+                *key,
+                scores.patient_ids,
+                rounded(scores.dice[MEAN]),
+                tuple(round(value, 2) if value == value else None for value in scores.hd95[MEAN]),
+                sum(scores.valid) / len(scores.valid),
+                0.0 if method == NONE else seconds / 60,
+                str(self.laboratory.started_in["commit"]),
+                chosen,
+                candidates,
+            )
+        )
+
+    def _training_data(self, method: str, k: int) -> Path:
+        folders = self.shift.folders
+        if method == AGAIN:
+            name = f"{self.shift.name}-reviewed-{k}-seed-{self.laboratory.seed}"
+            return source_with_reviewed(
+                folders.source, folders.target, self.order[:k], self.laboratory.runs / "data" / name
+            )
+        return folders.source if method == NONE else folders.target
+
+    def _ours(self, k: int) -> tuple[SegmenterAdapter, float, str, dict[str, tuple[float, ...]]]:
+        """The returned segmenter, seconds, and what every candidate was worth on the held-out patients."""
+        laboratory, folders = self.laboratory, self.shift.folders
+        folder = laboratory.runs / "ours" / f"{self.shift.name}-{k}-seed-{laboratory.seed}"
+        target = target_without_masks(folders.target, folders.target.with_name(f"{folders.target.name}-without-masks"))
+        changes = {"seed": laboratory.seed, **laboratory.budget.adapt}
+        if k > 0:
+            store = folder / "feedback.sqlite"
+            if not store.exists():
+                review(store, folders.target, self.order[:k], self.schema)
+            changes["feedback"] = {"store": str(store)}
+        segmenter = {"kind": "torch", "folder": laboratory.trained(folders.source)[0]}
+        config = adapt_config(segmenter, target, folders.source, folder / "run", self.shift.anatomy, changes)
+        watch = Stopwatch(folder / "elapsed.json")
+        run = adapt(config, resume=True, progress=watch.progress)
+        seconds = watch.keep()
+        selection = read_selection(run, config)
+        candidates = {each.name: self._dice_of(run, each.name) for each in selection.candidates}
+        shutil.rmtree(run.actions, ignore_errors=True)
+        return TorchModuleAdapter.load(run.model), seconds, selection.chosen, candidates
+
+    def _dice_of(self, run: RunFolder, name: str) -> tuple[float, ...]:
+        policy = self.laboratory.source_model()
+        if name != SOURCE:
+            policy.load_state_dict(load_file(run.candidate_weights(name) / ACTOR))
+        return rounded(
+            measure(policy.segment, self.laboratory.held_out(), self.laboratory.anatomy(policy), False).dice[MEAN]
+        )
+
+    def _tuned(self, k: int) -> tuple[SegmenterAdapter, float]:
+        """The control of who has k masks and no method: fine-tuning on them, its learning rate chosen on the source.
+
+        Of the learning rates the highest that costs at most a Dice point on held-out source patients.
+        """
+        start = time.perf_counter()
+        source_model = self.laboratory.source_model()
+        reviewed = [file for file in files_of(self.shift.folders.target) if file.patient_id in self.order[:k]]
+        images, masks = load_labelled(reviewed, source_model, quiet, "reviewed images")
+        kept = source_model
+        before = self._source_dice(source_model)
+        for learning_rate in _LEARNING_RATES:
+            tuned = self._steps(source_model, images.images, masks, learning_rate)
+            if self._source_dice(tuned) < before - 0.01:
+                break
+            kept = tuned
+        return kept, time.perf_counter() - start
+
+    def _steps(
+        self, source_model: TorchModuleAdapter, images: Tensor, masks: Tensor, learning_rate: float
+    ) -> TorchModuleAdapter:
+        segmenter = copy.deepcopy(source_model)
+        criterion = DiceCELoss(to_onehot_y=True, softmax=True)
+        optimiser = torch.optim.AdamW(segmenter.parameters(), lr=learning_rate, weight_decay=1e-4)
+        generator = torch_generator(self.laboratory.seed, "tuned")
+        for _ in range(_STEPS if not self.laboratory.budget.trial else 2):
+            rows = torch.randint(len(images), (_BATCH,), generator=generator)
+            shown, wanted = augment_pair(images[rows], masks[rows], generator)
+            loss = criterion(segmenter(shown), wanted[:, None])
+            optimiser.zero_grad()
+            loss.backward()
+            optimiser.step()
+        return segmenter.eval()
+
+    def _source_dice(self, segmenter: TorchModuleAdapter) -> float:
+        files = files_of(self.shift.folders.source_held_out)
+        scores = measure(segmenter.segment, files, self.laboratory.anatomy(segmenter), False)
+        return sum(scores.dice[MEAN]) / len(files)

@@ -1,0 +1,1 @@
+"""From folders of masks and tables of reviewers and reports to entries."""

@@ -1,0 +1,135 @@
+"""What can be said of the masks of a policy without labels, image by image: signals of different kinds."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+
+from medfm_rl.augmentation.appearance import randomise_appearance
+from medfm_rl.metrics.overlap import dice
+from medfm_rl.networks import argmax_classes
+from medfm_rl.reward.collection import ImageSet
+from medfm_rl.reward.network import RewardNet
+from medfm_rl.reward.score import compared_scores
+from medfm_rl.reward.shape_prior import ShapePrior
+from medfm_rl.seeding import torch_generator
+from medfm_rl.types import GridAxes
+
+RULES, VIEWS, SHAPES, REWARD = "rules", "views", "shape prior", "held-out reward"
+SIGNALS: Final = (RULES, VIEWS, SHAPES, REWARD)
+"""Whether a mask meets the anatomy rules; how far it agrees with masks of the image in other looks; how near it is to
+what the shape prior makes of it; and what a reward network that no policy learned from thinks of it."""
+_BATCH: Final = 16
+_LOOKS: Final = 3
+_STRENGTH: Final = 0.7
+_SEED: Final = 0
+
+Values = npt.NDArray[np.floating]
+
+
+@dataclass(frozen=True, eq=False)
+class RatedMasks:
+    """The argmax actions of a policy on some images and what the signals say of each; on the CPU.
+
+    Attributes:
+        actions: `(N, *S)` uint8, class indices.
+        maps: Reward maps of the held-out reward network, `(N, *S)`.
+        valid: 1 where an action meets the anatomy rules, else 0, `(N,)`.
+        agreement: Mean Dice with the actions on the same image in other looks, `(N,)` in [0, 1].
+        plausibility: Mean Dice with the projection on the shape prior, `(N,)` in [0, 1].
+    """
+
+    actions: Tensor
+    maps: Tensor
+    valid: Values
+    agreement: Values
+    plausibility: Values
+
+
+@dataclass(frozen=True, eq=False)
+class Raters:
+    """What rates masks.
+
+    Attributes:
+        is_valid: Whether an action `(*S)` meets the anatomy rules, by how its axes run in the image.
+        shape_prior: The autoencoder of masks.
+        held_out: A reward network that no policy learned from.
+        num_classes: K.
+        intensity_channels: How many of the first channels of an image have an appearance; all where None.
+        device: Where policies and reward network are.
+    """
+
+    is_valid: Callable[[Tensor, GridAxes], bool]
+    shape_prior: ShapePrior
+    held_out: RewardNet
+    num_classes: int
+    intensity_channels: int | None
+    device: torch.device
+
+    @torch.no_grad()
+    def rate(self, policy: nn.Module, images: ImageSet) -> RatedMasks:
+        """Segments images and rates the masks.
+
+        Every policy sees the same looks of the same image.
+        """
+        policy.eval()
+        generator = torch_generator(_SEED, "looks")
+        actions, maps, agreement = [], [], []
+        for batch in images.images.split(_BATCH):
+            shown = batch.to(self.device)
+            own = argmax_classes(policy(shown), dim=1)
+            maps.append(self.held_out.reward_map(shown, own).cpu())
+            actions.append(own.to("cpu", torch.uint8))
+            agreement.append(
+                np.mean([self._agreement(policy, shown, actions[-1], generator) for _ in range(_LOOKS)], 0)
+            )
+        masks = torch.cat(actions)
+        projected = torch.cat([self.shape_prior.project(batch) for batch in masks.split(_BATCH)])
+        return RatedMasks(
+            masks,
+            torch.cat(maps),
+            np.array([float(self.is_valid(mask, images.axes_of(row))) for row, mask in enumerate(masks)]),
+            np.concatenate(agreement),
+            mean_dice(masks, projected, self.num_classes),
+        )
+
+    def _agreement(self, policy: nn.Module, images: Tensor, own: Tensor, generator: torch.Generator) -> Values:
+        look = randomise_appearance(images, None, _STRENGTH, generator, self.intensity_channels)
+        return mean_dice(own, argmax_classes(policy(look), dim=1).to("cpu", torch.uint8), self.num_classes)
+
+    def compare(self, before: RatedMasks, after: RatedMasks) -> Mapping[str, tuple[Values, Values]]:
+        """By signal its values `(N,)` for the masks of two policies on the same images; more is better."""
+        return {
+            RULES: (before.valid, after.valid),
+            VIEWS: (before.agreement, after.agreement),
+            SHAPES: (before.plausibility, after.plausibility),
+            REWARD: paired_rewards(before, after, self.num_classes, self.device),
+        }
+
+
+def mean_dice(masks: Tensor, others: Tensor, num_classes: int) -> Values:
+    """Dice between masks `(N, *S)`, pair by pair, as the mean over the structures, `(N,)` in [0, 1]."""
+    pairs = zip(masks.numpy(), others.numpy(), strict=True)
+    return np.array([float(dice(mask, other, num_classes).mean()) for mask, other in pairs])
+
+
+def paired_rewards(
+    before: RatedMasks, after: RatedMasks, num_classes: int, device: torch.device
+) -> tuple[Values, Values]:
+    """Held-out rewards `(N,)` of the masks of two policies, image by image over the structures that either mask has.
+
+    On its own a mask without a structure has no region there that could be rated. Slices and patches lack structures,
+    and a false one must not score above none.
+    """
+    scores: tuple[list[Tensor], list[Tensor]] = ([], [])
+    for rows in torch.arange(len(before.maps)).split(_BATCH):
+        one, other = ((of.maps[rows].to(device), of.actions[rows].to(device)) for of in (before, after))
+        for found, values in zip(scores, compared_scores(one, other, num_classes), strict=True):
+            found.append(values.cpu())
+    return torch.cat(scores[0]).numpy(), torch.cat(scores[1]).numpy()
