@@ -786,3 +786,32 @@ def test_a_stage_that_comes_again_with_more_to_do_shows_how_much(
         progress("hashing", 2, 2)
         progress("hashing", 5, 5)
     assert "5/5" in capsys.readouterr().err
+
+
+def picture(path: Path, seed: int) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_image(path, np.random.default_rng(seed).integers(0, 255, (8, 9), dtype=np.uint8), Geometry.unknown(2))
+
+
+def test_check_ends_with_0_where_all_can_be_used_however_suspicious(run: Run, tmp_path: Path) -> None:
+    for name, seed in (("a", 0), ("b", 1), ("c", 1)):
+        picture(tmp_path / "data" / f"{name}_1.png", seed)
+    result = run("check", tmp_path / "data", "--json", tmp_path / "check.json", "--out", tmp_path / "out")
+    assert result.code == 0
+    assert "2 of 3 images are the very image of another patient" in result.out
+    assert "All 3 cases can be used. 1 thing looks suspicious" in result.out
+    assert "checking: 3 of 3" in result.err
+    assert json.loads((tmp_path / "check.json").read_text()) == json.loads((tmp_path / "out/check.json").read_text())
+    assert f"Report: {tmp_path / 'out' / 'report.html'}" in result.out
+
+
+def test_check_ends_with_2_where_something_cannot_be_used(run: Run, tmp_path: Path) -> None:
+    for index in range(3):
+        picture(tmp_path / f"{index}_1.png", index)
+    (tmp_path / "1_1.png").write_bytes(b"no picture")
+    result = run("check", tmp_path)
+    assert result.code == 2
+    assert "1_1.png: cannot be read" in result.out
+    assert "2 of 3 cases can be used; 1 cannot" in result.out
+    (tmp_path / "empty").mkdir()
+    assert run("check", tmp_path / "empty").code == 2

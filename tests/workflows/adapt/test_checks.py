@@ -202,3 +202,26 @@ def test_records_that_could_not_be_kept_are_told_before_a_folder_is_written(
     segmenter: Path, simulated_echo: Path, uri: str
 ) -> None:
     refuse(config_of(segmenter, simulated_echo, tracking=TrackingSettings(uri=uri)), TrackingError, "tracking.uri", uri)
+
+
+def test_what_looks_suspicious_is_said_in_a_line_and_holds_nothing_up(
+    segmenter: Path, simulated_echo: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Masks of the target have no part in it, for none is read."""
+    target, source = tmp_path / "target", tmp_path / "source"
+    shutil.copytree(simulated_echo / "b", target)
+    shutil.copytree(simulated_echo / "a", source)
+    first = sorted((target / "images").iterdir())[0]
+    shutil.copy(first, first.with_name(f"other_{first.name}"))
+    shutil.copy(target / "labels" / first.name, target / "labels" / f"other_{first.name}")
+    mask = sorted((source / "labels").iterdir())[0]
+    drawn, grid = read_image(mask)
+    write_image(mask, np.zeros(drawn.shape[1:], dtype=np.uint8), grid)
+    changes = {"target": DataSettings(path=target), "source": DataSettings(path=source)}
+    check_inputs(config_of(segmenter, simulated_echo, **changes), quiet)
+    lines = [record.getMessage() for record in caplog.records if record.name == "medfm_rl.workflows.adapt.checks"]
+    twins, empty = lines
+    assert twins.startswith("target: 2 of ")
+    assert "images are the very image of another patient: " in twins
+    assert empty.startswith("source: 1 of ")
+    assert "masks is empty: " in empty

@@ -595,3 +595,16 @@ def test_labelled_cases_are_in_memory_one_at_a_time(
     assert {path.name for path in run.iterdir()} - before == {kept}
     monkeypatch.undo()
     assert model.structures == QualityModel.read(quality_run / "quality.json").structures
+
+
+def test_what_looks_suspicious_is_said_in_a_line(
+    quality_run: Path, images: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    empty = sorted((images / "labels").iterdir())[0]
+    drawn, grid = read_image(empty)
+    write_image(empty, np.zeros(drawn.shape[1:], dtype=np.uint8), grid)
+    files = find_cases(DataSettings(path=images / "images"))
+    caplog.clear()
+    score(load_run(quality_run), files, tmp_path / "out", ScoreRequest(find_masks(images / "labels", files)), quiet)
+    lines = [record.getMessage() for record in caplog.records if record.name == "medfm_rl.workflows.deploy.score"]
+    assert lines == [f"images: 1 of 6 masks is empty: {files[0].case_id}"]
