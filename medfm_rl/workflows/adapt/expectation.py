@@ -21,8 +21,8 @@ _ADVICE: Final = "put back what `adapt` wrote there"
 _BLEND_IMAGES: Final = 200
 """Source images on which the blend after the fine-tuning is tried, with and without about two shares."""
 _BLEND_TRIES: Final = 3
-_QUALITY_SHARE: Final = 0.25
-"""Share of the source cases that are held out from the reward networks, roughly; each is shown three times."""
+_QUALITY_SHARE: Final = 1 / 3
+"""Share of the source patients that no ensemble member learns from; each of their cases is shown three times."""
 _QUALITY_VIEWS: Final = 3
 _COPIES: Final = 2.5
 """How often the actions are in memory while they are split by patient."""
@@ -114,7 +114,7 @@ def expect(config: AdaptConfig, costs: UnitCosts, amounts: Amounts) -> Expectati
             (2 + checkpoints * (iteration + 1)) * amounts.selection * (costs.forward + costs.reward_forward)
             for iteration in range(iterations)
         ),
-        QUALITY: _quality(config, costs, amounts),
+        QUALITY: _quality(costs, amounts),
         EVALUATING: 2 * amounts.evaluation * costs.segment,
     }
     return Expectation(stages, _memory(config, costs, amounts), amounts.on_gpu)
@@ -144,9 +144,11 @@ def _reward(config: AdaptConfig, costs: UnitCosts, iteration: int) -> float:
     return (settings.ensemble + 1) * each
 
 
-def _quality(config: AdaptConfig, costs: UnitCosts, amounts: Amounts) -> float:
-    shown = _QUALITY_VIEWS * _QUALITY_SHARE * amounts.source_cases
-    return shown * (2 * costs.segment + config.reward.ensemble * costs.reward_forward)
+def _quality(costs: UnitCosts, amounts: Amounts) -> float:
+    if amounts.source_cases == 0:
+        return 0.0
+    # Every image is read once more.
+    return _QUALITY_VIEWS * _QUALITY_SHARE * amounts.source_cases * costs.assess + costs.read * amounts.cases
 
 
 def _memory(config: AdaptConfig, costs: UnitCosts, amounts: Amounts) -> int | None:

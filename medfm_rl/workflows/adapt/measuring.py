@@ -20,6 +20,7 @@ from medfm_rl.envs import SegmentationVecEnv
 from medfm_rl.networks import build_padded_unet, choose_device, convolution_choice_kept, mixed_precision
 from medfm_rl.policies import DenseCategorical, DensePPO
 from medfm_rl.progress import Progress, silent
+from medfm_rl.quality.submission import segment
 from medfm_rl.reward.collection import ActionSampler, ImageSet
 from medfm_rl.reward.network import RewardEnsemble, RewardNet
 from medfm_rl.reward.shape_prior import train_shape_prior
@@ -28,6 +29,7 @@ from medfm_rl.reward.training import contour_weights, reward_loss
 from medfm_rl.settings import AdaptConfig
 from medfm_rl.workflows.adapt.checks import split_target
 from medfm_rl.workflows.adapt.fine_tuning import FineTuningImages, fine_tune
+from medfm_rl.workflows.calibrate.cases import calibration_case
 from medfm_rl.workflows.training_images import load_images, load_labelled
 
 _CASES: Final = 4
@@ -43,6 +45,7 @@ class UnitCosts:
     Attributes:
         read: Reading and preprocessing a case.
         segment: Segmenting a case on its own grid.
+        assess: The same with all that the quality model looks at; 0 without a source.
         forward: The policy on one image of its patch size.
         fine_tuning: A step of fine-tuning in its first part, and one with target images.
         collect: Actions on one image of the source, and of the target.
@@ -56,6 +59,7 @@ class UnitCosts:
 
     read: float
     segment: float
+    assess: float
     forward: float
     fine_tuning: tuple[float, float]
     collect: tuple[float, float]
@@ -125,6 +129,7 @@ class _Measuring:
         source: A few source images and their ground truth, or None.
         read: Seconds to read a case.
         case: One target case.
+        labelled: One source case, or None.
         progress: Told how far it is.
     """
 
@@ -136,6 +141,7 @@ class _Measuring:
     source: tuple[ImageSet, Tensor] | None
     read: float
     case: CaseFile
+    labelled: CaseFile | None
     progress: Progress
 
     @classmethod
@@ -168,7 +174,8 @@ class _Measuring:
             on_gpu=device.type == "cuda",
         )
         shown = target[_spread(range(len(target)), _IMAGES)]
-        return cls(config, device, policy, amounts, shown, source, read, few[0], progress)
+        labelled = sources[0] if sources else None
+        return cls(config, device, policy, amounts, shown, source, read, few[0], labelled, progress)
 
     def all(self) -> tuple[UnitCosts, Amounts]:
         """Each stage in the order of the run."""
@@ -189,6 +196,7 @@ class _Measuring:
         costs = UnitCosts(
             self.read,
             found["segment"],
+            self._assessing(),
             found["forward"],
             pairs["fine_tuning"],
             pairs["collect"],
@@ -209,6 +217,18 @@ class _Measuring:
             forward = self._seconds(lambda: self.policy(images.to(self.device)))
         case = self.case.read()
         return forward / len(images), self._seconds(lambda: self.policy.segment(case))
+
+    def _assessing(self) -> float:
+        if self.labelled is None:
+            return 0.0
+        item = self.labelled.read_labelled(self.policy.schema)
+        anatomy, ensemble = load_anatomy(self.config.anatomy, self.policy.schema), self._ensemble()
+
+        def assess() -> None:
+            submission = segment(self.policy, anatomy, item.case)
+            calibration_case(submission, item.ground_truth, self.policy, ensemble, self.device)
+
+        return self._seconds(assess)
 
     def _fine_tuning(self) -> tuple[float, float]:
         """A step of each part: the second of two steps, for the first of a part sets things up."""
@@ -294,17 +314,20 @@ class _Measuring:
         net = RewardNet(self.config.reward.network, self.policy.schema.num_classes, channels, dims)
         return net.to(self.device)
 
+    def _ensemble(self) -> RewardEnsemble:
+        settings = self.config.reward
+        return RewardEnsemble([self._reward_net() for _ in range(settings.ensemble)], settings).to(self.device)
+
     def _ppo(self) -> float:
         policy = copy.deepcopy(self.policy)
         # All inner epochs: whether a real update stops before them nobody knows.
         settings = self.config.ppo.model_copy(update={"target_kl": None})
-        ensemble = RewardEnsemble([self._reward_net() for _ in range(self.config.reward.ensemble)], self.config.reward)
         images, references = self.target.images, None
         if self.source is not None:
             images, references = torch.cat([self.source[0].images, images]), self.source[1].numpy()
         env = SegmentationVecEnv(
             images.numpy(),
-            ensemble.to(self.device),
+            self._ensemble(),
             policy.schema.num_classes,
             settings.n_envs,
             references=references,

@@ -25,6 +25,7 @@ from medfm_rl.workflows.adapt.stage_clock import StageClock, parts_of_stages
 COSTS = UnitCosts(
     read=0.5,
     segment=2.0,
+    assess=3.0,
     forward=0.25,
     fine_tuning=(1.0, 3.0),
     collect=(2.0, 4.0),
@@ -68,8 +69,8 @@ def test_the_time_of_each_stage_is_its_steps_by_what_one_takes() -> None:
             "PPO": 20 * 10,
             # The source, the fine-tuned and two averages on 10 patches.
             "selection": 4 * 10 * 0.26,
-            # A quarter of 40 cases three times.
-            "calibrating the quality model": 30 * (2 * 2 + 2 * 0.01),
+            # A third of 40 cases three times, and all 70 read.
+            "calibrating the quality model": 40 * 3 + 70 * 0.5,
             "evaluating": 2 * 5 * 2,
         }
     )

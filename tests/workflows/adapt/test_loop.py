@@ -427,7 +427,7 @@ def test_a_run_with_a_limit_of_time_says_what_was_lowered_and_goes_on_by_the_fil
     simulated_echo: Path, source_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """An update of PPO takes ten minutes here, and everything else no time."""
-    costs = UnitCosts(0, 0, 0, (0, 0), (0, 0), 0, 0, 0, 600, None)
+    costs = UnitCosts(0, 0, 0, 0, (0, 0), (0, 0), 0, 0, 0, 600, None)
     amounts = Amounts(16, 8, 24, 48, 24, 0, (1, 1024), False)
     monkeypatch.setattr(look_ahead, "measure", lambda *_: (costs, amounts))
     ppo = PPOSettings(updates=12, n_envs=2, n_epochs=1, eval_every=12)
