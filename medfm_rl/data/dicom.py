@@ -155,7 +155,7 @@ def _frames(file: _File) -> list[Frame]:
 
 
 def _require_room(file: _File, count: int) -> None:
-    """Raises ValueError where a file is too small for the frames that its header speaks of, however it is compressed."""
+    """Raises ValueError where a file is too small for the frames of its header, however it is compressed."""
     header, held = file.header, file.path.stat().st_size
     bits = int(header.get("BitsAllocated") or 1) * int(header.get("SamplesPerPixel") or 1)
     size = count * int(header.Rows) * int(header.Columns) * bits // 8
