@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import numpy as np
@@ -90,7 +89,7 @@ def make_folder(path: Path, _: np.random.Generator) -> None:
 def no_permission(path: Path, _: np.random.Generator) -> None:
     """The file leads to a link that leads back to it: nobody can open it."""
     path.unlink(missing_ok=True)
-    os.symlink(path.name, path)
+    path.symlink_to(path.name)
 
 
 BYTES: tuple[Fault, ...] = (

@@ -155,7 +155,7 @@ def _frames(file: _File) -> list[Frame]:
 
 
 def _require_room(file: _File, count: int) -> None:
-    """Raises ValueError where a file is too small for the frames in its header, however it is compressed."""
+    """Raises ValueError where a file is too small for the frames of its header, however it is compressed."""
     header, held = file.header, file.path.stat().st_size
     bits = int(header.get("BitsAllocated") or 1) * int(header.get("SamplesPerPixel") or 1)
     size = count * int(header.Rows) * int(header.Columns) * bits // 8
@@ -231,8 +231,7 @@ def _along_stack(header: Dataset, index: int) -> float:
     """
     offsets: npt.ArrayLike | None = header.get("GridFrameOffsetVector")
     if offsets is not None:
-        # One value is no list.
-        values = np.atleast_1d(np.asarray(offsets, dtype=np.float64))
+        values = np.asarray(offsets, dtype=np.float64)
         return float(values[index] - values[0])
     slices = header.get("SliceVector")
     if slices is not None and header.get("SpacingBetweenSlices") is not None:

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 from pydicom import Dataset
+from pydicom.errors import BytesLengthException
 from pydicom.pixels.processing import apply_color_lut, apply_modality_lut
 from pydicom.pixels.utils import pixel_array
 
@@ -20,7 +21,7 @@ _MEASURED = ("CT", "PT")
 """Modalities whose rescaled values are of a unit even where the header names none."""
 DAMAGED = (
     *(AttributeError, ValueError, RuntimeError, LookupError, TypeError, ArithmeticError, EOFError, MemoryError),
-    *(AssertionError, struct.error, zlib.error),
+    *(AssertionError, BytesLengthException, struct.error, zlib.error),
 )
 """What pydicom and its decoders raise where a file is damaged or described in contradiction; and OSError."""
 _UNREADABLE = (*DAMAGED, OSError)

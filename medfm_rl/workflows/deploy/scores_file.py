@@ -11,7 +11,7 @@ from medfm_rl.data.files import hash_file, read_versioned_json, write_json
 from medfm_rl.data.layouts import CaseFile
 from medfm_rl.errors import DataError
 from medfm_rl.quality import State
-from medfm_rl.quality.verdicts import Verdict
+from medfm_rl.quality.reports import Verdict
 from medfm_rl.version import __version__
 from medfm_rl.workflows.deploy.scoring import CaseTrace, Scoring
 
