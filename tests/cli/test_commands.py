@@ -46,6 +46,7 @@ COMMANDS = [
     "inspect",
     "simulate-vendor",
     "demo",
+    "feedback",
 ]
 
 
