@@ -61,7 +61,10 @@ def _commands_page() -> str:
     from medfm_rl.cli import app
 
     lines = ["# Command line", "", "Made from the commands themselves; `medfm-rl COMMAND --help` prints the same.", ""]
-    for name, command in sorted(get_command(app).commands.items()):  # type: ignore[attr-defined]
+    commands = dict(get_command(app).commands)  # type: ignore[attr-defined]
+    for group, command in list(commands.items()):
+        commands |= {f"{group} {name}": part for name, part in getattr(command, "commands", {}).items()}
+    for name, command in sorted(commands.items()):
         lines += [f"## {name}", "", inspect.cleandoc(command.help or ""), "", "| | |", "|---|---|"]
         for parameter in command.params:
             argument = parameter.param_type_name == "argument"

@@ -95,7 +95,7 @@ def test_the_example_of_the_python_interface_runs(
 
 # MLflow on its own type hints.
 @pytest.mark.filterwarnings("ignore::UserWarning:mlflow", "ignore:Any type hint is inferred as AnyType")
-@pytest.mark.parametrize("page", ["extending.md", "correction.md", "quality.md"])
+@pytest.mark.parametrize("page", ["extending.md", "correction.md", "quality.md", "feedback.md"])
 def test_the_examples_of_a_page_run(page: str, folders_of_the_examples: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert scripts(ROOT / "docs" / page)
     run_examples(page, folders_of_the_examples, monkeypatch)

@@ -29,7 +29,7 @@ def is_url(where: Path | str) -> bool:
 
 
 def connect(where: Path | str) -> Engine:
-    """Prepares connections to a store; none is made yet.
+    """Prepares connections to a store, one for each transaction: none outlives it, and forks share none.
 
     Args:
         where: A SQLite file, or the URL of a PostgreSQL database (`postgresql://USER@HOST/DATABASE`).
@@ -104,7 +104,6 @@ def _went_away(origin: Any, state: str | None) -> bool:
 
 
 def _sqlite(path: Path) -> Engine:
-    # A connection for each transaction: the last one that closes leaves one whole file, and forks share none.
     engine = create_engine(URL.create("sqlite", database=str(path)), poolclass=NullPool)
 
     @event.listens_for(engine, "connect")
@@ -126,4 +125,4 @@ def _sqlite(path: Path) -> Engine:
 def _postgresql(url: URL) -> Engine:
     if url.drivername == "postgresql":
         url = url.set(drivername="postgresql+psycopg")
-    return create_engine(url, pool_pre_ping=True, connect_args={"connect_timeout": LONGEST_WAIT})
+    return create_engine(url, poolclass=NullPool, connect_args={"connect_timeout": LONGEST_WAIT})

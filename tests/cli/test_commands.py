@@ -47,6 +47,7 @@ COMMANDS = [
     "inspect",
     "simulate-vendor",
     "demo",
+    "feedback",
 ]
 
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import errno
-import multiprocessing
-import os
 import re
 import sqlite3
 from dataclasses import replace
@@ -15,12 +13,12 @@ from typing import Any
 import pytest
 import sqlalchemy
 from sqlalchemy import event, insert
-from support.feedback_entries import CORRECTED, SHOWN, block, correction, ef, on, verdict
+from support.feedback_entries import CORRECTED, SHOWN, correction, ef, on, verdict
+from support.feedback_writers import CALLS, KILLED, start
 from support.postgresql_server import Server
 
 from medfm_rl.errors import ConfigError, MissingExtraError
 from medfm_rl.feedback import (
-    CorrectedMask,
     Entry,
     FeedbackError,
     FeedbackStore,
@@ -313,46 +311,20 @@ def test_a_mask_that_was_changed_or_lost_is_named(tmp_path: Path) -> None:
         store.mask(CORRECTED.sha256)
 
 
-def _write_many(place: Path | str, number: int, failed: Any) -> None:
-    try:
-        store = FeedbackStore.create(place)
-        for index in range(10):
-            mask = block(slice(0, 1 + index % 5), label=1 + number % 2)
-            entry = CorrectedMask(**on(f"p{index}_a", f"r{number}"), mask_sha256=mask.sha256)
-            store.add([entry, ef(40 + index, f"p{index}", reviewer=f"r{number}")], [mask])
-    except BaseException as error:
-        failed.put(repr(error))
-        raise
-
-
 def test_several_processes_make_a_store_and_write_to_it_at_once(place: Path | str) -> None:
-    context = multiprocessing.get_context("fork")
-    failed = context.SimpleQueue()
-    writers = [context.Process(target=_write_many, args=(place, number, failed)) for number in range(4)]
+    writers = [start("write", place, number) for number in range(3)]
     for writer in writers:
-        writer.start()
-    for writer in writers:
-        writer.join(60)
-    assert failed.empty(), failed.get()
-    assert [writer.exitcode for writer in writers] == [0] * 4
-    assert len(FeedbackStore.open(place).entries()) == 4 * 20
+        _, problem = writer.communicate(timeout=200)
+        assert writer.returncode == 0, problem
+    assert len(FeedbackStore.open(place).entries()) == 3 * 2 * CALLS
 
 
 def test_a_writer_that_is_killed_in_the_middle_leaves_nothing(tmp_path: Path) -> None:
     path = tmp_path / "feedback.sqlite"
     FeedbackStore.create(path).close()
-
-    def die(*args: object) -> None:
-        os._exit(9)
-
-    def write() -> None:
-        store_module.require_in_force = die  # type: ignore[assignment]
-        FeedbackStore.open(path).add([ef(50, f"p{number}") for number in range(50)])
-
-    writer = multiprocessing.get_context("fork").Process(target=write)
-    writer.start()
-    writer.join(60)
-    assert writer.exitcode == 9
+    writer = start("die", path)
+    writer.communicate(timeout=200)
+    assert writer.returncode == KILLED
     store = FeedbackStore.open(path)
     assert store.history() == []
     store.add([ef()])
