@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -32,28 +33,31 @@ class PageCase:
     picture: Path
 
 
-def thumbnail(image: FloatArray, labels: LabelMap, reward_map: FloatArray, schema: LabelSchema) -> bytes:
+def thumbnail(image: FloatArray, labels: LabelMap, reward_map: FloatArray | None, schema: LabelSchema) -> bytes:
     """The mask on its image, and the reward map beside it, as a PNG of its own size up to 256 pixels.
 
     Args:
         image: Grey values `(*S)`; of a volume the plane with most of the mask is shown.
         labels: Class indices `(*S)`.
-        reward_map: `(*S)` in [0, 1].
+        reward_map: `(*S)` in [0, 1]; None for the mask alone.
         schema: Structures.
     """
-    if labels.ndim == 3:
-        plane = int((labels > 0).sum(axis=(1, 2)).argmax())
-        image, labels, reward_map = image[plane], labels[plane], reward_map[plane]
-    step = max(1, -(-max(labels.shape) // _SIDE))
-    image, labels, reward_map = image[::step, ::step], labels[::step, ::step], reward_map[::step, ::step]
+    plane = int((labels > 0).sum(axis=(1, 2)).argmax()) if labels.ndim == 3 else None
+    step = max(1, -(-max(labels.shape[-2:]) // _SIDE))
+
+    def small(values: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        flat = values if plane is None else values[plane]
+        return flat[::step, ::step]
+
+    image, labels = small(image), small(labels)
     low, high = np.percentile(image, [1, 99])
     grey = np.clip((image - low) / max(float(high - low), 1e-9), 0, 1)
     shown = np.repeat(grey[..., None], 3, axis=2).astype(np.float64)
     layer = overlay(labels, schema)
     shown = shown * (1 - layer[..., 3:]) + layer[..., :3] * layer[..., 3:]
-    heat: npt.NDArray[np.float64] = matplotlib.colormaps["cividis"](reward_map)[..., :3]
+    parts = [shown] if reward_map is None else [shown, matplotlib.colormaps["cividis"](small(reward_map))[..., :3]]
     buffer = io.BytesIO()
-    picture = np.clip(np.concatenate([shown, heat], axis=1), 0, 1)
+    picture = np.clip(np.concatenate(parts, axis=1), 0, 1)
     # Half the time of the default, and no larger.
     imsave(buffer, picture, format="png", pil_kwargs={"compress_level": 3})
     return buffer.getvalue()

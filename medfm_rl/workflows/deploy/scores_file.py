@@ -1,4 +1,4 @@
-"""`scores.json`: verdicts and scores of a batch for programs, written by `score` and read by `correct`."""
+"""`scores.json`: verdicts and scores of a batch for programs, written by `score`, read by `correct` and `propose`."""
 
 from __future__ import annotations
 
@@ -85,6 +85,8 @@ class Scores:
         quality: SHA-256 of the `quality.json` that assessed, which names the reward networks.
         segmenter: Hash of the one that made the masks; None where they came as files.
         masks: By case, hash of the mask that was assessed.
+        mask_files: By case, its file, where one is known.
+        predicted: By case and structure, predicted Dice; None where the mask lacks the structure.
     """
 
     path: Path
@@ -93,6 +95,8 @@ class Scores:
     quality: str
     segmenter: str | None
     masks: Mapping[str, str]
+    mask_files: Mapping[str, Path]
+    predicted: Mapping[str, Mapping[str, float | None]]
 
     @classmethod
     def read(cls, path: Path) -> Scores:
@@ -112,6 +116,11 @@ class Scores:
                 str(content["quality"]),
                 content["segmenter"],
                 {str(case["case_id"]): str(case["mask"]) for case in cases},
+                {str(case["case_id"]): Path(case["mask_file"]) for case in cases if case.get("mask_file")},
+                {
+                    str(case["case_id"]): {str(score["structure"]): score["predicted_dice"] for score in case["scores"]}
+                    for case in cases
+                },
             )
         except (KeyError, TypeError) as error:
             raise DataError(f"{path}: not a scores.json of `medfm-rl score` ({error}); {_ADVICE}") from error
