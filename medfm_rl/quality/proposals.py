@@ -93,7 +93,7 @@ def by_gain(candidates: Sequence[Candidate], covered: Sequence[Array], budget: i
       that the mask would lose if each pixel were right with one standard deviation less of probability than the
       networks say on average. Their sum is the error to be feared, a mean and one standard deviation of it. It is
       averaged over structures and images, so that a patient is not chosen for having many.
-    - The novelty is 1 - the largest similarity to a patient who is reviewed or was chosen before; 1 where there is none.
+    - The novelty is 1 - the largest similarity to a patient who was reviewed or chosen before; 1 where there is none.
       The similarity of two patients at distance d is exp(-d^2 / 2 s^2), where the numbers of the embeddings have mean 0
       and variance 1 among the patients, and s is the median distance of two of them (Gretton et al., JMLR 2012). It is
       bounded, so that an odd image far from all others is not chosen for that alone.

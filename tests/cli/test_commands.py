@@ -38,6 +38,7 @@ COMMANDS = [
     "apply-delta",
     "evaluate",
     "predict",
+    "propose",
     "score",
     "correct",
     "calibrate",

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import itertools
 import math
 from collections import Counter
 
@@ -113,7 +114,7 @@ def test_nobody_is_chosen_twice_and_gains_do_not_grow(candidates: list[Candidate
     for chosen in (by_gain(candidates, [], budget), by_clasp(candidates, budget, 0)):
         assert len(set(names(chosen))) == len(chosen) == min(budget, len(candidates))
     gains = [choice.gain for choice in by_gain(candidates, [], budget)]
-    assert all(one >= other - 1e-12 for one, other in zip(gains, gains[1:], strict=False))
+    assert all(one >= other - 1e-12 for one, other in itertools.pairwise(gains))
 
 
 @given(several(), st.floats(0.01, 100))

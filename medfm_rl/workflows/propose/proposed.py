@@ -78,8 +78,8 @@ class Proposals:
             found.append(f"{len(known.left_out)} patients are left out: {_counted(known.left_out)}")
         if known.teachers and self.audit:
             found.append(
-                f"The audit draw speaks of the patients who are left: the {len(known.teachers)} who were reviewed to be "
-                "learned from are not among them, and if they were the worst, the others look better than all do"
+                f"The audit draw speaks of the patients who are left: the {len(known.teachers)} who were reviewed to "
+                "learn from are not among them, and if they were the worst, the others look better than all do"
             )
         if known.taught:
             found.append(f"{len(known.taught)} patients whose reported values taught the run are not in the audit draw")
