@@ -56,7 +56,6 @@ def propose(
             reviewed, or not one image can be used.
     """
     with alone_in(out):
-        withdraw_proposals(out)
         if request.budget and request.by != "random":
             _require_rewards(run, request.by)
         known = find_known(run, files, request.feedback, progress)
@@ -64,6 +63,7 @@ def propose(
         given = None if request.scores is None else _given_masks(run, request.scores, files)
         assessor = CaseAssessor(run, CaseRecords(out, _RECORDS, run.identity), given)
         assessor.require_own(files)
+        withdraw_proposals(out)
         order = audit_order(eligible.keys() - known.taught, request.seed)
         audit, tried = _draw(order, eligible, request.audit, assessor, "drawing the audit sample", progress)
         others = {patient: eligible[patient] for patient in eligible if patient not in tried}
