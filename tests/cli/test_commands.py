@@ -38,6 +38,7 @@ COMMANDS = [
     "apply-delta",
     "evaluate",
     "predict",
+    "propose",
     "score",
     "correct",
     "calibrate",
@@ -46,6 +47,7 @@ COMMANDS = [
     "export",
     "feedback",
     "inspect",
+    "propose",
     "simulate-vendor",
     "demo",
     "feedback",
@@ -594,7 +596,9 @@ def test_progress_in_a_file_is_told_in_lines_at_start_end_and_in_between(
         for done in (1, 2, 3, 4, 5):
             progress("PPO", done, 5)
             told = capsys.readouterr().err
-            assert told == ("" if done in (2, 4) else f"PPO: {done} of 5\n")
+            # Two steps took 31 s: as many are left.
+            soon = ", about 31 s left" if done == 3 else ""
+            assert told == ("" if done in (2, 4) else f"PPO: {done} of 5{soon}\n")
 
 
 def test_a_defect_of_ours_keeps_its_traceback(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:

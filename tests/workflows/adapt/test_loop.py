@@ -93,7 +93,8 @@ def test_the_held_out_reward_weighs_an_average_up_to_every_checkpoint_and_the_so
 
 def test_the_first_average_of_an_iteration_is_what_has_to_be_beaten(finished_run: AdaptConfig) -> None:
     first, second = (
-        json.loads((finished_run.output / f"iteration-0{index}" / "selection.json").read_text(encoding="utf-8")) for index in range(2)
+        json.loads((finished_run.output / f"iteration-0{index}" / "selection.json").read_text(encoding="utf-8"))
+        for index in range(2)
     )
     assert first["incumbent"] == "iteration-00/candidates/00002"
     stayed = first["chosen"] != "source"
