@@ -47,10 +47,8 @@ COMMANDS = [
     "export",
     "feedback",
     "inspect",
-    "propose",
     "simulate-vendor",
     "demo",
-    "feedback",
 ]
 
 
