@@ -17,7 +17,7 @@ from medfm_rl.adapters.loading import load_segmenter, open_to_learning
 from medfm_rl.anatomy.profiles import load_anatomy
 from medfm_rl.data.layouts import CaseFile, find_cases
 from medfm_rl.envs import SegmentationVecEnv
-from medfm_rl.networks import build_padded_unet, choose_device, convolution_choice_kept, mixed_precision
+from medfm_rl.networks import argmax_classes, build_padded_unet, choose_device, convolution_choice_kept, mixed_precision
 from medfm_rl.policies import DenseCategorical, DensePPO
 from medfm_rl.progress import Progress, silent
 from medfm_rl.quality.submission import segment
@@ -261,7 +261,7 @@ class _Measuring:
         if self.source is not None:
             return self.source[1]
         with torch.no_grad():
-            return self.policy(self.target.images.to(self.device)).argmax(dim=1).to("cpu", torch.uint8)
+            return argmax_classes(self.policy(self.target.images.to(self.device)), dim=1).to("cpu", torch.uint8)
 
     def _collecting(self) -> tuple[float, float]:
         config, generator = self.config, torch.Generator().manual_seed(0)
