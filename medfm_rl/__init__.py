@@ -15,23 +15,38 @@ if TYPE_CHECKING:
     from medfm_rl.envs import SegmentationEnv
     from medfm_rl.policies import DensePPO
     from medfm_rl.quality import QualityController
+    from medfm_rl.quality.gates import Gates
+    from medfm_rl.quality.model import Targets
     from medfm_rl.runs.finished import load_model, load_run
+    from medfm_rl.settings import AdaptConfig, CorrectionSettings, DataSettings
     from medfm_rl.workflows.adapt.loop import adapt
-    from medfm_rl.workflows.calibrate.quality import calibrate
-    from medfm_rl.workflows.deploy.correct import correct
+    from medfm_rl.workflows.calibrate.quality import CalibrateRequest, calibrate
+    from medfm_rl.workflows.check.check import check
+    from medfm_rl.workflows.deploy.correct import CorrectRequest, correct
     from medfm_rl.workflows.deploy.predict import predict
-    from medfm_rl.workflows.deploy.score import score
+    from medfm_rl.workflows.deploy.score import ScoreRequest, score
     from medfm_rl.workflows.evaluate.evaluate import evaluate
     from medfm_rl.workflows.propose.propose import propose
+    from medfm_rl.workflows.propose.request import ProposeRequest
 
 __all__ = [
+    "AdaptConfig",
+    "CalibrateRequest",
+    "CorrectRequest",
+    "CorrectionSettings",
+    "DataSettings",
     "DensePPO",
+    "Gates",
+    "ProposeRequest",
     "QualityController",
+    "ScoreRequest",
     "SegmentationEnv",
     "SegmenterAdapter",
+    "Targets",
     "__version__",
     "adapt",
     "calibrate",
+    "check",
     "check_adapter",
     "correct",
     "evaluate",
@@ -44,12 +59,22 @@ __all__ = [
     "score",
 ]
 _HOMES = {
+    "AdaptConfig": "settings",
+    "CalibrateRequest": "workflows.calibrate.quality",
+    "CorrectRequest": "workflows.deploy.correct",
+    "CorrectionSettings": "settings",
+    "DataSettings": "settings",
     "DensePPO": "policies",
+    "Gates": "quality.gates",
+    "ProposeRequest": "workflows.propose.request",
     "QualityController": "quality",
+    "ScoreRequest": "workflows.deploy.score",
     "SegmentationEnv": "envs",
     "SegmenterAdapter": "adapters",
+    "Targets": "quality.model",
     "adapt": "workflows.adapt.loop",
     "calibrate": "workflows.calibrate.quality",
+    "check": "workflows.check.check",
     "check_adapter": "adapters",
     "correct": "workflows.deploy.correct",
     "evaluate": "workflows.evaluate.evaluate",

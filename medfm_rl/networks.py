@@ -140,3 +140,35 @@ def argmax_classes(logits: Tensor, dim: int) -> Tensor:
     """
     largest: Tensor = logits.max(dim=dim).indices
     return largest
+
+
+def fill_network(module: nn.Module, state: Mapping[str, Tensor]) -> None:
+    """Loads the weights of a network: every tensor has its place, its shape and its kind of number, and is finite.
+
+    Raises:
+        ValueError: They do not fit, or one is damaged.
+    """
+    own = module.state_dict()
+    odd = sorted(own.keys() ^ state.keys())
+    if odd:
+        raise ValueError(f"{len(odd)} tensors are missing or unknown, {odd[0]} for one")
+    for name, value in state.items():
+        if value.shape != own[name].shape:
+            raise ValueError(f"{name} has the shape {tuple(value.shape)} and not {tuple(own[name].shape)}")
+        if not fits_in(value, own[name]):
+            raise ValueError(f"{name} holds {value.dtype} where {own[name].dtype} is wanted")
+        if not is_finite(value):
+            raise ValueError(f"{name} holds NaN or infinite values")
+    module.load_state_dict(state)
+
+
+def fits_in(value: Tensor, own: Tensor) -> bool:
+    """Whether a tensor is dense and of the kind of number (real, complex, other) that another one holds."""
+    dense = value.layout == torch.strided and not value.is_quantized and not value.is_meta
+    same = value.is_floating_point() == own.is_floating_point() and value.is_complex() == own.is_complex()
+    return dense and same
+
+
+def is_finite(value: Tensor) -> bool:
+    """Whether a dense tensor holds neither NaN nor infinite values; in 8 bits too, where torch itself cannot say."""
+    return not value.is_floating_point() or bool(torch.isfinite(value.float() if value.itemsize < 2 else value).all())

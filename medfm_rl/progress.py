@@ -11,3 +11,12 @@ Progress = Callable[[str, int, int], None]
 def silent(stage: str, done: int, total: int) -> None:
     """Tells nobody."""
     del stage, done, total
+
+
+def spoken_time(seconds: float) -> str:
+    """A length of time in the unit that fits, such as "40 s", "12 min" or "3.5 h"."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    if seconds < 90 * 60:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds / 3600:.1f} h"

@@ -11,6 +11,7 @@ import itertools
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -67,6 +68,8 @@ class Geometry:
                 raise ValueError(f"spacing has {len(self.spacing)} values, {ndim} are needed")
             if not all(math.isfinite(value) and value > 0 for value in self.spacing):
                 raise ValueError(f"spacing must be finite and positive, got {self.spacing}")
+        if not all(map(math.isfinite, (*self.origin, *self.direction))):
+            raise ValueError(f"origin and direction must be finite, got {self.origin} and {self.direction}")
         if self.volume is not None and (ndim, self.volume.ndim) != (2, 3):
             raise ValueError(f"a 2-D slice of a 3-D volume is meant, not {ndim}-D of {self.volume.ndim}-D")
 
@@ -162,6 +165,38 @@ class Geometry:
     def matches(self, other: Geometry, shape: tuple[int, ...] | None = None) -> bool:
         """Whether both describe the same grid, but for what headers round: a quarter of a pixel at most (`shift`)."""
         return self.ndim == other.ndim and self.shift(other, shape) <= _SAME_GRID
+
+
+@dataclass(frozen=True)
+class GridAxes:
+    """How the axes of one grid run along those of another, turned by right angles or mirrored: a network's in an image.
+
+    Attributes:
+        order: For each axis of the grid, in array order, the axis of the image along which it runs.
+        flipped: For each axis of the grid whether it runs the other way.
+    """
+
+    order: tuple[int, ...]
+    flipped: tuple[bool, ...]
+
+    def __post_init__(self) -> None:
+        if sorted(self.order) != list(range(len(self.flipped))):
+            raise ValueError(f"axes {self.order}, {self.flipped}: each axis of the image is needed once")
+
+    @classmethod
+    def same(cls, ndim: int) -> GridAxes:
+        """Those of a grid that is turned in no way."""
+        return cls(tuple(range(ndim)), (False,) * ndim)
+
+    def in_image(self, values: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        """Values on the grid, or on a plane or part of it, with the axes in the order and direction of the image.
+
+        Args:
+            values: `(*S')`; where it has fewer axes than the grid, it is a plane along the last ones.
+        """
+        order, flipped = self.order[-values.ndim :], self.flipped[-values.ndim :]
+        turned = np.flip(values, tuple(axis for axis, flip in enumerate(flipped) if flip))
+        return turned.transpose(np.argsort(order))
 
 
 @dataclass(frozen=True)

@@ -83,7 +83,7 @@ def quality_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
             output=run / "model",
             network=NetworkSettings(channels=(4, 8), residual_units=0),
             preprocessing=PreprocessingSettings(size=(32, 32)),
-            training=SourceTrainingSettings(epochs=12, learning_rate=1e-2),
+            training=SourceTrainingSettings(epochs=12, batch_size=8, learning_rate=1e-2),
         ),
         lambda *_: None,
     )

@@ -8,6 +8,7 @@ import sys
 import time
 import tomllib
 from pathlib import Path
+from typing import get_args, get_type_hints
 
 import pytest
 import yaml
@@ -31,6 +32,37 @@ def loaded_by(statement: str) -> set[str]:
 @pytest.mark.parametrize("module", ["medfm_rl", "medfm_rl.cli", "medfm_rl.settings", "medfm_rl.errors"])
 def test_light_modules_load_no_heavy_package(module: str) -> None:
     assert not HEAVY & loaded_by(f"import {module}")
+
+
+def test_what_public_functions_are_given_has_a_public_name() -> None:
+    """Requests and settings, and what these hold in turn; a run, a model or a case comes from another function."""
+    functions = [getattr(medfm_rl, name) for name in medfm_rl.__all__ if inspect.isfunction(getattr(medfm_rl, name))]
+    assert {"adapt", "score", "correct", "calibrate"} <= {function.__name__ for function in functions}
+    hints = [get_type_hints(function) for function in functions]
+    given = [*hints]
+    made = {cls for hint in hints for cls in classes_in(hint.get("return"))}
+    found: set[type] = set()
+    while given:
+        hint = given.pop()
+        for cls in classes_in([kind for name, kind in hint.items() if name != "return"]) - found:
+            found.add(cls)
+            if cls.__name__.endswith("Request"):
+                given.append(get_type_hints(cls))
+    # Made by load_run, load_model and find_cases, or whatever segments; a segmenter is tested on any case.
+    subclassed = {"Model", "FinishedRun", "CaseFile", "SegmenterAdapter", "Case"}
+    needed = {cls.__name__ for cls in found - made} - subclassed
+    assert {"ScoreRequest", "CorrectRequest", "CalibrateRequest", "Gates", "Targets", "DataSettings"} <= needed
+    assert needed <= set(medfm_rl.__all__)
+    page = (ROOT / "docs" / "api.md").read_text(encoding="utf-8")
+    assert [name for name in needed if f"`{name}`" not in page and f"medfm_rl.{name}\n" not in page] == []
+
+
+def classes_in(hint: object) -> set[type]:
+    """Classes of this package in an annotation, or a list of annotations, however deep."""
+    if isinstance(hint, type) and hint.__module__.startswith("medfm_rl"):
+        return {hint}
+    parts = hint if isinstance(hint, list) else get_args(hint)
+    return {cls for part in parts for cls in classes_in(part)}
 
 
 def test_settings_are_validated_before_anything_heavy_loads() -> None:

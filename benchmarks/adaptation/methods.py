@@ -146,7 +146,7 @@ class MethodCells:
         run = adapt(config, resume=True, progress=watch.progress)
         # A kill while the cell is measured must not cost what is known by now.
         seconds = watch.keep()
-        selection = read_selection(run, config)
+        selection = read_selection(run)
         hindsight = self._hindsight(run, [candidate.name for candidate in selection.candidates])
         # The largest part of a run, and nothing that is done from here on reads it.
         shutil.rmtree(run.actions, ignore_errors=True)

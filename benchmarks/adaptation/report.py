@@ -25,7 +25,6 @@ from benchmarks.adaptation.cells import (
 )
 from benchmarks.adaptation.ejection_fraction import (
     Agreement,
-    Length,
     agreement,
     patient_fractions,
     published_fractions,
@@ -36,6 +35,7 @@ from benchmarks.harness.panels import dress, mark_missing, save
 from benchmarks.harness.recording import RESULTS, write_results
 from benchmarks.harness.shifts import HANDHELD, NO_SHIFT, TITLES, is_simulated
 from benchmarks.harness.tables import heading, interval, table_row
+from medfm_rl.anatomy.discs import Length
 from medfm_rl.metrics.scores import MEAN
 
 _FORMER_KEYS = {"rival": "baseline", "rivals_compared": "baselines_compared"}

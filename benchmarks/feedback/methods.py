@@ -55,7 +55,8 @@ class FeedbackCells:
         if key in self.cells or k > len(self.order) or (k == 0 and method in (AGAIN, TUNED)):
             return
         print(f"  {method}, {k} reviewed", flush=True)
-        chosen, candidates = None, {}
+        chosen: str | None = None
+        candidates: dict[str, tuple[float, ...]] = {}
         if method == OURS:
             segmenter, seconds, chosen, candidates = self._ours(k)
         elif method == TUNED:
@@ -104,7 +105,7 @@ class FeedbackCells:
         watch = Stopwatch(folder / "elapsed.json")
         run = adapt(config, resume=True, progress=watch.progress)
         seconds = watch.keep()
-        selection = read_selection(run, config)
+        selection = read_selection(run)
         candidates = {each.name: self._dice_of(run, each.name) for each in selection.candidates}
         shutil.rmtree(run.actions, ignore_errors=True)
         return TorchModuleAdapter.load(run.model), seconds, selection.chosen, candidates

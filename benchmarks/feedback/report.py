@@ -82,7 +82,7 @@ def _ahead(cells: Cells, shift: str) -> dict[str, Any] | None:
 
 
 def _as_dict(value: object) -> dict[str, Any] | None:
-    return None if value is None else asdict(value)  # type: ignore[call-overload,no-any-return]
+    return None if value is None else asdict(value)  # type: ignore[call-overload]
 
 
 def _mean(values: Sequence[float | None]) -> float | None:

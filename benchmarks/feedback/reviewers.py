@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from medfm_rl.feedback import CorrectedMask, FeedbackStore, Mask
 
 from benchmarks.harness.laboratory import files_of
 from medfm_rl.data.layouts import CaseFile
+from medfm_rl.feedback import CorrectedMask, FeedbackStore, Mask
 from medfm_rl.types import LabelSchema
 
 _COMPLETE = "complete"

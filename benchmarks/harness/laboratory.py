@@ -29,7 +29,7 @@ from medfm_rl.settings import (
     TrainSourceConfig,
 )
 from medfm_rl.workflows.adapt.selection import Selection
-from medfm_rl.workflows.train.source import train_source
+from medfm_rl.workflows.train.source import train_source, training_folder
 
 NETWORK = NetworkSettings(channels=(16, 32, 64, 128, 256), residual_units=2, norm="batch")
 BATCH = 16
@@ -143,10 +143,12 @@ def train_once(config: TrainSourceConfig) -> float:
     record = folder.with_name(f"{folder.name}.json")
     if not folder.exists():
         unfinished = folder.with_name(f"{folder.name}-unfinished")
-        shutil.rmtree(unfinished, ignore_errors=True)
+        for begun in (unfinished, training_folder(unfinished)):
+            shutil.rmtree(begun, ignore_errors=True)
         start = time.perf_counter()
         train_source(config.model_copy(update={"output": unfinished}), quiet)
         write_json(record, {"seconds": time.perf_counter() - start})
+        shutil.rmtree(training_folder(unfinished))
         unfinished.rename(folder)
     return float(json.loads(record.read_text())["seconds"])
 
@@ -182,9 +184,9 @@ def adapt_config(
     )
 
 
-def read_selection(run: RunFolder, config: AdaptConfig) -> Selection:
+def read_selection(run: RunFolder) -> Selection:
     """The last selection of a finished run: its candidates and its choice."""
-    return Selection.read(run.selection(config.iterations - 1))
+    return Selection.read(run.last_selection)
 
 
 def files_of(folder: Path) -> list[CaseFile]:

@@ -205,7 +205,7 @@ class LiteMedSAMOnShift:
         segmenter = load_run(run.path, self.device.type).segmenter
         assert isinstance(segmenter, LiteMedSAMAdapter)
         return {
-            "chosen": read_selection(run, config).chosen,
+            "chosen": read_selection(run).chosen,
             "adapt_seconds": seconds,
             **self.dice_by_jitter(segmenter),
         }

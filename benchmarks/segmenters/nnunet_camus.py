@@ -181,7 +181,7 @@ def make_result(shift: str, size: NnUNetSize, data: Mapping[str, Path], folder: 
     for case in cases:
         shutil.copyfile(case.image_paths[0], images / f"{case.case_id}_0000.png")
     result: dict[str, Any] = {
-        "chosen": read_selection(run, config).chosen,
+        "chosen": read_selection(run).chosen,
         "training_minutes": json.loads(training.read_text())["minutes"],
         "adaptation_minutes": (adapted_at - trained) / 60,
         "mirroring": {},

@@ -56,7 +56,7 @@ def measure(runs: Path, device: str, seed: int, started_in: dict[str, Any]) -> d
     return {
         "minutes": seconds / 60,
         "stages": times.seconds,
-        "chosen": read_selection(run, config).chosen,
+        "chosen": read_selection(run).chosen,
         "dice_before": laboratory.mean_dice(laboratory.source_model().to(device)),
         "dice_after": laboratory.mean_dice(load_run(run.path, device).segmenter),
     }

@@ -15,8 +15,9 @@ from torch import Tensor, nn
 from torch.nn import Parameter
 
 from medfm_rl.adapters.lora import low_rank_parameters
+from medfm_rl.adapters.probabilities import warn_of_probabilities
 from medfm_rl.errors import DataError, ModelError
-from medfm_rl.types import Case, FloatArray, Geometry, LabelMap, LabelSchema, Prompts
+from medfm_rl.types import Case, FloatArray, Geometry, GridAxes, LabelMap, LabelSchema, Prompts
 
 Scope = Literal["all", "norm", "decoder", "lora"]
 _NORMALISATION = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm)
@@ -33,6 +34,21 @@ class ModelSummary:
 
     rows: Mapping[str, str]
     obstacles: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class ExpectedValues:
+    """Values that a tool expects in a channel, in the units of the files.
+
+    Attributes:
+        low: Where what it segments begins.
+        high: Where that ends.
+        unit: HU for CT, or nothing.
+    """
+
+    low: float
+    high: float
+    unit: str = ""
 
 
 @dataclass(frozen=True, eq=False)
@@ -146,16 +162,13 @@ class SegmenterAdapter(nn.Module, ABC):
             DataError: The folder exists and is not empty, or cannot be written.
         """
 
-    def in_image_axes(self, labels: LabelMap) -> LabelMap:
-        """A mask on the grid of the network, of a sample or a patch, with its axes in the order that images have.
+    def grid_axes(self, sample: Sample) -> GridAxes:
+        """How the axes of a sample's grid, and of patches of it, run in the case's own image.
 
-        Anatomy rules name axes: rows are the last but one. An adapter whose tool transposes images overrides this. The
-        way that an axis runs in the body may differ from case to case and stays that of the network's grid.
-
-        Args:
-            labels: Class indices `(*S')`.
+        Anatomy rules name axes and directions: rows are the last axis but one, and the first row is above. An adapter
+        whose tool transposes, turns or mirrors images overrides this.
         """
-        return labels
+        return GridAxes.same(sample.image.ndim - 1)
 
     @torch.no_grad()
     def predict_logits(self, sample: Sample) -> Tensor:
@@ -165,8 +178,15 @@ class SegmenterAdapter(nn.Module, ABC):
         this; `restore` then gives the very mask that the tool writes.
         """
         with evaluating(self):
-            logits: Tensor = self(sample.image[None].to(self.device))[0]
-        return logits.cpu()
+            images = sample.image[None].to(self.device)
+            logits: Tensor = self(images)
+            warn_of_probabilities(logits, self, self._of_patch_size(images))
+        return logits[0].cpu()
+
+    def _of_patch_size(self, images: Tensor) -> Tensor:
+        """The first patch of images, and of volumes the first slice where the network takes images."""
+        flat = images[:, :, 0] if images.ndim - 2 > len(self.patch_size) else images
+        return flat[(..., *(slice(0, side) for side in self.patch_size))]
 
     def obstacles(self) -> tuple[str, ...]:
         """Why it cannot be adapted; empty where it can."""
@@ -219,6 +239,10 @@ class SegmenterAdapter(nn.Module, ABC):
         Only these may take another appearance, and only these are shown to reward networks.
         """
         return self.in_channels
+
+    def expected_values(self) -> tuple[ExpectedValues | None, ...]:
+        """What the tool expects in each channel of grey values; None where it takes any, or does not say."""
+        return (None,) * self.intensity_channels
 
     @property
     def mirror_axes(self) -> tuple[int, ...]:

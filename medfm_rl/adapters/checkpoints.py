@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 import pickle
 import struct
 import warnings
@@ -17,7 +16,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
+from medfm_rl.data.json_text import parse_json
 from medfm_rl.errors import ModelError
+from medfm_rl.networks import fits_in, is_finite
 
 CONTAINERS: Final = ("state_dict", "model_state_dict", "model")
 """Keys under which a checkpoint may hold its state dict."""
@@ -123,7 +124,7 @@ def read_json_object(path: Path, missing: str) -> dict[str, Any]:
         ModelError: There is none, it cannot be read, or holds something else.
     """
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = parse_json(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise ModelError(missing) from error
     except (OSError, ValueError) as error:
@@ -147,7 +148,12 @@ def refuse_misfit(own: Mapping[str, Tensor], state: Mapping[str, Tensor], path: 
     """Raises ModelError where names or shapes differ from a network's own, or a tensor is damaged."""
     missing, unexpected = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
     misshapen = sorted(key for key in own.keys() & state.keys() if own[key].shape != state[key].shape)
-    problems = (("misses", missing), ("has the unknown", unexpected), ("has other shapes for", misshapen))
+    fitting = sorted(key for key in own.keys() & state.keys() if key not in misshapen)
+    other = [key for key in fitting if not fits_in(state[key], own[key])]
+    problems = (
+        *(("misses", missing), ("has the unknown", unexpected), ("has other shapes for", misshapen)),
+        ("has other kinds of numbers for", other),
+    )
     found = [f"{problem} {name_tensors(keys)}" for problem, keys in problems if keys]
     if found:
         raise ModelError(f"{path}: does not fit the network: {'; '.join(found)}")
@@ -162,7 +168,7 @@ def name_tensors(names: Sequence[str]) -> str:
 def refuse_damaged(state: Mapping[str, Tensor], path: Path) -> None:
     """Raises ModelError where a tensor holds NaN or infinite values."""
     for name, value in state.items():
-        if value.is_floating_point() and not torch.isfinite(value).all():
+        if not is_finite(value):
             raise ModelError(f"{path}: {name} holds NaN or infinite values; the checkpoint is damaged")
 
 

@@ -18,12 +18,15 @@ from torch import Tensor
 
 from medfm_rl.adapters.base import Sample, Scope, SegmenterAdapter, without_gradient
 from medfm_rl.adapters.lora import add_low_rank, low_rank_parameters
+from medfm_rl.adapters.probabilities import probabilities_in
 from medfm_rl.errors import DataError, ModelError
 from medfm_rl.settings import LoRASettings
 from medfm_rl.types import Case
 
 _SCOPES: tuple[Scope, ...] = ("all", "norm", "decoder")
 _TOLERANCE = 1e-4
+_HALVES = 4
+"""Pixels that half of an image has along an axis, so that resampling leaves some."""
 
 
 Load = Callable[[Path], SegmenterAdapter]
@@ -152,7 +155,10 @@ def _check_preprocess(adapter: SegmenterAdapter, case: Case, _: Load) -> None:
 
 def _check_logits(adapter: SegmenterAdapter, case: Case, _: Load) -> None:
     image = _batch(adapter.preprocess(case))
-    check_logits(_logits(adapter, image), adapter.schema.num_classes, image)
+    logits = _logits(adapter, image)
+    check_logits(logits, adapter.schema.num_classes, image)
+    probabilities = probabilities_in(logits, adapter, image)
+    _require(probabilities is None, str(probabilities))
 
 
 def check_logits(logits: Tensor, classes: int, images: Tensor) -> None:
@@ -164,17 +170,12 @@ def check_logits(logits: Tensor, classes: int, images: Tensor) -> None:
         images: `(B, C, *S)`.
 
     Raises:
-        ConformanceError: They are not `(B, K, *S)`, no finite real numbers, or probabilities.
+        ConformanceError: They are not `(B, K, *S)`, or no finite real numbers.
     """
     expected = (len(images), classes, *images.shape[2:])
     _require(tuple(logits.shape) == expected, f"logits have shape {tuple(logits.shape)}, {expected} is needed")
     _require(logits.is_floating_point(), f"logits are {logits.dtype}, a floating-point type is needed")
     _require(bool(torch.isfinite(logits).all()), "logits are NaN or infinite")
-    sums = logits.exp().sum(dim=1)
-    are_probabilities = bool((logits >= 0).all()) and torch.allclose(
-        logits.sum(dim=1), torch.ones_like(sums), atol=1e-3
-    )
-    _require(not are_probabilities, "the logits sum to 1: they are probabilities; give what comes before the softmax")
 
 
 def _check_evaluation_is_deterministic(adapter: SegmenterAdapter, case: Case, _: Load) -> None:
@@ -237,6 +238,27 @@ def _check_restore(adapter: SegmenterAdapter, case: Case, _: Load) -> None:
     values = adapter.restore_map(torch.full(grid, 0.25), sample)
     _require(values.shape == case.shape, f"restore_map gives the size {values.shape}, the case has {case.shape}")
     _require(bool(np.allclose(values, 0.25, atol=1e-3)), "restore_map does not keep a constant map")
+
+
+def _check_grid_axes(adapter: SegmenterAdapter, case: Case, _: Load) -> None:
+    """What lies farther along an axis of the image does so after `grid_axes` has turned its mask upright."""
+    sample = adapter.preprocess(case)
+    axes = adapter.grid_axes(sample)
+    for axis, side in enumerate(case.shape):
+        if side < 2 * _HALVES:
+            continue
+        centres = []
+        for part in (slice(None, side // 2), slice(side // 2, None)):
+            half = np.zeros(case.shape, dtype=np.uint8)
+            half[(slice(None),) * axis + (part,)] = 1
+            upright = axes.in_image(adapter.preprocess_labels(half, sample).cpu().numpy())
+            places = np.argwhere(upright)
+            centres.append(places.mean(axis=0) if len(places) else np.full(upright.ndim, np.nan))
+        moved = centres[1] - centres[0]
+        _require(
+            bool(np.isnan(moved).any()) or (moved[axis] > 0 and int(abs(moved).argmax()) == axis),
+            f"grid_axes: axis {axis} of the image lies elsewhere, or runs the other way, on the grid of the network",
+        )
 
 
 def _check_native_sizes(adapter: SegmenterAdapter, case: Case, _: Load) -> None:
@@ -355,6 +377,7 @@ CHECKS: Final[Mapping[str, Check]] = {
     "batch independence": _check_batch_independence,
     "gradients": _check_gradients,
     "restore": _check_restore,
+    "grid axes": _check_grid_axes,
     "native sizes": _check_native_sizes,
     "copy": _check_copy,
     "inference settings": _check_inference_settings,

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from medfm_rl.adapters.base import SegmenterAdapter
 from medfm_rl.adapters.checkpoints import first_line
 from medfm_rl.data.files import replace_on_success
+from medfm_rl.data.json_text import parse_json
 from medfm_rl.errors import ModelError
 
 _FORMAT: Final = "1"
@@ -89,7 +90,7 @@ def read_delta(path: Path) -> Delta:
     """
     try:
         with safe_open(path, framework="pt") as file:
-            entry = json.loads((file.metadata() or {}).get(_ENTRY, "{}"))
+            entry = parse_json((file.metadata() or {}).get(_ENTRY, "{}"))
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is no dictionary
     except (OSError, SafetensorError, ValueError) as error:
         raise ModelError(f"{path}: not a file of changes ({first_line(error)})") from error

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 from pydantic import TypeAdapter
@@ -13,6 +12,7 @@ from medfm_rl.adapters.description import DESCRIPTION, kind_of_folder
 from medfm_rl.adapters.kinds import KINDS, all_kinds, kind_named, kind_of
 from medfm_rl.adapters.lora import add_low_rank
 from medfm_rl.data.files import leads_into
+from medfm_rl.data.json_text import parse_json
 from medfm_rl.errors import ModelError
 from medfm_rl.seeding import torch_generator
 from medfm_rl.settings import AdaptConfig, Segmenter
@@ -150,6 +150,6 @@ def settings_at(text: str, folder: Path, where: Path) -> Segmenter:
     """
     adapter: TypeAdapter[Segmenter] = TypeAdapter(Segmenter)
     try:
-        return adapter.validate_python({**json.loads(text), "folder": folder})
+        return adapter.validate_python({**parse_json(text), "folder": folder})
     except (ValueError, TypeError) as error:
         raise ModelError(f"{where}: its settings of the segmenter cannot be read ({error})") from error

@@ -11,12 +11,13 @@ import shutil
 import tempfile
 import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final, final
 
 import numpy as np
 import torch
+from nibabel.orientations import io_orientation
 from torch import Tensor, nn
 from torch.nn import Parameter
 
@@ -28,12 +29,13 @@ from medfm_rl.adapters.checkpoints import (
     read_json_object,
 )
 from medfm_rl.adapters.padding import pad_to_patch
+from medfm_rl.adapters.probabilities import warn_of_probabilities
 from medfm_rl.adapters.state_dicts import load_weights
 from medfm_rl.data.files import hash_folder, leads_into, replace_folder_on_success
 from medfm_rl.data.images import write_image
 from medfm_rl.errors import DataError, ModelError
 from medfm_rl.networks import portable_state
-from medfm_rl.types import BACKGROUND, Case, FloatArray, LabelMap, LabelSchema, Prompts
+from medfm_rl.types import BACKGROUND, Case, FloatArray, Geometry, GridAxes, LabelMap, LabelSchema, Prompts
 
 METADATA: Final = "metadata.json"
 WEIGHTS: Final = "model.pt"
@@ -123,7 +125,7 @@ class MonaiBundleAdapter(SegmenterAdapter):
         """The bundle's own preprocessing, of the image as NIfTI files, one per channel, in a temporary folder."""
         case, where = self.conform(case), f"case {case.case_id}"
         if self.tool.needs_spacing and case.geometry.spacing is None:
-            # The NIfTI file would say 1 mm.
+            # The NIfTI file would say 1 mm (`_told`).
             raise DataError(
                 f"{where}: the file does not say its spacing in mm, and the preprocessing of {self.folder} resamples "
                 "by it; convert the image to a format that holds it (.nii.gz, .mha)"
@@ -131,7 +133,7 @@ class MonaiBundleAdapter(SegmenterAdapter):
         with tempfile.TemporaryDirectory() as folder:
             paths = [str(Path(folder) / f"image_{channel:04d}.nii.gz") for channel in range(self.in_channels)]
             for path, channel in zip(paths, case.image, strict=True):
-                write_image(Path(path), channel, case.geometry.plane)
+                write_image(Path(path), channel, _told(case.geometry))
             try:
                 # MONAI stacks a list of files as channels.
                 loaded = self.tool.preprocessing({"image": paths if len(paths) > 1 else paths[0]})["image"]
@@ -152,7 +154,7 @@ class MonaiBundleAdapter(SegmenterAdapter):
         ours = _ours(sample)
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "mask.nii.gz"
-            write_image(path, labels, sample.geometry.plane)
+            write_image(path, labels, _told(sample.geometry))
             mask: Any = LoadImage(ensure_channel_first=True)(str(path))
         matched: MetaTensor = ResampleToMatch(mode="nearest", padding_mode="zeros")(mask, ours.loaded)
         padded = torch.zeros(ours.image.shape[1:], dtype=torch.uint8)
@@ -176,7 +178,10 @@ class MonaiBundleAdapter(SegmenterAdapter):
     def predict_logits(self, sample: Sample) -> Tensor:
         """Logits `(K, *S')` through the bundle's own inferer."""
         with evaluating(self):
-            return self._infer(sample.image[None].to(self.device))[0].cpu()
+            images = sample.image[None].to(self.device)
+            logits = self._infer(images)
+            warn_of_probabilities(logits, self, self._of_patch_size(images))
+        return logits[0].cpu()
 
     def restore(self, logits: Tensor, sample: Sample) -> LabelMap:
         # Interpolated probabilities have another argmax than interpolated logits.
@@ -188,9 +193,18 @@ class MonaiBundleAdapter(SegmenterAdapter):
         restored: FloatArray = self._to_case(values[None], _ours(sample))[0].astype(np.float32)
         return restored
 
-    def in_image_axes(self, labels: LabelMap) -> LabelMap:
-        # (x, y, z) as MONAI reads images, and as its `Orientationd` names axes.
-        return labels.transpose(*reversed(range(labels.ndim)))
+    def grid_axes(self, sample: Sample) -> GridAxes:
+        # Both in (x, y[, z]): the directions of the preprocessed image, by MONAI's record, and of the case.
+        ndim = len(sample.native_shape)
+        # The axes of NIfTI grow to the right and to the front, and those of a geometry to the left and to the back.
+        written = np.diag([-1.0, -1.0, 1.0][:ndim]) @ _told(sample.geometry).affine[:ndim, :ndim]
+        preprocessed = np.asarray(_ours(sample).loaded.affine, dtype=np.float64)[:ndim, :ndim]
+        turned = np.eye(ndim + 1)
+        turned[:ndim, :ndim] = np.linalg.inv(written) @ preprocessed
+        nearest = io_orientation(turned)
+        return GridAxes(
+            tuple(ndim - 1 - int(axis) for axis, _ in nearest), tuple(bool(direction < 0) for _, direction in nearest)
+        )
 
     def trainable(self, scope: Scope) -> dict[str, Parameter]:
         # Networks of bundles differ: where the decoder starts is not known.
@@ -261,6 +275,11 @@ def exported_weights(folder: Path, weights: str) -> str:
     """
     path = folder / "models" / weights
     return Path(os.path.relpath(path, folder / "models")).as_posix() if leads_into(path, folder) else path.name
+
+
+def _told(geometry: Geometry) -> Geometry:
+    """The grid that a bundle is told; one of unknown spacing has pixels of 1 mm, for MONAI takes no less."""
+    return replace(geometry.plane, spacing=geometry.spacing or (1.0,) * geometry.ndim)
 
 
 def _ours(sample: Sample) -> BundleSample:

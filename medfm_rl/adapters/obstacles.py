@@ -9,6 +9,7 @@ from torch import Tensor
 
 from medfm_rl.adapters.base import SegmenterAdapter
 from medfm_rl.adapters.conformance import ConformanceError, check_logits
+from medfm_rl.adapters.probabilities import probabilities_in
 from medfm_rl.errors import UserError
 
 _FAILURES: Final = (RuntimeError, ValueError, TypeError, LookupError, AttributeError, ArithmeticError, AssertionError)
@@ -29,9 +30,9 @@ def find_obstacles(adapter: SegmenterAdapter, device: torch.device) -> tuple[str
     try:
         logits: Tensor = adapter(images)
         check_logits(logits, adapter.schema.num_classes, images)
-        # From numbers between 0 and 1 alone nobody can tell.
-        if float(logits.min()) >= 0 and float(logits.max()) <= 1 and _ends_in_a_sigmoid(adapter, images):
-            return (*found, "the logits are the probabilities of a sigmoid; give what comes before it")
+        probabilities = probabilities_in(logits, adapter, images)
+        if probabilities is not None:
+            return (*found, probabilities)
     except (UserError, ConformanceError) as error:
         return (*found, str(error))
     except torch.OutOfMemoryError:
@@ -43,13 +44,6 @@ def find_obstacles(adapter: SegmenterAdapter, device: torch.device) -> tuple[str
             f"patch it is described with ({_cause(error)}); correct the description or the network",
         )
     return found
-
-
-def _ends_in_a_sigmoid(adapter: SegmenterAdapter, images: Tensor) -> bool:
-    """Whether a sigmoid is the last thing that the network does."""
-    with torch.enable_grad():
-        logits: Tensor = adapter(images)
-    return type(logits.grad_fn).__name__ == "SigmoidBackward0"
 
 
 def _cause(error: Exception) -> str:

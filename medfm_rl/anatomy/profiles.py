@@ -19,6 +19,8 @@ from medfm_rl.settings.problems import describe_problem
 from medfm_rl.settings.yaml_text import read_yaml
 from medfm_rl.types import LabelMap, LabelSchema
 
+_NO_LIMIT = float(np.finfo(np.float64).max)
+"""What stands for no upper limit."""
 _SHOWN = 3
 """Problems of a profile that a message names."""
 
@@ -31,12 +33,14 @@ class RuleResult:
         rule: Kind of the rule.
         structure: What it looked at.
         other: What it compared that with, or None.
-        measured: The value that was compared; None where the rule could not be applied because a structure is missing.
+        measured: The value that was compared; None where there is none: a structure is missing, or a ratio is over
+            nothing.
         least: The lower limit, or None.
         most: The upper limit, or None.
         unit: Unit of the measured value and the limits.
         source: Where the rule and its limit come from.
-        passed: False also where it could not be applied, unless the rule is optional.
+        passed: False also where it could not be applied, unless the rule is optional. A ratio over nothing is larger
+            than any limit.
     """
 
     rule: str
@@ -54,7 +58,8 @@ class RuleResult:
         if self.rule == "above":
             subject = f"height of {self.structure} above {self.other}"
         if self.measured is None:
-            return f"{subject}: a structure is missing"
+            where = " where both are compared" if self.rule == "width_ratio" else ""
+            return f"{subject}: a structure is missing{where}"
         limits: list[str] = []
         if self.least is not None:
             # The least number above 0 is how a rule says that 0 itself breaks it.
@@ -175,8 +180,10 @@ def apply_rule(rule: AnyRule, view: MaskView) -> RuleResult:
     if not all(view.has(name) for name in rule.names()):
         return result
     value = rule.measure(view)
-    passed = (least is None or value >= least) and (most is None or value <= most)
-    return replace(result, measured=value, passed=passed)
+    if math.isnan(value):
+        return result
+    passed = (least is None or value >= least) and (most is None or most >= _NO_LIMIT or value <= most)
+    return replace(result, measured=value if math.isfinite(value) else None, passed=passed)
 
 
 def _worst(results: Sequence[RuleResult]) -> RuleResult:

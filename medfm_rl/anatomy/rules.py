@@ -5,6 +5,7 @@ A structure may be a union, such as `LV+MYO`. Distances and sizes are in mm wher
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from typing import Annotated, ClassVar, Literal, Self
 
@@ -37,7 +38,10 @@ class Rule(BaseModel, ABC):
 
     @abstractmethod
     def measure(self, view: MaskView) -> float:
-        """The measured value; every structure that the rule names is there."""
+        """The measured value; every structure that the rule names is there.
+
+        Infinite where a ratio is over nothing, and NaN where there is nothing to measure.
+        """
 
     def limits(self) -> tuple[float | None, float | None]:
         """Least and most that is allowed; None where there is no limit."""
@@ -195,7 +199,11 @@ class SizeRatioRule(_RangeRule):
 
 
 class WidthRatioRule(_RangeRule):
-    """The width of the structure over that of the other, along the last axis through the centre of both together."""
+    """The width of the structure over that of the other, along the last axis through the centre of both together.
+
+    A line that the other does not cross has no ratio: it is wider than any limit `most`. One that crosses neither has
+    nothing to compare, as where a structure is missing.
+    """
 
     unit: ClassVar[str] = "ratio"
     measures_other: ClassVar[bool] = True
@@ -207,8 +215,10 @@ class WidthRatioRule(_RangeRule):
     def measure(self, view: MaskView) -> float:
         mask, other = view.mask(self.structure), view.mask(self.other)
         line = tuple(round(middle) for middle in centre(mask | other)[:-1])
-        # A row that the other does not cross is wider than any limit.
-        return float(mask[line].sum() / max(other[line].sum(), 1e-9))
+        width, over = int(np.count_nonzero(mask[line])), int(np.count_nonzero(other[line]))
+        if over == 0:
+            return math.inf if width else math.nan
+        return width / over
 
 
 class FrontierRule(_RangeRule):

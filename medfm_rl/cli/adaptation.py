@@ -22,6 +22,9 @@ from medfm_rl.cli.options import (
 )
 from medfm_rl.cli.root import app
 
+_FEW_PATIENTS = 10
+"""Below so many patients, `evaluate` warns that its figures say little."""
+
 
 def _list_kinds(wanted: bool) -> None:
     if wanted:
@@ -66,7 +69,6 @@ def init(
             raise ConfigError(f"--segmenter {segmenter}: goes with --kind adapt; train-source trains a UNet (torch)")
         values = {
             "data": {"path": "data/source"},
-            "structures": {"LV": 1, "MYO": 2, "LA": 3},
             "output": "models/source",
         }
         write_text(path, commented_config(TrainSourceConfig, values))
@@ -77,39 +79,67 @@ def init(
 
 @app.command("train-source")
 def train_source_command(config: ConfigFile) -> None:
-    """Train a segmenter on labelled source data, where there is no model yet."""
+    """Train a segmenter on labelled source data, where there is no model yet.
+
+    Some patients are held out: the weights that do best on them are kept, and their Dice is shown while it runs and in
+    OUTPUT.training/report.html. The same command again goes on where an interrupted one was.
+    """
     from medfm_rl.settings import TrainSourceConfig
     from medfm_rl.settings.files import load_config
 
     settings = load_config(config, TrainSourceConfig)
-    from medfm_rl.workflows.train.source import train_source
+    from medfm_rl.workflows.train.source import read_record, train_source, training_page
 
     with show_progress() as progress:
         train_source(settings, progress)
-    typer.echo(f"Segmenter: {settings.output}")
+    typer.echo(read_record(settings.output)["training"]["summary"])
+    typer.echo(f"Segmenter: {settings.output}\nReport: {training_page(settings.output)}")
 
 
 @app.command("adapt")
 def adapt_command(
     config: ConfigFile,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in the output folder.")] = False,
+    max_minutes: Annotated[
+        float | None,
+        typer.Option(
+            help="How long a new run may take on this machine: iterations, PPO, shape prior, collection, reward "
+            "networks and fine-tuning are lowered, in that order and as far as needed, and the log says to what."
+        ),
+    ] = None,
+    go_on_from: Annotated[
+        Path | None,
+        typer.Option(
+            "--from",
+            help="An adapted run to go on from in a new output folder, when more feedback has come in: its D_R, reward "
+            "networks and result are taken over. The setting `continues` says the same.",
+        ),
+    ] = None,
 ) -> None:
-    """Adapt a segmenter to a new domain without target labels: collect, reward, PPO, select, export."""
+    """Adapt a segmenter to a new domain without target labels: collect, reward, PPO, select, export.
+
+    Before it starts it measures a few steps and says how many minutes and how much memory the run will need. Losses,
+    rewards and scores are shown while it runs, and kept in log.txt in the output folder.
+    """
     from medfm_rl.settings import AdaptConfig
     from medfm_rl.settings.files import load_config
 
     settings = load_config(config, AdaptConfig)
+    if go_on_from is not None:
+        settings = settings.model_copy(update={"continues": go_on_from})
     from medfm_rl.data.layouts import is_simulated
     from medfm_rl.workflows.adapt.final_report import read_decision, report_run
+    from medfm_rl.workflows.adapt.look_ahead import settings_of_run
     from medfm_rl.workflows.adapt.loop import adapt
 
     with show_progress() as progress:
-        run = adapt(settings, resume, progress)
+        run = adapt(settings, resume, progress, max_minutes)
+        settings = settings_of_run(settings)
         comparison = report_run(run, settings, progress)
     if comparison is not None and settings.evaluation is not None:
         simulated = " (SIMULATED DATA)" if is_simulated(settings.evaluation.path) else ""
         print_comparison(comparison.rows(), f"Dice on {settings.evaluation.path}{simulated}")
-    typer.echo(read_decision(run, settings))
+    typer.echo(read_decision(run))
     typer.echo(f"Adapted segmenter: {run.model}\nReport: {run.report}")
 
 
@@ -160,6 +190,12 @@ def evaluate_command(
     problems = measured.evaluation.problems
     scored = [file for file in files if file.case_id not in problems]
     typer.echo(f"{len(scored)} {'case' if len(scored) == 1 else 'cases'}; {describe_patients(scored)}")
+    if (patients := len({file.patient_id for file in scored})) < _FEW_PATIENTS:
+        typer.echo(
+            f"Few patients ({patients}): the means are of these people, and another {patients} can differ by more than "
+            f"the models do; measure on {_FEW_PATIENTS} or more",
+            err=True,
+        )
     for problem in problems.values():
         typer.echo(f"Left out: {problem}", err=True)
     typer.echo(f"Scores: {place / 'scores.csv'}, {place / 'summary.json'}")
@@ -174,11 +210,21 @@ def export_command(
     delta: Annotated[
         bool, typer.Option("--delta", help="Only what changed, as a .safetensors file for `medfm-rl apply-delta`.")
     ] = False,
+    candidate: Annotated[
+        str | None,
+        typer.Option(help="Another policy of the run than the one that was returned: a name from the report's table."),
+    ] = None,
 ) -> None:
     """Write the adapted segmenter of a run in its own format, for its own tool."""
     from medfm_rl.errors import ConfigError
-    from medfm_rl.workflows.export import export_delta, export_model
+    from medfm_rl.workflows.export import export_candidate, export_delta, export_model
 
+    if candidate is not None:
+        if delta:
+            raise ConfigError("--candidate and --delta: changes are those of the policy that was returned; give one")
+        written = export_candidate(run, candidate, to)
+        typer.echo(f"Candidate {candidate}: {to} ({written.kind})")
+        return
     if delta:
         if to.suffix != ".safetensors" or to.exists():
             raise ConfigError(f"--to {to}: must be the name of a new .safetensors file")

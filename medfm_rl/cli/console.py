@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import logging
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 import typer
+
+from medfm_rl.progress import spoken_time
 
 if TYPE_CHECKING:
     from medfm_rl.progress import Progress
@@ -20,19 +23,63 @@ INTERRUPTED = 130
 _SECONDS_BETWEEN_LINES = 30
 
 
+class _Told(logging.Handler):
+    """Shows what the package tells and warns of, by a function that prints a line."""
+
+    def __init__(self, show: Callable[[str], None]) -> None:
+        super().__init__()
+        self._show = show
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._show(self.format(record))
+
+
+@contextmanager
+def _telling(show: Callable[[str], None]) -> Iterator[None]:
+    """Shows losses, scores and warnings as they come."""
+    log, handler = logging.getLogger("medfm_rl"), _Told(show)
+    level = log.level
+    log.addHandler(handler)
+    log.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        log.setLevel(level)
+        log.removeHandler(handler)
+
+
 @contextmanager
 def show_progress() -> Iterator[Progress]:
     """A bar per stage, on standard error; lines where that is a file, for jobs that nobody watches live."""
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TaskID,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
 
     console = Console(stderr=True)
     if not console.is_terminal:
-        yield _lines()
+        with _telling(lambda line: typer.echo(line, err=True)):
+            yield _lines()
         return
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+    )
     tasks: dict[str, TaskID] = {}
-    with Progress(*columns, console=console) as bars:
+    with (
+        Progress(*columns, console=console) as bars,
+        _telling(lambda line: console.print(line, markup=False, highlight=False)),
+    ):
 
         def show(stage: str, done: int, total: int) -> None:
             if stage not in tasks:
@@ -44,14 +91,21 @@ def show_progress() -> Iterator[Progress]:
 
 
 def _lines() -> Progress:
-    """Tells of the first and the last step of a stage, and of how far it is in between."""
+    """Tells of the first and the last step of a stage, of how far it is in between, and how long it will still take."""
     told: dict[str, float] = {}
+    began: dict[str, tuple[float, int]] = {}
 
     def show(stage: str, done: int, total: int) -> None:
         now = monotonic()
         if stage not in told or done == total or now - told[stage] > _SECONDS_BETWEEN_LINES:
+            started, before = began.setdefault(stage, (now, done))
+            # A stage that comes again begins anew.
+            if done < before:
+                started, before = began[stage] = (now, done)
             told[stage] = now
-            typer.echo(f"{stage}: {done} of {total}", err=True)
+            left = (total - done) * (now - started) / (done - before) if done > before else 0
+            soon = f", about {spoken_time(left)} left" if left >= 1 else ""
+            typer.echo(f"{stage}: {done} of {total}{soon}", err=True)
 
     return show
 

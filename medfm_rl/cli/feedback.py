@@ -74,8 +74,8 @@ def add_command(
     drawn: Annotated[
         str,
         typer.Option(
-            help="How the cases came to be reviewed: audit (drawn at random; promises rest on these alone), informative "
-            "(chosen to learn from), or other."
+            help="How the cases came to be reviewed: audit (drawn at random; promises rest on these alone), "
+            "informative (chosen to learn from), or other."
         ),
     ] = "other",
     comment: Annotated[str, typer.Option(help="Goes with every entry.")] = "",
@@ -278,8 +278,8 @@ def _print_added(added: Added) -> None:
     typer.echo(f"Added: {listed or 'nothing'}; {len(added.repeated)} were there already")
     for before, after in added.replaced:
         typer.echo(
-            f"Replaced: {before.subject}, reviewer {before.reviewer}: {describe(before)} of {before.time:%Y-%m-%d %H:%M} "
-            f"is no longer in force; {describe(after)} is"
+            f"Replaced: {before.subject}, reviewer {before.reviewer}: {describe(before)} of "
+            f"{before.time:%Y-%m-%d %H:%M} is no longer in force; {describe(after)} is"
         )
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -13,6 +12,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from medfm_rl.data.files import write_text
+from medfm_rl.data.json_text import parse_json
 from medfm_rl.errors import ModelError
 from medfm_rl.quality.conformal import accept_threshold, fewest_for_threshold
 from medfm_rl.seeding import numpy_generator
@@ -102,7 +102,7 @@ class Acceptance(BaseModel):
             ModelError: It is not what this version writes.
         """
         try:
-            return cls.model_validate(json.loads(path.read_text(encoding="utf-8")))
+            return cls.model_validate(parse_json(path.read_text(encoding="utf-8")))
         except (OSError, ValueError, ValidationError) as error:
             raise ModelError(
                 f"{path}: not the acceptance of corrections ({error}); make it again by "

@@ -7,7 +7,8 @@ once takes both from the first slice.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,7 +18,7 @@ import pydicom
 from pydicom import Dataset
 from pydicom.errors import InvalidDicomError
 
-from medfm_rl.data.dicom_pixels import read_values
+from medfm_rl.data.dicom_pixels import DAMAGED, read_values
 from medfm_rl.data.dicom_spacing import Spacing, pixel_spacing, slice_thickness
 from medfm_rl.data.files import cannot_be_read
 from medfm_rl.data.stacks import Frame, grid_of_frames
@@ -25,6 +26,10 @@ from medfm_rl.errors import DataError
 from medfm_rl.types import FloatArray, Geometry
 
 DICOM_SUFFIX = ".dcm"
+_MOST_COMPRESSED = 5000
+"""Bytes of pixels for which one byte of a compressed file can stand, by far."""
+_ALWAYS_ALLOWED = 1 << 26
+"""Bytes that any file may ask for."""
 _MOST_SERIES = 5
 """Series of a folder that are named."""
 
@@ -48,7 +53,7 @@ def read_dicom(path: Path) -> tuple[FloatArray, Geometry]:
         DataError: A file is damaged, a folder holds no series or several, the frames are a clip, or no grid holds every
             slice where its header says.
     """
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), _decoded(path):
         # pydicom warns of every value that the standard would write in another way.
         warnings.simplefilter("ignore")
         files = _one_series(path) if path.is_dir() else [_File(path, _header(path, stop_before_pixels=True))]
@@ -68,6 +73,17 @@ def read_dicom(path: Path) -> tuple[FloatArray, Geometry]:
     return np.ascontiguousarray(np.moveaxis(pixels[order], 1, 0)), geometry
 
 
+@contextmanager
+def _decoded(path: Path) -> Iterator[None]:
+    """Makes an error of pydicom one that names what was read: it decodes a value when somebody asks for it."""
+    try:
+        yield
+    except OSError as error:
+        raise cannot_be_read(path, error) from error
+    except (InvalidDicomError, *DAMAGED) as error:
+        raise DataError(f"{path}: cannot be read; a header is damaged ({error})") from error
+
+
 def _header(path: Path, stop_before_pixels: bool) -> Dataset:
     """Reads a file; one that is named .dcm may lack the preamble, as old ones do.
 
@@ -82,7 +98,7 @@ def _header(path: Path, stop_before_pixels: bool) -> Dataset:
         raise
     except OSError as error:
         raise cannot_be_read(path, error) from error
-    except (ValueError, EOFError, KeyError, AttributeError, NotImplementedError) as error:
+    except DAMAGED as error:
         raise DataError(f"{path}: cannot be read; the file is damaged or truncated ({error})") from error
     if named and "Rows" not in header and "SOPClassUID" not in header:
         raise DataError(f"{path}: cannot be read; the file is damaged, truncated or not what its name says")
@@ -131,10 +147,20 @@ def _frames(file: _File) -> list[Frame]:
         raise DataError(f"{path}: holds no image (it says neither Rows nor Columns); leave it out")
     try:
         count = int(header.get("NumberOfFrames") or 1)
+        _require_room(file, count)
         groups = _groups(header, count)
         return [_frame(file, groups[index], index, count) for index in range(count)]
-    except (ValueError, TypeError, IndexError) as error:
+    except DAMAGED as error:
         raise DataError(f"{path}: where its frames lie cannot be read from its header ({error}); correct it") from error
+
+
+def _require_room(file: _File, count: int) -> None:
+    """Raises ValueError where a file is too small for the frames in its header, however it is compressed."""
+    header, held = file.header, file.path.stat().st_size
+    bits = int(header.get("BitsAllocated") or 1) * int(header.get("SamplesPerPixel") or 1)
+    size = count * int(header.Rows) * int(header.Columns) * bits // 8
+    if not 1 <= count <= held or size > max(_ALWAYS_ALLOWED, _MOST_COMPRESSED * held):
+        raise ValueError(f"it speaks of {count} frames and {size} bytes of pixels, and the file holds {held} bytes")
 
 
 def _groups(header: Dataset, count: int) -> list[list[Dataset]]:
@@ -205,7 +231,8 @@ def _along_stack(header: Dataset, index: int) -> float:
     """
     offsets: npt.ArrayLike | None = header.get("GridFrameOffsetVector")
     if offsets is not None:
-        values = np.asarray(offsets, dtype=np.float64)
+        # One value is no list.
+        values = np.atleast_1d(np.asarray(offsets, dtype=np.float64))
         return float(values[index] - values[0])
     slices = header.get("SliceVector")
     if slices is not None and header.get("SpacingBetweenSlices") is not None:

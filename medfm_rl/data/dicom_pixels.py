@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import struct
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -16,8 +18,12 @@ from medfm_rl.types import FloatArray
 _Array = npt.NDArray[np.float64]
 _MEASURED = ("CT", "PT")
 """Modalities whose rescaled values are of a unit even where the header names none."""
-_UNREADABLE = (AttributeError, ValueError, RuntimeError, NotImplementedError, KeyError, TypeError, IndexError, OSError)
-"""What pydicom and its decoders raise where pixels are damaged or described in contradiction."""
+DAMAGED = (
+    *(AttributeError, ValueError, RuntimeError, LookupError, TypeError, ArithmeticError, EOFError, MemoryError),
+    *(AssertionError, struct.error, zlib.error),
+)
+"""What pydicom and its decoders raise where a file is damaged or described in contradiction; and OSError."""
+_UNREADABLE = (*DAMAGED, OSError)
 
 
 def read_values(dataset: Dataset, path: Path) -> FloatArray:
@@ -40,8 +46,9 @@ def read_values(dataset: Dataset, path: Path) -> FloatArray:
         if channels == 1:
             values = _in_units(values, dataset)
     except _UNREADABLE as error:
+        found = "; ".join(line.strip() for line in str(error).splitlines())
         raise DataError(
-            f"{path}: its pixels cannot be read ({error}); the file is damaged, truncated or compressed in a way that "
+            f"{path}: its pixels cannot be read ({found}); the file is damaged, truncated or compressed in a way that "
             "is not known here. Export it uncompressed"
         ) from error
     with np.errstate(over="ignore"):

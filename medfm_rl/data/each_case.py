@@ -44,6 +44,8 @@ def each_case(
 ) -> tuple[dict[str, T], dict[str, str]]:
     """Handles cases one by one.
 
+    Why a case is left out is logged when it happens: a batch may run for hours.
+
     Where every one of them ends with an error that nothing has foreseen, it is not the cases that are at fault, and
     the first of these errors is raised.
 
@@ -68,6 +70,8 @@ def each_case(
             first = not results and not problems
             if first or not isinstance(error, UnforeseenError):
                 unforeseen = error.__cause__ if isinstance(error, UnforeseenError) else None
+            if not isinstance(error, UnforeseenError):
+                _LOG.warning("case %s is left out: %s", file.case_id, error)
             problems[file.case_id] = str(error)
         progress(stage, done, len(files))
     if unforeseen is not None:

@@ -13,7 +13,8 @@ from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO
 
-from medfm_rl.data.locks import LOCK, in_turn
+from medfm_rl.data.json_text import parse_json
+from medfm_rl.data.locks import LOCK, alone_in, in_turn
 from medfm_rl.errors import DataError, UserError
 
 _TEMPORARY_NAME = re.compile(r"\.unfinished-[0-9a-f]+-.+")
@@ -69,6 +70,30 @@ def replace_folder_on_success(folder: Path) -> Iterator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
+@contextmanager
+def scratch_folder(folder: Path, name: str) -> Iterator[Path]:
+    """Gives a new folder within `folder` for what is needed as long as the block runs.
+
+    That of a killed process is what `remove_abandoned` removes.
+
+    Args:
+        folder: Is there.
+        name: What the folder is for.
+
+    Raises:
+        DataError: It cannot be made.
+    """
+    temporary = _temporary(folder / name)
+    try:
+        temporary.mkdir()
+    except OSError as error:
+        raise DataError(f"{folder}: cannot be written ({error.strerror or error})") from error
+    try:
+        yield temporary
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
 def remove_abandoned(folder: Path) -> None:
     """Removes what killed processes had begun to write below a folder, and could not remove themselves.
 
@@ -91,6 +116,20 @@ def remove_abandoned(folder: Path) -> None:
                 raise DataError(
                     f"{path}: left by a killed run, cannot be removed ({error.strerror or error})"
                 ) from error
+
+
+@contextmanager
+def alone_writing(folder: Path) -> Iterator[None]:
+    """Keeps others out of a folder, as `alone_in` does, and removes what killed processes had begun there.
+
+    Not within another block for the same folder: what that is writing would be taken for abandoned.
+
+    Raises:
+        DataError: Another process is at work there, or the folder cannot be written.
+    """
+    with alone_in(folder):
+        remove_abandoned(folder)
+        yield
 
 
 def write_text(path: Path, text: str) -> None:
@@ -141,7 +180,7 @@ def read_versioned_json(path: Path, newest: int, advice: str, error: type[UserEr
         UserError: The file cannot be read, is no JSON object, or was written by a newer version; of the type `error`.
     """
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = parse_json(path.read_text(encoding="utf-8"))
     except OSError as problem:
         raise error(f"{cannot_be_read(path, problem)}; {advice}") from problem
     except ValueError as problem:

@@ -19,7 +19,7 @@ import numpy.typing as npt
 from medfm_rl.data.dicom import DICOM_SUFFIX, read_dicom
 from medfm_rl.data.files import cannot_be_read, hash_file, hash_listing, hash_path, is_folder, replace_on_success
 from medfm_rl.data.itk import WITHOUT_SPACING, read_itk, write_itk
-from medfm_rl.data.nifti import NIFTI_SUFFIXES, read_nifti, require_place, write_nifti
+from medfm_rl.data.nifti import NIFTI_SUFFIXES, UNKNOWN_GRID, read_nifti, require_place, write_nifti
 from medfm_rl.errors import DataError
 from medfm_rl.types import FloatArray, Geometry, LabelMap, LabelSchema
 
@@ -130,6 +130,8 @@ def read_image(source: Path | Sequence[Path]) -> tuple[FloatArray, Geometry]:
                 "all channels of a case must lie on one grid"
             )
     image = np.concatenate(channels).astype(np.float32)
+    if not image.size:
+        raise DataError(f"{paths[0]}: holds no pixel (its size is {image.shape[1:]}); the file is damaged")
     if not np.isfinite(image).all():
         count = int(image.size - np.isfinite(image).sum())
         raise DataError(
@@ -144,7 +146,8 @@ def read_image(source: Path | Sequence[Path]) -> tuple[FloatArray, Geometry]:
 def write_labels(path: Path, labels: LabelMap, geometry: Geometry, schema: LabelSchema) -> None:
     """Writes class indices `(*S)` as the integers of the schema, on the grid of an image, whole or not at all.
 
-    The mask of a slice of a volume is written as a volume of one slice.
+    The mask of a slice of a volume is written as a volume of one slice. Where the spacing of the image is unknown, a
+    NIfTI mask says so too: no unit, no sform and no qform.
 
     Raises:
         DataError: The file cannot be written.
@@ -217,8 +220,8 @@ def _write(path: Path, pixels: npt.NDArray[Any], geometry: Geometry) -> None:
     is_nifti = image_suffix(path) in NIFTI_SUFFIXES
     with replace_on_success(path) as temporary:
         try:
-            if is_nifti and geometry.header is not None:
-                write_nifti(temporary, pixels, geometry.header)
+            if is_nifti and (geometry.header is not None or geometry.spacing is None):
+                write_nifti(temporary, pixels, geometry.header or UNKNOWN_GRID)
             else:
                 write_itk(temporary, pixels, geometry)
         except RuntimeError as error:

@@ -14,11 +14,17 @@ import numpy.typing as npt
 import SimpleITK as sitk
 
 from medfm_rl.data.itk_paths import itk_path
+from medfm_rl.data.segmentations.pictures import require_whole_picture, several_pages
 from medfm_rl.data.stacks import no_volume
+from medfm_rl.data.text_headers import require_sound_header
 from medfm_rl.errors import DataError
 from medfm_rl.types import NOTICEABLE_SHIFT, FloatArray, Geometry
 
 WITHOUT_SPACING = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff")
+PAGED = (".tif", ".tiff")
+"""Formats of pages, which may be slices, times, sizes of one picture or pictures that have nothing in common."""
+_SILENT_ON_COMPLEX = (".mha", ".mhd", *PAGED)
+"""Formats in which ITK writes complex numbers as two real ones, and nothing says so."""
 _META_SPACING = re.compile(rb"^\s*Element(?:Spacing|Size)\s*[=:]", re.MULTILINE)
 _NRRD_FIELD = re.compile(rb"^(spacings|space directions|space units|units):\s*(.*?)\s*$", re.MULTILINE)
 _HEADER_BYTES = 1 << 16
@@ -33,9 +39,11 @@ def read_itk(path: Path, beside: Sequence[Path] = ()) -> tuple[FloatArray, Geome
         beside: The files beside it that hold its pixels, where they do not lie in it.
 
     Raises:
-        DataError: The file is damaged, holds complex numbers, several times or sheared axes, or states distances in
-            other units than mm.
+        DataError: The file is damaged, holds complex numbers or what may be, several pages, several times or sheared
+            axes, or states distances in other units than mm.
     """
+    require_sound_header(path, beside)
+    require_whole_picture(path)
     reader = sitk.ImageFileReader()
     try:
         with _silent(), itk_path(path, beside) as name:
@@ -45,9 +53,17 @@ def read_itk(path: Path, beside: Sequence[Path] = ()) -> tuple[FloatArray, Geome
         raise DataError(f"{path}: cannot be read; the file is damaged, truncated or not what its name says") from error
     if image.GetDimension() > 3:
         raise no_volume(path, int(np.prod(image.GetSize()[3:])), "images or volumes")
+    if path.suffix.lower() in PAGED and image.GetDimension() == 3 and image.GetSize()[2] > 1:
+        raise several_pages(path, image.GetSize()[2])
     array = sitk.GetArrayFromImage(image)
     if np.iscomplexobj(array):
         raise DataError(f"{path}: holds complex numbers; write their magnitude to a file and give that")
+    if path.suffix.lower() in _SILENT_ON_COMPLEX and image.GetNumberOfComponentsPerPixel() == 2 and _is_real(array):
+        raise DataError(
+            f"{path}: holds two real numbers a pixel, which is how complex numbers are written to {path.suffix}, and "
+            "the file does not say whether they are. Write their magnitude to a file and give that; where they are two "
+            "channels, write each to a file of its own (CASE_0000, CASE_0001)"
+        )
     pixels = np.moveaxis(array, -1, 0) if image.GetNumberOfComponentsPerPixel() > 1 else array[None]
     try:
         geometry = _grid_of(image)
@@ -103,6 +119,10 @@ def sheared(path: Path, grid: Geometry, shape: tuple[int, ...], remedy: str = ""
         f"moves a pixel by up to {grid.shift(grid.upright, shape):.2g} of its side. Resample it to a grid with right "
         f"angles{remedy}"
     )
+
+
+def _is_real(array: npt.NDArray[Any]) -> bool:
+    return bool(np.issubdtype(array.dtype, np.floating))
 
 
 @contextmanager

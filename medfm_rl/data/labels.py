@@ -3,24 +3,26 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 import numpy as np
 import numpy.typing as npt
-import SimpleITK as sitk
 
-from medfm_rl.data.images import image_suffix, read_pixels
-from medfm_rl.data.itk_paths import itk_path
+from medfm_rl.data.images import image_suffix, pixel_files, read_pixels
+from medfm_rl.data.nifti import NIFTI_SUFFIXES, step_of_values
 from medfm_rl.data.notices import warn_once
 from medfm_rl.data.segmentations.dicom import read_dicom_segmentation
 from medfm_rl.data.segmentations.pictures import is_picture, only_value, readings_of_picture, refuse_lossy_picture
 from medfm_rl.data.segmentations.segments import Segmentation
 from medfm_rl.data.segmentations.slicer import read_slicer_segmentation
+from medfm_rl.data.text_headers import require_sound_header
 from medfm_rl.errors import DataError
-from medfm_rl.types import NOTICEABLE_SHIFT, Geometry, IntArray, LabelMap, LabelSchema
+from medfm_rl.types import BACKGROUND, NOTICEABLE_SHIFT, Geometry, IntArray, LabelMap, LabelSchema
 
+_LARGEST: Final = 255
 _ROUNDING: Final = 1e-4
 """Distance from an integer that comes of arithmetic with real numbers, and of no interpolation."""
 
@@ -69,6 +71,68 @@ def read_label_ids(path: Path, schema: LabelSchema, image_shape: tuple[int, ...]
     return _read_integers(path, schema, image_shape, geometry)
 
 
+@dataclass(frozen=True, eq=False)
+class FoundLabels:
+    """What a mask holds, read without a segmenter.
+
+    Attributes:
+        ids: The integers `(*S)`, 0 to 255.
+        names: The name of each integer, the background's among them, as far as it has one.
+    """
+
+    ids: IntArray
+    names: Mapping[int, str]
+
+
+def read_any_labels(
+    path: Path, image_shape: tuple[int, ...], geometry: Geometry, in_file: LabelSchema | None = None
+) -> FoundLabels:
+    """Reads the mask of an image where no segmenter says which structures to look for.
+
+    Args:
+        path: The mask.
+        image_shape: Size of the image, `(*S)`.
+        geometry: Its geometry.
+        in_file: The meaning of the integers, where a description says it; then the mask may hold no others.
+
+    Raises:
+        DataError: As in `read_labels`, or there are integers that no structure can have.
+    """
+    own, segmentation = in_file, _read_segmentation(path)
+    if segmentation is not None:
+        own = in_file or segmentation.own_schema()
+        ids = segmentation.label_ids(own, image_shape, geometry, by_number=in_file is not None)
+    else:
+        ids = _read_integers(path, in_file, image_shape, geometry)
+    if own is not None:
+        own.to_indices(ids, str(path))
+        return FoundLabels(ids, {number: name for name, number in own.integers.items()})
+    outside = np.unique(ids[(ids < 0) | (ids > _LARGEST)])
+    if len(outside):
+        raise DataError(
+            f"{path}: holds {outside[0]}{f' and {len(outside) - 1} more values' if len(outside) > 1 else ''} beyond "
+            f"the 0 to {_LARGEST} that labels have; is this an image, and not a mask?"
+        )
+    return FoundLabels(ids, {0: BACKGROUND})
+
+
+def list_labels(path: Path) -> dict[int, str]:
+    """The integers in a mask, with the names that the file itself has for them; "" where it has none.
+
+    Raises:
+        DataError: The file cannot be read, is compressed with loss, or does not hold integers.
+    """
+    segmentation = _read_segmentation(path)
+    if segmentation is not None:
+        return {segment.number: segment.name for segment in segmentation.segments}
+    if is_picture(path):
+        refuse_lossy_picture(path)
+    readings = readings_of_picture(path)
+    if readings is None:
+        readings = [_as_stored(path, read_pixels(path)[0])]
+    return {int(value): "" for value in np.unique(readings[0])}
+
+
 def as_label_ids(values: npt.ArrayLike, origin: str, step: float = 0.0) -> IntArray:
     """The values of a mask as integers, of its shape.
 
@@ -111,19 +175,22 @@ def _read_segmentation(path: Path) -> Segmentation | None:
         case ".dcm":
             return read_dicom_segmentation(path)
         case ".seg.nrrd" | ".nrrd" | ".nhdr":
+            require_sound_header(path, pixel_files(path))
             return read_slicer_segmentation(path)
         case _:
             return None
 
 
-def _read_integers(path: Path, schema: LabelSchema, image_shape: tuple[int, ...], geometry: Geometry) -> IntArray:
+def _read_integers(
+    path: Path, schema: LabelSchema | None, image_shape: tuple[int, ...], geometry: Geometry
+) -> IntArray:
     """The integers in a file; where it can be read in two ways, in the one that has the integers of the schema."""
     if is_picture(path):
         refuse_lossy_picture(path)
     readings = readings_of_picture(path)
     if readings is not None:
         _require_size(path, readings[0].shape, image_shape)
-        return _fitting(readings, schema, path)
+        return readings[0] if schema is None else _fitting(readings, schema, path)
     pixels, own = read_pixels(path)
     _require_size(path, pixels.shape[1:], image_shape)
     if not own.matches(geometry, image_shape):
@@ -135,7 +202,13 @@ def _read_integers(path: Path, schema: LabelSchema, image_shape: tuple[int, ...]
         )
     if (shift := own.shift(geometry, image_shape)) > NOTICEABLE_SHIFT:
         warn_once(f"{path}: lies {shift:.2g} of a pixel beside its image by its header, and is taken to lie on it")
-    return as_label_ids(only_value(pixels, path), str(path), _step(path))
+    return _as_stored(path, pixels)
+
+
+def _as_stored(path: Path, pixels: npt.NDArray[np.generic]) -> IntArray:
+    """Integers of the pixels of a file, as near as it can store them."""
+    step = step_of_values(path) if image_suffix(path) in NIFTI_SUFFIXES else 0.0
+    return as_label_ids(only_value(pixels, path), str(path), step)
 
 
 def _require_size(path: Path, shape: tuple[int, ...], image_shape: tuple[int, ...]) -> None:
@@ -157,17 +230,3 @@ def _fitting(readings: Sequence[IntArray], schema: LabelSchema, path: Path) -> I
             "no palette"
         )
     return fitting[0] if fitting else readings[0]
-
-
-def _step(path: Path) -> float:
-    """Difference of two values that a file can store, where its header scales integers; else 0."""
-    if not path.name.lower().endswith((".nii", ".nii.gz")):
-        return 0.0
-    reader = sitk.ImageFileReader()
-    with itk_path(path) as name:
-        reader.SetFileName(name)
-        reader.ReadImageInformation()
-    slope = float(reader.GetMetaData("scl_slope"))
-    # NIfTI: datatypes 16, 64 and 1536 are real numbers; a slope of 0 says that nothing is scaled.
-    stored_as_reals = reader.GetMetaData("datatype") in ("16", "64", "1536")
-    return 0.0 if stored_as_reals else abs(slope)

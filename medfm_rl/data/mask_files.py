@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from medfm_rl.data.layouts import CaseFile
@@ -13,6 +14,21 @@ from medfm_rl.errors import DataError
 _LOG = logging.getLogger(__name__)
 _MOST_NAMED = 10
 """Masks without an image that are named."""
+
+
+@dataclass(frozen=True)
+class MatchedMasks:
+    """Masks of a folder.
+
+    Attributes:
+        masks: By the case whose name they have.
+        alone: Masks that have the name of no case, by name.
+        twice: Masks that share a name, of which none is taken, by name.
+    """
+
+    masks: Mapping[str, Path]
+    alone: Mapping[str, Path]
+    twice: Mapping[str, Sequence[Path]]
 
 
 def find_masks(folder: Path, files: Sequence[CaseFile], every: bool = False) -> dict[str, Path]:
@@ -28,41 +44,41 @@ def find_masks(folder: Path, files: Sequence[CaseFile], every: bool = False) -> 
     Raises:
         DataError: The folder is missing, or holds no mask of any case.
     """
-    if not folder.is_dir():
-        raise DataError(f"{folder}: there is no such folder")
-    named: dict[str, Path] = {}
-    twice: set[str] = set()
-    tree = look_below(folder)
-    for entry in tree.masks or tree.images:
-        name, path = entry.name, entry.path
-        if name in named and every:
-            raise DataError(
-                f"{folder}: two masks have the name {name} ({named[name].name}, {path.name}); remove one of them"
-            )
-        if name in named:
-            _LOG.warning(
-                "%s: two masks have the name %s (%s, %s), and neither is taken; remove one of them",
-                folder,
-                name,
-                named[name].name,
-                path.name,
-            )
-            twice.add(name)
-        named[name] = path
-    named = {name: path for name, path in named.items() if name not in twice}
-    masks = {file.case_id: named[file.case_id] for file in files if file.case_id in named}
-    if not masks:
-        raise DataError(
-            f"{folder}: no mask has the name of an image ({files[0].case_id} for one); masks and images share names"
-        )
-    orphans = sorted(named.keys() - masks.keys())
-    if orphans:
-        more = f" and {len(orphans) - _MOST_NAMED} more" if len(orphans) > _MOST_NAMED else ""
-        shown = ", ".join(named[name].name for name in orphans[:_MOST_NAMED])
+    found = match_masks(folder, files)
+    for name, paths in found.twice.items():
+        both = f"two masks have the name {name} ({', '.join(path.name for path in paths)})"
+        if every:
+            raise DataError(f"{folder}: {both}; remove one of them")
+        _LOG.warning("%s: %s, and neither is taken; remove one of them", folder, both)
+    if found.alone:
+        more = f" and {len(found.alone) - _MOST_NAMED} more" if len(found.alone) > _MOST_NAMED else ""
+        shown = ", ".join(path.name for path in list(found.alone.values())[:_MOST_NAMED])
         if every:
             raise DataError(
                 f"{folder}: there is no image for {shown}{more}; masks and images share names: name them alike, give "
                 "the images, or take these masks away"
             )
         _LOG.warning("%s: masks that have the name of no image are not looked at: %s%s", folder, shown, more)
-    return masks
+    return dict(found.masks)
+
+
+def match_masks(folder: Path, files: Sequence[CaseFile]) -> MatchedMasks:
+    """The same, with those that are not taken; nothing is logged.
+
+    Raises:
+        DataError: As in `find_masks`.
+    """
+    if not folder.is_dir():
+        raise DataError(f"{folder}: there is no such folder")
+    named: dict[str, list[Path]] = {}
+    tree = look_below(folder)
+    for entry in tree.masks or tree.images:
+        named.setdefault(entry.name, []).append(entry.path)
+    single = {name: paths[0] for name, paths in named.items() if len(paths) == 1}
+    masks = {file.case_id: single[file.case_id] for file in files if file.case_id in single}
+    if not masks:
+        raise DataError(
+            f"{folder}: no mask has the name of an image ({files[0].case_id} for one); masks and images share names"
+        )
+    alone = {name: single[name] for name in sorted(single.keys() - masks.keys())}
+    return MatchedMasks(masks, alone, {name: paths for name, paths in named.items() if len(paths) > 1})

@@ -14,8 +14,8 @@ from pathlib import Path
 
 LONGEST = 240
 """Bytes of a case name: with the suffix of a mask, a record or a picture it stays below the 255 of file systems."""
-_NO_TEXT = re.compile("[\udc80-\udcff]")
-"""How Python keeps a byte of a file name that is no UTF-8."""
+_NO_TEXT = re.compile("[\ud800-\udfff]")
+"""What no text holds: how Python keeps a byte of a file name that is no UTF-8, and halves of characters in JSON."""
 _NO_NAME = re.compile("[/\0]")
 
 
@@ -56,4 +56,5 @@ def file_of_case(folder: Path, case_id: str, suffix: str) -> Path:
 
 
 def _in_hexadecimal(found: re.Match[str]) -> str:
-    return f"%{ord(found[0]) - 0xDC00:02X}"
+    number = ord(found[0])
+    return f"%{number - 0xDC00:02X}" if 0xDC80 <= number <= 0xDCFF else f"%{number:04X}"

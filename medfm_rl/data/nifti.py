@@ -8,6 +8,8 @@ https://nifti.nimh.nih.gov/pub/dist/src/niftilib/nifti1.h (methods 1 to 3)
 from __future__ import annotations
 
 import gzip
+import io
+import math
 import zlib
 from dataclasses import replace
 from pathlib import Path
@@ -20,6 +22,7 @@ from nibabel.filebasedimages import ImageFileError
 from nibabel.nifti1 import Nifti1Header
 from nibabel.nifti2 import Nifti2Header
 from nibabel.spatialimages import HeaderDataError
+from nibabel.wrapstruct import WrapStructError
 
 from medfm_rl.data.files import cannot_be_read
 from medfm_rl.data.itk import read_grid, sheared
@@ -36,9 +39,19 @@ _STATEMENTS = (
 """Fields of a header that say where its pixels lie."""
 _ON_SHEAR = " or, where that is meant and its qform is right, set its sform to the qform"
 _MM = {"unknown": 1.0, "mm": 1.0, "meter": 1000.0, "micron": 0.001}
+UNKNOWN_GRID = Nifti1Header().binaryblock
+"""The header of an image whose grid nobody knows: no sform, no qform, no unit, and distances of 1 of nothing."""
 _TO_LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
 """The axes of NIfTI grow to the right and to the front, those of ITK and DICOM to the left and to the back."""
-_BROKEN = (ImageFileError, HeaderDataError, OSError, EOFError, ValueError, KeyError, zlib.error)
+_BROKEN = (
+    *(ImageFileError, HeaderDataError, WrapStructError, OSError, EOFError, ValueError, KeyError, OverflowError),
+    zlib.error,
+)
+"""What nibabel and gzip raise where a file is no NIfTI, or not all of it is there."""
+_LONGEST_HEADER = 540
+_MOST_COMPRESSED = 1032
+"""Bytes that one byte of a compressed file can stand for at most (https://zlib.net/zlib_tech.html)."""
+_BLOCK = 1 << 20
 
 
 def read_nifti(path: Path) -> tuple[FloatArray, Geometry]:
@@ -74,6 +87,20 @@ def write_nifti(path: Path, pixels: npt.NDArray[Any], header: bytes) -> None:
     written.set_data_dtype(pixels.dtype)
     written.set_data_shape(pixels.T.shape)
     nib.save(nib.Nifti1Image(pixels.T, None, written), path)
+
+
+def step_of_values(path: Path) -> float:
+    """Difference of two values that a file can store, where its header scales integers; else 0.
+
+    Raises:
+        DataError: The file cannot be read.
+    """
+    try:
+        image: Any = nib.load(path)
+        # nibabel has put 1 where nothing is scaled.
+        return 0.0 if image.get_data_dtype().kind in "fc" else abs(float(image.dataobj.slope))
+    except _BROKEN as error:
+        raise DataError(f"{path}: cannot be read; the file is damaged or truncated ({error})") from error
 
 
 def require_place(path: Path, shown: Path, geometry: Geometry, shape: tuple[int, ...]) -> None:
@@ -112,13 +139,35 @@ def _load(path: Path) -> tuple[Any, Any]:
         content = path.read_bytes()
     except OSError as error:
         raise cannot_be_read(path, error) from error
+    compressed = path.suffix.lower() == ".gz"
     try:
-        # To its end, where the checksum stands.
-        raw = gzip.decompress(content) if path.suffix.lower() == ".gz" else content
-        kind = nib.Nifti2Image if int.from_bytes(raw[:4], "little") == 540 else nib.Nifti1Image
-        return kind.header_class(raw[: kind.header_class.sizeof_hdr], check=False), kind.from_bytes(raw)
+        file = gzip.GzipFile(fileobj=io.BytesIO(content)) if compressed else io.BytesIO(content)
+        start = file.read(_LONGEST_HEADER)
+        kind = nib.Nifti2Image if int.from_bytes(start[:4], "little") == 540 else nib.Nifti1Image
+        header = kind.header_class(start[: kind.header_class.sizeof_hdr], check=False)
+        end, held = _end_of_pixels(header), len(content) * (_MOST_COMPRESSED if compressed else 1)
+        # Before nibabel makes room for what the header asks for.
+        if end > held:
+            raise ValueError(f"its header asks for {end} bytes, and the file holds {held} at most")
+        raw = start + file.read(max(0, end - len(start)))
+        # To the end, where the checksum stands.
+        while file.read(_BLOCK):
+            pass
+        return header, kind.from_bytes(raw)
     except _BROKEN as error:
         raise DataError(f"{path}: cannot be read; the file is damaged or truncated ({error})") from error
+
+
+def _end_of_pixels(header: Any) -> int:
+    """How many bytes of a file a header speaks of, its own among them.
+
+    Raises:
+        ValueError: It gives a size or a place that is none.
+    """
+    shape, offset = header.get_data_shape(), float(header["vox_offset"])
+    if not shape or min(shape) < 1 or not 0 <= offset < math.inf:
+        raise ValueError(f"its header gives the size {shape}, with pixels from byte {offset:g} on")
+    return int(offset) + math.prod(map(int, shape)) * int(header.get_data_dtype().itemsize)
 
 
 def _values(path: Path, image: Any) -> FloatArray:
@@ -155,7 +204,7 @@ def _geometry(path: Path, header: Any, shape: tuple[int, ...]) -> Geometry:
     carried = kept.binaryblock
     try:
         stated = _stated_grids(header, len(shape))
-    except (KeyError, ValueError) as error:
+    except (KeyError, ValueError, HeaderDataError) as error:
         raise DataError(f"{path}: its header describes no grid ({error}); correct its sform, qform or units") from error
     of_itk = read_grid(path)
     # Of NIfTI-1, ITK refuses what is sheared by more than .006 degrees, and NIfTI-2 it does not know.
@@ -168,7 +217,7 @@ def _geometry(path: Path, header: Any, shape: tuple[int, ...]) -> Geometry:
     if of_itk is None:
         raise DataError(f"{path}: its header describes no grid (pixdim {sides.tolist()}); correct it")
     if not stated:
-        known = bool((np.isfinite(sides) & (sides > 0)).all())
+        known = bool((np.isfinite(sides) & (sides > 0)).all()) and not _says_nothing(header, sides)
         return replace(of_itk, spacing=of_itk.spacing if known else None, header=carried)
     _compare_statements(path, header, stated, size)
     nearest = min(stated, key=lambda grid: grid.shift(of_itk, size))
@@ -182,6 +231,11 @@ def _geometry(path: Path, header: Any, shape: tuple[int, ...]) -> Geometry:
     farthest = max(stated, key=lambda grid: grid.shift(of_itk, size))
     differs = farthest.shift(of_itk, size) > NOTICEABLE_SHIFT
     return replace(of_itk, header=carried, alternative=farthest if differs else None)
+
+
+def _says_nothing(header: Any, sides: npt.NDArray[np.float64]) -> bool:
+    """Whether distances are those that a header has before anybody sets them: 1 along every axis, of no unit."""
+    return bool((sides == 1).all()) and header.get_xyzt_units()[0] == "unknown"
 
 
 def _compare_statements(path: Path, header: Any, stated: list[Geometry], size: tuple[int, ...]) -> None:

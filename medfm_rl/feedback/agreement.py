@@ -15,6 +15,7 @@ from medfm_rl.feedback.errors import FeedbackError
 from medfm_rl.feedback.masks import Mask
 from medfm_rl.feedback.store import FeedbackStore
 from medfm_rl.metrics.overlap import dice
+from medfm_rl.types import LabelMap
 
 ConsensusMethod = Literal["staple", "majority"]
 CONSENSUS_METHODS: tuple[ConsensusMethod, ...] = get_args(ConsensusMethod)
@@ -86,13 +87,15 @@ def expert_masks(entries: Sequence[Feedback]) -> dict[str, dict[str, str]]:
 def agreement(store: FeedbackStore, entries: Sequence[Feedback], method: ConsensusMethod) -> list[PairAgreement]:
     """Dice of each two reviewers of an image, and of each with the consensus where there are three or more.
 
+    Masks of different structures are compared in those that they share, and make no consensus.
+
     Args:
         store: Where the masks are.
         entries: Those in force.
         method: How a consensus is made.
 
     Raises:
-        FeedbackError: A mask is damaged, or two of one image have different structures.
+        FeedbackError: A mask is damaged.
     """
     cases = {entry.image_sha256: entry.case for entry in entries if entry.case is not None}
     pairs: list[PairAgreement] = []
@@ -101,16 +104,22 @@ def agreement(store: FeedbackStore, entries: Sequence[Feedback], method: Consens
         case = cases[image]
         for one, other in combinations(masks, 2):
             pairs.append(_compare(case, one, masks[one], other, masks[other]))
-        if len(masks) > 2:
+        alike = len({mask.names for mask in masks.values()}) == 1
+        if len(masks) > 2 and alike:
             together = consensus(list(masks.values()), method)
             pairs += [_compare(case, reviewer, mask, "consensus", together) for reviewer, mask in masks.items()]
     return pairs
 
 
 def _compare(case: str, one: str, first: Mask, other: str, second: Mask) -> PairAgreement:
-    _require_alike(first, second)
-    overlaps = dice(first.labels, second.labels, len(first.names))
-    return PairAgreement(case, (one, other), dict(zip(first.names[1:], overlaps.tolist(), strict=True)))
+    shared = [name for name in first.names[1:] if name in second.names[1:]]
+    found = {name: float(dice(_only(first, name), _only(second, name), 2)[0]) for name in shared}
+    return PairAgreement(case, (one, other), found)
+
+
+def _only(mask: Mask, name: str) -> LabelMap:
+    """1 where the mask has that structure, else 0."""
+    return (mask.labels == mask.names.index(name)).astype(np.uint8)
 
 
 def _require_alike(first: Mask, second: Mask) -> None:

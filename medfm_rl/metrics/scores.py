@@ -30,6 +30,8 @@ class CaseScore:
         assd: In `unit`; NaN likewise.
         unit: "mm" where the spacing is known, else "px".
         valid: Whether the whole mask obeys the anatomy rules.
+        in_truth: Whether the ground truth has the structure; for the mean, whether it has all of them. Where it has
+            not, Dice is 1 by convention for a mask that has none either, and 0 for one that has.
     """
 
     case_id: str
@@ -40,6 +42,7 @@ class CaseScore:
     assd: float
     unit: str
     valid: bool
+    in_truth: bool = True
 
 
 @dataclass(frozen=True)
@@ -56,6 +59,8 @@ class StructureSummary:
         unit: "mm" or "px"; "mixed" gives no distances, because they cannot be averaged.
         undefined: Cases without a distance.
         validity: Share of cases whose mask obeys the anatomy rules.
+        absent: Cases whose ground truth lacks it; for the mean, lacks any of them.
+        dice_in_truth: Mean over the other cases; NaN where there is none.
     """
 
     structure: str
@@ -67,6 +72,8 @@ class StructureSummary:
     unit: str
     undefined: int
     validity: float
+    absent: int = 0
+    dice_in_truth: float = float("nan")
 
 
 @dataclass(frozen=True)
@@ -92,6 +99,22 @@ class Evaluation:
         """The scores of one structure, in the order of the cases."""
         return [score for score in self.scores if score.structure == structure]
 
+    def absences(self) -> list[str]:
+        """What to know of each structure that some ground truth lacks, for those cases enter its mean Dice."""
+        said = []
+        for item in self.summary:
+            if item.structure == MEAN or not item.absent:
+                continue
+            found = sum(score.dice == 0 for score in self.of(item.structure) if not score.in_truth)
+            others = item.cases - item.absent
+            rest = f"over the {others} others the mean is {item.dice_in_truth:.3f}" if others else "no other is left"
+            said.append(
+                f"{item.structure}: {item.absent} of {item.cases} ground truths have none. Dice is 1 for the "
+                f"{item.absent - found} masks that have none there either, and 0 for the {found} that have; {rest} "
+                "(in_truth in scores.csv)"
+            )
+        return said
+
 
 def score_case(
     case: Case, prediction: LabelMap, ground_truth: LabelMap, schema: LabelSchema, anatomy: Anatomy
@@ -101,12 +124,13 @@ def score_case(
     spacing = case.geometry.array_spacing
     hd95, assd = surface_distances(prediction, ground_truth, schema.num_classes, spacing)
     valid, unit = anatomy.is_valid(prediction, spacing), "px" if spacing is None else "mm"
-    rows = [(name, overlaps[i], hd95[i], assd[i]) for i, name in enumerate(schema.structures)]
+    there = np.bincount(ground_truth.ravel(), minlength=schema.num_classes)[1:] > 0
+    rows = [(name, overlaps[i], hd95[i], assd[i], there[i]) for i, name in enumerate(schema.structures)]
     # A mean over structures exists where every structure has a distance.
-    rows.append((MEAN, overlaps.mean(), hd95.mean(), assd.mean()))
+    rows.append((MEAN, overlaps.mean(), hd95.mean(), assd.mean(), there.all()))
     return [
-        CaseScore(case.case_id, case.patient_id, name, float(overlap), float(far), float(mean), unit, valid)
-        for name, overlap, far, mean in rows
+        CaseScore(case.case_id, case.patient_id, name, float(overlap), float(far), float(mean), unit, valid, bool(has))
+        for name, overlap, far, mean, has in rows
     ]
 
 
@@ -116,7 +140,7 @@ def summarise(scores: Sequence[CaseScore]) -> tuple[StructureSummary, ...]:
     for structure in dict.fromkeys(score.structure for score in scores):
         own = [score for score in scores if score.structure == structure]
         units = {score.unit for score in own}
-        overlaps = np.array([score.dice for score in own])
+        overlaps, there = np.array([score.dice for score in own]), np.array([score.in_truth for score in own])
         far, mean = np.array([score.hd95 for score in own]), np.array([score.assd for score in own])
         defined = np.isfinite(far)
         comparable = len(units) == 1 and bool(defined.any())
@@ -131,6 +155,8 @@ def summarise(scores: Sequence[CaseScore]) -> tuple[StructureSummary, ...]:
                 units.pop() if len(units) == 1 else "mixed",
                 int((~defined).sum()),
                 float(np.mean([score.valid for score in own])),
+                int((~there).sum()),
+                float(overlaps[there].mean()) if there.any() else float("nan"),
             )
         )
     return tuple(summaries)

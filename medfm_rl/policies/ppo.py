@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import logging
 import sys
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -27,6 +28,8 @@ from medfm_rl.policies.losses import clipped_policy_loss, greedy_advantages, nor
 from medfm_rl.policies.policy import DenseActorCriticPolicy
 from medfm_rl.seeding import torch_generator
 from medfm_rl.settings import PPOHyperparameters
+
+_LOG = logging.getLogger(__name__)
 
 
 class DensePPO(PPO):
@@ -181,6 +184,14 @@ class DensePPO(PPO):
                 advantages = self._train_critic(rollout, first=epoch == 0, statistics=statistics)
                 approx_kl = self._train_actor(rollout, advantages, statistics)
                 if target_kl is not None and approx_kl > 1.5 * target_kl:
+                    _LOG.info(
+                        "PPO update %d: stopped in inner epoch %d of %d, at a KL of %.4f to the rollout (target_kl %g)",
+                        self._n_updates + 1,
+                        epoch + 1,
+                        self.settings.n_epochs,
+                        approx_kl,
+                        target_kl,
+                    )
                     break
             else:
                 continue

@@ -61,7 +61,10 @@ def guarantees(model: QualityModel, state: State, probability: float | None, eff
     promise = f"{targets.coverage:.0%} of the intervals of predicted Dice hold the true Dice"
     found = "" if probability is None else f"two-sample test, p = {probability:.3g}"
     differs = f"the batch differs from the calibration cases ({model.origin}): {found}"
-    worth = f"{model.conformal_patients} patients are worth {effective:.1f} where those like the batch weigh more"
+    worth = (
+        f"counted by how alike their images are to these, the {model.conformal_patients} calibration patients tell as "
+        f"much as {effective:.1f} patients would"
+    )
     advice = "calibrate on labelled cases of this domain"
     match state:
         case "untested":
@@ -73,11 +76,12 @@ def guarantees(model: QualityModel, state: State, probability: float | None, eff
             reason = f"no difference from the calibration cases ({model.origin}) was found: {found}"
         case "weighted":
             reason = (
-                f"{differs}; {worth}. The intervals are weighted, and hold if only the images differ and not how "
-                f"good masks of such images are; to be sure, {advice}"
+                f"{differs}; {worth}, which is enough. The intervals are weighted by that, and hold if only the images "
+                f"differ and not how good masks of such images are; to be sure, {advice}"
             )
         case "suspended":
-            reason = f"{differs}; {worth}, and {fewest_patients(targets.coverage)} are needed; {advice}"
+            least = fewest_patients(targets.coverage)
+            reason = f"{differs}; {worth}, and at least {least} are needed for a promise; {advice}"
     intervals = Guarantee(promise, state, reason)
     if model.structures[MEAN].quantile is None:
         few = f"{model.conformal_patients} calibration patients are too few for intervals of this coverage"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from pathlib import Path
 from typing import Any, Literal
@@ -16,6 +15,7 @@ from torch import Tensor
 from medfm_rl.anatomy.profiles import Anatomy
 from medfm_rl.anatomy.rules import Profile
 from medfm_rl.data.files import hash_folder, write_text
+from medfm_rl.data.json_text import parse_json
 from medfm_rl.errors import ModelError
 from medfm_rl.quality.conformal import interval
 from medfm_rl.quality.evidence import Evidence, log_odds
@@ -204,7 +204,7 @@ class QualityModel(BaseModel):
             ModelError: It is missing, or not what this version writes.
         """
         try:
-            content = json.loads(path.read_text(encoding="utf-8"))
+            content = parse_json(path.read_text(encoding="utf-8"))
             if isinstance(content, dict) and content.get("format") == _RENAMED:
                 content = _with_names_of_today(content)
             if isinstance(content, dict) and content.get("format") != _FORMAT:
@@ -251,7 +251,7 @@ class QualityModel(BaseModel):
 def is_outdated(path: Path) -> bool:
     """Whether a file is a quality model of a format that this version does not read."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = parse_json(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return False
     return isinstance(content, dict) and content.get("format") not in (None, _RENAMED, _FORMAT)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+from collections.abc import Mapping
 
 import numpy as np
 import numpy.typing as npt
@@ -12,7 +13,7 @@ from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 
-from medfm_rl.types import LabelMap, LabelSchema
+from medfm_rl.types import IntArray, LabelMap, LabelSchema
 
 # Okabe and Ito's palette: told apart by colour-blind readers and in grey print.
 _PALETTE = ("#E69F00", "#56B4E9", "#009E73", "#CC79A7", "#F0E442", "#0072B2", "#D55E00")
@@ -40,14 +41,24 @@ def figure_bytes(figure: Figure) -> bytes:
 
 def structure_colours(schema: LabelSchema) -> dict[str, str]:
     """The colour of each structure in pictures, as `#RRGGBB`."""
-    return {name: _PALETTE[index % len(_PALETTE)] for index, name in enumerate(schema.structures)}
+    return {name: colour_of(index) for index, name in enumerate(schema.structures)}
+
+
+def colour_of(place: int) -> str:
+    """The colour of the structure in that place, counted from 0; after the last one they begin again."""
+    return _PALETTE[place % len(_PALETTE)]
 
 
 def overlay(labels: LabelMap, schema: LabelSchema) -> npt.NDArray[np.float64]:
     """Translucent fill and opaque contour of each structure, RGBA `(H, W, 4)`."""
+    return overlay_in(labels, dict(enumerate(structure_colours(schema).values(), 1)))
+
+
+def overlay_in(labels: IntArray, colours: Mapping[int, str]) -> npt.NDArray[np.float64]:
+    """The same of the integers that have a colour."""
     layer = np.zeros((*labels.shape, 4))
-    for index, shown in enumerate(structure_colours(schema).values(), 1):
-        mask = labels == index
+    for label, shown in colours.items():
+        mask = labels == label
         inside = mask.copy()
         for axis in (0, 1):
             for step in (-1, 1):

@@ -18,6 +18,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from medfm_rl.data.files import hash_file, replace_on_success
+from medfm_rl.data.json_text import parse_json
 from medfm_rl.errors import DataError
 from medfm_rl.reward.origins import ActionOrigin, ShardKey, origins_from_json, origins_to_json
 
@@ -155,7 +156,7 @@ class ActionDataset:
         try:
             with safetensors.safe_open(path, framework="pt") as file:
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
-                origins = json.loads(file.metadata()["origins"])
+                origins = parse_json(file.metadata()["origins"])
             return ActionRecords(
                 tensors["images"].float(),
                 tensors["actions"],

@@ -17,6 +17,7 @@ from medfm_rl.augmentation.appearance import randomise_appearance
 from medfm_rl.networks import argmax_classes
 from medfm_rl.reward.corruption import add_blob, drop_structure, warp
 from medfm_rl.settings import CollectSettings
+from medfm_rl.types import GridAxes
 
 Explore = Callable[[Tensor, torch.Generator], Tensor]
 """Samples actions `(B, *S)` from logits `(B, K, *S)` as the policy does while it learns."""
@@ -30,11 +31,13 @@ class ImageSet:
         images: `(N, C, *S)`.
         case_ids: One per image.
         patient_ids: One per image.
+        axes: How the axes of each run in the image that it is made from; None where all are the same.
     """
 
     images: Tensor
     case_ids: tuple[str, ...]
     patient_ids: tuple[str, ...]
+    axes: tuple[GridAxes, ...] | None = None
 
     def __len__(self) -> int:
         return len(self.case_ids)
@@ -44,7 +47,12 @@ class ImageSet:
             self.images[list(rows)],
             tuple(self.case_ids[row] for row in rows),
             tuple(self.patient_ids[row] for row in rows),
+            None if self.axes is None else tuple(self.axes[row] for row in rows),
         )
+
+    def axes_of(self, row: int) -> GridAxes:
+        """How the axes of an image run in the one that it is made from."""
+        return GridAxes.same(self.images.ndim - 2) if self.axes is None else self.axes[row]
 
 
 @dataclass(frozen=True, eq=False)

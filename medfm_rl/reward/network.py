@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from medfm_rl.data.files import read_versioned_json, replace_folder_on_success, versioned_json
 from medfm_rl.errors import ModelError
-from medfm_rl.networks import build_padded_unet
+from medfm_rl.networks import build_padded_unet, fill_network
 from medfm_rl.reward.fusion import read_fusion
 from medfm_rl.settings import NetworkSettings, RewardSettings
 from medfm_rl.tiling import over_tiles
@@ -124,7 +124,7 @@ class RewardNet(nn.Module):
                 description["in_channels"],
                 description["spatial_dims"],
             )
-            net.load_state_dict(load_file(folder / "weights.safetensors"))
+            fill_network(net, load_file(folder / "weights.safetensors"))
         except (OSError, ValueError, TypeError, KeyError, RuntimeError, SafetensorError) as error:
             raise ModelError(f"{folder}: not a reward network ({error}); {_ADVICE}") from error
         return net.eval()

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from medfm_rl.data.files import read_versioned_json, replace_folder_on_success, versioned_json
 from medfm_rl.errors import DataError, ModelError
-from medfm_rl.networks import argmax_classes
+from medfm_rl.networks import argmax_classes, fill_network
 from medfm_rl.reward.corruption import add_blob, warp
 from medfm_rl.seeding import torch_generator
 from medfm_rl.settings import ShapePriorSettings
@@ -97,7 +97,7 @@ class ShapePrior(nn.Module):
         description = read_versioned_json(folder / _DESCRIPTION, _FORMAT, _ADVICE, ModelError)
         try:
             prior = cls(description["num_classes"], tuple(description["size"]), description["latent"])
-            prior.load_state_dict(load_file(folder / "weights.safetensors"))
+            fill_network(prior, load_file(folder / "weights.safetensors"))
         except (OSError, ValueError, TypeError, KeyError, RuntimeError, SafetensorError) as error:
             raise ModelError(f"{folder}: not a shape prior ({error}); {_ADVICE}") from error
         return prior.eval()

@@ -15,9 +15,10 @@ from medfm_rl.reward.actions import ActionRecords
 from medfm_rl.reward.collection import ActionSampler, ImageSet, ReviewedImages
 from medfm_rl.reward.origins import GROUND_TRUTH, ActionOrigin, Reference
 from medfm_rl.reward.shape_prior import ShapePrior
+from medfm_rl.types import GridAxes
 
-IsValid = Callable[[Tensor], bool]
-"""Whether an action `(*S)` obeys the anatomy rules."""
+IsValid = Callable[[Tensor, GridAxes], bool]
+"""Whether an action `(*S)` obeys the anatomy rules, whose axes run so in the image that the rules speak of."""
 
 _VIEWS = 4
 
@@ -156,7 +157,7 @@ class UnlabelledTargetImages(ActionSource):
         """Actions on some of the images as they are."""
         settings, images = self.sampler.settings, self.images[rows]
         votes = self._votes(images.images, generator)
-        masks, proposed = self._make_valid(votes.mean(dim=0).argmax(dim=1).to(torch.uint8))
+        masks, proposed = self._make_valid(votes.mean(dim=0).argmax(dim=1).to(torch.uint8), images)
         agreement = (votes.argmax(dim=2) == masks[None].long()).float().mean(dim=0)
         agreed = agreement >= settings.reference_agreement
         certainty = torch.where(agreed, settings.reference_trust * agreement, 0.0)
@@ -174,11 +175,11 @@ class UnlabelledTargetImages(ActionSource):
             votes.append(_rescale(logits, 1 / scale).softmax(dim=1))
         return torch.stack(votes)
 
-    def _make_valid(self, consensus: Tensor) -> tuple[Tensor, list[Reference]]:
+    def _make_valid(self, consensus: Tensor, images: ImageSet) -> tuple[Tensor, list[Reference]]:
         """Masks `(N, *S)` that meet the rules as far as the shape prior can tell, and what proposed each."""
         trust = self.sampler.settings.reference_trust
         masks, proposed = consensus.clone(), [Reference("consensus", trust)] * len(consensus)
-        broken = [row for row in range(len(consensus)) if not self.is_valid(consensus[row])]
+        broken = [row for row in range(len(consensus)) if not self.is_valid(consensus[row], images.axes_of(row))]
         if broken:
             projected = self.shape_prior.project(consensus[broken])
             for row, mask in zip(broken, projected, strict=True):

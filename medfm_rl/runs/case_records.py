@@ -14,6 +14,7 @@ from medfm_rl.adapters import SegmenterAdapter
 from medfm_rl.adapters.delta import state_hash
 from medfm_rl.data.files import append_lines, hash_path, write_json
 from medfm_rl.data.images import hash_image
+from medfm_rl.data.json_text import parse_json
 from medfm_rl.data.layouts import CaseFile
 from medfm_rl.data.names import file_of_case
 from medfm_rl.errors import DataError
@@ -156,7 +157,7 @@ class CaseRecords:
 
 def _read_record(path: Path) -> dict[str, Any] | None:
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = parse_json(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
     known = isinstance(content, dict) and content.get("format") == _FORMAT

@@ -20,6 +20,8 @@ SOURCE = "source"
 """Name of the unadapted policy among the candidates."""
 FINE_TUNED = "fine-tuning"
 """Name of the policy that PPO starts from, in a run of version 0.1 \"warm-up\"."""
+PREVIOUS = "previous"
+"""Name of the policy that another run returned, which this one goes on from."""
 HELD_OUT_REWARD = "held-out"
 """Name of the reward network that no policy learns from, in a run of version 0.1 \"judge\"."""
 _FORMER_NAMES = {FINE_TUNED: "warm-up", HELD_OUT_REWARD: "judge"}
@@ -54,8 +56,7 @@ class RunFolder:
             ConfigError: The folder holds a run and `resume` is not set, or it was started with other settings.
         """
         run = cls(config.output)
-        if not run.model.exists():
-            remove_abandoned(run.path)
+        remove_abandoned(run.path)
         if not run.config_file.exists():
             run.require_empty()
             write_text(run.config_file, dump_config(config))
@@ -111,6 +112,21 @@ class RunFolder:
         return self.path / "cross-fit.json"
 
     @property
+    def expected(self) -> Path:
+        """What was expected of the run before it started, and the settings that were lowered for a limit of time."""
+        return self.path / "expected.json"
+
+    @property
+    def log(self) -> Path:
+        """What the run told of itself."""
+        return self.path / "log.txt"
+
+    @property
+    def continued(self) -> Path:
+        """What was taken over from another run."""
+        return self.path / "continued.json"
+
+    @property
     def shape_prior(self) -> Path:
         return self.path / "shape_prior"
 
@@ -128,7 +144,28 @@ class RunFolder:
         return self.path / "actions"
 
     def reward(self, iteration: int, member: str) -> Path:
-        return _place(self.path / f"iteration-{iteration:02d}" / "reward", member)
+        return _place(self.rewards(iteration), member)
+
+    def rewards(self, iteration: int) -> Path:
+        """The reward networks of an iteration, with their reports."""
+        return self.path / f"iteration-{iteration:02d}" / "reward"
+
+    @property
+    def iterations(self) -> list[int]:
+        """The iterations of which there is something, sorted; those that were taken over from another run too."""
+        return sorted(int(folder.name.removeprefix("iteration-")) for folder in self.path.glob("iteration-[0-9][0-9]"))
+
+    @property
+    def last_selection(self) -> Path:
+        """The choice that was exported.
+
+        Raises:
+            ModelError: There is none.
+        """
+        found = [path for iteration in self.iterations if (path := self.selection(iteration)).exists()]
+        if not found:
+            raise ModelError(f"{self.path}: has no iteration-NN/selection.json, where the choice is; put it back")
+        return found[-1]
 
     def checkpoints(self, iteration: int) -> Path:
         return self.path / f"iteration-{iteration:02d}" / "ppo"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import json
 import logging
 import os
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
@@ -13,6 +12,7 @@ from pathlib import Path
 from medfm_rl.adapters.loading import read_beside
 from medfm_rl.data.files import files_below, hash_file, hash_listing, write_json
 from medfm_rl.data.images import pixel_files
+from medfm_rl.data.json_text import parse_json
 from medfm_rl.data.layouts import CaseFile, find_cases
 from medfm_rl.errors import ConfigError
 from medfm_rl.progress import Progress
@@ -134,7 +134,7 @@ def load_inputs(path: Path) -> Inputs:
         ConfigError: It is missing or something else.
     """
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = parse_json(path.read_text(encoding="utf-8"))
         if "format" not in content:
             return {name: Input(None, dict(files)) for name, files in content.items()}
         if content["format"] != _FORMAT:
@@ -181,7 +181,7 @@ def require_same_inputs(
 
 
 def _warn_of_another_version(path: Path) -> None:
-    content = json.loads(path.read_text(encoding="utf-8"))
+    content = parse_json(path.read_text(encoding="utf-8"))
     version = content.get("medfm_rl", "of an older version")
     if version != __version__:
         _LOG.warning(

@@ -198,6 +198,11 @@ class AdaptConfig(Settings):
     feedback: FeedbackSettings | None = Field(
         None, description="What reviewers and reports said of target cases, or null where nobody has."
     )
+    continues: Path | None = Field(
+        None,
+        description="An adapted run of the same segmenter to go on from, with its D_R, reward networks and result; or "
+        "null. The output is a folder of its own.",
+    )
     evaluation: DataSettings | None = Field(
         None, description="Labelled target data for the final table. Only the evaluation reads it."
     )

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from medfm_rl.settings.base import Device, Positive, Settings
 from medfm_rl.settings.data import DataSettings
@@ -43,21 +43,73 @@ class PreprocessingSettings(Settings):
 class SourceTrainingSettings(Settings):
     """Supervised training of a source segmenter."""
 
-    epochs: Positive = Field(30, description="Passes over the training cases, at most.")
-    batch_size: Positive = Field(8, description="Images per step.")
+    steps: Positive | None = Field(
+        700,
+        description="Optimiser steps, whatever the number of images. 700 of 16 images trained the models of the "
+        "benchmarks in the README.",
+    )
+    epochs: Positive | None = Field(
+        None,
+        description="In place of `steps` (which is then left out, or null): passes over the training images. How many "
+        "steps they are depends on the data.",
+    )
+    batch_size: Positive = Field(16, description="Images per step.")
     learning_rate: float = Field(1e-3, gt=0, description="Learning rate of AdamW, decayed to 0 along a cosine.")
-    validation_fraction: float = Field(0.1, gt=0, lt=1, description="Share of patients that pick the best epoch.")
+    validate_every: Positive | None = Field(
+        None,
+        description="Steps from one validation to the next, at which the learning rate is lowered too; null: a pass "
+        "over the images, or a twentieth of `steps` where that is less.",
+    )
+    validation_fraction: float = Field(
+        0.1,
+        gt=0,
+        lt=1,
+        description="Share of patients that no step learns from: their loss picks the weights that are kept, their "
+        "Dice is shown.",
+    )
     augment: bool = Field(True, description="Small rotations, scalings and changes of brightness and contrast.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _epochs_take_the_place_of_steps(cls, values: Any) -> Any:
+        if isinstance(values, dict) and values.get("epochs") is not None and "steps" not in values:
+            return {**values, "steps": None}
+        return values
+
+    @model_validator(mode="after")
+    def _one_length(self) -> SourceTrainingSettings:
+        if self.epochs is not None and self.steps is not None:
+            raise ValueError(
+                f"steps: {self.steps} and epochs: {self.epochs} both say how long to train; keep steps, which mean the "
+                "same whatever the number of images, and take epochs out"
+            )
+        if self.epochs is None and self.steps is None:
+            raise ValueError("nothing says how long to train; write steps: 700")
+        return self
+
+
+def _source_network() -> NetworkSettings:
+    """The network of the source models in the benchmarks of the README."""
+    return NetworkSettings(channels=(16, 32, 64, 128, 256), residual_units=2, norm="batch")
 
 
 class TrainSourceConfig(Settings):
     """`medfm-rl train-source`: train a segmenter on labelled source data."""
 
     data: DataSettings = Field(description="Labelled source data.")
-    structures: dict[str, int] = Field(description="Structures by name, with their integer in the label files.")
+    structures: dict[str, int] | None = Field(
+        None,
+        description="Structures by name, with their integer in the label files, such as {LV: 1, MYO: 2}; null: as the "
+        "dataset.json of the data names them.",
+    )
     in_channels: Positive = Field(1, description="Channels of the images.")
-    output: Path = Field(description="Folder of the segmenter to write; it must not exist or be empty.")
-    network: NetworkSettings = Field(default_factory=NetworkSettings, description="Architecture.")
+    output: Path = Field(
+        description="Folder of the segmenter to write; it must not exist or be empty. Checkpoints and report.html lie "
+        "beside it, in OUTPUT.training."
+    )
+    network: NetworkSettings = Field(
+        default_factory=_source_network, description="Architecture; by default that of the benchmarks in the README."
+    )
     preprocessing: PreprocessingSettings = Field(
         default_factory=PreprocessingSettings, description="Input of the network."
     )

@@ -8,12 +8,13 @@ import logging
 import os
 import re
 import socket
+import ssl
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlparse
+from urllib.parse import ParseResult, urlparse
 
 from medfm_rl.data.files import write_text
 from medfm_rl.data.locks import in_turn
@@ -80,14 +81,17 @@ class MLflowTracker:
 
     @classmethod
     @contextmanager
-    def open(cls, settings: TrackingSettings, run_folder: Path) -> Iterator[MLflowTracker]:
+    def open(cls, settings: TrackingSettings, run_folder: Path, name: str | None = None) -> Iterator[MLflowTracker]:
         """Starts a run, or goes on with the one that the run folder names; its end says how the block ended.
 
         Raises:
             TrackingError: The store does not answer.
             MissingExtraError: MLflow is not installed.
         """
-        with cls._open(settings, run_folder, lambda client, at: _resume_or_create(client, at, run_folder)) as tracker:
+        called = run_folder.name if name is None else name
+        with cls._open(
+            settings, run_folder, lambda client, at: _resume_or_create(client, at, run_folder, called)
+        ) as tracker:
             yield tracker
 
     @classmethod
@@ -287,14 +291,10 @@ def require_reachable(uri: str) -> None:
     if address.scheme not in ("http", "https"):
         return
     try:
-        with socket.create_connection(
-            (address.hostname or "", address.port or (443 if address.scheme == "https" else 80)), _CONNECT_SECONDS
-        ) as connection:
-            if address.scheme == "http":
-                connection.settimeout(_CONNECT_SECONDS)
-                connection.sendall(f"GET /health HTTP/1.0\r\nHost: {address.hostname}\r\n\r\n".encode())
-                if not connection.recv(1):
-                    raise OSError("it closed the connection")
+        with _connect(address) as connection:
+            connection.sendall(f"GET /health HTTP/1.0\r\nHost: {address.hostname}\r\n\r\n".encode())
+            if not connection.recv(1):
+                raise OSError("it closed the connection")
     except OSError as error:
         raise TrackingError(
             f"tracking.uri {uri}: the MLflow server does not answer ({error}); start it, correct the address, "
@@ -302,7 +302,25 @@ def require_reachable(uri: str) -> None:
         ) from error
 
 
-def _resume_or_create(client: Any, experiment_id: str, run_folder: Path) -> str:
+def _connect(address: ParseResult) -> socket.socket:
+    """A connection to a server, each step of which takes seconds at most.
+
+    Of one by https it is asked whether it speaks at all; whether its certificate is right is MLflow's to say.
+    """
+    encrypted, host = address.scheme == "https", address.hostname or ""
+    plain = socket.create_connection((host, address.port or (443 if encrypted else 80)), _CONNECT_SECONDS)
+    if not encrypted:
+        return plain
+    context = ssl.create_default_context()
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    try:
+        return context.wrap_socket(plain, server_hostname=host)
+    except OSError:
+        plain.close()
+        raise
+
+
+def _resume_or_create(client: Any, experiment_id: str, run_folder: Path, name: str) -> str:
     from mlflow.exceptions import MlflowException
 
     run_id = read_run_id(run_folder)
@@ -312,7 +330,7 @@ def _resume_or_create(client: Any, experiment_id: str, run_folder: Path) -> str:
             return run_id
         except MlflowException:
             _LOG.warning("MLflow does not know run %s of %s; a new one is started", run_id, run_folder)
-    run_id = str(client.create_run(experiment_id, run_name=run_folder.name).info.run_id)
+    run_id = str(client.create_run(experiment_id, run_name=name).info.run_id)
     write_text(run_id_path(run_folder), run_id + "\n")
     return run_id
 

@@ -11,12 +11,13 @@ from medfm_rl.tracking.tracker import NullTracker, Tracker
 
 
 @contextmanager
-def open_tracker(settings: TrackingSettings, run_folder: Path) -> Iterator[Tracker]:
+def open_tracker(settings: TrackingSettings, run_folder: Path, name: str | None = None) -> Iterator[Tracker]:
     """Opens the tracker that the settings ask for; going on with a run folder goes on with its MLflow run.
 
     Args:
         settings: `uri: null` records nothing.
-        run_folder: Names the run; MLflow's run id is kept in it, and "auto" puts its store beside it.
+        run_folder: MLflow's run id is kept in it, and "auto" puts its store beside it.
+        name: Of a new run; that of the folder where it is not given.
 
     Raises:
         TrackingError: The store cannot be reached.
@@ -27,7 +28,7 @@ def open_tracker(settings: TrackingSettings, run_folder: Path) -> Iterator[Track
         return
     from medfm_rl.tracking.mlflow_tracker import MLflowTracker
 
-    with MLflowTracker.open(settings, run_folder) as tracker:
+    with MLflowTracker.open(settings, run_folder, name) as tracker:
         yield tracker
 
 

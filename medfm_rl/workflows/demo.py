@@ -7,6 +7,7 @@ from pathlib import Path
 
 from medfm_rl.data.files import write_json
 from medfm_rl.data.layouts import SIMULATION_RECORD
+from medfm_rl.data.locks import alone_in, is_unused
 from medfm_rl.data.ultrasound.phantom import ECHO_SCHEMA, simulate_dataset
 from medfm_rl.data.ultrasound.vendors import vendor
 from medfm_rl.errors import ConfigError
@@ -15,6 +16,7 @@ from medfm_rl.settings import (
     AdaptConfig,
     CollectSettings,
     DataSettings,
+    NetworkSettings,
     PPOSettings,
     PreprocessingSettings,
     RewardSettings,
@@ -44,11 +46,17 @@ def run_demo(out: Path, seed: int, progress: Progress) -> Comparison:
 
     Raises:
         ConfigError: The folder holds a demo with another seed, or other things.
+        DataError: Another process is at work there.
     """
+    with alone_in(out):
+        return _make_demo(out, seed, progress)
+
+
+def _make_demo(out: Path, seed: int, progress: Progress) -> Comparison:
     marker = out / "demo.json"
     if marker.exists() and json.loads(marker.read_text(encoding="utf-8")) != {"seed": seed}:
         raise ConfigError(f"{out}: holds a demo with another seed; choose another folder or delete it")
-    if not marker.exists() and out.exists() and (not out.is_dir() or any(out.iterdir())):
+    if not marker.exists() and not is_unused(out):
         raise ConfigError(f"{out}: is not empty and holds no demo; choose another folder")
     # First of all: what an interrupted demo leaves says which seed it has.
     write_json(marker, {"seed": seed})
@@ -78,7 +86,8 @@ def run_demo(out: Path, seed: int, progress: Progress) -> Comparison:
                 structures={name: ECHO_SCHEMA.ids[ECHO_SCHEMA.index_of(name)] for name in ECHO_SCHEMA.structures},
                 output=segmenter,
                 preprocessing=PreprocessingSettings(size=_SIZE),
-                training=SourceTrainingSettings(epochs=40),
+                network=NetworkSettings(),
+                training=SourceTrainingSettings(epochs=40, batch_size=8),
                 seed=seed,
             ),
             progress,

@@ -22,15 +22,16 @@ def load_images(files: Sequence[CaseFile], adapter: SegmenterAdapter, progress: 
     Raises:
         DataError: An image cannot be read or used.
     """
-    images, case_ids, patient_ids = [], [], []
+    images, case_ids, patient_ids, axes = [], [], [], []
     for done, file in enumerate(files, 1):
         sample = adapter.preprocess(file.read())
         tiles = [sample.image[(slice(None), *box)] for box in tile_boxes(sample.image.shape[1:], adapter.patch_size)]
         images += tiles
         case_ids += [file.case_id] * len(tiles)
         patient_ids += [file.patient_id] * len(tiles)
+        axes += [adapter.grid_axes(sample)] * len(tiles)
         progress(f"reading {name}", done, len(files))
-    return ImageSet(torch.stack(images), tuple(case_ids), tuple(patient_ids))
+    return ImageSet(torch.stack(images), tuple(case_ids), tuple(patient_ids), tuple(axes))
 
 
 def load_labelled(
@@ -41,7 +42,7 @@ def load_labelled(
     Raises:
         DataError: An image or mask cannot be read or used, or a mask is missing.
     """
-    images, masks, case_ids, patient_ids = [], [], [], []
+    images, masks, case_ids, patient_ids, axes = [], [], [], [], []
     for done, file in enumerate(files, 1):
         labelled = file.read_labelled(adapter.schema)
         sample = adapter.preprocess(labelled.case)
@@ -51,5 +52,6 @@ def load_labelled(
             masks.append(mask[box])
             case_ids.append(file.case_id)
             patient_ids.append(file.patient_id)
+            axes.append(adapter.grid_axes(sample))
         progress(f"reading {name}", done, len(files))
-    return ImageSet(torch.stack(images), tuple(case_ids), tuple(patient_ids)), torch.stack(masks)
+    return ImageSet(torch.stack(images), tuple(case_ids), tuple(patient_ids), tuple(axes)), torch.stack(masks)

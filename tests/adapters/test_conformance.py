@@ -166,6 +166,11 @@ BROKEN: dict[str, tuple[Callable[[], SegmenterAdapter], str]] = {
     "unused parameter": (unused_parameter, "no gradient reaches 2 parameters"),
     "changes case": (broken(preprocess=in_place), "changes the case"),
     "file ids": (broken(restore=lambda s, x, sample: Working.restore(s, x, sample) * 2), "class ind"),
+    "mirrored": (
+        broken(preprocess_labels=lambda s, x, sample: torch.from_numpy(x[::-1].copy())),
+        "axis 0 of the image lies elsewhere, or runs the other way",
+    ),
+    "transposed": (broken(preprocess_labels=lambda s, x, sample: torch.from_numpy(x.T.copy())), "axis 0 of the image"),
     "int64 labels": (broken(restore=lambda s, x, sample: x.argmax(dim=0).numpy()), "uint8"),
     "wrong grid": (broken(restore=lambda s, x, sample: Working.restore(s, x, sample)[:-1]), "restore gives the size"),
     "map": (broken(restore_map=lambda s, x, sample: Working.restore_map(s, x, sample) * 2), "constant map"),

@@ -12,6 +12,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from safetensors.torch import save_file
 from support.monai_bundles import case_of, configuration, write_bundle
 from support.on_cuda import assert_the_gpu_gives_the_masks_of_the_cpu
@@ -22,7 +24,7 @@ from medfm_rl.adapters.loading import exported_settings, load_segmenter
 from medfm_rl.data.files import hash_file, hash_folder
 from medfm_rl.errors import DataError, ModelError
 from medfm_rl.settings import MonaiBundleSettings
-from medfm_rl.types import Case, Geometry
+from medfm_rl.types import Case, Geometry, GridAxes
 
 KINDS = {
     "volumes": (3, 1, None),
@@ -38,6 +40,45 @@ def adapter_and_case(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[Mo
     dimensions, channels, container = KINDS[request.param]
     bundle = write_bundle(tmp_path / "bundle", dimensions, channels, container)
     return MonaiBundleAdapter(bundle), case_of(dimensions, channels, tmp_path / "images")
+
+
+@pytest.mark.filterwarnings("ignore")
+@settings(max_examples=8, deadline=None)
+@given(
+    axes=st.permutations([0, 1, 2]),
+    signs=st.tuples(*[st.sampled_from([-1.0, 1.0])] * 3),
+    codes=st.sampled_from(["RAS", "LPS", "SPL", "AIR"]),
+)
+def test_a_mask_of_the_network_is_turned_back_as_its_file_lies(
+    tmp_path_factory: pytest.TempPathFactory, axes: list[int], signs: tuple[float, ...], codes: str
+) -> None:
+    bundle = write_bundle(tmp_path_factory.mktemp("monai") / "bundle", 3)
+    path = bundle / "configs" / "inference.json"
+    config = json.loads(path.read_text())
+    transforms = config["preprocessing"]["transforms"]
+    orientation = next(step for step in transforms if step["_target_"] == "Orientationd")
+    orientation["axcodes"] = codes
+    transforms.remove(next(step for step in transforms if step["_target_"] == "Spacingd"))
+    path.write_text(json.dumps(config))
+    adapter = MonaiBundleAdapter(bundle)
+    rng, shape = np.random.default_rng(0), (16, 17, 18)
+    direction = tuple((np.eye(3)[axes] * signs).ravel().tolist())
+    geometry = Geometry((1.0, 2.0, 3.0), (4.0, 5.0, 6.0), direction)
+    sample = adapter.preprocess(Case("a", "a", rng.normal(size=(1, *shape)).astype(np.float32), geometry))
+    mask = rng.integers(0, 3, shape).astype(np.uint8)
+    on_grid = adapter.preprocess_labels(mask, sample).numpy()
+    assert np.array_equal(adapter.grid_axes(sample).in_image(on_grid), mask)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("spacing", [(0.9, 1.1), None])
+def test_a_plane_of_the_network_has_rows_and_columns_of_the_image(
+    tmp_path: Path, spacing: tuple[float, ...] | None
+) -> None:
+    adapter = MonaiBundleAdapter(write_bundle(tmp_path / "bundle", 2))
+    case = case_of(2, 1, tmp_path / "images")
+    sample = adapter.preprocess(replace(case, geometry=replace(case.geometry, spacing=spacing, header=None)))
+    assert adapter.grid_axes(sample) == GridAxes((1, 0), (False, False))
 
 
 def official_mask(bundle: Path, images: Path, weights: dict[str, torch.Tensor]) -> np.ndarray:

@@ -15,6 +15,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from medfm_rl.adapters import NnUNetAdapter, TorchModuleAdapter
@@ -418,7 +420,41 @@ def test_a_mask_of_the_network_has_its_axes_in_the_order_of_the_image(
     for axis in range(dimensions):
         mask = np.zeros(shape, np.uint8)
         mask[(slice(None),) * axis + (slice(-4, None),)] = 1
-        assert np.array_equal(adapter.in_image_axes(adapter.preprocess_labels(mask, sample).numpy()), mask)
+        found = adapter.preprocess_labels(mask, sample).numpy()
+        assert np.array_equal(adapter.grid_axes(sample).in_image(found), mask)
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    axes=st.permutations([0, 1, 2]),
+    signs=st.tuples(*[st.sampled_from([-1.0, 1.0])] * 3),
+    forward=st.permutations([0, 1, 2]),
+    canonical=st.booleans(),
+)
+def test_a_mask_of_the_network_is_turned_back_as_its_file_lies(
+    tmp_path_factory: pytest.TempPathFactory,
+    axes: list[int],
+    signs: tuple[float, ...],
+    forward: list[int],
+    canonical: bool,
+) -> None:
+    """Whatever the orientation of the file, on canonical axes and transposed."""
+    plan = plans(3, [16] * 3, [1.0] * 3)
+    plan |= {"transpose_forward": forward, "transpose_backward": np.argsort(forward).tolist()}
+    folder = write_model(tmp_path_factory.mktemp("nnunet") / "model", plan)
+    adapter = NnUNetAdapter(folder, canonical=canonical)
+    direction = tuple((np.eye(3)[axes] * signs).ravel().tolist())
+    rng, shape = np.random.default_rng(0), (16, 20, 24)
+    image = rng.uniform(1, 2, size=(1, *shape)).astype(np.float32)
+    sample = adapter.preprocess(Case("a", "a", image, Geometry((1.0,) * 3, (0.0,) * 3, direction)))
+    mask = rng.integers(0, 3, shape).astype(np.uint8)
+    on_grid = adapter.preprocess_labels(mask, sample).numpy()
+    assert np.array_equal(adapter.grid_axes(sample).in_image(on_grid), mask)
+    # A slice of it, as a 2-D network sees it, is a plane of the image.
+    grid_axes, place = adapter.grid_axes(sample), 3
+    across = grid_axes.order[0]
+    plane = mask.take(shape[across] - 1 - place if grid_axes.flipped[0] else place, axis=across)
+    assert np.array_equal(grid_axes.in_image(on_grid[place]), plane)
 
 
 def test_pixels_are_the_unit_of_a_model_of_png_images(tmp_path: Path, flat: Case) -> None:

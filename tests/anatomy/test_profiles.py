@@ -168,6 +168,27 @@ def test_a_result_says_what_was_measured_and_against_which_limit(anatomy: MakeAn
     assert str(anatomy(rule).check(draw(".a"))[0]) == "contact of a and b: a structure is missing"
 
 
+@pytest.mark.parametrize(
+    ("labels", "limits", "passed"),
+    [
+        # The centre of all lies in row 2, where there is a and no b: wider than any limit, and than any least width.
+        (draw("b....", ".....", "aaa..", ".....", "b...."), "most: 4", False),
+        (draw("b....", ".....", "aaa..", ".....", "b...."), "most: 4, optional: true", False),
+        (draw("b....", ".....", "aaa..", ".....", "b...."), "least: 4", True),
+        # There, and neither of both: nothing is compared, as where a structure is missing.
+        (draw("ab...", ".....", ".....", ".....", "ab..."), "most: 4", False),
+        (draw("ab...", ".....", ".....", ".....", "ab..."), "most: 4, optional: true", True),
+    ],
+)
+def test_a_width_over_nothing_is_no_number_and_has_a_verdict(
+    anatomy: MakeAnatomy, labels: np.ndarray, limits: str, passed: bool
+) -> None:
+    result = only(anatomy(f"kind: width_ratio, structure: a, other: b, {limits}"), labels)
+    assert result.measured is None
+    assert result.passed is passed
+    assert str(result) == "width_ratio of a and b: a structure is missing where both are compared"
+
+
 def test_a_rule_that_0_itself_breaks_says_so_in_words(anatomy: MakeAnatomy) -> None:
     # Rows 2 and 0: a lies two pixels below b.
     (result,) = anatomy("kind: above, structure: a, other: b").check(draw("b", ".", "a"))
@@ -231,9 +252,9 @@ def test_background_is_measured_in_the_whole_image(anatomy: MakeAnatomy) -> None
     mask[1, 1] = 1
     (ratio,) = anatomy("kind: size_ratio, structure: a, other: background, least: 0, most: 1").check(mask)
     assert ratio.measured == pytest.approx(1 / 109)
-    # Through the centre of both, which is the row of the image's middle.
+    # Through the centre of both, which is the row of the image's middle: 11 pixels over none.
     (width,) = anatomy("kind: width_ratio, structure: background, other: a").check(mask)
-    assert width.measured == pytest.approx(11 / 1e-9)
+    assert width.measured is None
     # The rows of all 110 pixels sum up to 495, and that of a is 1.
     (above,) = anatomy("kind: above, structure: a, other: background").check(mask)
     assert above.measured == pytest.approx((495 - 1) / 109 - 1)

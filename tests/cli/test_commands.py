@@ -43,6 +43,7 @@ COMMANDS = [
     "correct",
     "calibrate",
     "calibrate-correction",
+    "check",
     "export",
     "inspect",
     "simulate-vendor",
@@ -90,7 +91,7 @@ def settings_for_training(data: Path, output: Path) -> dict[str, Any]:
         "output": str(output),
         "network": {"channels": [4, 8], "residual_units": 0},
         "preprocessing": {"size": [32, 32]},
-        "training": {"epochs": 6, "learning_rate": 0.01},
+        "training": {"epochs": 6, "batch_size": 8, "learning_rate": 0.01},
         "device": "cpu",
     }
 
@@ -125,7 +126,11 @@ def model(simulated_echo: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
     config = write(folder / "train.yaml", settings_for_training(simulated_echo / "a", folder / "source"))
     done = in_a_process("train-source", config, folder=folder)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.strip() == f"Segmenter: {folder / 'source'}"
+    summary, *places = done.stdout.splitlines()
+    assert "steps of 8 images on 20 images of 5 patients; the weights after step" in summary
+    assert "Dice on 4 images of 1 patient that no step learned from: LV 0." in summary
+    assert places == [f"Segmenter: {folder / 'source'}", f"Report: {folder / 'source.training' / 'report.html'}"]
+    assert "validation Dice LV 0." in done.stderr
     assert "training the source model" in done.stderr
     return folder / "source"
 

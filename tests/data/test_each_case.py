@@ -50,6 +50,22 @@ def test_an_error_that_nothing_foresaw_names_its_case_and_keeps_its_traceback(
     assert "Traceback" in caplog.text
 
 
+def test_what_is_left_out_is_said_when_it_happens_and_once(caplog: pytest.LogCaptureFixture) -> None:
+    said: list[int] = []
+
+    def handle(file: CaseFile) -> None:
+        said.append(len(caplog.records))
+        if file.case_id != "c2":
+            raise DataError("a.png: damaged") if file.case_id == "c0" else ValueError("other")
+
+    each_case(files_of(3), handle, "handling", silent)
+    assert said == [0, 1, 2]
+    assert [record.getMessage() for record in caplog.records] == [
+        "case c0 is left out: a.png: damaged",
+        "case c1 is left out:",
+    ]
+
+
 @pytest.mark.parametrize("count", [1, 3])
 def test_where_every_case_ends_so_it_is_a_defect_and_raised(count: int) -> None:
     def handle(file: CaseFile) -> None:

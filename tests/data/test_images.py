@@ -13,6 +13,7 @@ import SimpleITK as sitk
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+from PIL import Image
 
 from medfm_rl.data.files import hash_file, hash_folder
 from medfm_rl.data.images import hash_image, pixel_files, read_image, write_image, write_labels
@@ -416,6 +417,30 @@ def test_complex_numbers_and_several_times_are_refused(tmp_path: Path) -> None:
     sitk.WriteImage(sitk.JoinSeries([sitk.GetImageFromArray(ramp(3, 4, 5))] * 2), str(tmp_path / "b.nrrd"))
     with pytest.raises(DataError, match=r"b\.nrrd: holds 2 .*over time.*a clip and no volume"):
         read_image(tmp_path / "b.nrrd")
+
+
+@pytest.mark.parametrize("suffix", [".mha", ".mhd", ".tif"])
+def test_two_real_numbers_a_pixel_may_be_complex_and_are_refused(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"a{suffix}"
+    sitk.WriteImage(sitk.GetImageFromArray(ramp(4, 5).astype(np.complex64)), str(path))
+    with pytest.raises(DataError, match=rf"a\{suffix}: holds two real .* complex .*magnitude.*CASE_0000"):
+        read_image(path)
+    # Colours, displacements along three axes and pairs of integers are no complex numbers.
+    for pixels in (ramp(4, 5, 3), ramp(4, 5, 2).astype(np.uint8)):
+        sitk.WriteImage(sitk.GetImageFromArray(pixels, isVector=True), str(path))
+        assert np.array_equal(read_image(path)[0], np.moveaxis(pixels, -1, 0))
+
+
+@pytest.mark.parametrize("suffix", [".tif", ".tiff", ".TIF"])
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.float32])
+def test_pages_of_a_tiff_may_be_anything_and_are_refused(tmp_path: Path, suffix: str, dtype: type) -> None:
+    pages, path = [Image.fromarray(ramp(4, 5).astype(dtype) + index) for index in range(3)], tmp_path / f"a{suffix}"
+    pages[0].save(path, format="TIFF", save_all=True, append_images=pages[1:])
+    for read in (read_image, lambda path: read_labels(path, LabelSchema.from_structures({"LV": 1}), (3, 4, 5), VOLUME)):
+        with pytest.raises(DataError, match=r"has 3 pages, and nothing says .*\.nii\.gz.*pictures to a file each"):
+            read(path)
+    pages[0].save(path, format="TIFF")
+    assert read_image(path)[0].shape == (1, 4, 5)
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 from pathlib import Path
 
 import nibabel as nib
@@ -11,10 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.spatial.transform import Rotation
 
-from medfm_rl.data.images import read_image, write_image, write_labels
+from medfm_rl.data.images import read_image, read_pixels, write_image, write_labels
 from medfm_rl.data.labels import read_labels
 from medfm_rl.errors import DataError
-from medfm_rl.types import LabelSchema
+from medfm_rl.types import Geometry, LabelSchema
 
 SCHEMA = LabelSchema.from_structures({"LV": 1})
 SHAPE = (5, 4, 3)
@@ -223,6 +224,50 @@ def test_a_spacing_that_no_statement_gives_is_unknown(tmp_path: Path) -> None:
     nib.save(image, path)
     assert read_image(path)[1].spacing == (2, 3, 4)
     assert np.array_equal(nib.load(mask_of(path)).affine, nib.load(path).affine)
+
+
+@pytest.mark.parametrize(
+    ("unit", "sides", "known"),
+    [("unknown", (1, 1, 1), False), ("mm", (1, 1, 1), True), ("unknown", (1, 1, 2), True)],
+)
+def test_distances_that_nobody_has_set_are_unknown(
+    tmp_path: Path, unit: str, sides: tuple[float, ...], known: bool
+) -> None:
+    path = tmp_path / "a.nii.gz"
+    image = write_nifti(path, None, None, (0, 0))
+    image.header["pixdim"][1:4] = sides
+    image.header.set_xyzt_units(unit)
+    nib.save(image, path)
+    assert read_image(path)[1].spacing == (sides if known else None)
+
+
+@settings(max_examples=20, deadline=None)
+@given(
+    shape=st.lists(st.integers(1, 6), min_size=2, max_size=3).filter(lambda sides: sorted(sides)[-2] > 1),
+    suffix=st.sampled_from([".nii", ".nii.gz"]),
+    placed=st.booleans(),
+)
+def test_what_is_unknown_is_written_and_read_back_as_unknown(
+    tmp_path_factory: pytest.TempPathFactory, shape: list[int], suffix: str, placed: bool
+) -> None:
+    """Of a PNG, or of a DICOM file that says where it lies and not how large a pixel is."""
+    ndim, path = len(shape), tmp_path_factory.mktemp("unknown") / f"m{suffix}"
+    geometry = Geometry.unknown(ndim)
+    if placed:
+        geometry = replace(geometry, origin=(5.0,) * ndim)
+    labels = (np.arange(np.prod(shape)) % 2).astype(np.uint8).reshape(shape)
+    write_labels(path, labels, geometry, SCHEMA)
+    pixels, read = read_pixels(path)
+    assert read.spacing is None
+    assert np.array_equal(pixels[0].squeeze(), labels.squeeze())
+    header = nib.load(path).header
+    assert header.get_xyzt_units()[0] == "unknown"
+    assert (int(header["sform_code"]), int(header["qform_code"])) == (0, 0)
+    assert np.array_equal(sitk.GetArrayFromImage(sitk.ReadImage(str(path))).squeeze(), labels.squeeze())
+    # A mask of it says the same, and lies on it.
+    again = path.with_name(f"again{suffix}")
+    write_labels(again, pixels[0].astype(np.uint8), read, SCHEMA)
+    assert read_pixels(again)[1] == read
 
 
 @pytest.mark.parametrize("suffix", [".nii", ".nii.gz"])

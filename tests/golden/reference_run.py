@@ -163,7 +163,7 @@ def _first_data(folder: Path) -> None:
         "output": "source",
         "network": _TINY,
         "preprocessing": {"size": [32, 32]},
-        "training": {"epochs": 60, "learning_rate": 0.01},
+        "training": {"epochs": 60, "batch_size": 8, "learning_rate": 0.01},
         "device": "cpu",
     }
     (folder / "source.yaml").write_text(yaml.safe_dump(settings))

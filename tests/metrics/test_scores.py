@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -73,6 +75,30 @@ def test_a_structure_that_one_mask_lacks_has_no_distance_and_neither_has_the_mea
     assert np.isfinite([myo.hd95, myo.assd]).all()
     assert mean.dice == pytest.approx(2 / 6)
     assert not any(row.valid for row in (lv, myo, mean))
+
+
+def test_a_ground_truth_without_a_structure_is_told_apart() -> None:
+    prediction, truth = masks()
+    scores = []
+    for name, has_lv, found in (("p1_a", True, True), ("p2_a", False, True), ("p3_a", False, False)):
+        mask, expert = prediction.copy(), truth.copy()
+        expert[1, 1], expert[2, 1] = has_lv, 0
+        mask[1, 1] = found
+        of = replace(case((8, 9), None), case_id=name)
+        scores += score_case(of, mask, expert, SCHEMA, ANATOMY)
+    measured = evaluation(*scores)
+    assert [(row.dice, row.in_truth) for row in measured.of("LV")] == [(1, True), (0, False), (1, False)]
+    assert [row.in_truth for row in measured.of("MYO")] == [True] * 3
+    assert [row.in_truth for row in measured.of(MEAN)] == [True, False, False]
+    lv, myo, _ = measured.summary
+    assert (lv.absent, lv.dice_in_truth, myo.absent) == (2, 1, 0)
+    assert lv.dice == pytest.approx(2 / 3)
+    assert measured.absences() == [
+        "LV: 2 of 3 ground truths have none. Dice is 1 for the 1 masks that have none there either, and 0 for the 1 "
+        "that have; over the 1 others the mean is 1.000 (in_truth in scores.csv)"
+    ]
+    assert "no other is left" in evaluation(*scores[3:]).absences()[0]
+    assert evaluation(*scores[:3]).absences() == []
 
 
 def test_validity_is_that_of_the_prediction() -> None:

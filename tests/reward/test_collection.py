@@ -110,7 +110,7 @@ def from_source(
 
 def target_source(sampler: ActionSampler, images: ImageSet, **changes: Any) -> UnlabelledTargetImages:
     return UnlabelledTargetImages(
-        sampler, images, **{"is_valid": lambda mask: True, "shape_prior": StubPrior(), **changes}
+        sampler, images, **{"is_valid": lambda mask, axes: True, "shape_prior": StubPrior(), **changes}
     )
 
 
@@ -287,7 +287,7 @@ def test_a_reference_that_breaks_the_rules_comes_from_the_shape_prior() -> None:
         make_sampler(Scripted([1] * 5)),
         make_images(4)[0],
         shape_prior=prior,
-        is_valid=lambda mask: next(verdicts),
+        is_valid=lambda mask, axes: next(verdicts),
     )
     records = source.collect(range(4), seeded())
     assert [origin.reference.kind for origin in records.origins] == ["consensus", "shape prior"] * 2
@@ -304,7 +304,7 @@ def test_valid_references_do_not_ask_the_shape_prior() -> None:
         make_sampler(),
         make_images()[0],
         shape_prior=prior,
-        is_valid=lambda mask: bool(seen.append(mask.shape)) or True,
+        is_valid=lambda mask, axes: bool(seen.append(mask.shape)) or True,
     )
     source.collect(range(3), seeded())
     assert prior.asked == []

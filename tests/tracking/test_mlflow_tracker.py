@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import importlib
 import logging
 import os
 import shutil
@@ -186,8 +187,10 @@ def test_a_server_that_is_not_there_or_does_not_answer_is_named_soon(
     run_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(mlflow_tracker, "_CONNECT_SECONDS", 0.3)
+    # Its import alone takes seconds.
+    importlib.import_module("mlflow")
     with silent_server() as port:
-        uris = [f"http://127.0.0.1:{port}"]
+        uris = [f"http://127.0.0.1:{port}", f"https://127.0.0.1:{port}"]
         with socket.create_server(("127.0.0.1", 0)) as closed:
             uris.append(f"http://127.0.0.1:{closed.getsockname()[1]}")
         for uri in uris:

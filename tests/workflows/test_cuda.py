@@ -57,7 +57,7 @@ def quiet(stage: str, done: int, total: int) -> None:
 @pytest.fixture(scope="module")
 def source_model(simulated_echo: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("model") / "source"
-    training = SourceTrainingSettings(epochs=8, learning_rate=1e-2)
+    training = SourceTrainingSettings(epochs=8, batch_size=8, learning_rate=1e-2)
     return train_tiny_source(simulated_echo, folder, training, BATCH_NORM, "cuda")
 
 

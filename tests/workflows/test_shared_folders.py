@@ -94,6 +94,20 @@ def test_a_source_model_is_trained_by_one_process_at_a_time(simulated_echo: Path
     assert [path.name for path in tmp_path.iterdir()] == ["train.yaml"]
 
 
+def test_a_vendor_is_simulated_into_a_folder_by_one_process_at_a_time(simulated_echo: Path, tmp_path: Path) -> None:
+    with at_work(tmp_path / "out") as other:
+        message = refused("simulate-vendor", simulated_echo / "a", tmp_path / "out")
+        assert f"out: another process is at work here (process {other.pid} on" in message
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_demo_is_made_by_one_process_at_a_time(tmp_path: Path) -> None:
+    with at_work(tmp_path / "demo") as other:
+        message = refused("demo", "--out", tmp_path / "demo")
+        assert f"demo: another process is at work here (process {other.pid} on" in message
+    assert not (tmp_path / "demo").exists()
+
+
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 @pytest.mark.filterwarnings("ignore::FutureWarning")
 @pytest.mark.filterwarnings("ignore::ResourceWarning")

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import Parameter
 
-from medfm_rl.adapters.base import Sample, Scope, SegmenterAdapter, evaluating, parameters_in_scope
+from medfm_rl.adapters.base import ExpectedValues, Sample, Scope, SegmenterAdapter, evaluating, parameters_in_scope
 from medfm_rl.adapters.checkpoints import load_strictly, read_checkpoint
 from medfm_rl.adapters.nnunet.folder import (
     CHECKPOINT,
@@ -26,6 +26,7 @@ from medfm_rl.adapters.nnunet.folder import (
     available_folds,
     build_network,
     channel_names,
+    expected_values,
     find_model_folder,
     read_tool,
     require_nnunet,
@@ -38,7 +39,7 @@ from medfm_rl.adapters.padding import pad_to_patch
 from medfm_rl.data.files import replace_folder_on_success
 from medfm_rl.errors import DataError, ModelError
 from medfm_rl.networks import portable_state
-from medfm_rl.types import Case, FloatArray, LabelMap, Prompts
+from medfm_rl.types import Case, FloatArray, GridAxes, LabelMap, Prompts
 from medfm_rl.version import __version__
 
 PROVENANCE: Final = "medfm_rl"
@@ -189,6 +190,9 @@ class NnUNetAdapter(SegmenterAdapter):
             "canonical": self.canonical,
         }
 
+    def expected_values(self) -> tuple[ExpectedValues | None, ...]:
+        return expected_values(self.tool.plans.plans, self.tool.configuration.normalization_schemes)
+
     @property
     def mirror_axes(self) -> tuple[int, ...]:
         return (self.tool.mirror_axes or ()) if self.mirroring else ()
@@ -237,11 +241,15 @@ class NnUNetAdapter(SegmenterAdapter):
         full = np.pad(np.asarray(resized, dtype=np.float32)[0], border, mode="edge")
         return self._to_case(full.transpose(plans.transpose_backward), ours)
 
-    def in_image_axes(self, labels: LabelMap) -> LabelMap:
-        if labels.ndim == 3:
-            return labels.transpose(self.tool.plans.transpose_backward)
-        _, row, column = self.tool.plans.transpose_forward
-        return labels if row < column else labels.T
+    def grid_axes(self, sample: Sample) -> GridAxes:
+        ours = _ours(sample)
+        read = GridAxes.same(3) if ours.orientation is None else ours.orientation.canonical_axes
+        # nnU-Net transposes what it has read.
+        forward = [int(axis) for axis in self.tool.plans.transpose_forward]
+        axes = GridAxes(tuple(read.order[axis] for axis in forward), tuple(read.flipped[axis] for axis in forward))
+        if len(sample.native_shape) == 3:
+            return axes
+        return GridAxes(tuple(axis - 1 for axis in axes.order[1:]), axes.flipped[1:])
 
     def trainable(self, scope: Scope) -> dict[str, Parameter]:
         """Parameters by name; those of the heads for deep supervision, which inference does not use, are left out."""

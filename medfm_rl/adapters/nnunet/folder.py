@@ -8,7 +8,7 @@ import importlib
 import inspect
 import io
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Literal
@@ -16,6 +16,7 @@ from typing import Any, Final, Literal
 import torch
 from torch import Tensor, nn
 
+from medfm_rl.adapters.base import ExpectedValues
 from medfm_rl.adapters.checkpoints import first_line, read_json_object
 from medfm_rl.errors import MissingExtraError, ModelError
 from medfm_rl.types import BACKGROUND, LabelSchema
@@ -160,6 +161,27 @@ def schema_of(labels: Any, folder: Path) -> LabelSchema:
         return LabelSchema((BACKGROUND, *(names[label] for label in range(1, len(names)))), tuple(range(len(names))))
     except ValueError as error:
         raise ModelError(f"{folder / DATASET}: labels: {error}") from error
+
+
+def expected_values(plans: Mapping[str, Any], schemes: Sequence[str]) -> tuple[ExpectedValues | None, ...]:
+    """What a model expects in each channel, by how it normalises them.
+
+    Those that it brings to mean and deviation of each image may have any values. In CT the range is that of 99 % of the
+    foreground that it was trained on, to which it clips.
+
+    Args:
+        plans: The content of `plans.json`.
+        schemes: How each channel is normalised.
+    """
+    properties = plans.get("foreground_intensity_properties_per_channel", {})
+    found: list[ExpectedValues | None] = []
+    for channel, scheme in enumerate(schemes):
+        known = properties.get(str(channel), {})
+        if scheme == "CTNormalization" and {"percentile_00_5", "percentile_99_5"} <= known.keys():
+            found.append(ExpectedValues(float(known["percentile_00_5"]), float(known["percentile_99_5"]), "HU"))
+        else:
+            found.append(ExpectedValues(0.0, 255.0) if scheme == "RGBTo01Normalization" else None)
+    return tuple(found)
 
 
 def _find_trainer(name: str) -> type[Any]:

@@ -9,9 +9,10 @@ import numpy as np
 import numpy.typing as npt
 import SimpleITK as sitk
 
-from medfm_rl.types import Case, FloatArray
+from medfm_rl.types import Case, FloatArray, GridAxes
 
 CANONICAL = "RAS"
+_OPPOSITE = {"R": "L", "A": "P", "S": "I"}
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,16 @@ class Orientation:
     def labels_to_canonical(self, labels: npt.NDArray[Any]) -> npt.NDArray[Any]:
         """A mask `(D, H, W)` of the case, on canonical axes."""
         return self._turn(labels, self.code, CANONICAL)
+
+    @property
+    def canonical_axes(self) -> GridAxes:
+        """How canonical axes (z, y, x) run in the case."""
+        order, flipped = [], []
+        for letter in reversed(CANONICAL):
+            axis = next(index for index, own in enumerate(self.code) if own in (letter, _OPPOSITE[letter]))
+            order.append(len(CANONICAL) - 1 - axis)
+            flipped.append(self.code[axis] != letter)
+        return GridAxes(tuple(order), tuple(flipped))
 
     @staticmethod
     def _turn(values: npt.NDArray[Any], start: str, end: str) -> npt.NDArray[Any]:

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from medfm_rl.data.images import hash_image, image_stem, image_suffix
+from medfm_rl.data.json_text import parse_json
 from medfm_rl.data.labels import read_label_ids
 from medfm_rl.data.layouts import described_labels
 from medfm_rl.data.names import case_name, text_of
@@ -285,7 +286,7 @@ def _read_boxes(path: Path) -> dict[str, dict[str, tuple[float, ...]]]:
     try:
         text = path.read_text(encoding="utf-8-sig")
         if path.suffix.lower() == ".json":
-            for case, boxes in json.loads(text).items():
+            for case, boxes in parse_json(text).items():
                 table[case_name(case)] = {name: _four(box) for name, box in boxes.items()}
             return table
         rows = csv.DictReader(text.splitlines())

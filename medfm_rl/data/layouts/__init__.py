@@ -2,16 +2,18 @@
 
 from medfm_rl.data.layouts.cases import CaseFile, describe_patients, require_masks
 from medfm_rl.data.layouts.description import SIMULATION_RECORD, DescribedLabels, described_labels, is_simulated
-from medfm_rl.data.layouts.finding import find_cases
+from medfm_rl.data.layouts.finding import DataSet, find_cases, find_data_set
 from medfm_rl.data.layouts.patients import name_patients, split_by_patient
 
 __all__ = [
     "SIMULATION_RECORD",
     "CaseFile",
+    "DataSet",
     "DescribedLabels",
     "describe_patients",
     "described_labels",
     "find_cases",
+    "find_data_set",
     "is_simulated",
     "name_patients",
     "require_masks",

@@ -49,7 +49,7 @@ def find_camus(root: Path) -> Found:
     refuse_other_names({name: paths[0] for name, paths in masks.items()}, frames, root)
     for name in dict.fromkeys((*frames, *masks)):
         cases.append(_case(name, frames.get(name, []), masks.get(name, []), root))
-    return Found(cases, skipped)
+    return Found(cases, skipped, "the folder patientXXXX")
 
 
 def _case(name: str, frames: list[Path], masks: list[Path], root: Path) -> CaseFile:

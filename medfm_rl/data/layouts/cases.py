@@ -54,6 +54,11 @@ class CaseFile:
         hashes = [hash_image(path) for path in self.image_paths]
         return hashes[0] if len(hashes) == 1 else hashlib.sha256(":".join(hashes).encode()).hexdigest()
 
+    def name_in(self, message: str) -> str:
+        """A message with the name of a file of the case in front, where it names none: adapters know cases alone."""
+        named = self.problem is not None or any(str(path) in message for path in (*self.image_paths, self.label_path))
+        return message if named or not self.image_paths else f"{self.image_paths[0]}: {message}"
+
     def read(self) -> Case:
         """Reads the image, and only the image.
 
@@ -86,10 +91,14 @@ class Found:
     Attributes:
         cases: The cases.
         skipped: What was not read, by the reason: files, and folders with all that is in them.
+        patients_by: The rule by which images were put together to patients, in words.
+        notes: What was decided that the names leave open, for a person to look at.
     """
 
     cases: Sequence[CaseFile]
     skipped: Mapping[str, Sequence[Path]]
+    patients_by: str
+    notes: Sequence[str] = ()
 
 
 def require_masks(files: Sequence[CaseFile], where: str) -> None:

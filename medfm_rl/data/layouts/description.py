@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -10,12 +9,15 @@ from pathlib import Path
 from typing import Any
 
 from medfm_rl.data.files import cannot_be_read
+from medfm_rl.data.json_text import parse_json
 from medfm_rl.errors import DataError
 from medfm_rl.types import BACKGROUND, LabelSchema
 
 SIMULATION_RECORD = "simulation.json"
 """The file in a data set's folder that says that its images are simulated."""
 DESCRIPTION = "dataset.json"
+_MOST_DIGITS = 20
+"""Digits of a number in quotes that is looked at; Python refuses to read thousands."""
 _PARTS = {"training": "train", "validation": "train", "test": "test", "testing": "test"}
 """Lists of files, and which part of the data each is."""
 
@@ -52,8 +54,10 @@ class DescribedLabels:
                     f"{self.path}: labels: {name} is a region, a union of {value}, and masks are read one integer a "
                     "structure; give masks of the structures by a description of theirs"
                 )
-            if not _is_integer(value) or not 0 <= int(value) <= 255:
-                raise DataError(f"{self.path}: labels: {name} has {value!r}, and must have an integer from 0 to 255")
+            if not _is_integer(value) or len(str(value)) > _MOST_DIGITS or not 0 <= int(value) <= 255:
+                raise DataError(
+                    f"{self.path}: labels: {name} has {str(value)[:40]!r}, and must have an integer from 0 to 255"
+                )
             found[str(name)] = int(value)
         for what, values in (("a name", map(_same, found)), ("an integer", found.values())):
             listed = list(values)
@@ -61,6 +65,21 @@ class DescribedLabels:
             if twice is not None or len(found) < len(pairs):
                 raise DataError(f"{self.path}: labels: {what} is there twice; one integer stands for one structure")
         return found
+
+    def own_schema(self) -> LabelSchema:
+        """The structures and integers that the description names, where no segmenter says which are wanted.
+
+        Raises:
+            DataError: It contradicts itself, or names no structure.
+        """
+        integers = self.integers()
+        structures = {name: value for name, value in integers.items() if _same(name) != BACKGROUND}
+        background = next((value for name, value in integers.items() if name not in structures), 0)
+        taken = next((name for name, value in structures.items() if value == background), None)
+        if taken is not None or not structures:
+            wrong = "names no structure" if taken is None else f"gives {taken} the integer of the background"
+            raise DataError(f"{self.path}: labels {wrong}; one integer stands for one structure")
+        return LabelSchema.from_structures(structures, background)
 
     def schema_for(self, schema: LabelSchema) -> LabelSchema:
         """The integers that stand in these masks for the structures of a segmenter, found by their names.
@@ -128,7 +147,7 @@ class Description:
         if not path.is_file():
             return None
         try:
-            content = json.loads(path.read_bytes())
+            content = parse_json(path.read_bytes())
         except OSError as error:
             raise cannot_be_read(path, error) from error
         except ValueError as error:
@@ -180,7 +199,7 @@ class Description:
         """
         try:
             return list(self._listed())
-        except (TypeError, KeyError, AttributeError) as error:
+        except (TypeError, KeyError, AttributeError, ValueError) as error:
             raise DataError(
                 f'{self.path}: a list of files has {{"image": FILE, "label": FILE}} or FILE, and `dataset` has '
                 f'{{NAME: {{"images": [FILE, ...], "label": FILE}}}} ({type(error).__name__}: {error})'

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import unicodedata
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from medfm_rl.data.images import IMAGE_SUFFIXES
@@ -22,11 +22,58 @@ _LOG = logging.getLogger(__name__)
 _SHOWN = 3
 
 
+@dataclass(frozen=True)
+class DataSet:
+    """What was found of a data set, before any image is read.
+
+    Attributes:
+        root: Its folder.
+        layout: The layout that it was read in.
+        patients_by: The rule by which images were put together to patients, in words.
+        cases: Its cases, sorted by case id; one that cannot be used says so when it is read.
+        skipped: What was not read, by the reason.
+        notes: What was decided that the names leave open, in sentences.
+        doubt: Why the patients are hardly those of the names; None where nothing speaks against them.
+    """
+
+    root: Path
+    layout: str
+    patients_by: str
+    cases: Sequence[CaseFile]
+    skipped: Mapping[str, Sequence[Path]]
+    notes: Sequence[str]
+    doubt: str | None
+
+    @property
+    def warnings(self) -> list[str]:
+        """What a person should know of it, in sentences."""
+        skipped = list_skipped(self.skipped, self.root)
+        doubt = [] if self.doubt is None else [f"{self.doubt}; {self.patients}"]
+        return [*self.notes, *([skipped] if skipped else []), *doubt]
+
+    @property
+    def patients(self) -> str:
+        """Which patients were found, the first with their images, as the end of a message."""
+        return describe_patients([case for case in self.cases if case.problem is None])
+
+
 def find_cases(settings: DataSettings) -> list[CaseFile]:
     """Finds the cases of a data set, sorted by case id.
 
     A case that cannot be used, such as one of two images of a name, is among them, and says so when it is read. A
     warning counts and names what was skipped, and another says where the patients are hardly those of the names.
+
+    Raises:
+        DataError: As in `find_data_set`.
+    """
+    found = find_data_set(settings)
+    for warning in found.warnings:
+        _LOG.warning("%s: %s", found.root, warning)
+    return list(found.cases)
+
+
+def find_data_set(settings: DataSettings) -> DataSet:
+    """The same, and what else was found; nothing is logged.
 
     Raises:
         DataError: The folder is missing, holds no image, is not laid out as said or has no parts to `split`, not one
@@ -37,33 +84,46 @@ def find_cases(settings: DataSettings) -> list[CaseFile]:
         problem = "this is a file; give the folder that it lies in" if root.exists() else "there is no such folder"
         raise DataError(f"{root}: {problem}")
     layout, found = _find(root, settings)
+    listed = list_skipped(found.skipped, root)
     if not found.cases:
-        there = _list_skipped(found.skipped, root)
         raise DataError(
-            f"{root}: no image found (layout {layout}){f': {there}' if there else ''}; names of images end in "
+            f"{root}: no image found (layout {layout}){f': {listed}' if listed else ''}; names of images end in "
             f"{', '.join(IMAGE_SUFFIXES)}, and DICOM is known by its content; check the path and `layout`"
         )
     cases = list(found.cases)
+    patients_by = found.patients_by
     if settings.patient_pattern is not None:
         cases = _with_patients(cases, settings.patient_pattern, root)
-    kept = [case for case in cases if all(case.tags.get(tag) == value for tag, value in settings.where.items())]
-    if not kept:
-        known = {tag: sorted({case.tags.get(tag, "") for case in cases}) for case in cases for tag in case.tags}
-        raise DataError(f"{root}: no case has {settings.where}; tags in this data set: {known or 'none'}")
+        patients_by = f"patient_pattern {settings.patient_pattern}"
+    kept = _keep(cases, settings.where, root)
     sound = [case for case in kept if case.problem is None]
     if not sound:
         more = f" (and {len(kept) - 1} more like it)" if len(kept) > 1 else ""
         raise DataError(f"{kept[0].problem}{more}")
-    if found.skipped:
-        _LOG.warning("%s: %s", root, _list_skipped(found.skipped, root))
-    doubt = None
-    if settings.patient_pattern is None:
-        doubt = doubt_patients([(case.case_id, case.patient_id) for case in sound])
-    elif len(sound) > 1 and len({case.patient_id for case in sound}) == 1:
-        doubt = f"all {len(sound)} cases are taken for those of one patient"
-    if doubt is not None:
-        _LOG.warning("%s: %s; %s", root, doubt, describe_patients(sound))
-    return sorted(kept, key=lambda case: case.case_id)
+    doubt = _doubt(sound, settings.patient_pattern)
+    kept = sorted(kept, key=lambda case: case.case_id)
+    return DataSet(root, layout, patients_by, kept, found.skipped, found.notes, doubt)
+
+
+def _keep(cases: Sequence[CaseFile], where: Mapping[str, str], root: Path) -> list[CaseFile]:
+    """The cases with these tags.
+
+    Raises:
+        DataError: None has.
+    """
+    kept = [case for case in cases if all(case.tags.get(tag) == value for tag, value in where.items())]
+    if not kept:
+        known = {tag: sorted({case.tags.get(tag, "") for case in cases}) for case in cases for tag in case.tags}
+        raise DataError(f"{root}: no case has {where}; tags in this data set: {known or 'none'}")
+    return kept
+
+
+def _doubt(cases: Sequence[CaseFile], pattern: str | None) -> str | None:
+    """Why the patients of cases are hardly those of the names."""
+    if pattern is None:
+        return doubt_patients([(case.case_id, case.patient_id) for case in cases])
+    alone = len(cases) > 1 and len({case.patient_id for case in cases}) == 1
+    return f"all {len(cases)} cases are taken for those of one patient" if alone else None
 
 
 def _find(root: Path, settings: DataSettings) -> tuple[str, Found]:
@@ -87,10 +147,10 @@ def _find(root: Path, settings: DataSettings) -> tuple[str, Found]:
     found = find_images(root) if layout == "nnunet" else find_folder(root)
     if description is None or description.labels is None:
         return layout, found
-    return layout, Found([replace(case, described=description.labels) for case in found.cases], found.skipped)
+    return layout, replace(found, cases=[replace(case, described=description.labels) for case in found.cases])
 
 
-def _list_skipped(skipped: Mapping[str, Sequence[Path]], root: Path) -> str:
+def list_skipped(skipped: Mapping[str, Sequence[Path]], root: Path) -> str:
     """How many files and folders are not read, why not, and the first of them; nothing where there are none."""
     total = sum(map(len, skipped.values()))
     if not total:

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from medfm_rl.data.layouts.cases import CaseFile, Found
-from medfm_rl.data.layouts.patients import patient_of
+from medfm_rl.data.layouts.patients import BY_NAME, patient_of
 from medfm_rl.data.layouts.tree import Entry, look_below
 from medfm_rl.errors import DataError
 
-_LOG = logging.getLogger(__name__)
 _MASK_ENDINGS = ("_gt", "_mask", "_seg", "_segmentation", "_label", "-mask", "-seg", "-label")
 """What is added to the name of an image to name its mask beside it."""
+_BY_FOLDER = f"the outermost folder; {BY_NAME} where an image lies in none"
 
 
 def find_folder(root: Path) -> Found:
@@ -26,12 +25,19 @@ def find_folder(root: Path) -> Found:
     """
     tree = look_below(root)
     images, masks = tree.images, tree.masks
+    notes = []
     if not masks:
-        images, masks = _masks_among(root, images)
+        images, masks = _masks_among(images)
+        if masks:
+            notes.append(
+                f"{len(masks)} files are taken for masks of the images beside them, {masks[0].path.name} for that of "
+                f"{masks[0].parts[-1]}"
+            )
     cases = pair(images, masks, root)
     for entry, error in tree.closed:
         cases.append(CaseFile(entry.name, _patient(entry), (), problem=str(error)))
-    return Found(cases, tree.skipped)
+    by_folder = any(len(entry.parts) > 1 for entry in images)
+    return Found(cases, tree.skipped, _BY_FOLDER if by_folder else BY_NAME, notes)
 
 
 def pair(images: Sequence[Entry], masks: Sequence[Entry], root: Path) -> list[CaseFile]:
@@ -79,8 +85,8 @@ def refuse_other_names(masks: dict[str, Path], images: Collection[str], folder: 
         raise DataError(mask_alone(masks[min(masks)], folder))
 
 
-def _masks_among(root: Path, entries: Sequence[Entry]) -> tuple[list[Entry], list[Entry]]:
-    """Images, and those that are named after one beside them as its mask; a warning says that they are taken so."""
+def _masks_among(entries: Sequence[Entry]) -> tuple[list[Entry], list[Entry]]:
+    """Images, and those that are named after one beside them as its mask."""
     parts = {entry.parts for entry in entries}
     images, masks = [], []
     for entry in entries:
@@ -91,14 +97,6 @@ def _masks_among(root: Path, entries: Sequence[Entry]) -> tuple[list[Entry], lis
             masks.append(Entry(entry.path, of))
         else:
             images.append(entry)
-    if masks:
-        _LOG.warning(
-            "%s: %d files are taken for masks of the images beside them, %s for that of %s",
-            root,
-            len(masks),
-            masks[0].path.name,
-            masks[0].parts[-1],
-        )
     return images, masks
 
 

@@ -12,7 +12,7 @@ from medfm_rl.data.images import holds_spacing, image_stem, image_suffix
 from medfm_rl.data.layouts.cases import CaseFile, Found
 from medfm_rl.data.layouts.description import Description, ListedCase
 from medfm_rl.data.layouts.folder import mask_alone, refuse_other_names, two_of_a_name
-from medfm_rl.data.layouts.patients import patient_of
+from medfm_rl.data.layouts.patients import BY_NAME, patient_of
 from medfm_rl.data.layouts.tree import HIDDEN, IMAGES, Entry, look_below
 from medfm_rl.data.names import case_name, file_of_case, text_of
 from medfm_rl.errors import DataError
@@ -66,7 +66,8 @@ def find_raw(root: Path, description: Description, split: str) -> Found:
         # The lists of nnU-Net leave out what is for testing.
         found = [case for folder in folders for case in _find_in(root, folder, description, skipped)]
         cases = _joined((*cases.values(), *found))
-    return Found([replace(case, described=description.labels) for case in cases.values()], skipped)
+    described = [replace(case, described=description.labels) for case in cases.values()]
+    return Found(described, skipped, "the name of the case")
 
 
 def find_images(root: Path) -> Found:
@@ -115,7 +116,7 @@ def find_images(root: Path) -> Found:
         cases.append(CaseFile(name, patient_of(name), (), labels[0], problem=mask_alone(labels[0], folder)))
     for entry, error in tree.closed:
         cases.append(CaseFile(entry.name, patient_of(entry.name), (), problem=str(error)))
-    return Found(cases, tree.skipped)
+    return Found(cases, tree.skipped, BY_NAME)
 
 
 def _find_in(root: Path, part: str, description: Description, skipped: dict[str, list[Path]]) -> list[CaseFile]:

@@ -22,6 +22,8 @@ class _OfPatient(Protocol):
 
 
 T = TypeVar("T", bound=_OfPatient)
+BY_NAME = "the name up to the first underscore"
+"""The rule of `patient_of`, in words."""
 
 
 def patient_of(name: str) -> str:

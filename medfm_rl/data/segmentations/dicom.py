@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 import numpy.typing as npt
 
+from medfm_rl.data.dicom_pixels import DAMAGED
 from medfm_rl.data.segmentations.segments import Segment, Segmentation
 from medfm_rl.errors import DataError
 from medfm_rl.types import Geometry
@@ -26,7 +27,7 @@ _LOSSY: Final = (
     "1.2.840.10008.1.2.4.203",
 )
 """Transfer syntaxes that need not give back what was stored: JPEG, near-lossless JPEG-LS, JPEG 2000."""
-_INVALID: Final = (AttributeError, ValueError, LookupError, TypeError, RuntimeError, NotImplementedError)
+_INVALID: Final = DAMAGED
 """What highdicom and pydicom raise where an object is not as the standard wants it."""
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import struct
+import warnings
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageSequence, UnidentifiedImageError
+from PIL import Image
 
 from medfm_rl.errors import DataError
 from medfm_rl.types import IntArray
@@ -22,12 +24,42 @@ _MODES: Final = ("1", "L", "P", *_COLOURED)
 """What Pillow calls pictures of up to 8 bits a value."""
 _MOST_COLOURS = 4
 """Colours of a picture that are named."""
+_WHOLE: Final = (".png", ".bmp", ".jpg", ".jpeg")
+"""Formats that Pillow reads all of; of TIFF there is more than it knows."""
+_UNREADABLE: Final = (OSError, ValueError, SyntaxError, EOFError, struct.error, Image.DecompressionBombError)
+"""What Pillow raises where a picture is damaged, or larger than it takes for one."""
 _LOSSY: Final = ("jpeg", "tiff_jpeg", "webp", "jpeg2000")
+
+
+def several_pages(path: Path, count: int) -> DataError:
+    """What to raise where a file of pages has more than one."""
+    return DataError(
+        f"{path}: has {count} pages, and nothing says whether they are slices of a volume, times, or sizes of one "
+        "picture. Write a volume to a format that holds its spacing (.nii.gz, .mha), and pictures to a file each"
+    )
 
 
 def is_picture(path: Path) -> bool:
     """Whether a file is of a kind that holds a picture, and no place in space."""
     return path.suffix.lower() in _PICTURES
+
+
+def require_whole_picture(path: Path) -> None:
+    """Refuses a picture that is damaged or not complete: ITK fills what is missing with whatever is in memory.
+
+    Raises:
+        DataError: Pillow cannot read all of it.
+    """
+    if path.suffix.lower() not in _WHOLE:
+        return
+    try:
+        with warnings.catch_warnings():
+            # It warns of pictures from 89 million pixels on.
+            warnings.simplefilter("ignore")
+            with Image.open(path) as picture:
+                picture.load()
+    except _UNREADABLE as error:
+        raise DataError(f"{path}: cannot be read; the picture is damaged, truncated or too large ({error})") from error
 
 
 def refuse_lossy_picture(path: Path) -> None:
@@ -42,7 +74,7 @@ def refuse_lossy_picture(path: Path) -> None:
         if not lossy and path.suffix.lower() in (".tif", ".tiff"):
             with Image.open(path) as picture:
                 lossy = picture.info.get("compression") in _LOSSY
-    except (OSError, UnidentifiedImageError):
+    except _UNREADABLE:
         # Who reads the pixels says why.
         return
     if lossy:
@@ -53,7 +85,7 @@ def refuse_lossy_picture(path: Path) -> None:
 
 
 def readings_of_picture(path: Path) -> list[IntArray] | None:
-    """The integers that the pixels of a picture may mean, each `(H, W)` or `(D, H, W)`.
+    """The integers that the pixels of a picture may mean, each `(H, W)`.
 
     A palette of colours numbers the pixels. One of greys stands for the greys; where they only spread the numbers from
     black to white, the numbers can be meant as well. So they can where a pixel has fewer than 8 bits, which are shown
@@ -64,7 +96,8 @@ def readings_of_picture(path: Path) -> list[IntArray] | None:
         and any reader will do.
 
     Raises:
-        DataError: Colours differ, labelled pixels are transparent, or a pixel has a number that the palette lacks.
+        DataError: Colours differ, labelled pixels are transparent, a pixel has a number that the palette lacks, or
+            there are several pages.
     """
     if not is_picture(path):
         return None
@@ -73,11 +106,13 @@ def readings_of_picture(path: Path) -> list[IntArray] | None:
             bits, mode, palette = _bits(picture, path), picture.mode, picture.getpalette("RGB")
             if bits > 8 or mode not in _MODES:
                 return None
-            frames = [np.asarray(frame).astype(np.int64) for frame in ImageSequence.Iterator(picture)]
-    except (OSError, UnidentifiedImageError, ValueError, SyntaxError):
+            count = getattr(picture, "n_frames", 1)
+            pixels = np.asarray(picture).astype(np.int64)
+    except _UNREADABLE:
         # Who reads the pixels says why.
         return None
-    pixels = np.stack(frames) if len(frames) > 1 else frames[0]
+    if count > 1:
+        raise several_pages(path, count)
     if mode == "P":
         return _of_palette(pixels, np.reshape(palette or [], (-1, 3)), path)
     if mode in ("1", "L") and bits < 8:

@@ -12,8 +12,9 @@ import numpy.typing as npt
 
 from medfm_rl.data.notices import warn_once
 from medfm_rl.errors import DataError
-from medfm_rl.types import Geometry, IntArray, LabelSchema
+from medfm_rl.types import BACKGROUND, Geometry, IntArray, LabelSchema
 
+_MOST_STRUCTURES = 255
 _OFF_GRID = 0.25
 """Share of a pixel by which headers round positions, as `Geometry.matches` has it; more is of another grid."""
 
@@ -92,6 +93,19 @@ class Segmentation:
             if absent and not by_number:
                 warn_once(f"{self.path}: has no segment {' and no '.join(absent)}; taken to be absent")
         return ids.reshape(image_shape)
+
+    def own_schema(self) -> LabelSchema:
+        """The structures that the segments name, numbered in their order; those that share a name are one.
+
+        Raises:
+            DataError: There is none, or more than there are labels.
+        """
+        names = list(dict.fromkeys(segment.name for segment in self.segments if segment.name != BACKGROUND))
+        if not 1 <= len(names) <= _MOST_STRUCTURES:
+            raise DataError(
+                f"{self.path}: holds segments of {len(names)} names, and a mask has 1 to {_MOST_STRUCTURES} structures"
+            )
+        return LabelSchema.from_structures({name: number for number, name in enumerate(names, 1)})
 
     def _number(self, segment: Segment, schema: LabelSchema, by_number: bool) -> int | None:
         """The integer of the structure that a segment belongs to; None where there is none."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,8 @@ from medfm_rl.data.segmentations.segments import Segment, Segmentation
 from medfm_rl.errors import DataError
 from medfm_rl.types import Geometry
 
-_FIELD = re.compile(r"Segment(\d+)_(Name|ID|LabelValue|Layer)")
+_FIELD = re.compile(r"Segment([0-9]{1,99})_(Name|ID|LabelValue|Layer)")
+_INTEGER = re.compile(r"-?[0-9]{1,18}")
 _REPRESENTATIONS = ("Segmentation_SourceRepresentation", "Segmentation_MasterRepresentation")
 
 
@@ -31,7 +33,9 @@ def read_slicer_segmentation(path: Path) -> Segmentation | None:
         with itk_path(path) as name:
             reader.SetFileName(name)
             reader.ReadImageInformation()
-            fields = {key: reader.GetMetaData(key) for key in reader.GetMetaDataKeys()}
+            # Names of other fields need not be text, and SimpleITK does not give their values then.
+            known = [key for key in reader.GetMetaDataKeys() if key in _REPRESENTATIONS or _FIELD.fullmatch(key)]
+            fields = {key: reader.GetMetaData(key) for key in known}
             numbers = sorted({int(match[1]) for key in fields if (match := _FIELD.fullmatch(key))})
             if not numbers:
                 return None
@@ -47,9 +51,9 @@ def read_slicer_segmentation(path: Path) -> Segmentation | None:
         raise DataError(f"{path}: a segmentation of 3D Slicer has three axes, this one {image.GetDimension()}")
     segments, known = [], np.zeros(layers.shape, dtype=bool)
     for place, number in enumerate(numbers):
-        value = int(fields.get(f"Segment{number}_LabelValue", 1))
-        layer = int(fields.get(f"Segment{number}_Layer", place))
-        if layer >= len(layers):
+        value = _integer(path, fields, f"Segment{number}_LabelValue", 1)
+        layer = _integer(path, fields, f"Segment{number}_Layer", place)
+        if not 0 <= layer < len(layers):
             raise DataError(f"{path}: segment {number} is said to lie in layer {layer}, and there are {len(layers)}")
         region = layers[layer] == value
         known[layer] |= region
@@ -58,5 +62,15 @@ def read_slicer_segmentation(path: Path) -> Segmentation | None:
     strangers = np.unique(layers[(layers != 0) & ~known])
     if len(strangers):
         raise DataError(f"{path}: holds {strangers[0]}, which belongs to none of its segments; save it again")
-    geometry = Geometry(image.GetSpacing(), image.GetOrigin(), image.GetDirection())
+    try:
+        geometry = Geometry(image.GetSpacing(), image.GetOrigin(), image.GetDirection())
+    except ValueError as error:
+        raise DataError(f"{path}: its header describes no grid ({error}); correct it") from error
     return Segmentation(path, segments, geometry)
+
+
+def _integer(path: Path, fields: Mapping[str, str], name: str, default: int) -> int:
+    text = fields.get(name, str(default)).strip()
+    if not _INTEGER.fullmatch(text):
+        raise DataError(f"{path}: {name} is {text[:40]!r}, and must be an integer; save the segmentation again")
+    return int(text)

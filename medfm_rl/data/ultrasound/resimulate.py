@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import logging
 import os
 import shutil
 from collections.abc import Callable, Sequence
@@ -16,13 +16,16 @@ import numpy as np
 from medfm_rl.data.each_case import case_alone
 from medfm_rl.data.files import replace_on_success, write_json
 from medfm_rl.data.images import image_suffix, pixel_files, write_image
+from medfm_rl.data.json_text import parse_json
 from medfm_rl.data.layouts import SIMULATION_RECORD, CaseFile
+from medfm_rl.data.locks import alone_in, is_unused
 from medfm_rl.data.names import file_of_case
 from medfm_rl.data.ultrasound.engine import resimulate
 from medfm_rl.data.ultrasound.vendors import VendorProfile
 from medfm_rl.errors import ConfigError, DataError, UserError
 from medfm_rl.seeding import numpy_generator
 
+_LOG = logging.getLogger(__name__)
 # What loses grey values or needs more than one file is written as a format of its kind that does not.
 _WRITTEN_AS = {".dcm": ".nii.gz", ".jpg": ".png", ".jpeg": ".png", ".mhd": ".mha"}
 
@@ -54,8 +57,21 @@ def resimulate_dataset(
 
     Raises:
         ConfigError: The folder holds a simulation with another vendor or seed.
-        DataError: Not one frame is a B-mode image, or the folder holds something else.
+        DataError: Not one frame is a B-mode image, the folder holds something else, or another process is at work
+            there.
     """
+    with alone_in(out):
+        return _resimulate_dataset(cases, out, profile, seed, workers, progress)
+
+
+def _resimulate_dataset(
+    cases: Sequence[CaseFile],
+    out: Path,
+    profile: VendorProfile,
+    seed: int,
+    workers: int | None,
+    progress: Callable[[int, int], None] | None,
+) -> list[str]:
     record = {"simulated": True, "profile": asdict(profile), "seed": seed}
     path = out / SIMULATION_RECORD
     _check_folder(out, record)
@@ -64,10 +80,12 @@ def resimulate_dataset(
     described = next((case.described for case in cases if case.described is not None), None)
     if described is not None:
         write_json(out / described.path.name, {"labels": described.labels})
-    problems = []
+    problems: list[str] = []
     with ProcessPoolExecutor(workers or os.cpu_count()) as pool:
         for done, problem in enumerate(pool.map(simulate, cases), 1):
-            problems += [] if problem is None else [problem]
+            if problem is not None:
+                _LOG.warning("left out: %s", problem)
+                problems.append(problem)
             if progress:
                 progress(done, len(cases))
     if len(problems) == len(cases):
@@ -79,12 +97,12 @@ def resimulate_dataset(
 def _check_folder(out: Path, record: dict[str, object]) -> None:
     path = out / SIMULATION_RECORD
     if not path.exists():
-        if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        if not is_unused(out):
             raise DataError(f"{out}: already exists and holds no simulation; give a new folder")
         return
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+        found = parse_json(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
         raise DataError(f"{path}: cannot be read ({error}); delete the folder or choose another") from error
     if not isinstance(found, dict) or {name: found.get(name) for name in record} != record:
         raise ConfigError(f"{path}: the folder holds a simulation with another vendor or seed; choose another folder")

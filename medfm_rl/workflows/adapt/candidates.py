@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Self
 
-from medfm_rl.runs.folder import FINE_TUNED, SOURCE
+from medfm_rl.runs.folder import FINE_TUNED, PREVIOUS, SOURCE
 
 
 @dataclass(frozen=True)
@@ -23,9 +23,14 @@ class CandidatePool:
     incumbent: str
 
     @classmethod
-    def start(cls, fine_tuned: bool) -> Self:
-        """Before the first iteration: the source policy and, where there is one, what the fine-tuning made of it."""
-        names = (SOURCE, FINE_TUNED) if fine_tuned else (SOURCE,)
+    def start(cls, fine_tuned: bool, previous: bool = False) -> Self:
+        """Before the first iteration.
+
+        Args:
+            fine_tuned: Whether there is a policy after a fine-tuning of the source policy.
+            previous: Whether there is one that an earlier run returned.
+        """
+        names = [SOURCE, *([PREVIOUS] if previous else []), *([FINE_TUNED] if fine_tuned else [])]
         return cls({name: (name,) for name in names}, names[-1])
 
     @property

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+import logging
+from collections.abc import Collection, Sequence
 
 from medfm_rl.adapters import SegmenterAdapter
 from medfm_rl.adapters.loading import load_segmenter, open_to_learning
 from medfm_rl.anatomy.profiles import Anatomy, load_anatomy
 from medfm_rl.anatomy.rules import SizeRule
+from medfm_rl.data.checks import CaseFacts, case_facts, find_suspicious, image_facts, mask_facts, notices
 from medfm_rl.data.layouts import CaseFile, describe_patients, find_cases, require_masks, split_by_patient
 from medfm_rl.errors import ConfigError, DataError, ModelError, UserError
 from medfm_rl.networks import choose_device
@@ -15,10 +17,10 @@ from medfm_rl.progress import Progress
 from medfm_rl.seeding import derive_seed
 from medfm_rl.settings import AdaptConfig
 from medfm_rl.tracking import require_store
-from medfm_rl.types import Case
+from medfm_rl.workflows.check.segmenter import find_unexpected_values
 from medfm_rl.workflows.inspection import try_network
 
-_LEAST_UNREVIEWED = 4
+_LOG = logging.getLogger(__name__)
 _SHOWN = 10
 """Files that cannot be used and that a message names."""
 
@@ -60,28 +62,31 @@ def check_inputs(config: AdaptConfig, progress: Progress) -> None:
     obstacles = try_network(segmenter, device, progress)
     if obstacles:
         raise ModelError(f"{config.segmenter.folder}: it cannot be adapted: {'; '.join(obstacles)}")
-    _require_usable("target", [*learning, *selecting], segmenter, CaseFile.read, progress)
-    _require_usable("source", source, segmenter, lambda file: file.read_labelled(segmenter.schema).case, progress)
-    _require_usable("evaluation", evaluation, segmenter, CaseFile.read, progress)
+    _require_usable("target", [*learning, *selecting], segmenter, labelled=False, progress=progress)
+    _require_usable("source", source, segmenter, labelled=True, progress=progress)
+    _require_usable("evaluation", evaluation, segmenter, labelled=False, progress=progress)
 
 
 def _require_usable(
-    name: str,
-    files: Sequence[CaseFile],
-    segmenter: SegmenterAdapter,
-    read: Callable[[CaseFile], Case],
-    progress: Progress,
+    name: str, files: Sequence[CaseFile], segmenter: SegmenterAdapter, labelled: bool, progress: Progress
 ) -> None:
-    """Reads and preprocesses cases one by one, keeps none, and raises DataError that names those that it cannot."""
-    problems = []
+    """Reads and preprocesses cases one by one, keeps none, and raises DataError that names those that it cannot.
+
+    A warning is logged of each thing in them that looks suspicious, as `medfm-rl check` finds it.
+
+    Args:
+        name: The data set, for messages.
+        files: Its cases.
+        segmenter: The segmenter.
+        labelled: Whether the masks are read too.
+        progress: Told how far it is.
+    """
+    problems, facts = [], []
     for done, file in enumerate(files, 1):
         try:
-            segmenter.preprocess(read(file))
-            segmenter.prompt_hash(file.case_id)
+            facts.append(_facts_of(file, segmenter, labelled))
         except UserError as error:
-            # The adapter knows the name of the case alone.
-            named = any(str(path) in str(error) for path in (*file.image_paths, file.label_path))
-            problems.append(str(error) if named or file.problem else f"{file.image_paths[0]}: {error}")
+            problems.append(file.name_in(str(error)))
         progress(f"checking {name}", done, len(files))
     if problems:
         more = [f"and {len(problems) - _SHOWN} more"] if len(problems) > _SHOWN else []
@@ -89,6 +94,26 @@ def _require_usable(
         raise DataError(
             f"{name}: {len(problems)} of {len(files)} cases cannot be used; correct them or take them out:\n{listed}"
         )
+    suspicious = [*find_suspicious(facts), *find_unexpected_values(facts, segmenter.expected_values())]
+    for notice in notices(name, suspicious):
+        _LOG.warning("%s", notice)
+
+
+def _facts_of(file: CaseFile, segmenter: SegmenterAdapter, labelled: bool) -> CaseFacts:
+    """Reads a case and has the segmenter preprocess it.
+
+    Raises:
+        UserError: It cannot be used.
+    """
+    mask = None
+    if labelled:
+        read = file.read_labelled(segmenter.schema)
+        case, mask = read.case, mask_facts(read.ground_truth, dict(enumerate(segmenter.schema.names)))
+    else:
+        case = file.read()
+    segmenter.preprocess(case)
+    segmenter.prompt_hash(file.case_id)
+    return case_facts(file, image_facts(case), mask)
 
 
 def _refuse_output_within_segmenter(config: AdaptConfig) -> None:
@@ -143,10 +168,10 @@ def split_target(config: AdaptConfig, reviewed: Collection[str] = ()) -> tuple[l
     """
     everything = find_cases(config.target)
     files = [file for file in everything if file.patient_id not in reviewed]
-    if len({file.patient_id for file in files}) < _LEAST_UNREVIEWED:
+    fraction = config.selection.target_fraction
+    if round(fraction * len({file.patient_id for file in files})) < 2:
         # Nearly all were reviewed: they are looked at without their masks too.
         files = everything
-    fraction = config.selection.target_fraction
     where = f"target: {config.target.path}"
     learning, selecting = split_by_patient(files, fraction, derive_seed(config.seed, "selection"), where)
     if len({file.patient_id for file in selecting}) < 2:

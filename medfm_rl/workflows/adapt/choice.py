@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -20,6 +20,7 @@ from medfm_rl.workflows.adapt.context import Domains, RunContext
 from medfm_rl.workflows.adapt.cross_fit import CrossFit
 from medfm_rl.workflows.adapt.selection import Comparison, Selection, select, worth_of_signals
 from medfm_rl.workflows.adapt.signals import RatedMasks, Raters, mean_dice
+from medfm_rl.workflows.adapt.telling import tell_selection
 
 _LOG = logging.getLogger(__name__)
 _MOST_SOURCE_IMAGES = 64
@@ -63,8 +64,8 @@ def choose(
             channels,
             context.device,
         )
-        images = domains.selection.images
-        source = None if domains.source is None else _in_other_looks(context, iteration, domains.source, images)
+        images = domains.selection
+        source = None if domains.source is None else _in_other_looks(context, iteration, domains.source, images.images)
         on_target = _rate_all(context, iteration, pool, raters, images, source)
         incumbent = pool.incumbent
         comparisons: dict[str, Comparison] = {
@@ -78,6 +79,7 @@ def choose(
         if witnesses.reviewed is not None:
             selection = selection.decided_by_patients(witnesses.reviewed.is_better, witnesses.reviewed.p_value)
         selection.write(path)
+        tell_selection(selection)
         _record(selection, settings.confidence, tracker)
     return Selection.read(path).chosen
 
@@ -87,8 +89,8 @@ def _rate_all(
     iteration: int,
     pool: CandidatePool,
     raters: Raters,
-    images: Tensor,
-    source: tuple[Tensor, Tensor] | None,
+    images: ImageSet,
+    source: tuple[ImageSet, Tensor] | None,
 ) -> dict[str, tuple[RatedMasks, RatedMasks | None]]:
     """By candidate, its rated masks of the target images, and of source images in other looks where there are any."""
     rated: dict[str, tuple[RatedMasks, RatedMasks | None]] = {}
@@ -104,13 +106,14 @@ def _rate_all(
 
 def _in_other_looks(
     context: RunContext, iteration: int, source: tuple[ImageSet, Tensor], styles: Tensor
-) -> tuple[Tensor, Tensor]:
+) -> tuple[ImageSet, Tensor]:
     """Some source images, evenly spaced, half of them in the look of the target, and their ground truth."""
-    images, truth = source[0].images, source[1]
+    images, truth = source
     rows = torch.linspace(0, len(images) - 1, min(len(images), _MOST_SOURCE_IMAGES)).round().long()
     generator = torch_generator(context.config.seed, "looks", iteration)
     channels = context.source_policy.intensity_channels
-    return randomise_appearance(images[rows], styles, 1.0, generator, channels), truth[rows]
+    chosen = images[rows.tolist()]
+    return replace(chosen, images=randomise_appearance(chosen.images, styles, 1.0, generator, channels)), truth[rows]
 
 
 def _worth(

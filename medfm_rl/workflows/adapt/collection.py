@@ -46,8 +46,9 @@ def _valid_predictions(context: RunContext, images: ImageSet) -> Tensor:
     masks = torch.cat(
         [argmax_classes(context.source_policy(batch.to(context.device)), dim=1).cpu() for batch in batches]
     )
-    kept = [mask for mask in masks.to(torch.uint8) if context.is_valid(mask)]
-    return torch.stack(kept) if kept else masks[:0].to(torch.uint8)
+    found = masks.to(torch.uint8)
+    kept = [mask for row, mask in enumerate(found) if context.is_valid(mask, images.axes_of(row))]
+    return torch.stack(kept) if kept else found[:0]
 
 
 def action_sources(

@@ -25,6 +25,7 @@ from medfm_rl.reward.collection import ImageSet, ReviewedImages
 from medfm_rl.reward.measurements import Goal
 from medfm_rl.runs.folder import SOURCE, RunFolder
 from medfm_rl.settings import AdaptConfig
+from medfm_rl.types import GridAxes
 from medfm_rl.workflows.adapt.checks import split_target
 from medfm_rl.workflows.adapt.feedback import LearnedFeedback
 from medfm_rl.workflows.adapt.reported import goals_of_cases
@@ -92,9 +93,14 @@ class RunContext:
         """Classes of a mask, the background among them."""
         return self.source_policy.schema.num_classes
 
-    def is_valid(self, mask: Tensor) -> bool:
-        """Whether a mask `(*S')` on the grid of the network meets the anatomy rules, which are of images."""
-        return self.anatomy.is_valid(self.source_policy.in_image_axes(mask.numpy()))
+    def is_valid(self, mask: Tensor, axes: GridAxes) -> bool:
+        """Whether a mask `(*S')` on the grid of the network meets the anatomy rules, which are of images.
+
+        Args:
+            mask: Class indices.
+            axes: How the axes of that grid run in the image; rules name axes, and directions along them.
+        """
+        return self.anatomy.is_valid(axes.in_image(mask.numpy()))
 
     def load_domains(self) -> Domains:
         """Reads and preprocesses the images of the run.

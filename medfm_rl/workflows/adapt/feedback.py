@@ -91,7 +91,8 @@ class LearnedFeedback:
     @property
     def teaching_patients(self) -> tuple[str, ...]:
         """Patients whose masks or values teach, sorted."""
-        return tuple(sorted({each.patient_id for each in (*self.reviewed, *self.reported)}))
+        reported = {each.patient_id for each in self.reported}
+        return tuple(sorted(reported.union(self.reviewed_patients)))
 
     def write(self, path: Path) -> None:
         """Writes it as JSON, whole or not at all."""

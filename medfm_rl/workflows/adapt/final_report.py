@@ -22,7 +22,7 @@ from medfm_rl.reports.adaptation import ReportCase, ReportData, write_report
 from medfm_rl.reward.actions import ActionDataset
 from medfm_rl.reward.training_report import RewardTrainingReport
 from medfm_rl.runs.finished import FinishedRun
-from medfm_rl.runs.folder import HELD_OUT_REWARD, RunFolder, current_name
+from medfm_rl.runs.folder import RunFolder, current_name
 from medfm_rl.runs.inputs import load_inputs, read_labelled, write_inputs
 from medfm_rl.runs.models import Model
 from medfm_rl.settings import AdaptConfig
@@ -84,7 +84,7 @@ def _report(
     files: Sequence[CaseFile],
     comparison: Comparison | None,
 ) -> ReportData:
-    selection = _read_selection(run, config)
+    selection = _read_selection(run)
     pairs = []
     if comparison is not None:
         pairs = [
@@ -98,8 +98,8 @@ def _report(
         validity=_validity(comparison),
         paired_dice=pairs,
         cases=_cases(source, adapted, files, comparison),
-        curves=_curves(run, config),
-        reliability=_reliability(run, config),
+        curves=_curves(run),
+        reliability=_reliability(run),
         chosen=decision_in_words(selection),
         choice=table_of(selection),
         provenance={
@@ -125,14 +125,14 @@ def _hashes(run: FinishedRun, config: AdaptConfig) -> dict[str, str]:
     }
 
 
-def read_decision(run: RunFolder, config: AdaptConfig) -> str:
+def read_decision(run: RunFolder) -> str:
     """The outcome of the last selection of a run, in words."""
-    return decision_in_words(_read_selection(run, config))
+    return decision_in_words(_read_selection(run))
 
 
-def _read_selection(run: RunFolder, config: AdaptConfig) -> Selection:
+def _read_selection(run: RunFolder) -> Selection:
     """The last selection of a run."""
-    return Selection.read(run.selection(config.iterations - 1))
+    return Selection.read(run.last_selection)
 
 
 def _cases(
@@ -186,9 +186,9 @@ def _plane(labels: np.ndarray) -> tuple[int, ...]:
     return (int((labels > 0).sum(axis=(1, 2)).argmax()),)
 
 
-def _curves(run: RunFolder, config: AdaptConfig) -> dict[str, dict[str, tuple[Sequence[float], Sequence[float]]]]:
+def _curves(run: RunFolder) -> dict[str, dict[str, tuple[Sequence[float], Sequence[float]]]]:
     curves: dict[str, dict[str, tuple[Sequence[float], Sequence[float]]]] = {}
-    for iteration in range(config.iterations):
+    for iteration in run.iterations:
         updates = [
             update
             for path in sorted(run.checkpoints(iteration).glob("*.json"))
@@ -203,11 +203,10 @@ def _curves(run: RunFolder, config: AdaptConfig) -> dict[str, dict[str, tuple[Se
 
 
 def _reliability(
-    run: RunFolder, config: AdaptConfig
+    run: RunFolder,
 ) -> dict[str, tuple[ReliabilityCurve, float, ReliabilityCurve, float]]:
-    last = config.iterations - 1
     networks = {}
-    for path in sorted(run.reward(last, HELD_OUT_REWARD).parent.glob("*.json")):
+    for path in sorted(run.rewards(run.iterations[-1]).glob("*.json")):
         report = RewardTrainingReport.read(path)
         curves = (report.reliability_before, report.ece_before, report.reliability_after, report.ece_after)
         networks[current_name(path.stem)] = curves

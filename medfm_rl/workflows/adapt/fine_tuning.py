@@ -20,6 +20,7 @@ from medfm_rl.reward.collection import ReviewedImages
 from medfm_rl.seeding import torch_generator
 from medfm_rl.settings import FineTuningSettings
 from medfm_rl.workflows.adapt.averaging import RunningAverage, average_weights
+from medfm_rl.workflows.adapt.telling import MeanLosses
 
 _TOLERANCE = 0.01
 _MOST_IMAGES = 200
@@ -55,6 +56,7 @@ def fine_tune(
     settings: FineTuningSettings,
     seed: int,
     progress: Callable[[int, int], None] | None = None,
+    log: bool = True,
 ) -> float:
     """Fine-tunes a segmenter in place, averages its last weights and blends them with what they were.
 
@@ -78,6 +80,7 @@ def fine_tune(
         settings: How long and how fast.
         seed: Seed of order, shapes and appearance.
         progress: Called with (steps done, steps).
+        log: Whether to tell the losses.
 
     Returns:
         The share of the initial weights in the result: `settings.source_share`, or less (`blend_with_initial`).
@@ -92,7 +95,7 @@ def fine_tune(
     average = RunningAverage()
     joins = round(settings.steps * settings.target_start)
     examples = _Examples(segmenter, images, settings, torch_generator(seed, "warm up"), device)
-    masks = None
+    masks, losses = None, MeanLosses("fine-tuning")
     segmenter.eval()
     for step in range(settings.steps):
         if settings.target_weight > 0 and (step == joins or (step == 0 and not examples.are_labelled)):
@@ -101,10 +104,14 @@ def fine_tune(
             masks = _masks(teacher, images.target, settings.batch_size, device, images.mirror_axes)
         loss = torch.zeros((), device=device)
         if examples.are_labelled:
-            loss = loss + examples.labelled_loss()
+            on_labelled = examples.labelled_loss()
+            losses.add("labelled images", on_labelled)
+            loss = loss + on_labelled
         if masks is not None:
             count = settings.target_batch_size if examples.are_labelled else settings.batch_size
-            loss = loss + settings.target_weight * examples.target_loss(masks, count)
+            on_target = examples.target_loss(masks, count)
+            losses.add("target", on_target)
+            loss = loss + settings.target_weight * on_target
         if not torch.isfinite(loss):
             raise FloatingPointError("the fine-tuning loss is not finite; lower fine_tuning.learning_rate")
         optimiser.zero_grad()
@@ -114,6 +121,8 @@ def fine_tune(
         schedule.step()
         if step >= settings.steps - max(1, settings.steps // 4):
             average.add(segmenter.state_dict())
+        if log:
+            losses.tell(step + 1, settings.steps)
         if progress:
             progress(step + 1, settings.steps)
     if settings.steps > 0:

@@ -27,8 +27,9 @@ from medfm_rl.progress import Progress, silent
 from medfm_rl.quality.model import is_outdated
 from medfm_rl.reward.fusion import write_fusion
 from medfm_rl.runs.finished import FinishedRun
-from medfm_rl.runs.folder import HELD_OUT_REWARD, RunFolder
+from medfm_rl.runs.folder import HELD_OUT_REWARD, PREVIOUS, RunFolder
 from medfm_rl.runs.inputs import DATA_SETS, TARGET, load_inputs, read_inputs, require_same_inputs, write_inputs
+from medfm_rl.runs.log_file import logged_to
 from medfm_rl.settings import AdaptConfig
 from medfm_rl.tracking import Tracker, open_tracker
 from medfm_rl.workflows.adapt.candidates import CandidatePool
@@ -36,23 +37,31 @@ from medfm_rl.workflows.adapt.checks import check_inputs
 from medfm_rl.workflows.adapt.choice import Witnesses, choose
 from medfm_rl.workflows.adapt.collection import action_sources, collect, shape_prior
 from medfm_rl.workflows.adapt.context import RunContext
+from medfm_rl.workflows.adapt.continuing import Continuation, first_iteration, require_same_segmenter, take_over
 from medfm_rl.workflows.adapt.cross_fit import cross_fit
+from medfm_rl.workflows.adapt.expectation import Expectation
 from medfm_rl.workflows.adapt.feedback import LearnedFeedback, as_record, gather, say_what_is_learned
+from medfm_rl.workflows.adapt.look_ahead import look_ahead, resumed
 from medfm_rl.workflows.adapt.ppo import average, missing_checkpoints, run_ppo
 from medfm_rl.workflows.adapt.rewards import member_names, train_rewards
+from medfm_rl.workflows.adapt.stage_clock import StageClock, parts_of_stages
 from medfm_rl.workflows.adapt.starting import fine_tunes, write_fine_tuned
 from medfm_rl.workflows.calibrate.from_source import write_default_quality
 
 _LOG = logging.getLogger(__name__)
 
 
-def adapt(config: AdaptConfig, resume: bool = False, progress: Progress = silent) -> RunFolder:
+def adapt(
+    config: AdaptConfig, resume: bool = False, progress: Progress = silent, max_minutes: float | None = None
+) -> RunFolder:
     """Adapts a segmenter to the target domain without target labels.
 
     Args:
         config: The settings.
         resume: Go on with the run in `config.output`.
         progress: Told how far each stage is.
+        max_minutes: How long a new run may take on this machine; settings are lowered for it (`shortening.ORDER`), and
+            the run goes on with those when it is resumed. None leaves them as they are.
 
     Returns:
         The run folder, with the adapted segmenter in `model`, reward networks in `reward`, and, where there are enough
@@ -62,12 +71,16 @@ def adapt(config: AdaptConfig, resume: bool = False, progress: Progress = silent
         UserError: Something that was handed over cannot be used.
     """
     with alone_in(config.output):
-        run = _start(config, resume, progress)
-        with open_tracker(config.tracking, run.path) as tracker:
+        run, config, expected = _start(config, resume, progress, max_minutes)
+        with logged_to(run.log), open_tracker(config.tracking, run.path) as tracker:
+            expected.tell()
+            progress = StageClock(progress, expected, parts_of_stages(config))
             tracker.log_params(_with_absolute_paths(config.model_dump(mode="json"), config.model_dump()))
             _log_inputs(run, tracker)
             if run.feedback.exists():
                 tracker.log_params(as_record(LearnedFeedback.read(run.feedback)))
+            if run.continued.exists():
+                tracker.log_params(Continuation.read(run.continued).as_record())
             if not run.model.exists():
                 with convolution_choice_kept():
                     # From the start what stable-baselines3 sets: a run that is resumed rounds as one that was not.
@@ -76,7 +89,7 @@ def adapt(config: AdaptConfig, resume: bool = False, progress: Progress = silent
             finished = FinishedRun(run.path, config.device)
             hashes = asdict(finished.identity)
             tracker.log_params({name: hashes[name] for name in ("model_hash", "reward_hash")})
-            _log_results(run, config, tracker)
+            _log_results(run, tracker)
             if write_default_quality(finished, config, progress) is not None:
                 tracker.log_params({"quality_hash": hash_file(run.quality)})
                 tracker.log_artifact(run.quality)
@@ -110,27 +123,39 @@ def _log_inputs(run: RunFolder, tracker: Tracker) -> None:
     tracker.log_artifact(run.inputs)
 
 
-def _start(config: AdaptConfig, resume: bool, progress: Progress) -> RunFolder:
-    """Starts a run whose settings and inputs can be used, or goes on with one whose are still the same."""
+def _start(
+    config: AdaptConfig, resume: bool, progress: Progress, max_minutes: float | None
+) -> tuple[RunFolder, AdaptConfig, Expectation]:
+    """Starts a run whose settings and inputs can be used, or goes on with one whose are still the same.
+
+    Returns:
+        Its folder, its settings, of which some may be lowered, and what is expected of it.
+    """
     if not RunFolder(config.output).config_file.exists():
         RunFolder(config.output).require_empty()
         check_inputs(config, progress)
+        require_same_segmenter(config)
+        config, expected = look_ahead(config, max_minutes, progress)
         # Before the settings are written: a run that has those and no record of its inputs is of an older version.
         inputs = read_inputs(config, progress)
         learned = _gathered(config, progress)
         run = RunFolder.start(config, resume)
+        expected.write(run.expected)
         write_inputs(run.inputs, inputs)
         if learned is not None:
             learned.write(run.feedback)
-        return run
+        take_over(config, run)
+        return run, config, expected
+    config, expected = resumed(config, max_minutes)
     run = RunFolder.start(config, resume)
     if not run.feedback.exists() and not run.model.exists():
         # Killed between the settings and what was gathered for them.
         learned = _gathered(config, progress)
         if learned is not None:
             learned.write(run.feedback)
+    take_over(config, run)
     require_same_inputs(run.inputs, config, progress, _data_sets_to_read(run, config))
-    return run
+    return run, config, expected
 
 
 def _gathered(config: AdaptConfig, progress: Progress) -> LearnedFeedback | None:
@@ -160,10 +185,12 @@ def _run_all(context: RunContext, tracker: Tracker) -> None:
     if fine_tunes(context, domains):
         write_fine_tuned(context, domains, tracker)
     evidence = cross_fit(context, domains)
-    pool = CandidatePool.start(fine_tunes(context, domains))
+    previous = context.run.candidate_weights(PREVIOUS).exists()
+    pool = CandidatePool.start(fine_tunes(context, domains), previous)
     policy = context.policy(pool.incumbent)
     reference = copy.deepcopy(policy)
-    for iteration in range(config.iterations):
+    first = first_iteration(context.run)
+    for iteration in range(first, first + config.iterations):
         with tracker.child(f"iteration-{iteration}") as records:
             # Rewards and PPO learn from D_R, and nothing after them.
             if missing_checkpoints(context, iteration):
@@ -199,19 +226,19 @@ def _require_gradients(context: RunContext, images: Tensor) -> None:
 
 def _export(context: RunContext, policy: SegmenterAdapter, tracker: Tracker) -> None:
     config, run = context.config, context.run
-    members, last = member_names(config), config.iterations - 1
-    run.copy_reward(last, [*members, HELD_OUT_REWARD])
+    members = member_names(config)
+    run.copy_reward(run.iterations[-1], [*members, HELD_OUT_REWARD])
     write_fusion(run.final_reward, members, config.reward)
     tracker.log_params({"actions_hash": context.dataset.content_hash()})
     policy.cpu().export(run.model)
 
 
-def _log_results(run: RunFolder, config: AdaptConfig, tracker: Tracker) -> None:
+def _log_results(run: RunFolder, tracker: Tracker) -> None:
     """Records what a finished run leaves, under the names that it has in the run folder.
 
     At every call, for nobody knows whether a run that was killed had come to it; what is there is written over.
     """
-    for path in (run.config_file, run.selection(config.iterations - 1)):
+    for path in (run.config_file, run.last_selection):
         tracker.log_artifact(path)
     for folder in (run.model, run.final_reward):
         for path in sorted(path for path in folder.rglob("*") if path.is_file()):

@@ -24,6 +24,7 @@ from medfm_rl.seeding import derive_seed, torch_generator
 from medfm_rl.tracking import Tracker
 from medfm_rl.workflows.adapt.averaging import RunningAverage
 from medfm_rl.workflows.adapt.context import Domains, RunContext, write_weights
+from medfm_rl.workflows.adapt.telling import is_told, tell_update
 
 
 def run_ppo(
@@ -52,6 +53,8 @@ def run_ppo(
             context.progress(f"PPO {iteration + 1}/{context.config.iterations}", ppo._n_updates, settings.updates)
             history.append({"update": ppo._n_updates, **_logged(ppo.logger)})
             tracker.log_metrics(history[-1], ppo._n_updates)
+            if is_told(ppo._n_updates, settings.updates):
+                tell_update(history[-1], settings.updates)
         # The history first: the folder of the checkpoint says that it is complete.
         write_json(folder / f"{step:05d}.json", history)
         ppo.save(folder / f"{step:05d}")

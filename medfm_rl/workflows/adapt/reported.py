@@ -89,7 +89,7 @@ def _of_size(value: Reported, cases: Sequence[CaseFile], policy: SegmenterAdapte
     for file in cases:
         case = file.read()
         sample = policy.preprocess(case)
-        spacing = case.spacing
+        spacing = case.geometry.spacing
         if len(case.shape) != dimensions or spacing is None or tuple(sample.image.shape[1:]) != policy.patch_size:
             continue
         logits = policy(sample.image[None].to(device))[0].cpu()

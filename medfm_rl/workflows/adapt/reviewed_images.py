@@ -30,7 +30,7 @@ def load_reviewed(
     if not learned.reviewed:
         return None
     by_name: Mapping[str, CaseFile] = {file.case_id: file for file in files}
-    images, masks, case_ids, patient_ids, trust = [], [], [], [], []
+    images, masks, case_ids, patient_ids, trust, axes = [], [], [], [], [], []
     with FeedbackStore.open(store) as opened:
         for done, reviewed in enumerate(learned.reviewed, 1):
             if reviewed.case_id not in by_name:
@@ -44,8 +44,9 @@ def load_reviewed(
                 case_ids.append(reviewed.case_id)
                 patient_ids.append(reviewed.patient_id)
                 trust.append(reviewed.trust)
+                axes.append(adapter.grid_axes(sample))
             progress("reading reviewed images", done, len(learned.reviewed))
-    shown = ImageSet(torch.stack(images), tuple(case_ids), tuple(patient_ids))
+    shown = ImageSet(torch.stack(images), tuple(case_ids), tuple(patient_ids), tuple(axes))
     return ReviewedImages(shown, torch.stack(masks), tuple(trust))
 
 

@@ -47,6 +47,7 @@ def train_rewards(context: RunContext, iteration: int, tracker: Tracker) -> tupl
             seed,
             context.device,
             lambda done, total, label=label: context.progress(label, done, total),  # type: ignore[misc]
+            f"reward network {name}",
         )
         # The report first: the folder of the network says that both are there.
         report.write(folder.with_name(f"{name}.json"))

@@ -14,10 +14,12 @@ from torch import Tensor, nn
 from medfm_rl.augmentation.appearance import randomise_appearance
 from medfm_rl.metrics.overlap import dice
 from medfm_rl.networks import argmax_classes
+from medfm_rl.reward.collection import ImageSet
 from medfm_rl.reward.network import RewardNet
 from medfm_rl.reward.score import compared_scores
 from medfm_rl.reward.shape_prior import ShapePrior
 from medfm_rl.seeding import torch_generator
+from medfm_rl.types import GridAxes
 
 RULES, VIEWS, SHAPES, REWARD = "rules", "views", "shape prior", "held-out reward"
 SIGNALS: Final = (RULES, VIEWS, SHAPES, REWARD)
@@ -55,7 +57,7 @@ class Raters:
     """What rates masks.
 
     Attributes:
-        is_valid: Whether an action `(*S)` meets the anatomy rules.
+        is_valid: Whether an action `(*S)` meets the anatomy rules, by how its axes run in the image.
         shape_prior: The autoencoder of masks.
         held_out: A reward network that no policy learned from.
         num_classes: K.
@@ -63,7 +65,7 @@ class Raters:
         device: Where policies and reward network are.
     """
 
-    is_valid: Callable[[Tensor], bool]
+    is_valid: Callable[[Tensor, GridAxes], bool]
     shape_prior: ShapePrior
     held_out: RewardNet
     num_classes: int
@@ -71,15 +73,15 @@ class Raters:
     device: torch.device
 
     @torch.no_grad()
-    def rate(self, policy: nn.Module, images: Tensor) -> RatedMasks:
-        """Segments images `(N, C, *S)` and rates the masks.
+    def rate(self, policy: nn.Module, images: ImageSet) -> RatedMasks:
+        """Segments images and rates the masks.
 
         Every policy sees the same looks of the same image.
         """
         policy.eval()
         generator = torch_generator(_SEED, "looks")
         actions, maps, agreement = [], [], []
-        for batch in images.split(_BATCH):
+        for batch in images.images.split(_BATCH):
             shown = batch.to(self.device)
             own = argmax_classes(policy(shown), dim=1)
             maps.append(self.held_out.reward_map(shown, own).cpu())
@@ -92,7 +94,7 @@ class Raters:
         return RatedMasks(
             masks,
             torch.cat(maps),
-            np.array([float(self.is_valid(mask)) for mask in masks]),
+            np.array([float(self.is_valid(mask, images.axes_of(row))) for row, mask in enumerate(masks)]),
             np.concatenate(agreement),
             mean_dice(masks, projected, self.num_classes),
         )

@@ -30,6 +30,7 @@ def write_fine_tuned(context: RunContext, domains: Domains, tracker: Tracker) ->
     wanted = context.config.fine_tuning.source_share
     policy, share = fine_tuned_policy(context, domains, domains.reviewed, 1.0, "fine-tuning")
     tracker.log_params({"fine_tuning_source_share": share})
+    _LOG.info("fine-tuning: the result has a share of %g of the source model's weights", share)
     if share < wanted:
         _LOG.warning(
             "the fine-tuned weights were blended with a share of %g, not %g, of the source model's: with more they do "

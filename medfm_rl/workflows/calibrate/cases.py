@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -14,7 +13,7 @@ import torch
 from medfm_rl.adapters import SegmenterAdapter
 from medfm_rl.anatomy.learning import learn_limits
 from medfm_rl.anatomy.profiles import Anatomy, load_anatomy
-from medfm_rl.data.files import hash_file, replace_on_success
+from medfm_rl.data.files import hash_file, replace_on_success, scratch_folder
 from medfm_rl.data.layouts import CaseFile
 from medfm_rl.metrics.overlap import dice
 from medfm_rl.progress import Progress
@@ -44,8 +43,8 @@ class Spool:
     @contextmanager
     def within(cls, run: RunFolder) -> Iterator[Spool]:
         """One in a folder of a run, which is removed afterwards."""
-        with tempfile.TemporaryDirectory(prefix="calibrating-", dir=run.path) as folder:
-            yield cls(Path(folder))
+        with scratch_folder(run.path, "calibrating") as folder:
+            yield cls(folder)
 
     def add(self, case: CalibrationCase) -> None:
         """Adds a case; of its maps, only what is looked at is in memory from now on."""

@@ -8,8 +8,8 @@ from dataclasses import replace
 from medfm_rl.augmentation.appearance import randomise_appearance
 from medfm_rl.correction import CaseCorrector
 from medfm_rl.correction.acceptance import HARM, Acceptance, HarmTarget, Outcome, fit_acceptance
+from medfm_rl.data.files import alone_writing
 from medfm_rl.data.layouts import CaseFile, describe_patients
-from medfm_rl.data.locks import alone_in
 from medfm_rl.errors import DataError
 from medfm_rl.metrics.overlap import dice
 from medfm_rl.progress import Progress, silent
@@ -45,7 +45,7 @@ def calibrate_correction(
         UserError: The run or the cases cannot be used, they are of too few patients for any margin, or the run has
             learned from them.
     """
-    with alone_in(run.path):
+    with alone_writing(run.path):
         count_known(run.folder, files, allow_overlap)
         _require_patients(files, target)
         corrector = run.corrector(settings.model_copy(update={"margin": 0.0}))

@@ -177,7 +177,7 @@ def _perturbed(segmenter: SegmenterAdapter, config: AdaptConfig, generator: torc
 def _patients_of_rewards(run: RunFolder, config: AdaptConfig) -> set[str]:
     """Patients that the networks of the final ensemble, or those that they go on from, were trained or stopped on."""
     seen: set[str] = set()
-    for iteration in range(config.iterations):
+    for iteration in run.iterations:
         for member in range(config.reward.ensemble):
             report = run.reward(iteration, f"member-{member}").with_suffix(".json")
             seen |= RewardTrainingReport.read(report).patients

@@ -8,8 +8,8 @@ from dataclasses import dataclass, field, replace
 from itertools import repeat
 from pathlib import Path
 
+from medfm_rl.data.files import alone_writing
 from medfm_rl.data.layouts import CaseFile
-from medfm_rl.data.locks import alone_in
 from medfm_rl.data.mask_labels import labels_in_masks
 from medfm_rl.errors import ConfigError, DataError, UserError
 from medfm_rl.progress import Progress, silent
@@ -76,7 +76,7 @@ def calibrate(
     request = CalibrateRequest() if request is None else request
     if run.prompts is not None and request.masks is not None:
         raise ConfigError("prompts and masks do not go together: where masks are given, none are made")
-    with alone_in(run.path):
+    with alone_writing(run.path):
         require_patients([file.patient_id for file in files], request.targets)
         known = count_known(run.folder, files, request.allow_overlap)
         masks = None if request.masks is None else _read_masks(run, files, request.masks, request.labels)

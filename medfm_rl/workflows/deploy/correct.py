@@ -8,8 +8,8 @@ from pathlib import Path
 
 from medfm_rl.adapters.delta import state_hash
 from medfm_rl.data.each_case import each_case
+from medfm_rl.data.files import alone_writing
 from medfm_rl.data.layouts import CaseFile
-from medfm_rl.data.locks import alone_in
 from medfm_rl.data.mask_labels import labels_in_masks
 from medfm_rl.errors import ConfigError, DataError
 from medfm_rl.progress import Progress, silent
@@ -90,7 +90,7 @@ def correct(
         UserError: The run, the scores or the folder cannot be used, the scores are of other masks or by another quality
             model, masks that something else made lie in `labels/`, or not one case could be handled.
     """
-    with alone_in(out):
+    with alone_writing(out):
         hashes = run.hash_correction()
         records = CaseRecords(out, _RECORDS, run.identity)
         for file in files:

@@ -11,9 +11,9 @@ import torch
 from medfm_rl.adapters import SegmenterAdapter
 from medfm_rl.adapters.delta import state_hash
 from medfm_rl.data.each_case import each_case
+from medfm_rl.data.files import alone_writing
 from medfm_rl.data.images import write_image, write_labels
 from medfm_rl.data.layouts import CaseFile
-from medfm_rl.data.locks import alone_in
 from medfm_rl.errors import DataError
 from medfm_rl.networks import argmax_classes
 from medfm_rl.progress import Progress, silent
@@ -47,7 +47,7 @@ def predict(model: Model, files: Sequence[CaseFile], out: Path, progress: Progre
     Raises:
         DataError: No case could be segmented, or masks lie in `out` that another model made, or nobody knows what.
     """
-    with alone_in(out):
+    with alone_writing(out):
         segmenter, reward = model.segmenter, model.reward
         records, maker = CaseRecords(out, "predict", model.identity), _hash_maker(segmenter, reward)
         for file in files:

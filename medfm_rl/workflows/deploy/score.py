@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from medfm_rl.data.checks import find_suspicious, notices
+from medfm_rl.data.files import alone_writing
 from medfm_rl.data.layouts import CaseFile, is_simulated
-from medfm_rl.data.locks import alone_in
 from medfm_rl.data.mask_labels import labels_in_masks, parse_mask_labels
 from medfm_rl.errors import ConfigError, DataError, ModelError
 from medfm_rl.progress import Progress, silent
@@ -18,6 +20,8 @@ from medfm_rl.runs.models import Model
 from medfm_rl.workflows.deploy.score_outputs import TABLE_FILE, audit_lines, withdraw_results, write_results
 from medfm_rl.workflows.deploy.scoring import Scorer, Scoring
 from medfm_rl.workflows.deploy.scoring_queue import ScoringQueue
+
+_LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -57,7 +61,8 @@ def score(
     """Assesses masks and writes tables, reward maps, a page and the audit log.
 
     Cases that were assessed before, from the same files with the same networks, are not assessed again. A case that
-    cannot be assessed is named and referred; the others are assessed.
+    cannot be assessed is named and referred; the others are assessed. A warning is logged of each thing in what is read
+    that looks suspicious, as `medfm-rl check` finds it.
 
     Args:
         run: The run with the quality model.
@@ -70,7 +75,7 @@ def score(
         UserError: The quality model cannot be used, files of these cases lie in `out` that something else wrote, or not
             one case could be assessed.
     """
-    with alone_in(out):
+    with alone_writing(out):
         own = request.masks is None and request.maker is None
         controller = run.controller(own, request.gates, request.accept_untested)
         segmenter = controller.segmenter if own else None if request.maker is None else request.maker.segmenter
@@ -99,6 +104,8 @@ def score(
         queue.take(file)
         progress("scoring", done, len(files))
     queue.assess_waiting()
+    for notice in notices("images", find_suspicious(list(queue.facts.values()))):
+        _LOG.warning("%s", notice)
     maker = run if own else request.maker
     scorer = Scorer(
         controller.model,

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, get_args
 
 from medfm_rl.data.files import hash_file, read_versioned_json, write_json
 from medfm_rl.data.layouts import CaseFile
 from medfm_rl.errors import DataError
 from medfm_rl.quality import State
+from medfm_rl.quality.verdicts import Verdict
 from medfm_rl.version import __version__
 from medfm_rl.workflows.deploy.scoring import CaseTrace, Scoring
 
@@ -74,6 +75,19 @@ def write_scores(path: Path, scoring: Scoring) -> None:
     )
 
 
+def _text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise TypeError(f"{str(value)[:40]!r} where a text is wanted")
+    return value
+
+
+def _predicted(case: Mapping[str, Any]) -> dict[str, float | None]:
+    found = {_text(score["structure"]): score["predicted_dice"] for score in case.get("scores", ())}
+    if not all(value is None or (isinstance(value, int | float) and 0 <= value <= 1) for value in found.values()):
+        raise ValueError(f"a predicted Dice of case {case['case_id']} is no number from 0 to 1")
+    return {name: None if value is None else float(value) for name, value in found.items()}
+
+
 @dataclass(frozen=True)
 class Scores:
     """The result of scoring, as in `scores.json`.
@@ -86,7 +100,8 @@ class Scores:
         segmenter: Hash of the one that made the masks; None where they came as files.
         masks: By case, hash of the mask that was assessed.
         mask_files: By case, its file, where one is known.
-        predicted: By case and structure, predicted Dice; None where the mask lacks the structure.
+        predicted: By case and structure, predicted Dice; None where the mask lacks the structure. `correct` asks for
+            none, and works where there are none.
     """
 
     path: Path
@@ -108,21 +123,23 @@ class Scores:
         content = read_versioned_json(path, _FORMAT, _ADVICE)
         try:
             cases = content["cases"]
-            verdicts = {str(case["case_id"]): str(case["verdict"]) for case in cases}
+            verdicts = {_text(case["case_id"]): _text(case["verdict"]) for case in cases}
+            problems = dict.fromkeys(dict(content["problems"]), "refer")
+            if len(verdicts) < len(cases) or verdicts.keys() & problems.keys():
+                raise ValueError("a case is there twice")
+            if content["batch_state"] not in get_args(State) or not set(verdicts.values()) <= set(get_args(Verdict)):
+                raise ValueError("it has a state or a verdict that is not known")
             return cls(
                 path,
                 content["batch_state"],
-                {**verdicts, **dict.fromkeys(content["problems"], "refer")},
-                str(content["quality"]),
-                content["segmenter"],
-                {str(case["case_id"]): str(case["mask"]) for case in cases},
-                {str(case["case_id"]): Path(case["mask_file"]) for case in cases if case.get("mask_file")},
-                {
-                    str(case["case_id"]): {str(score["structure"]): score["predicted_dice"] for score in case["scores"]}
-                    for case in cases
-                },
+                {**verdicts, **problems},
+                _text(content["quality"]),
+                None if content["segmenter"] is None else _text(content["segmenter"]),
+                {_text(case["case_id"]): _text(case["mask"]) for case in cases},
+                {_text(case["case_id"]): Path(_text(case["mask_file"])) for case in cases if case.get("mask_file")},
+                {_text(case["case_id"]): _predicted(case) for case in cases},
             )
-        except (KeyError, TypeError) as error:
+        except (KeyError, TypeError, ValueError) as error:
             raise DataError(f"{path}: not a scores.json of `medfm-rl score` ({error}); {_ADVICE}") from error
 
     def marked(self, files: Sequence[CaseFile]) -> list[CaseFile]:

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from medfm_rl.adapters import SegmenterAdapter
+from medfm_rl.data.checks import CaseFacts, case_facts, image_facts, mask_facts
 from medfm_rl.data.each_case import case_alone
 from medfm_rl.data.files import replace_on_success
 from medfm_rl.data.images import hash_image, write_image, write_labels
@@ -61,6 +62,7 @@ class ScoringQueue:
     Attributes:
         reports: By case, of those that were assessed.
         unassessed: By case, of those that could not be.
+        facts: By case, of those that were read, and of their masks where they are given.
     """
 
     def __init__(
@@ -82,6 +84,7 @@ class ScoringQueue:
         self.records = records
         self.reports: dict[str, QualityReport] = {}
         self.unassessed: dict[str, Unassessed] = {}
+        self.facts: dict[str, CaseFacts] = {}
         self._mask_hashes: dict[str, str] = {}
         self._inputs: dict[str, dict[str, Any]] = {}
         self._waiting: list[_Waiting] = []
@@ -119,6 +122,7 @@ class ScoringQueue:
             return
         with _caused_by("input_unusable", file.case_id), must_fit(f"case {file.case_id}", self.controller.device):
             case = file.read()
+        self.facts[file.case_id] = case_facts(file, image_facts(case))
         self.records.begin(file.case_id, inputs)
         with must_fit(f"case {file.case_id}", self.controller.device):
             self._waiting.append((self._submission(file, case), inputs))
@@ -216,6 +220,8 @@ class ScoringQueue:
         if self.segmenter is None:
             with _caused_by("mask_unusable", file.case_id):
                 labels = read_labels(self._mask(file), controller.schema, case.shape, case.geometry, self.in_masks)
+            mask = mask_facts(labels, dict(enumerate(controller.schema.names)))
+            self.facts[file.case_id] = replace(self.facts[file.case_id], mask=mask)
             return controller.submit(case, labels)
         if self.segmenter is controller.segmenter:
             submission = controller.segment(case)

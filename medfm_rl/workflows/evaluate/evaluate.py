@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from medfm_rl.anatomy.profiles import load_anatomy
+from medfm_rl.data.files import alone_writing
 from medfm_rl.data.layouts import CaseFile
-from medfm_rl.data.locks import alone_in
 from medfm_rl.metrics.scores import Evaluation
 from medfm_rl.progress import Progress, silent
 from medfm_rl.runs.models import Model
@@ -50,7 +50,7 @@ def evaluate(
     Raises:
         UserError: A case or a model cannot be used, or there are results in `out`.
     """
-    with alone_in(out):
+    with alone_writing(out):
         refuse_evaluated(out)
         rules = model.anatomy_name if anatomy is None else anatomy
         if against is None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from itertools import chain, count
@@ -21,6 +22,7 @@ from medfm_rl.metrics.bootstrap import PairedDifference
 from medfm_rl.metrics.scores import CaseScore, Evaluation, score_case, summarise
 from medfm_rl.progress import Progress
 
+_LOG = logging.getLogger(__name__)
 _SCORES, _SUMMARY = "scores.csv", "summary.json"
 
 
@@ -28,6 +30,8 @@ def evaluate_segmenter(
     segmenter: SegmenterAdapter, files: Sequence[CaseFile], anatomy: Anatomy, progress: Progress
 ) -> Evaluation:
     """Segments labelled cases and scores them; one that cannot be scored is left out and named, the others are scored.
+
+    Structures that some ground truths lack are named too.
 
     Raises:
         DataError: Not one case could be scored.
@@ -44,7 +48,10 @@ def evaluate_segmenter(
     if not found:
         raise DataError(f"no case could be scored; the first: {next(iter(problems.values()))}")
     scores = [row for rows in found.values() for row in rows]
-    return Evaluation(tuple(scores), summarise(scores), problems)
+    evaluation = Evaluation(tuple(scores), summarise(scores), problems)
+    for absence in evaluation.absences():
+        _LOG.warning("%s", absence)
+    return evaluation
 
 
 def refuse_evaluated(folder: Path) -> None:

@@ -137,14 +137,17 @@ def _given_masks(run: FinishedRun, path: Path, files: Sequence[CaseFile]) -> Giv
     """
     scores = Scores.read(path)
     scores.require_quality(run.folder.quality)
-    wanted = {file.case_id for file in files}
-    masks = {case: mask for case, mask in scores.mask_files.items() if case in wanted and case in scores.masks}
+    schema, wanted = run.preprocessing.schema, {file.case_id for file in files}
+    masks = {
+        case: mask
+        for case, mask in scores.mask_files.items()
+        if case in wanted and set(schema.structures) <= scores.predicted[case].keys()
+    }
     if not masks:
         raise DataError(
             f"{path}: has the score of no image of these ({files[0].case_id} for one); score them, or leave out "
             "--scores to have their masks made"
         )
-    schema = run.preprocessing.schema
     return GivenMasks(masks, scores, schema, labels_in_masks(None, masks, schema))
 
 

@@ -25,7 +25,7 @@ from medfm_rl.workflows.training_images import load_images
 @pytest.fixture(scope="module")
 def source_model(simulated_echo: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return train_tiny_source(
-        simulated_echo, tmp_path_factory.mktemp("model") / "source", SourceTrainingSettings(epochs=1)
+        simulated_echo, tmp_path_factory.mktemp("model") / "source", SourceTrainingSettings(epochs=1, batch_size=8)
     )
 
 

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -31,9 +32,12 @@ from medfm_rl.settings import (
     RewardSettings,
     SourceTrainingSettings,
 )
-from medfm_rl.settings.files import dump_config
+from medfm_rl.settings.files import dump_config, load_config
+from medfm_rl.workflows.adapt import look_ahead
 from medfm_rl.workflows.adapt.final_report import report_run
+from medfm_rl.workflows.adapt.look_ahead import settings_of_run
 from medfm_rl.workflows.adapt.loop import adapt
+from medfm_rl.workflows.adapt.measuring import Amounts, UnitCosts, measure
 from medfm_rl.workflows.deploy.predict import predict
 
 
@@ -44,7 +48,7 @@ def quiet(stage: str, done: int, total: int) -> None:
 @pytest.fixture(scope="module")
 def source_model(simulated_echo: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("model") / "source"
-    return train_tiny_source(simulated_echo, folder, SourceTrainingSettings(epochs=8, learning_rate=1e-2))
+    return train_tiny_source(simulated_echo, folder, SourceTrainingSettings(epochs=8, batch_size=8, learning_rate=1e-2))
 
 
 @pytest.fixture(scope="module")
@@ -400,3 +404,63 @@ def test_reward_maps_of_batch_mates_do_not_change_each_other(finished_run: Adapt
     assert np.allclose(together[0].numpy(), alone[0].numpy(), atol=1e-6)
     assert not any(parameter.requires_grad for parameter in ensemble.parameters())
     assert all(torch.equal(value, before[name]) for name, value in ensemble.state_dict().items())
+
+
+@pytest.mark.parametrize("with_source", [True, False])
+def test_measuring_writes_nothing_and_draws_nothing(
+    simulated_echo: Path, source_model: Path, tmp_path: Path, with_source: bool
+) -> None:
+    changes = {} if with_source else {"source": None}
+    config = tiny_config(simulated_echo, source_model, tmp_path / "run", **changes)
+    before, weights = torch.get_rng_state(), hash_folder(source_model)
+    costs, amounts = measure(config, quiet)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert hash_folder(source_model) == weights
+    assert not list(tmp_path.iterdir())
+    assert (amounts.target + amounts.selection, amounts.source) == (24, 24 if with_source else 0)
+    values = [*costs.fine_tuning, costs.collect[1], costs.shape_prior, costs.reward_step, costs.ppo, costs.forward]
+    assert all(0 < value < 60 for value in values)
+    assert (costs.collect[0] > 0) == with_source
+
+
+def test_a_run_with_a_limit_of_time_says_what_was_lowered_and_goes_on_by_the_file_as_it_was_written(
+    simulated_echo: Path, source_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An update of PPO takes ten minutes here, and everything else no time."""
+    costs = UnitCosts(0, 0, 0, (0, 0), (0, 0), 0, 0, 0, 600, None)
+    amounts = Amounts(16, 8, 24, 48, 24, 0, (1, 1024), False)
+    monkeypatch.setattr(look_ahead, "measure", lambda *_: (costs, amounts))
+    ppo = PPOSettings(updates=12, n_envs=2, n_epochs=1, eval_every=12)
+    config = tiny_config(simulated_echo, source_model, tmp_path / "run", iterations=1, ppo=ppo)
+    with pytest.raises(ConfigError, match=r"--max-minutes 50: .* about 2 h|--max-minutes 50: .* needs about 1\.7 h"):
+        adapt(config, progress=quiet, max_minutes=50)
+    assert not (tmp_path / "run").exists()
+
+    def interrupt(stage: str, done: int, total: int) -> None:
+        if stage.startswith("PPO"):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        adapt(config, progress=interrupt, max_minutes=110)
+    log = (tmp_path / "run" / "log.txt").read_text()
+    assert "for --max-minutes 110: ppo.updates is 11 in place of 12" in log
+    assert "expected on this machine, from a few measured steps: about 1.8 h (PPO 1.8 h)" in log
+    with pytest.raises(ConfigError, match="was started with 110"):
+        adapt(config, resume=True, progress=quiet, max_minutes=60)
+    run = adapt(config, resume=True, progress=quiet)
+    assert settings_of_run(config).ppo.updates == load_config(run.config_file, AdaptConfig).ppo.updates == 11
+    assert [path.name for path in sorted(run.checkpoints(0).glob("*.json"))] == ["00011.json"]
+
+
+def test_the_log_of_a_run_has_losses_rewards_and_scores(finished_run: AdaptConfig) -> None:
+    log = (finished_run.output / "log.txt").read_text()
+    for told in (
+        r"fine-tuning: step 2 of 2: loss on source [\d.]+, target [\d.]+",
+        r"reward network held-out: step 2 of 4: loss [\d.]+, on held-out patients [\d.]+",
+        r"reward network member-1: temperature [\d.]+",
+        r"PPO: update 4 of 4: reward [\d.]+, KL to where PPO started [\d.]+",
+        r"selection: source: held-out reward [\d.]+, [+-][\d.]+ against iteration-0\d/candidates/00002",
+        r"selection: \S+ is taken",
+    ):
+        assert re.search(rf"^\d{{4}}-\d\d-\d\d \d\d:\d\d:\d\d {told}", log, re.MULTILINE), told
+    assert "expected on this machine" not in log

@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 from medfm_rl.data.files import write_json
 from medfm_rl.errors import DataError
 from medfm_rl.runs.folder import RunFolder
-from medfm_rl.settings import AdaptConfig
 from medfm_rl.workflows.adapt.decision import table_of
 from medfm_rl.workflows.adapt.final_report import read_decision
 from medfm_rl.workflows.adapt.selection import (
@@ -174,7 +173,7 @@ def test_a_decision_that_cannot_be_read_is_named(tmp_path: Path, content: object
 def in_words(tmp_path: Path, selection: Selection) -> str:
     run = RunFolder(tmp_path)
     selection.write(run.selection(0))
-    return read_decision(run, AdaptConfig(segmenter={"folder": "a"}, target={"path": "b"}, output="c"))
+    return read_decision(run)
 
 
 PPO = "iteration-00/candidates/00010"

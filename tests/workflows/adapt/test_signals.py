@@ -6,6 +6,7 @@ import torch
 from support.tiny_runs import TINY
 from torch import Tensor, nn
 
+from medfm_rl.reward.collection import ImageSet
 from medfm_rl.reward.network import RewardNet
 from medfm_rl.reward.shape_prior import ShapePrior
 from medfm_rl.settings import NetworkSettings
@@ -62,15 +63,20 @@ class Emptying(ShapePrior):
         return torch.zeros_like(actions, dtype=torch.uint8)
 
 
+def shown(images: Tensor) -> ImageSet:
+    names = tuple(map(str, range(len(images))))
+    return ImageSet(images, names, names)
+
+
 def raters(held_out: RewardNet, prior: type[ShapePrior] = Identity, size: int = 16) -> Raters:
-    return Raters(lambda mask: bool((mask == 1).any()), prior(2, (size, size), 4), held_out, 2, None, CPU)
+    return Raters(lambda mask, axes: bool((mask == 1).any()), prior(2, (size, size), 4), held_out, 2, None, CPU)
 
 
 def test_rewards_by_hand() -> None:
     """One pixel in the middle of 9 x 9 has a region of 7 x 7: (0.9 + 48 * 0.5) / 49. No pixel: 0."""
     images = -torch.ones(20, 1, 9, 9)
     images[:19, 0, 4, 4] = 1
-    rated = raters(Judge(TINY, 2)).rate(Threshold().train(), images)
+    rated = raters(Judge(TINY, 2)).rate(Threshold().train(), shown(images))
     scores = paired_rewards(rated, rated, 2, CPU)[1]
     assert scores.shape == (20,)
     assert scores[:19] == pytest.approx((0.9 + 48 * 0.5) / 49)
@@ -81,7 +87,7 @@ def test_masks_of_nothing_on_slices_without_the_structure_are_preferred_to_false
     """5 of 10 slices are empty. The corner has a region of 4 x 4: (15 * 0.9 + 0.1) / 16 with the island there."""
     images = -torch.ones(10, 1, 9, 9)
     images[5:, 0, 4, 4] = 1
-    right, false = (raters(Knowing(TINY, 2)).rate(made(), images) for made in (Threshold, Hallucinating))
+    right, false = (raters(Knowing(TINY, 2)).rate(made(), shown(images)) for made in (Threshold, Hallucinating))
     before, after = paired_rewards(right, false, 2, CPU)
     assert before == pytest.approx(0.9)
     assert after == pytest.approx([(15 * 0.9 + 0.1) / 16] * 5 + [0.9] * 5)
@@ -92,9 +98,9 @@ def test_a_rating_does_not_depend_on_the_other_images() -> None:
     torch.manual_seed(0)
     images = torch.randn(20, 1, 16, 16)
     held_out = RewardNet(NetworkSettings(channels=(4, 8), residual_units=0, norm="batch"), 2).eval()
-    together = raters(held_out).rate(Threshold(), images)
+    together = raters(held_out).rate(Threshold(), shown(images))
     for row in (0, 17):
-        alone = raters(held_out).rate(Threshold(), images[row : row + 1])
+        alone = raters(held_out).rate(Threshold(), shown(images[row : row + 1]))
         assert torch.allclose(together.maps[row], alone.maps[0], atol=1e-6)
         assert torch.equal(together.actions[row], alone.actions[0])
         assert together.valid[row] == alone.valid[0]
@@ -104,7 +110,7 @@ def test_every_policy_sees_the_same_looks() -> None:
     """So that agreement under them differs by the policy alone."""
     torch.manual_seed(0)
     images = torch.randn(4, 1, 16, 16)
-    first, second = (raters(Judge(TINY, 2)).rate(Threshold(), images) for _ in range(2))
+    first, second = (raters(Judge(TINY, 2)).rate(Threshold(), shown(images)) for _ in range(2))
     assert np.array_equal(first.agreement, second.agreement)
     assert (first.agreement > 0).all()
     assert (first.agreement <= 1).all()
@@ -117,14 +123,14 @@ def test_agreement_under_looks_is_complete_where_the_mask_does_not_depend_on_the
             logits[:, 1, :4] = 1
             return logits
 
-    rated = raters(Judge(TINY, 2)).rate(Blind(), torch.randn(3, 1, 16, 16))
+    rated = raters(Judge(TINY, 2)).rate(Blind(), shown(torch.randn(3, 1, 16, 16)))
     assert rated.agreement == pytest.approx(1.0)
 
 
 def test_rules_and_shapes_are_what_they_say() -> None:
     images = -torch.ones(2, 1, 16, 16)
     images[1, 0, 4:8, 4:8] = 1
-    rated = raters(Judge(TINY, 2), Emptying).rate(Threshold(), images)
+    rated = raters(Judge(TINY, 2), Emptying).rate(Threshold(), shown(images))
     assert rated.valid.tolist() == [0.0, 1.0]
     # Empty both: 1. A square and nothing: 0.
     assert rated.plausibility.tolist() == [1.0, 0.0]

@@ -141,6 +141,24 @@ def test_a_distance_that_does_not_exist_is_null_in_json(tmp_path: Path) -> None:
     assert (row["dice"], row["hd95"], row["assd"], row["undefined"]) == (0, None, None, 2)
 
 
+def test_structures_that_ground_truths_lack_are_named_and_counted(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for name in ("p1_x", "p2_x"):
+        save(tmp_path / "data", name, square(5), square(5), PIXELS)
+    evaluation = score(find_cases(DataSettings(path=tmp_path / "data")), make_segmenter(0, 1, 2))
+    assert "b: 2 of 2 ground truths have none. Dice is 1 for the 2 masks that have none there either" in caplog.text
+    write_evaluation(tmp_path / "out", {"mine": evaluation}, None)
+    summary = json.loads((tmp_path / "out" / "summary.json").read_text(), parse_constant=refuse)
+    assert [(row["absent"], row["dice_in_truth"]) for row in summary["models"]["mine"]] == [
+        (0, 1),
+        (2, None),
+        (2, None),
+    ]
+    with (tmp_path / "out" / "scores.csv").open() as file:
+        assert [row["in_truth"] for row in csv.DictReader(file)] == ["True", "False", "False"] * 2
+
+
 def test_images_with_and_without_spacing_are_not_averaged(tmp_path: Path) -> None:
     save(tmp_path, "p1_x", square(5) + square(10, 2, 2), square(4) + square(10, 2, 2), MILLIMETRES)
     save(tmp_path, "p2_x", square(5) + square(10, 2, 2), square(4) + square(10, 2, 2), PIXELS)

@@ -2,12 +2,15 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+import yaml
+from pydantic import ValidationError
 from safetensors.torch import load_file
 
 from medfm_rl.adapters import TorchModuleAdapter
@@ -16,6 +19,7 @@ from medfm_rl.data.images import write_image
 from medfm_rl.data.layouts import find_cases
 from medfm_rl.errors import ConfigError, DataError, ModelError, TrackingError, UserError
 from medfm_rl.metrics.overlap import dice
+from medfm_rl.progress import Progress
 from medfm_rl.runs.inputs import hash_labelled
 from medfm_rl.settings import (
     DataSettings,
@@ -26,8 +30,9 @@ from medfm_rl.settings import (
     TrainSourceConfig,
 )
 from medfm_rl.types import Geometry, LabelSchema
-from medfm_rl.workflows.train.source import train_source
-from medfm_rl.workflows.train.supervised import train_supervised
+from medfm_rl.workflows.train import checkpoint
+from medfm_rl.workflows.train.source import read_record, train_source, training_folder, training_page
+from medfm_rl.workflows.train.supervised import planned_validations, train_supervised
 
 TINY = NetworkSettings(channels=(4, 8), residual_units=0)
 
@@ -107,17 +112,141 @@ def test_dropout_is_drawn_from_the_seed_alone_and_nobody_else_draws_otherwise(sq
     assert torch.equal(weights(tmp_path / "first"), weights(tmp_path / "second"))
 
 
-def test_an_interrupted_training_leaves_no_model(squares: Path, tmp_path: Path) -> None:
+def interrupt_at(step: int) -> Progress:
     def interrupt(stage: str, done: int, total: int) -> None:
-        if stage.startswith("training the"):
+        if stage.startswith("training the") and done == step:
             raise KeyboardInterrupt
 
+    return interrupt
+
+
+def test_an_interrupted_training_leaves_no_model(squares: Path, tmp_path: Path) -> None:
     config = make_config(squares, tmp_path / "model")
     with pytest.raises(KeyboardInterrupt):
-        train_source(config, interrupt)
-    assert list(tmp_path.iterdir()) == []
+        train_source(config, interrupt_at(1))
+    assert not (tmp_path / "model").exists()
     train_source(config, silent)
     assert (tmp_path / "model" / "segmenter.json").exists()
+
+
+def test_a_resumed_training_ends_as_one_that_was_never_interrupted(
+    squares: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Killed in the middle of a pass, with dropout and augmentation, and a best validation before the checkpoint."""
+    monkeypatch.setattr(checkpoint, "_SECONDS", 0)
+    caplog.set_level("INFO", "medfm_rl")
+    network = NetworkSettings(channels=(4, 8), residual_units=0, dropout=0.3)
+    training = SourceTrainingSettings(steps=14, batch_size=4, learning_rate=0.1, validate_every=2)
+    whole = make_config(squares, tmp_path / "whole", network=network, training=training)
+    train_source(whole, silent)
+    config = whole.model_copy(update={"output": tmp_path / "killed"})
+    for step in (5, 10):
+        torch.manual_seed(step)
+        with pytest.raises(KeyboardInterrupt):
+            train_source(config, interrupt_at(step))
+    train_source(config, silent)
+    assert "going on after step 8 of an interrupted training" in caplog.text
+    assert hash_folder(tmp_path / "killed") == hash_folder(tmp_path / "whole")
+    assert sorted(path.name for path in training_folder(config.output).iterdir()) == ["log.txt", "report.html"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"), [({"seed": 1}, "other seed"), ({"structures": {"inner": 3, "outer": 7}}, "structures")]
+)
+def test_an_interrupted_training_is_not_gone_on_with_by_other_settings(
+    squares: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changes: dict[str, object], message: str
+) -> None:
+    monkeypatch.setattr(checkpoint, "_SECONDS", 0)
+    with pytest.raises(KeyboardInterrupt):
+        train_source(make_config(squares, tmp_path / "model"), interrupt_at(4))
+    with pytest.raises(ConfigError, match=rf"checkpoint\.safetensors: .*{message}.*delete the file"):
+        train_source(make_config(squares, tmp_path / "model", **changes), silent)
+
+
+def test_a_broken_checkpoint_is_named(squares: Path, tmp_path: Path) -> None:
+    config = make_config(squares, tmp_path / "model")
+    training_folder(config.output).mkdir()
+    (training_folder(config.output) / "checkpoint.safetensors").write_bytes(b"nothing")
+    with pytest.raises(ConfigError, match=r"checkpoint\.safetensors: not the checkpoint .*delete the file"):
+        train_source(config, silent)
+
+
+@pytest.mark.parametrize(
+    ("settings", "images", "expected"),
+    [
+        ({"steps": 700, "batch_size": 16}, 45, [*range(3, 700, 3), 700]),
+        ({"steps": 700, "batch_size": 16}, 16000, list(range(35, 701, 35))),
+        ({"steps": 7, "batch_size": 16, "validate_every": 3}, 45, [3, 6, 7]),
+        ({"epochs": 3, "batch_size": 8}, 20, [3, 6, 9]),
+        ({"steps": 1}, 5, [1]),
+    ],
+)
+def test_a_training_has_as_many_steps_as_it_says_and_validates_at_each_pass_or_twenty_times(
+    settings: dict[str, int], images: int, expected: list[int]
+) -> None:
+    assert planned_validations(SourceTrainingSettings.model_validate(settings), images) == expected
+
+
+def test_steps_and_epochs_are_not_both_given() -> None:
+    with pytest.raises(ValidationError, match="keep steps"):
+        SourceTrainingSettings(steps=5, epochs=2)
+    with pytest.raises(ValidationError, match="steps: 700"):
+        SourceTrainingSettings(steps=None)
+    epochs = SourceTrainingSettings(epochs=2)
+    assert SourceTrainingSettings.model_validate(epochs.model_dump()) == epochs
+    assert (SourceTrainingSettings().steps, epochs.steps) == (700, None)
+
+
+def test_structures_are_those_that_the_description_of_the_data_names(tmp_path: Path) -> None:
+    data = draw(tmp_path / "data", 3)
+    (data / "dataset.json").write_text(json.dumps({"labels": {"background": 0, "core": 7, "rim": 3}}))
+    adapter = train_source(make_config(data, tmp_path / "model", structures=None), silent)
+    assert adapter.schema == LabelSchema(("background", "core", "rim"), (0, 7, 3))
+    record = json.loads((tmp_path / "model" / "training.json").read_text())
+    assert record["structures"] == {"background": 0, "core": 7, "rim": 3}
+
+
+def test_without_a_description_the_line_to_write_is_shown_and_works(squares: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="integers 0, 3, 7") as refused:
+        train_source(make_config(squares, tmp_path / "model", structures=None), silent)
+    line = str(refused.value).splitlines()[-1].strip()
+    assert line == "structures: {NAME-1: 3, NAME-2: 7}"
+    adapter = train_source(make_config(squares, tmp_path / "model", **yaml.safe_load(line)), silent)
+    assert adapter.schema.structures == ("NAME-1", "NAME-2")
+
+
+def test_the_held_out_patients_are_measured_while_it_runs_and_at_the_end(
+    squares: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "medfm_rl")
+    training = SourceTrainingSettings(steps=40, learning_rate=2e-2, batch_size=4)
+    train_source(make_config(squares, tmp_path / "model", training=training), silent)
+    told = r"step 20 of 40: training loss [\d.]+, validation loss [\d.]+, validation Dice inner [\d.]+, outer"
+    assert re.search(told, caplog.text)
+    assert "on 1 held-out patient alone" in caplog.text
+    log = (training_folder(tmp_path / "model") / "log.txt").read_text()
+    assert "step 40 of 40" in log
+    found = read_record(tmp_path / "model")["training"]
+    assert (found["steps"], found["images"], found["patients"]) == (40, 10, 5)
+    assert (found["held_out_images"], found["held_out_patients"]) == (2, 1)
+    assert [item["step"] for item in found["history"]] == list(range(2, 41, 2))
+    assert found["kept_step"] == min(found["history"], key=lambda item: item["loss"])["step"]
+    assert set(found["held_out_dice"]) == {"inner", "outer", "mean"}
+    # The network sees these images in their own pixels, so both ways to measure agree.
+    kept = next(item for item in found["history"] if item["step"] == found["kept_step"])
+    assert found["held_out_dice"]["outer"]["mean"] == pytest.approx(kept["dice"]["outer"], abs=1e-6)
+    page = training_page(tmp_path / "model").read_text()
+    assert found["summary"] in page.replace("&#39;", "'")
+    assert "http" not in page.replace("http-equiv", "")
+    assert page.count("data:image/png;base64,") == 4
+    assert "SIMULATED" not in page
+
+
+def test_batch_normalisation_of_a_single_pixel_is_refused_with_the_setting(squares: Path, tmp_path: Path) -> None:
+    network = NetworkSettings(channels=(4, 4, 4, 4, 4), residual_units=0, norm="batch")
+    training = SourceTrainingSettings(steps=2, batch_size=3)
+    with pytest.raises(ConfigError, match=r"network\.norm: instance"):
+        train_source(make_config(squares, tmp_path / "model", network=network, training=training), silent)
 
 
 def test_a_folder_in_use_is_refused_and_left_alone(squares: Path, tmp_path: Path) -> None:
@@ -149,7 +278,7 @@ def with_one_patient(data: Path) -> None:
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (without_a_mask, r"p0_0.*no mask for .*p0_0\.png"),
+        (without_a_mask, r"data: .*no mask for .*p0_0\.png"),
         (with_a_strange_label, r"labels/p0_0\.png: label 9 .*7 inner"),
         (with_a_small_mask, r"labels/p0_0\.png: the mask has size \(8, 8\)"),
         (with_one_patient, "at least 2 patients"),
@@ -193,11 +322,11 @@ def test_the_best_epoch_is_kept_and_not_the_last() -> None:
     images = torch.randn(8, 1, 16, 16)
     labels = (images[:, 0] > 0).to(torch.uint8)
     opposite = (images, 1 - labels)
-    settings = SourceTrainingSettings(epochs=6, learning_rate=1e-2, augment=False)
+    settings = SourceTrainingSettings(epochs=6, batch_size=8, learning_rate=1e-2, augment=False)
     history = train_supervised(adapter, (images, labels), opposite, settings, 0, torch.device("cpu"))
-    losses = [validation for _, validation in history]
+    losses = [item.loss for item in history]
     assert losses[-1] > min(losses)
-    assert history[-1][0] < history[0][0]
+    assert history[-1].training_loss < history[0].training_loss
     with torch.no_grad():
         kept = DiceCELoss(to_onehot_y=True, softmax=True)(adapter(images), opposite[1][:, None])
     assert kept.item() == pytest.approx(min(losses), rel=1e-5)

@@ -1,0 +1,54 @@
+"""Whether what a network gives as logits are probabilities, as of a network that ends in a softmax or a sigmoid."""
+
+from __future__ import annotations
+
+from typing import Final
+
+import torch
+from torch import Tensor, nn
+
+from medfm_rl.data.notices import warn_once
+
+SOFTMAX: Final = "the logits sum to 1: they are probabilities; give what comes before the softmax"
+SIGMOID: Final = "the logits are the probabilities of a sigmoid; give what comes before it"
+_ROUNDING = 1e-3
+"""What a sum of probabilities differs from 1 in half precision."""
+
+
+def probabilities_in(logits: Tensor, network: nn.Module, images: Tensor) -> str | None:
+    """What is wrong with logits that are probabilities; None where they are none.
+
+    Numbers that sum to 1 everywhere come from a softmax. From numbers between 0 and 1 alone nobody can tell: of those
+    it is asked whether a sigmoid is the last thing that the network does.
+
+    Args:
+        logits: `(B, K, *S)`, at least two classes.
+        network: The module that they come from.
+        images: `(B, C, *S)` of the patch size, that the network can be shown once more.
+    """
+    if not (float(logits.min()) >= 0 and float(logits.max()) <= 1 + _ROUNDING):
+        return None
+    sums = logits.float().sum(dim=1)
+    if torch.allclose(sums, torch.ones_like(sums), atol=_ROUNDING):
+        return SOFTMAX
+    return SIGMOID if _ends_in_a_sigmoid(network, images) else None
+
+
+def warn_of_probabilities(logits: Tensor, network: nn.Module, images: Tensor) -> None:
+    """Says once that a mask comes from probabilities; the arguments are those of `probabilities_in`.
+
+    The largest of them is that of the largest logit, so the mask is right; nothing else that is made of them is.
+    """
+    found = probabilities_in(logits, network, images)
+    if found is not None:
+        warn_once(
+            f"{found}. The masks are the same, and confidences are wrong; adapt refuses this segmenter. Take the last "
+            "layer off, or wrap the network in a factory that does"
+        )
+
+
+def _ends_in_a_sigmoid(network: nn.Module, images: Tensor) -> bool:
+    # A network that is frozen has a gradient at its input alone.
+    with torch.enable_grad():
+        logits: Tensor = network(images.detach().clone().requires_grad_())
+    return type(logits.grad_fn).__name__ == "SigmoidBackward0"

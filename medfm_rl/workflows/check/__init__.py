@@ -1,0 +1,1 @@
+"""A data set and what is in it, before anything is trained or scored."""

@@ -1,0 +1,30 @@
+"""Stores in a file and on a server."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from support.postgresql_server import Server, obstacle
+
+
+@pytest.fixture(scope="session")
+def server() -> Iterator[Server]:
+    """A PostgreSQL server."""
+    reason = obstacle()
+    if reason is not None:
+        pytest.skip(reason)
+    running = Server()
+    yield running
+    running.close()
+
+
+@pytest.fixture(params=["sqlite", pytest.param("postgresql", marks=pytest.mark.postgresql)])
+def place(request: pytest.FixtureRequest, tmp_path: Path) -> Path | str:
+    """Where a store can be made."""
+    if request.param == "sqlite":
+        return tmp_path / "feedback.sqlite"
+    running: Server = request.getfixturevalue("server")
+    return running.new_database(f"test_{uuid.uuid4().hex}")
