@@ -48,10 +48,11 @@ def thumbnail(image: FloatArray, labels: LabelMap, reward_map: FloatArray | None
         flat = values if plane is None else values[plane]
         return flat[::step, ::step]
 
-    image, labels = small(image), small(labels)
-    shown = under(in_greys(image), overlay(labels, schema))
-    parts = [shown] if reward_map is None else [shown, matplotlib.colormaps["cividis"](small(reward_map))[..., :3]]
-    return png_bytes(np.concatenate(parts, axis=1))
+    shown = under(in_greys(small(image)), overlay(small(labels), schema))
+    if reward_map is None:
+        return png_bytes(shown)
+    heat: npt.NDArray[np.float64] = matplotlib.colormaps["cividis"](small(reward_map))[..., :3]
+    return png_bytes(np.concatenate([shown, heat], axis=1))
 
 
 def write_page(

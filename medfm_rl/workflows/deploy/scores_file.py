@@ -81,6 +81,13 @@ def _text(value: Any) -> str:
     return value
 
 
+def _predicted(case: Mapping[str, Any]) -> dict[str, float | None]:
+    found = {_text(score["structure"]): score["predicted_dice"] for score in case.get("scores", ())}
+    if not all(value is None or (isinstance(value, int | float) and 0 <= value <= 1) for value in found.values()):
+        raise ValueError(f"a predicted Dice of case {case['case_id']} is no number from 0 to 1")
+    return {name: None if value is None else float(value) for name, value in found.items()}
+
+
 @dataclass(frozen=True)
 class Scores:
     """The result of scoring, as in `scores.json`.
@@ -93,7 +100,8 @@ class Scores:
         segmenter: Hash of the one that made the masks; None where they came as files.
         masks: By case, hash of the mask that was assessed.
         mask_files: By case, its file, where one is known.
-        predicted: By case and structure, predicted Dice; None where the mask lacks the structure.
+        predicted: By case and structure, predicted Dice; None where the mask lacks the structure. `correct` asks for
+            none, and works where there are none.
     """
 
     path: Path
@@ -129,12 +137,7 @@ class Scores:
                 None if content["segmenter"] is None else _text(content["segmenter"]),
                 {_text(case["case_id"]): _text(case["mask"]) for case in cases},
                 {_text(case["case_id"]): Path(_text(case["mask_file"])) for case in cases if case.get("mask_file")},
-                {
-                    _text(case["case_id"]): {
-                        _text(score["structure"]): score["predicted_dice"] for score in case["scores"]
-                    }
-                    for case in cases
-                },
+                {_text(case["case_id"]): _predicted(case) for case in cases},
             )
         except (KeyError, TypeError, ValueError) as error:
             raise DataError(f"{path}: not a scores.json of `medfm-rl score` ({error}); {_ADVICE}") from error
