@@ -93,12 +93,9 @@ def step_of_values(path: Path) -> float:
     Raises:
         DataError: The file cannot be read.
     """
-    try:
-        image: Any = nib.load(path)
-        # nibabel has put 1 where nothing is scaled.
-        return 0.0 if image.get_data_dtype().kind in "fc" else abs(float(image.dataobj.slope))
-    except _BROKEN as error:
-        raise DataError(f"{path}: cannot be read; the file is damaged or truncated ({error})") from error
+    _, image = _load(path)
+    # nibabel has put 1 where nothing is scaled.
+    return 0.0 if image.get_data_dtype().kind in "fc" else abs(float(image.dataobj.slope))
 
 
 def require_place(path: Path, shown: Path, geometry: Geometry, shape: tuple[int, ...]) -> None:
