@@ -1,7 +1,7 @@
 """Damaged and contradictory inputs against every reader, and commands that are killed and called again.
 
     python -m benchmarks.robustness.run [--inputs 250] [--kills 50] [--seed 0] [--runs FOLDER]
-    python -m benchmarks.robustness.run --only "DICOM series" --inputs 40   # prints what came of them, and writes nothing
+    python -m benchmarks.robustness.run --only "DICOM series" --inputs 40   # prints, and writes nothing
     python -m benchmarks.robustness.run --only "DICOM series" --number 17   # the same of one input
 
 Every input has to be read with the values that an oracle finds in it (nibabel, pydicom, Pillow, json, safetensors, or

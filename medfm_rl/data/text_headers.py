@@ -253,7 +253,7 @@ def _require_pixels(stored: _Stored, here: Sequence[BinaryIO] | None, beside: Se
                 with path.open("rb") as file:
                     more, packed = _held(file, stored)
             except OSError as error:
-                raise cannot_be_read(path, error) from error
+                raise ValueError(f"its pixels are to lie in {path.name}, {error.strerror or error}") from error
             held += more
     if held < stored.size:
         raise ValueError(f"its header speaks of {stored.size} bytes of pixels, and there are {held}")
