@@ -199,7 +199,7 @@ def damaged_pickle(path: Path, rng: np.random.Generator) -> None:
     path.write_bytes(content)
 
 
-def other_format(path: Path, rng: np.random.Generator) -> None:
+def other_format(path: Path, _: np.random.Generator) -> None:
     """The file is of the other format than its name says."""
     state = _load(path)
     if not state:
