@@ -129,7 +129,7 @@ def fit_quality(
         for index, (name, predictor) in enumerate(zip(anatomy.schema.structures, predictors, strict=True))
     }
     structures[MEAN] = _model(None, predicted.mean(axis=1), truth.mean(axis=1), names, targets)
-    telling = telling_rules(fitted, len(anatomy.rules), targets, seed)
+    telling = telling_rules(fitted, targets, seed)
     threshold, reason = _threshold(
         to_promise.without(telling, predicted),
         to_fit.without(telling, to_fit.predict(predictors)),
@@ -168,7 +168,7 @@ def fit_quality(
     )
 
 
-def telling_rules(cases: Sequence[CalibrationCase], rules: int, targets: Targets, seed: int) -> tuple[int, ...]:
+def telling_rules(cases: Sequence[CalibrationCase], targets: Targets, seed: int) -> tuple[int, ...]:
     """The rules that hardly any good mask breaks: a mask that breaks one of them is probably not good.
 
     Rules are put in an order, those that fewest good masks break first, on half of the patients, and as many are taken
@@ -180,7 +180,6 @@ def telling_rules(cases: Sequence[CalibrationCase], rules: int, targets: Targets
 
     Args:
         cases: Calibration cases; not those that the threshold is tested on.
-        rules: How many rules there are.
         targets: What a good mask is, and alpha.
         seed: Seed of the split.
 
@@ -190,6 +189,7 @@ def telling_rules(cases: Sequence[CalibrationCase], rules: int, targets: Targets
     good = [case for case in cases if case.dice.mean() >= targets.dice]
     if len({case.patient_id for case in good}) < 2:
         return ()
+    rules = len(good[0].evidence.rules)
     to_order, to_count = split_by_patient(good, 0.5, derive_seed(seed, "telling rules"))
     order = sorted(range(rules), key=lambda rule: len(_breaking(to_order, [rule])))
     patients = len({case.patient_id for case in to_count})

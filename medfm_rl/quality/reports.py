@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 
@@ -19,6 +19,8 @@ proven: a promise was tested for the rule that it was given by, on labelled case
 the batch differs from them. expected: the calibration leads to expect it, and nothing was proven for these masks.
 suspended: a test says that the batch differs from the calibration cases.
 """
+GUARANTEES: tuple[Guarantee, ...] = get_args(Guarantee)
+"""The strongest first."""
 Action = Literal["use", "correct", "refer"]
 """What a site's policy does with a mask."""
 ShiftSeenBy = Literal["reward network", "appearance", "BiomedCLIP"]

@@ -96,7 +96,9 @@ def _why_not_promised(model: QualityModel, limits: Mapping[str, float], alpha: f
     targets = model.targets
     others = [name for name in limits if name != MEAN]
     if others:
-        return f"the promise of the calibration is of the mean Dice, and the policy has limits of {', '.join(others)} too"
+        return (
+            f"the promise of the calibration is of the mean Dice, and the policy has limits of {', '.join(others)} too"
+        )
     for what, asked, promised, option in (
         ("a mean Dice of", limits[MEAN], targets.dice, "dice"),
         ("a confidence of", confidence, targets.confidence, "confidence"),
