@@ -126,9 +126,8 @@ def print_scoring(scoring: Scoring) -> None:
     typer.echo(f"Batch: {batch.state}; {batch.meaning}")
     for promise in batch.promises:
         typer.echo(f"{promise} ({promise.reason})")
-    typer.echo(
-        "Verdict: " + ", ".join(f"{verdict} {scoring.count(verdict)}" for verdict in ("accept", "correct", "refer"))
-    )
+    counts = [f"{verdict} {scoring.count(verdict)}" for verdict in ("accept", "correct", "refer")]
+    typer.echo(f"Verdict: {', '.join(counts)}")
     worth = {kind: scoring.accepted(kind) for kind in ("proven", "expected", "suspended")}
     if scoring.count("accept"):
         typer.echo("Accepted: " + ", ".join(f"{number} {kind}" for kind, number in worth.items() if number))

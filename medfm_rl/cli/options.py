@@ -84,8 +84,9 @@ Policy = Annotated[
     str | None,
     typer.Option(
         metavar="FILE|clinic|research",
-        help="What is done with verdicts, and the limits that masks have to keep. research (the default): every accept is "
-        "used, and the guarantee says what it is worth. clinic: an accept that is not proven is referred. Or a YAML file.",
+        help="What is done with verdicts, and the limits that masks have to keep. research (the default): every accept "
+        "is used, and the guarantee says what it is worth. clinic: an accept that is not proven is referred. Or a YAML "
+        "file.",
     ),
 ]
 Budget = Annotated[float | None, typer.Option(help="Seconds for one case; 10 where not given.")]

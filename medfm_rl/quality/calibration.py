@@ -172,11 +172,11 @@ def telling_rules(cases: Sequence[CalibrationCase], targets: Targets, seed: int)
     """The rules that hardly any good mask breaks: a mask that breaks one of them is probably not good.
 
     Rules are put in an order, those that fewest good masks break first, on half of the patients, and as many are taken
-    from its beginning as keep the share of good masks that break any of them at alpha or less on the other half. That
-    share can only grow with the number of rules, so conformal risk control (Angelopoulos et al., ICLR 2024) applies: of P
-    patients with good masks k may have one that breaks a rule if (k + 1) / (P + 1) is at most alpha, and then a good mask
-    of a new patient breaks one with a probability of at most alpha. Each rule tested by itself would be chosen by chance:
-    of twenty rules some are broken by none of ten patients, whatever they are worth.
+    from its beginning as keep the share of patients with a good mask that breaks any of them small on the other half.
+    That share can only grow with the number of rules, so conformal risk control (Angelopoulos et al., ICLR 2024)
+    applies: of P patients with good masks k may have one that breaks a rule if (k + 1) / (P + 1) is at most alpha, and
+    then the good masks of a new patient break one with a probability of at most alpha. Rules tested one by one would be
+    chosen by chance: of twenty some are broken by none of ten patients, whatever they are worth.
 
     Args:
         cases: Calibration cases; not those that the threshold is tested on.
@@ -371,8 +371,8 @@ def _threshold(
         seed: Which case of a patient counts.
     """
     means, candidates = predicted.mean(axis=1), predicted_to_fit.mean(axis=1)
-    # The test counts independent cases: one of each patient, drawn without looking at it. A mask that lacks a structure,
-    # or breaks a telling rule, is never accepted, so it is none of those.
+    # The test counts independent cases: one of each patient, drawn without looking at it. A mask that lacks a
+    # structure, or breaks a telling rule, is never accepted, so it is none of those.
     order = [
         row for row in numpy_generator(seed, "one case a patient").permutation(len(means)) if np.isfinite(means[row])
     ]

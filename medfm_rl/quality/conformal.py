@@ -91,9 +91,9 @@ def predictive_probability(
     """Probability of an event for a new case, by how often it happened to the calibration cases.
 
     The conformal predictive distribution (Vovk et al., Machine Learning 108, 2019), with patients as groups and weights
-    as in `weighted_quantile`, at its middle: the new case itself counts with half of its weight. Of P patients with k to
-    whom it happened, that is (k + 1/2) / (P + 1). It is an estimate, neither too high nor too low on average for cases
-    that are exchangeable with the calibration cases, and no bound: that would count the new case in full.
+    as in `weighted_quantile`, at its middle: the new case itself counts with half of its weight. Where k of P patients
+    had the event, that is (k + 1/2) / (P + 1). It is an estimate and no bound, which would count the new case in full:
+    few patients pull it towards a half.
 
     Args:
         event: Whether it happened, one for each calibration case.

@@ -70,7 +70,8 @@ def worth(code: ReasonCode, standing: BatchStanding, terms: Terms) -> tuple[Guar
         )
     if standing.state == "untested":
         return "expected", (
-            f"it {rests}; whether this batch is like them was not tested, which takes {FEWEST_IN_BATCH} patients in each"
+            f"it {rests}; whether this batch is like them was not tested, which takes {FEWEST_IN_BATCH} patients in "
+            "each"
         )
     if code == "threshold" and model.target_domain:
         return "proven", f"{model.accept_reason}; no difference from them was found in this batch ({standing.found})"
@@ -108,8 +109,8 @@ def meaning(standing: BatchStanding, cases: Sequence[QualityReport], model: Qual
             known = len(set(model.domain.patients))
             return (
                 f"{who} and the calibration keeps {known} to compare with; {FEWEST_IN_BATCH} of each are needed to "
-                "test whether they are alike, so verdicts are what the calibration leads to expect, and none is proven; "
-                + name_patients(named, [case.case_id for case in cases])
+                "test whether they are alike, so verdicts are what the calibration leads to expect, and none is "
+                "proven; " + name_patients(named, [case.case_id for case in cases])
             )
         case "holds":
             return (
@@ -122,8 +123,8 @@ def meaning(standing: BatchStanding, cases: Sequence[QualityReport], model: Qual
             )
         case "suspended":
             return (
-                f"{who}, and they differ from the calibration cases: nothing is promised. Predicted Dice, intervals and "
-                "verdicts still tell which masks to look at first, but they are guesses"
+                f"{who}, and they differ from the calibration cases: nothing is promised. Predicted Dice, intervals "
+                "and verdicts still tell which masks to look at first, but they are guesses"
             )
 
 
@@ -152,8 +153,8 @@ def promises(model: QualityModel, standing: BatchStanding) -> tuple[Promise, ...
             reason = f"no difference from the calibration cases ({model.origin}) was found: {found}"
         case "weighted":
             reason = (
-                f"{differs}; {counted}, which is enough. The intervals are weighted by that, and hold if only the images "
-                f"differ and not how good masks of such images are; to be sure, {advice}"
+                f"{differs}; {counted}, which is enough. The intervals are weighted by that, and hold if only the "
+                f"images differ and not how good masks of such images are; to be sure, {advice}"
             )
         case "suspended":
             least = fewest_patients(targets.coverage)

@@ -29,9 +29,9 @@ State = Literal["holds", "weighted", "suspended", "untested"]
 ReasonCode = Literal["threshold", "predicted_dice", "rules", "structure_missing", "shift_case", "view"]
 """The ground of a verdict.
 
-accept: threshold (at or above one that a promise was tested for) or predicted_dice (hardly below a limit). correct: rules
-(a telling one is broken) or predicted_dice (perhaps below a limit). refer: predicted_dice (almost surely below a limit),
-structure_missing, shift_case (this image is unlike those of the calibration) and view (no apical one).
+accept: threshold (at or above one that a promise was tested for) or predicted_dice (hardly below a limit). correct:
+rules (a telling one is broken) or predicted_dice (perhaps below a limit). refer: predicted_dice (almost surely below a
+limit), structure_missing, shift_case (this image is unlike those of the calibration) and view (no apical one).
 """
 
 
@@ -70,8 +70,8 @@ class QualityReport:
         shift_distance: Mahalanobis distance from the calibration cases, by what the reward network saw in image and
             mask, by the appearance of the image, or by what BiomedCLIP saw in it, whichever is least probable.
         shift_probability: Probability of such a distance among images of their kind, for as many distances.
-        verdict: What the evidence says. accept: it is good enough. correct: a person or a further step should correct it.
-            refer: a person has to decide.
+        verdict: What the evidence says. accept: it is good enough. correct: a person or a further step should correct
+            it. refer: a person has to decide.
         reasons: Why, in words.
         embedding: What the reward network saw, for the test of a batch.
         view: What a classifier of views sees, where there is one.

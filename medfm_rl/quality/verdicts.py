@@ -7,18 +7,20 @@ The triage rests on one number, the probability that the Dice of the mask lies b
   unlike those of the calibration, the view is no apical one,
 - *correct* between.
 
-The first limit is that of least expected cost (Chow, IEEE Transactions on Information Theory 16, 1970) where to use a bad
-mask costs (1 - alpha) / alpha times as much as to have a good one corrected: nine times with alpha = .1. The second is
-its mirror image: a mask that is as surely bad is not worth an attempt. Neither needs a batch: the probability comes from
-predicted Dice and from how far predictions missed the truth of the calibration cases (`risk`), so that a single mask has
-a verdict on the first day. What that verdict is worth is another question, which the guarantee answers (`guarantees`).
+The first limit is that of least expected cost (Chow, IEEE Transactions on Information Theory 16, 1970) where to use a
+bad mask costs (1 - alpha) / alpha times as much as to have a good one corrected: nine times with alpha = .1. The second
+is its mirror image: a mask that is as surely bad is not worth an attempt. Neither needs a batch: the probability comes
+from predicted Dice and from how far predictions missed the truth of the calibration cases (`risk`), so that a single
+mask has a verdict on the first day. What that verdict is worth is another question, which the guarantee answers
+(`guarantees`).
 
 A broken anatomy rule is evidence, and as such it is among the numbers that predicted Dice is made of. By itself it has a
-mask corrected only if the rule is telling: on the calibration cases hardly any good mask breaks it. Most good masks of
-some segmenters have a second part of a few pixels; a rule that counts parts says nothing there, however right it is.
+mask corrected only if the rule is telling: on the calibration cases hardly any good mask breaks it
+(`calibration.telling_rules`). Most good masks of some segmenters have a second part of a few pixels; a rule that counts
+parts says nothing there, however right it is.
 
-Where the calibration has a threshold that a promise was tested for, masks at or above it are accepted by that, and not by
-their probability: a promise holds for the rule that it was tested for, and for no other.
+Where the calibration has a threshold that a promise was tested for, masks at or above it are accepted by that, and not
+by their probability: a promise holds for the rule that it was tested for, and for no other.
 """
 
 from __future__ import annotations
@@ -54,8 +56,8 @@ def risk(
 
     The errors of the calibration cases, relative to the width that their predictions gave them, are put on the
     predictions of this mask; the share of cases with which it would lie below a limit is the probability
-    (`conformal.predictive_probability`). With several limits the errors of one case go together, since a mask is wrong in
-    more than one structure at once. Errors whose sign a file of an older version does not know count as those that tell
+    (`conformal.predictive_probability`). With several limits the errors of one case go together, since a mask is wrong
+    in more than one structure at once. Errors whose sign a file of an older version does not know count as those that tell
     least: a mask predicted above its limit as if all predictions were too high, one below it as if all were too low.
 
     Args:
@@ -77,7 +79,7 @@ def risk(
             return None
         structure = model.structures[name]
         errors = np.array([np.nan if error is None else error for error in structure.residuals], dtype=np.float64)
-        reach = (limit - value) / float(spread_of(np.float64(value)))
+        reach = (limit - value) / float(spread_of(np.array(value)))
         if not structure.signed:
             errors = -np.abs(errors) if reach <= 0 else np.abs(errors)
         known &= np.isfinite(errors)
@@ -131,12 +133,11 @@ def _verdict(report: QualityReport, standing: BatchStanding, terms: Terms) -> tu
         )
         return "refer", "shift_case", [unlike, found, *telling, *others]
     probable = f"the probability of less than {terms.asked} is {report.risk:.0%}"
-    # What is promised of the accepted masks was tested for those above the threshold that break no telling rule, and for
-    # no others.
-    if terms.threshold is not None and standing.threshold_counts and not telling:
-        if mean.predicted_dice >= terms.threshold:
-            above = f"{found}, at or above the threshold {terms.threshold:.3f}"
-            return "accept", "threshold", [above, *others]
+    # What is promised of the accepted masks was tested for those above the threshold that break no telling rule, and
+    # for no others.
+    threshold = terms.threshold if standing.threshold_counts and not telling else None
+    if threshold is not None and mean.predicted_dice >= threshold:
+        return "accept", "threshold", [f"{found}, at or above the threshold {threshold:.3f}", *others]
     if report.risk >= 1 - terms.alpha:
         return "refer", "predicted_dice", [f"{found}; {probable}", *telling, *others]
     if telling:
@@ -153,8 +154,8 @@ def _unseen(report: QualityReport) -> tuple[ReasonCode, list[str]] | None:
     if report.view is not None and not report.view.is_apical:
         seen = report.view
         words = (
-            f"the view classifier sees {seen.view.replace('_', ' ')} (p = {seen.probability:.2f}), and the rules are for "
-            "apical views"
+            f"the view classifier sees {seen.view.replace('_', ' ')} (p = {seen.probability:.2f}), and the rules are "
+            "for apical views"
         )
         return "view", [words]
     missing = [score.structure for score in report.scores[:-1] if score.predicted_dice is None]

@@ -13,8 +13,8 @@ from pydantic_core import PydanticUndefined
 from medfm_rl.errors import ConfigError
 from medfm_rl.settings import SegmenterSettings, Settings
 from medfm_rl.settings.kinds import UNNAMED, find_settings
-from medfm_rl.settings.site_policy import BUILTIN_POLICIES, SitePolicy
 from medfm_rl.settings.problems import describe_problem
+from medfm_rl.settings.site_policy import BUILTIN_POLICIES, SitePolicy
 from medfm_rl.settings.yaml_text import RepeatedKeyError, read_yaml
 
 _LOG = logging.getLogger(__name__)
@@ -56,8 +56,8 @@ def load_policy(named: str) -> SitePolicy:
     path = Path(named)
     if not path.exists():
         raise ConfigError(
-            f"policy {named}: there is no such file, and no policy of that name: give {' or '.join(BUILTIN_POLICIES)}, or "
-            "the YAML file of a policy"
+            f"policy {named}: there is no such file, and no policy of that name: give "
+            f"{' or '.join(BUILTIN_POLICIES)}, or the YAML file of a policy"
         )
     policy = load_config(path, SitePolicy)
     return policy if "name" in policy.model_fields_set else policy.model_copy(update={"name": path.stem})

@@ -38,7 +38,8 @@ class QualityPythonModel(PythonModel):  # type: ignore[misc]
 
         Returns:
             A data frame with the mask's predicted mean Dice, the interval, verdict with reasons, guarantee, action and
-            what is promised, with the index of the table. A mask that cannot be assessed is referred, and its reasons say why.
+            what is promised, with the index of the table. A mask that cannot be assessed is referred, and its reasons
+            say why.
 
         Raises:
             DataError: A column is missing.
@@ -59,12 +60,8 @@ class QualityPythonModel(PythonModel):  # type: ignore[misc]
             try:
                 waiting.append(self._submission(row, lacks))
             except UserError as error:
-                found[place] = {
-                    "case": image_stem(Path(str(row["image"]))),
-                    "verdict": "refer",
-                    "reasons": str(error),
-                    "action": "refer",
-                }
+                name = image_stem(Path(str(row["image"])))
+                found[place] = {"case": name, "verdict": "refer", "reasons": str(error), "action": "refer"}
                 continue
             assessed.append(place)
             if fill_a_batch(waiting):

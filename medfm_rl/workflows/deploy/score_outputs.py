@@ -79,14 +79,8 @@ def _table(scoring: Scoring) -> str:
 def _of_case(scoring: Scoring, case_id: str) -> dict[str, Any]:
     trace = scoring.traces[case_id]
     found = places(trace)
-    names = {"case_id": case_id, "patient_id": trace.file.patient_id}
-    return {
-        **batch_columns(scoring),
-        "policy": scoring.scorer.policy.name,
-        **names,
-        **found,
-        "image_files": "; ".join(found["image_files"]),
-    }
+    names = {"case_id": case_id, "patient_id": trace.file.patient_id, "policy": scoring.scorer.policy.name}
+    return {**batch_columns(scoring), **names, **found, "image_files": "; ".join(found["image_files"])}
 
 
 def _of_report(report: QualityReport) -> dict[str, Any]:
