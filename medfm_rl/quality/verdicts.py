@@ -14,8 +14,8 @@ from predicted Dice and from how far predictions missed the truth of the calibra
 mask has a verdict on the first day. What that verdict is worth is another question, which the guarantee answers
 (`guarantees`).
 
-A broken anatomy rule is evidence, and as such it is among the numbers that predicted Dice is made of. By itself it has a
-mask corrected only if the rule is telling: on the calibration cases hardly any good mask breaks it
+A broken anatomy rule is evidence, and as such it is among the numbers that predicted Dice is made of. By itself it has
+a mask corrected only if the rule is telling: on the calibration cases hardly any good mask breaks it
 (`calibration.telling_rules`). Most good masks of some segmenters have a second part of a few pixels; a rule that counts
 parts says nothing there, however right it is.
 
@@ -57,8 +57,9 @@ def risk(
     The errors of the calibration cases, relative to the width that their predictions gave them, are put on the
     predictions of this mask; the share of cases with which it would lie below a limit is the probability
     (`conformal.predictive_probability`). With several limits the errors of one case go together, since a mask is wrong
-    in more than one structure at once. Errors whose sign a file of an older version does not know count as those that tell
-    least: a mask predicted above its limit as if all predictions were too high, one below it as if all were too low.
+    in more than one structure at once. Errors whose sign a file of an older version does not know count as those that
+    tell least: a mask predicted above its limit as if all predictions were too high, one below it as if all were too
+    low.
 
     Args:
         report: With predicted Dice.
