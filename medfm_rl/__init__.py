@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from medfm_rl.workflows.deploy.predict import predict
     from medfm_rl.workflows.deploy.score import ScoreRequest, score
     from medfm_rl.workflows.evaluate.evaluate import evaluate
+    from medfm_rl.workflows.propose.propose import propose
 
 __all__ = [
     "AdaptConfig",
@@ -52,6 +53,7 @@ __all__ = [
     "load_model",
     "load_run",
     "predict",
+    "propose",
     "score",
 ]
 _HOMES = {
@@ -78,6 +80,7 @@ _HOMES = {
     "load_model": "runs.finished",
     "load_run": "runs.finished",
     "predict": "workflows.deploy.predict",
+    "propose": "workflows.propose.propose",
     "score": "workflows.deploy.score",
 }
 

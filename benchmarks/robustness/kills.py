@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import time
 import zlib
 from collections.abc import Callable
 from functools import partial
@@ -23,7 +24,7 @@ _IMPORTED_LATE = ("monai.networks.nets", "mapie.regression", "sklearn.isotonic",
 """What the commands import when they need it: in each child that would take ten times as long as its work."""
 
 
-def kill_commands(runs: Path, count: int, seed: int, commit: str) -> dict[str, Any]:
+def kill_commands(runs: Path, count: int, seed: int, commit: str, minutes: float) -> dict[str, Any]:
     """Kills each command a number of times; what was found by an earlier call is kept.
 
     Args:
@@ -31,6 +32,7 @@ def kill_commands(runs: Path, count: int, seed: int, commit: str) -> dict[str, A
         count: Kills of each command.
         seed: Of the moments.
         commit: Of the code that runs.
+        minutes: After which no command is killed any more; what was found before counts all the same.
 
     Returns:
         By command: kills, how many results were unequal, the seconds of an uninterrupted call, and the trials.
@@ -38,20 +40,23 @@ def kill_commands(runs: Path, count: int, seed: int, commit: str) -> dict[str, A
     for module in _IMPORTED_LATE:
         import_module(module)
     ground = Ground(runs / "ground")
-    ground.prepare()
+    deadline = time.monotonic() + 60 * minutes
+    if minutes > 0:
+        ground.prepare()
     trials = {name: _Trial(ground, command, runs, name, commit) for name, command in COMMANDS.items()}
     made: dict[str, list[dict[str, Any]]] = {name: [] for name in COMMANDS}
     # Command by command within a number: a benchmark that is cut short has some of each.
     for number in range(count):
         for name, trial in trials.items():
-            made[name].append(trial.killed(seed, number))
-    return {name: _summary(trials[name].whole(), found) for name, found in made.items()}
+            if trial.is_known(number) or time.monotonic() < deadline:
+                made[name].append(trial.killed(seed, number))
+    return {name: _summary(trials[name], found) for name, found in made.items()}
 
 
-def _summary(whole: dict[str, Any], trials: list[dict[str, Any]]) -> dict[str, Any]:
+def _summary(trial: _Trial, trials: list[dict[str, Any]]) -> dict[str, Any]:
     killed = [one for one in trials if one["was_at_work"]]
     return {
-        "seconds": whole["seconds"],
+        "seconds": trial.whole()["seconds"] if trials else None,
         "kills": len(killed),
         "unequal": sum(bool(one["differing"]) for one in killed),
         "commits": sorted({one["commit"] for one in killed}),
@@ -71,9 +76,16 @@ class _Trial:
         """An uninterrupted call."""
         return once(self.runs / "kills" / f"{self.name}.json", self._uninterrupted)
 
+    def is_known(self, number: int) -> bool:
+        """Whether an earlier call of the benchmark has killed this one."""
+        return self._cell(number).exists()
+
     def killed(self, seed: int, number: int) -> dict[str, Any]:
         """A call that is killed, and another that goes on."""
-        return once(self.runs / "kills" / f"{self.name}-{number:03d}.json", partial(self._killed, seed, number))
+        return once(self._cell(number), partial(self._killed, seed, number))
+
+    def _cell(self, number: int) -> Path:
+        return self.runs / "kills" / f"{self.name}-{number:03d}.json"
 
     def _uninterrupted(self) -> dict[str, Any]:
         self._clear()

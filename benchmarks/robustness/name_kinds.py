@@ -99,7 +99,7 @@ def strangers(root: Path, rng: np.random.Generator) -> None:
         case 3:
             (root / "folder.png").mkdir()
         case 4:
-            (root / "p0_a.mha").write_bytes(b"ObjectType = Image")
+            (root / "q.mha").write_bytes(b"ObjectType = Image")
         case 5:
             os.mkfifo(root / "pipe.png")
         case _:

@@ -72,7 +72,8 @@ def write_table(outcomes: Sequence[Outcome], killed: dict[str, Any], trial: bool
     lines += ["", "Commands killed by SIGKILL at a random moment and called again, on SIMULATED frames.", ""]
     lines += [table_row(["command", "seconds", "kills", "unequal"]), table_row(["---"] * 4)]
     for name, found in killed.items():
-        lines.append(table_row([name, f"{found['seconds']:.1f}", str(found["kills"]), str(found["unequal"])]))
+        seconds = "" if found["seconds"] is None else f"{found['seconds']:.1f}"
+        lines.append(table_row([name, seconds, str(found["kills"]), str(found["unequal"])]))
     return "\n".join(lines) + "\n"
 
 
@@ -90,6 +91,7 @@ def main() -> None:
     add_quick(parser)
     parser.add_argument("--inputs", type=int, default=250, help="of each kind")
     parser.add_argument("--kills", type=int, default=50, help="of each command")
+    parser.add_argument("--minutes", type=float, default=120, help="after which nothing more is killed")
     parser.add_argument("--seed", type=int, default=0, help="of the moments of the kills")
     parser.add_argument("--only", help="kinds whose name holds this; nothing is killed and nothing written")
     parser.add_argument("--number", type=int, help="one input of each kind, by its number; likewise")
@@ -103,7 +105,8 @@ def main() -> None:
     killed: dict[str, Any] = {}
     if arguments.only is None and arguments.number is None:
         runs = arguments.runs or RUNS / "robustness"
-        killed = kill_commands(runs, 1 if arguments.quick else arguments.kills, arguments.seed, environment()["commit"])
+        count, commit = 1 if arguments.quick else arguments.kills, environment()["commit"]
+        killed = kill_commands(runs, count, arguments.seed, commit, arguments.minutes)
     summary, table = summarise(outcomes, killed), write_table(outcomes, killed, arguments.quick)
     if not killed or not outcomes:
         print_results(summary, table)

@@ -11,6 +11,7 @@ import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from importlib import import_module
 from multiprocessing.connection import Connection
 from pathlib import Path
 
@@ -35,6 +36,8 @@ class Job:
 
 def judge_all(jobs: Sequence[Job], progress: Callable[[int, int], None]) -> Iterator[Outcome]:
     """The outcome of each job; one that kills its worker, or hangs, is named by it."""
+    # In the parent: each worker would take seconds for it.
+    import_module("monai.networks.nets")
     worker = _Worker()
     try:
         for done, job in enumerate(jobs, 1):

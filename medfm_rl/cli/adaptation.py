@@ -192,8 +192,7 @@ def evaluate_command(
     typer.echo(f"{len(scored)} {'case' if len(scored) == 1 else 'cases'}; {describe_patients(scored)}")
     if (patients := len({file.patient_id for file in scored})) < _FEW_PATIENTS:
         typer.echo(
-            f"Few patients ({patients}): the means are of these people, and another {patients} can differ by more than "
-            f"the models do; measure on {_FEW_PATIENTS} or more",
+            f"Few patients ({patients}): other people may give quite other figures; measure on {_FEW_PATIENTS} or more",
             err=True,
         )
     for problem in problems.values():

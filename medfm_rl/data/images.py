@@ -201,6 +201,8 @@ def read_pixels(path: Path) -> tuple[FloatArray, Geometry]:
 
 def _require_content(path: Path) -> None:
     """Libraries call a file that they may not read damaged."""
+    if path.exists() and not path.is_file():
+        raise DataError(f"{path}: is no file (a pipe or a device); leave it out")
     try:
         with path.open("rb") as file:
             empty = not file.read(1)

@@ -96,9 +96,13 @@ def step_of_values(path: Path) -> float:
         DataError: The file cannot be read.
     """
     try:
-        image: Any = nib.load(path)
-        # nibabel has put 1 where nothing is scaled.
-        return 0.0 if image.get_data_dtype().kind in "fc" else abs(float(image.dataobj.slope))
+        # By content: nibabel looks for another file where the ending has capital letters.
+        with gzip.open(path) if path.suffix.lower() == ".gz" else path.open("rb") as file:
+            header = _header_in(file.read(_LONGEST_HEADER))
+        if header.get_data_dtype().kind in "fc":
+            return 0.0
+        slope, _ = header.get_slope_inter()
+        return 1.0 if slope is None else abs(float(slope))
     except _BROKEN as error:
         raise DataError(f"{path}: cannot be read; the file is damaged or truncated ({error})") from error
 
@@ -143,8 +147,7 @@ def _load(path: Path) -> tuple[Any, Any]:
     try:
         file = gzip.GzipFile(fileobj=io.BytesIO(content)) if compressed else io.BytesIO(content)
         start = file.read(_LONGEST_HEADER)
-        kind = nib.Nifti2Image if int.from_bytes(start[:4], "little") == 540 else nib.Nifti1Image
-        header = kind.header_class(start[: kind.header_class.sizeof_hdr], check=False)
+        kind, header = _kind_of(start), _header_in(start)
         end, held = _end_of_pixels(header), len(content) * (_MOST_COMPRESSED if compressed else 1)
         # Before nibabel makes room for what the header asks for.
         if end > held:
@@ -156,6 +159,17 @@ def _load(path: Path) -> tuple[Any, Any]:
         return header, kind.from_bytes(raw)
     except _BROKEN as error:
         raise DataError(f"{path}: cannot be read; the file is damaged or truncated ({error})") from error
+
+
+def _kind_of(start: bytes) -> Any:
+    """The version of NIfTI that a file begins with."""
+    return nib.Nifti2Image if int.from_bytes(start[:4], "little") == 540 else nib.Nifti1Image
+
+
+def _header_in(start: bytes) -> Any:
+    """The header at the start of a file, as it stands there."""
+    of_kind = _kind_of(start).header_class
+    return of_kind(start[: of_kind.sizeof_hdr], check=False)
 
 
 def _end_of_pixels(header: Any) -> int:

@@ -120,6 +120,10 @@ def require_sound_header(path: Path, beside: Sequence[Path]) -> None:
             if stored is not None:
                 _require_pixels(stored, [file] if not beside else None, beside)
     except OSError as error:
+        if error.filename is not None and Path(error.filename) != path:
+            raise DataError(
+                f"{path}: cannot be read; its pixels: {cannot_be_read(Path(error.filename), error)}"
+            ) from error
         raise cannot_be_read(path, error) from error
     except (ValueError, EOFError, zlib.error) as error:
         raise DataError(

@@ -119,7 +119,8 @@ def _compare(case: str, one: str, first: Mask, other: str, second: Mask) -> Pair
 
 def _only(mask: Mask, name: str) -> LabelMap:
     """1 where the mask has that structure, else 0."""
-    return (mask.labels == mask.names.index(name)).astype(np.uint8)
+    found: LabelMap = (mask.labels == mask.names.index(name)).astype(np.uint8)
+    return found
 
 
 def _require_alike(first: Mask, second: Mask) -> None:

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -34,23 +35,26 @@ class PageCase:
     picture: Path
 
 
-def thumbnail(image: FloatArray, labels: LabelMap, reward_map: FloatArray, schema: LabelSchema) -> bytes:
+def thumbnail(image: FloatArray, labels: LabelMap, reward_map: FloatArray | None, schema: LabelSchema) -> bytes:
     """The mask on its image, and the reward map beside it, as a PNG of its own size up to 256 pixels.
 
     Args:
         image: Grey values `(*S)`; of a volume the plane with most of the mask is shown.
         labels: Class indices `(*S)`.
-        reward_map: `(*S)` in [0, 1].
+        reward_map: `(*S)` in [0, 1]; None for the mask alone.
         schema: Structures.
     """
-    if labels.ndim == 3:
-        plane = int((labels > 0).sum(axis=(1, 2)).argmax())
-        image, labels, reward_map = image[plane], labels[plane], reward_map[plane]
-    step = max(1, -(-max(labels.shape) // _SIDE))
-    image, labels, reward_map = image[::step, ::step], labels[::step, ::step], reward_map[::step, ::step]
+    plane = int((labels > 0).sum(axis=(1, 2)).argmax()) if labels.ndim == 3 else None
+    step = max(1, -(-max(labels.shape[-2:]) // _SIDE))
+
+    def small(values: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        flat = values if plane is None else values[plane]
+        return flat[::step, ::step]
+
+    image, labels = small(image), small(labels)
     shown = under(in_greys(image), overlay(labels, schema))
-    heat: npt.NDArray[np.float64] = matplotlib.colormaps["cividis"](reward_map)[..., :3]
-    return png_bytes(np.concatenate([shown, heat], axis=1))
+    parts = [shown] if reward_map is None else [shown, matplotlib.colormaps["cividis"](small(reward_map))[..., :3]]
+    return png_bytes(np.concatenate(parts, axis=1))
 
 
 def write_page(

@@ -37,7 +37,9 @@ def read_fusion(folder: Path) -> tuple[RewardSettings, list[str]]:
     content = read_versioned_json(path, _FORMAT, _ADVICE, ModelError)
     try:
         settings = RewardSettings(fusion=content["fusion"], pessimism=content["pessimism"])
-        members = [str(member) for member in content["members"]]
+        members = list(content["members"])
+        if not all(isinstance(member, str) for member in members) or len(set(members)) < len(members):
+            raise ValueError(f"members are {members}, and must be names, each once")
     except (ValueError, KeyError, TypeError) as error:
         raise ModelError(f"{path}: does not say how reward networks are fused ({error}); {_ADVICE}") from error
     if not members:

@@ -139,9 +139,24 @@ def load_inputs(path: Path) -> Inputs:
             return {name: Input(None, dict(files)) for name, files in content.items()}
         if content["format"] != _FORMAT:
             raise ValueError(f"format {content['format']!r}; this version reads format {_FORMAT}")
-        return {name: Input(place["path"], place["files"], place["cases"]) for name, place in content["inputs"].items()}
+        return {
+            name: Input(_text(place["path"], True), _texts(place["files"]), _texts(place["cases"]))
+            for name, place in content["inputs"].items()
+        }
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ConfigError(f"{path}: cannot be read ({error}); start a new run in another folder") from error
+
+
+def _texts(values: object) -> dict[str, str]:
+    if not isinstance(values, dict):
+        raise TypeError(f"{str(values)[:40]!r} where names and texts are wanted")
+    return {name: _text(text) or "" for name, text in values.items()}
+
+
+def _text(value: object, optional: bool = False) -> str | None:
+    if not isinstance(value, str) and not (optional and value is None):
+        raise TypeError(f"{str(value)[:40]!r} where a text is wanted")
+    return value
 
 
 def require_same_inputs(

@@ -15,6 +15,7 @@ from medfm_rl.feedback.reading.corrections import read_corrected
 from medfm_rl.feedback.reading.judgements import read_preferences, read_verdicts
 from medfm_rl.feedback.reading.measurements import read_measurements
 from medfm_rl.feedback.reading.shown import Batch, Review, ShownCases
+from medfm_rl.feedback.standing import require_consistent
 from medfm_rl.feedback.store import Added, FeedbackStore
 from medfm_rl.progress import Progress, silent
 from medfm_rl.runs.finished import FinishedRun
@@ -79,6 +80,8 @@ def add_feedback(where: Path | str, request: FeedbackRequest, progress: Progress
         batch += read_measurements(request.measurements, review, shown, _patients(request), progress)
     if run is not None and shown is not None and not request.unseen:
         require_seen(run, shown.seen, request.masks)
+    # Before a store is made that would stay empty.
+    require_consistent(batch.entries)
     with FeedbackStore.create(where) as store:
         return store.add(batch.entries, batch.masks)
 

@@ -36,7 +36,7 @@ def test_every_group_says_what_it_is(kind: type[Settings]) -> None:
 
 def without_validators(path: Path) -> str:
     """The code of a module but for what only checks fields: that is no use of them."""
-    tree = ast.parse(path.read_text())
+    tree = ast.parse(path.read_text(encoding="utf-8"))
     for node in ast.walk(tree):
         if isinstance(node, ast.ClassDef):
             node.body = [

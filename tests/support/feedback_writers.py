@@ -1,4 +1,4 @@
-"""Processes that write to a feedback store, each an interpreter of its own: `python -m support.feedback_writers ...`."""
+"""Processes that write to a feedback store, each an interpreter of its own."""
 
 from __future__ import annotations
 

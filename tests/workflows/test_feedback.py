@@ -133,7 +133,7 @@ def test_a_measurement_of_a_patient_whom_the_run_never_saw_is_refused(
     code, _, err = command(*add)
     assert code == 2
     assert "1 of 2 measurements cannot be used, and nothing was added" in err
-    assert "line 3: there is no image of patient p8; is p7 meant?" in err
+    assert "line 3: there is no image of patient p8; correct the name" in err
 
 
 def test_a_store_is_listed_removed_from_exported_and_taken_over(folder: Path, command: Command) -> None:

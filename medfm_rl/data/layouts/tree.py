@@ -100,6 +100,8 @@ def _walk(tree: Tree, folder: Path, parts: tuple[str, ...], in_masks: bool, abov
     try:
         entries = sorted(folder.iterdir())
         folders = {path for path in entries if path.is_dir()}
+        # Whoever opens a pipe waits for its other end.
+        pipes = {path for path in entries if path not in folders and path.exists() and not path.is_file()}
     except OSError as error:
         tree.closed.append((Entry(folder, parts or (text_of(folder.name),)), cannot_be_read(folder, error)))
         return
@@ -113,6 +115,8 @@ def _walk(tree: Tree, folder: Path, parts: tuple[str, ...], in_masks: bool, abov
     for path in entries:
         if path.name.startswith("."):
             tree.skip(HIDDEN, path)
+        elif path in pipes:
+            tree.skip(UNKNOWN, path)
         elif path in folders:
             if path.name == MASKS and LABELS in names:
                 tree.skip(TWO_FOLDERS, path)

@@ -19,11 +19,10 @@ from medfm_rl.workflows.adapt.candidates import CandidatePool
 from medfm_rl.workflows.adapt.context import Domains, RunContext
 from medfm_rl.workflows.adapt.cross_fit import CrossFit
 from medfm_rl.workflows.adapt.selection import Comparison, Selection, select, worth_of_signals
-from medfm_rl.workflows.adapt.signals import RatedMasks, Raters, mean_dice
+from medfm_rl.workflows.adapt.signals import MOST_SOURCE_IMAGES, RatedMasks, Raters, mean_dice
 from medfm_rl.workflows.adapt.telling import tell_selection
 
 _LOG = logging.getLogger(__name__)
-_MOST_SOURCE_IMAGES = 64
 
 
 @dataclass(frozen=True, eq=False)
@@ -109,7 +108,7 @@ def _in_other_looks(
 ) -> tuple[ImageSet, Tensor]:
     """Some source images, evenly spaced, half of them in the look of the target, and their ground truth."""
     images, truth = source
-    rows = torch.linspace(0, len(images) - 1, min(len(images), _MOST_SOURCE_IMAGES)).round().long()
+    rows = torch.linspace(0, len(images) - 1, min(len(images), MOST_SOURCE_IMAGES)).round().long()
     generator = torch_generator(context.config.seed, "looks", iteration)
     channels = context.source_policy.intensity_channels
     chosen = images[rows.tolist()]

@@ -20,6 +20,7 @@ from medfm_rl.reward.collection import ReviewedImages
 from medfm_rl.runs.folder import SOURCE
 from medfm_rl.seeding import derive_seed
 from medfm_rl.workflows.adapt.context import Domains, RunContext
+from medfm_rl.workflows.adapt.expectation import CROSS_FIT
 from medfm_rl.workflows.adapt.signals import Values, mean_dice
 from medfm_rl.workflows.adapt.starting import fine_tuned_policy
 
@@ -108,7 +109,7 @@ def _measure(context: RunContext, domains: Domains, reviewed: ReviewedImages) ->
     after: dict[str, float] = {}
     for number, fold in enumerate(_folds(reviewed, derive_seed(context.config.seed, "cross-fit")), 1):
         others = set(reviewed.images.patient_ids) - set(fold)
-        label = f"fine-tuning without half of the reviewed patients {number}/{_FOLDS}"
+        label = f"{CROSS_FIT} {number}/{_FOLDS}"
         policy, _ = fine_tuned_policy(context, domains, reviewed.of_patients(others), 1 / _FOLDS, label)
         after |= _by_patient(context, policy, reviewed.of_patients(fold))
     names = tuple(sorted(after))

@@ -14,6 +14,7 @@ from medfm_rl.errors import DataError
 from medfm_rl.progress import spoken_time
 from medfm_rl.settings import AdaptConfig
 from medfm_rl.workflows.adapt.measuring import Amounts, UnitCosts
+from medfm_rl.workflows.adapt.signals import LOOKS, MOST_SOURCE_IMAGES
 
 _LOG = logging.getLogger(__name__)
 _FORMAT: Final = 2
@@ -28,6 +29,7 @@ _COPIES: Final = 2.5
 """How often the actions are in memory while they are split by patient."""
 
 READING, FINE_TUNING, SHAPE_PRIOR, COLLECTING = "reading", "fine-tuning", "shape prior", "collecting actions"
+CROSS_FIT = "comparing on reviewed patients"
 REWARD, PPO, SELECTION, QUALITY, EVALUATING = (
     "reward network",
     "PPO",
@@ -107,11 +109,14 @@ def expect(config: AdaptConfig, costs: UnitCosts, amounts: Amounts) -> Expectati
         READING: 2 * costs.read * amounts.cases,
         SHAPE_PRIOR: config.shape_prior.epochs * costs.shape_prior * (amounts.source or amounts.target),
         FINE_TUNING: _fine_tuning(config, costs, amounts),
+        CROSS_FIT: _fine_tuning(config, costs, amounts) if config.feedback and config.feedback.cross_fit else 0.0,
         COLLECTING: iterations * _collecting(config, costs, amounts),
         REWARD: sum(_reward(config, costs, iteration) for iteration in range(iterations)),
         PPO: iterations * updates * costs.ppo,
         SELECTION: sum(
-            (2 + checkpoints * (iteration + 1)) * amounts.selection * (costs.forward + costs.reward_forward)
+            (2 + checkpoints * (iteration + 1))
+            * (amounts.selection + min(MOST_SOURCE_IMAGES, amounts.source))
+            * ((1 + LOOKS) * costs.forward + costs.reward_forward)
             for iteration in range(iterations)
         ),
         QUALITY: _quality(costs, amounts),

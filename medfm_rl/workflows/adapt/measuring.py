@@ -261,7 +261,8 @@ class _Measuring:
         if self.source is not None:
             return self.source[1]
         with torch.no_grad():
-            return self.policy(self.target.images.to(self.device)).argmax(dim=1).to("cpu", torch.uint8)
+            logits: Tensor = self.policy(self.target.images.to(self.device))
+        return logits.argmax(dim=1).to("cpu", torch.uint8)
 
     def _collecting(self) -> tuple[float, float]:
         config, generator = self.config, torch.Generator().manual_seed(0)

@@ -26,7 +26,10 @@ SIGNALS: Final = (RULES, VIEWS, SHAPES, REWARD)
 """Whether a mask meets the anatomy rules; how far it agrees with masks of the image in other looks; how near it is to
 what the shape prior makes of it; and what a reward network that no policy learned from thinks of it."""
 _BATCH: Final = 16
-_LOOKS: Final = 3
+LOOKS: Final = 3
+"""Other looks in which each image is segmented too."""
+MOST_SOURCE_IMAGES: Final = 64
+"""Source images on which the worth of the signals is measured."""
 _STRENGTH: Final = 0.7
 _SEED: Final = 0
 
@@ -86,9 +89,7 @@ class Raters:
             own = argmax_classes(policy(shown), dim=1)
             maps.append(self.held_out.reward_map(shown, own).cpu())
             actions.append(own.to("cpu", torch.uint8))
-            agreement.append(
-                np.mean([self._agreement(policy, shown, actions[-1], generator) for _ in range(_LOOKS)], 0)
-            )
+            agreement.append(np.mean([self._agreement(policy, shown, actions[-1], generator) for _ in range(LOOKS)], 0))
         masks = torch.cat(actions)
         projected = torch.cat([self.shape_prior.project(batch) for batch in masks.split(_BATCH)])
         return RatedMasks(

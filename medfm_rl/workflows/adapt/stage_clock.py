@@ -22,6 +22,7 @@ def parts_of_stages(config: AdaptConfig) -> dict[str, int]:
     sets = 1 if config.source is None else 2
     return {
         expectation.READING: 1 + sets,
+        expectation.CROSS_FIT: 2,
         expectation.COLLECTING: config.iterations * sets,
         expectation.REWARD: config.iterations * (config.reward.ensemble + 1),
         expectation.PPO: config.iterations,

@@ -10,7 +10,7 @@ from pathlib import Path
 from medfm_rl.data.checks import find_suspicious, notices
 from medfm_rl.data.files import alone_writing
 from medfm_rl.data.layouts import CaseFile, is_simulated
-from medfm_rl.data.mask_labels import labels_in_masks, parse_mask_labels
+from medfm_rl.data.mask_labels import labels_in_masks
 from medfm_rl.errors import ConfigError, DataError, ModelError
 from medfm_rl.progress import Progress, silent
 from medfm_rl.quality.gates import NO_GATES, Gates
@@ -85,7 +85,7 @@ def score(
                 f"the model segments {', '.join(segmenter.schema.structures)}, the quality model assesses "
                 f"{', '.join(controller.schema.structures)}; they must be of one anatomy"
             )
-        in_masks = None if request.labels is None else parse_mask_labels(request.labels, controller.schema)
+        in_masks = None if request.masks is None else labels_in_masks(request.labels, request.masks, controller.schema)
         quality_hash = run.identity.quality_hash
         assert quality_hash is not None
         gates = request.gates.hashes()
@@ -93,35 +93,31 @@ def score(
         queue = ScoringQueue(
             controller, {"quality": quality_hash, **gates}, request.masks, in_masks, segmenter, records
         )
-    in_masks = None if request.masks is None else labels_in_masks(request.labels, request.masks, controller.schema)
-    quality_hash = run.identity.quality_hash
-    assert quality_hash is not None
-    gates = request.gates.hashes()
-    records = CaseRecords(out, "score", run.identity)
-    queue = ScoringQueue(controller, {"quality": quality_hash, **gates}, request.masks, in_masks, segmenter, records)
-    queue.require_own(files)
-    withdraw_results(out)
-    for done, file in enumerate(files, 1):
-        queue.take(file)
-        progress("scoring", done, len(files))
-    queue.assess_waiting()
-    for notice in notices("images", find_suspicious(list(queue.facts.values()))):
-        _LOG.warning("%s", notice)
-    maker = run if own else request.maker
-    scorer = Scorer(
-        controller.model,
-        quality_hash,
-        queue.maker.get("weights"),
-        None if maker is None else maker.identity.model_hash,
-        gates,
-        request.policy,
-    )
-    reports = [queue.reports[file.case_id] for file in files if file.case_id in queue.reports]
-    scoring = Scoring(controller.settle(reports), queue.unassessed, queue.traces(files), scorer)
-    simulated = any(is_simulated(path.parent) for file in files[:1] for path in file.image_paths)
-    write_results(out, scoring, simulated)
-    records.log(audit_lines(scoring))
-    if not reports:
-        first = next(iter(queue.unassessed.values()))
-        raise DataError(f"no case could be assessed, {out / TABLE_FILE} says why of each; the first: {first.problem}")
-    return scoring
+        queue.require_own(files)
+        withdraw_results(out)
+        for done, file in enumerate(files, 1):
+            queue.take(file)
+            progress("scoring", done, len(files))
+        queue.assess_waiting()
+        for notice in notices("images", find_suspicious(list(queue.facts.values()))):
+            _LOG.warning("%s", notice)
+        maker = run if own else request.maker
+        scorer = Scorer(
+            controller.model,
+            quality_hash,
+            queue.maker.get("weights"),
+            None if maker is None else maker.identity.model_hash,
+            gates,
+            request.policy,
+        )
+        reports = [queue.reports[file.case_id] for file in files if file.case_id in queue.reports]
+        scoring = Scoring(controller.settle(reports), queue.unassessed, queue.traces(files), scorer)
+        simulated = any(is_simulated(path.parent) for file in files[:1] for path in file.image_paths)
+        write_results(out, scoring, simulated)
+        records.log(audit_lines(scoring))
+        if not reports:
+            first = next(iter(queue.unassessed.values()))
+            raise DataError(
+                f"no case could be assessed, {out / TABLE_FILE} says why of each; the first: {first.problem}"
+            )
+        return scoring

@@ -1,4 +1,4 @@
-"""`scores.json`: verdicts and scores of a batch for programs, written by `score` and read by `correct`."""
+"""`scores.json`: verdicts and scores of a batch for programs, written by `score`, read by `correct` and `propose`."""
 
 from __future__ import annotations
 
@@ -107,6 +107,8 @@ class Scores:
         quality: SHA-256 of the `quality.json` that assessed, which names the reward networks.
         segmenter: Hash of the one that made the masks; None where they came as files.
         masks: By case, hash of the mask that was assessed.
+        mask_files: By case, its file, where one is known.
+        predicted: By case and structure, predicted Dice; None where the mask lacks the structure.
     """
 
     path: Path
@@ -116,6 +118,8 @@ class Scores:
     quality: str
     segmenter: str | None
     masks: Mapping[str, str]
+    mask_files: Mapping[str, Path]
+    predicted: Mapping[str, Mapping[str, float | None]]
 
     @classmethod
     def read(cls, path: Path) -> Scores:
@@ -144,6 +148,13 @@ class Scores:
                 _text(content["quality"]),
                 None if content["segmenter"] is None else _text(content["segmenter"]),
                 {_text(case["case_id"]): _text(case["mask"]) for case in cases},
+                {_text(case["case_id"]): Path(_text(case["mask_file"])) for case in cases if case.get("mask_file")},
+                {
+                    _text(case["case_id"]): {
+                        _text(score["structure"]): score["predicted_dice"] for score in case["scores"]
+                    }
+                    for case in cases
+                },
             )
         except (KeyError, TypeError, ValueError) as error:
             raise DataError(f"{path}: not a scores.json of `medfm-rl score` ({error}); {_ADVICE}") from error

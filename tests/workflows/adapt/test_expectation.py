@@ -67,8 +67,10 @@ def test_the_time_of_each_stage_is_its_steps_by_what_one_takes() -> None:
             # Three networks of 200 steps, with half of 40 images by 5 actions seen at two validations and at the end.
             "reward network": 3 * (200 * 0.5 + 3 * 100 * 0.01),
             "PPO": 20 * 10,
-            # The source, the fine-tuned and two averages on 10 patches.
-            "selection": 4 * 10 * 0.26,
+            # Nobody reviewed anything.
+            "comparing on reviewed patients": 0,
+            # The source, the fine-tuned and two averages on 10 patches and 40 source images, as they are and in 3 looks.
+            "selection": 4 * (10 + 40) * (4 * 0.25 + 0.01),
             # A third of 40 cases three times, and all 70 read.
             "calibrating the quality model": 40 * 3 + 70 * 0.5,
             "evaluating": 2 * 5 * 2,
@@ -173,7 +175,19 @@ def test_the_rest_of_a_run_is_told_by_its_pace(
 
 def test_the_parts_of_the_stages_are_those_of_the_settings() -> None:
     parts = parts_of_stages(settings(iterations=2))
-    assert parts == {"reading": 3, "collecting actions": 4, "reward network": 6, "PPO": 2, "selection": 2}
+    assert parts == {
+        "reading": 3,
+        "comparing on reviewed patients": 2,
+        "collecting actions": 4,
+        "reward network": 6,
+        "PPO": 2,
+        "selection": 2,
+    }
+
+
+def test_comparing_on_reviewed_patients_takes_as_long_as_the_fine_tuning() -> None:
+    stages = expect(settings(feedback={"store": "feedback.sqlite"}), COSTS, AMOUNTS).stages
+    assert stages["comparing on reviewed patients"] == stages["fine-tuning"] > 0
 
 
 @pytest.mark.parametrize(("seconds", "words"), [(0.4, "0 s"), (89, "89 s"), (600, "10 min"), (7200, "2.0 h")])

@@ -70,15 +70,15 @@ def final_hashes(run: Path) -> dict[str, str]:
 def test_a_run_leaves_a_model_a_reward_and_a_report(finished_run: AdaptConfig) -> None:
     run = finished_run.output
     assert load_model(run, "cpu").reward is not None
-    report = (run / "report.html").read_text()
+    report = (run / "report.html").read_text(encoding="utf-8")
     assert "SIMULATED DATA" in report
     assert "http" not in report.replace("http-equiv", "")
-    summary = json.loads((run / "evaluation" / "summary.json").read_text())
+    summary = json.loads((run / "evaluation" / "summary.json").read_text(encoding="utf-8"))
     assert set(summary["dice_difference"]) == {"LV", "MYO", "LA", "mean"}
 
 
 def test_the_held_out_reward_weighs_an_average_up_to_every_checkpoint_and_the_source(finished_run: AdaptConfig) -> None:
-    selection = json.loads((finished_run.output / "iteration-01" / "selection.json").read_text())
+    selection = json.loads((finished_run.output / "iteration-01" / "selection.json").read_text(encoding="utf-8"))
     names = [candidate["name"] for candidate in selection["candidates"]]
     assert names == [
         "source",
@@ -93,7 +93,8 @@ def test_the_held_out_reward_weighs_an_average_up_to_every_checkpoint_and_the_so
 
 def test_the_first_average_of_an_iteration_is_what_has_to_be_beaten(finished_run: AdaptConfig) -> None:
     first, second = (
-        json.loads((finished_run.output / f"iteration-0{index}" / "selection.json").read_text()) for index in range(2)
+        json.loads((finished_run.output / f"iteration-0{index}" / "selection.json").read_text(encoding="utf-8"))
+        for index in range(2)
     )
     assert first["incumbent"] == "iteration-00/candidates/00002"
     stayed = first["chosen"] != "source"
@@ -103,8 +104,8 @@ def test_the_first_average_of_an_iteration_is_what_has_to_be_beaten(finished_run
 def test_the_report_says_which_candidate_was_chosen(
     finished_run: AdaptConfig,
 ) -> None:
-    selection = json.loads((finished_run.output / "iteration-01" / "selection.json").read_text())
-    report = (finished_run.output / "report.html").read_text()
+    selection = json.loads((finished_run.output / "iteration-01" / "selection.json").read_text(encoding="utf-8"))
+    report = (finished_run.output / "report.html").read_text(encoding="utf-8")
     stayed = selection["chosen"] == selection["incumbent"] != "source"
     assert ("was returned: the held-out reward network was sure of none of the 5 other candidates" in report) == stayed
     assert ("the held-out reward network chose" in report) == (
@@ -151,7 +152,7 @@ def test_the_fine_tuning_keeps_the_source_share_that_was_asked_for(
 def test_the_held_out_reward_network_learns_from_ground_truth_of_the_source_alone(
     finished_run: AdaptConfig, simulated_echo: Path
 ) -> None:
-    report = json.loads((finished_run.output / "iteration-00" / "reward" / "held-out.json").read_text())
+    report = json.loads((finished_run.output / "iteration-00" / "reward" / "held-out.json").read_text(encoding="utf-8"))
     source = {case.patient_id for case in find_cases(DataSettings(path=simulated_echo / "a"))}
     assert set(report["training_patients"]) | set(report["validation_patients"]) <= source
 
@@ -162,7 +163,7 @@ def test_no_patient_is_on_both_sides_of_a_reward_training(finished_run: AdaptCon
     held_out: dict[str, set[str]] = {}
     for iteration in range(finished_run.iterations):
         folder = finished_run.output / f"iteration-{iteration:02d}" / "reward"
-        reports = {path.stem: json.loads(path.read_text()) for path in folder.glob("*.json")}
+        reports = {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in folder.glob("*.json")}
         assert set(reports) == {"held-out", "member-0", "member-1"}
         for name, report in reports.items():
             training, validation = set(report["training_patients"]), set(report["validation_patients"])
@@ -287,7 +288,7 @@ def test_a_critic_of_a_resumed_run_learns_as_that_of_an_uninterrupted_one(
     with pytest.raises(KeyboardInterrupt):
         adapt(resumed, resume=False, progress=interrupt)
     description = resumed.output / "iteration-00" / "ppo" / "00002" / "ppo.json"
-    content = json.loads(description.read_text())
+    content = json.loads(description.read_text(encoding="utf-8"))
     assert content["settings"].pop("critic_learning_rate") == 0.05
     assert content["autocast"] is False
     description.write_text(json.dumps(content))
@@ -331,7 +332,7 @@ def test_source_free_runs_too(simulated_echo: Path, source_model: Path, tmp_path
     )
     run = adapt(config, resume=False, progress=quiet)
     report_run(run, config, quiet)
-    assert "nothing is known about the gain" in run.report.read_text()
+    assert "nothing is known about the gain" in run.report.read_text(encoding="utf-8")
     assert not list(run.actions.glob("*source*"))
 
 
@@ -442,7 +443,7 @@ def test_a_run_with_a_limit_of_time_says_what_was_lowered_and_goes_on_by_the_fil
 
     with pytest.raises(KeyboardInterrupt):
         adapt(config, progress=interrupt, max_minutes=110)
-    log = (tmp_path / "run" / "log.txt").read_text()
+    log = (tmp_path / "run" / "log.txt").read_text(encoding="utf-8")
     assert "for --max-minutes 110: ppo.updates is 11 in place of 12" in log
     assert "expected on this machine, from a few measured steps: about 1.8 h (PPO 1.8 h)" in log
     with pytest.raises(ConfigError, match="was started with 110"):
@@ -453,9 +454,9 @@ def test_a_run_with_a_limit_of_time_says_what_was_lowered_and_goes_on_by_the_fil
 
 
 def test_the_log_of_a_run_has_losses_rewards_and_scores(finished_run: AdaptConfig) -> None:
-    log = (finished_run.output / "log.txt").read_text()
+    log = (finished_run.output / "log.txt").read_text(encoding="utf-8")
     for told in (
-        r"fine-tuning: step 2 of 2: loss on source [\d.]+, target [\d.]+",
+        r"fine-tuning: step 2 of 2: loss on labelled images [\d.]+, target [\d.]+",
         r"reward network held-out: step 2 of 4: loss [\d.]+, on held-out patients [\d.]+",
         r"reward network member-1: temperature [\d.]+",
         r"PPO: update 4 of 4: reward [\d.]+, KL to where PPO started [\d.]+",

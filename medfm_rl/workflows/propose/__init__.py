@@ -1,0 +1,1 @@
+"""`medfm-rl propose`: which patients to review next."""
