@@ -59,7 +59,7 @@ def risk(
     (`conformal.predictive_probability`). With several limits the errors of one case go together, since a mask is wrong
     in more than one structure at once. Errors whose sign a file of an older version does not know count as those that
     tell least: a mask predicted above its limit as if all predictions were too high, one below it as if all were too
-    low.
+    low, and never past a half.
 
     Args:
         report: With predicted Dice.
@@ -72,6 +72,7 @@ def risk(
         None where a structure that has a limit lacks a prediction.
     """
     predicted = {score.structure: score.predicted_dice for score in report.scores}
+    signed, is_below = True, False
     cases = len(model.domain.reference)
     below, known = np.zeros(cases, bool), np.ones(cases, bool)
     for name, limit in limits.items():
@@ -81,13 +82,17 @@ def risk(
         structure = model.structures[name]
         errors = np.array([np.nan if error is None else error for error in structure.residuals], dtype=np.float64)
         reach = (limit - value) / float(spread_of(np.array(value)))
+        is_below |= reach > 0
         if not structure.signed:
-            errors = -np.abs(errors) if reach <= 0 else np.abs(errors)
+            signed, errors = False, np.abs(errors) if reach > 0 else -np.abs(errors)
         known &= np.isfinite(errors)
         below |= errors < reach
     ratios = np.ones(cases) if weights is None else weights
     patients = np.asarray(model.domain.patients)[known].tolist()
-    return predictive_probability(below[known], ratios[known], patients, own)
+    found = predictive_probability(below[known], ratios[known], patients, own)
+    if signed:
+        return found
+    return max(found, 0.5) if is_below else min(found, 0.5)
 
 
 def decide(report: QualityReport, standing: BatchStanding, terms: Terms) -> QualityReport:

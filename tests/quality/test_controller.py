@@ -163,15 +163,21 @@ def test_an_image_of_another_orientation_is_referred(
     assert (report.verdict, "unlike those of the calibration" in report.reasons[0]) == ("refer", True)
 
 
-def changed(controller: QualityController, accept_untested: bool = False, **changes: object) -> QualityController:
+def changed(controller: QualityController, policy: SitePolicy = RESEARCH, **changes: object) -> QualityController:
     model = controller.model.model_copy(update=changes)
-    return QualityController(controller.segmenter, controller.reward, model, accept_untested=accept_untested)
+    return QualityController(controller.segmenter, controller.reward, model, policy=policy)
 
 
-def with_interval(controller: QualityController, quantile: float | None, **changes: object) -> QualityController:
+def with_errors(
+    controller: QualityController, errors: float | Sequence[float], policy: SitePolicy = RESEARCH, **changes: object
+) -> QualityController:
+    """One of which the mean Dice missed the truth of its calibration cases by these errors, in widths of the interval."""
     cases = len(controller.model.domain.reference)
-    mean = StructureModel(predictor=None, quantile=quantile, conformity=(quantile or 0.0,) * cases, error=0, bias=0)
-    return changed(controller, structures={**controller.model.structures, MEAN: mean}, **changes)
+    residuals = (errors,) * cases if isinstance(errors, float) else tuple(errors)
+    mean = StructureModel(
+        predictor=None, quantile=max(map(abs, residuals)), residuals=residuals, error=0, bias=0
+    )
+    return changed(controller, policy, structures={**controller.model.structures, MEAN: mean}, **changes)
 
 
 def sound(report: QualityReport) -> QualityReport:
