@@ -67,7 +67,7 @@ class Terms:
     def asked(self) -> str:
         """The limits in words."""
         named = [f"{limit:g} of the mean Dice" if name == MEAN else f"{limit:g} of {name}" for name, limit in self._all]
-        return " and ".join(named)
+        return " or ".join(named)
 
     @property
     def _all(self) -> list[tuple[str, float]]:
