@@ -50,7 +50,7 @@ def test_masks_that_lack_a_structure_are_no_evidence_on_those_that_have_it() -> 
     for name, lacking in (("a", 0), ("b", 1), (MEAN, 1)):
         structure = model.structures[name]
         scores, rows = structure.known_conformity()
-        assert len(structure.conformity) == 60
+        assert len(structure.residuals) == 60
         assert (len(rows) < 60) == bool(lacking)
         assert structure.error is not None
         # The Dice lies .03 around what is predicted, and the mean of two closer.
