@@ -308,6 +308,7 @@ class Case:
         image: `(C, *S)`, finite, in the units of the file.
         geometry: Pixel grid of the image in space.
         tags: What the layout knows besides, for example `{"view": "4CH", "phase": "ED"}`.
+        frame: Place in its clip, counted from 0; None for an image of its own.
     """
 
     case_id: str
@@ -315,6 +316,7 @@ class Case:
     image: FloatArray
     geometry: Geometry
     tags: Mapping[str, str] = field(default_factory=dict)
+    frame: int | None = None
 
     def __post_init__(self) -> None:
         if self.image.ndim != self.geometry.ndim + 1:
@@ -326,6 +328,48 @@ class Case:
     def shape(self) -> tuple[int, ...]:
         """Size of the pixel grid, `(*S)`."""
         return self.image.shape[1:]
+
+
+@dataclass(frozen=True, eq=False)
+class Clip:
+    """One plane over time. Its frames are cases of their own, which know their patient and their place in the clip.
+
+    Attributes:
+        clip_id: Unique within its data set.
+        patient_id: Every split is made by it; all frames have it.
+        frames: `(T, C, H, W)`, finite, in the units of the file.
+        times: Seconds from the first frame on, one for each, growing; None where the file does not say.
+        geometry: Pixel grid of every frame in its plane, `(x, y)`.
+        tags: What the layout or the file knows besides.
+    """
+
+    clip_id: str
+    patient_id: str
+    frames: FloatArray
+    times: tuple[float, ...] | None
+    geometry: Geometry
+    tags: Mapping[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.frames.ndim != 4 or self.geometry.ndim != 2:
+            raise ValueError(
+                f"clip {self.clip_id}: frames (T, C, H, W) and a grid of a plane are needed, not "
+                f"{self.frames.shape} and {self.geometry.ndim} axes"
+            )
+        if self.times is not None:
+            steps = np.diff(self.times)
+            if len(self.times) != len(self.frames) or not np.isfinite(self.times).all() or (steps <= 0).any():
+                raise ValueError(f"clip {self.clip_id}: {len(self.frames)} growing times are needed, got {self.times}")
+
+    def frame(self, index: int) -> Case:
+        """One frame as a case; the first has the index 0."""
+        name = frame_id(self.clip_id, index)
+        return Case(name, self.patient_id, self.frames[index], self.geometry, self.tags, index)
+
+
+def frame_id(clip_id: str, index: int) -> str:
+    """The case id of a frame; the first has the index 0."""
+    return f"{clip_id}_frame{index:03d}"
 
 
 @dataclass(frozen=True, eq=False)

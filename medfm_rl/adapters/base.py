@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import chain
@@ -182,6 +182,20 @@ class SegmenterAdapter(nn.Module, ABC):
             logits: Tensor = self(images)
             warn_of_probabilities(logits, self, self._of_patch_size(images))
         return logits[0].cpu()
+
+    def predict_logits_of_batch(self, samples: Sequence[Sample]) -> list[Tensor]:
+        """Logits `(K, *S')` of each sample, as `predict_logits` gives them but for rounding.
+
+        Where a case takes one pass of the network, those of one size go through it together.
+        """
+        one_pass = type(self).predict_logits is SegmenterAdapter.predict_logits
+        if not one_pass or len({sample.image.shape for sample in samples}) != 1:
+            return [self.predict_logits(sample) for sample in samples]
+        with evaluating(self), torch.no_grad():
+            images = torch.stack([sample.image for sample in samples]).to(self.device)
+            logits: Tensor = self(images)
+            warn_of_probabilities(logits, self, self._of_patch_size(images))
+        return list(logits.cpu())
 
     def _of_patch_size(self, images: Tensor) -> Tensor:
         """The first patch of images, and of volumes the first slice where the network takes images."""

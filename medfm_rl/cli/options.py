@@ -21,7 +21,7 @@ _OPTIONS = {"seconds": "budget"}
 """Options whose name is not that of the setting."""
 
 ConfigFile = Annotated[Path, typer.Argument(help="YAML file; `medfm-rl init` writes one to start from.")]
-Layout = Annotated[str, typer.Option(help="How the data is laid out: auto, nnunet, camus or folder.")]
+Layout = Annotated[str, typer.Option(help="How the data is laid out: auto, nnunet, camus, folder, clips or echonet.")]
 PatientPattern = Annotated[
     str | None,
     typer.Option(

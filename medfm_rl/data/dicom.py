@@ -73,6 +73,54 @@ def read_dicom(path: Path) -> tuple[FloatArray, Geometry]:
     return np.ascontiguousarray(np.moveaxis(pixels[order], 1, 0)), geometry
 
 
+@dataclass(frozen=True, eq=False)
+class DicomFrames:
+    """What the header of one file says of its frames.
+
+    Attributes:
+        header: The header, without pixels.
+        frames: Where each frame lies.
+    """
+
+    header: Dataset
+    frames: list[Frame]
+
+
+def read_frame_headers(path: Path) -> DicomFrames:
+    """Reads what the header of one file says of its frames.
+
+    Raises:
+        DataError: It is damaged, or contradicts itself.
+    """
+    with warnings.catch_warnings(), _decoded(path):
+        warnings.simplefilter("ignore")
+        file = _File(path, _header(path, stop_before_pixels=True))
+        return DicomFrames(file.header, _frames(file))
+
+
+@contextmanager
+def open_frames(path: Path) -> Iterator[Dataset]:
+    """A file with its pixels, still compressed, for `read_values` to decode frame by frame.
+
+    Raises:
+        DataError: It cannot be read; also what pydicom raises in the block.
+    """
+    with warnings.catch_warnings(), _decoded(path):
+        warnings.simplefilter("ignore")
+        yield _header(path, stop_before_pixels=False)
+
+
+def modality_and_frames(path: Path) -> tuple[str, int]:
+    """What kind of image a file holds, such as "US", and in how many frames; ("", 0) where it cannot be read."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            header = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=["NumberOfFrames", "Modality"])
+            return str(header.get("Modality", "")), int(header.get("NumberOfFrames") or 1)
+        except (OSError, InvalidDicomError, *DAMAGED):
+            return "", 0
+
+
 @contextmanager
 def _decoded(path: Path) -> Iterator[None]:
     """Makes an error of pydicom one that names what was read: it decodes a value when somebody asks for it."""

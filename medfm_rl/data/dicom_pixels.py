@@ -27,17 +27,22 @@ DAMAGED = (
 _UNREADABLE = (*DAMAGED, OSError)
 
 
-def read_values(dataset: Dataset, path: Path) -> FloatArray:
-    """All frames of a file as `(F, C, H, W)`, in the units of the file.
+def read_values(dataset: Dataset, path: Path, frame: int | None = None) -> FloatArray:
+    """All frames of a file as `(F, C, H, W)`, in the units of the file, or one of them alone, `(1, C, H, W)`.
 
     A picture that is stored as its negative (MONOCHROME1) is turned round, unless its values are measured: a number in
     Hounsfield units says the same however it is shown.
+
+    Args:
+        dataset: The file with its pixels.
+        path: Its name, for the message.
+        frame: The frame, counted from 0; None for all.
 
     Raises:
         DataError: The pixels cannot be decoded.
     """
     try:
-        stored = pixel_array(dataset)
+        stored = pixel_array(dataset, index=frame)
         if dataset.PhotometricInterpretation == "PALETTE COLOR":
             stored = _as_8_bits(apply_color_lut(stored, dataset))
         channels = (
@@ -45,7 +50,7 @@ def read_values(dataset: Dataset, path: Path) -> FloatArray:
         )
         values = stored.reshape(-1, dataset.Rows, dataset.Columns, channels).astype(np.float64)
         if channels == 1:
-            values = _in_units(values, dataset)
+            values = _in_units(values, dataset, frame)
     except _UNREADABLE as error:
         found = "; ".join(line.strip() for line in str(error).splitlines())
         raise DataError(
@@ -60,16 +65,17 @@ def _as_8_bits(colours: npt.NDArray[np.generic]) -> npt.NDArray[np.generic]:
     return colours if colours.dtype.itemsize == 1 else np.right_shift(colours, 8)
 
 
-def _in_units(values: _Array, dataset: Dataset) -> _Array:
+def _in_units(values: _Array, dataset: Dataset, frame: int | None) -> _Array:
     """Applies the modality LUT, or the slope and intercept of each frame (PS3.3 C.11.1), and turns negatives round."""
-    rescales = _rescales(dataset, len(values))
+    count = len(values) if frame is None else int(dataset.get("NumberOfFrames") or 1)
+    rescales = _rescales(dataset, count)[slice(None) if frame is None else slice(frame, frame + 1)]
     if dataset.PhotometricInterpretation == "MONOCHROME1" and not _is_measured(dataset, rescales):
         values = _turned_round(values, dataset)
     if "ModalityLUTSequence" in dataset:
         return apply_modality_lut(values.astype(np.int64), dataset).astype(np.float64)
-    for frame, rescale in enumerate(rescales):
+    for index, rescale in enumerate(rescales):
         if rescale is not None:
-            values[frame] = values[frame] * float(rescale.get("RescaleSlope", 1)) + float(
+            values[index] = values[index] * float(rescale.get("RescaleSlope", 1)) + float(
                 rescale.get("RescaleIntercept", 0)
             )
     return values

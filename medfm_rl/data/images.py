@@ -27,6 +27,8 @@ IMAGE_SUFFIXES = (
     *(".nii.gz", ".nii", ".mha", ".mhd", ".seg.nrrd", ".nrrd", ".nhdr"),
     *(".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".dcm"),
 )
+VIDEO_SUFFIXES = (".avi", ".mp4")
+"""Files that are clips by their format; `read_image` refuses them, and `data.clips` reads them."""
 _NRRD_PIXEL_FIELD = re.compile(rb"data ?file:\s*(.+?)\s*$", re.IGNORECASE)
 _PIXEL_FIELD = re.compile(rb"\s*ElementDataFile\s*[=:]\s*(.+?)\s*$")
 
@@ -54,8 +56,14 @@ def holds_spacing(path: Path) -> bool:
 
 
 def image_stem(path: Path) -> str:
-    """The file name without its image suffix."""
-    return path.name[: -len(image_suffix(path) or "")] if image_suffix(path) else path.name
+    """The file name without its suffix of an image or video."""
+    suffix = path.suffix if is_video(path) else image_suffix(path)
+    return path.name[: -len(suffix)] if suffix else path.name
+
+
+def is_video(path: Path) -> bool:
+    """Whether a file is a video, by its name."""
+    return path.suffix.lower() in VIDEO_SUFFIXES
 
 
 def pixel_files(path: Path) -> list[Path]:
@@ -182,6 +190,11 @@ def read_pixels(path: Path) -> tuple[FloatArray, Geometry]:
     else:
         _require_content(path)
         match image_suffix(path):
+            case None if is_video(path):
+                raise DataError(
+                    f"{path}: a video is a clip, and one image is wanted here; give the folder that it lies in, or "
+                    "write the frame to a file of its own"
+                )
             case None if is_dicom(path):
                 pixels, geometry = read_dicom(path)
             case None:

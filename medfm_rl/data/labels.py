@@ -5,12 +5,14 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Final
 
 import numpy as np
 import numpy.typing as npt
 
+from medfm_rl.data.clips.sequences import find_sequence, read_sequence
 from medfm_rl.data.images import image_suffix, pixel_files, read_pixels
 from medfm_rl.data.nifti import NIFTI_SUFFIXES, step_of_values
 from medfm_rl.data.notices import warn_once
@@ -20,7 +22,7 @@ from medfm_rl.data.segmentations.segments import Segmentation
 from medfm_rl.data.segmentations.slicer import read_slicer_segmentation
 from medfm_rl.data.text_headers import require_sound_header
 from medfm_rl.errors import DataError
-from medfm_rl.types import BACKGROUND, NOTICEABLE_SHIFT, Geometry, IntArray, LabelMap, LabelSchema
+from medfm_rl.types import BACKGROUND, NOTICEABLE_SHIFT, FloatArray, Geometry, IntArray, LabelMap, LabelSchema
 
 _LARGEST: Final = 255
 _ROUNDING: Final = 1e-4
@@ -33,6 +35,7 @@ def read_labels(
     image_shape: tuple[int, ...],
     geometry: Geometry,
     in_file: LabelSchema | None = None,
+    frame: int | None = None,
 ) -> LabelMap:
     """Reads the mask of an image as class indices `(*S)`.
 
@@ -45,12 +48,19 @@ def read_labels(
         geometry: Geometry of that image.
         in_file: The meaning of the integers in the file, where others stand there than `schema` says; its structures
             are some of those of `schema`.
+        frame: Place of the image in its clip, where it is a frame: the mask may be that of the frame, or a sequence of
+            masks of all frames, of which this one is taken.
 
     Raises:
         DataError: The file cannot be read, is compressed with loss, lies on another grid, or holds labels that the
             schema does not know.
     """
     own = schema if in_file is None else in_file
+    sequence = None if frame is None else _frame_of_sequence(path, frame, image_shape, geometry)
+    if sequence is not None:
+        return np.array([schema.index_of(name) for name in own.names], dtype=np.uint8)[
+            own.to_indices(sequence, str(path))
+        ]
     segmentation = _read_segmentation(path)
     if segmentation is not None:
         ids = segmentation.label_ids(own, image_shape, geometry, by_number=in_file is not None)
@@ -203,6 +213,36 @@ def _read_integers(
     if (shift := own.shift(geometry, image_shape)) > NOTICEABLE_SHIFT:
         warn_once(f"{path}: lies {shift:.2g} of a pixel beside its image by its header, and is taken to lie on it")
     return _as_stored(path, pixels)
+
+
+@lru_cache(maxsize=1)
+def _sequence(path: Path, changed: int) -> tuple[FloatArray, Geometry] | None:
+    """Masks of all frames and the grid of one, kept for the next frame unless the file has `changed`."""
+    del changed
+    if find_sequence(path, planes_over_time=True) is None:
+        return None
+    values, _, geometry = read_sequence(path)
+    return values, geometry
+
+
+def _frame_of_sequence(path: Path, frame: int, image_shape: tuple[int, ...], geometry: Geometry) -> IntArray | None:
+    """The integers of one frame in a sequence of masks; None where the file is no sequence.
+
+    Raises:
+        DataError: It has too few frames, or they are of another size or spacing than the image.
+    """
+    found = _sequence(path, path.stat().st_mtime_ns) if path.is_file() else None
+    if found is None:
+        return None
+    values, own = found
+    if frame >= len(values):
+        raise DataError(f"{path}: has masks of {len(values)} frames, and none of frame {frame} (counted from 0)")
+    _require_size(path, values.shape[2:], image_shape)
+    if own.spacing and geometry.spacing and not np.allclose(own.spacing, geometry.spacing, rtol=NOTICEABLE_SHIFT):
+        raise DataError(
+            f"{path}: its pixels are {own.spacing} mm, and those of its clip {geometry.spacing} mm; they must be equal"
+        )
+    return _as_stored(path, values[frame])
 
 
 def _as_stored(path: Path, pixels: npt.NDArray[np.generic]) -> IntArray:

@@ -75,10 +75,16 @@ def match_masks(folder: Path, files: Sequence[CaseFile]) -> MatchedMasks:
     for entry in tree.masks or tree.images:
         named.setdefault(entry.name, []).append(entry.path)
     single = {name: paths[0] for name, paths in named.items() if len(paths) == 1}
-    masks = {file.case_id: single[file.case_id] for file in files if file.case_id in single}
+    names = {file.case_id: _name_of_mask(file, single) for file in files}
+    masks = {case: single[name] for case, name in names.items() if name is not None}
     if not masks:
         raise DataError(
             f"{folder}: no mask has the name of an image ({files[0].case_id} for one); masks and images share names"
         )
-    alone = {name: single[name] for name in sorted(single.keys() - masks.keys())}
+    alone = {name: single[name] for name in sorted(single.keys() - set(names.values()))}
     return MatchedMasks(masks, alone, {name: paths for name, paths in named.items() if len(paths) > 1})
+
+
+def _name_of_mask(file: CaseFile, single: Mapping[str, Path]) -> str | None:
+    """The name that the mask of a case has: its own, or that of its clip, in whose mask every frame has a place."""
+    return next((name for name in (file.case_id, file.clip_id) if name is not None and name in single), None)

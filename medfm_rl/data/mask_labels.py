@@ -46,6 +46,31 @@ def parse_mask_labels(text: str, schema: LabelSchema) -> LabelSchema:
     return LabelSchema.from_structures(ids, background)
 
 
+def schema_of_masks(text: str | None, folder: Path) -> LabelSchema:
+    """The structures of masks where no segmenter says which are wanted.
+
+    Args:
+        text: What the user says, `NAME=INTEGER,...`; None to go by the `dataset.json` that lies with the masks.
+        folder: The folder of the masks.
+
+    Raises:
+        ConfigError: It is not of that form, or nothing says what the integers mean.
+        DataError: `dataset.json` cannot be read, or contradicts itself.
+    """
+    if text is None:
+        described = described_labels(folder)
+        if described is None:
+            raise ConfigError(
+                f"{folder}: nothing says what the integers in the masks mean; give --labels, such as LV=1,MYO=2,LA=3"
+            )
+        return described.own_schema()
+    ids = _integers(text, "--labels")
+    background = ids.pop(BACKGROUND, 0)
+    if not ids:
+        raise ConfigError(f"--labels {text}: names no structure; give such as LV=1,MYO=2")
+    return LabelSchema.from_structures(ids, background)
+
+
 def labels_in_masks(text: str | None, masks: Mapping[str, Path], schema: LabelSchema) -> LabelSchema | None:
     """The meaning of the integers in masks that are given; None for that of the run.
 

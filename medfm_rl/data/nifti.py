@@ -77,6 +77,34 @@ def read_nifti(path: Path) -> tuple[FloatArray, Geometry]:
     return np.ascontiguousarray(pixels.T), geometry
 
 
+def size_of_nifti(path: Path) -> tuple[int, ...]:
+    """Length of each axis `(x, y, ...)`, by the header alone.
+
+    Raises:
+        DataError: The file is damaged.
+    """
+    try:
+        return tuple(int(size) for size in nib.load(path).shape)
+    except OSError as error:
+        raise cannot_be_read(path, error) from error
+    except _BROKEN as error:
+        raise DataError(f"{path}: cannot be read; the file is damaged or truncated ({error})") from error
+
+
+def read_nifti_sequence(path: Path) -> tuple[FloatArray, float, str, Geometry]:
+    """Frames `(T, 1, H, W)` of a file of axes x, y, one z and time; the step and its unit; and the grid `(x, y, z)`.
+
+    Raises:
+        DataError: As in `read_nifti`.
+    """
+    header, image = _load(path)
+    if len(image.shape) != 4 or image.shape[2] != 1:
+        raise DataError(f"{path}: has axes {image.shape}, and a clip has x, y, one z and time")
+    geometry = _geometry(path, header, image.shape[:3])
+    frames = np.ascontiguousarray(_values(path, image)[:, :, 0].transpose(2, 1, 0)[:, None])
+    return frames, float(header["pixdim"][4]), str(header.get_xyzt_units()[1]), geometry
+
+
 def write_nifti(path: Path, pixels: npt.NDArray[Any], header: bytes) -> None:
     """Writes pixels `(*S)` with the statements of a header that `read_nifti` gave.
 

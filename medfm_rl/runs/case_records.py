@@ -19,6 +19,7 @@ from medfm_rl.data.layouts import CaseFile
 from medfm_rl.data.names import file_of_case
 from medfm_rl.errors import DataError
 from medfm_rl.runs.identity import Identity
+from medfm_rl.types import frame_id
 from medfm_rl.version import __version__
 
 AUDIT_FILE = "audit.jsonl"
@@ -198,9 +199,21 @@ def hash_case(file: CaseFile, segmenter: SegmenterAdapter | None) -> dict[str, A
         DataError: The case cannot be used, an image is missing, or there are no prompts for the case.
     """
     file.require_sound()
-    hashes: dict[str, Any] = {"images": [hash_image(path) for path in file.image_paths]}
-    prompts = None if segmenter is None else segmenter.prompt_hash(file.case_id)
+    hashes: dict[str, Any]
+    if file.clip is None:
+        hashes = {"images": [hash_image(path) for path in file.image_paths]}
+    else:
+        hashes = {"images": [file.clip.hash()], "frame": file.frame}
+    prompts = None if segmenter is None else _hash_prompts(file, segmenter)
     return hashes if prompts is None else {**hashes, "prompts": prompts}
+
+
+def _hash_prompts(file: CaseFile, segmenter: SegmenterAdapter) -> str | list[str | None] | None:
+    """The hash of the prompts of a case, or those of all frames of a clip."""
+    if file.clip is None or file.frame is not None:
+        return segmenter.prompt_hash(file.case_id)
+    found = [segmenter.prompt_hash(frame_id(file.case_id, index)) for index in range(file.clip.count)]
+    return None if found[0] is None else found
 
 
 def _as_json(content: Mapping[str, Any]) -> dict[str, Any]:

@@ -15,11 +15,13 @@ class DataSettings(Settings):
     """Where images lie and how the folder is laid out."""
 
     path: Path = Field(description="Folder of the data set.")
-    layout: Literal["auto", "nnunet", "camus", "folder"] = Field(
+    layout: Literal["auto", "nnunet", "camus", "folder", "clips", "echonet"] = Field(
         "auto",
         description="nnunet: imagesTr, labelsTr, imagesTs, dataset.json; or images alone, CASE_0000 and so on, a file "
         "per channel. camus: patientXXXX folders, mhd or NIfTI. "
-        "folder: images/ and, where there are any, labels/ with the same names. auto: found out from what is there.",
+        "folder: images/ and, where there are any, labels/ with the same names. "
+        "clips: as folder, where files of three axes are planes over time and folders of numbered pictures are clips. "
+        "echonet: FileList.csv, VolumeTracings.csv and Videos/. auto: found out from what is there.",
     )
     split: Literal["all", "train", "test"] = Field(
         "all", description="Which part of an nnU-Net data set: train (imagesTr), test (imagesTs) or all."

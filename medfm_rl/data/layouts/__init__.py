@@ -1,6 +1,13 @@
 """How data sets are laid out in folders, and who each image shows."""
 
-from medfm_rl.data.layouts.cases import CaseFile, describe_patients, require_masks
+from medfm_rl.data.layouts.cases import (
+    CaseFile,
+    describe_patients,
+    require_masks,
+    ventricle_of,
+    whole_clips,
+    with_masks,
+)
 from medfm_rl.data.layouts.description import SIMULATION_RECORD, DescribedLabels, described_labels, is_simulated
 from medfm_rl.data.layouts.finding import DataSet, find_cases, find_data_set
 from medfm_rl.data.layouts.patients import name_patients, split_by_patient
@@ -18,4 +25,7 @@ __all__ = [
     "name_patients",
     "require_masks",
     "split_by_patient",
+    "ventricle_of",
+    "whole_clips",
+    "with_masks",
 ]

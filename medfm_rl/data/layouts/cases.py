@@ -4,15 +4,21 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+import numpy as np
+
+from medfm_rl.data.clips.reading import ClipFile
+from medfm_rl.data.clips.tracings import TRACINGS, traced_mask, video_name
 from medfm_rl.data.images import hash_image, read_image
 from medfm_rl.data.labels import read_labels
 from medfm_rl.data.layouts.description import DescribedLabels
 from medfm_rl.data.layouts.patients import name_patients
 from medfm_rl.errors import DataError
-from medfm_rl.types import Case, LabelledCase, LabelSchema
+from medfm_rl.types import Case, Clip, LabelledCase, LabelSchema
+
+_VENTRICLES = ("lv", "lvendo", "lvcavity", "leftventricle", "lvendocardium", "leftventricularcavity")
 
 
 @dataclass(frozen=True)
@@ -29,6 +35,9 @@ class CaseFile:
         problem: Why the case cannot be used, where finding it showed that: whoever wants to read it is told so, and
             the other cases are not held up.
         described: What the integers in the mask mean, where a file beside the data says so.
+        clip: The clip that the file holds, or that the case is a frame of; None for an image or volume.
+        clip_id: Name of that clip: the case id of the clip itself.
+        frame: Place in the clip, counted from 0; None for an image, a volume, or a clip as it was found.
     """
 
     case_id: str
@@ -38,6 +47,9 @@ class CaseFile:
     tags: Mapping[str, str] = field(default_factory=dict)
     problem: str | None = None
     described: DescribedLabels | None = None
+    clip: ClipFile | None = None
+    clip_id: str | None = None
+    frame: int | None = None
 
     def require_sound(self) -> None:
         """Raises DataError where finding the case has shown that it cannot be used."""
@@ -51,6 +63,8 @@ class CaseFile:
             DataError: It cannot be read or used.
         """
         self.require_sound()
+        if self.clip is not None:
+            return hashlib.sha256(f"{self.clip.hash()}:frame {self.frame}".encode()).hexdigest()
         hashes = [hash_image(path) for path in self.image_paths]
         return hashes[0] if len(hashes) == 1 else hashlib.sha256(":".join(hashes).encode()).hexdigest()
 
@@ -59,13 +73,27 @@ class CaseFile:
         named = self.problem is not None or any(str(path) in message for path in (*self.image_paths, self.label_path))
         return message if named or not self.image_paths else f"{self.image_paths[0]}: {message}"
 
+    def read_clip(self) -> Clip:
+        """Reads all frames of the clip, and only the frames.
+
+        Raises:
+            DataError: It cannot be read or used.
+            ValueError: The case is of no clip.
+        """
+        self.require_sound()
+        if self.clip is None or self.clip_id is None:
+            raise ValueError(f"case {self.case_id} is of no clip")
+        return self.clip.read(self.clip_id, self.patient_id, self.tags)
+
     def read(self) -> Case:
-        """Reads the image, and only the image.
+        """Reads the image, and only the image; of a frame its clip is read, and kept for the next frame.
 
         Raises:
             DataError: It cannot be read or used.
         """
         self.require_sound()
+        if self.frame is not None:
+            return replace(self.read_clip().frame(self.frame), case_id=self.case_id)
         image, geometry = read_image(self.image_paths)
         return Case(self.case_id, self.patient_id, image, geometry, self.tags)
 
@@ -81,7 +109,12 @@ class CaseFile:
             raise DataError(f"case {self.case_id}: {_without_mask(self)}")
         in_file = None if self.described is None else self.described.schema_for(schema)
         case = self.read()
-        return LabelledCase(case, read_labels(self.label_path, schema, case.shape, case.geometry, in_file))
+        if self.label_path.name == TRACINGS and self.frame is not None:
+            name = video_name(self.image_paths[0].name)
+            mask = traced_mask(self.label_path, name, self.frame, case.shape)
+            return LabelledCase(case, mask * np.uint8(schema.index_of(ventricle_of(schema, self.label_path))))
+        labels = read_labels(self.label_path, schema, case.shape, case.geometry, in_file, case.frame)
+        return LabelledCase(case, labels)
 
 
 @dataclass(frozen=True)
@@ -107,6 +140,41 @@ def require_masks(files: Sequence[CaseFile], where: str) -> None:
     if without:
         count = f" ({len(without)} of {len(files)} images have none)"
         raise DataError(f"{where}: {_without_mask(without[0], count)}")
+
+
+def with_masks(files: Sequence[CaseFile]) -> list[CaseFile]:
+    """The cases without those frames that have no mask while another frame of their clip has one, as in EchoNet."""
+    partly = {file.clip_id for file in files if file.frame is not None and file.label_path is not None}
+    return [file for file in files if file.label_path is not None or file.frame is None or file.clip_id not in partly]
+
+
+def whole_clips(files: Sequence[CaseFile]) -> list[CaseFile]:
+    """The cases with each clip in the place of its frames, for what is made of a clip at once."""
+    found: dict[tuple[str | None, str], CaseFile] = {}
+    for file in files:
+        whole = file if file.clip_id is None else replace(file, case_id=file.clip_id, frame=None)
+        found.setdefault((file.clip_id, whole.case_id), whole)
+    return list(found.values())
+
+
+def ventricle_of(schema: LabelSchema, where: Path | str) -> str:
+    """The structure that is the left ventricle: by its name, or the only one there is.
+
+    Args:
+        schema: Structures.
+        where: File, folder or option that names them, for the message.
+
+    Raises:
+        DataError: No structure has such a name.
+    """
+    for name in schema.structures:
+        if "".join(filter(str.isalnum, name.casefold())) in _VENTRICLES:
+            return name
+    if len(schema.structures) == 1:
+        return schema.structures[0]
+    raise DataError(
+        f"{where}: one structure has to be the left ventricle, and none of {', '.join(schema.structures)} is called LV"
+    )
 
 
 def describe_patients(files: Sequence[CaseFile]) -> str:

@@ -11,7 +11,9 @@ from pathlib import Path
 from medfm_rl.data.images import IMAGE_SUFFIXES
 from medfm_rl.data.layouts.camus import find_camus, looks_like_camus
 from medfm_rl.data.layouts.cases import CaseFile, Found, describe_patients
+from medfm_rl.data.layouts.clips import expand_clips, find_clips, recognise_clips
 from medfm_rl.data.layouts.description import DESCRIPTION, Description
+from medfm_rl.data.layouts.echonet import find_echonet, looks_like_echonet
 from medfm_rl.data.layouts.folder import find_folder
 from medfm_rl.data.layouts.nnunet import find_images, find_raw, has_raw_folders, looks_like_nnunet
 from medfm_rl.data.layouts.patients import doubt_patients, patients_by
@@ -101,7 +103,7 @@ def find_data_set(settings: DataSettings) -> DataSet:
         more = f" (and {len(kept) - 1} more like it)" if len(kept) > 1 else ""
         raise DataError(f"{kept[0].problem}{more}")
     doubt = _doubt(sound, settings.patient_pattern)
-    kept = sorted(kept, key=lambda case: case.case_id)
+    kept = expand_clips(sorted(kept, key=lambda case: case.case_id))
     return DataSet(root, layout, patients_by, kept, found.skipped, found.notes, doubt)
 
 
@@ -133,6 +135,10 @@ def _find(root: Path, settings: DataSettings) -> tuple[str, Found]:
     if settings.split != "all" and not (raw and settings.layout in ("auto", "nnunet")):
         raise DataError(f"{root}: split {settings.split} is for nnU-Net data sets with a {DESCRIPTION}; use all")
     layout = settings.layout
+    if layout == "clips":
+        return layout, find_clips(root)
+    if layout == "echonet" or (layout == "auto" and looks_like_echonet(root)):
+        return "echonet", find_echonet(root)
     if layout == "auto":
         layout = "folder"
         if raw or looks_like_nnunet(root):
@@ -144,7 +150,7 @@ def _find(root: Path, settings: DataSettings) -> tuple[str, Found]:
     if layout == "nnunet" and raw:
         assert description is not None
         return layout, find_raw(root, description, settings.split)
-    found = find_images(root) if layout == "nnunet" else find_folder(root)
+    found = find_images(root) if layout == "nnunet" else recognise_clips(find_folder(root))
     if description is None or description.labels is None:
         return layout, found
     return layout, replace(found, cases=[replace(case, described=description.labels) for case in found.cases])

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from medfm_rl.data.files import cannot_be_read
-from medfm_rl.data.images import image_stem, image_suffix, is_dicom, pixel_files
+from medfm_rl.data.images import image_stem, image_suffix, is_dicom, is_video, pixel_files
 from medfm_rl.data.layouts.description import DESCRIPTION, SIMULATION_RECORD
 from medfm_rl.data.names import case_name, text_of
 from medfm_rl.errors import DataError
@@ -130,7 +130,7 @@ def _walk(tree: Tree, folder: Path, parts: tuple[str, ...], in_masks: bool, abov
                 slices = True
             else:
                 found.append(_entry(path, parts))
-        elif image_suffix(path) is not None:
+        elif image_suffix(path) is not None or is_video(path):
             found.append(_entry(path, parts))
         elif path not in pixels and path.name not in (DESCRIPTION, SIMULATION_RECORD):
             tree.skip(UNKNOWN, path)

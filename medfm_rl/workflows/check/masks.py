@@ -48,7 +48,7 @@ class MaskReader:
                 in_file = file.described.schema_for(self.schema)
             elif in_file is None:
                 self.by = "read by these integers, or by the names of their segments where they have any"
-            labels = read_labels(file.label_path, self.schema, case.shape, case.geometry, in_file)
+            labels = read_labels(file.label_path, self.schema, case.shape, case.geometry, in_file, case.frame)
             found = FoundLabels(labels, dict(enumerate(self.schema.names)))
         known = in_file or self.schema
         if known is not None:

@@ -6,14 +6,17 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from torch import Tensor
 
-from medfm_rl.adapters import SegmenterAdapter
+from medfm_rl.adapters import Sample, SegmenterAdapter
 from medfm_rl.adapters.delta import state_hash
+from medfm_rl.data.clips.sequences import write_sequence
 from medfm_rl.data.each_case import each_case
 from medfm_rl.data.files import alone_writing
 from medfm_rl.data.images import write_image, write_labels
-from medfm_rl.data.layouts import CaseFile
+from medfm_rl.data.layouts import CaseFile, whole_clips
 from medfm_rl.errors import DataError
 from medfm_rl.networks import argmax_classes
 from medfm_rl.progress import Progress, silent
@@ -21,13 +24,18 @@ from medfm_rl.reward.network import RewardEnsemble
 from medfm_rl.runs.case_records import CaseRecords, hash_case, hash_segmenter, label_path, reward_path
 from medfm_rl.runs.models import Model
 from medfm_rl.tiling import tiled_reward_map
-from medfm_rl.types import Case, FloatArray, LabelMap, LabelSchema
+from medfm_rl.types import Case, Clip, FloatArray, LabelMap, LabelSchema
 from medfm_rl.workflows.deploy.memory import must_fit
+
+_TOGETHER = 8
+"""Frames that go through the network at once."""
 
 
 @torch.no_grad()
 def predict(model: Model, files: Sequence[CaseFile], out: Path, progress: Progress = silent) -> list[str]:
     """Writes a label map per case in the geometry of its image, and its reward map where the model has a reward.
+
+    Frames of a clip are segmented together, and their masks are one file: a sequence with the time as fourth axis.
 
     Inputs and makers of each go to `audit.jsonl`, with the hashes of what was written.
 
@@ -50,7 +58,8 @@ def predict(model: Model, files: Sequence[CaseFile], out: Path, progress: Progre
     with alone_writing(out):
         segmenter, reward = model.segmenter, model.reward
         records, maker = CaseRecords(out, "predict", model.identity), _hash_maker(segmenter, reward)
-        for file in files:
+        units = whole_clips(files)
+        for file in units:
             records.require_own(file.case_id, label_path(out, file.case_id), maker)
 
         def handle(file: CaseFile) -> None:
@@ -58,16 +67,24 @@ def predict(model: Model, files: Sequence[CaseFile], out: Path, progress: Progre
             if records.reuse(file.case_id, inputs) is not None:
                 return
             with must_fit(f"case {file.case_id}", segmenter.device):
-                case = file.read()
-                made = segment_with_reward(segmenter, reward, case)
+                if file.clip is not None:
+                    clip = file.read_clip()
+                    of_clip = segment_clip(segmenter, reward, clip)
+                else:
+                    case = file.read()
+                    made = segment_with_reward(segmenter, reward, case)
             records.begin(file.case_id, inputs)
-            outputs = records.hash_files(_write_prediction(out, case, *made, segmenter.schema))
+            if file.clip is not None:
+                written = _write_clip(out, clip, *of_clip, segmenter.schema)
+            else:
+                written = _write_prediction(out, case, *made, segmenter.schema)
+            outputs = records.hash_files(written)
             records.log([{"case": file.case_id, "inputs": inputs, "outputs": outputs}])
             records.write(file.case_id, inputs, {}, outputs)
 
-        _, problems = each_case(files, handle, "predicting", progress)
+        _, problems = each_case(units, handle, "predicting", progress)
         records.log([{"case": name, "problem": problem} for name, problem in problems.items()])
-        if len(problems) == len(files):
+        if len(problems) == len(units):
             raise DataError(f"no case could be segmented; the first: {next(iter(problems.values()))}")
         return list(problems.values())
 
@@ -90,6 +107,39 @@ def _write_prediction(
     return written
 
 
+def _write_clip(
+    out: Path, clip: Clip, labels: LabelMap, reward_maps: FloatArray | None, schema: LabelSchema
+) -> list[Path]:
+    """Writes what was made of a clip, and says where."""
+    written = [label_path(out, clip.clip_id)]
+    write_sequence(written[0], schema.to_ids(labels), clip.geometry, clip.times)
+    if reward_maps is not None:
+        written.append(reward_path(out, clip.clip_id))
+        write_sequence(written[1], reward_maps, clip.geometry, clip.times)
+    return written
+
+
+@torch.no_grad()
+def segment_clip(
+    segmenter: SegmenterAdapter, reward: RewardEnsemble | None, clip: Clip
+) -> tuple[LabelMap, FloatArray | None]:
+    """Class indices `(T, H, W)` of every frame of a clip and their reward maps, each frame by itself.
+
+    Raises:
+        DataError: The segmenter takes volumes alone, or other channels.
+    """
+    labels, reward_maps = [], []
+    for start in range(0, len(clip.frames), _TOGETHER):
+        samples = [
+            segmenter.preprocess(clip.frame(index)) for index in range(start, min(start + _TOGETHER, len(clip.frames)))
+        ]
+        for sample, logits in zip(samples, segmenter.predict_logits_of_batch(samples), strict=True):
+            labels.append(segmenter.restore(logits, sample))
+            if reward is not None:
+                reward_maps.append(_reward_map(segmenter, reward, sample, logits))
+    return np.stack(labels), np.stack(reward_maps) if reward_maps else None
+
+
 @torch.no_grad()
 def segment_with_reward(
     segmenter: SegmenterAdapter, reward: RewardEnsemble | None, case: Case
@@ -101,8 +151,10 @@ def segment_with_reward(
     sample = segmenter.preprocess(case)
     logits = segmenter.predict_logits(sample)
     labels = segmenter.restore(logits, sample)
-    if reward is None:
-        return labels, None
+    return labels, None if reward is None else _reward_map(segmenter, reward, sample, logits)
+
+
+def _reward_map(segmenter: SegmenterAdapter, reward: RewardEnsemble, sample: Sample, logits: Tensor) -> FloatArray:
     image, action = sample.image.to(segmenter.device), argmax_classes(logits, dim=0).to(segmenter.device)
     reward_map = tiled_reward_map(reward, image, action, segmenter.patch_size).cpu()
-    return labels, segmenter.restore_map(reward_map, sample).clip(0, 1)
+    return segmenter.restore_map(reward_map, sample).clip(0, 1)

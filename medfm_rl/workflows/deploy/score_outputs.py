@@ -10,6 +10,7 @@ from typing import Any, Final
 from medfm_rl.data.files import write_text
 from medfm_rl.quality import QualityReport
 from medfm_rl.reports.scores import PageCase, write_page
+from medfm_rl.workflows.deploy.clip_verdicts import CLIPS_FILE, clip_table
 from medfm_rl.workflows.deploy.scores_file import SCORES_FILE, batch_columns, interval_state, places, write_scores
 from medfm_rl.workflows.deploy.scoring import CaseTrace, Scoring, thumbnail_path
 
@@ -27,12 +28,12 @@ _COLUMNS = (
 def withdraw_results(out: Path) -> None:
     """Removes tables and page of an earlier call: where this one is cut short they must not look like its own."""
     if (out / SCORES_FILE).exists():
-        for name in (TABLE_FILE, PAGE_FILE, SCORES_FILE):
+        for name in (TABLE_FILE, PAGE_FILE, SCORES_FILE, CLIPS_FILE):
             (out / name).unlink(missing_ok=True)
 
 
 def write_results(out: Path, scoring: Scoring, simulated: bool) -> None:
-    """Writes `scores.csv`, `scores.json` and `report.html`, with the pictures that were made of the cases.
+    """Writes `scores.csv`, `scores.json` and `report.html` with the pictures of the cases, and `clips.csv` of clips.
 
     Args:
         out: Output folder.
@@ -40,6 +41,9 @@ def write_results(out: Path, scoring: Scoring, simulated: bool) -> None:
         simulated: Whether the images are simulated; the page says so.
     """
     write_text(out / TABLE_FILE, _table(scoring))
+    clips = clip_table(scoring)
+    if clips is not None:
+        write_text(out / CLIPS_FILE, clips)
     write_scores(out / SCORES_FILE, scoring)
     cases = [PageCase(report, thumbnail_path(out, report.case_id)) for report in scoring.batch.reports]
     scorer = scoring.scorer

@@ -219,7 +219,9 @@ class ScoringQueue:
         controller = self.controller
         if self.segmenter is None:
             with _caused_by("mask_unusable", file.case_id):
-                labels = read_labels(self._mask(file), controller.schema, case.shape, case.geometry, self.in_masks)
+                labels = read_labels(
+                    self._mask(file), controller.schema, case.shape, case.geometry, self.in_masks, case.frame
+                )
             mask = mask_facts(labels, dict(enumerate(controller.schema.names)))
             self.facts[file.case_id] = replace(self.facts[file.case_id], mask=mask)
             return controller.submit(case, labels)

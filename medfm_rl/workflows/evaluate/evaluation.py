@@ -16,7 +16,7 @@ from medfm_rl.adapters import SegmenterAdapter
 from medfm_rl.anatomy.profiles import Anatomy
 from medfm_rl.data.each_case import each_case
 from medfm_rl.data.files import write_json, write_text
-from medfm_rl.data.layouts import CaseFile, require_masks
+from medfm_rl.data.layouts import CaseFile, require_masks, with_masks
 from medfm_rl.errors import DataError
 from medfm_rl.metrics.bootstrap import PairedDifference
 from medfm_rl.metrics.scores import CaseScore, Evaluation, score_case, summarise
@@ -31,6 +31,8 @@ def evaluate_segmenter(
 ) -> Evaluation:
     """Segments labelled cases and scores them; one that cannot be scored is left out and named, the others are scored.
 
+    Frames of a clip are cases; of a clip of which some frames have a mask, the others are not looked at.
+
     Structures that some ground truths lack are named too.
 
     Raises:
@@ -42,6 +44,7 @@ def evaluate_segmenter(
         prediction = segmenter.segment(labelled.case)
         return score_case(labelled.case, prediction, labelled.ground_truth, segmenter.schema, anatomy)
 
+    files = with_masks(files)
     if all(file.label_path is None for file in files):
         require_masks(files, "evaluation")
     found, problems = each_case(files, score, "evaluating", progress)

@@ -1,0 +1,59 @@
+"""The command that measures masks of clips."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from medfm_rl.cli.console import USER_MISTAKE, show_progress
+from medfm_rl.cli.options import Layout, PatientPattern, Where, data_settings
+from medfm_rl.cli.root import app
+
+
+@app.command("measure")
+def measure_command(
+    masks: Annotated[Path, typer.Argument(help="Masks of clips, such as labels/ of `predict`: a sequence for each.")],
+    images: Annotated[Path, typer.Option(help="The clips: times and the size of pixels are theirs.")],
+    out: Annotated[Path, typer.Option(help="Folder for measures.csv, frames.csv, measures.json and report.html.")],
+    labels: Annotated[
+        str | None,
+        typer.Option(
+            help="The integers in the masks by structure, such as LV=1,MYO=2,LA=3; without it dataset.json beside the "
+            "masks says so. One of them is called LV."
+        ),
+    ] = None,
+    layout: Layout = "auto",
+    patient_pattern: PatientPattern = None,
+    where: Where = None,
+) -> None:
+    """Measure masks of clips: ED and ES, volumes, ejection fraction, areas and lengths over time, what breaks.
+
+    Volumes are in ml and lengths in mm where the clip says how large its pixels are, and ratios where it does not; the
+    tables say which. Where a patient has a clip of two and one of four chambers (2CH and 4CH in tags or names), biplane
+    too.
+    """
+    from medfm_rl.data.layouts import find_cases
+    from medfm_rl.data.mask_files import find_masks
+    from medfm_rl.data.mask_labels import schema_of_masks
+    from medfm_rl.workflows.measure.measure import measure
+    from medfm_rl.workflows.measure.outputs import PAGE_FILE, TABLE_FILE
+
+    schema = schema_of_masks(labels, masks)
+    files = find_cases(data_settings(images, layout, patient_pattern, where=where))
+    with show_progress() as progress:
+        found = measure(files, find_masks(masks, files), schema, out, progress)
+    for problem in found.problems.values():
+        typer.echo(f"Not measured: {problem}", err=True)
+    for name, clip in found.clips.items():
+        result = f"no ejection fraction ({clip.anatomy.no_beat})"
+        if clip.ejection is not None:
+            volumes = f"EDV {clip.ejection.edv:.1f} ml, ESV {clip.ejection.esv:.1f} ml, "
+            result = f"{volumes if clip.ejection.unit == 'ml' else 'not calibrated, '}EF {clip.ejection.ef:.1f} %"
+        typer.echo(f"{name}: {result}, {'valid over time' if clip.anatomy.valid else 'breaks a rule over time'}")
+    for patient, (ejection, _) in found.biplane.items():
+        typer.echo(f"{patient}: EF {ejection.ef:.1f} % biplane")
+    typer.echo(f"Measures: {out / TABLE_FILE}\nReport: {out / PAGE_FILE}")
+    if found.problems:
+        raise typer.Exit(USER_MISTAKE)

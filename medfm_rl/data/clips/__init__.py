@@ -1,0 +1,1 @@
+"""Clips: frames of one plane over time, in whatever file they come."""

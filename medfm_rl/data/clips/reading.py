@@ -1,0 +1,173 @@
+"""What is a clip, and reading one: the one place that decides between a clip and a volume or an image.
+
+Frames of one place at several times are a clip (`data.stacks.arrangement` for DICOM and for axes of time), as are
+videos. Planes stacked along a third axis are a volume, unless their name is that of a CAMUS sequence or the user has
+said that they are times.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import Enum
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+
+from medfm_rl.data.clips.dicom import find_dicom_clip, read_dicom_clip
+from medfm_rl.data.clips.regions import Region, grey_of
+from medfm_rl.data.clips.sequences import find_sequence, read_sequence
+from medfm_rl.data.clips.video import count_video_frames, read_video
+from medfm_rl.data.dicom import DICOM_SUFFIX
+from medfm_rl.data.images import hash_image, image_stem, image_suffix, is_dicom, is_video, read_pixels
+from medfm_rl.errors import DataError
+from medfm_rl.types import Clip, FloatArray, Geometry
+
+_OF_CAMUS = re.compile(r"^patient\d+_(2CH|4CH)(_half)?_sequence(_gt)?$")
+"""Names of the sequences of CAMUS, whose third axis is time."""
+_NUMBER = re.compile(r"(\d+)\D*$")
+PICTURES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff")
+"""Formats of which a folder of numbered files can be a clip."""
+_FEWEST = 2
+_COLOURS = 3
+_Read = tuple[FloatArray, tuple[float, ...] | None, Geometry]
+
+
+class ClipKind(Enum):
+    """How a clip lies on the disk."""
+
+    DICOM = "multi-frame DICOM"
+    SEQUENCE = "NIfTI or MetaImage with an axis of time"
+    VIDEO = "video"
+    FOLDER = "folder of numbered pictures"
+
+
+@dataclass(frozen=True)
+class ClipFile:
+    """A clip that was found.
+
+    Attributes:
+        path: Its file, or the folder of its pictures.
+        kind: How it lies there.
+        count: Its frames.
+    """
+
+    path: Path
+    kind: ClipKind
+    count: int
+
+    def read(self, clip_id: str, patient_id: str, tags: Mapping[str, str] | None = None) -> Clip:
+        """Reads all frames; those of the clip that was read last are kept.
+
+        Raises:
+            DataError: It cannot be read, has NaN or infinity, or nothing but one value.
+        """
+        frames, times, geometry = _read(self, self._state())
+        return Clip(clip_id, patient_id, frames, times, geometry, tags or {})
+
+    def hash(self) -> str:
+        """SHA-256 of the clip's file, or of the folder of its pictures; it is kept as long as nothing changes.
+
+        Raises:
+            DataError: It cannot be read.
+        """
+        return _hash(self.path, self._state())
+
+    def _state(self) -> tuple[tuple[int, int], ...]:
+        """Size and time of change of what is to be read; a missing file has none."""
+        paths = _pictures(self.path) if self.kind is ClipKind.FOLDER else [self.path]
+        return tuple((found.st_size, found.st_mtime_ns) for path in paths if path.exists() and (found := path.stat()))
+
+
+def find_clip(path: Path, planes_over_time: bool = False) -> ClipFile | None:
+    """A file as a clip, by its header; None where it is an image or a volume.
+
+    Args:
+        path: A file.
+        planes_over_time: Whether the planes of a file of three axes are times, which such a file does not say.
+
+    Raises:
+        DataError: The file is damaged.
+        MissingExtraError: It is a video, and PyAV is not installed.
+    """
+    suffix = image_suffix(path)
+    if is_video(path):
+        return ClipFile(path, ClipKind.VIDEO, count_video_frames(path))
+    if suffix == DICOM_SUFFIX or (suffix is None and path.is_file() and is_dicom(path)):
+        count, kind = find_dicom_clip(path), ClipKind.DICOM
+    else:
+        stacked = planes_over_time or _OF_CAMUS.match(image_stem(path)) is not None
+        count, kind = find_sequence(path, stacked), ClipKind.SEQUENCE
+    return None if count is None else ClipFile(path, kind, count)
+
+
+def find_numbered(folder: Path) -> ClipFile | None:
+    """A folder of numbered pictures as a clip; None where it holds fewer than two, or one without a number.
+
+    Raises:
+        DataError: Two have the same number.
+    """
+    pictures = _pictures(folder)
+    numbers = [_number(path) for path in pictures]
+    if len(pictures) < _FEWEST or None in numbers:
+        return None
+    twice = next((path for path, number in zip(pictures, numbers, strict=True) if numbers.count(number) > 1), None)
+    if twice is not None:
+        raise DataError(f"{twice}: another frame of the folder has the same number; rename or remove one of them")
+    return ClipFile(folder, ClipKind.FOLDER, len(pictures))
+
+
+@lru_cache(maxsize=1)
+def _read(file: ClipFile, state: tuple[tuple[int, int], ...]) -> _Read:
+    """Reads a clip, anew where the state of its file is another."""
+    del state
+    match file.kind:
+        case ClipKind.DICOM:
+            frames, times, geometry = read_dicom_clip(file.path)
+        case ClipKind.SEQUENCE:
+            frames, times, geometry = read_sequence(file.path)
+        case ClipKind.VIDEO:
+            frames, times, geometry = read_video(file.path)
+        case ClipKind.FOLDER:
+            frames, times, geometry = _read_pictures(file.path)
+    if not np.isfinite(frames).all():
+        raise DataError(f"{file.path}: the clip holds NaN or infinite values; write the value of the background there")
+    if frames.min() == frames.max():
+        raise DataError(f"{file.path}: every pixel has the value {frames.flat[0]:g}: there is nothing to segment")
+    frames.flags.writeable = False
+    return frames, times, geometry
+
+
+@lru_cache(maxsize=256)
+def _hash(path: Path, state: tuple[tuple[int, int], ...]) -> str:
+    del state
+    return hash_image(path)
+
+
+def _read_pictures(folder: Path) -> _Read:
+    read = []
+    for path in sorted(_pictures(folder), key=lambda path: _number(path) or 0):
+        pixels, geometry = read_pixels(path)
+        if len(pixels) == _COLOURS:
+            whole = Region((slice(0, pixels.shape[1]), slice(0, pixels.shape[2])), None)
+            pixels = grey_of(pixels, whole, str(path))
+        read.append((pixels, geometry))
+    shapes = {image.shape for image, _ in read}
+    if len(shapes) > 1:
+        raise DataError(
+            f"{folder}: its frames have several sizes ({sorted(shapes)}); give each clip a folder of its own"
+        )
+    return np.stack([image for image, _ in read]), None, read[0][1]
+
+
+def _pictures(folder: Path) -> list[Path]:
+    return sorted(
+        path for path in folder.iterdir() if path.suffix.lower() in PICTURES and not path.name.startswith(".")
+    )
+
+
+def _number(path: Path) -> int | None:
+    found = _NUMBER.search(path.stem)
+    return int(found[1]) if found else None

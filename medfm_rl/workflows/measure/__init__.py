@@ -1,0 +1,1 @@
+"""`medfm-rl measure`: volumes, ejection fraction and motion from the masks of clips."""

@@ -1,0 +1,140 @@
+"""Measures the masks of clips: the beat, volumes, ejection fraction, and what breaks over time."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from medfm_rl.anatomy.clips import ClipAnatomy, measure_clip
+from medfm_rl.anatomy.ejection import Ejection, biplane, single_plane
+from medfm_rl.data.each_case import each_case
+from medfm_rl.data.files import alone_writing
+from medfm_rl.data.labels import read_labels
+from medfm_rl.data.layouts import CaseFile, is_simulated, ventricle_of, whole_clips
+from medfm_rl.errors import DataError
+from medfm_rl.progress import Progress, silent
+from medfm_rl.reports.clips import ClipPicture, draw_clip, write_clip_page
+from medfm_rl.types import Clip, LabelMap, LabelSchema, frame_id
+from medfm_rl.workflows.measure.outputs import PAGE_FILE, write_measures
+
+_VIEW = re.compile(r"(?<![A-Za-z0-9])(?:A?([24])CH?|A([24]))(?![A-Za-z0-9])", re.IGNORECASE)
+"""Names of the apical views of two and of four chambers: 2CH, A4C, 4ch."""
+
+
+@dataclass(frozen=True)
+class MeasuredClip:
+    """What was found in one clip.
+
+    Attributes:
+        clip_id: The clip.
+        patient_id: Its patient.
+        view: "2CH" or "4CH" where tags or name say so.
+        times: Seconds of the frames, or None.
+        anatomy: What is measured.
+        ejection: Volumes and fraction, or None without a beat.
+    """
+
+    clip_id: str
+    patient_id: str
+    view: str | None
+    times: tuple[float, ...] | None
+    anatomy: ClipAnatomy
+    ejection: Ejection | None
+
+
+@dataclass(frozen=True)
+class Measures:
+    """The result of a call of `measure`.
+
+    Attributes:
+        clips: By clip.
+        biplane: Ejection by patient, of those with both views, from the names of two clips.
+        problems: Why a clip could not be measured, by clip.
+    """
+
+    clips: Mapping[str, MeasuredClip]
+    biplane: Mapping[str, tuple[Ejection, tuple[str, str]]]
+    problems: Mapping[str, str]
+
+
+def measure(
+    files: Sequence[CaseFile],
+    masks: Mapping[str, Path],
+    schema: LabelSchema,
+    out: Path,
+    progress: Progress = silent,
+) -> Measures:
+    """Measures masks and writes `measures.csv`, `frames.csv`, `measures.json` and `report.html`.
+
+    A clip that cannot be read or measured is named, and the others are measured.
+
+    Args:
+        files: Frames of clips, as `find_cases` gives them; images that are of no clip are not looked at.
+        masks: By frame, as `find_masks` gives them: a file for each, or the sequence of the clip.
+        schema: The structures in the masks, and their integers.
+        out: Folder for the results.
+        progress: Told how far it is.
+
+    Raises:
+        DataError: There is no clip, not one could be measured, or no structure is the left ventricle.
+    """
+    clips = [file for file in whole_clips(files) if file.clip is not None or file.problem is not None]
+    if not any(file.clip is not None for file in clips):
+        raise DataError("no clip among the images: measures over time need clips (--layout clips for stacks of planes)")
+    ventricle = ventricle_of(schema, "the masks")
+    pictures: dict[str, ClipPicture] = {}
+
+    def handle(file: CaseFile) -> MeasuredClip:
+        clip = file.read_clip()
+        labels = _read_masks(clip, masks, schema)
+        spacing = clip.geometry.array_spacing
+        anatomy = measure_clip(labels, schema, ventricle, None if spacing is None else (spacing[0], spacing[1]))
+        pictures[clip.clip_id] = draw_clip(clip, labels, anatomy, schema)
+        view = view_of(clip.clip_id, clip.tags)
+        return MeasuredClip(clip.clip_id, clip.patient_id, view, clip.times, anatomy, single_plane(anatomy))
+
+    with alone_writing(out):
+        found, problems = each_case(clips, handle, "measuring", progress)
+        if not found:
+            raise DataError(f"no clip could be measured; the first: {next(iter(problems.values()))}")
+        measures = Measures(found, _both_views(list(found.values())), problems)
+        write_measures(out, measures, schema)
+        simulated = any(is_simulated(path.parent) for file in clips[:1] for path in file.image_paths)
+        write_clip_page(out / PAGE_FILE, measures.clips, measures.biplane, problems, pictures, schema, simulated)
+    return measures
+
+
+def view_of(name: str, tags: Mapping[str, str]) -> str | None:
+    """The apical view, "2CH" or "4CH", by the tags of a clip or its name; None where neither says it."""
+    text = tags.get("view") or name.replace("_", " ")
+    views = {f"{first or second}CH" for first, second in _VIEW.findall(text)}
+    return views.pop() if len(views) == 1 else None
+
+
+def _read_masks(clip: Clip, masks: Mapping[str, Path], schema: LabelSchema) -> LabelMap:
+    """Class indices `(T, H, W)`."""
+    shape = clip.frames.shape[2:]
+    found = []
+    for index in range(len(clip.frames)):
+        path = masks.get(frame_id(clip.clip_id, index))
+        if path is None:
+            raise DataError(f"clip {clip.clip_id}: there is no mask of frame {index} (counted from 0)")
+        found.append(read_labels(path, schema, shape, clip.geometry, frame=index))
+    return np.stack(found)
+
+
+def _both_views(clips: Sequence[MeasuredClip]) -> dict[str, tuple[Ejection, tuple[str, str]]]:
+    """Biplane ejection of each patient who has one clip of either view; of several it is anybody's guess which go."""
+    found = {}
+    for patient in dict.fromkeys(clip.patient_id for clip in clips):
+        own = [clip for clip in clips if clip.patient_id == patient]
+        two, four = ([clip for clip in own if clip.view == view] for view in ("2CH", "4CH"))
+        if len(two) == 1 and len(four) == 1:
+            ejected = biplane(two[0].anatomy, four[0].anatomy)
+            if ejected is not None:
+                found[patient] = (ejected, (two[0].clip_id, four[0].clip_id))
+    return found

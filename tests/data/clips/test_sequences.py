@@ -1,0 +1,132 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+import SimpleITK as sitk
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from support.clip_files import COUNT, SIZE, greys, ventricles
+
+from medfm_rl.data.clips.reading import ClipKind, find_clip, find_numbered
+from medfm_rl.data.clips.sequences import read_sequence, write_sequence
+from medfm_rl.data.images import read_image, read_pixels
+from medfm_rl.data.labels import read_labels
+from medfm_rl.errors import DataError
+from medfm_rl.types import Geometry, LabelSchema
+
+PLANE = Geometry((0.5, 0.3), (4.0, -2.0), (1.0, 0.0, 0.0, 1.0))
+TIMES = tuple((np.arange(COUNT) * 0.04).tolist())
+
+
+@settings(max_examples=20, deadline=None)
+@given(
+    spacing=st.none() | st.tuples(st.floats(0.1, 3), st.floats(0.1, 3)),
+    step=st.none() | st.floats(0.005, 2),
+    turned=st.booleans(),
+)
+def test_a_sequence_comes_back_with_grid_and_times(
+    tmp_path_factory: pytest.TempPathFactory, spacing: tuple[float, float] | None, step: float | None, turned: bool
+) -> None:
+    path = tmp_path_factory.mktemp("sequence") / "a.nii.gz"
+    direction = (0.0, -1.0, 1.0, 0.0) if turned else (1.0, 0.0, 0.0, 1.0)
+    geometry = Geometry(spacing, (4.0, -2.0), direction) if spacing else Geometry.unknown(2)
+    times = None if step is None else tuple((np.arange(3) * step).tolist())
+    frames = np.random.default_rng(0).integers(0, 255, (3, 4, 5)).astype(np.uint8)
+    write_sequence(path, frames, geometry, times)
+    read, found, grid = read_sequence(path)
+    assert np.array_equal(read[:, 0], frames)
+    assert found == (None if times is None else pytest.approx(times, rel=1e-5))
+    assert (grid.spacing is None) == (spacing is None)
+    assert grid.plane.matches(geometry.plane, frames.shape[1:])
+
+
+def test_time_is_the_fourth_axis_for_other_tools(tmp_path: Path) -> None:
+    write_sequence(tmp_path / "a.nii.gz", greys(), PLANE, TIMES)
+    image = nib.load(tmp_path / "a.nii.gz")
+    assert image.shape == (SIZE[1], SIZE[0], 1, COUNT)
+    assert image.header.get_zooms() == pytest.approx((0.5, 0.3, 1.0, 0.04))
+    assert image.header.get_xyzt_units() == ("mm", "sec")
+
+
+def test_a_fourth_axis_is_a_clip_and_a_third_one_only_by_its_name_or_by_who_knows(tmp_path: Path) -> None:
+    write_sequence(tmp_path / "a.nii.gz", greys(), PLANE, TIMES)
+    found = find_clip(tmp_path / "a.nii.gz")
+    assert found is not None
+    assert (found.kind, found.count) == (ClipKind.SEQUENCE, COUNT)
+    for name in ("a.mhd", "patient0001_4CH_half_sequence.mhd", "patient0001_2CH_sequence.nii.gz"):
+        image = sitk.GetImageFromArray(greys())
+        image.SetSpacing((0.5, 0.3, 1.0))
+        sitk.WriteImage(image, str(tmp_path / name))
+    volume = tmp_path / "a.mhd"
+    assert find_clip(volume) is None
+    assert read_image(volume)[1].ndim == 3
+    known = find_clip(volume, planes_over_time=True)
+    assert known is not None
+    for clip in (known, *(find_clip(tmp_path / name) for name in ("patient0001_4CH_half_sequence.mhd",))):
+        assert clip is not None
+        read = clip.read("a", "p")
+        assert np.array_equal(read.frames[:, 0], greys())
+        assert read.times is None
+        assert read.geometry.spacing == (0.5, 0.3)
+    assert find_clip(tmp_path / "patient0001_2CH_sequence.nii.gz") is not None
+
+
+def test_the_mask_of_a_frame_is_its_place_in_the_sequence(tmp_path: Path) -> None:
+    schema, path = LabelSchema(("background", "LV"), (0, 7)), tmp_path / "a.nii.gz"
+    write_sequence(path, ventricles().astype(np.uint8) * 7, PLANE, TIMES)
+    for frame in (0, 5):
+        labels = read_labels(path, schema, SIZE, PLANE, frame=frame)
+        assert np.array_equal(labels, ventricles()[frame])
+    with pytest.raises(DataError, match=rf"has masks of {COUNT} frames, and none of frame {COUNT}"):
+        read_labels(path, schema, SIZE, PLANE, frame=COUNT)
+    with pytest.raises(DataError, match=r"its pixels are .* mm, and those of its clip"):
+        read_labels(path, schema, SIZE, Geometry((1.0, 1.0), (0.0, 0.0), (1.0, 0.0, 0.0, 1.0)), frame=0)
+
+
+def test_numbered_pictures_are_in_the_order_of_their_numbers(tmp_path: Path) -> None:
+    frames = greys()
+    for index, frame in enumerate(frames):
+        Image.fromarray(frame).save(tmp_path / f"f{index + 1}.png")
+    found = find_numbered(tmp_path)
+    assert found is not None
+    clip = found.read("a", "p")
+    assert np.array_equal(clip.frames[:, 0], frames)
+    assert clip.geometry.spacing is None
+    Image.fromarray(frames[0, :10]).save(tmp_path / "f99.png")
+    found = find_numbered(tmp_path)
+    assert found is not None
+    with pytest.raises(DataError, match="its frames have several sizes"):
+        found.read("a", "p")
+    Image.fromarray(frames[0]).save(tmp_path / "x99.png")
+    with pytest.raises(DataError, match="has the same number"):
+        find_numbered(tmp_path)
+    Image.fromarray(frames[0]).save(tmp_path / "plain.png")
+    assert find_numbered(tmp_path) is None
+
+
+def test_a_clip_of_one_value_or_with_nan_is_refused_and_a_changed_file_is_read_anew(tmp_path: Path) -> None:
+    path = tmp_path / "a.nii.gz"
+    for values, message in ((np.zeros((3, 4, 5)), "every pixel has the value 0"), (np.full((3, 4, 5), np.nan), "NaN")):
+        write_sequence(path, values.astype(np.float32), PLANE, None)
+        found = find_clip(path)
+        assert found is not None
+        with pytest.raises(DataError, match=message):
+            found.read("a", "p")
+    write_sequence(path, greys(), PLANE, None)
+    found = find_clip(path)
+    assert found is not None
+    before = found.hash()
+    assert found.read("a", "p").frames.max() == greys().max()
+    write_sequence(path, greys() // 2, PLANE, None)
+    assert found.read("a", "p").frames.max() == greys().max() // 2
+    assert found.hash() != before
+
+
+def test_a_video_is_no_image(tmp_path: Path) -> None:
+    (tmp_path / "a.avi").write_bytes(b"x")
+    with pytest.raises(DataError, match=r"a\.avi: a video is a clip"):
+        read_pixels(tmp_path / "a.avi")

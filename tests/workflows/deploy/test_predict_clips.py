@@ -1,0 +1,110 @@
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+from support.clip_files import COUNT, greys, region, ventricles, write_clip
+from torch import Tensor, nn
+
+from medfm_rl.adapters import TorchModuleAdapter
+from medfm_rl.data.clips.sequences import write_sequence
+from medfm_rl.data.images import write_image
+from medfm_rl.data.layouts import CaseFile, find_cases
+from medfm_rl.reward.network import RewardEnsemble, RewardNet
+from medfm_rl.runs.models import ModelInMemory
+from medfm_rl.settings import DataSettings, NetworkSettings, PreprocessingSettings, RewardSettings
+from medfm_rl.types import Geometry, LabelSchema
+from medfm_rl.workflows.deploy.predict import predict, segment_clip, segment_with_reward
+from medfm_rl.workflows.evaluate.evaluate import evaluate
+
+LV = LabelSchema(("background", "LV"), (0, 7))
+SECTOR = (8, 4, 55, 43)
+PLANE = Geometry((0.5, 0.5), (4.0, 2.0), (1.0, 0.0, 0.0, 1.0))
+
+
+class DarkIsVentricle(nn.Module):
+    """Segments what is darker than the rest."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.values = nn.Parameter(torch.tensor([130.0, 20.0]), requires_grad=False)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return -(((images - self.values[None, :, None, None]) / 50) ** 2)
+
+
+def segmenter() -> TorchModuleAdapter:
+    preprocessing = PreprocessingSettings(size=(40, 48), grid="native", intensity="none")
+    return TorchModuleAdapter(DarkIsVentricle(), LV, preprocessing).eval()
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> list[CaseFile]:
+    """Clips of two patients with masks of every frame, and a still of one of them with its mask."""
+    for patient in ("p1", "p2"):
+        path = tmp_path / "data" / "images" / f"{patient}_4CH.dcm"
+        write_clip(path, greys(), SequenceOfUltrasoundRegions=[region(*SECTOR)])
+        masks = ventricles()[:, 4:44, 8:56] * np.uint8(7)
+        write_sequence(tmp_path / "data" / "labels" / f"{patient}_4CH.nii.gz", masks, PLANE, None)
+    write_image(tmp_path / "data" / "images" / "p2_still.nii.gz", greys()[0, 4:44, 8:56], PLANE)
+    write_image(tmp_path / "data" / "labels" / "p2_still.nii.gz", ventricles()[0, 4:44, 8:56] * np.uint8(7), PLANE)
+    return find_cases(DataSettings(path=tmp_path / "data"))
+
+
+def test_masks_of_a_clip_are_one_sequence_with_its_times_and_grid(tmp_path: Path, files: list[CaseFile]) -> None:
+    assert predict(ModelInMemory(segmenter()), files, tmp_path / "out") == []
+    assert sorted(path.name for path in (tmp_path / "out" / "labels").iterdir()) == [
+        "p1_4CH.nii.gz",
+        "p2_4CH.nii.gz",
+        "p2_still.nii.gz",
+    ]
+    image = nib.load(tmp_path / "out" / "labels" / "p1_4CH.nii.gz")
+    assert image.shape == (48, 40, 1, COUNT)
+    assert image.header.get_zooms() == pytest.approx((0.5, 0.5, 1.0, 0.04))
+    assert image.affine[:2, 3] == pytest.approx([-4.0, -2.0])
+    masks = np.asarray(image.dataobj)[:, :, 0].transpose(2, 1, 0)
+    assert np.array_equal(masks, ventricles()[:, 4:44, 8:56] * 7)
+    written = {path: path.stat().st_mtime_ns for path in (tmp_path / "out" / "labels").iterdir()}
+    predict(ModelInMemory(segmenter()), files, tmp_path / "out")
+    assert {path: path.stat().st_mtime_ns for path in written} == written
+    log = [json.loads(line) for line in (tmp_path / "out" / "audit.jsonl").read_text().splitlines()]
+    assert [line["case"] for line in log] == ["p1_4CH", "p2_4CH", "p2_still"]
+
+
+def test_frames_are_segmented_and_judged_as_images_are(files: list[CaseFile]) -> None:
+    adapter = segmenter()
+    torch.manual_seed(0)
+    network = NetworkSettings(channels=(4, 8), residual_units=0)
+    reward = RewardEnsemble([RewardNet(network, 2) for _ in range(2)], RewardSettings()).eval()
+    clip = files[0].read_clip()
+    labels, rewards = segment_clip(adapter, reward, clip)
+    assert rewards is not None
+    for index in (0, COUNT - 1):
+        alone, reward_map = segment_with_reward(adapter, reward, clip.frame(index))
+        assert np.array_equal(labels[index], alone)
+        assert rewards[index] == pytest.approx(reward_map, abs=1e-5)
+
+
+def test_a_clip_that_cannot_be_read_is_left_out_by_name(tmp_path: Path, files: list[CaseFile]) -> None:
+    path = files[0].image_paths[0]
+    path.write_bytes(path.read_bytes()[:-3000])
+    (problem,) = predict(ModelInMemory(segmenter()), files, tmp_path / "out")
+    assert problem.startswith(str(path))
+    assert (tmp_path / "out" / "labels" / "p2_4CH.nii.gz").exists()
+    assert not (tmp_path / "out" / "labels" / "p1_4CH.nii.gz").exists()
+
+
+def test_frames_are_evaluated_against_their_masks(tmp_path: Path, files: list[CaseFile]) -> None:
+    measured = evaluate(ModelInMemory(segmenter()), files, tmp_path / "out", anatomy="generic")
+    assert not measured.evaluation.problems
+    with (tmp_path / "out" / "scores.csv").open() as table:
+        rows = list(csv.DictReader(table))
+    frames = [row for row in rows if row["case_id"].startswith("p1_4CH_frame") and row["structure"] == "LV"]
+    assert len(frames) == COUNT
+    assert all(float(row["dice"]) == 1.0 for row in frames)
+    assert json.loads((tmp_path / "out" / "summary.json").read_text())["patients"] == 2

@@ -1,0 +1,119 @@
+from __future__ import annotations
+
+import csv
+import io
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from support.clip_files import COUNT, greys, region, ventricles, write_clip
+from typer.testing import CliRunner
+
+from medfm_rl.cli import app
+from medfm_rl.data.clips.sequences import write_sequence
+from medfm_rl.data.layouts import find_cases
+from medfm_rl.data.mask_files import find_masks
+from medfm_rl.errors import DataError
+from medfm_rl.reports.clips import animate
+from medfm_rl.settings import DataSettings
+from medfm_rl.types import Clip, Geometry, LabelSchema
+from medfm_rl.workflows.measure.measure import measure, view_of
+
+LV = LabelSchema(("background", "LV"), (0, 7))
+PLANE = Geometry((0.5, 0.5), (0.0, 0.0), (1.0, 0.0, 0.0, 1.0))
+WHOLE = (0, 0, 63, 47)
+
+
+@pytest.fixture
+def clips(tmp_path: Path) -> Path:
+    """Two views of a patient with known spacing, and a clip of another without."""
+    for name in ("p1_2CH", "p1_4CH", "p2_4CH"):
+        known = {"SequenceOfUltrasoundRegions": [region(*WHOLE)]} if name.startswith("p1") else {}
+        write_clip(tmp_path / "images" / f"{name}.dcm", greys(), **known)
+        geometry = PLANE if known else Geometry.unknown(2)
+        write_sequence(tmp_path / "labels" / f"{name}.nii.gz", ventricles() * np.uint8(7), geometry, None)
+    return tmp_path
+
+
+def run(*arguments: str) -> tuple[int, str]:
+    result = CliRunner().invoke(app, ["measure", *arguments], catch_exceptions=False)
+    return result.exit_code, result.output
+
+
+def test_volumes_are_in_ml_where_calibrated_and_ratios_elsewhere_and_the_tables_say_which(clips: Path) -> None:
+    out = clips / "out"
+    code, said = run(str(clips / "labels"), "--images", str(clips / "images"), "--out", str(out), "--labels", "LV=7")
+    assert code == 0, said
+    with (out / "measures.csv").open() as table:
+        rows = {row["clip_id"]: row for row in csv.DictReader(table)}
+    assert set(rows) == {"p1_2CH", "p1_4CH", "p2_4CH", "p1_2CH + p1_4CH"}
+    known, unknown = rows["p1_4CH"], rows["p2_4CH"]
+    # 4/3 pi a b b: half the width is 12 px at ED and 6 at ES, half the length 1.5 times that; pixels of 0.5 mm.
+    assert float(known["edv"]) == pytest.approx(4 / 3 * np.pi * 18 * 12**2 * 0.125 / 1000, rel=0.08)
+    assert (known["volume_unit"], known["length_unit"], known["area_unit"]) == ("ml", "mm", "mm^2")
+    assert float(known["ef_percent"]) == pytest.approx(100 * (1 - 0.5**3), abs=3)
+    assert (known["ed_frame"], known["es_frame"]) == ("0", "6")
+    assert (unknown["edv"], unknown["volume_unit"], unknown["length_unit"]) == ("1", "of EDV", "of the ED length")
+    assert float(unknown["ef_percent"]) == pytest.approx(float(known["ef_percent"]))
+    assert float(rows["p1_2CH + p1_4CH"]["ef_percent"]) == pytest.approx(float(known["ef_percent"]))
+    assert rows["p1_2CH + p1_4CH"]["method"] == "biplane"
+    with (out / "frames.csv").open() as table:
+        frames = [row for row in csv.DictReader(table) if row["clip_id"] == "p1_4CH"]
+    assert [float(row["area_LV"]) for row in frames] == pytest.approx(ventricles().sum(axis=(1, 2)) * 0.25)
+    assert float(frames[3]["seconds"]) == pytest.approx(0.12)
+    content = json.loads((out / "measures.json").read_text())
+    assert content["biplane"]["p1"]["clips"] == ["p1_2CH", "p1_4CH"]
+    page = (out / "report.html").read_text()
+    assert page.count("data:image/gif;base64,") == 3
+    assert "volumes in ml are unknown" in page
+    assert "SIMULATED" not in page
+    assert "p1: EF" in said
+
+
+def test_integers_that_nobody_explains_are_refused(clips: Path) -> None:
+    from medfm_rl.errors import ConfigError
+
+    with pytest.raises(ConfigError, match=r"nothing says what the integers in the masks mean; give --labels"):
+        run(str(clips / "labels"), "--images", str(clips / "images"), "--out", str(clips / "out"))
+
+
+def test_a_clip_without_masks_is_named_and_the_others_are_measured(clips: Path) -> None:
+    (clips / "labels" / "p1_2CH.nii.gz").unlink()
+    files = find_cases(DataSettings(path=clips / "images"))
+    found = measure(files, find_masks(clips / "labels", files), LV, clips / "out")
+    assert set(found.clips) == {"p1_4CH", "p2_4CH"}
+    assert "there is no mask of frame 0" in found.problems["p1_2CH"]
+    assert not found.biplane
+
+
+def test_images_without_a_clip_and_structures_without_a_ventricle_are_refused(clips: Path, tmp_path: Path) -> None:
+    files = find_cases(DataSettings(path=clips / "images"))
+    with pytest.raises(DataError, match="none of A, B is called LV"):
+        measure(files, {}, LabelSchema(("background", "A", "B"), (0, 1, 2)), clips / "out")
+    with pytest.raises(DataError, match="no clip among the images"):
+        measure([], {}, LV, clips / "out")
+
+
+@pytest.mark.parametrize(
+    ("name", "tags", "view"),
+    [
+        ("p1_2CH", {}, "2CH"),
+        ("p1_A4C_loop", {}, "4CH"),
+        ("patient0001_patient0001_4CH_half_sequence", {}, "4CH"),
+        ("p1", {"view": "2CH"}, "2CH"),
+        ("p1_2CH_4CH", {}, None),
+        ("p14ch2", {}, None),
+    ],
+)
+def test_views_are_those_of_tags_and_names(name: str, tags: dict[str, str], view: str | None) -> None:
+    assert view_of(name, tags) == view
+
+
+def test_the_loop_goes_at_its_own_pace_and_shows_every_frame() -> None:
+    frames = greys().astype(np.float32)[:, None]
+    times = tuple((np.arange(COUNT) * 0.04).tolist())
+    clip = Clip("a", "p", frames, times, Geometry.unknown(2))
+    made = Image.open(io.BytesIO(animate(clip, ventricles().astype(np.uint8), LV)))
+    assert (made.n_frames, made.info["duration"]) == (COUNT, 40)
