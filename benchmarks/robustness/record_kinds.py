@@ -34,7 +34,10 @@ _SCORES = {
     ],
     "problems": {"p9": {"problem": "p9.png: cannot be read", "verdict": "refer"}},
 }
-_BOXES = {"p1": {"LV": [1, 2, 30, 40], "LA": [5.5, 6, 7, 8]}, "p2": {"MYO": [0, 0, 9, 9]}}
+_BOXES: dict[str, dict[str, list[float]]] = {
+    "p1": {"LV": [1, 2, 30, 40], "LA": [5.5, 6, 7, 8]},
+    "p2": {"MYO": [0, 0, 9, 9]},
+}
 _FUSION = {"format": 2, "members": ["member-0", "member-1"], "fusion": "mean", "pessimism": 0.5}
 _DATASET = {
     "labels": {"background": 0, "LV": 1, "MYO": 2, "LA": 3},
@@ -130,7 +133,9 @@ def _boxes_of(path: Path) -> Any:
 def _boxes_oracle(path: Path) -> Any:
     if path.suffix == ".json":
         table = [(case, name, box) for case, boxes in _json(path).items() for name, box in boxes.items()]
-        empty = {case_name(case): {} for case, boxes in _json(path).items() if not boxes}
+        empty: dict[str, dict[str, tuple[float, ...]]] = {
+            case_name(case): {} for case, boxes in _json(path).items() if not boxes
+        }
         if len({case_name(case) for case in _json(path)}) < len(_json(path)):
             raise UnreadableError("a case twice")
     else:

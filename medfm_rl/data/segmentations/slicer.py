@@ -34,8 +34,8 @@ def read_slicer_segmentation(path: Path) -> Segmentation | None:
             reader.SetFileName(name)
             reader.ReadImageInformation()
             # Names of other fields need not be text, and SimpleITK does not give their values then.
-            known = [key for key in reader.GetMetaDataKeys() if key in _REPRESENTATIONS or _FIELD.fullmatch(key)]
-            fields = {key: reader.GetMetaData(key) for key in known}
+            named = [key for key in reader.GetMetaDataKeys() if key in _REPRESENTATIONS or _FIELD.fullmatch(key)]
+            fields = {key: reader.GetMetaData(key) for key in named}
             numbers = sorted({int(match[1]) for key in fields if (match := _FIELD.fullmatch(key))})
             if not numbers:
                 return None
