@@ -339,7 +339,10 @@ def test_every_output_tells_verdict_guarantee_and_action_apart(quality_run: Path
 
 @pytest.mark.parametrize("number", [3, 4])
 def test_scores_of_older_versions_are_read_and_what_they_accepted_is_used(tmp_path: Path, number: int) -> None:
-    cases = [{"case_id": verdict, "verdict": verdict, "mask": "ab"} for verdict in ("accept", "correct", "refer")]
+    cases = [
+        {"case_id": verdict, "verdict": verdict, "mask": "ab", "scores": []}
+        for verdict in ("accept", "correct", "refer")
+    ]
     content = {"format": number, "batch_state": "holds", "quality": "cd", "segmenter": None, "cases": cases}
     path = tmp_path / "scores.json"
     path.write_text(json.dumps({**content, "problems": {"bad": {"problem": "it is", "verdict": "refer"}}}))
@@ -412,8 +415,11 @@ def test_the_page_lists_masks_by_predicted_dice_whatever_their_verdict(
         mean = replace(report.mean, predicted_dice=predicted, **ends)
         cases.append(PageCase(replace(report, verdict=verdict, scores=(*report.scores[:-1], mean)), picture))
     path = tmp_path / "page.html"
-    write_page(path, cases, {}, scoring.batch, controller.model, controller.schema, False)
-    rows = re.findall(r'<tr><td>[^<]*</td><td class="\w+">(\w+)</td><td class="number">([-.0-9]+)<', path.read_text())
+    write_page(path, cases, {}, scoring.batch, controller.model, RESEARCH, False)
+    rows = re.findall(
+        r'<tr><td class="case">[^<]*</td><td class="\w+">(\w+)</td>(?:<td[^>]*>\w+</td>){2}<td class="number">([-.0-9]+)<',
+        path.read_text(),
+    )
     assert rows == [("refer", "-"), ("accept", "0.700"), ("correct", "0.826"), ("refer", "0.888")]
     # Each structure has a colour in the legend, and no two have the same.
     legend = dict(re.findall(r'background: (#\w+)"></span>(\w+)', path.read_text()))
