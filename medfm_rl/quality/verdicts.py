@@ -129,30 +129,30 @@ def _verdict(report: QualityReport, standing: BatchStanding, terms: Terms) -> tu
     assert mean.high is not None
     assert report.risk is not None
     found = f"mean Dice is predicted as {mean.predicted_dice:.3f} [{mean.low:.3f}, {mean.high:.3f}]"
-    broken = {place: str(rule) for place, rule in enumerate(report.rules) if not rule.passed}
-    telling = [words for place, words in broken.items() if place in terms.model.telling_rules]
-    others = [f"{words} (good masks break this rule too)" for place, words in broken.items() if words not in telling]
+    telling = [
+        f"{rule}, which hardly any good mask breaks"
+        for place, rule in enumerate(report.rules)
+        if not rule.passed and place in terms.model.telling_rules
+    ]
     if report.shift_probability < _CASE_LEVEL:
         unlike = (
             f"{_UNLIKE[report.shift_seen_by]}: distance {report.shift_distance:.1f}, of which the probability is "
             f"{report.shift_probability:.1g}"
         )
-        return "refer", "shift_case", [unlike, found, *telling, *others]
+        return "refer", "shift_case", [unlike, found, *telling]
     probable = f"the probability of less than {terms.asked} is {report.risk:.0%}"
     # What is promised of the accepted masks was tested for those above the threshold that break no telling rule, and
     # for no others.
     threshold = terms.threshold if standing.threshold_counts and not telling else None
     if threshold is not None and mean.predicted_dice >= threshold:
-        return "accept", "threshold", [f"{found}, at or above the threshold {threshold:.3f}", *others]
+        return "accept", "threshold", [f"{found}, at or above the threshold {threshold:.3f}"]
     if report.risk >= 1 - terms.alpha:
-        return "refer", "predicted_dice", [f"{found}; {probable}", *telling, *others]
+        return "refer", "predicted_dice", [f"{found}; {probable}", *telling]
     if telling:
-        rare = [f"{words}, which hardly any good mask does" for words in telling]
-        return "correct", "rules", [*rare, f"{found}; {probable}", *others]
+        return "correct", "rules", [*telling, f"{found}; {probable}"]
     if report.risk <= terms.alpha:
-        return "accept", "predicted_dice", [f"{found}; {probable}, at most {terms.alpha:.0%} are allowed", *others]
-    more = f"{found}; {probable}, more than the {terms.alpha:.0%} that are allowed"
-    return "correct", "predicted_dice", [more, *others]
+        return "accept", "predicted_dice", [f"{found}; {probable}, at most {terms.alpha:.0%} are allowed"]
+    return "correct", "predicted_dice", [f"{found}; {probable}, more than the {terms.alpha:.0%} that are allowed"]
 
 
 def _unseen(report: QualityReport) -> tuple[ReasonCode, list[str]] | None:

@@ -173,7 +173,7 @@ def changed(controller: QualityController, policy: SitePolicy = RESEARCH, **chan
 def with_errors(
     controller: QualityController, errors: float | Sequence[float], policy: SitePolicy = RESEARCH, **changes: object
 ) -> QualityController:
-    """One of which the mean Dice missed the truth of its calibration cases by these errors, in widths of the interval."""
+    """One of which the mean Dice missed the truth of the calibration cases by these errors, in widths of intervals."""
     cases = len(controller.model.domain.reference)
     residuals = (errors,) * cases if isinstance(errors, float) else tuple(errors)
     mean = StructureModel(predictor=None, quantile=max(map(abs, residuals)), residuals=residuals, error=0, bias=0)
@@ -190,11 +190,12 @@ def test_the_verdict_follows_the_probability_of_a_bad_mask_the_threshold_and_tel
     predicted = report.mean.predicted_dice
     assert predicted is not None
     width = 1.05 - predicted
+    fine = sound(report)
     # Twelve calibration patients: if none of them, or each, had such an error, that is 0.5 / 13 and 12.5 / 13.
     none, each = 0.5 / 13, 12.5 / 13
 
     def verdict(
-        limit: float, error: float, threshold: float | None = None, tried: QualityReport = report, **changes: object
+        limit: float, error: float, threshold: float | None = None, tried: QualityReport = fine, **changes: object
     ) -> object:
         changes |= {"targets": Targets(dice=limit), "accept_threshold": threshold}
         judge = with_errors(controller, error / width, **changes)
@@ -203,14 +204,13 @@ def test_the_verdict_follows_the_probability_of_a_bad_mask_the_threshold_and_tel
         ).reports
         return found.verdict, found.reason_code, found.risk
 
-    fine = sound(report)
-    assert verdict(predicted - 0.1, -0.05, tried=fine) == ("accept", "predicted_dice", pytest.approx(none))
-    assert verdict(predicted - 0.1, -0.15, tried=fine) == ("refer", "predicted_dice", pytest.approx(each))
-    assert verdict(predicted + 0.1, 0.0, tried=fine) == ("refer", "predicted_dice", pytest.approx(each))
+    assert verdict(predicted - 0.1, -0.05) == ("accept", "predicted_dice", pytest.approx(none))
+    assert verdict(predicted - 0.1, -0.15) == ("refer", "predicted_dice", pytest.approx(each))
+    assert verdict(predicted + 0.1, 0.0) == ("refer", "predicted_dice", pytest.approx(each))
     # Predictions that are always too low by more than that.
-    assert verdict(predicted + 0.1, 0.15, tried=fine) == ("accept", "predicted_dice", pytest.approx(none))
-    assert verdict(predicted - 0.1, -0.15, predicted - 0.05, fine)[:2] == ("accept", "threshold")
-    assert verdict(predicted - 0.1, -0.05, predicted + 0.05, fine)[:2] == ("accept", "predicted_dice")
+    assert verdict(predicted + 0.1, 0.15) == ("accept", "predicted_dice", pytest.approx(none))
+    assert verdict(predicted - 0.1, -0.15, predicted - 0.05)[:2] == ("accept", "threshold")
+    assert verdict(predicted - 0.1, -0.05, predicted + 0.05)[:2] == ("accept", "predicted_dice")
     broken = replace(report.rules[0], passed=False)
     counted = replace(fine, rules=(broken,))
     assert verdict(predicted - 0.1, -0.05, tried=counted)[:2] == ("accept", "predicted_dice")
@@ -368,7 +368,7 @@ def test_what_is_accepted_by_another_rule_than_the_promised_one_is_not_proven(
     ("policy", "words"),
     [
         (SitePolicy(limits={"mean": 0.06}), "for a mean Dice of 0.05, and the policy asks for 0.06: .* --dice 0.06"),
-        (SitePolicy(limits={"LV": 0.01}), "of the mean Dice alone, and the policy has limits of LV"),
+        (SitePolicy(limits={"LV": 0.01}), "of the mean Dice, and the policy has limits of LV too"),
         (SitePolicy(alpha=0.05), "a share of 0.1, and the policy asks for 0.05: calibrate with --alpha 0.05"),
         (SitePolicy(confidence=0.95), "a confidence of 0.9, and the policy asks for 0.95"),
     ],
