@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from medfm_rl.workflows.deploy.score import ScoreRequest, score
     from medfm_rl.workflows.evaluate.evaluate import evaluate
     from medfm_rl.workflows.propose.propose import propose
+    from medfm_rl.workflows.propose.request import ProposeRequest
 
 __all__ = [
     "AdaptConfig",
@@ -36,6 +37,7 @@ __all__ = [
     "DataSettings",
     "DensePPO",
     "Gates",
+    "ProposeRequest",
     "QualityController",
     "ScoreRequest",
     "SegmentationEnv",
@@ -64,6 +66,7 @@ _HOMES = {
     "DataSettings": "settings",
     "DensePPO": "policies",
     "Gates": "quality.gates",
+    "ProposeRequest": "workflows.propose.request",
     "QualityController": "quality",
     "ScoreRequest": "workflows.deploy.score",
     "SegmentationEnv": "envs",

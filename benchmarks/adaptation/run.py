@@ -1,4 +1,4 @@
-"""Adaptation against everything simpler that needs no labels either, on four shifts, and on none.
+"""Adaptation against everything simpler that needs no labels either, on the shifts there are, and on none.
 
     python -m benchmarks.adaptation.run [--shifts ...] [--methods ...] [--seeds 0 1 2] [--runs FOLDER]
     python -m benchmarks.adaptation.run --report-only   # table and figure from the cells that there are

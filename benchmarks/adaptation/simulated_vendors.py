@@ -32,7 +32,7 @@ def run_seed(seed: int, folder: Path, picture: Path | None) -> dict[str, Any]:
         if folder.exists():
             raise SystemExit(f"{folder}: delete it; a demo that goes on would not time what was done before")
         began = time.perf_counter()
-        comparison = run_demo(folder, seed, quiet)
+        comparison = run_demo(folder, seed, quiet).comparison
         minutes = (time.perf_counter() - began) / 60
         if picture is not None:
             source = TorchModuleAdapter.load(folder / "source-model")

@@ -232,7 +232,7 @@ def _add_controller(
         "intervals": intervals,
         "pixel_ece": expected_calibration_error(np.concatenate(maps), np.concatenate(right)),
         "shift_probability": batch.shift_probability,
-        "guarantees": {guarantee.promise: guarantee.status for guarantee in batch.guarantees},
+        "guarantees": {promise.promise: promise.status for promise in batch.promises},
         "verdicts": [found.verdict for found in batch.reports],
     }
 

@@ -7,6 +7,7 @@ import json
 import pickle
 import struct
 from collections import OrderedDict
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -77,7 +78,7 @@ def other_tensor(path: Path, rng: np.random.Generator) -> None:
     names = sorted(state)
     name = names[rng.integers(len(names))]
     value = state[name]
-    changes = [
+    changes: list[Callable[[], Tensor]] = [
         *(value.double, value.half, value.bfloat16, value.int, value.bool, value.flatten, value.sum, value.clone),
         *(lambda: value * float("nan"), lambda: value + float("inf"), lambda: value[..., None], lambda: value[:0]),
         *(lambda: value.to(torch.float8_e4m3fn), lambda: value.to(torch.complex64), lambda: value.to(torch.uint8)),
@@ -199,7 +200,7 @@ def damaged_pickle(path: Path, rng: np.random.Generator) -> None:
     path.write_bytes(content)
 
 
-def other_format(path: Path, rng: np.random.Generator) -> None:
+def other_format(path: Path, _: np.random.Generator) -> None:
     """The file is of the other format than its name says."""
     state = _load(path)
     if not state:

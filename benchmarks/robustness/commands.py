@@ -33,7 +33,7 @@ from medfm_rl.settings import (
 from medfm_rl.workflows.adapt.loop import adapt
 from medfm_rl.workflows.calibrate.quality import CalibrateRequest, calibrate
 from medfm_rl.workflows.deploy.correct import CorrectRequest, correct
-from medfm_rl.workflows.deploy.score import ScoreRequest, score
+from medfm_rl.workflows.deploy.score import score
 from medfm_rl.workflows.train.source import train_source
 
 _SIZE = (32, 32)
@@ -139,8 +139,7 @@ def _calibrate(ground: Path, folder: Path) -> None:
 
 
 def _score(ground: Path, place: Path) -> None:
-    request = ScoreRequest(accept_untested=True)
-    score(load_run(place / "run", "cpu"), _files(ground, "d"), place / "scored", request, silent)
+    score(load_run(place / "run", "cpu"), _files(ground, "d"), place / "scored", progress=silent)
 
 
 def _correct(ground: Path, place: Path) -> None:

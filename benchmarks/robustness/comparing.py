@@ -73,3 +73,28 @@ def _apart(grid: Geometry, affine: npt.NDArray[np.float64], shape: tuple[int, ..
 
 def _ends(sizes: tuple[int, ...]) -> tuple[int, ...]:
     return (0, sizes[2] - 1) if len(sizes) > 2 else (0,)
+
+
+def given_values_disagree(found: dict[str, Any], expected: dict[str, Any]) -> str:
+    """Every value that the file gives has to be there as it is given."""
+    for name, value in expected.items():
+        if isinstance(value, dict) and isinstance(found.get(name), dict):
+            differing = given_values_disagree(found[name], value)
+            if differing:
+                return f"{name}: {differing}"
+        elif name not in found or not _alike(found[name], value):
+            return f"{name}: {str(found.get(name))[:80]}, and {str(value)[:80]} in the file"
+    return ""
+
+
+def _alike(found: Any, given: Any) -> bool:
+    if isinstance(given, list) and isinstance(found, list):
+        return len(given) == len(found) and all(map(_alike, found, given))
+    return str(found) == str(given) or found == given or _as_number(found) == _as_number(given) is not None
+
+
+def _as_number(value: Any) -> float | None:
+    try:
+        return float(value)
+    except (TypeError, ValueError, OverflowError):
+        return None

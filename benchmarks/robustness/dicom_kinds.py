@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pydicom
 from pydicom.dataset import Dataset, FileDataset, FileMetaDataset
-from pydicom.uid import ExplicitVRLittleEndian, RLELossless
+from pydicom.uid import UID, ExplicitVRLittleEndian, RLELossless
 
 from benchmarks.robustness.comparing import Picture, images_disagree
 from benchmarks.robustness.file_faults import BYTES, FILES
@@ -97,8 +97,8 @@ _SYNTAXES = (
 def _dataset(index: int, frames: int = 1) -> FileDataset:
     meta = FileMetaDataset()
     meta.TransferSyntaxUID = ExplicitVRLittleEndian
-    meta.MediaStorageSOPClassUID = _CT if frames == 1 else _MULTI_FRAME
-    meta.MediaStorageSOPInstanceUID = f"1.2.3.4.{index + 1}"
+    meta.MediaStorageSOPClassUID = UID(_CT if frames == 1 else _MULTI_FRAME)
+    meta.MediaStorageSOPInstanceUID = UID(f"1.2.3.4.{index + 1}")
     made = FileDataset("", {}, file_meta=meta, preamble=b"\0" * 128)
     made.SOPClassUID, made.SOPInstanceUID = meta.MediaStorageSOPClassUID, meta.MediaStorageSOPInstanceUID
     made.SeriesInstanceUID, made.Modality, made.PatientName = "1.2.3.9", "CT", "Test^Case"

@@ -11,12 +11,13 @@ from benchmarks.robustness import (
     nrrd_kinds,
     picture_kinds,
     record_kinds,
+    settings_kinds,
 )
 from benchmarks.robustness.kind import Kind
 
 _MODULES = (
     *(nifti_kinds, meta_kinds, nrrd_kinds, picture_kinds, dicom_kinds),
-    *(name_kinds, record_kinds, checkpoint_kinds),
+    *(name_kinds, record_kinds, settings_kinds, checkpoint_kinds),
 )
 
 

@@ -1,4 +1,4 @@
-"""Commands that are killed by SIGKILL at random moments and called again: is the result that of one that ran through?"""
+"""Commands that are killed by SIGKILL at random moments and called again: is the result the same?"""
 
 from __future__ import annotations
 

@@ -79,7 +79,7 @@ def damage(kind: Kind, number: int, folder: Path) -> tuple[Path, tuple[str, ...]
         return path, ()
     faults = [kind.faults[(number - 1) % len(kind.faults)]]
     if rng.random() < 0.25:
-        faults.append(kind.faults[rng.integers(len(kind.faults))])
+        faults.append(kind.faults[int(rng.integers(len(kind.faults)))])
     was_file = path.is_file()
     for fault in faults:
         # What is gone, or has become a folder, is not damaged any further.

@@ -90,7 +90,7 @@ def _pixels_of(fault: Fault) -> Fault:
         for other in sorted(path.parent.glob("*raw")):
             fault(other, rng)
 
-    of_pixels.__name__ = f"{fault.__name__} in the pixels"  # type: ignore[attr-defined]
+    of_pixels.__name__ = f"{fault.__name__} in the pixels"
     return of_pixels
 
 

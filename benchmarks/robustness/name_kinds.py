@@ -121,7 +121,7 @@ _FAULTS: tuple[Fault, ...] = (
 
 
 def _read(root: Path) -> Any:
-    """Sums of the pixels of all cases that can be used; names have to be text, distinct, and short enough for a file."""
+    """Sums of the pixels of all cases that can be used; names have to be text, distinct and short."""
     files = find_cases(DataSettings(path=root))
     names = [file.case_id for file in files]
     if len(set(names)) < len(names) or not all(name == unicodedata.normalize("NFC", name) for name in names):

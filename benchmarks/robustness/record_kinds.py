@@ -1,4 +1,4 @@
-"""JSON, YAML and tables that commands read: settings, descriptions, scores, boxes, prompts, and records of a run."""
+"""JSON and tables that commands read: descriptions, scores, boxes, and records of a run."""
 
 from __future__ import annotations
 
@@ -10,21 +10,15 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import yaml
-
-from benchmarks.robustness.comparing import SCHEMA
-from benchmarks.robustness.kind import Fault, Kind, UnknownError, UnreadableError
+from benchmarks.robustness.comparing import SCHEMA, given_values_disagree
+from benchmarks.robustness.kind import Kind, UnknownError, UnreadableError
 from benchmarks.robustness.text_faults import JSON, TEXT
 from medfm_rl.adapters.sam.prompts import BoxesFromFile
-from medfm_rl.anatomy.profiles import load_anatomy
 from medfm_rl.correction.acceptance import Acceptance, HarmTarget
 from medfm_rl.data.layouts.description import Description
 from medfm_rl.data.names import case_name
 from medfm_rl.reward.fusion import read_fusion
 from medfm_rl.runs.inputs import load_inputs
-from medfm_rl.settings import AdaptConfig
-from medfm_rl.settings.files import load_config
 from medfm_rl.settings.prompts import FilePrompts
 from medfm_rl.workflows.deploy.scores_file import Scores
 
@@ -40,7 +34,10 @@ _SCORES = {
     ],
     "problems": {"p9": {"problem": "p9.png: cannot be read", "verdict": "refer"}},
 }
-_BOXES = {"p1": {"LV": [1, 2, 30, 40], "LA": [5.5, 6, 7, 8]}, "p2": {"MYO": [0, 0, 9, 9]}}
+_BOXES: dict[str, dict[str, list[float]]] = {
+    "p1": {"LV": [1, 2, 30, 40], "LA": [5.5, 6, 7, 8]},
+    "p2": {"MYO": [0, 0, 9, 9]},
+}
 _FUSION = {"format": 2, "members": ["member-0", "member-1"], "fusion": "mean", "pessimism": 0.5}
 _DATASET = {
     "labels": {"background": 0, "LV": 1, "MYO": 2, "LA": 3},
@@ -71,29 +68,11 @@ _ACCEPTANCE = Acceptance(
     rules="ef" * 32,
     settings={"method": "views"},
 )
-_SETTINGS = {
-    "segmenter": {"kind": "torch", "folder": "source"},
-    "target": {"path": "data/b", "where": {"view": "4CH"}},
-    "source": {"path": "data/a"},
-    "output": "run",
-    "iterations": 2,
-    "reward": {"ensemble": 2, "steps": 40, "pessimism": 0.5, "network": {"channels": [4, 8], "residual_units": 0}},
-    "ppo": {"updates": 4, "learning_rate": 0.001},
-    "seed": 7,
-    "device": "cpu",
-}
-_ANATOMY = {"rules": [{"kind": "components", "structure": "LV", "most": 1.0, "source": "one part"}]}
 
 
 def _write(folder: Path, name: str, content: Any) -> Path:
     path = folder / name
     path.write_text(json.dumps(content, indent=1))
-    return path
-
-
-def _write_yaml(folder: Path, name: str, content: Any) -> Path:
-    path = folder / name
-    path.write_text(yaml.safe_dump(content, sort_keys=False))
     return path
 
 
@@ -154,7 +133,9 @@ def _boxes_of(path: Path) -> Any:
 def _boxes_oracle(path: Path) -> Any:
     if path.suffix == ".json":
         table = [(case, name, box) for case, boxes in _json(path).items() for name, box in boxes.items()]
-        empty = {case_name(case): {} for case, boxes in _json(path).items() if not boxes}
+        empty: dict[str, dict[str, tuple[float, ...]]] = {
+            case_name(case): {} for case, boxes in _json(path).items() if not boxes
+        }
         if len({case_name(case) for case in _json(path)}) < len(_json(path)):
             raise UnreadableError("a case twice")
     else:
@@ -245,131 +226,8 @@ def _inputs_oracle(path: Path) -> Any:
     return found
 
 
-def _read_settings(path: Path) -> Any:
-    return load_config(path, AdaptConfig).model_dump(mode="json")
-
-
-def _settings_disagree(found: dict[str, Any], expected: dict[str, Any]) -> str:
-    """Every value that the file gives has to be there as it is given."""
-    for name, value in expected.items():
-        if isinstance(value, dict) and isinstance(found.get(name), dict):
-            differing = _settings_disagree(found[name], value)
-            if differing:
-                return f"{name}: {differing}"
-        elif name not in found or not _alike(found[name], value):
-            return f"{name}: {str(found.get(name))[:80]}, and {str(value)[:80]} in the file"
-    return ""
-
-
-def _alike(found: Any, given: Any) -> bool:
-    if isinstance(given, list) and isinstance(found, list):
-        return len(given) == len(found) and all(map(_alike, found, given))
-    return str(found) == str(given) or found == given or _as_number(found) == _as_number(given) is not None
-
-
-def _as_number(value: Any) -> float | None:
-    try:
-        return float(value)
-    except (TypeError, ValueError, OverflowError):
-        return None
-
-
-def _yaml(path: Path) -> Any:
-    content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    return {} if content is None else content
-
-
-def yaml_line(path: Path, rng: np.random.Generator) -> None:
-    """A line has another value: of another type, a tag, an anchor, or one that YAML takes for something else."""
-    lines = path.read_text(errors="replace").splitlines() if path.is_file() else []
-    if not lines:
-        return
-    values = (
-        *(
-            "2001-99-99",
-            "0x_",
-            "!!int abc",
-            "!!float x",
-            "!!timestamp x",
-            "!!bool maybe",
-            "!!python/object:os.system x",
-        ),
-        *(
-            "!!binary '=='",
-            "&a [*a]",
-            "*missing",
-            "[" * 3000,
-            "{" * 3000,
-            "? ? ? x",
-            "'",
-            '"\\x',
-            "no",
-            "off",
-            "1:60:99",
-        ),
-        *(
-            "<<: *x",
-            "1e999",
-            "-.inf",
-            ".nan",
-            "1" * 5000,
-            "~",
-            "|",
-            ">-",
-            "!!set {a, a}",
-            "!!omap [a]",
-            "0o7",
-            "1_000",
-            "@a",
-        ),
-        *("\u2028", "\x85", "{a: 1, a: 2}", "[1, 2", "-1", "0", "1.5", "true", '"2"', "[]", "{}", "\0"),
-    )
-    place = int(rng.integers(len(lines)))
-    lines[place] = f"{lines[place].partition(':')[0]}: {values[rng.integers(len(values))]}"
-    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
-
-
-def yaml_bomb(path: Path, rng: np.random.Generator) -> None:
-    """Aliases of aliases stand for billions of values, or merge them."""
-    count = int(rng.integers(20, 40))
-    if rng.random() < 0.5:
-        bomb = ["a0: &a0 {k: 1}"] + [f"a{i}: &a{i} {{<<: [*a{i - 1}, *a{i - 1}]}}" for i in range(1, count)]
-    else:
-        bomb = ["a0: &a0 [x, x]"] + [f"a{i}: &a{i} [*a{i - 1}, *a{i - 1}]" for i in range(1, count)]
-    text = path.read_text(errors="replace") if path.is_file() and rng.random() < 0.5 else ""
-    path.write_text("\n".join([*bomb, text]))
-
-
-def as_json(fault: Fault) -> Fault:
-    """The fault of JSON in a file of YAML, of which JSON is a part."""
-
-    def changed(path: Path, rng: np.random.Generator) -> None:
-        try:
-            content = yaml.safe_load(path.read_text())
-        except (yaml.YAMLError, ValueError, OSError):
-            return
-        path.write_text(json.dumps(content, indent=1))
-        fault(path, rng)
-
-    changed.__name__ = getattr(fault, "__name__", "fault")
-    return changed
-
-
-_YAML: tuple[Fault, ...] = (*(yaml_line,) * 8, yaml_bomb, yaml_bomb, *(as_json(fault) for fault in JSON[:9]), *TEXT)
-
-
-def _read_anatomy(path: Path) -> Any:
-    return {"rules": [rule.model_dump(mode="json") for rule in load_anatomy(str(path), SCHEMA).rules]}
-
-
-def _anatomy_disagree(found: dict[str, Any], expected: dict[str, Any]) -> str:
-    if len(found["rules"]) != len(expected["rules"]):
-        return "another number of rules"
-    return next(filter(None, map(_settings_disagree, found["rules"], expected["rules"])), "")
-
-
 def kinds() -> list[Kind]:
-    """Every file of text that a command reads."""
+    """Every file of JSON or CSV that a command reads."""
 
     def of_json(name: str, file: str, content: Any, read: Callable[[Path], Any], oracle: Callable[[Path], Any]) -> Kind:
         return Kind(name, partial(_write, name=file, content=content), JSON, read, oracle, equal)
@@ -388,22 +246,6 @@ def kinds() -> list[Kind]:
             JSON,
             lambda path: Acceptance.read(path).model_dump(mode="json"),
             _json,
-            _settings_disagree,
-        ),
-        Kind(
-            "settings, YAML",
-            partial(_write_yaml, name="adapt.yaml", content=_SETTINGS),
-            _YAML,
-            _read_settings,
-            _yaml,
-            _settings_disagree,
-        ),
-        Kind(
-            "anatomy, YAML",
-            partial(_write_yaml, name="anatomy.yaml", content=_ANATOMY),
-            _YAML,
-            _read_anatomy,
-            _yaml,
-            _anatomy_disagree,
+            given_values_disagree,
         ),
     ]

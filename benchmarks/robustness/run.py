@@ -1,7 +1,7 @@
 """Damaged and contradictory inputs against every reader, and commands that are killed and called again.
 
     python -m benchmarks.robustness.run [--inputs 250] [--kills 50] [--seed 0] [--runs FOLDER]
-    python -m benchmarks.robustness.run --only "DICOM series" --inputs 40   # prints what came of them, and writes nothing
+    python -m benchmarks.robustness.run --only "DICOM series" --inputs 40   # prints, and writes nothing
     python -m benchmarks.robustness.run --only "DICOM series" --number 17   # the same of one input
 
 Every input has to be read with the values that an oracle finds in it (nibabel, pydicom, Pillow, json, safetensors, or
@@ -21,6 +21,7 @@ import argparse
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict
+from functools import partial
 from typing import Any
 
 from benchmarks.harness.command_line import add_quick, add_runs, begin, plain_parser
@@ -98,7 +99,7 @@ def main() -> None:
     arguments = parser.parse_args()
     # Children are forked from this process, so it computes nothing with torch itself.
     started_in = begin(arguments)
-    outcomes = list(judge_all(_jobs(arguments), quiet))
+    outcomes = list(judge_all(_jobs(arguments), partial(quiet, "inputs")))
     shown = [outcome for outcome in outcomes if outcome.result in _FAILURES or arguments.number is not None]
     for outcome in shown:
         print(f"{outcome.kind} {outcome.number} {', '.join(outcome.faults)}: {outcome.result}: {outcome.detail}")

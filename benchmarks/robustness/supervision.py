@@ -9,7 +9,7 @@ import shutil
 import signal
 import tempfile
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from multiprocessing.connection import Connection
@@ -38,13 +38,14 @@ def judge_all(jobs: Sequence[Job], progress: Callable[[int, int], None]) -> Iter
     """The outcome of each job; one that kills its worker, or hangs, is named by it."""
     # In the parent: each worker would take seconds for it.
     import_module("monai.networks.nets")
-    worker = _Worker()
+    kinds = {job.kind.name: job.kind for job in jobs}
+    worker = _Worker(kinds)
     try:
         for done, job in enumerate(jobs, 1):
             found = worker.judge(job)
             if found.result in (ABORT, HANG):
                 worker.end()
-                worker = _Worker()
+                worker = _Worker(kinds)
             yield found
             progress(done, len(jobs))
     finally:
@@ -54,9 +55,9 @@ def judge_all(jobs: Sequence[Job], progress: Callable[[int, int], None]) -> Iter
 class _Worker:
     """A forked process that judges one input after another. Kinds are handed over by the fork, jobs by a pipe."""
 
-    def __init__(self) -> None:
+    def __init__(self, kinds: Mapping[str, Kind]) -> None:
         self.ours, theirs = FORK.Pipe()
-        self.process = FORK.Process(target=_serve, args=(theirs,), daemon=True)
+        self.process = FORK.Process(target=_serve, args=(theirs, kinds), daemon=True)
         self.process.start()
         theirs.close()
 
@@ -84,10 +85,7 @@ class _Worker:
         self.ours.close()
 
 
-def _serve(pipe: Connection) -> None:
-    from benchmarks.robustness.every_kind import every_kind
-
-    kinds = {kind.name: kind for kind in every_kind()}
+def _serve(pipe: Connection, kinds: Mapping[str, Kind]) -> None:
     warnings.simplefilter("ignore")
     # Libraries in C write what they think of an input to the error output.
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)

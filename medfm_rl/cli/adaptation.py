@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from medfm_rl.cli.console import USER_MISTAKE, print_comparison, show_progress
+from medfm_rl.cli.console import USER_MISTAKE, print_comparison, print_scoring, show_progress
 from medfm_rl.cli.options import (
     Anatomy,
     ConfigFile,
@@ -304,12 +304,16 @@ def demo_command(
     out: Annotated[Path, typer.Option(help="Folder of the demo.")] = Path("runs/demo"),
     seed: Annotated[int, typer.Option(help="Seed of everything.")] = 0,
 ) -> None:
-    """Run the whole story on simulated echo: train on vendor A, adapt to vendor B, evaluate, report."""
+    """Run the whole story on simulated echo: train on vendor A, adapt to vendor B, evaluate, report, score."""
     from medfm_rl.data.locks import alone_making
     from medfm_rl.reports.tables import verdict
-    from medfm_rl.workflows.demo import run_demo
+    from medfm_rl.workflows.demo import QUALITY_FOLDER, run_demo
 
     with show_progress() as progress, alone_making(out):
-        comparison = run_demo(out, seed, progress)
+        result = run_demo(out, seed, progress)
+    comparison = result.comparison
     print_comparison(comparison.rows(), "SIMULATED DATA: Dice on held-out patients of vendor B")
-    typer.echo(f"Simulated data. {verdict(comparison.rows())}\nReport: {out / 'report.html'}")
+    typer.echo(f"Simulated data. {verdict(comparison.rows())}\nReport: {out / 'report.html'}\n")
+    typer.echo("Quality of the adapted model's masks of these images, without their ground truth:")
+    print_scoring(result.scoring)
+    typer.echo(f"Quality page: {out / QUALITY_FOLDER / 'report.html'}")

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -32,11 +33,30 @@ from medfm_rl.cli.options import (
 )
 from medfm_rl.cli.root import app
 
+if TYPE_CHECKING:
+    from medfm_rl.settings import DataSettings
+
 
 @app.command("calibrate")
 def calibrate_command(
     run: AdaptedRun,
-    labelled: Labelled,
+    labelled: Annotated[Path | None, typer.Option(help="Labelled cases that the run has not learned from.")] = None,
+    feedback: Annotated[
+        str | None,
+        typer.Option(
+            help="Or: a feedback store. Its reviewed audit patients prove a promise about accepted masks, written to "
+            "promise.json, and the figures of all that was scored; quality.json stays as it is.",
+        ),
+    ] = None,
+    images: Annotated[Path | None, typer.Option(help="With --feedback: the images that were scored.")] = None,
+    scores: Annotated[Path | None, typer.Option(help="With --feedback: scores.json of `medfm-rl score`.")] = None,
+    unit: Annotated[
+        str,
+        typer.Option(
+            help="With --feedback, what a patient counts: mean (the share of bad masks among his accepted ones) or "
+            "worst (whether any of them is bad)."
+        ),
+    ] = "mean",
     masks: Annotated[
         Path | None, typer.Option(help="Masks to be assessed, where another segmenter makes them; else the run's own.")
     ] = None,
@@ -55,7 +75,22 @@ def calibrate_command(
     track: Track = False,
     device: Device = "auto",
 ) -> None:
-    """Fit predicted Dice, intervals and the threshold for acceptance on labelled cases; write quality.json."""
+    """Fit predicted Dice, intervals and the threshold for acceptance on labelled cases; write quality.json.
+
+    With --feedback, --images and --scores: prove a promise by reviewed cases that were drawn at random.
+    """
+    from medfm_rl.errors import ConfigError
+
+    if (labelled is None) == (feedback is None):
+        raise ConfigError("give either --labelled, labelled cases to fit on, or --feedback, a store to prove by")
+    if feedback is None and (images is not None or scores is not None):
+        raise ConfigError("--images and --scores are what reviewers of a store have seen: they go with --feedback")
+    if feedback is not None:
+        data = None if images is None else data_settings(images, layout, patient_pattern, split, where)
+        values = {"dice": dice, "alpha": alpha, "confidence": confidence, "unit": unit}
+        _prove(run, feedback, data, scores, masks, labels, values, device)
+        return
+    assert labelled is not None
     from medfm_rl.data.layouts import find_cases
     from medfm_rl.data.mask_files import find_masks
     from medfm_rl.quality.model import Targets
@@ -79,6 +114,38 @@ def calibrate_command(
     Console().print(calibration_table(model))
     kept = "none" if model.accept_threshold is None else f"predicted mean Dice of at least {model.accept_threshold:.3f}"
     typer.echo(f"Accept: {kept}; {model.accept_reason}\nQuality model: {finished.folder.quality}")
+
+
+def _prove(
+    run: Path,
+    store: str,
+    images: DataSettings | None,
+    scores: Path | None,
+    masks: Path | None,
+    labels: str | None,
+    target: Mapping[str, object],
+    device: str,
+) -> None:
+    """Proves a promise by the audit patients of a store, and prints it with the figures of the month."""
+    from medfm_rl.data.layouts import find_cases
+    from medfm_rl.data.mask_files import find_masks
+    from medfm_rl.errors import ConfigError
+    from medfm_rl.quality.promises import PromiseTarget
+    from medfm_rl.reports.promises import promise_lines
+    from medfm_rl.runs.finished import load_run
+    from medfm_rl.workflows.calibrate.audit import AuditRequest, calibrate_on_audit
+
+    if images is None or scores is None:
+        raise ConfigError("--feedback needs --images, what the reviewers saw, and --scores, what was predicted of it")
+    wanted = from_options(PromiseTarget, **target)
+    finished = load_run(run, device)
+    files = find_cases(images)
+    found = None if masks is None else find_masks(masks, files)
+    with show_progress() as progress:
+        result = calibrate_on_audit(finished, AuditRequest(store, files, scores, found, labels, wanted), progress)
+    for line in promise_lines(result.promise, result.month, result.no_month):
+        typer.echo(line)
+    typer.echo(f"Promise: {finished.folder.promise}")
 
 
 @app.command("calibrate-correction")

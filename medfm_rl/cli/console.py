@@ -16,6 +16,7 @@ from medfm_rl.progress import spoken_time
 if TYPE_CHECKING:
     from medfm_rl.progress import Progress
     from medfm_rl.workflows.deploy.correction_outputs import Corrections
+    from medfm_rl.workflows.deploy.scoring import Scoring
 
 USER_MISTAKE = 2
 REFERRED = 3
@@ -117,6 +118,23 @@ def print_comparison(rows: Any, title: str, names: tuple[str, str] = ("source", 
     from medfm_rl.reports.tables import comparison_table
 
     Console().print(comparison_table(rows, title, names))
+
+
+def print_scoring(scoring: Scoring) -> None:
+    """Prints what is promised of a batch, how many masks have which verdict, and what the policy does with them."""
+    batch = scoring.batch
+    typer.echo(f"Batch: {batch.state}; {batch.meaning}")
+    for promise in batch.promises:
+        typer.echo(f"{promise} ({promise.reason})")
+    counts = [f"{verdict} {scoring.count(verdict)}" for verdict in ("accept", "correct", "refer")]
+    typer.echo(f"Verdict: {', '.join(counts)}")
+    worth = {kind: scoring.accepted(kind) for kind in ("proven", "expected", "suspended")}
+    if scoring.count("accept"):
+        typer.echo("Accepted: " + ", ".join(f"{number} {kind}" for kind, number in worth.items() if number))
+    typer.echo(
+        f"Policy {scoring.scorer.policy.name}: "
+        + ", ".join(f"{action} {scoring.acted(action)}" for action in ("use", "correct", "refer"))
+    )
 
 
 def print_corrections(corrections: Corrections, out: Path) -> None:

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from medfm_rl.cli.console import REFERRED, USER_MISTAKE, print_corrections, show_progress
+from medfm_rl.cli.console import REFERRED, USER_MISTAKE, print_corrections, print_scoring, show_progress
 from medfm_rl.cli.options import (
     BiomedCLIPWeights,
     Budget,
@@ -19,11 +19,13 @@ from medfm_rl.cli.options import (
     MaskLabels,
     ModelFolder,
     PatientPattern,
+    Policy,
     Prompts,
     Track,
     correction_settings,
     data_settings,
     require_masks,
+    site_policy,
 )
 from medfm_rl.cli.root import app
 
@@ -41,6 +43,7 @@ def predict_command(
     ] = False,
     method: Annotated[str | None, typer.Option(help="With --correct, as in `correct`; views where not given.")] = None,
     budget: Annotated[float | None, typer.Option(help="With --correct: seconds for one case; 10 if not given.")] = None,
+    policy: Policy = None,
     track: Track = False,
     device: Device = "auto",
 ) -> None:
@@ -53,13 +56,13 @@ def predict_command(
     from medfm_rl.runs.finished import load_model, load_run
     from medfm_rl.runs.tracked_call import tracked_call
 
-    if not correct and (method is not None or budget is not None):
-        raise ConfigError("--method and --budget are for --correct, and go with it")
+    if not correct and (method is not None or budget is not None or policy is not None):
+        raise ConfigError("--method, --budget and --policy are for --correct, and go with it")
     if correct:
         from medfm_rl.workflows.deploy.correct import CorrectRequest
         from medfm_rl.workflows.deploy.correct import correct as correct_masks
 
-        request = CorrectRequest(correction_settings(budget, method=method or "views"))
+        request = CorrectRequest(correction_settings(budget, method=method or "views"), policy=site_policy(policy))
         files = find_cases(data_settings(images, layout, patient_pattern))
         run = load_run(model, device, prompts)
         with show_progress() as progress, tracked_call(track, run, "predict", files, out, progress):
@@ -97,23 +100,24 @@ def score_command(
     ] = None,
     biomedclip: BiomedCLIPWeights = None,
     labels: MaskLabels = None,
+    policy: Policy = None,
     accept_untested: Annotated[
-        bool,
-        typer.Option(
-            "--accept-untested",
-            help="Accept masks also where the batch has too few patients to test whether it is like the calibration.",
-        ),
+        bool, typer.Option("--accept-untested", help="Former name of a policy; --policy says the same.", hidden=True)
     ] = False,
     fail_on: Annotated[
         str | None,
         typer.Option(
-            help="refer: exit with code 3 where a mask is referred; 2 stays for those that were not assessed."
+            help="refer: exit with code 3 where the policy refers a mask; 2 stays for those that were not assessed."
         ),
     ] = None,
     track: Track = False,
     device: Device = "auto",
 ) -> None:
-    """Assess masks without ground truth: predicted Dice with an interval, anatomy rules, shift, and a verdict."""
+    """Assess masks without ground truth: predicted Dice with an interval, anatomy rules, shift, and a verdict.
+
+    The verdict says what the evidence says of a mask, the guarantee what that is worth, and the action what the policy
+    does with the mask.
+    """
     from medfm_rl.data.layouts import find_cases
     from medfm_rl.data.mask_files import find_masks
     from medfm_rl.errors import ConfigError
@@ -137,21 +141,18 @@ def score_command(
         labels=labels,
         maker=None if own or model is None else load_model(model, device, prompts),
         gates=Gates(echoprime, biomedclip),
-        accept_untested=accept_untested,
+        policy=site_policy(policy, accept_untested),
     )
     with show_progress() as progress, tracked_call(track, run, "score", files, out, progress):
         scoring = score(run, files, out, request, progress)
     for problem in scoring.problems.values():
         typer.echo(f"Referred unseen: {problem}", err=True)
-    typer.echo(f"Batch: {scoring.batch.state}; {scoring.batch.meaning}")
-    for guarantee in scoring.batch.guarantees:
-        typer.echo(f"{guarantee} ({guarantee.reason})")
-    typer.echo(", ".join(f"{verdict} {scoring.count(verdict)}" for verdict in ("accept", "correct", "refer")))
+    print_scoring(scoring)
     typer.echo(f"Scores: {out / 'scores.csv'}\nReport: {out / 'report.html'}")
     if scoring.problems:
         typer.echo(f"{len(scoring.problems)} of {len(files)} cases could not be assessed.", err=True)
         raise typer.Exit(USER_MISTAKE)
-    if fail_on == "refer" and scoring.count("refer"):
+    if fail_on == "refer" and scoring.acted("refer"):
         raise typer.Exit(REFERRED)
 
 
@@ -176,6 +177,7 @@ def correct_command(
         bool, typer.Option("--propose-only", help="Keep every mask; write corrections to proposals/ beside them.")
     ] = False,
     every: Annotated[bool, typer.Option("--all", help="Every case, whatever its verdict.")] = False,
+    policy: Policy = None,
     layout: Layout = "auto",
     patient_pattern: PatientPattern = None,
     prompts: Prompts = None,
@@ -185,16 +187,23 @@ def correct_command(
     """Correct the cases with verdict `correct`: propose, keep what an independent verifier prefers, refer the rest."""
     from medfm_rl.data.layouts import find_cases
     from medfm_rl.data.mask_files import find_masks
+    from medfm_rl.errors import ConfigError
     from medfm_rl.runs.finished import load_run
     from medfm_rl.runs.tracked_call import tracked_call
     from medfm_rl.workflows.deploy.correct import CorrectRequest, correct
 
     require_masks(labels, masks)
+    if policy is not None and (every or scores is not None):
+        given = "--all" if every else f"--scores {scores}"
+        raise ConfigError(
+            f"--policy {policy} is for scoring, and with {given} nothing is scored: leave it out, or give it to "
+            "`medfm-rl score`"
+        )
     settings = correction_settings(budget, method=method, objective=objective, optimise=optimise)
     files = find_cases(data_settings(images, layout, patient_pattern))
     run = load_run(model, device, prompts)
-    given = None if masks is None else find_masks(masks, files)
-    request = CorrectRequest(settings, scores, every, propose_only, given, labels)
+    masks_given = None if masks is None else find_masks(masks, files)
+    request = CorrectRequest(settings, scores, every, propose_only, masks_given, labels, site_policy(policy))
     with show_progress() as progress, tracked_call(track, run, "correct", files, out, progress):
         corrections = correct(run, files, out, request, progress)
     print_corrections(corrections, out)

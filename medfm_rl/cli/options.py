@@ -13,7 +13,7 @@ from medfm_rl.builtin import anatomy_names
 if TYPE_CHECKING:
     from pydantic import BaseModel
 
-    from medfm_rl.settings import CorrectionSettings, DataSettings
+    from medfm_rl.settings import CorrectionSettings, DataSettings, SitePolicy
 
 Model = TypeVar("Model", bound="BaseModel")
 
@@ -80,6 +80,15 @@ AllowOverlap = Annotated[
 ModelFolder = Annotated[Path, typer.Argument(help="Run folder of `adapt`, or segmenter folder.")]
 AdaptedRun = Annotated[Path, typer.Argument(metavar="ADAPTED_RUN", help="Finished run folder of `adapt`.")]
 Labelled = Annotated[Path, typer.Option(help="Labelled cases that the run has not learned from.")]
+Policy = Annotated[
+    str | None,
+    typer.Option(
+        metavar="FILE|clinic|research",
+        help="What is done with verdicts, and the limits that masks have to keep. research (the default): every accept "
+        "is used, and the guarantee says what it is worth. clinic: an accept that is not proven is referred. Or a YAML "
+        "file.",
+    ),
+]
 Budget = Annotated[float | None, typer.Option(help="Seconds for one case; 10 where not given.")]
 CorrectionObjective = Annotated[
     str | None, typer.Option(help="With --method optimise, how the reward is followed: reward (its gradient) or ppo.")
@@ -134,6 +143,31 @@ def correction_settings(budget: float | None, **values: str | None) -> Correctio
     if values["method"] != "optimise" and {"objective", "optimise"} & given.keys():
         raise ConfigError("--objective and --optimise are for --method optimise, and go with it")
     return from_options(CorrectionSettings, **given)
+
+
+def site_policy(named: str | None, accept_untested: bool = False) -> SitePolicy:
+    """The policy of --policy, or of the option that there was before.
+
+    Raises:
+        ConfigError: There is no such policy, it is not valid, or both options are given.
+    """
+    from medfm_rl.errors import ConfigError
+    from medfm_rl.settings import RESEARCH, SitePolicy
+    from medfm_rl.settings.files import load_policy
+
+    if not accept_untested:
+        return RESEARCH if named is None else load_policy(named)
+    if named is not None:
+        raise ConfigError(
+            f"--accept-untested and --policy {named}: what is done with untested masks is a matter of the policy now; "
+            "leave out --accept-untested, and write unproven: accept into the file of the policy where that is meant"
+        )
+    typer.echo(
+        "--accept-untested is the former way to write --policy FILE with a file that says `unproven: accept` and "
+        "`suspended: refer`; it is taken as that. --policy research, the default, accepts untested masks too.",
+        err=True,
+    )
+    return SitePolicy(name="accept-untested", unproven="accept", suspended="refer")
 
 
 def require_masks(labels: str | None, masks: Path | None) -> None:

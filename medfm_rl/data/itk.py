@@ -14,7 +14,7 @@ import numpy.typing as npt
 import SimpleITK as sitk
 
 from medfm_rl.data.itk_paths import itk_path
-from medfm_rl.data.segmentations.pictures import require_whole_picture, several_pages
+from medfm_rl.data.segmentations.pictures import require_as_shown, require_whole_picture, several_pages
 from medfm_rl.data.stacks import no_volume
 from medfm_rl.data.text_headers import require_sound_header
 from medfm_rl.errors import DataError
@@ -65,6 +65,7 @@ def read_itk(path: Path, beside: Sequence[Path] = ()) -> tuple[FloatArray, Geome
             "channels, write each to a file of its own (CASE_0000, CASE_0001)"
         )
     pixels = np.moveaxis(array, -1, 0) if image.GetNumberOfComponentsPerPixel() > 1 else array[None]
+    require_as_shown(path, pixels)
     try:
         geometry = _grid_of(image)
     except ValueError as error:

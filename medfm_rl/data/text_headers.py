@@ -253,9 +253,12 @@ def _require_pixels(stored: _Stored, here: Sequence[BinaryIO] | None, beside: Se
     else:
         held, packed = 0, 0
         for path in beside:
-            with path.open("rb") as file:
-                more, packed = _held(file, stored)
-                held += more
+            try:
+                with path.open("rb") as file:
+                    more, packed = _held(file, stored)
+            except OSError as error:
+                raise ValueError(f"its pixels are to lie in {path.name}, {error.strerror or error}") from error
+            held += more
     if held < stored.size:
         raise ValueError(f"its header speaks of {stored.size} bytes of pixels, and there are {held}")
     if stored.packed_size is not None and stored.packed_size != packed:

@@ -22,6 +22,7 @@ from medfm_rl.quality.conformal import (
     fewest_for_threshold,
     fewest_patients,
     patient_quantile,
+    residuals,
     threshold_candidates,
 )
 from medfm_rl.quality.evidence import Evidence, log_odds
@@ -102,8 +103,9 @@ def fit_quality(
 ) -> QualityModel:
     """Fits everything that `quality.json` holds.
 
-    Pixel calibration, predictors and the axes of the shift test are fitted on half of the patients; intervals, the
-    threshold and the reference of the shift test come from the other half, which makes their promises hold.
+    Pixel calibration, predictors, telling rules and the axes of the shift test are fitted on half of the patients;
+    intervals, the errors that verdicts rest on, the threshold and the reference of the shift test come from the other
+    half, which makes their promises hold.
 
     Args:
         cases: Labelled cases.
@@ -127,7 +129,14 @@ def fit_quality(
         for index, (name, predictor) in enumerate(zip(anatomy.schema.structures, predictors, strict=True))
     }
     structures[MEAN] = _model(None, predicted.mean(axis=1), truth.mean(axis=1), names, targets)
-    threshold, reason = _threshold(to_promise, predicted, to_fit.predict(predictors), targets, seed)
+    telling = telling_rules(fitted, targets, seed)
+    threshold, reason = _threshold(
+        to_promise.without(telling, predicted),
+        to_fit.without(telling, to_fit.predict(predictors)),
+        to_promise,
+        targets,
+        seed,
+    )
     parts = (fitted, promised)
     embeddings = [np.stack([case.evidence.embedding for case in part]) for part in parts]
     looks = [np.stack([case.evidence.appearance for case in part]) for part in parts]
@@ -147,6 +156,7 @@ def fit_quality(
         data_hash=provenance.data_hash,
         anatomy=anatomy.name,
         profile=anatomy.profile,
+        telling_rules=telling,
         targets=targets,
         pixels=pixels,
         structures=structures,
@@ -156,6 +166,44 @@ def fit_quality(
         appearance=DomainReference.fit(looks[0], looks[1], names, LEAST_SCALE),
         biomedclip=_seen_by_biomedclip(fitted, promised, provenance),
     )
+
+
+def telling_rules(cases: Sequence[CalibrationCase], targets: Targets, seed: int) -> tuple[int, ...]:
+    """The rules that hardly any good mask breaks: a mask that breaks one of them is probably not good.
+
+    Rules are put in an order, those that fewest good masks break first, on half of the patients, and as many are taken
+    from its beginning as keep the share of patients with a good mask that breaks any of them small on the other half.
+    That share can only grow with the number of rules, so conformal risk control (Angelopoulos et al., ICLR 2024)
+    applies: of P patients with good masks k may have one that breaks a rule if (k + 1) / (P + 1) is at most alpha, and
+    then the good masks of a new patient break one with a probability of at most alpha. Rules tested one by one would be
+    chosen by chance: of twenty some are broken by none of ten patients, whatever they are worth.
+
+    Args:
+        cases: Calibration cases; not those that the threshold is tested on.
+        targets: What a good mask is, and alpha.
+        seed: Seed of the split.
+
+    Returns:
+        Places in the profile, in its order; none with fewer than (1 - alpha) / alpha patients in the second half.
+    """
+    good = [case for case in cases if case.dice.mean() >= targets.dice]
+    if len({case.patient_id for case in good}) < 2:
+        return ()
+    rules = len(good[0].evidence.rules)
+    to_order, to_count = split_by_patient(good, 0.5, derive_seed(seed, "telling rules"))
+    order = sorted(range(rules), key=lambda rule: len(_breaking(to_order, [rule])))
+    patients = len({case.patient_id for case in to_count})
+    kept = [
+        count
+        for count in range(1, rules + 1)
+        if len(_breaking(to_count, order[:count])) + 1 <= targets.alpha * (patients + 1) + 1e-9
+    ]
+    return tuple(sorted(order[: max(kept, default=0)]))
+
+
+def _breaking(cases: Sequence[CalibrationCase], rules: Sequence[int]) -> set[str]:
+    """Patients with a mask that breaks one of the rules."""
+    return {case.patient_id for case in cases if any(not case.evidence.rules[rule].passed for rule in rules)}
 
 
 def _seen_by_biomedclip(
@@ -254,6 +302,11 @@ class _Half:
         ]
         return np.where(self.there, np.array(found), np.nan)
 
+    def without(self, telling: Sequence[int], predicted: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+        """Predictions `(N, K - 1)`, NaN of masks that break one of these rules."""
+        broken = [any(not case.evidence.rules[place].passed for place in telling) for case in self.cases]
+        return np.where(np.array(broken, dtype=bool)[:, None], np.nan, predicted)
+
 
 def _fit_predictors(half: _Half, names: Sequence[str]) -> list[DicePredictor]:
     """One for each structure, from the masks that have it."""
@@ -288,38 +341,38 @@ def _model(
         targets: What is asked.
     """
     known = np.isfinite(predicted)
-    scores = conformity(predicted, truth)
+    scores, errors = conformity(predicted, truth), residuals(predicted, truth)
     rows = np.flatnonzero(known).tolist()
     quantile = patient_quantile(scores[rows], [patients[row] for row in rows], targets.coverage)
     missed = (predicted - truth)[known]
     return StructureModel(
         predictor=predictor,
         quantile=quantile if np.isfinite(quantile) else None,
-        conformity=tuple(round(float(score), 6) if there else None for score, there in zip(scores, known, strict=True)),
+        residuals=tuple(round(float(error), 6) if there else None for error, there in zip(errors, known, strict=True)),
         error=float(np.abs(missed).mean()) if known.any() else None,
         bias=float(missed.mean()) if known.any() else None,
     )
 
 
 def _threshold(
-    half: _Half,
     predicted: npt.NDArray[np.float64],
     predicted_to_fit: npt.NDArray[np.float64],
+    half: _Half,
     targets: Targets,
     seed: int,
 ) -> tuple[float | None, str]:
     """The threshold of the mean Dice, and what it promises or why there is none.
 
     Args:
-        half: Cases that the promise stands on.
-        predicted: Their predictions `(N, K - 1)`.
+        predicted: Predictions `(N, K - 1)` of the cases that the promise stands on; NaN of what is never accepted.
         predicted_to_fit: Predictions of the other half, from which candidates come.
+        half: The cases of the first.
         targets: What is asked.
         seed: Which case of a patient counts.
     """
     means, candidates = predicted.mean(axis=1), predicted_to_fit.mean(axis=1)
-    # The test counts independent cases: one of each patient, drawn without looking at it. A mask that lacks a structure
-    # is never accepted, so it is none of those.
+    # The test counts independent cases: one of each patient, drawn without looking at it. A mask that lacks a
+    # structure, or breaks a telling rule, is never accepted, so it is none of those.
     order = [
         row for row in numpy_generator(seed, "one case a patient").permutation(len(means)) if np.isfinite(means[row])
     ]

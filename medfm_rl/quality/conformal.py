@@ -19,7 +19,12 @@ _SHARES_REFUSED = (0.0, 0.1, 0.25, 0.4, 0.6)
 
 def conformity(predicted: npt.NDArray[np.float64], observed: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
     """Absolute error over the width that the prediction gives its interval."""
-    return np.asarray(np.abs(observed - predicted) / spread_of(predicted))
+    return np.asarray(np.abs(residuals(predicted, observed)))
+
+
+def residuals(predicted: npt.NDArray[np.float64], observed: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """True less predicted Dice, over the width that the prediction gives its interval."""
+    return np.asarray((observed - predicted) / spread_of(predicted))
 
 
 def spread_of(predicted: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
@@ -75,6 +80,35 @@ def weighted_quantile(
     order = np.argsort(scores, kind="stable")
     reached = np.flatnonzero(np.cumsum(shares[order]) / (shares.sum() + own) >= confidence - 1e-12)
     return float(scores[order[reached[0]]]) if len(reached) else math.inf
+
+
+def predictive_probability(
+    event: npt.NDArray[np.bool_],
+    weights: npt.NDArray[np.float64],
+    patients: Sequence[str] | Sequence[int],
+    own: float,
+) -> float:
+    """Probability of an event for a new case, by how often it happened to the calibration cases.
+
+    The conformal predictive distribution (Vovk et al., Machine Learning 108, 2019), with patients as groups and weights
+    as in `weighted_quantile`, at its middle: the new case itself counts with half of its weight. Where k of P patients
+    had the event, that is (k + 1/2) / (P + 1). It is an estimate and no bound, which would count the new case in full:
+    few patients pull it towards a half.
+
+    Args:
+        event: Whether it happened, one for each calibration case.
+        weights: Likelihood ratio of each, new domain to calibration; above 0.
+        patients: Patient of each.
+        own: Likelihood ratio of the new case.
+
+    Returns:
+        In (0, 1); a half without a calibration case.
+    """
+    if len(event) == 0:
+        return 0.5
+    _, index, counts = np.unique(np.asarray(patients), return_inverse=True, return_counts=True)
+    shares = weights / counts[index]
+    return float((shares[event].sum() + own / 2) / (shares.sum() + own))
 
 
 def effective_patients(

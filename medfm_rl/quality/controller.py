@@ -19,14 +19,16 @@ from medfm_rl.errors import ModelError
 from medfm_rl.quality.biomedclip import BiomedCLIP
 from medfm_rl.quality.conformal import effective_patients, fewest_patients, interval, weighted_quantile
 from medfm_rl.quality.evidence import Evidence
-from medfm_rl.quality.guarantees import guarantees, meaning
+from medfm_rl.quality.guarantees import BatchStanding, meaning, of_batch, promises
 from medfm_rl.quality.model import MEAN, QUALITY_FILE, QualityModel, StructureModel
 from medfm_rl.quality.reports import BatchReport, QualityReport, ShiftSeenBy, State, StructureScore
 from medfm_rl.quality.shift import DomainReference
 from medfm_rl.quality.submission import Submission, collect_evidence, segment, submit
-from medfm_rl.quality.verdicts import decide
+from medfm_rl.quality.terms import Terms
+from medfm_rl.quality.verdicts import decide, risk
 from medfm_rl.quality.views import ECHO_PROFILES, ViewClassifier
 from medfm_rl.reward.network import RewardEnsemble
+from medfm_rl.settings import RESEARCH, SitePolicy
 from medfm_rl.types import Case, FloatArray, LabelMap
 
 _BATCH_LEVEL = 0.05
@@ -44,10 +46,10 @@ class QualityController:
         device: Where the networks run.
         views: Refers images that are no apical views, whatever their masks.
         biomedclip: Asked whether an image is like those of the calibration, too.
-        accept_untested: Whether masks may be accepted also where nothing tests if their batch is like the calibration
-            cases: it has too few patients, or `assess` sees one mask alone.
+        policy: Limits that masks have to keep, and what is done with what is not proven.
 
     Raises:
+        ConfigError: The policy does not fit the run, or contradicts itself.
         ModelError: The parts are of different anatomies, or the quality model does not know this BiomedCLIP.
     """
 
@@ -59,13 +61,13 @@ class QualityController:
         device: torch.device | None = None,
         views: ViewClassifier | None = None,
         biomedclip: BiomedCLIP | None = None,
-        accept_untested: bool = False,
+        policy: SitePolicy = RESEARCH,
     ) -> None:
         self.device = device or torch.device("cpu")
         self.segmenter = segmenter.to(self.device)
         self.reward = reward.to(self.device)
         self.model = model
-        self.accept_untested = accept_untested
+        self.terms = Terms.bind(policy, model)
         self.anatomy: Anatomy = model.bound_anatomy()
         self.schema = self.anatomy.schema
         classes = {member.num_classes for member in reward.networks}
@@ -99,7 +101,7 @@ class QualityController:
         device: torch.device | None = None,
         views: ViewClassifier | None = None,
         biomedclip: BiomedCLIP | None = None,
-        accept_untested: bool = False,
+        policy: SitePolicy = RESEARCH,
     ) -> QualityController:
         """Loads the folder of a finished run of `adapt`.
 
@@ -110,12 +112,12 @@ class QualityController:
             device: Where the networks run.
             views: As in the constructor.
             biomedclip: As in the constructor.
-            accept_untested: As in the constructor.
+            policy: As in the constructor.
 
         Raises:
             ModelError: A part is missing, damaged, or does not belong to the others.
             MissingExtraError: The segmenter needs a package that is not installed.
-            ConfigError: The settings of the run cannot be read.
+            ConfigError: The settings of the run cannot be read, or the policy does not fit it.
         """
         if not (path / "model").is_dir():
             raise ModelError(f"{path}: not a finished run of `medfm-rl adapt`, there is no folder model in it")
@@ -130,13 +132,13 @@ class QualityController:
             device,
             views,
             biomedclip,
-            accept_untested,
+            policy,
         )
 
     def assess(self, case: Case, labels: LabelMap) -> QualityReport:
         """Assesses one mask; nothing can be said of shift but for the case itself.
 
-        So it is accepted only with `accept_untested`; what it is among others, `settle` says.
+        So nothing is proven of its verdict; what it is worth among others, `settle` says.
 
         Args:
             case: The image.
@@ -208,15 +210,15 @@ class QualityController:
             shift_seen_by=seen_by,
             reward_map=native,
         )
-        return decide(report, "untested", self.model, self.accept_untested)
+        report = replace(report, risk=risk(report, self.model, self.terms.limits))
+        return decide(report, BatchStanding("untested", 1), self.terms)
 
     def settle(self, reports: Sequence[QualityReport]) -> BatchReport:
-        """Tests a batch for shift and gives the verdicts that hold under its outcome.
+        """Tests a batch for shift and gives the verdicts under its outcome, and what they are worth.
 
-        Where the batch differs from the calibration cases, the threshold for acceptance promises nothing. If enough of
-        the calibration cases are like the batch, they are weighted, and a mask is accepted where the whole weighted
-        interval of its mean Dice lies at or above the limit. If not, no mask is accepted. Neither is one where the
-        batch or the calibration has too few patients for the test, unless `accept_untested` says so.
+        Where the batch differs from the calibration cases and enough of those are like it, they are weighted, for the
+        intervals and for the probability that the verdict rests on; the threshold for acceptance promises nothing then.
+        Where too few are like it, verdicts are those of the calibration as it is, and what is promised is suspended.
         """
         domain, patients = self.model.domain, [report.patient_id for report in reports]
         embeddings = np.array([report.embedding for report in reports])
@@ -225,6 +227,7 @@ class QualityController:
         effective = 0.0
         # A report may have come out of another batch, with the intervals that held there.
         reports = [self._with_intervals(report, StructureModel.interval) for report in reports]
+        risks = [risk(report, self.model, self.terms.limits) for report in reports]
         if probability is not None and probability < _BATCH_LEVEL:
             reference, own = domain.likelihood_ratios(embeddings, patients)
             effective = effective_patients(reference, domain.patients, own)
@@ -235,11 +238,20 @@ class QualityController:
                     self._with_intervals(report, partial(self._weighted_interval, reference=reference, own=ratio))
                     for report, ratio in zip(reports, own, strict=True)
                 ]
-        settled = tuple(decide(report, state, self.model, self.accept_untested) for report in reports)
-        count = len(set(patients))
-        words = meaning(state, settled, self.model, self.accept_untested)
-        promised = guarantees(self.model, state, probability, effective)
-        return BatchReport(settled, state, count, words, probability, promised)
+                risks = [
+                    risk(report, self.model, self.terms.limits, reference, float(ratio))
+                    for report, ratio in zip(reports, own, strict=True)
+                ]
+        standing = BatchStanding(state, len(set(patients)), probability, effective)
+        settled = tuple(
+            decide(replace(report, risk=value), standing, self.terms)
+            for report, value in zip(reports, risks, strict=True)
+        )
+        words = meaning(standing, settled, self.model)
+        promised = promises(self.model, standing)
+        return BatchReport(
+            settled, state, standing.patients, words, *of_batch(standing, self.terms), probability, promised
+        )
 
     def _with_intervals(
         self, report: QualityReport, interval_of: Callable[[StructureModel, float], tuple[float, float]]

@@ -1,36 +1,116 @@
-"""The promises about a batch of masks, in words: what is left of intervals and threshold after the test for shift."""
+"""What verdicts are worth, in words: the guarantee of each, and what is left of promises after the test for shift."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from medfm_rl.data.layouts import name_patients
 from medfm_rl.quality.conformal import fewest_patients
 from medfm_rl.quality.model import MEAN, QualityModel
-from medfm_rl.quality.reports import Guarantee, QualityReport, State
+from medfm_rl.quality.reports import Guarantee, Promise, QualityReport, ReasonCode, State
 from medfm_rl.quality.shift import FEWEST_IN_BATCH
+from medfm_rl.quality.terms import Terms
+
+_PREDICTED: tuple[ReasonCode, ...] = ("threshold", "predicted_dice", "rules")
+"""Grounds of verdicts that stand on the calibration of predicted Dice."""
 
 
-def meaning(state: State, cases: Sequence[QualityReport], model: QualityModel, accept_untested: bool) -> str:
-    """The meaning of a state of the batch for the verdicts, in words.
+@dataclass(frozen=True)
+class BatchStanding:
+    """The finding of the test of a batch.
+
+    Attributes:
+        state: What it and the weights of the calibration patients lead to.
+        patients: How many the batch is of.
+        probability: p-value of the two-sample test; None where the batch or the calibration is too small for it.
+        effective: How many calibration patients the weighted ones are worth, where there are weights.
+    """
+
+    state: State
+    patients: int
+    probability: float | None = None
+    effective: float = 0.0
+
+    @property
+    def threshold_counts(self) -> bool:
+        """Whether masks are accepted by the threshold: weights say nothing of it, and a test may speak against it."""
+        return self.state in ("holds", "untested")
+
+    @property
+    def found(self) -> str:
+        """The test in words."""
+        return "" if self.probability is None else f"two-sample test, p = {self.probability:.3g}"
+
+
+def worth(code: ReasonCode, standing: BatchStanding, terms: Terms) -> tuple[Guarantee, str]:
+    """The guarantee of a verdict, and on what it rests.
+
+    Proven is what was accepted by the threshold that a promise was tested for, on labelled cases of this domain, in a
+    batch that a test found no difference in; nothing else is.
 
     Args:
-        state: State of the batch.
+        code: The ground of the verdict.
+        standing: The test of the batch.
+        terms: With the model and its threshold.
+    """
+    if code not in _PREDICTED:
+        return "expected", "it needs no promise: nothing that was learned of predicted Dice was used"
+    if standing.state == "suspended":
+        return "suspended", (
+            f"the batch differs from the calibration cases ({standing.found}), so that what was learned of those need "
+            "not hold here: a guess"
+        )
+    model = terms.model
+    rests = f"rests on the errors of {model.conformal_patients} calibration patients"
+    if standing.state == "weighted":
+        return "expected", (
+            f"the batch differs from the calibration cases ({standing.found}); it {rests}, counted by how alike their "
+            "images are to these"
+        )
+    if standing.state == "untested":
+        return "expected", (
+            f"it {rests}; whether this batch is like them was not tested, which takes {FEWEST_IN_BATCH} patients in "
+            "each"
+        )
+    if code == "threshold" and model.target_domain:
+        return "proven", f"{model.accept_reason}; no difference from them was found in this batch ({standing.found})"
+    no_difference = f"it {rests}, and no difference from them was found in this batch ({standing.found})"
+    return "expected", f"{no_difference}, but {_unproven(terms)}"
+
+
+def _unproven(terms: Terms) -> str:
+    """Why a verdict of a batch in which no difference was found is not proven."""
+    if terms.threshold is None:
+        return f"no promise was tested that it would fall under: {terms.no_threshold}"
+    if not terms.model.target_domain:
+        return f"they are no labelled cases of this domain: {terms.model.origin}"
+    return f"the promise is of masks accepted at or above the threshold {terms.threshold:.3f}, and of no others"
+
+
+def of_batch(standing: BatchStanding, terms: Terms) -> tuple[Guarantee, str]:
+    """The most that a verdict `accept` of the batch is worth, and on what that rests."""
+    code: ReasonCode = "threshold" if terms.threshold is not None and standing.threshold_counts else "predicted_dice"
+    return worth(code, standing, terms)
+
+
+def meaning(standing: BatchStanding, cases: Sequence[QualityReport], model: QualityModel) -> str:
+    """The meaning of the state of a batch for the verdicts, in words.
+
+    Args:
+        standing: The test of the batch.
         cases: The batch.
         model: What it was compared with.
-        accept_untested: Whether masks of a batch that could not be tested may be accepted.
     """
-    named = [case.patient_id for case in cases]
-    patients = len(set(named))
+    named, patients = [case.patient_id for case in cases], standing.patients
     who = f"the batch is of {patients} {'patient' if patients == 1 else 'patients'}"
-    match state:
+    match standing.state:
         case "untested":
             known = len(set(model.domain.patients))
-            outcome = "masks are accepted all the same, as was asked" if accept_untested else "none is accepted"
             return (
                 f"{who} and the calibration keeps {known} to compare with; {FEWEST_IN_BATCH} of each are needed to "
-                f"test whether they are alike, so what is promised may not hold, and {outcome}; "
-                + name_patients(named, [case.case_id for case in cases])
+                "test whether they are alike, so verdicts are what the calibration leads to expect, and none is "
+                "proven; " + name_patients(named, [case.case_id for case in cases])
             )
         case "holds":
             return (
@@ -38,32 +118,29 @@ def meaning(state: State, cases: Sequence[QualityReport], model: QualityModel, a
             )
         case "weighted":
             return (
-                f"{who}, and they differ from the calibration cases: intervals are weighted, and a mask is "
-                "accepted by its interval only"
+                f"{who}, and they differ from the calibration cases: intervals and verdicts count those more that are "
+                "like these, and no verdict is proven"
             )
         case "suspended":
             return (
-                f"{who}, and they differ from the calibration cases: nothing is promised, predicted Dice and "
-                "intervals are guesses, and no mask is accepted"
+                f"{who}, and they differ from the calibration cases: nothing is promised. Predicted Dice, intervals "
+                "and verdicts still tell which masks to look at first, but they are guesses"
             )
 
 
-def guarantees(model: QualityModel, state: State, probability: float | None, effective: float) -> tuple[Guarantee, ...]:
-    """The promises of intervals and threshold in this state of the batch.
+def promises(model: QualityModel, standing: BatchStanding) -> tuple[Promise, ...]:
+    """The promises of intervals and threshold for such a batch.
 
     Args:
         model: What was calibrated.
-        state: What the test and the weights of the calibration patients lead to.
-        probability: Of the two-sample test.
-        effective: How many calibration patients the weighted ones are worth, where there are weights.
+        standing: The test of the batch.
     """
-    targets = model.targets
+    targets, state, found = model.targets, standing.state, standing.found
     promise = f"{targets.coverage:.0%} of the intervals of predicted Dice hold the true Dice"
-    found = "" if probability is None else f"two-sample test, p = {probability:.3g}"
     differs = f"the batch differs from the calibration cases ({model.origin}): {found}"
-    worth = (
+    counted = (
         f"counted by how alike their images are to these, the {model.conformal_patients} calibration patients tell as "
-        f"much as {effective:.1f} patients would"
+        f"much as {standing.effective:.1f} patients would"
     )
     advice = "calibrate on labelled cases of this domain"
     match state:
@@ -76,18 +153,18 @@ def guarantees(model: QualityModel, state: State, probability: float | None, eff
             reason = f"no difference from the calibration cases ({model.origin}) was found: {found}"
         case "weighted":
             reason = (
-                f"{differs}; {worth}, which is enough. The intervals are weighted by that, and hold if only the images "
-                f"differ and not how good masks of such images are; to be sure, {advice}"
+                f"{differs}; {counted}, which is enough. The intervals are weighted by that, and hold if only the "
+                f"images differ and not how good masks of such images are; to be sure, {advice}"
             )
         case "suspended":
             least = fewest_patients(targets.coverage)
-            reason = f"{differs}; {worth}, and at least {least} are needed for a promise; {advice}"
-    intervals = Guarantee(promise, state, reason)
+            reason = f"{differs}; {counted}, and at least {least} are needed for a promise; {advice}"
+    intervals = Promise(promise, state, reason)
     if model.structures[MEAN].quantile is None:
         few = f"{model.conformal_patients} calibration patients are too few for intervals of this coverage"
-        intervals = Guarantee(promise, "none", few)
+        intervals = Promise(promise, "none", few)
     promise, _, why = model.accept_reason.partition(": ")
     if model.accept_threshold is None:
-        return intervals, Guarantee(promise, "none", why)
+        return intervals, Promise(promise, "none", why)
     # Weights say nothing of a threshold.
-    return intervals, Guarantee(promise, "suspended" if state == "weighted" else state, reason)
+    return intervals, Promise(promise, "suspended" if state == "weighted" else state, reason)

@@ -26,9 +26,12 @@ from medfm_rl.types import LabelSchema
 
 QUALITY_FILE = "quality.json"
 MEAN = "mean"
-_FORMAT = 5
+_FORMAT = 6
+_UNSIGNED = 5
+"""The format that had the sizes of errors without their signs, and no telling rules."""
 _RENAMED = 4
 """The format that had `model_hash` under another name, and no hash of the reward folder and of the data."""
+_KNOWN = (_RENAMED, _UNSIGNED, _FORMAT)
 
 
 class Targets(BaseModel):
@@ -90,8 +93,10 @@ class StructureModel(BaseModel):
     Attributes:
         predictor: The prediction; for the mean over structures None: it is the mean of their predictions.
         quantile: Conformal quantile of the relative error; None where there were too few patients for an interval.
-        conformity: Relative error of each case of the domain reference, in its order; None where its mask lacks the
-            structure, so that nothing is predicted.
+        residuals: True less predicted Dice of each case of the domain reference, in its order, relative to the width
+            that the prediction gives its interval (`conformal.spread_of`); None where its mask lacks the structure, so
+            that nothing is predicted.
+        signed: Whether these have signs; a file of an older version knows their sizes alone.
         error: Mean absolute error on the cases that the prediction was not fitted on; None where none has one.
         bias: Mean of predicted - true Dice on them.
     """
@@ -99,14 +104,15 @@ class StructureModel(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
     predictor: DicePredictor | None
     quantile: float | None
-    conformity: tuple[float | None, ...]
+    residuals: tuple[float | None, ...]
+    signed: bool = True
     error: float | None
     bias: float | None
 
     def known_conformity(self) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.intp]]:
-        """Relative errors of the cases that have a prediction, and their rows in the domain reference."""
-        rows = np.array([row for row, score in enumerate(self.conformity) if score is not None], dtype=np.intp)
-        return np.array([score for score in self.conformity if score is not None], dtype=np.float64), rows
+        """Sizes of the relative errors of the cases that have a prediction, and their rows in the domain reference."""
+        rows = np.array([row for row, score in enumerate(self.residuals) if score is not None], dtype=np.intp)
+        return np.array([abs(score) for score in self.residuals if score is not None], dtype=np.float64), rows
 
     def interval(self, predicted: float) -> tuple[float, float]:
         """The interval of a prediction; [0, 1] where there were too few patients."""
@@ -147,6 +153,8 @@ class QualityModel(BaseModel):
             an older version wrote.
         anatomy: Name of the profile.
         profile: The rules, learned limits included.
+        telling_rules: Places in the profile of the rules that hardly any good mask breaks (`calibration`); none in a
+            file that an older version wrote.
         targets: What was asked.
         pixels: Calibration of pixels.
         structures: By name of the structure, and `mean`.
@@ -158,7 +166,7 @@ class QualityModel(BaseModel):
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
-    format: Literal[5] = 5
+    format: Literal[6] = 6
     version: str
     created: str
     origin: str
@@ -174,6 +182,7 @@ class QualityModel(BaseModel):
     data_hash: str | None
     anatomy: str
     profile: Profile
+    telling_rules: tuple[int, ...] = ()
     targets: Targets
     pixels: PixelCalibration
     structures: dict[str, StructureModel]
@@ -207,6 +216,8 @@ class QualityModel(BaseModel):
             content = parse_json(path.read_text(encoding="utf-8"))
             if isinstance(content, dict) and content.get("format") == _RENAMED:
                 content = _with_names_of_today(content)
+            if isinstance(content, dict) and content.get("format") == _UNSIGNED:
+                content = _with_errors_of_unknown_sign(content)
             if isinstance(content, dict) and content.get("format") != _FORMAT:
                 raise ModelError(
                     f"{path}: format {content.get('format')!r}; this version reads format {_FORMAT}: calibrate again"
@@ -254,13 +265,27 @@ def is_outdated(path: Path) -> bool:
         content = parse_json(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return False
-    return isinstance(content, dict) and content.get("format") not in (None, _RENAMED, _FORMAT)
+    return isinstance(content, dict) and content.get("format") not in (None, *_KNOWN)
 
 
 def _with_names_of_today(content: dict[str, Any]) -> dict[str, Any]:
     """A file of the format before: its hash of the segmenter is `model_hash`, the other two were not recorded."""
     renamed = {("model_hash" if name == "segmenter_hash" else name): value for name, value in content.items()}
-    return {**renamed, "format": _FORMAT, "reward_hash": None, "data_hash": None}
+    return {**renamed, "format": _UNSIGNED, "reward_hash": None, "data_hash": None}
+
+
+def _with_errors_of_unknown_sign(content: dict[str, Any]) -> dict[str, Any]:
+    """A file of the format before: the errors of its predictions have no signs."""
+    structures = content.get("structures")
+    if isinstance(structures, dict):
+        structures = {name: _unsigned(item) if isinstance(item, dict) else item for name, item in structures.items()}
+        content = {**content, "structures": structures}
+    return {**content, "format": _FORMAT}
+
+
+def _unsigned(structure: dict[str, Any]) -> dict[str, Any]:
+    renamed = {("residuals" if name == "conformity" else name): value for name, value in structure.items()}
+    return {**renamed, "signed": False}
 
 
 def reward_hashes(folder: Path) -> dict[str, str]:

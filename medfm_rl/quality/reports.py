@@ -1,9 +1,9 @@
-"""Reports on a mask and on a batch of masks: scores, verdict, reasons in words, and promises."""
+"""Reports on a mask and on a batch of masks: scores, verdict with its reasons, what that is worth, and promises."""
 
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 
@@ -12,26 +12,26 @@ from medfm_rl.quality.views import ViewFinding
 from medfm_rl.types import FloatArray
 
 Verdict = Literal["accept", "correct", "refer"]
+Guarantee = Literal["proven", "expected", "suspended"]
+"""The worth of a verdict.
+
+proven: a promise was tested for the rule that it was given by, on labelled cases of this domain, and no test says that
+the batch differs from them. expected: the calibration leads to expect it, and nothing was proven for these masks.
+suspended: a test says that the batch differs from the calibration cases.
+"""
+GUARANTEES: tuple[Guarantee, ...] = get_args(Guarantee)
+"""The strongest first."""
+Action = Literal["use", "correct", "refer"]
+"""What a site's policy does with a mask."""
 ShiftSeenBy = Literal["reward network", "appearance", "BiomedCLIP"]
 State = Literal["holds", "weighted", "suspended", "untested"]
 """The state of the promises after the tests of a batch."""
-ReasonCode = Literal[
-    "interval",
-    "threshold",
-    "rules",
-    "predicted_dice",
-    "structure_missing",
-    "shift_case",
-    "view",
-    "batch_suspended",
-    "batch_untested",
-]
+ReasonCode = Literal["threshold", "predicted_dice", "rules", "structure_missing", "shift_case", "view"]
 """The ground of a verdict.
 
-accept: interval (all of it lies at or above the limit) or threshold. correct: rules (one is broken) or predicted_dice
-(it may be below the limit). refer: predicted_dice (all of the interval lies below the limit), structure_missing,
-shift_case (this image is unlike those of the calibration), view (no apical one), and batch_suspended and
-batch_untested, where the mask would be accepted but for the state of the batch.
+accept: threshold (at or above one that a promise was tested for) or predicted_dice (hardly below a limit). correct:
+rules (a telling one is broken) or predicted_dice (perhaps below a limit). refer: predicted_dice (almost surely below a
+limit), structure_missing, shift_case (this image is unlike those of the calibration) and view (no apical one).
 """
 
 
@@ -70,12 +70,18 @@ class QualityReport:
         shift_distance: Mahalanobis distance from the calibration cases, by what the reward network saw in image and
             mask, by the appearance of the image, or by what BiomedCLIP saw in it, whichever is least probable.
         shift_probability: Probability of such a distance among images of their kind, for as many distances.
-        verdict: accept: use it. correct: a person or a further step should correct it. refer: a person has to decide.
+        verdict: What the evidence says. accept: it is good enough. correct: a person or a further step should correct
+            it. refer: a person has to decide.
         reasons: Why, in words.
         embedding: What the reward network saw, for the test of a batch.
         view: What a classifier of views sees, where there is one.
         reason_code: The first of the reasons, for a program; None before there is a verdict.
         shift_seen_by: Which of the three the distance is by.
+        risk: Probability that the Dice lies below one of the limits; None where nothing is predicted.
+        guarantee: What the verdict is worth; None before there is one.
+        evidence: On what that rests, in words.
+        action: What the policy does with the mask; None before there is a verdict.
+        action_reason: Why, in words.
         reward_map: `(*S)` on the case's own grid, calibrated; empty where the report was read back.
     """
 
@@ -91,6 +97,11 @@ class QualityReport:
     view: ViewFinding | None = None
     reason_code: ReasonCode | None = None
     shift_seen_by: ShiftSeenBy = "reward network"
+    risk: float | None = None
+    guarantee: Guarantee | None = None
+    evidence: str = ""
+    action: Action | None = None
+    action_reason: str = ""
     reward_map: FloatArray = field(default_factory=lambda: np.zeros(0, np.float32))
 
     @property
@@ -117,7 +128,7 @@ class QualityReport:
 
 
 @dataclass(frozen=True)
-class Guarantee:
+class Promise:
     """A promise, and whether it holds for a batch.
 
     Attributes:
@@ -150,13 +161,17 @@ class BatchReport:
             suspended it, or the batch or the calibration is too small for the test.
         patients: How many the batch is of.
         meaning: What the state means for the verdicts, in words.
+        guarantee: The most that a verdict `accept` of this batch is worth.
+        evidence: On what that rests, in words.
         shift_probability: p-value of the two-sample test, or None where the batch is too small for it.
-        guarantees: What is promised for this batch, and what is not.
+        promises: What is promised for this batch, and what is not: of the intervals, and of the threshold.
     """
 
     reports: tuple[QualityReport, ...]
     state: State
     patients: int
     meaning: str
+    guarantee: Guarantee
+    evidence: str
     shift_probability: float | None
-    guarantees: tuple[Guarantee, ...]
+    promises: tuple[Promise, ...]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
@@ -15,13 +16,15 @@ import numpy.typing as npt
 
 from medfm_rl.data.files import write_text
 from medfm_rl.quality import BatchReport, QualityModel, QualityReport
+from medfm_rl.quality.model import MEAN
+from medfm_rl.quality.reports import GUARANTEES
 from medfm_rl.reports.figures import overlay, structure_colours
 from medfm_rl.reports.thumbnails import in_greys, png_bytes, under
+from medfm_rl.settings import SitePolicy
 from medfm_rl.types import FloatArray, LabelMap, LabelSchema
 
 _PICTURES = 100
 _SIDE = 256
-_VERDICTS = ("refer", "correct", "accept")
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,10 +51,11 @@ def thumbnail(image: FloatArray, labels: LabelMap, reward_map: FloatArray | None
         flat = values if plane is None else values[plane]
         return flat[::step, ::step]
 
-    image, labels = small(image), small(labels)
-    shown = under(in_greys(image), overlay(labels, schema))
-    parts = [shown] if reward_map is None else [shown, matplotlib.colormaps["cividis"](small(reward_map))[..., :3]]
-    return png_bytes(np.concatenate(parts, axis=1))
+    shown = under(in_greys(small(image)), overlay(small(labels), schema))
+    if reward_map is None:
+        return png_bytes(shown)
+    heat: npt.NDArray[np.float64] = matplotlib.colormaps["cividis"](small(reward_map))[..., :3]
+    return png_bytes(np.concatenate([shown, heat], axis=1))
 
 
 def write_page(
@@ -60,7 +64,7 @@ def write_page(
     problems: Mapping[str, str],
     batch: BatchReport,
     model: QualityModel,
-    schema: LabelSchema,
+    policy: SitePolicy,
     simulated: bool,
 ) -> None:
     """Writes the page; it loads nothing from anywhere else."""
@@ -68,20 +72,27 @@ def write_page(
 
     ordered = sorted(cases, key=_badness)
     template = (resources.files("medfm_rl.reports") / "templates" / "quality.html").read_text(encoding="utf-8")
-    counts = {verdict: sum(case.report.verdict == verdict for case in cases) for verdict in _VERDICTS}
-    counts["refer"] += len(problems)
+    reports = [case.report for case in ordered]
+    counts = Counter(report.verdict for report in reports) + Counter(refer=len(problems))
+    actions = Counter(report.action for report in reports) + Counter(refer=len(problems))
+    worth = Counter(report.guarantee for report in reports if report.verdict == "accept")
     page = Environment(autoescape=True).from_string(template)
     pictures = [(case.report, base64.b64encode(case.picture.read_bytes()).decode()) for case in ordered[:_PICTURES]]
     write_text(
         path,
         page.render(
-            reports=[case.report for case in ordered],
+            reports=reports,
             pictures=pictures,
             problems=problems,
             batch=batch,
             model=model,
-            colours=structure_colours(schema),
+            policy=policy,
+            limits={MEAN: model.targets.dice, **policy.limits},
+            alpha=model.targets.alpha if policy.alpha is None else policy.alpha,
+            colours=structure_colours(model.schema_),
             counts=counts,
+            actions=actions,
+            worth={guarantee: worth[guarantee] for guarantee in GUARANTEES if worth[guarantee]},
             total=len(cases) + len(problems),
             simulated=simulated,
         ),

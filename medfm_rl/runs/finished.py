@@ -21,9 +21,11 @@ from medfm_rl.runs.folder import RunFolder
 from medfm_rl.runs.identity import Identity
 from medfm_rl.runs.models import SegmenterFolder, StoredModel
 from medfm_rl.settings import (
+    RESEARCH,
     AdaptConfig,
     CorrectionSettings,
     Segmenter,
+    SitePolicy,
 )
 from medfm_rl.settings.files import load_config
 from medfm_rl.tracking import read_run_id
@@ -125,14 +127,14 @@ class FinishedRun(StoredModel):
         return load_anatomy(self.anatomy_name, self.preprocessing.schema)
 
     def controller(
-        self, makes_masks: bool = False, gates: Gates = NO_GATES, accept_untested: bool = False
+        self, makes_masks: bool = False, gates: Gates = NO_GATES, policy: SitePolicy = RESEARCH
     ) -> QualityController:
         """The controller that assesses masks with the networks of the run.
 
         Args:
             makes_masks: Whether the segmenter of the run is to make masks too, and needs its prompts.
             gates: Further networks to be asked.
-            accept_untested: As in `QualityController`.
+            policy: As in `QualityController`.
 
         Raises:
             ModelError: A part is missing, damaged, or does not belong to the others.
@@ -140,7 +142,7 @@ class FinishedRun(StoredModel):
         views, biomedclip = gates.load(self.device)
         segmenter = self.segmenter if makes_masks else self.preprocessing
         quality = self.quality
-        return QualityController(segmenter, self.reward, quality, self.device, views, biomedclip, accept_untested)
+        return QualityController(segmenter, self.reward, quality, self.device, views, biomedclip, policy)
 
     def corrector(self, settings: CorrectionSettings) -> CaseCorrector:
         """The way of correction that the settings name, with the held-out reward and the rules of the run.

@@ -203,6 +203,11 @@ class RunFolder:
         return self.path / "correction.json"
 
     @property
+    def promise(self) -> Path:
+        """What reviewed patients have proven of accepted masks."""
+        return self.path / "promise.json"
+
+    @property
     def evaluation(self) -> Path:
         return self.path / "evaluation"
 

@@ -35,10 +35,13 @@ from medfm_rl.settings.segmenters import (
     TorchSettings,
     TotalSegmentatorSettings,
 )
+from medfm_rl.settings.site_policy import CLINIC, RESEARCH, SitePolicy
 from medfm_rl.settings.tracking import TrackingSettings
 from medfm_rl.settings.training import NetworkSettings, PreprocessingSettings, SourceTrainingSettings, TrainSourceConfig
 
 __all__ = [
+    "CLINIC",
+    "RESEARCH",
     "AdaptConfig",
     "BiomedParseDescription",
     "BiomedParseSettings",
@@ -69,6 +72,7 @@ __all__ = [
     "SelectionSettings",
     "Settings",
     "ShapePriorSettings",
+    "SitePolicy",
     "SourceTrainingSettings",
     "TextPrompts",
     "TorchSettings",

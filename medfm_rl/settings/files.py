@@ -14,6 +14,7 @@ from medfm_rl.errors import ConfigError
 from medfm_rl.settings import SegmenterSettings, Settings
 from medfm_rl.settings.kinds import UNNAMED, find_settings
 from medfm_rl.settings.problems import describe_problem
+from medfm_rl.settings.site_policy import BUILTIN_POLICIES, SitePolicy
 from medfm_rl.settings.yaml_text import RepeatedKeyError, read_yaml
 
 _LOG = logging.getLogger(__name__)
@@ -39,6 +40,27 @@ def load_config(path: Path, kind: type[T]) -> T:
     except ValidationError as error:
         problems = "\n".join(f"  {_place(item['loc'])}: {describe_problem(item)}" for item in error.errors())
         raise ConfigError(f"{path}: correct these fields:\n{problems}") from error
+
+
+def load_policy(named: str) -> SitePolicy:
+    """A built-in policy, or that of a file; one that gives itself no name has that of its file.
+
+    Args:
+        named: Name of a built-in policy, or path of a YAML file.
+
+    Raises:
+        ConfigError: There is neither, or the file is not valid.
+    """
+    if named in BUILTIN_POLICIES:
+        return BUILTIN_POLICIES[named]
+    path = Path(named)
+    if not path.exists():
+        raise ConfigError(
+            f"policy {named}: there is no such file, and no policy of that name: give "
+            f"{' or '.join(BUILTIN_POLICIES)}, or the YAML file of a policy"
+        )
+    policy = load_config(path, SitePolicy)
+    return policy if "name" in policy.model_fields_set else policy.model_copy(update={"name": path.stem})
 
 
 def _with_current_names(path: Path, content: Any, kind: type[Settings]) -> Any:

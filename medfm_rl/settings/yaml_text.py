@@ -28,6 +28,7 @@ class _StrictLoader(yaml.SafeLoader):
     def compose_node(self, parent: Any, index: Any) -> Any:
         is_alias = self.check_event(yaml.AliasEvent)
         node = super().compose_node(parent, index)
+        assert node is not None
         if is_alias and id(node) not in self._values:
             raise UnusableError(f"a value in line {node.start_mark.line + 1} holds itself")
         if not is_alias:

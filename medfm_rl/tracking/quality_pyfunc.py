@@ -17,7 +17,7 @@ from medfm_rl.quality.submission import Submission, fill_a_batch
 from medfm_rl.tracking.quality_model import load_served
 from medfm_rl.types import Case
 
-_COLUMNS = ["case", "predicted_dice", "low", "high", "verdict", "reasons", "promised"]
+_COLUMNS = ["case", "predicted_dice", "low", "high", "verdict", "reasons", "guarantee", "action", "promised"]
 
 
 class QualityPythonModel(PythonModel):  # type: ignore[misc]
@@ -37,8 +37,9 @@ class QualityPythonModel(PythonModel):  # type: ignore[misc]
             params: None are known.
 
         Returns:
-            A data frame with the mask's predicted mean Dice, the interval, verdict, reasons, and what is promised, with
-            the index of the table. A mask that cannot be assessed is referred, and its reasons say why.
+            A data frame with the mask's predicted mean Dice, the interval, verdict with reasons, guarantee, action and
+            what is promised, with the index of the table. A mask that cannot be assessed is referred, and its reasons
+            say why.
 
         Raises:
             DataError: A column is missing.
@@ -59,7 +60,8 @@ class QualityPythonModel(PythonModel):  # type: ignore[misc]
             try:
                 waiting.append(self._submission(row, lacks))
             except UserError as error:
-                found[place] = {"case": image_stem(Path(str(row["image"]))), "verdict": "refer", "reasons": str(error)}
+                name = image_stem(Path(str(row["image"])))
+                found[place] = {"case": name, "verdict": "refer", "reasons": str(error), "action": "refer"}
                 continue
             assessed.append(place)
             if fill_a_batch(waiting):
@@ -67,7 +69,7 @@ class QualityPythonModel(PythonModel):  # type: ignore[misc]
                 waiting = []
         reports += self.controller.assess_batch(waiting)
         batch = self.controller.settle(reports)
-        promised = "; ".join(map(str, batch.guarantees))
+        promised = "; ".join(map(str, batch.promises))
         for place, report in zip(assessed, batch.reports, strict=True):
             found[place] = {
                 "case": report.case_id,
@@ -76,6 +78,8 @@ class QualityPythonModel(PythonModel):  # type: ignore[misc]
                 "high": report.mean.high,
                 "verdict": report.verdict,
                 "reasons": "; ".join(report.reasons),
+                "guarantee": report.guarantee,
+                "action": report.action,
                 "promised": promised,
             }
         return type(model_input)(found, index=model_input.index, columns=_COLUMNS)

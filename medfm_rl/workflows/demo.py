@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
 
 from medfm_rl.data.files import write_json
-from medfm_rl.data.layouts import SIMULATION_RECORD
+from medfm_rl.data.layouts import SIMULATION_RECORD, find_cases
 from medfm_rl.data.locks import alone_in, is_unused
 from medfm_rl.data.ultrasound.phantom import ECHO_SCHEMA, simulate_dataset
 from medfm_rl.data.ultrasound.vendors import vendor
 from medfm_rl.errors import ConfigError
 from medfm_rl.progress import Progress
+from medfm_rl.runs.finished import load_run
 from medfm_rl.settings import (
     AdaptConfig,
     CollectSettings,
@@ -27,15 +29,32 @@ from medfm_rl.settings import (
 )
 from medfm_rl.workflows.adapt.final_report import report_run
 from medfm_rl.workflows.adapt.loop import adapt
+from medfm_rl.workflows.deploy.score import score
+from medfm_rl.workflows.deploy.scoring import Scoring
 from medfm_rl.workflows.evaluate.comparison import Comparison
 from medfm_rl.workflows.train.source import train_source
 
 _SIZE = (96, 96)
+QUALITY_FOLDER = "quality"
+"""Where the masks of the held-out images and their quality page lie, in the folder of the demo."""
 _SOURCE_PATIENTS, _TARGET_PATIENTS, _HELD_OUT_PATIENTS = 40, 30, 25
 
 
-def run_demo(out: Path, seed: int, progress: Progress) -> Comparison:
-    """Simulates two vendors, trains a segmenter on the first, adapts it to the second, evaluates and reports.
+@dataclass(frozen=True)
+class DemoResult:
+    """What a demo ends with.
+
+    Attributes:
+        comparison: Source and adapted model on the held-out images, with their ground truth.
+        scoring: The quality of the adapted model's masks of these images, without it.
+    """
+
+    comparison: Comparison
+    scoring: Scoring
+
+
+def run_demo(out: Path, seed: int, progress: Progress) -> DemoResult:
+    """Simulates two vendors, trains a segmenter on the first, adapts it to the second, evaluates, reports and scores.
 
     A demo that was interrupted goes on where it was.
 
@@ -52,7 +71,7 @@ def run_demo(out: Path, seed: int, progress: Progress) -> Comparison:
         return _make_demo(out, seed, progress)
 
 
-def _make_demo(out: Path, seed: int, progress: Progress) -> Comparison:
+def _make_demo(out: Path, seed: int, progress: Progress) -> DemoResult:
     marker = out / "demo.json"
     if marker.exists() and json.loads(marker.read_text(encoding="utf-8")) != {"seed": seed}:
         raise ConfigError(f"{out}: holds a demo with another seed; choose another folder or delete it")
@@ -111,4 +130,10 @@ def _make_demo(out: Path, seed: int, progress: Progress) -> Comparison:
     assert comparison is not None
     # The report of the run is the report of the demo.
     (out / "report.html").write_bytes(run.report.read_bytes())
-    return comparison
+    return DemoResult(comparison, _score_held_out(config, out / QUALITY_FOLDER, progress))
+
+
+def _score_held_out(config: AdaptConfig, out: Path, progress: Progress) -> Scoring:
+    """The quality of the adapted model's masks of the held-out images: of these, and of nobody's ground truth."""
+    assert config.evaluation is not None
+    return score(load_run(config.output, config.device), find_cases(config.evaluation), out, progress=progress)

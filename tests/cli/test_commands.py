@@ -638,19 +638,33 @@ def test_score_refers_fails_on_demand_and_says_what_is_promised(run: Run, qualit
     assert found.code == 3, found.err
 
 
-def test_score_accepts_masks_of_a_single_patient_only_where_that_is_asked_for(
-    run: Run, quality_run: Path, tmp_path: Path
-) -> None:
+def test_score_acts_on_verdicts_as_the_policy_says(run: Run, quality_run: Path, tmp_path: Path) -> None:
     data = quality_run.parent / "data"
     one = tmp_path / "one"
     one.mkdir()
     shutil.copy(sorted((data / "images").iterdir())[0], one)
+    # Every mask is good enough.
+    (tmp_path / "easy.yaml").write_text("limits: {mean: 0.0001}\nunproven: accept\nsuspended: refer\n")
     command = ("score", quality_run, "--images", one, "--model", quality_run, "--out", tmp_path / "out")
-    found = run(*command)
+    found = run(*command, "--policy", tmp_path / "easy.yaml")
     assert found.code == 0, found.err
     assert "Batch: untested; the batch is of 1 patient" in found.out
-    assert "accept 0" in found.out
-    assert "masks are accepted all the same" in run(*command, "--accept-untested").out
+    assert "Verdict: accept 1, correct 0, refer 0\nAccepted: 1 expected\nPolicy easy: use 1" in found.out
+    (tmp_path / "easy.yaml").write_text("limits: {mean: 0.0001}\nunproven: refer\nsuspended: refer\n")
+    found = run(*command, "--policy", tmp_path / "easy.yaml", "--fail-on", "refer")
+    assert (found.code, "Policy easy: use 0, correct 0, refer 1" in found.out) == (3, True)
+    asked = run(*command, "--accept-untested")
+    assert "`unproven: accept` and `suspended: refer`; it is taken as that" in asked.err
+    assert "Policy accept-untested:" in asked.out
+    for arguments, message in (
+        (("--accept-untested", "--policy", "clinic"), "is a matter of the policy now; leave out --accept-untested"),
+        (
+            ("--policy", "hospital"),
+            "policy hospital: there is no such file, and no policy of that name: give clinic or",
+        ),
+    ):
+        refused = run(*command, *arguments)
+        assert (refused.code, message in refused.err) == (2, True), refused.err
 
 
 def test_score_says_which_arguments_do_not_go_together(run: Run, quality_run: Path, tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from medfm_rl.data.files import (
+    alone_writing,
     hash_file,
     hash_folder,
     hash_path,
@@ -22,6 +23,7 @@ from medfm_rl.data.files import (
     remove_abandoned,
     replace_folder_on_success,
     replace_on_success,
+    scratch_folder,
     write_json,
     write_text,
     write_versioned_json,
@@ -367,3 +369,27 @@ def test_a_versioned_file_that_cannot_be_read_is_named(tmp_path: Path, content: 
 def test_a_versioned_file_that_is_not_there_is_named(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"a\.json: there is no such file; make it again"):
         read_versioned_json(tmp_path / "a.json", 2, "make it again")
+
+
+def test_a_scratch_folder_of_a_killed_process_is_removed_by_who_writes_there_next(tmp_path: Path) -> None:
+    (tmp_path / "kept.txt").write_text("kept")
+    script = (
+        "import os, signal, sys\n"
+        "from pathlib import Path\n"
+        "from medfm_rl.data.files import scratch_folder\n"
+        "with scratch_folder(Path(sys.argv[1]), 'calibrating') as folder:\n"
+        "    (folder / 'a.pt').write_text('a')\n"
+        "    os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    process = subprocess.run([sys.executable, "-c", script, str(tmp_path)])
+    assert process.returncode == -signal.SIGKILL
+    assert len(names(tmp_path)) == 3
+    with alone_writing(tmp_path):
+        assert "kept.txt" in names(tmp_path)
+        assert not [name for name in names(tmp_path) if "calibrating" in name]
+
+
+def test_a_scratch_folder_is_there_as_long_as_the_block(tmp_path: Path) -> None:
+    with scratch_folder(tmp_path, "calibrating") as folder:
+        assert folder.parent == tmp_path
+    assert names(tmp_path) == []

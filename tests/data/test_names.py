@@ -154,3 +154,8 @@ print(ascii(case.case_id))
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() == ascii("Müller_心")
     assert [path.name for path in (tmp_path / "labels").iterdir()] == ["Müller_心.nii.gz"]
+
+
+def test_half_a_character_of_json_is_no_text() -> None:
+    assert case_name("p\ud800") == "p%D800"
+    assert case_name("p\udcff") == "p%FF"

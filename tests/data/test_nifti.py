@@ -1,6 +1,9 @@
 from __future__ import annotations
 
+import gzip
 import logging
+import resource
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -51,6 +54,13 @@ def write_nifti(
     made.header["sform_code"], made.header["qform_code"] = codes
     nib.save(made, path)
     return made
+
+
+def change_header(path: Path, change: Callable[[bytes], bytes]) -> None:
+    if path.suffix == ".gz":
+        path.write_bytes(gzip.compress(change(gzip.decompress(path.read_bytes()))))
+    else:
+        path.write_bytes(change(path.read_bytes()))
 
 
 def mask_of(path: Path) -> Path:
@@ -380,3 +390,57 @@ def test_real_values_keep_the_header_too(tmp_path: Path) -> None:
     assert np.allclose(read_image(tmp_path / "rewards.nii.gz")[0], pixels / 7)
     write_image(tmp_path / "plane.mha", pixels[0], geometry)
     assert read_image(tmp_path / "plane.mha")[1].matches(geometry, SHAPE[::-1])
+
+
+@pytest.mark.parametrize("name", ["a.nii", "a.nii.gz"])
+def test_a_header_that_asks_for_terabytes_is_refused_without_making_room(tmp_path: Path, name: str) -> None:
+    path = tmp_path / name
+    write_nifti(path, affine(), affine(), (1, 1))
+    change_header(path, lambda content: content[:42] + np.array([20000, 20000, 2500], "<i2").tobytes() + content[48:])
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(DataError, match="its header asks for 2000000000352 bytes"):
+        read_image(path)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100_000
+
+
+def test_what_follows_the_pixels_is_not_kept_and_its_checksum_counts(tmp_path: Path) -> None:
+    path = tmp_path / "a.nii.gz"
+    write_nifti(path, affine(), affine(), (1, 1))
+    expected, _ = read_image(path)
+    change_header(path, lambda content: content + bytes(10_000_000))
+    assert np.array_equal(read_image(path)[0], expected)
+    path.write_bytes(path.read_bytes()[:-8] + b"damage!!")
+    with pytest.raises(DataError, match="damaged or truncated"):
+        read_image(path)
+
+
+@pytest.mark.parametrize("size", [0, 4, 100, 347])
+def test_less_than_a_header_is_refused(tmp_path: Path, size: int) -> None:
+    path = tmp_path / "a.nii"
+    write_nifti(path, affine(), affine(), (1, 1))
+    path.write_bytes(path.read_bytes()[:size])
+    with pytest.raises(DataError, match=r"a\.nii"):
+        read_image(path)
+
+
+@pytest.mark.parametrize("pixdim", [3.0, float("nan")])
+def test_a_qform_that_is_none_is_refused(tmp_path: Path, pixdim: float) -> None:
+    path = tmp_path / "a.nii"
+    write_nifti(path, None, affine(), (0, 1))
+    change_header(path, lambda content: content[:76] + np.float32(pixdim).tobytes() + content[80:])
+    with pytest.raises(DataError, match=r"a\.nii: (its header describes no grid|cannot be read)"):
+        read_image(path)
+
+
+def test_an_origin_that_is_no_number_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "a.nii"
+    write_nifti(path, affine(origin=(float("nan"), 0, 0)), None, (1, 0))
+    with pytest.raises(DataError, match=r"a\.nii"):
+        read_image(path)
+
+
+def test_masks_of_version_2_are_read(tmp_path: Path) -> None:
+    pixels = noise(*SHAPE, dtype=np.uint8) % 2
+    nib.save(nib.Nifti2Image(pixels, affine()), tmp_path / "mask.nii")
+    _, geometry = read_image(tmp_path / "mask.nii")
+    assert np.array_equal(read_labels(tmp_path / "mask.nii", SCHEMA, SHAPE[::-1], geometry), pixels.T)

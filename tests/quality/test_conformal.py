@@ -15,6 +15,7 @@ from medfm_rl.quality.conformal import (
     fewest_patients,
     interval,
     patient_quantile,
+    predictive_probability,
     threshold_candidates,
     weighted_quantile,
 )
@@ -148,3 +149,23 @@ def test_the_accepted_keep_the_limit_as_often_as_promised() -> None:
         broken += threshold is not None and bad_above(threshold) > 0.2
     assert given > 100
     assert broken / 200 <= 0.1 + 3 * math.sqrt(0.09 / 200)
+
+
+def test_the_probability_of_an_event_counts_the_new_case_by_half() -> None:
+    event, patients = np.array([True, True, False, False]), ["a", "a", "b", "b"]
+    ones = np.ones(4)
+    assert predictive_probability(event, ones, patients, 1.0) == pytest.approx(1.5 / 3)
+    assert predictive_probability(~event & False, ones, patients, 1.0) == pytest.approx(0.5 / 3)
+    # A patient's mean weight is the patient's.
+    assert predictive_probability(event, np.array([3.0, 3, 1, 1]), patients, 2.0) == pytest.approx(4 / 6)
+    assert predictive_probability(np.zeros(0, bool), np.zeros(0), [], 1.0) == 0.5
+
+
+def test_the_probability_of_an_event_is_right_on_average() -> None:
+    generator = np.random.default_rng(0)
+    found = []
+    for _ in range(400):
+        errors = generator.normal(size=13)
+        found.append(predictive_probability(errors[:12] < -1, np.ones(12), list(range(12)), 1.0))
+    # P(error < -1) = .1587; the new case pulls it by (1/2 - p) / 13.
+    assert np.mean(found) == pytest.approx(0.1587 + (0.5 - 0.1587) / 13, abs=0.015)

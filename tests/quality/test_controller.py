@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,14 +15,14 @@ from scipy import ndimage
 from medfm_rl.adapters import Sample, TorchModuleAdapter
 from medfm_rl.anatomy.rules import Profile, SizeRule
 from medfm_rl.data.layouts import find_cases
-from medfm_rl.errors import DataError, ModelError
+from medfm_rl.errors import ConfigError, DataError, ModelError
 from medfm_rl.quality import QualityController, QualityReport
 from medfm_rl.quality.calibration import CalibrationCase, Provenance, fit_quality
 from medfm_rl.quality.conformal import interval
 from medfm_rl.quality.model import MEAN, QualityModel, StructureModel, Targets
 from medfm_rl.quality.shift import DomainReference
 from medfm_rl.reward.network import RewardEnsemble, RewardNet
-from medfm_rl.settings import DataSettings, NetworkSettings, RewardSettings
+from medfm_rl.settings import CLINIC, RESEARCH, DataSettings, NetworkSettings, RewardSettings, SitePolicy
 from medfm_rl.types import Geometry, LabelledCase
 
 
@@ -163,46 +165,107 @@ def test_an_image_of_another_orientation_is_referred(
     assert (report.verdict, "unlike those of the calibration" in report.reasons[0]) == ("refer", True)
 
 
-def changed(controller: QualityController, accept_untested: bool = False, **changes: object) -> QualityController:
+def changed(controller: QualityController, policy: SitePolicy = RESEARCH, **changes: object) -> QualityController:
     model = controller.model.model_copy(update=changes)
-    return QualityController(controller.segmenter, controller.reward, model, accept_untested=accept_untested)
+    return QualityController(controller.segmenter, controller.reward, model, policy=policy)
 
 
-def with_interval(controller: QualityController, quantile: float | None, **changes: object) -> QualityController:
+def with_errors(
+    controller: QualityController, errors: float | Sequence[float], policy: SitePolicy = RESEARCH, **changes: object
+) -> QualityController:
+    """One of which the mean Dice missed the truth of the calibration cases by these errors, in widths of intervals."""
     cases = len(controller.model.domain.reference)
-    mean = StructureModel(predictor=None, quantile=quantile, conformity=(quantile or 0.0,) * cases, error=0, bias=0)
-    return changed(controller, structures={**controller.model.structures, MEAN: mean}, **changes)
+    residuals = (errors,) * cases if isinstance(errors, float) else tuple(errors)
+    mean = StructureModel(predictor=None, quantile=max(map(abs, residuals)), residuals=residuals, error=0, bias=0)
+    return changed(controller, policy, structures={**controller.model.structures, MEAN: mean}, **changes)
 
 
 def sound(report: QualityReport) -> QualityReport:
     return replace(report, rules=(), shift_probability=0.5)
 
 
-def test_the_verdict_follows_interval_threshold_and_rules(controller: QualityController, report: QualityReport) -> None:
+def test_the_verdict_follows_the_probability_of_a_bad_mask_the_threshold_and_telling_rules(
+    controller: QualityController, report: QualityReport
+) -> None:
+    predicted = report.mean.predicted_dice
+    assert predicted is not None
+    width = 1.05 - predicted
+    fine = sound(report)
+    # Twelve calibration patients: if none of them, or each, had such an error, that is 0.5 / 13 and 12.5 / 13.
+    none, each = 0.5 / 13, 12.5 / 13
+
+    def verdict(
+        limit: float, error: float, threshold: float | None = None, tried: QualityReport = fine, **changes: object
+    ) -> object:
+        changes |= {"targets": Targets(dice=limit), "accept_threshold": threshold}
+        judge = with_errors(controller, error / width, **changes)
+        (found,) = judge.settle(
+            [replace(sound(report), rules=tried.rules, shift_probability=tried.shift_probability)]
+        ).reports
+        return found.verdict, found.reason_code, found.risk
+
+    assert verdict(predicted - 0.1, -0.05) == ("accept", "predicted_dice", pytest.approx(none))
+    assert verdict(predicted - 0.1, -0.15) == ("refer", "predicted_dice", pytest.approx(each))
+    assert verdict(predicted + 0.1, 0.0) == ("refer", "predicted_dice", pytest.approx(each))
+    # Predictions that are always too low by more than that.
+    assert verdict(predicted + 0.1, 0.15) == ("accept", "predicted_dice", pytest.approx(none))
+    assert verdict(predicted - 0.1, -0.15, predicted - 0.05)[:2] == ("accept", "threshold")
+    assert verdict(predicted - 0.1, -0.05, predicted + 0.05)[:2] == ("accept", "predicted_dice")
+    broken = replace(report.rules[0], passed=False)
+    counted = replace(fine, rules=(broken,))
+    assert verdict(predicted - 0.1, -0.05, tried=counted)[:2] == ("accept", "predicted_dice")
+    assert verdict(predicted - 0.1, -0.05, tried=counted, telling_rules=(0,))[:2] == ("correct", "rules")
+    assert verdict(predicted - 0.1, -0.05, predicted - 0.05, counted, telling_rules=(0,))[:2] == ("correct", "rules")
+    assert verdict(predicted - 0.1, -0.15, tried=counted, telling_rules=(0,))[:2] == ("refer", "predicted_dice")
+    strange = replace(fine, shift_probability=1e-6)
+    assert verdict(predicted - 0.1, -0.05, tried=strange)[:2] == ("refer", "shift_case")
+
+
+def test_between_the_two_limits_a_mask_is_to_be_corrected(controller: QualityController, report: QualityReport) -> None:
+    rows, patients = len(controller.model.domain.reference), np.array(controller.model.domain.patients)
+    # All masks of two patients of twelve, and one of four of a third, lie below what was predicted by a lot.
+    bad = np.isin(patients, [0, 1]) | (np.arange(rows) == np.flatnonzero(patients == 2)[0])
+    judge = with_errors(controller, np.where(bad, -9.0, 0.0).tolist(), targets=Targets(dice=0.05))
+    (found,) = judge.settle([sound(report)]).reports
+    assert (found.verdict, found.risk) == ("correct", pytest.approx((2.25 + 0.5) / 13))
+    assert "more than the 10% that are allowed" in found.reasons[0]
+
+
+def test_errors_of_unknown_sign_speak_for_no_verdict_but_where_they_must(
+    controller: QualityController, report: QualityReport
+) -> None:
     predicted = report.mean.predicted_dice
     assert predicted is not None
 
-    fine = sound(report)
+    def found(limit: float, error: float) -> object:
+        judge = with_errors(controller, error / (1.05 - predicted), targets=Targets(dice=limit))
+        mean = judge.model.structures[MEAN].model_copy(update={"signed": False})
+        judge = changed(judge, structures={**judge.model.structures, MEAN: mean})
+        (settled,) = judge.settle([sound(report)]).reports
+        return settled.verdict, settled.risk
 
-    def verdict(limit: float, quantile: float, threshold: float | None, tried: QualityReport = fine) -> object:
-        changes = {"targets": Targets(dice=limit), "accept_threshold": threshold}
-        judge = with_interval(controller, quantile, accept_untested=True, **changes)
-        low, high = judge.model.structures[MEAN].interval(predicted)
-        mean = replace(tried.mean, low=low, high=high)
-        (found,) = judge.settle([replace(tried, scores=(*tried.scores[:-1], mean))]).reports
-        return found.verdict, found.reason_code
+    assert found(predicted - 0.1, 0.05) == ("accept", pytest.approx(0.5 / 13))
+    assert found(predicted - 0.1, 0.15) == ("correct", 0.5)
+    assert found(predicted + 0.1, 0.15) == ("correct", 0.5)
+    assert found(predicted + 0.1, 0.05) == ("refer", pytest.approx(12.5 / 13))
 
-    assert verdict(predicted - 0.1, 0.01, None) == ("accept", "interval")
-    assert verdict(predicted - 0.1, 5.0, None) == ("correct", "predicted_dice")
-    assert verdict(predicted - 0.1, 5.0, predicted - 0.05) == ("accept", "threshold")
-    assert verdict(predicted - 0.1, 5.0, predicted + 0.05) == ("correct", "predicted_dice")
-    # What is promised of accepted masks was tested for those above the threshold, however narrow an interval is.
-    assert verdict(predicted - 0.1, 0.01, predicted + 0.05) == ("correct", "predicted_dice")
-    assert verdict(predicted + 0.1, 0.01, None) == ("refer", "predicted_dice")
-    broken = replace(report.rules[0], passed=False)
-    assert verdict(predicted - 0.1, 0.01, None, replace(sound(report), rules=(broken,))) == ("correct", "rules")
-    strange = replace(sound(report), shift_probability=1e-6)
-    assert verdict(predicted - 0.1, 0.01, None, strange) == ("refer", "shift_case")
+
+def test_limits_of_structures_count_together_with_that_of_the_mean(
+    controller: QualityController, report: QualityReport
+) -> None:
+    rows = len(controller.model.domain.reference)
+    structures = {
+        name: item.model_copy(update={"residuals": (0.0,) * rows}) for name, item in controller.model.structures.items()
+    }
+    ventricle = report.scores[0].predicted_dice
+    assert ventricle is not None
+    policy = SitePolicy(name="strict", limits={"LV": ventricle + 0.01, MEAN: 0.01})
+    (strict,) = changed(controller, policy, structures=structures).settle([sound(report)]).reports
+    assert (strict.verdict, strict.risk) == ("refer", pytest.approx(12.5 / 13))
+    assert f"less than 0.01 of the mean Dice or {ventricle + 0.01:g} of LV" in strict.reasons[0]
+    policy = SitePolicy(name="mild", limits={"LV": ventricle - 0.01, MEAN: 0.01})
+    (mild,) = changed(controller, policy, structures=structures).settle([sound(report)]).reports
+    assert (mild.verdict, mild.risk) == ("accept", pytest.approx(0.5 / 13))
 
 
 def test_a_verdict_says_what_is_unlike_the_calibration(controller: QualityController, report: QualityReport) -> None:
@@ -259,102 +322,163 @@ def batch(controller: QualityController, labelled: list[LabelledCase], shift: fl
 def test_a_batch_from_elsewhere_suspends_what_was_promised(
     controller: QualityController, labelled: list[LabelledCase]
 ) -> None:
-    judge = with_interval(controller, 5.0, targets=Targets(dice=0.05), accept_threshold=0.0)
+    judge = with_errors(controller, 0.0, CLINIC, targets=Targets(dice=0.05), accept_threshold=0.0)
     same = judge.settle(batch(judge, labelled, 0.0))
     assert same.shift_probability is not None
-    assert {guarantee.status for guarantee in same.guarantees} == {"holds"}
-    assert {report.verdict for report in same.reports} == {"accept"}
+    assert {promise.status for promise in same.promises} == {"holds"}
+    assert (same.guarantee, {report.guarantee for report in same.reports}) == ("proven", {"proven"})
+    assert {(report.verdict, report.action) for report in same.reports} == {("accept", "use")}
     moved = judge.settle(batch(judge, labelled, 5.0))
     assert moved.shift_probability is not None
     assert moved.shift_probability < 0.05
-    assert {guarantee.status for guarantee in moved.guarantees} == {"suspended"}
-    assert "calibrate on labelled cases of this domain" in moved.guarantees[0].reason
-    # The threshold counts no more; the interval reaches below the limit.
-    assert {report.verdict for report in moved.reports} == {"correct"}
-    assert "the threshold does not count" in moved.reports[0].reasons[0]
+    assert {promise.status for promise in moved.promises} == {"suspended"}
+    assert "calibrate on labelled cases of this domain" in moved.promises[0].reason
+    assert "9 are needed" in moved.promises[0].reason
+    # The triage goes on; what it is worth has changed, and a clinic uses none of it.
+    assert (moved.guarantee, {report.guarantee for report in moved.reports}) == ("suspended", {"suspended"})
+    assert {(report.verdict, report.reason_code) for report in moved.reports} == {("accept", "predicted_dice")}
+    assert {report.action for report in moved.reports} == {"refer"}
+    assert "a guess" in moved.reports[0].evidence
+    used = changed(judge, RESEARCH).settle(moved.reports)
+    assert {(report.verdict, report.guarantee, report.action) for report in used.reports} == {
+        ("accept", "suspended", "use")
+    }
 
 
-def test_where_no_interval_can_be_promised_no_mask_is_accepted(
+def test_what_is_accepted_by_another_rule_than_the_promised_one_is_not_proven(
     controller: QualityController, labelled: list[LabelledCase]
 ) -> None:
-    judge = with_interval(controller, 0.01, targets=Targets(dice=0.05))
-    assert {report.verdict for report in judge.settle(batch(judge, labelled, 0.0)).reports} == {"accept"}
-    moved = judge.settle(batch(judge, labelled, 5.0))
-    assert {report.verdict for report in moved.reports} == {"refer"}
-    assert {report.reason_code for report in moved.reports} == {"batch_suspended"}
-    assert "no interval can be promised" in moved.reports[0].reasons[0]
-    assert "9 are needed" in moved.guarantees[0].reason
+    """The share of bad masks was tested among those above the threshold, and among no others."""
+    reports = batch(controller, labelled, 0.0)
+    middle = float(np.median([report.mean.predicted_dice for report in reports]))
+    judge = with_errors(controller, 0.0, CLINIC, targets=Targets(dice=0.05), accept_threshold=middle)
+    settled = judge.settle(reports)
+    assert (settled.state, settled.guarantee) == ("holds", "proven")
+    for report in settled.reports:
+        above = report.mean.predicted_dice >= middle
+        assert report.verdict == "accept"
+        assert (report.reason_code, report.guarantee, report.action) == (
+            ("threshold", "proven", "use") if above else ("predicted_dice", "expected", "refer")
+        )
+    below = next(report for report in settled.reports if report.guarantee == "expected")
+    assert "at or above the threshold" in below.evidence
 
 
-@pytest.mark.parametrize("promise", ["interval", "threshold"])
-def test_no_mask_of_a_batch_that_is_too_small_for_the_test_is_accepted_unless_that_is_asked_for(
-    controller: QualityController, labelled: list[LabelledCase], promise: str
+@pytest.mark.parametrize(
+    ("policy", "words"),
+    [
+        (SitePolicy(limits={"mean": 0.06}), "for a mean Dice of 0.05, and the policy asks for 0.06: .* --dice 0.06"),
+        (SitePolicy(limits={"LV": 0.01}), "of the mean Dice, and the policy has limits of LV too"),
+        (SitePolicy(alpha=0.05), "a share of 0.1, and the policy asks for 0.05: calibrate with --alpha 0.05"),
+        (SitePolicy(confidence=0.95), "a confidence of 0.9, and the policy asks for 0.95"),
+    ],
+)
+def test_a_promise_does_not_answer_a_policy_that_asks_for_more(
+    controller: QualityController, labelled: list[LabelledCase], policy: SitePolicy, words: str
 ) -> None:
-    quantile, threshold = (0.01, None) if promise == "interval" else (5.0, 0.0)
+    judge = with_errors(controller, 0.0, policy, targets=Targets(dice=0.05), accept_threshold=0.0)
+    settled = judge.settle(batch(judge, labelled, 0.0))
+    assert {report.guarantee for report in settled.reports} == {settled.guarantee} == {"expected"}
+    assert re.search(words, settled.evidence)
+    milder = SitePolicy(limits={"mean": 0.04}, alpha=0.2, confidence=0.8)
+    assert changed(judge, milder).settle(batch(judge, labelled, 0.0)).guarantee == "proven"
+
+
+def test_a_calibration_on_source_cases_proves_nothing_for_the_target(
+    controller: QualityController, labelled: list[LabelledCase]
+) -> None:
     targets = Targets(dice=0.05)
-    judge = with_interval(controller, quantile, targets=targets, accept_threshold=threshold)
+    judge = with_errors(controller, 0.0, targets=targets, accept_threshold=0.0, target_domain=False)
+    settled = judge.settle(batch(judge, labelled, 0.0))
+    assert (settled.state, settled.guarantee) == ("holds", "expected")
+    assert "no labelled cases of this domain" in settled.evidence
+
+
+@pytest.mark.parametrize("threshold", [None, 0.0])
+def test_a_batch_that_is_too_small_for_the_test_has_verdicts_that_are_not_proven(
+    controller: QualityController, labelled: list[LabelledCase], threshold: float | None
+) -> None:
+    judge = with_errors(controller, 0.0, CLINIC, targets=Targets(dice=0.05), accept_threshold=threshold)
     reports = batch(judge, labelled, 0.0)
     of_patients = sorted({report.patient_id for report in reports})
     four, five = ([item for item in reports if item.patient_id in of_patients[:count]] for count in (4, 5))
-    withheld = judge.settle(four)
-    assert (withheld.state, withheld.patients) == ("untested", 4)
-    assert "the batch is of 4 patients" in withheld.meaning
-    assert "none is accepted" in withheld.meaning
-    for report in withheld.reports:
-        assert (report.verdict, report.reason_code) == ("refer", "batch_untested")
-        assert "too few patients to test" in report.reasons[0]
+    small = judge.settle(four)
+    assert (small.state, small.patients, small.guarantee) == ("untested", 4, "expected")
+    assert "the batch is of 4 patients" in small.meaning
+    assert {(report.verdict, report.guarantee, report.action) for report in small.reports} == {
+        ("accept", "expected", "refer")
+    }
+    assert small.reports[0].action_reason == "policy clinic: unproven: refer"
+    assert "was not tested" in small.reports[0].evidence
     enough = judge.settle(five)
     assert (enough.state, enough.patients) == ("holds", 5)
-    assert {(report.verdict, report.reason_code) for report in enough.reports} == {("accept", promise)}
-    asked = with_interval(
-        controller, quantile, accept_untested=True, targets=targets, accept_threshold=threshold
-    ).settle(four)
-    assert {(report.verdict, report.reason_code) for report in asked.reports} == {("accept", promise)}
-    assert "too few patients to test" in asked.reports[0].reasons[0]
-    assert "accepted all the same, as was asked" in asked.meaning
+    proven = ("expected", "refer") if threshold is None else ("proven", "use")
+    assert {(report.guarantee, report.action) for report in enough.reports} == {proven}
+    assert {report.action for report in changed(judge, RESEARCH).settle(four).reports} == {"use"}
 
 
-def test_a_case_that_is_unlike_the_calibration_is_referred_for_that_also_where_untested_masks_are_accepted(
-    controller: QualityController, report: QualityReport
-) -> None:
-    judge = with_interval(controller, 0.01, accept_untested=True, targets=Targets(dice=0.05))
-    (found,) = judge.settle([replace(sound(report), shift_probability=1e-6)]).reports
-    assert (found.verdict, found.reason_code) == ("refer", "shift_case")
-
-
-def test_a_batch_that_differs_a_little_has_weighted_intervals(
+def test_a_batch_that_differs_a_little_counts_those_more_that_are_like_it(
     controller: QualityController, labelled: list[LabelledCase], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    judge = with_interval(controller, 0.01, targets=Targets(dice=0.05), accept_threshold=0.0)
-    rows = len(judge.model.domain.reference)
-    mean = judge.model.structures[MEAN].model_copy(update={"conformity": (*(0.01,) * (rows - 2), 0.5, 0.5)})
-    judge = changed(judge, structures={**judge.model.structures, MEAN: mean})
-    # The last two cases, those with a large error, are three times as probable in the batch.
-    ratios = np.array([*[1.0] * (rows - 2), 3.0, 3.0])
+    rows, patients = len(controller.model.domain.reference), np.array(controller.model.domain.patients)
+    last = patients == patients.max()
+    judge = with_errors(
+        controller, np.where(last, -0.5, 0.01).tolist(), targets=Targets(dice=0.05), accept_threshold=0.0
+    )
+    # The last patient, with the large error, is three times as probable in the batch.
+    ratios = np.where(last, 3.0, 1.0)
     monkeypatch.setattr(DomainReference, "batch_probability", lambda *_: 0.01)
     monkeypatch.setattr(DomainReference, "likelihood_ratios", lambda _, rows, names: (ratios, np.ones(len(names))))
     settled = judge.settle(batch(judge, labelled, 0.0))
-    assert [guarantee.status for guarantee in settled.guarantees] == ["weighted", "suspended"]
-    assert "only the images differ" in settled.guarantees[0].reason
+    assert rows == len(ratios)
+    assert [promise.status for promise in settled.promises] == ["weighted", "suspended"]
+    assert "only the images differ" in settled.promises[0].reason
+    assert settled.guarantee == "expected"
     for report in settled.reports:
         predicted = report.mean.predicted_dice
         assert predicted is not None
+        # 0.9 of 11 + 3 + 1 is more than the 11 without an error.
         assert (report.mean.low, report.mean.high) == interval(predicted, 0.5)
-    # Reports that come out of this batch have the intervals of the next one in it.
-    again = with_interval(controller, 1.0).settle(settled.reports[:1]).reports[0]
+        low = predicted - 0.5 * (1.05 - predicted) < 0.05
+        assert report.risk == pytest.approx((3.5 if low else 0.5) / 15)
+        assert report.reason_code != "threshold"
+    # Reports that come out of this batch have the intervals and the probability of the next one in it.
+    again = with_errors(controller, 1.0).settle(settled.reports[:1]).reports[0]
     assert (again.mean.low, again.mean.high) == interval(again.mean.predicted_dice, 1.0)
+    assert again.risk in (pytest.approx(0.5 / 13), pytest.approx(12.5 / 13))
 
 
-def test_a_small_batch_is_untested_and_a_small_calibration_promises_nothing(
+def test_a_small_calibration_promises_nothing_and_leaves_a_triage(
     controller: QualityController, report: QualityReport
 ) -> None:
-    assert {guarantee.status for guarantee in with_interval(controller, 1.0).settle([report]).guarantees} == {
+    assert {promise.status for promise in with_errors(controller, 1.0).settle([report]).promises} == {
         "untested",
         "none",
     }
-    nothing = with_interval(controller, None, accept_threshold=None).settle([report])
-    assert {guarantee.status for guarantee in nothing.guarantees} == {"none"}
+    mean = controller.model.structures[MEAN].model_copy(update={"quantile": None})
+    few = changed(controller, structures={**controller.model.structures, MEAN: mean}, accept_threshold=None)
+    nothing = few.settle([sound(report)])
+    assert {promise.status for promise in nothing.promises} == {"none"}
     assert nothing.shift_probability is None
+    assert nothing.reports[0].guarantee == "expected"
+
+
+@pytest.mark.parametrize(
+    ("limits", "message"),
+    [
+        ({"aorta": 0.9}, "policy site: limits names aorta; this run has LV, MYO, LA, mean"),
+        (
+            {"LV": 0.9, "MYO": 0.8, "LA": 0.85, "mean": 0.7},
+            "policy site: the limits contradict each other: a mask that keeps those of LV, MYO, LA has a mean Dice of "
+            "0.85 at least, so that mean: 0.7 would never decide",
+        ),
+    ],
+)
+def test_limits_that_do_not_fit_the_run_or_each_other_are_refused(
+    controller: QualityController, limits: dict[str, float], message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        changed(controller, SitePolicy(limits=limits))
 
 
 def test_networks_that_were_not_calibrated_are_refused(quality_run: Path, tmp_path: Path) -> None:

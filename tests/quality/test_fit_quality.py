@@ -1,11 +1,14 @@
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 
-from medfm_rl.anatomy.profiles import load_anatomy
-from medfm_rl.quality.calibration import CalibrationCase, Provenance, fit_quality
+from medfm_rl.anatomy.profiles import RuleResult, load_anatomy
+from medfm_rl.quality.calibration import CalibrationCase, Provenance, fit_quality, telling_rules
 from medfm_rl.quality.evidence import Evidence
 from medfm_rl.quality.model import MEAN, QualityModel, Targets
 from medfm_rl.types import LabelSchema
@@ -50,7 +53,7 @@ def test_masks_that_lack_a_structure_are_no_evidence_on_those_that_have_it() -> 
     for name, lacking in (("a", 0), ("b", 1), (MEAN, 1)):
         structure = model.structures[name]
         scores, rows = structure.known_conformity()
-        assert len(structure.conformity) == 60
+        assert len(structure.residuals) == 60
         assert (len(rows) < 60) == bool(lacking)
         assert structure.error is not None
         # The Dice lies .03 around what is predicted, and the mean of two closer.
@@ -82,3 +85,60 @@ def test_a_structure_that_no_mask_has_promises_nothing() -> None:
     assert model.accept_threshold is None
     assert model.structures["a"].quantile is not None
     assert QualityModel.model_validate_json(model.model_dump_json()) == model
+
+
+def ruled(patient: int, broken: Sequence[int], rules: int = 3, dice: float = 0.9) -> CalibrationCase:
+    """A mask of that Dice that breaks those rules."""
+    found = tuple(
+        RuleResult("components", "a", None, 1.0, None, 1.0, "parts", "", place not in broken) for place in range(rules)
+    )
+    evidence = replace(case(patient, np.random.default_rng(patient)).evidence, rules=found)
+    return replace(case(patient, np.random.default_rng(patient)), evidence=evidence, dice=np.full(2, dice, np.float32))
+
+
+def test_a_rule_that_good_masks_break_is_not_telling() -> None:
+    """Half of the good masks break the first rule, bad masks break the second, nobody breaks the third."""
+    cases = [ruled(number, [0] if number % 2 else []) for number in range(40)]
+    cases += [ruled(number, [0, 1], dice=0.4) for number in range(40, 60)]
+    assert telling_rules(cases, Targets(), 0) == (1, 2)
+
+
+def test_few_patients_show_of_no_rule_that_good_masks_keep_it() -> None:
+    # Of 9 patients with none that breaks it, (0 + 1) / (9 + 1) is alpha; of 8 it is more.
+    assert telling_rules([ruled(number, []) for number in range(18)], Targets(alpha=0.1), 0) == (0, 1, 2)
+    assert telling_rules([ruled(number, []) for number in range(16)], Targets(alpha=0.1), 0) == ()
+    assert telling_rules([ruled(number, [], dice=0.4) for number in range(60)], Targets(), 0) == ()
+
+
+def test_many_rules_are_not_telling_because_some_are_unbroken_by_chance() -> None:
+    """Each of 25 rules is broken by every tenth good mask, so that nearly all of them break one."""
+    generator = np.random.default_rng(0)
+    sent = []
+    for draw in range(40):
+        cases = [ruled(number, np.flatnonzero(generator.random(25) < 0.1).tolist(), 25) for number in range(40)]
+        sent.append(1 - 0.9 ** len(telling_rules(cases, Targets(alpha=0.1), draw)))
+    # The expected share of good masks that break a telling rule is at most alpha, give or take the error of 40 draws.
+    assert np.mean(sent) < 0.13
+
+
+def test_masks_that_break_a_telling_rule_do_not_stand_against_a_threshold() -> None:
+    """They are never accepted, so that the promise is of the others."""
+    good = [ruled(number, []) for number in range(200)]
+    bad = [ruled(number, [0], dice=0.4) for number in range(200, 300)]
+    model = fitted([*good, *bad])
+    assert model.telling_rules == (0, 1, 2)
+    assert model.accept_threshold is not None
+    lenient = fitted(
+        [*good, *(replace(item, evidence=replace(item.evidence, rules=good[0].evidence.rules)) for item in bad)]
+    )
+    assert lenient.accept_threshold is None or lenient.accept_threshold > model.accept_threshold
+
+
+def test_errors_keep_their_sign() -> None:
+    generator = np.random.default_rng(3)
+    structure = fitted([case(number, generator) for number in range(40)]).structures["a"]
+    assert structure.signed
+    assert structure.bias is not None
+    errors = [error for error in structure.residuals if error is not None]
+    assert min(errors) < 0 < max(errors)
+    assert sorted(map(abs, errors)) == sorted(structure.known_conformity()[0])

@@ -59,7 +59,7 @@ def read_description(folder: Path) -> Described:
     content = _read(folder)
     try:
         found = Described(
-            LabelSchema(tuple(content["schema"]["names"]), tuple(content["schema"]["ids"])),
+            _schema(content["schema"]),
             PreprocessingSettings(**content["preprocessing"]),
             int(content.get("in_channels", 1)),
             dict(content["network"]),
@@ -98,6 +98,13 @@ def _read(folder: Path) -> dict[str, Any]:
             f"{', '.join(sorted(_FIELDS))})"
         )
     return content
+
+
+def _schema(content: Mapping[str, Any]) -> LabelSchema:
+    names, ids = tuple(content["names"]), tuple(content["ids"])
+    if not all(isinstance(name, str) for name in names) or not all(type(number) is int for number in ids):
+        raise TypeError("schema has names, which are texts, and ids, which are integers")
+    return LabelSchema(names, ids)
 
 
 def _weights_name(content: Mapping[str, Any]) -> str:

@@ -56,7 +56,7 @@ class DescribedLabels:
                 )
             if not _is_integer(value) or len(str(value)) > _MOST_DIGITS or not 0 <= int(value) <= 255:
                 raise DataError(
-                    f"{self.path}: labels: {name} has {str(value)[:40]}, and must have an integer from 0 to 255"
+                    f"{self.path}: labels: {name} has {repr(value)[:40]}, and must have an integer from 0 to 255"
                 )
             found[str(name)] = int(value)
         for what, values in (("a name", map(_same, found)), ("an integer", found.values())):

@@ -62,6 +62,24 @@ def require_whole_picture(path: Path) -> None:
         raise DataError(f"{path}: cannot be read; the picture is damaged, truncated or too large ({error})") from error
 
 
+def require_as_shown(path: Path, pixels: npt.NDArray[Any]) -> None:
+    """Refuses a BMP of whose colours ITK and Pillow say different things, for its header contradicts itself.
+
+    Args:
+        path: The file.
+        pixels: What ITK reads, `(C, H, W)`.
+
+    Raises:
+        DataError: They do.
+    """
+    if path.suffix.lower() != ".bmp" or len(pixels) != 3:
+        return
+    with Image.open(path) as picture:
+        shown = np.moveaxis(np.asarray(picture.convert("RGB")), -1, 0)
+    if not np.array_equal(shown, pixels):
+        raise DataError(f"{path}: cannot be read; its header contradicts its pixels. Write it again, as PNG")
+
+
 def refuse_lossy_picture(path: Path) -> None:
     """Refuses a picture whose compression changes pixels, also where what it shows would do as labels.
 

@@ -34,8 +34,8 @@ def read_slicer_segmentation(path: Path) -> Segmentation | None:
             reader.SetFileName(name)
             reader.ReadImageInformation()
             # Names of other fields need not be text, and SimpleITK does not give their values then.
-            known = [key for key in reader.GetMetaDataKeys() if key in _REPRESENTATIONS or _FIELD.fullmatch(key)]
-            fields = {key: reader.GetMetaData(key) for key in known}
+            named = [key for key in reader.GetMetaDataKeys() if key in _REPRESENTATIONS or _FIELD.fullmatch(key)]
+            fields = {key: reader.GetMetaData(key) for key in named}
             numbers = sorted({int(match[1]) for key in fields if (match := _FIELD.fullmatch(key))})
             if not numbers:
                 return None
@@ -49,7 +49,8 @@ def read_slicer_segmentation(path: Path) -> Segmentation | None:
     layers = np.moveaxis(array, -1, 0) if image.GetNumberOfComponentsPerPixel() > 1 else array[None]
     if image.GetDimension() != 3:
         raise DataError(f"{path}: a segmentation of 3D Slicer has three axes, this one {image.GetDimension()}")
-    segments, known = [], np.zeros(layers.shape, dtype=bool)
+    segments = []
+    known = np.zeros(layers.shape, dtype=bool)
     for place, number in enumerate(numbers):
         value = _integer(path, fields, f"Segment{number}_LabelValue", 1)
         layer = _integer(path, fields, f"Segment{number}_Layer", place)

@@ -1,4 +1,4 @@
-"""Whether adapting is worth it, by reviewed patients: each is judged by a policy that did not learn from him."""
+"""Whether adapting is worth it, by reviewed patients: each by a policy that did not learn from him."""
 
 from __future__ import annotations
 

@@ -15,7 +15,7 @@ def decision_in_words(selection: Selection) -> str:
     p_value = selection.patients_p_value
     if p_value is not None and chosen == SOURCE:
         return (
-            "Reviewed patients do not show that adapting is worth it (each judged by a policy that did not learn from "
+            "Reviewed patients do not show that adapting is worth it (each by a policy that did not learn from "
             f"him; p = {p_value:.3f} of 0.1 at most): the source model was returned unchanged."
         )
     shown = f" Reviewed patients show that adapting is worth it (p = {p_value:.3f})." if p_value is not None else ""

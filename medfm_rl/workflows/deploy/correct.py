@@ -15,7 +15,7 @@ from medfm_rl.errors import ConfigError, DataError
 from medfm_rl.progress import Progress, silent
 from medfm_rl.runs.case_records import CaseRecords, hash_settings, label_path
 from medfm_rl.runs.finished import FinishedRun
-from medfm_rl.settings import CorrectionSettings
+from medfm_rl.settings import RESEARCH, CorrectionSettings, SitePolicy
 from medfm_rl.workflows.deploy.correction_bench import CorrectionBench
 from medfm_rl.workflows.deploy.correction_outputs import NOT_HANDLED, Corrections, write_page, write_tables
 from medfm_rl.workflows.deploy.correction_terms import Terms
@@ -40,6 +40,7 @@ class CorrectRequest:
         masks: By case, the masks to be corrected, whatever made them; None for those of the run's segmenter.
         labels: The integers in these masks, as in `labels_in_masks`. Those of the run are always those of the masks
             that are written.
+        policy: Where the cases are scored first: as in `ScoreRequest`.
     """
 
     settings: CorrectionSettings = field(default_factory=CorrectionSettings)
@@ -48,6 +49,7 @@ class CorrectRequest:
     propose_only: bool = False
     masks: Mapping[str, Path] | None = None
     labels: str | None = None
+    policy: SitePolicy = RESEARCH
 
     def __post_init__(self) -> None:
         if self.every and self.scores is not None:
@@ -152,7 +154,8 @@ def _choose(
     if request.every:
         return _Chosen(files, {}, None)
     if request.scores is None:
-        scoring = score(run, files, out / "scores", ScoreRequest(request.masks, request.labels), progress)
+        asked = ScoreRequest(request.masks, request.labels, policy=request.policy)
+        scoring = score(run, files, out / "scores", asked, progress)
         scores, problems = Scores.read(out / "scores" / SCORES_FILE), scoring.problems
         return _Chosen(scores.marked([file for file in files if file.case_id not in problems]), problems, scores)
     scores = Scores.read(request.scores)

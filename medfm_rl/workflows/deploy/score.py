@@ -17,6 +17,7 @@ from medfm_rl.quality.gates import NO_GATES, Gates
 from medfm_rl.runs.case_records import CaseRecords
 from medfm_rl.runs.finished import FinishedRun
 from medfm_rl.runs.models import Model
+from medfm_rl.settings import RESEARCH, SitePolicy
 from medfm_rl.workflows.deploy.score_outputs import TABLE_FILE, audit_lines, withdraw_results, write_results
 from medfm_rl.workflows.deploy.scoring import Scorer, Scoring
 from medfm_rl.workflows.deploy.scoring_queue import ScoringQueue
@@ -33,14 +34,14 @@ class ScoreRequest:
         labels: The integers in these masks, as in `labels_in_masks`.
         maker: Makes the masks where none are given; None for the segmenter of the run.
         gates: Further networks to be asked.
-        accept_untested: Whether masks may be accepted where the batch is too small to be tested.
+        policy: Limits that masks have to keep, and what is done with what is not proven.
     """
 
     masks: Mapping[str, Path] | None = None
     labels: str | None = None
     maker: Model | None = None
     gates: Gates = NO_GATES
-    accept_untested: bool = False
+    policy: SitePolicy = RESEARCH
 
     def __post_init__(self) -> None:
         if self.masks is not None and self.maker is not None:
@@ -77,7 +78,7 @@ def score(
     """
     with alone_writing(out):
         own = request.masks is None and request.maker is None
-        controller = run.controller(own, request.gates, request.accept_untested)
+        controller = run.controller(own, request.gates, request.policy)
         segmenter = controller.segmenter if own else None if request.maker is None else request.maker.segmenter
         if segmenter is not None and segmenter.schema.names != controller.schema.names:
             raise ModelError(
@@ -107,7 +108,7 @@ def score(
             queue.maker.get("weights"),
             None if maker is None else maker.identity.model_hash,
             gates,
-            request.accept_untested,
+            request.policy,
         )
         reports = [queue.reports[file.case_id] for file in files if file.case_id in queue.reports]
         scoring = Scoring(controller.settle(reports), queue.unassessed, queue.traces(files), scorer)

@@ -19,7 +19,8 @@ PAGE_FILE: Final = "report.html"
 _COLUMNS = (
     *("case_id", "patient_id", "structure", "predicted_dice", "low", "high", "interval_state", "mean_reward"),
     *("worst_reward", "worst_centre", "shift_distance", "shift_probability", "shift_seen_by", "view", "rules_failed"),
-    *("verdict", "reason_code", "reasons", "batch_state", "batch_patients", "batch_meaning"),
+    *("risk", "verdict", "reason_code", "reasons", "guarantee", "evidence", "action", "action_reason", "policy"),
+    *("batch_state", "batch_guarantee", "batch_patients", "batch_meaning"),
     *("image_files", "mask_file"),
 )
 
@@ -45,8 +46,8 @@ def write_results(out: Path, scoring: Scoring, simulated: bool) -> None:
         write_text(out / CLIPS_FILE, clips)
     write_scores(out / SCORES_FILE, scoring)
     cases = [PageCase(report, thumbnail_path(out, report.case_id)) for report in scoring.batch.reports]
-    model = scoring.scorer.model
-    write_page(out / PAGE_FILE, cases, scoring.problems, scoring.batch, model, model.schema_, simulated)
+    scorer = scoring.scorer
+    write_page(out / PAGE_FILE, cases, scoring.problems, scoring.batch, scorer.model, scorer.policy, simulated)
 
 
 def _table(scoring: Scoring) -> str:
@@ -74,7 +75,7 @@ def _table(scoring: Scoring) -> str:
                 }
             )
     for case_id, found in scoring.unassessed.items():
-        verdict = {"verdict": "refer", "reason_code": found.cause, "reasons": found.problem}
+        verdict = {"verdict": "refer", "reason_code": found.cause, "reasons": found.problem, "action": "refer"}
         writer.writerow({**_of_case(scoring, case_id), **verdict})
     return text.getvalue()
 
@@ -82,7 +83,7 @@ def _table(scoring: Scoring) -> str:
 def _of_case(scoring: Scoring, case_id: str) -> dict[str, Any]:
     trace = scoring.traces[case_id]
     found = places(trace)
-    names = {"case_id": case_id, "patient_id": trace.file.patient_id}
+    names = {"case_id": case_id, "patient_id": trace.file.patient_id, "policy": scoring.scorer.policy.name}
     return {**batch_columns(scoring), **names, **found, "image_files": "; ".join(found["image_files"])}
 
 
@@ -93,9 +94,14 @@ def _of_report(report: QualityReport) -> dict[str, Any]:
         "shift_seen_by": report.shift_seen_by,
         "view": "" if report.view is None else report.view.view,
         "rules_failed": "; ".join(str(rule) for rule in report.rules if not rule.passed),
+        "risk": report.risk,
         "verdict": report.verdict,
         "reason_code": report.reason_code,
         "reasons": "; ".join(report.reasons),
+        "guarantee": report.guarantee,
+        "evidence": report.evidence,
+        "action": report.action,
+        "action_reason": report.action_reason,
     }
 
 
@@ -105,7 +111,8 @@ def audit_lines(scoring: Scoring) -> list[dict[str, Any]]:
     common = {
         **scorer.gates,
         "made_by": scorer.made_by,
-        "batch": {"state": batch.state, "patients": batch.patients, "accept_untested": scorer.accept_untested},
+        "batch": {"state": batch.state, "patients": batch.patients, "guarantee": batch.guarantee},
+        "policy": scorer.policy.model_dump(mode="json"),
     }
 
     def line(trace: CaseTrace, **found: object) -> dict[str, Any]:
@@ -117,10 +124,19 @@ def audit_lines(scoring: Scoring) -> list[dict[str, Any]]:
             outputs=scoring.traces[report.case_id].outputs,
             verdict=report.verdict,
             reason_code=report.reason_code,
+            guarantee=report.guarantee,
+            action=report.action,
         )
         for report in batch.reports
     ]
     return assessed + [
-        line(scoring.traces[case_id], verdict="refer", reason_code=found.cause, problem=found.problem)
+        line(
+            scoring.traces[case_id],
+            verdict="refer",
+            reason_code=found.cause,
+            guarantee=None,
+            action="refer",
+            problem=found.problem,
+        )
         for case_id, found in scoring.unassessed.items()
     ]

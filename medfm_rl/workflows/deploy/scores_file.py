@@ -11,25 +11,31 @@ from medfm_rl.data.files import hash_file, read_versioned_json, write_json
 from medfm_rl.data.layouts import CaseFile
 from medfm_rl.errors import DataError
 from medfm_rl.quality import State
-from medfm_rl.quality.reports import Verdict
+from medfm_rl.quality.reports import Action, Verdict
 from medfm_rl.version import __version__
 from medfm_rl.workflows.deploy.scoring import CaseTrace, Scoring
 
 SCORES_FILE: Final = "scores.json"
-_FORMAT = 4
-"""Format 3, of version 0.1, differs in a reason code alone."""
+_FORMAT = 5
+"""Formats 3 and 4 have no guarantee, action and policy; what was accepted there was to be used."""
+_FORMER: Final[Mapping[str, Action]] = {"accept": "use", "correct": "correct", "refer": "refer"}
 _ADVICE = "score the images with this version"
 
 
 def batch_columns(scoring: Scoring) -> dict[str, Any]:
     """Everything that holds for the whole batch, by the names that tables and JSON share."""
     batch = scoring.batch
-    return {"batch_state": batch.state, "batch_patients": batch.patients, "batch_meaning": batch.meaning}
+    return {
+        "batch_state": batch.state,
+        "batch_guarantee": batch.guarantee,
+        "batch_patients": batch.patients,
+        "batch_meaning": batch.meaning,
+    }
 
 
 def interval_state(scoring: Scoring) -> str:
-    """Whether the intervals hold: of the guarantees the first is theirs."""
-    return scoring.batch.guarantees[0].status
+    """Whether the intervals hold: of the promises the first is theirs."""
+    return scoring.batch.promises[0].status
 
 
 def places(trace: CaseTrace) -> dict[str, Any]:
@@ -52,6 +58,8 @@ def write_scores(path: Path, scoring: Scoring) -> None:
             "patient_id": traces[case_id].file.patient_id,
             "verdict": "refer",
             "reason_code": found.cause,
+            "guarantee": None,
+            "action": "refer",
             **places(traces[case_id]),
         }
         for case_id, found in scoring.unassessed.items()
@@ -66,9 +74,10 @@ def write_scores(path: Path, scoring: Scoring) -> None:
             "segmenter": scorer.segmenter,
             **batch_columns(scoring),
             "batch_shift_probability": scoring.batch.shift_probability,
-            "accept_untested": scorer.accept_untested,
+            "batch_evidence": scoring.batch.evidence,
+            "policy": scorer.policy.model_dump(mode="json"),
             "interval_state": interval_state(scoring),
-            "guarantees": [vars(guarantee) for guarantee in scoring.batch.guarantees],
+            "promises": [vars(promise) for promise in scoring.batch.promises],
             "cases": cases,
             "problems": problems,
         },
@@ -81,6 +90,18 @@ def _text(value: Any) -> str:
     return value
 
 
+def _predicted(case: Mapping[str, Any]) -> dict[str, float | None]:
+    found = {_text(score["structure"]): score["predicted_dice"] for score in case.get("scores", ())}
+    if not all(value is None or (isinstance(value, int | float) and 0 <= value <= 1) for value in found.values()):
+        raise ValueError(f"a predicted Dice of case {case['case_id']} is no number from 0 to 1")
+    return {name: None if value is None else float(value) for name, value in found.items()}
+
+
+def _action(case: Mapping[str, Any]) -> str:
+    """What is done with a case; the verdict said so before there were policies."""
+    return _text(case["action"]) if "action" in case else _FORMER.get(case["verdict"], "")
+
+
 @dataclass(frozen=True)
 class Scores:
     """The result of scoring, as in `scores.json`.
@@ -89,16 +110,19 @@ class Scores:
         path: The file.
         state: State of the batch.
         verdicts: By case; one that could not be assessed was referred.
+        actions: By case, what the policy does with it.
         quality: SHA-256 of the `quality.json` that assessed, which names the reward networks.
         segmenter: Hash of the one that made the masks; None where they came as files.
         masks: By case, hash of the mask that was assessed.
         mask_files: By case, its file, where one is known.
-        predicted: By case and structure, predicted Dice; None where the mask lacks the structure.
+        predicted: By case and structure, predicted Dice; None where the mask lacks the structure. `correct` asks for
+            none, and works where there are none.
     """
 
     path: Path
     state: State
     verdicts: Mapping[str, str]
+    actions: Mapping[str, str]
     quality: str
     segmenter: str | None
     masks: Mapping[str, str]
@@ -116,31 +140,30 @@ class Scores:
         try:
             cases = content["cases"]
             verdicts = {_text(case["case_id"]): _text(case["verdict"]) for case in cases}
+            actions = {_text(case["case_id"]): _action(case) for case in cases}
             problems = dict.fromkeys(dict(content["problems"]), "refer")
             if len(verdicts) < len(cases) or verdicts.keys() & problems.keys():
                 raise ValueError("a case is there twice")
             if content["batch_state"] not in get_args(State) or not set(verdicts.values()) <= set(get_args(Verdict)):
                 raise ValueError("it has a state or a verdict that is not known")
+            if not set(actions.values()) <= set(get_args(Action)):
+                raise ValueError("it has an action that is not known")
             return cls(
                 path,
                 content["batch_state"],
                 {**verdicts, **problems},
+                {**actions, **problems},
                 _text(content["quality"]),
                 None if content["segmenter"] is None else _text(content["segmenter"]),
                 {_text(case["case_id"]): _text(case["mask"]) for case in cases},
                 {_text(case["case_id"]): Path(_text(case["mask_file"])) for case in cases if case.get("mask_file")},
-                {
-                    _text(case["case_id"]): {
-                        _text(score["structure"]): score["predicted_dice"] for score in case["scores"]
-                    }
-                    for case in cases
-                },
+                {_text(case["case_id"]): _predicted(case) for case in cases},
             )
         except (KeyError, TypeError, ValueError) as error:
             raise DataError(f"{path}: not a scores.json of `medfm-rl score` ({error}); {_ADVICE}") from error
 
     def marked(self, files: Sequence[CaseFile]) -> list[CaseFile]:
-        """Those with the verdict `correct`.
+        """Those that are to be corrected.
 
         Raises:
             DataError: One of them has no verdict.
@@ -151,7 +174,7 @@ class Scores:
                 f"{self.path}: has no score of {len(missing)} images, {missing[0]} for one; score these images, or "
                 "take every case by --all"
             )
-        return [file for file in files if self.verdicts[file.case_id] == "correct"]
+        return [file for file in files if self.actions[file.case_id] == "correct"]
 
     def require_quality(self, quality: Path) -> None:
         """Refuses what another quality model said than that of a run.

@@ -10,6 +10,7 @@ from typing import Any, Literal
 from medfm_rl.data.layouts import CaseFile
 from medfm_rl.data.names import file_of_case
 from medfm_rl.quality import BatchReport, QualityModel, QualityReport
+from medfm_rl.settings import SitePolicy
 
 Cause = Literal["input_unusable", "mask_missing", "mask_unusable", "not_assessed"]
 """Why a case could not be assessed: because of its image or prompts, of its mask, or of something else."""
@@ -62,7 +63,7 @@ class Scorer:
         segmenter: Hash of the weights that made the masks; None where the masks came as files.
         made_by: `model_hash` of the segmenter that made them; None where that is not known.
         gates: SHA-256 of further networks that were asked, by name.
-        accept_untested: Whether masks could be accepted in a batch that is too small to be tested.
+        policy: What the site does with verdicts.
     """
 
     model: QualityModel
@@ -70,7 +71,7 @@ class Scorer:
     segmenter: str | None
     made_by: str | None
     gates: Mapping[str, str]
-    accept_untested: bool
+    policy: SitePolicy
 
 
 @dataclass(frozen=True)
@@ -103,6 +104,15 @@ class Scoring:
         """Cases with that verdict."""
         found = sum(report.verdict == verdict for report in self.batch.reports)
         return found + (len(self.unassessed) if verdict == "refer" else 0)
+
+    def accepted(self, guarantee: str) -> int:
+        """Cases with the verdict `accept` that are worth that."""
+        return sum(report.verdict == "accept" and report.guarantee == guarantee for report in self.batch.reports)
+
+    def acted(self, action: str) -> int:
+        """Cases with which the policy does that."""
+        found = sum(report.action == action for report in self.batch.reports)
+        return found + (len(self.unassessed) if action == "refer" else 0)
 
     def report_of(self, case_id: str) -> QualityReport | None:
         """The report of a case; None where it could not be assessed."""

@@ -137,14 +137,17 @@ def _given_masks(run: FinishedRun, path: Path, files: Sequence[CaseFile]) -> Giv
     """
     scores = Scores.read(path)
     scores.require_quality(run.folder.quality)
-    wanted = {file.case_id for file in files}
-    masks = {case: mask for case, mask in scores.mask_files.items() if case in wanted and case in scores.masks}
+    schema, wanted = run.preprocessing.schema, {file.case_id for file in files}
+    masks = {
+        case: mask
+        for case, mask in scores.mask_files.items()
+        if case in wanted and set(schema.structures) <= scores.predicted[case].keys()
+    }
     if not masks:
         raise DataError(
             f"{path}: has the score of no image of these ({files[0].case_id} for one); score them, or leave out "
             "--scores to have their masks made"
         )
-    schema = run.preprocessing.schema
     return GivenMasks(masks, scores, schema, labels_in_masks(None, masks, schema))
 
 
@@ -205,15 +208,15 @@ def _explained(choice: Choice, files: Sequence[CaseFile], assessor: CaseAssessor
 
 
 def _reason(candidate: Candidate, choice: Choice, structures: Sequence[str]) -> str:
-    lowest = int(candidate.error.argmax())
-    if choice.structure is not None:
-        lowest = choice.structure
-    of_one = f"{structures[lowest]} {1 - candidate.error[lowest]:.2f}"
-    parts = [f"predicted Dice {1 - candidate.error.mean():.2f}" + (f" ({of_one})" if len(structures) > 1 else "")]
-    parts.append(f"networks disagree by {candidate.disagreement.mean():.2f}")
-    if choice.novelty is not None:
+    lowest = int(candidate.error.argmax()) if choice.structure is None else choice.structure
+    of_one = f" ({structures[lowest]} {1 - candidate.error[lowest]:.2f})" if len(structures) > 1 else ""
+    parts = [f"predicted Dice {1 - candidate.error.mean():.2f}{of_one}"]
+    if candidate.disagreement.any():
+        parts.append(f"networks disagree by {candidate.disagreement.mean():.3f}")
+    # Only where there is nobody to be like is nothing shared at all.
+    if choice.novelty is not None and choice.novelty < 1:
         parts.append(f"{100 * choice.novelty:.0f} % unlike those before")
-    elif choice.structure is not None:
+    if choice.structure is not None:
         parts.append(f"chosen for {structures[choice.structure]}")
     return "; ".join(parts)
 

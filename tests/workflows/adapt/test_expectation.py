@@ -69,7 +69,7 @@ def test_the_time_of_each_stage_is_its_steps_by_what_one_takes() -> None:
             "PPO": 20 * 10,
             # Nobody reviewed anything.
             "comparing on reviewed patients": 0,
-            # The source, the fine-tuned and two averages on 10 patches and 40 source images, as they are and in 3 looks.
+            # Source, fine-tuned and two averages on 10 patches and 40 source images, as they are and in 3 looks.
             "selection": 4 * (10 + 40) * (4 * 0.25 + 0.01),
             # A third of 40 cases three times, and all 70 read.
             "calibrating the quality model": 40 * 3 + 70 * 0.5,

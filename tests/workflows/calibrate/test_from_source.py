@@ -102,7 +102,7 @@ def test_default_limits_are_those_of_expert_masks_on_their_own_grid(
         learned = [rule.passed for rule in checked_again if rule.source.endswith("masks")]
         assert len(learned) > 3
         assert all(learned)
-    assert not list(run.path.glob("calibrating-*"))
+    assert not list(run.path.glob(".unfinished-*"))
     # It serves what is scored.
     report = QualityController.load(run.path).assess(labelled[0].case, labelled[0].ground_truth)
     assert report.reward_map.shape == (32, 32)

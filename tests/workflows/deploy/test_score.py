@@ -32,13 +32,14 @@ from medfm_rl.reports.scores import PageCase, thumbnail, write_page
 from medfm_rl.runs.finished import load_model, load_run
 from medfm_rl.runs.folder import RunFolder
 from medfm_rl.runs.models import ModelInMemory
-from medfm_rl.settings import AdaptConfig, DataSettings
+from medfm_rl.settings import CLINIC, RESEARCH, AdaptConfig, DataSettings
 from medfm_rl.settings.files import load_config
 from medfm_rl.types import Geometry, LabelledCase, LabelSchema
 from medfm_rl.workflows.calibrate.from_source import write_default_quality
 from medfm_rl.workflows.calibrate.quality import CalibrateRequest, calibrate
 from medfm_rl.workflows.deploy.predict import predict
 from medfm_rl.workflows.deploy.score import ScoreRequest, score
+from medfm_rl.workflows.deploy.scores_file import Scores
 
 
 def quiet(stage: str, done: int, total: int) -> None:
@@ -76,7 +77,8 @@ def test_scoring_leaves_tables_maps_a_page_and_a_log(quality_run: Path, images: 
     content = json.loads((out / "scores.json").read_text())
     assert len(content["cases"]) == 6
     assert {"measured", "least", "most", "unit", "source", "passed"} <= content["cases"][0]["rules"][0].keys()
-    assert [item["status"] for item in content["guarantees"]]
+    assert [item["status"] for item in content["promises"]]
+    assert content["policy"] == RESEARCH.model_dump(mode="json")
     case = scoring.batch.reports[0]
     image, geometry = read_image(next((images / "images").glob(f"{case.case_id}.*")))
     pixels, found = read_image(out / "rewards" / f"{case.case_id}.nii.gz")
@@ -291,21 +293,24 @@ def accepting(quality_run: Path, folder: Path) -> Path:
     content = json.loads((run / "quality.json").read_text())
     content["targets"]["dice"], content["profile"]["rules"] = 0.001, []
     content["structures"][MEAN]["quantile"] = 0.01
+    content["structures"][MEAN]["residuals"] = [0.0] * len(content["domain"]["reference"])
     write_json(run / "quality.json", content)
     return run
 
 
-def test_every_output_says_that_a_study_alone_was_not_tested_and_no_mask_of_it_is_accepted(
-    quality_run: Path, images: Path, tmp_path: Path
-) -> None:
+def test_every_output_tells_verdict_guarantee_and_action_apart(quality_run: Path, images: Path, tmp_path: Path) -> None:
     run, out = accepting(quality_run, tmp_path), tmp_path / "out"
     files = find_cases(DataSettings(path=images / "images"))[:1]
     scoring = score(load_run(run, "cpu"), files, out, progress=quiet)
-    assert (scoring.batch.state, scoring.batch.patients, scoring.count("accept")) == ("untested", 1, 0)
+    assert (scoring.batch.state, scoring.batch.patients, scoring.count("accept")) == ("untested", 1, 1)
+    assert (scoring.accepted("expected"), scoring.acted("use")) == (1, 1)
     for row in rows_of(out):
-        assert (row["verdict"], row["reason_code"]) == ("refer", "batch_untested")
+        assert (row["verdict"], row["reason_code"], row["guarantee"]) == ("accept", "predicted_dice", "expected")
+        assert (row["action"], row["policy"]) == ("use", "research")
+        assert 0 < float(row["risk"]) <= 0.1
+        assert "was not tested" in row["evidence"]
         assert (row["batch_state"], row["batch_patients"], row["interval_state"]) == ("untested", "1", "untested")
-        assert row["batch_meaning"] == scoring.batch.meaning
+        assert (row["batch_meaning"], row["batch_guarantee"]) == (scoring.batch.meaning, "expected")
         assert (row["image_files"], row["mask_file"]) == (
             str(files[0].image_paths[0]),
             str(out / "labels" / f"{files[0].case_id}.nii.gz"),
@@ -313,18 +318,38 @@ def test_every_output_says_that_a_study_alone_was_not_tested_and_no_mask_of_it_i
     content = json.loads((out / "scores.json").read_text())
     assert (content["batch_state"], content["batch_patients"]) == ("untested", 1)
     assert (content["batch_meaning"], content["interval_state"]) == (scoring.batch.meaning, "untested")
-    assert content["cases"][0]["reason_code"] == "batch_untested"
+    assert (content["batch_guarantee"], content["batch_evidence"]) == ("expected", scoring.batch.evidence)
+    (case,) = content["cases"]
+    assert (case["verdict"], case["guarantee"], case["action"]) == ("accept", "expected", "use")
     page = (out / "report.html").read_text()
     assert "State of the batch: <strong>untested</strong>" in page
     assert scoring.batch.meaning[1:] in page
-    asked = score(load_run(run, "cpu"), files, out, ScoreRequest(accept_untested=True), quiet)
-    assert asked.count("accept") == 1
-    assert {row["reason_code"] for row in rows_of(out)} == {"interval"}
-    assert "accepted all the same" in (out / "report.html").read_text()
-    assert json.loads((out / "scores.json").read_text())["accept_untested"]
+    assert "by the policy <strong>research</strong>" in page
+    cautious = score(load_run(run, "cpu"), files, out, ScoreRequest(policy=CLINIC), quiet)
+    assert (cautious.count("accept"), cautious.acted("use"), cautious.acted("refer")) == (1, 0, 1)
+    assert {(row["verdict"], row["action"], row["policy"]) for row in rows_of(out)} == {("accept", "refer", "clinic")}
+    assert {row["action_reason"] for row in rows_of(out)} == {"policy clinic: unproven: refer"}
     log = [json.loads(line) for line in (out / "audit.jsonl").read_text().splitlines()]
-    assert [line["verdict"] for line in log] == ["refer", "accept"]
-    assert [line["batch"]["accept_untested"] for line in log] == [False, True]
+    assert [line["verdict"] for line in log] == ["accept", "accept"]
+    assert [line["guarantee"] for line in log] == ["expected", "expected"]
+    assert [line["action"] for line in log] == ["use", "refer"]
+    assert [line["policy"]["name"] for line in log] == ["research", "clinic"]
+    assert [line["batch"]["guarantee"] for line in log] == ["expected", "expected"]
+
+
+@pytest.mark.parametrize("number", [3, 4])
+def test_scores_of_older_versions_are_read_and_what_they_accepted_is_used(tmp_path: Path, number: int) -> None:
+    cases = [
+        {"case_id": verdict, "verdict": verdict, "mask": "ab", "scores": []}
+        for verdict in ("accept", "correct", "refer")
+    ]
+    content = {"format": number, "batch_state": "holds", "quality": "cd", "segmenter": None, "cases": cases}
+    path = tmp_path / "scores.json"
+    path.write_text(json.dumps({**content, "problems": {"bad": {"problem": "it is", "verdict": "refer"}}}))
+    assert Scores.read(path).actions == {"accept": "use", "correct": "correct", "refer": "refer", "bad": "refer"}
+    path.write_text(json.dumps({**content, "format": 5, "cases": [{**cases[0], "action": "keep"}], "problems": {}}))
+    with pytest.raises(DataError, match="an action that is not known"):
+        Scores.read(path)
 
 
 def test_masks_with_other_integers_get_the_scores_of_the_masks_that_they_are(
@@ -390,8 +415,11 @@ def test_the_page_lists_masks_by_predicted_dice_whatever_their_verdict(
         mean = replace(report.mean, predicted_dice=predicted, **ends)
         cases.append(PageCase(replace(report, verdict=verdict, scores=(*report.scores[:-1], mean)), picture))
     path = tmp_path / "page.html"
-    write_page(path, cases, {}, scoring.batch, controller.model, controller.schema, False)
-    rows = re.findall(r'<tr><td>[^<]*</td><td class="\w+">(\w+)</td><td class="number">([-.0-9]+)<', path.read_text())
+    write_page(path, cases, {}, scoring.batch, controller.model, RESEARCH, False)
+    rows = re.findall(
+        r'<tr><td class="case">[^<]*</td><td class="\w+">(\w+)</td>(?:<td[^>]*>\w+</td>){2}<td class="number">([-.0-9]+)<',
+        path.read_text(),
+    )
     assert rows == [("refer", "-"), ("accept", "0.700"), ("correct", "0.826"), ("refer", "0.888")]
     # Each structure has a colour in the legend, and no two have the same.
     legend = dict(re.findall(r'background: (#\w+)"></span>(\w+)', path.read_text()))

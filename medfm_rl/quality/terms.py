@@ -1,0 +1,116 @@
+"""A site's policy, bound to a quality model: the limits that hold, the promise that counts, and what is done."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from medfm_rl.errors import ConfigError
+from medfm_rl.quality.model import MEAN, QualityModel
+from medfm_rl.quality.reports import Action, Guarantee, Verdict
+from medfm_rl.settings import SitePolicy
+
+
+@dataclass(frozen=True)
+class Terms:
+    """What a policy asks of the masks that a quality model assesses.
+
+    Attributes:
+        policy: The policy.
+        model: The quality model.
+        limits: Dice below which a mask is bad: by structure, and of the mean.
+        alpha: Largest probability of a bad mask with which one is accepted.
+        confidence: Confidence that a promise must have.
+        threshold: Predicted mean Dice from which masks are accepted under the promise of the calibration; None where
+            there is no such promise, or none that answers what the policy asks.
+        no_threshold: Why there is none; empty where there is one.
+    """
+
+    policy: SitePolicy
+    model: QualityModel
+    limits: Mapping[str, float]
+    alpha: float
+    confidence: float
+    threshold: float | None
+    no_threshold: str
+
+    @classmethod
+    def bind(cls, policy: SitePolicy, model: QualityModel) -> Terms:
+        """The terms of a policy for the masks of a quality model.
+
+        Raises:
+            ConfigError: The policy names a structure that the model does not know, or a limit of the mean that the
+                limits of the structures contradict.
+        """
+        known = (*model.names[1:], MEAN)
+        for name in policy.limits:
+            if name not in known:
+                raise ConfigError(
+                    f"policy {policy.name}: limits names {name}; this run has {', '.join(known)}: write one of these"
+                )
+        limits = {MEAN: model.targets.dice, **policy.limits}
+        of_structures = [limits[name] for name in model.names[1:] if name in limits]
+        if MEAN in policy.limits and len(of_structures) == len(model.names) - 1:
+            least = sum(of_structures) / len(of_structures)
+            if limits[MEAN] < least - 1e-9:
+                raise ConfigError(
+                    f"policy {policy.name}: the limits contradict each other: a mask that keeps those of "
+                    f"{', '.join(model.names[1:])} has a mean Dice of {least:.3g} at least, so that mean: "
+                    f"{limits[MEAN]:g} would never decide; raise it, or leave out one of them"
+                )
+        alpha = model.targets.alpha if policy.alpha is None else policy.alpha
+        confidence = model.targets.confidence if policy.confidence is None else policy.confidence
+        why = _why_not_promised(model, limits, alpha, confidence)
+        return cls(policy, model, limits, alpha, confidence, None if why else model.accept_threshold, why)
+
+    @property
+    def asked(self) -> str:
+        """The limits in words."""
+        named = [f"{limit:g} of the mean Dice" if name == MEAN else f"{limit:g} of {name}" for name, limit in self._all]
+        return " or ".join(named)
+
+    @property
+    def _all(self) -> list[tuple[str, float]]:
+        return sorted(self.limits.items(), key=lambda item: item[0] != MEAN)
+
+    def act(self, verdict: Verdict, guarantee: Guarantee) -> tuple[Action, str]:
+        """What the policy does with a mask, and why."""
+        name = self.policy.name
+        if verdict != "accept":
+            return verdict, f"policy {name}: the verdict is acted on"
+        if guarantee == "proven":
+            return "use", f"policy {name}: accepted under a promise that was proven"
+        outcome = self.policy.unproven if guarantee == "expected" else self.policy.suspended
+        what = "unproven" if guarantee == "expected" else "suspended"
+        action: Action = "use" if outcome == "accept" else "refer"
+        return action, f"policy {name}: {what}: {outcome}"
+
+
+def _why_not_promised(model: QualityModel, limits: Mapping[str, float], alpha: float, confidence: float) -> str:
+    """Why the promise of the calibration does not answer what is asked; empty where it does.
+
+    A promise of a higher limit, a smaller share or more confidence than what is asked answers it too.
+    """
+    if model.accept_threshold is None:
+        return model.accept_reason
+    targets = model.targets
+    others = [name for name in limits if name != MEAN]
+    if others:
+        return (
+            f"the promise of the calibration is of the mean Dice, and the policy has limits of {', '.join(others)} too"
+        )
+    for what, asked, promised, option in (
+        ("a mean Dice of", limits[MEAN], targets.dice, "dice"),
+        ("a confidence of", confidence, targets.confidence, "confidence"),
+    ):
+        if asked > promised:
+            return (
+                f"the promise of the calibration is for {what} {promised:g}, and the policy asks for {asked:g}: "
+                f"calibrate with --{option} {asked:g}"
+            )
+    if alpha < targets.alpha:
+        return (
+            f"the promise of the calibration is for a share of {targets.alpha:g}, and the policy asks for {alpha:g}: "
+            f"calibrate with --alpha {alpha:g}"
+        )
+    return ""

@@ -1,0 +1,305 @@
+"""`medfm-rl calibrate --feedback`: a promise, and a month's figures, from the reviewed audit patients of a store."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Final
+
+from medfm_rl.data.files import alone_writing, hash_file, read_versioned_json, write_versioned_json
+from medfm_rl.data.layouts import CaseFile
+from medfm_rl.data.mask_labels import labels_in_masks
+from medfm_rl.errors import DataError, ModelError, UserError
+from medfm_rl.feedback import Feedback, FeedbackStore
+from medfm_rl.feedback.agreement import consensus, expert_masks
+from medfm_rl.metrics.overlap import dice
+from medfm_rl.progress import Progress, silent
+from medfm_rl.quality.inference import Estimate, MonthMask, as_json, failure_probability, month_mean, month_rate
+from medfm_rl.quality.model import MEAN
+from medfm_rl.quality.promises import Evidence, Promise, PromiseTarget, ReviewedMask, prove
+from medfm_rl.runs.finished import FinishedRun
+from medfm_rl.runs.leakage import count_known
+from medfm_rl.types import LabelMap
+from medfm_rl.workflows.calibrate.cases import keep_previous
+from medfm_rl.workflows.deploy.assessed_cases import AssessedCase, read_assessed
+from medfm_rl.workflows.deploy.given_masks import GivenMasks
+
+MONTH_FILE: Final = "month.json"
+_MONTH_FORMAT: Final = 2
+_LEARNED_FORMAT: Final = 1
+_GUESSED_ERROR: Final = 0.05
+"""Error of predicted Dice where the calibration does not know it; it only weighs predictions."""
+_MOST_NAMED: Final = 5
+_LOG = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class AuditRequest:
+    """Scored masks, and what reviewers said of some of them.
+
+    Attributes:
+        store: The feedback store.
+        files: The images that were scored.
+        scores: Their `scores.json`.
+        masks: Masks by case, where they are not where they were scored.
+        labels: The integers in the masks, as in `labels_in_masks`.
+        target: What is to be promised.
+    """
+
+    store: Path | str
+    files: Sequence[CaseFile]
+    scores: Path
+    masks: Mapping[str, Path] | None = None
+    labels: str | None = None
+    target: PromiseTarget = field(default_factory=PromiseTarget)
+
+
+@dataclass(frozen=True)
+class ReviewedAudit:
+    """Reviewed masks that promises may rest on.
+
+    Attributes:
+        masks: The masks.
+        reviewers: Opaque ids of who reviewed.
+        left_out: Reviewed cases that no promise may rest on, and why.
+        state_hash: Of what was in force in the store.
+        store: Its name, without a password.
+    """
+
+    masks: tuple[ReviewedMask, ...]
+    reviewers: tuple[str, ...]
+    left_out: Mapping[str, str]
+    state_hash: str
+    store: str
+
+
+@dataclass(frozen=True)
+class AuditResult:
+    """What came of it.
+
+    Attributes:
+        promise: Written to `promise.json` in the run.
+        month: Mean Dice and failure rate of all that was scored, written beside the scores; empty where they cannot be
+            inferred.
+        no_month: Why not.
+    """
+
+    promise: Promise
+    month: Mapping[str, Estimate]
+    no_month: str | None
+
+
+def calibrate_on_audit(run: FinishedRun, request: AuditRequest, progress: Progress = silent) -> AuditResult:
+    """Proves what can be promised of accepted masks, and infers the figures of the month.
+
+    Nothing is fitted: the quality model of the run predicted, and the reviewed patients only judge it. So all of them
+    count.
+
+    Args:
+        run: A finished run of `adapt`, with the quality model that scored.
+        request: What was scored and reviewed.
+        progress: Told how far it is.
+
+    Raises:
+        UserError: The scores are not of this run, or nothing that was drawn at random has been reviewed.
+    """
+    with alone_writing(run.path):
+        scores, cases = read_assessed(request.scores)
+        scores.require_quality(run.folder.quality)
+        audit = gather_audit(run, request, progress)
+        found = prove(audit.masks, request.target)
+        evidence = Evidence(
+            quality_hash=scores.quality,
+            scores_hash=hash_file(request.scores),
+            feedback=audit.store,
+            feedback_hash=audit.state_hash,
+            reviewers=audit.reviewers,
+            left_out=dict(audit.left_out),
+            looks=_looks(run.folder.promise, scores.quality, audit.store),
+        )
+        created = datetime.now(UTC).isoformat(timespec="seconds")
+        promise = found.model_copy(update={"created": created, "evidence": evidence})
+        keep_previous(run.folder.promise)
+        promise.write(run.folder.promise)
+    for line in caveats(evidence):
+        _LOG.warning("%s", line)
+    month, why = _month(run, cases, audit, request.target.dice)
+    if month:
+        place = request.scores.with_name(MONTH_FILE)
+        write_versioned_json(place, _MONTH_FORMAT, {"dice_limit": request.target.dice, **as_json(month)})
+    return AuditResult(promise, month, why)
+
+
+def caveats(evidence: Evidence) -> list[str]:
+    """What has to be said along with a promise, one line each."""
+    lines = [f"no promise rests on case {case}: {why}" for case, why in evidence.left_out.items()]
+    if len(lines) > _MOST_NAMED:
+        lines = [
+            *lines[:_MOST_NAMED],
+            f"and on {len(lines) - _MOST_NAMED} others, for such reasons; promise.json has all",
+        ]
+    if len(evidence.reviewers) == 1:
+        lines.append(
+            f"all was reviewed by {evidence.reviewers[0]}: what is promised is what this reviewer would say; have "
+            "another review some of the same cases"
+        )
+    if evidence.looks:
+        times = "once" if evidence.looks == 1 else f"{evidence.looks} times"
+        lines.append(
+            f"a promise was sought from this store {times} before: the confidence is that of one look, and the more "
+            "often one looks, the more often a promise is found by luck"
+        )
+    return lines
+
+
+def taught_patients(path: Path) -> frozenset[str]:
+    """Patients whose masks or reported values taught a run, by its `feedback.json`; none where it has no such file.
+
+    Raises:
+        DataError: The file cannot be read.
+    """
+    if not path.exists():
+        return frozenset()
+    advice = "put back what `adapt` wrote there"
+    content = read_versioned_json(path, _LEARNED_FORMAT, advice)
+    try:
+        return frozenset(str(each["patient_id"]) for each in (*content["reviewed"], *content["reported"]))
+    except (KeyError, TypeError) as error:
+        raise DataError(f"{path}: not a record of feedback ({error!r}); {advice}") from error
+
+
+def gather_audit(run: FinishedRun, request: AuditRequest, progress: Progress = silent) -> ReviewedAudit:
+    """Finds the scored cases that were drawn at random and reviewed, with their true mean Dice.
+
+    Raises:
+        DataError: There is none; one was reviewed without saying what is right; or a mask is not the one that was
+            scored.
+        FeedbackError: The store cannot be read.
+    """
+    scores, cases = read_assessed(request.scores)
+    assessed = {case.case: case for case in cases}
+    file_of = _by_image([file for file in request.files if file.case_id in assessed], progress)
+    taught = taught_patients(run.folder.feedback)
+    schema = run.preprocessing.schema
+    paths = scores.mask_files if request.masks is None else request.masks
+    given = GivenMasks(paths, scores, schema, labels_in_masks(request.labels, paths, schema))
+    with FeedbackStore.open(request.store) as store:
+        entries = [entry for entry in store.entries() if entry.image_sha256 in file_of]
+        experts = expert_masks(entries)
+        left_out = _left_out(entries, file_of, taught)
+        audit = {image for image in _images(entries) if file_of[image].case_id not in left_out}
+        _require_truth(audit, experts, file_of, store.where)
+        count_known(run.folder, [file_of[image] for image in sorted(audit)], allow_overlap=True)
+        masks: list[ReviewedMask] = []
+        for done, image in enumerate(sorted(audit), 1):
+            file = file_of[image]
+            found = [store.mask(sha256) for sha256 in dict.fromkeys(experts[image].values())]
+            truth = (found[0] if len(found) == 1 else consensus(found)).labels_for(schema)
+            mask = given.read(file.read())
+            masks.append(_reviewed(mask, truth, assessed[file.case_id], file, schema.num_classes))
+            progress("reading reviewed masks", done, len(audit))
+        if not masks:
+            raise DataError(
+                f"{store.where}: none of the {len(assessed)} cases of {request.scores} was drawn for audit and reviewed"
+                f"{_named(left_out)}; draw cases at random, have them reviewed, and add them by `medfm-rl feedback add "
+                "--drawn audit`"
+            )
+        reviewers = sorted({reviewer for image in audit for reviewer in experts[image]})
+        return ReviewedAudit(tuple(masks), tuple(reviewers), left_out, store.state_hash(), store.where)
+
+
+def _by_image(files: Sequence[CaseFile], progress: Progress) -> dict[str, CaseFile]:
+    found = {}
+    for done, file in enumerate(files, 1):
+        found[file.hash_images()] = file
+        progress("comparing images with the feedback", done, len(files))
+    return found
+
+
+def _images(entries: Sequence[Feedback]) -> list[str]:
+    return list(dict.fromkeys(entry.image_sha256 for entry in entries if entry.image_sha256 is not None))
+
+
+def _left_out(entries: Sequence[Feedback], file_of: Mapping[str, CaseFile], taught: frozenset[str]) -> dict[str, str]:
+    """By case, why no promise may rest on it."""
+    drawn: dict[str, set[str]] = {}
+    for entry in entries:
+        if entry.image_sha256 is not None:
+            drawn.setdefault(entry.image_sha256, set()).add(entry.drawn)
+    found = {}
+    for image, ways in drawn.items():
+        file = file_of[image]
+        if file.patient_id in taught:
+            found[file.case_id] = f"patient {file.patient_id} taught the run"
+        elif "audit" not in ways:
+            found[file.case_id] = f"it was not drawn at random (drawn: {', '.join(sorted(ways))})"
+    return found
+
+
+def _require_truth(
+    audit: set[str], experts: Mapping[str, Mapping[str, str]], file_of: Mapping[str, CaseFile], store: str
+) -> None:
+    """Refuses an audit from which those cases are missing that nobody wanted to correct."""
+    without = sorted(file_of[image].case_id for image in audit if image not in experts)
+    if without:
+        raise DataError(
+            f"{store}: {len(without)} cases that were drawn for audit have neither a corrected mask nor an accepted "
+            f"one: {', '.join(without[:_MOST_NAMED])}. Without them, which may be the worst, a promise would be too "
+            "good: add their corrected masks"
+        )
+
+
+def _reviewed(mask: LabelMap, truth: LabelMap, case: AssessedCase, file: CaseFile, classes: int) -> ReviewedMask:
+    if mask.shape != truth.shape:
+        raise DataError(
+            f"case {case.case}: the reviewed mask has size {truth.shape} and the scored one {mask.shape}; remove that "
+            "entry (`medfm-rl feedback remove`) or correct it"
+        )
+    overlap = dice(mask, truth, classes)
+    return ReviewedMask(case.case, file.patient_id, case.predicted, not case.broken_rules, float(overlap.mean()))
+
+
+def _looks(path: Path, quality: str, store: str) -> int:
+    """How often a promise was sought before with this model and store."""
+    if not path.exists():
+        return 0
+    try:
+        before = Promise.read(path).evidence
+    except ModelError:
+        # It is damaged and kept under another name, and tells nothing.
+        return 0
+    same = before is not None and (before.quality_hash, before.feedback) == (quality, store)
+    return before.looks + 1 if same and before is not None else 0
+
+
+def _month(
+    run: FinishedRun, cases: Sequence[AssessedCase], audit: ReviewedAudit, limit: float
+) -> tuple[dict[str, Estimate], str | None]:
+    """The figures of all masks but those of patients who taught the run."""
+    taught = taught_patients(run.folder.feedback)
+    true = {mask.case: mask.dice for mask in audit.masks}
+    error = run.quality.structures[MEAN].error or _GUESSED_ERROR
+    shown = [case for case in cases if case.patient not in taught]
+    means = [MonthMask(case.patient, case.predicted or 0.0, true.get(case.case)) for case in shown]
+    failing = [
+        MonthMask(
+            case.patient,
+            failure_probability(case.predicted or 0.0, limit, error),
+            float(true[case.case] < limit) if case.case in true else None,
+        )
+        for case in shown
+    ]
+    try:
+        return {"mean_dice": month_mean(means), "failure_rate": month_rate(failing)}, None
+    except UserError as problem:
+        return {}, str(problem)
+
+
+def _named(left_out: Mapping[str, str]) -> str:
+    if not left_out:
+        return ""
+    first = list(left_out.items())[:_MOST_NAMED]
+    return f" ({len(left_out)} reviewed cases do not count: {'; '.join(f'{case}: {why}' for case, why in first)})"
