@@ -169,27 +169,33 @@ def jitter_of(areas: _Curve) -> float | None:
 def find_beat(areas: _Curve) -> tuple[Beat | None, str | None]:
     """ED and ES from the area of the ventricle over time, `(T,)`; or None and why there is no beat.
 
-    ED is the frame of the largest area, and ES that of the smallest one before the area has grown again by a quarter of
-    its swing, forwards, or backwards where the clip ends with ED.
+    ED is where the area, smoothed over three frames, is largest, and ES where it is smallest before it has grown again
+    by a quarter of its swing, forwards or backwards from ED, whichever is deeper: an end of the clip may cut one off. A
+    single frame that stands out is smoothed away.
     """
     if len(areas) < SMOOTH:
         return None, f"{len(areas)} frames are no beat"
     if (areas == 0).any():
         return None, f"the ventricle is missing in {int((areas == 0).sum())} of {len(areas)} frames"
-    curve: _Curve = ndimage.uniform_filter1d(areas.astype(np.float64), SMOOTH, mode="nearest")
+    kept = ndimage.median_filter(areas.astype(np.float64), SMOOTH, mode="nearest")
+    curve: _Curve = ndimage.uniform_filter1d(kept, SMOOTH, mode="nearest")
     swing = float(np.ptp(curve))
     if swing < _SMALLEST_BEAT * curve.max():
         return None, (
             f"the area of the ventricle changes by {100 * swing / curve.max():.0f} %, and a beat by "
             f"{100 * _SMALLEST_BEAT:.0f} % at least: the clip is shorter than a beat, or shows none"
         )
-    ed = int(areas.argmax())
-    after, before = _valley(curve[ed:], _TURN * swing), _valley(curve[ed::-1], _TURN * swing)
-    # The deeper of the two: one of them may be cut off by an end of the clip.
-    start, step = (ed, after) if curve[ed + after] <= curve[ed - before] else (ed - before, before)
-    span = areas[start : start + step + 1]
-    es = start + int(span.argmin())
+    top = int(curve.argmax())
+    after, before = top + _valley(curve[top:], _TURN * swing), top - _valley(curve[top::-1], _TURN * swing)
+    bottom = after if curve[after] <= curve[before] else before
+    ed, es = _extreme(areas, kept, top, 1), _extreme(areas, kept, bottom, -1)
     return Beat(ed, es, _count_falls(curve, _TURN * swing)), None
+
+
+def _extreme(areas: _Curve, kept: _Curve, place: int, sign: int) -> int:
+    """Of the frames that were smoothed together, the largest (sign 1) or smallest (-1) among its neighbours."""
+    near = range(max(0, place - SMOOTH // 2), min(len(areas), place + SMOOTH // 2 + 1))
+    return max(near, key=lambda index: (sign * kept[index], sign * areas[index]))
 
 
 def _valley(curve: _Curve, turn: float) -> int:
@@ -315,4 +321,4 @@ def _edge(mask: npt.NDArray[np.bool_]) -> FloatArray:
 
 def hausdorff(one: FloatArray, two: FloatArray) -> float:
     """Hausdorff distance of two sets of points `(N, 2)`, neither of them empty."""
-    return float(max(cKDTree(one).query(two)[0].max(), cKDTree(two).query(one)[0].max()))
+    return float(max(np.max(cKDTree(one).query(two)[0]), np.max(cKDTree(two).query(one)[0])))

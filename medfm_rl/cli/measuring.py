@@ -51,7 +51,7 @@ def measure_command(
         if clip.ejection is not None:
             volumes = f"EDV {clip.ejection.edv:.1f} ml, ESV {clip.ejection.esv:.1f} ml, "
             result = f"{volumes if clip.ejection.unit == 'ml' else 'not calibrated, '}EF {clip.ejection.ef:.1f} %"
-        typer.echo(f"{name}: {result}, {'valid over time' if clip.anatomy.valid else 'breaks a rule over time'}")
+        typer.echo(f"{name}: {result}, {'valid over time' if clip.anatomy.valid else 'refer: breaks a rule over time'}")
     for patient, (ejection, _) in found.biplane.items():
         typer.echo(f"{patient}: EF {ejection.ef:.1f} % biplane")
     typer.echo(f"Measures: {out / TABLE_FILE}\nReport: {out / PAGE_FILE}")

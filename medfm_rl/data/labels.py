@@ -95,7 +95,11 @@ class FoundLabels:
 
 
 def read_any_labels(
-    path: Path, image_shape: tuple[int, ...], geometry: Geometry, in_file: LabelSchema | None = None
+    path: Path,
+    image_shape: tuple[int, ...],
+    geometry: Geometry,
+    in_file: LabelSchema | None = None,
+    frame: int | None = None,
 ) -> FoundLabels:
     """Reads the mask of an image where no segmenter says which structures to look for.
 
@@ -104,12 +108,16 @@ def read_any_labels(
         image_shape: Size of the image, `(*S)`.
         geometry: Its geometry.
         in_file: The meaning of the integers, where a description says it; then the mask may hold no others.
+        frame: As in `read_labels`.
 
     Raises:
         DataError: As in `read_labels`, or there are integers that no structure can have.
     """
-    own, segmentation = in_file, _read_segmentation(path)
-    if segmentation is not None:
+    sequence = None if frame is None else _frame_of_sequence(path, frame, image_shape, geometry)
+    own, segmentation = in_file, None if sequence is not None else _read_segmentation(path)
+    if sequence is not None:
+        ids = sequence
+    elif segmentation is not None:
         own = in_file or segmentation.own_schema()
         ids = segmentation.label_ids(own, image_shape, geometry, by_number=in_file is not None)
     else:
@@ -139,7 +147,9 @@ def list_labels(path: Path) -> dict[int, str]:
         refuse_lossy_picture(path)
     readings = readings_of_picture(path)
     if readings is None:
-        readings = [_as_stored(path, read_pixels(path)[0])]
+        # Planes over time need not be told from planes of a volume to count integers.
+        over_time = find_sequence(path, planes_over_time=False) is not None
+        readings = [_as_stored(path, read_sequence(path)[0].swapaxes(0, 1) if over_time else read_pixels(path)[0])]
     return {int(value): "" for value in np.unique(readings[0])}
 
 

@@ -84,7 +84,8 @@ def size_of_nifti(path: Path) -> tuple[int, ...]:
         DataError: The file is damaged.
     """
     try:
-        return tuple(int(size) for size in nib.load(path).shape)
+        image: Any = nib.load(path)
+        return tuple(int(size) for size in image.shape)
     except OSError as error:
         raise cannot_be_read(path, error) from error
     except _BROKEN as error:

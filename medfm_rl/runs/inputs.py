@@ -215,11 +215,12 @@ def common_folder(cases: Iterable[CaseFile]) -> Path:
 
 def image_files(cases: Iterable[CaseFile]) -> list[Path]:
     """The files of images: of a DICOM series its slices, of a .mhd what holds its pixels. Some may be missing."""
-    return _with_pixels(path for case in cases for path in case.image_paths)
+    # Frames of a clip have one file.
+    return _with_pixels(dict.fromkeys(path for case in cases for path in case.image_paths))
 
 
 def _labelled_files(cases: Iterable[CaseFile]) -> list[Path]:
-    return _with_pixels(_images_and_masks(cases))
+    return _with_pixels(dict.fromkeys(_images_and_masks(cases)))
 
 
 def _images_and_masks(cases: Iterable[CaseFile]) -> Iterator[Path]:

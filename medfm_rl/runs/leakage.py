@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
+from functools import cache
 
 from medfm_rl.data.files import hash_file
 from medfm_rl.data.layouts import CaseFile
@@ -43,7 +44,9 @@ def count_known(run: RunFolder, files: Sequence[CaseFile], allow_overlap: bool) 
         )
     refused: list[str] = []
     known: set[str] = set()
-    hashes = {file.case_id: {hash_file(path) for path in image_files([file])} for file in files}
+    # Frames of a clip have one file.
+    hash_once = cache(hash_file)
+    hashes = {file.case_id: {hash_once(path) for path in image_files([file])} for file in files}
     for name, meaning in _MEANING.items():
         if name not in inputs:
             continue

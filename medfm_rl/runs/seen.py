@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -43,11 +44,13 @@ def require_seen(run: FinishedRun, files: Iterable[CaseFile], masks: Path | None
     target = load_inputs(path).get(TARGET) if path.exists() else None
     known = set() if target is None else set(target.files.values())
     logged = _logged_images(run, masks)
+    # Frames of a clip have one file.
+    hash_once, hash_image_once = cache(hash_file), cache(hash_image)
     unseen = [
         file
         for file in files
-        if not {hash_file(image) for image in image_files([file])} <= known
-        and tuple(hash_image(image) for image in file.image_paths) not in logged
+        if not {hash_once(image) for image in image_files([file])} <= known
+        and tuple(hash_image_once(image) for image in file.image_paths) not in logged
     ]
     if unseen:
         more = f" (and {len(unseen) - 1} more)" if len(unseen) > 1 else ""

@@ -3,6 +3,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import pytest
 import SimpleITK as sitk
 from PIL import Image
 from support.clip_files import COUNT, greys, region, ventricles, write_clip
@@ -10,9 +11,13 @@ from support.dicom_files import write_dicom
 
 from medfm_rl.data.clips.sequences import write_sequence
 from medfm_rl.data.images import write_image
+from medfm_rl.data.labels import list_labels, read_any_labels
 from medfm_rl.data.layouts import find_cases, split_by_patient
 from medfm_rl.data.layouts.finding import find_data_set
 from medfm_rl.data.mask_files import find_masks
+from medfm_rl.data.ultrasound.resimulate import resimulate_dataset
+from medfm_rl.data.ultrasound.vendors import vendor
+from medfm_rl.errors import DataError
 from medfm_rl.settings import DataSettings
 from medfm_rl.types import Geometry, LabelSchema
 
@@ -53,6 +58,23 @@ def test_a_mask_of_a_clip_is_that_of_all_its_frames(tmp_path: Path) -> None:
     masks = find_masks(tmp_path / "labels", files)
     assert len(masks) == 2 * COUNT
     assert masks["p2_4CH_frame003"] == tmp_path / "labels" / "p2_4CH.nii.gz"
+
+
+def test_integers_of_a_sequence_are_listed_and_read_without_a_schema(tmp_path: Path) -> None:
+    write_set(tmp_path)
+    path = tmp_path / "labels" / "p1_4CH.nii.gz"
+    assert list_labels(path) == {0: "", 1: ""}
+    found = read_any_labels(path, (40, 48), PLANE, frame=4)
+    assert np.array_equal(found.ids, ventricles()[4, 4:44, 8:56])
+
+
+def test_vendors_are_simulated_for_images_alone_and_a_clip_is_refused(tmp_path: Path) -> None:
+    write_set(tmp_path / "data")
+    (tmp_path / "data" / "images" / "p1_still.png").unlink()
+    files = find_cases(DataSettings(path=tmp_path / "data" / "images"))
+    with pytest.raises(DataError, match=r"no case could be simulated; the first: .*p1_4CH\.dcm: is a clip"):
+        resimulate_dataset(files, tmp_path / "out", vendor("handheld"), seed=0, workers=1)
+    assert not (tmp_path / "out" / "images").exists()
 
 
 def test_dicom_clips_in_folders_are_clips_of_their_own_and_slices_stay_a_series(tmp_path: Path) -> None:

@@ -173,7 +173,7 @@ def _cut(box: tuple[slice, slice], size: tuple[int, int]) -> tuple[slice, slice]
 
 def _area(box: tuple[slice, slice]) -> int:
     rows, columns = box
-    return max(0, rows.stop - rows.start) * max(0, columns.stop - columns.start)
+    return int(max(0, rows.stop - rows.start) * max(0, columns.stop - columns.start))
 
 
 def _refuse_several(path: Path, boxes: Sequence[tuple[slice, slice]]) -> None:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 
 from medfm_rl.data.clips.reading import ClipFile
 from medfm_rl.data.clips.tracings import TRACINGS, traced_mask, video_name
@@ -109,12 +110,21 @@ class CaseFile:
             raise DataError(f"case {self.case_id}: {_without_mask(self)}")
         in_file = None if self.described is None else self.described.schema_for(schema)
         case = self.read()
-        if self.label_path.name == TRACINGS and self.frame is not None:
-            name = video_name(self.image_paths[0].name)
-            mask = traced_mask(self.label_path, name, self.frame, case.shape)
-            return LabelledCase(case, mask * np.uint8(schema.index_of(ventricle_of(schema, self.label_path))))
+        traced = self.read_tracing(case)
+        if traced is not None:
+            return LabelledCase(case, traced * np.uint8(schema.index_of(ventricle_of(schema, self.label_path))))
         labels = read_labels(self.label_path, schema, case.shape, case.geometry, in_file, case.frame)
         return LabelledCase(case, labels)
+
+    def read_tracing(self, case: Case) -> npt.NDArray[np.bool_] | None:
+        """The left ventricle `(H, W)` where the mask is a tracing in a table, as in EchoNet; None where it is a file.
+
+        Raises:
+            DataError: The tracing encloses nothing, or leaves the frame.
+        """
+        if self.label_path is None or self.frame is None or self.label_path.name != TRACINGS:
+            return None
+        return traced_mask(self.label_path, video_name(self.image_paths[0].name), self.frame, case.shape)
 
 
 @dataclass(frozen=True)

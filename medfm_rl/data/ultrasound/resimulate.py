@@ -17,7 +17,7 @@ from medfm_rl.data.each_case import case_alone
 from medfm_rl.data.files import replace_on_success, write_json
 from medfm_rl.data.images import image_suffix, pixel_files, write_image
 from medfm_rl.data.json_text import parse_json
-from medfm_rl.data.layouts import SIMULATION_RECORD, CaseFile
+from medfm_rl.data.layouts import SIMULATION_RECORD, CaseFile, whole_clips
 from medfm_rl.data.locks import alone_in, is_unused
 from medfm_rl.data.names import file_of_case
 from medfm_rl.data.ultrasound.engine import resimulate
@@ -76,6 +76,8 @@ def _resimulate_dataset(
     path = out / SIMULATION_RECORD
     _check_folder(out, record)
     write_json(path, record | {"complete": False})
+    # Speckle that moves with the tissue is not simulated: frames would flicker.
+    cases = whole_clips(cases)
     simulate = partial(_resimulate_case, out=out, profile=profile, seed=seed)
     described = next((case.described for case in cases if case.described is not None), None)
     if described is not None:
@@ -120,6 +122,10 @@ def _resimulate_case(case: CaseFile, out: Path, profile: VendorProfile, seed: in
 
 def _write_case(case: CaseFile, out: Path, profile: VendorProfile, seed: int) -> None:
     case.require_sound()
+    if case.clip is not None:
+        raise DataError(
+            f"{case.image_paths[0]}: is a clip, and vendors are simulated for single images alone; leave it out"
+        )
     suffix = image_suffix(case.image_paths[0]) or ".nii.gz"
     destination = file_of_case(out / "images", case.case_id, _WRITTEN_AS.get(suffix, suffix))
     if not destination.exists():

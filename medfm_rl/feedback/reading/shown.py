@@ -89,7 +89,8 @@ class ShownCase:
         Raises:
             DataError: It cannot be read, lies on another grid, or has other labels.
         """
-        return Mask.of(read_labels(path, schema, self.shape, self.geometry, in_file), schema.names, self.geometry)
+        labels = read_labels(path, schema, self.shape, self.geometry, in_file, self.file.frame)
+        return Mask.of(labels, schema.names, self.geometry)
 
 
 @final

@@ -7,7 +7,10 @@ from collections.abc import Mapping
 from medfm_rl.data.labels import FoundLabels, read_any_labels, read_labels
 from medfm_rl.data.layouts import CaseFile
 from medfm_rl.data.mask_labels import parse_mask_labels
-from medfm_rl.types import Case, LabelSchema
+from medfm_rl.types import BACKGROUND, Case, LabelSchema
+
+_TRACED = LabelSchema((BACKGROUND, "LV"), (0, 1))
+"""What tracings are of, where no segmenter says how it calls that."""
 
 
 class MaskReader:
@@ -38,9 +41,14 @@ class MaskReader:
             DataError: The mask cannot be used.
         """
         assert file.label_path is not None
+        if file.read_tracing(case) is not None:
+            schema = self.schema or _TRACED
+            self.integers, self.by = schema.integers, "tracings of the left ventricle"
+            labels = file.read_labelled(schema).ground_truth
+            return FoundLabels(labels, dict(enumerate(schema.names)))
         if self.schema is None:
             in_file = None if file.described is None else file.described.own_schema()
-            found = read_any_labels(file.label_path, case.shape, case.geometry, in_file)
+            found = read_any_labels(file.label_path, case.shape, case.geometry, in_file, case.frame)
         else:
             in_file, self.by = self.stated, "read by --labels"
             if in_file is None and file.described is not None:

@@ -12,6 +12,7 @@ from medfm_rl.data.layouts import CaseFile, find_cases
 from medfm_rl.errors import DataError
 from medfm_rl.settings import DataSettings
 from medfm_rl.types import LabelSchema
+from medfm_rl.workflows.check.masks import MaskReader
 
 av = pytest.importorskip("av", reason="PyAV is not installed (extra video)")
 LV = LabelSchema(("background", "LV", "MYO"), (0, 1, 2))
@@ -90,6 +91,16 @@ def test_echonet_is_found_with_its_tags_and_tracings_as_masks_of_two_frames(tmp_
         assert set(np.unique(read.ground_truth)) == {0, 1}
     kept = find_cases(DataSettings(path=tmp_path, layout="echonet", where={"split": "train"}))
     assert {file.clip_id for file in kept} == {"0XB"}
+
+
+def test_check_reads_tracings_as_masks(tmp_path: Path) -> None:
+    write_echonet(tmp_path)
+    file = next(file for file in find_cases(DataSettings(path=tmp_path)) if file.label_path is not None)
+    for schema in (None, LV):
+        reader = MaskReader(schema)
+        found = reader.read(file, file.read())
+        assert found.names[1] == "LV"
+        assert np.mean(found.ids == ventricles()[0]) > 0.99
 
 
 def test_tracings_that_enclose_nothing_or_leave_the_frame_are_refused(tmp_path: Path) -> None:
