@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from medfm_rl.settings import AdaptConfig, CorrectionSettings, DataSettings
     from medfm_rl.workflows.adapt.loop import adapt
     from medfm_rl.workflows.calibrate.quality import CalibrateRequest, calibrate
-    from medfm_rl.workflows.check.check import check
+    from medfm_rl.workflows.check.check import CheckRequest, check
     from medfm_rl.workflows.deploy.correct import CorrectRequest, correct
     from medfm_rl.workflows.deploy.predict import predict
     from medfm_rl.workflows.deploy.score import ScoreRequest, score
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 __all__ = [
     "AdaptConfig",
     "CalibrateRequest",
+    "CheckRequest",
     "CorrectRequest",
     "CorrectionSettings",
     "DataSettings",
@@ -61,6 +62,7 @@ __all__ = [
 _HOMES = {
     "AdaptConfig": "settings",
     "CalibrateRequest": "workflows.calibrate.quality",
+    "CheckRequest": "workflows.check.check",
     "CorrectRequest": "workflows.deploy.correct",
     "CorrectionSettings": "settings",
     "DataSettings": "settings",

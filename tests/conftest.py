@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import locale
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -37,6 +38,14 @@ from medfm_rl.workflows.train.source import train_source
 def pytest_runtest_setup(item: pytest.Item) -> None:
     if item.get_closest_marker("cuda") and not torch.cuda.is_available():
         pytest.skip("PyTorch finds no CUDA device")
+
+
+@pytest.fixture(autouse=True)
+def locale_kept() -> Iterator[None]:
+    """ITK leaves the locale C behind where a test has it write DICOM, and files of later tests would be ASCII."""
+    before = locale.setlocale(locale.LC_ALL)
+    yield
+    locale.setlocale(locale.LC_ALL, before)
 
 
 @pytest.fixture(scope="session")

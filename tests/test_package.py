@@ -16,6 +16,7 @@ from support.documents import docs_configuration
 
 import medfm_rl
 from medfm_rl import settings
+from medfm_rl.runs.models import StoredModel
 from medfm_rl.settings import Settings
 
 ROOT = Path(__file__).parents[1]
@@ -47,9 +48,9 @@ def test_what_public_functions_are_given_has_a_public_name() -> None:
         for cls in classes_in([kind for name, kind in hint.items() if name != "return"]) - found:
             found.add(cls)
             if cls.__name__.endswith("Request"):
-                given.append(get_type_hints(cls))
+                given.append(get_type_hints(cls, localns={"StoredModel": StoredModel}))
     # Made by load_run, load_model and find_cases, or whatever segments; a segmenter is tested on any case.
-    subclassed = {"Model", "FinishedRun", "CaseFile", "SegmenterAdapter", "Case"}
+    subclassed = {"Model", "StoredModel", "FinishedRun", "CaseFile", "SegmenterAdapter", "Case"}
     needed = {cls.__name__ for cls in found - made} - subclassed
     assert {"ScoreRequest", "CorrectRequest", "CalibrateRequest", "Gates", "Targets", "DataSettings"} <= needed
     assert needed <= set(medfm_rl.__all__)

@@ -279,7 +279,8 @@ def _along_stack(header: Dataset, index: int) -> float:
     """
     offsets: npt.ArrayLike | None = header.get("GridFrameOffsetVector")
     if offsets is not None:
-        values = np.asarray(offsets, dtype=np.float64)
+        # pydicom gives a single value of a list as a number.
+        values = np.atleast_1d(np.asarray(offsets, dtype=np.float64))
         return float(values[index] - values[0])
     slices = header.get("SliceVector")
     if slices is not None and header.get("SpacingBetweenSlices") is not None:

@@ -20,7 +20,7 @@ from rich.table import Table
 from medfm_rl.metrics.bootstrap import PairedDifference
 from medfm_rl.metrics.calibration import reliability_curve
 from medfm_rl.metrics.scores import StructureSummary
-from medfm_rl.reports.adaptation import ReportCase, ReportData, write_report
+from medfm_rl.reports.adaptation import ChoiceRow, ReportCase, ReportData, write_report
 from medfm_rl.reports.tables import TableRow, comparison_table, summary_table, verdict
 from medfm_rl.types import LabelSchema
 
@@ -63,6 +63,10 @@ def make_data(**changes: object) -> ReportData:
         },
         "reliability": dict.fromkeys(("judge", "member-0", "member-1"), (curve, 0.09, curve, 0.01)),
         "chosen": "Without labels, the judge chose iteration-00/candidates/00040 among 5 candidates.",
+        "choice": (
+            ChoiceRow("source", False, {"rules": (0.5, False, True), "held-out reward": (0.8123, True, False)}),
+            ChoiceRow("fine-tuning", True, {"rules": (0.9, False, False), "held-out reward": (0.8, False, False)}),
+        ),
         "provenance": {"adapted segmenter (SHA-256)": "0f" * 32, "seed": "0"},
     }
     return ReportData(**{**values, **changes})  # type: ignore[arg-type]

@@ -143,6 +143,8 @@ def finished(interrupted: AdaptConfig, monkeypatch: pytest.MonkeyPatch) -> Adapt
     monkeypatch.setattr(adapt_module, "FinishedRun", lambda *_: SimpleNamespace(identity=Identity()))
     monkeypatch.setattr(adapt_module, "write_default_quality", lambda run, config, progress: None)
     (interrupted.output / "model").mkdir()
+    (interrupted.output / "iteration-00").mkdir(exist_ok=True)
+    (interrupted.output / "iteration-00" / "selection.json").write_text("{}")
     (interrupted.output / "quality.json").write_text('{"format": 5}')
     return interrupted
 

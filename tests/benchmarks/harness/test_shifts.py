@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from itertools import combinations
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from medfm_rl.data.layouts import find_cases, is_simulated
 from medfm_rl.settings import DataSettings
 from medfm_rl.types import LabelSchema
 
-WHOLE = ("camus-4ch-2ch", "camus-quality", "lungs-hospital", NO_SHIFT)
+WHOLE = ("camus-4ch-2ch", "camus-quality", "lungs-hospital", "fundus-cameras", "acdc-sunnybrook", NO_SHIFT)
 PARTS = ("source", "source_held_out", "target", "held_out")
 
 
@@ -56,6 +57,36 @@ def pack_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         image=np.random.default_rng(0).integers(0, 255, (268, 8, 8), dtype=np.uint8),
         label=np.ones((268, 8, 8), np.uint8),
     )
+    disc = np.zeros((12, 12), np.uint8)
+    disc[2:10, 2:10], disc[4:8, 4:8] = 1, 2
+    for site, prefix, count in (("refuge150", "g", 150), ("drishti60", "gdrishtiGS_", 60)):
+        cases = [{"id": f"{prefix}{number:04d}"} for number in range(count)]
+        np.savez(
+            folder / f"fundus_{site}.npz",
+            meta=json.dumps({"cases": cases}),
+            img=np.broadcast_to(disc[..., None] * 60, (count, 12, 12, 3)),
+            lab=np.broadcast_to(disc, (count, 12, 12)),
+        )
+    heart = np.zeros((3, 12, 8), np.uint8)
+    heart[1:, 4:8, 2:6] = 3
+    volumes = {
+        f"p{number:03d}_{frame}_{part}": heart * (40 if part == "img" else 1)
+        for number in range(50)
+        for frame in ("f01", "f12")
+        for part in ("img", "lab")
+    }
+    np.savez(folder / "acdc50.npz", meta="{}", **volumes)
+    patients = ["SC-N-06", "SC-HF-NI-13", *(f"SC-HF-I-{number:02d}" for number in range(23))]
+    slices = {
+        f"{patient}_{part}": values
+        for patient in patients
+        for part, values in (
+            ("img", np.full((2, 12, 12), 9, np.uint8)),
+            ("lab", np.broadcast_to(disc > 0, (2, 12, 12)).astype(np.uint8)),
+            ("im", np.array([8, 20], np.int16)),
+        )
+    }
+    np.savez(folder / "sunnybrook25.npz", meta="{}", **slices)
     return folder
 
 
@@ -100,6 +131,9 @@ def test_no_patient_is_in_two_parts(whole: dict[str, Shift], name: str) -> None:
         ("camus-4ch-2ch", (180, 40, 160, 120)),
         ("camus-quality", (182, 50, 148, 120)),
         ("lungs-hospital", (160, 40, 32, 36)),
+        ("fundus-cameras", (120, 30, 30, 30)),
+        # Two slices of each of two frames show the ventricle; two slices of each patient are outlined.
+        ("acdc-sunnybrook", (160, 40, 24, 22)),
         (NO_SHIFT, (100, 100, 100, 100)),
     ],
 )
@@ -132,6 +166,21 @@ def test_lungs_come_from_one_hospital_each_and_every_image_is_a_patient(whole: d
     assert all(name.startswith("CHNCXR") for name in patients["source"] | patients["source_held_out"])
     assert all(name.startswith("MCUCXR") for name in patients["target"] | patients["held_out"])
     assert all(len(patients[part]) == len(cases[part]) for part in PARTS)
+
+
+def test_slices_of_acdc_are_square_and_show_the_ventricle_alone(whole: dict[str, Shift]) -> None:
+    shift = whole["acdc-sunnybrook"]
+    schema = LabelSchema.from_structures(shift.structures)
+    labelled = find_cases(DataSettings(path=shift.folders.source))[0].read_labelled(schema)
+    assert labelled.case.shape == (12, 12)
+    assert labelled.ground_truth.sum() == 16
+    assert not {"SC-N-06", "SC-HF-NI-13"} & (patients_of(shift)["target"] | patients_of(shift)["held_out"])
+
+
+def test_fundus_images_are_in_colour(whole: dict[str, Shift]) -> None:
+    shift = whole["fundus-cameras"]
+    assert shift.channels == 3
+    assert find_cases(DataSettings(path=shift.folders.target))[0].read().image.shape == (3, 12, 12)
 
 
 def test_handheld_images_are_simulated_from_the_frames_of_no_shift(small_packs: Path, tmp_path: Path) -> None:
