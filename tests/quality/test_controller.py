@@ -420,34 +420,31 @@ def test_a_batch_that_is_too_small_for_the_test_has_verdicts_that_are_not_proven
 def test_a_batch_that_differs_a_little_counts_those_more_that_are_like_it(
     controller: QualityController, labelled: list[LabelledCase], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    rows, patients = len(controller.model.domain.reference), np.array(controller.model.domain.patients)
+    patients = np.array(controller.model.domain.patients)
     last = patients == patients.max()
     judge = with_errors(
-        controller, np.where(last, -0.5, 0.01).tolist(), targets=Targets(dice=0.05), accept_threshold=0.0
+        controller, np.where(last, -30.0, 0.01).tolist(), targets=Targets(dice=0.05), accept_threshold=0.0
     )
-    # The last patient, with the large error, is three times as probable in the batch.
+    # The last patient, with errors that leave no Dice, is three times as probable in the batch.
     ratios = np.where(last, 3.0, 1.0)
     monkeypatch.setattr(DomainReference, "batch_probability", lambda *_: 0.01)
     monkeypatch.setattr(DomainReference, "likelihood_ratios", lambda _, rows, names: (ratios, np.ones(len(names))))
     settled = judge.settle(batch(judge, labelled, 0.0))
-    assert rows == len(ratios)
     assert [promise.status for promise in settled.promises] == ["weighted", "suspended"]
     assert "only the images differ" in settled.promises[0].reason
     assert settled.guarantee == "expected"
     for report in settled.reports:
         predicted = report.mean.predicted_dice
         assert predicted is not None
-        # 0.9 of 11 + 3 + 1 is more than the 11 without an error.
-        assert (report.mean.low, report.mean.high) == interval(predicted, 0.5)
-        low = predicted - 0.5 * (1.05 - predicted) < 0.05
-        assert report.risk == pytest.approx((3.5 if low else 0.5) / 15)
-        assert report.reason_code != "threshold"
+        # 0.9 of 11 + 3 + 1 is more than the 11 with small errors.
+        assert (report.mean.low, report.mean.high) == interval(predicted, 30.0)
+        assert report.risk == pytest.approx((3 + 0.5) / 15)
+        assert (report.verdict, report.reason_code) == ("correct", "predicted_dice")
     # Reports that come out of this batch have the intervals and the probability of the next one in it.
-    again = with_errors(controller, 1.0).settle(settled.reports[:1]).reports[0]
+    monkeypatch.undo()
+    again = with_errors(controller, 1.0, targets=Targets(dice=0.05)).settle(settled.reports[:1]).reports[0]
     assert (again.mean.low, again.mean.high) == interval(again.mean.predicted_dice, 1.0)
-    # Without weights: half a patient of all and one more, at either end.
-    count = len(set(judge.model.domain.patients)) + 1
-    assert again.risk in (pytest.approx(0.5 / count), pytest.approx((count - 0.5) / count))
+    assert again.risk == pytest.approx(0.5 / 13)
 
 
 def test_a_small_calibration_promises_nothing_and_leaves_a_triage(
