@@ -56,8 +56,9 @@ class _Worker:
     """A forked process that judges one input after another. Kinds are handed over by the fork, jobs by a pipe."""
 
     def __init__(self, kinds: Mapping[str, Kind]) -> None:
+        self.place = tempfile.TemporaryDirectory(prefix="medfm-rl-robustness-")
         self.ours, theirs = FORK.Pipe()
-        self.process = FORK.Process(target=_serve, args=(theirs, kinds), daemon=True)
+        self.process = FORK.Process(target=_serve, args=(theirs, kinds, Path(self.place.name)), daemon=True)
         self.process.start()
         theirs.close()
 
@@ -83,16 +84,16 @@ class _Worker:
         self.process.kill()
         self.process.join()
         self.ours.close()
+        self.place.cleanup()
 
 
-def _serve(pipe: Connection, kinds: Mapping[str, Kind]) -> None:
+def _serve(pipe: Connection, kinds: Mapping[str, Kind], place: Path) -> None:
     warnings.simplefilter("ignore")
     # Libraries in C write what they think of an input to the error output.
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
     logging.disable(logging.CRITICAL)
     limit = _used_address_space() + _ADDRESS_SPACE
     resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
-    place = Path(tempfile.mkdtemp(prefix="medfm-rl-robustness-"))
     while True:
         try:
             name, number = pipe.recv()

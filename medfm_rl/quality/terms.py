@@ -64,14 +64,12 @@ class Terms:
         return cls(policy, model, limits, alpha, confidence, None if why else model.accept_threshold, why)
 
     @property
-    def asked(self) -> str:
-        """The limits in words."""
-        named = [f"{limit:g} of the mean Dice" if name == MEAN else f"{limit:g} of {name}" for name, limit in self._all]
-        return " or ".join(named)
-
-    @property
-    def _all(self) -> list[tuple[str, float]]:
-        return sorted(self.limits.items(), key=lambda item: item[0] != MEAN)
+    def failure(self) -> str:
+        """A bad mask in words."""
+        named = sorted(self.limits.items(), key=lambda item: item[0] != MEAN)
+        return " or ".join(
+            f"a {'mean Dice' if name == MEAN else f'Dice of {name}'} below {limit:g}" for name, limit in named
+        )
 
     def act(self, verdict: Verdict, guarantee: Guarantee) -> tuple[Action, str]:
         """What the policy does with a mask, and why."""

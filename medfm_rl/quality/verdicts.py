@@ -140,7 +140,7 @@ def _verdict(report: QualityReport, standing: BatchStanding, terms: Terms) -> tu
             f"{report.shift_probability:.1g}"
         )
         return "refer", "shift_case", [unlike, found, *telling]
-    probable = f"the probability of less than {terms.asked} is {report.risk:.0%}"
+    probable = f"the probability of {terms.failure} is {report.risk:.0%}"
     # What is promised of the accepted masks was tested for those above the threshold that break no telling rule, and
     # for no others.
     threshold = terms.threshold if standing.threshold_counts and not telling else None

@@ -46,7 +46,9 @@ class SplitRecords:
         return cls(records.of_patients(others), records.of_patients(patients))
 
 
-def held_out_reward_patients(origins: Sequence[ActionOrigin], first: Sequence[ActionOrigin], seed: int) -> set[str]:
+def held_out_reward_patients(
+    origins: Sequence[ActionOrigin], first: Sequence[ActionOrigin], seed: int, judged: Collection[str] = ()
+) -> set[str]:
     """A third of the patients for the held-out reward network; the ensemble learns from the others.
 
     Where there is ground truth, that network has at least two patients with it, and leaves two to the ensemble as far
@@ -56,6 +58,8 @@ def held_out_reward_patients(origins: Sequence[ActionOrigin], first: Sequence[Ac
         origins: Origins of all records of D_R so far.
         first: Origins of the records that the first iteration put into it.
         seed: Seed of the run.
+        judged: Patients of whom reviewers have judged masks; those that D_R does not have from the first iteration on
+            are dealt as later ones.
 
     Raises:
         DataError: There are fewer than three patients in the first iteration.
@@ -66,11 +70,15 @@ def held_out_reward_patients(origins: Sequence[ActionOrigin], first: Sequence[Ac
     dealt = len(usable.intersection(folds[0]))
     with_truth = by_fold[: max(_LEAST, min(dealt, len(by_fold) - _LEAST))]
     chosen = {*with_truth, *(patient for patient in folds[0] if patient not in usable)}
-    return chosen | {patient for patient in _later(origins, first) if _draw(seed, "judge", patient) < 1 / 3}
+    return chosen | {patient for patient in _later(origins, first, judged) if _draw(seed, "judge", patient) < 1 / 3}
 
 
 def validation_patients_of(
-    origins: Sequence[ActionOrigin], first: Sequence[ActionOrigin], fraction: float, seed: int
+    origins: Sequence[ActionOrigin],
+    first: Sequence[ActionOrigin],
+    fraction: float,
+    seed: int,
+    judged: Collection[str] = (),
 ) -> set[str]:
     """Patients on which one reward network is stopped and calibrated.
 
@@ -79,11 +87,12 @@ def validation_patients_of(
         first: Origins of the records that the first iteration put into that part.
         fraction: Share of the patients to hold out, in (0, 1).
         seed: Seed of the network; the same in all iterations.
+        judged: Patients of whom reviewers have judged masks, of those that the network may learn from.
 
     Raises:
         DataError: The part has fewer than two patients of the first iteration.
     """
-    later = {patient for patient in _later(origins, first) if _draw(seed, "held out", patient) < fraction}
+    later = {patient for patient in _later(origins, first, judged) if _draw(seed, "held out", patient) < fraction}
     return hold_out(first, fraction, derive_seed(seed, "split")) | later
 
 
@@ -127,8 +136,8 @@ def patient_folds(origins: Iterable[ActionOrigin], folds: int, seed: int) -> lis
     return [[patients[index] for index in order[fold::folds]] for fold in range(folds)]
 
 
-def _later(origins: Sequence[ActionOrigin], first: Sequence[ActionOrigin]) -> set[str]:
-    return patients_of(origins) - patients_of(first)
+def _later(origins: Sequence[ActionOrigin], first: Sequence[ActionOrigin], judged: Collection[str]) -> set[str]:
+    return patients_of(origins).union(judged) - patients_of(first)
 
 
 def _draw(seed: int, name: str, patient: str) -> float:

@@ -17,6 +17,8 @@ from medfm_rl.errors import DataError
 from medfm_rl.metrics.calibration import expected_calibration_error, reliability_curve
 from medfm_rl.networks import mixed_precision
 from medfm_rl.reward.actions import ActionRecords
+from medfm_rl.reward.judgement_term import LINK_RATE, JudgementTerm
+from medfm_rl.reward.judgements import SplitJudgements
 from medfm_rl.reward.network import RewardNet
 from medfm_rl.reward.origins import patients_of
 from medfm_rl.reward.patient_split import SplitRecords
@@ -64,6 +66,7 @@ def train_reward(
     device: torch.device,
     progress: Callable[[int, int], None] | None = None,
     name: str = "reward network",
+    judgements: SplitJudgements | None = None,
 ) -> RewardTrainingReport:
     """Trains a reward network with early stopping by patient, then calibrates its temperature.
 
@@ -77,6 +80,8 @@ def train_reward(
         device: Where to train.
         progress: Called with (steps done, steps at most).
         name: What the log calls it.
+        judgements: What reviewers said of whole masks, beside D_R, of patients that this network may learn from. The
+            temperature is fitted on pixels all the same.
 
     Raises:
         DataError: There is a label that the network does not know, or nothing certain to calibrate on.
@@ -85,7 +90,17 @@ def train_reward(
     for part in (records.training, records.validation):
         _check_labels(part, net.num_classes)
     net.to(device)
-    trained = _Training(net, settings, device, name)
+    term = None
+    if judgements is not None and len(judgements.training):
+        draws = torch_generator(seed, "judgements")
+        term = JudgementTerm(judgements, net, device, settings.batch_size, draws)
+        _LOG.info(
+            "%s: %d judgements of whole masks of %d patients teach it too",
+            name,
+            len(judgements.training),
+            len(judgements.training.patients),
+        )
+    trained = _Training(net, settings, device, name, term)
     # Dropout draws from the global generator.
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(derive_seed(seed, "dropout"))
@@ -145,12 +160,13 @@ def _check_labels(records: ActionRecords, num_classes: int) -> None:
 
 @dataclass(frozen=True, eq=False)
 class _Training:
-    """One network in training, where it is trained and how."""
+    """One network in training, where it is trained and how, and the loss of judged masks where there are any."""
 
     net: RewardNet
     settings: RewardSettings
     device: torch.device
     name: str
+    judged: JudgementTerm | None = None
 
     def fit(
         self, records: SplitRecords, generator: torch.Generator, progress: Callable[[int, int], None] | None
@@ -159,6 +175,8 @@ class _Training:
         settings, net = self.settings, self.net
         batches = _batches(records.training, settings.batch_size, generator)
         optimiser = torch.optim.AdamW(net.parameters(), lr=settings.learning_rate, weight_decay=1e-4)
+        if self.judged is not None:
+            optimiser.add_param_group({"params": self.judged.parameters(), "lr": LINK_RATE, "weight_decay": 0.0})
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, settings.steps)
         best_loss, best_step, best_state = float("inf"), 0, _copy_state(net)
         losses: list[tuple[float, float]] = []
@@ -210,6 +228,8 @@ class _Training:
         for rows, choice in batches:
             with mixed_precision(self.device, records.images.ndim - 2):
                 loss, _ = self._loss(records, rows, choice)
+                if self.judged is not None:
+                    loss = loss + self.judged.step_loss()
             optimiser.zero_grad()
             loss.backward()
             torch.nn.utils.clip_grad_norm_(self.net.parameters(), 1.0)
@@ -220,14 +240,15 @@ class _Training:
 
     @torch.no_grad()
     def _validate(self, records: ActionRecords) -> float:
-        """Mean loss over all pixels by their weight, however they are dealt into batches."""
+        """Mean loss over all pixels by their weight, however they are dealt into batches, and that of judged masks."""
         self.net.eval()
         total, weight = 0.0, 0.0
         for rows, choice in _every_action(records, self.settings.batch_size):
             loss, batch_weight = self._loss(records, rows, choice)
             total += loss.item() * batch_weight
             weight += batch_weight
-        return total / max(weight, 1e-8)
+        judged = 0.0 if self.judged is None else self.judged.held_out_loss()
+        return total / max(weight, 1e-8) + judged
 
     def _loss(self, records: ActionRecords, rows: Tensor, choice: Tensor) -> tuple[Tensor, float]:
         """The mean loss of one action of each row, and the total weight of its pixels."""

@@ -8,7 +8,7 @@ from pydantic import Field
 
 from medfm_rl.settings.base import Fraction, Settings
 
-LearnedKind = Literal["masks", "accepted", "measurements"]
+LearnedKind = Literal["masks", "accepted", "measurements", "verdicts", "grades", "preferences"]
 
 
 class FeedbackSettings(Settings):
@@ -18,9 +18,10 @@ class FeedbackSettings(Settings):
         description="The store: a SQLite file, or the URL of a PostgreSQL database. `medfm-rl feedback add` fills it."
     )
     kinds: tuple[LearnedKind, ...] = Field(
-        ("masks", "accepted", "measurements"),
+        ("masks", "accepted", "measurements", "verdicts", "grades", "preferences"),
         min_length=1,
-        description="What is learned from: corrected masks, masks that were accepted as they were, values of reports.",
+        description="What is learned from: corrected masks, masks that were accepted as they were (as references), "
+        "values of reports, and what was said of whole masks: accepted or rejected, grades, preferences.",
     )
     accepted_trust: float = Field(
         0.5,
@@ -28,6 +29,17 @@ class FeedbackSettings(Settings):
         le=1,
         description="How often an accepted mask is shown, next to a corrected one: a mask can be accepted that is a "
         "little wrong.",
+    )
+    verdict_trust: float = Field(
+        0.5, gt=0, le=1, description="How much a verdict on a mask weighs: it says less than a grade."
+    )
+    grade_trust: float = Field(1.0, gt=0, le=1, description="How much a grade of a mask weighs.")
+    preference_trust: float = Field(1.0, gt=0, le=1, description="How much a preference between two masks weighs.")
+    judgement_weight: float = Field(
+        0.2,
+        gt=0,
+        description="Weight of verdicts, grades and preferences in the loss of the reward networks, beside that of "
+        "pixels.",
     )
     share: Fraction = Field(
         1 / 3,

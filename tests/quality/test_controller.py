@@ -262,7 +262,7 @@ def test_limits_of_structures_count_together_with_that_of_the_mean(
     policy = SitePolicy(name="strict", limits={"LV": ventricle + 0.01, MEAN: 0.01})
     (strict,) = changed(controller, policy, structures=structures).settle([sound(report)]).reports
     assert (strict.verdict, strict.risk) == ("refer", pytest.approx(12.5 / 13))
-    assert f"less than 0.01 of the mean Dice or {ventricle + 0.01:g} of LV" in strict.reasons[0]
+    assert f"of a mean Dice below 0.01 or a Dice of LV below {ventricle + 0.01:g} is 96%" in strict.reasons[0]
     policy = SitePolicy(name="mild", limits={"LV": ventricle - 0.01, MEAN: 0.01})
     (mild,) = changed(controller, policy, structures=structures).settle([sound(report)]).reports
     assert (mild.verdict, mild.risk) == ("accept", pytest.approx(0.5 / 13))

@@ -42,6 +42,24 @@ def test_a_patient_keeps_its_role_and_its_part_over_all_iterations(
         before = now
 
 
+@settings(deadline=None, max_examples=40)
+@given(said_of=st.sets(st.sampled_from(named(40)), max_size=20), seed=st.integers(0, 1000))
+def test_patients_whose_masks_reviewers_judged_have_the_role_that_their_records_get_later(
+    said_of: set[str], seed: int
+) -> None:
+    """A grade is there before D_R has the patient, or he is in it from the start: nobody changes sides."""
+    first = drawn(*named(20))
+    before = held_out_reward_patients(first, first, seed, said_of)
+    after = held_out_reward_patients([*first, *drawn(*sorted(said_of))], first, seed, said_of)
+    assert before == after
+    assert before - said_of <= held_out_reward_patients(first, first, seed)
+    members = [origin for origin in first if origin.patient_id not in before]
+    later = [*members, *drawn(*sorted(said_of - before))]
+    parts = [validation_patients_of(origins, members, 0.2, seed, said_of - before) for origins in (members, later)]
+    assert parts[0] == parts[1]
+    assert not parts[0] & before
+
+
 def test_the_first_iteration_is_dealt_in_exact_shares_of_its_patients() -> None:
     first = drawn(*named(30))
     judged = held_out_reward_patients(first, first, seed=3)

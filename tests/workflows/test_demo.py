@@ -3,12 +3,13 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
-from medfm_rl.data.layouts import find_cases, is_simulated
+from medfm_rl.data.layouts import CaseFile, find_cases, is_simulated
 from medfm_rl.errors import ConfigError
-from medfm_rl.settings import AdaptConfig, TrainSourceConfig
+from medfm_rl.settings import AdaptConfig, DataSettings, TrainSourceConfig
 from medfm_rl.workflows import demo
 
 
@@ -113,3 +114,29 @@ def test_a_folder_with_other_things_is_not_touched(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=f"{tmp_path}: is not empty and holds no demo"):
         demo.run_demo(tmp_path, 0, silent)
     assert [path.name for path in tmp_path.iterdir()] == ["precious.txt"]
+
+
+def test_a_demo_ends_with_the_quality_of_its_own_held_out_images(
+    tmp_path: Path, asked: dict[str, object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Assessed as a user would have them assessed: by the adapted model, without their ground truth."""
+    report = tmp_path / "run.html"
+    report.write_text("the report of the run")
+    monkeypatch.setattr(demo, "adapt", lambda config, resume, progress: SimpleNamespace(report=report))
+    monkeypatch.setattr(demo, "report_run", lambda *_: "the comparison")
+    monkeypatch.setattr(demo, "load_run", lambda folder, device: (folder, device))
+    calls: list[tuple[object, ...]] = []
+
+    def score(run: object, files: list[CaseFile], out: Path, progress: object) -> str:
+        calls.append((run, [file.patient_id for file in files], out))
+        return "the scoring"
+
+    monkeypatch.setattr(demo, "score", score)
+    out = tmp_path / "demo"
+    assert demo.run_demo(out, 0, silent) == demo.DemoResult("the comparison", "the scoring")  # type: ignore[arg-type]
+    ((run, patients, folder),) = calls
+    assert run == (out / "run", "auto")
+    held_out = find_cases(DataSettings(path=out / "data" / "vendor-b-held-out"))
+    assert patients == [file.patient_id for file in held_out]
+    assert folder == out / "quality"
+    assert (out / "report.html").read_text() == "the report of the run"

@@ -156,12 +156,16 @@ def _check_patients(name: str, files: Sequence[CaseFile], least: int) -> None:
         )
 
 
-def split_target(config: AdaptConfig, reviewed: Collection[str] = ()) -> tuple[list[CaseFile], list[CaseFile]]:
+def split_target(
+    config: AdaptConfig, reviewed: Collection[str] = (), judged: Collection[str] = ()
+) -> tuple[list[CaseFile], list[CaseFile]]:
     """Cases to learn on without labels, and those of other patients on which candidates are compared.
 
     Args:
         config: The settings.
         reviewed: Patients whose images teach with the masks of reviewers, and are in neither part.
+        judged: Patients of whom verdicts, grades or preferences teach the reward networks: to learn on, as long as two
+            others are left to compare candidates on, for those networks take part in the comparison.
 
     Raises:
         DataError: There are too few patients.
@@ -173,7 +177,12 @@ def split_target(config: AdaptConfig, reviewed: Collection[str] = ()) -> tuple[l
         # Nearly all were reviewed: they are looked at without their masks too.
         files = everything
     where = f"target: {config.target.path}"
-    learning, selecting = split_by_patient(files, fraction, derive_seed(config.seed, "selection"), where)
+    others = [file for file in files if file.patient_id not in judged]
+    if round(fraction * len({file.patient_id for file in others})) < 2:
+        others = files
+    _, selecting = split_by_patient(others, fraction, derive_seed(config.seed, "selection"), where)
+    compared_on = {file.patient_id for file in selecting}
+    learning = [file for file in files if file.patient_id not in compared_on]
     if len({file.patient_id for file in selecting}) < 2:
         raise DataError(
             f"{where} has images of {len({file.patient_id for file in files})} patients, of whom "

@@ -22,12 +22,14 @@ from medfm_rl.policies import ACTOR
 from medfm_rl.progress import Progress
 from medfm_rl.reward.actions import ActionDataset
 from medfm_rl.reward.collection import ImageSet, ReviewedImages
+from medfm_rl.reward.judgements import Judgements
 from medfm_rl.reward.measurements import Goal
 from medfm_rl.runs.folder import SOURCE, RunFolder
 from medfm_rl.settings import AdaptConfig
 from medfm_rl.types import GridAxes
 from medfm_rl.workflows.adapt.checks import split_target
 from medfm_rl.workflows.adapt.feedback import LearnedFeedback
+from medfm_rl.workflows.adapt.judged_images import load_judged
 from medfm_rl.workflows.adapt.reported import goals_of_cases
 from medfm_rl.workflows.adapt.reviewed_images import load_reviewed
 from medfm_rl.workflows.training_images import load_images, load_labelled
@@ -44,6 +46,7 @@ class Domains:
         source: Source images and their ground truth `(N, *S)`, or None in the source-free mode.
         reviewed: Images of further target patients, with the masks that reviewers drew or accepted; None without.
         goals: By case of the target, what reports say of it.
+        judged: Masks of target images that reviewers judged, and what they said; None without.
     """
 
     target: ImageSet
@@ -51,6 +54,7 @@ class Domains:
     source: tuple[ImageSet, Tensor] | None
     reviewed: ReviewedImages | None = None
     goals: Mapping[str, Sequence[Goal]] = field(default_factory=dict)
+    judged: Judgements | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -109,18 +113,24 @@ class RunContext:
             DataError: Some of them cannot be used.
         """
         learned = self.learned
-        learning, selecting = split_target(self.config, () if learned is None else learned.reviewed_patients)
+        reviewed_patients, judged_patients = (
+            ((), ()) if learned is None else (learned.reviewed_patients, learned.judged_patients)
+        )
+        learning, selecting = split_target(self.config, reviewed_patients, judged_patients)
         target = load_images(learning, self.source_policy, self.progress, "target images")
         selection = load_images(selecting, self.source_policy, self.progress, "selection images")
         source = None
         if self.config.source is not None:
             source = load_labelled(find_cases(self.config.source), self.source_policy, self.progress, "source images")
         files = [] if learned is None else find_cases(self.config.target)
-        reviewed = None
+        reviewed, judged = None, None
         if learned is not None and self.config.feedback is not None:
-            reviewed = load_reviewed(self.config.feedback.store, learned, files, self.source_policy, self.progress)
+            settings = self.config.feedback
+            reviewed = load_reviewed(settings.store, learned, files, self.source_policy, self.progress)
+            compared_on = {file.patient_id for file in selecting}
+            judged = load_judged(settings, learned, files, self.source_policy, compared_on, self.progress)
         goals = {} if learned is None else goals_of_cases(learned.reported, learning, self.source_policy)
-        return Domains(target, selection, source, reviewed, goals)
+        return Domains(target, selection, source, reviewed, goals, judged)
 
     def policy(self, name: str) -> SegmenterAdapter:
         """A copy of the segmenter with the weights of a candidate or checkpoint, named by its folder in the run."""

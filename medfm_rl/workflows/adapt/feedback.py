@@ -17,9 +17,10 @@ from medfm_rl.feedback import CorrectedMask, Feedback, FeedbackStore, Measuremen
 from medfm_rl.progress import Progress
 from medfm_rl.seeding import derive_seed
 from medfm_rl.settings import FeedbackSettings
+from medfm_rl.workflows.adapt.judged import JudgedCase, PreferredCase, judged_cases, preferred_cases
 
 _LOG = logging.getLogger(__name__)
-_FORMAT: Final = 1
+_FORMAT: Final = 2
 _ADVICE: Final = "put back what `adapt` wrote there, or start a new run in another folder"
 _AUDIT: Final = "audit"
 _CORRECTED_TRUST: Final = 1.0
@@ -74,6 +75,8 @@ class LearnedFeedback:
         reported: Values that teach.
         kept: Patients with feedback who never teach: promises may rest on them.
         elsewhere: Cases with feedback whose image is not among those of the target.
+        judged: Verdicts and grades that teach.
+        preferred: Preferences that teach.
     """
 
     store: str
@@ -82,6 +85,8 @@ class LearnedFeedback:
     reported: tuple[Reported, ...]
     kept: tuple[str, ...]
     elsewhere: int
+    judged: tuple[JudgedCase, ...] = ()
+    preferred: tuple[PreferredCase, ...] = ()
 
     @property
     def reviewed_patients(self) -> tuple[str, ...]:
@@ -89,10 +94,20 @@ class LearnedFeedback:
         return tuple(sorted({each.patient_id for each in self.reviewed}))
 
     @property
+    def judgements(self) -> tuple[JudgedCase | PreferredCase, ...]:
+        """Verdicts and grades, then preferences."""
+        return (*self.judged, *self.preferred)
+
+    @property
+    def judged_patients(self) -> tuple[str, ...]:
+        """Patients of whom a verdict, grade or preference teaches, sorted."""
+        return tuple(sorted({each.patient_id for each in self.judgements}))
+
+    @property
     def teaching_patients(self) -> tuple[str, ...]:
-        """Patients whose masks or values teach, sorted."""
+        """Patients of whom anything teaches, sorted."""
         reported = {each.patient_id for each in self.reported}
-        return tuple(sorted(reported.union(self.reviewed_patients)))
+        return tuple(sorted(reported.union(self.reviewed_patients, self.judged_patients)))
 
     def write(self, path: Path) -> None:
         """Writes it as JSON, whole or not at all."""
@@ -100,7 +115,7 @@ class LearnedFeedback:
 
     @classmethod
     def read(cls, path: Path) -> Self:
-        """Reads what `write` wrote.
+        """Reads what `write` wrote, also format 1, which knew no judgements.
 
         Raises:
             DataError: The file is missing, is no such record, or was written by a newer version.
@@ -114,6 +129,8 @@ class LearnedFeedback:
                 tuple(Reported(**each) for each in content["reported"]),
                 tuple(content["kept"]),
                 int(content["elsewhere"]),
+                tuple(JudgedCase(**each) for each in content.get("judged", [])),
+                tuple(PreferredCase(**each) for each in content.get("preferred", [])),
             )
         except (KeyError, TypeError, ValueError) as error:
             raise DataError(f"{path}: not a record of feedback ({error!r}); {_ADVICE}") from error
@@ -157,6 +174,8 @@ def gather(settings: FeedbackSettings, files: Sequence[CaseFile], seed: int, pro
         tuple(each for each in reported if each.patient_id not in kept),
         tuple(sorted(kept)),
         len(elsewhere),
+        tuple(each for each in judged_cases(of_target, case_of, settings) if each.patient_id not in kept),
+        tuple(each for each in preferred_cases(of_target, case_of, settings) if each.patient_id not in kept),
     )
 
 
@@ -233,9 +252,13 @@ def _reported(entries: Sequence[Feedback], case_of: Mapping[str, CaseFile]) -> t
 def say_what_is_learned(learned: LearnedFeedback) -> None:
     """Logs, without names, what a run learns from."""
     _LOG.info(
-        "feedback: masks of %d images of %d patients and %d values of reports teach; %d patients are kept for promises",
+        "feedback: masks of %d images of %d patients, %d verdicts and grades and %d preferences on masks of %d "
+        "patients and %d values of reports teach; %d patients are kept for promises",
         len(learned.reviewed),
         len(learned.reviewed_patients),
+        len(learned.judged),
+        len(learned.preferred),
+        len(learned.judged_patients),
         len(learned.reported),
         len(learned.kept),
     )
@@ -252,6 +275,7 @@ def as_record(learned: LearnedFeedback) -> dict[str, Any]:
         "feedback_hash": learned.state_hash,
         "feedback_images": len(learned.reviewed),
         "feedback_patients": len(learned.teaching_patients),
+        "feedback_judgements": len(learned.judgements),
         "feedback_values": len(learned.reported),
         "feedback_kept_patients": len(learned.kept),
     }

@@ -199,7 +199,7 @@ def _run_all(context: RunContext, tracker: Tracker) -> None:
                     shards = {"actions_hash": context.dataset.content_hash(), "shards": len(context.dataset.shards())}
                     of_stage.log_params(shards)
             with records.child("reward") as of_stage:
-                ensemble, held_out = train_rewards(context, iteration, of_stage)
+                ensemble, held_out = train_rewards(context, iteration, of_stage, domains.judged)
             with records.child("ppo") as of_stage:
                 checkpoints = run_ppo(context, iteration, policy, reference, ensemble, domains, of_stage)
             with records.child("select") as of_stage:

@@ -9,7 +9,7 @@ import torch
 from medfm_rl.adapters import SegmenterAdapter
 from medfm_rl.data.layouts import CaseFile
 from medfm_rl.errors import DataError
-from medfm_rl.feedback import FeedbackStore
+from medfm_rl.feedback import FeedbackStore, Mask
 from medfm_rl.feedback.agreement import consensus
 from medfm_rl.progress import Progress
 from medfm_rl.reward.collection import ImageSet, ReviewedImages
@@ -54,12 +54,22 @@ def _agreed(
     store: FeedbackStore, reviewed: ReviewedCase, adapter: SegmenterAdapter, shape: tuple[int, ...]
 ) -> LabelMap:
     """The mask of the one reviewer, or the consensus of several."""
-    found = [store.mask(sha256) for sha256 in reviewed.masks]
-    for mask in found:
-        if mask.shape != shape:
-            raise DataError(
-                f"feedback: mask {mask.sha256[:12]} of case {reviewed.case_id} has size {mask.shape} and the image "
-                f"{shape}; remove that entry (`medfm-rl feedback remove`) or correct its mask"
-            )
+    found = [mask_on_image(store, sha256, reviewed.case_id, shape) for sha256 in reviewed.masks]
     agreed = found[0] if len(found) == 1 else consensus(found)
     return agreed.labels_for(adapter.schema)
+
+
+def mask_on_image(store: FeedbackStore, sha256: str, case_id: str, shape: tuple[int, ...]) -> Mask:
+    """A mask of the store, of the size of its image.
+
+    Raises:
+        DataError: It has another size.
+        FeedbackError: It is not in the store.
+    """
+    mask = store.mask(sha256)
+    if mask.shape != shape:
+        raise DataError(
+            f"feedback: mask {sha256[:12]} of case {case_id} has size {mask.shape} and the image {shape}; remove that "
+            "entry (`medfm-rl feedback remove`) or correct its mask"
+        )
+    return mask

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from medfm_rl.reward.judgements import Judgements, SplitJudgements
 from medfm_rl.reward.network import RewardEnsemble, RewardNet
 from medfm_rl.reward.origins import patients_of
 from medfm_rl.reward.patient_split import SplitRecords, held_out_reward_patients, validation_patients_of
@@ -25,29 +26,40 @@ def _seed_name(name: str) -> str:
     return "judge" if name == HELD_OUT_REWARD else name
 
 
-def train_rewards(context: RunContext, iteration: int, tracker: Tracker) -> tuple[RewardEnsemble, RewardNet]:
+def train_rewards(
+    context: RunContext, iteration: int, tracker: Tracker, judged: Judgements | None = None
+) -> tuple[RewardEnsemble, RewardNet]:
     """Trains the ensemble on some patients and the held-out network on the others; returns both.
 
-    Where there is ground truth, the held-out network learns from that alone: other references come from the policies
-    that it is to rate.
+    Where there is ground truth, the held-out network learns of pixels from that alone: other references come from the
+    policies that it is to rate. What reviewers said of masks comes from them, and teaches the network to which a
+    patient belongs.
+
+    Args:
+        context: The run.
+        iteration: Counted from 0.
+        tracker: Told the calibration errors.
+        judged: What reviewers said of whole masks.
     """
     config, run = context.config, context.run
     members = member_names(config)
     missing = [name for name in (HELD_OUT_REWARD, *members) if not run.reward(iteration, name).exists()]
-    parts = _parts_of_records(context) if missing else {}
+    parts = _parts(context, judged) if missing else {}
     for name in missing:
         folder = run.reward(iteration, name)
         seed = derive_seed(config.seed, "reward", iteration, _seed_name(name))
         net = _initial_reward(context, iteration, name, seed)
         label = f"reward network {name} {iteration + 1}/{config.iterations}"
+        records, judgements = parts[name]
         report = train_reward(
             net,
-            parts[name],
+            records,
             config.reward,
             seed,
             context.device,
             lambda done, total, label=label: context.progress(label, done, total),  # type: ignore[misc]
             f"reward network {name}",
+            judgements,
         )
         # The report first: the folder of the network says that both are there.
         report.write(folder.with_name(f"{name}.json"))
@@ -58,25 +70,30 @@ def train_rewards(context: RunContext, iteration: int, tracker: Tracker) -> tupl
     return ensemble.to(context.device), held_out.to(context.device)
 
 
-def _parts_of_records(context: RunContext) -> dict[str, SplitRecords]:
-    """By reward network, its part of D_R."""
+def _parts(context: RunContext, judged: Judgements | None) -> dict[str, tuple[SplitRecords, SplitJudgements | None]]:
+    """By reward network, its part of D_R and of what reviewers said of masks."""
     seed, fraction = context.config.seed, context.config.reward.validation_fraction
     records = context.dataset.read_all()
     first = [origin for key in context.dataset.shards(0) for origin in context.dataset.read(key).origins]
-    kept_apart = held_out_reward_patients(records.origins, first, seed)
+    judged_patients = judged.patients if judged is not None else set()
+    kept_apart = held_out_reward_patients(records.origins, first, seed, judged_patients)
     with_ground_truth = records.with_ground_truth()
     trusted = with_ground_truth if len(with_ground_truth) else records
     others = records.of_patients(patients_of(records.origins) - kept_apart)
     parts = {}
-    for name, own in (
-        (HELD_OUT_REWARD, trusted.of_patients(kept_apart)),
-        *((name, others) for name in member_names(context.config)),
+    for name, own, own_judged in (
+        (HELD_OUT_REWARD, trusted.of_patients(kept_apart), judged_patients & kept_apart),
+        *((name, others, judged_patients - kept_apart) for name in member_names(context.config)),
     ):
         kept = set(own.origins)
         own_first = [origin for origin in first if origin in kept]
         # The seed of the first iteration, for the network goes on from there.
         own_seed = derive_seed(seed, "reward", 0, _seed_name(name))
-        parts[name] = SplitRecords.hold_out(own, validation_patients_of(own.origins, own_first, fraction, own_seed))
+        held_out = validation_patients_of(own.origins, own_first, fraction, own_seed, own_judged)
+        parts[name] = (
+            SplitRecords.hold_out(own, held_out),
+            None if judged is None else SplitJudgements.hold_out(judged.of_patients(own_judged), held_out),
+        )
     return parts
 
 

@@ -59,8 +59,9 @@ def find_known(
     if learned is not None:
         left_out.update(dict.fromkeys(learned.kept, "kept for promises when the run was adapted"))
         left_out.update(dict.fromkeys(learned.reviewed_patients, "the run learned from reviewed masks of this patient"))
+        left_out.update(dict.fromkeys(learned.judged_patients, "the run learned from judged masks of this patient"))
         taught = {each.patient_id for each in learned.reported}
-        teachers = set(learned.reviewed_patients)
+        teachers = {*learned.reviewed_patients, *learned.judged_patients}
     if store is None:
         return KnownPatients(_of(patients, left_out), frozenset(taught & patients), frozenset(teachers & patients))
     with FeedbackStore.open(store) as opened:

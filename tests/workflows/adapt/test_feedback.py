@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from pathlib import Path
 
 import numpy as np
@@ -10,15 +11,17 @@ from support.tiny_runs import tiny_config, train_tiny_source
 from medfm_rl.adapters import TorchModuleAdapter
 from medfm_rl.data.layouts import CaseFile, find_cases
 from medfm_rl.errors import DataError, ModelError
-from medfm_rl.feedback import CorrectedMask, FeedbackStore, Mask, Measurement, Verdict
+from medfm_rl.feedback import CorrectedMask, FeedbackStore, Grade, Mask, Measurement, Preference, Verdict
 from medfm_rl.feedback.entries import Drawn, Entry
 from medfm_rl.reward.actions import ActionDataset
 from medfm_rl.settings import DataSettings, FeedbackSettings, FineTuningSettings, SourceTrainingSettings
 from medfm_rl.types import LabelSchema
 from medfm_rl.workflows.adapt.checks import split_target
+from medfm_rl.workflows.adapt.context import RunContext
 from medfm_rl.workflows.adapt.continuing import Continuation
 from medfm_rl.workflows.adapt.cross_fit import CrossFit
 from medfm_rl.workflows.adapt.feedback import LearnedFeedback, gather
+from medfm_rl.workflows.adapt.judged_images import load_judged
 from medfm_rl.workflows.adapt.loop import adapt
 from medfm_rl.workflows.adapt.reported import goals_of_cases
 from medfm_rl.workflows.adapt.selection import Selection
@@ -310,3 +313,129 @@ def test_an_area_is_brought_to_the_grid_of_the_network(tmp_path: Path) -> None:
     mask = torch.zeros(32, 32, dtype=torch.int64)
     mask.view(-1)[: round(180 / size_of_pixel)] = 1
     assert goal.shortfall(mask) == pytest.approx(1.0, abs=0.1)
+
+
+def others_of(mask: Mask, count: int) -> list[Mask]:
+    """The same mask moved to the right, further each time."""
+    return [Mask.of(np.roll(mask.labels, 3 * (step + 1), axis=1), mask.names, mask.geometry) for step in range(count)]
+
+
+def judged_store(path: Path, files: list[CaseFile], drawn: Drawn = "other") -> str:
+    """Of each case four grades, two verdicts and a preference: the true mask is the best, and further ones worse."""
+    entries: list[Entry] = []
+    masks: list[Mask] = []
+    for file in files:
+        truth = mask_of(file)
+        tried = [truth, *others_of(truth, 3)]
+        masks.extend(tried)
+        about: dict[str, object] = {
+            "reviewer": "r1",
+            "patient": file.patient_id,
+            "case": file.case_id,
+            "image_sha256": file.hash_images(),
+            "drawn": drawn,
+        }
+        entries.extend(
+            Grade(**about, mask_sha256=mask.sha256, grade=4 - row, structure="LV")  # type: ignore[arg-type]
+            for row, mask in enumerate(tried)
+        )
+        entries.append(Verdict(**about, mask_sha256=tried[0].sha256, decision="accept"))  # type: ignore[arg-type]
+        entries.append(Verdict(**about, mask_sha256=tried[3].sha256, decision="reject"))  # type: ignore[arg-type]
+        entries.append(Preference(**about, better_sha256=tried[0].sha256, worse_sha256=tried[2].sha256))  # type: ignore[arg-type]
+    return store_with(path, entries, masks)
+
+
+def test_judgements_are_gathered_by_kind_with_their_trust(simulated_echo: Path, tmp_path: Path) -> None:
+    """And those of patients who are kept for promises are not."""
+    files = target_of(simulated_echo)
+    store = tmp_path / "s.sqlite"
+    taught = next(file for file in files if file.patient_id == patients(files)[0])
+    judged_store(store, [taught])
+    judged_store(store, [next(file for file in files if file.patient_id == patients(files)[1])], drawn="audit")
+    settings = FeedbackSettings(store=str(store), verdict_trust=0.25, grade_trust=0.75, preference_trust=0.5)
+    learned = gather(settings, files, 0, quiet)
+    assert learned.judged_patients == learned.teaching_patients == (taught.patient_id,)
+    said = sorted((each.scale, each.structure, each.value, each.trust) for each in learned.judged if each.structure)
+    assert said == [("grade", "LV", grade / 4, 0.75) for grade in (1, 2, 3, 4)]
+    assert [(each.value, each.trust) for each in learned.judged if each.scale == "verdict"].count((0.0, 0.25)) == 1
+    assert [each.trust for each in learned.preferred] == [0.5]
+    # An accepted mask is a reference too.
+    assert [each.trust for each in learned.reviewed] == [0.5]
+    learned.write(tmp_path / "feedback.json")
+    assert LearnedFeedback.read(tmp_path / "feedback.json") == learned
+    only = gather(FeedbackSettings(store=str(store), kinds=("preferences",)), files, 0, quiet)
+    assert (only.judged, only.reviewed, len(only.preferred)) == ((), (), 1)
+
+
+def test_a_record_of_a_version_without_judgements_is_read(simulated_echo: Path, tmp_path: Path) -> None:
+    files = target_of(simulated_echo)
+    learned = gather(FeedbackSettings(store=reviewed_store(tmp_path / "s.sqlite", files[:1])), files, 0, quiet)
+    learned.write(tmp_path / "feedback.json")
+    content = json.loads((tmp_path / "feedback.json").read_text())
+    former = {name: value for name, value in content.items() if name not in ("judged", "preferred")}
+    (tmp_path / "feedback.json").write_text(json.dumps({**former, "format": 1}))
+    assert LearnedFeedback.read(tmp_path / "feedback.json") == learned
+
+
+def test_judged_patients_are_learned_on_while_others_are_left_to_compare_candidates_on(
+    simulated_echo: Path, source_model: Path, tmp_path: Path
+) -> None:
+    config = tiny_config(simulated_echo, source_model, tmp_path / "run", selection={"target_fraction": 0.5})
+    everybody = patients(target_of(simulated_echo))
+    learning, selecting = split_target(config, judged=everybody[:2])
+    assert set(everybody[:2]) <= set(patients(learning))
+    assert not set(everybody[:2]) & set(patients(selecting))
+    assert set(patients(learning)) | set(patients(selecting)) == set(everybody)
+    # All were judged: as if nobody had been.
+    assert split_target(config, judged=everybody) == split_target(config)
+
+
+def test_a_run_learns_from_grades_and_preferences(
+    simulated_echo: Path, source_model: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """No reward network learns from patients whose images candidates are compared on, and the two kinds share none."""
+    files = target_of(simulated_echo)
+    store = judged_store(tmp_path / "s.sqlite", [file for file in files if file.case_id.endswith("_ED")])
+    lenient = tmp_path / "lenient.yaml"
+    lenient.write_text("rules: [{kind: present, structure: background}]")
+    config = tiny_config(
+        simulated_echo,
+        source_model,
+        tmp_path / "run",
+        iterations=1,
+        feedback=FeedbackSettings(store=store, kinds=("grades", "preferences")),
+        anatomy=str(lenient),
+        selection={"target_fraction": 0.5},
+    )
+    with caplog.at_level(logging.INFO):
+        run = adapt(config, False, quiet)
+    learned = LearnedFeedback.read(run.feedback)
+    assert (learned.reviewed, len(learned.judged)) == ((), 4 * len(learned.preferred))
+    told = [record.getMessage() for record in caplog.records if "judgements of whole masks" in record.getMessage()]
+    assert told
+    _, selecting = split_target(config, judged=learned.judged_patients)
+    domains = RunContext.of_run(config, run, quiet).load_domains()
+    assert domains.judged is not None
+    assert domains.judged.patients == set(learned.judged_patients) - set(patients(selecting))
+    assert domains.judged.masks[0].actions.shape == (1, 32, 32)
+
+
+def test_a_judgement_of_a_structure_that_the_segmenter_lacks_is_refused_by_name(
+    simulated_echo: Path, source_model: Path, tmp_path: Path
+) -> None:
+    files = target_of(simulated_echo)
+    labelled = files[0].read_labelled(SCHEMA)
+    mask = Mask.of(labelled.ground_truth, (*SCHEMA.names, "RV"), labelled.case.geometry)
+    grade = Grade(
+        reviewer="r1",
+        patient=files[0].patient_id,
+        case=files[0].case_id,
+        image_sha256=files[0].hash_images(),
+        mask_sha256=mask.sha256,
+        grade=1,
+        structure="RV",
+    )
+    settings = FeedbackSettings(store=store_with(tmp_path / "s.sqlite", [grade], [mask]))
+    learned = gather(settings, files, 0, quiet)
+    with pytest.raises(DataError, match=rf"structure 'RV' of case {files[0].case_id}.*LV, MYO, LA.*feedback\.kinds"):
+        load_judged(settings, learned, files, TorchModuleAdapter.load(source_model), (), quiet)

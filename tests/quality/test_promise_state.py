@@ -1,0 +1,63 @@
+"""What a promise is worth to a stream."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from medfm_rl.quality.promise_state import contradiction, promise_state
+from medfm_rl.quality.promises import Evidence, Promise, PromiseTarget, ReviewedMask, prove
+from medfm_rl.quality.streams import DriftTest
+
+
+def proven(patients: int = 24) -> Promise:
+    masks = [ReviewedMask(f"c{n}", f"p{n}", 0.9, True, 0.9) for n in range(patients)]
+    evidence = Evidence(quality_hash="q", scores_hash="s", feedback="f", feedback_hash="h", reviewers=("r1", "r2"))
+    return prove(masks, PromiseTarget()).model_copy(update={"evidence": evidence})
+
+
+def quiet(studies: int) -> DriftTest:
+    test = DriftTest(0)
+    for number in np.random.default_rng(0).normal(size=studies):
+        test.add({"appearance": float(number)})
+    return test
+
+
+def test_evidence_against_a_promise_by_hand() -> None:
+    # Two bad masks at .1: ((1 + 2 x .9)^2 + (1 + 5 x .9)^2 + (1 + 8 x .9)^2) / 3.
+    assert contradiction([1, 1], 0.1) == pytest.approx((2.8**2 + 5.5**2 + 8.2**2) / 3)
+    assert contradiction([], 0.1) == 1
+
+
+def test_a_true_promise_is_rarely_withdrawn() -> None:
+    generator = np.random.default_rng(0)
+    withdrawn = [contradiction((generator.random(200) < 0.1).astype(float).tolist(), 0.1) >= 20 for _ in range(400)]
+    assert np.mean(withdrawn) <= 0.05 + 3 * np.sqrt(0.05 * 0.95 / 400)
+
+
+@pytest.mark.parametrize(
+    ("promise", "quality", "studies", "losses", "standing"),
+    [
+        (None, "q", 30, [], "none"),
+        (proven(10), "q", 30, [], "none"),
+        (proven(), "other", 30, [], "withdrawn"),
+        (proven(), "q", 30, [1, 1], "withdrawn"),
+        (proven(), "q", 30, [0] * 10, "in force"),
+        (proven(), "q", 10, [], "expected"),
+    ],
+)
+def test_a_promise_stands_only_while_all_that_it_rests_on_does(
+    promise: Promise | None, quality: str, studies: int, losses: list[float], standing: str
+) -> None:
+    assert promise_state(promise, quality, quiet(studies), losses).standing == standing
+
+
+def test_an_alarm_withdraws_at_once() -> None:
+    test = quiet(60)
+    for _ in range(20):
+        test.add({"appearance": 9.0})
+    found = promise_state(proven(), "q", test, [])
+    assert found.standing == "withdrawn"
+    assert test.alarm is not None
+    assert 60 < test.alarm.study <= 65
+    assert "images are less like those of the calibration" in found.reason

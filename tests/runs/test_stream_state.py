@@ -1,0 +1,143 @@
+"""The file of a stream: added to by any number of processes, and damaged by none."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+
+from medfm_rl.errors import DataError
+from medfm_rl.runs.stream_state import (
+    StreamIdentity,
+    StudyCase,
+    add_reviews,
+    add_studies,
+    read_stream,
+    restart,
+)
+
+IDENTITY = StreamIdentity("ge-1", "apical", "north", "a" * 64, 0, 0.05)
+NOW = datetime(2026, 5, 1, tzinfo=UTC)
+
+
+def case(name: str, distance: float = 1.0, verdict: str = "accept") -> StudyCase:
+    return StudyCase(name, f"mask of {name}", verdict, 0.9, 0.95, distance, ())
+
+
+def many(first: int, count: int, distance: float = 1.0) -> dict[str, list[StudyCase]]:
+    return {f"p{n}": [case(f"c{n}", distance + 0.01 * ((7 * n) % 13))] for n in range(first, first + count)}
+
+
+def add_from_a_process(path: Path, first: int) -> None:
+    for number in range(first, first + 5):
+        add_studies(path, IDENTITY, many(number, 1))
+
+
+def test_what_was_added_comes_back_and_is_not_added_twice(tmp_path: Path) -> None:
+    path = tmp_path / "ge.jsonl"
+    studies, repeated = add_studies(path, IDENTITY, many(0, 3), NOW)
+    assert (len(studies), repeated) == (3, 0)
+    assert add_studies(path, IDENTITY, many(0, 4), NOW)[1] == 3
+    history = read_stream(path)
+    assert [study.patient for study in history.studies] == ["p0", "p1", "p2", "p3"]
+    assert history.studies[:3] == studies
+    assert (history.name, history.identity) == ("ge", IDENTITY)
+
+
+def test_a_patient_who_comes_again_is_recorded_and_not_tested(tmp_path: Path) -> None:
+    path = tmp_path / "ge.jsonl"
+    add_studies(path, IDENTITY, {"p0": [case("a")]}, NOW)
+    add_studies(path, IDENTITY, {"p0": [case("b")]}, NOW)
+    assert [study.tested for study in read_stream(path).studies] == [True, False]
+    assert read_stream(path).drift().studies == 1
+
+
+def test_processes_add_at_once_and_nothing_is_lost(tmp_path: Path) -> None:
+    path = tmp_path / "ge.jsonl"
+    context = multiprocessing.get_context("fork")
+    workers = [context.Process(target=add_from_a_process, args=(path, 5 * n)) for n in range(3)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    assert sorted(read_stream(path).cases) == sorted(each.key for own in many(0, 15).values() for each in own)
+
+
+def test_a_last_line_that_was_cut_short_is_named_and_added_again(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "ge.jsonl"
+    add_studies(path, IDENTITY, many(0, 2), NOW)
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-30])
+    history = read_stream(path)
+    assert (history.cut_short, len(history.studies)) == (3, 1)
+    assert "line 3, the last one, was cut short" in caplog.text
+    add_studies(path, IDENTITY, many(0, 2), NOW)
+    assert path.read_bytes() == whole
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda lines: [lines[0], lines[1][:-9], lines[2]], "line 2 is damaged"),
+        (lambda lines: [lines[0], json.dumps({"kind": "visit", "time": NOW.isoformat()})], "no kind of line"),
+        (lambda lines: lines[1:], "does not say what it is of"),
+        (lambda lines: [json.dumps({**json.loads(lines[0]), "format": 9}), *lines[1:]], "newer version"),
+    ],
+)
+def test_damage_and_newer_versions_are_refused(tmp_path: Path, change, message: str) -> None:
+    path = tmp_path / "ge.jsonl"
+    add_studies(path, IDENTITY, many(0, 2), NOW)
+    path.write_text("\n".join(change(path.read_text().splitlines())) + "\n")
+    with pytest.raises(DataError, match=message):
+        read_stream(path)
+
+
+def test_a_clock_that_runs_backwards_is_said_and_clocks_that_differ_a_little_are_not(tmp_path: Path) -> None:
+    path = tmp_path / "ge.jsonl"
+    add_studies(path, IDENTITY, many(0, 1), NOW)
+    add_studies(path, IDENTITY, many(1, 1), NOW - timedelta(minutes=2))
+    assert read_stream(path).last_time == NOW
+    with pytest.raises(DataError, match="the clock runs backwards"):
+        add_studies(path, IDENTITY, many(2, 1), NOW - timedelta(hours=1))
+
+
+@pytest.mark.parametrize("changes", [{"scanner": "ge-2"}, {"site": "south"}, {"quality": "b" * 64}])
+def test_a_stream_is_of_one_scanner_and_one_quality_model(tmp_path: Path, changes: dict[str, str]) -> None:
+    path = tmp_path / "ge.jsonl"
+    add_studies(path, IDENTITY, many(0, 1), NOW)
+    with pytest.raises(DataError, match="another stream"):
+        add_studies(path, replace(IDENTITY, **changes), many(1, 1), NOW)
+
+
+def test_a_share_of_the_accepted_is_drawn_and_open_until_reviewed(tmp_path: Path) -> None:
+    path = tmp_path / "ge.jsonl"
+    cases = {f"p{n}": [case(f"c{n}", verdict="accept" if n % 2 else "correct")] for n in range(400)}
+    add_studies(path, replace(IDENTITY, audit_share=0.2), cases, NOW)
+    drawn = read_stream(path).open_audits
+    assert 20 <= len(drawn) <= 60
+    assert all(each.verdict == "accept" for each in drawn)
+    assert add_reviews(path, {drawn[0].key: 0.9}, NOW) == 1
+    assert add_reviews(path, {drawn[0].key: 0.9}, NOW) == 0
+    assert len(read_stream(path).open_audits) == len(drawn) - 1
+    with pytest.raises(DataError, match="not of this stream"):
+        add_reviews(path, {"stranger": 0.9}, NOW)
+
+
+def test_a_change_raises_an_alarm_until_the_stream_begins_anew(tmp_path: Path) -> None:
+    path = tmp_path / "ge.jsonl"
+    add_studies(path, IDENTITY, many(0, 60), NOW)
+    assert read_stream(path).drift().alarm is None
+    add_studies(path, IDENTITY, many(60, 15, distance=5.0), NOW)
+    alarm = read_stream(path).drift().alarm
+    assert alarm is not None
+    assert (alarm.since, alarm.signal) == (61, "appearance")
+    restart(path, "new probe, checked", NOW)
+    assert read_stream(path).drift().alarm is None
+    with pytest.raises(DataError, match="for a reason"):
+        restart(path, " ", NOW)
