@@ -59,12 +59,15 @@ class ClipFile:
     count: int
 
     def read(self, clip_id: str, patient_id: str, tags: Mapping[str, str] | None = None) -> Clip:
-        """Reads all frames; those of the clip that was read last are kept.
+        """Reads all frames; those of the clip that was read last are kept, or why it could not be read.
 
         Raises:
             DataError: It cannot be read, has NaN or infinity, or nothing but one value.
         """
-        frames, times, geometry = _read(self, self._state())
+        found = _read_once(self, self._state())
+        if isinstance(found, DataError):
+            raise DataError(str(found)) from found
+        frames, times, geometry = found
         return Clip(clip_id, patient_id, frames, times, geometry, tags or {})
 
     def hash(self) -> str:
@@ -120,9 +123,16 @@ def find_numbered(folder: Path) -> ClipFile | None:
 
 
 @lru_cache(maxsize=1)
-def _read(file: ClipFile, state: tuple[tuple[int, int], ...]) -> _Read:
-    """Reads a clip, anew where the state of its file is another."""
+def _read_once(file: ClipFile, state: tuple[tuple[int, int], ...]) -> _Read | DataError:
+    """A clip, or why it cannot be read, since each of its frames asks; anew where the state of its file is another."""
     del state
+    try:
+        return _read(file)
+    except DataError as error:
+        return error
+
+
+def _read(file: ClipFile) -> _Read:
     match file.kind:
         case ClipKind.DICOM:
             frames, times, geometry = read_dicom_clip(file.path)

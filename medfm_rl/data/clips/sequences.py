@@ -72,7 +72,7 @@ def write_sequence(path: Path, frames: npt.NDArray[Any], geometry: Geometry, tim
         DataError: It cannot be written.
     """
     header = nib.Nifti1Header.from_header(nib.Nifti1Header(UNKNOWN_GRID))
-    pixels = np.ascontiguousarray(frames.transpose(2, 1, 0)[:, :, None])
+    pixels = frames.transpose(2, 1, 0)[:, :, None]
     header.set_data_dtype(pixels.dtype)
     affine = None
     if geometry.spacing is not None:

@@ -128,16 +128,17 @@ def segment_clip(
     Raises:
         DataError: The segmenter takes volumes alone, or other channels.
     """
-    labels, reward_maps = [], []
-    for start in range(0, len(clip.frames), _TOGETHER):
-        samples = [
-            segmenter.preprocess(clip.frame(index)) for index in range(start, min(start + _TOGETHER, len(clip.frames)))
-        ]
-        for sample, logits in zip(samples, segmenter.predict_logits_of_batch(samples), strict=True):
-            labels.append(segmenter.restore(logits, sample))
-            if reward is not None:
-                reward_maps.append(_reward_map(segmenter, reward, sample, logits))
-    return np.stack(labels), np.stack(reward_maps) if reward_maps else None
+    count, *shape = len(clip.frames), *clip.frames.shape[2:]
+    labels = np.empty((count, *shape), dtype=np.uint8)
+    reward_maps = None if reward is None else np.empty((count, *shape), dtype=np.float32)
+    for start in range(0, count, _TOGETHER):
+        indices = range(start, min(start + _TOGETHER, count))
+        samples = [segmenter.preprocess(clip.frame(index)) for index in indices]
+        for index, sample, logits in zip(indices, samples, segmenter.predict_logits_of_batch(samples), strict=True):
+            labels[index] = segmenter.restore(logits, sample)
+            if reward is not None and reward_maps is not None:
+                reward_maps[index] = _reward_map(segmenter, reward, sample, logits)
+    return labels, reward_maps
 
 
 @torch.no_grad()

@@ -13,6 +13,7 @@ from pydicom.uid import RLELossless
 from support.clip_files import COUNT, SIZE, compress_as_jpeg, greys, region, write_clip
 from support.dicom_files import AXIAL, ENHANCED_MR, edit_dicom, item, numbers, write_dicom
 
+from medfm_rl.data.clips import reading
 from medfm_rl.data.clips.reading import ClipKind, find_clip
 from medfm_rl.data.clips.regions import tissue_region
 from medfm_rl.data.images import read_image
@@ -170,6 +171,23 @@ def test_colour_doppler_is_refused_by_its_region_or_by_its_pixels(tmp_path: Path
     path = write_clip(tmp_path / "a.dcm", frames, "RGB", SequenceOfUltrasoundRegions=[region(*SECTOR), *flow])
     with pytest.raises(DataError, match=r"a\.dcm, frame 5.*colour Doppler"):
         read(path)
+
+
+def test_a_clip_that_cannot_be_read_is_decoded_once_and_anew_when_it_has_changed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    frames = coloured(greys())
+    frames[:, 10:22, 20:36] = (200, 30, 30)
+    path = write_clip(tmp_path / "a.dcm", frames, "RGB")
+    decoded: list[Path] = []
+    decode = reading.read_dicom_clip
+    monkeypatch.setattr(reading, "read_dicom_clip", lambda path: (decoded.append(path), decode(path))[1])
+    for _ in range(3):
+        with pytest.raises(DataError, match=r"a\.dcm, frame 0.*colour Doppler"):
+            read(path)
+    assert len(decoded) == 1
+    write_clip(path, greys())
+    assert read(path).frames.shape == (COUNT, 1, *SIZE)
 
 
 def test_a_colour_box_without_colours_and_coloured_letters_outside_of_the_region_are_no_doppler(tmp_path: Path) -> None:
