@@ -174,7 +174,7 @@ def test_the_mean_loss_is_that_of_all_that_was_said_each_by_its_trust() -> None:
         link_with(verdict=0.5, sharpness=2.0),
         [[at(-1.0)], [at(2.0)], [at(0.5)], [at(1.0), at(0.2)], [at(3.0)]],
     )
-    said = [
+    said: list[Judgement | Comparison] = [
         Judgement(0, None, "grade", 0.25, 0.5),
         Judgement(1, None, "verdict", 1.0),
         Judgement(2, 1, "grade", 0.25),
