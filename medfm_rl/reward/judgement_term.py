@@ -63,8 +63,7 @@ class JudgementTerm:
         """
         said = [self._training.said[row] for row in next(self._batches)]
         scores = self._scores(self._training, said)
-        losses = [self.link.loss(each, of_it) for each, of_it in zip(said, scores, strict=True)]
-        loss = self.weight * (torch.stack(losses).mean() + self.link.penalty() / len(self._training))
+        loss = self.weight * (self.link.mean_loss(said, scores) + self.link.penalty() / len(self._training))
         if not torch.isfinite(loss):
             raise FloatingPointError(
                 "the loss of judged masks is not finite; lower reward.learning_rate or look at the images"
@@ -99,7 +98,7 @@ class JudgementTerm:
         for each in said:
             places = (each.better, each.worse) if isinstance(each, Comparison) else (each.mask,)
             # Two masks of an image are compared in the same tiles.
-            tiles = self._tiles(len(judgements.masks[places[0]].images))
+            tiles = self._tiles(torch.stack([judgements.masks[place].actions for place in places]), each.structure)
             for place in places:
                 images.append(judgements.masks[place].images[tiles])
                 actions.append(judgements.masks[place].actions[tiles])
@@ -113,13 +112,24 @@ class JudgementTerm:
             found.append(scores_of(each, list(islice(rated, count)), list(islice(seen, count)), self._net.num_classes))
         return found
 
-    def _tiles(self, count: int) -> list[int]:
-        """Drawn for a step; evenly spaced in evaluation, so that validations compare."""
+    def _tiles(self, actions: Tensor, structure: int | None) -> list[int]:
+        """Drawn for a step; evenly spaced in evaluation, so that validations compare.
+
+        Args:
+            actions: `(M, T, *S)`, the masks in all tiles.
+            structure: That was judged. Tiles without it say nothing, as long as one has it.
+        """
+        count = actions.shape[1]
         if count <= _MOST_TILES:
             return list(range(count))
+        looked_for = actions > 0 if structure is None else actions == structure
+        has_it = looked_for.flatten(2).any(dim=2).any(dim=0)
+        found = has_it.nonzero()[:, 0].tolist() or list(range(count))
+        taken = min(_MOST_TILES, len(found))
         if not self._net.training:
-            return [place * count // _MOST_TILES for place in range(_MOST_TILES)]
-        return sorted(torch.randperm(count, generator=self._generator)[:_MOST_TILES].tolist())
+            return [found[place * len(found) // taken] for place in range(taken)]
+        drawn = torch.randperm(len(found), generator=self._generator)[:taken].tolist()
+        return sorted(found[place] for place in drawn)
 
 
 def _batches(count: int, size: int, generator: torch.Generator) -> Iterator[list[int]]:

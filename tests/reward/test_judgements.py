@@ -14,6 +14,7 @@ from torch import Tensor
 
 from medfm_rl.reward.actions import ActionRecords
 from medfm_rl.reward.corruption import warp
+from medfm_rl.reward.judgement_term import JudgementTerm
 from medfm_rl.reward.judgements import (
     Comparison,
     JudgedMask,
@@ -166,6 +167,22 @@ def test_the_prior_holds_the_link_where_it_starts() -> None:
         link.first.add_(2.0)
     # One parameter moved by one spread of the prior.
     assert value_of(link.penalty()) == pytest.approx(0.5)
+
+
+def test_the_mean_loss_is_that_of_all_that_was_said_each_by_its_trust() -> None:
+    link, scores = (
+        link_with(verdict=0.5, sharpness=2.0),
+        [[at(-1.0)], [at(2.0)], [at(0.5)], [at(1.0), at(0.2)], [at(3.0)]],
+    )
+    said: list[Judgement | Comparison] = [
+        Judgement(0, None, "grade", 0.25, 0.5),
+        Judgement(1, None, "verdict", 1.0),
+        Judgement(2, 1, "grade", 0.25),
+        Comparison(3, 4, None, 0.25),
+        Judgement(5, None, "verdict", 0.0),
+    ]
+    each = [value_of(link.loss(what, of_it)) for what, of_it in zip(said, scores, strict=True)]
+    assert value_of(link.mean_loss(said, scores)) == pytest.approx(sum(each) / 5)
 
 
 def test_a_fitted_link_leaves_no_level_to_be_learned() -> None:
@@ -375,6 +392,37 @@ def rank_agreement(net: RewardNet) -> float:
             found.append(float(quality_logit(net(image[None], action), judged_regions(action, None, K))))
             true.append(dice(mask, truth))
     return float(spearmanr(found, true).statistic)
+
+
+def test_of_many_tiles_a_step_looks_at_those_that_have_what_was_judged() -> None:
+    """Ten tiles, of which the structure is in three and another structure in four more."""
+    actions = torch.zeros(10, 16, 16, dtype=torch.uint8)
+    actions[[1, 4, 8], 5:9, 5:9] = 1
+    actions[[0, 2, 3, 5], 5:9, 5:9] = 2
+    seen: list[list[float]] = []
+
+    class Watched(RewardNet):
+        def forward(self, images: Tensor, actions: Tensor) -> Tensor:
+            seen.append(images[:, 0, 0, 0].tolist())
+            return super().forward(images, actions)
+
+    net = Watched(NetworkSettings(channels=(4, 8), residual_units=0), 3)
+    numbers = torch.arange(10.0).view(-1, 1, 1, 1).expand(-1, 1, 16, 16)
+    masks = (JudgedMask(numbers, actions, "p"), JudgedMask(numbers, torch.zeros_like(actions), "p"))
+    for said, expected in (
+        (Judgement(0, 1, "grade", 0.5), {1, 4, 8}),
+        (Judgement(0, None, "grade", 0.5), {0, 1, 2, 3, 4, 5, 8}),
+        (Comparison(1, 0, 2), {0, 2, 3, 5}),
+        (Judgement(1, 1, "verdict", 0.0), set(range(10))),
+    ):
+        seen.clear()
+        split = SplitJudgements.hold_out(Judgements(masks, (said,), 1.0), set())
+        term = JudgementTerm(split, net, CPU, 4, torch.Generator().manual_seed(0))
+        net.train()
+        for _ in range(4):
+            term.step_loss()
+        assert {int(number) for batch in seen for number in batch} <= expected
+        assert all(len(set(batch)) == min(4, len(expected)) for batch in seen)
 
 
 @pytest.mark.parametrize("kind", ["grades", "verdicts", "preferences"])
