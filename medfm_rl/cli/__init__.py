@@ -10,12 +10,32 @@ from io import TextIOWrapper
 
 import typer
 
-from medfm_rl.cli import adaptation, calibration, checking, deployment, feedback, measuring, proposals
+from medfm_rl.cli import (
+    adaptation,
+    calibration,
+    checking,
+    deployment,
+    feedback,
+    measuring,
+    proposals,
+    streams,
+)
 from medfm_rl.cli.console import INTERRUPTED, USER_MISTAKE
 from medfm_rl.cli.root import app
 from medfm_rl.errors import UserError
 
-__all__ = ["adaptation", "app", "calibration", "checking", "deployment", "feedback", "main", "measuring", "proposals"]
+__all__ = [
+    "adaptation",
+    "app",
+    "calibration",
+    "checking",
+    "deployment",
+    "feedback",
+    "main",
+    "measuring",
+    "proposals",
+    "streams",
+]
 
 
 def main() -> None:

@@ -206,7 +206,8 @@ def _by_patient(masks: Sequence[MonthMask]) -> tuple[Array, Array, Array]:
     of_patient: dict[str, list[MonthMask]] = {}
     for mask in masks:
         of_patient.setdefault(mask.patient, []).append(mask)
-    reviewed, others = [], []
+    reviewed: list[list[MonthMask]] = []
+    others: list[list[MonthMask]] = []
     for patient, own in of_patient.items():
         known = sum(mask.value is not None for mask in own)
         if 0 < known < len(own):

@@ -66,7 +66,7 @@ def promise_state(promise: Promise | None, quality: str, drift: DriftTest, losse
     if promise.evidence is not None and promise.evidence.quality_hash != quality:
         return PromiseState("withdrawn", "it was proven for another quality model; prove it again for this one")
     if drift.alarm is not None:
-        return PromiseState("withdrawn", f"the stream has changed since study {drift.alarm.since}: {drift.alarm.words}")
+        return PromiseState("withdrawn", f"the stream has changed: {drift.alarm.words}")
     if contradiction(losses, promise.target.alpha) >= _WITHDRAWN_FROM:
         bad = sum(loss > 0 for loss in losses)
         return PromiseState("withdrawn", f"the audit contradicts it: {bad} of {len(losses)} accepted masks are bad")

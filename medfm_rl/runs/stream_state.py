@@ -179,15 +179,21 @@ class StreamHistory:
     def last_time(self) -> datetime | None:
         return datetime.fromisoformat(self.events[-1].time) if self.events else None
 
-    def drift(self) -> DriftTest:
-        """The test of all studies and reviews since the last restart."""
+    @property
+    def tested(self) -> list[Study | Review]:
+        """The studies and reviews that are tested: those since the last restart, of each patient the first."""
         begin = 1 + max((n for n, event in enumerate(self.events) if isinstance(event, Restart)), default=-1)
+        return [
+            event
+            for event in self.events[begin:]
+            if isinstance(event, Review) or (isinstance(event, Study) and event.tested)
+        ]
+
+    def drift(self) -> DriftTest:
+        """The test of what is tested."""
         test = DriftTest(self.identity.seed)
-        for event in self.events[begin:]:
-            if isinstance(event, Review):
-                test.add({"reviewed": event.dice})
-            elif isinstance(event, Study) and event.tested:
-                test.add(event.numbers)
+        for event in self.tested:
+            test.add({"reviewed": event.dice} if isinstance(event, Review) else event.numbers)
         return test
 
 

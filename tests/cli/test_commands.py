@@ -47,6 +47,7 @@ COMMANDS = [
     "export",
     "feedback",
     "inspect",
+    "measure",
     "simulate-vendor",
     "demo",
 ]
@@ -169,6 +170,8 @@ def test_every_command_explains_itself_and_its_arguments(run: Run, command: str)
     described = get_command(cli.app).commands[command]  # type: ignore[attr-defined]
     assert described.help.split(".")[0].split(":")[0] in " ".join(result.out.split())
     for parameter in described.params:
+        if getattr(parameter, "hidden", False):
+            continue
         assert parameter.help or parameter.name == "help", parameter.name
         shown = parameter.opts[0] if parameter.param_type_name == "option" else parameter.metavar or parameter.name
         assert shown.lower() in result.out.lower(), shown
@@ -425,7 +428,10 @@ def test_evaluate_says_pixels_where_the_spacing_is_unknown(run: Run, model: Path
         (["MODEL", "EMPTY"], ["empty: no image found"]),
         (["MODEL", "/nothing"], ["/nothing: there is no such folder"]),
         (["MODEL", "B/images"], ["there is no mask for", "labelled data is needed"]),
-        (["MODEL", "B", "--layout", "bids"], ["--layout bids: ", "'auto', 'nnunet', 'camus' or 'folder'"]),
+        (
+            ["MODEL", "B", "--layout", "bids"],
+            ["--layout bids: ", "'auto', 'nnunet', 'camus', 'folder', 'clips' or 'echonet'"],
+        ),
         (["MODEL", "B", "--split", "half"], ["--split half: ", "'all', 'train' or 'test'"]),
         (["MODEL", "B", "--split", "test"], ["/b: split test is for nnU-Net data sets"]),
         (["MODEL", "B", "--where", "view"], ["--where view: must be TAG=VALUE"]),

@@ -126,7 +126,11 @@ def test_settings_survive_a_file(
         ({"reward": {"network": {"channels": [16, "x"]}}}, "reward.network.channels.1", "valid integer"),
         ({"reward": {"network": {"channels": [16, 0]}}}, "reward.network.channels.1", "greater than or equal to 1"),
         ({"reward": {"network": {"norm": "layer"}}}, "reward.network.norm", "'instance', 'batch' or 'group'"),
-        ({"target": {"path": "x", "layout": "bids"}}, "target.layout", "'auto', 'nnunet', 'camus' or 'folder'"),
+        (
+            {"target": {"path": "x", "layout": "bids"}},
+            "target.layout",
+            "'auto', 'nnunet', 'camus', 'folder', 'clips' or 'echonet'",
+        ),
         ({"target": {"path": "x", "patient_pattern": "(p"}}, "target.patient_pattern", "not a regular expression"),
         ({"target": {"path": "x", "patient_pattern": "p"}}, "target.patient_pattern", "needs a group"),
         ({"target": {}}, "target.path", "this field is needed"),

@@ -1,0 +1,200 @@
+"""`medfm-rl stream` and `medfm-rl monitor`: studies into a stream, reviews of them, and how all of it stands."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import Final
+
+from medfm_rl.data.files import write_text
+from medfm_rl.errors import ConfigError
+from medfm_rl.progress import Progress, silent
+from medfm_rl.quality.promise_state import promise_state
+from medfm_rl.quality.promises import PROMISE_FILE, Promise
+from medfm_rl.reports.prometheus import metric_values, prometheus_text
+from medfm_rl.reports.streams import StreamView, write_monitor
+from medfm_rl.runs.finished import FinishedRun
+from medfm_rl.runs.stream_state import (
+    UNKNOWN,
+    StreamHistory,
+    StreamIdentity,
+    Study,
+    StudyCase,
+    add_reviews,
+    add_studies,
+    read_stream,
+)
+from medfm_rl.settings import TrackingSettings
+from medfm_rl.tracking import open_tracker
+from medfm_rl.workflows.calibrate.audit import AuditRequest, gather_audit
+from medfm_rl.workflows.deploy.assessed_cases import read_assessed
+
+AUDIT_SHARE: Final = 0.05
+_LOG = logging.getLogger(__name__)
+
+
+def stream_scores(
+    path: Path,
+    scores: Path,
+    scanner: str = UNKNOWN,
+    protocol: str = UNKNOWN,
+    site: str = UNKNOWN,
+    audit_share: float = AUDIT_SHARE,
+    seed: int = 0,
+    now: datetime | None = None,
+) -> tuple[list[Study], int]:
+    """Feeds the cases of a `scores.json` into a stream, patient by patient in their order.
+
+    Cases that could not be assessed have no numbers, and are left out with a warning.
+
+    Args:
+        path: The stream; it is made where there is none.
+        scores: A `scores.json` of `score`.
+        scanner: Name of the scanner.
+        protocol: Protocol.
+        site: Hospital or department.
+        audit_share: Share of the accepted cases that are drawn for review; of a new stream.
+        seed: Of the draws of a new stream.
+        now: The time; None for that of the clock.
+
+    Returns:
+        New studies, and how many cases were there already.
+
+    Raises:
+        DataError: The scores cannot be read, or the stream does not take them.
+        ConfigError: The share is none.
+    """
+    if not 0 <= audit_share <= 1:
+        raise ConfigError(f"--audit-share {audit_share}: must be between 0 and 1")
+    found, cases = read_assessed(scores)
+    if len(found.verdicts) > len(cases):
+        _LOG.warning(
+            "%s: %d cases could not be assessed and are in no stream", scores, len(found.verdicts) - len(cases)
+        )
+    if scanner == UNKNOWN and not path.exists():
+        _LOG.warning(
+            "%s: nobody has said which scanner this stream is of (--scanner): studies of several in one stream hide a "
+            "change of one of them, or look like a change where one is used more",
+            path,
+        )
+    patients: dict[str, list[StudyCase]] = {}
+    for case in cases:
+        patients.setdefault(case.patient, []).append(
+            StudyCase(
+                case.case,
+                case.mask,
+                case.verdict,
+                case.predicted,
+                case.mean_reward,
+                case.shift_distance,
+                case.broken_rules,
+            )
+        )
+    identity = StreamIdentity(scanner, protocol, site, found.quality, seed, audit_share)
+    return add_studies(path, identity, patients, now)
+
+
+def stream_reviews(path: Path, run: FinishedRun, request: AuditRequest, progress: Progress = silent) -> int:
+    """Feeds what reviewers said of the masks of a stream into it.
+
+    Args:
+        path: The stream.
+        run: The run that assessed.
+        request: What was scored and reviewed.
+        progress: Told how far it is.
+
+    Returns:
+        How many reviews are new.
+
+    Raises:
+        UserError: As in `gather_audit` and `add_reviews`.
+    """
+    history = read_stream(path)
+    reviewed = {mask.case: mask.dice for mask in gather_audit(run, request, progress).masks}
+    _, cases = read_assessed(request.scores)
+    masks = {case.case: case.mask for case in cases}
+    found = {
+        key: reviewed[case.case]
+        for key, case in history.cases.items()
+        if case.case in reviewed and masks[case.case] == case.mask
+    }
+    return add_reviews(path, found)
+
+
+def monitor(
+    paths: Sequence[Path],
+    page: Path | None = None,
+    run: Path | None = None,
+    prometheus: Path | None = None,
+    mlflow: str | None = None,
+) -> list[StreamView]:
+    """How streams stand: one page, Prometheus' text and MLflow's numbers, as they are asked for.
+
+    Args:
+        paths: The streams.
+        page: The page to write.
+        run: A finished run, whose `promise.json` is compared with the streams.
+        prometheus: File for Prometheus' textfile collector; written whole or not at all.
+        mlflow: MLflow tracking URI; each stream is a run there.
+
+    Raises:
+        DataError: A stream cannot be read.
+        ModelError: The promise cannot.
+        TrackingError: MLflow does not answer.
+    """
+    promise = None
+    if run is not None and (run / PROMISE_FILE).exists():
+        promise = Promise.read(run / PROMISE_FILE)
+    elif run is not None:
+        _LOG.warning(
+            "%s: there is no promise; `medfm-rl calibrate %s --feedback STORE` proves one", run / PROMISE_FILE, run
+        )
+    views = [view_of(read_stream(path), promise) for path in paths]
+    if page is not None:
+        write_monitor(page, views)
+    if prometheus is not None:
+        write_text(prometheus, prometheus_text(views))
+    if mlflow is not None:
+        for path, view in zip(paths, views, strict=True):
+            _track(path, view, mlflow)
+    return views
+
+
+def view_of(history: StreamHistory, promise: Promise | None) -> StreamView:
+    """What is shown of a stream."""
+    drift, cases, reviews = history.drift(), history.cases, history.reviews
+    under_promise = [
+        float(review.dice < promise.target.dice)
+        for key, review in reviews.items()
+        if promise is not None and promise.accepts(cases[key].predicted, not cases[key].broken_rules)
+    ]
+    identity = history.identity
+    return StreamView(
+        name=history.name,
+        scanner=identity.scanner,
+        protocol=identity.protocol,
+        site=identity.site,
+        times=tuple(study.time for study in history.studies),
+        verdicts=tuple(tuple(case.verdict for case in study.cases) for study in history.studies),
+        drift=drift,
+        promise=promise,
+        state=promise_state(promise, identity.quality, drift, under_promise),
+        audit_share=identity.audit_share,
+        drawn=sum(case.audit for case in cases.values()),
+        open_audits=tuple(case.case for case in history.open_audits),
+        reviewed_dice=tuple(review.dice for review in reviews.values()),
+        under_promise=len(under_promise),
+        bad_under_promise=int(sum(under_promise)),
+        changed_at=None if drift.alarm is None else history.tested[drift.alarm.since - 1].time[:16],
+        cut_short=history.cut_short,
+    )
+
+
+def _track(path: Path, view: StreamView, uri: str) -> None:
+    settings = TrackingSettings(uri=uri)
+    # MLflow's id of the stream's run is kept beside it, so that the next call goes on with it.
+    with open_tracker(settings, path.with_name(f"{path.name}.mlflow"), f"stream {view.name}") as tracker:
+        tracker.log_params({"scanner": view.scanner, "protocol": view.protocol, "site": view.site})
+        tracker.log_metrics(metric_values(view), step=len(view.times))

@@ -1,0 +1,163 @@
+"""`medfm-rl stream` and `medfm-rl monitor` from end to end."""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from support.score_files import write_scores_file
+
+from medfm_rl import cli
+from medfm_rl.quality.promises import Evidence, PromiseTarget, ReviewedMask, prove
+from medfm_rl.runs.stream_state import add_reviews, read_stream
+from medfm_rl.workflows.deploy.assessed_cases import read_assessed
+from medfm_rl.workflows.streams import monitor, stream_scores
+
+Command = Callable[..., tuple[int, str]]
+
+
+@pytest.fixture
+def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
+    """`medfm-rl ARGUMENTS` in this process: exit code, and what was said."""
+
+    def call(*arguments: object) -> tuple[int, str]:
+        monkeypatch.setattr(sys, "argv", ["medfm-rl", *map(str, arguments)])
+        with pytest.raises(SystemExit) as stopped:
+            cli.main()
+        captured = capsys.readouterr()
+        return int(stopped.value.code or 0), captured.out + captured.err
+
+    return call
+
+
+def cases(first: int, count: int, distance: float = 1.0) -> list[tuple[str, str, float, float]]:
+    generator = np.random.default_rng(first)
+    return [
+        (f"c{n}", f"p{n}", float(0.9 + 0.02 * generator.normal()), float(distance + 0.1 * generator.normal()))
+        for n in range(first, first + count)
+    ]
+
+
+@pytest.fixture
+def quiet(tmp_path: Path) -> Path:
+    """A stream of 60 studies of one scanner."""
+    scores = write_scores_file(tmp_path / "scores.json", cases(0, 60))
+    stream_scores(tmp_path / "ge.jsonl", scores, "ge-1", "apical", "north", audit_share=0.2)
+    return tmp_path / "ge.jsonl"
+
+
+def promised(folder: Path) -> Path:
+    """A run with a promise for masks predicted at any Dice that meet every rule, which those above do not."""
+    masks = [ReviewedMask(f"r{n}", f"q{n}", 0.9, True, 0.9) for n in range(24)]
+    evidence = Evidence(quality_hash="a" * 64, scores_hash="s", feedback="f", feedback_hash="h", reviewers=("r1", "r2"))
+    prove(masks, PromiseTarget()).model_copy(update={"evidence": evidence}).write(folder / "promise.json")
+    return folder
+
+
+def test_what_a_scores_file_says_of_each_case(tmp_path: Path) -> None:
+    scores, found = read_assessed(write_scores_file(tmp_path / "scores.json", cases(0, 2)))
+    assert scores.quality == "a" * 64
+    assert [(case.case, case.patient, case.broken_rules) for case in found] == [
+        ("c0", "p0", ("size",)),
+        ("c1", "p1", ("size",)),
+    ]
+
+
+def test_adding_scores_names_what_is_drawn_and_can_be_repeated(tmp_path: Path, command: Command) -> None:
+    scores = write_scores_file(tmp_path / "scores.json", cases(0, 30))
+    arguments = ("stream", "add", tmp_path / "ge.jsonl", "--scores", scores, "--scanner", "ge-1", "--audit-share", 0.5)
+    code, said = command(*arguments)
+    assert code == 0, said
+    assert "Added: 30 studies with 30 masks; 0 were there already" in said
+    drawn = [case.case for case in read_stream(tmp_path / "ge.jsonl").open_audits]
+    assert drawn
+    assert f"Drawn for audit: {', '.join(drawn)}" in said
+    assert "no change found in 30 studies" in said
+    assert "Added: 0 studies with 0 masks; 30 were there already" in command(*arguments)[1]
+
+
+def test_a_stream_without_a_scanner_is_warned_of_and_another_scanner_refused(tmp_path: Path, command: Command) -> None:
+    first = write_scores_file(tmp_path / "first.json", cases(0, 3))
+    code, said = command("stream", "add", tmp_path / "x.jsonl", "--scores", first)
+    assert (code, "nobody has said which scanner" in said) == (0, True)
+    code, said = command("stream", "add", tmp_path / "x.jsonl", "--scores", first, "--scanner", "ge-1")
+    assert (code, "is of scanner unknown" in said) == (2, True)
+    code, said = command("stream", "add", tmp_path / "y.jsonl", "--scores", first, "--audit-share", 2)
+    assert (code, "--audit-share 2.0: must be between 0 and 1" in said) == (2, True)
+
+
+def test_the_page_shows_a_quiet_stream_and_its_promise(quiet: Path, tmp_path: Path, command: Command) -> None:
+    page = tmp_path / "monitor.html"
+    code, said = command("monitor", quiet, "--run", promised(tmp_path), "--page", page, "--fail-on", "alarm")
+    assert code == 0, said
+    assert "promise: in force" in said
+    text = page.read_text()
+    assert "ge-1" in text
+    assert "no change found in 60 studies" in text
+    assert "<strong>in force</strong>" in text
+    assert text.count("<img") == 1
+    assert "http" not in text
+
+
+def test_a_change_is_named_on_the_page_withdraws_the_promise_and_ends_with_code_3(
+    quiet: Path, tmp_path: Path, command: Command
+) -> None:
+    stream_scores(quiet, write_scores_file(tmp_path / "later.json", cases(60, 12, distance=3.0)))
+    code, said = command(
+        "monitor", quiet, "--run", promised(tmp_path), "--page", tmp_path / "m.html", "--fail-on", "alarm"
+    )
+    assert code == 3
+    assert "by appearance: images are less like those of the calibration" in said
+    assert "promise: withdrawn" in said
+    code, said = command("stream", "restart", quiet, "--reason", "new probe, checked")
+    assert code == 0
+    views = monitor([quiet])
+    assert views[0].drift.alarm is None
+    assert views[0].drift_words == "too short to tell: 0 studies and reviews"
+
+
+def test_bad_audits_withdraw_a_promise(tmp_path: Path) -> None:
+    scores = write_scores_file(tmp_path / "scores.json", cases(0, 40))
+    text = scores.read_text().replace('"passed": false', '"passed": true')
+    scores.write_text(text)
+    stream_scores(tmp_path / "ge.jsonl", scores, "ge-1", audit_share=1.0)
+    keys = [case.key for case in read_stream(tmp_path / "ge.jsonl").open_audits]
+    add_reviews(tmp_path / "ge.jsonl", {keys[0]: 0.9})
+    run = promised(tmp_path)
+    assert monitor([tmp_path / "ge.jsonl"], run=run)[0].state.standing == "in force"
+    add_reviews(tmp_path / "ge.jsonl", {keys[1]: 0.2, keys[2]: 0.3, keys[3]: 0.1})
+    view = monitor([tmp_path / "ge.jsonl"], run=run)[0]
+    assert (view.state.standing, view.under_promise, view.bad_under_promise) == ("withdrawn", 4, 3)
+    assert "3 of 4 accepted masks are bad" in view.state.reason
+
+
+def test_prometheus_reads_what_is_written(quiet: Path, tmp_path: Path) -> None:
+    monitor([quiet], prometheus=tmp_path / "streams.prom")
+    text = (tmp_path / "streams.prom").read_text()
+    sample = re.compile(r'medfm_rl_stream_\w+\{(\w+="[^"]*",?)+\} [-+.e0-9]+')
+    lines = text.splitlines()
+    assert all(line.startswith(("# HELP", "# TYPE")) or sample.fullmatch(line) for line in lines)
+    label = '{stream="ge",scanner="ge-1",protocol="apical",site="north"}'
+    assert f"medfm_rl_stream_studies{label} 60" in lines
+    assert f"medfm_rl_stream_alarm{label} 0" in lines
+    assert "reviewed_mean_dice{" not in text
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::ResourceWarning")
+def test_mlflow_records_a_stream_as_one_run(quiet: Path, tmp_path: Path) -> None:
+    mlflow = pytest.importorskip("mlflow")
+    uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
+    monitor([quiet], mlflow=uri)
+    stream_scores(quiet, write_scores_file(tmp_path / "later.json", cases(60, 3)))
+    monitor([quiet], mlflow=uri)
+    client = mlflow.MlflowClient(uri)
+    experiment = client.get_experiment_by_name("medfm-rl")
+    runs = client.search_runs([experiment.experiment_id])
+    assert len(runs) == 1
+    assert runs[0].data.params["scanner"] == "ge-1"
+    history = client.get_metric_history(runs[0].info.run_id, "studies")
+    assert [(each.step, each.value) for each in history] == [(60, 60), (63, 63)]
