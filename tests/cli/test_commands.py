@@ -48,6 +48,8 @@ COMMANDS = [
     "feedback",
     "inspect",
     "measure",
+    "monitor",
+    "stream",
     "simulate-vendor",
     "demo",
 ]
