@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from medfm_rl.cli.console import show_progress
-from medfm_rl.cli.options import Device, Layout, MaskLabels, PatientPattern, data_settings
+from medfm_rl.cli.options import Device, Layout, MaskLabels, PatientPattern, data_settings, site_policy
 from medfm_rl.cli.root import app
 
 stream = typer.Typer(
@@ -30,9 +30,13 @@ def add_command(
     scanner: Annotated[str, typer.Option(help="Scanner; a stream is of one.")] = "unknown",
     protocol: Annotated[str, typer.Option(help="Protocol; a stream is of one.")] = "unknown",
     site: Annotated[str, typer.Option(help="Hospital or department.")] = "unknown",
-    audit_share: Annotated[
-        float, typer.Option(help="Of a new stream: share of the accepted masks that are drawn for review.")
-    ] = 0.05,
+    policy: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE|clinic|research",
+            help="Of a new stream: the policy of the site, whose audit_share of the accepted masks is drawn for review.",
+        ),
+    ] = None,
     seed: Annotated[int, typer.Option(help="Of a new stream: seed of the draws.")] = 0,
 ) -> None:
     """Add the studies of a `score` call; a stream that is not there is made.
@@ -45,7 +49,8 @@ def add_command(
     from medfm_rl.workflows.streams import stream_scores, view_of
 
     with show_progress():
-        added, repeated = stream_scores(path, scores, scanner, protocol, site, audit_share, seed)
+        share = site_policy(policy).audit_share
+        added, repeated = stream_scores(path, scores, scanner, protocol, site, share, seed)
         view = view_of(read_stream(path), None)
     count = sum(len(study.cases) for study in added)
     typer.echo(f"Added: {len(added)} studies with {count} masks; {repeated} were there already")

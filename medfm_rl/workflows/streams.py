@@ -6,7 +6,6 @@ import logging
 from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
-from typing import Final
 
 from medfm_rl.data.files import write_text
 from medfm_rl.errors import ConfigError
@@ -26,12 +25,11 @@ from medfm_rl.runs.stream_state import (
     add_studies,
     read_stream,
 )
-from medfm_rl.settings import TrackingSettings
+from medfm_rl.settings import RESEARCH, TrackingSettings
 from medfm_rl.tracking import open_tracker
 from medfm_rl.workflows.calibrate.audit import AuditRequest, gather_audit
 from medfm_rl.workflows.deploy.assessed_cases import read_assessed
 
-AUDIT_SHARE: Final = 0.05
 _LOG = logging.getLogger(__name__)
 
 
@@ -41,7 +39,7 @@ def stream_scores(
     scanner: str = UNKNOWN,
     protocol: str = UNKNOWN,
     site: str = UNKNOWN,
-    audit_share: float = AUDIT_SHARE,
+    audit_share: float = RESEARCH.audit_share,
     seed: int = 0,
     now: datetime | None = None,
 ) -> tuple[list[Study], int]:
@@ -67,7 +65,7 @@ def stream_scores(
         ConfigError: The share is none.
     """
     if not 0 <= audit_share <= 1:
-        raise ConfigError(f"--audit-share {audit_share}: must be between 0 and 1")
+        raise ConfigError(f"audit_share {audit_share}: must be between 0 and 1")
     found, cases = read_assessed(scores)
     if len(found.verdicts) > len(cases):
         _LOG.warning(
