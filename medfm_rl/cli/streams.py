@@ -34,7 +34,7 @@ def add_command(
         str | None,
         typer.Option(
             metavar="FILE|clinic|research",
-            help="Of a new stream: the policy of the site, whose audit_share of the accepted masks is drawn for review.",
+            help="Of a new stream: the policy of the site; its audit_share of the accepted masks is drawn for review.",
         ),
     ] = None,
     seed: Annotated[int, typer.Option(help="Of a new stream: seed of the draws.")] = 0,
