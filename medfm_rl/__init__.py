@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from medfm_rl.quality.gates import Gates
     from medfm_rl.quality.model import Targets
     from medfm_rl.runs.finished import load_model, load_run
-    from medfm_rl.settings import AdaptConfig, CorrectionSettings, DataSettings
+    from medfm_rl.settings import AdaptConfig, CorrectionSettings, DataSettings, SitePolicy
     from medfm_rl.workflows.adapt.loop import adapt
     from medfm_rl.workflows.calibrate.quality import CalibrateRequest, calibrate
     from medfm_rl.workflows.check.check import CheckRequest, check
@@ -43,6 +43,7 @@ __all__ = [
     "ScoreRequest",
     "SegmentationEnv",
     "SegmenterAdapter",
+    "SitePolicy",
     "Targets",
     "__version__",
     "adapt",
@@ -73,6 +74,7 @@ _HOMES = {
     "ScoreRequest": "workflows.deploy.score",
     "SegmentationEnv": "envs",
     "SegmenterAdapter": "adapters",
+    "SitePolicy": "settings",
     "Targets": "quality.model",
     "adapt": "workflows.adapt.loop",
     "calibrate": "workflows.calibrate.quality",

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from medfm_rl.adapters import TorchModuleAdapter
 from medfm_rl.adapters.obstacles import find_obstacles
 from medfm_rl.adapters.probabilities import SIGMOID, SOFTMAX, probabilities_in
-from medfm_rl.data.notices import warn_once
+from medfm_rl.data.notices import _log_once
 from medfm_rl.settings import PreprocessingSettings
 from medfm_rl.types import Case, Geometry, LabelSchema
 
@@ -54,9 +54,9 @@ ENDINGS: list[tuple[Ending, str | None]] = [
 
 @pytest.fixture(autouse=True)
 def _nothing_said_yet() -> Iterator[None]:
-    warn_once.cache_clear()
+    _log_once.cache_clear()
     yield
-    warn_once.cache_clear()
+    _log_once.cache_clear()
 
 
 @pytest.mark.parametrize(("ending", "said"), ENDINGS)

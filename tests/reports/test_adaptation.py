@@ -76,6 +76,7 @@ UNLABELLED = {
     "rows": [],
     "validity": None,
     "paired_dice": [],
+    "choice": (),
     "cases": [make_case(truth=False)],
 }
 BARE = {**UNLABELLED, "cases": [], "curves": {}, "reliability": {}}

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from support.choosing import keep_the_incumbent
 from support.installed_packages import install, write_documented_package
 from support.tiny_runs import TINY
 from typer.testing import CliRunner
@@ -29,8 +30,7 @@ from medfm_rl.quality import QualityController
 from medfm_rl.settings import DataSettings, kinds
 from medfm_rl.tracking.quality_model import save_quality_model
 from medfm_rl.version import __version__
-from medfm_rl.workflows.adapt import loop as adapt_module
-from medfm_rl.workflows.adapt.selection import Selection
+from medfm_rl.workflows.adapt import choice
 
 KIND = "two-convolutions"
 
@@ -94,7 +94,7 @@ def test_it_is_adapted_scores_and_is_exported(
     }
     file.write_text(yaml.safe_dump(settings))
     # The held-out reward network learnt nothing in four steps; its choice is not asked for here.
-    monkeypatch.setattr(adapt_module, "select", lambda *given: Selection(given[-1], given[-1], ()))
+    monkeypatch.setattr(choice, "select", keep_the_incumbent)
     call("adapt", file)
 
     shown = call("inspect", run, "--device", "cpu")

@@ -9,16 +9,15 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from support.choosing import keep_the_incumbent
 
 from medfm_rl import cli
 from medfm_rl.data.files import hash_folder
 from medfm_rl.data.layouts import find_cases
 from medfm_rl.runs.folder import RunFolder
 from medfm_rl.settings import AdaptConfig, DataSettings
-from medfm_rl.workflows.adapt import collection
-from medfm_rl.workflows.adapt import loop as adapt_module
+from medfm_rl.workflows.adapt import choice, collection
 from medfm_rl.workflows.adapt.context import Domains, RunContext
-from medfm_rl.workflows.adapt.selection import Selection
 
 
 def write_bundle(folder: Path) -> Path:
@@ -132,7 +131,7 @@ def test_a_bundle_goes_in_and_an_adapted_bundle_comes_out(
     }
     (tmp_path / "adapt.yaml").write_text(yaml.safe_dump(settings))
     # The judge learnt nothing in two steps; what it would choose is not asked here.
-    monkeypatch.setattr(adapt_module, "select", lambda *given: Selection(given[-1], given[-1], ()))
+    monkeypatch.setattr(choice, "select", keep_the_incumbent)
     assert call("adapt", tmp_path / "adapt.yaml") == 0, capsys.readouterr().err
     assert call("export", tmp_path / "run", "--to", tmp_path / "out") == 0
     assert "(monai-bundle)" in capsys.readouterr().out

@@ -15,6 +15,7 @@ import torch
 import yaml
 
 pytest.importorskip("nnunetv2", reason="nnunetv2 is not installed (extra nnunet)")
+from support.choosing import keep_the_incumbent
 from support.nnunet_models import dataset, draw, plans, read_labels, write_model
 
 from medfm_rl import cli
@@ -25,8 +26,7 @@ from medfm_rl.runs.finished import load_model
 from medfm_rl.settings import AdaptConfig, DataSettings, NnUNetSettings, TorchSettings
 from medfm_rl.settings.files import commented_config, dump_config, load_config
 from medfm_rl.tiling import tile_boxes
-from medfm_rl.workflows.adapt import loop as adapt_module
-from medfm_rl.workflows.adapt.selection import Selection
+from medfm_rl.workflows.adapt import choice
 from medfm_rl.workflows.training_images import load_images, load_labelled
 
 pytestmark = pytest.mark.nnunet
@@ -87,10 +87,6 @@ def call(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
     return stopped.value.code
 
 
-def keep_the_incumbent(*arguments: Any) -> Selection:
-    return Selection(arguments[-1], arguments[-1], ())
-
-
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_folder_goes_in_and_an_adapted_folder_comes_out(
     kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
@@ -102,7 +98,7 @@ def test_a_folder_goes_in_and_an_adapted_folder_comes_out(
     write_data(tmp_path / "b", shape, ["q1", "q2", "q3", "q4", "q5"], 50, channels)
     before = hash_folder(model)
     # The held-out reward network learned nothing in two steps; what it would choose is not asked here.
-    monkeypatch.setattr(adapt_module, "select", keep_the_incumbent)
+    monkeypatch.setattr(choice, "select", keep_the_incumbent)
     (tmp_path / "adapt.yaml").write_text(yaml.safe_dump(settings(model, tmp_path, folds=[1], mirroring=False)))
     assert call(monkeypatch, "adapt", tmp_path / "adapt.yaml") == 0, capsys.readouterr().err
     assert call(monkeypatch, "export", tmp_path / "run", "--to", tmp_path / "out") == 0

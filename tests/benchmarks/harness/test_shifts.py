@@ -81,7 +81,7 @@ def pack_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         f"{patient}_{part}": values
         for patient in patients
         for part, values in (
-            ("img", np.full((2, 12, 12), 9, np.uint8)),
+            ("img", np.broadcast_to(disc * 60, (2, 12, 12))),
             ("lab", np.broadcast_to(disc > 0, (2, 12, 12)).astype(np.uint8)),
             ("im", np.array([8, 20], np.int16)),
         )

@@ -107,10 +107,9 @@ def test_the_report_says_which_candidate_was_chosen(
     selection = json.loads((finished_run.output / "iteration-01" / "selection.json").read_text(encoding="utf-8"))
     report = (finished_run.output / "report.html").read_text(encoding="utf-8")
     stayed = selection["chosen"] == selection["incumbent"] != "source"
-    assert ("was returned: the held-out reward network was sure of none of the 5 other candidates" in report) == stayed
-    assert ("the held-out reward network chose" in report) == (
-        selection["chosen"] not in ("source", selection["incumbent"])
-    )
+    assert ("was returned: no two signals agreed on another of the 5 candidates" in report) == stayed
+    assert ("it was returned." in report) == (selection["chosen"] not in ("source", selection["incumbent"]))
+    assert report.count("<td>yes</td>") == 1
 
 
 def test_a_run_whose_policies_have_learned_goes_on_without_d_r(finished_run: AdaptConfig, tmp_path: Path) -> None:
@@ -460,7 +459,8 @@ def test_the_log_of_a_run_has_losses_rewards_and_scores(finished_run: AdaptConfi
         r"reward network held-out: step 2 of 4: loss [\d.]+, on held-out patients [\d.]+",
         r"reward network member-1: temperature [\d.]+",
         r"PPO: update 4 of 4: reward [\d.]+, KL to where PPO started [\d.]+",
-        r"selection: source: held-out reward [\d.]+, [+-][\d.]+ against iteration-0\d/candidates/00002",
+        r"selection: source: rules [\d.]+ \([+-][\d.]+\), views .*held-out reward [\d.]+ \([+-][\d.]+\)",
+        r"selection: iteration-0\d/candidates/00002 \(to be beaten\): ",
         r"selection: \S+ is taken",
     ):
         assert re.search(rf"^\d{{4}}-\d\d-\d\d \d\d:\d\d:\d\d {told}", log, re.MULTILINE), told

@@ -508,7 +508,11 @@ def test_predicting_with_correction_leaves_a_mask_of_every_case(
 
     def settled(self: QualityController, reports: list[QualityReport]) -> BatchReport:
         batch = settle(self, reports)
-        marked = tuple(replace(report, verdict=verdicts[report.case_id]) for report in batch.reports)
+        actions = {"accept": "use", "correct": "correct", "refer": "refer"}
+        marked = tuple(
+            replace(report, verdict=verdicts[report.case_id], action=actions[verdicts[report.case_id]])
+            for report in batch.reports
+        )
         return replace(batch, reports=marked)
 
     monkeypatch.setattr(QualityController, "settle", settled)
@@ -753,7 +757,7 @@ def test_options_of_correction_are_refused_where_nothing_is_corrected(
     with pytest.raises(SystemExit) as stopped:
         cli.main()
     assert stopped.value.code == 2
-    assert "--method and --budget are for --correct, and go with it" in capsys.readouterr().err
+    assert "--method, --budget and --policy are for --correct, and go with it" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
 
