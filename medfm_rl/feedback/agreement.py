@@ -77,8 +77,7 @@ def expert_masks(entries: Sequence[Feedback]) -> dict[str, dict[str, str]]:
     """
     found: dict[str, dict[str, str]] = {}
     for entry in entries:
-        accepted = isinstance(entry, Verdict) and entry.decision == "accept" and entry.structure is None
-        if isinstance(entry, CorrectedMask) or (accepted and isinstance(entry, Verdict)):
+        if isinstance(entry, CorrectedMask) or (isinstance(entry, Verdict) and entry.accepts_whole):
             assert entry.image_sha256 is not None
             found.setdefault(entry.image_sha256, {})[entry.reviewer] = entry.mask_sha256
     return found

@@ -189,6 +189,11 @@ class Verdict(_OfCase):
         if self.decision not in DECISIONS:
             raise self._problem(f"the verdict is {self.decision!r}", "it must be accept or reject")
 
+    @property
+    def accepts_whole(self) -> bool:
+        """Whether the mask was accepted with all of its structures."""
+        return self.decision == "accept" and self.structure is None
+
 
 @dataclass(frozen=True, kw_only=True)
 class Grade(_OfCase):

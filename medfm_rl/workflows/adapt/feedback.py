@@ -6,7 +6,7 @@ import logging
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Final, Self, TypeGuard
+from typing import Any, Final, Self
 
 import numpy as np
 
@@ -216,7 +216,7 @@ def _reviewed(
             continue
         if isinstance(entry, CorrectedMask) and "masks" in settings.kinds:
             drawn.setdefault(entry.image_sha256, []).append(entry.mask_sha256)
-        if _accepts_all(entry) and "accepted" in settings.kinds:
+        if isinstance(entry, Verdict) and entry.accepts_whole and "accepted" in settings.kinds:
             accepted.setdefault(entry.image_sha256, []).append(entry.mask_sha256)
     found = []
     for sha256 in {**drawn, **accepted}:
@@ -226,11 +226,6 @@ def _reviewed(
         file = case_of[sha256]
         found.append(ReviewedCase(file.case_id, file.patient_id, tuple(dict.fromkeys(masks)), trust))
     return tuple(sorted(found, key=lambda each: each.case_id))
-
-
-def _accepts_all(entry: Feedback) -> TypeGuard[Verdict]:
-    """Whether a reviewer accepted a mask with all of its structures."""
-    return isinstance(entry, Verdict) and entry.decision == "accept" and entry.structure is None
 
 
 def _reported(entries: Sequence[Feedback], case_of: Mapping[str, CaseFile]) -> tuple[Reported, ...]:
