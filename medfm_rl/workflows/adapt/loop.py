@@ -135,10 +135,11 @@ def _start(
         RunFolder(config.output).require_empty()
         check_inputs(config, progress)
         require_same_segmenter(config)
+        # Before steps are measured, which takes longer: a store that cannot be read is told at once.
+        learned = _gathered(config, progress)
         config, expected = look_ahead(config, max_minutes, progress)
         # Before the settings are written: a run that has those and no record of its inputs is of an older version.
         inputs = read_inputs(config, progress)
-        learned = _gathered(config, progress)
         run = RunFolder.start(config, resume)
         expected.write(run.expected)
         write_inputs(run.inputs, inputs)
