@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -26,6 +27,7 @@ from medfm_rl.anatomy.temporal_rules import (
 )
 from medfm_rl.types import LabelMap, LabelSchema
 
+S = TypeVar("S", bound=np.generic)
 _BASE = 2
 """Discs of 20 that are the base."""
 SMOOTH = 3
@@ -120,7 +122,7 @@ def measure_clip(
         rules: Rules over time; those of the literature where None.
     """
     side = None if spacing is None else float(min(spacing))
-    squared, corner = _cut_out(_with_square_pixels(masks, spacing))
+    squared, corner = _cut_out(with_square_pixels(masks, spacing))
     inside = squared == schema.index_of(ventricle)
     frames = tuple(_measure_frame(mask, schema, chosen, corner) for mask, chosen in zip(squared, inside, strict=True))
     areas = np.array([frame.areas[ventricle] for frame in frames])
@@ -206,8 +208,8 @@ def _measure_frame(
     return FrameAttributes(areas, discs, (down + corner[0], across + corner[1]))
 
 
-def _with_square_pixels(masks: LabelMap, spacing: tuple[float, float] | None) -> LabelMap:
-    """Masks `(T, H, W)` on pixels as large as the shorter side, where they are not square."""
+def with_square_pixels(masks: npt.NDArray[S], spacing: tuple[float, float] | None) -> npt.NDArray[S]:
+    """Masks or maps `(T, H, W)` on pixels as large as the shorter side, where they are not square."""
     if spacing is None or np.isclose(*spacing, rtol=0.01):
         return masks
     for axis, length in enumerate(spacing, 1):
