@@ -18,6 +18,7 @@ from medfm_rl.runs.case_records import CaseRecords
 from medfm_rl.runs.finished import FinishedRun
 from medfm_rl.runs.models import Model
 from medfm_rl.settings import RESEARCH, SitePolicy
+from medfm_rl.workflows.deploy.clip_evidence import evidence_over_time
 from medfm_rl.workflows.deploy.score_outputs import TABLE_FILE, audit_lines, withdraw_results, write_results
 from medfm_rl.workflows.deploy.scoring import Scorer, Scoring
 from medfm_rl.workflows.deploy.scoring_queue import ScoringQueue
@@ -111,7 +112,10 @@ def score(
             request.policy,
         )
         reports = [queue.reports[file.case_id] for file in files if file.case_id in queue.reports]
-        scoring = Scoring(controller.settle(reports), queue.unassessed, queue.traces(files), scorer)
+        over_time = evidence_over_time(
+            [file for file in files if file.case_id in queue.reports], queue.read_mask, controller.schema
+        )
+        scoring = Scoring(controller.settle(reports), queue.unassessed, queue.traces(files), scorer, over_time)
         simulated = any(is_simulated(path.parent) for file in files[:1] for path in file.image_paths)
         write_results(out, scoring, simulated)
         records.log(audit_lines(scoring))
