@@ -186,8 +186,8 @@ def _carried(rest: Pose, pose: Pose, along: Array, across: Array) -> tuple[Array
     """
     share = along / rest.length
     below = np.exp(-np.maximum(along - rest.length, 0) / _CALM)
-    later = np.where(share < 1, along * np.where(share > 0, pose.length / rest.length, 1.0), 0.0)
-    later = np.where(share < 1, later, along + (pose.length - rest.length) * below)
+    shortened = np.where(share > 0, share * pose.length, along)
+    later = np.where(share < 1, shortened, along + (pose.length - rest.length) * below)
     # Beyond apex and base the motion across is that at apex and base, and fades.
     near, now = np.clip(along, 0, rest.length), np.clip(later, 0, pose.length)
     inner, outer = rest.inner(near), rest.outer(near)

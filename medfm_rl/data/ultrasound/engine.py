@@ -22,7 +22,7 @@ ComplexArray = npt.NDArray[np.complex128]
 
 SAMPLES = 320
 """Of a scan line."""
-_TYPICAL_DEPTH_MM = 150.0
+TYPICAL_DEPTH_MM = 150.0
 _FWHM_PER_SIGMA = 2 * np.sqrt(2 * np.log(2))
 _BLUR_LEVELS = 5
 _SOURCE_DYNAMIC_RANGE_DB = 60.0
@@ -165,7 +165,7 @@ def image_tissue(
     shape: tuple[int, int],
     profile: VendorProfile,
     rng: np.random.Generator,
-    depth_mm: float = _TYPICAL_DEPTH_MM,
+    depth_mm: float = TYPICAL_DEPTH_MM,
 ) -> npt.NDArray[np.uint8]:
     """Shows tissue as a vendor's system would.
 
@@ -264,7 +264,7 @@ def resimulate(
     echogenicity = estimate_echogenicity(image, sector, profile.lines)
     height, width = image.shape
     # Of the sector, not of the frame: there may be black above and below.
-    depth_mm = _TYPICAL_DEPTH_MM if row_mm is None else sector.depth * row_mm
+    depth_mm = TYPICAL_DEPTH_MM if row_mm is None else sector.depth * row_mm
     return image_tissue(echogenicity, sector, (height, width), profile, rng, depth_mm)
 
 

@@ -66,7 +66,7 @@ def test_the_worst_frame_comes_first_and_all_corrections_of_a_better_clip_are_us
 
 
 def test_a_clip_that_would_break_a_rule_over_time_comes_back_as_it_was_whole() -> None:
-    clip, masks, right = beating()
+    clip, _, right = beating()
     worse = np.zeros_like(right[0])
     worse[20:23, 20:60] = 1
     found = correct_clip(told({4: right[4], 10: worse}), clip, right.copy(), [4, 10], False, NAMES)
