@@ -137,7 +137,9 @@ def _fine_tuning(config: AdaptConfig, costs: UnitCosts, amounts: Amounts) -> flo
 
 def _collecting(config: AdaptConfig, costs: UnitCosts, amounts: Amounts) -> float:
     settings, (source, target) = config.collect, costs.collect
-    return settings.target_images * target + (settings.source_images * source if amounts.source else 0.0)
+    # A frame is segmented with four neighbours, an image of the target in as many changed ways.
+    images = settings.target_images + (settings.clip_images if amounts.clip_frames else 0)
+    return images * target + (settings.source_images * source if amounts.source else 0.0)
 
 
 def _reward(config: AdaptConfig, costs: UnitCosts, iteration: int) -> float:
@@ -163,7 +165,8 @@ def _memory(config: AdaptConfig, costs: UnitCosts, amounts: Amounts) -> int | No
     channels, pixels = amounts.patch
     images = 4 * channels * pixels * (amounts.target + amounts.selection + amounts.source)
     collect = config.collect
-    records = config.iterations * (collect.target_images + (collect.source_images if amounts.source else 0))
+    images = collect.target_images + (collect.clip_images if amounts.clip_frames else 0)
+    records = config.iterations * (images + (collect.source_images if amounts.source else 0))
     actions = records * pixels * (4 * channels + collect.actions_per_image + 5)
     return round(costs.memory + images + _COPIES * actions)
 
