@@ -165,8 +165,8 @@ def _memory(config: AdaptConfig, costs: UnitCosts, amounts: Amounts) -> int | No
     channels, pixels = amounts.patch
     images = 4 * channels * pixels * (amounts.target + amounts.selection + amounts.source)
     collect = config.collect
-    images = collect.target_images + (collect.clip_images if amounts.clip_frames else 0)
-    records = config.iterations * (images + (collect.source_images if amounts.source else 0))
+    of_target = collect.target_images + (collect.clip_images if amounts.clip_frames else 0)
+    records = config.iterations * (of_target + (collect.source_images if amounts.source else 0))
     actions = records * pixels * (4 * channels + collect.actions_per_image + 5)
     return round(costs.memory + images + _COPIES * actions)
 
