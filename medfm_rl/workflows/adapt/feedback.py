@@ -14,6 +14,7 @@ from medfm_rl.data.files import read_versioned_json, write_versioned_json
 from medfm_rl.data.layouts import CaseFile
 from medfm_rl.errors import DataError
 from medfm_rl.feedback import CorrectedMask, Feedback, FeedbackStore, Measurement, Verdict
+from medfm_rl.feedback.agreement import expert_masks
 from medfm_rl.progress import Progress
 from medfm_rl.seeding import derive_seed
 from medfm_rl.settings import FeedbackSettings
@@ -24,6 +25,8 @@ _FORMAT: Final = 2
 _ADVICE: Final = "put back what `adapt` wrote there, or start a new run in another folder"
 _AUDIT: Final = "audit"
 _CORRECTED_TRUST: Final = 1.0
+_MASK_KINDS: Final = {"masks": CorrectedMask, "accepted": Verdict}
+"""What `feedback.kinds` calls the entries that expert masks come from."""
 
 
 @dataclass(frozen=True)
@@ -209,22 +212,13 @@ def _reviewed(
     entries: Sequence[Feedback], case_of: Mapping[str, CaseFile], settings: FeedbackSettings
 ) -> tuple[ReviewedCase, ...]:
     """By case, the masks that were drawn, or else those that were accepted as a whole."""
-    drawn: dict[str, list[str]] = {}
-    accepted: dict[str, list[str]] = {}
-    for entry in entries:
-        if entry.image_sha256 is None:
-            continue
-        if isinstance(entry, CorrectedMask) and "masks" in settings.kinds:
-            drawn.setdefault(entry.image_sha256, []).append(entry.mask_sha256)
-        if isinstance(entry, Verdict) and entry.accepts_whole and "accepted" in settings.kinds:
-            accepted.setdefault(entry.image_sha256, []).append(entry.mask_sha256)
+    kinds = tuple(kind for name, kind in _MASK_KINDS.items() if name in settings.kinds)
     found = []
-    for sha256 in {**drawn, **accepted}:
-        trust, masks = (
-            (_CORRECTED_TRUST, drawn[sha256]) if sha256 in drawn else (settings.accepted_trust, accepted[sha256])
-        )
-        file = case_of[sha256]
-        found.append(ReviewedCase(file.case_id, file.patient_id, tuple(dict.fromkeys(masks)), trust))
+    for image, by_reviewer in expert_masks([entry for entry in entries if isinstance(entry, kinds)]).items():
+        drawn = [mask for mask in by_reviewer.values() if mask.drawn]
+        masks = tuple(dict.fromkeys(mask.sha256 for mask in drawn or by_reviewer.values()))
+        trust = _CORRECTED_TRUST if drawn else settings.accepted_trust
+        found.append(ReviewedCase(case_of[image].case_id, case_of[image].patient_id, masks, trust))
     return tuple(sorted(found, key=lambda each: each.case_id))
 
 
