@@ -17,10 +17,10 @@ from medfm_rl.settings import (
     ShapePriorSettings,
     TorchSettings,
 )
-from medfm_rl.workflows.adapt.expectation import Expectation, expect, with_changes
-from medfm_rl.workflows.adapt.measuring import Amounts, UnitCosts
-from medfm_rl.workflows.adapt.shortening import shorten
-from medfm_rl.workflows.adapt.stage_clock import StageClock, parts_of_stages
+from medfm_rl.workflows.adapt.forecast.expectation import Expectation, expect, with_changes
+from medfm_rl.workflows.adapt.forecast.measuring import Amounts, UnitCosts
+from medfm_rl.workflows.adapt.forecast.shortening import shorten
+from medfm_rl.workflows.adapt.forecast.stage_clock import StageClock, parts_of_stages
 
 COSTS = UnitCosts(
     read=0.5,

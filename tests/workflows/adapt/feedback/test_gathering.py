@@ -17,14 +17,14 @@ from medfm_rl.reward.actions import ActionDataset
 from medfm_rl.settings import DataSettings, FeedbackSettings, FineTuningSettings, SourceTrainingSettings
 from medfm_rl.types import LabelSchema
 from medfm_rl.workflows.adapt.checks import split_target
+from medfm_rl.workflows.adapt.choosing.cross_fit import CrossFit
+from medfm_rl.workflows.adapt.choosing.selection import Selection
 from medfm_rl.workflows.adapt.context import RunContext
 from medfm_rl.workflows.adapt.continuing import Continuation
-from medfm_rl.workflows.adapt.cross_fit import CrossFit
-from medfm_rl.workflows.adapt.feedback import LearnedFeedback, gather
-from medfm_rl.workflows.adapt.judged_images import load_judged
+from medfm_rl.workflows.adapt.feedback.gathering import LearnedFeedback, gather
+from medfm_rl.workflows.adapt.feedback.judged_images import load_judged
+from medfm_rl.workflows.adapt.feedback.reported import goals_of_cases
 from medfm_rl.workflows.adapt.loop import adapt
-from medfm_rl.workflows.adapt.reported import goals_of_cases
-from medfm_rl.workflows.adapt.selection import Selection
 
 SCHEMA = LabelSchema.from_structures({"LV": 1, "MYO": 2, "LA": 3})
 
@@ -288,7 +288,7 @@ def test_an_area_is_brought_to_the_grid_of_the_network(tmp_path: Path) -> None:
     from medfm_rl.data.images import write_image
     from medfm_rl.settings import NetworkSettings, PreprocessingSettings
     from medfm_rl.types import Geometry
-    from medfm_rl.workflows.adapt.feedback import Reported
+    from medfm_rl.workflows.adapt.feedback.gathering import Reported
 
     schema = LabelSchema.from_structures({"LV": 1})
     torch.manual_seed(0)

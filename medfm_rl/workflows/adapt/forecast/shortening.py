@@ -8,7 +8,7 @@ from typing import Final
 from medfm_rl.errors import ConfigError
 from medfm_rl.progress import spoken_time
 from medfm_rl.settings import AdaptConfig
-from medfm_rl.workflows.adapt.expectation import Expectation, value_of, with_value
+from medfm_rl.workflows.adapt.forecast.expectation import Expectation, value_of, with_value
 
 ORDER: Final = (
     ("iterations", 1),

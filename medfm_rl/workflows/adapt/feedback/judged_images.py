@@ -17,9 +17,9 @@ from medfm_rl.reward.judgements import Comparison, JudgedMask, Judgement, Judgem
 from medfm_rl.settings import FeedbackSettings
 from medfm_rl.tiling import tile_boxes
 from medfm_rl.types import Case
-from medfm_rl.workflows.adapt.feedback import LearnedFeedback
-from medfm_rl.workflows.adapt.judged import JudgedCase, PreferredCase
-from medfm_rl.workflows.adapt.reviewed_images import mask_on_image
+from medfm_rl.workflows.adapt.feedback.gathering import LearnedFeedback
+from medfm_rl.workflows.adapt.feedback.judged import JudgedCase, PreferredCase
+from medfm_rl.workflows.adapt.feedback.reviewed_images import mask_on_image
 
 
 def load_judged(

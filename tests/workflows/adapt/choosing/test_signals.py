@@ -10,7 +10,16 @@ from medfm_rl.reward.collection import ImageSet
 from medfm_rl.reward.network import RewardNet
 from medfm_rl.reward.shape_prior import ShapePrior
 from medfm_rl.settings import NetworkSettings
-from medfm_rl.workflows.adapt.signals import REWARD, RULES, SHAPES, VIEWS, RatedMasks, Raters, mean_dice, paired_rewards
+from medfm_rl.workflows.adapt.choosing.signals import (
+    REWARD,
+    RULES,
+    SHAPES,
+    VIEWS,
+    RatedMasks,
+    Raters,
+    mean_dice,
+    paired_rewards,
+)
 
 CPU = torch.device("cpu")
 

@@ -6,7 +6,7 @@ import pytest
 
 from medfm_rl.data.files import write_json
 from medfm_rl.errors import DataError
-from medfm_rl.workflows.adapt.cross_fit import CrossFit
+from medfm_rl.workflows.adapt.choosing.cross_fit import CrossFit
 
 
 def of(*gains: float) -> CrossFit:

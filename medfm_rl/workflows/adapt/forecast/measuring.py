@@ -28,7 +28,7 @@ from medfm_rl.reward.sources import LabelledSourceImages, UnlabelledTargetImages
 from medfm_rl.reward.training import contour_weights, reward_loss
 from medfm_rl.settings import AdaptConfig
 from medfm_rl.workflows.adapt.checks import split_target
-from medfm_rl.workflows.adapt.fine_tuning import FineTuningImages, fine_tune
+from medfm_rl.workflows.adapt.stages.fine_tuning import FineTuningImages, fine_tune
 from medfm_rl.workflows.calibrate.cases import calibration_case
 from medfm_rl.workflows.training_images import load_images, load_labelled
 

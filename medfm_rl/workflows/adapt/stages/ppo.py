@@ -22,9 +22,9 @@ from medfm_rl.reward.measurements import MeasurementReward
 from medfm_rl.reward.network import RewardEnsemble
 from medfm_rl.seeding import derive_seed, torch_generator
 from medfm_rl.tracking import Tracker
-from medfm_rl.workflows.adapt.averaging import RunningAverage
 from medfm_rl.workflows.adapt.context import Domains, RunContext, write_weights
-from medfm_rl.workflows.adapt.telling import is_told, tell_update
+from medfm_rl.workflows.adapt.stages.averaging import RunningAverage
+from medfm_rl.workflows.adapt.stages.telling import is_told, tell_update
 
 
 def run_ppo(

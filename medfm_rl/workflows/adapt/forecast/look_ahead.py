@@ -8,9 +8,9 @@ from medfm_rl.errors import ConfigError
 from medfm_rl.progress import Progress
 from medfm_rl.runs.folder import RunFolder
 from medfm_rl.settings import AdaptConfig
-from medfm_rl.workflows.adapt.expectation import Expectation, expect, with_changes
-from medfm_rl.workflows.adapt.measuring import measure
-from medfm_rl.workflows.adapt.shortening import shorten
+from medfm_rl.workflows.adapt.forecast.expectation import Expectation, expect, with_changes
+from medfm_rl.workflows.adapt.forecast.measuring import measure
+from medfm_rl.workflows.adapt.forecast.shortening import shorten
 
 _WORTH_MEASURING: Final = 500
 """Steps of a run from which on the few that are measured are below two in a hundred."""

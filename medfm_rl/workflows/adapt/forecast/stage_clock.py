@@ -9,8 +9,9 @@ from typing import Final
 
 from medfm_rl.progress import Progress, spoken_time
 from medfm_rl.settings import AdaptConfig
-from medfm_rl.workflows.adapt import expectation
-from medfm_rl.workflows.adapt.expectation import Expectation
+from medfm_rl.workflows.adapt.choosing.cross_fit import CROSS_FIT
+from medfm_rl.workflows.adapt.forecast import expectation
+from medfm_rl.workflows.adapt.forecast.expectation import Expectation
 
 _LOG = logging.getLogger(__name__)
 _TRUSTED: Final = 30.0
@@ -22,7 +23,7 @@ def parts_of_stages(config: AdaptConfig) -> dict[str, int]:
     sets = 1 if config.source is None else 2
     return {
         expectation.READING: 1 + sets,
-        expectation.CROSS_FIT: 2,
+        CROSS_FIT: 2,
         expectation.COLLECTING: config.iterations * sets,
         expectation.REWARD: config.iterations * (config.reward.ensemble + 1),
         expectation.PPO: config.iterations,

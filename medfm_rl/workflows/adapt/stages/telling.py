@@ -8,8 +8,6 @@ from typing import Final
 
 from torch import Tensor
 
-from medfm_rl.workflows.adapt.selection import Selection
-
 _LOG = logging.getLogger(__name__)
 _LINES: Final = 10
 """Lines about a stage."""
@@ -57,17 +55,3 @@ def tell_update(logged: Mapping[str, float], updates: int) -> None:
     }
     found = ", ".join(f"{said} {logged[name]:.4f}" for name, said in words.items() if name in logged)
     _LOG.info("PPO: update %d of %d: %s", logged["update"], updates, found)
-
-
-def tell_selection(selection: Selection) -> None:
-    """Logs what each signal thinks of each candidate."""
-    for item in selection.candidates:
-        scores = ", ".join(
-            f"{name} {opinion.score:.4f} ({opinion.gain:+.4f})" for name, opinion in item.opinions.items()
-        )
-        beaten = " (to be beaten)" if item.name == selection.incumbent else ""
-        _LOG.info("selection: %s%s: %s", item.name, beaten, scores)
-    worth = ", ".join(f"{name} {value:.2f}" for name, value in selection.worth.items() if value is not None)
-    if worth:
-        _LOG.info("selection: rank correlation of the signals with Dice on source images in other looks: %s", worth)
-    _LOG.info("selection: %s is taken", selection.chosen)

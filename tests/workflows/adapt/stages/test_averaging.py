@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import torch
 
-from medfm_rl.workflows.adapt.averaging import RunningAverage, average_weights
+from medfm_rl.workflows.adapt.stages.averaging import RunningAverage, average_weights
 
 
 def state(value: float) -> dict[str, torch.Tensor]:

@@ -8,7 +8,7 @@ from medfm_rl.adapters import add_low_rank
 from medfm_rl.adapters.lora import low_rank_parameters
 from medfm_rl.augmentation.appearance import randomise_appearance
 from medfm_rl.settings import FineTuningSettings, LoRASettings
-from medfm_rl.workflows.adapt.fine_tuning import FineTuningImages, blend_with_initial, fine_tune
+from medfm_rl.workflows.adapt.stages.fine_tuning import FineTuningImages, blend_with_initial, fine_tune
 
 CPU = torch.device("cpu")
 

@@ -11,9 +11,8 @@ from hypothesis import strategies as st
 from medfm_rl.data.files import write_json
 from medfm_rl.errors import DataError
 from medfm_rl.runs.folder import RunFolder
-from medfm_rl.workflows.adapt.decision import table_of
-from medfm_rl.workflows.adapt.final_report import read_decision
-from medfm_rl.workflows.adapt.selection import (
+from medfm_rl.workflows.adapt.choosing.decision import table_of
+from medfm_rl.workflows.adapt.choosing.selection import (
     Candidate,
     Comparison,
     Opinion,
@@ -21,7 +20,8 @@ from medfm_rl.workflows.adapt.selection import (
     select,
     worth_of_signals,
 )
-from medfm_rl.workflows.adapt.signals import REWARD, RULES, SHAPES, SIGNALS, VIEWS
+from medfm_rl.workflows.adapt.choosing.signals import REWARD, RULES, SHAPES, SIGNALS, VIEWS
+from medfm_rl.workflows.adapt.final_report import read_decision
 
 PATIENTS = [f"p{i}" for i in range(10)]
 BASE = np.linspace(0.5, 0.8, 10)

@@ -18,7 +18,7 @@ from medfm_rl.feedback.agreement import expert_masks
 from medfm_rl.progress import Progress
 from medfm_rl.seeding import derive_seed
 from medfm_rl.settings import FeedbackSettings
-from medfm_rl.workflows.adapt.judged import JudgedCase, PreferredCase, judged_cases, preferred_cases
+from medfm_rl.workflows.adapt.feedback.judged import JudgedCase, PreferredCase, judged_cases, preferred_cases
 
 _LOG = logging.getLogger(__name__)
 _FORMAT: Final = 2

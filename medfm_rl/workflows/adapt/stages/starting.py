@@ -11,7 +11,7 @@ from medfm_rl.runs.folder import SOURCE
 from medfm_rl.seeding import derive_seed
 from medfm_rl.tracking import Tracker
 from medfm_rl.workflows.adapt.context import Domains, RunContext, write_weights
-from medfm_rl.workflows.adapt.fine_tuning import FineTuningImages, fine_tune
+from medfm_rl.workflows.adapt.stages.fine_tuning import FineTuningImages, fine_tune
 
 _LOG = logging.getLogger(__name__)
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import logging
+
 from medfm_rl.reports.adaptation import ChoiceRow
 from medfm_rl.runs.folder import SOURCE
-from medfm_rl.workflows.adapt.selection import Selection
+from medfm_rl.workflows.adapt.choosing.selection import Selection
 
+_LOG = logging.getLogger(__name__)
 _SURE = 0.95
 
 
@@ -65,3 +68,17 @@ def _spoken(candidate: str) -> str:
         f"the average of the weights up to update {int(update)} of PPO in iteration {int(iteration.split('-')[1]) + 1} "
         f"({candidate})"
     )
+
+
+def tell_selection(selection: Selection) -> None:
+    """Logs what each signal thinks of each candidate."""
+    for item in selection.candidates:
+        scores = ", ".join(
+            f"{name} {opinion.score:.4f} ({opinion.gain:+.4f})" for name, opinion in item.opinions.items()
+        )
+        beaten = " (to be beaten)" if item.name == selection.incumbent else ""
+        _LOG.info("selection: %s%s: %s", item.name, beaten, scores)
+    worth = ", ".join(f"{name} {value:.2f}" for name, value in selection.worth.items() if value is not None)
+    if worth:
+        _LOG.info("selection: rank correlation of the signals with Dice on source images in other looks: %s", worth)
+    _LOG.info("selection: %s is taken", selection.chosen)

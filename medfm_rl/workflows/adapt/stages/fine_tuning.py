@@ -19,8 +19,8 @@ from medfm_rl.networks import argmax_classes, mixed_precision
 from medfm_rl.reward.collection import ReviewedImages
 from medfm_rl.seeding import torch_generator
 from medfm_rl.settings import FineTuningSettings
-from medfm_rl.workflows.adapt.averaging import RunningAverage, average_weights
-from medfm_rl.workflows.adapt.telling import MeanLosses
+from medfm_rl.workflows.adapt.stages.averaging import RunningAverage, average_weights
+from medfm_rl.workflows.adapt.stages.telling import MeanLosses
 
 _TOLERANCE = 0.01
 _MOST_IMAGES = 200

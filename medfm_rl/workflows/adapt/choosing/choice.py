@@ -15,12 +15,12 @@ from medfm_rl.reward.network import RewardNet
 from medfm_rl.reward.shape_prior import ShapePrior
 from medfm_rl.seeding import torch_generator
 from medfm_rl.tracking import Tracker
-from medfm_rl.workflows.adapt.candidates import CandidatePool
+from medfm_rl.workflows.adapt.choosing.candidates import CandidatePool
+from medfm_rl.workflows.adapt.choosing.cross_fit import CrossFit
+from medfm_rl.workflows.adapt.choosing.decision import tell_selection
+from medfm_rl.workflows.adapt.choosing.selection import Comparison, Selection, select, worth_of_signals
+from medfm_rl.workflows.adapt.choosing.signals import MOST_SOURCE_IMAGES, RatedMasks, Raters, mean_dice
 from medfm_rl.workflows.adapt.context import Domains, RunContext
-from medfm_rl.workflows.adapt.cross_fit import CrossFit
-from medfm_rl.workflows.adapt.selection import Comparison, Selection, select, worth_of_signals
-from medfm_rl.workflows.adapt.signals import MOST_SOURCE_IMAGES, RatedMasks, Raters, mean_dice
-from medfm_rl.workflows.adapt.telling import tell_selection
 
 _LOG = logging.getLogger(__name__)
 

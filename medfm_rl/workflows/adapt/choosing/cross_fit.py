@@ -19,14 +19,15 @@ from medfm_rl.networks import argmax_classes
 from medfm_rl.reward.collection import ReviewedImages
 from medfm_rl.runs.folder import SOURCE
 from medfm_rl.seeding import derive_seed
+from medfm_rl.workflows.adapt.choosing.signals import Values, mean_dice
 from medfm_rl.workflows.adapt.context import Domains, RunContext
-from medfm_rl.workflows.adapt.expectation import CROSS_FIT
-from medfm_rl.workflows.adapt.signals import Values, mean_dice
-from medfm_rl.workflows.adapt.starting import fine_tuned_policy
+from medfm_rl.workflows.adapt.stages.starting import fine_tuned_policy
 
 _LOG = logging.getLogger(__name__)
 _FORMAT: Final = 1
 _ADVICE: Final = "put back what `adapt` wrote there, or delete it and resume the run"
+CROSS_FIT: Final = "comparing on reviewed patients"
+"""What the progress calls this stage."""
 _FOLDS: Final = 2
 LEAST_PATIENTS: Final = 4
 """With three, no outcome whatever would be significant at 10 %: (1/2)^3 = .125."""

@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from medfm_rl.workflows.adapt.candidates import CandidatePool
+from medfm_rl.workflows.adapt.choosing.candidates import CandidatePool
 
 
 def test_an_iteration_goes_on_from_the_trajectory_of_the_policy_that_won() -> None:

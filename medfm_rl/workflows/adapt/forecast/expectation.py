@@ -13,8 +13,9 @@ from medfm_rl.data.files import read_versioned_json, write_versioned_json
 from medfm_rl.errors import DataError
 from medfm_rl.progress import spoken_time
 from medfm_rl.settings import AdaptConfig
-from medfm_rl.workflows.adapt.measuring import Amounts, UnitCosts
-from medfm_rl.workflows.adapt.signals import LOOKS, MOST_SOURCE_IMAGES
+from medfm_rl.workflows.adapt.choosing.cross_fit import CROSS_FIT
+from medfm_rl.workflows.adapt.choosing.signals import LOOKS, MOST_SOURCE_IMAGES
+from medfm_rl.workflows.adapt.forecast.measuring import Amounts, UnitCosts
 
 _LOG = logging.getLogger(__name__)
 _FORMAT: Final = 2
@@ -29,7 +30,6 @@ _COPIES: Final = 2.5
 """How often the actions are in memory while they are split by patient."""
 
 READING, FINE_TUNING, SHAPE_PRIOR, COLLECTING = "reading", "fine-tuning", "shape prior", "collecting actions"
-CROSS_FIT = "comparing on reviewed patients"
 REWARD, PPO, SELECTION, QUALITY, EVALUATING = (
     "reward network",
     "PPO",

@@ -14,7 +14,7 @@ from medfm_rl.data.files import read_versioned_json, write_versioned_json
 from medfm_rl.errors import DataError
 from medfm_rl.metrics.bootstrap import paired_bootstrap
 from medfm_rl.runs.folder import SOURCE, current_name
-from medfm_rl.workflows.adapt.signals import REWARD, Values
+from medfm_rl.workflows.adapt.choosing.signals import REWARD, Values
 
 _FORMAT = 3
 _ADVICE = "put back what `adapt` wrote there, or delete it and resume the run"
