@@ -46,7 +46,8 @@ from medfm_rl.adapters import SegmenterAdapter, TorchModuleAdapter
 from medfm_rl.data.files import replace_folder_on_success
 from medfm_rl.metrics.overlap import dice
 from medfm_rl.policies import ACTOR
-from medfm_rl.reward.actions import ActionDataset, ActionRecords
+from medfm_rl.reward.actions import ActionRecords
+from medfm_rl.reward.dataset import ActionDataset
 from medfm_rl.reward.network import RewardEnsemble, RewardNet
 from medfm_rl.reward.score import structure_scores
 from medfm_rl.runs.folder import RunFolder

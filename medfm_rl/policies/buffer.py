@@ -33,6 +33,15 @@ class DenseRollout:
     advantages: Tensor
     reference_log_probs: Tensor | None
 
+    def split(self, size: int) -> list[DenseRollout]:
+        """Parts of so many images; itself where it has no more."""
+        if len(self.rows) <= size:
+            return [self]
+        return [
+            DenseRollout(*(None if values is None else values[part] for values in vars(self).values()))
+            for part in (slice(start, start + size) for start in range(0, len(self.rows), size))
+        ]
+
 
 class DenseRolloutBuffer(RolloutBuffer):
     """Images, actions, log-probabilities, rewards and advantages of a rollout, pixel by pixel.

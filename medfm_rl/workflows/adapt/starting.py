@@ -61,6 +61,7 @@ def fine_tuned_policy(
         1.0 if config.feedback is None else config.feedback.share,
         policy.intensity_channels,
         policy.mirror_axes,
+        context.scratch,
     )
     share = fine_tune(
         policy,
