@@ -19,6 +19,7 @@ from stable_baselines3.common.vec_env import VecEnv
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from medfm_rl.activations import recomputed_activations
 from medfm_rl.envs import SegmentationVecEnv
 from medfm_rl.networks import images_at_once, mixed_precision
 from medfm_rl.policies.buffer import DenseRollout, DenseRolloutBuffer
@@ -58,6 +59,7 @@ class DensePPO(PPO):
         n_steps: Rollout steps (of `env.num_envs` images each) per update.
         batch_size: Images per minibatch; the whole rollout where None.
         autocast: bfloat16 in the networks, where the hardware has it.
+        recompute: Compute activations of the policy again for each gradient, to save memory.
         seed: Seed of the sampled actions.
         device: Where actor, critic and reference are.
         verbose: 1 prints what is logged. Files are written by a logger with a folder, given to `set_logger`.
@@ -81,6 +83,7 @@ class DensePPO(PPO):
         n_steps: int = 1,
         batch_size: int | None = None,
         autocast: bool = False,
+        recompute: bool = False,
         seed: int = 0,
         device: torch.device | str = "auto",
         verbose: int = 0,
@@ -90,6 +93,7 @@ class DensePPO(PPO):
             raise ValueError("a critic is needed by the baseline 'critic', and only there")
         self.settings = settings
         self.autocast = autocast
+        self.recompute = recompute
         self.reference = copy.deepcopy(segmenter) if reference is None else reference
         self.reference.eval().requires_grad_(False)
         super().__init__(
@@ -174,9 +178,14 @@ class DensePPO(PPO):
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Sampled actions, their log-probabilities and the argmax actions `(B, *S)`; log-probabilities `(B, K, *S)`."""
         with torch.set_grad_enabled(keeps_graph), self._precision():
-            distribution = self.policy.distribution(images)
+            distribution = self._distribution(images) if keeps_graph else self.policy.distribution(images)
         actions = DenseCategorical(distribution.logits.detach()).sample(generator, self.settings.noise_length)
         return actions, distribution.log_prob(actions).detach(), distribution.mode(), distribution.log_probs
+
+    def _distribution(self, images: Tensor) -> DenseCategorical:
+        """The policy with a graph."""
+        with recomputed_activations(self.policy.segmenter, self.recompute):
+            return self.policy.distribution(images)
 
     @property
     def _at_once(self) -> int:
@@ -341,7 +350,7 @@ class DensePPO(PPO):
         log_probs, self._rollout_log_probs = self._rollout_log_probs, None
         if log_probs is None:
             with self._precision():
-                log_probs = self.policy.distribution(rollout.images).log_probs
+                log_probs = self._distribution(rollout.images).log_probs
         log_probs = log_probs.float()
         chosen = log_probs.gather(1, rollout.actions.long()[:, None])[:, 0]
         loss, clip_fraction, approx_kl = clipped_policy_loss(

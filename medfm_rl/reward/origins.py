@@ -114,6 +114,17 @@ def origins_to_json(origins: Sequence[ActionOrigin]) -> dict[str, object]:
     return {"format": _FORMAT, "origins": [asdict(origin) for origin in origins]}
 
 
+def refuse_newer(path: Path, content: Any) -> None:
+    """Raises DataError where a newer version wrote a shard.
+
+    Args:
+        path: The shard.
+        content: The JSON value of its origins.
+    """
+    if isinstance(content, dict):
+        require_known_format(path, content, _FORMAT)
+
+
 def origins_from_json(path: Path, content: Any, certainty: np.ndarray | None) -> tuple[ActionOrigin, ...]:
     """Reads what `origins_to_json` gave, or a shard of version 0.1: a list of origins without the trust in each.
 
@@ -134,7 +145,7 @@ def origins_from_json(path: Path, content: Any, certainty: np.ndarray | None) ->
     if isinstance(content, list) and certainty is not None:
         highest = certainty.reshape(len(certainty), -1).max(axis=1)
         return tuple(_of_version_0_1(origin, float(trust)) for origin, trust in zip(content, highest, strict=True))
-    require_known_format(path, content, _FORMAT)
+    refuse_newer(path, content)
     return tuple(
         ActionOrigin(**{**origin, "reference": Reference(**origin["reference"]), "actions": tuple(origin["actions"])})
         for origin in content["origins"]

@@ -25,7 +25,7 @@ from medfm_rl.data.packing import pack, unpack
 from medfm_rl.data.stored_rows import ArrayStore
 from medfm_rl.errors import DataError
 from medfm_rl.reward.actions import ActionRecords
-from medfm_rl.reward.origins import ActionOrigin, origins_from_json, origins_to_json
+from medfm_rl.reward.origins import ActionOrigin, origins_from_json, origins_to_json, refuse_newer
 
 _LOSS: Final = 0.01
 """Share of an image's range that storing may move a pixel by."""
@@ -130,6 +130,7 @@ def open_shard(path: Path, images: ArrayStore) -> Shard:
     try:
         with safetensors.safe_open(path, framework="pt") as file:
             content = parse_json(file.metadata()["origins"])
+            refuse_newer(path, content)
             if isinstance(content, dict) and "packed" in content:
                 return _PackedShard(path, content, images)
             return _WholeShard(path, content, file)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from medfm_rl.activations import recomputed_activations
 from medfm_rl.augmentation.appearance import randomise_appearance
 from medfm_rl.augmentation.shape import augment_pair, mirror_at_random
 from medfm_rl.data.stored_rows import MEMORY, RowsFolder
@@ -61,6 +62,7 @@ def fine_tune(
     seed: int,
     progress: Callable[[int, int], None] | None = None,
     log: bool = True,
+    recompute: bool = False,
 ) -> float:
     """Fine-tunes a segmenter in place, averages its last weights and blends them with what they were.
 
@@ -85,6 +87,7 @@ def fine_tune(
         seed: Seed of order, shapes and appearance.
         progress: Called with (steps done, steps).
         log: Whether to tell the losses.
+        recompute: Whether activations are computed again for the gradient, to save memory.
 
     Returns:
         The share of the initial weights in the result: `settings.source_share`, or less (`blend_with_initial`).
@@ -98,7 +101,7 @@ def fine_tune(
     schedule = torch.optim.lr_scheduler.MultiStepLR(optimiser, [settings.steps // 2], gamma=0.5)
     average = RunningAverage()
     joins = round(settings.steps * settings.target_start)
-    examples = _Examples(segmenter, images, settings, torch_generator(seed, "warm up"), device)
+    examples = _Examples(segmenter, images, settings, torch_generator(seed, "warm up"), device, recompute)
     masks, losses = None, MeanLosses("fine-tuning")
     segmenter.eval()
     for step in range(settings.steps):
@@ -138,6 +141,7 @@ class _Examples:
         settings: FineTuningSettings,
         generator: torch.Generator,
         device: torch.device,
+        recompute: bool,
     ) -> None:
         from monai.losses import DiceCELoss
 
@@ -146,6 +150,7 @@ class _Examples:
         self.settings = settings
         self.generator = generator
         self.device = device
+        self.recompute = recompute
         self.criterion = DiceCELoss(to_onehot_y=True, softmax=True)
 
     @property
@@ -183,7 +188,7 @@ class _Examples:
         total = torch.zeros((), device=self.device)
         for name, weight, each in drawn:
             loss = torch.zeros((), device=self.device)
-            for share, part in each.parts(self.segmenter, self.device):
+            for share, part in each.parts(self.segmenter, self.device, self.recompute):
                 own = part if share == 1 else share * part
                 if not torch.isfinite(own):
                     raise FloatingPointError("the fine-tuning loss is not finite; lower fine_tuning.learning_rate")
@@ -227,12 +232,12 @@ class _Drawn:
     labels: Tensor
     criterion: Callable[[Tensor, Tensor], Tensor]
 
-    def parts(self, segmenter: nn.Module, device: torch.device) -> Iterator[tuple[float, Tensor]]:
+    def parts(self, segmenter: nn.Module, device: torch.device, recompute: bool) -> Iterator[tuple[float, Tensor]]:
         """The loss of a few images after the other, and their share of all."""
         count = len(self.images)
         at_once = images_at_once(self.images.shape[2:], count)
         for images, labels in zip(self.images.split(at_once), self.labels.split(at_once), strict=True):
-            with mixed_precision(device, images.ndim - 2):
+            with mixed_precision(device, images.ndim - 2), recomputed_activations(segmenter, recompute):
                 logits: Tensor = segmenter(images)
             yield len(images) / count, self.criterion(logits.float(), labels)
 

@@ -247,6 +247,7 @@ class _Measuring:
             0,
             lambda *_: at.append(self._now()),
             log=False,
+            recompute=self.config.recompute,
         )
         return at[2] - at[1], at[4] - at[3]
 
@@ -344,6 +345,7 @@ class _Measuring:
             critic=critic,
             trainable=list(open_to_learning(policy, self.config.segmenter, self.config.seed).values()),
             autocast=self.device.type == "cuda",
+            recompute=self.config.recompute,
             device=self.device,
         )
         return self._seconds(lambda: ppo.learn(env.num_envs, reset_num_timesteps=False))

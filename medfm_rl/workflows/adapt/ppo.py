@@ -157,6 +157,7 @@ def _make_ppo(
         "critic": _critic(context, iteration) if settings.baseline == "critic" else None,
         "trainable": list(context.open_to_learning(policy).values()),
         "autocast": context.device.type == "cuda",
+        "recompute": context.config.recompute,
         "seed": derive_seed(context.config.seed, "ppo", iteration),
         "device": context.device,
     }

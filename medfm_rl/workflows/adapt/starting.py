@@ -70,5 +70,6 @@ def fine_tuned_policy(
         config.fine_tuning.model_copy(update={"steps": max(1, round(length * config.fine_tuning.steps))}),
         derive_seed(config.seed, "warm up"),
         lambda done, total: context.progress(label, done, total),
+        recompute=config.recompute,
     )
     return policy, share
