@@ -52,7 +52,7 @@ def test_gradients_of_what_is_computed_again_are_the_same(ndim: int) -> None:
 @pytest.mark.parametrize("ndim", [2, 3])
 def test_less_is_kept_and_nothing_is_left_behind(ndim: int) -> None:
     network, images = unet(ndim), torch.randn(1, 1, *(16,) * ndim)
-    frozen = list(network.parameters())[0].requires_grad_(False)
+    frozen = next(iter(network.parameters())).requires_grad_(False)
     found = measure_activations(network, images)
     assert 0 < found.recomputed < 0.8 * found.kept
     assert not frozen.requires_grad
