@@ -37,9 +37,18 @@ class DenseRollout:
         """Parts of so many images; itself where it has no more."""
         if len(self.rows) <= size:
             return [self]
+        parts = (slice(start, start + size) for start in range(0, len(self.rows), size))
         return [
-            DenseRollout(*(None if values is None else values[part] for values in vars(self).values()))
-            for part in (slice(start, start + size) for start in range(0, len(self.rows), size))
+            DenseRollout(
+                self.rows[part],
+                self.images[part],
+                self.actions[part],
+                self.log_probs[part],
+                self.rewards[part],
+                self.advantages[part],
+                None if self.reference_log_probs is None else self.reference_log_probs[part],
+            )
+            for part in parts
         ]
 
 

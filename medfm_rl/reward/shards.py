@@ -114,7 +114,8 @@ def shard_bytes(records: ActionRecords, images: ArrayStore) -> bytes:
     }
     # One entry: safetensors writes several in an order that changes, and the hash of the file would.
     content = json.dumps({**origins_to_json(records.origins), "packed": described})
-    return save(packed, metadata={"origins": content})
+    whole: bytes = save(packed, metadata={"origins": content})
+    return whole
 
 
 def open_shard(path: Path, images: ArrayStore) -> Shard:
