@@ -129,7 +129,7 @@ def adapt_command(
         settings = settings.model_copy(update={"continues": go_on_from})
     from medfm_rl.data.layouts import is_simulated
     from medfm_rl.workflows.adapt.final_report import read_decision, report_run
-    from medfm_rl.workflows.adapt.look_ahead import settings_of_run
+    from medfm_rl.workflows.adapt.forecast.look_ahead import settings_of_run
     from medfm_rl.workflows.adapt.loop import adapt
 
     with show_progress() as progress:

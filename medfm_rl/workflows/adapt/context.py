@@ -30,10 +30,10 @@ from medfm_rl.runs.folder import SOURCE, RunFolder
 from medfm_rl.settings import AdaptConfig
 from medfm_rl.types import GridAxes
 from medfm_rl.workflows.adapt.checks import split_target
-from medfm_rl.workflows.adapt.feedback import LearnedFeedback
-from medfm_rl.workflows.adapt.judged_images import load_judged
-from medfm_rl.workflows.adapt.reported import goals_of_cases
-from medfm_rl.workflows.adapt.reviewed_images import load_reviewed
+from medfm_rl.workflows.adapt.feedback.gathering import LearnedFeedback
+from medfm_rl.workflows.adapt.feedback.judged_images import load_judged
+from medfm_rl.workflows.adapt.feedback.reported import goals_of_cases
+from medfm_rl.workflows.adapt.feedback.reviewed_images import load_reviewed
 from medfm_rl.workflows.training_images import load_images, load_labelled
 
 

@@ -15,7 +15,7 @@ from medfm_rl.reward.dataset import ActionDataset
 from medfm_rl.runs.finished import load_run
 from medfm_rl.runs.folder import PREVIOUS, SOURCE, RunFolder
 from medfm_rl.settings import AdaptConfig
-from medfm_rl.workflows.adapt.selection import Selection
+from medfm_rl.workflows.adapt.choosing.selection import Selection
 
 _LOG = logging.getLogger(__name__)
 _FORMAT: Final = 1

@@ -32,20 +32,20 @@ from medfm_rl.runs.inputs import DATA_SETS, TARGET, load_inputs, read_inputs, re
 from medfm_rl.runs.log_file import logged_to
 from medfm_rl.settings import AdaptConfig
 from medfm_rl.tracking import Tracker, open_tracker
-from medfm_rl.workflows.adapt.candidates import CandidatePool
 from medfm_rl.workflows.adapt.checks import check_inputs
-from medfm_rl.workflows.adapt.choice import Witnesses, choose
-from medfm_rl.workflows.adapt.collection import action_sources, collect, shape_prior
+from medfm_rl.workflows.adapt.choosing.candidates import CandidatePool
+from medfm_rl.workflows.adapt.choosing.choice import Witnesses, choose
+from medfm_rl.workflows.adapt.choosing.cross_fit import cross_fit
 from medfm_rl.workflows.adapt.context import RunContext
 from medfm_rl.workflows.adapt.continuing import Continuation, first_iteration, require_same_segmenter, take_over
-from medfm_rl.workflows.adapt.cross_fit import cross_fit
-from medfm_rl.workflows.adapt.expectation import Expectation
-from medfm_rl.workflows.adapt.feedback import LearnedFeedback, as_record, gather, say_what_is_learned
-from medfm_rl.workflows.adapt.look_ahead import look_ahead, resumed
-from medfm_rl.workflows.adapt.ppo import average, missing_checkpoints, run_ppo
-from medfm_rl.workflows.adapt.rewards import member_names, train_rewards
-from medfm_rl.workflows.adapt.stage_clock import StageClock, parts_of_stages
-from medfm_rl.workflows.adapt.starting import fine_tunes, write_fine_tuned
+from medfm_rl.workflows.adapt.feedback.gathering import LearnedFeedback, as_record, gather, say_what_is_learned
+from medfm_rl.workflows.adapt.forecast.expectation import Expectation
+from medfm_rl.workflows.adapt.forecast.look_ahead import look_ahead, resumed
+from medfm_rl.workflows.adapt.forecast.stage_clock import StageClock, parts_of_stages
+from medfm_rl.workflows.adapt.stages.collection import action_sources, collect, shape_prior
+from medfm_rl.workflows.adapt.stages.ppo import average, missing_checkpoints, run_ppo
+from medfm_rl.workflows.adapt.stages.rewards import member_names, train_rewards
+from medfm_rl.workflows.adapt.stages.starting import fine_tunes, write_fine_tuned
 from medfm_rl.workflows.calibrate.from_source import write_default_quality
 
 _LOG = logging.getLogger(__name__)

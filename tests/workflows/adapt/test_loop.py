@@ -35,9 +35,9 @@ from medfm_rl.settings import (
 from medfm_rl.settings.files import dump_config, load_config
 from medfm_rl.workflows.adapt import look_ahead
 from medfm_rl.workflows.adapt.final_report import report_run
-from medfm_rl.workflows.adapt.look_ahead import settings_of_run
+from medfm_rl.workflows.adapt.forecast.look_ahead import settings_of_run
+from medfm_rl.workflows.adapt.forecast.measuring import Amounts, UnitCosts, measure
 from medfm_rl.workflows.adapt.loop import adapt
-from medfm_rl.workflows.adapt.measuring import Amounts, UnitCosts, measure
 from medfm_rl.workflows.deploy.predict import predict
 
 
