@@ -13,6 +13,7 @@ from medfm_rl.activations import Activations, measure_activations
 from medfm_rl.adapters.loading import load_segmenter
 from medfm_rl.data.layouts import find_cases
 from medfm_rl.data.packing import pack
+from medfm_rl.errors import ConfigError
 from medfm_rl.networks import argmax_masks, choose_device
 from medfm_rl.progress import Progress, silent
 from medfm_rl.reward.network import RewardNet
@@ -74,6 +75,7 @@ def measure_footprint(config: AdaptConfig, progress: Progress) -> Footprint:
 
     Raises:
         UserError: A case cannot be read.
+        ConfigError: One patch does not fit into the memory of the GPU.
     """
     device = choose_device(config.device)
     progress(_STAGE, 0, 1)
@@ -91,11 +93,17 @@ def measure_footprint(config: AdaptConfig, progress: Progress) -> Footprint:
             segmenter.intensity_channels,
             len(segmenter.patch_size),
         ).to(device)
-    with torch.no_grad():
-        mask = argmax_masks(segmenter, image)
-    resident = 0 if device.type == "cuda" else resident_memory()
-    kept = measure_activations(segmenter, image)
-    kept_by_reward = measure_activations(_Judging(reward, mask), image)
+    try:
+        with torch.no_grad():
+            mask = argmax_masks(segmenter, image)
+        resident = 0 if device.type == "cuda" else resident_memory()
+        kept = measure_activations(segmenter, image)
+        kept_by_reward = measure_activations(_Judging(reward, mask), image)
+    except torch.OutOfMemoryError as error:
+        raise ConfigError(
+            f"the gradient of one patch of shape {tuple(image.shape)} does not fit into the memory of {device}; take a "
+            "GPU with more memory, device: cpu, or a segmenter with smaller patches"
+        ) from error
     plain = image[0].float().cpu().numpy()
     found = Footprint(
         resident,

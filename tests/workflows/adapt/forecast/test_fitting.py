@@ -11,8 +11,9 @@ import torch
 
 from medfm_rl.activations import Activations
 from medfm_rl.errors import ConfigError, DataError
+from medfm_rl.runs.folder import RunFolder
 from medfm_rl.settings import AdaptConfig, DataSettings, PPOSettings, TorchSettings
-from medfm_rl.workflows.adapt.forecast.expectation import with_changes
+from medfm_rl.workflows.adapt.forecast.expectation import Expectation, with_changes
 from medfm_rl.workflows.adapt.forecast.fitting import (
     ORDER,
     disk_needed,
@@ -22,6 +23,7 @@ from medfm_rl.workflows.adapt.forecast.fitting import (
     require_disk,
 )
 from medfm_rl.workflows.adapt.forecast.footprint import Footprint, available_memory, free_disk, resident_memory
+from medfm_rl.workflows.adapt.forecast.look_ahead import resumed, settings_of_run
 
 GB = 10**9
 VOLUMES = Footprint(
@@ -107,6 +109,15 @@ def test_images_of_the_usual_size_are_counted_as_whole_batches() -> None:
     """16 and 8 images of 112 x 112 have one graph."""
     flat = replace(VOLUMES, grid=(112, 112), policy=Activations(10_000_000, 4_000_000), policy_weights=0)
     assert memory_by_stage(settings(), flat)["fine-tuning"] >= GB + 24 * 10_000_000
+
+
+def test_a_run_that_is_gone_on_with_has_the_settings_that_fitted(tmp_path: Path) -> None:
+    config = settings(output=tmp_path / "run")
+    expected = Expectation(shortened={"ppo.updates": (40, 20)}, fitted={"recompute": (0, 1), "ppo.n_envs": (16, 4)})
+    expected.write(RunFolder(config.output).expected)
+    found = settings_of_run(config)
+    assert (found.recompute, found.ppo.n_envs, found.ppo.updates) == (True, 4, 20)
+    assert resumed(config, None) == (found, expected)
 
 
 def test_the_order_names_settings_that_there_are() -> None:
