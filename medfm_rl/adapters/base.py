@@ -30,10 +30,12 @@ class ModelSummary:
     Attributes:
         rows: Facts by name, in the order to show them.
         obstacles: Why it cannot be adapted; empty where it can.
+        doubts: Why its masks of the given images may be worth little; empty where nothing says so, or none were given.
     """
 
     rows: Mapping[str, str]
     obstacles: tuple[str, ...]
+    doubts: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -255,6 +257,11 @@ class SegmenterAdapter(nn.Module, ABC):
         Only these may take another appearance, and only these are shown to reward networks.
         """
         return self.in_channels
+
+    @property
+    def shows_values_of_files(self) -> bool:
+        """Whether the network is shown grey values as they stand in the files, whatever their range."""
+        return False
 
     def expected_values(self) -> tuple[ExpectedValues | None, ...]:
         """What the tool expects in each channel of grey values; None where it takes any, or does not say."""

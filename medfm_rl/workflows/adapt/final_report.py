@@ -19,7 +19,7 @@ from medfm_rl.metrics.scores import MEAN
 from medfm_rl.networks import choose_device
 from medfm_rl.progress import Progress, silent
 from medfm_rl.reports.adaptation import ReportCase, ReportData, write_report
-from medfm_rl.reward.actions import ActionDataset
+from medfm_rl.reward.dataset import ActionDataset
 from medfm_rl.reward.training_report import RewardTrainingReport
 from medfm_rl.runs.finished import FinishedRun
 from medfm_rl.runs.folder import RunFolder, current_name

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from medfm_rl.adapters import SegmenterAdapter
 from medfm_rl.adapters.base import without_gradient
-from medfm_rl.data.files import hash_file, hash_folder
+from medfm_rl.data.files import hash_file, hash_folder, scratch_folder
 from medfm_rl.data.layouts import find_cases
 from medfm_rl.data.locks import alone_in
 from medfm_rl.errors import ModelError
@@ -82,10 +82,10 @@ def adapt(
             if run.continued.exists():
                 tracker.log_params(Continuation.read(run.continued).as_record())
             if not run.model.exists():
-                with convolution_choice_kept():
+                with convolution_choice_kept(), scratch_folder(run.path, "images") as scratch:
                     # From the start what stable-baselines3 sets: a run that is resumed rounds as one that was not.
                     torch.backends.cudnn.benchmark, torch.backends.cudnn.deterministic = False, True
-                    _run_all(RunContext.of_run(config, run, progress), tracker)
+                    _run_all(RunContext.of_run(config, run, progress, scratch), tracker)
             finished = FinishedRun(run.path, config.device)
             hashes = asdict(finished.identity)
             tracker.log_params({name: hashes[name] for name in ("model_hash", "reward_hash")})

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
-from torch import Tensor
 
-from medfm_rl.augmentation.appearance import randomise_appearance
+from medfm_rl.augmentation.appearance import borrow_looks, randomise_contrast
 from medfm_rl.reward.collection import ImageSet
 from medfm_rl.reward.network import RewardNet
 from medfm_rl.reward.shape_prior import ShapePrior
+from medfm_rl.rows import Rows, batches_of
 from medfm_rl.seeding import torch_generator
 from medfm_rl.tracking import Tracker
 from medfm_rl.workflows.adapt.choosing.candidates import CandidatePool
@@ -62,6 +62,7 @@ def choose(
             context.num_classes,
             channels,
             context.device,
+            context.scratch,
         )
         images = domains.selection
         source = None if domains.source is None else _in_other_looks(context, iteration, domains.source, images.images)
@@ -89,7 +90,7 @@ def _rate_all(
     pool: CandidatePool,
     raters: Raters,
     images: ImageSet,
-    source: tuple[ImageSet, Tensor] | None,
+    source: tuple[ImageSet, Rows] | None,
 ) -> dict[str, tuple[RatedMasks, RatedMasks | None]]:
     """By candidate, its rated masks of the target images, and of source images in other looks where there are any."""
     rated: dict[str, tuple[RatedMasks, RatedMasks | None]] = {}
@@ -104,27 +105,39 @@ def _rate_all(
 
 
 def _in_other_looks(
-    context: RunContext, iteration: int, source: tuple[ImageSet, Tensor], styles: Tensor
-) -> tuple[ImageSet, Tensor]:
+    context: RunContext, iteration: int, source: tuple[ImageSet, Rows], styles: Rows
+) -> tuple[ImageSet, Rows]:
     """Some source images, evenly spaced, half of them in the look of the target, and their ground truth."""
     images, truth = source
-    rows = torch.linspace(0, len(images) - 1, min(len(images), MOST_SOURCE_IMAGES)).round().long()
+    rows = torch.linspace(0, len(images) - 1, min(len(images), MOST_SOURCE_IMAGES)).round().long().tolist()
     generator = torch_generator(context.config.seed, "looks", iteration)
     channels = context.source_policy.intensity_channels
-    chosen = images[rows.tolist()]
-    return replace(chosen, images=randomise_appearance(chosen.images, styles, 1.0, generator, channels)), truth[rows]
+    # One by one: so many volumes do not fit into memory together. All contrasts are drawn before the first look.
+    contrasts, shown, wanted = (context.scratch.new(name) for name in ("contrasts", "looks", "masks"))
+    for row in rows:
+        contrasts.add(randomise_contrast(images.images[[row]], 1.0, generator, channels))
+        wanted.add(truth[[row]])
+    for contrast in batches_of(contrasts.rows(), 1):
+        shown.add(borrow_looks(contrast.clone(), styles, generator, channels))
+    chosen = ImageSet(
+        shown.rows(),
+        tuple(images.case_ids[row] for row in rows),
+        tuple(images.patient_ids[row] for row in rows),
+        tuple(images.axes_of(row) for row in rows),
+    )
+    return chosen, wanted.rows()
 
 
 def _worth(
     raters: Raters,
     rated: Mapping[str, tuple[RatedMasks, RatedMasks | None]],
     incumbent: str,
-    truth: Tensor,
+    truth: Rows,
     num_classes: int,
 ) -> dict[str, float]:
     """What each signal is worth where the truth is known."""
     on_source = {name: masks for name, (_, masks) in rated.items() if masks is not None}
-    true = {name: mean_dice(masks.actions, truth.to(torch.uint8), num_classes) for name, masks in on_source.items()}
+    true = {name: mean_dice(masks.actions, truth, num_classes) for name, masks in on_source.items()}
     others = [name for name in on_source if name != incumbent]
     return worth_of_signals(
         [raters.compare(on_source[incumbent], on_source[name]) for name in others],

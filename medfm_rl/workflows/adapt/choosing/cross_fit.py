@@ -15,8 +15,9 @@ from torch import nn
 
 from medfm_rl.data.files import read_versioned_json, write_versioned_json
 from medfm_rl.errors import DataError
-from medfm_rl.networks import argmax_classes
+from medfm_rl.networks import argmax_masks
 from medfm_rl.reward.collection import ReviewedImages
+from medfm_rl.rows import batches_of
 from medfm_rl.runs.folder import SOURCE
 from medfm_rl.seeding import derive_seed
 from medfm_rl.workflows.adapt.choosing.signals import Values, mean_dice
@@ -127,8 +128,8 @@ def _folds(reviewed: ReviewedImages, seed: int) -> list[list[str]]:
 def _by_patient(context: RunContext, policy: nn.Module, reviewed: ReviewedImages) -> dict[str, float]:
     """Mean Dice of the masks of a policy over the images of each patient."""
     policy.eval()
-    batches = reviewed.images.images.split(_BATCH)
-    masks = torch.cat([argmax_classes(policy(batch.to(context.device)), dim=1).cpu() for batch in batches])
+    batches = batches_of(reviewed.images.images, _BATCH)
+    masks = torch.cat([argmax_masks(policy, batch.to(context.device)).cpu() for batch in batches])
     values = mean_dice(masks.to(torch.uint8), reviewed.masks, context.num_classes)
     return _means(values, reviewed.images.patient_ids)
 

@@ -12,12 +12,14 @@ import torch
 from torch import Tensor, nn
 
 from medfm_rl.augmentation.appearance import randomise_appearance
+from medfm_rl.data.stored_rows import MEMORY, RowsFolder
 from medfm_rl.metrics.overlap import dice
-from medfm_rl.networks import argmax_classes
+from medfm_rl.networks import argmax_masks, images_at_once
 from medfm_rl.reward.collection import ImageSet
 from medfm_rl.reward.network import RewardNet
 from medfm_rl.reward.score import compared_scores
 from medfm_rl.reward.shape_prior import ShapePrior
+from medfm_rl.rows import Rows, batches_of
 from medfm_rl.seeding import torch_generator
 from medfm_rl.types import GridAxes
 
@@ -38,7 +40,9 @@ Values = npt.NDArray[np.floating]
 
 @dataclass(frozen=True, eq=False)
 class RatedMasks:
-    """The argmax actions of a policy on some images and what the signals say of each; on the CPU.
+    """The argmax actions of a policy on some images and what the signals say of each.
+
+    Actions and maps are in memory or on the disk, and come to the CPU.
 
     Attributes:
         actions: `(N, *S)` uint8, class indices.
@@ -48,8 +52,8 @@ class RatedMasks:
         plausibility: Mean Dice with the projection on the shape prior, `(N,)` in [0, 1].
     """
 
-    actions: Tensor
-    maps: Tensor
+    actions: Rows
+    maps: Rows
     valid: Values
     agreement: Values
     plausibility: Values
@@ -66,6 +70,7 @@ class Raters:
         num_classes: K.
         intensity_channels: How many of the first channels of an image have an appearance; all where None.
         device: Where policies and reward network are.
+        place: Where masks and maps are put.
     """
 
     is_valid: Callable[[Tensor, GridAxes], bool]
@@ -74,6 +79,7 @@ class Raters:
     num_classes: int
     intensity_channels: int | None
     device: torch.device
+    place: RowsFolder = MEMORY
 
     @torch.no_grad()
     def rate(self, policy: nn.Module, images: ImageSet) -> RatedMasks:
@@ -83,26 +89,29 @@ class Raters:
         """
         policy.eval()
         generator = torch_generator(_SEED, "looks")
-        actions, maps, agreement = [], [], []
-        for batch in images.images.split(_BATCH):
+        actions, maps, valid = self.place.new("masks"), self.place.new("maps"), list[float]()
+        agreement, plausibility = list[Values](), list[Values]()
+        at_once = images_at_once(images.images.shape[2:])
+        # Looks are drawn for so many images together, however many of them a network is shown at once.
+        for batch in batches_of(images.images, _BATCH):
             shown = batch.to(self.device)
-            own = argmax_classes(policy(shown), dim=1)
-            maps.append(self.held_out.reward_map(shown, own).cpu())
-            actions.append(own.to("cpu", torch.uint8))
-            agreement.append(np.mean([self._agreement(policy, shown, actions[-1], generator) for _ in range(LOOKS)], 0))
-        masks = torch.cat(actions)
-        projected = torch.cat([self.shape_prior.project(batch) for batch in masks.split(_BATCH)])
+            own = argmax_masks(policy, shown)
+            parts = zip(shown.split(at_once), own.split(at_once), strict=True)
+            maps.add(torch.cat([self.held_out.reward_map(*part).cpu() for part in parts]))
+            masks = own.to("cpu", torch.uint8)
+            actions.add(masks)
+            agreement.append(np.mean([self._agreement(policy, shown, masks, generator) for _ in range(LOOKS)], 0))
+            projected = torch.cat([self.shape_prior.project(part) for part in masks.split(at_once)])
+            plausibility.append(mean_dice(masks, projected, self.num_classes))
+            for mask in masks:
+                valid.append(float(self.is_valid(mask, images.axes_of(len(valid)))))
         return RatedMasks(
-            masks,
-            torch.cat(maps),
-            np.array([float(self.is_valid(mask, images.axes_of(row))) for row, mask in enumerate(masks)]),
-            np.concatenate(agreement),
-            mean_dice(masks, projected, self.num_classes),
+            actions.rows(), maps.rows(), np.array(valid), np.concatenate(agreement), np.concatenate(plausibility)
         )
 
     def _agreement(self, policy: nn.Module, images: Tensor, own: Tensor, generator: torch.Generator) -> Values:
         look = randomise_appearance(images, None, _STRENGTH, generator, self.intensity_channels)
-        return mean_dice(own, argmax_classes(policy(look), dim=1).to("cpu", torch.uint8), self.num_classes)
+        return mean_dice(own, argmax_masks(policy, look).to("cpu", torch.uint8), self.num_classes)
 
     def compare(self, before: RatedMasks, after: RatedMasks) -> Mapping[str, tuple[Values, Values]]:
         """By signal its values `(N,)` for the masks of two policies on the same images; more is better."""
@@ -114,9 +123,9 @@ class Raters:
         }
 
 
-def mean_dice(masks: Tensor, others: Tensor, num_classes: int) -> Values:
+def mean_dice(masks: Rows, others: Rows, num_classes: int) -> Values:
     """Dice between masks `(N, *S)`, pair by pair, as the mean over the structures, `(N,)` in [0, 1]."""
-    pairs = zip(masks.numpy(), others.numpy(), strict=True)
+    pairs = ((masks[row].numpy(), others[row].numpy()) for row in range(len(masks)))
     return np.array([float(dice(mask, other, num_classes).mean()) for mask, other in pairs])
 
 

@@ -1,4 +1,4 @@
-"""What a run will need, before it starts: minutes of each stage and in all, and memory."""
+"""What a run will need, before it starts: minutes of each stage and in all, memory and disk."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from medfm_rl.workflows.adapt.choosing.signals import LOOKS, MOST_SOURCE_IMAGES
 from medfm_rl.workflows.adapt.forecast.measuring import Amounts, UnitCosts
 
 _LOG = logging.getLogger(__name__)
-_FORMAT: Final = 2
+_FORMAT: Final = 3
 _ADVICE: Final = "put back what `adapt` wrote there"
 _BLEND_IMAGES: Final = 200
 """Source images on which the blend after the fine-tuning is tried, with and without about two shares."""
@@ -26,8 +26,6 @@ _BLEND_TRIES: Final = 3
 _QUALITY_SHARE: Final = 1 / 3
 """Share of the source patients that no ensemble member learns from; each of their cases is shown three times."""
 _QUALITY_VIEWS: Final = 3
-_COPIES: Final = 2.5
-"""How often the actions are in memory while they are split by patient."""
 
 READING, FINE_TUNING, SHAPE_PRIOR, COLLECTING = "reading", "fine-tuning", "shape prior", "collecting actions"
 REWARD, PPO, SELECTION, QUALITY, EVALUATING = (
@@ -49,6 +47,8 @@ class Expectation:
         on_gpu: Whether that is memory of the GPU.
         max_minutes: What the user asked for, or None.
         shortened: The settings that were lowered for that, by their dotted names: from what, to what.
+        fitted: The settings that were changed for the memory, in the same way.
+        disk: Bytes that it writes; None where nobody knows.
     """
 
     stages: Mapping[str, float] = field(default_factory=dict)
@@ -56,6 +56,8 @@ class Expectation:
     on_gpu: bool = False
     max_minutes: float | None = None
     shortened: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+    fitted: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+    disk: int | None = None
 
     @property
     def seconds(self) -> float:
@@ -66,12 +68,17 @@ class Expectation:
         """Logs what is expected."""
         for name, (before, after) in self.shortened.items():
             _LOG.info("for --max-minutes %g: %s is %d in place of %d", self.max_minutes, name, after, before)
+        for name, (before, after) in self.fitted.items():
+            where = "GPU" if self.on_gpu else "machine"
+            _LOG.warning("for the memory of this %s: %s is %d in place of %d", where, name, after, before)
         if not self.stages:
             return
         listed = ", ".join(f"{name} {spoken_time(seconds)}" for name, seconds in self.stages.items() if seconds >= 1)
         memory = ""
         if self.memory is not None:
             memory = f"; about {self.memory / 1e9:.1f} GB of {'GPU ' if self.on_gpu else ''}memory"
+        if self.disk is not None:
+            memory += f", {self.disk / 1e9:.1f} GB on the disk"
         _LOG.info(
             "expected on this machine, from a few measured steps: about %s (%s)%s%s",
             spoken_time(self.seconds),
@@ -82,7 +89,8 @@ class Expectation:
 
     def write(self, path: Path) -> None:
         """Writes the expectation as JSON."""
-        write_versioned_json(path, _FORMAT, {**vars(self), "shortened": dict(self.shortened)})
+        changed = {"shortened": dict(self.shortened), "fitted": dict(self.fitted)}
+        write_versioned_json(path, _FORMAT, {**vars(self), **changed})
 
     @classmethod
     def read(cls, path: Path) -> Expectation:
@@ -95,8 +103,19 @@ class Expectation:
             return cls()
         content = read_versioned_json(path, _FORMAT, _ADVICE)
         try:
-            shortened = {name: (int(before), int(after)) for name, (before, after) in content["shortened"].items()}
-            return cls(dict(content["stages"]), content["memory"], content["on_gpu"], content["max_minutes"], shortened)
+            shortened, fitted = (
+                {name: (int(before), int(after)) for name, (before, after) in changed.items()}
+                for changed in (content["shortened"], content.get("fitted", {}))
+            )
+            return cls(
+                dict(content["stages"]),
+                content["memory"],
+                content["on_gpu"],
+                content["max_minutes"],
+                shortened,
+                fitted,
+                content.get("disk"),
+            )
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise DataError(f"{path}: not what is expected of a run ({error!r}); {_ADVICE}") from error
 
@@ -122,7 +141,7 @@ def expect(config: AdaptConfig, costs: UnitCosts, amounts: Amounts) -> Expectati
         QUALITY: _quality(costs, amounts),
         EVALUATING: 2 * amounts.evaluation * costs.segment,
     }
-    return Expectation(stages, _memory(config, costs, amounts), amounts.on_gpu)
+    return Expectation(stages, costs.memory, amounts.on_gpu)
 
 
 def _fine_tuning(config: AdaptConfig, costs: UnitCosts, amounts: Amounts) -> float:
@@ -156,18 +175,6 @@ def _quality(costs: UnitCosts, amounts: Amounts) -> float:
     return _QUALITY_VIEWS * _QUALITY_SHARE * amounts.source_cases * costs.assess + costs.read * amounts.cases
 
 
-def _memory(config: AdaptConfig, costs: UnitCosts, amounts: Amounts) -> int | None:
-    """On a GPU what the steps took; else also the images and actions, which are in the memory of the process."""
-    if costs.memory is None or amounts.on_gpu:
-        return costs.memory
-    channels, pixels = amounts.patch
-    images = 4 * channels * pixels * (amounts.target + amounts.selection + amounts.source)
-    collect = config.collect
-    records = config.iterations * (collect.target_images + (collect.source_images if amounts.source else 0))
-    actions = records * pixels * (4 * channels + collect.actions_per_image + 5)
-    return round(costs.memory + images + _COPIES * actions)
-
-
 def with_changes(config: AdaptConfig, changes: Mapping[str, tuple[int, int]]) -> AdaptConfig:
     """Settings with those lowered that have the value that they were lowered from.
 
@@ -190,8 +197,9 @@ def value_of(config: AdaptConfig, name: str) -> int:
 
 
 def with_value(config: AdaptConfig, name: str, value: int) -> AdaptConfig:
-    """The settings with another value for a dotted name of one or two parts."""
+    """The settings with another value for a dotted name of one or two parts; a switch is 0 or 1."""
     section, _, inner = name.partition(".")
     if not inner:
-        return config.model_copy(update={section: value})
+        own = bool(value) if isinstance(getattr(config, section), bool) else value
+        return config.model_copy(update={section: own})
     return config.model_copy(update={section: getattr(config, section).model_copy(update={inner: value})})

@@ -17,7 +17,14 @@ from medfm_rl.adapters.loading import load_segmenter, open_to_learning
 from medfm_rl.anatomy.profiles import load_anatomy
 from medfm_rl.data.layouts import CaseFile, find_cases
 from medfm_rl.envs import SegmentationVecEnv
-from medfm_rl.networks import build_padded_unet, choose_device, convolution_choice_kept, mixed_precision
+from medfm_rl.networks import (
+    argmax_masks,
+    build_padded_unet,
+    choose_device,
+    convolution_choice_kept,
+    images_at_once,
+    mixed_precision,
+)
 from medfm_rl.policies import DenseCategorical, DensePPO
 from medfm_rl.progress import Progress, silent
 from medfm_rl.quality.submission import segment
@@ -210,11 +217,11 @@ class _Measuring:
 
     def _segmenting(self) -> tuple[float, float]:
         """The policy on an image, and on a case."""
-        images = self.target.images
+        images = self.target.images[:]
         with torch.no_grad():
             # Once for whatever is set up at the first call.
             self.policy(images[:1].to(self.device))
-            forward = self._seconds(lambda: self.policy(images.to(self.device)))
+            forward = self._seconds(lambda: argmax_masks(self.policy, images.to(self.device)))
         case = self.case.read()
         return forward / len(images), self._seconds(lambda: self.policy.segment(case))
 
@@ -247,6 +254,7 @@ class _Measuring:
             0,
             lambda *_: at.append(self._now()),
             log=False,
+            recompute=self.config.recompute,
         )
         return at[2] - at[1], at[4] - at[3]
 
@@ -261,8 +269,8 @@ class _Measuring:
         if self.source is not None:
             return self.source[1]
         with torch.no_grad():
-            logits: Tensor = self.policy(self.target.images.to(self.device))
-        return logits.argmax(dim=1).to("cpu", torch.uint8)
+            found = argmax_masks(self.policy, self.target.images[:].to(self.device))
+        return found.to("cpu", torch.uint8)
 
     def _collecting(self) -> tuple[float, float]:
         config, generator = self.config, torch.Generator().manual_seed(0)
@@ -295,20 +303,25 @@ class _Measuring:
         images = self.target.images[rows].to(self.device)
         actions = self._masks()[torch.arange(settings.batch_size) % len(self._masks())].to(self.device).long()
         optimiser = torch.optim.AdamW(net.parameters(), lr=settings.learning_rate)
+        at_once = images_at_once(images.shape[2:], len(images))
 
         def step() -> None:
-            weights = contour_weights(actions, net.num_classes, settings.contour_weight)
-            with mixed_precision(self.device, images.ndim - 2):
-                logits = net(images, actions)
-            loss = reward_loss(logits.float(), torch.ones_like(weights), weights, settings.error_weight)
             optimiser.zero_grad()
-            loss.backward()
+            for shown, tried in zip(images.split(at_once), actions.split(at_once), strict=True):
+                weights = contour_weights(tried, net.num_classes, settings.contour_weight)
+                with mixed_precision(self.device, images.ndim - 2):
+                    logits = net(shown, tried)
+                reward_loss(logits.float(), torch.ones_like(weights), weights, settings.error_weight).backward()
             optimiser.step()
+
+        def rate() -> None:
+            for shown, tried in zip(images.split(at_once), actions.split(at_once), strict=True):
+                net.eval()(shown, tried)
 
         step()
         taken = self._seconds(step)
         with torch.no_grad():
-            return taken, self._seconds(lambda: net.eval()(images, actions)) / len(images)
+            return taken, self._seconds(rate) / len(images)
 
     def _reward_net(self) -> RewardNet:
         channels, dims = self.policy.intensity_channels, len(self.policy.patch_size)
@@ -323,9 +336,9 @@ class _Measuring:
         policy = copy.deepcopy(self.policy)
         # All inner epochs: whether a real update stops before them nobody knows.
         settings = self.config.ppo.model_copy(update={"target_kl": None})
-        images, references = self.target.images, None
+        images, references = self.target.images[:], None
         if self.source is not None:
-            images, references = torch.cat([self.source[0].images, images]), self.source[1].numpy()
+            images, references = torch.cat([self.source[0].images[:], images]), self.source[1].numpy()
         env = SegmentationVecEnv(
             images.numpy(),
             self._ensemble(),
@@ -344,6 +357,7 @@ class _Measuring:
             critic=critic,
             trainable=list(open_to_learning(policy, self.config.segmenter, self.config.seed).values()),
             autocast=self.device.type == "cuda",
+            recompute=self.config.recompute,
             device=self.device,
         )
         return self._seconds(lambda: ppo.learn(env.num_envs, reset_num_timesteps=False))

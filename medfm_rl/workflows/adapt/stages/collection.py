@@ -5,16 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor
 
 from medfm_rl.adapters import SegmenterAdapter
 from medfm_rl.errors import DataError
-from medfm_rl.networks import argmax_classes
+from medfm_rl.networks import argmax_masks
 from medfm_rl.policies import DenseCategorical
 from medfm_rl.reward.collection import ActionSampler, ImageSet
 from medfm_rl.reward.origins import ShardKey
 from medfm_rl.reward.shape_prior import ShapePrior, train_shape_prior
 from medfm_rl.reward.sources import ActionSource, LabelledSourceImages, ReviewedTargetImages, UnlabelledTargetImages
+from medfm_rl.rows import Rows, batches_of
 from medfm_rl.seeding import derive_seed, torch_generator
 from medfm_rl.workflows.adapt.context import Domains, RunContext
 
@@ -23,7 +23,7 @@ def shape_prior(context: RunContext, domains: Domains) -> ShapePrior:
     """The autoencoder of masks, trained where the run has none yet."""
     if not context.run.shape_prior.exists():
         masks = domains.source[1] if domains.source else _valid_predictions(context, domains.target)
-        if len(masks) == 0:
+        if masks is None:
             raise DataError(
                 f"none of the segmenter's masks of the {len(domains.target)} target images meets the rules of anatomy "
                 f"{context.config.anatomy}, and without a source the shape prior learns from those that do; take "
@@ -41,14 +41,16 @@ def shape_prior(context: RunContext, domains: Domains) -> ShapePrior:
 
 
 @torch.no_grad()
-def _valid_predictions(context: RunContext, images: ImageSet) -> Tensor:
-    batches = images.images.split(16)
-    masks = torch.cat(
-        [argmax_classes(context.source_policy(batch.to(context.device)), dim=1).cpu() for batch in batches]
-    )
-    found = masks.to(torch.uint8)
-    kept = [mask for row, mask in enumerate(found) if context.is_valid(mask, images.axes_of(row))]
-    return torch.stack(kept) if kept else found[:0]
+def _valid_predictions(context: RunContext, images: ImageSet) -> Rows | None:
+    """The segmenter's masks that meet the rules; None where none does."""
+    kept, row, found = context.scratch.new("masks"), 0, False
+    for batch in batches_of(images.images, 16):
+        for mask in argmax_masks(context.source_policy, batch.to(context.device)).to("cpu", torch.uint8):
+            if context.is_valid(mask, images.axes_of(row)):
+                kept.add(mask[None])
+                found = True
+            row += 1
+    return kept.rows() if found else None
 
 
 def action_sources(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 
@@ -12,11 +12,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from medfm_rl.activations import recomputed_activations
 from medfm_rl.augmentation.appearance import randomise_appearance
 from medfm_rl.augmentation.shape import augment_pair, mirror_at_random
+from medfm_rl.data.stored_rows import MEMORY, RowsFolder
 from medfm_rl.metrics.overlap import dice
-from medfm_rl.networks import argmax_classes, mixed_precision
+from medfm_rl.networks import argmax_classes, images_at_once, mixed_precision
 from medfm_rl.reward.collection import ReviewedImages
+from medfm_rl.rows import Rows, batches_of
 from medfm_rl.seeding import torch_generator
 from medfm_rl.settings import FineTuningSettings
 from medfm_rl.workflows.adapt.stages.averaging import RunningAverage, average_weights
@@ -39,14 +42,16 @@ class FineTuningImages:
         intensity_channels: How many of the first channels have an appearance; all where None.
         mirror_axes: Spatial axes along which the segmenter will be used on mirrored images too: examples are mirrored
             at random, and masks of the target are means over mirrored images.
+        place: Where the masks of target images are put.
     """
 
-    source: tuple[Tensor, Tensor] | None
-    target: Tensor
+    source: tuple[Rows, Rows] | None
+    target: Rows
     reviewed: ReviewedImages | None = None
     reviewed_share: float = 1 / 3
     intensity_channels: int | None = None
     mirror_axes: Sequence[int] = ()
+    place: RowsFolder = MEMORY
 
 
 def fine_tune(
@@ -57,6 +62,7 @@ def fine_tune(
     seed: int,
     progress: Callable[[int, int], None] | None = None,
     log: bool = True,
+    recompute: bool = False,
 ) -> float:
     """Fine-tunes a segmenter in place, averages its last weights and blends them with what they were.
 
@@ -81,6 +87,7 @@ def fine_tune(
         seed: Seed of order, shapes and appearance.
         progress: Called with (steps done, steps).
         log: Whether to tell the losses.
+        recompute: Whether activations are computed again for the gradient, to save memory.
 
     Returns:
         The share of the initial weights in the result: `settings.source_share`, or less (`blend_with_initial`).
@@ -94,28 +101,22 @@ def fine_tune(
     schedule = torch.optim.lr_scheduler.MultiStepLR(optimiser, [settings.steps // 2], gamma=0.5)
     average = RunningAverage()
     joins = round(settings.steps * settings.target_start)
-    examples = _Examples(segmenter, images, settings, torch_generator(seed, "warm up"), device)
+    examples = _Examples(segmenter, images, settings, torch_generator(seed, "warm up"), device, recompute)
     masks, losses = None, MeanLosses("fine-tuning")
     segmenter.eval()
     for step in range(settings.steps):
         if settings.target_weight > 0 and (step == joins or (step == 0 and not examples.are_labelled)):
             teacher = copy.deepcopy(segmenter)
             blend_with_initial(teacher, initial, settings.source_share, source, device)
-            masks = _masks(teacher, images.target, settings.batch_size, device, images.mirror_axes)
-        loss = torch.zeros((), device=device)
+            masks = _masks(teacher, images, settings.batch_size, device)
+        optimiser.zero_grad()
+        drawn = []
         if examples.are_labelled:
-            on_labelled = examples.labelled_loss()
-            losses.add("labelled images", on_labelled)
-            loss = loss + on_labelled
+            drawn.append(("labelled images", 1.0, examples.labelled()))
         if masks is not None:
             count = settings.target_batch_size if examples.are_labelled else settings.batch_size
-            on_target = examples.target_loss(masks, count)
-            losses.add("target", on_target)
-            loss = loss + settings.target_weight * on_target
-        if not torch.isfinite(loss):
-            raise FloatingPointError("the fine-tuning loss is not finite; lower fine_tuning.learning_rate")
-        optimiser.zero_grad()
-        loss.backward()
+            drawn.append(("target", settings.target_weight, examples.of_target(masks, count)))
+        examples.accumulate(drawn, losses)
         nn.utils.clip_grad_norm_(parameters, 1.0)
         optimiser.step()
         schedule.step()
@@ -140,6 +141,7 @@ class _Examples:
         settings: FineTuningSettings,
         generator: torch.Generator,
         device: torch.device,
+        recompute: bool,
     ) -> None:
         from monai.losses import DiceCELoss
 
@@ -148,6 +150,7 @@ class _Examples:
         self.settings = settings
         self.generator = generator
         self.device = device
+        self.recompute = recompute
         self.criterion = DiceCELoss(to_onehot_y=True, softmax=True)
 
     @property
@@ -155,11 +158,48 @@ class _Examples:
         """Whether there are images with expert masks."""
         return self.images.source is not None or self.images.reviewed is not None
 
-    def labelled_loss(self) -> Tensor:
-        """Dice and cross-entropy against expert masks, of source images and of reviewed target images."""
-        logits, truth = self._shown(*self._labelled(), self.images.target)
+    def labelled(self) -> _Drawn:
+        """Source images and reviewed target images: Dice and cross-entropy against expert masks."""
+        return _Drawn(*self._shown(*self._labelled(), self.images.target), self._dice_and_cross_entropy)
+
+    def of_target(self, masks: Rows, count: int) -> _Drawn:
+        """Target images: cross-entropy against masks that are not always right.
+
+        Dice would weigh their errors by structure.
+        """
+        rows = torch.randint(len(self.images.target), (count,), generator=self.generator)
+        shown = self._shown(self.images.target[rows], masks[rows], None)
+        return _Drawn(*shown, lambda logits, wanted: F.cross_entropy(logits, wanted.long()))
+
+    def _dice_and_cross_entropy(self, logits: Tensor, truth: Tensor) -> Tensor:
         loss: Tensor = self.criterion(logits, truth[:, None])
         return loss
+
+    def accumulate(self, drawn: Sequence[tuple[str, float, _Drawn]], losses: MeanLosses) -> None:
+        """Adds the gradients of the weighted sum of the losses.
+
+        Where all images are few enough, they have one graph, and elsewhere each few of them have their own: the mean
+        over images is the mean of the parts.
+
+        Raises:
+            FloatingPointError: A loss is not finite.
+        """
+        whole = all(len(each.images) <= images_at_once(each.images.shape[2:], len(each.images)) for _, _, each in drawn)
+        total = torch.zeros((), device=self.device)
+        for name, weight, each in drawn:
+            loss = torch.zeros((), device=self.device)
+            for share, part in each.parts(self.segmenter, self.device, self.recompute):
+                own = part if share == 1 else share * part
+                if not torch.isfinite(own):
+                    raise FloatingPointError("the fine-tuning loss is not finite; lower fine_tuning.learning_rate")
+                if whole:
+                    total = total + (own if weight == 1 else weight * own)
+                else:
+                    (weight * own).backward()
+                loss = loss + own.detach()
+            losses.add(name, loss)
+        if whole and total.requires_grad:
+            total.backward()
 
     def _labelled(self) -> tuple[Tensor, Tensor]:
         """A batch of images with their expert masks; reviewed ones come as often however few they are."""
@@ -175,29 +215,38 @@ class _Examples:
         images, masks = zip(*drawn, strict=True)
         return torch.cat(images), torch.cat(masks)
 
-    def target_loss(self, masks: Tensor, count: int) -> Tensor:
-        """Cross-entropy against masks that are not always right: Dice would weigh their errors by structure."""
-        rows = torch.randint(len(self.images.target), (count,), generator=self.generator)
-        logits, wanted = self._shown(self.images.target[rows], masks[rows], None)
-        return F.cross_entropy(logits, wanted.long())
-
-    def _shown(self, images: Tensor, labels: Tensor, styles: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Logits of images in a random look and shape, and their labels in that shape."""
+    def _shown(self, images: Tensor, labels: Tensor, styles: Rows | None) -> tuple[Tensor, Tensor]:
+        """Images in a random look and shape, and their labels in that shape."""
         settings, channels = self.settings, self.images.intensity_channels
         images, labels = images.to(self.device), labels.to(self.device)
         shown = randomise_appearance(images, styles, settings.appearance_strength, self.generator, channels)
         shown, moved = augment_pair(shown, labels, self.generator, settings.shape_strength, settings.elastic, channels)
-        shown, moved = mirror_at_random(shown, moved, self.images.mirror_axes, self.generator)
-        with mixed_precision(self.device, shown.ndim - 2):
-            logits: Tensor = self.segmenter(shown)
-        return logits.float(), moved
+        return mirror_at_random(shown, moved, self.images.mirror_axes, self.generator)
+
+
+@dataclass(frozen=True, eq=False)
+class _Drawn:
+    """Images `(B, C, *S)` of a step, the labels `(B, *S)` wanted for them, and the mean loss against those."""
+
+    images: Tensor
+    labels: Tensor
+    criterion: Callable[[Tensor, Tensor], Tensor]
+
+    def parts(self, segmenter: nn.Module, device: torch.device, recompute: bool) -> Iterator[tuple[float, Tensor]]:
+        """The loss of a few images after the other, and their share of all."""
+        count = len(self.images)
+        at_once = images_at_once(self.images.shape[2:], count)
+        for images, labels in zip(self.images.split(at_once), self.labels.split(at_once), strict=True):
+            with mixed_precision(device, images.ndim - 2), recomputed_activations(segmenter, recompute):
+                logits: Tensor = segmenter(images)
+            yield len(images) / count, self.criterion(logits.float(), labels)
 
 
 def blend_with_initial(
     segmenter: nn.Module,
     initial: Mapping[str, Tensor],
     share: float,
-    source: tuple[Tensor, Tensor] | None,
+    source: tuple[Rows, Rows] | None,
     device: torch.device,
 ) -> float:
     """Blends the weights of a segmenter with what they were, as far as that costs nothing on the source.
@@ -228,11 +277,11 @@ def blend_with_initial(
 
 
 @torch.no_grad()
-def _mean_dice(segmenter: nn.Module, images: Tensor, truths: Tensor, device: torch.device) -> float:
+def _mean_dice(segmenter: nn.Module, images: Rows, truths: Rows, device: torch.device) -> float:
     """Mean Dice over structures and some of the images, evenly spaced."""
     rows = torch.linspace(0, len(images) - 1, min(len(images), _MOST_IMAGES)).round().long()
     found = []
-    for chosen in rows.split(16):
+    for chosen in rows.split(images_at_once(images.shape[2:])):
         logits = segmenter(images[chosen].to(device))
         masks = argmax_classes(logits, dim=1).cpu().numpy()
         found += [dice(mask, truths[row].numpy(), logits.shape[1]) for mask, row in zip(masks, chosen, strict=True)]
@@ -240,15 +289,14 @@ def _mean_dice(segmenter: nn.Module, images: Tensor, truths: Tensor, device: tor
 
 
 @torch.no_grad()
-def _masks(
-    segmenter: nn.Module, images: Tensor, batch_size: int, device: torch.device, mirror_axes: Sequence[int]
-) -> Tensor:
-    """Argmax masks `(N, *S)` of images `(N, C, *S)`, of the mean logits over mirrored images."""
+def _masks(segmenter: nn.Module, images: FineTuningImages, batch_size: int, device: torch.device) -> Rows:
+    """Argmax masks `(N, *S)` uint8 of the target images, of the mean logits over mirrored images."""
+    mirror_axes = images.mirror_axes
     every = range(len(mirror_axes) + 1)
     flips = [[axis + 2 for axis in axes] for count in every for axes in combinations(mirror_axes, count)]
-    masks = []
-    for batch in images.split(batch_size):
+    masks = images.place.new("masks")
+    for batch in batches_of(images.target, images_at_once(images.target.shape[2:], batch_size)):
         shown = batch.to(device)
         logits = sum(segmenter(shown.flip(axes)).flip(axes) for axes in flips)
-        masks.append(argmax_classes(logits, dim=1).to("cpu", torch.uint8))
-    return torch.cat(masks)
+        masks.add(argmax_classes(logits, dim=1).to("cpu", torch.uint8))
+    return masks.rows()

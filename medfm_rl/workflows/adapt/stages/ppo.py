@@ -12,18 +12,17 @@ from stable_baselines3.common.logger import Logger
 
 from medfm_rl.adapters import SegmenterAdapter
 from medfm_rl.augmentation.appearance import randomise_appearance
-from medfm_rl.augmentation.shape import mirror_at_random
 from medfm_rl.data.files import write_json
 from medfm_rl.envs import SegmentationVecEnv
 from medfm_rl.networks import build_padded_unet, portable_state
 from medfm_rl.policies import DensePPO
-from medfm_rl.reward.actions import ActionRecords
 from medfm_rl.reward.measurements import MeasurementReward
 from medfm_rl.reward.network import RewardEnsemble
 from medfm_rl.seeding import derive_seed, torch_generator
 from medfm_rl.tracking import Tracker
 from medfm_rl.workflows.adapt.context import Domains, RunContext, write_weights
 from medfm_rl.workflows.adapt.stages.averaging import RunningAverage
+from medfm_rl.workflows.adapt.stages.shown_images import Mirrored, ShownImages
 from medfm_rl.workflows.adapt.stages.telling import is_told, tell_update
 
 
@@ -100,26 +99,25 @@ def _environment(context: RunContext, iteration: int, ensemble: RewardEnsemble, 
     Both are shown in new appearances, those with ground truth as they were collected. The ensemble sees target images
     as they are: the mask must not depend on the look.
     """
-    shards = context.dataset.shards(iteration)
-    known = ActionRecords.concatenate([context.dataset.read(key).with_ground_truth() for key in shards])
+    known = context.dataset.records(iteration).with_ground_truth()
     settings = context.config.ppo
     count = len(known) or settings.updates * settings.n_envs
     generator = torch_generator(context.config.seed, "views", iteration)
-    rows = torch.randint(len(domains.target), (count,), generator=generator)
-    target = domains.target.images[rows]
+    rows = torch.randint(len(domains.target), (count,), generator=generator).tolist()
     channels = context.source_policy.intensity_channels
-    views = randomise_appearance(target, None, settings.appearance_strength, generator, channels)
-    images, references = known.images, known.references
-    if len(known):
-        # The ensemble has not seen mirrored images; ground truth can.
-        images, references = mirror_at_random(images, references, context.source_policy.mirror_axes, generator)
+    views = context.scratch.new("views")
+    for row in rows:
+        target = domains.target.images[[row]]
+        views.add(randomise_appearance(target, None, settings.appearance_strength, generator, channels))
+    # The ensemble has not seen mirrored images; ground truth can.
+    mirrored = Mirrored(known, context.source_policy.mirror_axes if len(known) else (), generator)
     return SegmentationVecEnv(
-        torch.cat([images, views]).numpy(),
-        _reward(ensemble, domains, rows.tolist(), len(images)),
+        ShownImages(mirrored, views.rows(), range(count)),
+        _reward(ensemble, domains, rows, len(known)),
         context.num_classes,
         settings.n_envs,
-        references=references.numpy(),
-        rated_as=torch.cat([images, target]).numpy(),
+        references=mirrored.references,
+        rated_as=ShownImages(mirrored, domains.target.images, rows),
         seed=derive_seed(context.config.seed, "order", iteration),
         device=context.device,
     )
@@ -159,6 +157,7 @@ def _make_ppo(
         "critic": _critic(context, iteration) if settings.baseline == "critic" else None,
         "trainable": list(context.open_to_learning(policy).values()),
         "autocast": context.device.type == "cuda",
+        "recompute": context.config.recompute,
         "seed": derive_seed(context.config.seed, "ppo", iteration),
         "device": context.device,
     }

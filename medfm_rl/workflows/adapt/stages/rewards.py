@@ -73,8 +73,8 @@ def train_rewards(
 def _parts(context: RunContext, judged: Judgements | None) -> dict[str, tuple[SplitRecords, SplitJudgements | None]]:
     """By reward network, its part of D_R and of what reviewers said of masks."""
     seed, fraction = context.config.seed, context.config.reward.validation_fraction
-    records = context.dataset.read_all()
-    first = [origin for key in context.dataset.shards(0) for origin in context.dataset.read(key).origins]
+    records = context.dataset.records()
+    first = context.dataset.origins(0)
     judged_patients = judged.patients if judged is not None else set()
     kept_apart = held_out_reward_patients(records.origins, first, seed, judged_patients)
     with_ground_truth = records.with_ground_truth()

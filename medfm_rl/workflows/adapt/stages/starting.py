@@ -61,6 +61,7 @@ def fine_tuned_policy(
         1.0 if config.feedback is None else config.feedback.share,
         policy.intensity_channels,
         policy.mirror_axes,
+        context.scratch,
     )
     share = fine_tune(
         policy,
@@ -69,5 +70,6 @@ def fine_tuned_policy(
         config.fine_tuning.model_copy(update={"steps": max(1, round(length * config.fine_tuning.steps))}),
         derive_seed(config.seed, "warm up"),
         lambda done, total: context.progress(label, done, total),
+        recompute=config.recompute,
     )
     return policy, share

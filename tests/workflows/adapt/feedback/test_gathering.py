@@ -13,7 +13,7 @@ from medfm_rl.data.layouts import CaseFile, find_cases
 from medfm_rl.errors import DataError, ModelError
 from medfm_rl.feedback import CorrectedMask, FeedbackStore, Grade, Mask, Measurement, Preference, Verdict
 from medfm_rl.feedback.entries import Drawn, Entry
-from medfm_rl.reward.actions import ActionDataset
+from medfm_rl.reward.dataset import ActionDataset
 from medfm_rl.settings import DataSettings, FeedbackSettings, FineTuningSettings, SourceTrainingSettings
 from medfm_rl.types import LabelSchema
 from medfm_rl.workflows.adapt.checks import split_target

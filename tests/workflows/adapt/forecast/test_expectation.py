@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import logging
 from pathlib import Path
 
@@ -86,13 +87,6 @@ def test_without_a_source_nothing_of_it_is_counted() -> None:
     assert stages["evaluating"] == stages["calibrating the quality model"] == 0
 
 
-def test_memory_is_what_the_steps_took_and_the_images_and_actions() -> None:
-    images, actions = 4 * 2 * 100 * 70, 40 * 100 * (4 * 2 + 5 + 5)
-    assert expect(settings(), COSTS, AMOUNTS).memory == 1_000_000 + images + 2.5 * actions
-    on_gpu = Amounts(**{**vars(AMOUNTS), "on_gpu": True})
-    assert expect(settings(), COSTS, on_gpu).memory == 1_000_000
-
-
 def of(config: AdaptConfig) -> Expectation:
     return expect(config, COSTS, AMOUNTS)
 
@@ -129,20 +123,32 @@ def test_settings_below_the_least_are_not_raised() -> None:
 
 
 def test_an_expectation_comes_back_as_it_was_written(tmp_path: Path) -> None:
-    expected = Expectation({"PPO": 3.5}, 10, True, 30.0, {"ppo.updates": (40, 20)})
+    expected = Expectation({"PPO": 3.5}, 10, True, 30.0, {"ppo.updates": (40, 20)}, {"recompute": (0, 1)}, 7)
     expected.write(tmp_path / "expected.json")
     assert Expectation.read(tmp_path / "expected.json") == expected
     assert Expectation.read(tmp_path / "nothing.json") == Expectation()
-    (tmp_path / "expected.json").write_text('{"format": 2, "stages": 3}')
+    former = {"format": 2, "stages": {}, "memory": 5, "on_gpu": False, "max_minutes": None, "shortened": {}}
+    (tmp_path / "expected.json").write_text(json.dumps(former))
+    assert Expectation.read(tmp_path / "expected.json") == Expectation(memory=5)
+    (tmp_path / "expected.json").write_text('{"format": 3, "stages": 3}')
     with pytest.raises(DataError, match="not what is expected of a run"):
         Expectation.read(tmp_path / "expected.json")
 
 
 def test_what_is_lowered_and_needed_is_told(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, "medfm_rl")
-    Expectation({"PPO": 600, "selection": 60}, 2_500_000_000, False, 12, {"ppo.updates": (40, 20)}).tell()
+    Expectation(
+        {"PPO": 600, "selection": 60},
+        2_500_000_000,
+        False,
+        12,
+        {"ppo.updates": (40, 20)},
+        {"collect.shard_images": (100, 8)},
+        700_000_000,
+    ).tell()
+    assert "for the memory of this machine: collect.shard_images is 8 in place of 100" in caplog.text
     assert "for --max-minutes 12: ppo.updates is 20 in place of 40" in caplog.text
-    assert "about 11 min (PPO 10 min, selection 60 s); about 2.5 GB of memory" in caplog.text
+    assert "about 11 min (PPO 10 min, selection 60 s); about 2.5 GB of memory, 0.7 GB on the disk" in caplog.text
 
 
 def test_the_rest_of_a_run_is_told_by_its_pace(

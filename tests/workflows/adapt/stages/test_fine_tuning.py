@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -7,6 +9,7 @@ from torch import Tensor, nn
 from medfm_rl.adapters import add_low_rank
 from medfm_rl.adapters.lora import low_rank_parameters
 from medfm_rl.augmentation.appearance import randomise_appearance
+from medfm_rl.data.stored_rows import RowsFolder, StoredRows
 from medfm_rl.settings import FineTuningSettings, LoRASettings
 from medfm_rl.workflows.adapt.stages.fine_tuning import FineTuningImages, blend_with_initial, fine_tune
 
@@ -201,3 +204,42 @@ def test_a_loss_that_is_not_finite_names_the_setting() -> None:
         segmenter[3].weight[0, 0] = torch.nan
     with pytest.raises(FloatingPointError, match=r"fine_tuning\.learning_rate"):
         run(segmenter, steps=1)
+
+
+@pytest.mark.parametrize("recompute", [False, True])
+def test_a_step_that_is_cut_learns_as_a_whole_one(monkeypatch: pytest.MonkeyPatch, recompute: bool) -> None:
+    images, masks = make_source()
+    found = []
+    for at_once in (16, 2):
+        monkeypatch.setattr(
+            "medfm_rl.workflows.adapt.stages.fine_tuning.images_at_once",
+            lambda grid, most=16, size=at_once: min(size, most),
+        )
+        segmenter = make_segmenter()
+        fine_tune(
+            segmenter,
+            list(segmenter.parameters()),
+            FineTuningImages((images, masks), 0.3 * images + 0.2),
+            FineTuningSettings(steps=6, batch_size=6, target_batch_size=3, learning_rate=0.01),
+            0,
+            recompute=recompute,
+        )
+        found.append(segmenter.state_dict())
+    assert all(torch.allclose(value, found[1][name], atol=1e-4) for name, value in found[0].items())
+
+
+def test_images_on_the_disk_teach_as_those_in_memory(tmp_path: Path) -> None:
+    images, masks = make_source()
+    place = RowsFolder(tmp_path)
+    states = []
+    for stored in (False, True):
+        segmenter, target = make_segmenter(), 0.3 * images + 0.2
+        shown = FineTuningImages((images, masks), target)
+        if stored:
+            rows = [
+                StoredRows.of(tmp_path / f"{index}.rows", each) for index, each in enumerate((images, masks, target))
+            ]
+            shown = FineTuningImages((rows[0], rows[1]), rows[2], place=place)
+        fine_tune(segmenter, list(segmenter.parameters()), shown, FineTuningSettings(steps=6, batch_size=6), 0)
+        states.append(segmenter.state_dict())
+    assert all(torch.equal(value, states[1][name]) for name, value in states[0].items())
