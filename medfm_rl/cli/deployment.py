@@ -21,11 +21,16 @@ from medfm_rl.cli.options import (
     PatientPattern,
     Policy,
     Prompts,
+    Protocol,
+    Scanner,
+    Site,
+    Stream,
     Track,
     correction_settings,
     data_settings,
     require_masks,
     site_policy,
+    stream_request,
 )
 from medfm_rl.cli.root import app
 
@@ -44,6 +49,10 @@ def predict_command(
     method: Annotated[str | None, typer.Option(help="With --correct, as in `correct`; views where not given.")] = None,
     budget: Annotated[float | None, typer.Option(help="With --correct: seconds for one case; 10 if not given.")] = None,
     policy: Policy = None,
+    stream: Stream = None,
+    scanner: Scanner = None,
+    protocol: Protocol = None,
+    site: Site = None,
     track: Track = False,
     device: Device = "auto",
 ) -> None:
@@ -56,13 +65,19 @@ def predict_command(
     from medfm_rl.runs.finished import load_model, load_run
     from medfm_rl.runs.tracked_call import tracked_call
 
-    if not correct and (method is not None or budget is not None or policy is not None):
-        raise ConfigError("--method, --budget and --policy are for --correct, and go with it")
+    given = {"method": method, "budget": budget, "policy": policy, "stream": stream}
+    misplaced = [f"--{name}" for name, value in given.items() if value is not None]
+    if not correct and misplaced:
+        raise ConfigError(f"{', '.join(misplaced)}: masks are assessed and corrected with --correct alone; give it too")
     if correct:
         from medfm_rl.workflows.deploy.correct import CorrectRequest
         from medfm_rl.workflows.deploy.correct import correct as correct_masks
 
-        request = CorrectRequest(correction_settings(budget, method=method or "views"), policy=site_policy(policy))
+        request = CorrectRequest(
+            correction_settings(budget, method=method or "views"),
+            policy=site_policy(policy),
+            stream=stream_request(stream, scanner, protocol, site),
+        )
         files = find_cases(data_settings(images, layout, patient_pattern))
         run = load_run(model, device, prompts)
         with show_progress() as progress, tracked_call(track, run, "predict", files, out, progress):
@@ -101,6 +116,10 @@ def score_command(
     biomedclip: BiomedCLIPWeights = None,
     labels: MaskLabels = None,
     policy: Policy = None,
+    stream: Stream = None,
+    scanner: Scanner = None,
+    protocol: Protocol = None,
+    site: Site = None,
     accept_untested: Annotated[
         bool, typer.Option("--accept-untested", help="Former name of a policy; --policy says the same.", hidden=True)
     ] = False,
@@ -142,6 +161,7 @@ def score_command(
         maker=None if own or model is None else load_model(model, device, prompts),
         gates=Gates(echoprime, biomedclip),
         policy=site_policy(policy, accept_untested),
+        stream=stream_request(stream, scanner, protocol, site),
     )
     with show_progress() as progress, tracked_call(track, run, "score", files, out, progress):
         scoring = score(run, files, out, request, progress)
@@ -178,6 +198,10 @@ def correct_command(
     ] = False,
     every: Annotated[bool, typer.Option("--all", help="Every case, whatever its verdict.")] = False,
     policy: Policy = None,
+    stream: Stream = None,
+    scanner: Scanner = None,
+    protocol: Protocol = None,
+    site: Site = None,
     layout: Layout = "auto",
     patient_pattern: PatientPattern = None,
     prompts: Prompts = None,
@@ -193,17 +217,27 @@ def correct_command(
     from medfm_rl.workflows.deploy.correct import CorrectRequest, correct
 
     require_masks(labels, masks)
-    if policy is not None and (every or scores is not None):
-        given = "--all" if every else f"--scores {scores}"
-        raise ConfigError(
-            f"--policy {policy} is for scoring, and with {given} nothing is scored: leave it out, or give it to "
-            "`medfm-rl score`"
-        )
+    for option, value in (("--policy", policy), ("--stream", stream)):
+        if value is not None and (every or scores is not None):
+            given = "--all" if every else f"--scores {scores}"
+            raise ConfigError(
+                f"{option} {value} is for scoring, and with {given} nothing is scored: leave it out, or give it to "
+                "`medfm-rl score`"
+            )
     settings = correction_settings(budget, method=method, objective=objective, optimise=optimise)
     files = find_cases(data_settings(images, layout, patient_pattern))
     run = load_run(model, device, prompts)
     masks_given = None if masks is None else find_masks(masks, files)
-    request = CorrectRequest(settings, scores, every, propose_only, masks_given, labels, site_policy(policy))
+    request = CorrectRequest(
+        settings,
+        scores,
+        every,
+        propose_only,
+        masks_given,
+        labels,
+        site_policy(policy),
+        stream_request(stream, scanner, protocol, site),
+    )
     with show_progress() as progress, tracked_call(track, run, "correct", files, out, progress):
         corrections = correct(run, files, out, request, progress)
     print_corrections(corrections, out)

@@ -45,7 +45,7 @@ def add_command(
     review and named: have them reviewed, and add that to a feedback store by `feedback add --drawn audit`.
     """
     from medfm_rl.reports.streams import summary_lines
-    from medfm_rl.runs.stream_state import read_stream
+    from medfm_rl.runs.stream_history import read_stream
     from medfm_rl.workflows.streams import stream_scores, view_of
 
     with show_progress():

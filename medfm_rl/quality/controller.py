@@ -20,6 +20,7 @@ from medfm_rl.quality.biomedclip import BiomedCLIP
 from medfm_rl.quality.conformal import effective_patients, fewest_patients, interval, weighted_quantile
 from medfm_rl.quality.evidence import Evidence
 from medfm_rl.quality.guarantees import BatchStanding, meaning, of_batch, promises
+from medfm_rl.quality.in_stream import StreamStanding
 from medfm_rl.quality.model import MEAN, QUALITY_FILE, QualityModel, StructureModel
 from medfm_rl.quality.reports import BatchReport, QualityReport, ShiftSeenBy, State, StructureScore
 from medfm_rl.quality.shift import DomainReference
@@ -252,6 +253,19 @@ class QualityController:
         return BatchReport(
             settled, state, standing.patients, words, *of_batch(standing, self.terms), probability, promised
         )
+
+    def settle_in_stream(self, reports: Sequence[QualityReport], stream: StreamStanding) -> BatchReport:
+        """Gives the verdicts under the state of the stream that the masks are of, and what they are worth.
+
+        However few they are: the stream is tested, and not these masks. Intervals and probabilities are those of the
+        calibration as it is.
+        """
+        settled = []
+        for report in reports:
+            plain = self._with_intervals(report, StructureModel.interval)
+            plain = replace(plain, risk=risk(plain, self.model, self.terms.limits))
+            settled.append(decide(plain, stream, self.terms))
+        return stream.summary(settled, self.terms)
 
     def _with_intervals(
         self, report: QualityReport, interval_of: Callable[[StructureModel, float], tuple[float, float]]

@@ -15,6 +15,7 @@ from medfm_rl.data.files import hash_file, hash_folder
 from medfm_rl.errors import ModelError
 from medfm_rl.quality import QualityController, QualityModel
 from medfm_rl.quality.gates import NO_GATES, Gates
+from medfm_rl.quality.promises import Promise
 from medfm_rl.reward.network import RewardEnsemble, RewardNet
 from medfm_rl.reward.shape_prior import ShapePrior
 from medfm_rl.runs.folder import RunFolder
@@ -112,6 +113,15 @@ class FinishedRun(StoredModel):
         model = QualityModel.read(self.folder.quality)
         model.check_networks(self.path, self.identity.model_hash)
         return model
+
+    @property
+    def promise(self) -> Promise | None:
+        """The promise of the reviewed patients; None where none was sought.
+
+        Raises:
+            ModelError: It is damaged, or of a newer version.
+        """
+        return Promise.read(self.folder.promise) if self.folder.promise.exists() else None
 
     def replace_quality(self, model: QualityModel) -> None:
         """Writes another quality model, and goes on with it."""

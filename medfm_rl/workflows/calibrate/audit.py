@@ -20,6 +20,7 @@ from medfm_rl.progress import Progress, silent
 from medfm_rl.quality.inference import Estimate, MonthMask, as_json, failure_probability, month_mean, month_rate
 from medfm_rl.quality.model import MEAN
 from medfm_rl.quality.promises import Evidence, Promise, PromiseTarget, ReviewedMask, prove
+from medfm_rl.quality.streams import mask_key
 from medfm_rl.runs.finished import FinishedRun
 from medfm_rl.runs.leakage import count_known
 from medfm_rl.types import LabelMap
@@ -110,7 +111,7 @@ def calibrate_on_audit(run: FinishedRun, request: AuditRequest, progress: Progre
         scores, cases = read_assessed(request.scores)
         scores.require_quality(run.folder.quality)
         audit = gather_audit(run, request, progress)
-        found = prove(audit.masks, request.target)
+        found, reviewed = prove(audit.masks, request.target), {mask.case for mask in audit.masks}
         evidence = Evidence(
             quality_hash=scores.quality,
             scores_hash=hash_file(request.scores),
@@ -119,6 +120,7 @@ def calibrate_on_audit(run: FinishedRun, request: AuditRequest, progress: Progre
             reviewers=audit.reviewers,
             left_out=dict(audit.left_out),
             looks=_looks(run.folder.promise, scores.quality, audit.store),
+            masks=tuple(mask_key(case.case, case.mask) for case in cases if case.case in reviewed),
         )
         created = datetime.now(UTC).isoformat(timespec="seconds")
         promise = found.model_copy(update={"created": created, "evidence": evidence})

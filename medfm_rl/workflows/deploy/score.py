@@ -21,6 +21,7 @@ from medfm_rl.settings import RESEARCH, SitePolicy
 from medfm_rl.workflows.deploy.score_outputs import TABLE_FILE, audit_lines, withdraw_results, write_results
 from medfm_rl.workflows.deploy.scoring import Scorer, Scoring
 from medfm_rl.workflows.deploy.scoring_queue import ScoringQueue
+from medfm_rl.workflows.deploy.stream_scoring import StreamRequest, settle_in_stream
 
 _LOG = logging.getLogger(__name__)
 
@@ -35,6 +36,7 @@ class ScoreRequest:
         maker: Makes the masks where none are given; None for the segmenter of the run.
         gates: Further networks to be asked.
         policy: Limits that masks have to keep, and what is done with what is not proven.
+        stream: The stream that these studies are of; None to take them for a batch.
     """
 
     masks: Mapping[str, Path] | None = None
@@ -42,6 +44,7 @@ class ScoreRequest:
     maker: Model | None = None
     gates: Gates = NO_GATES
     policy: SitePolicy = RESEARCH
+    stream: StreamRequest | None = None
 
     def __post_init__(self) -> None:
         if self.masks is not None and self.maker is not None:
@@ -65,6 +68,9 @@ def score(
     cannot be assessed is named and referred; the others are assessed. A warning is logged of each thing in what is read
     that looks suspicious, as `medfm-rl check` finds it.
 
+    Studies of a stream are added to it, and its state says what their verdicts are worth, in place of the test of the
+    batch; a share of the accepted masks is drawn for audit.
+
     Args:
         run: The run with the quality model.
         files: The images.
@@ -73,8 +79,8 @@ def score(
         progress: Told how far it is.
 
     Raises:
-        UserError: The quality model cannot be used, files of these cases lie in `out` that something else wrote, or not
-            one case could be assessed.
+        UserError: The quality model or the stream cannot be used, files of these cases lie in `out` that something else
+            wrote, or not one case could be assessed.
     """
     with alone_writing(out):
         own = request.masks is None and request.maker is None
@@ -88,6 +94,8 @@ def score(
         in_masks = None if request.masks is None else labels_in_masks(request.labels, request.masks, controller.schema)
         quality_hash = run.identity.quality_hash
         assert quality_hash is not None
+        if request.stream is not None:
+            request.stream.require_usable(quality_hash, request.policy.audit_share)
         gates = request.gates.hashes()
         records = CaseRecords(out, "score", run.identity)
         queue = ScoringQueue(
@@ -111,7 +119,13 @@ def score(
             request.policy,
         )
         reports = [queue.reports[file.case_id] for file in files if file.case_id in queue.reports]
-        scoring = Scoring(controller.settle(reports), queue.unassessed, queue.traces(files), scorer)
+        traces, place = queue.traces(files), None
+        if request.stream is None:
+            batch = controller.settle(reports)
+        else:
+            masks = {name: trace.mask_hash for name, trace in traces.items() if trace.mask_hash is not None}
+            batch, place = settle_in_stream(request.stream, controller, reports, masks, quality_hash, run.promise)
+        scoring = Scoring(batch, queue.unassessed, traces, scorer, place)
         simulated = any(is_simulated(path.parent) for file in files[:1] for path in file.image_paths)
         write_results(out, scoring, simulated)
         records.log(audit_lines(scoring))
