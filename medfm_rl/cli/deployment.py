@@ -20,6 +20,7 @@ from medfm_rl.cli.options import (
     ModelFolder,
     PatientPattern,
     Policy,
+    Probabilities,
     Prompts,
     Protocol,
     Scanner,
@@ -115,6 +116,7 @@ def score_command(
     ] = None,
     biomedclip: BiomedCLIPWeights = None,
     labels: MaskLabels = None,
+    probabilities: Probabilities = None,
     policy: Policy = None,
     stream: Stream = None,
     scanner: Scanner = None,
@@ -139,6 +141,7 @@ def score_command(
     """
     from medfm_rl.data.layouts import find_cases
     from medfm_rl.data.mask_files import find_masks
+    from medfm_rl.data.probabilities import find_probabilities
     from medfm_rl.errors import ConfigError
     from medfm_rl.quality.gates import Gates
     from medfm_rl.runs.finished import load_model, load_run
@@ -150,6 +153,8 @@ def score_command(
     if prompts is not None and model is None:
         raise ConfigError("--prompts are for a segmenter that makes the masks: they go with --model")
     require_masks(labels, masks)
+    if probabilities is not None and masks is None:
+        raise ConfigError("--probabilities are those of masks that are given: they go with --masks")
     if fail_on not in (None, "refer"):
         raise ConfigError(f"--fail-on {fail_on}: must be refer")
     own = model is not None and model.resolve() == quality_model.resolve()
@@ -158,6 +163,7 @@ def score_command(
     request = ScoreRequest(
         masks=None if masks is None else find_masks(masks, files),
         labels=labels,
+        probabilities=None if probabilities is None else find_probabilities(probabilities, files),
         maker=None if own or model is None else load_model(model, device, prompts),
         gates=Gates(echoprime, biomedclip),
         policy=site_policy(policy, accept_untested),

@@ -67,6 +67,15 @@ MaskLabels = Annotated[
         "structures that are not named are in none of them."
     ),
 ]
+Probabilities = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="DIR",
+        help="With --masks: the probabilities that their segmenter wrote beside them, as nnU-Net's "
+        "--save_probabilities does: CASE.npz, or NIfTI with the class as last axis. Needed both to calibrate and to "
+        "score.",
+    ),
+]
 Track = Annotated[
     bool, typer.Option("--track", help="Record the call in MLflow, within the record of the run that it uses.")
 ]

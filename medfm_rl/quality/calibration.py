@@ -222,9 +222,12 @@ def _calibrate_pixels(
     inputs, right = _pixels(fitted, seed)
     weights, shift = _logistic(inputs, right)
     held_out, held_out_right = _pixels(promised, seed)
+    others = iter(weights[1:])
+    asked, given = (next(others) if known else None for known in _known_confidences(fitted))
     return PixelCalibration(
         reward_weight=weights[0],
-        confidence_weight=weights[1] if len(weights) > 1 else None,
+        confidence_weight=asked,
+        given_weight=given,
         shift=shift,
         ece_before=expected_calibration_error(_sigmoid(held_out[:, 0]), held_out_right),
         ece_after=expected_calibration_error(_sigmoid(held_out @ np.array(weights) + shift), held_out_right),
@@ -249,7 +252,7 @@ def _logistic(inputs: npt.NDArray[np.float64], right: npt.NDArray[np.bool_]) -> 
 
 
 def _pixels(cases: Sequence[CalibrationCase], seed: int) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.bool_]]:
-    """Log-odds of the reward, and of the segmenter's confidence where there is one, `(N, 1 or 2)`; which are right.
+    """Log-odds of the reward and of the confidences that there are, `(N, 1 to 3)`; which are right.
 
     Pixels are drawn before any map is looked at, so that those of volumes need not all be in memory.
     """
@@ -258,16 +261,21 @@ def _pixels(cases: Sequence[CalibrationCase], seed: int) -> tuple[npt.NDArray[np
     rows = np.arange(total)
     if total > _MOST_PIXELS:
         rows = numpy_generator(seed, "pixels").choice(total, _MOST_PIXELS, replace=False)
-    asked = cases[0].evidence.confidence is not None
-    inputs, right = np.empty((len(rows), 1 + asked)), np.empty(len(rows), dtype=bool)
+    known = _known_confidences(cases)
+    inputs, right = np.empty((len(rows), 1 + sum(known))), np.empty(len(rows), dtype=bool)
     for case, size, start in zip(cases, sizes, np.cumsum([0, *sizes[:-1]]), strict=True):
         places = np.flatnonzero((rows >= start) & (rows < start + size))
         chosen = torch.from_numpy(rows[places] - start)
-        maps = [case.evidence.mean_map, case.evidence.confidence]
+        maps = [case.evidence.mean_map, *case.evidence.confidences]
         for column, values in enumerate(values for values in maps if values is not None):
             inputs[places, column] = log_odds(values.flatten()[chosen]).double().numpy()
         right[places] = case.right.flatten()[chosen].numpy()
     return inputs, right
+
+
+def _known_confidences(cases: Sequence[CalibrationCase]) -> tuple[bool, ...]:
+    """Which of the confidences there are; the same for all cases."""
+    return tuple(values is not None for values in cases[0].evidence.confidences)
 
 
 def _sigmoid(odds: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:

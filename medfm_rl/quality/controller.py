@@ -151,13 +151,22 @@ class QualityController:
         """
         return self.assess_batch([self.submit(case, labels)])[0]
 
-    def submit(self, case: Case, labels: LabelMap) -> Submission:
+    def submit(self, case: Case, labels: LabelMap, given: FloatArray | None = None) -> Submission:
         """Checks a mask and makes it ready to be assessed among others, which is faster than one by one.
+
+        Args:
+            case: The image.
+            labels: As in `assess`.
+            given: `(*S)` in [0, 1], probability that the maker of the mask gave to the class at each pixel
+                (`medfm_rl.data.probabilities`); needed where the quality model was calibrated with it, and refused
+                where it was not.
 
         Raises:
             DataError: As in `assess`.
+            ModelError: Probabilities are needed or refused.
         """
-        return self._shown_to_gates(submit(self.segmenter, self.anatomy, case, labels))
+        self.model.pixels.require_given(given is not None)
+        return self._shown_to_gates(submit(self.segmenter, self.anatomy, case, labels, given))
 
     def segment(self, case: Case) -> Submission:
         """A mask of the run's own segmenter, ready to be assessed: one inference serves both.

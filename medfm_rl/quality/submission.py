@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -17,10 +18,13 @@ from medfm_rl.quality.appearance import appearance
 from medfm_rl.quality.evidence import Evidence, confidence_in
 from medfm_rl.quality.views import ViewFinding
 from medfm_rl.reward.network import RewardEnsemble
-from medfm_rl.types import Case, LabelMap, LabelSchema
+from medfm_rl.types import Case, FloatArray, LabelMap, LabelSchema
 
 _BATCH = 16
 _MOST_PIXELS = 4_000_000
+_LEVELS = tuple(float(level) for level in 1 / (1 + np.exp(-np.linspace(-2.5, 6.5, 15))))
+"""Levels to which given probabilities are rounded, even in log-odds, and finer where a segmenter is certain."""
+_BETWEEN = (_LEVELS[0] / 2, *((low + high) / 2 for low, high in itertools.pairwise(_LEVELS)), (1 + _LEVELS[-1]) / 2)
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,6 +41,7 @@ class Submission:
         rules: What each anatomy rule measured in the mask.
         view: What a classifier of views sees in the image, where there is one.
         biomedclip: `(512,)`, what BiomedCLIP sees in it, where it is asked.
+        given: `(*S')`, as in `Evidence`.
     """
 
     case: Case
@@ -48,9 +53,12 @@ class Submission:
     rules: tuple[RuleResult, ...]
     view: ViewFinding | None = None
     biomedclip: npt.NDArray[np.float64] | None = None
+    given: Tensor | None = None
 
 
-def submit(segmenter: SegmenterAdapter, anatomy: Anatomy, case: Case, labels: LabelMap) -> Submission:
+def submit(
+    segmenter: SegmenterAdapter, anatomy: Anatomy, case: Case, labels: LabelMap, given: FloatArray | None = None
+) -> Submission:
     """Applies the rules to a mask and brings image and mask to the grid of the networks.
 
     Args:
@@ -58,6 +66,7 @@ def submit(segmenter: SegmenterAdapter, anatomy: Anatomy, case: Case, labels: La
         anatomy: The rules.
         case: The image.
         labels: Class indices `(*S)` on the image's grid.
+        given: `(*S)` in [0, 1], probability that the maker of the mask gave to the class at each pixel, where it said.
 
     Raises:
         DataError: The mask does not lie on the grid of the image, or has classes that the rules do not know; or the
@@ -70,7 +79,21 @@ def submit(segmenter: SegmenterAdapter, anatomy: Anatomy, case: Case, labels: La
     _require_finite(case)
     sample = segmenter.preprocess(case)
     logits = None if segmenter.prompted else segmenter.predict_logits(sample)
-    return prepare(segmenter, anatomy, case, labels, sample, logits)
+    found = prepare(segmenter, anatomy, case, labels, sample, logits)
+    return found if given is None else replace(found, given=_on_grid(segmenter, given, sample))
+
+
+def _on_grid(segmenter: SegmenterAdapter, confidence: FloatArray, sample: Sample) -> Tensor:
+    """Probabilities `(*S)` on the grid of the networks, `(*S')`, to the nearest of sixteen levels.
+
+    A segmenter knows how to bring masks to its grid, and nothing else. So it brings, level by level, the mask of the
+    pixels that reach it; how many are reached is the level of a pixel, whatever way of resampling it has.
+    """
+    reached = sum(
+        segmenter.preprocess_labels((confidence >= level).astype(np.uint8), sample).long() for level in _LEVELS
+    )
+    assert isinstance(reached, Tensor)
+    return torch.tensor(_BETWEEN, dtype=torch.float32)[reached]
 
 
 def segment(segmenter: SegmenterAdapter, anatomy: Anatomy, case: Case) -> Submission:
@@ -171,5 +194,6 @@ def collect_evidence(
                 item.rules,
                 schema.num_classes,
                 item.own_estimate,
+                item.given,
             )
     return [found[row] for row in range(len(submissions))]

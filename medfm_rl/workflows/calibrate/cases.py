@@ -54,6 +54,7 @@ class Spool:
             "mean_map": evidence.mean_map,
             "spread": evidence.spread,
             "confidence": evidence.confidence,
+            "given": evidence.given,
         }
         torch.save({**maps, "right": case.right}, path)
         found = torch.load(path, map_location="cpu", mmap=True, weights_only=True)

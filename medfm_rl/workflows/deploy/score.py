@@ -20,7 +20,7 @@ from medfm_rl.runs.models import Model
 from medfm_rl.settings import RESEARCH, SitePolicy
 from medfm_rl.workflows.deploy.score_outputs import TABLE_FILE, audit_lines, withdraw_results, write_results
 from medfm_rl.workflows.deploy.scoring import Scorer, Scoring
-from medfm_rl.workflows.deploy.scoring_queue import ScoringQueue
+from medfm_rl.workflows.deploy.scoring_queue import MasksToScore, ScoringQueue
 from medfm_rl.workflows.deploy.stream_scoring import StreamRequest, settle_in_stream
 
 _LOG = logging.getLogger(__name__)
@@ -33,6 +33,7 @@ class ScoreRequest:
     Attributes:
         masks: Masks by case, or None where a segmenter makes them.
         labels: The integers in these masks, as in `labels_in_masks`.
+        probabilities: Files of the probabilities that their maker gave, by case; None where none are given.
         maker: Makes the masks where none are given; None for the segmenter of the run.
         gates: Further networks to be asked.
         policy: Limits that masks have to keep, and what is done with what is not proven.
@@ -41,6 +42,7 @@ class ScoreRequest:
 
     masks: Mapping[str, Path] | None = None
     labels: str | None = None
+    probabilities: Mapping[str, Path] | None = None
     maker: Model | None = None
     gates: Gates = NO_GATES
     policy: SitePolicy = RESEARCH
@@ -49,6 +51,8 @@ class ScoreRequest:
     def __post_init__(self) -> None:
         if self.masks is not None and self.maker is not None:
             raise ConfigError("give either masks or a segmenter that makes them, not both")
+        if self.masks is None and self.probabilities is not None:
+            raise ConfigError("--probabilities are those of masks that are given: they go with --masks")
 
 
 OWN_MASKS = ScoreRequest()
@@ -85,22 +89,24 @@ def score(
     with alone_writing(out):
         own = request.masks is None and request.maker is None
         controller = run.controller(own, request.gates, request.policy)
+        controller.model.pixels.require_given(request.probabilities is not None)
         segmenter = controller.segmenter if own else None if request.maker is None else request.maker.segmenter
         if segmenter is not None and segmenter.schema.names != controller.schema.names:
             raise ModelError(
                 f"the model segments {', '.join(segmenter.schema.structures)}, the quality model assesses "
                 f"{', '.join(controller.schema.structures)}; they must be of one anatomy"
             )
-        in_masks = None if request.masks is None else labels_in_masks(request.labels, request.masks, controller.schema)
+        given = None
+        if request.masks is not None:
+            in_masks = labels_in_masks(request.labels, request.masks, controller.schema)
+            given = MasksToScore(request.masks, in_masks, request.probabilities)
         quality_hash = run.identity.quality_hash
         assert quality_hash is not None
         if request.stream is not None:
             request.stream.require_usable(quality_hash, request.policy.audit_share)
         gates = request.gates.hashes()
         records = CaseRecords(out, "score", run.identity)
-        queue = ScoringQueue(
-            controller, {"quality": quality_hash, **gates}, request.masks, in_masks, segmenter, records
-        )
+        queue = ScoringQueue(controller, {"quality": quality_hash, **gates}, given, segmenter, records)
         queue.require_own(files)
         withdraw_results(out)
         for done, file in enumerate(files, 1):

@@ -13,8 +13,8 @@ from medfm_rl.quality import BatchReport, QualityModel, QualityReport
 from medfm_rl.settings import SitePolicy
 from medfm_rl.workflows.deploy.stream_scoring import StreamPlace
 
-Cause = Literal["input_unusable", "mask_missing", "mask_unusable", "not_assessed"]
-"""Why a case could not be assessed: because of its image or prompts, of its mask, or of something else."""
+Cause = Literal["input_unusable", "mask_missing", "mask_unusable", "probabilities_unusable", "not_assessed"]
+"""Why a case could not be assessed: its image or prompts, its mask, the probabilities given with it, or else."""
 
 
 def thumbnail_path(out: Path, case_id: str) -> Path:
