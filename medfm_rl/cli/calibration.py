@@ -97,13 +97,13 @@ def calibrate_command(
     from medfm_rl.data.mask_files import find_masks
     from medfm_rl.data.probabilities import find_probabilities
     from medfm_rl.quality.model import Targets
-    from medfm_rl.runs.finished import load_run
+    from medfm_rl.runs.finished import load_judge
     from medfm_rl.runs.tracked_call import tracked_calibration
     from medfm_rl.workflows.calibrate.quality import CalibrateRequest, calibrate
 
     require_masks(labels, masks)
     targets = from_options(Targets, coverage=coverage, dice=dice, alpha=alpha, confidence=confidence)
-    finished = load_run(run, device, prompts)
+    finished = load_judge(run, device, prompts)
     files = find_cases(data_settings(labelled, layout, patient_pattern, split, where))
     found = None if masks is None else find_masks(masks, files)
     maps = None if probabilities is None else find_probabilities(probabilities, files)
@@ -136,13 +136,13 @@ def _prove(
     from medfm_rl.errors import ConfigError
     from medfm_rl.quality.promises import PromiseTarget
     from medfm_rl.reports.promises import promise_lines
-    from medfm_rl.runs.finished import load_run
+    from medfm_rl.runs.finished import load_judge
     from medfm_rl.workflows.calibrate.audit import AuditRequest, calibrate_on_audit
 
     if images is None or scores is None:
         raise ConfigError("--feedback needs --images, what the reviewers saw, and --scores, what was predicted of it")
     wanted = from_options(PromiseTarget, **target)
-    finished = load_run(run, device)
+    finished = load_judge(run, device)
     files = find_cases(images)
     found = None if masks is None else find_masks(masks, files)
     with show_progress() as progress:

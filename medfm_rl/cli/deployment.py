@@ -102,7 +102,9 @@ def predict_command(
 
 @app.command("score")
 def score_command(
-    quality_model: Annotated[Path, typer.Argument(help="Run folder of `adapt`, with a quality.json.")],
+    quality_model: Annotated[
+        Path, typer.Argument(help="Run folder of `adapt`, or judge of `train-judge`, with a quality.json.")
+    ],
     images: Annotated[Path, typer.Option(help="Images.")],
     out: Annotated[Path, typer.Option(help="Folder for scores, reward maps, report.html and audit.jsonl.")],
     masks: Annotated[Path | None, typer.Option(help="Their masks, of the same names, whatever made them.")] = None,
@@ -144,7 +146,7 @@ def score_command(
     from medfm_rl.data.probabilities import find_probabilities
     from medfm_rl.errors import ConfigError
     from medfm_rl.quality.gates import Gates
-    from medfm_rl.runs.finished import load_model, load_run
+    from medfm_rl.runs.finished import load_judge, load_model
     from medfm_rl.runs.tracked_call import tracked_call
     from medfm_rl.workflows.deploy.score import ScoreRequest, score
 
@@ -159,7 +161,7 @@ def score_command(
         raise ConfigError(f"--fail-on {fail_on}: must be refer")
     own = model is not None and model.resolve() == quality_model.resolve()
     files = find_cases(data_settings(images, layout, patient_pattern))
-    run = load_run(quality_model, device, prompts if own else None)
+    run = load_judge(quality_model, device, prompts if own else None)
     request = ScoreRequest(
         masks=None if masks is None else find_masks(masks, files),
         labels=labels,

@@ -12,8 +12,8 @@ import numpy.typing as npt
 import torch
 from scipy import ndimage
 
-from medfm_rl.adapters import SegmenterAdapter
-from medfm_rl.adapters.loading import adapted_settings, load_segmenter, without_prompts
+from medfm_rl.adapters import CaseGrid, SegmenterAdapter
+from medfm_rl.adapters.loading import load_grid
 from medfm_rl.anatomy.profiles import Anatomy
 from medfm_rl.errors import ModelError
 from medfm_rl.quality.biomedclip import BiomedCLIP
@@ -40,8 +40,8 @@ class QualityController:
     """Assesses masks, whatever made them, with the reward networks and the quality model of a run.
 
     Args:
-        segmenter: That of the run. Brings images and masks to the grid of the reward networks and, unless it needs
-            prompts, is asked how probable the mask is.
+        grid: Brings images and masks to the grid of the reward networks. Where it is the segmenter of the run it is
+            asked how probable a mask is too, unless it needs prompts.
         reward: The reward networks.
         model: The quality model.
         device: Where the networks run.
@@ -56,7 +56,7 @@ class QualityController:
 
     def __init__(
         self,
-        segmenter: SegmenterAdapter,
+        grid: CaseGrid,
         reward: RewardEnsemble,
         model: QualityModel,
         device: torch.device | None = None,
@@ -65,17 +65,17 @@ class QualityController:
         policy: SitePolicy = RESEARCH,
     ) -> None:
         self.device = device or torch.device("cpu")
-        self.segmenter = segmenter.to(self.device)
+        self.grid = grid.to(self.device)
         self.reward = reward.to(self.device)
         self.model = model
         self.terms = Terms.bind(policy, model)
         self.anatomy: Anatomy = model.bound_anatomy()
         self.schema = self.anatomy.schema
         classes = {member.num_classes for member in reward.networks}
-        if segmenter.schema.names != model.names or classes != {self.schema.num_classes}:
+        if grid.schema.names != model.names or classes != {self.schema.num_classes}:
             raise ModelError(
                 f"the quality model is of {', '.join(self.schema.structures)}, the segmenter of "
-                f"{', '.join(segmenter.schema.structures)} and the reward networks of {sorted(classes)} classes; they "
+                f"{', '.join(grid.schema.structures)} and the reward networks of {sorted(classes)} classes; they "
                 "must be of one anatomy"
             )
         self.views = views
@@ -98,17 +98,17 @@ class QualityController:
     def load(
         cls,
         path: Path,
-        segmenter: SegmenterAdapter | None = None,
+        grid: CaseGrid | None = None,
         device: torch.device | None = None,
         views: ViewClassifier | None = None,
         biomedclip: BiomedCLIP | None = None,
         policy: SitePolicy = RESEARCH,
     ) -> QualityController:
-        """Loads the folder of a finished run of `adapt`.
+        """Loads the folder of a finished run of `adapt`, or of a judge that `train-judge` made.
 
         Args:
-            path: The run, with `model`, `reward` and `quality.json`.
-            segmenter: That of the run, where it has been loaded already; None: it is loaded here, of whatever kind it
+            path: The folder, with `model`, `reward` and `quality.json`.
+            grid: What lies in `model`, where it has been loaded already; None: it is loaded here, of whatever kind it
                 is, to make no masks (it needs no boxes).
             device: Where the networks run.
             views: As in the constructor.
@@ -124,10 +124,10 @@ class QualityController:
             raise ModelError(f"{path}: not a finished run of `medfm-rl adapt`, there is no folder model in it")
         model = QualityModel.read(path / QUALITY_FILE)
         model.check_networks(path)
-        if segmenter is None:
-            segmenter = load_segmenter(without_prompts(adapted_settings(path / "config.yaml", path / "model")))
+        if grid is None:
+            grid = load_grid(path / "config.yaml", path / "model")
         return cls(
-            segmenter,
+            grid,
             RewardEnsemble.load(path / "reward"),
             model,
             device,
@@ -135,6 +135,19 @@ class QualityController:
             biomedclip,
             policy,
         )
+
+    @property
+    def segmenter(self) -> SegmenterAdapter:
+        """The segmenter of the run.
+
+        Raises:
+            ModelError: There is none: a judge that `train-judge` made assesses masks alone.
+        """
+        if not isinstance(self.grid, SegmenterAdapter):
+            raise ModelError(
+                "a judge without a segmenter makes no masks; give masks (--masks), or another segmenter that makes them"
+            )
+        return self.grid
 
     def assess(self, case: Case, labels: LabelMap) -> QualityReport:
         """Assesses one mask; nothing can be said of shift but for the case itself.
@@ -166,7 +179,7 @@ class QualityController:
             ModelError: Probabilities are needed or refused.
         """
         self.model.pixels.require_given(given is not None)
-        return self._shown_to_gates(submit(self.segmenter, self.anatomy, case, labels, given))
+        return self._shown_to_gates(submit(self.grid, self.anatomy, case, labels, given))
 
     def segment(self, case: Case) -> Submission:
         """A mask of the run's own segmenter, ready to be assessed: one inference serves both.
@@ -185,14 +198,14 @@ class QualityController:
 
     def assess_batch(self, submissions: Sequence[Submission]) -> list[QualityReport]:
         """Reports of masks, in their order: those of `assess`, whatever the others are."""
-        found = collect_evidence(submissions, self.reward, self.segmenter.patch_size, self.schema, self.device)
+        found = collect_evidence(submissions, self.reward, self.grid.patch_size, self.schema, self.device)
         return [self._report(item, evidence) for item, evidence in zip(submissions, found, strict=True)]
 
     def _report(self, submission: Submission, evidence: Evidence) -> QualityReport:
         case, labels, sample = submission.case, submission.labels, submission.sample
         probability = self.model.pixels.probability(evidence)
         rows = evidence.features(self.schema.structures, probability)
-        native = self.segmenter.restore_map(probability, sample).clip(0, 1)
+        native = self.grid.restore_map(probability, sample).clip(0, 1)
         scores = self._scores(rows, labels, native)
         embedding, domain, looks = evidence.embedding, self.model.domain, self.model.appearance
         known: list[tuple[ShiftSeenBy, DomainReference, npt.NDArray[np.float64]]] = [

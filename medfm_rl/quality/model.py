@@ -190,8 +190,8 @@ class QualityModel(BaseModel):
             an older version wrote.
         anatomy: Name of the profile.
         profile: The rules, learned limits included.
-        telling_rules: Places in the profile of the rules that hardly any good mask breaks (`calibration`); none in a
-            file that an older version wrote.
+        telling_rules: Places in the profile of the rules that hardly any good mask breaks (`quality.telling_rules`);
+            none in a file that an older version wrote.
         targets: What was asked.
         pixels: Calibration of pixels.
         structures: By name of the structure, and `mean`.

@@ -11,7 +11,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from medfm_rl.adapters import Sample, SegmenterAdapter
+from medfm_rl.adapters import CaseGrid, Sample, SegmenterAdapter
 from medfm_rl.anatomy.profiles import Anatomy, RuleResult
 from medfm_rl.errors import DataError
 from medfm_rl.quality.appearance import appearance
@@ -57,12 +57,12 @@ class Submission:
 
 
 def submit(
-    segmenter: SegmenterAdapter, anatomy: Anatomy, case: Case, labels: LabelMap, given: FloatArray | None = None
+    grid: CaseGrid, anatomy: Anatomy, case: Case, labels: LabelMap, given: FloatArray | None = None
 ) -> Submission:
     """Applies the rules to a mask and brings image and mask to the grid of the networks.
 
     Args:
-        segmenter: Knows that grid.
+        grid: That grid.
         anatomy: The rules.
         case: The image.
         labels: Class indices `(*S)` on the image's grid.
@@ -77,21 +77,18 @@ def submit(
             f"case {case.case_id}: the mask has size {labels.shape}, its image {case.shape}; they must be equal"
         )
     _require_finite(case)
-    sample = segmenter.preprocess(case)
-    logits = None if segmenter.prompted else segmenter.predict_logits(sample)
-    found = prepare(segmenter, anatomy, case, labels, sample, logits)
-    return found if given is None else replace(found, given=_on_grid(segmenter, given, sample))
+    sample = grid.preprocess(case)
+    found = prepare(grid, anatomy, case, labels, sample, grid.opinion(sample))
+    return found if given is None else replace(found, given=_on_grid(grid, given, sample))
 
 
-def _on_grid(segmenter: SegmenterAdapter, confidence: FloatArray, sample: Sample) -> Tensor:
+def _on_grid(grid: CaseGrid, confidence: FloatArray, sample: Sample) -> Tensor:
     """Probabilities `(*S)` on the grid of the networks, `(*S')`, to the nearest of sixteen levels.
 
-    A segmenter knows how to bring masks to its grid, and nothing else. So it brings, level by level, the mask of the
-    pixels that reach it; how many are reached is the level of a pixel, whatever way of resampling it has.
+    Tools know how to bring masks to their grid, and nothing else. So they bring, level by level, the mask of the pixels
+    that reach it; how many are reached is the level of a pixel, whatever way of resampling a tool has.
     """
-    reached = sum(
-        segmenter.preprocess_labels((confidence >= level).astype(np.uint8), sample).long() for level in _LEVELS
-    )
+    reached = sum(grid.preprocess_labels((confidence >= level).astype(np.uint8), sample).long() for level in _LEVELS)
     assert isinstance(reached, Tensor)
     return torch.tensor(_BETWEEN, dtype=torch.float32)[reached]
 
@@ -115,7 +112,7 @@ def segment(segmenter: SegmenterAdapter, anatomy: Anatomy, case: Case) -> Submis
 
 
 def prepare(
-    segmenter: SegmenterAdapter,
+    grid: CaseGrid,
     anatomy: Anatomy,
     case: Case,
     labels: LabelMap,
@@ -125,7 +122,7 @@ def prepare(
     """As `submit`, for a sample that is there already.
 
     Args:
-        segmenter: Knows the grid of the networks.
+        grid: The grid of the networks.
         anatomy: The rules.
         case: The image.
         labels: Class indices `(*S)` on its grid.
@@ -139,9 +136,9 @@ def prepare(
         rules = anatomy.check(labels, case.geometry.array_spacing)
     except (ValueError, DataError) as error:
         raise DataError(f"case {case.case_id}: {error}") from error
-    action = segmenter.preprocess_labels(labels, sample)
+    action = grid.preprocess_labels(labels, sample)
     confidence = None if logits is None else confidence_in(logits, action)
-    return Submission(case, labels, sample, action, confidence, segmenter.own_estimate(sample.image, action), rules)
+    return Submission(case, labels, sample, action, confidence, grid.own_estimate(sample.image, action), rules)
 
 
 def _require_finite(case: Case) -> None:

@@ -16,7 +16,7 @@ mask has a verdict on the first day. What that verdict is worth is another quest
 
 A broken anatomy rule is evidence, and as such it is among the numbers that predicted Dice is made of. By itself it has
 a mask corrected only if the rule is telling: on the calibration cases hardly any good mask breaks it
-(`calibration.telling_rules`). Most good masks of some segmenters have a second part of a few pixels; a rule that counts
+(`telling_rules`). Most good masks of some segmenters have a second part of a few pixels; a rule that counts
 parts says nothing there, however right it is.
 
 Where there is a threshold that a promise was tested for (in the calibration, or, for a stream, in the promise of its

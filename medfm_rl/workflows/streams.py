@@ -13,7 +13,7 @@ from medfm_rl.progress import Progress, silent
 from medfm_rl.quality.promises import PROMISE_FILE, Promise
 from medfm_rl.reports.prometheus import metric_values, prometheus_text
 from medfm_rl.reports.streams import StreamView, write_monitor
-from medfm_rl.runs.finished import FinishedRun
+from medfm_rl.runs.judging import Judge
 from medfm_rl.runs.stream_history import UNKNOWN, StreamHistory, StreamIdentity, Study, StudyCase, read_stream
 from medfm_rl.runs.stream_promise import losses_under, standing_of
 from medfm_rl.runs.stream_state import add_reviews, add_studies
@@ -82,12 +82,12 @@ def stream_scores(
     return add_studies(path, identity, patients, now)
 
 
-def stream_reviews(path: Path, run: FinishedRun, request: AuditRequest, progress: Progress = silent) -> int:
+def stream_reviews(path: Path, run: Judge, request: AuditRequest, progress: Progress = silent) -> int:
     """Feeds what reviewers said of the masks of a stream into it.
 
     Args:
         path: The stream.
-        run: The run that assessed.
+        run: The run, or the judge, that assessed.
         request: What was scored and reviewed.
         progress: Told how far it is.
 

@@ -8,20 +8,20 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, final
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import Parameter
-from torch.nn import functional as F
 
-from medfm_rl.adapters.base import Sample, Scope, SegmenterAdapter, parameters_in_scope
+from medfm_rl.adapters.base import Scope, SegmenterAdapter, parameters_in_scope
 from medfm_rl.adapters.checkpoints import content_bytes
 from medfm_rl.adapters.description import DESCRIPTION
+from medfm_rl.adapters.grid import Sample
+from medfm_rl.adapters.image_grid import from_grid, labels_to_grid, to_grid
 from medfm_rl.adapters.state_dicts import Place, load_weights
 from medfm_rl.adapters.torch_module.folder import DEFAULT_WEIGHTS, call_factory, network_settings, read_description
 from medfm_rl.adapters.torch_module.scripts import copy_script, is_script, load_script, script_bytes, script_hash
 from medfm_rl.data.files import replace_folder_on_success
-from medfm_rl.errors import DataError, ModelError
+from medfm_rl.errors import ModelError
 from medfm_rl.networks import argmax_classes, build_unet, portable_state, size_divisor
 from medfm_rl.settings import NetworkSettings, PreprocessingSettings
 from medfm_rl.types import Case, FloatArray, LabelMap, LabelSchema, Prompts
@@ -132,19 +132,11 @@ class TorchModuleAdapter(SegmenterAdapter):
 
     def preprocess(self, case: Case) -> Sample:
         """Resamples (grid "resize") or pads (grid "native") the image, then normalises its intensities."""
-        # A copy: the image may be read-only, flipped or in double precision.
-        image = torch.from_numpy(np.array(self.conform(case).image, dtype=np.float32))[None]
-        image = _resize(image, self.patch_size, antialias=True) if self._resizes else _pad(image, self.patch_size)
-        normalised = self._normalise(image[0], f"case {case.case_id}")
-        return Sample(normalised, case.case_id, case.patient_id, case.shape, case.geometry)
+        image = to_grid(self.conform(case), self.preprocessing)
+        return Sample(image, case.case_id, case.patient_id, case.shape, case.geometry)
 
     def preprocess_labels(self, labels: LabelMap, sample: Sample) -> Tensor:
-        mask = torch.from_numpy(labels.astype(np.float32))[None, None]
-        if self._resizes:
-            mask = F.interpolate(mask, size=sample.image.shape[1:], mode="nearest-exact")
-        else:
-            mask = _pad(mask, self.patch_size)
-        return mask[0, 0].to(torch.uint8)
+        return labels_to_grid(labels, sample, self.preprocessing)
 
     def forward(self, images: Tensor, prompts: Prompts | None = None) -> Tensor:
         """Logits of images `(B, C, *S)`; those larger than the patch are covered by overlapping patches."""
@@ -177,11 +169,11 @@ class TorchModuleAdapter(SegmenterAdapter):
         raise ModelError(f"the network returns a {kind}; wrap it so that it returns the logits alone{example}")
 
     def restore(self, logits: Tensor, sample: Sample) -> LabelMap:
-        labels = argmax_classes(self._to_native(logits.detach(), sample), dim=0)
+        labels = argmax_classes(from_grid(logits.detach(), sample, self.preprocessing), dim=0)
         return labels.to(torch.uint8).cpu().numpy()
 
     def restore_map(self, values: Tensor, sample: Sample) -> FloatArray:
-        return self._to_native(values.detach()[None], sample)[0].float().cpu().numpy()
+        return from_grid(values.detach()[None], sample, self.preprocessing)[0].float().cpu().numpy()
 
     def trainable(self, scope: Scope) -> dict[str, Parameter]:
         return parameters_in_scope(self, scope, tuple(f"module.{prefix}" for prefix in self.decoder_prefixes))
@@ -213,29 +205,6 @@ class TorchModuleAdapter(SegmenterAdapter):
             "network": script_hash(self.module) if is_script(self.module) else self.network,
         }
 
-    @property
-    def _resizes(self) -> bool:
-        return self.preprocessing.grid == "resize"
-
-    def _normalise(self, image: Tensor, where: str) -> Tensor:
-        axes = tuple(range(1, image.ndim))
-        match self.preprocessing.intensity:
-            case "none":
-                return image
-            case "zscore":
-                low, scale = image.mean(dim=axes, keepdim=True), image.std(dim=axes, keepdim=True)
-            case "minmax":
-                low = image.amin(dim=axes, keepdim=True)
-                scale = image.amax(dim=axes, keepdim=True) - low
-        if not bool((scale > 0).all()):
-            raise DataError(f"{where}: a channel has one value only; it cannot be normalised")
-        return (image - low) / scale
-
-    def _to_native(self, values: Tensor, sample: Sample) -> Tensor:
-        if self._resizes:
-            return _resize(values[None].float(), sample.native_shape, antialias=False)[0]
-        return values[(slice(None), *(slice(0, side) for side in sample.native_shape))]
-
     def __deepcopy__(self, memo: dict[int, Any]) -> TorchModuleAdapter:
         # ScriptModule copies share no weights only through its own `copy`.
         module = copy_script(self.module, self.device) if is_script(self.module) else copy.deepcopy(self.module, memo)
@@ -261,19 +230,6 @@ def _remedy(logits: Tensor, expected: tuple[int, ...]) -> str:
     if logits.shape[1] != expected[1]:
         return f"name the structures of its {logits.shape[1]} outputs, the background first, in schema of {DESCRIPTION}"
     return "make it resample them to the size of the image, or correct preprocessing.size"
-
-
-def _resize(image: Tensor, size: tuple[int, ...], antialias: bool) -> Tensor:
-    """Linear resampling of `(1, C, *S)`; antialiased where asked for and there is such a filter (2-D)."""
-    if len(size) == 2:
-        return F.interpolate(image, size=size, mode="bilinear", align_corners=False, antialias=antialias)
-    return F.interpolate(image, size=size, mode="trilinear", align_corners=False)
-
-
-def _pad(image: Tensor, least: tuple[int, ...]) -> Tensor:
-    """Repeats the last pixels of `(1, C, *S)` until no side is shorter than `least`."""
-    short = [max(0, size - side) for size, side in zip(least, image.shape[2:], strict=True)]
-    return F.pad(image, [amount for side in reversed(short) for amount in (0, side)], mode="replicate")
 
 
 def _weights_bytes(module: nn.Module, name: str, place: Place) -> bytes:

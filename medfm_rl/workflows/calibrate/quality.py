@@ -20,6 +20,7 @@ from medfm_rl.quality.model import QualityModel, Targets, is_outdated
 from medfm_rl.quality.submission import segment, submit
 from medfm_rl.runs.finished import FinishedRun
 from medfm_rl.runs.inputs import common_folder, hash_labelled
+from medfm_rl.runs.judging import Judge
 from medfm_rl.runs.leakage import count_known
 from medfm_rl.types import FloatArray, LabelMap, LabelSchema
 from medfm_rl.workflows.calibrate.cases import (
@@ -58,7 +59,7 @@ class CalibrateRequest:
 
 
 def calibrate(
-    run: FinishedRun,
+    run: Judge,
     files: Sequence[CaseFile],
     request: CalibrateRequest | None = None,
     progress: Progress = silent,
@@ -68,7 +69,7 @@ def calibrate(
     A warning says under which, and where the new one promises less.
 
     Args:
-        run: A finished run of `adapt`.
+        run: A finished run of `adapt`, or a judge.
         files: Labelled cases.
         request: Which masks are assessed and what is asked; None: those of the run's segmenter, with default targets.
         progress: Told how far it is.
@@ -77,14 +78,14 @@ def calibrate(
         UserError: The run is not finished, has learned from the cases, or they cannot be used or are too few.
     """
     request = CalibrateRequest() if request is None else request
-    if run.prompts is not None and request.masks is not None:
+    if isinstance(run, FinishedRun) and run.prompts is not None and request.masks is not None:
         raise ConfigError("prompts and masks do not go together: where masks are given, none are made")
     if request.masks is None and request.probabilities is not None:
         raise ConfigError("--probabilities are those of masks that are given: they go with --masks")
     with alone_writing(run.path):
         require_patients([file.patient_id for file in files], request.targets)
         known = count_known(run.folder, files, request.allow_overlap)
-        masks = None if request.masks is None else read_masks(run.preprocessing.schema, files, request)
+        masks = None if request.masks is None else read_masks(run.grid.schema, files, request)
         encoder = None if request.biomedclip is None else BiomedCLIP.load(request.biomedclip, run.device)
         model = calibrate_cases(run, files, masks, request.targets, progress, encoder)
         if known:
@@ -160,7 +161,7 @@ def read_masks(schema: LabelSchema, files: Sequence[CaseFile], request: Calibrat
 
 
 def calibrate_cases(
-    run: FinishedRun,
+    run: Judge,
     files: Sequence[CaseFile],
     masks: Iterable[MaskToAssess] | None,
     targets: Targets,
@@ -170,7 +171,7 @@ def calibrate_cases(
     """Fits a quality model on masks of labelled cases; nothing is written.
 
     Args:
-        run: A finished run of `adapt`.
+        run: A finished run of `adapt`, or a judge.
         files: Labelled cases.
         masks: Their masks to be assessed, in the same order; None for those of the run's segmenter.
         targets: Coverage of intervals, and share of bad masks among the accepted.
@@ -180,21 +181,21 @@ def calibrate_cases(
     Raises:
         UserError: As in `calibrate`.
     """
-    config = run.require_config()
-    segmenter = run.segmenter if masks is None else run.preprocessing
-    reward = run.reward
-    truths = masks_with_spacing(files, segmenter.schema, True, "reading labelled masks", progress)
-    anatomy = learned_anatomy(config.anatomy, segmenter.schema, truths)
+    seed, reward = run.seed, run.reward
+    segmenter = run.own_segmenter() if masks is None else None
+    grid = run.grid if segmenter is None else segmenter
+    truths = masks_with_spacing(files, grid.schema, True, "reading labelled masks", progress)
+    anatomy = learned_anatomy(run.anatomy_name, grid.schema, truths)
     given = repeat(None, len(files)) if masks is None else masks
     with Spool.within(run.folder) as spool:
         for done, (file, mask) in enumerate(zip(files, given, strict=True), 1):
-            item = file.read_labelled(segmenter.schema)
-            submission = (
-                segment(segmenter, anatomy, item.case)
-                if mask is None
-                else submit(segmenter, anatomy, item.case, mask.labels, mask.confidence)
-            )
-            assessed = calibration_case(submission, item.ground_truth, segmenter, reward, run.device)
+            item = file.read_labelled(grid.schema)
+            if mask is not None:
+                submission = submit(grid, anatomy, item.case, mask.labels, mask.confidence)
+            else:
+                assert segmenter is not None
+                submission = segment(segmenter, anatomy, item.case)
+            assessed = calibration_case(submission, item.ground_truth, grid, reward, run.device)
             spool.add(assessed if biomedclip is None else replace(assessed, biomedclip=biomedclip.embed(item.case)))
             progress("calibrating", done, len(files))
         place = common_folder(files)
@@ -202,4 +203,4 @@ def calibrate_cases(
         provenance = provenance_of(run, origin, True, hash_labelled(place, files, progress).hash)
         if biomedclip is not None:
             provenance = replace(provenance, biomedclip_hash=biomedclip.weights_hash)
-        return fit_quality(spool.cases, anatomy, targets, provenance, config.seed)
+        return fit_quality(spool.cases, anatomy, targets, provenance, seed)

@@ -15,7 +15,7 @@ from medfm_rl.errors import ConfigError, DataError, ModelError
 from medfm_rl.progress import Progress, silent
 from medfm_rl.quality.gates import NO_GATES, Gates
 from medfm_rl.runs.case_records import CaseRecords
-from medfm_rl.runs.finished import FinishedRun
+from medfm_rl.runs.judging import Judge
 from medfm_rl.runs.models import Model
 from medfm_rl.settings import RESEARCH, SitePolicy
 from medfm_rl.workflows.deploy.score_outputs import TABLE_FILE, audit_lines, withdraw_results, write_results
@@ -60,7 +60,7 @@ OWN_MASKS = ScoreRequest()
 
 
 def score(
-    run: FinishedRun,
+    run: Judge,
     files: Sequence[CaseFile],
     out: Path,
     request: ScoreRequest = OWN_MASKS,
@@ -76,7 +76,7 @@ def score(
     batch; a share of the accepted masks is drawn for audit.
 
     Args:
-        run: The run with the quality model.
+        run: The run, or the judge, with the quality model.
         files: The images.
         out: Folder for the results.
         request: Which masks are scored, and how.

@@ -240,7 +240,7 @@ class ScoringQueue:
                 path = require_all(self.given.probabilities, file.case_id)
                 confidence = confidence_of(path, case, labels, schema, in_masks or schema)
             return controller.submit(case, labels, confidence)
-        if self.segmenter is controller.segmenter:
+        if self.segmenter is controller.grid:
             submission = controller.segment(case)
         else:
             submission = controller.submit(case, self.segmenter.segment(case))
