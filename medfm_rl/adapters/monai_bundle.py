@@ -21,7 +21,7 @@ from nibabel.orientations import io_orientation
 from torch import Tensor, nn
 from torch.nn import Parameter
 
-from medfm_rl.adapters.base import Sample, Scope, SegmenterAdapter, evaluating, parameters_in_scope
+from medfm_rl.adapters.base import Scope, SegmenterAdapter, evaluating, parameters_in_scope
 from medfm_rl.adapters.bundle_description import (
     METADATA,
     describe,
@@ -31,6 +31,7 @@ from medfm_rl.adapters.bundle_description import (
 )
 from medfm_rl.adapters.checkpoints import content_bytes, first_line, read_content
 from medfm_rl.adapters.exclusive import two_classes
+from medfm_rl.adapters.grid import Sample
 from medfm_rl.adapters.padding import pad_to_patch
 from medfm_rl.adapters.probabilities import warn_of_probabilities
 from medfm_rl.adapters.state_dicts import load_weights

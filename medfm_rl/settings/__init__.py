@@ -18,6 +18,7 @@ from medfm_rl.settings.base import Settings
 from medfm_rl.settings.correction import CorrectionSettings
 from medfm_rl.settings.data import DataSettings
 from medfm_rl.settings.feedback import FeedbackSettings
+from medfm_rl.settings.judge import JudgeSettings
 from medfm_rl.settings.kinds import Segmenter
 from medfm_rl.settings.prompts import FilePrompts, FixedPrompts, MaskPrompts, PromptSettings, TextPrompts
 from medfm_rl.settings.segmenters import (
@@ -59,6 +60,7 @@ __all__ = [
     "FineTuningSettings",
     "FixedPrompts",
     "IntensitySettings",
+    "JudgeSettings",
     "LiteMedSAMSettings",
     "LoRASettings",
     "MaskPrompts",

@@ -8,19 +8,19 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, final
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import Parameter
-from torch.nn import functional as F
 
-from medfm_rl.adapters.base import Sample, Scope, SegmenterAdapter, parameters_in_scope
+from medfm_rl.adapters.base import Scope, SegmenterAdapter, parameters_in_scope
 from medfm_rl.adapters.checkpoints import content_bytes
 from medfm_rl.adapters.description import DESCRIPTION
 from medfm_rl.adapters.exclusive import two_classes
+from medfm_rl.adapters.grid import Sample
+from medfm_rl.adapters.image_grid import from_grid, labels_to_grid, to_grid
+from medfm_rl.adapters.intensity import load_transform
 from medfm_rl.adapters.state_dicts import Place, load_weights
 from medfm_rl.adapters.torch_module.folder import DEFAULT_WEIGHTS, call_factory, network_settings, read_description
-from medfm_rl.adapters.torch_module.intensity import load_transform, normalise
 from medfm_rl.adapters.torch_module.outputs import Output, logits_of
 from medfm_rl.adapters.torch_module.scripts import copy_script, is_script, load_script, script_bytes, script_hash
 from medfm_rl.data.files import replace_folder_on_success
@@ -146,19 +146,11 @@ class TorchModuleAdapter(SegmenterAdapter):
 
     def preprocess(self, case: Case) -> Sample:
         """Resamples (grid "resize") or pads (grid "native") the image, then normalises its intensities."""
-        # A copy: the image may be read-only, flipped or in double precision.
-        image = torch.from_numpy(np.array(self.conform(case).image, dtype=np.float32))[None]
-        image = _resize(image, self.patch_size, antialias=True) if self._resizes else _pad(image, self.patch_size)
-        normalised = normalise(image[0], self.preprocessing, f"case {case.case_id}")
-        return Sample(normalised, case.case_id, case.patient_id, case.shape, case.geometry)
+        image = to_grid(self.conform(case), self.preprocessing)
+        return Sample(image, case.case_id, case.patient_id, case.shape, case.geometry)
 
     def preprocess_labels(self, labels: LabelMap, sample: Sample) -> Tensor:
-        mask = torch.from_numpy(labels.astype(np.float32))[None, None]
-        if self._resizes:
-            mask = F.interpolate(mask, size=sample.image.shape[1:], mode="nearest-exact")
-        else:
-            mask = _pad(mask, self.patch_size)
-        return mask[0, 0].to(torch.uint8)
+        return labels_to_grid(labels, sample, self.preprocessing)
 
     def forward(self, images: Tensor, prompts: Prompts | None = None) -> Tensor:
         """Logits of images `(B, C, *S)`; those larger than the patch are covered by overlapping patches."""
@@ -183,11 +175,11 @@ class TorchModuleAdapter(SegmenterAdapter):
         return two_classes(logits_of(self.module(images), self.output), self.schema.num_classes)
 
     def restore(self, logits: Tensor, sample: Sample) -> LabelMap:
-        labels = argmax_classes(self._to_native(logits.detach(), sample), dim=0)
+        labels = argmax_classes(from_grid(logits.detach(), sample, self.preprocessing), dim=0)
         return labels.to(torch.uint8).cpu().numpy()
 
     def restore_map(self, values: Tensor, sample: Sample) -> FloatArray:
-        return self._to_native(values.detach()[None], sample)[0].float().cpu().numpy()
+        return from_grid(values.detach()[None], sample, self.preprocessing)[0].float().cpu().numpy()
 
     def trainable(self, scope: Scope) -> dict[str, Parameter]:
         return parameters_in_scope(self, scope, tuple(f"module.{prefix}" for prefix in self.decoder_prefixes))
@@ -225,15 +217,6 @@ class TorchModuleAdapter(SegmenterAdapter):
     def shows_values_of_files(self) -> bool:
         return self.preprocessing.intensity == "none"
 
-    @property
-    def _resizes(self) -> bool:
-        return self.preprocessing.grid == "resize"
-
-    def _to_native(self, values: Tensor, sample: Sample) -> Tensor:
-        if self._resizes:
-            return _resize(values[None].float(), sample.native_shape, antialias=False)[0]
-        return values[(slice(None), *(slice(0, side) for side in sample.native_shape))]
-
     def __deepcopy__(self, memo: dict[int, Any]) -> TorchModuleAdapter:
         # ScriptModule copies share no weights only through its own `copy`.
         module = copy_script(self.module, self.device) if is_script(self.module) else copy.deepcopy(self.module, memo)
@@ -262,19 +245,6 @@ def _remedy(logits: Tensor, expected: tuple[int, ...]) -> str:
             return f"one logit is enough for one structure: schema of {DESCRIPTION} names {expected[1] - 1}"
         return f"name the structures of its {logits.shape[1]} outputs, the background first, in schema of {DESCRIPTION}"
     return "make it resample them to the size of the image, or correct preprocessing.size"
-
-
-def _resize(image: Tensor, size: tuple[int, ...], antialias: bool) -> Tensor:
-    """Linear resampling of `(1, C, *S)`; antialiased where asked for and there is such a filter (2-D)."""
-    if len(size) == 2:
-        return F.interpolate(image, size=size, mode="bilinear", align_corners=False, antialias=antialias)
-    return F.interpolate(image, size=size, mode="trilinear", align_corners=False)
-
-
-def _pad(image: Tensor, least: tuple[int, ...]) -> Tensor:
-    """Repeats the last pixels of `(1, C, *S)` until no side is shorter than `least`."""
-    short = [max(0, size - side) for size, side in zip(least, image.shape[2:], strict=True)]
-    return F.pad(image, [amount for side in reversed(short) for amount in (0, side)], mode="replicate")
 
 
 def _weights_bytes(module: nn.Module, name: str, place: Place) -> bytes:

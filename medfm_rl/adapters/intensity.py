@@ -1,4 +1,4 @@
-"""Grey values of an image as the network of a torch module learned on them."""
+"""Grey values of an image as a network learned on them."""
 
 from __future__ import annotations
 
