@@ -315,10 +315,10 @@ def demo_command(
     out: Annotated[Path, typer.Option(help="Folder of the demo.")] = Path("runs/demo"),
     seed: Annotated[int, typer.Option(help="Seed of everything.")] = 0,
 ) -> None:
-    """Run the whole story on simulated echo: train on vendor A, adapt to vendor B, evaluate, report, score."""
+    """Run the whole story on simulated echo: train on vendor A, adapt to B, evaluate, report, score, measure clips."""
     from medfm_rl.data.locks import alone_making
     from medfm_rl.reports.tables import verdict
-    from medfm_rl.workflows.demo import QUALITY_FOLDER, run_demo
+    from medfm_rl.workflows.demo import CLIPS_FOLDER, QUALITY_FOLDER, run_demo
 
     with show_progress() as progress, alone_making(out):
         result = run_demo(out, seed, progress)
@@ -328,3 +328,4 @@ def demo_command(
     typer.echo("Quality of the adapted model's masks of these images, without their ground truth:")
     print_scoring(result.scoring)
     typer.echo(f"Quality page: {out / QUALITY_FOLDER / 'report.html'}")
+    typer.echo(f"Simulated clips, measured: {out / CLIPS_FOLDER / 'measures' / 'report.html'}")

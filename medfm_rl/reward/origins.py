@@ -12,7 +12,7 @@ import numpy as np
 
 from medfm_rl.data.files import require_known_format
 
-ReferenceKind = Literal["expert mask", "consensus", "shape prior", "none"]
+ReferenceKind = Literal["expert mask", "consensus", "shape prior", "neighbours", "none"]
 
 _FORMAT: Final = 3
 _SOURCE_NAME: Final = r"[a-z]+(?:-[a-z]+)*"
@@ -67,7 +67,8 @@ class Reference:
 
     Attributes:
         kind: "expert mask"; "consensus", what the policy says on average over changed images and weights; "shape
-            prior", a projection of that on plausible masks; or "none".
+            prior", a projection of that on plausible masks; "neighbours", what the frames before and after say,
+            carried along by the images' motion; or "none".
         trust: In [0, 1], next to ground truth; 0 where there is no reference.
 
     Raises:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -14,7 +15,8 @@ from torch.nn import functional as F
 from medfm_rl.networks import argmax_classes
 from medfm_rl.reward.actions import ActionRecords
 from medfm_rl.reward.collection import ActionSampler, ImageSet, ReviewedImages
-from medfm_rl.reward.origins import GROUND_TRUTH, ActionOrigin, Reference
+from medfm_rl.reward.consistency import neighbours_of, vote_of_neighbours
+from medfm_rl.reward.origins import GROUND_TRUTH, ActionOrigin, Reference, ReferenceKind
 from medfm_rl.reward.shape_prior import ShapePrior
 from medfm_rl.rows import Rows
 from medfm_rl.types import GridAxes
@@ -160,7 +162,10 @@ class UnlabelledTargetImages(ActionSource):
         settings, images = self.sampler.settings, self.images[rows]
         shown = images.images[:]
         mean, votes = self._votes(shown, generator)
-        masks, proposed = self._make_valid(mean.argmax(dim=1).to(torch.uint8), images)
+        consensus = mean.argmax(dim=1).to(torch.uint8)
+        masks, proposed = _make_valid(
+            consensus, images, "consensus", settings.reference_trust, self.is_valid, self.shape_prior
+        )
         agreement = torch.stack([vote == masks for vote in votes]).float().mean(dim=0)
         agreed = agreement >= settings.reference_agreement
         certainty = torch.where(agreed, settings.reference_trust * agreement, 0.0)
@@ -200,16 +205,81 @@ class UnlabelledTargetImages(ActionSource):
             yield start, logits
             start += len(logits)
 
-    def _make_valid(self, consensus: Tensor, images: ImageSet) -> tuple[Tensor, list[Reference]]:
-        """Masks `(N, *S)` that meet the rules as far as the shape prior can tell, and what proposed each."""
-        trust = self.sampler.settings.reference_trust
-        masks, proposed = consensus.clone(), [Reference("consensus", trust)] * len(consensus)
-        broken = [row for row in range(len(consensus)) if not self.is_valid(consensus[row], images.axes_of(row))]
-        if broken:
-            projected = self.shape_prior.project(consensus[broken])
-            for row, mask in zip(broken, projected, strict=True):
-                masks[row], proposed[row] = mask, Reference("shape prior", trust)
-        return masks, proposed
+
+@dataclass(frozen=True, eq=False)
+class NeighbouringFrames(ActionSource):
+    """Frames of target clips, judged by the frames before and after them: a frame that they correct teaches.
+
+    The reference is the vote of the policy's masks of the neighbours, carried along by the images' motion, and of the
+    frame itself, which has one vote of four; where that breaks the anatomy rules, its projection on the shape prior. It
+    counts where the votes agree, and less than ground truth.
+
+    Attributes:
+        sampler: Makes the actions.
+        images: Target images of two dimensions.
+        clips: Rows of the frames of each clip, in their order.
+        is_valid: The anatomy rules.
+        shape_prior: Corrects references that break the rules.
+    """
+
+    name = "clip"
+
+    sampler: ActionSampler
+    images: ImageSet
+    clips: Sequence[Sequence[int]]
+    is_valid: IsValid
+    shape_prior: ShapePrior
+
+    @property
+    def images_per_iteration(self) -> int:
+        """How many images it gives to each iteration."""
+        return self.sampler.settings.clip_images
+
+    def __len__(self) -> int:
+        return sum(map(len, self.clips))
+
+    def collect(self, rows: Sequence[int], generator: torch.Generator) -> ActionRecords:
+        """Actions on some of the frames as they are; rows count through one clip after the other."""
+        settings = self.sampler.settings
+        places = [(clip, place) for clip in self.clips for place in range(len(clip))]
+        images = self.images[[clip[place] for clip, place in (places[row] for row in rows)]]
+        votes = torch.stack([self._vote(*places[row]) for row in rows])
+        found = votes.argmax(dim=1).to(torch.uint8)
+        masks, proposed = _make_valid(
+            found, images, "neighbours", settings.reference_trust, self.is_valid, self.shape_prior
+        )
+        agreement = votes.gather(1, masks.long()[:, None])[:, 0]
+        agreed = agreement >= settings.reference_agreement
+        certainty = torch.where(agreed, settings.reference_trust * agreement, 0.0)
+        shown = images.images[:]
+        actions, names = self.sampler.sample(shown, masks, generator)
+        return ActionRecords(shown, actions, masks, certainty, _origins(images, proposed, names))
+
+    def _vote(self, clip: Sequence[int], place: int) -> Tensor:
+        """Shares of the votes on one frame, `(K, *S)`."""
+        near = neighbours_of(place, len(clip))
+        seen = self.images.images[[clip[place], *(clip[other] for other, _ in near)]]
+        logits = self.sampler.logits(seen)
+        shown, masks = seen[:, 0].numpy(), argmax_classes(logits, dim=1).to(torch.uint8).numpy()
+        told = [(shown[index], masks[index], weight) for index, (_, weight) in enumerate(near, 1)]
+        own = logits[0].float().softmax(dim=0)
+        if not told:
+            return own
+        weight = sum(weight for _, _, weight in told)
+        neighbours = torch.from_numpy(vote_of_neighbours(shown[0].astype(np.float32), told, len(own)))
+        return (own + weight * neighbours) / (1 + weight)
+
+
+def _make_valid(
+    found: Tensor, images: ImageSet, kind: ReferenceKind, trust: float, is_valid: IsValid, prior: ShapePrior
+) -> tuple[Tensor, list[Reference]]:
+    """Masks `(N, *S)` that meet the rules as far as the shape prior can tell, and what proposed each."""
+    masks, proposed = found.clone(), [Reference(kind, trust)] * len(found)
+    broken = [row for row in range(len(found)) if not is_valid(found[row], images.axes_of(row))]
+    if broken:
+        for row, mask in zip(broken, prior.project(found[broken]), strict=True):
+            masks[row], proposed[row] = mask, Reference("shape prior", trust)
+    return masks, proposed
 
 
 def _origins(

@@ -58,6 +58,12 @@ class CollectSettings(Settings):
         800, description="Source images per iteration, each shown in a new appearance (source-assisted mode)."
     )
     target_images: Positive = Field(400, description="Target images per iteration.")
+    clip_images: int = Field(
+        200,
+        ge=0,
+        description="Frames of target clips per iteration whose reference is the vote of the frames before and after, "
+        "carried along by the images' motion. Without clips among the target images there are none; 0 turns it off.",
+    )
     actions_per_image: int = Field(5, ge=2, description="Actions kept for each image.")
     shard_images: Positive = Field(100, description="Images per file of D_R; collection resumes at the next file.")
     appearance_strength: float = Field(

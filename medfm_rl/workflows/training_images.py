@@ -48,6 +48,22 @@ def load_images(
     return ImageSet(images.rows(), tuple(case_ids), tuple(patient_ids), tuple(axes))
 
 
+def rows_of_clips(files: Sequence[CaseFile], images: ImageSet) -> list[list[int]]:
+    """Rows of the frames of each clip in a set that `load_images` made of these files, in their order.
+
+    Clips of one frame, and frames that were cut into tiles, are left out: what is a neighbour of a tile depends on how
+    it moves.
+    """
+    rows: dict[str, list[int]] = {}
+    for row, case_id in enumerate(images.case_ids):
+        rows.setdefault(case_id, []).append(row)
+    clips: dict[str, list[tuple[int, int]]] = {}
+    for file in files:
+        if file.clip_id is not None and file.frame is not None and len(rows[file.case_id]) == 1:
+            clips.setdefault(file.clip_id, []).append((file.frame, rows[file.case_id][0]))
+    return [[row for _, row in sorted(found)] for found in clips.values() if len(found) > 1]
+
+
 def load_labelled(
     files: Sequence[CaseFile],
     adapter: SegmenterAdapter,

@@ -34,7 +34,7 @@ from medfm_rl.workflows.adapt.feedback.gathering import LearnedFeedback
 from medfm_rl.workflows.adapt.feedback.judged_images import load_judged
 from medfm_rl.workflows.adapt.feedback.reported import goals_of_cases
 from medfm_rl.workflows.adapt.feedback.reviewed_images import load_reviewed
-from medfm_rl.workflows.training_images import load_images, load_labelled
+from medfm_rl.workflows.training_images import load_images, load_labelled, rows_of_clips
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,6 +49,7 @@ class Domains:
         reviewed: Images of further target patients, with the masks that reviewers drew or accepted; None without.
         goals: By case of the target, what reports say of it.
         judged: Masks of target images that reviewers judged, and what they said; None without.
+        clips: Rows of the target images that are frames of one clip, by clip, in their order.
     """
 
     target: ImageSet
@@ -57,6 +58,7 @@ class Domains:
     reviewed: ReviewedImages | None = None
     goals: Mapping[str, Sequence[Goal]] = field(default_factory=dict)
     judged: Judgements | None = None
+    clips: Sequence[Sequence[int]] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -143,7 +145,8 @@ class RunContext:
             compared_on = {file.patient_id for file in selecting}
             judged = load_judged(settings, learned, files, self.source_policy, compared_on, self.progress)
         goals = {} if learned is None else goals_of_cases(learned.reported, learning, self.source_policy)
-        return Domains(target, selection, source, reviewed, goals, judged)
+        clips = rows_of_clips(learning, target) if len(self.source_policy.patch_size) == 2 else ()
+        return Domains(target, selection, source, reviewed, goals, judged, clips)
 
     def policy(self, name: str) -> SegmenterAdapter:
         """A copy of the segmenter with the weights of a candidate or checkpoint, named by its folder in the run."""

@@ -13,7 +13,13 @@ from medfm_rl.policies import DenseCategorical
 from medfm_rl.reward.collection import ActionSampler, ImageSet
 from medfm_rl.reward.origins import ShardKey
 from medfm_rl.reward.shape_prior import ShapePrior, train_shape_prior
-from medfm_rl.reward.sources import ActionSource, LabelledSourceImages, ReviewedTargetImages, UnlabelledTargetImages
+from medfm_rl.reward.sources import (
+    ActionSource,
+    LabelledSourceImages,
+    NeighbouringFrames,
+    ReviewedTargetImages,
+    UnlabelledTargetImages,
+)
 from medfm_rl.rows import Rows, batches_of
 from medfm_rl.seeding import derive_seed, torch_generator
 from medfm_rl.workflows.adapt.context import Domains, RunContext
@@ -71,6 +77,8 @@ def action_sources(
         share = context.config.feedback.share
         sources.append(ReviewedTargetImages(sampler, domains.reviewed, domains.target.images, share))
     sources.append(UnlabelledTargetImages(sampler, domains.target, context.is_valid, prior))
+    if domains.clips and context.config.collect.clip_images > 0:
+        sources.append(NeighbouringFrames(sampler, domains.target, domains.clips, context.is_valid, prior))
     return sources
 
 
