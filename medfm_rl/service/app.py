@@ -17,7 +17,7 @@ from medfm_rl.service.errors import DeskError, in_parts
 from medfm_rl.service.limits import RateLimit
 from medfm_rl.service.metrics import Timed, Timings
 from medfm_rl.service.middleware import Guard
-from medfm_rl.service.routes import cases, decisions, operations, pages, queue
+from medfm_rl.service.routes import cases, decisions, learning, operations, pages, people, queue, scoring
 from medfm_rl.version import __version__
 
 _LOG = logging.getLogger(__name__)
@@ -53,7 +53,7 @@ def create_app(
     app.state.logins = RateLimit(10, 300.0, "attempts to log in")
     app.state.failures = RateLimit(300, 60.0, "requests of nobody who is logged in")
     app.state.requests = RateLimit(requests_a_minute, 60.0, "requests")
-    for part in (queue, cases, decisions, pages, operations):
+    for part in (queue, cases, decisions, learning, people, scoring, pages, operations):
         app.include_router(part.router)
     app.mount("/static", StaticFiles(directory=pages.STATIC), "static")
     app.add_exception_handler(UserError, _user_error)

@@ -41,7 +41,7 @@ class Database:
                 "one with what reviewers said before"
             )
         self.store = FeedbackStore.open(where)
-        self.engine = connect(where)
+        self.engine = connect(where, keep=True)
         with answering(self.store.where):
             prepare_desk(self.engine, self.store.where)
 

@@ -13,9 +13,11 @@ from medfm_rl.service.database import Database
 from medfm_rl.service.decisions import Decisions
 from medfm_rl.service.drafts import Drafts
 from medfm_rl.service.errors import not_found
+from medfm_rl.service.jobs import Jobs
 from medfm_rl.service.leases import Leases
 from medfm_rl.service.pixels import Pixels
 from medfm_rl.service.request import DeskRequest
+from medfm_rl.service.scorer import Scorer
 from medfm_rl.service.showing import Showing
 from medfm_rl.service.work import Work
 from medfm_rl.types import LabelSchema
@@ -41,6 +43,8 @@ class Desk:
         showing: Cases as they are shown.
         drafts: Masks that were sent.
         decisions: Records what is said.
+        jobs: Long work.
+        scorer: Scores what programs send; None where the desk has no run.
 
     Raises:
         UserError: The store or the folders cannot be used.
@@ -57,6 +61,9 @@ class Desk:
         self.drafts = Drafts(self.database)
         self.showing = Showing(Pixels(schema, request.images), self.drafts, self.database.secret("blind"))
         self.decisions = Decisions(self.database, self.showing, self.work)
+        self.jobs = Jobs(self.database, request.store, request.jobs)
+        self.jobs.start_next()
+        self.scorer = None if request.run is None else Scorer(request.run, request.jobs, request.roots)
         _LOG.info("%s: %d items to review", self.database.store.where, len(self.catalogue.items))
 
     def scratch(self) -> Path:
@@ -80,6 +87,6 @@ class Desk:
 
 
 def _numbered(structures: tuple[str, ...]) -> LabelSchema:
-    """The integers that masks of this package have where nothing else is said: 1, 2, ... in the order of the classes."""
+    """The integers in masks of this package where nothing else is said: 1, 2, ... in the order of the classes."""
     integers: Mapping[str, int] = {name: number for number, name in enumerate(structures, 1)}
     return LabelSchema.from_structures(integers)

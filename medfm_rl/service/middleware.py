@@ -1,4 +1,4 @@
-"""What holds for every request and answer: headers, the size of what is sent, and who may call the service by what name."""
+"""What holds for every request and answer: headers, the size of what is sent, and by which name it is called."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Images, masks and reward maps as arrays of one order, checked against what was assessed, and kept while they are used.
+"""Images, masks and reward maps as arrays of one order, checked against what was assessed, and kept while in use.
 
 Everything is `(N, H, W[, C])`: N planes of a volume, frames of a clip, or one.
 """

@@ -6,6 +6,7 @@ import io
 import zipfile
 from typing import Annotated, Any
 from urllib.parse import quote
+from zlib import crc32
 
 import numpy as np
 from fastapi import APIRouter, Query, Request, Response
@@ -137,7 +138,7 @@ async def send_mask(case: str, request: Request, desk: TheDesk, who: Reviewer) -
 
 
 @router.get("/{case}/download", responses={200: {"content": {"application/zip": {}}}}, response_class=Response)
-def download(case: str, request: Request, desk: TheDesk, who: Reviewer, mask: str | None = None) -> Response:
+def download(case: str, desk: TheDesk, who: Reviewer, mask: str | None = None) -> Response:
     """The image as it is and its mask as NIfTI, for 3D Slicer or ITK-SNAP; what comes back goes to POST .../masks."""
     item = desk.item(case)
     readings = desk.work.readings_of(item)
@@ -206,6 +207,4 @@ def _array(request: Request, values: Array, content: str) -> Response:
 
 
 def _tag(content: str, values: Array) -> str:
-    from zlib import crc32
-
     return f"{crc32(content.encode()):08x}{crc32(np.ascontiguousarray(values)):08x}"
