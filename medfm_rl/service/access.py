@@ -25,6 +25,8 @@ Role = Literal["reviewer", "lead", "administrator"]
 ROLES: tuple[Role, ...] = get_args(Role)
 """Each may do what those before it may."""
 SHORTEST_PASSWORD, LONGEST_PASSWORD = 12, 200
+HASHER = PasswordHasher()
+"""Argon2 with the costs that its authors recommend."""
 IDLE_HOURS = 2.0
 """A session that nobody used for so long has ended."""
 _TOKEN = re.compile(r"[A-Za-z0-9_-]{20,200}")
@@ -180,7 +182,7 @@ class Access:
                 f"the password has {len(password)} letters",
                 f"choose one of {SHORTEST_PASSWORD} to {LONGEST_PASSWORD}",
             )
-        hashed = None if password is None else PasswordHasher().hash(password)
+        hashed = None if password is None else HASHER.hash(password)
         with self._database.writing() as connection:
             known = connection.execute(select(UserRow.__table__).where(UserRow.name == name)).one_or_none()
             if known is None and hashed is None:
@@ -208,7 +210,7 @@ class Access:
     @cached_property
     def _nobody(self) -> str:
         """The hash of a password that nobody has."""
-        return PasswordHasher().hash(secrets.token_urlsafe(32))
+        return HASHER.hash(secrets.token_urlsafe(32))
 
     def _is_token(self, token: str) -> bool:
         return hmac.compare_digest(token.encode(errors="surrogatepass"), self._token.encode())
@@ -245,7 +247,7 @@ class Access:
 def check_password(hashed: str, password: str) -> bool:
     """Whether a password is the one of a hash."""
     try:
-        return PasswordHasher().verify(hashed, password)
+        return HASHER.verify(hashed, password)
     except (VerificationError, InvalidHashError):
         return False
 

@@ -22,6 +22,8 @@ from medfm_rl.version import __version__
 
 _LOG = logging.getLogger(__name__)
 _WORDS = {400: "request", 404: "not_found", 405: "method", 413: "too_large", 415: "content_type"}
+PARTS = (queue, cases, decisions, learning, people, scoring, pages, operations)
+"""Modules with the routes of the service, each a `router`."""
 LOOPBACK_NAMES = frozenset({"localhost", "127.0.0.1", "[::1]", "testserver"})
 
 
@@ -53,7 +55,7 @@ def create_app(
     app.state.logins = RateLimit(10, 300.0, "attempts to log in")
     app.state.failures = RateLimit(300, 60.0, "requests of nobody who is logged in")
     app.state.requests = RateLimit(requests_a_minute, 60.0, "requests")
-    for part in (queue, cases, decisions, learning, people, scoring, pages, operations):
+    for part in PARTS:
         app.include_router(part.router)
     app.mount("/static", StaticFiles(directory=pages.STATIC), "static")
     app.add_exception_handler(UserError, _user_error)

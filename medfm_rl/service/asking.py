@@ -65,10 +65,12 @@ class Needs:
 
     Args:
         role: The least that is needed.
+        csrf_in_header: Whether the CSRF token comes in a header; a route that takes it from a form asks `require_csrf`.
     """
 
-    def __init__(self, role: Role) -> None:
+    def __init__(self, role: Role, csrf_in_header: bool = True) -> None:
         self.role: Role = role
+        self._in_header = csrf_in_header
 
     def __call__(
         self,
@@ -96,16 +98,25 @@ class Needs:
             raise DeskError(401, "login", "nobody is logged in", "log in, or send `Authorization: Bearer TOKEN`")
         requests: RateLimit = request.app.state.requests
         requests.use(found.reviewer)
-        if bearer is None and request.method not in _READS:
-            own = desk.access.csrf_of(found)
-            if not hmac.compare_digest(own.encode(), (x_csrf_token or "").encode(errors="surrogatepass")):
-                raise DeskError(403, "csrf", "the CSRF token is missing or of another session", "ask GET /me for it")
+        if self._in_header and bearer is None and request.method not in _READS:
+            require_csrf(desk, found, x_csrf_token or "")
         if not found.may(self.role):
             raise DeskError(403, "role", f"this takes the role {self.role}", "ask who administers the desk")
         return found
 
 
+def require_csrf(desk: Desk, who: Principal, token: str) -> None:
+    """Refuses what another site could have had a browser send.
+
+    Raises:
+        DeskError: The token is not that of the session.
+    """
+    if not hmac.compare_digest(desk.access.csrf_of(who).encode(), token.encode(errors="surrogatepass")):
+        raise DeskError(403, "csrf", "the CSRF token is missing or of another session", "ask GET /me for it")
+
+
 TheDesk = Annotated[Desk, Depends(desk_of)]
 Reviewer = Annotated[Principal, Depends(Needs("reviewer"))]
+ReviewerByForm = Annotated[Principal, Depends(Needs("reviewer", csrf_in_header=False))]
 Lead = Annotated[Principal, Depends(Needs("lead"))]
 Administrator = Annotated[Principal, Depends(Needs("administrator"))]

@@ -6,12 +6,12 @@ from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Form, Request, Response
+from fastapi import APIRouter, Form, Header, Request, Response
 from fastapi.responses import HTMLResponse, RedirectResponse
 from jinja2 import Environment, FileSystemLoader
 
 from medfm_rl.service.access import LONGEST_PASSWORD, Principal
-from medfm_rl.service.asking import COOKIE, ERRORS, Reviewer, TheDesk, client_of, desk_of
+from medfm_rl.service.asking import COOKIE, ERRORS, ReviewerByForm, TheDesk, client_of, desk_of, require_csrf
 from medfm_rl.service.errors import DeskError
 from medfm_rl.service.limits import RateLimit
 from medfm_rl.version import __version__
@@ -61,9 +61,16 @@ def log_in(
 
 
 @router.post("/logout", responses=_TO_PAGE, tags=["pages"])
-def log_out(request: Request, desk: TheDesk, who: Reviewer) -> Response:
-    """Ends the session."""
-    del who
+def log_out(
+    request: Request,
+    desk: TheDesk,
+    who: ReviewerByForm,
+    csrf: Annotated[str, Form(max_length=200)] = "",
+    x_csrf_token: Annotated[str, Header()] = "",
+) -> Response:
+    """Ends the session; the CSRF token comes in the form, or in the header."""
+    if who.session is not None:
+        require_csrf(desk, who, csrf or x_csrf_token)
     desk.access.log_out(request.cookies.get(COOKIE, ""))
     answer = RedirectResponse("/login", 303)
     answer.delete_cookie(COOKIE, path="/")

@@ -65,6 +65,9 @@ class Leased(BaseModel):
 
     item: str
     case: str
+    name: str
+    kind: Kind
+    reason: str
     lease: str
     expires: str
 
@@ -140,19 +143,19 @@ def next_item(desk: TheDesk, who: Reviewer, wanted: NextOf | None = None) -> Any
         begin = order.get(asked.after, -1)
         candidates = [name for name in candidates if order[name] > begin]
     found = desk.leases.take_first(candidates, who.reviewer)
-    return Response(status_code=204) if found is None else _leased(found)
+    return Response(status_code=204) if found is None else _leased(desk, found)
 
 
 @router.post("/items/{item}/lease", response_model=Leased)
 def lease_item(item: str, desk: TheDesk, who: Reviewer) -> Leased:
     """Keeps an item for who asks."""
-    return _leased(desk.leases.take(desk.item(item).id, who.reviewer))
+    return _leased(desk, desk.leases.take(desk.item(item).id, who.reviewer))
 
 
 @router.post("/leases/{lease}/renew", response_model=Leased)
 def renew(lease: str, desk: TheDesk, who: Reviewer) -> Leased:
     """Keeps an item longer."""
-    return _leased(desk.leases.renew(lease, who.reviewer))
+    return _leased(desk, desk.leases.renew(lease, who.reviewer))
 
 
 @router.delete("/leases/{lease}", status_code=204)
@@ -185,5 +188,14 @@ def _state(desk: Desk, item: Item, held: dict[str, Lease], who: Principal) -> Li
     return "leased" if item.id in held and held[item.id].reviewer != who.reviewer else "open"
 
 
-def _leased(found: Lease) -> Leased:
-    return Leased(item=found.item, case=found.item, lease=found.lease, expires=found.expires)
+def _leased(desk: Desk, found: Lease) -> Leased:
+    item = desk.item(found.item)
+    return Leased(
+        item=item.id,
+        case=item.id,
+        name=item.view.name,
+        kind=item.kind,
+        reason=item.reason,
+        lease=found.lease,
+        expires=found.expires,
+    )
