@@ -47,13 +47,13 @@ async function refusal(response) {
 }
 
 /**
- * @param {string} path under /api/v1
+ * @param {string} path
  * @param {RequestInit} options
  * @returns {Promise<Response>}
  */
 async function ask(path, options) {
   try {
-    return await fetch(`/api/v1${path}`, { credentials: "same-origin", ...options });
+    return await fetch(path, { credentials: "same-origin", ...options });
   } catch (error) {
     if (error instanceof DOMException && error.name === "AbortError") throw error;
     throw new Unreachable("The desk cannot be reached.");
@@ -61,19 +61,19 @@ async function ask(path, options) {
 }
 
 /**
- * @param {string} path
+ * @param {string} path under /api/v1
  * @param {Omit<RequestInit, "headers"> & {headers?: Record<string, string>}} [options]
  * @returns {Promise<Response>} of a request that succeeded
  */
 async function call(path, options = {}) {
   const writes = (options.method ?? "GET") !== "GET";
   const headers = () => ({ ...options.headers, ...(writes ? { "X-CSRF-Token": csrf } : {}) });
-  let response = await ask(path, { ...options, headers: headers() });
+  let response = await ask(`/api/v1${path}`, { ...options, headers: headers() });
   if (response.status === 403 && writes) {
     const problem = await refusal(response.clone());
     if (problem.code === "csrf") {
       await me();
-      response = await ask(path, { ...options, headers: headers() });
+      response = await ask(`/api/v1${path}`, { ...options, headers: headers() });
     }
   }
   // A gateway without its service is no answer of the service.
@@ -105,6 +105,12 @@ export async function me() {
   const answer = await json("/me");
   rememberCsrf(answer.csrf);
   return answer;
+}
+
+/** Ends the session. */
+export async function signOut() {
+  const response = await ask("/logout", { method: "POST", headers: { "X-CSRF-Token": csrf } });
+  if (!response.ok) throw await refusal(response);
 }
 
 /**

@@ -1,8 +1,10 @@
 /** The page of a reviewer: from the queue to a case, to a decision, to the next case. */
 
 import * as api from "./api.js";
+import { showCase, showComing, showNone } from "./casebar.js";
 import { commands } from "./commands.js";
 import { Drafts } from "./drafts.js";
+import { editable } from "./editable.js";
 import { EditSession } from "./editing.js";
 import { byId } from "./find.js";
 import { Help } from "./help.js";
@@ -11,13 +13,14 @@ import { LeaseKeeper } from "./leases.js";
 import { load } from "./loading.js";
 import { Messages, wordsOf } from "./messages.js";
 import { offerDraft, offerDrafts } from "./offers.js";
-import { Outbox } from "./outbox.js";
+import { Outbox, letterOf } from "./outbox.js";
 import { Panel } from "./panel.js";
-import { KINDS, Queue } from "./queue.js";
+import { Queue } from "./queue.js";
 import { Scene } from "./scene.js";
 import { masksToShow } from "./showing.js";
 import { Stopwatch } from "./stopwatch.js";
 import { Unsent } from "./unsent.js";
+import { showVisitor } from "./visitor.js";
 import { Workbench } from "./workbench.js";
 
 /** @typedef {{item: string, case: string, name: string, kind: string, lease: string}} Work */
@@ -65,11 +68,11 @@ export class Desk {
         this.workbench.scene?.changed();
         this.workbench.drawChart();
       },
-      look: (rule) => this.workbench.look(rule),
+      look: (point) => this.workbench.look(point),
+      doubt: (point) => void this.#doubt(point),
     });
     this.run = commands(this);
-    byId("reviewer", HTMLElement).textContent = me.reviewer;
-    byId("logout-csrf", HTMLInputElement).value = me.csrf;
+    showVisitor(me, (problem) => this.messages.warn(problem), () => this.#mayLeave());
     this.#listen();
   }
 
@@ -160,6 +163,13 @@ export class Desk {
     this.workbench.drawChart();
   }
 
+  /** @param {number[]} point where the reward network doubts most */
+  async #doubt(point) {
+    const { scene } = this.workbench;
+    if (scene && !scene.rewardsShown) this.run("rewards", "");
+    this.workbench.look(point);
+  }
+
   /** @param {unknown} error */
   failed(error) {
     if (error instanceof DOMException && error.name === "AbortError") return;
@@ -204,8 +214,7 @@ export class Desk {
     const listed = this.queue.items.find((one) => one.item === lease.item);
     const kind = lease.kind ?? listed?.kind ?? "";
     this.leases.hold(lease);
-    byId("nothing", HTMLElement).hidden = true;
-    byId("case-name", HTMLElement).textContent = lease.name ?? listed?.name ?? "Opening…";
+    showComing(lease.name ?? listed?.name ?? "Opening…");
     /** @type {(open: import("./loading.js").OpenCase) => void} */
     let opened = () => {};
     const shown = new Promise((/** @type {(value: void) => void} */ resolve) => {
@@ -245,18 +254,10 @@ export class Desk {
     const scene = new Scene(open);
     this.workbench.open(scene, shown);
     this.panel.show(scene, open.answer.masks, subject);
-    byId("case-name", HTMLElement).textContent = open.answer.name;
-    const tag = byId("case-kind", HTMLElement);
-    tag.textContent = KINDS[kind] ?? kind;
-    tag.hidden = kind === "";
-    byId("case-simulated", HTMLElement).hidden = !open.answer.simulated;
-    byId("case-reason", HTMLElement).textContent = reason;
-    byId("download", HTMLAnchorElement).href = api.downloadAddress(work.case);
-    document.title = `${open.answer.name} · medfm-rl desk`;
+    showCase(open.answer, kind, reason);
     this.queue.mark(work.item);
     this.stopwatch.restart();
     this.messages.calmDown();
-    byId("case-name", HTMLElement).focus({ preventScroll: true });
     void this.#offerDraft(work, scene);
   }
 
@@ -267,13 +268,7 @@ export class Desk {
     this.workbench.close();
     this.panel.hide();
     this.queue.mark("");
-    byId("case-name", HTMLElement).textContent = "No case is open";
-    byId("case-reason", HTMLElement).textContent = "";
-    byId("case-kind", HTMLElement).hidden = byId("case-simulated", HTMLElement).hidden = true;
-    byId("draft", HTMLElement).hidden = true;
-    byId("nothing", HTMLElement).hidden = false;
-    byId("nothing-text", HTMLElement).textContent = text;
-    byId("start", HTMLElement).hidden = this.queue.left === 0;
+    showNone(text, this.queue.left > 0);
     void this.queue.load();
   }
 
@@ -298,20 +293,12 @@ export class Desk {
     this.stopwatch.touch();
     const comment = this.panel.comment.value.trim();
     const place = answer.decisions.findIndex((decision) => decision.kind === "mask");
-    const lease = this.leases.held?.lease ?? work.lease;
-    /** @type {import("./outbox.js").Letter} */
-    const letter = {
-      id: crypto.randomUUID(),
-      reviewer: this.outbox.reviewer,
-      item: work.item,
-      case: work.case,
-      name: work.name,
-      words: answer.words,
-      request: { lease, seconds: this.stopwatch.seconds, decisions: answer.decisions, ...(comment ? { comment } : {}) },
-      mask: mask ? { ...mask, place } : null,
-      time: Date.now(),
-      problem: null,
-    };
+    const letter = letterOf(this.outbox.reviewer, work, answer.words, {
+      lease: this.leases.held?.lease ?? work.lease,
+      seconds: this.stopwatch.seconds,
+      decisions: answer.decisions,
+      ...(comment ? { comment } : {}),
+    }, mask ? { ...mask, place } : null);
     try {
       const outcome = await this.outbox.submit(letter);
       this.busy = false;
@@ -358,27 +345,15 @@ export class Desk {
 
   /**
    * @param {import("./view.js").View} view
-   * @returns {EditSession|null}
+   * @returns {EditSession|null} null where the mask may not be changed; the person is told why
    */
   #session(view) {
-    const { scene } = view;
-    const refuse = (/** @type {string} */ text) => {
-      this.messages.say(text);
+    const session = editable(view, this.panel);
+    if (typeof session === "string") {
+      this.messages.say(session);
       return null;
-    };
-    if (this.panel.comparing) return refuse("Choose A or B first: the better one can then be corrected.");
-    if (this.panel.subject !== null && view.mask !== this.panel.subject) return refuse("This mask is only shown beside; correct the other one.");
-    if (!scene.maskShown) {
-      scene.maskShown = true;
-      this.workbench.reflect();
     }
-    let session = scene.sessions.get(view.mask);
-    if (!session) {
-      const base = scene.open.masks.get(view.mask);
-      if (!base) return null;
-      session = new EditSession(view.mask, base, scene.open.grid);
-      scene.sessions.set(view.mask, session);
-    }
+    if (!view.scene.maskShown) this.run("mask", "");
     return session;
   }
 
@@ -438,6 +413,14 @@ export class Desk {
       single: () => this.help.singleKeys,
       run: (id, key) => this.run(id, key),
     });
+  }
+
+  /** Before the person signs out. */
+  async #mayLeave() {
+    await this.drafts.flush();
+    await this.leases.giveBack();
+    const count = this.outbox.letters.length;
+    return count === 0 || confirm(`${count} decisions are not saved yet. They stay in this browser until you sign in again. Sign out?`);
   }
 
   /** @param {string} name of a key */

@@ -37,7 +37,7 @@ const TITLE = { "L-P": "Axial", "P-L": "Axial", "L-I": "Coronal", "I-L": "Corona
  */
 export function gridOf(answer) {
   const [x, y, z = 1] = answer.shape;
-  const [sx, sy, sz = 1] = answer.spacing;
+  const [sx, sy, sz = 1] = answer.spacing ?? [1, 1, 1];
   return { form: answer.form, size: [x, y, z], spacing: [sx, sy, sz], unit: answer.unit };
 }
 

@@ -3,6 +3,7 @@
 import * as api from "./api.js";
 import { byId, make } from "./find.js";
 import { Messages, button, wordsOf } from "./messages.js";
+import { showVisitor } from "./visitor.js";
 
 const EVERY_MS = 2000;
 const RUNNING = ["waiting", "running"];
@@ -197,8 +198,7 @@ async function refresh() {
 
 if (!document.documentElement.classList.contains("unsupported")) {
   const me = await api.me();
-  byId("reviewer", HTMLElement).textContent = me.reviewer;
-  byId("logout-csrf", HTMLInputElement).value = me.csrf;
+  showVisitor(me, (problem) => messages.warn(problem));
   byId("adapt", HTMLButtonElement).addEventListener("click", () => void start({ kind: "adapt" }));
   await refresh();
   setInterval(() => {

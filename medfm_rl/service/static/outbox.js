@@ -31,6 +31,18 @@ export function passes(error) {
   return error instanceof Refused && ([401, 408, 429].includes(error.status) || error.status >= 500);
 }
 
+/**
+ * @param {string} reviewer
+ * @param {{item: string, case: string, name: string}} work
+ * @param {string} words
+ * @param {import("./types.js").DecisionRequest} request
+ * @param {Letter["mask"]} mask
+ * @returns {Letter}
+ */
+export function letterOf(reviewer, { item, case: id, name }, words, request, mask) {
+  return { id: crypto.randomUUID(), reviewer, item, case: id, name, words, request, mask, time: Date.now(), problem: null };
+}
+
 export class Outbox {
   /**
    * @param {string} reviewer

@@ -3,13 +3,16 @@
 import { byId, make } from "./find.js";
 import { StructureList } from "./structures.js";
 
+/** A place that is right with a higher probability is not worth a look. */
+const DOUBTFUL = 0.5;
+
 /**
  * @typedef {import("./types.js").Decision} Decision
  * @typedef {{decisions: Decision[], words: string, edited: boolean}} Answer `edited`: the last mask decision needs its mask
  */
 
 export class Panel {
-  /** @param {{chosen: (value: number) => void, shown: () => void, look: (rule: import("./types.js").Rule) => void}} tell */
+  /** @param {{chosen: (value: number) => void, shown: () => void, look: (point: number[]) => void, doubt: (point: number[]) => void}} tell */
   constructor(tell) {
     this.tell = tell;
     this.box = byId("decision", HTMLElement);
@@ -155,31 +158,46 @@ export class Panel {
     place.replaceChildren();
     if (!this.blind && answer.verdict) {
       const line = make("p", "");
-      line.append("The service says ", make("b", "", answer.verdict), answer.guarantee ? ` (${answer.guarantee})` : "");
+      line.append("Scored: ", make("b", "", answer.verdict), answer.guarantee ? `, guarantee ${answer.guarantee}` : "");
       place.append(line);
     }
-    const reasons = this.blind ? [] : answer.reasons;
+    const reasons = this.blind ? [] : (answer.reasons ?? []);
     if (reasons.length) {
       const list = make("ul", "reasons");
       list.append(...reasons.map((reason) => make("li", "", reason)));
       place.append(list);
     }
     // What the service found would give away which mask is which.
-    const rules = this.blind ? [] : answer.rules;
+    const rules = this.blind ? [] : (answer.rules ?? []);
     const failed = rules.filter((rule) => !rule.passed);
     if (rules.length) {
-      place.append(make("h3", "", failed.length ? `${failed.length} of ${rules.length} rules failed` : `All ${rules.length} rules passed`));
+      place.append(make("h3", "", failed.length ? `${failed.length} of ${rules.length} rules failed` : `${rules.length} of ${rules.length} rules passed`));
     }
     for (const rule of failed) {
       const line = make("p", "rule", rule.text);
-      if (rule.points.length) {
-        const show = make("button", "plain", "Show where");
-        show.type = "button";
-        show.setAttribute("aria-label", `Show where: ${rule.text}`);
-        show.addEventListener("click", () => this.tell.look(rule));
-        line.append(show);
-      }
+      const [first] = rule.points;
+      const point = first && rule.frame != null && first.length === 2 ? [...first, rule.frame] : first;
+      if (point) line.append(link("Show where", `Show where: ${rule.text}`, () => this.tell.look(point)));
+      place.append(line);
+    }
+    const worst = (this.blind ? [] : (answer.worst ?? [])).filter((spot) => spot.reward < DOUBTFUL);
+    for (const spot of worst) {
+      const line = make("p", "rule", `${spot.structure}: right with probability ${spot.reward.toFixed(2).replace(/^0/, "")} at its worst place`);
+      line.append(link("Show where", `Show the worst place of ${spot.structure}`, () => this.tell.doubt(spot.point)));
       place.append(line);
     }
   }
+}
+
+/**
+ * @param {string} text
+ * @param {string} spoken
+ * @param {() => void} run
+ */
+function link(text, spoken, run) {
+  const made = make("button", "plain", text);
+  made.type = "button";
+  made.setAttribute("aria-label", spoken);
+  made.addEventListener("click", run);
+  return made;
 }

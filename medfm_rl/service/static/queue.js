@@ -79,9 +79,23 @@ export class Queue {
       button.toggleAttribute("aria-current", false);
       if (here) {
         button.setAttribute("aria-current", "true");
-        button.scrollIntoView({ block: "nearest" });
+        this.#scrollTo(button);
       }
     }
+  }
+
+  /**
+   * Within the list only: the page itself stays where the person is.
+   *
+   * @param {HTMLElement} button
+   */
+  #scrollTo(button) {
+    const own = this.list.scrollHeight > this.list.clientHeight + 1;
+    const scroller = own ? this.list : this.list.closest(".queue");
+    if (!scroller || scroller.scrollHeight <= scroller.clientHeight + 1) return;
+    const [box, seen] = [button.getBoundingClientRect(), scroller.getBoundingClientRect()];
+    if (box.top < seen.top) scroller.scrollTop += box.top - seen.top;
+    else if (box.bottom > seen.bottom) scroller.scrollTop += box.bottom - seen.bottom;
   }
 
   /**

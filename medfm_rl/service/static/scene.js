@@ -29,7 +29,7 @@ export class Scene {
     this.style = "contours";
     this.rewardsShown = false;
     /** @type {import("./types.js").Rule[]} failed rules that are drawn */
-    this.faults = answer.rules.filter((rule) => !rule.passed && rule.points.length > 0);
+    this.faults = (answer.rules ?? []).filter((rule) => !rule.passed && rule.points.length > 0).map(inFrame);
     this.faultsShown = true;
     /** @type {Map<string, import("./editing.js").EditSession>} by id of the mask that was shown */
     this.sessions = new Map();
@@ -91,4 +91,14 @@ export class Scene {
   structureOf(value) {
     return this.structures.find((structure) => structure.value === value);
   }
+}
+
+/**
+ * @param {import("./types.js").Rule} rule
+ * @returns {import("./types.js").Rule} with the frame of a clip in its points
+ */
+function inFrame(rule) {
+  const { frame } = rule;
+  if (frame === null || frame === undefined) return rule;
+  return { ...rule, points: rule.points.map((point) => (point.length === 2 ? [...point, frame] : point)) };
 }

@@ -35,7 +35,7 @@
  *
  * @typedef {{name: string, value: number, colour?: string|null}} Structure
  * @typedef {{dice: number|null, low: number|null, high: number|null}} Score
- * @typedef {{rule: string, structure: string|null, text: string, passed: boolean, points: number[][]}} Rule
+ * @typedef {{rule: string, structure: string|null, text: string, passed: boolean, points: number[][], frame?: number|null}} Rule
  * @typedef {"given"|"proposal"|"a"|"b"|"mine"} Role
  * @typedef {{mask: string, role: Role}} MaskEntry
  *
@@ -44,7 +44,7 @@
  * @property {string} name
  * @property {"image"|"volume"|"clip"} form
  * @property {number[]} shape x, y and, where there is one, z or frame
- * @property {number[]} spacing of the same axes
+ * @property {number[]|null} spacing of the same axes; null where not known
  * @property {"mm"|"pixel"} unit
  * @property {number[]|null} [times] seconds, one a frame
  * @property {number} channels
@@ -54,9 +54,10 @@
  * @property {Record<string, Score>|null} [scores]
  * @property {string|null} [verdict]
  * @property {string|null} [guarantee]
- * @property {string[]} reasons
- * @property {Rule[]} rules
+ * @property {string[]} [reasons] none of what follows up to the masks is told where two are compared blindly
+ * @property {Rule[]} [rules]
  * @property {MaskEntry[]} masks
+ * @property {{structure: string, point: number[], reward: number}[]} [worst] where the reward network doubts most
  * @property {boolean} has_rewards
  * @property {boolean} [simulated]
  * @property {string[]|null} [axes] where each index axis points, such as L, P, S

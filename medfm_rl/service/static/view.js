@@ -2,12 +2,12 @@
 
 import { placing } from "./camera.js";
 import { DOUBT, FAULT, channelsOf } from "./colours.js";
-import { areaOf, pathOf, runs, segments } from "./contours.js";
+import { areaOf, pathOf, polygons, segments } from "./contours.js";
 import { addressing, seenAt, sliceOf } from "./grid.js";
 import { develop } from "./level.js";
 
 /** Beyond this many screen pixels a pixel, single pixels are shown as they are. */
-const SHARP_FROM = 6;
+const SHARP_FROM = 16;
 const FILLING = 110;
 
 /**
@@ -137,7 +137,7 @@ export class View {
       const drawn = scene.structures.map(({ value }) => ({
         value,
         line: pathOf(segments(seen, plane.width, plane.height, value)),
-        area: areaOf(runs(seen, plane.width, value)),
+        area: areaOf(polygons(seen, plane.width, plane.height, value)),
       }));
       this.paths = { key, of: new Map(drawn.map((one) => [one.value, one])) };
     }

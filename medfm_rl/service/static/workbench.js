@@ -191,15 +191,12 @@ export class Workbench {
     this.#build();
   }
 
-  /** @param {import("./types.js").Rule} rule that failed, and is shown where */
-  look(rule) {
-    const scene = this.scene;
-    if (!scene || rule.points.length === 0) return;
+  /** @param {number[]} point that shall be seen */
+  look(point) {
+    if (!this.scene) return;
     this.stopPlaying();
-    const middle = rule.points[0].map((_, axis) => rule.points.reduce((sum, point) => sum + point[axis], 0) / rule.points.length);
-    const nearest = scene.open.grid.form === "image" ? middle : rule.points[0];
-    scene.faultsShown = true;
-    scene.lookAt(nearest);
+    this.scene.faultsShown = true;
+    this.scene.lookAt(point);
     this.reflect();
   }
 
