@@ -177,7 +177,7 @@ class ScoringQueue:
         path = self._mask_path(file.case_id)
         if path is None:
             raise DataError(f"case {file.case_id}: its mask is no more in {self.out}")
-        in_masks = None if self.masks is None else self.in_masks
+        in_masks = None if self.given is None else self.given.in_masks
         return read_labels(path, self.controller.schema, clip.frames.shape[2:], clip.geometry, in_masks, frame)
 
     def _refuse(self, case_id: str, error: UserError) -> None:
