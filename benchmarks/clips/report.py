@@ -58,8 +58,8 @@ def table(found: Mapping[str, Any], summary: Mapping[str, Any], trial: bool) -> 
     lines = [
         *heading("Clips: over time, before and after adaptation", trial),
         "Sets named by a vendor are SIMULATED beating hearts with truth in every frame; that of EchoNet is compared "
-        "with the authors' network. Adapted without target labels. Jitter: second difference of the area of the LV, as "
-        "a share of that of the source model. EF error in points.",
+        "with the authors' network. Adapted without target labels. Jitter: second difference of the ventricle's area, "
+        "as a share of that of the source model. EF error in points.",
         "",
         "| set | model | clips | Dice | gain [interval] | valid frames | valid over time | jitter | EF error | "
         "EF in its interval |",

@@ -130,7 +130,7 @@ class FeedbackCells:
         kept = source_model
         before = self._source_dice(source_model)
         for learning_rate in _LEARNING_RATES:
-            tuned = self._steps(source_model, images.images, masks, learning_rate)
+            tuned = self._steps(source_model, images.images[:], masks[:], learning_rate)
             if self._source_dice(tuned) < before - 0.01:
                 break
             kept = tuned

@@ -45,7 +45,7 @@ from medfm_rl.quality import QualityController, baselines
 from medfm_rl.quality.model import Targets
 from medfm_rl.runs.finished import FinishedRun
 from medfm_rl.types import LabelledCase, LabelMap
-from medfm_rl.workflows.calibrate.quality import calibrate_cases
+from medfm_rl.workflows.calibrate.quality import MaskToAssess, calibrate_cases
 from medfm_rl.workflows.training_images import load_labelled
 
 OURS_DEFAULT, CALIBRATED = "ours", "calibrated"
@@ -129,7 +129,7 @@ class QualityCells:
             baselines.MaxSoftmax(segmenter),
             baselines.SoftDiceConfidence(segmenter),
             baselines.AugmentationAgreement(segmenter, classes),
-            baselines.ReverseClassification(images.images, masks, classes),
+            baselines.ReverseClassification(images.images[:], masks[:], classes),
         ]
         if not self.training:
             return found
@@ -173,7 +173,7 @@ class QualityCells:
         model = calibrate_cases(
             run,
             [segmented.files[row] for row in fitted],
-            [segmented.masks[row] for row in fitted],
+            [MaskToAssess(segmented.masks[row]) for row in fitted],
             Targets(dice=self.limit),
             quiet,
         )

@@ -6,7 +6,6 @@ import base64
 import io
 from collections.abc import Mapping
 from dataclasses import dataclass
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +14,8 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from medfm_rl.anatomy.clips import ClipAnatomy
-from medfm_rl.data.files import write_text
 from medfm_rl.reports.figures import encode_figure, overlay, structure_colours
+from medfm_rl.reports.pages import render_page
 from medfm_rl.reports.thumbnails import in_greys, under
 from medfm_rl.types import Clip, LabelMap, LabelSchema
 
@@ -80,22 +79,17 @@ def write_clip_page(
         schema: Structures.
         simulated: Whether the images are simulated; the page says so.
     """
-    from jinja2 import Environment
-
-    template = (resources.files("medfm_rl.reports") / "templates" / "clips.html").read_text(encoding="utf-8")
-    page = Environment(autoescape=True).from_string(template)
     ordered = sorted(measures.clips.values(), key=lambda clip: (clip.anatomy.valid, clip.clip_id))
-    write_text(
+    render_page(
         path,
-        page.render(
-            clips=[(clip, pictures[clip.clip_id]) for clip in ordered],
-            biplane=measures.biplane,
-            biplane_intervals=measures.biplane_intervals,
-            problems=measures.problems,
-            colours=structure_colours(schema),
-            simulated=simulated,
-            drawn=any(clip.draws is not None for clip in ordered),
-        ),
+        "clips.html",
+        clips=[(clip, pictures[clip.clip_id]) for clip in ordered],
+        biplane=measures.biplane,
+        biplane_intervals=measures.biplane_intervals,
+        problems=measures.problems,
+        colours=structure_colours(schema),
+        simulated=simulated,
+        drawn=any(clip.draws is not None for clip in ordered),
     )
 
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from medfm_rl.networks import argmax_classes
@@ -18,6 +18,7 @@ from medfm_rl.reward.collection import ActionSampler, ImageSet, ReviewedImages
 from medfm_rl.reward.consistency import neighbours_of, vote_of_neighbours
 from medfm_rl.reward.origins import GROUND_TRUTH, ActionOrigin, Reference, ReferenceKind
 from medfm_rl.reward.shape_prior import ShapePrior
+from medfm_rl.rows import Rows
 from medfm_rl.types import GridAxes
 
 IsValid = Callable[[Tensor, GridAxes], bool]
@@ -69,8 +70,8 @@ class LabelledSourceImages(ActionSource):
 
     sampler: ActionSampler
     images: ImageSet
-    ground_truth: Tensor
-    styles: Tensor
+    ground_truth: Rows
+    styles: Rows
 
     @property
     def images_per_iteration(self) -> int:
@@ -83,7 +84,7 @@ class LabelledSourceImages(ActionSource):
     def collect(self, rows: Sequence[int], generator: torch.Generator) -> ActionRecords:
         """Actions on some of the images, each in a new appearance."""
         images, ground_truth = self.images[rows], self.ground_truth[list(rows)]
-        shown = self.sampler.in_random_appearance(images.images, self.styles, 1.0, generator)
+        shown = self.sampler.in_random_appearance(images.images[:], self.styles, 1.0, generator)
         actions, names = self.sampler.sample(shown, ground_truth, generator)
         origins = _origins(images, [GROUND_TRUTH] * len(images), names)
         return ActionRecords(shown, actions, ground_truth, torch.ones(ground_truth.shape), origins)
@@ -104,7 +105,7 @@ class ReviewedTargetImages(ActionSource):
 
     sampler: ActionSampler
     reviewed: ReviewedImages
-    styles: Tensor
+    styles: Rows
     share: float
 
     @property
@@ -118,7 +119,7 @@ class ReviewedTargetImages(ActionSource):
     def collect(self, rows: Sequence[int], generator: torch.Generator) -> ActionRecords:
         """Actions on some of the images, each in a new appearance."""
         images, masks = self.reviewed.images[rows], self.reviewed.masks[list(rows)]
-        shown = self.sampler.in_random_appearance(images.images, self.styles, 1.0, generator)
+        shown = self.sampler.in_random_appearance(images.images[:], self.styles, 1.0, generator)
         actions, names = self.sampler.sample(shown, masks, generator)
         trust = [self.reviewed.trust[row] for row in rows]
         certainty = torch.tensor(trust).view(-1, *[1] * (masks.ndim - 1)).expand(masks.shape)
@@ -159,27 +160,50 @@ class UnlabelledTargetImages(ActionSource):
     def collect(self, rows: Sequence[int], generator: torch.Generator) -> ActionRecords:
         """Actions on some of the images as they are."""
         settings, images = self.sampler.settings, self.images[rows]
-        votes = self._votes(images.images, generator)
-        consensus = votes.mean(dim=0).argmax(dim=1).to(torch.uint8)
+        shown = images.images[:]
+        mean, votes = self._votes(shown, generator)
+        consensus = mean.argmax(dim=1).to(torch.uint8)
         masks, proposed = _make_valid(
             consensus, images, "consensus", settings.reference_trust, self.is_valid, self.shape_prior
         )
-        agreement = (votes.argmax(dim=2) == masks[None].long()).float().mean(dim=0)
+        agreement = torch.stack([vote == masks for vote in votes]).float().mean(dim=0)
         agreed = agreement >= settings.reference_agreement
         certainty = torch.where(agreed, settings.reference_trust * agreement, 0.0)
-        actions, names = self.sampler.sample(images.images, masks, generator)
-        return ActionRecords(images.images, actions, masks, certainty, _origins(images, proposed, names))
+        actions, names = self.sampler.sample(shown, masks, generator)
+        return ActionRecords(shown, actions, masks, certainty, _origins(images, proposed, names))
 
-    def _votes(self, images: Tensor, generator: torch.Generator) -> Tensor:
-        """Probabilities `(V, N, K, *S)` under changed appearance, scale and weights."""
-        votes = [self.sampler.logits(images).softmax(dim=1)]
-        for _ in range(_VIEWS):
-            shown = self.sampler.in_random_appearance(images, None, 0.5, generator)
-            segmenter = self.sampler.perturbed(generator)
-            scale = 0.9 + 0.2 * float(torch.rand((), generator=generator))
-            logits = self.sampler.logits(_rescale(shown, scale), segmenter)
-            votes.append(_rescale(logits, 1 / scale).softmax(dim=1))
-        return torch.stack(votes)
+    def _votes(self, images: Tensor, generator: torch.Generator) -> tuple[Tensor, list[Tensor]]:
+        """Mean probabilities `(N, K, *S)` under changed appearance, scale and weights, and what each says `(N, *S)`.
+
+        Of the probabilities of a view nothing is kept but their sum and their argmax: those of all views of many large
+        images would not fit into memory.
+        """
+        total: Tensor | None = None
+        votes = []
+        for view in range(1 + _VIEWS):
+            shown, segmenter, scale = images, None, 1.0
+            if view > 0:
+                shown = self.sampler.in_random_appearance(images, None, 0.5, generator)
+                segmenter = self.sampler.perturbed(generator)
+                scale = 0.9 + 0.2 * float(torch.rand((), generator=generator))
+                shown = _rescale(shown, scale)
+            said = []
+            for start, logits in self._in_batches(shown, segmenter):
+                there = (_rescale(logits, 1 / scale) if view > 0 else logits).softmax(dim=1)
+                if total is None:
+                    total = there.new_zeros((len(images), *there.shape[1:]))
+                total[start : start + len(there)] += there
+                said.append(argmax_classes(there, dim=1).to(torch.uint8))
+            votes.append(torch.cat(said))
+        assert total is not None
+        return total.div_(1 + _VIEWS), votes
+
+    def _in_batches(self, images: Tensor, segmenter: nn.Module | None) -> Iterator[tuple[int, Tensor]]:
+        """Logits of a few images after the other, and the row of the first of them."""
+        start = 0
+        for logits in self.sampler.logits_in_batches(images, segmenter):
+            yield start, logits
+            start += len(logits)
 
 
 @dataclass(frozen=True, eq=False)
@@ -227,8 +251,9 @@ class NeighbouringFrames(ActionSource):
         agreement = votes.gather(1, masks.long()[:, None])[:, 0]
         agreed = agreement >= settings.reference_agreement
         certainty = torch.where(agreed, settings.reference_trust * agreement, 0.0)
-        actions, names = self.sampler.sample(images.images, masks, generator)
-        return ActionRecords(images.images, actions, masks, certainty, _origins(images, proposed, names))
+        shown = images.images[:]
+        actions, names = self.sampler.sample(shown, masks, generator)
+        return ActionRecords(shown, actions, masks, certainty, _origins(images, proposed, names))
 
     def _vote(self, clip: Sequence[int], place: int) -> Tensor:
         """Shares of the votes on one frame, `(K, *S)`."""

@@ -217,6 +217,12 @@ class AdaptConfig(Settings):
         "generic",
         description=f"Validity rules: a built-in profile ({anatomy_names()}) or a YAML file.",
     )
+    recompute: bool = Field(
+        False,
+        description="Compute activations of the segmenter again for each gradient in place of keeping them: a third "
+        "more time in training for a fraction of the memory, and the same result. A run that does not fit into the "
+        "memory sets it by itself, and says so.",
+    )
     iterations: Positive = Field(1, description="Rounds of collect -> reward -> PPO.")
     fine_tuning: FineTuningSettings = Field(
         default_factory=FineTuningSettings, description="Start before the first iteration."

@@ -23,6 +23,7 @@ from medfm_rl.workflows.deploy.correction_terms import Terms
 from medfm_rl.workflows.deploy.given_masks import GivenMasks
 from medfm_rl.workflows.deploy.score import ScoreRequest, score
 from medfm_rl.workflows.deploy.scores_file import SCORES_FILE, Scores
+from medfm_rl.workflows.deploy.stream_scoring import StreamRequest
 
 _RECORDS = "correct"
 _FORMAT = 3
@@ -42,6 +43,7 @@ class CorrectRequest:
         labels: The integers in these masks, as in `labels_in_masks`. Those of the run are always those of the masks
             that are written.
         policy: Where the cases are scored first: as in `ScoreRequest`.
+        stream: Likewise.
     """
 
     settings: CorrectionSettings = field(default_factory=CorrectionSettings)
@@ -51,6 +53,7 @@ class CorrectRequest:
     masks: Mapping[str, Path] | None = None
     labels: str | None = None
     policy: SitePolicy = RESEARCH
+    stream: StreamRequest | None = None
 
     def __post_init__(self) -> None:
         if self.every and self.scores is not None:
@@ -188,7 +191,7 @@ def _choose(
     if request.every:
         return _Chosen(files, {}, None)
     if request.scores is None:
-        asked = ScoreRequest(request.masks, request.labels, policy=request.policy)
+        asked = ScoreRequest(request.masks, request.labels, policy=request.policy, stream=request.stream)
         scoring = score(run, files, out / "scores", asked, progress)
         scores, problems = Scores.read(out / "scores" / SCORES_FILE), scoring.problems
         return _Chosen(scores.marked([file for file in files if file.case_id not in problems]), problems, scores)

@@ -52,7 +52,7 @@ def write_scores(path: Path, scoring: Scoring) -> None:
     for report in scoring.batch.reports:
         content, trace = report.to_json(), traces[report.case_id]
         del content["embedding"]
-        cases.append({**content, **places(trace), "mask": trace.mask_hash})
+        cases.append({**content, **places(trace), "mask": trace.mask_hash, "audit": scoring.is_drawn(report.case_id)})
     problems = {
         case_id: {
             "problem": found.problem,
@@ -78,6 +78,7 @@ def write_scores(path: Path, scoring: Scoring) -> None:
             "batch_shift_probability": scoring.batch.shift_probability,
             "batch_evidence": scoring.batch.evidence,
             "policy": scorer.policy.model_dump(mode="json"),
+            "stream": None if scoring.place is None else str(scoring.place.path),
             "interval_state": interval_state(scoring),
             "promises": [vars(promise) for promise in scoring.batch.promises],
             "cases": cases,

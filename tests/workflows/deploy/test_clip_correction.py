@@ -8,7 +8,7 @@ from support.clip_files import COUNT, greys, ventricles
 from torch import Tensor
 
 from medfm_rl.adapters import TorchModuleAdapter
-from medfm_rl.adapters.base import Sample
+from medfm_rl.adapters.grid import Sample
 from medfm_rl.anatomy.profiles import load_anatomy
 from medfm_rl.correction import CaseCorrector, CorrectionResult, Original, Proposal, Verifier
 from medfm_rl.reward.network import RewardNet
