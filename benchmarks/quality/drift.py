@@ -1,11 +1,11 @@
 """Drift: studies until a stream that changes from source to target raises an alarm, and alarms without a change.
 
     python -m benchmarks.quality.drift [--tables FOLDER] [--seeds 0 1 2] [--streams 200] [--before 60]
-    python -m benchmarks.quality.drift --simulated       # SIMULATED tables: shows what the method does, measures nothing
+    python -m benchmarks.quality.drift --simulated   # SIMULATED tables: shows the method, measures nothing
 
 Streams are drawn from the patients of a score table, with replacement, for a table has fewer than a stream needs; a
-patient who is drawn again counts as a new one. After 60 source patients the target begins, at once, or slowly: its share
-grows from none to all over 60 studies. The delay is counted from the change, or from the beginning of the slow one; a
+patient who is drawn again counts as a new one. After 60 source patients the target begins, at once, or slowly: its
+share grows from none to all over 60 studies. The delay is counted from the change, or from the beginning of the slow one; a
 stream without an alarm within 200 studies counts as 200. False alarms are those of streams of source patients alone,
 begun anew after each, for each 1,000 studies. Reviews take no part.
 """

@@ -1,7 +1,7 @@
 """Figures of a month: coverage and width of prediction-powered intervals beside those from reviewed patients alone.
 
     python -m benchmarks.quality.inference [--tables FOLDER] [--seeds 0 1 2] [--draws 500]
-    python -m benchmarks.quality.inference --simulated   # SIMULATED tables: shows what the method does, measures nothing
+    python -m benchmarks.quality.inference --simulated   # SIMULATED tables: shows the method, measures nothing
 
 A month is as many target patients of a score table as it has, drawn with replacement, so that its intervals are asked
 for the mean of the table: 8, 16, 24 or 32 of them are reviewed, mean Dice and failure rate are inferred
@@ -105,7 +105,7 @@ def main() -> None:
     }
     lines = [
         *heading("Figures of a month", False),
-        "| masks | reviewed | mean Dice: covered | labelled alone | width | failure rate: covered | labelled alone | width |",
+        "| masks | reviewed | mean Dice: covered | labelled alone | width | failures: covered | labelled alone | width |",
         "|---|---|---|---|---|---|---|---|",
     ]
     for name, found in results.items():

@@ -1,7 +1,7 @@
 """Promises replayed: patients in random orders as they come to a hospital, k of them reviewed, the others not.
 
     python -m benchmarks.quality.replays [--tables FOLDER] [--seeds 0 1 2] [--replays 200]
-    python -m benchmarks.quality.replays --simulated     # SIMULATED tables: shows what the method does, measures nothing
+    python -m benchmarks.quality.replays --simulated   # SIMULATED tables: shows the method, measures nothing
 
 Of each score table the target patients are put in 200 random orders. With k = 0 the verdicts of the default calibration
 stand. With k = 8, 16, 24 and 32 the first k patients are reviewed, a promise is sought from them (at most 10 % of the

@@ -132,8 +132,8 @@ class QualityCells:
         for domain, segmented in domains:
             found = controller.settle(_reports(controller, segmented, range(len(segmented.cases)))).reports
             classes = target.segmenter.schema.num_classes
-            for report, mask, item in zip(found, segmented.masks, segmented.cases, strict=True):
-                rows.append(Row.of(report, float(dice(mask, item.ground_truth, classes).mean()), domain))
+            for assessed, mask, item in zip(found, segmented.masks, segmented.cases, strict=True):
+                rows.append(Row.of(assessed, float(dice(mask, item.ground_truth, classes).mean()), domain))
         table = ScoreTable(self.shift.name, target.of, self.seed, self.limit, False, tuple(rows))
         table.write(table_file(self.runs, self.shift.name, target.of, self.seed))
 
