@@ -5,9 +5,9 @@
 
 Streams are drawn from the patients of a score table, with replacement, for a table has fewer than a stream needs; a
 patient who is drawn again counts as a new one. After 60 source patients the target begins, at once, or slowly: its
-share grows from none to all over 60 studies. The delay is counted from the change, or from the beginning of the slow one; a
-stream without an alarm within 200 studies counts as 200. False alarms are those of streams of source patients alone,
-begun anew after each, for each 1,000 studies. Reviews take no part.
+share grows from none to all over 60 studies. The delay is counted from the change, or from the beginning of the slow
+one; a stream without an alarm within 200 studies counts as 200. False alarms are those of streams of source patients
+alone, begun anew after each, for each 1,000 studies. Reviews take no part.
 """
 
 from __future__ import annotations

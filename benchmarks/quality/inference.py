@@ -105,7 +105,7 @@ def main() -> None:
     }
     lines = [
         *heading("Figures of a month", False),
-        "| masks | reviewed | mean Dice: covered | labelled alone | width | failures: covered | labelled alone | width |",
+        "| masks | reviewed | mean Dice: covered | labelled | width | failures: covered | labelled | width |",
         "|---|---|---|---|---|---|---|---|",
     ]
     for name, found in results.items():
