@@ -47,7 +47,6 @@ from medfm_rl.quality import QualityController, QualityReport, baselines
 from medfm_rl.quality.model import Targets
 from medfm_rl.runs.finished import FinishedRun
 from medfm_rl.types import LabelledCase, LabelMap
-from medfm_rl.workflows.calibrate.from_source import patients_of_rewards
 from medfm_rl.workflows.calibrate.quality import MaskToAssess, calibrate_cases
 from medfm_rl.workflows.training_images import load_labelled
 
@@ -115,18 +114,16 @@ class QualityCells:
             print(f"  assessing masks of {name}", flush=True)
             segmented = SegmentedCases.by(name, source if name == NONE else adapted, self.laboratory.held_out())
             if controller is not None:
-                self._write_table(segmented, controller, run)
+                self._write_table(segmented, controller)
             cell = self._assess(segmented, self._baselines(segmented.segmenter, source), controller, run)
             write_json(cell_file(self.runs, self.shift.name, name, self.seed), cell)
 
-    def _write_table(self, target: SegmentedCases, controller: QualityController, run: FinishedRun) -> None:
+    def _write_table(self, target: SegmentedCases, controller: QualityController) -> None:
         """Writes the score table of a model, for replays, drift and inference.
 
-        Masks of the source are those of patients that the reward networks have not learned from; the segmenter has.
+        Masks of the source are those of its held-out patients, whom no network knows.
         """
-        seen = patients_of_rewards(run.folder, run.require_config())
-        kept = [file for file in files_of(self.shift.folders.source) if file.patient_id not in seen]
-        source = SegmentedCases.by(target.of, target.segmenter, kept)
+        source = SegmentedCases.by(target.of, target.segmenter, files_of(self.shift.folders.source_held_out))
         rows: list[Row] = []
         domains: tuple[tuple[Domain, SegmentedCases], ...] = (("source", source), ("target", target))
         for domain, segmented in domains:

@@ -65,7 +65,7 @@ def write_default_quality(run: FinishedRun, config: AdaptConfig, progress: Progr
             run.path,
         )
         return None
-    seen = patients_of_rewards(run.folder, config)
+    seen = _patients_of_rewards(run.folder, config)
     files = [file for file in find_cases(config.source) if file.patient_id not in seen]
     try:
         model = _fit_on_source(run, config, files, progress)
@@ -174,7 +174,7 @@ def _perturbed(segmenter: SegmenterAdapter, config: AdaptConfig, generator: torc
     return perturbed
 
 
-def patients_of_rewards(run: RunFolder, config: AdaptConfig) -> set[str]:
+def _patients_of_rewards(run: RunFolder, config: AdaptConfig) -> set[str]:
     """Patients that the networks of the final ensemble, or those that they go on from, were trained or stopped on."""
     seen: set[str] = set()
     for iteration in run.iterations:
