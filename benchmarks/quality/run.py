@@ -149,7 +149,7 @@ class QualityCells:
             baselines.MaxSoftmax(segmenter),
             baselines.SoftDiceConfidence(segmenter),
             baselines.AugmentationAgreement(segmenter, classes),
-            baselines.ReverseClassification(images.images, masks, classes),
+            baselines.ReverseClassification(images.images[:], masks[:], classes),
         ]
         if not self.training:
             return found

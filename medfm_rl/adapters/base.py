@@ -30,10 +30,12 @@ class ModelSummary:
     Attributes:
         rows: Facts by name, in the order to show them.
         obstacles: Why it cannot be adapted; empty where it can.
+        doubts: Why its masks of the given images may be worth little; empty where nothing says so, or none were given.
     """
 
     rows: Mapping[str, str]
     obstacles: tuple[str, ...]
+    doubts: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -167,6 +169,11 @@ class SegmenterAdapter(CaseGrid):
     @property
     def prompted(self) -> bool:
         """Whether an image needs prompts from elsewhere before it can be segmented."""
+        return False
+
+    @property
+    def shows_values_of_files(self) -> bool:
+        """Whether the network is shown grey values as they stand in the files, whatever their range."""
         return False
 
     def expected_values(self) -> tuple[ExpectedValues | None, ...]:

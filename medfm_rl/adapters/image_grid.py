@@ -12,8 +12,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from medfm_rl.adapters.grid import CaseGrid, Sample
+from medfm_rl.adapters.intensity import normalise
 from medfm_rl.data.files import read_versioned_json, replace_folder_on_success, versioned_json
-from medfm_rl.errors import DataError, ModelError
+from medfm_rl.errors import ModelError
 from medfm_rl.settings import PreprocessingSettings
 from medfm_rl.types import Case, FloatArray, LabelMap, LabelSchema
 
@@ -79,12 +80,13 @@ def to_grid(case: Case, settings: PreprocessingSettings) -> Tensor:
     """An image `(C, *S')`, resampled (grid "resize") or padded (grid "native"), with normalised intensities.
 
     Raises:
-        DataError: A channel has one value only.
+        DataError: It cannot be normalised (`normalise`).
+        ModelError: Likewise.
     """
     # A copy: the image may be read-only, flipped or in double precision.
     image = torch.from_numpy(np.array(case.image, dtype=np.float32))[None]
     image = _resize(image, settings.size, antialias=True) if settings.grid == "resize" else _pad(image, settings.size)
-    return _normalise(image[0], settings, f"case {case.case_id}")
+    return normalise(image[0], settings, f"case {case.case_id}")
 
 
 def labels_to_grid(labels: LabelMap, sample: Sample, settings: PreprocessingSettings) -> Tensor:
@@ -102,21 +104,6 @@ def from_grid(values: Tensor, sample: Sample, settings: PreprocessingSettings) -
     if settings.grid == "resize":
         return _resize(values[None].float(), sample.native_shape, antialias=False)[0]
     return values[(slice(None), *(slice(0, side) for side in sample.native_shape))]
-
-
-def _normalise(image: Tensor, settings: PreprocessingSettings, where: str) -> Tensor:
-    axes = tuple(range(1, image.ndim))
-    match settings.intensity:
-        case "none":
-            return image
-        case "zscore":
-            low, scale = image.mean(dim=axes, keepdim=True), image.std(dim=axes, keepdim=True)
-        case "minmax":
-            low = image.amin(dim=axes, keepdim=True)
-            scale = image.amax(dim=axes, keepdim=True) - low
-    if not bool((scale > 0).all()):
-        raise DataError(f"{where}: a channel has one value only; it cannot be normalised")
-    return (image - low) / scale
 
 
 def _resize(image: Tensor, size: tuple[int, ...], antialias: bool) -> Tensor:

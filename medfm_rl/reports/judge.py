@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from importlib import resources
 from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from medfm_rl.data.files import write_text
 from medfm_rl.quality import QualityModel
 from medfm_rl.reports.figures import encode_figure
+from medfm_rl.reports.pages import render_page
 
 _COLOURS = {"accept": "#00684a", "correct": "#E69F00", "refer": "#a3123f"}
 
@@ -62,12 +61,9 @@ class JudgePage:
 
 def write_judge_page(path: Path, page: JudgePage) -> None:
     """Writes the page; it loads nothing from anywhere else."""
-    from jinja2 import Environment
-
-    template = (resources.files("medfm_rl.reports") / "templates" / "judge.html").read_text(encoding="utf-8")
     worst = sorted(page.cases, key=lambda case: case.predicted)
-    shown = Environment(autoescape=True).from_string(template)
-    write_text(path, shown.render(page=page, worst=worst, figure=encode_figure(_picture(page))))
+    figure = encode_figure(_picture(page))
+    render_page(path, "judge.html", simulated=page.simulated, page=page, worst=worst, figure=figure)
 
 
 def _picture(page: JudgePage) -> Figure:

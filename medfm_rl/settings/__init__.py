@@ -38,7 +38,13 @@ from medfm_rl.settings.segmenters import (
 )
 from medfm_rl.settings.site_policy import CLINIC, RESEARCH, SitePolicy
 from medfm_rl.settings.tracking import TrackingSettings
-from medfm_rl.settings.training import NetworkSettings, PreprocessingSettings, SourceTrainingSettings, TrainSourceConfig
+from medfm_rl.settings.training import (
+    IntensitySettings,
+    NetworkSettings,
+    PreprocessingSettings,
+    SourceTrainingSettings,
+    TrainSourceConfig,
+)
 
 __all__ = [
     "CLINIC",
@@ -53,6 +59,7 @@ __all__ = [
     "FilePrompts",
     "FineTuningSettings",
     "FixedPrompts",
+    "IntensitySettings",
     "JudgeSettings",
     "LiteMedSAMSettings",
     "LoRASettings",

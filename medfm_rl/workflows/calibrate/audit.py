@@ -14,7 +14,7 @@ from medfm_rl.data.layouts import CaseFile
 from medfm_rl.data.mask_labels import labels_in_masks
 from medfm_rl.errors import DataError, ModelError, UserError
 from medfm_rl.feedback import Feedback, FeedbackStore
-from medfm_rl.feedback.agreement import consensus, expert_masks
+from medfm_rl.feedback.agreement import ExpertMask, consensus, expert_masks
 from medfm_rl.metrics.overlap import dice
 from medfm_rl.progress import Progress, silent
 from medfm_rl.quality.inference import Estimate, MonthMask, as_json, failure_probability, month_mean, month_rate
@@ -198,7 +198,7 @@ def gather_audit(run: Judge, request: AuditRequest, progress: Progress = silent)
         masks: list[ReviewedMask] = []
         for done, image in enumerate(sorted(audit), 1):
             file = file_of[image]
-            found = [store.mask(sha256) for sha256 in dict.fromkeys(experts[image].values())]
+            found = [store.mask(sha256) for sha256 in dict.fromkeys(mask.sha256 for mask in experts[image].values())]
             truth = (found[0] if len(found) == 1 else consensus(found)).labels_for(schema)
             mask = given.read(file.read())
             masks.append(_reviewed(mask, truth, assessed[file.case_id], file, schema.num_classes))
@@ -242,7 +242,7 @@ def _left_out(entries: Sequence[Feedback], file_of: Mapping[str, CaseFile], taug
 
 
 def _require_truth(
-    audit: set[str], experts: Mapping[str, Mapping[str, str]], file_of: Mapping[str, CaseFile], store: str
+    audit: set[str], experts: Mapping[str, Mapping[str, ExpertMask]], file_of: Mapping[str, CaseFile], store: str
 ) -> None:
     """Refuses an audit from which those cases are missing that nobody wanted to correct."""
     without = sorted(file_of[image].case_id for image in audit if image not in experts)

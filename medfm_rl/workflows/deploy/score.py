@@ -18,6 +18,7 @@ from medfm_rl.runs.case_records import CaseRecords
 from medfm_rl.runs.judging import Judge
 from medfm_rl.runs.models import Model
 from medfm_rl.settings import RESEARCH, SitePolicy
+from medfm_rl.workflows.deploy.clip_evidence import evidence_over_time
 from medfm_rl.workflows.deploy.score_outputs import TABLE_FILE, audit_lines, withdraw_results, write_results
 from medfm_rl.workflows.deploy.scoring import Scorer, Scoring
 from medfm_rl.workflows.deploy.scoring_queue import MasksToScore, ScoringQueue
@@ -131,7 +132,10 @@ def score(
         else:
             masks = {name: trace.mask_hash for name, trace in traces.items() if trace.mask_hash is not None}
             batch, place = settle_in_stream(request.stream, controller, reports, masks, quality_hash, run.promise)
-        scoring = Scoring(batch, queue.unassessed, traces, scorer, place)
+        over_time = evidence_over_time(
+            [file for file in files if file.case_id in queue.reports], queue.read_mask, controller.schema
+        )
+        scoring = Scoring(batch, queue.unassessed, traces, scorer, place, over_time)
         simulated = any(is_simulated(path.parent) for file in files[:1] for path in file.image_paths)
         write_results(out, scoring, simulated)
         records.log(audit_lines(scoring))

@@ -18,12 +18,12 @@ from medfm_rl.data.images import hash_image, write_image, write_labels
 from medfm_rl.data.labels import hash_labels, read_labels
 from medfm_rl.data.layouts import CaseFile
 from medfm_rl.data.probabilities import confidence_of, require_all
-from medfm_rl.errors import UserError
+from medfm_rl.errors import DataError, UserError
 from medfm_rl.quality import QualityController, QualityReport
 from medfm_rl.quality.submission import Submission, fill_a_batch
 from medfm_rl.reports.scores import thumbnail
 from medfm_rl.runs.case_records import CaseRecords, hash_case, hash_segmenter, label_path, reward_path
-from medfm_rl.types import Case, LabelSchema
+from medfm_rl.types import Case, Clip, LabelMap, LabelSchema
 from medfm_rl.workflows.deploy.memory import must_fit
 from medfm_rl.workflows.deploy.scoring import CaseTrace, Cause, Unassessed, thumbnail_path
 
@@ -167,6 +167,18 @@ class ScoringQueue:
             )
             for file in files
         }
+
+    def read_mask(self, file: CaseFile, clip: Clip, frame: int) -> LabelMap:
+        """The mask of a frame that was assessed, class indices `(H, W)`.
+
+        Raises:
+            DataError: It cannot be read.
+        """
+        path = self._mask_path(file.case_id)
+        if path is None:
+            raise DataError(f"case {file.case_id}: its mask is no more in {self.out}")
+        in_masks = None if self.given is None else self.given.in_masks
+        return read_labels(path, self.controller.schema, clip.frames.shape[2:], clip.geometry, in_masks, frame)
 
     def _refuse(self, case_id: str, error: UserError) -> None:
         cause: Cause = error.cause if isinstance(error, _NotAssessedError) else "not_assessed"
