@@ -189,6 +189,8 @@ class Pixels:
         picture = self.picture(view)
         labels: LabelMap = np.zeros(picture.shape, np.uint8)
         for place, (case, (file, _)) in enumerate(zip(view.frames, picture.files, strict=True)):
+            if case.mask is None:
+                continue
             found = self._mask(case.mask, case, file, picture)
             if case.labels_sha256 is not None and hash_labels(found) != case.labels_sha256:
                 raise DeskError(
