@@ -73,6 +73,10 @@ def calibrate_command(
     where: Where = None,
     prompts: Prompts = None,
     biomedclip: BiomedCLIPWeights = None,
+    networks: Annotated[
+        int | None,
+        typer.Option(help="Assess with the first so many reward networks alone, which is faster; all where not given."),
+    ] = None,
     allow_overlap: AllowOverlap = False,
     track: Track = False,
     device: Device = "auto",
@@ -107,7 +111,7 @@ def calibrate_command(
     files = find_cases(data_settings(labelled, layout, patient_pattern, split, where))
     found = None if masks is None else find_masks(masks, files)
     maps = None if probabilities is None else find_probabilities(probabilities, files)
-    request = CalibrateRequest(targets, found, labels, maps, biomedclip, allow_overlap)
+    request = CalibrateRequest(targets, found, labels, maps, biomedclip, networks, allow_overlap)
     result = finished.folder.quality
     with show_progress() as progress, tracked_calibration(track, finished, "calibrate", files, result, progress):
         model = calibrate(finished, files, request, progress)

@@ -201,12 +201,15 @@ def stream_request(
         ConfigError: It is said of which scanner, protocol or site, and there is no stream.
     """
     from medfm_rl.errors import ConfigError
+    from medfm_rl.runs.stream_history import UNKNOWN
     from medfm_rl.workflows.deploy.stream_scoring import StreamRequest
 
-    said = {name: value for name, value in (("scanner", scanner), ("protocol", protocol), ("site", site)) if value}
+    said = [name for name, value in (("scanner", scanner), ("protocol", protocol), ("site", site)) if value]
     if stream is None and said:
-        raise ConfigError(f"--{next(iter(said))} says what a stream is of: it goes with --stream")
-    return None if stream is None else StreamRequest(stream, **said)
+        raise ConfigError(f"--{said[0]} says what a stream is of: it goes with --stream")
+    if stream is None:
+        return None
+    return StreamRequest(stream, scanner or UNKNOWN, protocol or UNKNOWN, site or UNKNOWN)
 
 
 def require_masks(labels: str | None, masks: Path | None) -> None:

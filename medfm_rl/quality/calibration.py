@@ -49,6 +49,7 @@ class Provenance:
         reward_hashes: SHA-256 of each reward network.
         data_hash: SHA-256 over names and contents of the files of the cases; None where they came from no files.
         biomedclip_hash: SHA-256 of BiomedCLIP's weights, where it is asked.
+        networks: Names of the reward networks that assess; None for all that the policy followed.
     """
 
     origin: str
@@ -58,6 +59,7 @@ class Provenance:
     reward_hashes: dict[str, str]
     data_hash: str | None = None
     biomedclip_hash: str | None = None
+    networks: tuple[str, ...] | None = None
 
 
 def require_patients(patients: Sequence[str], targets: Targets) -> None:
@@ -135,6 +137,7 @@ def fit_quality(
         model_hash=provenance.model_hash,
         reward_hash=provenance.reward_hash,
         reward_hashes=provenance.reward_hashes,
+        networks=provenance.networks,
         data_hash=provenance.data_hash,
         anatomy=anatomy.name,
         profile=anatomy.profile,

@@ -128,7 +128,7 @@ class QualityController:
             grid = load_grid(path / "config.yaml", path / "model")
         return cls(
             grid,
-            RewardEnsemble.load(path / "reward"),
+            RewardEnsemble.load(path / "reward", model.networks),
             model,
             device,
             views,

@@ -186,6 +186,7 @@ class QualityModel(BaseModel):
         model_hash: SHA-256 of the run's folder `model`.
         reward_hash: SHA-256 of its folder `reward`; None in a file that an older version wrote.
         reward_hashes: SHA-256 of the folder of each reward network, which tell the one that has changed.
+        networks: Names of the reward networks that assess; None for all that the policy followed.
         data_hash: SHA-256 over names and contents of the images and masks of the calibration cases; None in a file that
             an older version wrote.
         anatomy: Name of the profile.
@@ -216,6 +217,7 @@ class QualityModel(BaseModel):
     model_hash: str
     reward_hash: str | None
     reward_hashes: dict[str, str]
+    networks: tuple[str, ...] | None = None
     data_hash: str | None
     anatomy: str
     profile: Profile
@@ -228,6 +230,12 @@ class QualityModel(BaseModel):
     domain: DomainReference
     appearance: DomainReference
     biomedclip: EncoderReference | None = None
+
+    @model_serializer(mode="wrap")
+    def _without_what_is_not_there(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """A file of all networks is as versions wrote it that knew no other."""
+        content: dict[str, Any] = handler(self)
+        return {name: value for name, value in content.items() if name != "networks" or value is not None}
 
     @property
     def schema_(self) -> LabelSchema:
@@ -279,6 +287,8 @@ class QualityModel(BaseModel):
             ModelError: They differ.
         """
         hashes = reward_hashes(run / "reward")
+        if self.networks is not None:
+            hashes = {name: found for name, found in hashes.items() if name in self.networks}
         differing = sorted(
             name
             for name in hashes.keys() | self.reward_hashes.keys()

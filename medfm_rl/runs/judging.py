@@ -12,11 +12,12 @@ import torch
 from medfm_rl.adapters import CaseGrid, ImageGrid, SegmenterAdapter
 from medfm_rl.anatomy.profiles import Anatomy, load_anatomy
 from medfm_rl.data.files import hash_file, hash_folder, read_versioned_json, write_versioned_json
-from medfm_rl.errors import ModelError
+from medfm_rl.errors import ConfigError, ModelError
 from medfm_rl.networks import choose_device
 from medfm_rl.quality import QualityController, QualityModel
 from medfm_rl.quality.gates import NO_GATES, Gates
 from medfm_rl.quality.promises import Promise
+from medfm_rl.reward.fusion import read_fusion
 from medfm_rl.reward.network import RewardEnsemble
 from medfm_rl.runs.folder import RunFolder
 from medfm_rl.runs.identity import Identity
@@ -83,6 +84,37 @@ class Judge(ABC):
         return RewardEnsemble.load(self.folder.final_reward).to(self.device)
 
     @cached_property
+    def assessing(self) -> RewardEnsemble:
+        """Those of them that the quality model was calibrated with.
+
+        Raises:
+            ModelError: As in `reward` and `quality`.
+        """
+        names = self.quality.networks
+        return self.reward if names is None else self.first_networks(len(names))
+
+    def network_names(self, count: int | None) -> tuple[str, ...]:
+        """Names of the first networks of the ensemble; of all where None.
+
+        Raises:
+            ConfigError: There are not so many.
+        """
+        _, names = read_fusion(self.folder.final_reward)
+        if count is not None and not 1 <= count <= len(names):
+            raise ConfigError(f"--networks {count}: {self.name} has {len(names)} reward networks")
+        return tuple(names[:count])
+
+    def first_networks(self, count: int | None) -> RewardEnsemble:
+        """The first networks of the ensemble; all where None.
+
+        Raises:
+            ConfigError: There are not so many.
+            ModelError: As in `reward`.
+        """
+        names = self.network_names(count)
+        return self.reward if count is None else RewardEnsemble.load(self.folder.final_reward, names).to(self.device)
+
+    @cached_property
     def quality(self) -> QualityModel:
         """The quality model.
 
@@ -96,7 +128,7 @@ class Judge(ABC):
     def replace_quality(self, model: QualityModel) -> None:
         """Writes another quality model, and goes on with it."""
         model.write(self.folder.quality)
-        for name in ("quality", "identity", "anatomy"):
+        for name in ("quality", "assessing", "identity", "anatomy"):
             vars(self).pop(name, None)
 
     @cached_property
@@ -131,7 +163,7 @@ class Judge(ABC):
         views, biomedclip = gates.load(self.device)
         grid = self.own_segmenter() if makes_masks else self.grid
         quality = self.quality
-        return QualityController(grid, self.reward, quality, self.device, views, biomedclip, policy)
+        return QualityController(grid, self.assessing, quality, self.device, views, biomedclip, policy)
 
 
 @final

@@ -94,12 +94,26 @@ def learned_anatomy(
     return load_anatomy(name, schema).extended(learn_limits(masks, schema, _LEARNED_QUANTILE))
 
 
-def provenance_of(run: Judge, origin: str, target_domain: bool, data_hash: str) -> Provenance:
-    """Where a quality model of a run comes from; the arguments are those of `Provenance`."""
-    identity, networks = run.identity, reward_hashes(run.folder.final_reward)
+def provenance_of(
+    run: Judge, origin: str, target_domain: bool, data_hash: str, networks: int | None = None
+) -> Provenance:
+    """Where a quality model of a run comes from; the arguments are those of `Provenance`.
+
+    It is of the first so many reward networks, or of all where None.
+    """
+    identity, hashes = run.identity, reward_hashes(run.folder.final_reward)
+    names = run.network_names(networks)
     assert identity.model_hash is not None
     assert identity.reward_hash is not None
-    return Provenance(origin, target_domain, identity.model_hash, identity.reward_hash, networks, data_hash)
+    return Provenance(
+        origin,
+        target_domain,
+        identity.model_hash,
+        identity.reward_hash,
+        {name: hashes[name] for name in names},
+        data_hash,
+        networks=None if networks is None else names,
+    )
 
 
 def keep_previous(path: Path) -> Path | None:

@@ -47,6 +47,7 @@ class CalibrateRequest:
             their own description says.
         probabilities: Files of the probabilities that their maker gave, by case, where `score` is to have them too.
         biomedclip: BiomedCLIP's weights, where it is to know the images too.
+        networks: How many of the reward networks assess, the first ones; None for all.
         allow_overlap: As in `count_known`.
     """
 
@@ -55,6 +56,7 @@ class CalibrateRequest:
     labels: str | None = None
     probabilities: Mapping[str, Path] | None = None
     biomedclip: Path | None = None
+    networks: int | None = None
     allow_overlap: bool = False
 
 
@@ -87,7 +89,7 @@ def calibrate(
         known = count_known(run.folder, files, request.allow_overlap)
         masks = None if request.masks is None else read_masks(run.grid.schema, files, request)
         encoder = None if request.biomedclip is None else BiomedCLIP.load(request.biomedclip, run.device)
-        model = calibrate_cases(run, files, masks, request.targets, progress, encoder)
+        model = calibrate_cases(run, files, masks, request.targets, progress, encoder, request.networks)
         if known:
             model = model.model_copy(update={"origin": f"{model.origin}, {known} of them known to the run"})
         path = run.folder.quality
@@ -167,6 +169,7 @@ def calibrate_cases(
     targets: Targets,
     progress: Progress = silent,
     biomedclip: BiomedCLIP | None = None,
+    networks: int | None = None,
 ) -> QualityModel:
     """Fits a quality model on masks of labelled cases; nothing is written.
 
@@ -177,11 +180,12 @@ def calibrate_cases(
         targets: Coverage of intervals, and share of bad masks among the accepted.
         progress: Told how far it is.
         biomedclip: Looks at the images too.
+        networks: As in `CalibrateRequest`.
 
     Raises:
         UserError: As in `calibrate`.
     """
-    seed, reward = run.seed, run.reward
+    seed, reward = run.seed, run.first_networks(networks)
     segmenter = run.own_segmenter() if masks is None else None
     grid = run.grid if segmenter is None else segmenter
     truths = masks_with_spacing(files, grid.schema, True, "reading labelled masks", progress)
@@ -200,7 +204,7 @@ def calibrate_cases(
             progress("calibrating", done, len(files))
         place = common_folder(files)
         origin = f"{len(files)} labelled cases of {place.resolve()}"
-        provenance = provenance_of(run, origin, True, hash_labelled(place, files, progress).hash)
+        provenance = provenance_of(run, origin, True, hash_labelled(place, files, progress).hash, networks)
         if biomedclip is not None:
             provenance = replace(provenance, biomedclip_hash=biomedclip.weights_hash)
         return fit_quality(spool.cases, anatomy, targets, provenance, seed)

@@ -63,3 +63,20 @@ def test_given_probabilities_count_where_they_were_calibrated_and_nowhere_else(
     again = score(run, files[:2][:1] + files[2:3], tmp_path / "out", request)
     assert again.unassessed[files[0].case_id].cause == "probabilities_unusable"
     assert "of another mask" in again.problems[files[0].case_id]
+
+
+def test_the_first_networks_alone_assess_where_they_alone_were_calibrated(quality_run: Path, tmp_path: Path) -> None:
+    shutil.copytree(quality_run.parent / "data", tmp_path / "data")
+    shutil.copytree(quality_run, tmp_path / "run")
+    files = find_cases(DataSettings(path=tmp_path / "data"))[:60]
+    masks = find_masks(tmp_path / "data" / "labels", files)
+    run = load_run(tmp_path / "run", "cpu")
+    assert len(run.controller().reward.networks) == 2
+    assert '"networks"' not in run.folder.quality.read_text()
+    with pytest.raises(ConfigError, match="has 2 reward networks"):
+        calibrate(run, files, CalibrateRequest(Targets(dice=0.5), masks=masks, networks=3))
+    calibrate(run, files, CalibrateRequest(Targets(dice=0.5), masks=masks, networks=1))
+    assert QualityModel.read(run.folder.quality).networks == ("member-0",)
+    assert len(run.controller().reward.networks) == 1
+    alone = score(load_run(tmp_path / "run", "cpu"), files[:1], tmp_path / "out", ScoreRequest(masks=masks))
+    assert alone.batch.reports[0].mean.predicted_dice is not None
