@@ -97,7 +97,8 @@ class TemporalRules(BaseModel):
 
     def to_yaml(self) -> str:
         """The content of a file that `read` reads."""
-        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+        text: str = yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+        return text
 
     def require_known(self, schema: LabelSchema, ventricle: str, where: Path | str) -> None:
         """Refuses rules about structures that the masks do not have.

@@ -89,7 +89,9 @@ def draw_clip(
                 if name == anatomy.ventricle and frame in wanted:
                     kept[frame] = [measure_discs(mask) for mask in drawn]
         areas[name] = ends
-    pairs = [] if beat is None or not kept else zip(kept[beat.ed], kept[beat.es], strict=True)
+    if beat is None or not kept:
+        return ClipDraws(areas, (), ())
+    pairs = zip(kept[beat.ed], kept[beat.es], strict=True)
     both = [(ed, es) for ed, es in pairs if ed is not None and es is not None]
     return ClipDraws(areas, tuple(ed for ed, _ in both), tuple(es for _, es in both))
 
