@@ -6,9 +6,9 @@ A UNet of five levels, as in the benchmark of quality control, and two reward ne
 the images show does not change the cost), on a 112 x 112 grid; images of 224 x 224 of a SIMULATED ultrasound scanner
 with masks of their own, sixteen at once, and the rules of `echo_apical` with learned limits. Segmenting and judging are
 measured in turns, in processor time of one thread, which other processes do not lengthen as they do the clock's, and
-the median over the repeats counts. `given` is a mask that somebody brings, for which the
-segmenter of the run is asked too; `own` is a mask of the run's segmenter, made and judged in one inference, less the
-time of making it. Rules are measured on masks of 256 x 256 as well.
+the median over the repeats counts. `given` is a mask that somebody brings, for which the segmenter of the run is asked
+too. A mask of its own is made and judged in one inference, and the time of making it is taken off. Rules are measured
+on masks of 256 x 256 as well.
 """
 
 from __future__ import annotations
