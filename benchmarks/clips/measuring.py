@@ -55,7 +55,7 @@ def known_clips(files: Sequence[CaseFile], segmenter: SegmenterAdapter) -> Itera
 def measure_masks(known: KnownClip, masks: LabelMap, anatomy: Anatomy) -> dict[str, Any]:
     """Figures of the masks `(T, H, W)` of one clip."""
     schema = anatomy.schema
-    scores = np.stack([_dice(mask, truth, known) for mask, truth in zip(masks, known.truth, strict=True)])
+    scores = np.array([_dice(mask, truth, known).mean() for mask, truth in zip(masks, known.truth, strict=True)])
     found = measure_clip(masks, schema, VENTRICLE, known.spacing)
     truth = measure_clip(known.truth, schema, VENTRICLE, known.spacing)
     ours, true = single_plane(found), single_plane(truth)

@@ -86,7 +86,7 @@ FULL = Size(
 QUICK = Size(
     (48, 48),
     source=18,
-    target=3,
+    target=7,
     held_out=2,
     frames=8,
     epochs=2,

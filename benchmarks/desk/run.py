@@ -11,26 +11,15 @@ the times. The load average before it began is kept, so that the times can be re
 
 from __future__ import annotations
 
-import os
-import random
-import time
-from collections import Counter
+import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from benchmarks.desk.folder import Service, make_place
-from benchmarks.desk.fuzzing import fuzz
-from benchmarks.desk.reviewers import Reviewer
-from benchmarks.desk.routes import try_routes
 from benchmarks.harness.command_line import add_quick, add_runs, begin, plain_parser
 from benchmarks.harness.recording import RUNS, print_results, write_results
 from benchmarks.harness.tables import heading, table_row
-from medfm_rl.feedback import FeedbackStore
-
-_SETTLED = 0.2
-"""Share of the time after which memory is compared: caches are full by then."""
 
 
 def main() -> None:
@@ -48,14 +37,19 @@ def main() -> None:
         arguments.reviewers, arguments.cases, arguments.minutes, arguments.kills, arguments.fuzz = 4, 100, 0.5, 1, 100
         arguments.decisions = 60
     started_in = begin(arguments)
-    load_before = os.getloadavg()[0]
-    folder: Path = (arguments.runs or RUNS / "desk") / str(arguments.cases)
-    work = at_work(
-        folder, arguments.cases, arguments.reviewers, arguments.minutes, arguments.decisions, arguments.kills
+    runs: Path = arguments.runs or RUNS / f"desk{'-quick' if arguments.quick else ''}"
+    work = _part(
+        runs,
+        "work",
+        folder=str(runs / str(arguments.cases)),
+        cases=arguments.cases,
+        reviewers=arguments.reviewers,
+        minutes=arguments.minutes,
+        decisions=arguments.decisions,
+        kills=arguments.kills,
     )
-    fuzzed = fuzz(folder.with_name("fuzzed"), arguments.fuzz)
+    fuzzed = _part(runs, "fuzzing", folder=str(runs / "fuzzed"), requests=arguments.fuzz)
     results = {
-        "load_average_before": load_before,
         "minutes": arguments.minutes,
         "cases": arguments.cases,
         "kills": arguments.kills,
@@ -73,7 +67,7 @@ def main() -> None:
         "routes_tried": work["rights"]["routes"],
         "routes_open": len(work["rights"]["answered"]),
         "api_fuzz_requests": fuzzed["requests"],
-        "api_fuzz_500": sum(count for code, count in fuzzed["codes"].items() if code >= 500),
+        "api_fuzz_500": sum(count for code, count in fuzzed["codes"].items() if int(code) >= 500),
     }
     if arguments.quick:
         print_results(summary, _table(results, summary, arguments.quick))
@@ -81,61 +75,13 @@ def main() -> None:
         write_results("desk", started_in, [0], results, summary, _table(results, summary, arguments.quick))
 
 
-def at_work(folder: Path, cases: int, reviewers: int, minutes: float, decisions: int, kills: int) -> dict[str, Any]:
-    """Reviewers at a desk, and what is left of their work."""
-    place = make_place(folder, cases, reviewers)
-    service = Service(place)
-    service.start()
-    rights = try_routes(service.address)
-    # The limit on requests of nobody is met above; who comes next is not to wait for it.
-    time.sleep(1)
-    begin_at = time.monotonic()
-    until = begin_at + 60 * minutes
-    pause = 60 * minutes * reviewers / decisions
-    people = [Reviewer(f"r{number:02d}", service.address, until, pause) for number in range(reviewers)]
-    for person in people:
-        person.start()
-    moments = sorted(random.Random(0).uniform(0.3, 0.7) for _ in range(kills))
-    memory: list[tuple[float, float]] = []
-    killed = 0
-    while any(person.is_alive() for person in people):
-        time.sleep(1)
-        share = (time.monotonic() - begin_at) / (60 * minutes)
-        if killed < kills and share >= moments[killed]:
-            service.kill()
-            service.start()
-            killed += 1
-            memory = []
-        memory.append((share, service.memory()))
-    settled = [size for share, size in memory if share >= memory[0][0] + _SETTLED * (memory[-1][0] - memory[0][0])]
-    service.kill()
-    acknowledged = {name: made for person in people for name, made in person.log.acknowledged.items()}
-    with FeedbackStore.open(place.store) as store:
-        history = store.history()
-    held = Counter(entry.id for entry in history)
-    said = Counter((entry.reviewer, getattr(entry, "image_sha256", None)) for entry in history)
-    return {
-        "decisions": len(acknowledged),
-        "lost": sum(name not in held for names in acknowledged.values() for name in names),
-        "doubled": sum(count - 1 for count in said.values()),
-        "entries": len(history),
-        "opening_ms": _spread([value for person in people for value in person.log.opened]),
-        "saving_ms": _spread([value for person in people for value in person.log.saved]),
-        "interrupted": sum(person.log.interrupted for person in people),
-        "problems": [problem for person in people for problem in person.log.problems][:20],
-        "memory_mb": {"settled": settled[0], "end": settled[-1], "most": max(settled)},
-        "memory_growth_mb": round(settled[-1] - settled[0], 1),
-        "rights": rights,
-        "load_average_after": os.getloadavg()[0],
-    }
-
-
-def _spread(values: list[float]) -> dict[str, float]:
-    found = np.percentile(values, (50, 95, 99)) if values else np.zeros(3)
-    return {
-        "count": len(values),
-        **{f"p{name}": round(float(v), 1) for name, v in zip((50, 95, 99), found, strict=True)},
-    }
+def _part(runs: Path, name: str, **asked: Any) -> dict[str, Any]:
+    """A part of the benchmark, made in a process of its own unless its file is there."""
+    path = runs / f"{name}.json"
+    if not path.exists():
+        code = "from benchmarks.desk.work import main; main()"
+        subprocess.run([sys.executable, "-c", code, json.dumps(asked), str(path)], check=True)
+    return dict(json.loads(path.read_text()))
 
 
 def _table(results: dict[str, Any], summary: dict[str, Any], trial: bool) -> str:
@@ -143,7 +89,7 @@ def _table(results: dict[str, Any], summary: dict[str, Any], trial: bool) -> str
     lines = [
         *heading("The desk on loopback", trial),
         f"SIMULATED cases; {summary['reviewers']} reviewers, {results['cases']} cases, {results['minutes']:g} minutes, "
-        f"{results['kills']} kills of the service. Load average {results['load_average_before']:.1f} before (others at "
+        f"{results['kills']} kills of the service. Load average {work['load_average_before']:.1f} before (others at "
         f"work on the machine) and {work['load_average_after']:.1f} at the end.",
         "",
         table_row(["what", "value"]),

@@ -36,7 +36,7 @@ def main() -> None:
     add_shifts(parser)
     add_results(parser)
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS), metavar="METHOD")
-    parser.add_argument("--reviewed", type=int, nargs="+", default=[0, 2, 4, 8, 16, 32], metavar="K")
+    parser.add_argument("--reviewed", type=int, nargs="*", default=[0, 2, 4, 8, 16, 32], metavar="K")
     parser.add_argument("--knowledge", nargs="+", choices=KNOWLEDGE, default=[], help="ours from less than masks too")
     parser.add_argument("--judged", type=int, metavar="K", help="patients who are judged or reported on (default: all)")
     arguments = parser.parse_args()

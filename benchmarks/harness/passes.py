@@ -15,8 +15,15 @@ from medfm_rl.policies import DensePPO
 
 def networks(ppo: DensePPO) -> dict[str, nn.Module]:
     """The networks of an update: actor, reference, reward, and the critic where there is one."""
-    found = {"actor": ppo.policy.segmenter, "reference": ppo.reference, "reward": ppo.env.reward}  # type: ignore[union-attr]
-    return found if ppo.policy.critic is None else {**found, "critic": ppo.policy.critic}  # type: ignore[return-value]
+    assert ppo.env is not None
+    found: dict[str, nn.Module] = {
+        "actor": ppo.policy.segmenter,
+        "reference": ppo.reference,
+        "reward": ppo.env.get_attr("reward")[0],
+    }
+    if ppo.policy.critic is not None:
+        found["critic"] = ppo.policy.critic
+    return found
 
 
 def update(ppo: DensePPO) -> None:

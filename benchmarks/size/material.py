@@ -38,7 +38,7 @@ def write_cases(folder: Path, count: int, side: int, seed: int) -> None:
         name = f"p{number:04d}.mha"
         geometry = Geometry((1.0, 1.0), (0.0, 0.0), (1.0, 0.0, 0.0, 1.0))
         write_image(folder / "images" / name, image, geometry)
-        write_labels(folder / "labels" / name, mask, geometry)
+        write_labels(folder / "labels" / name, mask, geometry, SCHEMA)
 
 
 def write_segmenter(folder: Path, side: int, network: NetworkSettings) -> None:

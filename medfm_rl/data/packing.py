@@ -14,6 +14,8 @@ Array = npt.NDArray[Any]
 
 _LEVELS: Final = {1: 5}
 """Effort by bytes of a number, 1 for the others: labels become a third smaller by it, and grey values hardly."""
+_WORTH_THREADS: Final = 1 << 22
+"""Bytes from which on several threads unpack an array."""
 _MOST_BYTES: Final = 2**31 - 1 - 32
 """What a buffer of Blosc holds."""
 
@@ -60,7 +62,9 @@ def unpack(packed: bytes, dtype: str, shape: tuple[int, ...]) -> Array:
     if array.nbytes == 0:
         return array
     try:
-        content = blosc2.decompress2(packed, nthreads=1)
+        # What is read does not depend on how many read it; for little, to start them takes longer.
+        threads = blosc2.nthreads if array.nbytes > _WORTH_THREADS else 1
+        content = blosc2.decompress2(packed, nthreads=threads)
     except (RuntimeError, ValueError, TypeError) as error:
         raise ValueError(f"packed values cannot be read ({error})") from error
     if len(content) != array.nbytes:

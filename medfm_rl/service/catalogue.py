@@ -30,7 +30,7 @@ _ORDER: Final = {
         ("audit", "disagreement", "learn", "refer", "compare", "correct", "second", "accepted")
     )
 }
-_FRAME: Final = re.compile(r"(.+)_frame(\d{3,})")
+_FRAME: Final = re.compile(r"(.+)_frame(\d{3,})", re.DOTALL)
 _ID_LENGTH: Final = 24
 
 

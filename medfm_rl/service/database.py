@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, final
 
-from sqlalchemy import insert, select
+from sqlalchemy import insert, select, text
 from sqlalchemy.engine import Connection
 
 from medfm_rl.errors import DataError
@@ -18,6 +18,8 @@ from medfm_rl.feedback.connection import answering, connect, is_url, writing
 from medfm_rl.service.tables import AuditRow, SecretRow, now_text, prepare_desk
 
 _KEY_BYTES = 32
+_ALONE = 0x6465736B
+"""The key of PostgreSQL's advisory lock of those who write; any number that others hardly use."""
 
 
 @final
@@ -55,6 +57,7 @@ class Database:
     def writing(self) -> Iterator[Connection]:
         """A transaction that writes; one at a time, and durable when the block has ended."""
         with answering(self.store.where), writing(self.engine).begin() as connection:
+            alone(connection)
             yield connection
 
     def secret(self, name: str) -> bytes:
@@ -79,6 +82,12 @@ class Database:
                 select(table).where(table.c.number > after).order_by(table.c.number).limit(limit)
             ).mappings()
             return [dict(row) for row in rows]
+
+
+def alone(connection: Connection) -> None:
+    """Lets one transaction at a time write to the tables of a desk; SQLite does so with the transaction."""
+    if connection.dialect.name == "postgresql":
+        connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _ALONE})
 
 
 def add_note(

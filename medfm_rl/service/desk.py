@@ -59,7 +59,9 @@ class Desk:
         self.work = Work(self.catalogue, self.database, request.second_share, request.seed)
         schema = request.structures or _numbered(self.catalogue.structures)
         self.drafts = Drafts(self.database)
-        self.showing = Showing(Pixels(schema, request.images), self.drafts, self.database.secret("blind"))
+        self.showing = Showing(
+            Pixels(schema, request.images, request.structures is not None), self.drafts, self.database.secret("blind")
+        )
         self.decisions = Decisions(self.database, self.showing, self.work)
         self.jobs = Jobs(self.database, request.store, request.jobs)
         self.jobs.start_next()

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import zlib
+from collections.abc import Collection
 from typing import final
 
 import numpy as np
 from sqlalchemy import delete, insert, select
+from sqlalchemy.engine import Connection
 
 from medfm_rl.data.labels import hash_labels
 from medfm_rl.service.database import Database
@@ -27,10 +29,7 @@ class Drafts:
         self._database = database
 
     def keep(self, view: str, labels: LabelMap, reviewer: str) -> str:
-        """Keeps a mask, and returns its hash once it is durable.
-
-        Of one reviewer and case the last ones are kept that a decision can still name.
-        """
+        """Keeps a mask, and returns its hash once it is durable."""
         sha256 = hash_labels(labels)
         with self._database.writing() as connection:
             same = (DraftRow.sha256 == sha256, DraftRow.case_id == view, DraftRow.reviewer == reviewer)
@@ -60,3 +59,13 @@ class Drafts:
         if content is None:
             raise not_found("mask", "send it again (POST /cases/CASE/masks) before the decision that names it")
         return np.frombuffer(zlib.decompress(content), np.uint8).reshape(shape).copy()
+
+
+def tidy(connection: Connection, view: str, reviewer: str, named: Collection[str]) -> None:
+    """Lets go of masks of a reviewer that his decision does not name, in the transaction of it."""
+    table = DraftRow.__table__
+    connection.execute(
+        delete(DraftRow).where(
+            table.c.case_id == view, table.c.reviewer == reviewer, table.c.sha256.not_in(sorted(named))
+        )
+    )

@@ -99,8 +99,9 @@ def sentences(found: Teaching, run: Path | None) -> list[str]:
 def arguments_of_adaptation(catalogue: Catalogue, run: Path) -> dict[str, Any]:
     """What the process of an adaptation has to know: the run, and the images of the desk with their names."""
     frames = [frame for view in catalogue.views.values() for frame in view.frames]
-    images = {str(path): None for frame in frames for path in frame.images}
-    return {"run": str(run.absolute()), "images": [str(Path(path).absolute()) for path in images]}
+    places = [frame.find(path) for frame in frames for path in frame.images]
+    images = dict.fromkeys(str(place.absolute()) for place in places if place is not None)
+    return {"run": str(run.absolute()), "images": list(images)}
 
 
 def command_of(job_folder: Path) -> str:

@@ -86,7 +86,7 @@ def metrics_text(desk: Desk, timings: Timings) -> str:
     items = [*desk.catalogue.items.values()]
     open_items = dict.fromkeys(KINDS, 0)
     for item in items:
-        if desk.work.state_of(item, "") == "open":
+        if not desk.work.is_done(item):
             open_items[item.kind] += 1
     readings = desk.work.readings()
     lines = [

@@ -10,6 +10,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from itertools import permutations
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -20,8 +21,9 @@ import SimpleITK as sitk
 from medfm_rl.data.clips.reading import find_clip, find_numbered
 from medfm_rl.data.each_case import case_alone
 from medfm_rl.data.images import hash_image, read_image, read_pixels
-from medfm_rl.data.labels import hash_labels, read_labels
+from medfm_rl.data.labels import hash_labels, read_any_labels, read_labels
 from medfm_rl.data.layouts import CaseFile, is_simulated
+from medfm_rl.errors import DataError
 from medfm_rl.service.catalogue import View
 from medfm_rl.service.errors import DeskError
 from medfm_rl.service.scored import ScoredCase
@@ -31,6 +33,8 @@ Array = npt.NDArray[Any]
 T = TypeVar("T")
 _MOST_KEPT = 256 << 20
 """Bytes of arrays that are kept for who asks next."""
+_MOST_ORDERED = 5
+"""Structures whose integers are found out; of more there are too many orders to try."""
 _DARKEST, _BRIGHTEST = 1.0, 99.0
 """Percentiles between which grey values are shown at first."""
 
@@ -79,10 +83,12 @@ class Pixels:
     Args:
         schema: The structures, and the integers that stand for them in the mask files.
         moved: Folder where images lie that are no longer where they were scored.
+        settled: Whether the integers were said, or else are only likely.
     """
 
-    def __init__(self, schema: LabelSchema, moved: Path | None = None) -> None:
+    def __init__(self, schema: LabelSchema, moved: Path | None = None, settled: bool = False) -> None:
         self.schema = schema
+        self._settled = settled
         self._moved = _below(moved) if moved is not None else {}
         self._kept: OrderedDict[object, tuple[Any, int]] = OrderedDict()
         self._size = 0
@@ -174,10 +180,9 @@ class Pixels:
         return bare
 
     def _find(self, path: Path, case: ScoredCase) -> Path:
-        if path.exists():
-            return path
-        if path.name in self._moved:
-            return self._moved[path.name]
+        found = case.find(path) or self._moved.get(path.name)
+        if found is not None:
+            return found
         raise DeskError(
             409,
             "image_missing",
@@ -189,8 +194,10 @@ class Pixels:
         picture = self.picture(view)
         labels: LabelMap = np.zeros(picture.shape, np.uint8)
         for place, (case, (file, _)) in enumerate(zip(view.frames, picture.files, strict=True)):
-            found = self._mask(case.mask, case, file, picture)
-            if case.labels_sha256 is not None and hash_labels(found) != case.labels_sha256:
+            if case.mask is None:
+                continue
+            found = self._as_assessed(case, file, picture)
+            if found is None:
                 raise DeskError(
                     409,
                     "mask_changed",
@@ -200,6 +207,45 @@ class Pixels:
                 )
             _put(labels, found, view, place)
         return labels
+
+    def _as_assessed(self, case: ScoredCase, file: CaseFile, picture: Picture) -> LabelMap | None:
+        """The mask of a case; None where the file holds another than the one that was assessed.
+
+        Nothing beside the masks says which integer stands for which structure. That of the assessed mask is known by
+        its hash, so that the first mask which has all structures settles it.
+        """
+        try:
+            found = self._mask(case.mask, case, file, picture)
+        except DataError:
+            if self._settled or case.labels_sha256 is None:
+                raise
+            found = None
+        if found is not None and (case.labels_sha256 is None or hash_labels(found) == case.labels_sha256):
+            self._settled = self._settled or (
+                case.labels_sha256 is not None and found.max() == len(self.schema.structures)
+            )
+            return found
+        if self._settled or case.labels_sha256 is None or not self._settle(case, file, picture):
+            return None
+        return self._mask(case.mask, case, file, picture)
+
+    def _settle(self, case: ScoredCase, file: CaseFile, picture: Picture) -> bool:
+        """Finds the integers by which a mask is the one that was assessed; whether there are any."""
+        path = None if case.mask is None else case.find(case.mask)
+        if path is None or len(self.schema.structures) > _MOST_ORDERED:
+            return False
+        shape = picture.shape if picture.form == "volume" else picture.shape[1:]
+        with case_alone(case.case):
+            ids = read_any_labels(path, shape, picture.geometry, frame=file.frame).ids
+        present = [int(value) for value in np.unique(ids) if value]
+        if len(present) != len(self.schema.structures):
+            return False
+        for order in permutations(present):
+            schema = LabelSchema.from_structures(dict(zip(self.schema.structures, order, strict=True)))
+            if hash_labels(schema.to_indices(ids)) == case.labels_sha256:
+                self.schema, self._settled = schema, True
+                return True
+        return False
 
     def _proposals(self, view: View) -> LabelMap:
         picture, labels = self.picture(view), self.given(view).copy()
@@ -216,7 +262,8 @@ class Pixels:
         return labels
 
     def _mask(self, path: Path | None, case: ScoredCase, file: CaseFile, picture: Picture) -> LabelMap:
-        if path is None or not path.exists():
+        found = None if path is None else case.find(path)
+        if found is None:
             raise DeskError(
                 409,
                 "mask_missing",
@@ -230,7 +277,7 @@ class Pixels:
             in_file = LabelSchema.from_structures(named, int(integers.get(BACKGROUND, 0)))
         shape = picture.shape if picture.form == "volume" else picture.shape[1:]
         with case_alone(case.case):
-            return read_labels(path, self.schema, shape, picture.geometry, in_file, file.frame)
+            return read_labels(found, self.schema, shape, picture.geometry, in_file, file.frame)
 
     def _rewards(self, view: View) -> npt.NDArray[np.uint8]:
         picture = self.picture(view)

@@ -96,6 +96,17 @@ class ScoredCase:
         records = (_inputs(file_of_case(self.folder / "cases" / name, self.case, ".json")) for name in _MAKERS)
         return next((inputs for inputs in records if inputs), {})
 
+    def find(self, path: Path) -> Path | None:
+        """Where a file lies that the scores name; None where it is gone.
+
+        They name it as the command was given it, perhaps from the folder that it was called in: that is looked for
+        among the folders that the scores lie in.
+        """
+        if path.is_absolute() or path.exists():
+            return path if path.exists() else None
+        places = (folder / path for folder in self.folder.absolute().parents)
+        return next((place for place in places if place.exists()), None)
+
     def reward_file(self) -> Path:
         """Where the reward map of the mask lies, if it was kept."""
         return file_of_case(self.folder / "rewards", self.case, ".nii.gz")

@@ -94,7 +94,7 @@ def serve(request: DeskRequest, address: Address, tell: Callable[[str], None]) -
     scheme = "http" if address.certificate is None else "https"
     shown = f"[{address.host}]" if ":" in address.host else address.host
     place = f"{scheme}://{shown}:{port}"
-    left = sum(desk.work.state_of(item, "") == "open" for item in desk.catalogue.items.values())
+    left = sum(not desk.work.is_done(item) for item in desk.catalogue.items.values())
     tell(f"{left} of {len(desk.catalogue.items)} items are left to review; decisions go to {desk.database.store.where}")
     tell(f"Desk: {place}/" if desk.access.with_users else f"Desk: {place}/login?token={token}")
     app = create_app(desk, address.hosts, https_only=address.behind_proxy is not None)

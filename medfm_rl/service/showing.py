@@ -50,6 +50,7 @@ class Part:
         geometry: Its grid.
         place: Its plane in the arrays of the view; None for all of them.
         made_by: `model_hash` of what made the mask that was scored.
+        has_mask: Whether there is a mask of it that was scored.
     """
 
     case: str
@@ -58,6 +59,7 @@ class Part:
     geometry: Geometry
     place: int | None
     made_by: str | None
+    has_mask: bool
 
     def mask(self, labels: LabelMap, names: Sequence[str]) -> Mask:
         """Its mask in those of the view, `(N, H, W)`."""
@@ -98,7 +100,7 @@ class Showing:
             sources: tuple[Source, ...] = ("first", "second")
         elif view.blind:
             sources = ("given", "proposal")
-        elif view.first.mask is None:
+        elif all(frame.mask is None for frame in view.frames):
             return []
         else:
             return [ShownMask(self._name(item, reviewer, "given"), "given", "given")]
@@ -139,6 +141,7 @@ class Showing:
                 picture.geometry,
                 (file.frame if view.numbers else None if picture.form == "volume" else 0),
                 case.made_by,
+                case.mask is not None,
             )
             for case, (file, sha256) in zip(view.frames, picture.files, strict=True)
         ]
@@ -189,7 +192,7 @@ class Showing:
     def _assessment(self, view: View) -> dict[str, Any]:
         """What the score said; of a comparison nothing of it is told, for it would tell which mask is which."""
         worst = view.first if len(view.frames) == 1 else min(view.frames, key=lambda frame: frame.mean_dice or 0.0)
-        labels = self.pixels.given(view) if view.first.mask is not None else None
+        labels = self.pixels.given(view) if any(frame.mask for frame in view.frames) else None
         return {
             "scores": {
                 name: {"dice": dice, "low": low, "high": high} for name, (dice, low, high) in worst.dice.items()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import statistics
 import threading
-from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, final
@@ -14,7 +13,7 @@ from sqlalchemy import func, select
 
 from medfm_rl.feedback.entries import Feedback, masks_of
 from medfm_rl.feedback.tables import ENTRIES, MASKS
-from medfm_rl.service.catalogue import Catalogue, Item, Kind
+from medfm_rl.service.catalogue import Catalogue, Item
 from medfm_rl.service.database import Database
 from medfm_rl.service.said import Decision, agree
 from medfm_rl.service.tables import DecisionRow
@@ -78,11 +77,9 @@ class Work:
                 self._take_in(decision)
             self._look_elsewhere()
 
-    def state_of(self, item: Item, reviewer: str) -> str:
-        """Open or done, whoever holds it."""
-        del reviewer
-        with self._lock:
-            return "done" if self._active.get(item.id) or item.id in self._elsewhere else "open"
+    def is_done(self, item: Item) -> bool:
+        """Whether somebody has decided it, here or elsewhere."""
+        return bool(self._active.get(item.id)) or item.id in self._elsewhere
 
     def decided_by(self, item: Item, reviewer: str) -> bool:
         """Whether that reviewer has decided it."""
@@ -124,14 +121,6 @@ class Work:
             if not again:
                 return list(self.catalogue.items.values())
             return sorted([*self.catalogue.items.values(), *again], key=lambda item: item.order)
-
-    def open_items(
-        self, reviewer: str, decides_disagreements: bool, kinds: Collection[Kind] | None = None
-    ) -> Iterator[Item]:
-        """Those that nobody has decided, in the order of the queue."""
-        for item in self.items(reviewer, decides_disagreements):
-            if (not kinds or item.kind in kinds) and self.state_of(item, reviewer) == "open":
-                yield item
 
     def readings_of(self, item: Item) -> list[Decision]:
         """What was said of the mask of an item before: of a disagreement both readings."""

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from support.desk import DeskFolder
+from support.desk import PLANE, SCHEMA, SIZE, DeskFolder
 from support.desk_client import (
     client_of,
     decide,
@@ -23,10 +23,13 @@ from support.desk_client import (
     send_labels,
 )
 
+from medfm_rl.data.images import write_labels
+from medfm_rl.data.labels import read_labels
 from medfm_rl.errors import UserError
 from medfm_rl.feedback import FeedbackStore
 from medfm_rl.service import leases
 from medfm_rl.service.desk import Desk
+from medfm_rl.types import LabelSchema
 
 
 def test_the_audit_sample_comes_first_and_each_item_says_why(desk: Desk) -> None:
@@ -192,6 +195,29 @@ def test_images_that_were_moved_are_found_again_by_name_and_hash(folder: DeskFol
     copied.images.rename(now)
     client = client_of(open_desk(copied, images=now.parent))
     assert client.get(f"/api/v1/cases/{item_of(client, 'refer')}/image").status_code == 200
+
+
+def test_paths_are_those_of_the_folder_that_the_scores_were_made_in(folder: DeskFolder, tmp_path: Path) -> None:
+    """`score runs/a --images images/` leaves such paths, and the desk is opened from elsewhere."""
+    copied = copy_of(folder, tmp_path)
+    path = copied.scores / "scores.json"
+    path.write_text(path.read_text().replace(f"{copied.images.parent}{os.sep}", ""))
+    client = client_of(open_desk(copied))
+    assert client.get(f"/api/v1/cases/{item_of(client, 'refer')}/masks/given").status_code == 200
+
+
+def test_the_integers_of_masks_are_found_out_by_the_hash_of_what_was_assessed(
+    folder: DeskFolder, tmp_path: Path
+) -> None:
+    copied = copy_of(folder, tmp_path)
+    other = LabelSchema.from_structures({"LV": 7, "MYO": 3})
+    for path in (copied.scores / "masks").glob("p*.nii.gz"):
+        labels = read_labels(path, SCHEMA, SIZE, PLANE)
+        write_labels(path, labels, PLANE, other)
+    client, before = client_of(open_desk(copied)), client_of(open_desk(folder))
+    for kind in ("refer", "audit"):
+        shown = pixels(client, f"/api/v1/cases/{item_of(client, kind)}/masks/given")
+        assert np.array_equal(shown, pixels(before, f"/api/v1/cases/{item_of(before, kind)}/masks/given"))
 
 
 @pytest.mark.parametrize(

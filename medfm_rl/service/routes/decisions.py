@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from medfm_rl.feedback.entries import LONGEST_TEXT
 from medfm_rl.service.asking import ERRORS, Reviewer, TheDesk
-from medfm_rl.service.decisions import Answer
+from medfm_rl.service.meaning import Answer
 
 router = APIRouter(prefix="/api/v1", tags=["decisions"], responses=ERRORS)
 _LONGEST = 255

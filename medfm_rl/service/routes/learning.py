@@ -8,6 +8,7 @@ from fastapi import APIRouter, Response
 from fastapi.responses import HTMLResponse
 from pydantic import BaseModel, ConfigDict, Field
 
+from medfm_rl.data.layouts import is_simulated
 from medfm_rl.service import learning
 from medfm_rl.service.asking import ERRORS, Lead, Reviewer, TheDesk
 from medfm_rl.service.database import digest_of
@@ -76,11 +77,8 @@ def learn(desk: TheDesk, who: Reviewer) -> dict[str, Any]:
         if who.may("lead")
         else "this takes the role lead"
     )
-    simulated = any(
-        learning.is_simulated(path.parent)
-        for view in list(desk.catalogue.views.values())[:1]
-        for path in view.first.images
-    )
+    images = [(view.first, path) for view in list(desk.catalogue.views.values())[:1] for path in view.first.images]
+    simulated = any(is_simulated(place.parent) for case, path in images if (place := case.find(path)) is not None)
     return {
         "store": {
             "name": desk.database.store.where,

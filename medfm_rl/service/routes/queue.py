@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Query, Response
@@ -100,7 +101,7 @@ def queue(
     held = desk.leases.held()
     items = desk.work.items(who.reviewer, who.may("lead"))
     states = {item.id: _state(desk, item, held, who) for item in items}
-    left = {one: sum(item.kind == one and states[item.id] != "done" for item in items) for one in KINDS}
+    left = Counter(item.kind for item in items if states[item.id] != "done")
     wanted = [
         item
         for item in items
@@ -125,7 +126,7 @@ def queue(
     return Queue(
         items=shown,
         total=len(wanted),
-        left={one: count for one, count in left.items() if count},
+        left={kind: left[kind] for kind in KINDS if left[kind]},
         done=desk.work.today(who.reviewer),
         median_seconds=desk.work.median_seconds(),
         my_median_seconds=desk.work.median_seconds(who.reviewer),
@@ -137,11 +138,14 @@ def next_item(desk: TheDesk, who: Reviewer, wanted: NextOf | None = None) -> Any
     """Keeps the next open item for who asks."""
     asked = wanted or NextOf()
     desk.work.refresh()
-    candidates = [item.id for item in desk.work.open_items(who.reviewer, who.may("lead"), asked.kinds)]
-    if asked.after is not None:
-        order = {item.id: place for place, item in enumerate(desk.work.items(who.reviewer, who.may("lead")))}
-        begin = order.get(asked.after, -1)
-        candidates = [name for name in candidates if order[name] > begin]
+    items = desk.work.items(who.reviewer, who.may("lead"))
+    names = [item.id for item in items]
+    begin = names.index(asked.after) + 1 if asked.after in names else 0
+    candidates = (
+        item.id
+        for item in items[begin:]
+        if (not asked.kinds or item.kind in asked.kinds) and not desk.work.is_done(item)
+    )
     found = desk.leases.take_first(candidates, who.reviewer)
     return Response(status_code=204) if found is None else _leased(desk, found)
 
@@ -183,7 +187,7 @@ def readings(desk: TheDesk, who: Lead) -> Standing:
 
 
 def _state(desk: Desk, item: Item, held: dict[str, Lease], who: Principal) -> Literal["open", "leased", "done"]:
-    if desk.work.state_of(item, who.reviewer) == "done":
+    if desk.work.is_done(item):
         return "done"
     return "leased" if item.id in held and held[item.id].reviewer != who.reviewer else "open"
 

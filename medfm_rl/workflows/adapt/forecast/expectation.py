@@ -156,7 +156,9 @@ def _fine_tuning(config: AdaptConfig, costs: UnitCosts, amounts: Amounts) -> flo
 
 def _collecting(config: AdaptConfig, costs: UnitCosts, amounts: Amounts) -> float:
     settings, (source, target) = config.collect, costs.collect
-    return settings.target_images * target + (settings.source_images * source if amounts.source else 0.0)
+    # A frame is segmented with four neighbours, an image of the target in as many changed ways.
+    images = settings.target_images + (settings.clip_images if amounts.clip_frames else 0)
+    return images * target + (settings.source_images * source if amounts.source else 0.0)
 
 
 def _reward(config: AdaptConfig, costs: UnitCosts, iteration: int) -> float:

@@ -90,6 +90,7 @@ class Amounts:
         evaluation: Labelled target cases.
         patch: Values of one patch: channels, and pixels.
         on_gpu: Whether the networks run on a GPU.
+        clip_frames: Target cases that are frames of clips, which neighbours are references for.
     """
 
     target: int
@@ -100,6 +101,7 @@ class Amounts:
     evaluation: int
     patch: tuple[int, int]
     on_gpu: bool
+    clip_frames: int = 0
 
 
 def measure(config: AdaptConfig, progress: Progress) -> tuple[UnitCosts, Amounts]:
@@ -179,6 +181,7 @@ class _Measuring:
             evaluation=evaluation,
             patch=(target.images.shape[1], target.images[0, 0].numel()),
             on_gpu=device.type == "cuda",
+            clip_frames=sum(file.frame is not None for file in learning) if len(policy.patch_size) == 2 else 0,
         )
         shown = target[_spread(range(len(target)), _IMAGES)]
         labelled = sources[0] if sources else None

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import logging
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -199,3 +200,10 @@ def test_comparing_on_reviewed_patients_takes_as_long_as_the_fine_tuning() -> No
 @pytest.mark.parametrize(("seconds", "words"), [(0.4, "0 s"), (89, "89 s"), (600, "10 min"), (7200, "2.0 h")])
 def test_time_is_spoken_in_the_unit_that_fits(seconds: float, words: str) -> None:
     assert spoken_time(seconds) == words
+
+
+def test_frames_of_clips_cost_as_much_as_images_of_the_target_and_are_left_out_without_clips() -> None:
+    config = settings()
+    stills, clips = (expect(config, COSTS, replace(AMOUNTS, clip_frames=frames)) for frames in (0, 60))
+    more = config.iterations * config.collect.clip_images * COSTS.collect[1]
+    assert clips.stages["collecting actions"] - stills.stages["collecting actions"] == pytest.approx(more)
