@@ -85,6 +85,8 @@ def _enter(request: Request, start: Any, who: str) -> Response:
             failures.use(key)
         session = start()
     except DeskError as error:
+        if error.status == 401:
+            desk_of(request).database.note("nobody", "login refused", client=client_of(request))
         return _form(request, error)
     for key in keys:
         failures.give_back(key)
