@@ -174,7 +174,7 @@ def test_the_last_administrator_stays_one(desk: Desk) -> None:
         desk.access.set_user("chief", "chief", "administrator", None, active=False)
 
 
-def test_guessing_passwords_is_slowed_down_by_name_and_by_address(folder: DeskFolder) -> None:
+def test_guessing_the_password_of_a_name_is_slowed_down(folder: DeskFolder) -> None:
     desk = open_desk(folder)
     make_users(desk, chief="administrator")
     client = client_of(desk, None)
