@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
@@ -126,6 +127,38 @@ def test_a_second_reading_is_asked_of_another_and_a_disagreement_of_a_third(fold
     with FeedbackStore.open(folder.store) as store:
         # Two decisions are two entries, and so is the third.
         assert {entry.reviewer for entry in store.entries()} == {"r07", "r08", "chief"}
+
+
+def test_two_who_decided_the_same_item_and_differ_are_a_disagreement_too(folder: DeskFolder) -> None:
+    """Without any second reading: the lease of one ran out, and his decision came after that of the other."""
+    desk = open_desk(folder)
+    make_users(desk, chief="administrator", r07="reviewer", r08="reviewer")
+    for name, value in (("r07", "accept"), ("r08", "reject")):
+        client = logged_in(desk, name)
+        decide(client, item_of(client, "refer"), {"kind": "verdict", "value": value})
+    chief = logged_in(desk, "chief")
+    (apart,) = items(chief, kind="disagreement")
+    assert apart["reason"] == "r07 said accept; r08 said reject"
+    assert chief.get(f"/api/v1/cases/{apart['item']}").status_code == 200
+    assert decide(chief, apart["item"], {"kind": "verdict", "value": "reject"}).status_code == 201
+
+
+def test_what_was_decided_a_moment_ago_is_not_handed_out_again(
+    desk: Desk, folder: DeskFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another process has decided the first item, and this one hears of it only after it has taken the lease."""
+    client = client_of(desk)
+    first, second = (each["item"] for each in items(client)[:2])
+    take_first = desk.leases.take_first
+
+    def late(names: Iterable[str], reviewer: str) -> leases.Lease | None:
+        taken = take_first(names, reviewer)
+        if taken is not None and taken.item == first:
+            decide(client_of(open_desk(folder)), first, {"kind": "cannot_tell"})
+        return taken
+
+    monkeypatch.setattr(type(desk.leases), "take_first", lambda self, *names: late(*names))
+    assert client.post("/api/v1/queue/next").json()["item"] == second
 
 
 def test_who_accepts_agrees_with_who_changed_hardly_anything(folder: DeskFolder) -> None:
