@@ -10,6 +10,7 @@ import { KINDS } from "./queue.js";
  * @param {string} reason
  */
 export function showCase(answer, kind, reason) {
+  byId("nothing", HTMLElement).hidden = true;
   const name = byId("case-name", HTMLElement);
   name.textContent = answer.name;
   const tag = byId("case-kind", HTMLElement);
@@ -23,10 +24,14 @@ export function showCase(answer, kind, reason) {
   name.focus({ preventScroll: true });
 }
 
-/** @param {string} name of a case that is on its way */
+/**
+ * The name above the picture stays that of the picture until the new one is there.
+ *
+ * @param {string} name of a case that is on its way
+ */
 export function showComing(name) {
-  byId("nothing", HTMLElement).hidden = true;
-  byId("case-name", HTMLElement).textContent = name;
+  byId("nothing-text", HTMLElement).textContent = `Opening ${name}…`;
+  byId("start", HTMLElement).hidden = true;
 }
 
 /**

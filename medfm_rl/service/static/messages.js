@@ -74,7 +74,8 @@ export function button(label, run) {
 export function wordsOf(error) {
   if (error instanceof Error) {
     const remedy = "remedy" in error && typeof error.remedy === "string" ? error.remedy : "";
-    return `${error.message} ${remedy}`.trim();
+    const fault = error.message.charAt(0).toUpperCase() + error.message.slice(1);
+    return remedy ? `${fault}${/[.!?]$/.test(fault) ? "" : ";"} ${remedy}` : fault;
   }
   return String(error);
 }

@@ -26,6 +26,7 @@ export class Panel {
     this.chosen = null;
     this.blind = false;
     this.edited = false;
+    this.broken = false;
     byId("no-grade", HTMLButtonElement).addEventListener("click", () => this.setGrade(null));
   }
 
@@ -46,10 +47,23 @@ export class Panel {
     this.blind = subject === null;
     this.chosen = null;
     this.edited = false;
+    this.broken = false;
     this.comment.value = "";
     this.setGrade(null);
     this.structures.show(scene, !this.blind);
     this.#facts(scene.open.answer);
+    this.refresh();
+  }
+
+  /** A case that cannot be shown can still be set aside. */
+  showBroken() {
+    this.box.hidden = false;
+    this.masks = [];
+    this.subject = this.chosen = null;
+    this.blind = this.edited = false;
+    this.broken = true;
+    this.comment.value = "";
+    byId("facts", HTMLElement).replaceChildren();
     this.refresh();
   }
 
@@ -80,11 +94,12 @@ export class Panel {
   /** Shows what can be decided now. */
   refresh() {
     byId("compare", HTMLElement).hidden = !this.comparing;
-    byId("verdict", HTMLElement).hidden = this.blind || this.edited;
+    byId("verdict", HTMLElement).hidden = this.blind || this.edited || this.broken;
     byId("corrected", HTMLElement).hidden = !this.edited && this.chosen === null;
     byId("corrected-title", HTMLElement).textContent =
       this.chosen === null ? "You changed the mask" : `${this.chosen.toUpperCase()} is better; correct it and save`;
-    byId("grades", HTMLElement).hidden = this.blind;
+    byId("grades", HTMLElement).hidden = this.blind || this.broken;
+    byId("structures-box", HTMLElement).hidden = this.broken;
     byId("save-answers", HTMLElement).hidden = this.edited || this.chosen !== null || !this.structures.answered;
   }
 
@@ -93,6 +108,7 @@ export class Panel {
    * @returns {Answer|string} or why it cannot be said
    */
   answer(action) {
+    if (this.broken && !["cannot-tell", "unfit"].includes(action)) return "This case cannot be shown: say that you cannot tell (T), or go on to the next (J).";
     if (this.edited && ["accept", "reject"].includes(action)) return "You changed the mask: save it (S), or go back to the mask that was shown (Shift R), then decide.";
     const mask = this.subject ?? undefined;
     switch (action) {
@@ -183,7 +199,7 @@ export class Panel {
     const worst = (this.blind ? [] : (answer.worst ?? [])).filter((spot) => spot.reward < DOUBTFUL);
     for (const spot of worst) {
       const line = make("p", "rule", `${spot.structure}: right with probability ${spot.reward.toFixed(2).replace(/^0/, "")} at its worst place`);
-      line.append(link("Show where", `Show the worst place of ${spot.structure}`, () => this.tell.doubt(spot.point)));
+      line.append(link("Show where", `Show where: worst place of ${spot.structure}`, () => this.tell.doubt(spot.point)));
       place.append(line);
     }
   }

@@ -71,6 +71,11 @@ export class Queue {
     }
   }
 
+  /** Brings a list up to date that nobody has unfolded or typed into. */
+  async refresh() {
+    if (this.items.length <= PAGE && !this.list.contains(document.activeElement)) await this.load();
+  }
+
   /** @param {string} item that is open now */
   mark(item) {
     this.current = item;

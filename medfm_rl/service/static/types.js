@@ -81,6 +81,7 @@
  * @property {"waiting"|"running"|"done"|"failed"|"stopped"} state
  * @property {number|null} progress
  * @property {string} step
+ * @property {string|null} [created]
  * @property {string|null} started
  * @property {string|null} finished
  * @property {string[]} log
