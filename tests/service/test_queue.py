@@ -52,6 +52,47 @@ def test_filters_leave_what_they_say(desk: Desk) -> None:
     assert answer["left"] == {"audit": 1, "refer": 1, "correct": 4, "compare": 2}
 
 
+def test_proposals_are_an_audit_sample_and_cases_to_learn_from(folder: DeskFolder, tmp_path: Path) -> None:
+    def patient(number: int) -> dict[str, object]:
+        name = f"p{number:04d}_4CH"
+        case = {
+            "case": name,
+            "image_files": [str(folder.images / f"{name}.nii.gz")],
+            "mask_file": str(folder.scores / "masks" / f"{name}.nii.gz"),
+        }
+        return {"patient": f"p{number:04d}", "why": f"reason {number}", "cases": [case]}
+
+    content = {
+        "run": {"model_hash": "c" * 64},
+        "audit": {"patients": [patient(1)]},
+        "informative": {"patients": [patient(4), patient(2)]},
+    }
+    (tmp_path / "proposals.json").write_text(json.dumps(content))
+    only = {"scores": (), "corrections": (), "streams": (), "structures": SCHEMA, "proposals": (tmp_path,)}
+    for more in ({"proposals": (tmp_path,)}, only):
+        client = client_of(open_desk(folder, **more))
+        found = {each["name"]: (each["kind"], each["reason"]) for each in items(client)}
+        assert found["p0001_4CH"] == ("audit", "reason 1")
+        assert [name for name, (kind, _) in found.items() if kind == "learn"] == ["p0004_4CH", "p0002_4CH"]
+        assert client.get(f"/api/v1/cases/{item_of(client, 'learn')}/masks/given").status_code == 200
+    decide(client, item_of(client, "learn"), {"kind": "verdict", "value": "accept"})
+    with FeedbackStore.open(folder.store) as store:
+        (entry,) = store.entries()
+    assert (entry.drawn, entry.model_hash) == ("informative", "c" * 64)
+    with pytest.raises(UserError, match="nothing says which structures"):
+        open_desk(folder, **{**only, "structures": None})
+
+
+def test_of_an_image_that_cannot_be_read_it_can_be_said_that_it_is_unfit(folder: DeskFolder, tmp_path: Path) -> None:
+    copied = copy_of(folder, tmp_path)
+    (copied.images / "p0003_4CH.nii.gz").unlink()
+    client = client_of(open_desk(copied))
+    item = item_of(client, "refer")
+    assert client.get(f"/api/v1/cases/{item}").status_code == 409
+    assert decide(client, item, {"kind": "verdict", "value": "accept"}).status_code == 409
+    assert decide(client, item, {"kind": "unfit"}).status_code == 201
+
+
 def test_accepted_masks_are_shown_on_request(folder: DeskFolder) -> None:
     assert [item.kind for item in open_desk(folder, streams=(), accepted=True).catalogue.items.values()][
         -1
