@@ -52,6 +52,7 @@ function showLearn({ store, next, ...rest }) {
     return row;
   });
   byId("entries", HTMLTableElement).tBodies[0].replaceChildren(...rows);
+  byId("entries", HTMLTableElement).hidden = rows.length === 0;
   showFigures(byId("use", HTMLElement), [
     ["patients", next.patients],
     ["cases", next.cases],
