@@ -64,7 +64,7 @@ class Job:
     error: str | None
 
     @classmethod
-    def of_row(cls, row: Mapping[str, Any]) -> Job:
+    def of_row(cls, row: Any) -> Job:
         """The job of a row of the table."""
         fields = {name: row[name] for name in cls.__dataclass_fields__ if name != "arguments"}
         return cls(arguments=json.loads(row["arguments"]), **fields)
