@@ -19,16 +19,16 @@ _TIME = re.compile(
     r"\d{4}-\d\d-\d\d[T ]\d\d:\d\d(:\d\d(\.\d+)?)?(\+\d\d:\d\d|Z)?|\d+(\.\d+)? ?(s|seconds|min|minutes)\b"
 )
 """The same in texts."""
-_LOG = "audit.jsonl"
-"""Says what was handed out and when: a killed call has its lines in there too."""
+_TOLD = frozenset({"audit.jsonl", "log.txt", "expected.json"})
+"""What a call told of itself, and how long it expected to take: a killed call has its lines in there too."""
 
 
 def contents(folder: Path) -> dict[str, str]:
-    """A hash of every file below a folder by its relative name, the log and what locks leave apart."""
+    """A hash of every file below a folder by its relative name, logs and what locks leave apart."""
     return {
         path.relative_to(folder).as_posix(): _hash(path)
         for path in sorted(folder.rglob("*"))
-        if path.is_file() and path.name != _LOG and not path.name.startswith(".medfm-rl.")
+        if path.is_file() and path.name not in _TOLD and not path.name.startswith(".medfm-rl.")
     }
 
 

@@ -21,13 +21,17 @@ from nibabel.orientations import io_orientation
 from torch import Tensor, nn
 from torch.nn import Parameter
 
-from medfm_rl.adapters.base import Sample, Scope, SegmenterAdapter, evaluating, parameters_in_scope
-from medfm_rl.adapters.checkpoints import (
-    content_bytes,
-    first_line,
-    read_content,
-    read_json_object,
+from medfm_rl.adapters.base import Scope, SegmenterAdapter, evaluating, parameters_in_scope
+from medfm_rl.adapters.bundle_description import (
+    METADATA,
+    describe,
+    find_config,
+    probabilities_come_first,
+    read_metadata,
 )
+from medfm_rl.adapters.checkpoints import content_bytes, first_line, read_content
+from medfm_rl.adapters.exclusive import two_classes
+from medfm_rl.adapters.grid import Sample
 from medfm_rl.adapters.padding import pad_to_patch
 from medfm_rl.adapters.probabilities import warn_of_probabilities
 from medfm_rl.adapters.state_dicts import load_weights
@@ -35,11 +39,9 @@ from medfm_rl.data.files import hash_folder, leads_into, replace_folder_on_succe
 from medfm_rl.data.images import write_image
 from medfm_rl.errors import DataError, ModelError
 from medfm_rl.networks import portable_state
-from medfm_rl.types import BACKGROUND, Case, FloatArray, Geometry, GridAxes, LabelMap, LabelSchema, Prompts
+from medfm_rl.types import Case, FloatArray, Geometry, GridAxes, LabelMap, Prompts
 
-METADATA: Final = "metadata.json"
 WEIGHTS: Final = "model.pt"
-_CONFIGS = ("inference.json", "inference.yaml", "inference.yml")
 # What configurations that are not as they should be make MONAI raise.
 _BROKEN = (
     KeyError,
@@ -73,7 +75,7 @@ class _Tool:
 
     preprocessing: Any
     inferer: Any
-    softmax_first: bool
+    probabilities_first: bool
     needs_spacing: bool
 
     def __deepcopy__(self, memo: dict[int, Any]) -> _Tool:
@@ -84,7 +86,8 @@ class _Tool:
 class MonaiBundleAdapter(SegmenterAdapter):
     """A MONAI bundle (`configs/metadata.json`, `configs/inference.json`, `models/model.pt`).
 
-    Classes are exclusive (softmax). **A bundle is trusted code:** loading one runs expressions of its configuration.
+    Classes are exclusive (softmax); one output is the logit of the only structure (sigmoid). **A bundle is trusted
+    code:** loading one runs expressions of its configuration.
 
     Args:
         folder: The bundle.
@@ -98,10 +101,11 @@ class MonaiBundleAdapter(SegmenterAdapter):
         super().__init__()
         self.folder = folder
         self.weights = weights
-        metadata, config = _read_metadata(folder), _find_config(folder)
-        self.in_channels, self.schema = _describe(metadata, folder / "configs" / METADATA)
+        metadata, config = read_metadata(folder), find_config(folder)
+        self.in_channels, self.schema = describe(metadata, folder / "configs" / METADATA)
         parser = _parse(config, folder)
-        softmax_first = _softmax_comes_first(parser, config)
+        one_logit = int(metadata["network_data_format"]["outputs"]["pred"]["num_channels"]) == 1
+        probabilities_first = probabilities_come_first(parser, config, one_logit)
         self.network: nn.Module = _content(parser, "network", config)
         if not isinstance(self.network, nn.Module):
             raise ModelError(f"{config}: network is {type(self.network).__name__}, a torch module is needed")
@@ -111,7 +115,7 @@ class MonaiBundleAdapter(SegmenterAdapter):
             # Tiles go where the network is, and not where the configuration was read.
             inferer.sw_device = None
         preprocessing = _content(parser, "preprocessing", config)
-        self.tool = _Tool(preprocessing, inferer, softmax_first, _resamples_by_spacing(preprocessing))
+        self.tool = _Tool(preprocessing, inferer, probabilities_first, _resamples_by_spacing(preprocessing))
         self.patch_size = _patch(self.tool.inferer, metadata, config)
         self._place = load_weights(self.network, self._path)
         self.eval()
@@ -166,7 +170,7 @@ class MonaiBundleAdapter(SegmenterAdapter):
         if prompts is not None:
             raise ModelError("this segmenter takes no prompts")
         if tuple(images.shape[2:]) == self.patch_size:
-            logits: Tensor = self.network(images)
+            logits = two_classes(self.network(images), self.schema.num_classes)
         else:
             logits = self._infer(images)
         expected = (len(images), self.schema.num_classes, *images.shape[2:])
@@ -185,7 +189,7 @@ class MonaiBundleAdapter(SegmenterAdapter):
 
     def restore(self, logits: Tensor, sample: Sample) -> LabelMap:
         # Interpolated probabilities have another argmax than interpolated logits.
-        values = logits.float().softmax(dim=0) if self.tool.softmax_first else logits
+        values = logits.float().softmax(dim=0) if self.tool.probabilities_first else logits
         labels: LabelMap = self._to_case(values, _ours(sample)).argmax(axis=0).astype(np.uint8)
         return labels
 
@@ -236,7 +240,7 @@ class MonaiBundleAdapter(SegmenterAdapter):
     def _infer(self, images: Tensor) -> Tensor:
         """The bundle's own inferer, wherever its configuration wants tiles and result to be."""
         logits: Tensor = self.tool.inferer(inputs=images, network=self.network)
-        return logits.to(images.device)
+        return two_classes(logits.to(images.device), self.schema.num_classes)
 
     def _to_case(self, values: Tensor, sample: BundleSample) -> np.ndarray[Any, Any]:
         """Values `(N, *S')` on the grid of the case, by undoing the preprocessing."""
@@ -288,41 +292,6 @@ def _ours(sample: Sample) -> BundleSample:
     return sample
 
 
-def _read_metadata(folder: Path) -> Mapping[str, Any]:
-    return read_json_object(
-        folder / "configs" / METADATA, f"{folder}: not a MONAI bundle, there is no configs/{METADATA}"
-    )
-
-
-def _find_config(folder: Path) -> Path:
-    found = next((folder / "configs" / name for name in _CONFIGS if (folder / "configs" / name).exists()), None)
-    if found is None:
-        raise ModelError(
-            f"{folder}: there is no configs/inference.json or .yaml; only bundles for inference are adapted"
-        )
-    return found
-
-
-def _describe(metadata: Mapping[str, Any], path: Path) -> tuple[int, LabelSchema]:
-    try:
-        described = metadata["network_data_format"]
-        image, prediction = described["inputs"]["image"], described["outputs"]["pred"]
-        names = {int(index): str(name) for index, name in prediction["channel_def"].items()}
-        channels, classes = int(image["num_channels"]), int(prediction["num_channels"])
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise ModelError(
-            f"{path}: network_data_format must say inputs.image.num_channels and outputs.pred with num_channels and "
-            f"channel_def (missing or wrong: {error})"
-        ) from error
-    if sorted(names) != list(range(classes)) or classes < 2:
-        raise ModelError(f"{path}: outputs.pred.channel_def must name {classes} channels, background first, at least 2")
-    structures = [names[index] for index in range(1, classes)]
-    try:
-        return channels, LabelSchema((BACKGROUND, *structures), tuple(range(classes)))
-    except ValueError as error:
-        raise ModelError(f"{path}: outputs.pred.channel_def: {error}") from error
-
-
 def _parse(config: Path, folder: Path) -> Any:
     from monai.bundle import ConfigParser
 
@@ -347,26 +316,6 @@ def _content(parser: Any, name: str, config: Path) -> Any:
             return parser.get_parsed_content(name)
     except _BROKEN as error:
         raise ModelError(f"{config}: {name} cannot be built ({first_line(error)})") from error
-
-
-def _softmax_comes_first(parser: Any, config: Path) -> bool:
-    """Whether the bundle takes probabilities, and not logits, back to the image.
-
-    Raises:
-        ModelError: Its outputs are independent, which is no distribution over classes.
-    """
-    steps = parser.get("postprocessing") or {}
-    transforms = steps.get("transforms", []) if isinstance(steps, Mapping) else []
-    for step in (step for step in transforms if isinstance(step, Mapping)):
-        if step.get("sigmoid"):
-            raise ModelError(
-                f"{config}: the outputs are independent (sigmoid); only exclusive structures can be adapted"
-            )
-        if step.get("softmax"):
-            return True
-        if str(step.get("_target_", "")).rpartition(".")[2] == "Invertd":
-            return False
-    return False
 
 
 def _resamples_by_spacing(transform: Any) -> bool:

@@ -38,6 +38,19 @@ class PairAgreement:
     dice: Mapping[str, float]
 
 
+@dataclass(frozen=True)
+class ExpertMask:
+    """A mask that a reviewer holds for right as a whole.
+
+    Attributes:
+        sha256: Its hash in the store.
+        drawn: Whether the reviewer corrected it; else it was accepted as it was.
+    """
+
+    sha256: str
+    drawn: bool
+
+
 def consensus(masks: Sequence[Mask], method: ConsensusMethod = "staple") -> Mask:
     """One mask of several of the same image.
 
@@ -67,19 +80,20 @@ def consensus(masks: Sequence[Mask], method: ConsensusMethod = "staple") -> Mask
     return Mask.of(labels, first.names, first.geometry)
 
 
-def expert_masks(entries: Sequence[Feedback]) -> dict[str, dict[str, str]]:
-    """What reviewers hold for right as a whole: by image, the hash of the mask of each reviewer.
+def expert_masks(entries: Sequence[Feedback]) -> dict[str, dict[str, ExpertMask]]:
+    """What reviewers hold for right as a whole: by image, the mask of each reviewer.
 
     That is their corrected mask, or one that they accepted as a whole; the later of the two.
 
     Args:
         entries: Those in force, as `FeedbackStore.entries` orders them.
     """
-    found: dict[str, dict[str, str]] = {}
+    found: dict[str, dict[str, ExpertMask]] = {}
     for entry in entries:
         if isinstance(entry, CorrectedMask) or (isinstance(entry, Verdict) and entry.accepts_whole):
             assert entry.image_sha256 is not None
-            found.setdefault(entry.image_sha256, {})[entry.reviewer] = entry.mask_sha256
+            mask = ExpertMask(entry.mask_sha256, isinstance(entry, CorrectedMask))
+            found.setdefault(entry.image_sha256, {})[entry.reviewer] = mask
     return found
 
 
@@ -99,7 +113,7 @@ def agreement(store: FeedbackStore, entries: Sequence[Feedback], method: Consens
     cases = {entry.image_sha256: entry.case for entry in entries if entry.case is not None}
     pairs: list[PairAgreement] = []
     for image, by_reviewer in expert_masks(entries).items():
-        masks = {reviewer: store.mask(sha256) for reviewer, sha256 in sorted(by_reviewer.items())}
+        masks = {reviewer: store.mask(expert.sha256) for reviewer, expert in sorted(by_reviewer.items())}
         case = cases[image]
         for one, other in combinations(masks, 2):
             pairs.append(_compare(case, one, masks[one], other, masks[other]))

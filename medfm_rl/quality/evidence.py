@@ -50,6 +50,8 @@ class Evidence:
         num_classes: K.
         own_estimate: `(K - 1,)`, what the segmenter itself thinks of each structure of the mask
             (`SegmenterAdapter.own_estimate`); None where it has no opinion.
+        given: `(*S')` in [0, 1], probability that whatever made the mask gave to the class at each pixel, where that
+            was given along with it; None where it was not.
     """
 
     action: Tensor
@@ -61,6 +63,12 @@ class Evidence:
     rules: tuple[RuleResult, ...]
     num_classes: int
     own_estimate: Tensor | None = None
+    given: Tensor | None = None
+
+    @property
+    def confidences(self) -> tuple[Tensor | None, Tensor | None]:
+        """What the segmenter of the run says, and what the maker of the mask said, in the order of the calibration."""
+        return self.confidence, self.given
 
     def features(self, structures: Sequence[str], probability: Tensor) -> list[dict[str, float]]:
         """The numbers of `FEATURES`, and `OWN_ESTIMATE` where there is one, for each structure, class index 1 first.

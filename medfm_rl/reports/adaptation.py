@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from importlib import resources
 from pathlib import Path
 
 import numpy as np
@@ -12,9 +11,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
-from medfm_rl.data.files import write_text
 from medfm_rl.metrics.calibration import ReliabilityCurve
 from medfm_rl.reports.figures import LEGEND_COLUMNS, encode_figure, explain_rewards, overlay, structure_colours
+from medfm_rl.reports.pages import render_page
 from medfm_rl.reports.tables import TableRow, verdict
 from medfm_rl.types import FloatArray, LabelMap, LabelSchema
 
@@ -98,17 +97,13 @@ class ReportData:
 
 def write_report(path: Path, data: ReportData) -> None:
     """Writes the page; it loads nothing from anywhere else."""
-    from jinja2 import Environment
-
-    template = (resources.files("medfm_rl.reports") / "templates" / "report.html").read_text(encoding="utf-8")
     figures = {
         "paired": _paired_figure(data.paired_dice) if data.paired_dice else None,
         "curves": [(title, _curve_figure(title, curves)) for title, curves in data.curves.items()],
         "reliability": _reliability_figure(data.reliability) if data.reliability else None,
         "cases": [(case, encode_figure(case_figure(case, data.schema, data.simulated))) for case in data.cases],
     }
-    page = Environment(autoescape=True).from_string(template)
-    write_text(path, page.render(data=data, figures=figures, verdict=verdict(data.rows)))
+    render_page(path, "report.html", simulated=data.simulated, data=data, figures=figures, verdict=verdict(data.rows))
 
 
 def _axes(width: float, height: float) -> tuple[Figure, Axes]:

@@ -5,14 +5,13 @@ from __future__ import annotations
 import base64
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from importlib import resources
 from pathlib import Path
 
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
-from medfm_rl.data.files import write_text
 from medfm_rl.reports.figures import LEGEND_COLUMNS, explain_rewards, overlay, structure_colours
+from medfm_rl.reports.pages import render_page
 from medfm_rl.types import FloatArray, LabelMap, LabelSchema
 
 _DECISIONS = ("referred", "proposed", "corrected")
@@ -72,25 +71,20 @@ def write_corrections_page(
         cut: Cases whose time budget ended early.
         simulated: Whether the images are simulated; the page says so.
     """
-    from jinja2 import Environment
-
     ordered = sorted(entries, key=CorrectionEntry.badness)
-    template = (resources.files("medfm_rl.reports") / "templates" / "corrections.html").read_text(encoding="utf-8")
     counts = {decision: sum(entry.decision == decision for entry in entries) for decision in _DECISIONS}
     shown = [(entry, base64.b64encode(entry.picture.read_bytes()).decode()) for entry in ordered[:_CORRECTIONS]]
-    page = Environment(autoescape=True).from_string(template)
-    write_text(
+    render_page(
         path,
-        page.render(
-            shown=shown,
-            total=len(entries),
-            counts=counts,
-            problems=problems,
-            untouched=untouched,
-            promise=promise,
-            cut=cut,
-            simulated=simulated,
-        ),
+        "corrections.html",
+        shown=shown,
+        total=len(entries),
+        counts=counts,
+        problems=problems,
+        untouched=untouched,
+        promise=promise,
+        cut=cut,
+        simulated=simulated,
     )
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from importlib import resources
 from pathlib import Path
 from typing import Final
 
@@ -16,7 +15,7 @@ from rich.table import Table
 from medfm_rl.data.checks.facts import CaseFacts, ImageFacts
 from medfm_rl.data.checks.result import DataCheck
 from medfm_rl.data.checks.words import image_values_in_words, range_in_words, size_in_words, spacing_in_words
-from medfm_rl.data.files import write_text
+from medfm_rl.reports.pages import render_page
 
 _PICTURES: Final = 100
 _MESSAGES: Final = 10
@@ -104,28 +103,22 @@ def write_check_page(path: Path, check: DataCheck, pictures: Mapping[str, Path],
         pictures: Files of the pictures of cases, of which the page shows the first: what is refused or suspicious.
         colours: Colour of each structure in them.
     """
-    from jinja2 import Environment
-
-    template = (resources.files("medfm_rl.reports") / "templates" / "data_check.html").read_text(encoding="utf-8")
     suspicions = {case.case_id: check.suspicions_of(case.case_id) for case in check.cases}
     ordered = sorted(check.cases, key=lambda case: (not case.problems, not suspicions[case.case_id]))
     drawn = [case for case in ordered if case.case_id in pictures]
-    page = Environment(autoescape=True).from_string(template)
-    write_text(
+    render_page(
         path,
-        page.render(
-            check=check,
-            summary=summary(check),
-            overview=overview(check),
-            refused=check.refusals(),
-            pictures=[
-                (case, base64.b64encode(pictures[case.case_id].read_bytes()).decode()) for case in drawn[:_PICTURES]
-            ],
-            drawn=len(drawn),
-            colours=colours,
-            rows=[(case, _row(case)) for case in ordered],
-            suspicions=suspicions,
-        ),
+        "data_check.html",
+        simulated=check.simulated,
+        check=check,
+        summary=summary(check),
+        overview=overview(check),
+        refused=check.refusals(),
+        pictures=[(case, base64.b64encode(pictures[case.case_id].read_bytes()).decode()) for case in drawn[:_PICTURES]],
+        drawn=len(drawn),
+        colours=colours,
+        rows=[(case, _row(case)) for case in ordered],
+        suspicions=suspicions,
     )
 
 

@@ -5,14 +5,13 @@ from __future__ import annotations
 import base64
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from importlib import resources
 from pathlib import Path
 
 from rich.markup import escape
 from rich.table import Table
 
-from medfm_rl.data.files import write_text
 from medfm_rl.reports.figures import structure_colours
+from medfm_rl.reports.pages import render_page
 from medfm_rl.types import LabelSchema
 
 _PICTURES = 12
@@ -69,22 +68,17 @@ def write_proposals_page(
         schema: Structures.
         simulated: Whether the images are simulated; the page says so.
     """
-    from jinja2 import Environment
-
-    template = (resources.files("medfm_rl.reports") / "templates" / "proposals.html").read_text(encoding="utf-8")
     shown = [
         (each, [(patient, _encoded(patient), len(patient.pictures)) for patient in each.patients]) for each in lists
     ]
-    page = Environment(autoescape=True).from_string(template)
-    write_text(
+    render_page(
         path,
-        page.render(
-            lists=shown,
-            notes=notes,
-            problems=problems,
-            colours=structure_colours(schema),
-            simulated=simulated,
-        ),
+        "proposals.html",
+        lists=shown,
+        notes=notes,
+        problems=problems,
+        colours=structure_colours(schema),
+        simulated=simulated,
     )
 
 

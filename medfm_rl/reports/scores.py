@@ -6,7 +6,6 @@ import base64
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +13,11 @@ import matplotlib
 import numpy as np
 import numpy.typing as npt
 
-from medfm_rl.data.files import write_text
 from medfm_rl.quality import BatchReport, QualityModel, QualityReport
 from medfm_rl.quality.model import MEAN
 from medfm_rl.quality.reports import GUARANTEES
 from medfm_rl.reports.figures import overlay, structure_colours
+from medfm_rl.reports.pages import render_page
 from medfm_rl.reports.thumbnails import in_greys, png_bytes, under
 from medfm_rl.settings import SitePolicy
 from medfm_rl.types import FloatArray, LabelMap, LabelSchema
@@ -66,36 +65,44 @@ def write_page(
     model: QualityModel,
     policy: SitePolicy,
     simulated: bool,
+    drawn: Sequence[str] = (),
 ) -> None:
-    """Writes the page; it loads nothing from anywhere else."""
-    from jinja2 import Environment
+    """Writes the page; it loads nothing from anywhere else.
 
+    Args:
+        path: Where.
+        cases: Reports and pictures.
+        problems: By case, why it could not be assessed.
+        batch: What holds for all of them.
+        model: The quality model.
+        policy: What the site does with verdicts.
+        simulated: Whether the images are simulated; the page says so.
+        drawn: Cases that are drawn for audit.
+    """
     ordered = sorted(cases, key=_badness)
-    template = (resources.files("medfm_rl.reports") / "templates" / "quality.html").read_text(encoding="utf-8")
     reports = [case.report for case in ordered]
     counts = Counter(report.verdict for report in reports) + Counter(refer=len(problems))
     actions = Counter(report.action for report in reports) + Counter(refer=len(problems))
     worth = Counter(report.guarantee for report in reports if report.verdict == "accept")
-    page = Environment(autoescape=True).from_string(template)
     pictures = [(case.report, base64.b64encode(case.picture.read_bytes()).decode()) for case in ordered[:_PICTURES]]
-    write_text(
+    render_page(
         path,
-        page.render(
-            reports=reports,
-            pictures=pictures,
-            problems=problems,
-            batch=batch,
-            model=model,
-            policy=policy,
-            limits={MEAN: model.targets.dice, **policy.limits},
-            alpha=model.targets.alpha if policy.alpha is None else policy.alpha,
-            colours=structure_colours(model.schema_),
-            counts=counts,
-            actions=actions,
-            worth={guarantee: worth[guarantee] for guarantee in GUARANTEES if worth[guarantee]},
-            total=len(cases) + len(problems),
-            simulated=simulated,
-        ),
+        "quality.html",
+        reports=reports,
+        pictures=pictures,
+        problems=problems,
+        batch=batch,
+        model=model,
+        policy=policy,
+        limits={MEAN: model.targets.dice, **policy.limits},
+        alpha=model.targets.alpha if policy.alpha is None else policy.alpha,
+        colours=structure_colours(model.schema_),
+        counts=counts,
+        actions=actions,
+        worth={guarantee: worth[guarantee] for guarantee in GUARANTEES if worth[guarantee]},
+        total=len(cases) + len(problems),
+        simulated=simulated,
+        drawn=drawn,
     )
 
 

@@ -4,18 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib import resources
 from pathlib import Path
 from typing import Final
 
 import numpy as np
 from matplotlib.figure import Figure
 
-from medfm_rl.data.files import write_text
 from medfm_rl.quality.promise_state import PromiseState
 from medfm_rl.quality.promises import Promise
 from medfm_rl.quality.streams import STUDIES_TO_FALSE_ALARM, DriftTest
 from medfm_rl.reports.figures import encode_figure
+from medfm_rl.reports.pages import render_page
 
 VERDICTS: Final = ("accept", "correct", "refer")
 _COLOURS: Final = ("#00684a", "#E69F00", "#a3123f")
@@ -115,19 +114,17 @@ def summary_lines(view: StreamView) -> list[str]:
 
 def write_monitor(path: Path, views: Sequence[StreamView]) -> None:
     """Writes the page; it loads nothing from anywhere else."""
-    from jinja2 import Environment
-
-    template = (resources.files("medfm_rl.reports") / "templates" / "streams.html").read_text(encoding="utf-8")
-    page = Environment(autoescape=True).from_string(template)
     shown = [(view, encode_figure(_picture(view)) if view.times else None) for view in views]
-    text = page.render(
+    render_page(
+        path,
+        "streams.html",
+        simulated=False,
         streams=shown,
         verdicts=VERDICTS,
         scanners=_by_scanner(views),
         named=_NAMED,
         studies_to_alarm=STUDIES_TO_FALSE_ALARM,
     )
-    write_text(path, text)
 
 
 def _by_scanner(views: Sequence[StreamView]) -> list[tuple[str, int, int, dict[str, int], int]]:

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from importlib import resources
 from pathlib import Path
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
-from medfm_rl.data.files import write_text
 from medfm_rl.metrics.scores import StructureSummary
 from medfm_rl.reports.figures import LEGEND_COLUMNS, encode_figure, overlay, structure_colours
+from medfm_rl.reports.pages import render_page
 from medfm_rl.types import FloatArray, LabelMap, LabelSchema
 
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#F0E442")
@@ -70,15 +69,12 @@ class TrainingPage:
 
 def write_training_page(path: Path, page: TrainingPage) -> None:
     """Writes the page; it loads nothing from anywhere else."""
-    from jinja2 import Environment
-
-    template = (resources.files("medfm_rl.reports") / "templates" / "training.html").read_text(encoding="utf-8")
     figures = {
         "losses": _curves("loss", page, page.losses),
         "dice": _curves("Dice on held-out patients", page, page.dice),
         "cases": [(case, encode_figure(_case_figure(case, page.schema, page.simulated))) for case in page.cases],
     }
-    write_text(path, Environment(autoescape=True).from_string(template).render(page=page, figures=figures))
+    render_page(path, "training.html", simulated=page.simulated, page=page, figures=figures)
 
 
 def _curves(title: str, page: TrainingPage, curves: Mapping[str, Sequence[float]]) -> str:

@@ -217,7 +217,7 @@ def _write_kept(job: Job, place: Path, store: FeedbackStore) -> Path:
     for sha256, by_reviewer in found.items():
         path = paths[sha256]
         _link_images([path], kept)
-        mask = consensus([store.mask(name) for name in by_reviewer.values()])
+        mask = consensus([store.mask(expert.sha256) for expert in by_reviewer.values()])
         suffix = image_suffix(path) or ""
         stem = path.name[: len(path.name) - len(suffix)]
         write_labels(file_of_case(kept / "labels", stem, ".nii.gz"), mask.labels, mask.geometry, mask.schema)

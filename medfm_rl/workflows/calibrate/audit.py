@@ -14,13 +14,14 @@ from medfm_rl.data.layouts import CaseFile
 from medfm_rl.data.mask_labels import labels_in_masks
 from medfm_rl.errors import DataError, ModelError, UserError
 from medfm_rl.feedback import Feedback, FeedbackStore
-from medfm_rl.feedback.agreement import consensus, expert_masks
+from medfm_rl.feedback.agreement import ExpertMask, consensus, expert_masks
 from medfm_rl.metrics.overlap import dice
 from medfm_rl.progress import Progress, silent
 from medfm_rl.quality.inference import Estimate, MonthMask, as_json, failure_probability, month_mean, month_rate
 from medfm_rl.quality.model import MEAN
 from medfm_rl.quality.promises import Evidence, Promise, PromiseTarget, ReviewedMask, prove
-from medfm_rl.runs.finished import FinishedRun
+from medfm_rl.quality.streams import mask_key
+from medfm_rl.runs.judging import Judge
 from medfm_rl.runs.leakage import count_known
 from medfm_rl.types import LabelMap
 from medfm_rl.workflows.calibrate.cases import keep_previous
@@ -92,14 +93,14 @@ class AuditResult:
     no_month: str | None
 
 
-def calibrate_on_audit(run: FinishedRun, request: AuditRequest, progress: Progress = silent) -> AuditResult:
+def calibrate_on_audit(run: Judge, request: AuditRequest, progress: Progress = silent) -> AuditResult:
     """Proves what can be promised of accepted masks, and infers the figures of the month.
 
     Nothing is fitted: the quality model of the run predicted, and the reviewed patients only judge it. So all of them
     count.
 
     Args:
-        run: A finished run of `adapt`, with the quality model that scored.
+        run: The run, or the judge, with the quality model that scored.
         request: What was scored and reviewed.
         progress: Told how far it is.
 
@@ -110,7 +111,7 @@ def calibrate_on_audit(run: FinishedRun, request: AuditRequest, progress: Progre
         scores, cases = read_assessed(request.scores)
         scores.require_quality(run.folder.quality)
         audit = gather_audit(run, request, progress)
-        found = prove(audit.masks, request.target)
+        found, reviewed = prove(audit.masks, request.target), {mask.case for mask in audit.masks}
         evidence = Evidence(
             quality_hash=scores.quality,
             scores_hash=hash_file(request.scores),
@@ -119,6 +120,7 @@ def calibrate_on_audit(run: FinishedRun, request: AuditRequest, progress: Progre
             reviewers=audit.reviewers,
             left_out=dict(audit.left_out),
             looks=_looks(run.folder.promise, scores.quality, audit.store),
+            masks=tuple(mask_key(case.case, case.mask) for case in cases if case.case in reviewed),
         )
         created = datetime.now(UTC).isoformat(timespec="seconds")
         promise = found.model_copy(update={"created": created, "evidence": evidence})
@@ -171,7 +173,7 @@ def taught_patients(path: Path) -> frozenset[str]:
         raise DataError(f"{path}: not a record of feedback ({error!r}); {advice}") from error
 
 
-def gather_audit(run: FinishedRun, request: AuditRequest, progress: Progress = silent) -> ReviewedAudit:
+def gather_audit(run: Judge, request: AuditRequest, progress: Progress = silent) -> ReviewedAudit:
     """Finds the scored cases that were drawn at random and reviewed, with their true mean Dice.
 
     Raises:
@@ -183,7 +185,7 @@ def gather_audit(run: FinishedRun, request: AuditRequest, progress: Progress = s
     assessed = {case.case: case for case in cases}
     file_of = _by_image([file for file in request.files if file.case_id in assessed], progress)
     taught = taught_patients(run.folder.feedback)
-    schema = run.preprocessing.schema
+    schema = run.grid.schema
     paths = scores.mask_files if request.masks is None else request.masks
     given = GivenMasks(paths, scores, schema, labels_in_masks(request.labels, paths, schema))
     with FeedbackStore.open(request.store) as store:
@@ -196,7 +198,7 @@ def gather_audit(run: FinishedRun, request: AuditRequest, progress: Progress = s
         masks: list[ReviewedMask] = []
         for done, image in enumerate(sorted(audit), 1):
             file = file_of[image]
-            found = [store.mask(sha256) for sha256 in dict.fromkeys(experts[image].values())]
+            found = [store.mask(sha256) for sha256 in dict.fromkeys(mask.sha256 for mask in experts[image].values())]
             truth = (found[0] if len(found) == 1 else consensus(found)).labels_for(schema)
             mask = given.read(file.read())
             masks.append(_reviewed(mask, truth, assessed[file.case_id], file, schema.num_classes))
@@ -240,7 +242,7 @@ def _left_out(entries: Sequence[Feedback], file_of: Mapping[str, CaseFile], taug
 
 
 def _require_truth(
-    audit: set[str], experts: Mapping[str, Mapping[str, str]], file_of: Mapping[str, CaseFile], store: str
+    audit: set[str], experts: Mapping[str, Mapping[str, ExpertMask]], file_of: Mapping[str, CaseFile], store: str
 ) -> None:
     """Refuses an audit from which those cases are missing that nobody wanted to correct."""
     without = sorted(file_of[image].case_id for image in audit if image not in experts)
@@ -276,7 +278,7 @@ def _looks(path: Path, quality: str, store: str) -> int:
 
 
 def _month(
-    run: FinishedRun, cases: Sequence[AssessedCase], audit: ReviewedAudit, limit: float
+    run: Judge, cases: Sequence[AssessedCase], audit: ReviewedAudit, limit: float
 ) -> tuple[dict[str, Estimate], str | None]:
     """The figures of all masks but those of patients who taught the run."""
     taught = taught_patients(run.folder.feedback)
