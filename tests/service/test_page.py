@@ -90,7 +90,13 @@ def test_a_case_goes_from_the_queue_over_an_edit_and_a_choice_to_the_store(revie
     review.do("better-a")
     review.wait_for_message("A is better")
 
-    verdict, corrected, preference = entries_of(folder)
+    review.wait_for_case("p0005_4CH")
+    review.do("correct-b")
+    review.drag((0.4, 0.5), (0.6, 0.5), view=1)
+    review.do("save")
+    review.wait_for_message("corrected mask")
+
+    verdict, corrected, preference, other, better = entries_of(folder)
     assert isinstance(verdict, Verdict)
     assert (verdict.case, verdict.decision, verdict.drawn) == (FIRST, "accept", "audit")
     assert isinstance(corrected, CorrectedMask)
@@ -100,7 +106,10 @@ def test_a_case_goes_from_the_queue_over_an_edit_and_a_choice_to_the_store(revie
     assert set(after[before != after]) == {0}
     assert isinstance(preference, Preference)
     assert preference.case == PAIR
-    review.until(lambda: int(review.text("#left")) == left - 3, "three fewer are left")
+    assert isinstance(other, Preference)
+    assert isinstance(better, CorrectedMask)
+    assert better.replaces_sha256 == other.better_sha256
+    review.until(lambda: int(review.text("#left")) == left - 4, "four fewer are left")
 
 
 def test_the_keyboard_is_enough(review: Browser, folder: DeskFolder) -> None:

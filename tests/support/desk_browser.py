@@ -102,7 +102,9 @@ class Browser:
     def do(self, action: str) -> None:
         """Presses the button of an action, the one that is seen."""
         selector = f"button[data-action='{action}']"
-        seen = self.until(lambda: [one for one in self.all(selector) if one.is_displayed() and one.is_enabled()], action)
+        seen = self.until(
+            lambda: [one for one in self.all(selector) if one.is_displayed() and one.is_enabled()], action
+        )
         seen[0].click()
 
     def keys(self, *keys: str) -> None:

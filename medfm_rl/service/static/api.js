@@ -212,10 +212,11 @@ export async function uploadMask(id, file) {
 
 /**
  * @param {string} id case
+ * @param {string|null} mask that is spoken of, if any
  * @returns {string} address of image and mask together
  */
-export function downloadAddress(id) {
-  return `/api/v1/cases/${encodeURIComponent(id)}/download`;
+export function downloadAddress(id, mask) {
+  return `/api/v1/cases/${encodeURIComponent(id)}/download${mask ? `?mask=${encodeURIComponent(mask)}` : ""}`;
 }
 
 /**

@@ -1,6 +1,5 @@
 /** The bar above the picture: which case is open, and why; and what is said where none is. */
 
-import { downloadAddress } from "./api.js";
 import { byId } from "./find.js";
 import { KINDS } from "./queue.js";
 
@@ -18,7 +17,6 @@ export function showCase(answer, kind, reason) {
   tag.hidden = kind === "";
   byId("case-simulated", HTMLElement).hidden = !answer.simulated;
   byId("case-reason", HTMLElement).textContent = reason;
-  byId("download", HTMLAnchorElement).href = downloadAddress(answer.case);
   document.title = `${answer.name} · medfm-rl desk`;
   // A screen reader begins to read here.
   name.focus({ preventScroll: true });

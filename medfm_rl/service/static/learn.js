@@ -2,7 +2,7 @@
 
 import * as api from "./api.js";
 import { byId, make } from "./find.js";
-import { Messages, button, wordsOf } from "./messages.js";
+import { Messages, button, sentence, wordsOf } from "./messages.js";
 import { showVisitor } from "./visitor.js";
 
 const EVERY_MS = 2000;
@@ -88,7 +88,7 @@ function jobRow(job) {
   if (job.started) head.append(make("span", "quiet", `started ${new Date(job.started).toLocaleString()}`));
   row.append(head);
   if (RUNNING.includes(job.state)) row.append(...progressOf(job));
-  if (job.error) row.append(make("p", "problem", `${job.error.message} ${job.error.remedy}`.trim()));
+  if (job.error) row.append(make("p", "problem", sentence(job.error.message, job.error.remedy)));
   if (job.comparison) row.append(...comparisonOf(job.comparison));
   row.append(rowOfButtons(job));
   if (job.log.length) row.append(logOf(job));

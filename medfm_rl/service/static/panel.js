@@ -1,5 +1,6 @@
 /** The panel of decisions: what the person says of a case, as the service takes it. */
 
+import { downloadAddress } from "./api.js";
 import { byId, make } from "./find.js";
 import { StructureList } from "./structures.js";
 
@@ -16,6 +17,7 @@ export class Panel {
   constructor(tell) {
     this.tell = tell;
     this.box = byId("decision", HTMLElement);
+    this.case = "";
     this.comment = byId("comment", HTMLTextAreaElement);
     this.structures = new StructureList(byId("structures", HTMLUListElement), { ...tell, answered: () => this.refresh() });
     /** @type {import("./types.js").MaskEntry[]} */
@@ -42,6 +44,7 @@ export class Panel {
    */
   show(scene, masks, subject) {
     this.box.hidden = false;
+    this.case = scene.open.answer.case;
     this.masks = masks;
     this.subject = subject;
     this.blind = subject === null;
@@ -100,6 +103,7 @@ export class Panel {
       this.chosen === null ? "You changed the mask" : `${this.chosen.toUpperCase()} is better; correct it and save`;
     byId("grades", HTMLElement).hidden = this.blind || this.broken;
     byId("structures-box", HTMLElement).hidden = this.broken;
+    byId("download", HTMLAnchorElement).href = downloadAddress(this.case, this.subject);
     byId("save-answers", HTMLElement).hidden = this.edited || this.chosen !== null || !this.structures.answered;
   }
 

@@ -2,7 +2,7 @@
 
 import { placing } from "./camera.js";
 import { DOUBT, FAULT, channelsOf } from "./colours.js";
-import { areaOf, pathOf, polygons, segments } from "./contours.js";
+import { areaOf, boxes, pathOf, polygons, segments } from "./contours.js";
 import { addressing, seenAt, sliceOf } from "./grid.js";
 import { develop } from "./level.js";
 
@@ -134,12 +134,11 @@ export class View {
     const key = `${slice}/${version}`;
     if (this.paths.key !== key) {
       const seen = sliceOf(labels, scene.open.grid, plane, slice);
-      const drawn = scene.structures.map(({ value }) => ({
-        value,
-        line: pathOf(segments(seen, plane.width, plane.height, value)),
-        area: areaOf(polygons(seen, plane.width, plane.height, value)),
-      }));
-      this.paths = { key, of: new Map(drawn.map((one) => [one.value, one])) };
+      const drawn = [...boxes(seen, plane.width)].map(([label, box]) => {
+        const [line, area] = [pathOf(segments(seen, plane.width, label, box)), areaOf(polygons(seen, plane.width, label, box))];
+        return /** @type {[number, {line: Path2D, area: Path2D}]} */ ([label, { line, area }]);
+      });
+      this.paths = { key, of: new Map(drawn) };
     }
     context.setTransform(1, 0, 0, 1, 0, 0);
     context.lineCap = context.lineJoin = "round";
