@@ -96,6 +96,7 @@ def test_the_page_follows_a_job_to_its_comparison(learn: Browser) -> None:
     assert learn.one("#learn-simulated").is_displayed()
     learn.click("#adapt")
     learn.until(lambda: learn.script("return window.posted") == [{"kind": "adapt"}], "the adaptation is asked for")
+    learn.click("#status .toast button")
     learn.script("window.state = 1")
     learn.until(lambda: learn.all(".job a"), "the report is there")
     learn.click("[data-focus='compare-j1']")
