@@ -168,7 +168,8 @@ class Work:
         with self._lock:
             found: dict[str, int] = {}
             for decision in self._decisions.values():
-                kinds = {part.kind for part in decision.said} or {"undo" if decision.undoes else "comment"}
+                kinds: set[str] = {part.kind for part in decision.said}
+                kinds = kinds or {"undo" if decision.undoes else "comment"}
                 for kind in kinds:
                     found[kind] = found.get(kind, 0) + 1
             return found

@@ -213,4 +213,4 @@ def _array(request: Request, values: Array, content: str) -> Response:
 
 
 def _tag(content: str, values: Array) -> str:
-    return f"{crc32(content.encode()):08x}{crc32(np.ascontiguousarray(values)):08x}"
+    return f"{crc32(content.encode()):08x}{crc32(np.ascontiguousarray(values).data):08x}"
