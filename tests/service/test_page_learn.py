@@ -62,7 +62,7 @@ DONE = {**JOB, "state": "done", "report": "/api/v1/jobs/j1/report"}
 STATES: list[list[dict[str, Any]]] = [
     [JOB],
     [DONE],
-    [{**DONE, "job": "j2", "kind": "compare", "comparison": COMPARISON}, DONE],
+    [{**DONE, "job": "j2", "kind": "compare", "of": "j1", "comparison": COMPARISON}, DONE],
     [{**JOB, "state": "failed", "error": {"message": "the disk is full", "remedy": "free 2 GB"}}],
 ]
 
@@ -77,7 +77,7 @@ def learn(desk: Desk) -> Iterator[Browser]:
         "  const give = (body) => new Response(JSON.stringify(body), {status: 200});"
         "  if (options?.method === 'POST') { window.posted.push(JSON.parse(options.body)); return give({}); }"
         "  if (path === '/api/v1/learn') return give(window.answers.learn);"
-        "  if (path === '/api/v1/jobs') return give({jobs: window.answers.states[window.state]});"
+        "  if (path === '/api/v1/jobs') return give(window.answers.states[window.state]);"
         "  return real(path, options); };"
     )
     with served(desk) as address:
@@ -104,6 +104,7 @@ def test_the_page_follows_a_job_to_its_comparison(learn: Browser) -> None:
     learn.script("window.state = 2")
     learn.until(lambda: "+0.050" in learn.text("#jobs"), "the difference is shown")
     assert "+0.010 to +0.090" in learn.text("#jobs")
+    assert learn.all("[data-focus='compare-j1']") == []
     learn.script("window.state = 3")
     learn.until(lambda: "The disk is full; free 2 GB" in learn.text("#jobs"), "the fault and its remedy are shown")
 

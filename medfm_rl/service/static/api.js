@@ -248,7 +248,7 @@ export function learn() {
   return json("/learn");
 }
 
-/** @returns {Promise<{jobs: import("./types.js").Job[]}>} */
+/** @returns {Promise<import("./types.js").Job[]>} the newest first */
 export function jobs() {
   return json("/jobs");
 }

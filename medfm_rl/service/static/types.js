@@ -82,6 +82,7 @@
  * @property {number|null} progress
  * @property {string} step
  * @property {string|null} [created]
+ * @property {string|null} [of] the adaptation that a comparison is of
  * @property {string|null} started
  * @property {string|null} finished
  * @property {string[]} log
