@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
-from support.desk import DeskFolder
+from support.desk import PLANE, SCHEMA, SIZE, DeskFolder, rings
 from support.desk_browser import Browser, served
 from support.desk_client import PASSWORD, TOKEN, make_users
 
+from medfm_rl.data.images import write_labels
 from medfm_rl.feedback import FeedbackStore
 from medfm_rl.feedback.entries import CorrectedMask, Entry, Grade, Preference, Verdict
 from medfm_rl.service.desk import Desk
@@ -191,6 +192,24 @@ def test_an_edit_that_was_not_saved_is_offered_again(review: Browser) -> None:
     review.do("save")
     review.wait_for_message("corrected mask")
     review.until(lambda: review.driver.execute_async_script(counted) == 0, "the draft is gone")
+
+
+def test_a_mask_corrected_elsewhere_comes_back(review: Browser, folder: DeskFolder, tmp_path: Path) -> None:
+    review.script("window.confirm = () => true")
+    labels = rings(SIZE, 3)
+    write_labels(tmp_path / "corrected.nii.gz", labels, PLANE, SCHEMA)
+    review.script("document.querySelector('.files').open = true")
+    assert "/download?mask=" in (review.one("#download").get_attribute("href") or "")
+    review.one("#upload").send_keys(str(tmp_path / "corrected.nii.gz"))
+    review.wait_for_message("corrected mask, uploaded")
+    (corrected,) = entries_of(folder)
+    assert isinstance(corrected, CorrectedMask)
+    assert np.array_equal(labels_of(folder, corrected.mask_sha256), labels)
+    (tmp_path / "notes.nii.gz").write_text("no mask at all")
+    review.wait_for_case(SPECK)
+    review.one("#upload").send_keys(str(tmp_path / "notes.nii.gz"))
+    review.until(lambda: "notes.nii.gz" in review.text("#alerts"), "the file is refused by name")
+    assert len(entries_of(folder)) == 1
 
 
 def test_a_case_that_cannot_be_read_can_be_set_aside(browser: Browser, folder: DeskFolder, address: str) -> None:

@@ -56,7 +56,11 @@ export class Deciding {
         await this.#send(work, { decisions, words: "corrected mask, uploaded" }, null);
       }
     } catch (error) {
-      this.desk.failed(error);
+      if (error instanceof api.Refused && error.status < 500 && error.status !== 401) {
+        this.desk.messages.warn(`${file.name} was not taken: ${wordsOf(error)}`);
+      } else {
+        this.desk.failed(error);
+      }
     }
   }
 

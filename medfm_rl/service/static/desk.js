@@ -40,12 +40,14 @@ export class Desk {
     this.before = [];
     this.busy = false;
     this.waiting = false;
+    /** Whether the person was told so. */
+    this.unreachable = false;
     /** @type {AbortController} */
     this.coming = new AbortController();
     this.deciding = new Deciding(this, me.reviewer);
     this.drafts = new Drafts(me.reviewer, (problem) => this.messages.warn(problem));
     this.leases = new LeaseKeeper(me.lease_seconds, () => this.stopwatch.idle, (problem) => this.messages.warn(problem));
-    this.queue = new Queue((item) => void this.openItem(item.item), (error) => this.failed(error));
+    this.queue = new Queue((item) => void this.openItem(item.item), (error) => this.failed(error), () => this.#reached());
     this.workbench = new Workbench({
       session: (view) => this.#session(view),
       edited: () => this.#edited(),
@@ -124,8 +126,14 @@ export class Desk {
     if (error instanceof api.Refused && error.status === 401) {
       return this.messages.warn("You are signed out. Sign in again in another tab, then go on here: what you did is still on this page.");
     }
+    this.unreachable ||= error instanceof api.Unreachable;
     this.messages.warn(wordsOf(error));
     if (!(error instanceof api.Refused) && !(error instanceof api.Unreachable)) throw error;
+  }
+
+  #reached() {
+    if (this.unreachable && !this.waiting) this.messages.calmDown();
+    this.unreachable = false;
   }
 
   /**
@@ -142,6 +150,7 @@ export class Desk {
       const left = this.work;
       if (left && lease?.item !== left.item) {
         if (remember) this.before.push(left);
+        if (this.workbench.session?.changed) this.messages.say(`Your edit of ${left.name} is not saved; this browser keeps it, and offers it when you open the case again.`);
         void this.leases.giveBack();
       }
       if (lease) await this.#show(lease);

@@ -29,10 +29,12 @@ export class Queue {
   /**
    * @param {(item: import("./types.js").QueueItem) => void} open
    * @param {(error: unknown) => void} failed
+   * @param {() => void} reached the service answered
    */
-  constructor(open, failed) {
+  constructor(open, failed, reached) {
     this.open = open;
     this.failed = failed;
+    this.reached = reached;
     this.kind = "all";
     /** @type {import("./types.js").QueueItem[]} */
     this.items = [];
@@ -64,6 +66,7 @@ export class Queue {
     const asked = ++this.asked;
     try {
       const answer = await askQueue({ kind: this.kind, state: this.state.value, text: this.text.value.trim(), offset, limit: PAGE });
+      this.reached();
       // A slower answer to an older question must not replace a newer one.
       if (asked === this.asked) this.#show(answer, offset);
     } catch (error) {
