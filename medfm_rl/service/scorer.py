@@ -141,7 +141,8 @@ class Scorer:
     def _end(self) -> None:
         if self._process is not None:
             self._process.kill()
-            self._process.wait()
+            # Waits for it, and closes what led to it.
+            self._process.communicate()
             self._process = None
 
 
