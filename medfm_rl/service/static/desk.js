@@ -59,7 +59,7 @@ export class Desk {
         this.workbench.scene?.changed();
         this.workbench.drawChart();
       },
-      look: (point) => this.workbench.look(point),
+      look: (fault) => this.#look(fault),
       doubt: (point) => void this.#doubt(point),
     });
     this.run = commands(this);
@@ -117,7 +117,13 @@ export class Desk {
   async #doubt(point) {
     const { scene } = this.workbench;
     if (scene && !scene.rewardsShown) this.run("rewards", "");
-    this.workbench.look(point);
+    this.workbench.look(point, null);
+  }
+
+  /** @param {number} fault number of a failed rule */
+  #look(fault) {
+    const rule = this.workbench.scene?.faults[fault];
+    if (rule) this.workbench.look(rule.points[0], fault);
   }
 
   /** @param {unknown} error */

@@ -13,7 +13,7 @@ const DOUBTFUL = 0.5;
  */
 
 export class Panel {
-  /** @param {{chosen: (value: number) => void, shown: () => void, look: (point: number[]) => void, doubt: (point: number[]) => void}} tell */
+  /** @param {{chosen: (value: number) => void, shown: () => void, look: (fault: number) => void, doubt: (point: number[]) => void}} tell */
   constructor(tell) {
     this.tell = tell;
     this.box = byId("decision", HTMLElement);
@@ -193,11 +193,15 @@ export class Panel {
     if (rules.length) {
       place.append(make("h3", "", failed.length ? `${failed.length} of ${rules.length} rules failed` : `${rules.length} of ${rules.length} rules passed`));
     }
+    let drawn = 0;
     for (const rule of failed) {
-      const line = make("p", "rule", rule.text);
-      const [first] = rule.points;
-      const point = first && rule.frame != null && first.length === 2 ? [...first, rule.frame] : first;
-      if (point) line.append(link("Show where", `Show where: ${rule.text}`, () => this.tell.look(point)));
+      const line = make("p", "rule");
+      if (rule.points.length > 0) {
+        const number = drawn++;
+        line.append(make("b", "", `${number + 1} `), rule.text, link("Show where", `Show where: ${rule.text}`, () => this.tell.look(number)));
+      } else {
+        line.append(rule.text);
+      }
       place.append(line);
     }
     const worst = (this.blind ? [] : (answer.worst ?? [])).filter((spot) => spot.reward < DOUBTFUL);

@@ -14,6 +14,7 @@ export const KINDS = {
   compare: "Compare",
   second: "Second reading",
   disagreement: "Disagreement",
+  accepted: "Accepted",
 };
 
 /**

@@ -1,7 +1,7 @@
 /**
  * What the service answers, as types. Nothing here runs.
  *
- * @typedef {"audit"|"learn"|"refer"|"correct"|"compare"|"second"|"disagreement"} Kind
+ * @typedef {"audit"|"learn"|"refer"|"correct"|"compare"|"second"|"disagreement"|"accepted"} Kind
  *
  * @typedef {object} QueueItem
  * @property {string} item

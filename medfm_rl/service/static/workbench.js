@@ -194,10 +194,14 @@ export class Workbench {
     this.#build();
   }
 
-  /** @param {number[]} point that shall be seen */
-  look(point) {
+  /**
+   * @param {number[]} point that shall be seen
+   * @param {number|null} fault that is written out there
+   */
+  look(point, fault) {
     if (!this.scene) return;
     this.stopPlaying();
+    this.scene.pointedOut = fault;
     this.scene.faultsShown = true;
     this.scene.lookAt(point);
     this.reflect();
