@@ -194,6 +194,19 @@ def test_an_edit_that_was_not_saved_is_offered_again(review: Browser) -> None:
     review.until(lambda: review.driver.execute_async_script(counted) == 0, "the draft is gone")
 
 
+def test_a_browser_that_stores_nothing_says_so_and_still_saves(
+    browser: Browser, folder: DeskFolder, address: str
+) -> None:
+    code = "IDBFactory.prototype.open = () => { throw new Error('storage is off'); };"
+    browser.driver.execute_cdp_cmd("Page.addScriptToEvaluateOnNewDocument", {"source": code})
+    browser.open(f"{address}/login?token={TOKEN}")
+    browser.wait_for_case(FIRST)
+    browser.until(lambda: "storage is off" in browser.text("#alerts"), "the page warns")
+    browser.do("accept")
+    browser.wait_for_message("Saved")
+    assert len(entries_of(folder)) == 1
+
+
 def test_a_mask_corrected_elsewhere_comes_back(review: Browser, folder: DeskFolder, tmp_path: Path) -> None:
     review.script("window.confirm = () => true")
     labels = rings(SIZE, 3)

@@ -24,7 +24,7 @@ from selenium.webdriver.support.ui import WebDriverWait
 from medfm_rl.service.app import create_app
 from medfm_rl.service.desk import Desk
 
-WAIT_S = 15
+WAIT_S = 30
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 import * as api from "./api.js";
 import { showCase, showComing, showNone } from "./casebar.js";
 import { commands } from "./commands.js";
+import { whyNothingIsKept } from "./database.js";
 import { Deciding } from "./deciding.js";
 import { Drafts } from "./drafts.js";
 import { editable } from "./editable.js";
@@ -69,17 +70,17 @@ export class Desk {
 
   async start() {
     this.workbench.reflect();
-    try {
-      await this.deciding.outbox.load();
-    } catch (error) {
-      this.messages.warn(`This browser keeps nothing (${wordsOf(error)}): a decision that cannot be sent at once is lost. Allow this site to store data.`);
-    }
+    const problem = await whyNothingIsKept();
+    await this.deciding.outbox.load();
     await this.queue.load();
     setInterval(() => {
       if (document.visibilityState === "visible") void this.queue.refresh();
     }, REFRESH_MS);
     offerDrafts(await this.drafts.mine(), (item) => void this.openItem(item));
     await this.next();
+    if (problem) {
+      this.messages.warn(`This browser stores nothing (${problem}): what is not saved is lost when the page is closed. Allow this address to store data.`);
+    }
   }
 
   /** Opens the case that is next in the order of the queue. */
@@ -255,10 +256,11 @@ export class Desk {
 
   /** The desk does not answer: say so, and try again until it does. */
   #lost() {
-    const text = "The desk cannot be reached. Trying again until it answers; what you decided is kept in this browser.";
+    const text = `The desk cannot be reached. ${this.work ? "Try again in a moment" : "Trying again until it answers"}; what you decided is kept in this browser.`;
     if (!this.work) this.#nothing(text);
     this.messages.warn(text);
-    this.waiting = true;
+    // Who works on a case is not taken away from it when the connection comes back.
+    this.waiting = !this.work;
     setTimeout(() => {
       if (this.waiting) void this.next();
     }, AGAIN_MS);

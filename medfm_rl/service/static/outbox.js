@@ -27,7 +27,7 @@ const [FIRST_PAUSE_MS, LONGEST_PAUSE_MS] = [1000, 30000];
  * @param {unknown} error
  * @returns {boolean} whether the same request can succeed later
  */
-export function passes(error) {
+function passes(error) {
   if (error instanceof Unreachable) return true;
   return error instanceof Refused && ([401, 408, 429].includes(error.status) || error.status >= 500);
 }
