@@ -22,12 +22,14 @@ from torch import Tensor, nn
 from torch.nn import Parameter
 
 from medfm_rl.adapters.base import Sample, Scope, SegmenterAdapter, evaluating, parameters_in_scope
+from medfm_rl.adapters.bundle_outputs import THRESHOLD, Activation, activation_of, describe
 from medfm_rl.adapters.checkpoints import (
     content_bytes,
     first_line,
     read_content,
     read_json_object,
 )
+from medfm_rl.adapters.overlapping import class_logits, classes_of_regions, count_channels, region_logits
 from medfm_rl.adapters.padding import pad_to_patch
 from medfm_rl.adapters.probabilities import warn_of_probabilities
 from medfm_rl.adapters.state_dicts import load_weights
@@ -35,7 +37,7 @@ from medfm_rl.data.files import hash_folder, leads_into, replace_folder_on_succe
 from medfm_rl.data.images import write_image
 from medfm_rl.errors import DataError, ModelError
 from medfm_rl.networks import portable_state
-from medfm_rl.types import BACKGROUND, Case, FloatArray, Geometry, GridAxes, LabelMap, LabelSchema, Prompts
+from medfm_rl.types import Case, FloatArray, Geometry, GridAxes, LabelMap, Prompts
 
 METADATA: Final = "metadata.json"
 WEIGHTS: Final = "model.pt"
@@ -73,7 +75,7 @@ class _Tool:
 
     preprocessing: Any
     inferer: Any
-    softmax_first: bool
+    activation: Activation
     needs_spacing: bool
 
     def __deepcopy__(self, memo: dict[int, Any]) -> _Tool:
@@ -84,7 +86,9 @@ class _Tool:
 class MonaiBundleAdapter(SegmenterAdapter):
     """A MONAI bundle (`configs/metadata.json`, `configs/inference.json`, `models/model.pt`).
 
-    Classes are exclusive (softmax). **A bundle is trusted code:** loading one runs expressions of its configuration.
+    Classes are exclusive (softmax). Where the bundle's postprocessing takes the sigmoid of its channels, they are the
+    sets of structures that overlap (`adapters.overlapping`), and files have their bit masks. **A bundle is trusted
+    code:** loading one runs expressions of its configuration.
 
     Args:
         folder: The bundle.
@@ -99,9 +103,9 @@ class MonaiBundleAdapter(SegmenterAdapter):
         self.folder = folder
         self.weights = weights
         metadata, config = _read_metadata(folder), _find_config(folder)
-        self.in_channels, self.schema = _describe(metadata, folder / "configs" / METADATA)
         parser = _parse(config, folder)
-        softmax_first = _softmax_comes_first(parser, config)
+        activation = activation_of(parser, config)
+        self.in_channels, self.schema = describe(metadata, folder / "configs" / METADATA, activation.independent)
         self.network: nn.Module = _content(parser, "network", config)
         if not isinstance(self.network, nn.Module):
             raise ModelError(f"{config}: network is {type(self.network).__name__}, a torch module is needed")
@@ -111,7 +115,7 @@ class MonaiBundleAdapter(SegmenterAdapter):
             # Tiles go where the network is, and not where the configuration was read.
             inferer.sw_device = None
         preprocessing = _content(parser, "preprocessing", config)
-        self.tool = _Tool(preprocessing, inferer, softmax_first, _resamples_by_spacing(preprocessing))
+        self.tool = _Tool(preprocessing, inferer, activation, _resamples_by_spacing(preprocessing))
         self.patch_size = _patch(self.tool.inferer, metadata, config)
         self._place = load_weights(self.network, self._path)
         self.eval()
@@ -169,23 +173,31 @@ class MonaiBundleAdapter(SegmenterAdapter):
             logits: Tensor = self.network(images)
         else:
             logits = self._infer(images)
-        expected = (len(images), self.schema.num_classes, *images.shape[2:])
-        if tuple(logits.shape) != expected:
-            raise ModelError(f"{self.folder}: the network gives {tuple(logits.shape)}, {expected} are needed")
-        return logits
+        return self._of_classes(logits, images)
+
+    def _of_classes(self, channels: Tensor, images: Tensor) -> Tensor:
+        expected = (len(images), count_channels(self.schema), *images.shape[2:])
+        if tuple(channels.shape) != expected:
+            raise ModelError(f"{self.folder}: the network gives {tuple(channels.shape)}, {expected} are needed")
+        return class_logits(channels, self.schema)
 
     @torch.no_grad()
     def predict_logits(self, sample: Sample) -> Tensor:
         """Logits `(K, *S')` through the bundle's own inferer."""
         with evaluating(self):
             images = sample.image[None].to(self.device)
-            logits = self._infer(images)
+            logits = self._of_classes(self._infer(images), images)
             warn_of_probabilities(logits, self, self._of_patch_size(images))
         return logits[0].cpu()
 
     def restore(self, logits: Tensor, sample: Sample) -> LabelMap:
+        first = self.tool.activation.comes_first
+        if self.schema.overlaps:
+            z = region_logits(logits.float())
+            found = torch.from_numpy(self._to_case(z.sigmoid() if first else z, _ours(sample)))
+            return classes_of_regions((found if first else found.sigmoid()) >= THRESHOLD).numpy()
         # Interpolated probabilities have another argmax than interpolated logits.
-        values = logits.float().softmax(dim=0) if self.tool.softmax_first else logits
+        values = logits.float().softmax(dim=0) if first else logits
         labels: LabelMap = self._to_case(values, _ours(sample)).argmax(axis=0).astype(np.uint8)
         return labels
 
@@ -303,26 +315,6 @@ def _find_config(folder: Path) -> Path:
     return found
 
 
-def _describe(metadata: Mapping[str, Any], path: Path) -> tuple[int, LabelSchema]:
-    try:
-        described = metadata["network_data_format"]
-        image, prediction = described["inputs"]["image"], described["outputs"]["pred"]
-        names = {int(index): str(name) for index, name in prediction["channel_def"].items()}
-        channels, classes = int(image["num_channels"]), int(prediction["num_channels"])
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise ModelError(
-            f"{path}: network_data_format must say inputs.image.num_channels and outputs.pred with num_channels and "
-            f"channel_def (missing or wrong: {error})"
-        ) from error
-    if sorted(names) != list(range(classes)) or classes < 2:
-        raise ModelError(f"{path}: outputs.pred.channel_def must name {classes} channels, background first, at least 2")
-    structures = [names[index] for index in range(1, classes)]
-    try:
-        return channels, LabelSchema((BACKGROUND, *structures), tuple(range(classes)))
-    except ValueError as error:
-        raise ModelError(f"{path}: outputs.pred.channel_def: {error}") from error
-
-
 def _parse(config: Path, folder: Path) -> Any:
     from monai.bundle import ConfigParser
 
@@ -347,26 +339,6 @@ def _content(parser: Any, name: str, config: Path) -> Any:
             return parser.get_parsed_content(name)
     except _BROKEN as error:
         raise ModelError(f"{config}: {name} cannot be built ({first_line(error)})") from error
-
-
-def _softmax_comes_first(parser: Any, config: Path) -> bool:
-    """Whether the bundle takes probabilities, and not logits, back to the image.
-
-    Raises:
-        ModelError: Its outputs are independent, which is no distribution over classes.
-    """
-    steps = parser.get("postprocessing") or {}
-    transforms = steps.get("transforms", []) if isinstance(steps, Mapping) else []
-    for step in (step for step in transforms if isinstance(step, Mapping)):
-        if step.get("sigmoid"):
-            raise ModelError(
-                f"{config}: the outputs are independent (sigmoid); only exclusive structures can be adapted"
-            )
-        if step.get("softmax"):
-            return True
-        if str(step.get("_target_", "")).rpartition(".")[2] == "Invertd":
-            return False
-    return False
 
 
 def _resamples_by_spacing(transform: Any) -> bool:

@@ -20,6 +20,7 @@ from scipy.spatial import cKDTree
 
 from medfm_rl.anatomy.discs import Discs, measure_discs
 from medfm_rl.anatomy.measures import centre, grow
+from medfm_rl.structures import pixels_of
 from medfm_rl.types import FloatArray, LabelMap, LabelSchema
 
 _Curve = npt.NDArray[np.float64]
@@ -151,7 +152,7 @@ def measure_clip(
     """
     side = None if spacing is None else float(min(spacing))
     squared = np.stack([_with_square_pixels(mask, spacing) for mask in masks])
-    chosen = squared == schema.index_of(ventricle)
+    chosen = pixels_of(squared, schema.classes_of(ventricle))
     frames = tuple(_measure_frame(mask, schema, inside) for mask, inside in zip(squared, chosen, strict=True))
     areas = np.array([frame.areas[ventricle] for frame in frames])
     beat, no_beat = find_beat(areas)
@@ -226,7 +227,7 @@ def _count_falls(curve: _Curve, turn: float) -> int:
 
 def _measure_frame(mask: LabelMap, schema: LabelSchema, inside: npt.NDArray[np.bool_]) -> FrameAttributes:
     counts = np.bincount(mask.ravel(), minlength=schema.num_classes)
-    areas = {name: float(counts[index]) for index, name in enumerate(schema.structures, 1)}
+    areas = {name: float(counts[list(schema.classes_of(name))].sum()) for name in schema.structures}
     return FrameAttributes(areas, measure_discs(inside), centre(inside) if inside.any() else None)
 
 
@@ -286,7 +287,7 @@ def _neighbours(squared: LabelMap, schema: LabelSchema, ventricle: str, side: fl
         wall = walls[0]
         of = [(wall, [wall], _NEIGHBOUR_MM), (f"{ventricle}+{wall}", [ventricle, wall], _ALL_MM)]
     return [
-        _distance(np.isin(squared, [schema.index_of(name) for name in names]), shown, most, side)
+        _distance(pixels_of(squared, [index for name in names for index in schema.classes_of(name)]), shown, most, side)
         for shown, names, most in of
     ]
 

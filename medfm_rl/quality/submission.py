@@ -169,7 +169,7 @@ def collect_evidence(
                 features[place],
                 looks[place],
                 item.rules,
-                schema.num_classes,
+                schema.classes,
                 item.own_estimate,
             )
     return [found[row] for row in range(len(submissions))]

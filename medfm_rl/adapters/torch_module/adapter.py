@@ -17,8 +17,15 @@ from torch.nn import functional as F
 from medfm_rl.adapters.base import Sample, Scope, SegmenterAdapter, parameters_in_scope
 from medfm_rl.adapters.checkpoints import content_bytes
 from medfm_rl.adapters.description import DESCRIPTION
+from medfm_rl.adapters.overlapping import class_logits, classes_of_regions, count_channels, region_logits
 from medfm_rl.adapters.state_dicts import Place, load_weights
-from medfm_rl.adapters.torch_module.folder import DEFAULT_WEIGHTS, call_factory, network_settings, read_description
+from medfm_rl.adapters.torch_module.folder import (
+    DEFAULT_WEIGHTS,
+    OVERLAP,
+    call_factory,
+    network_settings,
+    read_description,
+)
 from medfm_rl.adapters.torch_module.scripts import copy_script, is_script, load_script, script_bytes, script_hash
 from medfm_rl.data.files import replace_folder_on_success
 from medfm_rl.errors import DataError, ModelError
@@ -32,6 +39,9 @@ _ALONE = Place()
 @final
 class TorchModuleAdapter(SegmenterAdapter):
     """Wraps a module from images `(B, C, *S)` to logits `(B, K, *S)`, in 2-D or 3-D. Classes are exclusive (softmax).
+
+    Where the structures of the schema overlap, the module gives a binary logit for each of the R structures,
+    `(B, R, *S)`, and the classes are their sets (`adapters.overlapping`).
 
     Args:
         module: The network. It is used as it is and owned by the adapter from here on.
@@ -85,7 +95,7 @@ class TorchModuleAdapter(SegmenterAdapter):
                 f"preprocessing.size {preprocessing.size}: each side must be a multiple of {divisor} for a UNet with "
                 f"{len(network.channels)} levels"
             )
-        module = build_unet(network, len(preprocessing.size), in_channels, schema.num_classes)
+        module = build_unet(network, len(preprocessing.size), in_channels, count_channels(schema))
         return cls(
             module,
             schema,
@@ -157,13 +167,13 @@ class TorchModuleAdapter(SegmenterAdapter):
 
             inferer = SlidingWindowInferer(self.patch_size, sw_batch_size=4, overlap=0.5, mode="gaussian")
             logits = inferer(images, self._run)
-        expected = (len(images), self.schema.num_classes, *images.shape[2:])
+        expected = (len(images), count_channels(self.schema), *images.shape[2:])
         if tuple(logits.shape) != expected:
             raise ModelError(
                 f"the network gives logits of shape {tuple(logits.shape)}, {expected} are needed for images of shape "
                 f"{tuple(images.shape)} and the classes {', '.join(self.schema.names)}; {_remedy(logits, expected)}"
             )
-        return logits
+        return class_logits(logits, self.schema)
 
     def _run(self, images: Tensor) -> Tensor:
         found = self.module(images)
@@ -177,6 +187,9 @@ class TorchModuleAdapter(SegmenterAdapter):
         raise ModelError(f"the network returns a {kind}; wrap it so that it returns the logits alone{example}")
 
     def restore(self, logits: Tensor, sample: Sample) -> LabelMap:
+        if self.schema.overlaps:
+            inside = self._to_native(region_logits(logits.detach().float()), sample) > 0
+            return self.schema.as_written(classes_of_regions(inside).cpu().numpy())
         labels = argmax_classes(self._to_native(logits.detach(), sample), dim=0)
         return labels.to(torch.uint8).cpu().numpy()
 
@@ -198,6 +211,7 @@ class TorchModuleAdapter(SegmenterAdapter):
             "weights": weights,
             "in_channels": self.in_channels,
             "schema": {"names": self.schema.names, "ids": self.schema.ids},
+            **({OVERLAP: True} if self.schema.overlaps else {}),
             "preprocessing": self.preprocessing.model_dump(mode="json"),
             "decoder_prefixes": self.decoder_prefixes,
             **({} if self.place == _ALONE else self.place.fields),
@@ -259,7 +273,10 @@ def _remedy(logits: Tensor, expected: tuple[int, ...]) -> str:
     if logits.ndim != len(expected):
         return "they have other axes"
     if logits.shape[1] != expected[1]:
-        return f"name the structures of its {logits.shape[1]} outputs, the background first, in schema of {DESCRIPTION}"
+        return (
+            f"name the structures of its {logits.shape[1]} outputs, the background first, in schema of {DESCRIPTION}; "
+            f"where they overlap and none is of the background, set {OVERLAP}: true there"
+        )
     return "make it resample them to the size of the image, or correct preprocessing.size"
 
 

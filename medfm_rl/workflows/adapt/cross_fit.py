@@ -128,7 +128,7 @@ def _by_patient(context: RunContext, policy: nn.Module, reviewed: ReviewedImages
     policy.eval()
     batches = reviewed.images.images.split(_BATCH)
     masks = torch.cat([argmax_classes(policy(batch.to(context.device)), dim=1).cpu() for batch in batches])
-    values = mean_dice(masks.to(torch.uint8), reviewed.masks, context.num_classes)
+    values = mean_dice(masks.to(torch.uint8), reviewed.masks, context.schema.classes)
     return _means(values, reviewed.images.patient_ids)
 
 

@@ -19,6 +19,7 @@ from medfm_rl.reward.network import RewardNet
 from medfm_rl.reward.score import compared_scores
 from medfm_rl.reward.shape_prior import ShapePrior
 from medfm_rl.seeding import torch_generator
+from medfm_rl.structures import Structures
 from medfm_rl.types import GridAxes
 
 RULES, VIEWS, SHAPES, REWARD = "rules", "views", "shape prior", "held-out reward"
@@ -63,7 +64,7 @@ class Raters:
         is_valid: Whether an action `(*S)` meets the anatomy rules, by how its axes run in the image.
         shape_prior: The autoencoder of masks.
         held_out: A reward network that no policy learned from.
-        num_classes: K.
+        structures: Class indices of each structure.
         intensity_channels: How many of the first channels of an image have an appearance; all where None.
         device: Where policies and reward network are.
     """
@@ -71,7 +72,7 @@ class Raters:
     is_valid: Callable[[Tensor, GridAxes], bool]
     shape_prior: ShapePrior
     held_out: RewardNet
-    num_classes: int
+    structures: Structures
     intensity_channels: int | None
     device: torch.device
 
@@ -97,12 +98,12 @@ class Raters:
             torch.cat(maps),
             np.array([float(self.is_valid(mask, images.axes_of(row))) for row, mask in enumerate(masks)]),
             np.concatenate(agreement),
-            mean_dice(masks, projected, self.num_classes),
+            mean_dice(masks, projected, self.structures),
         )
 
     def _agreement(self, policy: nn.Module, images: Tensor, own: Tensor, generator: torch.Generator) -> Values:
         look = randomise_appearance(images, None, _STRENGTH, generator, self.intensity_channels)
-        return mean_dice(own, argmax_classes(policy(look), dim=1).to("cpu", torch.uint8), self.num_classes)
+        return mean_dice(own, argmax_classes(policy(look), dim=1).to("cpu", torch.uint8), self.structures)
 
     def compare(self, before: RatedMasks, after: RatedMasks) -> Mapping[str, tuple[Values, Values]]:
         """By signal its values `(N,)` for the masks of two policies on the same images; more is better."""
@@ -110,18 +111,18 @@ class Raters:
             RULES: (before.valid, after.valid),
             VIEWS: (before.agreement, after.agreement),
             SHAPES: (before.plausibility, after.plausibility),
-            REWARD: paired_rewards(before, after, self.num_classes, self.device),
+            REWARD: paired_rewards(before, after, self.structures, self.device),
         }
 
 
-def mean_dice(masks: Tensor, others: Tensor, num_classes: int) -> Values:
+def mean_dice(masks: Tensor, others: Tensor, structures: Structures) -> Values:
     """Dice between masks `(N, *S)`, pair by pair, as the mean over the structures, `(N,)` in [0, 1]."""
     pairs = zip(masks.numpy(), others.numpy(), strict=True)
-    return np.array([float(dice(mask, other, num_classes).mean()) for mask, other in pairs])
+    return np.array([float(dice(mask, other, structures).mean()) for mask, other in pairs])
 
 
 def paired_rewards(
-    before: RatedMasks, after: RatedMasks, num_classes: int, device: torch.device
+    before: RatedMasks, after: RatedMasks, structures: Structures, device: torch.device
 ) -> tuple[Values, Values]:
     """Held-out rewards `(N,)` of the masks of two policies, image by image over the structures that either mask has.
 
@@ -131,6 +132,6 @@ def paired_rewards(
     scores: tuple[list[Tensor], list[Tensor]] = ([], [])
     for rows in torch.arange(len(before.maps)).split(_BATCH):
         one, other = ((of.maps[rows].to(device), of.actions[rows].to(device)) for of in (before, after))
-        for found, values in zip(scores, compared_scores(one, other, num_classes), strict=True):
+        for found, values in zip(scores, compared_scores(one, other, structures), strict=True):
             found.append(values.cpu())
     return torch.cat(scores[0]).numpy(), torch.cat(scores[1]).numpy()

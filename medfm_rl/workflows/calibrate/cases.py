@@ -71,7 +71,7 @@ def calibration_case(
     """A mask with its evidence and the truth `(*S)`."""
     evidence = collect_evidence([submission], reward, segmenter.patch_size, segmenter.schema, device)[0]
     truth = segmenter.preprocess_labels(ground_truth, submission.sample)
-    overlap = dice(submission.labels, ground_truth, segmenter.schema.num_classes)
+    overlap = dice(submission.labels, ground_truth, segmenter.schema.classes)
     return CalibrationCase(submission.case.patient_id, evidence, evidence.action == truth, overlap)
 
 

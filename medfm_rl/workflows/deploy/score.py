@@ -80,7 +80,7 @@ def score(
         own = request.masks is None and request.maker is None
         controller = run.controller(own, request.gates, request.policy)
         segmenter = controller.segmenter if own else None if request.maker is None else request.maker.segmenter
-        if segmenter is not None and segmenter.schema.names != controller.schema.names:
+        if segmenter is not None and segmenter.schema.class_names != controller.schema.class_names:
             raise ModelError(
                 f"the model segments {', '.join(segmenter.schema.structures)}, the quality model assesses "
                 f"{', '.join(controller.schema.structures)}; they must be of one anatomy"

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from medfm_rl.adapters import SegmenterAdapter
-from medfm_rl.data.checks import CaseFacts, case_facts, image_facts, mask_facts
+from medfm_rl.data.checks import CaseFacts, case_facts, facts_by_schema, image_facts
 from medfm_rl.data.each_case import case_alone
 from medfm_rl.data.files import replace_on_success
 from medfm_rl.data.images import hash_image, write_image, write_labels
@@ -222,7 +222,7 @@ class ScoringQueue:
                 labels = read_labels(
                     self._mask(file), controller.schema, case.shape, case.geometry, self.in_masks, case.frame
                 )
-            mask = mask_facts(labels, dict(enumerate(controller.schema.names)))
+            mask = facts_by_schema(labels, controller.schema)
             self.facts[file.case_id] = replace(self.facts[file.case_id], mask=mask)
             return controller.submit(case, labels)
         if self.segmenter is controller.segmenter:
