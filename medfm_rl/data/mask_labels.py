@@ -6,7 +6,9 @@ import logging
 from collections.abc import Mapping
 from pathlib import Path
 
+from medfm_rl.data.files import write_json
 from medfm_rl.data.layouts import described_labels
+from medfm_rl.data.layouts.description import DESCRIPTION
 from medfm_rl.errors import ConfigError
 from medfm_rl.structures import JOINS
 from medfm_rl.types import BACKGROUND, LabelSchema
@@ -103,6 +105,15 @@ def labels_in_masks(text: str | None, masks: Mapping[str, Path], schema: LabelSc
         return parse_mask_labels(text, schema)
     described = None if not masks else described_labels(next(iter(masks.values())).parent)
     return None if described is None else described.schema_for(schema)
+
+
+def write_class_names(folder: Path, schema: LabelSchema) -> None:
+    """Writes what the integers in masks of structures that overlap mean, as `dataset.json` beside them.
+
+    Nothing is written where structures exclude each other: their integers are those of the segmenter.
+    """
+    if schema.overlaps and folder.is_dir():
+        write_json(folder / DESCRIPTION, {"labels": schema.integers})
 
 
 def parse_structures(text: str) -> LabelSchema:

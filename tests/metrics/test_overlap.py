@@ -8,7 +8,7 @@ from hypothesis.extra import numpy as hnp
 from sklearn.metrics import f1_score
 
 from medfm_rl.metrics.overlap import dice
-from medfm_rl.structures import exclusive
+from medfm_rl.structures import exclusive, overlapping
 
 K = 4
 
@@ -64,3 +64,10 @@ def test_a_class_beyond_the_schema_is_refused_and_not_counted_as_another() -> No
     for pair in [(stranger, np.zeros_like(stranger)), (np.zeros_like(stranger), stranger)]:
         with pytest.raises(ValueError, match="class index 2 found, there are 2 classes"):
             dice(*pair, exclusive(2))
+
+
+@given(st.data())
+def test_dice_of_regions_is_that_of_each_region_alone(data: st.DataObject) -> None:
+    first, second = (data.draw(hnp.arrays(np.uint8, (5, 6), elements=st.integers(0, 7))) for _ in range(2))
+    alone = [dice(first >> bit & 1, second >> bit & 1, exclusive(2))[0] for bit in range(3)]
+    assert np.array_equal(dice(first, second, overlapping(3)), alone)

@@ -9,7 +9,7 @@ from hypothesis.extra import numpy as hnp
 from scipy.spatial.distance import cdist
 
 from medfm_rl.metrics.surface import surface_distances
-from medfm_rl.structures import exclusive
+from medfm_rl.structures import exclusive, overlapping
 
 
 def square(row: int, column: int, side: int = 3, shape: tuple[int, int] = (8, 9)) -> np.ndarray:
@@ -135,3 +135,11 @@ def test_distances_are_those_of_monai(shape: tuple[int, ...], spacing: tuple[flo
 def test_masks_of_other_sizes_are_refused() -> None:
     with pytest.raises(ValueError, match=r"size \(4, 4\), ground truth \(4, 1\)"):
         surface_distances(np.ones((4, 4), np.uint8), np.ones((4, 1), np.uint8), exclusive(2), None)
+
+
+def test_distances_of_regions_are_those_of_each_region_alone() -> None:
+    first, second = (np.random.default_rng(seed).integers(0, 4, (9, 10)).astype(np.uint8) for seed in (0, 1))
+    together = surface_distances(first, second, overlapping(2), (2.0, 1.0))
+    for bit in range(2):
+        alone = surface_distances(first >> bit & 1, second >> bit & 1, exclusive(2), (2.0, 1.0))
+        assert [found[bit] for found in together] == [found[0] for found in alone]

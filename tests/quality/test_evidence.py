@@ -13,9 +13,9 @@ from hypothesis.extra import numpy as hnp
 from medfm_rl.anatomy.profiles import RuleResult
 from medfm_rl.errors import ModelError
 from medfm_rl.metrics.overlap import dice
-from medfm_rl.quality.evidence import FEATURES, OWN_ESTIMATE, Evidence, confidence_in, expected_dice
+from medfm_rl.quality.evidence import FEATURES, OWN_ESTIMATE, Evidence, confidence_in, expected_dice, soft_dice
 from medfm_rl.quality.model import PixelCalibration
-from medfm_rl.structures import exclusive
+from medfm_rl.structures import exclusive, overlapping
 
 
 def test_a_map_of_ones_expects_a_perfect_mask() -> None:
@@ -138,3 +138,24 @@ def test_the_numbers_of_a_structure() -> None:
     assert first["size"] == pytest.approx(0.5)
     assert (first["rules_failed"], first["all_rules_failed"]) == (1, 2)
     assert (second["rules_failed"], second["size"], second["expected_dice"], second["contour_reward"]) == (1, 0, 0, 0)
+
+
+def test_a_wrong_pixel_may_still_be_of_the_region_that_it_is_in() -> None:
+    action = torch.zeros(1, 20, 20, dtype=torch.long)
+    action[:, 5:15, 5:15], action[:, 8:12, 8:12] = 1, 3
+    sure = torch.ones(1, 20, 20)
+    assert expected_dice(sure, action, overlapping(2)).tolist() == [[1.0, 1.0]]
+    # All 16 pixels of class 3 are wrong. 12 of them have class 1 within 5 % of 20 pixels, which is of region 0 too;
+    # what the other 4 should have been nothing tells.
+    whole, inner = expected_dice(torch.where(action == 3, 0.0, 1.0), action, overlapping(2))[0].tolist()
+    assert whole == pytest.approx(2 * (84 + 12) / (100 + 84 + 12))
+    assert inner == 0
+
+
+def test_soft_dice_of_regions_is_that_of_their_probabilities() -> None:
+    probabilities = torch.rand(4, 6, 6, generator=torch.Generator().manual_seed(0)).softmax(dim=0)
+    action = torch.randint(4, (6, 6), generator=torch.Generator().manual_seed(1))
+    found = soft_dice(probabilities, action, overlapping(2))
+    for bit, classes in enumerate(overlapping(2)):
+        p, inside = probabilities[list(classes)].sum(dim=0), (action >> bit & 1).float()
+        assert float(found[bit]) == pytest.approx(float(2 * (p * inside).sum() / (inside.sum() + p.sum())))

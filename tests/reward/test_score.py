@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from scipy import ndimage
 
 from medfm_rl.reward.score import compared_scores, dilate, paired_scores, structure_scores
-from medfm_rl.structures import exclusive
+from medfm_rl.structures import exclusive, overlapping
 
 
 def test_the_region_of_a_structure_is_itself_and_three_pixels_around() -> None:
@@ -120,3 +120,13 @@ def test_masks_grow_as_far_along_every_axis(shape: tuple[int, ...], reach: int) 
     expected = pool(masks.float(), kernel_size=2 * reach + 1, stride=1, padding=reach)
     assert torch.equal(dilate(masks.float(), reach), expected)
     assert torch.equal(dilate(masks, reach), expected.bool())
+
+
+def test_scores_of_regions_are_those_of_each_region_alone() -> None:
+    generator = torch.Generator().manual_seed(0)
+    maps = torch.rand(2, 12, 12, generator=generator)
+    actions = torch.randint(4, (2, 12, 12), generator=generator)
+    actions[1][actions[1] == 2] = 0
+    scores = structure_scores(maps, actions, overlapping(2))
+    for bit in range(2):
+        assert torch.equal(scores[:, bit], structure_scores(maps, actions >> bit & 1, exclusive(2))[:, 0])

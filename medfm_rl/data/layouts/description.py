@@ -41,7 +41,7 @@ class DescribedLabels:
         return isinstance(self.labels, dict) and any(isinstance(value, list) for value in self.labels.values())
 
     def regions(self) -> tuple[dict[str, tuple[int, ...]], int]:
-        """The integers that each of overlapping structures takes in, by its name as it is spelled there; the background.
+        """The integers of each of structures that overlap, by its name as it is spelled there, and the background.
 
         Raises:
             DataError: It says something else, or contradicts itself.
@@ -149,8 +149,8 @@ class DescribedLabels:
         if missing:
             raise DataError(
                 f"{self.path}: labels ({', '.join(regions)}) has no {' and no '.join(missing)}, and the segmenter "
-                f"segments {', '.join(schema.structures)}; masks are read by the names, so name the structures there as "
-                "the segmenter does"
+                f"segments {', '.join(schema.structures)}; masks are read by the names, so name the structures there "
+                "as the segmenter does"
             )
         return self._schema_of_regions({name: named[_same(name)] for name in schema.structures}, background)
 
