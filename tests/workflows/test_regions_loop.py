@@ -1,4 +1,4 @@
-"""The loop on a region-based nnU-Net: structures that nest, from settings to an exported folder, by the command line."""
+"""The loop on a region-based nnU-Net: structures that nest, from settings to an exported folder."""
 
 from __future__ import annotations
 
@@ -66,10 +66,8 @@ def test_nested_regions_are_adapted_scored_corrected_evaluated_and_exported(
     tiny = {"channels": [4, 8], "residual_units": 0}
     settings = {
         "segmenter": {"kind": "nnunet", "folder": str(model), "mirroring": False},
-        **{
-            name: {"path": str(tmp_path / part), "layout": "nnunet"}
-            for name, part in (("source", "a"), ("target", "b"))
-        },
+        "source": {"path": str(tmp_path / "a"), "layout": "nnunet"},
+        "target": {"path": str(tmp_path / "b"), "layout": "nnunet"},
         "output": str(tmp_path / "run"),
         "fine_tuning": {"steps": 2, "batch_size": 2},
         "collect": {"source_images": 16, "target_images": 4, "actions_per_image": 2},
@@ -94,14 +92,9 @@ def test_nested_regions_are_adapted_scored_corrected_evaluated_and_exported(
     # The masks that it wrote, given as those of somebody else, get the same scores.
     given = ("--masks", tmp_path / "s" / "labels", "--layout", "nnunet")
     assert call(monkeypatch, "score", run, "--images", images, "--out", tmp_path / "again", *given) == 0
-    predicted = [
-        [
-            (row["structure"], row["predicted_dice"], row["mean_reward"])
-            for row in rows_of(tmp_path / name / "scores.csv")
-        ]
-        for name in ("s", "again")
-    ]
-    assert predicted[0] == predicted[1]
+    first, second = (rows_of(tmp_path / name / "scores.csv") for name in ("s", "again"))
+    columns = ("structure", "predicted_dice", "mean_reward")
+    assert [[row[name] for name in columns] for row in first] == [[row[name] for name in columns] for row in second]
 
     assert call(monkeypatch, "evaluate", run, tmp_path / "b", "--out", tmp_path / "e", "--layout", "nnunet") == 0
     adapted = load_model(run, "cpu").segmenter
