@@ -285,7 +285,7 @@ class LabelSchema:
         if order is None:
             index_of = {background: 0} | _classes_of_labels(taken_in)
             of_class = {index: label for label, index in reversed(index_of.items())}
-            ids = [of_class.get(index, -1) for index in range(2**count)]
+            ids = [background, *(of_class.get(index, -1) for index in range(1, 2**count))]
         else:
             # The highest bit of a class is the last of its regions.
             ids = [background, *(order[index.bit_length() - 1] for index in range(1, 2**count))]

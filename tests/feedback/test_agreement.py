@@ -72,7 +72,10 @@ def test_masks_of_overlapping_structures_are_compared_by_structure_and_taught_by
     store = FeedbackStore.create(tmp_path / "feedback.sqlite")
     given = (("r1", first), ("r2", second))
     store.add(
-        [correction(reviewer=reviewer, mask_sha256=mask.sha256, replaces_sha256=None) for reviewer, mask in given],
+        [
+            correction(reviewer=reviewer, mask_sha256=mask.sha256, replaces_sha256=None, changed=())
+            for reviewer, mask in given
+        ],
         [first, second],
     )
     (pair,) = agreement(store, store.entries(), "staple")
