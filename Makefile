@@ -24,6 +24,12 @@ install: $(VENV)/.installed ## install the package and its tools into .venv
 demo: install ## adapt a segmenter on simulated echo; report in runs/demo/report.html
 	$(BIN)/medfm-rl demo --out runs/demo
 
+.PHONY: desk
+desk: install ## review the masks of the demo in a browser; makes the demo where there is none
+	@test -f runs/demo/quality/scores.json || $(BIN)/medfm-rl demo --out runs/demo
+	$(BIN)/medfm-rl desk --new --store runs/demo/feedback.sqlite --scores runs/demo/quality --accepted \
+		--run runs/demo/run --jobs runs/demo/jobs
+
 .PHONY: test
 test: lint types imports docs unit ## everything the project tests
 

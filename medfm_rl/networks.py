@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from typing import Final
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +15,8 @@ from medfm_rl.errors import ConfigError
 from medfm_rl.settings import NetworkSettings
 from medfm_rl.structures import Structures, exclusive
 from medfm_rl.types import LabelSchema
+
+_PIXELS_AT_ONCE: Final = 1 << 20
 
 
 def build_unet(settings: NetworkSettings, spatial_dims: int, in_channels: int, out_channels: int) -> nn.Module:
@@ -76,6 +79,20 @@ class PaddedNetwork(nn.Module):
         margins = [margin for amount in reversed(short) for margin in (0, amount)]
         padded: Tensor = self.model(F.pad(images, margins, mode="replicate"))
         return padded[(slice(None), slice(None), *(slice(0, side) for side in images.shape[2:]))]
+
+
+def images_at_once(grid: Sequence[int], most: int = 16) -> int:
+    """How many images of that grid a network is shown at once, in training and elsewhere; at least one.
+
+    As many as have a million pixels together: 16 of 256 x 256, 4 of 512 x 512, one of 96 x 160 x 160. So what the
+    activations need does not grow with the images. Of a larger batch the gradients are summed, which is the same but
+    for rounding; where it is not larger, nothing is other than without this.
+
+    Args:
+        grid: `(*S)`.
+        most: Images at most.
+    """
+    return max(1, min(most, _PIXELS_AT_ONCE // max(1, math.prod(grid))))
 
 
 def choose_device(name: str) -> torch.device:
@@ -142,6 +159,15 @@ def argmax_classes(logits: Tensor, dim: int) -> Tensor:
     """
     largest: Tensor = logits.max(dim=dim).indices
     return largest
+
+
+def argmax_masks(segmenter: nn.Module, images: Tensor) -> Tensor:
+    """The argmax of a segmenter's logits of images `(N, C, *S)`, `(N, *S)` int64, a few images at a time.
+
+    No gradient is kept where the caller keeps none.
+    """
+    parts = images.split(images_at_once(images.shape[2:]))
+    return torch.cat([argmax_classes(segmenter(part), dim=1) for part in parts])
 
 
 def fill_network(module: nn.Module, state: Mapping[str, Tensor]) -> None:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import locale
 import os
+import resource
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -116,3 +118,19 @@ def simulated_echo(tmp_path_factory: pytest.TempPathFactory) -> Path:
     simulate_dataset(folder / "a", vendor("cart"), 6, seed=0, size=(32, 32))
     simulate_dataset(folder / "b", vendor("handheld"), 6, seed=0, size=(32, 32), first=101)
     return folder
+
+
+@pytest.fixture
+def full_disk() -> Callable[[], AbstractContextManager[None]]:
+    """Within it, no file can grow beyond 100 bytes: writing fails as it does on a full disk."""
+
+    @contextmanager
+    def limit() -> Iterator[None]:
+        soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100, hard))
+        try:
+            yield
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+    return limit

@@ -46,7 +46,8 @@ from medfm_rl.adapters import SegmenterAdapter, TorchModuleAdapter
 from medfm_rl.data.files import replace_folder_on_success
 from medfm_rl.metrics.overlap import dice
 from medfm_rl.policies import ACTOR
-from medfm_rl.reward.actions import ActionDataset, ActionRecords
+from medfm_rl.reward.actions import ActionRecords
+from medfm_rl.reward.dataset import ActionDataset
 from medfm_rl.reward.network import RewardEnsemble, RewardNet
 from medfm_rl.reward.score import structure_scores
 from medfm_rl.runs.folder import RunFolder
@@ -86,13 +87,14 @@ class Ablation:
     @torch.no_grad()
     def _knowledge(self) -> dict[str, Any]:
         run, source = self._adapted(DEFAULT), self.laboratory.source_model().eval()
-        images, truth = load_labelled(self.laboratory.held_out(), source, quiet, "held-out images")
+        loaded, truths = load_labelled(self.laboratory.held_out(), source, quiet, "held-out images")
+        images, truth = loaded.images[:], truths[:]
         policies = {
             "source model": source,
             START: self._with_weights(run.fine_tuned),
             "trained on the target": TorchModuleAdapter.load(self.laboratory.trained(self.shift.folders.target)[0]),
         }
-        masks = {name: predict(policy, images.images) for name, policy in policies.items()}
+        masks = {name: predict(policy, images) for name, policy in policies.items()}
         structures = source.schema.classes
         networks: dict[str, RewardNet | RewardEnsemble] = {
             "held-out reward": RewardNet.load(run.held_out_reward),
@@ -102,7 +104,7 @@ class Ablation:
             name: {
                 "dice": _dice(found, truth, structures),
                 **{
-                    kind: reward_scores(network, images.images, found, structures).tolist()
+                    kind: reward_scores(network, images, found, structures).tolist()
                     for kind, network in networks.items()
                 },
             }
@@ -154,7 +156,7 @@ class Ablation:
             RewardEnsemble.load(run.final_reward),
             known.images,
             known.references,
-            target.images,
+            target.images[:],
             config.ppo,
             self.seed,
         )

@@ -127,12 +127,12 @@ class MethodCells:
     def _baseline(self, method: str) -> tuple[SegmenterAdapter, float, None]:
         baseline, source_model = BASELINES[method], self.laboratory.source_model()
         target = load_images(files_of(self.shift.folders.target), source_model, quiet, "target images")
-        source = load_labelled(files_of(self.shift.folders.source), source_model, quiet, "source images")
+        images, masks = load_labelled(files_of(self.shift.folders.source), source_model, quiet, "source images")
         problem = Problem(
             source_model,
             target,
-            None if baseline.source_free else source,
-            source[1],
+            None if baseline.source_free else (images, masks[:]),
+            masks[:],
             self.laboratory.anatomy(source_model),
             self.laboratory.seed,
         )

@@ -18,7 +18,7 @@ from medfm_rl.seeding import torch_generator
 def adabn(problem: Problem, progress: Progress) -> TorchModuleAdapter:
     """Batch statistics of the target in the place of those of the source."""
     adapter = copy.deepcopy(problem.source_model)
-    estimate_statistics(adapter, problem.target.images.split(BATCH))
+    estimate_statistics(adapter, problem.target.images[:].split(BATCH))
     progress("AdaBN", 1, 1)
     return adapter
 
@@ -32,7 +32,7 @@ def tent(problem: Problem, progress: Progress) -> TorchModuleAdapter:
 def _minimise_entropy(problem: Problem, learning_rate: float, progress: Progress) -> TorchModuleAdapter:
     adapter = copy.deepcopy(problem.source_model)
     minimise_entropy(adapter, _shuffled(problem, progress), learning_rate)
-    estimate_statistics(adapter, problem.target.images.split(BATCH))
+    estimate_statistics(adapter, problem.target.images[:].split(BATCH))
     return adapter
 
 

@@ -43,7 +43,7 @@ class Problem:
     def labelled_source(self) -> tuple[Tensor, Tensor]:
         """Source images `(N, C, *S)` and their ground truth `(N, *S)`."""
         assert self.source is not None, "this baseline was said to need no source images"
-        return self.source[0].images, self.source[1]
+        return self.source[0].images[:], self.source[1]
 
     def with_module(self, module: nn.Module) -> TorchModuleAdapter:
         """The source model with another network in the place of its own."""
@@ -60,7 +60,7 @@ def predict(segmenter: nn.Module, images: Tensor) -> Tensor:
 
 def steadiness(segmenter: nn.Module, problem: Problem) -> float:
     """Mean over the target images of the Dice between their masks in two appearances; 0 where the mask is not valid."""
-    images = problem.target.images
+    images = problem.target.images[:]
     shown = randomise_appearance(images, None, 0.5, torch_generator(problem.seed, "steadiness"))
     total = 0.0
     for plain, other in zip(predict(segmenter, images).numpy(), predict(segmenter, shown).numpy(), strict=True):

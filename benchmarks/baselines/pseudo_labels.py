@@ -32,7 +32,7 @@ def _self_train(problem: Problem, threshold: float, progress: Progress) -> Torch
     generator = torch_generator(problem.seed, "self-training")
     optimiser = torch.optim.AdamW(adapter.parameters(), lr=_LEARNING_RATE, weight_decay=1e-4)
     for round_ in range(rounds):
-        labels = confident_labels(adapter, problem.target.images, threshold)
+        labels = confident_labels(adapter, problem.target.images[:], threshold)
         for step in range(steps):
             rows = torch.randint(len(labels), (BATCH,), generator=generator)
             # Ignored pixels are a class of their own while the mask is moved with the image.

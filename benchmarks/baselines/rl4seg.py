@@ -176,7 +176,7 @@ def _collect(
     policy: TorchModuleAdapter, correction: _Correction, problem: Problem, generator: torch.Generator
 ) -> tuple[_Records | None, dict[int, Tensor]]:
     """Actions with their references, where there are any, and the masks that are good enough for PPO, by image."""
-    images, anatomy = problem.target.images, problem.anatomy
+    images, anatomy = problem.target.images[:], problem.anatomy
     masks = predict(policy, images)
     sampled = torch.cat([DenseCategorical(policy(batch)).sample(generator) for batch in images.split(BATCH)])
     corrected = correction.prior.project(masks)
@@ -275,7 +275,7 @@ def _ppo(
 ) -> None:
     """Leaves the policy in evaluation mode, and it and the critic as they were after the best epoch."""
     entropy_weight, divergence_weight = 0.3 / (2 * iteration), 0.1 / (2 * iteration)
-    images, reference = problem.target.images, copy.deepcopy(problem.source_model).eval()
+    images, reference = problem.target.images[:], copy.deepcopy(problem.source_model).eval()
     actor_optimiser = torch.optim.Adam(policy.parameters(), lr=recipe.learning_rate)
     critic_optimiser = torch.optim.Adam(critic.parameters(), lr=recipe.learning_rate)
     best, best_states = float("-inf"), (policy.state_dict(), critic.state_dict())

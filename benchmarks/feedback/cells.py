@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.feedback.judgements import KNOWLEDGE
 from benchmarks.harness.recording import RESULTS
 from medfm_rl.correction.acceptance import HARM
 from medfm_rl.data.files import write_json
@@ -20,6 +21,8 @@ FINE_TUNING = "fine-tuning"
 """Ours without PPO: a candidate of every run of ours."""
 CONTROLS = (AGAIN, TUNED)
 METHODS = (NONE, UPPER, OURS, *CONTROLS)
+LADDER = {knowledge: f"ours from {knowledge}" for knowledge in KNOWLEDGE}
+"""Methods that know less than masks, by what they know."""
 _DIGITS = 4
 
 
@@ -29,7 +32,7 @@ class Cell:
 
     Attributes:
         shift: Name of the shift.
-        method: One of `METHODS`.
+        method: One of `METHODS`, or of `LADDER`.
         k: Reviewed patients.
         seed: Of everything.
         patients: One per case, the cases sorted.
@@ -40,6 +43,8 @@ class Cell:
         commit: Of the code.
         chosen: Name of the candidate that was returned; None where there were no candidates.
         candidates: By name, the Dice of every candidate on the same cases.
+        ventricle: By `before` and `after`, how wrong the ventricle is (`ventricle_errors`); empty where nothing is
+            learned from its size.
     """
 
     shift: str
@@ -54,6 +59,7 @@ class Cell:
     commit: str
     chosen: str | None = None
     candidates: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
+    ventricle: Mapping[str, Mapping[str, tuple[float, ...]]] = field(default_factory=dict)
 
     @property
     def key(self) -> tuple[str, str, int, int]:

@@ -6,6 +6,7 @@ import copy
 import shutil
 import time
 from pathlib import Path
+from typing import Any
 
 import torch
 from monai.losses import DiceCELoss
@@ -14,7 +15,8 @@ from torch import Tensor
 
 from benchmarks.adaptation.cells import measure
 from benchmarks.adaptation.methods import Stopwatch
-from benchmarks.feedback.cells import AGAIN, NONE, OURS, TUNED, UPPER, Cell, Cells, rounded
+from benchmarks.feedback.cells import AGAIN, LADDER, NONE, OURS, TUNED, UPPER, Cell, Cells, rounded
+from benchmarks.feedback.judgements import AREAS, KINDS, target_in_millimetres, tell, ventricle_errors
 from benchmarks.feedback.reviewers import patients_in_order, review, source_with_reviewed, target_without_masks
 from benchmarks.harness.laboratory import Laboratory, adapt_config, files_of, read_selection
 from benchmarks.harness.recording import quiet
@@ -57,8 +59,9 @@ class FeedbackCells:
         print(f"  {method}, {k} reviewed", flush=True)
         chosen: str | None = None
         candidates: dict[str, tuple[float, ...]] = {}
-        if method == OURS:
-            segmenter, seconds, chosen, candidates = self._ours(k)
+        known = next((knowledge for knowledge, name in LADDER.items() if name == method), None)
+        if method == OURS or known is not None:
+            segmenter, seconds, chosen, candidates = self._ours(k, known)
         elif method == TUNED:
             segmenter, seconds = self._tuned(k)
         else:
@@ -77,6 +80,7 @@ class FeedbackCells:
                 str(self.laboratory.started_in["commit"]),
                 chosen,
                 candidates,
+                {} if known is None else self._ventricle(segmenter),
             )
         )
 
@@ -89,17 +93,20 @@ class FeedbackCells:
             )
         return folders.source if method == NONE else folders.target
 
-    def _ours(self, k: int) -> tuple[SegmenterAdapter, float, str, dict[str, tuple[float, ...]]]:
-        """The returned segmenter, seconds, and what every candidate was worth on the held-out patients."""
+    def _ours(self, k: int, knowledge: str | None) -> tuple[SegmenterAdapter, float, str, dict[str, tuple[float, ...]]]:
+        """The returned segmenter, seconds, and what every candidate was worth on the held-out patients.
+
+        Args:
+            k: Patients of whom something is known.
+            knowledge: What; None for the experts' masks.
+        """
         laboratory, folders = self.laboratory, self.shift.folders
-        folder = laboratory.runs / "ours" / f"{self.shift.name}-{k}-seed-{laboratory.seed}"
-        target = target_without_masks(folders.target, folders.target.with_name(f"{folders.target.name}-without-masks"))
+        name = f"{k}" if knowledge is None else f"{knowledge}-{k}"
+        folder = laboratory.runs / "ours" / f"{self.shift.name}-{name}-seed-{laboratory.seed}"
+        target = self._target(knowledge)
         changes = {"seed": laboratory.seed, **laboratory.budget.adapt}
         if k > 0:
-            store = folder / "feedback.sqlite"
-            if not store.exists():
-                review(store, folders.target, self.order[:k], self.schema)
-            changes["feedback"] = {"store": str(store)}
+            changes["feedback"] = self._feedback(folder / "feedback.sqlite", k, knowledge, target)
         segmenter = {"kind": "torch", "folder": laboratory.trained(folders.source)[0]}
         config = adapt_config(segmenter, target, folders.source, folder / "run", self.shift.anatomy, changes)
         watch = Stopwatch(folder / "elapsed.json")
@@ -109,6 +116,32 @@ class FeedbackCells:
         candidates = {each.name: self._dice_of(run, each.name) for each in selection.candidates}
         shutil.rmtree(run.actions, ignore_errors=True)
         return TorchModuleAdapter.load(run.model), seconds, selection.chosen, candidates
+
+    def _feedback(self, store: Path, k: int, knowledge: str | None, target: Path) -> dict[str, Any]:
+        """Settings that learn from a store, which is filled unless it is there."""
+        with_masks, reviewed = self.shift.folders.target, self.order[:k]
+        if knowledge is None:
+            if not store.exists():
+                review(store, with_masks, reviewed, self.schema)
+            return {"store": str(store)}
+        if not store.exists():
+            tell(store, knowledge, target, with_masks, reviewed, self.laboratory.source_model())
+        return {"store": str(store), "kinds": [KINDS.get(knowledge, knowledge)]}
+
+    def _target(self, knowledge: str | None) -> Path:
+        """The images that `adapt` sees, without masks."""
+        target = self.shift.folders.target
+        if knowledge == AREAS:
+            return target_in_millimetres(target, target.with_name(f"{target.name}-in-mm"))
+        return target_without_masks(target, target.with_name(f"{target.name}-without-masks"))
+
+    def _ventricle(self, adapted: SegmenterAdapter) -> dict[str, dict[str, tuple[float, ...]]]:
+        """How wrong the ventricle is before and after; nothing where there is none."""
+        if not self.shift.is_echo:
+            return {}
+        models: dict[str, SegmenterAdapter] = {"before": self.laboratory.source_model(), "after": adapted}
+        files = self.laboratory.held_out()
+        return {when: ventricle_errors(model.segment, files, self.schema) for when, model in models.items()}
 
     def _dice_of(self, run: RunFolder, name: str) -> tuple[float, ...]:
         policy = self.laboratory.source_model()
@@ -130,7 +163,7 @@ class FeedbackCells:
         kept = source_model
         before = self._source_dice(source_model)
         for learning_rate in _LEARNING_RATES:
-            tuned = self._steps(source_model, images.images, masks, learning_rate)
+            tuned = self._steps(source_model, images.images[:], masks[:], learning_rate)
             if self._source_dice(tuned) < before - 0.01:
                 break
             kept = tuned

@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 
 from benchmarks.feedback.cells import (
     CONTROLS,
+    LADDER,
     METHODS,
     NONE,
     OURS,
@@ -24,6 +25,7 @@ from benchmarks.feedback.cells import (
     ppo_gain,
     regret,
 )
+from benchmarks.feedback.judgements import AREAS, FRACTIONS, GRADES, PREFERENCES, VERDICTS
 from benchmarks.harness.panels import save
 from benchmarks.harness.recording import RESULTS, write_results
 from benchmarks.harness.shifts import TITLES, is_simulated
@@ -57,12 +59,51 @@ def summarise(cells: Cells) -> dict[str, Any]:
         "ahead_of_controls": {shift: _ahead(cells, shift) for shift in shifts},
         "ppo_gain": {shift: {k: _as_dict(ppo_gain(cells.get(shift, OURS, k))) for k in _PPO_AT} for shift in shifts},
         "selection_regret": {shift: {k: regret(cells.get(shift, OURS, k)) for k in reviewed} for shift in shifts},
+        **_of_less_than_masks(cells, shifts),
         "minutes": {
             shift: {k: _median([cell.minutes for cell in cells.get(shift, OURS, k).values()]) for k in reviewed}
             for shift in shifts
         },
         "seeds": {shift: sorted({cell.seed for cell in cells if cell.shift == shift}) for shift in shifts},
     }
+
+
+def _of_less_than_masks(cells: Cells, shifts: Sequence[str]) -> dict[str, Any]:
+    """What grades, preferences and reports bring: shares of the gap, errors of the ventricle, change of Dice."""
+    fractions = {shift: _latest(cells, shift, FRACTIONS) for shift in shifts}
+    return {
+        **{
+            f"{knowledge}_gap_recovered": {
+                shift: gap_recovered(cells.get(shift, NONE, 0), own, cells.get(shift, UPPER, 0))
+                for shift in shifts
+                if (own := _latest(cells, shift, knowledge)) and _has_gap(cells, shift)
+            }
+            for knowledge in (GRADES, VERDICTS, PREFERENCES, AREAS)
+        },
+        **{
+            f"area_error_{when}": {
+                shift: _ventricle(own, when, "area") for shift in shifts if (own := _latest(cells, shift, AREAS))
+            }
+            for when in ("before", "after")
+        },
+        **{
+            f"ef_mae_{when}": {shift: _ventricle(own, when, "EF") for shift, own in fractions.items() if own}
+            for when in ("before", "after")
+        },
+        "ef_dice_change": {
+            shift: _as_dict(difference(cells.get(shift, NONE, 0), own)) for shift, own in fractions.items() if own
+        },
+    }
+
+
+def _latest(cells: Cells, shift: str, knowledge: str) -> dict[int, Cell]:
+    """The cells with the most patients of whom that is known."""
+    found = [cell.k for cell in cells if (cell.shift, cell.method) == (shift, LADDER[knowledge])]
+    return cells.get(shift, LADDER[knowledge], max(found)) if found else {}
+
+
+def _ventricle(own: Mapping[int, Cell], when: str, measure: str) -> float:
+    return float(np.mean([np.mean(cell.ventricle[when][measure]) for cell in own.values()]))
 
 
 def _has_gap(cells: Cells, shift: str) -> bool:
@@ -116,7 +157,7 @@ def table(cells: Cells, quick: bool) -> str:
             "without PPO [interval] | regret | returned | minutes |",
             "|---" * 13 + "|",
         ]
-        for method in METHODS:
+        for method in (*METHODS, *LADDER.values()):
             for k in sorted({cell.k for cell in cells if (cell.shift, cell.method) == (shift, method)}):
                 lines.append(_row(method, k, cells.get(shift, method, k), none, upper))
     return "\n".join(lines) + "\n"
@@ -124,7 +165,8 @@ def table(cells: Cells, quick: bool) -> str:
 
 def _row(method: str, k: int, own: Mapping[int, Cell], none: Mapping[int, Cell], upper: Mapping[int, Cell]) -> str:
     gain, gap, harm = difference(none, own), gap_recovered(none, own, upper), harm_rate(none, own)
-    ppo = ppo_gain(own) if method == OURS else None
+    is_ours = method == OURS or method in LADDER.values()
+    ppo = ppo_gain(own) if is_ours else None
     lost = regret(own)
     distances = [value for cell in own.values() for value in cell.hd95 if value is not None]
     bare = method == NONE
@@ -141,7 +183,7 @@ def _row(method: str, k: int, own: Mapping[int, Cell], none: Mapping[int, Cell],
             "" if bare or harm is None else f"{100 * harm:.1f}",
             "" if ppo is None else interval(asdict(ppo), 4),
             "" if lost is None else f"{100 * lost:.2f}",
-            ", ".join(str(own[seed].chosen) for seed in sorted(own)) if method == OURS else "",
+            ", ".join(str(own[seed].chosen) for seed in sorted(own)) if is_ours else "",
             "" if bare else f"{np.median([cell.minutes for cell in own.values()]):.1f}",
         ]
     )

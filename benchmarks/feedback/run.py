@@ -15,11 +15,17 @@ measured too; the fine-tuned policy is ours without PPO.
 `fine-tuned on the same`: the source model fine-tuned on the reviewed images alone; of three learning rates the highest
 that costs at most a Dice point on held-out source patients.
 `upper`: trained on the labels of all target patients.
+
+    python -m benchmarks.feedback.run --shifts camus-4ch-2ch --methods none --knowledge grades areas EF
+
+`ours from grades` and its like: `adapt` with a store that knows less than masks (how, `benchmarks.feedback.judgements`
+says; the reviewers are SIMULATED), of all target patients or of `--judged` of them.
 """
 
 from __future__ import annotations
 
-from benchmarks.feedback.cells import METHODS, NONE, UPPER, Cells
+from benchmarks.feedback.cells import LADDER, METHODS, NONE, UPPER, Cells
+from benchmarks.feedback.judgements import KNOWLEDGE
 from benchmarks.feedback.methods import FeedbackCells
 from benchmarks.feedback.report import report
 from benchmarks.harness.command_line import add_results, add_shifts, begin_on_shifts, each_laboratory, parser_of
@@ -30,7 +36,9 @@ def main() -> None:
     add_shifts(parser)
     add_results(parser)
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS), metavar="METHOD")
-    parser.add_argument("--reviewed", type=int, nargs="+", default=[0, 2, 4, 8, 16, 32], metavar="K")
+    parser.add_argument("--reviewed", type=int, nargs="*", default=[0, 2, 4, 8, 16, 32], metavar="K")
+    parser.add_argument("--knowledge", nargs="+", choices=KNOWLEDGE, default=[], help="ours from less than masks too")
+    parser.add_argument("--judged", type=int, metavar="K", help="patients who are judged or reported on (default: all)")
     arguments = parser.parse_args()
     name, runs, started_in = begin_on_shifts(arguments, "feedback")
     cells = Cells(runs, arguments.results or name)
@@ -42,6 +50,8 @@ def main() -> None:
             for k in arguments.reviewed:
                 for method in arguments.methods:
                     made.make(method, k)
+            for knowledge in arguments.knowledge:
+                made.make(LADDER[knowledge], arguments.judged or len(made.order))
     report(cells, started_in, arguments.quick, arguments.results or name)
 
 

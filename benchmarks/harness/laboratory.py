@@ -28,7 +28,7 @@ from medfm_rl.settings import (
     SourceTrainingSettings,
     TrainSourceConfig,
 )
-from medfm_rl.workflows.adapt.selection import Selection
+from medfm_rl.workflows.adapt.choosing.selection import Selection
 from medfm_rl.workflows.train.source import train_source, training_folder
 
 NETWORK = NetworkSettings(channels=(16, 32, 64, 128, 256), residual_units=2, norm="batch")

@@ -14,7 +14,8 @@ patients, segmented by the source model and by the adapted model. Only these rea
   was trained with dropout .1), ensemble (5 source models of other seeds), reverse classification (10 source images).
 
 Agreement of several predictions is the mean pairwise Dice among them and the assessed mask, so that every method
-assesses the same masks. A failure is a mask with a mean Dice below the shift's stated limit. A cell is one model on one
+assesses the same masks. Beside each cell a score table is written, from which `replays`, `drift` and `inference` go on.
+A failure is a mask with a mean Dice below the shift's stated limit. A cell is one model on one
 shift with one seed; it is complete when its file is there with every method that is asked for, and is then skipped.
 Intervals are 95 %, from 1000 draws of patients.
 """
@@ -36,16 +37,17 @@ from benchmarks.harness.command_line import add_results, add_shifts, begin_on_sh
 from benchmarks.harness.laboratory import Laboratory, files_of
 from benchmarks.harness.recording import quiet
 from benchmarks.quality.report import MODELS, cell_file, report
+from benchmarks.quality.score_tables import Domain, Row, ScoreTable, table_file
 from medfm_rl.adapters import SegmenterAdapter, TorchModuleAdapter
 from medfm_rl.data.files import write_json
 from medfm_rl.data.layouts import CaseFile, split_by_patient
 from medfm_rl.metrics.calibration import expected_calibration_error
 from medfm_rl.metrics.overlap import dice
-from medfm_rl.quality import QualityController, baselines
+from medfm_rl.quality import QualityController, QualityReport, baselines
 from medfm_rl.quality.model import Targets
 from medfm_rl.runs.finished import FinishedRun
 from medfm_rl.types import LabelledCase, LabelMap
-from medfm_rl.workflows.calibrate.quality import calibrate_cases
+from medfm_rl.workflows.calibrate.quality import MaskToAssess, calibrate_cases
 from medfm_rl.workflows.training_images import load_labelled
 
 OURS_DEFAULT, CALIBRATED = "ours", "calibrated"
@@ -111,8 +113,26 @@ class QualityCells:
         for name in missing:
             print(f"  assessing masks of {name}", flush=True)
             segmented = SegmentedCases.by(name, source if name == NONE else adapted, self.laboratory.held_out())
+            if controller is not None:
+                self._write_table(segmented, controller)
             cell = self._assess(segmented, self._baselines(segmented.segmenter, source), controller, run)
             write_json(cell_file(self.runs, self.shift.name, name, self.seed), cell)
+
+    def _write_table(self, target: SegmentedCases, controller: QualityController) -> None:
+        """Writes the score table of a model, for replays, drift and inference.
+
+        Masks of the source are those of its held-out patients, whom no network knows.
+        """
+        source = SegmentedCases.by(target.of, target.segmenter, files_of(self.shift.folders.source_held_out))
+        rows: list[Row] = []
+        domains: tuple[tuple[Domain, SegmentedCases], ...] = (("source", source), ("target", target))
+        for domain, segmented in domains:
+            found = controller.settle(_reports(controller, segmented, range(len(segmented.cases)))).reports
+            structures = target.segmenter.schema.classes
+            for assessed, mask, item in zip(found, segmented.masks, segmented.cases, strict=True):
+                rows.append(Row.of(assessed, float(dice(mask, item.ground_truth, structures).mean()), domain))
+        table = ScoreTable(self.shift.name, target.of, self.seed, self.limit, False, tuple(rows))
+        table.write(table_file(self.runs, self.shift.name, target.of, self.seed))
 
     def _is_complete(self, model: str) -> bool:
         path = cell_file(self.runs, self.shift.name, model, self.seed)
@@ -129,7 +149,7 @@ class QualityCells:
             baselines.MaxSoftmax(segmenter),
             baselines.SoftDiceConfidence(segmenter, structures),
             baselines.AugmentationAgreement(segmenter, structures),
-            baselines.ReverseClassification(images.images, masks, structures),
+            baselines.ReverseClassification(images.images[:], masks[:], structures),
         ]
         if not self.training:
             return found
@@ -173,7 +193,7 @@ class QualityCells:
         model = calibrate_cases(
             run,
             [segmented.files[row] for row in fitted],
-            [segmented.masks[row] for row in fitted],
+            [MaskToAssess(segmented.masks[row]) for row in fitted],
             Targets(dice=self.limit),
             quiet,
         )
@@ -205,14 +225,7 @@ def _add_controller(
     cases, masks = segmented.cases, segmented.masks
     own = segmented.of == OURS
     start = time.perf_counter()
-    reports = []
-    for first in range(0, len(rows), TOGETHER):
-        chosen = rows[first : first + TOGETHER]
-        if own:
-            submissions = [controller.segment(cases[row].case) for row in chosen]
-        else:
-            submissions = [controller.submit(cases[row].case, masks[row]) for row in chosen]
-        reports += controller.assess_batch(submissions)
+    reports = _reports(controller, segmented, rows)
     spent = 1000 * (time.perf_counter() - start) / max(1, len(rows))
     # The run's own segmenter makes and assesses a mask in one inference; its time without the assessment is taken off.
     content["milliseconds"][name] = spent - (segmented.milliseconds if own else 0)
@@ -235,6 +248,19 @@ def _add_controller(
         "guarantees": {promise.promise: promise.status for promise in batch.promises},
         "verdicts": [found.verdict for found in batch.reports],
     }
+
+
+def _reports(controller: QualityController, segmented: SegmentedCases, rows: Sequence[int]) -> list[QualityReport]:
+    """Reports on some of the masks; a mask of the run's own segmenter is made and assessed in one inference."""
+    cases, masks, reports = segmented.cases, segmented.masks, list[QualityReport]()
+    for first in range(0, len(rows), TOGETHER):
+        chosen = rows[first : first + TOGETHER]
+        if segmented.of == OURS:
+            submissions = [controller.segment(cases[row].case) for row in chosen]
+        else:
+            submissions = [controller.submit(cases[row].case, masks[row]) for row in chosen]
+        reports += controller.assess_batch(submissions)
+    return reports
 
 
 def _halves(files: Sequence[CaseFile], seed: int) -> tuple[list[int], list[int]]:

@@ -25,7 +25,7 @@ _IMPORTED_LATE = ("monai.networks.nets", "mapie.regression", "sklearn.isotonic",
 
 
 def kill_commands(runs: Path, count: int, seed: int, commit: str, minutes: float) -> dict[str, Any]:
-    """Kills each command a number of times; what was found by an earlier call is kept.
+    """Kills each command a number of times; what an earlier call of the same commit found is kept.
 
     Args:
         runs: Where data, run and findings are kept.
@@ -68,13 +68,15 @@ class _Trial:
     """A command that is killed, in a place of its own that is the same each time: results name their folders."""
 
     def __init__(self, ground: Ground, command: Command, runs: Path, name: str, commit: str) -> None:
-        self.ground, self.command, self.runs, self.name, self.commit = ground, command, runs, name, commit
+        self.ground, self.command, self.name, self.commit = ground, command, name, commit
         self.place = runs / "trial" / name
+        # What another version of the code left behind is not what this one would.
+        self.kept = runs / "kills" / commit[:12]
         self.log = self.place.with_suffix(".log")
 
     def whole(self) -> dict[str, Any]:
         """An uninterrupted call."""
-        return once(self.runs / "kills" / f"{self.name}.json", self._uninterrupted)
+        return once(self.kept / f"{self.name}.json", self._uninterrupted)
 
     def is_known(self, number: int) -> bool:
         """Whether an earlier call of the benchmark has killed this one."""
@@ -85,7 +87,7 @@ class _Trial:
         return once(self._cell(number), partial(self._killed, seed, number))
 
     def _cell(self, number: int) -> Path:
-        return self.runs / "kills" / f"{self.name}-{number:03d}.json"
+        return self.kept / f"{self.name}-{number:03d}.json"
 
     def _uninterrupted(self) -> dict[str, Any]:
         self._clear()

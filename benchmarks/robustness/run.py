@@ -12,7 +12,7 @@ same each time.
 
 The commands adapt, score, correct and calibrate are killed by SIGKILL at random moments and called again, on tiny
 networks and SIMULATED frames; weights, masks, tables and reports are then compared with those of a call that ran
-through. Kills are kept in `--runs`, and not made again.
+through. Kills of the same commit are kept in `--runs`, and not made again.
 """
 
 from __future__ import annotations

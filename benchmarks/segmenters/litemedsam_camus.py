@@ -65,7 +65,7 @@ from medfm_rl.runs.finished import FinishedRun, load_run
 from medfm_rl.settings import MaskPrompts
 from medfm_rl.types import Case, LabelMap
 from medfm_rl.workflows.adapt.loop import adapt
-from medfm_rl.workflows.calibrate.quality import calibrate_cases
+from medfm_rl.workflows.calibrate.quality import MaskToAssess, calibrate_cases
 
 ASSESSED_WITH = (10, 20)
 CALIBRATED_ON = 30
@@ -263,7 +263,9 @@ class LiteMedSAMOnShift:
             of_patients.setdefault(file.patient_id, []).append(file)
         # One image of each, in turn another view and phase.
         files = [images[index % len(images)] for index, images in enumerate(of_patients.values())]
-        masks = [self.segment(segmenter, file.read(), jitter) for jitter in ASSESSED_WITH for file in files]
+        masks = [
+            MaskToAssess(self.segment(segmenter, file.read(), jitter)) for jitter in ASSESSED_WITH for file in files
+        ]
         return calibrate_cases(run, files * len(ASSESSED_WITH), masks, Targets(), quiet)
 
     def cost(self, segmenter: LiteMedSAMAdapter) -> dict[str, Any]:

@@ -17,16 +17,13 @@ import resource
 import statistics
 import subprocess
 import sys
-import time
-from collections import Counter
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
 
 from benchmarks.harness.command_line import begin, plain_parser
+from benchmarks.harness.passes import bare_passes, count_passes, networks, seconds, update
 from benchmarks.harness.recording import BENCHMARKS, write_results
 from benchmarks.harness.tables import heading
 from medfm_rl.envs import SegmentationVecEnv
@@ -58,66 +55,6 @@ def build(size: int, batch: int, device: str = "cpu", autocast: bool = False) ->
         autocast=autocast,
         device=device,
     )
-
-
-def networks(ppo: DensePPO) -> dict[str, nn.Module]:
-    """The four networks of an update."""
-    assert ppo.policy.critic is not None
-    return {
-        "actor": ppo.policy.segmenter,
-        "reference": ppo.reference,
-        "critic": ppo.policy.critic,
-        "reward": ppo.env.reward,  # type: ignore[union-attr]
-    }
-
-
-def count_passes(ppo: DensePPO) -> dict[str, dict[str, int]]:
-    """Forwards and backwards of each network in one update."""
-    forwards: Counter[str] = Counter()
-    backwards: Counter[str] = Counter()
-
-    def count(name: str, output: Tensor) -> None:
-        forwards[name] += 1
-        if output.requires_grad:
-            output.register_hook(lambda _: backwards.update([name]))
-
-    handles = [
-        network.register_forward_hook(lambda _, __, output, name=name: count(name, output))
-        for name, network in networks(ppo).items()
-    ]
-    update(ppo)
-    for handle in handles:
-        handle.remove()
-    return {"forwards": dict(forwards), "backwards": dict(backwards)}
-
-
-def update(ppo: DensePPO) -> None:
-    """One rollout and one optimisation."""
-    ppo.learn(ppo.env.num_envs, reset_num_timesteps=False)  # type: ignore[union-attr]
-
-
-def bare_passes(ppo: DensePPO, passes: dict[str, dict[str, int]]) -> Callable[[], None]:
-    """The same forwards and backwards, and nothing else."""
-    images = torch.as_tensor(ppo.env.reset())  # type: ignore[union-attr]
-    actions = torch.zeros(len(images), *images.shape[2:], dtype=torch.int64)
-
-    def run() -> None:
-        for name, network in networks(ppo).items():
-            inputs = (images, actions) if name == "reward" else (images,)
-            learning = passes["backwards"].get(name, 0)
-            for _ in range(learning):
-                network(*inputs).sum().backward()
-            with torch.no_grad():
-                for _ in range(passes["forwards"][name] - learning):
-                    network(*inputs)
-
-    return run
-
-
-def seconds(function: Callable[[], None]) -> float:
-    start = time.perf_counter()
-    function()
-    return time.perf_counter() - start
 
 
 def time_ratio(size: int, repeats: int) -> dict[str, Any]:

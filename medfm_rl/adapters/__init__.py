@@ -1,8 +1,10 @@
 """Existing segmenters as modules from images to differentiable logits, with their own preprocessing and format."""
 
-from medfm_rl.adapters.base import Sample, SegmenterAdapter
+from medfm_rl.adapters.base import SegmenterAdapter
 from medfm_rl.adapters.biomedparse import BiomedParseAdapter
 from medfm_rl.adapters.conformance import ConformanceError, check_adapter, iter_checks
+from medfm_rl.adapters.grid import CaseGrid, Sample
+from medfm_rl.adapters.image_grid import ImageGrid
 from medfm_rl.adapters.lora import add_low_rank
 from medfm_rl.adapters.monai_bundle import MonaiBundleAdapter
 from medfm_rl.adapters.nnunet.adapter import NnUNetAdapter
@@ -13,7 +15,9 @@ from medfm_rl.adapters.torch_module.adapter import TorchModuleAdapter
 
 __all__ = [
     "BiomedParseAdapter",
+    "CaseGrid",
     "ConformanceError",
+    "ImageGrid",
     "LiteMedSAMAdapter",
     "MedSAM2Adapter",
     "MedSAMAdapter",

@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from itertools import chain
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import Parameter
 
+from medfm_rl.adapters.grid import CaseGrid, Sample
 from medfm_rl.adapters.lora import low_rank_parameters
 from medfm_rl.adapters.probabilities import warn_of_probabilities
-from medfm_rl.errors import DataError, ModelError
-from medfm_rl.types import Case, FloatArray, Geometry, GridAxes, LabelMap, LabelSchema, Prompts
+from medfm_rl.errors import ModelError
+from medfm_rl.types import Case, GridAxes, LabelMap, Prompts
 
 Scope = Literal["all", "norm", "decoder", "lora"]
 _NORMALISATION = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm)
@@ -30,10 +30,12 @@ class ModelSummary:
     Attributes:
         rows: Facts by name, in the order to show them.
         obstacles: Why it cannot be adapted; empty where it can.
+        doubts: Why its masks of the given images may be worth little; empty where nothing says so, or none were given.
     """
 
     rows: Mapping[str, str]
     obstacles: tuple[str, ...]
+    doubts: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -51,26 +53,7 @@ class ExpectedValues:
     unit: str = ""
 
 
-@dataclass(frozen=True, eq=False)
-class Sample:
-    """A preprocessed case, and what it takes to bring a result back to the case's own grid.
-
-    Attributes:
-        image: `(C, *S')` float32, the network's input.
-        case_id: Name of the case.
-        patient_id: Patient of the case.
-        native_shape: Size of the case's own grid, `(*S)`.
-        geometry: The case's own grid in space.
-    """
-
-    image: Tensor
-    case_id: str
-    patient_id: str
-    native_shape: tuple[int, ...]
-    geometry: Geometry
-
-
-class SegmenterAdapter(nn.Module, ABC):
+class SegmenterAdapter(CaseGrid):
     """A segmenter as a policy: images to differentiable logits, with the tool's own preprocessing and format.
 
     The adapter owns the parameters. Classes are exclusive unless an adapter says otherwise: pi(action / image) is the
@@ -80,54 +63,8 @@ class SegmenterAdapter(nn.Module, ABC):
     tile. A 2-D segmenter may take volumes too: its samples then have one axis more than the patch, and each slice along
     the first of them is an image of its own.
 
-    Attributes:
-        schema: Names and file integers of the structures.
-        patch_size: Grid that the network sees at once, in the axes of a sample.
-        in_channels: C.
-        by_slices: Whether a 2-D segmenter takes volumes too.
+    It is a `CaseGrid` too, whose attributes and ways from images and masks to the network and back it has.
     """
-
-    by_slices: ClassVar[bool] = False
-    schema: LabelSchema
-    patch_size: tuple[int, ...]
-    in_channels: int
-
-    @abstractmethod
-    def preprocess(self, case: Case) -> Sample:
-        """The tool's own preprocessing.
-
-        Raises:
-            DataError: The case has another number of channels or axes than the segmenter takes (`conform` says so).
-        """
-
-    def conform(self, case: Case) -> Case:
-        """The case as the segmenter takes it: where it takes grey images, one in colours that are all equal is grey.
-
-        Raises:
-            DataError: The case has another number of channels or axes.
-        """
-        axes, wanted = len(case.shape), len(self.patch_size)
-        if axes != wanted and not (self.by_slices and axes > wanted):
-            remedy = "give volumes" if wanted > axes else "give images of one plane each"
-            raise DataError(f"case {case.case_id}: the image is {axes}-D and the segmenter {wanted}-D; {remedy}")
-        channels, taken = case.image.shape[0], self.intensity_channels
-        if channels == taken:
-            return case
-        if taken == 1 and _is_grey(case.image):
-            return replace(case, image=case.image[:1])
-        remedy = (
-            "write it as a grey image (colours that are all equal are taken for grey, and here they differ), or, "
-            "where colour is what tells the structures apart, take a segmenter of 3 channels (in_channels: 3)"
-            if taken == 1 and channels in (3, 4)
-            else "a file per channel (CASE_0000, CASE_0001) is read with layout nnunet"
-        )
-        raise DataError(
-            f"case {case.case_id}: the image has {channels} channels and the segmenter takes {taken}; {remedy}"
-        )
-
-    @abstractmethod
-    def preprocess_labels(self, labels: LabelMap, sample: Sample) -> Tensor:
-        """A mask `(*S)` of the case on the grid of its sample, `(*S')` uint8, for training with known masks."""
 
     @abstractmethod
     def forward(self, images: Tensor, prompts: Prompts | None = None) -> Tensor:
@@ -139,10 +76,6 @@ class SegmenterAdapter(nn.Module, ABC):
     @abstractmethod
     def restore(self, logits: Tensor, sample: Sample) -> LabelMap:
         """Class indices `(*S)` on the case's own grid from the logits `(K, *S')` of its sample."""
-
-    @abstractmethod
-    def restore_map(self, values: Tensor, sample: Sample) -> FloatArray:
-        """A map of real values `(*S')`, such as a reward map, on the case's own grid `(*S)`."""
 
     @abstractmethod
     def trainable(self, scope: Scope) -> dict[str, Parameter]:
@@ -229,19 +162,9 @@ class SegmenterAdapter(nn.Module, ABC):
         """
         return {"structures": self.schema.integers, "size": self.patch_size}
 
-    @torch.no_grad()
-    def own_estimate(self, image: Tensor, action: Tensor) -> Tensor | None:
-        """What the tool itself thinks of each structure of a mask; None where it has no opinion.
-
-        Args:
-            image: Image of a sample, `(C, *S')`.
-            action: The mask on its grid, `(*S')`, class indices, whatever made it.
-
-        Returns:
-            `(K - 1,)` in [0, 1]; 0 for a structure that the mask lacks.
-        """
-        del image, action
-        return None
+    def opinion(self, sample: Sample) -> Tensor | None:
+        """Its logits, unless it would need prompts for them."""
+        return None if self.prompted else self.predict_logits(sample)
 
     @property
     def prompted(self) -> bool:
@@ -249,12 +172,9 @@ class SegmenterAdapter(nn.Module, ABC):
         return False
 
     @property
-    def intensity_channels(self) -> int:
-        """How many of the first channels are grey values; those after them tell something else, such as boxes.
-
-        Only these may take another appearance, and only these are shown to reward networks.
-        """
-        return self.in_channels
+    def shows_values_of_files(self) -> bool:
+        """Whether the network is shown grey values as they stand in the files, whatever their range."""
+        return False
 
     def expected_values(self) -> tuple[ExpectedValues | None, ...]:
         """What the tool expects in each channel of grey values; None where it takes any, or does not say."""
@@ -267,11 +187,6 @@ class SegmenterAdapter(nn.Module, ABC):
         Whoever fine-tunes the network has to show it such images, or it forgets them and the tool's masks get worse.
         """
         return ()
-
-    @property
-    def device(self) -> torch.device:
-        """Where parameters and buffers are. A frozen script has none, its constants stay on the CPU."""
-        return next((tensor.device for tensor in chain(self.parameters(), self.buffers())), torch.device("cpu"))
 
 
 @contextmanager
@@ -289,13 +204,6 @@ def evaluating(network: nn.Module) -> Iterator[None]:
         yield
     finally:
         network.train(training)
-
-
-def _is_grey(image: FloatArray) -> bool:
-    """Whether an image `(C, *S)` has three equal colours, with an opacity that says nothing or none."""
-    if len(image) not in (3, 4):
-        return False
-    return bool((image[:3] == image[0]).all()) and all((opacity == opacity.flat[0]).all() for opacity in image[3:])
 
 
 def parameters_in_scope(module: nn.Module, scope: Scope, decoder_prefixes: tuple[str, ...]) -> dict[str, Parameter]:

@@ -19,11 +19,12 @@ from torch import Tensor
 from torch.nn import Parameter
 from torch.nn import functional as F
 
-from medfm_rl.adapters.base import Sample, Scope, SegmenterAdapter, parameters_in_scope
+from medfm_rl.adapters.base import Scope, SegmenterAdapter, parameters_in_scope
 from medfm_rl.adapters.checkpoints import first_line, load_strictly, read_state, save_state
 from medfm_rl.adapters.description import DESCRIPTION, read_described, write_described
 from medfm_rl.adapters.embeddings import EmbeddingCache, version_of
 from medfm_rl.adapters.exclusive import exclusive_logits
+from medfm_rl.adapters.grid import Sample
 from medfm_rl.data.files import replace_folder_on_success
 from medfm_rl.errors import ConfigError, MissingExtraError, ModelError
 from medfm_rl.networks import argmax_classes, portable_state

@@ -16,7 +16,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from medfm_rl.adapters.base import Sample, Scope, SegmenterAdapter, without_gradient
+from medfm_rl.adapters.base import Scope, SegmenterAdapter, without_gradient
+from medfm_rl.adapters.grid import Sample
 from medfm_rl.adapters.lora import add_low_rank, low_rank_parameters
 from medfm_rl.adapters.probabilities import probabilities_in
 from medfm_rl.errors import DataError, ModelError

@@ -26,3 +26,13 @@ def exclusive_logits(z: Tensor, schema: LabelSchema, contains: Mapping[str, tupl
         for name in inner:
             exclusive[row] = torch.minimum(exclusive[row], -z[:, schema.index_of(name) - 1])
     return torch.stack([torch.zeros_like(z[:, 0]), *exclusive], dim=1)
+
+
+def two_classes(logits: Tensor, classes: int) -> Tensor:
+    """Logits `(B, 2, *S)` from one logit z `(B, 1, *S)` of the only structure; any others as they are.
+
+    They are `[0, z]`, for the softmax of (0, z) is (1 - sigmoid(z), sigmoid(z)).
+    """
+    if classes != 2 or logits.ndim < 2 or logits.shape[1] != 1:
+        return logits
+    return torch.cat([torch.zeros_like(logits), logits], dim=1)

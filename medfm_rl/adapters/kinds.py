@@ -14,7 +14,8 @@ from typing import Any, Final, TypeVar
 from medfm_rl.adapters import biomedparse
 from medfm_rl.adapters.base import ModelSummary, SegmenterAdapter
 from medfm_rl.adapters.biomedparse import BiomedParseAdapter
-from medfm_rl.adapters.monai_bundle import METADATA, MonaiBundleAdapter, exported_weights
+from medfm_rl.adapters.bundle_description import METADATA
+from medfm_rl.adapters.monai_bundle import MonaiBundleAdapter, exported_weights
 from medfm_rl.adapters.nnunet.adapter import NnUNetAdapter
 from medfm_rl.adapters.nnunet.folder import DATASET, PLANS, find_model_folder
 from medfm_rl.adapters.nnunet.summary import summarise

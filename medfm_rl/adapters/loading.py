@@ -9,6 +9,8 @@ from torch.nn import Parameter
 
 from medfm_rl.adapters.base import SegmenterAdapter
 from medfm_rl.adapters.description import DESCRIPTION, kind_of_folder
+from medfm_rl.adapters.grid import CaseGrid
+from medfm_rl.adapters.image_grid import GRID_FILE, ImageGrid
 from medfm_rl.adapters.kinds import KINDS, all_kinds, kind_named, kind_of
 from medfm_rl.adapters.lora import add_low_rank
 from medfm_rl.data.files import leads_into
@@ -31,6 +33,21 @@ def load_segmenter(settings: Segmenter) -> SegmenterAdapter:
     require_folder(settings.folder)
     adapter: SegmenterAdapter = kind_of(settings).load(settings)
     return adapter
+
+
+def load_grid(config: Path, model: Path) -> CaseGrid:
+    """What brings images and masks to the grid of a run's networks: its segmenter, or a judge's grid alone.
+
+    Args:
+        config: As in `adapted_settings`.
+        model: The folder `model` of the run or judge.
+
+    Raises:
+        UserError: As in `load_segmenter`.
+    """
+    if (model / GRID_FILE).exists():
+        return ImageGrid.load(model)
+    return load_segmenter(without_prompts(adapted_settings(config, model)))
 
 
 def read_beside(settings: Segmenter) -> dict[str, Path]:

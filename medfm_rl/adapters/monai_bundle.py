@@ -21,15 +21,25 @@ from nibabel.orientations import io_orientation
 from torch import Tensor, nn
 from torch.nn import Parameter
 
-from medfm_rl.adapters.base import Sample, Scope, SegmenterAdapter, evaluating, parameters_in_scope
-from medfm_rl.adapters.bundle_outputs import THRESHOLD, Activation, activation_of, describe
-from medfm_rl.adapters.checkpoints import (
-    content_bytes,
-    first_line,
-    read_content,
-    read_json_object,
+from medfm_rl.adapters.base import Scope, SegmenterAdapter, evaluating, parameters_in_scope
+from medfm_rl.adapters.bundle_description import (
+    METADATA,
+    THRESHOLD,
+    describe,
+    find_config,
+    probabilities_come_first,
+    read_metadata,
+    takes_sigmoid,
 )
-from medfm_rl.adapters.overlapping import class_logits, classes_of_regions, count_channels, region_logits
+from medfm_rl.adapters.checkpoints import content_bytes, first_line, read_content
+from medfm_rl.adapters.grid import Sample
+from medfm_rl.adapters.overlapping import (
+    as_channels,
+    class_logits,
+    classes_of_regions,
+    count_channels,
+    region_logits,
+)
 from medfm_rl.adapters.padding import pad_to_patch
 from medfm_rl.adapters.probabilities import warn_of_probabilities
 from medfm_rl.adapters.state_dicts import load_weights
@@ -39,9 +49,7 @@ from medfm_rl.errors import DataError, ModelError
 from medfm_rl.networks import portable_state
 from medfm_rl.types import Case, FloatArray, Geometry, GridAxes, LabelMap, Prompts
 
-METADATA: Final = "metadata.json"
 WEIGHTS: Final = "model.pt"
-_CONFIGS = ("inference.json", "inference.yaml", "inference.yml")
 # What configurations that are not as they should be make MONAI raise.
 _BROKEN = (
     KeyError,
@@ -75,7 +83,7 @@ class _Tool:
 
     preprocessing: Any
     inferer: Any
-    activation: Activation
+    probabilities_first: bool
     needs_spacing: bool
 
     def __deepcopy__(self, memo: dict[int, Any]) -> _Tool:
@@ -86,9 +94,10 @@ class _Tool:
 class MonaiBundleAdapter(SegmenterAdapter):
     """A MONAI bundle (`configs/metadata.json`, `configs/inference.json`, `models/model.pt`).
 
-    Classes are exclusive (softmax). Where the bundle's postprocessing takes the sigmoid of its channels, they are the
-    sets of structures that overlap (`adapters.overlapping`), and files have their bit masks. **A bundle is trusted
-    code:** loading one runs expressions of its configuration.
+    Classes are exclusive (softmax); one output is the logit of the only structure (sigmoid). Where the bundle's
+    postprocessing takes the sigmoid of several channels, classes are the sets of structures that overlap
+    (`adapters.overlapping`), and files have their bit masks. **A bundle is trusted code:** loading one runs expressions
+    of its configuration.
 
     Args:
         folder: The bundle.
@@ -102,10 +111,12 @@ class MonaiBundleAdapter(SegmenterAdapter):
         super().__init__()
         self.folder = folder
         self.weights = weights
-        metadata, config = _read_metadata(folder), _find_config(folder)
+        metadata, config = read_metadata(folder), find_config(folder)
         parser = _parse(config, folder)
-        activation = activation_of(parser, config)
-        self.in_channels, self.schema = describe(metadata, folder / "configs" / METADATA, activation.independent)
+        sigmoid = takes_sigmoid(parser)
+        self.in_channels, self.schema = describe(metadata, folder / "configs" / METADATA, sigmoid)
+        one_logit = int(metadata["network_data_format"]["outputs"]["pred"]["num_channels"]) == 1
+        probabilities_first = probabilities_come_first(parser, config, sigmoid or one_logit)
         self.network: nn.Module = _content(parser, "network", config)
         if not isinstance(self.network, nn.Module):
             raise ModelError(f"{config}: network is {type(self.network).__name__}, a torch module is needed")
@@ -115,7 +126,7 @@ class MonaiBundleAdapter(SegmenterAdapter):
             # Tiles go where the network is, and not where the configuration was read.
             inferer.sw_device = None
         preprocessing = _content(parser, "preprocessing", config)
-        self.tool = _Tool(preprocessing, inferer, activation, _resamples_by_spacing(preprocessing))
+        self.tool = _Tool(preprocessing, inferer, probabilities_first, _resamples_by_spacing(preprocessing))
         self.patch_size = _patch(self.tool.inferer, metadata, config)
         self._place = load_weights(self.network, self._path)
         self.eval()
@@ -170,7 +181,7 @@ class MonaiBundleAdapter(SegmenterAdapter):
         if prompts is not None:
             raise ModelError("this segmenter takes no prompts")
         if tuple(images.shape[2:]) == self.patch_size:
-            logits: Tensor = self.network(images)
+            logits = as_channels(self.network(images), self.schema)
         else:
             logits = self._infer(images)
         return self._of_classes(logits, images)
@@ -191,7 +202,7 @@ class MonaiBundleAdapter(SegmenterAdapter):
         return logits[0].cpu()
 
     def restore(self, logits: Tensor, sample: Sample) -> LabelMap:
-        first = self.tool.activation.comes_first
+        first = self.tool.probabilities_first
         if self.schema.overlaps:
             z = region_logits(logits.float())
             found = torch.from_numpy(self._to_case(z.sigmoid() if first else z, _ours(sample)))
@@ -248,7 +259,7 @@ class MonaiBundleAdapter(SegmenterAdapter):
     def _infer(self, images: Tensor) -> Tensor:
         """The bundle's own inferer, wherever its configuration wants tiles and result to be."""
         logits: Tensor = self.tool.inferer(inputs=images, network=self.network)
-        return logits.to(images.device)
+        return as_channels(logits.to(images.device), self.schema)
 
     def _to_case(self, values: Tensor, sample: BundleSample) -> np.ndarray[Any, Any]:
         """Values `(N, *S')` on the grid of the case, by undoing the preprocessing."""
@@ -298,21 +309,6 @@ def _ours(sample: Sample) -> BundleSample:
     if not isinstance(sample, BundleSample):
         raise TypeError("this sample is not from this adapter's `preprocess`")
     return sample
-
-
-def _read_metadata(folder: Path) -> Mapping[str, Any]:
-    return read_json_object(
-        folder / "configs" / METADATA, f"{folder}: not a MONAI bundle, there is no configs/{METADATA}"
-    )
-
-
-def _find_config(folder: Path) -> Path:
-    found = next((folder / "configs" / name for name in _CONFIGS if (folder / "configs" / name).exists()), None)
-    if found is None:
-        raise ModelError(
-            f"{folder}: there is no configs/inference.json or .yaml; only bundles for inference are adapted"
-        )
-    return found
 
 
 def _parse(config: Path, folder: Path) -> Any:

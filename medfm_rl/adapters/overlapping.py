@@ -14,6 +14,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from medfm_rl.adapters.exclusive import two_classes
 from medfm_rl.types import LabelSchema
 
 
@@ -50,6 +51,11 @@ def classes_of_regions(inside: Tensor) -> Tensor:
 def count_channels(schema: LabelSchema) -> int:
     """Channels that a network gives for structures: one for each where they overlap, else one for each class."""
     return len(schema.structures) if schema.overlaps else schema.num_classes
+
+
+def as_channels(output: Tensor, schema: LabelSchema) -> Tensor:
+    """What a network gives as so many channels; the one logit of an only structure that no other overlaps makes two."""
+    return output if schema.overlaps else two_classes(output, schema.num_classes)
 
 
 def class_logits(channels: Tensor, schema: LabelSchema) -> Tensor:

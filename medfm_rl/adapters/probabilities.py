@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Any, Final
 
 import torch
 from torch import Tensor, nn
@@ -74,4 +74,13 @@ def _ends_in_a_sigmoid(network: nn.Module, images: Tensor) -> bool:
     # A network that is frozen has a gradient at its input alone.
     with torch.enable_grad():
         logits: Tensor = network(images.detach().clone().requires_grad_())
-    return type(logits.grad_fn).__name__ == "SigmoidBackward0"
+    return _is_of_a_sigmoid(logits.grad_fn)
+
+
+def _is_of_a_sigmoid(step: Any) -> bool:
+    """Whether a step of the graph is a sigmoid, or puts one beside the zeros of the background."""
+    name = type(step).__name__
+    if name in ("CatBackward0", "StackBackward0"):
+        parts = [part for part, _ in step.next_functions if part is not None]
+        return bool(parts) and all(_is_of_a_sigmoid(part) for part in parts)
+    return name == "SigmoidBackward0"

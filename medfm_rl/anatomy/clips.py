@@ -1,36 +1,34 @@
 """Anatomy over time: what is measured in every frame of a clip, how smoothly it changes, and the beat in it.
 
-Rules and limits are those of RL4Seg3D (arXiv 2510.14244; `attr_thresholds` in its code), after N. Painchaud et al.,
-IEEE Trans. Med. Imaging 41(10), 2022: an attribute is scaled to its own range in the clip, widened by 1 % of either
-end, and a frame stands out where it lies too far from the middle between its neighbours; and the Hausdorff distance to
-both neighbours is, in the mean, a few mm. Theirs measure length and base from landmarks of the myocardium; ours are of
-the discs of the ventricle, which needs no myocardium.
+RL4Seg3D measures length and base from landmarks of the myocardium; ours are of the discs of the ventricle, which needs
+no myocardium.
 """
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
 from scipy import ndimage
-from scipy.spatial import cKDTree
 
 from medfm_rl.anatomy.discs import Discs, measure_discs
-from medfm_rl.anatomy.measures import centre, grow
+from medfm_rl.anatomy.measures import centre
+from medfm_rl.anatomy.temporal_rules import (
+    DISTANCE,
+    Curve,
+    TemporalResult,
+    TemporalRules,
+    absent,
+    judge_curve,
+    judge_distance,
+)
 from medfm_rl.structures import pixels_of
-from medfm_rl.types import FloatArray, LabelMap, LabelSchema
+from medfm_rl.types import LabelMap, LabelSchema
 
-_Curve = npt.NDArray[np.float64]
-_SOURCE = "RL4Seg3D, arXiv 2510.14244"
-_MARGIN = 0.01
-_AREA, _OTHER_AREA, _LENGTH, _BASE_WIDTH, _DOWN, _ACROSS = 0.2, 0.4, 0.25, 0.45, 0.2, 0.3
-"""Limits of attributes, as shares of their range."""
-_NEIGHBOUR_MM, _ALL_MM = 7.0, 7.5
-"""Limits of the Hausdorff distance of one structure, and of ventricle and wall together."""
-_MYOCARDIUM = ("myo", "myocardium", "lvmyo", "lvmyocardium", "lvepi", "lvepicardium")
+S = TypeVar("S", bound=np.generic)
 _BASE = 2
 """Discs of 20 that are the base."""
 SMOOTH = 3
@@ -59,37 +57,6 @@ class FrameAttributes:
     def base_width(self) -> float | None:
         """Mean diameter of the lowest tenth of the ventricle, counted from its apex down."""
         return None if self.discs is None else float(np.mean(self.discs.diameters[-_BASE:]))
-
-
-@dataclass(frozen=True)
-class TemporalResult:
-    """The finding of a rule over time.
-
-    Attributes:
-        rule: What was measured.
-        structure: In what.
-        measured: The largest value, in `unit`; None where nothing could be measured.
-        most: The limit; infinity where none applies.
-        unit: What it is measured in.
-        frame: Where it is largest, counted from 0.
-        source: Where the limit comes from.
-        passed: Whether it is met.
-    """
-
-    rule: str
-    structure: str
-    measured: float | None
-    most: float
-    unit: str
-    frame: int | None
-    source: str
-    passed: bool
-
-    def __str__(self) -> str:
-        if self.measured is None:
-            return f"{self.rule} of {self.structure}: cannot be measured"
-        at = "" if self.frame is None else f" at frame {self.frame}"
-        return f"{self.rule} of {self.structure}{at}: {self.measured:.3g} {self.unit}, limit at most {self.most:.3g}"
 
 
 @dataclass(frozen=True)
@@ -134,13 +101,17 @@ class ClipAnatomy:
         """Whether every rule over time is met."""
         return all(rule.passed for rule in self.rules)
 
-    def area_curve(self, structure: str) -> _Curve:
+    def area_curve(self, structure: str) -> Curve:
         """The area of a structure in every frame, `(T,)`, in square pixels."""
         return np.array([frame.areas[structure] for frame in self.frames])
 
 
 def measure_clip(
-    masks: LabelMap, schema: LabelSchema, ventricle: str, spacing: tuple[float, float] | None
+    masks: LabelMap,
+    schema: LabelSchema,
+    ventricle: str,
+    spacing: tuple[float, float] | None,
+    rules: TemporalRules | None = None,
 ) -> ClipAnatomy:
     """Measures the masks of a clip.
 
@@ -149,25 +120,27 @@ def measure_clip(
         schema: Structures.
         ventricle: The structure whose beat is sought.
         spacing: Size of a pixel in mm in array order, (y, x); None where unknown, and pixels count as square.
+        rules: Rules over time; those of the literature where None.
     """
     side = None if spacing is None else float(min(spacing))
-    squared = np.stack([_with_square_pixels(mask, spacing) for mask in masks])
-    chosen = pixels_of(squared, schema.classes_of(ventricle))
-    frames = tuple(_measure_frame(mask, schema, inside) for mask, inside in zip(squared, chosen, strict=True))
+    squared, corner = _cut_out(with_square_pixels(masks, spacing))
+    inside = pixels_of(squared, schema.classes_of(ventricle))
+    frames = tuple(_measure_frame(mask, schema, chosen, corner) for mask, chosen in zip(squared, inside, strict=True))
     areas = np.array([frame.areas[ventricle] for frame in frames])
     beat, no_beat = find_beat(areas)
-    rules = (*_smoothness(frames, schema, ventricle), *_neighbours(squared, schema, ventricle, side))
-    return ClipAnatomy(ventricle, frames, side, beat, no_beat, jitter_of(areas), rules)
+    wanted = TemporalRules.of_literature(schema, ventricle) if rules is None else rules
+    found = _check(wanted, frames, squared, schema, ventricle, side)
+    return ClipAnatomy(ventricle, frames, side, beat, no_beat, jitter_of(areas), found)
 
 
-def jitter_of(areas: _Curve) -> float | None:
+def jitter_of(areas: Curve) -> float | None:
     """Mean size of the second difference of a curve as a share of its mean; None of fewer than 3 frames or nothing."""
     if len(areas) < 3 or not areas.any():
         return None
     return float(np.abs(np.diff(areas, 2)).mean() / areas.mean())
 
 
-def find_beat(areas: _Curve) -> tuple[Beat | None, str | None]:
+def find_beat(areas: Curve) -> tuple[Beat | None, str | None]:
     """ED and ES from the area of the ventricle over time, `(T,)`; or None and why there is no beat.
 
     ED is where the area, smoothed over three frames, is largest, and ES where it is smallest before it has grown again
@@ -179,7 +152,7 @@ def find_beat(areas: _Curve) -> tuple[Beat | None, str | None]:
     if (areas == 0).any():
         return None, f"the ventricle is missing in {int((areas == 0).sum())} of {len(areas)} frames"
     kept = ndimage.median_filter(areas.astype(np.float64), SMOOTH, mode="nearest")
-    curve: _Curve = ndimage.uniform_filter1d(kept, SMOOTH, mode="nearest")
+    curve: Curve = ndimage.uniform_filter1d(kept, SMOOTH, mode="nearest")
     swing = float(np.ptp(curve))
     if swing < _SMALLEST_BEAT * curve.max():
         return None, (
@@ -193,13 +166,13 @@ def find_beat(areas: _Curve) -> tuple[Beat | None, str | None]:
     return Beat(ed, es, _count_falls(curve, _TURN * swing)), None
 
 
-def _extreme(areas: _Curve, kept: _Curve, place: int, sign: int) -> int:
+def _extreme(areas: Curve, kept: Curve, place: int, sign: int) -> int:
     """Of the frames that were smoothed together, the largest (sign 1) or smallest (-1) among its neighbours."""
     near = range(max(0, place - SMOOTH // 2), min(len(areas), place + SMOOTH // 2 + 1))
     return max(near, key=lambda index: (sign * kept[index], sign * areas[index]))
 
 
-def _valley(curve: _Curve, turn: float) -> int:
+def _valley(curve: Curve, turn: float) -> int:
     """Steps from the start of a curve to its lowest value before it has grown by `turn` again."""
     lowest = 0
     for index, value in enumerate(curve):
@@ -210,7 +183,7 @@ def _valley(curve: _Curve, turn: float) -> int:
     return lowest
 
 
-def _count_falls(curve: _Curve, turn: float) -> int:
+def _count_falls(curve: Curve, turn: float) -> int:
     """How often a curve falls by `turn` at least after it has risen by as much, or from its start."""
     falls, high, low, falling = 0, curve[0], curve[0], False
     for value in curve:
@@ -225,101 +198,74 @@ def _count_falls(curve: _Curve, turn: float) -> int:
     return falls
 
 
-def _measure_frame(mask: LabelMap, schema: LabelSchema, inside: npt.NDArray[np.bool_]) -> FrameAttributes:
-    counts = np.bincount(mask.ravel(), minlength=schema.num_classes)
-    areas = {name: float(counts[list(schema.classes_of(name))].sum()) for name in schema.structures}
-    return FrameAttributes(areas, measure_discs(inside), centre(inside) if inside.any() else None)
+def _measure_frame(
+    mask: LabelMap, schema: LabelSchema, inside: npt.NDArray[np.bool_], corner: tuple[int, int]
+) -> FrameAttributes:
+    areas = {name: float(np.count_nonzero(pixels_of(mask, schema.classes_of(name)))) for name in schema.structures}
+    discs = measure_discs(inside)
+    if discs is None:
+        return FrameAttributes(areas, None, None)
+    down, across = centre(inside)
+    return FrameAttributes(areas, discs, (down + corner[0], across + corner[1]))
 
 
-def _with_square_pixels(mask: LabelMap, spacing: tuple[float, float] | None) -> LabelMap:
-    """A mask on pixels as large as the shorter side, where they are not square."""
+def with_square_pixels(masks: npt.NDArray[S], spacing: tuple[float, float] | None) -> npt.NDArray[S]:
+    """Masks or maps `(T, H, W)` on pixels as large as the shorter side, where they are not square."""
     if spacing is None or np.isclose(*spacing, rtol=0.01):
-        return mask
-    zoomed: LabelMap = ndimage.zoom(
-        mask, [length / min(spacing) for length in spacing], order=0, grid_mode=True, mode="grid-constant"
-    )
-    return zoomed
+        return masks
+    for axis, length in enumerate(spacing, 1):
+        before = masks.shape[axis]
+        after = round(before * length / min(spacing))
+        # The pixel in which the middle of the new one lies.
+        masks = masks.take(((np.arange(after) + 0.5) * before / after).astype(np.intp), axis)
+    return masks
 
 
-def _smoothness(frames: Sequence[FrameAttributes], schema: LabelSchema, ventricle: str) -> list[TemporalResult]:
-    """How far each attribute lies from the middle between its neighbours, at most."""
+def _cut_out(masks: LabelMap) -> tuple[LabelMap, tuple[int, int]]:
+    """Masks in the box of everything that is segmented in the clip and one pixel around it, and the corner of that."""
+    filled = np.zeros(masks.shape[1:], bool)
+    for mask in masks:
+        filled |= mask > 0
+    if not filled.any():
+        return masks, (0, 0)
+    down, across = np.flatnonzero(filled.any(axis=1)), np.flatnonzero(filled.any(axis=0))
+    top, left = max(0, int(down[0]) - 1), max(0, int(across[0]) - 1)
+    return np.ascontiguousarray(masks[:, top : int(down[-1]) + 2, left : int(across[-1]) + 2]), (top, left)
+
+
+def _check(
+    rules: TemporalRules,
+    frames: tuple[FrameAttributes, ...],
+    squared: LabelMap,
+    schema: LabelSchema,
+    ventricle: str,
+    side: float | None,
+) -> tuple[TemporalResult, ...]:
+    """What the rules find: those about curves first, and nothing about them where the ventricle comes and goes."""
     missing = [index for index, frame in enumerate(frames) if frame.discs is None]
-    if missing:
-        share = len(missing) / len(frames)
-        return [TemporalResult("absence", ventricle, share, 0.0, "of the frames", missing[0], "project", False)]
-    curves = [("area", name, [frame.areas[name] for frame in frames], _OTHER_AREA) for name in schema.structures]
-    curves = [(what, name, curve, _AREA if name == ventricle else limit) for what, name, curve, limit in curves]
-    lengths = [frame.discs.length for frame in frames if frame.discs is not None]
-    widths = [frame.base_width for frame in frames if frame.base_width is not None]
-    down, across = zip(*(frame.centre for frame in frames if frame.centre is not None), strict=True)
-    curves += [
-        ("length", ventricle, lengths, _LENGTH),
-        ("base width", ventricle, widths, _BASE_WIDTH),
-        ("centre down", ventricle, list(down), _DOWN),
-        ("centre across", ventricle, list(across), _ACROSS),
-    ]
-    return [
-        _stands_out(f"jump of the {what}", name, np.array(curve), most)
-        for what, name, curve, most in curves
-        if any(curve)
-    ]
+    found = [absent(ventricle, missing, len(frames))] if missing else []
+    if not missing:
+        curves = _curves(frames)
+        for rule in rules.rules:
+            if rule.measure == DISTANCE:
+                continue
+            curve = (
+                np.array([frame.areas[rule.structure] for frame in frames])
+                if rule.measure == "area"
+                else curves[rule.measure]
+            )
+            if curve.any():
+                found.append(judge_curve(rule, curve))
+    found += [judge_distance(rule, squared, schema, side) for rule in rules.rules if rule.measure == DISTANCE]
+    return tuple(found)
 
 
-def _stands_out(rule: str, structure: str, curve: _Curve, most: float) -> TemporalResult:
-    unit = "of its range in the clip"
-    if len(curve) < SMOOTH:
-        return TemporalResult(rule, structure, None, most, unit, None, _SOURCE, True)
-    low, high = (1 - _MARGIN) * curve.min(), (1 + _MARGIN) * curve.max()
-    jumps = np.abs(np.diff((curve - low) / (high - low), 2)) / 2
-    worst = int(jumps.argmax())
-    measured = float(jumps[worst])
-    return TemporalResult(rule, structure, measured, most, unit, worst + 1, _SOURCE, measured <= most)
-
-
-def _neighbours(squared: LabelMap, schema: LabelSchema, ventricle: str, side: float | None) -> list[TemporalResult]:
-    """Mean Hausdorff distance of a frame to both neighbours, at most: of the myocardium, and of ventricle and wall.
-
-    Without a myocardium it is that of the ventricle; with unknown spacing it is in pixels, and no limit applies.
-    """
-    walls = [name for name in schema.structures if _plain(name) in _MYOCARDIUM]
-    of = [(ventricle, [ventricle], _NEIGHBOUR_MM)]
-    if walls:
-        wall = walls[0]
-        of = [(wall, [wall], _NEIGHBOUR_MM), (f"{ventricle}+{wall}", [ventricle, wall], _ALL_MM)]
-    return [
-        _distance(pixels_of(squared, [index for name in names for index in schema.classes_of(name)]), shown, most, side)
-        for shown, names, most in of
-    ]
-
-
-def _distance(masks: npt.NDArray[np.bool_], shown: str, most: float, side: float | None) -> TemporalResult:
-    rule, unit = "distance to neighbours", "px" if side is None else "mm"
-    limit = np.inf if side is None else most
-    edges = [_edge(mask) for mask in masks]
-    steps = [
-        hausdorff(one, two) * (side or 1.0) if len(one) and len(two) else np.nan
-        for one, two in itertools.pairwise(edges)
-    ]
-    means = np.array([(before + after) / 2 for before, after in itertools.pairwise(steps)])
-    if not np.isfinite(means).any():
-        # That structures are missing is another rule's to say.
-        return TemporalResult(rule, shown, None, limit, unit, None, _SOURCE, True)
-    worst = int(np.nanargmax(means))
-    return TemporalResult(
-        rule, shown, float(means[worst]), limit, unit, worst + 1, _SOURCE, bool(means[worst] <= limit)
-    )
-
-
-def _plain(name: str) -> str:
-    return "".join(filter(str.isalnum, name.casefold()))
-
-
-def _edge(mask: npt.NDArray[np.bool_]) -> FloatArray:
-    """Pixels of a mask that have a neighbour outside of it, `(N, 2)`."""
-    edge: FloatArray = np.argwhere(mask & grow(~mask)).astype(np.float32)
-    return edge
-
-
-def hausdorff(one: FloatArray, two: FloatArray) -> float:
-    """Hausdorff distance of two sets of points `(N, 2)`, neither of them empty."""
-    return float(max(np.max(cKDTree(one).query(two)[0]), np.max(cKDTree(two).query(one)[0])))
+def _curves(frames: tuple[FrameAttributes, ...]) -> Mapping[str, Curve]:
+    """What is measured in the ventricle of every frame, by the measure; each frame has one."""
+    centres = [frame.centre for frame in frames if frame.centre is not None]
+    return {
+        "length": np.array([frame.discs.length for frame in frames if frame.discs is not None]),
+        "base width": np.array([frame.base_width for frame in frames if frame.base_width is not None]),
+        "centre down": np.array([middle[0] for middle in centres]),
+        "centre across": np.array([middle[1] for middle in centres]),
+    }

@@ -55,7 +55,7 @@ def learn_limits(
             continue
         if isinstance(rule, SizeRule) and _takes_mm(rule) != in_mm:
             continue
-        least, most = _range_of(values, quantile)
+        least, most = range_of(values, quantile)
         if isinstance(rule, ContactRule):
             most = min(most, 1.0)
         limits = {"least": max(least, 0.0), "most": most, "whole": True, "optional": None in found}
@@ -64,7 +64,7 @@ def learn_limits(
     return tuple(learned)
 
 
-def _range_of(values: npt.NDArray[np.float64], quantile: float) -> tuple[float, float]:
+def range_of(values: npt.NDArray[np.float64], quantile: float) -> tuple[float, float]:
     """The quantile and one minus it, at values that were seen, or beyond where those are too few to show them.
 
     Then the extremes are taken for those of a normal distribution, of which n values reach about n / (n + 1).

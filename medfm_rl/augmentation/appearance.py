@@ -17,11 +17,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from medfm_rl.rows import Rows
+
 _EPSILON = 1e-6
 
 
 def randomise_appearance(
-    images: Tensor, styles: Tensor | None, strength: float, generator: torch.Generator, channels: int | None = None
+    images: Tensor, styles: Rows | None, strength: float, generator: torch.Generator, channels: int | None = None
 ) -> Tensor:
     """Shows each image in a random appearance.
 
@@ -31,7 +33,7 @@ def randomise_appearance(
 
     Args:
         images: `(B, C, *S)`.
-        styles: Unlabelled images `(N, C, *S)` of the target domain, on any device, or None.
+        styles: Unlabelled images `(N, C, *S)` of the target domain, in memory on any device or on the disk, or None.
         strength: 0 returns the images as they are; 1 is the default range; 3 is the most.
         generator: A CPU generator.
         channels: How many of the first channels have an appearance; the others, such as boxes of prompts, stay as they
@@ -40,14 +42,31 @@ def randomise_appearance(
     Returns:
         `(B, C, *S)`, new tensor.
     """
+    shown = randomise_contrast(images, strength, generator, channels)
+    return shown if styles is None or strength == 0 else borrow_looks(shown, styles, generator, channels)
+
+
+def randomise_contrast(
+    images: Tensor, strength: float, generator: torch.Generator, channels: int | None = None
+) -> Tensor:
+    """The first half of `randomise_appearance`: gamma, gain, blur and noise, drawn image by image."""
     shown = images.clone()
-    if strength == 0:
-        return shown
-    shown[:, :channels] = torch.stack([_randomise(image, strength, generator) for image in images[:, :channels]])
-    if styles is None:
-        return shown
+    if strength > 0:
+        shown[:, :channels] = torch.stack([_randomise(image, strength, generator) for image in images[:, :channels]])
+    return shown
+
+
+def borrow_looks(shown: Tensor, styles: Rows, generator: torch.Generator, channels: int | None = None) -> Tensor:
+    """The second half: half of the images take the look of a random style image, drawn image by image.
+
+    Args:
+        shown: `(B, C, *S)`, changed in place and returned.
+        styles: As in `randomise_appearance`.
+        generator: A CPU generator.
+        channels: As in `randomise_appearance`.
+    """
     for looks in shown[:, :channels]:
-        style = styles[int(torch.randint(len(styles), (), generator=generator)), :channels].to(images)
+        style = styles[int(torch.randint(len(styles), (), generator=generator))][:channels].to(looks)
         draw = float(torch.rand((), generator=generator))
         if draw < 0.35:
             looks.copy_(match_histogram(looks, style))

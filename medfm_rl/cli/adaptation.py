@@ -129,7 +129,7 @@ def adapt_command(
         settings = settings.model_copy(update={"continues": go_on_from})
     from medfm_rl.data.layouts import is_simulated
     from medfm_rl.workflows.adapt.final_report import read_decision, report_run
-    from medfm_rl.workflows.adapt.look_ahead import settings_of_run
+    from medfm_rl.workflows.adapt.forecast.look_ahead import settings_of_run
     from medfm_rl.workflows.adapt.loop import adapt
 
     with show_progress() as progress:
@@ -250,6 +250,14 @@ def apply_delta_command(
 @app.command("inspect")
 def inspect_command(
     folder: Annotated[Path, typer.Argument(help="Segmenter folder, or run folder of `adapt`.")],
+    images: Annotated[
+        Path | None,
+        typer.Option(
+            help="Images to show it: a folder in one of the layouts. It warns where their values, as preprocessing "
+            "leaves them, can hardly be those that the network was trained on."
+        ),
+    ] = None,
+    layout: Layout = "auto",
     device: Device = "auto",
 ) -> None:
     """Say what a segmenter is, whether it can be adapted, and if not why."""
@@ -260,11 +268,14 @@ def inspect_command(
     from medfm_rl.workflows.inspection import inspect_model
 
     with show_progress() as progress:
-        summary = inspect_model(folder, choose_device(device), progress)
+        shown = None if images is None else data_settings(images, layout)
+        summary = inspect_model(folder, choose_device(device), progress, shown)
     table = Table(show_header=False, box=None)
     for name, value in summary.rows.items():
         table.add_row(name, value)
     Console().print(table)
+    for doubt in summary.doubts:
+        typer.echo(f"Warning: {doubt}", err=True)
     for obstacle in summary.obstacles:
         typer.echo(f"It cannot be adapted: {obstacle}", err=True)
     if summary.obstacles:
@@ -304,10 +315,10 @@ def demo_command(
     out: Annotated[Path, typer.Option(help="Folder of the demo.")] = Path("runs/demo"),
     seed: Annotated[int, typer.Option(help="Seed of everything.")] = 0,
 ) -> None:
-    """Run the whole story on simulated echo: train on vendor A, adapt to vendor B, evaluate, report, score."""
+    """Run the whole story on simulated echo: train on vendor A, adapt to B, evaluate, report, score, measure clips."""
     from medfm_rl.data.locks import alone_making
     from medfm_rl.reports.tables import verdict
-    from medfm_rl.workflows.demo import QUALITY_FOLDER, run_demo
+    from medfm_rl.workflows.demo import CLIPS_FOLDER, QUALITY_FOLDER, run_demo
 
     with show_progress() as progress, alone_making(out):
         result = run_demo(out, seed, progress)
@@ -317,3 +328,4 @@ def demo_command(
     typer.echo("Quality of the adapted model's masks of these images, without their ground truth:")
     print_scoring(result.scoring)
     typer.echo(f"Quality page: {out / QUALITY_FOLDER / 'report.html'}")
+    typer.echo(f"Simulated clips, measured: {out / CLIPS_FOLDER / 'measures' / 'report.html'}")

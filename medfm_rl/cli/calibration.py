@@ -22,6 +22,7 @@ from medfm_rl.cli.options import (
     Layout,
     MaskLabels,
     PatientPattern,
+    Probabilities,
     Prompts,
     Split,
     Track,
@@ -61,6 +62,7 @@ def calibrate_command(
         Path | None, typer.Option(help="Masks to be assessed, where another segmenter makes them; else the run's own.")
     ] = None,
     labels: MaskLabels = None,
+    probabilities: Probabilities = None,
     dice: Annotated[float, typer.Option(help="Mean Dice below which a mask is bad.")] = 0.8,
     alpha: Annotated[float, typer.Option(help="Largest share of bad masks among the accepted.")] = 0.1,
     confidence: Annotated[float, typer.Option(help="Confidence of the statement about accepted masks.")] = 0.9,
@@ -71,6 +73,10 @@ def calibrate_command(
     where: Where = None,
     prompts: Prompts = None,
     biomedclip: BiomedCLIPWeights = None,
+    networks: Annotated[
+        int | None,
+        typer.Option(help="Assess with the first so many reward networks alone, which is faster; all where not given."),
+    ] = None,
     allow_overlap: AllowOverlap = False,
     track: Track = False,
     device: Device = "auto",
@@ -93,17 +99,19 @@ def calibrate_command(
     assert labelled is not None
     from medfm_rl.data.layouts import find_cases
     from medfm_rl.data.mask_files import find_masks
+    from medfm_rl.data.probabilities import find_probabilities
     from medfm_rl.quality.model import Targets
-    from medfm_rl.runs.finished import load_run
+    from medfm_rl.runs.finished import load_judge
     from medfm_rl.runs.tracked_call import tracked_calibration
     from medfm_rl.workflows.calibrate.quality import CalibrateRequest, calibrate
 
     require_masks(labels, masks)
     targets = from_options(Targets, coverage=coverage, dice=dice, alpha=alpha, confidence=confidence)
-    finished = load_run(run, device, prompts)
+    finished = load_judge(run, device, prompts)
     files = find_cases(data_settings(labelled, layout, patient_pattern, split, where))
     found = None if masks is None else find_masks(masks, files)
-    request = CalibrateRequest(targets, found, labels, biomedclip, allow_overlap)
+    maps = None if probabilities is None else find_probabilities(probabilities, files)
+    request = CalibrateRequest(targets, found, labels, maps, biomedclip, networks, allow_overlap)
     result = finished.folder.quality
     with show_progress() as progress, tracked_calibration(track, finished, "calibrate", files, result, progress):
         model = calibrate(finished, files, request, progress)
@@ -132,13 +140,13 @@ def _prove(
     from medfm_rl.errors import ConfigError
     from medfm_rl.quality.promises import PromiseTarget
     from medfm_rl.reports.promises import promise_lines
-    from medfm_rl.runs.finished import load_run
+    from medfm_rl.runs.finished import load_judge
     from medfm_rl.workflows.calibrate.audit import AuditRequest, calibrate_on_audit
 
     if images is None or scores is None:
         raise ConfigError("--feedback needs --images, what the reviewers saw, and --scores, what was predicted of it")
     wanted = from_options(PromiseTarget, **target)
-    finished = load_run(run, device)
+    finished = load_judge(run, device)
     files = find_cases(images)
     found = None if masks is None else find_masks(masks, files)
     with show_progress() as progress:

@@ -123,7 +123,13 @@ def print_comparison(rows: Any, title: str, names: tuple[str, str] = ("source", 
 def print_scoring(scoring: Scoring) -> None:
     """Prints what is promised of a batch, how many masks have which verdict, and what the policy does with them."""
     batch = scoring.batch
-    typer.echo(f"Batch: {batch.state}; {batch.meaning}")
+    place = scoring.place
+    if place is None:
+        typer.echo(f"Batch: {batch.state}; {batch.meaning}")
+    else:
+        again = f", {place.repeated} masks were there already" if place.repeated else ""
+        typer.echo(f"Stream {place.path}: {place.studies} studies, {place.added} of them new{again}; {batch.meaning}")
+        typer.echo(f"An accept is at most {batch.guarantee}: {batch.evidence}")
     for promise in batch.promises:
         typer.echo(f"{promise} ({promise.reason})")
     counts = [f"{verdict} {scoring.count(verdict)}" for verdict in ("accept", "correct", "refer")]
@@ -135,6 +141,8 @@ def print_scoring(scoring: Scoring) -> None:
         f"Policy {scoring.scorer.policy.name}: "
         + ", ".join(f"{action} {scoring.acted(action)}" for action in ("use", "correct", "refer"))
     )
+    if place is not None and place.drawn:
+        typer.echo(f"Drawn for audit: {', '.join(sorted(place.drawn))}")
 
 
 def print_corrections(corrections: Corrections, out: Path) -> None:

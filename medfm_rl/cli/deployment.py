@@ -20,12 +20,18 @@ from medfm_rl.cli.options import (
     ModelFolder,
     PatientPattern,
     Policy,
+    Probabilities,
     Prompts,
+    Protocol,
+    Scanner,
+    Site,
+    Stream,
     Track,
     correction_settings,
     data_settings,
     require_masks,
     site_policy,
+    stream_request,
 )
 from medfm_rl.cli.root import app
 
@@ -44,6 +50,10 @@ def predict_command(
     method: Annotated[str | None, typer.Option(help="With --correct, as in `correct`; views where not given.")] = None,
     budget: Annotated[float | None, typer.Option(help="With --correct: seconds for one case; 10 if not given.")] = None,
     policy: Policy = None,
+    stream: Stream = None,
+    scanner: Scanner = None,
+    protocol: Protocol = None,
+    site: Site = None,
     track: Track = False,
     device: Device = "auto",
 ) -> None:
@@ -56,13 +66,19 @@ def predict_command(
     from medfm_rl.runs.finished import load_model, load_run
     from medfm_rl.runs.tracked_call import tracked_call
 
-    if not correct and (method is not None or budget is not None or policy is not None):
-        raise ConfigError("--method, --budget and --policy are for --correct, and go with it")
+    given = {"method": method, "budget": budget, "policy": policy, "stream": stream}
+    misplaced = [f"--{name}" for name, value in given.items() if value is not None]
+    if not correct and misplaced:
+        raise ConfigError(f"{', '.join(misplaced)}: masks are assessed and corrected with --correct alone; give it too")
     if correct:
         from medfm_rl.workflows.deploy.correct import CorrectRequest
         from medfm_rl.workflows.deploy.correct import correct as correct_masks
 
-        request = CorrectRequest(correction_settings(budget, method=method or "views"), policy=site_policy(policy))
+        request = CorrectRequest(
+            correction_settings(budget, method=method or "views"),
+            policy=site_policy(policy),
+            stream=stream_request(stream, scanner, protocol, site),
+        )
         files = find_cases(data_settings(images, layout, patient_pattern))
         run = load_run(model, device, prompts)
         with show_progress() as progress, tracked_call(track, run, "predict", files, out, progress):
@@ -86,7 +102,9 @@ def predict_command(
 
 @app.command("score")
 def score_command(
-    quality_model: Annotated[Path, typer.Argument(help="Run folder of `adapt`, with a quality.json.")],
+    quality_model: Annotated[
+        Path, typer.Argument(help="Run folder of `adapt`, or judge of `train-judge`, with a quality.json.")
+    ],
     images: Annotated[Path, typer.Option(help="Images.")],
     out: Annotated[Path, typer.Option(help="Folder for scores, reward maps, report.html and audit.jsonl.")],
     masks: Annotated[Path | None, typer.Option(help="Their masks, of the same names, whatever made them.")] = None,
@@ -100,7 +118,12 @@ def score_command(
     ] = None,
     biomedclip: BiomedCLIPWeights = None,
     labels: MaskLabels = None,
+    probabilities: Probabilities = None,
     policy: Policy = None,
+    stream: Stream = None,
+    scanner: Scanner = None,
+    protocol: Protocol = None,
+    site: Site = None,
     accept_untested: Annotated[
         bool, typer.Option("--accept-untested", help="Former name of a policy; --policy says the same.", hidden=True)
     ] = False,
@@ -120,9 +143,10 @@ def score_command(
     """
     from medfm_rl.data.layouts import find_cases
     from medfm_rl.data.mask_files import find_masks
+    from medfm_rl.data.probabilities import find_probabilities
     from medfm_rl.errors import ConfigError
     from medfm_rl.quality.gates import Gates
-    from medfm_rl.runs.finished import load_model, load_run
+    from medfm_rl.runs.finished import load_judge, load_model
     from medfm_rl.runs.tracked_call import tracked_call
     from medfm_rl.workflows.deploy.score import ScoreRequest, score
 
@@ -131,17 +155,21 @@ def score_command(
     if prompts is not None and model is None:
         raise ConfigError("--prompts are for a segmenter that makes the masks: they go with --model")
     require_masks(labels, masks)
+    if probabilities is not None and masks is None:
+        raise ConfigError("--probabilities are those of masks that are given: they go with --masks")
     if fail_on not in (None, "refer"):
         raise ConfigError(f"--fail-on {fail_on}: must be refer")
     own = model is not None and model.resolve() == quality_model.resolve()
     files = find_cases(data_settings(images, layout, patient_pattern))
-    run = load_run(quality_model, device, prompts if own else None)
+    run = load_judge(quality_model, device, prompts if own else None)
     request = ScoreRequest(
         masks=None if masks is None else find_masks(masks, files),
         labels=labels,
+        probabilities=None if probabilities is None else find_probabilities(probabilities, files),
         maker=None if own or model is None else load_model(model, device, prompts),
         gates=Gates(echoprime, biomedclip),
         policy=site_policy(policy, accept_untested),
+        stream=stream_request(stream, scanner, protocol, site),
     )
     with show_progress() as progress, tracked_call(track, run, "score", files, out, progress):
         scoring = score(run, files, out, request, progress)
@@ -178,6 +206,10 @@ def correct_command(
     ] = False,
     every: Annotated[bool, typer.Option("--all", help="Every case, whatever its verdict.")] = False,
     policy: Policy = None,
+    stream: Stream = None,
+    scanner: Scanner = None,
+    protocol: Protocol = None,
+    site: Site = None,
     layout: Layout = "auto",
     patient_pattern: PatientPattern = None,
     prompts: Prompts = None,
@@ -193,17 +225,27 @@ def correct_command(
     from medfm_rl.workflows.deploy.correct import CorrectRequest, correct
 
     require_masks(labels, masks)
-    if policy is not None and (every or scores is not None):
-        given = "--all" if every else f"--scores {scores}"
-        raise ConfigError(
-            f"--policy {policy} is for scoring, and with {given} nothing is scored: leave it out, or give it to "
-            "`medfm-rl score`"
-        )
+    for option, value in (("--policy", policy), ("--stream", stream)):
+        if value is not None and (every or scores is not None):
+            given = "--all" if every else f"--scores {scores}"
+            raise ConfigError(
+                f"{option} {value} is for scoring, and with {given} nothing is scored: leave it out, or give it to "
+                "`medfm-rl score`"
+            )
     settings = correction_settings(budget, method=method, objective=objective, optimise=optimise)
     files = find_cases(data_settings(images, layout, patient_pattern))
     run = load_run(model, device, prompts)
     masks_given = None if masks is None else find_masks(masks, files)
-    request = CorrectRequest(settings, scores, every, propose_only, masks_given, labels, site_policy(policy))
+    request = CorrectRequest(
+        settings,
+        scores,
+        every,
+        propose_only,
+        masks_given,
+        labels,
+        site_policy(policy),
+        stream_request(stream, scanner, protocol, site),
+    )
     with show_progress() as progress, tracked_call(track, run, "correct", files, out, progress):
         corrections = correct(run, files, out, request, progress)
     print_corrections(corrections, out)

@@ -24,6 +24,20 @@ def measure_command(
             "masks says so. One of them is called LV."
         ),
     ] = None,
+    rewards: Annotated[
+        Path | None,
+        typer.Option(
+            help="Reward maps of these masks, such as rewards/ of `predict` or `score`: adds what they leave open of "
+            "areas, volumes and ejection fraction, as intervals of 90 %."
+        ),
+    ] = None,
+    rules: Annotated[
+        Path | None, typer.Option(help="Rules over time in YAML; without it those of RL4Seg3D (arXiv 2510.14244).")
+    ] = None,
+    learn_rules: Annotated[
+        Path | None,
+        typer.Option(help="Write rules over time whose limits are learned from these masks, which have to be right."),
+    ] = None,
     layout: Layout = "auto",
     patient_pattern: PatientPattern = None,
     where: Where = None,
@@ -34,16 +48,23 @@ def measure_command(
     tables say which. Where a patient has a clip of two and one of four chambers (2CH and 4CH in tags or names), biplane
     too.
     """
+    from medfm_rl.anatomy.temporal_rules import TemporalRules
     from medfm_rl.data.layouts import find_cases
     from medfm_rl.data.mask_files import find_masks
     from medfm_rl.data.mask_labels import schema_of_masks
-    from medfm_rl.workflows.measure.measure import measure
+    from medfm_rl.workflows.measure.measure import MeasureRequest, measure
     from medfm_rl.workflows.measure.outputs import PAGE_FILE, TABLE_FILE
 
     schema = schema_of_masks(labels, masks)
     files = find_cases(data_settings(images, layout, patient_pattern, where=where))
+    request = MeasureRequest(
+        None if rules is None else TemporalRules.read(rules),
+        rules,
+        learn_rules,
+        None if rewards is None else find_masks(rewards, files),
+    )
     with show_progress() as progress:
-        found = measure(files, find_masks(masks, files), schema, out, progress)
+        found = measure(files, find_masks(masks, files), schema, out, request, progress)
     for problem in found.problems.values():
         typer.echo(f"Not measured: {problem}", err=True)
     for name, clip in found.clips.items():
@@ -51,9 +72,13 @@ def measure_command(
         if clip.ejection is not None:
             volumes = f"EDV {clip.ejection.edv:.1f} ml, ESV {clip.ejection.esv:.1f} ml, "
             result = f"{volumes if clip.ejection.unit == 'ml' else 'not calibrated, '}EF {clip.ejection.ef:.1f} %"
+        if clip.interval is not None:
+            result += " (rewards leave open {:.1f} to {:.1f})".format(*clip.interval.ef)
         typer.echo(f"{name}: {result}, {'valid over time' if clip.anatomy.valid else 'refer: breaks a rule over time'}")
     for patient, (ejection, _) in found.biplane.items():
         typer.echo(f"{patient}: EF {ejection.ef:.1f} % biplane")
+    if learn_rules is not None:
+        typer.echo(f"Rules over time: {learn_rules}")
     typer.echo(f"Measures: {out / TABLE_FILE}\nReport: {out / PAGE_FILE}")
     if found.problems:
         raise typer.Exit(USER_MISTAKE)

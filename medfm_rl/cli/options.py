@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from pydantic import BaseModel
 
     from medfm_rl.settings import CorrectionSettings, DataSettings, SitePolicy
+    from medfm_rl.workflows.deploy.stream_scoring import StreamRequest
 
 Model = TypeVar("Model", bound="BaseModel")
 
@@ -66,6 +67,15 @@ MaskLabels = Annotated[
         "structures that are not named are in none of them."
     ),
 ]
+Probabilities = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="DIR",
+        help="With --masks: the probabilities that their segmenter wrote beside them, as nnU-Net's "
+        "--save_probabilities does: CASE.npz, or NIfTI with the class as last axis. Needed both to calibrate and to "
+        "score.",
+    ),
+]
 Track = Annotated[
     bool, typer.Option("--track", help="Record the call in MLflow, within the record of the run that it uses.")
 ]
@@ -89,6 +99,18 @@ Policy = Annotated[
         "file.",
     ),
 ]
+Stream = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FILE",
+        help="The stream that these studies are of, a file such as ge-apical.jsonl, made where there is none: they are "
+        "added to it, its state says what verdicts are worth, also that of a single study, and a share of the accepted "
+        "masks (audit_share of the policy) is drawn for review.",
+    ),
+]
+Scanner = Annotated[str | None, typer.Option(help="With --stream: the scanner; a stream is of one.")]
+Protocol = Annotated[str | None, typer.Option(help="With --stream: the protocol; a stream is of one.")]
+Site = Annotated[str | None, typer.Option(help="With --stream: hospital or department.")]
 Budget = Annotated[float | None, typer.Option(help="Seconds for one case; 10 where not given.")]
 CorrectionObjective = Annotated[
     str | None, typer.Option(help="With --method optimise, how the reward is followed: reward (its gradient) or ppo.")
@@ -168,6 +190,26 @@ def site_policy(named: str | None, accept_untested: bool = False) -> SitePolicy:
         err=True,
     )
     return SitePolicy(name="accept-untested", unproven="accept", suspended="refer")
+
+
+def stream_request(
+    stream: Path | None, scanner: str | None, protocol: str | None, site: str | None
+) -> StreamRequest | None:
+    """The stream of --stream; None where studies are taken for a batch.
+
+    Raises:
+        ConfigError: It is said of which scanner, protocol or site, and there is no stream.
+    """
+    from medfm_rl.errors import ConfigError
+    from medfm_rl.runs.stream_history import UNKNOWN
+    from medfm_rl.workflows.deploy.stream_scoring import StreamRequest
+
+    said = [name for name, value in (("scanner", scanner), ("protocol", protocol), ("site", site)) if value]
+    if stream is None and said:
+        raise ConfigError(f"--{said[0]} says what a stream is of: it goes with --stream")
+    if stream is None:
+        return None
+    return StreamRequest(stream, scanner or UNKNOWN, protocol or UNKNOWN, site or UNKNOWN)
 
 
 def require_masks(labels: str | None, masks: Path | None) -> None:

@@ -45,7 +45,7 @@ def add_command(
     review and named: have them reviewed, and add that to a feedback store by `feedback add --drawn audit`.
     """
     from medfm_rl.reports.streams import summary_lines
-    from medfm_rl.runs.stream_state import read_stream
+    from medfm_rl.runs.stream_history import read_stream
     from medfm_rl.workflows.streams import stream_scores, view_of
 
     with show_progress():
@@ -77,7 +77,7 @@ def review_command(
     """Add what reviewers found of audit masks; it is tested for drift too, and can withdraw a promise."""
     from medfm_rl.data.layouts import find_cases
     from medfm_rl.data.mask_files import find_masks
-    from medfm_rl.runs.finished import load_run
+    from medfm_rl.runs.finished import load_judge
     from medfm_rl.workflows.calibrate.audit import AuditRequest
     from medfm_rl.workflows.streams import stream_reviews
 
@@ -85,7 +85,7 @@ def review_command(
     found = None if masks is None else find_masks(masks, files)
     request = AuditRequest(feedback, files, scores, found, labels)
     with show_progress() as progress:
-        count = stream_reviews(path, load_run(run, device), request, progress)
+        count = stream_reviews(path, load_judge(run, device), request, progress)
     typer.echo(f"Added: {count} reviews")
 
 

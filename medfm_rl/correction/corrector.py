@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from medfm_rl.adapters import SegmenterAdapter
-from medfm_rl.adapters.base import Sample
+from medfm_rl.adapters.grid import Sample
 from medfm_rl.augmentation.appearance import randomise_appearance
 from medfm_rl.correction.verifier import Verification, Verifier
 from medfm_rl.networks import argmax_classes

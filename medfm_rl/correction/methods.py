@@ -8,6 +8,7 @@ from typing import Final
 from medfm_rl.adapters import SegmenterAdapter
 from medfm_rl.correction import baselines
 from medfm_rl.correction.corrector import CaseCorrector
+from medfm_rl.correction.neighbours import NeighbourVote
 from medfm_rl.correction.optimiser import TestTimeOptimiser
 from medfm_rl.correction.verifier import Verifier
 from medfm_rl.correction.view_vote import ViewVote
@@ -22,6 +23,7 @@ _OF_SEGMENTER: Final[dict[str, Callable[[SegmenterAdapter, Verifier], CaseCorrec
     "intent": baselines.Intent,
     "memo": baselines.Memo,
     "components": baselines.LargestComponents,
+    "neighbours": NeighbourVote,
 }
 """Ways that need nothing but the segmenter."""
 

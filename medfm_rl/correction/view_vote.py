@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from medfm_rl.adapters import SegmenterAdapter
-from medfm_rl.adapters.base import Sample
+from medfm_rl.adapters.grid import Sample
 from medfm_rl.correction.cleaning import clean_up
 from medfm_rl.correction.corrector import CaseCorrector, Original, Proposal
 from medfm_rl.correction.verifier import Verifier

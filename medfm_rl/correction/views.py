@@ -9,7 +9,7 @@ from dataclasses import replace
 from torch import Tensor
 
 from medfm_rl.adapters import SegmenterAdapter
-from medfm_rl.adapters.base import Sample
+from medfm_rl.adapters.grid import Sample
 from medfm_rl.augmentation.views import draw_view
 from medfm_rl.seeding import torch_generator
 

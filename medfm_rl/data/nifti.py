@@ -106,6 +106,27 @@ def read_nifti_sequence(path: Path) -> tuple[FloatArray, float, str, Geometry]:
     return frames, float(header["pixdim"][4]), str(header.get_xyzt_units()[1]), geometry
 
 
+def read_nifti_maps(path: Path, planes: bool) -> tuple[FloatArray, Geometry]:
+    """Several maps of one grid, `(K, D, H, W)`, and that grid `(x, y, z)`; the maps are the last axis of the file.
+
+    Args:
+        path: A file of axes x, y, z and map, or with several values of a pixel.
+        planes: Whether a file of three axes is x, y and map.
+
+    Raises:
+        DataError: As in `read_nifti`, or there is one map alone.
+    """
+    header, image = _load(path)
+    values = _values(path, image)
+    if values.ndim == 3 and planes:
+        values = values[:, :, None]
+    if values.ndim == 5 and values.shape[3] == 1:
+        values = values[:, :, :, 0]
+    if values.ndim != 4 or values.shape[3] < 2:
+        raise DataError(f"{path}: has axes {image.shape}; several maps are x, y, z and the map as fourth axis")
+    return np.ascontiguousarray(values.T), _geometry(path, header, values.shape[:3])
+
+
 def write_nifti(path: Path, pixels: npt.NDArray[Any], header: bytes) -> None:
     """Writes pixels `(*S)` with the statements of a header that `read_nifti` gave.
 

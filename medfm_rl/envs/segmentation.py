@@ -15,7 +15,8 @@ from stable_baselines3.common.vec_env import VecEnv
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices, VecEnvObs, VecEnvStepReturn
 from torch import Tensor
 
-from medfm_rl.types import FloatArray, LabelMap
+from medfm_rl.networks import images_at_once
+from medfm_rl.types import FloatArray
 
 RewardFunction = Callable[[Tensor, Tensor], Tensor]
 """Images `(B, C, *S)` and actions `(B, *S)` int64 to reward maps `(B, *S)` in [0, 1]."""
@@ -36,6 +37,39 @@ class RewardSource(Protocol):
         Returns:
             Reward maps `(B, *S)` in [0, 1].
         """
+        ...
+
+
+class Images(Protocol):
+    """Images `(N, C, *S)` by their row; a NumPy array is some, and those on the disk are others."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """`(N, C, *S)`."""
+        ...
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, rows: Any) -> Any:
+        """The images of a list of rows, `(B, C, *S)`."""
+        ...
+
+    def min(self) -> Any:
+        """Their lowest value, or one below."""
+        ...
+
+    def max(self) -> Any:
+        """Their highest value, or one above."""
+        ...
+
+
+class Masks(Protocol):
+    """Masks `(M, *S)` of class indices by their row; a NumPy array is some."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, rows: Any) -> Any:
+        """The masks of an array of rows, `(B, *S)`."""
         ...
 
 
@@ -106,6 +140,8 @@ class SegmentationVecEnv(VecEnv):
     The images come in an order that depends on the seed and the position only, so that a run can be resumed in the
     middle (`position`).
 
+    Of images on the disk, those of a step are in memory, and no others.
+
     Args:
         images: `(N, C, *S)`, preprocessed.
         reward: Rates actions on images whose truth is not known: a function, or a source that is told the rows too.
@@ -121,16 +157,16 @@ class SegmentationVecEnv(VecEnv):
 
     def __init__(
         self,
-        images: FloatArray,
+        images: Images,
         reward: RewardFunction | RewardSource,
         num_classes: int,
         n_envs: int,
-        references: LabelMap | None = None,
-        rated_as: FloatArray | None = None,
+        references: Masks | None = None,
+        rated_as: Images | None = None,
         seed: int = 0,
         device: torch.device | str = "cpu",
     ) -> None:
-        if rated_as is not None and rated_as.shape != images.shape:
+        if rated_as is not None and tuple(rated_as.shape) != tuple(images.shape):
             raise ValueError(f"rated_as has shape {rated_as.shape}, {images.shape} is needed: one for each image")
         self.render_mode = None
         super().__init__(n_envs, *_spaces(images, num_classes))
@@ -139,10 +175,13 @@ class SegmentationVecEnv(VecEnv):
         self.references = np.empty((0, *images.shape[2:]), dtype=np.uint8) if references is None else references
         self.reward = reward
         self.device = torch.device(device)
+        self.at_once = images_at_once(images.shape[2:], n_envs)
+        """Images that the reward function is shown at once."""
         self.order_seed = seed
         self.position = 0
         """Images shown so far; set it and `reset` to go on from there."""
         self._actions: npt.NDArray[np.integer] | None = None
+        self._shown: tuple[list[int], FloatArray] | None = None
 
     @property
     def current(self) -> list[int]:
@@ -151,7 +190,13 @@ class SegmentationVecEnv(VecEnv):
 
     def reset(self) -> VecEnvObs:
         self.reset_infos = [{"image_index": index} for index in self.current]
-        return self.images[self.current]
+        return self._images_of(self.current)
+
+    def _images_of(self, rows: list[int]) -> FloatArray:
+        """Some of the images; those that were asked for last are still there."""
+        if self._shown is None or self._shown[0] != rows:
+            self._shown = rows, np.asarray(self.images[rows])
+        return self._shown[1]
 
     def step_async(self, actions: npt.NDArray[Any]) -> None:
         self._actions = actions
@@ -160,11 +205,12 @@ class SegmentationVecEnv(VecEnv):
         if self._actions is None:
             raise RuntimeError("step_wait without step_async")
         shown = self.current
+        images = self._images_of(shown)
         maps = self.reward_maps(self._actions).cpu().numpy()
         self.position += self.num_envs
         infos = [
-            {"reward_map": reward_map, "image_index": index, "terminal_observation": self.images[index]}
-            for reward_map, index in zip(maps, shown, strict=True)
+            {"reward_map": reward_map, "image_index": index, "terminal_observation": image}
+            for reward_map, index, image in zip(maps, shown, images, strict=True)
         ]
         rewards = maps.reshape(self.num_envs, -1).mean(axis=1)
         return self.reset(), rewards, np.ones(self.num_envs, dtype=bool), infos
@@ -176,14 +222,21 @@ class SegmentationVecEnv(VecEnv):
         known = shown < len(self.references)
         maps = torch.empty(gridded.shape, device=self.device)
         if known.any():
-            maps[known] = torch.as_tensor(gridded[known] == self.references[shown[known]]).to(maps)
+            maps[known] = torch.as_tensor(gridded[known] == np.asarray(self.references[shown[known]])).to(maps)
         if not known.all():
-            rows = shown[~known]
+            maps[~known] = self._rated(shown[~known], gridded[~known])
+        return maps
+
+    def _rated(self, rows: npt.NDArray[Any], actions: npt.NDArray[Any]) -> Tensor:
+        """Reward maps of actions on images whose truth is not known, as many at a time as a network is shown."""
+        found = []
+        for part in np.split(np.arange(len(rows)), range(self.at_once, len(rows), self.at_once)):
             reward = self.reward
             if isinstance(reward, RewardSource):
-                reward = partial(reward.rewards, rows=rows.tolist())
-            maps[~known] = reward_maps_of(reward, self.rated_as[rows], gridded[~known], self.device)
-        return maps
+                reward = partial(reward.rewards, rows=rows[part].tolist())
+            images = np.asarray(self.rated_as[rows[part].tolist()])
+            found.append(reward_maps_of(reward, images, actions[part], self.device))
+        return torch.cat(found)
 
     def close(self) -> None:
         """Nothing to release."""
@@ -249,7 +302,7 @@ def reward_maps_of(
     return maps.float()
 
 
-def _spaces(images: FloatArray, num_classes: int) -> tuple[spaces.Box, spaces.MultiDiscrete]:
+def _spaces(images: Images, num_classes: int) -> tuple[spaces.Box, spaces.MultiDiscrete]:
     if len(images) == 0:
         raise ValueError("there are no images to segment")
     pixels = int(np.prod(images.shape[2:]))

@@ -12,7 +12,7 @@ from typing import Any
 from sqlalchemy import create_engine, event
 from sqlalchemy.engine import URL, Connection, Engine, make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError, SQLAlchemyError
-from sqlalchemy.pool import NullPool
+from sqlalchemy.pool import NullPool, QueuePool
 
 from medfm_rl.errors import ConfigError, MissingExtraError
 from medfm_rl.feedback.errors import FeedbackError
@@ -28,18 +28,19 @@ def is_url(where: Path | str) -> bool:
     return "://" in str(where)
 
 
-def connect(where: Path | str) -> Engine:
+def connect(where: Path | str, keep: bool = False) -> Engine:
     """Prepares connections to a store, one for each transaction: none outlives it, and forks share none.
 
     Args:
         where: A SQLite file, or the URL of a PostgreSQL database (`postgresql://USER@HOST/DATABASE`).
+        keep: Keep connections for the next transactions, in a process that makes many and does not fork.
 
     Raises:
         ConfigError: The URL is of another kind of database, or none.
         MissingExtraError: It is PostgreSQL's, and its driver is not installed.
     """
     if not is_url(where):
-        return _sqlite(Path(where))
+        return _sqlite(Path(where), keep)
     try:
         url = make_url(str(where))
     except (ArgumentError, ValueError) as error:
@@ -50,7 +51,7 @@ def connect(where: Path | str) -> Engine:
         )
     if importlib.util.find_spec("psycopg") is None:
         raise MissingExtraError("a store in PostgreSQL needs psycopg: pip install 'medfm-rl[postgresql]'")
-    return _postgresql(url)
+    return _postgresql(url, keep)
 
 
 def shown(where: Path | str) -> str:
@@ -103,8 +104,13 @@ def _went_away(origin: Any, state: str | None) -> bool:
     return type(origin).__name__ == "OperationalError" and (state is None or state.startswith(("08", "57P")))
 
 
-def _sqlite(path: Path) -> Engine:
-    engine = create_engine(URL.create("sqlite", database=str(path)), poolclass=NullPool)
+def _sqlite(path: Path, keep: bool) -> Engine:
+    engine = create_engine(
+        URL.create("sqlite", database=str(path)),
+        poolclass=QueuePool if keep else NullPool,
+        # A connection that is kept goes from thread to thread, to one at a time.
+        connect_args={"check_same_thread": not keep},
+    )
 
     @event.listens_for(engine, "connect")
     def _prepare(connection: sqlite3.Connection, _: object) -> None:
@@ -122,7 +128,12 @@ def _sqlite(path: Path) -> Engine:
     return engine
 
 
-def _postgresql(url: URL) -> Engine:
+def _postgresql(url: URL, keep: bool) -> Engine:
     if url.drivername == "postgresql":
         url = url.set(drivername="postgresql+psycopg")
-    return create_engine(url, poolclass=NullPool, connect_args={"connect_timeout": LONGEST_WAIT})
+    return create_engine(
+        url,
+        poolclass=QueuePool if keep else NullPool,
+        pool_pre_ping=keep,
+        connect_args={"connect_timeout": LONGEST_WAIT},
+    )

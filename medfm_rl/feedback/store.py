@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, final
@@ -30,6 +28,7 @@ from medfm_rl.feedback.entries import (
 from medfm_rl.feedback.errors import FeedbackError
 from medfm_rl.feedback.mask_places import MaskFolder, MaskPlace, MaskRows, described
 from medfm_rl.feedback.masks import Mask
+from medfm_rl.feedback.questions import by_time, names_of_masks, read_history, read_history_of
 from medfm_rl.feedback.standing import (
     Standing,
     describe,
@@ -39,11 +38,11 @@ from medfm_rl.feedback.standing import (
     standing,
     state_hash,
 )
-from medfm_rl.feedback.tables import ENTRIES, MASKS, as_entry, as_row
+from medfm_rl.feedback.tables import ENTRIES, MASKS, as_row
 from medfm_rl.feedback.versions import prepare
 
-_AT_ONCE = 500
-"""Rows that one question asks for; databases limit how many values it may name."""
+Beside = Callable[[Connection, "Added"], None]
+"""Writes to other tables of the database in the transaction of an addition; what it raises undoes all of it."""
 
 
 @dataclass(frozen=True)
@@ -55,11 +54,13 @@ class Added:
         repeated: What said nothing that was not in force already, and was left out.
         replaced: Pairs of an entry that is no longer in force, and the new one of the same reviewer that contradicts
             it.
+        known: For each of `repeated` the entry of the store that says the same; in `merge`, itself.
     """
 
     entries: tuple[Entry, ...]
     repeated: tuple[Entry, ...]
     replaced: tuple[tuple[Feedback, Feedback], ...]
+    known: tuple[Entry, ...] = ()
 
 
 @final
@@ -134,7 +135,7 @@ class FeedbackStore:
     ) -> None:
         self.close()
 
-    def add(self, entries: Sequence[Entry], masks: Iterable[Mask] = ()) -> Added:
+    def add(self, entries: Sequence[Entry], masks: Iterable[Mask] = (), beside: Beside | None = None) -> Added:
         """Adds entries with the masks that they name: all of them, or none.
 
         What is in force already is not added again, so that a call can be repeated. Where a reviewer said something
@@ -143,6 +144,8 @@ class FeedbackStore:
         Args:
             entries: New entries.
             masks: Masks that are not yet in the store; those that are may be among them.
+            beside: Called at the end of the transaction with what is added, to write what has to be there with it or
+                not at all.
 
         Raises:
             FeedbackError: Entries contradict each other, name a mask, structure or entry that is not there, or an image
@@ -152,12 +155,20 @@ class FeedbackStore:
         kept = self._keep(masks, {name for entry in entries for name in masks_of(entry)})
         with answering(self.where), writing(self._engine).begin() as connection:
             _wait_for_turn(connection)
-            before = _read_history(connection)
+            before = read_history_of(connection, entries)
             new, repeated = _without_repeats(entries, standing(before).in_force)
             self._append(connection, new, kept, before)
             after = _standing_after(before, new)
             require_in_force(new, after)
-            return Added(tuple(new), tuple(repeated), _replacements(before, after))
+            added = Added(
+                tuple(new),
+                tuple(entry for entry, _ in repeated),
+                _replacements(before, after),
+                tuple(known for _, known in repeated),
+            )
+            if beside is not None:
+                beside(connection, added)
+            return added
 
     def merge(self, history: Sequence[Entry], masks: Iterable[Mask] = ()) -> Added:
         """Adds the history of another store, or a part of it, with its ids and times: all of it, or nothing.
@@ -175,7 +186,7 @@ class FeedbackStore:
         kept = self._keep(masks, {name for entry in history for name in masks_of(entry)})
         with answering(self.where), writing(self._engine).begin() as connection:
             _wait_for_turn(connection)
-            before = _read_history(connection)
+            before = read_history(connection)
             known = {entry.id: entry for entry in before}
             for entry in history:
                 if entry.id in known and not say_the_same(known[entry.id], entry):
@@ -186,7 +197,7 @@ class FeedbackStore:
             new = [entry for entry in history if entry.id not in known]
             self._append(connection, new, kept, before)
             repeated = tuple(entry for entry in history if entry.id in known)
-            return Added(tuple(new), repeated, _replacements(before, _standing_after(before, new)))
+            return Added(tuple(new), repeated, _replacements(before, _standing_after(before, new)), repeated)
 
     def entries(
         self,
@@ -232,7 +243,7 @@ class FeedbackStore:
             FeedbackError: The database does not answer.
         """
         with answering(self.where), self._engine.begin() as connection:
-            return _read_history(connection)
+            return read_history(connection)
 
     def standing(self) -> Standing:
         """What is in force, and what took the rest out of it.
@@ -292,7 +303,7 @@ class FeedbackStore:
         require_one_patient(feedback, standing(before).in_force)
         require_entries(new, before)
         named = sorted({name for entry in new for name in masks_of(entry)})
-        known = _names_of_masks(connection, named)
+        known = names_of_masks(connection, named)
         require_masks(new, known | {sha256: mask.names for sha256, (mask, _) in masks.items()})
         missing = [masks[name] for name in named if name not in known]
         if missing:
@@ -326,22 +337,20 @@ def _wait_for_turn(connection: Connection) -> None:
         connection.execute(text(f"LOCK TABLE {ENTRIES.name} IN SHARE ROW EXCLUSIVE MODE"))
 
 
-def _read_history(connection: Connection) -> list[Entry]:
-    rows = connection.execute(select(ENTRIES).order_by(ENTRIES.c.number)).mappings()
-    return sorted((as_entry(row) for row in rows), key=_by_time)
-
-
-def _without_repeats(entries: Sequence[Entry], in_force: Sequence[Feedback]) -> tuple[list[Entry], list[Entry]]:
-    """What is new, and what says nothing that is not in force already, or that is said twice."""
+def _without_repeats(
+    entries: Sequence[Entry], in_force: Sequence[Feedback]
+) -> tuple[list[Entry], list[tuple[Entry, Entry]]]:
+    """What is new; and what says nothing that is not in force already, or said twice, with what said it."""
     said: dict[object, list[Entry]] = {}
     for known in in_force:
         said.setdefault(_key(known), []).append(known)
     new: list[Entry] = []
-    repeated: list[Entry] = []
+    repeated: list[tuple[Entry, Entry]] = []
     for entry in entries:
         rivals = said.setdefault(_key(entry), [])
-        if any(say_the_same(entry, rival) for rival in rivals):
-            repeated.append(entry)
+        same = next((rival for rival in rivals if say_the_same(entry, rival)), None)
+        if same is not None:
+            repeated.append((entry, same))
         else:
             rivals.append(entry)
             new.append(entry)
@@ -354,24 +363,10 @@ def _key(entry: Entry) -> object:
 
 
 def _standing_after(before: Sequence[Entry], new: Sequence[Entry]) -> Standing:
-    return standing(sorted((*before, *new), key=_by_time))
+    return standing(sorted((*before, *new), key=by_time))
 
 
 def _replacements(before: Sequence[Entry], after: Standing) -> tuple[tuple[Feedback, Feedback], ...]:
     """What was in force and is not any more, because of what is new."""
     held = {entry.id: entry for entry in standing(before).in_force}
     return tuple((held[name], later) for name, later in after.replaced.items() if name in held)
-
-
-def _by_time(entry: Entry) -> tuple[datetime, str]:
-    return entry.time, entry.id
-
-
-def _names_of_masks(connection: Connection, sha256s: Sequence[str]) -> dict[str, tuple[str, ...]]:
-    """Structure names of those masks that are in the store."""
-    found: dict[str, tuple[str, ...]] = {}
-    for first in range(0, len(sha256s), _AT_ONCE):
-        wanted = sha256s[first : first + _AT_ONCE]
-        rows = connection.execute(select(MASKS.c.sha256, MASKS.c.names).where(MASKS.c.sha256.in_(wanted)))
-        found |= {sha256: tuple(json.loads(names)) for sha256, names in rows}
-    return found

@@ -33,6 +33,24 @@ class DenseRollout:
     advantages: Tensor
     reference_log_probs: Tensor | None
 
+    def split(self, size: int) -> list[DenseRollout]:
+        """Parts of so many images; itself where it has no more."""
+        if len(self.rows) <= size:
+            return [self]
+        parts = (slice(start, start + size) for start in range(0, len(self.rows), size))
+        return [
+            DenseRollout(
+                self.rows[part],
+                self.images[part],
+                self.actions[part],
+                self.log_probs[part],
+                self.rewards[part],
+                self.advantages[part],
+                None if self.reference_log_probs is None else self.reference_log_probs[part],
+            )
+            for part in parts
+        ]
+
 
 class DenseRolloutBuffer(RolloutBuffer):
     """Images, actions, log-probabilities, rewards and advantages of a rollout, pixel by pixel.

@@ -19,8 +19,9 @@ from stable_baselines3.common.vec_env import VecEnv
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from medfm_rl.activations import recomputed_activations
 from medfm_rl.envs import SegmentationVecEnv
-from medfm_rl.networks import mixed_precision
+from medfm_rl.networks import images_at_once, mixed_precision
 from medfm_rl.policies.buffer import DenseRollout, DenseRolloutBuffer
 from medfm_rl.policies.checkpoints import TrainingState, load_networks, load_optimisers, read_state, write_checkpoint
 from medfm_rl.policies.distribution import DenseCategorical, kl_divergence
@@ -38,6 +39,8 @@ class DensePPO(PPO):
     One update costs, for K inner epochs: one forward of actor, reference and reward network in the rollout, then K
     backwards and K - 1 more forwards of the actor (the first epoch uses the rollout's own graph) and, with a critic, K
     forwards and backwards of it (the first forward gives the baseline). That is 12 forwards and 10 backwards for K = 5.
+    Images that are too large for one graph (`images_at_once`) pass the networks a few at a time and their gradients are
+    summed; the graphs of the rollout are then not kept, which is one more forward of the actor an image.
 
     The advantage of a pixel is its reward minus a baseline. "critic" learns the baseline. "greedy" takes the reward of
     the argmax action at that pixel, and counts only pixels where the two actions differ: the reward of an unchanged
@@ -56,6 +59,7 @@ class DensePPO(PPO):
         n_steps: Rollout steps (of `env.num_envs` images each) per update.
         batch_size: Images per minibatch; the whole rollout where None.
         autocast: bfloat16 in the networks, where the hardware has it.
+        recompute: Compute activations of the policy again for each gradient, to save memory.
         seed: Seed of the sampled actions.
         device: Where actor, critic and reference are.
         verbose: 1 prints what is logged. Files are written by a logger with a folder, given to `set_logger`.
@@ -79,6 +83,7 @@ class DensePPO(PPO):
         n_steps: int = 1,
         batch_size: int | None = None,
         autocast: bool = False,
+        recompute: bool = False,
         seed: int = 0,
         device: torch.device | str = "auto",
         verbose: int = 0,
@@ -88,6 +93,7 @@ class DensePPO(PPO):
             raise ValueError("a critic is needed by the baseline 'critic', and only there")
         self.settings = settings
         self.autocast = autocast
+        self.recompute = recompute
         self.reference = copy.deepcopy(segmenter) if reference is None else reference
         self.reference.eval().requires_grad_(False)
         super().__init__(
@@ -145,21 +151,19 @@ class DensePPO(PPO):
         callback.on_rollout_start()
         generator = torch_generator(self.seed or 0, "rollout", self.num_timesteps)
         # One minibatch: the graph of the rollout's forward serves the first inner epoch.
-        keeps_graph = n_rollout_steps == 1 and self.batch_size >= env.num_envs
+        keeps_graph = n_rollout_steps == 1 and self.batch_size >= env.num_envs and self._at_once >= env.num_envs
         for _ in range(n_rollout_steps):
             images = torch.as_tensor(np.asarray(self._last_obs), device=self.device)
-            with torch.set_grad_enabled(keeps_graph), self._precision():
-                distribution = self.policy.distribution(images)
-            actions = DenseCategorical(distribution.logits.detach()).sample(generator, self.settings.noise_length)
-            log_probs = distribution.log_prob(actions).detach()
-            greedy = distribution.mode()
+            drawn = [self._act(part, generator, keeps_graph) for part in images.split(self._at_once)]
+            actions, log_probs, greedy = (torch.cat(values) for values in list(zip(*drawn, strict=True))[:3])
+            graph = drawn[0][3]
             greedy_maps = env.reward_maps(greedy.cpu().numpy()) if self.settings.baseline == "greedy" else None
             new_obs, rewards, dones, infos = env.step(actions.flatten(1).to("cpu", torch.uint8).numpy())
             maps = torch.as_tensor(np.stack([info["reward_map"] for info in infos]), device=self.device)
             advantages = None if greedy_maps is None else greedy_advantages(maps, actions, greedy_maps.to(maps), greedy)
             rollout_buffer.add(images, actions, log_probs, maps, advantages, self._reference_log_probs(images))
             self._mean_reward = float(rewards.mean())
-            self._rollout_log_probs = distribution.log_probs if keeps_graph else None
+            self._rollout_log_probs = graph if keeps_graph else None
             self.num_timesteps += env.num_envs
             self._last_obs = np.asarray(new_obs)
             self._last_episode_starts = dones
@@ -168,6 +172,25 @@ class DensePPO(PPO):
                 return False
         callback.on_rollout_end()
         return True
+
+    def _act(
+        self, images: Tensor, generator: torch.Generator, keeps_graph: bool
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Sampled actions, their log-probabilities and the argmax actions `(B, *S)`; log-probabilities `(B, K, *S)`."""
+        with torch.set_grad_enabled(keeps_graph), self._precision():
+            distribution = self._distribution(images) if keeps_graph else self.policy.distribution(images)
+        actions = DenseCategorical(distribution.logits.detach()).sample(generator, self.settings.noise_length)
+        return actions, distribution.log_prob(actions).detach(), distribution.mode(), distribution.log_probs
+
+    def _distribution(self, images: Tensor) -> DenseCategorical:
+        """The policy with a graph."""
+        with recomputed_activations(self.policy.segmenter, self.recompute):
+            return self.policy.distribution(images)
+
+    @property
+    def _at_once(self) -> int:
+        """Images that the networks are shown together."""
+        return images_at_once(self.policy.grid, self.batch_size)
 
     def train(self) -> None:
         """Updates actor and critic with the current rollout.
@@ -273,62 +296,96 @@ class DensePPO(PPO):
     def _reference_log_probs(self, images: Tensor) -> Tensor | None:
         if self.settings.kl_coef == 0:
             return None
-        with self._precision():
-            logits: Tensor = self.reference(images)
-        return logits.float().log_softmax(dim=1)
+        found = []
+        for part in images.split(self._at_once):
+            with self._precision():
+                logits: Tensor = self.reference(part)
+            found.append(logits.float().log_softmax(dim=1))
+        return torch.cat(found)
 
     def _train_critic(self, rollout: DenseRollout, first: bool, statistics: dict[str, list[float]]) -> Tensor:
         """One step of the critic, if there is one; returns the advantages of the minibatch."""
-        if self.policy.critic_optimizer is None or self.policy.critic is None:
+        critic, optimiser = self.policy.critic, self.policy.critic_optimizer
+        if optimiser is None or critic is None:
             return rollout.advantages
-        with self._precision():
-            values = self.policy.predict_values(rollout.images)
-        advantages = rollout.advantages
+        told, advantages = dict[str, float](), []
+        optimiser.zero_grad()
+        for part in rollout.split(self._at_once):
+            with self._precision():
+                values = self.policy.predict_values(part.images)
+            advantages.append(part.rewards - values.detach().float() if first else part.advantages)
+            loss = F.mse_loss(values.float(), part.rewards)
+            share = len(part.rows) / len(rollout.rows)
+            self._backward(loss, share, "value")
+            _add(told, share, value_loss=loss.item())
+        norm = self._apply(optimiser, list(critic.parameters()))
+        _note(statistics, **told, critic_grad_norm=norm)
+        found = torch.cat(advantages)
         if first:
-            advantages = rollout.rewards - values.detach().float()
-            self.rollout_buffer.set_advantages(rollout.rows, advantages)
-        loss = F.mse_loss(values.float(), rollout.rewards)
-        norm = self._step(loss, self.policy.critic_optimizer, list(self.policy.critic.parameters()), "value")
-        _note(statistics, value_loss=loss.item(), critic_grad_norm=norm)
-        return advantages
+            self.rollout_buffer.set_advantages(rollout.rows, found)
+        return found
 
     def _train_actor(self, rollout: DenseRollout, advantages: Tensor, statistics: dict[str, list[float]]) -> float:
         """One step of the actor; returns the approximate KL to the rollout's policy."""
+        normalised, told = normalise_advantages(advantages), dict[str, float]()
+        self.policy.optimizer.zero_grad()
+        # Of the whole minibatch, whose parts must not be normalised apart.
+        shares = zip(rollout.split(self._at_once), normalised.split(self._at_once), strict=True)
+        for part, part_advantages in shares:
+            share = len(part.rows) / len(rollout.rows)
+            loss, values = self._policy_loss(part, part_advantages)
+            self._backward(loss, share, "policy")
+            _add(told, share, **values)
+        norm = self._apply(self.policy.optimizer, self.policy.actor_parameters)
+        _note(statistics, **told, actor_grad_norm=norm)
+        return told["approx_kl"]
+
+    def _policy_loss(self, rollout: DenseRollout, advantages: Tensor) -> tuple[Tensor, dict[str, float]]:
+        """The mean loss of some images, and what is told of it.
+
+        Args:
+            rollout: The images.
+            advantages: `(B, *S)`, normalised.
+        """
         log_probs, self._rollout_log_probs = self._rollout_log_probs, None
         if log_probs is None:
             with self._precision():
-                log_probs = self.policy.distribution(rollout.images).log_probs
+                log_probs = self._distribution(rollout.images).log_probs
         log_probs = log_probs.float()
         chosen = log_probs.gather(1, rollout.actions.long()[:, None])[:, 0]
         loss, clip_fraction, approx_kl = clipped_policy_loss(
-            chosen,
-            rollout.log_probs.float(),
-            normalise_advantages(advantages),
-            self.settings.clip_range,
+            chosen, rollout.log_probs.float(), advantages, self.settings.clip_range
         )
-        _note(statistics, policy_loss=loss.item(), clip_fraction=clip_fraction, approx_kl=approx_kl)
+        told = {"policy_loss": loss.item(), "clip_fraction": clip_fraction, "approx_kl": approx_kl}
         if rollout.reference_log_probs is not None:
             kl = kl_divergence(log_probs, rollout.reference_log_probs).mean()
             loss = loss + self.settings.kl_coef * kl
-            _note(statistics, kl_reference=kl.item())
+            told["kl_reference"] = kl.item()
         if self.settings.ent_coef > 0:
             entropy = -(log_probs.exp() * log_probs).sum(dim=1).mean()
             loss = loss - self.settings.ent_coef * entropy
-            _note(statistics, entropy=entropy.item())
-        norm = self._step(loss, self.policy.optimizer, self.policy.actor_parameters, "policy")
-        _note(statistics, actor_grad_norm=norm)
-        return approx_kl
+            told["entropy"] = entropy.item()
+        return loss, told
 
-    def _step(self, loss: Tensor, optimiser: torch.optim.Optimizer, parameters: list[nn.Parameter], name: str) -> float:
+    def _backward(self, loss: Tensor, share: float, name: str) -> None:
+        """Adds the gradients of a part of a minibatch, which has this share of its images."""
         if not torch.isfinite(loss):
             raise FloatingPointError(f"the {name} loss is not finite; lower ppo.learning_rate or look at the images")
-        optimiser.zero_grad()
-        loss.backward()
+        (loss if share == 1 else share * loss).backward()
+
+    def _apply(self, optimiser: torch.optim.Optimizer, parameters: list[nn.Parameter]) -> float:
+        """One step with the gradients that are there; returns their norm."""
         norm = torch.nn.utils.clip_grad_norm_(parameters, self.settings.max_grad_norm)
         optimiser.step()
         # The fused Adam does not count its writes, and caches of embeddings go by that count.
         torch.autograd.graph.increment_version(parameters)
         return float(norm)
+
+
+def _add(told: dict[str, float], share: float, **values: float) -> None:
+    """Adds values of a part of a minibatch to those of the whole, by its share."""
+    for name, value in values.items():
+        told[name] = told.get(name, 0.0) + (value if share == 1 else share * value)
 
 
 def _note(statistics: dict[str, list[float]], **values: float) -> None:

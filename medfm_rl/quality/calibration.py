@@ -9,13 +9,13 @@ from datetime import UTC, datetime
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor
 
 from medfm_rl.anatomy.profiles import Anatomy
 from medfm_rl.data.layouts import name_patients, split_by_patient
 from medfm_rl.errors import DataError
 from medfm_rl.metrics.calibration import expected_calibration_error
 from medfm_rl.quality.appearance import LEAST_SCALE
+from medfm_rl.quality.calibration_case import CalibrationCase
 from medfm_rl.quality.conformal import (
     accept_threshold,
     conformity,
@@ -25,34 +25,16 @@ from medfm_rl.quality.conformal import (
     residuals,
     threshold_candidates,
 )
-from medfm_rl.quality.evidence import Evidence, log_odds
+from medfm_rl.quality.evidence import log_odds
 from medfm_rl.quality.model import MEAN, EncoderReference, PixelCalibration, QualityModel, StructureModel, Targets
 from medfm_rl.quality.prediction import DicePredictor, fit_predictor
 from medfm_rl.quality.shift import DomainReference
+from medfm_rl.quality.telling_rules import telling_rules
 from medfm_rl.seeding import derive_seed, numpy_generator
 from medfm_rl.version import __version__
 
 FEWEST_PATIENTS = 8
 _MOST_PIXELS = 400_000
-
-
-@dataclass(frozen=True, eq=False)
-class CalibrationCase:
-    """A mask with its evidence and the truth.
-
-    Attributes:
-        patient_id: Every split is made by it.
-        evidence: What the networks and rules say.
-        right: `(*S')` bool, whether each pixel of the action is right.
-        dice: `(K - 1,)`, true Dice of each structure on the case's own grid.
-        biomedclip: `(512,)`, what BiomedCLIP sees; None where it is not asked.
-    """
-
-    patient_id: str
-    evidence: Evidence
-    right: Tensor
-    dice: npt.NDArray[np.float32]
-    biomedclip: npt.NDArray[np.float64] | None = None
 
 
 @dataclass(frozen=True)
@@ -67,6 +49,7 @@ class Provenance:
         reward_hashes: SHA-256 of each reward network.
         data_hash: SHA-256 over names and contents of the files of the cases; None where they came from no files.
         biomedclip_hash: SHA-256 of BiomedCLIP's weights, where it is asked.
+        networks: Names of the reward networks that assess; None for all that the policy followed.
     """
 
     origin: str
@@ -76,6 +59,7 @@ class Provenance:
     reward_hashes: dict[str, str]
     data_hash: str | None = None
     biomedclip_hash: str | None = None
+    networks: tuple[str, ...] | None = None
 
 
 def require_patients(patients: Sequence[str], targets: Targets) -> None:
@@ -154,6 +138,7 @@ def fit_quality(
         model_hash=provenance.model_hash,
         reward_hash=provenance.reward_hash,
         reward_hashes=provenance.reward_hashes,
+        networks=provenance.networks,
         data_hash=provenance.data_hash,
         anatomy=anatomy.name,
         profile=anatomy.profile,
@@ -167,44 +152,6 @@ def fit_quality(
         appearance=DomainReference.fit(looks[0], looks[1], names, LEAST_SCALE),
         biomedclip=_seen_by_biomedclip(fitted, promised, provenance),
     )
-
-
-def telling_rules(cases: Sequence[CalibrationCase], targets: Targets, seed: int) -> tuple[int, ...]:
-    """The rules that hardly any good mask breaks: a mask that breaks one of them is probably not good.
-
-    Rules are put in an order, those that fewest good masks break first, on half of the patients, and as many are taken
-    from its beginning as keep the share of patients with a good mask that breaks any of them small on the other half.
-    That share can only grow with the number of rules, so conformal risk control (Angelopoulos et al., ICLR 2024)
-    applies: of P patients with good masks k may have one that breaks a rule if (k + 1) / (P + 1) is at most alpha, and
-    then the good masks of a new patient break one with a probability of at most alpha. Rules tested one by one would be
-    chosen by chance: of twenty some are broken by none of ten patients, whatever they are worth.
-
-    Args:
-        cases: Calibration cases; not those that the threshold is tested on.
-        targets: What a good mask is, and alpha.
-        seed: Seed of the split.
-
-    Returns:
-        Places in the profile, in its order; none with fewer than (1 - alpha) / alpha patients in the second half.
-    """
-    good = [case for case in cases if case.dice.mean() >= targets.dice]
-    if len({case.patient_id for case in good}) < 2:
-        return ()
-    rules = len(good[0].evidence.rules)
-    to_order, to_count = split_by_patient(good, 0.5, derive_seed(seed, "telling rules"))
-    order = sorted(range(rules), key=lambda rule: len(_breaking(to_order, [rule])))
-    patients = len({case.patient_id for case in to_count})
-    kept = [
-        count
-        for count in range(1, rules + 1)
-        if len(_breaking(to_count, order[:count])) + 1 <= targets.alpha * (patients + 1) + 1e-9
-    ]
-    return tuple(sorted(order[: max(kept, default=0)]))
-
-
-def _breaking(cases: Sequence[CalibrationCase], rules: Sequence[int]) -> set[str]:
-    """Patients with a mask that breaks one of the rules."""
-    return {case.patient_id for case in cases if any(not case.evidence.rules[rule].passed for rule in rules)}
 
 
 def _seen_by_biomedclip(
@@ -223,9 +170,12 @@ def _calibrate_pixels(
     inputs, right = _pixels(fitted, seed)
     weights, shift = _logistic(inputs, right)
     held_out, held_out_right = _pixels(promised, seed)
+    others = iter(weights[1:])
+    asked, given = (next(others) if known else None for known in _known_confidences(fitted))
     return PixelCalibration(
         reward_weight=weights[0],
-        confidence_weight=weights[1] if len(weights) > 1 else None,
+        confidence_weight=asked,
+        given_weight=given,
         shift=shift,
         ece_before=expected_calibration_error(_sigmoid(held_out[:, 0]), held_out_right),
         ece_after=expected_calibration_error(_sigmoid(held_out @ np.array(weights) + shift), held_out_right),
@@ -250,7 +200,7 @@ def _logistic(inputs: npt.NDArray[np.float64], right: npt.NDArray[np.bool_]) -> 
 
 
 def _pixels(cases: Sequence[CalibrationCase], seed: int) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.bool_]]:
-    """Log-odds of the reward, and of the segmenter's confidence where there is one, `(N, 1 or 2)`; which are right.
+    """Log-odds of the reward and of the confidences that there are, `(N, 1 to 3)`; which are right.
 
     Pixels are drawn before any map is looked at, so that those of volumes need not all be in memory.
     """
@@ -259,16 +209,21 @@ def _pixels(cases: Sequence[CalibrationCase], seed: int) -> tuple[npt.NDArray[np
     rows = np.arange(total)
     if total > _MOST_PIXELS:
         rows = numpy_generator(seed, "pixels").choice(total, _MOST_PIXELS, replace=False)
-    asked = cases[0].evidence.confidence is not None
-    inputs, right = np.empty((len(rows), 1 + asked)), np.empty(len(rows), dtype=bool)
+    known = _known_confidences(cases)
+    inputs, right = np.empty((len(rows), 1 + sum(known))), np.empty(len(rows), dtype=bool)
     for case, size, start in zip(cases, sizes, np.cumsum([0, *sizes[:-1]]), strict=True):
         places = np.flatnonzero((rows >= start) & (rows < start + size))
         chosen = torch.from_numpy(rows[places] - start)
-        maps = [case.evidence.mean_map, case.evidence.confidence]
+        maps = [case.evidence.mean_map, *case.evidence.confidences]
         for column, values in enumerate(values for values in maps if values is not None):
             inputs[places, column] = log_odds(values.flatten()[chosen]).double().numpy()
         right[places] = case.right.flatten()[chosen].numpy()
     return inputs, right
+
+
+def _known_confidences(cases: Sequence[CalibrationCase]) -> tuple[bool, ...]:
+    """Which of the confidences there are; the same for all cases."""
+    return tuple(values is not None for values in cases[0].evidence.confidences)
 
 
 def _sigmoid(odds: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:

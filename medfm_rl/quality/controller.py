@@ -12,14 +12,15 @@ import numpy.typing as npt
 import torch
 from scipy import ndimage
 
-from medfm_rl.adapters import SegmenterAdapter
-from medfm_rl.adapters.loading import adapted_settings, load_segmenter, without_prompts
+from medfm_rl.adapters import CaseGrid, SegmenterAdapter
+from medfm_rl.adapters.loading import load_grid
 from medfm_rl.anatomy.profiles import Anatomy
 from medfm_rl.errors import ModelError
 from medfm_rl.quality.biomedclip import BiomedCLIP
 from medfm_rl.quality.conformal import effective_patients, fewest_patients, interval, weighted_quantile
 from medfm_rl.quality.evidence import Evidence
 from medfm_rl.quality.guarantees import BatchStanding, meaning, of_batch, promises
+from medfm_rl.quality.in_stream import StreamStanding
 from medfm_rl.quality.model import MEAN, QUALITY_FILE, QualityModel, StructureModel
 from medfm_rl.quality.reports import BatchReport, QualityReport, ShiftSeenBy, State, StructureScore
 from medfm_rl.quality.shift import DomainReference
@@ -40,8 +41,8 @@ class QualityController:
     """Assesses masks, whatever made them, with the reward networks and the quality model of a run.
 
     Args:
-        segmenter: That of the run. Brings images and masks to the grid of the reward networks and, unless it needs
-            prompts, is asked how probable the mask is.
+        grid: Brings images and masks to the grid of the reward networks. Where it is the segmenter of the run it is
+            asked how probable a mask is too, unless it needs prompts.
         reward: The reward networks.
         model: The quality model.
         device: Where the networks run.
@@ -56,7 +57,7 @@ class QualityController:
 
     def __init__(
         self,
-        segmenter: SegmenterAdapter,
+        grid: CaseGrid,
         reward: RewardEnsemble,
         model: QualityModel,
         device: torch.device | None = None,
@@ -65,18 +66,18 @@ class QualityController:
         policy: SitePolicy = RESEARCH,
     ) -> None:
         self.device = device or torch.device("cpu")
-        self.segmenter = segmenter.to(self.device)
+        self.grid = grid.to(self.device)
         self.reward = reward.to(self.device)
         self.model = model
         self.terms = Terms.bind(policy, model)
         self.anatomy: Anatomy = model.bound_anatomy()
         self.schema = self.anatomy.schema
         classes = {member.num_classes for member in reward.networks}
-        alike = (segmenter.schema.names, segmenter.schema.num_classes) == (model.names, self.schema.num_classes)
+        alike = (grid.schema.names, grid.schema.num_classes) == (model.names, self.schema.num_classes)
         if not alike or classes != {self.schema.num_classes}:
             raise ModelError(
                 f"the quality model is of {', '.join(self.schema.structures)}, the segmenter of "
-                f"{', '.join(segmenter.schema.structures)} and the reward networks of {sorted(classes)} classes; they "
+                f"{', '.join(grid.schema.structures)} and the reward networks of {sorted(classes)} classes; they "
                 "must be of one anatomy"
             )
         self.views = views
@@ -99,17 +100,17 @@ class QualityController:
     def load(
         cls,
         path: Path,
-        segmenter: SegmenterAdapter | None = None,
+        grid: CaseGrid | None = None,
         device: torch.device | None = None,
         views: ViewClassifier | None = None,
         biomedclip: BiomedCLIP | None = None,
         policy: SitePolicy = RESEARCH,
     ) -> QualityController:
-        """Loads the folder of a finished run of `adapt`.
+        """Loads the folder of a finished run of `adapt`, or of a judge that `train-judge` made.
 
         Args:
-            path: The run, with `model`, `reward` and `quality.json`.
-            segmenter: That of the run, where it has been loaded already; None: it is loaded here, of whatever kind it
+            path: The folder, with `model`, `reward` and `quality.json`.
+            grid: What lies in `model`, where it has been loaded already; None: it is loaded here, of whatever kind it
                 is, to make no masks (it needs no boxes).
             device: Where the networks run.
             views: As in the constructor.
@@ -125,17 +126,30 @@ class QualityController:
             raise ModelError(f"{path}: not a finished run of `medfm-rl adapt`, there is no folder model in it")
         model = QualityModel.read(path / QUALITY_FILE)
         model.check_networks(path)
-        if segmenter is None:
-            segmenter = load_segmenter(without_prompts(adapted_settings(path / "config.yaml", path / "model")))
+        if grid is None:
+            grid = load_grid(path / "config.yaml", path / "model")
         return cls(
-            segmenter,
-            RewardEnsemble.load(path / "reward"),
+            grid,
+            RewardEnsemble.load(path / "reward", model.networks),
             model,
             device,
             views,
             biomedclip,
             policy,
         )
+
+    @property
+    def segmenter(self) -> SegmenterAdapter:
+        """The segmenter of the run.
+
+        Raises:
+            ModelError: There is none: a judge that `train-judge` made assesses masks alone.
+        """
+        if not isinstance(self.grid, SegmenterAdapter):
+            raise ModelError(
+                "a judge without a segmenter makes no masks; give masks (--masks), or another segmenter that makes them"
+            )
+        return self.grid
 
     def assess(self, case: Case, labels: LabelMap) -> QualityReport:
         """Assesses one mask; nothing can be said of shift but for the case itself.
@@ -152,13 +166,22 @@ class QualityController:
         """
         return self.assess_batch([self.submit(case, labels)])[0]
 
-    def submit(self, case: Case, labels: LabelMap) -> Submission:
+    def submit(self, case: Case, labels: LabelMap, given: FloatArray | None = None) -> Submission:
         """Checks a mask and makes it ready to be assessed among others, which is faster than one by one.
+
+        Args:
+            case: The image.
+            labels: As in `assess`.
+            given: `(*S)` in [0, 1], probability that the maker of the mask gave to the class at each pixel
+                (`medfm_rl.data.probabilities`); needed where the quality model was calibrated with it, and refused
+                where it was not.
 
         Raises:
             DataError: As in `assess`.
+            ModelError: Probabilities are needed or refused.
         """
-        return self._shown_to_gates(submit(self.segmenter, self.anatomy, case, labels))
+        self.model.pixels.require_given(given is not None)
+        return self._shown_to_gates(submit(self.grid, self.anatomy, case, labels, given))
 
     def segment(self, case: Case) -> Submission:
         """A mask of the run's own segmenter, ready to be assessed: one inference serves both.
@@ -177,14 +200,14 @@ class QualityController:
 
     def assess_batch(self, submissions: Sequence[Submission]) -> list[QualityReport]:
         """Reports of masks, in their order: those of `assess`, whatever the others are."""
-        found = collect_evidence(submissions, self.reward, self.segmenter.patch_size, self.schema, self.device)
+        found = collect_evidence(submissions, self.reward, self.grid.patch_size, self.schema, self.device)
         return [self._report(item, evidence) for item, evidence in zip(submissions, found, strict=True)]
 
     def _report(self, submission: Submission, evidence: Evidence) -> QualityReport:
         case, labels, sample = submission.case, submission.labels, submission.sample
         probability = self.model.pixels.probability(evidence)
         rows = evidence.features(self.schema.structures, probability)
-        native = self.segmenter.restore_map(probability, sample).clip(0, 1)
+        native = self.grid.restore_map(probability, sample).clip(0, 1)
         scores = self._scores(rows, labels, native)
         embedding, domain, looks = evidence.embedding, self.model.domain, self.model.appearance
         known: list[tuple[ShiftSeenBy, DomainReference, npt.NDArray[np.float64]]] = [
@@ -254,6 +277,19 @@ class QualityController:
         return BatchReport(
             settled, state, standing.patients, words, *of_batch(standing, self.terms), probability, promised
         )
+
+    def settle_in_stream(self, reports: Sequence[QualityReport], stream: StreamStanding) -> BatchReport:
+        """Gives the verdicts under the state of the stream that the masks are of, and what they are worth.
+
+        However few they are: the stream is tested, and not these masks. Intervals and probabilities are those of the
+        calibration as it is.
+        """
+        settled = []
+        for report in reports:
+            plain = self._with_intervals(report, StructureModel.interval)
+            plain = replace(plain, risk=risk(plain, self.model, self.terms.limits))
+            settled.append(decide(plain, stream, self.terms))
+        return stream.summary(settled, self.terms)
 
     def _with_intervals(
         self, report: QualityReport, interval_of: Callable[[StructureModel, float], tuple[float, float]]

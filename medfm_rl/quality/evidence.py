@@ -51,6 +51,8 @@ class Evidence:
         structures: Class indices of each structure.
         own_estimate: `(R,)`, what the segmenter itself thinks of each structure of the mask
             (`SegmenterAdapter.own_estimate`); None where it has no opinion.
+        given: `(*S')` in [0, 1], probability that whatever made the mask gave to the class at each pixel, where that
+            was given along with it; None where it was not.
     """
 
     action: Tensor
@@ -62,6 +64,12 @@ class Evidence:
     rules: tuple[RuleResult, ...]
     structures: Structures
     own_estimate: Tensor | None = None
+    given: Tensor | None = None
+
+    @property
+    def confidences(self) -> tuple[Tensor | None, Tensor | None]:
+        """What the segmenter of the run says, and what the maker of the mask said, in the order of the calibration."""
+        return self.confidence, self.given
 
     def features(self, names: Sequence[str], probability: Tensor) -> list[dict[str, float]]:
         """The numbers of `FEATURES`, and `OWN_ESTIMATE` where there is one, for each structure.

@@ -12,8 +12,9 @@ from medfm_rl.quality.reports import Guarantee, Promise, QualityReport, ReasonCo
 from medfm_rl.quality.shift import FEWEST_IN_BATCH
 from medfm_rl.quality.terms import Terms
 
-_PREDICTED: tuple[ReasonCode, ...] = ("threshold", "predicted_dice", "rules")
+RESTS_ON_PREDICTION: tuple[ReasonCode, ...] = ("promise", "threshold", "predicted_dice", "rules")
 """Grounds of verdicts that stand on the calibration of predicted Dice."""
+NEEDS_NO_PROMISE = "it needs no promise: nothing that was learned of predicted Dice was used"
 
 
 @dataclass(frozen=True)
@@ -42,41 +43,55 @@ class BatchStanding:
         """The test in words."""
         return "" if self.probability is None else f"two-sample test, p = {self.probability:.3g}"
 
+    def promised(self, report: QualityReport, telling: bool, terms: Terms) -> tuple[ReasonCode, str] | None:
+        """The promise under which a mask is accepted, and why in words; None where it falls under none.
 
-def worth(code: ReasonCode, standing: BatchStanding, terms: Terms) -> tuple[Guarantee, str]:
-    """The guarantee of a verdict, and on what it rests.
+        Args:
+            report: Of a mask that has a predicted mean Dice.
+            telling: Whether it breaks a telling rule.
+            terms: With the threshold.
+        """
+        # What is promised of the accepted masks was tested for those above the threshold that break no telling rule,
+        # and for no others.
+        threshold = terms.threshold if self.threshold_counts and not telling else None
+        predicted = report.mean.predicted_dice
+        if threshold is None or predicted is None or predicted < threshold:
+            return None
+        return "threshold", f"at or above the threshold {threshold:.3f}"
 
-    Proven is what was accepted by the threshold that a promise was tested for, on labelled cases of this domain, in a
-    batch that a test found no difference in; nothing else is.
+    def worth(self, code: ReasonCode, terms: Terms) -> tuple[Guarantee, str]:
+        """The guarantee of a verdict, and on what it rests.
 
-    Args:
-        code: The ground of the verdict.
-        standing: The test of the batch.
-        terms: With the model and its threshold.
-    """
-    if code not in _PREDICTED:
-        return "expected", "it needs no promise: nothing that was learned of predicted Dice was used"
-    if standing.state == "suspended":
-        return "suspended", (
-            f"the batch differs from the calibration cases ({standing.found}), so that what was learned of those need "
-            "not hold here: a guess"
-        )
-    model = terms.model
-    rests = f"rests on the errors of {model.conformal_patients} calibration patients"
-    if standing.state == "weighted":
-        return "expected", (
-            f"the batch differs from the calibration cases ({standing.found}); it {rests}, counted by how alike their "
-            "images are to these"
-        )
-    if standing.state == "untested":
-        return "expected", (
-            f"it {rests}; whether this batch is like them was not tested, which takes {FEWEST_IN_BATCH} patients in "
-            "each"
-        )
-    if code == "threshold" and model.target_domain:
-        return "proven", f"{model.accept_reason}; no difference from them was found in this batch ({standing.found})"
-    no_difference = f"it {rests}, and no difference from them was found in this batch ({standing.found})"
-    return "expected", f"{no_difference}, but {_unproven(terms)}"
+        Proven is what was accepted by the threshold that a promise was tested for, on labelled cases of this domain, in
+        a batch that a test found no difference in; nothing else is.
+
+        Args:
+            code: The ground of the verdict.
+            terms: With the model and its threshold.
+        """
+        if code not in RESTS_ON_PREDICTION:
+            return "expected", NEEDS_NO_PROMISE
+        if self.state == "suspended":
+            return "suspended", (
+                f"the batch differs from the calibration cases ({self.found}), so that what was learned of those need "
+                "not hold here: a guess"
+            )
+        model = terms.model
+        rests = f"rests on the errors of {model.conformal_patients} calibration patients"
+        if self.state == "weighted":
+            return "expected", (
+                f"the batch differs from the calibration cases ({self.found}); it {rests}, counted by how alike their "
+                "images are to these"
+            )
+        if self.state == "untested":
+            return "expected", (
+                f"it {rests}; whether this batch is like them was not tested, which takes {FEWEST_IN_BATCH} patients "
+                "in each"
+            )
+        if code == "threshold" and model.target_domain:
+            return "proven", f"{model.accept_reason}; no difference from them was found in this batch ({self.found})"
+        no_difference = f"it {rests}, and no difference from them was found in this batch ({self.found})"
+        return "expected", f"{no_difference}, but {_unproven(terms)}"
 
 
 def _unproven(terms: Terms) -> str:
@@ -91,7 +106,7 @@ def _unproven(terms: Terms) -> str:
 def of_batch(standing: BatchStanding, terms: Terms) -> tuple[Guarantee, str]:
     """The most that a verdict `accept` of the batch is worth, and on what that rests."""
     code: ReasonCode = "threshold" if terms.threshold is not None and standing.threshold_counts else "predicted_dice"
-    return worth(code, standing, terms)
+    return standing.worth(code, terms)
 
 
 def meaning(standing: BatchStanding, cases: Sequence[QualityReport], model: QualityModel) -> str:

@@ -9,7 +9,14 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 import torch
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    model_serializer,
+)
 from torch import Tensor
 
 from medfm_rl.anatomy.profiles import Anatomy
@@ -56,11 +63,12 @@ class PixelCalibration(BaseModel):
 
     Its log-odds are `reward_weight * logit(reward) + confidence_weight * logit(confidence) + shift`, a logistic
     regression (Platt, 1999, with two inputs). The confidence is the probability that the segmenter of the run gives to
-    the class that the mask has there.
+    the class that the mask has there. Where the maker of the mask said how probable it is too, that is a third input.
 
     Attributes:
         reward_weight: Weight of the mean map of the reward networks.
         confidence_weight: Weight of the segmenter's confidence; None where the segmenter is not asked.
+        given_weight: Weight of the probability that was given along with the mask; None where none was.
         shift: Shift of the log-odds.
         ece_before: Expected calibration error of these mean maps on the cases that were held out from this fit.
         ece_after: The same of the calibrated probabilities.
@@ -69,6 +77,7 @@ class PixelCalibration(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
     reward_weight: float = Field(1.0, ge=0)
     confidence_weight: float | None = Field(None, ge=0)
+    given_weight: float | None = Field(None, ge=0)
     shift: float = 0.0
     ece_before: float
     ece_after: float
@@ -77,14 +86,42 @@ class PixelCalibration(BaseModel):
         """Probability that each pixel is right, `(*S')` in [0, 1].
 
         Raises:
-            ModelError: The segmenter was asked when this was fitted, and was not now, or the other way round.
+            ModelError: The segmenter was asked when this was fitted, and was not now, or the other way round; or
+                probabilities were given with the masks then, and are not now, or the other way round.
         """
+        self.require_given(evidence.given is not None)
         if (evidence.confidence is None) != (self.confidence_weight is None):
             raise ModelError(f"{QUALITY_FILE} was calibrated for another kind of segmenter; calibrate again")
         odds = self.reward_weight * log_odds(evidence.mean_map) + self.shift
         if evidence.confidence is not None and self.confidence_weight is not None:
             odds = odds + self.confidence_weight * log_odds(evidence.confidence)
+        if evidence.given is not None and self.given_weight is not None:
+            odds = odds + self.given_weight * log_odds(evidence.given)
         return torch.sigmoid(odds)
+
+    def require_given(self, given: bool) -> None:
+        """Refuses probabilities of the masks' maker that were not calibrated, and calibrated ones that are missing.
+
+        Raises:
+            ModelError: It is so.
+        """
+        if given and self.given_weight is None:
+            raise ModelError(
+                f"{QUALITY_FILE} was calibrated without probabilities of the masks' maker, so that nobody knows what "
+                "they are worth: leave out --probabilities, or calibrate with `medfm-rl calibrate --masks DIR "
+                "--probabilities DIR`"
+            )
+        if not given and self.given_weight is not None:
+            raise ModelError(
+                f"{QUALITY_FILE} was calibrated with probabilities of the masks' maker: give those of these masks "
+                "(`medfm-rl score --masks DIR --probabilities DIR`), or calibrate again without"
+            )
+
+    @model_serializer(mode="wrap")
+    def _without_what_is_not_there(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """A file without given probabilities is as versions wrote it that did not know them."""
+        content: dict[str, Any] = handler(self)
+        return {name: value for name, value in content.items() if name != "given_weight" or value is not None}
 
 
 class StructureModel(BaseModel):
@@ -150,12 +187,13 @@ class QualityModel(BaseModel):
         model_hash: SHA-256 of the run's folder `model`.
         reward_hash: SHA-256 of its folder `reward`; None in a file that an older version wrote.
         reward_hashes: SHA-256 of the folder of each reward network, which tell the one that has changed.
+        networks: Names of the reward networks that assess; None for all that the policy followed.
         data_hash: SHA-256 over names and contents of the images and masks of the calibration cases; None in a file that
             an older version wrote.
         anatomy: Name of the profile.
         profile: The rules, learned limits included.
-        telling_rules: Places in the profile of the rules that hardly any good mask breaks (`calibration`); none in a
-            file that an older version wrote.
+        telling_rules: Places in the profile of the rules that hardly any good mask breaks (`quality.telling_rules`);
+            none in a file that an older version wrote.
         targets: What was asked.
         pixels: Calibration of pixels.
         structures: By name of the structure, and `mean`.
@@ -180,6 +218,7 @@ class QualityModel(BaseModel):
     model_hash: str
     reward_hash: str | None
     reward_hashes: dict[str, str]
+    networks: tuple[str, ...] | None = None
     data_hash: str | None
     anatomy: str
     profile: Profile
@@ -193,6 +232,12 @@ class QualityModel(BaseModel):
     appearance: DomainReference
     biomedclip: EncoderReference | None = None
     region_ids: tuple[tuple[int, ...], ...] = ()
+
+    @model_serializer(mode="wrap")
+    def _without_what_is_not_there(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """A file of all networks is as versions wrote it that knew no other."""
+        content: dict[str, Any] = handler(self)
+        return {name: value for name, value in content.items() if name != "networks" or value is not None}
 
     @property
     def schema_(self) -> LabelSchema:
@@ -244,6 +289,8 @@ class QualityModel(BaseModel):
             ModelError: They differ.
         """
         hashes = reward_hashes(run / "reward")
+        if self.networks is not None:
+            hashes = {name: found for name, found in hashes.items() if name in self.networks}
         differing = sorted(
             name
             for name in hashes.keys() | self.reward_hashes.keys()

@@ -38,7 +38,7 @@ from medfm_rl.errors import ConfigError, ModelError
 PROMISE_FILE: Final = "promise.json"
 Unit = Literal["mean", "worst"]
 UNITS: tuple[Unit, ...] = get_args(Unit)
-_FORMAT: Final = 2
+_FORMAT: Final = 3
 _STEPS: Final = 200
 """Thresholds are multiples of 1/200: a finer grid costs no confidence, and scores say no more."""
 _ROUNDING: Final = 1e-9
@@ -101,6 +101,7 @@ class Evidence(BaseModel):
         reviewers: Opaque ids of who reviewed.
         left_out: Reviewed cases that no promise may rest on, and why.
         looks: How many promises were sought from this store before, with this quality model.
+        masks: Keys of the reviewed masks (`streams.mask_key`); none in a file that an older version wrote.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -111,6 +112,7 @@ class Evidence(BaseModel):
     reviewers: tuple[str, ...]
     left_out: dict[str, str] = {}
     looks: int = 0
+    masks: tuple[str, ...] = ()
 
 
 class Promise(BaseModel):

@@ -26,10 +26,13 @@ Action = Literal["use", "correct", "refer"]
 ShiftSeenBy = Literal["reward network", "appearance", "BiomedCLIP"]
 State = Literal["holds", "weighted", "suspended", "untested"]
 """The state of the promises after the tests of a batch."""
-ReasonCode = Literal["threshold", "predicted_dice", "rules", "structure_missing", "shift_case", "view"]
+Status = Literal["holds", "weighted", "suspended", "untested", "none"]
+"""The same of one promise; none where there never was one."""
+ReasonCode = Literal["promise", "threshold", "predicted_dice", "rules", "structure_missing", "shift_case", "view"]
 """The ground of a verdict.
 
-accept: threshold (at or above one that a promise was tested for) or predicted_dice (hardly below a limit). correct:
+accept: promise (it falls under that of the stream's reviewed patients), threshold (at or above one that a promise of
+the calibration was tested for) or predicted_dice (hardly below a limit). correct:
 rules (a telling one is broken) or predicted_dice (perhaps below a limit). refer: predicted_dice (almost surely below a
 limit), structure_missing, shift_case (this image is unlike those of the calibration) and view (no apical one).
 """
@@ -139,7 +142,7 @@ class Promise:
     """
 
     promise: str
-    status: Literal["holds", "weighted", "suspended", "untested", "none"]
+    status: Status
     reason: str
 
     @property

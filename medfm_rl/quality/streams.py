@@ -18,6 +18,7 @@ game is fair by itself; that the sum keeps the limit is shown by simulation.
 from __future__ import annotations
 
 import bisect
+import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final, Literal, get_args
@@ -194,6 +195,11 @@ def change_point(p_values: Sequence[float | None]) -> tuple[int, bool]:
     gains = payoffs[::-1].cumsum(axis=0)[::-1][:, :-1]
     row, bet = np.unravel_index(int(gains.argmax()), gains.shape)
     return known[int(row)], int(bet) < len(_POWERS)
+
+
+def mask_key(case: str, mask: str) -> str:
+    """Tells a mask from every other one: SHA-256 of the name of its case and of the hash of its labels."""
+    return hashlib.sha256(f"{case}\0{mask}".encode()).hexdigest()
 
 
 def audit_draw(seed: int, case: str, share: float) -> bool:

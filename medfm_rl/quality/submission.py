@@ -2,25 +2,29 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from medfm_rl.adapters import Sample, SegmenterAdapter
+from medfm_rl.adapters import CaseGrid, Sample, SegmenterAdapter
 from medfm_rl.anatomy.profiles import Anatomy, RuleResult
 from medfm_rl.errors import DataError
 from medfm_rl.quality.appearance import appearance
 from medfm_rl.quality.evidence import Evidence, confidence_in
 from medfm_rl.quality.views import ViewFinding
 from medfm_rl.reward.network import RewardEnsemble
-from medfm_rl.types import Case, LabelMap, LabelSchema
+from medfm_rl.types import Case, FloatArray, LabelMap, LabelSchema
 
 _BATCH = 16
 _MOST_PIXELS = 4_000_000
+_LEVELS = tuple(float(level) for level in 1 / (1 + np.exp(-np.linspace(-2.5, 6.5, 15))))
+"""Levels to which given probabilities are rounded, even in log-odds, and finer where a segmenter is certain."""
+_BETWEEN = (_LEVELS[0] / 2, *((low + high) / 2 for low, high in itertools.pairwise(_LEVELS)), (1 + _LEVELS[-1]) / 2)
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,6 +41,7 @@ class Submission:
         rules: What each anatomy rule measured in the mask.
         view: What a classifier of views sees in the image, where there is one.
         biomedclip: `(512,)`, what BiomedCLIP sees in it, where it is asked.
+        given: `(*S')`, as in `Evidence`.
     """
 
     case: Case
@@ -48,16 +53,20 @@ class Submission:
     rules: tuple[RuleResult, ...]
     view: ViewFinding | None = None
     biomedclip: npt.NDArray[np.float64] | None = None
+    given: Tensor | None = None
 
 
-def submit(segmenter: SegmenterAdapter, anatomy: Anatomy, case: Case, labels: LabelMap) -> Submission:
+def submit(
+    grid: CaseGrid, anatomy: Anatomy, case: Case, labels: LabelMap, given: FloatArray | None = None
+) -> Submission:
     """Applies the rules to a mask and brings image and mask to the grid of the networks.
 
     Args:
-        segmenter: Knows that grid.
+        grid: That grid.
         anatomy: The rules.
         case: The image.
         labels: Class indices `(*S)` on the image's grid.
+        given: `(*S)` in [0, 1], probability that the maker of the mask gave to the class at each pixel, where it said.
 
     Raises:
         DataError: The mask does not lie on the grid of the image, or has classes that the rules do not know; or the
@@ -68,9 +77,20 @@ def submit(segmenter: SegmenterAdapter, anatomy: Anatomy, case: Case, labels: La
             f"case {case.case_id}: the mask has size {labels.shape}, its image {case.shape}; they must be equal"
         )
     _require_finite(case)
-    sample = segmenter.preprocess(case)
-    logits = None if segmenter.prompted else segmenter.predict_logits(sample)
-    return prepare(segmenter, anatomy, case, labels, sample, logits)
+    sample = grid.preprocess(case)
+    found = prepare(grid, anatomy, case, labels, sample, grid.opinion(sample))
+    return found if given is None else replace(found, given=_on_grid(grid, given, sample))
+
+
+def _on_grid(grid: CaseGrid, confidence: FloatArray, sample: Sample) -> Tensor:
+    """Probabilities `(*S)` on the grid of the networks, `(*S')`, to the nearest of sixteen levels.
+
+    Tools know how to bring masks to their grid, and nothing else. So they bring, level by level, the mask of the pixels
+    that reach it; how many are reached is the level of a pixel, whatever way of resampling a tool has.
+    """
+    reached = sum(grid.preprocess_labels((confidence >= level).astype(np.uint8), sample).long() for level in _LEVELS)
+    assert isinstance(reached, Tensor)
+    return torch.tensor(_BETWEEN, dtype=torch.float32)[reached]
 
 
 def segment(segmenter: SegmenterAdapter, anatomy: Anatomy, case: Case) -> Submission:
@@ -92,7 +112,7 @@ def segment(segmenter: SegmenterAdapter, anatomy: Anatomy, case: Case) -> Submis
 
 
 def prepare(
-    segmenter: SegmenterAdapter,
+    grid: CaseGrid,
     anatomy: Anatomy,
     case: Case,
     labels: LabelMap,
@@ -102,7 +122,7 @@ def prepare(
     """As `submit`, for a sample that is there already.
 
     Args:
-        segmenter: Knows the grid of the networks.
+        grid: The grid of the networks.
         anatomy: The rules.
         case: The image.
         labels: Class indices `(*S)` on its grid.
@@ -116,9 +136,9 @@ def prepare(
         rules = anatomy.check(labels, case.geometry.array_spacing)
     except (ValueError, DataError) as error:
         raise DataError(f"case {case.case_id}: {error}") from error
-    action = segmenter.preprocess_labels(labels, sample)
+    action = grid.preprocess_labels(labels, sample)
     confidence = None if logits is None else confidence_in(logits, action)
-    return Submission(case, labels, sample, action, confidence, segmenter.own_estimate(sample.image, action), rules)
+    return Submission(case, labels, sample, action, confidence, grid.own_estimate(sample.image, action), rules)
 
 
 def _require_finite(case: Case) -> None:
@@ -171,5 +191,6 @@ def collect_evidence(
                 item.rules,
                 schema.classes,
                 item.own_estimate,
+                item.given,
             )
     return [found[row] for row in range(len(submissions))]

@@ -3,12 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Protocol
 
 from medfm_rl.errors import ConfigError
 from medfm_rl.quality.model import MEAN, QualityModel
 from medfm_rl.quality.reports import Action, Guarantee, Verdict
 from medfm_rl.settings import SitePolicy
+
+
+class Promised(Protocol):
+    """What a promise is for."""
+
+    @property
+    def dice(self) -> float:
+        """Mean Dice below which a mask is bad."""
+
+    @property
+    def alpha(self) -> float:
+        """Largest share of bad masks among the accepted."""
+
+    @property
+    def confidence(self) -> float:
+        """Confidence of the statement."""
 
 
 @dataclass(frozen=True)
@@ -60,8 +77,11 @@ class Terms:
                 )
         alpha = model.targets.alpha if policy.alpha is None else policy.alpha
         confidence = model.targets.confidence if policy.confidence is None else policy.confidence
-        why = _why_not_promised(model, limits, alpha, confidence)
-        return cls(policy, model, limits, alpha, confidence, None if why else model.accept_threshold, why)
+        terms = cls(policy, model, limits, alpha, confidence, None, model.accept_reason)
+        if model.accept_threshold is None:
+            return terms
+        why = terms.why_not_answered(model.targets)
+        return replace(terms, threshold=None if why else model.accept_threshold, no_threshold=why)
 
     @property
     def failure(self) -> str:
@@ -83,32 +103,26 @@ class Terms:
         action: Action = "use" if outcome == "accept" else "refer"
         return action, f"policy {name}: {what}: {outcome}"
 
+    def why_not_answered(self, promised: Promised) -> str:
+        """Why a promise does not answer what the policy asks; empty where it does.
 
-def _why_not_promised(model: QualityModel, limits: Mapping[str, float], alpha: float, confidence: float) -> str:
-    """Why the promise of the calibration does not answer what is asked; empty where it does.
-
-    A promise of a higher limit, a smaller share or more confidence than what is asked answers it too.
-    """
-    if model.accept_threshold is None:
-        return model.accept_reason
-    targets = model.targets
-    others = [name for name in limits if name != MEAN]
-    if others:
-        return (
-            f"the promise of the calibration is of the mean Dice, and the policy has limits of {', '.join(others)} too"
-        )
-    for what, asked, promised, option in (
-        ("a mean Dice of", limits[MEAN], targets.dice, "dice"),
-        ("a confidence of", confidence, targets.confidence, "confidence"),
-    ):
-        if asked > promised:
+        A promise of a higher limit, a smaller share or more confidence than what is asked answers it too.
+        """
+        others = [name for name in self.limits if name != MEAN]
+        if others:
+            return f"the promise is of the mean Dice, and the policy has limits of {', '.join(others)} too"
+        for what, asked, given, option in (
+            ("a mean Dice of", self.limits[MEAN], promised.dice, "dice"),
+            ("a confidence of", self.confidence, promised.confidence, "confidence"),
+        ):
+            if asked > given:
+                return (
+                    f"the promise is for {what} {given:g}, and the policy asks for {asked:g}: calibrate with "
+                    f"--{option} {asked:g}"
+                )
+        if self.alpha < promised.alpha:
             return (
-                f"the promise of the calibration is for {what} {promised:g}, and the policy asks for {asked:g}: "
-                f"calibrate with --{option} {asked:g}"
+                f"the promise is for a share of {promised.alpha:g}, and the policy asks for {self.alpha:g}: calibrate "
+                f"with --alpha {self.alpha:g}"
             )
-    if alpha < targets.alpha:
-        return (
-            f"the promise of the calibration is for a share of {targets.alpha:g}, and the policy asks for {alpha:g}: "
-            f"calibrate with --alpha {alpha:g}"
-        )
-    return ""
+        return ""

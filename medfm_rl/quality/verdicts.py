@@ -16,11 +16,12 @@ mask has a verdict on the first day. What that verdict is worth is another quest
 
 A broken anatomy rule is evidence, and as such it is among the numbers that predicted Dice is made of. By itself it has
 a mask corrected only if the rule is telling: on the calibration cases hardly any good mask breaks it
-(`calibration.telling_rules`). Most good masks of some segmenters have a second part of a few pixels; a rule that counts
+(`telling_rules`). Most good masks of some segmenters have a second part of a few pixels; a rule that counts
 parts says nothing there, however right it is.
 
-Where the calibration has a threshold that a promise was tested for, masks at or above it are accepted by that, and not
-by their probability: a promise holds for the rule that it was tested for, and for no other.
+Where there is a threshold that a promise was tested for (in the calibration, or, for a stream, in the promise of its
+reviewed patients), masks at or above it are accepted by that, and not by their probability: a promise holds for the
+rule that it was tested for, and for no other.
 """
 
 from __future__ import annotations
@@ -32,7 +33,8 @@ import numpy as np
 import numpy.typing as npt
 
 from medfm_rl.quality.conformal import predictive_probability, spread_of
-from medfm_rl.quality.guarantees import BatchStanding, worth
+from medfm_rl.quality.guarantees import BatchStanding
+from medfm_rl.quality.in_stream import StreamStanding
 from medfm_rl.quality.model import QualityModel
 from medfm_rl.quality.reports import QualityReport, ReasonCode, ShiftSeenBy, Verdict
 from medfm_rl.quality.terms import Terms
@@ -95,16 +97,16 @@ def risk(
     return max(found, 0.5) if is_below else min(found, 0.5)
 
 
-def decide(report: QualityReport, standing: BatchStanding, terms: Terms) -> QualityReport:
-    """The report with its verdict, with what that is worth in such a batch, and with what the policy does.
+def decide(report: QualityReport, standing: BatchStanding | StreamStanding, terms: Terms) -> QualityReport:
+    """The report with its verdict, with what that is worth in such a batch or stream, and with what the policy does.
 
     Args:
         report: Everything but these, and with the probability of lying below a limit.
-        standing: What the test of the batch found.
+        standing: What the test of the batch, or of the stream, found.
         terms: Limits, threshold and policy.
     """
     verdict, code, reasons = _verdict(report, standing, terms)
-    guarantee, evidence = worth(code, standing, terms)
+    guarantee, evidence = standing.worth(code, terms)
     action, why = terms.act(verdict, guarantee)
     return replace(
         report,
@@ -118,7 +120,9 @@ def decide(report: QualityReport, standing: BatchStanding, terms: Terms) -> Qual
     )
 
 
-def _verdict(report: QualityReport, standing: BatchStanding, terms: Terms) -> tuple[Verdict, ReasonCode, list[str]]:
+def _verdict(
+    report: QualityReport, standing: BatchStanding | StreamStanding, terms: Terms
+) -> tuple[Verdict, ReasonCode, list[str]]:
     unseen = _unseen(report)
     if unseen is not None:
         code, reasons = unseen
@@ -141,11 +145,10 @@ def _verdict(report: QualityReport, standing: BatchStanding, terms: Terms) -> tu
         )
         return "refer", "shift_case", [unlike, found, *telling]
     probable = f"the probability of {terms.failure} is {report.risk:.0%}"
-    # What is promised of the accepted masks was tested for those above the threshold that break no telling rule, and
-    # for no others.
-    threshold = terms.threshold if standing.threshold_counts and not telling else None
-    if threshold is not None and mean.predicted_dice >= threshold:
-        return "accept", "threshold", [f"{found}, at or above the threshold {threshold:.3f}"]
+    promised = standing.promised(report, bool(telling), terms)
+    if promised is not None:
+        code, why = promised
+        return "accept", code, [f"{found}, {why}"]
     if report.risk >= 1 - terms.alpha:
         return "refer", "predicted_dice", [f"{found}; {probable}", *telling]
     if telling:

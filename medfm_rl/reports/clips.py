@@ -42,7 +42,7 @@ class ClipPicture:
     loop: str
 
 
-def draw_clip(clip: Clip, labels: LabelMap, anatomy: ClipAnatomy, schema: LabelSchema) -> ClipPicture:
+def picture_clip(clip: Clip, labels: LabelMap, anatomy: ClipAnatomy, schema: LabelSchema) -> ClipPicture:
     """Draws a clip with its masks, class indices `(T, H, W)`."""
     loop = base64.b64encode(animate(clip, labels, schema)).decode()
     return ClipPicture(_draw_curve(clip, anatomy, schema), f"data:image/gif;base64,{loop}")
@@ -65,9 +65,7 @@ def animate(clip: Clip, labels: LabelMap, schema: LabelSchema) -> bytes:
 
 def write_clip_page(
     path: Path,
-    clips: Mapping[str, Any],
-    biplane: Mapping[str, Any],
-    problems: Mapping[str, str],
+    measures: Any,
     pictures: Mapping[str, ClipPicture],
     schema: LabelSchema,
     simulated: bool,
@@ -76,22 +74,22 @@ def write_clip_page(
 
     Args:
         path: The page.
-        clips: What was measured, by clip.
-        biplane: Ejection from both views and the two clips, by patient.
-        problems: Why a clip could not be measured.
+        measures: What was measured, as `medfm_rl.workflows.measure.measure.Measures` holds it.
         pictures: By clip.
         schema: Structures.
         simulated: Whether the images are simulated; the page says so.
     """
-    ordered = sorted(clips.values(), key=lambda clip: (clip.anatomy.valid, clip.clip_id))
+    ordered = sorted(measures.clips.values(), key=lambda clip: (clip.anatomy.valid, clip.clip_id))
     render_page(
         path,
         "clips.html",
         clips=[(clip, pictures[clip.clip_id]) for clip in ordered],
-        biplane=biplane,
-        problems=problems,
+        biplane=measures.biplane,
+        biplane_intervals=measures.biplane_intervals,
+        problems=measures.problems,
         colours=structure_colours(schema),
         simulated=simulated,
+        drawn=any(clip.draws is not None for clip in ordered),
     )
 
 

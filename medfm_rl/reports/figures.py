@@ -13,11 +13,10 @@ from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 
+from medfm_rl.reports.palette import colour_of
 from medfm_rl.structures import pixels_of
 from medfm_rl.types import IntArray, LabelMap, LabelSchema
 
-# Okabe and Ito's palette: told apart by colour-blind readers and in grey print.
-_PALETTE = ("#E69F00", "#56B4E9", "#009E73", "#CC79A7", "#F0E442", "#0072B2", "#D55E00")
 LEGEND_COLUMNS = 6
 
 
@@ -43,11 +42,6 @@ def figure_bytes(figure: Figure) -> bytes:
 def structure_colours(schema: LabelSchema) -> dict[str, str]:
     """The colour of each structure in pictures, as `#RRGGBB`."""
     return {name: colour_of(index) for index, name in enumerate(schema.structures)}
-
-
-def colour_of(place: int) -> str:
-    """The colour of the structure in that place, counted from 0; after the last one they begin again."""
-    return _PALETTE[place % len(_PALETTE)]
 
 
 def overlay(labels: LabelMap, schema: LabelSchema) -> npt.NDArray[np.float64]:

@@ -65,8 +65,20 @@ def write_page(
     model: QualityModel,
     policy: SitePolicy,
     simulated: bool,
+    drawn: Sequence[str] = (),
 ) -> None:
-    """Writes the page; it loads nothing from anywhere else."""
+    """Writes the page; it loads nothing from anywhere else.
+
+    Args:
+        path: Where.
+        cases: Reports and pictures.
+        problems: By case, why it could not be assessed.
+        batch: What holds for all of them.
+        model: The quality model.
+        policy: What the site does with verdicts.
+        simulated: Whether the images are simulated; the page says so.
+        drawn: Cases that are drawn for audit.
+    """
     ordered = sorted(cases, key=_badness)
     reports = [case.report for case in ordered]
     counts = Counter(report.verdict for report in reports) + Counter(refer=len(problems))
@@ -90,6 +102,7 @@ def write_page(
         worth={guarantee: worth[guarantee] for guarantee in GUARANTEES if worth[guarantee]},
         total=len(cases) + len(problems),
         simulated=simulated,
+        drawn=drawn,
     )
 
 

@@ -1,35 +1,118 @@
-"""D_R, the reward data set: actions, the references they are judged by, and where each came from.
-
-On disk it is a folder of immutable shards, one safetensors file each. A shard is written under a temporary name and
-renamed, so it is there whole or not at all; nothing is ever rewritten. The index is the folder itself.
-"""
+"""Records of D_R, the reward data set: images, actions on them, the references they are judged by, and their origin."""
 
 from __future__ import annotations
 
-import hashlib
-import json
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from typing import Self
 
-import safetensors
 import torch
-from safetensors.torch import save
 from torch import Tensor
 
-from medfm_rl.data.files import hash_file, replace_on_success
-from medfm_rl.data.json_text import parse_json
-from medfm_rl.errors import DataError
-from medfm_rl.reward.origins import ActionOrigin, ShardKey, origins_from_json, origins_to_json
-
-_LOSS = 0.01
-"""Share of an image's range that storing may move a pixel by."""
-_SUFFIX = ".safetensors"
+from medfm_rl.reward.origins import ActionOrigin
 
 
 @dataclass(frozen=True, eq=False)
-class ActionRecords:
-    """Images with the actions tried on them.
+class ActionBatch:
+    """One action on each of some images.
+
+    Attributes:
+        images: `(B, C, *S)` float32.
+        actions: `(B, *S)` uint8.
+        references: `(B, *S)` uint8.
+        certainty: `(B, *S)` float32.
+    """
+
+    images: Tensor
+    actions: Tensor
+    references: Tensor
+    certainty: Tensor
+
+    def split(self, size: int) -> list[ActionBatch]:
+        """Parts of so many images."""
+        tensors = (self.images, self.actions, self.references, self.certainty)
+        return [ActionBatch(*parts) for parts in zip(*(values.split(size) for values in tensors), strict=True)]
+
+
+class Records(ABC):
+    """Images with the actions tried on them, in memory (`ActionRecords`) or on the disk (`StoredRecords`).
+
+    Attributes:
+        origins: One per image.
+    """
+
+    origins: tuple[ActionOrigin, ...]
+
+    def __len__(self) -> int:
+        return len(self.origins)
+
+    @property
+    @abstractmethod
+    def actions_per_image(self) -> int:
+        """A."""
+
+    @property
+    @abstractmethod
+    def spatial_dims(self) -> int:
+        """2 or 3."""
+
+    @abstractmethod
+    def images_of(self, rows: Sequence[int]) -> Tensor:
+        """Images `(B, C, *S)` float32."""
+
+    @abstractmethod
+    def actions_of(self, rows: Sequence[int], choice: Sequence[int]) -> Tensor:
+        """One action of each image `(B, *S)` uint8; `choice` says which."""
+
+    @abstractmethod
+    def references_of(self, rows: Sequence[int]) -> Tensor:
+        """References `(B, *S)` uint8."""
+
+    @abstractmethod
+    def certainty_of(self, rows: Sequence[int]) -> Tensor:
+        """Certainties `(B, *S)` float32."""
+
+    @abstractmethod
+    def highest_labels(self) -> list[int]:
+        """By image, the highest class index in its actions and its reference."""
+
+    @abstractmethod
+    def highest_certainties(self) -> list[float]:
+        """By image, how sure its reference is of the pixel that it is surest of."""
+
+    @abstractmethod
+    def where(self, rows: Sequence[int]) -> Self:
+        """The records of these rows, in this order."""
+
+    def batch(self, rows: Tensor, choice: Tensor) -> ActionBatch:
+        """One action on each of some images, in memory.
+
+        Args:
+            rows: Which images, `(B,)`.
+            choice: Which action of each, `(B,)`.
+        """
+        listed = rows.tolist()
+        return ActionBatch(
+            self.images_of(listed),
+            self.actions_of(listed, choice.tolist()),
+            self.references_of(listed),
+            self.certainty_of(listed),
+        )
+
+    def of_patients(self, patients: Iterable[str]) -> Self:
+        """The records of these patients only."""
+        wanted = set(patients)
+        return self.where([row for row, origin in enumerate(self.origins) if origin.patient_id in wanted])
+
+    def with_ground_truth(self) -> Self:
+        """The records whose actions are judged by ground truth only."""
+        return self.where([row for row, origin in enumerate(self.origins) if origin.reference.is_ground_truth])
+
+
+@dataclass(frozen=True, eq=False)
+class ActionRecords(Records):
+    """Records in memory.
 
     Attributes:
         images: `(M, C, *S)`, preprocessed.
@@ -62,31 +145,55 @@ class ActionRecords:
                 f"references {tuple(self.references.shape)}, certainty {tuple(self.certainty.shape)}, {count} origins"
             )
 
-    def __len__(self) -> int:
-        return len(self.origins)
-
     def __getitem__(self, rows: slice) -> ActionRecords:
+        return self.where(range(len(self))[rows])
+
+    @property
+    def actions_per_image(self) -> int:
+        """A."""
+        return self.actions.shape[1]
+
+    @property
+    def spatial_dims(self) -> int:
+        """2 or 3."""
+        return self.images.ndim - 2
+
+    def images_of(self, rows: Sequence[int]) -> Tensor:
+        """Images `(B, C, *S)`."""
+        return self.images[list(rows)]
+
+    def actions_of(self, rows: Sequence[int], choice: Sequence[int]) -> Tensor:
+        """One action of each image `(B, *S)`."""
+        return self.actions[list(rows), list(choice)]
+
+    def references_of(self, rows: Sequence[int]) -> Tensor:
+        """References `(B, *S)`."""
+        return self.references[list(rows)]
+
+    def certainty_of(self, rows: Sequence[int]) -> Tensor:
+        """Certainties `(B, *S)`."""
+        return self.certainty[list(rows)]
+
+    def highest_labels(self) -> list[int]:
+        """By image, the highest class index."""
+        return [
+            max(int(actions.max()), int(reference.max()))
+            for actions, reference in zip(self.actions, self.references, strict=True)
+        ]
+
+    def highest_certainties(self) -> list[float]:
+        """By image, the highest certainty."""
+        return [float(certainty.max()) for certainty in self.certainty]
+
+    def where(self, rows: Sequence[int]) -> ActionRecords:
+        """The records of these rows, in this order."""
+        chosen = list(rows)
         return ActionRecords(
-            self.images[rows], self.actions[rows], self.references[rows], self.certainty[rows], self.origins[rows]
-        )
-
-    def of_patients(self, patients: Iterable[str]) -> ActionRecords:
-        """The records of these patients only."""
-        wanted = set(patients)
-        return self._where([origin.patient_id in wanted for origin in self.origins])
-
-    def with_ground_truth(self) -> ActionRecords:
-        """The records whose actions are judged by ground truth only."""
-        return self._where([origin.reference.is_ground_truth for origin in self.origins])
-
-    def _where(self, kept: Sequence[bool]) -> ActionRecords:
-        rows = [row for row, keep in enumerate(kept) if keep]
-        return ActionRecords(
-            self.images[rows],
-            self.actions[rows],
-            self.references[rows],
-            self.certainty[rows],
-            tuple(self.origins[row] for row in rows),
+            self.images[chosen],
+            self.actions[chosen],
+            self.references[chosen],
+            self.certainty[chosen],
+            tuple(self.origins[row] for row in chosen),
         )
 
     @classmethod
@@ -99,115 +206,3 @@ class ActionRecords:
             torch.cat([part.certainty for part in parts]),
             tuple(origin for part in parts for origin in part.origins),
         )
-
-
-class ActionDataset:
-    """An append-only folder of action records.
-
-    A shard is named by its `ShardKey`.
-
-    Args:
-        folder: Made if it does not exist.
-    """
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        folder.mkdir(parents=True, exist_ok=True)
-
-    def shards(self, iteration: int | None = None) -> list[ShardKey]:
-        """The shards of an iteration, or all where None, sorted by their names.
-
-        Raises:
-            DataError: A file in the folder is named otherwise.
-        """
-        keys = [self._key(path) for path in sorted(self.folder.glob(f"[!.]*{_SUFFIX}"))]
-        return [key for key in keys if iteration is None or key.iteration == iteration]
-
-    def append(self, key: ShardKey, records: ActionRecords) -> None:
-        """Writes one shard, whole or not at all.
-
-        Images and certainties are stored as float16, images that would lose by it as float32.
-
-        Raises:
-            ValueError: There is a shard of that name, and records are never changed.
-            DataError: The shard cannot be written; what was there is intact.
-        """
-        path = self._path(key)
-        if path.exists():
-            raise ValueError(f"{path}: D_R is append-only and this shard exists")
-        tensors = {
-            "images": _compact(records.images).contiguous(),
-            "actions": records.actions.to("cpu", torch.uint8).contiguous(),
-            "references": records.references.to("cpu", torch.uint8).contiguous(),
-            "certainty": records.certainty.to("cpu", torch.float16).contiguous(),
-        }
-        # One entry: safetensors writes several in an order that changes, and the hash of the file would.
-        origins = json.dumps(origins_to_json(records.origins))
-        with replace_on_success(path) as temporary:
-            temporary.write_bytes(save(tensors, metadata={"origins": origins}))
-
-    def read(self, key: ShardKey) -> ActionRecords:
-        """Reads one shard; images and certainties come back as float32.
-
-        Raises:
-            DataError: The shard is missing, no such file, or was written by a newer version.
-        """
-        path = self._path(key)
-        try:
-            with safetensors.safe_open(path, framework="pt") as file:
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
-                origins = parse_json(file.metadata()["origins"])
-            return ActionRecords(
-                tensors["images"].float(),
-                tensors["actions"],
-                tensors["references"],
-                tensors["certainty"].float(),
-                origins_from_json(path, origins, tensors["certainty"].float().numpy()),
-            )
-        except (OSError, safetensors.SafetensorError, KeyError, TypeError, ValueError) as error:
-            raise DataError(
-                f"{path}: not a shard of an action data set ({error}); delete it and collect again"
-            ) from error
-
-    def read_all(self) -> ActionRecords:
-        """All shards, in the order of their names.
-
-        Raises:
-            DataError: The data set is empty.
-        """
-        keys = self.shards()
-        if not keys:
-            raise DataError(f"{self.folder}: the action data set is empty; collect actions first")
-        return ActionRecords.concatenate([self.read(key) for key in keys])
-
-    def content_hash(self) -> str:
-        """SHA-256 over the names and contents of all shards, in the order of their names."""
-        digest = hashlib.sha256()
-        for key in self.shards():
-            digest.update(f"{key}:{hash_file(self._path(key))}\n".encode())
-        return digest.hexdigest()
-
-    def _key(self, path: Path) -> ShardKey:
-        try:
-            return ShardKey.parse(path.name.removesuffix(_SUFFIX))
-        except ValueError as error:
-            raise DataError(f"{path}: {error}; put what is no part of the action data set elsewhere") from error
-
-    def _path(self, key: ShardKey) -> Path:
-        return self.folder / f"{key}{_SUFFIX}"
-
-
-def _compact(images: Tensor) -> Tensor:
-    """Images `(N, C, *S)` as float16, or as float32 where that moves a pixel by a hundredth of what is seen.
-
-    What is seen is the range of an image and channel: neither large values, nor small units, nor a small contrast on a
-    large offset need be lost.
-    """
-    images = images.to("cpu", torch.float32)
-    half = images.to(torch.float16)
-    exact = images.flatten(2)
-    moved = (half.float().flatten(2) - exact).abs().amax(dim=2)
-    seen = exact.amax(dim=2) - exact.amin(dim=2)
-    # A channel with one value, such as one without a box, has no range.
-    seen = torch.where(seen > 0, seen, exact[:, :, 0].abs())
-    return half if bool((moved <= _LOSS * seen).all()) else images

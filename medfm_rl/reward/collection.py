@@ -6,7 +6,7 @@ The segmenter comes in as a plain module from images to logits, the exploration 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -14,8 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from medfm_rl.augmentation.appearance import randomise_appearance
-from medfm_rl.networks import argmax_classes
+from medfm_rl.networks import argmax_classes, images_at_once
 from medfm_rl.reward.corruption import add_blob, drop_structure, warp
+from medfm_rl.rows import Rows
 from medfm_rl.settings import CollectSettings
 from medfm_rl.types import GridAxes
 
@@ -28,13 +29,13 @@ class ImageSet:
     """Preprocessed images with the case and patient each shows.
 
     Attributes:
-        images: `(N, C, *S)`.
+        images: `(N, C, *S)`, in memory or on the disk.
         case_ids: One per image.
         patient_ids: One per image.
         axes: How the axes of each run in the image that it is made from; None where all are the same.
     """
 
-    images: Tensor
+    images: Rows
     case_ids: tuple[str, ...]
     patient_ids: tuple[str, ...]
     axes: tuple[GridAxes, ...] | None = None
@@ -43,6 +44,7 @@ class ImageSet:
         return len(self.case_ids)
 
     def __getitem__(self, rows: Sequence[int]) -> ImageSet:
+        """Some of them, in memory."""
         return ImageSet(
             self.images[list(rows)],
             tuple(self.case_ids[row] for row in rows),
@@ -52,7 +54,7 @@ class ImageSet:
 
     def axes_of(self, row: int) -> GridAxes:
         """How the axes of an image run in the one that it is made from."""
-        return GridAxes.same(self.images.ndim - 2) if self.axes is None else self.axes[row]
+        return GridAxes.same(len(self.images.shape) - 2) if self.axes is None else self.axes[row]
 
 
 @dataclass(frozen=True, eq=False)
@@ -89,8 +91,8 @@ class _Attempts:
     Attributes:
         own: The policy's masks `(N, *S)` uint8.
         logits: Of the images as they are, `(N, K, *S)`.
-        noisy: Of a policy with perturbed weights, `(N, K, *S)`.
-        misled: Of the images in another appearance, `(N, K, *S)`.
+        noisy: Masks of a policy with perturbed weights, `(N, *S)` uint8.
+        misled: Masks of the images in another appearance, `(N, *S)` uint8.
         references: `(N, *S)` uint8.
         explore: How the policy samples.
         generator: A CPU generator.
@@ -122,8 +124,8 @@ def _swapped(of: _Attempts, row: int) -> Tensor:
 # What the policy will really do is what must be judged well; the wild corruptions are the spice.
 _WAYS: Final[Mapping[str, _Way]] = {
     "exploration": _Way(4.0, lambda of, row: of.explore(of.logits[row : row + 1], of.generator)[0].to(torch.uint8)),
-    "weight noise": _Way(2.0, lambda of, row: argmax_classes(of.noisy[row], dim=0).to(torch.uint8)),
-    "perturbed image": _Way(2.0, lambda of, row: argmax_classes(of.misled[row], dim=0).to(torch.uint8)),
+    "weight noise": _Way(2.0, lambda of, row: of.noisy[row]),
+    "perturbed image": _Way(2.0, lambda of, row: of.misled[row]),
     "warped policy": _Way(2.0, lambda of, row: warp(of.own[row], of.generator)),
     "reference": _Way(1.0, lambda of, row: of.references[row]),
     "warped reference": _Way(2.0, lambda of, row: warp(of.references[row], of.generator)),
@@ -168,8 +170,8 @@ class ActionSampler:
         attempts = _Attempts(
             own=argmax_classes(logits, dim=1).to(torch.uint8),
             logits=logits,
-            noisy=self.logits(images, self.perturbed(generator)),
-            misled=self.logits(self.in_random_appearance(images, None, 1.0, generator)),
+            noisy=self.masks(images, self.perturbed(generator)),
+            misled=self.masks(self.in_random_appearance(images, None, 1.0, generator)),
             references=references,
             explore=self.explore,
             generator=generator,
@@ -189,7 +191,7 @@ class ActionSampler:
         return perturb_weights(self.segmenter, self.settings.weight_noise, generator)
 
     def in_random_appearance(
-        self, images: Tensor, styles: Tensor | None, share: float, generator: torch.Generator
+        self, images: Tensor, styles: Rows | None, share: float, generator: torch.Generator
     ) -> Tensor:
         """Images `(N, C, *S)` in another look.
 
@@ -203,12 +205,24 @@ class ActionSampler:
         shown = randomise_appearance(images.to(self.device), styles, strength, generator, self.intensity_channels)
         return shown.cpu()
 
-    @torch.no_grad()
-    def logits(self, images: Tensor, segmenter: nn.Module | None = None, batch_size: int = 16) -> Tensor:
+    def logits(self, images: Tensor, segmenter: nn.Module | None = None) -> Tensor:
         """Logits `(N, K, *S)` of images `(N, C, *S)`, of the policy or of another segmenter, on the CPU."""
+        return torch.cat(list(self.logits_in_batches(images, segmenter)))
+
+    def masks(self, images: Tensor, segmenter: nn.Module | None = None) -> Tensor:
+        """The argmax of the logits, `(N, *S)` uint8, without the logits of all images in memory."""
+        found = [argmax_classes(part, dim=1).to(torch.uint8) for part in self.logits_in_batches(images, segmenter)]
+        return torch.cat(found)
+
+    def logits_in_batches(self, images: Tensor, segmenter: nn.Module | None = None) -> Iterator[Tensor]:
+        """The logits of a few images after the other, as many as the network is shown at once."""
         segmenter = self.segmenter if segmenter is None else segmenter
         segmenter.eval()
-        return torch.cat([segmenter(batch.to(self.device)).cpu() for batch in images.split(batch_size)])
+        for batch in images.split(images_at_once(images.shape[2:])):
+            # Not across the `yield`: what the caller does in between may need gradients.
+            with torch.no_grad():
+                found = segmenter(batch.to(self.device)).cpu()
+            yield found
 
 
 def perturb_weights(segmenter: nn.Module, scale: float, generator: torch.Generator) -> nn.Module:

@@ -232,14 +232,18 @@ class RewardEnsemble(nn.Module):
         return Examination(mean, spread, torch.cat(levels, dim=1))
 
     @classmethod
-    def load(cls, folder: Path) -> Self:
+    def load(cls, folder: Path, names: Sequence[str] | None = None) -> Self:
         """Reads the ensemble that `adapt` leaves: `fusion.json` and one folder for each network.
+
+        Args:
+            folder: The folder.
+            names: Which of its networks; None for all of them.
 
         Raises:
             ModelError: A part is missing or does not fit.
         """
         settings, members = read_fusion(folder)
-        return cls([RewardNet.load(folder / member) for member in members], settings)
+        return cls([RewardNet.load(folder / name) for name in names or members], settings)
 
     @property
     def networks(self) -> list[RewardNet]:

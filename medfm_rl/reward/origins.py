@@ -12,9 +12,9 @@ import numpy as np
 
 from medfm_rl.data.files import require_known_format
 
-ReferenceKind = Literal["expert mask", "consensus", "shape prior", "none"]
+ReferenceKind = Literal["expert mask", "consensus", "shape prior", "neighbours", "none"]
 
-_FORMAT: Final = 2
+_FORMAT: Final = 3
 _SOURCE_NAME: Final = r"[a-z]+(?:-[a-z]+)*"
 _SHARD: Final = re.compile(rf"(\d{{2,}})-({_SOURCE_NAME})-(\d{{6,}})")
 _FORMER_KINDS: Final = {"ground truth": "expert mask"}
@@ -67,7 +67,8 @@ class Reference:
 
     Attributes:
         kind: "expert mask"; "consensus", what the policy says on average over changed images and weights; "shape
-            prior", a projection of that on plausible masks; or "none".
+            prior", a projection of that on plausible masks; "neighbours", what the frames before and after say,
+            carried along by the images' motion; or "none".
         trust: In [0, 1], next to ground truth; 0 where there is no reference.
 
     Raises:
@@ -114,7 +115,18 @@ def origins_to_json(origins: Sequence[ActionOrigin]) -> dict[str, object]:
     return {"format": _FORMAT, "origins": [asdict(origin) for origin in origins]}
 
 
-def origins_from_json(path: Path, content: Any, certainty: np.ndarray) -> tuple[ActionOrigin, ...]:
+def refuse_newer(path: Path, content: Any) -> None:
+    """Raises DataError where a newer version wrote a shard.
+
+    Args:
+        path: The shard.
+        content: The JSON value of its origins.
+    """
+    if isinstance(content, dict):
+        require_known_format(path, content, _FORMAT)
+
+
+def origins_from_json(path: Path, content: Any, certainty: np.ndarray | None) -> tuple[ActionOrigin, ...]:
     """Reads what `origins_to_json` gave, or a shard of version 0.1: a list of origins without the trust in each.
 
     The certainty of a pixel is the trust in its reference, times how far the votes for it agree. So the highest one of
@@ -123,7 +135,7 @@ def origins_from_json(path: Path, content: Any, certainty: np.ndarray) -> tuple[
     Args:
         path: The shard, for messages.
         content: The JSON value.
-        certainty: `(M, *S)`, that of the shard.
+        certainty: `(M, *S)`, that of the shard; None where it cannot be one of version 0.1.
 
     Raises:
         DataError: It was written by a newer version.
@@ -131,10 +143,10 @@ def origins_from_json(path: Path, content: Any, certainty: np.ndarray) -> tuple[
         KeyError: A field is missing.
         TypeError: A field has another type, or is not known.
     """
-    if isinstance(content, list):
+    if isinstance(content, list) and certainty is not None:
         highest = certainty.reshape(len(certainty), -1).max(axis=1)
         return tuple(_of_version_0_1(origin, float(trust)) for origin, trust in zip(content, highest, strict=True))
-    require_known_format(path, content, _FORMAT)
+    refuse_newer(path, content)
     return tuple(
         ActionOrigin(**{**origin, "reference": Reference(**origin["reference"]), "actions": tuple(origin["actions"])})
         for origin in content["origins"]

@@ -16,7 +16,7 @@ import numpy as np
 
 from medfm_rl.data.layouts import split_by_patient
 from medfm_rl.errors import DataError
-from medfm_rl.reward.actions import ActionRecords
+from medfm_rl.reward.actions import Records
 from medfm_rl.reward.origins import ActionOrigin, patients_of, patients_with_ground_truth
 from medfm_rl.seeding import derive_seed
 
@@ -33,11 +33,11 @@ class SplitRecords:
         validation: Records of the patients held out.
     """
 
-    training: ActionRecords
-    validation: ActionRecords
+    training: Records
+    validation: Records
 
     @classmethod
-    def hold_out(cls, records: ActionRecords, patients: Collection[str]) -> Self:
+    def hold_out(cls, records: Records, patients: Collection[str]) -> Self:
         """Holds out the records of some patients.
 
         A network that goes on from another must be given patients that the other has not learned from.

@@ -13,8 +13,9 @@ from torch.nn import functional as F
 
 from medfm_rl.data.files import read_versioned_json, replace_folder_on_success, versioned_json
 from medfm_rl.errors import DataError, ModelError
-from medfm_rl.networks import argmax_classes, fill_network
+from medfm_rl.networks import argmax_classes, fill_network, images_at_once
 from medfm_rl.reward.corruption import add_blob, warp
+from medfm_rl.rows import Rows
 from medfm_rl.seeding import torch_generator
 from medfm_rl.settings import ShapePriorSettings
 
@@ -104,7 +105,7 @@ class ShapePrior(nn.Module):
 
 
 def train_shape_prior(
-    masks: Tensor,
+    masks: Rows,
     num_classes: int,
     settings: ShapePriorSettings,
     seed: int,
@@ -114,7 +115,8 @@ def train_shape_prior(
     """Trains a shape prior to undo corruptions of plausible masks.
 
     Args:
-        masks: `(N, *S)` class indices: ground truth of the source, or valid predictions where there is none.
+        masks: `(N, *S)` class indices, in memory or on the disk: ground truth of the source, or valid predictions where
+            there is none.
         num_classes: K.
         settings: Optimisation.
         seed: Seed of weights, order and corruptions.
@@ -142,10 +144,14 @@ def train_shape_prior(
         for rows in torch.randperm(len(masks), generator=generator).split(settings.batch_size):
             plausible = torch.stack([warp(masks[row], generator, amplitude=0.02) for row in rows])
             corrupted = torch.stack([_corrupt(mask, num_classes, generator) for mask in plausible])
-            one_hot = F.one_hot(corrupted.long(), num_classes).movedim(-1, 1).float()
-            loss = F.cross_entropy(prior(one_hot.to(device)), plausible.long().to(device))
             optimiser.zero_grad()
-            loss.backward()
+            at_once = images_at_once(masks.shape[1:], len(rows))
+            for given, wanted in zip(corrupted.split(at_once), plausible.split(at_once), strict=True):
+                one_hot = F.one_hot(given.long(), num_classes).movedim(-1, 1).float()
+                loss = F.cross_entropy(prior(one_hot.to(device)), wanted.long().to(device))
+                if len(given) < len(rows):
+                    loss = loss * (len(given) / len(rows))
+                loss.backward()
             torch.nn.utils.clip_grad_norm_(parameters, 1.0)
             optimiser.step()
             schedule.step()

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
+import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
+from medfm_rl.networks import argmax_classes
 from medfm_rl.reward.actions import ActionRecords
 from medfm_rl.reward.collection import ActionSampler, ImageSet, ReviewedImages
-from medfm_rl.reward.origins import GROUND_TRUTH, ActionOrigin, Reference
+from medfm_rl.reward.consistency import neighbours_of, vote_of_neighbours
+from medfm_rl.reward.origins import GROUND_TRUTH, ActionOrigin, Reference, ReferenceKind
 from medfm_rl.reward.shape_prior import ShapePrior
+from medfm_rl.rows import Rows
 from medfm_rl.types import GridAxes
 
 IsValid = Callable[[Tensor, GridAxes], bool]
@@ -66,8 +70,8 @@ class LabelledSourceImages(ActionSource):
 
     sampler: ActionSampler
     images: ImageSet
-    ground_truth: Tensor
-    styles: Tensor
+    ground_truth: Rows
+    styles: Rows
 
     @property
     def images_per_iteration(self) -> int:
@@ -80,7 +84,7 @@ class LabelledSourceImages(ActionSource):
     def collect(self, rows: Sequence[int], generator: torch.Generator) -> ActionRecords:
         """Actions on some of the images, each in a new appearance."""
         images, ground_truth = self.images[rows], self.ground_truth[list(rows)]
-        shown = self.sampler.in_random_appearance(images.images, self.styles, 1.0, generator)
+        shown = self.sampler.in_random_appearance(images.images[:], self.styles, 1.0, generator)
         actions, names = self.sampler.sample(shown, ground_truth, generator)
         origins = _origins(images, [GROUND_TRUTH] * len(images), names)
         return ActionRecords(shown, actions, ground_truth, torch.ones(ground_truth.shape), origins)
@@ -101,7 +105,7 @@ class ReviewedTargetImages(ActionSource):
 
     sampler: ActionSampler
     reviewed: ReviewedImages
-    styles: Tensor
+    styles: Rows
     share: float
 
     @property
@@ -115,7 +119,7 @@ class ReviewedTargetImages(ActionSource):
     def collect(self, rows: Sequence[int], generator: torch.Generator) -> ActionRecords:
         """Actions on some of the images, each in a new appearance."""
         images, masks = self.reviewed.images[rows], self.reviewed.masks[list(rows)]
-        shown = self.sampler.in_random_appearance(images.images, self.styles, 1.0, generator)
+        shown = self.sampler.in_random_appearance(images.images[:], self.styles, 1.0, generator)
         actions, names = self.sampler.sample(shown, masks, generator)
         trust = [self.reviewed.trust[row] for row in rows]
         certainty = torch.tensor(trust).view(-1, *[1] * (masks.ndim - 1)).expand(masks.shape)
@@ -156,35 +160,126 @@ class UnlabelledTargetImages(ActionSource):
     def collect(self, rows: Sequence[int], generator: torch.Generator) -> ActionRecords:
         """Actions on some of the images as they are."""
         settings, images = self.sampler.settings, self.images[rows]
-        votes = self._votes(images.images, generator)
-        masks, proposed = self._make_valid(votes.mean(dim=0).argmax(dim=1).to(torch.uint8), images)
-        agreement = (votes.argmax(dim=2) == masks[None].long()).float().mean(dim=0)
+        shown = images.images[:]
+        mean, votes = self._votes(shown, generator)
+        consensus = mean.argmax(dim=1).to(torch.uint8)
+        masks, proposed = _make_valid(
+            consensus, images, "consensus", settings.reference_trust, self.is_valid, self.shape_prior
+        )
+        agreement = torch.stack([vote == masks for vote in votes]).float().mean(dim=0)
         agreed = agreement >= settings.reference_agreement
         certainty = torch.where(agreed, settings.reference_trust * agreement, 0.0)
-        actions, names = self.sampler.sample(images.images, masks, generator)
-        return ActionRecords(images.images, actions, masks, certainty, _origins(images, proposed, names))
+        actions, names = self.sampler.sample(shown, masks, generator)
+        return ActionRecords(shown, actions, masks, certainty, _origins(images, proposed, names))
 
-    def _votes(self, images: Tensor, generator: torch.Generator) -> Tensor:
-        """Probabilities `(V, N, K, *S)` under changed appearance, scale and weights."""
-        votes = [self.sampler.logits(images).softmax(dim=1)]
-        for _ in range(_VIEWS):
-            shown = self.sampler.in_random_appearance(images, None, 0.5, generator)
-            segmenter = self.sampler.perturbed(generator)
-            scale = 0.9 + 0.2 * float(torch.rand((), generator=generator))
-            logits = self.sampler.logits(_rescale(shown, scale), segmenter)
-            votes.append(_rescale(logits, 1 / scale).softmax(dim=1))
-        return torch.stack(votes)
+    def _votes(self, images: Tensor, generator: torch.Generator) -> tuple[Tensor, list[Tensor]]:
+        """Mean probabilities `(N, K, *S)` under changed appearance, scale and weights, and what each says `(N, *S)`.
 
-    def _make_valid(self, consensus: Tensor, images: ImageSet) -> tuple[Tensor, list[Reference]]:
-        """Masks `(N, *S)` that meet the rules as far as the shape prior can tell, and what proposed each."""
-        trust = self.sampler.settings.reference_trust
-        masks, proposed = consensus.clone(), [Reference("consensus", trust)] * len(consensus)
-        broken = [row for row in range(len(consensus)) if not self.is_valid(consensus[row], images.axes_of(row))]
-        if broken:
-            projected = self.shape_prior.project(consensus[broken])
-            for row, mask in zip(broken, projected, strict=True):
-                masks[row], proposed[row] = mask, Reference("shape prior", trust)
-        return masks, proposed
+        Of the probabilities of a view nothing is kept but their sum and their argmax: those of all views of many large
+        images would not fit into memory.
+        """
+        total: Tensor | None = None
+        votes = []
+        for view in range(1 + _VIEWS):
+            shown, segmenter, scale = images, None, 1.0
+            if view > 0:
+                shown = self.sampler.in_random_appearance(images, None, 0.5, generator)
+                segmenter = self.sampler.perturbed(generator)
+                scale = 0.9 + 0.2 * float(torch.rand((), generator=generator))
+                shown = _rescale(shown, scale)
+            said = []
+            for start, logits in self._in_batches(shown, segmenter):
+                there = (_rescale(logits, 1 / scale) if view > 0 else logits).softmax(dim=1)
+                if total is None:
+                    total = there.new_zeros((len(images), *there.shape[1:]))
+                total[start : start + len(there)] += there
+                said.append(argmax_classes(there, dim=1).to(torch.uint8))
+            votes.append(torch.cat(said))
+        assert total is not None
+        return total.div_(1 + _VIEWS), votes
+
+    def _in_batches(self, images: Tensor, segmenter: nn.Module | None) -> Iterator[tuple[int, Tensor]]:
+        """Logits of a few images after the other, and the row of the first of them."""
+        start = 0
+        for logits in self.sampler.logits_in_batches(images, segmenter):
+            yield start, logits
+            start += len(logits)
+
+
+@dataclass(frozen=True, eq=False)
+class NeighbouringFrames(ActionSource):
+    """Frames of target clips, judged by the frames before and after them: a frame that they correct teaches.
+
+    The reference is the vote of the policy's masks of the neighbours, carried along by the images' motion, and of the
+    frame itself, which has one vote of four; where that breaks the anatomy rules, its projection on the shape prior. It
+    counts where the votes agree, and less than ground truth.
+
+    Attributes:
+        sampler: Makes the actions.
+        images: Target images of two dimensions.
+        clips: Rows of the frames of each clip, in their order.
+        is_valid: The anatomy rules.
+        shape_prior: Corrects references that break the rules.
+    """
+
+    name = "clip"
+
+    sampler: ActionSampler
+    images: ImageSet
+    clips: Sequence[Sequence[int]]
+    is_valid: IsValid
+    shape_prior: ShapePrior
+
+    @property
+    def images_per_iteration(self) -> int:
+        """How many images it gives to each iteration."""
+        return self.sampler.settings.clip_images
+
+    def __len__(self) -> int:
+        return sum(map(len, self.clips))
+
+    def collect(self, rows: Sequence[int], generator: torch.Generator) -> ActionRecords:
+        """Actions on some of the frames as they are; rows count through one clip after the other."""
+        settings = self.sampler.settings
+        places = [(clip, place) for clip in self.clips for place in range(len(clip))]
+        images = self.images[[clip[place] for clip, place in (places[row] for row in rows)]]
+        votes = torch.stack([self._vote(*places[row]) for row in rows])
+        found = votes.argmax(dim=1).to(torch.uint8)
+        masks, proposed = _make_valid(
+            found, images, "neighbours", settings.reference_trust, self.is_valid, self.shape_prior
+        )
+        agreement = votes.gather(1, masks.long()[:, None])[:, 0]
+        agreed = agreement >= settings.reference_agreement
+        certainty = torch.where(agreed, settings.reference_trust * agreement, 0.0)
+        shown = images.images[:]
+        actions, names = self.sampler.sample(shown, masks, generator)
+        return ActionRecords(shown, actions, masks, certainty, _origins(images, proposed, names))
+
+    def _vote(self, clip: Sequence[int], place: int) -> Tensor:
+        """Shares of the votes on one frame, `(K, *S)`."""
+        near = neighbours_of(place, len(clip))
+        seen = self.images.images[[clip[place], *(clip[other] for other, _ in near)]]
+        logits = self.sampler.logits(seen)
+        shown, masks = seen[:, 0].numpy(), argmax_classes(logits, dim=1).to(torch.uint8).numpy()
+        told = [(shown[index], masks[index], weight) for index, (_, weight) in enumerate(near, 1)]
+        own = logits[0].float().softmax(dim=0)
+        if not told:
+            return own
+        weight = sum(weight for _, _, weight in told)
+        neighbours = torch.from_numpy(vote_of_neighbours(shown[0].astype(np.float32), told, len(own)))
+        return (own + weight * neighbours) / (1 + weight)
+
+
+def _make_valid(
+    found: Tensor, images: ImageSet, kind: ReferenceKind, trust: float, is_valid: IsValid, prior: ShapePrior
+) -> tuple[Tensor, list[Reference]]:
+    """Masks `(N, *S)` that meet the rules as far as the shape prior can tell, and what proposed each."""
+    masks, proposed = found.clone(), [Reference(kind, trust)] * len(found)
+    broken = [row for row in range(len(found)) if not is_valid(found[row], images.axes_of(row))]
+    if broken:
+        for row, mask in zip(broken, prior.project(found[broken]), strict=True):
+            masks[row], proposed[row] = mask, Reference("shape prior", trust)
+    return masks, proposed
 
 
 def _origins(

@@ -15,14 +15,15 @@ from torch.nn import functional as F
 
 from medfm_rl.errors import DataError
 from medfm_rl.metrics.calibration import expected_calibration_error, reliability_curve
-from medfm_rl.networks import mixed_precision
-from medfm_rl.reward.actions import ActionRecords
+from medfm_rl.networks import images_at_once, mixed_precision
+from medfm_rl.reward.actions import ActionBatch, Records
 from medfm_rl.reward.judgement_term import LINK_RATE, JudgementTerm
 from medfm_rl.reward.judgements import SplitJudgements
 from medfm_rl.reward.network import RewardNet
 from medfm_rl.reward.origins import patients_of
 from medfm_rl.reward.patient_split import SplitRecords
 from medfm_rl.reward.training_report import RewardTrainingReport
+from medfm_rl.rows import read_ahead
 from medfm_rl.seeding import derive_seed, torch_generator
 from medfm_rl.settings import RewardSettings
 
@@ -149,8 +150,8 @@ def fit_temperature(logits: Tensor, right: Tensor) -> float:
     return float(np.exp(found.x))
 
 
-def _check_labels(records: ActionRecords, num_classes: int) -> None:
-    highest = max(int(records.actions.max()), int(records.references.max()))
+def _check_labels(records: Records, num_classes: int) -> None:
+    highest = max(records.highest_labels(), default=0)
     if highest >= num_classes:
         raise DataError(
             f"the action data set holds label {highest}, the reward network knows the classes 0 to {num_classes - 1}; "
@@ -183,7 +184,8 @@ class _Training:
         step = 0
         while step < settings.steps and step - best_step < settings.patience * settings.validate_every:
             count = min(settings.validate_every, settings.steps - step)
-            training_loss = self._train_steps(records.training, islice(batches, count), optimiser, schedule)
+            drawn = _read(records.training, islice(batches, count))
+            training_loss = self._train_steps(drawn, optimiser, schedule)
             validation_loss = self._validate(records.validation)
             step += count
             losses.append((training_loss, validation_loss))
@@ -217,55 +219,76 @@ class _Training:
 
     def _train_steps(
         self,
-        records: ActionRecords,
-        batches: Iterator[tuple[Tensor, Tensor]],
+        batches: Iterator[ActionBatch],
         optimiser: torch.optim.Optimizer,
         schedule: torch.optim.lr_scheduler.LRScheduler,
     ) -> float:
         """One step for each batch; returns the mean loss."""
         self.net.train()
         losses = []
-        for rows, choice in batches:
-            with mixed_precision(self.device, records.images.ndim - 2):
-                loss, _ = self._loss(records, rows, choice)
-                if self.judged is not None:
-                    loss = loss + self.judged.step_loss()
+        for batch in batches:
             optimiser.zero_grad()
-            loss.backward()
+            loss = self._accumulate(batch)
             torch.nn.utils.clip_grad_norm_(self.net.parameters(), 1.0)
             optimiser.step()
             schedule.step()
-            losses.append(loss.item())
+            losses.append(loss)
         return float(np.mean(losses))
 
+    def _accumulate(self, batch: ActionBatch) -> float:
+        """Adds the gradients of the mean loss of a batch, and of judged masks; returns the loss.
+
+        Where the images are large, they pass the network a few at a time, and their gradients are summed.
+        """
+        dims = batch.images.ndim - 2
+        # A batch normalisation needs all images of a step together.
+        by_batch = self.settings.network.norm == "batch"
+        parts = [batch] if by_batch else batch.split(_at_once(batch))
+        weights = [self._weights(part) for part in parts]
+        total = torch.stack([weight.sum() for weight in weights]).sum()
+        told = 0.0
+        for index, (part, weight) in enumerate(zip(parts, weights, strict=True)):
+            with mixed_precision(self.device, dims):
+                loss, own = self._loss(part, weight)
+                if len(parts) > 1:
+                    loss = loss * (own / total.clamp_min(1e-8))
+                if self.judged is not None and index == 0:
+                    loss = loss + self.judged.step_loss()
+            loss.backward()
+            told += loss.item()
+        return told
+
     @torch.no_grad()
-    def _validate(self, records: ActionRecords) -> float:
+    def _validate(self, records: Records) -> float:
         """Mean loss over all pixels by their weight, however they are dealt into batches, and that of judged masks."""
         self.net.eval()
         total, weight = 0.0, 0.0
-        for rows, choice in _every_action(records, self.settings.batch_size):
-            loss, batch_weight = self._loss(records, rows, choice)
-            total += loss.item() * batch_weight
-            weight += batch_weight
+        for batch in _read(records, _every_action(records, self.settings.batch_size)):
+            for part in batch.split(_at_once(batch)):
+                loss, own = self._loss(part, self._weights(part))
+                total += loss.item() * float(own)
+                weight += float(own)
         judged = 0.0 if self.judged is None else self.judged.held_out_loss()
         return total / max(weight, 1e-8) + judged
 
-    def _loss(self, records: ActionRecords, rows: Tensor, choice: Tensor) -> tuple[Tensor, float]:
-        """The mean loss of one action of each row, and the total weight of its pixels."""
-        settings, num_classes = self.settings, self.net.num_classes
-        images = records.images[rows].to(self.device)
-        actions = records.actions[rows, choice].to(self.device).long()
-        references = records.references[rows].to(self.device).long()
-        certainty = records.certainty[rows].to(self.device)
-        weights = certainty * contour_weights(actions, num_classes, settings.contour_weight)
-        right = (actions == references).float()
-        loss = reward_loss(self.net(images, actions).float(), right, weights, settings.error_weight)
+    def _weights(self, batch: ActionBatch) -> Tensor:
+        """The weight of each pixel, whether it is right or wrong, `(B, *S)`."""
+        actions = batch.actions.to(self.device).long()
+        certainty = batch.certainty.to(self.device)
+        return certainty * contour_weights(actions, self.net.num_classes, self.settings.contour_weight)
+
+    def _loss(self, batch: ActionBatch, weights: Tensor) -> tuple[Tensor, Tensor]:
+        """The mean loss of a batch, and the total weight of its pixels."""
+        images = batch.images.to(self.device)
+        actions = batch.actions.to(self.device).long()
+        right = (actions == batch.references.to(self.device).long()).float()
+        loss = reward_loss(self.net(images, actions).float(), right, weights, self.settings.error_weight)
         if not torch.isfinite(loss):
             raise FloatingPointError("the reward loss is not finite; lower reward.learning_rate or look at the images")
-        return loss, float(weights.sum())
+        return loss, weights.sum()
 
     @torch.no_grad()
-    def pixels_to_calibrate_on(self, records: ActionRecords, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    def pixels_to_calibrate_on(self, records: Records, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Logits and outcomes of the pixels with the most trusted references, thinned to what a fit needs.
 
         Where there is ground truth, references of other origin do not take part.
@@ -275,36 +298,77 @@ class _Training:
         """
         with_ground_truth = records.with_ground_truth()
         records = with_ground_truth if len(with_ground_truth) else records
-        if not bool((records.certainty > 0).any()):
+        highest = max(records.highest_certainties(), default=0.0)
+        if highest <= 0:
             raise DataError(
                 "no reference of the held-out patients is certain of any pixel, so the reward cannot be calibrated; "
                 "lower collect.reference_agreement or give more patients"
             )
-        logits, right = [], []
-        trusted = 0.5 * float(records.certainty.max())
-        for rows, choice in _every_action(records, self.settings.batch_size):
-            actions = records.actions[rows, choice]
-            certain = records.certainty[rows] >= trusted
-            rated = self.net(records.images[rows].to(self.device), actions.to(self.device))
-            logits.append(rated.cpu()[certain])
-            right.append((actions == records.references[rows])[certain].float())
-        all_logits, all_right = torch.cat(logits), torch.cat(right)
-        if len(all_logits) > _MOST_CALIBRATION_PIXELS:
-            kept = torch.randint(len(all_logits), (_MOST_CALIBRATION_PIXELS,), generator=generator)
-            return all_logits[kept], all_right[kept]
-        return all_logits, all_right
+        trusted, size = 0.5 * highest, self.settings.batch_size
+        kept = _Kept(_certain_pixels(records, trusted, size), generator)
+        for batch in _read(records, _every_action(records, size)):
+            for part in batch.split(_at_once(batch)):
+                certain = part.certainty >= trusted
+                rated = self.net(part.images.to(self.device), part.actions.to(self.device)).cpu()
+                kept.add(rated[certain], (part.actions == part.references)[certain].float())
+        return kept.logits, kept.right
 
 
-def _batches(records: ActionRecords, batch_size: int, generator: torch.Generator) -> Iterator[tuple[Tensor, Tensor]]:
+class _Kept:
+    """Of so many pixels that come one after the other, all, or as many as a fit needs, drawn with replacement.
+
+    Args:
+        count: How many come.
+        generator: A CPU generator; it moves only where pixels are drawn.
+    """
+
+    def __init__(self, count: int, generator: torch.Generator) -> None:
+        self._drawn = None
+        if count > _MOST_CALIBRATION_PIXELS:
+            drawn = torch.randint(count, (_MOST_CALIBRATION_PIXELS,), generator=generator)
+            self._drawn = drawn.sort()
+        size = min(count, _MOST_CALIBRATION_PIXELS)
+        self.logits, self.right = torch.empty(size), torch.empty(size)
+        self._seen = 0
+
+    def add(self, logits: Tensor, right: Tensor) -> None:
+        """The next pixels, `(P,)`."""
+        start, self._seen = self._seen, self._seen + len(logits)
+        if self._drawn is None:
+            self.logits[start : self._seen], self.right[start : self._seen] = logits, right
+            return
+        values, places = self._drawn
+        first, last = torch.searchsorted(values, torch.tensor([start, self._seen])).tolist()
+        chosen = values[first:last] - start
+        self.logits[places[first:last]], self.right[places[first:last]] = logits[chosen], right[chosen]
+
+
+def _at_once(batch: ActionBatch) -> int:
+    return images_at_once(batch.images.shape[2:], len(batch.images))
+
+
+def _certain_pixels(records: Records, trusted: float, batch_size: int) -> int:
+    """How many pixels of all actions have a reference that is at least so certain."""
+    rows = range(len(records))
+    parts = (rows[start : start + batch_size] for start in range(0, len(records), batch_size))
+    return records.actions_per_image * sum(int((records.certainty_of(part) >= trusted).sum()) for part in parts)
+
+
+def _read(records: Records, drawn: Iterator[tuple[Tensor, Tensor]]) -> Iterator[ActionBatch]:
+    """The batches of rows and choices that were drawn, the next of which is read while one is learned from."""
+    return read_ahead(drawn, lambda chosen: records.batch(*chosen))
+
+
+def _batches(records: Records, batch_size: int, generator: torch.Generator) -> Iterator[tuple[Tensor, Tensor]]:
     """Rows and the action of each, without end; every image once before any comes again."""
     while True:
-        choice = torch.randint(records.actions.shape[1], (len(records),), generator=generator)
+        choice = torch.randint(records.actions_per_image, (len(records),), generator=generator)
         for rows in torch.randperm(len(records), generator=generator).split(batch_size):
             yield rows, choice[rows]
 
 
-def _every_action(records: ActionRecords, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
-    for action in range(records.actions.shape[1]):
+def _every_action(records: Records, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
+    for action in range(records.actions_per_image):
         for rows in torch.arange(len(records)).split(batch_size):
             yield rows, torch.full_like(rows, action)
 

@@ -7,32 +7,25 @@ from functools import cached_property
 from pathlib import Path
 from typing import final
 
+from medfm_rl.adapters import CaseGrid, SegmenterAdapter
 from medfm_rl.adapters.loading import adapted_settings, require_folder
-from medfm_rl.anatomy.profiles import Anatomy, load_anatomy
 from medfm_rl.correction import CaseCorrector, Verifier
 from medfm_rl.correction.methods import make_corrector
 from medfm_rl.data.files import hash_file, hash_folder
 from medfm_rl.errors import ModelError
-from medfm_rl.quality import QualityController, QualityModel
-from medfm_rl.quality.gates import NO_GATES, Gates
 from medfm_rl.reward.network import RewardEnsemble, RewardNet
 from medfm_rl.reward.shape_prior import ShapePrior
 from medfm_rl.runs.folder import RunFolder
 from medfm_rl.runs.identity import Identity
+from medfm_rl.runs.judging import JUDGE_FILE, Judge, TrainedJudge
 from medfm_rl.runs.models import SegmenterFolder, StoredModel
-from medfm_rl.settings import (
-    RESEARCH,
-    AdaptConfig,
-    CorrectionSettings,
-    Segmenter,
-    SitePolicy,
-)
+from medfm_rl.settings import AdaptConfig, CorrectionSettings, Segmenter
 from medfm_rl.settings.files import load_config
 from medfm_rl.tracking import read_run_id
 
 
 @final
-class FinishedRun(StoredModel):
+class FinishedRun(StoredModel, Judge):
     """A finished run of `adapt`: segmenter, reward networks, quality model and corrector, each loaded and hashed once.
 
     Attributes:
@@ -43,6 +36,22 @@ class FinishedRun(StoredModel):
         super().__init__(path, device, prompts)
         self.folder = RunFolder(path)
         self.folder.require_model()
+        if (path / JUDGE_FILE).exists():
+            raise ModelError(
+                f"{path}: is a judge without a segmenter, which assesses masks (`medfm-rl score`) and neither makes "
+                "nor corrects any; give a run of `medfm-rl adapt`"
+            )
+
+    @property
+    def grid(self) -> CaseGrid:
+        return self.preprocessing
+
+    def own_segmenter(self) -> SegmenterAdapter:
+        return self.segmenter
+
+    @property
+    def seed(self) -> int:
+        return self.require_config().seed
 
     @cached_property
     def config(self) -> AdaptConfig | None:
@@ -102,48 +111,6 @@ class FinishedRun(StoredModel):
         """
         return RewardNet.load(self.folder.held_out_reward).to(self.device)
 
-    @cached_property
-    def quality(self) -> QualityModel:
-        """The quality model.
-
-        Raises:
-            ModelError: There is none, or it was calibrated with other networks than the run has now.
-        """
-        model = QualityModel.read(self.folder.quality)
-        model.check_networks(self.path, self.identity.model_hash)
-        return model
-
-    def replace_quality(self, model: QualityModel) -> None:
-        """Writes another quality model, and goes on with it."""
-        model.write(self.folder.quality)
-        for name in ("quality", "identity", "anatomy"):
-            vars(self).pop(name, None)
-
-    @cached_property
-    def anatomy(self) -> Anatomy:
-        """The rules of the quality model, learned limits included, or those of the run where there is none."""
-        if self.folder.quality.exists():
-            return QualityModel.read(self.folder.quality).bound_anatomy()
-        return load_anatomy(self.anatomy_name, self.preprocessing.schema)
-
-    def controller(
-        self, makes_masks: bool = False, gates: Gates = NO_GATES, policy: SitePolicy = RESEARCH
-    ) -> QualityController:
-        """The controller that assesses masks with the networks of the run.
-
-        Args:
-            makes_masks: Whether the segmenter of the run is to make masks too, and needs its prompts.
-            gates: Further networks to be asked.
-            policy: As in `QualityController`.
-
-        Raises:
-            ModelError: A part is missing, damaged, or does not belong to the others.
-        """
-        views, biomedclip = gates.load(self.device)
-        segmenter = self.segmenter if makes_masks else self.preprocessing
-        quality = self.quality
-        return QualityController(segmenter, self.reward, quality, self.device, views, biomedclip, policy)
-
     def corrector(self, settings: CorrectionSettings) -> CaseCorrector:
         """The way of correction that the settings name, with the held-out reward and the rules of the run.
 
@@ -197,3 +164,22 @@ def load_run(path: Path, device: str = "auto", prompts: Path | None = None) -> F
         ConfigError: The device is not there.
     """
     return FinishedRun(path, device, prompts)
+
+
+def load_judge(path: Path, device: str = "auto", prompts: Path | None = None) -> Judge:
+    """A finished run of `adapt`, or a judge that `train-judge` made.
+
+    Args:
+        path: Its folder.
+        device: As in `StoredModel`.
+        prompts: As in `StoredModel`.
+
+    Raises:
+        ModelError: It is neither, or a judge is to make masks with prompts.
+        ConfigError: The device is not there.
+    """
+    if not (path / JUDGE_FILE).exists():
+        return load_run(path, device, prompts)
+    if prompts is not None:
+        raise ModelError(f"{path}: is a judge without a segmenter and makes no masks; leave out --prompts")
+    return TrainedJudge(path, device)

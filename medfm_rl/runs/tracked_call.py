@@ -14,13 +14,14 @@ from medfm_rl.progress import Progress
 from medfm_rl.runs.case_records import AUDIT_FILE
 from medfm_rl.runs.finished import FinishedRun
 from medfm_rl.runs.inputs import common_folder, hash_images, hash_labelled
+from medfm_rl.runs.judging import Judge
 from medfm_rl.runs.models import Model
 from medfm_rl.tracking import Tracker, open_within
 
 
 @contextmanager
 def tracked_call(
-    wanted: bool, model: Model, command: str, files: Sequence[CaseFile], out: Path, progress: Progress
+    wanted: bool, model: Model | Judge, command: str, files: Sequence[CaseFile], out: Path, progress: Progress
 ) -> Iterator[None]:
     """Records a call as an MLflow run within that of the run that it uses: hashes, images and the audit log.
 
@@ -49,7 +50,7 @@ def tracked_call(
 
 @contextmanager
 def tracked_calibration(
-    wanted: bool, run: FinishedRun, command: str, files: Sequence[CaseFile], result: Path, progress: Progress
+    wanted: bool, run: Judge, command: str, files: Sequence[CaseFile], result: Path, progress: Progress
 ) -> Iterator[None]:
     """Records a calibration likewise: hashes, labelled cases, and the file that it writes into the run.
 
@@ -78,7 +79,7 @@ def tracked_calibration(
 
 
 @contextmanager
-def _open(model: Model, name: str) -> Iterator[tuple[FinishedRun, Tracker]]:
+def _open(model: Model | Judge, name: str) -> Iterator[tuple[FinishedRun, Tracker]]:
     """A record within that of a finished run."""
     if not isinstance(model, FinishedRun) or model.config is None:
         raise TrackingError(

@@ -18,6 +18,7 @@ from medfm_rl.settings.base import Settings
 from medfm_rl.settings.correction import CorrectionSettings
 from medfm_rl.settings.data import DataSettings
 from medfm_rl.settings.feedback import FeedbackSettings
+from medfm_rl.settings.judge import JudgeSettings
 from medfm_rl.settings.kinds import Segmenter
 from medfm_rl.settings.prompts import FilePrompts, FixedPrompts, MaskPrompts, PromptSettings, TextPrompts
 from medfm_rl.settings.segmenters import (
@@ -37,7 +38,13 @@ from medfm_rl.settings.segmenters import (
 )
 from medfm_rl.settings.site_policy import CLINIC, RESEARCH, SitePolicy
 from medfm_rl.settings.tracking import TrackingSettings
-from medfm_rl.settings.training import NetworkSettings, PreprocessingSettings, SourceTrainingSettings, TrainSourceConfig
+from medfm_rl.settings.training import (
+    IntensitySettings,
+    NetworkSettings,
+    PreprocessingSettings,
+    SourceTrainingSettings,
+    TrainSourceConfig,
+)
 
 __all__ = [
     "CLINIC",
@@ -52,6 +59,8 @@ __all__ = [
     "FilePrompts",
     "FineTuningSettings",
     "FixedPrompts",
+    "IntensitySettings",
+    "JudgeSettings",
     "LiteMedSAMSettings",
     "LoRASettings",
     "MaskPrompts",

@@ -58,6 +58,12 @@ class CollectSettings(Settings):
         800, description="Source images per iteration, each shown in a new appearance (source-assisted mode)."
     )
     target_images: Positive = Field(400, description="Target images per iteration.")
+    clip_images: int = Field(
+        200,
+        ge=0,
+        description="Frames of target clips per iteration whose reference is the vote of the frames before and after, "
+        "carried along by the images' motion. Without clips among the target images there are none; 0 turns it off.",
+    )
     actions_per_image: int = Field(5, ge=2, description="Actions kept for each image.")
     shard_images: Positive = Field(100, description="Images per file of D_R; collection resumes at the next file.")
     appearance_strength: float = Field(
@@ -210,6 +216,12 @@ class AdaptConfig(Settings):
     anatomy: str = Field(
         "generic",
         description=f"Validity rules: a built-in profile ({anatomy_names()}) or a YAML file.",
+    )
+    recompute: bool = Field(
+        False,
+        description="Compute activations of the segmenter again for each gradient in place of keeping them: a third "
+        "more time in training for a fraction of the memory, and the same result. A run that does not fit into the "
+        "memory sets it by itself, and says so.",
     )
     iterations: Positive = Field(1, description="Rounds of collect -> reward -> PPO.")
     fine_tuning: FineTuningSettings = Field(

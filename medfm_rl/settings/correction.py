@@ -12,13 +12,16 @@ from medfm_rl.settings.base import Positive, Settings
 class CorrectionSettings(Settings):
     """Correction of one case, and when its result is accepted."""
 
-    method: Literal["views", "optimise", "none", "tta", "tent", "intent", "memo", "components", "shape-prior"] = Field(
+    method: Literal[
+        "views", "optimise", "none", "tta", "tent", "intent", "memo", "components", "shape-prior", "neighbours"
+    ] = Field(
         "views",
         description="How a better mask is sought: views averages over random views, those with the better masks by the "
         "reward networks more; optimise follows the reward; none refers every case; tta averages "
         "over random appearances; tent, intent and memo adapt a copy of the segmenter by its entropy (intent needs "
         "batch normalisation); components keeps the largest parts and fills holes, as the anatomy rules say; "
-        "shape-prior projects on shapes of the source.",
+        "shape-prior projects on shapes of the source; neighbours averages a frame of a clip with the masks of the "
+        "frames before and after it, carried along by the images' motion, and leaves images without a clip.",
     )
     views: Positive = Field(
         16, description="Random views of a case that a vote is taken of; the verifier looks at as many others."

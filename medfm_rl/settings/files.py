@@ -13,7 +13,7 @@ from pydantic_core import PydanticUndefined
 from medfm_rl.errors import ConfigError
 from medfm_rl.settings import SegmenterSettings, Settings
 from medfm_rl.settings.kinds import UNNAMED, find_settings
-from medfm_rl.settings.problems import describe_problem
+from medfm_rl.settings.problems import describe_problem, field_of
 from medfm_rl.settings.site_policy import BUILTIN_POLICIES, SitePolicy
 from medfm_rl.settings.yaml_text import RepeatedKeyError, read_yaml
 
@@ -141,4 +141,4 @@ def _wrap(text: str, width: int) -> list[str]:
 
 
 def _place(location: tuple[int | str, ...]) -> str:
-    return ".".join(map(str, location)) or "(whole file)"
+    return field_of(location) or "(whole file)"

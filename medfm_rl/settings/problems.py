@@ -2,8 +2,21 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 from pydantic import BaseModel
 from pydantic_core import ErrorDetails
+
+_TAGS: Final = {"intensity": {"name", "fields"}}
+"""By field, what pydantic puts after its name to tell which of several forms was meant."""
+
+
+def field_of(location: tuple[int | str, ...]) -> str:
+    """The dotted name of a field as it stands in a file."""
+    parts = [
+        part for before, part in zip(("", *location), location, strict=False) if part not in _TAGS.get(str(before), ())
+    ]
+    return ".".join(map(str, parts))
 
 
 def describe_problem(item: ErrorDetails) -> str:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Discriminator, Field, Tag, model_validator
 
 from medfm_rl.settings.base import Device, Positive, Settings
 from medfm_rl.settings.data import DataSettings
@@ -19,6 +19,62 @@ class NetworkSettings(Settings):
     residual_units: int = Field(1, ge=0, description="Residual units per level; 0 for plain convolutions.")
     norm: Literal["instance", "batch", "group"] = Field("instance", description="Normalisation layer.")
     dropout: float = Field(0.0, ge=0, lt=1, description="Dropout rate.")
+
+
+Numbers = float | tuple[float, ...]
+"""One number for all channels, or one for each."""
+
+
+class IntensitySettings(Settings):
+    """How grey values become what a network learned on, in exactly one way.
+
+    A `transform` is code of the user, imported by name and run: it must be trusted.
+    """
+
+    mean: Numbers | None = Field(None, description="Subtracted from each channel, before the division by `std`.")
+    std: Numbers | None = Field(None, description="What each channel is divided by, with `mean`.")
+    window: tuple[float, float] | None = Field(
+        None, description="Lowest and highest value: what lies beyond is cut off, and the rest goes to [0, 1]."
+    )
+    percentiles: tuple[float, float] | None = Field(
+        None, description="The same, with percentiles of each image and channel in the place of values."
+    )
+    divide: float | None = Field(None, description="What all values are divided by, such as 255.")
+    transform: str | None = Field(
+        None,
+        description="package.module:name of a MONAI transform (Compose, say) or function from an image (C, *S) to one "
+        "of the same shape. Trusted code: it is imported and run.",
+    )
+
+    @model_validator(mode="after")
+    def _one_way(self) -> IntensitySettings:
+        given = sorted(name for name in type(self).model_fields if getattr(self, name) is not None)
+        if given != ["mean", "std"] and (len(given) != 1 or given in (["mean"], ["std"])):
+            raise ValueError(
+                f"one of mean with std, window, percentiles, divide and transform is needed, not {' with '.join(given)}"
+                if given
+                else "one of mean with std, window, percentiles, divide and transform is needed"
+            )
+        for name, pair in (("window", self.window), ("percentiles", self.percentiles)):
+            if pair is not None and pair[0] >= pair[1]:
+                raise ValueError(f"{name} [{pair[0]:g}, {pair[1]:g}]: the first must be lower than the second")
+        if self.percentiles is not None and not (self.percentiles[0] >= 0 and self.percentiles[1] <= 100):
+            raise ValueError("percentiles must lie between 0 and 100")
+        if self.divide == 0 or (self.std is not None and min(_each(self.std), default=0) <= 0):
+            raise ValueError("std must be above 0 and divide not 0")
+        if self.transform is not None and not all(self.transform.partition(":")):
+            raise ValueError(f"transform {self.transform!r}: written as package.module:name")
+        return self
+
+    def require_channels(self, channels: int) -> None:
+        """Raises ValueError where numbers are given for another number of channels."""
+        for name, values in (("mean", self.mean), ("std", self.std)):
+            if values is not None and len(_each(values)) not in (1, channels):
+                raise ValueError(f"{name} has {len(_each(values))} numbers and the images have {channels} channels")
+
+
+def _each(values: Numbers) -> tuple[float, ...]:
+    return values if isinstance(values, tuple) else (values,)
 
 
 class PreprocessingSettings(Settings):
@@ -35,8 +91,14 @@ class PreprocessingSettings(Settings):
         description="resize: the whole image is resampled to `size`. native: the image keeps its pixels and the "
         "network slides over it in patches of `size`.",
     )
-    intensity: Literal["zscore", "minmax", "none"] = Field(
-        "zscore", description="Per image and channel: zero mean and unit variance, to [0, 1], or as in the file."
+    intensity: Annotated[
+        Annotated[Literal["zscore", "minmax", "none"], Tag("name")] | Annotated[IntensitySettings, Tag("fields")],
+        Discriminator(lambda given: "name" if isinstance(given, str) else "fields"),
+    ] = Field(
+        "zscore",
+        description="Per image and channel: zero mean and unit variance, to [0, 1], or as in the file (none); or what "
+        "the network learned with: {mean: .., std: ..}, {window: [low, high]}, {percentiles: [1, 99]}, {divide: 255}, "
+        "{transform: package.module:name} (IntensitySettings).",
     )
 
 

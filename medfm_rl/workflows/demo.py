@@ -9,6 +9,8 @@ from pathlib import Path
 from medfm_rl.data.files import write_json
 from medfm_rl.data.layouts import SIMULATION_RECORD, find_cases
 from medfm_rl.data.locks import alone_in, is_unused
+from medfm_rl.data.mask_files import find_masks
+from medfm_rl.data.ultrasound.beating import simulate_clips
 from medfm_rl.data.ultrasound.phantom import ECHO_SCHEMA, simulate_dataset
 from medfm_rl.data.ultrasound.vendors import vendor
 from medfm_rl.errors import ConfigError
@@ -29,15 +31,20 @@ from medfm_rl.settings import (
 )
 from medfm_rl.workflows.adapt.final_report import report_run
 from medfm_rl.workflows.adapt.loop import adapt
+from medfm_rl.workflows.deploy.predict import predict
 from medfm_rl.workflows.deploy.score import score
 from medfm_rl.workflows.deploy.scoring import Scoring
 from medfm_rl.workflows.evaluate.comparison import Comparison
+from medfm_rl.workflows.measure.measure import MeasureRequest, Measures, measure
 from medfm_rl.workflows.train.source import train_source
 
 _SIZE = (96, 96)
 QUALITY_FOLDER = "quality"
 """Where the masks of the held-out images and their quality page lie, in the folder of the demo."""
+CLIPS_FOLDER = "clips"
+"""Where masks and measures of the simulated clips and their page lie, in the folder of the demo."""
 _SOURCE_PATIENTS, _TARGET_PATIENTS, _HELD_OUT_PATIENTS = 40, 30, 25
+_CLIP_PATIENTS, _FIRST_CLIP_PATIENT = 2, 3001
 
 
 @dataclass(frozen=True)
@@ -47,14 +54,18 @@ class DemoResult:
     Attributes:
         comparison: Source and adapted model on the held-out images, with their ground truth.
         scoring: The quality of the adapted model's masks of these images, without it.
+        measures: What its masks of clips of further patients measure.
     """
 
     comparison: Comparison
     scoring: Scoring
+    measures: Measures
 
 
 def run_demo(out: Path, seed: int, progress: Progress) -> DemoResult:
     """Simulates two vendors, trains a segmenter on the first, adapts it to the second, evaluates, reports and scores.
+
+    At the end clips of the second are segmented and measured.
 
     A demo that was interrupted goes on where it was.
 
@@ -130,7 +141,29 @@ def _make_demo(out: Path, seed: int, progress: Progress) -> DemoResult:
     assert comparison is not None
     # The report of the run is the report of the demo.
     (out / "report.html").write_bytes(run.report.read_bytes())
-    return DemoResult(comparison, _score_held_out(config, out / QUALITY_FOLDER, progress))
+    scoring = _score_held_out(config, out / QUALITY_FOLDER, progress)
+    return DemoResult(
+        comparison, scoring, _measure_clips(config, data / "vendor-b-clips", out / CLIPS_FOLDER, progress)
+    )
+
+
+def _measure_clips(config: AdaptConfig, data: Path, out: Path, progress: Progress) -> Measures:
+    """What the adapted model's masks of simulated clips measure, with what its rewards leave open."""
+    if not (data / SIMULATION_RECORD).exists():
+        simulate_clips(
+            data,
+            vendor("vintage"),
+            _CLIP_PATIENTS,
+            config.seed,
+            _SIZE,
+            _FIRST_CLIP_PATIENT,
+            progress=lambda done, total: progress("simulating clips", done, total),
+        )
+    run = load_run(config.output, config.device)
+    files = find_cases(DataSettings(path=data))
+    predict(run, files, out, progress)
+    request = MeasureRequest(rewards=find_masks(out / "rewards", files))
+    return measure(files, find_masks(out / "labels", files), ECHO_SCHEMA, out / "measures", request, progress)
 
 
 def _score_held_out(config: AdaptConfig, out: Path, progress: Progress) -> Scoring:

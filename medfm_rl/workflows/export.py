@@ -22,7 +22,7 @@ from medfm_rl.runs.folder import SOURCE
 from medfm_rl.settings import (
     Segmenter,
 )
-from medfm_rl.workflows.adapt.selection import Selection
+from medfm_rl.workflows.adapt.choosing.selection import Selection
 
 
 def export_model(path: Path, to: Path) -> Segmenter:

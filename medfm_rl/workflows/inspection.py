@@ -2,31 +2,72 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Final
 
 import torch
+from torch import Tensor
 
 from medfm_rl.adapters import SegmenterAdapter
 from medfm_rl.adapters.base import ModelSummary
 from medfm_rl.adapters.kinds import kind_of
 from medfm_rl.adapters.loading import load_segmenter
 from medfm_rl.adapters.obstacles import find_obstacles
+from medfm_rl.adapters.value_range import range_doubts
+from medfm_rl.data.layouts import CaseFile, find_cases
 from medfm_rl.progress import Progress
 from medfm_rl.runs.finished import load_model
+from medfm_rl.settings import DataSettings, Segmenter
+from medfm_rl.tiling import tile_boxes
+
+_FEW: Final = 4
+"""Cases whose values are looked at."""
 
 
-def inspect_model(path: Path, device: torch.device, progress: Progress) -> ModelSummary:
+def inspect_model(
+    path: Path, device: torch.device, progress: Progress, images: DataSettings | None = None
+) -> ModelSummary:
     """The content of a segmenter folder, or of the result of a run, and whether it can be adapted.
 
     Args:
         path: The folder.
         device: Where the network runs once.
         progress: Told when it does.
+        images: Images to show it, to learn whether their values can be those that it was trained on.
 
     Raises:
         ModelError: It is neither, or the run is not finished.
+        DataError: The images cannot be used.
     """
     settings = load_model(path, device.type).settings
+    summary = _summary(settings, device, progress)
+    if images is None or summary.obstacles:
+        return summary
+    segmenter = load_segmenter(settings).to(device).eval()
+    shown = few_patches(segmenter, find_cases(images))
+    grey = shown[:, : segmenter.intensity_channels]
+    rows = {**summary.rows, "values shown": f"{float(grey.min()):.4g} to {float(grey.max()):.4g}"}
+    return replace(summary, rows=rows, doubts=range_doubts(segmenter, shown))
+
+
+def few_patches(segmenter: SegmenterAdapter, files: Sequence[CaseFile]) -> Tensor:
+    """The patch in the middle of each of a few cases, `(N, C, *S)`, as the segmenter's preprocessing leaves it.
+
+    Raises:
+        DataError: A case cannot be used.
+    """
+    count = min(_FEW, len(files))
+    patches = []
+    for index in range(count):
+        image = segmenter.preprocess(files[index * len(files) // count].read()).image
+        boxes = tile_boxes(image.shape[1:], segmenter.patch_size)
+        patches.append(image[(slice(None), *boxes[len(boxes) // 2])])
+    return torch.stack(patches)
+
+
+def _summary(settings: Segmenter, device: torch.device, progress: Progress) -> ModelSummary:
 
     def obstacles(segmenter: SegmenterAdapter) -> tuple[str, ...]:
         return try_network(segmenter, device, progress)

@@ -10,25 +10,18 @@ from pathlib import Path
 from medfm_rl.data.files import write_text
 from medfm_rl.errors import ConfigError
 from medfm_rl.progress import Progress, silent
-from medfm_rl.quality.promise_state import promise_state
 from medfm_rl.quality.promises import PROMISE_FILE, Promise
 from medfm_rl.reports.prometheus import metric_values, prometheus_text
 from medfm_rl.reports.streams import StreamView, write_monitor
-from medfm_rl.runs.finished import FinishedRun
-from medfm_rl.runs.stream_state import (
-    UNKNOWN,
-    StreamHistory,
-    StreamIdentity,
-    Study,
-    StudyCase,
-    add_reviews,
-    add_studies,
-    read_stream,
-)
+from medfm_rl.runs.judging import Judge
+from medfm_rl.runs.stream_history import UNKNOWN, StreamHistory, StreamIdentity, Study, StudyCase, read_stream
+from medfm_rl.runs.stream_promise import losses_under, standing_of
+from medfm_rl.runs.stream_state import add_reviews, add_studies
 from medfm_rl.settings import RESEARCH, TrackingSettings
 from medfm_rl.tracking import open_tracker
 from medfm_rl.workflows.calibrate.audit import AuditRequest, gather_audit
 from medfm_rl.workflows.deploy.assessed_cases import read_assessed
+from medfm_rl.workflows.deploy.stream_scoring import warn_of_unknown_scanner
 
 _LOG = logging.getLogger(__name__)
 
@@ -71,12 +64,7 @@ def stream_scores(
         _LOG.warning(
             "%s: %d cases could not be assessed and are in no stream", scores, len(found.verdicts) - len(cases)
         )
-    if scanner == UNKNOWN and not path.exists():
-        _LOG.warning(
-            "%s: nobody has said which scanner this stream is of (--scanner): studies of several in one stream hide a "
-            "change of one of them, or look like a change where one is used more",
-            path,
-        )
+    warn_of_unknown_scanner(path, scanner)
     patients: dict[str, list[StudyCase]] = {}
     for case in cases:
         patients.setdefault(case.patient, []).append(
@@ -94,12 +82,12 @@ def stream_scores(
     return add_studies(path, identity, patients, now)
 
 
-def stream_reviews(path: Path, run: FinishedRun, request: AuditRequest, progress: Progress = silent) -> int:
+def stream_reviews(path: Path, run: Judge, request: AuditRequest, progress: Progress = silent) -> int:
     """Feeds what reviewers said of the masks of a stream into it.
 
     Args:
         path: The stream.
-        run: The run that assessed.
+        run: The run, or the judge, that assessed.
         request: What was scored and reviewed.
         progress: Told how far it is.
 
@@ -162,12 +150,8 @@ def monitor(
 
 def view_of(history: StreamHistory, promise: Promise | None) -> StreamView:
     """What is shown of a stream."""
-    drift, cases, reviews = history.drift(), history.cases, history.reviews
-    under_promise = [
-        float(review.dice < promise.target.dice)
-        for key, review in reviews.items()
-        if promise is not None and promise.accepts(cases[key].predicted, not cases[key].broken_rules)
-    ]
+    standing, under_promise = standing_of(history, promise), losses_under(history, promise)
+    drift, cases = standing.drift, history.cases
     identity = history.identity
     return StreamView(
         name=history.name,
@@ -178,11 +162,11 @@ def view_of(history: StreamHistory, promise: Promise | None) -> StreamView:
         verdicts=tuple(tuple(case.verdict for case in study.cases) for study in history.studies),
         drift=drift,
         promise=promise,
-        state=promise_state(promise, identity.quality, drift, under_promise),
+        state=standing.promise_state,
         audit_share=identity.audit_share,
         drawn=sum(case.audit for case in cases.values()),
         open_audits=tuple(case.case for case in history.open_audits),
-        reviewed_dice=tuple(review.dice for review in reviews.values()),
+        reviewed_dice=tuple(review.dice for review in history.reviews.values()),
         under_promise=len(under_promise),
         bad_under_promise=int(sum(under_promise)),
         changed_at=None if drift.alarm is None else history.tested[drift.alarm.since - 1].time[:16],

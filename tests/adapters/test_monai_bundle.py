@@ -14,6 +14,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from monai.networks.nets import UNet
 from safetensors.torch import save_file
 from support.monai_bundles import case_of, configuration, write_bundle
 from support.on_cuda import assert_the_gpu_gives_the_masks_of_the_cpu
@@ -188,6 +189,62 @@ BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "no size": (change(CONFIG, "inferer", to={"_target_": "SimpleInferer"}), ""),
 }
+
+
+def one_logit(folder: Path, *steps: dict[str, Any]) -> Path:
+    """Makes a bundle one of a single structure with one logit, as those of the model zoo write it."""
+    config = json.loads((folder / CONFIG).read_text())
+    config["network_def"]["out_channels"] = 1
+    invert = next(step for step in config["postprocessing"]["transforms"] if step["_target_"] == "Invertd")
+    config["postprocessing"]["transforms"] = [
+        {"_target_": "Activationsd", "keys": "pred", "sigmoid": True},
+        invert,
+        {"_target_": "AsDiscreted", "keys": "pred", "threshold": 0.5},
+        *steps,
+    ]
+    (folder / CONFIG).write_text(json.dumps(config))
+    described = json.loads((folder / META).read_text())
+    described["network_data_format"]["outputs"]["pred"] = {"num_channels": 1, "channel_def": {"0": "tumour"}}
+    (folder / META).write_text(json.dumps(described))
+    torch.manual_seed(1)
+    parser_network = UNet(2, 1, 1, channels=[4, 8], strides=[2], norm="instance")
+    torch.save(parser_network.state_dict(), folder / "models" / "model.pt")
+    return folder
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_masks_of_a_bundle_with_one_logit_are_those_of_monai(tmp_path: Path) -> None:
+    adapter = MonaiBundleAdapter(one_logit(write_bundle(tmp_path / "bundle", 2)))
+    case = case_of(2, 1, tmp_path / "images")
+    assert adapter.schema.integers == {"background": 0, "tumour": 1}
+    expected = official_mask(adapter.folder, tmp_path / "images", adapter.network.state_dict())
+    assert 0 < expected.mean() < 1
+    assert np.array_equal(adapter.segment(case), expected)
+    images = torch.randn(2, 1, 16, 16)
+    assert torch.allclose(adapter(images).softmax(dim=1)[:, 1:], adapter.network(images).sigmoid(), atol=1e-6)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(
+    ("break_it", "message"),
+    [
+        (
+            lambda folder: one_logit(folder, {"_target_": "AsDiscreted", "threshold": 0.3}),
+            r"at 0\.3, .* threshold to 0\.5",
+        ),
+        (
+            lambda folder: change(META, *PREDICTION, "channel_def", to={"0": "a", "1": "b"})(one_logit(folder)),
+            "must name the one structure of an output of 1 channel, not a, b",
+        ),
+    ],
+)
+def test_one_logit_that_is_cut_elsewhere_or_has_two_names_is_refused(
+    tmp_path: Path, break_it: Callable[[Path], object], message: str
+) -> None:
+    folder = write_bundle(tmp_path / "bundle", 2)
+    break_it(folder)
+    with pytest.raises(ModelError, match=message):
+        MonaiBundleAdapter(folder)
 
 
 @pytest.mark.filterwarnings("ignore")

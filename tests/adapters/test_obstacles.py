@@ -51,9 +51,9 @@ def test_numbers_between_0_and_1_are_no_obstacle(schema: LabelSchema, ending: Ca
     [
         (Ending(lambda z: z, classes=2), ["(1, 2, 16, 24), (1, 4, 16, 24) are needed", "its 2 outputs", "schema"]),
         (Ending(lambda z: z[..., ::2, ::2]), ["(1, 4, 8, 12)", "resample them to the size of the image"]),
-        (Ending(lambda z: [z, z]), ["returns a list", "output[0]"]),
-        (Ending(lambda z: (z, z)), ["returns a tuple", "output[0]"]),
-        (Ending(lambda z: {"out": z}), ["returns a dict", "output['out']"]),
+        (Ending(lambda z: [z, z]), ["returns a list", '"output": 0']),
+        (Ending(lambda z: (z, z)), ["returns a tuple", '"output": 0']),
+        (Ending(lambda z: {"out": z}), ["returns a dict", '"output": "out"']),
         (Ending(lambda z: z.softmax(dim=1)), ["probabilities", "before the softmax"]),
         (Ending(lambda z: z.sigmoid()), ["probabilities of a sigmoid", "what comes before it"]),
         (Ending(lambda z: z / 0), ["NaN or infinite"]),
@@ -99,7 +99,7 @@ def test_several_outputs_are_an_error_of_ours_wherever_the_network_runs(
 ) -> None:
     segmenter = adapter(schema, Ending(lambda z: several([z, z])))
     for size in ((16, 24), (32, 48)):
-        with pytest.raises(ModelError, match=r"returns a .*; wrap it .* such as output\[0\]"):
+        with pytest.raises(ModelError, match=r'returns a .*; say in .* such as "output": 0'):
             segmenter(torch.rand(1, 1, *size))
 
 

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from medfm_rl.anatomy.clips import Beat, find_beat, hausdorff, jitter_of, measure_clip
+from medfm_rl.anatomy.clips import Beat, find_beat, jitter_of, measure_clip
 from medfm_rl.anatomy.ejection import biplane, single_plane
 from medfm_rl.types import LabelSchema
 
@@ -140,12 +140,6 @@ def test_jitter_by_hand() -> None:
     assert jitter_of(np.array([10.0, 10.0, 12.0, 12.0]) - 1) == pytest.approx(2 / 10)
     assert jitter_of(np.arange(5.0) + 1) == 0
     assert jitter_of(np.ones(2)) is None
-
-
-def test_hausdorff_by_hand() -> None:
-    line = np.array([[0, 0], [0, 1], [0, 2]], np.float32)
-    assert hausdorff(line, line + np.array([3, 0], np.float32)) == 3
-    assert hausdorff(line, line[:1]) == 2
 
 
 def test_distance_to_neighbours_is_judged_in_mm_alone() -> None:

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from medfm_rl.adapters.base import Sample
+from medfm_rl.adapters.grid import Sample
 from medfm_rl.augmentation.views import View, draw_view
 from medfm_rl.seeding import torch_generator
 from medfm_rl.types import Geometry

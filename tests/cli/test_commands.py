@@ -44,6 +44,8 @@ COMMANDS = [
     "calibrate",
     "calibrate-correction",
     "check",
+    "desk",
+    "desk-user",
     "export",
     "feedback",
     "inspect",

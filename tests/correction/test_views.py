@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from medfm_rl.adapters import TorchModuleAdapter
-from medfm_rl.adapters.base import Sample
+from medfm_rl.adapters.grid import Sample
 from medfm_rl.correction.views import segmented_views
 from medfm_rl.types import Case
 

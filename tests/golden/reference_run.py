@@ -1,7 +1,8 @@
 """A tiny run through the real command line, and the hashes of what it leaves.
 
 `expected.json` and `run.zip` beside this file were made by the version that `expected.json` names, before the rooms of
-the package were redrawn. Nothing here imports the package, so that the same script measures any version:
+the package were redrawn. Nothing here imports the package, but for what reads a packed D_R, so that the same script
+measures any version:
 
     python tests/golden/reference_run.py FOLDER      # makes the run in FOLDER and prints the hashes
 """
@@ -70,8 +71,12 @@ def deploy(folder: Path) -> None:
 
 def hash_weights(path: Path) -> str:
     """SHA-256 of names and values, whatever the file says besides."""
+    return _hash_tensors(load_file(path))
+
+
+def _hash_tensors(tensors: dict[str, torch.Tensor]) -> str:
     digest = hashlib.sha256()
-    for name, value in sorted(load_file(path).items()):
+    for name, value in sorted(tensors.items()):
         digest.update(name.encode())
         digest.update(value.contiguous().numpy().tobytes())
     return digest.hexdigest()
@@ -103,8 +108,21 @@ def hashes_of_run(run: Path) -> dict[str, str]:
 
 
 def hashes_of_actions(run: Path) -> dict[str, str]:
-    """Hashes of the tensors of each shard of D_R; how the origins of its records are written may change."""
-    return {path.name: hash_weights(path) for path in sorted((run / "actions").glob("*.safetensors"))}
+    """Hashes of the tensors of each shard of D_R; how they and the origins of its records are written may change."""
+    return {
+        path.name: _hash_tensors(_tensors_of_shard(path)) for path in sorted((run / "actions").glob("*.safetensors"))
+    }
+
+
+def _tensors_of_shard(path: Path) -> dict[str, torch.Tensor]:
+    tensors = load_file(path)
+    if "images" in tensors:
+        return tensors
+    # Today's shards are packed, and their images lie beside them; version 0.1 has no such reader, and needs none.
+    from medfm_rl.reward.dataset import ActionDataset
+    from medfm_rl.reward.origins import ShardKey
+
+    return ActionDataset(path.parent).stored(ShardKey.parse(path.stem))
 
 
 def hashes_of_deployment(folder: Path) -> dict[str, str]:

@@ -113,6 +113,33 @@ def test_volumes_are_learnt_too() -> None:
     assert after > before + 0.1
 
 
+@pytest.mark.parametrize("baseline", ["critic", "greedy"])
+def test_a_batch_that_is_cut_learns_as_a_whole_one(baseline: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Advantages are normalised over all of it, and gradients are summed: the same but for rounding."""
+    trained = []
+    for at_once in (16, 5):
+        monkeypatch.setattr("medfm_rl.policies.ppo.images_at_once", lambda grid, most, size=at_once: min(size, most))
+        ppo = make_ppo(baseline=baseline, kl_coef=0.1, ent_coef=0.01, exploration="independent")
+        ppo.learn(3 * 16)
+        trained.append(ppo)
+    whole, cut = trained
+    for one, other in zip(whole.policy.parameters(), cut.policy.parameters(), strict=True):
+        assert torch.allclose(one, other, atol=2e-4)
+    for name in ("train/policy_loss", "train/approx_kl", "train/kl_reference", "train/entropy"):
+        told = [ppo.logger.name_to_value[name] for ppo in trained]
+        assert told[0] == pytest.approx(told[1], rel=0.02, abs=1e-5)
+
+
+def test_activations_that_are_computed_again_change_no_weight() -> None:
+    states = []
+    for recompute in (False, True):
+        ppo = make_ppo(baseline="greedy")
+        ppo.recompute = recompute
+        ppo.learn(2 * 16)
+        states.append(ppo.policy.segmenter.state_dict())
+    assert all(torch.equal(value, states[1][name]) for name, value in states[0].items())
+
+
 def forget_the_graph(ppo: DensePPO) -> DensePPO:
     """Sets the log-probabilities that the rollout keeps aside, so that they are computed again where PPO trains."""
     train = ppo.train

@@ -2,18 +2,30 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
-from medfm_rl.quality.promise_state import contradiction, promise_state
+from medfm_rl.quality.promise_state import StreamFacts, contradiction, promise_state
 from medfm_rl.quality.promises import Evidence, Promise, PromiseTarget, ReviewedMask, prove
 from medfm_rl.quality.streams import DriftTest
 
 
 def proven(patients: int = 24) -> Promise:
     masks = [ReviewedMask(f"c{n}", f"p{n}", 0.9, True, 0.9) for n in range(patients)]
-    evidence = Evidence(quality_hash="q", scores_hash="s", feedback="f", feedback_hash="h", reviewers=("r1", "r2"))
+    evidence = Evidence(
+        quality_hash="q",
+        scores_hash="s",
+        feedback="f",
+        feedback_hash="h",
+        reviewers=("r1", "r2"),
+        masks=tuple(f"m{n}" for n in range(patients)),
+    )
     return prove(masks, PromiseTarget()).model_copy(update={"evidence": evidence})
+
+
+OWN = {f"m{n}" for n in range(40)}
 
 
 def quiet(studies: int) -> DriftTest:
@@ -49,14 +61,31 @@ def test_a_true_promise_is_rarely_withdrawn() -> None:
 def test_a_promise_stands_only_while_all_that_it_rests_on_does(
     promise: Promise | None, quality: str, studies: int, losses: list[float], standing: str
 ) -> None:
-    assert promise_state(promise, quality, quiet(studies), losses).standing == standing
+    assert promise_state(promise, StreamFacts(quality, quiet(studies), losses, OWN)).standing == standing
+
+
+def test_a_promise_is_proven_for_the_stream_alone_that_its_reviewed_masks_are_of() -> None:
+    facts = StreamFacts("q", quiet(30), [], OWN)
+    assert promise_state(proven(), facts).standing == "in force"
+    elsewhere = promise_state(proven(), replace(facts, masks=OWN - {"m0", "m1"}))
+    assert (elsewhere.standing, elsewhere.reason[:12]) == ("expected", "2 of the 24 ")
+    before = promise_state(proven(), replace(facts, masks=OWN - {"m0"}, former={"m0"}))
+    assert (before.standing, "began anew" in before.reason) == ("withdrawn", True)
+    nameless = promise_state(proven(), replace(facts, scanner_known=False))
+    assert (nameless.standing, "which scanner" in nameless.reason) == ("expected", True)
+    promise = proven()
+    assert promise.evidence is not None
+    older = promise.model_copy(update={"evidence": promise.evidence.model_copy(update={"masks": ()})})
+    assert promise_state(older, facts).standing == "expected"
+    contradicted = promise_state(proven(), replace(facts, losses=[1, 1]))
+    assert (contradicted.standing, contradicted.contradicted) == ("withdrawn", True)
 
 
 def test_an_alarm_withdraws_at_once() -> None:
     test = quiet(60)
     for _ in range(20):
         test.add({"appearance": 9.0})
-    found = promise_state(proven(), "q", test, [])
+    found = promise_state(proven(), StreamFacts("q", test, [], OWN))
     assert found.standing == "withdrawn"
     assert test.alarm is not None
     assert 60 < test.alarm.study <= 65

@@ -1,8 +1,6 @@
 from __future__ import annotations
 
-import resource
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -43,19 +41,3 @@ def make_records() -> Callable[..., ActionRecords]:
         )
 
     return make
-
-
-@pytest.fixture
-def full_disk() -> Callable[[], AbstractContextManager[None]]:
-    """Within it, no file can grow beyond 100 bytes: writing fails as it does on a full disk."""
-
-    @contextmanager
-    def limit() -> Iterator[None]:
-        soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-        resource.setrlimit(resource.RLIMIT_FSIZE, (100, hard))
-        try:
-            yield
-        finally:
-            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-
-    return limit

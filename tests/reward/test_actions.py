@@ -14,11 +14,13 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from medfm_rl.errors import DataError
-from medfm_rl.reward.actions import ActionDataset, ActionRecords
-from medfm_rl.reward.origins import GROUND_TRUTH, ActionOrigin, Reference, ShardKey
+from medfm_rl.reward.actions import ActionRecords
+from medfm_rl.reward.dataset import ActionDataset
+from medfm_rl.reward.origins import GROUND_TRUTH, ActionOrigin, Reference, ShardKey, origins_to_json
 from medfm_rl.reward.patient_split import patient_folds
 
 Records = Callable[..., ActionRecords]
@@ -88,7 +90,7 @@ def test_images_keep_a_hundredth_of_their_range_in_whatever_units(
     images = offset + scale * torch.rand(records.images.shape, generator=torch.Generator().manual_seed(0))
     dataset = ActionDataset(tmp_path)
     dataset.append(B, dataclasses.replace(records, images=images))
-    assert load_file(tmp_path / "00-target-000000.safetensors")["images"].dtype == stored
+    assert dataset.stored(B)["images"].dtype == stored
     assert (dataset.read(B).images - images).abs().max() <= 0.01 * scale
 
 
@@ -110,6 +112,7 @@ def test_shards_are_read_in_the_order_of_their_names(tmp_path: Path, make_record
     assert sorted(path.name for path in tmp_path.iterdir()) == [
         "00-source-000000.safetensors",
         "01-target-000000.safetensors",
+        "images",
     ]
     assert_same(dataset.read_all(), ActionRecords.concatenate([early, late]))
 
@@ -156,7 +159,7 @@ def test_a_process_killed_while_it_appends_loses_nothing_earlier(tmp_path: Path,
     before = dataset.content_hash()
     script = f"""
 import os, pathlib, signal, torch
-from medfm_rl.reward.actions import ActionDataset
+from medfm_rl.reward.dataset import ActionDataset
 from medfm_rl.reward.origins import ShardKey
 write = pathlib.Path.write_bytes
 def write_half_and_die(path, content):
@@ -168,7 +171,7 @@ dataset.append(ShardKey(0, "target", 0), dataset.read(ShardKey(0, "source", 0)))
 """
     result = subprocess.run([sys.executable, "-c", script], check=False)
     assert result.returncode == -signal.SIGKILL
-    assert len(list(tmp_path.iterdir())) == 2, "half a file was to be left behind"
+    assert len(list(tmp_path.glob("*.safetensors"))) == 2, "half a file was to be left behind"
 
     reopened = ActionDataset(tmp_path)
     assert reopened.shards() == [A]
@@ -186,7 +189,7 @@ def test_a_full_disk_is_said_and_leaves_what_was_there(
     before = dataset.content_hash()
     with full_disk(), pytest.raises(DataError, match=r"00-target-000000\.safetensors: cannot be written"):
         dataset.append(B, make_records())
-    assert [path.name for path in tmp_path.iterdir()] == ["00-source-000000.safetensors"]
+    assert [path.name for path in tmp_path.glob("*.safetensors")] == ["00-source-000000.safetensors"]
     assert dataset.content_hash() == before
 
 
@@ -236,8 +239,33 @@ def written(origins: list[dict[str, object]], number: int = 2) -> str:
     return json.dumps({"format": number, "origins": origins})
 
 
-def damage(path: Path, how: str) -> None:
+def former_shard(path: Path, records: ActionRecords) -> None:
+    """A shard as it was written before images lay beside it."""
+    tensors = {
+        "images": records.images.half(),
+        "actions": records.actions,
+        "references": records.references,
+        "certainty": records.certainty.half(),
+    }
+    save_file(tensors, path, metadata={"origins": json.dumps({**origins_to_json(records.origins), "format": 2})})
+
+
+def damage(path: Path, how: str, packed: bool) -> None:
     tensors = load_file(path)
+    if packed and how not in ("truncated", "empty", "text", "no origins", "origins are no JSON"):
+        with safe_open(path, framework="pt") as file:
+            content = json.loads(file.metadata()["origins"])
+        match how:
+            case "an origin with a strange field":
+                content["origins"][0]["colour"] = "red"
+            case "a kind of reference that there is not":
+                content["origins"][0]["reference"]["kind"] = "rumour"
+            case "too few origins":
+                del content["origins"][0]
+            case "no actions":
+                tensors = {name: value for name, value in tensors.items() if not name.startswith("actions")}
+        save_file(tensors, path, metadata={"origins": json.dumps(content)})
+        return
     reference = {"kind": "expert mask", "trust": 1.0}
     origin = {"case_id": "c", "patient_id": "p", "reference": reference, "actions": ["policy"]}
     match how:
@@ -277,10 +305,17 @@ def damage(path: Path, how: str) -> None:
         "no actions",
     ],
 )
-def test_a_damaged_shard_is_named_with_what_to_do(tmp_path: Path, make_records: Records, how: str) -> None:
-    dataset = ActionDataset(tmp_path)
-    dataset.append(A, make_records())
-    damage(tmp_path / "00-source-000000.safetensors", how)
+@pytest.mark.parametrize("packed", [True, False])
+def test_a_damaged_shard_is_named_with_what_to_do(
+    tmp_path: Path, make_records: Records, how: str, packed: bool
+) -> None:
+    dataset, path = ActionDataset(tmp_path), tmp_path / "00-source-000000.safetensors"
+    if packed:
+        dataset.append(A, make_records())
+    else:
+        former_shard(path, make_records())
+        assert_same(dataset.read(A), make_records())
+    damage(path, how, packed)
     with pytest.raises(DataError, match=r"00-source-000000\.safetensors: not a shard .* delete it and collect again"):
         dataset.read_all()
 
@@ -291,8 +326,8 @@ def test_a_shard_of_version_0_1_is_read(tmp_path: Path, make_records: Records) -
     certainty = torch.ones(3, 16, 16)
     certainty[1, :8], certainty[1, 8:], certainty[2] = 0.25, 0.2, 0.0
     dataset = ActionDataset(tmp_path)
-    dataset.append(A, dataclasses.replace(records, certainty=certainty))
     path = tmp_path / "00-source-000000.safetensors"
+    former_shard(path, dataclasses.replace(records, certainty=certainty))
     kinds = [("source", "ground truth"), ("target", "consensus"), ("target", "shape prior")]
     origins = [
         {"case_id": "c", "patient_id": "p", "domain": domain, "reference": kind, "actions": ["policy", "blob"]}
@@ -309,8 +344,8 @@ def test_a_shard_of_a_newer_version_says_to_update(tmp_path: Path, make_records:
     dataset = ActionDataset(tmp_path)
     dataset.append(A, make_records())
     path = tmp_path / "00-source-000000.safetensors"
-    save_file(load_file(path), path, metadata={"origins": written([], number=3)})
-    with pytest.raises(DataError, match=r"00-source-000000\.safetensors: format 3 was written by a newer .*; update$"):
+    save_file(load_file(path), path, metadata={"origins": written([], number=4)})
+    with pytest.raises(DataError, match=r"00-source-000000\.safetensors: format 4 was written by a newer .*; update$"):
         dataset.read(A)
 
 

@@ -22,7 +22,7 @@ from medfm_rl.reward.corruption import add_blob, warp
 from medfm_rl.reward.network import RewardNet
 from medfm_rl.reward.origins import GROUND_TRUTH, ActionOrigin, Reference
 from medfm_rl.reward.patient_split import SplitRecords, hold_out
-from medfm_rl.reward.training import contour_weights, fit_temperature, reward_loss, train_reward
+from medfm_rl.reward.training import _Kept, contour_weights, fit_temperature, reward_loss, train_reward
 from medfm_rl.reward.training_report import RewardTrainingReport
 from medfm_rl.seeding import derive_seed
 from medfm_rl.settings import NetworkSettings, RewardSettings
@@ -503,3 +503,27 @@ def test_a_loss_that_is_not_finite_is_an_error_and_no_network() -> None:
     records = toy_records(4)
     with pytest.raises(FloatingPointError, match=r"not finite; lower reward\.learning_rate or look at the images"):
         trained(make_net(), dataclasses.replace(records, images=records.images * float("nan")), made(), seed=0)
+
+
+def test_a_batch_that_is_cut_teaches_as_a_whole_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pixels count by their weight, of which a part may have more than another."""
+    records = toy_records()
+    records.certainty[::3] = 0.1
+    nets = []
+    for at_once in (16, 3):
+        monkeypatch.setattr("medfm_rl.reward.training.images_at_once", lambda grid, most, size=at_once: min(size, most))
+        net = make_net()
+        trained(net, records, made(steps=4, learning_rate=1e-2, batch_size=8), 0)
+        nets.append(net.state_dict())
+    assert all(torch.allclose(value, nets[1][name], atol=1e-4) for name, value in nets[0].items())
+
+
+def test_calibration_pixels_are_drawn_as_from_all_of_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("medfm_rl.reward.training._MOST_CALIBRATION_PIXELS", 50)
+    logits, right = torch.randn(700), torch.rand(700).round()
+    kept = _Kept(700, torch.Generator().manual_seed(3))
+    for part in (slice(0, 1), slice(1, 400), slice(400, 400), slice(400, 700)):
+        kept.add(logits[part], right[part])
+    drawn = torch.randint(700, (50,), generator=torch.Generator().manual_seed(3))
+    assert torch.equal(kept.logits, logits[drawn])
+    assert torch.equal(kept.right, right[drawn])

@@ -11,14 +11,8 @@ from pathlib import Path
 import pytest
 
 from medfm_rl.errors import DataError
-from medfm_rl.runs.stream_state import (
-    StreamIdentity,
-    StudyCase,
-    add_reviews,
-    add_studies,
-    read_stream,
-    restart,
-)
+from medfm_rl.runs.stream_history import StreamIdentity, StudyCase, read_stream
+from medfm_rl.runs.stream_state import add_reviews, add_studies, restart
 
 IDENTITY = StreamIdentity("ge-1", "apical", "north", "a" * 64, 0, 0.05)
 NOW = datetime(2026, 5, 1, tzinfo=UTC)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from medfm_rl.workflows.adapt.selection import Candidate, Comparison, Selection
+from medfm_rl.workflows.adapt.choosing.selection import Candidate, Comparison, Selection
 
 
 def keep_the_incumbent(

@@ -6,10 +6,21 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import torch
 
+from medfm_rl.adapters import TorchModuleAdapter
 from medfm_rl.data.layouts import CaseFile, find_cases, is_simulated
 from medfm_rl.errors import ConfigError
-from medfm_rl.settings import AdaptConfig, DataSettings, TrainSourceConfig
+from medfm_rl.reward.network import RewardEnsemble, RewardNet
+from medfm_rl.runs.models import ModelInMemory
+from medfm_rl.settings import (
+    AdaptConfig,
+    DataSettings,
+    NetworkSettings,
+    PreprocessingSettings,
+    RewardSettings,
+    TrainSourceConfig,
+)
 from medfm_rl.workflows import demo
 
 
@@ -132,11 +143,32 @@ def test_a_demo_ends_with_the_quality_of_its_own_held_out_images(
         return "the scoring"
 
     monkeypatch.setattr(demo, "score", score)
+    monkeypatch.setattr(demo, "_measure_clips", lambda config, data, out, progress: (data.name, out.name))
     out = tmp_path / "demo"
-    assert demo.run_demo(out, 0, silent) == demo.DemoResult("the comparison", "the scoring")  # type: ignore[arg-type]
+    assert demo.run_demo(out, 0, silent) == demo.DemoResult(
+        "the comparison",  # type: ignore[arg-type]
+        "the scoring",  # type: ignore[arg-type]
+        ("vendor-b-clips", "clips"),  # type: ignore[arg-type]
+    )
     ((run, patients, folder),) = calls
     assert run == (out / "run", "auto")
     held_out = find_cases(DataSettings(path=out / "data" / "vendor-b-held-out"))
     assert patients == [file.patient_id for file in held_out]
     assert folder == out / "quality"
     assert (out / "report.html").read_text() == "the report of the run"
+
+
+def test_the_clips_of_a_demo_are_predicted_and_measured_and_marked_as_simulated(
+    tmp_path: Path, asked: dict[str, object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.manual_seed(0)
+    tiny = NetworkSettings(channels=(4, 8), residual_units=0)
+    segmenter = TorchModuleAdapter.build_unet(tiny, demo.ECHO_SCHEMA, PreprocessingSettings(size=(32, 32))).eval()
+    reward = RewardEnsemble([RewardNet(tiny, 4)], RewardSettings())
+    monkeypatch.setattr(demo, "load_run", lambda *_: ModelInMemory(segmenter, reward))
+    _, config = settings_of(tmp_path / "demo", asked)
+    measures = demo._measure_clips(config, tmp_path / "data", tmp_path / "out", silent)
+    assert set(measures.clips) == {f"sim300{number}_{view}" for number in (1, 2) for view in ("2CH", "4CH")}
+    page = (tmp_path / "out" / "measures" / "report.html").read_text()
+    assert "SIMULATED DATA" in page
+    assert page.count("data:image/gif") == 4

@@ -15,7 +15,7 @@ from medfm_rl.adapters.kinds import KINDS
 from medfm_rl.data.files import hash_folder
 from medfm_rl.data.layouts import find_cases
 from medfm_rl.errors import ModelError
-from medfm_rl.reward.actions import ActionDataset
+from medfm_rl.reward.dataset import ActionDataset
 from medfm_rl.reward.network import RewardNet
 from medfm_rl.runs.finished import load_model
 from medfm_rl.runs.folder import RunFolder

@@ -13,7 +13,9 @@ from support.score_files import write_scores_file
 
 from medfm_rl import cli
 from medfm_rl.quality.promises import Evidence, PromiseTarget, ReviewedMask, prove
-from medfm_rl.runs.stream_state import add_reviews, read_stream
+from medfm_rl.quality.streams import mask_key
+from medfm_rl.runs.stream_history import read_stream
+from medfm_rl.runs.stream_state import add_reviews
 from medfm_rl.workflows.deploy.assessed_cases import read_assessed
 from medfm_rl.workflows.streams import monitor, stream_scores
 
@@ -51,9 +53,16 @@ def quiet(tmp_path: Path) -> Path:
 
 
 def promised(folder: Path) -> Path:
-    """A run with a promise for masks predicted at any Dice that meet every rule, which those above do not."""
-    masks = [ReviewedMask(f"r{n}", f"q{n}", 0.9, True, 0.9) for n in range(24)]
-    evidence = Evidence(quality_hash="a" * 64, scores_hash="s", feedback="f", feedback_hash="h", reviewers=("r1", "r2"))
+    """A run with a promise for masks that meet every rule, which those above do not, from the first 24 of them."""
+    masks = [ReviewedMask(f"c{n}", f"p{n}", 0.9, True, 0.9) for n in range(24)]
+    evidence = Evidence(
+        quality_hash="a" * 64,
+        scores_hash="s",
+        feedback="f",
+        feedback_hash="h",
+        reviewers=("r1", "r2"),
+        masks=tuple(mask_key(f"c{n}", f"mask of c{n}") for n in range(24)),
+    )
     prove(masks, PromiseTarget()).model_copy(update={"evidence": evidence}).write(folder / "promise.json")
     return folder
 

@@ -18,8 +18,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import Parameter
 
-from medfm_rl.adapters.base import ExpectedValues, Sample, Scope, SegmenterAdapter, evaluating, parameters_in_scope
+from medfm_rl.adapters.base import ExpectedValues, Scope, SegmenterAdapter, evaluating, parameters_in_scope
 from medfm_rl.adapters.checkpoints import load_strictly, read_checkpoint
+from medfm_rl.adapters.grid import Sample
 from medfm_rl.adapters.nnunet.folder import (
     CHECKPOINT,
     Fold,

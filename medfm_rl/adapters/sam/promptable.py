@@ -15,11 +15,12 @@ from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
-from medfm_rl.adapters.base import Sample, Scope, SegmenterAdapter, parameters_in_scope
+from medfm_rl.adapters.base import Scope, SegmenterAdapter, parameters_in_scope
 from medfm_rl.adapters.checkpoints import save_state
 from medfm_rl.adapters.description import DESCRIPTION, read_described, write_described
 from medfm_rl.adapters.embeddings import EmbeddingCache, version_of
 from medfm_rl.adapters.exclusive import exclusive_logits
+from medfm_rl.adapters.grid import Sample
 from medfm_rl.adapters.sam.prompts import boxes_of, boxes_of_mask, open_prompts, render_boxes
 from medfm_rl.data.files import replace_folder_on_success
 from medfm_rl.errors import ModelError

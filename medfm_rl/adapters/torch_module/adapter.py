@@ -4,20 +4,27 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, final
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import Parameter
-from torch.nn import functional as F
 
-from medfm_rl.adapters.base import Sample, Scope, SegmenterAdapter, parameters_in_scope
+from medfm_rl.adapters.base import Scope, SegmenterAdapter, parameters_in_scope
 from medfm_rl.adapters.checkpoints import content_bytes
 from medfm_rl.adapters.description import DESCRIPTION
-from medfm_rl.adapters.overlapping import class_logits, classes_of_regions, count_channels, region_logits
+from medfm_rl.adapters.grid import Sample
+from medfm_rl.adapters.image_grid import from_grid, labels_to_grid, to_grid
+from medfm_rl.adapters.intensity import load_transform
+from medfm_rl.adapters.overlapping import (
+    as_channels,
+    class_logits,
+    classes_of_regions,
+    count_channels,
+    region_logits,
+)
 from medfm_rl.adapters.state_dicts import Place, load_weights
 from medfm_rl.adapters.torch_module.folder import (
     DEFAULT_WEIGHTS,
@@ -26,11 +33,12 @@ from medfm_rl.adapters.torch_module.folder import (
     network_settings,
     read_description,
 )
+from medfm_rl.adapters.torch_module.outputs import Output, logits_of
 from medfm_rl.adapters.torch_module.scripts import copy_script, is_script, load_script, script_bytes, script_hash
 from medfm_rl.data.files import replace_folder_on_success
-from medfm_rl.errors import DataError, ModelError
+from medfm_rl.errors import ModelError
 from medfm_rl.networks import argmax_classes, build_unet, portable_state, size_divisor
-from medfm_rl.settings import NetworkSettings, PreprocessingSettings
+from medfm_rl.settings import IntensitySettings, NetworkSettings, PreprocessingSettings
 from medfm_rl.types import Case, FloatArray, LabelMap, LabelSchema, Prompts
 
 _ALONE = Place()
@@ -55,6 +63,9 @@ class TorchModuleAdapter(SegmenterAdapter):
             state dict, by itself or within other content.
         place: Where in the file the tensors are.
         decoder_prefixes: Where the names of the decoder's parameters start. Known for the built-in UNet.
+        output: Key or place of the logits among several outputs; None where the network returns one tensor.
+
+    Where there is one structure, one logit z is enough: it becomes [0, z].
     """
 
     def __init__(
@@ -67,6 +78,7 @@ class TorchModuleAdapter(SegmenterAdapter):
         weights: str = DEFAULT_WEIGHTS,
         place: Place = _ALONE,
         decoder_prefixes: tuple[str, ...] = (),
+        output: Output | None = None,
     ) -> None:
         super().__init__()
         self.module = module
@@ -79,6 +91,7 @@ class TorchModuleAdapter(SegmenterAdapter):
         self.weights = weights if network is None else str(network.get("torchscript", weights))
         self.place = place
         self.decoder_prefixes = decoder_prefixes
+        self.output = output
 
     @classmethod
     def build_unet(
@@ -109,18 +122,23 @@ class TorchModuleAdapter(SegmenterAdapter):
     def load(cls, folder: Path) -> TorchModuleAdapter:
         """Reads a segmenter folder: `segmenter.json` and the weights.
 
-        A factory is the user's own code and runs; everything else in the folder is data and is never unpickled.
+        A factory and a transform of intensities are the user's own code and run; everything else in the folder is data
+        and is never unpickled.
 
         Raises:
             ModelError: A file is missing, is not what its name says, or does not fit the network.
         """
         described = read_description(folder)
+        intensity = described.preprocessing.intensity
+        if isinstance(intensity, IntensitySettings) and intensity.transform is not None:
+            # Here and not at the first image: a name that is wrong is told at once.
+            load_transform(intensity.transform, str(folder / DESCRIPTION))
         schema, preprocessing, in_channels = described.schema, described.preprocessing, described.in_channels
         place = _ALONE
         match described.network:
             case {"unet": settings}:
                 adapter = cls.build_unet(network_settings(settings, folder), schema, preprocessing, in_channels)
-                adapter.weights = described.weights
+                adapter.weights, adapter.output = described.weights, described.output
                 adapter.place = load_weights(adapter.module, folder / described.weights, described.place, DESCRIPTION)
                 return adapter.eval()
             case {"torchscript": _}:
@@ -137,24 +155,17 @@ class TorchModuleAdapter(SegmenterAdapter):
             described.weights,
             place,
             described.decoder_prefixes,
+            described.output,
         )
         return adapter.eval()
 
     def preprocess(self, case: Case) -> Sample:
         """Resamples (grid "resize") or pads (grid "native") the image, then normalises its intensities."""
-        # A copy: the image may be read-only, flipped or in double precision.
-        image = torch.from_numpy(np.array(self.conform(case).image, dtype=np.float32))[None]
-        image = _resize(image, self.patch_size, antialias=True) if self._resizes else _pad(image, self.patch_size)
-        normalised = self._normalise(image[0], f"case {case.case_id}")
-        return Sample(normalised, case.case_id, case.patient_id, case.shape, case.geometry)
+        image = to_grid(self.conform(case), self.preprocessing)
+        return Sample(image, case.case_id, case.patient_id, case.shape, case.geometry)
 
     def preprocess_labels(self, labels: LabelMap, sample: Sample) -> Tensor:
-        mask = torch.from_numpy(labels.astype(np.float32))[None, None]
-        if self._resizes:
-            mask = F.interpolate(mask, size=sample.image.shape[1:], mode="nearest-exact")
-        else:
-            mask = _pad(mask, self.patch_size)
-        return mask[0, 0].to(torch.uint8)
+        return labels_to_grid(labels, sample, self.preprocessing)
 
     def forward(self, images: Tensor, prompts: Prompts | None = None) -> Tensor:
         """Logits of images `(B, C, *S)`; those larger than the patch are covered by overlapping patches."""
@@ -171,30 +182,23 @@ class TorchModuleAdapter(SegmenterAdapter):
         if tuple(logits.shape) != expected:
             raise ModelError(
                 f"the network gives logits of shape {tuple(logits.shape)}, {expected} are needed for images of shape "
-                f"{tuple(images.shape)} and the classes {', '.join(self.schema.names)}; {_remedy(logits, expected)}"
+                f"{tuple(images.shape)} and the classes {', '.join(self.schema.names)}; "
+                f"{_remedy(logits, expected, self.schema)}"
             )
         return class_logits(logits, self.schema)
 
     def _run(self, images: Tensor) -> Tensor:
-        found = self.module(images)
-        if isinstance(found, Tensor):
-            return found
-        kind = type(found).__name__
-        if isinstance(found, Mapping):
-            example = f", such as output[{next(iter(found), 'out')!r}]"
-        else:
-            example = ", such as output[0]" if isinstance(found, Sequence) else ""
-        raise ModelError(f"the network returns a {kind}; wrap it so that it returns the logits alone{example}")
+        return as_channels(logits_of(self.module(images), self.output), self.schema)
 
     def restore(self, logits: Tensor, sample: Sample) -> LabelMap:
         if self.schema.overlaps:
-            inside = self._to_native(region_logits(logits.detach().float()), sample) > 0
+            inside = from_grid(region_logits(logits.detach().float()), sample, self.preprocessing) > 0
             return self.schema.as_written(classes_of_regions(inside).cpu().numpy())
-        labels = argmax_classes(self._to_native(logits.detach(), sample), dim=0)
+        labels = argmax_classes(from_grid(logits.detach(), sample, self.preprocessing), dim=0)
         return labels.to(torch.uint8).cpu().numpy()
 
     def restore_map(self, values: Tensor, sample: Sample) -> FloatArray:
-        return self._to_native(values.detach()[None], sample)[0].float().cpu().numpy()
+        return from_grid(values.detach()[None], sample, self.preprocessing)[0].float().cpu().numpy()
 
     def trainable(self, scope: Scope) -> dict[str, Parameter]:
         return parameters_in_scope(self, scope, tuple(f"module.{prefix}" for prefix in self.decoder_prefixes))
@@ -212,8 +216,9 @@ class TorchModuleAdapter(SegmenterAdapter):
             "in_channels": self.in_channels,
             "schema": {"names": self.schema.names, "ids": self.schema.ids},
             **({OVERLAP: True} if self.schema.overlaps else {}),
-            "preprocessing": self.preprocessing.model_dump(mode="json"),
+            "preprocessing": self.preprocessing.model_dump(mode="json", exclude_none=True),
             "decoder_prefixes": self.decoder_prefixes,
+            **({} if self.output is None else {"output": self.output}),
             **({} if self.place == _ALONE else self.place.fields),
         }
         with replace_folder_on_success(folder) as temporary:
@@ -223,32 +228,14 @@ class TorchModuleAdapter(SegmenterAdapter):
     def inference_settings(self) -> Mapping[str, Any]:
         return {
             **super().inference_settings(),
-            "preprocessing": self.preprocessing.model_dump(mode="json"),
+            "preprocessing": self.preprocessing.model_dump(mode="json", exclude_none=True),
+            **({} if self.output is None else {"output": self.output}),
             "network": script_hash(self.module) if is_script(self.module) else self.network,
         }
 
     @property
-    def _resizes(self) -> bool:
-        return self.preprocessing.grid == "resize"
-
-    def _normalise(self, image: Tensor, where: str) -> Tensor:
-        axes = tuple(range(1, image.ndim))
-        match self.preprocessing.intensity:
-            case "none":
-                return image
-            case "zscore":
-                low, scale = image.mean(dim=axes, keepdim=True), image.std(dim=axes, keepdim=True)
-            case "minmax":
-                low = image.amin(dim=axes, keepdim=True)
-                scale = image.amax(dim=axes, keepdim=True) - low
-        if not bool((scale > 0).all()):
-            raise DataError(f"{where}: a channel has one value only; it cannot be normalised")
-        return (image - low) / scale
-
-    def _to_native(self, values: Tensor, sample: Sample) -> Tensor:
-        if self._resizes:
-            return _resize(values[None].float(), sample.native_shape, antialias=False)[0]
-        return values[(slice(None), *(slice(0, side) for side in sample.native_shape))]
+    def shows_values_of_files(self) -> bool:
+        return self.preprocessing.intensity == "none"
 
     def __deepcopy__(self, memo: dict[int, Any]) -> TorchModuleAdapter:
         # ScriptModule copies share no weights only through its own `copy`.
@@ -262,35 +249,27 @@ class TorchModuleAdapter(SegmenterAdapter):
             self.weights,
             self.place,
             self.decoder_prefixes,
+            self.output,
         )
         for ours, theirs in zip(self.modules(), twin.modules(), strict=True):
             theirs.training = ours.training
         return twin
 
 
-def _remedy(logits: Tensor, expected: tuple[int, ...]) -> str:
+def _remedy(logits: Tensor, expected: tuple[int, ...], schema: LabelSchema) -> str:
     """What to do about logits of another shape than is needed."""
     if logits.ndim != len(expected):
         return "they have other axes"
     if logits.shape[1] != expected[1]:
+        if logits.shape[1] == 1:
+            return f"one logit is enough for one structure: schema of {DESCRIPTION} names {len(schema.structures)}"
+        if schema.overlaps:
+            return f"name a structure for each of its {logits.shape[1]} outputs in schema of {DESCRIPTION}"
         return (
             f"name the structures of its {logits.shape[1]} outputs, the background first, in schema of {DESCRIPTION}; "
             f"where they overlap and none is of the background, set {OVERLAP}: true there"
         )
     return "make it resample them to the size of the image, or correct preprocessing.size"
-
-
-def _resize(image: Tensor, size: tuple[int, ...], antialias: bool) -> Tensor:
-    """Linear resampling of `(1, C, *S)`; antialiased where asked for and there is such a filter (2-D)."""
-    if len(size) == 2:
-        return F.interpolate(image, size=size, mode="bilinear", align_corners=False, antialias=antialias)
-    return F.interpolate(image, size=size, mode="trilinear", align_corners=False)
-
-
-def _pad(image: Tensor, least: tuple[int, ...]) -> Tensor:
-    """Repeats the last pixels of `(1, C, *S)` until no side is shorter than `least`."""
-    short = [max(0, size - side) for size, side in zip(least, image.shape[2:], strict=True)]
-    return F.pad(image, [amount for side in reversed(short) for amount in (0, side)], mode="replicate")
 
 
 def _weights_bytes(module: nn.Module, name: str, place: Place) -> bytes:

@@ -14,17 +14,30 @@ from torch import nn
 from medfm_rl.adapters.checkpoints import read_json_object
 from medfm_rl.adapters.description import DESCRIPTION
 from medfm_rl.adapters.state_dicts import KEYS, PREFIX, Place
+from medfm_rl.adapters.torch_module.outputs import Output
 from medfm_rl.errors import ModelError
-from medfm_rl.settings import NetworkSettings, PreprocessingSettings
-from medfm_rl.settings.problems import describe_problem
+from medfm_rl.settings import IntensitySettings, NetworkSettings, PreprocessingSettings
+from medfm_rl.settings.problems import describe_problem, field_of
 from medfm_rl.types import LabelSchema
 
 DEFAULT_WEIGHTS: Final = "weights.safetensors"
 OVERLAP: Final = "structures_overlap"
 """The field that says that a pixel can lie in several structures, and that the network gives a logit for each."""
 _FIELDS: Final = frozenset(
-    {"format", "kind", "network", "weights", "in_channels", "schema", "preprocessing", "decoder_prefixes", KEYS, PREFIX}
-    | {OVERLAP}
+    {
+        "format",
+        "kind",
+        "network",
+        "weights",
+        "output",
+        "in_channels",
+        "schema",
+        "preprocessing",
+        "decoder_prefixes",
+        OVERLAP,
+        KEYS,
+        PREFIX,
+    }
 )
 """What `segmenter.json` may hold."""
 
@@ -41,6 +54,7 @@ class Described:
         weights: Name of the weights file in the folder; of a TorchScript network the file is its weights too.
         decoder_prefixes: Where the names of the decoder's parameters start.
         place: Where in the file the weights are; None to find them.
+        output: Which of the network's outputs are the logits; None where it returns one tensor.
     """
 
     schema: LabelSchema
@@ -50,6 +64,7 @@ class Described:
     weights: str
     decoder_prefixes: tuple[str, ...]
     place: Place | None
+    output: Output | None = None
 
 
 def read_description(folder: Path) -> Described:
@@ -69,9 +84,12 @@ def read_description(folder: Path) -> Described:
             _weights_name(content),
             tuple(content.get("decoder_prefixes", ())),
             _place(content),
+            _output(content),
         )
+        if isinstance(found.preprocessing.intensity, IntensitySettings):
+            found.preprocessing.intensity.require_channels(found.in_channels)
     except ValidationError as error:
-        problems = "; ".join(f"{'.'.join(map(str, item['loc']))}: {describe_problem(item)}" for item in error.errors())
+        problems = "; ".join(f"{field_of(item['loc'])}: {describe_problem(item)}" for item in error.errors())
         raise ModelError(f"{path}: preprocessing: {problems}") from error
     except (KeyError, TypeError, ValueError) as error:
         raise ModelError(f"{path}: field missing or wrong ({error})") from error
@@ -127,6 +145,13 @@ def _weights_name(content: Mapping[str, Any]) -> str:
     network = content.get("network")
     script = network.get("torchscript") if isinstance(network, Mapping) else None
     return str(script or content.get("weights", DEFAULT_WEIGHTS))
+
+
+def _output(content: Mapping[str, Any]) -> Output | None:
+    output = content.get("output")
+    if output is not None and (isinstance(output, bool) or not isinstance(output, str | int)):
+        raise ValueError(f"output is the key or the place of one of the network's outputs, not {output!r}")
+    return output
 
 
 def _place(content: Mapping[str, Any]) -> Place | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -17,10 +16,10 @@ from medfm_rl.data.layouts.echonet import find_echonet, looks_like_echonet
 from medfm_rl.data.layouts.folder import find_folder
 from medfm_rl.data.layouts.nnunet import find_images, find_raw, has_raw_folders, looks_like_nnunet
 from medfm_rl.data.layouts.patients import doubt_patients, patients_by
+from medfm_rl.data.notices import warn_once
 from medfm_rl.errors import DataError
 from medfm_rl.settings import DataSettings
 
-_LOG = logging.getLogger(__name__)
 _SHOWN = 3
 
 
@@ -70,7 +69,8 @@ def find_cases(settings: DataSettings) -> list[CaseFile]:
     """
     found = find_data_set(settings)
     for warning in found.warnings:
-        _LOG.warning("%s: %s", found.root, warning)
+        # Several steps of a run look for the same cases.
+        warn_once(f"{found.root}: {warning}")
     return list(found.cases)
 
 

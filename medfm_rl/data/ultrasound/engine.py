@@ -18,8 +18,11 @@ from medfm_rl.errors import DataError
 
 Array = npt.NDArray[np.float64]
 
-_SAMPLES = 320
-_TYPICAL_DEPTH_MM = 150.0
+ComplexArray = npt.NDArray[np.complex128]
+
+SAMPLES = 320
+"""Of a scan line."""
+TYPICAL_DEPTH_MM = 150.0
 _FWHM_PER_SIGMA = 2 * np.sqrt(2 * np.log(2))
 _BLUR_LEVELS = 5
 _SOURCE_DYNAMIC_RANGE_DB = 60.0
@@ -48,6 +51,10 @@ class Sector:
     def polar(self, shape: tuple[int, int]) -> tuple[Array, Array]:
         """Depth (0 at the apex, 1 at full depth) and angle in radians of each pixel, each `(H, W)`."""
         rows, columns = np.indices(shape, dtype=np.float64)
+        return self.polar_of(rows, columns)
+
+    def polar_of(self, rows: Array, columns: Array) -> tuple[Array, Array]:
+        """Depth and angle, as in `polar`, of places in pixels."""
         down, across = rows - self.apex[0], (columns - self.apex[1]) * self.aspect
         return np.hypot(down, across) / self.depth, np.arctan2(across, down)
 
@@ -59,10 +66,14 @@ class Sector:
 
     def to_polar(self, image: Array, lines: int) -> Array:
         """Samples an image `(H, W)` along scan lines, `(samples, lines)`, linearly."""
-        depth, angle = self._grid(lines)
+        rows, columns = self.place(*self._grid(lines))
+        return ndimage.map_coordinates(image, [rows, columns], order=1, mode="nearest")
+
+    def place(self, depth: Array, angle: Array) -> tuple[Array, Array]:
+        """Rows and columns, in pixels, of depths and angles as in `polar`."""
         rows = self.apex[0] + depth * self.depth * np.cos(angle)
         columns = self.apex[1] + depth * self.depth * np.sin(angle) / self.aspect
-        return ndimage.map_coordinates(image, [rows, columns], order=1, mode="nearest")
+        return rows, columns
 
     def to_image(self, polar: Array, shape: tuple[int, int]) -> Array:
         """Scan conversion of `(samples, lines)` to `(H, W)`, linearly; 0 outside the field of view."""
@@ -74,9 +85,9 @@ class Sector:
         return np.where(self.contains(shape), image, 0.0)
 
     def _grid(self, lines: int) -> tuple[Array, Array]:
-        depth = np.linspace(0, 1, _SAMPLES)[:, None]
+        depth = np.linspace(0, 1, SAMPLES)[:, None]
         angle = np.linspace(-self.half_angle, self.half_angle, lines)[None, :]
-        return np.broadcast_to(depth, (_SAMPLES, lines)), np.broadcast_to(angle, (_SAMPLES, lines))
+        return np.broadcast_to(depth, (SAMPLES, lines)), np.broadcast_to(angle, (SAMPLES, lines))
 
 
 def estimate_sector(image: npt.NDArray[np.generic]) -> Sector:
@@ -154,7 +165,7 @@ def image_tissue(
     shape: tuple[int, int],
     profile: VendorProfile,
     rng: np.random.Generator,
-    depth_mm: float = _TYPICAL_DEPTH_MM,
+    depth_mm: float = TYPICAL_DEPTH_MM,
 ) -> npt.NDArray[np.uint8]:
     """Shows tissue as a vendor's system would.
 
@@ -169,7 +180,13 @@ def image_tissue(
     Returns:
         `(H, W)` uint8, exactly 0 outside the sector.
     """
-    envelope = detect_envelope(echogenicity_db, sector, profile, rng, depth_mm)
+    return show_envelope(detect_envelope(echogenicity_db, sector, profile, rng, depth_mm), sector, shape, profile)
+
+
+def show_envelope(
+    envelope: Array, sector: Sector, shape: tuple[int, int], profile: VendorProfile
+) -> npt.NDArray[np.uint8]:
+    """Log compression, grey-level curve and scan conversion of a detected echo `(samples, lines)`, `(H, W)`."""
     level = 20 * np.log10(np.maximum(envelope, 1e-12)) + profile.gain_db
     grey = np.clip(level / profile.dynamic_range_db + 1, 0, 1) ** profile.gamma
     # The darkest grey inside the sector is 1: 0 is what lies outside.
@@ -181,18 +198,42 @@ def detect_envelope(
     echogenicity_db: Array, sector: Sector, profile: VendorProfile, rng: np.random.Generator, depth_mm: float
 ) -> Array:
     """The detected echo before log compression, `(samples, lines)`; 1 is the level of the brightest tissue."""
+    shape = echogenicity_db.shape
+    scatterers, haze, noise = (complex_noise(rng, shape) for _ in range(3))
+    return envelope_of(scatterers, haze, noise, echogenicity_db, sector, profile, depth_mm)
+
+
+def envelope_of(
+    scatterers: ComplexArray,
+    haze: ComplexArray,
+    noise: ComplexArray,
+    echogenicity_db: Array,
+    sector: Sector,
+    profile: VendorProfile,
+    depth_mm: float,
+) -> Array:
+    """The detected echo of given scatterers, `(samples, lines)`; all are circular complex Gaussian of mean power 1.
+
+    Args:
+        scatterers: Of the tissue; they move with it.
+        haze: Of the near field, which stands still.
+        noise: Of the receiver, which is another at every moment.
+        echogenicity_db: As in `image_tissue`.
+        sector: Field of view.
+        profile: The system.
+        depth_mm: Imaged depth.
+    """
     samples, lines = echogenicity_db.shape
     depth = np.linspace(0, 1, samples)[:, None]
-    scatterers = _complex_noise(rng, (samples, lines)) * 10 ** (echogenicity_db / 20)
+    scatterers = scatterers * 10 ** (echogenicity_db / 20)
     axial_sigma = profile.axial_resolution_mm / _FWHM_PER_SIGMA / depth_mm * samples
     lateral_sigma = np.deg2rad(profile.beam_width_deg) / _FWHM_PER_SIGMA / (2 * sector.half_angle) * lines
     widening = np.sqrt(1 + ((depth[:, 0] - profile.focus) / profile.focal_zone) ** 2)
     echo = _blur(scatterers, axial_sigma, lateral_sigma * widening)
     echo = echo * 10 ** (-profile.attenuation_db * depth / 20)
-    clutter = _blur(_complex_noise(rng, (samples, lines)), 3 * axial_sigma, np.full(samples, 6 * lateral_sigma))
+    clutter = _blur(haze, 3 * axial_sigma, np.full(samples, 6 * lateral_sigma))
     echo = echo + clutter * 10 ** (profile.clutter_db / 20) * np.exp(-depth / profile.clutter_depth)
-    noise = ndimage.gaussian_filter1d(_complex_noise(rng, (samples, lines)), 0.6, axis=0)
-    echo = echo + _unit_power(noise) * 10 ** (profile.noise_db / 20)
+    echo = echo + _unit_power(ndimage.gaussian_filter1d(noise, 0.6, axis=0)) * 10 ** (profile.noise_db / 20)
     return np.abs(echo)
 
 
@@ -223,7 +264,7 @@ def resimulate(
     echogenicity = estimate_echogenicity(image, sector, profile.lines)
     height, width = image.shape
     # Of the sector, not of the frame: there may be black above and below.
-    depth_mm = _TYPICAL_DEPTH_MM if row_mm is None else sector.depth * row_mm
+    depth_mm = TYPICAL_DEPTH_MM if row_mm is None else sector.depth * row_mm
     return image_tissue(echogenicity, sector, (height, width), profile, rng, depth_mm)
 
 
@@ -246,13 +287,13 @@ def _fit_line(rows: npt.NDArray[np.intp], columns: Array) -> tuple[float, float]
     return float(slope), float(start)
 
 
-def _complex_noise(rng: np.random.Generator, shape: tuple[int, ...]) -> npt.NDArray[np.complex128]:
+def complex_noise(rng: np.random.Generator, shape: tuple[int, ...]) -> ComplexArray:
     """Circular complex Gaussian of mean power 1."""
-    noise: npt.NDArray[np.complex128] = (rng.standard_normal(shape) + 1j * rng.standard_normal(shape)) / np.sqrt(2)
+    noise: ComplexArray = (rng.standard_normal(shape) + 1j * rng.standard_normal(shape)) / np.sqrt(2)
     return noise
 
 
-def _blur(echo: npt.NDArray[np.complex128], axial_sigma: float, lateral_sigma: Array) -> npt.NDArray[np.complex128]:
+def _blur(echo: ComplexArray, axial_sigma: float, lateral_sigma: Array) -> ComplexArray:
     """Gaussian blur along depth and, with one width per depth, across lines; the mean power stays 1.
 
     A blur of varying width is an interpolation between a few of constant width.
@@ -264,11 +305,11 @@ def _blur(echo: npt.NDArray[np.complex128], axial_sigma: float, lateral_sigma: A
     lower = np.minimum(position.astype(int), _BLUR_LEVELS - 2)
     weight = (position - lower)[:, None]
     depths = np.arange(len(echo))
-    mixed: npt.NDArray[np.complex128] = (1 - weight) * blurred[lower, depths] + weight * blurred[lower + 1, depths]
+    mixed: ComplexArray = (1 - weight) * blurred[lower, depths] + weight * blurred[lower + 1, depths]
     return mixed
 
 
-def _unit_power_filter(echo: npt.NDArray[np.complex128], sigma: float, axis: int) -> npt.NDArray[np.complex128]:
+def _unit_power_filter(echo: ComplexArray, sigma: float, axis: int) -> ComplexArray:
     """Gaussian filter scaled so that white noise keeps its mean power."""
     blurred = ndimage.gaussian_filter1d(echo, sigma, axis=axis, mode="nearest")
     impulse = np.zeros(2 * int(np.ceil(4 * sigma)) + 3)
@@ -277,6 +318,6 @@ def _unit_power_filter(echo: npt.NDArray[np.complex128], sigma: float, axis: int
     return np.asarray(blurred / np.sqrt((kernel**2).sum()), dtype=np.complex128)
 
 
-def _unit_power(echo: npt.NDArray[np.complex128]) -> npt.NDArray[np.complex128]:
-    scaled: npt.NDArray[np.complex128] = echo / np.sqrt(np.mean(np.abs(echo) ** 2))
+def _unit_power(echo: ComplexArray) -> ComplexArray:
+    scaled: ComplexArray = echo / np.sqrt(np.mean(np.abs(echo) ** 2))
     return scaled

@@ -21,7 +21,7 @@ from medfm_rl.types import Geometry, LabelMap, LabelSchema
 ECHO_SCHEMA = LabelSchema.from_structures({"LV": 1, "MYO": 2, "LA": 3})
 VIEWS = ("2CH", "4CH")
 PHASES = ("ED", "ES")
-_DEPTH_MM = 150.0
+DEPTH_MM = 150.0
 _LV, _MYO, _LA = 1, 2, 3
 
 
@@ -91,25 +91,88 @@ def draw_phantom(
     Returns:
         Echogenicity in dB `(H, W)`, class indices `(H, W)` of `ECHO_SCHEMA`, and the field of view.
     """
-    height, width = size
-    sector = Sector((0.0, (width - 1) / 2), height - 1.0, half_angle=np.deg2rad(38))
-    rows, columns = np.indices(size) / height
-    contraction = heart.contraction if phase == "ES" else 0.0
-    tilt = heart.tilt + (0.08 if view == "4CH" else -0.05)
+    return draw_pose(pose_of(heart, view, heart.contraction if phase == "ES" else 0.0), size, rng)
+
+
+@dataclass(frozen=True)
+class Pose:
+    """A heart at one moment, in a view.
+
+    Attributes:
+        heart: Whose.
+        tilt: Angle of the long axis to the vertical, in radians.
+        length: From the endocardial apex to the mitral valve, in shares of the image height.
+        cavity: Half-width of the ventricle.
+        wall: Thickness of the wall.
+        atrium: Half-width of the atrium.
+    """
+
+    heart: Heart
+    tilt: float
+    length: float
+    cavity: float
+    wall: float
+    atrium: float
+
+    def coordinates(self, rows: Array, columns: Array, width: float) -> tuple[Array, Array]:
+        """Coordinates of the heart: along the long axis from the endocardial apex, and across it.
+
+        Args:
+            rows: In shares of the image height.
+            columns: Likewise.
+            width: Of the image, likewise.
+        """
+        down, across = rows - self.heart.apex, columns - 0.5 * width - self.heart.shift
+        along = down * np.cos(self.tilt) + across * np.sin(self.tilt)
+        return along, across * np.cos(self.tilt) - down * np.sin(self.tilt)
+
+    def places(self, along: Array, across: Array, width: float) -> tuple[Array, Array]:
+        """Rows and columns, in shares of the image height, of coordinates of the heart."""
+        down = along * np.cos(self.tilt) - across * np.sin(self.tilt)
+        aside = along * np.sin(self.tilt) + across * np.cos(self.tilt)
+        return down + self.heart.apex, aside + 0.5 * width + self.heart.shift
+
+    def inner(self, along: Array) -> Array:
+        """Half-width of the ventricle at places along its axis."""
+        return _half_width(along / self.length, self.cavity)
+
+    def outer(self, along: Array) -> Array:
+        """Half-width of ventricle and wall together."""
+        return _half_width((along + self.wall) / (self.length + self.wall), self.cavity + self.wall)
+
+
+def pose_of(heart: Heart, view: str, contraction: float) -> Pose:
+    """A heart that has contracted by a share of its width.
+
+    Args:
+        heart: The patient.
+        view: "2CH" or "4CH".
+        contraction: 0 at end-diastole, `heart.contraction` at end-systole.
+    """
     breadth = 1.08 if view == "4CH" else 0.95
-    # Coordinates of the heart: along the long axis from the endocardial apex, and across it.
-    down, across = rows - heart.apex, columns - 0.5 * width / height - heart.shift
-    along = down * np.cos(tilt) + across * np.sin(tilt)
-    across = across * np.cos(tilt) - down * np.sin(tilt)
-    length = heart.length * (1 - 0.3 * contraction)
-    cavity = heart.half_width * breadth * (1 - contraction)
-    wall = heart.wall * (1 + contraction)
-    ventricle = np.abs(across) < _half_width(along / length, cavity)
-    shell = np.abs(across) < _half_width((along + wall) / (length + wall), cavity + wall)
+    return Pose(
+        heart,
+        heart.tilt + (0.08 if view == "4CH" else -0.05),
+        heart.length * (1 - 0.3 * contraction),
+        heart.half_width * breadth * (1 - contraction),
+        heart.wall * (1 + contraction),
+        heart.atrium_half_width * breadth * (1 + 0.3 * contraction),
+    )
+
+
+def draw_pose(pose: Pose, size: tuple[int, int], rng: np.random.Generator) -> tuple[Array, LabelMap, Sector]:
+    """Draws a heart at one moment; arguments and result as in `draw_phantom`."""
+    height, width = size
+    heart = pose.heart
+    sector = field_of_view(size)
+    rows, columns = np.indices(size) / height
+    along, across = pose.coordinates(rows, columns, width / height)
+    length = pose.length
+    ventricle = np.abs(across) < pose.inner(along)
+    shell = np.abs(across) < pose.outer(along)
     centre = length + heart.atrium_length / 2
-    atrium_width = heart.atrium_half_width * breadth * (1 + 0.3 * contraction)
     # The ellipse reaches a little beyond the valve plane, which cuts it: the atrium opens into the ventricle.
-    atrium = ((along - centre) / (0.6 * heart.atrium_length)) ** 2 + (across / atrium_width) ** 2 < 1
+    atrium = ((along - centre) / (0.6 * heart.atrium_length)) ** 2 + (across / pose.atrium) ** 2 < 1
     labels = np.zeros(size, dtype=np.uint8)
     labels[atrium & (along > length)] = _LA
     labels[shell & (along <= length)] = _MYO
@@ -117,6 +180,12 @@ def draw_phantom(
     labels[~sector.contains(size)] = 0
     echo = _echogenicity(labels, shell, np.abs(along - length) < 0.012, heart, sector, rng)
     return echo, labels, sector
+
+
+def field_of_view(size: tuple[int, int]) -> Sector:
+    """The sector of an image (H, W): its apex in the middle of the first row."""
+    height, width = size
+    return Sector((0.0, (width - 1) / 2), height - 1.0, half_angle=np.deg2rad(38))
 
 
 def simulate_dataset(
@@ -140,8 +209,7 @@ def simulate_dataset(
         progress: Called with (patients done, patients).
     """
     height, width = size
-    spacing = _DEPTH_MM / height
-    geometry = Geometry((spacing, spacing), (0.0, 0.0), (1.0, 0.0, 0.0, 1.0))
+    geometry = grid_of(size)
     for number in range(first, first + patients):
         heart = draw_heart(numpy_generator(seed, "heart", number))
         for view in VIEWS:
@@ -149,13 +217,19 @@ def simulate_dataset(
                 rng = numpy_generator(seed, vendor.name, number, view, phase)
                 echo, labels, sector = draw_phantom(heart, view, phase, (height, width), rng)
                 polar = sector.to_polar(echo, vendor.lines)
-                image = image_tissue(polar, sector, size, vendor, rng, _DEPTH_MM)
+                image = image_tissue(polar, sector, size, vendor, rng, DEPTH_MM)
                 name = f"sim{number:04d}_{view}_{phase}.nii.gz"
                 write_image(out / "images" / name, image, geometry)
                 write_labels(out / "labels" / name, labels, geometry, ECHO_SCHEMA)
         if progress:
             progress(number - first + 1, patients)
     write_json(out / SIMULATION_RECORD, {"simulated": True, "vendor": vendor.name, "seed": seed, "patients": patients})
+
+
+def grid_of(size: tuple[int, int]) -> Geometry:
+    """Where the pixels of an image (H, W) lie: square ones, the depth of the phantom over its rows."""
+    spacing = DEPTH_MM / size[0]
+    return Geometry((spacing, spacing), (0.0, 0.0), (1.0, 0.0, 0.0, 1.0))
 
 
 def _half_width(position: Array, widest: float) -> Array:

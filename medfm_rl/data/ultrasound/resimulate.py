@@ -13,6 +13,8 @@ from pathlib import Path
 
 import numpy as np
 
+from medfm_rl.data.clips.sequences import write_sequence
+from medfm_rl.data.clips.tracings import TRACINGS
 from medfm_rl.data.each_case import case_alone
 from medfm_rl.data.files import replace_on_success, write_json
 from medfm_rl.data.images import image_suffix, pixel_files, write_image
@@ -21,6 +23,7 @@ from medfm_rl.data.layouts import SIMULATION_RECORD, CaseFile, whole_clips
 from medfm_rl.data.locks import alone_in, is_unused
 from medfm_rl.data.names import file_of_case
 from medfm_rl.data.ultrasound.engine import resimulate
+from medfm_rl.data.ultrasound.resimulate_clips import resimulate_clip
 from medfm_rl.data.ultrasound.vendors import VendorProfile
 from medfm_rl.errors import ConfigError, DataError, UserError
 from medfm_rl.seeding import numpy_generator
@@ -45,7 +48,8 @@ def resimulate_dataset(
     be simulated is left out and named; the others are simulated.
 
     Args:
-        cases: Grey-value frames, 0 to 255, apex up.
+        cases: Grey-value frames, 0 to 255, apex up; frames of a clip are simulated together, with speckle that moves
+            as they do.
         out: Folder of the simulated data set: new, empty, or of an earlier call with the same vendor and seed.
         profile: The vendor.
         seed: With the case's name it seeds the case; order and workers do not matter.
@@ -76,7 +80,7 @@ def _resimulate_dataset(
     path = out / SIMULATION_RECORD
     _check_folder(out, record)
     write_json(path, record | {"complete": False})
-    # Speckle that moves with the tissue is not simulated: frames would flicker.
+    # Frames of a clip are simulated together, or speckle would flicker.
     cases = whole_clips(cases)
     simulate = partial(_resimulate_case, out=out, profile=profile, seed=seed)
     described = next((case.described for case in cases if case.described is not None), None)
@@ -123,13 +127,39 @@ def _resimulate_case(case: CaseFile, out: Path, profile: VendorProfile, seed: in
 def _write_case(case: CaseFile, out: Path, profile: VendorProfile, seed: int) -> None:
     case.require_sound()
     if case.clip is not None:
-        raise DataError(
-            f"{case.image_paths[0]}: is a clip, and vendors are simulated for single images alone; leave it out"
-        )
+        _write_clip(case, out, profile, seed)
+        return
     suffix = image_suffix(case.image_paths[0]) or ".nii.gz"
     destination = file_of_case(out / "images", case.case_id, _WRITTEN_AS.get(suffix, suffix))
     if not destination.exists():
         _write_frame(case, destination, profile, seed)
+    if case.label_path is not None:
+        _copy_mask(case.label_path, out / "labels", case.case_id)
+
+
+def _write_clip(case: CaseFile, out: Path, profile: VendorProfile, seed: int) -> None:
+    """Writes a clip as a sequence with its times; its masks are a sequence already, and copied."""
+    if case.label_path is not None and case.label_path.name == TRACINGS:
+        raise DataError(
+            f"{case.label_path}: masks of this clip are lines of a table, which fit its first size alone; give the "
+            "clips without the table, or masks as sequences"
+        )
+    destination = file_of_case(out / "images", case.case_id, ".nii.gz")
+    if not destination.exists():
+        clip = case.read_clip()
+        if clip.frames.shape[1] != 1:
+            raise DataError(f"{case.image_paths[0]}: grey-value frames are needed, these have {clip.frames.shape[1:]}")
+        spacing = clip.geometry.array_spacing
+        try:
+            frames = resimulate_clip(
+                np.clip(clip.frames[:, 0], 0, 255),
+                profile,
+                numpy_generator(seed, case.case_id),
+                None if spacing is None else spacing[0],
+            )
+        except DataError as error:
+            raise DataError(f"{case.image_paths[0]}: {error}") from error
+        write_sequence(destination, frames, clip.geometry, clip.times)
     if case.label_path is not None:
         _copy_mask(case.label_path, out / "labels", case.case_id)
 

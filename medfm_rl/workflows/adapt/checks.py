@@ -7,6 +7,7 @@ from collections.abc import Collection, Sequence
 
 from medfm_rl.adapters import SegmenterAdapter
 from medfm_rl.adapters.loading import load_segmenter, open_to_learning
+from medfm_rl.adapters.value_range import range_doubts
 from medfm_rl.anatomy.profiles import Anatomy, load_anatomy
 from medfm_rl.anatomy.rules import SizeRule
 from medfm_rl.data.checks import CaseFacts, case_facts, facts_by_schema, find_suspicious, image_facts, notices
@@ -18,7 +19,7 @@ from medfm_rl.seeding import derive_seed
 from medfm_rl.settings import AdaptConfig
 from medfm_rl.tracking import require_store
 from medfm_rl.workflows.check.segmenter import find_unexpected_values
-from medfm_rl.workflows.inspection import try_network
+from medfm_rl.workflows.inspection import few_patches, try_network
 
 _LOG = logging.getLogger(__name__)
 _SHOWN = 10
@@ -65,6 +66,8 @@ def check_inputs(config: AdaptConfig, progress: Progress) -> None:
     _require_usable("target", [*learning, *selecting], segmenter, labelled=False, progress=progress)
     _require_usable("source", source, segmenter, labelled=True, progress=progress)
     _require_usable("evaluation", evaluation, segmenter, labelled=False, progress=progress)
+    for doubt in range_doubts(segmenter, few_patches(segmenter, learning)):
+        _LOG.warning("%s: %s", config.segmenter.folder, doubt)
 
 
 def _require_usable(

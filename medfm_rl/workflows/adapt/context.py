@@ -17,22 +17,24 @@ from medfm_rl.adapters.loading import load_segmenter, open_to_learning
 from medfm_rl.anatomy.profiles import Anatomy, load_anatomy
 from medfm_rl.data.files import replace_folder_on_success
 from medfm_rl.data.layouts import find_cases
+from medfm_rl.data.stored_rows import MEMORY, RowsFolder
 from medfm_rl.networks import choose_device
 from medfm_rl.policies import ACTOR
 from medfm_rl.progress import Progress
-from medfm_rl.reward.actions import ActionDataset
 from medfm_rl.reward.collection import ImageSet, ReviewedImages
+from medfm_rl.reward.dataset import ActionDataset
 from medfm_rl.reward.judgements import Judgements
 from medfm_rl.reward.measurements import Goal
+from medfm_rl.rows import Rows
 from medfm_rl.runs.folder import SOURCE, RunFolder
 from medfm_rl.settings import AdaptConfig
 from medfm_rl.types import GridAxes, LabelSchema
 from medfm_rl.workflows.adapt.checks import split_target
-from medfm_rl.workflows.adapt.feedback import LearnedFeedback
-from medfm_rl.workflows.adapt.judged_images import load_judged
-from medfm_rl.workflows.adapt.reported import goals_of_cases
-from medfm_rl.workflows.adapt.reviewed_images import load_reviewed
-from medfm_rl.workflows.training_images import load_images, load_labelled
+from medfm_rl.workflows.adapt.feedback.gathering import LearnedFeedback
+from medfm_rl.workflows.adapt.feedback.judged_images import load_judged
+from medfm_rl.workflows.adapt.feedback.reported import goals_of_cases
+from medfm_rl.workflows.adapt.feedback.reviewed_images import load_reviewed
+from medfm_rl.workflows.training_images import load_images, load_labelled, rows_of_clips
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,14 +49,16 @@ class Domains:
         reviewed: Images of further target patients, with the masks that reviewers drew or accepted; None without.
         goals: By case of the target, what reports say of it.
         judged: Masks of target images that reviewers judged, and what they said; None without.
+        clips: Rows of the target images that are frames of one clip, by clip, in their order.
     """
 
     target: ImageSet
     selection: ImageSet
-    source: tuple[ImageSet, Tensor] | None
+    source: tuple[ImageSet, Rows] | None
     reviewed: ReviewedImages | None = None
     goals: Mapping[str, Sequence[Goal]] = field(default_factory=dict)
     judged: Judgements | None = None
+    clips: Sequence[Sequence[int]] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,6 +73,7 @@ class RunContext:
         source_policy: The segmenter as it was handed over; nothing changes it.
         anatomy: Validity rules of its masks.
         dataset: D_R.
+        scratch: Where images and masks are put while it runs, that are too many for memory.
     """
 
     config: AdaptConfig
@@ -78,14 +83,23 @@ class RunContext:
     source_policy: SegmenterAdapter
     anatomy: Anatomy
     dataset: ActionDataset
+    scratch: RowsFolder = MEMORY
 
     @classmethod
-    def of_run(cls, config: AdaptConfig, run: RunFolder, progress: Progress) -> RunContext:
-        """Loads the segmenter and the rules that the settings name."""
+    def of_run(cls, config: AdaptConfig, run: RunFolder, progress: Progress, scratch: Path | None = None) -> RunContext:
+        """Loads the segmenter and the rules that the settings name.
+
+        Args:
+            config: The settings.
+            run: Where the stages leave their results.
+            progress: Told how far each stage is.
+            scratch: Folder for images and masks while it runs; None keeps them in memory.
+        """
         device = choose_device(config.device)
         source_policy = load_segmenter(config.segmenter).to(device)
         anatomy = load_anatomy(config.anatomy, source_policy.schema)
-        return cls(config, run, progress, device, source_policy, anatomy, ActionDataset(run.actions))
+        dataset = ActionDataset(run.actions)
+        return cls(config, run, progress, device, source_policy, anatomy, dataset, RowsFolder(scratch))
 
     @property
     def learned(self) -> LearnedFeedback | None:
@@ -122,11 +136,12 @@ class RunContext:
             ((), ()) if learned is None else (learned.reviewed_patients, learned.judged_patients)
         )
         learning, selecting = split_target(self.config, reviewed_patients, judged_patients)
-        target = load_images(learning, self.source_policy, self.progress, "target images")
-        selection = load_images(selecting, self.source_policy, self.progress, "selection images")
+        target = load_images(learning, self.source_policy, self.progress, "target images", self.scratch)
+        selection = load_images(selecting, self.source_policy, self.progress, "selection images", self.scratch)
         source = None
         if self.config.source is not None:
-            source = load_labelled(find_cases(self.config.source), self.source_policy, self.progress, "source images")
+            files = find_cases(self.config.source)
+            source = load_labelled(files, self.source_policy, self.progress, "source images", self.scratch)
         files = [] if learned is None else find_cases(self.config.target)
         reviewed, judged = None, None
         if learned is not None and self.config.feedback is not None:
@@ -135,7 +150,8 @@ class RunContext:
             compared_on = {file.patient_id for file in selecting}
             judged = load_judged(settings, learned, files, self.source_policy, compared_on, self.progress)
         goals = {} if learned is None else goals_of_cases(learned.reported, learning, self.source_policy)
-        return Domains(target, selection, source, reviewed, goals, judged)
+        clips = rows_of_clips(learning, target) if len(self.source_policy.patch_size) == 2 else ()
+        return Domains(target, selection, source, reviewed, goals, judged, clips)
 
     def policy(self, name: str) -> SegmenterAdapter:
         """A copy of the segmenter with the weights of a candidate or checkpoint, named by its folder in the run."""

@@ -11,11 +11,11 @@ from typing import Any, Final, Self
 from medfm_rl.data.files import hash_folder, read_versioned_json, replace_folder_on_success, write_versioned_json
 from medfm_rl.errors import ConfigError, DataError
 from medfm_rl.policies import ACTOR
-from medfm_rl.reward.actions import ActionDataset
+from medfm_rl.reward.dataset import ActionDataset
 from medfm_rl.runs.finished import load_run
 from medfm_rl.runs.folder import PREVIOUS, SOURCE, RunFolder
 from medfm_rl.settings import AdaptConfig
-from medfm_rl.workflows.adapt.selection import Selection
+from medfm_rl.workflows.adapt.choosing.selection import Selection
 
 _LOG = logging.getLogger(__name__)
 _FORMAT: Final = 1

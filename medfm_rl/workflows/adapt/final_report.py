@@ -19,7 +19,7 @@ from medfm_rl.metrics.scores import MEAN
 from medfm_rl.networks import choose_device
 from medfm_rl.progress import Progress, silent
 from medfm_rl.reports.adaptation import ReportCase, ReportData, write_report
-from medfm_rl.reward.actions import ActionDataset
+from medfm_rl.reward.dataset import ActionDataset
 from medfm_rl.reward.training_report import RewardTrainingReport
 from medfm_rl.runs.finished import FinishedRun
 from medfm_rl.runs.folder import RunFolder, current_name
@@ -28,8 +28,8 @@ from medfm_rl.runs.models import Model
 from medfm_rl.settings import AdaptConfig
 from medfm_rl.tracking import open_tracker
 from medfm_rl.version import __version__
-from medfm_rl.workflows.adapt.decision import decision_in_words, table_of
-from medfm_rl.workflows.adapt.selection import Selection
+from medfm_rl.workflows.adapt.choosing.decision import decision_in_words, table_of
+from medfm_rl.workflows.adapt.choosing.selection import Selection
 from medfm_rl.workflows.deploy.predict import segment_with_reward
 from medfm_rl.workflows.evaluate.comparison import Comparison, compare_models
 from medfm_rl.workflows.evaluate.evaluation import write_evaluation

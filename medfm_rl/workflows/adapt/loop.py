@@ -18,7 +18,7 @@ from torch import Tensor
 
 from medfm_rl.adapters import SegmenterAdapter
 from medfm_rl.adapters.base import without_gradient
-from medfm_rl.data.files import hash_file, hash_folder
+from medfm_rl.data.files import hash_file, hash_folder, scratch_folder
 from medfm_rl.data.layouts import find_cases
 from medfm_rl.data.locks import alone_in
 from medfm_rl.errors import ModelError
@@ -32,20 +32,20 @@ from medfm_rl.runs.inputs import DATA_SETS, TARGET, load_inputs, read_inputs, re
 from medfm_rl.runs.log_file import logged_to
 from medfm_rl.settings import AdaptConfig
 from medfm_rl.tracking import Tracker, open_tracker
-from medfm_rl.workflows.adapt.candidates import CandidatePool
 from medfm_rl.workflows.adapt.checks import check_inputs
-from medfm_rl.workflows.adapt.choice import Witnesses, choose
-from medfm_rl.workflows.adapt.collection import action_sources, collect, shape_prior
+from medfm_rl.workflows.adapt.choosing.candidates import CandidatePool
+from medfm_rl.workflows.adapt.choosing.choice import Witnesses, choose
+from medfm_rl.workflows.adapt.choosing.cross_fit import cross_fit
 from medfm_rl.workflows.adapt.context import RunContext
 from medfm_rl.workflows.adapt.continuing import Continuation, first_iteration, require_same_segmenter, take_over
-from medfm_rl.workflows.adapt.cross_fit import cross_fit
-from medfm_rl.workflows.adapt.expectation import Expectation
-from medfm_rl.workflows.adapt.feedback import LearnedFeedback, as_record, gather, say_what_is_learned
-from medfm_rl.workflows.adapt.look_ahead import look_ahead, resumed
-from medfm_rl.workflows.adapt.ppo import average, missing_checkpoints, run_ppo
-from medfm_rl.workflows.adapt.rewards import member_names, train_rewards
-from medfm_rl.workflows.adapt.stage_clock import StageClock, parts_of_stages
-from medfm_rl.workflows.adapt.starting import fine_tunes, write_fine_tuned
+from medfm_rl.workflows.adapt.feedback.gathering import LearnedFeedback, as_record, gather, say_what_is_learned
+from medfm_rl.workflows.adapt.forecast.expectation import Expectation
+from medfm_rl.workflows.adapt.forecast.look_ahead import look_ahead, resumed
+from medfm_rl.workflows.adapt.forecast.stage_clock import StageClock, parts_of_stages
+from medfm_rl.workflows.adapt.stages.collection import action_sources, collect, shape_prior
+from medfm_rl.workflows.adapt.stages.ppo import average, missing_checkpoints, run_ppo
+from medfm_rl.workflows.adapt.stages.rewards import member_names, train_rewards
+from medfm_rl.workflows.adapt.stages.starting import fine_tunes, write_fine_tuned
 from medfm_rl.workflows.calibrate.from_source import write_default_quality
 
 _LOG = logging.getLogger(__name__)
@@ -82,10 +82,10 @@ def adapt(
             if run.continued.exists():
                 tracker.log_params(Continuation.read(run.continued).as_record())
             if not run.model.exists():
-                with convolution_choice_kept():
+                with convolution_choice_kept(), scratch_folder(run.path, "images") as scratch:
                     # From the start what stable-baselines3 sets: a run that is resumed rounds as one that was not.
                     torch.backends.cudnn.benchmark, torch.backends.cudnn.deterministic = False, True
-                    _run_all(RunContext.of_run(config, run, progress), tracker)
+                    _run_all(RunContext.of_run(config, run, progress, scratch), tracker)
             finished = FinishedRun(run.path, config.device)
             hashes = asdict(finished.identity)
             tracker.log_params({name: hashes[name] for name in ("model_hash", "reward_hash")})

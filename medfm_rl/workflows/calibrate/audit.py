@@ -20,7 +20,8 @@ from medfm_rl.progress import Progress, silent
 from medfm_rl.quality.inference import Estimate, MonthMask, as_json, failure_probability, month_mean, month_rate
 from medfm_rl.quality.model import MEAN
 from medfm_rl.quality.promises import Evidence, Promise, PromiseTarget, ReviewedMask, prove
-from medfm_rl.runs.finished import FinishedRun
+from medfm_rl.quality.streams import mask_key
+from medfm_rl.runs.judging import Judge
 from medfm_rl.runs.leakage import count_known
 from medfm_rl.structures import Structures
 from medfm_rl.types import LabelMap
@@ -93,14 +94,14 @@ class AuditResult:
     no_month: str | None
 
 
-def calibrate_on_audit(run: FinishedRun, request: AuditRequest, progress: Progress = silent) -> AuditResult:
+def calibrate_on_audit(run: Judge, request: AuditRequest, progress: Progress = silent) -> AuditResult:
     """Proves what can be promised of accepted masks, and infers the figures of the month.
 
     Nothing is fitted: the quality model of the run predicted, and the reviewed patients only judge it. So all of them
     count.
 
     Args:
-        run: A finished run of `adapt`, with the quality model that scored.
+        run: The run, or the judge, with the quality model that scored.
         request: What was scored and reviewed.
         progress: Told how far it is.
 
@@ -111,7 +112,7 @@ def calibrate_on_audit(run: FinishedRun, request: AuditRequest, progress: Progre
         scores, cases = read_assessed(request.scores)
         scores.require_quality(run.folder.quality)
         audit = gather_audit(run, request, progress)
-        found = prove(audit.masks, request.target)
+        found, reviewed = prove(audit.masks, request.target), {mask.case for mask in audit.masks}
         evidence = Evidence(
             quality_hash=scores.quality,
             scores_hash=hash_file(request.scores),
@@ -120,6 +121,7 @@ def calibrate_on_audit(run: FinishedRun, request: AuditRequest, progress: Progre
             reviewers=audit.reviewers,
             left_out=dict(audit.left_out),
             looks=_looks(run.folder.promise, scores.quality, audit.store),
+            masks=tuple(mask_key(case.case, case.mask) for case in cases if case.case in reviewed),
         )
         created = datetime.now(UTC).isoformat(timespec="seconds")
         promise = found.model_copy(update={"created": created, "evidence": evidence})
@@ -172,7 +174,7 @@ def taught_patients(path: Path) -> frozenset[str]:
         raise DataError(f"{path}: not a record of feedback ({error!r}); {advice}") from error
 
 
-def gather_audit(run: FinishedRun, request: AuditRequest, progress: Progress = silent) -> ReviewedAudit:
+def gather_audit(run: Judge, request: AuditRequest, progress: Progress = silent) -> ReviewedAudit:
     """Finds the scored cases that were drawn at random and reviewed, with their true mean Dice.
 
     Raises:
@@ -184,7 +186,7 @@ def gather_audit(run: FinishedRun, request: AuditRequest, progress: Progress = s
     assessed = {case.case: case for case in cases}
     file_of = _by_image([file for file in request.files if file.case_id in assessed], progress)
     taught = taught_patients(run.folder.feedback)
-    schema = run.preprocessing.schema
+    schema = run.grid.schema
     paths = scores.mask_files if request.masks is None else request.masks
     given = GivenMasks(paths, scores, schema, labels_in_masks(request.labels, paths, schema))
     with FeedbackStore.open(request.store) as store:
@@ -279,7 +281,7 @@ def _looks(path: Path, quality: str, store: str) -> int:
 
 
 def _month(
-    run: FinishedRun, cases: Sequence[AssessedCase], audit: ReviewedAudit, limit: float
+    run: Judge, cases: Sequence[AssessedCase], audit: ReviewedAudit, limit: float
 ) -> tuple[dict[str, Estimate], str | None]:
     """The figures of all masks but those of patients who taught the run."""
     taught = taught_patients(run.folder.feedback)

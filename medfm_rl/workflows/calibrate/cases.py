@@ -10,19 +10,20 @@ from pathlib import Path
 
 import torch
 
-from medfm_rl.adapters import SegmenterAdapter
+from medfm_rl.adapters import CaseGrid
 from medfm_rl.anatomy.learning import learn_limits
 from medfm_rl.anatomy.profiles import Anatomy, load_anatomy
 from medfm_rl.data.files import hash_file, replace_on_success, scratch_folder
 from medfm_rl.data.layouts import CaseFile
 from medfm_rl.metrics.overlap import dice
 from medfm_rl.progress import Progress
-from medfm_rl.quality.calibration import CalibrationCase, Provenance
+from medfm_rl.quality.calibration import Provenance
+from medfm_rl.quality.calibration_case import CalibrationCase
 from medfm_rl.quality.model import reward_hashes
 from medfm_rl.quality.submission import Submission, collect_evidence
 from medfm_rl.reward.network import RewardEnsemble
-from medfm_rl.runs.finished import FinishedRun
 from medfm_rl.runs.folder import RunFolder
+from medfm_rl.runs.judging import Judge
 from medfm_rl.types import LabelMap, LabelSchema
 
 _LEARNED_QUANTILE = 0.001
@@ -54,6 +55,7 @@ class Spool:
             "mean_map": evidence.mean_map,
             "spread": evidence.spread,
             "confidence": evidence.confidence,
+            "given": evidence.given,
         }
         torch.save({**maps, "right": case.right}, path)
         found = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
@@ -64,14 +66,14 @@ class Spool:
 def calibration_case(
     submission: Submission,
     ground_truth: LabelMap,
-    segmenter: SegmenterAdapter,
+    grid: CaseGrid,
     reward: RewardEnsemble,
     device: torch.device,
 ) -> CalibrationCase:
     """A mask with its evidence and the truth `(*S)`."""
-    evidence = collect_evidence([submission], reward, segmenter.patch_size, segmenter.schema, device)[0]
-    truth = segmenter.preprocess_labels(ground_truth, submission.sample)
-    overlap = dice(submission.labels, ground_truth, segmenter.schema.classes)
+    evidence = collect_evidence([submission], reward, grid.patch_size, grid.schema, device)[0]
+    truth = grid.preprocess_labels(ground_truth, submission.sample)
+    overlap = dice(submission.labels, ground_truth, grid.schema.classes)
     return CalibrationCase(submission.case.patient_id, evidence, evidence.action == truth, overlap)
 
 
@@ -92,12 +94,26 @@ def learned_anatomy(
     return load_anatomy(name, schema).extended(learn_limits(masks, schema, _LEARNED_QUANTILE))
 
 
-def provenance_of(run: FinishedRun, origin: str, target_domain: bool, data_hash: str) -> Provenance:
-    """Where a quality model of a run comes from; the arguments are those of `Provenance`."""
-    identity, networks = run.identity, reward_hashes(run.folder.final_reward)
+def provenance_of(
+    run: Judge, origin: str, target_domain: bool, data_hash: str, networks: int | None = None
+) -> Provenance:
+    """Where a quality model of a run comes from; the arguments are those of `Provenance`.
+
+    It is of the first so many reward networks, or of all where None.
+    """
+    identity, hashes = run.identity, reward_hashes(run.folder.final_reward)
+    names = run.network_names(networks)
     assert identity.model_hash is not None
     assert identity.reward_hash is not None
-    return Provenance(origin, target_domain, identity.model_hash, identity.reward_hash, networks, data_hash)
+    return Provenance(
+        origin,
+        target_domain,
+        identity.model_hash,
+        identity.reward_hash,
+        {name: hashes[name] for name in names},
+        data_hash,
+        networks=None if networks is None else names,
+    )
 
 
 def keep_previous(path: Path) -> Path | None:

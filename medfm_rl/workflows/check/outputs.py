@@ -12,7 +12,7 @@ from medfm_rl.data.files import replace_on_success, write_json
 from medfm_rl.data.labels import FoundLabels
 from medfm_rl.data.names import file_of_case
 from medfm_rl.reports.data_check import write_check_page
-from medfm_rl.reports.figures import colour_of
+from medfm_rl.reports.palette import colour_of
 from medfm_rl.reports.thumbnails import thumbnail_of_case
 from medfm_rl.types import BACKGROUND, Case
 

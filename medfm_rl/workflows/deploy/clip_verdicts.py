@@ -6,13 +6,17 @@ import csv
 import io
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
+from medfm_rl.workflows.deploy.clip_evidence import ClipEvidence
 from medfm_rl.workflows.deploy.scoring import Scoring
 
 CLIPS_FILE: Final = "clips.csv"
 _WORST_FIRST = ("refer", "correct", "accept")
-_COLUMNS = ("clip_id", "patient_id", "frames", "accept", "correct", "refer", "verdict", "worst_frame", "predicted_dice")
+_COLUMNS = (
+    *("clip_id", "patient_id", "frames", "accept", "correct", "refer", "verdict", "worst_frame", "predicted_dice"),
+    *("lowest_agreement", "least_agreeing_frame", "broken_over_time"),
+)
 
 
 @dataclass(frozen=True)
@@ -26,6 +30,7 @@ class ClipVerdict:
         worst_frame: Case id of the frame that decides: of those with the worst verdict, that of the lowest predicted
             Dice, or one that could not be assessed.
         predicted_dice: Predicted mean Dice of that frame, or None.
+        over_time: What time says of its masks; None where a frame or its mask is missing.
     """
 
     clip_id: str
@@ -33,11 +38,31 @@ class ClipVerdict:
     counts: Mapping[str, int]
     worst_frame: str
     predicted_dice: float | None
+    over_time: ClipEvidence | None = None
 
     @property
     def verdict(self) -> str:
-        """The worst of the verdicts of its frames: a beat is measured in all of them."""
-        return next(verdict for verdict in _WORST_FIRST if self.counts[verdict])
+        """The worst of the verdicts of its frames, since a beat is measured in all of them.
+
+        Frames that are accepted one by one and break a rule over time are to be corrected: one of them is wrong.
+        """
+        worst = next(verdict for verdict in _WORST_FIRST if self.counts[verdict])
+        return "correct" if worst == "accept" and self.over_time is not None and self.over_time.broken else worst
+
+    def to_json(self) -> dict[str, Any]:
+        """As plain JSON values, by the names of the table."""
+        found = self.over_time
+        return {
+            "patient_id": self.patient_id,
+            "frames": dict(self.counts),
+            "verdict": self.verdict,
+            "worst_frame": self.worst_frame,
+            "predicted_dice": self.predicted_dice,
+            "lowest_agreement": None if found is None else found.least[1],
+            "least_agreeing_frame": None if found is None else found.least[0],
+            "broken_over_time": [] if found is None else list(found.broken),
+            "agreement": {} if found is None else dict(found.agreement),
+        }
 
 
 def clip_verdicts(scoring: Scoring) -> list[ClipVerdict]:
@@ -60,7 +85,7 @@ def clip_verdicts(scoring: Scoring) -> list[ClipVerdict]:
         counts = {verdict: sum(found[name][0] == verdict for name in names) for verdict in _WORST_FIRST}
         worst = min(names, key=badness)
         patient = scoring.traces[names[0]].file.patient_id
-        verdicts.append(ClipVerdict(clip_id, patient, counts, worst, found[worst][1]))
+        verdicts.append(ClipVerdict(clip_id, patient, counts, worst, found[worst][1], scoring.over_time.get(clip_id)))
     return verdicts
 
 
@@ -70,7 +95,7 @@ def clip_table(scoring: Scoring) -> str | None:
     if not verdicts:
         return None
     text = io.StringIO()
-    writer = csv.DictWriter(text, _COLUMNS, lineterminator="\n")
+    writer = csv.DictWriter(text, _COLUMNS, lineterminator="\n", restval="")
     writer.writeheader()
     for clip in verdicts:
         writer.writerow(
@@ -82,6 +107,18 @@ def clip_table(scoring: Scoring) -> str | None:
                 "verdict": clip.verdict,
                 "worst_frame": clip.worst_frame,
                 "predicted_dice": "" if clip.predicted_dice is None else clip.predicted_dice,
+                **_over_time(clip.over_time),
             }
         )
     return text.getvalue()
+
+
+def _over_time(evidence: ClipEvidence | None) -> dict[str, object]:
+    if evidence is None:
+        return {}
+    frame, agreement = evidence.least
+    return {
+        "lowest_agreement": agreement,
+        "least_agreeing_frame": frame,
+        "broken_over_time": "; ".join(evidence.broken),
+    }

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from medfm_rl.adapters.delta import state_hash
 from medfm_rl.data.each_case import each_case
 from medfm_rl.data.files import alone_writing
-from medfm_rl.data.layouts import CaseFile
+from medfm_rl.data.layouts import CaseFile, whole_clips
 from medfm_rl.data.mask_labels import labels_in_masks, write_class_names
 from medfm_rl.errors import ConfigError, DataError
 from medfm_rl.progress import Progress, silent
@@ -22,6 +23,7 @@ from medfm_rl.workflows.deploy.correction_terms import Terms
 from medfm_rl.workflows.deploy.given_masks import GivenMasks
 from medfm_rl.workflows.deploy.score import ScoreRequest, score
 from medfm_rl.workflows.deploy.scores_file import SCORES_FILE, Scores
+from medfm_rl.workflows.deploy.stream_scoring import StreamRequest
 
 _RECORDS = "correct"
 _FORMAT = 3
@@ -41,6 +43,7 @@ class CorrectRequest:
         labels: The integers in these masks, as in `labels_in_masks`. Those of the run are always those of the masks
             that are written.
         policy: Where the cases are scored first: as in `ScoreRequest`.
+        stream: Likewise.
     """
 
     settings: CorrectionSettings = field(default_factory=CorrectionSettings)
@@ -50,6 +53,7 @@ class CorrectRequest:
     masks: Mapping[str, Path] | None = None
     labels: str | None = None
     policy: SitePolicy = RESEARCH
+    stream: StreamRequest | None = None
 
     def __post_init__(self) -> None:
         if self.every and self.scores is not None:
@@ -113,7 +117,7 @@ def correct(
             "propose_only": terms.propose_only,
         }
         bench = CorrectionBench(corrector, run.reward, records, common, terms.propose_only, given, originals)
-        handled, problems = each_case(chosen.files, bench.handle, "correcting", progress)
+        handled, problems = _handle_all(bench, chosen.files, files, progress)
         if chosen.files and not handled:
             raise DataError(f"no case could be handled; the first: {next(iter(problems.values()))}")
         kept = [file for file in files if file.case_id not in handled]
@@ -127,6 +131,39 @@ def correct(
         write_page(out, files, corrections)
         write_class_names(label_path(out, files[0].case_id).parent, run.segmenter.schema)
         return corrections
+
+
+def _handle_all(
+    bench: CorrectionBench, chosen: Sequence[CaseFile], files: Sequence[CaseFile], progress: Progress
+) -> tuple[dict[str, Mapping[str, Any]], dict[str, str]]:
+    """Corrects cases one by one, and frames of one clip together.
+
+    Returns:
+        By case: the record, and why there is none.
+    """
+    of_clip: dict[str, list[CaseFile]] = {}
+    for file in chosen:
+        if file.frame is not None and file.clip_id is not None:
+            of_clip.setdefault(file.clip_id, []).append(file)
+    every = {
+        clip: sorted((file for file in files if file.clip_id == clip), key=lambda file: file.frame or 0)
+        for clip in of_clip
+    }
+
+    def handle(unit: CaseFile) -> list[Mapping[str, Any]]:
+        if unit.clip_id in of_clip:
+            return bench.handle_clip(of_clip[unit.clip_id], every[unit.clip_id])
+        return [bench.handle(unit)]
+
+    units, clips_by_unit = whole_clips(chosen), {file.case_id: file.clip_id for file in whole_clips(chosen)}
+    found, refused = each_case(units, handle, "correcting", progress)
+    records = {record["case"]: record for unit in found.values() for record in unit}
+    problems = {}
+    for name, problem in refused.items():
+        clip = clips_by_unit[name]
+        frames = [file.case_id for file in of_clip[clip]] if clip in of_clip else [name]
+        problems |= dict.fromkeys(frames, problem)
+    return records, problems
 
 
 @dataclass(frozen=True)
@@ -155,7 +192,7 @@ def _choose(
     if request.every:
         return _Chosen(files, {}, None)
     if request.scores is None:
-        asked = ScoreRequest(request.masks, request.labels, policy=request.policy)
+        asked = ScoreRequest(request.masks, request.labels, policy=request.policy, stream=request.stream)
         scoring = score(run, files, out / "scores", asked, progress)
         scores, problems = Scores.read(out / "scores" / SCORES_FILE), scoring.problems
         return _Chosen(scores.marked([file for file in files if file.case_id not in problems]), problems, scores)

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from medfm_rl.adapters import Sample
@@ -15,16 +16,19 @@ from medfm_rl.data.images import write_labels
 from medfm_rl.data.labels import hash_labels
 from medfm_rl.data.layouts import CaseFile
 from medfm_rl.data.names import file_of_case
+from medfm_rl.errors import DataError
 from medfm_rl.reports.corrections import correction_figure
 from medfm_rl.reports.figures import figure_bytes
 from medfm_rl.reward.network import RewardEnsemble
 from medfm_rl.reward.score import structure_scores
 from medfm_rl.runs.case_records import CaseRecords, hash_case, label_path
 from medfm_rl.tiling import tiled_reward_map
-from medfm_rl.types import Case, FloatArray, LabelMap
+from medfm_rl.types import Case, Clip, FloatArray, LabelMap
+from medfm_rl.workflows.deploy.clip_correction import correct_clip
 from medfm_rl.workflows.deploy.correction_outputs import is_cut, picture_path, record_of
 from medfm_rl.workflows.deploy.given_masks import GivenMasks
 from medfm_rl.workflows.deploy.memory import must_fit
+from medfm_rl.workflows.deploy.predict import segment_clip
 
 
 class CorrectionBench:
@@ -73,11 +77,58 @@ class CorrectionBench:
             case = file.read()
             original = None if self.masks is None else self.masks.read(case)
             result = self.corrector.correct(case, original=original)
-            decision = "referred"
-            if result.accepted:
-                decision = "proposed" if self.propose_only else "corrected"
-            mask = result.before if self.propose_only else result.mask
-            rewards, files = self._write(case, result, decision, mask)
+            return self._finish(case, result, inputs)
+
+    def handle_clip(self, chosen: Sequence[CaseFile], every: Sequence[CaseFile]) -> list[Mapping[str, Any]]:
+        """Corrects frames of one clip together, and says what came of each, in their order.
+
+        Args:
+            chosen: The frames to be corrected.
+            every: All frames of the clip, whose masks are its context.
+
+        Raises:
+            DataError: A frame or its mask is missing or cannot be read.
+        """
+        clip_hash = "" if chosen[0].clip is None else chosen[0].clip.hash()
+        context: dict[str, Any] = {"clip": clip_hash, "chosen": sorted(file.case_id for file in chosen)}
+        if self.masks is not None:
+            context["masks_of_clip"] = [self.masks.hashes(file.case_id) for file in every]
+        inputs = [{**self.common, **hash_case(file, self.corrector.adapter), **context} for file in chosen]
+        known = [self.records.reuse(file.case_id, of) for file, of in zip(chosen, inputs, strict=True)]
+        found = [record for record in known if record is not None and not is_cut(record)]
+        if len(found) == len(chosen):
+            return found
+        for file, of in zip(chosen, inputs, strict=True):
+            self.records.begin(file.case_id, of)
+        with must_fit(f"clip {chosen[0].clip_id}", self.corrector.adapter.device):
+            clip = chosen[0].read_clip()
+            masks = self._masks_of_clip(clip, every)
+            places = [file.frame for file in chosen if file.frame is not None]
+            names = {file.frame: file.case_id for file in every if file.frame is not None}
+            corrected = correct_clip(self.corrector, clip, masks, places, self.masks is None, names)
+            return [
+                self._finish(file.read(), corrected.results[place], of)
+                for file, place, of in zip(chosen, places, inputs, strict=True)
+            ]
+
+    def _masks_of_clip(self, clip: Clip, every: Sequence[CaseFile]) -> LabelMap:
+        """Masks of all frames before any correction, `(T, H, W)`."""
+        if self.masks is None:
+            return segment_clip(self.corrector.adapter, None, clip)[0]
+        if len(every) < len(clip.frames):
+            raise DataError(
+                f"clip {clip.clip_id}: {len(every)} of its {len(clip.frames)} frames are among the images, and a clip "
+                "is corrected with all of them"
+            )
+        return np.stack([self.masks.read(file.read()) for file in every])
+
+    def _finish(self, case: Case, result: CorrectionResult, inputs: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Writes what came of a case, and gives its record."""
+        decision = "referred"
+        if result.accepted:
+            decision = "proposed" if self.propose_only else "corrected"
+        mask = result.before if self.propose_only else result.mask
+        rewards, files = self._write(case, result, decision, mask)
         record = record_of(result, case, decision, rewards)
         self._close(record, inputs, mask, files, record)
         return record

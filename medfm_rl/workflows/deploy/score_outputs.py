@@ -20,6 +20,7 @@ _COLUMNS = (
     *("case_id", "patient_id", "structure", "predicted_dice", "low", "high", "interval_state", "mean_reward"),
     *("worst_reward", "worst_centre", "shift_distance", "shift_probability", "shift_seen_by", "view", "rules_failed"),
     *("risk", "verdict", "reason_code", "reasons", "guarantee", "evidence", "action", "action_reason", "policy"),
+    *("stream", "audit"),
     *("batch_state", "batch_guarantee", "batch_patients", "batch_meaning"),
     *("image_files", "mask_file"),
 )
@@ -47,7 +48,8 @@ def write_results(out: Path, scoring: Scoring, simulated: bool) -> None:
     write_scores(out / SCORES_FILE, scoring)
     cases = [PageCase(report, thumbnail_path(out, report.case_id)) for report in scoring.batch.reports]
     scorer = scoring.scorer
-    write_page(out / PAGE_FILE, cases, scoring.problems, scoring.batch, scorer.model, scorer.policy, simulated)
+    drawn = [report.case_id for report in scoring.batch.reports if scoring.is_drawn(report.case_id)]
+    write_page(out / PAGE_FILE, cases, scoring.problems, scoring.batch, scorer.model, scorer.policy, simulated, drawn)
 
 
 def _table(scoring: Scoring) -> str:
@@ -84,6 +86,8 @@ def _of_case(scoring: Scoring, case_id: str) -> dict[str, Any]:
     trace = scoring.traces[case_id]
     found = places(trace)
     names = {"case_id": case_id, "patient_id": trace.file.patient_id, "policy": scoring.scorer.policy.name}
+    if scoring.place is not None:
+        names |= {"stream": str(scoring.place.path), "audit": "drawn" if scoring.is_drawn(case_id) else ""}
     return {**batch_columns(scoring), **names, **found, "image_files": "; ".join(found["image_files"])}
 
 
@@ -113,6 +117,7 @@ def audit_lines(scoring: Scoring) -> list[dict[str, Any]]:
         "made_by": scorer.made_by,
         "batch": {"state": batch.state, "patients": batch.patients, "guarantee": batch.guarantee},
         "policy": scorer.policy.model_dump(mode="json"),
+        "stream": None if scoring.place is None else str(scoring.place.path),
     }
 
     def line(trace: CaseTrace, **found: object) -> dict[str, Any]:
@@ -126,6 +131,7 @@ def audit_lines(scoring: Scoring) -> list[dict[str, Any]]:
             reason_code=report.reason_code,
             guarantee=report.guarantee,
             action=report.action,
+            audit=scoring.is_drawn(report.case_id),
         )
         for report in batch.reports
     ]

@@ -13,6 +13,7 @@ from medfm_rl.errors import DataError
 from medfm_rl.quality import State
 from medfm_rl.quality.reports import Action, Verdict
 from medfm_rl.version import __version__
+from medfm_rl.workflows.deploy.clip_verdicts import clip_verdicts
 from medfm_rl.workflows.deploy.scoring import CaseTrace, Scoring
 
 SCORES_FILE: Final = "scores.json"
@@ -51,7 +52,7 @@ def write_scores(path: Path, scoring: Scoring) -> None:
     for report in scoring.batch.reports:
         content, trace = report.to_json(), traces[report.case_id]
         del content["embedding"]
-        cases.append({**content, **places(trace), "mask": trace.mask_hash})
+        cases.append({**content, **places(trace), "mask": trace.mask_hash, "audit": scoring.is_drawn(report.case_id)})
     problems = {
         case_id: {
             "problem": found.problem,
@@ -64,6 +65,7 @@ def write_scores(path: Path, scoring: Scoring) -> None:
         }
         for case_id, found in scoring.unassessed.items()
     }
+    clips = {clip.clip_id: clip.to_json() for clip in clip_verdicts(scoring)}
     write_json(
         path,
         {
@@ -76,10 +78,12 @@ def write_scores(path: Path, scoring: Scoring) -> None:
             "batch_shift_probability": scoring.batch.shift_probability,
             "batch_evidence": scoring.batch.evidence,
             "policy": scorer.policy.model_dump(mode="json"),
+            "stream": None if scoring.place is None else str(scoring.place.path),
             "interval_state": interval_state(scoring),
             "promises": [vars(promise) for promise in scoring.batch.promises],
             "cases": cases,
             "problems": problems,
+            **({"clips": clips} if clips else {}),
         },
     )
 
@@ -117,6 +121,8 @@ class Scores:
         mask_files: By case, its file, where one is known.
         predicted: By case and structure, predicted Dice; None where the mask lacks the structure. `correct` asks for
             none, and works where there are none.
+        against_time: Frames that agree least with their neighbours in a clip that breaks a rule over time, whatever
+            their own verdict.
     """
 
     path: Path
@@ -128,6 +134,7 @@ class Scores:
     masks: Mapping[str, str]
     mask_files: Mapping[str, Path]
     predicted: Mapping[str, Mapping[str, float | None]]
+    against_time: frozenset[str] = frozenset()
 
     @classmethod
     def read(cls, path: Path) -> Scores:
@@ -158,12 +165,17 @@ class Scores:
                 {_text(case["case_id"]): _text(case["mask"]) for case in cases},
                 {_text(case["case_id"]): Path(_text(case["mask_file"])) for case in cases if case.get("mask_file")},
                 {_text(case["case_id"]): _predicted(case) for case in cases},
+                frozenset(
+                    _text(clip["least_agreeing_frame"])
+                    for clip in dict(content.get("clips", {})).values()
+                    if clip["verdict"] == "correct" and clip["broken_over_time"]
+                ),
             )
         except (KeyError, TypeError, ValueError) as error:
             raise DataError(f"{path}: not a scores.json of `medfm-rl score` ({error}); {_ADVICE}") from error
 
     def marked(self, files: Sequence[CaseFile]) -> list[CaseFile]:
-        """Those that are to be corrected.
+        """Those that are to be corrected; of a clip that breaks a rule over time the least agreeing frame, too.
 
         Raises:
             DataError: One of them has no verdict.
@@ -174,7 +186,7 @@ class Scores:
                 f"{self.path}: has no score of {len(missing)} images, {missing[0]} for one; score these images, or "
                 "take every case by --all"
             )
-        return [file for file in files if self.actions[file.case_id] == "correct"]
+        return [file for file in files if self.actions[file.case_id] == "correct" or file.case_id in self.against_time]
 
     def require_quality(self, quality: Path) -> None:
         """Refuses what another quality model said than that of a run.

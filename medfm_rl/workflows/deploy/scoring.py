@@ -11,9 +11,11 @@ from medfm_rl.data.layouts import CaseFile
 from medfm_rl.data.names import file_of_case
 from medfm_rl.quality import BatchReport, QualityModel, QualityReport
 from medfm_rl.settings import SitePolicy
+from medfm_rl.workflows.deploy.clip_evidence import ClipEvidence
+from medfm_rl.workflows.deploy.stream_scoring import StreamPlace
 
-Cause = Literal["input_unusable", "mask_missing", "mask_unusable", "not_assessed"]
-"""Why a case could not be assessed: because of its image or prompts, of its mask, or of something else."""
+Cause = Literal["input_unusable", "mask_missing", "mask_unusable", "probabilities_unusable", "not_assessed"]
+"""Why a case could not be assessed: its image or prompts, its mask, the probabilities given with it, or else."""
 
 
 def thumbnail_path(out: Path, case_id: str) -> Path:
@@ -83,12 +85,20 @@ class Scoring:
         unassessed: The others by case. Such a case is referred.
         traces: Of every case, by its name, in the order in which the cases were given.
         scorer: What scored them.
+        place: What became of them in their stream; None where they were taken for a batch.
+        over_time: What time says of the masks of each clip, by clip.
     """
 
     batch: BatchReport
     unassessed: Mapping[str, Unassessed]
     traces: Mapping[str, CaseTrace]
     scorer: Scorer
+    place: StreamPlace | None = None
+    over_time: Mapping[str, ClipEvidence] = field(default_factory=dict)
+
+    def is_drawn(self, case_id: str) -> bool:
+        """Whether a case is drawn for audit."""
+        return self.place is not None and case_id in self.place.drawn
 
     @property
     def problems(self) -> dict[str, str]:

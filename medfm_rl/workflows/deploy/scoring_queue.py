@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,16 +13,17 @@ import numpy as np
 from medfm_rl.adapters import SegmenterAdapter
 from medfm_rl.data.checks import CaseFacts, case_facts, facts_by_schema, image_facts
 from medfm_rl.data.each_case import case_alone
-from medfm_rl.data.files import replace_on_success
+from medfm_rl.data.files import hash_file, replace_on_success
 from medfm_rl.data.images import hash_image, write_image, write_labels
 from medfm_rl.data.labels import hash_labels, read_labels
 from medfm_rl.data.layouts import CaseFile
-from medfm_rl.errors import UserError
+from medfm_rl.data.probabilities import confidence_of, require_all
+from medfm_rl.errors import DataError, UserError
 from medfm_rl.quality import QualityController, QualityReport
 from medfm_rl.quality.submission import Submission, fill_a_batch
 from medfm_rl.reports.scores import thumbnail
 from medfm_rl.runs.case_records import CaseRecords, hash_case, hash_segmenter, label_path, reward_path
-from medfm_rl.types import Case, LabelSchema
+from medfm_rl.types import Case, Clip, LabelMap, LabelSchema
 from medfm_rl.workflows.deploy.memory import must_fit
 from medfm_rl.workflows.deploy.scoring import CaseTrace, Cause, Unassessed, thumbnail_path
 
@@ -48,14 +49,28 @@ def _caused_by(cause: Cause, case_id: str) -> Iterator[None]:
         raise _NotAssessedError(str(error), cause) from error
 
 
+@dataclass(frozen=True)
+class MasksToScore:
+    """Masks that are given.
+
+    Attributes:
+        paths: By case.
+        in_masks: The meaning of the integers in them, where it is not that of the run.
+        probabilities: Files of the probabilities that their maker gave, by case; None where none are given.
+    """
+
+    paths: Mapping[str, Path]
+    in_masks: LabelSchema | None
+    probabilities: Mapping[str, Path] | None = None
+
+
 class ScoringQueue:
     """Takes cases one by one, and assesses together those of which no report is there yet.
 
     Args:
         controller: Assesses masks.
         networks: SHA-256 of what assesses, by name.
-        masks: Masks by case, or None where a segmenter makes them.
-        in_masks: The meaning of the integers in these masks, where it is not that of the run.
+        given: The masks; None where a segmenter makes them.
         segmenter: Makes the masks; None where they are given.
         records: Of earlier calls, and where results are written.
 
@@ -69,15 +84,13 @@ class ScoringQueue:
         self,
         controller: QualityController,
         networks: Mapping[str, str],
-        masks: Mapping[str, Path] | None,
-        in_masks: LabelSchema | None,
+        given: MasksToScore | None,
         segmenter: SegmenterAdapter | None,
         records: CaseRecords,
     ) -> None:
         self.controller = controller
         self.networks = networks
-        self.masks = masks
-        self.in_masks = in_masks
+        self.given = given
         self.segmenter = None if segmenter is None else segmenter.to(controller.device)
         self.maker = {} if segmenter is None else hash_segmenter(segmenter)
         self.out = records.out
@@ -155,6 +168,18 @@ class ScoringQueue:
             for file in files
         }
 
+    def read_mask(self, file: CaseFile, clip: Clip, frame: int) -> LabelMap:
+        """The mask of a frame that was assessed, class indices `(H, W)`.
+
+        Raises:
+            DataError: It cannot be read.
+        """
+        path = self._mask_path(file.case_id)
+        if path is None:
+            raise DataError(f"case {file.case_id}: its mask is no more in {self.out}")
+        in_masks = None if self.given is None else self.given.in_masks
+        return read_labels(path, self.controller.schema, clip.frames.shape[2:], clip.geometry, in_masks, frame)
+
     def _refuse(self, case_id: str, error: UserError) -> None:
         cause: Cause = error.cause if isinstance(error, _NotAssessedError) else "not_assessed"
         self.unassessed[case_id] = Unassessed(str(error), cause)
@@ -189,8 +214,8 @@ class ScoringQueue:
 
     def _mask_path(self, case_id: str) -> Path | None:
         """The file of a case's mask, where it is known or was written."""
-        if self.masks is not None:
-            return self.masks.get(case_id)
+        if self.given is not None:
+            return self.given.paths.get(case_id)
         path = label_path(self.out, case_id)
         return path if path.exists() else None
 
@@ -199,35 +224,45 @@ class ScoringQueue:
         found = self._inputs[file.case_id] = {**self.maker, **self.networks}
         with _caused_by("input_unusable", file.case_id):
             found.update(hash_case(file, self.segmenter))
-        if self.masks is not None:
-            mask = self._mask(file)
+        if self.given is not None:
+            mask = _path_of(self.given, file)
             with _caused_by("mask_unusable", file.case_id):
                 found["mask"] = hash_image(mask)
-        if self.in_masks is not None:
-            found["labels"] = self.in_masks.integers
+            if self.given.in_masks is not None:
+                found["labels"] = self.given.in_masks.integers
+            if self.given.probabilities is not None:
+                with _caused_by("probabilities_unusable", file.case_id):
+                    found["probabilities"] = hash_file(require_all(self.given.probabilities, file.case_id))
         return found
-
-    def _mask(self, file: CaseFile) -> Path:
-        assert self.masks is not None
-        if file.case_id not in self.masks:
-            folder = next(iter(self.masks.values())).parent
-            problem = f"case {file.case_id}: there is no mask of that name, or more than one, in {folder}"
-            raise _NotAssessedError(problem, "mask_missing")
-        return self.masks[file.case_id]
 
     def _submission(self, file: CaseFile, case: Case) -> Submission:
         controller = self.controller
         if self.segmenter is None:
+            assert self.given is not None
+            schema, in_masks = controller.schema, self.given.in_masks
             with _caused_by("mask_unusable", file.case_id):
                 labels = read_labels(
-                    self._mask(file), controller.schema, case.shape, case.geometry, self.in_masks, case.frame
+                    _path_of(self.given, file), schema, case.shape, case.geometry, in_masks, case.frame
                 )
-            mask = facts_by_schema(labels, controller.schema)
+            mask = facts_by_schema(labels, schema)
             self.facts[file.case_id] = replace(self.facts[file.case_id], mask=mask)
-            return controller.submit(case, labels)
-        if self.segmenter is controller.segmenter:
+            if self.given.probabilities is None:
+                return controller.submit(case, labels)
+            with _caused_by("probabilities_unusable", file.case_id):
+                path = require_all(self.given.probabilities, file.case_id)
+                confidence = confidence_of(path, case, labels, schema, in_masks or schema)
+            return controller.submit(case, labels, confidence)
+        if self.segmenter is controller.grid:
             submission = controller.segment(case)
         else:
             submission = controller.submit(case, self.segmenter.segment(case))
         write_labels(label_path(self.out, file.case_id), submission.labels, case.geometry, controller.schema)
         return submission
+
+
+def _path_of(given: MasksToScore, file: CaseFile) -> Path:
+    if file.case_id not in given.paths:
+        folder = next(iter(given.paths.values())).parent
+        problem = f"case {file.case_id}: there is no mask of that name, or more than one, in {folder}"
+        raise _NotAssessedError(problem, "mask_missing")
+    return given.paths[file.case_id]

@@ -9,7 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from medfm_rl.anatomy.ejection import Ejection
+from medfm_rl.anatomy.ejection import Ejection, EjectionInterval
+from medfm_rl.anatomy.uncertainty import LEVEL
 from medfm_rl.data.files import write_text, write_versioned_json
 from medfm_rl.types import LabelSchema
 
@@ -20,7 +21,11 @@ TABLE_FILE: Final = "measures.csv"
 FRAMES_FILE: Final = "frames.csv"
 JSON_FILE: Final = "measures.json"
 PAGE_FILE: Final = "report.html"
-_FORMAT = 2
+_FORMAT = 3
+_METHOD: Final = (
+    "masks drawn from the reward maps as level sets of a Gaussian field that is correlated over half the length of a "
+    "structure, each frame by itself; intervals leave out as many draws below as above"
+)
 _CALIBRATED = ("mm", "mm^2")
 _RATIO = ("of the ED length", "of the ED area")
 _PIXELS = ("px", "px^2")
@@ -31,17 +36,24 @@ def write_measures(out: Path, measures: Measures, schema: LabelSchema) -> None:
     """Writes `measures.csv`, a row for each clip and each patient with both views, `frames.csv` and `measures.json`."""
     rows = [_row(clip) for clip in measures.clips.values()]
     rows += [
-        {"clip_id": " + ".join(names), "patient_id": patient, "view": "2CH + 4CH", **_ejected(ejection)}
+        {
+            "clip_id": " + ".join(names),
+            "patient_id": patient,
+            "view": "2CH + 4CH",
+            **_ejected(ejection, measures.biplane_intervals.get(patient)),
+        }
         for patient, (ejection, names) in measures.biplane.items()
     ]
     rows += [{"clip_id": name, "note": problem} for name, problem in measures.problems.items()]
     write_text(out / TABLE_FILE, _table(rows, list(_row(next(iter(measures.clips.values()))))))
     frames = [row for clip in measures.clips.values() for row in _frames(clip, schema)]
     write_text(out / FRAMES_FILE, _table(frames, list(frames[0])))
+    drawn = any(clip.draws is not None for clip in measures.clips.values())
     content = {
+        "intervals": {"level": LEVEL, "method": _METHOD} if drawn else None,
         "clips": {name: {**_row(clip), "frames": _frames(clip, schema)} for name, clip in measures.clips.items()},
         "biplane": {
-            patient: {"clips": list(names), **_ejected(ejection)}
+            patient: {"clips": list(names), **_ejected(ejection, measures.biplane_intervals.get(patient))}
             for patient, (ejection, names) in measures.biplane.items()
         },
         "rules": {name: [_rule(rule) for rule in clip.anatomy.rules] for name, clip in measures.clips.items()},
@@ -79,20 +91,31 @@ def _row(clip: MeasuredClip) -> dict[str, Any]:
         row |= {
             f"{phase}_frame": index,
             f"{phase}_area": None if frame is None else frame.areas[anatomy.ventricle] * area,
+            **_ends(f"{phase}_area", _drawn_area(clip, anatomy.ventricle, index), area),
             f"{phase}_length": None if frame is None or frame.discs is None else frame.discs.length * length,
         }
-    row |= {"length_unit": units[0], "area_unit": units[1], **_ejected(clip.ejection)}
+    row |= {"length_unit": units[0], "area_unit": units[1], **_ejected(clip.ejection, clip.interval)}
     broken = [str(rule) for rule in anatomy.rules if not rule.passed]
     verdict = "valid over time" if anatomy.valid else "refer"
     return row | {"jitter": anatomy.jitter, "verdict": verdict, "broken": "; ".join(broken), "note": anatomy.no_beat}
 
 
-def _ejected(ejection: Ejection | None) -> dict[str, Any]:
+def _ejected(ejection: Ejection | None, interval: EjectionInterval | None) -> dict[str, Any]:
     names = ("edv", "esv", "volume_unit", "ef_percent", "ef_percent_common_length", "method")
-    if ejection is None:
-        return dict.fromkeys(names)
-    found = (ejection.edv, ejection.esv, ejection.unit, ejection.ef, ejection.ef_common_length, ejection.method)
-    return dict(zip(names, found, strict=True))
+    row: dict[str, Any] = dict.fromkeys(names)
+    if ejection is not None:
+        found = (ejection.edv, ejection.esv, ejection.unit, ejection.ef, ejection.ef_common_length, ejection.method)
+        row = dict(zip(names, found, strict=True))
+    ends = (None, None, None) if interval is None else (interval.edv, interval.esv, interval.ef)
+    for name, of in zip(("edv", "esv", "ef_percent"), ends, strict=True):
+        row |= _ends(name, of)
+    return row | {"draws": None if interval is None else interval.draws}
+
+
+def _ends(name: str, interval: tuple[float, float] | None, scale: float = 1.0) -> dict[str, float | None]:
+    """Columns of the lower and the upper end of an interval."""
+    low, high = (None, None) if interval is None else (interval[0] * scale, interval[1] * scale)
+    return {f"{name}_low": low, f"{name}_high": high}
 
 
 def _frames(clip: MeasuredClip, schema: LabelSchema) -> list[dict[str, Any]]:
@@ -101,13 +124,23 @@ def _frames(clip: MeasuredClip, schema: LabelSchema) -> list[dict[str, Any]]:
     for index, frame in enumerate(clip.anatomy.frames):
         row: dict[str, Any] = {"clip_id": clip.clip_id, "frame": index}
         row["seconds"] = None if clip.times is None else clip.times[index]
-        row |= {f"area_{name}": frame.areas[name] * area for name in schema.structures}
+        for name in schema.structures:
+            row[f"area_{name}"] = frame.areas[name] * area
+            row |= _ends(f"area_{name}", _drawn_area(clip, name, index), area)
         row["length"] = None if frame.discs is None else frame.discs.length * length
         row["base_width"] = None if frame.base_width is None else frame.base_width * length
         for axis, name in enumerate(("row", "column")):
             row[f"centre_{name}"] = None if frame.centre is None else frame.centre[axis]
         rows.append({**row, "length_unit": units[0], "area_unit": units[1]})
     return rows
+
+
+def _drawn_area(clip: MeasuredClip, structure: str, index: int | None) -> tuple[float, float] | None:
+    """What rewards leave open of an area in square pixels; None without rewards, or of no frame."""
+    if clip.draws is None or index is None:
+        return None
+    low, high = clip.draws.areas[structure][index]
+    return float(low), float(high)
 
 
 def _rule(rule: Any) -> dict[str, Any]:

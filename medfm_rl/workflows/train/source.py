@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any, Final
 
 import torch
-from torch import Tensor
 
 from medfm_rl.adapters import TorchModuleAdapter
 from medfm_rl.data.files import hash_folder, remove_abandoned, replace_folder_on_success, write_json
@@ -21,6 +20,7 @@ from medfm_rl.errors import ConfigError
 from medfm_rl.networks import choose_device
 from medfm_rl.progress import Progress
 from medfm_rl.reward.collection import ImageSet
+from medfm_rl.rows import Rows
 from medfm_rl.runs.inputs import Input, hash_labelled
 from medfm_rl.runs.log_file import logged_to
 from medfm_rl.seeding import derive_seed
@@ -41,7 +41,7 @@ _FORMAT: Final = 2
 _CHECKPOINT, _REPORT, _LOG_FILE = "checkpoint.safetensors", "report.html", "log.txt"
 _FEW_PATIENTS: Final = 5
 _LOG = logging.getLogger(__name__)
-_Labelled = tuple[ImageSet, Tensor]
+_Labelled = tuple[ImageSet, Rows]
 
 
 def training_folder(output: Path) -> Path:
@@ -196,8 +196,8 @@ class _Job:
         checkpoint = TrainingCheckpoint(self.place / _CHECKPOINT, started_with, self.device)
         return train_supervised(
             self.adapter,
-            (learning[0].images, learning[1]),
-            (held_out[0].images, held_out[1]),
+            (learning[0].images[:], learning[1][:]),
+            (held_out[0].images[:], held_out[1][:]),
             self.config.training,
             derive_seed(self.config.seed, "training"),
             self.device,

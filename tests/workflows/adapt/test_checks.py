@@ -11,7 +11,7 @@ import SimpleITK as sitk
 from torch import nn
 
 from medfm_rl.adapters import TorchModuleAdapter
-from medfm_rl.adapters.base import Sample
+from medfm_rl.adapters.grid import Sample
 from medfm_rl.anatomy.profiles import load_anatomy
 from medfm_rl.data.images import read_image, write_image
 from medfm_rl.errors import ConfigError, DataError, ModelError, TrackingError

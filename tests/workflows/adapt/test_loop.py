@@ -35,9 +35,10 @@ from medfm_rl.settings import (
 from medfm_rl.settings.files import dump_config, load_config
 from medfm_rl.workflows.adapt import look_ahead
 from medfm_rl.workflows.adapt.final_report import report_run
-from medfm_rl.workflows.adapt.look_ahead import settings_of_run
+from medfm_rl.workflows.adapt.forecast.footprint import measure_footprint
+from medfm_rl.workflows.adapt.forecast.look_ahead import settings_of_run
+from medfm_rl.workflows.adapt.forecast.measuring import Amounts, UnitCosts, measure
 from medfm_rl.workflows.adapt.loop import adapt
-from medfm_rl.workflows.adapt.measuring import Amounts, UnitCosts, measure
 from medfm_rl.workflows.deploy.predict import predict
 
 
@@ -414,10 +415,14 @@ def test_measuring_writes_nothing_and_draws_nothing(
     config = tiny_config(simulated_echo, source_model, tmp_path / "run", **changes)
     before, weights = torch.get_rng_state(), hash_folder(source_model)
     costs, amounts = measure(config, quiet)
+    footprint = measure_footprint(config, quiet)
     assert torch.equal(torch.get_rng_state(), before)
     assert hash_folder(source_model) == weights
     assert not list(tmp_path.iterdir())
     assert (amounts.target + amounts.selection, amounts.source) == (24, 24 if with_source else 0)
+    assert footprint.patches == (amounts.target, amounts.selection, amounts.source)
+    assert 0 < footprint.policy.recomputed <= footprint.policy.kept
+    assert 0 < footprint.packed_mask < footprint.packed_image[1] < footprint.packed_image[0]
     values = [*costs.fine_tuning, costs.collect[1], costs.shape_prior, costs.reward_step, costs.ppo, costs.forward]
     assert all(0 < value < 60 for value in values)
     assert (costs.collect[0] > 0) == with_source

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from scipy import ndimage
 from support.clip_files import COUNT, greys, region, ventricles, write_clip
 from typer.testing import CliRunner
 
@@ -117,3 +118,47 @@ def test_the_loop_goes_at_its_own_pace_and_shows_every_frame() -> None:
     clip = Clip("a", "p", frames, times, Geometry.unknown(2))
     made = Image.open(io.BytesIO(animate(clip, ventricles().astype(np.uint8), LV)))
     assert (made.n_frames, made.info["duration"]) == (COUNT, 40)
+
+
+def test_reward_maps_give_intervals_in_table_json_and_page(clips: Path) -> None:
+    for name in ("p1_2CH", "p1_4CH", "p2_4CH"):
+        mask = ventricles()
+        edge = mask ^ np.stack([ndimage.binary_erosion(frame, iterations=2) for frame in mask])
+        known = PLANE if name.startswith("p1") else Geometry.unknown(2)
+        write_sequence(clips / "rewards" / f"{name}.nii.gz", np.where(edge, 0.7, 0.98).astype(np.float32), known, None)
+    out = clips / "out"
+    arguments = [str(clips / "labels"), "--images", str(clips / "images"), "--labels", "LV=7", "--out", str(out)]
+    code, said = run(*arguments, "--rewards", str(clips / "rewards"))
+    assert code == 0, said
+    assert "rewards leave open" in said
+    with (out / "measures.csv").open() as table:
+        rows = {row["clip_id"]: row for row in csv.DictReader(table)}
+    known_row, unknown_row = rows["p1_4CH"], rows["p2_4CH"]
+    assert float(known_row["edv_low"]) < float(known_row["edv_high"]) < 2 * float(known_row["edv"])
+    assert unknown_row["edv_low"] == ""
+    assert float(rows["p1_2CH + p1_4CH"]["ef_percent_low"]) < float(rows["p1_2CH + p1_4CH"]["ef_percent_high"])
+    content = json.loads((out / "measures.json").read_text())
+    assert content["intervals"]["level"] == 0.9
+    assert "Gaussian field" in content["intervals"]["method"]
+    with (out / "frames.csv").open() as table:
+        frame = next(csv.DictReader(table))
+    assert float(frame["area_LV_low"]) < float(frame["area_LV_high"])
+    assert "Rewards leave open" in (out / "report.html").read_text().replace("rewards leave open", "Rewards leave open")
+    (clips / "rewards" / "p1_4CH.nii.gz").unlink()
+    code, said = run(*arguments, "--rewards", str(clips / "rewards"))
+    assert "there is no reward map of frame 0" in said
+    with pytest.raises(DataError, match="reward maps are probabilities"):
+        run(*arguments, "--rewards", str(clips / "labels"))
+
+
+def test_rules_are_learned_from_masks_and_judge_by_them(clips: Path) -> None:
+    rules = clips / "rules.yaml"
+    arguments = [str(clips / "labels"), "--images", str(clips / "images"), "--labels", "LV=7", "--out"]
+    code, said = run(*arguments, str(clips / "first"), "--learn-rules", str(rules))
+    assert code == 0, said
+    assert "of 3 clips" in rules.read_text()
+    rules.write_text("rules: [{measure: area, structure: LV, most: 0.0001, source: mine}]\n")
+    code, said = run(*arguments, str(clips / "second"), "--rules", str(rules))
+    assert code == 0, said
+    content = json.loads((clips / "second" / "measures.json").read_text())
+    assert {(rule["source"], rule["passed"]) for of in content["rules"].values() for rule in of} == {("mine", False)}

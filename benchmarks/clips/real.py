@@ -1,0 +1,168 @@
+"""Real clips, where somebody has fetched them: EchoNet's media, and multi-frame DICOM of public repositories.
+
+None of them is passed on: they are read where they lie, and only figures are kept.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+from pydicom.data import get_testdata_file
+
+from benchmarks.clips.measuring import KnownClip, average, measure_model
+from benchmarks.clips.simulated import ANATOMY, WITH, WITHOUT, Size
+from benchmarks.harness.laboratory import NETWORK, adapt_config, train_once
+from benchmarks.harness.packs import camus_qualities, write_camus
+from benchmarks.harness.recording import once, quiet
+from benchmarks.harness.shifts import ECHO, split_patients
+from medfm_rl.adapters import TorchModuleAdapter
+from medfm_rl.anatomy.profiles import load_anatomy
+from medfm_rl.data.clips.reading import find_clip
+from medfm_rl.data.clips.sequences import write_sequence
+from medfm_rl.data.clips.video import decode_video
+from medfm_rl.errors import UserError
+from medfm_rl.runs.finished import load_run
+from medfm_rl.settings import DataSettings, SourceTrainingSettings, TrainSourceConfig
+from medfm_rl.types import Clip, Geometry, LabelMap
+from medfm_rl.workflows.adapt.loop import adapt
+
+FILES: Final = (
+    "examples_ybr_color.dcm",
+    "examples_palette.dcm",
+    "DIRW0007",
+    "multiframe.dcm",
+    "US1_UNCR.dcm",
+    "US1_J2KR.dcm",
+    "0020.DCM",
+)
+"""pydicom ships the first two; `fo-dicom/fo-dicom` (Tests/FO-DICOM.Tests/Test Data), `pydicom/pydicom-data` and
+`QIB-Sheffield/dbdicom` (tests/data/UltrasoundPaletteColor-dicom_viewer_0020) hold the others."""
+_SHIPPED = 2
+_BLUE = 60
+"""By how much blue exceeds red and green where the authors drew the ventricle."""
+_EVERY = 2
+"""Of 50 frames a second, which are shown twice in those files or more, every second is taken."""
+
+
+def read_dicom_files(folder: Path | None) -> dict[str, str]:
+    """What came of each file: frames and size, why it was refused, or that it is not there."""
+    found = {}
+    for index, name in enumerate(FILES):
+        path = None if folder is None else next(folder.rglob(name), None)
+        if path is None and index < _SHIPPED:
+            shipped = get_testdata_file(name, download=False)
+            path = None if shipped is None else Path(str(shipped))
+        found[name] = "not there" if path is None else _read(path)
+    return found
+
+
+def _read(path: Path) -> str:
+    try:
+        clip = find_clip(path)
+        if clip is None:
+            return "no clip"
+        shape = clip.read("clip", "patient").frames.shape
+    except UserError as error:
+        return f"refused: {str(error).replace(str(path), path.name)}"
+    return f"read: {shape[0]} frames of {shape[3]} x {shape[2]}"
+
+
+class EchoNet:
+    """EchoNet's media: a CAMUS-trained model, adapted to these clips without labels and measured on them.
+
+    Args:
+        seed: Of training and adaptation.
+        size: How much is done.
+        folder: Data, models and runs; nothing of it is part of the repository.
+        media: Folder with the mp4 files.
+    """
+
+    def __init__(self, seed: int, size: Size, folder: Path, media: Path) -> None:
+        self.seed = seed
+        self.size = size
+        self.folder = folder
+        self.media = media
+
+    def run(self, adaptation: bool) -> dict[str, Any]:
+        """Figures of the source model and, where they are wanted, of the adapted ones."""
+        try:
+            clips = [read_media(path) for path in sorted(self.media.glob("0X*.mp4"))]
+        except UserError as error:
+            return {"skipped": str(error)}
+        if not clips:
+            return {"skipped": f"no 0X*.mp4 in {self.media.name}"}
+        source = self._trained()
+        found = {"source": once(self.folder / "source.json", lambda: self._measured(source, clips))}
+        if adaptation:
+            for method, images in ((WITHOUT, 0), (WITH, None)):
+                path = self.folder / f"{method.replace(' ', '-')}.json"
+                found[method] = once(path, lambda images=images: self._adapted(source, clips, images))  # type: ignore[misc]
+        return found
+
+    def _camus(self) -> Path:
+        patients = split_patients(list(camus_qualities()), {"source": min(100, 2 * self.size.source)}, "camus")
+        return write_camus(patients["source"], self.folder / "data" / "camus-source")
+
+    def _trained(self) -> Path:
+        out = self.folder / "source-model"
+        train_once(
+            TrainSourceConfig(
+                data=DataSettings(path=self._camus()),
+                structures=dict(ECHO),
+                output=out,
+                network=NETWORK,
+                training=SourceTrainingSettings(epochs=self.size.epochs),
+                seed=self.seed,
+            )
+        )
+        return out
+
+    def _measured(self, source: Path, clips: list[KnownClip]) -> dict[str, Any]:
+        segmenter = TorchModuleAdapter.load(source)
+        rows, _ = measure_model(segmenter, None, clips, load_anatomy(ANATOMY, segmenter.schema))
+        return {"clips": rows, "mean": average(rows)}
+
+    def _adapted(self, source: Path, clips: list[KnownClip], clip_images: int | None) -> dict[str, Any]:
+        data = self.folder / "data" / "echonet"
+        for known in clips:
+            path = data / "images" / f"{known.clip.clip_id}.nii.gz"
+            if not path.exists():
+                write_sequence(path, known.clip.frames[:, 0], known.clip.geometry, known.clip.times)
+        changes = json.loads(json.dumps(dict(self.size.adapt)))
+        if clip_images is not None:
+            changes["collect"]["clip_images"] = clip_images
+        config = adapt_config(
+            {"kind": "torch", "folder": source},
+            data,
+            self._camus(),
+            self.folder / "runs" / ("plain" if clip_images == 0 else "temporal"),
+            ANATOMY,
+            {"seed": self.seed, **changes},
+        )
+        run = load_run(adapt(config, resume=True, progress=quiet).path, "cpu")
+        rows, _ = measure_model(run.segmenter, run.reward, clips, load_anatomy(ANATOMY, run.segmenter.schema))
+        return {"clips": rows, "mean": average(rows)}
+
+
+def read_media(path: Path) -> KnownClip:
+    """A file of EchoNet's media: the cine in grey, and the authors' left ventricle as class 1.
+
+    Raises:
+        DataError: It is damaged.
+        MissingExtraError: PyAV is not installed.
+    """
+    frames, masks = [], []
+    for index, (_, colours) in enumerate(decode_video(path, path)):
+        if index % _EVERY:
+            continue
+        half = colours.shape[2] // 2
+        red, green, blue = colours[:, :, half:]
+        frames.append(colours[:, :, :half].mean(axis=0))
+        masks.append((blue - np.maximum(red, green) > _BLUE).astype(np.uint8))
+    truth: LabelMap = np.stack(masks)
+    times = tuple((np.arange(len(frames)) * _EVERY / 50).tolist())
+    clip = Clip(path.stem, path.stem, np.stack(frames)[:, None].astype(np.float32), times, Geometry.unknown(2))
+    return KnownClip(clip, truth, ventricle_alone=True)

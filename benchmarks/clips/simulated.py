@@ -1,0 +1,252 @@
+"""SIMULATED beating hearts of two target vendors: a source model, adapted without and with the temporal reward."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.clips.measuring import KnownClip, average, known_clips, measure_masks, measure_model
+from benchmarks.harness.budgets import merge, trial_budget
+from benchmarks.harness.laboratory import adapt_config, files_of, train_once
+from benchmarks.harness.recording import once, quiet
+from medfm_rl.adapters import TorchModuleAdapter
+from medfm_rl.anatomy.profiles import load_anatomy
+from medfm_rl.correction.acceptance import HARM
+from medfm_rl.data.layouts import SIMULATION_RECORD
+from medfm_rl.data.ultrasound.beating import simulate_clips
+from medfm_rl.data.ultrasound.phantom import ECHO_SCHEMA, simulate_dataset
+from medfm_rl.data.ultrasound.vendors import vendor
+from medfm_rl.metrics.bootstrap import paired_bootstrap
+from medfm_rl.reward.consistency import agreement_over_time
+from medfm_rl.runs.finished import FinishedRun, load_run
+from medfm_rl.settings import (
+    CorrectionSettings,
+    DataSettings,
+    NetworkSettings,
+    PreprocessingSettings,
+    SourceTrainingSettings,
+    TrainSourceConfig,
+)
+from medfm_rl.types import LabelMap
+from medfm_rl.workflows.adapt.loop import adapt
+from medfm_rl.workflows.deploy.clip_correction import correct_clip
+
+SOURCE_VENDOR = "cart"
+VENDORS = ("vintage", "handheld")
+ANATOMY = "echo_apical"
+WITHOUT, WITH = "adapted", "adapted with temporal reward"
+_FIRST_TARGET, _FIRST_HELD_OUT = 1001, 2001
+
+
+@dataclass(frozen=True)
+class Size:
+    """How much is done.
+
+    Attributes:
+        grid: Size of the frames, (H, W).
+        source: Labelled patients of the source vendor, four stills each.
+        target: Patients of each target vendor with unlabelled clips of two views.
+        held_out: Patients of each target vendor that are measured on.
+        frames: Of each clip.
+        epochs: Of the training on stills.
+        corrected: Frames of a clip that are corrected.
+        adapt: Settings of `adapt`.
+    """
+
+    grid: tuple[int, int]
+    source: int
+    target: int
+    held_out: int
+    frames: int
+    epochs: int
+    corrected: int
+    adapt: Mapping[str, Any] = field(default_factory=dict)
+
+
+FULL = Size(
+    (112, 112),
+    source=60,
+    target=12,
+    held_out=12,
+    frames=32,
+    epochs=40,
+    corrected=4,
+    adapt={
+        "iterations": 1,
+        "collect": {"source_images": 300, "target_images": 200, "clip_images": 200},
+        "reward": {"steps": 600},
+        "ppo": {"updates": 40},
+    },
+)
+QUICK = Size(
+    (48, 48),
+    source=18,
+    target=7,
+    held_out=2,
+    frames=8,
+    epochs=2,
+    corrected=2,
+    adapt={"iterations": 1, **merge(trial_budget(9, 4), {"collect": {"clip_images": 4}})},
+)
+
+
+class Simulated:
+    """One seed.
+
+    Args:
+        seed: Of hearts, training and adaptation.
+        size: How much is done.
+        folder: Data, models, runs and results.
+    """
+
+    def __init__(self, seed: int, size: Size, folder: Path) -> None:
+        self.seed = seed
+        self.size = size
+        self.folder = folder
+
+    def run(self, adaptation: bool) -> dict[str, Any]:
+        """Trains, adapts, measures, corrects; what was measured before is read again.
+
+        Args:
+            adaptation: Whether anything beyond the source model is wanted.
+        """
+        source = self._trained()
+        result: dict[str, Any] = {"simulated": {}}
+        for name in VENDORS:
+            found = {"source": once(self.folder / f"{name}-source.json", lambda name=name: self._source(source, name))}  # type: ignore[misc]
+            if adaptation:
+                for method, images in ((WITHOUT, 0), (WITH, None)):
+                    path = self.folder / f"{name}-{method.replace(' ', '-')}.json"
+                    found[method] = once(
+                        path,
+                        lambda name=name, images=images, path=path: self._adapted(source, name, images, path),  # type: ignore[misc]
+                    )
+                found["correction"] = once(
+                    self.folder / f"{name}-correction.json",
+                    lambda name=name: self._corrected(source, name),  # type: ignore[misc]
+                )
+            result["simulated"][name] = found
+        return result
+
+    def _stills(self) -> Path:
+        out = self.folder / "data" / f"{SOURCE_VENDOR}-stills"
+        if not _is_complete(out):
+            simulate_dataset(out, vendor(SOURCE_VENDOR), self.size.source, self.seed, self.size.grid)
+        return out
+
+    def _clips(self, name: str, part: str, first: int, patients: int) -> Path:
+        out = self.folder / "data" / f"{name}-{part}"
+        if not _is_complete(out):
+            simulate_clips(out, vendor(name), patients, self.seed, self.size.grid, first, self.size.frames)
+        return out
+
+    def _held_out(self, name: str, segmenter: TorchModuleAdapter) -> list[KnownClip]:
+        folder = self._clips(name, "held-out", _FIRST_HELD_OUT, self.size.held_out)
+        return list(known_clips(files_of(folder), segmenter))
+
+    def _trained(self) -> Path:
+        out = self.folder / "source-model"
+        train_once(
+            TrainSourceConfig(
+                data=DataSettings(path=self._stills()),
+                structures={name: ECHO_SCHEMA.ids[ECHO_SCHEMA.index_of(name)] for name in ECHO_SCHEMA.structures},
+                output=out,
+                preprocessing=PreprocessingSettings(size=self.size.grid),
+                network=NetworkSettings(),
+                training=SourceTrainingSettings(epochs=self.size.epochs, batch_size=8),
+                seed=self.seed,
+            )
+        )
+        return out
+
+    def _source(self, source: Path, name: str) -> dict[str, Any]:
+        segmenter = TorchModuleAdapter.load(source)
+        anatomy = load_anatomy(ANATOMY, segmenter.schema)
+        rows, _ = measure_model(segmenter, None, self._held_out(name, segmenter), anatomy)
+        return {"clips": rows, "mean": average(rows)}
+
+    def _run_folder(self, name: str, clip_images: int | None) -> Path:
+        return self.folder / "runs" / f"{name}{'' if clip_images == 0 else '-temporal'}"
+
+    def _adapted(self, source: Path, name: str, clip_images: int | None, record: Path) -> dict[str, Any]:
+        changes = dict(self.size.adapt)
+        if clip_images is not None:
+            changes = merge(changes, {"collect": {"clip_images": clip_images}})
+        config = adapt_config(
+            {"kind": "torch", "folder": source},
+            self._clips(name, "target", _FIRST_TARGET, self.size.target),
+            self._stills(),
+            self._run_folder(name, clip_images),
+            ANATOMY,
+            {"seed": self.seed, **changes},
+        )
+        run = load_run(adapt(config, resume=True, progress=quiet).path, "cpu")
+        assert isinstance(run.segmenter, TorchModuleAdapter)
+        rows, _ = measure_model(
+            run.segmenter, run.reward, self._held_out(name, run.segmenter), load_anatomy(ANATOMY, run.segmenter.schema)
+        )
+        before = json.loads((record.parent / f"{name}-source.json").read_text())["clips"]
+        gain = paired_bootstrap(
+            np.array([row["dice"] for row in before]),
+            np.array([row["dice"] for row in rows]),
+            [row["patient"] for row in rows],
+        )
+        return {"clips": rows, "mean": average(rows), "dice_gain": asdict(gain)}
+
+    def _corrected(self, source: Path, name: str) -> dict[str, Any]:
+        """The source model's clips, corrected by neighbours as the run with the temporal reward judges them."""
+        run = load_run(self._run_folder(name, None), "cpu")
+        segmenter = TorchModuleAdapter.load(source)
+        return correct_worst_frames(run, segmenter, self._held_out(name, segmenter), self.size.corrected)
+
+
+def correct_worst_frames(
+    run: FinishedRun, segmenter: TorchModuleAdapter, clips: Sequence[KnownClip], count: int
+) -> dict[str, Any]:
+    """Corrects the frames of each clip that agree least with their neighbours.
+
+    Args:
+        run: Its held-out reward network judges.
+        segmenter: Has made the masks, of the same structures.
+        clips: With truth, which is read to measure alone.
+        count: Frames of a clip.
+    """
+    corrector = run.corrector(CorrectionSettings(method="neighbours", seconds=600))
+    anatomy, rows = load_anatomy(ANATOMY, segmenter.schema), []
+    for known in clips:
+        masks = np.stack([segmenter.segment(known.clip.frame(index)) for index in range(len(known.truth))])
+        agreement = agreement_over_time(known.clip.frames[:, 0], masks, segmenter.schema.classes).mean(axis=1)
+        places = [int(place) for place in np.argsort(agreement)[:count]]
+        names = {index: known.clip.frame(index).case_id for index in range(len(masks))}
+        found = correct_clip(corrector, known.clip, masks, places, False, names)
+        after: LabelMap = masks.copy()
+        for place, result in found.results.items():
+            after[place] = result.mask
+        before_row, after_row = (measure_masks(known, made, anatomy) for made in (masks, after))
+        rows.append(
+            {
+                "clip": known.clip.clip_id,
+                "patient": known.clip.patient_id,
+                "corrected": sum(result.accepted for result in found.results.values()),
+                "objection": found.objection,
+                "before": before_row,
+                "after": after_row,
+                "worst_frame_gain": after_row["worst_frame_dice"] - before_row["worst_frame_dice"],
+            }
+        )
+    return {
+        "clips": rows,
+        "worst_frame_gain": float(np.mean([row["worst_frame_gain"] for row in rows])),
+        "clips_changed": sum(row["corrected"] > 0 for row in rows),
+        "harmed": float(np.mean([row["after"]["dice"] < row["before"]["dice"] - HARM for row in rows])),
+    }
+
+
+def _is_complete(folder: Path) -> bool:
+    """Whether a simulation was written whole; its record comes last."""
+    return (folder / SIMULATION_RECORD).exists()

@@ -1,0 +1,127 @@
+"""Promises replayed: patients in random orders as they come to a hospital, k of them reviewed, the others not.
+
+    python -m benchmarks.quality.replays [--tables FOLDER] [--seeds 0 1 2] [--replays 200]
+    python -m benchmarks.quality.replays --simulated   # SIMULATED tables: shows the method, measures nothing
+
+Of each score table the target patients are put in 200 random orders. With k = 0 the verdicts of the default calibration
+stand. With k = 8, 16, 24 and 32 the first k patients are reviewed, a promise is sought from them (at most 10 % of the
+accepted masks below the limit, 90 % confidence), and the others are accepted by it. Recorded are the share of the
+others' masks that is accepted, the share of failures among these, and how often the promise broke: the mean over
+patients of the share of failures among their accepted masks above 10 %. What the promise is about are all patients
+like the reviewed ones, and the others are few: it can break on them and hold, so that up to 10 % of the replays and
+the chance of few patients are no fault.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from benchmarks.harness.command_line import add_results, add_runs, add_seeds, begin, plain_parser
+from benchmarks.harness.recording import RUNS, print_results, write_results
+from benchmarks.harness.tables import heading, table_row
+from benchmarks.quality.score_tables import Row, ScoreTable, add_tables, tables_of
+from medfm_rl.quality.promises import PromiseTarget, ReviewedMask, prove
+
+REVIEWED = (0, 8, 16, 24, 32)
+ALPHA, CONFIDENCE = 0.1, 0.9
+
+
+def replay(table: ScoreTable, reviewed: int, replays: int) -> dict[str, Any]:
+    """What came of replays with so many reviewed patients."""
+    patients = list(table.of("target").values())
+    generator = np.random.default_rng(table.seed)
+    shares, failures, broken, proven = [], [], 0, 0
+    for _ in range(replays):
+        order = [patients[index] for index in generator.permutation(len(patients))]
+        others = order[reviewed:]
+        accepted = _accepted(order[:reviewed], others, table.limit)
+        masks = [row for own in accepted for row in own]
+        shares.append(len(masks) / sum(len(own) for own in others))
+        if masks:
+            proven += 1
+            failures.append(float(np.mean([row.dice < table.limit for row in masks])))
+            broken += float(np.mean([np.mean([row.dice < table.limit for row in own]) for own in accepted])) > ALPHA
+    return {
+        "accepted_share": float(np.mean(shares)),
+        "failures_among_accepted": float(np.mean(failures)) if failures else None,
+        "with_accepts": proven / replays,
+        "promise_broken_share": broken / replays,
+    }
+
+
+def _accepted(reviewed: Sequence[Sequence[Row]], others: Sequence[Sequence[Row]], limit: float) -> list[list[Row]]:
+    """The accepted masks of the others, of each patient who has some."""
+    if not reviewed:
+        found = [[row for row in own if row.verdict == "accept"] for own in others]
+    else:
+        masks = [
+            ReviewedMask(f"{row.patient} {place}", row.patient, row.predicted, row.rules_met, row.dice)
+            for own in reviewed
+            for place, row in enumerate(own)
+        ]
+        promise = prove(masks, PromiseTarget(dice=limit, alpha=ALPHA, confidence=CONFIDENCE))
+        found = [[row for row in own if promise.accepts(row.predicted, row.rules_met)] for own in others]
+    return [own for own in found if own]
+
+
+def measure(table: ScoreTable, replays: int) -> dict[str, Any]:
+    """A table with as many reviewed as its patients allow."""
+    target = table.of("target")
+    masks = [row for own in target.values() for row in own]
+    known = [(row.predicted, row.dice) for row in masks if row.predicted is not None]
+    return {
+        "patients": len(target),
+        "failures": float(np.mean([row.dice < table.limit for row in masks])),
+        "mae_predicted_dice": float(np.mean([abs(predicted - dice) for predicted, dice in known])),
+        "replays": {str(k): replay(table, k, replays) for k in REVIEWED if k < len(target)},
+    }
+
+
+def summarise(results: dict[str, Any], shifts: dict[str, str]) -> dict[str, Any]:
+    """Means over models and seeds by shift, with 24 reviewed patients."""
+    summary: dict[str, dict[str, float]] = {"accepted_share": {}, "promise_broken_share": {}, "mae_predicted_dice": {}}
+    for shift in dict.fromkeys(shifts.values()):
+        own = [found for name, found in results.items() if shifts[name] == shift]
+        of_24 = [found["replays"]["24"] for found in own if "24" in found["replays"]]
+        for key in ("accepted_share", "promise_broken_share"):
+            if of_24:
+                summary[key][shift] = float(np.mean([found[key] for found in of_24]))
+        summary["mae_predicted_dice"][shift] = float(np.mean([found["mae_predicted_dice"] for found in own]))
+    return summary
+
+
+def main() -> None:
+    parser = plain_parser(__doc__)
+    add_runs(parser)
+    add_seeds(parser)
+    add_tables(parser)
+    add_results(parser)
+    parser.add_argument("--replays", type=int, default=200, help="random orders of the patients")
+    arguments = parser.parse_args()
+    started_in = begin(arguments)
+    tables = tables_of(arguments, arguments.runs or RUNS / "adaptation")
+    results = {table.name: measure(table, arguments.replays) for table in tables}
+    summary = summarise(results, {table.name: table.shift for table in tables})
+    lines = [
+        *heading("Replayed promises", False),
+        "| masks | patients | failures | k | accepted | failures among these | replays with accepts | broke |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for name, found in results.items():
+        for k, values in found["replays"].items():
+            bad = values["failures_among_accepted"]
+            cells = [f"{values['accepted_share']:.0%}", "" if bad is None else f"{bad:.1%}"]
+            cells += [f"{values['with_accepts']:.0%}", f"{values['promise_broken_share']:.1%}"]
+            lines.append(table_row([name, str(found["patients"]), f"{found['failures']:.0%}", k, *cells]))
+    text = "\n".join(lines) + "\n"
+    if arguments.simulated:
+        print_results(summary, text)
+    else:
+        write_results(arguments.results or "quality_replays", started_in, arguments.seeds, results, summary, text)
+
+
+if __name__ == "__main__":
+    main()

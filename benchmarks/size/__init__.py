@@ -1,0 +1,1 @@
+"""Memory, disk and time against the size of images and the number of cases."""

@@ -1,0 +1,273 @@
+"""The history of a stream, read from its file of JSON lines.
+
+The first line says what the stream is; each further one is a study, a review, or a restart after a change. What follows
+from them (p-values, alarms, audits that are open) is worked out when the file is read, the same each time.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+
+from medfm_rl.data.files import cannot_be_read, require_known_format
+from medfm_rl.data.json_text import parse_json
+from medfm_rl.errors import DataError
+from medfm_rl.quality.streams import DriftTest, Signal, mask_key
+
+UNKNOWN: Final = "unknown"
+STREAM_FORMAT: Final = 2
+_RESTORE: Final = "put the file back from a copy, or start a stream under another name"
+_LOG = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class StreamIdentity:
+    """What a stream is of.
+
+    Attributes:
+        scanner: Name of the scanner, as the site calls it.
+        protocol: Protocol.
+        site: Hospital or department.
+        quality: SHA-256 of the `quality.json` that assesses.
+        seed: Of the draws for audit and between ties.
+        audit_share: Share of the accepted cases that are drawn for audit.
+    """
+
+    scanner: str
+    protocol: str
+    site: str
+    quality: str
+    seed: int
+    audit_share: float
+
+
+@dataclass(frozen=True)
+class StudyCase:
+    """A mask of a study.
+
+    Attributes:
+        case: Name of the case.
+        mask: Hash of the mask.
+        verdict: accept, correct or refer.
+        predicted: Predicted mean Dice; None where none could be predicted.
+        mean_reward: Mean probability of being right in and around the structures.
+        shift_distance: How far it is from the calibration cases.
+        broken_rules: Names of the anatomy rules that it breaks.
+        audit: Whether it was drawn for review.
+    """
+
+    case: str
+    mask: str
+    verdict: str
+    predicted: float | None
+    mean_reward: float
+    shift_distance: float
+    broken_rules: tuple[str, ...]
+    audit: bool = False
+
+    @property
+    def key(self) -> str:
+        """Tells it from every other case and mask."""
+        return mask_key(self.case, self.mask)
+
+
+@dataclass(frozen=True)
+class Study:
+    """The masks of a patient that came together.
+
+    Attributes:
+        time: When it was added, UTC, ISO 8601.
+        patient: Patient.
+        cases: Masks.
+        tested: Whether it is the patient's first: what comes later is no independent evidence of a change.
+    """
+
+    time: str
+    patient: str
+    cases: tuple[StudyCase, ...]
+    tested: bool
+
+    @property
+    def numbers(self) -> dict[Signal, float]:
+        """What the study says to each signal: means over its masks."""
+        return {
+            "appearance": float(np.mean([case.shift_distance for case in self.cases])),
+            "rewards": float(np.mean([case.mean_reward for case in self.cases])),
+            "rules": float(np.mean([len(case.broken_rules) for case in self.cases])),
+        }
+
+
+@dataclass(frozen=True)
+class Review:
+    """What a review found of a mask of the stream.
+
+    Attributes:
+        time: When it was added.
+        key: `StudyCase.key` of the mask.
+        dice: True mean Dice.
+    """
+
+    time: str
+    key: str
+    dice: float
+
+
+@dataclass(frozen=True)
+class Restart:
+    """From here on the stream is compared with itself alone.
+
+    Attributes:
+        time: When.
+        reason: Why, in words.
+    """
+
+    time: str
+    reason: str
+
+
+@dataclass
+class StreamHistory:
+    """A stream, read from its file.
+
+    Attributes:
+        path: The file.
+        identity: What it is of.
+        events: In their order.
+        cut_short: Number of a last line that is not whole and does not count; None where there is none.
+    """
+
+    path: Path
+    identity: StreamIdentity
+    events: list[Study | Review | Restart] = field(default_factory=list)
+    cut_short: int | None = None
+
+    @property
+    def name(self) -> str:
+        return self.path.stem
+
+    @property
+    def studies(self) -> list[Study]:
+        return [event for event in self.events if isinstance(event, Study)]
+
+    @property
+    def cases(self) -> dict[str, StudyCase]:
+        """By key."""
+        return {case.key: case for study in self.studies for case in study.cases}
+
+    @property
+    def reviews(self) -> dict[str, Review]:
+        """The last one of each mask, by key."""
+        return {event.key: event for event in self.events if isinstance(event, Review)}
+
+    @property
+    def open_audits(self) -> list[StudyCase]:
+        """Drawn and not yet reviewed."""
+        reviewed = self.reviews
+        return [case for key, case in self.cases.items() if case.audit and key not in reviewed]
+
+    @property
+    def last_time(self) -> datetime | None:
+        return datetime.fromisoformat(self.events[-1].time) if self.events else None
+
+    @property
+    def since_restart(self) -> list[Study | Review | Restart]:
+        """What came since the stream began, or began anew."""
+        begin = 1 + max((n for n, event in enumerate(self.events) if isinstance(event, Restart)), default=-1)
+        return self.events[begin:]
+
+    @property
+    def tested(self) -> list[Study | Review]:
+        """The studies and reviews that are tested: those since the last restart, of each patient the first."""
+        return [
+            event
+            for event in self.since_restart
+            if isinstance(event, Review) or (isinstance(event, Study) and event.tested)
+        ]
+
+    def drift(self) -> DriftTest:
+        """The test of what is tested."""
+        test = DriftTest(self.identity.seed)
+        for event in self.tested:
+            test.add({"reviewed": event.dice} if isinstance(event, Review) else event.numbers)
+        return test
+
+
+def read_stream(path: Path) -> StreamHistory:
+    """Reads a stream.
+
+    A last line that is not whole, which a killed process or a full disk leaves, is named in a warning and does not
+    count: whoever added it adds it again.
+
+    Raises:
+        DataError: There is no such stream, it is damaged, or a newer version wrote it.
+    """
+    try:
+        lines = path.read_bytes().split(b"\n")
+    except FileNotFoundError as error:
+        raise DataError(f"{path}: there is no stream; `medfm-rl stream add` makes one") from error
+    except OSError as error:
+        raise cannot_be_read(path, error) from error
+    ended = lines[-1] == b""
+    lines = lines[:-1] if ended else lines
+    contents: list[Mapping[str, Any]] = []
+    cut_short = None
+    for number, line in enumerate(lines, 1):
+        try:
+            contents.append(_object(line))
+        except ValueError as error:
+            if number < len(lines) or ended or number == 1:
+                raise DataError(f"{path}: line {number} is damaged ({error}); {_RESTORE}") from error
+            cut_short = number
+            _LOG.warning(
+                "%s: line %d, the last one, was cut short by a killed process or a full disk, and does not count; "
+                "repeat the call that was adding it",
+                path,
+                number,
+            )
+    return _history(path, contents, cut_short)
+
+
+def _object(line: bytes) -> Mapping[str, Any]:
+    content = parse_json(line.decode("utf-8"))
+    if not isinstance(content, dict):
+        raise ValueError("it is no JSON object")
+    return content
+
+
+def _history(path: Path, contents: Sequence[Mapping[str, Any]], cut_short: int | None) -> StreamHistory:
+    if not contents or contents[0].get("kind") != "stream":
+        raise DataError(f"{path}: is no stream: its first line does not say what it is of; {_RESTORE}")
+    require_known_format(path, contents[0], STREAM_FORMAT)
+    number = 1
+    try:
+        values = {name: contents[0][name] for name in StreamIdentity.__dataclass_fields__}
+        history = StreamHistory(path, StreamIdentity(**values), cut_short=cut_short)
+        for content in contents[1:]:
+            number += 1
+            history.events.append(_event(content))
+    except (KeyError, TypeError, ValueError) as error:
+        raise DataError(f"{path}: line {number} lacks what a stream has there ({error!r}); {_RESTORE}") from error
+    return history
+
+
+def _event(content: Mapping[str, Any]) -> Study | Review | Restart:
+    values = {name: value for name, value in content.items() if name != "kind"}
+    datetime.fromisoformat(values["time"])
+    match content["kind"]:
+        case "study":
+            cases = tuple(
+                StudyCase(**{**case, "broken_rules": tuple(case["broken_rules"])}) for case in values["cases"]
+            )
+            return Study(values["time"], values["patient"], cases, values["tested"])
+        case "review":
+            return Review(**values)
+        case "restart":
+            return Restart(**values)
+        case other:
+            raise ValueError(f"{other!r} is no kind of line")

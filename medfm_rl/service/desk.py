@@ -1,0 +1,94 @@
+"""A desk: everything that the service answers from, put together once."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import final
+
+from medfm_rl.service.access import Access
+from medfm_rl.service.catalogue import Catalogue, Item, read_catalogue
+from medfm_rl.service.database import Database
+from medfm_rl.service.decisions import Decisions
+from medfm_rl.service.drafts import Drafts
+from medfm_rl.service.errors import not_found
+from medfm_rl.service.jobs import Jobs
+from medfm_rl.service.leases import Leases
+from medfm_rl.service.pixels import Pixels
+from medfm_rl.service.request import DeskRequest
+from medfm_rl.service.scorer import Scorer
+from medfm_rl.service.showing import Showing
+from medfm_rl.service.work import Work
+from medfm_rl.types import LabelSchema
+
+_LOG = logging.getLogger(__name__)
+
+
+@final
+class Desk:
+    """A desk on a store and what is to be reviewed.
+
+    Args:
+        request: What it is opened for.
+        token: The token of its one person, until it has users.
+
+    Attributes:
+        request: What it is opened for.
+        database: The store and the tables beside it.
+        catalogue: What there is to do.
+        access: Who may do what.
+        leases: Who works on what.
+        work: What is left.
+        showing: Cases as they are shown.
+        drafts: Masks that were sent.
+        decisions: Records what is said.
+        jobs: Long work.
+        scorer: Scores what programs send; None where the desk has no run.
+
+    Raises:
+        UserError: The store or the folders cannot be used.
+    """
+
+    def __init__(self, request: DeskRequest, token: str) -> None:
+        self.request = request
+        self.database = Database(request.store)
+        self.catalogue: Catalogue = read_catalogue(request)
+        self.access = Access(self.database, token, request.reviewer, request.session_hours)
+        self.leases = Leases(self.database, request.lease_seconds)
+        self.work = Work(self.catalogue, self.database, request.second_share, request.seed)
+        schema = request.structures or _numbered(self.catalogue.structures)
+        self.drafts = Drafts(self.database)
+        self.showing = Showing(
+            Pixels(schema, request.images, request.structures is not None), self.drafts, self.database.secret("blind")
+        )
+        self.decisions = Decisions(self.database, self.showing, self.work)
+        self.jobs = Jobs(self.database, request.store, request.jobs)
+        self.jobs.start_next()
+        self.scorer = None if request.run is None else Scorer(request.run, request.jobs, request.roots)
+        _LOG.info("%s: %d items to review", self.database.store.where, len(self.catalogue.items))
+
+    def scratch(self) -> Path:
+        """A folder for what is needed as long as a request."""
+        self.request.jobs.mkdir(parents=True, exist_ok=True)
+        return self.request.jobs
+
+    def item(self, name: str) -> Item:
+        """An item by its id.
+
+        Raises:
+            DeskError: There is none.
+        """
+        found = self.work.item(name)
+        if found is None:
+            self.work.refresh()
+            found = self.work.item(name)
+        if found is None:
+            raise not_found("case")
+        return found
+
+
+def _numbered(structures: tuple[str, ...]) -> LabelSchema:
+    """The integers in masks of this package where nothing else is said: 1, 2, ... in the order of the classes."""
+    integers: Mapping[str, int] = {name: number for number, name in enumerate(structures, 1)}
+    return LabelSchema.from_structures(integers)

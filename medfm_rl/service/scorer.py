@@ -1,0 +1,152 @@
+"""Scores what programs send: by a process that has the run loaded, with the function that `medfm-rl score` calls."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import subprocess
+import sys
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+from typing import final
+
+from medfm_rl.data.files import write_text
+from medfm_rl.data.images import image_suffix
+from medfm_rl.service.errors import DeskError
+from medfm_rl.service.scored import SCORES
+
+_LONGEST_NAME = 200
+_MOST_FILES = 100_000
+
+
+@final
+class Scorer:
+    """Scores masks with a run; one request at a time.
+
+    Args:
+        run: The run, with a quality model.
+        folder: Where requests and results lie.
+        roots: Folders from which files may be scored by path.
+    """
+
+    def __init__(self, run: Path, folder: Path, roots: Sequence[Path]) -> None:
+        self._run = run.absolute()
+        self._folder = folder.absolute() / "scored"
+        self._roots = tuple(root.resolve() for root in roots)
+        self._process: subprocess.Popen[str] | None = None
+        self._lock = threading.Lock()
+
+    def upload(self, name: str, image: tuple[str, bytes], mask: tuple[str, bytes]) -> bytes:
+        """Scores an image and a mask that were sent; what comes is the `scores.json` that `score` writes of them.
+
+        They are kept under a name made of their content, so that the same request gives the same result, and the
+        command can be called on the same files.
+
+        Raises:
+            DeskError: The name is none, a file is of no known kind, or the case cannot be scored.
+        """
+        if not name or len(name) > _LONGEST_NAME or not all(part.isalnum() or part in "._-" for part in name):
+            raise DeskError(422, "name", "the case has no name that files can have", "use letters, digits, . _ and -")
+        digest = hashlib.sha256()
+        for kind, (file, content) in {"images": image, "masks": mask}.items():
+            digest.update(f"{kind}\0{file}\0{len(content)}\0".encode(errors="surrogatepass"))
+            digest.update(content)
+        place = self._folder / f"{name[:60]}-{digest.hexdigest()[:24]}"
+        for kind, (file, content) in {"images": image, "masks": mask}.items():
+            suffix = image_suffix(Path(file.replace("\\", "/").rpartition("/")[2]))
+            if suffix is None:
+                raise DeskError(
+                    422, "kind", f"the file of {kind} is of no known kind", "send NIfTI, PNG, NRRD or DICOM"
+                )
+            path = place / kind / f"{name.lstrip('.') or 'case'}{suffix}"
+            if not path.exists():
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_bytes(content)
+        return self._score(place / "images", place / "masks", place / "out")
+
+    def by_path(self, images: str, masks: str) -> bytes:
+        """The same of folders that lie in one of the roots.
+
+        Raises:
+            DeskError: They do not, or hold links that lead elsewhere.
+        """
+        places = [self._allowed(text) for text in (images, masks)]
+        name = hashlib.sha256("\0".join(map(str, places)).encode(errors="surrogateescape")).hexdigest()[:24]
+        return self._score(*places, self._folder / f"path-{name}" / "out")
+
+    def close(self) -> None:
+        """Ends the process."""
+        with self._lock:
+            self._end()
+
+    def _allowed(self, text: str) -> Path:
+        try:
+            place = Path(text).resolve(strict=True)
+        except (OSError, ValueError, RuntimeError) as error:
+            raise _outside() from error
+        if not any(place == root or root in place.parents for root in self._roots) or not place.is_dir():
+            raise _outside()
+        for number, path in enumerate(place.rglob("*")):
+            if number >= _MOST_FILES:
+                raise DeskError(422, "too_many", f"more than {_MOST_FILES} files", "score them by `medfm-rl score`")
+            inside = path.resolve()
+            if path.is_symlink() and not any(root in inside.parents for root in self._roots):
+                raise _outside()
+        return place
+
+    def _score(self, images: Path, masks: Path, out: Path) -> bytes:
+        request = {"images": str(images), "masks": str(masks), "out": str(out)}
+        with self._lock:
+            answer = self._ask(json.dumps(request))
+        if "error" in answer:
+            raise DeskError(422, "score", answer["error"], "correct what it names, and send it again")
+        return (out / SCORES).read_bytes()
+
+    def _ask(self, line: str) -> dict[str, str]:
+        for attempt in range(2):
+            process = self._started()
+            assert process.stdin is not None
+            assert process.stdout is not None
+            try:
+                process.stdin.write(f"{line}\n")
+                process.stdin.flush()
+                answer = process.stdout.readline()
+            except BrokenPipeError:
+                answer = ""
+            if answer:
+                found: dict[str, str] = json.loads(answer)
+                return found
+            self._end()
+            if attempt:
+                break
+        raise DeskError(
+            503, "scorer", "the process that scores has ended", f"see {self._folder / 'log.txt'}, and try again", 10
+        )
+
+    def _started(self) -> subprocess.Popen[str]:
+        if self._process is None or self._process.poll() is not None:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            write_text(self._folder / "README.txt", "What programs had the desk score, and the results.\n")
+            with (self._folder / "log.txt").open("ab") as log:
+                self._process = subprocess.Popen(
+                    [sys.executable, "-m", "medfm_rl.service.score_process", str(self._run)],
+                    stdin=subprocess.PIPE,
+                    stdout=subprocess.PIPE,
+                    stderr=log,
+                    text=True,
+                )
+        return self._process
+
+    def _end(self) -> None:
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+            self._process = None
+
+
+def _outside() -> DeskError:
+    """The same for what is not there and for what may not be seen: it must not tell which files there are."""
+    return DeskError(
+        403, "outside", "the folder is in none of those that may be scored", "open the desk with it as --root"
+    )

@@ -1,0 +1,160 @@
+"""The choice between the candidates of an iteration: what the signals say of their masks, and what that is worth."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+
+from medfm_rl.augmentation.appearance import borrow_looks, randomise_contrast
+from medfm_rl.reward.collection import ImageSet
+from medfm_rl.reward.network import RewardNet
+from medfm_rl.reward.shape_prior import ShapePrior
+from medfm_rl.rows import Rows, batches_of
+from medfm_rl.seeding import torch_generator
+from medfm_rl.structures import Structures
+from medfm_rl.tracking import Tracker
+from medfm_rl.workflows.adapt.choosing.candidates import CandidatePool
+from medfm_rl.workflows.adapt.choosing.cross_fit import CrossFit
+from medfm_rl.workflows.adapt.choosing.decision import tell_selection
+from medfm_rl.workflows.adapt.choosing.selection import Comparison, Selection, select, worth_of_signals
+from medfm_rl.workflows.adapt.choosing.signals import MOST_SOURCE_IMAGES, RatedMasks, Raters, mean_dice
+from medfm_rl.workflows.adapt.context import Domains, RunContext
+
+_LOG = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, eq=False)
+class Witnesses:
+    """What is asked about candidates, beside the rules and the images themselves.
+
+    Attributes:
+        held_out: A reward network that no policy learned from.
+        shape_prior: The autoencoder of masks.
+        reviewed: What reviewed patients say of adapting at all; None where there are too few.
+    """
+
+    held_out: RewardNet
+    shape_prior: ShapePrior
+    reviewed: CrossFit | None = None
+
+
+def choose(
+    context: RunContext,
+    iteration: int,
+    pool: CandidatePool,
+    witnesses: Witnesses,
+    domains: Domains,
+    tracker: Tracker,
+) -> str:
+    """The candidate so far that signals of different kinds agree on, else the incumbent; written to the run.
+
+    Where there are reviewed patients, they alone decide whether the source policy comes back.
+    """
+    path = context.run.selection(iteration)
+    if not path.exists():
+        channels = context.source_policy.intensity_channels
+        raters = Raters(
+            context.is_valid,
+            witnesses.shape_prior,
+            witnesses.held_out,
+            context.schema.classes,
+            channels,
+            context.device,
+            context.scratch,
+        )
+        images = domains.selection
+        source = None if domains.source is None else _in_other_looks(context, iteration, domains.source, images.images)
+        on_target = _rate_all(context, iteration, pool, raters, images, source)
+        incumbent = pool.incumbent
+        comparisons: dict[str, Comparison] = {
+            name: raters.compare(on_target[incumbent][0], rated) for name, (rated, _) in on_target.items()
+        }
+        worth = None if source is None else _worth(raters, on_target, incumbent, source[1], context.schema.classes)
+        settings = context.config.selection
+        selection = select(
+            comparisons, domains.selection.patient_ids, settings.confidence, settings.margin, incumbent, worth
+        )
+        if witnesses.reviewed is not None:
+            selection = selection.decided_by_patients(witnesses.reviewed.is_better, witnesses.reviewed.p_value)
+        selection.write(path)
+        tell_selection(selection)
+        _record(selection, settings.confidence, tracker)
+    return Selection.read(path).chosen
+
+
+def _rate_all(
+    context: RunContext,
+    iteration: int,
+    pool: CandidatePool,
+    raters: Raters,
+    images: ImageSet,
+    source: tuple[ImageSet, Rows] | None,
+) -> dict[str, tuple[RatedMasks, RatedMasks | None]]:
+    """By candidate, its rated masks of the target images, and of source images in other looks where there are any."""
+    rated: dict[str, tuple[RatedMasks, RatedMasks | None]] = {}
+    for done, name in enumerate(pool.names, 1):
+        policy = context.policy(name)
+        rated[name] = (
+            raters.rate(policy, images),
+            None if source is None else raters.rate(policy, source[0]),
+        )
+        context.progress(f"selection {iteration + 1}/{context.config.iterations}", done, len(pool.names))
+    return rated
+
+
+def _in_other_looks(
+    context: RunContext, iteration: int, source: tuple[ImageSet, Rows], styles: Rows
+) -> tuple[ImageSet, Rows]:
+    """Some source images, evenly spaced, half of them in the look of the target, and their ground truth."""
+    images, truth = source
+    rows = torch.linspace(0, len(images) - 1, min(len(images), MOST_SOURCE_IMAGES)).round().long().tolist()
+    generator = torch_generator(context.config.seed, "looks", iteration)
+    channels = context.source_policy.intensity_channels
+    # One by one: so many volumes do not fit into memory together. All contrasts are drawn before the first look.
+    contrasts, shown, wanted = (context.scratch.new(name) for name in ("contrasts", "looks", "masks"))
+    for row in rows:
+        contrasts.add(randomise_contrast(images.images[[row]], 1.0, generator, channels))
+        wanted.add(truth[[row]])
+    for contrast in batches_of(contrasts.rows(), 1):
+        shown.add(borrow_looks(contrast.clone(), styles, generator, channels))
+    chosen = ImageSet(
+        shown.rows(),
+        tuple(images.case_ids[row] for row in rows),
+        tuple(images.patient_ids[row] for row in rows),
+        tuple(images.axes_of(row) for row in rows),
+    )
+    return chosen, wanted.rows()
+
+
+def _worth(
+    raters: Raters,
+    rated: Mapping[str, tuple[RatedMasks, RatedMasks | None]],
+    incumbent: str,
+    truth: Rows,
+    structures: Structures,
+) -> dict[str, float]:
+    """What each signal is worth where the truth is known."""
+    on_source = {name: masks for name, (_, masks) in rated.items() if masks is not None}
+    true = {name: mean_dice(masks.actions, truth, structures) for name, masks in on_source.items()}
+    others = [name for name in on_source if name != incumbent]
+    return worth_of_signals(
+        [raters.compare(on_source[incumbent], on_source[name]) for name in others],
+        [(true[incumbent], true[name]) for name in others],
+    )
+
+
+def _record(selection: Selection, confidence: float, tracker: Tracker) -> None:
+    for line in selection.disagreements(confidence):
+        _LOG.warning("the signals disagree about %s; `medfm-rl export --candidate` gives any of them", line)
+    for step, candidate in enumerate(selection.candidates):
+        tracker.log_metrics({f"{_key(name)}_score": one.score for name, one in candidate.opinions.items()}, step)
+    tracker.log_metrics(
+        {f"{_key(name)}_worth": worth for name, worth in selection.worth.items() if worth is not None}, 0
+    )
+
+
+def _key(signal: str) -> str:
+    return signal.replace(" ", "_").replace("-", "_")

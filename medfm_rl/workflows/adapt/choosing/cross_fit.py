@@ -1,0 +1,142 @@
+"""Whether adapting is worth it, by reviewed patients: each by a policy that did not learn from him."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Collection, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Final, Self
+
+import numpy as np
+import torch
+from scipy.stats import wilcoxon
+from torch import nn
+
+from medfm_rl.data.files import read_versioned_json, write_versioned_json
+from medfm_rl.errors import DataError
+from medfm_rl.networks import argmax_masks
+from medfm_rl.reward.collection import ReviewedImages
+from medfm_rl.rows import batches_of
+from medfm_rl.runs.folder import SOURCE
+from medfm_rl.seeding import derive_seed
+from medfm_rl.workflows.adapt.choosing.signals import Values, mean_dice
+from medfm_rl.workflows.adapt.context import Domains, RunContext
+from medfm_rl.workflows.adapt.stages.starting import fine_tuned_policy
+
+_LOG = logging.getLogger(__name__)
+_FORMAT: Final = 1
+_ADVICE: Final = "put back what `adapt` wrote there, or delete it and resume the run"
+CROSS_FIT: Final = "comparing on reviewed patients"
+"""What the progress calls this stage."""
+_FOLDS: Final = 2
+LEAST_PATIENTS: Final = 4
+"""With three, no outcome whatever would be significant at 10 %: (1/2)^3 = .125."""
+_LEVEL: Final = 0.1
+_BATCH: Final = 16
+
+
+@dataclass(frozen=True)
+class CrossFit:
+    """Mean Dice on reviewed patients, one value a patient.
+
+    Attributes:
+        patients: In the order of the values.
+        before: Of the source policy.
+        after: Of a policy that was fine-tuned in the same way, without the patient and as many others.
+    """
+
+    patients: tuple[str, ...]
+    before: tuple[float, ...]
+    after: tuple[float, ...]
+
+    @property
+    def gain(self) -> float:
+        """Mean difference."""
+        return float(np.mean(np.subtract(self.after, self.before)))
+
+    @property
+    def p_value(self) -> float:
+        """Of Wilcoxon's signed-rank test, one-sided: how probable so good an outcome is where adapting brings nothing.
+
+        By ranks, for many patients who gain a little are more evidence than one who gains a lot (Wilcoxon, Biometrics
+        Bulletin 1(6), 1945; exact for so few).
+        """
+        difference = np.subtract(self.after, self.before)
+        if not difference.any():
+            return 1.0
+        return float(wilcoxon(difference, alternative="greater").pvalue)
+
+    @property
+    def is_better(self) -> bool:
+        """Whether reviewed patients show that adapting is worth it, at 10 %."""
+        return self.p_value <= _LEVEL
+
+    def write(self, path: Path) -> None:
+        """Writes it as JSON, whole or not at all."""
+        write_versioned_json(path, _FORMAT, asdict(self))
+
+    @classmethod
+    def read(cls, path: Path) -> Self:
+        """Reads what `write` wrote.
+
+        Raises:
+            DataError: The file is missing, is no such record, or was written by a newer version.
+        """
+        content = read_versioned_json(path, _FORMAT, _ADVICE)
+        try:
+            return cls(*(tuple(content[name]) for name in ("patients", "before", "after")))
+        except (KeyError, TypeError) as error:
+            raise DataError(f"{path}: not a comparison on reviewed patients ({error!r}); {_ADVICE}") from error
+
+
+def cross_fit(context: RunContext, domains: Domains) -> CrossFit | None:
+    """Fine-tunes twice, each time without half of the reviewed patients, and measures on those; None with too few.
+
+    Each takes half the steps, so that both together cost what the fine-tuning does.
+    """
+    reviewed, feedback = domains.reviewed, context.config.feedback
+    if reviewed is None or feedback is None or not feedback.cross_fit or not context.config.fine_tuning.steps:
+        return None
+    if len(set(reviewed.images.patient_ids)) < LEAST_PATIENTS:
+        return None
+    path = context.run.cross_fit
+    if not path.exists():
+        _measure(context, domains, reviewed).write(path)
+    return CrossFit.read(path)
+
+
+def _measure(context: RunContext, domains: Domains, reviewed: ReviewedImages) -> CrossFit:
+    before = _by_patient(context, context.policy(SOURCE), reviewed)
+    after: dict[str, float] = {}
+    for number, fold in enumerate(_folds(reviewed, derive_seed(context.config.seed, "cross-fit")), 1):
+        others = set(reviewed.images.patient_ids) - set(fold)
+        label = f"{CROSS_FIT} {number}/{_FOLDS}"
+        policy, _ = fine_tuned_policy(context, domains, reviewed.of_patients(others), 1 / _FOLDS, label)
+        after |= _by_patient(context, policy, reviewed.of_patients(fold))
+    names = tuple(sorted(after))
+    return CrossFit(names, tuple(before[name] for name in names), tuple(after[name] for name in names))
+
+
+def _folds(reviewed: ReviewedImages, seed: int) -> list[list[str]]:
+    patients = sorted(set(reviewed.images.patient_ids))
+    order = np.random.default_rng(seed).permutation(len(patients))
+    return [[patients[index] for index in order[fold::_FOLDS]] for fold in range(_FOLDS)]
+
+
+@torch.no_grad()
+def _by_patient(context: RunContext, policy: nn.Module, reviewed: ReviewedImages) -> dict[str, float]:
+    """Mean Dice of the masks of a policy over the images of each patient."""
+    policy.eval()
+    batches = batches_of(reviewed.images.images, _BATCH)
+    masks = torch.cat([argmax_masks(policy, batch.to(context.device)).cpu() for batch in batches])
+    values = mean_dice(masks.to(torch.uint8), reviewed.masks, context.schema.classes)
+    return _means(values, reviewed.images.patient_ids)
+
+
+def _means(values: Values, patients: Sequence[str]) -> dict[str, float]:
+    names: Collection[str] = dict.fromkeys(patients)
+    return {
+        name: float(np.mean([v for v, patient in zip(values, patients, strict=True) if patient == name]))
+        for name in names
+    }

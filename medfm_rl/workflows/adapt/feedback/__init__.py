@@ -1,0 +1,1 @@
+"""What reviewers and reports said of the target, as a run learns from it."""

@@ -1,0 +1,116 @@
+"""From the values of reports to goals of single images on the grid of the networks."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Mapping, Sequence
+from typing import Final
+
+import torch
+
+from medfm_rl.adapters import SegmenterAdapter
+from medfm_rl.data.layouts import CaseFile
+from medfm_rl.errors import DataError
+from medfm_rl.reward.measurements import USUAL_UNCERTAINTY, Goal, SizeGoal, fraction_goals
+from medfm_rl.reward.score import pixels_in
+from medfm_rl.structures import pixels_of
+from medfm_rl.types import LabelSchema
+from medfm_rl.workflows.adapt.feedback.gathering import Reported
+
+_LOG = logging.getLogger(__name__)
+_FRACTION: Final = "EF"
+_SIZES: Final = {"area": (2, 1.0), "volume": (3, 1000.0)}
+"""By quantity, the dimensions of the images that it is of, and how many mm^2 or mm^3 its unit has."""
+_VENTRICLE: Final = "LV"
+
+
+def goals_of_cases(
+    reported: Sequence[Reported], files: Sequence[CaseFile], policy: SegmenterAdapter
+) -> dict[str, list[Goal]]:
+    """What reports say of each case, by its name.
+
+    An ejection fraction is of the two frames of a view: cases of one patient whose names differ after the last
+    underscore alone, such as p01_2CH_ED and p01_2CH_ES. Areas are of 2-D cases and volumes of 3-D ones; what is larger
+    than a patch of the network says nothing of one patch, and is left out.
+
+    Args:
+        reported: Values of reports.
+        files: The cases of the target that the policy learns on.
+        policy: The source policy; its masks tell how many pixels of its grid a mm^2 or mm^3 has.
+
+    Raises:
+        DataError: A structure is not named and not implied.
+    """
+    goals: dict[str, list[Goal]] = {}
+    unused: dict[str, int] = {}
+    by_patient: dict[str, list[CaseFile]] = {}
+    for file in files:
+        by_patient.setdefault(file.patient_id, []).append(file)
+    for value in reported:
+        cases = [file for file in by_patient.get(value.patient_id, []) if value.case_id in (None, file.case_id)]
+        if value.name == _FRACTION:
+            found = _of_fraction(value, cases, policy.schema)
+        elif value.name in _SIZES and value.case_id is not None:
+            found = _of_size(value, cases, policy)
+        else:
+            found = {}
+        if not found:
+            unused[value.name] = unused.get(value.name, 0) + 1
+        for case_id, goal in found.items():
+            goals.setdefault(case_id, []).append(goal)
+    for name, count in unused.items():
+        _LOG.warning(
+            "feedback: %d values of %s teach nothing: EF needs two frames of a view, named alike up to the last "
+            "underscore; area and volume the name of the case, a spacing in mm and an image that fits into one patch; "
+            "other quantities are kept in the store alone",
+            count,
+            name,
+        )
+    return goals
+
+
+def _of_fraction(value: Reported, cases: Sequence[CaseFile], schema: LabelSchema) -> Mapping[str, Goal]:
+    views: dict[str, list[str]] = {}
+    for file in cases:
+        views.setdefault(file.case_id.rpartition("_")[0], []).append(file.case_id)
+    ventricle = _structure(value, schema, _VENTRICLE)
+    goals: dict[str, Goal] = {}
+    for frames in views.values():
+        if len(frames) == 2:
+            goals |= fraction_goals(frames, ventricle, value.value, value.uncertainty)
+    return goals
+
+
+@torch.no_grad()
+def _of_size(value: Reported, cases: Sequence[CaseFile], policy: SegmenterAdapter) -> Mapping[str, Goal]:
+    dimensions, factor = _SIZES[value.name]
+    classes = _structure(value, policy.schema, None)
+    device = next(policy.parameters()).device
+    goals: dict[str, Goal] = {}
+    for file in cases:
+        case = file.read()
+        sample = policy.preprocess(case)
+        spacing = case.geometry.spacing
+        if len(case.shape) != dimensions or spacing is None or tuple(sample.image.shape[1:]) != policy.patch_size:
+            continue
+        logits = policy(sample.image[None].to(device))[0].cpu()
+        pixels = int(pixels_in(logits.argmax(dim=0), classes).sum())
+        native = int(pixels_of(policy.restore(logits, sample), classes).sum())
+        if pixels == 0 or native == 0:
+            continue
+        pixel_size = math.prod(spacing) / factor * native / pixels
+        uncertainty = USUAL_UNCERTAINTY * value.value if value.uncertainty is None else value.uncertainty
+        goals[file.case_id] = SizeGoal(classes, value.value / pixel_size, uncertainty / pixel_size)
+    return goals
+
+
+def _structure(value: Reported, schema: LabelSchema, implied: str | None) -> tuple[int, ...]:
+    name = value.structure or implied or (schema.structures[0] if len(schema.structures) == 1 else None)
+    if name is None or name not in schema.structures:
+        raise DataError(
+            f"feedback: a value of {value.name} is of the structure {name or '(none named)'}, and the segmenter has "
+            f"{', '.join(schema.structures)}; name one of these in the table, or leave measurements out "
+            "of feedback.kinds"
+        )
+    return schema.classes_of(name)

@@ -1,0 +1,1 @@
+"""What a run will need, before and while it is at work: minutes and memory."""

@@ -1,0 +1,1 @@
+"""The stages of a run that learn: fine-tuning, collection, reward networks, PPO."""

@@ -1,0 +1,97 @@
+"""Collection of actions into D_R, and the shape prior that proposes references for them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from medfm_rl.adapters import SegmenterAdapter
+from medfm_rl.errors import DataError
+from medfm_rl.networks import argmax_masks
+from medfm_rl.policies import DenseCategorical
+from medfm_rl.reward.collection import ActionSampler, ImageSet
+from medfm_rl.reward.origins import ShardKey
+from medfm_rl.reward.shape_prior import ShapePrior, train_shape_prior
+from medfm_rl.reward.sources import (
+    ActionSource,
+    LabelledSourceImages,
+    NeighbouringFrames,
+    ReviewedTargetImages,
+    UnlabelledTargetImages,
+)
+from medfm_rl.rows import Rows, batches_of
+from medfm_rl.seeding import derive_seed, torch_generator
+from medfm_rl.workflows.adapt.context import Domains, RunContext
+
+
+def shape_prior(context: RunContext, domains: Domains) -> ShapePrior:
+    """The autoencoder of masks, trained where the run has none yet."""
+    if not context.run.shape_prior.exists():
+        masks = domains.source[1] if domains.source else _valid_predictions(context, domains.target)
+        if masks is None:
+            raise DataError(
+                f"none of the segmenter's masks of the {len(domains.target)} target images meets the rules of anatomy "
+                f"{context.config.anatomy}, and without a source the shape prior learns from those that do; take "
+                "anatomy: generic, or give source images"
+            )
+        train_shape_prior(
+            masks,
+            context.num_classes,
+            context.config.shape_prior,
+            derive_seed(context.config.seed, "shape prior"),
+            context.device,
+            lambda done, total: context.progress("shape prior", done, total),
+        ).save(context.run.shape_prior)
+    return ShapePrior.load(context.run.shape_prior)
+
+
+@torch.no_grad()
+def _valid_predictions(context: RunContext, images: ImageSet) -> Rows | None:
+    """The segmenter's masks that meet the rules; None where none does."""
+    kept, row, found = context.scratch.new("masks"), 0, False
+    for batch in batches_of(images.images, 16):
+        for mask in argmax_masks(context.source_policy, batch.to(context.device)).to("cpu", torch.uint8):
+            if context.is_valid(mask, images.axes_of(row)):
+                kept.add(mask[None])
+                found = True
+            row += 1
+    return kept.rows() if found else None
+
+
+def action_sources(
+    context: RunContext, policy: SegmenterAdapter, prior: ShapePrior, domains: Domains
+) -> list[ActionSource]:
+    """The sources of D_R that a run has."""
+    sampler = ActionSampler(
+        policy,
+        context.config.collect,
+        lambda logits, generator: DenseCategorical(logits).sample(generator, context.config.ppo.noise_length),
+        context.device,
+        policy.intensity_channels,
+    )
+    sources: list[ActionSource] = []
+    if domains.source is not None:
+        sources.append(LabelledSourceImages(sampler, *domains.source, domains.target.images))
+    if domains.reviewed is not None and context.config.feedback is not None:
+        share = context.config.feedback.share
+        sources.append(ReviewedTargetImages(sampler, domains.reviewed, domains.target.images, share))
+    sources.append(UnlabelledTargetImages(sampler, domains.target, context.is_valid, prior))
+    if domains.clips and context.config.collect.clip_images > 0:
+        sources.append(NeighbouringFrames(sampler, domains.target, domains.clips, context.is_valid, prior))
+    return sources
+
+
+def collect(context: RunContext, iteration: int, sources: Sequence[ActionSource]) -> None:
+    """Adds the shards of an iteration that D_R lacks."""
+    shard_images, present = context.config.collect.shard_images, context.dataset.shards(iteration)
+    for source in sources:
+        name = f"collecting actions {iteration + 1}/{context.config.iterations} ({source.name})"
+        count = source.images_per_iteration
+        for offset in range(0, count, shard_images):
+            key, end = ShardKey(iteration, source.name, offset), min(offset + shard_images, count)
+            if key not in present:
+                generator = torch_generator(context.config.seed, "collect", str(key))
+                rows = torch.randint(len(source), (end - offset,), generator=generator).tolist()
+                context.dataset.append(key, source.collect(rows, generator))
+            context.progress(name, end, count)

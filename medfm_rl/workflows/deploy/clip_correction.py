@@ -1,0 +1,98 @@
+"""Frames of one clip, corrected together: the worst first, each with its neighbours; the clip comes back whole or not.
+
+Masks of a clip are used together, so a frame that is better by itself and breaks the motion of the clip is no gain:
+then every frame keeps the mask that it had.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from medfm_rl.correction import CaseCorrector, CorrectionResult
+from medfm_rl.correction.neighbours import Neighbour, NeighbourVote
+from medfm_rl.reward.consistency import agreement_over_time, neighbours_of
+from medfm_rl.types import Clip, LabelMap, LabelSchema
+from medfm_rl.workflows.deploy.clip_evidence import broken_over_time
+
+_LEAST_AGREEMENT = 0.005
+"""By how much the mean agreement of neighbours may fall without the clip having become worse."""
+
+
+@dataclass(frozen=True)
+class CorrectedClip:
+    """What came of the frames of a clip.
+
+    Attributes:
+        results: By place in the clip, of the frames that were taken.
+        objection: Why no correction of the clip is used although the verifier accepted some; None where none was
+            objected to.
+    """
+
+    results: Mapping[int, CorrectionResult]
+    objection: str | None
+
+
+def correct_clip(
+    corrector: CaseCorrector,
+    clip: Clip,
+    masks: LabelMap,
+    places: Sequence[int],
+    own: bool,
+    names: Mapping[int, str],
+) -> CorrectedClip:
+    """Corrects frames of a clip.
+
+    Args:
+        corrector: The way to correct.
+        clip: The clip.
+        masks: Of every frame before any correction, class indices `(T, H, W)`.
+        places: The frames to be corrected.
+        own: Whether the segmenter of the corrector has made the masks.
+        names: Case ids of the frames, by place.
+    """
+    schema = corrector.adapter.schema
+    agreement = agreement_over_time(clip.frames[:, 0], masks, schema.classes).mean(axis=1)
+    current, results = masks.copy(), {}
+    for place in sorted(places, key=lambda place: float(agreement[place])):
+        case = replace(clip.frame(place), case_id=names[place])
+        if isinstance(corrector, NeighbourVote):
+            near = neighbours_of(place, len(masks))
+            corrector.neighbours = {
+                case.case_id: [Neighbour(clip.frame(other), current[other], weight) for other, weight in near]
+            }
+        result = corrector.correct(case, original=None if own else masks[place])
+        results[place] = result
+        if result.accepted:
+            current[place] = result.after
+    objection = None
+    if any(result.accepted for result in results.values()):
+        objection = _objection(clip, masks, current, float(agreement.mean()), schema)
+    if objection is not None:
+        results = {
+            place: replace(result, accepted=False, reasons=(*result.reasons, objection)) if result.accepted else result
+            for place, result in results.items()
+        }
+    return CorrectedClip(results, objection)
+
+
+def _objection(clip: Clip, before: LabelMap, after: LabelMap, agreement: float, schema: LabelSchema) -> str | None:
+    """What became worse over time; None where nothing did."""
+    known = {_rule_of(rule) for rule in broken_over_time(clip, before, schema)}
+    new = [rule for rule in broken_over_time(clip, after, schema) if _rule_of(rule) not in known]
+    if new:
+        return f"the clip as a whole would break a rule over time that it meets now: {new[0]}"
+    found = float(np.mean(agreement_over_time(clip.frames[:, 0], after, schema.classes)))
+    if found < agreement - _LEAST_AGREEMENT:
+        return (
+            f"the frames of the clip would agree less with each other: {found:.3f} instead of {agreement:.3f} "
+            "(mean Dice with neighbours that are carried along)"
+        )
+    return None
+
+
+def _rule_of(finding: str) -> str:
+    """What a finding is about, without its frame and value."""
+    return finding.split(" at frame ")[0].split(": ")[0]

@@ -1,0 +1,68 @@
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from medfm_rl.adapters import TorchModuleAdapter
+from medfm_rl.anatomy.profiles import load_anatomy
+from medfm_rl.correction import Verifier
+from medfm_rl.correction.methods import make_corrector
+from medfm_rl.correction.neighbours import Neighbour, NeighbourVote
+from medfm_rl.reward.network import RewardEnsemble, RewardNet
+from medfm_rl.settings import CorrectionSettings, NetworkSettings, PreprocessingSettings, RewardSettings
+from medfm_rl.types import Clip, Geometry, LabelSchema
+
+LV = LabelSchema(("background", "LV"), (0, 1))
+TINY = NetworkSettings(channels=(4, 8), residual_units=0)
+
+
+class DarkIsVentricle(nn.Module):
+    """Segments what is darker than the rest; it is not sure of itself."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.values = nn.Parameter(torch.tensor([130.0, 20.0]), requires_grad=False)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return -(((images - self.values[None, :, None, None]) / 100) ** 2)
+
+
+def corrector() -> NeighbourVote:
+    adapter = TorchModuleAdapter(DarkIsVentricle(), LV, PreprocessingSettings(size=(32, 32), intensity="none")).eval()
+    settings = CorrectionSettings(method="neighbours", views=2)
+    verifier = Verifier(RewardNet(TINY, 2), load_anatomy("generic", LV), settings)
+    made = make_corrector(adapter, RewardEnsemble([RewardNet(TINY, 2)], RewardSettings()), verifier, lambda: None)  # type: ignore[arg-type, return-value]
+    assert isinstance(made, NeighbourVote)
+    return made
+
+
+def clip() -> Clip:
+    """A dark disc in front of texture; in the middle frame a bright bar lies over it."""
+    noise = np.random.default_rng(0).integers(115, 145, (32, 32))
+    rows, columns = np.mgrid[:32, :32]
+    frame = np.where((rows - 16) ** 2 + (columns - 16) ** 2 <= 64, 20, noise)
+    frames = np.repeat(frame[None], 5, axis=0)
+    frames[2, :, 18:22] = noise[:, 18:22]
+    return Clip("c", "p", frames[:, None].astype(np.float32), None, Geometry.unknown(2))
+
+
+def test_neighbours_outvote_a_frame_that_lost_a_part() -> None:
+    made, seen = corrector(), clip()
+    masks = [made.adapter.segment(seen.frame(index)) for index in range(5)]
+    case = seen.frame(2)
+    near = [(1, 1.0), (3, 1.0), (0, 0.5), (4, 0.5)]
+    made.neighbours = {case.case_id: [Neighbour(seen.frame(place), masks[place], weight) for place, weight in near]}
+    result = made.correct(case)
+    assert result.before[16, 20] == 0
+    assert result.after[16, 20] == 1
+    # 2 |A and B| / (|A| + |B|) with the disc.
+    assert 2 * (result.after & masks[0]).sum() / (result.after.sum() + masks[0].sum()) > 0.93
+    assert result.views == 4
+    assert result.verification is not None
+
+
+def test_an_image_that_is_of_no_clip_stays_as_it_is() -> None:
+    result = corrector().correct(clip().frame(2))
+    assert not result.accepted
+    assert result.reasons == ("nothing better than the original was found",)

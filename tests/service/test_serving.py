@@ -1,0 +1,56 @@
+"""Where a desk may be served, and the token that opens it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from fastapi.testclient import TestClient
+from support.desk import DeskFolder
+from support.desk_client import open_desk
+from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
+
+from medfm_rl.errors import ConfigError
+from medfm_rl.service.app import create_app
+from medfm_rl.service.serving import Address, _token
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "::1", "localhost", "127.8.8.8"])
+def test_loopback_needs_nothing(host: str) -> None:
+    assert Address(host).is_loopback
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "10.0.0.7", "desk.hospital.example"])
+def test_other_addresses_need_tls_or_a_proxy_that_has_it(host: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="others on the network could read along"):
+        Address(host)
+    for name in ("cert.pem", "key.pem"):
+        (tmp_path / name).write_text("x")
+    Address(host, certificate=tmp_path / "cert.pem", key=tmp_path / "key.pem")
+    Address(host, behind_proxy="10.0.0.1")
+    with pytest.raises(ConfigError, match="go together"):
+        Address(host, certificate=tmp_path / "cert.pem")
+    with pytest.raises(ConfigError, match="no such file"):
+        Address(host, certificate=tmp_path / "none.pem", key=tmp_path / "key.pem")
+
+
+def test_behind_a_proxy_only_what_came_by_https_is_answered(folder: DeskFolder) -> None:
+    app = create_app(open_desk(folder), https_only=True)
+    trusted = TestClient(ProxyHeadersMiddleware(app, trusted_hosts="testclient"))
+    assert trusted.get("/health").status_code == 403
+    secure = trusted.get("/health", headers={"X-Forwarded-Proto": "https"})
+    assert secure.status_code == 200
+    assert "max-age" in secure.headers["strict-transport-security"]
+    stranger = TestClient(ProxyHeadersMiddleware(app, trusted_hosts="10.0.0.1"))
+    assert stranger.get("/health", headers={"X-Forwarded-Proto": "https"}).status_code == 403
+
+
+def test_the_token_of_a_file_stays_and_is_nobody_elses(tmp_path: Path) -> None:
+    path = tmp_path / "kept" / "token"
+    first = _token(path)
+    assert _token(path) == first
+    assert path.stat().st_mode & 0o777 == 0o600
+    path.chmod(0o644)
+    with pytest.raises(ConfigError, match="others may read the token"):
+        _token(path)
+    assert _token(None) != _token(None)
