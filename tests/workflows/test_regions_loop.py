@@ -82,6 +82,9 @@ def test_nested_regions_are_adapted_scored_corrected_evaluated_and_exported(
     run, images = tmp_path / "run", tmp_path / "b" / "images"
 
     assert call(monkeypatch, "adapt", tmp_path / "adapt.yaml") == 0, capsys.readouterr().err
+    write_data(tmp_path / "c", [f"r{index}" for index in range(9)], 70)
+    labelled = ("--labelled", tmp_path / "c", "--layout", "nnunet")
+    assert call(monkeypatch, "calibrate", run, *labelled) == 0, capsys.readouterr().err
     quality = QualityModel.read(run / "quality.json")
     assert (quality.schema_.structures, quality.schema_.num_classes) == (NAMES, 8)
 
