@@ -223,7 +223,7 @@ def correct_worst_frames(
     anatomy, rows = load_anatomy(ANATOMY, segmenter.schema), []
     for known in clips:
         masks = np.stack([segmenter.segment(known.clip.frame(index)) for index in range(len(known.truth))])
-        agreement = agreement_over_time(known.clip.frames[:, 0], masks, segmenter.schema.num_classes).mean(axis=1)
+        agreement = agreement_over_time(known.clip.frames[:, 0], masks, segmenter.schema.classes).mean(axis=1)
         places = [int(place) for place in np.argsort(agreement)[:count]]
         names = {index: known.clip.frame(index).case_id for index in range(len(masks))}
         found = correct_clip(corrector, known.clip, masks, places, False, names)
