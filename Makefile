@@ -31,12 +31,14 @@ desk: install ## review the masks of the demo in a browser; makes the demo where
 		--run runs/demo/run --jobs runs/demo/jobs
 
 .PHONY: test
-test: lint types imports docs unit ## everything the project tests
+test: lint types imports docs page unit ## everything the project tests
 
 .PHONY: lint
 lint: install ## code style
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+# Bandit's rules for what strangers can reach; commands there are lists of words and never meet a shell.
+	$(BIN)/ruff check --select S --ignore S101,S603,S608 medfm_rl/service medfm_rl/feedback
 
 .PHONY: types
 types: install ## static types of the package and the benchmarks
@@ -49,6 +51,13 @@ imports: install ## who may import whom
 .PHONY: docs
 docs: install ## documentation, in docs/_build
 	$(BIN)/sphinx-build --quiet -W --keep-going docs docs/_build
+
+.PHONY: page
+page: ## the desk's page: types of its scripts, and what runs without a browser
+	@command -v npm >/dev/null || { echo "npm is needed (Node 20 or newer): apt-get install nodejs npm"; exit 2; }
+	npm --prefix web-checks ci --no-audit --no-fund --silent
+	npm --prefix web-checks run --silent types
+	npm --prefix web-checks run --silent test
 
 # One thread a worker: the networks of the tests are tiny, and threads that wait for each other cost more than they bring.
 .PHONY: unit

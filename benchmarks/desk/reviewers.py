@@ -40,23 +40,25 @@ class Reviewer(threading.Thread):
     Args:
         name: Whom he logs in as.
         address: Of the desk.
-        until: When he goes home, by `time.monotonic`.
         pause: Seconds that he looks at a case, on average.
+
+    Attributes:
+        log: What he met.
+        until: When he goes home, by `time.monotonic`.
     """
 
-    def __init__(self, name: str, address: str, until: float, pause: float) -> None:
+    def __init__(self, name: str, address: str, pause: float) -> None:
         super().__init__(name=name)
         self.log = Log()
-        self._until = until
+        self.until = 0.0
         self._pause = pause
         self._random = random.Random(name)
         self._client = httpx.Client(base_url=address, timeout=30)
 
     def run(self) -> None:
-        # People do not all come in the same second.
+        # People do not all look up in the same second.
         time.sleep(self._random.uniform(0, self._pause))
-        self._log_in()
-        while time.monotonic() < self._until:
+        while time.monotonic() < self.until:
             begin, cut = time.perf_counter(), self.log.interrupted
             item = self._open()
             if item is None:
@@ -66,10 +68,11 @@ class Reviewer(threading.Thread):
             time.sleep(self._random.uniform(0.5, 1.5) * self._pause)
             self._decide(item)
 
-    def _log_in(self) -> None:
+    def log_in(self) -> None:
+        """Starts a session."""
         answer = self._ask("POST", "/login", data={"name": self.name, "password": PASSWORD})
         if answer.status_code != 303:
-            self.log.problems.append(f"login: {answer.status_code}")
+            raise RuntimeError(f"{self.name} cannot log in: {answer.status_code}")
         self._client.headers["X-CSRF-Token"] = self._ask("GET", "/api/v1/me").json()["csrf"]
 
     def _open(self) -> str | None:

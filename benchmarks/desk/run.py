@@ -1,6 +1,7 @@
 """The desk on loopback: reviewers at work, the service killed beneath them, rights tried, requests made up.
 
-    python -m benchmarks.desk.run [--reviewers 20] [--cases 5000] [--minutes 10] [--decisions 2400] [--kills 2]
+    python -m benchmarks.desk.run [--reviewers 20] [--cases 5000] [--minutes 10] [--decisions 2400]
+        [--kills 2] [--fuzz 2800]
     python -m benchmarks.desk.run --quick   # a minute; the figures mean nothing
 
 SIMULATED images of 256 x 256 pixels. Opening a case is asking for the next one, what is known of it, its image and its
@@ -31,7 +32,7 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=10.0)
     parser.add_argument("--decisions", type=int, default=2400, help="that all of them are to make in that time")
     parser.add_argument("--kills", type=int, default=2, help="times that the service is killed and started again")
-    parser.add_argument("--fuzz", type=int, default=2000, help="requests that are made up")
+    parser.add_argument("--fuzz", type=int, default=2800, help="requests that are made up, at most")
     arguments = parser.parse_args()
     if arguments.quick:
         arguments.reviewers, arguments.cases, arguments.minutes, arguments.kills, arguments.fuzz = 4, 100, 0.5, 1, 100

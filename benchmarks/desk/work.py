@@ -42,13 +42,13 @@ def at_work(folder: Path, cases: int, reviewers: int, minutes: float, decisions:
     service = Service(place)
     service.start()
     rights = try_routes(service.address)
-    # The limit on requests of nobody is met above; who comes next is not to wait for it.
-    time.sleep(1)
-    begin_at = time.monotonic()
-    until = begin_at + 60 * minutes
     pause = 60 * minutes * reviewers / decisions
-    people = [Reviewer(f"r{number:02d}", service.address, until, pause) for number in range(reviewers)]
+    people = [Reviewer(f"r{number:02d}", service.address, pause) for number in range(reviewers)]
     for person in people:
+        person.log_in()
+    begin_at = time.monotonic()
+    for person in people:
+        person.until = begin_at + 60 * minutes
         person.start()
     moments = sorted(random.Random(0).uniform(0.3, 0.7) for _ in range(kills))
     memory: list[tuple[float, float]] = []

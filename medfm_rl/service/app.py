@@ -52,7 +52,9 @@ def create_app(
     )
     app.state.desk = desk
     app.state.timings = Timings()
-    app.state.logins = RateLimit(10, 300.0, "attempts to log in")
+    app.state.logins = RateLimit(10, 300.0, "attempts to log in by this name")
+    # A whole department can stand behind one address.
+    app.state.addresses = RateLimit(60, 300.0, "attempts to log in from this address")
     app.state.failures = RateLimit(300, 60.0, "requests of nobody who is logged in")
     app.state.requests = RateLimit(requests_a_minute, 60.0, "requests")
     for part in PARTS:

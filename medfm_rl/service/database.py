@@ -81,7 +81,7 @@ class Database:
             rows = connection.execute(
                 select(table).where(table.c.number > after).order_by(table.c.number).limit(limit)
             ).mappings()
-            return [dict(row) for row in rows]
+            return [{str(name): value for name, value in row.items()} for row in rows]
 
 
 def alone(connection: Connection) -> None:

@@ -84,7 +84,8 @@ def _without_largest(mask: Found) -> Found:
     if count < 2:
         return np.zeros_like(mask)
     sizes = np.bincount(parts.ravel())[1:]
-    return (parts > 0) & (parts != 1 + int(sizes.argmax()))
+    smaller: Found = (parts > 0) & (parts != 1 + int(sizes.argmax()))
+    return smaller
 
 
 def _centres(mask: Found, number: int | None, several: bool, one: bool) -> list[list[int]]:
@@ -93,7 +94,8 @@ def _centres(mask: Found, number: int | None, several: bool, one: bool) -> list[
     parts, count = (mask.astype(int), 1) if one else ndimage.label(mask)
     largest = np.argsort(np.bincount(parts.ravel(), minlength=count + 1)[1:])[::-1][:_MOST_POINTS] + 1
     points = []
-    for centre in ndimage.center_of_mass(mask, parts, largest):
+    centres: Any = ndimage.center_of_mass(mask, parts, largest)
+    for centre in centres:
         plane, row, column = (round(float(value)) for value in centre)
         last = [] if not several else [plane if number is None else number]
         points.append([column, row, *last])

@@ -11,7 +11,6 @@ import json
 import os
 import re
 import signal
-import subprocess
 import sys
 import uuid
 from collections.abc import Mapping
@@ -64,7 +63,7 @@ class Job:
     error: str | None
 
     @classmethod
-    def of_row(cls, row: Mapping[str, Any]) -> Job:
+    def of_row(cls, row: Any) -> Job:
         """The job of a row of the table."""
         fields = {name: row[name] for name in cls.__dataclass_fields__ if name != "arguments"}
         return cls(arguments=json.loads(row["arguments"]), **fields)
@@ -185,17 +184,21 @@ class Jobs:
     def _start(self, job: Job) -> str:
         place = self.folder / job.id
         place.mkdir(parents=True, exist_ok=True)
-        with (place / LOG).open("ab") as log:
-            made = subprocess.Popen(
-                [sys.executable, "-m", "medfm_rl.service.job_process", str(self._store), job.id, str(self.folder)],
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                # A session of its own: what ends the service, or its terminal, does not end the job.
-                start_new_session=True,
-                cwd=Path.cwd(),
-            )
-        return f"{made.pid}:{_birth(made.pid)}"
+        command = [sys.executable, "-m", "medfm_rl.service.job_process", str(self._store), job.id, str(self.folder)]
+        writing = os.O_WRONLY | os.O_CREAT | os.O_APPEND
+        number = os.posix_spawn(
+            sys.executable,
+            command,
+            os.environ,
+            file_actions=[
+                (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
+                (os.POSIX_SPAWN_OPEN, 1, str(place / LOG), writing, 0o644),
+                (os.POSIX_SPAWN_DUP2, 1, 2),
+            ],
+            # A session of its own: what ends the service, or its terminal, does not end the job.
+            setsid=True,
+        )
+        return f"{number}:{_birth(number)}"
 
     def _bury(self) -> None:
         """Records of jobs whose process is gone that they failed."""

@@ -16,11 +16,13 @@ _HEADERS = {
     "Content-Security-Policy": _POLICY,
     "X-Content-Type-Options": "nosniff",
     "X-Frame-Options": "DENY",
-    "Referrer-Policy": "no-referrer",
+    # Without any referrer browsers do not say either where a form comes from.
+    "Referrer-Policy": "same-origin",
     "Cross-Origin-Opener-Policy": "same-origin",
     "Cross-Origin-Resource-Policy": "same-origin",
     "Permissions-Policy": "camera=(), microphone=(), geolocation=()",
 }
+_READS = ("GET", "HEAD", "OPTIONS")
 _HSTS = "max-age=31536000"
 
 
@@ -69,7 +71,7 @@ class Guard:
             await send(message)
 
         headers = Headers(scope=scope)
-        refused = self._refused(headers, secure)
+        refused = self._refused(scope, headers, secure)
         if refused is not None:
             await _answer(send_with_headers, *refused)
             return
@@ -91,15 +93,20 @@ class Guard:
                 raise
             await _answer(send_with_headers, *self._too_large())
 
-    def _refused(self, headers: Headers, secure: bool) -> tuple[int, str, str, str] | None:
-        host = headers.get("host", "").rpartition("@")[2]
-        name = host[: host.index("]") + 1] if host.startswith("[") and "]" in host else host.partition(":")[0]
-        if name.lower() not in self._hosts and "*" not in self._hosts:
+    def _refused(self, scope: Scope, headers: Headers, secure: bool) -> tuple[int, str, str, str] | None:
+        if not self._knows(headers.get("host", "")):
             return (
                 400,
                 "host",
                 "the service is not called by that name",
                 "call it by the address that the command printed, or allow the name (--allow-host)",
+            )
+        if scope["method"] not in _READS and not self._is_own(headers):
+            return (
+                403,
+                "origin",
+                "another site has the browser ask this",
+                "open the desk by the address that the command printed",
             )
         if self._https_only and not secure:
             return (
@@ -112,6 +119,20 @@ class Guard:
         if not (length.isascii() and length.isdigit()):
             return 400, "length", "Content-Length is no number", "send its length in bytes"
         return self._too_large() if int(length) > self._most_body else None
+
+    def _knows(self, host: str) -> bool:
+        """Whether a host, perhaps with a port, is one of the names of the service."""
+        host = host.rpartition("@")[2]
+        name = host[: host.index("]") + 1] if host.startswith("[") and "]" in host else host.partition(":")[0]
+        return name.lower() in self._hosts
+
+    def _is_own(self, headers: Headers) -> bool:
+        """Whether what changes something was not sent by a page of another site; programs name no site."""
+        site = headers.get("sec-fetch-site")
+        if site is not None:
+            return site in ("same-origin", "none")
+        origin = headers.get("origin")
+        return origin is None or self._knows(origin.partition("://")[2])
 
     def _too_large(self) -> tuple[int, str, str, str]:
         return (

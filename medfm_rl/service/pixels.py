@@ -31,8 +31,8 @@ from medfm_rl.types import BACKGROUND, Geometry, LabelMap, LabelSchema
 
 Array = npt.NDArray[Any]
 T = TypeVar("T")
-_MOST_KEPT = 256 << 20
-"""Bytes of arrays that are kept for who asks next."""
+_MOST_KEPT = 64 << 20
+"""Bytes of arrays that are kept: a case is asked for in parts, one soon after the other, and hardly again."""
 _MOST_ORDERED = 5
 """Structures whose integers are found out; of more there are too many orders to try."""
 _DARKEST, _BRIGHTEST = 1.0, 99.0
@@ -307,10 +307,10 @@ class Pixels:
                     self._making.pop(key, None)
             size = size_of(made)
             with self._lock:
-                if size <= _MOST_KEPT:
-                    self._kept[key] = (made, size)
-                    self._size += size
-                while self._size > _MOST_KEPT:
+                self._kept[key] = (made, size)
+                self._size += size
+                # The last one stays, however large it is: the rest of its case is asked for next.
+                while self._size > _MOST_KEPT and len(self._kept) > 1:
                     _, (_, freed) = self._kept.popitem(last=False)
                     self._size -= freed
             return made

@@ -71,9 +71,9 @@ class Scorer:
         Raises:
             DeskError: They do not, or hold links that lead elsewhere.
         """
-        places = [self._allowed(text) for text in (images, masks)]
-        name = hashlib.sha256("\0".join(map(str, places)).encode(errors="surrogateescape")).hexdigest()[:24]
-        return self._score(*places, self._folder / f"path-{name}" / "out")
+        place, beside = self._allowed(images), self._allowed(masks)
+        name = hashlib.sha256(f"{place}\0{beside}".encode(errors="surrogateescape")).hexdigest()[:24]
+        return self._score(place, beside, self._folder / f"path-{name}" / "out")
 
     def close(self) -> None:
         """Ends the process."""
@@ -141,7 +141,8 @@ class Scorer:
     def _end(self) -> None:
         if self._process is not None:
             self._process.kill()
-            self._process.wait()
+            # Waits for it, and closes what led to it.
+            self._process.communicate()
             self._process = None
 
 

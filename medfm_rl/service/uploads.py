@@ -27,7 +27,9 @@ _HEADER: Final = 1 << 20
 _IN_TWO_FILES: Final = (".mhd", ".nhdr")
 
 
-def labels_of_bytes(body: bytes, compressed: bool, picture: Picture, schema: LabelSchema) -> LabelMap:
+def labels_of_bytes(
+    body: bytes, compressed: bool, picture: Picture, schema: LabelSchema, shape: str | None = None
+) -> LabelMap:
     """Class indices `(N, H, W)` as the page sends them: one byte for each pixel of the whole grid.
 
     Args:
@@ -35,11 +37,17 @@ def labels_of_bytes(body: bytes, compressed: bool, picture: Picture, schema: Lab
         compressed: Whether they are packed by gzip.
         picture: The image.
         schema: The structures.
+        shape: Size that the sender says they have, such as `10,48,64`; None where he says none.
 
     Raises:
         DeskError: They are not as many as the grid has pixels, or not those of the structures.
     """
     wanted = int(np.prod(picture.shape))
+    own = ",".join(map(str, picture.shape))
+    if shape is not None and shape.replace(" ", "").removeprefix("1,") != own.removeprefix("1,"):
+        raise _unfit(
+            f"the labels are said to be of size {shape[:40]}, and the image is of {own}", "open the case again"
+        )
     if compressed:
         body = _unpacked(body, wanted)
     if len(body) != wanted:

@@ -61,6 +61,8 @@ class Work:
         self._active: dict[str, dict[str, Decision]] = {}
         self._undone: set[str] = set()
         self._again: dict[str, Item] = {}
+        # By item: those whose decisions are what it asks about again.
+        self._before: dict[str, tuple[str, ...]] = {}
         self._own_entries: set[str] = set()
         self._last_entry = -1
         self._elsewhere: set[str] = set()
@@ -123,14 +125,10 @@ class Work:
             return sorted([*self.catalogue.items.values(), *again], key=lambda item: item.order)
 
     def readings_of(self, item: Item) -> list[Decision]:
-        """What was said of the mask of an item before: of a disagreement both readings."""
+        """What was said of the mask of an item before: of a disagreement all readings."""
         with self._lock:
-            found: list[Decision] = []
-            while item.of is not None:
-                found += self._active.get(item.of, {}).values()
-                before = self.item(item.of)
-                assert before is not None
-                item = before
+            before = self._before.get(item.id, ())
+            found = [decision for name in before for decision in self._active.get(name, {}).values()]
             return sorted(found, key=lambda decision: decision.number)
 
     def readings(self) -> Readings:
@@ -170,7 +168,8 @@ class Work:
         with self._lock:
             found: dict[str, int] = {}
             for decision in self._decisions.values():
-                kinds = {part.kind for part in decision.said} or {"undo" if decision.undoes else "comment"}
+                kinds: set[str] = {part.kind for part in decision.said}
+                kinds = kinds or {"undo" if decision.undoes else "comment"}
                 for kind in kinds:
                     found[kind] = found.get(kind, 0) + 1
             return found
@@ -199,6 +198,7 @@ class Work:
             return
         second = self.catalogue.following(base, "second", "a second reading, by somebody who does not know the first")
         settled = self.catalogue.following(second, "disagreement", "")
+        self._before[second.id], self._before[settled.id] = (base.id,), (base.id, second.id)
         firsts = list(self._active.get(base.id, {}).values())
         seconds = [one for one in self._active.get(second.id, {}).values() if one.reviewer not in _names(firsts)]
         pair = firsts + seconds
@@ -219,12 +219,7 @@ class Work:
         return int.from_bytes(found[:8], "big") / 2**64 < self._share
 
     def _readers(self, item: Item) -> set[str]:
-        found: set[str] = set()
-        before: Item | None = item
-        while before is not None and before.of is not None:
-            found |= self._active.get(before.of, {}).keys()
-            before = self.item(before.of)
-        return found
+        return {reviewer for name in self._before.get(item.id, ()) for reviewer in self._active.get(name, {})}
 
     def _look_elsewhere(self) -> None:
         """Marks what was said of these masks without the desk, as `medfm-rl feedback add` does."""

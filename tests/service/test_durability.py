@@ -47,6 +47,13 @@ def start(folder: DeskFolder, *options: str) -> tuple[subprocess.Popen[str], htt
     return process, httpx.Client(base_url=address[1], headers=headers, timeout=30)
 
 
+def end(process: subprocess.Popen[str], client: httpx.Client) -> None:
+    """Ends a desk as Ctrl-C does."""
+    client.close()
+    process.terminate()
+    process.communicate()
+
+
 def test_a_killed_service_has_lost_nothing_that_it_acknowledged_and_doubled_nothing(tmp_path: Path) -> None:
     folder = make_desk_folder(tmp_path, count=40, volume=False, clip=False)
     process, client = start(folder, "--accepted")
@@ -66,7 +73,8 @@ def test_a_killed_service_has_lost_nothing_that_it_acknowledged_and_doubled_noth
             send(client, item)
         except httpx.TransportError:
             break
-    process.wait()
+    process.communicate()
+    client.close()
     before = dict(acknowledged)
     assert 0 < len(before) <= len(sent)
     with FeedbackStore.open(folder.store) as store:
@@ -76,8 +84,7 @@ def test_a_killed_service_has_lost_nothing_that_it_acknowledged_and_doubled_noth
     process, client = start(folder, "--accepted")
     for item in sent:
         send(client, item)
-    process.terminate()
-    process.wait()
+    end(process, client)
     assert {item: acknowledged[item] for item in before} == before
     with FeedbackStore.open(folder.store) as store:
         history = store.history()
@@ -115,8 +122,7 @@ def test_a_second_desk_at_the_same_port_is_told_so(folder: DeskFolder) -> None:
         text=True,
         check=False,
     )
-    process.terminate()
-    process.wait()
+    end(process, client)
     assert again.returncode == 2
     assert f"--port {port}: another program listens there" in again.stderr
 

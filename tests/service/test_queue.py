@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
@@ -49,6 +50,47 @@ def test_filters_leave_what_they_say(desk: Desk) -> None:
     answer = client.get("/api/v1/queue", params={"offset": 2, "limit": 3}).json()
     assert (len(answer["items"]), answer["total"]) == (3, 8)
     assert answer["left"] == {"audit": 1, "refer": 1, "correct": 4, "compare": 2}
+
+
+def test_proposals_are_an_audit_sample_and_cases_to_learn_from(folder: DeskFolder, tmp_path: Path) -> None:
+    def patient(number: int) -> dict[str, object]:
+        name = f"p{number:04d}_4CH"
+        case = {
+            "case": name,
+            "image_files": [str(folder.images / f"{name}.nii.gz")],
+            "mask_file": str(folder.scores / "masks" / f"{name}.nii.gz"),
+        }
+        return {"patient": f"p{number:04d}", "why": f"reason {number}", "cases": [case]}
+
+    content = {
+        "run": {"model_hash": "c" * 64},
+        "audit": {"patients": [patient(1)]},
+        "informative": {"patients": [patient(4), patient(2)]},
+    }
+    (tmp_path / "proposals.json").write_text(json.dumps(content))
+    only = {"scores": (), "corrections": (), "streams": (), "structures": SCHEMA, "proposals": (tmp_path,)}
+    for more in ({"proposals": (tmp_path,)}, only):
+        client = client_of(open_desk(folder, **more))
+        found = {each["name"]: (each["kind"], each["reason"]) for each in items(client)}
+        assert found["p0001_4CH"] == ("audit", "reason 1")
+        assert [name for name, (kind, _) in found.items() if kind == "learn"] == ["p0004_4CH", "p0002_4CH"]
+        assert client.get(f"/api/v1/cases/{item_of(client, 'learn')}/masks/given").status_code == 200
+    decide(client, item_of(client, "learn"), {"kind": "verdict", "value": "accept"})
+    with FeedbackStore.open(folder.store) as store:
+        (entry,) = store.entries()
+    assert (entry.drawn, entry.model_hash) == ("informative", "c" * 64)
+    with pytest.raises(UserError, match="nothing says which structures"):
+        open_desk(folder, **{**only, "structures": None})
+
+
+def test_of_an_image_that_cannot_be_read_it_can_be_said_that_it_is_unfit(folder: DeskFolder, tmp_path: Path) -> None:
+    copied = copy_of(folder, tmp_path)
+    (copied.images / "p0003_4CH.nii.gz").unlink()
+    client = client_of(open_desk(copied))
+    item = item_of(client, "refer")
+    assert client.get(f"/api/v1/cases/{item}").status_code == 409
+    assert decide(client, item, {"kind": "verdict", "value": "accept"}).status_code == 409
+    assert decide(client, item, {"kind": "unfit"}).status_code == 201
 
 
 def test_accepted_masks_are_shown_on_request(folder: DeskFolder) -> None:
@@ -126,6 +168,38 @@ def test_a_second_reading_is_asked_of_another_and_a_disagreement_of_a_third(fold
     with FeedbackStore.open(folder.store) as store:
         # Two decisions are two entries, and so is the third.
         assert {entry.reviewer for entry in store.entries()} == {"r07", "r08", "chief"}
+
+
+def test_two_who_decided_the_same_item_and_differ_are_a_disagreement_too(folder: DeskFolder) -> None:
+    """Without any second reading: the lease of one ran out, and his decision came after that of the other."""
+    desk = open_desk(folder)
+    make_users(desk, chief="administrator", r07="reviewer", r08="reviewer")
+    for name, value in (("r07", "accept"), ("r08", "reject")):
+        client = logged_in(desk, name)
+        decide(client, item_of(client, "refer"), {"kind": "verdict", "value": value})
+    chief = logged_in(desk, "chief")
+    (apart,) = items(chief, kind="disagreement")
+    assert apart["reason"] == "r07 said accept; r08 said reject"
+    assert chief.get(f"/api/v1/cases/{apart['item']}").status_code == 200
+    assert decide(chief, apart["item"], {"kind": "verdict", "value": "reject"}).status_code == 201
+
+
+def test_what_was_decided_a_moment_ago_is_not_handed_out_again(
+    desk: Desk, folder: DeskFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another process has decided the first item, and this one hears of it only after it has taken the lease."""
+    client = client_of(desk)
+    first, second = (each["item"] for each in items(client)[:2])
+    take_first = desk.leases.take_first
+
+    def late(names: Iterable[str], reviewer: str) -> leases.Lease | None:
+        taken = take_first(names, reviewer)
+        if taken is not None and taken.item == first:
+            decide(client_of(open_desk(folder)), first, {"kind": "cannot_tell"})
+        return taken
+
+    monkeypatch.setattr(type(desk.leases), "take_first", lambda self, *names: late(*names))
+    assert client.post("/api/v1/queue/next").json()["item"] == second
 
 
 def test_who_accepts_agrees_with_who_changed_hardly_anything(folder: DeskFolder) -> None:

@@ -101,6 +101,19 @@ def test_a_change_by_a_session_needs_its_csrf_token(folder: DeskFolder) -> None:
     assert client.post("/api/v1/queue/next", json={}).status_code == 200
 
 
+def test_a_page_of_another_site_changes_nothing_and_logs_nobody_in(folder: DeskFolder) -> None:
+    desk = open_desk(folder)
+    make_users(desk, chief="administrator")
+    client = logged_in(desk, "chief")
+    foreign = [{"Origin": "https://evil.example"}, {"Origin": "null"}, {"Sec-Fetch-Site": "cross-site"}]
+    for headers in foreign:
+        for path, body in (("/login", {"name": "chief", "password": PASSWORD}), ("/api/v1/queue/next", None)):
+            answer = client.post(path, data=body, headers=headers)
+            assert (answer.status_code, answer.json()["error"]["code"]) == (403, "origin")
+    for own in ({"Origin": "http://localhost:8765"}, {"Origin": "null", "Sec-Fetch-Site": "same-origin"}):
+        assert client.post("/api/v1/queue/next", json={}, headers=own).status_code == 200
+
+
 def test_a_login_gives_a_new_session_and_ends_the_one_before(folder: DeskFolder) -> None:
     desk = open_desk(folder)
     make_users(desk, chief="administrator")
@@ -161,7 +174,7 @@ def test_the_last_administrator_stays_one(desk: Desk) -> None:
         desk.access.set_user("chief", "chief", "administrator", None, active=False)
 
 
-def test_guessing_passwords_is_slowed_down_by_name_and_by_address(folder: DeskFolder) -> None:
+def test_guessing_the_password_of_a_name_is_slowed_down(folder: DeskFolder) -> None:
     desk = open_desk(folder)
     make_users(desk, chief="administrator")
     client = client_of(desk, None)

@@ -55,6 +55,7 @@ def test_raw_labels_may_be_packed(referred: tuple[Any, str]) -> None:
         (bytes(10), RAW, 422),
         (bytes(SIZE[0] * SIZE[1] + 1), RAW, 422),
         (b"\xff" * (SIZE[0] * SIZE[1]), RAW, 422),
+        (bytes(SIZE[0] * SIZE[1]), {**RAW, "X-Shape": f"1,{SIZE[1]},{SIZE[0]}"}, 422),
         (gzip.compress(bytes(50_000_000)), {**RAW, "Content-Encoding": "gzip"}, 422),
         (b"no gzip", {**RAW, "Content-Encoding": "gzip"}, 422),
         (gzip.compress(bytes(100))[:-4], {**RAW, "Content-Encoding": "gzip"}, 422),

@@ -134,7 +134,11 @@ async def send_mask(case: str, request: Request, desk: TheDesk, who: Reviewer) -
         body, coding, name = await found.read(), "identity", found.filename or ""
     else:
         raise DeskError(415, "content_type", f"Content-Type {kind or 'is missing'}", f"send {_BYTES}, or a form")
-    return Kept(mask=await run_in_threadpool(_keep, desk, who, item, body, coding == "gzip", name))
+    return Kept(
+        mask=await run_in_threadpool(
+            _keep, desk, who, item, body, coding == "gzip", name, request.headers.get("x-shape")
+        )
+    )
 
 
 @router.get("/{case}/download", responses={200: {"content": {"application/zip": {}}}}, response_class=Response)
@@ -169,11 +173,13 @@ def download(case: str, desk: TheDesk, who: Reviewer, mask: str | None = None) -
     return Response(buffer.getvalue(), media_type="application/zip", headers={"Content-Disposition": header})
 
 
-def _keep(desk: Desk, who: Principal, item: Item, body: bytes, compressed: bool, name: str | None) -> str:
+def _keep(
+    desk: Desk, who: Principal, item: Item, body: bytes, compressed: bool, name: str | None, shape: str | None
+) -> str:
     pixels = desk.showing.pixels
     picture = pixels.picture(item.view)
     if name is None:
-        labels = labels_of_bytes(body, compressed, picture, pixels.schema)
+        labels = labels_of_bytes(body, compressed, picture, pixels.schema, shape)
     else:
         labels = labels_of_file(name, body, picture, pixels.schema, item.view.name)
     sha256 = desk.drafts.keep(item.view.id, labels, who.reviewer)
@@ -207,4 +213,4 @@ def _array(request: Request, values: Array, content: str) -> Response:
 
 
 def _tag(content: str, values: Array) -> str:
-    return f"{crc32(content.encode()):08x}{crc32(np.ascontiguousarray(values)):08x}"
+    return f"{crc32(content.encode()):08x}{crc32(np.ascontiguousarray(values).data):08x}"

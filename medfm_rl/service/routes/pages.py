@@ -78,16 +78,20 @@ def log_out(
 
 
 def _enter(request: Request, start: Any, who: str) -> Response:
-    failures: RateLimit = request.app.state.logins
-    keys = (f"client {client_of(request)}", f"name {who}")
+    limits: list[tuple[RateLimit, str]] = [
+        (request.app.state.addresses, client_of(request)),
+        (request.app.state.logins, who),
+    ]
     try:
-        for key in keys:
-            failures.use(key)
+        for limit, key in limits:
+            limit.use(key)
         session = start()
     except DeskError as error:
+        if error.status == 401:
+            desk_of(request).database.note("nobody", "login refused", client=client_of(request))
         return _form(request, error)
-    for key in keys:
-        failures.give_back(key)
+    for limit, key in limits:
+        limit.give_back(key)
     before = request.cookies.get(COOKIE)
     if before:
         # A session that somebody else may know of does not become that of who logs in.

@@ -141,13 +141,19 @@ def next_item(desk: TheDesk, who: Reviewer, wanted: NextOf | None = None) -> Any
     items = desk.work.items(who.reviewer, who.may("lead"))
     names = [item.id for item in items]
     begin = names.index(asked.after) + 1 if asked.after in names else 0
-    candidates = (
-        item.id
-        for item in items[begin:]
-        if (not asked.kinds or item.kind in asked.kinds) and not desk.work.is_done(item)
-    )
-    found = desk.leases.take_first(candidates, who.reviewer)
-    return Response(status_code=204) if found is None else _leased(desk, found)
+    while True:
+        candidates = (
+            item.id
+            for item in items[begin:]
+            if (not asked.kinds or item.kind in asked.kinds) and not desk.work.is_done(item)
+        )
+        found = desk.leases.take_first(candidates, who.reviewer)
+        if found is None:
+            return Response(status_code=204)
+        # Whoever had it until a moment ago may have decided it; from the lease on nobody can.
+        desk.work.refresh()
+        if not desk.work.is_done(desk.item(found.item)):
+            return _leased(desk, found)
 
 
 @router.post("/items/{item}/lease", response_model=Leased)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 from fastapi import APIRouter, File, Form, Response, UploadFile
 from pydantic import BaseModel, ConfigDict, Field
@@ -14,7 +14,9 @@ from medfm_rl.service.scorer import Scorer
 
 router = APIRouter(prefix="/api/v1/score", tags=["scoring"], responses={**ERRORS, 503: ERRORS[422]})
 _LONGEST_PATH = 4096
-_JSON = {200: {"description": "scores.json", "content": {"application/json": {"schema": {"type": "object"}}}}}
+_JSON: dict[int | str, dict[str, Any]] = {
+    200: {"description": "scores.json", "content": {"application/json": {"schema": {"type": "object"}}}}
+}
 
 
 class Places(BaseModel):

@@ -19,13 +19,8 @@ export class Refused extends Error {
 /** No answer at all: whether the request arrived is not known. */
 export class Unreachable extends Error {}
 
-/** @type {string} */
+/** What `/me` gave; every request that changes something shows it. */
 let csrf = "";
-
-/** @param {string} value the token that `/me` gave */
-export function rememberCsrf(value) {
-  csrf = value;
-}
 
 /**
  * @param {Response} response
@@ -103,7 +98,7 @@ async function json(path, method = "GET", body = undefined, headers = {}) {
 /** @returns {Promise<import("./types.js").Me>} */
 export async function me() {
   const answer = await json("/me");
-  rememberCsrf(answer.csrf);
+  csrf = answer.csrf;
   return answer;
 }
 
@@ -212,10 +207,11 @@ export async function uploadMask(id, file) {
 
 /**
  * @param {string} id case
+ * @param {string|null} mask that is spoken of, if any
  * @returns {string} address of image and mask together
  */
-export function downloadAddress(id) {
-  return `/api/v1/cases/${encodeURIComponent(id)}/download`;
+export function downloadAddress(id, mask) {
+  return `/api/v1/cases/${encodeURIComponent(id)}/download${mask ? `?mask=${encodeURIComponent(mask)}` : ""}`;
 }
 
 /**
@@ -247,17 +243,9 @@ export function learn() {
   return json("/learn");
 }
 
-/** @returns {Promise<{jobs: import("./types.js").Job[]}>} */
+/** @returns {Promise<import("./types.js").Job[]>} the newest first */
 export function jobs() {
   return json("/jobs");
-}
-
-/**
- * @param {string} job
- * @returns {Promise<import("./types.js").Job>}
- */
-export function job(job) {
-  return json(`/jobs/${encodeURIComponent(job)}`);
 }
 
 /**

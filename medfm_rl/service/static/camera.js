@@ -1,6 +1,6 @@
 /** Where one looks in a plane: how far it is enlarged, and which part is in the middle. Views of the same plane share one. */
 
-export const CLOSEST = 40;
+const CLOSEST = 40;
 
 export class Camera {
   constructor() {

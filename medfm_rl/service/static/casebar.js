@@ -1,6 +1,5 @@
 /** The bar above the picture: which case is open, and why; and what is said where none is. */
 
-import { downloadAddress } from "./api.js";
 import { byId } from "./find.js";
 import { KINDS } from "./queue.js";
 
@@ -10,6 +9,7 @@ import { KINDS } from "./queue.js";
  * @param {string} reason
  */
 export function showCase(answer, kind, reason) {
+  byId("nothing", HTMLElement).hidden = true;
   const name = byId("case-name", HTMLElement);
   name.textContent = answer.name;
   const tag = byId("case-kind", HTMLElement);
@@ -17,16 +17,19 @@ export function showCase(answer, kind, reason) {
   tag.hidden = kind === "";
   byId("case-simulated", HTMLElement).hidden = !answer.simulated;
   byId("case-reason", HTMLElement).textContent = reason;
-  byId("download", HTMLAnchorElement).href = downloadAddress(answer.case);
   document.title = `${answer.name} · medfm-rl desk`;
   // A screen reader begins to read here.
   name.focus({ preventScroll: true });
 }
 
-/** @param {string} name of a case that is on its way */
+/**
+ * The name above the picture stays that of the picture until the new one is there.
+ *
+ * @param {string} name of a case that is on its way
+ */
 export function showComing(name) {
-  byId("nothing", HTMLElement).hidden = true;
-  byId("case-name", HTMLElement).textContent = name;
+  byId("nothing-text", HTMLElement).textContent = `Opening ${name}…`;
+  byId("start", HTMLElement).hidden = true;
 }
 
 /**

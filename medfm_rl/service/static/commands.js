@@ -17,7 +17,7 @@ export function commands(desk) {
   const table = {
     next: () => void desk.next(),
     back: () => void desk.back(),
-    "take-back": () => void desk.takeBack(),
+    "take-back": () => void desk.deciding.takeBack(),
     comment: () => desk.panel.comment.focus(),
     grade: (key) => desk.panel.setGrade(Number(key.slice(-1))),
     "correct-a": () => choose(desk, "a"),
@@ -59,7 +59,7 @@ export function commands(desk) {
     help: () => desk.help.show(),
   };
   for (const tool of /** @type {const} */ (["look", "window", "brush", "eraser", "fill", "polygon"])) table[tool] = () => bench.choose(tool);
-  for (const decision of DECISIONS) table[decision] = () => void desk.decide(decision);
+  for (const decision of DECISIONS) table[decision] = () => void desk.deciding.decide(decision);
   return (id, key) => table[id]?.(key);
 }
 

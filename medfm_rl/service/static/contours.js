@@ -16,20 +16,44 @@ const INSIDE = [
   [[3, 2, 7]], [[4, 0, 2, 7]], [[0, 5, 1], [3, 2, 7]], [[4, 5, 1, 2, 7]], [[3, 1, 6, 7]], [[4, 0, 1, 6, 7]], [[0, 5, 6, 7, 3]], [[4, 5, 6, 7]],
 ];
 
+/** @typedef {{left: number, top: number, right: number, bottom: number}} Box pixels, both ends belong to it */
+
 /**
  * @param {Uint8Array} labels of one slice, row by row
  * @param {number} width
- * @param {number} height
+ * @returns {Map<number, Box>} where each label lies; outlines need not look anywhere else
+ */
+export function boxes(labels, width) {
+  /** @type {Map<number, Box>} */
+  const found = new Map();
+  for (let place = 0, u = 0, v = 0; place < labels.length; place++, u++) {
+    if (u === width) [u, v] = [0, v + 1];
+    const label = labels[place];
+    if (label === 0) continue;
+    const box = found.get(label);
+    if (!box) found.set(label, { left: u, top: v, right: u, bottom: v });
+    else {
+      if (u < box.left) box.left = u;
+      if (u > box.right) box.right = u;
+      box.bottom = v;
+    }
+  }
+  return found;
+}
+
+/**
+ * @param {Uint8Array} labels of one slice, row by row
+ * @param {number} width
  * @param {number} structure
+ * @param {Box} box of the structure
  * @returns {number[]} u1, v1, u2, v2 of each segment; the middle of the first pixel is (0.5, 0.5)
  */
-export function segments(labels, width, height, structure) {
+export function segments(labels, width, structure, box) {
   /** @type {number[]} */
   const found = [];
-  for (let v = -1; v < height; v++) {
-    for (let u = -1; u < width; u++) {
-      const ends = SEGMENTS[cellAt(labels, width, height, structure, u, v)];
-      for (const end of ends) found.push(u + 0.5 + CORNERS[end][0], v + 0.5 + CORNERS[end][1]);
+  for (let v = box.top - 1; v <= box.bottom; v++) {
+    for (let u = box.left - 1; u <= box.right; u++) {
+      for (const end of SEGMENTS[cellAt(labels, width, structure, u, v)]) found.push(u + 0.5 + CORNERS[end][0], v + 0.5 + CORNERS[end][1]);
     }
   }
   return found;
@@ -40,19 +64,19 @@ export function segments(labels, width, height, structure) {
  *
  * @param {Uint8Array} labels of one slice, row by row
  * @param {number} width
- * @param {number} height
  * @param {number} structure
+ * @param {Box} box of the structure
  * @returns {number[][]} polygons, u and v of each corner; the middle of the first pixel is (0.5, 0.5)
  */
-export function polygons(labels, width, height, structure) {
+export function polygons(labels, width, structure, box) {
   /** @type {number[][]} */
   const found = [];
-  for (let v = -1; v < height; v++) {
-    for (let u = -1; u < width; u++) {
-      const kind = cellAt(labels, width, height, structure, u, v);
+  for (let v = box.top - 1; v <= box.bottom; v++) {
+    for (let u = box.left - 1; u <= box.right; u++) {
+      const kind = cellAt(labels, width, structure, u, v);
       if (kind === 0) continue;
       let end = u;
-      if (kind === 15) while (cellAt(labels, width, height, structure, end + 1, v) === 15) end++;
+      if (kind === 15) while (cellAt(labels, width, structure, end + 1, v) === 15) end++;
       for (const corners of INSIDE[kind]) {
         found.push(corners.flatMap((corner) => [u + 0.5 + CORNERS[corner][0] * (end - u + 1), v + 0.5 + CORNERS[corner][1]]));
       }
@@ -65,16 +89,21 @@ export function polygons(labels, width, height, structure) {
 /**
  * @param {Uint8Array} labels
  * @param {number} width
- * @param {number} height
  * @param {number} structure
  * @param {number} u column of the pixel at the top left
  * @param {number} v its row
  * @returns {number} which of the four pixels belong to the structure
  */
-function cellAt(labels, width, height, structure, u, v) {
-  const at = (/** @type {number} */ x, /** @type {number} */ y) =>
-    Number(x >= 0 && y >= 0 && x < width && y < height && labels[y * width + x] === structure);
-  return at(u, v) + 2 * at(u + 1, v) + 4 * at(u + 1, v + 1) + 8 * at(u, v + 1);
+function cellAt(labels, width, structure, u, v) {
+  const place = v * width + u;
+  const [left, right] = [u >= 0, u + 1 < width];
+  // Rows above and below hold undefined, which is no label.
+  let kind = 0;
+  if (left && labels[place] === structure) kind += 1;
+  if (right && labels[place + 1] === structure) kind += 2;
+  if (right && labels[place + width + 1] === structure) kind += 4;
+  if (left && labels[place + width] === structure) kind += 8;
+  return kind;
 }
 
 /**

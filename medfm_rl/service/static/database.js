@@ -47,11 +47,31 @@ async function transact(shelf, mode, use) {
   });
 }
 
+/** Where this browser stores nothing: what would be kept, for as long as the page is open. */
+const memory = { drafts: new Map(), outbox: new Map() };
+let stores = true;
+
+/**
+ * Has to be called first.
+ *
+ * @returns {Promise<string>} why this browser stores nothing; empty where it does
+ */
+export async function whyNothingIsKept() {
+  try {
+    await open();
+    return "";
+  } catch (error) {
+    stores = false;
+    return error instanceof Error ? error.message : String(error);
+  }
+}
+
 /**
  * @param {Shelf} shelf
  * @param {{id: string}} thing
  */
 export async function keep(shelf, thing) {
+  if (!stores) return void memory[shelf].set(thing.id, thing);
   await transact(shelf, "readwrite", (store) => store.put(thing));
 }
 
@@ -60,16 +80,16 @@ export async function keep(shelf, thing) {
  * @param {string} id
  * @returns {Promise<any>} undefined where there is none
  */
-export function find(shelf, id) {
-  return transact(shelf, "readonly", (store) => store.get(id));
+export async function find(shelf, id) {
+  return stores ? transact(shelf, "readonly", (store) => store.get(id)) : memory[shelf].get(id);
 }
 
 /**
  * @param {Shelf} shelf
  * @returns {Promise<any[]>}
  */
-export function all(shelf) {
-  return transact(shelf, "readonly", (store) => store.getAll());
+export async function all(shelf) {
+  return stores ? transact(shelf, "readonly", (store) => store.getAll()) : [...memory[shelf].values()];
 }
 
 /**
@@ -77,5 +97,6 @@ export function all(shelf) {
  * @param {string} id
  */
 export async function drop(shelf, id) {
+  if (!stores) return void memory[shelf].delete(id);
   await transact(shelf, "readwrite", (store) => store.delete(id));
 }

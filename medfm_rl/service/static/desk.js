@@ -3,6 +3,8 @@
 import * as api from "./api.js";
 import { showCase, showComing, showNone } from "./casebar.js";
 import { commands } from "./commands.js";
+import { whyNothingIsKept } from "./database.js";
+import { Deciding } from "./deciding.js";
 import { Drafts } from "./drafts.js";
 import { editable } from "./editable.js";
 import { EditSession } from "./editing.js";
@@ -13,19 +15,19 @@ import { LeaseKeeper } from "./leases.js";
 import { load } from "./loading.js";
 import { Messages, wordsOf } from "./messages.js";
 import { offerDraft, offerDrafts } from "./offers.js";
-import { Outbox, letterOf } from "./outbox.js";
 import { Panel } from "./panel.js";
 import { Queue } from "./queue.js";
 import { Scene } from "./scene.js";
 import { masksToShow } from "./showing.js";
 import { Stopwatch } from "./stopwatch.js";
-import { Unsent } from "./unsent.js";
 import { showVisitor } from "./visitor.js";
 import { Workbench } from "./workbench.js";
 
 /** @typedef {{item: string, case: string, name: string, kind: string, lease: string}} Work */
 
 const AGAIN_MS = 3000;
+/** Others decide too: so often the list is brought up to date. */
+const REFRESH_MS = 30000;
 
 export class Desk {
   /** @param {import("./types.js").Me} me */
@@ -37,26 +39,16 @@ export class Desk {
     this.work = null;
     /** @type {Work[]} cases that were open before */
     this.before = [];
-    /** @type {{entries: string[], work: Work}|null} */
-    this.last = null;
     this.busy = false;
     this.waiting = false;
+    /** Whether the person was told so. */
+    this.unreachable = false;
     /** @type {AbortController} */
     this.coming = new AbortController();
-    this.outbox = new Outbox(me.reviewer, {
-      changed: (letters) => this.unsent?.show(letters),
-      saved: (letter, entries) => this.#savedLater(letter, entries),
-      refused: (letter, error) => this.messages.warn(`NOT saved: ${letter.name}, ${letter.words}. ${wordsOf(error)} It is kept under "not saved yet".`),
-    });
-    this.unsent = new Unsent({
-      retry: (id) => void this.outbox.retry(id),
-      discard: (id) => void this.outbox.discard(id),
-      sendAll: () => void this.outbox.sendAll(),
-      trouble: () => this.outbox.trouble,
-    });
+    this.deciding = new Deciding(this, me.reviewer);
     this.drafts = new Drafts(me.reviewer, (problem) => this.messages.warn(problem));
     this.leases = new LeaseKeeper(me.lease_seconds, () => this.stopwatch.idle, (problem) => this.messages.warn(problem));
-    this.queue = new Queue((item) => void this.openItem(item.item), (error) => this.failed(error));
+    this.queue = new Queue((item) => void this.openItem(item.item), (error) => this.failed(error), () => this.#reached());
     this.workbench = new Workbench({
       session: (view) => this.#session(view),
       edited: () => this.#edited(),
@@ -68,7 +60,7 @@ export class Desk {
         this.workbench.scene?.changed();
         this.workbench.drawChart();
       },
-      look: (point) => this.workbench.look(point),
+      look: (fault) => this.#look(fault),
       doubt: (point) => void this.#doubt(point),
     });
     this.run = commands(this);
@@ -78,14 +70,17 @@ export class Desk {
 
   async start() {
     this.workbench.reflect();
-    try {
-      await this.outbox.load();
-    } catch (error) {
-      this.messages.warn(`This browser keeps nothing (${wordsOf(error)}): a decision that cannot be sent at once is lost. Allow this site to store data.`);
-    }
+    const problem = await whyNothingIsKept();
+    await this.deciding.outbox.load();
     await this.queue.load();
+    setInterval(() => {
+      if (document.visibilityState === "visible") void this.queue.refresh();
+    }, REFRESH_MS);
     offerDrafts(await this.drafts.mine(), (item) => void this.openItem(item));
     await this.next();
+    if (problem) {
+      this.messages.warn(`This browser stores nothing (${problem}): what is not saved is lost when the page is closed. Allow this address to store data.`);
+    }
   }
 
   /** Opens the case that is next in the order of the queue. */
@@ -109,50 +104,6 @@ export class Desk {
     await this.#open(() => api.leaseItem(item), remember);
   }
 
-  /** @param {string} action */
-  async decide(action) {
-    const { work, workbench } = this;
-    if (!work || !workbench.scene || this.busy) return;
-    const answer = this.panel.answer(action);
-    if (typeof answer === "string") return this.messages.say(answer);
-    workbench.tools.up();
-    const session = answer.edited ? workbench.session : undefined;
-    await this.#send(work, answer, session ? { labels: session.labels.slice(), shape: [...session.grid.size].reverse() } : null);
-  }
-
-  /** @param {File} file a mask that was corrected elsewhere */
-  async upload(file) {
-    const { work } = this;
-    if (!work || this.busy) return;
-    if (this.panel.comparing) return this.messages.say("Choose A or B first; the upload is the better one, corrected.");
-    this.messages.say(`Uploading ${file.name}…`);
-    try {
-      const mask = await api.uploadMask(work.case, file);
-      /** @type {import("./types.js").Decision[]} */
-      const decisions = this.panel.chosen ? [{ kind: "preference", value: this.panel.chosen }] : [];
-      decisions.push({ kind: "mask", mask, ...(this.panel.subject ? { replaces: this.panel.subject } : {}) });
-      if (confirm(`${file.name} fits the image. Save it as the corrected mask of ${work.name}?`)) {
-        await this.#send(work, { decisions, words: "corrected mask, uploaded" }, null);
-      }
-    } catch (error) {
-      this.failed(error);
-    }
-  }
-
-  async takeBack() {
-    const { last } = this;
-    if (!last) return this.messages.say("There is no decision of this visit to take back.");
-    try {
-      await api.undoDecision(last.entries[0]);
-      this.#remember(null);
-      this.messages.say(`Taken back: the decision on ${last.work.name}. The case is open again.`);
-      await this.openItem(last.work.item);
-      void this.queue.load();
-    } catch (error) {
-      this.failed(error);
-    }
-  }
-
   /** @param {number} value */
   selectStructure(value) {
     const scene = this.workbench.scene;
@@ -167,7 +118,13 @@ export class Desk {
   async #doubt(point) {
     const { scene } = this.workbench;
     if (scene && !scene.rewardsShown) this.run("rewards", "");
-    this.workbench.look(point);
+    this.workbench.look(point, null);
+  }
+
+  /** @param {number} fault number of a failed rule */
+  #look(fault) {
+    const rule = this.workbench.scene?.faults[fault];
+    if (rule) this.workbench.look(rule.points[0], fault);
   }
 
   /** @param {unknown} error */
@@ -176,8 +133,14 @@ export class Desk {
     if (error instanceof api.Refused && error.status === 401) {
       return this.messages.warn("You are signed out. Sign in again in another tab, then go on here: what you did is still on this page.");
     }
+    this.unreachable ||= error instanceof api.Unreachable;
     this.messages.warn(wordsOf(error));
     if (!(error instanceof api.Refused) && !(error instanceof api.Unreachable)) throw error;
+  }
+
+  #reached() {
+    if (this.unreachable && !this.waiting) this.messages.calmDown();
+    this.unreachable = false;
   }
 
   /**
@@ -194,6 +157,7 @@ export class Desk {
       const left = this.work;
       if (left && lease?.item !== left.item) {
         if (remember) this.before.push(left);
+        if (this.workbench.session?.changed) this.messages.say(`Your edit of ${left.name} is not saved; this browser keeps it, and offers it when you open the case again.`);
         void this.leases.giveBack();
       }
       if (lease) await this.#show(lease);
@@ -214,7 +178,7 @@ export class Desk {
     const listed = this.queue.items.find((one) => one.item === lease.item);
     const kind = lease.kind ?? listed?.kind ?? "";
     this.leases.hold(lease);
-    showComing(lease.name ?? listed?.name ?? "Opening…");
+    showComing(lease.name ?? listed?.name ?? "the case");
     /** @type {(open: import("./loading.js").OpenCase) => void} */
     let opened = () => {};
     const shown = new Promise((/** @type {(value: void) => void} */ resolve) => {
@@ -234,7 +198,10 @@ export class Desk {
         scene.changed();
       }
     };
-    const all = load(lease.case, lease.item, { opened, progress }, signal);
+    const all = load(lease.case, lease.item, { opened, progress }, signal).catch((error) => {
+      if (!(error instanceof api.Refused) || this.work?.item === lease.item) throw error;
+      this.#broken({ item: lease.item, case: lease.case, name: lease.name ?? listed?.name ?? lease.case, kind, lease: lease.lease }, error);
+    });
     const whole = all.then(() => {
       if (!signal.aborted) this.workbench.ready();
     });
@@ -261,6 +228,21 @@ export class Desk {
     void this.#offerDraft(work, scene);
   }
 
+  /**
+   * A case whose image or mask cannot be read: the person can set it aside, and the queue goes on.
+   *
+   * @param {Work} work
+   * @param {api.Refused} problem
+   */
+  #broken(work, problem) {
+    this.work = work;
+    this.workbench.close();
+    showNone(`${work.name} cannot be shown. ${wordsOf(problem)}`, false);
+    this.panel.showBroken();
+    this.queue.mark(work.item);
+    this.stopwatch.restart();
+  }
+
   /** @param {string} text */
   #nothing(text) {
     this.coming.abort();
@@ -274,73 +256,14 @@ export class Desk {
 
   /** The desk does not answer: say so, and try again until it does. */
   #lost() {
-    const text = "The desk cannot be reached. Trying again until it answers; what you decided is kept in this browser.";
+    const text = `The desk cannot be reached. ${this.work ? "Try again in a moment" : "Trying again until it answers"}; what you decided is kept in this browser.`;
     if (!this.work) this.#nothing(text);
     this.messages.warn(text);
-    this.waiting = true;
+    // Who works on a case is not taken away from it when the connection comes back.
+    this.waiting = !this.work;
     setTimeout(() => {
       if (this.waiting) void this.next();
     }, AGAIN_MS);
-  }
-
-  /**
-   * @param {Work} work
-   * @param {{decisions: import("./types.js").Decision[], words: string}} answer
-   * @param {{labels: Uint8Array, shape: number[]}|null} mask of the last mask decision
-   */
-  async #send(work, answer, mask) {
-    this.busy = true;
-    this.stopwatch.touch();
-    const comment = this.panel.comment.value.trim();
-    const place = answer.decisions.findIndex((decision) => decision.kind === "mask");
-    const letter = letterOf(this.outbox.reviewer, work, answer.words, {
-      lease: this.leases.held?.lease ?? work.lease,
-      seconds: this.stopwatch.seconds,
-      decisions: answer.decisions,
-      ...(comment ? { comment } : {}),
-    }, mask ? { ...mask, place } : null);
-    try {
-      const outcome = await this.outbox.submit(letter);
-      this.busy = false;
-      if (outcome.state === "refused") return this.failed(outcome.error);
-      this.leases.ended();
-      this.before.push(work);
-      this.work = null;
-      if (outcome.state === "saved") await this.#saved(letter, work, outcome.entries);
-      else this.messages.say(`NOT saved yet: ${letter.name}, ${letter.words}. It is kept in this browser and sent when the desk answers.`);
-      await this.next();
-      void this.queue.load();
-    } finally {
-      this.busy = false;
-    }
-  }
-
-  /**
-   * @param {import("./outbox.js").Letter} letter
-   * @param {Work} work
-   * @param {string[]} entries
-   */
-  async #saved(letter, work, entries) {
-    await this.drafts.forget(letter.item);
-    this.#remember({ entries, work });
-    this.messages.say(`Saved: ${letter.name}, ${letter.words}.`, { label: "Take back", run: () => void this.takeBack() });
-  }
-
-  /**
-   * @param {import("./outbox.js").Letter} letter
-   * @param {string[]} entries
-   */
-  async #savedLater(letter, entries) {
-    await this.#saved(letter, { item: letter.item, case: letter.case, name: letter.name, kind: "", lease: "" }, entries);
-    if (this.outbox.letters.length === 0) this.messages.calmDown();
-    void this.queue.load();
-    if (this.waiting && !this.busy) await this.next();
-  }
-
-  /** @param {{entries: string[], work: Work}|null} last decision, as far as it can be taken back */
-  #remember(last) {
-    this.last = last;
-    byId("take-back", HTMLButtonElement).disabled = last === null;
   }
 
   /**
@@ -402,7 +325,7 @@ export class Desk {
     upload.addEventListener("change", () => {
       const file = upload.files?.[0];
       upload.value = "";
-      if (file) void this.upload(file);
+      if (file) void this.deciding.upload(file);
     });
     this.panel.comment.addEventListener("keydown", (event) => {
       if (event.key === "Escape") this.panel.comment.blur();
@@ -419,7 +342,7 @@ export class Desk {
   async #mayLeave() {
     await this.drafts.flush();
     await this.leases.giveBack();
-    const count = this.outbox.letters.length;
+    const count = this.deciding.outbox.letters.length;
     return count === 0 || confirm(`${count} decisions are not saved yet. They stay in this browser until you sign in again. Sign out?`);
   }
 

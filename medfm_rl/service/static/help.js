@@ -30,7 +30,7 @@ function section(group) {
   const list = make("dl", "");
   for (const action of ACTIONS.filter((one) => one.group === group)) {
     const term = make("dt", "");
-    const ends = action.keys.length > 3 ? [action.keys[0], action.keys[action.keys.length - 1]] : action.keys;
+    const ends = action.keys.length > 3 ? [action.keys[0], action.keys[action.keys.length - 1]] : action.keys.slice(0, 2);
     ends.forEach((key, place) => {
       if (place > 0) term.append(action.keys.length > 3 ? " to " : " or ");
       term.append(make("kbd", "", written(key)));

@@ -2,7 +2,7 @@
 
 import * as api from "./api.js";
 import { byId, make } from "./find.js";
-import { Messages, button, wordsOf } from "./messages.js";
+import { Messages, button, sentence, wordsOf } from "./messages.js";
 import { showVisitor } from "./visitor.js";
 
 const EVERY_MS = 2000;
@@ -52,6 +52,7 @@ function showLearn({ store, next, ...rest }) {
     return row;
   });
   byId("entries", HTMLTableElement).tBodies[0].replaceChildren(...rows);
+  byId("entries", HTMLTableElement).hidden = rows.length === 0;
   showFigures(byId("use", HTMLElement), [
     ["patients", next.patients],
     ["cases", next.cases],
@@ -75,21 +76,24 @@ function showJobs(jobs) {
   byId("no-jobs", HTMLElement).hidden = jobs.length > 0;
   const list = byId("jobs", HTMLElement);
   const focused = document.activeElement instanceof HTMLElement && list.contains(document.activeElement) ? document.activeElement.dataset.focus : undefined;
-  list.replaceChildren(...jobs.map(jobRow));
+  list.replaceChildren(...jobs.map((job) => jobRow(job, jobs)));
   for (const one of list.querySelectorAll("[data-focus]")) if (one instanceof HTMLElement && one.dataset.focus === focused) one.focus();
 }
 
-/** @param {import("./types.js").Job} job */
-function jobRow(job) {
+/**
+ * @param {import("./types.js").Job} job
+ * @param {import("./types.js").Job[]} all
+ */
+function jobRow(job, all) {
   const row = make("li", "job card");
   const head = make("div", "job-head");
   head.append(make("h3", "", job.kind === "compare" ? "Comparison of old and new" : "Adaptation"), make("span", `tag job-${job.state}`, STATES[job.state] ?? job.state));
   if (job.started) head.append(make("span", "quiet", `started ${new Date(job.started).toLocaleString()}`));
   row.append(head);
   if (RUNNING.includes(job.state)) row.append(...progressOf(job));
-  if (job.error) row.append(make("p", "problem", `${job.error.message} ${job.error.remedy}`.trim()));
+  if (job.error) row.append(make("p", "problem", sentence(job.error.message, job.error.remedy)));
   if (job.comparison) row.append(...comparisonOf(job.comparison));
-  row.append(rowOfButtons(job));
+  row.append(rowOfButtons(job, all.some((other) => other.of === job.job && [...RUNNING, "done"].includes(other.state))));
   if (job.log.length) row.append(logOf(job));
   return row;
 }
@@ -104,15 +108,18 @@ function progressOf(job) {
   return [bar, make("p", "quiet", [share, job.step].filter(Boolean).join(" · "))];
 }
 
-/** @param {import("./types.js").Job} job */
-function rowOfButtons(job) {
+/**
+ * @param {import("./types.js").Job} job
+ * @param {boolean} compared whether it is, or will be
+ */
+function rowOfButtons(job, compared) {
   const row = make("p", "row");
   if (job.report) {
     const link = make("a", "button", "Open the report");
     link.href = job.report;
     row.append(link);
   }
-  if (job.kind === "adapt" && job.state === "done" && !job.comparison) {
+  if (job.kind === "adapt" && job.state === "done" && !compared) {
     row.append(named(button("Compare old and new", () => void start({ kind: "compare", job: job.job })), `compare-${job.job}`));
   }
   if (RUNNING.includes(job.state)) row.append(named(button("Stop", () => void stop(job.job)), `stop-${job.job}`));
@@ -175,7 +182,7 @@ async function start(wish) {
 
 /** @param {string} job */
 async function stop(job) {
-  if (!confirm("Stop this job? What it finished stays, and the next one goes on from there.")) return;
+  if (!confirm("Stop this job? What it made so far stays in its folder.")) return;
   try {
     await api.stopJob(job);
     messages.say("The job is being stopped.");
@@ -187,7 +194,7 @@ async function stop(job) {
 
 async function refresh() {
   try {
-    const [answer, { jobs }] = await Promise.all([api.learn(), api.jobs()]);
+    const [answer, jobs] = await Promise.all([api.learn(), api.jobs()]);
     showLearn(answer);
     showJobs(jobs);
     messages.calmDown();

@@ -15,7 +15,7 @@ import { openCase, rawArray } from "./api.js";
 import { gridOf } from "./grid.js";
 import { valuesOf } from "./level.js";
 
-const PIECE_BYTES = 4 * 1024 * 1024;
+const PIECE_BYTES = 16 * 1024 * 1024;
 /** @type {Record<string, number>} */
 const BYTES = { uint8: 1, int16: 2, float32: 4 };
 

@@ -73,8 +73,17 @@ export function button(label, run) {
  */
 export function wordsOf(error) {
   if (error instanceof Error) {
-    const remedy = "remedy" in error && typeof error.remedy === "string" ? error.remedy : "";
-    return `${error.message} ${remedy}`.trim();
+    return sentence(error.message, "remedy" in error && typeof error.remedy === "string" ? error.remedy : "");
   }
   return String(error);
+}
+
+/**
+ * @param {string} fault
+ * @param {string} remedy
+ * @returns {string} both, as a person would say it
+ */
+export function sentence(fault, remedy) {
+  const first = fault.charAt(0).toUpperCase() + fault.slice(1);
+  return remedy ? `${first}${/[.!?]$/.test(first) ? "" : ";"} ${remedy}` : first;
 }

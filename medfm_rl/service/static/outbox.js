@@ -19,6 +19,7 @@
 
 import { Refused, Unreachable, leaseItem, sendDecision, sendMask } from "./api.js";
 import { all, drop, keep } from "./database.js";
+import { sentence } from "./messages.js";
 
 const [FIRST_PAUSE_MS, LONGEST_PAUSE_MS] = [1000, 30000];
 
@@ -26,7 +27,7 @@ const [FIRST_PAUSE_MS, LONGEST_PAUSE_MS] = [1000, 30000];
  * @param {unknown} error
  * @returns {boolean} whether the same request can succeed later
  */
-export function passes(error) {
+function passes(error) {
   if (error instanceof Unreachable) return true;
   return error instanceof Refused && ([401, 408, 429].includes(error.status) || error.status >= 500);
 }
@@ -106,7 +107,7 @@ export class Outbox {
         } catch (error) {
           if (passes(error)) return this.#waitBecause(/** @type {Error} */ (error));
           if (!(error instanceof Refused)) throw error;
-          letter.problem = `${error.message} ${error.remedy}`.trim();
+          letter.problem = sentence(error.message, error.remedy);
           await keep("outbox", letter);
           this.tell.changed(this.letters);
           this.tell.refused(letter, error);

@@ -1,5 +1,6 @@
 /** The panel of decisions: what the person says of a case, as the service takes it. */
 
+import { downloadAddress } from "./api.js";
 import { byId, make } from "./find.js";
 import { StructureList } from "./structures.js";
 
@@ -12,10 +13,11 @@ const DOUBTFUL = 0.5;
  */
 
 export class Panel {
-  /** @param {{chosen: (value: number) => void, shown: () => void, look: (point: number[]) => void, doubt: (point: number[]) => void}} tell */
+  /** @param {{chosen: (value: number) => void, shown: () => void, look: (fault: number) => void, doubt: (point: number[]) => void}} tell */
   constructor(tell) {
     this.tell = tell;
     this.box = byId("decision", HTMLElement);
+    this.case = "";
     this.comment = byId("comment", HTMLTextAreaElement);
     this.structures = new StructureList(byId("structures", HTMLUListElement), { ...tell, answered: () => this.refresh() });
     /** @type {import("./types.js").MaskEntry[]} */
@@ -26,6 +28,7 @@ export class Panel {
     this.chosen = null;
     this.blind = false;
     this.edited = false;
+    this.broken = false;
     byId("no-grade", HTMLButtonElement).addEventListener("click", () => this.setGrade(null));
   }
 
@@ -41,15 +44,29 @@ export class Panel {
    */
   show(scene, masks, subject) {
     this.box.hidden = false;
+    this.case = scene.open.answer.case;
     this.masks = masks;
     this.subject = subject;
     this.blind = subject === null;
     this.chosen = null;
     this.edited = false;
+    this.broken = false;
     this.comment.value = "";
     this.setGrade(null);
     this.structures.show(scene, !this.blind);
     this.#facts(scene.open.answer);
+    this.refresh();
+  }
+
+  /** A case that cannot be shown can still be set aside. */
+  showBroken() {
+    this.box.hidden = false;
+    this.masks = [];
+    this.subject = this.chosen = null;
+    this.blind = this.edited = false;
+    this.broken = true;
+    this.comment.value = "";
+    byId("facts", HTMLElement).replaceChildren();
     this.refresh();
   }
 
@@ -80,11 +97,13 @@ export class Panel {
   /** Shows what can be decided now. */
   refresh() {
     byId("compare", HTMLElement).hidden = !this.comparing;
-    byId("verdict", HTMLElement).hidden = this.blind || this.edited;
+    byId("verdict", HTMLElement).hidden = this.blind || this.edited || this.broken;
     byId("corrected", HTMLElement).hidden = !this.edited && this.chosen === null;
     byId("corrected-title", HTMLElement).textContent =
       this.chosen === null ? "You changed the mask" : `${this.chosen.toUpperCase()} is better; correct it and save`;
-    byId("grades", HTMLElement).hidden = this.blind;
+    byId("grades", HTMLElement).hidden = this.blind || this.broken;
+    byId("structures-box", HTMLElement).hidden = this.broken;
+    byId("download", HTMLAnchorElement).href = downloadAddress(this.case, this.subject);
     byId("save-answers", HTMLElement).hidden = this.edited || this.chosen !== null || !this.structures.answered;
   }
 
@@ -93,6 +112,7 @@ export class Panel {
    * @returns {Answer|string} or why it cannot be said
    */
   answer(action) {
+    if (this.broken && !["cannot-tell", "unfit"].includes(action)) return "This case cannot be shown: say that you cannot tell (T), or go on to the next (J).";
     if (this.edited && ["accept", "reject"].includes(action)) return "You changed the mask: save it (S), or go back to the mask that was shown (Shift R), then decide.";
     const mask = this.subject ?? undefined;
     switch (action) {
@@ -173,17 +193,21 @@ export class Panel {
     if (rules.length) {
       place.append(make("h3", "", failed.length ? `${failed.length} of ${rules.length} rules failed` : `${rules.length} of ${rules.length} rules passed`));
     }
+    let drawn = 0;
     for (const rule of failed) {
-      const line = make("p", "rule", rule.text);
-      const [first] = rule.points;
-      const point = first && rule.frame != null && first.length === 2 ? [...first, rule.frame] : first;
-      if (point) line.append(link("Show where", `Show where: ${rule.text}`, () => this.tell.look(point)));
+      const line = make("p", "rule");
+      if (rule.points.length > 0) {
+        const number = drawn++;
+        line.append(make("b", "", `${number + 1} `), rule.text, link("Show where", `Show where: ${rule.text}`, () => this.tell.look(number)));
+      } else {
+        line.append(rule.text);
+      }
       place.append(line);
     }
     const worst = (this.blind ? [] : (answer.worst ?? [])).filter((spot) => spot.reward < DOUBTFUL);
     for (const spot of worst) {
       const line = make("p", "rule", `${spot.structure}: right with probability ${spot.reward.toFixed(2).replace(/^0/, "")} at its worst place`);
-      line.append(link("Show where", `Show the worst place of ${spot.structure}`, () => this.tell.doubt(spot.point)));
+      line.append(link("Show where", `Show where: worst place of ${spot.structure}`, () => this.tell.doubt(spot.point)));
       place.append(line);
     }
   }

@@ -14,6 +14,7 @@ export const KINDS = {
   compare: "Compare",
   second: "Second reading",
   disagreement: "Disagreement",
+  accepted: "Accepted",
 };
 
 /**
@@ -29,10 +30,12 @@ export class Queue {
   /**
    * @param {(item: import("./types.js").QueueItem) => void} open
    * @param {(error: unknown) => void} failed
+   * @param {() => void} reached the service answered
    */
-  constructor(open, failed) {
+  constructor(open, failed, reached) {
     this.open = open;
     this.failed = failed;
+    this.reached = reached;
     this.kind = "all";
     /** @type {import("./types.js").QueueItem[]} */
     this.items = [];
@@ -64,11 +67,17 @@ export class Queue {
     const asked = ++this.asked;
     try {
       const answer = await askQueue({ kind: this.kind, state: this.state.value, text: this.text.value.trim(), offset, limit: PAGE });
+      this.reached();
       // A slower answer to an older question must not replace a newer one.
       if (asked === this.asked) this.#show(answer, offset);
     } catch (error) {
       this.failed(error);
     }
+  }
+
+  /** Brings a list up to date that nobody has unfolded or typed into. */
+  async refresh() {
+    if (this.items.length <= PAGE && !this.list.contains(document.activeElement)) await this.load();
   }
 
   /** @param {string} item that is open now */

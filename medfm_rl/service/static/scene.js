@@ -28,8 +28,10 @@ export class Scene {
     /** @type {Style} */
     this.style = "contours";
     this.rewardsShown = false;
-    /** @type {import("./types.js").Rule[]} failed rules that are drawn */
+    /** Failed rules that are drawn, each with its number. */
     this.faults = (answer.rules ?? []).filter((rule) => !rule.passed && rule.points.length > 0).map(inFrame);
+    /** The one that is written out. @type {number|null} */
+    this.pointedOut = this.faults.length === 1 ? 0 : null;
     this.faultsShown = true;
     /** @type {Map<string, import("./editing.js").EditSession>} by id of the mask that was shown */
     this.sessions = new Map();

@@ -12,7 +12,7 @@ const ANSWERS = [["accept", "✓", "Accept"], ["reject", "✗", "Reject"], ["can
  * @param {import("./types.js").Score|undefined} score
  * @returns {string}
  */
-export function scoreText(score) {
+function scoreText(score) {
   if (!score || score.dice === null) return "";
   const short = (/** @type {number} */ value) => value.toFixed(2).replace(/^0/, "");
   const between = score.low !== null && score.high !== null ? ` (${short(score.low)}–${short(score.high)})` : "";

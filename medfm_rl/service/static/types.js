@@ -1,7 +1,7 @@
 /**
  * What the service answers, as types. Nothing here runs.
  *
- * @typedef {"audit"|"learn"|"refer"|"correct"|"compare"|"second"|"disagreement"} Kind
+ * @typedef {"audit"|"learn"|"refer"|"correct"|"compare"|"second"|"disagreement"|"accepted"} Kind
  *
  * @typedef {object} QueueItem
  * @property {string} item
@@ -81,6 +81,8 @@
  * @property {"waiting"|"running"|"done"|"failed"|"stopped"} state
  * @property {number|null} progress
  * @property {string} step
+ * @property {string|null} [created]
+ * @property {string|null} [of] the adaptation that a comparison is of
  * @property {string|null} started
  * @property {string|null} finished
  * @property {string[]} log

@@ -2,13 +2,15 @@
 
 import { placing } from "./camera.js";
 import { DOUBT, FAULT, channelsOf } from "./colours.js";
-import { areaOf, pathOf, polygons, segments } from "./contours.js";
+import { areaOf, boxes, pathOf, polygons, segments } from "./contours.js";
 import { addressing, seenAt, sliceOf } from "./grid.js";
 import { develop } from "./level.js";
 
 /** Beyond this many screen pixels a pixel, single pixels are shown as they are. */
 const SHARP_FROM = 16;
 const FILLING = 110;
+/** Radius of the ring around a place where a rule failed. */
+const RING_PX = 11;
 
 /**
  * What a tool wants drawn above the picture.
@@ -134,12 +136,11 @@ export class View {
     const key = `${slice}/${version}`;
     if (this.paths.key !== key) {
       const seen = sliceOf(labels, scene.open.grid, plane, slice);
-      const drawn = scene.structures.map(({ value }) => ({
-        value,
-        line: pathOf(segments(seen, plane.width, plane.height, value)),
-        area: areaOf(polygons(seen, plane.width, plane.height, value)),
-      }));
-      this.paths = { key, of: new Map(drawn.map((one) => [one.value, one])) };
+      const drawn = [...boxes(seen, plane.width)].map(([label, box]) => {
+        const [line, area] = [pathOf(segments(seen, plane.width, label, box)), areaOf(polygons(seen, plane.width, label, box))];
+        return /** @type {[number, {line: Path2D, area: Path2D}]} */ ([label, { line, area }]);
+      });
+      this.paths = { key, of: new Map(drawn) };
     }
     context.setTransform(1, 0, 0, 1, 0, 0);
     context.lineCap = context.lineJoin = "round";
@@ -169,26 +170,28 @@ export class View {
   #faults(place) {
     const { context, scene, plane } = this;
     const dense = devicePixelRatio || 1;
-    context.font = `${12 * dense}px system-ui, sans-serif`;
-    for (const rule of scene.faults) {
+    context.font = `600 ${12 * dense}px system-ui, sans-serif`;
+    // The one that is written out lies above the others.
+    const order = [...scene.faults.entries()].sort(([one], [other]) => Number(one === scene.pointedOut) - Number(other === scene.pointedOut));
+    for (const [number, rule] of order) {
       const here = rule.points
         .map((point) => seenAt(plane, point))
         .filter((point) => scene.open.grid.form === "image" || point.slice === scene.sliceOf(plane))
         .map((point) => ({ x: place.a * point.u + place.e, y: place.d * point.v + place.f }));
       if (here.length === 0) continue;
-      const [left, right] = [Math.min(...here.map((p) => p.x)), Math.max(...here.map((p) => p.x))];
-      const [top, bottom] = [Math.min(...here.map((p) => p.y)), Math.max(...here.map((p) => p.y))];
-      const margin = 10 * dense;
       context.setLineDash([6 * dense, 4 * dense]);
       for (const [width, colour] of /** @type {[number, string][]} */ ([[4, "rgba(0, 0, 0, 0.6)"], [2, FAULT]])) {
         context.lineWidth = width * dense;
         context.strokeStyle = colour;
-        context.beginPath();
-        context.ellipse((left + right) / 2, (top + bottom) / 2, (right - left) / 2 + margin, (bottom - top) / 2 + margin, 0, 0, 2 * Math.PI);
-        context.stroke();
+        for (const { x, y } of here) {
+          context.beginPath();
+          context.arc(x, y, RING_PX * dense, 0, 2 * Math.PI);
+          context.stroke();
+        }
       }
       context.setLineDash([]);
-      this.#label(rule.text, (left + right) / 2, top - margin - 6 * dense, FAULT);
+      const text = scene.pointedOut === number ? `${number + 1}  ${rule.text}` : String(number + 1);
+      this.#label(text, here[0].x, here[0].y - (RING_PX + 6) * dense, FAULT);
     }
   }
 

@@ -39,7 +39,10 @@ export class Workbench {
     byId("speed", HTMLSelectElement).addEventListener("change", (event) => {
       if (this.player) this.player.speed = Number(/** @type {HTMLSelectElement} */ (event.target).value);
     });
-    new ResizeObserver(() => this.draw()).observe(this.place);
+    new ResizeObserver(() => {
+      this.#arrange();
+      this.draw();
+    }).observe(this.place);
     this.#listenToSize();
   }
 
@@ -191,10 +194,14 @@ export class Workbench {
     this.#build();
   }
 
-  /** @param {number[]} point that shall be seen */
-  look(point) {
+  /**
+   * @param {number[]} point that shall be seen
+   * @param {number|null} fault that is written out there
+   */
+  look(point, fault) {
     if (!this.scene) return;
     this.stopPlaying();
+    this.scene.pointedOut = fault;
     this.scene.faultsShown = true;
     this.scene.lookAt(point);
     this.reflect();
@@ -257,9 +264,21 @@ export class Workbench {
       : order.map((plane) => ({ shown: this.shown[0], plane }));
     this.used = 0;
     this.views = wanted.map(({ shown, plane }, place) => this.#figure(scene, shown, plane, place));
-    this.place.dataset.layout = pair ? "pair" : wanted.length > 1 ? "planes" : "single";
+    this.place.dataset.layout = wanted.length === 1 ? "single" : "planes";
+    this.#arrange();
     this.reflect();
     this.draw();
+  }
+
+  /** Two masks lie side by side, or one above the other where that makes them larger. */
+  #arrange() {
+    if (this.shown.length < 2 || this.views.length < 2) return;
+    const { plane } = this.views[0];
+    const [width, height] = [plane.width * plane.spacing[0], plane.height * plane.spacing[1]];
+    const box = this.place.getBoundingClientRect();
+    const beside = Math.min(box.width / 2 / width, box.height / height);
+    const above = Math.min(box.width / width, box.height / 2 / height);
+    this.place.dataset.layout = above > beside ? "stack" : "pair";
   }
 
   /**
