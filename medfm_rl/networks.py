@@ -13,6 +13,8 @@ from torch.nn import functional as F
 
 from medfm_rl.errors import ConfigError
 from medfm_rl.settings import NetworkSettings
+from medfm_rl.structures import Structures, exclusive
+from medfm_rl.types import LabelSchema
 
 _PIXELS_AT_ONCE: Final = 1 << 20
 
@@ -198,3 +200,9 @@ def fits_in(value: Tensor, own: Tensor) -> bool:
 def is_finite(value: Tensor) -> bool:
     """Whether a dense tensor holds neither NaN nor infinite values; in 8 bits too, where torch itself cannot say."""
     return not value.is_floating_point() or bool(torch.isfinite(value.float() if value.itemsize < 2 else value).all())
+
+
+def structures_of(network: nn.Module, num_classes: int) -> Structures:
+    """Class indices of each structure of a segmenter; those of a bare network, without a schema, exclude each other."""
+    schema = getattr(network, "schema", None)
+    return schema.classes if isinstance(schema, LabelSchema) else exclusive(num_classes)

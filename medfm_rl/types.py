@@ -1,4 +1,4 @@
-"""The words of the project as frozen data: no network code, no file access.
+"""The words of the project as frozen data: no network code, no file access. Long, to have all of them in one place.
 
 Arrays are in NumPy axis order: images `(C, *S)`, label maps `(*S)`, with `S = (H, W)` in 2-D and `(D, H, W)` in 3-D.
 Label maps hold *class indices* `0 .. K-1` everywhere in the package; the integers of a tool's files are met only where
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from medfm_rl.errors import DataError
+from medfm_rl.structures import JOINS, MOST_REGIONS, Structures, exclusive, overlapping, subset_names
 
 LabelMap = npt.NDArray[np.uint8]
 """Class index of each pixel, shape `(*S)`."""
@@ -201,55 +202,154 @@ class GridAxes:
 
 @dataclass(frozen=True)
 class LabelSchema:
-    """The structures of a segmenter: names by class index, and the integer that stands for each in files.
+    """The structures of a segmenter, the classes that they are made of, and the integer of each class in files.
+
+    Structures exclude each other, and structure i is class i; or they overlap, and the classes are the sets of regions
+    that a pixel can lie in (`medfm_rl.structures`). Overlapping ones may have fewer integers than classes: then some
+    classes are written with the integer of another (`as_written`).
 
     Attributes:
-        names: Names by class index; `names[0]` is "background".
-        ids: Integer of each class in label files; distinct, 0 to 255.
+        names: "background", then the structures.
+        ids: Integer of each class in label files, 0 to 255, the background's first. Those of exclusive structures are
+            distinct; a class of overlapping ones that no file can hold has -1.
+        region_ids: For each of structures that overlap, the integers that it takes in; empty where they do not.
     """
 
     names: tuple[str, ...]
     ids: tuple[int, ...]
+    region_ids: Structures = ()
 
     def __post_init__(self) -> None:
-        if len(self.names) != len(self.ids):
-            raise ValueError(f"{len(self.names)} names but {len(self.ids)} ids")
         if len(self.names) < 2 or self.names[0] != BACKGROUND:
             raise ValueError(f"names must start with {BACKGROUND!r} and hold at least one structure, got {self.names}")
-        if len(set(self.names)) != len(self.names) or len(set(self.ids)) != len(self.ids):
-            raise ValueError(f"names and ids must be distinct, got {self.names} and {self.ids}")
-        if not all(0 <= label <= 255 for label in self.ids):
+        if len(set(self.names)) != len(self.names):
+            raise ValueError(f"names must be distinct, got {self.names}")
+        if self.overlaps:
+            self._check_regions()
+        elif len(self.names) != len(self.ids):
+            raise ValueError(f"{len(self.names)} names but {len(self.ids)} ids")
+        elif len(set(self.ids)) != len(self.ids):
+            raise ValueError(f"ids must be distinct, got {self.ids}")
+        least = -1 if self.overlaps else 0
+        if not all(least <= label <= 255 for label in self.ids):
             raise ValueError(f"ids must lie in 0 .. 255, got {self.ids}")
+
+    def _check_regions(self) -> None:
+        count = len(self.structures)
+        if count > MOST_REGIONS:
+            raise ValueError(
+                f"{count} structures overlap, which are 2 ** {count} classes, and at most {MOST_REGIONS} can; adapt a "
+                "segmenter of fewer, or one whose structures exclude each other (softmax)"
+            )
+        joined = next((name for name in self.names if JOINS in name), None)
+        if joined is not None:
+            raise ValueError(f"{joined!r}: the name of a structure that overlaps others must not hold {JOINS!r}")
+        if len(self.region_ids) != count or len(self.ids) != 2**count:
+            raise ValueError(f"{count} structures overlap, and {len(self.region_ids)} of them have integers")
+        strangers = set(self.ids) - {-1} - self._known.keys()
+        if strangers or self.ids[0] in {label for labels in self.region_ids for label in labels}:
+            raise ValueError(f"the integers {self.ids} and those of the structures, {self.region_ids}, do not agree")
 
     @classmethod
     def from_structures(cls, structures: Mapping[str, int], background: int = 0) -> LabelSchema:
         """Builds a schema from structure names and their file integers, in the order given."""
         return cls((BACKGROUND, *structures), (background, *structures.values()))
 
+    @classmethod
+    def of_regions(cls, regions: Sequence[str]) -> LabelSchema:
+        """Overlapping structures whose classes have their bit mask as integer, which loses nothing.
+
+        Raises:
+            ValueError: There are too many, or their names cannot be used.
+        """
+        of_regions = overlapping(min(len(regions), MOST_REGIONS + 1))
+        return cls((BACKGROUND, *regions), tuple(range(2 ** len(of_regions))), of_regions)
+
+    @classmethod
+    def from_regions(
+        cls, regions: Mapping[str, Sequence[int]], background: int = 0, order: Sequence[int] | None = None
+    ) -> LabelSchema:
+        """Overlapping structures in files of other integers than bit masks.
+
+        Args:
+            regions: By structure, the integers that it takes in.
+            background: Integer of what lies in none.
+            order: The integer of each structure that is written, over those of the structures before it (nnU-Net's
+                `regions_class_order`); None where a class is written only if an integer stands for just its regions.
+
+        Raises:
+            ValueError: There are too many, their names cannot be used, or the integers contradict each other.
+        """
+        taken_in = tuple(tuple(labels) for labels in regions.values())
+        count = min(len(regions), MOST_REGIONS + 1)
+        if order is None:
+            index_of = {background: 0} | _classes_of_labels(taken_in)
+            of_class = {index: label for label, index in reversed(index_of.items())}
+            ids = [background, *(of_class.get(index, -1) for index in range(1, 2**count))]
+        else:
+            # The highest bit of a class is the last of its regions.
+            ids = [background, *(order[index.bit_length() - 1] for index in range(1, 2**count))]
+        return cls((BACKGROUND, *regions), tuple(ids), taken_in)
+
+    @property
+    def overlaps(self) -> bool:
+        """Whether a pixel can lie in several structures."""
+        return bool(self.region_ids)
+
     @property
     def num_classes(self) -> int:
-        """K: the structures and the background."""
-        return len(self.names)
+        """K: the classes of all structures, and the background."""
+        return len(self.ids)
 
     @property
     def structures(self) -> tuple[str, ...]:
-        """Names without the background; structure `i` has class index `i + 1`."""
+        """Names without the background."""
         return self.names[1:]
 
     @property
-    def integers(self) -> dict[str, int]:
-        """The integer in files by name, the background's first."""
-        return dict(zip(self.names, self.ids, strict=True))
+    def class_names(self) -> tuple[str, ...]:
+        """Names by class index: those of exclusive structures, and such as `WT+TC` of overlapping ones."""
+        return subset_names(self.structures, BACKGROUND) if self.overlaps else self.names
 
-    def index_of(self, structure: str) -> int:
-        """Class index of a name.
+    @property
+    def classes(self) -> Structures:
+        """Class indices of each structure."""
+        return overlapping(len(self.structures)) if self.overlaps else exclusive(self.num_classes)
+
+    @property
+    def integers(self) -> dict[str, int]:
+        """The integer in files by name of the class, the background's first; without classes that have none."""
+        if not self.overlaps:
+            return dict(zip(self.names, self.ids, strict=True))
+        # Of several integers that stand for one class, the one that is written.
+        ordered = sorted(self._known.items(), key=lambda item: (item[1], item[0] == self.ids[item[1]]))
+        return {self.class_names[index]: label for label, index in ordered}
+
+    @property
+    def labels(self) -> tuple[int, ...]:
+        """The integers that files may hold."""
+        return tuple(self._known)
+
+    def classes_of(self, structure: str) -> tuple[int, ...]:
+        """Class indices of a structure, or of the background.
 
         Raises:
             ValueError: The schema has no such structure.
         """
         if structure not in self.names:
             raise ValueError(f"no structure {structure!r}; the schema has {', '.join(self.names)}")
-        return self.names.index(structure)
+        return ((0,), *self.classes)[self.names.index(structure)]
+
+    def index_of(self, name: str) -> int:
+        """Index of the class of a name.
+
+        Raises:
+            ValueError: The schema has no such class.
+        """
+        names = self.class_names
+        if name not in names:
+            raise ValueError(f"no structure {name!r}; the schema has {', '.join(names)}")
+        return names.index(name)
 
     def to_indices(self, labels: IntArray, where: str = "label map") -> LabelMap:
         """Turns file integers into class indices.
@@ -261,8 +361,8 @@ class LabelSchema:
         Raises:
             DataError: An integer is not in the schema.
         """
-        found = np.unique(labels)
-        strangers = sorted(set(found.tolist()) - set(self.ids))
+        found, index_of = np.unique(labels), self._known
+        strangers = sorted(set(found.tolist()) - index_of.keys())
         if strangers:
             known = ", ".join(f"{label} {name}" for name, label in self.integers.items())
             first = ", ".join(map(str, strangers[:_MOST_STRANGERS]))
@@ -277,12 +377,54 @@ class LabelSchema:
                 "--masks with other integers."
             )
         table = np.zeros(256, dtype=np.uint8)
-        table[list(self.ids)] = np.arange(self.num_classes, dtype=np.uint8)
+        table[list(index_of)] = list(index_of.values())
         return table[labels]
 
     def to_ids(self, indices: IntArray) -> LabelMap:
-        """Turns class indices into the integers that stand in files."""
-        return np.asarray(self.ids, dtype=np.uint8)[indices]
+        """Turns class indices into the integers that stand in files.
+
+        Raises:
+            ValueError: A class has no integer.
+        """
+        table = np.asarray(self.ids)
+        without = np.unique(indices[table[indices] < 0]) if (table < 0).any() else ()
+        if len(without):
+            raise ValueError(f"no integer stands for {', '.join(self.class_names[index] for index in without)}")
+        return table.astype(np.uint8)[indices]
+
+    def as_written(self, indices: LabelMap) -> LabelMap:
+        """Class indices as they come back from a file: where several classes share an integer, that of one of them."""
+        return self.to_indices(self.to_ids(indices)) if self.overlaps else indices
+
+    @property
+    def _known(self) -> dict[int, int]:
+        """Class index of every integer that files may hold."""
+        if not self.overlaps:
+            return {label: index for index, label in enumerate(self.ids)}
+        return {self.ids[0]: 0} | _classes_of_labels(self.region_ids)
+
+    def indices_in(self, other: LabelSchema) -> LabelMap:
+        """The class index in another schema of each class of this one, `(K,)`, by the names of the structures.
+
+        What the other lacks is background there.
+
+        Raises:
+            ValueError: The structures of this one overlap, and those of the other do not.
+        """
+        if self.overlaps and not other.overlaps:
+            raise ValueError("structures that overlap cannot be put into classes of structures that exclude each other")
+        bits = {name: 1 << bit for bit, name in enumerate(other.structures)}
+        found = np.zeros(self.num_classes, dtype=np.uint8)
+        for name, classes in zip(self.structures, self.classes, strict=True):
+            if name in other.structures:
+                found[list(classes)] += np.uint8(bits[name] if other.overlaps else other.index_of(name))
+        return found
+
+
+def _classes_of_labels(region_ids: Structures) -> dict[int, int]:
+    """By integer of overlapping structures, the bit mask of those that take it in."""
+    labels = sorted({label for labels in region_ids for label in labels})
+    return {label: sum(1 << bit for bit, own in enumerate(region_ids) if label in own) for label in labels}
 
 
 @dataclass(frozen=True, eq=False)

@@ -52,6 +52,7 @@ from medfm_rl.reward.network import RewardEnsemble, RewardNet
 from medfm_rl.reward.score import structure_scores
 from medfm_rl.runs.folder import RunFolder
 from medfm_rl.settings import AdaptConfig
+from medfm_rl.structures import Structures
 from medfm_rl.workflows.adapt.loop import adapt
 from medfm_rl.workflows.training_images import load_images, load_labelled
 
@@ -94,15 +95,18 @@ class Ablation:
             "trained on the target": TorchModuleAdapter.load(self.laboratory.trained(self.shift.folders.target)[0]),
         }
         masks = {name: predict(policy, images) for name, policy in policies.items()}
-        classes = source.schema.num_classes
+        structures = source.schema.classes
         networks: dict[str, RewardNet | RewardEnsemble] = {
             "held-out reward": RewardNet.load(run.held_out_reward),
             "ensemble": RewardEnsemble.load(run.final_reward),
         }
         rows = {
             name: {
-                "dice": _dice(found, truth, classes),
-                **{kind: reward_scores(network, images, found, classes).tolist() for kind, network in networks.items()},
+                "dice": _dice(found, truth, structures),
+                **{
+                    kind: reward_scores(network, images, found, structures).tolist()
+                    for kind, network in networks.items()
+                },
             }
             for name, found in {**masks, "experts": truth}.items()
         }
@@ -166,20 +170,20 @@ class Ablation:
 
 
 def reward_scores(
-    network: RewardNet | RewardEnsemble, images: Tensor, actions: Tensor, num_classes: int
+    network: RewardNet | RewardEnsemble, images: Tensor, actions: Tensor, structures: Structures
 ) -> npt.NDArray[np.floating]:
     """Score `(N,)` of each action `(N, *S)`: the mean over structures, as in the selection where none is missing."""
     reward: Callable[[Tensor, Tensor], Tensor] = network.reward_map if isinstance(network, RewardNet) else network
     scores = [
-        structure_scores(reward(image, action), action, num_classes).mean(dim=1)
+        structure_scores(reward(image, action), action, structures).mean(dim=1)
         for image, action in zip(images.split(BATCH), actions.split(BATCH), strict=True)
     ]
     return torch.cat(scores).numpy()
 
 
-def _dice(actions: Tensor, truth: Tensor, num_classes: int) -> list[float]:
+def _dice(actions: Tensor, truth: Tensor, structures: Structures) -> list[float]:
     pairs = zip(actions.numpy(), truth.numpy(), strict=True)
-    return [float(dice(action, expected, num_classes).mean()) for action, expected in pairs]
+    return [float(dice(action, expected, structures).mean()) for action, expected in pairs]
 
 
 def main() -> None:

@@ -65,7 +65,7 @@ def steadiness(segmenter: nn.Module, problem: Problem) -> float:
     total = 0.0
     for plain, other in zip(predict(segmenter, images).numpy(), predict(segmenter, shown).numpy(), strict=True):
         if problem.anatomy.is_valid(plain):
-            total += float(dice(plain, other, problem.anatomy.schema.num_classes).mean())
+            total += float(dice(plain, other, problem.anatomy.schema.classes).mean())
     return total / len(images)
 
 

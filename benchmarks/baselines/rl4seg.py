@@ -115,8 +115,8 @@ def adapt(problem: Problem, progress: Progress) -> TorchModuleAdapter:
 
 def _typical_agreement(prior: ShapePrior, problem: Problem) -> float:
     """The Dice with its projection that 95 % of the source's ground truth have, at most the published limit."""
-    masks, num_classes = problem.source_masks, problem.anatomy.schema.num_classes
-    found = [dice(*pair, num_classes).mean() for pair in zip(masks.numpy(), prior.project(masks).numpy(), strict=True)]
+    masks, structures = problem.source_masks, problem.anatomy.schema.classes
+    found = [dice(*pair, structures).mean() for pair in zip(masks.numpy(), prior.project(masks).numpy(), strict=True)]
     return min(_AGREEMENT, float(np.quantile(found, _TYPICAL)))
 
 
@@ -182,7 +182,7 @@ def _collect(
     corrected = correction.prior.project(masks)
     good, kept = {}, []
     for row, (mask, projection) in enumerate(zip(masks.numpy(), corrected.numpy(), strict=True)):
-        agreement = float(dice(mask, projection, anatomy.schema.num_classes).mean())
+        agreement = float(dice(mask, projection, anatomy.schema.classes).mean())
         if agreement > correction.agreement and anatomy.is_valid(mask):
             good[row] = masks[row]
         elif anatomy.is_valid(projection):

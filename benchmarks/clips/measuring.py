@@ -17,6 +17,7 @@ from medfm_rl.data.layouts import CaseFile, whole_clips
 from medfm_rl.metrics.overlap import dice
 from medfm_rl.reward.network import RewardEnsemble
 from medfm_rl.seeding import numpy_generator
+from medfm_rl.structures import exclusive
 from medfm_rl.types import Clip, FloatArray, LabelMap
 from medfm_rl.workflows.deploy.predict import segment_clip
 
@@ -105,7 +106,7 @@ def average(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 def _dice(mask: LabelMap, truth: LabelMap, known: KnownClip) -> FloatArray:
     if known.ventricle_alone:
-        return dice((mask == 1).astype(np.uint8), (truth == 1).astype(np.uint8), 2)
+        return dice((mask == 1).astype(np.uint8), (truth == 1).astype(np.uint8), exclusive(2))
     return dice(mask, truth, max(int(mask.max()), int(truth.max())) + 1)
 
 

@@ -89,7 +89,7 @@ class EchoNet:
     def run(self, adaptation: bool) -> dict[str, Any]:
         """Figures of the source model and, where they are wanted, of the adapted ones."""
         try:
-            clips = [read_media(path) for path in sorted(self.media.glob("0X*.mp4"))]
+            clips = [read_media(path, self.size.most_frames) for path in sorted(self.media.glob("0X*.mp4"))]
         except UserError as error:
             return {"skipped": str(error)}
         if not clips:
@@ -147,8 +147,12 @@ class EchoNet:
         return {"clips": rows, "mean": average(rows)}
 
 
-def read_media(path: Path) -> KnownClip:
+def read_media(path: Path, most_frames: int | None = None) -> KnownClip:
     """A file of EchoNet's media: the cine in grey, and the authors' left ventricle as class 1.
+
+    Args:
+        path: The file.
+        most_frames: How many are read; None for all.
 
     Raises:
         DataError: It is damaged.
@@ -158,6 +162,8 @@ def read_media(path: Path) -> KnownClip:
     for index, (_, colours) in enumerate(decode_video(path, path)):
         if index % _EVERY:
             continue
+        if len(frames) == most_frames:
+            break
         half = colours.shape[2] // 2
         red, green, blue = colours[:, :, half:]
         frames.append(colours[:, :, :half].mean(axis=0))

@@ -56,6 +56,7 @@ class Size:
         epochs: Of the training on stills.
         corrected: Frames of a clip that are corrected.
         adapt: Settings of `adapt`.
+        most_frames: Of a real clip; None for all.
     """
 
     grid: tuple[int, int]
@@ -66,6 +67,7 @@ class Size:
     epochs: int
     corrected: int
     adapt: Mapping[str, Any] = field(default_factory=dict)
+    most_frames: int | None = None
 
 
 FULL = Size(
@@ -92,6 +94,7 @@ QUICK = Size(
     epochs=2,
     corrected=2,
     adapt={"iterations": 1, **merge(trial_budget(9, 4), {"collect": {"clip_images": 4}})},
+    most_frames=8,
 )
 
 
@@ -220,7 +223,7 @@ def correct_worst_frames(
     anatomy, rows = load_anatomy(ANATOMY, segmenter.schema), []
     for known in clips:
         masks = np.stack([segmenter.segment(known.clip.frame(index)) for index in range(len(known.truth))])
-        agreement = agreement_over_time(known.clip.frames[:, 0], masks, segmenter.schema.num_classes).mean(axis=1)
+        agreement = agreement_over_time(known.clip.frames[:, 0], masks, segmenter.schema.classes).mean(axis=1)
         places = [int(place) for place in np.argsort(agreement)[:count]]
         names = {index: known.clip.frame(index).case_id for index in range(len(masks))}
         found = correct_clip(corrector, known.clip, masks, places, False, names)

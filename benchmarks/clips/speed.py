@@ -71,7 +71,7 @@ def measure_speed(folder: Path, quick: bool) -> dict[str, Any]:
     return {
         "rules_over_time_ms": rules,
         "static_rules_ms": static,
-        "neighbours_ms": _best(lambda: agreement_over_time(shown, small, ECHO_SCHEMA.num_classes), len(small), 2),
+        "neighbours_ms": _best(lambda: agreement_over_time(shown, small, ECHO_SCHEMA.classes), len(small), 2),
         "read_ms": {
             f"DICOM {size[1]} x {size[0]}": _best(lambda: _read(dicom), count, 2),
             f"NIfTI {size[1]} x {size[0]}": _best(lambda: _read(nifti), len(few), 2),

@@ -110,11 +110,11 @@ def _about(file: CaseFile) -> dict[str, Any]:
 
 
 def _overlaps(mask: LabelMap, truth: LabelMap, schema: LabelSchema) -> dict[str, float]:
-    return dict(zip(schema.structures, map(float, dice(mask, truth, schema.num_classes)), strict=True))
+    return dict(zip(schema.structures, map(float, dice(mask, truth, schema.classes)), strict=True))
 
 
 def _grades(seen: _Seen, model: SegmenterAdapter) -> _Said:
-    mask = Mask.of(seen.shown, model.schema.names, seen.case.geometry)
+    mask = Mask.of(seen.shown, model.schema.class_names, seen.case.geometry)
     return [
         Grade(**seen.about, mask_sha256=mask.sha256, grade=bisect(_GRADES_FROM, value), structure=structure)
         for structure, value in _overlaps(seen.shown, seen.truth, model.schema).items()
@@ -122,7 +122,7 @@ def _grades(seen: _Seen, model: SegmenterAdapter) -> _Said:
 
 
 def _verdicts(seen: _Seen, model: SegmenterAdapter) -> _Said:
-    mask = Mask.of(seen.shown, model.schema.names, seen.case.geometry)
+    mask = Mask.of(seen.shown, model.schema.class_names, seen.case.geometry)
     return [
         Verdict(
             **seen.about,
@@ -138,7 +138,7 @@ def _preferences(seen: _Seen, model: SegmenterAdapter) -> _Said:
     low, high = float(seen.case.image.min()), float(seen.case.image.max())
     image = low + (high - low) * ((seen.case.image - low) / max(high - low, 1e-6)) ** _CONTRAST
     other = model.segment(replace(seen.case, image=image.astype(np.float32)))
-    first, second = (Mask.of(labels, model.schema.names, seen.case.geometry) for labels in (seen.shown, other))
+    first, second = (Mask.of(labels, model.schema.class_names, seen.case.geometry) for labels in (seen.shown, other))
     if first.sha256 == second.sha256:
         return [], []
     gains = {

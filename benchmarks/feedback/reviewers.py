@@ -41,7 +41,7 @@ def review(path: Path, target: Path, patients: Sequence[str], schema: LabelSchem
         for file in files_of(target):
             if file.patient_id in patients:
                 labelled = file.read_labelled(schema)
-                mask = Mask.of(labelled.ground_truth, schema.names, labelled.case.geometry)
+                mask = Mask.of(labelled.ground_truth, schema.class_names, labelled.case.geometry)
                 masks.append(mask)
                 entries.append(
                     CorrectedMask(

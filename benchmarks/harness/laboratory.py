@@ -133,7 +133,7 @@ class Laboratory:
         for file in self.held_out():
             labelled = file.read_labelled(segmenter.schema)
             prediction = segmenter.segment(labelled.case)
-            values.append(dice(prediction, labelled.ground_truth, segmenter.schema.num_classes).mean())
+            values.append(dice(prediction, labelled.ground_truth, segmenter.schema.classes).mean())
         return float(np.mean(values))
 
 

@@ -128,9 +128,9 @@ class QualityCells:
         domains: tuple[tuple[Domain, SegmentedCases], ...] = (("source", source), ("target", target))
         for domain, segmented in domains:
             found = controller.settle(_reports(controller, segmented, range(len(segmented.cases)))).reports
-            classes = target.segmenter.schema.num_classes
+            structures = target.segmenter.schema.classes
             for assessed, mask, item in zip(found, segmented.masks, segmented.cases, strict=True):
-                rows.append(Row.of(assessed, float(dice(mask, item.ground_truth, classes).mean()), domain))
+                rows.append(Row.of(assessed, float(dice(mask, item.ground_truth, structures).mean()), domain))
         table = ScoreTable(self.shift.name, target.of, self.seed, self.limit, False, tuple(rows))
         table.write(table_file(self.runs, self.shift.name, target.of, self.seed))
 
@@ -141,15 +141,15 @@ class QualityCells:
         return not self.training or baselines.EnsembleAgreement.name in json.loads(path.read_text())["scores"]
 
     def _baselines(self, segmenter: SegmenterAdapter, source: SegmenterAdapter) -> list[baselines.QualityEstimator]:
-        classes = segmenter.schema.num_classes
+        structures = segmenter.schema.classes
         data = self.shift.folders.source
         images, masks = load_labelled(files_of(data)[:10], source, quiet, "reference images")
         found: list[baselines.QualityEstimator] = [
             baselines.MeanEntropy(segmenter),
             baselines.MaxSoftmax(segmenter),
-            baselines.SoftDiceConfidence(segmenter),
-            baselines.AugmentationAgreement(segmenter, classes),
-            baselines.ReverseClassification(images.images[:], masks[:], classes),
+            baselines.SoftDiceConfidence(segmenter, structures),
+            baselines.AugmentationAgreement(segmenter, structures),
+            baselines.ReverseClassification(images.images[:], masks[:], structures),
         ]
         if not self.training:
             return found
@@ -158,8 +158,8 @@ class QualityCells:
         members = [self.laboratory.with_seed(seed).source_model() for seed in seeds]
         return [
             *found,
-            baselines.MonteCarloDropout(twin, classes),
-            baselines.EnsembleAgreement(members, classes),
+            baselines.MonteCarloDropout(twin, structures),
+            baselines.EnsembleAgreement(members, structures),
         ]
 
     def _assess(
@@ -169,12 +169,12 @@ class QualityCells:
         controller: QualityController | None,
         run: FinishedRun,
     ) -> dict[str, Any]:
-        classes = segmented.segmenter.schema.num_classes
+        structures = segmented.segmenter.schema.classes
         content: dict[str, Any] = {
             "case_ids": [file.case_id for file in segmented.files],
             "patient_ids": [file.patient_id for file in segmented.files],
             "dice": [
-                float(dice(mask, item.ground_truth, classes).mean())
+                float(dice(mask, item.ground_truth, structures).mean())
                 for mask, item in zip(segmented.masks, segmented.cases, strict=True)
             ],
             "limit": self.limit,

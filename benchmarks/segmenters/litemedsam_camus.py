@@ -225,9 +225,7 @@ class LiteMedSAMOnShift:
                 # Image by image, so that all boxes share an embedding.
                 for jitter in JITTERS:
                     mask = self.segment(segmenter, labelled.case, jitter)
-                    by_jitter[str(jitter)].append(
-                        dice(mask, labelled.ground_truth, segmenter.schema.num_classes).tolist()
-                    )
+                    by_jitter[str(jitter)].append(dice(mask, labelled.ground_truth, segmenter.schema.classes).tolist())
             found[domain] = {"patient_ids": [file.patient_id for file in files], "dice": by_jitter}
         return found
 
@@ -248,14 +246,14 @@ class LiteMedSAMOnShift:
                 image, action = sample.image.to(self.device), segmenter.preprocess_labels(mask, sample).to(self.device)
                 scores[OURS].append(predicted_dice(controller.assess(labelled.case, mask)))
                 maps = run.reward(image[None], action[None])
-                scores[EXPECTED].append(float(expected_dice(maps, action[None], segmenter.schema.num_classes).mean()))
+                scores[EXPECTED].append(float(expected_dice(maps, action[None], segmenter.schema.classes).mean()))
                 estimate = controller.segmenter.own_estimate(image, action)
                 assert estimate is not None
                 scores[OWN].append(float(estimate.mean()))
                 for baseline in baselines:
                     scores[baseline.name].append(baseline.estimate(image, action))
                 patients.append(file.patient_id)
-                truth.append(float(dice(mask, labelled.ground_truth, segmenter.schema.num_classes).mean()))
+                truth.append(float(dice(mask, labelled.ground_truth, segmenter.schema.classes).mean()))
         return {"patient_ids": patients, "dice": truth, "scores": scores}
 
     def calibrated(self, run: FinishedRun, segmenter: LiteMedSAMAdapter) -> QualityModel:

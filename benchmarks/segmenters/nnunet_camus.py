@@ -130,7 +130,7 @@ def assess(run: FinishedRun, cases: list[CaseFile]) -> dict[str, Any]:
         ratios.append(both / (segmented - began) - 1)
         predicted += [predicted_dice(report) for report in reports]
         truth += [
-            float(dice(mask, item.ground_truth, CAMUS_SCHEMA.num_classes).mean())
+            float(dice(mask, item.ground_truth, CAMUS_SCHEMA.classes).mean())
             for mask, item in zip(masks, labelled, strict=True)
         ]
     failed = np.array(truth) < FAILURE

@@ -158,7 +158,7 @@ class ShortAxis:
             start = time.perf_counter()
             reports.append(controller.assess(labelled.case, mask))
             seconds += time.perf_counter() - start
-            truth.append(float(dice(mask, labelled.ground_truth, segmenter.schema.num_classes).mean()))
+            truth.append(float(dice(mask, labelled.ground_truth, segmenter.schema.classes).mean()))
         return {
             **verdicts_of(controller.settle(reports)),
             "dice": truth,

@@ -5,9 +5,10 @@
 A UNet of five levels, as in the benchmark of quality control, and two reward networks, all with random weights (what
 the images show does not change the cost), on a 112 x 112 grid; images of 224 x 224 of a SIMULATED ultrasound scanner
 with masks of their own, sixteen at once, and the rules of `echo_apical` with learned limits. Segmenting and judging are
-measured in turns, and the median over the repeats counts. `given` is a mask that somebody brings, for which the
-segmenter of the run is asked too; `own` is a mask of the run's segmenter, made and judged in one inference, less the
-time of making it. Rules are measured on masks of 256 x 256 as well.
+measured in turns, in processor time of one thread, which other processes do not lengthen as they do the clock's, and
+the median over the repeats counts. `given` is a mask that somebody brings, for which the segmenter of the run is asked
+too. A mask of its own is made and judged in one inference, and the time of making it is taken off. Rules are measured
+on masks of 256 x 256 as well.
 """
 
 from __future__ import annotations
@@ -59,14 +60,14 @@ def build(cases: list[LabelledCase]) -> QualityController:
 
 
 def milliseconds(tasks: dict[str, Callable[[], object]], repeats: int, cases: int) -> dict[str, float]:
-    """Median time of each task for a case, measured in turns."""
+    """Median processor time of each task for a case, measured in turns."""
     spent: dict[str, list[float]] = {name: [] for name in tasks}
     for turn in range(repeats + 1):
         for name, task in tasks.items():
-            start = time.perf_counter()
+            start = time.process_time()
             task()
             if turn:
-                spent[name].append(1000 * (time.perf_counter() - start) / cases)
+                spent[name].append(1000 * (time.process_time() - start) / cases)
     return {name: statistics.median(values) for name, values in spent.items()}
 
 
@@ -106,7 +107,7 @@ def measure(repeats: int) -> dict[str, float]:
 
 
 def main() -> None:
-    parser = plain_parser(__doc__)
+    parser = plain_parser(__doc__, threads=1)
     parser.add_argument("--repeats", type=int, default=5, help="times that each part is measured")
     arguments = parser.parse_args()
     started_in = begin(arguments)

@@ -12,7 +12,8 @@ from medfm_rl.types import BACKGROUND, LabelSchema
 
 METADATA: Final = "metadata.json"
 _CONFIGS: Final = ("inference.json", "inference.yaml", "inference.yml")
-_EVEN: Final = 0.5
+THRESHOLD: Final = 0.5
+"""Probability from which on a pixel lies in a structure that has a sigmoid of its own."""
 
 
 def read_metadata(folder: Path) -> Mapping[str, Any]:
@@ -40,15 +41,25 @@ def find_config(folder: Path) -> Path:
     return found
 
 
-def describe(metadata: Mapping[str, Any], path: Path) -> tuple[int, LabelSchema]:
+def takes_sigmoid(parser: Any) -> bool:
+    """Whether the postprocessing takes the sigmoid of the outputs, so that structures of several channels may overlap.
+
+    Args:
+        parser: MONAI's parser, which has read the configuration.
+    """
+    return any(step.get("sigmoid") for step in _steps(parser))
+
+
+def describe(metadata: Mapping[str, Any], path: Path, sigmoid: bool) -> tuple[int, LabelSchema]:
     """Channels of an image, and the structures. An output of one channel is the logit of the only structure.
 
     Args:
         metadata: What `read_metadata` gave.
         path: The file, for messages.
+        sigmoid: Whether each channel is a decision of its own, and structures may overlap.
 
     Raises:
-        ModelError: It does not say them.
+        ModelError: It does not say them, or too many overlap.
     """
     try:
         described = metadata["network_data_format"]
@@ -68,6 +79,8 @@ def describe(metadata: Mapping[str, Any], path: Path) -> tuple[int, LabelSchema]
                 f"{path}: outputs.pred.channel_def must name the one structure of an output of 1 channel, not "
                 f"{', '.join(names.values()) or 'nothing'}"
             )
+    elif sigmoid:
+        return channels, _overlapping(names, classes, path)
     elif sorted(names) != list(range(classes)) or classes < 2:
         raise ModelError(f"{path}: outputs.pred.channel_def must name {classes} channels, background first")
     else:
@@ -78,29 +91,36 @@ def describe(metadata: Mapping[str, Any], path: Path) -> tuple[int, LabelSchema]
         raise ModelError(f"{path}: outputs.pred.channel_def: {error}") from error
 
 
-def probabilities_come_first(parser: Any, config: Path, one_logit: bool) -> bool:
+def _overlapping(names: Mapping[int, str], count: int, path: Path) -> LabelSchema:
+    if sorted(names) != list(range(count)) or BACKGROUND in (name.lower() for name in names.values()):
+        raise ModelError(
+            f"{path}: the postprocessing takes the sigmoid of each channel: outputs.pred.channel_def must name {count} "
+            "structures that may overlap, and no background"
+        )
+    try:
+        return LabelSchema.of_regions([names[index] for index in range(count)])
+    except ValueError as error:
+        raise ModelError(f"{path}: outputs.pred.channel_def: {error}") from error
+
+
+def probabilities_come_first(parser: Any, config: Path, binary: bool) -> bool:
     """Whether the bundle takes probabilities, and not logits, back to the image.
 
     Args:
         parser: MONAI's parser, which has read the configuration.
         config: The file, for messages.
-        one_logit: Whether the network gives one logit, that of the only structure.
+        binary: Whether each logit of the network is a decision of its own, that of one structure.
 
     Raises:
-        ModelError: Its outputs are independent, which is no distribution over classes, or one logit is cut elsewhere
-            than where its probability is a half.
+        ModelError: A probability is cut elsewhere than at a half.
     """
-    steps = parser.get("postprocessing") or {}
-    transforms = steps.get("transforms", []) if isinstance(steps, Mapping) else []
-    named = [step for step in transforms if isinstance(step, Mapping)]
-    if not one_logit and any(step.get("sigmoid") for step in named):
-        raise ModelError(f"{config}: the outputs are independent (sigmoid); only exclusive structures can be adapted")
-    for step in named if one_logit else []:
+    named = _steps(parser)
+    for step in named if binary else []:
         threshold = step.get("threshold")
-        if threshold is not None and threshold != _EVEN:
+        if threshold is not None and threshold != THRESHOLD:
             raise ModelError(
                 f"{config}: postprocessing cuts the probability at {threshold}, and a segmenter that is adapted has "
-                f"its structure where it is the likelier one; set threshold to {_EVEN}"
+                f"its structure where it is the likelier one; set threshold to {THRESHOLD}"
             )
     for step in named:
         if step.get("softmax") or step.get("sigmoid"):
@@ -108,3 +128,10 @@ def probabilities_come_first(parser: Any, config: Path, one_logit: bool) -> bool
         if str(step.get("_target_", "")).rpartition(".")[2] == "Invertd":
             return False
     return False
+
+
+def _steps(parser: Any) -> list[Mapping[str, Any]]:
+    """The transforms of the postprocessing, as the configuration has them."""
+    steps = parser.get("postprocessing") or {}
+    transforms = steps.get("transforms", []) if isinstance(steps, Mapping) else []
+    return [step for step in transforms if isinstance(step, Mapping)]

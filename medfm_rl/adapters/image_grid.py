@@ -53,7 +53,11 @@ class ImageGrid(CaseGrid):
     def save(self, folder: Path) -> None:
         """Writes `grid.json` into a new folder."""
         content = {
-            "schema": {"names": self.schema.names, "ids": self.schema.ids},
+            "schema": {
+                "names": self.schema.names,
+                "ids": self.schema.ids,
+                **({"region_ids": self.schema.region_ids} if self.schema.overlaps else {}),
+            },
             "preprocessing": self.preprocessing.model_dump(mode="json"),
             "in_channels": self.in_channels,
         }
@@ -70,7 +74,9 @@ class ImageGrid(CaseGrid):
         path = folder / GRID_FILE
         content: dict[str, Any] = read_versioned_json(path, _FORMAT, _ADVICE, ModelError)
         try:
-            schema = LabelSchema(tuple(content["schema"]["names"]), tuple(content["schema"]["ids"]))
+            described = content["schema"]
+            region_ids = tuple(map(tuple, described.get("region_ids", ())))
+            schema = LabelSchema(tuple(described["names"]), tuple(described["ids"]), region_ids)
             return cls(schema, PreprocessingSettings(**content["preprocessing"]), int(content["in_channels"]))
         except (KeyError, TypeError, ValueError, ValidationError) as error:
             raise ModelError(f"{path}: does not describe the grid of a judge ({error}); {_ADVICE}") from error

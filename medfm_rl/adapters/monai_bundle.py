@@ -24,14 +24,22 @@ from torch.nn import Parameter
 from medfm_rl.adapters.base import Scope, SegmenterAdapter, evaluating, parameters_in_scope
 from medfm_rl.adapters.bundle_description import (
     METADATA,
+    THRESHOLD,
     describe,
     find_config,
     probabilities_come_first,
     read_metadata,
+    takes_sigmoid,
 )
 from medfm_rl.adapters.checkpoints import content_bytes, first_line, read_content
-from medfm_rl.adapters.exclusive import two_classes
 from medfm_rl.adapters.grid import Sample
+from medfm_rl.adapters.overlapping import (
+    as_channels,
+    class_logits,
+    classes_of_regions,
+    count_channels,
+    region_logits,
+)
 from medfm_rl.adapters.padding import pad_to_patch
 from medfm_rl.adapters.probabilities import warn_of_probabilities
 from medfm_rl.adapters.state_dicts import load_weights
@@ -86,8 +94,10 @@ class _Tool:
 class MonaiBundleAdapter(SegmenterAdapter):
     """A MONAI bundle (`configs/metadata.json`, `configs/inference.json`, `models/model.pt`).
 
-    Classes are exclusive (softmax); one output is the logit of the only structure (sigmoid). **A bundle is trusted
-    code:** loading one runs expressions of its configuration.
+    Classes are exclusive (softmax); one output is the logit of the only structure (sigmoid). Where the bundle's
+    postprocessing takes the sigmoid of several channels, classes are the sets of structures that overlap
+    (`adapters.overlapping`), and files have their bit masks. **A bundle is trusted code:** loading one runs expressions
+    of its configuration.
 
     Args:
         folder: The bundle.
@@ -102,10 +112,11 @@ class MonaiBundleAdapter(SegmenterAdapter):
         self.folder = folder
         self.weights = weights
         metadata, config = read_metadata(folder), find_config(folder)
-        self.in_channels, self.schema = describe(metadata, folder / "configs" / METADATA)
         parser = _parse(config, folder)
+        sigmoid = takes_sigmoid(parser)
+        self.in_channels, self.schema = describe(metadata, folder / "configs" / METADATA, sigmoid)
         one_logit = int(metadata["network_data_format"]["outputs"]["pred"]["num_channels"]) == 1
-        probabilities_first = probabilities_come_first(parser, config, one_logit)
+        probabilities_first = probabilities_come_first(parser, config, sigmoid or one_logit)
         self.network: nn.Module = _content(parser, "network", config)
         if not isinstance(self.network, nn.Module):
             raise ModelError(f"{config}: network is {type(self.network).__name__}, a torch module is needed")
@@ -170,26 +181,34 @@ class MonaiBundleAdapter(SegmenterAdapter):
         if prompts is not None:
             raise ModelError("this segmenter takes no prompts")
         if tuple(images.shape[2:]) == self.patch_size:
-            logits = two_classes(self.network(images), self.schema.num_classes)
+            logits = as_channels(self.network(images), self.schema)
         else:
             logits = self._infer(images)
-        expected = (len(images), self.schema.num_classes, *images.shape[2:])
-        if tuple(logits.shape) != expected:
-            raise ModelError(f"{self.folder}: the network gives {tuple(logits.shape)}, {expected} are needed")
-        return logits
+        return self._of_classes(logits, images)
+
+    def _of_classes(self, channels: Tensor, images: Tensor) -> Tensor:
+        expected = (len(images), count_channels(self.schema), *images.shape[2:])
+        if tuple(channels.shape) != expected:
+            raise ModelError(f"{self.folder}: the network gives {tuple(channels.shape)}, {expected} are needed")
+        return class_logits(channels, self.schema)
 
     @torch.no_grad()
     def predict_logits(self, sample: Sample) -> Tensor:
         """Logits `(K, *S')` through the bundle's own inferer."""
         with evaluating(self):
             images = sample.image[None].to(self.device)
-            logits = self._infer(images)
+            logits = self._of_classes(self._infer(images), images)
             warn_of_probabilities(logits, self, self._of_patch_size(images))
         return logits[0].cpu()
 
     def restore(self, logits: Tensor, sample: Sample) -> LabelMap:
+        first = self.tool.probabilities_first
+        if self.schema.overlaps:
+            z = region_logits(logits.float())
+            found = torch.from_numpy(self._to_case(z.sigmoid() if first else z, _ours(sample)))
+            return classes_of_regions((found if first else found.sigmoid()) >= THRESHOLD).numpy()
         # Interpolated probabilities have another argmax than interpolated logits.
-        values = logits.float().softmax(dim=0) if self.tool.probabilities_first else logits
+        values = logits.float().softmax(dim=0) if first else logits
         labels: LabelMap = self._to_case(values, _ours(sample)).argmax(axis=0).astype(np.uint8)
         return labels
 
@@ -240,7 +259,7 @@ class MonaiBundleAdapter(SegmenterAdapter):
     def _infer(self, images: Tensor) -> Tensor:
         """The bundle's own inferer, wherever its configuration wants tiles and result to be."""
         logits: Tensor = self.tool.inferer(inputs=images, network=self.network)
-        return two_classes(logits.to(images.device), self.schema.num_classes)
+        return as_channels(logits.to(images.device), self.schema)
 
     def _to_case(self, values: Tensor, sample: BundleSample) -> np.ndarray[Any, Any]:
         """Values `(N, *S')` on the grid of the case, by undoing the preprocessing."""

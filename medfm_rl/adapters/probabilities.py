@@ -7,12 +7,16 @@ from typing import Any, Final
 import torch
 from torch import Tensor, nn
 
+from medfm_rl.adapters.overlapping import region_logits
 from medfm_rl.data.notices import warn_once
+from medfm_rl.types import LabelSchema
 
 SOFTMAX: Final = "the logits sum to 1: they are probabilities; give what comes before the softmax"
 SIGMOID: Final = "the logits are the probabilities of a sigmoid; give what comes before it"
 _ROUNDING = 1e-3
 """What a sum of probabilities differs from 1 in half precision."""
+_SUMS: Final = ("CatBackward0", "AddBackward0", "SliceBackward0")
+"""What logits of sets of regions are made with."""
 
 
 def probabilities_in(logits: Tensor, network: nn.Module, images: Tensor) -> str | None:
@@ -26,6 +30,9 @@ def probabilities_in(logits: Tensor, network: nn.Module, images: Tensor) -> str 
         network: The module that they come from.
         images: `(B, C, *S)` of the patch size, that the network can be shown once more.
     """
+    schema = getattr(network, "schema", None)
+    if isinstance(schema, LabelSchema) and schema.overlaps:
+        return _of_regions(logits, network, images)
     if not (float(logits.min()) >= 0 and float(logits.max()) <= 1 + _ROUNDING):
         return None
     sums = logits.float().sum(dim=1)
@@ -45,6 +52,22 @@ def warn_of_probabilities(logits: Tensor, network: nn.Module, images: Tensor) ->
             f"the network of this segmenter gives no logits: {found}. Masks are the same, confidences are wrong, and "
             "adapt refuses this segmenter. Take its last layer off, or wrap it in a factory that does"
         )
+
+
+def _of_regions(logits: Tensor, network: nn.Module, images: Tensor) -> str | None:
+    """The same of logits of sets of regions that overlap, which are sums of the channels of a network."""
+    z = torch.stack([region_logits(each) for each in logits])
+    if not (float(z.min()) >= 0 and float(z.max()) <= 1 + _ROUNDING):
+        return None
+    with torch.enable_grad():
+        waiting = [network(images.detach().clone().requires_grad_()).grad_fn]
+    while waiting:
+        function = waiting.pop()
+        if type(function).__name__ == "SigmoidBackward0":
+            return SIGMOID
+        if type(function).__name__ in _SUMS:
+            waiting += [before for before, _ in function.next_functions]
+    return None
 
 
 def _ends_in_a_sigmoid(network: nn.Module, images: Tensor) -> bool:

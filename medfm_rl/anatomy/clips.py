@@ -25,6 +25,7 @@ from medfm_rl.anatomy.temporal_rules import (
     judge_curve,
     judge_distance,
 )
+from medfm_rl.structures import pixels_of
 from medfm_rl.types import LabelMap, LabelSchema
 
 S = TypeVar("S", bound=np.generic)
@@ -123,7 +124,7 @@ def measure_clip(
     """
     side = None if spacing is None else float(min(spacing))
     squared, corner = _cut_out(with_square_pixels(masks, spacing))
-    inside = squared == schema.index_of(ventricle)
+    inside = pixels_of(squared, schema.classes_of(ventricle))
     frames = tuple(_measure_frame(mask, schema, chosen, corner) for mask, chosen in zip(squared, inside, strict=True))
     areas = np.array([frame.areas[ventricle] for frame in frames])
     beat, no_beat = find_beat(areas)
@@ -200,7 +201,7 @@ def _count_falls(curve: Curve, turn: float) -> int:
 def _measure_frame(
     mask: LabelMap, schema: LabelSchema, inside: npt.NDArray[np.bool_], corner: tuple[int, int]
 ) -> FrameAttributes:
-    areas = {name: float(np.count_nonzero(mask == index)) for index, name in enumerate(schema.structures, 1)}
+    areas = {name: float(np.count_nonzero(pixels_of(mask, schema.classes_of(name)))) for name in schema.structures}
     discs = measure_discs(inside)
     if discs is None:
         return FrameAttributes(areas, None, None)

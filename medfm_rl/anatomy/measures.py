@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy import ndimage
 
+from medfm_rl.structures import pixels_of
 from medfm_rl.types import LabelMap, LabelSchema
 
 Mask = npt.NDArray[np.bool_]
@@ -54,11 +55,9 @@ class MaskView:
     @_once
     def mask(self, structure: str) -> Mask:
         """Where the structure is, in the box of everything that is segmented and one pixel around it, or in all."""
-        classes = [self.schema.index_of(name) for name in structure.split("+")]
-        found: Mask = self._labels == classes[0]
-        for index in classes[1:]:
-            found |= self._labels == index
-        return found
+        return pixels_of(
+            self._labels, [index for name in structure.split("+") for index in self.schema.classes_of(name)]
+        )
 
     @_once
     def size(self, structure: str) -> int:

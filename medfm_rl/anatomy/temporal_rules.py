@@ -23,6 +23,7 @@ from medfm_rl.anatomy.neighbours import neighbour_distances
 from medfm_rl.errors import ConfigError
 from medfm_rl.settings.problems import describe_problem
 from medfm_rl.settings.yaml_text import read_yaml
+from medfm_rl.structures import pixels_of
 from medfm_rl.types import LabelMap, LabelSchema
 
 Curve = npt.NDArray[np.float64]
@@ -97,7 +98,8 @@ class TemporalRules(BaseModel):
 
     def to_yaml(self) -> str:
         """The content of a file that `read` reads."""
-        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+        text: str = yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+        return text
 
     def require_known(self, schema: LabelSchema, ventricle: str, where: Path | str) -> None:
         """Refuses rules about structures that the masks do not have.
@@ -194,9 +196,7 @@ def judge_distance(rule: TemporalRule, masks: LabelMap, schema: LabelSchema, sid
         side: Side of a pixel in mm, or None.
     """
     unit, limit = ("px", np.inf) if side is None else ("mm", rule.most)
-    chosen = np.zeros(schema.num_classes, bool)
-    chosen[[schema.index_of(name) for name in rule.structure.split("+")]] = True
-    inside = chosen[masks]
+    inside = pixels_of(masks, [index for name in rule.structure.split("+") for index in schema.classes_of(name)])
     steps = neighbour_distances(inside) * (side or 1.0)
     means = (steps[:-1] + steps[1:]) / 2
     if not np.isfinite(means).any():

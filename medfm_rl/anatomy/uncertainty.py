@@ -24,6 +24,7 @@ from scipy import ndimage, special
 
 from medfm_rl.anatomy.clips import ClipAnatomy, with_square_pixels
 from medfm_rl.anatomy.discs import Discs, measure_discs
+from medfm_rl.structures import pixels_of
 from medfm_rl.types import FloatArray, LabelMap, LabelSchema
 
 _Probability = npt.NDArray[np.float32]
@@ -77,19 +78,22 @@ def draw_clip(
     wanted = () if beat is None else (beat.ed, beat.es)
     areas: dict[str, npt.NDArray[np.float64]] = {}
     kept: dict[int, list[Discs | None]] = {}
-    for index, name in enumerate(schema.structures, 1):
-        ends = np.zeros((len(masks), 2))
-        box = _box(masks == index, _reach(masks))
+    for name in schema.structures:
+        classes = schema.classes_of(name)
+        ends, whole = np.zeros((len(masks), 2)), pixels_of(masks, classes)
+        box = _box(whole, _reach(masks))
         if box is not None:
-            fields = _fields((masks == index)[:, *box], draws, rng)
-            for frame, inside in enumerate(_belongs(masks, rewards, index, schema.num_classes, box)):
+            fields = _fields(whole[:, *box], draws, rng)
+            for frame, inside in enumerate(_belongs(masks, rewards, classes, schema.num_classes, box)):
                 # The same fields in another order: drawn anew for every frame they would take longer than all else.
                 drawn = fields[rng.permutation(draws)] < inside
                 ends[frame] = interval_of(np.count_nonzero(drawn, axis=(1, 2)))
                 if name == anatomy.ventricle and frame in wanted:
                     kept[frame] = [measure_discs(mask) for mask in drawn]
         areas[name] = ends
-    pairs = [] if beat is None or not kept else zip(kept[beat.ed], kept[beat.es], strict=True)
+    if beat is None or not kept:
+        return ClipDraws(areas, (), ())
+    pairs = zip(kept[beat.ed], kept[beat.es], strict=True)
     both = [(ed, es) for ed, es in pairs if ed is not None and es is not None]
     return ClipDraws(areas, tuple(ed for ed, _ in both), tuple(es for _, es in both))
 
@@ -100,16 +104,19 @@ def interval_of(values: npt.ArrayLike, level: float = LEVEL) -> tuple[float, flo
     return float(low), float(high)
 
 
-def membership(mask: LabelMap, rewards: FloatArray, index: int, num_classes: int, reach: int) -> _Probability:
+def membership(
+    mask: LabelMap, rewards: FloatArray, classes: tuple[int, ...], num_classes: int, reach: int
+) -> _Probability:
     """Probability that each pixel of an image belongs to a structure, `(H, W)`.
 
     A pixel of the structure does as far as it is right. A wrong pixel of another class should have been of the class
-    that lies nearest, within reach; those that lie equally near have equal shares.
+    that lies nearest, within reach; those that lie equally near have equal shares. Of structures that overlap several
+    classes are of one structure, and a wrong pixel of it may still be.
 
     Args:
         mask: Class indices `(H, W)`.
         rewards: `(H, W)` in [0, 1].
-        index: Of the structure.
+        classes: Class indices of the structure.
         num_classes: K.
         reach: In pixels.
     """
@@ -121,13 +128,14 @@ def membership(mask: LabelMap, rewards: FloatArray, index: int, num_classes: int
             steps = ndimage.distance_transform_cdt(away, metric="chessboard")
             distances[other] = np.where(away, np.minimum(steps, far), far)
     nearest = distances.min(axis=0)
-    share = ((distances[index] == nearest) & (nearest < far)) / np.sum(distances == nearest, axis=0)
-    found: _Probability = np.where(mask == index, rewards, (1 - rewards) * share).astype(np.float32)
+    own = (distances[list(classes)] == nearest).sum(axis=0) * (nearest < far)
+    instead = (1 - rewards) * (own / np.sum(distances == nearest, axis=0))
+    found: _Probability = (np.where(pixels_of(mask, classes), rewards, 0) + instead).astype(np.float32)
     return found
 
 
 def _belongs(
-    masks: LabelMap, rewards: FloatArray, index: int, num_classes: int, box: tuple[slice, slice]
+    masks: LabelMap, rewards: FloatArray, classes: tuple[int, ...], num_classes: int, box: tuple[slice, slice]
 ) -> Iterator[npt.NDArray[np.float32]]:
     """Of every frame how far a standard normal field has to lie below for a pixel to belong to the structure."""
     reach = _reach(masks)
@@ -138,7 +146,7 @@ def _belongs(
         for part, far in zip(box, wide, strict=True)
     )
     for mask, reward in zip(masks, rewards, strict=True):
-        found = membership(mask[wide], reward[wide], index, num_classes, reach)[inner]
+        found = membership(mask[wide], reward[wide], classes, num_classes, reach)[inner]
         yield special.ndtri(found).astype(np.float32)
 
 

@@ -23,6 +23,7 @@ from medfm_rl.reward.network import RewardEnsemble
 from medfm_rl.reward.score import paired_scores, structure_regions
 from medfm_rl.seeding import torch_generator
 from medfm_rl.settings import CorrectionSettings
+from medfm_rl.structures import Structures, exclusive
 from medfm_rl.tiling import over_tiles, tiled_reward_map
 from medfm_rl.types import LabelMap
 
@@ -61,7 +62,7 @@ class TestTimeOptimiser(CaseCorrector):
     def propose(self, sample: Sample, logits: Tensor, original: Original, deadline: float) -> Proposal:
         """The step with the highest reward, from the segmenter's own mask on."""
         settings, adapter = self.settings, self.adapter
-        reward, patch, classes = self.reward.to(adapter.device), adapter.patch_size, adapter.schema.num_classes
+        reward, patch, structures = self.reward.to(adapter.device), adapter.patch_size, adapter.schema.classes
         image, deployed = sample.image.to(adapter.device), logits.to(adapter.device)
         search = self._search(image, deployed)
         first = original.action.to(adapter.device)
@@ -79,7 +80,7 @@ class TestTimeOptimiser(CaseCorrector):
         for step in range(settings.steps + 1):
             action, reward_map = ascent.look()
             pair = (first_map[None], first[None]), (reward_map[None], action[None])
-            old, new = paired_scores(*pair, classes)
+            old, new = paired_scores(*pair, structures)
             gains.append(0.0 if step == 0 and original.own else float((new - old).mean()))
             if gains[-1] > best_gain:
                 best, best_gain, kept = step, gains[-1], search.labels(sample)
@@ -177,7 +178,7 @@ class _GradientAscent(_Ascent):
         return self.action, self.reward_map.detach()
 
     def improve(self) -> bool:
-        region = _region(self.original, self.action, len(self.logits))
+        region = _region(self.original, self.action, exclusive(len(self.logits)))
         divergence = kl_divergence(self.logits.log_softmax(dim=0)[None], self.log_deployed[None])
         loss = self.kl_coef * divergence.sum() - (self.reward_map * region).sum()
         return self._step(loss / region.sum().clamp_min(1))
@@ -302,8 +303,8 @@ class _WeightSearch(_Search):
         return self.twin.restore(self.twin.predict_logits(sample), sample)
 
 
-def _region(one: Tensor, two: Tensor, classes: int) -> Tensor:
+def _region(one: Tensor, two: Tensor, structures: Structures) -> Tensor:
     """Where either action has a structure, and around it, `(*S)` of 0 and 1; everything where neither has one."""
-    found = torch.maximum(structure_regions(one[None], classes), structure_regions(two[None], classes))
+    found = torch.maximum(structure_regions(one[None], structures), structure_regions(two[None], structures))
     region = found.amax(dim=1)[0]
     return region if bool(region.any()) else torch.ones_like(region)

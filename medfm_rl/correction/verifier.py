@@ -114,7 +114,7 @@ class Verifier:
             tuple(str(rule) for rule in self.anatomy.check(labels, spacing) if not rule.passed)
             for labels in (before, after)
         ]
-        change = 1 - float(dice(before, after, schema.num_classes).mean())
+        change = 1 - float(dice(before, after, schema.classes).mean())
         objections = (*self._lack_of_time(len(seen)), *self._objections(gain, gains, change, broken[1]))
         agreed = (
             f"the verifier expects a Dice that is {gain:.3f} higher, at least {self.settings.margin:g}; "
@@ -123,12 +123,12 @@ class Verifier:
         return Verification(not objections, objections or agreed, gain, gains, change, broken[0], broken[1], len(seen))
 
     def _expected(self, adapter: SegmenterAdapter, sample: Sample, mean: Tensor, labels: LabelMap) -> Tensor:
-        """Dice of each structure to be expected by network and views, `(K - 1,)`."""
+        """Dice of each structure to be expected by network and views, `(R,)`."""
         device = adapter.device
         action = adapter.preprocess_labels(labels, sample).cpu()
         map_ = tiled_reward_map(self.network.to(device), sample.image.to(device), action.to(device), adapter.patch_size)
-        expected = expected_dice(map_.cpu()[None], action[None], adapter.schema.num_classes)[0]
-        return (expected + soft_dice(mean, action)) / 2
+        expected = expected_dice(map_.cpu()[None], action[None], adapter.schema.classes)[0]
+        return (expected + soft_dice(mean, action, adapter.schema.classes)) / 2
 
     def _lack_of_time(self, seen: int) -> tuple[str, ...]:
         # All views, for what is accepted must not depend on how busy a machine is. Of 70 masks of CAMUS that a vote

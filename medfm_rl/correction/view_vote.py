@@ -100,8 +100,8 @@ class ViewVote(CaseCorrector):
         for vote in votes:
             action = argmax_classes(vote, dim=0)
             map_ = tiled_reward_map(reward, image, action.to(adapter.device), adapter.patch_size).cpu()
-            expected = expected_dice(map_[None], action[None], len(vote))[0]
-            found.append(expected.mean() + soft_dice(mean, action).mean())
+            expected = expected_dice(map_[None], action[None], adapter.schema.classes)[0]
+            found.append(expected.mean() + soft_dice(mean, action, adapter.schema.classes).mean())
         return torch.stack(found)
 
     def _average(self, sample: Sample, votes: Tensor, weights: Tensor) -> LabelMap:

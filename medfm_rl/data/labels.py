@@ -58,15 +58,18 @@ def read_labels(
     own = schema if in_file is None else in_file
     sequence = None if frame is None else _frame_of_sequence(path, frame, image_shape, geometry)
     if sequence is not None:
-        return np.array([schema.index_of(name) for name in own.names], dtype=np.uint8)[
-            own.to_indices(sequence, str(path))
-        ]
+        return own.indices_in(schema)[own.to_indices(sequence, str(path))]
     segmentation = _read_segmentation(path)
     if segmentation is not None:
-        ids = segmentation.label_ids(own, image_shape, geometry, by_number=in_file is not None)
+        by_number = in_file is not None
+        if own.overlaps:
+            indices = segmentation.overlapping_classes(own, image_shape, geometry, by_number)
+        else:
+            ids = segmentation.label_ids(own, image_shape, geometry, by_number)
+            indices = own.to_indices(ids, str(path))
     else:
-        ids = _read_integers(path, own, image_shape, geometry)
-    return np.array([schema.index_of(name) for name in own.names], dtype=np.uint8)[own.to_indices(ids, str(path))]
+        indices = own.to_indices(_read_integers(path, own, image_shape, geometry), str(path))
+    return own.indices_in(schema)[indices]
 
 
 def read_label_ids(path: Path, schema: LabelSchema, image_shape: tuple[int, ...], geometry: Geometry) -> IntArray:
@@ -88,10 +91,17 @@ class FoundLabels:
     Attributes:
         ids: The integers `(*S)`, 0 to 255.
         names: The name of each integer, the background's among them, as far as it has one.
+        schema: Where the integers are class indices, the structures that they are of.
     """
 
     ids: IntArray
     names: Mapping[int, str]
+    schema: LabelSchema | None = None
+
+    @classmethod
+    def of(cls, labels: LabelMap, schema: LabelSchema) -> FoundLabels:
+        """Those of class indices `(*S)`."""
+        return cls(labels, dict(enumerate(schema.class_names)), schema)
 
 
 def read_any_labels(
@@ -123,7 +133,9 @@ def read_any_labels(
     else:
         ids = _read_integers(path, in_file, image_shape, geometry)
     if own is not None:
-        own.to_indices(ids, str(path))
+        indices = own.to_indices(ids, str(path))
+        if own.overlaps:
+            return FoundLabels.of(indices, own)
         return FoundLabels(ids, {number: name for name, number in own.integers.items()})
     outside = np.unique(ids[(ids < 0) | (ids > _LARGEST)])
     if len(outside):
@@ -272,7 +284,7 @@ def _fitting(readings: Sequence[IntArray], schema: LabelSchema, path: Path) -> I
     Raises:
         DataError: Two have, and differ.
     """
-    fitting = [reading for reading in readings if np.isin(reading, schema.ids).all()]
+    fitting = [reading for reading in readings if np.isin(reading, schema.labels).all()]
     if len(fitting) > 1 and not all(np.array_equal(fitting[0], other) for other in fitting[1:]):
         raise DataError(
             f"{path}: its pixels can be the labels {np.unique(fitting[0]).tolist()} or "

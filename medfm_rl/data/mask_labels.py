@@ -6,8 +6,11 @@ import logging
 from collections.abc import Mapping
 from pathlib import Path
 
+from medfm_rl.data.files import write_json
 from medfm_rl.data.layouts import described_labels
+from medfm_rl.data.layouts.description import DESCRIPTION
 from medfm_rl.errors import ConfigError
+from medfm_rl.structures import JOINS
 from medfm_rl.types import BACKGROUND, LabelSchema
 
 _LOG = logging.getLogger(__name__)
@@ -18,7 +21,8 @@ def parse_mask_labels(text: str, schema: LabelSchema) -> LabelSchema:
 
     Args:
         text: `NAME=INTEGER,...`, such as `LV=255`. Structures that are not named are in none of the masks. The
-            background is 0, unless `background=INTEGER` is among them.
+            background is 0, unless `background=INTEGER` is among them. Where structures overlap, what lies in several
+            is named by all of them: `WT=1,WT+TC=2`.
         schema: Structures of the run, whose names are used.
 
     Returns:
@@ -29,12 +33,16 @@ def parse_mask_labels(text: str, schema: LabelSchema) -> LabelSchema:
     """
     ids = _integers(text, "--labels")
     for name in ids:
-        if name not in schema.names:
+        if not set(_structures_in(name, schema)) <= set(schema.names):
             raise ConfigError(
                 f"--labels {name}={ids[name]}: there is no {name}; the run segments {', '.join(schema.structures)}"
             )
     background = ids.pop(BACKGROUND, 0)
-    missing = [name for name in schema.structures if name not in ids]
+    taken_in = {
+        name: [label for whole, label in ids.items() if name in _structures_in(whole, schema)]
+        for name in schema.structures
+    }
+    missing = [name for name, labels in taken_in.items() if not labels]
     if not ids:
         raise ConfigError(f"--labels {text}: names no structure; the run segments {', '.join(schema.structures)}")
     if missing:
@@ -43,7 +51,16 @@ def parse_mask_labels(text: str, schema: LabelSchema) -> LabelSchema:
             text,
             " and ".join(missing),
         )
-    return LabelSchema.from_structures(ids, background)
+    return (
+        LabelSchema.from_regions(taken_in, background)
+        if schema.overlaps
+        else LabelSchema.from_structures(ids, background)
+    )
+
+
+def _structures_in(name: str, schema: LabelSchema) -> list[str]:
+    """The structures that a name stands for: of those that overlap, such as `WT+TC`, all that are joined in it."""
+    return [part.strip() for part in name.split(JOINS)] if schema.overlaps else [name]
 
 
 def schema_of_masks(text: str | None, folder: Path) -> LabelSchema:
@@ -88,6 +105,15 @@ def labels_in_masks(text: str | None, masks: Mapping[str, Path], schema: LabelSc
         return parse_mask_labels(text, schema)
     described = None if not masks else described_labels(next(iter(masks.values())).parent)
     return None if described is None else described.schema_for(schema)
+
+
+def write_class_names(folder: Path, schema: LabelSchema) -> None:
+    """Writes what the integers in masks of structures that overlap mean, as `dataset.json` beside them.
+
+    Nothing is written where structures exclude each other: their integers are those of the segmenter.
+    """
+    if schema.overlaps and folder.is_dir():
+        write_json(folder / DESCRIPTION, {"labels": schema.integers})
 
 
 def parse_structures(text: str) -> LabelSchema:

@@ -64,6 +64,11 @@ def confidence_of(path: Path, case: Case, labels: LabelMap, schema: LabelSchema,
     Raises:
         DataError: The file cannot be read, or does not fit image, classes or mask.
     """
+    if schema.overlaps:
+        raise DataError(
+            f"{path}: {', '.join(schema.structures)} overlap, and probabilities are taken of classes that exclude each "
+            "other; give the masks alone"
+        )
     maps = _maps(path, case)
     if len(maps) != in_files.num_classes:
         raise DataError(

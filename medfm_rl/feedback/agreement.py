@@ -15,6 +15,7 @@ from medfm_rl.feedback.errors import FeedbackError
 from medfm_rl.feedback.masks import Mask
 from medfm_rl.feedback.store import FeedbackStore
 from medfm_rl.metrics.overlap import dice
+from medfm_rl.structures import pixels_of
 from medfm_rl.types import LabelMap
 
 ConsensusMethod = Literal["staple", "majority"]
@@ -125,15 +126,14 @@ def agreement(store: FeedbackStore, entries: Sequence[Feedback], method: Consens
 
 
 def _compare(case: str, one: str, first: Mask, other: str, second: Mask) -> PairAgreement:
-    shared = [name for name in first.names[1:] if name in second.names[1:]]
-    found = {name: float(dice(_only(first, name), _only(second, name), 2)[0]) for name in shared}
+    shared = [name for name in first.schema.structures if name in second.schema.structures]
+    found = {name: float(dice(_only(first, name), _only(second, name), ((1,),))[0]) for name in shared}
     return PairAgreement(case, (one, other), found)
 
 
 def _only(mask: Mask, name: str) -> LabelMap:
     """1 where the mask has that structure, else 0."""
-    found: LabelMap = (mask.labels == mask.names.index(name)).astype(np.uint8)
-    return found
+    return pixels_of(mask.labels, mask.schema.classes_of(name)).astype(np.uint8)
 
 
 def _require_alike(first: Mask, second: Mask) -> None:

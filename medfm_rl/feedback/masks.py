@@ -17,6 +17,7 @@ from medfm_rl.data.images import read_pixels, write_labels
 from medfm_rl.data.labels import hash_labels
 from medfm_rl.errors import DataError
 from medfm_rl.feedback.errors import FeedbackError
+from medfm_rl.structures import pixels_of, regions_in
 from medfm_rl.types import Geometry, LabelMap, LabelSchema
 
 
@@ -28,7 +29,7 @@ class Mask:
         sha256: Over size, names, spacing, origin, direction and class indices.
         labels_sha256: `data.labels.hash_labels`, by which scores name masks: over size and class indices.
         shape: Size `(*S)`.
-        names: Names by class index, "background" first.
+        names: Names by class index, "background" first; where structures overlap, those of `structures.subset_names`.
         geometry: That of the image.
         packed: The class indices, compressed by zlib.
     """
@@ -82,7 +83,8 @@ class Mask:
     @property
     def schema(self) -> LabelSchema:
         """The structures; class indices are the integers."""
-        return LabelSchema(self.names, tuple(range(len(self.names))))
+        regions = regions_in(self.names)
+        return LabelSchema.of_regions(regions) if regions else LabelSchema(self.names, tuple(range(len(self.names))))
 
     def labels_for(self, schema: LabelSchema) -> LabelMap:
         """The class indices that another schema has for the same structures, `(*S)`.
@@ -90,16 +92,20 @@ class Mask:
         Raises:
             FeedbackError: The schema lacks a structure that is in the mask, or the mask knows none of its structures.
         """
-        labels = self.labels
-        present = [self.names[index] for index in np.unique(labels)]
-        strangers = [name for name in present if name not in schema.names]
-        if strangers or not set(self.names[1:]) & set(schema.structures):
+        own, labels = self.schema, self.labels
+        present = [name for name in own.structures if pixels_of(labels, own.classes_of(name)).any()]
+        strangers = set(present) - set(schema.structures)
+        if strangers or not set(own.structures) & set(schema.structures):
             raise FeedbackError(
-                f"mask {self.sha256}: has {', '.join(self.names[1:])}, and the segmenter segments "
+                f"mask {self.sha256}: has {', '.join(own.structures)}, and the segmenter segments "
                 f"{', '.join(schema.structures)}; feedback teaches a segmenter of the same structures, by name"
             )
-        table = [schema.index_of(name) if name in schema.names else 0 for name in self.names]
-        return np.asarray(table, dtype=np.uint8)[labels]
+        if own.overlaps and not schema.overlaps:
+            raise FeedbackError(
+                f"mask {self.sha256}: its structures overlap, and those of the segmenter exclude each other; feedback "
+                "teaches a segmenter of the same structures"
+            )
+        return own.indices_in(schema)[labels]
 
 
 RESTORE = "put the masks of the store back from a copy"

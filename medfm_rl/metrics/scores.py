@@ -120,11 +120,12 @@ def score_case(
     case: Case, prediction: LabelMap, ground_truth: LabelMap, schema: LabelSchema, anatomy: Anatomy
 ) -> list[CaseScore]:
     """Scores of every structure of a case, then of their mean."""
-    overlaps = dice(prediction, ground_truth, schema.num_classes)
+    overlaps = dice(prediction, ground_truth, schema.classes)
     spacing = case.geometry.array_spacing
-    hd95, assd = surface_distances(prediction, ground_truth, schema.num_classes, spacing)
+    hd95, assd = surface_distances(prediction, ground_truth, schema.classes, spacing)
     valid, unit = anatomy.is_valid(prediction, spacing), "px" if spacing is None else "mm"
-    there = np.bincount(ground_truth.ravel(), minlength=schema.num_classes)[1:] > 0
+    counts = np.bincount(ground_truth.ravel(), minlength=schema.num_classes)
+    there = np.array([counts[list(classes)].any() for classes in schema.classes])
     rows = [(name, overlaps[i], hd95[i], assd[i], there[i]) for i, name in enumerate(schema.structures)]
     # A mean over structures exists where every structure has a distance.
     rows.append((MEAN, overlaps.mean(), hd95.mean(), assd.mean(), there.all()))

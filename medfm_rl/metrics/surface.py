@@ -6,25 +6,26 @@ import numpy as np
 import numpy.typing as npt
 from scipy import ndimage
 
+from medfm_rl.structures import Structures, pixels_of
 from medfm_rl.types import FloatArray, LabelMap
 
 
 def surface_distances(
-    prediction: LabelMap, ground_truth: LabelMap, num_classes: int, array_spacing: tuple[float, ...] | None
+    prediction: LabelMap, ground_truth: LabelMap, structures: Structures, array_spacing: tuple[float, ...] | None
 ) -> tuple[FloatArray, FloatArray]:
     """95 % Hausdorff distance and average symmetric surface distance of each structure.
 
-    A surface is the pixels of a structure that touch another class across a face; what lies beyond the image counts as
-    background. HD95 is the larger of the two directed 95th percentiles; ASSD the mean over both surfaces together.
+    A surface is the pixels of a structure that touch one outside of it across a face; what lies beyond the image counts
+    as background. HD95 is the larger of the two directed 95th percentiles; ASSD the mean over both surfaces together.
 
     Args:
         prediction: Class indices `(*S)`.
         ground_truth: Class indices `(*S)`.
-        num_classes: K.
+        structures: Class indices of each structure.
         array_spacing: Size of a pixel in mm in array order; None gives distances in pixels.
 
     Returns:
-        HD95 and ASSD, each `(K - 1,)`. Both 0 where both lack the structure, NaN where only one does.
+        HD95 and ASSD, each `(R,)`, for each structure. Both 0 where both lack the structure, NaN where only one does.
 
     Raises:
         ValueError: The sizes differ.
@@ -33,8 +34,8 @@ def surface_distances(
         raise ValueError(f"prediction has size {prediction.shape}, ground truth {ground_truth.shape}")
     spacing = array_spacing or (1.0,) * prediction.ndim
     hd95, assd = [], []
-    for index in range(1, num_classes):
-        ours, theirs = prediction == index, ground_truth == index
+    for classes in structures:
+        ours, theirs = pixels_of(prediction, classes), pixels_of(ground_truth, classes)
         if not ours.any() or not theirs.any():
             value = 0.0 if ours.any() == theirs.any() else np.nan
             hd95.append(value)

@@ -21,6 +21,7 @@ from medfm_rl.metrics.overlap import dice
 from medfm_rl.networks import argmax_classes
 from medfm_rl.quality.evidence import soft_dice
 from medfm_rl.seeding import torch_generator
+from medfm_rl.structures import Structures
 from medfm_rl.types import Prompts
 
 _DROPOUT = (nn.Dropout, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout)
@@ -88,17 +89,19 @@ class SoftDiceConfidence:
 
     Args:
         segmenter: Images `(B, C, *S)` to logits `(B, K, *S)`.
+        structures: Class indices of each structure.
     """
 
     name: Final = "soft Dice confidence"
     forward_passes: Final = 1
 
-    def __init__(self, segmenter: nn.Module) -> None:
+    def __init__(self, segmenter: nn.Module, structures: Structures) -> None:
         self.segmenter = segmenter.eval()
+        self.structures = structures
 
     def estimate(self, image: Tensor, action: Tensor) -> float:
         probabilities = _logits(self.segmenter, image).softmax(dim=0)
-        return float(soft_dice(probabilities, action.to(image.device)).mean())
+        return float(soft_dice(probabilities, action.to(image.device), self.structures).mean())
 
 
 class MonteCarloDropout:
@@ -106,7 +109,7 @@ class MonteCarloDropout:
 
     Args:
         segmenter: With dropout layers.
-        num_classes: K.
+        structures: Class indices of each structure.
         draws: Predictions.
         seed: Seed of the draws; every mask is assessed with the same.
 
@@ -116,12 +119,12 @@ class MonteCarloDropout:
 
     name: Final = "MC dropout"
 
-    def __init__(self, segmenter: nn.Module, num_classes: int, draws: int = 5, seed: int = 0) -> None:
+    def __init__(self, segmenter: nn.Module, structures: Structures, draws: int = 5, seed: int = 0) -> None:
         self.segmenter = segmenter.eval()
         self.layers = [module for module in segmenter.modules() if isinstance(module, _DROPOUT) and module.p > 0]
         if not self.layers:
             raise ModelError("Monte Carlo dropout needs a segmenter that was trained with dropout, this one has none")
-        self.num_classes = num_classes
+        self.structures = structures
         self.forward_passes = draws
         self.seed = seed
 
@@ -134,7 +137,7 @@ class MonteCarloDropout:
                 masks = [_mask(self.segmenter, image) for _ in range(self.forward_passes)]
         finally:
             self.segmenter.eval()
-        return pairwise_dice([action, *masks], self.num_classes)
+        return pairwise_dice([action, *masks], self.structures)
 
 
 class EnsembleAgreement:
@@ -142,19 +145,19 @@ class EnsembleAgreement:
 
     Args:
         segmenters: Trained apart from each other.
-        num_classes: K.
+        structures: Class indices of each structure.
     """
 
     name: Final = "ensemble"
 
-    def __init__(self, segmenters: Sequence[nn.Module], num_classes: int) -> None:
+    def __init__(self, segmenters: Sequence[nn.Module], structures: Structures) -> None:
         self.segmenters = [segmenter.eval() for segmenter in segmenters]
-        self.num_classes = num_classes
+        self.structures = structures
         self.forward_passes = len(segmenters)
 
     def estimate(self, image: Tensor, action: Tensor) -> float:
         masks = [_mask(segmenter, image) for segmenter in self.segmenters]
-        return pairwise_dice([action, *masks], self.num_classes)
+        return pairwise_dice([action, *masks], self.structures)
 
 
 class AugmentationAgreement:
@@ -162,7 +165,7 @@ class AugmentationAgreement:
 
     Args:
         segmenter: Images `(B, C, *S)` to logits `(B, K, *S)`.
-        num_classes: K.
+        structures: Class indices of each structure.
         draws: Predictions on images of random appearance.
         strength: Strength of the appearance.
         seed: Seed of the draws; every mask is assessed with the same.
@@ -174,14 +177,14 @@ class AugmentationAgreement:
     def __init__(
         self,
         segmenter: nn.Module,
-        num_classes: int,
+        structures: Structures,
         draws: int = 5,
         strength: float = 0.5,
         seed: int = 0,
         channels: int | None = None,
     ) -> None:
         self.segmenter = segmenter.eval()
-        self.num_classes = num_classes
+        self.structures = structures
         self.forward_passes = draws
         self.strength = strength
         self.seed = seed
@@ -193,7 +196,7 @@ class AugmentationAgreement:
         for _ in range(self.forward_passes):
             shown = randomise_appearance(image[None].cpu(), None, self.strength, generator, self.channels)[0]
             masks.append(_mask(self.segmenter, shown.to(image)))
-        return pairwise_dice([action, *masks], self.num_classes)
+        return pairwise_dice([action, *masks], self.structures)
 
 
 class BoxAgreement:
@@ -226,7 +229,7 @@ class BoxAgreement:
             low, high = np.minimum(moved[..., :2], moved[..., 2:]), np.maximum(moved[..., :2], moved[..., 2:])
             drawn = np.concatenate([low, high], axis=-1).clip(0, limit).astype(np.float32)
             masks.append(argmax_classes(self.segmenter(image[None], Prompts(boxes=drawn))[0], dim=0))
-        return pairwise_dice([action, *masks], self.segmenter.schema.num_classes)
+        return pairwise_dice([action, *masks], self.segmenter.schema.classes)
 
 
 class PredictedIoU:
@@ -256,7 +259,7 @@ class ReverseClassification:
     Args:
         references: `(N, C, *S)`, preprocessed images.
         masks: `(N, *S)` uint8, their expert masks.
-        num_classes: K.
+        structures: Class indices of each structure.
         pixels: Number of pixels of the assessed image that the classifier learns from, drawn at random.
         seed: Seed of the draws.
     """
@@ -264,10 +267,12 @@ class ReverseClassification:
     name: Final = "reverse classification"
     forward_passes: Final = 0
 
-    def __init__(self, references: Tensor, masks: Tensor, num_classes: int, pixels: int = 3000, seed: int = 0) -> None:
+    def __init__(
+        self, references: Tensor, masks: Tensor, structures: Structures, pixels: int = 3000, seed: int = 0
+    ) -> None:
         self.inputs = [_pixel_features(image) for image in references]
         self.masks = masks.numpy()
-        self.num_classes = num_classes
+        self.structures = structures
         self.pixels = pixels
         self.seed = seed
 
@@ -281,14 +286,14 @@ class ReverseClassification:
         scores = []
         for inputs, truth in zip(self.inputs, self.masks, strict=True):
             found = forest.predict(inputs).astype(np.uint8).reshape(truth.shape)
-            scores.append(float(dice(found, truth, self.num_classes).mean()))
+            scores.append(float(dice(found, truth, self.structures).mean()))
         return max(scores)
 
 
-def pairwise_dice(masks: Sequence[Tensor], num_classes: int) -> float:
+def pairwise_dice(masks: Sequence[Tensor], structures: Structures) -> float:
     """Mean Dice over all pairs of masks `(*S)` and all structures."""
     arrays = [mask.cpu().numpy().astype(np.uint8) for mask in masks]
-    return float(np.mean([dice(one, two, num_classes).mean() for one, two in combinations(arrays, 2)]))
+    return float(np.mean([dice(one, two, structures).mean() for one, two in combinations(arrays, 2)]))
 
 
 @torch.no_grad()

@@ -134,6 +134,7 @@ def fit_quality(
         conformal_patients=len({case.patient_id for case in promised}),
         names=anatomy.schema.names,
         ids=anatomy.schema.ids,
+        region_ids=anatomy.schema.region_ids,
         model_hash=provenance.model_hash,
         reward_hash=provenance.reward_hash,
         reward_hashes=provenance.reward_hashes,

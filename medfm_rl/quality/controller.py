@@ -30,6 +30,7 @@ from medfm_rl.quality.verdicts import decide, risk
 from medfm_rl.quality.views import ECHO_PROFILES, ViewClassifier
 from medfm_rl.reward.network import RewardEnsemble
 from medfm_rl.settings import RESEARCH, SitePolicy
+from medfm_rl.structures import pixels_of
 from medfm_rl.types import Case, FloatArray, LabelMap
 
 _BATCH_LEVEL = 0.05
@@ -72,7 +73,8 @@ class QualityController:
         self.anatomy: Anatomy = model.bound_anatomy()
         self.schema = self.anatomy.schema
         classes = {member.num_classes for member in reward.networks}
-        if grid.schema.names != model.names or classes != {self.schema.num_classes}:
+        alike = (grid.schema.names, grid.schema.num_classes) == (model.names, self.schema.num_classes)
+        if not alike or classes != {self.schema.num_classes}:
             raise ModelError(
                 f"the quality model is of {', '.join(self.schema.structures)}, the segmenter of "
                 f"{', '.join(grid.schema.structures)} and the reward networks of {sorted(classes)} classes; they "
@@ -316,8 +318,8 @@ class QualityController:
         scores = []
         size = [max(3, round(_WORST_REGION * side)) for side in labels.shape]
         smooth = ndimage.uniform_filter(native, size, mode="nearest")
-        for index, (name, numbers) in enumerate(zip(self.schema.structures, rows, strict=True), 1):
-            mask = labels == index
+        for name, numbers in zip(self.schema.structures, rows, strict=True):
+            mask = pixels_of(labels, self.schema.classes_of(name))
             centre, worst = _worst(smooth, mask, size)
             model = self.model.structures[name]
             assert model.predictor is not None

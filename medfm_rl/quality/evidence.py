@@ -13,7 +13,8 @@ from scipy import ndimage
 from torch import Tensor
 
 from medfm_rl.anatomy.profiles import RuleResult
-from medfm_rl.reward.score import MARGIN, dilate, memberships
+from medfm_rl.reward.score import MARGIN, class_masks, dilate, memberships
+from medfm_rl.structures import Structures, count_classes
 
 FEATURES = (
     "expected_dice",
@@ -47,8 +48,8 @@ class Evidence:
         embedding: `(F,)`, what the networks saw.
         appearance: `(A,)`, what the image looks like.
         rules: What the anatomy rules measured, on the case's own grid.
-        num_classes: K.
-        own_estimate: `(K - 1,)`, what the segmenter itself thinks of each structure of the mask
+        structures: Class indices of each structure.
+        own_estimate: `(R,)`, what the segmenter itself thinks of each structure of the mask
             (`SegmenterAdapter.own_estimate`); None where it has no opinion.
         given: `(*S')` in [0, 1], probability that whatever made the mask gave to the class at each pixel, where that
             was given along with it; None where it was not.
@@ -61,7 +62,7 @@ class Evidence:
     embedding: npt.NDArray[np.float64]
     appearance: npt.NDArray[np.float64]
     rules: tuple[RuleResult, ...]
-    num_classes: int
+    structures: Structures
     own_estimate: Tensor | None = None
     given: Tensor | None = None
 
@@ -70,22 +71,22 @@ class Evidence:
         """What the segmenter of the run says, and what the maker of the mask said, in the order of the calibration."""
         return self.confidence, self.given
 
-    def features(self, structures: Sequence[str], probability: Tensor) -> list[dict[str, float]]:
-        """The numbers of `FEATURES`, and `OWN_ESTIMATE` where there is one, for each structure, class index 1 first.
+    def features(self, names: Sequence[str], probability: Tensor) -> list[dict[str, float]]:
+        """The numbers of `FEATURES`, and `OWN_ESTIMATE` where there is one, for each structure.
 
         Args:
-            structures: Names without the background.
+            names: Names of the structures.
             probability: `(*S')` in [0, 1], that each pixel is right (`PixelCalibration.probability`).
         """
         probability, spread = probability.float(), self.spread.float()
-        expected = expected_dice(probability[None], self.action[None], self.num_classes)[0]
-        boxes = _boxes(self.action, len(structures))
+        expected = expected_dice(probability[None], self.action[None], self.structures)[0]
+        boxes = _boxes(self.action, self.structures)
         failed = [rule for rule in self.rules if not rule.passed]
         rows = []
-        for index, name in enumerate(structures):
+        for index, (name, classes) in enumerate(zip(names, self.structures, strict=True)):
             # One structure at a time and what lies around it: volumes of many would not fit into the memory at once.
             box = boxes[index]
-            mask = (self.action[box] == index + 1)[None, None]
+            mask = class_masks(self.action[box][None], classes).any(dim=1, keepdim=True)
             region = dilate(mask, MARGIN)[0, 0]
             contour = (dilate(mask, _CONTOUR) & dilate(~mask, _CONTOUR))[0, 0]
             rewards = probability[box]
@@ -107,14 +108,15 @@ class Evidence:
         return rows
 
 
-def expected_dice(maps: Tensor, actions: Tensor, num_classes: int) -> Tensor:
+def expected_dice(maps: Tensor, actions: Tensor, structures: Structures) -> Tensor:
     """Dice of each structure to be expected by the reward map.
 
     With p(x) the probability that pixel x is right and A the pixels of structure k in the action, the overlap with
     the truth is expected to be I, the sum of p over A, and the size of the truth I + M, where M is the sum of (1 - p)
     s over the pixels outside A. s(x) is the probability that k is what a wrong pixel x should have been: the classes
     other than its own that the action has within 5 % of the image's longest side share it equally, and k has none
-    where it is not one of them. Then
+    where it is not one of them. Where structures overlap, k has the share of all its classes, and a wrong pixel of A
+    may still be of k: I has (1 - p) s of such pixels too. Then
 
         E Dice = 2 I / (size of A + I + M),
 
@@ -123,21 +125,34 @@ def expected_dice(maps: Tensor, actions: Tensor, num_classes: int) -> Tensor:
     Args:
         maps: Reward maps `(B, *S)` in [0, 1].
         actions: `(B, *S)`, class indices.
-        num_classes: K.
+        structures: Class indices of each structure.
 
     Returns:
-        `(B, K - 1)` in [0, 1]; 0 for a structure that the action lacks.
+        `(B, R)` in [0, 1]; 0 for a structure that the action lacks.
     """
     reach = max(1, round(_REACH * max(actions.shape[1:])))
-    inside = memberships(actions, num_classes)
+    inside = class_masks(actions, range(count_classes(structures)))
     near = dilate(inside, reach) & ~inside
     doubt = (1 - maps) / near.sum(dim=1).clamp_min(1)
-    right, missed, area = (
-        torch.stack([(values * masks[:, index]).flatten(1).sum(dim=1) for index in range(num_classes)], dim=1)
-        for values, masks in ((maps, inside), (doubt, near), (torch.ones_like(maps), inside))
-    )
+    rights, misses, areas = [], [], []
+    # One structure at a time: maps of all of them would not fit into the memory at once.
+    for classes in structures:
+        own, instead = _of_any(inside, classes).bool(), doubt * _of_any(near, classes)
+        right, missed, area = (
+            (values * masks).flatten(1).sum(dim=1)
+            for values, masks in ((maps, own), (instead, ~own), (torch.ones_like(maps), own))
+        )
+        rights.append(right + (instead * own).flatten(1).sum(dim=1) if len(classes) > 1 else right)
+        misses.append(missed)
+        areas.append(area)
+    right, missed, area = (torch.stack(values, dim=1) for values in (rights, misses, areas))
     expected = 2 * right / (area + right + missed).clamp_min(1e-8)
-    return torch.where(area > 0, expected, 0.0)[:, 1:]
+    return torch.where(area > 0, expected, 0.0)
+
+
+def _of_any(masks: Tensor, classes: Sequence[int]) -> Tensor:
+    """How many of the masks `(B, K, *S)` of some classes each pixel is in, `(B, *S)`."""
+    return masks[:, classes[0]] if len(classes) == 1 else masks[:, list(classes)].sum(dim=1)
 
 
 def confidence_in(logits: Tensor, action: Tensor) -> Tensor:
@@ -146,7 +161,7 @@ def confidence_in(logits: Tensor, action: Tensor) -> Tensor:
     return probabilities.gather(0, action.long()[None])[0]
 
 
-def soft_dice(probabilities: Tensor, action: Tensor) -> Tensor:
+def soft_dice(probabilities: Tensor, action: Tensor, structures: Structures) -> Tensor:
     """Dice of each structure of a mask with probabilities of the segmenter.
 
     For the pixels A of a structure in the mask and its probabilities p it is 2 (sum of p over A) / (size of A + sum of
@@ -155,11 +170,16 @@ def soft_dice(probabilities: Tensor, action: Tensor) -> Tensor:
     Args:
         probabilities: `(K, *S')`.
         action: `(*S')`, class indices.
+        structures: Class indices of each structure.
 
     Returns:
-        `(K - 1,)` in [0, 1].
+        `(R,)` in [0, 1].
     """
-    inside = memberships(action[None], len(probabilities))[0]
+    # The background is taken along and left out at the end: how sums are rounded depends on how many there are.
+    parts = ((0,), *structures)
+    if any(len(classes) > 1 for classes in parts):
+        probabilities = torch.stack([probabilities[list(classes)].sum(dim=0) for classes in parts])
+    inside = memberships(action[None], parts)[0]
     shared = (probabilities * inside).flatten(1).sum(dim=1)
     sizes = inside.flatten(1).sum(dim=1) + probabilities.flatten(1).sum(dim=1)
     return (2 * shared / sizes.clamp_min(1e-8))[1:]
@@ -170,15 +190,22 @@ def log_odds(probabilities: Tensor) -> Tensor:
     return torch.logit(probabilities.float().clamp(_LEAST_DOUBT, 1 - _LEAST_DOUBT))
 
 
-def _boxes(action: Tensor, structures: int) -> list[tuple[slice, ...]]:
+def _boxes(action: Tensor, structures: Structures) -> list[tuple[slice, ...]]:
     """The box of each structure of an action `(*S)` and of what its numbers look at around it; all of one not there."""
     margin = MARGIN + _CONTOUR
-    found = ndimage.find_objects(action.cpu().numpy(), max_label=structures)
-    everything = (slice(None),) * action.ndim
-    return [
-        everything if box is None else tuple(slice(max(0, side.start - margin), side.stop + margin) for side in box)
-        for box in found
-    ]
+    of_class = ndimage.find_objects(action.cpu().numpy(), max_label=count_classes(structures) - 1)
+    boxes = []
+    for classes in structures:
+        found = [of_class[index - 1] for index in classes if of_class[index - 1] is not None]
+        if not found:
+            boxes.append((slice(None),) * action.ndim)
+            continue
+        low, high = (
+            [extreme(getattr(side, end) for side in sides) for sides in zip(*found, strict=True)]
+            for end, extreme in (("start", min), ("stop", max))
+        )
+        boxes.append(tuple(slice(max(0, start - margin), stop + margin) for start, stop in zip(low, high, strict=True)))
+    return boxes
 
 
 def _mean_over(values: Tensor, region: Tensor) -> float:

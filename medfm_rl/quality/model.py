@@ -181,8 +181,9 @@ class QualityModel(BaseModel):
         cases: Calibration cases.
         patients: Calibration patients.
         conformal_patients: Those that intervals, thresholds and the shift test stand on.
-        names: Names of the classes.
-        ids: Their integers in files.
+        names: "background" and the structures.
+        ids: Integers of the classes in files.
+        region_ids: Integers that each structure takes in, where they overlap; else left out of the file.
         model_hash: SHA-256 of the run's folder `model`.
         reward_hash: SHA-256 of its folder `reward`; None in a file that an older version wrote.
         reward_hashes: SHA-256 of the folder of each reward network, which tell the one that has changed.
@@ -230,6 +231,7 @@ class QualityModel(BaseModel):
     domain: DomainReference
     appearance: DomainReference
     biomedclip: EncoderReference | None = None
+    region_ids: tuple[tuple[int, ...], ...] = ()
 
     @model_serializer(mode="wrap")
     def _without_what_is_not_there(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
@@ -240,7 +242,7 @@ class QualityModel(BaseModel):
     @property
     def schema_(self) -> LabelSchema:
         """Structures of the masks."""
-        return LabelSchema(self.names, self.ids)
+        return LabelSchema(self.names, self.ids, self.region_ids)
 
     def bound_anatomy(self) -> Anatomy:
         """The rules, bound to the structures."""
@@ -248,7 +250,7 @@ class QualityModel(BaseModel):
 
     def write(self, path: Path) -> None:
         """Writes the file, whole or not at all."""
-        write_text(path, self.model_dump_json(indent=1) + "\n")
+        write_text(path, self.model_dump_json(indent=1, exclude=None if self.region_ids else {"region_ids"}) + "\n")
 
     @classmethod
     def read(cls, path: Path) -> QualityModel:

@@ -189,7 +189,7 @@ def collect_evidence(
                 features[place],
                 looks[place],
                 item.rules,
-                schema.num_classes,
+                schema.classes,
                 item.own_estimate,
                 item.given,
             )

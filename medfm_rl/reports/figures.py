@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 
 from medfm_rl.reports.palette import colour_of
+from medfm_rl.structures import pixels_of
 from medfm_rl.types import IntArray, LabelMap, LabelSchema
 
 LEGEND_COLUMNS = 6
@@ -45,19 +46,24 @@ def structure_colours(schema: LabelSchema) -> dict[str, str]:
 
 def overlay(labels: LabelMap, schema: LabelSchema) -> npt.NDArray[np.float64]:
     """Translucent fill and opaque contour of each structure, RGBA `(H, W, 4)`."""
-    return overlay_in(labels, dict(enumerate(structure_colours(schema).values(), 1)))
+    colours = structure_colours(schema)
+    return _layer(labels.shape, [(pixels_of(labels, schema.classes_of(name)), colours[name]) for name in colours])
 
 
 def overlay_in(labels: IntArray, colours: Mapping[int, str]) -> npt.NDArray[np.float64]:
     """The same of the integers that have a colour."""
-    layer = np.zeros((*labels.shape, 4))
-    for label, shown in colours.items():
-        mask = labels == label
+    return _layer(labels.shape, [(labels == label, colour) for label, colour in colours.items()])
+
+
+def _layer(shape: tuple[int, ...], parts: Sequence[tuple[npt.NDArray[np.bool_], str]]) -> npt.NDArray[np.float64]:
+    layer = np.zeros((*shape, 4))
+    for mask, colour in parts:
+        layer[mask] = (*to_rgb(colour), 0.3)
+    # After all fills: of structures that overlap every contour stays to be seen.
+    for mask, colour in parts:
         inside = mask.copy()
         for axis in (0, 1):
             for step in (-1, 1):
                 inside &= np.roll(mask, step, axis)
-        colour = to_rgb(shown)
-        layer[mask] = (*colour, 0.3)
-        layer[mask & ~inside] = (*colour, 1.0)
+        layer[mask & ~inside] = (*to_rgb(colour), 1.0)
     return layer

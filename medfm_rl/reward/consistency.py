@@ -13,6 +13,7 @@ import numpy.typing as npt
 
 from medfm_rl.data.clips.motion import carry, find_motion
 from medfm_rl.metrics.overlap import dice
+from medfm_rl.structures import Structures, count_classes
 from medfm_rl.types import FloatArray, LabelMap
 
 NEIGHBOURS = 2
@@ -55,21 +56,21 @@ def vote_of_neighbours(
 
 
 def agreement_over_time(
-    frames: npt.NDArray[np.generic], masks: LabelMap, num_classes: int, reach: int = 1
+    frames: npt.NDArray[np.generic], masks: LabelMap, structures: Structures, reach: int = 1
 ) -> npt.NDArray[np.float64]:
-    """Dice of each structure of each frame with what its neighbours, carried along, say: `(T, K - 1)` in [0, 1].
+    """Dice of each structure of each frame with what its neighbours, carried along, say: `(T, R)` in [0, 1].
 
     1 throughout for a clip of one frame: nothing speaks against it.
 
     Args:
         frames: Grey values `(T, H, W)`.
         masks: Class indices `(T, H, W)`.
-        num_classes: K.
+        structures: Class indices of each structure.
         reach: Neighbours on either side.
     """
-    found = np.ones((len(masks), num_classes - 1))
-    for place, votes in _votes(frames, masks, num_classes, reach):
-        found[place] = dice(masks[place], votes.argmax(axis=0).astype(np.uint8), num_classes)
+    found = np.ones((len(masks), len(structures)))
+    for place, votes in _votes(frames, masks, count_classes(structures), reach):
+        found[place] = dice(masks[place], votes.argmax(axis=0).astype(np.uint8), structures)
     return found
 
 

@@ -12,6 +12,8 @@ from torch.nn import Parameter
 
 from medfm_rl.reward.judgements import Comparison, Judgement, JudgementLink, Judgements, SplitJudgements, scores_of
 from medfm_rl.reward.network import RewardNet
+from medfm_rl.reward.score import memberships
+from medfm_rl.structures import Structures
 
 LINK_RATE: Final = 0.02
 """Learning rate of the link: a handful of numbers, which have to keep up with the network."""
@@ -98,7 +100,11 @@ class JudgementTerm:
         for each in said:
             places = (each.better, each.worse) if isinstance(each, Comparison) else (each.mask,)
             # Two masks of an image are compared in the same tiles.
-            tiles = self._tiles(torch.stack([judgements.masks[place].actions for place in places]), each.structure)
+            tiles = self._tiles(
+                torch.stack([judgements.masks[place].actions for place in places]),
+                each.structure,
+                judgements.structures,
+            )
             for place in places:
                 images.append(judgements.masks[place].images[tiles])
                 actions.append(judgements.masks[place].actions[tiles])
@@ -109,20 +115,24 @@ class JudgementTerm:
         found = []
         for each in said:
             count = 2 if isinstance(each, Comparison) else 1
-            found.append(scores_of(each, list(islice(rated, count)), list(islice(seen, count)), self._net.num_classes))
+            logits, shown_masks = list(islice(rated, count)), list(islice(seen, count))
+            found.append(scores_of(each, logits, shown_masks, judgements.structures))
         return found
 
-    def _tiles(self, actions: Tensor, structure: int | None) -> list[int]:
+    def _tiles(self, actions: Tensor, structure: int | None, structures: Structures) -> list[int]:
         """Drawn for a step; evenly spaced in evaluation, so that validations compare.
 
         Args:
             actions: `(M, T, *S)`, the masks in all tiles.
-            structure: That was judged. Tiles without it say nothing, as long as one has it.
+            structure: That was judged, or None for all. Tiles without it say nothing, as long as one has it.
+            structures: Class indices of each structure.
         """
         count = actions.shape[1]
         if count <= _MOST_TILES:
             return list(range(count))
-        looked_for = actions > 0 if structure is None else actions == structure
+        looked_for = (
+            actions > 0 if structure is None else memberships(actions, structures[structure - 1 : structure]).any(dim=1)
+        )
         has_it = looked_for.flatten(2).any(dim=2).any(dim=0)
         found = has_it.nonzero()[:, 0].tolist() or list(range(count))
         taken = min(_MOST_TILES, len(found))

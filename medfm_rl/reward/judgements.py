@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from medfm_rl.reward.score import structure_regions
+from medfm_rl.structures import Structures
 
 BEST_GRADE: Final = 4
 """Grades go from 0 to this one."""
@@ -51,7 +52,7 @@ class Judgement:
 
     Attributes:
         mask: Its place among the judged masks.
-        structure: Class index; None for the mask as a whole.
+        structure: Its place among the structures, counted from 1; None for the mask as a whole.
         scale: What the value is one of.
         value: In [0, 1]: 0 or 1 for a verdict, a quarter of the grade for a grade.
         trust: Weight in (0, 1].
@@ -76,7 +77,7 @@ class Comparison:
     Attributes:
         better: Place of the better among the judged masks.
         worse: Of the other.
-        structure: Class index; None for the masks as a whole.
+        structure: Its place among the structures, counted from 1; None for the masks as a whole.
         trust: Weight in (0, 1].
     """
 
@@ -97,11 +98,13 @@ class Judgements:
     Attributes:
         masks: The masks.
         said: Verdicts, grades and preferences.
+        structures: Class indices of each structure.
         weight: Of all that in the loss of a reward network, beside its pixels.
     """
 
     masks: tuple[JudgedMask, ...]
     said: tuple[Judgement | Comparison, ...]
+    structures: Structures
     weight: float
 
     def __len__(self) -> int:
@@ -115,7 +118,7 @@ class Judgements:
     def of_patients(self, patients: Collection[str]) -> Self:
         """What was said of masks of these patients."""
         said = tuple(each for each in self.said if self._patient(each) in patients)
-        return type(self)(self.masks, said, self.weight)
+        return type(self)(self.masks, said, self.structures, self.weight)
 
     def _patient(self, said: Judgement | Comparison) -> str:
         return self.masks[said.mask if isinstance(said, Judgement) else said.better].patient_id
@@ -165,23 +168,25 @@ def quality_logit(logits: Tensor, regions: Tensor) -> Tensor:
     return right.clamp_min(_LEAST).log() - wrong.clamp_min(_LEAST).log()
 
 
-def judged_regions(actions: Tensor, structure: int | None, num_classes: int) -> Tensor:
+def judged_regions(actions: Tensor, structure: int | None, structures: Structures) -> Tensor:
     """Where a judgement of a mask looks: in and around the structure, or each that the mask has.
 
     Args:
         actions: `(T, *S)`, the mask in its tiles.
-        structure: Class index; None for the mask as a whole.
-        num_classes: K.
+        structure: Its place among the structures, counted from 1; None for the mask as a whole.
+        structures: Class indices of each structure.
 
     Returns:
         `(T, R, *S)`; the whole image where the mask lacks what was judged.
     """
-    regions = _regions(actions, structure, num_classes)
+    regions = _regions(actions, structure, structures)
     there = _is_there(regions)
     return regions[:, there] if bool(there.any()) else torch.ones_like(regions[:, :1])
 
 
-def compared_regions(better: Tensor, worse: Tensor, structure: int | None, num_classes: int) -> tuple[Tensor, Tensor]:
+def compared_regions(
+    better: Tensor, worse: Tensor, structure: int | None, structures: Structures
+) -> tuple[Tensor, Tensor]:
     """Where a preference looks in each of two masks `(T, *S)`.
 
     A structure that both have is looked at in the region that each has of it; one that a single mask has, in that of
@@ -190,7 +195,7 @@ def compared_regions(better: Tensor, worse: Tensor, structure: int | None, num_c
     Returns:
         `(T, R, *S)` for each; the whole image where neither has what was compared.
     """
-    of_both = [_regions(actions, structure, num_classes) for actions in (better, worse)]
+    of_both = [_regions(actions, structure, structures) for actions in (better, worse)]
     has = [_is_there(regions) for regions in of_both]
     either = has[0] | has[1]
     if not bool(either.any()):
@@ -204,8 +209,8 @@ def compared_regions(better: Tensor, worse: Tensor, structure: int | None, num_c
     return first, second
 
 
-def _regions(actions: Tensor, structure: int | None, num_classes: int) -> Tensor:
-    regions = structure_regions(actions, num_classes)
+def _regions(actions: Tensor, structure: int | None, structures: Structures) -> Tensor:
+    regions = structure_regions(actions, structures)
     return regions if structure is None else regions[:, structure - 1 : structure]
 
 
@@ -321,7 +326,7 @@ def _inverse_softplus(values: Tensor) -> Tensor:
 
 
 def scores_of(
-    said: Judgement | Comparison, logits: Sequence[Tensor], actions: Sequence[Tensor], classes: int
+    said: Judgement | Comparison, logits: Sequence[Tensor], actions: Sequence[Tensor], structures: Structures
 ) -> tuple[Tensor, ...]:
     """The score of the mask that was judged, or of the better and the worse.
 
@@ -329,11 +334,11 @@ def scores_of(
         said: Of one mask, or two.
         logits: z of the tiles `(T, *S)` of that mask, or of the better and the worse.
         actions: The masks in these tiles, likewise.
-        classes: K.
+        structures: Class indices of each structure.
     """
     regions: tuple[Tensor, ...]
     if isinstance(said, Comparison):
-        regions = compared_regions(actions[0], actions[1], said.structure, classes)
+        regions = compared_regions(actions[0], actions[1], said.structure, structures)
     else:
-        regions = (judged_regions(actions[0], said.structure, classes),)
+        regions = (judged_regions(actions[0], said.structure, structures),)
     return tuple(quality_logit(each, where) for each, where in zip(logits, regions, strict=True))

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from medfm_rl.anatomy.discs import Discs, ejection_fraction, measure_discs
+from medfm_rl.reward.score import pixels_in
 
 USUAL_UNCERTAINTY_OF_EF: Final = 5.0
 """Percentage points; between readers (R. M. Lang et al., J. Am. Soc. Echocardiogr. 28(1), 2015, give 5 to 10)."""
@@ -29,10 +30,10 @@ class Goal(ABC):
     """What a report says of one structure in one image.
 
     Attributes:
-        structure: Class index of the structure.
+        classes: Class indices of the structure.
     """
 
-    structure: int
+    classes: tuple[int, ...]
 
     @abstractmethod
     def shortfall(self, mask: Tensor) -> float:
@@ -44,18 +45,18 @@ class SizeGoal(Goal):
     """An area or volume.
 
     Attributes:
-        structure: Class index.
+        classes: Class indices of the structure.
         pixels: The reported value in pixels of the network's grid.
         uncertainty: Its standard deviation, likewise.
     """
 
-    structure: int
+    classes: tuple[int, ...]
     pixels: float
     uncertainty: float
 
     def shortfall(self, mask: Tensor) -> float:
         """How much too small the structure is."""
-        return (self.pixels - float((mask == self.structure).sum())) / self.uncertainty
+        return (self.pixels - float(pixels_in(mask, self.classes).sum())) / self.uncertainty
 
 
 @dataclass(eq=False)
@@ -81,19 +82,19 @@ class FractionGoal(Goal):
     so that the two need not be shown together. Fractions are ratios: a lost pixel size cancels.
 
     Attributes:
-        structure: Class index of the ventricle.
+        classes: Class indices of the ventricle.
         frame: Name of this frame.
         heart: Shared with the other frame of the view.
     """
 
-    structure: int
+    classes: tuple[int, ...]
     frame: str
     heart: _Heart
 
     def shortfall(self, mask: Tensor) -> float:
         """How much too small the ventricle of this frame is; 0 until both frames have been seen with a ventricle."""
         frames = self.heart.frames
-        frames[self.frame] = measure_discs((mask == self.structure).numpy())
+        frames[self.frame] = measure_discs(pixels_in(mask, self.classes).numpy())
         own, other = frames[self.frame], next((found for name, found in frames.items() if name != self.frame), None)
         if own is None or other is None:
             return 0.0
@@ -104,13 +105,13 @@ class FractionGoal(Goal):
 
 
 def fraction_goals(
-    frames: Sequence[str], structure: int, fraction: float, uncertainty: float | None
+    frames: Sequence[str], classes: tuple[int, ...], fraction: float, uncertainty: float | None
 ) -> dict[str, FractionGoal]:
     """The goals of the two frames of a view.
 
     Args:
         frames: Their names.
-        structure: Class index of the ventricle.
+        classes: Class indices of the ventricle.
         fraction: Ejection fraction in percent.
         uncertainty: In percentage points; 5 where None.
 
@@ -120,7 +121,7 @@ def fraction_goals(
     if len(frames) != 2:
         raise ValueError(f"an ejection fraction needs two frames, got {len(frames)}")
     heart = _Heart(fraction, USUAL_UNCERTAINTY_OF_EF if uncertainty is None else uncertainty)
-    return {name: FractionGoal(structure, name, heart) for name in frames}
+    return {name: FractionGoal(classes, name, heart) for name in frames}
 
 
 @dataclass(frozen=True, eq=False)
@@ -159,4 +160,4 @@ class MeasurementReward:
 def _word(goal: Goal, mask: Tensor) -> Tensor:
     """What a report says of each pixel of an action `(*S)`, in [0, 1]."""
     direction = float(np.clip(goal.shortfall(mask) / 2, -1, 1))
-    return torch.where(mask == goal.structure, 0.5 + direction / 2, 0.5)
+    return torch.where(pixels_in(mask, goal.classes), 0.5 + direction / 2, 0.5)

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
+
+from medfm_rl.structures import Structures
 
 MARGIN = 3
 """Pixels around a structure that belong to its region."""
 
 
-def structure_scores(maps: Tensor, actions: Tensor, num_classes: int) -> Tensor:
+def structure_scores(maps: Tensor, actions: Tensor, structures: Structures) -> Tensor:
     """Mean reward in and around each structure of an action.
 
     The region of a structure is its pixels and those within three pixels of it: a missing rim lowers the score as an
@@ -18,16 +22,16 @@ def structure_scores(maps: Tensor, actions: Tensor, num_classes: int) -> Tensor:
     Args:
         maps: Reward maps `(B, *S)` in [0, 1].
         actions: `(B, *S)`, class indices.
-        num_classes: K.
+        structures: Class indices of each structure.
 
     Returns:
-        `(B, K - 1)` in [0, 1]; 0 for a structure that the action lacks.
+        `(B, R)` in [0, 1]; 0 for a structure that the action lacks.
     """
-    return region_means(maps, structure_regions(actions, num_classes))
+    return region_means(maps, structure_regions(actions, structures))
 
 
 def paired_scores(
-    before: tuple[Tensor, Tensor], after: tuple[Tensor, Tensor], num_classes: int
+    before: tuple[Tensor, Tensor], after: tuple[Tensor, Tensor], structures: Structures
 ) -> tuple[Tensor, Tensor]:
     """Mean rewards of two actions on one image, each structure over the same pixels for both.
 
@@ -37,17 +41,17 @@ def paired_scores(
     Args:
         before: Reward map and action, `(B, *S)` both.
         after: The same of the other action.
-        num_classes: K.
+        structures: Class indices of each structure.
 
     Returns:
-        `(B, K - 1)` for each action; 0 for both where neither has the structure.
+        `(B, R)` for each action; 0 for both where neither has the structure.
     """
-    regions = torch.maximum(structure_regions(before[1], num_classes), structure_regions(after[1], num_classes))
+    regions = torch.maximum(structure_regions(before[1], structures), structure_regions(after[1], structures))
     return region_means(before[0], regions), region_means(after[0], regions)
 
 
 def compared_scores(
-    before: tuple[Tensor, Tensor], after: tuple[Tensor, Tensor], num_classes: int
+    before: tuple[Tensor, Tensor], after: tuple[Tensor, Tensor], structures: Structures
 ) -> tuple[Tensor, Tensor]:
     """One number for each of two actions on one image: the mean over the structures that either of them has.
 
@@ -58,12 +62,12 @@ def compared_scores(
     Args:
         before: Reward map and action, `(B, *S)` both.
         after: The same of the other action.
-        num_classes: K.
+        structures: Class indices of each structure.
 
     Returns:
         `(B,)` in [0, 1] for each action; 0 for both where neither has any structure.
     """
-    regions = [structure_regions(action, num_classes) for _, action in (before, after)]
+    regions = [structure_regions(action, structures) for _, action in (before, after)]
     has = [region.flatten(2).amax(dim=2) > 0 for region in regions]
     count = (has[0] | has[1]).sum(dim=1)
     scores = []
@@ -73,23 +77,34 @@ def compared_scores(
     return scores[0], scores[1]
 
 
-def structure_regions(actions: Tensor, num_classes: int) -> Tensor:
+def structure_regions(actions: Tensor, structures: Structures) -> Tensor:
     """The pixels of each structure and those within three pixels of it, 0 or 1.
 
     Args:
         actions: `(B, *S)`, class indices.
-        num_classes: K.
+        structures: Class indices of each structure.
 
     Returns:
-        `(B, K - 1, *S)`.
+        `(B, R, *S)`.
     """
-    return dilate(memberships(actions, num_classes)[:, 1:], MARGIN).float()
+    return dilate(memberships(actions, structures), MARGIN).float()
 
 
-def memberships(actions: Tensor, num_classes: int) -> Tensor:
-    """Which class each pixel of actions `(B, *S)` has, `(B, K, *S)` bool."""
-    classes = torch.arange(num_classes, device=actions.device).view(-1, *[1] * (actions.ndim - 1))
-    return actions[:, None] == classes
+def memberships(actions: Tensor, structures: Structures) -> Tensor:
+    """Whether each pixel of actions `(B, *S)` is of each structure, `(B, R, *S)` bool."""
+    if all(len(classes) == 1 for classes in structures):
+        return class_masks(actions, [classes[0] for classes in structures])
+    return torch.stack([class_masks(actions, classes).any(dim=1) for classes in structures], dim=1)
+
+
+def class_masks(actions: Tensor, classes: Sequence[int]) -> Tensor:
+    """Whether each pixel of actions `(B, *S)` has each of some classes, `(B, len(classes), *S)` bool."""
+    return actions[:, None] == torch.tensor(classes, device=actions.device).view(-1, *[1] * (actions.ndim - 1))
+
+
+def pixels_in(action: Tensor, classes: Sequence[int]) -> Tensor:
+    """Where an action `(*S)` has one of some classes, bool."""
+    return class_masks(action[None], classes)[0].any(dim=0)
 
 
 def region_means(maps: Tensor, regions: Tensor) -> Tensor:

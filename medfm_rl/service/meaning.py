@@ -17,6 +17,7 @@ from medfm_rl.service.catalogue import Item
 from medfm_rl.service.errors import DeskError
 from medfm_rl.service.said import Decision, Said, Word
 from medfm_rl.service.showing import Part, Showing, ShownMask, mask_named
+from medfm_rl.structures import exclusive
 from medfm_rl.types import LabelMap
 
 
@@ -154,7 +155,7 @@ class _Maker:
                 self._made.add(*self._correction(part, old, drawn))
         lowest = None
         if replaced is not None:
-            lowest = float(np.min(dice(new, self._labels_of(replaced), len(self._showing.names))))
+            lowest = float(np.min(dice(new, self._labels_of(replaced), exclusive(len(self._showing.names)))))
         source = None if replaced is None else replaced.source
         self._made.said.append(Said("mask", None, source, answer.mask, lowest))
 

@@ -181,7 +181,11 @@ BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
     "too few names": (change(META, *PREDICTION, "channel_def", to={"0": "background"}), "must name 3 channels"),
     "sigmoid": (
         change(CONFIG, "postprocessing", "transforms", to=[{"_target_": "Activationsd", "sigmoid": True}]),
-        "independent",
+        "must name 3 structures that may overlap, and no background",
+    ),
+    "threshold": (
+        change(CONFIG, "postprocessing", "transforms", to=[{"sigmoid": True}, {"threshold": 0.3}]),
+        r"threshold of 0\.3, and structures that overlap can be adapted with one of 0\.5",
     ),
     "no size": (change(CONFIG, "inferer", to={"_target_": "SimpleInferer"}), ""),
 }
@@ -241,6 +245,32 @@ def test_one_logit_that_is_cut_elsewhere_or_has_two_names_is_refused(
     break_it(folder)
     with pytest.raises(ModelError, match=message):
         MonaiBundleAdapter(folder)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("first", [True, False])
+def test_masks_of_overlapping_structures_are_those_of_the_bundle(tmp_path: Path, first: bool) -> None:
+    """Its own network, inferer and postprocessing give a channel for each structure; ours are their bit masks."""
+    folder = write_bundle(tmp_path / "bundle", 3, overlap=True)
+    if not first:
+        content = json.loads((folder / CONFIG).read_text())
+        steps = content["postprocessing"]["transforms"]
+        steps[0], steps[1] = steps[1], steps[0]
+        (folder / CONFIG).write_text(json.dumps(content))
+    adapter, case = MonaiBundleAdapter(folder), case_of(3, 1, tmp_path / "images")
+    assert adapter.schema.integers["core+enhancing"] == 5
+    from monai.bundle import ConfigParser
+
+    parser = ConfigParser()
+    parser.read_config(str(folder / CONFIG))
+    parser["device"] = "cpu"
+    data = parser.get_parsed_content("preprocessing")({"image": str(next((tmp_path / "images").iterdir()))})
+    with torch.no_grad():
+        data["pred"] = parser.get_parsed_content("inferer")(data["image"][None], adapter.network)[0]
+    own = np.asarray(parser.get_parsed_content("postprocessing")(data)["pred"]).transpose(0, 3, 2, 1)
+    ours = adapter.segment(case)
+    assert len(np.unique(ours)) > 3
+    assert [np.array_equal(own[bit], ours >> bit & 1) for bit in range(3)] == [True] * 3
 
 
 @pytest.mark.filterwarnings("ignore")

@@ -45,6 +45,7 @@ from support.nnunet_models import (
     plans,
     read,
     read_labels,
+    region_dataset,
     volumetric,
     write_case,
     write_model,
@@ -52,6 +53,7 @@ from support.nnunet_models import (
 
 pytestmark = pytest.mark.nnunet
 
+ORDER_KEY = "regions_class_order"
 OBLIQUE = (0.0, 1.0, 0.0, -1.0, 0.0, 0.0, 0.0, 0.0, 1.0)
 
 
@@ -123,6 +125,35 @@ def test_masks_are_those_of_nnunet(kind: str, tmp_path: Path, request: pytest.Fi
     ours = adapter.segment(case)
     assert len(np.unique(ours)) > 1
     assert np.array_equal(ours, expected.reshape(ours.shape))
+
+
+@pytest.mark.parametrize("kind", ["2d, two folds", "3d"])
+def test_masks_of_regions_are_those_of_nnunet(kind: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
+    plan, folds, of = MODELS[kind]
+    adapter = NnUNetAdapter(write_model(tmp_path / "some model", plan(), region_dataset(), folds=folds))
+    assert (adapter.schema.structures, adapter.schema.num_classes) == (("whole", "core", "enhancing"), 8)
+    case: Case = request.getfixturevalue(of)
+    expected = official_mask(adapter, tmp_path / "images" / f"{case.case_id}_0000.nii.gz", folds)
+    ours = adapter.schema.to_ids(adapter.segment(case))
+    assert len(np.unique(ours)) > 2
+    assert np.array_equal(ours, expected.reshape(ours.shape))
+
+
+def test_regions_that_cannot_be_written_are_refused_with_what_is_missing(tmp_path: Path) -> None:
+    folder = write_model(tmp_path / "model", plans(2, [32, 32], [1.0, 1.0]), region_dataset())
+    whole = json.loads((folder / "dataset.json").read_text())
+
+    def refuses(said: str, **changes: Any) -> None:
+        (folder / "dataset.json").write_text(json.dumps({**whole, **changes}))
+        with pytest.raises(ModelError, match=said):
+            NnUNetAdapter(folder)
+
+    refuses(r"regions_class_order, the integer that is written for each of the 3 .* is missing", **{ORDER_KEY: None})
+    refuses(r"regions_class_order.* is \[1, 2\]", **{ORDER_KEY: [1, 2]})
+    refuses("do not agree", **{ORDER_KEY: [1, 2, 9]})
+    refuses("do not agree", labels={"background": 0, "whole": [0, 1], "core": 2, "rim": 3})
+    many = {"background": 0, **{f"s{index}": [index, 7] for index in range(1, 7)}}
+    refuses("6 structures overlap.*at most 5", labels=many, regions_class_order=[1, 2, 3, 4, 5, 6])
 
 
 def test_reoriented_volumes_give_the_masks_that_nnunet_writes(tmp_path: Path) -> None:
@@ -500,9 +531,6 @@ def cascade() -> dict[str, Any]:
 
 def test_what_cannot_be_adapted_is_refused_with_its_reason(tmp_path: Path) -> None:
     plan = plans(2, [32, 32], [1.0, 1.0])
-    regions = dataset({"background": 0, "heart": [1, 2], "LV": 2}) | {"regions_class_order": [1, 2]}
-    with pytest.raises(ModelError, match=r"overlapping regions.*softmax"):
-        NnUNetAdapter(write_model(tmp_path / "regions", plan, regions))
     with pytest.raises(ModelError, match=r"second stage of a cascade.*3d_lowres"):
         NnUNetAdapter(write_model(tmp_path / "cascade", cascade()))
     with pytest.raises(ModelError, match="nnUNetTrainerOfNobody is not in the installed nnunetv2"):

@@ -99,11 +99,11 @@ def test_without_a_beat_areas_have_intervals_and_an_ejection_fraction_has_none()
 
 def test_a_wrong_pixel_should_have_been_of_the_class_that_lies_nearest() -> None:
     mask = np.array([[1, 1, 0, 0, 0, 2, 2]], np.uint8)
-    found = membership(mask, np.full(mask.shape, 0.6, np.float32), 1, 3, reach=2)
+    found = membership(mask, np.full(mask.shape, 0.6, np.float32), (1,), 3, reach=2)
     # The third pixel has the 1 next to it, the fourth is as far from 1 as from 2, the fifth has the 2.
     assert found[0].tolist() == pytest.approx([0.6, 0.6, 0.4, 0.2, 0.0, 0.0, 0.0])
     # A class that is nowhere within reach is no alternative.
-    assert membership(mask, np.full(mask.shape, 0.6, np.float32), 2, 3, reach=1)[0, 2] == 0
+    assert membership(mask, np.full(mask.shape, 0.6, np.float32), (2,), 3, reach=1)[0, 2] == 0
 
 
 def test_an_interval_leaves_out_as_many_above_as_below() -> None:

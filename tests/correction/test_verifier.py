@@ -16,6 +16,7 @@ from medfm_rl.correction import verifier as judge_module
 from medfm_rl.quality.evidence import expected_dice, soft_dice
 from medfm_rl.reward.network import RewardNet
 from medfm_rl.settings import CorrectionSettings, NetworkSettings
+from medfm_rl.structures import exclusive
 from medfm_rl.types import Case, LabelMap
 
 
@@ -74,8 +75,8 @@ def test_the_gain_is_the_mean_of_what_network_and_views_expect(
     for labels in (before, after):
         action = torch.from_numpy(labels)
         with torch.no_grad():
-            of_network = expected_dice(network.reward_map(image, action[None]), action[None], 4)[0]
-        expected.append((of_network + soft_dice(views.mean(dim=0), action)) / 2)
+            of_network = expected_dice(network.reward_map(image, action[None]), action[None], exclusive(4))[0]
+        expected.append((of_network + soft_dice(views.mean(dim=0), action, exclusive(4))) / 2)
     gains = expected[1] - expected[0]
     assert list(found.gains) == ["LV", "MYO", "LA"]
     np.testing.assert_allclose(list(found.gains.values()), gains, atol=1e-6)

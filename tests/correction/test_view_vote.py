@@ -24,6 +24,7 @@ from medfm_rl.reward.network import RewardEnsemble, RewardNet
 from medfm_rl.reward.shape_prior import ShapePrior
 from medfm_rl.runs.finished import load_run
 from medfm_rl.settings import CorrectionSettings, NetworkSettings, PreprocessingSettings, RewardSettings
+from medfm_rl.structures import exclusive
 from medfm_rl.types import Case, Geometry, LabelMap, LabelSchema
 
 
@@ -84,8 +85,8 @@ def test_votes_are_weighed_by_expected_dice_and_agreement(batch_unet: TorchModul
         action = vote.argmax(dim=0)
         with torch.no_grad():
             reward_map = network.reward_map(batch_unet.preprocess(case).image[None], action[None])
-        expected = expected_dice(reward_map, action[None], 4)[0].mean()
-        worth.append(float(expected + soft_dice(votes.mean(dim=0), action).mean()))
+        expected = expected_dice(reward_map, action[None], exclusive(4))[0].mean()
+        worth.append(float(expected + soft_dice(votes.mean(dim=0), action, exclusive(4)).mean()))
     weights = np.exp(50 * (np.array(worth) - max(worth)))
     mean = np.tensordot(weights / weights.sum(), votes.numpy(), axes=1)
     result = make_vote(batch_unet, network, Prefers(votes[0].argmax(dim=0))).correct(case)

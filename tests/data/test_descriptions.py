@@ -112,6 +112,38 @@ def test_what_contradicts_is_refused_when_a_mask_is_read(
         cases[0].read_labelled(schema)
 
 
+REGIONS = LabelSchema.of_regions(("whole tumour", "core"))
+
+
+@pytest.mark.parametrize(
+    "labels",
+    [
+        {"background": 0, "Whole_Tumour": [1, 2], "core": 2},
+        {"background": 0, "whole tumour": 1, "whole tumour+core": 2},
+        {"background": 0, "core": [2], "whole-tumour": [2, 1], "ignore": 3},
+    ],
+)
+def test_regions_are_read_by_their_names_whatever_integers_they_take_in(labels: Any) -> None:
+    described = DescribedLabels(Path("dataset.json"), labels).schema_for(REGIONS)
+    assert described.structures == REGIONS.structures
+    assert described.indices_in(REGIONS)[described.to_indices(np.arange(3))].tolist() == [0, 1, 3]
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        ({"background": 0, "whole tumour": [1, 2]}, "has no core, and the segmenter segments whole tumour, core"),
+        ({"background": 0, "whole tumour": [0, 2], "core": 2}, "takes in the integer of the background"),
+        ({"background": 0, "whole tumour": [1, "x"], "core": 2}, "must have an integer from 0 to 255, or a list"),
+        ({"background": 0, "whole tumour": 1, "rim": 2}, "has no core.*such as whole tumour\\+core"),
+        ({"background": 0, "whole tumour": 1, "core": 2, "rim": 3}, "names rim"),
+    ],
+)
+def test_regions_that_cannot_be_found_are_refused(labels: Any, message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        DescribedLabels(Path("dataset.json"), labels).schema_for(REGIONS)
+
+
 def test_a_structure_that_the_segmenter_lacks_is_refused_only_where_a_mask_has_it(
     tmp_path: Path, schema: LabelSchema
 ) -> None:

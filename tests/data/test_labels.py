@@ -211,6 +211,10 @@ def test_segments_that_overlap_are_refused(tmp_path: Path) -> None:
     sitk.WriteImage(changed, str(path))
     with pytest.raises(DataError, match="segment MYO overlaps another one"):
         read_labels(path, SCHEMA, FIGURE.shape, SLICE)
+    both = read_labels(path, LabelSchema.of_regions(("LV", "MYO", "LA")), FIGURE.shape, SLICE)
+    expected = np.array([0, 1, 2, 4])[FIGURE]
+    expected[0, 1] |= 2
+    assert np.array_equal(both, expected)
 
 
 @pytest.mark.parametrize("writer", [dicom_seg, slicer])
@@ -306,3 +310,12 @@ def test_a_header_of_nrrd_can_name_its_pixels_in_three_ways(tmp_path: Path) -> N
 
 def test_a_segmentation_of_slicer_has_the_name_of_its_image() -> None:
     assert image_stem(Path("p1_ED.seg.nrrd")) == "p1_ED"
+
+
+@pytest.mark.parametrize("writer", [dicom_seg, slicer])
+def test_segments_of_overlapping_structures_are_read_by_their_names(tmp_path: Path, writer) -> None:
+    schema = LabelSchema.of_regions(("MYO", "LA", "LV"))
+    found = read_labels(writer()(tmp_path, FIGURE), schema, FIGURE.shape, SLICE)
+    assert np.array_equal(found, np.array([0, 4, 1, 2])[FIGURE])
+    with pytest.raises(DataError, match="segment 'LA' is none of the structures"):
+        read_labels(writer()(tmp_path, FIGURE), LabelSchema.of_regions(("MYO", "LV")), FIGURE.shape, SLICE)

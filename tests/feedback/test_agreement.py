@@ -10,6 +10,7 @@ from support.feedback_entries import GRID, NAMES, SHOWN, block, correction, on, 
 
 from medfm_rl.feedback import CorrectedMask, FeedbackError, FeedbackStore, Mask
 from medfm_rl.feedback.agreement import ConsensusMethod, agreement, consensus
+from medfm_rl.feedback.reading.corrections import changed_structures
 from medfm_rl.types import LabelSchema
 
 TWO, THREE, FOUR = (block(slice(1, end)) for end in (3, 4, 5))
@@ -61,3 +62,27 @@ def test_a_mask_is_read_by_the_names_of_another_schema() -> None:
     assert mask.labels_for(schema).tolist() == [[0, 3], [1, 0]]
     with pytest.raises(FeedbackError, match=r"has LV, MYO, and the segmenter segments RV"):
         mask.labels_for(LabelSchema.from_structures({"RV": 1}))
+
+
+def test_masks_of_overlapping_structures_are_compared_by_structure_and_taught_by_name(tmp_path: Path) -> None:
+    names = LabelSchema.of_regions(("WT", "TC")).class_names
+    first = Mask.of(np.array([[1, 3], [0, 0]], np.uint8), names, GRID)
+    second = Mask.of(np.array([[3, 3], [0, 2]], np.uint8), names, GRID)
+    assert first.schema.structures == ("WT", "TC")
+    store = FeedbackStore.create(tmp_path / "feedback.sqlite")
+    given = (("r1", first), ("r2", second))
+    store.add(
+        [
+            correction(reviewer=reviewer, mask_sha256=mask.sha256, replaces_sha256=None, changed=())
+            for reviewer, mask in given
+        ],
+        [first, second],
+    )
+    (pair,) = agreement(store, store.entries(), "staple")
+    # 2 pixels of WT in both; one of TC in the first, and the same and two more in the second.
+    assert pair.dice == pytest.approx({"WT": 1.0, "TC": 2 * 1 / (1 + 3)})
+    assert changed_structures(first, second) == ("TC",)
+    turned = LabelSchema.of_regions(("TC", "ET", "WT"))
+    assert first.labels_for(turned).tolist() == [[4, 5], [0, 0]]
+    with pytest.raises(FeedbackError, match="its structures overlap, and those of the segmenter exclude each other"):
+        first.labels_for(LabelSchema.from_structures({"WT": 1, "TC": 2}))

@@ -9,6 +9,7 @@ from hypothesis.extra import numpy as hnp
 from scipy.spatial.distance import cdist
 
 from medfm_rl.metrics.surface import surface_distances
+from medfm_rl.structures import exclusive, overlapping
 
 
 def square(row: int, column: int, side: int = 3, shape: tuple[int, int] = (8, 9)) -> np.ndarray:
@@ -38,7 +39,7 @@ def test_a_square_shifted_by_a_row_by_hand() -> None:
     # upper square its top row (3 pixels) is one row away: 2 mm; the middle of its bottom row is the centre of the lower
     # square and one column away from its surface: 1 mm; the other four lie on the surface. So 2, 2, 2, 1, 0, 0, 0, 0,
     # and the same back: mean 7 / 8; the 95th percentile lies between the last two, which are both 2.
-    hd95, assd = surface_distances(square(2, 3), square(3, 3), 2, (2.0, 1.0))
+    hd95, assd = surface_distances(square(2, 3), square(3, 3), exclusive(2), (2.0, 1.0))
     assert hd95 == pytest.approx([2.0])
     assert assd == pytest.approx([7 / 8])
 
@@ -50,7 +51,7 @@ def test_hd95_and_assd_of_lines_of_unequal_length_by_hand() -> None:
     # From the prediction: 10 zeros, then 1 to 10 columns of 0.5 mm. The 95th percentile of these 20 lies at position
     # 0.95 * 19 = 18.05 from 0, between 4.5 and 5: 4.525. Back: 10 zeros. ASSD: 0.5 * 55 / (20 + 10).
     for pair in [(prediction, truth), (truth, prediction)]:
-        hd95, assd = surface_distances(*pair, 2, (2.0, 0.5))
+        hd95, assd = surface_distances(*pair, exclusive(2), (2.0, 0.5))
         assert hd95 == pytest.approx([4.525])
         assert assd == pytest.approx([27.5 / 30])
 
@@ -58,14 +59,14 @@ def test_hd95_and_assd_of_lines_of_unequal_length_by_hand() -> None:
 def test_one_pixel_masks_are_as_far_apart_as_the_pixels() -> None:
     here, there = np.zeros((8, 8), np.uint8), np.zeros((8, 8), np.uint8)
     here[1, 1] = there[4, 5] = 1
-    for distance in surface_distances(here, there, 2, (2.0, 0.5)):
+    for distance in surface_distances(here, there, exclusive(2), (2.0, 0.5)):
         assert distance == pytest.approx([np.hypot(3 * 2.0, 4 * 0.5)])
 
 
 def test_without_spacing_distances_are_in_pixels() -> None:
     for unknown, unit in zip(
-        surface_distances(square(0, 0), square(2, 3), 2, None),
-        surface_distances(square(0, 0), square(2, 3), 2, (1.0, 1.0)),
+        surface_distances(square(0, 0), square(2, 3), exclusive(2), None),
+        surface_distances(square(0, 0), square(2, 3), exclusive(2), (1.0, 1.0)),
         strict=True,
     ):
         assert np.array_equal(unknown, unit)
@@ -75,7 +76,7 @@ def test_what_lies_beyond_the_image_is_background() -> None:
     full, centre = np.ones((5, 5), np.uint8), np.zeros((5, 5), np.uint8)
     centre[2, 2] = 1
     # The surface of the full mask is the rim of 16 pixels: 4 corners at sqrt(8), 4 middles at 2, 8 others at sqrt(5).
-    hd95, assd = surface_distances(full, centre, 2, None)
+    hd95, assd = surface_distances(full, centre, exclusive(2), None)
     assert hd95 == pytest.approx([np.sqrt(8)])
     assert assd == pytest.approx([(4 * np.sqrt(8) + 4 * 2 + 8 * np.sqrt(5) + 2) / 17])
 
@@ -83,18 +84,18 @@ def test_what_lies_beyond_the_image_is_background() -> None:
 def test_an_empty_structure_has_no_distance_unless_both_lack_it() -> None:
     empty, some = np.zeros((8, 9), np.uint8), square(1, 1)
     for pair in [(empty, some), (some, empty)]:
-        for distances in surface_distances(*pair, 3, (1.0, 1.0)):
+        for distances in surface_distances(*pair, exclusive(3), (1.0, 1.0)):
             # Structure 1 is in one of both, structure 2 in none.
             assert np.isnan(distances[0])
             assert distances[1] == 0
-    for distances in surface_distances(empty, empty, 3, None):
+    for distances in surface_distances(empty, empty, exclusive(3), None):
         assert distances.tolist() == [0, 0]
 
 
 def test_each_structure_is_measured_by_itself() -> None:
     prediction, truth = square(0, 0), square(0, 0)
     prediction[6, 2] = truth[6, 7] = 2
-    hd95, assd = surface_distances(prediction, truth, 3, None)
+    hd95, assd = surface_distances(prediction, truth, exclusive(3), None)
     assert hd95 == pytest.approx([0, 5])
     assert assd == pytest.approx([0, 5])
 
@@ -108,7 +109,7 @@ def test_distances_are_those_of_a_brute_force_search(
     prediction, truth = (data.draw(hnp.arrays(np.uint8, shape, elements=st.integers(0, 1))) for _ in range(2))
     for mask in (prediction, truth):
         mask[tuple(data.draw(st.integers(0, size - 1)) for size in shape)] = 1
-    hd95, assd = surface_distances(prediction, truth, 2, spacing)
+    hd95, assd = surface_distances(prediction, truth, exclusive(2), spacing)
     expected = brute_force(prediction, truth, spacing)
     assert (hd95[0], assd[0]) == pytest.approx(expected, rel=1e-5, abs=1e-6)
 
@@ -124,7 +125,7 @@ def test_distances_are_those_of_monai(shape: tuple[int, ...], spacing: tuple[flo
         distance = sum((axis - size / 2 - shift) ** 2 for axis, size in zip(grid, shape, strict=True))
         labels.append((distance < radius**2).astype(np.uint8))
     one_hot = [torch.nn.functional.one_hot(torch.from_numpy(label).long(), 2).movedim(-1, 0)[None] for label in labels]
-    hd95, assd = surface_distances(*labels, 2, spacing)
+    hd95, assd = surface_distances(*labels, exclusive(2), spacing)
     assert hd95[0] == pytest.approx(float(compute_hausdorff_distance(*one_hot, percentile=95, spacing=spacing)))
     assert assd[0] == pytest.approx(
         float(compute_average_surface_distance(*one_hot, symmetric=True, spacing=spacing)), rel=1e-5
@@ -133,4 +134,12 @@ def test_distances_are_those_of_monai(shape: tuple[int, ...], spacing: tuple[flo
 
 def test_masks_of_other_sizes_are_refused() -> None:
     with pytest.raises(ValueError, match=r"size \(4, 4\), ground truth \(4, 1\)"):
-        surface_distances(np.ones((4, 4), np.uint8), np.ones((4, 1), np.uint8), 2, None)
+        surface_distances(np.ones((4, 4), np.uint8), np.ones((4, 1), np.uint8), exclusive(2), None)
+
+
+def test_distances_of_regions_are_those_of_each_region_alone() -> None:
+    first, second = (np.random.default_rng(seed).integers(0, 4, (9, 10)).astype(np.uint8) for seed in (0, 1))
+    together = surface_distances(first, second, overlapping(2), (2.0, 1.0))
+    for bit in range(2):
+        alone = surface_distances(first >> bit & 1, second >> bit & 1, exclusive(2), (2.0, 1.0))
+        assert [found[bit] for found in together] == [found[0] for found in alone]

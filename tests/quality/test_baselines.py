@@ -19,6 +19,7 @@ from medfm_rl.quality.baselines import (
     SoftDiceConfidence,
     pairwise_dice,
 )
+from medfm_rl.structures import exclusive
 
 
 class Threshold(nn.Module):
@@ -54,23 +55,25 @@ def test_soft_dice_confidence_by_hand() -> None:
     p = 1 / (1 + math.exp(-2))
     # 64 pixels of the square at p, 192 around it at 1 - p.
     expected = 2 * 64 * p / (64 + 64 * p + 192 * (1 - p))
-    assert SoftDiceConfidence(Threshold(2)).estimate(image, mask) == pytest.approx(expected, rel=1e-5)
-    assert SoftDiceConfidence(Threshold(2)).estimate(image, torch.zeros_like(mask)) == 0
+    assert SoftDiceConfidence(Threshold(2), exclusive(2)).estimate(image, mask) == pytest.approx(expected, rel=1e-5)
+    assert SoftDiceConfidence(Threshold(2), exclusive(2)).estimate(image, torch.zeros_like(mask)) == 0
 
 
 def test_pairwise_dice_is_the_mean_over_pairs() -> None:
     one, two = torch.tensor([1, 1, 0, 0]), torch.tensor([1, 0, 0, 0])
     # 1 for the equal pair, 2 / 3 for the two others.
-    assert pairwise_dice([one, one, two], 2) == pytest.approx((1 + 2 * 2 / 3) / 3)
+    assert pairwise_dice([one, one, two], exclusive(2)) == pytest.approx((1 + 2 * 2 / 3) / 3)
 
 
 def test_an_ensemble_agrees_or_does_not() -> None:
     image, mask = picture()
-    agreeing = EnsembleAgreement([Threshold(1), Threshold(2)], 2)
+    agreeing = EnsembleAgreement([Threshold(1), Threshold(2)], exclusive(2))
     assert agreeing.forward_passes == 2
     assert agreeing.estimate(image, mask) == 1
     # The second sees nothing: of three pairs one agrees.
-    assert EnsembleAgreement([Threshold(1), Threshold(1, level=3)], 2).estimate(image, mask) == pytest.approx(1 / 3)
+    assert EnsembleAgreement([Threshold(1), Threshold(1, level=3)], exclusive(2)).estimate(
+        image, mask
+    ) == pytest.approx(1 / 3)
     assert agreeing.estimate(image, 1 - mask) < 0.5
 
 
@@ -78,7 +81,7 @@ def test_dropout_draws_the_same_for_every_mask_and_leaves_the_segmenter_as_it_wa
     image, mask = picture()
     segmenter = Threshold(1, dropout=0.5)
     state = torch.get_rng_state()
-    judge = MonteCarloDropout(segmenter, 2)
+    judge = MonteCarloDropout(segmenter, exclusive(2))
     first = judge.estimate(image, mask)
     assert judge.estimate(image, mask) == first
     assert 0 < first < 1
@@ -88,22 +91,24 @@ def test_dropout_draws_the_same_for_every_mask_and_leaves_the_segmenter_as_it_wa
 
 def test_dropout_needs_a_segmenter_that_has_it() -> None:
     with pytest.raises(ModelError, match="trained with dropout, this one has none"):
-        MonteCarloDropout(Threshold(1), 2)
+        MonteCarloDropout(Threshold(1), exclusive(2))
 
 
 def test_augmentation_doubts_what_hangs_on_the_appearance() -> None:
     generator = torch.Generator().manual_seed(0)
     image, mask = picture()
     noisy = image + 0.2 * torch.randn(image.shape, generator=generator)
-    sure = AugmentationAgreement(Threshold(1), 2).estimate(noisy, mask)
+    sure = AugmentationAgreement(Threshold(1), exclusive(2)).estimate(noisy, mask)
     faint = 0.1 * image + 0.2 * torch.randn(image.shape, generator=generator)
-    unsure = AugmentationAgreement(Threshold(1), 2).estimate(faint, Threshold(1)(faint[None])[0].argmax(dim=0))
+    unsure = AugmentationAgreement(Threshold(1), exclusive(2)).estimate(
+        faint, Threshold(1)(faint[None])[0].argmax(dim=0)
+    )
     assert sure > unsure
 
 
 def test_reversal_tells_a_mask_that_fits_from_one_that_does_not() -> None:
     image, mask = picture()
-    judge = ReverseClassification(image[None], mask[None], 2)
+    judge = ReverseClassification(image[None], mask[None], exclusive(2))
     assert judge.estimate(image, mask) > 0.95
     wrong = torch.zeros_like(mask)
     wrong[:5, :5] = 1
@@ -116,11 +121,11 @@ def test_all_have_one_interface() -> None:
     assesses: list[QualityEstimator] = [
         MeanEntropy(Threshold(1)),
         MaxSoftmax(Threshold(1)),
-        SoftDiceConfidence(Threshold(1)),
-        MonteCarloDropout(Threshold(1, dropout=0.1), 2),
-        EnsembleAgreement([Threshold(1)], 2),
-        AugmentationAgreement(Threshold(1), 2),
-        ReverseClassification(image[None], mask[None], 2),
+        SoftDiceConfidence(Threshold(1), exclusive(2)),
+        MonteCarloDropout(Threshold(1, dropout=0.1), exclusive(2)),
+        EnsembleAgreement([Threshold(1)], exclusive(2)),
+        AugmentationAgreement(Threshold(1), exclusive(2)),
+        ReverseClassification(image[None], mask[None], exclusive(2)),
     ]
     assert len({judge.name for judge in assesses}) == 7
     assert all(np.isfinite(judge.estimate(image, mask)) for judge in assesses)

@@ -13,13 +13,14 @@ from hypothesis.extra import numpy as hnp
 from medfm_rl.anatomy.profiles import RuleResult
 from medfm_rl.errors import ModelError
 from medfm_rl.metrics.overlap import dice
-from medfm_rl.quality.evidence import FEATURES, OWN_ESTIMATE, Evidence, confidence_in, expected_dice
+from medfm_rl.quality.evidence import FEATURES, OWN_ESTIMATE, Evidence, confidence_in, expected_dice, soft_dice
 from medfm_rl.quality.model import PixelCalibration
+from medfm_rl.structures import exclusive, overlapping
 
 
 def test_a_map_of_ones_expects_a_perfect_mask() -> None:
     actions = torch.tensor([[[0, 1, 1], [0, 2, 2], [0, 0, 0]]])
-    assert expected_dice(torch.ones(1, 3, 3), actions, 3).tolist() == [[1.0, 1.0]]
+    assert expected_dice(torch.ones(1, 3, 3), actions, exclusive(3)).tolist() == [[1.0, 1.0]]
 
 
 def test_doubt_inside_and_outside_by_hand() -> None:
@@ -28,18 +29,18 @@ def test_doubt_inside_and_outside_by_hand() -> None:
     maps = torch.ones(1, 4, 4)
     maps[0, 0] = 0.5
     # 4 pixels, 2 of which are expected to be right: 2 * 2 / (4 + 2).
-    assert expected_dice(maps, actions, 2).item() == pytest.approx(2 / 3)
+    assert expected_dice(maps, actions, exclusive(2)).item() == pytest.approx(2 / 3)
     maps[0, 0] = 1
     maps[0, 1, 0] = 0
     # A pixel beside it that should have been of the structure: 2 * 4 / (4 + 4 + 1).
-    assert expected_dice(maps, actions, 2).item() == pytest.approx(8 / 9)
+    assert expected_dice(maps, actions, exclusive(2)).item() == pytest.approx(8 / 9)
 
 
 def test_a_wrong_pixel_between_two_structures_is_shared_by_them() -> None:
     actions = torch.tensor([[[1, 0, 2]]])
     maps = torch.tensor([[[1.0, 0.0, 1.0]]])
     # Half of the pixel is expected to belong to each: 2 * 1 / (1 + 1 + 1 / 2).
-    assert expected_dice(maps, actions, 3).tolist() == [[pytest.approx(0.8)] * 2]
+    assert expected_dice(maps, actions, exclusive(3)).tolist() == [[pytest.approx(0.8)] * 2]
 
 
 def test_a_wrong_pixel_far_from_a_structure_is_none_of_its() -> None:
@@ -47,11 +48,13 @@ def test_a_wrong_pixel_far_from_a_structure_is_none_of_its() -> None:
     actions[0, 0, :5] = 1
     maps = torch.ones(1, 1, 40)
     maps[0, 0, 30] = 0
-    assert expected_dice(maps, actions, 2).item() == 1
+    assert expected_dice(maps, actions, exclusive(2)).item() == 1
 
 
 def test_a_missing_structure_is_expected_to_have_no_overlap() -> None:
-    assert expected_dice(torch.ones(1, 3, 3), torch.ones(1, 3, 3, dtype=torch.long), 3).tolist() == [[1.0, 0.0]]
+    assert expected_dice(torch.ones(1, 3, 3), torch.ones(1, 3, 3, dtype=torch.long), exclusive(3)).tolist() == [
+        [1.0, 0.0]
+    ]
 
 
 @settings(deadline=None, max_examples=50)
@@ -64,13 +67,13 @@ def test_a_map_that_knows_every_error_gives_the_true_dice(truth: np.ndarray, act
     action[1], truth[1] = [0, 1, 0, 1, 0], [0, 1, 0, 1, 0]
     action[3] = [1, 0, 1, 0, 1]
     right = torch.from_numpy((truth == action).astype(np.float32))[None]
-    found = expected_dice(right, torch.from_numpy(action)[None].long(), 2)
-    assert found.item() == pytest.approx(float(dice(action, truth, 2)[0]), abs=1e-6)
+    found = expected_dice(right, torch.from_numpy(action)[None].long(), exclusive(2))
+    assert found.item() == pytest.approx(float(dice(action, truth, exclusive(2))[0]), abs=1e-6)
 
 
 def evidence_of(maps: torch.Tensor, confidence: torch.Tensor | None) -> Evidence:
     action = torch.zeros(maps.shape, dtype=torch.uint8)
-    return Evidence(action, maps, torch.zeros_like(maps), confidence, np.zeros(1), np.zeros(1), (), 2)
+    return Evidence(action, maps, torch.zeros_like(maps), confidence, np.zeros(1), np.zeros(1), (), exclusive(2))
 
 
 def pixels(**weights: float) -> PixelCalibration:
@@ -118,14 +121,16 @@ def test_the_numbers_of_a_structure() -> None:
     )
     # The numbers are of the probability that is given, not of the mean map.
     evidence = Evidence(
-        action, torch.zeros(20, 20), torch.full((20, 20), 0.2), None, np.zeros(3), np.zeros(2), rules, 3
+        action, torch.zeros(20, 20), torch.full((20, 20), 0.2), None, np.zeros(3), np.zeros(2), rules, exclusive(3)
     )
     first, second = evidence.features(("a", "b"), maps)
     assert tuple(first) == FEATURES
     asked = replace(evidence, own_estimate=torch.tensor([0.7, 0.0])).features(("a", "b"), maps)
     assert [row.pop(OWN_ESTIMATE) for row in asked] == pytest.approx([0.7, 0.0])
     assert asked == [first, second]
-    assert first["expected_dice"] == pytest.approx(expected_dice(maps[None], action[None].long(), 3)[0, 0].item())
+    assert first["expected_dice"] == pytest.approx(
+        expected_dice(maps[None], action[None].long(), exclusive(3))[0, 0].item()
+    )
     # The structure and three pixels around it: 100 pixels of 0.4 in 256.
     assert first["mean_reward"] == pytest.approx((100 * 0.4 + 156) / 256)
     assert first["low_reward"] == pytest.approx(100 / 256)
@@ -133,3 +138,24 @@ def test_the_numbers_of_a_structure() -> None:
     assert first["size"] == pytest.approx(0.5)
     assert (first["rules_failed"], first["all_rules_failed"]) == (1, 2)
     assert (second["rules_failed"], second["size"], second["expected_dice"], second["contour_reward"]) == (1, 0, 0, 0)
+
+
+def test_a_wrong_pixel_may_still_be_of_the_region_that_it_is_in() -> None:
+    action = torch.zeros(1, 20, 20, dtype=torch.long)
+    action[:, 5:15, 5:15], action[:, 8:12, 8:12] = 1, 3
+    sure = torch.ones(1, 20, 20)
+    assert expected_dice(sure, action, overlapping(2)).tolist() == [[1.0, 1.0]]
+    # All 16 pixels of class 3 are wrong. 12 of them have class 1 within 5 % of 20 pixels, which is of region 0 too;
+    # what the other 4 should have been nothing tells.
+    whole, inner = expected_dice(torch.where(action == 3, 0.0, 1.0), action, overlapping(2))[0].tolist()
+    assert whole == pytest.approx(2 * (84 + 12) / (100 + 84 + 12))
+    assert inner == 0
+
+
+def test_soft_dice_of_regions_is_that_of_their_probabilities() -> None:
+    probabilities = torch.rand(4, 6, 6, generator=torch.Generator().manual_seed(0)).softmax(dim=0)
+    action = torch.randint(4, (6, 6), generator=torch.Generator().manual_seed(1))
+    found = soft_dice(probabilities, action, overlapping(2))
+    for bit, classes in enumerate(overlapping(2)):
+        p, inside = probabilities[list(classes)].sum(dim=0), (action >> bit & 1).float()
+        assert float(found[bit]) == pytest.approx(float(2 * (p * inside).sum() / (inside.sum() + p.sum())))

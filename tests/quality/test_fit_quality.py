@@ -13,6 +13,7 @@ from medfm_rl.quality.calibration_case import CalibrationCase
 from medfm_rl.quality.evidence import Evidence
 from medfm_rl.quality.model import MEAN, QualityModel, Targets
 from medfm_rl.quality.telling_rules import telling_rules
+from medfm_rl.structures import exclusive
 from medfm_rl.types import LabelSchema
 
 SCHEMA = LabelSchema.from_structures({"a": 1, "b": 2})
@@ -36,7 +37,7 @@ def case(patient: int, generator: np.random.Generator, lacks_b: bool = False, go
             generator.normal(size=3),
             generator.normal(size=3),
             (),
-            3,
+            exclusive(3),
         ),
         torch.from_numpy(generator.random((16, 16)) < level),
         dice.astype(np.float32),

@@ -5,6 +5,7 @@ import pytest
 from scipy import ndimage
 
 from medfm_rl.reward.consistency import agreement_over_time, neighbours_of, vote_of_neighbours
+from medfm_rl.structures import exclusive
 
 
 def still_clip(count: int = 5) -> tuple[np.ndarray, np.ndarray]:
@@ -33,9 +34,9 @@ def test_votes_are_shares_by_weight() -> None:
 
 def test_the_frame_that_differs_agrees_least_and_a_clip_of_one_frame_has_nothing_against_it() -> None:
     frames, masks = still_clip()
-    assert agreement_over_time(frames, masks, 2) == pytest.approx(1)
+    assert agreement_over_time(frames, masks, exclusive(2)) == pytest.approx(1)
     masks[2] = np.roll(masks[2], 8, axis=1)
-    found = agreement_over_time(frames, masks, 2)[:, 0]
+    found = agreement_over_time(frames, masks, exclusive(2))[:, 0]
     assert found.argmin() == 2
     assert found[2] < 0.6
-    assert agreement_over_time(frames[:1], masks[:1], 2).tolist() == [[1.0]]
+    assert agreement_over_time(frames[:1], masks[:1], exclusive(2)).tolist() == [[1.0]]

@@ -136,11 +136,13 @@ def test_a_packed_action_that_is_damaged_is_named_when_it_is_read(tmp_path: Path
     dataset, path = ActionDataset(tmp_path), tmp_path / f"{FIRST}.safetensors"
     dataset.append(FIRST, make_records())
     content = bytearray(path.read_bytes())
-    content[-40:] = bytes(40)
+    # The header of a safetensors file has its length before it; what follows is packed.
+    first = 8 + int.from_bytes(content[:8], "little")
+    content[first : first + 16] = bytes(16)
     path.write_bytes(bytes(content))
     records = dataset.records()
     with pytest.raises(DataError, match=r"00-source-000000\.safetensors: not a shard .* delete it and collect again"):
-        [records.references_of([row]) for row in range(2)]
+        records.actions_of([0], [0])
 
 
 def test_shards_of_other_sizes_are_refused(tmp_path: Path, make_records: Records) -> None:

@@ -32,6 +32,7 @@ from medfm_rl.reward.origins import GROUND_TRUTH, ActionOrigin
 from medfm_rl.reward.patient_split import SplitRecords
 from medfm_rl.reward.training import train_reward
 from medfm_rl.settings import NetworkSettings, RewardSettings
+from medfm_rl.structures import exclusive
 
 CPU = torch.device("cpu")
 scores = st.floats(-8, 8)
@@ -245,22 +246,22 @@ def box(*, row: int = 2, column: int, structure: int = 1) -> Tensor:
 def test_a_judgement_looks_where_the_structure_is_and_everywhere_if_it_is_missing() -> None:
     """A box of 4 x 4 two pixels from the border: 3 further rows below, 2 above; columns 3 on both sides."""
     mask = box(column=10)
-    assert int(judged_regions(mask, 1, 3).sum()) == 9 * 10
+    assert int(judged_regions(mask, 1, exclusive(3)).sum()) == 9 * 10
     # Of the whole mask: of the structures that it has.
-    assert judged_regions(mask, None, 3).shape == (1, 1, 32, 32)
-    assert int(judged_regions(mask, 2, 3).sum()) == 32 * 32
-    assert int(judged_regions(torch.zeros_like(mask), None, 3).sum()) == 32 * 32
+    assert judged_regions(mask, None, exclusive(3)).shape == (1, 1, 32, 32)
+    assert int(judged_regions(mask, 2, exclusive(3)).sum()) == 32 * 32
+    assert int(judged_regions(torch.zeros_like(mask), None, exclusive(3)).sum()) == 32 * 32
 
 
 def test_a_preference_looks_at_a_false_island_in_both_masks() -> None:
     with_island, without = box(column=4) + box(column=20, structure=2), box(column=5)
-    first, second = compared_regions(with_island, without, None, 3)
+    first, second = compared_regions(with_island, without, None, exclusive(3))
     assert torch.equal(first[0, 1], second[0, 1])
     assert int(first[0, 1].sum()) == 9 * 10
     assert not torch.equal(first[0, 0], second[0, 0])
-    only_second = compared_regions(with_island, without, 2, 3)
+    only_second = compared_regions(with_island, without, 2, exclusive(3))
     assert all(torch.equal(each[0, 0], first[0, 1]) for each in only_second)
-    nothing = compared_regions(without, without, 2, 3)
+    nothing = compared_regions(without, without, 2, exclusive(3))
     assert all(int(each.sum()) == 32 * 32 for each in nothing)
 
 
@@ -268,7 +269,7 @@ def test_of_two_masks_the_preferred_one_is_raised_and_the_other_lowered() -> Non
     masks = [box(column=4), box(column=6)]
     logits = [torch.zeros(1, 32, 32, requires_grad=True) for _ in masks]
     said = Comparison(0, 1, 1)
-    JudgementLink().loss(said, scores_of(said, logits, masks, 3)).backward()
+    JudgementLink().loss(said, scores_of(said, logits, masks, exclusive(3))).backward()
     assert logits[0].grad is not None
     assert logits[1].grad is not None
     assert float(logits[0].grad.sum()) == pytest.approx(-float(logits[1].grad.sum()))
@@ -290,7 +291,7 @@ def test_judgements_are_split_by_patient() -> None:
         Judgement(2, 1, "verdict", 1.0),
         Judgement(3, 1, "grade", 1.0),
     )
-    split = SplitJudgements.hold_out(Judgements(masks, said, 1.0), {"a", "x"})
+    split = SplitJudgements.hold_out(Judgements(masks, said, exclusive(K), 1.0), {"a", "x"})
     assert split.training.said == said[2:]
     assert split.validation.said == said[:2]
     assert (split.training.patients, split.validation.patients) == ({"b", "c"}, {"a"})
@@ -359,7 +360,7 @@ def judged_squares(kind: str, generator: torch.Generator, patients: int = 18, tr
             said.extend(Judgement(first + row, 1, "grade", level / 4) for row, level in enumerate(levels.tolist()))
         else:
             said.extend(Judgement(first + row, None, "verdict", float(q > 0.8)) for row, q in enumerate(qualities))
-    return Judgements(tuple(masks), tuple(said), 1.0)
+    return Judgements(tuple(masks), tuple(said), exclusive(K), 1.0)
 
 
 def new_net() -> RewardNet:
@@ -389,7 +390,7 @@ def rank_agreement(net: RewardNet) -> float:
         tried = attempts(truth, 4, generator)
         for mask in tried:
             action = mask[None].long()
-            found.append(float(quality_logit(net(image[None], action), judged_regions(action, None, K))))
+            found.append(float(quality_logit(net(image[None], action), judged_regions(action, None, exclusive(K)))))
             true.append(dice(mask, truth))
     return float(spearmanr(found, true).statistic)
 
@@ -416,7 +417,7 @@ def test_of_many_tiles_a_step_looks_at_those_that_have_what_was_judged() -> None
         (Judgement(1, 1, "verdict", 0.0), set(range(10))),
     ):
         seen.clear()
-        split = SplitJudgements.hold_out(Judgements(masks, (said,), 1.0), set())
+        split = SplitJudgements.hold_out(Judgements(masks, (said,), exclusive(K), 1.0), set())
         term = JudgementTerm(split, net, CPU, 4, torch.Generator().manual_seed(0))
         net.train()
         for _ in range(4):
@@ -438,7 +439,7 @@ def test_without_judgements_the_same_network_ranks_them_worse() -> None:
 
 
 def test_no_judgements_of_a_network_leave_it_bit_for_bit_as_without() -> None:
-    nothing = SplitJudgements.hold_out(Judgements((), (), 0.2), set())
+    nothing = SplitJudgements.hold_out(Judgements((), (), exclusive(K), 0.2), set())
     states = [train(judgements, 8).state_dict() for judgements in (None, nothing)]
     assert all(torch.equal(value, states[1][name]) for name, value in states[0].items())
 
@@ -446,7 +447,9 @@ def test_no_judgements_of_a_network_leave_it_bit_for_bit_as_without() -> None:
 def test_probabilities_stay_those_of_the_pixels() -> None:
     """Reviewers who find every mask useless do not lower what the network says of pixels."""
     judged = judged_squares("grades", torch.Generator().manual_seed(2), patients=6)
-    strict = Judgements(judged.masks, tuple(Judgement(each, 1, "grade", 0.0) for each in range(len(judged.masks))), 1.0)
+    strict = Judgements(
+        judged.masks, tuple(Judgement(each, 1, "grade", 0.0) for each in range(len(judged.masks))), exclusive(K), 1.0
+    )
     fresh = records_that_know_nothing(torch.Generator().manual_seed(5)).training
     levels = []
     for judgements in (None, SplitJudgements.hold_out(strict, set())):

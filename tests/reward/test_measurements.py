@@ -28,7 +28,7 @@ def square(side: int) -> Tensor:
 
 def test_too_small_a_structure_is_to_grow_and_too_large_a_one_to_shrink() -> None:
     """16 of 20 pixels with an uncertainty of 4: one uncertainty short, h = 1/2, the structure's pixels 3/4."""
-    goal = SizeGoal(1, 20.0, 4.0)
+    goal = SizeGoal((1,), 20.0, 4.0)
     reward = MeasurementReward({7: [goal]}, half, share=1.0)
     assert isinstance(reward, RewardSource)
     maps = reward.rewards(torch.zeros(1, 1, 12, 12), square(4)[None], [7])
@@ -44,7 +44,7 @@ def test_an_image_without_a_report_has_the_floor_alone_and_others_half_of_it() -
         del images
         return torch.full(actions.shape, 0.9)
 
-    reward = MeasurementReward({1: [SizeGoal(1, 16.0, 4.0)]}, floor)
+    reward = MeasurementReward({1: [SizeGoal((1,), 16.0, 4.0)]}, floor)
     maps = reward.rewards(torch.zeros(2, 1, 12, 12), torch.stack([square(4)] * 2), [0, 1])
     assert maps[0].unique().tolist() == pytest.approx([0.9])
     # The size is as reported: 1/2 everywhere.
@@ -54,7 +54,7 @@ def test_an_image_without_a_report_has_the_floor_alone_and_others_half_of_it() -
 @settings(max_examples=40, deadline=None)
 @given(st.floats(1, 500), st.floats(0.1, 100), st.integers(0, 12))
 def test_rewards_lie_within_0_and_1(pixels: float, uncertainty: float, side: int) -> None:
-    reward = MeasurementReward({0: [SizeGoal(1, pixels, uncertainty)]}, half)
+    reward = MeasurementReward({0: [SizeGoal((1,), pixels, uncertainty)]}, half)
     maps = reward.rewards(torch.zeros(1, 1, 12, 12), square(side)[None], [0])
     assert 0 <= float(maps.min()) <= float(maps.max()) <= 1
 
@@ -72,7 +72,7 @@ def test_a_fraction_that_is_too_low_wants_a_larger_diastole_and_a_smaller_systol
     assert discs[1] is not None
     fraction = ejection_fraction([discs[0]], [discs[1]])
     assert fraction == pytest.approx(100 * (1 - (10 / 12) ** 2), abs=1.0)
-    goals = fraction_goals(["p_ED", "p_ES"], 1, fraction + 10, 5.0)
+    goals = fraction_goals(["p_ED", "p_ES"], (1,), fraction + 10, 5.0)
     # Nothing is known of the other frame yet.
     assert goals["p_ED"].shortfall(ed) == 0.0
     assert goals["p_ES"].shortfall(es) == pytest.approx(-2.0)
@@ -82,7 +82,7 @@ def test_a_fraction_that_is_too_low_wants_a_larger_diastole_and_a_smaller_systol
 
 def test_a_fraction_needs_two_frames() -> None:
     with pytest.raises(ValueError, match="needs two frames, got 3"):
-        fraction_goals(["a", "b", "c"], 1, 50.0, None)
+        fraction_goals(["a", "b", "c"], (1,), 50.0, None)
 
 
 class Grey(torch.nn.Module):
@@ -99,7 +99,7 @@ class Grey(torch.nn.Module):
 def test_ppo_brings_an_area_to_the_reported_one_without_seeing_a_contour() -> None:
     """A ramp of grey: above the threshold 0 lie 128 of 256 pixels; the report says 192, where it is -.5."""
     ramp = torch.linspace(-1, 1, 256).reshape(1, 1, 16, 16).repeat(8, 1, 1, 1)
-    reward = MeasurementReward({row: [SizeGoal(1, 192.0, 20.0)] for row in range(8)}, half)
+    reward = MeasurementReward({row: [SizeGoal((1,), 192.0, 20.0)] for row in range(8)}, half)
     env = SegmentationVecEnv(ramp.numpy().astype(np.float32), reward, 2, n_envs=8)
     policy = Grey()
     chosen = PPOHyperparameters(learning_rate=0.03, kl_coef=0.0, exploration="independent")

@@ -506,7 +506,10 @@ def test_a_loss_that_is_not_finite_is_an_error_and_no_network() -> None:
 
 
 def test_a_batch_that_is_cut_teaches_as_a_whole_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Pixels count by their weight, of which a part may have more than another."""
+    """Pixels count by their weight, of which a part may have more than another.
+
+    Of what the networks say, for a bias before a normalisation has no gradient but rounding.
+    """
     records = toy_records()
     records.certainty[::3] = 0.1
     nets = []
@@ -514,8 +517,10 @@ def test_a_batch_that_is_cut_teaches_as_a_whole_one(monkeypatch: pytest.MonkeyPa
         monkeypatch.setattr("medfm_rl.reward.training.images_at_once", lambda grid, most, size=at_once: min(size, most))
         net = make_net()
         trained(net, records, made(steps=4, learning_rate=1e-2, batch_size=8), 0)
-        nets.append(net.state_dict())
-    assert all(torch.allclose(value, nets[1][name], atol=1e-4) for name, value in nets[0].items())
+        with torch.no_grad():
+            nets.append(net(records.images, records.actions[:, 0]))
+    assert nets[0].std() > 0.1
+    assert torch.allclose(*nets, atol=1e-3)
 
 
 def test_calibration_pixels_are_drawn_as_from_all_of_them(monkeypatch: pytest.MonkeyPatch) -> None:

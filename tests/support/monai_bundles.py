@@ -17,8 +17,9 @@ from medfm_rl.types import Case
 DIRECTION = (0.0, 1.0, 0.0, -1.0, 0.0, 0.0, 0.0, 0.0, 1.0)
 
 
-def configuration(dimensions: int, channels: int) -> dict[str, Any]:
-    """As the bundles of the model zoo write it."""
+def configuration(dimensions: int, channels: int, overlap: bool = False) -> dict[str, Any]:
+    """As the bundles of the model zoo write it; with structures that overlap as that of brain tumours does."""
+    activation, decision = ({"sigmoid": True}, {"threshold": 0.5}) if overlap else ({"softmax": True}, {"argmax": True})
     spatial = [
         {"_target_": "Orientationd", "keys": "image", "axcodes": "RAS", "labels": None},
         {"_target_": "Spacingd", "keys": "image", "pixdim": [1.2, 1.2, 2.0], "mode": "bilinear"},
@@ -58,7 +59,7 @@ def configuration(dimensions: int, channels: int) -> dict[str, Any]:
         "postprocessing": {
             "_target_": "Compose",
             "transforms": [
-                {"_target_": "Activationsd", "keys": "pred", "softmax": True},
+                {"_target_": "Activationsd", "keys": "pred", **activation},
                 {
                     "_target_": "Invertd",
                     "keys": "pred",
@@ -67,26 +68,29 @@ def configuration(dimensions: int, channels: int) -> dict[str, Any]:
                     "nearest_interp": False,
                     "to_tensor": True,
                 },
-                {"_target_": "AsDiscreted", "keys": "pred", "argmax": True},
+                {"_target_": "AsDiscreted", "keys": "pred", **decision},
             ],
         },
     }
 
 
-def metadata(dimensions: int, channels: int) -> dict[str, Any]:
+def metadata(dimensions: int, channels: int, overlap: bool = False) -> dict[str, Any]:
     image = {"type": "image", "num_channels": channels, "spatial_shape": [16] * dimensions}
-    prediction = {"num_channels": 3, "channel_def": {"0": "background", "1": "liver", "2": "tumour"}}
+    names = ("core", "whole", "enhancing") if overlap else ("background", "liver", "tumour")
+    prediction = {"num_channels": 3, "channel_def": {str(index): name for index, name in enumerate(names)}}
     return {"version": "0.1", "network_data_format": {"inputs": {"image": image}, "outputs": {"pred": prediction}}}
 
 
-def write_bundle(folder: Path, dimensions: int, channels: int = 1, container: str | None = None) -> Path:
+def write_bundle(
+    folder: Path, dimensions: int, channels: int = 1, container: str | None = None, overlap: bool = False
+) -> Path:
     from monai.bundle import ConfigParser
 
     (folder / "configs").mkdir(parents=True)
     (folder / "models").mkdir()
-    config = configuration(dimensions, channels)
+    config = configuration(dimensions, channels, overlap)
     (folder / "configs" / "inference.json").write_text(json.dumps(config))
-    (folder / "configs" / "metadata.json").write_text(json.dumps(metadata(dimensions, channels)))
+    (folder / "configs" / "metadata.json").write_text(json.dumps(metadata(dimensions, channels, overlap)))
     (folder / "models" / "model.ts").write_bytes(b"old weights")
     torch.manual_seed(0)
     network = ConfigParser({"network_def": config["network_def"]}).get_parsed_content("network_def")

@@ -21,6 +21,9 @@ from medfm_rl.types import Case
 FLAT = ((37, 50), (0.7, 0.9))
 VOLUME = ((18, 42, 38), (0.8, 0.9, 3.0))
 LABELS = {"background": 0, "LV": 1, "MYO": 2}
+REGIONS = {"background": 0, "whole": [1, 2, 3], "core": [2, 3], "enhancing": 3}
+"""Structures that overlap, as those of brain tumours: label 1 is around the core, 3 enhances in it."""
+ORDER = [1, 2, 3]
 
 
 def plans(dimensions: int, patch: list[int], spacing: list[float], channels: int = 1, **changes: Any) -> dict[str, Any]:
@@ -101,6 +104,11 @@ def dataset(
         "numTraining": 4,
         "file_ending": ending,
     }
+
+
+def region_dataset() -> dict[str, Any]:
+    """As that of a region-based model."""
+    return dataset(REGIONS) | {"regions_class_order": ORDER}
 
 
 def write_model(

@@ -171,7 +171,7 @@ def test_every_other_way_to_judge_a_mask_gives_about_the_number_of_the_cpu(
     def estimates(device: str) -> list[float]:
         segmenter = load_model(run, "cpu").segmenter.to(device)
         member = load_model(source_model, "cpu").segmenter.to(device)
-        classes = segmenter.schema.num_classes
+        structures = segmenter.schema.classes
         sample = segmenter.preprocess(cases_of(simulated_echo / "b")[0].read())
         image = sample.image.to(device)
         with torch.no_grad():
@@ -179,9 +179,9 @@ def test_every_other_way_to_judge_a_mask_gives_about_the_number_of_the_cpu(
         estimators = [
             MeanEntropy(segmenter),
             MaxSoftmax(segmenter),
-            SoftDiceConfidence(segmenter),
-            AugmentationAgreement(segmenter, classes),
-            EnsembleAgreement([segmenter, member], classes),
+            SoftDiceConfidence(segmenter, structures),
+            AugmentationAgreement(segmenter, structures),
+            EnsembleAgreement([segmenter, member], structures),
         ]
         return [estimator.estimate(image, action) for estimator in estimators]
 

@@ -36,6 +36,7 @@ from medfm_rl.adapters.nnunet.folder import (
 )
 from medfm_rl.adapters.nnunet.inference import STEP, own_logits, tiled_logits
 from medfm_rl.adapters.nnunet.orientation import Orientation
+from medfm_rl.adapters.overlapping import class_logits, count_channels, region_logits, subset_logits
 from medfm_rl.adapters.padding import pad_to_patch
 from medfm_rl.data.files import replace_folder_on_success
 from medfm_rl.errors import DataError, ModelError
@@ -66,8 +67,9 @@ class NnUNetSample(Sample):
 class NnUNetAdapter(SegmenterAdapter):
     """A model folder of nnU-Net v2 (`dataset.json`, `plans.json`, `fold_X/checkpoint_final.pth`).
 
-    Classes are exclusive (softmax). Several folds are several networks, and the policy is the mean of their logits, as
-    in nnU-Net. A 2-D configuration takes images, and volumes slice by slice.
+    Classes are exclusive (softmax), or the sets of regions that overlap (`adapters.overlapping`). Several folds are
+    several networks, and the policy is the mean of their logits, as in nnU-Net. A 2-D configuration takes images, and
+    volumes slice by slice.
 
     Args:
         folder: The model folder, or the folder of a data set with one such folder in it.
@@ -174,10 +176,11 @@ class NnUNetAdapter(SegmenterAdapter):
             raise ModelError("an nnU-Net takes no prompts")
         if images.ndim - 2 == len(self.patch_size) + 1:
             # Slices of volumes are images of their own: (B, C, D, H, W) to (B * D, C, H, W) and back.
-            slices = tiled_logits(self._mean_logits, images.movedim(2, 1).flatten(0, 1), self.patch_size)
+            flat = images.movedim(2, 1).flatten(0, 1)
+            slices = class_logits(tiled_logits(self._mean_logits, flat, self.patch_size), self.schema)
             volumes: Tensor = slices.unflatten(0, (images.shape[0], images.shape[2])).movedim(1, 2)
             return volumes
-        return tiled_logits(self._mean_logits, images, self.patch_size)
+        return class_logits(tiled_logits(self._mean_logits, images, self.patch_size), self.schema)
 
     def inference_settings(self) -> Mapping[str, Any]:
         return {
@@ -202,7 +205,7 @@ class NnUNetAdapter(SegmenterAdapter):
     def predict_logits(self, sample: Sample) -> Tensor:
         """Logits `(K, *S')` by nnU-Net's own inference, in its own precision, with mirroring where it is on."""
         with evaluating(self):
-            return own_logits(
+            channels = own_logits(
                 list(self.networks),
                 self.tool,
                 sample.image,
@@ -211,19 +214,24 @@ class NnUNetAdapter(SegmenterAdapter):
                 mirroring=self.mirroring,
                 device=self.device,
             )
+        # Sums of what nnU-Net keeps in half precision need more.
+        return subset_logits(channels.float()[None])[0] if self.schema.overlaps else channels
 
     def restore(self, logits: Tensor, sample: Sample) -> LabelMap:
         from nnunetv2.inference.export_prediction import convert_predicted_logits_to_segmentation_with_correct_shape
 
         ours = _ours(sample)
+        channels = region_logits(logits.float()) if self.schema.overlaps else logits
         labels = convert_predicted_logits_to_segmentation_with_correct_shape(
-            self._volume(logits, ours),
+            self._volume(channels, ours),
             self.tool.plans,
             self.tool.configuration,
             self.tool.labels,
             ours.properties,
             num_threads_torch=torch.get_num_threads(),
         )
+        if self.schema.overlaps:
+            labels = self.schema.to_indices(labels)
         return self._to_case(labels, ours).astype(np.uint8)
 
     def restore_map(self, values: Tensor, sample: Sample) -> FloatArray:
@@ -337,9 +345,9 @@ class NnUNetAdapter(SegmenterAdapter):
         return image, spacing, None
 
     def _mean_logits(self, images: Tensor) -> Tensor:
-        """Mean logits of the folds for images that have the size of the patch."""
+        """Mean of what the folds give for images that have the size of the patch."""
         logits = torch.stack([network(images) for network in self.networks]).mean(dim=0)
-        expected = (len(images), self.schema.num_classes, *images.shape[2:])
+        expected = (len(images), count_channels(self.schema), *images.shape[2:])
         if tuple(logits.shape) != expected:
             raise ModelError(f"{self.folder}: the network gives {tuple(logits.shape)}, {expected} are needed")
         return logits

@@ -125,6 +125,7 @@ def read_tool(folder: Path, path: Path, checkpoint: Mapping[str, Any]) -> NnUNet
         raise ModelError(f"{path}: not a checkpoint of nnU-Net v2, it lacks {error}") from error
     if not channel_names(dataset):
         raise ModelError(f"{folder / DATASET}: channel_names is missing or empty")
+    _require_order(dataset, folder)
     try:
         manager = PlansManager(copy.deepcopy(plans))
         with silent():
@@ -139,21 +140,33 @@ def read_tool(folder: Path, path: Path, checkpoint: Mapping[str, Any]) -> NnUNet
             f"{folder}: {name} is the second stage of a cascade, which takes the segmentation of "
             f"{configuration.previous_stage_name} as input; cascades cannot be adapted, the first stage can"
         )
-    if labels.has_regions:
-        raise ModelError(
-            f"{folder}: trained on overlapping regions (sigmoid outputs); only exclusive structures (softmax) can be "
-            "adapted"
-        )
     mirror = None if axes is None else tuple(int(axis) for axis in axes)
     return NnUNetTool(manager, configuration, name, dataset, labels, _find_trainer(trainer), mirror or None)
 
 
+def _require_order(dataset: Mapping[str, Any], folder: Path) -> None:
+    """Raises ModelError where structures overlap, and nothing says which integer is written where they do."""
+    labels = dataset.get("labels")
+    values = labels.values() if isinstance(labels, Mapping) else ()
+    regions = [value for value in values if isinstance(value, list | tuple) and len(value) > 1]
+    order = dataset.get("regions_class_order")
+    wanted = len([name for name in labels or () if name not in (BACKGROUND, "ignore")])
+    if regions and (not isinstance(order, list) or len(order) != wanted):
+        raise ModelError(
+            f"{folder / DATASET}: labels have regions, unions such as {list(regions[0])}, and regions_class_order, the "
+            f"integer that is written for each of the {wanted} structures, the later over the earlier, is "
+            f"{'missing' if order is None else order}; add the one that the model was trained with"
+        )
+
+
 def schema_of(labels: Any, folder: Path) -> LabelSchema:
-    """The structures of nnU-Net's label manager.
+    """The structures of nnU-Net's label manager; they overlap where they are regions.
 
     Raises:
-        ModelError: Their integers have a gap, or their names are none.
+        ModelError: Their integers have a gap, their names are none, or too many overlap.
     """
+    if labels.has_regions:
+        return _schema_of_regions(labels, folder)
     names = {int(label): name for name, label in labels.label_dict.items() if name != "ignore"}
     if sorted(names) != list(range(len(names))):
         raise ModelError(f"{folder / DATASET}: labels are not 0, 1, 2, ... without a gap")
@@ -161,6 +174,18 @@ def schema_of(labels: Any, folder: Path) -> LabelSchema:
         return LabelSchema((BACKGROUND, *(names[label] for label in range(1, len(names)))), tuple(range(len(names))))
     except ValueError as error:
         raise ModelError(f"{folder / DATASET}: labels: {error}") from error
+
+
+def _schema_of_regions(labels: Any, folder: Path) -> LabelSchema:
+    regions = {
+        str(name): tuple(map(int, value)) if isinstance(value, list | tuple) else (int(value),)
+        for name, value in labels.label_dict.items()
+        if name not in (BACKGROUND, "ignore")
+    }
+    try:
+        return LabelSchema.from_regions(regions, order=tuple(map(int, labels.regions_class_order)))
+    except (ValueError, TypeError) as error:
+        raise ModelError(f"{folder / DATASET}: labels and regions_class_order: {error}") from error
 
 
 def expected_values(plans: Mapping[str, Any], schemes: Sequence[str]) -> tuple[ExpectedValues | None, ...]:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 from medfm_rl.adapters.base import ModelSummary, SegmenterAdapter
 from medfm_rl.adapters.nnunet.adapter import NnUNetAdapter
@@ -17,6 +18,7 @@ from medfm_rl.adapters.nnunet.folder import (
     require_nnunet,
 )
 from medfm_rl.errors import ModelError
+from medfm_rl.types import BACKGROUND
 
 
 def summarise(
@@ -45,6 +47,7 @@ def summarise(
         "kind": kind,
         "folder": str(folder),
         "structures": ", ".join(f"{name} {label}" for name, label in dataset.get("labels", {}).items()),
+        **({} if "regions_class_order" not in dataset else {"written as": _order(dataset)}),
         "channels": ", ".join(channel_names(dataset)),
         "file ending": str(dataset.get("file_ending", "not given")),
         "reader": str(plans.get("image_reader_writer", "not given")),
@@ -65,3 +68,10 @@ def summarise(
         "mirrored axes": "none" if adapter.tool.mirror_axes is None else ", ".join(map(str, adapter.tool.mirror_axes)),
     }
     return ModelSummary(rows, obstacles(adapter))
+
+
+def _order(dataset: Mapping[str, Any]) -> str:
+    """What is written for each of structures that overlap."""
+    names = [name for name in dataset.get("labels", {}) if name not in (BACKGROUND, "ignore")]
+    written = zip(names, dataset["regions_class_order"], strict=False)
+    return ", ".join(f"{label} for {name}" for name, label in written) + "; the later over the earlier"

@@ -15,12 +15,24 @@ from torch.nn import Parameter
 from medfm_rl.adapters.base import Scope, SegmenterAdapter, parameters_in_scope
 from medfm_rl.adapters.checkpoints import content_bytes
 from medfm_rl.adapters.description import DESCRIPTION
-from medfm_rl.adapters.exclusive import two_classes
 from medfm_rl.adapters.grid import Sample
 from medfm_rl.adapters.image_grid import from_grid, labels_to_grid, to_grid
 from medfm_rl.adapters.intensity import load_transform
+from medfm_rl.adapters.overlapping import (
+    as_channels,
+    class_logits,
+    classes_of_regions,
+    count_channels,
+    region_logits,
+)
 from medfm_rl.adapters.state_dicts import Place, load_weights
-from medfm_rl.adapters.torch_module.folder import DEFAULT_WEIGHTS, call_factory, network_settings, read_description
+from medfm_rl.adapters.torch_module.folder import (
+    DEFAULT_WEIGHTS,
+    OVERLAP,
+    call_factory,
+    network_settings,
+    read_description,
+)
 from medfm_rl.adapters.torch_module.outputs import Output, logits_of
 from medfm_rl.adapters.torch_module.scripts import copy_script, is_script, load_script, script_bytes, script_hash
 from medfm_rl.data.files import replace_folder_on_success
@@ -35,6 +47,9 @@ _ALONE = Place()
 @final
 class TorchModuleAdapter(SegmenterAdapter):
     """Wraps a module from images `(B, C, *S)` to logits `(B, K, *S)`, in 2-D or 3-D. Classes are exclusive (softmax).
+
+    Where the structures of the schema overlap, the module gives a binary logit for each of the R structures,
+    `(B, R, *S)`, and the classes are their sets (`adapters.overlapping`).
 
     Args:
         module: The network. It is used as it is and owned by the adapter from here on.
@@ -93,7 +108,7 @@ class TorchModuleAdapter(SegmenterAdapter):
                 f"preprocessing.size {preprocessing.size}: each side must be a multiple of {divisor} for a UNet with "
                 f"{len(network.channels)} levels"
             )
-        module = build_unet(network, len(preprocessing.size), in_channels, schema.num_classes)
+        module = build_unet(network, len(preprocessing.size), in_channels, count_channels(schema))
         return cls(
             module,
             schema,
@@ -163,18 +178,22 @@ class TorchModuleAdapter(SegmenterAdapter):
 
             inferer = SlidingWindowInferer(self.patch_size, sw_batch_size=4, overlap=0.5, mode="gaussian")
             logits = inferer(images, self._run)
-        expected = (len(images), self.schema.num_classes, *images.shape[2:])
+        expected = (len(images), count_channels(self.schema), *images.shape[2:])
         if tuple(logits.shape) != expected:
             raise ModelError(
                 f"the network gives logits of shape {tuple(logits.shape)}, {expected} are needed for images of shape "
-                f"{tuple(images.shape)} and the classes {', '.join(self.schema.names)}; {_remedy(logits, expected)}"
+                f"{tuple(images.shape)} and the classes {', '.join(self.schema.names)}; "
+                f"{_remedy(logits, expected, self.schema)}"
             )
-        return logits
+        return class_logits(logits, self.schema)
 
     def _run(self, images: Tensor) -> Tensor:
-        return two_classes(logits_of(self.module(images), self.output), self.schema.num_classes)
+        return as_channels(logits_of(self.module(images), self.output), self.schema)
 
     def restore(self, logits: Tensor, sample: Sample) -> LabelMap:
+        if self.schema.overlaps:
+            inside = from_grid(region_logits(logits.detach().float()), sample, self.preprocessing) > 0
+            return self.schema.as_written(classes_of_regions(inside).cpu().numpy())
         labels = argmax_classes(from_grid(logits.detach(), sample, self.preprocessing), dim=0)
         return labels.to(torch.uint8).cpu().numpy()
 
@@ -196,6 +215,7 @@ class TorchModuleAdapter(SegmenterAdapter):
             "weights": weights,
             "in_channels": self.in_channels,
             "schema": {"names": self.schema.names, "ids": self.schema.ids},
+            **({OVERLAP: True} if self.schema.overlaps else {}),
             "preprocessing": self.preprocessing.model_dump(mode="json", exclude_none=True),
             "decoder_prefixes": self.decoder_prefixes,
             **({} if self.output is None else {"output": self.output}),
@@ -236,14 +256,19 @@ class TorchModuleAdapter(SegmenterAdapter):
         return twin
 
 
-def _remedy(logits: Tensor, expected: tuple[int, ...]) -> str:
+def _remedy(logits: Tensor, expected: tuple[int, ...], schema: LabelSchema) -> str:
     """What to do about logits of another shape than is needed."""
     if logits.ndim != len(expected):
         return "they have other axes"
     if logits.shape[1] != expected[1]:
         if logits.shape[1] == 1:
-            return f"one logit is enough for one structure: schema of {DESCRIPTION} names {expected[1] - 1}"
-        return f"name the structures of its {logits.shape[1]} outputs, the background first, in schema of {DESCRIPTION}"
+            return f"one logit is enough for one structure: schema of {DESCRIPTION} names {len(schema.structures)}"
+        if schema.overlaps:
+            return f"name a structure for each of its {logits.shape[1]} outputs in schema of {DESCRIPTION}"
+        return (
+            f"name the structures of its {logits.shape[1]} outputs, the background first, in schema of {DESCRIPTION}; "
+            f"where they overlap and none is of the background, set {OVERLAP}: true there"
+        )
     return "make it resample them to the size of the image, or correct preprocessing.size"
 
 

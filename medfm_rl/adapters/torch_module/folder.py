@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -21,6 +21,8 @@ from medfm_rl.settings.problems import describe_problem, field_of
 from medfm_rl.types import LabelSchema
 
 DEFAULT_WEIGHTS: Final = "weights.safetensors"
+OVERLAP: Final = "structures_overlap"
+"""The field that says that a pixel can lie in several structures, and that the network gives a logit for each."""
 _FIELDS: Final = frozenset(
     {
         "format",
@@ -32,6 +34,7 @@ _FIELDS: Final = frozenset(
         "schema",
         "preprocessing",
         "decoder_prefixes",
+        OVERLAP,
         KEYS,
         PREFIX,
     }
@@ -74,7 +77,7 @@ def read_description(folder: Path) -> Described:
     content = _read(folder)
     try:
         found = Described(
-            _schema(content["schema"]),
+            _schema(content["schema"], content.get(OVERLAP, False)),
             PreprocessingSettings(**content["preprocessing"]),
             int(content.get("in_channels", 1)),
             dict(content["network"]),
@@ -118,11 +121,24 @@ def _read(folder: Path) -> dict[str, Any]:
     return content
 
 
-def _schema(content: Mapping[str, Any]) -> LabelSchema:
-    names, ids = tuple(content["names"]), tuple(content["ids"])
-    if not all(isinstance(name, str) for name in names) or not all(type(number) is int for number in ids):
+def _schema(content: Mapping[str, Any], overlap: Any) -> LabelSchema:
+    if type(overlap) is not bool:
+        raise TypeError(f"{OVERLAP} is true or false")
+    names = tuple(content["names"])
+    ids = None if overlap and "ids" not in content else tuple(content["ids"])
+    if not all(isinstance(name, str) for name in names) or not all(type(number) is int for number in ids or ()):
         raise TypeError("schema has names, which are texts, and ids, which are integers")
-    return LabelSchema(names, ids)
+    if not overlap:
+        return LabelSchema(names, ids or ())
+    by_bits = LabelSchema.of_regions(names[1:])
+    if ids is None:
+        return replace(by_bits, names=names)
+    if len(set(ids)) != len(ids) or len(ids) != by_bits.num_classes:
+        raise ValueError(
+            f"schema.ids: {', '.join(by_bits.structures)} overlap, and {by_bits.num_classes} distinct integers are "
+            f"needed, one for each of {', '.join(by_bits.class_names)}; leave ids out to have bit masks"
+        )
+    return LabelSchema(names, ids, tuple(tuple(ids[index] for index in own) for own in by_bits.classes))
 
 
 def _weights_name(content: Mapping[str, Any]) -> str:

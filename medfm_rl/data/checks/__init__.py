@@ -4,7 +4,15 @@ Facts of each case are taken while it is in memory; what is odd is found in the 
 check of a data set and the commands that read it anyway.
 """
 
-from medfm_rl.data.checks.facts import CaseFacts, ImageFacts, MaskFacts, case_facts, image_facts, mask_facts
+from medfm_rl.data.checks.facts import (
+    CaseFacts,
+    ImageFacts,
+    MaskFacts,
+    case_facts,
+    facts_by_schema,
+    image_facts,
+    mask_facts,
+)
 from medfm_rl.data.checks.findings import Finding, notices
 from medfm_rl.data.checks.suspicious import find_suspicious
 
@@ -14,6 +22,7 @@ __all__ = [
     "ImageFacts",
     "MaskFacts",
     "case_facts",
+    "facts_by_schema",
     "find_suspicious",
     "image_facts",
     "mask_facts",

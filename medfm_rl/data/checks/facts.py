@@ -12,7 +12,8 @@ import numpy.typing as npt
 import SimpleITK as sitk
 
 from medfm_rl.data.layouts import CaseFile
-from medfm_rl.types import BACKGROUND, Case, FloatArray, Geometry, IntArray
+from medfm_rl.structures import pixels_of
+from medfm_rl.types import BACKGROUND, Case, FloatArray, Geometry, IntArray, LabelSchema
 
 _SAMPLED = 1_000_000
 """Pixels of a channel from which percentiles are taken: those of more do not differ."""
@@ -145,6 +146,14 @@ def mask_facts(labels: IntArray, names: Mapping[int, str]) -> MaskFacts:
         tuple(name for label, name in names.items() if label != background),
         _content(labels.astype(np.uint8)),
     )
+
+
+def facts_by_schema(labels: IntArray, schema: LabelSchema) -> MaskFacts:
+    """The facts of a mask of class indices `(*S)`; a pixel of several structures counts for each of them."""
+    if not schema.overlaps:
+        return mask_facts(labels, dict(enumerate(schema.names)))
+    sizes = {name: int(pixels_of(labels, schema.classes_of(name)).sum()) for name in schema.structures}
+    return MaskFacts({name: size for name, size in sizes.items() if size}, (), schema.structures, _content(labels))
 
 
 def _orientation(geometry: Geometry) -> str | None:

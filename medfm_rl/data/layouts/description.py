@@ -11,6 +11,7 @@ from typing import Any
 from medfm_rl.data.files import cannot_be_read
 from medfm_rl.data.json_text import parse_json
 from medfm_rl.errors import DataError
+from medfm_rl.structures import JOINS
 from medfm_rl.types import BACKGROUND, LabelSchema
 
 SIMULATION_RECORD = "simulation.json"
@@ -34,6 +35,34 @@ class DescribedLabels:
     path: Path
     labels: Any
 
+    @property
+    def has_regions(self) -> bool:
+        """Whether structures overlap: some are a union of integers, as in nnU-Net, `{"whole tumour": [1, 2, 3]}`."""
+        return isinstance(self.labels, dict) and any(isinstance(value, list) for value in self.labels.values())
+
+    def regions(self) -> tuple[dict[str, tuple[int, ...]], int]:
+        """The integers of each of structures that overlap, by its name as it is spelled there, and the background.
+
+        Raises:
+            DataError: It says something else, or contradicts itself.
+        """
+        found: dict[str, tuple[int, ...]] = {}
+        for name, value in self.labels.items():
+            labels = value if isinstance(value, list) else [value]
+            if not labels or not all(_is_integer(label) and 0 <= int(label) <= 255 for label in labels):
+                raise DataError(
+                    f"{self.path}: labels: {name} has {repr(value)[:40]}, and must have an integer from 0 to 255, or a "
+                    "list of them where structures overlap"
+                )
+            found[str(name)] = tuple(map(int, labels))
+        background = next((labels for name, labels in found.items() if _same(name) == BACKGROUND), (0,))
+        kept = {name: labels for name, labels in found.items() if _same(name) not in (BACKGROUND, "ignore")}
+        inner = next((name for name, labels in kept.items() if set(labels) & set(background)), None)
+        if len(background) > 1 or inner is not None or len(set(map(_same, kept))) < len(kept):
+            wrong = "a name is there twice" if inner is None else f"{inner} takes in the integer of the background"
+            raise DataError(f"{self.path}: labels: {wrong}; the background has one integer, which is in no structure")
+        return kept, background[0]
+
     def integers(self) -> dict[str, int]:
         """The integer of each name, as it is spelled there; that of the background is among them.
 
@@ -51,8 +80,8 @@ class DescribedLabels:
         for name, value in pairs:
             if isinstance(value, list):
                 raise DataError(
-                    f"{self.path}: labels: {name} is a region, a union of {value}, and masks are read one integer a "
-                    "structure; give masks of the structures by a description of theirs"
+                    f"{self.path}: labels: {name} is a region, a union of {value}, which overlaps others, and the "
+                    "structures of the segmenter exclude each other; give masks of these by a description of theirs"
                 )
             if not _is_integer(value) or len(str(value)) > _MOST_DIGITS or not 0 <= int(value) <= 255:
                 raise DataError(
@@ -72,6 +101,8 @@ class DescribedLabels:
         Raises:
             DataError: It contradicts itself, or names no structure.
         """
+        if self.has_regions:
+            return self._schema_of_regions(*self.regions())
         integers = self.integers()
         structures = {name: value for name, value in integers.items() if _same(name) != BACKGROUND}
         background = next((value for name, value in integers.items() if name not in structures), 0)
@@ -89,8 +120,12 @@ class DescribedLabels:
         Raises:
             DataError: A structure is not there by its name, or the description contradicts itself.
         """
+        if schema.overlaps and self.has_regions:
+            return self._regions_for(schema)
         integers = self.integers()
         named = {_same(name): value for name, value in integers.items()}
+        if schema.overlaps:
+            return self._subsets_for(schema, named)
         missing = [name for name in schema.structures if _same(name) not in named]
         background = named.get(_same(BACKGROUND), 0)
         taken = next(
@@ -105,6 +140,48 @@ class DescribedLabels:
                 "names, so name the structures there as the segmenter does"
             )
         return LabelSchema.from_structures({name: named[_same(name)] for name in schema.structures}, background)
+
+    def _regions_for(self, schema: LabelSchema) -> LabelSchema:
+        """The integers of overlapping structures by their names."""
+        regions, background = self.regions()
+        named = {_same(name): labels for name, labels in regions.items()}
+        missing = [name for name in schema.structures if _same(name) not in named]
+        if missing:
+            raise DataError(
+                f"{self.path}: labels ({', '.join(regions)}) has no {' and no '.join(missing)}, and the segmenter "
+                f"segments {', '.join(schema.structures)}; masks are read by the names, so name the structures there "
+                "as the segmenter does"
+            )
+        return self._schema_of_regions({name: named[_same(name)] for name in schema.structures}, background)
+
+    def _subsets_for(self, schema: LabelSchema, named: Mapping[str, int]) -> LabelSchema:
+        """The integers of overlapping structures where each stands for a set of them, such as `WT+TC`.
+
+        Raises:
+            DataError: An integer has another name, or a structure is in none.
+        """
+        background = named.get(_same(BACKGROUND), 0)
+        sets = {name: tuple(_same(part) for part in name.split(JOINS)) for name in named if name != _same(BACKGROUND)}
+        taken_in = {
+            name: tuple(label for whole, label in named.items() if _same(name) in sets.get(whole, ()))
+            for name in schema.structures
+        }
+        missing = [name for name, labels in taken_in.items() if not labels]
+        strangers = [whole for whole, parts in sets.items() if set(parts) - set(map(_same, schema.structures))]
+        if missing or strangers:
+            wrong = f"has no {' and no '.join(missing)}" if missing else f"names {', '.join(strangers)}"
+            raise DataError(
+                f"{self.path}: labels {wrong}, and the segmenter segments {', '.join(schema.structures)}, which "
+                f"overlap; name each integer by all structures that it lies in, such as {schema.class_names[-1]}, or "
+                "each structure with the list of its integers"
+            )
+        return self._schema_of_regions(taken_in, background)
+
+    def _schema_of_regions(self, regions: Mapping[str, tuple[int, ...]], background: int) -> LabelSchema:
+        try:
+            return LabelSchema.from_regions(regions, background)
+        except ValueError as error:
+            raise DataError(f"{self.path}: labels: {error}") from error
 
 
 @dataclass(frozen=True)

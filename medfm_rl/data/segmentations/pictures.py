@@ -156,7 +156,8 @@ def only_value(channels: npt.NDArray[Any], path: Path, has_opacity: bool = False
         colours = np.unique(np.reshape(values, (len(values), -1)), axis=1).T[:_MOST_COLOURS].astype(int).tolist()
         raise DataError(
             f"{path}: a mask has one value for each pixel, this file has {len(values)} that differ (colours such as "
-            f"{', '.join(map(str, map(tuple, colours)))}); write one integer for each structure"
+            f"{', '.join(map(str, map(tuple, colours)))}); write one integer for each structure, "
+            "and where structures overlap for each set of them"
         )
     if has_opacity and (values[0][channels[-1] < channels[-1].max()] != 0).any():
         raise DataError(f"{path}: labelled pixels are transparent; write the mask again with one value a pixel")

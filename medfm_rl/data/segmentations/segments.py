@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from medfm_rl.data.notices import warn_once
 from medfm_rl.errors import DataError
-from medfm_rl.types import BACKGROUND, Geometry, IntArray, LabelSchema
+from medfm_rl.types import BACKGROUND, Geometry, IntArray, LabelMap, LabelSchema
 
 _MOST_STRUCTURES = 255
 _OFF_GRID = 0.25
@@ -94,6 +94,37 @@ class Segmentation:
                 warn_once(f"{self.path}: has no segment {' and no '.join(absent)}; taken to be absent")
         return ids.reshape(image_shape)
 
+    def overlapping_classes(
+        self, schema: LabelSchema, image_shape: tuple[int, ...], geometry: Geometry, by_number: bool = False
+    ) -> LabelMap:
+        """Class indices of structures that overlap, on the grid of an image `(*S)`: a pixel may be of several segments.
+
+        Args:
+            schema: The structures.
+            image_shape: Size of the image, `(*S)`.
+            geometry: Its grid.
+            by_number: As in `label_ids`; a segment belongs to every structure that takes in its number.
+
+        Raises:
+            DataError: A segment belongs to no structure, or one lies outside the image or off its grid.
+        """
+        classes = np.zeros((1,) * (3 - len(image_shape)) + image_shape, dtype=np.uint8)
+        for segment in self.segments:
+            if segment.region.any() and segment.name != BACKGROUND:
+                bits = self._bits(segment, schema, by_number)
+                if not bits:
+                    raise self._stranger(segment, schema)
+                classes[self._placed(segment, classes.shape, geometry)] |= np.uint8(bits)
+        return classes.reshape(image_shape)
+
+    def _bits(self, segment: Segment, schema: LabelSchema, by_number: bool) -> int:
+        """The structures that a segment belongs to, as a bit mask."""
+        found = 0
+        for bit, (name, labels) in enumerate(zip(schema.structures, schema.region_ids, strict=True)):
+            belongs = segment.number in labels if by_number else _plain(name) == _plain(segment.name)
+            found |= belongs << bit
+        return found
+
     def own_schema(self) -> LabelSchema:
         """The structures that the segments name, numbered in their order; those that share a name are one.
 
@@ -110,7 +141,7 @@ class Segmentation:
     def _number(self, segment: Segment, schema: LabelSchema, by_number: bool) -> int | None:
         """The integer of the structure that a segment belongs to; None where there is none."""
         if by_number:
-            return segment.number if segment.number in schema.ids else None
+            return segment.number if segment.number in schema.labels else None
         if segment.name in schema.names:
             return schema.integers[segment.name]
         alike = [name for name in schema.names if _plain(name) == _plain(segment.name)]
@@ -123,13 +154,16 @@ class Segmentation:
             if self._number(segment, schema, by_number) is None and segment.region.any()
         ]
         if others:
-            named = ", ".join(f"{segment.number} {segment.name!r}" for segment in self.segments)
-            raise DataError(
-                f"{self.path}: segment {others[0].name!r} is none of the structures ({', '.join(schema.structures)}); "
-                f"its segments are {named}. Give them the names of the structures and remove the others; where masks "
-                "are given by --masks, --labels can say which number is which structure, such as "
-                f"{schema.structures[0]}={others[0].number}"
-            )
+            raise self._stranger(others[0], schema)
+
+    def _stranger(self, other: Segment, schema: LabelSchema) -> DataError:
+        named = ", ".join(f"{segment.number} {segment.name!r}" for segment in self.segments)
+        return DataError(
+            f"{self.path}: segment {other.name!r} is none of the structures ({', '.join(schema.structures)}); "
+            f"its segments are {named}. Give them the names of the structures and remove the others; where masks "
+            "are given by --masks, --labels can say which number is which structure, such as "
+            f"{schema.structures[0]}={other.number}"
+        )
 
     def _placed(self, segment: Segment, shape: tuple[int, ...], image: Geometry) -> npt.NDArray[np.bool_]:
         """A segment on the grid of an image `(D, H, W)`."""

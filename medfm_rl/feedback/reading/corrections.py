@@ -13,6 +13,7 @@ from medfm_rl.feedback.entries import CorrectedMask, Verdict
 from medfm_rl.feedback.masks import Mask
 from medfm_rl.feedback.reading.shown import Batch, Review, ShownCases, require_no_problems
 from medfm_rl.progress import Progress, silent
+from medfm_rl.structures import pixels_of
 from medfm_rl.types import LabelSchema
 
 
@@ -63,6 +64,8 @@ def read_corrected(
 def changed_structures(before: Mask, after: Mask) -> tuple[str, ...]:
     """Structures whose pixels differ in two masks of the same schema and size."""
     old, new = before.labels, after.labels
+    schema = before.schema
+    of_structures = zip(schema.structures, schema.classes, strict=True)
     return tuple(
-        name for index, name in enumerate(before.names) if index and not np.array_equal(old == index, new == index)
+        name for name, classes in of_structures if not np.array_equal(pixels_of(old, classes), pixels_of(new, classes))
     )

@@ -98,9 +98,9 @@ def _structure(row: Row, mask: Mask) -> str | None:
         FeedbackError: The mask has none of that name.
     """
     found = row.structure()
-    if found is not None and found not in mask.names[1:]:
+    if found is not None and found not in mask.schema.structures:
         raise FeedbackError(
-            f"{row.where}: there is no structure {found!r}, but {', '.join(mask.names[1:])}; correct the name, or "
-            "write all"
+            f"{row.where}: there is no structure {found!r}, but {', '.join(mask.schema.structures)}; correct the name, "
+            "or write all"
         )
     return found

@@ -90,7 +90,7 @@ class ShownCase:
             DataError: It cannot be read, lies on another grid, or has other labels.
         """
         labels = read_labels(path, schema, self.shape, self.geometry, in_file, self.file.frame)
-        return Mask.of(labels, schema.names, self.geometry)
+        return Mask.of(labels, schema.class_names, self.geometry)
 
 
 @final

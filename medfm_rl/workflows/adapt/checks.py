@@ -10,7 +10,7 @@ from medfm_rl.adapters.loading import load_segmenter, open_to_learning
 from medfm_rl.adapters.value_range import range_doubts
 from medfm_rl.anatomy.profiles import Anatomy, load_anatomy
 from medfm_rl.anatomy.rules import SizeRule
-from medfm_rl.data.checks import CaseFacts, case_facts, find_suspicious, image_facts, mask_facts, notices
+from medfm_rl.data.checks import CaseFacts, case_facts, facts_by_schema, find_suspicious, image_facts, notices
 from medfm_rl.data.layouts import CaseFile, describe_patients, find_cases, require_masks, split_by_patient
 from medfm_rl.errors import ConfigError, DataError, ModelError, UserError
 from medfm_rl.networks import choose_device
@@ -111,7 +111,7 @@ def _facts_of(file: CaseFile, segmenter: SegmenterAdapter, labelled: bool) -> Ca
     mask = None
     if labelled:
         read = file.read_labelled(segmenter.schema)
-        case, mask = read.case, mask_facts(read.ground_truth, dict(enumerate(segmenter.schema.names)))
+        case, mask = read.case, facts_by_schema(read.ground_truth, segmenter.schema)
     else:
         case = file.read()
     segmenter.preprocess(case)

@@ -28,7 +28,7 @@ from medfm_rl.reward.measurements import Goal
 from medfm_rl.rows import Rows
 from medfm_rl.runs.folder import SOURCE, RunFolder
 from medfm_rl.settings import AdaptConfig
-from medfm_rl.types import GridAxes
+from medfm_rl.types import GridAxes, LabelSchema
 from medfm_rl.workflows.adapt.checks import split_target
 from medfm_rl.workflows.adapt.feedback.gathering import LearnedFeedback
 from medfm_rl.workflows.adapt.feedback.judged_images import load_judged
@@ -107,9 +107,14 @@ class RunContext:
         return None if self.config.feedback is None else LearnedFeedback.read(self.run.feedback)
 
     @property
+    def schema(self) -> LabelSchema:
+        """The structures."""
+        return self.source_policy.schema
+
+    @property
     def num_classes(self) -> int:
         """Classes of a mask, the background among them."""
-        return self.source_policy.schema.num_classes
+        return self.schema.num_classes
 
     def is_valid(self, mask: Tensor, axes: GridAxes) -> bool:
         """Whether a mask `(*S')` on the grid of the network meets the anatomy rules, which are of images.

@@ -23,6 +23,7 @@ from medfm_rl.quality.promises import Evidence, Promise, PromiseTarget, Reviewed
 from medfm_rl.quality.streams import mask_key
 from medfm_rl.runs.judging import Judge
 from medfm_rl.runs.leakage import count_known
+from medfm_rl.structures import Structures
 from medfm_rl.types import LabelMap
 from medfm_rl.workflows.calibrate.cases import keep_previous
 from medfm_rl.workflows.deploy.assessed_cases import AssessedCase, read_assessed
@@ -201,7 +202,7 @@ def gather_audit(run: Judge, request: AuditRequest, progress: Progress = silent)
             found = [store.mask(sha256) for sha256 in dict.fromkeys(mask.sha256 for mask in experts[image].values())]
             truth = (found[0] if len(found) == 1 else consensus(found)).labels_for(schema)
             mask = given.read(file.read())
-            masks.append(_reviewed(mask, truth, assessed[file.case_id], file, schema.num_classes))
+            masks.append(_reviewed(mask, truth, assessed[file.case_id], file, schema.classes))
             progress("reading reviewed masks", done, len(audit))
         if not masks:
             raise DataError(
@@ -254,13 +255,15 @@ def _require_truth(
         )
 
 
-def _reviewed(mask: LabelMap, truth: LabelMap, case: AssessedCase, file: CaseFile, classes: int) -> ReviewedMask:
+def _reviewed(
+    mask: LabelMap, truth: LabelMap, case: AssessedCase, file: CaseFile, structures: Structures
+) -> ReviewedMask:
     if mask.shape != truth.shape:
         raise DataError(
             f"case {case.case}: the reviewed mask has size {truth.shape} and the scored one {mask.shape}; remove that "
             "entry (`medfm-rl feedback remove`) or correct it"
         )
-    overlap = dice(mask, truth, classes)
+    overlap = dice(mask, truth, structures)
     return ReviewedMask(case.case, file.patient_id, case.predicted, not case.broken_rules, float(overlap.mean()))
 
 

@@ -73,7 +73,7 @@ def calibration_case(
     """A mask with its evidence and the truth `(*S)`."""
     evidence = collect_evidence([submission], reward, grid.patch_size, grid.schema, device)[0]
     truth = grid.preprocess_labels(ground_truth, submission.sample)
-    overlap = dice(submission.labels, ground_truth, grid.schema.num_classes)
+    overlap = dice(submission.labels, ground_truth, grid.schema.classes)
     return CalibrationCase(submission.case.patient_id, evidence, evidence.action == truth, overlap)
 
 

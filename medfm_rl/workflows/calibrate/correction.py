@@ -90,7 +90,7 @@ def collect_outcomes(
         budget cut. Those are not among the outcomes: they would say what the machine was busy with.
     """
     outcomes, cut = [], 0
-    classes = corrector.adapter.schema.num_classes
+    structures = corrector.adapter.schema.classes
     for done, file in enumerate(files, 1):
         labelled = file.read_labelled(corrector.adapter.schema)
         sample = corrector.adapter.preprocess(labelled.case)
@@ -106,7 +106,8 @@ def collect_outcomes(
                 cut += 1
             elif result.accepted and result.verification is not None:
                 before, after = (
-                    float(dice(mask, labelled.ground_truth, classes).mean()) for mask in (result.before, result.after)
+                    float(dice(mask, labelled.ground_truth, structures).mean())
+                    for mask in (result.before, result.after)
                 )
                 outcomes.append(Outcome(file.patient_id, result.verification.gain, after < before - HARM))
         progress("correcting labelled cases", done, len(files))

@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from medfm_rl.data.checks import CaseFacts, image_facts, mask_facts
+from medfm_rl.data.checks import CaseFacts, facts_by_schema, image_facts, mask_facts
 from medfm_rl.data.each_case import UnforeseenError, case_alone
 from medfm_rl.data.labels import FoundLabels
 from medfm_rl.data.layouts import CaseFile
@@ -72,7 +72,11 @@ class Examination:
             try:
                 with case_alone(file.case_id):
                     found = self.reader.read(file, case)
-                mask = mask_facts(found.ids, found.names)
+                mask = (
+                    mask_facts(found.ids, found.names)
+                    if found.schema is None
+                    else facts_by_schema(found.ids, found.schema)
+                )
                 self.facts[file.case_id] = replace(self.facts[file.case_id], mask=mask)
             except UserError as error:
                 errors.append(error)

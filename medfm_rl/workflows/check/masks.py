@@ -45,7 +45,7 @@ class MaskReader:
             schema = self.schema or _TRACED
             self.integers, self.by = schema.integers, "tracings of the left ventricle"
             labels = file.read_labelled(schema).ground_truth
-            return FoundLabels(labels, dict(enumerate(schema.names)))
+            return FoundLabels.of(labels, schema)
         if self.schema is None:
             in_file = None if file.described is None else file.described.own_schema()
             found = read_any_labels(file.label_path, case.shape, case.geometry, in_file, case.frame)
@@ -57,7 +57,7 @@ class MaskReader:
             elif in_file is None:
                 self.by = "read by these integers, or by the names of their segments where they have any"
             labels = read_labels(file.label_path, self.schema, case.shape, case.geometry, in_file, case.frame)
-            found = FoundLabels(labels, dict(enumerate(self.schema.names)))
+            found = FoundLabels.of(labels, self.schema)
         known = in_file or self.schema
         if known is not None:
             self.integers = known.integers

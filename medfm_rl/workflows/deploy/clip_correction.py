@@ -54,7 +54,7 @@ def correct_clip(
         names: Case ids of the frames, by place.
     """
     schema = corrector.adapter.schema
-    agreement = agreement_over_time(clip.frames[:, 0], masks, schema.num_classes).mean(axis=1)
+    agreement = agreement_over_time(clip.frames[:, 0], masks, schema.classes).mean(axis=1)
     current, results = masks.copy(), {}
     for place in sorted(places, key=lambda place: float(agreement[place])):
         case = replace(clip.frame(place), case_id=names[place])
@@ -84,7 +84,7 @@ def _objection(clip: Clip, before: LabelMap, after: LabelMap, agreement: float, 
     new = [rule for rule in broken_over_time(clip, after, schema) if _rule_of(rule) not in known]
     if new:
         return f"the clip as a whole would break a rule over time that it meets now: {new[0]}"
-    found = float(np.mean(agreement_over_time(clip.frames[:, 0], after, schema.num_classes)))
+    found = float(np.mean(agreement_over_time(clip.frames[:, 0], after, schema.classes)))
     if found < agreement - _LEAST_AGREEMENT:
         return (
             f"the frames of the clip would agree less with each other: {found:.3f} instead of {agreement:.3f} "

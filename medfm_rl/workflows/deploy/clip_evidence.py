@@ -38,7 +38,7 @@ class ClipEvidence:
 
 def evidence_of_clip(clip: Clip, masks: LabelMap, schema: LabelSchema) -> ClipEvidence:
     """What time says of the masks `(T, H, W)` of a clip, class indices."""
-    agreement = agreement_over_time(clip.frames[:, 0], masks, schema.num_classes).mean(axis=1)
+    agreement = agreement_over_time(clip.frames[:, 0], masks, schema.classes).mean(axis=1)
     names = [clip.frame(index).case_id for index in range(len(masks))]
     return ClipEvidence(dict(zip(names, agreement.tolist(), strict=True)), broken_over_time(clip, masks, schema))
 

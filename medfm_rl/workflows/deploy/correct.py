@@ -11,7 +11,7 @@ from medfm_rl.adapters.delta import state_hash
 from medfm_rl.data.each_case import each_case
 from medfm_rl.data.files import alone_writing
 from medfm_rl.data.layouts import CaseFile, whole_clips
-from medfm_rl.data.mask_labels import labels_in_masks
+from medfm_rl.data.mask_labels import labels_in_masks, write_class_names
 from medfm_rl.errors import ConfigError, DataError
 from medfm_rl.progress import Progress, silent
 from medfm_rl.runs.case_records import CaseRecords, hash_settings, label_path
@@ -129,6 +129,7 @@ def correct(
         corrections = Corrections(tuple(handled.values()), problems, untouched, terms.promise)
         write_tables(out, corrections, terms)
         write_page(out, files, corrections)
+        write_class_names(label_path(out, files[0].case_id).parent, run.segmenter.schema)
         return corrections
 
 

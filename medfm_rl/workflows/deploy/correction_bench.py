@@ -198,5 +198,5 @@ class CorrectionBench:
         adapter = self.corrector.adapter
         action = adapter.preprocess_labels(labels, sample).to(adapter.device)
         found = tiled_reward_map(self.reward, sample.image.to(adapter.device), action, adapter.patch_size)
-        mean = float(structure_scores(found[None], action[None], adapter.schema.num_classes).mean())
+        mean = float(structure_scores(found[None], action[None], adapter.schema.classes).mean())
         return adapter.restore_map(found, sample).clip(0, 1), mean

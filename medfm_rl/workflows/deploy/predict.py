@@ -17,6 +17,7 @@ from medfm_rl.data.each_case import each_case
 from medfm_rl.data.files import alone_writing
 from medfm_rl.data.images import write_image, write_labels
 from medfm_rl.data.layouts import CaseFile, whole_clips
+from medfm_rl.data.mask_labels import write_class_names
 from medfm_rl.errors import DataError
 from medfm_rl.networks import argmax_classes
 from medfm_rl.progress import Progress, silent
@@ -83,6 +84,7 @@ def predict(model: Model, files: Sequence[CaseFile], out: Path, progress: Progre
             records.write(file.case_id, inputs, {}, outputs)
 
         _, problems = each_case(units, handle, "predicting", progress)
+        write_class_names(label_path(out, units[0].case_id).parent, segmenter.schema)
         records.log([{"case": name, "problem": problem} for name, problem in problems.items()])
         if len(problems) == len(units):
             raise DataError(f"no case could be segmented; the first: {next(iter(problems.values()))}")

@@ -10,11 +10,11 @@ from pathlib import Path
 from medfm_rl.data.checks import find_suspicious, notices
 from medfm_rl.data.files import alone_writing
 from medfm_rl.data.layouts import CaseFile, is_simulated
-from medfm_rl.data.mask_labels import labels_in_masks
+from medfm_rl.data.mask_labels import labels_in_masks, write_class_names
 from medfm_rl.errors import ConfigError, DataError, ModelError
 from medfm_rl.progress import Progress, silent
 from medfm_rl.quality.gates import NO_GATES, Gates
-from medfm_rl.runs.case_records import CaseRecords
+from medfm_rl.runs.case_records import CaseRecords, label_path
 from medfm_rl.runs.judging import Judge
 from medfm_rl.runs.models import Model
 from medfm_rl.settings import RESEARCH, SitePolicy
@@ -92,7 +92,7 @@ def score(
         controller = run.controller(own, request.gates, request.policy)
         controller.model.pixels.require_given(request.probabilities is not None)
         segmenter = controller.segmenter if own else None if request.maker is None else request.maker.segmenter
-        if segmenter is not None and segmenter.schema.names != controller.schema.names:
+        if segmenter is not None and segmenter.schema.class_names != controller.schema.class_names:
             raise ModelError(
                 f"the model segments {', '.join(segmenter.schema.structures)}, the quality model assesses "
                 f"{', '.join(controller.schema.structures)}; they must be of one anatomy"
@@ -138,6 +138,7 @@ def score(
         scoring = Scoring(batch, queue.unassessed, traces, scorer, place, over_time)
         simulated = any(is_simulated(path.parent) for file in files[:1] for path in file.image_paths)
         write_results(out, scoring, simulated)
+        write_class_names(label_path(out, files[0].case_id).parent, controller.schema)
         records.log(audit_lines(scoring))
         if not reports:
             first = next(iter(queue.unassessed.values()))

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from medfm_rl.adapters import SegmenterAdapter
-from medfm_rl.data.checks import CaseFacts, case_facts, image_facts, mask_facts
+from medfm_rl.data.checks import CaseFacts, case_facts, facts_by_schema, image_facts
 from medfm_rl.data.each_case import case_alone
 from medfm_rl.data.files import hash_file, replace_on_success
 from medfm_rl.data.images import hash_image, write_image, write_labels
@@ -244,7 +244,7 @@ class ScoringQueue:
                 labels = read_labels(
                     _path_of(self.given, file), schema, case.shape, case.geometry, in_masks, case.frame
                 )
-            mask = mask_facts(labels, dict(enumerate(schema.names)))
+            mask = facts_by_schema(labels, schema)
             self.facts[file.case_id] = replace(self.facts[file.case_id], mask=mask)
             if self.given.probabilities is None:
                 return controller.submit(case, labels)

@@ -75,7 +75,7 @@ def compare_models(
         DataError: Not one case could be scored, or all are of one patient.
         ModelError: The models segment other structures.
     """
-    if set(before.schema.names) != set(after.schema.names):
+    if set(before.schema.class_names) != set(after.schema.class_names):
         raise ModelError(
             f"the models segment other structures ({', '.join(before.schema.structures)} and "
             f"{', '.join(after.schema.structures)}); only models of the same structures can be compared"

@@ -169,10 +169,11 @@ class CaseAssessor:
         return self._rating(case.case_id, evidence).to_json(), reward_map, submission.labels
 
     def _rating(self, case_id: str, evidence: Evidence) -> RatedCase:
-        action, classes = evidence.action[None], evidence.num_classes
+        action = evidence.action[None]
         mean, spread = evidence.mean_map.float(), evidence.spread.float()
         expected, low = (
-            expected_dice(maps.clamp(0, 1)[None], action, classes)[0].double().numpy() for maps in (mean, mean - spread)
+            expected_dice(maps.clamp(0, 1)[None], action, evidence.structures)[0].double().numpy()
+            for maps in (mean, mean - spread)
         )
         predicted = self._scored(case_id)
         if predicted is None:

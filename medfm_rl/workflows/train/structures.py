@@ -42,7 +42,9 @@ def find_structures(
             raise ConfigError(f"structures: {error}") from error
     described = next((file.described for file in files if file.described is not None), None)
     if described is not None:
-        return described.own_schema()
+        schema = described.own_schema()
+        # Of structures that overlap a network may segment what no integer of the masks stands for.
+        return LabelSchema.of_regions(schema.structures) if schema.overlaps else schema
     raise ConfigError(_what_to_write([file.label_path for file in files if file.label_path], place, progress))
 
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from medfm_rl.augmentation.shape import augment_pair
 from medfm_rl.metrics.overlap import dice
-from medfm_rl.networks import argmax_classes, mixed_precision
+from medfm_rl.networks import argmax_classes, mixed_precision, structures_of
 from medfm_rl.seeding import derive_seed, torch_generator
 from medfm_rl.settings import SourceTrainingSettings
 
@@ -30,7 +30,7 @@ class Validation:
         step: Steps done.
         training_loss: Mean over the images since the validation before.
         loss: On the validation images.
-        dice: Mean over the validation images as the network sees them, of each structure in the order of the classes.
+        dice: Mean over the validation images as the network sees them, of each structure.
     """
 
     step: int
@@ -208,7 +208,8 @@ class _Fit:
             logits = state.segmenter(images.to(self.device))
             total += self.criterion(logits, labels[:, None].to(self.device)).item() * len(images)
             masks = argmax_classes(logits, dim=1).cpu().numpy()
-            scores += [dice(mask, truth.numpy(), logits.shape[1]) for mask, truth in zip(masks, labels, strict=True)]
+            structures = structures_of(state.segmenter, logits.shape[1])
+            scores += [dice(mask, truth.numpy(), structures) for mask, truth in zip(masks, labels, strict=True)]
         best = state.best_validation
         found = Validation(
             step, training_loss, total / len(self.validation[0]), tuple(np.mean(scores, axis=0).astype(float).tolist())

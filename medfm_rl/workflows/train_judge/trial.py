@@ -84,7 +84,7 @@ def try_judge(judge: Judge, parts: Deal, asked: CalibrateRequest, out: Path, pro
     for done, (file, mask) in enumerate(zip(parts.trying, masks, strict=True), 1):
         item = file.read_labelled(schema)
         waiting.append(controller.submit(item.case, mask.labels, mask.confidence))
-        truths.append(float(dice(mask.labels, item.ground_truth, schema.num_classes).mean()))
+        truths.append(float(dice(mask.labels, item.ground_truth, schema.classes).mean()))
         if fill_a_batch(waiting) or done == len(parts.trying):
             reports += controller.assess_batch(waiting)
             waiting = []

@@ -24,6 +24,7 @@ from medfm_rl.data.files import write_json
 from medfm_rl.reward.network import RewardEnsemble, RewardNet
 from medfm_rl.runs.folder import HELD_OUT_REWARD, RunFolder
 from medfm_rl.settings import AdaptConfig, NetworkSettings, PPOSettings, RewardSettings
+from medfm_rl.structures import exclusive
 
 
 def test_every_variant_names_settings_that_there_are() -> None:
@@ -137,6 +138,6 @@ def test_scores_of_single_masks_do_not_depend_on_their_batch() -> None:
     torch.manual_seed(0)
     network = RewardNet(NetworkSettings(channels=(4, 8)), num_classes=3).eval().requires_grad_(False)
     images, actions = torch.randn(20, 1, 16, 16), torch.randint(0, 3, (20, 16, 16))
-    together = reward_scores(network, images, actions, 3)
-    alone = [reward_scores(network, images[[row]], actions[[row]], 3)[0] for row in range(20)]
+    together = reward_scores(network, images, actions, exclusive(3))
+    alone = [reward_scores(network, images[[row]], actions[[row]], exclusive(3))[0] for row in range(20)]
     assert together == pytest.approx(alone, abs=1e-5)

@@ -14,6 +14,7 @@ from medfm_rl.reward.network import RewardNet
 from medfm_rl.reward.shape_prior import ShapePrior
 from medfm_rl.rows import Rows, batches_of
 from medfm_rl.seeding import torch_generator
+from medfm_rl.structures import Structures
 from medfm_rl.tracking import Tracker
 from medfm_rl.workflows.adapt.choosing.candidates import CandidatePool
 from medfm_rl.workflows.adapt.choosing.cross_fit import CrossFit
@@ -59,7 +60,7 @@ def choose(
             context.is_valid,
             witnesses.shape_prior,
             witnesses.held_out,
-            context.num_classes,
+            context.schema.classes,
             channels,
             context.device,
             context.scratch,
@@ -71,7 +72,7 @@ def choose(
         comparisons: dict[str, Comparison] = {
             name: raters.compare(on_target[incumbent][0], rated) for name, (rated, _) in on_target.items()
         }
-        worth = None if source is None else _worth(raters, on_target, incumbent, source[1], context.num_classes)
+        worth = None if source is None else _worth(raters, on_target, incumbent, source[1], context.schema.classes)
         settings = context.config.selection
         selection = select(
             comparisons, domains.selection.patient_ids, settings.confidence, settings.margin, incumbent, worth
@@ -133,11 +134,11 @@ def _worth(
     rated: Mapping[str, tuple[RatedMasks, RatedMasks | None]],
     incumbent: str,
     truth: Rows,
-    num_classes: int,
+    structures: Structures,
 ) -> dict[str, float]:
     """What each signal is worth where the truth is known."""
     on_source = {name: masks for name, (_, masks) in rated.items() if masks is not None}
-    true = {name: mean_dice(masks.actions, truth, num_classes) for name, masks in on_source.items()}
+    true = {name: mean_dice(masks.actions, truth, structures) for name, masks in on_source.items()}
     others = [name for name in on_source if name != incumbent]
     return worth_of_signals(
         [raters.compare(on_source[incumbent], on_source[name]) for name in others],

@@ -130,7 +130,7 @@ def _by_patient(context: RunContext, policy: nn.Module, reviewed: ReviewedImages
     policy.eval()
     batches = batches_of(reviewed.images.images, _BATCH)
     masks = torch.cat([argmax_masks(policy, batch.to(context.device)).cpu() for batch in batches])
-    values = mean_dice(masks.to(torch.uint8), reviewed.masks, context.num_classes)
+    values = mean_dice(masks.to(torch.uint8), reviewed.masks, context.schema.classes)
     return _means(values, reviewed.images.patient_ids)
 
 

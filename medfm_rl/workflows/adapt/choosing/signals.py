@@ -21,6 +21,7 @@ from medfm_rl.reward.score import compared_scores
 from medfm_rl.reward.shape_prior import ShapePrior
 from medfm_rl.rows import Rows, batches_of
 from medfm_rl.seeding import torch_generator
+from medfm_rl.structures import Structures
 from medfm_rl.types import GridAxes
 
 RULES, VIEWS, SHAPES, REWARD = "rules", "views", "shape prior", "held-out reward"
@@ -67,7 +68,7 @@ class Raters:
         is_valid: Whether an action `(*S)` meets the anatomy rules, by how its axes run in the image.
         shape_prior: The autoencoder of masks.
         held_out: A reward network that no policy learned from.
-        num_classes: K.
+        structures: Class indices of each structure.
         intensity_channels: How many of the first channels of an image have an appearance; all where None.
         device: Where policies and reward network are.
         place: Where masks and maps are put.
@@ -76,7 +77,7 @@ class Raters:
     is_valid: Callable[[Tensor, GridAxes], bool]
     shape_prior: ShapePrior
     held_out: RewardNet
-    num_classes: int
+    structures: Structures
     intensity_channels: int | None
     device: torch.device
     place: RowsFolder = MEMORY
@@ -102,7 +103,7 @@ class Raters:
             actions.add(masks)
             agreement.append(np.mean([self._agreement(policy, shown, masks, generator) for _ in range(LOOKS)], 0))
             projected = torch.cat([self.shape_prior.project(part) for part in masks.split(at_once)])
-            plausibility.append(mean_dice(masks, projected, self.num_classes))
+            plausibility.append(mean_dice(masks, projected, self.structures))
             for mask in masks:
                 valid.append(float(self.is_valid(mask, images.axes_of(len(valid)))))
         return RatedMasks(
@@ -111,7 +112,7 @@ class Raters:
 
     def _agreement(self, policy: nn.Module, images: Tensor, own: Tensor, generator: torch.Generator) -> Values:
         look = randomise_appearance(images, None, _STRENGTH, generator, self.intensity_channels)
-        return mean_dice(own, argmax_masks(policy, look).to("cpu", torch.uint8), self.num_classes)
+        return mean_dice(own, argmax_masks(policy, look).to("cpu", torch.uint8), self.structures)
 
     def compare(self, before: RatedMasks, after: RatedMasks) -> Mapping[str, tuple[Values, Values]]:
         """By signal its values `(N,)` for the masks of two policies on the same images; more is better."""
@@ -119,18 +120,18 @@ class Raters:
             RULES: (before.valid, after.valid),
             VIEWS: (before.agreement, after.agreement),
             SHAPES: (before.plausibility, after.plausibility),
-            REWARD: paired_rewards(before, after, self.num_classes, self.device),
+            REWARD: paired_rewards(before, after, self.structures, self.device),
         }
 
 
-def mean_dice(masks: Rows, others: Rows, num_classes: int) -> Values:
+def mean_dice(masks: Rows, others: Rows, structures: Structures) -> Values:
     """Dice between masks `(N, *S)`, pair by pair, as the mean over the structures, `(N,)` in [0, 1]."""
     pairs = ((masks[row].numpy(), others[row].numpy()) for row in range(len(masks)))
-    return np.array([float(dice(mask, other, num_classes).mean()) for mask, other in pairs])
+    return np.array([float(dice(mask, other, structures).mean()) for mask, other in pairs])
 
 
 def paired_rewards(
-    before: RatedMasks, after: RatedMasks, num_classes: int, device: torch.device
+    before: RatedMasks, after: RatedMasks, structures: Structures, device: torch.device
 ) -> tuple[Values, Values]:
     """Held-out rewards `(N,)` of the masks of two policies, image by image over the structures that either mask has.
 
@@ -140,6 +141,6 @@ def paired_rewards(
     scores: tuple[list[Tensor], list[Tensor]] = ([], [])
     for rows in torch.arange(len(before.maps)).split(_BATCH):
         one, other = ((of.maps[rows].to(device), of.actions[rows].to(device)) for of in (before, after))
-        for found, values in zip(scores, compared_scores(one, other, num_classes), strict=True):
+        for found, values in zip(scores, compared_scores(one, other, structures), strict=True):
             found.append(values.cpu())
     return torch.cat(scores[0]).numpy(), torch.cat(scores[1]).numpy()

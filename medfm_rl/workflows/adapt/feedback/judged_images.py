@@ -59,7 +59,7 @@ def load_judged(
                 raise DataError(f"feedback: case {case_id} is no more among those of the target; put it back")
             reading.add(by_name[case_id].read(), said)
             progress("reading judged images", done, len(by_case))
-    return Judgements(tuple(reading.masks), tuple(reading.said), settings.judgement_weight)
+    return Judgements(tuple(reading.masks), tuple(reading.said), adapter.schema.classes, settings.judgement_weight)
 
 
 @dataclass(eq=False)
@@ -97,7 +97,7 @@ class _Reading:
     def _index(self, said: JudgedCase | PreferredCase) -> int | None:
         schema = self.adapter.schema
         if said.structure is None or said.structure in schema.structures:
-            return None if said.structure is None else schema.index_of(said.structure)
+            return None if said.structure is None else 1 + schema.structures.index(said.structure)
         raise DataError(
             f"feedback: what was said of structure {said.structure!r} of case {said.case_id} teaches nothing, for the "
             f"segmenter has {', '.join(schema.structures)}; remove that entry (`medfm-rl feedback remove`), or leave "

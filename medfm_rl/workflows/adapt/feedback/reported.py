@@ -13,6 +13,8 @@ from medfm_rl.adapters import SegmenterAdapter
 from medfm_rl.data.layouts import CaseFile
 from medfm_rl.errors import DataError
 from medfm_rl.reward.measurements import USUAL_UNCERTAINTY, Goal, SizeGoal, fraction_goals
+from medfm_rl.reward.score import pixels_in
+from medfm_rl.structures import pixels_of
 from medfm_rl.types import LabelSchema
 from medfm_rl.workflows.adapt.feedback.gathering import Reported
 
@@ -72,18 +74,18 @@ def _of_fraction(value: Reported, cases: Sequence[CaseFile], schema: LabelSchema
     views: dict[str, list[str]] = {}
     for file in cases:
         views.setdefault(file.case_id.rpartition("_")[0], []).append(file.case_id)
-    structure = _structure(value, schema, _VENTRICLE)
+    ventricle = _structure(value, schema, _VENTRICLE)
     goals: dict[str, Goal] = {}
     for frames in views.values():
         if len(frames) == 2:
-            goals |= fraction_goals(frames, structure, value.value, value.uncertainty)
+            goals |= fraction_goals(frames, ventricle, value.value, value.uncertainty)
     return goals
 
 
 @torch.no_grad()
 def _of_size(value: Reported, cases: Sequence[CaseFile], policy: SegmenterAdapter) -> Mapping[str, Goal]:
     dimensions, factor = _SIZES[value.name]
-    structure = _structure(value, policy.schema, None)
+    classes = _structure(value, policy.schema, None)
     device = next(policy.parameters()).device
     goals: dict[str, Goal] = {}
     for file in cases:
@@ -93,22 +95,22 @@ def _of_size(value: Reported, cases: Sequence[CaseFile], policy: SegmenterAdapte
         if len(case.shape) != dimensions or spacing is None or tuple(sample.image.shape[1:]) != policy.patch_size:
             continue
         logits = policy(sample.image[None].to(device))[0].cpu()
-        pixels = int((logits.argmax(dim=0) == structure).sum())
-        native = int((policy.restore(logits, sample) == structure).sum())
+        pixels = int(pixels_in(logits.argmax(dim=0), classes).sum())
+        native = int(pixels_of(policy.restore(logits, sample), classes).sum())
         if pixels == 0 or native == 0:
             continue
         pixel_size = math.prod(spacing) / factor * native / pixels
         uncertainty = USUAL_UNCERTAINTY * value.value if value.uncertainty is None else value.uncertainty
-        goals[file.case_id] = SizeGoal(structure, value.value / pixel_size, uncertainty / pixel_size)
+        goals[file.case_id] = SizeGoal(classes, value.value / pixel_size, uncertainty / pixel_size)
     return goals
 
 
-def _structure(value: Reported, schema: LabelSchema, implied: str | None) -> int:
+def _structure(value: Reported, schema: LabelSchema, implied: str | None) -> tuple[int, ...]:
     name = value.structure or implied or (schema.structures[0] if len(schema.structures) == 1 else None)
-    if name is None or name not in schema.names:
+    if name is None or name not in schema.structures:
         raise DataError(
             f"feedback: a value of {value.name} is of the structure {name or '(none named)'}, and the segmenter has "
             f"{', '.join(schema.structures)}; name one of these in the table, or leave measurements out "
             "of feedback.kinds"
         )
-    return schema.index_of(name)
+    return schema.classes_of(name)

@@ -17,7 +17,7 @@ from medfm_rl.augmentation.appearance import randomise_appearance
 from medfm_rl.augmentation.shape import augment_pair, mirror_at_random
 from medfm_rl.data.stored_rows import MEMORY, RowsFolder
 from medfm_rl.metrics.overlap import dice
-from medfm_rl.networks import argmax_classes, images_at_once, mixed_precision
+from medfm_rl.networks import argmax_classes, images_at_once, mixed_precision, structures_of
 from medfm_rl.reward.collection import ReviewedImages
 from medfm_rl.rows import Rows, batches_of
 from medfm_rl.seeding import torch_generator
@@ -284,7 +284,8 @@ def _mean_dice(segmenter: nn.Module, images: Rows, truths: Rows, device: torch.d
     for chosen in rows.split(images_at_once(images.shape[2:])):
         logits = segmenter(images[chosen].to(device))
         masks = argmax_classes(logits, dim=1).cpu().numpy()
-        found += [dice(mask, truths[row].numpy(), logits.shape[1]) for mask, row in zip(masks, chosen, strict=True)]
+        structures = structures_of(segmenter, logits.shape[1])
+        found += [dice(mask, truths[row].numpy(), structures) for mask, row in zip(masks, chosen, strict=True)]
     return float(np.mean(found))
 
 

@@ -10,6 +10,7 @@ from medfm_rl.reward.collection import ImageSet
 from medfm_rl.reward.network import RewardNet
 from medfm_rl.reward.shape_prior import ShapePrior
 from medfm_rl.settings import NetworkSettings
+from medfm_rl.structures import exclusive
 from medfm_rl.workflows.adapt.choosing.signals import (
     REWARD,
     RULES,
@@ -78,7 +79,9 @@ def shown(images: Tensor) -> ImageSet:
 
 
 def raters(held_out: RewardNet, prior: type[ShapePrior] = Identity, size: int = 16) -> Raters:
-    return Raters(lambda mask, axes: bool((mask == 1).any()), prior(2, (size, size), 4), held_out, 2, None, CPU)
+    return Raters(
+        lambda mask, axes: bool((mask == 1).any()), prior(2, (size, size), 4), held_out, exclusive(2), None, CPU
+    )
 
 
 def test_rewards_by_hand() -> None:
@@ -86,7 +89,7 @@ def test_rewards_by_hand() -> None:
     images = -torch.ones(20, 1, 9, 9)
     images[:19, 0, 4, 4] = 1
     rated = raters(Judge(TINY, 2)).rate(Threshold().train(), shown(images))
-    scores = paired_rewards(rated, rated, 2, CPU)[1]
+    scores = paired_rewards(rated, rated, exclusive(2), CPU)[1]
     assert scores.shape == (20,)
     assert scores[:19] == pytest.approx((0.9 + 48 * 0.5) / 49)
     assert scores[19] == 0
@@ -97,7 +100,7 @@ def test_masks_of_nothing_on_slices_without_the_structure_are_preferred_to_false
     images = -torch.ones(10, 1, 9, 9)
     images[5:, 0, 4, 4] = 1
     right, false = (raters(Knowing(TINY, 2)).rate(made(), shown(images)) for made in (Threshold, Hallucinating))
-    before, after = paired_rewards(right, false, 2, CPU)
+    before, after = paired_rewards(right, false, exclusive(2), CPU)
     assert before == pytest.approx(0.9)
     assert after == pytest.approx([(15 * 0.9 + 0.1) / 16] * 5 + [0.9] * 5)
 
@@ -165,4 +168,4 @@ def test_mean_dice_by_hand() -> None:
     mask[0, 0, :4] = 1
     other[0, 0, :4] = 1
     other[0, 1, :4] = 1
-    assert mean_dice(mask, other, 3) == pytest.approx([(0.5 + 1) / 2])
+    assert mean_dice(mask, other, exclusive(3)) == pytest.approx([(0.5 + 1) / 2])
