@@ -24,7 +24,7 @@ from medfm_rl.quality.model import QualityModel
 from medfm_rl.runs.finished import load_model
 from medfm_rl.settings import DataSettings
 from medfm_rl.structures import exclusive
-from medfm_rl.workflows.adapt import choice
+from medfm_rl.workflows.adapt.choosing import choice
 
 pytestmark = pytest.mark.nnunet
 NAMES = ("whole", "core", "enhancing")
