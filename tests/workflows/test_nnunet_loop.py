@@ -26,7 +26,7 @@ from medfm_rl.runs.finished import load_model
 from medfm_rl.settings import AdaptConfig, DataSettings, NnUNetSettings, TorchSettings
 from medfm_rl.settings.files import commented_config, dump_config, load_config
 from medfm_rl.tiling import tile_boxes
-from medfm_rl.workflows.adapt import choice
+from medfm_rl.workflows.adapt.choosing import choice
 from medfm_rl.workflows.training_images import load_images, load_labelled
 
 pytestmark = pytest.mark.nnunet
