@@ -183,10 +183,6 @@ BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
         change(CONFIG, "postprocessing", "transforms", to=[{"_target_": "Activationsd", "sigmoid": True}]),
         "must name 3 structures that may overlap, and no background",
     ),
-    "threshold": (
-        change(CONFIG, "postprocessing", "transforms", to=[{"sigmoid": True}, {"threshold": 0.3}]),
-        r"threshold of 0\.3, and structures that overlap can be adapted with one of 0\.5",
-    ),
     "no size": (change(CONFIG, "inferer", to={"_target_": "SimpleInferer"}), ""),
 }
 
@@ -271,6 +267,14 @@ def test_masks_of_overlapping_structures_are_those_of_the_bundle(tmp_path: Path,
     ours = adapter.segment(case)
     assert len(np.unique(ours)) > 3
     assert [np.array_equal(own[bit], ours >> bit & 1) for bit in range(3)] == [True] * 3
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_overlapping_structures_that_are_cut_elsewhere_than_at_a_half_are_refused(tmp_path: Path) -> None:
+    folder = write_bundle(tmp_path / "bundle", 2, overlap=True)
+    change(CONFIG, "postprocessing", "transforms", to=[{"sigmoid": True}, {"threshold": 0.3}])(folder)
+    with pytest.raises(ModelError, match=r"cuts the probability at 0\.3.*set threshold to 0\.5"):
+        MonaiBundleAdapter(folder)
 
 
 @pytest.mark.filterwarnings("ignore")

@@ -135,7 +135,7 @@ def test_masks_of_regions_are_those_of_nnunet(kind: str, tmp_path: Path, request
     case: Case = request.getfixturevalue(of)
     expected = official_mask(adapter, tmp_path / "images" / f"{case.case_id}_0000.nii.gz", folds)
     ours = adapter.schema.to_ids(adapter.segment(case))
-    assert len(np.unique(ours)) > 2
+    assert len(np.unique(ours)) > 1
     assert np.array_equal(ours, expected.reshape(ours.shape))
 
 
