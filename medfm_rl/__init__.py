@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from medfm_rl.quality import QualityController
     from medfm_rl.quality.gates import Gates
     from medfm_rl.quality.model import Targets
-    from medfm_rl.runs.finished import load_model, load_run
+    from medfm_rl.runs.finished import load_judge, load_model, load_run
     from medfm_rl.settings import AdaptConfig, CorrectionSettings, DataSettings, SitePolicy
     from medfm_rl.workflows.adapt.loop import adapt
     from medfm_rl.workflows.calibrate.quality import CalibrateRequest, calibrate
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from medfm_rl.workflows.deploy.correct import CorrectRequest, correct
     from medfm_rl.workflows.deploy.predict import predict
     from medfm_rl.workflows.deploy.score import ScoreRequest, score
+    from medfm_rl.workflows.deploy.stream_scoring import StreamRequest
     from medfm_rl.workflows.evaluate.evaluate import evaluate
     from medfm_rl.workflows.propose.propose import propose
     from medfm_rl.workflows.propose.request import ProposeRequest
@@ -44,6 +45,7 @@ __all__ = [
     "SegmentationEnv",
     "SegmenterAdapter",
     "SitePolicy",
+    "StreamRequest",
     "Targets",
     "__version__",
     "adapt",
@@ -54,6 +56,7 @@ __all__ = [
     "evaluate",
     "find_cases",
     "find_masks",
+    "load_judge",
     "load_model",
     "load_run",
     "predict",
@@ -75,6 +78,7 @@ _HOMES = {
     "SegmentationEnv": "envs",
     "SegmenterAdapter": "adapters",
     "SitePolicy": "settings",
+    "StreamRequest": "workflows.deploy.stream_scoring",
     "Targets": "quality.model",
     "adapt": "workflows.adapt.loop",
     "calibrate": "workflows.calibrate.quality",
@@ -84,6 +88,7 @@ _HOMES = {
     "evaluate": "workflows.evaluate.evaluate",
     "find_cases": "data.layouts",
     "find_masks": "data.mask_files",
+    "load_judge": "runs.finished",
     "load_model": "runs.finished",
     "load_run": "runs.finished",
     "predict": "workflows.deploy.predict",
