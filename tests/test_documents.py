@@ -180,6 +180,9 @@ def test_the_settings_in_the_readme_are_valid() -> None:
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_one_word_stands_for_one_thing(page: Path) -> None:
-    """Names of version 0.1 stand in backticks where a page says what became of them; a judge is what `train-judge` makes."""
+    """Names of version 0.1 stand in backticks where a page says what became of them.
+
+    A judge is what `train-judge` makes.
+    """
     prose = re.sub(r"```.*?```|`[^`]*`|\([^)]*\)", "", page.read_text(encoding="utf-8"), flags=re.DOTALL)
     assert re.findall(r"\b(?:judg(?!es?\b)\w+|rivals?|warm(?:s|ed)?[- ]?up)\b", prose, re.IGNORECASE) == []
