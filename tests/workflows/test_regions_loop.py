@@ -88,7 +88,8 @@ def test_nested_regions_are_adapted_scored_corrected_evaluated_and_exported(
     quality = QualityModel.read(run / "quality.json")
     assert (quality.schema_.structures, quality.schema_.num_classes) == (NAMES, 8)
 
-    assert call(monkeypatch, "score", run, "--images", images, "--out", tmp_path / "s", "--layout", "nnunet") == 0
+    own = ("--model", run, "--layout", "nnunet")
+    assert call(monkeypatch, "score", run, "--images", images, "--out", tmp_path / "s", *own) == 0
     assert {row["structure"] for row in rows_of(tmp_path / "s" / "scores.csv")} == {*NAMES, "mean"}
     written = json.loads((tmp_path / "s" / "labels" / "dataset.json").read_text())
     assert written["labels"] == {"background": 0, "whole": 1, "whole+core": 2, "whole+core+enhancing": 3}
