@@ -54,10 +54,13 @@ docs: install ## documentation, in docs/_build
 
 .PHONY: page
 page: ## the desk's page: types of its scripts, and what runs without a browser
-	@command -v npm >/dev/null || { echo "npm is needed (Node 20 or newer): apt-get install nodejs npm"; exit 2; }
-	npm --prefix web-checks ci --no-audit --no-fund --silent
-	npm --prefix web-checks run --silent types
-	npm --prefix web-checks run --silent test
+	@if command -v npm >/dev/null; then \
+		npm --prefix web-checks ci --no-audit --no-fund --silent \
+			&& npm --prefix web-checks run --silent types && npm --prefix web-checks run --silent test; \
+	else \
+		echo "the desk's page is not checked: Node 20 or newer and npm are missing (apt-get install nodejs npm)"; \
+		test -z "$$CI"; \
+	fi
 
 # One thread a worker: the networks of the tests are tiny, and threads that wait for each other cost more than they bring.
 .PHONY: unit

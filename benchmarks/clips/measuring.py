@@ -18,7 +18,7 @@ from medfm_rl.metrics.overlap import dice
 from medfm_rl.reward.network import RewardEnsemble
 from medfm_rl.seeding import numpy_generator
 from medfm_rl.structures import exclusive
-from medfm_rl.types import Clip, FloatArray, LabelMap
+from medfm_rl.types import Clip, FloatArray, LabelMap, LabelSchema
 from medfm_rl.workflows.deploy.predict import segment_clip
 
 VENTRICLE = "LV"
@@ -56,7 +56,9 @@ def known_clips(files: Sequence[CaseFile], segmenter: SegmenterAdapter) -> Itera
 def measure_masks(known: KnownClip, masks: LabelMap, anatomy: Anatomy) -> dict[str, Any]:
     """Figures of the masks `(T, H, W)` of one clip."""
     schema = anatomy.schema
-    scores = np.array([_dice(mask, truth, known).mean() for mask, truth in zip(masks, known.truth, strict=True)])
+    scores = np.array(
+        [_dice(mask, truth, known, schema).mean() for mask, truth in zip(masks, known.truth, strict=True)]
+    )
     found = measure_clip(masks, schema, VENTRICLE, known.spacing)
     truth = measure_clip(known.truth, schema, VENTRICLE, known.spacing)
     ours, true = single_plane(found), single_plane(truth)
@@ -104,10 +106,10 @@ def average(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     return found | {"clips": len(rows), "with_ef": sum(row["ef"] is not None for row in rows)}
 
 
-def _dice(mask: LabelMap, truth: LabelMap, known: KnownClip) -> FloatArray:
+def _dice(mask: LabelMap, truth: LabelMap, known: KnownClip, schema: LabelSchema) -> FloatArray:
     if known.ventricle_alone:
         return dice((mask == 1).astype(np.uint8), (truth == 1).astype(np.uint8), exclusive(2))
-    return dice(mask, truth, max(int(mask.max()), int(truth.max())) + 1)
+    return dice(mask, truth, schema.classes)
 
 
 def _coverage(known: KnownClip, masks: LabelMap, maps: FloatArray, anatomy: Anatomy) -> dict[str, Any]:

@@ -26,7 +26,7 @@ from medfm_rl.data.clips.video import decode_video
 from medfm_rl.errors import UserError
 from medfm_rl.runs.finished import load_run
 from medfm_rl.settings import DataSettings, SourceTrainingSettings, TrainSourceConfig
-from medfm_rl.types import Clip, Geometry, LabelMap
+from medfm_rl.types import Clip, FloatArray, Geometry, LabelMap
 from medfm_rl.workflows.adapt.loop import adapt
 
 FILES: Final = (
@@ -158,7 +158,8 @@ def read_media(path: Path, most_frames: int | None = None) -> KnownClip:
         DataError: It is damaged.
         MissingExtraError: PyAV is not installed.
     """
-    frames, masks = [], []
+    frames: list[FloatArray] = []
+    masks: list[LabelMap] = []
     for index, (_, colours) in enumerate(decode_video(path, path)):
         if index % _EVERY:
             continue

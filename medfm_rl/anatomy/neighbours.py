@@ -34,7 +34,7 @@ def neighbour_distances(masks: _Masks) -> npt.NDArray[np.float64]:
         `(T - 1,)`; NaN where either frame is empty.
     """
     edges = _edges(masks)
-    filled = edges.any(axis=(1, 2))
+    filled: npt.NDArray[np.bool_] = np.asarray(edges.any(axis=(1, 2)))
     both = filled[:-1] & filled[1:]
     found = np.where(both, 0.0, np.nan)
     padded = np.pad(edges, ((0, 0), (_REACH, _REACH), (_REACH, _REACH)))

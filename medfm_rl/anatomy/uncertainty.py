@@ -174,12 +174,12 @@ def _fields(inside: npt.NDArray[np.bool_], draws: int, rng: np.random.Generator)
 
 
 def _reach(masks: LabelMap) -> int:
-    return max(1, round(_REACH * max(masks.shape[1:])))
+    return max(1, round(_REACH * float(max(masks.shape[1:]))))
 
 
 def _box(inside: npt.NDArray[np.bool_], margin: int) -> tuple[slice, slice] | None:
     """The box of what is there in any frame `(T, H, W)` and a margin around it; None where nothing is."""
-    filled = inside.any(axis=0)
+    filled: npt.NDArray[np.bool_] = np.asarray(inside.any(axis=0))
     if not filled.any():
         return None
     sides: Sequence[npt.NDArray[np.intp]] = [np.flatnonzero(filled.any(axis=axis)) for axis in (1, 0)]

@@ -52,7 +52,7 @@ def vote_of_neighbours(
         carried = carry(labels, find_motion(frame, other))
         for index in range(num_classes):
             votes[index] += np.float32(weight) * (carried == index)
-    return votes / np.float32(sum(weight for _, _, weight in neighbours))
+    return (votes / sum(weight for _, _, weight in neighbours)).astype(np.float32)
 
 
 def agreement_over_time(

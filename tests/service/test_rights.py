@@ -60,11 +60,9 @@ def test_no_route_answers_without_a_token_or_with_a_wrong_one(desk: Desk) -> Non
         {"Authorization": f"Basic {TOKEN}"},
         {"Cookie": "desk_session=x"},
     ):
-        app = create_app(desk)
-        app.state.failures = RateLimit(10_000, 1.0, "tries")
+        client = client_of(desk, None)
+        client.app.state.failures = RateLimit(10_000, 1.0, "tries")  # type: ignore[attr-defined]
         for method, path in tried:
-            client = client_of(desk, None)
-            client.app = app
             answer = client.request(method, filled(path), headers=headers, json={})
             expected = 303 if (method, path) in PAGES else 401
             assert answer.status_code == expected, (method, path, headers, answer.text)

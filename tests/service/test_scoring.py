@@ -77,7 +77,7 @@ def test_paths_lead_nowhere_else(scoring: TestClient, quality_run: Path, tmp_pat
     assert missing.json() == answers[0].json()
 
 
-@pytest.mark.parametrize("name", ["", "a/b", "..\\x", "a\nb", "x" * 201, os.sep])
+@pytest.mark.parametrize("name", ["a/b", "..\\x", "a\nb", "x" * 201, os.sep])
 def test_names_of_cases_are_no_paths(scoring: TestClient, name: str) -> None:
     sent = {"image": ("a.png", b"x"), "mask": ("a.png", b"x")}
     assert scoring.post("/api/v1/score", files=sent, data={"name": name}).status_code == 422

@@ -67,6 +67,23 @@ def test_raw_labels_may_be_packed(referred: tuple[Any, str]) -> None:
         (b"x", {**RAW, "Content-Length": "99999999999"}, 413),
         (b"x", {**RAW, "Content-Length": "-1"}, 400),
     ],
+    ids=[
+        "nothing",
+        "too short",
+        "too long",
+        "unknown integers",
+        "another shape",
+        "50 MB of zeros",
+        "no gzip",
+        "gzip cut off",
+        "brotli",
+        "JSON",
+        "no type",
+        "no boundary",
+        "no parts",
+        "longer than said",
+        "shorter than nothing",
+    ],
 )
 def test_what_is_no_mask_of_the_image_is_refused(
     referred: tuple[Any, str], content: bytes, headers: dict[str, str], status: int

@@ -30,7 +30,7 @@ from medfm_rl.quality import QualityController
 from medfm_rl.settings import DataSettings, kinds
 from medfm_rl.tracking.quality_model import save_quality_model
 from medfm_rl.version import __version__
-from medfm_rl.workflows.adapt import choice
+from medfm_rl.workflows.adapt.choosing import choice
 
 KIND = "two-convolutions"
 

@@ -16,8 +16,9 @@ from medfm_rl.data.files import hash_folder
 from medfm_rl.data.layouts import find_cases
 from medfm_rl.runs.folder import RunFolder
 from medfm_rl.settings import AdaptConfig, DataSettings
-from medfm_rl.workflows.adapt import choice, collection
+from medfm_rl.workflows.adapt.choosing import choice
 from medfm_rl.workflows.adapt.context import Domains, RunContext
+from medfm_rl.workflows.adapt.stages import collection
 
 
 def write_bundle(folder: Path) -> Path:

@@ -78,7 +78,8 @@ def carry(labels: npt.NDArray[T], motion: FloatArray) -> npt.NDArray[T]:
         np.clip(np.rint(index + shift), 0, side - 1).astype(np.intp)
         for index, shift, side in zip(np.indices(labels.shape), motion, labels.shape, strict=True)
     )
-    return labels[rows, columns]
+    carried: npt.NDArray[T] = labels[rows, columns]
+    return carried
 
 
 def _to_whole(field: sitk.Image, image: sitk.Image) -> sitk.Image:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 
 from medfm_rl.data.ultrasound.engine import SAMPLES, Array, ComplexArray, Sector
 
@@ -59,4 +60,5 @@ class Scatterers:
                 place = (low_sample + down) * lines + low_line + across
                 found += np.bincount(place, weight * echoes.real, len(found))
                 found += 1j * np.bincount(place, weight * echoes.imag, len(found))
-        return found.reshape(SAMPLES, lines) / np.sqrt(_PER_CELL * _SHARED)
+        echoes_of_lines: npt.NDArray[np.complex128] = found.reshape(SAMPLES, lines) / np.sqrt(_PER_CELL * _SHARED)
+        return echoes_of_lines

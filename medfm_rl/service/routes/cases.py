@@ -122,16 +122,10 @@ async def send_mask(case: str, request: Request, desk: TheDesk, who: Reviewer) -
         coding = request.headers.get("content-encoding", "identity").lower()
         if coding not in ("identity", "gzip"):
             raise DeskError(415, "encoding", f"Content-Encoding {coding} is not known", "send it by gzip, or as it is")
-        name = None
+        name: str | None = None
     elif kind == "multipart/form-data":
-        try:
-            form = await request.form(max_files=1, max_fields=4, max_part_size=desk.request.most_upload)
-        except HTTPException as error:
-            raise DeskError(400, "form", f"the form cannot be read: {error.detail}", "send it again") from error
-        found = form.get("file")
-        if not isinstance(found, UploadFile):
-            raise DeskError(422, "form", "the form has no file of the name `file`", "send the mask as `file`")
-        body, coding, name = await found.read(), "identity", found.filename or ""
+        body, name = await _file_of(request, desk.request.most_upload)
+        coding = "identity"
     else:
         raise DeskError(415, "content_type", f"Content-Type {kind or 'is missing'}", f"send {_BYTES}, or a form")
     return Kept(
@@ -171,6 +165,22 @@ def download(case: str, desk: TheDesk, who: Reviewer, mask: str | None = None) -
     # Names of cases come from file names: quoted, so that none of them is a header of its own.
     header = f"attachment; filename=\"case.zip\"; filename*=UTF-8''{quote(item.view.name, safe='')}.zip"
     return Response(buffer.getvalue(), media_type="application/zip", headers={"Content-Disposition": header})
+
+
+async def _file_of(request: Request, most: int) -> tuple[bytes, str]:
+    """The file that a form holds, and what it is called.
+
+    Raises:
+        DeskError: It holds none, or cannot be read.
+    """
+    try:
+        async with request.form(max_files=1, max_fields=4, max_part_size=most) as form:
+            found = form.get("file")
+            if not isinstance(found, UploadFile):
+                raise DeskError(422, "form", "the form has no file of the name `file`", "send the mask as `file`")
+            return await found.read(), found.filename or ""
+    except HTTPException as error:
+        raise DeskError(400, "form", f"the form cannot be read: {error.detail}", "send it again") from error
 
 
 def _keep(

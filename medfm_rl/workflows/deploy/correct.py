@@ -158,7 +158,7 @@ def _handle_all(
     units, clips_by_unit = whole_clips(chosen), {file.case_id: file.clip_id for file in whole_clips(chosen)}
     found, refused = each_case(units, handle, "correcting", progress)
     records = {record["case"]: record for unit in found.values() for record in unit}
-    problems = {}
+    problems: dict[str, str] = {}
     for name, problem in refused.items():
         clip = clips_by_unit[name]
         frames = [file.case_id for file in of_clip[clip]] if clip in of_clip else [name]

@@ -33,8 +33,8 @@ from medfm_rl.settings import (
     SourceTrainingSettings,
 )
 from medfm_rl.settings.files import dump_config, load_config
-from medfm_rl.workflows.adapt import look_ahead
 from medfm_rl.workflows.adapt.final_report import report_run
+from medfm_rl.workflows.adapt.forecast import look_ahead
 from medfm_rl.workflows.adapt.forecast.footprint import measure_footprint
 from medfm_rl.workflows.adapt.forecast.look_ahead import settings_of_run
 from medfm_rl.workflows.adapt.forecast.measuring import Amounts, UnitCosts, measure
