@@ -417,7 +417,7 @@ def test_of_many_tiles_a_step_looks_at_those_that_have_what_was_judged() -> None
         (Judgement(1, 1, "verdict", 0.0), set(range(10))),
     ):
         seen.clear()
-        split = SplitJudgements.hold_out(Judgements(masks, (said,), exclusive(K), 1.0), set())
+        split = SplitJudgements.hold_out(Judgements(masks, (said,), exclusive(3), 1.0), set())
         term = JudgementTerm(split, net, CPU, 4, torch.Generator().manual_seed(0))
         net.train()
         for _ in range(4):
