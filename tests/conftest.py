@@ -50,6 +50,14 @@ def locale_kept() -> Iterator[None]:
     locale.setlocale(locale.LC_ALL, before)
 
 
+@pytest.fixture(autouse=True)
+def threads_kept() -> Iterator[None]:
+    """Benchmarks set the threads of torch, and sums of later tests would go in another order."""
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.fixture(scope="session")
 def real_data() -> Path:
     """The folder of real images, which is not part of the project."""

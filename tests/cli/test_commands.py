@@ -33,6 +33,7 @@ from medfm_rl.types import Geometry
 
 COMMANDS = [
     "init",
+    "train-judge",
     "train-source",
     "adapt",
     "apply-delta",

@@ -68,11 +68,11 @@ def test_integers_of_a_sequence_are_listed_and_read_without_a_schema(tmp_path: P
     assert np.array_equal(found.ids, ventricles()[4, 4:44, 8:56])
 
 
-def test_vendors_are_simulated_for_images_alone_and_a_clip_is_refused(tmp_path: Path) -> None:
+def test_a_clip_without_a_sector_is_shown_by_no_vendor(tmp_path: Path) -> None:
     write_set(tmp_path / "data")
     (tmp_path / "data" / "images" / "p1_still.png").unlink()
     files = find_cases(DataSettings(path=tmp_path / "data" / "images"))
-    with pytest.raises(DataError, match=r"no case could be simulated; the first: .*p1_4CH\.dcm: is a clip"):
+    with pytest.raises(DataError, match=r"no case could be simulated; the first: .*p1_4CH\.dcm: no ultrasound sector"):
         resimulate_dataset(files, tmp_path / "out", vendor("handheld"), seed=0, workers=1)
     assert not (tmp_path / "out" / "images").exists()
 

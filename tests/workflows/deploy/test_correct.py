@@ -757,7 +757,8 @@ def test_options_of_correction_are_refused_where_nothing_is_corrected(
     with pytest.raises(SystemExit) as stopped:
         cli.main()
     assert stopped.value.code == 2
-    assert "--method, --budget and --policy are for --correct, and go with it" in capsys.readouterr().err
+    said = f"{option[0]}: masks are assessed and corrected with --correct alone; give it too"
+    assert said in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
 

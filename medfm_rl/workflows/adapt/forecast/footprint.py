@@ -79,7 +79,9 @@ def measure_footprint(config: AdaptConfig, progress: Progress) -> Footprint:
     """
     device = choose_device(config.device)
     progress(_STAGE, 0, 1)
-    segmenter = load_segmenter(config.segmenter).to(device).eval()
+    # Networks are made with random weights before those of the file go in.
+    with torch.random.fork_rng(devices=[]):
+        segmenter = load_segmenter(config.segmenter).to(device).eval()
     learning, selecting = split_target(config)
     sources = [] if config.source is None else find_cases(config.source)
     few = learning[:: max(1, len(learning) // _CASES)][:_CASES]
