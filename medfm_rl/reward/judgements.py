@@ -299,6 +299,8 @@ class JudgementLink(nn.Module):
         Where the thresholds are at their best, the slopes of the loss in all scores sum to 0: what the network learns
         then is the order of masks and no level.
         """
+        # In single precision the line search runs off, and overflows, where the loss is as good as flat.
+        self.double()
         optimiser = torch.optim.LBFGS(self.parameters(), max_iter=50, line_search_fn="strong_wolfe")
 
         def evaluate() -> Tensor:
@@ -308,6 +310,7 @@ class JudgementLink(nn.Module):
             return loss
 
         optimiser.step(evaluate)
+        self.float()
 
     def penalty(self) -> Tensor:
         """Minus the log-density of a wide normal prior around the values that it starts from: 0 there.
