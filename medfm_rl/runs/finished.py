@@ -13,7 +13,7 @@ from medfm_rl.correction import CaseCorrector, Verifier
 from medfm_rl.correction.methods import make_corrector
 from medfm_rl.data.files import hash_file, hash_folder
 from medfm_rl.errors import ModelError
-from medfm_rl.reward.network import RewardEnsemble, RewardNet
+from medfm_rl.reward.network import RewardNet
 from medfm_rl.reward.shape_prior import ShapePrior
 from medfm_rl.runs.folder import RunFolder
 from medfm_rl.runs.identity import Identity
@@ -93,14 +93,8 @@ class FinishedRun(StoredModel, Judge):
     def anatomy_name(self) -> str:
         return "generic" if self.config is None else self.config.anatomy
 
-    @cached_property
-    def reward(self) -> RewardEnsemble:
-        """The ensemble that the policy followed.
-
-        Raises:
-            ModelError: It is missing or damaged.
-        """
-        return RewardEnsemble.load(self.folder.final_reward).to(self.device)
+    # Any other stored model has none.
+    reward = Judge.reward
 
     @cached_property
     def held_out_reward(self) -> RewardNet:
