@@ -18,9 +18,9 @@ from typing import Any
 import numpy as np
 
 from benchmarks.harness.command_line import add_results, add_runs, add_seeds, begin, plain_parser
-from benchmarks.harness.recording import RUNS, print_results, write_results
+from benchmarks.harness.recording import RUNS
 from benchmarks.harness.tables import heading, table_row
-from benchmarks.quality.score_tables import Row, ScoreTable, add_tables, tables_of
+from benchmarks.quality.score_tables import Row, ScoreTable, add_tables, publish, tables_of
 from medfm_rl.quality.streams import DriftTest, Signal
 
 MOST, SLOWLY, QUIET = 200, 60, 1000
@@ -101,11 +101,7 @@ def main() -> None:
     for name, found in results.items():
         cells = [_cell(found[kind]) for kind in ("at once", "slowly")]
         lines.append(table_row([name, *cells[0], *cells[1], f"{found['false_alarms_per_1000']:.2f}"]))
-    text = "\n".join(lines) + "\n"
-    if arguments.simulated:
-        print_results(summary, text)
-    else:
-        write_results(arguments.results or "quality_drift", started_in, arguments.seeds, results, summary, text)
+    publish(arguments, "quality_drift", started_in, results, summary, lines)
 
 
 def _cell(found: dict[str, Any]) -> list[str]:

@@ -16,9 +16,9 @@ from typing import Any
 import numpy as np
 
 from benchmarks.harness.command_line import add_results, add_runs, add_seeds, begin, plain_parser
-from benchmarks.harness.recording import RUNS, print_results, write_results
+from benchmarks.harness.recording import RUNS
 from benchmarks.harness.tables import heading, table_row
-from benchmarks.quality.score_tables import Row, ScoreTable, add_tables, tables_of
+from benchmarks.quality.score_tables import Row, ScoreTable, add_tables, publish, tables_of
 from medfm_rl.quality.inference import Estimate, MonthMask, failure_probability, month_mean, month_rate
 
 REVIEWED = (8, 16, 24, 32)
@@ -120,11 +120,7 @@ def main() -> None:
                 )
             ]
             lines.append(table_row([name, k, *shown]))
-    text = "\n".join(lines) + "\n"
-    if arguments.simulated:
-        print_results(summary, text)
-    else:
-        write_results(arguments.results or "quality_inference", started_in, arguments.seeds, results, summary, text)
+    publish(arguments, "quality_inference", started_in, results, summary, lines)
 
 
 if __name__ == "__main__":

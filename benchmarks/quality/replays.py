@@ -20,9 +20,9 @@ from typing import Any
 import numpy as np
 
 from benchmarks.harness.command_line import add_results, add_runs, add_seeds, begin, plain_parser
-from benchmarks.harness.recording import RUNS, print_results, write_results
+from benchmarks.harness.recording import RUNS
 from benchmarks.harness.tables import heading, table_row
-from benchmarks.quality.score_tables import Row, ScoreTable, add_tables, tables_of
+from benchmarks.quality.score_tables import Row, ScoreTable, add_tables, publish, tables_of
 from medfm_rl.quality.promises import PromiseTarget, ReviewedMask, prove
 
 REVIEWED = (0, 8, 16, 24, 32)
@@ -116,11 +116,7 @@ def main() -> None:
             cells = [f"{values['accepted_share']:.0%}", "" if bad is None else f"{bad:.1%}"]
             cells += [f"{values['with_accepts']:.0%}", f"{values['promise_broken_share']:.1%}"]
             lines.append(table_row([name, str(found["patients"]), f"{found['failures']:.0%}", k, *cells]))
-    text = "\n".join(lines) + "\n"
-    if arguments.simulated:
-        print_results(summary, text)
-    else:
-        write_results(arguments.results or "quality_replays", started_in, arguments.seeds, results, summary, text)
+    publish(arguments, "quality_replays", started_in, results, summary, lines)
 
 
 if __name__ == "__main__":

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
+from benchmarks.harness.recording import print_results, write_results
 from medfm_rl.data.files import write_json
 from medfm_rl.quality import QualityReport
 from medfm_rl.quality.streams import Signal
@@ -191,3 +192,28 @@ def tables_of(arguments: argparse.Namespace, default: Path) -> list[ScoreTable]:
     if arguments.simulated:
         return simulated_tables(arguments.seeds)
     return [table for table in find_tables(arguments.tables or default) if table.seed in arguments.seeds]
+
+
+def publish(
+    arguments: argparse.Namespace,
+    name: str,
+    started_in: dict[str, Any],
+    results: Mapping[str, Any],
+    summary: dict[str, Any],
+    lines: Sequence[str],
+) -> None:
+    """Writes the results of a benchmark on score tables; those on SIMULATED ones are printed alone.
+
+    Args:
+        arguments: Of the command line, with `add_tables` and `add_results`.
+        name: Of the results, where the user gave no other.
+        started_in: The environment that it began in.
+        results: By table.
+        summary: The figures that others quote.
+        lines: Of the table in Markdown.
+    """
+    text = "\n".join(lines) + "\n"
+    if arguments.simulated:
+        print_results(summary, text)
+    else:
+        write_results(arguments.results or name, started_in, arguments.seeds, results, summary, text)
