@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import io
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,7 +14,7 @@ from PIL import Image
 
 from medfm_rl.anatomy.clips import ClipAnatomy
 from medfm_rl.reports.figures import encode_figure, overlay, structure_colours
-from medfm_rl.reports.pages import render_page
+from medfm_rl.reports.pages import embed, render_page
 from medfm_rl.reports.thumbnails import in_greys, under
 from medfm_rl.types import Clip, LabelMap, LabelSchema
 
@@ -44,8 +43,7 @@ class ClipPicture:
 
 def picture_clip(clip: Clip, labels: LabelMap, anatomy: ClipAnatomy, schema: LabelSchema) -> ClipPicture:
     """Draws a clip with its masks, class indices `(T, H, W)`."""
-    loop = base64.b64encode(animate(clip, labels, schema)).decode()
-    return ClipPicture(_draw_curve(clip, anatomy, schema), f"data:image/gif;base64,{loop}")
+    return ClipPicture(_draw_curve(clip, anatomy, schema), embed(animate(clip, labels, schema), "gif"))
 
 
 def animate(clip: Clip, labels: LabelMap, schema: LabelSchema) -> bytes:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
 from medfm_rl.reports.figures import LEGEND_COLUMNS, explain_rewards, overlay, structure_colours
-from medfm_rl.reports.pages import render_page
+from medfm_rl.reports.pages import embed, render_page
 from medfm_rl.types import FloatArray, LabelMap, LabelSchema
 
 _DECISIONS = ("referred", "proposed", "corrected")
@@ -73,7 +72,7 @@ def write_corrections_page(
     """
     ordered = sorted(entries, key=CorrectionEntry.badness)
     counts = {decision: sum(entry.decision == decision for entry in entries) for decision in _DECISIONS}
-    shown = [(entry, base64.b64encode(entry.picture.read_bytes()).decode()) for entry in ordered[:_CORRECTIONS]]
+    shown = [(entry, embed(entry.picture.read_bytes())) for entry in ordered[:_CORRECTIONS]]
     render_page(
         path,
         "corrections.html",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -15,7 +14,7 @@ from rich.table import Table
 from medfm_rl.data.checks.facts import CaseFacts, ImageFacts
 from medfm_rl.data.checks.result import DataCheck
 from medfm_rl.data.checks.words import image_values_in_words, range_in_words, size_in_words, spacing_in_words
-from medfm_rl.reports.pages import render_page
+from medfm_rl.reports.pages import embed, render_page
 
 _PICTURES: Final = 100
 _MESSAGES: Final = 10
@@ -114,7 +113,7 @@ def write_check_page(path: Path, check: DataCheck, pictures: Mapping[str, Path],
         summary=summary(check),
         overview=overview(check),
         refused=check.refusals(),
-        pictures=[(case, base64.b64encode(pictures[case.case_id].read_bytes()).decode()) for case in drawn[:_PICTURES]],
+        pictures=[(case, embed(pictures[case.case_id].read_bytes())) for case in drawn[:_PICTURES]],
         drawn=len(drawn),
         colours=colours,
         rows=[(case, _row(case)) for case in ordered],

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import io
 from collections.abc import Mapping, Sequence
 
@@ -13,6 +12,7 @@ from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 
+from medfm_rl.reports.pages import embed
 from medfm_rl.reports.palette import colour_of
 from medfm_rl.structures import pixels_of
 from medfm_rl.types import IntArray, LabelMap, LabelSchema
@@ -22,7 +22,7 @@ LEGEND_COLUMNS = 6
 
 def encode_figure(figure: Figure) -> str:
     """A figure as the address of a picture that a page holds itself."""
-    return "data:image/png;base64," + base64.b64encode(figure_bytes(figure)).decode()
+    return embed(figure_bytes(figure))
 
 
 def explain_rewards(figure: Figure, panels: npt.NDArray[np.object_], picture: AxesImage) -> None:

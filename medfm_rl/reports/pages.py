@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 from pathlib import Path
 from typing import Any
 
@@ -22,3 +23,13 @@ def render_page(path: Path, template: str, *, simulated: bool, **content: Any) -
 
     pages = Environment(loader=PackageLoader(__package__), autoescape=True, undefined=StrictUndefined)
     write_text(path, pages.get_template(template).render(simulated=simulated, **content))
+
+
+def embed(picture: bytes, kind: str = "png") -> str:
+    """A picture as an address that holds it whole, for pages that load nothing.
+
+    Args:
+        picture: The content of its file.
+        kind: png or gif.
+    """
+    return f"data:image/{kind};base64,{base64.b64encode(picture).decode()}"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +10,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from medfm_rl.reports.figures import structure_colours
-from medfm_rl.reports.pages import render_page
+from medfm_rl.reports.pages import embed, render_page
 from medfm_rl.types import LabelSchema
 
 _PICTURES = 12
@@ -95,4 +94,4 @@ def proposals_table(title: str, patients: Sequence[PagePatient]) -> Table:
 
 
 def _encoded(patient: PagePatient) -> list[tuple[str, str]]:
-    return [(name, base64.b64encode(path.read_bytes()).decode()) for name, path in patient.pictures[:_PICTURES]]
+    return [(name, embed(path.read_bytes())) for name, path in patient.pictures[:_PICTURES]]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -17,7 +16,7 @@ from medfm_rl.quality import BatchReport, QualityModel, QualityReport
 from medfm_rl.quality.model import MEAN
 from medfm_rl.quality.reports import GUARANTEES
 from medfm_rl.reports.figures import overlay, structure_colours
-from medfm_rl.reports.pages import render_page
+from medfm_rl.reports.pages import embed, render_page
 from medfm_rl.reports.thumbnails import in_greys, png_bytes, under
 from medfm_rl.settings import SitePolicy
 from medfm_rl.types import FloatArray, LabelMap, LabelSchema
@@ -84,7 +83,7 @@ def write_page(
     counts = Counter(report.verdict for report in reports) + Counter(refer=len(problems))
     actions = Counter(report.action for report in reports) + Counter(refer=len(problems))
     worth = Counter(report.guarantee for report in reports if report.verdict == "accept")
-    pictures = [(case.report, base64.b64encode(case.picture.read_bytes()).decode()) for case in ordered[:_PICTURES]]
+    pictures = [(case.report, embed(case.picture.read_bytes())) for case in ordered[:_PICTURES]]
     render_page(
         path,
         "quality.html",

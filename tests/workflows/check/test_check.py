@@ -12,6 +12,7 @@ import SimpleITK as sitk
 from PIL import Image
 from support.dicom_files import write_dicom
 from support.mask_files import dicom_seg, slicer
+from support.page_pictures import pictures_of
 
 import medfm_rl
 from medfm_rl.adapters import TorchModuleAdapter
@@ -114,6 +115,7 @@ def test_page_and_json_hold_everything_and_load_nothing(raw: Path, tmp_path: Pat
     result = check(raw, out=tmp_path / "out")
     page = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
     assert page.count("data:image/png;base64,") == 6
+    assert len(pictures_of(tmp_path / "out" / "report.html")) == 6
     assert "http" not in page.lower()
     for text in ("5 of 6 cases can be used; 1 cannot", "1 of 5 masks is empty", "heart_2.nii.gz: label 7 is not one"):
         assert text in page

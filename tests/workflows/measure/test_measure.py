@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 from scipy import ndimage
 from support.clip_files import COUNT, greys, region, ventricles, write_clip
+from support.page_pictures import pictures_of
 from typer.testing import CliRunner
 
 from medfm_rl.cli import app
@@ -68,6 +69,7 @@ def test_volumes_are_in_ml_where_calibrated_and_ratios_elsewhere_and_the_tables_
     assert content["biplane"]["p1"]["clips"] == ["p1_2CH", "p1_4CH"]
     page = (out / "report.html").read_text()
     assert page.count("data:image/gif;base64,") == 3
+    assert len(pictures_of(out / "report.html")) == 6
     assert "volumes in ml are unknown" in page
     assert "SIMULATED" not in page
     assert "p1: EF" in said

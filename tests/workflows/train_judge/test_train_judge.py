@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from scipy import ndimage
+from support.page_pictures import pictures_of
 
 from medfm_rl import cli
 from medfm_rl.data.images import write_image, write_labels
@@ -66,6 +67,7 @@ def test_a_judge_of_a_tools_masks_scores_as_a_run_does(
     figures = json.loads((tmp_path / "judge" / "held_out.json").read_text())
     assert figures["error"] == trial.error
     assert "of 3 patients" in (tmp_path / "judge" / "report.html").read_text()
+    assert len(pictures_of(tmp_path / "judge" / "report.html")) == 1
     judge = load_judge(tmp_path / "judge", "cpu")
     scoring = score(judge, request.files[:3], tmp_path / "scores", ScoreRequest(masks=request.masks))
     assert [report.case_id for report in scoring.batch.reports] == [file.case_id for file in request.files[:3]]
