@@ -72,13 +72,14 @@ def train_judge_command(
     rewards = from_options(RewardSettings, fusion="mean", ensemble=ensemble, steps=steps)
     settings = from_options(JudgeSettings, size=sides, reward=rewards, anatomy=anatomy, seed=seed)
     targets = from_options(Targets, coverage=coverage, dice=dice, alpha=alpha, confidence=confidence)
+    # Before what they mean: of a folder that is not there nothing else is worth saying.
+    files = with_truth(find_cases(data_settings(images, layout, patient_pattern)), truth)
     described = None if structures is not None else described_labels(truth)
     if structures is None and described is None:
         raise ConfigError(
             f"{truth}: nothing says what the integers in the experts' masks mean; give --structures, such as LV=1,MYO=2"
         )
     schema = described.own_schema() if described is not None else parse_structures(structures or "")
-    files = with_truth(find_cases(data_settings(images, layout, patient_pattern)), truth)
     request = JudgeRequest(
         files,
         find_masks(masks, files),

@@ -132,3 +132,16 @@ def test_the_command_says_what_it_made(
     assert stopped.value.code == 0, captured.err
     assert "Tried on" in captured.out
     assert "Judge: judge" in captured.out
+
+
+def test_a_folder_that_is_not_there_is_named_before_anything_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["--images", "images", "--masks", "masks", "--truth", "truth", "--out", "judge"]
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["medfm-rl", "train-judge", *arguments])
+    with pytest.raises(SystemExit) as stopped:
+        cli.main()
+    assert stopped.value.code == 2
+    assert "images: there is no such folder" in capsys.readouterr().err
+    assert not (tmp_path / "judge").exists()
