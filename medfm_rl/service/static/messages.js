@@ -84,6 +84,7 @@ export function wordsOf(error) {
  * @returns {string} both, as a person would say it
  */
 export function sentence(fault, remedy) {
-  const first = fault.charAt(0).toUpperCase() + fault.slice(1);
+  // A word may begin with a capital; the name of a file is what it is.
+  const first = /^[a-z]+(?: |$)/.test(fault) ? fault.charAt(0).toUpperCase() + fault.slice(1) : fault;
   return remedy ? `${first}${/[.!?]$/.test(first) ? "" : ";"} ${remedy}` : first;
 }
