@@ -33,6 +33,9 @@ Array = npt.NDArray[Any]
 T = TypeVar("T")
 _MOST_KEPT = 64 << 20
 """Bytes of arrays that are kept: a case is asked for in parts, one soon after the other, and hardly again."""
+_MOST_ARRAYS = 80
+"""Arrays that are kept, image, masks and rewards of twenty cases: of small images the bytes alone would keep hundreds
+that nobody asks for any more."""
 _MOST_ORDERED = 5
 """Structures whose integers are found out; of more there are too many orders to try."""
 _DARKEST, _BRIGHTEST = 1.0, 99.0
@@ -310,7 +313,7 @@ class Pixels:
                 self._kept[key] = (made, size)
                 self._size += size
                 # The last one stays, however large it is: the rest of its case is asked for next.
-                while self._size > _MOST_KEPT and len(self._kept) > 1:
+                while len(self._kept) > 1 and (self._size > _MOST_KEPT or len(self._kept) > _MOST_ARRAYS):
                     _, (_, freed) = self._kept.popitem(last=False)
                     self._size -= freed
             return made
