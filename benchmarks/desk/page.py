@@ -59,9 +59,7 @@ def _accept(driver: webdriver.Chrome) -> int:
     """Accepts the case that is open; the clicks until the next one was."""
     _wait(driver, "return document.querySelector('figure canvas') && document.querySelector('#case-name').textContent")
     name = driver.find_element(By.ID, "case-name").text
-    driver.execute_script(
-        "window.clicks ?? addEventListener('click', () => window.clicks++, true); window.clicks = 0"
-    )
+    driver.execute_script("window.clicks ?? addEventListener('click', () => window.clicks++, true); window.clicks = 0")
     _button(driver, "accept").click()
     _wait(
         driver,

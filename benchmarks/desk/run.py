@@ -111,7 +111,7 @@ def _table(results: dict[str, Any], summary: dict[str, Any], trial: bool) -> str
         f"| of these that answered | {summary['routes_open']} |",
         f"| requests made up | {summary['api_fuzz_requests']} |",
         f"| of these answered by 500 or more | {summary['api_fuzz_500']} |",
-        f"| faults that axe-core finds serious, on {len(results['page']['serious'])} pages | {summary['axe_serious']} |",
+        f"| serious faults by axe-core, on {len(results['page']['serious'])} pages | {summary['axe_serious']} |",
         f"| clicks to accept a case | {summary['clicks_to_accept']} |",
     ]
     return "\n".join(lines) + "\n"
