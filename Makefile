@@ -67,6 +67,10 @@ page: ## the desk's page: types of its scripts, and what runs without a browser
 unit: install ## the tests
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2
 
+.PHONY: audit
+audit: install ## known weaknesses of what is installed; asks pypi.org
+	$(BIN)/python -m pip freeze --exclude-editable | $(BIN)/pip-audit --progress-spinner off --no-deps --disable-pip --requirement /dev/stdin
+
 .PHONY: clean
 clean: ## remove what can be made again
 	rm -rf $(VENV) docs/_build build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache

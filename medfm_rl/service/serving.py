@@ -112,7 +112,10 @@ def serve(request: DeskRequest, address: Address, tell: Callable[[str], None]) -
         ssl_keyfile=address.key,
         timeout_graceful_shutdown=_SECONDS_TO_END,
     )
-    uvicorn.Server(config).run(sockets=[listening])
+    try:
+        uvicorn.Server(config).run(sockets=[listening])
+    finally:
+        desk.database.close()
 
 
 def _listen(address: Address) -> socket.socket:
