@@ -56,7 +56,7 @@ class Organisation:
         key: Signs the cookie that a browser brings back from the provider.
 
     Raises:
-        ConfigError: The secret cannot be read.
+        UserError: The secret cannot be read.
     """
 
     def __init__(self, settings: OpenIDSettings, database: Database) -> None:
@@ -149,8 +149,10 @@ def _secret(settings: OpenIDSettings) -> str | None:
         return None
     try:
         return path.read_text(encoding="utf-8").strip()
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(cannot_be_read(path, error)) from error
+    except OSError as error:
+        raise cannot_be_read(path, error) from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path}: is no text; give a file that holds the secret and nothing else") from error
 
 
 def _told(error: Exception) -> str:

@@ -15,7 +15,7 @@ from support.desk_browser import Browser, served
 from support.desk_client import TOKEN, client_of, make_users, open_desk
 from support.identity_provider import CLIENT, SECRET, Provider, provider
 
-from medfm_rl.errors import ConfigError
+from medfm_rl.errors import ConfigError, UserError
 from medfm_rl.service.desk import Desk
 from medfm_rl.settings import OpenIDSettings
 from medfm_rl.settings.files import load_config
@@ -198,6 +198,17 @@ def test_settings_that_cannot_be_used_are_named(tmp_path: Path, change: dict[str
     path.write_text(yaml.safe_dump(content | change))
     with pytest.raises(ConfigError, match=told):
         load_config(path, OpenIDSettings)
+
+
+def test_a_secret_that_cannot_be_read_is_named(folder: DeskFolder, organisation: Provider, tmp_path: Path) -> None:
+    made = settings(organisation, tmp_path)
+    assert made.client_secret_file is not None
+    made.client_secret_file.write_bytes(b"\xff\xfe\xfd")
+    with pytest.raises(UserError, match="secret: is no text"):
+        client_of(open_desk(folder, openid=made))
+    made.client_secret_file.unlink()
+    with pytest.raises(UserError, match="secret"):
+        client_of(open_desk(folder, openid=made))
 
 
 def test_a_person_signs_in_by_the_button(desk: Desk) -> None:
