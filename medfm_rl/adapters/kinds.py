@@ -17,6 +17,7 @@ from medfm_rl.adapters.biomedparse import BiomedParseAdapter
 from medfm_rl.adapters.bundle_description import METADATA
 from medfm_rl.adapters.monai_bundle import MonaiBundleAdapter, exported_weights
 from medfm_rl.adapters.nnunet.adapter import NnUNetAdapter
+from medfm_rl.adapters.nnunet.cascade import stage_of
 from medfm_rl.adapters.nnunet.folder import DATASET, PLANS, find_model_folder
 from medfm_rl.adapters.nnunet.summary import summarise
 from medfm_rl.adapters.sam import promptable
@@ -137,7 +138,12 @@ def _is_nnunet(folder: Path) -> bool:
 
 def _load_nnunet(settings: NnUNetSettings) -> NnUNetAdapter:
     return NnUNetAdapter(
-        settings.folder, settings.folds, settings.checkpoint, settings.mirroring, trusted=settings.trusted
+        settings.folder,
+        settings.folds,
+        settings.checkpoint,
+        settings.mirroring,
+        trusted=settings.trusted,
+        previous_stage=settings.previous_stage,
     )
 
 
@@ -157,11 +163,26 @@ def _load_totalsegmentator(settings: TotalSegmentatorSettings) -> NnUNetAdapter:
 
 def _read_by_nnunet(settings: NnUNet) -> dict[str, Path | None]:
     # From one fold as from another: what does not lie in a fold is the same file for all.
-    return {"checkpoint": find_model_folder(settings.folder) / "fold_0" / settings.checkpoint}
+    found: dict[str, Path | None] = {
+        "checkpoint": find_model_folder(settings.folder) / "fold_0" / settings.checkpoint,
+    }
+    if not isinstance(settings, NnUNetSettings):
+        return found
+    stage = settings.previous_stage
+    return {
+        **found,
+        "previous_stage.masks": stage.masks,
+        "previous_stage.folder": None if stage.masks else stage_of(settings),
+    }
 
 
 def _exported_by_nnunet(settings: NnUNet) -> dict[str, Any]:
-    return {"checkpoint": Path(settings.checkpoint).name}
+    found: dict[str, Any] = {"checkpoint": Path(settings.checkpoint).name}
+    if isinstance(settings, NnUNetSettings):
+        stage = settings.previous_stage
+        own = {"folder": None, "checkpoint": Path(stage.checkpoint).name}
+        found["previous_stage"] = stage.model_copy(update=own)
+    return found
 
 
 def _sam(settings: type[P], load: Callable[[Path, Any], PromptableAdapter]) -> SegmenterKind[P]:

@@ -149,9 +149,12 @@ def adapted_settings(config: Path, model: Path) -> Segmenter:
 def portable_settings(settings: Segmenter) -> str:
     """Settings as JSON for a copy of the segmenter elsewhere.
 
-    Without its folder, and without prompts, which are of the images that it was used on.
+    Without its folder, without prompts and masks, which are of the images that it was used on, and without the place of
+    the stage before it in a cascade.
     """
-    return settings.model_dump_json(exclude={"folder", "prompts"})
+    return settings.model_dump_json(
+        exclude={"folder": True, "prompts": True, "previous_stage": {"folder": True, "masks": True}}
+    )
 
 
 def settings_at(text: str, folder: Path, where: Path) -> Segmenter:

@@ -69,6 +69,32 @@ class TorchSettings(SegmenterSettings):
     kind: Literal["torch"] = Field("torch", description="torch: a folder with segmenter.json and weights.")
 
 
+class PreviousStageSettings(Settings):
+    """The stage before, where a model of nnU-Net is the second stage of a cascade."""
+
+    folder: Path | None = Field(
+        None,
+        description="Its model folder; it segments every case and does not learn. null: the one that lies beside the "
+        "folder of the second stage, as nnU-Net puts it there, or the one in an exported model.",
+    )
+    masks: Path | None = Field(
+        None,
+        description="Folder of masks that it made, with the names of the images, in place of its model; one for every "
+        "image that is shown to the segmenter.",
+    )
+    folds: tuple[Annotated[int, Field(ge=0)] | Literal["all"], ...] | None = Field(
+        None, min_length=1, description="Its folds, as an ensemble; null: all that are there."
+    )
+    checkpoint: str = Field("checkpoint_final.pth", description="File name of the checkpoint in each of its folds.")
+
+    @model_validator(mode="after")
+    def _a_model_or_its_masks(self) -> Self:
+        model = self.model_copy(update={"masks": None})
+        if self.masks is not None and model != PreviousStageSettings():
+            raise ValueError("give either masks, or the model that makes them (folder, folds, checkpoint)")
+        return self
+
+
 class NnUNetSettings(SegmenterSettings):
     """The segmenter to adapt: a model folder of nnU-Net v2 (kind nnunet)."""
 
@@ -80,6 +106,9 @@ class NnUNetSettings(SegmenterSettings):
     checkpoint: str = Field("checkpoint_final.pth", description="File name of the checkpoint in each fold.")
     mirroring: bool = Field(
         True, description="Average over mirrored images when a case is segmented, as nnUNetv2_predict does by default."
+    )
+    previous_stage: PreviousStageSettings = Field(
+        PreviousStageSettings(), description="The stage before, where the folder is a 3d_cascade_fullres."
     )
     trusted: bool = Field(
         False,

@@ -45,6 +45,11 @@ class NnUNetTool:
     def __deepcopy__(self, memo: dict[int, Any]) -> NnUNetTool:
         return self
 
+    @property
+    def reader(self) -> str:
+        """Name of the class of nnU-Net that reads the images of this model."""
+        return str(self.plans.plans.get("image_reader_writer", ""))
+
 
 def find_model_folder(folder: Path) -> Path:
     """The folder with `plans.json` and `dataset.json`: this one, or the only one up to two levels below it.
@@ -135,11 +140,6 @@ def read_tool(folder: Path, path: Path, checkpoint: Mapping[str, Any]) -> NnUNet
     except (KeyError, TypeError, ValueError, RuntimeError, AssertionError, AttributeError) as error:
         raise ModelError(f"{folder}: {PLANS} or {DATASET} is not what nnU-Net writes ({first_line(error)})") from error
     del complete
-    if configuration.previous_stage_name is not None:
-        raise ModelError(
-            f"{folder}: {name} is the second stage of a cascade, which takes the segmentation of "
-            f"{configuration.previous_stage_name} as input; cascades cannot be adapted, the first stage can"
-        )
     mirror = None if axes is None else tuple(int(axis) for axis in axes)
     return NnUNetTool(manager, configuration, name, dataset, labels, _find_trainer(trainer), mirror or None)
 

@@ -60,6 +60,7 @@ def summarise(
     configuration = adapter.tool.configuration
     rows |= {
         "configuration": adapter.tool.configuration_name,
+        **({} if adapter.previous is None else {"previous stage": str(adapter.previous.place)}),
         "trainer": adapter.tool.trainer.__name__,
         "network": str(configuration.network_arch_class_name).rpartition(".")[2],
         "parameters": f"{sum(parameter.numel() for parameter in adapter.networks[0].parameters()):,} in each fold",
