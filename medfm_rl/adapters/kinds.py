@@ -16,6 +16,7 @@ from medfm_rl.adapters.base import ModelSummary, SegmenterAdapter
 from medfm_rl.adapters.biomedparse import BiomedParseAdapter
 from medfm_rl.adapters.bundle_description import METADATA
 from medfm_rl.adapters.monai_bundle import MonaiBundleAdapter, exported_weights
+from medfm_rl.adapters.nnunet import totalsegmentator
 from medfm_rl.adapters.nnunet.adapter import NnUNetAdapter
 from medfm_rl.adapters.nnunet.cascade import stage_of
 from medfm_rl.adapters.nnunet.folder import DATASET, PLANS, find_model_folder
@@ -60,6 +61,10 @@ def _nothing(settings: SegmenterSettings) -> Mapping[str, Any]:
     return {}
 
 
+def _none(settings: SegmenterSettings) -> None:
+    del settings
+
+
 def _unchanged(settings: S) -> S:
     return settings
 
@@ -79,6 +84,7 @@ class SegmenterKind(KindOfSettings[S]):
         exported: Settings that have another value in what `export` wrote, by name; `folder` need not be among them.
         without_prompts: Settings to bring images and masks to the segmenter's grid, and to make no mask.
         with_boxes: Settings with the boxes of a file, or those of masks in a folder; None where it takes no boxes.
+        remedy: What to do where the folder is not there; None: what is said of every folder.
         summarise: What `inspect` tells, where that is more than what every segmenter has; it is given what tells why a
             segmenter that could be loaded cannot be adapted.
     """
@@ -90,6 +96,7 @@ class SegmenterKind(KindOfSettings[S]):
     exported: Callable[[S], Mapping[str, Any]] = _nothing
     without_prompts: Callable[[S], S] = _unchanged
     with_boxes: Callable[[S, Path], S] | None = None
+    remedy: Callable[[S], str | None] = _none
     summarise: Callable[[S, Obstacles], ModelSummary] | None = None
 
 
@@ -147,30 +154,13 @@ def _load_nnunet(settings: NnUNetSettings) -> NnUNetAdapter:
     )
 
 
-def _load_totalsegmentator(settings: TotalSegmentatorSettings) -> NnUNetAdapter:
-    """As TotalSegmentator runs nnU-Net: one fold, canonical axes, nothing mirrored."""
-    return NnUNetAdapter(
-        settings.folder,
-        None,
-        settings.checkpoint,
-        mirroring=False,
-        step_size=settings.step_size,
-        canonical=True,
-        nested=True,
-        trusted=settings.trusted,
-    )
-
-
 def _read_by_nnunet(settings: NnUNet) -> dict[str, Path | None]:
     # From one fold as from another: what does not lie in a fold is the same file for all.
-    found: dict[str, Path | None] = {
-        "checkpoint": find_model_folder(settings.folder) / "fold_0" / settings.checkpoint,
-    }
-    if not isinstance(settings, NnUNetSettings):
-        return found
+    if isinstance(settings, TotalSegmentatorSettings):
+        return {"checkpoint": totalsegmentator.model_folder(settings) / "fold_0" / settings.checkpoint}
     stage = settings.previous_stage
     return {
-        **found,
+        "checkpoint": find_model_folder(settings.folder) / "fold_0" / settings.checkpoint,
         "previous_stage.masks": stage.masks,
         "previous_stage.folder": None if stage.masks else stage_of(settings),
     }
@@ -236,12 +226,17 @@ KINDS: Final[dict[str, SegmenterKind[Any]]] = {
         ),
         SegmenterKind(
             TotalSegmentatorSettings,
-            load=_load_totalsegmentator,
+            load=totalsegmentator.load,
             extra="nnunet",
+            remedy=totalsegmentator.remedy,
             read_beside=_read_by_nnunet,
             exported=_exported_by_nnunet,
             summarise=lambda settings, obstacles: summarise(
-                settings.kind, settings.folder, lambda: _load_totalsegmentator(settings), obstacles
+                settings.kind,
+                totalsegmentator.model_folder(settings),
+                lambda: totalsegmentator.load(settings),
+                obstacles,
+                totalsegmentator.facts(settings),
             ),
         ),
         SegmenterKind(

@@ -38,6 +38,7 @@ from medfm_rl.adapters.nnunet.folder import (
     expected_values,
     find_model_folder,
     read_tool,
+    renamed,
     require_nnunet,
     schema_of,
     weights_of,
@@ -77,6 +78,7 @@ class NnUNetAdapter(SegmenterAdapter):
         nested: Export as `DatasetNNN_name/TRAINER__PLANS__CONFIG` within the folder, the layout of TotalSegmentator.
         trusted: Unpickle checkpoints that hold more than tensors and numbers.
         previous_stage: Where the stage before is, for the second stage of a cascade.
+        names: Names of the integers 1, 2, 3, ..., in place of those in `dataset.json`.
 
     Raises:
         MissingExtraError: nnunetv2 is not installed.
@@ -96,6 +98,7 @@ class NnUNetAdapter(SegmenterAdapter):
         nested: bool = False,
         trusted: bool = False,
         previous_stage: PreviousStageSettings | None = None,
+        names: Sequence[str] = (),
     ) -> None:
         super().__init__()
         require_nnunet()
@@ -110,7 +113,8 @@ class NnUNetAdapter(SegmenterAdapter):
             raise ModelError(f"{self.folder}: there is no fold_X with a checkpoint; give a trained nnU-Net model")
         checkpoints = {fold: self._read(fold) for fold in self.folds}
         self.tool = read_tool(self.folder, self._path(self.folds[0]), checkpoints[self.folds[0]])
-        self.schema = schema_of(self.tool.labels, self.folder)
+        schema = schema_of(self.tool.labels, self.folder)
+        self.schema = renamed(schema, names, self.folder, "the task") if names else schema
         self.patch_size = tuple(int(side) for side in self.tool.configuration.patch_size)
         self.canonical = canonical or self.tool.reader.endswith("WithReorient")
         self.previous = self._stage_before(previous_stage or PreviousStageSettings())

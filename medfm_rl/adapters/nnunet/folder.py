@@ -28,6 +28,14 @@ CHECKPOINT: Final = "checkpoint_final.pth"
 Fold = int | Literal["all"]
 
 _COMPILED = "_orig_mod."
+_OTHERWISE_TRAINED: Final = frozenset(
+    {
+        "nnUNetTrainerSkeletonRecall",
+        "nnUNetTrainer_MOSAIC_1k_QuarterLR_NoMirroring",
+        "nnUNetTrainerDiceTopK10Loss_2000epochs",
+    }
+)
+"""Trainers of the package TotalSegmentator that train nnU-Net's usual network, with other losses or rates."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -176,6 +184,31 @@ def schema_of(labels: Any, folder: Path) -> LabelSchema:
         raise ModelError(f"{folder / DATASET}: labels: {error}") from error
 
 
+def renamed(schema: LabelSchema, names: Sequence[str], folder: Path, whose: str) -> LabelSchema:
+    """Exclusive structures with other names.
+
+    Args:
+        schema: The structures.
+        names: Names of the integers 1, 2, 3, ...; what has a larger one keeps its name.
+        folder: The model folder, for errors.
+        whose: Whose names they are, for errors.
+
+    Raises:
+        ModelError: The model has fewer structures than names, or two would have one name.
+    """
+    own = schema.structures
+    if schema.overlaps or len(own) < len(names):
+        raise ModelError(
+            f"{folder / DATASET}: has {len(own)} structures ({', '.join(own[:3])}, ...) and {whose} {len(names)}; is "
+            "it the folder of another task, or of another version of its weights? Without segmenter.task the names in "
+            "the file are taken"
+        )
+    try:
+        return LabelSchema((BACKGROUND, *names, *own[len(names) :]), schema.ids)
+    except ValueError as error:
+        raise ModelError(f"{folder / DATASET}: with the names of {whose}: {error}") from error
+
+
 def _schema_of_regions(labels: Any, folder: Path) -> LabelSchema:
     regions = {
         str(name): tuple(map(int, value)) if isinstance(value, list | tuple) else (int(value),)
@@ -223,6 +256,8 @@ def _find_trainer(name: str) -> type[Any]:
             warnings.simplefilter("ignore")
             found: type[Any] = recursive_find_trainer_class_by_name(name)
     except (ImportError, RuntimeError, AssertionError) as error:
+        if name in _OTHERWISE_TRAINED:
+            return nnUNetTrainer  # type: ignore[no-any-return]
         if "torchvision" in str(error):
             raise ModelError(
                 f"torch {torch.__version__} and the installed torchvision are not builds of each other "
