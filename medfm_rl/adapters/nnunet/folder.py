@@ -9,7 +9,7 @@ import inspect
 import io
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final, Literal
 
@@ -179,7 +179,8 @@ def schema_of(labels: Any, folder: Path) -> LabelSchema:
     if sorted(names) != list(range(len(names))):
         raise ModelError(f"{folder / DATASET}: labels are not 0, 1, 2, ... without a gap")
     try:
-        return LabelSchema((BACKGROUND, *(names[label] for label in range(1, len(names)))), tuple(range(len(names))))
+        structures = (names[label] for label in range(1, len(names)))
+        return LabelSchema((BACKGROUND, *structures), tuple(range(len(names))), ignored=labels.ignore_label)
     except ValueError as error:
         raise ModelError(f"{folder / DATASET}: labels: {error}") from error
 
@@ -204,7 +205,7 @@ def renamed(schema: LabelSchema, names: Sequence[str], folder: Path, whose: str)
             "the file are taken"
         )
     try:
-        return LabelSchema((BACKGROUND, *names, *own[len(names) :]), schema.ids)
+        return replace(schema, names=(BACKGROUND, *names, *own[len(names) :]))
     except ValueError as error:
         raise ModelError(f"{folder / DATASET}: with the names of {whose}: {error}") from error
 
@@ -216,7 +217,8 @@ def _schema_of_regions(labels: Any, folder: Path) -> LabelSchema:
         if name not in (BACKGROUND, "ignore")
     }
     try:
-        return LabelSchema.from_regions(regions, order=tuple(map(int, labels.regions_class_order)))
+        schema = LabelSchema.from_regions(regions, order=tuple(map(int, labels.regions_class_order)))
+        return replace(schema, ignored=labels.ignore_label)
     except (ValueError, TypeError) as error:
         raise ModelError(f"{folder / DATASET}: labels and regions_class_order: {error}") from error
 

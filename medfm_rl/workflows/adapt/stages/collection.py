@@ -22,18 +22,21 @@ from medfm_rl.reward.sources import (
 )
 from medfm_rl.rows import Rows, batches_of
 from medfm_rl.seeding import derive_seed, torch_generator
+from medfm_rl.types import IGNORED
 from medfm_rl.workflows.adapt.context import Domains, RunContext
 
 
 def shape_prior(context: RunContext, domains: Domains) -> ShapePrior:
     """The autoencoder of masks, trained where the run has none yet."""
     if not context.run.shape_prior.exists():
-        masks = domains.source[1] if domains.source else _valid_predictions(context, domains.target)
+        masks = _whole(context, domains.source[1]) if domains.source else None
+        if masks is None:
+            masks = _valid_predictions(context, domains.target)
         if masks is None:
             raise DataError(
                 f"none of the segmenter's masks of the {len(domains.target)} target images meets the rules of anatomy "
-                f"{context.config.anatomy}, and without a source the shape prior learns from those that do; take "
-                "anatomy: generic, or give source images"
+                f"{context.config.anatomy}, and without source masks that say something of every pixel the shape prior "
+                "learns from those that do; take anatomy: generic, or give source images"
             )
         train_shape_prior(
             masks,
@@ -44,6 +47,17 @@ def shape_prior(context: RunContext, domains: Domains) -> ShapePrior:
             lambda done, total: context.progress("shape prior", done, total),
         ).save(context.run.shape_prior)
     return ShapePrior.load(context.run.shape_prior)
+
+
+def _whole(context: RunContext, masks: Rows) -> Rows | None:
+    """The masks that say something of every pixel, which shapes are learned from; None where none does."""
+    whole = [row for row in range(len(masks)) if not bool((masks[row] == IGNORED).any())]
+    if len(whole) == len(masks) or not whole:
+        return masks if whole else None
+    kept = context.scratch.new("whole-masks")
+    for row in whole:
+        kept.add(masks[[row]])
+    return kept.rows()
 
 
 @torch.no_grad()
