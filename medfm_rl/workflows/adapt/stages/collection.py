@@ -29,14 +29,13 @@ from medfm_rl.workflows.adapt.context import Domains, RunContext
 def shape_prior(context: RunContext, domains: Domains) -> ShapePrior:
     """The autoencoder of masks, trained where the run has none yet."""
     if not context.run.shape_prior.exists():
-        masks = _whole(context, domains.source[1]) if domains.source else None
-        if masks is None:
-            masks = _valid_predictions(context, domains.target)
+        source = domains.source
+        masks = _completed(context, *source) if source else _valid_predictions(context, domains.target)
         if masks is None:
             raise DataError(
                 f"none of the segmenter's masks of the {len(domains.target)} target images meets the rules of anatomy "
-                f"{context.config.anatomy}, and without source masks that say something of every pixel the shape prior "
-                "learns from those that do; take anatomy: generic, or give source images"
+                f"{context.config.anatomy}, and without a source the shape prior learns from those that do; take "
+                "anatomy: generic, or give source images"
             )
         train_shape_prior(
             masks,
@@ -49,14 +48,19 @@ def shape_prior(context: RunContext, domains: Domains) -> ShapePrior:
     return ShapePrior.load(context.run.shape_prior)
 
 
-def _whole(context: RunContext, masks: Rows) -> Rows | None:
-    """The masks that say something of every pixel, which shapes are learned from; None where none does."""
-    whole = [row for row in range(len(masks)) if not bool((masks[row] == IGNORED).any())]
-    if len(whole) == len(masks) or not whole:
-        return masks if whole else None
-    kept = context.scratch.new("whole-masks")
-    for row in whole:
-        kept.add(masks[[row]])
+@torch.no_grad()
+def _completed(context: RunContext, images: ImageSet, masks: Rows) -> Rows:
+    """Expert masks, with those of the segmenter where they say nothing: shapes are learned from whole masks."""
+    if not any(bool((masks[row] == IGNORED).any()) for row in range(len(masks))):
+        return masks
+    kept = context.scratch.new("completed-masks")
+    for row in range(len(masks)):
+        mask = masks[[row]]
+        unsaid = mask == IGNORED
+        if bool(unsaid.any()):
+            own = argmax_masks(context.source_policy, images.images[[row]].to(context.device)).to("cpu", torch.uint8)
+            mask = torch.where(unsaid, own, mask)
+        kept.add(mask)
     return kept.rows()
 
 
