@@ -15,6 +15,7 @@ from medfm_rl.errors import ModelError
 from medfm_rl.settings import AdaptConfig, TotalSegmentatorSettings
 from medfm_rl.settings.files import dump_config
 from medfm_rl.settings.totalsegmentator import TaskNetwork, find_network
+from medfm_rl.workflows.inspection import inspect_model
 
 pytest.importorskip("nnunetv2", reason="nnunetv2 is not installed (extra nnunet)")
 from support.nnunet_models import VOLUME, dataset, read, volumetric, write_case, write_model
@@ -99,3 +100,16 @@ def test_weights_that_are_missing_or_of_another_task_are_named_with_the_remedy(w
     write_weights(weights, find_network("total", "ribs"), count=7, trainer="nnUNetTrainer")
     with pytest.raises(ModelError, match=r"dataset\.json: has 7 structures \(label 1, .*and the task 26; is it the"):
         load_segmenter(settings("total", "ribs"))
+
+
+def test_a_settings_file_is_inspected_by_its_task(weights: Path, tmp_path: Path) -> None:
+    file = tmp_path / "adapt.yaml"
+    file.write_text(
+        "segmenter: {kind: totalsegmentator, task: lung_vessels}\ntarget: {path: data}\noutput: run\n", encoding="utf-8"
+    )
+    with pytest.raises(ModelError, match=r"Dataset117_.*download the weights of task lung_vessels"):
+        inspect_model(file, torch.device("cpu"), lambda *_: None)
+    write_weights(weights, find_network("lung_vessels"))
+    summary = inspect_model(file, torch.device("cpu"), lambda *_: None)
+    assert summary.obstacles == ()
+    assert (summary.rows["task"], summary.rows["kind"]) == ("lung_vessels", "totalsegmentator")
