@@ -109,7 +109,8 @@ def test_a_source_and_an_evaluation_with_ignored_pixels(
     assert found == pytest.approx(expected, abs=1e-6)
 
     capsys.readouterr()
-    assert call(monkeypatch, "calibrate", tmp_path / "run", "--labelled", tmp_path / "a") != 0
+    write_data(tmp_path / "c", [f"r{index}" for index in range(9)], 70)
+    assert call(monkeypatch, "calibrate", tmp_path / "run", "--labelled", tmp_path / "c") == 2
     assert "label `ignore` (2), of which nothing is said" in " ".join(capsys.readouterr().err.split())
 
 
