@@ -47,7 +47,9 @@ class DescribedLabels:
         """The integer of pixels of which nothing is said, nnU-Net's label `ignore`; None where there is none."""
         found = self.labels.items() if isinstance(self.labels, dict) else ()
         value = next((value for name, value in found if _same(str(name)) == IGNORE), None)
-        return int(value) if _is_integer(value) and len(str(value)) <= _MOST_DIGITS else None
+        if value is None or not _is_integer(value) or len(str(value)) > _MOST_DIGITS:
+            return None
+        return int(value)
 
     def regions(self) -> tuple[dict[str, tuple[int, ...]], int]:
         """The integers of each of structures that overlap, by its name as it is spelled there, and the background.
