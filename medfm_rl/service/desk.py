@@ -54,7 +54,9 @@ class Desk:
         self.request = request
         self.database = Database(request.store)
         self.catalogue: Catalogue = read_catalogue(request)
-        self.access = Access(self.database, token, request.reviewer, request.session_hours)
+        self.access = Access(
+            self.database, token, request.reviewer, request.session_hours, by_token=request.openid is None
+        )
         self.leases = Leases(self.database, request.lease_seconds)
         self.work = Work(self.catalogue, self.database, request.second_share, request.seed)
         schema = request.structures or _numbered(self.catalogue.structures)
