@@ -11,7 +11,7 @@ import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -25,6 +25,9 @@ FloatArray = npt.NDArray[np.float32]
 IntArray = npt.NDArray[np.integer]
 
 BACKGROUND = "background"
+IGNORED: Final = 255
+"""Class index of the pixels of a known mask of which nothing is said: nnU-Net's label `ignore`. They teach nothing, and
+count in no score."""
 _SAME_DIRECTION = 1e-6
 """Difference of two direction cosines that is rounding."""
 NOTICEABLE_SHIFT = 0.01
@@ -213,11 +216,13 @@ class LabelSchema:
         ids: Integer of each class in label files, 0 to 255, the background's first. Those of exclusive structures are
             distinct; a class of overlapping ones that no file can hold has -1.
         region_ids: For each of structures that overlap, the integers that it takes in; empty where they do not.
+        ignored: Integer of the pixels in files of which nothing is said; None where there is none. It is no class.
     """
 
     names: tuple[str, ...]
     ids: tuple[int, ...]
     region_ids: Structures = ()
+    ignored: int | None = field(default=None, compare=False, repr=False)
 
     def __post_init__(self) -> None:
         if len(self.names) < 2 or self.names[0] != BACKGROUND:
@@ -380,6 +385,19 @@ class LabelSchema:
         table[list(index_of)] = list(index_of.values())
         return table[labels]
 
+    def to_known_indices(self, labels: IntArray, where: str = "label map") -> LabelMap:
+        """The same, with `IGNORED` where nothing is said of a pixel.
+
+        Raises:
+            DataError: As in `to_indices`.
+        """
+        if self.ignored is None:
+            return self.to_indices(labels, where)
+        unsaid = labels == self.ignored
+        indices = self.to_indices(np.where(unsaid, self.ids[0], labels), where)
+        indices[unsaid] = IGNORED
+        return indices
+
     def to_ids(self, indices: IntArray) -> LabelMap:
         """Turns class indices into the integers that stand in files.
 
@@ -419,6 +437,11 @@ class LabelSchema:
             if name in other.structures:
                 found[list(classes)] += np.uint8(bits[name] if other.overlaps else other.index_of(name))
         return found
+
+
+def where_said(labels: LabelMap) -> LabelMap:
+    """A known mask with background in the place of what is `IGNORED`, to be looked at or counted."""
+    return np.where(labels == IGNORED, np.uint8(0), labels)
 
 
 def _classes_of_labels(region_ids: Structures) -> dict[int, int]:

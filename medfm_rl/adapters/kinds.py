@@ -16,7 +16,9 @@ from medfm_rl.adapters.base import ModelSummary, SegmenterAdapter
 from medfm_rl.adapters.biomedparse import BiomedParseAdapter
 from medfm_rl.adapters.bundle_description import METADATA
 from medfm_rl.adapters.monai_bundle import MonaiBundleAdapter, exported_weights
+from medfm_rl.adapters.nnunet import totalsegmentator
 from medfm_rl.adapters.nnunet.adapter import NnUNetAdapter
+from medfm_rl.adapters.nnunet.cascade import stage_of
 from medfm_rl.adapters.nnunet.folder import DATASET, PLANS, find_model_folder
 from medfm_rl.adapters.nnunet.summary import summarise
 from medfm_rl.adapters.sam import promptable
@@ -59,6 +61,10 @@ def _nothing(settings: SegmenterSettings) -> Mapping[str, Any]:
     return {}
 
 
+def _none(settings: SegmenterSettings) -> None:
+    del settings
+
+
 def _unchanged(settings: S) -> S:
     return settings
 
@@ -78,6 +84,7 @@ class SegmenterKind(KindOfSettings[S]):
         exported: Settings that have another value in what `export` wrote, by name; `folder` need not be among them.
         without_prompts: Settings to bring images and masks to the segmenter's grid, and to make no mask.
         with_boxes: Settings with the boxes of a file, or those of masks in a folder; None where it takes no boxes.
+        remedy: What to do where the folder is not there; None: what is said of every folder.
         summarise: What `inspect` tells, where that is more than what every segmenter has; it is given what tells why a
             segmenter that could be loaded cannot be adapted.
     """
@@ -89,6 +96,7 @@ class SegmenterKind(KindOfSettings[S]):
     exported: Callable[[S], Mapping[str, Any]] = _nothing
     without_prompts: Callable[[S], S] = _unchanged
     with_boxes: Callable[[S, Path], S] | None = None
+    remedy: Callable[[S], str | None] = _none
     summarise: Callable[[S, Obstacles], ModelSummary] | None = None
 
 
@@ -137,31 +145,34 @@ def _is_nnunet(folder: Path) -> bool:
 
 def _load_nnunet(settings: NnUNetSettings) -> NnUNetAdapter:
     return NnUNetAdapter(
-        settings.folder, settings.folds, settings.checkpoint, settings.mirroring, trusted=settings.trusted
-    )
-
-
-def _load_totalsegmentator(settings: TotalSegmentatorSettings) -> NnUNetAdapter:
-    """As TotalSegmentator runs nnU-Net: one fold, canonical axes, nothing mirrored."""
-    return NnUNetAdapter(
         settings.folder,
-        None,
+        settings.folds,
         settings.checkpoint,
-        mirroring=False,
-        step_size=settings.step_size,
-        canonical=True,
-        nested=True,
+        settings.mirroring,
         trusted=settings.trusted,
+        previous_stage=settings.previous_stage,
     )
 
 
 def _read_by_nnunet(settings: NnUNet) -> dict[str, Path | None]:
     # From one fold as from another: what does not lie in a fold is the same file for all.
-    return {"checkpoint": find_model_folder(settings.folder) / "fold_0" / settings.checkpoint}
+    if isinstance(settings, TotalSegmentatorSettings):
+        return {"checkpoint": totalsegmentator.model_folder(settings) / "fold_0" / settings.checkpoint}
+    stage = settings.previous_stage
+    return {
+        "checkpoint": find_model_folder(settings.folder) / "fold_0" / settings.checkpoint,
+        "previous_stage.masks": stage.masks,
+        "previous_stage.folder": None if stage.masks else stage_of(settings),
+    }
 
 
 def _exported_by_nnunet(settings: NnUNet) -> dict[str, Any]:
-    return {"checkpoint": Path(settings.checkpoint).name}
+    found: dict[str, Any] = {"checkpoint": Path(settings.checkpoint).name}
+    if isinstance(settings, NnUNetSettings):
+        stage = settings.previous_stage
+        own = {"folder": None, "checkpoint": Path(stage.checkpoint).name}
+        found["previous_stage"] = stage.model_copy(update=own)
+    return found
 
 
 def _sam(settings: type[P], load: Callable[[Path, Any], PromptableAdapter]) -> SegmenterKind[P]:
@@ -215,12 +226,17 @@ KINDS: Final[dict[str, SegmenterKind[Any]]] = {
         ),
         SegmenterKind(
             TotalSegmentatorSettings,
-            load=_load_totalsegmentator,
+            load=totalsegmentator.load,
             extra="nnunet",
+            remedy=totalsegmentator.remedy,
             read_beside=_read_by_nnunet,
             exported=_exported_by_nnunet,
             summarise=lambda settings, obstacles: summarise(
-                settings.kind, settings.folder, lambda: _load_totalsegmentator(settings), obstacles
+                settings.kind,
+                totalsegmentator.model_folder(settings),
+                lambda: totalsegmentator.load(settings),
+                obstacles,
+                totalsegmentator.facts(settings),
             ),
         ),
         SegmenterKind(

@@ -30,8 +30,9 @@ def load_segmenter(settings: Segmenter) -> SegmenterAdapter:
         ModelError: The folder cannot be used.
         ConfigError: Another package brings its kind, and cannot be used.
     """
-    require_folder(settings.folder)
-    adapter: SegmenterAdapter = kind_of(settings).load(settings)
+    kind = kind_of(settings)
+    require_folder(settings.folder, kind.remedy(settings))
+    adapter: SegmenterAdapter = kind.load(settings)
     return adapter
 
 
@@ -68,13 +69,19 @@ def read_beside(settings: Segmenter) -> dict[str, Path]:
     }
 
 
-def require_folder(folder: Path) -> None:
-    """Raises ModelError where there is no folder of that name."""
+def require_folder(folder: Path, remedy: str | None = None) -> None:
+    """Raises ModelError where there is no folder of that name.
+
+    Args:
+        folder: The folder.
+        remedy: What to do then; None: what is said of every folder.
+    """
     if folder.is_dir():
         return
     if folder.exists():
         raise ModelError(f"{folder}: this is a file; give the folder that it lies in")
-    raise ModelError(f"{folder}: there is no such folder; give that of a segmenter, or of a run of `medfm-rl adapt`")
+    usual = "give that of a segmenter, or of a run of `medfm-rl adapt`"
+    raise ModelError(f"{folder}: there is no such folder; {remedy or usual}")
 
 
 def open_to_learning(segmenter: SegmenterAdapter, settings: Segmenter, seed: int) -> dict[str, Parameter]:
@@ -149,9 +156,12 @@ def adapted_settings(config: Path, model: Path) -> Segmenter:
 def portable_settings(settings: Segmenter) -> str:
     """Settings as JSON for a copy of the segmenter elsewhere.
 
-    Without its folder, and without prompts, which are of the images that it was used on.
+    Without its folder, without prompts and masks, which are of the images that it was used on, and without the place of
+    the stage before it in a cascade.
     """
-    return settings.model_dump_json(exclude={"folder", "prompts"})
+    return settings.model_dump_json(
+        exclude={"folder": True, "prompts": True, "previous_stage": {"folder": True, "masks": True}}
+    )
 
 
 def settings_at(text: str, folder: Path, where: Path) -> Segmenter:

@@ -249,7 +249,12 @@ def apply_delta_command(
 
 @app.command("inspect")
 def inspect_command(
-    folder: Annotated[Path, typer.Argument(help="Segmenter folder, or run folder of `adapt`.")],
+    folder: Annotated[
+        Path,
+        typer.Argument(
+            help="Segmenter folder, run folder of `adapt`, or settings file of `adapt`, whose segmenter is meant."
+        ),
+    ],
     images: Annotated[
         Path | None,
         typer.Option(

@@ -22,7 +22,17 @@ from medfm_rl.data.segmentations.segments import Segmentation
 from medfm_rl.data.segmentations.slicer import read_slicer_segmentation
 from medfm_rl.data.text_headers import require_sound_header
 from medfm_rl.errors import DataError
-from medfm_rl.types import BACKGROUND, NOTICEABLE_SHIFT, FloatArray, Geometry, IntArray, LabelMap, LabelSchema
+from medfm_rl.types import (
+    BACKGROUND,
+    IGNORED,
+    NOTICEABLE_SHIFT,
+    FloatArray,
+    Geometry,
+    IntArray,
+    LabelMap,
+    LabelSchema,
+    where_said,
+)
 
 _LARGEST: Final = 255
 _ROUNDING: Final = 1e-4
@@ -36,6 +46,7 @@ def read_labels(
     geometry: Geometry,
     in_file: LabelSchema | None = None,
     frame: int | None = None,
+    may_ignore: bool = False,
 ) -> LabelMap:
     """Reads the mask of an image as class indices `(*S)`.
 
@@ -50,15 +61,16 @@ def read_labels(
             are some of those of `schema`.
         frame: Place of the image in its clip, where it is a frame: the mask may be that of the frame, or a sequence of
             masks of all frames, of which this one is taken.
+        may_ignore: Whether the caller leaves out pixels of which nothing is said; they have the class index `IGNORED`.
 
     Raises:
         DataError: The file cannot be read, is compressed with loss, lies on another grid, or holds labels that the
-            schema does not know.
+            schema does not know; or there are pixels of which nothing is said, and may not be.
     """
     own = schema if in_file is None else in_file
     sequence = None if frame is None else _frame_of_sequence(path, frame, image_shape, geometry)
     if sequence is not None:
-        return own.indices_in(schema)[own.to_indices(sequence, str(path))]
+        return _classes_in(schema, own, sequence, path, may_ignore)
     segmentation = _read_segmentation(path)
     if segmentation is not None:
         by_number = in_file is not None
@@ -68,8 +80,29 @@ def read_labels(
             ids = segmentation.label_ids(own, image_shape, geometry, by_number)
             indices = own.to_indices(ids, str(path))
     else:
-        indices = own.to_indices(_read_integers(path, own, image_shape, geometry), str(path))
+        return _classes_in(schema, own, _read_integers(path, own, image_shape, geometry), path, may_ignore)
     return own.indices_in(schema)[indices]
+
+
+def _classes_in(schema: LabelSchema, own: LabelSchema, ids: IntArray, path: Path, may_ignore: bool) -> LabelMap:
+    """Class indices in a schema of integers that mean what another one says.
+
+    Raises:
+        DataError: There are others, or nothing is said of some pixels and something has to be.
+    """
+    indices = own.to_known_indices(ids, str(path))
+    unsaid = indices == IGNORED if own.ignored is not None else None
+    if unsaid is None or not unsaid.any():
+        return own.indices_in(schema)[indices]
+    if not may_ignore:
+        raise DataError(
+            f"{path}: has pixels of the label `ignore` ({own.ignored}), of which nothing is said, and here every pixel "
+            "counts; give masks without it. `adapt` (source and evaluation), `train-source` and `evaluate` leave such "
+            "pixels out"
+        )
+    found = own.indices_in(schema)[where_said(indices)]
+    found[unsaid] = IGNORED
+    return found
 
 
 def read_label_ids(path: Path, schema: LabelSchema, image_shape: tuple[int, ...], geometry: Geometry) -> IntArray:
@@ -133,10 +166,13 @@ def read_any_labels(
     else:
         ids = _read_integers(path, in_file, image_shape, geometry)
     if own is not None:
-        indices = own.to_indices(ids, str(path))
+        indices = where_said(own.to_known_indices(ids, str(path)))
         if own.overlaps:
             return FoundLabels.of(indices, own)
-        return FoundLabels(ids, {number: name for name, number in own.integers.items()})
+        return FoundLabels(
+            ids if own.ignored is None else np.where(ids == own.ignored, own.ids[0], ids),
+            {number: name for name, number in own.integers.items()},
+        )
     outside = np.unique(ids[(ids < 0) | (ids > _LARGEST)])
     if len(outside):
         raise DataError(
@@ -284,7 +320,8 @@ def _fitting(readings: Sequence[IntArray], schema: LabelSchema, path: Path) -> I
     Raises:
         DataError: Two have, and differ.
     """
-    fitting = [reading for reading in readings if np.isin(reading, schema.labels).all()]
+    known = [*schema.labels, *([] if schema.ignored is None else [schema.ignored])]
+    fitting = [reading for reading in readings if np.isin(reading, known).all()]
     if len(fitting) > 1 and not all(np.array_equal(fitting[0], other) for other in fitting[1:]):
         raise DataError(
             f"{path}: its pixels can be the labels {np.unique(fitting[0]).tolist()} or "

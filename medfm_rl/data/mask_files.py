@@ -7,8 +7,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from medfm_rl.data.images import image_stem, image_suffix
 from medfm_rl.data.layouts import CaseFile
 from medfm_rl.data.layouts.tree import look_below
+from medfm_rl.data.names import case_name, text_of
 from medfm_rl.errors import DataError
 
 _LOG = logging.getLogger(__name__)
@@ -83,6 +85,21 @@ def match_masks(folder: Path, files: Sequence[CaseFile]) -> MatchedMasks:
         )
     alone = {name: single[name] for name in sorted(single.keys() - set(names.values()))}
     return MatchedMasks(masks, alone, {name: paths for name, paths in named.items() if len(paths) > 1})
+
+
+def masks_by_name(folder: Path) -> dict[str, Path]:
+    """The masks that lie in a folder, and not below it, by the name of the case that each is of.
+
+    Raises:
+        DataError: There is no such folder.
+    """
+    if not folder.is_dir():
+        raise DataError(f"{folder}: there is no such folder of masks")
+    return {
+        case_name(text_of(image_stem(path))): path
+        for path in sorted(folder.iterdir())
+        if image_suffix(path) is not None and not path.name.startswith(".")
+    }
 
 
 def _name_of_mask(file: CaseFile, single: Mapping[str, Path]) -> str | None:

@@ -16,7 +16,7 @@ from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices, VecEnvO
 from torch import Tensor
 
 from medfm_rl.networks import images_at_once
-from medfm_rl.types import FloatArray
+from medfm_rl.types import IGNORED, FloatArray
 
 RewardFunction = Callable[[Tensor, Tensor], Tensor]
 """Images `(B, C, *S)` and actions `(B, *S)` int64 to reward maps `(B, *S)` in [0, 1]."""
@@ -148,6 +148,7 @@ class SegmentationVecEnv(VecEnv):
         num_classes: K.
         n_envs: Images a step.
         references: `(M, *S)` class indices: the truth of the first M images, such as source images with ground truth.
+            Every action is right where they are `IGNORED`: no decision there gains by another.
             Their reward map is 1 where the action equals it and 0 elsewhere.
         rated_as: `(N, C, *S)`, the images as `reward` sees them, where the policy is shown other views of the same
             anatomy; `images` where None.
@@ -222,7 +223,9 @@ class SegmentationVecEnv(VecEnv):
         known = shown < len(self.references)
         maps = torch.empty(gridded.shape, device=self.device)
         if known.any():
-            maps[known] = torch.as_tensor(gridded[known] == np.asarray(self.references[shown[known]])).to(maps)
+            truth = np.asarray(self.references[shown[known]])
+            # Where the truth says nothing, whatever an action says gets the same.
+            maps[known] = torch.as_tensor((gridded[known] == truth) | (truth == IGNORED)).to(maps)
         if not known.all():
             maps[~known] = self._rated(shown[~known], gridded[~known])
         return maps

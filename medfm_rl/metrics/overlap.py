@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from medfm_rl.structures import Structures, count_classes
-from medfm_rl.types import FloatArray, LabelMap
+from medfm_rl.types import IGNORED, FloatArray, LabelMap
 
 
 def dice(prediction: LabelMap, ground_truth: LabelMap, structures: Structures) -> FloatArray:
@@ -13,7 +13,7 @@ def dice(prediction: LabelMap, ground_truth: LabelMap, structures: Structures) -
 
     Args:
         prediction: Class indices `(*S)`.
-        ground_truth: Class indices `(*S)`.
+        ground_truth: Class indices `(*S)`. Pixels that are `IGNORED` there count in neither mask.
         structures: Class indices of each structure.
 
     Returns:
@@ -25,6 +25,8 @@ def dice(prediction: LabelMap, ground_truth: LabelMap, structures: Structures) -
     if prediction.shape != ground_truth.shape:
         raise ValueError(f"prediction has size {prediction.shape}, ground truth {ground_truth.shape}")
     num_classes = count_classes(structures)
+    if num_classes <= IGNORED:
+        prediction, ground_truth = where_both_are_said(prediction, ground_truth)
     highest = max(prediction.max(initial=0), ground_truth.max(initial=0))
     if highest >= num_classes:
         raise ValueError(f"class index {highest} found, there are {num_classes} classes (0 to {num_classes - 1})")
@@ -37,3 +39,11 @@ def dice(prediction: LabelMap, ground_truth: LabelMap, structures: Structures) -
     both = (members @ joint * members).sum(axis=1)
     total = members @ (joint.sum(axis=0) + joint.sum(axis=1))
     return np.where(total == 0, 1.0, 2 * both / np.maximum(total, 1)).astype(np.float32)
+
+
+def where_both_are_said(prediction: LabelMap, ground_truth: LabelMap) -> tuple[LabelMap, LabelMap]:
+    """Both masks with background where the ground truth is `IGNORED`; the same ones where it is nowhere."""
+    unsaid = ground_truth == IGNORED
+    if not unsaid.any():
+        return prediction, ground_truth
+    return np.where(unsaid, np.uint8(0), prediction), np.where(unsaid, np.uint8(0), ground_truth)

@@ -10,7 +10,7 @@ import numpy as np
 from medfm_rl.anatomy.profiles import Anatomy
 from medfm_rl.errors import DataError
 from medfm_rl.metrics.bootstrap import PairedDifference, paired_bootstrap
-from medfm_rl.metrics.overlap import dice
+from medfm_rl.metrics.overlap import dice, where_both_are_said
 from medfm_rl.metrics.surface import surface_distances
 from medfm_rl.types import Case, LabelMap, LabelSchema
 
@@ -119,11 +119,16 @@ class Evaluation:
 def score_case(
     case: Case, prediction: LabelMap, ground_truth: LabelMap, schema: LabelSchema, anatomy: Anatomy
 ) -> list[CaseScore]:
-    """Scores of every structure of a case, then of their mean."""
-    overlaps = dice(prediction, ground_truth, schema.classes)
+    """Scores of every structure of a case, then of their mean.
+
+    Pixels that are `IGNORED` in the ground truth count in neither mask; where a structure reaches into them, its
+    surface ends there, in both. Whether the mask obeys the rules is asked of the whole of it.
+    """
     spacing = case.geometry.array_spacing
-    hd95, assd = surface_distances(prediction, ground_truth, schema.classes, spacing)
     valid, unit = anatomy.is_valid(prediction, spacing), "px" if spacing is None else "mm"
+    prediction, ground_truth = where_both_are_said(prediction, ground_truth)
+    overlaps = dice(prediction, ground_truth, schema.classes)
+    hd95, assd = surface_distances(prediction, ground_truth, schema.classes, spacing)
     counts = np.bincount(ground_truth.ravel(), minlength=schema.num_classes)
     there = np.array([counts[list(classes)].any() for classes in schema.classes])
     rows = [(name, overlaps[i], hd95[i], assd[i], there[i]) for i, name in enumerate(schema.structures)]

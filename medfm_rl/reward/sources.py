@@ -19,7 +19,7 @@ from medfm_rl.reward.consistency import neighbours_of, vote_of_neighbours
 from medfm_rl.reward.origins import GROUND_TRUTH, ActionOrigin, Reference, ReferenceKind
 from medfm_rl.reward.shape_prior import ShapePrior
 from medfm_rl.rows import Rows
-from medfm_rl.types import GridAxes
+from medfm_rl.types import IGNORED, GridAxes
 
 IsValid = Callable[[Tensor, GridAxes], bool]
 """Whether an action `(*S)` obeys the anatomy rules, whose axes run so in the image that the rules speak of."""
@@ -85,9 +85,10 @@ class LabelledSourceImages(ActionSource):
         """Actions on some of the images, each in a new appearance."""
         images, ground_truth = self.images[rows], self.ground_truth[list(rows)]
         shown = self.sampler.in_random_appearance(images.images[:], self.styles, 1.0, generator)
-        actions, names = self.sampler.sample(shown, ground_truth, generator)
+        references, said = _completed(self.sampler, shown, ground_truth)
+        actions, names = self.sampler.sample(shown, references, generator)
         origins = _origins(images, [GROUND_TRUTH] * len(images), names)
-        return ActionRecords(shown, actions, ground_truth, torch.ones(ground_truth.shape), origins)
+        return ActionRecords(shown, actions, references, said, origins)
 
 
 @dataclass(frozen=True, eq=False)
@@ -120,11 +121,24 @@ class ReviewedTargetImages(ActionSource):
         """Actions on some of the images, each in a new appearance."""
         images, masks = self.reviewed.images[rows], self.reviewed.masks[list(rows)]
         shown = self.sampler.in_random_appearance(images.images[:], self.styles, 1.0, generator)
-        actions, names = self.sampler.sample(shown, masks, generator)
+        references, said = _completed(self.sampler, shown, masks)
+        actions, names = self.sampler.sample(shown, references, generator)
         trust = [self.reviewed.trust[row] for row in rows]
-        certainty = torch.tensor(trust).view(-1, *[1] * (masks.ndim - 1)).expand(masks.shape)
+        certainty = torch.tensor(trust).view(-1, *[1] * (masks.ndim - 1)) * said
         origins = _origins(images, [Reference("expert mask", each) for each in trust], names)
-        return ActionRecords(shown, actions, masks, certainty, origins)
+        return ActionRecords(shown, actions, references, certainty, origins)
+
+
+def _completed(sampler: ActionSampler, shown: Tensor, masks: Tensor) -> tuple[Tensor, Tensor]:
+    """Expert masks with the policy's own where they say nothing, and `(N, *S)` whether they say something: 1 or 0.
+
+    Masks that are made from them, warped for one, have no holes then; a certainty of 0 teaches nothing of what was
+    filled in.
+    """
+    unsaid = masks == IGNORED
+    if not bool(unsaid.any()):
+        return masks, torch.ones(masks.shape)
+    return torch.where(unsaid, sampler.masks(shown), masks), (~unsaid).float()
 
 
 @dataclass(frozen=True, eq=False)

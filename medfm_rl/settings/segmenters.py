@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal, Self, get_args
+from typing import Annotated, Any, Literal, Self, get_args
 
 from pydantic import Field, model_validator
 
 from medfm_rl.settings.base import Positive, Settings
 from medfm_rl.settings.prompts import PromptSettings, TextPrompts
+from medfm_rl.settings.totalsegmentator import TaskNetwork, find_network, weights_root
 
 Scope = Annotated[
     Literal["all", "norm", "decoder", "lora"],
@@ -69,6 +70,32 @@ class TorchSettings(SegmenterSettings):
     kind: Literal["torch"] = Field("torch", description="torch: a folder with segmenter.json and weights.")
 
 
+class PreviousStageSettings(Settings):
+    """The stage before, where a model of nnU-Net is the second stage of a cascade."""
+
+    folder: Path | None = Field(
+        None,
+        description="Its model folder; it segments every case and does not learn. null: the one that lies beside the "
+        "folder of the second stage, as nnU-Net puts it there, or the one in an exported model.",
+    )
+    masks: Path | None = Field(
+        None,
+        description="Folder of masks that it made, with the names of the images, in place of its model; one for every "
+        "image that is shown to the segmenter.",
+    )
+    folds: tuple[Annotated[int, Field(ge=0)] | Literal["all"], ...] | None = Field(
+        None, min_length=1, description="Its folds, as an ensemble; null: all that are there."
+    )
+    checkpoint: str = Field("checkpoint_final.pth", description="File name of the checkpoint in each of its folds.")
+
+    @model_validator(mode="after")
+    def _a_model_or_its_masks(self) -> Self:
+        model = self.model_copy(update={"masks": None})
+        if self.masks is not None and model != PreviousStageSettings():
+            raise ValueError("give either masks, or the model that makes them (folder, folds, checkpoint)")
+        return self
+
+
 class NnUNetSettings(SegmenterSettings):
     """The segmenter to adapt: a model folder of nnU-Net v2 (kind nnunet)."""
 
@@ -80,6 +107,9 @@ class NnUNetSettings(SegmenterSettings):
     checkpoint: str = Field("checkpoint_final.pth", description="File name of the checkpoint in each fold.")
     mirroring: bool = Field(
         True, description="Average over mirrored images when a case is segmented, as nnUNetv2_predict does by default."
+    )
+    previous_stage: PreviousStageSettings = Field(
+        PreviousStageSettings(), description="The stage before, where the folder is a 3d_cascade_fullres."
     )
     trusted: bool = Field(
         False,
@@ -95,20 +125,50 @@ class TotalSegmentatorSettings(SegmenterSettings):
     )
     folder: Path = Field(
         description="Weights folder DatasetNNN_name of one model, as TotalSegmentator downloads it. It is read, never "
-        "written."
+        "written. With a task: also a folder of such folders; null: where TotalSegmentator keeps its weights "
+        "(TOTALSEG_WEIGHTS_PATH, TOTALSEG_HOME_DIR or ~/.totalsegmentator)."
+    )
+    task: str | None = Field(
+        None,
+        description="Task, such as total, total_fast, total_mr or lung_vessels: finds the weights, and names the "
+        "structures as TotalSegmentator does; null: as dataset.json in the folder names them.",
+    )
+    part: str | None = Field(
+        None,
+        description="Network of a task that has several; of total: organs, vertebrae, cardiac, muscles or ribs.",
     )
     checkpoint: str = Field("checkpoint_final.pth", description="File name of the checkpoint.")
-    step_size: float = Field(
-        0.5,
+    step_size: float | None = Field(
+        None,
         gt=0,
         le=1,
-        description="Distance of neighbouring tiles as a share of the patch. TotalSegmentator takes 0.8 for its task "
-        "total and 0.5 for the others.",
+        description="Distance of neighbouring tiles as a share of the patch; null: what TotalSegmentator takes for the "
+        "task (0.8 for total, total_v3 and total_mr, 0.5 for the others), 0.5 without a task.",
     )
     trusted: bool = Field(
         False,
         description="Unpickle checkpoints that hold more than tensors and numbers: runs code of whoever made them.",
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _weights_of_the_task(cls, values: Any) -> Any:
+        if not isinstance(values, dict):
+            return values
+        task, part, folder = (values.get(name) for name in ("task", "part", "folder"))
+        if task is None:
+            if part is not None:
+                raise ValueError("part goes with a task; give the task that it is a part of")
+            return values
+        network = find_network(str(task), part)
+        root = weights_root() if folder is None else Path(folder)
+        within = network.folder_in(root)
+        return {**values, "folder": within if folder is None or within.is_dir() else root}
+
+    @property
+    def network(self) -> TaskNetwork | None:
+        """What TotalSegmentator says of the network; None where no task is named."""
+        return None if self.task is None else find_network(self.task, self.part)
 
 
 class MonaiBundleSettings(SegmenterSettings):

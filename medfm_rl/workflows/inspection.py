@@ -13,15 +13,17 @@ from torch import Tensor
 from medfm_rl.adapters import SegmenterAdapter
 from medfm_rl.adapters.base import ModelSummary
 from medfm_rl.adapters.kinds import kind_of
-from medfm_rl.adapters.loading import load_segmenter
+from medfm_rl.adapters.loading import load_segmenter, require_folder
 from medfm_rl.adapters.obstacles import find_obstacles
 from medfm_rl.adapters.value_range import range_doubts
 from medfm_rl.data.layouts import CaseFile, find_cases
 from medfm_rl.progress import Progress
 from medfm_rl.runs.finished import load_model
-from medfm_rl.settings import DataSettings, Segmenter
+from medfm_rl.settings import AdaptConfig, DataSettings, Segmenter
+from medfm_rl.settings.files import load_config
 from medfm_rl.tiling import tile_boxes
 
+_SETTINGS_FILES: Final = (".yaml", ".yml")
 _FEW: Final = 4
 """Cases whose values are looked at."""
 
@@ -29,19 +31,20 @@ _FEW: Final = 4
 def inspect_model(
     path: Path, device: torch.device, progress: Progress, images: DataSettings | None = None
 ) -> ModelSummary:
-    """The content of a segmenter folder, or of the result of a run, and whether it can be adapted.
+    """The content of a segmenter, or of the result of a run, and whether it can be adapted.
 
     Args:
-        path: The folder.
+        path: The folder; or a settings file of `adapt`, whose segmenter is loaded as the file says.
         device: Where the network runs once.
         progress: Told when it does.
         images: Images to show it, to learn whether their values can be those that it was trained on.
 
     Raises:
         ModelError: It is neither, or the run is not finished.
+        ConfigError: The settings file is not valid.
         DataError: The images cannot be used.
     """
-    settings = load_model(path, device.type).settings
+    settings = _settings_at(path, device)
     summary = _summary(settings, device, progress)
     if images is None or summary.obstacles:
         return summary
@@ -50,6 +53,14 @@ def inspect_model(
     grey = shown[:, : segmenter.intensity_channels]
     rows = {**summary.rows, "values shown": f"{float(grey.min()):.4g} to {float(grey.max()):.4g}"}
     return replace(summary, rows=rows, doubts=range_doubts(segmenter, shown))
+
+
+def _settings_at(path: Path, device: torch.device) -> Segmenter:
+    if path.suffix.lower() not in _SETTINGS_FILES or path.is_dir():
+        return load_model(path, device.type).settings
+    settings = load_config(path, AdaptConfig).segmenter
+    require_folder(settings.folder, kind_of(settings).remedy(settings))
+    return settings
 
 
 def few_patches(segmenter: SegmenterAdapter, files: Sequence[CaseFile]) -> Tensor:

@@ -73,12 +73,14 @@ def load_labelled(
 ) -> tuple[ImageSet, Rows]:
     """Reads and preprocesses images with their masks `(N, *S')` uint8, tiled as in `load_images`.
 
+    Pixels of which the masks say nothing are `IGNORED`.
+
     Raises:
         DataError: An image or mask cannot be read or used, or a mask is missing.
     """
     images, masks, case_ids, patient_ids, axes = place.new("images"), place.new("masks"), [], [], []
     for done, file in enumerate(files, 1):
-        labelled = file.read_labelled(adapter.schema)
+        labelled = file.read_labelled(adapter.schema, may_ignore=True)
         sample = adapter.preprocess(labelled.case)
         mask = adapter.preprocess_labels(labelled.ground_truth, sample)
         for box in tile_boxes(sample.image.shape[1:], adapter.patch_size):

@@ -10,6 +10,7 @@ from torch import Tensor
 
 import medfm_rl.envs  # noqa: F401 (registers the environment)
 from medfm_rl.envs import SegmentationEnv, SegmentationVecEnv
+from medfm_rl.types import IGNORED
 
 K = 3
 IMAGES = np.random.default_rng(0).normal(size=(5, 1, 6, 7)).astype(np.float32)
@@ -146,3 +147,14 @@ def test_volumes_have_an_environment_too() -> None:
 def test_no_images_is_an_error() -> None:
     with pytest.raises(ValueError, match="no images"):
         SegmentationEnv(IMAGES[:0], likes_ones, K)
+
+
+def test_where_the_truth_says_nothing_every_action_is_right() -> None:
+    truth = np.zeros((5, 6, 7), np.uint8)
+    truth[:, :2] = IGNORED
+    env = SegmentationVecEnv(IMAGES, likes_ones, K, n_envs=5, references=truth)
+    env.reset()
+    for label in range(K):
+        maps = env.reward_maps(np.full((5, 42), label, np.uint8)).numpy()
+        assert (maps[:, :2] == 1).all()
+        assert (maps[:, 2:] == (label == 0)).all()

@@ -9,6 +9,7 @@ from sklearn.metrics import f1_score
 
 from medfm_rl.metrics.overlap import dice
 from medfm_rl.structures import exclusive, overlapping
+from medfm_rl.types import IGNORED
 
 K = 4
 
@@ -71,3 +72,12 @@ def test_dice_of_regions_is_that_of_each_region_alone(data: st.DataObject) -> No
     first, second = (data.draw(hnp.arrays(np.uint8, (5, 6), elements=st.integers(0, 7))) for _ in range(2))
     alone = [dice(first >> bit & 1, second >> bit & 1, exclusive(2))[0] for bit in range(3)]
     assert np.array_equal(dice(first, second, overlapping(3)), alone)
+
+
+@given(prediction=label_maps((5, 8)), truth=label_maps((5, 8)))
+def test_what_is_ignored_counts_in_neither_mask(prediction: np.ndarray, truth: np.ndarray) -> None:
+    """As if the image ended there."""
+    cut = truth.copy()
+    cut[:, 5:] = IGNORED
+    assert dice(prediction, cut, exclusive(K)).tolist() == dice(prediction[:, :5], truth[:, :5], exclusive(K)).tolist()
+    assert np.array_equal(dice(prediction, np.full_like(truth, IGNORED), exclusive(K)), np.ones(K - 1))

@@ -13,6 +13,8 @@ from medfm_rl.reward.collection import ActionSampler, ImageSet, perturb_weights
 from medfm_rl.reward.origins import GROUND_TRUTH, Reference
 from medfm_rl.reward.sources import LabelledSourceImages, UnlabelledTargetImages
 from medfm_rl.settings import CollectSettings
+from medfm_rl.types import IGNORED
+from medfm_rl.workflows.adapt.stages.shown_images import Mirrored
 
 K = 4
 KINDS = {
@@ -373,3 +375,20 @@ def test_an_image_set_gives_the_rows_asked_for_with_their_names() -> None:
     assert picked.case_ids == ("case3", "case0", "case3")
     assert picked.patient_ids == ("patient1", "patient0", "patient1")
     assert torch.equal(picked.images, torch.stack([images.images[row] for row in (3, 0, 3)]))
+
+
+def test_pixels_of_which_a_mask_says_nothing_are_the_policys_own_and_teach_nothing() -> None:
+    images, masks = make_images()
+    masks[:, :, 8:] = IGNORED
+    sampler = make_sampler()
+    records = LabelledSourceImages(sampler, images, masks, images.images).collect(range(3), seeded())
+    assert bool((records.certainty[:, :, :8] == 1).all())
+    assert not bool(records.certainty[:, :, 8:].any())
+    assert torch.equal(records.references[:, :, :8], masks[:, :, :8])
+    assert torch.equal(records.references[:, :, 8:], sampler.masks(records.images)[:, :, 8:])
+    # No action has holes, and PPO's truth says again of which pixels it says nothing.
+    assert max(records.highest_labels()) < K
+    truth = Mirrored(records, (), seeded()).masks(range(3))
+    assert torch.equal(truth, masks)
+    flipped = Mirrored(records, (1,), torch.Generator().manual_seed(1))
+    assert sorted(int((mask == IGNORED).sum()) for mask in flipped.masks(range(3))) == [128] * 3

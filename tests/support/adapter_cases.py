@@ -14,7 +14,17 @@ import pytest
 import torch
 from support.biomedparse_checkout import make_case, write_checkout, write_segmenter
 from support.monai_bundles import case_of, write_bundle
-from support.nnunet_models import FLAT, MODELS, VOLUME, read, region_dataset, volumetric, write_case, write_model
+from support.nnunet_models import (
+    FLAT,
+    MODELS,
+    VOLUME,
+    read,
+    region_dataset,
+    volumetric,
+    write_cascade,
+    write_case,
+    write_model,
+)
 from support.sam_models import (
     echo_like,
     tiny_sam,
@@ -172,6 +182,9 @@ CASES: dict[str, AdapterCase] = {
     "TorchScript": AdapterCase("torch", torchscript, noise(20, 24)),
     **{f"nnU-Net, {name}": nnunet(name) for name in MODELS},
     "nnU-Net of regions": AdapterCase("nnunet", nnunet_of_regions, nnunet_case("flat")),
+    "nnU-Net, second stage": AdapterCase(
+        "nnunet", lambda root: write_cascade(root / "Dataset001_Tiny"), nnunet_case("volume")
+    ),
     "TotalSegmentator": AdapterCase("totalsegmentator", totalsegmentator, nnunet_case("volume"), (("step_size", 0.8),)),
     "bundle of volumes": bundle(3, 1, None),
     "bundle of volumes, nested weights": bundle(3, 1, "model"),

@@ -119,24 +119,27 @@ def write_model(
     trainer: str = "nnUNetTrainer",
     extra: dict[str, Any] | None = None,
     mirror: tuple[int, ...] | None = None,
+    configuration: str | None = None,
 ) -> Path:
     """A model folder with the weights that nnU-Net's own trainer starts from, other ones in each fold."""
     from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+    from nnunetv2.utilities.label_handling.label_handling import determine_num_input_channels
     from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
     description = dataset() if description is None else description
     manager = PlansManager(copy.deepcopy(plan))
-    name = list(plan["configurations"])[1]
-    configuration = manager.get_configuration(name)
+    name = list(plan["configurations"])[1] if configuration is None else configuration
+    planned = manager.get_configuration(name)
+    channels = determine_num_input_channels(manager, planned, description)
     heads = manager.get_label_manager(description).num_segmentation_heads
     folder.mkdir(parents=True)
     (folder / "plans.json").write_text(json.dumps(plan, indent=4), encoding="utf-8")
     (folder / "dataset.json").write_text(json.dumps(description, indent=4), encoding="utf-8")
-    dimensions = len(configuration.patch_size)
+    dimensions = len(planned.patch_size)
     for index, fold in enumerate(folds):
         torch.manual_seed(index)
         network = nnUNetTrainer.build_network_architecture(
-            manager, configuration, len(description["channel_names"]), heads, enable_deep_supervision=False
+            manager, planned, channels, heads, enable_deep_supervision=False
         )
         with torch.no_grad():
             for parameter in network.parameters():
@@ -240,3 +243,34 @@ MODELS: dict[str, tuple[Callable[[], dict[str, Any]], tuple[int, ...], str]] = {
     "3d, transposed": (transposed, (0,), "volume"),
     "3d, reoriented": (lambda: volumetric(image_reader_writer="NibabelIOWithReorient"), (0,), "volume"),
 }
+
+
+def cascaded(**changes: Any) -> dict[str, Any]:
+    """Plans of a cascade, as nnU-Net's planner writes them: all configurations in one file.
+
+    Weights are of one of them: `write_model` is told which.
+    """
+    plan = volumetric(**changes)
+    fullres = plan["configurations"]["3d_fullres_parent"]
+    lowres = copy.deepcopy(fullres) | {
+        "data_identifier": "nnUNetPlans_3d_lowres",
+        "patch_size": [8, 16, 16],
+        "spacing": [2.5, 2.0, 2.0],
+        "next_stage": "3d_cascade_fullres",
+    }
+    plan["configurations"] = {
+        "3d_fullres": fullres,
+        "3d_lowres": lowres,
+        "3d_cascade_fullres": {"inherits_from": "3d_fullres", "previous_stage": "3d_lowres"},
+    }
+    return plan
+
+
+def write_cascade(
+    results: Path, description: dict[str, Any] | None = None, folds: tuple[int | str, ...] = (0,), **changes: Any
+) -> Path:
+    """Both stages of a cascade in the folder of a data set, as nnU-Net lays them out; the second one is returned."""
+    for name in ("3d_lowres", "3d_cascade_fullres"):
+        folder = results / f"nnUNetTrainer__nnUNetPlans__{name}"
+        write_model(folder, cascaded(**changes), description, folds, configuration=name)
+    return folder

@@ -7,9 +7,7 @@ that has gradients is ours, because nnU-Net runs its network in inference mode a
 from __future__ import annotations
 
 import io
-import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, final
 
@@ -21,6 +19,16 @@ from torch.nn import Parameter
 from medfm_rl.adapters.base import ExpectedValues, Scope, SegmenterAdapter, evaluating, parameters_in_scope
 from medfm_rl.adapters.checkpoints import load_strictly, read_checkpoint
 from medfm_rl.adapters.grid import Sample
+from medfm_rl.adapters.nnunet.cascade import (
+    PreviousStage,
+    StageMasks,
+    StageNetwork,
+    find_stage,
+    labels_again,
+    require_stage,
+    with_labels,
+)
+from medfm_rl.adapters.nnunet.export import copy_model
 from medfm_rl.adapters.nnunet.folder import (
     CHECKPOINT,
     Fold,
@@ -30,37 +38,24 @@ from medfm_rl.adapters.nnunet.folder import (
     expected_values,
     find_model_folder,
     read_tool,
+    renamed,
     require_nnunet,
     schema_of,
     weights_of,
 )
 from medfm_rl.adapters.nnunet.inference import STEP, own_logits, tiled_logits
-from medfm_rl.adapters.nnunet.orientation import Orientation
+from medfm_rl.adapters.nnunet.sample import NnUNetSample, arrange
 from medfm_rl.adapters.overlapping import class_logits, count_channels, region_logits, subset_logits
 from medfm_rl.adapters.padding import pad_to_patch
 from medfm_rl.data.files import replace_folder_on_success
 from medfm_rl.errors import DataError, ModelError
 from medfm_rl.networks import portable_state
+from medfm_rl.settings import PreviousStageSettings
 from medfm_rl.types import Case, FloatArray, GridAxes, LabelMap, Prompts
 from medfm_rl.version import __version__
 
 PROVENANCE: Final = "medfm_rl"
 """Key of an adapted checkpoint that says what made it."""
-
-
-@dataclass(frozen=True, eq=False)
-class NnUNetSample(Sample):
-    """A case as nnU-Net's preprocessor leaves it, padded to the patch.
-
-    Attributes:
-        properties: What nnU-Net needs for the way back.
-        content: The part of the padded grid that shows the image.
-        orientation: How the case lies, where the model wants canonical axes.
-    """
-
-    properties: dict[str, Any]
-    content: tuple[slice, ...]
-    orientation: Orientation | None
 
 
 @final
@@ -69,7 +64,8 @@ class NnUNetAdapter(SegmenterAdapter):
 
     Classes are exclusive (softmax), or the sets of regions that overlap (`adapters.overlapping`). Several folds are
     several networks, and the policy is the mean of their logits, as in nnU-Net. A 2-D configuration takes images, and
-    volumes slice by slice.
+    volumes slice by slice. The second stage of a cascade has the stage before segment each case, whose labels are
+    further channels of the image; that stage does not learn.
 
     Args:
         folder: The model folder, or the folder of a data set with one such folder in it.
@@ -81,6 +77,8 @@ class NnUNetAdapter(SegmenterAdapter):
         canonical: Turn volumes to the axes right, front, head before anything else.
         nested: Export as `DatasetNNN_name/TRAINER__PLANS__CONFIG` within the folder, the layout of TotalSegmentator.
         trusted: Unpickle checkpoints that hold more than tensors and numbers.
+        previous_stage: Where the stage before is, for the second stage of a cascade.
+        names: Names of the integers 1, 2, 3, ..., in place of those in `dataset.json`.
 
     Raises:
         MissingExtraError: nnunetv2 is not installed.
@@ -99,6 +97,8 @@ class NnUNetAdapter(SegmenterAdapter):
         canonical: bool = False,
         nested: bool = False,
         trusted: bool = False,
+        previous_stage: PreviousStageSettings | None = None,
+        names: Sequence[str] = (),
     ) -> None:
         super().__init__()
         require_nnunet()
@@ -113,17 +113,18 @@ class NnUNetAdapter(SegmenterAdapter):
             raise ModelError(f"{self.folder}: there is no fold_X with a checkpoint; give a trained nnU-Net model")
         checkpoints = {fold: self._read(fold) for fold in self.folds}
         self.tool = read_tool(self.folder, self._path(self.folds[0]), checkpoints[self.folds[0]])
-        self.schema = schema_of(self.tool.labels, self.folder)
+        schema = schema_of(self.tool.labels, self.folder)
+        self.schema = renamed(schema, names, self.folder, "the task") if names else schema
         self.patch_size = tuple(int(side) for side in self.tool.configuration.patch_size)
-        self.in_channels = len(channel_names(self.tool.dataset))
+        self.canonical = canonical or self.tool.reader.endswith("WithReorient")
+        self.previous = self._stage_before(previous_stage or PreviousStageSettings())
+        labels = () if self.previous is None else self.tool.labels.foreground_labels
+        self.in_channels = self.intensity_channels + len(labels)
         self.networks = nn.ModuleList()
         for fold, content in checkpoints.items():
             network = build_network(self.tool, self.in_channels, self.folder)
             load_strictly(network, weights_of(content, self._path(fold)), self._path(fold))
             self.networks.append(network)
-        reader = str(self.tool.plans.plans.get("image_reader_writer", ""))
-        self.canonical = canonical or reader.endswith("WithReorient")
-        self.without_spacing = reader == "NaturalImage2DIO"
         self.eval()
 
     @classmethod
@@ -133,12 +134,20 @@ class NnUNetAdapter(SegmenterAdapter):
 
     def preprocess(self, case: Case) -> NnUNetSample:
         """nnU-Net's own preprocessing: transposition, crop to what is not 0, intensities, spacing; then padding."""
-        image, spacing, orientation = self._arrange(case)
-        properties: dict[str, Any] = {"spacing": list(spacing)}
+        arranged = arrange(self.conform(case), self.tool, self.canonical)
+        properties: dict[str, Any] = {"spacing": list(arranged.spacing)}
+        before = None
+        if self.previous is not None:
+            # As nnU-Net's readers give masks, with an axis for one channel.
+            before = arranged.mask(self.previous.integers(case, self.device))[None].astype(np.float32)
         preprocessor = self.tool.configuration.preprocessor_class(verbose=False)
-        data, _, properties = preprocessor.run_case_npy(
-            image, None, properties, self.tool.plans, self.tool.configuration, self.tool.dataset
+        data, mask, properties = preprocessor.run_case_npy(
+            arranged.image, before, properties, self.tool.plans, self.tool.configuration, self.tool.dataset
         )
+        if before is not None:
+            data = with_labels(data, mask[0], self.tool.labels.foreground_labels)
+            # Places to draw patches from, which nnU-Net takes down wherever there is a mask.
+            properties.pop("class_locations", None)
         tensor = torch.from_numpy(np.ascontiguousarray(data, dtype=np.float32))
         if not bool(torch.isfinite(tensor).all()):
             raise DataError(f"case {case.case_id}: nnU-Net's preprocessing gives NaN or infinite values")
@@ -149,7 +158,7 @@ class NnUNetAdapter(SegmenterAdapter):
             # Slices of a volume: none is added.
             content = (slice(0, padded.shape[1]), *content)
         return NnUNetSample(
-            padded, case.case_id, case.patient_id, case.shape, case.geometry, properties, content, orientation
+            padded, case.case_id, case.patient_id, case.shape, case.geometry, properties, content, arranged.orientation
         )
 
     def preprocess_labels(self, labels: LabelMap, sample: Sample) -> Tensor:
@@ -174,6 +183,7 @@ class NnUNetAdapter(SegmenterAdapter):
         """
         if prompts is not None:
             raise ModelError("an nnU-Net takes no prompts")
+        images = labels_again(images, self.intensity_channels)
         if images.ndim - 2 == len(self.patch_size) + 1:
             # Slices of volumes are images of their own: (B, C, D, H, W) to (B * D, C, H, W) and back.
             flat = images.movedim(2, 1).flatten(0, 1)
@@ -192,7 +202,16 @@ class NnUNetAdapter(SegmenterAdapter):
             "mirrored": list(self.mirror_axes),
             "step_size": self.step_size,
             "canonical": self.canonical,
+            **({} if self.previous is None else {"previous_stage": self.previous.identity()}),
         }
+
+    @property
+    def intensity_channels(self) -> int:
+        return len(channel_names(self.tool.dataset))
+
+    def prompt_hash(self, case_id: str) -> str | None:
+        """SHA-256 of the mask of the stage before, where it is a file."""
+        return None if self.previous is None else self.previous.content_hash(case_id)
 
     def expected_values(self) -> tuple[ExpectedValues | None, ...]:
         return expected_values(self.tool.plans.plans, self.tool.configuration.normalization_schemes)
@@ -208,7 +227,7 @@ class NnUNetAdapter(SegmenterAdapter):
             channels = own_logits(
                 list(self.networks),
                 self.tool,
-                sample.image,
+                labels_again(sample.image[None], self.intensity_channels)[0],
                 sample.case_id,
                 step_size=self.step_size,
                 mirroring=self.mirroring,
@@ -276,8 +295,8 @@ class NnUNetAdapter(SegmenterAdapter):
     def export(self, folder: Path) -> None:
         """Writes a model folder for `nnUNetv2_predict_from_modelfolder`: the one that was loaded, with these weights.
 
-        Every other entry of a checkpoint (trainer, plans, optimiser, epoch) is kept. What was not adapted is left out,
-        so that nothing mixes the two: other folds, other checkpoints of a fold, and the masks of its validation.
+        Every other entry of a checkpoint (trainer, plans, optimiser, epoch) is kept, what was not adapted is left out
+        (`copy_model`). The first stage of a cascade lies in the folder `previous_stage`, unchanged.
         """
         if not self.folder.is_dir():
             raise ModelError(
@@ -289,7 +308,9 @@ class NnUNetAdapter(SegmenterAdapter):
         contents = [self._read(fold) for fold in self.folds]
         with replace_folder_on_success(folder) as temporary:
             place = temporary / self.folder.parent.name / self.folder.name if self.nested else temporary
-            shutil.copytree(self.folder, place, dirs_exist_ok=True, ignore=self._left_out)
+            copy_model(self.folder, place, self.folds, checkpoint)
+            if isinstance(self.previous, StageNetwork):
+                self.previous.copy_into(place)
             for fold, network, content in zip(self.folds, self.networks, contents, strict=True):
                 buffer = io.BytesIO()
                 provenance = {"version": __version__, "fold": str(fold), "checkpoint": checkpoint}
@@ -298,19 +319,6 @@ class NnUNetAdapter(SegmenterAdapter):
                 )
                 # The writers of torch end the process where the disk is full.
                 (place / f"fold_{fold}" / checkpoint).write_bytes(buffer.getvalue())
-
-    def _left_out(self, folder: str, names: list[str]) -> set[str]:
-        """Entries of a folder of the model that `export` does not copy."""
-        place = Path(folder)
-        if place == self.folder:
-            kept = {f"fold_{fold}" for fold in self.folds}
-            return {name for name in names if name.startswith("fold_") and name not in kept}
-        if place.parent == self.folder and place.name.startswith("fold_"):
-            return {name for name in names if name.startswith("checkpoint_") and name != Path(self.checkpoint).name}
-        if place.name == "validation":
-            # nnU-Net's own export of a model to a zip file asks for the summary.
-            return set(names) - {"summary.json"}
-        return set()
 
     def _path(self, fold: Fold) -> Path:
         return self.folder / f"fold_{fold}" / self.checkpoint
@@ -321,28 +329,28 @@ class NnUNetAdapter(SegmenterAdapter):
             raise ModelError(f"{self.folder}: there is no fold {fold}; folds that are there: {there}")
         return read_checkpoint(self._path(fold), self.trusted, "Where you trust them: segmenter.trusted: true")
 
-    def _arrange(self, case: Case) -> tuple[FloatArray, tuple[float, ...], Orientation | None]:
-        """The image `(C, D, H, W)` and spacing (z, y, x) as nnU-Net's reader of this model would have given them."""
-        case, where = self.conform(case), f"case {case.case_id}"
-        flat = len(case.shape) == 2
-        if flat and self.tool.plans.transpose_forward[0] != 0:
-            raise DataError(f"{where}: this nnU-Net slices volumes along another axis than the first; give volumes")
-        image = case.image[:, None] if flat else case.image
-        if self.without_spacing:
-            return image, (999.0, 1.0, 1.0), None
-        spacing = case.geometry.array_spacing
-        if spacing is None:
-            raise DataError(
-                f"{where}: the file does not say its spacing in mm, and this nnU-Net resamples by it; convert the "
-                "image to a format that holds it (.nii.gz, .mha)"
-            )
-        if flat:
-            # As nnU-Net's readers do it: the third axis is so coarse that nothing is resampled along it.
-            return image, (max(spacing) * 999, *spacing), None
-        if self.canonical:
-            orientation = Orientation.of(case)
-            return *orientation.to_canonical(case), orientation
-        return image, spacing, None
+    def _stage_before(self, wanted: PreviousStageSettings) -> PreviousStage | None:
+        """What tells the labels of the stage before; None where this is no second stage of a cascade."""
+        name, own = self.tool.configuration.previous_stage_name, self.tool.configuration_name
+        if name is None:
+            if wanted != PreviousStageSettings():
+                raise ModelError(
+                    f"{self.folder}: {own} is no second stage of a cascade; leave out segmenter.previous_stage"
+                )
+            return None
+        if wanted.masks is not None:
+            return StageMasks(wanted.masks, self.schema, self.tool.labels.foreground_labels)
+        adapter = NnUNetAdapter(
+            find_stage(self.folder, own, name, wanted.folder),
+            wanted.folds,
+            wanted.checkpoint,
+            self.mirroring,
+            self.step_size,
+            self.canonical,
+            trusted=self.trusted,
+        )
+        require_stage(adapter.tool, self.tool, adapter.folder, self.folder)
+        return StageNetwork(adapter, adapter.folder, adapter.checkpoint, [f"fold_{fold}" for fold in adapter.folds])
 
     def _mean_logits(self, images: Tensor) -> Tensor:
         """Mean of what the folds give for images that have the size of the patch."""

@@ -9,7 +9,7 @@ import inspect
 import io
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final, Literal
 
@@ -28,6 +28,14 @@ CHECKPOINT: Final = "checkpoint_final.pth"
 Fold = int | Literal["all"]
 
 _COMPILED = "_orig_mod."
+_OTHERWISE_TRAINED: Final = frozenset(
+    {
+        "nnUNetTrainerSkeletonRecall",
+        "nnUNetTrainer_MOSAIC_1k_QuarterLR_NoMirroring",
+        "nnUNetTrainerDiceTopK10Loss_2000epochs",
+    }
+)
+"""Trainers of the package TotalSegmentator that train nnU-Net's usual network, with other losses or rates."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,6 +52,11 @@ class NnUNetTool:
 
     def __deepcopy__(self, memo: dict[int, Any]) -> NnUNetTool:
         return self
+
+    @property
+    def reader(self) -> str:
+        """Name of the class of nnU-Net that reads the images of this model."""
+        return str(self.plans.plans.get("image_reader_writer", ""))
 
 
 def find_model_folder(folder: Path) -> Path:
@@ -135,11 +148,6 @@ def read_tool(folder: Path, path: Path, checkpoint: Mapping[str, Any]) -> NnUNet
     except (KeyError, TypeError, ValueError, RuntimeError, AssertionError, AttributeError) as error:
         raise ModelError(f"{folder}: {PLANS} or {DATASET} is not what nnU-Net writes ({first_line(error)})") from error
     del complete
-    if configuration.previous_stage_name is not None:
-        raise ModelError(
-            f"{folder}: {name} is the second stage of a cascade, which takes the segmentation of "
-            f"{configuration.previous_stage_name} as input; cascades cannot be adapted, the first stage can"
-        )
     mirror = None if axes is None else tuple(int(axis) for axis in axes)
     return NnUNetTool(manager, configuration, name, dataset, labels, _find_trainer(trainer), mirror or None)
 
@@ -171,9 +179,35 @@ def schema_of(labels: Any, folder: Path) -> LabelSchema:
     if sorted(names) != list(range(len(names))):
         raise ModelError(f"{folder / DATASET}: labels are not 0, 1, 2, ... without a gap")
     try:
-        return LabelSchema((BACKGROUND, *(names[label] for label in range(1, len(names)))), tuple(range(len(names))))
+        structures = (names[label] for label in range(1, len(names)))
+        return LabelSchema((BACKGROUND, *structures), tuple(range(len(names))), ignored=labels.ignore_label)
     except ValueError as error:
         raise ModelError(f"{folder / DATASET}: labels: {error}") from error
+
+
+def renamed(schema: LabelSchema, names: Sequence[str], folder: Path, whose: str) -> LabelSchema:
+    """Exclusive structures with other names.
+
+    Args:
+        schema: The structures.
+        names: Names of the integers 1, 2, 3, ...; what has a larger one keeps its name.
+        folder: The model folder, for errors.
+        whose: Whose names they are, for errors.
+
+    Raises:
+        ModelError: The model has fewer structures than names, or two would have one name.
+    """
+    own = schema.structures
+    if schema.overlaps or len(own) < len(names):
+        raise ModelError(
+            f"{folder / DATASET}: has {len(own)} structures ({', '.join(own[:3])}, ...) and {whose} {len(names)}; is "
+            "it the folder of another task, or of another version of its weights? Without segmenter.task the names in "
+            "the file are taken"
+        )
+    try:
+        return replace(schema, names=(BACKGROUND, *names, *own[len(names) :]))
+    except ValueError as error:
+        raise ModelError(f"{folder / DATASET}: with the names of {whose}: {error}") from error
 
 
 def _schema_of_regions(labels: Any, folder: Path) -> LabelSchema:
@@ -183,7 +217,8 @@ def _schema_of_regions(labels: Any, folder: Path) -> LabelSchema:
         if name not in (BACKGROUND, "ignore")
     }
     try:
-        return LabelSchema.from_regions(regions, order=tuple(map(int, labels.regions_class_order)))
+        schema = LabelSchema.from_regions(regions, order=tuple(map(int, labels.regions_class_order)))
+        return replace(schema, ignored=labels.ignore_label)
     except (ValueError, TypeError) as error:
         raise ModelError(f"{folder / DATASET}: labels and regions_class_order: {error}") from error
 
@@ -223,6 +258,8 @@ def _find_trainer(name: str) -> type[Any]:
             warnings.simplefilter("ignore")
             found: type[Any] = recursive_find_trainer_class_by_name(name)
     except (ImportError, RuntimeError, AssertionError) as error:
+        if name in _OTHERWISE_TRAINED:
+            return nnUNetTrainer  # type: ignore[no-any-return]
         if "torchvision" in str(error):
             raise ModelError(
                 f"torch {torch.__version__} and the installed torchvision are not builds of each other "

@@ -26,6 +26,7 @@ def summarise(
     folder: Path,
     load: Callable[[], NnUNetAdapter],
     obstacles: Callable[[SegmenterAdapter], tuple[str, ...]] = SegmenterAdapter.obstacles,
+    more: Mapping[str, str] | None = None,
 ) -> ModelSummary:
     """Says what a model folder holds and whether it can be adapted, also where it cannot be loaded.
 
@@ -34,6 +35,7 @@ def summarise(
         folder: As in `NnUNetAdapter`.
         load: Loads the model.
         obstacles: Tells why a model that could be loaded cannot be adapted.
+        more: Further facts.
 
     Raises:
         MissingExtraError: nnunetv2 is not installed.
@@ -46,6 +48,7 @@ def summarise(
     rows = {
         "kind": kind,
         "folder": str(folder),
+        **(more or {}),
         "structures": ", ".join(f"{name} {label}" for name, label in dataset.get("labels", {}).items()),
         **({} if "regions_class_order" not in dataset else {"written as": _order(dataset)}),
         "channels": ", ".join(channel_names(dataset)),
@@ -58,8 +61,11 @@ def summarise(
     except ModelError as error:
         return ModelSummary(rows, (str(error),))
     configuration = adapter.tool.configuration
+    if not adapter.schema.overlaps:
+        rows["structures"] = ", ".join(f"{name} {label}" for name, label in adapter.schema.integers.items())
     rows |= {
         "configuration": adapter.tool.configuration_name,
+        **({} if adapter.previous is None else {"previous stage": str(adapter.previous.place)}),
         "trainer": adapter.tool.trainer.__name__,
         "network": str(configuration.network_arch_class_name).rpartition(".")[2],
         "parameters": f"{sum(parameter.numel() for parameter in adapter.networks[0].parameters()):,} in each fold",

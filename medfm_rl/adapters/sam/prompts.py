@@ -21,11 +21,12 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from medfm_rl.data.images import hash_image, image_stem, image_suffix
+from medfm_rl.data.images import hash_image
 from medfm_rl.data.json_text import parse_json
 from medfm_rl.data.labels import read_label_ids
 from medfm_rl.data.layouts import described_labels
-from medfm_rl.data.names import case_name, text_of
+from medfm_rl.data.mask_files import masks_by_name
+from medfm_rl.data.names import case_name
 from medfm_rl.errors import ConfigError, DataError
 from medfm_rl.seeding import derive_seed
 from medfm_rl.settings import FilePrompts, FixedPrompts, MaskPrompts, PromptSettings
@@ -120,19 +121,13 @@ class BoxesFromMasks(BoxSource):
     def __init__(
         self, settings: MaskPrompts, schema: LabelSchema, contains: Mapping[str, tuple[str, ...]] | None = None
     ) -> None:
-        if not settings.path.is_dir():
-            raise DataError(f"{settings.path}: there is no such folder of masks")
+        self.masks = masks_by_name(settings.path)
         self.settings = settings
         self.schema = schema
         within = contains or {}
         described = described_labels(settings.path)
         integers = (schema if described is None else described.schema_for(schema)).integers
         self.ids = [[integers[part] for part in (name, *within.get(name, ()))] for name in schema.structures]
-        self.masks = {
-            case_name(text_of(image_stem(path))): path
-            for path in sorted(settings.path.iterdir())
-            if image_suffix(path) is not None and not path.name.startswith(".")
-        }
 
     def boxes(self, case: Case) -> Boxes:
         mask = read_label_ids(self._mask(case.case_id), self.schema, case.shape, case.geometry)

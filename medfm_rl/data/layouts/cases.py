@@ -98,12 +98,16 @@ class CaseFile:
         image, geometry = read_image(self.image_paths)
         return Case(self.case_id, self.patient_id, image, geometry, self.tags)
 
-    def read_labelled(self, schema: LabelSchema) -> LabelledCase:
+    def read_labelled(self, schema: LabelSchema, may_ignore: bool = False) -> LabelledCase:
         """Reads the image and its mask, whose integers mean what the description of the data says, or the schema.
 
+        Args:
+            schema: Structures that the class indices of the ground truth stand for.
+            may_ignore: Whether the caller leaves out pixels of which nothing is said; they are `IGNORED` there.
+
         Raises:
-            DataError: There is no mask, one of them cannot be read, they do not belong together, or the description
-                lacks a structure of the schema.
+            DataError: There is no mask, one of them cannot be read, they do not belong together, the description
+                lacks a structure of the schema, or nothing is said of some pixels and something has to be.
         """
         self.require_sound()
         if self.label_path is None:
@@ -113,7 +117,7 @@ class CaseFile:
         traced = self.read_tracing(case)
         if traced is not None:
             return LabelledCase(case, traced * np.uint8(schema.index_of(ventricle_of(schema, self.label_path))))
-        labels = read_labels(self.label_path, schema, case.shape, case.geometry, in_file, case.frame)
+        labels = read_labels(self.label_path, schema, case.shape, case.geometry, in_file, case.frame, may_ignore)
         return LabelledCase(case, labels)
 
     def read_tracing(self, case: Case) -> npt.NDArray[np.bool_] | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,8 @@ from medfm_rl.types import BACKGROUND, LabelSchema
 SIMULATION_RECORD = "simulation.json"
 """The file in a data set's folder that says that its images are simulated."""
 DESCRIPTION = "dataset.json"
+IGNORE = "ignore"
+"""nnU-Net's name of the label of pixels of which nothing is said."""
 _MOST_DIGITS = 20
 """Digits of a number in quotes that is looked at; Python refuses to read thousands."""
 _PARTS = {"training": "train", "validation": "train", "test": "test", "testing": "test"}
@@ -40,6 +42,15 @@ class DescribedLabels:
         """Whether structures overlap: some are a union of integers, as in nnU-Net, `{"whole tumour": [1, 2, 3]}`."""
         return isinstance(self.labels, dict) and any(isinstance(value, list) for value in self.labels.values())
 
+    @property
+    def ignored(self) -> int | None:
+        """The integer of pixels of which nothing is said, nnU-Net's label `ignore`; None where there is none."""
+        found = self.labels.items() if isinstance(self.labels, dict) else ()
+        value = next((value for name, value in found if _same(str(name)) == IGNORE), None)
+        if value is None or not _is_integer(value) or len(str(value)) > _MOST_DIGITS:
+            return None
+        return int(value)
+
     def regions(self) -> tuple[dict[str, tuple[int, ...]], int]:
         """The integers of each of structures that overlap, by its name as it is spelled there, and the background.
 
@@ -56,7 +67,7 @@ class DescribedLabels:
                 )
             found[str(name)] = tuple(map(int, labels))
         background = next((labels for name, labels in found.items() if _same(name) == BACKGROUND), (0,))
-        kept = {name: labels for name, labels in found.items() if _same(name) not in (BACKGROUND, "ignore")}
+        kept = {name: labels for name, labels in found.items() if _same(name) not in (BACKGROUND, IGNORE)}
         inner = next((name for name, labels in kept.items() if set(labels) & set(background)), None)
         if len(background) > 1 or inner is not None or len(set(map(_same, kept))) < len(kept):
             wrong = "a name is there twice" if inner is None else f"{inner} takes in the integer of the background"
@@ -104,13 +115,13 @@ class DescribedLabels:
         if self.has_regions:
             return self._schema_of_regions(*self.regions())
         integers = self.integers()
-        structures = {name: value for name, value in integers.items() if _same(name) != BACKGROUND}
-        background = next((value for name, value in integers.items() if name not in structures), 0)
+        structures = {name: value for name, value in integers.items() if _same(name) not in (BACKGROUND, IGNORE)}
+        background = next((value for name, value in integers.items() if _same(name) == BACKGROUND), 0)
         taken = next((name for name, value in structures.items() if value == background), None)
         if taken is not None or not structures:
             wrong = "names no structure" if taken is None else f"gives {taken} the integer of the background"
             raise DataError(f"{self.path}: labels {wrong}; one integer stands for one structure")
-        return LabelSchema.from_structures(structures, background)
+        return self._leaving_out(LabelSchema.from_structures(structures, background))
 
     def schema_for(self, schema: LabelSchema) -> LabelSchema:
         """The integers that stand in these masks for the structures of a segmenter, found by their names.
@@ -139,7 +150,14 @@ class DescribedLabels:
                 f"{', '.join(f'{name} {value}' for name, value in schema.integers.items())}; masks are read by the "
                 "names, so name the structures there as the segmenter does"
             )
-        return LabelSchema.from_structures({name: named[_same(name)] for name in schema.structures}, background)
+        return self._leaving_out(
+            LabelSchema.from_structures({name: named[_same(name)] for name in schema.structures}, background)
+        )
+
+    def _leaving_out(self, schema: LabelSchema) -> LabelSchema:
+        """A schema that knows the integer of pixels of which nothing is said, where that is no structure of it."""
+        own = self.ignored
+        return schema if own is None or own in schema.labels else replace(schema, ignored=own)
 
     def _regions_for(self, schema: LabelSchema) -> LabelSchema:
         """The integers of overlapping structures by their names."""
@@ -161,7 +179,8 @@ class DescribedLabels:
             DataError: An integer has another name, or a structure is in none.
         """
         background = named.get(_same(BACKGROUND), 0)
-        sets = {name: tuple(_same(part) for part in name.split(JOINS)) for name in named if name != _same(BACKGROUND)}
+        said = [name for name in named if name not in (_same(BACKGROUND), IGNORE)]
+        sets = {name: tuple(_same(part) for part in name.split(JOINS)) for name in said}
         taken_in = {
             name: tuple(label for whole, label in named.items() if _same(name) in sets.get(whole, ()))
             for name in schema.structures
@@ -179,7 +198,7 @@ class DescribedLabels:
 
     def _schema_of_regions(self, regions: Mapping[str, tuple[int, ...]], background: int) -> LabelSchema:
         try:
-            return LabelSchema.from_regions(regions, background)
+            return self._leaving_out(LabelSchema.from_regions(regions, background))
         except ValueError as error:
             raise DataError(f"{self.path}: labels: {error}") from error
 

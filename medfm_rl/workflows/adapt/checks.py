@@ -18,6 +18,7 @@ from medfm_rl.progress import Progress
 from medfm_rl.seeding import derive_seed
 from medfm_rl.settings import AdaptConfig
 from medfm_rl.tracking import require_store
+from medfm_rl.types import where_said
 from medfm_rl.workflows.check.segmenter import find_unexpected_values
 from medfm_rl.workflows.inspection import few_patches, try_network
 
@@ -110,8 +111,8 @@ def _facts_of(file: CaseFile, segmenter: SegmenterAdapter, labelled: bool) -> Ca
     """
     mask = None
     if labelled:
-        read = file.read_labelled(segmenter.schema)
-        case, mask = read.case, facts_by_schema(read.ground_truth, segmenter.schema)
+        read = file.read_labelled(segmenter.schema, may_ignore=True)
+        case, mask = read.case, facts_by_schema(where_said(read.ground_truth), segmenter.schema)
     else:
         case = file.read()
     segmenter.preprocess(case)

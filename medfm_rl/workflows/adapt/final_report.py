@@ -27,6 +27,7 @@ from medfm_rl.runs.inputs import load_inputs, read_labelled, write_inputs
 from medfm_rl.runs.models import Model
 from medfm_rl.settings import AdaptConfig
 from medfm_rl.tracking import open_tracker
+from medfm_rl.types import where_said
 from medfm_rl.version import __version__
 from medfm_rl.workflows.adapt.choosing.decision import decision_in_words, table_of
 from medfm_rl.workflows.adapt.choosing.selection import Selection
@@ -165,7 +166,7 @@ def show_case(
     case = file.read()
     after, reward_map = segment_with_reward(adapted.segmenter, adapted.reward, case)
     assert reward_map is not None
-    truth = file.read_labelled(source.schema).ground_truth if scores else None
+    truth = where_said(file.read_labelled(source.schema, may_ignore=True).ground_truth) if scores else None
     plane = _plane(after)
     return ReportCase(
         file.case_id,

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from medfm_rl.data.labels import FoundLabels, read_any_labels, read_labels
 from medfm_rl.data.layouts import CaseFile
 from medfm_rl.data.mask_labels import parse_mask_labels
-from medfm_rl.types import BACKGROUND, Case, LabelSchema
+from medfm_rl.types import BACKGROUND, Case, LabelSchema, where_said
 
 _TRACED = LabelSchema((BACKGROUND, "LV"), (0, 1))
 """What tracings are of, where no segmenter says how it calls that."""
@@ -56,8 +56,8 @@ class MaskReader:
                 in_file = file.described.schema_for(self.schema)
             elif in_file is None:
                 self.by = "read by these integers, or by the names of their segments where they have any"
-            labels = read_labels(file.label_path, self.schema, case.shape, case.geometry, in_file, case.frame)
-            found = FoundLabels.of(labels, self.schema)
+            labels = read_labels(file.label_path, self.schema, case.shape, case.geometry, in_file, case.frame, True)
+            found = FoundLabels.of(where_said(labels), self.schema)
         known = in_file or self.schema
         if known is not None:
             self.integers = known.integers

@@ -40,7 +40,7 @@ def evaluate_segmenter(
     """
 
     def score(file: CaseFile) -> list[CaseScore]:
-        labelled = file.read_labelled(segmenter.schema)
+        labelled = file.read_labelled(segmenter.schema, may_ignore=True)
         prediction = segmenter.segment(labelled.case)
         return score_case(labelled.case, prediction, labelled.ground_truth, segmenter.schema, anatomy)
 

@@ -16,7 +16,7 @@ from medfm_rl.metrics.scores import MEAN, Evaluation, StructureSummary
 from medfm_rl.progress import Progress
 from medfm_rl.reports.training import TrainingCase, TrainingPage, write_training_page
 from medfm_rl.runs.inputs import Input
-from medfm_rl.types import LabelSchema
+from medfm_rl.types import LabelSchema, where_said
 from medfm_rl.version import __version__
 from medfm_rl.workflows.evaluate.evaluation import evaluate_segmenter
 from medfm_rl.workflows.train.supervised import Validation
@@ -142,8 +142,8 @@ def _cases(adapter: TorchModuleAdapter, evaluation: Evaluation, files: Sequence[
 
 def _case(adapter: TorchModuleAdapter, file: CaseFile, dice: float) -> TrainingCase:
     """The part of a case that the page shows: the plane of a volume with most of the ground truth."""
-    labelled = file.read_labelled(adapter.schema)
-    image, truth, mask = labelled.case.image[0], labelled.ground_truth, adapter.segment(labelled.case)
+    labelled = file.read_labelled(adapter.schema, may_ignore=True)
+    image, truth, mask = labelled.case.image[0], where_said(labelled.ground_truth), adapter.segment(labelled.case)
     if truth.ndim == 3:
         plane = int((truth > 0).sum(axis=(1, 2)).argmax())
         image, truth, mask = image[plane], truth[plane], mask[plane]

@@ -16,6 +16,7 @@ from medfm_rl.metrics.overlap import dice
 from medfm_rl.networks import argmax_classes, mixed_precision, structures_of
 from medfm_rl.seeding import derive_seed, torch_generator
 from medfm_rl.settings import SourceTrainingSettings
+from medfm_rl.workflows.labelled_loss import DiceAndCrossEntropy
 
 _LOG = logging.getLogger(__name__)
 _ROUNDS: Final = 20
@@ -127,8 +128,6 @@ def train_supervised(
     Raises:
         FloatingPointError: The loss is not finite.
     """
-    from monai.losses import DiceCELoss
-
     segmenter.to(device)
     state = Training(
         segmenter,
@@ -136,7 +135,7 @@ def train_supervised(
         torch_generator(seed, "supervised"),
         torch.empty(0, dtype=torch.int64),
     )
-    fit = _Fit(state, training, validation, DiceCELoss(to_onehot_y=True, softmax=True), settings, device)
+    fit = _Fit(state, training, validation, DiceAndCrossEntropy(), settings, device)
     # Dropout draws from the global generator.
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(derive_seed(seed, "dropout"))
@@ -190,7 +189,7 @@ class _Fit:
             batch, target = augment_pair(batch, target, state.generator)
         with mixed_precision(self.device, batch.ndim - 2):
             logits = state.segmenter(batch)
-        loss = self.criterion(logits.float(), target[:, None])
+        loss = self.criterion(logits.float(), target)
         if not torch.isfinite(loss):
             raise FloatingPointError("the training loss is not finite; lower training.learning_rate")
         state.optimiser.zero_grad()
@@ -206,7 +205,7 @@ class _Fit:
         total, scores = 0.0, []
         for images, labels in zip(self.validation[0].split(size), self.validation[1].split(size), strict=True):
             logits = state.segmenter(images.to(self.device))
-            total += self.criterion(logits, labels[:, None].to(self.device)).item() * len(images)
+            total += self.criterion(logits, labels.to(self.device)).item() * len(images)
             masks = argmax_classes(logits, dim=1).cpu().numpy()
             structures = structures_of(state.segmenter, logits.shape[1])
             scores += [dice(mask, truth.numpy(), structures) for mask, truth in zip(masks, labels, strict=True)]

@@ -34,6 +34,7 @@ from medfm_rl.reward.shape_prior import train_shape_prior
 from medfm_rl.reward.sources import LabelledSourceImages, UnlabelledTargetImages
 from medfm_rl.reward.training import contour_weights, reward_loss
 from medfm_rl.settings import AdaptConfig
+from medfm_rl.types import IGNORED
 from medfm_rl.workflows.adapt.checks import split_target
 from medfm_rl.workflows.adapt.stages.fine_tuning import FineTuningImages, fine_tune
 from medfm_rl.workflows.calibrate.cases import calibration_case
@@ -231,7 +232,7 @@ class _Measuring:
     def _assessing(self) -> float:
         if self.labelled is None:
             return 0.0
-        item = self.labelled.read_labelled(self.policy.schema)
+        item = self.labelled.read_labelled(self.policy.schema, may_ignore=True)
         anatomy, ensemble = load_anatomy(self.config.anatomy, self.policy.schema), self._ensemble()
 
         def assess() -> None:
@@ -270,7 +271,7 @@ class _Measuring:
     def _masks(self) -> Tensor:
         """Of the source images, or as many of the target that the segmenter makes."""
         if self.source is not None:
-            return self.source[1]
+            return self.source[1].masked_fill(self.source[1] == IGNORED, 0)
         with torch.no_grad():
             found = argmax_masks(self.policy, self.target.images[:].to(self.device))
         return found.to("cpu", torch.uint8)

@@ -22,13 +22,15 @@ from medfm_rl.reward.sources import (
 )
 from medfm_rl.rows import Rows, batches_of
 from medfm_rl.seeding import derive_seed, torch_generator
+from medfm_rl.types import IGNORED
 from medfm_rl.workflows.adapt.context import Domains, RunContext
 
 
 def shape_prior(context: RunContext, domains: Domains) -> ShapePrior:
     """The autoencoder of masks, trained where the run has none yet."""
     if not context.run.shape_prior.exists():
-        masks = domains.source[1] if domains.source else _valid_predictions(context, domains.target)
+        source = domains.source
+        masks = _completed(context, *source) if source else _valid_predictions(context, domains.target)
         if masks is None:
             raise DataError(
                 f"none of the segmenter's masks of the {len(domains.target)} target images meets the rules of anatomy "
@@ -44,6 +46,22 @@ def shape_prior(context: RunContext, domains: Domains) -> ShapePrior:
             lambda done, total: context.progress("shape prior", done, total),
         ).save(context.run.shape_prior)
     return ShapePrior.load(context.run.shape_prior)
+
+
+@torch.no_grad()
+def _completed(context: RunContext, images: ImageSet, masks: Rows) -> Rows:
+    """Expert masks, with those of the segmenter where they say nothing: shapes are learned from whole masks."""
+    if not any(bool((masks[row] == IGNORED).any()) for row in range(len(masks))):
+        return masks
+    kept = context.scratch.new("completed-masks")
+    for row in range(len(masks)):
+        mask = masks[[row]]
+        unsaid = mask == IGNORED
+        if bool(unsaid.any()):
+            own = argmax_masks(context.source_policy, images.images[[row]].to(context.device)).to("cpu", torch.uint8)
+            mask = torch.where(unsaid, own, mask)
+        kept.add(mask)
+    return kept.rows()
 
 
 @torch.no_grad()

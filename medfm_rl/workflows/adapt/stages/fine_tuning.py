@@ -24,6 +24,7 @@ from medfm_rl.seeding import torch_generator
 from medfm_rl.settings import FineTuningSettings
 from medfm_rl.workflows.adapt.stages.averaging import RunningAverage, average_weights
 from medfm_rl.workflows.adapt.stages.telling import MeanLosses
+from medfm_rl.workflows.labelled_loss import DiceAndCrossEntropy
 
 _TOLERANCE = 0.01
 _MOST_IMAGES = 200
@@ -143,15 +144,13 @@ class _Examples:
         device: torch.device,
         recompute: bool,
     ) -> None:
-        from monai.losses import DiceCELoss
-
         self.segmenter = segmenter
         self.images = images
         self.settings = settings
         self.generator = generator
         self.device = device
         self.recompute = recompute
-        self.criterion = DiceCELoss(to_onehot_y=True, softmax=True)
+        self.criterion = DiceAndCrossEntropy()
 
     @property
     def are_labelled(self) -> bool:
@@ -160,7 +159,7 @@ class _Examples:
 
     def labelled(self) -> _Drawn:
         """Source images and reviewed target images: Dice and cross-entropy against expert masks."""
-        return _Drawn(*self._shown(*self._labelled(), self.images.target), self._dice_and_cross_entropy)
+        return _Drawn(*self._shown(*self._labelled(), self.images.target), self.criterion)
 
     def of_target(self, masks: Rows, count: int) -> _Drawn:
         """Target images: cross-entropy against masks that are not always right.
@@ -170,10 +169,6 @@ class _Examples:
         rows = torch.randint(len(self.images.target), (count,), generator=self.generator)
         shown = self._shown(self.images.target[rows], masks[rows], None)
         return _Drawn(*shown, lambda logits, wanted: F.cross_entropy(logits, wanted.long()))
-
-    def _dice_and_cross_entropy(self, logits: Tensor, truth: Tensor) -> Tensor:
-        loss: Tensor = self.criterion(logits, truth[:, None])
-        return loss
 
     def accumulate(self, drawn: Sequence[tuple[str, float, _Drawn]], losses: MeanLosses) -> None:
         """Adds the gradients of the weighted sum of the losses.

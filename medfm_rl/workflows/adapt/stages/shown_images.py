@@ -11,7 +11,7 @@ from torch import Tensor
 
 from medfm_rl.reward.actions import Records
 from medfm_rl.rows import Rows
-from medfm_rl.types import FloatArray, LabelMap
+from medfm_rl.types import IGNORED, FloatArray, LabelMap
 
 
 @final
@@ -41,8 +41,9 @@ class Mirrored:
         return self._turned(self.records.images_of(rows), rows, 2)
 
     def masks(self, rows: Sequence[int]) -> Tensor:
-        """References `(B, *S)`."""
-        return self._turned(self.records.references_of(rows), rows, 1)
+        """References `(B, *S)`; `IGNORED` where the truth says nothing."""
+        unsaid = self.records.certainty_of(rows) == 0
+        return self._turned(self.records.references_of(rows).masked_fill(unsaid, IGNORED), rows, 1)
 
     def _turned(self, values: Tensor, rows: Sequence[int], first: int) -> Tensor:
         for axis, flipped in self._flipped.items():
