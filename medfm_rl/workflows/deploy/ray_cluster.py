@@ -32,11 +32,8 @@ _QUIET = {
     # What Ray prints of a dead worker is said here, with the cases that it concerns.
     "RAY_DEDUP_LOGS_SKIP_REGEX": "A worker died or was killed",
 }
-_ALONE = {
-    # The name that Ray has for: listen at the loopback address alone.
-    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
-    "RAY_AUTH_MODE": "token",
-}
+_LOOPBACK = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
+"""The name that Ray has for listening at all addresses, on Linux too."""
 
 
 class WorkerDiedError(Exception):
@@ -75,11 +72,7 @@ class Cluster:
 
     def __init__(self, where: str, device: str) -> None:
         count = _count_of(where)
-        os.environ.update({name: value for name, value in _QUIET.items() if name not in os.environ})
-        if count is not None:
-            os.environ.update({name: value for name, value in _ALONE.items() if name not in os.environ})
-            # In the environment of this process alone: Ray would keep one in a file otherwise.
-            os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+        _set_environment(alone=count is not None)
         try:
             import ray
         except ImportError as error:
@@ -115,7 +108,9 @@ class Cluster:
             )
         except (OSError, RuntimeError, ValueError) as error:
             self.close()
-            raise WorkerError(f"--workers {count}: Ray does not start ({error}); leave out --workers") from error
+            raise WorkerError(
+                f"--workers {count}: Ray does not start ({_in_a_line(error)}); leave out --workers"
+            ) from error
 
     def start_worker(self) -> Any:
         """A new worker; it has said nothing yet."""
@@ -180,6 +175,31 @@ def _worker_class() -> type:
             return self._servant.handle(pieces)
 
     return Worker
+
+
+def _set_environment(alone: bool) -> None:
+    """Says to Ray what it reads when it is imported, and to its processes: what is set already stays.
+
+    Args:
+        alone: Whether it is for this machine: then nobody else may reach it.
+    """
+    os.environ.update({name: value for name, value in _QUIET.items() if name not in os.environ})
+    if not alone or _LOOPBACK in os.environ:
+        return
+    if "ray" in sys.modules:
+        _LOG.warning(
+            "Ray was imported before workers were asked for: it will listen at all addresses of this machine, and take "
+            "whoever has its token; to have it listen here alone, set %s=0 before the import",
+            _LOOPBACK,
+        )
+        return
+    # The token is in the environment of this process and its children alone: Ray would keep one in a file otherwise.
+    os.environ |= {_LOOPBACK: "0", "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
+
+
+def _in_a_line(error: Exception) -> str:
+    """The beginning of a message of Ray, which may be pages long."""
+    return str(error).strip().partition("\n")[0].rstrip(". ")
 
 
 def _count_of(where: str) -> int | None:
@@ -247,6 +267,7 @@ def _connect(address: str) -> None:
         ray.init(address, log_to_driver=False, configure_logging=False)
     except (OSError, RuntimeError, ValueError) as error:
         raise WorkerError(
-            f"--workers {address}: no Ray cluster answers there that this process can use ({error}); it is started by "
+            f"--workers {address}: no Ray cluster answers there that this process can use ({_in_a_line(error)}); it is "
+            "started by "
             "`ray start --head --ray-client-server-port 10001`, with the same versions of Python and Ray as here"
         ) from error

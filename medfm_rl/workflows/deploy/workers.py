@@ -34,7 +34,7 @@ _MOST_DEATHS = 3
 """Of workers over one case, before it is the case that is at fault."""
 _MOST_AT_ONCE = 16
 """Cases: more make the way to a worker and back no cheaper, for it takes about a millisecond."""
-_PATIENCE = 60.0
+_PATIENCE = 180.0
 """Seconds without any worker after which it is said that none is there."""
 _FULL_MEMORY = re.compile("running low on memory|OutOfMemory")
 """Words of Ray where it ends a worker before the system does."""

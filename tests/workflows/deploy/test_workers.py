@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import csv
+import importlib.util
 import io
 import json
 import os
@@ -9,7 +10,7 @@ import signal
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -38,7 +39,9 @@ SHOWS_SECONDS = {"corrections.csv", "corrections.json", "report.html"}
 @pytest.fixture(scope="module")
 def workers() -> Iterator[Workers]:
     """Two workers on this machine, for all tests: starting them takes seconds."""
-    pytest.importorskip("ray", reason="Ray is not installed (extra ray)")
+    # Not imported here: what it may do is said before.
+    if importlib.util.find_spec("ray") is None:
+        pytest.skip("Ray is not installed (extra ray)")
     with Workers("2", "cpu") as found:
         yield found
 
@@ -107,6 +110,11 @@ def assert_same(one: Path, other: Path) -> None:
     assert [name for name in ours if ours[name] != theirs[name]] == []
 
 
+def said_of_cases(caplog: pytest.LogCaptureFixture) -> list[str]:
+    """What was logged, but for how the workers themselves are."""
+    return [record.getMessage() for record in caplog.records if not record.name.endswith(".workers")]
+
+
 def killing(workers: Workers) -> Callable[[str, int, int], None]:
     """A progress that kills a worker when the first case is done."""
     killed: list[int] = []
@@ -127,13 +135,13 @@ def test_predict_leaves_the_same_as_one_process_and_names_what_fails_once(
     broken = files[3].image_paths[0]
     broken.write_bytes(b"no image")
     alone = predict(load_run(run, "cpu"), files, tmp_path / "one")
-    said = [record.getMessage() for record in caplog.records]
+    said = said_of_cases(caplog)
     caplog.clear()
     told: list[tuple[str, int, int]] = []
     together = predict(load_run(run, "cpu"), files, tmp_path / "two", lambda *step: told.append(step), workers)
     assert together == alone
     assert len(together) == 1
-    assert [record.getMessage() for record in caplog.records] == said
+    assert said_of_cases(caplog) == said
     assert [step for step in told if step[0] == "predicting"] == [("predicting", done, 20) for done in range(1, 21)]
     assert told[0][:2] == ("starting workers", 0)
     assert_same(tmp_path / "one", tmp_path / "two")
@@ -172,10 +180,10 @@ def test_score_leaves_the_same_as_one_process(
     one, two = tmp_path / "one", tmp_path / "two"
     caplog.clear()
     alone = score(load_run(run, "cpu"), files, one, request)
-    said = [record.getMessage() for record in caplog.records]
+    said = said_of_cases(caplog)
     caplog.clear()
     together = score(load_run(run, "cpu"), files, two, request, silent, workers)
-    assert [record.getMessage() for record in caplog.records] == said
+    assert said_of_cases(caplog) == said
     assert together.problems == alone.problems
     assert len(together.problems) == (2 if given else 0)
     if given:
@@ -187,7 +195,7 @@ def test_score_leaves_the_same_as_one_process(
     caplog.clear()
     score(load_run(run, "cpu"), files, one, request)
     assert [line for line in said if line.startswith("images: ")] == [
-        record.getMessage() for record in caplog.records if record.getMessage().startswith("images: ")
+        line for line in said_of_cases(caplog) if line.startswith("images: ")
     ]
 
 
@@ -232,7 +240,7 @@ def test_a_case_that_kills_workers_is_named_and_the_others_are_done(
     class Deadly:
         """Its own class, and not that of a module: so it is sent whole."""
 
-        maker: dict[str, str] = {}
+        maker: ClassVar[dict[str, str]] = {}
 
         def load(self, device: str) -> Any:
             return self
@@ -260,27 +268,21 @@ def test_a_case_that_kills_workers_is_named_and_the_others_are_done(
 @pytest.mark.ray
 def test_workers_that_see_other_files_or_networks_are_refused(workers: Workers, run: Path, tmp_path: Path) -> None:
     class Empty:
-        maker: dict[str, str] = {"weights": "theirs"}
+        maker: ClassVar[dict[str, str]] = {"weights": "theirs"}
 
         def load(self, device: str) -> Any:
             return self
 
-    records = CaseRecords(tmp_path, "test")
-    for maker, seen, message in (
-        (
-            {"weights": "theirs"},
-            [tmp_path / "elsewhere"],
-            "does not see .*elsewhere; images, models and output have to",
-        ),
-        ({"weights": "ours"}, [], r"other networks or settings than are here \(weights\)"),
-    ):
-        with (
-            pytest.raises(WorkerError, match=rf"the worker on .* \(process [0-9]+\): .*{message}"),
-            at_work(workers, Empty(), maker, seen, records, silent) as crew,
-        ):
+    def use(maker: dict[str, str], seen: list[Path]) -> None:
+        with at_work(workers, Empty(), maker, seen, CaseRecords(tmp_path, "test"), silent) as crew:
             assert crew is not None
             crew.give([(Piece("a", "a", ()),)])
             crew.wait_for("a")
+
+    with pytest.raises(WorkerError, match=r"the worker on .* \(process [0-9]+\): does not see .*elsewhere; images, "):
+        use({"weights": "theirs"}, [tmp_path / "elsewhere"])
+    with pytest.raises(WorkerError, match=r"has loaded other networks or settings than are here \(weights\)"):
+        use({"weights": "ours"}, [])
     assert not list(tmp_path.iterdir())
 
 
@@ -289,7 +291,7 @@ def test_a_model_in_memory_is_refused_before_anything_is_written(
     workers: Workers, run: Path, images: Path, tmp_path: Path
 ) -> None:
     model = ModelInMemory(load_run(run, "cpu").segmenter)
-    with pytest.raises(ConfigError, match="lies in the memory of this process alone.*export it to a folder"):
+    with pytest.raises(ConfigError, match=r"lies in the memory of this process alone.*export it to a folder"):
         predict(model, cases_of(images), tmp_path / "out", silent, workers)
     assert not (tmp_path / "out").exists()
 
