@@ -26,9 +26,11 @@ _OBJECT_STORE = 80 * 1024 * 1024
 """Bytes, about the least that Ray takes: what is sent are names and messages, not images."""
 _LONGEST_FOLDER = 40
 """Characters: a socket in it has a name of at most 107 on Linux."""
-_QUIET = {
+_SETTINGS = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "1",
+    # Beside other work Ray's workers would get a thirtieth of what this process gets.
+    "RAY_worker_niceness": "0",
     # What Ray prints of a dead worker is said here, with the cases that it concerns.
     "RAY_DEDUP_LOGS_SKIP_REGEX": "A worker died or was killed",
 }
@@ -183,7 +185,7 @@ def _set_environment(alone: bool) -> None:
     Args:
         alone: Whether it is for this machine: then nobody else may reach it.
     """
-    os.environ.update({name: value for name, value in _QUIET.items() if name not in os.environ})
+    os.environ.update({name: value for name, value in _SETTINGS.items() if name not in os.environ})
     if not alone or _LOOPBACK in os.environ:
         return
     if "ray" in sys.modules:
