@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
@@ -164,7 +164,7 @@ class CaseRecords:
                     f"{path}: is a result of `medfm-rl {record.parent.name}`; give each command its own output folder"
                 )
 
-    def log(self, lines: Sequence[Mapping[str, Any]]) -> None:
+    def log(self, lines: Iterable[Mapping[str, Any]]) -> None:
         """Adds what was handed out to the audit log; nothing is ever rewritten.
 
         Every line of every command begins with the same names: time, version, command, and who made or assessed the
@@ -180,7 +180,7 @@ class CaseRecords:
             "command": self.command,
             **asdict(self.identity),
         }
-        append_lines(self.out / AUDIT_FILE, [{**common, **line} for line in lines])
+        append_lines(self.out / AUDIT_FILE, ({**common, **line} for line in lines))
 
     def _path(self, case_id: str) -> Path:
         return file_of_case(self.folder, case_id, ".json")

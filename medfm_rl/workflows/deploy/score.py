@@ -14,6 +14,7 @@ from medfm_rl.data.mask_labels import labels_in_masks, write_class_names
 from medfm_rl.errors import ConfigError, DataError, ModelError
 from medfm_rl.progress import Progress, silent
 from medfm_rl.quality.gates import NO_GATES, Gates
+from medfm_rl.quality.packed import packed
 from medfm_rl.runs.case_records import CaseRecords, label_path
 from medfm_rl.runs.judging import Judge
 from medfm_rl.runs.models import Model
@@ -157,10 +158,10 @@ def score(
             request.gates.hashes(),
             request.policy,
         )
-        reports = [queue.reports[file.case_id] for file in files if file.case_id in queue.reports]
+        reports = queue.reports.in_order(file.case_id for file in files if file.case_id in queue.reports)
         traces, place = queue.traces(files), None
         if request.stream is None:
-            batch = controller.settle(reports)
+            batch = controller.settle(reports, packed)
         else:
             masks = {name: trace.mask_hash for name, trace in traces.items() if trace.mask_hash is not None}
             batch, place = settle_in_stream(request.stream, controller, reports, masks, quality_hash, run.promise)

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,12 +33,13 @@ from medfm_rl.data.notices import collected_notices
 from medfm_rl.data.probabilities import confidence_of, require_all
 from medfm_rl.errors import DataError, UserError
 from medfm_rl.quality import QualityController, QualityReport
+from medfm_rl.quality.packed import PackedReports
 from medfm_rl.quality.submission import Submission, cases_at_once, fill_a_batch
 from medfm_rl.reports.scores import thumbnail
 from medfm_rl.runs.case_records import CaseRecords, hash_case, hash_segmenter, label_path, reward_path
 from medfm_rl.types import Case, Clip, LabelMap, LabelSchema
 from medfm_rl.workflows.deploy.memory import must_fit
-from medfm_rl.workflows.deploy.scoring import CaseTrace, Cause, Unassessed, thumbnail_path
+from medfm_rl.workflows.deploy.scoring import CaseTrace, Cause, Traces, Unassessed, thumbnail_path
 from medfm_rl.workflows.deploy.workers import Crew
 
 _Waiting = tuple[Submission, dict[str, Any]]
@@ -140,7 +142,7 @@ class ScoringQueue:
         self.made_by = {} if segmenter is None else hash_segmenter(segmenter)
         self.out = records.out
         self.records = records
-        self.reports: dict[str, QualityReport] = {}
+        self.reports = PackedReports()
         self.unassessed: dict[str, Unassessed] = {}
         self.facts: dict[str, CaseFacts] = {}
         self._mask_hashes: dict[str, str] = {}
@@ -226,21 +228,20 @@ class ScoringQueue:
             except UserError as error:
                 self._refuse(report.case_id, error)
                 continue
-            # Maps of ten thousand cases would fill the memory, and they are in the files.
-            self.reports[report.case_id] = replace(report, reward_map=np.zeros(0, np.float32))
+            self.reports[report.case_id] = report
 
-    def traces(self, files: Sequence[CaseFile]) -> dict[str, CaseTrace]:
+    def traces(self, files: Sequence[CaseFile]) -> Traces:
         """The files of cases and what they were made of, by case."""
-        return {
-            file.case_id: CaseTrace(
-                file,
-                self._mask_path(file.case_id),
-                self._inputs[file.case_id],
-                self.records.files_of(file.case_id),
-                self._mask_hashes.get(file.case_id),
-            )
-            for file in files
-        }
+        return Traces({file.case_id: file for file in files}, self._trace_of)
+
+    def _trace_of(self, file: CaseFile) -> CaseTrace:
+        return CaseTrace(
+            file,
+            self._mask_path(file.case_id),
+            self._inputs[file.case_id],
+            partial(self.records.files_of, file.case_id),
+            self._mask_hashes.get(file.case_id),
+        )
 
     def read_mask(self, file: CaseFile, clip: Clip, frame: int) -> LabelMap:
         """The mask of a frame that was assessed, class indices `(H, W)`.
