@@ -149,8 +149,6 @@ class Crew:
         self._open.extend(portions)
         self._cases |= {piece.name: piece.cases for portion in portions for piece in portion}
         self._employ()
-        while self._idle and self._open:
-            self._hand_over(self._idle.pop())
 
     def give_singly(self, files: Sequence[CaseFile], content_of: Callable[[CaseFile], Any] = lambda file: file) -> None:
         """Hands out cases that are handled one by one, so few at once that no worker waits long for the last.
@@ -206,8 +204,10 @@ class Crew:
 
     def _employ(self) -> None:
         """Takes as many workers as there is work for, those first that are there already."""
+        while self._idle and self._open:
+            self._hand_over(self._idle.pop())
         wanted = min(self._workers.count, len(self._open) + len(self._pending))
-        if self._ready == 0:
+        if wanted and self._ready == 0:
             self._progress("starting workers", 0, wanted)
         while len(self._pending) + len(self._idle) < wanted:
             if self._workers.free:
