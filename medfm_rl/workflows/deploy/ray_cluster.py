@@ -158,6 +158,7 @@ def _worker_class() -> type:
             import os
             import platform
 
+            # Read when NumPy, torch and ITK are imported, which nothing here has done yet.
             for name in ("OMP", "MKL", "OPENBLAS", "NUMEXPR"):
                 os.environ[f"{name}_NUM_THREADS"] = str(threads)
             os.environ["ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS"] = str(threads)
@@ -167,7 +168,7 @@ def _worker_class() -> type:
                 from medfm_rl.workflows.deploy.worker import Servant
             except ImportError as error:
                 return {**found, "problem": str(error)}
-            self._servant = Servant(threads)
+            self._servant = Servant()
             return {**found, "medfm_rl": __version__}
 
         def prepare(self, *order: Any) -> Any:

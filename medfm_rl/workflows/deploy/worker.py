@@ -113,10 +113,7 @@ class Outcome:
 class Servant:
     """A worker's process: does the work of one call after the other."""
 
-    def __init__(self, threads: int) -> None:
-        import torch
-
-        torch.set_num_threads(threads)
+    def __init__(self) -> None:
         self._task: Task | None = None
         self._place: Place | None = None
 

@@ -234,6 +234,30 @@ def test_an_interrupted_call_leaves_nothing_half_and_goes_on(
 
 
 @pytest.mark.ray
+def test_a_model_in_memory_is_refused_before_anything_is_written(
+    workers: Workers, run: Path, images: Path, tmp_path: Path
+) -> None:
+    model = ModelInMemory(load_run(run, "cpu").segmenter)
+    with pytest.raises(ConfigError, match=r"lies in the memory of this process alone.*export it to a folder"):
+        predict(model, cases_of(images), tmp_path / "out", silent, workers)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.ray
+def test_the_command_takes_workers(
+    workers: Workers, run: Path, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    del workers
+    arguments = [str(run), str(images / "images"), str(tmp_path / "two"), "--device", "cpu", "--workers", "1"]
+    monkeypatch.setattr(sys, "argv", ["medfm-rl", "predict", *arguments])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert not ended.value.code
+    predict(load_run(run, "cpu"), cases_of(images), tmp_path / "one")
+    assert_same(tmp_path / "one", tmp_path / "two")
+
+
+@pytest.mark.ray
 def test_a_case_that_kills_workers_is_named_and_the_others_are_done(
     workers: Workers, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -284,30 +308,6 @@ def test_workers_that_see_other_files_or_networks_are_refused(workers: Workers, 
     with pytest.raises(WorkerError, match=r"has loaded other networks or settings than are here \(weights\)"):
         use({"weights": "ours"}, [])
     assert not list(tmp_path.iterdir())
-
-
-@pytest.mark.ray
-def test_a_model_in_memory_is_refused_before_anything_is_written(
-    workers: Workers, run: Path, images: Path, tmp_path: Path
-) -> None:
-    model = ModelInMemory(load_run(run, "cpu").segmenter)
-    with pytest.raises(ConfigError, match=r"lies in the memory of this process alone.*export it to a folder"):
-        predict(model, cases_of(images), tmp_path / "out", silent, workers)
-    assert not (tmp_path / "out").exists()
-
-
-@pytest.mark.ray
-def test_the_command_takes_workers(
-    workers: Workers, run: Path, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    del workers
-    arguments = [str(run), str(images / "images"), str(tmp_path / "two"), "--device", "cpu", "--workers", "1"]
-    monkeypatch.setattr(sys, "argv", ["medfm-rl", "predict", *arguments])
-    with pytest.raises(SystemExit) as ended:
-        cli.main()
-    assert not ended.value.code
-    predict(load_run(run, "cpu"), cases_of(images), tmp_path / "one")
-    assert_same(tmp_path / "one", tmp_path / "two")
 
 
 @pytest.mark.parametrize(
