@@ -18,26 +18,26 @@ class InTurn(Sequence[T_co]):
     """A sequence whose items are made when they are asked for, and not kept.
 
     Attributes:
-        count: How many there are.
+        length: How many there are.
         item: Makes the one of an index from 0 on.
     """
 
-    count: int
+    length: int
     item: Callable[[int], T_co]
 
     def __len__(self) -> int:
-        return self.count
+        return self.length
 
     @overload
     def __getitem__(self, index: int) -> T_co: ...
     @overload
     def __getitem__(self, index: slice) -> Sequence[T_co]: ...
     def __getitem__(self, index: int | slice) -> T_co | Sequence[T_co]:
-        places = range(self.count)[index]
+        places = range(self.length)[index]
         return self.item(places) if isinstance(places, int) else [self.item(place) for place in places]
 
     def __iter__(self) -> Iterator[T_co]:
-        return map(self.item, range(self.count))
+        return map(self.item, range(self.length))
 
 
 class PackedReports(MutableMapping[str, QualityReport]):
