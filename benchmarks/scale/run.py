@@ -153,40 +153,51 @@ def _new(out: Path) -> Path:
     return out
 
 
-def one(part: str, cases: int, runs: Path, quick: bool) -> dict[str, Any]:
-    """What a fresh process measures."""
+def one(part: str, cases: int, runs: Path, quick: bool, workers: Workers) -> dict[str, Any]:
+    """A part, in this process."""
     side, network = (32, SMALL) if part == "queue" or quick else (96, MEDIUM)
     folder = runs / f"material-{side}"
     folder.mkdir(parents=True, exist_ok=True)
     run = write_run(folder, side, network)
     data = write_queue(folder, cases, folder / "calibration")
     files = find_cases(DataSettings(path=data / "images"))
-    with Workers("2", "cpu") as workers:
-        match part:
-            case "same":
-                return same(run, files, runs / part, workers)
-            case "speed":
-                return speed(run, files, runs / part, workers, repeats=1 if quick else 3)
-            case "kill":
-                return kill(run, files, runs / part, workers)
-            case _:
-                return queue(run, files, runs / part / "out", workers)
+    match part:
+        case "same":
+            return same(run, files, runs / part, workers)
+        case "speed":
+            return speed(run, files, runs / part, workers, repeats=1 if quick else 3)
+        case "kill":
+            return kill(run, files, runs / part, workers)
+        case _:
+            return queue(run, files, runs / part / "out", workers)
 
 
-def measure(part: str, arguments: argparse.Namespace, runs: Path) -> Any:
-    """A part, in a fresh process."""
-    cases = {"same": 40, "speed": 320, "kill": 160, "queue": arguments.cases}
-    trial = {"same": 18, "speed": 32, "kill": 32, "queue": min(arguments.cases, 200)}
-    amount = (trial if arguments.quick else cases)[part]
-    command = [sys.executable, "-m", "benchmarks.scale.run", "--one", part, str(amount), "--runs", str(runs)]
+def in_new_process(part: str, cases: int, runs: Path) -> dict[str, Any]:
+    """The same in a fresh process, which has held nothing before."""
+    command = [sys.executable, "-m", "benchmarks.scale.run", "--one", part, str(cases), "--runs", str(runs)]
     done = subprocess.run(
-        [*command, "--threads", "1", *(["--quick"] if arguments.quick else [])],
-        stdout=subprocess.PIPE,
-        text=True,
-        check=True,
-        cwd=BENCHMARKS.parent,
+        [*command, "--threads", "1"], stdout=subprocess.PIPE, text=True, check=True, cwd=BENCHMARKS.parent
     )
-    return json.loads(done.stdout.splitlines()[-1])
+    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
+def measure(parts: Sequence[str], queued: int, runs: Path) -> dict[str, Any]:
+    """Each part in a fresh process; those that were measured before are kept."""
+    cases = {"same": 40, "speed": 320, "kill": 160, "queue": queued}
+    kept = runs / "parts.json"
+    found: dict[str, Any] = json.loads(kept.read_text()) if kept.exists() else {}
+    for part in parts:
+        found[part] = in_new_process(part, cases[part], runs)
+        kept.write_text(json.dumps(found, indent=2))
+        print(part, json.dumps(found[part]), flush=True)
+    return found
+
+
+def try_out(parts: Sequence[str], queued: int, runs: Path) -> dict[str, Any]:
+    """Each part with few cases, all in this process and by the same workers."""
+    with Workers("2", "cpu") as workers:
+        return {part: one(part, min(queued, 48) if part == "queue" else 24, runs, True, workers) for part in parts}
 
 
 def summary_of(found: dict[str, Any]) -> dict[str, Any]:
@@ -245,20 +256,16 @@ def main() -> None:
     started_in = begin(arguments)
     runs = (arguments.runs or RUNS / ("scale-quick" if arguments.quick else "scale")).resolve()
     if arguments.one:
-        print(json.dumps(one(arguments.one[0], int(arguments.one[1]), runs, arguments.quick)))
+        with Workers("2", "cpu") as workers:
+            print(json.dumps(one(arguments.one[0], int(arguments.one[1]), runs, False, workers)))
         return
     runs.mkdir(parents=True, exist_ok=True)
-    kept = runs / "parts.json"
-    found = json.loads(kept.read_text()) if kept.exists() and not arguments.quick else {}
-    for part in arguments.parts:
-        found[part] = measure(part, arguments, runs)
-        kept.write_text(json.dumps(found, indent=2))
-        print(part, json.dumps(found[part]), flush=True)
-    table = table_of(found, arguments.quick)
     if arguments.quick:
-        print_results(summary_of(found), table)
-    else:
-        write_results("scale", started_in, [SEED], found, summary_of(found), table)
+        tried = try_out(arguments.parts, arguments.cases, runs)
+        print_results(summary_of(tried), table_of(tried, trial=True))
+        return
+    found = measure(arguments.parts, arguments.cases, runs)
+    write_results("scale", started_in, [SEED], found, summary_of(found), table_of(found, trial=False))
 
 
 if __name__ == "__main__":
