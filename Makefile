@@ -14,7 +14,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 		|| { echo "Python 3.11 or newer is needed; call: make PYTHON=/path/to/python3.11 ..."; exit 2; }
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[nnunet,medsam,biomedparse,tracking,video,postgresql,ray,desk,dev,docs]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[nnunet,medsam,biomedparse,tracking,video,postgresql,ray,desk,openid,dev,docs]'
 	@touch $@
 
 .PHONY: install
@@ -66,6 +66,10 @@ page: ## the desk's page: types of its scripts, and what runs without a browser
 .PHONY: unit
 unit: install ## the tests
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2
+
+.PHONY: audit
+audit: install ## known weaknesses of what is installed; asks pypi.org
+	$(BIN)/python -m pip freeze --exclude-editable | $(BIN)/pip-audit --progress-spinner off --no-deps --disable-pip --requirement /dev/stdin
 
 .PHONY: clean
 clean: ## remove what can be made again

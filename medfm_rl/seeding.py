@@ -6,6 +6,7 @@ A stage draws from a generator of its own, so a run that is resumed at a stage d
 from __future__ import annotations
 
 import hashlib
+import secrets
 
 import numpy as np
 import torch
@@ -15,6 +16,11 @@ def derive_seed(seed: int, *names: str | int) -> int:
     """A seed in [0, 2**31) for what the names say, for example `derive_seed(0, "collect", 1)`."""
     text = "/".join(map(str, (seed, *names)))
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "big") >> 1
+
+
+def unforeseen_seed() -> int:
+    """A seed in [0, 2**31) that nobody can know beforehand, for draws that must not be prepared for."""
+    return secrets.randbelow(2**31)
 
 
 def torch_generator(seed: int, *names: str | int) -> torch.Generator:

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from support.postgresql_server import Server, obstacle
 
 from medfm_rl.adapters import TorchModuleAdapter
 from medfm_rl.data.layouts import find_cases
@@ -126,6 +127,17 @@ def simulated_echo(tmp_path_factory: pytest.TempPathFactory) -> Path:
     simulate_dataset(folder / "a", vendor("cart"), 6, seed=0, size=(32, 32))
     simulate_dataset(folder / "b", vendor("handheld"), 6, seed=0, size=(32, 32), first=101)
     return folder
+
+
+@pytest.fixture(scope="session")
+def server() -> Iterator[Server]:
+    """A PostgreSQL server."""
+    reason = obstacle()
+    if reason is not None:
+        pytest.skip(reason)
+    running = Server()
+    yield running
+    running.close()
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""The desk on loopback: reviewers at work, the service killed beneath them, rights tried, requests made up.
+"""The desk on loopback: reviewers at work, the service killed, rights tried, requests made up, the page looked at.
 
     python -m benchmarks.desk.run [--reviewers 20] [--cases 5000] [--minutes 10] [--decisions 2400]
         [--kills 2] [--fuzz 2800]
@@ -50,12 +50,14 @@ def main() -> None:
         kills=arguments.kills,
     )
     fuzzed = _part(runs, "fuzzing", folder=str(runs / "fuzzed"), requests=arguments.fuzz)
+    page = _part(runs, "page", folder=str(runs / "page"), cases_to_accept=5)
     results = {
         "minutes": arguments.minutes,
         "cases": arguments.cases,
         "kills": arguments.kills,
         "work": work,
         "fuzzing": fuzzed,
+        "page": page,
     }
     summary = {
         "p95_next_case_ms": work["opening_ms"]["p95"],
@@ -69,6 +71,8 @@ def main() -> None:
         "routes_open": len(work["rights"]["answered"]),
         "api_fuzz_requests": fuzzed["requests"],
         "api_fuzz_500": sum(count for code, count in fuzzed["codes"].items() if int(code) >= 500),
+        "axe_serious": sum(map(len, page["serious"].values())),
+        "clicks_to_accept": max(page["clicks"]),
     }
     if arguments.quick:
         print_results(summary, _table(results, summary, arguments.quick))
@@ -81,7 +85,7 @@ def _part(runs: Path, name: str, **asked: Any) -> dict[str, Any]:
     path = runs / f"{name}.json"
     if not path.exists():
         code = "from benchmarks.desk.work import main; main()"
-        subprocess.run([sys.executable, "-c", code, json.dumps(asked), str(path)], check=True)
+        subprocess.run([sys.executable, "-c", code, json.dumps({"part": name, **asked}), str(path)], check=True)
     return dict(json.loads(path.read_text()))
 
 
@@ -107,6 +111,8 @@ def _table(results: dict[str, Any], summary: dict[str, Any], trial: bool) -> str
         f"| of these that answered | {summary['routes_open']} |",
         f"| requests made up | {summary['api_fuzz_requests']} |",
         f"| of these answered by 500 or more | {summary['api_fuzz_500']} |",
+        f"| serious faults by axe-core, on {len(results['page']['serious'])} pages | {summary['axe_serious']} |",
+        f"| clicks to accept a case | {summary['clicks_to_accept']} |",
     ]
     return "\n".join(lines) + "\n"
 

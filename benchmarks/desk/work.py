@@ -11,6 +11,7 @@ import random
 import sys
 import time
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ import numpy as np
 
 from benchmarks.desk.folder import Service, make_place
 from benchmarks.desk.fuzzing import fuzz
+from benchmarks.desk.page import look
 from benchmarks.desk.reviewers import Reviewer
 from benchmarks.desk.routes import try_routes
 from medfm_rl.data.files import write_json
@@ -31,7 +33,8 @@ def main() -> None:
     """Does the part that the JSON of the first argument describes, and writes what came of it to the second."""
     asked: dict[str, Any] = json.loads(sys.argv[1])
     folder = Path(asked.pop("folder"))
-    found = fuzz(folder, **asked) if "requests" in asked else at_work(folder, **asked)
+    parts: dict[str, Callable[..., dict[str, Any]]] = {"work": at_work, "fuzzing": fuzz, "page": look}
+    found = parts[asked.pop("part")](folder, **asked)
     write_json(Path(sys.argv[2]), found)
 
 

@@ -70,6 +70,10 @@ def desk_command(
     token_file: Annotated[
         Path | None, typer.Option(help="Keeps the token from one start to the next; made where it is not there.")
     ] = None,
+    openid: Annotated[
+        Path | None,
+        typer.Option(help="Settings of your organisation's identity provider (YAML): people sign in there."),
+    ] = None,
     lease_seconds: Annotated[int, typer.Option(help="How long a case stays with who opened it.")] = 900,
     most_upload: Annotated[int, typer.Option(min=1, help="MiB of an upload at most.")] = 256,
 ) -> None:
@@ -88,6 +92,8 @@ def desk_command(
             raise MissingExtraError("the desk needs further packages: pip install 'medfm-rl[desk]'")
     from medfm_rl.service.request import DeskRequest
     from medfm_rl.service.serving import Address, serve
+    from medfm_rl.settings import OpenIDSettings
+    from medfm_rl.settings.files import load_config
 
     request = DeskRequest(
         store=store,
@@ -106,6 +112,7 @@ def desk_command(
         seed=seed,
         lease_seconds=lease_seconds,
         most_upload=most_upload << 20,
+        openid=None if openid is None else load_config(openid, OpenIDSettings),
     )
     address = Address(host, port, certificate, key, behind_proxy, tuple(allow_host or ()), token_file)
     if new:

@@ -217,6 +217,7 @@ def stream_request(
     """
     from medfm_rl.errors import ConfigError
     from medfm_rl.runs.stream_history import UNKNOWN
+    from medfm_rl.seeding import unforeseen_seed
     from medfm_rl.workflows.deploy.stream_scoring import StreamRequest
 
     said = [name for name, value in (("scanner", scanner), ("protocol", protocol), ("site", site)) if value]
@@ -224,7 +225,7 @@ def stream_request(
         raise ConfigError(f"--{said[0]} says what a stream is of: it goes with --stream")
     if stream is None:
         return None
-    return StreamRequest(stream, scanner or UNKNOWN, protocol or UNKNOWN, site or UNKNOWN)
+    return StreamRequest(stream, scanner or UNKNOWN, protocol or UNKNOWN, site or UNKNOWN, unforeseen_seed())
 
 
 @contextmanager

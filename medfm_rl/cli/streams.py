@@ -37,7 +37,10 @@ def add_command(
             help="Of a new stream: the policy of the site; its audit_share of the accepted masks is drawn for review.",
         ),
     ] = None,
-    seed: Annotated[int, typer.Option(help="Of a new stream: seed of the draws.")] = 0,
+    seed: Annotated[
+        int | None,
+        typer.Option(help="Of a new stream: seed of the draws; without it nobody can foresee them. It is recorded."),
+    ] = None,
 ) -> None:
     """Add the studies of a `score` call; a stream that is not there is made.
 
@@ -46,11 +49,14 @@ def add_command(
     """
     from medfm_rl.reports.streams import summary_lines
     from medfm_rl.runs.stream_history import read_stream
+    from medfm_rl.seeding import unforeseen_seed
     from medfm_rl.workflows.streams import stream_scores, view_of
 
     with show_progress():
         share = site_policy(policy).audit_share
-        added, repeated = stream_scores(path, scores, scanner, protocol, site, share, seed)
+        added, repeated = stream_scores(
+            path, scores, scanner, protocol, site, share, unforeseen_seed() if seed is None else seed
+        )
         view = view_of(read_stream(path), None)
     count = sum(len(study.cases) for study in added)
     typer.echo(f"Added: {len(added)} studies with {count} masks; {repeated} were there already")

@@ -31,6 +31,8 @@ IDLE_HOURS = 2.0
 """A session that nobody used for so long has ended."""
 _TOKEN = re.compile(r"[A-Za-z0-9_-]{20,200}")
 _SEEN_EVERY = timedelta(minutes=1)
+_VOUCHED = "-"
+"""In place of the hash of a password, for who logs in at an organisation alone; no password has this hash."""
 
 
 @dataclass(frozen=True)
@@ -73,15 +75,20 @@ class Access:
         token: The one token.
         reviewer: The id of who shows it.
         session_hours: How long a session lasts at most.
+        by_token: Whether the one token counts as long as there are no users; not where an organisation says who
+            somebody is.
     """
 
-    def __init__(self, database: Database, token: str, reviewer: str, session_hours: float) -> None:
+    def __init__(
+        self, database: Database, token: str, reviewer: str, session_hours: float, by_token: bool = True
+    ) -> None:
         if not _TOKEN.fullmatch(token):
             raise ConfigError("the token must have 20 to 200 letters, digits, hyphens and underscores")
         self._database = database
         self._token = token
         self._reviewer = reviewer
         self._hours = session_hours
+        self._by_token = by_token
         self._key = database.secret("csrf")
 
     @classmethod
@@ -91,9 +98,16 @@ class Access:
 
     @property
     def with_users(self) -> bool:
-        """Whether people log in by name and password."""
+        """Whether people log in as users, and the one token opens nothing."""
         with self._database.reading() as connection:
-            return _has_users(connection)
+            return not self._token_counts(connection)
+
+    @property
+    def with_passwords(self) -> bool:
+        """Whether a user logs in by name and password."""
+        with self._database.reading() as connection:
+            by_password = select(UserRow.name).where(UserRow.password != _VOUCHED).limit(1)
+            return connection.execute(by_password).one_or_none() is not None
 
     def log_in_by_token(self, token: str) -> str:
         """Starts a session for who shows the token; returns what the browser keeps.
@@ -119,6 +133,30 @@ class Access:
             raise _wrong("name or password are wrong", "try again, or ask the administrator for a new password")
         return self._start(name)
 
+    def log_in_vouched(self, name: str, role: Role) -> str:
+        """Starts a session for whom an organisation vouches; who is new becomes a user.
+
+        Raises:
+            DeskError: The user was shut out, or is one who logs in by password.
+        """
+        with self._database.writing() as connection:
+            known = connection.execute(select(UserRow.__table__).where(UserRow.name == name)).one_or_none()
+            if known is None:
+                connection.execute(
+                    insert(UserRow).values(name=name, role=role, password=_VOUCHED, active=True, created=now_text())
+                )
+                add_note(connection, name, "set user", user=name, role=role, active=True)
+            elif known.password != _VOUCHED:
+                raise _wrong(
+                    f"{name} is a user of this desk who logs in by password", "log in so, or ask the administrator"
+                )
+            elif not known.active:
+                raise _wrong(f"user {name} was shut out", "ask the administrator")
+            elif known.role != role:
+                connection.execute(update(UserRow).where(UserRow.name == name).values(role=role))
+                add_note(connection, name, "set user", user=name, role=role, active=True)
+        return self._start(name)
+
     def by_session(self, session: str) -> Principal | None:
         """Who a session belongs to; None where it has ended or never was."""
         digest = digest_of(session)
@@ -139,7 +177,8 @@ class Access:
         """Who a token of a program belongs to; None where it is none."""
         with self._database.reading() as connection:
             if self._is_token(token):
-                return None if _has_users(connection) else Principal(self._reviewer, "administrator", None)
+                counts = self._token_counts(connection)
+                return Principal(self._reviewer, "administrator", None) if counts else None
             found = self._principal(connection, digest_of(token), "token")
         return None if found is None else Principal(found.reviewer, found.role, None)
 
@@ -195,7 +234,8 @@ class Access:
             administrators = connection.execute(
                 select(func.count()).select_from(UserRow).where(UserRow.role == ROLES[-1], UserRow.active)
             ).scalar_one()
-            if not administrators:
+            # Where an organisation says who administrates, it need not have said so yet.
+            if not administrators and self._by_token:
                 raise DeskError(
                     409,
                     "no_administrator",
@@ -211,6 +251,9 @@ class Access:
     def _nobody(self) -> str:
         """The hash of a password that nobody has."""
         return HASHER.hash(secrets.token_urlsafe(32))
+
+    def _token_counts(self, connection: Connection) -> bool:
+        return self._by_token and connection.execute(select(UserRow.name).limit(1)).one_or_none() is None
 
     def _is_token(self, token: str) -> bool:
         return hmac.compare_digest(token.encode(errors="surrogatepass"), self._token.encode())
@@ -239,7 +282,7 @@ class Access:
             return None
         if row.user_name is None:
             # Whoever showed the one token has no rights any more once there are users.
-            return None if _has_users(connection) else Principal(self._reviewer, "administrator", digest)
+            return Principal(self._reviewer, "administrator", digest) if self._token_counts(connection) else None
         user = connection.execute(select(UserRow.__table__).where(UserRow.name == row.user_name)).one_or_none()
         return Principal(user.name, user.role, digest) if user is not None and user.active else None
 
@@ -250,10 +293,6 @@ def check_password(hashed: str, password: str) -> bool:
         return HASHER.verify(hashed, password)
     except (VerificationError, InvalidHashError):
         return False
-
-
-def _has_users(connection: Connection) -> bool:
-    return connection.execute(select(UserRow.name).limit(1)).one_or_none() is not None
 
 
 def _wrong(message: str, remedy: str) -> DeskError:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import logging
 from typing import Any
 
@@ -11,16 +12,19 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 from starlette.staticfiles import StaticFiles
 
-from medfm_rl.errors import UserError
+from medfm_rl.errors import MissingExtraError, UserError
 from medfm_rl.service.desk import Desk
 from medfm_rl.service.errors import DeskError, in_parts
 from medfm_rl.service.limits import RateLimit
 from medfm_rl.service.metrics import Timed, Timings
 from medfm_rl.service.middleware import Guard
 from medfm_rl.service.routes import cases, decisions, learning, operations, pages, people, queue, scoring
+from medfm_rl.settings import OpenIDSettings
 from medfm_rl.version import __version__
 
 _LOG = logging.getLogger(__name__)
+_MINUTES_AWAY = 15
+"""How long somebody may take to sign in at an organisation."""
 _WORDS = {400: "request", 404: "not_found", 405: "method", 413: "too_large", 415: "content_type"}
 PARTS = (queue, cases, decisions, learning, people, scoring, pages, operations)
 """Modules with the routes of the service, each a `router`."""
@@ -32,6 +36,7 @@ def create_app(
     hosts: frozenset[str] = LOOPBACK_NAMES,
     https_only: bool = False,
     requests_a_minute: int = 6000,
+    by_tls: bool = False,
 ) -> FastAPI:
     """The service of a desk.
 
@@ -40,6 +45,7 @@ def create_app(
         hosts: Names by which it may be called.
         https_only: Whether a proxy has to say that it was asked by https.
         requests_a_minute: How many requests of one reviewer are answered.
+        by_tls: Whether browsers ask it by https.
     """
     app = FastAPI(
         title="medfm-rl desk",
@@ -59,6 +65,8 @@ def create_app(
     app.state.requests = RateLimit(requests_a_minute, 60.0, "requests")
     for part in PARTS:
         app.include_router(part.router)
+    if desk.request.openid is not None:
+        _let_in_by_organisation(app, desk, desk.request.openid, by_tls or https_only)
     app.mount("/static", StaticFiles(directory=pages.STATIC), "static")
     app.add_exception_handler(UserError, _user_error)
     app.add_exception_handler(RequestValidationError, _not_valid)
@@ -68,6 +76,33 @@ def create_app(
     app.add_middleware(Timed, timings=app.state.timings)
     app.add_middleware(Guard, hosts=hosts, most_body=desk.request.most_upload, https_only=https_only)
     return app
+
+
+def _let_in_by_organisation(app: FastAPI, desk: Desk, settings: OpenIDSettings, by_tls: bool) -> None:
+    """Adds the way over an identity provider.
+
+    Raises:
+        MissingExtraError: What it needs is not installed.
+    """
+    if any(importlib.util.find_spec(package) is None for package in ("authlib", "httpx2", "itsdangerous")):
+        raise MissingExtraError("signing in by OpenID Connect needs further packages: pip install 'medfm-rl[openid]'")
+    from starlette.middleware.sessions import SessionMiddleware
+
+    from medfm_rl.service.organisation import Organisation
+    from medfm_rl.service.routes import organisation
+
+    app.state.organisation = Organisation(settings, desk.database)
+    app.include_router(organisation.router)
+    # What was asked of the provider, until the browser comes back; it has to come along from another site.
+    app.add_middleware(
+        SessionMiddleware,
+        secret_key=app.state.organisation.key,
+        session_cookie="desk_openid",
+        max_age=_MINUTES_AWAY * 60,
+        same_site="lax",
+        https_only=by_tls,
+        path="/login",
+    )
 
 
 def _error(status: int, code: str, message: str, remedy: str, after: int | None = None) -> JSONResponse:

@@ -18,8 +18,10 @@ from medfm_rl.service.scored import (
     read_corrections,
     read_open_audits,
     read_proposals,
+    read_proposed_structures,
     read_scores,
 )
+from medfm_rl.types import LabelSchema
 
 Kind = Literal["audit", "learn", "refer", "correct", "compare", "second", "disagreement", "accepted"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
@@ -106,12 +108,12 @@ class Catalogue:
     Attributes:
         items: By id, in the order of the queue.
         views: By id.
-        structures: Names of the structures in the order of their classes.
+        structures: The structures in the order of their classes, with the integers that they likely have in files.
     """
 
     items: dict[str, Item]
     views: dict[str, View]
-    structures: tuple[str, ...]
+    structures: LabelSchema
 
     def following(self, item: Item, kind: Kind, reason: str) -> Item:
         """The item that asks about another one again."""
@@ -148,7 +150,8 @@ def read_catalogue(request: DeskRequest) -> Catalogue:
     return Catalogue(ordered, {item.view.id: item.view for item in ordered.values()}, structures)
 
 
-def _structures(scored: Sequence[ScoredCase], request: DeskRequest) -> tuple[str, ...]:
+def _structures(scored: Sequence[ScoredCase], request: DeskRequest) -> LabelSchema:
+    """The structures: as they were named, as the scores have them, or as the proposals do."""
     found = {case.structures: case for case in scored if case.structures}
     if len(found) > 1:
         one, other = list(found.values())[:2]
@@ -157,12 +160,16 @@ def _structures(scored: Sequence[ScoredCase], request: DeskRequest) -> tuple[str
             "desk is for masks of one kind: open one for each"
         )
     if request.structures is not None:
-        return request.structures.structures
-    if not found:
+        return request.structures
+    if found:
+        # The integers of this package where nothing else is said: 1, 2, ... in the order of the classes.
+        return LabelSchema.from_structures({name: number for number, name in enumerate(next(iter(found)), 1)})
+    proposed = next(filter(None, map(read_proposed_structures, request.proposals)), None)
+    if proposed is None:
         raise DataError(
             "nothing says which structures the masks have: no case could be scored; name them (--structures LV=1,MYO=2)"
         )
-    return next(iter(found))
+    return proposed
 
 
 def _views(scored: Sequence[ScoredCase]) -> list[View]:

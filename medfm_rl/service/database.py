@@ -47,6 +47,11 @@ class Database:
         with answering(self.store.where):
             prepare_desk(self.engine, self.store.where)
 
+    def close(self) -> None:
+        """Lets go of the connections."""
+        self.store.close()
+        self.engine.dispose()
+
     @contextmanager
     def reading(self) -> Iterator[Connection]:
         """A transaction that sees one state and writes nothing."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
 from pathlib import Path
 from typing import final
 
@@ -20,7 +19,6 @@ from medfm_rl.service.request import DeskRequest
 from medfm_rl.service.scorer import Scorer
 from medfm_rl.service.showing import Showing
 from medfm_rl.service.work import Work
-from medfm_rl.types import LabelSchema
 
 _LOG = logging.getLogger(__name__)
 
@@ -54,13 +52,16 @@ class Desk:
         self.request = request
         self.database = Database(request.store)
         self.catalogue: Catalogue = read_catalogue(request)
-        self.access = Access(self.database, token, request.reviewer, request.session_hours)
+        self.access = Access(
+            self.database, token, request.reviewer, request.session_hours, by_token=request.openid is None
+        )
         self.leases = Leases(self.database, request.lease_seconds)
         self.work = Work(self.catalogue, self.database, request.second_share, request.seed)
-        schema = request.structures or _numbered(self.catalogue.structures)
         self.drafts = Drafts(self.database)
         self.showing = Showing(
-            Pixels(schema, request.images, request.structures is not None), self.drafts, self.database.secret("blind")
+            Pixels(self.catalogue.structures, request.images, request.structures is not None),
+            self.drafts,
+            self.database.secret("blind"),
         )
         self.decisions = Decisions(self.database, self.showing, self.work)
         self.jobs = Jobs(self.database, request.store, request.jobs)
@@ -86,9 +87,3 @@ class Desk:
         if found is None:
             raise not_found("case")
         return found
-
-
-def _numbered(structures: tuple[str, ...]) -> LabelSchema:
-    """The integers in masks of this package where nothing else is said: 1, 2, ... in the order of the classes."""
-    integers: Mapping[str, int] = {name: number for number, name in enumerate(structures, 1)}
-    return LabelSchema.from_structures(integers)

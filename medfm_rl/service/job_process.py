@@ -12,11 +12,12 @@ from sqlalchemy import update
 
 from medfm_rl.errors import UserError
 from medfm_rl.service.database import Database
-from medfm_rl.service.jobs import Job, Jobs
+from medfm_rl.service.jobs import LOG, Job, Jobs
 from medfm_rl.service.learning import commands_of
 from medfm_rl.service.tables import JobRow, now_text
 
 _STOPPED = 143
+_ERROR = "Error: "
 
 
 def main(store: str, name: str, folder: str) -> int:
@@ -59,8 +60,14 @@ def _run(job: Job, place: Path, database: Database, store: str) -> str | None:
         sys.stderr.flush()
         done = subprocess.run([sys.executable, "-m", "medfm_rl", *command], check=False, stdin=subprocess.DEVNULL)
         if done.returncode:
-            return f"medfm-rl {command[0]} ended with code {done.returncode}; the log says why"
+            return _said(place / LOG) or f"medfm-rl {command[0]} ended with code {done.returncode}; the log says why"
     return None
+
+
+def _said(log: Path) -> str | None:
+    """What a command said was wrong; None where it ended without a word."""
+    lines = log.read_text(encoding="utf-8", errors="replace").splitlines() if log.exists() else []
+    return next((line.removeprefix(_ERROR) for line in reversed(lines) if line.startswith(_ERROR)), None)
 
 
 def _stop(number: int, frame: FrameType | None) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 from medfm_rl.data.files import write_json, write_text
 from medfm_rl.data.images import hash_image, image_suffix, pixel_files, write_labels
 from medfm_rl.data.json_text import parse_json
-from medfm_rl.data.layouts import SIMULATION_RECORD, is_simulated
+from medfm_rl.data.layouts import SIMULATION_RECORD, find_cases, is_simulated
 from medfm_rl.data.names import file_of_case
 from medfm_rl.errors import DataError
 from medfm_rl.feedback import CorrectedMask, Feedback, FeedbackStore, Verdict
@@ -160,11 +160,11 @@ def comparison_of(place: Path) -> dict[str, Any] | None:
 
 
 def _write_adaptation(job: Job, place: Path, where: str) -> None:
-    """Settings of a new adaptation: those of the run, the images of the desk as target, and the store."""
+    """Settings of a new adaptation: those of the run, its target with the images of the desk, and the store."""
     run = Path(job.arguments["run"])
     started = load_config(run / "config.yaml", AdaptConfig)
     target = place / "target"
-    _link_images([Path(path) for path in job.arguments["images"]], target)
+    _link_images([*(Path(path) for path in job.arguments["images"]), *_target_of(started)], target)
     store = where if "://" in where else str(Path(where).absolute())
     config = started.model_copy(
         update={
@@ -180,6 +180,13 @@ def _write_adaptation(job: Job, place: Path, where: str) -> None:
     write_text(place / CONFIG, dump_config(config))
 
 
+def _target_of(run: AdaptConfig) -> list[Path]:
+    """The images that a run was adapted to, where they are still there: a desk may show a few of them."""
+    if not run.target.path.exists():
+        return []
+    return [path for file in find_cases(run.target) for path in file.image_paths]
+
+
 def _link_images(images: Iterable[Path], target: Path) -> None:
     """A folder of links to images, for they stay where they are."""
     folder = target / "images"
@@ -189,9 +196,12 @@ def _link_images(images: Iterable[Path], target: Path) -> None:
         for path in (image, *(pixel_files(image) if image.is_file() else ())):
             link = folder / path.name
             if not link.is_symlink():
-                if link.exists():
-                    raise DataError(f"{link}: two images have this name; a new adaptation takes images of one folder")
                 link.symlink_to(path.absolute())
+            elif not link.samefile(path):
+                raise DataError(
+                    f"{path}: another image has this name ({link.resolve()}); a new adaptation takes images with names "
+                    "of their own"
+                )
         simulated = simulated or is_simulated(image.parent)
     if simulated:
         write_json(target / SIMULATION_RECORD, {"simulated": True})

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from medfm_rl.errors import ConfigError
 from medfm_rl.feedback.entries import require_reviewer
+from medfm_rl.settings import OpenIDSettings
 from medfm_rl.types import LabelSchema
 
 _SHORTEST_LEASE = 10
@@ -35,6 +36,7 @@ class DeskRequest:
         lease_seconds: How long a case stays with who opened it, unless the page says that it is still open.
         session_hours: How long a session lasts at most.
         most_upload: Bytes of an upload at most.
+        openid: The identity provider at which people sign in; None where they do by password or token.
     """
 
     store: Path | str
@@ -54,6 +56,7 @@ class DeskRequest:
     lease_seconds: int = 900
     session_hours: float = 12.0
     most_upload: int = 256 * _MIB
+    openid: OpenIDSettings | None = None
 
     def __post_init__(self) -> None:
         require_reviewer(self.reviewer)

@@ -16,6 +16,7 @@ from medfm_rl.data.files import cannot_be_read, read_versioned_json
 from medfm_rl.data.json_text import parse_json
 from medfm_rl.data.names import file_of_case
 from medfm_rl.errors import DataError
+from medfm_rl.types import BACKGROUND, LabelSchema
 
 SCORES: Final = "scores.json"
 CORRECTIONS: Final = "corrections.json"
@@ -307,6 +308,25 @@ def read_proposals(place: Path) -> list[Proposal]:
         ]
     except (KeyError, TypeError, ValueError) as error:
         raise DataError(f"{path}: not a proposals.json of `medfm-rl propose` ({error!r}); propose again") from error
+
+
+def read_proposed_structures(place: Path) -> LabelSchema | None:
+    """The structures in the masks that `propose` wrote, with their integers; None where an older version did not say.
+
+    Raises:
+        DataError: As in `read_proposals`, or what it says of them is damaged.
+    """
+    content = read_versioned_json(place / PROPOSALS, 1, "propose again with this version")
+    said = content.get("structures")
+    if said is None:
+        return None
+    try:
+        named = {str(name): int(number) for name, number in said.items() if name != BACKGROUND}
+        return LabelSchema.from_structures(named, int(said.get(BACKGROUND, 0)))
+    except (AttributeError, TypeError, ValueError) as error:
+        raise DataError(
+            f"{place / PROPOSALS}: does not say which structures there are ({error!r}); propose again"
+        ) from error
 
 
 def read_open_audits(path: Path) -> set[str]:

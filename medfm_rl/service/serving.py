@@ -97,7 +97,9 @@ def serve(request: DeskRequest, address: Address, tell: Callable[[str], None]) -
     left = sum(not desk.work.is_done(item) for item in desk.catalogue.items.values())
     tell(f"{left} of {len(desk.catalogue.items)} items are left to review; decisions go to {desk.database.store.where}")
     tell(f"Desk: {place}/" if desk.access.with_users else f"Desk: {place}/login?token={token}")
-    app = create_app(desk, address.hosts, https_only=address.behind_proxy is not None)
+    app = create_app(
+        desk, address.hosts, https_only=address.behind_proxy is not None, by_tls=address.certificate is not None
+    )
     config = uvicorn.Config(
         app,
         log_level="warning",
@@ -110,7 +112,10 @@ def serve(request: DeskRequest, address: Address, tell: Callable[[str], None]) -
         ssl_keyfile=address.key,
         timeout_graceful_shutdown=_SECONDS_TO_END,
     )
-    uvicorn.Server(config).run(sockets=[listening])
+    try:
+        uvicorn.Server(config).run(sockets=[listening])
+    finally:
+        desk.database.close()
 
 
 def _listen(address: Address) -> socket.socket:

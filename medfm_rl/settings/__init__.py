@@ -20,6 +20,7 @@ from medfm_rl.settings.data import DataSettings
 from medfm_rl.settings.feedback import FeedbackSettings
 from medfm_rl.settings.judge import JudgeSettings
 from medfm_rl.settings.kinds import Segmenter
+from medfm_rl.settings.openid import OpenIDSettings
 from medfm_rl.settings.prompts import FilePrompts, FixedPrompts, MaskPrompts, PromptSettings, TextPrompts
 from medfm_rl.settings.segmenters import (
     BiomedParseDescription,
@@ -69,6 +70,7 @@ __all__ = [
     "MonaiBundleSettings",
     "NetworkSettings",
     "NnUNetSettings",
+    "OpenIDSettings",
     "PPOHyperparameters",
     "PPOSettings",
     "PreprocessingSettings",

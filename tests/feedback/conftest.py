@@ -3,22 +3,10 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from support.postgresql_server import Server, obstacle
-
-
-@pytest.fixture(scope="session")
-def server() -> Iterator[Server]:
-    """A PostgreSQL server."""
-    reason = obstacle()
-    if reason is not None:
-        pytest.skip(reason)
-    running = Server()
-    yield running
-    running.close()
+from support.postgresql_server import Server
 
 
 @pytest.fixture(params=["sqlite", pytest.param("postgresql", marks=pytest.mark.postgresql)])

@@ -7,9 +7,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from support.desk import SCHEMA, DeskFolder
+from support.desk import PLANE, SCHEMA, DeskFolder
 from support.desk_client import client_of, decide, items, open_desk, pixels, send_labels
 
+from medfm_rl.data.images import write_image
 from medfm_rl.data.layouts import find_cases, is_simulated
 from medfm_rl.errors import UserError
 from medfm_rl.service import learning
@@ -78,6 +79,17 @@ def test_a_new_adaptation_goes_on_from_the_run_with_the_images_of_the_desk(
     shown = {frame.case for view in desk.catalogue.views.values() for frame in view.frames}
     assert {file.case_id for file in files} == shown
     assert is_simulated(place / "target")
+    # What the run was adapted to belongs to it too, where it is still there.
+    elsewhere = tmp_path / "elsewhere" / "images"
+    elsewhere.mkdir(parents=True)
+    write_image(elsewhere / "q01_4CH.nii.gz", np.zeros((8, 8), np.uint8), PLANE)
+    learning.commands_of(made, place, desk.database.store, str(folder.store))
+    assert {file.case_id for file in find_cases(config.target)} == {*shown, "q01_4CH"}
+    taken = next(path for path in (place / "target" / "images").iterdir() if path.suffix == ".gz")
+    write_image(elsewhere / taken.name, np.zeros((8, 8), np.uint8), PLANE)
+    with pytest.raises(UserError, match="another image has this name"):
+        learning.commands_of(made, place, desk.database.store, str(folder.store))
+    (elsewhere / taken.name).unlink()
     # A job that is started again goes on where it was.
     (place / "run").mkdir()
     assert learning.commands_of(made, place, desk.database.store, str(folder.store))[0][-1] == "--resume"

@@ -81,6 +81,12 @@ def test_proposals_are_an_audit_sample_and_cases_to_learn_from(folder: DeskFolde
     assert (entry.drawn, entry.model_hash) == ("informative", "c" * 64)
     with pytest.raises(UserError, match="nothing says which structures"):
         open_desk(folder, **{**only, "structures": None})
+    (tmp_path / "proposals.json").write_text(json.dumps({**content, "structures": dict(SCHEMA.integers)}))
+    client = client_of(open_desk(folder, **{**only, "structures": None}))
+    assert client.get(f"/api/v1/cases/{item_of(client, 'audit')}/masks/given").status_code == 200
+    (tmp_path / "proposals.json").write_text(json.dumps({**content, "structures": ["LV"]}))
+    with pytest.raises(UserError, match=r"proposals\.json: does not say which structures"):
+        open_desk(folder, **{**only, "structures": None})
 
 
 def test_of_an_image_that_cannot_be_read_it_can_be_said_that_it_is_unfit(folder: DeskFolder, tmp_path: Path) -> None:

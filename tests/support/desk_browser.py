@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import uvicorn
+from fastapi import FastAPI
 from selenium import webdriver
 from selenium.webdriver.chrome.options import Options
 from selenium.webdriver.chrome.service import Service
@@ -30,12 +31,19 @@ WAIT_S = 30
 @contextmanager
 def served(desk: Desk) -> Iterator[str]:
     """Serves a desk on loopback; gives its address."""
-    server = uvicorn.Server(uvicorn.Config(create_app(desk), port=0, log_config=None, ws="none"))
+    with served_app(create_app(desk)) as address:
+        yield address
+
+
+@contextmanager
+def served_app(app: FastAPI) -> Iterator[str]:
+    """Serves an application on loopback; gives its address."""
+    server = uvicorn.Server(uvicorn.Config(app, port=0, log_config=None, ws="none"))
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
     end = time.monotonic() + WAIT_S
     while not server.started:
-        assert time.monotonic() < end, "the desk does not start"
+        assert time.monotonic() < end, "the service does not start"
         time.sleep(0.02)
     yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
     server.should_exit = True

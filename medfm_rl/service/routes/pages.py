@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any
@@ -42,8 +43,8 @@ def learn_page(request: Request) -> Response:
 def login_page(request: Request, desk: TheDesk, token: str | None = None) -> Response:
     """Starts a session by the address that the command printed, or shows a form."""
     if token is None:
-        return _form(request, None)
-    return _enter(request, lambda: desk.access.log_in_by_token(token), "token")
+        return login_form(request, None)
+    return enter(request, lambda: desk.access.log_in_by_token(token), "token")
 
 
 @router.post("/login", responses=_TO_PAGE, tags=["pages"])
@@ -56,8 +57,8 @@ def log_in(
 ) -> Response:
     """Starts a session, by name and password or by the token; one that the browser had ends."""
     if desk.access.with_users:
-        return _enter(request, lambda: desk.access.log_in(name, password), name)
-    return _enter(request, lambda: desk.access.log_in_by_token(token), "token")
+        return enter(request, lambda: desk.access.log_in(name, password), name)
+    return enter(request, lambda: desk.access.log_in_by_token(token), "token")
 
 
 @router.post("/logout", responses=_TO_PAGE, tags=["pages"])
@@ -77,7 +78,15 @@ def log_out(
     return answer
 
 
-def _enter(request: Request, start: Any, who: str) -> Response:
+def enter(request: Request, start: Callable[[], str], who: str, by_page: bool = False) -> Response:
+    """Starts a session, or shows the form again with what was wrong.
+
+    Args:
+        request: Who wants in.
+        start: Starts it; returns what the browser keeps.
+        who: By whose name attempts are counted.
+        by_page: Whether a page sends the browser on to the desk, and no redirect.
+    """
     limits: list[tuple[RateLimit, str]] = [
         (request.app.state.addresses, client_of(request)),
         (request.app.state.logins, who),
@@ -89,14 +98,16 @@ def _enter(request: Request, start: Any, who: str) -> Response:
     except DeskError as error:
         if error.status == 401:
             desk_of(request).database.note("nobody", "login refused", client=client_of(request))
-        return _form(request, error)
+        return login_form(request, error)
     for limit, key in limits:
         limit.give_back(key)
     before = request.cookies.get(COOKIE)
     if before:
         # A session that somebody else may know of does not become that of who logs in.
         desk_of(request).access.log_out(before)
-    answer = RedirectResponse("/", 303)
+    answer: Response = RedirectResponse("/", 303)
+    if by_page:
+        answer = HTMLResponse(_PAGES.get_template("signed_in.html").render(version=__version__))
     answer.set_cookie(
         COOKIE,
         session,
@@ -109,11 +120,15 @@ def _enter(request: Request, start: Any, who: str) -> Response:
     return answer
 
 
-def _form(request: Request, error: DeskError | None) -> HTMLResponse:
+def login_form(request: Request, error: DeskError | None) -> HTMLResponse:
+    """The form to sign in by, with what was wrong before."""
     desk = desk_of(request)
     told = None if error is None else f"{error.message[0].upper()}{error.message[1:]}: {error.remedy}."
     page = _PAGES.get_template("login.html").render(
-        version=__version__, error=told, users=desk.access.with_users, oidc=None, csrf=None
+        version=__version__,
+        error=told,
+        passwords=desk.access.with_passwords,
+        organisation="/login/organisation" if desk.request.openid is not None else None,
     )
     headers = {} if error is None or error.after is None else {"Retry-After": str(error.after)}
     return HTMLResponse(page, 200 if error is None else error.status, headers)

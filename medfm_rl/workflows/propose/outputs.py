@@ -86,6 +86,7 @@ def as_json(proposals: Proposals, run: FinishedRun) -> dict[str, Any]:
         "by": request.by,
         "asked_for": {"audit": request.audit, "informative": request.budget},
         "scores": None if request.scores is None else str(request.scores),
+        "structures": dict(run.preprocessing.schema.integers),
         "feedback": store,
         "audit": {
             "drawn_from": proposals.drawn_from,

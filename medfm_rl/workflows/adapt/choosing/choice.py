@@ -77,8 +77,9 @@ def choose(
         selection = select(
             comparisons, domains.selection.patient_ids, settings.confidence, settings.margin, incumbent, worth
         )
-        if witnesses.reviewed is not None:
-            selection = selection.decided_by_patients(witnesses.reviewed.is_better, witnesses.reviewed.p_value)
+        reviewed = witnesses.reviewed
+        if reviewed is not None:
+            selection = selection.decided_by_patients(reviewed.is_better, reviewed.typical_gain, reviewed.p_value)
         selection.write(path)
         tell_selection(selection)
         _record(selection, settings.confidence, tracker)

@@ -6,6 +6,7 @@ import logging
 
 from medfm_rl.reports.adaptation import ChoiceRow
 from medfm_rl.runs.folder import SOURCE
+from medfm_rl.workflows.adapt.choosing.cross_fit import LEAST_GAIN
 from medfm_rl.workflows.adapt.choosing.selection import Selection
 
 _LOG = logging.getLogger(__name__)
@@ -15,13 +16,14 @@ _SURE = 0.95
 def decision_in_words(selection: Selection) -> str:
     """What was returned, and by whose word."""
     chosen, incumbent, others = selection.chosen, selection.incumbent, len(selection.candidates) - 1
-    p_value = selection.patients_p_value
-    if p_value is not None and chosen == SOURCE:
+    gain = selection.patients_gain
+    of_patients = f"A typical reviewed patient gains {100 * (gain or 0):+.1f} points of Dice by adapting"
+    if gain is not None and chosen == SOURCE:
         return (
-            "Reviewed patients do not show that adapting is worth it (each by a policy that did not learn from "
-            f"him; p = {p_value:.3f} of 0.1 at most): the source model was returned unchanged."
+            f"{of_patients}, each rated by a policy that did not learn from him, and {100 * LEAST_GAIN:.1f} would be "
+            "worth it: the source model was returned unchanged."
         )
-    shown = f" Reviewed patients show that adapting is worth it (p = {p_value:.3f})." if p_value is not None else ""
+    shown = "" if gain is None else f" {of_patients} (p = {selection.patients_p_value:.3f})."
     if chosen == SOURCE == incumbent:
         return f"Two signals agreed on none of the {others} candidates: the source model was returned unchanged."
     better, worse = selection.of(chosen).sure(_SURE, selection.heard)
@@ -72,6 +74,12 @@ def _spoken(candidate: str) -> str:
 
 def tell_selection(selection: Selection) -> None:
     """Logs what each signal thinks of each candidate."""
+    if selection.patients_gain is not None:
+        _LOG.info(
+            "selection: a typical reviewed patient gains %+.2f points of Dice by adapting (p = %.3f)",
+            100 * selection.patients_gain,
+            selection.patients_p_value,
+        )
     for item in selection.candidates:
         scores = ", ".join(
             f"{name} {opinion.score:.4f} ({opinion.gain:+.4f})" for name, opinion in item.opinions.items()

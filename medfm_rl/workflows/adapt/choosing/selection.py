@@ -84,8 +84,9 @@ class Selection:
         worth: By signal, its rank correlation with true Dice on source images in other looks; None where it could not
             be measured.
         heard: The signals that had a vote.
-        patients_p_value: Of the test on reviewed patients whether adapting is worth it; None where there was none. They
-            decide whether the source policy is returned.
+        patients_gain: What a typical reviewed patient gains in Dice by adapting; None where none was compared. That
+            decides whether the source policy is returned.
+        patients_p_value: How probable so good an outcome is where adapting brings nothing.
     """
 
     chosen: str
@@ -93,14 +94,14 @@ class Selection:
     candidates: tuple[Candidate, ...]
     worth: Mapping[str, float | None] = field(default_factory=dict)
     heard: tuple[str, ...] = (REWARD,)
+    patients_gain: float | None = None
     patients_p_value: float | None = None
 
-    def decided_by_patients(self, adapting_is_better: bool, p_value: float) -> Selection:
+    def decided_by_patients(self, adapting_is_better: bool, gain: float, p_value: float) -> Selection:
         """The decision after reviewed patients had theirs: nothing learned overrules them."""
-        if not adapting_is_better:
-            return replace(self, chosen=SOURCE, patients_p_value=p_value)
-        chosen = self.incumbent if self.chosen == SOURCE else self.chosen
-        return replace(self, chosen=chosen, patients_p_value=p_value)
+        adapted = self.incumbent if self.chosen == SOURCE else self.chosen
+        chosen = adapted if adapting_is_better else SOURCE
+        return replace(self, chosen=chosen, patients_gain=gain, patients_p_value=p_value)
 
     def of(self, name: str) -> Candidate:
         """The candidate of that name."""
@@ -139,6 +140,7 @@ class Selection:
                 candidates,
                 content.get("worth", {}),
                 tuple(content.get("heard", (REWARD,))),
+                content.get("patients_gain"),
                 content.get("patients_p_value"),
             )
         except (KeyError, TypeError) as error:

@@ -110,8 +110,8 @@ def test_reviewed_patients_overrule_every_signal() -> None:
     of_all = said(reward=0.1, views=0.1, shapes=0.1, rules=0.1)
     against = select({"source": of_all, "fine-tuning": said()}, PATIENTS, 0.95, 0.0, "fine-tuning")
     assert against.chosen == "source"
-    assert against.decided_by_patients(True, 0.01).chosen == "fine-tuning"
-    assert against.decided_by_patients(False, 0.4).chosen == "source"
+    assert against.decided_by_patients(True, 0.02, 0.01).chosen == "fine-tuning"
+    assert against.decided_by_patients(False, -0.01, 0.4).chosen == "source"
 
 
 def test_the_worth_of_a_signal_is_its_rank_correlation_with_true_gains() -> None:
@@ -133,11 +133,11 @@ def test_the_worth_of_a_signal_is_its_rank_correlation_with_true_gains() -> None
 def test_the_decision_comes_back_as_it_was_written(tmp_path: Path) -> None:
     worth = {RULES: 0.4, VIEWS: 0.0, SHAPES: 0.3, REWARD: 0.5}
     selection = select({"source": said(), "a": said(rules=0.1, reward=0.1)}, PATIENTS, 0.95, 0.0, "source", worth)
-    selection.decided_by_patients(True, 0.03).write(tmp_path / "selection.json")
+    selection.decided_by_patients(True, 0.01, 0.03).write(tmp_path / "selection.json")
     content = json.loads((tmp_path / "selection.json").read_text())
     assert content["chosen"] == "a"
     assert content["candidates"][1]["opinions"][RULES]["score"] == pytest.approx(0.75)
-    assert Selection.read(tmp_path / "selection.json") == selection.decided_by_patients(True, 0.03)
+    assert Selection.read(tmp_path / "selection.json") == selection.decided_by_patients(True, 0.01, 0.03)
 
 
 def test_a_decision_of_version_0_1_is_read_under_the_names_of_today(tmp_path: Path) -> None:
@@ -206,10 +206,11 @@ def test_the_decision_in_words_says_who_was_for_what(
 
 def test_the_decision_in_words_says_what_reviewed_patients_showed(tmp_path: Path) -> None:
     selection = select({"source": said(), "fine-tuning": said()}, PATIENTS, 0.95, 0.0, "fine-tuning")
-    assert "p = 0.300 of 0.1 at most" in in_words(tmp_path, selection.decided_by_patients(False, 0.3))
-    assert "show that adapting is worth it (p = 0.004)" in in_words(
-        tmp_path / "again", selection.decided_by_patients(True, 0.004)
-    )
+    told = in_words(tmp_path, selection.decided_by_patients(False, 0.001, 0.3))
+    assert "gains +0.1 points of Dice by adapting" in told
+    assert "0.3 would be worth it: the source model was returned unchanged" in told
+    told = in_words(tmp_path / "again", selection.decided_by_patients(True, 0.021, 0.004))
+    assert "gains +2.1 points of Dice by adapting (p = 0.004)" in told
 
 
 def test_disagreements_are_named_and_the_table_shows_them() -> None:

@@ -180,6 +180,7 @@ def test_a_run_learns_from_reviewed_patients_and_says_so(
     evidence = CrossFit.read(run.cross_fit)
     assert evidence.patients == tuple(taught)
     selection = Selection.read(run.selection(0))
+    assert selection.patients_gain == pytest.approx(evidence.typical_gain)
     assert selection.patients_p_value == pytest.approx(evidence.p_value)
     assert json.loads(run.feedback.read_text())["state_hash"] == LearnedFeedback.read(run.feedback).state_hash
 
