@@ -108,10 +108,12 @@ class Cluster:
                 configure_logging=False,
                 _temp_dir=str(self._folder),
             )
-        except (OSError, RuntimeError, ValueError) as error:
+        except Exception as error:
+            # Ray has no narrower one for a start that takes too long.
             self.close()
             raise WorkerError(
-                f"--workers {count}: Ray does not start ({_in_a_line(error)}); leave out --workers"
+                f"--workers {count}: Ray does not start ({_in_a_line(error)}); repeat the command where this machine "
+                "is less busy, or leave out --workers"
             ) from error
 
     def start_worker(self) -> Any:
