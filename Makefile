@@ -14,7 +14,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 		|| { echo "Python 3.11 or newer is needed; call: make PYTHON=/path/to/python3.11 ..."; exit 2; }
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[nnunet,medsam,biomedparse,tracking,video,postgresql,desk,openid,dev,docs]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[nnunet,medsam,biomedparse,tracking,video,postgresql,ray,desk,openid,dev,docs]'
 	@touch $@
 
 .PHONY: install

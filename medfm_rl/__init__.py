@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from medfm_rl.workflows.deploy.predict import predict
     from medfm_rl.workflows.deploy.score import ScoreRequest, score
     from medfm_rl.workflows.deploy.stream_scoring import StreamRequest
+    from medfm_rl.workflows.deploy.workers import Workers
     from medfm_rl.workflows.evaluate.evaluate import evaluate
     from medfm_rl.workflows.propose.propose import propose
     from medfm_rl.workflows.propose.request import ProposeRequest
@@ -47,6 +48,7 @@ __all__ = [
     "SitePolicy",
     "StreamRequest",
     "Targets",
+    "Workers",
     "__version__",
     "adapt",
     "calibrate",
@@ -80,6 +82,7 @@ _HOMES = {
     "SitePolicy": "settings",
     "StreamRequest": "workflows.deploy.stream_scoring",
     "Targets": "quality.model",
+    "Workers": "workflows.deploy.workers",
     "adapt": "workflows.adapt.loop",
     "calibrate": "workflows.calibrate.quality",
     "check": "workflows.check.check",

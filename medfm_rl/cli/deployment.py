@@ -27,11 +27,14 @@ from medfm_rl.cli.options import (
     Site,
     Stream,
     Track,
+    WorkersOption,
     correction_settings,
     data_settings,
+    device_here,
     require_masks,
     site_policy,
     stream_request,
+    workers_for,
 )
 from medfm_rl.cli.root import app
 
@@ -55,6 +58,7 @@ def predict_command(
     protocol: Protocol = None,
     site: Site = None,
     track: Track = False,
+    workers: WorkersOption = None,
     device: Device = "auto",
 ) -> None:
     """Write label maps in the geometry of the images, and a reward map for each.
@@ -80,19 +84,27 @@ def predict_command(
             stream=stream_request(stream, scanner, protocol, site),
         )
         files = find_cases(data_settings(images, layout, patient_pattern))
-        run = load_run(model, device, prompts)
-        with show_progress() as progress, tracked_call(track, run, "predict", files, out, progress):
-            corrections = correct_masks(run, files, out, request, progress)
+        run = load_run(model, device_here(workers, device), prompts)
+        with (
+            show_progress() as progress,
+            workers_for(workers, device) as hands,
+            tracked_call(track, run, "predict", files, out, progress),
+        ):
+            corrections = correct_masks(run, files, out, request, progress, hands)
         print_corrections(corrections, out)
         return
     from medfm_rl.workflows.deploy.predict import predict
 
-    loaded = load_model(model, device, prompts)
+    loaded = load_model(model, device_here(workers, device), prompts)
     files = find_cases(data_settings(images, layout, patient_pattern))
     if loaded.reward is None:
         typer.echo(f"{model} has no reward networks (only runs of `adapt` have): label maps only.", err=True)
-    with show_progress() as progress, tracked_call(track, loaded, "predict", files, out, progress):
-        problems = predict(loaded, files, out, progress)
+    with (
+        show_progress() as progress,
+        workers_for(workers, device) as hands,
+        tracked_call(track, loaded, "predict", files, out, progress),
+    ):
+        problems = predict(loaded, files, out, progress, hands)
     for problem in problems:
         typer.echo(f"Left out: {problem}", err=True)
     typer.echo(f"Label maps, as .nii.gz: {out / 'labels'}")
@@ -134,6 +146,7 @@ def score_command(
         ),
     ] = None,
     track: Track = False,
+    workers: WorkersOption = None,
     device: Device = "auto",
 ) -> None:
     """Assess masks without ground truth: predicted Dice with an interval, anatomy rules, shift, and a verdict.
@@ -161,18 +174,23 @@ def score_command(
         raise ConfigError(f"--fail-on {fail_on}: must be refer")
     own = model is not None and model.resolve() == quality_model.resolve()
     files = find_cases(data_settings(images, layout, patient_pattern))
-    run = load_judge(quality_model, device, prompts if own else None)
+    here = device_here(workers, device)
+    run = load_judge(quality_model, here, prompts if own else None)
     request = ScoreRequest(
         masks=None if masks is None else find_masks(masks, files),
         labels=labels,
         probabilities=None if probabilities is None else find_probabilities(probabilities, files),
-        maker=None if own or model is None else load_model(model, device, prompts),
+        maker=None if own or model is None else load_model(model, here, prompts),
         gates=Gates(echoprime, biomedclip),
         policy=site_policy(policy, accept_untested),
         stream=stream_request(stream, scanner, protocol, site),
     )
-    with show_progress() as progress, tracked_call(track, run, "score", files, out, progress):
-        scoring = score(run, files, out, request, progress)
+    with (
+        show_progress() as progress,
+        workers_for(workers, device) as hands,
+        tracked_call(track, run, "score", files, out, progress),
+    ):
+        scoring = score(run, files, out, request, progress, hands)
     for problem in scoring.problems.values():
         typer.echo(f"Referred unseen: {problem}", err=True)
     print_scoring(scoring)
@@ -214,6 +232,7 @@ def correct_command(
     patient_pattern: PatientPattern = None,
     prompts: Prompts = None,
     track: Track = False,
+    workers: WorkersOption = None,
     device: Device = "auto",
 ) -> None:
     """Correct the cases with verdict `correct`: propose, keep what an independent verifier prefers, refer the rest."""
@@ -234,7 +253,7 @@ def correct_command(
             )
     settings = correction_settings(budget, method=method, objective=objective, optimise=optimise)
     files = find_cases(data_settings(images, layout, patient_pattern))
-    run = load_run(model, device, prompts)
+    run = load_run(model, device_here(workers, device), prompts)
     masks_given = None if masks is None else find_masks(masks, files)
     request = CorrectRequest(
         settings,
@@ -246,6 +265,10 @@ def correct_command(
         site_policy(policy),
         stream_request(stream, scanner, protocol, site),
     )
-    with show_progress() as progress, tracked_call(track, run, "correct", files, out, progress):
-        corrections = correct(run, files, out, request, progress)
+    with (
+        show_progress() as progress,
+        workers_for(workers, device) as hands,
+        tracked_call(track, run, "correct", files, out, progress),
+    ):
+        corrections = correct(run, files, out, request, progress, hands)
     print_corrections(corrections, out)

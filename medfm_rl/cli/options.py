@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
 
     from medfm_rl.settings import CorrectionSettings, DataSettings, SitePolicy
     from medfm_rl.workflows.deploy.stream_scoring import StreamRequest
+    from medfm_rl.workflows.deploy.workers import Workers
 
 Model = TypeVar("Model", bound="BaseModel")
 
@@ -126,6 +128,19 @@ CorrectionMethod = Annotated[
 ]
 
 
+WorkersOption = Annotated[
+    str | None,
+    typer.Option(
+        "--workers",
+        metavar="N|ray://HOST:PORT",
+        help="Handle cases side by side, by Ray (extra ray): in so many processes on this machine, which share its "
+        "cores and GPUs, or on a cluster that sees the same files in the same places, with a worker for each of its "
+        "GPUs, or for four of its cores where it has none. Masks, tables and audit log are those of one process. A "
+        "worker that dies costs the time of its case: another one does it.",
+    ),
+]
+
+
 def data_settings(
     path: Path,
     layout: str,
@@ -211,6 +226,27 @@ def stream_request(
     if stream is None:
         return None
     return StreamRequest(stream, scanner or UNKNOWN, protocol or UNKNOWN, site or UNKNOWN, unforeseen_seed())
+
+
+@contextmanager
+def workers_for(where: str | None, device: str) -> Iterator[Workers | None]:
+    """The workers of --workers; they end with the block. None where there are to be none.
+
+    Raises:
+        UserError: The option cannot be used, or Ray cannot.
+    """
+    if where is None:
+        yield None
+        return
+    from medfm_rl.workflows.deploy.workers import Workers
+
+    with Workers(where, device) as workers:
+        yield workers
+
+
+def device_here(where: str | None, device: str) -> str:
+    """Where the networks of the command itself run: beside workers it hashes them, and leaves the GPUs to those."""
+    return device if where is None else "cpu"
 
 
 def require_masks(labels: str | None, masks: Path | None) -> None:

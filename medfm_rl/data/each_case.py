@@ -12,7 +12,7 @@ from medfm_rl.errors import DataError, UserError
 from medfm_rl.progress import Progress
 
 _LOG = logging.getLogger(__name__)
-_OF_ONE_CASE = (OSError, ValueError, ArithmeticError, LookupError, RuntimeError, MemoryError)
+OF_ONE_CASE = (OSError, ValueError, ArithmeticError, LookupError, RuntimeError, MemoryError)
 """What the libraries that read, resample, segment and write an image raise because of what is in it, or where it is."""
 T = TypeVar("T")
 
@@ -33,7 +33,7 @@ def case_alone(case_id: str) -> Iterator[None]:
         yield
     except UserError:
         raise
-    except _OF_ONE_CASE as error:
+    except OF_ONE_CASE as error:
         _LOG.warning("case %s is left out:", case_id, exc_info=error)
         found = f"{type(error).__name__}: {error}"
         raise UnforeseenError(f"case {case_id}: {found}; repair this image, or take it out") from error

@@ -8,9 +8,10 @@ import os
 import re
 import secrets
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
+from textwrap import indent
 from typing import Any, BinaryIO
 
 from medfm_rl.data.json_text import parse_json
@@ -139,6 +140,32 @@ def write_text(path: Path, text: str) -> None:
         temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
+def write_parts(path: Path, parts: Iterable[str]) -> None:
+    """Writes a UTF-8 text file of parts that need not be in memory at once, whole or not at all."""
+    with (
+        replace_on_success(path) as temporary,
+        temporary.open("w", encoding="utf-8", errors="backslashreplace") as file,
+    ):
+        file.writelines(parts)
+
+
+def json_with_list(content: Mapping[str, Any], name: str, items: Iterable[Any]) -> Iterator[str]:
+    """A JSON object as `write_json` writes it, in parts, with a long list whose items need not be in memory at once.
+
+    Args:
+        content: JSON values by name; that of the list is empty.
+        name: Of the list.
+        items: What is in it, JSON values.
+    """
+    begin, mark, end = _as_text(content).partition(f"\n  {json.dumps(name)}: []")
+    yield begin + mark.removesuffix("]")
+    separator = "\n"
+    for item in items:
+        yield separator + indent(json.dumps(item, indent=2), "    ")
+        separator = ",\n"
+    yield "]" + end if separator == "\n" else "\n  ]" + end
+
+
 def write_json(path: Path, content: Any) -> None:
     """Writes a JSON file, whole or not at all."""
     write_text(path, _as_text(content))
@@ -206,7 +233,7 @@ def require_known_format(
     return number
 
 
-def append_lines(path: Path, lines: Sequence[Mapping[str, Any]]) -> None:
+def append_lines(path: Path, lines: Iterable[Mapping[str, Any]]) -> None:
     """Adds JSON objects to a log, one a line, and waits until they are on the disk.
 
     Any number of processes may do so at once. What a killed one left of a line is removed: a line is there whole or not
@@ -219,7 +246,7 @@ def append_lines(path: Path, lines: Sequence[Mapping[str, Any]]) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         with in_turn(path), path.open("ab+") as file:
             _end_last_line(file)
-            file.write("".join(json.dumps(line) + "\n" for line in lines).encode())
+            file.writelines(f"{json.dumps(line)}\n".encode() for line in lines)
             file.flush()
             os.fsync(file.fileno())
     except OSError as error:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -35,6 +35,8 @@ from medfm_rl.types import Case, FloatArray, LabelMap
 
 _BATCH_LEVEL = 0.05
 _WORST_REGION = 0.05
+Keep = Callable[[Iterable[QualityReport]], Sequence[QualityReport]]
+"""Takes reports one by one, and gives them back as a sequence."""
 
 
 class QualityController:
@@ -238,45 +240,55 @@ class QualityController:
         report = replace(report, risk=risk(report, self.model, self.terms.limits))
         return decide(report, BatchStanding("untested", 1), self.terms)
 
-    def settle(self, reports: Sequence[QualityReport]) -> BatchReport:
+    def settle(self, reports: Sequence[QualityReport], keep: Keep = tuple) -> BatchReport:
         """Tests a batch for shift and gives the verdicts under its outcome, and what they are worth.
 
         Where the batch differs from the calibration cases and enough of those are like it, they are weighted, for the
         intervals and for the probability that the verdict rests on; the threshold for acceptance promises nothing then.
         Where too few are like it, verdicts are those of the calibration as it is, and what is promised is suspended.
+
+        Args:
+            reports: Of the masks.
+            keep: Takes the settled reports one by one, and gives them back as a sequence.
         """
-        domain, patients = self.model.domain, [report.patient_id for report in reports]
-        embeddings = np.array([report.embedding for report in reports])
+        domain = self.model.domain
+        patients, embeddings = _patients_and_embeddings(reports)
         probability = domain.batch_probability(embeddings, patients) if reports else None
         state: State = "untested" if probability is None else "holds"
         effective = 0.0
-        # A report may have come out of another batch, with the intervals that held there.
-        reports = [self._with_intervals(report, StructureModel.interval) for report in reports]
-        risks = [risk(report, self.model, self.terms.limits) for report in reports]
+        likelihoods: tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]] | None = None
         if probability is not None and probability < _BATCH_LEVEL:
             reference, own = domain.likelihood_ratios(embeddings, patients)
             effective = effective_patients(reference, domain.patients, own)
             state = "suspended"
             if effective >= fewest_patients(self.model.targets.coverage):
-                state = "weighted"
-                reports = [
-                    self._with_intervals(report, partial(self._weighted_interval, reference=reference, own=ratio))
-                    for report, ratio in zip(reports, own, strict=True)
-                ]
-                risks = [
-                    risk(report, self.model, self.terms.limits, reference, float(ratio))
-                    for report, ratio in zip(reports, own, strict=True)
-                ]
+                state, likelihoods = "weighted", (reference, own)
         standing = BatchStanding(state, len(set(patients)), probability, effective)
-        settled = tuple(
-            decide(replace(report, risk=value), standing, self.terms)
-            for report, value in zip(reports, risks, strict=True)
-        )
+        settled = keep(self._settled(reports, standing, likelihoods))
         words = meaning(standing, settled, self.model)
         promised = promises(self.model, standing)
         return BatchReport(
             settled, state, standing.patients, words, *of_batch(standing, self.terms), probability, promised
         )
+
+    def _settled(
+        self,
+        reports: Sequence[QualityReport],
+        standing: BatchStanding,
+        likelihoods: tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]] | None,
+    ) -> Iterator[QualityReport]:
+        """Reports with intervals and verdicts of a batch, weighted by likelihood ratios where there are some."""
+        limits = self.terms.limits
+        for row, report in enumerate(reports):
+            # A report may have come out of another batch, with the intervals that held there.
+            found = self._with_intervals(report, StructureModel.interval)
+            if likelihoods is None:
+                value = risk(found, self.model, limits)
+            else:
+                reference, own = likelihoods[0], likelihoods[1][row]
+                found = self._with_intervals(found, partial(self._weighted_interval, reference=reference, own=own))
+                value = risk(found, self.model, limits, reference, float(own))
+            yield decide(replace(found, risk=value), standing, self.terms)
 
     def settle_in_stream(self, reports: Sequence[QualityReport], stream: StreamStanding) -> BatchReport:
         """Gives the verdicts under the state of the stream that the masks are of, and what they are worth.
@@ -338,6 +350,12 @@ class QualityController:
         predicted = float(np.mean(known))
         low, high = self.model.structures[MEAN].interval(predicted)
         return (*scores, StructureScore(MEAN, predicted, low, high, mean_reward, *place))
+
+
+def _patients_and_embeddings(reports: Sequence[QualityReport]) -> tuple[list[str], npt.NDArray[np.float64]]:
+    """The patient of each, and what the reward network saw, `(N, D)`."""
+    found = [(report.patient_id, np.array(report.embedding)) for report in reports]
+    return [patient for patient, _ in found], np.array([embedding for _, embedding in found])
 
 
 def _worst(smooth: FloatArray, mask: npt.NDArray[np.bool_], size: Sequence[int]) -> tuple[tuple[int, ...], float]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal, get_args
 
@@ -170,7 +171,7 @@ class BatchReport:
         promises: What is promised for this batch, and what is not: of the intervals, and of the threshold.
     """
 
-    reports: tuple[QualityReport, ...]
+    reports: Sequence[QualityReport]
     state: State
     patients: int
     meaning: str

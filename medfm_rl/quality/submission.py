@@ -152,6 +152,11 @@ def fill_a_batch(submissions: Sequence[Submission]) -> bool:
     return len(submissions) >= _BATCH or sum(item.labels.size for item in submissions) >= _MOST_PIXELS
 
 
+def cases_at_once(pixels: int) -> int:
+    """How many masks of so many pixels each are assessed together."""
+    return max(1, min(_BATCH, -(-_MOST_PIXELS // max(1, pixels))))
+
+
 def collect_evidence(
     submissions: Sequence[Submission],
     reward: RewardEnsemble,

@@ -6,7 +6,7 @@ import base64
 from pathlib import Path
 from typing import Any
 
-from medfm_rl.data.files import write_text
+from medfm_rl.data.files import write_parts
 
 
 def render_page(path: Path, template: str, *, simulated: bool, **content: Any) -> None:
@@ -22,7 +22,7 @@ def render_page(path: Path, template: str, *, simulated: bool, **content: Any) -
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     pages = Environment(loader=PackageLoader(__package__), autoescape=True, undefined=StrictUndefined)
-    write_text(path, pages.get_template(template).render(simulated=simulated, **content))
+    write_parts(path, pages.get_template(template).generate(simulated=simulated, **content))
 
 
 def embed(picture: bytes, kind: str = "png") -> str:

@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from medfm_rl.quality import BatchReport, QualityModel, QualityReport
 from medfm_rl.quality.model import MEAN
+from medfm_rl.quality.packed import InTurn
 from medfm_rl.quality.reports import GUARANTEES
 from medfm_rl.reports.figures import overlay, structure_colours
 from medfm_rl.reports.pages import embed, render_page
@@ -78,12 +79,17 @@ def write_page(
         simulated: Whether the images are simulated; the page says so.
         drawn: Cases that are drawn for audit.
     """
-    ordered = sorted(cases, key=_badness)
-    reports = [case.report for case in ordered]
-    counts = Counter(report.verdict for report in reports) + Counter(refer=len(problems))
-    actions = Counter(report.action for report in reports) + Counter(refer=len(problems))
-    worth = Counter(report.guarantee for report in reports if report.verdict == "accept")
-    pictures = [(case.report, embed(case.picture.read_bytes())) for case in ordered[:_PICTURES]]
+    counts, actions, worth = Counter(refer=len(problems)), Counter(refer=len(problems)), Counter[str | None]()
+    badness = []
+    for case in cases:
+        badness.append(_badness(case.report))
+        counts[case.report.verdict] += 1
+        actions[str(case.report.action)] += 1
+        worth[case.report.guarantee] += case.report.verdict == "accept"
+    ordered = sorted(range(len(cases)), key=badness.__getitem__)
+    reports = InTurn(len(cases), lambda place: cases[ordered[place]].report)
+    worst = [cases[index] for index in ordered[:_PICTURES]]
+    pictures = [(case.report, embed(case.picture.read_bytes())) for case in worst]
     render_page(
         path,
         "quality.html",
@@ -105,7 +111,7 @@ def write_page(
     )
 
 
-def _badness(case: PageCase) -> float:
+def _badness(report: QualityReport) -> float:
     """Predicted mean Dice, the lowest first; before all others the masks of which none can be predicted."""
-    predicted = case.report.mean.predicted_dice
+    predicted = report.mean.predicted_dice
     return -1.0 if predicted is None else predicted

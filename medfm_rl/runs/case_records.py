@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
@@ -24,28 +24,35 @@ from medfm_rl.version import __version__
 
 AUDIT_FILE = "audit.jsonl"
 _FORMAT = 2
+_LINE = "line"
+"""In the record of a worker: what the audit log has not yet."""
 
 
 class CaseRecords:
     """Records of a command in its output folder, one file for each case, and the audit log.
 
     A record holds the inputs, the result, and the hashes of the files that were written. One that was begun and not
-    ended holds no result.
+    ended holds no result. That of a worker also holds the line for the audit log: the call that the worker serves adds
+    it, in the order of its cases, when it takes the result.
 
     Args:
         out: Output folder.
         command: Whose records; those of other commands in the same folder are not looked at.
         identity: Identity of the run or segmenter that the command was given, for the audit log.
+        of_worker: Whether a worker writes them, who leaves the audit log to the call.
     """
 
-    def __init__(self, out: Path, command: str, identity: Identity | None = None) -> None:
+    def __init__(self, out: Path, command: str, identity: Identity | None = None, of_worker: bool = False) -> None:
         self.out = out
         self.command = command
         self.identity = Identity() if identity is None else identity
+        self.of_worker = of_worker
         self.folder = out / "cases" / command
 
     def reuse(self, case_id: str, inputs: Mapping[str, Any]) -> Any | None:
         """The result of a case, where it came from the same inputs and its files are still there.
+
+        A line that a worker has left in the record goes to the audit log.
 
         Args:
             case_id: The case.
@@ -63,8 +70,18 @@ class CaseRecords:
                 raise DataError(
                     f"{path}: was changed after it was written; move it elsewhere, and the case is handled anew"
                 )
-        same = record["inputs"] == _as_json(inputs) and all(path.exists() for path in files)
-        return record["result"] if same else None
+        if record["inputs"] != _as_json(inputs) or not all(path.exists() for path in files):
+            return None
+        if _LINE in record and not self.of_worker:
+            self.log([record[_LINE]])
+            self._write(case_id, {name: record[name] for name in ("inputs", "result", "files")})
+        return record["result"]
+
+    def is_complete(self, case_id: str) -> bool:
+        """Whether a case has a result whose files are there, whatever it came from."""
+        record = self._read(case_id)
+        files = None if record is None else record["files"]
+        return files is not None and all((self.out / name).exists() for name in files)
 
     def begin(self, case_id: str, inputs: Mapping[str, Any]) -> None:
         """Says that a case is handled anew: until `write`, its files are nobody's result."""
@@ -80,6 +97,25 @@ class CaseRecords:
             outputs: What was written of the case, as `hash_files` gives it.
         """
         self._write(case_id, {"inputs": inputs, "result": result, "files": outputs})
+
+    def close(
+        self, case_id: str, inputs: Mapping[str, Any], result: Any, outputs: Mapping[str, str], line: Mapping[str, Any]
+    ) -> None:
+        """Records a case that is complete, and adds its line to the audit log.
+
+        Args:
+            case_id: The case.
+            inputs: As in `reuse`.
+            result: JSON values, not None.
+            outputs: What was written of the case, as `hash_files` gives it.
+            line: As in `log`.
+        """
+        content = {"inputs": inputs, "result": result, "files": outputs}
+        if self.of_worker:
+            content[_LINE] = line
+        else:
+            self.log([line])
+        self._write(case_id, content)
 
     def hash_files(self, files: Sequence[Path]) -> dict[str, str]:
         """SHA-256 of files within the output folder, by their names in there."""
@@ -128,7 +164,7 @@ class CaseRecords:
                     f"{path}: is a result of `medfm-rl {record.parent.name}`; give each command its own output folder"
                 )
 
-    def log(self, lines: Sequence[Mapping[str, Any]]) -> None:
+    def log(self, lines: Iterable[Mapping[str, Any]]) -> None:
         """Adds what was handed out to the audit log; nothing is ever rewritten.
 
         Every line of every command begins with the same names: time, version, command, and who made or assessed the
@@ -144,7 +180,7 @@ class CaseRecords:
             "command": self.command,
             **asdict(self.identity),
         }
-        append_lines(self.out / AUDIT_FILE, [{**common, **line} for line in lines])
+        append_lines(self.out / AUDIT_FILE, ({**common, **line} for line in lines))
 
     def _path(self, case_id: str) -> Path:
         return file_of_case(self.folder, case_id, ".json")

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from functools import cached_property
+from collections.abc import Callable
+from functools import cached_property, partial
 from pathlib import Path
 from typing import final
 
@@ -48,6 +49,9 @@ class FinishedRun(StoredModel, Judge):
 
     def own_segmenter(self) -> SegmenterAdapter:
         return self.segmenter
+
+    def elsewhere(self) -> Callable[[str], FinishedRun]:
+        return partial(FinishedRun, self.path, prompts=self.prompts)
 
     @property
     def seed(self) -> int:

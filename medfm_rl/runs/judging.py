@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from functools import cached_property
+from collections.abc import Callable
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Final, final
 
@@ -73,6 +74,10 @@ class Judge(ABC):
     @abstractmethod
     def seed(self) -> int:
         """The seed that it was made with."""
+
+    @abstractmethod
+    def elsewhere(self) -> Callable[[str], Judge]:
+        """What loads the same folder in another process, on a device that it is given by name."""
 
     @cached_property
     def reward(self) -> RewardEnsemble:
@@ -215,6 +220,9 @@ class TrainedJudge(Judge):
     @property
     def seed(self) -> int:
         return self.settings.seed
+
+    def elsewhere(self) -> Callable[[str], TrainedJudge]:
+        return partial(TrainedJudge, self.path)
 
 
 def write_judge_settings(path: Path, settings: JudgeSettings) -> None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from functools import cached_property
+from collections.abc import Callable
+from functools import cached_property, partial
 from pathlib import Path
 from typing import final
 
@@ -50,6 +51,14 @@ class Model(ABC):
         """The anatomy profile that it was set up with."""
         return "generic"
 
+    @abstractmethod
+    def elsewhere(self) -> Callable[[str], Model]:
+        """What loads the same model in another process, on a device that it is given by name.
+
+        Raises:
+            ConfigError: It lies in no folder.
+        """
+
 
 @final
 class ModelInMemory(Model):
@@ -78,6 +87,12 @@ class ModelInMemory(Model):
     @property
     def identity(self) -> Identity:
         return Identity()
+
+    def elsewhere(self) -> Callable[[str], Model]:
+        raise ConfigError(
+            f"{self.name}: lies in the memory of this process alone, where no worker finds it; export it to a folder, "
+            "and give that, or leave out the workers"
+        )
 
 
 class StoredModel(Model):
@@ -156,6 +171,9 @@ class SegmenterFolder(StoredModel):
     @property
     def reward(self) -> None:
         return None
+
+    def elsewhere(self) -> Callable[[str], SegmenterFolder]:
+        return partial(SegmenterFolder, self.path, prompts=self.prompts, settings=self._settings)
 
 
 def _prompted(settings: Segmenter, prompts: Path | None) -> Segmenter:

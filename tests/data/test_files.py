@@ -19,12 +19,14 @@ from medfm_rl.data.files import (
     hash_file,
     hash_folder,
     hash_path,
+    json_with_list,
     read_versioned_json,
     remove_abandoned,
     replace_folder_on_success,
     replace_on_success,
     scratch_folder,
     write_json,
+    write_parts,
     write_text,
     write_versioned_json,
 )
@@ -393,3 +395,12 @@ def test_a_scratch_folder_is_there_as_long_as_the_block(tmp_path: Path) -> None:
     with scratch_folder(tmp_path, "calibrating") as folder:
         assert folder.parent == tmp_path
     assert names(tmp_path) == []
+
+
+@pytest.mark.parametrize("items", [[], [{}], [{"a": [1, {"b": "line\nline \u2028 ]"}]}, "x, [", 0.1, None, [[]]]])
+def test_a_long_list_is_written_in_parts_as_it_is_written_at_once(tmp_path: Path, items: list[object]) -> None:
+    around = {"format": 2, "other": {"cases": []}, "text": '\n  "cases": []'}
+    content = {**around, "cases": [], "last": [1, 2]}
+    write_json(tmp_path / "at-once.json", {**content, "cases": items})
+    write_parts(tmp_path / "in-parts.json", json_with_list(content, "cases", iter(items)))
+    assert (tmp_path / "in-parts.json").read_bytes() == (tmp_path / "at-once.json").read_bytes()

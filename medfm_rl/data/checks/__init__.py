@@ -10,8 +10,10 @@ from medfm_rl.data.checks.facts import (
     MaskFacts,
     case_facts,
     facts_by_schema,
+    facts_of_record,
     image_facts,
     mask_facts,
+    record_of_facts,
 )
 from medfm_rl.data.checks.findings import Finding, notices
 from medfm_rl.data.checks.suspicious import find_suspicious
@@ -23,8 +25,10 @@ __all__ = [
     "MaskFacts",
     "case_facts",
     "facts_by_schema",
+    "facts_of_record",
     "find_suspicious",
     "image_facts",
     "mask_facts",
     "notices",
+    "record_of_facts",
 ]

@@ -6,10 +6,12 @@ import hashlib
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import SimpleITK as sitk
+from pydantic import TypeAdapter
 
 from medfm_rl.data.layouts import CaseFile
 from medfm_rl.structures import pixels_of
@@ -110,10 +112,29 @@ class CaseFacts:
     notices: tuple[str, ...] = ()
 
 
+_IMAGE: TypeAdapter[ImageFacts | None] = TypeAdapter(ImageFacts | None)
+_MASK: TypeAdapter[MaskFacts | None] = TypeAdapter(MaskFacts | None)
+
+
 def case_facts(file: CaseFile, image: ImageFacts, mask: MaskFacts | None = None) -> CaseFacts:
     """The facts of a case that can be used; its mask has no part in them where it was not read."""
     mask_file = None if mask is None or file.label_path is None else str(file.label_path)
     return CaseFacts(file.case_id, file.patient_id, tuple(map(str, file.image_paths)), mask_file, image, mask)
+
+
+def record_of_facts(facts: CaseFacts) -> dict[str, Any]:
+    """What the facts of a case that can be used say of its files, as JSON values."""
+    return {"image": _IMAGE.dump_python(facts.image, mode="json"), "mask": _MASK.dump_python(facts.mask, mode="json")}
+
+
+def facts_of_record(file: CaseFile, record: Mapping[str, Any]) -> CaseFacts:
+    """The facts of a case of which `record_of_facts` gave what its files hold.
+
+    Raises:
+        ValueError: It is no such record.
+    """
+    image, mask = _IMAGE.validate_python(record["image"]), _MASK.validate_python(record["mask"])
+    return CaseFacts(file.case_id, file.patient_id, tuple(map(str, file.image_paths)), None, image, mask)
 
 
 def image_facts(case: Case) -> ImageFacts:

@@ -67,6 +67,8 @@ class ClipVerdict:
 
 def clip_verdicts(scoring: Scoring) -> list[ClipVerdict]:
     """The verdict of each clip, in the order of the cases; nothing where no case is a frame."""
+    if all(file.clip_id is None for file in scoring.files):
+        return []
     found: dict[str, tuple[str, float | None]] = {
         report.case_id: (report.verdict, report.mean.predicted_dice) for report in scoring.batch.reports
     }

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from medfm_rl.adapters.delta import state_hash
+from medfm_rl.correction import CaseCorrector
 from medfm_rl.data.each_case import each_case
 from medfm_rl.data.files import alone_writing
 from medfm_rl.data.layouts import CaseFile, whole_clips
@@ -17,13 +18,15 @@ from medfm_rl.progress import Progress, silent
 from medfm_rl.runs.case_records import CaseRecords, hash_settings, label_path
 from medfm_rl.runs.finished import FinishedRun
 from medfm_rl.settings import RESEARCH, CorrectionSettings, SitePolicy
-from medfm_rl.workflows.deploy.correction_bench import CorrectionBench
+from medfm_rl.workflows.deploy.correction_bench import CorrectionBench, Job
 from medfm_rl.workflows.deploy.correction_outputs import NOT_HANDLED, Corrections, write_page, write_tables
 from medfm_rl.workflows.deploy.correction_terms import Terms
 from medfm_rl.workflows.deploy.given_masks import GivenMasks
 from medfm_rl.workflows.deploy.score import ScoreRequest, score
 from medfm_rl.workflows.deploy.scores_file import SCORES_FILE, Scores
 from medfm_rl.workflows.deploy.stream_scoring import StreamRequest
+from medfm_rl.workflows.deploy.worker import Piece
+from medfm_rl.workflows.deploy.workers import Crew, Workers, at_work, seen_by_all
 
 _RECORDS = "correct"
 _FORMAT = 3
@@ -67,12 +70,38 @@ OWN_MASKS_BY_VIEWS = CorrectRequest()
 """The masks of the run's segmenter, scored first, in the default way."""
 
 
+@dataclass(frozen=True)
+class CorrectionOrder:
+    """The work of `correct`, for workers.
+
+    Attributes:
+        run: Loads the run.
+        terms: Settings, and whether masks may change.
+        masks: As in `CorrectionBench`.
+        originals: Likewise.
+        out: Output folder.
+    """
+
+    run: Callable[[str], FinishedRun]
+    terms: Terms
+    masks: GivenMasks | None
+    originals: GivenMasks | None
+    out: Path
+
+    def load(self, device: str) -> CorrectionBench:
+        run = self.run(device)
+        records = CaseRecords(self.out, _RECORDS, run.identity, of_worker=True)
+        corrector = run.corrector(self.terms.settings)
+        return _bench_of(run, self.terms, corrector, records, self.masks, self.originals)
+
+
 def correct(
     run: FinishedRun,
     files: Sequence[CaseFile],
     out: Path,
     request: CorrectRequest = OWN_MASKS_BY_VIEWS,
     progress: Progress = silent,
+    workers: Workers | None = None,
 ) -> Corrections:
     """Corrects cases one by one and writes masks, pictures, tables and the audit log.
 
@@ -91,10 +120,12 @@ def correct(
         out: Folder for the results.
         request: Which masks are corrected, and how.
         progress: Told how far it is.
+        workers: Score and correct cases side by side; the result is that of this process alone.
 
     Raises:
         UserError: The run, the scores or the folder cannot be used, the scores are of other masks or by another quality
-            model, masks that something else made lie in `labels/`, or not one case could be handled.
+            model, masks that something else made lie in `labels/`, or not one case could be handled; or the workers
+            cannot do the work, as in `at_work`.
     """
     with alone_writing(out):
         hashes = run.hash_correction()
@@ -103,25 +134,21 @@ def correct(
             records.require_own(file.case_id, label_path(out, file.case_id), {"segmenter": hashes["segmenter"]})
         terms = Terms.of_run(run.folder, request.settings, hashes, request.propose_only, request.masks is not None)
         corrector = run.corrector(terms.settings)
-        chosen = _choose(run, files, out, request, progress)
+        chosen = _choose(run, files, out, request, progress, workers)
         terms = terms.for_batch(None if chosen.scores is None else chosen.scores.state)
         given = originals = _given_masks(run, request, chosen.scores)
         if given is None and request.scores is None and chosen.scores is not None:
             made = {case_id: label_path(out / "scores", case_id) for case_id in chosen.scores.masks}
             originals = GivenMasks(made, chosen.scores, run.segmenter.schema)
-        common = {
-            "format": _FORMAT,
-            **hashes,
-            "inference": hash_settings(run.segmenter.inference_settings()),
-            "settings": terms.settings.model_dump(mode="json"),
-            "propose_only": terms.propose_only,
-        }
-        bench = CorrectionBench(corrector, run.reward, records, common, terms.propose_only, given, originals)
-        handled, problems = _handle_all(bench, chosen.files, files, progress)
-        if chosen.files and not handled:
-            raise DataError(f"no case could be handled; the first: {next(iter(problems.values()))}")
-        kept = [file for file in files if file.case_id not in handled]
-        _, not_kept = each_case(kept, bench.keep, "keeping other masks", progress)
+        bench = _bench_of(run, terms, corrector, records, given, originals)
+        order = CorrectionOrder(run.elsewhere(), terms, given, originals, out)
+        seen = seen_by_all(files)
+        with at_work(workers, order, bench.maker, seen, records, progress) as crew:
+            handled, problems = _handle_all(bench, _jobs_of(chosen.files, files), crew, progress)
+            if chosen.files and not handled:
+                raise DataError(f"no case could be handled; the first: {next(iter(problems.values()))}")
+            kept = [file for file in files if file.case_id not in handled]
+            not_kept = _keep_all(bench, kept, crew, progress)
         # Why a case could not be scored or corrected says more than why its mask could not be kept.
         problems = {**not_kept, **problems, **chosen.problems}
         records.log([{"case": name, "decision": NOT_HANDLED, "problem": problem} for name, problem in problems.items()])
@@ -133,37 +160,78 @@ def correct(
         return corrections
 
 
+def _bench_of(
+    run: FinishedRun,
+    terms: Terms,
+    corrector: CaseCorrector,
+    records: CaseRecords,
+    masks: GivenMasks | None,
+    originals: GivenMasks | None,
+) -> CorrectionBench:
+    """What corrects on these terms, here or in a worker."""
+    common = {
+        "format": _FORMAT,
+        **run.hash_correction(),
+        "inference": hash_settings(run.segmenter.inference_settings()),
+        "settings": terms.settings.model_dump(mode="json"),
+        "propose_only": terms.propose_only,
+    }
+    return CorrectionBench(corrector, run.reward, records, common, terms.propose_only, masks, originals)
+
+
+def _jobs_of(chosen: Sequence[CaseFile], files: Sequence[CaseFile]) -> dict[str, Job]:
+    """What is to be corrected together, by its name: each case, and of each clip the frames that are chosen."""
+    of_clip: dict[str, list[CaseFile]] = {}
+    for file in chosen:
+        if file.frame is not None and file.clip_id is not None:
+            of_clip.setdefault(file.clip_id, []).append(file)
+    jobs = {}
+    for unit in whole_clips(chosen):
+        if unit.clip_id in of_clip:
+            every = sorted((file for file in files if file.clip_id == unit.clip_id), key=lambda file: file.frame or 0)
+            jobs[unit.case_id] = Job(unit, tuple(of_clip[unit.clip_id]), tuple(every))
+        else:
+            jobs[unit.case_id] = Job(unit, (unit,))
+    return jobs
+
+
 def _handle_all(
-    bench: CorrectionBench, chosen: Sequence[CaseFile], files: Sequence[CaseFile], progress: Progress
+    bench: CorrectionBench, jobs: Mapping[str, Job], crew: Crew | None, progress: Progress
 ) -> tuple[dict[str, Mapping[str, Any]], dict[str, str]]:
     """Corrects cases one by one, and frames of one clip together.
 
     Returns:
         By case: the record, and why there is none.
     """
-    of_clip: dict[str, list[CaseFile]] = {}
-    for file in chosen:
-        if file.frame is not None and file.clip_id is not None:
-            of_clip.setdefault(file.clip_id, []).append(file)
-    every = {
-        clip: sorted((file for file in files if file.clip_id == clip), key=lambda file: file.frame or 0)
-        for clip in of_clip
-    }
+    if crew is not None:
+        crew.give([(Piece(name, job, job.cases),) for name, job in jobs.items()])
 
     def handle(unit: CaseFile) -> list[Mapping[str, Any]]:
-        if unit.clip_id in of_clip:
-            return bench.handle_clip(of_clip[unit.clip_id], every[unit.clip_id])
-        return [bench.handle(unit)]
+        if crew is not None:
+            crew.wait_for(unit.case_id)
+        return bench.correct(jobs[unit.case_id], done=crew is not None)
 
-    units, clips_by_unit = whole_clips(chosen), {file.case_id: file.clip_id for file in whole_clips(chosen)}
-    found, refused = each_case(units, handle, "correcting", progress)
+    found, refused = each_case([job.unit for job in jobs.values()], handle, "correcting", progress)
     records = {record["case"]: record for unit in found.values() for record in unit}
     problems: dict[str, str] = {}
     for name, problem in refused.items():
-        clip = clips_by_unit[name]
-        frames = [file.case_id for file in of_clip[clip]] if clip in of_clip else [name]
-        problems |= dict.fromkeys(frames, problem)
+        problems |= dict.fromkeys(jobs[name].cases, problem)
     return records, problems
+
+
+def _keep_all(
+    bench: CorrectionBench, files: Sequence[CaseFile], crew: Crew | None, progress: Progress
+) -> dict[str, str]:
+    """Writes the masks of cases that are not corrected; says of which there is none, and why."""
+    if crew is not None:
+        crew.give_singly(files, lambda file: Job(file, (file,), keep=True))
+
+    def keep(file: CaseFile) -> None:
+        if crew is not None:
+            crew.wait_for(file.case_id)
+        bench.keep(file)
+
+    return each_case(files, keep, "keeping other masks", progress)[1]
 
 
 @dataclass(frozen=True)
@@ -182,7 +250,12 @@ class _Chosen:
 
 
 def _choose(
-    run: FinishedRun, files: Sequence[CaseFile], out: Path, request: CorrectRequest, progress: Progress
+    run: FinishedRun,
+    files: Sequence[CaseFile],
+    out: Path,
+    request: CorrectRequest,
+    progress: Progress,
+    workers: Workers | None,
 ) -> _Chosen:
     """The cases to take: all, those that scores mark, or those that scoring them now marks.
 
@@ -193,7 +266,7 @@ def _choose(
         return _Chosen(files, {}, None)
     if request.scores is None:
         asked = ScoreRequest(request.masks, request.labels, policy=request.policy, stream=request.stream)
-        scoring = score(run, files, out / "scores", asked, progress)
+        scoring = score(run, files, out / "scores", asked, progress, workers)
         scores, problems = Scores.read(out / "scores" / SCORES_FILE), scoring.problems
         return _Chosen(scores.marked([file for file in files if file.case_id not in problems]), problems, scores)
     scores = Scores.read(request.scores)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,28 @@ from medfm_rl.workflows.deploy.correction_outputs import is_cut, picture_path, r
 from medfm_rl.workflows.deploy.given_masks import GivenMasks
 from medfm_rl.workflows.deploy.memory import must_fit
 from medfm_rl.workflows.deploy.predict import segment_clip
+
+
+@dataclass(frozen=True)
+class Job:
+    """What is to be done with a case, or with frames of a clip.
+
+    Attributes:
+        unit: The case, or the clip.
+        chosen: The case, or the frames to be corrected.
+        every: All frames of the clip, whose masks are its context; none for a case.
+        keep: Whether the mask of the case stays.
+    """
+
+    unit: CaseFile
+    chosen: tuple[CaseFile, ...]
+    every: tuple[CaseFile, ...] = ()
+    keep: bool = False
+
+    @property
+    def cases(self) -> tuple[str, ...]:
+        """Names of the case, or of the frames to be corrected."""
+        return tuple(file.case_id for file in self.chosen)
 
 
 class CorrectionBench:
@@ -63,14 +86,48 @@ class CorrectionBench:
         self.masks = masks
         self.originals = originals
 
-    def handle(self, file: CaseFile) -> Mapping[str, Any]:
-        """Corrects a case, and says what came of it."""
+    @property
+    def maker(self) -> Mapping[str, Any]:
+        """Hashes and settings of what corrects."""
+        return self.common
+
+    def take(self, job: Job) -> None:
+        """Does a job; what came of it is in the records.
+
+        Raises:
+            UserError: It cannot be done.
+        """
+        if job.keep:
+            self.keep(job.chosen[0])
+        else:
+            self.correct(job)
+
+    def finish(self) -> dict[str, Any]:
+        """Every job is done when it is taken."""
+        return {}
+
+    def correct(self, job: Job, done: bool = False) -> list[Mapping[str, Any]]:
+        """Corrects a case, or frames of a clip together, and says what came of each.
+
+        Args:
+            job: Which.
+            done: Whether a worker has just done it: what a busy machine has cut is no reason to do it again then.
+
+        Raises:
+            UserError: It cannot be corrected.
+        """
+        if job.every:
+            return self.handle_clip(job.chosen, job.every, done)
+        return [self.handle(job.chosen[0], done)]
+
+    def handle(self, file: CaseFile, done: bool = False) -> Mapping[str, Any]:
+        """Corrects a case, and says what came of it; `done` as in `correct`."""
         inputs = {**self.common, **hash_case(file, self.corrector.adapter)}
         if self.masks is not None:
             inputs |= self.masks.hashes(file.case_id)
         known: Mapping[str, Any] | None = self.records.reuse(file.case_id, inputs)
         # What a busy machine cut is no result to hand out again.
-        if known is not None and not is_cut(known):
+        if known is not None and (done or not is_cut(known)):
             return known
         self.records.begin(file.case_id, inputs)
         with must_fit(f"case {file.case_id}", self.corrector.adapter.device):
@@ -79,12 +136,15 @@ class CorrectionBench:
             result = self.corrector.correct(case, original=original)
             return self._finish(case, result, inputs)
 
-    def handle_clip(self, chosen: Sequence[CaseFile], every: Sequence[CaseFile]) -> list[Mapping[str, Any]]:
+    def handle_clip(
+        self, chosen: Sequence[CaseFile], every: Sequence[CaseFile], done: bool = False
+    ) -> list[Mapping[str, Any]]:
         """Corrects frames of one clip together, and says what came of each, in their order.
 
         Args:
             chosen: The frames to be corrected.
             every: All frames of the clip, whose masks are its context.
+            done: As in `correct`.
 
         Raises:
             DataError: A frame or its mask is missing or cannot be read.
@@ -95,7 +155,7 @@ class CorrectionBench:
             context["masks_of_clip"] = [self.masks.hashes(file.case_id) for file in every]
         inputs = [{**self.common, **hash_case(file, self.corrector.adapter), **context} for file in chosen]
         known = [self.records.reuse(file.case_id, of) for file, of in zip(chosen, inputs, strict=True)]
-        found = [record for record in known if record is not None and not is_cut(record)]
+        found = [record for record in known if record is not None and (done or not is_cut(record))]
         if len(found) == len(chosen):
             return found
         for file, of in zip(chosen, inputs, strict=True):
@@ -166,8 +226,8 @@ class CorrectionBench:
         """Adds the line of a case to the audit log, and records that the case is complete."""
         outputs = self.records.hash_files(files)
         # Of the mask both: of its labels, as in scores.json, and of its file.
-        self.records.log([{**line, "inputs": inputs, "mask": hash_labels(mask), "outputs": outputs}])
-        self.records.write(line["case"], inputs, result, outputs)
+        whole = {**line, "inputs": inputs, "mask": hash_labels(mask), "outputs": outputs}
+        self.records.close(line["case"], inputs, result, outputs, whole)
 
     def _write(
         self, case: Case, result: CorrectionResult, decision: str, mask: LabelMap

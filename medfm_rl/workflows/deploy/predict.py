@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,13 +28,87 @@ from medfm_rl.runs.models import Model
 from medfm_rl.tiling import tiled_reward_map
 from medfm_rl.types import Case, Clip, FloatArray, LabelMap, LabelSchema
 from medfm_rl.workflows.deploy.memory import must_fit
+from medfm_rl.workflows.deploy.workers import Workers, at_work, seen_by_all
 
 _TOGETHER = 8
 """Frames that go through the network at once."""
 
 
-@torch.no_grad()
-def predict(model: Model, files: Sequence[CaseFile], out: Path, progress: Progress = silent) -> list[str]:
+class Segmenting:
+    """Segments a case or a clip, and takes what was made before.
+
+    Args:
+        segmenter: Makes masks.
+        reward: Makes their reward maps; None for none.
+        records: What was made before, and where.
+
+    Attributes:
+        maker: Hashes of what makes masks and reward maps, but for image and prompts.
+    """
+
+    def __init__(self, segmenter: SegmenterAdapter, reward: RewardEnsemble | None, records: CaseRecords) -> None:
+        self._segmenter, self._reward, self._records = segmenter, reward, records
+        rewards = None if reward is None else [state_hash(reward), reward.fusion, reward.pessimism]
+        self.maker: dict[str, Any] = {**hash_segmenter(segmenter), "reward": rewards}
+
+    @torch.no_grad()
+    def take(self, file: CaseFile) -> None:
+        """Writes the mask of a case and its reward map, unless they are there.
+
+        Raises:
+            DataError: It cannot be read, segmented or written.
+        """
+        segmenter, reward, out = self._segmenter, self._reward, self._records.out
+        inputs = {**self.maker, **hash_case(file, segmenter)}
+        if self._records.reuse(file.case_id, inputs) is not None:
+            return
+        with must_fit(f"case {file.case_id}", segmenter.device):
+            if file.clip is not None:
+                clip = file.read_clip()
+                of_clip = segment_clip(segmenter, reward, clip)
+            else:
+                case = file.read()
+                made = segment_with_reward(segmenter, reward, case)
+        self._records.begin(file.case_id, inputs)
+        if file.clip is not None:
+            written = _write_clip(out, clip, *of_clip, segmenter.schema)
+        else:
+            written = _write_prediction(out, case, *made, segmenter.schema)
+        outputs = self._records.hash_files(written)
+        line = {"case": file.case_id, "inputs": inputs, "outputs": outputs}
+        self._records.close(file.case_id, inputs, {}, outputs, line)
+
+    def finish(self) -> dict[str, Any]:
+        """Every case is handled when it is taken."""
+        return {}
+
+
+@dataclass(frozen=True)
+class SegmentingOrder:
+    """The work of `predict`, for workers.
+
+    Attributes:
+        model: Loads the model.
+        out: Output folder.
+    """
+
+    model: Callable[[str], Model]
+    out: Path
+
+    def load(self, device: str) -> Segmenting:
+        model = self.model(device)
+        return Segmenting(
+            model.segmenter, model.reward, CaseRecords(self.out, "predict", model.identity, of_worker=True)
+        )
+
+
+def predict(
+    model: Model,
+    files: Sequence[CaseFile],
+    out: Path,
+    progress: Progress = silent,
+    workers: Workers | None = None,
+) -> list[str]:
     """Writes a label map per case in the geometry of its image, and its reward map where the model has a reward.
 
     Frames of a clip are segmented together, and their masks are one file: a sequence with the time as fourth axis.
@@ -49,52 +124,37 @@ def predict(model: Model, files: Sequence[CaseFile], out: Path, progress: Progre
         files: The cases.
         out: Folder for `labels`, `rewards` and the records.
         progress: Told how far it is.
+        workers: Segment cases side by side; the result is that of this process alone.
 
     Returns:
         One message per case that was left out.
 
     Raises:
         DataError: No case could be segmented, or masks lie in `out` that another model made, or nobody knows what.
+        ConfigError: There are workers, and the model lies in memory alone.
+        WorkerError: As in `at_work`.
     """
+    order = None if workers is None else SegmentingOrder(model.elsewhere(), out)
     with alone_writing(out):
-        segmenter, reward = model.segmenter, model.reward
-        records, maker = CaseRecords(out, "predict", model.identity), _hash_maker(segmenter, reward)
-        units = whole_clips(files)
+        records = CaseRecords(out, "predict", model.identity)
+        segmenting, units = Segmenting(model.segmenter, model.reward, records), whole_clips(files)
         for file in units:
-            records.require_own(file.case_id, label_path(out, file.case_id), maker)
+            records.require_own(file.case_id, label_path(out, file.case_id), segmenting.maker)
+        with at_work(workers, order, segmenting.maker, seen_by_all(files), records, progress) as crew:
+            if crew is not None:
+                crew.give_singly(units)
 
-        def handle(file: CaseFile) -> None:
-            inputs = {**maker, **hash_case(file, segmenter)}
-            if records.reuse(file.case_id, inputs) is not None:
-                return
-            with must_fit(f"case {file.case_id}", segmenter.device):
-                if file.clip is not None:
-                    clip = file.read_clip()
-                    of_clip = segment_clip(segmenter, reward, clip)
-                else:
-                    case = file.read()
-                    made = segment_with_reward(segmenter, reward, case)
-            records.begin(file.case_id, inputs)
-            if file.clip is not None:
-                written = _write_clip(out, clip, *of_clip, segmenter.schema)
-            else:
-                written = _write_prediction(out, case, *made, segmenter.schema)
-            outputs = records.hash_files(written)
-            records.log([{"case": file.case_id, "inputs": inputs, "outputs": outputs}])
-            records.write(file.case_id, inputs, {}, outputs)
+            def handle(file: CaseFile) -> None:
+                if crew is not None:
+                    crew.wait_for(file.case_id)
+                segmenting.take(file)
 
-        _, problems = each_case(units, handle, "predicting", progress)
-        write_class_names(label_path(out, units[0].case_id).parent, segmenter.schema)
+            _, problems = each_case(units, handle, "predicting", progress)
+        write_class_names(label_path(out, units[0].case_id).parent, model.segmenter.schema)
         records.log([{"case": name, "problem": problem} for name, problem in problems.items()])
         if len(problems) == len(units):
             raise DataError(f"no case could be segmented; the first: {next(iter(problems.values()))}")
         return list(problems.values())
-
-
-def _hash_maker(segmenter: SegmenterAdapter, reward: RewardEnsemble | None) -> dict[str, Any]:
-    """Hashes of what makes masks and reward maps, but for image and prompts."""
-    rewards = None if reward is None else [state_hash(reward), reward.fusion, reward.pessimism]
-    return {**hash_segmenter(segmenter), "reward": rewards}
 
 
 def _write_prediction(

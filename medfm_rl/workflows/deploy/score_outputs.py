@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import csv
 import io
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
 
-from medfm_rl.data.files import write_text
+from medfm_rl.data.files import write_parts, write_text
 from medfm_rl.quality import QualityReport
+from medfm_rl.quality.packed import InTurn
 from medfm_rl.reports.scores import PageCase, write_page
 from medfm_rl.workflows.deploy.clip_verdicts import CLIPS_FILE, clip_table
 from medfm_rl.workflows.deploy.scores_file import SCORES_FILE, batch_columns, interval_state, places, write_scores
@@ -41,21 +43,34 @@ def write_results(out: Path, scoring: Scoring, simulated: bool) -> None:
         scoring: The result.
         simulated: Whether the images are simulated; the page says so.
     """
-    write_text(out / TABLE_FILE, _table(scoring))
+    write_parts(out / TABLE_FILE, _table(scoring))
     clips = clip_table(scoring)
     if clips is not None:
         write_text(out / CLIPS_FILE, clips)
     write_scores(out / SCORES_FILE, scoring)
-    cases = [PageCase(report, thumbnail_path(out, report.case_id)) for report in scoring.batch.reports]
+    reports = scoring.batch.reports
     scorer = scoring.scorer
-    drawn = [report.case_id for report in scoring.batch.reports if scoring.is_drawn(report.case_id)]
+    drawn = [] if scoring.place is None else [report.case_id for report in reports if scoring.is_drawn(report.case_id)]
+
+    def page_case(index: int) -> PageCase:
+        report = reports[index]
+        return PageCase(report, thumbnail_path(out, report.case_id))
+
+    cases = InTurn(len(reports), page_case)
     write_page(out / PAGE_FILE, cases, scoring.problems, scoring.batch, scorer.model, scorer.policy, simulated, drawn)
 
 
-def _table(scoring: Scoring) -> str:
-    """One row for each case and structure, as CSV."""
+def _table(scoring: Scoring) -> Iterator[str]:
+    """Lines of CSV, one for each case and structure."""
     text = io.StringIO()
     writer = csv.DictWriter(text, _COLUMNS, lineterminator="\n", restval="")
+
+    def written() -> str:
+        line = text.getvalue()
+        text.seek(0)
+        text.truncate()
+        return line
+
     writer.writeheader()
     for report in scoring.batch.reports:
         of_report = {
@@ -76,10 +91,11 @@ def _table(scoring: Scoring) -> str:
                     "worst_centre": " ".join(map(str, item.worst_centre)),
                 }
             )
+        yield written()
     for case_id, found in scoring.unassessed.items():
         verdict = {"verdict": "refer", "reason_code": found.cause, "reasons": found.problem, "action": "refer"}
         writer.writerow({**_of_case(scoring, case_id), **verdict})
-    return text.getvalue()
+    yield written()
 
 
 def _of_case(scoring: Scoring, case_id: str) -> dict[str, Any]:
@@ -109,7 +125,7 @@ def _of_report(report: QualityReport) -> dict[str, Any]:
     }
 
 
-def audit_lines(scoring: Scoring) -> list[dict[str, Any]]:
+def audit_lines(scoring: Scoring) -> Iterator[dict[str, Any]]:
     """One line for each verdict that is handed out."""
     scorer, batch = scoring.scorer, scoring.batch
     common = {
@@ -123,20 +139,19 @@ def audit_lines(scoring: Scoring) -> list[dict[str, Any]]:
     def line(trace: CaseTrace, **found: object) -> dict[str, Any]:
         return {**common, "case": trace.file.case_id, "inputs": trace.inputs, **found}
 
-    assessed = [
-        line(
-            scoring.traces[report.case_id],
-            outputs=scoring.traces[report.case_id].outputs,
+    for report in batch.reports:
+        trace = scoring.traces[report.case_id]
+        yield line(
+            trace,
+            outputs=trace.outputs,
             verdict=report.verdict,
             reason_code=report.reason_code,
             guarantee=report.guarantee,
             action=report.action,
             audit=scoring.is_drawn(report.case_id),
         )
-        for report in batch.reports
-    ]
-    return assessed + [
-        line(
+    for case_id, found in scoring.unassessed.items():
+        yield line(
             scoring.traces[case_id],
             verdict="refer",
             reason_code=found.cause,
@@ -144,5 +159,3 @@ def audit_lines(scoring: Scoring) -> list[dict[str, Any]]:
             action="refer",
             problem=found.problem,
         )
-        for case_id, found in scoring.unassessed.items()
-    ]

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Final, get_args
 
-from medfm_rl.data.files import hash_file, read_versioned_json, write_json
+from medfm_rl.data.files import hash_file, json_with_list, read_versioned_json, write_parts
 from medfm_rl.data.layouts import CaseFile
 from medfm_rl.errors import DataError
-from medfm_rl.quality import State
+from medfm_rl.quality import QualityReport, State
 from medfm_rl.quality.reports import Action, Verdict
 from medfm_rl.version import __version__
 from medfm_rl.workflows.deploy.clip_verdicts import clip_verdicts
@@ -48,11 +49,6 @@ def places(trace: CaseTrace) -> dict[str, Any]:
 def write_scores(path: Path, scoring: Scoring) -> None:
     """Writes the file."""
     scorer, traces = scoring.scorer, scoring.traces
-    cases = []
-    for report in scoring.batch.reports:
-        content, trace = report.to_json(), traces[report.case_id]
-        del content["embedding"]
-        cases.append({**content, **places(trace), "mask": trace.mask_hash, "audit": scoring.is_drawn(report.case_id)})
     problems = {
         case_id: {
             "problem": found.problem,
@@ -66,26 +62,30 @@ def write_scores(path: Path, scoring: Scoring) -> None:
         for case_id, found in scoring.unassessed.items()
     }
     clips = {clip.clip_id: clip.to_json() for clip in clip_verdicts(scoring)}
-    write_json(
-        path,
-        {
-            "format": _FORMAT,
-            "medfm_rl": __version__,
-            "calibrated_on": scorer.model.origin,
-            "quality": scorer.quality_hash,
-            "segmenter": scorer.segmenter,
-            **batch_columns(scoring),
-            "batch_shift_probability": scoring.batch.shift_probability,
-            "batch_evidence": scoring.batch.evidence,
-            "policy": scorer.policy.model_dump(mode="json"),
-            "stream": None if scoring.place is None else str(scoring.place.path),
-            "interval_state": interval_state(scoring),
-            "promises": [vars(promise) for promise in scoring.batch.promises],
-            "cases": cases,
-            "problems": problems,
-            **({"clips": clips} if clips else {}),
-        },
-    )
+    content = {
+        "format": _FORMAT,
+        "medfm_rl": __version__,
+        "calibrated_on": scorer.model.origin,
+        "quality": scorer.quality_hash,
+        "segmenter": scorer.segmenter,
+        **batch_columns(scoring),
+        "batch_shift_probability": scoring.batch.shift_probability,
+        "batch_evidence": scoring.batch.evidence,
+        "policy": scorer.policy.model_dump(mode="json"),
+        "stream": None if scoring.place is None else str(scoring.place.path),
+        "interval_state": interval_state(scoring),
+        "promises": [vars(promise) for promise in scoring.batch.promises],
+        "cases": [],
+        "problems": problems,
+        **({"clips": clips} if clips else {}),
+    }
+    write_parts(path, json_with_list(content, "cases", map(partial(_case, scoring), scoring.batch.reports)))
+
+
+def _case(scoring: Scoring, report: QualityReport) -> dict[str, Any]:
+    content, trace = report.to_json(), scoring.traces[report.case_id]
+    del content["embedding"]
+    return {**content, **places(trace), "mask": trace.mask_hash, "audit": scoring.is_drawn(report.case_id)}
 
 
 def _text(value: Any) -> str:

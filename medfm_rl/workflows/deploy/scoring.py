@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -44,15 +46,42 @@ class CaseTrace:
         file: The case.
         mask: File of its mask; None where there is none.
         inputs: Hashes of everything that its report depends on.
-        outputs: SHA-256 of the files that were written, by their names in the output folder.
+        read_outputs: Reads what `outputs` gives.
         mask_hash: Hash of the labels that were assessed; None where none were.
     """
 
     file: CaseFile
     mask: Path | None
     inputs: Mapping[str, Any]
-    outputs: Mapping[str, str] = field(default_factory=dict)
+    read_outputs: Callable[[], Mapping[str, str]] = dict
     mask_hash: str | None = None
+
+    @property
+    def outputs(self) -> Mapping[str, str]:
+        """SHA-256 of the files that were written, by their names in the output folder; they are in the records."""
+        return self.read_outputs()
+
+
+@dataclass(frozen=True)
+class Traces(Mapping[str, CaseTrace]):
+    """The traces of cases by their names, each made when it is asked for.
+
+    Attributes:
+        files: The cases by name, in the order in which they were given.
+        trace: Makes that of a case.
+    """
+
+    files: Mapping[str, CaseFile]
+    trace: Callable[[CaseFile], CaseTrace]
+
+    def __getitem__(self, case_id: str) -> CaseTrace:
+        return self.trace(self.files[case_id])
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.files)
+
+    def __len__(self) -> int:
+        return len(self.files)
 
 
 @dataclass(frozen=True)
@@ -91,7 +120,7 @@ class Scoring:
 
     batch: BatchReport
     unassessed: Mapping[str, Unassessed]
-    traces: Mapping[str, CaseTrace]
+    traces: Traces
     scorer: Scorer
     place: StreamPlace | None = None
     over_time: Mapping[str, ClipEvidence] = field(default_factory=dict)
@@ -108,20 +137,25 @@ class Scoring:
     @property
     def files(self) -> Sequence[CaseFile]:
         """The cases."""
-        return [trace.file for trace in self.traces.values()]
+        return list(self.traces.files.values())
+
+    @cached_property
+    def _tally(self) -> Counter[tuple[str | None, ...]]:
+        """Masks by verdict, guarantee and action."""
+        return Counter((report.verdict, report.guarantee, report.action) for report in self.batch.reports)
 
     def count(self, verdict: str) -> int:
         """Cases with that verdict."""
-        found = sum(report.verdict == verdict for report in self.batch.reports)
+        found = sum(number for (of, _, _), number in self._tally.items() if of == verdict)
         return found + (len(self.unassessed) if verdict == "refer" else 0)
 
     def accepted(self, guarantee: str) -> int:
         """Cases with the verdict `accept` that are worth that."""
-        return sum(report.verdict == "accept" and report.guarantee == guarantee for report in self.batch.reports)
+        return sum(number for (of, worth, _), number in self._tally.items() if (of, worth) == ("accept", guarantee))
 
     def acted(self, action: str) -> int:
         """Cases with which the policy does that."""
-        found = sum(report.action == action for report in self.batch.reports)
+        found = sum(number for (_, _, done), number in self._tally.items() if done == action)
         return found + (len(self.unassessed) if action == "refer" else 0)
 
     def report_of(self, case_id: str) -> QualityReport | None:

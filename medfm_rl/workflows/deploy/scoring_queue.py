@@ -1,31 +1,46 @@
-"""Cases that wait to be assessed together."""
+"""Cases that wait to be assessed together.
+
+Sums in a network go in another order where a batch is of another size, and the last digits of a score with it. So cases
+are assessed together that lie in one block of the list: one process and workers have the same batches.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from medfm_rl.adapters import SegmenterAdapter
-from medfm_rl.data.checks import CaseFacts, case_facts, facts_by_schema, image_facts
-from medfm_rl.data.each_case import case_alone
+from medfm_rl.data.checks import (
+    CaseFacts,
+    case_facts,
+    facts_by_schema,
+    facts_of_record,
+    image_facts,
+    record_of_facts,
+)
+from medfm_rl.data.each_case import OF_ONE_CASE, case_alone
 from medfm_rl.data.files import hash_file, replace_on_success
 from medfm_rl.data.images import hash_image, write_image, write_labels
 from medfm_rl.data.labels import hash_labels, read_labels
 from medfm_rl.data.layouts import CaseFile
+from medfm_rl.data.notices import collected_notices
 from medfm_rl.data.probabilities import confidence_of, require_all
 from medfm_rl.errors import DataError, UserError
 from medfm_rl.quality import QualityController, QualityReport
-from medfm_rl.quality.submission import Submission, fill_a_batch
+from medfm_rl.quality.packed import PackedReports
+from medfm_rl.quality.submission import Submission, cases_at_once, fill_a_batch
 from medfm_rl.reports.scores import thumbnail
 from medfm_rl.runs.case_records import CaseRecords, hash_case, hash_segmenter, label_path, reward_path
 from medfm_rl.types import Case, Clip, LabelMap, LabelSchema
 from medfm_rl.workflows.deploy.memory import must_fit
-from medfm_rl.workflows.deploy.scoring import CaseTrace, Cause, Unassessed, thumbnail_path
+from medfm_rl.workflows.deploy.scoring import CaseTrace, Cause, Traces, Unassessed, thumbnail_path
+from medfm_rl.workflows.deploy.workers import Crew
 
 _Waiting = tuple[Submission, dict[str, Any]]
 """A case and what its report depends on."""
@@ -64,6 +79,37 @@ class MasksToScore:
     probabilities: Mapping[str, Path] | None = None
 
 
+@dataclass(frozen=True)
+class Refused:
+    """A case that a worker could not assess.
+
+    Attributes:
+        why: Why it could not.
+        facts: What it had read of it.
+    """
+
+    why: Unassessed
+    facts: CaseFacts | None
+
+
+def blocks_of(files: Sequence[CaseFile]) -> list[Sequence[CaseFile]]:
+    """Cases that lie side by side in a list, as many as are assessed together where all are as large as the first."""
+    size = cases_at_once(_pixels_of_first(files)) if len(files) > 1 else 1
+    return [files[start : start + size] for start in range(0, len(files), size)]
+
+
+def _pixels_of_first(files: Sequence[CaseFile]) -> int:
+    """Pixels of the first image that can be read; 1 where none can."""
+    for file in files:
+        try:
+            with collected_notices():
+                return int(np.prod(file.read().shape))
+        except (UserError, *OF_ONE_CASE):
+            # It is named when its turn comes.
+            continue
+    return 1
+
+
 class ScoringQueue:
     """Takes cases one by one, and assesses together those of which no report is there yet.
 
@@ -78,6 +124,7 @@ class ScoringQueue:
         reports: By case, of those that were assessed.
         unassessed: By case, of those that could not be.
         facts: By case, of those that were read, and of their masks where they are given.
+        made_by: Hashes of what makes the masks; none where they are given.
     """
 
     def __init__(
@@ -89,18 +136,23 @@ class ScoringQueue:
         records: CaseRecords,
     ) -> None:
         self.controller = controller
-        self.networks = networks
+        self.networks = dict(networks)
         self.given = given
         self.segmenter = None if segmenter is None else segmenter.to(controller.device)
-        self.maker = {} if segmenter is None else hash_segmenter(segmenter)
+        self.made_by = {} if segmenter is None else hash_segmenter(segmenter)
         self.out = records.out
         self.records = records
-        self.reports: dict[str, QualityReport] = {}
+        self.reports = PackedReports()
         self.unassessed: dict[str, Unassessed] = {}
         self.facts: dict[str, CaseFacts] = {}
         self._mask_hashes: dict[str, str] = {}
         self._inputs: dict[str, dict[str, Any]] = {}
         self._waiting: list[_Waiting] = []
+
+    @property
+    def maker(self) -> dict[str, str]:
+        """Hashes of what makes masks and assesses them."""
+        return {**self.made_by, **self.networks}
 
     def require_own(self, files: Sequence[CaseFile]) -> None:
         """Refuses an output folder where masks or reward maps of something else would be replaced.
@@ -112,26 +164,50 @@ class ScoringQueue:
         for file in files:
             self.records.require_no_others(file.case_id, reward_path(self.out, file.case_id))
             if self.segmenter is not None:
-                self.records.require_own(file.case_id, label_path(self.out, file.case_id), self.maker)
+                self.records.require_own(file.case_id, label_path(self.out, file.case_id), self.made_by)
 
-    def take(self, file: CaseFile) -> None:
+    def take(self, file: CaseFile, crew: Crew | None = None) -> None:
         """Takes the report that there is, or lets the case wait for enough others to be assessed with it.
 
         A case that cannot be made ready is noted as not assessed.
+
+        Args:
+            file: The case.
+            crew: Workers who have it; it is waited for.
         """
         try:
             with case_alone(file.case_id):
-                self._take(file)
+                self._take(file, None if crew is None else crew.wait_for(file.case_id))
         except UserError as error:
+            # Where the worker died, nothing more is known of it.
+            self._inputs.setdefault(file.case_id, dict(self.maker))
             self._refuse(file.case_id, error)
 
-    def _take(self, file: CaseFile) -> None:
+    def finish(self) -> dict[str, Refused]:
+        """Assesses the cases that wait, gives those that could not be assessed, and forgets all of them.
+
+        The reports are in the records.
+        """
+        self.assess_waiting()
+        refused = {name: Refused(found, self.facts.get(name)) for name, found in self.unassessed.items()}
+        for kept in (self.reports, self.unassessed, self.facts, self._mask_hashes, self._inputs):
+            kept.clear()
+        return refused
+
+    def _take(self, file: CaseFile, refused: Refused | None) -> None:
         inputs = self._inputs_of(file)
         known = self.records.reuse(file.case_id, inputs)
         if known is not None:
             # Whose it is comes from the call, which may tell patients apart in another way than the one before.
             self.reports[file.case_id] = replace(QualityReport.from_json(known["report"]), patient_id=file.patient_id)
             self._mask_hashes[file.case_id] = known["mask"]
+            if known.get("facts") is not None:
+                self.facts[file.case_id] = facts_of_record(file, known["facts"])
+            return
+        if refused is not None:
+            if refused.facts is not None:
+                self.facts[file.case_id] = refused.facts
+            self.unassessed[file.case_id] = refused.why
             return
         with _caused_by("input_unusable", file.case_id), must_fit(f"case {file.case_id}", self.controller.device):
             case = file.read()
@@ -152,21 +228,20 @@ class ScoringQueue:
             except UserError as error:
                 self._refuse(report.case_id, error)
                 continue
-            # Maps of ten thousand cases would fill the memory, and they are in the files.
-            self.reports[report.case_id] = replace(report, reward_map=np.zeros(0, np.float32))
+            self.reports[report.case_id] = report
 
-    def traces(self, files: Sequence[CaseFile]) -> dict[str, CaseTrace]:
+    def traces(self, files: Sequence[CaseFile]) -> Traces:
         """The files of cases and what they were made of, by case."""
-        return {
-            file.case_id: CaseTrace(
-                file,
-                self._mask_path(file.case_id),
-                self._inputs[file.case_id],
-                self.records.files_of(file.case_id),
-                self._mask_hashes.get(file.case_id),
-            )
-            for file in files
-        }
+        return Traces({file.case_id: file for file in files}, self._trace_of)
+
+    def _trace_of(self, file: CaseFile) -> CaseTrace:
+        return CaseTrace(
+            file,
+            self._mask_path(file.case_id),
+            self._inputs[file.case_id],
+            partial(self.records.files_of, file.case_id),
+            self._mask_hashes.get(file.case_id),
+        )
 
     def read_mask(self, file: CaseFile, clip: Clip, frame: int) -> LabelMap:
         """The mask of a frame that was assessed, class indices `(H, W)`.
@@ -210,7 +285,8 @@ class ScoringQueue:
         mask = self._mask_hashes[case.case_id] = hash_labels(submission.labels)
         files = [rewards, picture, *([] if self.segmenter is None else [label_path(self.out, case.case_id)])]
         outputs = self.records.hash_files(files)
-        self.records.write(case.case_id, inputs, {"report": report.to_json(), "mask": mask}, outputs)
+        result = {"report": report.to_json(), "mask": mask, "facts": record_of_facts(self.facts[case.case_id])}
+        self.records.write(case.case_id, inputs, result, outputs)
 
     def _mask_path(self, case_id: str) -> Path | None:
         """The file of a case's mask, where it is known or was written."""
@@ -221,7 +297,7 @@ class ScoringQueue:
 
     def _inputs_of(self, file: CaseFile) -> dict[str, Any]:
         """Hashes of everything that the report of a case depends on; those found before an error are kept."""
-        found = self._inputs[file.case_id] = {**self.maker, **self.networks}
+        found = self._inputs[file.case_id] = dict(self.maker)
         with _caused_by("input_unusable", file.case_id):
             found.update(hash_case(file, self.segmenter))
         if self.given is not None:
