@@ -255,7 +255,7 @@ def test_two_people_work_side_by_side(
     assert ada.text("#case-name") == FIRST
     assert ben.text("#case-name") == SPECK
     ben.one("#find-state").send_keys("all")
-    ben.until(lambda: FIRST in ben.one("#items button").text, "the list shows the case that ada works on")
+    ben.until(lambda: FIRST in ben.text("#items button"), "the list shows the case that ada works on")
     ben.click("#items button")
     ben.wait_for_message("ada")
     assert ben.text("#case-name") == SPECK

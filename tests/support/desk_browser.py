@@ -15,6 +15,7 @@ import pytest
 import uvicorn
 from fastapi import FastAPI
 from selenium import webdriver
+from selenium.common.exceptions import StaleElementReferenceException
 from selenium.webdriver.chrome.options import Options
 from selenium.webdriver.chrome.service import Service
 from selenium.webdriver.common.action_chains import ActionChains
@@ -102,10 +103,19 @@ class Browser:
         return " ".join(str(found).split())
 
     def click(self, selector: str) -> None:
-        self.until(
-            lambda: self.one(selector).is_displayed() and self.one(selector).is_enabled(), f"{selector} is there"
-        )
-        self.one(selector).click()
+        """Clicks on what a selector finds, once it is there; what is drawn anew meanwhile is looked for again."""
+
+        def clicked() -> bool:
+            try:
+                found = self.one(selector)
+                if not (found.is_displayed() and found.is_enabled()):
+                    return False
+                found.click()
+            except StaleElementReferenceException:
+                return False
+            return True
+
+        self.until(clicked, f"{selector} is there")
 
     def do(self, action: str) -> None:
         """Presses the button of an action, the one that is seen."""

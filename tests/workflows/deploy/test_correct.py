@@ -24,6 +24,7 @@ from medfm_rl.data.layouts import CaseFile, find_cases
 from medfm_rl.data.mask_files import find_masks
 from medfm_rl.errors import ConfigError, DataError, ModelError
 from medfm_rl.quality import BatchReport, QualityController, QualityReport
+from medfm_rl.quality.controller import Keep
 from medfm_rl.reward.network import RewardNet
 from medfm_rl.reward.shape_prior import ShapePrior
 from medfm_rl.runs.finished import load_model, load_run
@@ -506,8 +507,8 @@ def test_predicting_with_correction_leaves_a_mask_of_every_case(
     verdicts = dict(zip(names, ["refer", "accept", "correct", "correct"], strict=True))
     settle = QualityController.settle
 
-    def settled(self: QualityController, reports: list[QualityReport]) -> BatchReport:
-        batch = settle(self, reports)
+    def settled(self: QualityController, reports: list[QualityReport], keep: Keep = tuple) -> BatchReport:
+        batch = settle(self, reports, keep)
         actions = {"accept": "use", "correct": "correct", "refer": "refer"}
         marked = tuple(
             replace(report, verdict=verdicts[report.case_id], action=actions[verdicts[report.case_id]])
