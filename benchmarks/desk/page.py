@@ -39,17 +39,17 @@ def look(folder: Path, cases_to_accept: int) -> dict[str, Any]:
     try:
         with _chromium() as driver:
             driver.get(f"{service.address}/login")
-            serious = {"login": _serious(driver)}
+            serious = {"login": serious_faults(driver)}
             driver.find_element(By.NAME, "name").send_keys("chief")
             driver.find_element(By.NAME, "password").send_keys(PASSWORD)
             driver.find_element(By.CSS_SELECTOR, "button[type=submit]").click()
             clicks = [_accept(driver) for _ in range(cases_to_accept)]
-            serious["queue"] = _serious(driver)
+            serious["queue"] = serious_faults(driver)
             _button(driver, "help").click()
-            serious["help"] = _serious(driver)
+            serious["help"] = serious_faults(driver)
             driver.get(f"{service.address}/learn")
             _wait(driver, "return document.querySelector('#reviewer')?.textContent")
-            serious["learn"] = _serious(driver)
+            serious["learn"] = serious_faults(driver)
     finally:
         service.kill()
     return {"clicks": clicks, "serious": serious}
@@ -84,16 +84,16 @@ def _wait(driver: webdriver.Chrome, code: str, *arguments: Any) -> None:
     WebDriverWait(driver, _PATIENCE_S, 0.05).until(lambda _: driver.execute_script(code, *arguments), f"never: {code}")
 
 
-def _serious(driver: webdriver.Chrome) -> list[str]:
-    """What axe-core finds serious or critical on the page as it is."""
-    if not _AXE.exists():
-        raise FileNotFoundError(f"{_AXE}: axe-core is not installed; `make page` installs it")
-    driver.execute_script(_AXE.read_text())
+def serious_faults(driver: webdriver.Chrome, axe: Path = _AXE) -> list[str]:
+    """What axe-core, a script, finds serious or critical on the page as it is."""
+    if not axe.exists():
+        raise FileNotFoundError(f"{axe}: axe-core is not installed; `make page` installs it")
+    driver.execute_script(axe.read_text())
     found = driver.execute_async_script(
         "const done = arguments[1]; axe.run({runOnly: arguments[0]}).then(result => done(result.violations))", _RULES
     )
     return [
-        f"{one['id']}: {node['html'][:200]}"
+        f"{one['id']}: {node['html'][:200]} {node['failureSummary'][:300]}"
         for one in found
         if one["impact"] in ("serious", "critical")
         for node in one["nodes"]

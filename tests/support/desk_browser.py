@@ -23,6 +23,7 @@ from selenium.webdriver.common.by import By
 from selenium.webdriver.remote.webelement import WebElement
 from selenium.webdriver.support.ui import WebDriverWait
 
+from benchmarks.desk.page import serious_faults
 from medfm_rl.service.app import create_app
 from medfm_rl.service.desk import Desk
 
@@ -164,14 +165,4 @@ class Browser:
 
     def serious_faults(self, axe: Path) -> list[str]:
         """What axe-core finds serious or critical on the page as it is."""
-        self.script(axe.read_text())
-        found = self.driver.execute_async_script(
-            "const done = arguments[0]; axe.run({runOnly: ['wcag2a', 'wcag2aa', 'wcag21a', 'wcag21aa', 'wcag22aa']})"
-            ".then(result => done(result.violations))"
-        )
-        return [
-            f"{one['id']}: {node['html'][:200]} {node['failureSummary'][:300]}"
-            for one in found
-            if one["impact"] in ("serious", "critical")
-            for node in one["nodes"]
-        ]
+        return serious_faults(self.driver, axe)
