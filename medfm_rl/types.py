@@ -261,6 +261,12 @@ class LabelSchema:
         return cls((BACKGROUND, *structures), (background, *structures.values()))
 
     @classmethod
+    def from_integers(cls, integers: Mapping[str, int]) -> LabelSchema:
+        """Exclusive structures by what `integers` gives of them; a background that is not named is 0."""
+        structures = {name: int(label) for name, label in integers.items() if name != BACKGROUND}
+        return cls.from_structures(structures, int(integers.get(BACKGROUND, 0)))
+
+    @classmethod
     def of_regions(cls, regions: Sequence[str]) -> LabelSchema:
         """Overlapping structures whose classes have their bit mask as integer, which loses nothing.
 

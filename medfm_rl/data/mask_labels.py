@@ -82,10 +82,9 @@ def schema_of_masks(text: str | None, folder: Path) -> LabelSchema:
             )
         return described.own_schema()
     ids = _integers(text, "--labels")
-    background = ids.pop(BACKGROUND, 0)
-    if not ids:
+    if not ids.keys() - {BACKGROUND}:
         raise ConfigError(f"--labels {text}: names no structure; give such as LV=1,MYO=2")
-    return LabelSchema.from_structures(ids, background)
+    return LabelSchema.from_integers(ids)
 
 
 def labels_in_masks(text: str | None, masks: Mapping[str, Path], schema: LabelSchema) -> LabelSchema | None:
@@ -126,10 +125,9 @@ def parse_structures(text: str) -> LabelSchema:
         ConfigError: It is not of that form, names nothing, or gives two the same integer.
     """
     ids = _integers(text, "--structures")
-    background = ids.pop(BACKGROUND, 0)
-    if not ids:
+    if not ids.keys() - {BACKGROUND}:
         raise ConfigError(f"--structures {text}: names no structure; write NAME=INTEGER, such as LV=1,MYO=2")
-    return LabelSchema.from_structures(ids, background)
+    return LabelSchema.from_integers(ids)
 
 
 def _integers(text: str, option: str) -> dict[str, int]:

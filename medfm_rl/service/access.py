@@ -141,19 +141,19 @@ class Access:
         """
         with self._database.writing() as connection:
             known = connection.execute(select(UserRow.__table__).where(UserRow.name == name)).one_or_none()
+            if known is not None and known.password != _VOUCHED:
+                raise _wrong(
+                    f"{name} is a user of this desk who logs in by password", "log in so, or ask the administrator"
+                )
+            if known is not None and not known.active:
+                raise _wrong(f"user {name} was shut out", "ask the administrator")
             if known is None:
                 connection.execute(
                     insert(UserRow).values(name=name, role=role, password=_VOUCHED, active=True, created=now_text())
                 )
-                add_note(connection, name, "set user", user=name, role=role, active=True)
-            elif known.password != _VOUCHED:
-                raise _wrong(
-                    f"{name} is a user of this desk who logs in by password", "log in so, or ask the administrator"
-                )
-            elif not known.active:
-                raise _wrong(f"user {name} was shut out", "ask the administrator")
             elif known.role != role:
                 connection.execute(update(UserRow).where(UserRow.name == name).values(role=role))
+            if known is None or known.role != role:
                 add_note(connection, name, "set user", user=name, role=role, active=True)
         return self._start(name)
 

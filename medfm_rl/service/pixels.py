@@ -27,7 +27,7 @@ from medfm_rl.errors import DataError
 from medfm_rl.service.catalogue import View
 from medfm_rl.service.errors import DeskError
 from medfm_rl.service.scored import ScoredCase
-from medfm_rl.types import BACKGROUND, Geometry, LabelMap, LabelSchema
+from medfm_rl.types import Geometry, LabelMap, LabelSchema
 
 Array = npt.NDArray[Any]
 T = TypeVar("T")
@@ -274,10 +274,7 @@ class Pixels:
                 "put it back, or score again",
             )
         integers = case.recorded_inputs().get("labels")
-        in_file = None
-        if isinstance(integers, dict):
-            named = {name: int(number) for name, number in integers.items() if name != BACKGROUND}
-            in_file = LabelSchema.from_structures(named, int(integers.get(BACKGROUND, 0)))
+        in_file = LabelSchema.from_integers(integers) if isinstance(integers, dict) else None
         shape = picture.shape if picture.form == "volume" else picture.shape[1:]
         with case_alone(case.case):
             return read_labels(found, self.schema, shape, picture.geometry, in_file, file.frame)

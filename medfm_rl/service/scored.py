@@ -16,7 +16,7 @@ from medfm_rl.data.files import cannot_be_read, read_versioned_json
 from medfm_rl.data.json_text import parse_json
 from medfm_rl.data.names import file_of_case
 from medfm_rl.errors import DataError
-from medfm_rl.types import BACKGROUND, LabelSchema
+from medfm_rl.types import LabelSchema
 
 SCORES: Final = "scores.json"
 CORRECTIONS: Final = "corrections.json"
@@ -321,8 +321,7 @@ def read_proposed_structures(place: Path) -> LabelSchema | None:
     if said is None:
         return None
     try:
-        named = {str(name): int(number) for name, number in said.items() if name != BACKGROUND}
-        return LabelSchema.from_structures(named, int(said.get(BACKGROUND, 0)))
+        return LabelSchema.from_integers(said)
     except (AttributeError, TypeError, ValueError) as error:
         raise DataError(
             f"{place / PROPOSALS}: does not say which structures there are ({error!r}); propose again"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import ipaddress
 import logging
 import os
 import secrets
@@ -19,6 +18,7 @@ from medfm_rl.errors import ConfigError
 from medfm_rl.service.app import LOOPBACK_NAMES, create_app
 from medfm_rl.service.desk import Desk
 from medfm_rl.service.request import DeskRequest
+from medfm_rl.settings.openid import is_loopback
 
 _LOG = logging.getLogger(__name__)
 _ONLY_OWNER = 0o600
@@ -62,12 +62,7 @@ class Address:
     @property
     def is_loopback(self) -> bool:
         """Whether only this machine can ask."""
-        if self.host == "localhost":
-            return True
-        try:
-            return ipaddress.ip_address(self.host).is_loopback
-        except ValueError:
-            return False
+        return is_loopback(self.host)
 
     @property
     def hosts(self) -> frozenset[str]:

@@ -41,7 +41,7 @@ class OpenIDSettings(Settings):
         parts = urlsplit(issuer)
         if parts.scheme == "https" and parts.hostname:
             return issuer
-        if parts.scheme == "http" and parts.hostname and _is_loopback(parts.hostname):
+        if parts.scheme == "http" and parts.hostname and is_loopback(parts.hostname):
             return issuer
         raise ValueError("must begin with https://, or be on this machine: who somebody is has to come unaltered")
 
@@ -52,7 +52,8 @@ class OpenIDSettings(Settings):
         return self
 
 
-def _is_loopback(host: str) -> bool:
+def is_loopback(host: str) -> bool:
+    """Whether a name or address means this machine alone."""
     if host == "localhost":
         return True
     try:

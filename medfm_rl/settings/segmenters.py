@@ -11,6 +11,8 @@ from medfm_rl.settings.base import Positive, Settings
 from medfm_rl.settings.prompts import PromptSettings, TextPrompts
 from medfm_rl.settings.totalsegmentator import TaskNetwork, find_network, weights_root
 
+Folds = tuple[Annotated[int, Field(ge=0)] | Literal["all"], ...] | None
+"""Folds of nnU-Net, as an ensemble; None: all that are there."""
 Scope = Annotated[
     Literal["all", "norm", "decoder", "lora"],
     Field(
@@ -83,9 +85,7 @@ class PreviousStageSettings(Settings):
         description="Folder of masks that it made, with the names of the images, in place of its model; one for every "
         "image that is shown to the segmenter.",
     )
-    folds: tuple[Annotated[int, Field(ge=0)] | Literal["all"], ...] | None = Field(
-        None, min_length=1, description="Its folds, as an ensemble; null: all that are there."
-    )
+    folds: Folds = Field(None, min_length=1, description="Its folds, as an ensemble; null: all that are there.")
     checkpoint: str = Field("checkpoint_final.pth", description="File name of the checkpoint in each of its folds.")
 
     @model_validator(mode="after")
@@ -101,9 +101,7 @@ class NnUNetSettings(SegmenterSettings):
 
     kind: Literal["nnunet"] = Field("nnunet", description="nnunet: a model folder of nnU-Net v2.")
     folder: Path = Field(description="The folder with plans.json, dataset.json and fold_X. It is read, never written.")
-    folds: tuple[Annotated[int, Field(ge=0)] | Literal["all"], ...] | None = Field(
-        None, min_length=1, description="Folds to adapt, as an ensemble; null: all that are there."
-    )
+    folds: Folds = Field(None, min_length=1, description="Folds to adapt, as an ensemble; null: all that are there.")
     checkpoint: str = Field("checkpoint_final.pth", description="File name of the checkpoint in each fold.")
     mirroring: bool = Field(
         True, description="Average over mirrored images when a case is segmented, as nnUNetv2_predict does by default."

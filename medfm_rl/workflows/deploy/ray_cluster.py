@@ -273,6 +273,6 @@ def _connect(address: str) -> None:
     except (OSError, RuntimeError, ValueError) as error:
         raise WorkerError(
             f"--workers {address}: no Ray cluster answers there that this process can use ({_in_a_line(error)}); it is "
-            "started by "
-            "`ray start --head --ray-client-server-port 10001`, with the same versions of Python and Ray as here"
+            "started by `ray start --head --ray-client-server-port 10001`, with the same versions of Python and Ray as "
+            "here"
         ) from error
