@@ -46,7 +46,8 @@ def calibrate_command(
         str | None,
         typer.Option(
             help="Or: a feedback store. Its reviewed audit patients prove a promise about accepted masks, written to "
-            "promise.json, and the figures of all that was scored; quality.json stays as it is.",
+            "promise.json, move later predictions by what these missed there (reviewed_errors.json), and give the "
+            "figures of all that was scored; quality.json stays as it is.",
         ),
     ] = None,
     images: Annotated[Path | None, typer.Option(help="With --feedback: the images that were scored.")] = None,
@@ -83,7 +84,8 @@ def calibrate_command(
 ) -> None:
     """Fit predicted Dice, intervals and the threshold for acceptance on labelled cases; write quality.json.
 
-    With --feedback, --images and --scores: prove a promise by reviewed cases that were drawn at random.
+    With --feedback, --images and --scores: by reviewed cases that were drawn at random, prove a promise, and move
+    predicted Dice and its intervals by what it missed there.
     """
     from medfm_rl.errors import ConfigError
 
@@ -153,7 +155,11 @@ def _prove(
         result = calibrate_on_audit(finished, AuditRequest(store, files, scores, found, labels, wanted), progress)
     for line in promise_lines(result.promise, result.month, result.no_month):
         typer.echo(line)
+    errors = result.errors
+    typer.echo(f"No prediction is moved: {result.no_errors}" if errors is None else f"{errors.words}.")
     typer.echo(f"Promise: {finished.folder.promise}")
+    if errors is not None:
+        typer.echo(f"Errors of predictions, which `score` goes by from now on: {finished.folder.reviewed_errors}")
 
 
 @app.command("calibrate-correction")

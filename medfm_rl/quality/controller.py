@@ -23,6 +23,7 @@ from medfm_rl.quality.guarantees import BatchStanding, meaning, of_batch, promis
 from medfm_rl.quality.in_stream import StreamStanding
 from medfm_rl.quality.model import MEAN, QUALITY_FILE, QualityModel, StructureModel
 from medfm_rl.quality.reports import BatchReport, QualityReport, ShiftSeenBy, State, StructureScore
+from medfm_rl.quality.reviewed_errors import ReviewedErrors
 from medfm_rl.quality.shift import DomainReference
 from medfm_rl.quality.submission import Submission, collect_evidence, segment, submit
 from medfm_rl.quality.terms import Terms
@@ -51,6 +52,7 @@ class QualityController:
         views: Refers images that are no apical views, whatever their masks.
         biomedclip: Asked whether an image is like those of the calibration, too.
         policy: Limits that masks have to keep, and what is done with what is not proven.
+        reviewed: What reviewed patients tell of predictions, by which these are moved; None where nobody has reviewed.
 
     Raises:
         ConfigError: The policy does not fit the run, or contradicts itself.
@@ -66,12 +68,14 @@ class QualityController:
         views: ViewClassifier | None = None,
         biomedclip: BiomedCLIP | None = None,
         policy: SitePolicy = RESEARCH,
+        reviewed: ReviewedErrors | None = None,
     ) -> None:
         self.device = device or torch.device("cpu")
         self.grid = grid.to(self.device)
         self.reward = reward.to(self.device)
         self.model = model
-        self.terms = Terms.bind(policy, model)
+        self.reviewed = reviewed
+        self.terms = Terms.bind(policy, model, 0 if reviewed is None else reviewed.count)
         self.anatomy: Anatomy = model.bound_anatomy()
         self.schema = self.anatomy.schema
         classes = {member.num_classes for member in reward.networks}
@@ -138,6 +142,7 @@ class QualityController:
             views,
             biomedclip,
             policy,
+            ReviewedErrors.of_run(path),
         )
 
     @property
@@ -166,7 +171,8 @@ class QualityController:
             DataError: Image and mask do not belong together, or the image is not of the kind that the segmenter, the
                 classifier of views or BiomedCLIP takes.
         """
-        return self.assess_batch([self.submit(case, labels)])[0]
+        report = self.assess_batch([self.submit(case, labels)])[0]
+        return report if self.reviewed is None else self._known(report, BatchStanding("untested", 1))
 
     def submit(self, case: Case, labels: LabelMap, given: FloatArray | None = None) -> Submission:
         """Checks a mask and makes it ready to be assessed among others, which is faster than one by one.
@@ -201,7 +207,10 @@ class QualityController:
         )
 
     def assess_batch(self, submissions: Sequence[Submission]) -> list[QualityReport]:
-        """Reports of masks, in their order: those of `assess`, whatever the others are."""
+        """Reports of masks, in their order, whatever the others are.
+
+        They are those of the quality model alone; what reviewed patients know better, `settle` applies.
+        """
         found = collect_evidence(submissions, self.reward, self.grid.patch_size, self.schema, self.device)
         return [self._report(item, evidence) for item, evidence in zip(submissions, found, strict=True)]
 
@@ -251,6 +260,8 @@ class QualityController:
             reports: Of the masks.
             keep: Takes the settled reports one by one, and gives them back as a sequence.
         """
+        if self.reviewed is not None:
+            return self._settle_as_reviewed(reports, keep)
         domain = self.model.domain
         patients, embeddings = _patients_and_embeddings(reports)
         probability = domain.batch_probability(embeddings, patients) if reports else None
@@ -265,11 +276,18 @@ class QualityController:
                 state, likelihoods = "weighted", (reference, own)
         standing = BatchStanding(state, len(set(patients)), probability, effective)
         settled = keep(self._settled(reports, standing, likelihoods))
-        words = meaning(standing, settled, self.model)
-        promised = promises(self.model, standing)
-        return BatchReport(
-            settled, state, standing.patients, words, *of_batch(standing, self.terms), probability, promised
-        )
+        return self._batch(settled, standing)
+
+    def _settle_as_reviewed(self, reports: Sequence[QualityReport], keep: Keep) -> BatchReport:
+        """Gives verdicts by the errors of reviewed patients, who are of this domain, and not of the calibration's."""
+        standing = BatchStanding("untested", len({report.patient_id for report in reports}))
+        return self._batch(keep(self._known(report, standing) for report in reports), standing)
+
+    def _batch(self, settled: Sequence[QualityReport], standing: BatchStanding) -> BatchReport:
+        words = meaning(standing, settled, self.terms)
+        worth = of_batch(standing, self.terms)
+        promised = promises(self.terms, standing)
+        return BatchReport(settled, standing.state, standing.patients, words, *worth, standing.probability, promised)
 
     def _settled(
         self,
@@ -296,12 +314,17 @@ class QualityController:
         However few they are: the stream is tested, and not these masks. Intervals and probabilities are those of the
         calibration as it is.
         """
-        settled = []
-        for report in reports:
-            plain = self._with_intervals(report, StructureModel.interval)
-            plain = replace(plain, risk=risk(plain, self.model, self.terms.limits))
-            settled.append(decide(plain, stream, self.terms))
-        return stream.summary(settled, self.terms)
+        return stream.summary([self._known(report, stream) for report in reports], self.terms)
+
+    def _known(self, report: QualityReport, standing: BatchStanding | StreamStanding) -> QualityReport:
+        """A report with its verdict by the errors of reviewed patients, or of the calibration as it is."""
+        if self.reviewed is None:
+            found = self._with_intervals(report, StructureModel.interval)
+            value = risk(found, self.model, self.terms.limits)
+        else:
+            found = self.reviewed.moved(report)
+            value = self.reviewed.risk(found, self.terms.limits)
+        return decide(replace(found, risk=value), standing, self.terms)
 
     def _with_intervals(
         self, report: QualityReport, interval_of: Callable[[StructureModel, float], tuple[float, float]]

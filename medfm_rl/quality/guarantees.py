@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from medfm_rl.data.layouts import name_patients
 from medfm_rl.quality.conformal import fewest_patients
-from medfm_rl.quality.model import MEAN, QualityModel
+from medfm_rl.quality.model import MEAN
 from medfm_rl.quality.reports import Guarantee, Promise, QualityReport, ReasonCode, State
 from medfm_rl.quality.shift import FEWEST_IN_BATCH
 from medfm_rl.quality.terms import Terms
@@ -77,7 +77,9 @@ class BatchStanding:
                 "not hold here: a guess"
             )
         model = terms.model
-        rests = f"rests on the errors of {model.conformal_patients} calibration patients"
+        rests = f"rests on the errors of {terms.known_patients}"
+        if terms.reviewed:
+            return "expected", f"it {rests}; whether this batch is like them was not tested"
         if self.state == "weighted":
             return "expected", (
                 f"the batch differs from the calibration cases ({self.found}); it {rests}, counted by how alike their "
@@ -109,16 +111,21 @@ def of_batch(standing: BatchStanding, terms: Terms) -> tuple[Guarantee, str]:
     return standing.worth(code, terms)
 
 
-def meaning(standing: BatchStanding, cases: Sequence[QualityReport], model: QualityModel) -> str:
+def meaning(standing: BatchStanding, cases: Sequence[QualityReport], terms: Terms) -> str:
     """The meaning of the state of a batch for the verdicts, in words.
 
     Args:
         standing: The test of the batch.
         cases: The batch.
-        model: What it was compared with.
+        terms: With the model that it was compared with.
     """
-    named, patients = [case.patient_id for case in cases], standing.patients
+    named, patients, model = [case.patient_id for case in cases], standing.patients, terms.model
     who = f"the batch is of {patients} {'patient' if patients == 1 else 'patients'}"
+    if terms.reviewed:
+        return (
+            f"{who}; predicted Dice, intervals and verdicts go by {terms.known_patients}. Whether the batch is like "
+            "them was not tested, so no verdict is proven"
+        )
     match standing.state:
         case "untested":
             known = len(set(model.domain.patients))
@@ -143,13 +150,14 @@ def meaning(standing: BatchStanding, cases: Sequence[QualityReport], model: Qual
             )
 
 
-def promises(model: QualityModel, standing: BatchStanding) -> tuple[Promise, ...]:
+def promises(terms: Terms, standing: BatchStanding) -> tuple[Promise, ...]:
     """The promises of intervals and threshold for such a batch.
 
     Args:
-        model: What was calibrated.
+        terms: With the model that was calibrated.
         standing: The test of the batch.
     """
+    model = terms.model
     targets, state, found = model.targets, standing.state, standing.found
     promise = f"{targets.coverage:.0%} of the intervals of predicted Dice hold the true Dice"
     differs = f"the batch differs from the calibration cases ({model.origin}): {found}"
@@ -158,6 +166,10 @@ def promises(model: QualityModel, standing: BatchStanding) -> tuple[Promise, ...
         f"much as {standing.effective:.1f} patients would"
     )
     advice = "calibrate on labelled cases of this domain"
+    if terms.reviewed:
+        unlike = "whether the batch is like them was not tested"
+        reviewed = Promise(promise, "untested", f"they come from {terms.known_patients}; {unlike}")
+        return reviewed, Promise(model.accept_reason.partition(": ")[0], "none", terms.no_threshold)
     match state:
         case "untested":
             reason = (

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from medfm_rl.quality.guarantees import NEEDS_NO_PROMISE, RESTS_ON_PREDICTION
-from medfm_rl.quality.model import MEAN, QualityModel
+from medfm_rl.quality.model import MEAN
 from medfm_rl.quality.promise_state import PromiseState, Standing
 from medfm_rl.quality.promises import Promise
 from medfm_rl.quality.reports import BatchReport, Guarantee, QualityReport, ReasonCode, State, Status
@@ -83,7 +83,7 @@ class StreamStanding:
             return None
         promise = self.promise
         assert promise is not None
-        if not promise.accepts(report.mean.predicted_dice, all(rule.passed for rule in report.rules)):
+        if not promise.accepts(report.mean_as_calibrated, all(rule.passed for rule in report.rules)):
             return None
         return "promise", f"at or above the threshold {promise.threshold:.3f} of the promise, and every rule is met"
 
@@ -101,7 +101,7 @@ class StreamStanding:
         promise, standing = self.promise, self.promise_state
         if code == "promise" and promise is not None and standing.standing == "in force":
             return "proven", f"{promise.target.words}: {standing.reason}; {self.words}"
-        rests = f"it rests on the errors of {terms.model.conformal_patients} calibration patients; {self.words}"
+        rests = f"it rests on the errors of {terms.known_patients}; {self.words}"
         if code == "promise":
             return "expected", f"{self.words}; its promise is not proven for this stream: {standing.reason}"
         why = self._not_under(terms)
@@ -133,18 +133,21 @@ class StreamStanding:
             self.words,
             *self.worth(code, terms),
             None,
-            self._promises(terms.model),
+            self._promises(terms),
         )
 
-    def _promises(self, model: QualityModel) -> tuple[BatchPromise, ...]:
+    def _promises(self, terms: Terms) -> tuple[BatchPromise, ...]:
+        model = terms.model
         intervals = f"{model.targets.coverage:.0%} of the intervals of predicted Dice hold the true Dice"
-        if model.structures[MEAN].quantile is None:
+        if not terms.reviewed and model.structures[MEAN].quantile is None:
             few = f"{model.conformal_patients} calibration patients are too few for intervals of this coverage"
             first = BatchPromise(intervals, "none", few)
         elif self.state == "suspended":
             first = BatchPromise(intervals, "suspended", self.words)
         else:
             unlike = "a stream is compared with itself, and not with the calibration cases"
+            if terms.reviewed:
+                unlike = f"they come from {terms.known_patients}; whether these are of this stream is for you to say"
             first = BatchPromise(intervals, "untested", unlike)
         if self.promise is None:
             return first, BatchPromise("accepted masks are as good as is asked", "none", self.promise_state.reason)

@@ -87,6 +87,8 @@ class QualityReport:
         action: What the policy does with the mask; None before there is a verdict.
         action_reason: Why, in words.
         reward_map: `(*S)` on the case's own grid, calibrated; empty where the report was read back.
+        unmoved: Predicted Dice of each score before reviewed patients moved it (`quality.reviewed_errors`); empty where
+            none did.
     """
 
     case_id: str
@@ -107,15 +109,23 @@ class QualityReport:
     action: Action | None = None
     action_reason: str = ""
     reward_map: FloatArray = field(default_factory=lambda: np.zeros(0, np.float32))
+    unmoved: tuple[float | None, ...] = ()
 
     @property
     def mean(self) -> StructureScore:
         return self.scores[-1]
 
+    @property
+    def mean_as_calibrated(self) -> float | None:
+        """Predicted mean Dice by the quality model alone, which promises are about; None where nothing is predicted."""
+        return self.unmoved[-1] if self.unmoved else self.mean.predicted_dice
+
     def to_json(self) -> dict[str, Any]:
         """Everything but the reward map, as plain JSON values."""
         content = asdict(replace(self, reward_map=np.zeros(0, np.float32)))
         del content["reward_map"]
+        if not self.unmoved:
+            del content["unmoved"]
         return content
 
     @classmethod
@@ -128,6 +138,7 @@ class QualityReport:
         values["rules"] = tuple(RuleResult(**rule) for rule in content["rules"])
         values["view"] = ViewFinding.from_json(content["view"])
         values["reasons"], values["embedding"] = tuple(content["reasons"]), tuple(content["embedding"])
+        values["unmoved"] = tuple(content.get("unmoved", ()))
         return cls(**values)
 
 

@@ -41,6 +41,8 @@ class Terms:
         threshold: Predicted mean Dice from which masks are accepted under the promise of the calibration; None where
             there is no such promise, or none that answers what the policy asks.
         no_threshold: Why there is none; empty where there is one.
+        reviewed: Patients whose reviews tell how far predictions miss (`quality.reviewed_errors`); 0 where the
+            calibration alone does.
     """
 
     policy: SitePolicy
@@ -50,10 +52,16 @@ class Terms:
     confidence: float
     threshold: float | None
     no_threshold: str
+    reviewed: int = 0
 
     @classmethod
-    def bind(cls, policy: SitePolicy, model: QualityModel) -> Terms:
+    def bind(cls, policy: SitePolicy, model: QualityModel, reviewed: int = 0) -> Terms:
         """The terms of a policy for the masks of a quality model.
+
+        Args:
+            policy: The policy.
+            model: The quality model.
+            reviewed: As in the attributes.
 
         Raises:
             ConfigError: The policy names a structure that the model does not know, or a limit of the mean that the
@@ -77,11 +85,21 @@ class Terms:
                 )
         alpha = model.targets.alpha if policy.alpha is None else policy.alpha
         confidence = model.targets.confidence if policy.confidence is None else policy.confidence
-        terms = cls(policy, model, limits, alpha, confidence, None, model.accept_reason)
+        terms = cls(policy, model, limits, alpha, confidence, None, model.accept_reason, reviewed)
         if model.accept_threshold is None:
             return terms
+        if reviewed:
+            why = "the threshold is of predictions as the calibration left them, and reviewed patients have moved them"
+            return replace(terms, no_threshold=why)
         why = terms.why_not_answered(model.targets)
         return replace(terms, threshold=None if why else model.accept_threshold, no_threshold=why)
+
+    @property
+    def known_patients(self) -> str:
+        """The patients by whose errors verdicts and intervals go, in words."""
+        if self.reviewed:
+            return f"{self.reviewed} reviewed patients, who were drawn at random"
+        return f"{self.model.conformal_patients} calibration patients"
 
     @property
     def failure(self) -> str:

@@ -26,7 +26,7 @@ rule that it was tested for, and for no other.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -35,7 +35,7 @@ import numpy.typing as npt
 from medfm_rl.quality.conformal import predictive_probability, spread_of
 from medfm_rl.quality.guarantees import BatchStanding
 from medfm_rl.quality.in_stream import StreamStanding
-from medfm_rl.quality.model import QualityModel
+from medfm_rl.quality.model import QualityModel, StructureModel
 from medfm_rl.quality.reports import QualityReport, ReasonCode, ShiftSeenBy, Verdict
 from medfm_rl.quality.terms import Terms
 
@@ -73,15 +73,39 @@ def risk(
     Returns:
         None where a structure that has a limit lacks a prediction.
     """
+    return probability_below(report, model.structures, model.domain.patients, limits, weights, own)
+
+
+def probability_below(
+    report: QualityReport,
+    structures: Mapping[str, StructureModel],
+    patients: Sequence[int],
+    limits: Mapping[str, float],
+    weights: npt.NDArray[np.float64] | None = None,
+    own: float = 1.0,
+) -> float | None:
+    """`risk` from errors, wherever they come from.
+
+    Args:
+        report: With predicted Dice.
+        structures: With the errors of known cases, one for each; by structure, and of the mean.
+        patients: Patient of each of those.
+        limits: By structure, and of the mean.
+        weights: Likelihood ratios of those, where they are weighted.
+        own: That of this case.
+
+    Returns:
+        None where a structure that has a limit lacks a prediction.
+    """
     predicted = {score.structure: score.predicted_dice for score in report.scores}
     signed, is_below = True, False
-    cases = len(model.domain.reference)
+    cases = len(patients)
     below, known = np.zeros(cases, bool), np.ones(cases, bool)
     for name, limit in limits.items():
         value = predicted[name]
         if value is None:
             return None
-        structure = model.structures[name]
+        structure = structures[name]
         errors = np.array([np.nan if error is None else error for error in structure.residuals], dtype=np.float64)
         reach = (limit - value) / float(spread_of(np.array(value)))
         is_below |= reach > 0
@@ -90,8 +114,7 @@ def risk(
         known &= np.isfinite(errors)
         below |= errors < reach
     ratios = np.ones(cases) if weights is None else weights
-    patients = np.asarray(model.domain.patients)[known].tolist()
-    found = predictive_probability(below[known], ratios[known], patients, own)
+    found = predictive_probability(below[known], ratios[known], np.asarray(patients)[known].tolist(), own)
     if signed:
         return found
     return max(found, 0.5) if is_below else min(found, 0.5)

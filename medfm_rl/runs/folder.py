@@ -13,6 +13,7 @@ from medfm_rl.adapters.loading import require_folder
 from medfm_rl.data.files import remove_abandoned, replace_folder_on_success, write_text
 from medfm_rl.data.locks import is_unused
 from medfm_rl.errors import ConfigError, ModelError
+from medfm_rl.quality.reviewed_errors import REVIEWED_FILE
 from medfm_rl.settings import AdaptConfig
 from medfm_rl.settings.files import dump_config, load_config
 
@@ -206,6 +207,11 @@ class RunFolder:
     def promise(self) -> Path:
         """What reviewed patients have proven of accepted masks."""
         return self.path / "promise.json"
+
+    @property
+    def reviewed_errors(self) -> Path:
+        """What reviewed patients tell of predicted Dice."""
+        return self.path / REVIEWED_FILE
 
     @property
     def evaluation(self) -> Path:

@@ -18,6 +18,7 @@ from medfm_rl.networks import choose_device
 from medfm_rl.quality import QualityController, QualityModel
 from medfm_rl.quality.gates import NO_GATES, Gates
 from medfm_rl.quality.promises import Promise
+from medfm_rl.quality.reviewed_errors import ReviewedErrors
 from medfm_rl.reward.fusion import read_fusion
 from medfm_rl.reward.network import RewardEnsemble
 from medfm_rl.runs.folder import RunFolder
@@ -167,8 +168,8 @@ class Judge(ABC):
         """
         views, biomedclip = gates.load(self.device)
         grid = self.own_segmenter() if makes_masks else self.grid
-        quality = self.quality
-        return QualityController(grid, self.assessing, quality, self.device, views, biomedclip, policy)
+        quality, reviewed = self.quality, ReviewedErrors.of_run(self.path)
+        return QualityController(grid, self.assessing, quality, self.device, views, biomedclip, policy, reviewed)
 
 
 @final

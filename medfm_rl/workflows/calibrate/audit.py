@@ -20,11 +20,11 @@ from medfm_rl.progress import Progress, silent
 from medfm_rl.quality.inference import Estimate, MonthMask, as_json, failure_probability, month_mean, month_rate
 from medfm_rl.quality.model import MEAN
 from medfm_rl.quality.promises import Evidence, Promise, PromiseTarget, ReviewedMask, prove
+from medfm_rl.quality.reviewed_errors import Origin, ReviewedErrors, ReviewedPrediction, fit_reviewed_errors
 from medfm_rl.quality.streams import mask_key
 from medfm_rl.runs.judging import Judge
 from medfm_rl.runs.leakage import count_known
-from medfm_rl.structures import Structures
-from medfm_rl.types import LabelMap
+from medfm_rl.types import LabelMap, LabelSchema
 from medfm_rl.workflows.calibrate.cases import keep_previous
 from medfm_rl.workflows.deploy.assessed_cases import AssessedCase, read_assessed
 from medfm_rl.workflows.deploy.given_masks import GivenMasks
@@ -65,6 +65,7 @@ class ReviewedAudit:
 
     Attributes:
         masks: The masks.
+        predictions: The same, with what was predicted and what is true of each structure.
         reviewers: Opaque ids of who reviewed.
         left_out: Reviewed cases that no promise may rest on, and why.
         state_hash: Of what was in force in the store.
@@ -72,6 +73,7 @@ class ReviewedAudit:
     """
 
     masks: tuple[ReviewedMask, ...]
+    predictions: tuple[ReviewedPrediction, ...]
     reviewers: tuple[str, ...]
     left_out: Mapping[str, str]
     state_hash: str
@@ -87,18 +89,23 @@ class AuditResult:
         month: Mean Dice and failure rate of all that was scored, written beside the scores; empty where they cannot be
             inferred.
         no_month: Why not.
+        errors: What the reviewed patients tell of predicted Dice, written to `reviewed_errors.json` in the run; None
+            where they are too few.
+        no_errors: Why there are none.
     """
 
     promise: Promise
     month: Mapping[str, Estimate]
     no_month: str | None
+    errors: ReviewedErrors | None
+    no_errors: str | None
 
 
 def calibrate_on_audit(run: Judge, request: AuditRequest, progress: Progress = silent) -> AuditResult:
-    """Proves what can be promised of accepted masks, and infers the figures of the month.
+    """Proves what can be promised of accepted masks, finds how predictions miss, and infers the figures of the month.
 
-    Nothing is fitted: the quality model of the run predicted, and the reviewed patients only judge it. So all of them
-    count.
+    For the promise nothing is fitted: the quality model of the run predicted, and the reviewed patients only judge it.
+    So all of them count, and from the same patients come the errors by which later predictions are moved.
 
     Args:
         run: The run, or the judge, with the quality model that scored.
@@ -125,15 +132,29 @@ def calibrate_on_audit(run: Judge, request: AuditRequest, progress: Progress = s
         )
         created = datetime.now(UTC).isoformat(timespec="seconds")
         promise = found.model_copy(update={"created": created, "evidence": evidence})
-        keep_previous(run.folder.promise)
+        errors, no_errors = _errors(run, audit, Origin(scores.quality, audit.store, audit.state_hash, created))
+        for place in (run.folder.promise, run.folder.reviewed_errors):
+            keep_previous(place)
         promise.write(run.folder.promise)
+        if errors is None:
+            run.folder.reviewed_errors.unlink(missing_ok=True)
+        else:
+            errors.write(run.folder.reviewed_errors)
     for line in caveats(evidence):
         _LOG.warning("%s", line)
     month, why = _month(run, cases, audit, request.target.dice)
     if month:
         place = request.scores.with_name(MONTH_FILE)
         write_versioned_json(place, _MONTH_FORMAT, {"dice_limit": request.target.dice, **as_json(month)})
-    return AuditResult(promise, month, why)
+    return AuditResult(promise, month, why, errors, no_errors)
+
+
+def _errors(run: Judge, audit: ReviewedAudit, origin: Origin) -> tuple[ReviewedErrors | None, str | None]:
+    """How predictions miss, or why that is not known."""
+    try:
+        return fit_reviewed_errors(audit.predictions, run.quality.targets.coverage, origin), None
+    except DataError as problem:
+        return None, str(problem)
 
 
 def caveats(evidence: Evidence) -> list[str]:
@@ -197,12 +218,15 @@ def gather_audit(run: Judge, request: AuditRequest, progress: Progress = silent)
         _require_truth(audit, experts, file_of, store.where)
         count_known(run.folder, [file_of[image] for image in sorted(audit)], allow_overlap=True)
         masks: list[ReviewedMask] = []
+        predictions: list[ReviewedPrediction] = []
         for done, image in enumerate(sorted(audit), 1):
             file = file_of[image]
             found = [store.mask(sha256) for sha256 in dict.fromkeys(mask.sha256 for mask in experts[image].values())]
             truth = (found[0] if len(found) == 1 else consensus(found)).labels_for(schema)
             mask = given.read(file.read())
-            masks.append(_reviewed(mask, truth, assessed[file.case_id], file, schema.classes))
+            reviewed, prediction = _reviewed(mask, truth, assessed[file.case_id], file, schema)
+            masks.append(reviewed)
+            predictions.append(prediction)
             progress("reading reviewed masks", done, len(audit))
         if not masks:
             raise DataError(
@@ -211,7 +235,9 @@ def gather_audit(run: Judge, request: AuditRequest, progress: Progress = silent)
                 "--drawn audit`"
             )
         reviewers = sorted({reviewer for image in audit for reviewer in experts[image]})
-        return ReviewedAudit(tuple(masks), tuple(reviewers), left_out, store.state_hash(), store.where)
+        return ReviewedAudit(
+            tuple(masks), tuple(predictions), tuple(reviewers), left_out, store.state_hash(), store.where
+        )
 
 
 def _by_image(files: Sequence[CaseFile], progress: Progress) -> dict[str, CaseFile]:
@@ -256,15 +282,19 @@ def _require_truth(
 
 
 def _reviewed(
-    mask: LabelMap, truth: LabelMap, case: AssessedCase, file: CaseFile, structures: Structures
-) -> ReviewedMask:
+    mask: LabelMap, truth: LabelMap, case: AssessedCase, file: CaseFile, schema: LabelSchema
+) -> tuple[ReviewedMask, ReviewedPrediction]:
     if mask.shape != truth.shape:
         raise DataError(
             f"case {case.case}: the reviewed mask has size {truth.shape} and the scored one {mask.shape}; remove that "
             "entry (`medfm-rl feedback remove`) or correct it"
         )
-    overlap = dice(mask, truth, structures)
-    return ReviewedMask(case.case, file.patient_id, case.predicted, not case.broken_rules, float(overlap.mean()))
+    overlap = dice(mask, truth, schema.classes)
+    of_structures = dict(zip(schema.structures, overlap.tolist(), strict=True))
+    return (
+        ReviewedMask(case.case, file.patient_id, case.predicted, not case.broken_rules, float(overlap.mean())),
+        ReviewedPrediction(file.patient_id, case.of_structures, of_structures),
+    )
 
 
 def _looks(path: Path, quality: str, store: str) -> int:

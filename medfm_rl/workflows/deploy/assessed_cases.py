@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,9 @@ class AssessedCase:
         patient: Its patient.
         verdict: accept, correct or refer.
         mask: Hash of the mask.
-        predicted: Predicted mean Dice; None where the mask lacks a structure.
+        predicted: Predicted mean Dice by the quality model alone, whatever reviewed patients have moved it to; None
+            where the mask lacks a structure.
+        of_structures: The same by structure.
         mean_reward: Mean probability of being right in and around the structures.
         shift_distance: How far it is from the calibration cases.
         broken_rules: Names of the anatomy rules that it breaks.
@@ -32,6 +35,7 @@ class AssessedCase:
     verdict: str
     mask: str
     predicted: float | None
+    of_structures: Mapping[str, float | None]
     mean_reward: float
     shift_distance: float
     broken_rules: tuple[str, ...]
@@ -55,13 +59,21 @@ def read_assessed(path: Path) -> tuple[Scores, list[AssessedCase]]:
 
 def _assessed(case: dict[str, Any]) -> AssessedCase:
     mean = next(score for score in case["scores"] if score["structure"] == MEAN)
+    values = case.get("unmoved") or [score["predicted_dice"] for score in case["scores"]]
+    names = [str(score["structure"]) for score in case["scores"]]
+    predicted = {name: _number(value) for name, value in zip(names, values, strict=True)}
     return AssessedCase(
         case=str(case["case_id"]),
         patient=str(case["patient_id"]),
         verdict=str(case["verdict"]),
         mask=str(case["mask"]),
-        predicted=None if mean["predicted_dice"] is None else float(mean["predicted_dice"]),
+        predicted=predicted.pop(MEAN),
+        of_structures=predicted,
         mean_reward=float(mean["mean_reward"]),
         shift_distance=float(case["shift_distance"]),
         broken_rules=tuple(str(rule["rule"]) for rule in case["rules"] if not rule["passed"]),
     )
+
+
+def _number(value: Any) -> float | None:
+    return None if value is None else float(value)

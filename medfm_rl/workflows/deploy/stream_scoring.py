@@ -124,7 +124,7 @@ def _study_case(report: QualityReport, masks: Mapping[str, str]) -> StudyCase:
         case=report.case_id,
         mask=masks[report.case_id],
         verdict=report.verdict,
-        predicted=report.mean.predicted_dice,
+        predicted=report.mean_as_calibrated,
         mean_reward=report.mean.mean_reward,
         shift_distance=report.shift_distance,
         broken_rules=tuple(rule.rule for rule in report.rules if not rule.passed),

@@ -22,6 +22,7 @@ from medfm_rl.quality.promises import Promise, PromiseTarget
 from medfm_rl.runs.finished import FinishedRun, load_run
 from medfm_rl.settings import DataSettings
 from medfm_rl.workflows.calibrate.audit import AuditRequest, calibrate_on_audit
+from medfm_rl.workflows.deploy.assessed_cases import read_assessed
 from medfm_rl.workflows.deploy.score import ScoreRequest, score
 
 PATIENTS = 12
@@ -205,3 +206,49 @@ def test_the_command_proves_and_says_what_is_missing(
     assert (code, "give either --labelled" in said) == (2, True)
     code, said = call("--labelled", folder, *scores)
     assert (code, "they go with --feedback" in said) == (2, True)
+
+
+def test_the_same_patients_move_later_predictions_and_promises_stay_about_the_unmoved(folder: Path) -> None:
+    run = load_run(folder / "run", "cpu")
+    store = review(folder, run, lambda *_: None)
+    result = calibrate_on_audit(run, request(folder, store))
+    assert result.errors is not None
+    assert result.errors.count == PATIENTS
+    # Masks that are right throughout were predicted .79 to .9.
+    assert all(0.08 < shift < 0.22 for shift in result.errors.shifts.values())
+    files = find_cases(DataSettings(path=folder / "images"))
+    masks = find_masks(folder / "labels", files)
+    given = ScoreRequest(masks=masks)
+    scoring = score(load_run(folder / "run", "cpu"), files, folder / "again", given, lambda *_: None)
+    assert f"{PATIENTS} reviewed patients" in scoring.batch.meaning
+    assert scoring.batch.guarantee == "expected"
+    cases = json.loads((folder / "again" / "scores.json").read_text())["cases"]
+    for case in cases:
+        before, after = case["unmoved"][0], case["scores"][0]
+        shift = result.errors.shifts[after["structure"]]
+        assert after["predicted_dice"] == pytest.approx(min(1.0, before + shift))
+        assert after["low"] <= after["predicted_dice"] <= after["high"]
+    _, read = read_assessed(folder / "again" / "scores.json")
+    assert [case.predicted for case in read] == [case["unmoved"][-1] for case in cases]
+    # What was predicted of a single mask, by the service or in Python, is moved too.
+    controller, case = load_run(folder / "run", "cpu").controller(), files[0].read()
+    labels = read_labels(masks[case.case_id], controller.schema, case.shape, case.geometry)
+    assert controller.assess(case, labels).unmoved
+    # Another quality model knows nothing of these errors.
+    shutil.rmtree(folder / "again")
+    (folder / "run" / "quality.json").write_text((folder / "run" / "quality.json").read_text() + "\n")
+    plain = score(load_run(folder / "run", "cpu"), files, folder / "again", given, lambda *_: None)
+    assert not any(report.unmoved for report in plain.batch.reports)
+
+
+def test_too_few_reviewed_patients_move_nothing_and_take_back_what_was_moved_before(folder: Path) -> None:
+    run = load_run(folder / "run", "cpu")
+    store = review(folder, run, lambda *_: None)
+    calibrate_on_audit(run, request(folder, store))
+    assert run.folder.reviewed_errors.exists()
+    few = find_cases(DataSettings(path=folder / "images"))[:8]
+    result = calibrate_on_audit(run, replace(request(folder, store), files=few))
+    assert result.errors is None
+    assert result.no_errors is not None
+    assert "8 reviewed patients" in result.no_errors
+    assert not run.folder.reviewed_errors.exists()
