@@ -12,7 +12,6 @@ from medfm_rl.settings import (
     AdaptConfig,
     CollectSettings,
     DataSettings,
-    FineTuningSettings,
     PPOSettings,
     RewardSettings,
     SelectionSettings,
@@ -32,7 +31,6 @@ def source_model(simulated_echo: Path, tmp_path_factory: pytest.TempPathFactory)
 def run_config(echo: Path, model: Path, output: Path, **changes: object) -> AdaptConfig:
     values: dict[str, object] = {
         "iterations": 1,
-        "fine_tuning": FineTuningSettings(),
         "collect": CollectSettings(source_images=12, target_images=8, actions_per_image=2),
         "reward": RewardSettings(network=TINY, ensemble=1, steps=2, validate_every=2),
         "ppo": PPOSettings(updates=3, n_envs=2, n_epochs=1, eval_every=2),
