@@ -1,7 +1,7 @@
 """`medfm-rl` in processes of their own, forked from one that has imported everything.
 
-To start Python and import torch and the package takes ten seconds of a processor, to fork takes none. Such a process has
-its own memory, exit code, signals and locks as any other has; only what is said of the start itself needs
+To start Python and import torch and the package takes ten seconds of a processor, to fork takes none. Such a process
+has its own memory, exit code, signals and locks as any other has; only what is said of the start itself needs
 `python -m medfm_rl`.
 """
 
@@ -34,9 +34,7 @@ def start_command(
     return _start(arguments, folder, folder, variables)
 
 
-def run_command(
-    *arguments: object, folder: Path, variables: Mapping[str, str] | None = None
-) -> CompletedProcess[str]:
+def run_command(*arguments: object, folder: Path, variables: Mapping[str, str] | None = None) -> CompletedProcess[str]:
     """Runs `medfm-rl ARGUMENTS` in a folder with one thread, to its end."""
     with tempfile.TemporaryDirectory() as name:
         printed = Path(name)

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
-from support.tiny_runs import TINY, tiny_config, train_tiny_source
+from support.tiny_runs import TINY, tiny_config
 
 from medfm_rl.data.layouts import find_cases
 from medfm_rl.errors import DataError
@@ -15,17 +15,9 @@ from medfm_rl.settings import (
     PPOSettings,
     RewardSettings,
     SelectionSettings,
-    SourceTrainingSettings,
 )
 from medfm_rl.workflows.adapt.loop import adapt
 from medfm_rl.workflows.training_images import load_images
-
-
-@pytest.fixture(scope="module")
-def source_model(simulated_echo: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return train_tiny_source(
-        simulated_echo, tmp_path_factory.mktemp("model") / "source", SourceTrainingSettings(epochs=1, batch_size=8)
-    )
 
 
 def run_config(echo: Path, model: Path, output: Path, **changes: object) -> AdaptConfig:
