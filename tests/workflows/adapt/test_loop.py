@@ -224,6 +224,8 @@ STAGES = [
 """What a run leaves, in the order in which it does."""
 
 
+# Ten starts in a row.
+@pytest.mark.timeout(600)
 def test_a_run_that_is_killed_after_each_stage_resumes_to_the_result_of_an_uninterrupted_one(
     simulated_echo: Path, source_model: Path, finished_run: AdaptConfig, tmp_path: Path
 ) -> None:
