@@ -173,7 +173,8 @@ def test_it_doubts_a_mask_where_there_is_no_ventricle(segmenter: LiteMedSAMAdapt
 def test_left_ventricles_of_camus_from_expert_boxes(real_data: Path, tmp_path: Path) -> None:
     pack = np.load(real_data / "camus224_train250.npz")
     boxes, dice = {}, []
-    rows = range(0, 80, 10)
+    # Of four patients, in both views and both phases: an image takes seconds.
+    rows = (0, 13, 30, 47)
     for row in rows:
         y, x = np.nonzero(pack["label"][row] == 1)
         boxes[f"c{row}"] = {"LV": [int(x.min()), int(y.min()), int(x.max()), int(y.max())]}
