@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from support.promptable_models import TinyPromptable, tiny_kind
 
-from benchmarks.harness import laboratory
+from benchmarks.harness import assessing, laboratory
 from benchmarks.harness.shifts import ECHO, Folders, Shift
 from benchmarks.segmenters import litemedsam_camus
 from benchmarks.segmenters.litemedsam_camus import QUICK, SIZE, LiteMedSAMOnShift, largest_pieces
@@ -27,6 +27,12 @@ from benchmarks.segmenters.litemedsam_report import (
 from medfm_rl.adapters.kinds import KINDS
 from medfm_rl.quality import calibration
 from medfm_rl.settings import NetworkSettings
+
+
+@pytest.fixture(autouse=True)
+def few_draws(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An AUROC of each draw of patients takes seconds."""
+    monkeypatch.setattr(assessing, "_DRAWS", 200)
 
 
 def domain(dice: float) -> dict[str, Any]:
