@@ -76,6 +76,7 @@ def short(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rl4seg, "_PRIOR", ShapePriorSettings(epochs=30))
     monkeypatch.setattr(rl4seg, "_REWARD_STEPS", 50)
     monkeypatch.setattr(rl4seg, "_PPO_EPOCHS", 1)
+    monkeypatch.setattr(rl4seg, "_NETWORK", NetworkSettings(channels=(8, 16, 32), norm="batch"))
     monkeypatch.setattr(pseudo_labels, "_STEPS_OF_A_ROUND", 25)
     monkeypatch.setattr(pseudo_labels, "_TEACHER_STEPS", 50)
     monkeypatch.setattr(input_style, "_STEPS_OF_A_BAND", 25)
