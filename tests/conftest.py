@@ -13,6 +13,8 @@ import numpy as np
 import pytest
 import torch
 from support.postgresql_server import Server, obstacle
+from support.shared import made_once
+from support.tiny_runs import train_tiny_source
 
 from medfm_rl.adapters import TorchModuleAdapter
 from medfm_rl.data.layouts import find_cases
@@ -59,6 +61,14 @@ def threads_kept() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def no_wait_for_the_disk() -> Iterator[None]:
+    """Only a machine that loses its power would show the difference, and each file that is written waits twice."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", os.fstat)
+        yield
+
+
 @pytest.fixture(scope="session")
 def real_data() -> Path:
     """The folder of real images, which is not part of the project."""
@@ -93,7 +103,10 @@ def tiny_unet(schema: LabelSchema) -> TorchModuleAdapter:
 @pytest.fixture(scope="session")
 def quality_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished run with untrained reward networks, `quality.json` of 24 simulated patients, and their `data`."""
-    folder = tmp_path_factory.mktemp("quality")
+    return made_once(tmp_path_factory, "quality", make_quality_run) / "run"
+
+
+def make_quality_run(folder: Path) -> None:
     data, run = folder / "data", folder / "run"
     simulate_dataset(data, vendor("cart"), 24, seed=0, size=(32, 32))
     train_source(
@@ -117,16 +130,27 @@ def quality_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (run / "config.yaml").write_text(dump_config(config))
     files = find_cases(DataSettings(path=data))
     calibrate(load_run(run, "cpu"), files, CalibrateRequest(Targets(dice=0.5)), lambda *_: None)
-    return run
 
 
 @pytest.fixture(scope="session")
 def simulated_echo(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two simulated vendors: `a` with 6 patients and `b` with 6 others, 32 x 32 pixels."""
-    folder = tmp_path_factory.mktemp("echo")
-    simulate_dataset(folder / "a", vendor("cart"), 6, seed=0, size=(32, 32))
-    simulate_dataset(folder / "b", vendor("handheld"), 6, seed=0, size=(32, 32), first=101)
-    return folder
+
+    def make(folder: Path) -> None:
+        simulate_dataset(folder / "a", vendor("cart"), 6, seed=0, size=(32, 32))
+        simulate_dataset(folder / "b", vendor("handheld"), 6, seed=0, size=(32, 32), first=101)
+
+    return made_once(tmp_path_factory, "echo", make)
+
+
+@pytest.fixture(scope="session")
+def source_model(simulated_echo: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A segmenter that has seen vendor `a` once: its masks are hardly any."""
+
+    def make(folder: Path) -> None:
+        train_tiny_source(simulated_echo, folder / "source", SourceTrainingSettings(epochs=1, batch_size=8))
+
+    return made_once(tmp_path_factory, "source", make) / "source"
 
 
 @pytest.fixture(scope="session")

@@ -17,6 +17,7 @@ from medfm_rl.progress import Progress
 from medfm_rl.seeding import torch_generator
 
 _BANDS = (0.01, 0.05, 0.09)
+_STEPS_OF_A_BAND = 150
 
 
 def histogram_matching(problem: Problem, progress: Progress) -> TorchModuleAdapter:
@@ -68,7 +69,7 @@ class Average(nn.Module):
 
 
 def _train_in_band(problem: Problem, band: float, progress: Progress) -> TorchModuleAdapter:
-    steps, entropy_weight, power = 150, 0.005, 2.0
+    steps, entropy_weight, power = _STEPS_OF_A_BAND, 0.005, 2.0
     images, ground_truth = problem.labelled_source()
     generator = torch_generator(problem.seed, "fda", str(band))
     adapter = copy.deepcopy(problem.source_model).eval()

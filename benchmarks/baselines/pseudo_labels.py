@@ -18,6 +18,8 @@ from medfm_rl.seeding import torch_generator
 
 _IGNORED = 255
 _LEARNING_RATE = 1e-4
+_ROUNDS, _STEPS_OF_A_ROUND = 2, 150
+_TEACHER_STEPS = 300
 
 
 def self_training(problem: Problem, progress: Progress) -> TorchModuleAdapter:
@@ -27,7 +29,7 @@ def self_training(problem: Problem, progress: Progress) -> TorchModuleAdapter:
 
 
 def _self_train(problem: Problem, threshold: float, progress: Progress) -> TorchModuleAdapter:
-    rounds, steps = 2, 150
+    rounds, steps = _ROUNDS, _STEPS_OF_A_ROUND
     adapter = copy.deepcopy(problem.source_model).eval()
     generator = torch_generator(problem.seed, "self-training")
     optimiser = torch.optim.AdamW(adapter.parameters(), lr=_LEARNING_RATE, weight_decay=1e-4)
@@ -66,7 +68,7 @@ def mean_teacher(problem: Problem, progress: Progress) -> TorchModuleAdapter:
 def _teach(problem: Problem, most: float, progress: Progress) -> TorchModuleAdapter:
     from monai.losses import DiceCELoss
 
-    steps, half, decay = 300, BATCH // 2, 0.99
+    steps, half, decay = _TEACHER_STEPS, BATCH // 2, 0.99
     images, ground_truth = problem.labelled_source()
     criterion = DiceCELoss(to_onehot_y=True, softmax=True)
     generator = torch_generator(problem.seed, "mean teacher")

@@ -12,7 +12,14 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
 from medfm_rl.metrics.calibration import ReliabilityCurve
-from medfm_rl.reports.figures import LEGEND_COLUMNS, encode_figure, explain_rewards, overlay, structure_colours
+from medfm_rl.reports.figures import (
+    LEGEND_COLUMNS,
+    encode_figure,
+    explain_rewards,
+    overlay,
+    show_no_axes,
+    structure_colours,
+)
 from medfm_rl.reports.pages import render_page
 from medfm_rl.reports.tables import TableRow, verdict
 from medfm_rl.types import FloatArray, LabelMap, LabelSchema
@@ -180,7 +187,7 @@ def case_figure(case: ReportCase, schema: LabelSchema, simulated: bool) -> Figur
     picture = reward_panel.imshow(case.reward_map, cmap="cividis", vmin=0, vmax=1)
     reward_panel.set_title("reward map of after", fontsize=9)
     for axes in panels:
-        axes.axis("off")
+        show_no_axes(axes)
     explain_rewards(figure, panels, picture)
     columns = min(len(handles), LEGEND_COLUMNS)
     figure.legend(handles=handles, loc="outside lower center", ncols=columns, frameon=False, fontsize=9)

@@ -9,7 +9,7 @@ from pathlib import Path
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
-from medfm_rl.reports.figures import LEGEND_COLUMNS, explain_rewards, overlay, structure_colours
+from medfm_rl.reports.figures import LEGEND_COLUMNS, explain_rewards, overlay, show_no_axes, structure_colours
 from medfm_rl.reports.pages import embed, render_page
 from medfm_rl.types import FloatArray, LabelMap, LabelSchema
 
@@ -117,7 +117,7 @@ def correction_figure(
     names = ("image", "before", "reward before", "after", "reward after")
     for axes, name, labels in zip(panels, names, (None, before, None, after, None), strict=True):
         axes.set_title(name, fontsize=9)
-        axes.axis("off")
+        show_no_axes(axes)
         if not name.startswith("reward"):
             axes.imshow(image, cmap="gray")
         if labels is not None:

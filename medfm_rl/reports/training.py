@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
 from medfm_rl.metrics.scores import StructureSummary
-from medfm_rl.reports.figures import LEGEND_COLUMNS, encode_figure, overlay, structure_colours
+from medfm_rl.reports.figures import LEGEND_COLUMNS, encode_figure, overlay, show_no_axes, structure_colours
 from medfm_rl.reports.pages import render_page
 from medfm_rl.types import FloatArray, LabelMap, LabelSchema
 
@@ -104,7 +104,7 @@ def _case_figure(case: TrainingCase, schema: LabelSchema, simulated: bool) -> Fi
         if labels is not None:
             axes.imshow(overlay(labels, schema))
         axes.set_title(title, fontsize=9)
-        axes.axis("off")
+        show_no_axes(axes)
     columns = min(len(handles), LEGEND_COLUMNS)
     figure.legend(handles=handles, loc="outside lower center", ncols=columns, frameon=False, fontsize=9)
     return figure

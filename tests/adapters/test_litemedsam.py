@@ -173,7 +173,8 @@ def test_it_doubts_a_mask_where_there_is_no_ventricle(segmenter: LiteMedSAMAdapt
 def test_left_ventricles_of_camus_from_expert_boxes(real_data: Path, tmp_path: Path) -> None:
     pack = np.load(real_data / "camus224_train250.npz")
     boxes, dice = {}, []
-    rows = range(0, 80, 10)
+    # Of four patients, in both views and both phases: an image takes seconds.
+    rows = (0, 13, 30, 47)
     for row in rows:
         y, x = np.nonzero(pack["label"][row] == 1)
         boxes[f"c{row}"] = {"LV": [int(x.min()), int(y.min()), int(x.max()), int(y.max())]}
@@ -213,7 +214,7 @@ def test_an_update_of_ppo_on_the_real_weights_comes_back_in_the_tools_format(
     )
     env = SegmentationVecEnv(images.numpy(), reward, 2, n_envs=2)
     learning = list(open_to_learning(policy, settings, seed=0).values())
-    settings = PPOHyperparameters(n_epochs=2, kl_coef=0.0, learning_rate=1e-3)
+    settings = PPOHyperparameters(n_epochs=1, kl_coef=0.0, learning_rate=1e-3)
     ppo = DensePPO(env, policy, settings, trainable=learning, device="cpu")
     ppo.learn(2)
     policy.export(tmp_path / "adapted")

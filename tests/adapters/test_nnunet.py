@@ -40,7 +40,7 @@ from support.nnunet_models import (
     MODELS,
     VOLUME,
     dataset,
-    finish,
+    nnunet_masks,
     nnunet_predict,
     plans,
     read,
@@ -237,7 +237,7 @@ def test_copies_share_what_nnunet_knows_and_no_weight(model: Path) -> None:
 
 @dataclass(frozen=True)
 class Exported:
-    """Exports of two folds, unchanged and changed, and the masks that nnU-Net's command wrote with each."""
+    """Exports of two folds, unchanged and changed, and nnU-Net's masks with each: its command's of the changed one."""
 
     root: Path
     changed: NnUNetAdapter
@@ -263,12 +263,8 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Exported:
         for index, parameter in enumerate(adapter.trainable("all").values()):
             parameter.add_(0.2 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(index)))
     adapter.export(root / "changed")
-    runs = [
-        nnunet_predict(root / name, root / "images", root / f"masks {name}", folds=(0, 1))
-        for name in ("same", "changed")
-    ]
-    for run in runs:
-        finish(run)
+    for name, write_masks in (("same", nnunet_masks), ("changed", nnunet_predict)):
+        write_masks(root / name, root / "images", root / f"masks {name}", folds=(0, 1))
     return Exported(root, adapter, before)
 
 

@@ -18,6 +18,7 @@ import SimpleITK as sitk
 import torch
 import yaml
 from safetensors.torch import save_file
+from support.commands import run_command
 from typer.main import get_command
 from typer.testing import CliRunner
 
@@ -112,6 +113,7 @@ def settings_for_adapting(echo: Path, model: Path, output: Path) -> dict[str, An
         "evaluation": {"path": str(echo / "b")},
         "output": str(output),
         "iterations": 1,
+        "fine_tuning": {"steps": 2, "batch_size": 4},
         "collect": {"source_images": 12, "target_images": 8, "actions_per_image": 2},
         "shape_prior": {"epochs": 1, "latent": 4},
         "reward": {"network": network, "ensemble": 1, "steps": 2, "validate_every": 2},
@@ -131,7 +133,7 @@ def model(simulated_echo: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
     """A segmenter that `medfm-rl train-source` made in a process of its own."""
     folder = tmp_path_factory.mktemp("trained")
     config = write(folder / "train.yaml", settings_for_training(simulated_echo / "a", folder / "source"))
-    done = in_a_process("train-source", config, folder=folder)
+    done = run_command("train-source", config, folder=folder, variables={"COLUMNS": "200"})
     assert done.returncode == 0, done.stderr
     summary, *places = done.stdout.splitlines()
     assert "steps of 8 images on 20 images of 5 patients; the weights after step" in summary
@@ -532,7 +534,7 @@ def test_simulate_vendor_keeps_masks_and_marks_the_data(simulated_echo: Path, tm
         (source / kind).mkdir(parents=True)
         for path in sorted((simulated_echo / "a" / kind).iterdir())[:2]:
             shutil.copy(path, source / kind)
-    done = in_a_process("simulate-vendor", source, "out", "--workers", 1, folder=tmp_path)
+    done = run_command("simulate-vendor", source, "out", "--workers", 1, folder=tmp_path)
     assert done.returncode == 0, done.stderr
     out = tmp_path / "out"
     assert json.loads((out / "simulation.json").read_text())["simulated"] is True

@@ -16,6 +16,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -39,6 +40,7 @@ SETTINGS = {
     "seed": 0,
     "device": "cpu",
 }
+Call = Callable[..., str]
 
 
 def call(folder: Path, *arguments: str) -> str:
@@ -55,13 +57,13 @@ def call(folder: Path, *arguments: str) -> str:
     return done.stdout + done.stderr
 
 
-def adapt(folder: Path, *options: str) -> None:
-    """Adapts `source` to `data/b`, with the settings above, into `run`."""
+def adapt(folder: Path, *options: str, call: Call = call) -> None:
+    """Adapts `source` to `data/b`, with the settings above, into `run`; `call` runs `medfm-rl`."""
     (folder / "adapt.yaml").write_text(yaml.safe_dump(SETTINGS, sort_keys=False))
     call(folder, "adapt", "adapt.yaml", *options)
 
 
-def deploy(folder: Path) -> None:
+def deploy(folder: Path, call: Call = call) -> None:
     """Calls predict, score and correct with the run, on the images of two further patients."""
     common = ("run", "--images", "data/d/images", "--device", "cpu")
     call(folder, "predict", "run", "data/d/images", "predicted", "--device", "cpu")

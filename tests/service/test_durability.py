@@ -5,53 +5,47 @@ from __future__ import annotations
 import os
 import re
 import signal
-import subprocess
-import sys
 import threading
 import uuid
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from time import monotonic, sleep
 from typing import Any
 
 import httpx
 import pytest
+from support.commands import run_command, start_command
 from support.desk import DeskFolder, make_desk_folder
 from support.desk_client import open_desk
 
 from medfm_rl.feedback import FeedbackStore
 from medfm_rl.service.jobs import is_alive
 
-ROOT = Path(__file__).parents[2]
 _LONGEST_START = 120
 
 
-def start(folder: DeskFolder, *options: str) -> tuple[subprocess.Popen[str], httpx.Client]:
+def start(folder: DeskFolder, *options: str) -> tuple[BaseProcess, httpx.Client]:
     """A desk in a process of its own, and a program that asks it."""
-    token = folder.store.with_name("token")
-    command = ["desk", "--store", str(folder.store), "--scores", str(folder.scores), "--port", "0"]
-    process = subprocess.Popen(
-        [sys.executable, "-m", "medfm_rl", *command, "--token-file", str(token), *options],
-        cwd=folder.store.parent,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    assert process.stdout is not None
-    address = None
+    token, place = folder.store.with_name("token"), folder.store.parent
+    (place / "stdout").unlink(missing_ok=True)
+    command = ["desk", "--store", folder.store, "--scores", folder.scores, "--port", "0"]
+    process = start_command(*command, "--token-file", token, *options, folder=place)
+    begin, address = monotonic(), None
     while address is None:
-        line = process.stdout.readline()
-        assert line, process.stderr.read() if process.stderr else ""
-        address = re.search(r"Desk: (http://[^/]+)/", line)
+        assert process.is_alive(), (place / "stderr").read_text()
+        assert monotonic() - begin < _LONGEST_START
+        sleep(0.05)
+        printed = (place / "stdout").read_text() if (place / "stdout").exists() else ""
+        address = re.search(r"Desk: (http://[^/]+)/", printed)
     headers = {"Authorization": f"Bearer {token.read_text().strip()}"}
     return process, httpx.Client(base_url=address[1], headers=headers, timeout=30)
 
 
-def end(process: subprocess.Popen[str], client: httpx.Client) -> None:
+def end(process: BaseProcess, client: httpx.Client) -> None:
     """Ends a desk as Ctrl-C does."""
     client.close()
     process.terminate()
-    process.communicate()
+    process.join()
 
 
 def test_a_killed_service_has_lost_nothing_that_it_acknowledged_and_doubled_nothing(tmp_path: Path) -> None:
@@ -73,7 +67,7 @@ def test_a_killed_service_has_lost_nothing_that_it_acknowledged_and_doubled_noth
             send(client, item)
         except httpx.TransportError:
             break
-    process.communicate()
+    process.join()
     client.close()
     before = dict(acknowledged)
     assert 0 < len(before) <= len(sent)
@@ -114,13 +108,8 @@ def test_two_reviewers_never_hold_the_same_case(folder: DeskFolder) -> None:
 def test_a_second_desk_at_the_same_port_is_told_so(folder: DeskFolder) -> None:
     process, client = start(folder)
     port = str(client.base_url.port)
-    command = ["desk", "--store", str(folder.store), "--scores", str(folder.scores), "--port", port]
-    again = subprocess.run(
-        [sys.executable, "-m", "medfm_rl", *command],
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        check=False,
+    again = run_command(
+        "desk", "--store", folder.store, "--scores", folder.scores, "--port", port, folder=folder.store.parent
     )
     end(process, client)
     assert again.returncode == 2

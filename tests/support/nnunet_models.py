@@ -5,10 +5,11 @@ from __future__ import annotations
 import copy
 import json
 import os
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from subprocess import PIPE, STDOUT, Popen
+from subprocess import PIPE, STDOUT
 from typing import Any
 
 import numpy as np
@@ -191,18 +192,24 @@ def write_case(
     return path
 
 
-def nnunet_predict(model: Path, images: Path, out: Path, *options: str, folds: tuple[int, ...] = (0,)) -> Popen[str]:
-    """Starts nnU-Net's own command line in a process of its own; `finish` waits for it."""
+def nnunet_predict(model: Path, images: Path, out: Path, *options: str, folds: tuple[int, ...] = (0,)) -> None:
+    """Calls nnU-Net's own command line, which starts three processes: they take half a minute of a processor."""
     command = [str(Path(sys.executable).with_name("nnUNetv2_predict_from_modelfolder"))]
     command += ["-m", str(model), "-i", str(images), "-o", str(out), "-f", *map(str, folds)]
     command += ["-device", "cpu", "-npp", "1", "-nps", "1", "--disable_progress_bar", *options]
     environment = {**os.environ, "nnUNet_def_n_proc": "1"}
-    return Popen(command, stdout=PIPE, stderr=STDOUT, text=True, env=environment)
+    done = subprocess.run(command, stdout=PIPE, stderr=STDOUT, text=True, env=environment, timeout=250, check=False)
+    assert done.returncode == 0, done.stdout[-4000:]
 
 
-def finish(process: Popen[str]) -> None:
-    output, _ = process.communicate(timeout=250)
-    assert process.returncode == 0, output[-4000:]
+def nnunet_masks(model: Path, images: Path, out: Path, folds: tuple[int, ...] = (0,)) -> None:
+    """Has nnU-Net write the same files from this process."""
+    from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
+
+    out.mkdir()
+    predictor = nnUNetPredictor(device=torch.device("cpu"), perform_everything_on_device=False, allow_tqdm=False)
+    predictor.initialize_from_trained_model_folder(str(model), folds)
+    predictor.predict_from_files_sequential(str(images), str(out))
 
 
 def read_labels(path: Path) -> np.ndarray:

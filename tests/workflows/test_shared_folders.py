@@ -60,14 +60,16 @@ def test_predict_score_correct_and_evaluate_keep_off_a_folder_in_use(quality_run
     assert not out.exists()
 
 
-def test_calibration_keeps_off_a_run_in_use(quality_run: Path) -> None:
-    before = hash_file(quality_run / "quality.json")
+def test_calibration_keeps_off_a_run_in_use(quality_run: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(quality_run, run)
+    before = hash_file(run / "quality.json")
     for command in ("calibrate", "calibrate-correction"):
-        with at_work(quality_run):
+        with at_work(run):
             assert "another process is at work here" in refused(
-                command, quality_run, "--labelled", quality_run.parent / "data", "--device", "cpu"
+                command, run, "--labelled", quality_run.parent / "data", "--device", "cpu"
             )
-    assert hash_file(quality_run / "quality.json") == before
+    assert hash_file(run / "quality.json") == before
 
 
 @pytest.mark.parametrize("resume", [(), ("--resume",)])

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from benchmarks.baselines import BASELINES, Problem, rl4seg
+from benchmarks.baselines import BASELINES, Problem, input_style, pseudo_labels, rl4seg
 from benchmarks.baselines.input_style import Average, Matched
 from benchmarks.baselines.problem import predict, steadiest, steadiness
 from benchmarks.baselines.pseudo_labels import confident_labels
@@ -76,6 +76,10 @@ def short(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rl4seg, "_PRIOR", ShapePriorSettings(epochs=30))
     monkeypatch.setattr(rl4seg, "_REWARD_STEPS", 50)
     monkeypatch.setattr(rl4seg, "_PPO_EPOCHS", 1)
+    monkeypatch.setattr(rl4seg, "_NETWORK", NetworkSettings(channels=(8, 16, 32), norm="batch"))
+    monkeypatch.setattr(pseudo_labels, "_STEPS_OF_A_ROUND", 25)
+    monkeypatch.setattr(pseudo_labels, "_TEACHER_STEPS", 50)
+    monkeypatch.setattr(input_style, "_STEPS_OF_A_BAND", 25)
 
 
 @pytest.mark.usefixtures("short")

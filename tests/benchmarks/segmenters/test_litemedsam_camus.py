@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from support.promptable_models import TinyPromptable, tiny_kind
 
+from benchmarks.harness import assessing, laboratory
 from benchmarks.harness.shifts import ECHO, Folders, Shift
 from benchmarks.segmenters import litemedsam_camus
 from benchmarks.segmenters.litemedsam_camus import QUICK, SIZE, LiteMedSAMOnShift, largest_pieces
@@ -25,6 +26,13 @@ from benchmarks.segmenters.litemedsam_report import (
 )
 from medfm_rl.adapters.kinds import KINDS
 from medfm_rl.quality import calibration
+from medfm_rl.settings import NetworkSettings
+
+
+@pytest.fixture(autouse=True)
+def few_draws(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An AUROC of each draw of patients takes seconds."""
+    monkeypatch.setattr(assessing, "_DRAWS", 200)
 
 
 def domain(dice: float) -> dict[str, Any]:
@@ -104,7 +112,8 @@ def test_stray_pieces_widen_no_box() -> None:
 def test_every_part_runs_and_is_made_once(
     simulated_echo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """On drawn hearts, with a tiny network in the place of LiteMedSAM."""
+    """On drawn hearts, with tiny networks in the places of LiteMedSAM and of what draws the boxes."""
+    monkeypatch.setattr(laboratory, "NETWORK", NetworkSettings(channels=(4, 8), residual_units=0))
     monkeypatch.setattr(litemedsam_camus, "LiteMedSAMAdapter", TinyPromptable)
     monkeypatch.setitem(KINDS, TinyPromptable.kind, tiny_kind())
     # There are six hearts.

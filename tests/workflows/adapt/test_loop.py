@@ -1,19 +1,17 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import shutil
-import signal
-import subprocess
-import sys
 import time
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
+from support.commands import start_command
 from support.tiny_runs import TINY, tiny_config, train_tiny_source
 
 from medfm_rl.adapters import TorchModuleAdapter
@@ -213,8 +211,8 @@ def test_the_source_segmenter_is_never_written(finished_run: AdaptConfig, source
 
 
 STAGES = [
-    "fine-tuning",
     "shape_prior",
+    "fine-tuning",
     "actions/00-source-000006",
     "iteration-00/reward/held-out",
     "iteration-00/ppo/00002",
@@ -223,30 +221,46 @@ STAGES = [
     "iteration-01/ppo/00004",
     "model",
 ]
+"""What a run leaves, in the order in which it does."""
 
 
-@pytest.mark.parametrize("stage", STAGES)
-def test_a_killed_run_resumes_to_the_result_of_an_uninterrupted_one(
-    stage: str, simulated_echo: Path, source_model: Path, finished_run: AdaptConfig, tmp_path: Path
+# Ten starts in a row.
+@pytest.mark.timeout(600)
+def test_a_run_that_is_killed_after_each_stage_resumes_to_the_result_of_an_uninterrupted_one(
+    simulated_echo: Path, source_model: Path, finished_run: AdaptConfig, tmp_path: Path
 ) -> None:
-    """SIGKILL as soon as a stage has left its result, then resume in a new process."""
+    """SIGKILL as soon as a stage has left its result, then resume in a new process, which the next stage ends."""
     config = tiny_config(simulated_echo, source_model, tmp_path / "run")
     settings = tmp_path / "adapt.yaml"
     settings.write_text(dump_config(config))
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "medfm_rl", "adapt", str(settings)]
-    process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    awaited = config.output / (f"{stage}.safetensors" if stage.startswith("actions") else stage)
-    deadline = time.monotonic() + 200
-    while not awaited.exists():
-        assert process.poll() is None or awaited.exists(), "the run ended before the stage"
-        assert time.monotonic() < deadline
-        time.sleep(0.005)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    for number, stage in enumerate(STAGES):
+        name = f"{stage}.safetensors" if stage.startswith("actions") else stage
+        assert not (config.output / name).exists(), f"{stage} was there before its turn"
+        resumed = ["--resume"] if number else []
+        kill_when_there(config.output / name, start_command("adapt", settings, *resumed, folder=tmp_path))
+        assert same_content(config.output / name, finished_run.output / name), f"{stage} is another one"
     torch.set_num_threads(1)
     adapt(config, resume=True, progress=quiet)
     assert final_hashes(config.output) == final_hashes(finished_run.output)
+
+
+def kill_when_there(awaited: Path, process: BaseProcess) -> None:
+    """Kills a process as soon as it has left a result."""
+    deadline = time.monotonic() + 200
+    try:
+        while not awaited.exists():
+            assert process.is_alive() or awaited.exists(), f"the run ended before {awaited}"
+            assert time.monotonic() < deadline, f"no {awaited}"
+            time.sleep(0.005)
+    finally:
+        process.kill()
+        process.join()
+
+
+def same_content(path: Path, other: Path) -> bool:
+    if path.is_dir():
+        return hash_folder(path) == hash_folder(other)
+    return path.read_bytes() == other.read_bytes()
 
 
 def test_ctrl_c_leaves_a_run_that_resumes(

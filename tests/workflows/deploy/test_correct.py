@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from matplotlib.figure import Figure
 
 from medfm_rl import cli
 from medfm_rl.adapters.delta import state_hash
@@ -31,6 +32,7 @@ from medfm_rl.runs.finished import load_model, load_run
 from medfm_rl.runs.folder import RunFolder
 from medfm_rl.settings import CorrectionSettings, DataSettings, NetworkSettings
 from medfm_rl.workflows.calibrate.correction import calibrate_correction
+from medfm_rl.workflows.deploy import correction_bench
 from medfm_rl.workflows.deploy.correct import CorrectRequest, correct
 from medfm_rl.workflows.deploy.correction_outputs import Corrections
 from medfm_rl.workflows.deploy.predict import predict
@@ -61,6 +63,18 @@ def images(quality_run: Path, tmp_path: Path) -> Path:
     for path in sorted((quality_run.parent / "data" / "images").iterdir())[:4]:
         shutil.copy(path, folder)
     return folder
+
+
+@pytest.fixture
+def drawn_pictures() -> None:
+    """For tests that look at the pictures."""
+
+
+@pytest.fixture(autouse=True)
+def blank_pictures(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """To draw a picture takes more time than to correct its case."""
+    if "drawn_pictures" not in request.fixturenames:
+        monkeypatch.setattr(correction_bench, "correction_figure", lambda *_: Figure(figsize=(1, 1)))
 
 
 @pytest.fixture
@@ -115,7 +129,7 @@ def log_of(out: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (out / "audit.jsonl").read_text(encoding="utf-8").splitlines()]
 
 
-@pytest.mark.usefixtures("agreeing")
+@pytest.mark.usefixtures("agreeing", "drawn_pictures")
 def test_correcting_leaves_masks_pictures_tables_and_a_log_and_the_model_as_it_was(
     run: Path, images: Path, tmp_path: Path
 ) -> None:
@@ -763,7 +777,7 @@ def test_options_of_correction_are_refused_where_nothing_is_corrected(
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.usefixtures("agreeing")
+@pytest.mark.usefixtures("agreeing", "drawn_pictures")
 def test_the_page_has_every_case_worst_first_and_what_is_promised(run: Path, images: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     bad = sorted(images.iterdir())[0]

@@ -20,6 +20,7 @@ from medfm_rl.data.layouts import find_cases
 from medfm_rl.errors import ConfigError, DataError, ModelError, TrackingError, UserError
 from medfm_rl.metrics.overlap import dice
 from medfm_rl.progress import Progress
+from medfm_rl.reports import training as training_report
 from medfm_rl.runs.inputs import hash_labelled
 from medfm_rl.settings import (
     DataSettings,
@@ -55,6 +56,18 @@ def draw(folder: Path, patients: int = 6, first: int = 0) -> Path:
             for kind, pixels in (("images", image.clip(0, 255).astype(np.uint8)), ("labels", labels)):
                 write_image(folder / kind / f"p{patient}_{frame}.png", pixels, Geometry.unknown(2))
     return folder
+
+
+@pytest.fixture
+def drawn_pictures() -> None:
+    """For tests that look at the pictures."""
+
+
+@pytest.fixture(autouse=True)
+def blank_pictures(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """To draw the page takes more time than to train the network."""
+    if "drawn_pictures" not in request.fixturenames:
+        monkeypatch.setattr(training_report, "encode_figure", lambda figure: "data:,")
 
 
 @pytest.fixture(scope="module")
@@ -216,6 +229,7 @@ def test_without_a_description_the_line_to_write_is_shown_and_works(squares: Pat
     assert adapter.schema.structures == ("NAME-1", "NAME-2")
 
 
+@pytest.mark.usefixtures("drawn_pictures")
 def test_the_held_out_patients_are_measured_while_it_runs_and_at_the_end(
     squares: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
-from support.tiny_runs import TINY, tiny_config, train_tiny_source
+from support.tiny_runs import TINY, tiny_config
 
 from medfm_rl.data.layouts import find_cases
 from medfm_rl.errors import DataError
@@ -12,27 +12,17 @@ from medfm_rl.settings import (
     AdaptConfig,
     CollectSettings,
     DataSettings,
-    FineTuningSettings,
     PPOSettings,
     RewardSettings,
     SelectionSettings,
-    SourceTrainingSettings,
 )
 from medfm_rl.workflows.adapt.loop import adapt
 from medfm_rl.workflows.training_images import load_images
 
 
-@pytest.fixture(scope="module")
-def source_model(simulated_echo: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return train_tiny_source(
-        simulated_echo, tmp_path_factory.mktemp("model") / "source", SourceTrainingSettings(epochs=1, batch_size=8)
-    )
-
-
 def run_config(echo: Path, model: Path, output: Path, **changes: object) -> AdaptConfig:
     values: dict[str, object] = {
         "iterations": 1,
-        "fine_tuning": FineTuningSettings(),
         "collect": CollectSettings(source_images=12, target_images=8, actions_per_image=2),
         "reward": RewardSettings(network=TINY, ensemble=1, steps=2, validate_every=2),
         "ppo": PPOSettings(updates=3, n_envs=2, n_epochs=1, eval_every=2),

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from support.tiny_runs import tiny_config, train_tiny_source
+from support.tiny_runs import tiny_config
 
 from medfm_rl.adapters import TorchModuleAdapter
 from medfm_rl.data.layouts import CaseFile, find_cases
@@ -14,7 +14,7 @@ from medfm_rl.errors import DataError, ModelError
 from medfm_rl.feedback import CorrectedMask, FeedbackStore, Grade, Mask, Measurement, Preference, Verdict
 from medfm_rl.feedback.entries import Drawn, Entry
 from medfm_rl.reward.dataset import ActionDataset
-from medfm_rl.settings import DataSettings, FeedbackSettings, FineTuningSettings, SourceTrainingSettings
+from medfm_rl.settings import DataSettings, FeedbackSettings, FineTuningSettings
 from medfm_rl.types import LabelSchema
 from medfm_rl.workflows.adapt.checks import split_target
 from medfm_rl.workflows.adapt.choosing.cross_fit import CrossFit
@@ -143,13 +143,6 @@ def test_a_record_comes_back_as_it_was_written(simulated_echo: Path, tmp_path: P
     assert learned.reported[0].value == 55.0
     with FeedbackStore.open(store) as opened:
         assert learned.state_hash == opened.state_hash()
-
-
-@pytest.fixture(scope="module")
-def source_model(simulated_echo: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return train_tiny_source(
-        simulated_echo, tmp_path_factory.mktemp("model") / "source", SourceTrainingSettings(epochs=1, batch_size=8)
-    )
 
 
 def test_a_run_learns_from_reviewed_patients_and_says_so(
