@@ -5,8 +5,6 @@ from __future__ import annotations
 import logging
 import os
 import platform
-import signal
-import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import timedelta
@@ -18,7 +16,7 @@ import torch
 import torch.distributed as dist
 
 from medfm_rl.errors import ConfigError, ProcessesError
-from medfm_rl.processes.launch import RENDEZVOUS, is_supervised, processes_here
+from medfm_rl.processes.launch import RENDEZVOUS, end_with_supervisor, is_supervised, processes_here
 from medfm_rl.processes.team import ALONE, LONGEST_STEP, LONGEST_WAIT, Team
 from medfm_rl.version import __version__
 
@@ -54,7 +52,7 @@ def joined(device: torch.device) -> Iterator[Team]:
         yield ALONE
         return
     if is_supervised():
-        _end_with_supervisor()
+        end_with_supervisor()
     rank, local, locals_ = (_number(name) for name in ("RANK", "LOCAL_RANK", "LOCAL_WORLD_SIZE"))
     _require_room(device, locals_)
     if device.type == "cuda":
@@ -118,22 +116,6 @@ def _require_room(device: torch.device, count: int) -> None:
             f"{count} processes (--devices, or torchrun --nproc-per-node): this machine has {there} {what}"
             f"{'' if there == 1 else 's'}; give at most {there}" + (", or device: cpu" if what == "GPU" else "")
         )
-
-
-def _end_with_supervisor() -> None:
-    """Ends this process when the one that started it has ended, however that ended: it holds the other end of a pipe.
-
-    And has it interrupted as from a terminal: a job in the background ignores that, and its children would too.
-    """
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-
-    def watch() -> None:
-        # Not by sys.stdin, whose lock Python wants when it ends.
-        while os.read(0, 1):
-            pass
-        os.kill(os.getpid(), signal.SIGTERM)
-
-    threading.Thread(target=watch, name="watch-supervisor", daemon=True).start()
 
 
 def is_first_here(environment: Mapping[str, str] = os.environ) -> bool:

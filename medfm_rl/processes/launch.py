@@ -12,6 +12,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -72,6 +73,22 @@ def processes_here(environment: Mapping[str, str] = os.environ) -> int:
 def is_supervised(environment: Mapping[str, str] = os.environ) -> bool:
     """Whether another process of this package has started this one, and says what became of it."""
     return RENDEZVOUS in environment
+
+
+def end_with_supervisor() -> None:
+    """Ends this process when the one that started it has ended, however that ended: it holds the other end of a pipe.
+
+    And has it interrupted as from a terminal: a job in the background ignores that, and its children would too.
+    """
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    def watch() -> None:
+        # Not by sys.stdin, whose lock Python wants when it ends.
+        while os.read(0, 1):
+            pass
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=watch, name="watch-supervisor", daemon=True).start()
 
 
 def run_side_by_side(command: Sequence[str], count: int) -> Failure | None:
