@@ -5,6 +5,7 @@ Only light modules are imported at the top of the modules in here, so that `--he
 
 from __future__ import annotations
 
+import signal
 import sys
 from io import TextIOWrapper
 
@@ -66,6 +67,10 @@ def main() -> None:
             # Whoever started the processes says so once.
             sys.exit(INTERRUPTED)
         _stop("Interrupted. What was finished is kept; run the same command again (adapt: with --resume).", INTERRUPTED)
+    finally:
+        if is_supervised():
+            # It ends by itself; to be asked to as well would show a traceback.
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _stop(message: str, code: int) -> None:

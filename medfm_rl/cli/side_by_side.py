@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 
 import typer
@@ -30,12 +31,16 @@ def start_side_by_side(arguments: Sequence[str], count: int) -> bool:
         raise ConfigError(f"--devices {count}: torchrun has started {started} processes already; leave out the option")
     if count == 1:
         return False
+    cores = os.cpu_count() or 1
+    if count > cores:
+        raise ConfigError(f"--devices {count}: this machine has {cores} cores, and each process needs one; give fewer")
     failure = run_side_by_side(this_program(arguments), count)
     if failure is not None:
         message = _in_words(failure)
         if message:
             typer.echo(message, err=True)
-        raise typer.Exit(failure.code if failure.code not in (PEER_LOST,) and failure.code > 0 else _DEFECT)
+        told = failure.code > 0 and failure.code != PEER_LOST
+        raise typer.Exit(failure.code if told else _DEFECT)
     return True
 
 

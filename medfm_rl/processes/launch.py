@@ -150,18 +150,30 @@ def _wait(processes: Sequence[subprocess.Popen[bytes]]) -> int | None:
     since: float | None = None
     while True:
         codes = [process.poll() for process in processes]
-        failed = [rank for rank, code in enumerate(codes) if code]
-        at_fault = [rank for rank in failed if codes[rank] != PEER_LOST]
-        if None not in codes and not failed:
-            return None
-        if failed and since is None:
+        if since is None and any(codes):
             since = time.monotonic()
-        if at_fault:
-            # One that was ended by a signal says nothing itself, and others fail because of it.
-            return next((rank for rank in at_fault if (codes[rank] or 0) < 0), at_fault[0])
-        if since is not None and (None not in codes or time.monotonic() - since > _GRACE):
-            return failed[0]
+        failed = _at_fault(codes, since is None or time.monotonic() - since < _GRACE)
+        if failed is not None or None not in codes:
+            return failed
         time.sleep(_POLL)
+
+
+def _at_fault(codes: Sequence[int | None], patient: bool) -> int | None:
+    """The process over which the others are to be ended; None where there is none yet.
+
+    Args:
+        codes: What each has ended with; None where it has not.
+        patient: Whether one that may have more to say is waited for: the first, which tells what all find.
+    """
+    failed = [rank for rank, code in enumerate(codes) if code]
+    killed = [rank for rank in failed if (codes[rank] or 0) < 0]
+    told = [rank for rank in failed if codes[rank] != PEER_LOST]
+    settled = None not in codes or not patient
+    if killed:
+        return killed[0]
+    if told and (settled or codes[0] is not None):
+        return told[0]
+    return failed[0] if failed and settled else None
 
 
 def _end(processes: Sequence[subprocess.Popen[bytes]]) -> None:

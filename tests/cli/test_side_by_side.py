@@ -11,6 +11,7 @@ from medfm_rl.processes.launch import PEER_LOST, Failure
 
 def end_with(failure: Failure | None, monkeypatch: pytest.MonkeyPatch) -> int:
     """The exit code where a process of three has failed so."""
+    monkeypatch.setattr("os.cpu_count", lambda: 4)
     monkeypatch.setattr(side_by_side, "run_side_by_side", lambda command, count: failure)
     try:
         assert start_side_by_side(["adapt", "adapt.yaml"], 3)
@@ -21,6 +22,12 @@ def end_with(failure: Failure | None, monkeypatch: pytest.MonkeyPatch) -> int:
 
 def test_one_process_is_this_one() -> None:
     assert not start_side_by_side(["adapt", "adapt.yaml"], 1)
+
+
+def test_more_processes_than_cores_are_refused_before_any_is_started(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.cpu_count", lambda: 2)
+    with pytest.raises(ConfigError, match="--devices 3: this machine has 2 cores"):
+        start_side_by_side(["adapt", "adapt.yaml"], 3)
 
 
 def test_within_torchrun_the_option_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from medfm_rl.processes.launch import PEER_LOST, Failure, run_side_by_side
+from medfm_rl.processes.launch import PEER_LOST, Failure, _at_fault, run_side_by_side
 
 RANK = "import os, sys, time; rank = int(os.environ['RANK']);"
 
@@ -36,6 +36,27 @@ def test_a_process_that_is_killed_is_named_by_its_signal() -> None:
     failure = run("os.kill(os.getpid(), 9) if rank == 2 else time.sleep(60)")
     assert failure is not None
     assert (failure.rank, failure.signal) == (2, "SIGKILL")
+
+
+@pytest.mark.parametrize(
+    ("codes", "patient", "rank"),
+    [
+        ([None, None], True, None),
+        ([None, 0], True, None),
+        ([0, 0], True, None),
+        ([2, 2], True, 0),
+        # The first may be about to say the same.
+        ([None, 2], True, None),
+        ([None, 2], False, 1),
+        ([PEER_LOST, 2], True, 1),
+        ([None, PEER_LOST], True, None),
+        ([None, PEER_LOST], False, 1),
+        ([PEER_LOST, -9], True, 1),
+        ([None, -9], True, 1),
+    ],
+)
+def test_one_process_is_at_fault(codes: list[int | None], patient: bool, rank: int | None) -> None:
+    assert _at_fault(codes, patient) == rank
 
 
 def test_one_that_does_not_listen_is_ended_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:

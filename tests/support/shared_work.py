@@ -129,6 +129,7 @@ def main(output: Path) -> None:
     with joined(torch.device("cpu")) as team:
         if team.leads:
             logging.getLogger("medfm_rl").addHandler(told)
+            logging.getLogger("medfm_rl").setLevel(logging.INFO)
         said = talk(team)
         found = work(team)
         every = team.gather({name: value.clone() for name, value in found.items()})
