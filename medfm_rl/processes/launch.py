@@ -27,7 +27,8 @@ PEER_LOST: Final = 75
 """What a process ends with that has lost another one: that one is at fault."""
 _POLL: Final = 0.1
 _GRACE: Final = 3.0
-"""Seconds after the first failure in which it is seen who else failed, and perhaps before."""
+"""Seconds after the first failure in which it is seen who else failed, and those that the others have after the first
+has ended."""
 _FAREWELL: Final = 15.0
 """Seconds that a process has to end, once it has been asked to."""
 _SHOWN: Final = 20_000
@@ -182,9 +183,9 @@ def _end(processes: Sequence[subprocess.Popen[bytes]]) -> None:
         for process in processes:
             if process.poll() is None:
                 process.send_signal(signal.SIGINT)
-        until = time.monotonic() + _FAREWELL
-        while any(process.poll() is None for process in processes) and time.monotonic() < until:
-            time.sleep(_POLL)
+        # The others wait for the first, and end with it.
+        _await(processes[:1], _FAREWELL)
+        _await(processes[1:], _GRACE)
     finally:
         for process in processes:
             if process.poll() is None:
@@ -192,6 +193,13 @@ def _end(processes: Sequence[subprocess.Popen[bytes]]) -> None:
             process.wait()
             if process.stdin is not None:
                 process.stdin.close()
+
+
+def _await(processes: Sequence[subprocess.Popen[bytes]], seconds: float) -> None:
+    """Waits until all have ended, or so long."""
+    until = time.monotonic() + seconds
+    while any(process.poll() is None for process in processes) and time.monotonic() < until:
+        time.sleep(_POLL)
 
 
 def this_program(arguments: Sequence[str]) -> list[str]:

@@ -30,9 +30,9 @@ def of_two(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return output
 
 
-def test_two_processes_come_to_the_weights_of_one(of_two: Path) -> None:
+def test_two_processes_come_to_the_weights_of_one(of_two: Path, tmp_path: Path) -> None:
     """PPO with both baselines, several minibatches and fewer images than processes; fine-tuning likewise."""
-    found, expected = load_file(of_two / "work.safetensors"), work(ALONE)
+    found, expected = load_file(of_two / "work.safetensors"), work(ALONE, tmp_path)
     assert found.keys() == expected.keys()
     for name, value in expected.items():
         torch.testing.assert_close(

@@ -8,14 +8,23 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
+from support.tiny_runs import TINY, tiny_config
 from torch import Tensor, nn
 
+from medfm_rl.adapters import TorchModuleAdapter
+from medfm_rl.anatomy.profiles import load_anatomy
 from medfm_rl.envs import SegmentationVecEnv
 from medfm_rl.policies import DensePPO
 from medfm_rl.processes.joining import joined
 from medfm_rl.processes.team import Team
-from medfm_rl.settings import FineTuningSettings, PPOHyperparameters
-from medfm_rl.types import IGNORED
+from medfm_rl.progress import silent
+from medfm_rl.reward.collection import ImageSet, ReviewedImages
+from medfm_rl.reward.dataset import ActionDataset
+from medfm_rl.runs.folder import RunFolder
+from medfm_rl.settings import FineTuningSettings, PPOHyperparameters, PreprocessingSettings
+from medfm_rl.types import IGNORED, LabelSchema
+from medfm_rl.workflows.adapt.choosing.cross_fit import _measure
+from medfm_rl.workflows.adapt.context import Domains, RunContext
 from medfm_rl.workflows.adapt.stages.fine_tuning import FineTuningImages, fine_tune
 
 _LOG = logging.getLogger("medfm_rl.tests")
@@ -68,9 +77,31 @@ def tuned(team: Team, batch_size: int, unsaid: bool) -> nn.Module:
     return segmenter
 
 
-def work(team: Team) -> dict[str, Tensor]:
-    """What all processes together come to."""
-    found: dict[str, Tensor] = {}
+def compared_on_reviewed(team: Team, folder: Path) -> Tensor:
+    """Dice of six reviewed patients, before and after two fine-tunings that each knew three of them."""
+    torch.manual_seed(0)
+    schema, (images, masks) = LabelSchema.from_structures({"square": 1}), squares()
+    policy = TorchModuleAdapter.build_unet(TINY, schema, PreprocessingSettings(size=(8, 8))).eval()
+    config = tiny_config(
+        Path("echo"), Path("model"), folder, fine_tuning=FineTuningSettings(steps=8, batch_size=3, learning_rate=0.02)
+    )
+    dataset, anatomy = ActionDataset(folder / "actions"), load_anatomy("generic", schema)
+    context = RunContext(config, RunFolder(folder), silent, torch.device("cpu"), policy, anatomy, dataset, team=team)
+    names = tuple(f"patient{row}" for row in range(len(images)))
+    shown = ImageSet(images, names, names)
+    reviewed = ReviewedImages(shown, masks, (1.0,) * len(images))
+    found = _measure(context, Domains(shown, shown, None, reviewed), reviewed)
+    return torch.tensor([*found.before, *found.after])
+
+
+def work(team: Team, folder: Path) -> dict[str, Tensor]:
+    """What all processes together come to.
+
+    Args:
+        team: The processes.
+        folder: For what they write.
+    """
+    found = {"compared on reviewed patients": compared_on_reviewed(team, folder)}
 
     def keep(name: str, module: nn.Module) -> None:
         found.update({f"{name}.{key}": value.detach().clone() for key, value in module.state_dict().items()})
@@ -104,6 +135,8 @@ def talk(team: Team) -> dict[str, Tensor]:
     assert unused.grad is None
     assert used.grad is not None
     works, crew = team.crew(1)
+    alone, own = team.crew(2)
+    assert (list(alone), own.size) == ([team.rank], 1)
     return {
         "squares": torch.tensor(list(team.share_out([1, 2, 3, 4, 5], square))),
         "gathered": torch.tensor(team.gather(team.rank)),
@@ -131,7 +164,7 @@ def main(output: Path) -> None:
             logging.getLogger("medfm_rl").addHandler(told)
             logging.getLogger("medfm_rl").setLevel(logging.INFO)
         said = talk(team)
-        found = work(team)
+        found = work(team, output / "run")
         every = team.gather({name: value.clone() for name, value in found.items()})
         assert all(torch.equal(value, other[name]) for other in every for name, value in found.items())
         if team.leads:
