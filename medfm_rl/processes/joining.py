@@ -9,11 +9,11 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import timedelta
 from importlib.metadata import version
-from pathlib import Path
 from typing import Final
 
 import torch
 import torch.distributed as dist
+from torch.distributed.rendezvous import rendezvous
 
 from medfm_rl.errors import ConfigError, ProcessesError
 from medfm_rl.processes.launch import RENDEZVOUS, end_with_supervisor, is_supervised, processes_here
@@ -64,6 +64,7 @@ def joined(device: torch.device) -> Iterator[Team]:
     try:
         members = list(range(size))
         sums = dist.new_group(members, timeout=LONGEST_STEP, backend="nccl" if device.type == "cuda" else "gloo")
+        assert not isinstance(sums, int)
         team = Team(members, rank, dist.group.WORLD, sums, is_supervised())
         team.require_same(packages(), place(), "install the same versions on every machine")
         yield team
@@ -79,11 +80,8 @@ def _meet(rank: int, size: int) -> None:
     """
     shared = os.environ.get(RENDEZVOUS)
     try:
-        if shared is None:
-            store, _, _ = next(dist.rendezvous("env://", rank, size, timeout=_LONGEST_START))
-        else:
-            store = dist.FileStore(str(Path(shared)), size)
-            store.set_timeout(_LONGEST_START)
+        url = "env://" if shared is None else f"file://{shared}"
+        store, _, _ = next(rendezvous(url, rank, size, timeout=_LONGEST_START))
         dist.init_process_group("gloo", store=store, rank=rank, world_size=size, timeout=LONGEST_WAIT)
     except (RuntimeError, ValueError) as error:
         raise ProcessesError(

@@ -86,7 +86,8 @@ class Team:
         own = iter(made)
         for start in range(0, count, self.size):
             those = min(self.size, count - start)
-            yield from self.gather(next(own) if self.rank < those else None)[:those]
+            found: list[Any] = self.gather(next(own) if self.rank < those else None)
+            yield from found[:those]
 
     def share_out(self, items: Sequence[Item], work: Callable[[Item], Result]) -> Iterator[Result]:
         """What `work` makes of each item, in their order, each in one of the processes; to be taken to the end.
@@ -165,6 +166,9 @@ class Team:
                 talk = dist.new_group(list(members), LONGEST_WAIT, dist.get_backend(self._talk))
                 sums = dist.new_group(list(members), LONGEST_STEP, dist.get_backend(self._sums))
                 if work == own:
+                    # Who is no member of a group gets a number in its place.
+                    assert not isinstance(talk, int)
+                    assert not isinstance(sums, int)
                     crew = Team(members, self.rank // works, talk, sums, self._supervised)
         return [own], crew
 
