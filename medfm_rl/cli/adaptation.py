@@ -144,12 +144,12 @@ def adapt_command(
         return
     from medfm_rl.data.layouts import is_simulated
     from medfm_rl.networks import choose_device
-    from medfm_rl.processes.joining import joined
+    from medfm_rl.processes.joining import joined_team
     from medfm_rl.workflows.adapt.final_report import read_decision, report_run
     from medfm_rl.workflows.adapt.forecast.look_ahead import settings_of_run
     from medfm_rl.workflows.adapt.loop import adapt
 
-    with joined(choose_device(settings.device)) as team:
+    with joined_team(choose_device(settings.device)) as team:
         if not team.leads:
             adapt(settings, resume, team=team)
             return

@@ -35,7 +35,7 @@ def packages() -> dict[str, str]:
 
 
 @contextmanager
-def joined(device: torch.device) -> Iterator[Team]:
+def joined_team(device: torch.device) -> Iterator[Team]:
     """The team that this process was started in by torchrun or `--devices`; elsewhere a team of one.
 
     On GPUs each process takes the one of its number on its machine.

@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from support.shared_work import work
 
 from medfm_rl.errors import ConfigError
-from medfm_rl.processes.joining import joined
+from medfm_rl.processes.joining import joined_team
 from medfm_rl.processes.launch import run_side_by_side
 from medfm_rl.processes.team import ALONE, Team
 
@@ -88,10 +88,10 @@ def test_what_cannot_be_a_team_is_refused(
 ) -> None:
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
-    with pytest.raises(ConfigError, match=message), joined(CPU):
+    with pytest.raises(ConfigError, match=message), joined_team(CPU):
         pass
 
 
 def test_a_process_alone_is_a_team_of_one() -> None:
-    with joined(CPU) as team:
+    with joined_team(CPU) as team:
         assert team is ALONE

@@ -15,7 +15,7 @@ from medfm_rl.adapters import TorchModuleAdapter
 from medfm_rl.anatomy.profiles import load_anatomy
 from medfm_rl.envs import SegmentationVecEnv
 from medfm_rl.policies import DensePPO
-from medfm_rl.processes.joining import joined
+from medfm_rl.processes.joining import joined_team
 from medfm_rl.processes.team import Team
 from medfm_rl.progress import silent
 from medfm_rl.reward.collection import ImageSet, ReviewedImages
@@ -159,7 +159,7 @@ class _Lines(logging.Handler):
 def main(output: Path) -> None:
     """Does both with the processes that were started beside this one; the first writes what came of it."""
     told = _Lines()
-    with joined(torch.device("cpu")) as team:
+    with joined_team(torch.device("cpu")) as team:
         if team.leads:
             logging.getLogger("medfm_rl").addHandler(told)
             logging.getLogger("medfm_rl").setLevel(logging.INFO)

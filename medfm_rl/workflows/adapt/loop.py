@@ -69,7 +69,7 @@ def adapt(
         progress: Told how far each stage is.
         max_minutes: How long a new run may take on this machine; settings are lowered for it (`shortening.ORDER`), and
             the run goes on with those when it is resumed. None leaves them as they are.
-        team: The processes that share the run (`medfm_rl.processes.joining.joined`); each calls this with the same
+        team: The processes that share the run (`medfm_rl.joined_team`); each calls this with the same
             settings. The first one checks and writes; the others have returned when it calibrates the quality model. A
             run can be resumed by another number of them.
 
