@@ -23,23 +23,30 @@ from medfm_rl.anatomy.profiles import load_anatomy
 from medfm_rl.data.clips.reading import find_clip
 from medfm_rl.data.clips.sequences import write_sequence
 from medfm_rl.data.clips.video import decode_video
+from medfm_rl.data.images import read_pixels
 from medfm_rl.errors import UserError
 from medfm_rl.runs.finished import load_run
 from medfm_rl.settings import DataSettings, SourceTrainingSettings, TrainSourceConfig
 from medfm_rl.types import Clip, FloatArray, Geometry, LabelMap
 from medfm_rl.workflows.adapt.loop import adapt
 
-FILES: Final = (
-    "examples_ybr_color.dcm",
-    "examples_palette.dcm",
-    "DIRW0007",
-    "multiframe.dcm",
-    "US1_UNCR.dcm",
-    "US1_J2KR.dcm",
-    "0020.DCM",
-)
-"""pydicom ships the first two; `fo-dicom/fo-dicom` (Tests/FO-DICOM.Tests/Test Data), `pydicom/pydicom-data` and
+FILES: Final = {
+    "examples_ybr_color.dcm": "clip of 30 frames",
+    "examples_palette.dcm": "image",
+    "DIRW0007": "clip of 65 frames",
+    "multiframe.dcm": "refused",
+    "US1_UNCR.dcm": "image",
+    "US1_UNCI.dcm": "image",
+    "US1_J2KR.dcm": "image",
+    "US1_J2KI.dcm": "image",
+    "gdcm-US-ALOKA-16.dcm": "image",
+    "0020.DCM": "refused",
+}
+"""What each file has to be read as: `multiframe.dcm` does not decode, and `0020.DCM` shows colour Doppler.
+
+pydicom ships the first two; `fo-dicom/fo-dicom` (Tests/FO-DICOM.Tests/Test Data), `pydicom/pydicom-data` and
 `QIB-Sheffield/dbdicom` (tests/data/UltrasoundPaletteColor-dicom_viewer_0020) hold the others."""
+NOT_THERE: Final = "not there"
 _SHIPPED = 2
 _BLUE = 60
 """By how much blue exceeds red and green where the authors drew the ventricle."""
@@ -48,14 +55,14 @@ _EVERY = 2
 
 
 def read_dicom_files(folder: Path | None) -> dict[str, str]:
-    """What came of each file: frames and size, why it was refused, or that it is not there."""
+    """What came of each file: clip or image and its size, why it was refused, or that it is not there."""
     found = {}
     for index, name in enumerate(FILES):
         path = None if folder is None else next(folder.rglob(name), None)
         if path is None and index < _SHIPPED:
             shipped = get_testdata_file(name, download=False)
             path = None if shipped is None else Path(str(shipped))
-        found[name] = "not there" if path is None else _read(path)
+        found[name] = NOT_THERE if path is None else _read(path)
     return found
 
 
@@ -63,11 +70,18 @@ def _read(path: Path) -> str:
     try:
         clip = find_clip(path)
         if clip is None:
-            return "no clip"
+            pixels, _ = read_pixels(path)
+            return f"image of {pixels.shape[2]} x {pixels.shape[1]}"
         shape = clip.read("clip", "patient").frames.shape
     except UserError as error:
         return f"refused: {str(error).replace(str(path), path.name)}"
-    return f"read: {shape[0]} frames of {shape[3]} x {shape[2]}"
+    return f"clip of {shape[0]} frames of {shape[3]} x {shape[2]}"
+
+
+def read_rightly(found: dict[str, str]) -> tuple[int, int]:
+    """How many files came to what they have to, of how many that are there."""
+    there = {name: text for name, text in found.items() if text != NOT_THERE}
+    return sum(text.startswith(FILES[name]) for name, text in there.items()), len(there)
 
 
 class EchoNet:

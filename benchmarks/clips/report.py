@@ -7,11 +7,12 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.clips.real import read_rightly
 from benchmarks.clips.simulated import WITH, WITHOUT
 from benchmarks.harness.tables import heading, interval, table_row
 
 _METHODS = ("source", WITHOUT, WITH)
-_ECHONET = "EchoNet"
+ECHONET = "EchoNet"
 
 
 def summarise(found: Mapping[str, Any]) -> dict[str, Any]:
@@ -47,8 +48,7 @@ def summarise(found: Mapping[str, Any]) -> dict[str, Any]:
         "read_ms_per_frame": speed["read_ms"],
         "segment_ms_per_frame": speed["segment_ms"],
         "peak_mb_200_frames": speed["peak_mb"],
-        "files_read": f"{sum(text.startswith('read') for text in dicom.values())} of "
-        f"{sum(text != 'not there' for text in dicom.values())} that are there",
+        "files_read": "{} of {} that are there".format(*read_rightly(dicom)),
         "skipped": [seed["echonet"]["skipped"] for seed in found["seeds"] if "skipped" in seed["echonet"]],
     }
 
@@ -118,7 +118,7 @@ def _sets(seeds: Sequence[Mapping[str, Any]]) -> dict[str, list[Mapping[str, Any
         for name, cell in seed["simulated"].items():
             sets.setdefault(name, []).append(cell)
         if "skipped" not in seed["echonet"]:
-            sets.setdefault(_ECHONET, []).append(seed["echonet"])
+            sets.setdefault(ECHONET, []).append(seed["echonet"])
     return sets
 
 

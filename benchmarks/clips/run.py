@@ -2,7 +2,7 @@
 
     python -m benchmarks.clips.run [--seeds 0] [--runs FOLDER] [--echonet FOLDER] [--dicom FOLDER]
     python -m benchmarks.clips.run --quick          # minutes: every part runs, the figures mean nothing
-    python -m benchmarks.clips.run --no-adaptation  # the source models, real files, time and memory alone
+    python -m benchmarks.clips.run --adapt vintage  # of the sets, that one is adapted to; without a name none is
 
 A segmenter learns from stills (ED and ES) of one simulated vendor, and is adapted to unlabelled clips of two others,
 once with `collect.clip_images: 0` and once with the default, in which neighbours are a source of references.
@@ -24,11 +24,13 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.clips.real import EchoNet, read_dicom_files
-from benchmarks.clips.report import summarise, table
-from benchmarks.clips.simulated import FULL, QUICK, Simulated
+from benchmarks.clips.report import ECHONET, summarise, table
+from benchmarks.clips.simulated import FULL, QUICK, VENDORS, Simulated
 from benchmarks.clips.speed import measure_speed
 from benchmarks.harness.command_line import add_quick, add_runs, begin, plain_parser
 from benchmarks.harness.recording import RUNS, once, write_results
+
+SETS = (*VENDORS, ECHONET)
 
 
 def main() -> None:
@@ -38,7 +40,9 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--echonet", type=Path, help="folder with 0X*.mp4 of echonet/dynamic, docs/media")
     parser.add_argument("--dicom", type=Path, help="folder with real multi-frame DICOM files")
-    parser.add_argument("--no-adaptation", action="store_true", help="leave out what needs a run of adapt")
+    parser.add_argument(
+        "--adapt", nargs="*", choices=SETS, default=SETS, help="sets that are adapted to (default: all)"
+    )
     arguments = parser.parse_args()
     started_in = begin(arguments)
     suffix = "-quick" if arguments.quick else ""
@@ -57,12 +61,12 @@ def _of_seed(seed: int, runs: Path, arguments: argparse.Namespace) -> dict[str, 
     print(f"seed {seed}", flush=True)
     size = QUICK if arguments.quick else FULL
     folder = runs / f"seed-{seed}"
-    result: dict[str, Any] = Simulated(seed, size, folder).run(not arguments.no_adaptation)
+    result: dict[str, Any] = Simulated(seed, size, folder).run(arguments.adapt)
     if arguments.echonet is None:
         result["echonet"] = {"skipped": "no --echonet FOLDER was given"}
     else:
         clips = EchoNet(seed, size, folder / "echonet", arguments.echonet)
-        result["echonet"] = clips.run(not arguments.no_adaptation)
+        result["echonet"] = clips.run(ECHONET in arguments.adapt)
     return result
 
 

@@ -112,17 +112,17 @@ class Simulated:
         self.size = size
         self.folder = folder
 
-    def run(self, adaptation: bool) -> dict[str, Any]:
+    def run(self, adapted: Sequence[str]) -> dict[str, Any]:
         """Trains, adapts, measures, corrects; what was measured before is read again.
 
         Args:
-            adaptation: Whether anything beyond the source model is wanted.
+            adapted: Vendors for whom anything beyond the source model is wanted.
         """
         source = self._trained()
         result: dict[str, Any] = {"simulated": {}}
         for name in VENDORS:
             found = {"source": once(self.folder / f"{name}-source.json", lambda name=name: self._source(source, name))}  # type: ignore[misc]
-            if adaptation:
+            if name in adapted:
                 for method, images in ((WITHOUT, 0), (WITH, None)):
                     path = self.folder / f"{name}-{method.replace(' ', '-')}.json"
                     found[method] = once(

@@ -24,6 +24,7 @@ from medfm_rl.adapters import SegmenterAdapter, TorchModuleAdapter
 from medfm_rl.augmentation.shape import augment_pair
 from medfm_rl.metrics.scores import MEAN
 from medfm_rl.policies import ACTOR
+from medfm_rl.runs.finished import FinishedRun, load_run
 from medfm_rl.runs.folder import SOURCE, RunFolder
 from medfm_rl.seeding import torch_generator
 from medfm_rl.types import LabelSchema
@@ -33,6 +34,7 @@ from medfm_rl.workflows.training_images import load_labelled
 _LEARNING_RATES = (1e-5, 1e-4, 5e-4)
 _STEPS = 300
 _BATCH = 16
+_RUN = "run"
 
 
 class FeedbackCells:
@@ -100,22 +102,36 @@ class FeedbackCells:
             k: Patients of whom something is known.
             knowledge: What; None for the experts' masks.
         """
-        laboratory, folders = self.laboratory, self.shift.folders
-        name = f"{k}" if knowledge is None else f"{knowledge}-{k}"
-        folder = laboratory.runs / "ours" / f"{self.shift.name}-{name}-seed-{laboratory.seed}"
-        target = self._target(knowledge)
-        changes = {"seed": laboratory.seed, **laboratory.budget.adapt}
-        if k > 0:
-            changes["feedback"] = self._feedback(folder / "feedback.sqlite", k, knowledge, target)
-        segmenter = {"kind": "torch", "folder": laboratory.trained(folders.source)[0]}
-        config = adapt_config(segmenter, target, folders.source, folder / "run", self.shift.anatomy, changes)
-        watch = Stopwatch(folder / "elapsed.json")
-        run = adapt(config, resume=True, progress=watch.progress)
-        seconds = watch.keep()
+        run, seconds = self._adapted(k, knowledge)
         selection = read_selection(run)
         candidates = {each.name: self._dice_of(run, each.name) for each in selection.candidates}
         shutil.rmtree(run.actions, ignore_errors=True)
         return TorchModuleAdapter.load(run.model), seconds, selection.chosen, candidates
+
+    def run(self, k: int) -> FinishedRun:
+        """The run of `ours` with k reviewed patients, for benchmarks that go on from it; made unless it is there."""
+        folder = self._folder(k, None) / _RUN
+        if not RunFolder(folder).model.is_dir():
+            self._adapted(k, None)
+        return load_run(folder, "cpu")
+
+    def _folder(self, k: int, knowledge: str | None) -> Path:
+        """Where `ours` works: the feedback store, the run and its time."""
+        name = f"{k}" if knowledge is None else f"{knowledge}-{k}"
+        return self.laboratory.runs / "ours" / f"{self.shift.name}-{name}-seed-{self.laboratory.seed}"
+
+    def _adapted(self, k: int, knowledge: str | None) -> tuple[RunFolder, float]:
+        """The finished run of `ours`, and the seconds that it took."""
+        laboratory, folders = self.laboratory, self.shift.folders
+        folder, target = self._folder(k, knowledge), self._target(knowledge)
+        changes = {"seed": laboratory.seed, **laboratory.budget.adapt}
+        if k > 0:
+            changes["feedback"] = self._feedback(folder / "feedback.sqlite", k, knowledge, target)
+        segmenter = {"kind": "torch", "folder": laboratory.trained(folders.source)[0]}
+        config = adapt_config(segmenter, target, folders.source, folder / _RUN, self.shift.anatomy, changes)
+        watch = Stopwatch(folder / "elapsed.json")
+        run = adapt(config, resume=True, progress=watch.progress)
+        return run, watch.keep()
 
     def _feedback(self, store: Path, k: int, knowledge: str | None, target: Path) -> dict[str, Any]:
         """Settings that learn from a store, which is filled unless it is there."""

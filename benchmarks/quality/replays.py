@@ -22,7 +22,7 @@ import numpy as np
 from benchmarks.harness.command_line import add_results, add_runs, add_seeds, begin, plain_parser
 from benchmarks.harness.recording import RUNS
 from benchmarks.harness.tables import heading, table_row
-from benchmarks.quality.score_tables import Row, ScoreTable, add_tables, publish, tables_of
+from benchmarks.quality.score_tables import TABLES, Row, ScoreTable, add_tables, publish, tables_of
 from medfm_rl.quality.promises import PromiseTarget, ReviewedMask, prove
 
 REVIEWED = (0, 8, 16, 24, 32)
@@ -102,7 +102,7 @@ def main() -> None:
     parser.add_argument("--replays", type=int, default=200, help="random orders of the patients")
     arguments = parser.parse_args()
     started_in = begin(arguments)
-    tables = tables_of(arguments, arguments.runs or RUNS / "adaptation")
+    tables = tables_of(arguments, (arguments.runs or RUNS / "adaptation") / TABLES)
     results = {table.name: measure(table, arguments.replays) for table in tables}
     summary = summarise(results, {table.name: table.shift for table in tables})
     lines = [

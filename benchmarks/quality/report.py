@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
 
-from benchmarks.adaptation.cells import NONE, OURS
+from benchmarks.feedback.cells import NONE, OURS
 from benchmarks.harness.assessing import patient_bootstrap
 from benchmarks.harness.recording import RESULTS, write_results
 from benchmarks.harness.shifts import TITLES
@@ -27,8 +28,28 @@ DRAWN = "ours"
 """The predicted Dice that is drawn: that of the run's own quality.json."""
 
 
-def cell_file(runs: Path, shift: str, model: str, seed: int) -> Path:
-    return runs / "quality-cells" / shift / model / f"seed-{seed}.json"
+@dataclass(frozen=True)
+class Asked:
+    """Which cells a report is of.
+
+    Attributes:
+        shifts: Their names.
+        seeds: Of the models.
+        reviewed: Patients whose masks the adapted models knew.
+    """
+
+    shifts: Sequence[str]
+    seeds: Sequence[int]
+    reviewed: int = 0
+
+
+def cell_file(runs: Path, shift: str, model: str, seed: int, reviewed: int = 0) -> Path:
+    return runs / "quality-cells" / f"{reviewed}-reviewed" / shift / model / f"seed-{seed}.json"
+
+
+def table_name(model: str, reviewed: int) -> str:
+    """Whose masks a score table is of, and which run assessed them."""
+    return model if reviewed == 0 else f"{model}, {reviewed} reviewed"
 
 
 def figures(cell: Mapping[str, Any], method: str) -> dict[str, Any]:
@@ -100,21 +121,21 @@ def rules_milliseconds() -> dict[str, float]:
     return {"rules_ms_256": best(heart), "rules_ms_256_noise": best(noise)}
 
 
-def report(runs: Path, shifts: Sequence[str], seeds: Sequence[int], started_in: dict[str, Any], name: str) -> None:
+def report(runs: Path, asked: Asked, started_in: dict[str, Any], name: str) -> None:
     """Writes results and table from the cells that there are."""
     results: dict[str, Any] = {}
     cells: dict[str, dict[str, list[Mapping[str, Any]]]] = {}
-    for shift in shifts:
+    for shift in asked.shifts:
         for model in MODELS:
-            for seed in seeds:
-                path = cell_file(runs, shift, model, seed)
+            for seed in asked.seeds:
+                path = cell_file(runs, shift, model, seed, asked.reviewed)
                 if path.exists():
                     cell = json.loads(path.read_text())
                     found = {method: figures(cell, method) for method in cell["scores"]}
                     results.setdefault(shift, {}).setdefault(model, {})[str(seed)] = found
                     cells.setdefault(shift, {}).setdefault(model, []).append(cell)
     summary = {**summarise(results), **rules_milliseconds()}
-    write_results(name, started_in, list(seeds), results, summary, table(results, shifts))
+    write_results(name, started_in, list(asked.seeds), results, summary, table(results, asked.shifts))
     if cells:
         draw(cells).savefig(RESULTS / f"{name}.png", dpi=110)
 

@@ -1,12 +1,13 @@
 """Quality control: does the predicted Dice find bad masks on real shifts, beside other ways to assess masks?
 
-    python -m benchmarks.quality.run [--shifts ...] [--seeds 0 1 2] [--runs FOLDER]
+    python -m benchmarks.quality.run [--shifts ...] [--seeds 0 1 2] [--reviewed 0] [--runs FOLDER]
     python -m benchmarks.quality.run --report-only   # table from the cells that there are
     python -m benchmarks.quality.run --without-training  # no MC dropout and ensemble, which train six models a seed
     python -m benchmarks.quality.run --quick         # minutes: shows that it runs, measures nothing
 
-On the shifts, splits and models of `benchmarks.adaptation.run`, whose runs are gone on with: the held-out target
-patients, segmented by the source model and by the adapted model. Only these real predictions are assessed, by:
+On the shifts, splits and models of `benchmarks.feedback.run`, whose runs of `ours` are gone on with: the held-out
+target patients, segmented by the source model and by the adapted model, which knew nobody's review or, with
+`--reviewed K`, those of K patients. Only these real predictions are assessed, by:
 
 - ours: the predicted mean Dice of the run's `quality.json`, calibrated on held-out source cases, no target label.
 - calibrated: the same, calibrated on the labelled cases of half of the held-out patients, measured on the others.
@@ -30,13 +31,13 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.adaptation.cells import NONE, OURS
-from benchmarks.adaptation.methods import MethodCells
+from benchmarks.feedback.cells import NONE, OURS, Cells
+from benchmarks.feedback.methods import FeedbackCells
 from benchmarks.harness.assessing import TOGETHER, controller_of, predicted_dice
 from benchmarks.harness.command_line import add_results, add_shifts, begin_on_shifts, each_laboratory, parser_of
 from benchmarks.harness.laboratory import Laboratory, files_of
 from benchmarks.harness.recording import quiet
-from benchmarks.quality.report import MODELS, cell_file, report
+from benchmarks.quality.report import MODELS, Asked, cell_file, report, table_name
 from benchmarks.quality.score_tables import Domain, Row, ScoreTable, table_file
 from medfm_rl.adapters import SegmenterAdapter, TorchModuleAdapter
 from medfm_rl.data.files import write_json
@@ -52,8 +53,8 @@ from medfm_rl.workflows.training_images import load_labelled
 
 OURS_DEFAULT, CALIBRATED = "ours", "calibrated"
 MEMBERS = 5
-LIMITS = {"lungs": 0.93, "echo_apical": 0.8}
-"""Mean Dice below which a mask is a failure, by anatomy."""
+LIMITS = {"lungs": 0.93, "echo_apical": 0.8, "optic_disc": 0.7, "complete": 0.8}
+"""Mean Dice below which a mask is a failure, by anatomy; stated before anything was measured with it."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -90,11 +91,13 @@ class QualityCells:
 
     Args:
         laboratory: One shift with one seed.
+        reviewed: Patients whose expert masks the adapted model knew.
         training: Whether MC dropout and the ensemble take part, which train models of their own.
     """
 
-    def __init__(self, laboratory: Laboratory, training: bool = True) -> None:
+    def __init__(self, laboratory: Laboratory, reviewed: int = 0, training: bool = True) -> None:
         self.laboratory = laboratory
+        self.reviewed = reviewed
         self.shift, self.seed, self.runs = laboratory.shift, laboratory.seed, laboratory.runs
         self.limit = LIMITS[laboratory.shift.anatomy]
         self.training = training
@@ -104,10 +107,7 @@ class QualityCells:
         missing = [model for model in MODELS if not self._is_complete(model)]
         if not missing:
             return
-        cells = MethodCells(self.laboratory)
-        for method in MODELS:
-            cells.make(method)
-        run = cells.run_of(OURS)
+        run = FeedbackCells(self.laboratory, Cells(self.runs, "feedback")).run(self.reviewed)
         controller = controller_of(run)
         source, adapted = self.laboratory.source_model(), run.segmenter
         for name in missing:
@@ -116,7 +116,7 @@ class QualityCells:
             if controller is not None:
                 self._write_table(segmented, controller)
             cell = self._assess(segmented, self._baselines(segmented.segmenter, source), controller, run)
-            write_json(cell_file(self.runs, self.shift.name, name, self.seed), cell)
+            write_json(cell_file(self.runs, self.shift.name, name, self.seed, self.reviewed), cell)
 
     def _write_table(self, target: SegmentedCases, controller: QualityController) -> None:
         """Writes the score table of a model, for replays, drift and inference.
@@ -131,11 +131,12 @@ class QualityCells:
             structures = target.segmenter.schema.classes
             for assessed, mask, item in zip(found, segmented.masks, segmented.cases, strict=True):
                 rows.append(Row.of(assessed, float(dice(mask, item.ground_truth, structures).mean()), domain))
-        table = ScoreTable(self.shift.name, target.of, self.seed, self.limit, False, tuple(rows))
-        table.write(table_file(self.runs, self.shift.name, target.of, self.seed))
+        name = table_name(target.of, self.reviewed)
+        table = ScoreTable(self.shift.name, name, self.seed, self.limit, False, tuple(rows))
+        table.write(table_file(self.runs, self.shift.name, name, self.seed))
 
     def _is_complete(self, model: str) -> bool:
-        path = cell_file(self.runs, self.shift.name, model, self.seed)
+        path = cell_file(self.runs, self.shift.name, model, self.seed, self.reviewed)
         if not path.exists():
             return False
         return not self.training or baselines.EnsembleAgreement.name in json.loads(path.read_text())["scores"]
@@ -277,12 +278,14 @@ def main() -> None:
     add_shifts(parser)
     add_results(parser)
     parser.add_argument("--without-training", action="store_true", help="leave out MC dropout and the ensemble")
+    parser.add_argument("--reviewed", type=int, default=0, help="patients whose masks the adapted model knew")
     arguments = parser.parse_args()
     name, runs, started_in = begin_on_shifts(arguments, "quality_control")
     if not arguments.report_only:
         for laboratory in each_laboratory(arguments, runs, started_in):
-            QualityCells(laboratory, not arguments.without_training).make()
-    report(runs, arguments.shifts, arguments.seeds, started_in, arguments.results or name)
+            QualityCells(laboratory, arguments.reviewed, not arguments.without_training).make()
+    asked = Asked(arguments.shifts, arguments.seeds, arguments.reviewed)
+    report(runs, asked, started_in, arguments.results or name)
 
 
 if __name__ == "__main__":

@@ -21,6 +21,8 @@ from medfm_rl.quality import QualityReport
 from medfm_rl.quality.streams import Signal
 
 _FORMAT = 1
+TABLES = "score-tables"
+"""Folder of the tables below the runs of the benchmark."""
 Domain = Literal["source", "target"]
 
 
@@ -122,7 +124,7 @@ class ScoreTable:
 
 def table_file(runs: Path, shift: str, model: str, seed: int) -> Path:
     """Where the table of a shift, model and seed lies."""
-    return runs / "score-tables" / shift / model / f"seed-{seed}.json"
+    return runs / TABLES / shift / model / f"seed-{seed}.json"
 
 
 def find_tables(folder: Path) -> list[ScoreTable]:

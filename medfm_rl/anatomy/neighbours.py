@@ -11,6 +11,8 @@ from scipy.spatial import cKDTree
 from medfm_rl.types import FloatArray
 
 _Masks = npt.NDArray[np.bool_]
+_MOST_PIXELS = 2_000_000
+"""Pixels of the frames that are compared at once: masks of noise have as many points of contours as pixels."""
 _REACH = 6
 """Pixels up to which neighbouring contours are compared by looking around each point; what lies farther is rare."""
 
@@ -24,8 +26,8 @@ def neighbour_distances(masks: _Masks) -> npt.NDArray[np.float64]:
     """Hausdorff distance in pixels between the contours of each frame and the next.
 
     Contours are the pixels of a mask with a neighbour outside of it. Nearly every point of one has a point of the next
-    within a few pixels, so rings of growing radius are looked up around all points of all frames at once, and a tree is
-    built only for the points that find nothing there.
+    within a few pixels, so rings of growing radius are looked up around all points of many frames at once, and a tree
+    is built only for the points that find nothing there.
 
     Args:
         masks: `(T, H, W)`.
@@ -33,6 +35,12 @@ def neighbour_distances(masks: _Masks) -> npt.NDArray[np.float64]:
     Returns:
         `(T - 1,)`; NaN where either frame is empty.
     """
+    at_once = max(1, _MOST_PIXELS // max(1, masks[:1].size))
+    blocks = [_of_block(masks[first : first + at_once + 1]) for first in range(0, max(1, len(masks) - 1), at_once)]
+    return np.concatenate(blocks)
+
+
+def _of_block(masks: _Masks) -> npt.NDArray[np.float64]:
     edges = _edges(masks)
     filled: npt.NDArray[np.bool_] = np.asarray(edges.any(axis=(1, 2)))
     both = filled[:-1] & filled[1:]

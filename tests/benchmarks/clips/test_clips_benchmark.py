@@ -7,7 +7,7 @@ import pytest
 
 from benchmarks.clips.dicom_clip import write_dicom_clip
 from benchmarks.clips.measuring import KnownClip, average, measure_masks
-from benchmarks.clips.real import EchoNet, read_dicom_files
+from benchmarks.clips.real import EchoNet, read_dicom_files, read_rightly
 from benchmarks.clips.report import summarise, table
 from benchmarks.clips.simulated import QUICK
 from benchmarks.clips.speed import beating_masks
@@ -46,7 +46,10 @@ def test_a_frame_that_is_lost_is_the_worst_one_and_breaks_a_rule_over_time(known
 def test_files_that_are_not_there_and_folders_without_clips_are_said_to_be(tmp_path: Path) -> None:
     found = read_dicom_files(None)
     assert found["DIRW0007"] == "not there"
-    assert found["examples_ybr_color.dcm"].startswith("read: 30 frames of 320 x 240")
+    assert found["examples_ybr_color.dcm"].startswith("clip of 30 frames of 320 x 240")
+    assert found["examples_palette.dcm"] == "image of 800 x 350"
+    assert read_rightly(found) == (2, 2)
+    assert read_rightly({**found, "DIRW0007": "refused: it is cut off"}) == (2, 3)
     assert EchoNet(0, QUICK, tmp_path / "runs", tmp_path).run(adaptation=False) == {
         "skipped": f"no 0X*.mp4 in {tmp_path.name}"
     }
@@ -90,7 +93,11 @@ def test_summary_and_table_have_what_was_run_and_leave_out_what_was_not(known: K
         "long_clip": {"frames": 200, "size": [600, 800]},
         "peak_mb": 640.0,
     }
-    found = {"seeds": [seed], "speed": speed, "dicom": {"a.dcm": "read: 3 frames of 4 x 5", "b.dcm": "not there"}}
+    found = {
+        "seeds": [seed],
+        "speed": speed,
+        "dicom": {"DIRW0007": "clip of 65 frames of 4 x 5", "0020.DCM": "not there"},
+    }
     summary = summarise(found)
     assert summary["temporal_validity"]["vintage"]["source"] == 1
     assert summary["temporal_validity"]["handheld"]["adapted"] is None
