@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from medfm_rl.data.mask_files import find_masks
     from medfm_rl.envs import SegmentationEnv
     from medfm_rl.policies import DensePPO
+    from medfm_rl.processes.joining import joined_team
     from medfm_rl.quality import QualityController
     from medfm_rl.quality.gates import Gates
     from medfm_rl.quality.model import Targets
@@ -58,6 +59,7 @@ __all__ = [
     "evaluate",
     "find_cases",
     "find_masks",
+    "joined_team",
     "load_judge",
     "load_model",
     "load_run",
@@ -91,6 +93,7 @@ _HOMES = {
     "evaluate": "workflows.evaluate.evaluate",
     "find_cases": "data.layouts",
     "find_masks": "data.mask_files",
+    "joined_team": "processes.joining",
     "load_judge": "runs.finished",
     "load_model": "runs.finished",
     "load_run": "runs.finished",

@@ -29,3 +29,15 @@ class TrackingError(UserError):
 
 class MissingExtraError(UserError):
     """An optional package is needed and not installed; the message says which extra brings it."""
+
+
+class ProcessesError(UserError):
+    """Processes that should share a run and cannot, or one of which has ended.
+
+    Attributes:
+        shown_elsewhere: Whether another process shows the message, so that it is read once.
+    """
+
+    def __init__(self, message: str, shown_elsewhere: bool = False) -> None:
+        super().__init__(message)
+        self.shown_elsewhere = shown_elsewhere

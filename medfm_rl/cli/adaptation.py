@@ -21,6 +21,7 @@ from medfm_rl.cli.options import (
     data_settings,
 )
 from medfm_rl.cli.root import app
+from medfm_rl.cli.side_by_side import start_side_by_side
 
 _FEW_PATIENTS = 10
 """Below so many patients, `evaluate` warns that its figures say little."""
@@ -115,6 +116,16 @@ def adapt_command(
             "networks and result are taken over. The setting `continues` says the same.",
         ),
     ] = None,
+    devices: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            metavar="N",
+            help="Run in so many processes on this machine, one for each GPU, or one for each few cores with `device: "
+            "cpu`. The result is that of one process but for rounding, and a run can be resumed with another number. "
+            "Several machines: torchrun -m medfm_rl adapt.",
+        ),
+    ] = None,
 ) -> None:
     """Adapt a segmenter to a new domain without target labels: collect, reward, PPO, select, export.
 
@@ -127,20 +138,39 @@ def adapt_command(
     settings = load_config(config, AdaptConfig)
     if go_on_from is not None:
         settings = settings.model_copy(update={"continues": go_on_from})
+    if devices is not None and start_side_by_side(
+        ["adapt", str(config), *_options(resume, max_minutes, go_on_from)], devices
+    ):
+        return
     from medfm_rl.data.layouts import is_simulated
+    from medfm_rl.networks import choose_device
+    from medfm_rl.processes.joining import joined_team
     from medfm_rl.workflows.adapt.final_report import read_decision, report_run
     from medfm_rl.workflows.adapt.forecast.look_ahead import settings_of_run
     from medfm_rl.workflows.adapt.loop import adapt
 
-    with show_progress() as progress:
-        run = adapt(settings, resume, progress, max_minutes)
-        settings = settings_of_run(settings)
-        comparison = report_run(run, settings, progress)
+    with joined_team(choose_device(settings.device)) as team:
+        if not team.leads:
+            adapt(settings, resume, team=team)
+            return
+        with show_progress() as progress:
+            run = adapt(settings, resume, progress, max_minutes, team)
+            settings = settings_of_run(settings)
+            comparison = report_run(run, settings, progress)
     if comparison is not None and settings.evaluation is not None:
         simulated = " (SIMULATED DATA)" if is_simulated(settings.evaluation.path) else ""
         print_comparison(comparison.rows(), f"Dice on {settings.evaluation.path}{simulated}")
     typer.echo(read_decision(run))
     typer.echo(f"Adapted segmenter: {run.model}\nReport: {run.report}")
+
+
+def _options(resume: bool, max_minutes: float | None, go_on_from: Path | None) -> list[str]:
+    """Options of `adapt` as they are written on a command line."""
+    return [
+        *(["--resume"] if resume else []),
+        *([] if max_minutes is None else ["--max-minutes", repr(max_minutes)]),
+        *([] if go_on_from is None else ["--from", str(go_on_from)]),
+    ]
 
 
 @app.command("evaluate")

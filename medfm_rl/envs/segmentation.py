@@ -181,6 +181,8 @@ class SegmentationVecEnv(VecEnv):
         self.order_seed = seed
         self.position = 0
         """Images shown so far; set it and `reset` to go on from there."""
+        self.rated = slice(None)
+        """Which of the images of a step are rated: another process rates the others, whose maps are NaN here."""
         self._actions: npt.NDArray[np.integer] | None = None
         self._shown: tuple[list[int], FloatArray] | None = None
 
@@ -220,14 +222,17 @@ class SegmentationVecEnv(VecEnv):
         """Reward maps `(n_envs, *S)` of other actions on the images shown now, without a step."""
         shown = np.asarray(self.current)
         gridded = np.asarray(actions).reshape(self.num_envs, *self.images.shape[2:])
-        known = shown < len(self.references)
-        maps = torch.empty(gridded.shape, device=self.device)
+        rated = np.zeros(self.num_envs, dtype=bool)
+        rated[self.rated] = True
+        known = rated & (shown < len(self.references))
+        learned = rated & ~known
+        maps = torch.full(gridded.shape, torch.nan, device=self.device)
         if known.any():
             truth = np.asarray(self.references[shown[known]])
             # Where the truth says nothing, whatever an action says gets the same.
             maps[known] = torch.as_tensor((gridded[known] == truth) | (truth == IGNORED)).to(maps)
-        if not known.all():
-            maps[~known] = self._rated(shown[~known], gridded[~known])
+        if learned.any():
+            maps[learned] = self._rated(shown[learned], gridded[learned])
         return maps
 
     def _rated(self, rows: npt.NDArray[Any], actions: npt.NDArray[Any]) -> Tensor:

@@ -16,6 +16,7 @@ class DenseRollout:
     """A part of a rollout; all on the buffer's device.
 
     Attributes:
+        of: Images of the minibatch, in all processes.
         rows: Which entries of the buffer these are, `(M,)`.
         images: `(M, C, *S)`.
         actions: `(M, *S)` uint8.
@@ -25,6 +26,7 @@ class DenseRollout:
         reference_log_probs: `(M, K, *S)` of the reference policy, or None where no KL term needs them.
     """
 
+    of: int
     rows: Tensor
     images: Tensor
     actions: Tensor
@@ -34,12 +36,13 @@ class DenseRollout:
     reference_log_probs: Tensor | None
 
     def split(self, size: int) -> list[DenseRollout]:
-        """Parts of so many images; itself where it has no more."""
+        """Parts of so many images; itself where it has no more, and nothing where it has none."""
         if len(self.rows) <= size:
-            return [self]
+            return [self] if len(self.rows) else []
         parts = (slice(start, start + size) for start in range(0, len(self.rows), size))
         return [
             DenseRollout(
+                self.of,
                 self.rows[part],
                 self.images[part],
                 self.actions[part],
@@ -57,10 +60,14 @@ class DenseRolloutBuffer(RolloutBuffer):
 
     Episodes have one step, so the return of a pixel is its reward and generalised advantage estimation reduces to
     advantage = reward - baseline.
+
+    Where several processes share a rollout, each keeps its own images, and gets those of every minibatch.
     """
 
     def reset(self) -> None:
         self._steps: list[dict[str, Tensor | None]] = []
+        self._places: list[Tensor] = []
+        self._count = 0
         self.pos = 0
         self.full = False
 
@@ -72,17 +79,21 @@ class DenseRolloutBuffer(RolloutBuffer):
         rewards: Tensor,
         advantages: Tensor | None,
         reference_log_probs: Tensor | None,
+        own: slice = slice(None),
     ) -> None:
-        """Adds one step of all environments.
+        """Adds one step of all environments, or of some.
 
         Args:
-            images: `(n_envs, C, *S)`.
+            images: `(n_envs, C, *S)`, as the others of those that are added.
             actions: `(n_envs, *S)`.
             log_probs: `(n_envs, *S)`.
             rewards: `(n_envs, *S)`.
             advantages: `(n_envs, *S)`, or None where a critic will tell (`set_advantages`).
             reference_log_probs: `(n_envs, K, *S)` or None.
+            own: Of which environments they are.
         """
+        self._places.append(self._count + torch.arange(self.n_envs)[own])
+        self._count += self.n_envs
         self._steps.append(
             {
                 "images": images,
@@ -103,17 +114,25 @@ class DenseRolloutBuffer(RolloutBuffer):
         self._advantages[rows] = advantages
 
     def get(self, batch_size: int | None = None, generator: torch.Generator | None = None) -> Iterator[DenseRollout]:  # type: ignore[override]
-        """The whole rollout in minibatches: in order where one is enough, shuffled otherwise."""
+        """The whole rollout in minibatches: in order where one is enough, shuffled otherwise.
+
+        Of each, the images that are here; there may be none.
+        """
         if not self.full:
             raise RuntimeError("the rollout is not complete")
-        count = len(self._images)
+        count = self._count
+        places = torch.cat(self._places)
+        entries = torch.full((count,), -1)
+        entries[places] = torch.arange(len(places))
         if batch_size is None or batch_size >= count:
             order = torch.arange(count)
         else:
             order = torch.randperm(count, generator=generator)
         for rows in order.split(batch_size or count):
-            selected = rows.to(self._images.device)
+            chosen = entries[rows]
+            selected = chosen[chosen >= 0].to(self._images.device)
             yield DenseRollout(
+                len(rows),
                 selected,
                 self._images[selected],
                 self._actions[selected],

@@ -63,7 +63,11 @@ class DenseCategorical(Distribution):
             `(B, *S)` int64.
         """
         # In single precision, whatever autocast makes of the logits.
-        noise = torch.randn(self.logits.shape, generator=generator).to(self.logits.device)
+        return self.sample_by(torch.randn(self.logits.shape, generator=generator), correlation_length)
+
+    def sample_by(self, noise: Tensor, correlation_length: float = 0.0) -> Tensor:
+        """The action that standard normal noise `(B, K, *S)` makes, as in `sample`, `(B, *S)` int64."""
+        noise = noise.to(self.logits.device)
         if correlation_length > 0:
             noise = _smooth(noise, correlation_length)
         gumbel = -torch.log(-torch.special.log_ndtr(noise))

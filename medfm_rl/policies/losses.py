@@ -18,9 +18,15 @@ def greedy_advantages(maps: Tensor, actions: Tensor, greedy_maps: Tensor, greedy
     return torch.where(actions == greedy, 0.0, maps - greedy_maps)
 
 
-def normalise_advantages(advantages: Tensor) -> Tensor:
-    """Divides by the root mean square over all pixels `(B, *S)`; not centred, so that zero stays zero."""
-    return advantages / (advantages.square().mean().sqrt() + 1e-8)
+def normalise_advantages(advantages: Tensor, mean_square: Tensor | None = None) -> Tensor:
+    """Divides by the root mean square over all pixels; not centred, so that zero stays zero.
+
+    Args:
+        advantages: `(B, *S)`.
+        mean_square: That of all advantages where these are a part of them.
+    """
+    mean_square = advantages.square().mean() if mean_square is None else mean_square
+    return advantages / (mean_square.sqrt() + 1e-8)
 
 
 def clipped_policy_loss(

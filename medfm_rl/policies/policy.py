@@ -53,6 +53,7 @@ class DenseActorCriticPolicy(ActorCriticPolicy):
         if not isinstance(action_space, spaces.MultiDiscrete) or observation_space.shape is None:
             raise TypeError("a dense policy needs a MultiDiscrete action space and a Box observation space")
         self.grid = tuple(observation_space.shape[1:])
+        self.num_classes = int(action_space.nvec.flat[0])
         self.segmenter = segmenter
         self.critic = critic
         chosen = list(segmenter.parameters()) if trainable is None else list(trainable)

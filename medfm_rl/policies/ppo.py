@@ -6,6 +6,7 @@ import copy
 import logging
 import sys
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any, Self
 
@@ -22,11 +23,14 @@ from torch.nn import functional as F
 from medfm_rl.activations import recomputed_activations
 from medfm_rl.envs import SegmentationVecEnv
 from medfm_rl.networks import images_at_once, mixed_precision
+from medfm_rl.policies.acting import act_on, among_all
 from medfm_rl.policies.buffer import DenseRollout, DenseRolloutBuffer
 from medfm_rl.policies.checkpoints import TrainingState, load_networks, load_optimisers, read_state, write_checkpoint
 from medfm_rl.policies.distribution import DenseCategorical, kl_divergence
 from medfm_rl.policies.losses import clipped_policy_loss, greedy_advantages, normalise_advantages
 from medfm_rl.policies.policy import DenseActorCriticPolicy
+from medfm_rl.policies.statistics import MinibatchValues, mean_of_all, mean_square, note
+from medfm_rl.processes.team import ALONE, Team
 from medfm_rl.seeding import torch_generator
 from medfm_rl.settings import PPOHyperparameters
 
@@ -41,6 +45,9 @@ class DensePPO(PPO):
     forwards and backwards of it (the first forward gives the baseline). That is 12 forwards and 10 backwards for K = 5.
     Images that are too large for one graph (`images_at_once`) pass the networks a few at a time and their gradients are
     summed; the graphs of the rollout are then not kept, which is one more forward of the actor an image.
+
+    Of a team of processes, each acts on its images of every rollout and learns from its images of every minibatch, with
+    what is drawn for all of them, and the gradients are summed: the weights are those of one process but for rounding.
 
     The advantage of a pixel is its reward minus a baseline. "critic" learns the baseline. "greedy" takes the reward of
     the argmax action at that pixel, and counts only pixels where the two actions differ: the reward of an unchanged
@@ -62,6 +69,7 @@ class DensePPO(PPO):
         recompute: Compute activations of the policy again for each gradient, to save memory.
         seed: Seed of the sampled actions.
         device: Where actor, critic and reference are.
+        team: The processes that share it; all have the same segmenter and environment.
         verbose: 1 prints what is logged. Files are written by a logger with a folder, given to `set_logger`.
 
     Raises:
@@ -86,6 +94,7 @@ class DensePPO(PPO):
         recompute: bool = False,
         seed: int = 0,
         device: torch.device | str = "auto",
+        team: Team = ALONE,
         verbose: int = 0,
     ) -> None:
         settings = PPOHyperparameters() if settings is None else settings
@@ -94,6 +103,8 @@ class DensePPO(PPO):
         self.settings = settings
         self.autocast = autocast
         self.recompute = recompute
+        self.team = team
+        env.rated = team.rows(env.num_envs)
         self.reference = copy.deepcopy(segmenter) if reference is None else reference
         self.reference.eval().requires_grad_(False)
         super().__init__(
@@ -152,18 +163,29 @@ class DensePPO(PPO):
         generator = torch_generator(self.seed or 0, "rollout", self.num_timesteps)
         # One minibatch: the graph of the rollout's forward serves the first inner epoch.
         keeps_graph = n_rollout_steps == 1 and self.batch_size >= env.num_envs and self._at_once >= env.num_envs
+        own = env.rated
         for _ in range(n_rollout_steps):
             images = torch.as_tensor(np.asarray(self._last_obs), device=self.device)
-            drawn = [self._act(part, generator, keeps_graph) for part in images.split(self._at_once)]
-            actions, log_probs, greedy = (torch.cat(values) for values in list(zip(*drawn, strict=True))[:3])
-            graph = drawn[0][3]
-            greedy_maps = env.reward_maps(greedy.cpu().numpy()) if self.settings.baseline == "greedy" else None
-            new_obs, rewards, dones, infos = env.step(actions.flatten(1).to("cpu", torch.uint8).numpy())
-            maps = torch.as_tensor(np.stack([info["reward_map"] for info in infos]), device=self.device)
-            advantages = None if greedy_maps is None else greedy_advantages(maps, actions, greedy_maps.to(maps), greedy)
-            rollout_buffer.add(images, actions, log_probs, maps, advantages, self._reference_log_probs(images))
-            self._mean_reward = float(rewards.mean())
-            self._rollout_log_probs = graph if keeps_graph else None
+            acts = act_on(
+                images,
+                range(len(images))[own],
+                partial(self._distribution, keeps_graph=keeps_graph),
+                partial(torch.randn, generator=generator),
+                self.policy.num_classes,
+                self._at_once,
+                self.settings.noise_length,
+            )
+            images, actions, greedy = images[own], acts.actions, acts.greedy
+            greedy_maps = env.reward_maps(among_all(greedy, env)) if self.settings.baseline == "greedy" else None
+            new_obs, rewards, dones, infos = env.step(among_all(actions, env))
+            maps = torch.as_tensor(np.stack([info["reward_map"] for info in infos])[own], device=self.device)
+            advantages = None
+            if greedy_maps is not None:
+                advantages = greedy_advantages(maps, actions, greedy_maps[own].to(maps), greedy)
+            near = self._reference_log_probs(images)
+            rollout_buffer.add(images, actions, acts.log_probs, maps, advantages, near, own)
+            self._mean_reward = mean_of_all(rewards, self.team, self.device)
+            self._rollout_log_probs = acts.graph if keeps_graph else None
             self.num_timesteps += env.num_envs
             self._last_obs = np.asarray(new_obs)
             self._last_episode_starts = dones
@@ -173,18 +195,10 @@ class DensePPO(PPO):
         callback.on_rollout_end()
         return True
 
-    def _act(
-        self, images: Tensor, generator: torch.Generator, keeps_graph: bool
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Sampled actions, their log-probabilities and the argmax actions `(B, *S)`; log-probabilities `(B, K, *S)`."""
-        with torch.set_grad_enabled(keeps_graph), self._precision():
-            distribution = self._distribution(images) if keeps_graph else self.policy.distribution(images)
-        actions = DenseCategorical(distribution.logits.detach()).sample(generator, self.settings.noise_length)
-        return actions, distribution.log_prob(actions).detach(), distribution.mode(), distribution.log_probs
-
-    def _distribution(self, images: Tensor) -> DenseCategorical:
-        """The policy with a graph."""
-        with recomputed_activations(self.policy.segmenter, self.recompute):
+    def _distribution(self, images: Tensor, keeps_graph: bool = True) -> DenseCategorical:
+        """The policy on some images, with a graph where it is asked for one."""
+        recomputes = recomputed_activations(self.policy.segmenter, self.recompute) if keeps_graph else nullcontext()
+        with torch.set_grad_enabled(keeps_graph), self._precision(), recomputes:
             return self.policy.distribution(images)
 
     @property
@@ -296,8 +310,8 @@ class DensePPO(PPO):
     def _reference_log_probs(self, images: Tensor) -> Tensor | None:
         if self.settings.kl_coef == 0:
             return None
-        found = []
-        for part in images.split(self._at_once):
+        found = [torch.empty((0, self.policy.num_classes, *images.shape[2:]), device=self.device)]
+        for part in images.split(self._at_once) if len(images) else ():
             with self._precision():
                 logits: Tensor = self.reference(part)
             found.append(logits.float().log_softmax(dim=1))
@@ -308,18 +322,18 @@ class DensePPO(PPO):
         critic, optimiser = self.policy.critic, self.policy.critic_optimizer
         if optimiser is None or critic is None:
             return rollout.advantages
-        told, advantages = dict[str, float](), []
+        told, advantages = MinibatchValues("value_loss", device=self.device), [rollout.advantages[:0]]
         optimiser.zero_grad()
         for part in rollout.split(self._at_once):
             with self._precision():
                 values = self.policy.predict_values(part.images)
             advantages.append(part.rewards - values.detach().float() if first else part.advantages)
             loss = F.mse_loss(values.float(), part.rewards)
-            share = len(part.rows) / len(rollout.rows)
+            share = len(part.rows) / rollout.of
             self._backward(loss, share, "value")
-            _add(told, share, value_loss=loss.item())
+            told.add(share, value_loss=loss.item())
         norm = self._apply(optimiser, list(critic.parameters()))
-        _note(statistics, **told, critic_grad_norm=norm)
+        note(statistics, **told.of_all(self.team), critic_grad_norm=norm)
         found = torch.cat(advantages)
         if first:
             self.rollout_buffer.set_advantages(rollout.rows, found)
@@ -327,18 +341,21 @@ class DensePPO(PPO):
 
     def _train_actor(self, rollout: DenseRollout, advantages: Tensor, statistics: dict[str, list[float]]) -> float:
         """One step of the actor; returns the approximate KL to the rollout's policy."""
-        normalised, told = normalise_advantages(advantages), dict[str, float]()
+        normalised = normalise_advantages(advantages, mean_square(advantages, rollout.of, self.team))
+        regularised = {"kl_reference": self.settings.kl_coef, "entropy": self.settings.ent_coef}
+        terms = [name for name, weight in regularised.items() if weight > 0]
+        told = MinibatchValues("policy_loss", "clip_fraction", "approx_kl", *terms, device=self.device)
         self.policy.optimizer.zero_grad()
         # Of the whole minibatch, whose parts must not be normalised apart.
-        shares = zip(rollout.split(self._at_once), normalised.split(self._at_once), strict=True)
-        for part, part_advantages in shares:
-            share = len(part.rows) / len(rollout.rows)
+        parts = rollout.split(self._at_once)
+        for part, part_advantages in zip(parts, normalised.split(self._at_once)[: len(parts)], strict=True):
+            share = len(part.rows) / rollout.of
             loss, values = self._policy_loss(part, part_advantages)
             self._backward(loss, share, "policy")
-            _add(told, share, **values)
-        norm = self._apply(self.policy.optimizer, self.policy.actor_parameters)
-        _note(statistics, **told, actor_grad_norm=norm)
-        return told["approx_kl"]
+            told.add(share, **values)
+        norm, found = self._apply(self.policy.optimizer, self.policy.actor_parameters), told.of_all(self.team)
+        note(statistics, **found, actor_grad_norm=norm)
+        return found["approx_kl"]
 
     def _policy_loss(self, rollout: DenseRollout, advantages: Tensor) -> tuple[Tensor, dict[str, float]]:
         """The mean loss of some images, and what is told of it.
@@ -349,8 +366,7 @@ class DensePPO(PPO):
         """
         log_probs, self._rollout_log_probs = self._rollout_log_probs, None
         if log_probs is None:
-            with self._precision():
-                log_probs = self._distribution(rollout.images).log_probs
+            log_probs = self._distribution(rollout.images).log_probs
         log_probs = log_probs.float()
         chosen = log_probs.gather(1, rollout.actions.long()[:, None])[:, 0]
         loss, clip_fraction, approx_kl = clipped_policy_loss(
@@ -374,20 +390,10 @@ class DensePPO(PPO):
         (loss if share == 1 else share * loss).backward()
 
     def _apply(self, optimiser: torch.optim.Optimizer, parameters: list[nn.Parameter]) -> float:
-        """One step with the gradients that are there; returns their norm."""
+        """One step with the gradients of all processes; returns their norm."""
+        self.team.sum_gradients(parameters)
         norm = torch.nn.utils.clip_grad_norm_(parameters, self.settings.max_grad_norm)
         optimiser.step()
         # The fused Adam does not count its writes, and caches of embeddings go by that count.
         torch.autograd.graph.increment_version(parameters)
         return float(norm)
-
-
-def _add(told: dict[str, float], share: float, **values: float) -> None:
-    """Adds values of a part of a minibatch to those of the whole, by its share."""
-    for name, value in values.items():
-        told[name] = told.get(name, 0.0) + (value if share == 1 else share * value)
-
-
-def _note(statistics: dict[str, list[float]], **values: float) -> None:
-    for name, value in values.items():
-        statistics.setdefault(name, []).append(value)

@@ -187,7 +187,7 @@ def require_same_inputs(
         if name not in data_sets:
             started.pop(name, None)
     _warn_of_another_version(path)
-    changes = _changes(_files_of(started), _files_of(now))
+    changes = differences(started, now)
     if changes:
         raise ConfigError(
             f"{path.parent}: what the run was started with has changed ({'; '.join(changes)}), and results of before "
@@ -246,6 +246,11 @@ def _hash(place: Path, paths: Sequence[Path], cases: Iterable[CaseFile], counted
         hashes[key] = hash_file(path)
         counted()
     return Input(str(place.resolve()), hashes, {case.case_id: case.patient_id for case in cases})
+
+
+def differences(started: Inputs, now: Inputs) -> list[str]:
+    """By place, which files are not as they were, in words."""
+    return _changes(_files_of(started), _files_of(now))
 
 
 def _files_of(inputs: Inputs) -> dict[str, dict[str, str]]:

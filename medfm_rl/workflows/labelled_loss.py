@@ -19,10 +19,18 @@ class DiceAndCrossEntropy(nn.Module):
         self.whole = DiceCELoss(to_onehot_y=True, softmax=True)
         self.dice = DiceLoss()
 
-    def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """The loss of logits `(B, K, *S)` and class indices `(B, *S)`, a number."""
+    def forward(self, logits: Tensor, labels: Tensor, of: Tensor | None = None) -> Tensor:
+        """The loss of logits `(B, K, *S)` and class indices `(B, *S)`, a number.
+
+        Args:
+            logits: Before the softmax.
+            labels: Class indices, or `IGNORED`.
+            of: Labels `(N, *S)` of the whole batch where these are a part of it. By B / N, the losses of the parts then
+                sum to that of the whole: Dice is a mean over images, and cross-entropy one over pixels.
+        """
         said = labels != IGNORED
-        if bool(said.all()):
+        more = 1.0 if of is None else _share_of_pixels(said, of)
+        if bool(said.all()) and more == 1:
             loss: Tensor = self.whole(logits, labels[:, None])
             return loss
         if not bool(said.any()):
@@ -30,4 +38,10 @@ class DiceAndCrossEntropy(nn.Module):
         wanted = F.one_hot(torch.where(said, labels, 0).long(), logits.shape[1]).movedim(-1, 1)
         counts = said[:, None].to(logits.dtype)
         overlap: Tensor = self.dice(logits.softmax(dim=1) * counts, wanted.to(logits.dtype) * counts)
-        return overlap + F.cross_entropy(logits, labels.long(), ignore_index=IGNORED)
+        return overlap + more * F.cross_entropy(logits, labels.long(), ignore_index=IGNORED)
+
+
+def _share_of_pixels(said: Tensor, of: Tensor) -> float:
+    """The share of the pixels of a batch that are said something of and lie in a part, by its share of the images."""
+    everywhere = int((of != IGNORED).sum())
+    return int(said.sum()) * len(of) / (everywhere * len(said)) if everywhere else 1.0

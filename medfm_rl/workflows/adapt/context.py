@@ -20,6 +20,7 @@ from medfm_rl.data.layouts import find_cases
 from medfm_rl.data.stored_rows import MEMORY, RowsFolder
 from medfm_rl.networks import choose_device
 from medfm_rl.policies import ACTOR
+from medfm_rl.processes.team import ALONE, Team
 from medfm_rl.progress import Progress
 from medfm_rl.reward.collection import ImageSet, ReviewedImages
 from medfm_rl.reward.dataset import ActionDataset
@@ -74,6 +75,7 @@ class RunContext:
         anatomy: Validity rules of its masks.
         dataset: D_R.
         scratch: Where images and masks are put while it runs, that are too many for memory.
+        team: The processes that share the run.
     """
 
     config: AdaptConfig
@@ -84,9 +86,17 @@ class RunContext:
     anatomy: Anatomy
     dataset: ActionDataset
     scratch: RowsFolder = MEMORY
+    team: Team = ALONE
 
     @classmethod
-    def of_run(cls, config: AdaptConfig, run: RunFolder, progress: Progress, scratch: Path | None = None) -> RunContext:
+    def of_run(
+        cls,
+        config: AdaptConfig,
+        run: RunFolder,
+        progress: Progress,
+        scratch: Path | None = None,
+        team: Team = ALONE,
+    ) -> RunContext:
         """Loads the segmenter and the rules that the settings name.
 
         Args:
@@ -94,12 +104,13 @@ class RunContext:
             run: Where the stages leave their results.
             progress: Told how far each stage is.
             scratch: Folder for images and masks while it runs; None keeps them in memory.
+            team: The processes that share the run; all see both folders.
         """
         device = choose_device(config.device)
         source_policy = load_segmenter(config.segmenter).to(device)
         anatomy = load_anatomy(config.anatomy, source_policy.schema)
         dataset = ActionDataset(run.actions)
-        return cls(config, run, progress, device, source_policy, anatomy, dataset, RowsFolder(scratch))
+        return cls(config, run, progress, device, source_policy, anatomy, dataset, RowsFolder(scratch), team)
 
     @property
     def learned(self) -> LearnedFeedback | None:
@@ -126,11 +137,14 @@ class RunContext:
         return self.anatomy.is_valid(axes.in_image(mask.numpy()))
 
     def load_domains(self) -> Domains:
-        """Reads and preprocesses the images of the run.
+        """Reads and preprocesses the images of the run: the leader of the team does, and the others see what it kept.
 
         Raises:
             DataError: Some of them cannot be used.
         """
+        return self.team.from_leader(self._read_domains)
+
+    def _read_domains(self) -> Domains:
         learned = self.learned
         reviewed_patients, judged_patients = (
             ((), ()) if learned is None else (learned.reviewed_patients, learned.judged_patients)

@@ -10,6 +10,7 @@ import copy
 import logging
 from collections.abc import Mapping
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from medfm_rl.data.layouts import find_cases
 from medfm_rl.data.locks import alone_in
 from medfm_rl.errors import ModelError
 from medfm_rl.networks import convolution_choice_kept
+from medfm_rl.processes.team import ALONE, Team
 from medfm_rl.progress import Progress, silent
 from medfm_rl.quality.model import is_outdated
 from medfm_rl.reward.fusion import write_fusion
@@ -31,7 +33,7 @@ from medfm_rl.runs.folder import HELD_OUT_REWARD, PREVIOUS, RunFolder
 from medfm_rl.runs.inputs import DATA_SETS, TARGET, load_inputs, read_inputs, require_same_inputs, write_inputs
 from medfm_rl.runs.log_file import logged_to
 from medfm_rl.settings import AdaptConfig
-from medfm_rl.tracking import Tracker, open_tracker
+from medfm_rl.tracking import NullTracker, Tracker, open_tracker
 from medfm_rl.workflows.adapt.checks import check_inputs
 from medfm_rl.workflows.adapt.choosing.candidates import CandidatePool
 from medfm_rl.workflows.adapt.choosing.choice import Witnesses, choose
@@ -40,19 +42,24 @@ from medfm_rl.workflows.adapt.context import RunContext
 from medfm_rl.workflows.adapt.continuing import Continuation, first_iteration, require_same_segmenter, take_over
 from medfm_rl.workflows.adapt.feedback.gathering import LearnedFeedback, as_record, gather, say_what_is_learned
 from medfm_rl.workflows.adapt.forecast.expectation import Expectation
-from medfm_rl.workflows.adapt.forecast.look_ahead import look_ahead, resumed
+from medfm_rl.workflows.adapt.forecast.look_ahead import look_ahead, resumed, settings_of_run
 from medfm_rl.workflows.adapt.forecast.stage_clock import StageClock, parts_of_stages
 from medfm_rl.workflows.adapt.stages.collection import action_sources, collect, shape_prior
 from medfm_rl.workflows.adapt.stages.ppo import average, missing_checkpoints, run_ppo
 from medfm_rl.workflows.adapt.stages.rewards import member_names, train_rewards
 from medfm_rl.workflows.adapt.stages.starting import fine_tunes, write_fine_tuned
+from medfm_rl.workflows.adapt.together import require_same_files, require_same_settings
 from medfm_rl.workflows.calibrate.from_source import write_default_quality
 
 _LOG = logging.getLogger(__name__)
 
 
 def adapt(
-    config: AdaptConfig, resume: bool = False, progress: Progress = silent, max_minutes: float | None = None
+    config: AdaptConfig,
+    resume: bool = False,
+    progress: Progress = silent,
+    max_minutes: float | None = None,
+    team: Team = ALONE,
 ) -> RunFolder:
     """Adapts a segmenter to the target domain without target labels.
 
@@ -62,6 +69,9 @@ def adapt(
         progress: Told how far each stage is.
         max_minutes: How long a new run may take on this machine; settings are lowered for it (`shortening.ORDER`), and
             the run goes on with those when it is resumed. None leaves them as they are.
+        team: The processes that share the run (`medfm_rl.joined_team`); each calls this with the same
+            settings. The first one checks and writes; the others have returned when it calibrates the quality model. A
+            run can be resumed by another number of them.
 
     Returns:
         The run folder, with the adapted segmenter in `model`, reward networks in `reward`, and, where there are enough
@@ -70,22 +80,29 @@ def adapt(
     Raises:
         UserError: Something that was handed over cannot be used.
     """
+    require_same_settings(config, team)
+    if not team.leads:
+        return _follow(config, team)
     with alone_in(config.output):
-        run, config, expected = _start(config, resume, progress, max_minutes)
+        run, config, expected = _start(config, resume, progress, max_minutes, team.size)
         with logged_to(run.log), open_tracker(config.tracking, run.path) as tracker:
             expected.tell()
-            progress = StageClock(progress, expected, parts_of_stages(config))
+            if team.size > 1:
+                _LOG.info("%d processes share the run; what is expected is for one", team.size)
+            progress = StageClock(progress, expected, parts_of_stages(config, team.size))
             tracker.log_params(_with_absolute_paths(config.model_dump(mode="json"), config.model_dump()))
             _log_inputs(run, tracker)
             if run.feedback.exists():
                 tracker.log_params(as_record(LearnedFeedback.read(run.feedback)))
             if run.continued.exists():
                 tracker.log_params(Continuation.read(run.continued).as_record())
-            if not run.model.exists():
-                with convolution_choice_kept(), scratch_folder(run.path, "images") as scratch:
-                    # From the start what stable-baselines3 sets: a run that is resumed rounds as one that was not.
-                    torch.backends.cudnn.benchmark, torch.backends.cudnn.deterministic = False, True
-                    _run_all(RunContext.of_run(config, run, progress, scratch), tracker)
+            if run.model.exists():
+                team.from_leader(lambda: None)
+            else:
+                with scratch_folder(run.path, "images") as scratch:
+                    team.from_leader(lambda: scratch)
+                    require_same_files(config, run, scratch, team)
+                    _run_all(RunContext.of_run(config, run, progress, scratch, team), tracker)
             finished = FinishedRun(run.path, config.device)
             hashes = asdict(finished.identity)
             tracker.log_params({name: hashes[name] for name in ("model_hash", "reward_hash")})
@@ -94,6 +111,21 @@ def adapt(
                 tracker.log_params({"quality_hash": hash_file(run.quality)})
                 tracker.log_artifact(run.quality)
         return run
+
+
+def _follow(config: AdaptConfig, team: Team) -> RunFolder:
+    """What a process does that does not lead: it waits for the checks, and has its share of the stages."""
+    run = RunFolder(config.output)
+    scratch = team.from_leader(_nothing)
+    if scratch is not None:
+        require_same_files(config, run, scratch, team)
+        _run_all(RunContext.of_run(settings_of_run(config), run, silent, scratch, team), NullTracker())
+    return run
+
+
+def _nothing() -> Path | None:
+    """What a process makes that waits for the leader."""
+    return None
 
 
 def _with_absolute_paths(settings: Mapping[str, Any], paths: Mapping[str, Any]) -> dict[str, Any]:
@@ -124,7 +156,7 @@ def _log_inputs(run: RunFolder, tracker: Tracker) -> None:
 
 
 def _start(
-    config: AdaptConfig, resume: bool, progress: Progress, max_minutes: float | None
+    config: AdaptConfig, resume: bool, progress: Progress, max_minutes: float | None, processes: int
 ) -> tuple[RunFolder, AdaptConfig, Expectation]:
     """Starts a run whose settings and inputs can be used, or goes on with one whose are still the same.
 
@@ -137,7 +169,7 @@ def _start(
         require_same_segmenter(config)
         # Before steps are measured, which takes longer: a store that cannot be read is told at once.
         learned = _gathered(config, progress)
-        config, expected = look_ahead(config, max_minutes, progress)
+        config, expected = look_ahead(config, max_minutes, progress, processes)
         # Before the settings are written: a run that has those and no record of its inputs is of an older version.
         inputs = read_inputs(config, progress)
         run = RunFolder.start(config, resume)
@@ -178,27 +210,38 @@ def _data_sets_to_read(run: RunFolder, config: AdaptConfig) -> tuple[str, ...]:
 
 
 def _run_all(context: RunContext, tracker: Tracker) -> None:
-    config = context.config
-    tracker.log_params({"segmenter_hash": hash_folder(config.segmenter.folder)})
+    with convolution_choice_kept():
+        # From the start what stable-baselines3 sets: a run that is resumed rounds as one that was not.
+        torch.backends.cudnn.benchmark, torch.backends.cudnn.deterministic = False, True
+        _run_stages(context, tracker)
+
+
+def _run_stages(context: RunContext, tracker: Tracker) -> None:
+    """All stages. Every process of the team goes through them; the leader alone has a tracker and writes the result."""
+    config, team = context.config, context.team
+    if team.leads:
+        tracker.log_params({"segmenter_hash": hash_folder(config.segmenter.folder)})
     domains = context.load_domains()
     _require_gradients(context, domains.target.images[:1])
     prior = shape_prior(context, domains)
     if fine_tunes(context, domains):
         write_fine_tuned(context, domains, tracker)
     evidence = cross_fit(context, domains)
-    previous = context.run.candidate_weights(PREVIOUS).exists()
+    previous = team.from_leader(context.run.candidate_weights(PREVIOUS).exists)
     pool = CandidatePool.start(fine_tunes(context, domains), previous)
     policy = context.policy(pool.incumbent)
     reference = copy.deepcopy(policy)
-    first = first_iteration(context.run)
+    first = team.from_leader(lambda: first_iteration(context.run))
     for iteration in range(first, first + config.iterations):
         with tracker.child(f"iteration-{iteration}") as records:
             # Rewards and PPO learn from D_R, and nothing after them.
-            if missing_checkpoints(context, iteration):
+            if team.from_leader(partial(missing_checkpoints, context, iteration)):
                 with records.child("collect") as of_stage:
                     collect(context, iteration, action_sources(context, policy, prior, domains))
-                    shards = {"actions_hash": context.dataset.content_hash(), "shards": len(context.dataset.shards())}
-                    of_stage.log_params(shards)
+                    if team.leads:
+                        of_stage.log_params(
+                            {"actions_hash": context.dataset.content_hash(), "shards": len(context.dataset.shards())}
+                        )
             with records.child("reward") as of_stage:
                 ensemble, held_out = train_rewards(context, iteration, of_stage, domains.judged)
             with records.child("ppo") as of_stage:
@@ -210,7 +253,7 @@ def _run_all(context: RunContext, tracker: Tracker) -> None:
                     choose(context, iteration, pool, Witnesses(held_out, prior, evidence), domains, of_stage)
                 )
             policy = context.policy(pool.incumbent)
-    _export(context, policy, tracker)
+    team.from_leader(lambda: _export(context, policy, tracker))
 
 
 def _require_gradients(context: RunContext, images: Tensor) -> None:

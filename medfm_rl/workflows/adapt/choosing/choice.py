@@ -54,36 +54,49 @@ def choose(
     Where there are reviewed patients, they alone decide whether the source policy comes back.
     """
     path = context.run.selection(iteration)
-    if not path.exists():
-        channels = context.source_policy.intensity_channels
+    if context.team.from_leader(lambda: not path.exists()):
         raters = Raters(
             context.is_valid,
             witnesses.shape_prior,
             witnesses.held_out,
             context.schema.classes,
-            channels,
+            context.source_policy.intensity_channels,
             context.device,
             context.scratch,
         )
-        images = domains.selection
-        source = None if domains.source is None else _in_other_looks(context, iteration, domains.source, images.images)
-        on_target = _rate_all(context, iteration, pool, raters, images, source)
-        incumbent = pool.incumbent
-        comparisons: dict[str, Comparison] = {
-            name: raters.compare(on_target[incumbent][0], rated) for name, (rated, _) in on_target.items()
-        }
-        worth = None if source is None else _worth(raters, on_target, incumbent, source[1], context.schema.classes)
-        settings = context.config.selection
-        selection = select(
-            comparisons, domains.selection.patient_ids, settings.confidence, settings.margin, incumbent, worth
+        source = context.team.from_leader(lambda: _in_other_looks(context, iteration, domains))
+        rated = _rate_all(context, iteration, pool, raters, domains.selection, source)
+        context.team.from_leader(
+            lambda: _select(context, iteration, pool, raters, rated, source, witnesses.reviewed, domains, tracker)
         )
-        reviewed = witnesses.reviewed
-        if reviewed is not None:
-            selection = selection.decided_by_patients(reviewed.is_better, reviewed.typical_gain, reviewed.p_value)
-        selection.write(path)
-        tell_selection(selection)
-        _record(selection, settings.confidence, tracker)
     return Selection.read(path).chosen
+
+
+def _select(
+    context: RunContext,
+    iteration: int,
+    pool: CandidatePool,
+    raters: Raters,
+    rated: Mapping[str, tuple[RatedMasks, RatedMasks | None]],
+    source: tuple[ImageSet, Rows] | None,
+    reviewed: CrossFit | None,
+    domains: Domains,
+    tracker: Tracker,
+) -> None:
+    """Compares the candidates by their rated masks, and writes and tells the decision."""
+    incumbent, settings = pool.incumbent, context.config.selection
+    comparisons: dict[str, Comparison] = {
+        name: raters.compare(rated[incumbent][0], on_target) for name, (on_target, _) in rated.items()
+    }
+    worth = None if source is None else _worth(raters, rated, incumbent, source[1], context.schema.classes)
+    selection = select(
+        comparisons, domains.selection.patient_ids, settings.confidence, settings.margin, incumbent, worth
+    )
+    if reviewed is not None:
+        selection = selection.decided_by_patients(reviewed.is_better, reviewed.typical_gain, reviewed.p_value)
+    selection.write(context.run.selection(iteration))
+    tell_selection(selection)
+    _record(selection, settings.confidence, tracker)
 
 
 def _rate_all(
@@ -94,23 +107,30 @@ def _rate_all(
     images: ImageSet,
     source: tuple[ImageSet, Rows] | None,
 ) -> dict[str, tuple[RatedMasks, RatedMasks | None]]:
-    """By candidate, its rated masks of the target images, and of source images in other looks where there are any."""
-    rated: dict[str, tuple[RatedMasks, RatedMasks | None]] = {}
-    for done, name in enumerate(pool.names, 1):
+    """By candidate, its rated masks of the target images, and of source images in other looks where there are any.
+
+    Each process of the team rates some of the candidates.
+    """
+    own = context.team.deal(pool.names)
+
+    def rate(done: int, name: str) -> tuple[RatedMasks, RatedMasks | None]:
         policy = context.policy(name)
-        rated[name] = (
-            raters.rate(policy, images),
-            None if source is None else raters.rate(policy, source[0]),
-        )
-        context.progress(f"selection {iteration + 1}/{context.config.iterations}", done, len(pool.names))
-    return rated
+        found = raters.rate(policy, images), None if source is None else raters.rate(policy, source[0])
+        context.progress(f"selection {iteration + 1}/{context.config.iterations}", done, len(own))
+        return found
+
+    made = (rate(done, name) for done, name in enumerate(own, 1))
+    return dict(zip(pool.names, context.team.interleave(made, len(pool.names)), strict=True))
 
 
-def _in_other_looks(
-    context: RunContext, iteration: int, source: tuple[ImageSet, Rows], styles: Rows
-) -> tuple[ImageSet, Rows]:
-    """Some source images, evenly spaced, half of them in the look of the target, and their ground truth."""
-    images, truth = source
+def _in_other_looks(context: RunContext, iteration: int, domains: Domains) -> tuple[ImageSet, Rows] | None:
+    """Some source images, evenly spaced, half of them in the look of the target, and their ground truth.
+
+    None in the source-free mode.
+    """
+    if domains.source is None:
+        return None
+    (images, truth), styles = domains.source, domains.selection.images
     rows = torch.linspace(0, len(images) - 1, min(len(images), MOST_SOURCE_IMAGES)).round().long().tolist()
     generator = torch_generator(context.config.seed, "looks", iteration)
     channels = context.source_policy.intensity_channels

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Collection, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Final, Self
 
@@ -105,27 +105,34 @@ class CrossFit:
 def cross_fit(context: RunContext, domains: Domains) -> CrossFit | None:
     """Fine-tunes twice, each time without half of the reviewed patients, and measures on those; None with too few.
 
-    Each takes half the steps, so that both together cost what the fine-tuning does.
+    Each takes half the steps, so that both together cost what the fine-tuning does. They run side by side where there
+    are several processes.
     """
     reviewed, feedback = domains.reviewed, context.config.feedback
     if reviewed is None or feedback is None or not feedback.cross_fit or not context.config.fine_tuning.steps:
         return None
     if len(set(reviewed.images.patient_ids)) < LEAST_PATIENTS:
         return None
-    path = context.run.cross_fit
-    if not path.exists():
-        _measure(context, domains, reviewed).write(path)
+    path, team = context.run.cross_fit, context.team
+    if team.from_leader(lambda: not path.exists()):
+        measured = _measure(context, domains, reviewed)
+        team.from_leader(lambda: measured.write(path))
     return CrossFit.read(path)
 
 
 def _measure(context: RunContext, domains: Domains, reviewed: ReviewedImages) -> CrossFit:
     before = _by_patient(context, context.policy(SOURCE), reviewed)
     after: dict[str, float] = {}
-    for number, fold in enumerate(_folds(reviewed, derive_seed(context.config.seed, "cross-fit")), 1):
-        others = set(reviewed.images.patient_ids) - set(fold)
-        label = f"{CROSS_FIT} {number}/{_FOLDS}"
-        policy, _ = fine_tuned_policy(context, domains, reviewed.of_patients(others), 1 / _FOLDS, label)
-        after |= _by_patient(context, policy, reviewed.of_patients(fold))
+    folds = _folds(reviewed, derive_seed(context.config.seed, "cross-fit"))
+    own, crew = context.team.crew(_FOLDS)
+    for number in own:
+        others = set(reviewed.images.patient_ids) - set(folds[number])
+        label = f"{CROSS_FIT} {number + 1}/{_FOLDS}"
+        within = replace(context, team=crew)
+        policy, _ = fine_tuned_policy(within, domains, reviewed.of_patients(others), 1 / _FOLDS, label)
+        after |= _by_patient(context, policy, reviewed.of_patients(folds[number]))
+    for found in context.team.gather(after):
+        after |= found
     names = tuple(sorted(after))
     return CrossFit(names, tuple(before[name] for name in names), tuple(after[name] for name in names))
 

@@ -21,7 +21,9 @@ _WORTH_MEASURING: Final = 500
 _STEPS_OF_AN_UPDATE: Final = 10
 
 
-def look_ahead(config: AdaptConfig, max_minutes: float | None, progress: Progress) -> tuple[AdaptConfig, Expectation]:
+def look_ahead(
+    config: AdaptConfig, max_minutes: float | None, progress: Progress, processes: int = 1
+) -> tuple[AdaptConfig, Expectation]:
     """The settings of a new run, lowered where it has to be, and what is expected of it.
 
     First those that have to fit into the memory (`fitting.ORDER`), for the steps that are measured have to fit too.
@@ -30,6 +32,7 @@ def look_ahead(config: AdaptConfig, max_minutes: float | None, progress: Progres
         config: Settings and data that have been checked.
         max_minutes: How long it may take, or None.
         progress: Told how far the measuring is.
+        processes: How many share the run: on a CPU, its memory too. The time is that of one.
 
     Returns:
         The settings, and an expectation of no time where the run is hardly longer than the measuring.
@@ -41,7 +44,11 @@ def look_ahead(config: AdaptConfig, max_minutes: float | None, progress: Progres
     if max_minutes is not None and not 0 < max_minutes < float("inf"):
         raise ConfigError(f"--max-minutes {max_minutes:g}: must be a number of minutes above 0")
     footprint = measure_footprint(config, progress)
-    config, fitted = fit_memory(config, footprint, available_memory(choose_device(config.device)))
+    device = choose_device(config.device)
+    free = available_memory(device)
+    if free is not None and device.type != "cuda":
+        free //= processes
+    config, fitted = fit_memory(config, footprint, free)
     known = Expectation(
         memory=memory_needed(config, footprint),
         on_gpu=footprint.on_gpu,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Mapping
 from typing import Final
@@ -18,14 +19,14 @@ _TRUSTED: Final = 30.0
 """Seconds of what was expected that count as if they had passed so: the first short parts say little of the pace."""
 
 
-def parts_of_stages(config: AdaptConfig) -> dict[str, int]:
-    """How many parts each stage has that are told of one by one; one where it is not named."""
+def parts_of_stages(config: AdaptConfig, processes: int = 1) -> dict[str, int]:
+    """How many parts each stage has that the first of the processes tells of one by one; one where it is not named."""
     sets = 1 if config.source is None else 2
     return {
         expectation.READING: 1 + sets,
-        CROSS_FIT: 2,
+        CROSS_FIT: 2 if processes == 1 else 1,
         expectation.COLLECTING: config.iterations * sets,
-        expectation.REWARD: config.iterations * (config.reward.ensemble + 1),
+        expectation.REWARD: config.iterations * math.ceil((config.reward.ensemble + 1) / processes),
         expectation.PPO: config.iterations,
         expectation.SELECTION: config.iterations,
     }

@@ -27,25 +27,30 @@ from medfm_rl.workflows.adapt.context import Domains, RunContext
 
 
 def shape_prior(context: RunContext, domains: Domains) -> ShapePrior:
-    """The autoencoder of masks, trained where the run has none yet."""
-    if not context.run.shape_prior.exists():
-        source = domains.source
-        masks = _completed(context, *source) if source else _valid_predictions(context, domains.target)
-        if masks is None:
-            raise DataError(
-                f"none of the segmenter's masks of the {len(domains.target)} target images meets the rules of anatomy "
-                f"{context.config.anatomy}, and without a source the shape prior learns from those that do; take "
-                "anatomy: generic, or give source images"
-            )
-        train_shape_prior(
-            masks,
-            context.num_classes,
-            context.config.shape_prior,
-            derive_seed(context.config.seed, "shape prior"),
-            context.device,
-            lambda done, total: context.progress("shape prior", done, total),
-        ).save(context.run.shape_prior)
+    """The autoencoder of masks, trained by the leader of the team where the run has none yet."""
+    context.team.from_leader(lambda: _write_shape_prior(context, domains))
     return ShapePrior.load(context.run.shape_prior)
+
+
+def _write_shape_prior(context: RunContext, domains: Domains) -> None:
+    if context.run.shape_prior.exists():
+        return
+    source = domains.source
+    masks = _completed(context, *source) if source else _valid_predictions(context, domains.target)
+    if masks is None:
+        raise DataError(
+            f"none of the segmenter's masks of the {len(domains.target)} target images meets the rules of anatomy "
+            f"{context.config.anatomy}, and without a source the shape prior learns from those that do; take "
+            "anatomy: generic, or give source images"
+        )
+    train_shape_prior(
+        masks,
+        context.num_classes,
+        context.config.shape_prior,
+        derive_seed(context.config.seed, "shape prior"),
+        context.device,
+        lambda done, total: context.progress("shape prior", done, total),
+    ).save(context.run.shape_prior)
 
 
 @torch.no_grad()
@@ -101,15 +106,36 @@ def action_sources(
 
 
 def collect(context: RunContext, iteration: int, sources: Sequence[ActionSource]) -> None:
-    """Adds the shards of an iteration that D_R lacks."""
-    shard_images, present = context.config.collect.shard_images, context.dataset.shards(iteration)
+    """Adds the shards of an iteration that D_R lacks, each by one process of the team.
+
+    A shard draws from a generator of its own, and those that read D_R go by the names of shards: who made one, and
+    when, is not to be seen.
+    """
+    team = context.team
+    dealt = team.deal(team.from_leader(lambda: _missing_shards(context, iteration, sources)))
     for source in sources:
         name = f"collecting actions {iteration + 1}/{context.config.iterations} ({source.name})"
+        own = [(key, size) for key, size in dealt if key.source == source.name]
+        count, left = source.images_per_iteration, sum(size for _, size in own)
+        if not own:
+            context.progress(name, count, count)
+        for key, size in own:
+            generator = torch_generator(context.config.seed, "collect", str(key))
+            rows = torch.randint(len(source), (size,), generator=generator).tolist()
+            context.dataset.append(key, source.collect(rows, generator))
+            left -= size
+            context.progress(name, count - left, count)
+    team.wait()
+
+
+def _missing_shards(context: RunContext, iteration: int, sources: Sequence[ActionSource]) -> list[tuple[ShardKey, int]]:
+    """The shards that D_R lacks, and the images of each."""
+    shard_images, present = context.config.collect.shard_images, set(context.dataset.shards(iteration))
+    found = []
+    for source in sources:
         count = source.images_per_iteration
         for offset in range(0, count, shard_images):
-            key, end = ShardKey(iteration, source.name, offset), min(offset + shard_images, count)
+            key = ShardKey(iteration, source.name, offset)
             if key not in present:
-                generator = torch_generator(context.config.seed, "collect", str(key))
-                rows = torch.randint(len(source), (end - offset,), generator=generator).tolist()
-                context.dataset.append(key, source.collect(rows, generator))
-            context.progress(name, end, count)
+                found.append((key, min(shard_images, count - offset)))
+    return found

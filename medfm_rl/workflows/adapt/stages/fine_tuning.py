@@ -6,6 +6,7 @@ import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,8 +19,9 @@ from medfm_rl.augmentation.shape import augment_pair, mirror_at_random
 from medfm_rl.data.stored_rows import MEMORY, RowsFolder
 from medfm_rl.metrics.overlap import dice
 from medfm_rl.networks import argmax_classes, images_at_once, mixed_precision, structures_of
+from medfm_rl.processes.team import ALONE, Team
 from medfm_rl.reward.collection import ReviewedImages
-from medfm_rl.rows import Rows, batches_of
+from medfm_rl.rows import Rows, read_ahead
 from medfm_rl.seeding import torch_generator
 from medfm_rl.settings import FineTuningSettings
 from medfm_rl.workflows.adapt.stages.averaging import RunningAverage, average_weights
@@ -64,6 +66,7 @@ def fine_tune(
     progress: Callable[[int, int], None] | None = None,
     log: bool = True,
     recompute: bool = False,
+    team: Team = ALONE,
 ) -> float:
     """Fine-tunes a segmenter in place, averages its last weights and blends them with what they were.
 
@@ -89,6 +92,7 @@ def fine_tune(
         progress: Called with (steps done, steps).
         log: Whether to tell the losses.
         recompute: Whether activations are computed again for the gradient, to save memory.
+        team: The processes that do it together: of each batch, every one has a part, and gradients are summed.
 
     Returns:
         The share of the initial weights in the result: `settings.source_share`, or less (`blend_with_initial`).
@@ -102,14 +106,14 @@ def fine_tune(
     schedule = torch.optim.lr_scheduler.MultiStepLR(optimiser, [settings.steps // 2], gamma=0.5)
     average = RunningAverage()
     joins = round(settings.steps * settings.target_start)
-    examples = _Examples(segmenter, images, settings, torch_generator(seed, "warm up"), device, recompute)
-    masks, losses = None, MeanLosses("fine-tuning")
+    examples = _Examples(segmenter, images, settings, torch_generator(seed, "warm up"), device, recompute, team)
+    masks, losses = None, MeanLosses("fine-tuning", team)
     segmenter.eval()
     for step in range(settings.steps):
         if settings.target_weight > 0 and (step == joins or (step == 0 and not examples.are_labelled)):
             teacher = copy.deepcopy(segmenter)
-            blend_with_initial(teacher, initial, settings.source_share, source, device)
-            masks = _masks(teacher, images, settings.batch_size, device)
+            blend_with_initial(teacher, initial, settings.source_share, source, device, team)
+            masks = _masks(teacher, images, settings.batch_size, device, team)
         optimiser.zero_grad()
         drawn = []
         if examples.are_labelled:
@@ -118,6 +122,7 @@ def fine_tune(
             count = settings.target_batch_size if examples.are_labelled else settings.batch_size
             drawn.append(("target", settings.target_weight, examples.of_target(masks, count)))
         examples.accumulate(drawn, losses)
+        team.sum_gradients(parameters)
         nn.utils.clip_grad_norm_(parameters, 1.0)
         optimiser.step()
         schedule.step()
@@ -129,7 +134,7 @@ def fine_tune(
             progress(step + 1, settings.steps)
     if settings.steps > 0:
         segmenter.load_state_dict(average.state)
-    return blend_with_initial(segmenter, initial, settings.source_share, source, device)
+    return blend_with_initial(segmenter, initial, settings.source_share, source, device, team)
 
 
 class _Examples:
@@ -143,6 +148,7 @@ class _Examples:
         generator: torch.Generator,
         device: torch.device,
         recompute: bool,
+        team: Team,
     ) -> None:
         self.segmenter = segmenter
         self.images = images
@@ -150,6 +156,7 @@ class _Examples:
         self.generator = generator
         self.device = device
         self.recompute = recompute
+        self.team = team
         self.criterion = DiceAndCrossEntropy()
 
     @property
@@ -168,22 +175,22 @@ class _Examples:
         """
         rows = torch.randint(len(self.images.target), (count,), generator=self.generator)
         shown = self._shown(self.images.target[rows], masks[rows], None)
-        return _Drawn(*shown, lambda logits, wanted: F.cross_entropy(logits, wanted.long()))
+        return _Drawn(*shown, lambda logits, wanted, _: F.cross_entropy(logits, wanted.long()))
 
     def accumulate(self, drawn: Sequence[tuple[str, float, _Drawn]], losses: MeanLosses) -> None:
         """Adds the gradients of the weighted sum of the losses.
 
         Where all images are few enough, they have one graph, and elsewhere each few of them have their own: the mean
-        over images is the mean of the parts.
+        over images is the mean of the parts. Of a team, every process adds those of its rows.
 
         Raises:
             FloatingPointError: A loss is not finite.
         """
-        whole = all(len(each.images) <= images_at_once(each.images.shape[2:], len(each.images)) for _, _, each in drawn)
+        whole = all(each.is_one_graph(self.team) for _, _, each in drawn)
         total = torch.zeros((), device=self.device)
         for name, weight, each in drawn:
             loss = torch.zeros((), device=self.device)
-            for share, part in each.parts(self.segmenter, self.device, self.recompute):
+            for share, part in each.parts(self.segmenter, self.device, self.recompute, self.team):
                 own = part if share == 1 else share * part
                 if not torch.isfinite(own):
                     raise FloatingPointError("the fine-tuning loss is not finite; lower fine_tuning.learning_rate")
@@ -225,16 +232,26 @@ class _Drawn:
 
     images: Tensor
     labels: Tensor
-    criterion: Callable[[Tensor, Tensor], Tensor]
+    criterion: Callable[[Tensor, Tensor, Tensor], Tensor]
 
-    def parts(self, segmenter: nn.Module, device: torch.device, recompute: bool) -> Iterator[tuple[float, Tensor]]:
-        """The loss of a few images after the other, and their share of all."""
+    def is_one_graph(self, team: Team) -> bool:
+        """Whether the rows of this process pass the network together."""
+        own = len(self.images[team.rows(len(self.images))])
+        return own <= images_at_once(self.images.shape[2:], own)
+
+    def parts(
+        self, segmenter: nn.Module, device: torch.device, recompute: bool, team: Team
+    ) -> Iterator[tuple[float, Tensor]]:
+        """The loss of a few images of this process after the other, and their share of those of all processes."""
         count = len(self.images)
+        own = team.rows(count)
         at_once = images_at_once(self.images.shape[2:], count)
-        for images, labels in zip(self.images.split(at_once), self.labels.split(at_once), strict=True):
+        for images, labels in zip(self.images[own].split(at_once), self.labels[own].split(at_once), strict=True):
+            if len(images) == 0:
+                continue
             with mixed_precision(device, images.ndim - 2), recomputed_activations(segmenter, recompute):
                 logits: Tensor = segmenter(images)
-            yield len(images) / count, self.criterion(logits.float(), labels)
+            yield len(images) / count, self.criterion(logits.float(), labels, self.labels)
 
 
 def blend_with_initial(
@@ -243,6 +260,7 @@ def blend_with_initial(
     share: float,
     source: tuple[Rows, Rows] | None,
     device: torch.device,
+    team: Team = ALONE,
 ) -> float:
     """Blends the weights of a segmenter with what they were, as far as that costs nothing on the source.
 
@@ -255,44 +273,54 @@ def blend_with_initial(
         share: Their share in the result, at most.
         source: Images `(N, C, *S)` and ground truth `(N, *S)`; None: the share is taken as it is.
         device: Where the segmenter is.
+        team: The processes that have the same segmenter, and look at some of the images each.
 
     Returns:
         The largest of the share, three, two and a quarter of it and 0 with which the mean Dice on source images is at
         most .01 below that without.
     """
     final = {name: value.clone() for name, value in segmenter.state_dict().items()}
-    needed = None if source is None else _mean_dice(segmenter, *source, device) - _TOLERANCE
+    needed = None if source is None else _mean_dice(segmenter, *source, device, team) - _TOLERANCE
     for quarters in (4, 3, 2, 1):
         tried = share * quarters / 4
         segmenter.load_state_dict(average_weights([initial, final], [tried, 1 - tried]))
-        if needed is None or source is None or _mean_dice(segmenter, *source, device) >= needed:
+        if needed is None or source is None or _mean_dice(segmenter, *source, device, team) >= needed:
             return tried
     segmenter.load_state_dict(final)
     return 0.0
 
 
 @torch.no_grad()
-def _mean_dice(segmenter: nn.Module, images: Rows, truths: Rows, device: torch.device) -> float:
+def _mean_dice(segmenter: nn.Module, images: Rows, truths: Rows, device: torch.device, team: Team) -> float:
     """Mean Dice over structures and some of the images, evenly spaced."""
-    rows = torch.linspace(0, len(images) - 1, min(len(images), _MOST_IMAGES)).round().long()
-    found = []
-    for chosen in rows.split(images_at_once(images.shape[2:])):
+
+    def rated(chosen: Tensor) -> list[Any]:
         logits = segmenter(images[chosen].to(device))
         masks = argmax_classes(logits, dim=1).cpu().numpy()
         structures = structures_of(segmenter, logits.shape[1])
-        found += [dice(mask, truths[row].numpy(), structures) for mask, row in zip(masks, chosen, strict=True)]
-    return float(np.mean(found))
+        return [dice(mask, truths[row].numpy(), structures) for mask, row in zip(masks, chosen, strict=True)]
+
+    rows = torch.linspace(0, len(images) - 1, min(len(images), _MOST_IMAGES)).round().long()
+    parts = rows.split(images_at_once(images.shape[2:]))
+    every = team.interleave(map(rated, team.deal(parts)), len(parts))
+    return float(np.mean([each for found in every for each in found]))
 
 
 @torch.no_grad()
-def _masks(segmenter: nn.Module, images: FineTuningImages, batch_size: int, device: torch.device) -> Rows:
+def _masks(segmenter: nn.Module, images: FineTuningImages, batch_size: int, device: torch.device, team: Team) -> Rows:
     """Argmax masks `(N, *S)` uint8 of the target images, of the mean logits over mirrored images."""
     mirror_axes = images.mirror_axes
     every = range(len(mirror_axes) + 1)
     flips = [[axis + 2 for axis in axes] for count in every for axes in combinations(mirror_axes, count)]
-    masks = images.place.new("masks")
-    for batch in batches_of(images.target, images_at_once(images.target.shape[2:], batch_size)):
+
+    def segmented(batch: Tensor) -> Tensor:
         shown = batch.to(device)
         logits = sum(segmenter(shown.flip(axes)).flip(axes) for axes in flips)
-        masks.add(argmax_classes(logits, dim=1).to("cpu", torch.uint8))
+        return argmax_classes(logits, dim=1).to("cpu", torch.uint8)
+
+    masks = images.place.new("masks")
+    parts = torch.arange(len(images.target)).split(images_at_once(images.target.shape[2:], batch_size))
+    made = map(segmented, read_ahead(team.deal(parts), lambda rows: images.target[rows]))
+    for found in team.interleave(made, len(parts)):
+        masks.add(found)
     return masks.rows()

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from stable_baselines3.common.logger import Logger
+from torch import Tensor
 
 from medfm_rl.adapters import SegmenterAdapter
 from medfm_rl.augmentation.appearance import randomise_appearance
@@ -18,6 +19,7 @@ from medfm_rl.networks import build_padded_unet, portable_state
 from medfm_rl.policies import DensePPO
 from medfm_rl.reward.measurements import MeasurementReward
 from medfm_rl.reward.network import RewardEnsemble
+from medfm_rl.rows import Rows
 from medfm_rl.seeding import derive_seed, torch_generator
 from medfm_rl.tracking import Tracker
 from medfm_rl.workflows.adapt.context import Domains, RunContext, write_weights
@@ -39,7 +41,8 @@ def run_ppo(
     settings, folder = context.config.ppo, context.run.checkpoints(iteration)
     steps = _checkpoint_steps(context)
     names = [f"{folder.parent.name}/{folder.name}/{step:05d}" for step in steps]
-    missing = missing_checkpoints(context, iteration)
+    team = context.team
+    missing = team.from_leader(lambda: missing_checkpoints(context, iteration))
     if not missing:
         return names
     env = _environment(context, iteration, ensemble, domains)
@@ -54,9 +57,11 @@ def run_ppo(
             tracker.log_metrics(history[-1], ppo._n_updates)
             if is_told(ppo._n_updates, settings.updates):
                 tell_update(history[-1], settings.updates)
-        # The history first: the folder of the checkpoint says that it is complete.
-        write_json(folder / f"{step:05d}.json", history)
-        ppo.save(folder / f"{step:05d}")
+        if team.leads:
+            # The history first: the folder of the checkpoint says that it is complete.
+            write_json(folder / f"{step:05d}.json", history)
+            ppo.save(folder / f"{step:05d}")
+    team.wait()
     return names
 
 
@@ -69,6 +74,8 @@ def missing_checkpoints(context: RunContext, iteration: int) -> list[int]:
 def average(context: RunContext, iteration: int, trajectory: Sequence[str], checkpoints: Sequence[str]) -> list[str]:
     """Writes the running averages of the weights so far, one for each checkpoint; returns their names.
 
+    The leader of the team does.
+
     Args:
         context: The run.
         iteration: Counted from 0.
@@ -76,15 +83,22 @@ def average(context: RunContext, iteration: int, trajectory: Sequence[str], chec
         checkpoints: Those of this iteration.
     """
     folders = [context.run.candidate(iteration, int(Path(name).name)) for name in checkpoints]
-    if not all(folder.exists() for folder in folders):
-        mean = RunningAverage()
-        for name in trajectory:
-            mean.add(portable_state(context.policy(name).state_dict()))
-        for name, folder in zip(checkpoints, folders, strict=True):
-            mean.add(portable_state(context.policy(name).state_dict()))
-            if not folder.exists():
-                write_weights(folder, mean.state)
+    context.team.from_leader(lambda: _write_averages(context, trajectory, checkpoints, folders))
     return [folder.relative_to(context.run.path).as_posix() for folder in folders]
+
+
+def _write_averages(
+    context: RunContext, trajectory: Sequence[str], checkpoints: Sequence[str], folders: Sequence[Path]
+) -> None:
+    if all(folder.exists() for folder in folders):
+        return
+    mean = RunningAverage()
+    for name in trajectory:
+        mean.add(portable_state(context.policy(name).state_dict()))
+    for name, folder in zip(checkpoints, folders, strict=True):
+        mean.add(portable_state(context.policy(name).state_dict()))
+        if not folder.exists():
+            write_weights(folder, mean.state)
 
 
 def _checkpoint_steps(context: RunContext) -> list[int]:
@@ -102,17 +116,13 @@ def _environment(context: RunContext, iteration: int, ensemble: RewardEnsemble, 
     known = context.dataset.records(iteration).with_ground_truth()
     settings = context.config.ppo
     count = len(known) or settings.updates * settings.n_envs
-    generator = torch_generator(context.config.seed, "views", iteration)
-    rows = torch.randint(len(domains.target), (count,), generator=generator).tolist()
-    channels = context.source_policy.intensity_channels
-    views = context.scratch.new("views")
-    for row in rows:
-        target = domains.target.images[[row]]
-        views.add(randomise_appearance(target, None, settings.appearance_strength, generator, channels))
+    rows, views, state = context.team.from_leader(lambda: _views(context, iteration, count, domains))
+    generator = torch.Generator()
+    generator.set_state(state)
     # The ensemble has not seen mirrored images; ground truth can.
     mirrored = Mirrored(known, context.source_policy.mirror_axes if len(known) else (), generator)
     return SegmentationVecEnv(
-        ShownImages(mirrored, views.rows(), range(count)),
+        ShownImages(mirrored, views, range(count)),
         _reward(ensemble, domains, rows, len(known)),
         context.num_classes,
         settings.n_envs,
@@ -121,6 +131,17 @@ def _environment(context: RunContext, iteration: int, ensemble: RewardEnsemble, 
         seed=derive_seed(context.config.seed, "order", iteration),
         device=context.device,
     )
+
+
+def _views(context: RunContext, iteration: int, count: int, domains: Domains) -> tuple[list[int], Rows, Tensor]:
+    """Rows of the target, those images in new appearances, and the state of the generator that drew them."""
+    generator = torch_generator(context.config.seed, "views", iteration)
+    rows = torch.randint(len(domains.target), (count,), generator=generator).tolist()
+    channels, strength = context.source_policy.intensity_channels, context.config.ppo.appearance_strength
+    views = context.scratch.new("views")
+    for row in rows:
+        views.add(randomise_appearance(domains.target.images[[row]], None, strength, generator, channels))
+    return rows, views.rows(), generator.get_state()
 
 
 def _reward(
@@ -160,6 +181,7 @@ def _make_ppo(
         "recompute": context.config.recompute,
         "seed": derive_seed(context.config.seed, "ppo", iteration),
         "device": context.device,
+        "team": context.team,
     }
     if checkpoint is not None:
         return DensePPO.load(checkpoint, env, policy, settings, **arguments)

@@ -29,7 +29,7 @@ def _seed_name(name: str) -> str:
 def train_rewards(
     context: RunContext, iteration: int, tracker: Tracker, judged: Judgements | None = None
 ) -> tuple[RewardEnsemble, RewardNet]:
-    """Trains the ensemble on some patients and the held-out network on the others; returns both.
+    """Trains the ensemble on some patients and the held-out network on the others, side by side; returns both.
 
     Where there is ground truth, the held-out network learns of pixels from that alone: other references come from the
     policies that it is to rate. What reviewers said of masks comes from them, and teaches the network to which a
@@ -43,31 +43,41 @@ def train_rewards(
     """
     config, run = context.config, context.run
     members = member_names(config)
-    missing = [name for name in (HELD_OUT_REWARD, *members) if not run.reward(iteration, name).exists()]
+    missing = context.team.from_leader(
+        lambda: [name for name in (HELD_OUT_REWARD, *members) if not run.reward(iteration, name).exists()]
+    )
     parts = _parts(context, judged) if missing else {}
-    for name in missing:
-        folder = run.reward(iteration, name)
-        seed = derive_seed(config.seed, "reward", iteration, _seed_name(name))
-        net = _initial_reward(context, iteration, name, seed)
-        label = f"reward network {name} {iteration + 1}/{config.iterations}"
-        records, judgements = parts[name]
-        report = train_reward(
-            net,
-            records,
-            config.reward,
-            seed,
-            context.device,
-            lambda done, total, label=label: context.progress(label, done, total),  # type: ignore[misc]
-            f"reward network {name}",
-            judgements,
-        )
-        # The report first: the folder of the network says that both are there.
-        report.write(folder.with_name(f"{name}.json"))
-        net.save(folder)
-        tracker.log_metrics({f"{name}_ece_before": report.ece_before, f"{name}_ece_after": report.ece_after}, iteration)
+    # Each as in one process, and not with a share of every batch: some draw by batch, and all are small.
+    errors = context.team.share_out(missing, lambda name: _train(context, iteration, name, *parts[name]))
+    for name, (before, after) in zip(missing, errors, strict=True):
+        tracker.log_metrics({f"{name}_ece_before": before, f"{name}_ece_after": after}, iteration)
     ensemble = RewardEnsemble([RewardNet.load(run.reward(iteration, name)) for name in members], config.reward)
     held_out = RewardNet.load(run.reward(iteration, HELD_OUT_REWARD)).requires_grad_(False)
     return ensemble.to(context.device), held_out.to(context.device)
+
+
+def _train(
+    context: RunContext, iteration: int, name: str, records: SplitRecords, judgements: SplitJudgements | None
+) -> tuple[float, float]:
+    """Trains one network and writes it; returns its calibration error before and after the temperature."""
+    config, folder = context.config, context.run.reward(iteration, name)
+    seed = derive_seed(config.seed, "reward", iteration, _seed_name(name))
+    net = _initial_reward(context, iteration, name, seed)
+    label = f"reward network {name} {iteration + 1}/{config.iterations}"
+    report = train_reward(
+        net,
+        records,
+        config.reward,
+        seed,
+        context.device,
+        lambda done, total: context.progress(label, done, total),
+        f"reward network {name}",
+        judgements,
+    )
+    # The report first: the folder of the network says that both are there.
+    report.write(folder.with_name(f"{name}.json"))
+    net.save(folder)
+    return report.ece_before, report.ece_after
 
 
 def _parts(context: RunContext, judged: Judgements | None) -> dict[str, tuple[SplitRecords, SplitJudgements | None]]:

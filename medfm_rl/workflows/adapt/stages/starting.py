@@ -25,7 +25,7 @@ def fine_tunes(context: RunContext, domains: Domains) -> bool:
 
 def write_fine_tuned(context: RunContext, domains: Domains, tracker: Tracker) -> None:
     """Writes the weights of the source policy after fine-tuning, where the run has none yet."""
-    if context.run.fine_tuned.exists():
+    if context.team.from_leader(context.run.fine_tuned.exists):
         return
     wanted = context.config.fine_tuning.source_share
     policy, share = fine_tuned_policy(context, domains, domains.reviewed, 1.0, "fine-tuning")
@@ -38,7 +38,8 @@ def write_fine_tuned(context: RunContext, domains: Domains, tracker: Tracker) ->
             share,
             wanted,
         )
-    write_weights(context.run.fine_tuned, portable_state(policy.state_dict()))
+    state = portable_state(policy.state_dict())
+    context.team.from_leader(lambda: write_weights(context.run.fine_tuned, state))
 
 
 def fine_tuned_policy(
@@ -71,5 +72,6 @@ def fine_tuned_policy(
         derive_seed(config.seed, "warm up"),
         lambda done, total: context.progress(label, done, total),
         recompute=config.recompute,
+        team=context.team,
     )
     return policy, share

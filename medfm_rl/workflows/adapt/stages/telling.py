@@ -8,6 +8,8 @@ from typing import Final
 
 from torch import Tensor
 
+from medfm_rl.processes.team import ALONE, Team
+
 _LOG = logging.getLogger(__name__)
 _LINES: Final = 10
 """Lines about a stage."""
@@ -23,10 +25,12 @@ class MeanLosses:
 
     Args:
         stage: Whose they are.
+        team: The processes that each add a part of every loss.
     """
 
-    def __init__(self, stage: str) -> None:
+    def __init__(self, stage: str, team: Team = ALONE) -> None:
         self._stage = stage
+        self._team = team
         self._sums: dict[str, Tensor] = {}
         self._counts: dict[str, int] = {}
 
@@ -40,7 +44,8 @@ class MeanLosses:
         """Logs the means where it is time to, and begins anew."""
         if not is_told(step, steps) or not self._sums:
             return
-        means = ", ".join(f"{name} {float(value) / self._counts[name]:.3f}" for name, value in self._sums.items())
+        sums = {name: float(self._team.sum(value)) for name, value in self._sums.items()}
+        means = ", ".join(f"{name} {value / self._counts[name]:.3f}" for name, value in sums.items())
         _LOG.info("%s: step %d of %d: loss on %s", self._stage, step, steps, means)
         self._sums, self._counts = {}, {}
 
