@@ -214,7 +214,7 @@ def test_an_update_of_ppo_on_the_real_weights_comes_back_in_the_tools_format(
     )
     env = SegmentationVecEnv(images.numpy(), reward, 2, n_envs=2)
     learning = list(open_to_learning(policy, settings, seed=0).values())
-    settings = PPOHyperparameters(n_epochs=1, kl_coef=0.0, learning_rate=1e-3)
+    settings = PPOHyperparameters(n_epochs=2, kl_coef=0.0, learning_rate=1e-3)
     ppo = DensePPO(env, policy, settings, trainable=learning, device="cpu")
     ppo.learn(2)
     policy.export(tmp_path / "adapted")
