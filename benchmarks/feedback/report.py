@@ -194,7 +194,8 @@ def draw(cells: Cells, quick: bool, path: Path) -> None:
     shifts = [shift for shift in TITLES if cells.get(shift, OURS, _COMPARED_AT) or cells.get(shift, OURS, 0)]
     if not shifts:
         return
-    figure = Figure(figsize=(2.6 * len(shifts), 2.8), layout="tight")
+    counts = sorted({cell.k for cell in cells if cell.method in (OURS, *CONTROLS)})
+    figure = Figure(figsize=(2.6 * len(shifts), 3.0), layout="constrained")
     panels = figure.subplots(1, len(shifts), squeeze=False)
     for panel, shift in zip(panels[0], shifts, strict=True):
         for method, colour, marker in zip((OURS, *CONTROLS), ("#0072B2", "#E69F00", "#009E73"), "o^s", strict=True):
@@ -208,8 +209,12 @@ def draw(cells: Cells, quick: bool, path: Path) -> None:
                 panel.axhline(height, color="#555555", linestyle=style, label=method)
         panel.set_title(TITLES[shift].replace(" to ", "\nto "), fontsize=8)
         panel.set_xlabel("reviewed patients", fontsize=8)
+        panel.set_xticks(counts)
+        panel.set_xlim(min(counts, default=0) - 1, max(counts, default=0) + 1)
         panel.tick_params(labelsize=7)
-    panels[0][0].legend(fontsize=6)
+    panels[0][0].set_ylabel("mean Dice", fontsize=8)
+    names = {text: line for panel in panels[0] for line, text in zip(*panel.get_legend_handles_labels(), strict=True)}
+    figure.legend(names.values(), names.keys(), loc="outside upper center", ncols=len(names), fontsize=7)
     save(figure, "Dice on held-out target patients", quick, path)
 
 
