@@ -1,11 +1,13 @@
-"""One process beside Ray workers on this machine: equality, speed-up, a worker that is killed, a long queue.
+"""One process beside several on this machine: equality, speed-up, a worker that is killed, a long queue.
 
-    python -m benchmarks.scale.run [--parts same speed kill queue] [--cases 10000] [--runs FOLDER] [--quick]
+    python -m benchmarks.scale.run [--parts adapt same speed kill queue] [--cases 10000] [--runs FOLDER] [--quick]
 
 All data are SIMULATED, and reward networks have random weights: neither changes what is asked here.
 
-- `same`: `predict`, `score` and `correct` by one process and by two workers; all that they leave is compared, but for
-  times.
+- `adapt`: `adapt` by one process and by two (`--devices 2`), each with one thread, and by one with two threads; the
+  weights that come back are compared.
+- `same`: `predict`, `score` and `correct` by one process and by two Ray workers; all that they leave is compared, but
+  for times.
 - `speed`: `score` by one process with one thread, and by two workers with one thread each, in turns, after the workers
   have started; beside it one process with two threads.
 - `kill`: `score` by two workers, one of which is killed when half of the cases are done.
@@ -34,6 +36,7 @@ import torch
 from benchmarks.harness.command_line import add_quick, add_runs, begin, plain_parser
 from benchmarks.harness.recording import BENCHMARKS, RUNS, print_results, quiet, write_results
 from benchmarks.harness.tables import heading
+from benchmarks.scale.adapting import adapting
 from benchmarks.scale.comparing import differing, resident_mb, watched
 from benchmarks.scale.material import write_queue, write_run
 from medfm_rl.data.layouts import CaseFile, find_cases
@@ -45,7 +48,7 @@ from medfm_rl.workflows.deploy.predict import predict
 from medfm_rl.workflows.deploy.score import score
 from medfm_rl.workflows.deploy.workers import Workers
 
-PARTS = ("same", "speed", "kill", "queue")
+PARTS = ("adapt", "same", "speed", "kill", "queue")
 SEED = 0
 SMALL = NetworkSettings(channels=(4, 8), residual_units=0)
 MEDIUM = NetworkSettings(channels=(16, 32, 64), residual_units=2)
@@ -188,25 +191,31 @@ def measure(parts: Sequence[str], queued: int, runs: Path) -> dict[str, Any]:
     kept = runs / "parts.json"
     found: dict[str, Any] = json.loads(kept.read_text()) if kept.exists() else {}
     for part in parts:
-        found[part] = in_new_process(part, cases[part], runs)
+        found[part] = adapting(runs / part, False) if part == "adapt" else in_new_process(part, cases[part], runs)
         kept.write_text(json.dumps(found, indent=2))
         print(part, json.dumps(found[part]), flush=True)
     return found
 
 
 def try_out(parts: Sequence[str], queued: int, runs: Path) -> dict[str, Any]:
-    """Each part with few cases, all in this process and by the same workers."""
+    """Each part with few cases, all but `adapt` in this process and by the same workers."""
+    found = {"adapt": adapting(runs / "adapt", True)} if "adapt" in parts else {}
     with Workers("2", "cpu") as workers:
-        return {part: one(part, min(queued, 48) if part == "queue" else 24, runs, True, workers) for part in parts}
+        for part in parts:
+            if part != "adapt":
+                found[part] = one(part, min(queued, 48) if part == "queue" else 24, runs, True, workers)
+    return found
 
 
 def summary_of(found: dict[str, Any]) -> dict[str, Any]:
     """The figures that others quote; those of parts that were not measured are left out."""
     summary: dict[str, Any] = {}
+    if "adapt" in found:
+        summary |= {"same_weights_1_2": found["adapt"]["same"], "speedup_2": found["adapt"]["speedup"]}
     if "same" in found:
         summary["same_scores_ray"] = not any(result["differing"] for result in found["same"].values())
     if "speed" in found:
-        summary["speedup_2"] = found["speed"]["speedup"]
+        summary["speedup_2_score"] = found["speed"]["speedup"]
     if "kill" in found:
         summary["lost_after_kill"] = found["kill"]["lost"]
     if "queue" in found:
@@ -216,7 +225,17 @@ def summary_of(found: dict[str, Any]) -> dict[str, Any]:
 
 def table_of(found: dict[str, Any], trial: bool) -> str:
     """What was measured, as Markdown."""
-    lines = [*heading("One process beside Ray workers (SIMULATED data)", trial), "| what | measured |", "|---|---|"]
+    lines = [*heading("One process beside several (SIMULATED data)", trial), "| what | measured |", "|---|---|"]
+    if "adapt" in found:
+        result = found["adapt"]
+        seconds = result["seconds"]
+        lines.append(
+            f"| `adapt` | one process {seconds['one']:.0f} s, two {seconds['two']:.0f} s, one with two threads "
+            f"{seconds['one_with_two_threads']:.0f} s; {result['speedup']:.2f} and "
+            f"{result['speedup_of_two_threads']:.2f} times as fast as one. Weights differ by "
+            f"{result['largest_difference']:.1g} at most (the largest is {result['largest_weight']:.2g}), "
+            f"{'the same candidate' if len(set(result['chosen'])) == 1 else 'another candidate'} was chosen |"
+        )
     for command, result in found.get("same", {}).items():
         lines.append(
             f"| `{command}`, one process and two workers | {result['files']} files, {len(result['differing'])} differ |"
