@@ -157,6 +157,7 @@ def score(
             None if maker is None else maker.identity.model_hash,
             request.gates.hashes(),
             request.policy,
+            controller.reviewed,
         )
         reports = queue.reports.in_order(file.case_id for file in files if file.case_id in queue.reports)
         traces, place = queue.traces(files), None

@@ -12,6 +12,7 @@ from typing import Any, Literal
 from medfm_rl.data.layouts import CaseFile
 from medfm_rl.data.names import file_of_case
 from medfm_rl.quality import BatchReport, QualityModel, QualityReport
+from medfm_rl.quality.reviewed_errors import ReviewedErrors
 from medfm_rl.settings import SitePolicy
 from medfm_rl.workflows.deploy.clip_evidence import ClipEvidence
 from medfm_rl.workflows.deploy.stream_scoring import StreamPlace
@@ -95,6 +96,7 @@ class Scorer:
         made_by: `model_hash` of the segmenter that made them; None where that is not known.
         gates: SHA-256 of further networks that were asked, by name.
         policy: What the site does with verdicts.
+        reviewed: What reviewed patients know of predictions, by which they were moved; None where nobody has.
     """
 
     model: QualityModel
@@ -103,6 +105,15 @@ class Scorer:
     made_by: str | None
     gates: Mapping[str, str]
     policy: SitePolicy
+    reviewed: ReviewedErrors | None
+
+    @property
+    def reviews(self) -> dict[str, Any] | None:
+        """Which reviews moved predictions, for records; None where none did."""
+        found = self.reviewed
+        if found is None:
+            return None
+        return {"feedback": found.feedback, "feedback_hash": found.feedback_hash, "patients": found.count}
 
 
 @dataclass(frozen=True)

@@ -222,7 +222,11 @@ def test_the_same_patients_move_later_predictions_and_promises_stay_about_the_un
     scoring = score(load_run(folder / "run", "cpu"), files, folder / "again", given, lambda *_: None)
     assert f"{PATIENTS} reviewed patients" in scoring.batch.meaning
     assert scoring.batch.guarantee == "expected"
-    cases = json.loads((folder / "again" / "scores.json").read_text())["cases"]
+    content = json.loads((folder / "again" / "scores.json").read_text())
+    assert content["reviews"]["patients"] == PATIENTS
+    line = json.loads((folder / "again" / "audit.jsonl").read_text().splitlines()[-1])
+    assert line["reviews"]["feedback_hash"] == result.errors.feedback_hash
+    cases = content["cases"]
     for case in cases:
         before, after = case["unmoved"][0], case["scores"][0]
         shift = result.errors.shifts[after["structure"]]
