@@ -28,7 +28,7 @@ _RULES_GRID = (256, 256)
 _LONG = (200, (600, 800))
 _MM = 150 / 256
 _CHILD = """
-import resource, sys
+import sys
 from pathlib import Path
 import numpy as np
 from medfm_rl.anatomy.clips import measure_clip
@@ -39,7 +39,9 @@ masks = np.zeros(clip.frames.shape[:1] + clip.frames.shape[2:], np.uint8)
 for index in range(len(masks)):
     masks[index] = clip.frames[index, 0] > 100
 measure_clip(masks, LabelSchema(("background", "LV"), (0, 1)), "LV", (0.2, 0.2))
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+# Not `ru_maxrss`, which counts what the process was before it became this one.
+status = Path("/proc/self/status").read_text().splitlines()
+print(next(int(line.split()[1]) for line in status if line.startswith("VmHWM")) / 1024)
 """
 
 

@@ -124,8 +124,9 @@ def measure_clip(
     """
     side = None if spacing is None else float(min(spacing))
     squared, corner = _cut_out(with_square_pixels(masks, spacing))
-    inside = pixels_of(squared, schema.classes_of(ventricle))
-    frames = tuple(_measure_frame(mask, schema, chosen, corner) for mask, chosen in zip(squared, inside, strict=True))
+    own = schema.classes_of(ventricle)
+    # Frame by frame: a long clip's worth of masks more would not be small.
+    frames = tuple(_measure_frame(mask, schema, pixels_of(mask, own), corner) for mask in squared)
     areas = np.array([frame.areas[ventricle] for frame in frames])
     beat, no_beat = find_beat(areas)
     wanted = TemporalRules.of_literature(schema, ventricle) if rules is None else rules
