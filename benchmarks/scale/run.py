@@ -228,13 +228,14 @@ def table_of(found: dict[str, Any], trial: bool) -> str:
     lines = [*heading("One process beside several (SIMULATED data)", trial), "| what | measured |", "|---|---|"]
     if "adapt" in found:
         result = found["adapt"]
-        seconds = result["seconds"]
+        seconds, same = result["seconds"], len(set(result["chosen"].values())) == 1
         lines.append(
             f"| `adapt` | one process {seconds['one']:.0f} s, two {seconds['two']:.0f} s, one with two threads "
             f"{seconds['one_with_two_threads']:.0f} s; {result['speedup']:.2f} and "
-            f"{result['speedup_of_two_threads']:.2f} times as fast as one. Weights differ by "
-            f"{result['largest_difference']:.1g} at most (the largest is {result['largest_weight']:.2g}), "
-            f"{'the same candidate' if len(set(result['chosen'])) == 1 else 'another candidate'} was chosen |"
+            f"{result['speedup_of_two_threads']:.2f} times as fast as one. From the weights of one process those of "
+            f"two differ by {result['mean_difference']['two']:.1g} on average, those of two threads by "
+            f"{result['mean_difference']['one_with_two_threads']:.1g} (the largest weight is "
+            f"{result['largest_weight']:.2g}); {'the same candidate' if same else 'another candidate'} was chosen |"
         )
     for command, result in found.get("same", {}).items():
         lines.append(
