@@ -18,9 +18,8 @@ from typing import Any
 import numpy as np
 
 from benchmarks.harness.command_line import add_results, add_runs, add_seeds, begin, plain_parser
-from benchmarks.harness.recording import RUNS
 from benchmarks.harness.tables import heading, table_row
-from benchmarks.quality.score_tables import TABLES, Row, ScoreTable, add_tables, publish, tables_of
+from benchmarks.quality.score_tables import Row, ScoreTable, add_tables, publish, tables_of
 from medfm_rl.quality.streams import DriftTest, Signal
 
 MOST, SLOWLY, QUIET = 200, 60, 1000
@@ -83,9 +82,7 @@ def main() -> None:
     parser.add_argument("--before", type=int, default=60, help="studies before the change")
     arguments = parser.parse_args()
     started_in = begin(arguments)
-    tables = [
-        table for table in tables_of(arguments, (arguments.runs or RUNS / "adaptation") / TABLES) if table.of("source")
-    ]
+    tables = [table for table in tables_of(arguments) if table.of("source")]
     if not tables:
         raise SystemExit("no score table has masks of the source, from which a stream could change")
     results = {table.name: measure(table, arguments.streams, arguments.before) for table in tables}

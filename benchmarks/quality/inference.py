@@ -16,9 +16,8 @@ from typing import Any
 import numpy as np
 
 from benchmarks.harness.command_line import add_results, add_runs, add_seeds, begin, plain_parser
-from benchmarks.harness.recording import RUNS
 from benchmarks.harness.tables import heading, table_row
-from benchmarks.quality.score_tables import TABLES, Row, ScoreTable, add_tables, publish, tables_of
+from benchmarks.quality.score_tables import Row, ScoreTable, add_tables, publish, tables_of
 from medfm_rl.quality.inference import Estimate, MonthMask, failure_probability, month_mean, month_rate
 
 REVIEWED = (8, 16, 24, 32)
@@ -92,7 +91,7 @@ def main() -> None:
     parser.add_argument("--draws", type=int, default=500, help="months")
     arguments = parser.parse_args()
     started_in = begin(arguments)
-    tables = tables_of(arguments, (arguments.runs or RUNS / "adaptation") / TABLES)
+    tables = tables_of(arguments)
     results = {
         table.name: {str(k): measure(table, k, arguments.draws) for k in REVIEWED if k < len(table.of("target"))}
         for table in tables

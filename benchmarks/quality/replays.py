@@ -24,9 +24,8 @@ from typing import Any
 import numpy as np
 
 from benchmarks.harness.command_line import add_results, add_runs, add_seeds, begin, plain_parser
-from benchmarks.harness.recording import RUNS
 from benchmarks.harness.tables import heading, table_row
-from benchmarks.quality.score_tables import TABLES, Row, ScoreTable, add_tables, publish, tables_of
+from benchmarks.quality.score_tables import Row, ScoreTable, add_tables, publish, tables_of
 from medfm_rl.quality.conformal import fewest_patients
 from medfm_rl.quality.model import MEAN
 from medfm_rl.quality.promises import PromiseTarget, ReviewedMask, prove
@@ -178,7 +177,7 @@ def main() -> None:
     parser.add_argument("--replays", type=int, default=200, help="random orders of the patients")
     arguments = parser.parse_args()
     started_in = begin(arguments)
-    tables = tables_of(arguments, (arguments.runs or RUNS / "adaptation") / TABLES)
+    tables = tables_of(arguments)
     results = {table.name: measure(table, arguments.replays) for table in tables}
     summary = summarise(results, {table.name: table.shift for table in tables})
     lines = [

@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from benchmarks.harness.recording import print_results, write_results
+from benchmarks.harness.recording import RUNS, print_results, write_results
 from medfm_rl.data.files import write_json
 from medfm_rl.quality import QualityReport
 from medfm_rl.quality.streams import Signal
@@ -189,11 +189,12 @@ def add_tables(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--simulated", action="store_true", help="draw SIMULATED tables instead; nothing is kept")
 
 
-def tables_of(arguments: argparse.Namespace, default: Path) -> list[ScoreTable]:
-    """The tables that were asked for."""
+def tables_of(arguments: argparse.Namespace) -> list[ScoreTable]:
+    """The tables that were asked for, by `add_runs`, `add_seeds` and `add_tables`."""
     if arguments.simulated:
         return simulated_tables(arguments.seeds)
-    return [table for table in find_tables(arguments.tables or default) if table.seed in arguments.seeds]
+    folder = arguments.tables or (arguments.runs or RUNS / "adaptation") / TABLES
+    return [table for table in find_tables(folder) if table.seed in arguments.seeds]
 
 
 def publish(

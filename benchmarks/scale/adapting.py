@@ -16,8 +16,9 @@ from safetensors.torch import load_file
 from benchmarks.harness.budgets import adapt_budget, trial_budget
 from benchmarks.harness.laboratory import adapt_config, train_once
 from benchmarks.harness.recording import BENCHMARKS
+from benchmarks.harness.shifts import ECHO
 from medfm_rl.data.layouts import SIMULATION_RECORD
-from medfm_rl.data.ultrasound.phantom import ECHO_SCHEMA, simulate_dataset
+from medfm_rl.data.ultrasound.phantom import simulate_dataset
 from medfm_rl.data.ultrasound.vendors import vendor
 from medfm_rl.runs.folder import RunFolder
 from medfm_rl.settings import (
@@ -30,7 +31,6 @@ from medfm_rl.settings import (
 from medfm_rl.settings.files import dump_config
 from medfm_rl.workflows.adapt.choosing.selection import Selection
 
-_STRUCTURES: Final = {name: ECHO_SCHEMA.ids[ECHO_SCHEMA.index_of(name)] for name in ECHO_SCHEMA.structures}
 _FULL: Final = {"iterations": 1, **adapt_budget((150, 16), (160, 80), (150, 16), (12, 16, 6), {})}
 _QUICK: Final = {"iterations": 1, **trial_budget(8, 4)}
 _ROUNDING = 2
@@ -53,7 +53,7 @@ def adapting(folder: Path, quick: bool) -> dict[str, Any]:
     train_once(
         TrainSourceConfig(
             data=DataSettings(path=source),
-            structures=_STRUCTURES,
+            structures=dict(ECHO),
             output=model,
             network=NetworkSettings(channels=(4, 8) if quick else (16, 32, 64, 128)),
             preprocessing=PreprocessingSettings(size=(side, side)),

@@ -36,6 +36,7 @@ from medfm_rl.types import Case, FloatArray, LabelMap
 
 _BATCH_LEVEL = 0.05
 _WORST_REGION = 0.05
+_Likelihoods = tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]
 Keep = Callable[[Iterable[QualityReport]], Sequence[QualityReport]]
 """Takes reports one by one, and gives them back as a sequence."""
 
@@ -260,52 +261,45 @@ class QualityController:
             reports: Of the masks.
             keep: Takes the settled reports one by one, and gives them back as a sequence.
         """
+        standing, likelihoods = self._tested(reports)
+        settled = keep(self._settled(reports, standing, likelihoods))
+        words = meaning(standing, settled, self.terms)
+        worth = of_batch(standing, self.terms)
+        promised = promises(self.terms, standing)
+        return BatchReport(settled, standing.state, standing.patients, words, *worth, standing.probability, promised)
+
+    def _tested(self, reports: Sequence[QualityReport]) -> tuple[BatchStanding, _Likelihoods | None]:
+        """How a batch stands beside the calibration cases, and their likelihood ratios and its own where they count.
+
+        Reviewed patients are of the domain that is scored, and by their errors nothing is compared with those cases.
+        """
         if self.reviewed is not None:
-            return self._settle_as_reviewed(reports, keep)
+            return BatchStanding("untested", len({report.patient_id for report in reports})), None
         domain = self.model.domain
         patients, embeddings = _patients_and_embeddings(reports)
         probability = domain.batch_probability(embeddings, patients) if reports else None
         state: State = "untested" if probability is None else "holds"
         effective = 0.0
-        likelihoods: tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]] | None = None
+        likelihoods: _Likelihoods | None = None
         if probability is not None and probability < _BATCH_LEVEL:
             reference, own = domain.likelihood_ratios(embeddings, patients)
             effective = effective_patients(reference, domain.patients, own)
             state = "suspended"
             if effective >= fewest_patients(self.model.targets.coverage):
                 state, likelihoods = "weighted", (reference, own)
-        standing = BatchStanding(state, len(set(patients)), probability, effective)
-        settled = keep(self._settled(reports, standing, likelihoods))
-        return self._batch(settled, standing)
-
-    def _settle_as_reviewed(self, reports: Sequence[QualityReport], keep: Keep) -> BatchReport:
-        """Gives verdicts by the errors of reviewed patients, who are of this domain, and not of the calibration's."""
-        standing = BatchStanding("untested", len({report.patient_id for report in reports}))
-        return self._batch(keep(self._known(report, standing) for report in reports), standing)
-
-    def _batch(self, settled: Sequence[QualityReport], standing: BatchStanding) -> BatchReport:
-        words = meaning(standing, settled, self.terms)
-        worth = of_batch(standing, self.terms)
-        promised = promises(self.terms, standing)
-        return BatchReport(settled, standing.state, standing.patients, words, *worth, standing.probability, promised)
+        return BatchStanding(state, len(set(patients)), probability, effective), likelihoods
 
     def _settled(
-        self,
-        reports: Sequence[QualityReport],
-        standing: BatchStanding,
-        likelihoods: tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]] | None,
+        self, reports: Sequence[QualityReport], standing: BatchStanding, likelihoods: _Likelihoods | None
     ) -> Iterator[QualityReport]:
         """Reports with intervals and verdicts of a batch, weighted by likelihood ratios where there are some."""
-        limits = self.terms.limits
-        for row, report in enumerate(reports):
-            # A report may have come out of another batch, with the intervals that held there.
-            found = self._with_intervals(report, StructureModel.interval)
-            if likelihoods is None:
-                value = risk(found, self.model, limits)
-            else:
-                reference, own = likelihoods[0], likelihoods[1][row]
-                found = self._with_intervals(found, partial(self._weighted_interval, reference=reference, own=own))
-                value = risk(found, self.model, limits, reference, float(own))
+        if likelihoods is None:
+            yield from (self._known(report, standing) for report in reports)
+            return
+        reference = likelihoods[0]
+        for own, report in zip(likelihoods[1], reports, strict=True):
+            found = self._with_intervals(report, partial(self._weighted_interval, reference=reference, own=own))
+            value = risk(found, self.model, self.terms.limits, reference, float(own))
             yield decide(replace(found, risk=value), standing, self.terms)
 
     def settle_in_stream(self, reports: Sequence[QualityReport], stream: StreamStanding) -> BatchReport:
@@ -317,7 +311,10 @@ class QualityController:
         return stream.summary([self._known(report, stream) for report in reports], self.terms)
 
     def _known(self, report: QualityReport, standing: BatchStanding | StreamStanding) -> QualityReport:
-        """A report with its verdict by the errors of reviewed patients, or of the calibration as it is."""
+        """A report with its verdict by the errors of reviewed patients, or of the calibration as it is.
+
+        It may have come out of another batch, with the intervals that held there.
+        """
         if self.reviewed is None:
             found = self._with_intervals(report, StructureModel.interval)
             value = risk(found, self.model, self.terms.limits)

@@ -25,15 +25,16 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, Literal, get_args
+from typing import Final, Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 from scipy import stats
 
-from medfm_rl.data.files import read_versioned_json, write_versioned_json
-from medfm_rl.errors import ConfigError, ModelError
+from medfm_rl.data.files import write_versioned_json
+from medfm_rl.data.json_models import read_model
+from medfm_rl.errors import ConfigError
 
 PROMISE_FILE: Final = "promise.json"
 Unit = Literal["mean", "worst"]
@@ -166,13 +167,7 @@ class Promise(BaseModel):
         Raises:
             ModelError: It is missing, damaged, or of a newer version.
         """
-        advice = "make it by `medfm-rl calibrate RUN --feedback STORE`"
-        content: dict[str, Any] = read_versioned_json(path, _FORMAT, advice, ModelError)
-        del content["format"]
-        try:
-            return cls.model_validate(content)
-        except ValidationError as error:
-            raise ModelError(f"{path}: not a promise ({error.errors()[0]['msg']}); {advice}") from error
+        return read_model(path, cls, _FORMAT, "a promise", "make it by `medfm-rl calibrate RUN --feedback STORE`")
 
 
 def fewest_patients(target: PromiseTarget) -> int:

@@ -24,11 +24,12 @@ from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 from scipy import stats
 
-from medfm_rl.data.files import hash_file, read_versioned_json, write_versioned_json
-from medfm_rl.errors import DataError, ModelError
+from medfm_rl.data.files import hash_file, write_versioned_json
+from medfm_rl.data.json_models import read_model
+from medfm_rl.errors import DataError
 from medfm_rl.quality.conformal import fewest_patients, patient_quantile, residuals
 from medfm_rl.quality.model import MEAN, QUALITY_FILE, StructureModel
 from medfm_rl.quality.reports import QualityReport, StructureScore
@@ -158,13 +159,7 @@ class ReviewedErrors(BaseModel):
         Raises:
             ModelError: It is missing, damaged, or of a newer version.
         """
-        content: dict[str, Any] = read_versioned_json(path, _FORMAT, _ADVICE, ModelError)
-        del content["format"]
-        try:
-            return cls.model_validate(content)
-        except ValidationError as error:
-            found = error.errors()[0]
-            raise ModelError(f"{path}: not the errors of reviewed patients ({found['msg']}); {_ADVICE}") from error
+        return read_model(path, cls, _FORMAT, "the errors of reviewed patients", _ADVICE)
 
 
 @dataclass(frozen=True)
@@ -194,11 +189,10 @@ def fit_reviewed_errors(masks: Sequence[ReviewedPrediction], coverage: float, or
     truth = np.array([[mask.dice[name] for name in names] for mask in masks], dtype=np.float64)
     _require_patients(predicted, owners, names, coverage)
     shifts = _shifts(predicted, truth, owners)
-    others = np.stack(
-        [_shifts(predicted[owners != owner], truth[owners != owner], owners[owners != owner]) for owner in owners]
-    )
+    kept = [owners != owner for owner in range(owners.max() + 1)]
+    others = np.stack([_shifts(predicted[rows], truth[rows], owners[rows]) for rows in kept])
     # NaN of a structure that the mask lacks, and of the mean then.
-    held_out = _moved(predicted, others)
+    held_out = _moved(predicted, others[owners])
     columns = [(name, held_out[:, index], truth[:, index]) for index, name in enumerate(names)]
     columns.append((MEAN, held_out.mean(axis=1), truth.mean(axis=1)))
     before = np.abs(predicted.mean(axis=1) - truth.mean(axis=1))

@@ -133,7 +133,7 @@ def audit_lines(scoring: Scoring) -> Iterator[dict[str, Any]]:
         "made_by": scorer.made_by,
         "batch": {"state": batch.state, "patients": batch.patients, "guarantee": batch.guarantee},
         "policy": scorer.policy.model_dump(mode="json"),
-        **({"reviews": scorer.reviews} if scorer.reviews else {}),
+        **scorer.reviews,
         "stream": None if scoring.place is None else str(scoring.place.path),
     }
 

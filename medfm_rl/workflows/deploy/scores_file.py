@@ -72,7 +72,7 @@ def write_scores(path: Path, scoring: Scoring) -> None:
         "batch_shift_probability": scoring.batch.shift_probability,
         "batch_evidence": scoring.batch.evidence,
         "policy": scorer.policy.model_dump(mode="json"),
-        **({"reviews": scorer.reviews} if scorer.reviews else {}),
+        **scorer.reviews,
         "stream": None if scoring.place is None else str(scoring.place.path),
         "interval_state": interval_state(scoring),
         "promises": [vars(promise) for promise in scoring.batch.promises],

@@ -108,12 +108,13 @@ class Scorer:
     reviewed: ReviewedErrors | None
 
     @property
-    def reviews(self) -> dict[str, Any] | None:
-        """Which reviews moved predictions, for records; None where none did."""
+    def reviews(self) -> dict[str, Any]:
+        """Which reviews moved predictions, under `reviews` as records have it; empty where none did."""
         found = self.reviewed
         if found is None:
-            return None
-        return {"feedback": found.feedback, "feedback_hash": found.feedback_hash, "patients": found.count}
+            return {}
+        known = {"feedback": found.feedback, "feedback_hash": found.feedback_hash, "patients": found.count}
+        return {"reviews": known}
 
 
 @dataclass(frozen=True)
