@@ -16,6 +16,7 @@ from typing import Any, ClassVar
 import numpy as np
 import pytest
 import torch
+from support.ray_cluster import running_cluster
 
 from medfm_rl.data.images import read_image, write_image
 from medfm_rl.data.layouts import CaseFile, find_cases
@@ -262,6 +263,29 @@ def test_the_command_takes_workers(run: Path, images: Path, tmp_path: Path) -> N
     made = {path.name.removesuffix(".nii.gz") for path in (tmp_path / "two" / "labels").iterdir()}
     assert made == {file.case_id for file in cases_of(images)}
     assert len((tmp_path / "two" / "audit.jsonl").read_text().splitlines()) == len(made)
+
+
+@pytest.fixture
+def cluster() -> Iterator[str]:
+    if importlib.util.find_spec("ray") is None:
+        pytest.skip("Ray is not installed (extra ray)")
+    with running_cluster(_LONGEST_COMMAND) as address:
+        yield address
+
+
+@pytest.mark.ray
+def test_a_cluster_leaves_the_same_as_one_process(cluster: str, run: Path, images: Path, tmp_path: Path) -> None:
+    few = tmp_path / "few"
+    few.mkdir()
+    for path in sorted((images / "images").iterdir())[:3]:
+        shutil.copy(path, few)
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[3]), "OMP_NUM_THREADS": "1"}
+    arguments = [str(run), str(few), str(tmp_path / "two"), "--device", "cpu", "--workers", cluster]
+    subprocess.run(
+        [sys.executable, "-m", "medfm_rl", "predict", *arguments], check=True, timeout=_LONGEST_COMMAND, env=environment
+    )
+    predict(load_run(run, "cpu"), find_cases(DataSettings(path=few)), tmp_path / "one")
+    assert_same(tmp_path / "one", tmp_path / "two")
 
 
 @pytest.mark.ray
