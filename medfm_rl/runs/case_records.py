@@ -245,7 +245,9 @@ def hash_case(file: CaseFile, segmenter: SegmenterAdapter | None) -> dict[str, A
 
 
 def _hash_prompts(file: CaseFile, segmenter: SegmenterAdapter) -> str | list[str | None] | None:
-    """The hash of the prompts of a case, or those of all frames of a clip."""
+    """The hash of the prompts of a case, or those of all frames of a clip: of each, or of the clip as a whole."""
+    if file.clip is not None and segmenter.segments_clips:
+        return segmenter.prompt_hash_of_clip([frame_id(str(file.clip_id), index) for index in range(file.clip.count)])
     if file.clip is None or file.frame is not None:
         return segmenter.prompt_hash(file.case_id)
     found = [segmenter.prompt_hash(frame_id(file.case_id, index)) for index in range(file.clip.count)]
