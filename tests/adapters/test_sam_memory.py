@@ -14,6 +14,7 @@ import torch
 from support.sam_models import moving_echo, tiny_sam2, tiny_sam2_video, write_folder
 from torch import Tensor
 from torch.nn import functional as F
+from typer.testing import CliRunner
 
 from medfm_rl.adapters import MedSAM2Adapter, check_adapter
 from medfm_rl.adapters.clips import segment_frames
@@ -22,6 +23,8 @@ from medfm_rl.adapters.lora import add_low_rank
 from medfm_rl.adapters.sam.checkpoints import SAM2_MEMORY, backwards, renamed
 from medfm_rl.adapters.sam.memory import Tracker
 from medfm_rl.adapters.sam.prompts import boxes_of
+from medfm_rl.cli import app
+from medfm_rl.data.clips.sequences import read_sequence, write_sequence
 from medfm_rl.errors import DataError, ModelError
 from medfm_rl.settings import LoRASettings, MedSAM2Settings
 from medfm_rl.types import Clip, LabelMap
@@ -438,3 +441,33 @@ def test_frames_are_shown_for_assessment_with_the_boxes_of_their_masks(adapter: 
     assert there.tolist() == [[True, False]]
     scale = np.array([128 / 120, 128 / 90] * 2)
     assert np.allclose(boxes[0, 0], np.array([20, 10, 60, 50]) * scale, atol=1)
+
+
+def test_predict_carries_the_one_mask_of_a_coarse_sequence_through_the_clip(
+    folders: dict[str, Path], tmp_path: Path
+) -> None:
+    clip = moving_echo(COUNT)
+    write_sequence(tmp_path / "images" / "p1_4CH.nii.gz", clip.frames[:, 0], clip.geometry, None)
+    coarse = np.zeros((COUNT, *clip.frames.shape[2:]), dtype=np.uint8)
+    coarse[START, 18:73, 30:83], coarse[START, 25:66, 40:73] = 2, 1
+    write_sequence(tmp_path / "coarse" / "p1_4CH.nii.gz", coarse, clip.geometry, None)
+    out = tmp_path / "out"
+    arguments = ["predict", str(folders["folder"]), str(tmp_path / "images"), str(out)]
+
+    def call() -> bytes:
+        result = CliRunner().invoke(
+            app, [*arguments, "--prompts", str(tmp_path / "coarse"), "--layout", "clips", "--device", "cpu"]
+        )
+        assert result.exit_code == 0, result.output
+        return (out / "labels" / "p1_4CH.nii.gz").read_bytes()
+
+    first = call()
+    written = read_sequence(out / "labels" / "p1_4CH.nii.gz")[0][:, 0]
+    adapter = with_prompts(folders, tmp_path / "coarse")
+    assert np.array_equal(written, segment_frames(adapter, clip))
+    assert call() == first
+    assert len((out / "audit.jsonl").read_text(encoding="utf-8").splitlines()) == 1
+    # Another frame with the boxes makes other masks.
+    coarse[0], coarse[START] = coarse[START], 0
+    write_sequence(tmp_path / "coarse" / "p1_4CH.nii.gz", coarse, clip.geometry, None)
+    assert call() != first

@@ -106,8 +106,8 @@ def tiny_sam2() -> Any:
 def tiny_sam2_video() -> Any:
     """Sam2VideoModel of transformers with 128 x 128 pixels, random weights, and a memory of three frames.
 
-    It is 128 wide: transformers takes no width that is not larger than the 64 of the memory's features. Its object score
-    is positive, so that objects are seen.
+    It is 128 wide: transformers takes no width that is not larger than the 64 of the memory's features. Its object
+    score is positive, so that objects are seen.
     """
     from transformers import Sam2VideoConfig, Sam2VideoModel
 
