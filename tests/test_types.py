@@ -129,7 +129,7 @@ def test_a_frame_is_known_by_its_name_and_nothing_else_is(clip: str, index: int)
 
 
 @pytest.mark.parametrize(
-    "name", ["p1_frame7", "p1_frame0007", "_frame007", "p1_frame", "p1", "p1_frame-01", "p1_frame٠٠٧"]
+    "name", ["p1_frame7", "p1_frame0007", "_frame007", "p1_frame", "p1", "p1_frame-01", "p1_frame\u0660\u0660\u0667"]
 )
 def test_names_that_are_like_those_of_frames_are_none(name: str) -> None:
     assert clip_of_frame(name) is None

@@ -130,9 +130,14 @@ def tiny_sam2_video() -> Any:
         memory_attention_rope_feat_sizes=[8, 8], memory_encoder_hidden_size=128, mask_downsampler_embed_dim=128,
         memory_fuser_embed_dim=128, memory_fuser_intermediate_dim=32,
     )  # fmt: skip
-    model = _shaken(Sam2VideoModel(config))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = _shaken(Sam2VideoModel(config))
     with torch.no_grad():
         model.mask_decoder.pred_obj_score_head.proj_out.bias.fill_(5.0)
+        # The same in every checkpoint, and here they are not tied.
+        positions = model.prompt_encoder.shared_embedding.positional_embedding
+        model.shared_image_embedding.positional_embedding.copy_(positions)
     return model
 
 
