@@ -5,7 +5,6 @@ None of them is passed on: they are read where they lie, and only figures are ke
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any, Final
 
@@ -13,7 +12,8 @@ import numpy as np
 from pydicom.data import get_testdata_file
 
 from benchmarks.clips.measuring import KnownClip, average, measure_model
-from benchmarks.clips.simulated import ANATOMY, WITH, WITHOUT, Size
+from benchmarks.clips.simulated import ANATOMY, WITH, WITHOUT, WITHOUT_TIME, Size
+from benchmarks.harness.budgets import merge
 from benchmarks.harness.laboratory import NETWORK, adapt_config, train_once
 from benchmarks.harness.packs import camus_qualities, write_camus
 from benchmarks.harness.recording import once, quiet
@@ -111,9 +111,9 @@ class EchoNet:
         source = self._trained()
         found = {"source": once(self.folder / "source.json", lambda: self._measured(source, clips))}
         if adaptation:
-            for method, images in ((WITHOUT, 0), (WITH, None)):
+            for method in (WITHOUT, WITH):
                 path = self.folder / f"{method.replace(' ', '-')}.json"
-                found[method] = once(path, lambda images=images: self._adapted(source, clips, images))  # type: ignore[misc]
+                found[method] = once(path, lambda method=method: self._adapted(source, clips, method == WITH))  # type: ignore[misc]
         return found
 
     def _camus(self) -> Path:
@@ -139,20 +139,18 @@ class EchoNet:
         rows, _ = measure_model(segmenter, None, clips, load_anatomy(ANATOMY, segmenter.schema))
         return {"clips": rows, "mean": average(rows)}
 
-    def _adapted(self, source: Path, clips: list[KnownClip], clip_images: int | None) -> dict[str, Any]:
+    def _adapted(self, source: Path, clips: list[KnownClip], temporal: bool) -> dict[str, Any]:
         data = self.folder / "data" / "echonet"
         for known in clips:
             path = data / "images" / f"{known.clip.clip_id}.nii.gz"
             if not path.exists():
                 write_sequence(path, known.clip.frames[:, 0], known.clip.geometry, known.clip.times)
-        changes = json.loads(json.dumps(dict(self.size.adapt)))
-        if clip_images is not None:
-            changes["collect"]["clip_images"] = clip_images
+        changes = self.size.adapt if temporal else merge(self.size.adapt, WITHOUT_TIME)
         config = adapt_config(
             {"kind": "torch", "folder": source},
             data,
             self._camus(),
-            self.folder / "runs" / ("plain" if clip_images == 0 else "temporal"),
+            self.folder / "runs" / ("temporal" if temporal else "plain"),
             ANATOMY,
             {"seed": self.seed, **changes},
         )

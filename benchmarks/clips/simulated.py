@@ -40,6 +40,8 @@ SOURCE_VENDOR = "cart"
 VENDORS = ("vintage", "handheld")
 ANATOMY = "echo_apical"
 WITHOUT, WITH = "adapted", "adapted with temporal reward"
+WITHOUT_TIME: Mapping[str, Any] = {"collect": {"clip_images": 0}, "ppo": {"neighbour_share": 0.0}}
+"""Settings of `adapt` by which neither D_R nor PPO know of neighbours."""
 _FIRST_TARGET, _FIRST_HELD_OUT = 1001, 2001
 
 
@@ -123,11 +125,11 @@ class Simulated:
         for name in VENDORS:
             found = {"source": once(self.folder / f"{name}-source.json", lambda name=name: self._source(source, name))}  # type: ignore[misc]
             if name in adapted:
-                for method, images in ((WITHOUT, 0), (WITH, None)):
+                for method in (WITHOUT, WITH):
                     path = self.folder / f"{name}-{method.replace(' ', '-')}.json"
                     found[method] = once(
                         path,
-                        lambda name=name, images=images, path=path: self._adapted(source, name, images, path),  # type: ignore[misc]
+                        lambda name=name, method=method, path=path: self._adapted(source, name, method == WITH, path),  # type: ignore[misc]
                     )
                 found["correction"] = once(
                     self.folder / f"{name}-correction.json",
@@ -173,18 +175,16 @@ class Simulated:
         rows, _ = measure_model(segmenter, None, self._held_out(name, segmenter), anatomy)
         return {"clips": rows, "mean": average(rows)}
 
-    def _run_folder(self, name: str, clip_images: int | None) -> Path:
-        return self.folder / "runs" / f"{name}{'' if clip_images == 0 else '-temporal'}"
+    def _run_folder(self, name: str, temporal: bool) -> Path:
+        return self.folder / "runs" / f"{name}{'-temporal' if temporal else ''}"
 
-    def _adapted(self, source: Path, name: str, clip_images: int | None, record: Path) -> dict[str, Any]:
-        changes = dict(self.size.adapt)
-        if clip_images is not None:
-            changes = merge(changes, {"collect": {"clip_images": clip_images}})
+    def _adapted(self, source: Path, name: str, temporal: bool, record: Path) -> dict[str, Any]:
+        changes = self.size.adapt if temporal else merge(self.size.adapt, WITHOUT_TIME)
         config = adapt_config(
             {"kind": "torch", "folder": source},
             self._clips(name, "target", _FIRST_TARGET, self.size.target),
             self._stills(),
-            self._run_folder(name, clip_images),
+            self._run_folder(name, temporal),
             ANATOMY,
             {"seed": self.seed, **changes},
         )
@@ -203,7 +203,7 @@ class Simulated:
 
     def _corrected(self, source: Path, name: str) -> dict[str, Any]:
         """The source model's clips, corrected by neighbours as the run with the temporal reward judges them."""
-        run = load_run(self._run_folder(name, None), "cpu")
+        run = load_run(self._run_folder(name, True), "cpu")
         segmenter = TorchModuleAdapter.load(source)
         return correct_worst_frames(run, segmenter, self._held_out(name, segmenter), self.size.corrected)
 

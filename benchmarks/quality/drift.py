@@ -20,15 +20,15 @@ import numpy as np
 from benchmarks.harness.command_line import add_results, add_runs, add_seeds, begin, plain_parser
 from benchmarks.harness.tables import heading, table_row
 from benchmarks.quality.score_tables import Row, ScoreTable, add_tables, publish, tables_of
-from medfm_rl.quality.streams import DriftTest, Signal
+from medfm_rl.quality.streams import DriftTest, Numbers
 
 MOST, SLOWLY, QUIET = 200, 60, 1000
 
 
-def study(patients: Sequence[Sequence[Row]], generator: np.random.Generator) -> dict[Signal, float]:
+def study(patients: Sequence[Sequence[Row]], generator: np.random.Generator) -> Numbers:
     """The numbers of a patient drawn at random: means over his masks."""
     rows = patients[int(generator.integers(len(patients)))]
-    return {signal: float(np.mean([row.numbers[signal] for row in rows])) for signal in rows[0].numbers}
+    return {signal: np.mean([row.numbers[signal] for row in rows], axis=0).tolist() for signal in rows[0].numbers}
 
 
 def delay(table: ScoreTable, before: int, slowly: bool, seed: int) -> tuple[int, str | None]:

@@ -18,9 +18,9 @@ import numpy as np
 from benchmarks.harness.recording import RUNS, print_results, write_results
 from medfm_rl.data.files import write_json
 from medfm_rl.quality import QualityReport
-from medfm_rl.quality.streams import Signal
+from medfm_rl.quality.streams import Numbers
 
-_FORMAT = 1
+_FORMAT = 2
 TABLES = "score-tables"
 """Folder of the tables below the runs of the benchmark."""
 Domain = Literal["source", "target"]
@@ -40,6 +40,7 @@ class Row:
         distance: From the calibration cases.
         reward: Mean probability of being right in and around the structures.
         broken: How many rules it breaks.
+        look: What its image looks like; none in tables that were drawn.
     """
 
     domain: Domain
@@ -51,6 +52,7 @@ class Row:
     distance: float
     reward: float
     broken: int
+    look: tuple[float, ...] = ()
 
     @classmethod
     def of(cls, report: QualityReport, dice: float, domain: Domain) -> Row:
@@ -68,12 +70,14 @@ class Row:
             distance,
             mean.mean_reward,
             broken,
+            report.look,
         )
 
     @property
-    def numbers(self) -> dict[Signal, float]:
+    def numbers(self) -> Numbers:
         """What it says to each signal of a stream."""
-        return {"appearance": self.distance, "rewards": self.reward, "rules": float(self.broken)}
+        numbers: Numbers = {"appearance": self.distance, "rewards": self.reward, "rules": float(self.broken)}
+        return {**numbers, "look": self.look} if self.look else numbers
 
 
 @dataclass(frozen=True)
@@ -119,7 +123,8 @@ class ScoreTable:
         content = json.loads(path.read_text(encoding="utf-8"))
         if content.pop("format") != _FORMAT:
             raise SystemExit(f"{path}: another version wrote it; make it again")
-        return cls(**{**content, "rows": tuple(Row(**row) for row in content["rows"])})
+        rows = tuple(Row(**{**row, "look": tuple(row["look"])}) for row in content["rows"])
+        return cls(**{**content, "rows": rows})
 
 
 def table_file(runs: Path, shift: str, model: str, seed: int) -> Path:

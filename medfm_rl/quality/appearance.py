@@ -7,6 +7,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 _CELLS = {2: 8, 3: 4}
+_PARTS = 64
+"""Cells of an image, whatever its dimensions."""
+_DECILES = 11
 _OCTAVES = 4
 LEAST_SCALE = 0.1
 """Differences of these numbers below a tenth of an image's standard deviation are none: a corner that is black in
@@ -43,4 +46,25 @@ def appearance(images: Tensor) -> Tensor:
 def _decile_ranks(count: int) -> Tensor:
     """Places of the deciles, the extremes included, among ordered values."""
     # Single precision counts to 2^24, and volumes have more voxels.
-    return torch.linspace(0, count - 1, 11, dtype=torch.float64).round().long()
+    return torch.linspace(0, count - 1, _DECILES, dtype=torch.float64).round().long()
+
+
+def meaning_of_number(place: int, count: int, higher: bool) -> str:
+    """What it means, in words, that one of the numbers of `appearance` is higher, or lower.
+
+    Args:
+        place: Which, counted from 0.
+        count: How many there are.
+        higher: Whether it is.
+    """
+    channels = count // (_PARTS + _DECILES + _OCTAVES)
+    if place < channels * _PARTS:
+        channel, part = divmod(place, _PARTS)
+        said = f"images are {'brighter' if higher else 'darker'} in part {part + 1} of {_PARTS}"
+    elif place < channels * (_PARTS + _DECILES):
+        channel, decile = divmod(place - channels * _PARTS, _DECILES)
+        said = f"the {10 * decile} % quantile of grey values is {'higher' if higher else 'lower'}"
+    else:
+        octave, channel = divmod(place - channels * (_PARTS + _DECILES), channels)
+        said = f"images have {'more' if higher else 'less'} detail of {2**octave} to {2 ** (octave + 1)} pixels"
+    return said if channels == 1 else f"{said} in channel {channel + 1} of {channels}"

@@ -247,6 +247,7 @@ class QualityController:
             "refer",
             (),
             tuple(embedding.tolist()),
+            tuple(evidence.appearance.round(4).tolist()),
             submission.view,
             shift_seen_by=seen_by,
             reward_map=native,

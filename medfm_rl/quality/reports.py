@@ -78,6 +78,7 @@ class QualityReport:
             it. refer: a person has to decide.
         reasons: Why, in words.
         embedding: What the reward network saw, for the test of a batch.
+        look: What the image looks like by itself, `quality.appearance`, for the test of a stream; to four decimals.
         view: What a classifier of views sees, where there is one.
         reason_code: The first of the reasons, for a program; None before there is a verdict.
         shift_seen_by: Which of the three the distance is by.
@@ -100,6 +101,7 @@ class QualityReport:
     verdict: Verdict
     reasons: tuple[str, ...]
     embedding: tuple[float, ...] = ()
+    look: tuple[float, ...] = ()
     view: ViewFinding | None = None
     reason_code: ReasonCode | None = None
     shift_seen_by: ShiftSeenBy = "reward network"
@@ -138,7 +140,7 @@ class QualityReport:
         values["rules"] = tuple(RuleResult(**rule) for rule in content["rules"])
         values["view"] = ViewFinding.from_json(content["view"])
         values["reasons"], values["embedding"] = tuple(content["reasons"]), tuple(content["embedding"])
-        values["unmoved"] = tuple(content.get("unmoved", ()))
+        values["look"], values["unmoved"] = tuple(content.get("look", ())), tuple(content.get("unmoved", ()))
         return cls(**values)
 
 

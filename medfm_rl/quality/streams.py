@@ -1,7 +1,8 @@
 """Is a stream of studies still what it was? A test after every study, valid however long one goes on looking.
 
-Every study gives a number for each signal: how far it lies from the calibration (appearance), what the reward networks
-say of its masks (rewards), how many anatomy rules they break (rules), and, of reviewed masks, the true Dice (reviewed).
+Every study gives numbers for each signal: how far it lies from the calibration (appearance), where its images are
+bright, how their grey values spread and how fine they are (look, `quality.appearance`), what the reward networks say of
+its masks (rewards), how many anatomy rules they break (rules), and, of reviewed masks, the true Dice (reviewed).
 While studies are exchangeable, the rank of a study's number among those before it is uniform and independent of the
 ranks before (Vovk, Gammerman and Shafer, Algorithmic Learning in a Random World, 2005, chapter 7): its conformal
 p-value. A gambler who bets against that gains without bound when the stream has changed, and a fair game otherwise: a
@@ -11,24 +12,26 @@ Here he bets by power functions on small and on large p-values and changes betwe
 jumper does; and a new gambler enters with every study, so that a change after a long quiet time is found as soon. The
 sum of their capitals is a Shiryaev-Roberts e-detector (Shin, Ramdas and Rinaldo, E-detectors, arXiv 2203.03532):
 without a change its mean after n studies is n, so that an alarm at the sum 1,000 comes after 1,000 studies or more on
-average. The signals share that: each has an equal part of the money, and the alarm is on the sum of all. Each signal's
-game is fair by itself; that the sum keeps the limit is shown by simulation.
+average. The signals share that: each has an equal part of the money, and the alarm is on the sum of all. Of a signal of
+several numbers each number has an equal part of that part: a change in one of 79 is found a few studies later than in
+the only one. Each game is fair by itself; that the sum keeps the limit is shown by simulation.
 """
 
 from __future__ import annotations
 
 import bisect
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final, Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
 
+from medfm_rl.quality.appearance import meaning_of_number
 from medfm_rl.seeding import derive_seed
 
-Signal = Literal["appearance", "rewards", "rules", "reviewed"]
+Signal = Literal["appearance", "look", "rewards", "rules", "reviewed"]
 SIGNALS: tuple[Signal, ...] = get_args(Signal)
 STUDIES_TO_FALSE_ALARM: Final = 1000
 """Studies without a change after which one false alarm is expected at the earliest."""
@@ -37,6 +40,8 @@ FEWEST_BEFORE: Final = 20
 _POWERS: Final = (0.15, 0.4, 0.7)
 _JUMPING: Final = 0.02
 """Share of the capital that moves to other bets at each study."""
+Numbers = Mapping[Signal, float | Sequence[float]]
+"""What a study says to each signal: to look several numbers, to others one."""
 _DIRECTIONS: Final[Mapping[Signal, tuple[str, str]]] = {
     "appearance": ("images are less like those of the calibration", "images are more like those of the calibration"),
     "rewards": ("the reward networks think better of the masks", "the reward networks think less of the masks"),
@@ -72,53 +77,112 @@ class ConformalRanks:
     Args:
         seed: Of the draws.
         name: Of what they are for.
+        count: D, how many numbers come at once; each is ranked among those in its place.
     """
 
-    def __init__(self, seed: int, name: str) -> None:
+    def __init__(self, seed: int, name: str, count: int = 1) -> None:
         self._generator = np.random.default_rng(derive_seed(seed, "conformal ranks", name))
-        self._sorted: list[float] = []
+        self._sorted: list[list[float]] = [[] for _ in range(count)]
 
-    def add(self, value: float) -> float:
-        """The share of numbers so far, this one included, that are larger, with a part of those that are as large.
+    def add(self, values: Array) -> Array:
+        """Of each number the share so far, itself included, that is larger, with a part of those that are as large.
 
-        Small for a number that is larger than those before, in (0, 1).
+        Args:
+            values: `(D,)`.
+
+        Returns:
+            `(D,)` in (0, 1); small for a number that is larger than those before.
         """
-        low = bisect.bisect_left(self._sorted, value)
-        high = bisect.bisect_right(self._sorted, value)
-        self._sorted.insert(high, value)
-        larger, equal = len(self._sorted) - 1 - high, high - low + 1
-        drawn = max(float(self._generator.random()), 1e-9)
-        return (larger + drawn * equal) / len(self._sorted)
+        larger, equal = [], []
+        for known, value in zip(self._sorted, values.tolist(), strict=True):
+            low, high = bisect.bisect_left(known, value), bisect.bisect_right(known, value)
+            known.insert(high, value)
+            larger.append(len(known) - 1 - high)
+            equal.append(high - low + 1)
+        drawn = np.maximum(self._generator.random(len(values)), 1e-9)
+        found: Array = (np.array(larger) + drawn * np.array(equal)) / len(self._sorted[0])
+        return found
 
 
 class Detector:
-    """The capitals of gamblers against uniform p-values, one of whom enters at each study.
+    """The capitals of gamblers against uniform p-values, one of whom enters each game at each study.
 
     The bets are p^(k - 1) k and (1 - p)^(k - 1) k, and keeping the money; each is a density on [0, 1]. Capital is kept
     by bet, for all gamblers together: what they do is linear.
+
+    Args:
+        games: How many are played side by side.
+        entered: Gamblers in each before the first study.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, games: int = 1, entered: int = 0) -> None:
         self._bets = 2 * len(_POWERS) + 1
-        self.capital: Array = np.zeros(self._bets)
+        self.capital: Array = np.full((games, self._bets), entered / self._bets)
+
+    @property
+    def by_game(self) -> Array:
+        """The sum of the capitals in each game, `(D,)`."""
+        found: Array = self.capital.sum(axis=1)
+        return found
+
+    def add(self, p: float | Array) -> None:
+        """Lets gamblers enter and all of them bet on the p-value of each game."""
+        stakes = self.capital + 1 / self._bets
+        stakes = (1 - _JUMPING) * stakes + _JUMPING * stakes.sum(axis=1, keepdims=True) / self._bets
+        # What is beyond any alarm need not be counted on.
+        self.capital = np.minimum(stakes * _payoffs(np.atleast_1d(p)), 1e100)
+
+    def skip(self) -> None:
+        """Lets gamblers enter where a study gives no number: nobody bets."""
+        self.capital = self.capital + 1 / self._bets
+
+
+class Watch:
+    """The games of one signal, one for each of its numbers, among which its money is divided.
+
+    Args:
+        signal: Its name.
+        seed: Of the draws that break ties.
+    """
+
+    def __init__(self, signal: Signal, seed: int) -> None:
+        self.signal = signal
+        self._seed = seed
+        self._ranks: ConformalRanks | None = None
+        self._detector = Detector()
+        self._p_values: list[Array | None] = []
 
     @property
     def evidence(self) -> float:
-        """The sum of the capitals."""
-        return float(self.capital.sum())
+        """The mean over the games of the sums of their capitals."""
+        return float(self._detector.by_game.mean())
 
-    def add(self, p: float) -> float:
-        """Lets a gambler enter and all of them bet on a p-value; the sum of their capitals after it."""
-        stakes = self.capital + 1 / self._bets
-        stakes = (1 - _JUMPING) * stakes + _JUMPING * stakes.sum() / self._bets
-        # What is beyond any alarm need not be counted on.
-        self.capital = np.minimum(stakes * _payoffs(p), 1e100)
-        return self.evidence
+    def add(self, numbers: float | Sequence[float] | None) -> None:
+        """Tests what a study says; None where it says nothing.
 
-    def skip(self) -> float:
-        """Lets a gambler enter where a study gives no number: nobody bets."""
-        self.capital = self.capital + 1 / self._bets
-        return self.evidence
+        Raises:
+            ValueError: There are more numbers than in the study before, or fewer.
+        """
+        if numbers is None:
+            self._detector.skip()
+            self._p_values.append(None)
+            return
+        values = np.atleast_1d(np.asarray(numbers, dtype=np.float64))
+        if self._ranks is None:
+            self._ranks = ConformalRanks(self._seed, self.signal, len(values))
+            self._detector = Detector(len(values), entered=len(self._p_values))
+        found = self._ranks.add(values)
+        self._detector.add(found)
+        self._p_values.append(found)
+
+    def change(self) -> tuple[int, str]:
+        """From which study on the number that tells most is most unlike before, and what that means in words."""
+        by_game = self._detector.by_game
+        place = int(by_game.argmax())
+        since, higher = change_point([None if found is None else float(found[place]) for found in self._p_values])
+        if self.signal == "look":
+            return since, meaning_of_number(place, len(by_game), higher)
+        return since, _DIRECTIONS[self.signal][0 if higher else 1]
 
 
 @dataclass
@@ -128,22 +192,19 @@ class DriftTest:
     Attributes:
         seed: Of the draws that break ties.
         limit: Sum of the capitals from which on there is an alarm.
-        p_values: By signal, the p-value of each study that was tested; None where it gives no number.
         evidence: The sum of the capitals over the signals after each study that was tested.
         alarm: The first one; nothing is tested after it.
     """
 
     seed: int
     limit: float = STUDIES_TO_FALSE_ALARM
-    p_values: dict[Signal, list[float | None]] = field(default_factory=lambda: {signal: [] for signal in SIGNALS})
     evidence: list[float] = field(default_factory=list)
     alarm: Alarm | None = None
 
     def __post_init__(self) -> None:
-        self._ranks = {signal: ConformalRanks(self.seed, signal) for signal in SIGNALS}
-        self._detectors = {signal: Detector() for signal in SIGNALS}
+        self._watches = [Watch(signal, self.seed) for signal in SIGNALS]
 
-    def add(self, numbers: Mapping[Signal, float]) -> Alarm | None:
+    def add(self, numbers: Numbers) -> Alarm | None:
         """Tests a study.
 
         Args:
@@ -151,25 +212,19 @@ class DriftTest:
 
         Returns:
             The alarm, where there is one now or was before.
+
+        Raises:
+            ValueError: A signal has more numbers than before, or fewer.
         """
         if self.alarm is not None:
             return self.alarm
-        for signal in SIGNALS:
-            if signal in numbers:
-                p = self._ranks[signal].add(numbers[signal])
-                self._detectors[signal].add(p)
-                self.p_values[signal].append(p)
-            else:
-                self._detectors[signal].skip()
-                self.p_values[signal].append(None)
-        by_signal = {signal: detector.evidence for signal, detector in self._detectors.items()}
-        self.evidence.append(sum(by_signal.values()) / len(SIGNALS))
+        for watch in self._watches:
+            watch.add(numbers.get(watch.signal))
+        self.evidence.append(sum(watch.evidence for watch in self._watches) / len(SIGNALS))
         if self.evidence[-1] >= self.limit:
-            loudest = max(SIGNALS, key=lambda signal: by_signal[signal])
-            since, higher = change_point(self.p_values[loudest])
-            study = len(self.evidence)
-            words = _DIRECTIONS[loudest][0 if higher else 1]
-            self.alarm = Alarm(study, since + 1, loudest, words, self.evidence[-1])
+            loudest = max(self._watches, key=lambda watch: watch.evidence)
+            since, words = loudest.change()
+            self.alarm = Alarm(len(self.evidence), since + 1, loudest.signal, words, self.evidence[-1])
         return self.alarm
 
     @property
@@ -190,7 +245,7 @@ def change_point(p_values: Sequence[float | None]) -> tuple[int, bool]:
         Index of the first such p-value, and whether numbers are higher since then.
     """
     known = [index for index, p in enumerate(p_values) if p is not None]
-    payoffs = np.log(np.array([_payoffs(p) for p in p_values if p is not None]))
+    payoffs = np.log(_payoffs(np.array([p for p in p_values if p is not None])))
     # Gains from each index to the end, by bet.
     gains = payoffs[::-1].cumsum(axis=0)[::-1][:, :-1]
     row, bet = np.unravel_index(int(gains.argmax()), gains.shape)
@@ -213,13 +268,8 @@ def audit_draw(seed: int, case: str, share: float) -> bool:
     return derive_seed(seed, "audit", case) / 2**31 < share
 
 
-def conformal_p_values(numbers: Iterable[float], seed: int) -> list[float]:
-    """The p-value of each number among those before it."""
-    ranks = ConformalRanks(seed, "numbers")
-    return [ranks.add(number) for number in numbers]
-
-
-def _payoffs(p: float) -> Array:
-    powers = np.asarray(_POWERS)
-    small, large = max(p, 1e-9), max(1 - p, 1e-9)
-    return np.concatenate([powers * small ** (powers - 1), powers * large ** (powers - 1), [1.0]])
+def _payoffs(p: Array) -> Array:
+    """What each bet on each p-value `(N,)` pays, `(N, bets)`."""
+    powers, small, large = np.asarray(_POWERS), np.maximum(p, 1e-9)[:, None], np.maximum(1 - p, 1e-9)[:, None]
+    bets = [powers * small ** (powers - 1), powers * large ** (powers - 1), np.ones_like(small)]
+    return np.concatenate(bets, axis=1)

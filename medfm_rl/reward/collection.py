@@ -216,13 +216,17 @@ class ActionSampler:
 
     def logits_in_batches(self, images: Tensor, segmenter: nn.Module | None = None) -> Iterator[Tensor]:
         """The logits of a few images after the other, as many as the network is shown at once."""
-        segmenter = self.segmenter if segmenter is None else segmenter
-        segmenter.eval()
-        for batch in images.split(images_at_once(images.shape[2:])):
-            # Not across the `yield`: what the caller does in between may need gradients.
-            with torch.no_grad():
-                found = segmenter(batch.to(self.device)).cpu()
-            yield found
+        return logits_in_batches(self.segmenter if segmenter is None else segmenter, images, self.device)
+
+
+def logits_in_batches(segmenter: nn.Module, images: Tensor, device: torch.device) -> Iterator[Tensor]:
+    """Logits `(B, K, *S)` of a few images `(N, C, *S)` after the other, on the CPU, without gradients."""
+    segmenter.eval()
+    for batch in images.split(images_at_once(images.shape[2:])):
+        # Not across the `yield`: what the caller does in between may need gradients.
+        with torch.no_grad():
+            found = segmenter(batch.to(device)).cpu()
+        yield found
 
 
 def perturb_weights(segmenter: nn.Module, scale: float, generator: torch.Generator) -> nn.Module:

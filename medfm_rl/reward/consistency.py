@@ -6,13 +6,19 @@ in which it fails is mostly one among others in which it does not.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property, lru_cache
 
 import numpy as np
 import numpy.typing as npt
+import torch
+from torch import Tensor
 
 from medfm_rl.data.clips.motion import carry, find_motion
 from medfm_rl.metrics.overlap import dice
+from medfm_rl.networks import argmax_classes
+from medfm_rl.rows import Rows
 from medfm_rl.structures import Structures, count_classes
 from medfm_rl.types import FloatArray, LabelMap
 
@@ -53,6 +59,78 @@ def vote_of_neighbours(
         for index in range(num_classes):
             votes[index] += np.float32(weight) * (carried == index)
     return (votes / sum(weight for _, _, weight in neighbours)).astype(np.float32)
+
+
+@dataclass(frozen=True, eq=False)
+class ClipVotes:
+    """The votes on frames of clips by a policy's masks: of two frames on either side, and one of four of the frame.
+
+    Attributes:
+        images: `(N, C, H, W)`, frames among them.
+        clips: Rows of the frames of each clip, in their order.
+        logits: The policy, images `(B, C, H, W)` to logits `(B, K, H, W)` on the CPU.
+    """
+
+    images: Rows
+    clips: Sequence[Sequence[int]]
+    logits: Callable[[Tensor], Tensor]
+
+    @cached_property
+    def rows(self) -> list[int]:
+        """Of all frames of clips, one clip after the other."""
+        return list(self._places)
+
+    @cached_property
+    def _places(self) -> dict[int, tuple[Sequence[int], int]]:
+        """By row, its clip, and its place there."""
+        return {row: (clip, place) for clip in self.clips for place, row in enumerate(clip)}
+
+    def on(self, row: int) -> Tensor | None:
+        """Share of the votes that each class has at each pixel of an image, `(K, H, W)`; None if it is no frame."""
+        if row not in self._places:
+            return None
+        clip, place = self._places[row]
+        near = neighbours_of(place, len(clip))
+        seen = self.images[[row, *(clip[other] for other, _ in near)]]
+        logits = self.logits(seen)
+        shown, masks = seen[:, 0].numpy(), argmax_classes(logits, dim=1).to(torch.uint8).numpy()
+        told = [(shown[index], masks[index], weight) for index, (_, weight) in enumerate(near, 1)]
+        own = logits[0].float().softmax(dim=0)
+        if not told:
+            return own
+        weight = sum(weight for _, _, weight in told)
+        neighbours = torch.from_numpy(vote_of_neighbours(shown[0].astype(np.float32), told, len(own)))
+        return (own + weight * neighbours) / (1 + weight)
+
+
+_KEPT = 32
+"""Votes that are remembered: those on the images of a rollout, whose sampled and best actions are rated in turn."""
+
+
+@dataclass(frozen=True, eq=False)
+class NeighbourWord:
+    """What the frames before and after say of actions: an `Informant` of the reward.
+
+    Its word on a pixel is the share of the votes that the class of the action has there.
+
+    Attributes:
+        votes: On the images.
+        shown: By row of the environment, that of the image among those of the votes.
+        share: Of the word in the reward, in [0, 1].
+    """
+
+    votes: ClipVotes
+    shown: Mapping[int, int]
+    share: float
+    _on: Callable[[int], Tensor | None] = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "_on", lru_cache(maxsize=_KEPT)(self.votes.on))
+
+    def says(self, action: Tensor, row: int) -> Tensor | None:
+        """Its word on each pixel of an action `(H, W)`; None for an image that is no frame of a clip."""
+        votes = self._on(self.shown[row]) if row in self.shown else None
+        return None if votes is None else votes.gather(0, action.long()[None])[0]
 
 
 def agreement_over_time(

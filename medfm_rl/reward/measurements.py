@@ -9,7 +9,7 @@ tell, and each that it loses is wrong. That is the difference reward of Wolpert 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -125,36 +125,25 @@ def fraction_goals(
 
 
 @dataclass(frozen=True, eq=False)
-class MeasurementReward:
-    """Rewards actions by the reports of the patients that they show, and by another reward as a floor.
+class ReportedValues:
+    """What the reports of patients say of actions: an `Informant` of the reward.
 
     For a pixel of the structure the report's word is 1/2 + h/2, for every other pixel 1/2, where h in [-1, 1] is the
-    shortfall over two uncertainties, clipped. The mean of that and of the floor is the reward: within its uncertainty a
-    report says little, and what it cannot know, where a contour runs, the floor says.
+    shortfall over two uncertainties, clipped. Within its uncertainty a report says little, and what it cannot know,
+    where a contour runs, the floor of the reward says.
 
     Attributes:
         goals: By row of the environment, what reports say of the image.
-        floor: Images `(B, C, *S)` and actions `(B, *S)` to maps in [0, 1]: reward networks.
-        share: Of the report in the reward, in [0, 1].
+        share: Of the reports in the reward, in [0, 1].
     """
 
     goals: Mapping[int, Sequence[Goal]]
-    floor: Callable[[Tensor, Tensor], Tensor]
     share: float = 0.5
 
-    def rewards(self, images: Tensor, actions: Tensor, rows: Sequence[int]) -> Tensor:
-        """Reward maps `(B, *S)` in [0, 1] of actions `(B, *S)` on the images of these rows.
-
-        An image without a report has the floor alone.
-        """
-        maps = self.floor(images, actions).clone()
-        for place, row in enumerate(rows):
-            goals = self.goals.get(row, ())
-            if goals:
-                mask = actions[place].cpu()
-                said = torch.stack([_word(goal, mask) for goal in goals]).mean(dim=0).to(maps)
-                maps[place] = (1 - self.share) * maps[place] + self.share * said
-        return maps
+    def says(self, action: Tensor, row: int) -> Tensor | None:
+        """Its word on each pixel of an action `(*S)`; None for an image without a report."""
+        goals = self.goals.get(row, ())
+        return torch.stack([_word(goal, action) for goal in goals]).mean(dim=0) if goals else None
 
 
 def _word(goal: Goal, mask: Tensor) -> Tensor:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import ClassVar
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from medfm_rl.networks import argmax_classes
 from medfm_rl.reward.actions import ActionRecords
 from medfm_rl.reward.collection import ActionSampler, ImageSet, ReviewedImages
-from medfm_rl.reward.consistency import neighbours_of, vote_of_neighbours
+from medfm_rl.reward.consistency import ClipVotes
 from medfm_rl.reward.origins import GROUND_TRUTH, ActionOrigin, Reference, ReferenceKind
 from medfm_rl.reward.shape_prior import ShapePrior
 from medfm_rl.rows import Rows
@@ -254,10 +254,10 @@ class NeighbouringFrames(ActionSource):
 
     def collect(self, rows: Sequence[int], generator: torch.Generator) -> ActionRecords:
         """Actions on some of the frames as they are; rows count through one clip after the other."""
-        settings = self.sampler.settings
-        places = [(clip, place) for clip in self.clips for place in range(len(clip))]
-        images = self.images[[clip[place] for clip, place in (places[row] for row in rows)]]
-        votes = torch.stack([self._vote(*places[row]) for row in rows])
+        settings, voting = self.sampler.settings, self._voting
+        chosen = [voting.rows[row] for row in rows]
+        images = self.images[chosen]
+        votes = torch.stack([shares for row in chosen if (shares := voting.on(row)) is not None])
         found = votes.argmax(dim=1).to(torch.uint8)
         masks, proposed = _make_valid(
             found, images, "neighbours", settings.reference_trust, self.is_valid, self.shape_prior
@@ -269,19 +269,9 @@ class NeighbouringFrames(ActionSource):
         actions, names = self.sampler.sample(shown, masks, generator)
         return ActionRecords(shown, actions, masks, certainty, _origins(images, proposed, names))
 
-    def _vote(self, clip: Sequence[int], place: int) -> Tensor:
-        """Shares of the votes on one frame, `(K, *S)`."""
-        near = neighbours_of(place, len(clip))
-        seen = self.images.images[[clip[place], *(clip[other] for other, _ in near)]]
-        logits = self.sampler.logits(seen)
-        shown, masks = seen[:, 0].numpy(), argmax_classes(logits, dim=1).to(torch.uint8).numpy()
-        told = [(shown[index], masks[index], weight) for index, (_, weight) in enumerate(near, 1)]
-        own = logits[0].float().softmax(dim=0)
-        if not told:
-            return own
-        weight = sum(weight for _, _, weight in told)
-        neighbours = torch.from_numpy(vote_of_neighbours(shown[0].astype(np.float32), told, len(own)))
-        return (own + weight * neighbours) / (1 + weight)
+    @cached_property
+    def _voting(self) -> ClipVotes:
+        return ClipVotes(self.images.images, self.clips, self.sampler.logits)
 
 
 def _make_valid(

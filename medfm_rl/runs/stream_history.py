@@ -18,10 +18,10 @@ import numpy as np
 from medfm_rl.data.files import cannot_be_read, require_known_format
 from medfm_rl.data.json_text import parse_json
 from medfm_rl.errors import DataError
-from medfm_rl.quality.streams import DriftTest, Signal, mask_key
+from medfm_rl.quality.streams import DriftTest, Numbers, Signal, mask_key
 
 UNKNOWN: Final = "unknown"
-STREAM_FORMAT: Final = 2
+STREAM_FORMAT: Final = 3
 _RESTORE: Final = "put the file back from a copy, or start a stream under another name"
 _LOG = logging.getLogger(__name__)
 
@@ -60,6 +60,7 @@ class StudyCase:
         shift_distance: How far it is from the calibration cases.
         broken_rules: Names of the anatomy rules that it breaks.
         audit: Whether it was drawn for review.
+        look: What its image looks like, `quality.appearance`; empty where an older version wrote it.
     """
 
     case: str
@@ -70,6 +71,7 @@ class StudyCase:
     shift_distance: float
     broken_rules: tuple[str, ...]
     audit: bool = False
+    look: tuple[float, ...] = ()
 
     @property
     def key(self) -> str:
@@ -94,13 +96,15 @@ class Study:
     tested: bool
 
     @property
-    def numbers(self) -> dict[Signal, float]:
+    def numbers(self) -> Numbers:
         """What the study says to each signal: means over its masks."""
-        return {
+        numbers: dict[Signal, float | Sequence[float]] = {
             "appearance": float(np.mean([case.shift_distance for case in self.cases])),
             "rewards": float(np.mean([case.mean_reward for case in self.cases])),
             "rules": float(np.mean([len(case.broken_rules) for case in self.cases])),
         }
+        looks = [case.look for case in self.cases if case.look]
+        return {**numbers, "look": np.mean(looks, axis=0).tolist()} if looks else numbers
 
 
 @dataclass(frozen=True)
@@ -244,13 +248,16 @@ def _history(path: Path, contents: Sequence[Mapping[str, Any]], cut_short: int |
     if not contents or contents[0].get("kind") != "stream":
         raise DataError(f"{path}: is no stream: its first line does not say what it is of; {_RESTORE}")
     require_known_format(path, contents[0], STREAM_FORMAT)
-    number = 1
+    number, looks = 1, set[int]()
     try:
         values = {name: contents[0][name] for name in StreamIdentity.__dataclass_fields__}
         history = StreamHistory(path, StreamIdentity(**values), cut_short=cut_short)
         for content in contents[1:]:
             number += 1
-            history.events.append(_event(content))
+            history.events.append(event := _event(content))
+            looks |= {len(case.look) for case in event.cases if case.look} if isinstance(event, Study) else set()
+            if len(looks) > 1:
+                raise ValueError("the looks of its masks have other numbers than those before")
     except (KeyError, TypeError, ValueError) as error:
         raise DataError(f"{path}: line {number} lacks what a stream has there ({error!r}); {_RESTORE}") from error
     return history
@@ -261,9 +268,7 @@ def _event(content: Mapping[str, Any]) -> Study | Review | Restart:
     datetime.fromisoformat(values["time"])
     match content["kind"]:
         case "study":
-            cases = tuple(
-                StudyCase(**{**case, "broken_rules": tuple(case["broken_rules"])}) for case in values["cases"]
-            )
+            cases = tuple(_case(case) for case in values["cases"])
             return Study(values["time"], values["patient"], cases, values["tested"])
         case "review":
             return Review(**values)
@@ -271,3 +276,8 @@ def _event(content: Mapping[str, Any]) -> Study | Review | Restart:
             return Restart(**values)
         case other:
             raise ValueError(f"{other!r} is no kind of line")
+
+
+def _case(content: Mapping[str, Any]) -> StudyCase:
+    tuples = {"broken_rules": tuple(content["broken_rules"]), "look": tuple(content.get("look", ()))}
+    return StudyCase(**{**content, **tuples})

@@ -164,6 +164,11 @@ class PPOSettings(PPOHyperparameters):
         "them as they are.",
     )
     eval_every: Positive = Field(10, description="Updates between checkpoints that compete in the selection.")
+    neighbour_share: Fraction = Field(
+        0.5,
+        description="Share that the frames before and after, carried along by the images' motion, have in the reward "
+        "of a frame of a clip, beside the reward networks; 0 leaves the reward to these.",
+    )
 
 
 class SelectionSettings(Settings):

@@ -76,6 +76,7 @@ def stream_scores(
                 case.mean_reward,
                 case.shift_distance,
                 case.broken_rules,
+                look=case.look,
             )
         )
     identity = StreamIdentity(scanner, protocol, site, found.quality, seed, audit_share)

@@ -4,60 +4,88 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy import integrate, stats
 
 from medfm_rl.quality import streams
+from medfm_rl.quality.appearance import appearance, meaning_of_number
 from medfm_rl.quality.streams import (
     STUDIES_TO_FALSE_ALARM,
     ConformalRanks,
     Detector,
     DriftTest,
-    Signal,
+    Numbers,
+    Watch,
     audit_draw,
     change_point,
-    conformal_p_values,
 )
 
 
 def test_a_rank_by_hand() -> None:
-    ranks = ConformalRanks(0, "by hand")
-    first, second, third = ranks.add(1.0), ranks.add(3.0), ranks.add(2.0)
-    assert 0 < first < 1
-    # Larger than all: between 0 and 1 / 2. In the middle of three: between 1 / 3 and 2 / 3.
-    assert 0 < second < 1 / 2
-    assert 1 / 3 < third < 2 / 3
+    ranks = ConformalRanks(0, "by hand", 2)
+    first, second, third = (ranks.add(np.array(values)) for values in ([1.0, 1.0], [3.0, 0.0], [2.0, 1.0]))
+    assert (first > 0).all()
+    assert (first < 1).all()
+    # Larger than all: between 0 and 1 / 2; smaller than all: between 1 / 2 and 1.
+    assert 0 < second[0] < 1 / 2 < second[1] < 1
+    # In the middle of three: between 1 / 3 and 2 / 3. As large as one, larger than the other: between 0 and 2 / 3.
+    assert 1 / 3 < third[0] < 2 / 3
+    assert 0 < third[1] < 2 / 3
 
 
 @given(st.integers(0, 1000), st.integers(1, 5))
 def test_p_values_of_exchangeable_numbers_are_uniform_however_many_are_equal(seed: int, kinds: int) -> None:
-    numbers = np.random.default_rng(seed).integers(0, kinds, 300).astype(float)
-    assert stats.kstest(conformal_p_values(numbers, seed), "uniform").pvalue > 1e-5
+    numbers = np.random.default_rng(seed).integers(0, kinds, (300, 1)).astype(float)
+    ranks = ConformalRanks(seed, "numbers")
+    assert stats.kstest([ranks.add(row)[0] for row in numbers], "uniform").pvalue > 1e-5
 
 
 def test_every_bet_is_fair() -> None:
     for bet in range(7):
         # The integral of a density; the tails have no end at 0 and 1, and are cut off at 1e-9.
-        total = integrate.quad(lambda p, bet=bet: streams._payoffs(p)[bet], 0, 1, limit=200)[0]
+        total = integrate.quad(lambda p, bet=bet: streams._payoffs(np.array([p]))[0, bet], 0, 1, limit=200)[0]
         assert total == pytest.approx(1, abs=0.05)
 
 
 def test_capital_is_that_of_gamblers_who_entered_one_by_one() -> None:
     """Against an oracle that keeps each gambler apart."""
-    p_values = np.random.default_rng(0).random(12)
-    detector, gamblers = Detector(), []
-    for p in p_values:
-        gamblers.append(np.full(7, 1 / 7))
-        gamblers = [(0.98 * own + 0.02 * own.sum() / 7) * streams._payoffs(p) for own in gamblers]
-        assert detector.add(p) == pytest.approx(sum(own.sum() for own in gamblers))
+    p_values = np.random.default_rng(0).random((12, 3))
+    detector = Detector(games=3)
+    games: list[list[np.ndarray]] = [[], [], []]
+    for row in p_values:
+        for game, p in enumerate(row):
+            games[game].append(np.full(7, 1 / 7))
+            payoffs = streams._payoffs(np.array([p]))[0]
+            games[game] = [(0.98 * own + 0.02 * own.sum() / 7) * payoffs for own in games[game]]
+        detector.add(row)
+        assert detector.by_game == pytest.approx([sum(own.sum() for own in game) for game in games])
 
 
-def studies(count: int, change: int, shift: float, generator: np.random.Generator) -> list[dict[Signal, float]]:
+def test_gamblers_who_were_told_nothing_keep_their_money_for_the_games_to_come() -> None:
+    watch = Watch("look", 0)
+    for _ in range(3):
+        watch.add(None)
+    assert watch.evidence == pytest.approx(3)
+    watch.add([1.0, 2.0])
+    # The mean of the payoffs of each bet on a first p-value, to four gamblers in each of two games.
+    first = ConformalRanks(0, "look", 2).add(np.array([1.0, 2.0]))
+    assert watch.evidence == pytest.approx(4 * streams._payoffs(first).mean())
+    with pytest.raises(ValueError, match="argument 2"):
+        watch.add([1.0])
+
+
+def studies(count: int, change: int, shift: float, generator: np.random.Generator) -> list[Numbers]:
     numbers = generator.normal(size=(count, 2))
     numbers[change:] += shift
     return [
-        {"appearance": float(row[0]), "rewards": -float(row[1]), "rules": float(generator.random() < 0.1)}
+        {
+            "appearance": float(row[0]),
+            "rewards": -float(row[1]),
+            "rules": float(generator.random() < 0.1),
+            "look": generator.normal(size=79).tolist(),
+        }
         for row in numbers
     ]
 
@@ -102,6 +130,37 @@ def test_an_alarm_says_what_changed_and_in_which_direction() -> None:
     assert 58 <= test.alarm.since <= 64
     before = test.alarm
     assert test.add({"appearance": 0.0}) is before
+
+
+@pytest.mark.parametrize(
+    ("place", "shift", "words"),
+    [
+        (9, 2.5, "images are brighter in part 10 of 64"),
+        (64 + 9, -2.5, "the 90 % quantile of grey values is lower"),
+        (64 + 11 + 1, -2.5, "images have less detail of 2 to 4 pixels"),
+    ],
+)
+def test_a_change_of_one_number_in_79_is_noticed_soon_and_named(place: int, shift: float, words: str) -> None:
+    delays = []
+    for seed in range(10):
+        test, generator = DriftTest(seed), np.random.default_rng(seed)
+        for index in range(140):
+            look = generator.normal(size=79)
+            look[place] += shift if index >= 60 else 0.0
+            test.add({"appearance": float(generator.normal()), "look": look.tolist()})
+        assert test.alarm is not None
+        assert (test.alarm.signal, test.alarm.words) == ("look", words)
+        delays.append(test.alarm.study - 60)
+    assert np.median(delays) <= 15
+
+
+def test_the_numbers_of_a_colour_image_are_named_by_channel() -> None:
+    count = appearance(torch.rand(1, 3, 16, 16)).shape[1]
+    names = [meaning_of_number(place, count, True) for place in range(count)]
+    assert len(set(names)) == count == 237
+    assert names[64] == "images are brighter in part 1 of 64 in channel 2 of 3"
+    assert names[3 * 64 + 11] == "the 0 % quantile of grey values is higher in channel 2 of 3"
+    assert names[-1] == "images have more detail of 8 to 16 pixels in channel 3 of 3"
 
 
 def test_a_stream_that_has_just_begun_raises_no_alarm() -> None:

@@ -10,7 +10,8 @@ from torch import Tensor
 from medfm_rl.anatomy.discs import ejection_fraction, measure_discs
 from medfm_rl.envs import RewardSource, SegmentationVecEnv
 from medfm_rl.policies import DensePPO
-from medfm_rl.reward.measurements import MeasurementReward, SizeGoal, fraction_goals
+from medfm_rl.reward.informed import InformedReward
+from medfm_rl.reward.measurements import ReportedValues, SizeGoal, fraction_goals
 from medfm_rl.settings import PPOHyperparameters
 
 
@@ -29,7 +30,7 @@ def square(side: int) -> Tensor:
 def test_too_small_a_structure_is_to_grow_and_too_large_a_one_to_shrink() -> None:
     """16 of 20 pixels with an uncertainty of 4: one uncertainty short, h = 1/2, the structure's pixels 3/4."""
     goal = SizeGoal((1,), 20.0, 4.0)
-    reward = MeasurementReward({7: [goal]}, half, share=1.0)
+    reward = InformedReward(half, [ReportedValues({7: [goal]}, share=1.0)])
     assert isinstance(reward, RewardSource)
     maps = reward.rewards(torch.zeros(1, 1, 12, 12), square(4)[None], [7])
     assert maps[0][square(4) == 1].unique().tolist() == [0.75]
@@ -44,7 +45,7 @@ def test_an_image_without_a_report_has_the_floor_alone_and_others_half_of_it() -
         del images
         return torch.full(actions.shape, 0.9)
 
-    reward = MeasurementReward({1: [SizeGoal((1,), 16.0, 4.0)]}, floor)
+    reward = InformedReward(floor, [ReportedValues({1: [SizeGoal((1,), 16.0, 4.0)]})])
     maps = reward.rewards(torch.zeros(2, 1, 12, 12), torch.stack([square(4)] * 2), [0, 1])
     assert maps[0].unique().tolist() == pytest.approx([0.9])
     # The size is as reported: 1/2 everywhere.
@@ -54,7 +55,7 @@ def test_an_image_without_a_report_has_the_floor_alone_and_others_half_of_it() -
 @settings(max_examples=40, deadline=None)
 @given(st.floats(1, 500), st.floats(0.1, 100), st.integers(0, 12))
 def test_rewards_lie_within_0_and_1(pixels: float, uncertainty: float, side: int) -> None:
-    reward = MeasurementReward({0: [SizeGoal((1,), pixels, uncertainty)]}, half)
+    reward = InformedReward(half, [ReportedValues({0: [SizeGoal((1,), pixels, uncertainty)]})])
     maps = reward.rewards(torch.zeros(1, 1, 12, 12), square(side)[None], [0])
     assert 0 <= float(maps.min()) <= float(maps.max()) <= 1
 
@@ -99,7 +100,8 @@ class Grey(torch.nn.Module):
 def test_ppo_brings_an_area_to_the_reported_one_without_seeing_a_contour() -> None:
     """A ramp of grey: above the threshold 0 lie 128 of 256 pixels; the report says 192, where it is -.5."""
     ramp = torch.linspace(-1, 1, 256).reshape(1, 1, 16, 16).repeat(8, 1, 1, 1)
-    reward = MeasurementReward({row: [SizeGoal((1,), 192.0, 20.0)] for row in range(8)}, half)
+    reports = ReportedValues({row: [SizeGoal((1,), 192.0, 20.0)] for row in range(8)})
+    reward = InformedReward(half, [reports])
     env = SegmentationVecEnv(ramp.numpy().astype(np.float32), reward, 2, n_envs=8)
     policy = Grey()
     chosen = PPOHyperparameters(learning_rate=0.03, kl_coef=0.0, exploration="independent")

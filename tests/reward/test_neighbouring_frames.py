@@ -7,12 +7,17 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from medfm_rl.envs import RewardSource, SegmentationVecEnv
 from medfm_rl.networks import argmax_classes
+from medfm_rl.policies import DensePPO
 from medfm_rl.reward.collection import ActionSampler, ImageSet
+from medfm_rl.reward.consistency import ClipVotes, NeighbourWord
+from medfm_rl.reward.informed import InformedReward
+from medfm_rl.reward.measurements import ReportedValues, SizeGoal
 from medfm_rl.reward.origins import Reference, origins_from_json, origins_to_json
 from medfm_rl.reward.shape_prior import ShapePrior
 from medfm_rl.reward.sources import NeighbouringFrames
-from medfm_rl.settings import CollectSettings
+from medfm_rl.settings import CollectSettings, PPOHyperparameters
 from medfm_rl.types import GridAxes
 
 SIZE = 24
@@ -90,3 +95,68 @@ def test_references_by_neighbours_are_read_from_a_shard_as_they_were_written(tmp
     records = source().collect([1], torch.Generator().manual_seed(0))
     content = origins_to_json(records.origins)
     assert origins_from_json(tmp_path / "shard", content, records.certainty.numpy()) == records.origins
+
+
+def votes() -> ClipVotes:
+    segmenter = DarkIsInside()
+    return ClipVotes(images()[0].images, [[1, 2, 3, 4, 5]], segmenter)
+
+
+def unsure(shown: Tensor, actions: Tensor) -> Tensor:
+    """A floor that says nothing."""
+    del shown
+    return torch.full(actions.shape, 0.5)
+
+
+def test_actions_on_a_frame_are_rewarded_by_the_votes_of_its_neighbours() -> None:
+    """The bar took pixel (12, 14) from the third frame: three of four votes say disc, and its own says the opposite."""
+    _, disc = images()
+    shown = {7: 3, 8: 0}
+    reward = InformedReward(unsure, [NeighbourWord(votes(), shown, share=1.0)])
+    assert isinstance(reward, RewardSource)
+    whole, nothing = torch.from_numpy(disc).long(), torch.zeros(SIZE, SIZE, dtype=torch.int64)
+    maps = reward.rewards(torch.zeros(3, 1, SIZE, SIZE), torch.stack([whole, nothing, whole]), [7, 7, 8])
+    assert float(maps[0, 12, 14]) == pytest.approx(0.75, abs=0.01)
+    assert float(maps[1, 12, 14]) == pytest.approx(0.25, abs=0.01)
+    assert float(maps[0, 12, 8]) == pytest.approx(1.0, abs=0.01)
+    # The still has no neighbours: the floor alone.
+    assert maps[2].unique().tolist() == [0.5]
+    # What the votes give to both classes is one.
+    torch.testing.assert_close((maps[0] + maps[1])[whole == 1], torch.ones(int(whole.sum())))
+
+
+def test_reports_and_neighbours_speak_one_after_the_other() -> None:
+    """Of the floor's 1/2 half stays beside the report's 3/4, and a quarter of that beside the neighbours."""
+    _, disc = images()
+    mask = torch.from_numpy(disc).long()
+    pixels = float(mask.sum())
+    reports = ReportedValues({0: [SizeGoal((1,), pixels + 4, 4.0)]})
+    reward = InformedReward(unsure, [reports, NeighbourWord(votes(), {0: 2}, share=0.75)])
+    said = reward.rewards(torch.zeros(1, 1, SIZE, SIZE), mask[None], [0])[0, 12, 8]
+    assert float(said) == pytest.approx(0.25 * (0.5 * 0.5 + 0.5 * 0.75) + 0.75, abs=0.01)
+
+
+class BrightIsInside(nn.Module):
+    """Class 1 below a threshold that is learnt; it starts where the bar is taken for the outside."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.correction = nn.Parameter(torch.zeros(SIZE, SIZE))
+
+    def forward(self, shown: Tensor) -> Tensor:
+        return torch.cat([torch.zeros_like(shown), -2 * shown + self.correction], dim=1)
+
+
+def test_ppo_takes_back_what_one_frame_lost_without_a_learned_reward() -> None:
+    _, disc = images()
+    frame = images()[0].images[[3] * 8].numpy()
+    reward = InformedReward(unsure, [NeighbourWord(votes(), dict.fromkeys(range(8), 3), share=1.0)])
+    env = SegmentationVecEnv(frame, reward, 2, n_envs=8)
+    policy = BrightIsInside()
+    lost = torch.from_numpy(disc) & (policy(torch.from_numpy(frame[:1])).argmax(dim=1)[0] == 0)
+    assert int(lost.sum()) >= 30
+    chosen = PPOHyperparameters(learning_rate=0.2, kl_coef=0.0, exploration="independent")
+    DensePPO(env, policy, chosen, seed=0, device="cpu").learn(8 * 20)
+    found = policy(torch.from_numpy(frame[:1])).argmax(dim=1)[0] == 1
+    assert float(found[lost].float().mean()) > 0.9
+    assert float((found == torch.from_numpy(disc)).float().mean()) > 0.97

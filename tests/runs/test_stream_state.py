@@ -50,6 +50,32 @@ def test_a_patient_who_comes_again_is_recorded_and_not_tested(tmp_path: Path) ->
     assert read_stream(path).drift().studies == 1
 
 
+def test_what_images_look_like_comes_back_and_counts_by_study(tmp_path: Path) -> None:
+    path = tmp_path / "ge.jsonl"
+    seen = [replace(case("a"), look=(0.5, 1.0)), replace(case("b"), look=(1.5, -1.0)), case("c")]
+    add_studies(path, IDENTITY, {"p0": seen, "p1": [case("d")]}, NOW)
+    first, second = read_stream(path).studies
+    assert [each.look for each in first.cases] == [(0.5, 1.0), (1.5, -1.0), ()]
+    assert first.numbers["look"] == [1.0, 0.0]
+    # Of a mask that an older version added it is not known.
+    assert "look" not in second.numbers
+    assert read_stream(path).drift().studies == 2
+
+
+def test_streams_of_the_version_before_are_read_and_gone_on_with(tmp_path: Path) -> None:
+    path = tmp_path / "ge.jsonl"
+    add_studies(path, IDENTITY, many(0, 2), NOW)
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    lines[0]["format"] = 2
+    for line in lines[1:]:
+        for each in line["cases"]:
+            del each["look"]
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    before = read_stream(path).drift().evidence
+    add_studies(path, IDENTITY, {"p9": [replace(case("z"), look=(0.5, 1.0))]}, NOW)
+    assert read_stream(path).drift().evidence[:2] == before
+
+
 def test_processes_add_at_once_and_nothing_is_lost(tmp_path: Path) -> None:
     path = tmp_path / "ge.jsonl"
     context = multiprocessing.get_context("fork")
@@ -82,6 +108,14 @@ def test_a_last_line_that_was_cut_short_is_named_and_added_again(
         (lambda lines: [lines[0], json.dumps({"kind": "visit", "time": NOW.isoformat()})], "no kind of line"),
         (lambda lines: lines[1:], "does not say what it is of"),
         (lambda lines: [json.dumps({**json.loads(lines[0]), "format": 9}), *lines[1:]], "newer version"),
+        (
+            lambda lines: [
+                lines[0],
+                lines[1].replace('"look": []', '"look": [1.0]'),
+                lines[2].replace('"look": []', '"look": [1.0, 2.0]'),
+            ],
+            "line 3 lacks what a stream has there .*other numbers than those before",
+        ),
     ],
 )
 def test_damage_and_newer_versions_are_refused(tmp_path: Path, change, message: str) -> None:

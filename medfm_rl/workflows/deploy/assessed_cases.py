@@ -28,6 +28,7 @@ class AssessedCase:
         mean_reward: Mean probability of being right in and around the structures.
         shift_distance: How far it is from the calibration cases.
         broken_rules: Names of the anatomy rules that it breaks.
+        look: What the image looks like, `quality.appearance`; empty in a file that an older version wrote.
     """
 
     case: str
@@ -39,6 +40,7 @@ class AssessedCase:
     mean_reward: float
     shift_distance: float
     broken_rules: tuple[str, ...]
+    look: tuple[float, ...]
 
 
 def read_assessed(path: Path) -> tuple[Scores, list[AssessedCase]]:
@@ -72,6 +74,7 @@ def _assessed(case: dict[str, Any]) -> AssessedCase:
         mean_reward=float(mean["mean_reward"]),
         shift_distance=float(case["shift_distance"]),
         broken_rules=tuple(str(rule["rule"]) for rule in case["rules"] if not rule["passed"]),
+        look=tuple(float(number) for number in case.get("look", ())),
     )
 
 

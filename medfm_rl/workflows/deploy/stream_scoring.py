@@ -128,4 +128,5 @@ def _study_case(report: QualityReport, masks: Mapping[str, str]) -> StudyCase:
         mean_reward=report.mean.mean_reward,
         shift_distance=report.shift_distance,
         broken_rules=tuple(rule.rule for rule in report.rules if not rule.passed),
+        look=report.look,
     )

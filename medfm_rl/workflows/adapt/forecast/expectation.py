@@ -122,8 +122,8 @@ class Expectation:
 
 def expect(config: AdaptConfig, costs: UnitCosts, amounts: Amounts) -> Expectation:
     """What a run of these settings needs. Reward networks may stop early; they are counted to their end."""
-    iterations, updates = config.iterations, config.ppo.updates
-    checkpoints = math.ceil(updates / config.ppo.eval_every)
+    iterations = config.iterations
+    checkpoints = math.ceil(config.ppo.updates / config.ppo.eval_every)
     stages = {
         READING: 2 * costs.read * amounts.cases,
         SHAPE_PRIOR: config.shape_prior.epochs * costs.shape_prior * (amounts.source or amounts.target),
@@ -131,7 +131,7 @@ def expect(config: AdaptConfig, costs: UnitCosts, amounts: Amounts) -> Expectati
         CROSS_FIT: _fine_tuning(config, costs, amounts) if config.feedback and config.feedback.cross_fit else 0.0,
         COLLECTING: iterations * _collecting(config, costs, amounts),
         REWARD: sum(_reward(config, costs, iteration) for iteration in range(iterations)),
-        PPO: iterations * updates * costs.ppo,
+        PPO: iterations * _ppo(config, costs, amounts),
         SELECTION: sum(
             (2 + checkpoints * (iteration + 1))
             * (amounts.selection + min(MOST_SOURCE_IMAGES, amounts.source))
@@ -159,6 +159,14 @@ def _collecting(config: AdaptConfig, costs: UnitCosts, amounts: Amounts) -> floa
     # A frame is segmented with four neighbours, an image of the target in as many changed ways.
     images = settings.target_images + (settings.clip_images if amounts.clip_frames else 0)
     return images * target + (settings.source_images * source if amounts.source else 0.0)
+
+
+def _ppo(config: AdaptConfig, costs: UnitCosts, amounts: Amounts) -> float:
+    settings = config.ppo
+    # Every other image is of the target where there is a source; of a frame the neighbours are segmented too.
+    frames = settings.updates * settings.n_envs / (2 if amounts.source else 1)
+    voted = frames * costs.collect[1] if amounts.clip_frames and settings.neighbour_share > 0 else 0.0
+    return settings.updates * costs.ppo + voted
 
 
 def _reward(config: AdaptConfig, costs: UnitCosts, iteration: int) -> float:

@@ -17,7 +17,10 @@ from medfm_rl.data.files import write_json
 from medfm_rl.envs import SegmentationVecEnv
 from medfm_rl.networks import build_padded_unet, portable_state
 from medfm_rl.policies import DensePPO
-from medfm_rl.reward.measurements import MeasurementReward
+from medfm_rl.reward.collection import logits_in_batches
+from medfm_rl.reward.consistency import ClipVotes, NeighbourWord
+from medfm_rl.reward.informed import Informant, InformedReward
+from medfm_rl.reward.measurements import ReportedValues
 from medfm_rl.reward.network import RewardEnsemble
 from medfm_rl.rows import Rows
 from medfm_rl.seeding import derive_seed, torch_generator
@@ -45,7 +48,7 @@ def run_ppo(
     missing = team.from_leader(lambda: missing_checkpoints(context, iteration))
     if not missing:
         return names
-    env = _environment(context, iteration, ensemble, domains)
+    env = _environment(context, iteration, start, ensemble, domains)
     last = max((step for step in steps if step < missing[0]), default=0)
     ppo = _make_ppo(context, iteration, start, reference, env, folder / f"{last:05d}" if last else None)
     for step in missing:
@@ -107,11 +110,13 @@ def _checkpoint_steps(context: RunContext) -> list[int]:
     return [*range(settings.eval_every, settings.updates, settings.eval_every), settings.updates]
 
 
-def _environment(context: RunContext, iteration: int, ensemble: RewardEnsemble, domains: Domains) -> SegmentationVecEnv:
-    """Images with rewards from their ground truth, and as many target images with those of the ensemble.
+def _environment(
+    context: RunContext, iteration: int, start: SegmenterAdapter, ensemble: RewardEnsemble, domains: Domains
+) -> SegmentationVecEnv:
+    """Images with rewards from their ground truth, and as many target images with those of the ensemble and informants.
 
-    Both are shown in new appearances, those with ground truth as they were collected. The ensemble sees target images
-    as they are: the mask must not depend on the look.
+    Both are shown in new appearances, those with ground truth as they were collected. The ensemble and informants see
+    target images as they are: the mask must not depend on the look.
     """
     known = context.dataset.records(iteration).with_ground_truth()
     settings = context.config.ppo
@@ -123,7 +128,7 @@ def _environment(context: RunContext, iteration: int, ensemble: RewardEnsemble, 
     mirrored = Mirrored(known, context.source_policy.mirror_axes if len(known) else (), generator)
     return SegmentationVecEnv(
         ShownImages(mirrored, views, range(count)),
-        _reward(ensemble, domains, rows, len(known)),
+        _reward(context, start, ensemble, domains, rows, len(known)),
         context.num_classes,
         settings.n_envs,
         references=mirrored.references,
@@ -145,21 +150,38 @@ def _views(context: RunContext, iteration: int, count: int, domains: Domains) ->
 
 
 def _reward(
-    ensemble: RewardEnsemble, domains: Domains, rows: Sequence[int], first: int
-) -> RewardEnsemble | MeasurementReward:
-    """The ensemble, and where reports say something of target images, that beside it.
+    context: RunContext,
+    start: SegmenterAdapter,
+    ensemble: RewardEnsemble,
+    domains: Domains,
+    rows: Sequence[int],
+    first: int,
+) -> RewardEnsemble | InformedReward:
+    """The ensemble, and beside it what reports and the neighbours of frames say of target images.
 
     Args:
+        context: The run.
+        start: The policy whose masks of neighbours count.
         ensemble: The learned reward.
         domains: The images of the run.
         rows: Of the target images in the environment, in their order.
         first: Row of the environment that the first of them has.
     """
-    if not domains.goals:
-        return ensemble
-    cases = [domains.target.case_ids[row] for row in rows]
-    goals = {first + place: domains.goals[case] for place, case in enumerate(cases) if case in domains.goals}
-    return MeasurementReward(goals, ensemble)
+    informants: list[Informant] = []
+    if domains.goals:
+        cases = [domains.target.case_ids[row] for row in rows]
+        goals = {first + place: domains.goals[case] for place, case in enumerate(cases) if case in domains.goals}
+        informants.append(ReportedValues(goals))
+    share = context.config.ppo.neighbour_share
+    if domains.clips and share > 0:
+        policy = copy.deepcopy(start)
+        votes = ClipVotes(
+            domains.target.images,
+            domains.clips,
+            lambda images: torch.cat(list(logits_in_batches(policy, images, context.device))),
+        )
+        informants.append(NeighbourWord(votes, {first + place: row for place, row in enumerate(rows)}, share))
+    return InformedReward(ensemble, informants) if informants else ensemble
 
 
 def _make_ppo(

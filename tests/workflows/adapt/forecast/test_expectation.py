@@ -207,3 +207,9 @@ def test_frames_of_clips_cost_as_much_as_images_of_the_target_and_are_left_out_w
     stills, clips = (expect(config, COSTS, replace(AMOUNTS, clip_frames=frames)) for frames in (0, 60))
     more = config.iterations * config.collect.clip_images * COSTS.collect[1]
     assert clips.stages["collecting actions"] - stills.stages["collecting actions"] == pytest.approx(more)
+    # Of an iteration's images in PPO every other one is of the target, beside those of the source.
+    shown = config.iterations * config.ppo.updates * config.ppo.n_envs / 2
+    assert clips.stages["PPO"] - stills.stages["PPO"] == pytest.approx(shown * COSTS.collect[1])
+    by_networks = config.model_copy(update={"ppo": config.ppo.model_copy(update={"neighbour_share": 0.0})})
+    alone = expect(by_networks, COSTS, replace(AMOUNTS, clip_frames=60))
+    assert alone.stages["PPO"] == stills.stages["PPO"]
