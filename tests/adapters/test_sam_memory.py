@@ -28,6 +28,7 @@ from medfm_rl.data.clips.sequences import read_sequence, write_sequence
 from medfm_rl.errors import DataError, ModelError
 from medfm_rl.settings import LoRASettings, MedSAM2Settings
 from medfm_rl.types import Clip, LabelMap
+from medfm_rl.workflows.inspection import inspect_model
 
 transformers = pytest.importorskip("transformers", reason="needs transformers (extra medsam)")
 pytestmark = pytest.mark.medsam
@@ -429,6 +430,11 @@ def test_it_is_a_sound_adapter(folders: dict[str, Path], tmp_path: Path) -> None
     settings = MedSAM2Settings.model_validate({"folder": folders["folder"], "prompts": fixed, "memory": True})
     adapter = MedSAM2Adapter.load(settings.folder, settings.prompts, settings.described)
     check_adapter(adapter, moving_echo(1).frame(0))
+
+
+def test_inspect_says_that_frames_are_segmented_together(folders: dict[str, Path]) -> None:
+    rows = inspect_model(folders["folder"], torch.device("cpu"), lambda *_: None).rows
+    assert (rows["kind"], rows["clips"]) == ("medsam2", "frames are segmented together")
 
 
 def test_frames_are_shown_for_assessment_with_the_boxes_of_their_masks(adapter: MedSAM2Adapter) -> None:
