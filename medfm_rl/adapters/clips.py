@@ -69,4 +69,5 @@ class CaseMasks:
         if isinstance(self._masks, DataError):
             raise DataError(str(self._masks)) from self._masks
         assert self._masks is not None
-        return self._masks[file.frame]
+        mask: LabelMap = self._masks[file.frame]
+        return mask

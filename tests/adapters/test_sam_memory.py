@@ -156,6 +156,23 @@ def test_a_clip_of_two_frames_is_followed_from_either(
     assert torch.allclose(found, expected, atol=1e-5 * float(expected.abs().max()))
 
 
+def test_a_folder_may_say_that_the_first_mask_is_taken_in_every_frame(network: Any, tmp_path: Path) -> None:
+    boxes = write_boxes(tmp_path / "boxes.json", {0: BOXES})
+    prompts = {"kind": "from_file", "path": str(boxes)}
+    hub = write_folder(tmp_path, kind="medsam2", checkpoint="hub", size=128, memory=True, prompts=prompts)
+    first = copy.deepcopy(network)
+    first.config.multimask_output_for_tracking = False
+    first.save_pretrained(hub / "hub")
+    adapter, clip = MedSAM2Adapter.load(hub), moving_echo(3)
+    pixels, boxes_of_clip = pixels_of(adapter, clip), boxes_at(adapter, clip, 0)
+    expected, others = (
+        classes_of(followed_by_transformers(each, pixels, boxes_of_clip, 0)) for each in (first, network)
+    )
+    found = logits_of(adapter, clip)
+    assert torch.allclose(found, expected, atol=1e-5 * float(expected.abs().max()))
+    assert not torch.allclose(found[1:], others[1:], atol=1e-3)
+
+
 def with_prompts(folders: dict[str, Path], path: Path, **described: Any) -> MedSAM2Adapter:
     kind = {"kind": "from_masks"} if path.is_dir() else {"kind": "from_file"}
     settings = MedSAM2Settings.model_validate({"folder": folders["folder"], "prompts": {**kind, "path": path}})
