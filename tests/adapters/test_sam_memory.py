@@ -56,9 +56,14 @@ def folders(network: Any, tmp_path_factory: pytest.TempPathFactory) -> dict[str,
     return {"folder": hub, "file": file}
 
 
-@pytest.fixture
-def adapter(folders: dict[str, Path]) -> MedSAM2Adapter:
+@pytest.fixture(scope="module")
+def loaded(folders: dict[str, Path]) -> MedSAM2Adapter:
     return MedSAM2Adapter.load(folders["folder"])
+
+
+@pytest.fixture
+def adapter(loaded: MedSAM2Adapter) -> MedSAM2Adapter:
+    return copy.deepcopy(loaded)
 
 
 def write_boxes(path: Path, of_frames: dict[int, dict[str, list[int]]]) -> Path:
@@ -325,7 +330,7 @@ def test_of_a_long_clip_only_what_the_memory_looks_at_is_kept(
         "forward",
         lambda self, *arguments, **named: encoded.append(1) or encode(self, *arguments, **named),
     )
-    clip = moving_echo(30)
+    clip = moving_echo(14)
     for done, _ in enumerate(adapter.segment_clip(clip), 1):
         # Frames are encoded when it is their turn; the one with the boxes twice.
         assert len(encoded) == done + (done > 1)

@@ -22,7 +22,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from medfm_rl.data.images import hash_image
+from medfm_rl.data.images import hash_image, pixel_files
 from medfm_rl.data.json_text import parse_json
 from medfm_rl.data.labels import read_label_ids
 from medfm_rl.data.layouts import described_labels
@@ -163,9 +163,7 @@ class BoxesFromMasks(BoxSource):
     def content_hash(self, case_id: str) -> str:
         settings, (path, frame) = self.settings, self._mask(case_id)
         chosen: list[object] = [settings.margin, settings.jitter, settings.seed]
-        if frame is None:
-            return _hash([hash_image(path), *chosen])
-        return _hash([_hash_of_sequence(path, path.stat().st_mtime_ns), frame, *chosen])
+        return _hash([_hash_of_mask(path), *([] if frame is None else [frame]), *chosen])
 
     def knows(self, case_id: str) -> bool:
         return self._find(case_id) is not None
@@ -276,10 +274,17 @@ def _extent_of(region: npt.NDArray[np.bool_]) -> Boxes:
     return np.array([columns[0], rows[0], columns[-1], rows[-1]], dtype=np.float64)
 
 
-@lru_cache(maxsize=16)
-def _hash_of_sequence(path: Path, changed: int) -> str:
-    """Each frame of a clip asks for it."""
-    del changed
+def _hash_of_mask(path: Path) -> str:
+    """SHA-256 of a mask. Each frame of a clip asks for those of all others: of a file it is kept until it changes."""
+    if not path.is_file():
+        return hash_image(path)
+    found = [file.stat() for file in (path, *pixel_files(path)) if file.exists()]
+    return _hash_once(path, tuple((file.st_size, file.st_mtime_ns) for file in found))
+
+
+@lru_cache(maxsize=4096)
+def _hash_once(path: Path, state: tuple[tuple[int, int], ...]) -> str:
+    del state
     return hash_image(path)
 
 
