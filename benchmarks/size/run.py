@@ -8,8 +8,9 @@ resident set of a fresh process.
 - `cases`: whole runs of `adapt` with 25 and 400 patients each of source and target (192 x 192), a tiny network.
 - `image`: a whole run with the default network, batches and files of D_R at 512 x 512; few steps, for each is like the
   next.
-- `volume`: one update of PPO with two patches of 96 x 160 x 160 in a 3-D nnU-Net of planned size (six stages). The
-  rollout rows of the other 14 patches are added by calculation.
+- `volume`: one update of PPO with two patches of 96 x 160 x 160 in a 3-D nnU-Net of planned size (six stages), with
+  activations kept, and computed again as a run does by itself where they do not fit into the memory. The rollout rows
+  of the other 14 patches are added by calculation.
 - `update`: an update of PPO in 3-D beside its bare forwards and backwards, in turns.
 - `disk`: actions of 128 x 128 x 128 of every kind that D_R has, packed.
 
@@ -60,6 +61,8 @@ SEED = 0
 COUNTS = (25, 400)
 CASE_SIDE, IMAGE_SIDE = 192, 512
 VOLUME = (96, 160, 160)
+KEPT, RECOMPUTED = "volume", "volume-recomputed"
+"""Ways to update with large patches."""
 ROLLOUT = 16
 """Patches of a rollout by default."""
 
@@ -101,19 +104,25 @@ def adapt_once(folder: Path, count: int, side: int, network: NetworkSettings, sm
     }
 
 
-def update_volume(patches: int) -> dict[str, Any]:
-    """One update of PPO with large patches: its peak memory."""
+def update_volume(patches: int, recompute: bool) -> dict[str, Any]:
+    """One update of PPO with large patches: its peak memory.
+
+    Args:
+        patches: Of a rollout.
+        recompute: Whether activations are computed again for the gradient.
+    """
     network = planned_network()
     images = np.random.default_rng(SEED).normal(size=(patches, 1, *VOLUME)).astype(np.float32)
     kept = measure_activations(network, torch.from_numpy(images[:1]))
     started = time.perf_counter()
-    ppo = ppo_on(images, network, n_epochs=1, recompute=False)
+    ppo = ppo_on(images, network, n_epochs=1, recompute=recompute)
     update(ppo)
     classes, pixels = SCHEMA.num_classes, int(np.prod(VOLUME))
     # Of a row: the image, where it comes from and as the buffer has it; the logits of the reference; six maps.
     row = 4 * pixels * (3 + classes + 6)
     return {
         "patches": patches,
+        "recompute": recompute,
         "parameters": sum(parameter.numel() for parameter in network.parameters()),
         "gradient_gb": kept.kept / 1e9,
         "gradient_gb_recomputed": kept.recomputed / 1e9,
@@ -184,7 +193,7 @@ def measure(part: str, runs: Path, threads: int) -> Any:
     calls = {
         "cases": [("cases", str(count)) for count in COUNTS],
         "image": [("image", str(IMAGE_SIDE))],
-        "volume": [("volume", "2")],
+        "volume": [(KEPT, "2"), (RECOMPUTED, "2")],
     }[part]
     return [_in_new_process(call, runs, threads) for call in calls]
 
@@ -205,7 +214,7 @@ def one(kind: str, amount: int, runs: Path) -> dict[str, Any]:
         case "image":
             return adapt_once(runs / f"image-{amount}", 25, amount, DEFAULT, small=False)
         case _:
-            return update_volume(amount)
+            return update_volume(amount, kind == RECOMPUTED)
 
 
 def summary_of(found: dict[str, Any]) -> dict[str, float]:
@@ -214,7 +223,8 @@ def summary_of(found: dict[str, Any]) -> dict[str, float]:
     if "image" in found:
         summary["peak_gb_512"] = found["image"][0]["peak_gb"]
     if "volume" in found:
-        summary["peak_gb_96x160x160"] = found["volume"][0]["peak_gb"]
+        kept, recomputed = (result["peak_gb"] for result in found["volume"])
+        summary |= {"peak_gb_96x160x160": kept, "peak_gb_96x160x160_recomputed": recomputed}
     if "cases" in found:
         few, many = (result["peak_gb"] for result in found["cases"])
         summary["peak_growth_25_to_400_cases"] = many / few - 1
@@ -248,9 +258,11 @@ def table_of(found: dict[str, Any]) -> str:
             f"{result['peak_gb']:.2f} GB, {result['minutes']:.1f} minutes |"
         )
     for result in found.get("volume", []):
+        way = "computed again" if result["recompute"] else "kept"
         lines.append(
             f"| an update of PPO, {result['patches']} patches of {' x '.join(map(str, VOLUME))}, nnU-Net of "
-            f"{result['parameters'] / 1e6:.0f} million weights | peak {result['peak_gb_measured']:.2f} GB; with the "
+            f"{result['parameters'] / 1e6:.0f} million weights, activations {way} | "
+            f"peak {result['peak_gb_measured']:.2f} GB; with the "
             f"rows of {ROLLOUT} patches, by calculation, {result['peak_gb']:.2f} GB. The gradient of a patch keeps "
             f"{result['gradient_gb']:.2f} GB, {result['gradient_gb_recomputed']:.2f} GB where activations are computed "
             f"again. {result['minutes']:.1f} minutes |"

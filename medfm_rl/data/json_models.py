@@ -9,6 +9,7 @@ from pydantic import BaseModel, ValidationError
 
 from medfm_rl.data.files import read_versioned_json
 from medfm_rl.errors import ModelError
+from medfm_rl.settings.problems import describe_problem, field_of
 
 Model = TypeVar("Model", bound=BaseModel)
 
@@ -31,4 +32,6 @@ def read_model(path: Path, kind: type[Model], newest: int, words: str, advice: s
     try:
         return kind.model_validate(content)
     except ValidationError as error:
-        raise ModelError(f"{path}: not {words} ({error.errors()[0]['msg']}); {advice}") from error
+        first = error.errors()[0]
+        what = ": ".join(part for part in (field_of(first["loc"]), describe_problem(first)) if part)
+        raise ModelError(f"{path}: not {words} ({what}); {advice}") from error

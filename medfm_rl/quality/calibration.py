@@ -122,8 +122,8 @@ def fit_quality(
         seed,
     )
     parts = (fitted, promised)
-    embeddings = [np.stack([case.evidence.embedding for case in part]) for part in parts]
-    looks = [np.stack([case.evidence.appearance for case in part]) for part in parts]
+    embeddings = [np.stack([case.embedding for case in part]) for part in parts]
+    looks = [np.stack([case.appearance for case in part]) for part in parts]
     return QualityModel(
         version=__version__,
         created=datetime.now(UTC).isoformat(timespec="seconds"),
@@ -204,7 +204,7 @@ def _pixels(cases: Sequence[CalibrationCase], seed: int) -> tuple[npt.NDArray[np
 
     Pixels are drawn before any map is looked at, so that those of volumes need not all be in memory.
     """
-    sizes = [case.right.numel() for case in cases]
+    sizes = [case.pixels for case in cases]
     total = sum(sizes)
     rows = np.arange(total)
     if total > _MOST_PIXELS:
@@ -214,16 +214,18 @@ def _pixels(cases: Sequence[CalibrationCase], seed: int) -> tuple[npt.NDArray[np
     for case, size, start in zip(cases, sizes, np.cumsum([0, *sizes[:-1]]), strict=True):
         places = np.flatnonzero((rows >= start) & (rows < start + size))
         chosen = torch.from_numpy(rows[places] - start)
-        maps = [case.evidence.mean_map, *case.evidence.confidences]
+        evidence, truth = case.load()
+        maps = [evidence.mean_map, *evidence.confidences]
         for column, values in enumerate(values for values in maps if values is not None):
             inputs[places, column] = log_odds(values.flatten()[chosen]).double().numpy()
-        right[places] = case.right.flatten()[chosen].numpy()
+        right[places] = truth.flatten()[chosen].numpy()
     return inputs, right
 
 
 def _known_confidences(cases: Sequence[CalibrationCase]) -> tuple[bool, ...]:
     """Which of the confidences there are; the same for all cases."""
-    return tuple(values is not None for values in cases[0].evidence.confidences)
+    evidence, _ = cases[0].load()
+    return tuple(values is not None for values in evidence.confidences)
 
 
 def _sigmoid(odds: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
@@ -239,7 +241,11 @@ class _Half:
 
     @classmethod
     def of(cls, cases: Sequence[CalibrationCase], pixels: PixelCalibration, names: Sequence[str]) -> _Half:
-        return cls(cases, [case.evidence.features(names, pixels.probability(case.evidence)) for case in cases])
+        numbers = []
+        for case in cases:
+            evidence, _ = case.load()
+            numbers.append(evidence.features(names, pixels.probability(evidence)))
+        return cls(cases, numbers)
 
     @property
     def there(self) -> npt.NDArray[np.bool_]:
@@ -260,7 +266,7 @@ class _Half:
 
     def without(self, telling: Sequence[int], predicted: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
         """Predictions `(N, K - 1)`, NaN of masks that break one of these rules."""
-        broken = [any(not case.evidence.rules[place].passed for place in telling) for case in self.cases]
+        broken = [any(not case.rules[place].passed for place in telling) for case in self.cases]
         return np.where(np.array(broken, dtype=bool)[:, None], np.nan, predicted)
 
 

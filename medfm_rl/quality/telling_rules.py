@@ -31,7 +31,7 @@ def telling_rules(cases: Sequence[CalibrationCase], targets: Targets, seed: int)
     good = [case for case in cases if case.dice.mean() >= targets.dice]
     if len({case.patient_id for case in good}) < 2:
         return ()
-    rules = len(good[0].evidence.rules)
+    rules = len(good[0].rules)
     to_order, to_count = split_by_patient(good, 0.5, derive_seed(seed, "telling rules"))
     order = sorted(range(rules), key=lambda rule: len(_breaking(to_order, [rule])))
     patients = len({case.patient_id for case in to_count})
@@ -45,4 +45,4 @@ def telling_rules(cases: Sequence[CalibrationCase], targets: Targets, seed: int)
 
 def _breaking(cases: Sequence[CalibrationCase], rules: Sequence[int]) -> set[str]:
     """Patients with a mask that breaks one of the rules."""
-    return {case.patient_id for case in cases if any(not case.evidence.rules[rule].passed for rule in rules)}
+    return {case.patient_id for case in cases if any(not case.rules[rule].passed for rule in rules)}

@@ -12,7 +12,8 @@ import torch
 
 from medfm_rl.adapters import CaseGrid, ImageGrid, SegmenterAdapter
 from medfm_rl.anatomy.profiles import Anatomy, load_anatomy
-from medfm_rl.data.files import hash_file, hash_folder, read_versioned_json, write_versioned_json
+from medfm_rl.data.files import hash_file, hash_folder, write_versioned_json
+from medfm_rl.data.json_models import read_model
 from medfm_rl.errors import ConfigError, ModelError
 from medfm_rl.networks import choose_device
 from medfm_rl.quality import QualityController, QualityModel
@@ -237,10 +238,4 @@ def read_judge_settings(path: Path) -> JudgeSettings:
     Raises:
         ModelError: It is missing, damaged, or of a newer version.
     """
-    file = path / JUDGE_FILE
-    content = read_versioned_json(file, _FORMAT, _ADVICE, ModelError)
-    del content["format"]
-    try:
-        return JudgeSettings.model_validate(content)
-    except ValueError as error:
-        raise ModelError(f"{file}: not the settings of a judge ({error}); {_ADVICE}") from error
+    return read_model(path / JUDGE_FILE, JudgeSettings, _FORMAT, "the settings of a judge", _ADVICE)

@@ -27,7 +27,7 @@ def case(patient: int, generator: np.random.Generator, lacks_b: bool = False, go
         action[9:14, 4:12] = 2
     level = float(generator.uniform(0.9, 0.95) if good else generator.uniform(0.3, 0.5))
     dice = np.clip(level + generator.normal(0, 0.03, 2), 0, 1) * [1, 0 if lacks_b else 1]
-    return CalibrationCase(
+    return CalibrationCase.of(
         f"p{patient}",
         Evidence(
             action,
@@ -95,8 +95,7 @@ def ruled(patient: int, broken: Sequence[int], rules: int = 3, dice: float = 0.9
     found = tuple(
         RuleResult("components", "a", None, 1.0, None, 1.0, "parts", "", place not in broken) for place in range(rules)
     )
-    evidence = replace(case(patient, np.random.default_rng(patient)).evidence, rules=found)
-    return replace(case(patient, np.random.default_rng(patient)), evidence=evidence, dice=np.full(2, dice, np.float32))
+    return replace(case(patient, np.random.default_rng(patient)), rules=found, dice=np.full(2, dice, np.float32))
 
 
 def test_a_rule_that_good_masks_break_is_not_telling() -> None:
@@ -131,9 +130,7 @@ def test_masks_that_break_a_telling_rule_do_not_stand_against_a_threshold() -> N
     model = fitted([*good, *bad])
     assert model.telling_rules == (0, 1, 2)
     assert model.accept_threshold is not None
-    lenient = fitted(
-        [*good, *(replace(item, evidence=replace(item.evidence, rules=good[0].evidence.rules)) for item in bad)]
-    )
+    lenient = fitted([*good, *(replace(item, rules=good[0].rules) for item in bad)])
     assert lenient.accept_threshold is None or lenient.accept_threshold > model.accept_threshold
 
 

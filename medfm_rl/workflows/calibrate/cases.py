@@ -6,9 +6,12 @@ import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
+from torch import Tensor
 
 from medfm_rl.adapters import CaseGrid
 from medfm_rl.anatomy.learning import learn_limits
@@ -19,6 +22,7 @@ from medfm_rl.metrics.overlap import dice
 from medfm_rl.progress import Progress
 from medfm_rl.quality.calibration import Provenance
 from medfm_rl.quality.calibration_case import CalibrationCase
+from medfm_rl.quality.evidence import Evidence
 from medfm_rl.quality.model import reward_hashes
 from medfm_rl.quality.submission import Submission, collect_evidence
 from medfm_rl.reward.network import RewardEnsemble
@@ -27,6 +31,8 @@ from medfm_rl.runs.judging import Judge
 from medfm_rl.types import LabelMap, LabelSchema
 
 _LEARNED_QUANTILE = 0.001
+_MAPS = ("action", "mean_map", "spread", "confidence", "given")
+"""What of the evidence on a case is as large as its image."""
 
 
 class Spool:
@@ -48,19 +54,20 @@ class Spool:
             yield cls(folder)
 
     def add(self, case: CalibrationCase) -> None:
-        """Adds a case; of its maps, only what is looked at is in memory from now on."""
-        evidence, path = case.evidence, self.folder / f"{len(self.cases):06d}.pt"
-        maps = {
-            "action": evidence.action,
-            "mean_map": evidence.mean_map,
-            "spread": evidence.spread,
-            "confidence": evidence.confidence,
-            "given": evidence.given,
-        }
-        torch.save({**maps, "right": case.right}, path)
-        found = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
-        right = found.pop("right")
-        self.cases.append(replace(case, evidence=replace(evidence, **found), right=right))
+        """Adds a case; its maps are in memory while somebody looks at them."""
+        path = self.folder / f"{len(self.cases):06d}.pt"
+        evidence, right = case.load()
+        maps = {name: getattr(evidence, name) for name in _MAPS}
+        torch.save({**maps, "right": right}, path)
+        without: dict[str, Any] = dict.fromkeys(_MAPS)
+        self.cases.append(replace(case, load=partial(_load, path, replace(evidence, **without))))
+
+
+def _load(path: Path, rest: Evidence) -> tuple[Evidence, Tensor]:
+    """Evidence that has its maps again, and where its mask is right; of the file, only what is looked at is read."""
+    found = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
+    right: Tensor = found.pop("right")
+    return replace(rest, **found), right
 
 
 def calibration_case(
@@ -74,7 +81,7 @@ def calibration_case(
     evidence = collect_evidence([submission], reward, grid.patch_size, grid.schema, device)[0]
     truth = grid.preprocess_labels(ground_truth, submission.sample)
     overlap = dice(submission.labels, ground_truth, grid.schema.classes)
-    return CalibrationCase(submission.case.patient_id, evidence, evidence.action == truth, overlap)
+    return CalibrationCase.of(submission.case.patient_id, evidence, evidence.action == truth, overlap)
 
 
 def masks_with_spacing(

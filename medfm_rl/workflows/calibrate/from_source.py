@@ -15,6 +15,7 @@ from medfm_rl.adapters import SegmenterAdapter
 from medfm_rl.anatomy.profiles import Anatomy
 from medfm_rl.augmentation.appearance import randomise_appearance
 from medfm_rl.data.layouts import CaseFile, describe_patients, find_cases
+from medfm_rl.data.stored_rows import RowsFolder
 from medfm_rl.errors import DataError, UserError
 from medfm_rl.progress import Progress
 from medfm_rl.quality.calibration import FEWEST_PATIENTS, fit_quality
@@ -22,6 +23,7 @@ from medfm_rl.quality.model import QualityModel, Targets, is_outdated
 from medfm_rl.quality.submission import prepare
 from medfm_rl.reward.collection import perturb_weights
 from medfm_rl.reward.training_report import RewardTrainingReport
+from medfm_rl.rows import Rows
 from medfm_rl.runs.finished import FinishedRun
 from medfm_rl.runs.folder import RunFolder
 from medfm_rl.runs.inputs import common_folder, hash_labelled
@@ -106,7 +108,7 @@ def _assess_source(
     One case is in memory at a time.
     """
     device, segmenter, reward = run.device, run.segmenter, run.reward
-    styles, in_mm = _styles(find_cases(config.target), segmenter, progress)
+    styles, in_mm = _styles(find_cases(config.target), segmenter, progress, RowsFolder(spool.folder))
     sources = find_cases(config.source or config.target)
     masks = masks_with_spacing(sources, segmenter.schema, in_mm, "reading source masks", progress)
     anatomy = learned_anatomy(config.anatomy, segmenter.schema, masks)
@@ -128,25 +130,27 @@ def _assess_source(
     return anatomy
 
 
-def _styles(files: Sequence[CaseFile], segmenter: SegmenterAdapter, progress: Progress) -> tuple[Tensor, bool]:
+def _styles(
+    files: Sequence[CaseFile], segmenter: SegmenterAdapter, progress: Progress, place: RowsFolder
+) -> tuple[Rows, bool]:
     """Target images whose look is borrowed `(N, C, *patch)`, and whether the spacing of each of them is known.
 
     Those larger than the patch are made smaller; of volumes of a 2-D segmenter the middle slice is taken.
     """
-    found, spaced = [], True
+    found, spaced = place.new("styles"), True
     for done, file in enumerate(files, 1):
         case = file.read()
         spaced = spaced and case.geometry.spacing is not None
         image = segmenter.preprocess(case).image
         if image.ndim - 1 > len(segmenter.patch_size):
             image = image[:, image.shape[1] // 2]
-        found.append(_resized(image, segmenter.patch_size))
+        found.add(_resized(image, segmenter.patch_size)[None])
         progress("reading target images", done, len(files))
-    return torch.stack(found), spaced
+    return found.rows(), spaced
 
 
 def _in_another_look(
-    image: Tensor, styles: Tensor, segmenter: SegmenterAdapter, config: AdaptConfig, generator: torch.Generator
+    image: Tensor, styles: Rows, segmenter: SegmenterAdapter, config: AdaptConfig, generator: torch.Generator
 ) -> Tensor:
     """An image `(C, *S')` in a random appearance; of a volume of a 2-D segmenter, all slices in the same."""
     stacked = image.ndim - 1 > len(segmenter.patch_size)
