@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
@@ -85,11 +86,22 @@ class DomainReference(BaseModel):
 
     def coordinates(self, embeddings: Array) -> Array:
         """Whitened coordinates `(N, D + 1)` of embeddings `(N, F)`; the last is the size of what the axes leave."""
-        axes = np.asarray(self.axes)
-        standard = (np.atleast_2d(embeddings) - np.asarray(self.centre)) / np.asarray(self.scale)
+        centre, scale, axes, deviations = self._whitening
+        standard = (np.atleast_2d(embeddings) - centre) / scale
         along = standard @ axes.T
         left_over = np.sqrt(((standard - along @ axes) ** 2).sum(axis=1))
-        return np.asarray(np.column_stack([along, left_over]) / np.asarray(self.deviations))
+        return np.asarray(np.column_stack([along, left_over]) / deviations)
+
+    @cached_property
+    def _whitening(self) -> tuple[Array, Array, Array, Array]:
+        """Centre, scale, axes and deviations: to make arrays of what a file holds takes longer than to use them."""
+        return np.array(self.centre), np.array(self.scale), np.array(self.axes), np.array(self.deviations)
+
+    @cached_property
+    def _usual_distances(self) -> tuple[int, float, float]:
+        """How many reference cases there are, and mean and standard deviation of the logarithms of their distances."""
+        logs = np.log(np.maximum(np.linalg.norm(np.asarray(self.reference), axis=1), 1e-9))
+        return len(logs), float(logs.mean()), max(float(logs.std(ddof=1)), 1e-3)
 
     def distance(self, embedding: Array) -> float:
         """Mahalanobis distance of an embedding `(F,)` from the calibration images (Lee et al., NeurIPS 2018)."""
@@ -101,10 +113,9 @@ class DomainReference(BaseModel):
         The logarithm of the distances is taken as normal, of unknown mean and variance. That is an approximation: ranks
         among few reference cases know no small probabilities.
         """
-        logs = np.log(np.maximum(np.linalg.norm(np.asarray(self.reference), axis=1), 1e-9))
-        spread = max(float(logs.std(ddof=1)), 1e-3) * np.sqrt(1 + 1 / len(logs))
-        excess = (np.log(max(self.distance(embedding), 1e-9)) - logs.mean()) / spread
-        return float(stats.t.sf(excess, len(logs) - 1))
+        count, mean, deviation = self._usual_distances
+        excess = (np.log(max(self.distance(embedding), 1e-9)) - mean) / (deviation * np.sqrt(1 + 1 / count))
+        return float(stats.t.sf(excess, count - 1))
 
     def likelihood_ratios(self, embeddings: Array, patients: Sequence[str]) -> tuple[Array, Array]:
         """How much more probable each case is in a batch than among the reference, up to one factor.
