@@ -543,6 +543,18 @@ def frame_id(clip_id: str, index: int) -> str:
     return f"{clip_id}_frame{index:03d}"
 
 
+def frame_ids(clip_id: str, count: int) -> list[str]:
+    """The case ids of all frames of a clip."""
+    return [frame_id(clip_id, index) for index in range(count)]
+
+
+def clip_of_frame(case_id: str) -> tuple[str, int] | None:
+    """The clip and the place in it that the case id of a frame says (`frame_id`); None for any other name."""
+    clip_id, _, place = case_id.rpartition("_frame")
+    named = clip_id and place.isascii() and place.isdigit()
+    return (clip_id, int(place)) if named and frame_id(clip_id, int(place)) == case_id else None
+
+
 @dataclass(frozen=True, eq=False)
 class LabelledCase:
     """A case with its expert mask. Only source training and `evaluate` handle these.

@@ -10,7 +10,7 @@ from hypothesis.extra import numpy as hnp
 from scipy.spatial.transform import Rotation
 
 from medfm_rl.errors import DataError
-from medfm_rl.types import Case, Geometry, LabelledCase, LabelSchema
+from medfm_rl.types import Case, Geometry, LabelledCase, LabelSchema, clip_of_frame, frame_id
 
 
 @given(
@@ -120,3 +120,16 @@ def test_a_grid_that_a_file_states_twice_matches_by_either() -> None:
     assert other.matches(both)
     assert both == ours
     assert not both.plane.matches(other)
+
+
+@given(clip=st.text(min_size=1), index=st.integers(0, 5000))
+def test_a_frame_is_known_by_its_name_and_nothing_else_is(clip: str, index: int) -> None:
+    assert clip_of_frame(frame_id(clip, index)) == (clip, index)
+    assert clip_of_frame(f"{clip}_frame{index}x") is None
+
+
+@pytest.mark.parametrize(
+    "name", ["p1_frame7", "p1_frame0007", "_frame007", "p1_frame", "p1", "p1_frame-01", "p1_frame\u0660\u0660\u0667"]
+)
+def test_names_that_are_like_those_of_frames_are_none(name: str) -> None:
+    assert clip_of_frame(name) is None

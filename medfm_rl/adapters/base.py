@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -17,9 +18,11 @@ from medfm_rl.adapters.grid import CaseGrid, Sample
 from medfm_rl.adapters.lora import low_rank_parameters
 from medfm_rl.adapters.probabilities import warn_of_probabilities
 from medfm_rl.errors import ModelError
-from medfm_rl.types import Case, GridAxes, LabelMap, Prompts
+from medfm_rl.types import Case, Clip, GridAxes, LabelMap, Prompts
 
 Scope = Literal["all", "norm", "decoder", "lora"]
+_TOGETHER = 8
+"""Frames that go through the network at once."""
 _NORMALISATION = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm)
 
 
@@ -51,6 +54,21 @@ class ExpectedValues:
     low: float
     high: float
     unit: str = ""
+
+
+@dataclass(frozen=True, eq=False)
+class SegmentedFrame:
+    """What a segmenter makes of a frame of a clip.
+
+    Attributes:
+        index: Place in the clip, counted from 0.
+        sample: The frame as it was shown.
+        logits: `(K, *S')` on the CPU; `restore` gives the mask.
+    """
+
+    index: int
+    sample: Sample
+    logits: Tensor
 
 
 class SegmenterAdapter(CaseGrid):
@@ -145,6 +163,56 @@ class SegmenterAdapter(CaseGrid):
         """Class indices `(*S)` of a case on its own grid."""
         sample = self.preprocess(case)
         return self.restore(self.predict_logits(sample), sample)
+
+    @property
+    def segments_clips(self) -> bool:
+        """Whether the mask of a frame depends on other frames of its clip.
+
+        Then masks of frames are made by `segment_clip` alone, and `segment` gives what the network says of a frame by
+        itself.
+        """
+        return False
+
+    def segment_clip(self, clip: Clip) -> Iterator[SegmentedFrame]:
+        """Segments every frame of a clip; each is given once, in any order, and only what is needed is in memory.
+
+        By default each frame by itself. A network that sees several frames at once (a memory, a window over time)
+        overrides this and `segments_clips`.
+
+        Raises:
+            DataError: The segmenter takes volumes alone, or other channels; or it needs prompts that are not there.
+        """
+        count = len(clip.frames)
+        for start in range(0, count, _TOGETHER):
+            indices = range(start, min(start + _TOGETHER, count))
+            samples = [self.preprocess(clip.frame(index)) for index in indices]
+            for index, sample, logits in zip(indices, samples, self.predict_logits_of_batch(samples), strict=True):
+                yield SegmentedFrame(index, sample, logits)
+
+    def preprocess_frame(self, case: Case, labels: LabelMap) -> Sample:
+        """A frame as the network sees it by itself, after its mask was made with those of the whole clip.
+
+        That is what assesses the mask and corrects it. By default it is `preprocess`. A segmenter of whole clips whose
+        frames lack something for that, such as prompts, overrides this.
+
+        Args:
+            case: The frame, or an image of its own, of which nothing is lacking.
+            labels: Its mask, class indices `(*S)`.
+        """
+        del labels
+        return self.preprocess(case)
+
+    def prompt_hash_of_clip(self, frames: Sequence[str]) -> str | None:
+        """SHA-256 of what the prompts of a clip are made from, where its frames are segmented together.
+
+        Args:
+            frames: Case ids of all of its frames, in their order.
+
+        Raises:
+            DataError: There are no prompts for the clip.
+        """
+        found = [self.prompt_hash(name) for name in frames]
+        return None if None in found else hashlib.sha256(":".join(map(str, found)).encode()).hexdigest()
 
     def prompt_hash(self, case_id: str) -> str | None:
         """SHA-256 of what the prompts of a case are made from; None where the segmenter takes none.

@@ -175,10 +175,10 @@ def _exported_by_nnunet(settings: NnUNet) -> dict[str, Any]:
     return found
 
 
-def _sam(settings: type[P], load: Callable[[Path, Any], PromptableAdapter]) -> SegmenterKind[P]:
+def _sam(settings: type[P], load: Callable[[P], PromptableAdapter]) -> SegmenterKind[P]:
     return SegmenterKind(
         settings,
-        load=lambda found: load(found.folder, found.prompts),
+        load=load,
         extra="medsam",
         read_beside=_read_by_sam,
         without_prompts=lambda found: found.model_copy(update={"prompts": FixedPrompts(kind="fixed", boxes={})}),
@@ -246,9 +246,12 @@ KINDS: Final[dict[str, SegmenterKind[Any]]] = {
             read_beside=lambda settings: {"weights": settings.folder / "models" / settings.weights},
             exported=lambda settings: {"weights": exported_weights(settings.folder, settings.weights)},
         ),
-        _sam(LiteMedSAMSettings, LiteMedSAMAdapter.load),
-        _sam(MedSAMSettings, MedSAMAdapter.load),
-        _sam(MedSAM2Settings, MedSAM2Adapter.load),
+        _sam(LiteMedSAMSettings, lambda settings: LiteMedSAMAdapter.load(settings.folder, settings.prompts)),
+        _sam(MedSAMSettings, lambda settings: MedSAMAdapter.load(settings.folder, settings.prompts)),
+        _sam(
+            MedSAM2Settings,
+            lambda settings: MedSAM2Adapter.load(settings.folder, settings.prompts, settings.described),
+        ),
         SegmenterKind(
             BiomedParseSettings,
             load=lambda settings: BiomedParseAdapter.load(settings.folder, settings.prompts),

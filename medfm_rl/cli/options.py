@@ -50,7 +50,7 @@ Prompts = Annotated[
     Path | None,
     typer.Option(
         help="For a promptable segmenter: boxes by case and structure (CSV or JSON), or a folder of masks whose boxes "
-        "are taken."
+        "are taken. Of a clip that is segmented as a whole, one frame needs them."
     ),
 ]
 Device = Annotated[str, typer.Option(help="Where the networks run: auto (cuda, then mps, then cpu), cpu, cuda or mps.")]

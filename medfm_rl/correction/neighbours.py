@@ -61,7 +61,7 @@ class NeighbourVote(CaseCorrector):
             return Proposal(original.labels)
         told = []
         for neighbour in known:
-            seen = self.adapter.preprocess(neighbour.case)
+            seen = self.adapter.preprocess_frame(neighbour.case, neighbour.labels)
             action = self.adapter.preprocess_labels(neighbour.labels, seen).cpu().numpy()
             told.append((seen.image[0].cpu().numpy(), action, neighbour.weight))
         votes = torch.from_numpy(vote_of_neighbours(sample.image[0].cpu().numpy(), told, len(logits)))

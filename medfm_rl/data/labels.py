@@ -105,12 +105,30 @@ def _classes_in(schema: LabelSchema, own: LabelSchema, ids: IntArray, path: Path
     return found
 
 
-def read_label_ids(path: Path, schema: LabelSchema, image_shape: tuple[int, ...], geometry: Geometry) -> IntArray:
+def read_label_ids(
+    path: Path, schema: LabelSchema, image_shape: tuple[int, ...], geometry: Geometry, frame: int | None = None
+) -> IntArray:
     """Reads the mask of an image as the integers of a schema, `(*S)`; there may be others, which stand for nothing.
 
+    Args:
+        path: The mask.
+        schema: Structures that the integers stand for, where the file names its segments.
+        image_shape: Size of the image, `(*S)`.
+        geometry: Its geometry.
+        frame: Place in the sequence of masks that the file holds; None where it holds the mask of one image.
+
     Raises:
-        DataError: The file cannot be read, is compressed with loss, lies on another grid, or does not hold integers.
+        DataError: The file cannot be read, is compressed with loss, lies on another grid, or does not hold integers; or
+            it is no sequence, and a frame is asked for.
     """
+    if frame is not None:
+        sequence = _frame_of_sequence(path, frame, image_shape, geometry)
+        if sequence is None:
+            raise DataError(
+                f"{path}: has the name of a clip and is no sequence of masks; write X x Y x 1 x T, as predict does, or "
+                "a mask for each frame"
+            )
+        return sequence
     segmentation = _read_segmentation(path)
     if segmentation is not None:
         return segmentation.label_ids(schema, image_shape, geometry, ignore_others=True)

@@ -192,13 +192,17 @@ class QualityController:
         self.model.pixels.require_given(given is not None)
         return self._shown_to_gates(submit(self.grid, self.anatomy, case, labels, given))
 
-    def segment(self, case: Case) -> Submission:
+    def segment(self, case: Case, in_clip: LabelMap | None = None) -> Submission:
         """A mask of the run's own segmenter, ready to be assessed: one inference serves both.
+
+        Args:
+            case: The image.
+            in_clip: As in `quality.submission.segment`.
 
         Raises:
             DataError: As in `assess`.
         """
-        return self._shown_to_gates(segment(self.segmenter, self.anatomy, case))
+        return self._shown_to_gates(segment(self.segmenter, self.anatomy, case, in_clip))
 
     def _shown_to_gates(self, submission: Submission) -> Submission:
         return replace(

@@ -93,18 +93,23 @@ def _on_grid(grid: CaseGrid, confidence: FloatArray, sample: Sample) -> Tensor:
     return torch.tensor(_BETWEEN, dtype=torch.float32)[reached]
 
 
-def segment(segmenter: SegmenterAdapter, anatomy: Anatomy, case: Case) -> Submission:
+def segment(segmenter: SegmenterAdapter, anatomy: Anatomy, case: Case, in_clip: LabelMap | None = None) -> Submission:
     """A mask of the segmenter, ready to be assessed: one inference serves both.
 
     Args:
         segmenter: Makes the mask.
         anatomy: The rules.
         case: The image.
+        in_clip: The mask that it made of a frame with those of the whole clip, class indices `(H, W)`; None for any
+            other case.
 
     Raises:
         DataError: The image is not of the kind that the segmenter takes, or has values that are not finite.
     """
     _require_finite(case)
+    if in_clip is not None:
+        sample = segmenter.preprocess_frame(case, in_clip)
+        return prepare(segmenter, anatomy, case, in_clip, sample, segmenter.opinion(sample))
     sample = segmenter.preprocess(case)
     logits = segmenter.predict_logits(sample)
     known = None if segmenter.prompted else logits

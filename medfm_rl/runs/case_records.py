@@ -19,7 +19,7 @@ from medfm_rl.data.layouts import CaseFile
 from medfm_rl.data.names import file_of_case
 from medfm_rl.errors import DataError
 from medfm_rl.runs.identity import Identity
-from medfm_rl.types import frame_id
+from medfm_rl.types import frame_ids
 from medfm_rl.version import __version__
 
 AUDIT_FILE = "audit.jsonl"
@@ -245,10 +245,12 @@ def hash_case(file: CaseFile, segmenter: SegmenterAdapter | None) -> dict[str, A
 
 
 def _hash_prompts(file: CaseFile, segmenter: SegmenterAdapter) -> str | list[str | None] | None:
-    """The hash of the prompts of a case, or those of all frames of a clip."""
+    """The hash of the prompts of a case, or those of all frames of a clip: of each, or of the clip as a whole."""
+    if file.clip is not None and segmenter.segments_clips:
+        return segmenter.prompt_hash_of_clip(frame_ids(str(file.clip_id), file.clip.count))
     if file.clip is None or file.frame is not None:
         return segmenter.prompt_hash(file.case_id)
-    found = [segmenter.prompt_hash(frame_id(file.case_id, index)) for index in range(file.clip.count)]
+    found = [segmenter.prompt_hash(name) for name in frame_ids(file.case_id, file.clip.count)]
     return None if found[0] is None else found
 
 

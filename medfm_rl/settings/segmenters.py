@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, get_args
 
-from pydantic import Field, model_validator
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from medfm_rl.settings.base import Positive, Settings
 from medfm_rl.settings.prompts import PromptSettings, TextPrompts
@@ -221,6 +221,33 @@ class PromptableDescription(PromptedStructures):
         "image to [0, 1]. minmax: each image to [0, 1].",
     )
     prompts: PromptSettings = Field(description="Where boxes come from, unless a call says otherwise.")
+    memory: bool = Field(
+        False,
+        description="true: medsam2 segments the frames of a clip together; the boxes of one frame are carried to the "
+        "others, forwards and backwards, by SAM 2's memory, whose weights the checkpoint must have. false: each frame "
+        "by itself, with boxes of its own.",
+    )
+    prompted_frame: int | None = Field(
+        None,
+        ge=0,
+        description="With memory, the frame of each clip whose boxes are carried, counted from 0; null: the first with "
+        "a box of every structure, or else the first with the most.",
+    )
+
+    @model_validator(mode="after")
+    def _memory_is_of_medsam2(self) -> Self:
+        if self.memory and self.kind != "medsam2":
+            raise ValueError(f"memory: a segmenter of kind {self.kind} has none; medsam2 has")
+        return self
+
+    @model_serializer(mode="wrap")
+    def _without_a_memory_that_is_off(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        # What each segmenter wrote, and was known by, before there was a memory to turn on.
+        content: dict[str, Any] = write(self)
+        for name, unused in (("memory", False), ("prompted_frame", None)):
+            if content.get(name, unused) == unused:
+                content.pop(name, None)
+        return content
 
 
 class BiomedParseDescription(PromptedStructures):
@@ -262,9 +289,29 @@ class MedSAMSettings(PromptableSettings):
 
 
 class MedSAM2Settings(PromptableSettings):
-    """The segmenter to adapt: MedSAM2, image by image (kind medsam2)."""
+    """The segmenter to adapt: MedSAM2 (kind medsam2). It learns image by image."""
 
-    kind: Literal["medsam2"] = Field("medsam2", description="medsam2: MedSAM2, image by image. Prompted by boxes.")
+    kind: Literal["medsam2"] = Field(
+        "medsam2", description="medsam2: MedSAM2, image by image or with its memory over clips. Prompted by boxes."
+    )
+    memory: bool | None = Field(
+        None,
+        description="true: the frames of a clip are segmented together; the boxes of one frame are carried to the "
+        "others by SAM 2's memory. false: each frame by itself, with boxes of its own, as in adaptation. null: as "
+        "segmenter.json in the folder says (false where it says nothing).",
+    )
+    prompted_frame: int | None = Field(
+        None,
+        ge=0,
+        description="With memory, the frame of each clip whose boxes are carried, counted from 0; null: as "
+        "segmenter.json says, or else the first with a box of every structure, or the most.",
+    )
+
+    @property
+    def described(self) -> dict[str, Any]:
+        """What is said here of the memory, by the fields of `segmenter.json` that it takes the place of."""
+        said = {"memory": self.memory, "prompted_frame": self.prompted_frame}
+        return {name: value for name, value in said.items() if value is not None}
 
 
 class BiomedParseSettings(SegmenterSettings):

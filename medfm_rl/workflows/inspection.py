@@ -96,6 +96,8 @@ def _summary(settings: Segmenter, device: torch.device, progress: Progress) -> M
         "patch": " x ".join(map(str, adapter.patch_size)),
         "parameters": f"{sum(parameter.numel() for parameter in adapter.parameters()):,}",
     }
+    if adapter.segments_clips:
+        rows["clips"] = "frames are segmented together"
     return ModelSummary(rows, obstacles(adapter))
 
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,10 +11,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from medfm_rl.adapters.sam.prompts import boxes_of, boxes_of_mask, open_prompts, render_boxes
+from medfm_rl.data.clips.sequences import write_sequence
 from medfm_rl.data.images import write_labels
 from medfm_rl.errors import ConfigError, DataError
 from medfm_rl.settings import FilePrompts, FixedPrompts, MaskPrompts
-from medfm_rl.types import Case, Geometry, LabelSchema
+from medfm_rl.types import Case, Clip, Geometry, LabelSchema
 
 SCHEMA = LabelSchema.from_structures({"LV": 1, "MYO": 2})
 
@@ -149,3 +151,28 @@ def test_boxes_of_a_mask_take_in_what_a_prompt_contains(schema: LabelSchema) -> 
     assert by_name["MYO"] == [8, 3, 13, 8]
     # It is not there, whatever would lie within it.
     assert np.isnan(by_name["LA"]).all()
+
+
+def test_frames_have_the_boxes_of_their_places_in_a_sequence_of_masks(tmp_path: Path) -> None:
+    masks = np.zeros((3, 20, 40), dtype=np.uint8)
+    masks[0, 6:12, 10:21] = 1
+    masks[2, 4:15, 8:31] = 2
+    write_sequence(tmp_path / "p1_4CH.nii.gz", masks, Geometry.unknown(2), None)
+    source = open_prompts(MaskPrompts(kind="from_masks", path=tmp_path), SCHEMA)
+    clip = Clip("p1_4CH", "p1", np.zeros((3, 1, 20, 40), dtype=np.float32), None, Geometry.unknown(2))
+    first, middle, last = (source.boxes(clip.frame(index)) for index in range(3))
+    assert first[0].tolist() == [10, 6, 20, 11]
+    assert last[1].tolist() == [8, 4, 30, 14]
+    assert np.isnan(middle).all()
+    assert source.knows("p1_4CH_frame001")
+    assert not source.knows("p2_4CH_frame001")
+    assert source.content_hash("p1_4CH_frame000") != source.content_hash("p1_4CH_frame001")
+    with pytest.raises(DataError, match="has masks of 3 frames, and none of frame 7"):
+        source.boxes(replace(clip.frame(0), case_id="p1_4CH_frame007"))
+
+
+def test_a_single_mask_with_the_name_of_a_clip_is_refused(tmp_path: Path) -> None:
+    write_labels(tmp_path / "p1_a.nii.gz", np.zeros((20, 40), dtype=np.uint8), Geometry.unknown(2), SCHEMA)
+    source = open_prompts(MaskPrompts(kind="from_masks", path=tmp_path), SCHEMA)
+    with pytest.raises(DataError, match=r"p1_a.nii.gz: has the name of a clip and is no sequence of masks"):
+        source.boxes(replace(case(), case_id="p1_a_frame000"))

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, ClassVar, Self, final
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
 
 from medfm_rl.adapters import PromptableAdapter
+from medfm_rl.adapters.base import SegmentedFrame
 from medfm_rl.adapters.checkpoints import load_strictly, read_checkpoint
 from medfm_rl.adapters.kinds import KINDS, SegmenterKind
+from medfm_rl.adapters.sam.memory import prompted_frame
 from medfm_rl.settings import PromptableDescription
+from medfm_rl.types import Clip
 
 SIZE = 32
 
@@ -26,7 +30,6 @@ class TinyNetwork(nn.Module):
         self.quality_head = nn.Linear(1, 1)
 
 
-@final
 class TinyPromptable(PromptableAdapter):
     """Kind `litemedsam`, so that settings and folders of that kind lead to it where a test puts it in its place."""
 
@@ -79,9 +82,24 @@ class TinyPromptable(PromptableAdapter):
         return "tiny.pth"
 
 
-def tiny_kind() -> SegmenterKind[Any]:
-    """Kind `litemedsam` with `TinyPromptable` in the place of the tool."""
-    return replace(KINDS["litemedsam"], load=lambda settings: TinyPromptable.load(settings.folder, settings.prompts))
+class TinyOverTime(TinyPromptable):
+    """Segments clips as a whole: every frame has the mask of the first one with boxes, moved down by its place."""
+
+    @property
+    def segments_clips(self) -> bool:
+        return True
+
+    def segment_clip(self, clip: Clip) -> Iterator[SegmentedFrame]:
+        start = prompted_frame(self.prompts, clip)
+        sample = self.preprocess(clip.frame(start))
+        logits = self.predict_logits(sample)
+        for index in reversed(range(len(clip.frames))):
+            yield SegmentedFrame(index, sample, logits.roll(index, dims=1))
+
+
+def tiny_kind(adapter: type[TinyPromptable] = TinyPromptable) -> SegmenterKind[Any]:
+    """Kind `litemedsam` with a tiny network in the place of the tool."""
+    return replace(KINDS["litemedsam"], load=lambda settings: adapter.load(settings.folder, settings.prompts))
 
 
 def write_tiny(folder: Path, prompts: dict[str, Any], structures: dict[str, int]) -> Path:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from medfm_rl.types import Case, Geometry
+from medfm_rl.types import Case, Clip, Geometry
 
 BOXES = {"LV": [0.3, 0.2, 0.6, 0.7], "MYO": [0.25, 0.1, 0.7, 0.8]}
 
@@ -101,6 +101,51 @@ def tiny_sam2() -> Any:
         mask_decoder_config={"hidden_size": 32, "mlp_dim": 40, "iou_head_hidden_dim": 16},
     )  # fmt: skip
     return _shaken(Sam2Model(config))
+
+
+def tiny_sam2_video() -> Any:
+    """Sam2VideoModel of transformers with 128 x 128 pixels, random weights, and a memory of three frames.
+
+    It is 128 wide: transformers takes no width that is not larger than the 64 of the memory's features. Its object
+    score is positive, so that objects are seen.
+    """
+    from transformers import Sam2VideoConfig, Sam2VideoModel
+
+    widths = [16, 32, 64, 128]
+    config = Sam2VideoConfig(
+        vision_config={
+            "model_type": "sam2_vision_model",
+            "backbone_config": {
+                "model_type": "sam2_hiera_det_model", "hidden_size": 16, "image_size": [128, 128],
+                "embed_dim_per_stage": widths,
+            },
+            "backbone_channel_list": widths[::-1],
+            "backbone_feature_sizes": [[32, 32], [16, 16], [8, 8]],
+            "fpn_hidden_size": 128,
+        },
+        prompt_encoder_config={"hidden_size": 128, "image_size": 128},
+        mask_decoder_config={"hidden_size": 128, "mlp_dim": 40, "iou_head_hidden_dim": 16},
+        image_size=128, num_maskmem=3,
+        memory_attention_hidden_size=128, memory_attention_num_layers=2, memory_attention_feed_forward_hidden_size=48,
+        memory_attention_rope_feat_sizes=[8, 8], memory_encoder_hidden_size=128, mask_downsampler_embed_dim=128,
+        memory_fuser_embed_dim=128, memory_fuser_intermediate_dim=32,
+    )  # fmt: skip
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = _shaken(Sam2VideoModel(config))
+    with torch.no_grad():
+        model.mask_decoder.pred_obj_score_head.proj_out.bias.fill_(5.0)
+        # The same in every checkpoint, and here they are not tied.
+        positions = model.prompt_encoder.shared_embedding.positional_embedding
+        model.shared_image_embedding.positional_embedding.copy_(positions)
+    return model
+
+
+def moving_echo(count: int, shape: tuple[int, int] = (90, 120), clip_id: str = "p1_4CH") -> Clip:
+    """A drawn ventricle that moves to the right by two pixels a frame."""
+    image = echo_like(shape).image
+    frames = np.stack([np.roll(image, 2 * index, axis=2) for index in range(count)])
+    return Clip(clip_id, "p1", frames, None, Geometry.unknown(2))
 
 
 def _shaken(model: Any) -> Any:

@@ -7,12 +7,17 @@ import shutil
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
-from support.promptable_models import TinyPromptable, tiny_kind, write_tiny
+from support.promptable_models import TinyOverTime, TinyPromptable, tiny_kind, write_tiny
 
+import medfm_rl
 from medfm_rl import cli
+from medfm_rl.adapters.clips import segment_frames
 from medfm_rl.adapters.kinds import KINDS
+from medfm_rl.data.clips.sequences import write_sequence
 from medfm_rl.data.files import hash_folder
+from medfm_rl.data.images import read_image
 from medfm_rl.data.labels import read_labels
 from medfm_rl.data.layouts import CaseFile, find_cases
 from medfm_rl.data.mask_files import find_masks
@@ -21,14 +26,18 @@ from medfm_rl.data.ultrasound.vendors import vendor
 from medfm_rl.errors import ConfigError, DataError
 from medfm_rl.quality import QualityController
 from medfm_rl.quality.model import Targets
+from medfm_rl.runs.case_records import CaseRecords
 from medfm_rl.runs.finished import load_model, load_run
 from medfm_rl.settings import AdaptConfig, CorrectionSettings, DataSettings, FixedPrompts
 from medfm_rl.tracking.quality_model import save_quality_model
 from medfm_rl.workflows.adapt.loop import adapt
 from medfm_rl.workflows.calibrate.quality import CalibrateRequest, calibrate
+from medfm_rl.workflows.check.check import CheckRequest
 from medfm_rl.workflows.deploy.correct import CorrectRequest, correct
 from medfm_rl.workflows.deploy.predict import predict
 from medfm_rl.workflows.deploy.score import ScoreRequest, score
+from medfm_rl.workflows.evaluate.evaluate import evaluate
+from medfm_rl.workflows.propose.assessing import CaseAssessor
 
 REWARD = {"network": {"channels": (4, 8), "residual_units": 0}, "steps": 2, "validate_every": 2, "ensemble": 1}
 SETTINGS = CorrectionSettings(steps=2, smoothness=1)
@@ -233,3 +242,126 @@ def test_a_served_model_judges_masks_of_another_tools_segmenter(run: Path, new: 
         labelled = file.read_labelled(controller.schema)
         expected = controller.assess(labelled.case, labelled.ground_truth)
         assert predicted == pytest.approx(expected.mean.predicted_dice)
+
+
+@pytest.fixture
+def over_time(new: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[list[CaseFile], Path]:
+    """Frames of a clip, of which one has a mask for its boxes, and a segmenter that makes masks of clips as a whole."""
+    monkeypatch.setitem(KINDS, TinyPromptable.kind, tiny_kind(TinyOverTime))
+    names = sorted(path.name for path in (new / "images").iterdir())[:3]
+    geometry = read_image(new / "images" / names[0])[1].plane
+    for part in ("images", "labels"):
+        frames = np.stack([read_image(new / part / name)[0][0] for name in names])
+        write_sequence(tmp_path / "clips" / part / "p1_4CH.nii.gz", frames, geometry, None)
+    (tmp_path / "prompts").mkdir()
+    shutil.copy(new / "labels" / names[1], tmp_path / "prompts" / "p1_4CH_frame001.nii.gz")
+    return find_cases(DataSettings(path=tmp_path / "clips")), tmp_path / "prompts"
+
+
+def masks_in(folder: Path, files: list[CaseFile], model: Path, prompts: Path) -> tuple[np.ndarray, np.ndarray]:
+    """Masks of frames in a folder, and those that the segmenter makes of the clip."""
+    segmenter = load_model(model, "cpu", prompts).segmenter
+    clip = files[0].read_clip()
+    written = [
+        read_labels(folder / f"{file.case_id}.nii.gz", segmenter.schema, clip.frames.shape[2:], clip.geometry)
+        for file in files
+    ]
+    return np.stack(written), segment_frames(segmenter, clip)
+
+
+@pytest.mark.parametrize("by_model", [False, True], ids=["own", "--model"])
+def test_frames_are_assessed_with_the_masks_of_their_clip(
+    run: Path, over_time: tuple[list[CaseFile], Path], tmp_path: Path, by_model: bool
+) -> None:
+    files, prompts = over_time
+    request = ScoreRequest(maker=load_model(run, "cpu", prompts)) if by_model else ScoreRequest()
+    judge = load_run(run, "cpu", None if by_model else prompts)
+    scoring = score(judge, files, tmp_path / "out", request, quiet)
+    assert scoring.problems == {}
+    written, expected = masks_in(tmp_path / "out" / "labels", files, run, prompts)
+    assert np.array_equal(written, expected)
+    assert (expected[0] != expected[2]).any()
+    TinyPromptable.encoded.clear()
+    again = score(judge, files, tmp_path / "out", request, quiet)
+    assert [report.case_id for report in again.batch.reports] == [file.case_id for file in files]
+    assert TinyPromptable.encoded == []
+
+
+def test_boxes_of_another_frame_make_the_masks_of_a_clip_anew(
+    run: Path, over_time: tuple[list[CaseFile], Path], tmp_path: Path
+) -> None:
+    files, prompts = over_time
+    score(load_run(run, "cpu", prompts), files, tmp_path / "out", ScoreRequest(), quiet)
+    (prompts / "p1_4CH_frame001.nii.gz").rename(prompts / "p1_4CH_frame002.nii.gz")
+    score(load_run(run, "cpu", prompts), files, tmp_path / "out", ScoreRequest(), quiet)
+    written, expected = masks_in(tmp_path / "out" / "labels", files, run, prompts)
+    assert np.array_equal(written, expected)
+
+
+@pytest.mark.parametrize("method", ["tta", "neighbours"])
+def test_frames_are_corrected_from_the_masks_of_their_clip(
+    run: Path, over_time: tuple[list[CaseFile], Path], tmp_path: Path, method: str
+) -> None:
+    files, prompts = over_time
+    settings = CorrectionSettings.model_validate({"method": method, "views": 2, "seconds": 600})
+    request = CorrectRequest(settings, every=True, propose_only=True)
+    found = correct(load_run(run, "cpu", prompts), files, tmp_path / "out", request, quiet)
+    assert found.problems == {}
+    assert len(found.records) == len(files)
+    written, expected = masks_in(tmp_path / "out" / "labels", files, run, prompts)
+    assert np.array_equal(written, expected)
+
+
+def test_frames_that_are_not_corrected_keep_the_masks_of_their_clip(
+    run: Path, over_time: tuple[list[CaseFile], Path], tmp_path: Path
+) -> None:
+    files, prompts = over_time
+    finished = load_run(run, "cpu", prompts)
+    score(finished, files, tmp_path / "scores", ScoreRequest(), quiet)
+    table = tmp_path / "scores" / "scores.json"
+    content = json.loads(table.read_text(encoding="utf-8"))
+    content["cases"] = [{**case, "verdict": "accept"} for case in content["cases"]]
+    table.write_text(json.dumps(content), encoding="utf-8")
+    correct(finished, files, tmp_path / "out", CorrectRequest(SETTINGS, scores=table), quiet)
+    written, expected = masks_in(tmp_path / "out" / "labels", files, run, prompts)
+    assert np.array_equal(written, expected)
+
+
+def test_evaluation_and_proposals_are_of_the_masks_of_the_clip(
+    run: Path, over_time: tuple[list[CaseFile], Path], tmp_path: Path
+) -> None:
+    files, prompts = over_time
+    finished = load_run(run, "cpu", prompts)
+    measured = evaluate(finished, files, tmp_path / "evaluated")
+    assert not measured.evaluation.problems
+    of_clip = segment_frames(finished.segmenter, files[0].read_clip())
+    for file, mask in zip(files, of_clip, strict=True):
+        truth = file.read_labelled(finished.segmenter.schema).ground_truth
+        dice = 2 * ((mask == 1) & (truth == 1)).sum() / ((mask == 1).sum() + (truth == 1).sum())
+        (row,) = [row for row in measured.evaluation.scores if (row.case_id, row.structure) == (file.case_id, "LV")]
+        assert row.dice == pytest.approx(dice, abs=1e-6)
+    assessor = CaseAssessor(finished, CaseRecords(tmp_path / "proposed", "propose"), None)
+    assert set(assessor.rate(files, quiet)) == {file.case_id for file in files}
+    assert np.array_equal(masks_in(tmp_path / "proposed" / "labels", files, run, prompts)[0], of_clip)
+
+
+def test_frames_alone_need_boxes_of_their_own(
+    run: Path, over_time: tuple[list[CaseFile], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files, prompts = over_time
+    monkeypatch.setitem(KINDS, TinyPromptable.kind, tiny_kind())
+    scoring = score(load_run(run, "cpu", prompts), files, tmp_path / "out", ScoreRequest(), quiet)
+    assert set(scoring.problems) == {"p1_4CH_frame000", "p1_4CH_frame002"}
+    assert "there is no mask of case p1_4CH_frame000" in scoring.problems["p1_4CH_frame000"]
+
+
+def test_a_check_wants_boxes_of_one_frame_of_a_clip_that_is_segmented_as_a_whole(
+    run: Path, over_time: tuple[list[CaseFile], Path], tmp_path: Path
+) -> None:
+    _, prompts = over_time
+    data = DataSettings(path=tmp_path / "clips")
+    assert not medfm_rl.check(data, CheckRequest(model=load_model(run, "cpu", prompts))).refused
+    next(prompts.iterdir()).unlink()
+    refused = medfm_rl.check(data, CheckRequest(model=load_model(run, "cpu", prompts))).refused
+    assert list(refused) == ["p1_4CH_frame000"]
+    assert "nothing on any of the 3 frames p1_4CH_frame000 to p1_4CH_frame002" in refused["p1_4CH_frame000"][0]

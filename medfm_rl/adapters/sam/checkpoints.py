@@ -1,7 +1,8 @@
 """Checkpoints of SAM and SAM 2, as their authors write them and as transformers does.
 
 The names of the first kind are translated into those of the second by a table of prefixes, and back by the same table.
-What a checkpoint has and a network for single images does not need, the memory of SAM 2, is kept and written again.
+What a checkpoint has and a network for single images does not need, the memory of SAM 2, is kept and written again, and
+has a table of its own for where it is used.
 """
 
 from __future__ import annotations
@@ -155,6 +156,7 @@ _ATTENTIONS: Final = (
     "layers.*.cross_attn_image_to_token",
     "final_attn_token_to_image",
 )
+_MEMORY_LAYER: Final = ("self_attn", "cross_attn_image")
 
 SAM: Final[Prefixes] = (
     ("image_encoder.patch_embed.proj.", "vision_encoder.patch_embed.projection."),
@@ -185,3 +187,36 @@ SAM2: Final[Prefixes] = (
     ("no_mem_embed", "no_memory_embedding"),
 )
 """Names of sam2, and of transformers' Sam2Model."""
+
+_DOWNSAMPLED: Final = 4
+"""Convolutions of the memory's mask downsampler before its last; each is followed by a norm and an activation."""
+
+SAM2_MEMORY: Final[Prefixes] = (
+    *((f"memory_attention.layers.*.{at}.out_proj.", f"memory_attention.layers.*.{at}.o_proj.") for at in _MEMORY_LAYER),
+    ("memory_attention.layers.*.norm", "memory_attention.layers.*.layer_norm"),
+    ("memory_attention.norm.", "memory_attention.layer_norm."),
+    *_at(
+        "memory_encoder.mask_downsampler.",
+        "memory_encoder.mask_downsampler.",
+        [
+            *((f"encoder.{3 * index}.", f"layers.{index}.conv.") for index in range(_DOWNSAMPLED)),
+            *((f"encoder.{3 * index + 1}.", f"layers.{index}.layer_norm.") for index in range(_DOWNSAMPLED)),
+            (f"encoder.{3 * _DOWNSAMPLED}.", "final_conv."),
+        ],
+    ),
+    ("memory_encoder.pix_feat_proj.", "memory_encoder.feature_projection."),
+    ("memory_encoder.fuser.layers.*.dwconv.", "memory_encoder.memory_fuser.layers.*.depthwise_conv."),
+    ("memory_encoder.fuser.layers.*.norm.", "memory_encoder.memory_fuser.layers.*.layer_norm."),
+    ("memory_encoder.fuser.layers.*.pwconv", "memory_encoder.memory_fuser.layers.*.pointwise_conv"),
+    ("memory_encoder.fuser.layers.*.gamma", "memory_encoder.memory_fuser.layers.*.scale"),
+    ("memory_encoder.out_proj.", "memory_encoder.projection."),
+    ("maskmem_tpos_enc", "memory_temporal_positional_encoding"),
+    ("no_mem_pos_enc", "no_memory_positional_encoding"),
+    ("no_obj_ptr", "no_object_pointer"),
+    ("no_obj_embed_spatial", "occlusion_spatial_embedding_parameter"),
+    ("obj_ptr_proj.layers.0.", "object_pointer_proj.proj_in."),
+    ("obj_ptr_proj.layers.1.", "object_pointer_proj.layers.0."),
+    ("obj_ptr_proj.layers.2.", "object_pointer_proj.proj_out."),
+    ("obj_ptr_tpos_proj.", "temporal_positional_encoding_projection_layer."),
+)
+"""Names of the memory of sam2, and of what transformers' Sam2VideoModel has besides Sam2Model."""

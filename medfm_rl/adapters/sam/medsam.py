@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import importlib
 from abc import abstractmethod
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar, Final, Self, final
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from medfm_rl.adapters.base import SegmentedFrame, evaluating
 from medfm_rl.adapters.checkpoints import NO_CHECKPOINT, first_line, refuse_misfit
 from medfm_rl.adapters.description import DESCRIPTION
+from medfm_rl.adapters.grid import Sample
 from medfm_rl.adapters.sam.checkpoints import (
     SAM,
     SAM2,
@@ -23,10 +27,12 @@ from medfm_rl.adapters.sam.checkpoints import (
     renamed,
 )
 from medfm_rl.adapters.sam.intensity import from_bytes, minmax
-from medfm_rl.adapters.sam.promptable import PromptableAdapter
+from medfm_rl.adapters.sam.memory import ClipMemory, Tracker, load_memory, prompted_frame
+from medfm_rl.adapters.sam.promptable import NOT_PROMPTED, PromptableAdapter
 from medfm_rl.errors import MissingExtraError, ModelError
 from medfm_rl.networks import portable_state
 from medfm_rl.settings import PromptableDescription
+from medfm_rl.types import Clip
 
 _HEADS: Final = 8
 """Attention heads of the mask decoder in every SAM; no shape tells."""
@@ -207,15 +213,21 @@ class MedSAMAdapter(SamAdapter):
 
 @final
 class MedSAM2Adapter(SamAdapter):
-    """MedSAM2 on single images: Sam2Model of transformers, from the authors' file or a folder of `save_pretrained`.
+    """MedSAM2: Sam2Model of transformers, from the authors' file or a folder of `save_pretrained`.
 
     The image is resized to 512 x 512 whatever its aspect, divided by 255, and shifted and scaled by the statistics of
     ImageNet. As in SAM 2's own predictor of images the object score does not enter: a box says that the structure is
     there. (Its predictor of videos sets masks without an object to -1024, where no gradient is left.) The first mask is
     the answer, in training and in evaluation: SAM 2 changes to another in evaluation where it finds the first unstable.
+
+    With `memory` in its description the frames of a clip are segmented together, as Sam2VideoModel does: the boxes of
+    one frame are prompts, and the memory carries them forwards and then backwards. The frame with the boxes has the
+    mask that it has by itself. In the others SAM 2's own rules hold: of three masks the one that it expects most of,
+    and none where its object score is negative. The memory's weights do not learn.
     """
 
     kind: ClassVar[str] = "medsam2"
+    frozen_prefixes: ClassVar[tuple[str, ...]] = (*_FROZEN, "memory.")
     # The projections conv_s0 and conv_s1 have names of the decoder and run once per image, with the encoder.
     decoder_prefixes: ClassVar[tuple[str, ...]] = tuple(
         f"module.mask_decoder.{part}"
@@ -237,6 +249,11 @@ class MedSAM2Adapter(SamAdapter):
 
     def __init__(self, description: PromptableDescription, checkpoint: SamCheckpoint) -> None:
         super().__init__(description, checkpoint)
+        self.memory: ClipMemory | None = None
+        if description.memory:
+            config = checkpoint.config or self.architecture(checkpoint)
+            grid = int(self.module.backbone_feature_sizes[-1][0])
+            self.memory = load_memory(self.checkpoint, config, self.module, self.patch_size[0], grid)
         self.module.mask_decoder.dynamic_multimask_via_stability = False
         self.register_buffer("mean", torch.tensor([0.485, 0.456, 0.406])[:, None, None], persistent=False)
         self.register_buffer("deviation", torch.tensor([0.229, 0.224, 0.225])[:, None, None], persistent=False)
@@ -246,8 +263,7 @@ class MedSAM2Adapter(SamAdapter):
 
     def encode(self, images: Tensor) -> Tensor:
         """Embeddings `(B, N)`: the maps of three scales, one after the other."""
-        pixels = (images.expand(-1, 3, -1, -1) - self.mean) / self.deviation
-        maps = self.module.get_image_features(pixels, return_dict=True).fpn_hidden_states
+        maps = self.module.get_image_features(self._pixels(images), return_dict=True).fpn_hidden_states
         maps[-1] = maps[-1] + self.module.no_memory_embedding
         return torch.cat([scale.permute(1, 2, 0).flatten(1) for scale in maps], dim=1)
 
@@ -260,6 +276,42 @@ class MedSAM2Adapter(SamAdapter):
         ]
         parts = embeddings.split([channels * height * across for channels, height, across in shapes], dim=1)
         return [part.reshape(len(part), *shape) for part, shape in zip(parts, shapes, strict=True)]
+
+    def _pixels(self, images: Tensor) -> Tensor:
+        """Images `(B, channels, H, W)` as the encoder takes them."""
+        return (images.expand(-1, 3, -1, -1) - self.mean) / self.deviation
+
+    @property
+    def segments_clips(self) -> bool:
+        return self.memory is not None
+
+    def segment_clip(self, clip: Clip) -> Iterator[SegmentedFrame]:
+        if self.memory is None:
+            yield from super().segment_clip(clip)
+            return
+        count = len(clip.frames)
+        start = prompted_frame(self.prompts, clip, self.description.prompted_frame)
+        sample = self.preprocess(clip.frame(start))
+        yield SegmentedFrame(start, sample, self.predict_logits(sample))
+        boxes, there = self._boxes(sample.image[None].to(self.device), None)
+        with evaluating(self), torch.no_grad():
+            video = self.memory.with_network(self.module)
+            tracker = Tracker(video, count, start, self._shown(sample), boxes[there])
+        for reverse, places in ((False, range(start + 1, count)), (True, range(start - 1, -1, -1))):
+            for index in places:
+                sample = self.sample_with(clip.frame(index), np.full((boxes.shape[1], 4), np.nan))
+                with evaluating(self), torch.no_grad():
+                    z = tracker.follow(index, self._shown(sample), reverse)
+                    # Without a box there is nothing to follow.
+                    every = z.new_full((1, boxes.shape[1], *z.shape[1:]), NOT_PROMPTED)
+                    every[there] = z
+                    logits = self.logits_of(every, there, sample.image.shape[1:])[0].cpu()
+                yield SegmentedFrame(index, sample, logits)
+            tracker.turn()
+
+    def _shown(self, sample: Sample) -> Tensor:
+        """A sample as the network of videos takes it, `(3, H, W)`."""
+        return self._pixels(sample.image[None, : self.description.channels].to(self.device))[0]
 
     def to_file(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
         # sam2 has a table of one row for each kind of point, transformers one table.

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Final, Self
 
@@ -21,9 +23,9 @@ from medfm_rl.adapters.description import DESCRIPTION, read_described, write_des
 from medfm_rl.adapters.embeddings import EmbeddingCache, version_of
 from medfm_rl.adapters.exclusive import exclusive_logits
 from medfm_rl.adapters.grid import Sample
-from medfm_rl.adapters.sam.prompts import boxes_of, boxes_of_mask, open_prompts, render_boxes
+from medfm_rl.adapters.sam.prompts import Boxes, boxes_of, boxes_of_mask, open_prompts, render_boxes
 from medfm_rl.data.files import replace_folder_on_success
-from medfm_rl.errors import ModelError
+from medfm_rl.errors import DataError, ModelError
 from medfm_rl.networks import argmax_classes, portable_state
 from medfm_rl.settings import PromptableDescription, PromptSettings
 from medfm_rl.types import Case, FloatArray, LabelMap, LabelSchema, Prompts
@@ -63,12 +65,15 @@ class PromptableAdapter(SegmenterAdapter):
         self._kept = EmbeddingCache()
 
     @classmethod
-    def load(cls, folder: Path, prompts: PromptSettings | None = None) -> Self:
+    def load(
+        cls, folder: Path, prompts: PromptSettings | None = None, described: Mapping[str, Any] | None = None
+    ) -> Self:
         """Reads a segmenter folder: `segmenter.json` and, where it names one, a checkpoint.
 
         Args:
             folder: The folder.
             prompts: Where boxes come from; None: as `segmenter.json` says.
+            described: What the caller says in the place of other fields of `segmenter.json`, by name.
 
         Raises:
             MissingExtraError: The tool is not installed.
@@ -76,7 +81,7 @@ class PromptableAdapter(SegmenterAdapter):
             ConfigError: The prompts name a structure that the segmenter does not have.
             DataError: The file or folder of the prompts cannot be used.
         """
-        description = read_description(folder)
+        description = read_description(folder).model_copy(update=dict(described or {}))
         if description.kind != cls.kind:
             raise ModelError(f"{folder / DESCRIPTION}: kind is {description.kind}, {cls.kind} is needed")
         if prompts is not None:
@@ -131,18 +136,37 @@ class PromptableAdapter(SegmenterAdapter):
     def prompt_hash(self, case_id: str) -> str | None:
         return self.prompts.content_hash(case_id)
 
+    def prompt_hash_of_clip(self, frames: Sequence[str]) -> str | None:
+        found = {name: self.prompts.content_hash(name) for name in frames if self.prompts.knows(name)}
+        if not found:
+            raise DataError(
+                f"{self.prompts.origin}: there is nothing on any of the {len(frames)} frames {frames[0]} to "
+                f"{frames[-1]}; their clip needs boxes, or a mask, of one of them"
+            )
+        return hashlib.sha256(json.dumps(found).encode()).hexdigest()
+
     def inference_settings(self) -> Mapping[str, Any]:
         described = self.description.model_dump(mode="json", exclude={"prompts", "checkpoint"})
         return {**super().inference_settings(), **described}
 
     def preprocess(self, case: Case) -> Sample:
         """The tool's own intensities and size, the aspect not kept; then a channel per structure with its box."""
+        return self.sample_with(case, self.prompts.boxes(self.conform(case)))
+
+    def preprocess_frame(self, case: Case, labels: LabelMap) -> Sample:
+        """With the boxes of the mask, where the frame's clip is segmented as a whole: it need have none of its own."""
+        if case.frame is None or not self.segments_clips:
+            return self.preprocess(case)
+        return self.sample_with(case, boxes_of_mask(labels, self.schema, self.description.contains))
+
+    def sample_with(self, case: Case, boxes: Boxes) -> Sample:
+        """As `preprocess`, with these boxes `(K - 1, 4)` in pixels of the case."""
         case = self.conform(case)
         height, width = self.patch_size
         image = self.normalise(torch.from_numpy(np.array(case.image, dtype=np.float32)), f"case {case.case_id}")
         image = F.interpolate(image[None], size=(height, width), mode="bilinear", align_corners=False)[0]
-        boxes = render_boxes(self.prompts.boxes(case), case.shape, (height, width))
-        return Sample(torch.cat([image, boxes]), case.case_id, case.patient_id, case.shape, case.geometry)
+        channels = render_boxes(boxes, case.shape, (height, width))
+        return Sample(torch.cat([image, channels]), case.case_id, case.patient_id, case.shape, case.geometry)
 
     def preprocess_labels(self, labels: LabelMap, sample: Sample) -> Tensor:
         mask = torch.from_numpy(labels.astype(np.float32))[None, None]
@@ -164,7 +188,17 @@ class PromptableAdapter(SegmenterAdapter):
         # In bfloat16 a coordinate of an image of 1024 pixels is up to 4 pixels off.
         with torch.autocast(images.device.type, enabled=False):
             z = self.decode(embeddings, boxes)
-        z = F.interpolate(z, size=images.shape[2:], mode="bilinear", align_corners=False)
+        return self.logits_of(z, there, images.shape[2:])
+
+    def logits_of(self, z: Tensor, there: Tensor, size: Sequence[int]) -> Tensor:
+        """Logits `(B, K, *size)` of the classes from binary logits `(B, K - 1, h, w)` of the structures.
+
+        Args:
+            z: What the decoder gives.
+            there: `(B, K - 1)`, whether there was a box.
+            size: Grid of the network's input.
+        """
+        z = F.interpolate(z, size=tuple(size), mode="bilinear", align_corners=False)
         z = torch.where(there[..., None, None], z, NOT_PROMPTED)
         return exclusive_logits(z, self.schema, self.description.contains)
 

@@ -13,6 +13,7 @@ import hashlib
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from functools import lru_cache
 from pathlib import Path
 from typing import Final, final
 
@@ -21,7 +22,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from medfm_rl.data.images import hash_image
+from medfm_rl.data.images import hash_image, pixel_files
 from medfm_rl.data.json_text import parse_json
 from medfm_rl.data.labels import read_label_ids
 from medfm_rl.data.layouts import described_labels
@@ -30,7 +31,7 @@ from medfm_rl.data.names import case_name
 from medfm_rl.errors import ConfigError, DataError
 from medfm_rl.seeding import derive_seed
 from medfm_rl.settings import FilePrompts, FixedPrompts, MaskPrompts, PromptSettings
-from medfm_rl.types import Case, LabelSchema
+from medfm_rl.types import Case, LabelSchema, clip_of_frame
 
 Boxes = npt.NDArray[np.float64]
 """`(K - 1, 4)`, one row per structure."""
@@ -57,10 +58,21 @@ class BoxSource(ABC):
             DataError: There is nothing on this case.
         """
 
+    @abstractmethod
+    def knows(self, case_id: str) -> bool:
+        """Whether there is anything on this case; its structures need not have boxes."""
+
+    @property
+    @abstractmethod
+    def origin(self) -> str:
+        """Where boxes come from, for errors."""
+
 
 @final
 class FixedBoxes(BoxSource):
     """The same boxes for every image, as fractions of its width and height."""
+
+    origin = "prompts.boxes"
 
     def __init__(self, settings: FixedPrompts, schema: LabelSchema) -> None:
         _refuse_strangers(settings.boxes, schema, "prompts.boxes")
@@ -74,6 +86,10 @@ class FixedBoxes(BoxSource):
     def content_hash(self, case_id: str) -> str:
         del case_id
         return _hash(self.fractions.tolist())
+
+    def knows(self, case_id: str) -> bool:
+        del case_id
+        return True
 
 
 @final
@@ -101,6 +117,13 @@ class BoxesFromFile(BoxSource):
     def content_hash(self, case_id: str) -> str:
         return _hash(self._of(case_id))
 
+    def knows(self, case_id: str) -> bool:
+        return case_id in self.table
+
+    @property
+    def origin(self) -> str:
+        return str(self.path)
+
     def _of(self, case_id: str) -> Mapping[str, tuple[float, ...]]:
         if case_id not in self.table:
             raise DataError(f"{self.path}: there is no box for case {case_id}")
@@ -110,6 +133,8 @@ class BoxesFromFile(BoxSource):
 @final
 class BoxesFromMasks(BoxSource):
     """Boxes of the masks that another segmenter made, found by the name of the case.
+
+    The mask of a frame has its name, or is its place in a sequence that has the name of its clip.
 
     Args:
         settings: The folder, the margin and the jitter.
@@ -130,18 +155,35 @@ class BoxesFromMasks(BoxSource):
         self.ids = [[integers[part] for part in (name, *within.get(name, ()))] for name in schema.structures]
 
     def boxes(self, case: Case) -> Boxes:
-        mask = read_label_ids(self._mask(case.case_id), self.schema, case.shape, case.geometry)
+        path, frame = self._mask(case.case_id)
+        mask = read_label_ids(path, self.schema, case.shape, case.geometry, frame)
         generator = np.random.default_rng(derive_seed(self.settings.seed, case.case_id))
         return np.array([self._box(np.isin(mask, ids), generator) for ids in self.ids])
 
     def content_hash(self, case_id: str) -> str:
-        settings = self.settings
-        return _hash([hash_image(self._mask(case_id)), settings.margin, settings.jitter, settings.seed])
+        settings, (path, frame) = self.settings, self._mask(case_id)
+        chosen: list[object] = [settings.margin, settings.jitter, settings.seed]
+        return _hash([_hash_of_mask(path), *([] if frame is None else [frame]), *chosen])
 
-    def _mask(self, case_id: str) -> Path:
-        if case_id not in self.masks:
+    def knows(self, case_id: str) -> bool:
+        return self._find(case_id) is not None
+
+    @property
+    def origin(self) -> str:
+        return str(self.settings.path)
+
+    def _mask(self, case_id: str) -> tuple[Path, int | None]:
+        found = self._find(case_id)
+        if found is None:
             raise DataError(f"{self.settings.path}: there is no mask of case {case_id}")
-        return self.masks[case_id]
+        return found
+
+    def _find(self, case_id: str) -> tuple[Path, int | None] | None:
+        """The file with the mask of a case, and the place in it where it holds those of a clip."""
+        if case_id in self.masks:
+            return self.masks[case_id], None
+        clip = clip_of_frame(case_id)
+        return None if clip is None or clip[0] not in self.masks else (self.masks[clip[0]], clip[1])
 
     def _box(self, region: npt.NDArray[np.bool_], generator: np.random.Generator) -> Boxes:
         # Drawn for every structure, so that one that is missing does not move the boxes of the others.
@@ -230,6 +272,20 @@ def boxes_of_mask(
 def _extent_of(region: npt.NDArray[np.bool_]) -> Boxes:
     rows, columns = np.nonzero(region.any(axis=1))[0], np.nonzero(region.any(axis=0))[0]
     return np.array([columns[0], rows[0], columns[-1], rows[-1]], dtype=np.float64)
+
+
+def _hash_of_mask(path: Path) -> str:
+    """SHA-256 of a mask. Each frame of a clip asks for those of all others: of a file it is kept until it changes."""
+    if not path.is_file():
+        return hash_image(path)
+    found = [file.stat() for file in (path, *pixel_files(path)) if file.exists()]
+    return _hash_once(path, tuple((file.st_size, file.st_mtime_ns) for file in found))
+
+
+@lru_cache(maxsize=4096)
+def _hash_once(path: Path, state: tuple[tuple[int, int], ...]) -> str:
+    del state
+    return hash_image(path)
 
 
 def _hash(content: object) -> str:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from itertools import repeat
 from pathlib import Path
 
+from medfm_rl.adapters.clips import CaseMasks
 from medfm_rl.data.files import alone_writing
 from medfm_rl.data.layouts import CaseFile
 from medfm_rl.data.mask_labels import labels_in_masks
@@ -187,6 +188,7 @@ def calibrate_cases(
     """
     seed, reward = run.seed, run.first_networks(networks)
     segmenter = run.own_segmenter() if masks is None else None
+    own_masks = None if segmenter is None else CaseMasks(segmenter)
     grid = run.grid if segmenter is None else segmenter
     truths = masks_with_spacing(files, grid.schema, True, "reading labelled masks", progress)
     anatomy = learned_anatomy(run.anatomy_name, grid.schema, truths)
@@ -198,7 +200,8 @@ def calibrate_cases(
                 submission = submit(grid, anatomy, item.case, mask.labels, mask.confidence)
             else:
                 assert segmenter is not None
-                submission = segment(segmenter, anatomy, item.case)
+                assert own_masks is not None
+                submission = segment(segmenter, anatomy, item.case, own_masks.in_clip(file))
             assessed = calibration_case(submission, item.ground_truth, grid, reward, run.device)
             spool.add(assessed if biomedclip is None else replace(assessed, biomedclip=biomedclip.embed(item.case)))
             progress("calibrating", done, len(files))

@@ -6,13 +6,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from medfm_rl.data.checks import CaseFacts, facts_by_schema, image_facts, mask_facts
 from medfm_rl.data.each_case import UnforeseenError, case_alone
 from medfm_rl.data.labels import FoundLabels
 from medfm_rl.data.layouts import CaseFile
 from medfm_rl.data.notices import collected_notices
 from medfm_rl.errors import DataError, UserError
-from medfm_rl.types import Case
+from medfm_rl.types import Case, frame_ids
 from medfm_rl.workflows.check.masks import MaskReader
 from medfm_rl.workflows.check.outputs import Pictures
 
@@ -98,8 +100,13 @@ class Examination:
             return []
         try:
             with case_alone(file.case_id):
-                self.segmenter.preprocess(case)
-                self.segmenter.prompt_hash(file.case_id)
+                if file.clip is None or file.frame is None or not self.segmenter.segments_clips:
+                    self.segmenter.preprocess(case)
+                    self.segmenter.prompt_hash(file.case_id)
+                else:
+                    self.segmenter.preprocess_frame(case, np.zeros(case.shape, dtype=np.uint8))
+                    if file.frame == 0:
+                        self.segmenter.prompt_hash_of_clip(frame_ids(str(file.clip_id), file.clip.count))
         except UnforeseenError as error:
             return [error]
         except UserError as error:

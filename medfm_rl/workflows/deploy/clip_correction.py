@@ -63,7 +63,12 @@ def correct_clip(
             corrector.neighbours = {
                 case.case_id: [Neighbour(clip.frame(other), current[other], weight) for other, weight in near]
             }
-        result = corrector.correct(case, original=None if own else masks[place])
+        if corrector.adapter.segments_clips:
+            # By itself the network would make another mask of the frame than with the clip.
+            sample = corrector.adapter.preprocess_frame(case, masks[place])
+            result = corrector.correct(case, sample, masks[place])
+        else:
+            result = corrector.correct(case, original=None if own else masks[place])
         results[place] = result
         if result.accepted:
             current[place] = result.after

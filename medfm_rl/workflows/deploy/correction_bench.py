@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from medfm_rl.adapters import Sample
+from medfm_rl.adapters.clips import CaseMasks, segment_frames
 from medfm_rl.correction import CaseCorrector, CorrectionResult
 from medfm_rl.data.files import replace_on_success
 from medfm_rl.data.images import write_labels
@@ -29,7 +30,6 @@ from medfm_rl.workflows.deploy.clip_correction import correct_clip
 from medfm_rl.workflows.deploy.correction_outputs import is_cut, picture_path, record_of
 from medfm_rl.workflows.deploy.given_masks import GivenMasks
 from medfm_rl.workflows.deploy.memory import must_fit
-from medfm_rl.workflows.deploy.predict import segment_clip
 
 
 @dataclass(frozen=True)
@@ -85,6 +85,7 @@ class CorrectionBench:
         self.propose_only = propose_only
         self.masks = masks
         self.originals = originals
+        self._masks = CaseMasks(corrector.adapter)
 
     @property
     def maker(self) -> Mapping[str, Any]:
@@ -174,7 +175,7 @@ class CorrectionBench:
     def _masks_of_clip(self, clip: Clip, every: Sequence[CaseFile]) -> LabelMap:
         """Masks of all frames before any correction, `(T, H, W)`."""
         if self.masks is None:
-            return segment_clip(self.corrector.adapter, None, clip)[0]
+            return segment_frames(self.corrector.adapter, clip)
         if len(every) < len(clip.frames):
             raise DataError(
                 f"clip {clip.clip_id}: {len(every)} of its {len(clip.frames)} frames are among the images, and a clip "
@@ -209,7 +210,7 @@ class CorrectionBench:
             return
         with must_fit(f"case {file.case_id}", adapter.device):
             case = file.read()
-            mask = adapter.segment(case) if self.originals is None else self.originals.read(case)
+            mask = self._masks.segment(file, case) if self.originals is None else self.originals.read(case)
         labels = label_path(self.out, file.case_id)
         self.records.begin(file.case_id, inputs)
         write_labels(labels, mask, case.geometry, adapter.schema)
@@ -241,7 +242,7 @@ class CorrectionBench:
         proposal.unlink(missing_ok=True)
         if decision == "proposed":
             write_labels(proposal, result.after, case.geometry, schema)
-        sample = self.corrector.adapter.preprocess(case)
+        sample = self.corrector.adapter.preprocess_frame(case, result.before)
         (map_before, before), (map_after, after) = (
             self._reward_of(sample, found) for found in (result.before, result.after)
         )

@@ -30,9 +30,6 @@ from medfm_rl.types import Case, Clip, FloatArray, LabelMap, LabelSchema
 from medfm_rl.workflows.deploy.memory import must_fit
 from medfm_rl.workflows.deploy.workers import Workers, at_work, seen_by_all
 
-_TOGETHER = 8
-"""Frames that go through the network at once."""
-
 
 class Segmenting:
     """Segments a case or a clip, and takes what was made before.
@@ -185,21 +182,18 @@ def _write_clip(
 def segment_clip(
     segmenter: SegmenterAdapter, reward: RewardEnsemble | None, clip: Clip
 ) -> tuple[LabelMap, FloatArray | None]:
-    """Class indices `(T, H, W)` of every frame of a clip and their reward maps, each frame by itself.
+    """Class indices `(T, H, W)` of every frame of a clip and their reward maps.
 
     Raises:
-        DataError: The segmenter takes volumes alone, or other channels.
+        DataError: As in `SegmenterAdapter.segment_clip`.
     """
     count, *shape = len(clip.frames), *clip.frames.shape[2:]
     labels = np.empty((count, *shape), dtype=np.uint8)
     reward_maps = None if reward is None else np.empty((count, *shape), dtype=np.float32)
-    for start in range(0, count, _TOGETHER):
-        indices = range(start, min(start + _TOGETHER, count))
-        samples = [segmenter.preprocess(clip.frame(index)) for index in indices]
-        for index, sample, logits in zip(indices, samples, segmenter.predict_logits_of_batch(samples), strict=True):
-            labels[index] = segmenter.restore(logits, sample)
-            if reward is not None and reward_maps is not None:
-                reward_maps[index] = _reward_map(segmenter, reward, sample, logits)
+    for frame in segmenter.segment_clip(clip):
+        labels[frame.index] = segmenter.restore(frame.logits, frame.sample)
+        if reward is not None and reward_maps is not None:
+            reward_maps[frame.index] = _reward_map(segmenter, reward, frame.sample, frame.logits)
     return labels, reward_maps
 
 

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from medfm_rl.adapters import SegmenterAdapter
+from medfm_rl.adapters.clips import CaseMasks
 from medfm_rl.data.checks import (
     CaseFacts,
     case_facts,
@@ -148,6 +149,7 @@ class ScoringQueue:
         self._mask_hashes: dict[str, str] = {}
         self._inputs: dict[str, dict[str, Any]] = {}
         self._waiting: list[_Waiting] = []
+        self._masks = None if self.segmenter is None else CaseMasks(self.segmenter)
 
     @property
     def maker(self) -> dict[str, str]:
@@ -328,10 +330,11 @@ class ScoringQueue:
                 path = require_all(self.given.probabilities, file.case_id)
                 confidence = confidence_of(path, case, labels, schema, in_masks or schema)
             return controller.submit(case, labels, confidence)
+        assert self._masks is not None
         if self.segmenter is controller.grid:
-            submission = controller.segment(case)
+            submission = controller.segment(case, self._masks.in_clip(file))
         else:
-            submission = controller.submit(case, self.segmenter.segment(case))
+            submission = controller.submit(case, self._masks.segment(file, case))
         write_labels(label_path(self.out, file.case_id), submission.labels, case.geometry, controller.schema)
         return submission
 

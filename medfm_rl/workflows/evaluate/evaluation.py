@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from medfm_rl.adapters import SegmenterAdapter
+from medfm_rl.adapters.clips import CaseMasks
 from medfm_rl.anatomy.profiles import Anatomy
 from medfm_rl.data.each_case import each_case
 from medfm_rl.data.files import write_json, write_text
@@ -38,10 +39,11 @@ def evaluate_segmenter(
     Raises:
         DataError: Not one case could be scored.
     """
+    masks = CaseMasks(segmenter)
 
     def score(file: CaseFile) -> list[CaseScore]:
         labelled = file.read_labelled(segmenter.schema, may_ignore=True)
-        prediction = segmenter.segment(labelled.case)
+        prediction = masks.segment(file, labelled.case)
         return score_case(labelled.case, prediction, labelled.ground_truth, segmenter.schema, anatomy)
 
     files = with_masks(files)

@@ -9,6 +9,7 @@ from typing import Any, Self, final
 
 import numpy as np
 
+from medfm_rl.adapters.clips import CaseMasks
 from medfm_rl.data.each_case import case_alone
 from medfm_rl.data.files import replace_on_success
 from medfm_rl.data.images import write_labels
@@ -89,6 +90,7 @@ class CaseAssessor:
         self._records = records
         self._given = given
         self._segmenter = (run.segmenter if given is None else run.preprocessing).eval()
+        self._masks = CaseMasks(self._segmenter)
         self._maker: dict[str, Any] = {"propose": _FORMAT, **hash_segmenter(self._segmenter)}
 
     def require_own(self, files: Sequence[CaseFile]) -> None:
@@ -147,21 +149,29 @@ class CaseAssessor:
             return known
         case = file.read()
         self._records.begin(file.case_id, inputs)
-        result, reward_map, labels = self._look(case, rated)
+        labels = self._masks.in_clip(file) if self._given is None else self._given.read(case)
+        result, reward_map, labels = self._look(case, labels, rated)
         outputs = self._records.hash_files(self._write(case, labels, reward_map))
         self._records.log([{"case": file.case_id, "inputs": inputs, "outputs": outputs}])
         self._records.write(file.case_id, inputs, result, outputs)
         return result
 
-    def _look(self, case: Case, rated: bool) -> tuple[dict[str, Any], FloatArray | None, LabelMap]:
-        """What is recorded of a case, its reward map where it is rated, and its mask; maps on its own grid."""
-        labels = None if self._given is None else self._given.read(case)
+    def _look(
+        self, case: Case, labels: LabelMap | None, rated: bool
+    ) -> tuple[dict[str, Any], FloatArray | None, LabelMap]:
+        """What is recorded of a case, its reward map where it is rated, and its mask; maps on its own grid.
+
+        Args:
+            case: The case.
+            labels: Its mask, where it is given or was made with those of its clip.
+            rated: Whether it is rated.
+        """
         if not rated:
             return {}, None, self._segmenter.segment(case) if labels is None else labels
         run, segmenter = self._run, self._segmenter
         submission = (
-            segment(segmenter, run.anatomy, case)
-            if labels is None
+            segment(segmenter, run.anatomy, case, labels)
+            if self._given is None or labels is None
             else prepare(segmenter, run.anatomy, case, labels, segmenter.preprocess(case), None)
         )
         (evidence,) = collect_evidence([submission], run.reward, segmenter.patch_size, segmenter.schema, run.device)
