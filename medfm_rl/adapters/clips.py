@@ -1,27 +1,99 @@
-"""Masks of cases one by one, where those of frames may come from a segmenter of whole clips."""
+"""Masks of clips: of frames by a segmenter of whole clips, and of frames that are averaged with their neighbours."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import final
 
 import numpy as np
+import torch
+from torch import Tensor
 
-from medfm_rl.adapters.base import SegmenterAdapter
+from medfm_rl.adapters.base import SegmentedFrame, SegmenterAdapter
+from medfm_rl.data.clips.motion import carry, find_motion, neighbours_of
 from medfm_rl.data.layouts import CaseFile
-from medfm_rl.errors import DataError
+from medfm_rl.errors import ConfigError, UserError
 from medfm_rl.types import Case, Clip, LabelMap
 
+_LEAST = 1e-7
+"""Probability below which a logarithm says no more."""
 
-def segment_frames(segmenter: SegmenterAdapter, clip: Clip) -> LabelMap:
-    """Class indices `(T, H, W)` of every frame of a clip.
+
+def segmented_frames(segmenter: SegmenterAdapter, clip: Clip, over_time: bool = False) -> Iterator[SegmentedFrame]:
+    """Every frame of a clip, segmented, in any order.
+
+    Args:
+        segmenter: Segments.
+        clip: The clip.
+        over_time: Whether each is averaged with its neighbours (`averaged_over_time`).
+
+    Raises:
+        DataError: As in `SegmenterAdapter.segment_clip`.
+    """
+    frames = segmenter.segment_clip(clip)
+    return averaged_over_time(frames, len(clip.frames)) if over_time else frames
+
+
+def averaged_over_time(frames: Iterable[SegmentedFrame], count: int) -> Iterator[SegmentedFrame]:
+    """The frames of a clip, each averaged with what the frames before and after it say, carried along by the motion.
+
+    Probabilities are averaged: its own count as one, those of two frames on either side as 1 over their distance. The
+    logits of the result are logarithms of the mean. Frames may come in any order; those that are still to be asked are
+    in memory, five where they come in the order of time.
+
+    Args:
+        frames: All frames of a clip, once each, of one size.
+        count: How many there are.
+    """
+    held: dict[int, SegmentedFrame] = {}
+    missing = set(range(count))
+    asked_by = {index: [other for other, _ in neighbours_of(index, count)] for index in range(count)}
+    for frame in frames:
+        held[frame.index] = replace(frame, logits=frame.logits.float().softmax(dim=0))
+        for index in sorted({frame.index, *asked_by[frame.index]} & missing):
+            if index in held and all(other in held for other in asked_by[index]):
+                missing.discard(index)
+                yield replace(held[index], logits=_mean_logits(held, index, count))
+        for index in [index for index in held if missing.isdisjoint((index, *asked_by[index]))]:
+            del held[index]
+
+
+def _mean_logits(held: Mapping[int, SegmentedFrame], index: int, count: int) -> Tensor:
+    """Logits `(K, *S')` of a frame, from its probabilities and those of its neighbours."""
+    own, total = held[index], 1.0
+    mean, image = own.logits.clone(), own.sample.image[0].float().numpy()
+    for other, weight in neighbours_of(index, count):
+        motion = find_motion(image, held[other].sample.image[0].float().numpy())
+        carried = np.stack([carry(values, motion) for values in held[other].logits.numpy()])
+        mean += weight * torch.from_numpy(carried)
+        total += weight
+    return (mean / total).clamp_min(_LEAST).log()
+
+
+def segment_frames(segmenter: SegmenterAdapter, clip: Clip, over_time: bool = False) -> LabelMap:
+    """Class indices `(T, H, W)` of every frame of a clip; the arguments are those of `segmented_frames`.
 
     Raises:
         DataError: As in `SegmenterAdapter.segment_clip`.
     """
     masks = np.zeros((len(clip.frames), *clip.frames.shape[2:]), dtype=np.uint8)
-    for frame in segmenter.segment_clip(clip):
+    for frame in segmented_frames(segmenter, clip, over_time):
         masks[frame.index] = segmenter.restore(frame.logits, frame.sample)
     return masks
+
+
+def require_clips(files: Sequence[CaseFile], over_time: bool) -> None:
+    """Refuses to average over time where time is not: whoever asked for it would take the masks for averaged.
+
+    Raises:
+        ConfigError: No case is a frame of a clip.
+    """
+    if over_time and all(file.clip is None for file in files):
+        raise ConfigError(
+            f"--over-time averages frames of clips, and none of the {len(files)} cases is one; leave it out, or say "
+            "--layout clips where files of three axes, or folders of pictures, are clips"
+        )
 
 
 @final
@@ -30,12 +102,14 @@ class CaseMasks:
 
     Args:
         segmenter: Makes the masks.
+        over_time: Whether frames are averaged with their neighbours.
     """
 
-    def __init__(self, segmenter: SegmenterAdapter) -> None:
+    def __init__(self, segmenter: SegmenterAdapter, over_time: bool = False) -> None:
         self._segmenter = segmenter
+        self._over_time = over_time
         self._clip: tuple[str, str] | None = None
-        self._masks: LabelMap | DataError | None = None
+        self._masks: LabelMap | UserError | None = None
 
     def segment(self, file: CaseFile, case: Case) -> LabelMap:
         """Class indices `(*S)` of a case, whatever it is.
@@ -56,18 +130,19 @@ class CaseMasks:
         Raises:
             DataError: The clip cannot be read or segmented.
         """
-        if file.clip is None or file.frame is None or not self._segmenter.segments_clips:
+        together = self._over_time or self._segmenter.segments_clips
+        if file.clip is None or file.frame is None or not together:
             return None
         clip = (str(file.clip_id), file.clip.hash())
         if clip != self._clip:
             try:
-                self._masks = segment_frames(self._segmenter, file.read_clip())
-            except DataError as error:
+                self._masks = segment_frames(self._segmenter, file.read_clip(), self._over_time)
+            except UserError as error:
                 # Every frame asks, and none has a mask.
                 self._masks = error
             self._clip = clip
-        if isinstance(self._masks, DataError):
-            raise DataError(str(self._masks)) from self._masks
+        if isinstance(self._masks, UserError):
+            raise type(self._masks)(str(self._masks)) from self._masks
         assert self._masks is not None
         mask: LabelMap = self._masks[file.frame]
         return mask

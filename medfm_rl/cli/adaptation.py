@@ -14,6 +14,7 @@ from medfm_rl.cli.options import (
     Device,
     Layout,
     ModelFolder,
+    OverTime,
     PatientPattern,
     Prompts,
     Split,
@@ -191,6 +192,7 @@ def evaluate_command(
     where: Where = None,
     anatomy: Anatomy = None,
     prompts: Prompts = None,
+    over_time: OverTime = False,
     device: Device = "auto",
 ) -> None:
     """Score a model against ground truth: Dice, HD95, ASSD and validity, per case and per structure."""
@@ -210,7 +212,7 @@ def evaluate_command(
     else:
         model_, other = load_compared(model, against, device, prompts)
     with show_progress() as progress:
-        measured = evaluate(model_, files, place, other, anatomy, progress)
+        measured = evaluate(model_, files, place, other, anatomy, progress, over_time)
     simulated = " (SIMULATED DATA)" if is_simulated(data) else ""
     Console().print(summary_table(measured.evaluation.summary, f"{model} on {data}{simulated}"))
     if measured.comparison is not None:

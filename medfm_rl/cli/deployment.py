@@ -18,6 +18,7 @@ from medfm_rl.cli.options import (
     Layout,
     MaskLabels,
     ModelFolder,
+    OverTime,
     PatientPattern,
     Policy,
     Probabilities,
@@ -58,6 +59,7 @@ def predict_command(
     protocol: Protocol = None,
     site: Site = None,
     track: Track = False,
+    over_time: OverTime = False,
     workers: WorkersOption = None,
     device: Device = "auto",
 ) -> None:
@@ -74,6 +76,11 @@ def predict_command(
     misplaced = [f"--{name}" for name, value in given.items() if value is not None]
     if not correct and misplaced:
         raise ConfigError(f"{', '.join(misplaced)}: masks are assessed and corrected with --correct alone; give it too")
+    if correct and over_time:
+        raise ConfigError(
+            "--over-time: --correct makes masks frame by frame; predict with --over-time first, and give its masks to "
+            "`medfm-rl correct --masks`"
+        )
     if correct:
         from medfm_rl.workflows.deploy.correct import CorrectRequest
         from medfm_rl.workflows.deploy.correct import correct as correct_masks
@@ -104,7 +111,7 @@ def predict_command(
         workers_for(workers, device) as hands,
         tracked_call(track, loaded, "predict", files, out, progress),
     ):
-        problems = predict(loaded, files, out, progress, hands)
+        problems = predict(loaded, files, out, progress, hands, over_time)
     for problem in problems:
         typer.echo(f"Left out: {problem}", err=True)
     typer.echo(f"Label maps, as .nii.gz: {out / 'labels'}")

@@ -86,16 +86,11 @@ class DomainReference(BaseModel):
 
     def coordinates(self, embeddings: Array) -> Array:
         """Whitened coordinates `(N, D + 1)` of embeddings `(N, F)`; the last is the size of what the axes leave."""
-        centre, scale, axes, deviations = self._whitening
-        standard = (np.atleast_2d(embeddings) - centre) / scale
+        axes = np.asarray(self.axes)
+        standard = (np.atleast_2d(embeddings) - np.asarray(self.centre)) / np.asarray(self.scale)
         along = standard @ axes.T
         left_over = np.sqrt(((standard - along @ axes) ** 2).sum(axis=1))
-        return np.asarray(np.column_stack([along, left_over]) / deviations)
-
-    @cached_property
-    def _whitening(self) -> tuple[Array, Array, Array, Array]:
-        """Centre, scale, axes and deviations: to make arrays of what a file holds takes longer than to use them."""
-        return np.array(self.centre), np.array(self.scale), np.array(self.axes), np.array(self.deviations)
+        return np.asarray(np.column_stack([along, left_over]) / np.asarray(self.deviations))
 
     @cached_property
     def _usual_distances(self) -> tuple[int, float, float]:

@@ -14,7 +14,9 @@ sum of their capitals is a Shiryaev-Roberts e-detector (Shin, Ramdas and Rinaldo
 without a change its mean after n studies is n, so that an alarm at the sum 1,000 comes after 1,000 studies or more on
 average. The signals share that: each has an equal part of the money, and the alarm is on the sum of all. Of a signal of
 several numbers each number has an equal part of that part: a change in one of 79 is found a few studies later than in
-the only one. Each game is fair by itself; that the sum keeps the limit is shown by simulation.
+the only one. While a signal says nothing, nobody enters its games: money saved in silence would be bet on its first
+number, whose rank is chance. Each game is fair by itself; that the sum keeps the limit, of signals that depend on one
+another too, is shown by simulation.
 """
 
 from __future__ import annotations
@@ -112,12 +114,11 @@ class Detector:
 
     Args:
         games: How many are played side by side.
-        entered: Gamblers in each before the first study.
     """
 
-    def __init__(self, games: int = 1, entered: int = 0) -> None:
+    def __init__(self, games: int = 1) -> None:
         self._bets = 2 * len(_POWERS) + 1
-        self.capital: Array = np.full((games, self._bets), entered / self._bets)
+        self.capital: Array = np.zeros((games, self._bets))
 
     @property
     def by_game(self) -> Array:
@@ -131,10 +132,6 @@ class Detector:
         stakes = (1 - _JUMPING) * stakes + _JUMPING * stakes.sum(axis=1, keepdims=True) / self._bets
         # What is beyond any alarm need not be counted on.
         self.capital = np.minimum(stakes * _payoffs(np.atleast_1d(p)), 1e100)
-
-    def skip(self) -> None:
-        """Lets gamblers enter where a study gives no number: nobody bets."""
-        self.capital = self.capital + 1 / self._bets
 
 
 class Watch:
@@ -158,19 +155,18 @@ class Watch:
         return float(self._detector.by_game.mean())
 
     def add(self, numbers: float | Sequence[float] | None) -> None:
-        """Tests what a study says; None where it says nothing.
+        """Tests what a study says; None where it says nothing, and nothing happens.
 
         Raises:
             ValueError: There are more numbers than in the study before, or fewer.
         """
         if numbers is None:
-            self._detector.skip()
             self._p_values.append(None)
             return
         values = np.atleast_1d(np.asarray(numbers, dtype=np.float64))
         if self._ranks is None:
             self._ranks = ConformalRanks(self._seed, self.signal, len(values))
-            self._detector = Detector(len(values), entered=len(self._p_values))
+            self._detector = Detector(len(values))
         found = self._ranks.add(values)
         self._detector.add(found)
         self._p_values.append(found)

@@ -207,7 +207,7 @@ class ActionSampler:
 
     def logits(self, images: Tensor, segmenter: nn.Module | None = None) -> Tensor:
         """Logits `(N, K, *S)` of images `(N, C, *S)`, of the policy or of another segmenter, on the CPU."""
-        return torch.cat(list(self.logits_in_batches(images, segmenter)))
+        return logits_of(self.segmenter if segmenter is None else segmenter, self.device, images)
 
     def masks(self, images: Tensor, segmenter: nn.Module | None = None) -> Tensor:
         """The argmax of the logits, `(N, *S)` uint8, without the logits of all images in memory."""
@@ -216,10 +216,15 @@ class ActionSampler:
 
     def logits_in_batches(self, images: Tensor, segmenter: nn.Module | None = None) -> Iterator[Tensor]:
         """The logits of a few images after the other, as many as the network is shown at once."""
-        return logits_in_batches(self.segmenter if segmenter is None else segmenter, images, self.device)
+        return logits_in_batches(self.segmenter if segmenter is None else segmenter, self.device, images)
 
 
-def logits_in_batches(segmenter: nn.Module, images: Tensor, device: torch.device) -> Iterator[Tensor]:
+def logits_of(segmenter: nn.Module, device: torch.device, images: Tensor) -> Tensor:
+    """Logits `(N, K, *S)` of images `(N, C, *S)` on the CPU, without gradients."""
+    return torch.cat(list(logits_in_batches(segmenter, device, images)))
+
+
+def logits_in_batches(segmenter: nn.Module, device: torch.device, images: Tensor) -> Iterator[Tensor]:
     """Logits `(B, K, *S)` of a few images `(N, C, *S)` after the other, on the CPU, without gradients."""
     segmenter.eval()
     for batch in images.split(images_at_once(images.shape[2:])):

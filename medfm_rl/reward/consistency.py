@@ -15,27 +15,12 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from medfm_rl.data.clips.motion import carry, find_motion
+from medfm_rl.data.clips.motion import carry, find_motion, neighbours_of
 from medfm_rl.metrics.overlap import dice
 from medfm_rl.networks import argmax_classes
 from medfm_rl.rows import Rows
 from medfm_rl.structures import Structures, count_classes
 from medfm_rl.types import FloatArray, LabelMap
-
-NEIGHBOURS = 2
-"""Frames on either side that are asked."""
-
-
-def neighbours_of(place: int, count: int, reach: int = NEIGHBOURS) -> list[tuple[int, float]]:
-    """Places of the neighbours of a frame in a clip, and what each counts: 1 over its distance.
-
-    Args:
-        place: Of the frame, counted from 0.
-        count: Frames of the clip.
-        reach: How many on either side.
-    """
-    near = range(max(0, place - reach), min(count, place + reach + 1))
-    return [(other, 1 / abs(other - place)) for other in near if other != place]
 
 
 def vote_of_neighbours(
@@ -63,7 +48,7 @@ def vote_of_neighbours(
 
 @dataclass(frozen=True, eq=False)
 class ClipVotes:
-    """The votes on frames of clips by a policy's masks: of two frames on either side, and one of four of the frame.
+    """The votes on frames of clips by a policy's masks: 1 and 1/2 of those on either side, and 1 of the frame itself.
 
     Attributes:
         images: `(N, C, H, W)`, frames among them.
@@ -85,10 +70,12 @@ class ClipVotes:
         """By row, its clip, and its place there."""
         return {row: (clip, place) for clip in self.clips for place, row in enumerate(clip)}
 
-    def on(self, row: int) -> Tensor | None:
-        """Share of the votes that each class has at each pixel of an image, `(K, H, W)`; None if it is no frame."""
-        if row not in self._places:
-            return None
+    def __contains__(self, row: int) -> bool:
+        """Whether an image is a frame of a clip."""
+        return row in self._places
+
+    def on(self, row: int) -> Tensor:
+        """Share of the votes that each class has at each pixel of a frame, `(K, H, W)`."""
         clip, place = self._places[row]
         near = neighbours_of(place, len(clip))
         seen = self.images[[row, *(clip[other] for other, _ in near)]]
@@ -103,10 +90,6 @@ class ClipVotes:
         return (own + weight * neighbours) / (1 + weight)
 
 
-_KEPT = 32
-"""Votes that are remembered: those on the images of a rollout, whose sampled and best actions are rated in turn."""
-
-
 @dataclass(frozen=True, eq=False)
 class NeighbourWord:
     """What the frames before and after say of actions: an `Informant` of the reward.
@@ -117,20 +100,24 @@ class NeighbourWord:
         votes: On the images.
         shown: By row of the environment, that of the image among those of the votes.
         share: Of the word in the reward, in [0, 1].
+        kept: Votes that are remembered: sampled and best actions on the images of a rollout are rated in turn.
     """
 
     votes: ClipVotes
     shown: Mapping[int, int]
     share: float
-    _on: Callable[[int], Tensor | None] = field(init=False, repr=False)
+    kept: int = 32
+    _on: Callable[[int], Tensor] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "_on", lru_cache(maxsize=_KEPT)(self.votes.on))
+        object.__setattr__(self, "_on", lru_cache(maxsize=self.kept)(self.votes.on))
 
     def says(self, action: Tensor, row: int) -> Tensor | None:
         """Its word on each pixel of an action `(H, W)`; None for an image that is no frame of a clip."""
-        votes = self._on(self.shown[row]) if row in self.shown else None
-        return None if votes is None else votes.gather(0, action.long()[None])[0]
+        shown = self.shown.get(row)
+        if shown is None or shown not in self.votes:
+            return None
+        return self._on(shown).gather(0, action.long()[None])[0]
 
 
 def agreement_over_time(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from math import prod
 from typing import Protocol
 
 from torch import Tensor
@@ -34,16 +35,24 @@ class Informant(Protocol):
 class InformedReward:
     """Rewards actions by what informants say, and by another reward as a floor.
 
-    One informant after the other is given its share, and what was there before the rest. Words are computed and not
-    learned: a policy that exploits the floor finds no fault in them to exploit.
+    An informant who is alone has his share, and the floor the rest. Of several who know something of an image each
+    counts by his odds against the floor, share / (1 - share): two with half a share and the floor have a third each.
+    Words are computed and not learned: a policy that exploits the floor finds no fault in them to exploit.
 
     Attributes:
         floor: Images `(B, C, *S)` and actions `(B, *S)` to maps in [0, 1]: reward networks.
         informants: Who is asked.
+
+    Raises:
+        ValueError: More than one informant wants all of the reward.
     """
 
     floor: Callable[[Tensor, Tensor], Tensor]
     informants: Sequence[Informant]
+
+    def __post_init__(self) -> None:
+        if sum(informant.share == 1 for informant in self.informants) > 1:
+            raise ValueError("one informant at most can have all of the reward")
 
     def rewards(self, images: Tensor, actions: Tensor, rows: Sequence[int]) -> Tensor:
         """Reward maps `(B, *S)` in [0, 1] of actions `(B, *S)` on the images of these rows.
@@ -52,8 +61,15 @@ class InformedReward:
         """
         maps = self.floor(images, actions).clone()
         for place, (action, row) in enumerate(zip(actions.cpu(), rows, strict=True)):
-            for informant in self.informants:
-                said = informant.says(action, row)
-                if said is not None:
-                    maps[place] = (1 - informant.share) * maps[place] + informant.share * said.to(maps)
+            told = [(informant.share, informant.says(action, row)) for informant in self.informants]
+            words = [(share, said) for share, said in told if said is not None]
+            others = prod(1 - share for share, _ in words)
+            weights = [
+                share * prod(1 - other for at, (other, _) in enumerate(words) if at != own)
+                for own, (share, _) in enumerate(words)
+            ]
+            total = others + sum(weights)
+            maps[place] *= others / total
+            for weight, (_, said) in zip(weights, words, strict=True):
+                maps[place] += weight / total * said.to(maps)
         return maps

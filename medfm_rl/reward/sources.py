@@ -225,8 +225,8 @@ class NeighbouringFrames(ActionSource):
     """Frames of target clips, judged by the frames before and after them: a frame that they correct teaches.
 
     The reference is the vote of the policy's masks of the neighbours, carried along by the images' motion, and of the
-    frame itself, which has one vote of four; where that breaks the anatomy rules, its projection on the shape prior. It
-    counts where the votes agree, and less than ground truth.
+    frame itself, which has one vote beside their three (fewer at the ends of a clip); where that breaks the anatomy
+    rules, its projection on the shape prior. It counts where the votes agree, and less than ground truth.
 
     Attributes:
         sampler: Makes the actions.
@@ -257,7 +257,7 @@ class NeighbouringFrames(ActionSource):
         settings, voting = self.sampler.settings, self._voting
         chosen = [voting.rows[row] for row in rows]
         images = self.images[chosen]
-        votes = torch.stack([shares for row in chosen if (shares := voting.on(row)) is not None])
+        votes = torch.stack([voting.on(row) for row in chosen])
         found = votes.argmax(dim=1).to(torch.uint8)
         masks, proposed = _make_valid(
             found, images, "neighbours", settings.reference_trust, self.is_valid, self.shape_prior

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Self
 
 import numpy as np
 
@@ -60,7 +60,8 @@ class StudyCase:
         shift_distance: How far it is from the calibration cases.
         broken_rules: Names of the anatomy rules that it breaks.
         audit: Whether it was drawn for review.
-        look: What its image looks like, `quality.appearance`; empty where an older version wrote it.
+        look: What its image looks like, `quality.appearance`. The stream keeps the mean over a study alone, and here it
+            is empty when read.
     """
 
     case: str
@@ -88,12 +89,25 @@ class Study:
         patient: Patient.
         cases: Masks.
         tested: Whether it is the patient's first: what comes later is no independent evidence of a change.
+        look: What its images look like, as the mean over them; empty where an older version wrote it.
     """
 
     time: str
     patient: str
     cases: tuple[StudyCase, ...]
     tested: bool
+    look: tuple[float, ...] = ()
+
+    @classmethod
+    def of(cls, time: str, patient: str, cases: Sequence[StudyCase], tested: bool) -> Self:
+        """A study of these masks.
+
+        Raises:
+            ValueError: Their looks have different numbers.
+        """
+        looks = [case.look for case in cases if case.look]
+        look = tuple(np.mean(looks, axis=0).round(4).tolist()) if looks else ()
+        return cls(time, patient, tuple(replace(case, look=()) for case in cases), tested, look)
 
     @property
     def numbers(self) -> Numbers:
@@ -103,8 +117,14 @@ class Study:
             "rewards": float(np.mean([case.mean_reward for case in self.cases])),
             "rules": float(np.mean([len(case.broken_rules) for case in self.cases])),
         }
-        looks = [case.look for case in self.cases if case.look]
-        return {**numbers, "look": np.mean(looks, axis=0).tolist()} if looks else numbers
+        return {**numbers, "look": self.look} if self.look else numbers
+
+    def to_json(self) -> dict[str, Any]:
+        """Its line in the file."""
+        content = {"kind": "study", **asdict(self)}
+        for case in content["cases"]:
+            del case["look"]
+        return content
 
 
 @dataclass(frozen=True)
@@ -255,9 +275,10 @@ def _history(path: Path, contents: Sequence[Mapping[str, Any]], cut_short: int |
         for content in contents[1:]:
             number += 1
             history.events.append(event := _event(content))
-            looks |= {len(case.look) for case in event.cases if case.look} if isinstance(event, Study) else set()
+            if isinstance(event, Study) and event.look:
+                looks.add(len(event.look))
             if len(looks) > 1:
-                raise ValueError("the looks of its masks have other numbers than those before")
+                raise ValueError("its look has other numbers than those before")
     except (KeyError, TypeError, ValueError) as error:
         raise DataError(f"{path}: line {number} lacks what a stream has there ({error!r}); {_RESTORE}") from error
     return history
@@ -268,16 +289,13 @@ def _event(content: Mapping[str, Any]) -> Study | Review | Restart:
     datetime.fromisoformat(values["time"])
     match content["kind"]:
         case "study":
-            cases = tuple(_case(case) for case in values["cases"])
-            return Study(values["time"], values["patient"], cases, values["tested"])
+            cases = tuple(
+                StudyCase(**{**case, "broken_rules": tuple(case["broken_rules"])}) for case in values["cases"]
+            )
+            return Study(values["time"], values["patient"], cases, values["tested"], tuple(values.get("look", ())))
         case "review":
             return Review(**values)
         case "restart":
             return Restart(**values)
         case other:
             raise ValueError(f"{other!r} is no kind of line")
-
-
-def _case(content: Mapping[str, Any]) -> StudyCase:
-    tuples = {"broken_rules": tuple(content["broken_rules"]), "look": tuple(content.get("look", ()))}
-    return StudyCase(**{**content, **tuples})

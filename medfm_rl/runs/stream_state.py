@@ -81,7 +81,7 @@ def add_studies(
             fresh = tuple(case for case in cases if case.key not in known)
             repeated += len(cases) - len(fresh)
             if fresh:
-                added.append(Study(time, patient, fresh, patient not in seen))
+                added.append(_study(history, time, patient, fresh, patient not in seen))
         verdicts: Mapping[str, str] = {}
         if decide is not None:
             verdicts = decide(replace(history, events=[*history.events, *added]))
@@ -89,7 +89,7 @@ def add_studies(
             replace(study, cases=tuple(_settled(case, verdicts, history.identity) for case in study.cases))
             for study in added
         ]
-        new += [{"kind": "study", **asdict(study)} for study in added]
+        new += [study.to_json() for study in added]
         if new:
             append_lines(path, new)
     return added, repeated
@@ -126,6 +126,22 @@ def restart(path: Path, reason: str, now: datetime | None = None) -> None:
         raise DataError(f"{path}: a stream begins anew for a reason; say which")
     with in_turn(path.with_name(f"{path.name}.turn")):
         append_lines(path, [{"kind": "restart", **asdict(Restart(_time(read_stream(path), now), reason))}])
+
+
+def _study(history: StreamHistory, time: str, patient: str, cases: Sequence[StudyCase], tested: bool) -> Study:
+    """A new study of a stream.
+
+    Raises:
+        DataError: What its images look like cannot be compared with those before: no later call could read the stream.
+    """
+    known = next((len(study.look) for study in history.studies if study.look), None)
+    counts = {len(case.look) for case in cases if case.look} | (set() if known is None else {known})
+    if len(counts) > 1:
+        raise DataError(
+            f"{history.path}: the images of patient {patient} are described by {sorted(counts)} numbers, and all of a "
+            "stream need as many (`look` in scores.json); score them again with the run of this stream"
+        )
+    return Study.of(time, patient, cases, tested)
 
 
 def _settled(case: StudyCase, verdicts: Mapping[str, str], identity: StreamIdentity) -> StudyCase:

@@ -238,6 +238,8 @@ class PromptableDescription(PromptedStructures):
     def _memory_is_of_medsam2(self) -> Self:
         if self.memory and self.kind != "medsam2":
             raise ValueError(f"memory: a segmenter of kind {self.kind} has none; medsam2 has")
+        if self.prompted_frame is not None and not self.memory:
+            raise ValueError("prompted_frame: is of no use without memory: true; add that, or leave it out")
         return self
 
     @model_serializer(mode="wrap")

@@ -17,7 +17,8 @@ from medfm_rl.anatomy.rules import Profile, SizeRule
 from medfm_rl.data.layouts import find_cases
 from medfm_rl.errors import ConfigError, DataError, ModelError
 from medfm_rl.quality import QualityController, QualityReport
-from medfm_rl.quality.calibration import require_patients
+from medfm_rl.quality.calibration import Provenance, fit_quality
+from medfm_rl.quality.calibration_case import CalibrationCase
 from medfm_rl.quality.conformal import interval
 from medfm_rl.quality.model import MEAN, QualityModel, StructureModel, Targets
 from medfm_rl.quality.shift import DomainReference
@@ -528,11 +529,13 @@ def test_without_a_file_it_says_how_to_make_one(tmp_path: Path) -> None:
         QualityController.load(tmp_path / "nowhere")
 
 
-def test_few_patients_are_refused_with_what_is_needed() -> None:
+def test_few_patients_are_refused_with_what_is_needed(controller: QualityController) -> None:
+    numbers = np.zeros(3)
+    alone = CalibrationCase("p", numbers, numbers, (), 4, lambda: pytest.fail("looked at"), np.ones(3, np.float32))
     with pytest.raises(
         DataError, match=r"has 1 patients and needs at least 8; 18 for intervals of 90%, and 76 for.*--patient-pattern"
     ):
-        require_patients(["p"], Targets())
+        fit_quality([alone], controller.anatomy, Targets(), Provenance("", False, "", "", {}))
 
 
 def test_the_model_states_its_errors_on_patients_that_it_was_not_fitted_on(quality_run: Path) -> None:

@@ -63,30 +63,51 @@ def test_capital_is_that_of_gamblers_who_entered_one_by_one() -> None:
         assert detector.by_game == pytest.approx([sum(own.sum() for own in game) for game in games])
 
 
-def test_gamblers_who_were_told_nothing_keep_their_money_for_the_games_to_come() -> None:
+def test_nobody_enters_a_game_of_which_nothing_is_said() -> None:
+    """Money saved in silence would be bet on the first number, whose rank is a draw."""
     watch = Watch("look", 0)
-    for _ in range(3):
+    for _ in range(3000):
         watch.add(None)
-    assert watch.evidence == pytest.approx(3)
+    assert watch.evidence == 0
     watch.add([1.0, 2.0])
-    # The mean of the payoffs of each bet on a first p-value, to four gamblers in each of two games.
+    # The mean of the payoffs of each bet on a first p-value, to the one gambler in each of two games.
     first = ConformalRanks(0, "look", 2).add(np.array([1.0, 2.0]))
-    assert watch.evidence == pytest.approx(4 * streams._payoffs(first).mean())
+    assert watch.evidence == pytest.approx(streams._payoffs(first).mean())
     with pytest.raises(ValueError, match="argument 2"):
         watch.add([1.0])
 
 
+@pytest.mark.parametrize("seed", range(10))
+def test_an_alarm_is_by_a_signal_that_has_spoken(seed: int) -> None:
+    """Any evidence raises this alarm; nothing was ever reviewed."""
+    alarm = DriftTest(seed, limit=0.01).add({"appearance": 1.0})
+    assert alarm is not None
+    assert (alarm.signal, alarm.since) == ("appearance", 1)
+
+
+def test_a_first_review_after_a_long_time_withdraws_nothing() -> None:
+    for seed in range(40):
+        test, generator = DriftTest(seed, limit=200), np.random.default_rng(seed)
+        for _ in range(150):
+            test.add({"rewards": float(generator.normal())})
+        before = test.evidence[-1]
+        test.add({"reviewed": 0.1})
+        assert test.evidence[-1] <= before + 2
+
+
 def studies(count: int, change: int, shift: float, generator: np.random.Generator) -> list[Numbers]:
-    numbers = generator.normal(size=(count, 2))
+    """Signals that see the same images, and depend on one another in ways that are no lines."""
+    seen = generator.normal(size=count)
+    numbers = np.column_stack([seen**2, seen]) / 2 + generator.normal(size=(count, 2))
     numbers[change:] += shift
     return [
         {
             "appearance": float(row[0]),
             "rewards": -float(row[1]),
             "rules": float(generator.random() < 0.1),
-            "look": generator.normal(size=79).tolist(),
+            "look": (of_image + generator.normal(size=79)).tolist(),
         }
-        for row in numbers
+        for row, of_image in zip(numbers, seen, strict=True)
     ]
 
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from medfm_rl.reward.consistency import agreement_over_time, neighbours_of, vote_of_neighbours
+from medfm_rl.reward.consistency import agreement_over_time, vote_of_neighbours
 from medfm_rl.structures import exclusive
 
 
@@ -14,12 +14,6 @@ def still_clip(count: int = 5) -> tuple[np.ndarray, np.ndarray]:
     rows, columns = np.mgrid[:40, :40]
     mask = ((rows - 20) ** 2 + (columns - 20) ** 2 <= 100).astype(np.uint8)
     return np.repeat(100 * noise[None], count, axis=0), np.repeat(mask[None], count, axis=0)
-
-
-def test_neighbours_count_less_the_farther_they_are_and_end_with_the_clip() -> None:
-    assert neighbours_of(2, 5) == [(0, 0.5), (1, 1.0), (3, 1.0), (4, 0.5)]
-    assert neighbours_of(0, 5) == [(1, 1.0), (2, 0.5)]
-    assert neighbours_of(0, 1) == []
 
 
 def test_votes_are_shares_by_weight() -> None:

@@ -125,19 +125,22 @@ def test_actions_on_a_frame_are_rewarded_by_the_votes_of_its_neighbours() -> Non
     torch.testing.assert_close((maps[0] + maps[1])[whole == 1], torch.ones(int(whole.sum())))
 
 
-def test_reports_and_neighbours_speak_one_after_the_other() -> None:
-    """Of the floor's 1/2 half stays beside the report's 3/4, and a quarter of that beside the neighbours."""
+def test_reports_and_neighbours_count_by_their_odds_in_any_order() -> None:
+    """Odds against the floor: 1 for the report's 3/4, 3 for the neighbours' 1; the floor, 1/2, has 1 of 5."""
     _, disc = images()
     mask = torch.from_numpy(disc).long()
     pixels = float(mask.sum())
     reports = ReportedValues({0: [SizeGoal((1,), pixels + 4, 4.0)]})
-    reward = InformedReward(unsure, [reports, NeighbourWord(votes(), {0: 2}, share=0.75)])
-    said = reward.rewards(torch.zeros(1, 1, SIZE, SIZE), mask[None], [0])[0, 12, 8]
-    assert float(said) == pytest.approx(0.25 * (0.5 * 0.5 + 0.5 * 0.75) + 0.75, abs=0.01)
+    both = [reports, NeighbourWord(votes(), {0: 2}, share=0.75)]
+    for informants in (both, both[::-1]):
+        maps = InformedReward(unsure, informants).rewards(torch.zeros(1, 1, SIZE, SIZE), mask[None], [0])
+        assert float(maps[0, 12, 8]) == pytest.approx((0.5 + 1 * 0.75 + 3 * 1) / 5, abs=0.01)
+    with pytest.raises(ValueError, match="one informant at most"):
+        InformedReward(unsure, [ReportedValues({}, share=1.0), NeighbourWord(votes(), {}, share=1.0)])
 
 
-class BrightIsInside(nn.Module):
-    """Class 1 below a threshold that is learnt; it starts where the bar is taken for the outside."""
+class DarkAndLearnt(nn.Module):
+    """Dark pixels are inside, and what is learnt of each is added; it starts with the bar outside."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -152,7 +155,7 @@ def test_ppo_takes_back_what_one_frame_lost_without_a_learned_reward() -> None:
     frame = images()[0].images[[3] * 8].numpy()
     reward = InformedReward(unsure, [NeighbourWord(votes(), dict.fromkeys(range(8), 3), share=1.0)])
     env = SegmentationVecEnv(frame, reward, 2, n_envs=8)
-    policy = BrightIsInside()
+    policy = DarkAndLearnt()
     lost = torch.from_numpy(disc) & (policy(torch.from_numpy(frame[:1])).argmax(dim=1)[0] == 0)
     assert int(lost.sum()) >= 30
     chosen = PPOHyperparameters(learning_rate=0.2, kl_coef=0.0, exploration="independent")

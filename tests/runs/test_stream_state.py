@@ -55,8 +55,9 @@ def test_what_images_look_like_comes_back_and_counts_by_study(tmp_path: Path) ->
     seen = [replace(case("a"), look=(0.5, 1.0)), replace(case("b"), look=(1.5, -1.0)), case("c")]
     add_studies(path, IDENTITY, {"p0": seen, "p1": [case("d")]}, NOW)
     first, second = read_stream(path).studies
-    assert [each.look for each in first.cases] == [(0.5, 1.0), (1.5, -1.0), ()]
-    assert first.numbers["look"] == [1.0, 0.0]
+    assert first.numbers["look"] == (1.0, 0.0)
+    # The mean is kept, and not what each image looks like.
+    assert path.read_text().count("look") == 2
     # Of a mask that an older version added it is not known.
     assert "look" not in second.numbers
     assert read_stream(path).drift().studies == 2
@@ -68,12 +69,24 @@ def test_streams_of_the_version_before_are_read_and_gone_on_with(tmp_path: Path)
     lines = [json.loads(line) for line in path.read_text().splitlines()]
     lines[0]["format"] = 2
     for line in lines[1:]:
-        for each in line["cases"]:
-            del each["look"]
+        del line["look"]
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    before = read_stream(path).drift().evidence
+    assert [study.look for study in read_stream(path).studies] == [(), ()]
     add_studies(path, IDENTITY, {"p9": [replace(case("z"), look=(0.5, 1.0))]}, NOW)
-    assert read_stream(path).drift().evidence[:2] == before
+    history = read_stream(path)
+    assert history.studies[2].look == (0.5, 1.0)
+    assert history.drift().studies == 3
+
+
+def test_looks_that_cannot_be_compared_are_refused_before_they_are_added(tmp_path: Path) -> None:
+    path = tmp_path / "ge.jsonl"
+    add_studies(path, IDENTITY, {"p0": [replace(case("a"), look=(0.5, 1.0))]}, NOW)
+    before = path.read_bytes()
+    with pytest.raises(DataError, match=r"patient p1 are described by \[1, 2\] numbers"):
+        add_studies(path, IDENTITY, {"p1": [replace(case("b"), look=(0.5,))]}, NOW)
+    with pytest.raises(DataError, match=r"patient p2 are described by \[2, 3\] numbers"):
+        add_studies(path, IDENTITY, {"p2": [replace(case("c"), look=(1, 2)), replace(case("d"), look=(1, 2, 3))]}, NOW)
+    assert path.read_bytes() == before
 
 
 def test_processes_add_at_once_and_nothing_is_lost(tmp_path: Path) -> None:

@@ -29,6 +29,20 @@ _BLUR = 0.5
 """Standard deviation of the filter of the images, in pixels of the finer grid."""
 _CONTRAST = 50.0
 """Standard deviation of what the filter is shown: it takes differences below .001 for nothing."""
+NEIGHBOURS = 2
+"""Frames on either side that are asked."""
+
+
+def neighbours_of(place: int, count: int, reach: int = NEIGHBOURS) -> list[tuple[int, float]]:
+    """Places of the neighbours of a frame in a clip, and what each counts: 1 over its distance.
+
+    Args:
+        place: Of the frame, counted from 0.
+        count: Frames of the clip.
+        reach: How many on either side.
+    """
+    near = range(max(0, place - reach), min(count, place + reach + 1))
+    return [(other, 1 / abs(other - place)) for other in near if other != place]
 
 
 def find_motion(frame: FloatArray, other: FloatArray) -> FloatArray:

@@ -88,7 +88,16 @@ def collect_outcomes(
     Returns:
         What came of the corrections that the verifier accepts, and how many cases, each appearance counted, the time
         budget cut. Those are not among the outcomes: they would say what the machine was busy with.
+
+    Raises:
+        DataError: The segmenter makes masks of whole clips, and there are clips.
     """
+    if corrector.adapter.segments_clips and any(file.clip is not None for file in files):
+        raise DataError(
+            "labelled: corrections are calibrated image by image, and this segmenter makes the masks of a clip "
+            "together, so that a margin would be of other masks than `correct` corrects; give images that are no "
+            "clips, or a segmenter with memory: false"
+        )
     outcomes, cut = [], 0
     structures = corrector.adapter.schema.classes
     for done, file in enumerate(files, 1):

@@ -13,7 +13,8 @@ import numpy as np
 
 from medfm_rl.correction import CaseCorrector, CorrectionResult
 from medfm_rl.correction.neighbours import Neighbour, NeighbourVote
-from medfm_rl.reward.consistency import agreement_over_time, neighbours_of
+from medfm_rl.data.clips.motion import neighbours_of
+from medfm_rl.reward.consistency import agreement_over_time
 from medfm_rl.types import Clip, LabelMap, LabelSchema
 from medfm_rl.workflows.deploy.clip_evidence import broken_over_time
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from medfm_rl.adapters import Sample, SegmenterAdapter
+from medfm_rl.adapters.clips import require_clips, segmented_frames
 from medfm_rl.adapters.delta import state_hash
 from medfm_rl.data.clips.sequences import write_sequence
 from medfm_rl.data.each_case import each_case
@@ -38,15 +39,20 @@ class Segmenting:
         segmenter: Makes masks.
         reward: Makes their reward maps; None for none.
         records: What was made before, and where.
+        over_time: Whether each frame of a clip is averaged with those before and after it.
 
     Attributes:
         maker: Hashes of what makes masks and reward maps, but for image and prompts.
     """
 
-    def __init__(self, segmenter: SegmenterAdapter, reward: RewardEnsemble | None, records: CaseRecords) -> None:
-        self._segmenter, self._reward, self._records = segmenter, reward, records
+    def __init__(
+        self, segmenter: SegmenterAdapter, reward: RewardEnsemble | None, records: CaseRecords, over_time: bool = False
+    ) -> None:
+        self._segmenter, self._reward, self._records, self._over_time = segmenter, reward, records, over_time
         rewards = None if reward is None else [state_hash(reward), reward.fusion, reward.pessimism]
         self.maker: dict[str, Any] = {**hash_segmenter(segmenter), "reward": rewards}
+        if over_time:
+            self.maker["over_time"] = True
 
     @torch.no_grad()
     def take(self, file: CaseFile) -> None:
@@ -62,7 +68,7 @@ class Segmenting:
         with must_fit(f"case {file.case_id}", segmenter.device):
             if file.clip is not None:
                 clip = file.read_clip()
-                of_clip = segment_clip(segmenter, reward, clip)
+                of_clip = segment_clip(segmenter, reward, clip, self._over_time)
             else:
                 case = file.read()
                 made = segment_with_reward(segmenter, reward, case)
@@ -87,16 +93,17 @@ class SegmentingOrder:
     Attributes:
         model: Loads the model.
         out: Output folder.
+        over_time: As in `Segmenting`.
     """
 
     model: Callable[[str], Model]
     out: Path
+    over_time: bool
 
     def load(self, device: str) -> Segmenting:
         model = self.model(device)
-        return Segmenting(
-            model.segmenter, model.reward, CaseRecords(self.out, "predict", model.identity, of_worker=True)
-        )
+        records = CaseRecords(self.out, "predict", model.identity, of_worker=True)
+        return Segmenting(model.segmenter, model.reward, records, self.over_time)
 
 
 def predict(
@@ -105,6 +112,7 @@ def predict(
     out: Path,
     progress: Progress = silent,
     workers: Workers | None = None,
+    over_time: bool = False,
 ) -> list[str]:
     """Writes a label map per case in the geometry of its image, and its reward map where the model has a reward.
 
@@ -122,19 +130,22 @@ def predict(
         out: Folder for `labels`, `rewards` and the records.
         progress: Told how far it is.
         workers: Segment cases side by side; the result is that of this process alone.
+        over_time: Average each frame of a clip with those before and after it (`adapters.clips.averaged_over_time`).
 
     Returns:
         One message per case that was left out.
 
     Raises:
         DataError: No case could be segmented, or masks lie in `out` that another model made, or nobody knows what.
-        ConfigError: There are workers, and the model lies in memory alone.
+        ConfigError: There are workers, and the model lies in memory alone; or there is no clip to average over time.
         WorkerError: As in `at_work`.
     """
-    order = None if workers is None else SegmentingOrder(model.elsewhere(), out)
+    require_clips(files, over_time)
+    order = None if workers is None else SegmentingOrder(model.elsewhere(), out, over_time)
     with alone_writing(out):
         records = CaseRecords(out, "predict", model.identity)
-        segmenting, units = Segmenting(model.segmenter, model.reward, records), whole_clips(files)
+        segmenting = Segmenting(model.segmenter, model.reward, records, over_time)
+        units = whole_clips(files)
         for file in units:
             records.require_own(file.case_id, label_path(out, file.case_id), segmenting.maker)
         with at_work(workers, order, segmenting.maker, seen_by_all(files), records, progress) as crew:
@@ -180,9 +191,15 @@ def _write_clip(
 
 @torch.no_grad()
 def segment_clip(
-    segmenter: SegmenterAdapter, reward: RewardEnsemble | None, clip: Clip
+    segmenter: SegmenterAdapter, reward: RewardEnsemble | None, clip: Clip, over_time: bool = False
 ) -> tuple[LabelMap, FloatArray | None]:
     """Class indices `(T, H, W)` of every frame of a clip and their reward maps.
+
+    Args:
+        segmenter: Makes the masks.
+        reward: Makes their reward maps; None for none.
+        clip: The clip.
+        over_time: Whether each frame is averaged with those before and after it.
 
     Raises:
         DataError: As in `SegmenterAdapter.segment_clip`.
@@ -190,7 +207,7 @@ def segment_clip(
     count, *shape = len(clip.frames), *clip.frames.shape[2:]
     labels = np.empty((count, *shape), dtype=np.uint8)
     reward_maps = None if reward is None else np.empty((count, *shape), dtype=np.float32)
-    for frame in segmenter.segment_clip(clip):
+    for frame in segmented_frames(segmenter, clip, over_time):
         labels[frame.index] = segmenter.restore(frame.logits, frame.sample)
         if reward is not None and reward_maps is not None:
             reward_maps[frame.index] = _reward_map(segmenter, reward, frame.sample, frame.logits)

@@ -60,6 +60,7 @@ def compare_models(
     anatomy: str,
     progress: Progress,
     names: tuple[str, str] = ("the source model", "the adapted model"),
+    over_time: bool = False,
 ) -> Comparison:
     """Evaluates two models on the same cases; one that either cannot score is left out of both and named.
 
@@ -70,6 +71,7 @@ def compare_models(
         anatomy: Profile of the rules that count valid masks.
         progress: Told how far it is.
         names: What to call the two there.
+        over_time: As in `evaluate_segmenter`.
 
     Raises:
         DataError: Not one case could be scored, or all are of one patient.
@@ -85,7 +87,7 @@ def compare_models(
     def score(name: str, segmenter: SegmenterAdapter, cases: Sequence[CaseFile]) -> Evaluation:
         rules = load_anatomy(anatomy, segmenter.schema)
         return evaluate_segmenter(
-            segmenter, cases, rules, lambda _, done, total: progress(f"evaluating {name}", done, total)
+            segmenter, cases, rules, lambda _, done, total: progress(f"evaluating {name}", done, total), over_time
         )
 
     old = score(names[0], before, files)

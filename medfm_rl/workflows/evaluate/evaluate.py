@@ -36,6 +36,7 @@ def evaluate(
     against: Model | None = None,
     anatomy: str | None = None,
     progress: Progress = silent,
+    over_time: bool = False,
 ) -> Measured:
     """Segments labelled cases, scores the masks, and writes `scores.csv` and `summary.json`.
 
@@ -46,6 +47,7 @@ def evaluate(
         against: A second model to compare with, on the same cases; `load_compared` loads both alike.
         anatomy: Profile of the rules that count valid masks; None for that of the model.
         progress: Told how far it is.
+        over_time: Whether each frame of a clip is averaged with those before and after it, by either model.
 
     Raises:
         UserError: A case or a model cannot be used, or there are results in `out`.
@@ -55,11 +57,13 @@ def evaluate(
         rules = model.anatomy_name if anatomy is None else anatomy
         if against is None:
             segmenter = model.segmenter
-            evaluation = evaluate_segmenter(segmenter, files, load_anatomy(rules, segmenter.schema), progress)
+            evaluation = evaluate_segmenter(
+                segmenter, files, load_anatomy(rules, segmenter.schema), progress, over_time
+            )
             write_evaluation(out, {model.name: evaluation}, None)
             return Measured(evaluation, None)
         comparison = compare_models(
-            against.segmenter, model.segmenter, files, rules, progress, (against.name, model.name)
+            against.segmenter, model.segmenter, files, rules, progress, (against.name, model.name), over_time
         )
         evaluations = {against.name: comparison.before, model.name: comparison.after}
         write_evaluation(out, evaluations, comparison.differences)

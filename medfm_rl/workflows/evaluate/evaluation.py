@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from medfm_rl.adapters import SegmenterAdapter
-from medfm_rl.adapters.clips import CaseMasks
+from medfm_rl.adapters.clips import CaseMasks, require_clips
 from medfm_rl.anatomy.profiles import Anatomy
 from medfm_rl.data.each_case import each_case
 from medfm_rl.data.files import write_json, write_text
@@ -28,7 +28,11 @@ _SCORES, _SUMMARY = "scores.csv", "summary.json"
 
 
 def evaluate_segmenter(
-    segmenter: SegmenterAdapter, files: Sequence[CaseFile], anatomy: Anatomy, progress: Progress
+    segmenter: SegmenterAdapter,
+    files: Sequence[CaseFile],
+    anatomy: Anatomy,
+    progress: Progress,
+    over_time: bool = False,
 ) -> Evaluation:
     """Segments labelled cases and scores them; one that cannot be scored is left out and named, the others are scored.
 
@@ -36,10 +40,19 @@ def evaluate_segmenter(
 
     Structures that some ground truths lack are named too.
 
+    Args:
+        segmenter: The segmenter.
+        files: Labelled cases.
+        anatomy: Rules that valid masks meet.
+        progress: Told how far it is.
+        over_time: Whether each frame of a clip is averaged with those before and after it.
+
     Raises:
         DataError: Not one case could be scored.
+        ConfigError: There is no clip to average over time.
     """
-    masks = CaseMasks(segmenter)
+    require_clips(files, over_time)
+    masks = CaseMasks(segmenter, over_time)
 
     def score(file: CaseFile) -> list[CaseScore]:
         labelled = file.read_labelled(segmenter.schema, may_ignore=True)

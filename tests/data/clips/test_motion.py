@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from medfm_rl.data.clips.motion import carry, find_motion
+from medfm_rl.data.clips.motion import carry, find_motion, neighbours_of
 
 
 def textured(size: tuple[int, int]) -> np.ndarray:
@@ -44,3 +44,9 @@ def test_motion_does_not_depend_on_the_units_of_the_frames_and_nothing_moves_in_
     assert not find_motion(np.zeros((16, 20), np.float32), frame[:16, :20]).any()
     with pytest.raises(ValueError, match="sizes"):
         find_motion(frame, frame[:20])
+
+
+def test_neighbours_count_less_the_farther_they_are_and_end_with_the_clip() -> None:
+    assert neighbours_of(2, 5) == [(0, 0.5), (1, 1.0), (3, 1.0), (4, 0.5)]
+    assert neighbours_of(0, 5) == [(1, 1.0), (2, 0.5)]
+    assert neighbours_of(0, 1) == []

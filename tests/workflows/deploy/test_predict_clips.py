@@ -15,6 +15,7 @@ from medfm_rl.adapters import TorchModuleAdapter
 from medfm_rl.data.clips.sequences import write_sequence
 from medfm_rl.data.images import write_image
 from medfm_rl.data.layouts import CaseFile, find_cases
+from medfm_rl.errors import ConfigError, DataError
 from medfm_rl.reward.network import RewardEnsemble, RewardNet
 from medfm_rl.runs.models import ModelInMemory
 from medfm_rl.settings import DataSettings, NetworkSettings, PreprocessingSettings, RewardSettings
@@ -108,3 +109,46 @@ def test_frames_are_evaluated_against_their_masks(tmp_path: Path, files: list[Ca
     assert len(frames) == COUNT
     assert all(float(row["dice"]) == 1.0 for row in frames)
     assert json.loads((tmp_path / "out" / "summary.json").read_text())["patients"] == 2
+
+
+class LosesTheThird(DarkIsVentricle):
+    """Sees no ventricle in the frame whose first pixel says so."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        logits = super().forward(images)
+        return torch.where(images[:, :, :1, :1] > 200, logits.flip(1), logits)
+
+
+def test_frames_are_averaged_with_those_before_and_after_them_on_request(tmp_path: Path) -> None:
+    frames = greys()
+    frames[2, 4, 8] = 255
+    for patient in ("p1", "p2"):
+        path = tmp_path / "data" / "images" / f"{patient}_4CH.dcm"
+        write_clip(path, frames, SequenceOfUltrasoundRegions=[region(*SECTOR)])
+        masks = ventricles()[:, 4:44, 8:56] * np.uint8(7)
+        write_sequence(tmp_path / "data" / "labels" / f"{patient}_4CH.nii.gz", masks, PLANE, None)
+    files = find_cases(DataSettings(path=tmp_path / "data"))
+    forgetful = TorchModuleAdapter(LosesTheThird(), LV, segmenter().preprocessing).eval()
+    model = ModelInMemory(forgetful)
+    truth = ventricles()[:, 4:44, 8:56] > 0
+    shares = {}
+    for over_time in (False, True):
+        assert predict(model, files, tmp_path / str(over_time), over_time=over_time) == []
+        found = nib.load(tmp_path / str(over_time) / "labels" / "p1_4CH.nii.gz").get_fdata()[:, :, 0].T > 0
+        shares[over_time] = float((found[2] == truth[2]).mean())
+        dice = evaluate(model, files, tmp_path / f"scores-{over_time}", over_time=over_time).evaluation.summary[0].dice
+        assert (dice > 0.95) == over_time
+    assert shares[False] < 0.2
+    assert shares[True] > 0.95
+    # What was made without is not taken for what was asked.
+    with pytest.raises(DataError, match="False"):
+        predict(model, files, tmp_path / "False", over_time=True)
+
+
+def test_without_a_clip_there_is_no_time_to_average_over(tmp_path: Path, files: list[CaseFile]) -> None:
+    stills = [file for file in files if file.clip is None]
+    with pytest.raises(ConfigError, match=r"none of the \d cases is one.*--layout clips"):
+        predict(ModelInMemory(segmenter()), stills, tmp_path / "out", over_time=True)
+    assert not (tmp_path / "out").exists()
+    with pytest.raises(ConfigError, match="--over-time averages frames of clips"):
+        evaluate(ModelInMemory(segmenter()), stills, tmp_path / "scores", over_time=True)

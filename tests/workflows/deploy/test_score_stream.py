@@ -116,10 +116,10 @@ def test_studies_are_added_as_they_are_scored_and_never_twice(
     content = json.loads((out / "scores.json").read_text())
     assert (content["stream"], content["cases"][0]["audit"]) == (str(request.path), accepted)
     # What the image looks like is in the stream, and in what another stream can be made of.
-    (case,) = read_stream(request.path).studies[2].cases
-    assert len(case.look) == 79
+    look = read_stream(request.path).studies[2].look
+    assert len(look) == 79
     ((other,), _) = stream_scores(tmp_path / "other.jsonl", out / "scores.json", "ge-1")
-    assert other.cases[0].look == case.look
+    assert other.look == look
     log = [json.loads(line) for line in (out / "audit.jsonl").read_text().splitlines()]
     assert {line["stream"] for line in log} == {str(request.path)}
 

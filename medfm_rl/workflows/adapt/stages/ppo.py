@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from medfm_rl.data.files import write_json
 from medfm_rl.envs import SegmentationVecEnv
 from medfm_rl.networks import build_padded_unet, portable_state
 from medfm_rl.policies import DensePPO
-from medfm_rl.reward.collection import logits_in_batches
+from medfm_rl.reward.collection import logits_of
 from medfm_rl.reward.consistency import ClipVotes, NeighbourWord
 from medfm_rl.reward.informed import Informant, InformedReward
 from medfm_rl.reward.measurements import ReportedValues
@@ -174,13 +175,9 @@ def _reward(
         informants.append(ReportedValues(goals))
     share = context.config.ppo.neighbour_share
     if domains.clips and share > 0:
-        policy = copy.deepcopy(start)
-        votes = ClipVotes(
-            domains.target.images,
-            domains.clips,
-            lambda images: torch.cat(list(logits_in_batches(policy, images, context.device))),
-        )
-        informants.append(NeighbourWord(votes, {first + place: row for place, row in enumerate(rows)}, share))
+        votes = ClipVotes(domains.target.images, domains.clips, partial(logits_of, start, context.device))
+        shown = {first + place: row for place, row in enumerate(rows)}
+        informants.append(NeighbourWord(votes, shown, share, context.config.ppo.n_envs))
     return InformedReward(ensemble, informants) if informants else ensemble
 
 
