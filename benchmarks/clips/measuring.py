@@ -14,6 +14,7 @@ from medfm_rl.anatomy.ejection import interval_of_draws, single_plane
 from medfm_rl.anatomy.profiles import Anatomy
 from medfm_rl.anatomy.uncertainty import draw_clip
 from medfm_rl.data.layouts import CaseFile, whole_clips
+from medfm_rl.metrics.bootstrap import paired_bootstrap
 from medfm_rl.metrics.overlap import dice
 from medfm_rl.reward.network import RewardEnsemble
 from medfm_rl.seeding import numpy_generator
@@ -81,12 +82,24 @@ def measure_masks(known: KnownClip, masks: LabelMap, anatomy: Anatomy) -> dict[s
 
 
 def measure_model(
-    segmenter: SegmenterAdapter, reward: RewardEnsemble | None, clips: Sequence[KnownClip], anatomy: Anatomy
+    segmenter: SegmenterAdapter,
+    reward: RewardEnsemble | None,
+    clips: Sequence[KnownClip],
+    anatomy: Anatomy,
+    over_time: bool = False,
 ) -> tuple[list[dict[str, Any]], list[LabelMap]]:
-    """Figures of each clip, with whether the intervals from reward maps cover the truth, and the masks."""
+    """Figures of each clip, with whether the intervals from reward maps cover the truth, and the masks.
+
+    Args:
+        segmenter: Makes the masks.
+        reward: Gives their reward maps; None for none.
+        clips: With truth, which is read to measure alone.
+        anatomy: Rules of the image.
+        over_time: Whether frames are averaged with their neighbours.
+    """
     rows, made = [], []
     for known in clips:
-        masks, maps = segment_clip(segmenter, reward, known.clip)
+        masks, maps = segment_clip(segmenter, reward, known.clip, over_time)
         row = measure_masks(known, masks, anatomy)
         if maps is not None:
             row |= _coverage(known, masks, maps, anatomy)
@@ -104,6 +117,12 @@ def average(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         values = [float(row[name]) for row in rows if row.get(name) is not None]
         found[name] = float(np.mean(values)) if values else None
     return found | {"clips": len(rows), "with_ef": sum(row["ef"] is not None for row in rows)}
+
+
+def gain_over(before: Sequence[Mapping[str, Any]], after: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """By how much the Dice of the same clips differs, with an interval over patients."""
+    first, second = (np.array([row["dice"] for row in rows]) for rows in (before, after))
+    return asdict(paired_bootstrap(first, second, [row["patient"] for row in after]))
 
 
 def _dice(mask: LabelMap, truth: LabelMap, known: KnownClip, schema: LabelSchema) -> FloatArray:

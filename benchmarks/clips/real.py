@@ -5,6 +5,7 @@ None of them is passed on: they are read where they lie, and only figures are ke
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -12,7 +13,17 @@ import numpy as np
 from pydicom.data import get_testdata_file
 
 from benchmarks.clips.measuring import KnownClip, average, measure_model
-from benchmarks.clips.simulated import ANATOMY, WITH, WITHOUT, WITHOUT_TIME, Size
+from benchmarks.clips.simulated import (
+    ADAPTED_AVERAGED,
+    ANATOMY,
+    SOURCE,
+    SOURCE_AVERAGED,
+    WITH,
+    WITHOUT,
+    WITHOUT_TIME,
+    Size,
+    file_name,
+)
 from benchmarks.harness.budgets import merge
 from benchmarks.harness.laboratory import NETWORK, adapt_config, train_once
 from benchmarks.harness.packs import camus_qualities, write_camus
@@ -109,11 +120,13 @@ class EchoNet:
         if not clips:
             return {"skipped": f"no 0X*.mp4 in {self.media.name}"}
         source = self._trained()
-        found = {"source": once(self.folder / "source.json", lambda: self._measured(source, clips))}
-        if adaptation:
-            for method in (WITHOUT, WITH):
-                path = self.folder / f"{method.replace(' ', '-')}.json"
-                found[method] = once(path, lambda method=method: self._adapted(source, clips, method == WITH))  # type: ignore[misc]
+        found = {}
+        for method in (SOURCE, SOURCE_AVERAGED):
+            measure = partial(self._measured, source, clips, method == SOURCE_AVERAGED)
+            found[method] = once(self.folder / f"{file_name(method)}.json", measure)
+        for method in (WITHOUT, WITH, ADAPTED_AVERAGED) if adaptation else ():
+            adapted = partial(self._adapted, source, clips, method)
+            found[method] = once(self.folder / f"{file_name(method)}.json", adapted)
         return found
 
     def _camus(self) -> Path:
@@ -134,13 +147,13 @@ class EchoNet:
         )
         return out
 
-    def _measured(self, source: Path, clips: list[KnownClip]) -> dict[str, Any]:
+    def _measured(self, source: Path, clips: list[KnownClip], over_time: bool) -> dict[str, Any]:
         segmenter = TorchModuleAdapter.load(source)
-        rows, _ = measure_model(segmenter, None, clips, load_anatomy(ANATOMY, segmenter.schema))
+        rows, _ = measure_model(segmenter, None, clips, load_anatomy(ANATOMY, segmenter.schema), over_time)
         return {"clips": rows, "mean": average(rows)}
 
-    def _adapted(self, source: Path, clips: list[KnownClip], temporal: bool) -> dict[str, Any]:
-        data = self.folder / "data" / "echonet"
+    def _adapted(self, source: Path, clips: list[KnownClip], method: str) -> dict[str, Any]:
+        data, temporal = self.folder / "data" / "echonet", method == WITH
         for known in clips:
             path = data / "images" / f"{known.clip.clip_id}.nii.gz"
             if not path.exists():
@@ -155,7 +168,8 @@ class EchoNet:
             {"seed": self.seed, **changes},
         )
         run = load_run(adapt(config, resume=True, progress=quiet).path, "cpu")
-        rows, _ = measure_model(run.segmenter, run.reward, clips, load_anatomy(ANATOMY, run.segmenter.schema))
+        anatomy = load_anatomy(ANATOMY, run.segmenter.schema)
+        rows, _ = measure_model(run.segmenter, run.reward, clips, anatomy, method == ADAPTED_AVERAGED)
         return {"clips": rows, "mean": average(rows)}
 
 

@@ -8,10 +8,9 @@ from typing import Any
 import numpy as np
 
 from benchmarks.clips.real import read_rightly
-from benchmarks.clips.simulated import WITH, WITHOUT
+from benchmarks.clips.simulated import METHODS, SOURCE
 from benchmarks.harness.tables import heading, interval, table_row
 
-_METHODS = ("source", WITHOUT, WITH)
 ECHONET = "EchoNet"
 
 
@@ -19,7 +18,7 @@ def summarise(found: Mapping[str, Any]) -> dict[str, Any]:
     """The figures that others quote, by set and method; None where something was not run."""
     sets = _sets(found["seeds"])
     of_method = {
-        name: {part: {method: _mean(cells, method, key) for method in _METHODS} for part, cells in sets.items()}
+        name: {part: {method: _mean(cells, method, key) for method in METHODS} for part, cells in sets.items()}
         for name, key in (
             ("temporal_validity", "valid_over_time"),
             ("valid_frames", "valid_frames"),
@@ -29,7 +28,7 @@ def summarise(found: Mapping[str, Any]) -> dict[str, Any]:
         )
     }
     jitter = {
-        part: {method: _ratio(_mean(cells, method, "jitter"), _mean(cells, "source", "jitter")) for method in _METHODS}
+        part: {method: _ratio(_mean(cells, method, "jitter"), _mean(cells, SOURCE, "jitter")) for method in METHODS}
         for part, cells in sets.items()
     }
     speed, dicom = found["speed"], found["dicom"]
@@ -38,9 +37,12 @@ def summarise(found: Mapping[str, Any]) -> dict[str, Any]:
         **of_method,
         "jitter_ratio": jitter,
         "dice_gain": {
-            part: {method: [cell[method]["dice_gain"] for cell in cells if "dice_gain" in cell.get(method, {})]}
+            part: {
+                method: [cell[method]["dice_gain"] for cell in cells if "dice_gain" in cell.get(method, {})]
+                for method in METHODS
+                if method != SOURCE
+            }
             for part, cells in sets.items()
-            for method in (WITH,)
         },
         "worst_frame_gain": {part: _of(of, "worst_frame_gain") for part, of in corrections.items() if of},
         "clips_harmed": {part: _of(of, "harmed") for part, of in corrections.items() if of},
@@ -66,7 +68,7 @@ def table(found: Mapping[str, Any], summary: Mapping[str, Any], trial: bool) -> 
         "|---|---|---|---|---|---|---|---|---|---|",
     ]
     for part, cells in _sets(found["seeds"]).items():
-        for method in _METHODS:
+        for method in METHODS:
             there = [cell[method] for cell in cells if method in cell]
             if not there:
                 continue

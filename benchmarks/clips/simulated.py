@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from benchmarks.clips.measuring import KnownClip, average, known_clips, measure_masks, measure_model
+from benchmarks.clips.measuring import KnownClip, average, gain_over, known_clips, measure_masks, measure_model
 from benchmarks.harness.budgets import merge, trial_budget
 from benchmarks.harness.laboratory import adapt_config, files_of, train_once
 from benchmarks.harness.recording import once, quiet
@@ -21,7 +22,6 @@ from medfm_rl.data.layouts import SIMULATION_RECORD
 from medfm_rl.data.ultrasound.beating import simulate_clips
 from medfm_rl.data.ultrasound.phantom import ECHO_SCHEMA, simulate_dataset
 from medfm_rl.data.ultrasound.vendors import vendor
-from medfm_rl.metrics.bootstrap import paired_bootstrap
 from medfm_rl.reward.consistency import agreement_over_time
 from medfm_rl.runs.finished import FinishedRun, load_run
 from medfm_rl.settings import (
@@ -39,7 +39,9 @@ from medfm_rl.workflows.deploy.clip_correction import correct_clip
 SOURCE_VENDOR = "cart"
 VENDORS = ("vintage", "handheld")
 ANATOMY = "echo_apical"
-WITHOUT, WITH = "adapted", "adapted with temporal reward"
+SOURCE, WITHOUT, WITH = "source", "adapted", "adapted with temporal reward"
+SOURCE_AVERAGED, ADAPTED_AVERAGED = (f"{name}, averaged over time" for name in (SOURCE, WITHOUT))
+METHODS = (SOURCE, SOURCE_AVERAGED, WITHOUT, ADAPTED_AVERAGED, WITH)
 WITHOUT_TIME: Mapping[str, Any] = {"collect": {"clip_images": 0}, "ppo": {"neighbour_share": 0.0}}
 """Settings of `adapt` by which neither D_R nor PPO know of neighbours."""
 _FIRST_TARGET, _FIRST_HELD_OUT = 1001, 2001
@@ -123,20 +125,21 @@ class Simulated:
         source = self._trained()
         result: dict[str, Any] = {"simulated": {}}
         for name in VENDORS:
-            found = {"source": once(self.folder / f"{name}-source.json", lambda name=name: self._source(source, name))}  # type: ignore[misc]
+            found = {
+                method: self._kept(name, method, partial(self._source, source, name, method == SOURCE_AVERAGED))
+                for method in (SOURCE, SOURCE_AVERAGED)
+            }
             if name in adapted:
-                for method in (WITHOUT, WITH):
-                    path = self.folder / f"{name}-{method.replace(' ', '-')}.json"
-                    found[method] = once(
-                        path,
-                        lambda name=name, method=method, path=path: self._adapted(source, name, method == WITH, path),  # type: ignore[misc]
-                    )
-                found["correction"] = once(
-                    self.folder / f"{name}-correction.json",
-                    lambda name=name: self._corrected(source, name),  # type: ignore[misc]
-                )
+                for method in (WITHOUT, WITH, ADAPTED_AVERAGED):
+                    found[method] = self._kept(name, method, partial(self._adapted, source, name, method))
+                found["correction"] = self._kept(name, "correction", partial(self._corrected, source, name))
             result["simulated"][name] = found
         return result
+
+    def _kept(self, name: str, method: str, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        """A cell, made where it is not there."""
+        found: dict[str, Any] = once(self.folder / f"{name}-{file_name(method)}.json", make)
+        return found
 
     def _stills(self) -> Path:
         out = self.folder / "data" / f"{SOURCE_VENDOR}-stills"
@@ -169,37 +172,35 @@ class Simulated:
         )
         return out
 
-    def _source(self, source: Path, name: str) -> dict[str, Any]:
+    def _source(self, source: Path, name: str, over_time: bool) -> dict[str, Any]:
         segmenter = TorchModuleAdapter.load(source)
         anatomy = load_anatomy(ANATOMY, segmenter.schema)
-        rows, _ = measure_model(segmenter, None, self._held_out(name, segmenter), anatomy)
-        return {"clips": rows, "mean": average(rows)}
+        rows, _ = measure_model(segmenter, None, self._held_out(name, segmenter), anatomy, over_time)
+        result = {"clips": rows, "mean": average(rows)}
+        return {**result, "dice_gain": gain_over(self._rows_of_source(name), rows)} if over_time else result
+
+    def _rows_of_source(self, name: str) -> list[dict[str, Any]]:
+        rows: list[dict[str, Any]] = json.loads((self.folder / f"{name}-{SOURCE}.json").read_text())["clips"]
+        return rows
 
     def _run_folder(self, name: str, temporal: bool) -> Path:
         return self.folder / "runs" / f"{name}{'-temporal' if temporal else ''}"
 
-    def _adapted(self, source: Path, name: str, temporal: bool, record: Path) -> dict[str, Any]:
-        changes = self.size.adapt if temporal else merge(self.size.adapt, WITHOUT_TIME)
+    def _adapted(self, source: Path, name: str, method: str) -> dict[str, Any]:
+        temporal = method == WITH
         config = adapt_config(
             {"kind": "torch", "folder": source},
             self._clips(name, "target", _FIRST_TARGET, self.size.target),
             self._stills(),
             self._run_folder(name, temporal),
             ANATOMY,
-            {"seed": self.seed, **changes},
+            {"seed": self.seed, **(self.size.adapt if temporal else merge(self.size.adapt, WITHOUT_TIME))},
         )
         run = load_run(adapt(config, resume=True, progress=quiet).path, "cpu")
         assert isinstance(run.segmenter, TorchModuleAdapter)
-        rows, _ = measure_model(
-            run.segmenter, run.reward, self._held_out(name, run.segmenter), load_anatomy(ANATOMY, run.segmenter.schema)
-        )
-        before = json.loads((record.parent / f"{name}-source.json").read_text())["clips"]
-        gain = paired_bootstrap(
-            np.array([row["dice"] for row in before]),
-            np.array([row["dice"] for row in rows]),
-            [row["patient"] for row in rows],
-        )
-        return {"clips": rows, "mean": average(rows), "dice_gain": asdict(gain)}
+        anatomy, clips = load_anatomy(ANATOMY, run.segmenter.schema), self._held_out(name, run.segmenter)
+        rows, _ = measure_model(run.segmenter, run.reward, clips, anatomy, method == ADAPTED_AVERAGED)
+        return {"clips": rows, "mean": average(rows), "dice_gain": gain_over(self._rows_of_source(name), rows)}
 
     def _corrected(self, source: Path, name: str) -> dict[str, Any]:
         """The source model's clips, corrected by neighbours as the run with the temporal reward judges them."""
@@ -248,6 +249,11 @@ def correct_worst_frames(
         "clips_changed": sum(row["corrected"] > 0 for row in rows),
         "harmed": float(np.mean([row["after"]["dice"] < row["before"]["dice"] - HARM for row in rows])),
     }
+
+
+def file_name(method: str) -> str:
+    """The name of a method in those of files."""
+    return method.replace(",", "").replace(" ", "-")
 
 
 def _is_complete(folder: Path) -> bool:
