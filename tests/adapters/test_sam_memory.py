@@ -253,7 +253,9 @@ def test_the_memory_is_frozen_and_the_rest_learns_after_a_clip_as_before(
     assert all(parameter.grad is not None for parameter in learning.values())
 
 
-def test_a_negative_object_score_hides_the_structure_and_not_where_its_box_is(adapter: MedSAM2Adapter) -> None:
+def test_a_negative_object_score_hides_the_structure_and_not_where_its_box_is(
+    adapter: MedSAM2Adapter, caplog: pytest.LogCaptureFixture
+) -> None:
     clip = moving_echo(COUNT)
     seen = adapter.segment(clip.frame(START))
     with torch.no_grad():
@@ -262,6 +264,7 @@ def test_a_negative_object_score_hides_the_structure_and_not_where_its_box_is(ad
     assert np.array_equal(masks[START], seen)
     assert seen.any()
     assert not np.delete(masks, START, axis=0).any()
+    assert f"clip {clip.clip_id}: the network does not see LV, MYO in frame {START}, where its box is" in caplog.text
 
 
 def test_a_structure_without_a_box_is_in_no_frame(folders: dict[str, Path], tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import logging
 from abc import abstractmethod
 from collections.abc import Iterator
 from dataclasses import replace
@@ -34,6 +35,7 @@ from medfm_rl.networks import portable_state
 from medfm_rl.settings import PromptableDescription
 from medfm_rl.types import Clip
 
+_LOG = logging.getLogger(__name__)
 _HEADS: Final = 8
 """Attention heads of the mask decoder in every SAM; no shape tells."""
 _POSITIONS: Final = "prompt_encoder.shared_embedding.positional_embedding"
@@ -297,6 +299,7 @@ class MedSAM2Adapter(SamAdapter):
         with evaluating(self), torch.no_grad():
             video = self.memory.with_network(self.module)
             tracker = Tracker(video, count, start, self._shown(sample), boxes[there])
+        self._warn_of_unseen(tracker, there, clip.clip_id, start)
         for reverse, places in ((False, range(start + 1, count)), (True, range(start - 1, -1, -1))):
             for index in places:
                 sample = self.sample_with(clip.frame(index), np.full((boxes.shape[1], 4), np.nan))
@@ -308,6 +311,18 @@ class MedSAM2Adapter(SamAdapter):
                     logits = self.logits_of(every, there, sample.image.shape[1:])[0].cpu()
                 yield SegmentedFrame(index, sample, logits)
             tracker.turn()
+
+    def _warn_of_unseen(self, tracker: Tracker, there: Tensor, clip: str, start: int) -> None:
+        prompted = [name for name, has_box in zip(self.schema.structures, there[0].tolist(), strict=True) if has_box]
+        unseen = [name for name, missed in zip(prompted, tracker.unseen.tolist(), strict=True) if missed]
+        if unseen:
+            _LOG.warning(
+                "clip %s: the network does not see %s in frame %d, where its box is (its object score is negative), so "
+                "that it may be in no other frame; give boxes of another frame (prompted_frame)",
+                clip,
+                ", ".join(unseen),
+                start,
+            )
 
     def _shown(self, sample: Sample) -> Tensor:
         """A sample as the network of videos takes it, `(3, H, W)`."""

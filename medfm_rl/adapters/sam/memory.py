@@ -77,6 +77,10 @@ class Tracker:
         start: The frame with the boxes.
         pixels: That frame as the network takes it, `(3, H, W)`.
         boxes: One for each object, `(N, 4)`, (x_min, y_min, x_max, y_max) in input pixels.
+
+    Attributes:
+        unseen: Which objects the network itself does not see in the frame with their boxes, `(N,)` bool: the memory
+            starts without them.
     """
 
     def __init__(self, video: Any, count: int, start: int, pixels: Tensor, boxes: Tensor) -> None:
@@ -98,7 +102,7 @@ class Tracker:
             prompt = {"point_coords": box.reshape(1, 1, 2, 2), "point_labels": labels}
             self.session.add_point_inputs(place, start, prompt)
         self.session.obj_with_new_inputs = list(range(len(boxes)))
-        self._look(start, pixels, reverse=False)
+        self.unseen: Tensor = self._look(start, pixels, reverse=False).object_score_logits.flatten() <= 0
 
     def turn(self) -> None:
         """Forgets all but the frame with the boxes, from where objects can then be followed the other way.
@@ -116,13 +120,13 @@ class Tracker:
             pixels: As in the constructor.
             reverse: Whether time runs backwards.
         """
-        masks = self._look(index, pixels, reverse)
+        masks: Tensor = self._look(index, pixels, reverse).pred_masks
         # Not of inference mode, in which nothing can be done with a tensor afterwards.
         return masks[:, 0].clone()
 
-    def _look(self, index: int, pixels: Tensor, reverse: bool) -> Tensor:
+    def _look(self, index: int, pixels: Tensor, reverse: bool) -> Any:
         self.frames.show(index, pixels)
-        masks: Tensor = self.video(self.session, frame_idx=index, reverse=reverse).pred_masks
+        found = self.video(self.session, frame_idx=index, reverse=reverse)
         seen = self.video.num_maskmem
         for outputs in self.session.output_dict_per_obj.values():
             for frames in outputs.values():
@@ -132,7 +136,7 @@ class Tracker:
                     if frames is outputs["non_cond_frame_outputs"] and abs(index - place) >= seen:
                         output.pop("maskmem_features", None)
                         output.pop("maskmem_pos_enc", None)
-        return masks
+        return found
 
 
 @final
