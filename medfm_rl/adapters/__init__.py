@@ -9,7 +9,8 @@ from medfm_rl.adapters.lora import add_low_rank
 from medfm_rl.adapters.monai_bundle import MonaiBundleAdapter
 from medfm_rl.adapters.nnunet.adapter import NnUNetAdapter
 from medfm_rl.adapters.sam.litemedsam import LiteMedSAMAdapter
-from medfm_rl.adapters.sam.medsam import MedSAM2Adapter, MedSAMAdapter
+from medfm_rl.adapters.sam.medsam import MedSAMAdapter
+from medfm_rl.adapters.sam.medsam2 import MedSAM2Adapter
 from medfm_rl.adapters.sam.promptable import PromptableAdapter
 from medfm_rl.adapters.torch_module.adapter import TorchModuleAdapter
 

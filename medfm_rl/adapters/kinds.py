@@ -23,7 +23,8 @@ from medfm_rl.adapters.nnunet.folder import DATASET, PLANS, find_model_folder
 from medfm_rl.adapters.nnunet.summary import summarise
 from medfm_rl.adapters.sam import promptable
 from medfm_rl.adapters.sam.litemedsam import LiteMedSAMAdapter
-from medfm_rl.adapters.sam.medsam import MedSAM2Adapter, MedSAMAdapter
+from medfm_rl.adapters.sam.medsam import MedSAMAdapter
+from medfm_rl.adapters.sam.medsam2 import MedSAM2Adapter
 from medfm_rl.adapters.sam.promptable import PromptableAdapter
 from medfm_rl.adapters.torch_module.adapter import TorchModuleAdapter
 from medfm_rl.adapters.torch_module.folder import weights_file
