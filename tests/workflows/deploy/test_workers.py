@@ -249,22 +249,6 @@ def test_a_model_in_memory_is_refused_before_anything_is_written(
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.ray
-def test_the_command_takes_workers(run: Path, images: Path, tmp_path: Path) -> None:
-    """In a process of its own: the cores of the Ray of these tests are taken by workers that wait."""
-    arguments = [str(run), str(images / "images"), str(tmp_path / "two"), "--device", "cpu", "--workers", "1"]
-    subprocess.run(
-        [sys.executable, "-m", "medfm_rl", "predict", *arguments],
-        check=True,
-        timeout=_LONGEST_COMMAND,
-        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[3])},
-    )
-    # How many threads the worker has depends on the machine, and the last digits of its maps on that.
-    made = {path.name.removesuffix(".nii.gz") for path in (tmp_path / "two" / "labels").iterdir()}
-    assert made == {file.case_id for file in cases_of(images)}
-    assert len((tmp_path / "two" / "audit.jsonl").read_text().splitlines()) == len(made)
-
-
 @pytest.fixture
 def cluster() -> Iterator[str]:
     if importlib.util.find_spec("ray") is None:
@@ -274,7 +258,10 @@ def cluster() -> Iterator[str]:
 
 
 @pytest.mark.ray
-def test_a_cluster_leaves_the_same_as_one_process(cluster: str, run: Path, images: Path, tmp_path: Path) -> None:
+def test_the_command_on_a_cluster_leaves_the_same_as_one_process(
+    cluster: str, run: Path, images: Path, tmp_path: Path
+) -> None:
+    """In a process of its own: the cores of the Ray of these tests are taken by workers that wait."""
     few = tmp_path / "few"
     few.mkdir()
     for path in sorted((images / "images").iterdir())[:3]:
