@@ -60,7 +60,9 @@ def meaning_of_number(place: int, count: int, higher: bool) -> str:
     channels = count // (_PARTS + _DECILES + _OCTAVES)
     if place < channels * _PARTS:
         channel, part = divmod(place, _PARTS)
-        said = f"images are {'brighter' if higher else 'darker'} in part {part + 1} of {_PARTS}"
+        row, column = divmod(part, _CELLS[2])
+        where = f"part {part + 1} of {_PARTS} (of 2-D images row {row + 1}, column {column + 1} of 8)"
+        said = f"images are {'brighter' if higher else 'darker'} in {where}"
     elif place < channels * (_PARTS + _DECILES):
         channel, decile = divmod(place - channels * _PARTS, _DECILES)
         said = f"the {10 * decile} % quantile of grey values is {'higher' if higher else 'lower'}"

@@ -156,7 +156,7 @@ def test_an_alarm_says_what_changed_and_in_which_direction() -> None:
 @pytest.mark.parametrize(
     ("place", "shift", "words"),
     [
-        (9, 2.5, "images are brighter in part 10 of 64"),
+        (9, 2.5, "images are brighter in part 10 of 64 (of 2-D images row 2, column 2 of 8)"),
         (64 + 9, -2.5, "the 90 % quantile of grey values is lower"),
         (64 + 11 + 1, -2.5, "images have less detail of 2 to 4 pixels"),
     ],
@@ -179,7 +179,7 @@ def test_the_numbers_of_a_colour_image_are_named_by_channel() -> None:
     count = appearance(torch.rand(1, 3, 16, 16)).shape[1]
     names = [meaning_of_number(place, count, True) for place in range(count)]
     assert len(set(names)) == count == 237
-    assert names[64] == "images are brighter in part 1 of 64 in channel 2 of 3"
+    assert names[64] == "images are brighter in part 1 of 64 (of 2-D images row 1, column 1 of 8) in channel 2 of 3"
     assert names[3 * 64 + 11] == "the 0 % quantile of grey values is higher in channel 2 of 3"
     assert names[-1] == "images have more detail of 8 to 16 pixels in channel 3 of 3"
 
