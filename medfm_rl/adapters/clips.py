@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from medfm_rl.adapters.base import SegmentedFrame, SegmenterAdapter
-from medfm_rl.data.clips.motion import carry, find_motion, neighbours_of
+from medfm_rl.data.clips.motion import neighbours_of, sum_of_neighbours
 from medfm_rl.data.layouts import CaseFile
 from medfm_rl.errors import ConfigError, UserError
-from medfm_rl.types import Case, Clip, LabelMap
+from medfm_rl.types import Case, Clip, FloatArray, LabelMap
 
 _LEAST = 1e-7
 """Probability below which a logarithm says no more."""
@@ -61,14 +61,17 @@ def averaged_over_time(frames: Iterable[SegmentedFrame], count: int) -> Iterator
 
 def _mean_logits(held: Mapping[int, SegmentedFrame], index: int, count: int) -> Tensor:
     """Logits `(K, *S')` of a frame, from its probabilities and those of its neighbours."""
-    own, total = held[index], 1.0
-    mean, image = own.logits.clone(), own.sample.image[0].float().numpy()
-    for other, weight in neighbours_of(index, count):
-        motion = find_motion(image, held[other].sample.image[0].float().numpy())
-        carried = np.stack([carry(values, motion) for values in held[other].logits.numpy()])
-        mean += weight * torch.from_numpy(carried)
-        total += weight
+    mean, total = held[index].logits, 1.0
+    if near := neighbours_of(index, count):
+        told = [(_grey_values(held[other]), held[other].logits.numpy(), weight) for other, weight in near]
+        mean = mean + torch.from_numpy(sum_of_neighbours(_grey_values(held[index]), told))
+        total += sum(weight for _, weight in near)
     return (mean / total).clamp_min(_LEAST).log()
+
+
+def _grey_values(frame: SegmentedFrame) -> FloatArray:
+    values: FloatArray = frame.sample.image[0].float().numpy()
+    return values
 
 
 def segment_frames(segmenter: SegmenterAdapter, clip: Clip, over_time: bool = False) -> LabelMap:

@@ -7,15 +7,16 @@ in which it fails is mostly one among others in which it does not.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property, lru_cache
+from typing import final
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from medfm_rl.data.clips.motion import carry, find_motion, neighbours_of
+from medfm_rl.data.clips.motion import neighbours_of, sum_of_neighbours
 from medfm_rl.metrics.overlap import dice
 from medfm_rl.networks import argmax_classes
 from medfm_rl.rows import Rows
@@ -38,11 +39,9 @@ def vote_of_neighbours(
     """
     if not neighbours:
         raise ValueError("a frame without neighbours has nobody to vote")
-    votes = np.zeros((num_classes, *frame.shape), np.float32)
-    for other, labels, weight in neighbours:
-        carried = carry(labels, find_motion(frame, other))
-        for index in range(num_classes):
-            votes[index] += np.float32(weight) * (carried == index)
+    classes = np.arange(num_classes)[:, None, None]
+    told = [(other, (labels == classes).astype(np.float32), weight) for other, labels, weight in neighbours]
+    votes = sum_of_neighbours(frame, told)
     return (votes / sum(weight for _, _, weight in neighbours)).astype(np.float32)
 
 
@@ -90,32 +89,28 @@ class ClipVotes:
         return (own + weight * neighbours) / (1 + weight)
 
 
-@dataclass(frozen=True, eq=False)
+@final
 class NeighbourWord:
     """What the frames before and after say of actions: an `Informant` of the reward.
 
     Its word on a pixel is the share of the votes that the class of the action has there.
 
-    Attributes:
+    Args:
         votes: On the images.
         shown: By row of the environment, that of the image among those of the votes.
         share: Of the word in the reward, in [0, 1].
         kept: Votes that are remembered: sampled and best actions on the images of a rollout are rated in turn.
     """
 
-    votes: ClipVotes
-    shown: Mapping[int, int]
-    share: float
-    kept: int = 32
-    _on: Callable[[int], Tensor] = field(init=False, repr=False)
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "_on", lru_cache(maxsize=self.kept)(self.votes.on))
+    def __init__(self, votes: ClipVotes, shown: Mapping[int, int], share: float, kept: int = 32) -> None:
+        self.share = share
+        self._votes, self._shown = votes, shown
+        self._on = lru_cache(maxsize=kept)(votes.on)
 
     def says(self, action: Tensor, row: int) -> Tensor | None:
         """Its word on each pixel of an action `(H, W)`; None for an image that is no frame of a clip."""
-        shown = self.shown.get(row)
-        if shown is None or shown not in self.votes:
+        shown = self._shown.get(row)
+        if shown is None or shown not in self._votes:
             return None
         return self._on(shown).gather(0, action.long()[None])[0]
 
