@@ -85,9 +85,14 @@ def tiny_sam2() -> Any:
     """Sam2Model of transformers with 128 x 128 pixels, random weights and the blocks of hiera tiny."""
     from transformers import Sam2Config, Sam2Model
 
+    return _shaken(Sam2Model(Sam2Config(**_parts_of_sam2(32))))
+
+
+def _parts_of_sam2(width: int) -> dict[str, Any]:
+    """Encoders and decoder for 128 x 128 pixels with the blocks of hiera tiny and features of that width."""
     widths = [16, 32, 64, 128]
-    config = Sam2Config(
-        vision_config={
+    return {
+        "vision_config": {
             "model_type": "sam2_vision_model",
             "backbone_config": {
                 "model_type": "sam2_hiera_det_model", "hidden_size": 16, "image_size": [128, 128],
@@ -95,12 +100,11 @@ def tiny_sam2() -> Any:
             },
             "backbone_channel_list": widths[::-1],
             "backbone_feature_sizes": [[32, 32], [16, 16], [8, 8]],
-            "fpn_hidden_size": 32,
+            "fpn_hidden_size": width,
         },
-        prompt_encoder_config={"hidden_size": 32, "image_size": 128},
-        mask_decoder_config={"hidden_size": 32, "mlp_dim": 40, "iou_head_hidden_dim": 16},
-    )  # fmt: skip
-    return _shaken(Sam2Model(config))
+        "prompt_encoder_config": {"hidden_size": width, "image_size": 128},
+        "mask_decoder_config": {"hidden_size": width, "mlp_dim": 40, "iou_head_hidden_dim": 16},
+    }  # fmt: skip
 
 
 def tiny_sam2_video() -> Any:
@@ -111,20 +115,8 @@ def tiny_sam2_video() -> Any:
     """
     from transformers import Sam2VideoConfig, Sam2VideoModel
 
-    widths = [16, 32, 64, 128]
     config = Sam2VideoConfig(
-        vision_config={
-            "model_type": "sam2_vision_model",
-            "backbone_config": {
-                "model_type": "sam2_hiera_det_model", "hidden_size": 16, "image_size": [128, 128],
-                "embed_dim_per_stage": widths,
-            },
-            "backbone_channel_list": widths[::-1],
-            "backbone_feature_sizes": [[32, 32], [16, 16], [8, 8]],
-            "fpn_hidden_size": 128,
-        },
-        prompt_encoder_config={"hidden_size": 128, "image_size": 128},
-        mask_decoder_config={"hidden_size": 128, "mlp_dim": 40, "iou_head_hidden_dim": 16},
+        **_parts_of_sam2(128),
         image_size=128, num_maskmem=3,
         memory_attention_hidden_size=128, memory_attention_num_layers=2, memory_attention_feed_forward_hidden_size=48,
         memory_attention_rope_feat_sizes=[8, 8], memory_encoder_hidden_size=128, mask_downsampler_embed_dim=128,

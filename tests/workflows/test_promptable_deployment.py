@@ -269,6 +269,11 @@ def masks_in(folder: Path, files: list[CaseFile], model: Path, prompts: Path) ->
     return np.stack(written), segment_frames(segmenter, clip)
 
 
+def assert_masks_of_the_clip(folder: Path, files: list[CaseFile], model: Path, prompts: Path) -> None:
+    written, expected = masks_in(folder, files, model, prompts)
+    assert np.array_equal(written, expected)
+
+
 @pytest.mark.parametrize("by_model", [False, True], ids=["own", "--model"])
 def test_frames_are_assessed_with_the_masks_of_their_clip(
     run: Path, over_time: tuple[list[CaseFile], Path], tmp_path: Path, by_model: bool
@@ -294,8 +299,7 @@ def test_boxes_of_another_frame_make_the_masks_of_a_clip_anew(
     score(load_run(run, "cpu", prompts), files, tmp_path / "out", ScoreRequest(), quiet)
     (prompts / "p1_4CH_frame001.nii.gz").rename(prompts / "p1_4CH_frame002.nii.gz")
     score(load_run(run, "cpu", prompts), files, tmp_path / "out", ScoreRequest(), quiet)
-    written, expected = masks_in(tmp_path / "out" / "labels", files, run, prompts)
-    assert np.array_equal(written, expected)
+    assert_masks_of_the_clip(tmp_path / "out" / "labels", files, run, prompts)
 
 
 @pytest.mark.parametrize("method", ["tta", "neighbours"])
@@ -308,8 +312,7 @@ def test_frames_are_corrected_from_the_masks_of_their_clip(
     found = correct(load_run(run, "cpu", prompts), files, tmp_path / "out", request, quiet)
     assert found.problems == {}
     assert len(found.records) == len(files)
-    written, expected = masks_in(tmp_path / "out" / "labels", files, run, prompts)
-    assert np.array_equal(written, expected)
+    assert_masks_of_the_clip(tmp_path / "out" / "labels", files, run, prompts)
 
 
 def test_frames_that_are_not_corrected_keep_the_masks_of_their_clip(
@@ -323,8 +326,7 @@ def test_frames_that_are_not_corrected_keep_the_masks_of_their_clip(
     content["cases"] = [{**case, "verdict": "accept"} for case in content["cases"]]
     table.write_text(json.dumps(content), encoding="utf-8")
     correct(finished, files, tmp_path / "out", CorrectRequest(SETTINGS, scores=table), quiet)
-    written, expected = masks_in(tmp_path / "out" / "labels", files, run, prompts)
-    assert np.array_equal(written, expected)
+    assert_masks_of_the_clip(tmp_path / "out" / "labels", files, run, prompts)
 
 
 def test_evaluation_and_proposals_are_of_the_masks_of_the_clip(
