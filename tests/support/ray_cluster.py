@@ -40,7 +40,10 @@ def running_cluster(seconds: float) -> Iterator[str]:
     }
     command = [str(Path(sys.executable).with_name("ray")), "start", "--head", "--block", "--disable-usage-stats"]
     command += [f"--{name}={value}" for name, value in options.items()]
-    head = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
+    # With it, some of the processes that a head forks for sessions die: https://github.com/ray-project/ray/issues/63202
+    environment = {**os.environ, "GRPC_ENABLE_FORK_SUPPORT": "0"}
+    quiet = subprocess.DEVNULL
+    head = subprocess.Popen(command, stdout=quiet, stderr=quiet, env=environment, start_new_session=True)
     try:
         _wait_for(head, port, seconds)
         yield f"ray://127.0.0.1:{port}"

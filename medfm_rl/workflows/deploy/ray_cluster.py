@@ -22,6 +22,8 @@ _LOG = logging.getLogger(__name__)
 CLUSTER = "ray://"
 _CORES = 4
 """Of a worker in a cluster without GPUs: memory for a network comes with about so many."""
+_SESSIONS = 3
+"""As often is a cluster asked for a session before that is given up."""
 _OBJECT_STORE = 80 * 1024 * 1024
 """Bytes, about the least that Ray takes: what is sent are names and messages, not images."""
 _LONGEST_FOLDER = 40
@@ -203,8 +205,10 @@ def _set_environment(alone: bool) -> None:
 
 
 def _in_a_line(error: Exception) -> str:
-    """The beginning of a message of Ray, which may be pages long."""
-    return str(error).strip().partition("\n")[0].rstrip(". ")
+    """The beginning of a message of Ray, which may be pages long, and what a traceback in it ends with."""
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    said = lines[0].rstrip(".: ")
+    return f"{said}: {lines[-1].strip()}" if any(line.startswith("Traceback") for line in lines) else said
 
 
 def _count_of(where: str) -> int | None:
@@ -262,17 +266,38 @@ def _connect(address: str) -> None:
         MissingExtraError: What Ray needs for that is not installed.
         WorkerError: Nothing answers, or not in our language.
     """
-    import ray
-
     try:
         import grpc  # noqa: F401 -- Ray says no more than that a module is missing
     except ImportError as error:
         raise MissingExtraError(f"--workers {address} needs Ray's client: pip install 'medfm-rl[ray]'") from error
     try:
-        ray.init(address, log_to_driver=False, configure_logging=False)
+        _begin_session(address)
     except (OSError, RuntimeError, ValueError) as error:
         raise WorkerError(
             f"--workers {address}: no Ray cluster answers there that this process can use ({_in_a_line(error)}); it is "
             "started by `ray start --head --ray-client-server-port 10001`, with the same versions of Python and Ray as "
             "here"
         ) from error
+
+
+def _begin_session(address: str) -> None:
+    """Connects to a cluster, once more where its head has failed to start the process of a session.
+
+    About one such process in fourteen dies as it is forked, by a race in gRPC:
+    https://github.com/ray-project/ray/issues/63202
+
+    Raises:
+        OSError: Nothing answers, or no session can be started.
+        RuntimeError: Versions differ.
+        ValueError: It is no address.
+    """
+    import ray
+
+    for left in reversed(range(_SESSIONS)):
+        try:
+            ray.init(address, log_to_driver=False, configure_logging=False)
+            return
+        except ConnectionAbortedError as error:
+            if not left:
+                raise
+            _LOG.warning("%s has not started a session (%s); trying again", address, _in_a_line(error))

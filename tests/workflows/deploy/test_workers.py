@@ -342,6 +342,46 @@ def test_what_is_no_number_of_workers_and_no_cluster_is_refused(where: str, mess
         Workers(where)
 
 
+@pytest.mark.ray
+@pytest.mark.parametrize("failures", [0, 2])
+def test_a_session_that_a_head_fails_to_start_is_asked_for_again(
+    failures: int, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    ray = pytest.importorskip("ray", reason="Ray is not installed (extra ray)")
+    asked = fail_to_begin(monkeypatch, ray, failures)
+    with Workers("ray://head.example:10001") as workers:
+        assert workers.count == 2
+    assert asked == ["ray://head.example:10001"] * (failures + 1)
+    said = [record.getMessage() for record in caplog.records if "trying again" in record.getMessage()]
+    again = "ray://head.example:10001 has not started a session (failed: PID 7: zombie); trying again"
+    assert said == [again] * failures
+
+
+@pytest.mark.ray
+def test_a_head_that_starts_no_session_is_named_with_what_it_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    ray = pytest.importorskip("ray", reason="Ray is not installed (extra ray)")
+    asked = fail_to_begin(monkeypatch, ray, 3)
+    with pytest.raises(WorkerError, match=r"ray://head\.example:10001: no Ray cluster .*\(failed: PID 7: zombie\)"):
+        Workers("ray://head.example:10001")
+    assert len(asked) == 3
+
+
+def fail_to_begin(monkeypatch: pytest.MonkeyPatch, ray: Any, failures: int) -> list[str]:
+    """A head of eight cores that fails to start so many sessions; the addresses that it is asked at."""
+    asked: list[str] = []
+
+    def begin(address: str, **_: Any) -> None:
+        asked.append(address)
+        if len(asked) <= failures:
+            raise ConnectionAbortedError("failed:\nTraceback (most recent call last):\n  File x\nPID 7: zombie\n")
+
+    monkeypatch.setattr(ray, "init", begin)
+    monkeypatch.setattr(ray, "shutdown", lambda: None)
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 8.0})
+    return asked
+
+
 def test_a_missing_ray_says_which_extra_brings_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(MissingExtraError, match=r"pip install 'medfm-rl\[ray\]'"):
