@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 
 from benchmarks.harness.recording import quiet
+from medfm_rl.data.layouts import CaseFile
+from medfm_rl.metrics.failure_detection import failure_auroc
+from medfm_rl.metrics.overlap import dice
 from medfm_rl.quality import QualityController, QualityReport
 from medfm_rl.quality.reports import BatchReport
 from medfm_rl.runs.finished import FinishedRun
+from medfm_rl.types import LabelSchema
 from medfm_rl.workflows.calibrate.from_source import write_default_quality
 
 TOGETHER = 16
@@ -36,6 +41,46 @@ def verdicts_of(batch: BatchReport) -> dict[str, Any]:
         "state": batch.state,
         "verdicts": [report.verdict for report in batch.reports],
         "predicted": [predicted_dice(report) for report in batch.reports],
+    }
+
+
+def assess_own_masks(
+    run: FinishedRun, cases: Sequence[CaseFile], schema: LabelSchema, failure: float
+) -> dict[str, Any]:
+    """Masks of the run's own segmenter, assessed: what that adds to the time of segmenting, and the failures it finds.
+
+    Both are timed one after the other for the same images, some at once as `medfm-rl score` takes them.
+
+    Args:
+        run: A finished run.
+        cases: With ground truth.
+        schema: Of the ground truth.
+        failure: Mean Dice below which a mask is a failure.
+    """
+    controller = controller_of(run)
+    if controller is None:
+        return {"overhead": None, "segmenting_seconds": None, "failure_auroc": None, "failures": None}
+    ratios, seconds, predicted, truth = [], [], [], []
+    for first in range(0, len(cases), TOGETHER):
+        labelled = [file.read_labelled(schema) for file in cases[first : first + TOGETHER]]
+        began = time.perf_counter()
+        masks = [controller.segmenter.segment(item.case) for item in labelled]
+        segmented = time.perf_counter()
+        reports = controller.assess_batch([controller.segment(item.case) for item in labelled])
+        both = time.perf_counter() - segmented
+        seconds.append((segmented - began) / len(labelled))
+        ratios.append(both / (segmented - began) - 1)
+        predicted += [predicted_dice(report) for report in reports]
+        truth += [
+            float(dice(mask, item.ground_truth, schema.classes).mean())
+            for mask, item in zip(masks, labelled, strict=True)
+        ]
+    failed = np.array(truth) < failure
+    return {
+        "overhead": float(np.median(ratios)),
+        "segmenting_seconds": float(np.median(seconds)),
+        "failure_auroc": failure_auroc(np.array(predicted), failed),
+        "failures": int(failed.sum()),
     }
 
 

@@ -20,11 +20,11 @@ CAMUS_SCHEMA = LabelSchema.from_structures({"LV": 1, "MYO": 2, "LA": 3})
 LUNG_SCHEMA = LabelSchema.from_structures({"lung": 1})
 FUNDUS_SCHEMA = LabelSchema.from_structures({"rim": 1, "cup": 2})
 VENTRICLE_SCHEMA = LabelSchema.from_structures({"LV": 1})
-_ACDC_VENTRICLE = 3
+ACDC_VENTRICLE = 3
 # Contours that lie visibly beside what they outline (the packs' own README).
 _SHIFTED_CONTOURS = ("SC-N-06", "SC-HF-NI-13")
 VIEWS = ("2CH", "4CH")
-_COMPLETE = "complete.json"
+COMPLETE = "complete.json"
 
 
 def data_folder() -> Path:
@@ -55,7 +55,7 @@ def write_camus(patients: Collection[str], out: Path, views: Collection[str] = V
     The pack has no spacing, so neither have the files: distances are in pixels.
     """
     record = {"patients": sorted(patients)} | ({} if set(views) == set(VIEWS) else {"views": sorted(views)})
-    if _is_complete(out, record):
+    if is_complete(out, record):
         return out
     pack = np.load(data_folder() / "camus224_train250.npz")
     rows = [
@@ -73,7 +73,7 @@ def write_lungs(patients: Collection[str], out: Path) -> Path:
     what precedes the first underscore for the patient.
     """
     record = {"patients": sorted(patients)}
-    if _is_complete(out, record):
+    if is_complete(out, record):
         return out
     pack = np.load(data_folder() / "lung256_dev.npz")
     names = [_lung_case(name) for name in pack["name"]]
@@ -90,7 +90,7 @@ def fundus_cases(site: str) -> list[str]:
 def write_fundus(cases: Collection[str], site: str, out: Path) -> Path:
     """Writes colour photographs of the optic disc as PNG in the folder layout; done once."""
     record = {"patients": sorted(cases)}
-    if _is_complete(out, record):
+    if is_complete(out, record):
         return out
     pack = np.load(data_folder() / f"fundus_{site}.npz")
     names = [_fundus_case(case["id"]) for case in json.loads(str(pack["meta"]))["cases"]]
@@ -111,13 +111,13 @@ def write_acdc(patients: Collection[str], out: Path) -> Path:
     as Sunnybrook's are.
     """
     record = {"patients": sorted(patients)}
-    if _is_complete(out, record):
+    if is_complete(out, record):
         return out
     pack = np.load(data_folder() / "acdc50.npz")
     names, images, labels = [], [], []
     for key in sorted(key for key in pack if key.endswith("_img") and key.split("_")[0] in patients):
         patient, frame, _ = key.split("_")
-        volume, truth = pack[key], pack[f"{patient}_{frame}_lab"] == _ACDC_VENTRICLE
+        volume, truth = pack[key], pack[f"{patient}_{frame}_lab"] == ACDC_VENTRICLE
         for index in range(len(volume)):
             if truth[index].any():
                 names.append(f"{patient}_{frame}_{index:02d}")
@@ -136,7 +136,7 @@ def sunnybrook_patients() -> list[str]:
 def write_sunnybrook(patients: Collection[str], out: Path) -> Path:
     """Writes the outlined slices of some Sunnybrook patients as PNG in the folder layout; done once."""
     record = {"patients": sorted(patients)}
-    if _is_complete(out, record):
+    if is_complete(out, record):
         return out
     pack = np.load(data_folder() / "sunnybrook25.npz")
     names, images, labels = [], [], []
@@ -169,10 +169,15 @@ def _lung_case(name: str) -> str:
     return str(name).removesuffix(".png").replace("_", "", 1)
 
 
-def _is_complete(out: Path, record: dict[str, list[str]]) -> bool:
-    if not (out / _COMPLETE).exists():
+def is_complete(out: Path, record: dict[str, list[str]]) -> bool:
+    """Whether a folder was written whole with these patients.
+
+    Raises:
+        SystemExit: It holds others.
+    """
+    if not (out / COMPLETE).exists():
         return False
-    if json.loads((out / _COMPLETE).read_text()) != record:
+    if json.loads((out / COMPLETE).read_text()) != record:
         raise SystemExit(f"{out}: holds other patients or views than are asked for; delete it or choose another folder")
     return True
 
@@ -194,5 +199,5 @@ def _write(
             path.parent.mkdir(parents=True, exist_ok=True)
             Image.fromarray(image).save(path)
         write_labels(out / "labels" / f"{name}.png", label, geometry, schema)
-    write_json(out / _COMPLETE, record)
+    write_json(out / COMPLETE, record)
     return out

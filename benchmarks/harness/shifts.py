@@ -196,10 +196,15 @@ def _cameras(root: Path, most_patients: int | None) -> dict[str, Path]:
 
 
 def _scanners(root: Path, most_patients: int | None) -> dict[str, Path]:
-    source = _cut(split_patients(acdc_patients(), {SOURCE: 40, SOURCE_HELD_OUT: 10}, "acdc"), most_patients)
-    target = _cut(split_patients(sunnybrook_patients(), {TARGET: 12, HELD_OUT: 11}, "sunnybrook"), most_patients)
-    written = {part: write_acdc(source[part], root / f"ventricle-{part}") for part in source}
-    return written | {part: write_sunnybrook(target[part], root / f"ventricle-{part}") for part in target}
+    parts = _cut(ventricle_patients(), most_patients)
+    write = {SOURCE: write_acdc, SOURCE_HELD_OUT: write_acdc, TARGET: write_sunnybrook, HELD_OUT: write_sunnybrook}
+    return {part: write[part](patients, root / f"ventricle-{part}") for part, patients in parts.items()}
+
+
+def ventricle_patients() -> dict[str, list[str]]:
+    """The patients of each part of acdc-sunnybrook: the source is ACDC, the target Sunnybrook."""
+    parts = split_patients(acdc_patients(), {SOURCE: 40, SOURCE_HELD_OUT: 10}, "acdc")
+    return parts | split_patients(sunnybrook_patients(), {TARGET: 12, HELD_OUT: 11}, "sunnybrook")
 
 
 SHIFTS: dict[str, Callable[[Path, int | None], dict[str, Path]]] = {

@@ -16,7 +16,6 @@ what that adds to the time of segmenting, and how well it finds bad ones.
 from __future__ import annotations
 
 import json
-import shutil
 import time
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -26,30 +25,36 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.harness.assessing import TOGETHER, controller_of, predicted_dice
+from benchmarks.harness.assessing import assess_own_masks
 from benchmarks.harness.budgets import adapt_budget, trial_budget
 from benchmarks.harness.command_line import add_quick, add_runs, begin, plain_parser
 from benchmarks.harness.laboratory import adapt_config, files_of, read_selection
+from benchmarks.harness.nnunet_official import (
+    NnUNetRecipe,
+    NnUNetSize,
+    Training,
+    copy_images,
+    predict,
+    score,
+    train,
+)
 from benchmarks.harness.packs import CAMUS_SCHEMA, camus_qualities, write_camus
 from benchmarks.harness.recording import RUNS, once, print_results, quiet, write_results
-from benchmarks.segmenters.nnunet_official import predict, train
-from benchmarks.segmenters.nnunet_report import FAILURE, NnUNetSize, summarise, table
+from benchmarks.segmenters.nnunet_report import FAILURE, summarise, table
 from medfm_rl.adapters import NnUNetAdapter
-from medfm_rl.anatomy.profiles import load_anatomy
 from medfm_rl.data.files import write_json
 from medfm_rl.data.labels import read_labels
 from medfm_rl.data.layouts import CaseFile
 from medfm_rl.data.ultrasound.resimulate import resimulate_dataset
 from medfm_rl.data.ultrasound.vendors import vendor
-from medfm_rl.metrics.failure_detection import failure_auroc
-from medfm_rl.metrics.overlap import dice
-from medfm_rl.metrics.scores import Evaluation, compare, score_case
-from medfm_rl.metrics.scores import summarise as summarise_scores
+from medfm_rl.metrics.scores import compare
 from medfm_rl.networks import argmax_classes
-from medfm_rl.runs.finished import FinishedRun, load_run
+from medfm_rl.runs.finished import load_run
 from medfm_rl.workflows.adapt.loop import adapt
 from medfm_rl.workflows.export import export_model
 
+RECIPE = NnUNetRecipe("2d", CAMUS_SCHEMA, "ultrasound", ".png", batch=8, width=4)
+ANATOMY = "echo_apical"
 DATASETS = {"handheld": (901, ("2CH", "4CH"), ("2CH", "4CH")), "view": (902, ("4CH",), ("2CH",))}
 """Number of the nnU-Net data set, views of the source and of the target, by shift."""
 _CHANGES = {"collect": {"actions_per_image": 4}}
@@ -82,17 +87,6 @@ def prepare(shift: str, size: NnUNetSize, folder: Path) -> dict[str, Path]:
     return data
 
 
-def score(cases: list[CaseFile], masks: Path) -> Evaluation:
-    """Dice of the masks in files."""
-    anatomy = load_anatomy("echo_apical", CAMUS_SCHEMA)
-    scores = []
-    for case in cases:
-        labelled = case.read_labelled(CAMUS_SCHEMA)
-        mask = read_labels(masks / f"{case.case_id}.png", CAMUS_SCHEMA, labelled.case.shape, labelled.case.geometry)
-        scores += score_case(labelled.case, mask, labelled.ground_truth, CAMUS_SCHEMA, anatomy)
-    return Evaluation(tuple(scores), summarise_scores(scores))
-
-
 def agreement(model: Path, cases: list[CaseFile], masks: Path, mirroring: bool) -> tuple[float, float]:
     """Share of pixels that our masks share with the files, and on which our logits disagree with nnU-Net's."""
     adapter = NnUNetAdapter(model, folds=(0,), mirroring=mirroring)
@@ -110,38 +104,6 @@ def agreement(model: Path, cases: list[CaseFile], masks: Path, mirroring: bool) 
     return float(np.mean(equal)), float(np.mean(differs))
 
 
-def assess(run: FinishedRun, cases: list[CaseFile]) -> dict[str, Any]:
-    """Masks of the run's own segmenter, assessed: what that adds to the time of segmenting, and the failures it finds.
-
-    Both are timed one after the other for the same images, some at once as `medfm-rl score` takes them.
-    """
-    controller = controller_of(run)
-    if controller is None:
-        return {"overhead": None, "segmenting_seconds": None, "failure_auroc": None, "failures": None}
-    ratios, seconds, predicted, truth = [], [], [], []
-    for first in range(0, len(cases), TOGETHER):
-        labelled = [file.read_labelled(CAMUS_SCHEMA) for file in cases[first : first + TOGETHER]]
-        began = time.perf_counter()
-        masks = [controller.segmenter.segment(item.case) for item in labelled]
-        segmented = time.perf_counter()
-        reports = controller.assess_batch([controller.segment(item.case) for item in labelled])
-        both = time.perf_counter() - segmented
-        seconds.append((segmented - began) / len(labelled))
-        ratios.append(both / (segmented - began) - 1)
-        predicted += [predicted_dice(report) for report in reports]
-        truth += [
-            float(dice(mask, item.ground_truth, CAMUS_SCHEMA.classes).mean())
-            for mask, item in zip(masks, labelled, strict=True)
-        ]
-    failed = np.array(truth) < FAILURE
-    return {
-        "overhead": float(np.median(ratios)),
-        "segmenting_seconds": float(np.median(seconds)),
-        "failure_auroc": failure_auroc(np.array(predicted), failed),
-        "failures": int(failed.sum()),
-    }
-
-
 def run_shift(shift: str, size: NnUNetSize, folder: Path) -> dict[str, Any]:
     """Everything of a shift; what was found before is taken, and masks are assessed anew where only that is missing."""
     data = prepare(shift, size, folder / "data")
@@ -149,14 +111,17 @@ def run_shift(shift: str, size: NnUNetSize, folder: Path) -> dict[str, Any]:
     held_out = files_of(data["held-out"])
     return {
         **result,
-        "assessing": once(folder / "assessing.json", lambda: assess(load_run(folder / "run", "cpu"), held_out)),
+        "assessing": once(
+            folder / "assessing.json",
+            lambda: assess_own_masks(load_run(folder / "run", "cpu"), held_out, CAMUS_SCHEMA, FAILURE),
+        ),
     }
 
 
 def make_result(shift: str, size: NnUNetSize, data: Mapping[str, Path], folder: Path) -> dict[str, Any]:
     """Trains, adapts, exports, and measures the files that nnU-Net writes."""
     started = time.perf_counter()
-    source = train(DATASETS[shift][0], shift, data["source"], folder, size.epochs, size.iterations)
+    source = train(RECIPE, Training(DATASETS[shift][0], shift, size.epochs, size.iterations), data["source"], folder)
     # An interrupted run goes on with the model that was trained.
     training = folder / "training.json"
     if not training.exists():
@@ -167,7 +132,7 @@ def make_result(shift: str, size: NnUNetSize, data: Mapping[str, Path], folder: 
         data["target"],
         data["source"],
         folder / "run",
-        "echo_apical",
+        ANATOMY,
         size.adapt,
     )
     run = adapt(config, resume=True, progress=quiet)
@@ -176,10 +141,7 @@ def make_result(shift: str, size: NnUNetSize, data: Mapping[str, Path], folder: 
     if not exported.exists():
         export_model(run.path, exported)
     cases = files_of(data["held-out"])
-    images = folder / "images"
-    images.mkdir(exist_ok=True)
-    for case in cases:
-        shutil.copyfile(case.image_paths[0], images / f"{case.case_id}_0000.png")
+    images = copy_images(cases, folder / "images", RECIPE.ending)
     result: dict[str, Any] = {
         "chosen": read_selection(run).chosen,
         "training_minutes": json.loads(training.read_text())["minutes"],
@@ -192,7 +154,7 @@ def make_result(shift: str, size: NnUNetSize, data: Mapping[str, Path], folder: 
             when: predict(model, images, folder / f"masks-{when}-{name}", mirroring)
             for when, model in (("before", source), ("after", exported))
         }
-        before, after = (score(cases, masks[when]) for when in ("before", "after"))
+        before, after = (score(RECIPE, cases, masks[when], ANATOMY) for when in ("before", "after"))
         equal, differs = agreement(exported, cases, masks["after"], mirroring)
         result["mirroring"][name] = {
             "before": [asdict(row) for row in before.summary],
@@ -217,7 +179,7 @@ def main() -> None:
     for shift in arguments.shifts:
         print(shift, flush=True)
         results[shift] = run_shift(shift, size, runs / shift)
-    summary, text = summarise(results), table(results, size)
+    summary, text = summarise(results), table(results, size, RECIPE.width)
     if arguments.quick:
         print_results(summary, text)
     else:

@@ -2,27 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
-from benchmarks.harness.budgets import Size
+from benchmarks.harness.nnunet_official import NnUNetSize
 from benchmarks.harness.tables import heading, interval, table_row
-from benchmarks.segmenters.nnunet_official import WIDTH
 from medfm_rl.metrics.scores import MEAN
 
 FAILURE = 0.8
 """Mean Dice below which a mask is a failure."""
-
-
-@dataclass(frozen=True)
-class NnUNetSize(Size):
-    """How much is done.
-
-    Attributes:
-        iterations: Of an epoch.
-    """
-
-    iterations: int
 
 
 def summarise(results: dict[str, dict[str, Any]]) -> dict[str, Any]:
@@ -48,10 +35,11 @@ def summarise(results: dict[str, dict[str, Any]]) -> dict[str, Any]:
     }
 
 
-def table(results: dict[str, dict[str, Any]], size: NnUNetSize) -> str:
+def table(results: dict[str, dict[str, Any]], size: NnUNetSize, width: int) -> str:
+    """Markdown; `width` divides the planned feature maps."""
     lines = [
         *heading("A 2-D nnU-Net of CAMUS, adapted and exported", trial=False),
-        f"A model with 1/{WIDTH} of the planned feature maps, {size.epochs} epochs of {size.iterations} iterations.",
+        f"A model with 1/{width} of the planned feature maps, {size.epochs} epochs of {size.iterations} iterations.",
         f"Dice of the masks that `nnUNetv2_predict_from_modelfolder` wrote for {size.held_out} held-out patients;",
         "intervals: 95 %, bootstrap over patients. `handheld` is a SIMULATED target vendor; `view` is 4CH to 2CH.",
         "Minutes: training, adaptation.",

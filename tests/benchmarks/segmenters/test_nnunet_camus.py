@@ -11,9 +11,9 @@ from medfm_rl.data.layouts import find_cases
 from medfm_rl.settings import DataSettings
 
 pytest.importorskip("nnunetv2", reason="nnunetv2 is not installed (extra nnunet)")
+from benchmarks.harness.nnunet_official import score, write_raw
 from benchmarks.harness.packs import CAMUS_SCHEMA
-from benchmarks.segmenters.nnunet_camus import FULL, score
-from benchmarks.segmenters.nnunet_official import write_raw
+from benchmarks.segmenters.nnunet_camus import ANATOMY, FULL, RECIPE
 from benchmarks.segmenters.nnunet_report import summarise, table
 
 pytestmark = pytest.mark.nnunet
@@ -21,7 +21,7 @@ pytestmark = pytest.mark.nnunet
 
 def test_raw_data_are_copies_under_the_names_of_nnunet(simulated_echo: Path, tmp_path: Path) -> None:
     cases = find_cases(DataSettings(path=simulated_echo / "a"))[:3]
-    write_raw(cases, tmp_path / "raw")
+    write_raw(RECIPE, cases, tmp_path / "raw")
     assert len(list((tmp_path / "raw" / "imagesTr").iterdir())) == 3
     first = tmp_path / "raw" / "imagesTr" / f"{cases[0].case_id}_0000.png"
     assert first.read_bytes() == cases[0].image_paths[0].read_bytes()
@@ -37,7 +37,7 @@ def test_masks_are_scored_from_their_files(simulated_echo: Path, tmp_path: Path)
         if case is cases[0]:
             mask[:] = 0
         write_labels(tmp_path / f"{case.case_id}.png", mask, labelled.case.geometry, CAMUS_SCHEMA)
-    evaluation = score(cases, tmp_path)
+    evaluation = score(RECIPE, cases, tmp_path, ANATOMY)
     assert [one.dice for one in evaluation.of("LV")] == [0.0, 1.0, 1.0]
 
 
@@ -69,7 +69,9 @@ def test_the_figures_that_are_quoted_are_those_of_the_mean_with_mirroring() -> N
         "assessing_overhead": {"handheld": 0.25},
         "assessing_failure_auroc": {"handheld": 0.9},
     }
-    assert "| handheld | off | mean | 0.250 | 0.350 | +0.100 [+0.050, +0.150] |" in table({"handheld": result}, FULL)
+    assert "| handheld | off | mean | 0.250 | 0.350 | +0.100 [+0.050, +0.150] |" in table(
+        {"handheld": result}, FULL, RECIPE.width
+    )
     assert "- handheld: adds 25 % to the 0.20 s of segmenting; failure AUROC 0.900 (7 " in table(
-        {"handheld": result}, FULL
+        {"handheld": result}, FULL, RECIPE.width
     )

@@ -1,0 +1,1 @@
+"""Adaptation in 3-D between two hospitals, on cardiac MR in short axis."""
