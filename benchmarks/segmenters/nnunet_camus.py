@@ -109,13 +109,11 @@ def run_shift(shift: str, size: NnUNetSize, folder: Path) -> dict[str, Any]:
     data = prepare(shift, size, folder / "data")
     result = once(folder / "result.json", lambda: make_result(shift, size, data, folder))
     held_out = files_of(data["held-out"])
-    return {
-        **result,
-        "assessing": once(
-            folder / "assessing.json",
-            lambda: assess_own_masks(load_run(folder / "run", "cpu"), held_out, CAMUS_SCHEMA, FAILURE),
-        ),
-    }
+
+    def assessed() -> dict[str, Any]:
+        return assess_own_masks(load_run(folder / "run", "cpu"), held_out, CAMUS_SCHEMA, FAILURE)
+
+    return {**result, "assessing": once(folder / "assessing.json", assessed)}
 
 
 def make_result(shift: str, size: NnUNetSize, data: Mapping[str, Path], folder: Path) -> dict[str, Any]:

@@ -182,7 +182,7 @@ class ShortAxis:
         }
 
     def _assessed(self, run: FinishedRun, masks: Path) -> Mapping[str, Any]:
-        """Predicted and true Dice of the masks in files, and what was said of the batch; nothing without a controller."""
+        """Predicted and true Dice of the masks in files, and what was said of them; nothing without a controller."""
         controller = controller_of(run)
         if controller is None:
             return {}
