@@ -18,6 +18,7 @@ import json
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -82,7 +83,7 @@ class ShortAxis:
         for k in reviewed:
             run, minutes = self._adapt(k)
             result.setdefault("upper", once(self.folder / "upper.json", self._upper))
-            measured = once(self.folder / f"adapted-{k}.json", lambda run=run, k=k: self._measured(run, k))  # type: ignore[misc]
+            measured = once(self.folder / f"adapted-{k}.json", partial(self._measured, run, k))
             adapted[str(k)] = {**measured, "minutes": minutes}
         return {**result, "adapted": adapted}
 
