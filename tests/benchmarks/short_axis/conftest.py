@@ -33,8 +33,12 @@ def packs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     # Slices 2, 1 and 3 of phase 7, then 1 and 2 of phase 19.
     images = np.array([2 * 20 + 8, 1 * 20 + 8, 3 * 20 + 8, 1 * 20 + 20, 2 * 20 + 20], np.int16)
     sunnybrook = {}
-    for patient in ("SC-N-06", "SC-HF-NI-13", *(f"SC-HF-I-{number:02d}" for number in range(23))):
-        sunnybrook |= {f"{patient}_img": ramp(5, 160), f"{patient}_lab": outline, f"{patient}_im": images}
+    patients = ("SC-N-06", "SC-HF-NI-13", *(f"SC-HF-I-{number:02d}" for number in range(23)))
+    for number, patient in enumerate(patients):
+        image = ramp(5, 160)
+        # No two patients have the same image.
+        image[:, 80, 80] = 100 + number
+        sunnybrook |= {f"{patient}_img": image, f"{patient}_lab": outline, f"{patient}_im": images}
     np.savez(folder / "sunnybrook25.npz", meta="{}", **sunnybrook)
     return folder
 
