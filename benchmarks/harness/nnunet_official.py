@@ -8,6 +8,7 @@ import random
 import shutil
 import subprocess
 import sys
+import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -126,12 +127,12 @@ def train(recipe: NnUNetRecipe, training: Training, source: Path, folder: Path) 
     os.environ[_AUGMENTING] = "1"
     model = folder / "nnUNet_results" / training.name / f"nnUNetTrainer__{_PLANS}__{recipe.configuration}"
     fold = model / f"fold_{training.fold}"
-    if (fold / "checkpoint_final.pth").exists():
+    if _is_whole(fold / "checkpoint_final.pth"):
         return model
     from nnunetv2.run.run_training import get_trainer_from_args, maybe_load_checkpoint
 
     _prepare(recipe, training, files_of(source), folder)
-    begun = (fold / "checkpoint_latest.pth").exists()
+    begun = _is_whole(fold / "checkpoint_latest.pth")
     if training.seed is not None:
         _seed_everything(training.seed)
         os.environ[_AUGMENTING] = "0"
@@ -149,6 +150,14 @@ def train(recipe: NnUNetRecipe, training: Training, source: Path, folder: Path) 
     maybe_load_checkpoint(trainer, begun, False, start)
     trainer.run_training()
     return model
+
+
+def _is_whole(checkpoint: Path) -> bool:
+    """Whether there is a checkpoint and no kill cut it short.
+
+    nnU-Net writes under the final name; the index of such an archive is written last.
+    """
+    return zipfile.is_zipfile(checkpoint)
 
 
 def _seed_everything(seed: int) -> None:
