@@ -14,15 +14,14 @@ from pydicom.data import get_testdata_file
 
 from benchmarks.clips.measuring import KnownClip, average, measure_model
 from benchmarks.clips.simulated import (
-    ADAPTED_AVERAGED,
     ANATOMY,
-    SOURCE,
-    SOURCE_AVERAGED,
+    OF_ADAPTED,
+    OF_SOURCE,
     WITH,
-    WITHOUT,
     WITHOUT_TIME,
     Size,
     file_name,
+    finish_of,
 )
 from benchmarks.harness.budgets import merge
 from benchmarks.harness.laboratory import NETWORK, adapt_config, train_once
@@ -121,10 +120,10 @@ class EchoNet:
             return {"skipped": f"no 0X*.mp4 in {self.media.name}"}
         source = self._trained()
         found = {}
-        for method in (SOURCE, SOURCE_AVERAGED):
-            measure = partial(self._measured, source, clips, method == SOURCE_AVERAGED)
+        for method in OF_SOURCE:
+            measure = partial(self._measured, source, clips, method)
             found[method] = once(self.folder / f"{file_name(method)}.json", measure)
-        for method in (WITHOUT, WITH, ADAPTED_AVERAGED) if adaptation else ():
+        for method in OF_ADAPTED if adaptation else ():
             adapted = partial(self._adapted, source, clips, method)
             found[method] = once(self.folder / f"{file_name(method)}.json", adapted)
         return found
@@ -147,9 +146,10 @@ class EchoNet:
         )
         return out
 
-    def _measured(self, source: Path, clips: list[KnownClip], over_time: bool) -> dict[str, Any]:
+    def _measured(self, source: Path, clips: list[KnownClip], method: str) -> dict[str, Any]:
         segmenter = TorchModuleAdapter.load(source)
-        rows, _ = measure_model(segmenter, None, clips, load_anatomy(ANATOMY, segmenter.schema), over_time)
+        anatomy = load_anatomy(ANATOMY, segmenter.schema)
+        rows, _ = measure_model(segmenter, None, clips, anatomy, finish_of(method, anatomy))
         return {"clips": rows, "mean": average(rows)}
 
     def _adapted(self, source: Path, clips: list[KnownClip], method: str) -> dict[str, Any]:
@@ -169,7 +169,7 @@ class EchoNet:
         )
         run = load_run(adapt(config, resume=True, progress=quiet).path, "cpu")
         anatomy = load_anatomy(ANATOMY, run.segmenter.schema)
-        rows, _ = measure_model(run.segmenter, run.reward, clips, anatomy, method == ADAPTED_AVERAGED)
+        rows, _ = measure_model(run.segmenter, run.reward, clips, anatomy, finish_of(method, anatomy))
         return {"clips": rows, "mean": average(rows)}
 
 

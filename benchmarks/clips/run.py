@@ -7,7 +7,8 @@
 A segmenter learns from stills (ED and ES) of one simulated vendor, and is adapted to unlabelled clips of two others,
 once with `collect.clip_images: 0` and `ppo.neighbour_share: 0`, and once with the defaults, by which neighbours are a
 source of references and have a share in PPO's reward.
-The source model and the first adapted one are measured with each frame averaged over time too (`predict --over-time`).
+The source model and the first adapted one are measured with each frame averaged over time too (`predict --over-time`),
+and then cleaned up (`--clean-up`).
 Everything is measured on clips of further patients, whose truth is known in every frame: Dice, share of frames that
 meet the rules of the image and of clips that meet those over time, jitter of the ventricle's area, error of the
 ejection fraction, what the intervals from reward maps cover. The frames of the source model that agree least with
