@@ -5,6 +5,7 @@ None of them is passed on: they are read where they lie, and only figures are ke
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Final
@@ -15,7 +16,6 @@ from pydicom.data import get_testdata_file
 from benchmarks.clips.measuring import KnownClip, average, measure_model
 from benchmarks.clips.simulated import (
     ANATOMY,
-    OF_ADAPTED,
     OF_SOURCE,
     WITH,
     WITHOUT_TIME,
@@ -110,8 +110,8 @@ class EchoNet:
         self.folder = folder
         self.media = media
 
-    def run(self, adaptation: bool) -> dict[str, Any]:
-        """Figures of the source model and, where they are wanted, of the adapted ones."""
+    def run(self, adapted: Sequence[str]) -> dict[str, Any]:
+        """Figures of the source model and of the methods that adapt."""
         try:
             clips = [read_media(path, self.size.most_frames) for path in sorted(self.media.glob("0X*.mp4"))]
         except UserError as error:
@@ -123,9 +123,9 @@ class EchoNet:
         for method in OF_SOURCE:
             measure = partial(self._measured, source, clips, method)
             found[method] = once(self.folder / f"{file_name(method)}.json", measure)
-        for method in OF_ADAPTED if adaptation else ():
-            adapted = partial(self._adapted, source, clips, method)
-            found[method] = once(self.folder / f"{file_name(method)}.json", adapted)
+        for method in adapted:
+            make = partial(self._adapted, source, clips, method)
+            found[method] = once(self.folder / f"{file_name(method)}.json", make)
         return found
 
     def _camus(self) -> Path:

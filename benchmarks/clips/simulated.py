@@ -44,8 +44,7 @@ SOURCE, WITHOUT, WITH = "source", "adapted", "adapted with temporal reward"
 SOURCE_AVERAGED, ADAPTED_AVERAGED = (f"{name}, averaged over time" for name in (SOURCE, WITHOUT))
 SOURCE_CLEANED, ADAPTED_CLEANED = (f"{name}, cleaned up" for name in (SOURCE_AVERAGED, ADAPTED_AVERAGED))
 OF_SOURCE = (SOURCE, SOURCE_AVERAGED, SOURCE_CLEANED)
-OF_ADAPTED = (WITHOUT, ADAPTED_AVERAGED, ADAPTED_CLEANED, WITH)
-METHODS = (*OF_SOURCE, *OF_ADAPTED)
+METHODS = (*OF_SOURCE, WITHOUT, ADAPTED_AVERAGED, ADAPTED_CLEANED, WITH)
 WITHOUT_TIME: Mapping[str, Any] = {"collect": {"clip_images": 0}, "ppo": {"neighbour_share": 0.0}}
 """Settings of `adapt` by which neither D_R nor PPO know of neighbours."""
 _FIRST_TARGET, _FIRST_HELD_OUT = 1001, 2001
@@ -120,11 +119,11 @@ class Simulated:
         self.size = size
         self.folder = folder
 
-    def run(self, adapted: Sequence[str]) -> dict[str, Any]:
+    def run(self, adapted: Mapping[str, Sequence[str]]) -> dict[str, Any]:
         """Trains, adapts, measures, corrects; what was measured before is read again.
 
         Args:
-            adapted: Vendors for whom anything beyond the source model is wanted.
+            adapted: Methods beyond the source model that are wanted, by vendor.
         """
         source = self._trained()
         result: dict[str, Any] = {"simulated": {}}
@@ -132,9 +131,9 @@ class Simulated:
             found = {
                 method: self._kept(name, method, partial(self._source, source, name, method)) for method in OF_SOURCE
             }
-            if name in adapted:
-                for method in OF_ADAPTED:
-                    found[method] = self._kept(name, method, partial(self._adapted, source, name, method))
+            for method in adapted.get(name, ()):
+                found[method] = self._kept(name, method, partial(self._adapted, source, name, method))
+            if WITH in found:
                 found["correction"] = self._kept(name, "correction", partial(self._corrected, source, name))
             result["simulated"][name] = found
         return result
@@ -253,6 +252,11 @@ def correct_worst_frames(
         "clips_changed": sum(row["corrected"] > 0 for row in rows),
         "harmed": float(np.mean([row["after"]["dice"] < row["before"]["dice"] - HARM for row in rows])),
     }
+
+
+def of_adapted(temporal: bool) -> tuple[str, ...]:
+    """Methods that adapt, with or without the one by the temporal reward."""
+    return tuple(method for method in METHODS if method not in OF_SOURCE and (temporal or method != WITH))
 
 
 def finish_of(method: str, anatomy: Anatomy) -> Finish:
