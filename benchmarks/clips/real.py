@@ -5,6 +5,7 @@ None of them is passed on: they are read where they lie, and only figures are ke
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Final
@@ -14,15 +15,13 @@ from pydicom.data import get_testdata_file
 
 from benchmarks.clips.measuring import KnownClip, average, measure_model
 from benchmarks.clips.simulated import (
-    ADAPTED_AVERAGED,
     ANATOMY,
-    SOURCE,
-    SOURCE_AVERAGED,
+    OF_SOURCE,
     WITH,
-    WITHOUT,
     WITHOUT_TIME,
     Size,
     file_name,
+    finish_of,
 )
 from benchmarks.harness.budgets import merge
 from benchmarks.harness.laboratory import NETWORK, adapt_config, train_once
@@ -111,8 +110,8 @@ class EchoNet:
         self.folder = folder
         self.media = media
 
-    def run(self, adaptation: bool) -> dict[str, Any]:
-        """Figures of the source model and, where they are wanted, of the adapted ones."""
+    def run(self, adapted: Sequence[str]) -> dict[str, Any]:
+        """Figures of the source model and of the methods that adapt."""
         try:
             clips = [read_media(path, self.size.most_frames) for path in sorted(self.media.glob("0X*.mp4"))]
         except UserError as error:
@@ -121,12 +120,12 @@ class EchoNet:
             return {"skipped": f"no 0X*.mp4 in {self.media.name}"}
         source = self._trained()
         found = {}
-        for method in (SOURCE, SOURCE_AVERAGED):
-            measure = partial(self._measured, source, clips, method == SOURCE_AVERAGED)
+        for method in OF_SOURCE:
+            measure = partial(self._measured, source, clips, method)
             found[method] = once(self.folder / f"{file_name(method)}.json", measure)
-        for method in (WITHOUT, WITH, ADAPTED_AVERAGED) if adaptation else ():
-            adapted = partial(self._adapted, source, clips, method)
-            found[method] = once(self.folder / f"{file_name(method)}.json", adapted)
+        for method in adapted:
+            make = partial(self._adapted, source, clips, method)
+            found[method] = once(self.folder / f"{file_name(method)}.json", make)
         return found
 
     def _camus(self) -> Path:
@@ -147,9 +146,10 @@ class EchoNet:
         )
         return out
 
-    def _measured(self, source: Path, clips: list[KnownClip], over_time: bool) -> dict[str, Any]:
+    def _measured(self, source: Path, clips: list[KnownClip], method: str) -> dict[str, Any]:
         segmenter = TorchModuleAdapter.load(source)
-        rows, _ = measure_model(segmenter, None, clips, load_anatomy(ANATOMY, segmenter.schema), over_time)
+        anatomy = load_anatomy(ANATOMY, segmenter.schema)
+        rows, _ = measure_model(segmenter, None, clips, anatomy, finish_of(method, anatomy))
         return {"clips": rows, "mean": average(rows)}
 
     def _adapted(self, source: Path, clips: list[KnownClip], method: str) -> dict[str, Any]:
@@ -169,7 +169,7 @@ class EchoNet:
         )
         run = load_run(adapt(config, resume=True, progress=quiet).path, "cpu")
         anatomy = load_anatomy(ANATOMY, run.segmenter.schema)
-        rows, _ = measure_model(run.segmenter, run.reward, clips, anatomy, method == ADAPTED_AVERAGED)
+        rows, _ = measure_model(run.segmenter, run.reward, clips, anatomy, finish_of(method, anatomy))
         return {"clips": rows, "mean": average(rows)}
 
 

@@ -3,11 +3,13 @@
     python -m benchmarks.clips.run [--seeds 0] [--runs FOLDER] [--echonet FOLDER] [--dicom FOLDER]
     python -m benchmarks.clips.run --quick          # minutes: every part runs, the figures mean nothing
     python -m benchmarks.clips.run --adapt vintage  # of the sets, that one is adapted to; without a name none is
+    python -m benchmarks.clips.run --temporal vintage  # of those, that one with the temporal reward too
 
 A segmenter learns from stills (ED and ES) of one simulated vendor, and is adapted to unlabelled clips of two others,
 once with `collect.clip_images: 0` and `ppo.neighbour_share: 0`, and once with the defaults, by which neighbours are a
 source of references and have a share in PPO's reward.
-The source model and the first adapted one are measured with each frame averaged over time too (`predict --over-time`).
+The source model and the first adapted one are measured with each frame averaged over time too (`predict --over-time`),
+and then cleaned up (`--clean-up`).
 Everything is measured on clips of further patients, whose truth is known in every frame: Dice, share of frames that
 meet the rules of the image and of clips that meet those over time, jitter of the ventricle's area, error of the
 ejection fraction, what the intervals from reward maps cover. The frames of the source model that agree least with
@@ -27,7 +29,7 @@ from typing import Any
 
 from benchmarks.clips.real import EchoNet, read_dicom_files
 from benchmarks.clips.report import ECHONET, summarise, table
-from benchmarks.clips.simulated import FULL, QUICK, VENDORS, Simulated
+from benchmarks.clips.simulated import FULL, QUICK, VENDORS, Simulated, of_adapted
 from benchmarks.clips.speed import measure_speed
 from benchmarks.harness.command_line import add_quick, add_runs, begin, plain_parser
 from benchmarks.harness.recording import RUNS, once, write_results
@@ -44,6 +46,13 @@ def main() -> None:
     parser.add_argument("--dicom", type=Path, help="folder with real multi-frame DICOM files")
     parser.add_argument(
         "--adapt", nargs="*", choices=SETS, default=SETS, help="sets that are adapted to (default: all)"
+    )
+    parser.add_argument(
+        "--temporal",
+        nargs="*",
+        choices=SETS,
+        default=SETS,
+        help="of those, with the temporal reward too",
     )
     arguments = parser.parse_args()
     started_in = begin(arguments)
@@ -63,12 +72,13 @@ def _of_seed(seed: int, runs: Path, arguments: argparse.Namespace) -> dict[str, 
     print(f"seed {seed}", flush=True)
     size = QUICK if arguments.quick else FULL
     folder = runs / f"seed-{seed}"
-    result: dict[str, Any] = Simulated(seed, size, folder).run(arguments.adapt)
+    adapted = {part: of_adapted(part in arguments.temporal) for part in arguments.adapt}
+    result: dict[str, Any] = Simulated(seed, size, folder).run(adapted)
     if arguments.echonet is None:
         result["echonet"] = {"skipped": "no --echonet FOLDER was given"}
     else:
         clips = EchoNet(seed, size, folder / "echonet", arguments.echonet)
-        result["echonet"] = clips.run(ECHONET in arguments.adapt)
+        result["echonet"] = clips.run(adapted.get(ECHONET, ()))
     return result
 
 

@@ -16,7 +16,7 @@ from benchmarks.harness.budgets import merge, trial_budget
 from benchmarks.harness.laboratory import adapt_config, files_of, train_once
 from benchmarks.harness.recording import once, quiet
 from medfm_rl.adapters import TorchModuleAdapter
-from medfm_rl.anatomy.profiles import load_anatomy
+from medfm_rl.anatomy.profiles import Anatomy, load_anatomy
 from medfm_rl.correction.acceptance import HARM
 from medfm_rl.data.layouts import SIMULATION_RECORD
 from medfm_rl.data.ultrasound.beating import simulate_clips
@@ -35,13 +35,16 @@ from medfm_rl.settings import (
 from medfm_rl.types import LabelMap
 from medfm_rl.workflows.adapt.loop import adapt
 from medfm_rl.workflows.deploy.clip_correction import correct_clip
+from medfm_rl.workflows.deploy.predict import Finish
 
 SOURCE_VENDOR = "cart"
 VENDORS = ("vintage", "handheld")
 ANATOMY = "echo_apical"
 SOURCE, WITHOUT, WITH = "source", "adapted", "adapted with temporal reward"
 SOURCE_AVERAGED, ADAPTED_AVERAGED = (f"{name}, averaged over time" for name in (SOURCE, WITHOUT))
-METHODS = (SOURCE, SOURCE_AVERAGED, WITHOUT, ADAPTED_AVERAGED, WITH)
+SOURCE_CLEANED, ADAPTED_CLEANED = (f"{name}, cleaned up" for name in (SOURCE_AVERAGED, ADAPTED_AVERAGED))
+OF_SOURCE = (SOURCE, SOURCE_AVERAGED, SOURCE_CLEANED)
+METHODS = (*OF_SOURCE, WITHOUT, ADAPTED_AVERAGED, ADAPTED_CLEANED, WITH)
 WITHOUT_TIME: Mapping[str, Any] = {"collect": {"clip_images": 0}, "ppo": {"neighbour_share": 0.0}}
 """Settings of `adapt` by which neither D_R nor PPO know of neighbours."""
 _FIRST_TARGET, _FIRST_HELD_OUT = 1001, 2001
@@ -116,22 +119,21 @@ class Simulated:
         self.size = size
         self.folder = folder
 
-    def run(self, adapted: Sequence[str]) -> dict[str, Any]:
+    def run(self, adapted: Mapping[str, Sequence[str]]) -> dict[str, Any]:
         """Trains, adapts, measures, corrects; what was measured before is read again.
 
         Args:
-            adapted: Vendors for whom anything beyond the source model is wanted.
+            adapted: Methods beyond the source model that are wanted, by vendor.
         """
         source = self._trained()
         result: dict[str, Any] = {"simulated": {}}
         for name in VENDORS:
             found = {
-                method: self._kept(name, method, partial(self._source, source, name, method == SOURCE_AVERAGED))
-                for method in (SOURCE, SOURCE_AVERAGED)
+                method: self._kept(name, method, partial(self._source, source, name, method)) for method in OF_SOURCE
             }
-            if name in adapted:
-                for method in (WITHOUT, WITH, ADAPTED_AVERAGED):
-                    found[method] = self._kept(name, method, partial(self._adapted, source, name, method))
+            for method in adapted.get(name, ()):
+                found[method] = self._kept(name, method, partial(self._adapted, source, name, method))
+            if WITH in found:
                 found["correction"] = self._kept(name, "correction", partial(self._corrected, source, name))
             result["simulated"][name] = found
         return result
@@ -172,12 +174,13 @@ class Simulated:
         )
         return out
 
-    def _source(self, source: Path, name: str, over_time: bool) -> dict[str, Any]:
+    def _source(self, source: Path, name: str, method: str) -> dict[str, Any]:
         segmenter = TorchModuleAdapter.load(source)
         anatomy = load_anatomy(ANATOMY, segmenter.schema)
-        rows, _ = measure_model(segmenter, None, self._held_out(name, segmenter), anatomy, over_time)
+        clips = self._held_out(name, segmenter)
+        rows, _ = measure_model(segmenter, None, clips, anatomy, finish_of(method, anatomy))
         result = {"clips": rows, "mean": average(rows)}
-        return {**result, "dice_gain": gain_over(self._rows_of_source(name), rows)} if over_time else result
+        return result if method == SOURCE else {**result, "dice_gain": gain_over(self._rows_of_source(name), rows)}
 
     def _rows_of_source(self, name: str) -> list[dict[str, Any]]:
         rows: list[dict[str, Any]] = json.loads((self.folder / f"{name}-{SOURCE}.json").read_text())["clips"]
@@ -199,7 +202,7 @@ class Simulated:
         run = load_run(adapt(config, resume=True, progress=quiet).path, "cpu")
         assert isinstance(run.segmenter, TorchModuleAdapter)
         anatomy, clips = load_anatomy(ANATOMY, run.segmenter.schema), self._held_out(name, run.segmenter)
-        rows, _ = measure_model(run.segmenter, run.reward, clips, anatomy, method == ADAPTED_AVERAGED)
+        rows, _ = measure_model(run.segmenter, run.reward, clips, anatomy, finish_of(method, anatomy))
         return {"clips": rows, "mean": average(rows), "dice_gain": gain_over(self._rows_of_source(name), rows)}
 
     def _corrected(self, source: Path, name: str) -> dict[str, Any]:
@@ -249,6 +252,19 @@ def correct_worst_frames(
         "clips_changed": sum(row["corrected"] > 0 for row in rows),
         "harmed": float(np.mean([row["after"]["dice"] < row["before"]["dice"] - HARM for row in rows])),
     }
+
+
+def of_adapted(temporal: bool) -> tuple[str, ...]:
+    """Methods that adapt, with or without the one by the temporal reward."""
+    return tuple(method for method in METHODS if method not in OF_SOURCE and (temporal or method != WITH))
+
+
+def finish_of(method: str, anatomy: Anatomy) -> Finish:
+    """What is done to the masks of a method."""
+    cleaned = method in (SOURCE_CLEANED, ADAPTED_CLEANED)
+    return Finish(
+        over_time=cleaned or method in (SOURCE_AVERAGED, ADAPTED_AVERAGED), anatomy=anatomy if cleaned else None
+    )
 
 
 def file_name(method: str) -> str:

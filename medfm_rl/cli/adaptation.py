@@ -10,6 +10,7 @@ import typer
 from medfm_rl.cli.console import USER_MISTAKE, print_comparison, print_scoring, show_progress
 from medfm_rl.cli.options import (
     Anatomy,
+    CleanUp,
     ConfigFile,
     Device,
     Layout,
@@ -193,6 +194,7 @@ def evaluate_command(
     anatomy: Anatomy = None,
     prompts: Prompts = None,
     over_time: OverTime = False,
+    clean_up: CleanUp = False,
     device: Device = "auto",
 ) -> None:
     """Score a model against ground truth: Dice, HD95, ASSD and validity, per case and per structure."""
@@ -212,7 +214,7 @@ def evaluate_command(
     else:
         model_, other = load_compared(model, against, device, prompts)
     with show_progress() as progress:
-        measured = evaluate(model_, files, place, other, anatomy, progress, over_time)
+        measured = evaluate(model_, files, place, other, anatomy, progress, over_time, clean_up)
     simulated = " (SIMULATED DATA)" if is_simulated(data) else ""
     Console().print(summary_table(measured.evaluation.summary, f"{model} on {data}{simulated}"))
     if measured.comparison is not None:

@@ -11,6 +11,8 @@ from medfm_rl.cli.console import REFERRED, USER_MISTAKE, print_corrections, prin
 from medfm_rl.cli.options import (
     BiomedCLIPWeights,
     Budget,
+    CleanedBy,
+    CleanUp,
     CorrectionMethod,
     CorrectionObjective,
     CorrectionScope,
@@ -60,6 +62,8 @@ def predict_command(
     site: Site = None,
     track: Track = False,
     over_time: OverTime = False,
+    clean_up: CleanUp = False,
+    anatomy: CleanedBy = None,
     workers: WorkersOption = None,
     device: Device = "auto",
 ) -> None:
@@ -76,11 +80,14 @@ def predict_command(
     misplaced = [f"--{name}" for name, value in given.items() if value is not None]
     if not correct and misplaced:
         raise ConfigError(f"{', '.join(misplaced)}: masks are assessed and corrected with --correct alone; give it too")
-    if correct and over_time:
-        raise ConfigError(
-            "--over-time: --correct makes masks frame by frame; predict with --over-time first, and give its masks to "
-            "`medfm-rl correct --masks`"
-        )
+    if anatomy is not None and not clean_up:
+        raise ConfigError("--anatomy: names the rules that masks are cleaned up by; give --clean-up too")
+    for name, wanted in (("--over-time", over_time), ("--clean-up", clean_up)):
+        if correct and wanted:
+            raise ConfigError(
+                f"{name}: --correct looks at the masks as the segmenter makes them, one by one; predict with {name} "
+                "first, and give its masks to `medfm-rl correct --masks`"
+            )
     if correct:
         from medfm_rl.workflows.deploy.correct import CorrectRequest
         from medfm_rl.workflows.deploy.correct import correct as correct_masks
@@ -111,7 +118,7 @@ def predict_command(
         workers_for(workers, device) as hands,
         tracked_call(track, loaded, "predict", files, out, progress),
     ):
-        problems = predict(loaded, files, out, progress, hands, over_time)
+        problems = predict(loaded, files, out, progress, hands, over_time, clean_up, anatomy)
     for problem in problems:
         typer.echo(f"Left out: {problem}", err=True)
     typer.echo(f"Label maps, as .nii.gz: {out / 'labels'}")

@@ -61,6 +61,22 @@ OverTime = Annotated[
         "smoother masks over time, for 80 ms of CPU time a frame.",
     ),
 ]
+CleanUp = Annotated[
+    bool,
+    typer.Option(
+        "--clean-up",
+        help="Keep of each structure as many parts as the anatomy's rules allow, the largest, and fill the holes that "
+        "they are about.",
+    ),
+]
+CleanedBy = Annotated[
+    str | None,
+    typer.Option(
+        "--anatomy",
+        help=f"With --clean-up: the rules, {anatomy_names()}, or a YAML file. Without it those of the run, and generic "
+        "for a segmenter folder.",
+    ),
+]
 Device = Annotated[str, typer.Option(help="Where the networks run: auto (cuda, then mps, then cpu), cpu, cuda or mps.")]
 BiomedCLIPWeights = Annotated[
     Path | None,

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from medfm_rl.adapters import SegmenterAdapter
 from medfm_rl.adapters.grid import Sample
-from medfm_rl.correction.cleaning import clean_up
+from medfm_rl.anatomy.cleaning import clean_up
 from medfm_rl.correction.corrector import CaseCorrector, Original, Proposal, Stop, appearances
 from medfm_rl.correction.normalisation import (
     InTEnt,

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from medfm_rl.adapters import SegmenterAdapter
 from medfm_rl.adapters.grid import Sample
-from medfm_rl.correction.cleaning import clean_up
+from medfm_rl.anatomy.cleaning import clean_up
 from medfm_rl.correction.corrector import CaseCorrector, Original, Proposal
 from medfm_rl.correction.verifier import Verifier
 from medfm_rl.reward.consistency import vote_of_neighbours

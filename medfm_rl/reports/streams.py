@@ -46,6 +46,7 @@ class StreamView:
         bad_under_promise: Those of them that are bad.
         changed_at: Time of the study or review from which on the stream is most unlike before, where there is an alarm.
         cut_short: Number of a last line of the file that was cut short; None where there is none.
+        simulated: Whether images in it are simulated.
     """
 
     name: str
@@ -65,6 +66,7 @@ class StreamView:
     bad_under_promise: int
     changed_at: str | None = None
     cut_short: int | None = None
+    simulated: bool = False
 
     def count(self, verdict: str) -> int:
         """How many masks have a verdict."""
@@ -105,7 +107,7 @@ def summary_lines(view: StreamView) -> list[str]:
     verdicts = ", ".join(f"{verdict} {view.count(verdict)}" for verdict in VERDICTS)
     where = f"scanner {view.scanner}, protocol {view.protocol}, site {view.site}"
     return [
-        f"{view.name} ({where}): {len(view.times)} studies: {verdicts}",
+        f"{view.name}{' (SIMULATED DATA)' if view.simulated else ''} ({where}): {len(view.times)} studies: {verdicts}",
         f"  drift: {view.drift_words}",
         f"  promise: {view.state.standing}: {view.state.reason}",
         f"  audit: {view.audit_words}",
@@ -118,7 +120,7 @@ def write_monitor(path: Path, views: Sequence[StreamView]) -> None:
     render_page(
         path,
         "streams.html",
-        simulated=False,
+        simulated=bool(views) and all(view.simulated for view in views),
         streams=shown,
         verdicts=VERDICTS,
         scanners=_by_scanner(views),

@@ -62,6 +62,7 @@ class StudyCase:
         audit: Whether it was drawn for review.
         look: What its image looks like, `quality.appearance`. The stream keeps the mean over a study alone, and here it
             is empty when read.
+        simulated: Whether its image was made by a simulation.
     """
 
     case: str
@@ -73,6 +74,7 @@ class StudyCase:
     broken_rules: tuple[str, ...]
     audit: bool = False
     look: tuple[float, ...] = ()
+    simulated: bool = False
 
     @property
     def key(self) -> str:
@@ -124,6 +126,8 @@ class Study:
         content = {"kind": "study", **asdict(self)}
         for case in content["cases"]:
             del case["look"]
+            if not case["simulated"]:
+                del case["simulated"]
         return content
 
 

@@ -77,6 +77,7 @@ def stream_scores(
                 case.shift_distance,
                 case.broken_rules,
                 look=case.look,
+                simulated=case.simulated,
             )
         )
     identity = StreamIdentity(scanner, protocol, site, found.quality, seed, audit_share)
@@ -172,6 +173,7 @@ def view_of(history: StreamHistory, promise: Promise | None) -> StreamView:
         bad_under_promise=int(sum(under_promise)),
         changed_at=None if drift.alarm is None else history.tested[drift.alarm.since - 1].time[:16],
         cut_short=history.cut_short,
+        simulated=any(case.simulated for case in cases.values()),
     )
 
 

@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from skimage.measure import label as label_parts
 
+from medfm_rl.anatomy.cleaning import clean_up
 from medfm_rl.anatomy.learning import learn_limits
 from medfm_rl.anatomy.profiles import Anatomy, RuleResult, load_anatomy
 from medfm_rl.anatomy.rules import Profile
-from medfm_rl.correction.cleaning import clean_up
 from medfm_rl.errors import ConfigError, DataError
 from medfm_rl.types import LabelSchema
 

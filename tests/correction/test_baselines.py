@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from medfm_rl.adapters import SegmenterAdapter, TorchModuleAdapter
+from medfm_rl.anatomy.cleaning import clean_up
 from medfm_rl.anatomy.profiles import Anatomy, load_anatomy
 from medfm_rl.anatomy.rules import Profile
 from medfm_rl.correction import CaseCorrector, Verifier
@@ -22,7 +23,6 @@ from medfm_rl.correction.baselines import (
     ShapeProjection,
     Tent,
 )
-from medfm_rl.correction.cleaning import clean_up
 from medfm_rl.correction.corrector import appearances
 from medfm_rl.errors import ModelError
 from medfm_rl.reward.network import RewardNet

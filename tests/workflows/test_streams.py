@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import sys
 from collections.abc import Callable
@@ -145,6 +146,23 @@ def test_bad_audits_withdraw_a_promise(tmp_path: Path) -> None:
     view = monitor([tmp_path / "ge.jsonl"], run=run)[0]
     assert (view.state.standing, view.under_promise, view.bad_under_promise) == ("withdrawn", 4, 3)
     assert "3 of 4 accepted masks are bad" in view.state.reason
+
+
+def test_a_stream_of_simulated_images_says_so_wherever_it_shows(quiet: Path, tmp_path: Path, command: Command) -> None:
+    scores = write_scores_file(tmp_path / "simulated.json", cases(0, 3))
+    content = json.loads(scores.read_text())
+    scores.write_text(json.dumps({**content, "simulated": True}))
+    drawn = tmp_path / "drawn.jsonl"
+    stream_scores(drawn, scores, "ge-1", "apical", "north")
+    assert all(case.simulated for case in read_stream(drawn).cases.values())
+    banner = "SIMULATED DATA: every image on this page"
+    for streams, marked, whole in (([drawn], 1, True), ([quiet, drawn], 1, False), ([quiet], 0, False)):
+        page = tmp_path / "page.html"
+        _, said = command("monitor", *streams, "--page", page)
+        assert said.count("(SIMULATED DATA)") == marked
+        assert page.read_text().count("<h2>drawn (SIMULATED)</h2>") == marked
+        assert (banner in page.read_text()) == whole
+    assert "simulated" not in quiet.read_text()
 
 
 def test_prometheus_reads_what_is_written(quiet: Path, tmp_path: Path) -> None:

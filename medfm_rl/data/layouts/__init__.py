@@ -2,6 +2,7 @@
 
 from medfm_rl.data.layouts.cases import (
     CaseFile,
+    are_simulated,
     describe_patients,
     require_masks,
     ventricle_of,
@@ -17,6 +18,7 @@ __all__ = [
     "CaseFile",
     "DataSet",
     "DescribedLabels",
+    "are_simulated",
     "describe_patients",
     "described_labels",
     "find_cases",

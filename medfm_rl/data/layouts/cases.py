@@ -14,7 +14,7 @@ from medfm_rl.data.clips.reading import ClipFile
 from medfm_rl.data.clips.tracings import TRACINGS, traced_mask, video_name
 from medfm_rl.data.images import hash_image, read_image
 from medfm_rl.data.labels import read_labels
-from medfm_rl.data.layouts.description import DescribedLabels
+from medfm_rl.data.layouts.description import DescribedLabels, is_simulated
 from medfm_rl.data.layouts.patients import name_patients
 from medfm_rl.errors import DataError
 from medfm_rl.types import Case, Clip, LabelledCase, LabelSchema
@@ -189,6 +189,11 @@ def ventricle_of(schema: LabelSchema, where: Path | str) -> str:
     raise DataError(
         f"{where}: one structure has to be the left ventricle, and none of {', '.join(schema.structures)} is called LV"
     )
+
+
+def are_simulated(files: Sequence[CaseFile]) -> bool:
+    """Whether the images of a call are simulated; its cases are of one data set."""
+    return any(is_simulated(path.parent) for file in files[:1] for path in file.image_paths)
 
 
 def describe_patients(files: Sequence[CaseFile]) -> str:

@@ -29,6 +29,7 @@ class AssessedCase:
         shift_distance: How far it is from the calibration cases.
         broken_rules: Names of the anatomy rules that it breaks.
         look: What the image looks like, `quality.appearance`; empty in a file that an older version wrote.
+        simulated: Whether the image was made by a simulation.
     """
 
     case: str
@@ -41,6 +42,7 @@ class AssessedCase:
     shift_distance: float
     broken_rules: tuple[str, ...]
     look: tuple[float, ...]
+    simulated: bool
 
 
 def read_assessed(path: Path) -> tuple[Scores, list[AssessedCase]]:
@@ -52,14 +54,14 @@ def read_assessed(path: Path) -> tuple[Scores, list[AssessedCase]]:
     scores = Scores.read(path)
     content = parse_json(path.read_text(encoding="utf-8"))
     try:
-        return scores, [_assessed(case) for case in content["cases"]]
+        return scores, [_assessed(case, bool(content.get("simulated"))) for case in content["cases"]]
     except (KeyError, TypeError, ValueError) as error:
         raise DataError(
             f"{path}: a case lacks what `medfm-rl score` writes ({error!r}); score the images with this version"
         ) from error
 
 
-def _assessed(case: dict[str, Any]) -> AssessedCase:
+def _assessed(case: dict[str, Any], simulated: bool) -> AssessedCase:
     mean = next(score for score in case["scores"] if score["structure"] == MEAN)
     values = case.get("unmoved") or [score["predicted_dice"] for score in case["scores"]]
     names = [str(score["structure"]) for score in case["scores"]]
@@ -75,6 +77,7 @@ def _assessed(case: dict[str, Any]) -> AssessedCase:
         shift_distance=float(case["shift_distance"]),
         broken_rules=tuple(str(rule["rule"]) for rule in case["rules"] if not rule["passed"]),
         look=tuple(float(number) for number in case.get("look", ())),
+        simulated=simulated,
     )
 
 

@@ -11,7 +11,7 @@ from typing import Any, Final
 
 from medfm_rl.correction import CorrectionResult
 from medfm_rl.data.files import write_json, write_text
-from medfm_rl.data.layouts import CaseFile, is_simulated
+from medfm_rl.data.layouts import CaseFile, are_simulated
 from medfm_rl.data.names import file_of_case
 from medfm_rl.reports.corrections import CorrectionEntry, write_corrections_page
 from medfm_rl.types import Case
@@ -125,7 +125,7 @@ def write_page(out: Path, files: Sequence[CaseFile], corrections: Corrections) -
         )
         for record in corrections.records
     ]
-    simulated = any(is_simulated(image.parent) for file in files[:1] for image in file.image_paths)
+    simulated = are_simulated(files)
     write_corrections_page(
         out / "report.html",
         entries,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import torch
@@ -14,6 +14,8 @@ from torch import Tensor
 from medfm_rl.adapters import Sample, SegmenterAdapter
 from medfm_rl.adapters.clips import require_clips, segmented_frames
 from medfm_rl.adapters.delta import state_hash
+from medfm_rl.anatomy.cleaning import clean_up, require_rules_to_clean_by
+from medfm_rl.anatomy.profiles import Anatomy, load_anatomy
 from medfm_rl.data.clips.sequences import write_sequence
 from medfm_rl.data.each_case import each_case
 from medfm_rl.data.files import alone_writing
@@ -32,6 +34,34 @@ from medfm_rl.workflows.deploy.memory import must_fit
 from medfm_rl.workflows.deploy.workers import Workers, at_work, seen_by_all
 
 
+@dataclass(frozen=True)
+class Finish:
+    """What is done to the masks that a segmenter makes.
+
+    Attributes:
+        over_time: Whether each frame of a clip is averaged with those before and after it
+            (`adapters.clips.averaged_over_time`).
+        anatomy: The rules by which masks are cleaned up (`anatomy.cleaning.clean_up`); None: they stay as they are.
+    """
+
+    over_time: bool = False
+    anatomy: Anatomy | None = None
+
+    def of(self, labels: LabelMap) -> LabelMap:
+        """The mask of one image, cleaned up where that is wanted."""
+        return labels if self.anatomy is None else clean_up(labels, self.anatomy)
+
+    def recorded(self) -> dict[str, Any]:
+        """What makes masks others than those of the segmenter alone, for the records."""
+        found: dict[str, Any] = {"over_time": True} if self.over_time else {}
+        if self.anatomy is not None:
+            found["clean_up"] = self.anatomy.profile.model_dump(mode="json")
+        return found
+
+
+AS_IT_IS: Final = Finish()
+
+
 class Segmenting:
     """Segments a case or a clip, and takes what was made before.
 
@@ -39,20 +69,22 @@ class Segmenting:
         segmenter: Makes masks.
         reward: Makes their reward maps; None for none.
         records: What was made before, and where.
-        over_time: Whether each frame of a clip is averaged with those before and after it.
+        finish: What is done to the masks.
 
     Attributes:
         maker: Hashes of what makes masks and reward maps, but for image and prompts.
     """
 
     def __init__(
-        self, segmenter: SegmenterAdapter, reward: RewardEnsemble | None, records: CaseRecords, over_time: bool = False
+        self,
+        segmenter: SegmenterAdapter,
+        reward: RewardEnsemble | None,
+        records: CaseRecords,
+        finish: Finish = AS_IT_IS,
     ) -> None:
-        self._segmenter, self._reward, self._records, self._over_time = segmenter, reward, records, over_time
+        self._segmenter, self._reward, self._records, self._finish = segmenter, reward, records, finish
         rewards = None if reward is None else [state_hash(reward), reward.fusion, reward.pessimism]
-        self.maker: dict[str, Any] = {**hash_segmenter(segmenter), "reward": rewards}
-        if over_time:
-            self.maker["over_time"] = True
+        self.maker: dict[str, Any] = {**hash_segmenter(segmenter), "reward": rewards, **finish.recorded()}
 
     @torch.no_grad()
     def take(self, file: CaseFile) -> None:
@@ -68,10 +100,10 @@ class Segmenting:
         with must_fit(f"case {file.case_id}", segmenter.device):
             if file.clip is not None:
                 clip = file.read_clip()
-                of_clip = segment_clip(segmenter, reward, clip, self._over_time)
+                of_clip = segment_clip(segmenter, reward, clip, self._finish)
             else:
                 case = file.read()
-                made = segment_with_reward(segmenter, reward, case)
+                made = segment_with_reward(segmenter, reward, case, self._finish)
         self._records.begin(file.case_id, inputs)
         if file.clip is not None:
             written = _write_clip(out, clip, *of_clip, segmenter.schema)
@@ -93,17 +125,17 @@ class SegmentingOrder:
     Attributes:
         model: Loads the model.
         out: Output folder.
-        over_time: As in `Segmenting`.
+        finish: As in `Segmenting`.
     """
 
     model: Callable[[str], Model]
     out: Path
-    over_time: bool
+    finish: Finish
 
     def load(self, device: str) -> Segmenting:
         model = self.model(device)
         records = CaseRecords(self.out, "predict", model.identity, of_worker=True)
-        return Segmenting(model.segmenter, model.reward, records, self.over_time)
+        return Segmenting(model.segmenter, model.reward, records, self.finish)
 
 
 def predict(
@@ -113,6 +145,8 @@ def predict(
     progress: Progress = silent,
     workers: Workers | None = None,
     over_time: bool = False,
+    cleaned: bool = False,
+    anatomy: str | None = None,
 ) -> list[str]:
     """Writes a label map per case in the geometry of its image, and its reward map where the model has a reward.
 
@@ -131,20 +165,24 @@ def predict(
         progress: Told how far it is.
         workers: Segment cases side by side; the result is that of this process alone.
         over_time: Average each frame of a clip with those before and after it (`adapters.clips.averaged_over_time`).
+        cleaned: Clean the masks up by the rules of the anatomy (`anatomy.cleaning.clean_up`).
+        anatomy: Profile of these rules, or a file; None for that of the model.
 
     Returns:
         One message per case that was left out.
 
     Raises:
         DataError: No case could be segmented, or masks lie in `out` that another model made, or nobody knows what.
-        ConfigError: There are workers, and the model lies in memory alone; or there is no clip to average over time.
+        ConfigError: There are workers, and the model lies in memory alone; there is no clip to average over time; or
+            there is no such anatomy, or none of its rules says what to clean up.
         WorkerError: As in `at_work`.
     """
     require_clips(files, over_time)
-    order = None if workers is None else SegmentingOrder(model.elsewhere(), out, over_time)
+    finish = Finish(over_time, _rules(model, anatomy) if cleaned else None)
+    order = None if workers is None else SegmentingOrder(model.elsewhere(), out, finish)
     with alone_writing(out):
         records = CaseRecords(out, "predict", model.identity)
-        segmenting = Segmenting(model.segmenter, model.reward, records, over_time)
+        segmenting = Segmenting(model.segmenter, model.reward, records, finish)
         units = whole_clips(files)
         for file in units:
             records.require_own(file.case_id, label_path(out, file.case_id), segmenting.maker)
@@ -163,6 +201,13 @@ def predict(
         if len(problems) == len(units):
             raise DataError(f"no case could be segmented; the first: {next(iter(problems.values()))}")
         return list(problems.values())
+
+
+def _rules(model: Model, anatomy: str | None) -> Anatomy:
+    """The rules that masks are cleaned up by; None: those of the model."""
+    rules = load_anatomy(model.anatomy_name if anatomy is None else anatomy, model.segmenter.schema)
+    require_rules_to_clean_by(rules)
+    return rules
 
 
 def _write_prediction(
@@ -191,7 +236,7 @@ def _write_clip(
 
 @torch.no_grad()
 def segment_clip(
-    segmenter: SegmenterAdapter, reward: RewardEnsemble | None, clip: Clip, over_time: bool = False
+    segmenter: SegmenterAdapter, reward: RewardEnsemble | None, clip: Clip, finish: Finish = AS_IT_IS
 ) -> tuple[LabelMap, FloatArray | None]:
     """Class indices `(T, H, W)` of every frame of a clip and their reward maps.
 
@@ -199,7 +244,7 @@ def segment_clip(
         segmenter: Makes the masks.
         reward: Makes their reward maps; None for none.
         clip: The clip.
-        over_time: Whether each frame is averaged with those before and after it.
+        finish: What is done to the masks.
 
     Raises:
         DataError: As in `SegmenterAdapter.segment_clip`.
@@ -207,28 +252,36 @@ def segment_clip(
     count, *shape = len(clip.frames), *clip.frames.shape[2:]
     labels = np.empty((count, *shape), dtype=np.uint8)
     reward_maps = None if reward is None else np.empty((count, *shape), dtype=np.float32)
-    for frame in segmented_frames(segmenter, clip, over_time):
-        labels[frame.index] = segmenter.restore(frame.logits, frame.sample)
+    for frame in segmented_frames(segmenter, clip, finish.over_time):
+        mask = finish.of(segmenter.restore(frame.logits, frame.sample))
+        labels[frame.index] = mask
         if reward is not None and reward_maps is not None:
-            reward_maps[frame.index] = _reward_map(segmenter, reward, frame.sample, frame.logits)
+            action = _action(segmenter, frame.sample, frame.logits, mask, finish)
+            reward_maps[frame.index] = _reward_map(segmenter, reward, frame.sample, action)
     return labels, reward_maps
 
 
 @torch.no_grad()
 def segment_with_reward(
-    segmenter: SegmenterAdapter, reward: RewardEnsemble | None, case: Case
+    segmenter: SegmenterAdapter, reward: RewardEnsemble | None, case: Case, finish: Finish = AS_IT_IS
 ) -> tuple[LabelMap, FloatArray | None]:
-    """Class indices of a case and the reward map of that segmentation, both on the case's own grid.
-
-    The reward network sees the argmax on the grid of the network's input, from which the label map is restored.
-    """
+    """Class indices of a case and the reward map of that segmentation, both on the case's own grid."""
     sample = segmenter.preprocess(case)
     logits = segmenter.predict_logits(sample)
-    labels = segmenter.restore(logits, sample)
-    return labels, None if reward is None else _reward_map(segmenter, reward, sample, logits)
+    labels = finish.of(segmenter.restore(logits, sample))
+    if reward is None:
+        return labels, None
+    return labels, _reward_map(segmenter, reward, sample, _action(segmenter, sample, logits, labels, finish))
 
 
-def _reward_map(segmenter: SegmenterAdapter, reward: RewardEnsemble, sample: Sample, logits: Tensor) -> FloatArray:
-    image, action = sample.image.to(segmenter.device), argmax_classes(logits, dim=0).to(segmenter.device)
-    reward_map = tiled_reward_map(reward, image, action, segmenter.patch_size).cpu()
+def _action(segmenter: SegmenterAdapter, sample: Sample, logits: Tensor, labels: LabelMap, finish: Finish) -> Tensor:
+    """Class indices on the grid of the network's input: those of the logits, or those of a mask that was changed."""
+    if finish.anatomy is None:
+        return argmax_classes(logits, dim=0)
+    return segmenter.preprocess_labels(labels, sample)
+
+
+def _reward_map(segmenter: SegmenterAdapter, reward: RewardEnsemble, sample: Sample, action: Tensor) -> FloatArray:
+    image = sample.image.to(segmenter.device)
+    reward_map = tiled_reward_map(reward, image, action.to(segmenter.device), segmenter.patch_size).cpu()
     return segmenter.restore_map(reward_map, sample).clip(0, 1)

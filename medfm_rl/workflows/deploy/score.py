@@ -9,7 +9,7 @@ from pathlib import Path
 
 from medfm_rl.data.checks import find_suspicious, notices
 from medfm_rl.data.files import alone_writing
-from medfm_rl.data.layouts import CaseFile, is_simulated
+from medfm_rl.data.layouts import CaseFile, are_simulated
 from medfm_rl.data.mask_labels import labels_in_masks, write_class_names
 from medfm_rl.errors import ConfigError, DataError, ModelError
 from medfm_rl.progress import Progress, silent
@@ -160,17 +160,18 @@ def score(
             controller.reviewed,
         )
         reports = queue.reports.in_order(file.case_id for file in files if file.case_id in queue.reports)
-        traces, place = queue.traces(files), None
+        traces, place, simulated = queue.traces(files), None, are_simulated(files)
         if request.stream is None:
             batch = controller.settle(reports, packed)
         else:
             masks = {name: trace.mask_hash for name, trace in traces.items() if trace.mask_hash is not None}
-            batch, place = settle_in_stream(request.stream, controller, reports, masks, quality_hash, run.promise)
+            batch, place = settle_in_stream(
+                request.stream, controller, reports, masks, quality_hash, run.promise, simulated
+            )
         over_time = evidence_over_time(
             [file for file in files if file.case_id in queue.reports], queue.read_mask, controller.schema
         )
         scoring = Scoring(batch, queue.unassessed, traces, scorer, place, over_time)
-        simulated = any(is_simulated(path.parent) for file in files[:1] for path in file.image_paths)
         write_results(out, scoring, simulated)
         write_class_names(label_path(out, files[0].case_id).parent, controller.schema)
         records.log(audit_lines(scoring))

@@ -41,13 +41,13 @@ def write_results(out: Path, scoring: Scoring, simulated: bool) -> None:
     Args:
         out: Output folder.
         scoring: The result.
-        simulated: Whether the images are simulated; the page says so.
+        simulated: Whether the images are simulated; page and `scores.json` say so.
     """
     write_parts(out / TABLE_FILE, _table(scoring))
     clips = clip_table(scoring)
     if clips is not None:
         write_text(out / CLIPS_FILE, clips)
-    write_scores(out / SCORES_FILE, scoring)
+    write_scores(out / SCORES_FILE, scoring, simulated)
     reports = scoring.batch.reports
     scorer = scoring.scorer
     drawn = [] if scoring.place is None else [report.case_id for report in reports if scoring.is_drawn(report.case_id)]

@@ -46,8 +46,8 @@ def places(trace: CaseTrace) -> dict[str, Any]:
     return {"image_files": [str(path) for path in trace.file.image_paths], "mask_file": mask}
 
 
-def write_scores(path: Path, scoring: Scoring) -> None:
-    """Writes the file."""
+def write_scores(path: Path, scoring: Scoring, simulated: bool) -> None:
+    """Writes the file, which says of simulated images that they are."""
     scorer, traces = scoring.scorer, scoring.traces
     problems = {
         case_id: {
@@ -79,6 +79,7 @@ def write_scores(path: Path, scoring: Scoring) -> None:
         "cases": [],
         "problems": problems,
         **({"clips": clips} if clips else {}),
+        **({"simulated": True} if simulated else {}),
     }
     write_parts(path, json_with_list(content, "cases", map(partial(_case, scoring), scoring.batch.reports)))
 

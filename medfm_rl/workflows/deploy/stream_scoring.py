@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from medfm_rl.quality import BatchReport, QualityController, QualityReport
@@ -84,6 +84,7 @@ def settle_in_stream(
     masks: Mapping[str, str],
     quality_hash: str,
     promise: Promise | None,
+    simulated: bool,
 ) -> tuple[BatchReport, StreamPlace]:
     """Adds studies to a stream and gives their masks the verdicts of its state.
 
@@ -97,6 +98,7 @@ def settle_in_stream(
         masks: Hash of the mask of each case.
         quality_hash: SHA-256 of the `quality.json` that assessed.
         promise: That of the reviewed patients of the run; None where there is none.
+        simulated: Whether the images are simulated; the stream says so.
 
     Raises:
         DataError: As in `add_studies`.
@@ -110,7 +112,8 @@ def settle_in_stream(
 
     patients: dict[str, list[StudyCase]] = {}
     for report in reports:
-        patients.setdefault(report.patient_id, []).append(_study_case(report, masks))
+        case = replace(_study_case(report, masks), simulated=simulated)
+        patients.setdefault(report.patient_id, []).append(case)
     identity = request.identity(quality_hash, controller.terms.policy.audit_share)
     added, repeated = add_studies(request.path, identity, patients, decide=decide)
     history = read_stream(request.path)

@@ -61,6 +61,7 @@ def compare_models(
     progress: Progress,
     names: tuple[str, str] = ("the source model", "the adapted model"),
     over_time: bool = False,
+    cleaned: bool = False,
 ) -> Comparison:
     """Evaluates two models on the same cases; one that either cannot score is left out of both and named.
 
@@ -72,6 +73,7 @@ def compare_models(
         progress: Told how far it is.
         names: What to call the two there.
         over_time: As in `evaluate_segmenter`.
+        cleaned: Likewise.
 
     Raises:
         DataError: Not one case could be scored, or all are of one patient.
@@ -85,10 +87,11 @@ def compare_models(
     _require_patients(files)
 
     def score(name: str, segmenter: SegmenterAdapter, cases: Sequence[CaseFile]) -> Evaluation:
+        def named(_: str, done: int, total: int) -> None:
+            progress(f"evaluating {name}", done, total)
+
         rules = load_anatomy(anatomy, segmenter.schema)
-        return evaluate_segmenter(
-            segmenter, cases, rules, lambda _, done, total: progress(f"evaluating {name}", done, total), over_time
-        )
+        return evaluate_segmenter(segmenter, cases, rules, named, over_time, cleaned)
 
     old = score(names[0], before, files)
     new = score(names[1], after, [file for file in files if file.case_id not in old.problems])

@@ -37,6 +37,7 @@ def evaluate(
     anatomy: str | None = None,
     progress: Progress = silent,
     over_time: bool = False,
+    cleaned: bool = False,
 ) -> Measured:
     """Segments labelled cases, scores the masks, and writes `scores.csv` and `summary.json`.
 
@@ -48,6 +49,7 @@ def evaluate(
         anatomy: Profile of the rules that count valid masks; None for that of the model.
         progress: Told how far it is.
         over_time: Whether each frame of a clip is averaged with those before and after it, by either model.
+        cleaned: Whether the masks of either are cleaned up by the rules.
 
     Raises:
         UserError: A case or a model cannot be used, or there are results in `out`.
@@ -57,13 +59,13 @@ def evaluate(
         rules = model.anatomy_name if anatomy is None else anatomy
         if against is None:
             segmenter = model.segmenter
-            evaluation = evaluate_segmenter(
-                segmenter, files, load_anatomy(rules, segmenter.schema), progress, over_time
-            )
+            anatomy_ = load_anatomy(rules, segmenter.schema)
+            evaluation = evaluate_segmenter(segmenter, files, anatomy_, progress, over_time, cleaned)
             write_evaluation(out, {model.name: evaluation}, None)
             return Measured(evaluation, None)
+        names = (against.name, model.name)
         comparison = compare_models(
-            against.segmenter, model.segmenter, files, rules, progress, (against.name, model.name), over_time
+            against.segmenter, model.segmenter, files, rules, progress, names, over_time, cleaned
         )
         evaluations = {against.name: comparison.before, model.name: comparison.after}
         write_evaluation(out, evaluations, comparison.differences)

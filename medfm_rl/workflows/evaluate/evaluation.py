@@ -14,6 +14,7 @@ import numpy as np
 
 from medfm_rl.adapters import SegmenterAdapter
 from medfm_rl.adapters.clips import CaseMasks, require_clips
+from medfm_rl.anatomy.cleaning import clean_up, require_rules_to_clean_by
 from medfm_rl.anatomy.profiles import Anatomy
 from medfm_rl.data.each_case import each_case
 from medfm_rl.data.files import write_json, write_text
@@ -33,6 +34,7 @@ def evaluate_segmenter(
     anatomy: Anatomy,
     progress: Progress,
     over_time: bool = False,
+    cleaned: bool = False,
 ) -> Evaluation:
     """Segments labelled cases and scores them; one that cannot be scored is left out and named, the others are scored.
 
@@ -46,17 +48,21 @@ def evaluate_segmenter(
         anatomy: Rules that valid masks meet.
         progress: Told how far it is.
         over_time: Whether each frame of a clip is averaged with those before and after it.
+        cleaned: Whether masks are cleaned up by the rules (`anatomy.cleaning.clean_up`).
 
     Raises:
         DataError: Not one case could be scored.
-        ConfigError: There is no clip to average over time.
+        ConfigError: There is no clip to average over time, or no rule to clean up by.
     """
     require_clips(files, over_time)
+    if cleaned:
+        require_rules_to_clean_by(anatomy)
     masks = CaseMasks(segmenter, over_time)
 
     def score(file: CaseFile) -> list[CaseScore]:
         labelled = file.read_labelled(segmenter.schema, may_ignore=True)
-        prediction = masks.segment(file, labelled.case)
+        made = masks.segment(file, labelled.case)
+        prediction = clean_up(made, anatomy) if cleaned else made
         return score_case(labelled.case, prediction, labelled.ground_truth, segmenter.schema, anatomy)
 
     files = with_masks(files)

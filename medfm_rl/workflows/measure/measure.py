@@ -16,7 +16,7 @@ from medfm_rl.anatomy.uncertainty import ClipDraws, draw_clip
 from medfm_rl.data.each_case import each_case
 from medfm_rl.data.files import alone_writing, write_text
 from medfm_rl.data.labels import read_labels
-from medfm_rl.data.layouts import CaseFile, is_simulated, ventricle_of, whole_clips
+from medfm_rl.data.layouts import CaseFile, are_simulated, ventricle_of, whole_clips
 from medfm_rl.errors import DataError
 from medfm_rl.progress import Progress, silent
 from medfm_rl.reports.clips import ClipPicture, picture_clip, write_clip_page
@@ -152,7 +152,7 @@ def measure(
             rules = request.rules or TemporalRules.of_literature(schema, ventricle)
             learned = learn_temporal_rules([clip.anatomy.rules for clip in found.values()], rules)
             write_text(request.learn, learned.to_yaml())
-        simulated = any(is_simulated(path.parent) for file in clips[:1] for path in file.image_paths)
+        simulated = are_simulated(clips)
         write_clip_page(out / PAGE_FILE, measures, pictures, schema, simulated)
     return measures
 

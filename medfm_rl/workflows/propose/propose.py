@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from medfm_rl.data.layouts import CaseFile, is_simulated
+from medfm_rl.data.layouts import CaseFile, are_simulated
 from medfm_rl.data.locks import alone_in
 from medfm_rl.data.mask_labels import labels_in_masks
 from medfm_rl.errors import DataError, ModelError
@@ -85,7 +85,7 @@ def propose(
             assessor.problems,
             _networks(run, request),
         )
-        simulated = any(is_simulated(path.parent) for file in files[:1] for path in file.image_paths)
+        simulated = are_simulated(files)
         write_proposals(out, proposals, run, simulated)
         return proposals
 

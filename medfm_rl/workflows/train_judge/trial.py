@@ -12,7 +12,7 @@ import numpy as np
 from scipy import stats
 
 from medfm_rl.data.files import write_json, write_text
-from medfm_rl.data.layouts import is_simulated
+from medfm_rl.data.layouts import are_simulated
 from medfm_rl.errors import DataError
 from medfm_rl.metrics.failure_detection import excess_aurc, failure_auroc, interval_coverage
 from medfm_rl.metrics.overlap import dice
@@ -103,7 +103,7 @@ def try_judge(judge: Judge, parts: Deal, asked: CalibrateRequest, out: Path, pro
     trial = _figures(cases, limit)
     _write_table(out / TABLE_FILE, cases)
     write_json(out / SUMMARY_FILE, {"format": 1, "dice_limit": limit, **asdict(trial)})
-    simulated = any(is_simulated(path.parent) for file in parts.trying[:1] for path in file.image_paths)
+    simulated = are_simulated(parts.trying)
     rows = {
         name: len({file.patient_id for file in part})
         for name, part in (("taught", parts.learning), ("calibrated", parts.calibrating), ("tried", parts.trying))

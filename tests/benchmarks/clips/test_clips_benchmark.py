@@ -50,9 +50,7 @@ def test_files_that_are_not_there_and_folders_without_clips_are_said_to_be(tmp_p
     assert found["examples_palette.dcm"] == "image of 800 x 350"
     assert read_rightly(found) == (2, 2)
     assert read_rightly({**found, "DIRW0007": "refused: it is cut off"}) == (2, 3)
-    assert EchoNet(0, QUICK, tmp_path / "runs", tmp_path).run(adaptation=False) == {
-        "skipped": f"no 0X*.mp4 in {tmp_path.name}"
-    }
+    assert EchoNet(0, QUICK, tmp_path / "runs", tmp_path).run(()) == {"skipped": f"no 0X*.mp4 in {tmp_path.name}"}
 
 
 def test_the_clip_that_is_timed_is_read_with_its_spacing_and_times(tmp_path: Path) -> None:

@@ -777,6 +777,34 @@ def test_options_of_correction_are_refused_where_nothing_is_corrected(
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (
+            ("--correct", "--clean-up"),
+            "--clean-up: --correct looks at the masks as the segmenter makes them, one by one",
+        ),
+        (("--correct", "--over-time"), "--over-time: --correct looks at the masks as the segmenter makes them"),
+        (("--anatomy", "generic"), "--anatomy: names the rules that masks are cleaned up by; give --clean-up too"),
+    ],
+)
+def test_what_is_done_to_masks_that_are_not_corrected_is_refused_beside_correction(
+    options: tuple[str, ...],
+    said: str,
+    run: Path,
+    images: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["medfm-rl", *map(str, ("predict", run, images, tmp_path / "out", *options))])
+    with pytest.raises(SystemExit) as stopped:
+        cli.main()
+    assert stopped.value.code == 2
+    assert said in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.usefixtures("agreeing", "drawn_pictures")
 def test_the_page_has_every_case_worst_first_and_what_is_promised(run: Path, images: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"

@@ -145,6 +145,16 @@ def test_frames_are_averaged_with_those_before_and_after_them_on_request(tmp_pat
         predict(model, files, tmp_path / "False", over_time=True)
 
 
+def test_every_frame_is_cleaned_up_on_request(tmp_path: Path) -> None:
+    frames = greys()
+    frames[3, 6:9, 10:13] = 20
+    write_clip(tmp_path / "data" / "p1_4CH.dcm", frames, SequenceOfUltrasoundRegions=[region(*SECTOR)])
+    files = find_cases(DataSettings(path=tmp_path / "data"))
+    assert predict(ModelInMemory(segmenter()), files, tmp_path / "out", cleaned=True) == []
+    found = nib.load(tmp_path / "out" / "labels" / "p1_4CH.nii.gz").get_fdata()[:, :, 0].transpose(2, 1, 0)
+    assert np.array_equal(found > 0, ventricles()[:, 4:44, 8:56])
+
+
 def test_without_a_clip_there_is_no_time_to_average_over(tmp_path: Path, files: list[CaseFile]) -> None:
     stills = [file for file in files if file.clip is None]
     with pytest.raises(ConfigError, match=r"none of the \d cases is one.*--layout clips"):

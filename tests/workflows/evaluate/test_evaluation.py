@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 import torch
-from torch import Tensor, nn
+from support.grey_reader import make_reward, make_segmenter
 
 from medfm_rl.adapters import Sample, TorchModuleAdapter
 from medfm_rl.anatomy.profiles import load_anatomy
@@ -21,10 +21,10 @@ from medfm_rl.data.layouts import CaseFile, find_cases
 from medfm_rl.errors import ConfigError, DataError, ModelError
 from medfm_rl.metrics.scores import CaseScore, Evaluation, compare, summarise
 from medfm_rl.networks import choose_device
-from medfm_rl.reward.network import RewardEnsemble, RewardNet
+from medfm_rl.reward.network import RewardEnsemble
 from medfm_rl.runs.finished import load_model
 from medfm_rl.runs.models import ModelInMemory
-from medfm_rl.settings import DataSettings, NetworkSettings, PreprocessingSettings, RewardSettings
+from medfm_rl.settings import DataSettings
 from medfm_rl.types import Geometry, LabelSchema
 from medfm_rl.workflows.deploy.predict import predict, segment_with_reward
 from medfm_rl.workflows.evaluate.comparison import Comparison, compare_models
@@ -33,24 +33,6 @@ from medfm_rl.workflows.evaluate.evaluation import evaluate_segmenter, write_eva
 # Spacing is (x, y): a pixel is 0.5 mm wide and 2 mm high.
 MILLIMETRES = Geometry((0.5, 2.0), (3.0, -4.0), (1.0, 0.0, 0.0, 1.0))
 PIXELS = Geometry.unknown(2)
-SCHEMA = LabelSchema(("background", "a", "b"), (0, 10, 20))
-
-
-class GreyReader(nn.Module):
-    """Segments images whose grey value is the class index, after moving it through `table`."""
-
-    def __init__(self, *table: int) -> None:
-        super().__init__()
-        self.table = nn.Parameter(torch.tensor(table, dtype=torch.float32), requires_grad=False)
-
-    def forward(self, images: Tensor) -> Tensor:
-        return -((images - self.table[None, :, None, None]) ** 2)
-
-
-def make_segmenter(*table: int, schema: LabelSchema = SCHEMA) -> TorchModuleAdapter:
-    """The class whose entry in the table is nearest to a grey value; (0, 1, 2) reads images as they are drawn."""
-    preprocessing = PreprocessingSettings(size=(16, 16), grid="native", intensity="none")
-    return TorchModuleAdapter(GreyReader(*table), schema, preprocessing).eval()
 
 
 def silent(stage: str, done: int, total: int) -> None:
@@ -244,11 +226,6 @@ def test_one_patient_gives_no_interval(tmp_path: Path) -> None:
     files = find_cases(DataSettings(path=tmp_path))
     with pytest.raises(DataError, match=r"at least 2 patients; patients found: 1 \(p1: p1_x and 1 more\)"):
         compare_models(make_segmenter(0, 1, 2), make_segmenter(0, 1, 2), files, "generic", silent)
-
-
-def make_reward() -> RewardEnsemble:
-    torch.manual_seed(0)
-    return RewardEnsemble([RewardNet(NetworkSettings(channels=(4, 8), residual_units=0), 3)], RewardSettings())
 
 
 def test_predictions_have_the_integers_and_the_grid_of_the_data(tmp_path: Path) -> None:

@@ -3,9 +3,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from medfm_rl.anatomy.cleaning import clean_up
 from medfm_rl.anatomy.profiles import Anatomy
 from medfm_rl.anatomy.rules import ComponentsRule, HolesRule, Profile
-from medfm_rl.correction.cleaning import clean_up
 from medfm_rl.types import LabelSchema
 
 NESTED = LabelSchema.from_regions({"whole": (1, 2), "core": (2,)}, order=(1, 2))

@@ -1,4 +1,8 @@
-"""Anatomy rules on parts and holes, carried out on a mask."""
+"""Anatomy rules on parts and holes, carried out on a mask.
+
+As post-processing that is common after segmentation (nnU-Net keeps the largest part of a structure), but by the rules
+of the anatomy: a structure that may have two parts keeps two.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +13,21 @@ from scipy import ndimage
 
 from medfm_rl.anatomy.profiles import Anatomy
 from medfm_rl.anatomy.rules import ComponentsRule, HolesRule
+from medfm_rl.errors import ConfigError
 from medfm_rl.types import LabelMap, LabelSchema
+
+
+def require_rules_to_clean_by(anatomy: Anatomy) -> None:
+    """Refuses an anatomy by which nothing would be cleaned up.
+
+    Raises:
+        ConfigError: It has no rule on parts or holes.
+    """
+    if not any(isinstance(rule, ComponentsRule | HolesRule) for rule in anatomy.rules):
+        raise ConfigError(
+            f"anatomy {anatomy.name}: no rule of kind components or holes says what to clean up; add one, or name "
+            "another anatomy"
+        )
 
 
 def clean_up(labels: LabelMap, anatomy: Anatomy) -> LabelMap:
