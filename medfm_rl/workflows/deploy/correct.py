@@ -26,7 +26,7 @@ from medfm_rl.workflows.deploy.score import ScoreRequest, score
 from medfm_rl.workflows.deploy.scores_file import SCORES_FILE, Scores
 from medfm_rl.workflows.deploy.stream_scoring import StreamRequest
 from medfm_rl.workflows.deploy.worker import Piece
-from medfm_rl.workflows.deploy.workers import Crew, Workers, at_work, seen_by_all
+from medfm_rl.workflows.deploy.workers import Crew, Nobody, Workers, at_work, seen_by_all
 
 _RECORDS = "correct"
 _FORMAT = 3
@@ -196,20 +196,18 @@ def _jobs_of(chosen: Sequence[CaseFile], files: Sequence[CaseFile]) -> dict[str,
 
 
 def _handle_all(
-    bench: CorrectionBench, jobs: Mapping[str, Job], crew: Crew | None, progress: Progress
+    bench: CorrectionBench, jobs: Mapping[str, Job], crew: Crew | Nobody, progress: Progress
 ) -> tuple[dict[str, Mapping[str, Any]], dict[str, str]]:
     """Corrects cases one by one, and frames of one clip together.
 
     Returns:
         By case: the record, and why there is none.
     """
-    if crew is not None:
-        crew.give([(Piece(name, job, job.cases),) for name, job in jobs.items()])
+    crew.give((Piece(name, job, job.cases),) for name, job in jobs.items())
 
     def handle(unit: CaseFile) -> list[Mapping[str, Any]]:
-        if crew is not None:
-            crew.wait_for(unit.case_id)
-        return bench.correct(jobs[unit.case_id], done=crew is not None)
+        crew.wait_for(unit.case_id)
+        return bench.correct(jobs[unit.case_id], done=crew.works)
 
     found, refused = each_case([job.unit for job in jobs.values()], handle, "correcting", progress)
     records = {record["case"]: record for unit in found.values() for record in unit}
@@ -220,15 +218,13 @@ def _handle_all(
 
 
 def _keep_all(
-    bench: CorrectionBench, files: Sequence[CaseFile], crew: Crew | None, progress: Progress
+    bench: CorrectionBench, files: Sequence[CaseFile], crew: Crew | Nobody, progress: Progress
 ) -> dict[str, str]:
     """Writes the masks of cases that are not corrected; says of which there is none, and why."""
-    if crew is not None:
-        crew.give_singly(files, lambda file: Job(file, (file,), keep=True))
+    crew.give_singly(files, lambda file: Job(file, (file,), keep=True))
 
     def keep(file: CaseFile) -> None:
-        if crew is not None:
-            crew.wait_for(file.case_id)
+        crew.wait_for(file.case_id)
         bench.keep(file)
 
     return each_case(files, keep, "keeping other masks", progress)[1]

@@ -187,12 +187,10 @@ def predict(
         for file in units:
             records.require_own(file.case_id, label_path(out, file.case_id), segmenting.maker)
         with at_work(workers, order, segmenting.maker, seen_by_all(files), records, progress) as crew:
-            if crew is not None:
-                crew.give_singly(units)
+            crew.give_singly(units)
 
             def handle(file: CaseFile) -> None:
-                if crew is not None:
-                    crew.wait_for(file.case_id)
+                crew.wait_for(file.case_id)
                 segmenting.take(file)
 
             _, problems = each_case(units, handle, "predicting", progress)

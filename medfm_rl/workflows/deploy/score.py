@@ -25,7 +25,7 @@ from medfm_rl.workflows.deploy.scoring import Scorer, Scoring
 from medfm_rl.workflows.deploy.scoring_queue import MasksToScore, ScoringQueue, blocks_of
 from medfm_rl.workflows.deploy.stream_scoring import StreamRequest, settle_in_stream
 from medfm_rl.workflows.deploy.worker import Piece
-from medfm_rl.workflows.deploy.workers import Crew, Workers, at_work, seen_by_all
+from medfm_rl.workflows.deploy.workers import Crew, Nobody, Workers, at_work, seen_by_all
 
 _LOG = logging.getLogger(__name__)
 
@@ -206,11 +206,10 @@ def _queue_of(run: Judge, request: ScoreRequest, records: CaseRecords) -> Scorin
     return ScoringQueue(controller, {"quality": quality_hash, **request.gates.hashes()}, given, segmenter, records)
 
 
-def _assess(queue: ScoringQueue, files: Sequence[CaseFile], crew: Crew | None, progress: Progress) -> None:
+def _assess(queue: ScoringQueue, files: Sequence[CaseFile], crew: Crew | Nobody, progress: Progress) -> None:
     """Has all cases assessed, block by block."""
     blocks, done = blocks_of(files), 0
-    if crew is not None:
-        crew.give([tuple(Piece(file.case_id, file, (file.case_id,)) for file in block) for block in blocks])
+    crew.give(tuple(Piece(file.case_id, file, (file.case_id,)) for file in block) for block in blocks)
     for block in blocks:
         for file in block:
             queue.take(file, crew)

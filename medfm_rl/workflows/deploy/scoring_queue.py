@@ -41,7 +41,7 @@ from medfm_rl.runs.case_records import CaseRecords, hash_case, hash_segmenter, l
 from medfm_rl.types import Case, Clip, LabelMap, LabelSchema
 from medfm_rl.workflows.deploy.memory import must_fit
 from medfm_rl.workflows.deploy.scoring import CaseTrace, Cause, Traces, Unassessed, thumbnail_path
-from medfm_rl.workflows.deploy.workers import Crew
+from medfm_rl.workflows.deploy.workers import NOBODY, Crew, Nobody
 
 _Waiting = tuple[Submission, dict[str, Any]]
 """A case and what its report depends on."""
@@ -168,7 +168,7 @@ class ScoringQueue:
             if self.segmenter is not None:
                 self.records.require_own(file.case_id, label_path(self.out, file.case_id), self.made_by)
 
-    def take(self, file: CaseFile, crew: Crew | None = None) -> None:
+    def take(self, file: CaseFile, crew: Crew | Nobody = NOBODY) -> None:
         """Takes the report that there is, or lets the case wait for enough others to be assessed with it.
 
         A case that cannot be made ready is noted as not assessed.
@@ -179,7 +179,7 @@ class ScoringQueue:
         """
         try:
             with case_alone(file.case_id):
-                self._take(file, None if crew is None else crew.wait_for(file.case_id))
+                self._take(file, crew.wait_for(file.case_id))
         except UserError as error:
             # Where the worker died, nothing more is known of it.
             self._inputs.setdefault(file.case_id, dict(self.maker))

@@ -10,12 +10,12 @@ from __future__ import annotations
 import logging
 import re
 from collections import Counter, deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Final, Literal, Self
 
 from medfm_rl.data import notices
 from medfm_rl.data.files import remove_abandoned, scratch_folder
@@ -108,6 +108,28 @@ class Workers:
         self.cluster.close()
 
 
+class Nobody:
+    """In place of a crew where there are no workers: nothing is handed out, and nobody is waited for.
+
+    Attributes:
+        works: Whether somebody else handles what is handed out.
+    """
+
+    works = False
+
+    def give(self, portions: Iterable[Portion]) -> None:
+        """Hands out nothing."""
+
+    def give_singly(self, files: Sequence[CaseFile], content_of: Callable[[CaseFile], Any] = lambda file: file) -> None:
+        """Hands out nothing."""
+
+    def wait_for(self, name: str) -> None:
+        """Waits for nobody: the caller handles the piece."""
+
+
+NOBODY: Final = Nobody()
+
+
 class Crew:
     """Workers at the work of one call.
 
@@ -119,6 +141,8 @@ class Crew:
         records: Where they leave what they made.
         progress: Told how many have started.
     """
+
+    works = True
 
     def __init__(
         self,
@@ -144,10 +168,11 @@ class Crew:
         self._ready = 0
         self.lost = False
 
-    def give(self, portions: Sequence[Portion]) -> None:
+    def give(self, portions: Iterable[Portion]) -> None:
         """Hands out work; what was handed out before goes on."""
-        self._open.extend(portions)
-        self._cases |= {piece.name: piece.cases for portion in portions for piece in portion}
+        for portion in portions:
+            self._open.append(portion)
+            self._cases |= {piece.name: piece.cases for piece in portion}
         self._employ()
 
     def give_singly(self, files: Sequence[CaseFile], content_of: Callable[[CaseFile], Any] = lambda file: file) -> None:
@@ -294,8 +319,8 @@ def at_work(
     seen: Sequence[Path],
     records: CaseRecords,
     progress: Progress,
-) -> Iterator[Crew | None]:
-    """Has workers ready for the work of a call, as long as the block runs; None where there are none.
+) -> Iterator[Crew | Nobody]:
+    """Has workers ready for the work of a call, as long as the block runs.
 
     The caller keeps others out of the output folder. Whatever ends the block, no worker writes there afterwards, and
     nothing half lies there.
@@ -312,7 +337,7 @@ def at_work(
         WorkerError: They have another version, do not see the files, or die.
     """
     if workers is None or order is None:
-        yield None
+        yield NOBODY
         return
     crew: Crew | None = None
     try:

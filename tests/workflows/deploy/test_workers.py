@@ -298,7 +298,7 @@ def test_a_case_that_kills_workers_is_named_and_the_others_are_done(
 
     records = CaseRecords(tmp_path, "test")
     with at_work(workers, Deadly(), {}, [], records, silent) as crew:
-        assert crew is not None
+        assert crew.works
         crew.give([tuple(Piece(name, name, ()) for name in "ab"), tuple(Piece(name, name, ()) for name in "cd")])
         assert [crew.wait_for(name) for name in "acd"] == ["said"] * 3
         with pytest.raises(DataError, match="case b: 3 workers died over it"):
@@ -317,7 +317,7 @@ def test_workers_that_see_other_files_or_networks_are_refused(workers: Workers, 
 
     def use(maker: dict[str, str], seen: list[Path]) -> None:
         with at_work(workers, Empty(), maker, seen, CaseRecords(tmp_path, "test"), silent) as crew:
-            assert crew is not None
+            assert crew.works
             crew.give([(Piece("a", "a", ()),)])
             crew.wait_for("a")
 
