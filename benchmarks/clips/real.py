@@ -13,10 +13,11 @@ from typing import Any, Final
 import numpy as np
 from pydicom.data import get_testdata_file
 
-from benchmarks.clips.measuring import KnownClip, average, measure_model
+from benchmarks.clips.measuring import KnownClip, average, gain_over, measure_model
 from benchmarks.clips.simulated import (
     ANATOMY,
     OF_SOURCE,
+    SOURCE,
     WITH,
     WITHOUT_TIME,
     Size,
@@ -126,7 +127,11 @@ class EchoNet:
         for method in adapted:
             make = partial(self._adapted, source, clips, method)
             found[method] = once(self.folder / f"{file_name(method)}.json", make)
-        return found
+        before = found[SOURCE]["clips"]
+        return {
+            method: cell if method == SOURCE else {**cell, "dice_gain": gain_over(before, cell["clips"])}
+            for method, cell in found.items()
+        }
 
     def _camus(self) -> Path:
         patients = split_patients(list(camus_qualities()), {"source": min(100, 2 * self.size.source)}, "camus")
