@@ -41,7 +41,7 @@ def running_cluster(seconds: float) -> Iterator[str]:
     command = [str(Path(sys.executable).with_name("ray")), "start", "--head", "--block", "--disable-usage-stats"]
     command += [f"--{name}={value}" for name, value in options.items()]
     # With it, some of the processes that a head forks for sessions die: https://github.com/ray-project/ray/issues/63202
-    environment = {**os.environ, "GRPC_ENABLE_FORK_SUPPORT": "0"}
+    environment = {**without_tokens(), "GRPC_ENABLE_FORK_SUPPORT": "0"}
     quiet = subprocess.DEVNULL
     head = subprocess.Popen(command, stdout=quiet, stderr=quiet, env=environment, start_new_session=True)
     try:
@@ -52,6 +52,15 @@ def running_cluster(seconds: float) -> Iterator[str]:
             os.killpg(head.pid, signal.SIGKILL)
         head.wait()
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def without_tokens() -> dict[str, str]:
+    """The environment for a cluster that asks for no token, and for those who use it.
+
+    Workers of this machine put theirs into the environment, and Ray finds what others left in the home folder.
+    """
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("RAY_AUTH_")}
+    return {**kept, "RAY_AUTH_MODE": "disabled"}
 
 
 def _wait_for(head: subprocess.Popen[bytes], port: int, seconds: float) -> None:

@@ -276,7 +276,7 @@ def _connect(address: str) -> None:
         raise WorkerError(
             f"--workers {address}: no Ray cluster answers there that this process can use ({_in_a_line(error)}); it is "
             "started by `ray start --head --ray-client-server-port 10001`, with the same versions of Python and Ray as "
-            "here"
+            "here; one that asks for a token wants RAY_AUTH_MODE=token and RAY_AUTH_TOKEN here"
         ) from error
 
 
