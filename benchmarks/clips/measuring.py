@@ -20,7 +20,7 @@ from medfm_rl.reward.network import RewardEnsemble
 from medfm_rl.seeding import numpy_generator
 from medfm_rl.structures import exclusive
 from medfm_rl.types import Clip, FloatArray, LabelMap, LabelSchema
-from medfm_rl.workflows.deploy.predict import AS_IT_IS, Finish, segment_clip
+from medfm_rl.workflows.deploy.predict import AS_IT_IS, PostProcessing, segment_clip
 
 VENTRICLE = "LV"
 
@@ -86,7 +86,7 @@ def measure_model(
     reward: RewardEnsemble | None,
     clips: Sequence[KnownClip],
     anatomy: Anatomy,
-    finish: Finish = AS_IT_IS,
+    processing: PostProcessing = AS_IT_IS,
 ) -> tuple[list[dict[str, Any]], list[LabelMap]]:
     """Figures of each clip, with whether the intervals from reward maps cover the truth, and the masks.
 
@@ -95,11 +95,11 @@ def measure_model(
         reward: Gives their reward maps; None for none.
         clips: With truth, which is read to measure alone.
         anatomy: Rules of the image.
-        finish: What is done to the masks.
+        processing: What is done to the masks.
     """
     rows, made = [], []
     for known in clips:
-        masks, maps = segment_clip(segmenter, reward, known.clip, finish)
+        masks, maps = segment_clip(segmenter, reward, known.clip, processing)
         row = measure_masks(known, masks, anatomy)
         if maps is not None:
             row |= _coverage(known, masks, maps, anatomy)

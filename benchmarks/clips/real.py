@@ -22,7 +22,7 @@ from benchmarks.clips.simulated import (
     WITHOUT_TIME,
     Size,
     file_name,
-    finish_of,
+    processing_of,
 )
 from benchmarks.harness.budgets import merge
 from benchmarks.harness.laboratory import NETWORK, adapt_config, train_once
@@ -154,7 +154,7 @@ class EchoNet:
     def _measured(self, source: Path, clips: list[KnownClip], method: str) -> dict[str, Any]:
         segmenter = TorchModuleAdapter.load(source)
         anatomy = load_anatomy(ANATOMY, segmenter.schema)
-        rows, _ = measure_model(segmenter, None, clips, anatomy, finish_of(method, anatomy))
+        rows, _ = measure_model(segmenter, None, clips, anatomy, processing_of(method, anatomy))
         return {"clips": rows, "mean": average(rows)}
 
     def _adapted(self, source: Path, clips: list[KnownClip], method: str) -> dict[str, Any]:
@@ -174,7 +174,7 @@ class EchoNet:
         )
         run = load_run(adapt(config, resume=True, progress=quiet).path, "cpu")
         anatomy = load_anatomy(ANATOMY, run.segmenter.schema)
-        rows, _ = measure_model(run.segmenter, run.reward, clips, anatomy, finish_of(method, anatomy))
+        rows, _ = measure_model(run.segmenter, run.reward, clips, anatomy, processing_of(method, anatomy))
         return {"clips": rows, "mean": average(rows)}
 
 

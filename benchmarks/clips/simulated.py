@@ -35,7 +35,7 @@ from medfm_rl.settings import (
 from medfm_rl.types import LabelMap
 from medfm_rl.workflows.adapt.loop import adapt
 from medfm_rl.workflows.deploy.clip_correction import correct_clip
-from medfm_rl.workflows.deploy.predict import Finish
+from medfm_rl.workflows.deploy.predict import PostProcessing
 
 SOURCE_VENDOR = "cart"
 VENDORS = ("vintage", "handheld")
@@ -178,7 +178,7 @@ class Simulated:
         segmenter = TorchModuleAdapter.load(source)
         anatomy = load_anatomy(ANATOMY, segmenter.schema)
         clips = self._held_out(name, segmenter)
-        rows, _ = measure_model(segmenter, None, clips, anatomy, finish_of(method, anatomy))
+        rows, _ = measure_model(segmenter, None, clips, anatomy, processing_of(method, anatomy))
         result = {"clips": rows, "mean": average(rows)}
         return result if method == SOURCE else {**result, "dice_gain": gain_over(self._rows_of_source(name), rows)}
 
@@ -202,7 +202,7 @@ class Simulated:
         run = load_run(adapt(config, resume=True, progress=quiet).path, "cpu")
         assert isinstance(run.segmenter, TorchModuleAdapter)
         anatomy, clips = load_anatomy(ANATOMY, run.segmenter.schema), self._held_out(name, run.segmenter)
-        rows, _ = measure_model(run.segmenter, run.reward, clips, anatomy, finish_of(method, anatomy))
+        rows, _ = measure_model(run.segmenter, run.reward, clips, anatomy, processing_of(method, anatomy))
         return {"clips": rows, "mean": average(rows), "dice_gain": gain_over(self._rows_of_source(name), rows)}
 
     def _corrected(self, source: Path, name: str) -> dict[str, Any]:
@@ -259,10 +259,10 @@ def of_adapted(temporal: bool) -> tuple[str, ...]:
     return tuple(method for method in METHODS if method not in OF_SOURCE and (temporal or method != WITH))
 
 
-def finish_of(method: str, anatomy: Anatomy) -> Finish:
+def processing_of(method: str, anatomy: Anatomy) -> PostProcessing:
     """What is done to the masks of a method."""
     cleaned = method in (SOURCE_CLEANED, ADAPTED_CLEANED)
-    return Finish(
+    return PostProcessing(
         over_time=cleaned or method in (SOURCE_AVERAGED, ADAPTED_AVERAGED), anatomy=anatomy if cleaned else None
     )
 

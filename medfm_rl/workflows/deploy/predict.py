@@ -35,7 +35,7 @@ from medfm_rl.workflows.deploy.workers import Workers, at_work, seen_by_all
 
 
 @dataclass(frozen=True)
-class Finish:
+class PostProcessing:
     """What is done to the masks that a segmenter makes.
 
     Attributes:
@@ -59,7 +59,7 @@ class Finish:
         return found
 
 
-AS_IT_IS: Final = Finish()
+AS_IT_IS: Final = PostProcessing()
 
 
 class Segmenting:
@@ -69,7 +69,7 @@ class Segmenting:
         segmenter: Makes masks.
         reward: Makes their reward maps; None for none.
         records: What was made before, and where.
-        finish: What is done to the masks.
+        processing: What is done to the masks.
 
     Attributes:
         maker: Hashes of what makes masks and reward maps, but for image and prompts.
@@ -80,11 +80,11 @@ class Segmenting:
         segmenter: SegmenterAdapter,
         reward: RewardEnsemble | None,
         records: CaseRecords,
-        finish: Finish = AS_IT_IS,
+        processing: PostProcessing = AS_IT_IS,
     ) -> None:
-        self._segmenter, self._reward, self._records, self._finish = segmenter, reward, records, finish
+        self._segmenter, self._reward, self._records, self._processing = segmenter, reward, records, processing
         rewards = None if reward is None else [state_hash(reward), reward.fusion, reward.pessimism]
-        self.maker: dict[str, Any] = {**hash_segmenter(segmenter), "reward": rewards, **finish.recorded()}
+        self.maker: dict[str, Any] = {**hash_segmenter(segmenter), "reward": rewards, **processing.recorded()}
 
     @torch.no_grad()
     def take(self, file: CaseFile) -> None:
@@ -100,10 +100,10 @@ class Segmenting:
         with must_fit(f"case {file.case_id}", segmenter.device):
             if file.clip is not None:
                 clip = file.read_clip()
-                of_clip = segment_clip(segmenter, reward, clip, self._finish)
+                of_clip = segment_clip(segmenter, reward, clip, self._processing)
             else:
                 case = file.read()
-                made = segment_with_reward(segmenter, reward, case, self._finish)
+                made = segment_with_reward(segmenter, reward, case, self._processing)
         self._records.begin(file.case_id, inputs)
         if file.clip is not None:
             written = _write_clip(out, clip, *of_clip, segmenter.schema)
@@ -125,17 +125,17 @@ class SegmentingOrder:
     Attributes:
         model: Loads the model.
         out: Output folder.
-        finish: As in `Segmenting`.
+        processing: As in `Segmenting`.
     """
 
     model: Callable[[str], Model]
     out: Path
-    finish: Finish
+    processing: PostProcessing
 
     def load(self, device: str) -> Segmenting:
         model = self.model(device)
         records = CaseRecords(self.out, "predict", model.identity, of_worker=True)
-        return Segmenting(model.segmenter, model.reward, records, self.finish)
+        return Segmenting(model.segmenter, model.reward, records, self.processing)
 
 
 def predict(
@@ -178,11 +178,11 @@ def predict(
         WorkerError: As in `at_work`.
     """
     require_clips(files, over_time)
-    finish = Finish(over_time, _rules(model, anatomy) if cleaned else None)
-    order = None if workers is None else SegmentingOrder(model.elsewhere(), out, finish)
+    processing = PostProcessing(over_time, _rules(model, anatomy) if cleaned else None)
+    order = None if workers is None else SegmentingOrder(model.elsewhere(), out, processing)
     with alone_writing(out):
         records = CaseRecords(out, "predict", model.identity)
-        segmenting = Segmenting(model.segmenter, model.reward, records, finish)
+        segmenting = Segmenting(model.segmenter, model.reward, records, processing)
         units = whole_clips(files)
         for file in units:
             records.require_own(file.case_id, label_path(out, file.case_id), segmenting.maker)
@@ -234,7 +234,7 @@ def _write_clip(
 
 @torch.no_grad()
 def segment_clip(
-    segmenter: SegmenterAdapter, reward: RewardEnsemble | None, clip: Clip, finish: Finish = AS_IT_IS
+    segmenter: SegmenterAdapter, reward: RewardEnsemble | None, clip: Clip, processing: PostProcessing = AS_IT_IS
 ) -> tuple[LabelMap, FloatArray | None]:
     """Class indices `(T, H, W)` of every frame of a clip and their reward maps.
 
@@ -242,7 +242,7 @@ def segment_clip(
         segmenter: Makes the masks.
         reward: Makes their reward maps; None for none.
         clip: The clip.
-        finish: What is done to the masks.
+        processing: What is done to the masks.
 
     Raises:
         DataError: As in `SegmenterAdapter.segment_clip`.
@@ -250,31 +250,33 @@ def segment_clip(
     count, *shape = len(clip.frames), *clip.frames.shape[2:]
     labels = np.empty((count, *shape), dtype=np.uint8)
     reward_maps = None if reward is None else np.empty((count, *shape), dtype=np.float32)
-    for frame in segmented_frames(segmenter, clip, finish.over_time):
-        mask = finish.of(segmenter.restore(frame.logits, frame.sample))
+    for frame in segmented_frames(segmenter, clip, processing.over_time):
+        mask = processing.of(segmenter.restore(frame.logits, frame.sample))
         labels[frame.index] = mask
         if reward is not None and reward_maps is not None:
-            action = _action(segmenter, frame.sample, frame.logits, mask, finish)
+            action = _action(segmenter, frame.sample, frame.logits, mask, processing)
             reward_maps[frame.index] = _reward_map(segmenter, reward, frame.sample, action)
     return labels, reward_maps
 
 
 @torch.no_grad()
 def segment_with_reward(
-    segmenter: SegmenterAdapter, reward: RewardEnsemble | None, case: Case, finish: Finish = AS_IT_IS
+    segmenter: SegmenterAdapter, reward: RewardEnsemble | None, case: Case, processing: PostProcessing = AS_IT_IS
 ) -> tuple[LabelMap, FloatArray | None]:
     """Class indices of a case and the reward map of that segmentation, both on the case's own grid."""
     sample = segmenter.preprocess(case)
     logits = segmenter.predict_logits(sample)
-    labels = finish.of(segmenter.restore(logits, sample))
+    labels = processing.of(segmenter.restore(logits, sample))
     if reward is None:
         return labels, None
-    return labels, _reward_map(segmenter, reward, sample, _action(segmenter, sample, logits, labels, finish))
+    return labels, _reward_map(segmenter, reward, sample, _action(segmenter, sample, logits, labels, processing))
 
 
-def _action(segmenter: SegmenterAdapter, sample: Sample, logits: Tensor, labels: LabelMap, finish: Finish) -> Tensor:
+def _action(
+    segmenter: SegmenterAdapter, sample: Sample, logits: Tensor, labels: LabelMap, processing: PostProcessing
+) -> Tensor:
     """Class indices on the grid of the network's input: those of the logits, or those of a mask that was changed."""
-    if finish.anatomy is None:
+    if processing.anatomy is None:
         return argmax_classes(logits, dim=0)
     return segmenter.preprocess_labels(labels, sample)
 

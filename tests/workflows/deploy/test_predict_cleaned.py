@@ -18,7 +18,7 @@ from medfm_rl.errors import ConfigError, DataError
 from medfm_rl.runs.models import ModelInMemory
 from medfm_rl.settings import DataSettings
 from medfm_rl.types import Geometry
-from medfm_rl.workflows.deploy.predict import Finish, predict, segment_with_reward
+from medfm_rl.workflows.deploy.predict import PostProcessing, predict, segment_with_reward
 from medfm_rl.workflows.evaluate.evaluate import evaluate
 
 GRID = Geometry((1.0, 1.0), (0.0, 0.0), (1.0, 0.0, 0.0, 1.0))
@@ -40,7 +40,7 @@ def torn() -> np.ndarray:
 
 @pytest.fixture
 def files(tmp_path: Path) -> list[CaseFile]:
-    """Stills of two patients, and a clip of three frames of one of them, whose masks are right."""
+    """Stills of two patients and their true masks; what the segmenter makes of them is torn."""
     for patient in ("p1", "p2"):
         for part, pixels in (("images", torn()), ("labels", 10 * drawn())):
             write_image(tmp_path / "data" / part / f"{patient}_still.nii.gz", pixels, GRID)
@@ -102,8 +102,8 @@ def test_rules_that_clean_nothing_are_refused_before_anything_is_written(
 
 def test_the_reward_map_is_that_of_the_mask_that_was_cleaned_up(files: list[CaseFile]) -> None:
     case, reward = files[0].read(), make_reward()
-    finish = Finish(anatomy=load_anatomy("generic", SCHEMA))
-    labels, reward_map = segment_with_reward(make_segmenter(0, 1, 2), reward, case, finish)
+    processing = PostProcessing(anatomy=load_anatomy("generic", SCHEMA))
+    labels, reward_map = segment_with_reward(make_segmenter(0, 1, 2), reward, case, processing)
     assert np.array_equal(labels, drawn())
     expected = reward(torch.from_numpy(case.image)[None], torch.from_numpy(drawn())[None])[0]
     assert reward_map is not None
