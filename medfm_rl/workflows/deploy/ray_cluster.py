@@ -8,6 +8,7 @@ import secrets
 import shutil
 import sys
 import tempfile
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +25,8 @@ _CORES = 4
 """Of a worker in a cluster without GPUs: memory for a network comes with about so many."""
 _SESSIONS = 3
 """As often is a cluster asked for a session before that is given up."""
+_LONGEST_END = 10.0
+"""Seconds that a worker may take to end once it has been told to."""
 _OBJECT_STORE = 80 * 1024 * 1024
 """Bytes, about the least that Ray takes: what is sent are names and messages, not images."""
 _LONGEST_FOLDER = 40
@@ -140,11 +143,21 @@ class Cluster:
         except (self._ray.exceptions.RayActorError, self._ray.exceptions.WorkerCrashedError) as error:
             raise WorkerDiedError(str(error)) from error
 
-    def kill(self, worker: Any, pending: Any = None) -> None:
-        """Ends a worker, whatever it does, and waits until it has ended."""
+    def kill(self, worker: Any, pending: Any = None, process: int | None = None) -> None:
+        """Ends a worker, whatever it does.
+
+        Args:
+            worker: The worker.
+            pending: What it is doing; it is waited for until Ray has given that up.
+            process: Its number, where it is on this machine: it is waited for until it is gone.
+        """
         self._ray.kill(worker, no_restart=True)
         if pending is not None:
-            self._ray.wait([pending], timeout=10)
+            self._ray.wait([pending], timeout=_LONGEST_END)
+        # Ray gives up what a worker was doing before the process has ended, which may still be writing.
+        end = time.monotonic() + _LONGEST_END
+        while process is not None and _is_there(process) and time.monotonic() < end:
+            time.sleep(0.01)
 
     def close(self) -> None:
         """Ends Ray where it was started here."""
@@ -152,6 +165,17 @@ class Cluster:
             self._ray.shutdown()
         if self._folder is not None:
             shutil.rmtree(self._folder, ignore_errors=True)
+
+
+def _is_there(process: int) -> bool:
+    """Whether a process of this machine is there."""
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass  # It is somebody else's.
+    return True
 
 
 def _worker_class() -> type:

@@ -8,6 +8,7 @@ handles what no worker has. So there is one way to every result, and all is writ
 from __future__ import annotations
 
 import logging
+import platform
 import re
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -50,6 +51,7 @@ class _Worker:
     Attributes:
         handle: Of the cluster.
         place: Host and process, once it has said so.
+        process: Its number, once it has said so, where it is on this machine.
         stage: What it was last told to do.
         crew: For whom.
         portion: What it is handling.
@@ -57,6 +59,7 @@ class _Worker:
 
     handle: Any
     place: str = "a worker"
+    process: int | None = None
     stage: Stage = "looking"
     crew: Crew | None = None
     portion: Portion = ()
@@ -220,7 +223,7 @@ class Crew:
         """Lets the workers go; those that are still handling something are ended, and write nothing more."""
         for pending, worker in self._pending.items():
             if worker.stage == "working":
-                self._cluster.kill(worker.handle, pending)
+                self._cluster.kill(worker.handle, pending, worker.process)
                 self.lost = True
             else:
                 self._workers.starting[pending] = worker
@@ -270,6 +273,7 @@ class Crew:
     def _go_on(self, worker: _Worker, answer: Any) -> None:
         if worker.stage == "looking":
             worker.place = f"the worker on {answer['host']} (process {answer['pid']})"
+            worker.process = answer["pid"] if answer["host"] == platform.node() else None
             self._workers.processes.append(answer["pid"])
             require_same_version(worker.place, answer)
         if worker.crew is not self:
@@ -322,8 +326,8 @@ def at_work(
 ) -> Iterator[Crew | Nobody]:
     """Has workers ready for the work of a call, as long as the block runs.
 
-    The caller keeps others out of the output folder. Whatever ends the block, no worker writes there afterwards, and
-    nothing half lies there.
+    The caller keeps others out of the output folder. Whatever ends the block, no worker of this machine writes there
+    afterwards, and nothing half lies there. What one of another machine had begun goes with the next call.
 
     Args:
         workers: The workers; None: there are none.

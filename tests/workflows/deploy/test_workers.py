@@ -309,6 +309,41 @@ def test_a_case_that_kills_workers_is_named_and_the_others_are_done(
 
 
 @pytest.mark.ray
+def test_a_worker_that_was_busy_is_gone_when_the_call_has_ended(workers: Workers, tmp_path: Path) -> None:
+    """Ray says that it has ended a worker before its process has: it would still be writing where others begin."""
+
+    class Endless:
+        maker: ClassVar[dict[str, str]] = {}
+
+        def load(self, device: str) -> Any:
+            return self
+
+        def take(self, place: Path | None) -> None:
+            import os
+
+            if place is None:
+                return
+            place.write_text(f"{os.getpid()}")
+            while True:
+                place.with_name("more").write_text("writing")
+
+        def finish(self) -> dict[str, str]:
+            return {}
+
+    written = tmp_path / "process"
+    with at_work(workers, Endless(), {}, [], CaseRecords(tmp_path, "test"), silent) as crew:
+        crew.give([(Piece("endless", written, ()),)])
+        for number in range(10_000):
+            # The workers are told what to do while one of the others is waited for.
+            crew.give([(Piece(f"{number}", None, ()),)])
+            crew.wait_for(f"{number}")
+            if written.exists() and written.read_text():
+                break
+    with pytest.raises(ProcessLookupError):
+        os.kill(int(written.read_text()), 0)
+
+
+@pytest.mark.ray
 def test_workers_that_see_other_files_or_networks_are_refused(workers: Workers, run: Path, tmp_path: Path) -> None:
     class Empty:
         maker: ClassVar[dict[str, str]] = {"weights": "theirs"}
