@@ -59,3 +59,24 @@ def pixels_of(labels: npt.NDArray[Any], classes: Sequence[int]) -> npt.NDArray[n
     for index in classes[1:]:
         found |= labels == index
     return found
+
+
+def bounding_box(mask: npt.NDArray[np.bool_], margin: int | Sequence[int] = 0) -> tuple[slice, ...] | None:
+    """The box of what is there, several times as fast as SciPy's `find_objects`.
+
+    Args:
+        mask: `(*S)` bool.
+        margin: Pixels to take along around it, as far as the mask goes; one number, or one for each axis.
+
+    Returns:
+        A slice for each axis; None where nothing is there.
+    """
+    margins = [margin] * mask.ndim if isinstance(margin, int) else margin
+    box = []
+    for axis, (side, around) in enumerate(zip(mask.shape, margins, strict=True)):
+        others = tuple(other for other in range(mask.ndim) if other != axis)
+        filled = np.flatnonzero(mask.any(axis=others))
+        if len(filled) == 0:
+            return None
+        box.append(slice(max(0, int(filled[0]) - around), min(side, int(filled[-1]) + 1 + around)))
+    return tuple(box)

@@ -5,9 +5,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+from scipy import ndimage
 
 from medfm_rl.errors import DataError
-from medfm_rl.structures import count_classes, exclusive, overlapping, pixels_of, regions_in, subset_names
+from medfm_rl.structures import bounding_box, count_classes, exclusive, overlapping, pixels_of, regions_in, subset_names
 from medfm_rl.types import LabelSchema
 
 BRATS = LabelSchema.from_regions({"WT": (1, 2, 3), "TC": (2, 3), "ET": (3,)}, order=(1, 2, 3))
@@ -29,6 +30,22 @@ def test_names_of_sets_tell_the_regions_and_other_names_tell_none() -> None:
 @given(labels=hnp.arrays(np.uint8, (3, 4), elements=st.integers(0, 7)), bit=st.integers(0, 2))
 def test_pixels_of_a_region_are_those_whose_bit_mask_has_it(labels: np.ndarray, bit: int) -> None:
     assert np.array_equal(pixels_of(labels, overlapping(3)[bit]), (labels >> bit & 1).astype(bool))
+
+
+@given(mask=hnp.arrays(np.bool_, hnp.array_shapes(min_dims=2, max_dims=3, max_side=6)), margin=st.integers(0, 3))
+def test_a_bounding_box_is_that_of_scipy_and_a_margin_within_the_mask(mask: np.ndarray, margin: int) -> None:
+    found = ndimage.find_objects(mask.astype(np.uint8))
+    expected = found[0] if found else None
+    assert bounding_box(mask) == expected
+    margins = [margin] + [0] * (mask.ndim - 1)
+    wider = bounding_box(mask, margins)
+    if expected is None:
+        assert wider is None
+        return
+    assert wider is not None
+    assert wider[1:] == expected[1:]
+    assert mask[wider].sum() == mask.sum()
+    assert wider[0] == slice(max(0, expected[0].start - margin), min(len(mask), expected[0].stop + margin))
 
 
 def test_bit_masks_survive_the_way_to_files_and_back() -> None:

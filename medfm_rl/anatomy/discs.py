@@ -27,6 +27,9 @@ import numpy as np
 import numpy.typing as npt
 from scipy import ndimage
 
+from medfm_rl.anatomy.measures import is_plainly_one_part
+from medfm_rl.structures import bounding_box
+
 DISCS = 20
 Length = Literal["common", "own"]
 _THINNEST = 1e-3
@@ -91,11 +94,10 @@ def _runs(
 
 def _largest_part(mask: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
     """The largest connected part of a mask that is not empty, in the bounding box of all."""
-    down, across = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
-    box = mask[down[0] : down[-1] + 1, across[0] : across[-1] + 1]
-    starts = np.count_nonzero(box[:, 1:] & ~box[:, :-1]) + np.count_nonzero(box[:, 0])
-    # One run in each row, each below the one before, is one part; to label a mask takes five times as long.
-    if starts == len(down) == len(box) and (box[1:] & box[:-1]).any(axis=1).all():
+    filled = bounding_box(mask)
+    assert filled is not None
+    box = mask[filled]
+    if is_plainly_one_part(box):
         return box
     parts, _ = ndimage.label(box)
     largest: npt.NDArray[np.bool_] = parts == np.argmax(np.bincount(parts.ravel())[1:]) + 1

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy import ndimage
 
-from medfm_rl.structures import pixels_of
+from medfm_rl.structures import bounding_box, pixels_of
 from medfm_rl.types import LabelMap, LabelSchema
 
 Mask = npt.NDArray[np.bool_]
@@ -100,13 +100,7 @@ class MaskView:
 
 def _box(mask: Mask, margin: int = 0) -> tuple[slice, ...]:
     """The bounding box of what is there, and `margin` pixels around it; everything where there is nothing."""
-    found = ndimage.find_objects(mask.astype(np.uint8))
-    if not found:
-        return (slice(None),) * mask.ndim
-    return tuple(
-        slice(max(0, part.start - margin), min(side, part.stop + margin))
-        for part, side in zip(found[0], mask.shape, strict=True)
-    )
+    return bounding_box(mask, margin) or (slice(None),) * mask.ndim
 
 
 def shifted(ndim: int, axis: int) -> tuple[tuple[slice, ...], tuple[slice, ...]]:
@@ -127,8 +121,22 @@ def grow(mask: Mask) -> Mask:
     return grown
 
 
+def is_plainly_one_part(box: Mask) -> bool:
+    """Whether a mask in its bounding box has one run in each row, which touches that of the row before.
+
+    Then it is one part without holes, and to see that takes a fifth of the time that it takes to label it. Of any other
+    mask, and of a volume, it says no.
+    """
+    if box.ndim != 2 or not box.any(axis=1).all():
+        return False
+    starts = np.count_nonzero(box[:, 1:] & ~box[:, :-1]) + np.count_nonzero(box[:, 0])
+    return bool(starts == len(box) and (box[1:] & box[:-1]).any(axis=1).all())
+
+
 def part_sizes(mask: Mask) -> npt.NDArray[np.int64]:
     """Pixels of each connected part, the smallest first."""
+    if is_plainly_one_part(mask):
+        return np.array([np.count_nonzero(mask)])
     return np.sort(np.bincount(ndimage.label(mask)[0].ravel())[1:])
 
 
@@ -140,10 +148,12 @@ def count_parts(sizes: npt.NDArray[np.int64], speck: float) -> int:
 
 def _holes(mask: Mask, box: tuple[slice, ...]) -> Mask:
     """Pixels that the mask encloses: parts of its complement that do not reach the border of its bounding box."""
+    holes = np.zeros_like(mask)
+    if is_plainly_one_part(mask[box]):
+        return holes
     outside, count = ndimage.label(np.pad(~mask[box], 1, constant_values=True))
     enclosed = np.arange(count + 1) > 0
     enclosed[outside[(0,) * mask.ndim]] = False
-    holes = np.zeros_like(mask)
     holes[box] = enclosed[outside][(slice(1, -1),) * mask.ndim]
     return holes
 

@@ -15,7 +15,7 @@ that were found. Structures are drawn apart, and what is drawn of one does not h
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -24,7 +24,7 @@ from scipy import ndimage, special
 
 from medfm_rl.anatomy.clips import ClipAnatomy, with_square_pixels
 from medfm_rl.anatomy.discs import Discs, measure_discs
-from medfm_rl.structures import pixels_of
+from medfm_rl.structures import bounding_box, pixels_of
 from medfm_rl.types import FloatArray, LabelMap, LabelSchema
 
 _Probability = npt.NDArray[np.float32]
@@ -81,7 +81,7 @@ def draw_clip(
     for name in schema.structures:
         classes = schema.classes_of(name)
         ends, whole = np.zeros((len(masks), 2)), pixels_of(masks, classes)
-        box = _box(whole, _reach(masks))
+        box = bounding_box(np.asarray(whole.any(axis=0)), _reach(masks))
         if box is not None:
             fields = _fields(whole[:, *box], draws, rng)
             for frame, inside in enumerate(_belongs(masks, rewards, classes, schema.num_classes, box)):
@@ -135,7 +135,7 @@ def membership(
 
 
 def _belongs(
-    masks: LabelMap, rewards: FloatArray, classes: tuple[int, ...], num_classes: int, box: tuple[slice, slice]
+    masks: LabelMap, rewards: FloatArray, classes: tuple[int, ...], num_classes: int, box: tuple[slice, ...]
 ) -> Iterator[npt.NDArray[np.float32]]:
     """Of every frame how far a standard normal field has to lie below for a pixel to belong to the structure."""
     reach = _reach(masks)
@@ -175,16 +175,3 @@ def _fields(inside: npt.NDArray[np.bool_], draws: int, rng: np.random.Generator)
 
 def _reach(masks: LabelMap) -> int:
     return max(1, round(_REACH * float(max(masks.shape[1:]))))
-
-
-def _box(inside: npt.NDArray[np.bool_], margin: int) -> tuple[slice, slice] | None:
-    """The box of what is there in any frame `(T, H, W)` and a margin around it; None where nothing is."""
-    filled: npt.NDArray[np.bool_] = np.asarray(inside.any(axis=0))
-    if not filled.any():
-        return None
-    sides: Sequence[npt.NDArray[np.intp]] = [np.flatnonzero(filled.any(axis=axis)) for axis in (1, 0)]
-    first, second = (
-        slice(max(0, int(side[0]) - margin), min(size, int(side[-1]) + 1 + margin))
-        for side, size in zip(sides, filled.shape, strict=True)
-    )
-    return first, second

@@ -6,7 +6,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy import ndimage
 
-from medfm_rl.structures import Structures, pixels_of
+from medfm_rl.structures import Structures, bounding_box, pixels_of
 from medfm_rl.types import FloatArray, LabelMap
 
 
@@ -41,7 +41,8 @@ def surface_distances(
             hd95.append(value)
             assd.append(value)
             continue
-        box = _bounding_box(ours | theirs)
+        box = bounding_box(ours | theirs)
+        assert box is not None
         to_theirs, to_ours = _directed(ours[box], theirs[box], spacing)
         hd95.append(max(np.percentile(to_theirs, 95), np.percentile(to_ours, 95)))
         assd.append(float(np.concatenate([to_theirs, to_ours]).mean()))
@@ -60,7 +61,3 @@ def _directed(
 def _surface(mask: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
     inside: npt.NDArray[np.bool_] = ndimage.binary_erosion(mask, border_value=0)
     return mask & ~inside
-
-
-def _bounding_box(mask: npt.NDArray[np.bool_]) -> tuple[slice, ...]:
-    return tuple(ndimage.find_objects(mask.astype(np.uint8))[0])

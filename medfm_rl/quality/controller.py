@@ -31,7 +31,7 @@ from medfm_rl.quality.verdicts import decide, risk
 from medfm_rl.quality.views import ECHO_PROFILES, ViewClassifier
 from medfm_rl.reward.network import RewardEnsemble
 from medfm_rl.settings import RESEARCH, SitePolicy
-from medfm_rl.structures import pixels_of
+from medfm_rl.structures import bounding_box, pixels_of
 from medfm_rl.types import Case, FloatArray, LabelMap
 
 _BATCH_LEVEL = 0.05
@@ -385,13 +385,10 @@ def _patients_and_embeddings(reports: Sequence[QualityReport]) -> tuple[list[str
 
 def _worst(smooth: FloatArray, mask: npt.NDArray[np.bool_], size: Sequence[int]) -> tuple[tuple[int, ...], float]:
     """Index and value of the lowest smoothed reward near a structure, of the whole image where there is none."""
-    found = ndimage.find_objects(mask.astype(np.uint8))
-    if not found:
+    box = bounding_box(mask, size)
+    if box is None:
         centre = np.unravel_index(int(smooth.argmin()), smooth.shape)
         return tuple(int(index) for index in centre), float(smooth[centre])
-    box = tuple(
-        slice(max(0, part.start - reach), part.stop + reach) for part, reach in zip(found[0], size, strict=True)
-    )
     near = ndimage.maximum_filter(mask[box].astype(np.uint8), size, mode="constant") > 0
     values = np.where(near, smooth[box], np.inf)
     place = np.unravel_index(int(values.argmin()), values.shape)

@@ -9,12 +9,11 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 import torch
-from scipy import ndimage
 from torch import Tensor
 
 from medfm_rl.anatomy.profiles import RuleResult
 from medfm_rl.reward.score import MARGIN, class_masks, dilate, memberships
-from medfm_rl.structures import Structures, count_classes
+from medfm_rl.structures import Structures, bounding_box, count_classes, pixels_of
 
 FEATURES = (
     "expected_dice",
@@ -192,20 +191,8 @@ def log_odds(probabilities: Tensor) -> Tensor:
 
 def _boxes(action: Tensor, structures: Structures) -> list[tuple[slice, ...]]:
     """The box of each structure of an action `(*S)` and of what its numbers look at around it; all of one not there."""
-    margin = MARGIN + _CONTOUR
-    of_class = ndimage.find_objects(action.cpu().numpy(), max_label=count_classes(structures) - 1)
-    boxes = []
-    for classes in structures:
-        found = [of_class[index - 1] for index in classes if of_class[index - 1] is not None]
-        if not found:
-            boxes.append((slice(None),) * action.ndim)
-            continue
-        low, high = (
-            [extreme(getattr(side, end) for side in sides) for sides in zip(*found, strict=True)]
-            for end, extreme in (("start", min), ("stop", max))
-        )
-        boxes.append(tuple(slice(max(0, start - margin), stop + margin) for start, stop in zip(low, high, strict=True)))
-    return boxes
+    labels, everything = action.cpu().numpy(), (slice(None),) * action.ndim
+    return [bounding_box(pixels_of(labels, classes), MARGIN + _CONTOUR) or everything for classes in structures]
 
 
 def _mean_over(values: Tensor, region: Tensor) -> float:
