@@ -47,8 +47,18 @@ def goals_of_cases(
     by_patient: dict[str, list[CaseFile]] = {}
     for file in files:
         by_patient.setdefault(file.patient_id, []).append(file)
+    compared = [value for value in reported if value.patient_id not in by_patient]
+    if compared:
+        _LOG.info(
+            "feedback: %d of %d values of reports teach nothing: they are of patients on whose images candidates are "
+            "compared",
+            len(compared),
+            len(reported),
+        )
     for value in reported:
-        cases = [file for file in by_patient.get(value.patient_id, []) if value.case_id in (None, file.case_id)]
+        if value.patient_id not in by_patient:
+            continue
+        cases = [file for file in by_patient[value.patient_id] if value.case_id in (None, file.case_id)]
         if value.name == _FRACTION:
             found = _of_fraction(value, cases, policy.schema)
         elif value.name in _SIZES and value.case_id is not None:

@@ -273,6 +273,12 @@ def test_reports_become_goals_of_the_frames_of_a_view(
     pairs = [view for view in views if sum(file.case_id.startswith(f"{view}_") for file in own) == 2]
     assert len(goals) == 2 * len(pairs)
     assert "1 values of diameter teach nothing" in caplog.text
+    caplog.clear()
+    others = [file for file in files if file.patient_id != first]
+    with caplog.at_level("INFO"):
+        assert goals_of_cases(learned.reported, others, TorchModuleAdapter.load(source_model)) == {}
+    assert "2 of 2 values of reports teach nothing: they are of patients on whose images candidates" in caplog.text
+    assert "EF needs two frames" not in caplog.text
 
 
 def test_an_area_is_brought_to_the_grid_of_the_network(tmp_path: Path) -> None:
