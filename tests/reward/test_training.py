@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from scipy import ndimage
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
+from support.precision import single_precision
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -516,7 +517,8 @@ def test_a_batch_that_is_cut_teaches_as_a_whole_one(monkeypatch: pytest.MonkeyPa
     for at_once in (16, 3):
         monkeypatch.setattr("medfm_rl.reward.training.images_at_once", lambda grid, most, size=at_once: min(size, most))
         net = make_net()
-        trained(net, records, made(steps=4, learning_rate=1e-2, batch_size=8), 0)
+        with single_precision():
+            trained(net, records, made(steps=4, learning_rate=1e-2, batch_size=8), 0)
         with torch.no_grad():
             nets.append(net(records.images, records.actions[:, 0]))
     assert nets[0].std() > 0.1

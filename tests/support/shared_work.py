@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
+from support.precision import single_precision
 from support.tiny_runs import TINY, tiny_config
 from torch import Tensor, nn
 
@@ -94,6 +95,7 @@ def compared_on_reviewed(team: Team, folder: Path) -> Tensor:
     return torch.tensor([*found.before, *found.after])
 
 
+@single_precision()
 def work(team: Team, folder: Path) -> dict[str, Tensor]:
     """What all processes together come to.
 
