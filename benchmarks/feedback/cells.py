@@ -43,8 +43,8 @@ class Cell:
         commit: Of the code.
         chosen: Name of the candidate that was returned; None where there were no candidates.
         candidates: By name, the Dice of every candidate on the same cases.
-        ventricle: By `before` and `after`, how wrong the ventricle is (`ventricle_errors`); empty where nothing is
-            learned from its size.
+        ventricle: By `before` and `after`, how wrong the ventricle is (`ventricle_errors`), where less than masks is
+            known and for the upper bound; empty elsewhere.
     """
 
     shift: str

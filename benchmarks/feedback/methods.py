@@ -82,7 +82,7 @@ class FeedbackCells:
                 str(self.laboratory.started_in["commit"]),
                 chosen,
                 candidates,
-                {} if known is None else self._ventricle(segmenter),
+                self._ventricle(segmenter) if known is not None or method == UPPER else {},
             )
         )
 

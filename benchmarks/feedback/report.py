@@ -71,6 +71,8 @@ def summarise(cells: Cells) -> dict[str, Any]:
 def _of_less_than_masks(cells: Cells, shifts: Sequence[str]) -> dict[str, Any]:
     """What grades, preferences and reports bring: shares of the gap, errors of the ventricle, change of Dice."""
     fractions = {shift: _latest(cells, shift, FRACTIONS) for shift in shifts}
+    uppers = {shift: cells.get(shift, UPPER, 0) for shift in shifts}
+    bounds = {shift: own for shift, own in uppers.items() if own and all(cell.ventricle for cell in own.values())}
     return {
         **{
             f"{knowledge}_gap_recovered": {
@@ -86,6 +88,8 @@ def _of_less_than_masks(cells: Cells, shifts: Sequence[str]) -> dict[str, Any]:
             }
             for when in ("before", "after")
         },
+        "area_error_upper": {shift: _ventricle(own, "after", "area") for shift, own in bounds.items()},
+        "ef_mae_upper": {shift: _ventricle(own, "after", "EF") for shift, own in bounds.items()},
         **{
             f"ef_mae_{when}": {shift: _ventricle(own, when, "EF") for shift, own in fractions.items() if own}
             for when in ("before", "after")
@@ -160,7 +164,33 @@ def table(cells: Cells, quick: bool) -> str:
         for method in (*METHODS, *LADDER.values()):
             for k in sorted({cell.k for cell in cells if (cell.shift, cell.method) == (shift, method)}):
                 lines.append(_row(method, k, cells.get(shift, method, k), none, upper))
+        lines += _ventricles(cells, shift)
     return "\n".join(lines) + "\n"
+
+
+def _ventricles(cells: Cells, shift: str) -> list[str]:
+    """How wrong the left ventricle is where that was measured; nothing elsewhere."""
+    rows = []
+    for method in (UPPER, *LADDER.values()):
+        for k in sorted({cell.k for cell in cells if (cell.shift, cell.method) == (shift, method)}):
+            own = cells.get(shift, method, k)
+            if all(cell.ventricle for cell in own.values()):
+                areas, fractions = (
+                    [f"{scale * _ventricle(own, when, measure):.1f}" for when in ("before", "after")]
+                    for measure, scale in (("area", 100), ("EF", 1))
+                )
+                rows.append(table_row([method, "" if method == UPPER else str(k), *areas, *fractions]))
+    if not rows:
+        return []
+    return [
+        "",
+        "Left ventricle: mean error of its area in percent of the true one, and mean absolute difference to the "
+        "published ejection fraction in points.",
+        "",
+        "| method | k | area, source model | area, afterwards | EF, source model | EF, afterwards |",
+        "|---" * 6 + "|",
+        *rows,
+    ]
 
 
 def _row(method: str, k: int, own: Mapping[int, Cell], none: Mapping[int, Cell], upper: Mapping[int, Cell]) -> str:
