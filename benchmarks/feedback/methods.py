@@ -5,6 +5,8 @@ from __future__ import annotations
 import copy
 import shutil
 import time
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,20 +17,25 @@ from torch import Tensor
 
 from benchmarks.adaptation.cells import measure
 from benchmarks.adaptation.methods import Stopwatch
-from benchmarks.feedback.cells import AGAIN, LADDER, NONE, OURS, TUNED, UPPER, Cell, Cells, rounded
+from benchmarks.feedback.cells import AGAIN, BY_CASE, LADDER, NONE, OURS, TUNED, UPPER, Cell, Cells, rounded
 from benchmarks.feedback.judgements import AREAS, KINDS, target_in_millimetres, tell, ventricle_errors
 from benchmarks.feedback.reviewers import patients_in_order, review, source_with_reviewed, target_without_masks
 from benchmarks.harness.laboratory import Laboratory, adapt_config, files_of, read_selection
 from benchmarks.harness.recording import quiet
 from medfm_rl.adapters import SegmenterAdapter, TorchModuleAdapter
 from medfm_rl.augmentation.shape import augment_pair
+from medfm_rl.data.labels import read_labels
+from medfm_rl.data.mask_files import find_masks
 from medfm_rl.metrics.scores import MEAN
 from medfm_rl.policies import ACTOR
-from medfm_rl.runs.finished import FinishedRun, load_run
+from medfm_rl.runs.case_records import label_path
+from medfm_rl.runs.finished import FinishedRun, load_model, load_run
 from medfm_rl.runs.folder import SOURCE, RunFolder
 from medfm_rl.seeding import torch_generator
-from medfm_rl.types import LabelSchema
+from medfm_rl.types import Case, LabelMap, LabelSchema
 from medfm_rl.workflows.adapt.loop import adapt
+from medfm_rl.workflows.deploy.choose import ChooseRequest, choose
+from medfm_rl.workflows.deploy.predict import predict
 from medfm_rl.workflows.training_images import load_labelled
 
 _LEARNING_RATES = (1e-5, 1e-4, 5e-4)
@@ -62,6 +69,9 @@ class FeedbackCells:
         chosen: str | None = None
         candidates: dict[str, tuple[float, ...]] = {}
         known = next((knowledge for knowledge, name in LADDER.items() if name == method), None)
+        if method == BY_CASE:
+            self._keep_by_case(key, k)
+            return
         if method == OURS or known is not None:
             segmenter, seconds, chosen, candidates = self._ours(k, known)
         elif method == TUNED:
@@ -69,22 +79,38 @@ class FeedbackCells:
         else:
             folder, seconds = self.laboratory.trained(self._training_data(method, k))
             segmenter = TorchModuleAdapter.load(folder)
-        anatomy = self.laboratory.anatomy(segmenter)
-        scores = measure(segmenter.segment, self.laboratory.held_out(), anatomy, False)
-        self.cells.keep(
-            Cell(
-                *key,
-                scores.patient_ids,
-                rounded(scores.dice[MEAN]),
-                tuple(round(value, 2) if value == value else None for value in scores.hd95[MEAN]),
-                sum(scores.valid) / len(scores.valid),
-                0.0 if method == NONE else seconds / 60,
-                str(self.laboratory.started_in["commit"]),
-                chosen,
-                candidates,
-                self._ventricle(segmenter) if known is not None or method == UPPER else {},
-            )
+        cell = self._measured(key, segmenter.segment, 0.0 if method == NONE else seconds)
+        ventricle = self._ventricle(segmenter) if known is not None or method == UPPER else {}
+        self.cells.keep(replace(cell, chosen=chosen, candidates=candidates, ventricle=ventricle))
+
+    def _measured(self, key: tuple[str, str, int, int], segment: Callable[[Case], LabelMap], seconds: float) -> Cell:
+        """The cell of what segments the held-out cases so."""
+        anatomy = self.laboratory.anatomy(self.laboratory.source_model())
+        scores = measure(segment, self.laboratory.held_out(), anatomy, False)
+        return Cell(
+            *key,
+            scores.patient_ids,
+            rounded(scores.dice[MEAN]),
+            tuple(round(value, 2) if value == value else None for value in scores.hd95[MEAN]),
+            sum(scores.valid) / len(scores.valid),
+            seconds / 60,
+            str(self.laboratory.started_in["commit"]),
         )
+
+    def _keep_by_case(self, key: tuple[str, str, int, int], k: int) -> None:
+        """The cell of the masks that `choose` takes, as a user would have them chosen."""
+        run, files, start = self.run(k), self.laboratory.held_out(), time.perf_counter()
+        folder = self._folder(k, None)
+        source = load_model(self.laboratory.trained(self.shift.folders.source)[0], "cpu")
+        predict(source, files, folder / "source masks")
+        in_use = find_masks(folder / "source masks" / "labels", files)
+        choose(run, files, folder / "chosen", ChooseRequest(in_use))
+
+        def chosen(case: Case) -> LabelMap:
+            path = label_path(folder / "chosen", case.case_id)
+            return read_labels(path, run.segmenter.schema, case.shape, case.geometry)
+
+        self.cells.keep(self._measured(key, chosen, time.perf_counter() - start))
 
     def _training_data(self, method: str, k: int) -> Path:
         folders = self.shift.folders

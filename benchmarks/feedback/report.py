@@ -11,6 +11,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from benchmarks.feedback.cells import (
+    BY_CASE,
     CONTROLS,
     LADDER,
     METHODS,
@@ -55,6 +56,14 @@ def summarise(cells: Cells) -> dict[str, Any]:
         },
         "harm_rate_upper": {
             shift: harm_rate(cells.get(shift, NONE, 0), cells.get(shift, UPPER, 0)) for shift in shifts
+        },
+        "gap_recovered_by_case": {
+            shift: {k: gap_recovered(*(cells.get(shift, name, k) for name in (NONE, BY_CASE, UPPER))) for k in reviewed}
+            for shift in with_gap
+        },
+        "harm_rate_by_case": {
+            shift: {k: harm_rate(cells.get(shift, NONE, 0), cells.get(shift, BY_CASE, k)) for k in reviewed}
+            for shift in shifts
         },
         "ahead_of_controls": {shift: _ahead(cells, shift) for shift in shifts},
         "ppo_gain": {shift: {k: _as_dict(ppo_gain(cells.get(shift, OURS, k))) for k in _PPO_AT} for shift in shifts},
