@@ -17,12 +17,13 @@ from medfm_rl.data.files import write_json
 from medfm_rl.metrics.bootstrap import PairedDifference, paired_bootstrap
 
 NONE, UPPER, OURS, AGAIN, TUNED = "none", "upper", "ours", "trained again", "fine-tuned on the same"
-BY_CASE = "ours, chosen by case"
-"""The masks that `choose` takes from those of the source model and of ours."""
+MARGINS = (0.01, 0.02)
+BY_CASE = {f"ours, chosen by case, {margin:g}": margin for margin in MARGINS}
+"""The masks that `choose` takes from those of the source model and of ours with these margins."""
 FINE_TUNING = "fine-tuning"
 """Ours without PPO: a candidate of every run of ours."""
 CONTROLS = (AGAIN, TUNED)
-METHODS = (NONE, UPPER, OURS, BY_CASE, *CONTROLS)
+METHODS = (NONE, UPPER, OURS, *BY_CASE, *CONTROLS)
 LADDER = {knowledge: f"ours from {knowledge}" for knowledge in KNOWLEDGE}
 """Methods that know less than masks, by what they know."""
 _DIGITS = 4

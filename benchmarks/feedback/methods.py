@@ -69,8 +69,8 @@ class FeedbackCells:
         chosen: str | None = None
         candidates: dict[str, tuple[float, ...]] = {}
         known = next((knowledge for knowledge, name in LADDER.items() if name == method), None)
-        if method == BY_CASE:
-            self._keep_by_case(key, k)
+        if method in BY_CASE:
+            self._keep_by_case(key, k, BY_CASE[method])
             return
         if method == OURS or known is not None:
             segmenter, seconds, chosen, candidates = self._ours(k, known)
@@ -97,14 +97,14 @@ class FeedbackCells:
             str(self.laboratory.started_in["commit"]),
         )
 
-    def _keep_by_case(self, key: tuple[str, str, int, int], k: int) -> None:
+    def _keep_by_case(self, key: tuple[str, str, int, int], k: int, margin: float) -> None:
         """The cell of the masks that `choose` takes, as a user would have them chosen."""
         run, files, start = self.run(k), self.laboratory.held_out(), time.perf_counter()
         folder = self._folder(k, None)
         source = load_model(self.laboratory.trained(self.shift.folders.source)[0], "cpu")
         predict(source, files, folder / "source masks")
         in_use = find_masks(folder / "source masks" / "labels", files)
-        choose(run, files, folder / "chosen", ChooseRequest(in_use))
+        choose(run, files, folder / "chosen", ChooseRequest(in_use, margin=margin))
 
         def chosen(case: Case) -> LabelMap:
             path = label_path(folder / "chosen", case.case_id)

@@ -57,14 +57,7 @@ def summarise(cells: Cells) -> dict[str, Any]:
         "harm_rate_upper": {
             shift: harm_rate(cells.get(shift, NONE, 0), cells.get(shift, UPPER, 0)) for shift in shifts
         },
-        "gap_recovered_by_case": {
-            shift: {k: gap_recovered(*(cells.get(shift, name, k) for name in (NONE, BY_CASE, UPPER))) for k in reviewed}
-            for shift in with_gap
-        },
-        "harm_rate_by_case": {
-            shift: {k: harm_rate(cells.get(shift, NONE, 0), cells.get(shift, BY_CASE, k)) for k in reviewed}
-            for shift in shifts
-        },
+        **_by_case(cells, shifts, with_gap, reviewed),
         "ahead_of_controls": {shift: _ahead(cells, shift) for shift in shifts},
         "ppo_gain": {shift: {k: _as_dict(ppo_gain(cells.get(shift, OURS, k))) for k in _PPO_AT} for shift in shifts},
         "selection_regret": {shift: {k: regret(cells.get(shift, OURS, k)) for k in reviewed} for shift in shifts},
@@ -74,6 +67,30 @@ def summarise(cells: Cells) -> dict[str, Any]:
             for shift in shifts
         },
         "seeds": {shift: sorted({cell.seed for cell in cells if cell.shift == shift}) for shift in shifts},
+    }
+
+
+def _by_case(
+    cells: Cells, shifts: Sequence[str], with_gap: Sequence[str], reviewed: Sequence[int]
+) -> dict[str, dict[float, Any]]:
+    """Share of the gap and of harmed cases by margin, shift and k where masks are chosen case by case."""
+    return {
+        "gap_recovered_by_case": {
+            margin: {
+                shift: {
+                    k: gap_recovered(*(cells.get(shift, each, k) for each in (NONE, name, UPPER))) for k in reviewed
+                }
+                for shift in with_gap
+            }
+            for name, margin in BY_CASE.items()
+        },
+        "harm_rate_by_case": {
+            margin: {
+                shift: {k: harm_rate(cells.get(shift, NONE, 0), cells.get(shift, name, k)) for k in reviewed}
+                for shift in shifts
+            }
+            for name, margin in BY_CASE.items()
+        },
     }
 
 

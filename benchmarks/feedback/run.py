@@ -11,7 +11,7 @@ come through a feedback store, as a user's would.
 
 `ours`: what `medfm-rl adapt` returned with default settings, source images and the store. Every candidate of the run is
 measured too; the fine-tuned policy is ours without PPO.
-`ours, chosen by case`: the masks that `medfm-rl choose` takes from those of the source model and of ours.
+`ours, chosen by case, M`: the masks that `medfm-rl choose --margin M` takes from those of the source model and of ours.
 `trained again`: the source model trained anew on source and reviewed images, the latter up to 8 times each.
 `fine-tuned on the same`: the source model fine-tuned on the reviewed images alone; of three learning rates the highest
 that costs at most a Dice point on held-out source patients.
