@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from medfm_rl.workflows.adapt.loop import adapt
     from medfm_rl.workflows.calibrate.quality import CalibrateRequest, calibrate
     from medfm_rl.workflows.check.check import CheckRequest, check
+    from medfm_rl.workflows.deploy.choose import ChooseRequest, choose
     from medfm_rl.workflows.deploy.correct import CorrectRequest, correct
     from medfm_rl.workflows.deploy.predict import predict
     from medfm_rl.workflows.deploy.score import ScoreRequest, score
@@ -36,6 +37,7 @@ __all__ = [
     "AdaptConfig",
     "CalibrateRequest",
     "CheckRequest",
+    "ChooseRequest",
     "CorrectRequest",
     "CorrectionSettings",
     "DataSettings",
@@ -55,6 +57,7 @@ __all__ = [
     "calibrate",
     "check",
     "check_adapter",
+    "choose",
     "correct",
     "evaluate",
     "find_cases",
@@ -71,6 +74,7 @@ _HOMES = {
     "AdaptConfig": "settings",
     "CalibrateRequest": "workflows.calibrate.quality",
     "CheckRequest": "workflows.check.check",
+    "ChooseRequest": "workflows.deploy.choose",
     "CorrectRequest": "workflows.deploy.correct",
     "CorrectionSettings": "settings",
     "DataSettings": "settings",
@@ -89,6 +93,7 @@ _HOMES = {
     "calibrate": "workflows.calibrate.quality",
     "check": "workflows.check.check",
     "check_adapter": "adapters",
+    "choose": "workflows.deploy.choose",
     "correct": "workflows.deploy.correct",
     "evaluate": "workflows.evaluate.evaluate",
     "find_cases": "data.layouts",
