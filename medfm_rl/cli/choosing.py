@@ -51,7 +51,8 @@ def choose_command(
 ) -> None:
     """Take, case by case, the adapted segmenter's mask where it is predicted to be better, else the one in use.
 
-    Adapting makes some masks worse; fewer of them are used this way. Both are scored by the run's quality model.
+    Adapting makes some masks worse; fewer of them are used this way. Both are scored by the run's quality model. Where
+    it cannot say which is better, the mask in use stays.
     """
     from medfm_rl.data.layouts import find_cases
     from medfm_rl.data.mask_files import find_masks

@@ -22,7 +22,7 @@ HIDDEN, UNKNOWN, OUTPUT, BESIDE, TWO_FOLDERS = (
 )
 """Why something is skipped."""
 _OUR_LOG = "audit.jsonl"
-"""Lies in every output of predict, score and correct: masks and reward maps in there are no images."""
+"""Lies in every output of predict, score, correct and choose: masks and reward maps in there are no images."""
 _DIRECTORY = "DICOMDIR"
 
 

@@ -1,1 +1,1 @@
-"""`medfm-rl predict`, `score` and `correct`: an adapted segmenter at work."""
+"""`medfm-rl predict`, `score`, `correct` and `choose`: an adapted segmenter at work."""

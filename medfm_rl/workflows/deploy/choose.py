@@ -17,7 +17,7 @@ from typing import Any, Final, Literal
 
 from medfm_rl.correction.acceptance import HARM
 from medfm_rl.data.each_case import each_case
-from medfm_rl.data.files import alone_writing, write_json, write_text
+from medfm_rl.data.files import alone_writing, leads_into, write_json, write_text
 from medfm_rl.data.images import write_labels
 from medfm_rl.data.labels import hash_labels
 from medfm_rl.data.layouts import CaseFile, are_simulated
@@ -29,8 +29,9 @@ from medfm_rl.runs.case_records import CaseRecords, hash_case, label_path
 from medfm_rl.runs.finished import FinishedRun
 from medfm_rl.types import LabelSchema
 from medfm_rl.version import __version__
+from medfm_rl.workflows.deploy.correction_outputs import NOT_HANDLED
 from medfm_rl.workflows.deploy.given_masks import GivenMasks
-from medfm_rl.workflows.deploy.score import OWN_MASKS, ScoreRequest, score
+from medfm_rl.workflows.deploy.score import OWN_MASKS, NothingAssessedError, ScoreRequest, score
 from medfm_rl.workflows.deploy.scores_file import SCORES_FILE, Scores
 from medfm_rl.workflows.deploy.workers import Workers
 
@@ -38,6 +39,7 @@ TABLE_FILE: Final = "choices.csv"
 CHOICES_FILE: Final = "choices.json"
 _FORMAT: Final = 1
 Side = Literal["before", "after"]
+_NAMES: Final[Mapping[Side, str]] = {"before": "the mask in use", "after": "the adapted segmenter's mask"}
 
 
 @dataclass(frozen=True)
@@ -71,9 +73,10 @@ class Choice:
         case: Name of the case.
         patient: Its patient.
         taken: `before`: the mask in use; `after`: that of the adapted segmenter.
-        before: Predicted mean Dice of the mask in use; None where it lacks a structure or could not be assessed.
+        before: Predicted Dice of the mask in use, mean over the structures that both masks have; None where they have
+            none in common, or one of them could not be assessed.
         after: The same of the adapted segmenter's mask.
-        reason: Why, in words.
+        reason: Why, in words; of a frame, why its clip.
     """
 
     case: str
@@ -101,22 +104,24 @@ class Choices:
         return sum(choice.taken == side for choice in self.made)
 
 
-def decide(before: float | None, after: float | None, margin: float) -> tuple[Side, str]:
-    """Which of two masks is taken by their predicted Dice, and why.
+@dataclass(frozen=True)
+class _Scored:
+    """What `score` says of one set of masks.
 
-    Args:
-        before: Of the mask in use; None where it lacks a structure or could not be assessed.
-        after: Of the other.
-        margin: By how much the other has to be better.
+    Attributes:
+        scores: Of those that could be assessed.
+        problems: By case, why the mask could not be.
+        reviews: Which reviews moved predictions, as records have it.
     """
-    if after is None:
-        return "before", "the adapted segmenter's mask lacks a structure, or could not be assessed"
-    if before is None:
-        return "after", "the mask in use lacks a structure, or could not be assessed"
-    gain = after - before
-    if gain >= margin:
-        return "after", f"predicted to be better by {gain:.3f}"
-    return "before", f"the predicted gain of {gain:.3f} is below the margin"
+
+    scores: Scores
+    problems: Mapping[str, str]
+    reviews: Mapping[str, Any]
+
+    def predicted(self, case_id: str) -> dict[str, float]:
+        """Predicted Dice of the structures that the mask of a case has."""
+        found = self.scores.predicted.get(case_id, {})
+        return {name: value for name, value in found.items() if name != MEAN and value is not None}
 
 
 def choose(
@@ -127,10 +132,12 @@ def choose(
     progress: Progress = silent,
     workers: Workers | None = None,
 ) -> Choices:
-    """Scores the masks in use and those of a run's segmenter, and writes the better one of each case to `labels/`.
+    """Scores the masks in use and those of a run's segmenter, and writes the one to go on with to `labels/`.
 
-    Of a clip all frames are of one segmenter: the one that its frames ask for on average. Nothing is promised of what
-    was chosen, for promises are about masks of one segmenter: `before/` and `after/` hold the scores of each.
+    The segmenter's is taken where it is predicted to be better by the margin, in the mean over the structures that both
+    masks have, and the one in use wherever that cannot be said. Of a clip all frames are of one segmenter, by the mean
+    of its frames. Nothing is promised of what was chosen, for promises are about masks of one segmenter: `before/` and
+    `after/` hold the scores of each.
 
     Cases that were scored before, from the same files with the same networks, are not scored again.
 
@@ -143,34 +150,126 @@ def choose(
         workers: Score cases side by side.
 
     Raises:
-        UserError: As in `score`, or not one mask could be written.
+        UserError: As in `score`, but for cases that cannot be assessed; masks in use lie in `out`, or not one mask
+            could be written.
     """
+    _require_elsewhere(request.masks, out)
     with alone_writing(out):
         records = CaseRecords(out, "choose", run.identity)
         quality = {"quality": run.identity.quality_hash}
         for file in files:
             records.require_own(file.case_id, label_path(out, file.case_id), quality)
+        for name in (TABLE_FILE, CHOICES_FILE):
+            # They would be taken for results of this call if it did not end.
+            (out / name).unlink(missing_ok=True)
         in_use = ScoreRequest(request.masks, request.labels)
-        sides = {
-            "before": _scored(run, files, out / "before", in_use, _about(progress, "the masks in use"), workers),
-            "after": _scored(run, files, out / "after", OWN_MASKS, _about(progress, "those of the run"), workers),
+        sides: dict[Side, _Scored] = {
+            "before": _scored(run, files, out / "before", in_use, _about("masks in use", progress), workers),
+            "after": _scored(run, files, out / "after", OWN_MASKS, _about("own masks", progress), workers),
         }
         schema = run.segmenter.schema
         own = {file.case_id: label_path(out / "after", file.case_id) for file in files}
         in_masks = labels_in_masks(request.labels, request.masks, schema)
-        masks = {
-            "before": GivenMasks(request.masks, sides["before"], schema, in_masks),
-            "after": GivenMasks(own, sides["after"], schema),
+        masks: dict[Side, GivenMasks] = {
+            "before": GivenMasks(request.masks, sides["before"].scores, schema, in_masks),
+            "after": GivenMasks(own, sides["after"].scores, schema),
         }
-        common = {"format": _FORMAT, **quality, "margin": request.margin}
+        reviews = sides["after"].reviews
+        common = {"format": _FORMAT, **quality, **reviews, "margin": request.margin}
         writer = _Writer(records, common, _choices(files, sides, request.margin), masks, schema)
         found, problems = each_case(files, writer.write, "writing masks", progress)
+        for name in problems:
+            # One of an earlier call would look like one of this call.
+            label_path(out, name).unlink(missing_ok=True)
+        records.log([{"case": name, "decision": NOT_HANDLED, "problem": text} for name, text in problems.items()])
         if not found:
             raise DataError(f"no mask could be written; the first: {next(iter(problems.values()))}")
         made = Choices(tuple(found[file.case_id] for file in files if file.case_id in found), problems)
-        _write_tables(out, made, request.margin, sides["after"], are_simulated(files))
+        _write_tables(out, files, made, {**common, "segmenter": sides["after"].scores.segmenter})
         write_class_names(label_path(out, files[0].case_id).parent, schema)
         return made
+
+
+def _require_elsewhere(masks: Mapping[str, Path], out: Path) -> None:
+    """Refuses masks in use that lie in the output folder: a second call would take what was chosen for what is in use.
+
+    Raises:
+        ConfigError: One does.
+    """
+    inside = next((path for path in masks.values() if leads_into(path, out)), None)
+    if inside is not None:
+        raise ConfigError(f"--out {out}: the mask in use {inside} lies in there; give another folder for the results")
+
+
+def _about(masks: str, progress: Progress) -> Progress:
+    """Tells of the stages that one set of masks goes through: both go through the same."""
+    return lambda stage, done, total: progress(f"{masks}: {stage}", done, total)
+
+
+def _scored(
+    run: FinishedRun,
+    files: Sequence[CaseFile],
+    out: Path,
+    request: ScoreRequest,
+    progress: Progress,
+    workers: Workers | None,
+) -> _Scored:
+    """What `score` says of masks, also where it can say nothing of any."""
+    problems: Mapping[str, str]
+    reviews: Mapping[str, Any] = {}
+    try:
+        scoring = score(run, files, out, request, progress, workers)
+        problems, reviews = scoring.problems, scoring.scorer.reviews
+    except NothingAssessedError as error:
+        problems = error.problems
+    return _Scored(Scores.read(out / SCORES_FILE), problems, reviews)
+
+
+def _choices(files: Sequence[CaseFile], sides: Mapping[Side, _Scored], margin: float) -> dict[str, Choice]:
+    """By case, which mask is taken; of a clip, one side for all frames."""
+    units: dict[str, list[CaseFile]] = {}
+    for file in files:
+        units.setdefault(file.clip_id or file.case_id, []).append(file)
+    choices = {}
+    for members in units.values():
+        predicted = {file.case_id: _in_common(sides, file.case_id) for file in members}
+        gains = [after - before for before, after in predicted.values() if before is not None and after is not None]
+        taken, reason = decide(gains, margin)
+        for file in members:
+            before, after = predicted[file.case_id]
+            own = reason if gains else _why_not(sides, file.case_id)
+            choices[file.case_id] = Choice(file.case_id, file.patient_id, taken, before, after, own)
+    return choices
+
+
+def _in_common(sides: Mapping[Side, _Scored], case_id: str) -> tuple[float | None, float | None]:
+    """Predicted Dice of both masks of a case, mean over the structures that both have."""
+    before, after = sides["before"].predicted(case_id), sides["after"].predicted(case_id)
+    shared = [name for name in before if name in after]
+    return (fmean(before[name] for name in shared), fmean(after[name] for name in shared)) if shared else (None, None)
+
+
+def decide(gains: Sequence[float], margin: float) -> tuple[Side, str]:
+    """Which mask is taken of a case, or of all frames of a clip, and why.
+
+    Args:
+        gains: Predicted gain of the case in Dice, or those of the frames of which there is one.
+        margin: How much it has to be on average, and above 0.
+    """
+    if not gains:
+        return "before", "nothing can be said of the gain"
+    gain = fmean(gains)
+    if gain > 0 and gain >= margin:
+        return "after", f"predicted to be better by {gain:.3f}"
+    return "before", f"the predicted gain of {gain:.3f} is below the margin" if gain > 0 else "no gain is predicted"
+
+
+def _why_not(sides: Mapping[Side, _Scored], case_id: str) -> str:
+    """Why nothing can be said of the gain in a case."""
+    for side, scored in sides.items():
+        if case_id in scored.problems:
+            return f"{_NAMES[side]} could not be assessed: {scored.problems[case_id]}"
+    return "the two masks have no structure in common"
 
 
 @dataclass(frozen=True)
@@ -188,7 +287,7 @@ class _Writer:
     records: CaseRecords
     common: Mapping[str, Any]
     choices: Mapping[str, Choice]
-    masks: Mapping[str, GivenMasks]
+    masks: Mapping[Side, GivenMasks]
     schema: LabelSchema
 
     def write(self, file: CaseFile) -> Choice:
@@ -198,71 +297,28 @@ class _Writer:
             DataError: The image or the mask cannot be read.
         """
         choice = self.choices[file.case_id]
-        inputs = {**self.common, **hash_case(file, None), **self._hashes(file), **asdict(choice)}
+        taken = self.masks[choice.taken]
+        inputs = {**self.common, **hash_case(file, None), **taken.hashes(file.case_id), **asdict(choice)}
         if self.records.reuse(file.case_id, inputs) is not None:
             return choice
         case = file.read()
-        mask = self.masks[choice.taken].read(case)
+        mask = taken.read(case)
         self.records.begin(file.case_id, inputs)
         path = label_path(self.records.out, file.case_id)
         write_labels(path, mask, case.geometry, self.schema)
         outputs = self.records.hash_files([path])
-        line = {"case": file.case_id, "decision": choice.taken, "mask": hash_labels(mask)}
-        self.records.close(
-            file.case_id, inputs, asdict(choice), outputs, {**line, "inputs": inputs, "outputs": outputs}
-        )
+        line = {
+            "case": file.case_id,
+            "decision": choice.taken,
+            "inputs": inputs,
+            "mask": hash_labels(mask),
+            "outputs": outputs,
+        }
+        self.records.close(file.case_id, inputs, asdict(choice), outputs, line)
         return choice
 
-    def _hashes(self, file: CaseFile) -> dict[str, str | None]:
-        """Hashes of the masks of a case that were scored, by side."""
-        return {
-            f"mask_{side}": None if masks.scores is None else masks.scores.masks.get(file.case_id)
-            for side, masks in self.masks.items()
-        }
 
-
-def _about(progress: Progress, masks: str) -> Progress:
-    """Tells of the stages that one set of masks goes through: both go through the same."""
-    return lambda stage, done, total: progress(f"{stage} {masks}", done, total)
-
-
-def _scored(
-    run: FinishedRun,
-    files: Sequence[CaseFile],
-    out: Path,
-    request: ScoreRequest,
-    progress: Progress,
-    workers: Workers | None,
-) -> Scores:
-    score(run, files, out, request, progress, workers)
-    return Scores.read(out / SCORES_FILE)
-
-
-def _choices(files: Sequence[CaseFile], sides: Mapping[str, Scores], margin: float) -> dict[str, Choice]:
-    """By case, which mask is taken; of a clip, one side for all frames."""
-    predicted = {
-        file.case_id: tuple(sides[side].predicted.get(file.case_id, {}).get(MEAN) for side in ("before", "after"))
-        for file in files
-    }
-    units: dict[str, list[CaseFile]] = {}
-    for file in files:
-        units.setdefault(file.clip_id or file.case_id, []).append(file)
-    choices = {}
-    for members in units.values():
-        of_before, of_after = (_mean([predicted[file.case_id][side] for file in members]) for side in (0, 1))
-        taken, reason = decide(of_before, of_after, margin)
-        for file in members:
-            before, after = predicted[file.case_id]
-            choices[file.case_id] = Choice(file.case_id, file.patient_id, taken, before, after, reason)
-    return choices
-
-
-def _mean(values: Sequence[float | None]) -> float | None:
-    known = [value for value in values if value is not None]
-    return fmean(known) if len(known) == len(values) else None
-
-
-def _write_tables(out: Path, choices: Choices, margin: float, scores: Scores, simulated: bool) -> None:
+def _write_tables(out: Path, files: Sequence[CaseFile], choices: Choices, common: Mapping[str, Any]) -> None:
     """`choices.csv`, one row for each case, and `choices.json`."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
@@ -270,19 +326,17 @@ def _write_tables(out: Path, choices: Choices, margin: float, scores: Scores, si
     for choice in choices.made:
         values = ["" if value is None else f"{value:.4f}" for value in (choice.before, choice.after)]
         writer.writerow([choice.case, choice.patient, choice.taken, *values, choice.reason])
-    for case, problem in choices.problems.items():
-        writer.writerow([case, "", "none", "", "", problem])
+    for file in files:
+        if file.case_id in choices.problems:
+            writer.writerow([file.case_id, file.patient_id, NOT_HANDLED, "", "", choices.problems[file.case_id]])
     write_text(out / TABLE_FILE, text.getvalue())
     content = {
-        "format": _FORMAT,
+        **common,
         "medfm_rl": __version__,
-        "margin": margin,
-        "quality": scores.quality,
-        "segmenter": scores.segmenter,
         "before": choices.count("before"),
         "after": choices.count("after"),
         "cases": [asdict(choice) for choice in choices.made],
         "problems": dict(choices.problems),
-        **({"simulated": True} if simulated else {}),
+        **({"simulated": True} if are_simulated(files) else {}),
     }
     write_json(out / CHOICES_FILE, content)

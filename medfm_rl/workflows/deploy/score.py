@@ -30,6 +30,19 @@ from medfm_rl.workflows.deploy.workers import Crew, Nobody, Workers, at_work, se
 _LOG = logging.getLogger(__name__)
 
 
+class NothingAssessedError(DataError):
+    """Not one case could be assessed; the results say so of each.
+
+    Args:
+        message: The first of the reasons.
+        problems: By case, why.
+    """
+
+    def __init__(self, message: str, problems: Mapping[str, str]) -> None:
+        super().__init__(message)
+        self.problems = problems
+
+
 @dataclass(frozen=True)
 class ScoreRequest:
     """Which masks are scored, and how.
@@ -177,8 +190,9 @@ def score(
         records.log(audit_lines(scoring))
         if not reports:
             first = next(iter(queue.unassessed.values()))
-            raise DataError(
-                f"no case could be assessed, {out / TABLE_FILE} says why of each; the first: {first.problem}"
+            raise NothingAssessedError(
+                f"no case could be assessed, {out / TABLE_FILE} says why of each; the first: {first.problem}",
+                scoring.problems,
             )
         return scoring
 

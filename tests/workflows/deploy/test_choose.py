@@ -54,21 +54,21 @@ def choice_of(quality_run: Path, files: list[CaseFile], in_use: Path, out: Path,
 
 
 @pytest.mark.parametrize(
-    ("before", "after", "margin", "side"),
+    ("gains", "margin", "side"),
     [
-        (0.8, 0.8005, 0.01, "before"),
-        (0.75, 0.8125, 0.0625, "after"),
-        (0.8, 0.7, 0.0, "before"),
-        (0.8, 0.8, 0.0, "after"),
-        (None, 0.1, 1.0, "after"),
-        (0.1, None, 0.0, "before"),
-        (None, None, 0.0, "before"),
+        ([0.0005], 0.01, "before"),
+        ([0.0625], 0.0625, "after"),
+        ([-0.1], 0.0, "before"),
+        ([0.0], 0.0, "before"),
+        ([0.5, -0.25], 0.125, "after"),
+        ([0.5, -0.25], 0.25, "before"),
+        ([], 0.0, "before"),
     ],
 )
 def test_a_mask_gives_way_to_one_that_is_predicted_to_be_better_by_the_margin(
-    before: float | None, after: float | None, margin: float, side: str
+    gains: list[float], margin: float, side: str
 ) -> None:
-    assert decide(before, after, margin)[0] == side
+    assert decide(gains, margin)[0] == side
 
 
 def test_each_case_has_the_mask_that_was_taken_and_its_reason(
@@ -83,7 +83,7 @@ def test_each_case_has_the_mask_that_was_taken_and_its_reason(
     margin = max(0.0, (gains[1] + gains[2]) / 2)
     out = tmp_path / "chosen"
     choices = choice_of(quality_run, files, in_use, out, margin)
-    sides = [decide(choice.before, choice.after, margin)[0] for choice in choices.made]
+    sides = [decide([choice.after - choice.before], margin)[0] for choice in choices.made]  # type: ignore[operator]
     assert [choice.taken for choice in choices.made] == sides
     assert set(sides) == {"before", "after"}
     assert (choices.count("before"), choices.count("after")) == (sides.count("before"), sides.count("after"))
@@ -100,7 +100,7 @@ def test_each_case_has_the_mask_that_was_taken_and_its_reason(
     with (out / "choices.csv").open() as table:
         rows = list(csv.DictReader(table))
     assert [(row["case"], row["taken"]) for row in rows] == [(choice.case, choice.taken) for choice in choices.made]
-    assert all("predicted" in row["reason"] or "lacks a structure" in row["reason"] for row in rows)
+    assert all("predicted" in row["reason"] for row in rows)
     lines = [json.loads(line) for line in (out / "audit.jsonl").read_text().splitlines()]
     assert [(line["case"], line["decision"]) for line in lines] == [(row["case"], row["taken"]) for row in rows]
 
@@ -120,14 +120,81 @@ def test_a_repeated_call_writes_nothing_again_and_another_margin_does(
         assert np.array_equal(read_image(path)[0], read_image(in_use / path.name)[0])
 
 
-def test_a_case_without_a_mask_in_use_has_that_of_the_adapted_segmenter(
+def test_what_a_mask_lacks_is_left_out_of_the_comparison(
     quality_run: Path, files: list[CaseFile], in_use: Path, tmp_path: Path
 ) -> None:
-    (in_use / f"{files[0].case_id}.nii.gz").unlink()
-    choices = choice_of(quality_run, files, in_use, tmp_path / "out", 1.0)
-    assert (choices.made[0].taken, choices.made[0].before) == ("after", None)
-    assert choices.problems == {}
-    assert {choice.taken for choice in choices.made[1:]} == {"before"}
+    """It may be right to lack it; what both have says whether the other one is better."""
+    whole = choice_of(quality_run, files, in_use, tmp_path / "whole")
+    path = in_use / f"{files[0].case_id}.nii.gz"
+    schema, case = load_run(quality_run, "cpu").segmenter.schema, files[0].read()
+    mask = read_labels(path, schema, case.shape, case.geometry)
+    write_labels(path, np.where(mask == 3, 0, mask), case.geometry, schema)
+    lacking = choice_of(quality_run, files, in_use, tmp_path / "lacking").made[0]
+    assert lacking.before is not None
+    assert lacking.before != whole.made[0].before
+    write_labels(path, np.zeros_like(mask), case.geometry, schema)
+    empty = choice_of(quality_run, files, in_use, tmp_path / "empty").made[0]
+    assert (empty.taken, empty.before, empty.reason) == ("before", None, "the two masks have no structure in common")
+
+
+def test_a_mask_in_use_that_cannot_be_read_is_named_and_not_replaced(
+    quality_run: Path, files: list[CaseFile], in_use: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    choice_of(quality_run, files, in_use, out)
+    gone, damaged = (f"{file.case_id}.nii.gz" for file in files[:2])
+    (in_use / gone).unlink()
+    (in_use / damaged).write_bytes(b"no mask")
+    choices = choice_of(quality_run, files, in_use, out, 1.0)
+    assert set(choices.problems) == {files[0].case_id, files[1].case_id}
+    assert "there is no mask of that name" in choices.problems[files[0].case_id]
+    assert damaged in choices.problems[files[1].case_id]
+    # Those of the first call would look like results of the second.
+    assert not [name for name in (gone, damaged) if (out / "labels" / name).exists()]
+    with (out / "choices.csv").open() as table:
+        rows = {row["case"]: row for row in csv.DictReader(table)}
+    assert [rows[file.case_id]["taken"] for file in files] == ["not handled"] * 2 + ["before"] * 4
+    assert rows[files[0].case_id]["patient"] == files[0].patient_id
+    lines = [json.loads(line) for line in (out / "audit.jsonl").read_text().splitlines()]
+    assert [line["case"] for line in lines if "problem" in line] == [file.case_id for file in files[:2]]
+
+
+def test_where_no_mask_in_use_can_be_read_nothing_is_left_that_looks_like_a_result(
+    quality_run: Path, files: list[CaseFile], in_use: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    choice_of(quality_run, files, in_use, out)
+    for path in in_use.glob("*.nii.gz"):
+        path.write_bytes(b"no mask")
+    with pytest.raises(DataError, match=r"no mask could be written; the first: .*nii.gz"):
+        choice_of(quality_run, files, in_use, out)
+    assert not list((out / "labels").glob("*.nii.gz"))
+    assert not (out / "choices.csv").exists()
+
+
+def test_an_interrupted_call_leaves_no_tables_of_the_one_before(
+    quality_run: Path, files: list[CaseFile], in_use: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    choice_of(quality_run, files, in_use, out)
+
+    def interrupting(stage: str, done: int, total: int) -> None:
+        if (stage, done) == ("writing masks", 3):
+            raise KeyboardInterrupt
+
+    request = ChooseRequest(find_masks(in_use, files), None, 1.0)
+    with pytest.raises(KeyboardInterrupt):
+        choose(load_run(quality_run, "cpu"), files, out, request, interrupting)
+    assert not (out / "choices.csv").exists()
+    assert choice_of(quality_run, files, in_use, out, 1.0).count("before") == 6
+
+
+def test_masks_in_use_are_not_those_of_the_output_folder(
+    quality_run: Path, files: list[CaseFile], in_use: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(ConfigError, match=r"--out .*in use: the mask in use .* lies in there"):
+        choice_of(quality_run, files, in_use, in_use)
+    assert not (in_use / "labels").exists()
 
 
 def test_frames_of_a_clip_are_all_of_one_segmenter(quality_run: Path, tmp_path: Path) -> None:

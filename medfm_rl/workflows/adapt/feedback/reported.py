@@ -51,7 +51,7 @@ def goals_of_cases(
     if compared:
         _LOG.info(
             "feedback: %d of %d values of reports teach nothing: they are of patients on whose images candidates are "
-            "compared",
+            "compared, or whose masks teach",
             len(compared),
             len(reported),
         )
