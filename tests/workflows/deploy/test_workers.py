@@ -30,6 +30,7 @@ from medfm_rl.runs.finished import load_run
 from medfm_rl.runs.models import ModelInMemory
 from medfm_rl.settings import CorrectionSettings, DataSettings, NetworkSettings
 from medfm_rl.version import __version__
+from medfm_rl.workflows.deploy.choose import ChooseRequest, choose
 from medfm_rl.workflows.deploy.correct import CorrectRequest, correct
 from medfm_rl.workflows.deploy.predict import predict
 from medfm_rl.workflows.deploy.score import ScoreRequest, score
@@ -218,6 +219,17 @@ def test_correct_scores_and_corrects_as_one_process_does(
         assert together.problems == alone.problems == {}
         assert together.untouched == alone.untouched
         assert_same(one, two)
+
+
+@pytest.mark.ray
+def test_choose_scores_both_sets_of_masks_as_one_process_does(
+    workers: Workers, run: Path, images: Path, tmp_path: Path
+) -> None:
+    files = cases_of(images)[:5]
+    request = ChooseRequest(find_masks(images / "labels", files))
+    for out, hands in ((tmp_path / "one", None), (tmp_path / "two", workers)):
+        choose(load_run(run, "cpu"), files, out, request, silent, hands)
+    assert_same(tmp_path / "one", tmp_path / "two")
 
 
 @pytest.mark.ray
