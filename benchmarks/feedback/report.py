@@ -171,9 +171,9 @@ def table(cells: Cells, quick: bool) -> str:
         *heading("What reviewed patients bring", quick),
         "Held-out target patients. k: reviewed target patients, drawn at random. Dice: mean over the structures. Gap: "
         "share of the gap to the model trained on the labels of all target patients, where the interval of its gain is "
-        "above 0. Harmed: share of cases more than 1 Dice point below no adaptation. HD95: mean over the cases where it "
-        "is defined. Without PPO: the fine-tuned policy of the same run. Regret: Dice points of the best candidate of "
-        "the run in hindsight above the returned one. Intervals: 95 %, bootstrap over patients, seeds averaged.",
+        "above 0. Harmed: share of cases more than 1 Dice point below no adaptation. HD95: mean over the cases where "
+        "it is defined. Without PPO: the fine-tuned policy of the same run. Regret: Dice points of the best candidate "
+        "of the run in hindsight above the returned one. Intervals: 95 %, bootstrap over patients, seeds averaged.",
     ]
     for shift, title in TITLES.items():
         none, bound = cells.get(shift, NONE, 0), cells.get(shift, UPPER, 0) if _has_gap(cells, shift) else {}
