@@ -43,6 +43,7 @@ COMMANDS = [
     "propose",
     "score",
     "correct",
+    "choose",
     "calibrate",
     "calibrate-correction",
     "check",
