@@ -154,7 +154,22 @@ class Cluster:
         self._ray.kill(worker, no_restart=True)
         if pending is not None:
             self._ray.wait([pending], timeout=_LONGEST_END)
-        await_end(process)
+        self.await_end(process)
+
+    def await_end(self, process: int | None) -> None:
+        """Waits until a process of this machine is gone, if not for ever.
+
+        Ray gives up what a worker was doing before its process has ended, which may still be writing.
+
+        Args:
+            process: Its number; None where it is elsewhere, and cannot be waited for.
+        """
+        end = time.monotonic() + _LONGEST_END
+        while process is not None and _is_there(process):
+            if time.monotonic() > end:
+                _LOG.warning("the worker of process %d was ended and is still there; it may still be writing", process)
+                return
+            time.sleep(0.01)
 
     def close(self) -> None:
         """Ends Ray where it was started here."""
@@ -162,22 +177,6 @@ class Cluster:
             self._ray.shutdown()
         if self._folder is not None:
             shutil.rmtree(self._folder, ignore_errors=True)
-
-
-def await_end(process: int | None) -> None:
-    """Waits until a process of this machine is gone, if not for ever.
-
-    Ray gives up what a worker was doing before its process has ended, which may still be writing.
-
-    Args:
-        process: Its number; None where it is elsewhere, and cannot be waited for.
-    """
-    end = time.monotonic() + _LONGEST_END
-    while process is not None and _is_there(process):
-        if time.monotonic() > end:
-            _LOG.warning("the worker of process %d was ended and is still there; it may still be writing", process)
-            return
-        time.sleep(0.01)
 
 
 def _is_there(process: int) -> bool:

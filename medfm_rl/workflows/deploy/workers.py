@@ -294,10 +294,8 @@ class Crew:
 
     def _bury(self, worker: _Worker, reason: str) -> None:
         """Takes note of a worker that died, and has another one do what it had begun."""
-        from medfm_rl.workflows.deploy.ray_cluster import await_end
-
         self.lost = True
-        await_end(worker.process)
+        self._cluster.await_end(worker.process)
         self._deaths_in_a_row += 1
         memory = "; the memory of its machine was full" if _FULL_MEMORY.search(reason) else ""
         if self._deaths_in_a_row > _MOST_DEATHS * self._workers.count:
