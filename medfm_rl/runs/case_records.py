@@ -15,11 +15,12 @@ from medfm_rl.adapters.delta import state_hash
 from medfm_rl.data.files import append_lines, hash_path, write_json
 from medfm_rl.data.images import hash_image
 from medfm_rl.data.json_text import parse_json
+from medfm_rl.data.labels import hash_labels
 from medfm_rl.data.layouts import CaseFile
 from medfm_rl.data.names import file_of_case
 from medfm_rl.errors import DataError
 from medfm_rl.runs.identity import Identity
-from medfm_rl.types import frame_ids
+from medfm_rl.types import LabelMap, frame_ids
 from medfm_rl.version import __version__
 
 AUDIT_FILE = "audit.jsonl"
@@ -116,6 +117,28 @@ class CaseRecords:
         else:
             self.log([line])
         self._write(case_id, content)
+
+    def close_mask(
+        self,
+        line: Mapping[str, Any],
+        inputs: Mapping[str, Any],
+        mask: LabelMap,
+        files: Sequence[Path],
+        result: Mapping[str, Any],
+    ) -> None:
+        """Records a case of which a mask was written, and adds its line to the audit log with hashes of all of it.
+
+        Args:
+            line: `case`, and what the command decided.
+            inputs: As in `reuse`.
+            mask: Class indices `(*S)`.
+            files: What was written of the case.
+            result: JSON values.
+        """
+        outputs = self.hash_files(files)
+        # Of the mask both: of its labels, as in scores.json, and of its file.
+        whole = {**line, "inputs": inputs, "mask": hash_labels(mask), "outputs": outputs}
+        self.close(line["case"], inputs, result, outputs, whole)
 
     def hash_files(self, files: Sequence[Path]) -> dict[str, str]:
         """SHA-256 of files within the output folder, by their names in there."""

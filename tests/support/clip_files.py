@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,9 @@ from pydicom import dcmread
 from pydicom.encaps import encapsulate
 from pydicom.uid import JPEGBaseline8Bit
 from support.dicom_files import ULTRASOUND_CLIP, item, write_dicom
+
+from medfm_rl.data.clips.sequences import write_sequence
+from medfm_rl.data.images import read_image
 
 SIZE = (48, 64)
 COUNT = 12
@@ -76,3 +80,21 @@ def compress_as_jpeg(path: Path, frames: np.ndarray) -> None:
     made["PixelData"].VR = "OB"
     made["PixelData"].is_undefined_length = True
     made.save_as(path, enforce_file_format=True)
+
+
+def write_stills_as_clip(data: Path, folder: Path, change: Callable[[np.ndarray], np.ndarray]) -> None:
+    """Three stills of a data set as frames of the clip `p1_4CH`, in `images/` and `masks/`; one mask is changed.
+
+    Args:
+        data: The data set, with `images/` and `labels/`.
+        folder: Where to.
+        change: From the second mask `(H, W)` to what is written in its place.
+    """
+    names = sorted(path.name for path in (data / "images").iterdir())[:3]
+    geometry = read_image(data / "images" / names[0])[1].plane
+    frames, masks = (
+        np.stack([read_image(data / part / name)[0][0] for name in names]) for part in ("images", "labels")
+    )
+    masks[1] = change(masks[1])
+    write_sequence(folder / "images" / "p1_4CH.nii.gz", frames, geometry, None)
+    write_sequence(folder / "masks" / "p1_4CH.nii.gz", masks.astype(np.uint8), geometry, None)

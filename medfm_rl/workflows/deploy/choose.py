@@ -19,9 +19,8 @@ from medfm_rl.correction.acceptance import HARM
 from medfm_rl.data.each_case import each_case
 from medfm_rl.data.files import alone_writing, leads_into, write_json, write_text
 from medfm_rl.data.images import write_labels
-from medfm_rl.data.labels import hash_labels
 from medfm_rl.data.layouts import CaseFile, are_simulated
-from medfm_rl.data.mask_labels import labels_in_masks, write_class_names
+from medfm_rl.data.mask_labels import write_class_names
 from medfm_rl.errors import ConfigError, DataError
 from medfm_rl.progress import Progress, silent
 from medfm_rl.quality.model import MEAN
@@ -169,9 +168,8 @@ def choose(
         }
         schema = run.segmenter.schema
         own = {file.case_id: label_path(out / "after", file.case_id) for file in files}
-        in_masks = labels_in_masks(request.labels, request.masks, schema)
         masks: dict[Side, GivenMasks] = {
-            "before": GivenMasks(request.masks, sides["before"].scores, schema, in_masks),
+            "before": GivenMasks.of_user(request.masks, request.labels, sides["before"].scores, schema),
             "after": GivenMasks(own, sides["after"].scores, schema),
         }
         reviews = sides["after"].reviews
@@ -306,15 +304,8 @@ class _Writer:
         self.records.begin(file.case_id, inputs)
         path = label_path(self.records.out, file.case_id)
         write_labels(path, mask, case.geometry, self.schema)
-        outputs = self.records.hash_files([path])
-        line = {
-            "case": file.case_id,
-            "decision": choice.taken,
-            "inputs": inputs,
-            "mask": hash_labels(mask),
-            "outputs": outputs,
-        }
-        self.records.close(file.case_id, inputs, asdict(choice), outputs, line)
+        line = {"case": file.case_id, "decision": choice.taken}
+        self.records.close_mask(line, inputs, mask, [path], asdict(choice))
         return choice
 
 

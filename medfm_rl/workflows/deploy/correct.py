@@ -12,7 +12,7 @@ from medfm_rl.correction import CaseCorrector
 from medfm_rl.data.each_case import each_case
 from medfm_rl.data.files import alone_writing
 from medfm_rl.data.layouts import CaseFile, whole_clips
-from medfm_rl.data.mask_labels import labels_in_masks, write_class_names
+from medfm_rl.data.mask_labels import write_class_names
 from medfm_rl.errors import ConfigError, DataError
 from medfm_rl.progress import Progress, silent
 from medfm_rl.runs.case_records import CaseRecords, hash_settings, label_path
@@ -275,6 +275,4 @@ def _choose(
 def _given_masks(run: FinishedRun, request: CorrectRequest, scores: Scores | None) -> GivenMasks | None:
     if request.masks is None:
         return None
-    schema = run.segmenter.schema
-    in_masks = labels_in_masks(request.labels, request.masks, schema)
-    return GivenMasks(request.masks, scores, schema, in_masks)
+    return GivenMasks.of_user(request.masks, request.labels, scores, run.segmenter.schema)

@@ -15,7 +15,6 @@ from medfm_rl.adapters.clips import CaseMasks, segment_frames
 from medfm_rl.correction import CaseCorrector, CorrectionResult
 from medfm_rl.data.files import replace_on_success
 from medfm_rl.data.images import write_labels
-from medfm_rl.data.labels import hash_labels
 from medfm_rl.data.layouts import CaseFile
 from medfm_rl.data.names import file_of_case
 from medfm_rl.errors import DataError
@@ -191,7 +190,7 @@ class CorrectionBench:
         mask = result.before if self.propose_only else result.mask
         rewards, files = self._write(case, result, decision, mask)
         record = record_of(result, case, decision, rewards)
-        self._close(record, inputs, mask, files, record)
+        self.records.close_mask(record, inputs, mask, files, record)
         return record
 
     def keep(self, file: CaseFile) -> None:
@@ -214,21 +213,7 @@ class CorrectionBench:
         labels = label_path(self.out, file.case_id)
         self.records.begin(file.case_id, inputs)
         write_labels(labels, mask, case.geometry, adapter.schema)
-        self._close({"case": file.case_id, "decision": "kept"}, inputs, mask, [labels], {})
-
-    def _close(
-        self,
-        line: Mapping[str, Any],
-        inputs: Mapping[str, Any],
-        mask: LabelMap,
-        files: Sequence[Path],
-        result: Mapping[str, Any],
-    ) -> None:
-        """Adds the line of a case to the audit log, and records that the case is complete."""
-        outputs = self.records.hash_files(files)
-        # Of the mask both: of its labels, as in scores.json, and of its file.
-        whole = {**line, "inputs": inputs, "mask": hash_labels(mask), "outputs": outputs}
-        self.records.close(line["case"], inputs, result, outputs, whole)
+        self.records.close_mask({"case": file.case_id, "decision": "kept"}, inputs, mask, [labels], {})
 
     def _write(
         self, case: Case, result: CorrectionResult, decision: str, mask: LabelMap

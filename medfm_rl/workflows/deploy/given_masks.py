@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from medfm_rl.data.images import hash_image
 from medfm_rl.data.labels import hash_labels, read_labels
+from medfm_rl.data.mask_labels import labels_in_masks
 from medfm_rl.errors import DataError
 from medfm_rl.types import Case, LabelMap, LabelSchema
 from medfm_rl.workflows.deploy.scores_file import Scores
@@ -29,6 +30,21 @@ class GivenMasks:
     scores: Scores | None
     schema: LabelSchema
     in_files: LabelSchema | None = None
+
+    @classmethod
+    def of_user(cls, paths: Mapping[str, Path], labels: str | None, scores: Scores | None, schema: LabelSchema) -> Self:
+        """Masks that a user gives, whatever the integers in them.
+
+        Args:
+            paths: By case.
+            labels: The integers, as in `labels_in_masks`.
+            scores: As in the attributes.
+            schema: Likewise.
+
+        Raises:
+            UserError: The integers are not known.
+        """
+        return cls(paths, scores, schema, labels_in_masks(labels, paths, schema))
 
     def path(self, case_id: str) -> Path:
         """The file.

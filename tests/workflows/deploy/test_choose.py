@@ -8,9 +8,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from support.clip_files import write_stills_as_clip
 
 from medfm_rl import cli
-from medfm_rl.data.clips.sequences import write_sequence
 from medfm_rl.data.images import read_image, write_labels
 from medfm_rl.data.labels import read_labels
 from medfm_rl.data.layouts import CaseFile, find_cases
@@ -198,15 +198,7 @@ def test_masks_in_use_are_not_those_of_the_output_folder(
 
 
 def test_frames_of_a_clip_are_all_of_one_segmenter(quality_run: Path, tmp_path: Path) -> None:
-    data = quality_run.parent / "data"
-    names = sorted(path.name for path in (data / "images").iterdir())[:3]
-    geometry = read_image(data / "images" / names[0])[1].plane
-    frames, masks = (
-        np.stack([read_image(data / part / name)[0][0] for name in names]) for part in ("images", "labels")
-    )
-    masks[1] = np.roll(masks[1], 6, axis=1)
-    write_sequence(tmp_path / "images" / "p1_4CH.nii.gz", frames, geometry, None)
-    write_sequence(tmp_path / "masks" / "p1_4CH.nii.gz", masks.astype(np.uint8), geometry, None)
+    write_stills_as_clip(quality_run.parent / "data", tmp_path, lambda mask: np.roll(mask, 6, axis=1))
     clip = find_cases(DataSettings(path=tmp_path / "images"))
     gains = [
         choice.after - choice.before

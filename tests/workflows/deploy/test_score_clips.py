@@ -4,9 +4,8 @@ import csv
 from pathlib import Path
 
 import numpy as np
+from support.clip_files import write_stills_as_clip
 
-from medfm_rl.data.clips.sequences import write_sequence
-from medfm_rl.data.images import read_image
 from medfm_rl.data.layouts import find_cases
 from medfm_rl.data.mask_files import find_masks
 from medfm_rl.runs.finished import load_run
@@ -15,15 +14,7 @@ from medfm_rl.workflows.deploy.score import ScoreRequest, score
 
 
 def test_a_clip_has_the_verdict_of_its_worst_frame(quality_run: Path, tmp_path: Path) -> None:
-    data = quality_run.parent / "data"
-    names = sorted(path.name for path in (data / "images").iterdir())[:3]
-    geometry = read_image(data / "images" / names[0])[1].plane
-    frames, masks = (
-        np.stack([read_image(data / part / name)[0][0] for name in names]) for part in ("images", "labels")
-    )
-    masks[1] = np.where(masks[1] == 1, 0, masks[1])
-    write_sequence(tmp_path / "images" / "p1_4CH.nii.gz", frames, geometry, None)
-    write_sequence(tmp_path / "masks" / "p1_4CH.nii.gz", masks.astype(np.uint8), geometry, None)
+    write_stills_as_clip(quality_run.parent / "data", tmp_path, lambda mask: np.where(mask == 1, 0, mask))
     files = find_cases(DataSettings(path=tmp_path / "images"))
     given = find_masks(tmp_path / "masks", files)
     score(load_run(quality_run, "cpu"), files, tmp_path / "out", ScoreRequest(masks=given))
