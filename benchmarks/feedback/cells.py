@@ -26,6 +26,9 @@ CONTROLS = (AGAIN, TUNED)
 METHODS = (NONE, UPPER, OURS, *BY_CASE, *CONTROLS)
 LADDER = {knowledge: f"ours from {knowledge}" for knowledge in KNOWLEDGE}
 """Methods that know less than masks, by what they know."""
+DPO = "DPO from preferences"
+"""The control of ours from preferences."""
+JUDGED = (*LADDER.values(), DPO)
 _DIGITS = 4
 
 
@@ -35,7 +38,7 @@ class Cell:
 
     Attributes:
         shift: Name of the shift.
-        method: One of `METHODS`, or of `LADDER`.
+        method: One of `METHODS`, or of `JUDGED`.
         k: Reviewed patients.
         seed: Of everything.
         patients: One per case, the cases sorted.

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import copy
 import shutil
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +17,22 @@ from torch import Tensor
 
 from benchmarks.adaptation.cells import measure
 from benchmarks.adaptation.methods import Stopwatch
-from benchmarks.feedback.cells import AGAIN, BY_CASE, LADDER, NONE, OURS, TUNED, UPPER, Cell, Cells, rounded
-from benchmarks.feedback.judgements import AREAS, KINDS, target_in_millimetres, tell, ventricle_errors
+from benchmarks.baselines.preferences import optimise_preferences
+from benchmarks.feedback.cells import (
+    AGAIN,
+    BY_CASE,
+    DPO,
+    JUDGED,
+    LADDER,
+    NONE,
+    OURS,
+    TUNED,
+    UPPER,
+    Cell,
+    Cells,
+    rounded,
+)
+from benchmarks.feedback.judgements import AREAS, KINDS, PREFERENCES, target_in_millimetres, tell, ventricle_errors
 from benchmarks.feedback.reviewers import patients_in_order, review, source_with_reviewed, target_without_masks
 from benchmarks.harness.laboratory import Laboratory, adapt_config, files_of, read_selection
 from benchmarks.harness.recording import quiet
@@ -32,7 +46,10 @@ from medfm_rl.runs.case_records import label_path
 from medfm_rl.runs.finished import FinishedRun, load_model, load_run
 from medfm_rl.runs.folder import SOURCE, RunFolder
 from medfm_rl.seeding import torch_generator
+from medfm_rl.settings import FeedbackSettings
 from medfm_rl.types import Case, LabelMap, LabelSchema
+from medfm_rl.workflows.adapt.feedback.gathering import gather
+from medfm_rl.workflows.adapt.feedback.judged_images import load_judged
 from medfm_rl.workflows.adapt.loop import adapt
 from medfm_rl.workflows.deploy.choose import ChooseRequest, choose
 from medfm_rl.workflows.deploy.predict import predict
@@ -74,13 +91,13 @@ class FeedbackCells:
             return
         if method == OURS or known is not None:
             segmenter, seconds, chosen, candidates = self._ours(k, known)
-        elif method == TUNED:
-            segmenter, seconds = self._tuned(k)
+        elif method in (TUNED, DPO):
+            segmenter, seconds = self._tuned(k) if method == TUNED else self._optimised_by_preferences(k)
         else:
             folder, seconds = self.laboratory.trained(self._training_data(method, k))
             segmenter = TorchModuleAdapter.load(folder)
         cell = self._measured(key, segmenter.segment, 0.0 if method == NONE else seconds)
-        ventricle = self._ventricle(segmenter) if known is not None or method == UPPER else {}
+        ventricle = self._ventricle(segmenter) if method in (UPPER, *JUDGED) else {}
         self.cells.keep(replace(cell, chosen=chosen, candidates=candidates, ventricle=ventricle))
 
     def _measured(self, key: tuple[str, str, int, int], segment: Callable[[Case], LabelMap], seconds: float) -> Cell:
@@ -194,31 +211,49 @@ class FeedbackCells:
         )
 
     def _tuned(self, k: int) -> tuple[SegmenterAdapter, float]:
-        """The control of who has k masks and no method: fine-tuning on them, its learning rate chosen on the source.
-
-        Of the learning rates the highest that costs at most a Dice point on held-out source patients.
-        """
+        """The control of who has k masks and no method: fine-tuning on them."""
         start = time.perf_counter()
-        source_model = self.laboratory.source_model()
         reviewed = [file for file in files_of(self.shift.folders.target) if file.patient_id in self.order[:k]]
-        images, masks = load_labelled(reviewed, source_model, quiet, "reviewed images")
-        kept = source_model
-        before = self._source_dice(source_model)
+        images, masks = load_labelled(reviewed, self.laboratory.source_model(), quiet, "reviewed images")
+        tuned = self._at_best_rate(partial(self._steps, images.images[:], masks[:]))
+        return tuned, time.perf_counter() - start
+
+    def _optimised_by_preferences(self, k: int) -> tuple[SegmenterAdapter, float]:
+        """The control of PPO by preferences: direct optimisation of the source model by the same ones."""
+        start = time.perf_counter()
+        target, source_model = self._target(PREFERENCES), self.laboratory.source_model()
+        store = self._folder(k, PREFERENCES) / "feedback.sqlite"
+        settings = FeedbackSettings.model_validate(self._feedback(store, k, PREFERENCES, target))
+        files = files_of(target)
+        learned = gather(settings, files, self.laboratory.seed, quiet)
+        judgements = load_judged(settings, learned, files, source_model, (), quiet)
+        assert judgements is not None, "no reviewer preferred anything"
+        tuned = self._at_best_rate(
+            partial(optimise_preferences, source_model, judgements, steps=self._step_count, seed=self.laboratory.seed)
+        )
+        return tuned, time.perf_counter() - start
+
+    def _at_best_rate(self, tuned_by: Callable[[float], TorchModuleAdapter]) -> TorchModuleAdapter:
+        """Of the learning rates the highest that costs at most a Dice point on held-out source patients."""
+        kept = self.laboratory.source_model()
+        before = self._source_dice(kept)
         for learning_rate in _LEARNING_RATES:
-            tuned = self._steps(source_model, images.images[:], masks[:], learning_rate)
+            tuned = tuned_by(learning_rate)
             if self._source_dice(tuned) < before - 0.01:
                 break
             kept = tuned
-        return kept, time.perf_counter() - start
+        return kept
 
-    def _steps(
-        self, source_model: TorchModuleAdapter, images: Tensor, masks: Tensor, learning_rate: float
-    ) -> TorchModuleAdapter:
-        segmenter = copy.deepcopy(source_model)
+    @property
+    def _step_count(self) -> int:
+        return 2 if self.laboratory.budget.trial else _STEPS
+
+    def _steps(self, images: Tensor, masks: Tensor, learning_rate: float) -> TorchModuleAdapter:
+        segmenter = self.laboratory.source_model()
         criterion = DiceCELoss(to_onehot_y=True, softmax=True)
         optimiser = torch.optim.AdamW(segmenter.parameters(), lr=learning_rate, weight_decay=1e-4)
         generator = torch_generator(self.laboratory.seed, "tuned")
-        for _ in range(_STEPS if not self.laboratory.budget.trial else 2):
+        for _ in range(self._step_count):
             rows = torch.randint(len(images), (_BATCH,), generator=generator)
             shown, wanted = augment_pair(images[rows], masks[rows], generator)
             loss = criterion(segmenter(shown), wanted[:, None])

@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 from benchmarks.feedback.cells import (
     BY_CASE,
     CONTROLS,
+    JUDGED,
     LADDER,
     METHODS,
     NONE,
@@ -187,7 +188,7 @@ def table(cells: Cells, quick: bool) -> str:
             "without PPO [interval] | regret | returned | minutes |",
             "|---" * 13 + "|",
         ]
-        for method in (*METHODS, *LADDER.values()):
+        for method in (*METHODS, *JUDGED):
             for k in sorted({cell.k for cell in cells if (cell.shift, cell.method) == (shift, method)}):
                 lines.append(_row(method, k, cells.get(shift, method, k), none, bound))
         lines += _ventricles(cells, shift)
@@ -197,7 +198,7 @@ def table(cells: Cells, quick: bool) -> str:
 def _ventricles(cells: Cells, shift: str) -> list[str]:
     """How wrong the left ventricle is where that was measured; nothing elsewhere."""
     rows = []
-    for method in (UPPER, *LADDER.values()):
+    for method in (UPPER, *JUDGED):
         for k in sorted({cell.k for cell in cells if (cell.shift, cell.method) == (shift, method)}):
             own = cells.get(shift, method, k)
             if all(cell.ventricle for cell in own.values()):

@@ -21,12 +21,14 @@ that costs at most a Dice point on held-out source patients.
 
 `ours from grades` and its like: `adapt` with a store that knows less than masks (how, `benchmarks.feedback.judgements`
 says; the reviewers are SIMULATED), of all target patients or of `--judged` of them.
+`DPO from preferences`, their control: direct preference optimisation of the source model
+(`benchmarks.baselines.preferences`), its learning rate chosen as that of the fine-tuned model.
 """
 
 from __future__ import annotations
 
-from benchmarks.feedback.cells import LADDER, METHODS, NONE, UPPER, Cells
-from benchmarks.feedback.judgements import KNOWLEDGE
+from benchmarks.feedback.cells import DPO, LADDER, METHODS, NONE, UPPER, Cells
+from benchmarks.feedback.judgements import KNOWLEDGE, PREFERENCES
 from benchmarks.feedback.methods import FeedbackCells
 from benchmarks.feedback.report import report
 from benchmarks.harness.command_line import add_results, add_shifts, begin_on_shifts, each_laboratory, parser_of
@@ -52,7 +54,8 @@ def main() -> None:
                 for method in arguments.methods:
                     made.make(method, k)
             for knowledge in arguments.knowledge:
-                made.make(LADDER[knowledge], arguments.judged or len(made.order))
+                for method in (LADDER[knowledge], *((DPO,) if knowledge == PREFERENCES else ())):
+                    made.make(method, arguments.judged or len(made.order))
     report(cells, started_in, arguments.quick, arguments.results or name)
 
 

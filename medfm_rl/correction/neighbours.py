@@ -14,8 +14,8 @@ from medfm_rl.adapters.grid import Sample
 from medfm_rl.anatomy.cleaning import clean_up
 from medfm_rl.correction.corrector import CaseCorrector, Original, Proposal
 from medfm_rl.correction.verifier import Verifier
-from medfm_rl.reward.consistency import vote_of_neighbours
-from medfm_rl.types import Case, LabelMap
+from medfm_rl.data.clips.motion import sum_of_neighbours
+from medfm_rl.types import Case, FloatArray, LabelMap
 
 _OWN = 1.0
 """What the frame counts itself; each neighbour counts 1 over its distance, so that four have three votes."""
@@ -27,20 +27,21 @@ class Neighbour:
 
     Attributes:
         case: The frame.
-        labels: Its mask, class indices `(H, W)`.
+        labels: Its mask, class indices `(H, W)`; None where that is in doubt, and the segmenter speaks in its place.
         weight: What it counts.
     """
 
     case: Case
-    labels: LabelMap
+    labels: LabelMap | None
     weight: float
 
 
 class NeighbourVote(CaseCorrector):
-    """Averages the segmenter's probabilities with the masks of the neighbours, carried along by the images' motion.
+    """Averages the segmenter's probabilities with what the neighbours say, carried along by the images' motion.
 
-    What the rules say of parts and holes is done to the average. An image that is no frame of a clip has no neighbours,
-    and nothing is proposed.
+    A mask that is in doubt says nothing: in its place, and in that of the mask that is to be corrected, the segmenter
+    does. What the rules say of parts and holes is done to the average. An image that is no frame of a clip has no
+    neighbours, and nothing is proposed.
 
     Args:
         adapter: The deployed segmenter, of two dimensions.
@@ -59,16 +60,20 @@ class NeighbourVote(CaseCorrector):
         known = self.neighbours.get(sample.case_id, ())
         if not known:
             return Proposal(original.labels)
-        told = []
-        for neighbour in known:
-            seen = self.adapter.preprocess_frame(neighbour.case, neighbour.labels)
-            action = self.adapter.preprocess_labels(neighbour.labels, seen).cpu().numpy()
-            told.append((seen.image[0].cpu().numpy(), action, neighbour.weight))
-        votes = torch.from_numpy(vote_of_neighbours(sample.image[0].cpu().numpy(), told, len(logits)))
-        own = logits.float().softmax(dim=0)
-        if not original.own:
-            own = F.one_hot(original.action.long(), len(logits)).movedim(-1, 0).float()
+        told = [(*self._said_by(neighbour), neighbour.weight) for neighbour in known]
         weight = sum(neighbour.weight for neighbour in known)
-        mean = (_OWN * own + weight * votes) / (_OWN + weight)
+        votes = torch.from_numpy(sum_of_neighbours(sample.image[0].cpu().numpy(), told))
+        mean = (_OWN * logits.float().softmax(dim=0) + votes) / (_OWN + weight)
         labels = clean_up(self.adapter.restore(mean.clamp_min(1e-12).log(), sample), self.verifier.anatomy)
         return Proposal(labels, views=len(known))
+
+    def _said_by(self, neighbour: Neighbour) -> tuple[FloatArray, FloatArray]:
+        """Grey values `(H', W')` of a neighbour on the segmenter's grid, and its maps of the classes `(K, H', W')`."""
+        if neighbour.labels is None:
+            sample = self.adapter.preprocess(neighbour.case)
+            maps = self.adapter.predict_logits(sample).float().softmax(dim=0)
+        else:
+            sample = self.adapter.preprocess_frame(neighbour.case, neighbour.labels)
+            action = self.adapter.preprocess_labels(neighbour.labels, sample)
+            maps = F.one_hot(action.long(), self.adapter.schema.num_classes).movedim(-1, 0).float()
+        return sample.image[0].cpu().numpy(), maps.cpu().numpy()

@@ -5,10 +5,13 @@ import torch
 from torch import Tensor, nn
 
 from medfm_rl.adapters import TorchModuleAdapter
+from medfm_rl.adapters.clips import segmented_frames
+from medfm_rl.anatomy.cleaning import clean_up
 from medfm_rl.anatomy.profiles import load_anatomy
 from medfm_rl.correction import Verifier
 from medfm_rl.correction.methods import make_corrector
 from medfm_rl.correction.neighbours import Neighbour, NeighbourVote
+from medfm_rl.data.clips.motion import neighbours_of
 from medfm_rl.reward.network import RewardEnsemble, RewardNet
 from medfm_rl.settings import CorrectionSettings, NetworkSettings, PreprocessingSettings, RewardSettings
 from medfm_rl.types import Clip, Geometry, LabelSchema
@@ -47,12 +50,17 @@ def clip() -> Clip:
     return Clip("c", "p", frames[:, None].astype(np.float32), None, Geometry.unknown(2))
 
 
+def near_the_middle() -> list[tuple[int, float]]:
+    return neighbours_of(2, 5)
+
+
 def test_neighbours_outvote_a_frame_that_lost_a_part() -> None:
     made, seen = corrector(), clip()
     masks = [made.adapter.segment(seen.frame(index)) for index in range(5)]
     case = seen.frame(2)
-    near = [(1, 1.0), (3, 1.0), (0, 0.5), (4, 0.5)]
-    made.neighbours = {case.case_id: [Neighbour(seen.frame(place), masks[place], weight) for place, weight in near]}
+    made.neighbours = {
+        case.case_id: [Neighbour(seen.frame(place), masks[place], weight) for place, weight in near_the_middle()]
+    }
     result = made.correct(case)
     assert result.before[16, 20] == 0
     assert result.after[16, 20] == 1
@@ -60,6 +68,22 @@ def test_neighbours_outvote_a_frame_that_lost_a_part() -> None:
     assert 2 * (result.after & masks[0]).sum() / (result.after.sum() + masks[0].sum()) > 0.93
     assert result.views == 4
     assert result.verification is not None
+
+
+def test_masks_in_doubt_say_nothing_and_the_segmenter_speaks_in_their_place() -> None:
+    """Every mask that is given is empty: what is proposed is the segmenter's own average over time."""
+    made, seen = corrector(), clip()
+    case, empty = seen.frame(2), np.zeros((32, 32), np.uint8)
+    made.neighbours = {
+        case.case_id: [Neighbour(seen.frame(place), None, weight) for place, weight in near_the_middle()]
+    }
+    result = made.correct(case, original=empty)
+    assert not result.before.any()
+    frames = segmented_frames(made.adapter, seen, over_time=True)
+    averaged = next(frame for frame in frames if frame.index == 2)
+    expected = clean_up(made.adapter.restore(averaged.logits, averaged.sample), made.verifier.anatomy)
+    assert np.array_equal(result.after, expected)
+    assert expected[16, 20] == 1
 
 
 def test_an_image_that_is_of_no_clip_stays_as_it_is() -> None:

@@ -56,13 +56,17 @@ def correct_clip(
     """
     schema = corrector.adapter.schema
     agreement = agreement_over_time(clip.frames[:, 0], masks, schema.classes).mean(axis=1)
-    current, results = masks.copy(), {}
+    current, results, in_doubt = masks.copy(), {}, set(places)
     for place in sorted(places, key=lambda place: float(agreement[place])):
         case = replace(clip.frame(place), case_id=names[place])
         if isinstance(corrector, NeighbourVote):
-            near = neighbours_of(place, len(masks))
+            # A segmenter of whole clips makes no mask of a frame by itself: there every mask has its say.
+            doubted = set() if corrector.adapter.segments_clips else in_doubt
             corrector.neighbours = {
-                case.case_id: [Neighbour(clip.frame(other), current[other], weight) for other, weight in near]
+                case.case_id: [
+                    Neighbour(clip.frame(other), None if other in doubted else current[other], weight)
+                    for other, weight in neighbours_of(place, len(masks))
+                ]
             }
         if corrector.adapter.segments_clips:
             # By itself the network would make another mask of the frame than with the clip.
@@ -73,6 +77,7 @@ def correct_clip(
         results[place] = result
         if result.accepted:
             current[place] = result.after
+            in_doubt.discard(place)
     objection = None
     if any(result.accepted for result in results.values()):
         objection = _objection(clip, masks, current, float(agreement.mean()), schema)

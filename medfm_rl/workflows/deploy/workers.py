@@ -32,7 +32,10 @@ if TYPE_CHECKING:
 
 _LOG = logging.getLogger(__name__)
 _MOST_DEATHS = 3
-"""Of workers over one case, before it is the case that is at fault."""
+"""Of workers over one case alone, before it is the case that is at fault."""
+_MOST_DEATHS_TOGETHER = 2
+"""Over several cases, before they are handed out one by one to find the one at fault: the first may have been chance,
+and what is computed in other company differs in its last digits."""
 _MOST_AT_ONCE = 16
 """Cases: more make the way to a worker and back no cheaper, for it takes about a millisecond."""
 _PATIENCE = 180.0
@@ -298,7 +301,7 @@ class Crew:
         self._cluster.await_end(worker.process)
         self._deaths_in_a_row += 1
         memory = "; the memory of its machine was full" if _FULL_MEMORY.search(reason) else ""
-        if self._deaths_in_a_row > _MOST_DEATHS * self._workers.count:
+        if self._deaths_in_a_row > (_MOST_DEATHS + _MOST_DEATHS_TOGETHER) * self._workers.count:
             raise WorkerError(
                 f"{worker.place} died{memory}, as {self._deaths_in_a_row - 1} had before without a case handled in "
                 f"between; give fewer workers, or leave out --workers. The last words: {reason}"
@@ -306,13 +309,13 @@ class Crew:
         pieces = worker.portion
         names = ", ".join(piece.name for piece in pieces)
         _LOG.warning("%s died%s%s", worker.place, f" over {names}" if pieces else "", memory)
-        if len(pieces) == 1:
-            self._deaths[names] += 1
-        if self._deaths[names] == _MOST_DEATHS:
-            self._outcomes[names] = Outcome(error=_deadly(names, memory))
-        else:
-            # One by one: then it is known over which of them a worker dies.
+        self._deaths[names] += 1
+        if len(pieces) > 1 and self._deaths[names] == _MOST_DEATHS_TOGETHER:
             self._open.extendleft((piece,) for piece in reversed(pieces))
+        elif len(pieces) == 1 and self._deaths[names] == _MOST_DEATHS:
+            self._outcomes[names] = Outcome(error=_deadly(names, memory))
+        elif pieces:
+            self._open.appendleft(pieces)
         self._employ()
 
 

@@ -9,11 +9,13 @@ from torch import Tensor, nn
 
 from benchmarks.baselines import BASELINES, Problem, input_style, pseudo_labels, rl4seg
 from benchmarks.baselines.input_style import Average, Matched
+from benchmarks.baselines.preferences import optimise_preferences, preference_loss
 from benchmarks.baselines.problem import predict, steadiest, steadiness
 from benchmarks.baselines.pseudo_labels import confident_labels
 from medfm_rl.adapters import TorchModuleAdapter
 from medfm_rl.anatomy.profiles import load_anatomy
 from medfm_rl.reward.collection import ImageSet
+from medfm_rl.reward.judgements import Comparison, JudgedMask, Judgements
 from medfm_rl.settings import NetworkSettings, PreprocessingSettings, ShapePriorSettings
 from medfm_rl.types import LabelSchema
 
@@ -284,3 +286,29 @@ def test_rl4seg_ends_an_iteration_with_its_best_epoch_and_keeps_references_and_r
     assert all(torch.equal(value, states[1][name]) for name, value in policy.state_dict().items())
     moved = [name for name in states[0] if "running_mean" in name and not torch.equal(states[0][name], states[1][name])]
     assert moved
+
+
+def test_preference_loss_is_of_the_mean_over_the_pixels_where_masks_differ() -> None:
+    margin = torch.tensor([[[2.0, 4.0], [100.0, 100.0]], [[1.0, 1.0], [1.0, 1.0]]])
+    compared = torch.tensor([[[True, True], [False, False]], [[False, False], [False, False]]])
+    # -log sigmoid(3); the second comparison has no pixel and is not counted.
+    assert float(preference_loss(margin, compared)) == pytest.approx(0.0485874, abs=1e-6)
+
+
+def test_direct_preferences_make_the_better_mask_likelier_where_the_masks_differ(trained: TorchModuleAdapter) -> None:
+    images, masks = discs(8, seed=5)
+    wide = torch.nn.functional.max_pool2d(masks[:, None].float(), 3, stride=1, padding=1)[:, 0].to(torch.uint8)
+    shown = [
+        JudgedMask(images[row : row + 1], labels[row : row + 1], f"p{row}")
+        for row in range(8)
+        for labels in (masks, wide)
+    ]
+    said = tuple(Comparison(2 * row + 1, 2 * row, 1) for row in range(8))
+    judgements = Judgements(tuple(shown), said, SCHEMA.classes, 1.0)
+    tuned = optimise_preferences(trained, judgements, 1e-3, 20, seed=0)
+    rim = (wide != masks)[:, None]
+    with torch.no_grad():
+        before, after = (model(images).softmax(dim=1)[:, 1:][rim].mean() for model in (trained, tuned))
+    assert after > before + 0.05
+    with pytest.raises(ValueError, match="nothing was compared"):
+        optimise_preferences(trained, Judgements((), (), SCHEMA.classes, 1.0), 1e-3, 1, seed=0)

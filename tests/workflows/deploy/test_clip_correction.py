@@ -11,6 +11,7 @@ from medfm_rl.adapters import TorchModuleAdapter
 from medfm_rl.adapters.grid import Sample
 from medfm_rl.anatomy.profiles import load_anatomy
 from medfm_rl.correction import CaseCorrector, CorrectionResult, Original, Proposal, Verifier
+from medfm_rl.correction.neighbours import Neighbour, NeighbourVote
 from medfm_rl.reward.network import RewardNet
 from medfm_rl.settings import CorrectionSettings, NetworkSettings, PreprocessingSettings
 from medfm_rl.types import Case, Clip, Geometry, LabelMap, LabelSchema, frame_id
@@ -86,3 +87,21 @@ def test_without_a_ventricle_frames_that_agree_less_are_the_objection(monkeypatc
     found = correct_clip(corrector, replace(clip, clip_id="c"), right.copy(), [10], False, NAMES)
     assert found.objection is not None
     assert "agree less with each other" in found.objection
+
+
+def test_neighbours_speak_by_their_masks_unless_these_are_to_be_corrected_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    clip, masks, _ = beating()
+    adapter = told({}).adapter
+    made = NeighbourVote(adapter, Verifier(RewardNet(TINY, 2), load_anatomy("generic", LV), CorrectionSettings()))
+    asked: dict[str, list[Neighbour]] = {}
+
+    def propose(sample: Sample, logits: Tensor, original: Original, deadline: float) -> Proposal:
+        asked[sample.case_id] = list(made.neighbours[sample.case_id])
+        return Proposal(original.labels)
+
+    monkeypatch.setattr(made, "propose", propose)
+    correct_clip(made, clip, masks, [4, 5], False, NAMES)
+    near = {neighbour.case.case_id: neighbour.labels for neighbour in asked[NAMES[4]]}
+    assert sorted(near) == [NAMES[place] for place in (2, 3, 5, 6)]
+    assert near[NAMES[5]] is None
+    assert np.array_equal(near[NAMES[3]], masks[3])

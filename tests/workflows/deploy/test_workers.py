@@ -316,8 +316,44 @@ def test_a_case_that_kills_workers_is_named_and_the_others_are_done(
         assert [crew.wait_for(name) for name in "acd"] == ["said"] * 3
         with pytest.raises(DataError, match="case b: 3 workers died over it"):
             crew.wait_for("b")
-    assert caplog.text.count("died over") == 4
-    assert caplog.text.count("died over a, b") == 1
+    assert caplog.text.count("died over") == 5
+    assert caplog.text.count("died over a, b") == 2
+
+
+@pytest.mark.ray
+def test_cases_of_a_worker_that_died_by_chance_are_handled_in_the_same_company(
+    workers: Workers, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    class DiesOnce:
+        """Its own class, and not that of a module: so it is sent whole."""
+
+        maker: ClassVar[dict[str, str]] = {}
+
+        def __init__(self, mark: Path) -> None:
+            self.mark = mark
+            self.taken: list[str] = []
+
+        def load(self, device: str) -> Any:
+            return self
+
+        def take(self, content: str) -> None:
+            import os
+
+            if not self.mark.exists():
+                self.mark.touch()
+                os._exit(1)
+            self.taken.append(content)
+
+        def finish(self) -> dict[str, str]:
+            company = "".join(self.taken)
+            names, self.taken = self.taken, []
+            return dict.fromkeys(names, company)
+
+    records = CaseRecords(tmp_path, "test")
+    with at_work(workers, DiesOnce(tmp_path / "died"), {}, [], records, silent) as crew:
+        crew.give([tuple(Piece(name, name, ()) for name in "abc")])
+        assert [crew.wait_for(name) for name in "abc"] == ["abc"] * 3
+    assert caplog.text.count("died over a, b, c") == 1
 
 
 @pytest.mark.ray
