@@ -22,6 +22,7 @@ from medfm_rl.reward.judgements import SplitJudgements
 from medfm_rl.reward.network import RewardNet
 from medfm_rl.reward.origins import patients_of
 from medfm_rl.reward.patient_split import SplitRecords
+from medfm_rl.reward.score import class_masks, dilate
 from medfm_rl.reward.training_report import RewardTrainingReport
 from medfm_rl.rows import read_ahead
 from medfm_rl.seeding import derive_seed, torch_generator
@@ -29,6 +30,8 @@ from medfm_rl.settings import RewardSettings
 
 _LOG = logging.getLogger(__name__)
 _MOST_CALIBRATION_PIXELS = 2_000_000
+_CONTOUR = 2
+"""Pixels from a contour within which a pixel weighs more."""
 
 
 def reward_loss(logits: Tensor, right: Tensor, weights: Tensor, error_weight: float) -> Tensor:
@@ -374,9 +377,9 @@ def _every_action(records: Records, batch_size: int) -> Iterator[tuple[Tensor, T
 
 
 def _near_contour(labels: Tensor, num_classes: int) -> Tensor:
-    one_hot = F.one_hot(labels.long(), num_classes).movedim(-1, 1).float()
-    pool = F.max_pool2d if labels.ndim == 3 else F.max_pool3d
-    return pool(one_hot, kernel_size=5, stride=1, padding=2).sum(dim=1) > 1.5
+    """Pixels `(B, *S)` whose window of two pixels on every side holds more than one class."""
+    near = dilate(class_masks(labels, range(num_classes)), _CONTOUR)
+    return near.sum(dim=1) > 1
 
 
 def _copy_state(net: RewardNet) -> dict[str, Tensor]:
