@@ -532,6 +532,12 @@ class Clip:
             if len(self.times) != len(self.frames) or not np.isfinite(self.times).all() or (steps <= 0).any():
                 raise ValueError(f"clip {self.clip_id}: {len(self.frames)} growing times are needed, got {self.times}")
 
+    @property
+    def plane_spacing(self) -> tuple[float, float] | None:
+        """Size of a pixel in mm, (y, x); None where unknown."""
+        sides = self.geometry.array_spacing
+        return None if sides is None else (sides[0], sides[1])
+
     def frame(self, index: int) -> Case:
         """One frame as a case; the first has the index 0."""
         name = frame_id(self.clip_id, index)

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from medfm_rl.adapters import SegmenterAdapter
+from medfm_rl.adapters.post_processing import AS_IT_IS, PostProcessing
 from medfm_rl.anatomy.clips import ClipAnatomy, measure_clip
 from medfm_rl.anatomy.ejection import interval_of_draws, single_plane
 from medfm_rl.anatomy.profiles import Anatomy
@@ -20,7 +21,7 @@ from medfm_rl.reward.network import RewardEnsemble
 from medfm_rl.seeding import numpy_generator
 from medfm_rl.structures import exclusive
 from medfm_rl.types import Clip, FloatArray, LabelMap, LabelSchema
-from medfm_rl.workflows.deploy.predict import AS_IT_IS, PostProcessing, segment_clip
+from medfm_rl.workflows.deploy.predict import segment_clip
 
 VENTRICLE = "LV"
 
@@ -42,8 +43,7 @@ class KnownClip:
     @property
     def spacing(self) -> tuple[float, float] | None:
         """Size of a pixel in mm, (y, x)."""
-        sides = self.clip.geometry.array_spacing
-        return None if sides is None else (sides[0], sides[1])
+        return self.clip.plane_spacing
 
 
 def known_clips(files: Sequence[CaseFile], segmenter: SegmenterAdapter) -> Iterator[KnownClip]:

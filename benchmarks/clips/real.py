@@ -16,11 +16,14 @@ from pydicom.data import get_testdata_file
 from benchmarks.clips.measuring import KnownClip, average, gain_over, measure_model
 from benchmarks.clips.simulated import (
     ANATOMY,
+    CORRECTION,
     OF_SOURCE,
     SOURCE,
     WITH,
+    WITHOUT,
     WITHOUT_TIME,
     Size,
+    correct_clips,
     file_name,
     processing_of,
 )
@@ -128,10 +131,22 @@ class EchoNet:
             make = partial(self._adapted, source, clips, method)
             found[method] = once(self.folder / f"{file_name(method)}.json", make)
         before = found[SOURCE]["clips"]
-        return {
+        result = {
             method: cell if method == SOURCE else {**cell, "dice_gain": gain_over(before, cell["clips"])}
             for method, cell in found.items()
         }
+        if WITHOUT in adapted:
+            correct = partial(self._corrected, source, clips)
+            result[CORRECTION] = once(self.folder / f"{CORRECTION}.json", correct)
+        return result
+
+    def _corrected(self, source: Path, clips: list[KnownClip]) -> dict[str, Any]:
+        """The source model's clips, corrected by the adapted one and its neighbours."""
+        run = load_run(self._run_folder(temporal=False), "cpu")
+        return correct_clips(run, TorchModuleAdapter.load(source), clips)
+
+    def _run_folder(self, temporal: bool) -> Path:
+        return self.folder / "runs" / ("temporal" if temporal else "plain")
 
     def _camus(self) -> Path:
         patients = split_patients(list(camus_qualities()), {"source": min(100, 2 * self.size.source)}, "camus")
@@ -168,7 +183,7 @@ class EchoNet:
             {"kind": "torch", "folder": source},
             data,
             self._camus(),
-            self.folder / "runs" / ("temporal" if temporal else "plain"),
+            self._run_folder(temporal),
             ANATOMY,
             {"seed": self.seed, **changes},
         )

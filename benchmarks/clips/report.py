@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.clips.real import read_rightly
-from benchmarks.clips.simulated import METHODS, SOURCE
+from benchmarks.clips.simulated import CORRECTION, METHODS, SOURCE
 from benchmarks.harness.tables import heading, interval, table_row
 
 ECHONET = "EchoNet"
@@ -33,7 +33,7 @@ def summarise(found: Mapping[str, Any]) -> dict[str, Any]:
         for part, cells in sets.items()
     }
     speed, dicom = found["speed"], found["dicom"]
-    corrections = {part: [cell["correction"] for cell in cells if "correction" in cell] for part, cells in sets.items()}
+    corrections = {part: [cell[CORRECTION] for cell in cells if CORRECTION in cell] for part, cells in sets.items()}
     return {
         **of_method,
         "jitter_ratio": jitter,
@@ -96,8 +96,8 @@ def table(found: Mapping[str, Any], summary: Mapping[str, Any], trial: bool) -> 
     lines += [
         "",
         *(
-            f"Worst frame of the source model's clips, {part}: {100 * gain:+.1f} points by `neighbours`; "
-            f"{100 * summary['clips_harmed'][part]:.0f} % of the clips harmed."
+            f"Worst frame of the source model's clips, {part}: {100 * gain:+.1f} points where every frame is corrected "
+            f"by the adapted model and `neighbours`; {100 * summary['clips_harmed'][part]:.0f} % of the clips harmed."
             for part, gain in summary["worst_frame_gain"].items()
         ),
         *(f"EchoNet skipped: {reason}." for reason in dict.fromkeys(summary["skipped"])),

@@ -12,8 +12,8 @@ The source model and the first adapted one are measured with each frame averaged
 and then cleaned up (`--clean-up`).
 Everything is measured on clips of further patients, whose truth is known in every frame: Dice, share of frames that
 meet the rules of the image and of clips that meet those over time, jitter of the ventricle's area, error of the
-ejection fraction, what the intervals from reward maps cover. The frames of the source model that agree least with
-their neighbours are corrected by `neighbours`, clip by clip.
+ejection fraction, what the intervals from reward maps cover. The clips of the source model are corrected by the adapted
+one and `neighbours`, every frame of them.
 
 `--echonet` names a folder with the mp4 files of `docs/media` of github.com/echonet/dynamic: cine at the left, the
 authors' left ventricle at the right. There the source model learns from CAMUS, the clips are adapted to and measured

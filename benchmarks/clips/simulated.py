@@ -16,13 +16,13 @@ from benchmarks.harness.budgets import merge, trial_budget
 from benchmarks.harness.laboratory import adapt_config, files_of, train_once
 from benchmarks.harness.recording import once, quiet
 from medfm_rl.adapters import TorchModuleAdapter
+from medfm_rl.adapters.post_processing import PostProcessing
 from medfm_rl.anatomy.profiles import Anatomy, load_anatomy
 from medfm_rl.correction.acceptance import HARM
 from medfm_rl.data.layouts import SIMULATION_RECORD
 from medfm_rl.data.ultrasound.beating import simulate_clips
 from medfm_rl.data.ultrasound.phantom import ECHO_SCHEMA, simulate_dataset
 from medfm_rl.data.ultrasound.vendors import vendor
-from medfm_rl.reward.consistency import agreement_over_time
 from medfm_rl.runs.finished import FinishedRun, load_run
 from medfm_rl.settings import (
     CorrectionSettings,
@@ -35,7 +35,6 @@ from medfm_rl.settings import (
 from medfm_rl.types import LabelMap
 from medfm_rl.workflows.adapt.loop import adapt
 from medfm_rl.workflows.deploy.clip_correction import correct_clip
-from medfm_rl.workflows.deploy.predict import PostProcessing
 
 SOURCE_VENDOR = "cart"
 VENDORS = ("vintage", "handheld")
@@ -44,6 +43,7 @@ SOURCE, WITHOUT, WITH = "source", "adapted", "adapted with temporal reward"
 SOURCE_AVERAGED, ADAPTED_AVERAGED = (f"{name}, averaged over time" for name in (SOURCE, WITHOUT))
 SOURCE_CLEANED, ADAPTED_CLEANED = (f"{name}, cleaned up" for name in (SOURCE_AVERAGED, ADAPTED_AVERAGED))
 OF_SOURCE = (SOURCE, SOURCE_AVERAGED, SOURCE_CLEANED)
+CORRECTION = "correction"
 METHODS = (*OF_SOURCE, WITHOUT, ADAPTED_AVERAGED, ADAPTED_CLEANED, WITH)
 WITHOUT_TIME: Mapping[str, Any] = {"collect": {"clip_images": 0}, "ppo": {"neighbour_share": 0.0}}
 """Settings of `adapt` by which neither D_R nor PPO know of neighbours."""
@@ -61,7 +61,6 @@ class Size:
         held_out: Patients of each target vendor that are measured on.
         frames: Of each clip.
         epochs: Of the training on stills.
-        corrected: Frames of a clip that are corrected.
         adapt: Settings of `adapt`.
         most_frames: Of a real clip; None for all.
     """
@@ -72,7 +71,6 @@ class Size:
     held_out: int
     frames: int
     epochs: int
-    corrected: int
     adapt: Mapping[str, Any] = field(default_factory=dict)
     most_frames: int | None = None
 
@@ -84,7 +82,6 @@ FULL = Size(
     held_out=12,
     frames=32,
     epochs=40,
-    corrected=4,
     adapt={
         "iterations": 1,
         "collect": {"source_images": 300, "target_images": 200, "clip_images": 200},
@@ -99,7 +96,6 @@ QUICK = Size(
     held_out=2,
     frames=8,
     epochs=2,
-    corrected=2,
     adapt={"iterations": 1, **merge(trial_budget(9, 4), {"collect": {"clip_images": 4}})},
     most_frames=8,
 )
@@ -133,8 +129,8 @@ class Simulated:
             }
             for method in adapted.get(name, ()):
                 found[method] = self._kept(name, method, partial(self._adapted, source, name, method))
-            if WITH in found:
-                found["correction"] = self._kept(name, "correction", partial(self._corrected, source, name))
+            if WITHOUT in found:
+                found[CORRECTION] = self._kept(name, CORRECTION, partial(self._corrected, source, name))
             result["simulated"][name] = found
         return result
 
@@ -206,31 +202,26 @@ class Simulated:
         return {"clips": rows, "mean": average(rows), "dice_gain": gain_over(self._rows_of_source(name), rows)}
 
     def _corrected(self, source: Path, name: str) -> dict[str, Any]:
-        """The source model's clips, corrected by neighbours as the run with the temporal reward judges them."""
-        run = load_run(self._run_folder(name, True), "cpu")
+        """The source model's clips, corrected by the adapted one and its neighbours."""
+        run = load_run(self._run_folder(name, False), "cpu")
         segmenter = TorchModuleAdapter.load(source)
-        return correct_worst_frames(run, segmenter, self._held_out(name, segmenter), self.size.corrected)
+        return correct_clips(run, segmenter, self._held_out(name, segmenter))
 
 
-def correct_worst_frames(
-    run: FinishedRun, segmenter: TorchModuleAdapter, clips: Sequence[KnownClip], count: int
-) -> dict[str, Any]:
-    """Corrects the frames of each clip that agree least with their neighbours.
+def correct_clips(run: FinishedRun, segmenter: TorchModuleAdapter, clips: Sequence[KnownClip]) -> dict[str, Any]:
+    """Corrects every frame of each clip, as `correct RUN --masks DIR --every --method neighbours` does.
 
     Args:
-        run: Its held-out reward network judges.
+        run: Its segmenter speaks, and its held-out reward network judges.
         segmenter: Has made the masks, of the same structures.
         clips: With truth, which is read to measure alone.
-        count: Frames of a clip.
     """
     corrector = run.corrector(CorrectionSettings(method="neighbours", seconds=600))
     anatomy, rows = load_anatomy(ANATOMY, segmenter.schema), []
     for known in clips:
         masks = np.stack([segmenter.segment(known.clip.frame(index)) for index in range(len(known.truth))])
-        agreement = agreement_over_time(known.clip.frames[:, 0], masks, segmenter.schema.classes).mean(axis=1)
-        places = [int(place) for place in np.argsort(agreement)[:count]]
         names = {index: known.clip.frame(index).case_id for index in range(len(masks))}
-        found = correct_clip(corrector, known.clip, masks, places, False, names)
+        found = correct_clip(corrector, known.clip, masks, list(names), False, names)
         after: LabelMap = masks.copy()
         for place, result in found.results.items():
             after[place] = result.mask

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from medfm_rl.adapters.base import SegmentedFrame, SegmenterAdapter
+from medfm_rl.adapters.post_processing import AS_IT_IS, PostProcessing
 from medfm_rl.data.clips.motion import neighbours_of, sum_of_neighbours
 from medfm_rl.data.layouts import CaseFile
 from medfm_rl.errors import ConfigError, UserError
@@ -74,16 +75,21 @@ def _grey_values(frame: SegmentedFrame) -> FloatArray:
     return values
 
 
-def segment_frames(segmenter: SegmenterAdapter, clip: Clip, over_time: bool = False) -> LabelMap:
-    """Class indices `(T, H, W)` of every frame of a clip; the arguments are those of `segmented_frames`.
+def segment_frames(segmenter: SegmenterAdapter, clip: Clip, processing: PostProcessing = AS_IT_IS) -> LabelMap:
+    """Class indices `(T, H, W)` of every frame of a clip.
+
+    Args:
+        segmenter: Segments.
+        clip: The clip.
+        processing: What is done to the masks.
 
     Raises:
         DataError: As in `SegmenterAdapter.segment_clip`.
     """
     masks = np.zeros((len(clip.frames), *clip.frames.shape[2:]), dtype=np.uint8)
-    for frame in segmented_frames(segmenter, clip, over_time):
-        masks[frame.index] = segmenter.restore(frame.logits, frame.sample)
-    return masks
+    for frame in segmented_frames(segmenter, clip, processing.over_time):
+        masks[frame.index] = processing.of(segmenter.restore(frame.logits, frame.sample))
+    return processing.of_clip(clip, masks)
 
 
 def require_clips(files: Sequence[CaseFile], over_time: bool) -> None:
@@ -105,12 +111,12 @@ class CaseMasks:
 
     Args:
         segmenter: Makes the masks.
-        over_time: Whether frames are averaged with their neighbours.
+        processing: What is done to them.
     """
 
-    def __init__(self, segmenter: SegmenterAdapter, over_time: bool = False) -> None:
+    def __init__(self, segmenter: SegmenterAdapter, processing: PostProcessing = AS_IT_IS) -> None:
         self._segmenter = segmenter
-        self._over_time = over_time
+        self._processing = processing
         self._clip: tuple[str, str] | None = None
         self._masks: LabelMap | UserError | None = None
 
@@ -125,7 +131,7 @@ class CaseMasks:
             DataError: It cannot be segmented.
         """
         found = self.in_clip(file)
-        return self._segmenter.segment(case) if found is None else found
+        return self._processing.of(self._segmenter.segment(case)) if found is None else found
 
     def in_clip(self, file: CaseFile) -> LabelMap | None:
         """Class indices `(H, W)` of a frame whose clip is segmented as a whole; None for any other case.
@@ -133,13 +139,13 @@ class CaseMasks:
         Raises:
             DataError: The clip cannot be read or segmented.
         """
-        together = self._over_time or self._segmenter.segments_clips
+        together = self._processing.over_time or self._segmenter.segments_clips
         if file.clip is None or file.frame is None or not together:
             return None
         clip = (str(file.clip_id), file.clip.hash())
         if clip != self._clip:
             try:
-                self._masks = segment_frames(self._segmenter, file.read_clip(), self._over_time)
+                self._masks = segment_frames(self._segmenter, file.read_clip(), self._processing)
             except UserError as error:
                 # Every frame asks, and none has a mask.
                 self._masks = error

@@ -29,8 +29,8 @@ from medfm_rl.structures import pixels_of
 from medfm_rl.types import LabelMap, LabelSchema
 
 S = TypeVar("S", bound=np.generic)
-_BASE = 2
-"""Discs of 20 that are the base."""
+_BASE = 3
+"""Discs of 20 that are the base. The last ones have a part of a base alone that is not at right angles to the axis."""
 SMOOTH = 3
 """Frames over which the curve of the area is averaged before its beat is sought."""
 _SMALLEST_BEAT = 0.1
@@ -55,8 +55,8 @@ class FrameAttributes:
 
     @property
     def base_width(self) -> float | None:
-        """Mean diameter of the lowest tenth of the ventricle, counted from its apex down."""
-        return None if self.discs is None else float(np.mean(self.discs.diameters[-_BASE:]))
+        """Largest diameter of the lowest three of the 20 discs of the ventricle, counted from its apex down."""
+        return None if self.discs is None else float(np.max(self.discs.diameters[-_BASE:]))
 
 
 @dataclass(frozen=True)

@@ -66,7 +66,7 @@ CleanUp = Annotated[
     typer.Option(
         "--clean-up",
         help="Keep of each structure as many parts as the anatomy's rules allow, the largest, and fill the holes that "
-        "they are about.",
+        "they are about. With --over-time smooth the contours of clips that break a rule over time, too.",
     ),
 ]
 CleanedBy = Annotated[

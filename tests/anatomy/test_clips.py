@@ -153,3 +153,18 @@ def test_distance_to_neighbours_is_judged_in_mm_alone() -> None:
     assert {rule.frame for rule in ours} == {5}
     assert [rule.passed for rule in theirs] == [True, True]
     assert {rule.unit for rule in theirs} == {"px"}
+
+
+def test_the_width_of_the_base_does_not_hang_on_a_corner() -> None:
+    """Two rows more at one corner, as of a base that is not at right angles to the axis, leave the width as it is."""
+    flat = np.zeros((1, 60, 60), np.uint8)
+    flat[0, 10:50, 20:40] = 1
+    slanted = flat.copy()
+    slanted[0, 50:52, 20:24] = 1
+    widths = []
+    for masks in (flat, slanted):
+        width = measure_clip(masks, SCHEMA, "LV", None).frames[0].base_width
+        assert width is not None
+        widths.append(width)
+    assert widths[0] == pytest.approx(20, abs=0.1)
+    assert widths[1] == pytest.approx(20, abs=0.8)

@@ -171,8 +171,16 @@ def whole_clips(files: Sequence[CaseFile]) -> list[CaseFile]:
     return list(found.values())
 
 
+def find_ventricle(schema: LabelSchema) -> str | None:
+    """The structure that is the left ventricle: by its name, or the only one there is; None where there is none."""
+    for name in schema.structures:
+        if "".join(filter(str.isalnum, name.casefold())) in _VENTRICLES:
+            return name
+    return schema.structures[0] if len(schema.structures) == 1 else None
+
+
 def ventricle_of(schema: LabelSchema, where: Path | str) -> str:
-    """The structure that is the left ventricle: by its name, or the only one there is.
+    """The structure that is the left ventricle, as `find_ventricle` finds it.
 
     Args:
         schema: Structures.
@@ -181,11 +189,9 @@ def ventricle_of(schema: LabelSchema, where: Path | str) -> str:
     Raises:
         DataError: No structure has such a name.
     """
-    for name in schema.structures:
-        if "".join(filter(str.isalnum, name.casefold())) in _VENTRICLES:
-            return name
-    if len(schema.structures) == 1:
-        return schema.structures[0]
+    found = find_ventricle(schema)
+    if found is not None:
+        return found
     raise DataError(
         f"{where}: one structure has to be the left ventricle, and none of {', '.join(schema.structures)} is called LV"
     )

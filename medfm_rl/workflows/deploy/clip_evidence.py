@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from medfm_rl.anatomy.clips import measure_clip
-from medfm_rl.data.layouts import CaseFile, ventricle_of
-from medfm_rl.errors import DataError, UserError
+from medfm_rl.data.layouts import CaseFile, find_ventricle
+from medfm_rl.errors import UserError
 from medfm_rl.reward.consistency import agreement_over_time
 from medfm_rl.types import Clip, LabelMap, LabelSchema
 
@@ -45,12 +45,10 @@ def evidence_of_clip(clip: Clip, masks: LabelMap, schema: LabelSchema) -> ClipEv
 
 def broken_over_time(clip: Clip, masks: LabelMap, schema: LabelSchema) -> tuple[str, ...]:
     """The rules over time that masks `(T, H, W)` break; none where no structure is the left ventricle."""
-    try:
-        ventricle = ventricle_of(schema, "the masks")
-    except DataError:
+    ventricle = find_ventricle(schema)
+    if ventricle is None:
         return ()
-    sides = clip.geometry.array_spacing
-    found = measure_clip(masks, schema, ventricle, None if sides is None else (sides[0], sides[1]))
+    found = measure_clip(masks, schema, ventricle, clip.plane_spacing)
     return tuple(str(rule) for rule in found.rules if not rule.passed)
 
 

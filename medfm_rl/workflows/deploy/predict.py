@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,7 +14,7 @@ from torch import Tensor
 from medfm_rl.adapters import Sample, SegmenterAdapter
 from medfm_rl.adapters.clips import require_clips, segmented_frames
 from medfm_rl.adapters.delta import state_hash
-from medfm_rl.anatomy.cleaning import clean_up, require_rules_to_clean_by
+from medfm_rl.adapters.post_processing import AS_IT_IS, PostProcessing
 from medfm_rl.anatomy.profiles import Anatomy, load_anatomy
 from medfm_rl.data.clips.sequences import write_sequence
 from medfm_rl.data.each_case import each_case
@@ -32,34 +32,6 @@ from medfm_rl.tiling import tiled_reward_map
 from medfm_rl.types import Case, Clip, FloatArray, LabelMap, LabelSchema
 from medfm_rl.workflows.deploy.memory import must_fit
 from medfm_rl.workflows.deploy.workers import Workers, at_work, seen_by_all
-
-
-@dataclass(frozen=True)
-class PostProcessing:
-    """What is done to the masks that a segmenter makes.
-
-    Attributes:
-        over_time: Whether each frame of a clip is averaged with those before and after it
-            (`adapters.clips.averaged_over_time`).
-        anatomy: The rules by which masks are cleaned up (`anatomy.cleaning.clean_up`); None: they stay as they are.
-    """
-
-    over_time: bool = False
-    anatomy: Anatomy | None = None
-
-    def of(self, labels: LabelMap) -> LabelMap:
-        """The mask of one image, cleaned up where that is wanted."""
-        return labels if self.anatomy is None else clean_up(labels, self.anatomy)
-
-    def recorded(self) -> dict[str, Any]:
-        """What makes masks others than those of the segmenter alone, for the records."""
-        found: dict[str, Any] = {"over_time": True} if self.over_time else {}
-        if self.anatomy is not None:
-            found["clean_up"] = self.anatomy.profile.model_dump(mode="json")
-        return found
-
-
-AS_IT_IS: Final = PostProcessing()
 
 
 class Segmenting:
@@ -203,9 +175,7 @@ def predict(
 
 def _rules(model: Model, anatomy: str | None) -> Anatomy:
     """The rules that masks are cleaned up by; None: those of the model."""
-    rules = load_anatomy(model.anatomy_name if anatomy is None else anatomy, model.segmenter.schema)
-    require_rules_to_clean_by(rules)
-    return rules
+    return load_anatomy(model.anatomy_name if anatomy is None else anatomy, model.segmenter.schema)
 
 
 def _write_prediction(
@@ -256,7 +226,13 @@ def segment_clip(
         if reward is not None and reward_maps is not None:
             action = _action(segmenter, frame.sample, frame.logits, mask, processing)
             reward_maps[frame.index] = _reward_map(segmenter, reward, frame.sample, action)
-    return labels, reward_maps
+    finished = processing.of_clip(clip, labels)
+    if reward is not None and reward_maps is not None:
+        for index in np.flatnonzero((finished != labels).any(axis=(1, 2))).tolist():
+            sample = segmenter.preprocess_frame(clip.frame(index), finished[index])
+            action = segmenter.preprocess_labels(finished[index], sample)
+            reward_maps[index] = _reward_map(segmenter, reward, sample, action)
+    return finished, reward_maps
 
 
 @torch.no_grad()

@@ -14,7 +14,7 @@ import numpy as np
 
 from medfm_rl.adapters import SegmenterAdapter
 from medfm_rl.adapters.clips import CaseMasks, require_clips
-from medfm_rl.anatomy.cleaning import clean_up, require_rules_to_clean_by
+from medfm_rl.adapters.post_processing import PostProcessing
 from medfm_rl.anatomy.profiles import Anatomy
 from medfm_rl.data.each_case import each_case
 from medfm_rl.data.files import write_json, write_text
@@ -48,21 +48,18 @@ def evaluate_segmenter(
         anatomy: Rules that valid masks meet.
         progress: Told how far it is.
         over_time: Whether each frame of a clip is averaged with those before and after it.
-        cleaned: Whether masks are cleaned up by the rules (`anatomy.cleaning.clean_up`).
+        cleaned: Whether masks are cleaned up by the rules (`PostProcessing`).
 
     Raises:
         DataError: Not one case could be scored.
         ConfigError: There is no clip to average over time, or no rule to clean up by.
     """
     require_clips(files, over_time)
-    if cleaned:
-        require_rules_to_clean_by(anatomy)
-    masks = CaseMasks(segmenter, over_time)
+    masks = CaseMasks(segmenter, PostProcessing(over_time, anatomy if cleaned else None))
 
     def score(file: CaseFile) -> list[CaseScore]:
         labelled = file.read_labelled(segmenter.schema, may_ignore=True)
-        made = masks.segment(file, labelled.case)
-        prediction = clean_up(made, anatomy) if cleaned else made
+        prediction = masks.segment(file, labelled.case)
         return score_case(labelled.case, prediction, labelled.ground_truth, segmenter.schema, anatomy)
 
     files = with_masks(files)

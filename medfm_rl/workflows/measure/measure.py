@@ -128,8 +128,7 @@ def measure(
     def handle(file: CaseFile) -> MeasuredClip:
         clip = file.read_clip()
         labels = _read_masks(clip, masks, schema)
-        sides = clip.geometry.array_spacing
-        spacing = None if sides is None else (sides[0], sides[1])
+        spacing = clip.plane_spacing
         anatomy = measure_clip(labels, schema, ventricle, spacing, request.rules)
         pictures[clip.clip_id] = picture_clip(clip, labels, anatomy, schema)
         view = view_of(clip.clip_id, clip.tags)

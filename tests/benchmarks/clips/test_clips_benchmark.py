@@ -106,4 +106,4 @@ def test_summary_and_table_have_what_was_run_and_leave_out_what_was_not(known: K
     assert "SIMULATED" in text
     assert "these numbers mean nothing" in text
     assert "EchoNet skipped: no --echonet FOLDER was given." in text
-    assert "vintage: +5.0 points by `neighbours`" in text
+    assert "vintage: +5.0 points where every frame is corrected by the adapted model and `neighbours`" in text

@@ -11,6 +11,7 @@ import pytest
 import torch
 from support.grey_reader import SCHEMA, make_reward, make_segmenter
 
+from medfm_rl.adapters.post_processing import PostProcessing
 from medfm_rl.anatomy.profiles import load_anatomy
 from medfm_rl.data.images import write_image
 from medfm_rl.data.layouts import CaseFile, find_cases
@@ -18,7 +19,7 @@ from medfm_rl.errors import ConfigError, DataError
 from medfm_rl.runs.models import ModelInMemory
 from medfm_rl.settings import DataSettings
 from medfm_rl.types import Geometry
-from medfm_rl.workflows.deploy.predict import PostProcessing, predict, segment_with_reward
+from medfm_rl.workflows.deploy.predict import predict, segment_with_reward
 from medfm_rl.workflows.evaluate.evaluate import evaluate
 
 GRID = Geometry((1.0, 1.0), (0.0, 0.0), (1.0, 0.0, 0.0, 1.0))
