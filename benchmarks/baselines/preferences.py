@@ -30,7 +30,8 @@ def optimise_preferences(
 
     Args:
         source_model: Where it starts, and the reference policy.
-        judgements: Its comparisons teach, on images that the network sees whole; verdicts and grades do not.
+        judgements: Its comparisons teach, all alike whatever their trust, on images that the network sees whole;
+            verdicts and grades do not.
         learning_rate: Of AdamW.
         steps: How many.
         seed: Of the order.

@@ -35,6 +35,7 @@ from medfm_rl.settings import (
 from medfm_rl.types import LabelMap
 from medfm_rl.workflows.adapt.loop import adapt
 from medfm_rl.workflows.deploy.clip_correction import correct_clip
+from medfm_rl.workflows.deploy.correction_terms import for_given_masks
 
 SOURCE_VENDOR = "cart"
 VENDORS = ("vintage", "handheld")
@@ -216,7 +217,7 @@ def correct_clips(run: FinishedRun, segmenter: TorchModuleAdapter, clips: Sequen
         segmenter: Has made the masks, of the same structures.
         clips: With truth, which is read to measure alone.
     """
-    corrector = run.corrector(CorrectionSettings(method="neighbours", seconds=600))
+    corrector = run.corrector(for_given_masks(CorrectionSettings(method="neighbours", seconds=600)))
     anatomy, rows = load_anatomy(ANATOMY, segmenter.schema), []
     for known in clips:
         masks = np.stack([segmenter.segment(known.clip.frame(index)) for index in range(len(known.truth))])

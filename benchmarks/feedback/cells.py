@@ -28,7 +28,8 @@ LADDER = {knowledge: f"ours from {knowledge}" for knowledge in KNOWLEDGE}
 """Methods that know less than masks, by what they know."""
 DPO = "DPO from preferences"
 """The control of ours from preferences."""
-JUDGED = (*LADDER.values(), DPO)
+FROM_LESS = (*LADDER.values(), DPO)
+"""All that learn from less than masks."""
 _DIGITS = 4
 
 
@@ -38,7 +39,7 @@ class Cell:
 
     Attributes:
         shift: Name of the shift.
-        method: One of `METHODS`, or of `JUDGED`.
+        method: One of `METHODS`, or of `FROM_LESS`.
         k: Reviewed patients.
         seed: Of everything.
         patients: One per case, the cases sorted.

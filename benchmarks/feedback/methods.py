@@ -22,7 +22,7 @@ from benchmarks.feedback.cells import (
     AGAIN,
     BY_CASE,
     DPO,
-    JUDGED,
+    FROM_LESS,
     LADDER,
     NONE,
     OURS,
@@ -46,8 +46,9 @@ from medfm_rl.runs.case_records import label_path
 from medfm_rl.runs.finished import FinishedRun, load_model, load_run
 from medfm_rl.runs.folder import SOURCE, RunFolder
 from medfm_rl.seeding import torch_generator
-from medfm_rl.settings import FeedbackSettings
+from medfm_rl.settings import AdaptConfig, FeedbackSettings
 from medfm_rl.types import Case, LabelMap, LabelSchema
+from medfm_rl.workflows.adapt.checks import split_target
 from medfm_rl.workflows.adapt.feedback.gathering import gather
 from medfm_rl.workflows.adapt.feedback.judged_images import load_judged
 from medfm_rl.workflows.adapt.loop import adapt
@@ -97,7 +98,7 @@ class FeedbackCells:
             folder, seconds = self.laboratory.trained(self._training_data(method, k))
             segmenter = TorchModuleAdapter.load(folder)
         cell = self._measured(key, segmenter.segment, 0.0 if method == NONE else seconds)
-        ventricle = self._ventricle(segmenter) if method in (UPPER, *JUDGED) else {}
+        ventricle = self._ventricle(segmenter) if method in (UPPER, *FROM_LESS) else {}
         self.cells.keep(replace(cell, chosen=chosen, candidates=candidates, ventricle=ventricle))
 
     def _measured(self, key: tuple[str, str, int, int], segment: Callable[[Case], LabelMap], seconds: float) -> Cell:
@@ -165,16 +166,19 @@ class FeedbackCells:
 
     def _adapted(self, k: int, knowledge: str | None) -> tuple[RunFolder, float]:
         """The finished run of `ours`, and the seconds that it took."""
+        watch = Stopwatch(self._folder(k, knowledge) / "elapsed.json")
+        run = adapt(self._config(k, knowledge), resume=True, progress=watch.progress)
+        return run, watch.keep()
+
+    def _config(self, k: int, knowledge: str | None) -> AdaptConfig:
+        """Settings of the run of `ours`."""
         laboratory, folders = self.laboratory, self.shift.folders
         folder, target = self._folder(k, knowledge), self._target(knowledge)
         changes = {"seed": laboratory.seed, **laboratory.budget.adapt}
         if k > 0:
             changes["feedback"] = self._feedback(folder / "feedback.sqlite", k, knowledge, target)
         segmenter = {"kind": "torch", "folder": laboratory.trained(folders.source)[0]}
-        config = adapt_config(segmenter, target, folders.source, folder / _RUN, self.shift.anatomy, changes)
-        watch = Stopwatch(folder / "elapsed.json")
-        run = adapt(config, resume=True, progress=watch.progress)
-        return run, watch.keep()
+        return adapt_config(segmenter, target, folders.source, folder / _RUN, self.shift.anatomy, changes)
 
     def _feedback(self, store: Path, k: int, knowledge: str | None, target: Path) -> dict[str, Any]:
         """Settings that learn from a store, which is filled unless it is there."""
@@ -219,14 +223,16 @@ class FeedbackCells:
         return tuned, time.perf_counter() - start
 
     def _optimised_by_preferences(self, k: int) -> tuple[SegmenterAdapter, float]:
-        """The control of PPO by preferences: direct optimisation of the source model by the same ones."""
+        """The control of PPO by preferences: direct optimisation of the source model by those that ours learns from."""
         start = time.perf_counter()
         target, source_model = self._target(PREFERENCES), self.laboratory.source_model()
         store = self._folder(k, PREFERENCES) / "feedback.sqlite"
         settings = FeedbackSettings.model_validate(self._feedback(store, k, PREFERENCES, target))
         files = files_of(target)
         learned = gather(settings, files, self.laboratory.seed, quiet)
-        judgements = load_judged(settings, learned, files, source_model, (), quiet)
+        _, selecting = split_target(self._config(k, PREFERENCES), (), learned.judged_patients)
+        left_out = {file.patient_id for file in selecting}
+        judgements = load_judged(settings, learned, files, source_model, left_out, quiet)
         assert judgements is not None, "no reviewer preferred anything"
         tuned = self._at_best_rate(
             partial(optimise_preferences, source_model, judgements, steps=self._step_count, seed=self.laboratory.seed)

@@ -21,7 +21,7 @@ that costs at most a Dice point on held-out source patients.
 
 `ours from grades` and its like: `adapt` with a store that knows less than masks (how, `benchmarks.feedback.judgements`
 says; the reviewers are SIMULATED), of all target patients or of `--judged` of them.
-`DPO from preferences`, their control: direct preference optimisation of the source model
+`DPO from preferences`: direct preference optimisation of the source model by those of them that ours learns from too
 (`benchmarks.baselines.preferences`), its learning rate chosen as that of the fine-tuned model.
 """
 

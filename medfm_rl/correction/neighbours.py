@@ -40,8 +40,9 @@ class NeighbourVote(CaseCorrector):
     """Averages the segmenter's probabilities with what the neighbours say, carried along by the images' motion.
 
     A mask that is in doubt says nothing: in its place, and in that of the mask that is to be corrected, the segmenter
-    does. What the rules say of parts and holes is done to the average. An image that is no frame of a clip has no
-    neighbours, and nothing is proposed.
+    does. One that segments whole clips makes no such mask of a frame by itself, and there every mask has its say. What
+    the rules say of parts and holes is done to the average. An image that is no frame of a clip has no neighbours, and
+    nothing is proposed.
 
     Args:
         adapter: The deployed segmenter, of two dimensions.
@@ -63,7 +64,8 @@ class NeighbourVote(CaseCorrector):
         told = [(*self._said_by(neighbour), neighbour.weight) for neighbour in known]
         weight = sum(neighbour.weight for neighbour in known)
         votes = torch.from_numpy(sum_of_neighbours(sample.image[0].cpu().numpy(), told))
-        mean = (_OWN * logits.float().softmax(dim=0) + votes) / (_OWN + weight)
+        own = self._maps_of(original.action) if self.adapter.segments_clips else logits.float().softmax(dim=0)
+        mean = (_OWN * own + votes) / (_OWN + weight)
         labels = clean_up(self.adapter.restore(mean.clamp_min(1e-12).log(), sample), self.verifier.anatomy)
         return Proposal(labels, views=len(known))
 
@@ -74,6 +76,9 @@ class NeighbourVote(CaseCorrector):
             maps = self.adapter.predict_logits(sample).float().softmax(dim=0)
         else:
             sample = self.adapter.preprocess_frame(neighbour.case, neighbour.labels)
-            action = self.adapter.preprocess_labels(neighbour.labels, sample)
-            maps = F.one_hot(action.long(), self.adapter.schema.num_classes).movedim(-1, 0).float()
+            maps = self._maps_of(self.adapter.preprocess_labels(neighbour.labels, sample))
         return sample.image[0].cpu().numpy(), maps.cpu().numpy()
+
+    def _maps_of(self, action: Tensor) -> Tensor:
+        """A mask `(H', W')` as maps of the classes, `(K, H', W')` of 0 and 1."""
+        return F.one_hot(action.long(), self.adapter.schema.num_classes).movedim(-1, 0).float()

@@ -20,8 +20,9 @@ class CorrectionSettings(Settings):
         "reward networks more; optimise follows the reward; none refers every case; tta averages "
         "over random appearances; tent, intent and memo adapt a copy of the segmenter by its entropy (intent needs "
         "batch normalisation); components keeps the largest parts and fills holes, as the anatomy rules say; "
-        "shape-prior projects on shapes of the source; neighbours averages a frame of a clip with the masks of the "
-        "frames before and after it, carried along by the images' motion, and leaves images without a clip.",
+        "shape-prior projects on shapes of the source; neighbours averages the segmenter's probabilities of a frame "
+        "of a clip with what the frames before and after it say (their masks, or the segmenter where these are to be "
+        "corrected too), carried along by the images' motion, and leaves images without a clip.",
     )
     views: Positive = Field(
         16, description="Random views of a case that a vote is taken of; the verifier looks at as many others."

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 import torch
 from torch import Tensor, nn
 
@@ -84,6 +85,17 @@ def test_masks_in_doubt_say_nothing_and_the_segmenter_speaks_in_their_place() ->
     expected = clean_up(made.adapter.restore(averaged.logits, averaged.sample), made.verifier.anatomy)
     assert np.array_equal(result.after, expected)
     assert expected[16, 20] == 1
+
+
+def test_where_whole_clips_are_segmented_the_mask_of_the_frame_has_its_say_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Beside a neighbour of little weight the mask of the frame decides, and not what the network makes of it alone."""
+    made, seen = corrector(), clip()
+    case, everywhere = seen.frame(2), np.ones((32, 32), np.uint8)
+    made.neighbours = {case.case_id: [Neighbour(seen.frame(1), np.zeros((32, 32), np.uint8), 0.1)]}
+    alone = made.correct(case, original=everywhere).after
+    monkeypatch.setattr(type(made.adapter), "segments_clips", True)
+    assert made.correct(case, original=everywhere).after.all()
+    assert not alone.all()
 
 
 def test_an_image_that_is_of_no_clip_stays_as_it_is() -> None:

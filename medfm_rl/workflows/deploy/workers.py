@@ -169,7 +169,7 @@ class Crew:
         self._idle: list[_Worker] = []
         self._outcomes: dict[str, Outcome] = {}
         self._cases: dict[str, tuple[str, ...]] = {}
-        self._deaths: Counter[str] = Counter()
+        self._deaths: Counter[tuple[str, ...]] = Counter()
         self._deaths_in_a_row = 0
         self._ready = 0
         self.lost = False
@@ -306,17 +306,24 @@ class Crew:
                 f"{worker.place} died{memory}, as {self._deaths_in_a_row - 1} had before without a case handled in "
                 f"between; give fewer workers, or leave out --workers. The last words: {reason}"
             )
-        pieces = worker.portion
-        names = ", ".join(piece.name for piece in pieces)
-        _LOG.warning("%s died%s%s", worker.place, f" over {names}" if pieces else "", memory)
-        self._deaths[names] += 1
-        if len(pieces) > 1 and self._deaths[names] == _MOST_DEATHS_TOGETHER:
-            self._open.extendleft((piece,) for piece in reversed(pieces))
-        elif len(pieces) == 1 and self._deaths[names] == _MOST_DEATHS:
-            self._outcomes[names] = Outcome(error=_deadly(names, memory))
-        elif pieces:
-            self._open.appendleft(pieces)
+        names = tuple(piece.name for piece in worker.portion)
+        _LOG.warning("%s died%s%s", worker.place, f" over {', '.join(names)}" if names else "", memory)
+        if names:
+            self._deaths[names] += 1
+            self._hand_out_again(worker.portion, self._deaths[names], memory)
         self._employ()
+
+    def _hand_out_again(self, portion: Portion, deaths: int, memory: str) -> None:
+        """Hands out again what so many workers died over: together first, then one by one, then no more."""
+        if len(portion) > 1 and deaths == _MOST_DEATHS_TOGETHER:
+            self._open.extendleft((piece,) for piece in reversed(portion))
+        elif len(portion) == 1 and deaths == _MOST_DEATHS:
+            name = portion[0].name
+            self._outcomes[name] = Outcome(error=_deadly(name, memory))
+            # What is wrong has a name now: the next case has all of its tries.
+            self._deaths_in_a_row = 0
+        else:
+            self._open.appendleft(portion)
 
 
 @contextmanager

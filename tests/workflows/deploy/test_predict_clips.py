@@ -11,7 +11,10 @@ import torch
 from support.clip_files import COUNT, greys, region, ventricles, write_clip
 from torch import Tensor, nn
 
-from medfm_rl.adapters import TorchModuleAdapter
+from medfm_rl.adapters import TorchModuleAdapter, post_processing
+from medfm_rl.adapters.clips import segment_frames
+from medfm_rl.adapters.post_processing import PostProcessing
+from medfm_rl.anatomy.profiles import Anatomy, load_anatomy
 from medfm_rl.data.clips.sequences import write_sequence
 from medfm_rl.data.images import write_image
 from medfm_rl.data.layouts import CaseFile, find_cases
@@ -19,7 +22,7 @@ from medfm_rl.errors import ConfigError, DataError
 from medfm_rl.reward.network import RewardEnsemble, RewardNet
 from medfm_rl.runs.models import ModelInMemory
 from medfm_rl.settings import DataSettings, NetworkSettings, PreprocessingSettings, RewardSettings
-from medfm_rl.types import Geometry, LabelSchema
+from medfm_rl.types import Geometry, LabelMap, LabelSchema
 from medfm_rl.workflows.deploy.predict import predict, segment_clip, segment_with_reward
 from medfm_rl.workflows.evaluate.evaluate import evaluate
 
@@ -42,6 +45,12 @@ class DarkIsVentricle(nn.Module):
 def segmenter() -> TorchModuleAdapter:
     preprocessing = PreprocessingSettings(size=(40, 48), grid="native", intensity="none")
     return TorchModuleAdapter(DarkIsVentricle(), LV, preprocessing).eval()
+
+
+def make_reward() -> RewardEnsemble:
+    torch.manual_seed(0)
+    network = NetworkSettings(channels=(4, 8), residual_units=0)
+    return RewardEnsemble([RewardNet(network, 2) for _ in range(2)], RewardSettings()).eval()
 
 
 @pytest.fixture
@@ -78,11 +87,7 @@ def test_masks_of_a_clip_are_one_sequence_with_its_times_and_grid(tmp_path: Path
 
 
 def test_frames_are_segmented_and_judged_as_images_are(files: list[CaseFile]) -> None:
-    adapter = segmenter()
-    torch.manual_seed(0)
-    network = NetworkSettings(channels=(4, 8), residual_units=0)
-    reward = RewardEnsemble([RewardNet(network, 2) for _ in range(2)], RewardSettings()).eval()
-    clip = files[0].read_clip()
+    adapter, reward, clip = segmenter(), make_reward(), files[0].read_clip()
     labels, rewards = segment_clip(adapter, reward, clip)
     assert rewards is not None
     for index in (0, COUNT - 1):
@@ -153,6 +158,47 @@ def test_every_frame_is_cleaned_up_on_request(tmp_path: Path) -> None:
     assert predict(ModelInMemory(segmenter()), files, tmp_path / "out", cleaned=True) == []
     found = nib.load(tmp_path / "out" / "labels" / "p1_4CH.nii.gz").get_fdata()[:, :, 0].transpose(2, 1, 0)
     assert np.array_equal(found > 0, ventricles()[:, 4:44, 8:56])
+
+
+def test_a_clip_that_is_averaged_and_cleaned_up_is_smoothed_wherever_it_is_asked_for(
+    tmp_path: Path, files: list[CaseFile], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What smoothing makes is written, rewarded and evaluated; here it takes the ventricle out of one frame."""
+    asked: list[tuple[str, tuple[float, float] | None]] = []
+
+    def smoothed(masks: LabelMap, anatomy: Anatomy, ventricle: str, spacing: tuple[float, float] | None) -> LabelMap:
+        asked.append((ventricle, spacing))
+        found = masks.copy()
+        found[3] = 0
+        return found
+
+    monkeypatch.setattr(post_processing, "smooth_over_time", smoothed)
+    made, reward, clip = segmenter(), make_reward(), files[0].read_clip()
+    both = PostProcessing(over_time=True, anatomy=load_anatomy("generic", LV))
+    masks, maps = segment_clip(made, reward, clip, both)
+    assert asked == [("LV", pytest.approx((0.5, 0.5)))]
+    assert not masks[3].any()
+    assert masks[2].any()
+    assert maps is not None
+    sample = made.preprocess(clip.frame(3))
+    expected = reward(sample.image[None], torch.zeros(1, *sample.image.shape[1:], dtype=torch.uint8))[0]
+    assert np.allclose(maps[3], made.restore_map(expected.detach(), sample), atol=1e-5)
+    assert np.array_equal(segment_frames(made, clip, both), masks)
+    measured = evaluate(ModelInMemory(made), files, tmp_path / "scores", over_time=True, cleaned=True).evaluation
+    lost = [row.case_id for row in measured.scores if row.dice == 0]
+    assert sorted(set(lost)) == ["p1_4CH_frame003", "p2_4CH_frame003"]
+    assert both.recorded()["smoothed"] == 1
+    for other in (PostProcessing(over_time=True), PostProcessing(anatomy=both.anatomy)):
+        assert "smoothed" not in other.recorded()
+        assert np.array_equal(other.of_clip(clip, masks), masks)
+
+
+def test_rules_over_time_are_those_of_a_ventricle(files: list[CaseFile]) -> None:
+    organs = LabelSchema(("background", "kidney", "liver"), (0, 1, 2))
+    both = PostProcessing(over_time=True, anatomy=load_anatomy("generic", organs))
+    masks = np.zeros((COUNT, 40, 48), np.uint8)
+    assert both.of_clip(files[0].read_clip(), masks) is masks
+    assert "smoothed" not in both.recorded()
 
 
 def test_without_a_clip_there_is_no_time_to_average_over(tmp_path: Path, files: list[CaseFile]) -> None:
