@@ -51,6 +51,7 @@ def summarise(found: Mapping[str, Any]) -> dict[str, Any]:
         "read_ms_per_frame": speed["read_ms"],
         "segment_ms_per_frame": speed["segment_ms"],
         "peak_mb_200_frames": speed["peak_mb"],
+        "peak_mb_200_frames_smoothed": speed["peak_mb_smoothed"],
         "files_read": "{} of {} that are there".format(*read_rightly(dicom)),
         "skipped": [seed["echonet"]["skipped"] for seed in found["seeds"] if "skipped" in seed["echonet"]],
     }
@@ -106,7 +107,8 @@ def table(found: Mapping[str, Any], summary: Mapping[str, Any], trial: bool) -> 
         f"{speed['static_rules_ms']:.2f} ms of the static rules (256 x 256), agreement with neighbours "
         f"{speed['neighbours_ms']:.0f} ms (256 x 256), segmenting {speed['segment_ms']:.0f} ms; reading {reading}.",
         f"Memory of {speed['long_clip']['frames']} frames of {speed['long_clip']['size']} read and measured: "
-        f"{speed['peak_mb']:.0f} MB.",
+        f"{speed['peak_mb']:.0f} MB, and smoothed {speed['peak_mb_smoothed']:.0f} MB, by {speed['smooth_ms']:.0f} ms a "
+        "frame where no smoothing mends the clip.",
         "",
         "| real DICOM | |",
         "|---|---|",

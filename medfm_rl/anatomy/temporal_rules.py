@@ -60,7 +60,10 @@ class TemporalRules(BaseModel):
 
     @classmethod
     def of_literature(cls, schema: LabelSchema, ventricle: str) -> TemporalRules:
-        """Those of RL4Seg3D for the structures there are; without a myocardium, distances are of the ventricle."""
+        """Those of RL4Seg3D for the structures there are; without a myocardium, distances are of the ventricle.
+
+        Its limits are kept; how length and base are measured is ours (`FrameAttributes`).
+        """
         limits: list[tuple[Measure, str, float]] = [
             ("area", name, 0.2 if name == ventricle else 0.4) for name in schema.structures
         ]

@@ -137,7 +137,8 @@ def predict(
         progress: Told how far it is.
         workers: Segment cases side by side; the result is that of this process alone.
         over_time: Average each frame of a clip with those before and after it (`adapters.clips.averaged_over_time`).
-        cleaned: Clean the masks up by the rules of the anatomy (`anatomy.cleaning.clean_up`).
+        cleaned: Clean the masks up by the rules of the anatomy, in space and, of clips that are averaged, over time
+            (`PostProcessing`).
         anatomy: Profile of these rules, or a file; None for that of the model.
 
     Returns:

@@ -49,7 +49,7 @@ def evaluate(
         anatomy: Profile of the rules that count valid masks; None for that of the model.
         progress: Told how far it is.
         over_time: Whether each frame of a clip is averaged with those before and after it, by either model.
-        cleaned: Whether the masks of either are cleaned up by the rules.
+        cleaned: Whether the masks of either are cleaned up by the rules (`PostProcessing`).
 
     Raises:
         UserError: A case or a model cannot be used, or there are results in `out`.

@@ -90,6 +90,8 @@ def test_summary_and_table_have_what_was_run_and_leave_out_what_was_not(known: K
         "threads": 1,
         "long_clip": {"frames": 200, "size": [600, 800]},
         "peak_mb": 640.0,
+        "peak_mb_smoothed": 700.0,
+        "smooth_ms": 150.0,
     }
     found = {
         "seeds": [seed],
