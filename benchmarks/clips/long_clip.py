@@ -1,6 +1,6 @@
-"""The memory of a process that reads a long clip, measures its masks and smooths them; of `benchmarks.clips.speed`.
+"""What a process takes that reads a long clip, measures masks of it and smooths others; started by `clips.speed`.
 
-python -m benchmarks.clips.long_clip CLIP
+It imports no network's library, which alone takes as much.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ _SPACING = (0.2, 0.2)
 
 
 def main() -> None:
+    """Prints MB and milliseconds as JSON; the arguments of the process are the clip and an npy file of masks."""
     file = find_clip(Path(sys.argv[1]))
     assert file is not None
     clip = file.read("long", "p")
@@ -43,7 +44,3 @@ def _peak() -> float:
     """MB. Not `ru_maxrss`, which counts what the process was before it became this one."""
     status = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) for line in status if line.startswith("VmHWM")) / 1024
-
-
-if __name__ == "__main__":
-    main()

@@ -29,6 +29,7 @@ from medfm_rl.workflows.deploy.predict import segment_clip
 _RULES_GRID = (256, 256)
 _LONG = (200, (600, 800))
 _MM = 150 / 256
+_CHILD = "from benchmarks.clips.long_clip import main; main()"
 _SHRUNK = 4
 """The long clip is drawn so much smaller."""
 
@@ -54,7 +55,7 @@ def measure_speed(folder: Path, quick: bool) -> dict[str, Any]:
     drawn = folder / "long-masks.npy"
     np.save(drawn, jumping(count, size))
     child = subprocess.run(
-        [sys.executable, "-m", "benchmarks.clips.long_clip", str(dicom.resolve()), str(drawn.resolve())],
+        [sys.executable, "-c", _CHILD, str(dicom.resolve()), str(drawn.resolve())],
         capture_output=True,
         text=True,
         check=True,
