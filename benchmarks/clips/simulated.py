@@ -210,7 +210,7 @@ class Simulated:
 
 
 def correct_clips(run: FinishedRun, segmenter: TorchModuleAdapter, clips: Sequence[KnownClip]) -> dict[str, Any]:
-    """Corrects every frame of each clip, as `correct RUN --masks DIR --every --method neighbours` does.
+    """Corrects every frame of each clip, as `correct RUN --masks DIR --all --method neighbours` does.
 
     Args:
         run: Its segmenter speaks, and its held-out reward network judges.
