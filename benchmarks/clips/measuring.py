@@ -40,11 +40,6 @@ class KnownClip:
     truth: LabelMap
     ventricle_alone: bool = False
 
-    @property
-    def spacing(self) -> tuple[float, float] | None:
-        """Size of a pixel in mm, (y, x)."""
-        return self.clip.plane_spacing
-
 
 def known_clips(files: Sequence[CaseFile], segmenter: SegmenterAdapter) -> Iterator[KnownClip]:
     """The clips of a data set with masks of every frame, one by one."""
@@ -60,8 +55,8 @@ def measure_masks(known: KnownClip, masks: LabelMap, anatomy: Anatomy) -> dict[s
     scores = np.array(
         [_dice(mask, truth, known, schema).mean() for mask, truth in zip(masks, known.truth, strict=True)]
     )
-    found = measure_clip(masks, schema, VENTRICLE, known.spacing)
-    truth = measure_clip(known.truth, schema, VENTRICLE, known.spacing)
+    found = measure_clip(masks, schema, VENTRICLE, known.clip.plane_spacing)
+    truth = measure_clip(known.truth, schema, VENTRICLE, known.clip.plane_spacing)
     ours, true = single_plane(found), single_plane(truth)
     error = None if ours is None or true is None else abs(ours.ef - true.ef)
     return {
@@ -70,7 +65,7 @@ def measure_masks(known: KnownClip, masks: LabelMap, anatomy: Anatomy) -> dict[s
         "dice": float(scores.mean()),
         "worst_frame_dice": float(scores.min()),
         "worst_frame": int(scores.argmin()),
-        "valid_frames": float(np.mean([anatomy.is_valid(mask, known.spacing) for mask in masks])),
+        "valid_frames": float(np.mean([anatomy.is_valid(mask, known.clip.plane_spacing) for mask in masks])),
         "valid_over_time": found.valid,
         "broken": sorted({f"{rule.rule} of {rule.structure}" for rule in found.rules if not rule.passed}),
         "jitter": found.jitter,
@@ -134,11 +129,11 @@ def _dice(mask: LabelMap, truth: LabelMap, known: KnownClip, schema: LabelSchema
 def _coverage(known: KnownClip, masks: LabelMap, maps: FloatArray, anatomy: Anatomy) -> dict[str, Any]:
     """Whether the truth lies in the intervals of 90 %: of the ejection fraction, and of the ventricle's areas."""
     schema = anatomy.schema
-    found: ClipAnatomy = measure_clip(masks, schema, VENTRICLE, known.spacing)
+    found: ClipAnatomy = measure_clip(masks, schema, VENTRICLE, known.clip.plane_spacing)
     rng = numpy_generator(0, "coverage", known.clip.clip_id)
-    draws = draw_clip(masks, maps, schema, found, known.spacing, rng)
+    draws = draw_clip(masks, maps, schema, found, known.clip.plane_spacing, rng)
     interval = interval_of_draws([found], [draws])
-    true = single_plane(measure_clip(known.truth, schema, VENTRICLE, known.spacing))
+    true = single_plane(measure_clip(known.truth, schema, VENTRICLE, known.clip.plane_spacing))
     areas = (known.truth == schema.index_of(VENTRICLE)).sum(axis=(1, 2))
     ends = draws.areas[VENTRICLE]
     covered = (areas >= ends[:, 0]) & (areas <= ends[:, 1])

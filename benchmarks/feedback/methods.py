@@ -39,6 +39,7 @@ from benchmarks.harness.recording import quiet
 from medfm_rl.adapters import SegmenterAdapter, TorchModuleAdapter
 from medfm_rl.augmentation.shape import augment_pair
 from medfm_rl.data.labels import read_labels
+from medfm_rl.data.layouts import find_cases
 from medfm_rl.data.mask_files import find_masks
 from medfm_rl.metrics.scores import MEAN
 from medfm_rl.policies import ACTOR
@@ -46,7 +47,7 @@ from medfm_rl.runs.case_records import label_path
 from medfm_rl.runs.finished import FinishedRun, load_model, load_run
 from medfm_rl.runs.folder import SOURCE, RunFolder
 from medfm_rl.seeding import torch_generator
-from medfm_rl.settings import AdaptConfig, FeedbackSettings
+from medfm_rl.settings import AdaptConfig
 from medfm_rl.types import Case, LabelMap, LabelSchema
 from medfm_rl.workflows.adapt.checks import split_target
 from medfm_rl.workflows.adapt.feedback.gathering import gather
@@ -225,14 +226,13 @@ class FeedbackCells:
     def _optimised_by_preferences(self, k: int) -> tuple[SegmenterAdapter, float]:
         """The control of PPO by preferences: direct optimisation of the source model by those that ours learns from."""
         start = time.perf_counter()
-        target, source_model = self._target(PREFERENCES), self.laboratory.source_model()
-        store = self._folder(k, PREFERENCES) / "feedback.sqlite"
-        settings = FeedbackSettings.model_validate(self._feedback(store, k, PREFERENCES, target))
-        files = files_of(target)
-        learned = gather(settings, files, self.laboratory.seed, quiet)
-        _, selecting = split_target(self._config(k, PREFERENCES), (), learned.judged_patients)
+        config, source_model = self._config(k, PREFERENCES), self.laboratory.source_model()
+        assert config.feedback is not None, "preferences are feedback"
+        files = find_cases(config.target)
+        learned = gather(config.feedback, files, self.laboratory.seed, quiet)
+        _, selecting = split_target(config, (), learned.judged_patients)
         left_out = {file.patient_id for file in selecting}
-        judgements = load_judged(settings, learned, files, source_model, left_out, quiet)
+        judgements = load_judged(config.feedback, learned, files, source_model, left_out, quiet)
         assert judgements is not None, "no reviewer preferred anything"
         tuned = self._at_best_rate(
             partial(optimise_preferences, source_model, judgements, steps=self._step_count, seed=self.laboratory.seed)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from medfm_rl.adapters.base import SegmentedFrame, SegmenterAdapter
 from medfm_rl.adapters.post_processing import AS_IT_IS, PostProcessing
-from medfm_rl.data.clips.motion import neighbours_of, sum_of_neighbours
+from medfm_rl.data.clips.motion import mean_with_neighbours, neighbours_of
 from medfm_rl.data.layouts import CaseFile
 from medfm_rl.errors import ConfigError, UserError
 from medfm_rl.types import Case, Clip, FloatArray, LabelMap
@@ -62,12 +62,11 @@ def averaged_over_time(frames: Iterable[SegmentedFrame], count: int) -> Iterator
 
 def _mean_logits(held: Mapping[int, SegmentedFrame], index: int, count: int) -> Tensor:
     """Logits `(K, *S')` of a frame, from its probabilities and those of its neighbours."""
-    mean, total = held[index].logits, 1.0
-    if near := neighbours_of(index, count):
-        told = [(_grey_values(held[other]), held[other].logits.numpy(), weight) for other, weight in near]
-        mean = mean + torch.from_numpy(sum_of_neighbours(_grey_values(held[index]), told))
-        total += sum(weight for _, weight in near)
-    return (mean / total).clamp_min(_LEAST).log()
+    told = [
+        (_grey_values(held[other]), held[other].logits.numpy(), weight) for other, weight in neighbours_of(index, count)
+    ]
+    mean = mean_with_neighbours(held[index].logits.numpy(), _grey_values(held[index]), told)
+    return torch.from_numpy(mean).clamp_min(_LEAST).log()
 
 
 def _grey_values(frame: SegmentedFrame) -> FloatArray:

@@ -14,11 +14,8 @@ from medfm_rl.adapters.grid import Sample
 from medfm_rl.anatomy.cleaning import clean_up
 from medfm_rl.correction.corrector import CaseCorrector, Original, Proposal
 from medfm_rl.correction.verifier import Verifier
-from medfm_rl.data.clips.motion import sum_of_neighbours
+from medfm_rl.data.clips.motion import mean_with_neighbours
 from medfm_rl.types import Case, FloatArray, LabelMap
-
-_OWN = 1.0
-"""What the frame counts itself; each neighbour counts 1 over its distance, so that four have three votes."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,7 +25,7 @@ class Neighbour:
     Attributes:
         case: The frame.
         labels: Its mask, class indices `(H, W)`; None where that is in doubt, and the segmenter speaks in its place.
-        weight: What it counts.
+        weight: What it counts; the frame itself counts 1.
     """
 
     case: Case
@@ -62,10 +59,8 @@ class NeighbourVote(CaseCorrector):
         if not known:
             return Proposal(original.labels)
         told = [(*self._said_by(neighbour), neighbour.weight) for neighbour in known]
-        weight = sum(neighbour.weight for neighbour in known)
-        votes = torch.from_numpy(sum_of_neighbours(sample.image[0].cpu().numpy(), told))
         own = self._maps_of(original.action) if self.adapter.segments_clips else logits.float().softmax(dim=0)
-        mean = (_OWN * own + votes) / (_OWN + weight)
+        mean = torch.from_numpy(mean_with_neighbours(own.numpy(), sample.image[0].cpu().numpy(), told))
         labels = clean_up(self.adapter.restore(mean.clamp_min(1e-12).log(), sample), self.verifier.anatomy)
         return Proposal(labels, views=len(known))
 

@@ -111,6 +111,22 @@ def sum_of_neighbours(frame: FloatArray, neighbours: Sequence[tuple[FloatArray, 
     return total
 
 
+def mean_with_neighbours(
+    own: FloatArray, frame: FloatArray, neighbours: Sequence[tuple[FloatArray, FloatArray, float]]
+) -> FloatArray:
+    """The maps of a frame averaged with what its neighbours say of it, `(K, H, W)` float32.
+
+    Args:
+        own: Its own maps `(K, H, W)` float32, which count 1.
+        frame: As in `sum_of_neighbours`.
+        neighbours: Likewise, but that there may be none.
+    """
+    if not neighbours:
+        return own
+    total = 1.0 + sum(weight for _, _, weight in neighbours)
+    return (own + sum_of_neighbours(frame, neighbours)) / np.float32(total)
+
+
 def _to_whole(field: sitk.Image, image: sitk.Image) -> sitk.Image:
     """A field on the grid of the image; beyond the centres of its outer pixels it is as there."""
     resample = sitk.ResampleImageFilter()
