@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from medfm_rl.errors import ConfigError
+from medfm_rl.prelu import with_fast_prelu
 from medfm_rl.settings import NetworkSettings
 from medfm_rl.structures import Structures, exclusive
 from medfm_rl.types import LabelSchema
@@ -40,7 +41,7 @@ def build_unet(settings: NetworkSettings, spatial_dims: int, in_channels: int, o
         norm=norm,
         dropout=settings.dropout,
     )
-    return network
+    return with_fast_prelu(network)
 
 
 def build_padded_unet(settings: NetworkSettings, spatial_dims: int, in_channels: int, out_channels: int) -> nn.Module:

@@ -9,8 +9,8 @@ resident set of a fresh process.
 - `image`: a whole run with the default network, batches and files of D_R at 512 x 512; few steps, for each is like the
   next.
 - `volume`: one update of PPO with two patches of 96 x 160 x 160 in a 3-D nnU-Net of planned size (six stages), with
-  activations kept, and computed again as a run does by itself where they do not fit into the memory. The rollout rows
-  of the other 14 patches are added by calculation.
+  activations kept, and computed again as a run does by itself where they do not fit into the memory. What the rollout
+  rows of the other 14 patches need is measured with a tiny network, by 2 and 8 of them, and added.
 - `update`: an update of PPO in 3-D beside its bare forwards and backwards, in turns.
 - `disk`: actions of 128 x 128 x 128 of every kind that D_R has, packed.
 
@@ -61,10 +61,12 @@ SEED = 0
 COUNTS = (25, 400)
 CASE_SIDE, IMAGE_SIDE = 192, 512
 VOLUME = (96, 160, 160)
-KEPT, RECOMPUTED = "volume", "volume-recomputed"
-"""Ways to update with large patches."""
+KEPT, RECOMPUTED, ROWS = "volume", "volume-recomputed", "rows"
+"""Updates with large patches: with activations kept, computed again, and of a tiny network."""
 ROLLOUT = 16
 """Patches of a rollout by default."""
+FEW, MANY = 2, 8
+"""Patches of rollouts whose memory is compared."""
 
 
 def adapt_once(folder: Path, count: int, side: int, network: NetworkSettings, small: bool) -> dict[str, Any]:
@@ -117,9 +119,6 @@ def update_volume(patches: int, recompute: bool) -> dict[str, Any]:
     started = time.perf_counter()
     ppo = ppo_on(images, network, n_epochs=1, recompute=recompute)
     update(ppo)
-    classes, pixels = SCHEMA.num_classes, int(np.prod(VOLUME))
-    # Of a row: the image, where it comes from and as the buffer has it; the logits of the reference; six maps.
-    row = 4 * pixels * (3 + classes + 6)
     return {
         "patches": patches,
         "recompute": recompute,
@@ -127,10 +126,26 @@ def update_volume(patches: int, recompute: bool) -> dict[str, Any]:
         "gradient_gb": kept.kept / 1e9,
         "gradient_gb_recomputed": kept.recomputed / 1e9,
         "peak_gb_measured": peak_gb(),
-        "gb_a_row": row / 1e9,
-        "peak_gb": peak_gb() + (ROLLOUT - patches) * row / 1e9,
         "minutes": (time.perf_counter() - started) / 60,
     }
+
+
+def update_rows(patches: int) -> dict[str, Any]:
+    """The same with a network that needs little itself: what grows with the patches is what a rollout keeps of each."""
+    network = build_unet(NetworkSettings(channels=(4, 8, 16), residual_units=0), 3, 1, SCHEMA.num_classes)
+    images = np.random.default_rng(SEED).normal(size=(patches, 1, *VOLUME)).astype(np.float32)
+    update(ppo_on(images, network, n_epochs=1, recompute=False))
+    return {"patches": patches, "peak_gb_measured": peak_gb()}
+
+
+def with_rows(found: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Updates of the large network, with the rows of a rollout added that they had too few of."""
+    *updates, few, many = found
+    row = (many["peak_gb_measured"] - few["peak_gb_measured"]) / (many["patches"] - few["patches"])
+    return [
+        {**each, "gb_a_row": row, "peak_gb": each["peak_gb_measured"] + (ROLLOUT - each["patches"]) * row}
+        for each in updates
+    ]
 
 
 def ppo_on(images: np.ndarray[Any, Any], network: torch.nn.Module, n_epochs: int, recompute: bool) -> DensePPO:
@@ -193,9 +208,10 @@ def measure(part: str, runs: Path, threads: int) -> Any:
     calls = {
         "cases": [("cases", str(count)) for count in COUNTS],
         "image": [("image", str(IMAGE_SIDE))],
-        "volume": [(KEPT, "2"), (RECOMPUTED, "2")],
+        "volume": [(KEPT, "2"), (RECOMPUTED, "2"), (ROWS, str(FEW)), (ROWS, str(MANY))],
     }[part]
-    return [_in_new_process(call, runs, threads) for call in calls]
+    found = [_in_new_process(call, runs, threads) for call in calls]
+    return with_rows(found) if part == "volume" else found
 
 
 def _in_new_process(call: tuple[str, str], runs: Path, threads: int) -> Any:
@@ -213,6 +229,8 @@ def one(kind: str, amount: int, runs: Path) -> dict[str, Any]:
             return adapt_once(runs / f"cases-{amount}", amount, CASE_SIDE, SMALL, small=True)
         case "image":
             return adapt_once(runs / f"image-{amount}", 25, amount, DEFAULT, small=False)
+        case _ if kind == ROWS:
+            return update_rows(amount)
         case _:
             return update_volume(amount, kind == RECOMPUTED)
 
@@ -263,8 +281,9 @@ def table_of(found: dict[str, Any]) -> str:
             f"| an update of PPO, {result['patches']} patches of {' x '.join(map(str, VOLUME))}, nnU-Net of "
             f"{result['parameters'] / 1e6:.0f} million weights, activations {way} | "
             f"peak {result['peak_gb_measured']:.2f} GB; with the "
-            f"rows of {ROLLOUT} patches, by calculation, {result['peak_gb']:.2f} GB. The gradient of a patch keeps "
-            f"{result['gradient_gb']:.2f} GB, {result['gradient_gb_recomputed']:.2f} GB where activations are computed "
+            f"rows of {ROLLOUT} patches, {result['gb_a_row']:.3f} GB each, {result['peak_gb']:.2f} GB. "
+            f"The gradient of a patch keeps {result['gradient_gb']:.2f} GB, "
+            f"{result['gradient_gb_recomputed']:.2f} GB where activations are computed "
             f"again. {result['minutes']:.1f} minutes |"
         )
     if "update" in found:

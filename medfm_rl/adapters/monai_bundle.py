@@ -47,6 +47,7 @@ from medfm_rl.data.files import hash_folder, leads_into, replace_folder_on_succe
 from medfm_rl.data.images import write_image
 from medfm_rl.errors import DataError, ModelError
 from medfm_rl.networks import portable_state
+from medfm_rl.prelu import with_fast_prelu
 from medfm_rl.types import Case, FloatArray, Geometry, GridAxes, LabelMap, Prompts
 
 WEIGHTS: Final = "model.pt"
@@ -117,7 +118,7 @@ class MonaiBundleAdapter(SegmenterAdapter):
         self.in_channels, self.schema = describe(metadata, folder / "configs" / METADATA, sigmoid)
         one_logit = int(metadata["network_data_format"]["outputs"]["pred"]["num_channels"]) == 1
         probabilities_first = probabilities_come_first(parser, config, sigmoid or one_logit)
-        self.network: nn.Module = _content(parser, "network", config)
+        self.network: nn.Module = with_fast_prelu(_content(parser, "network", config))
         if not isinstance(self.network, nn.Module):
             raise ModelError(f"{config}: network is {type(self.network).__name__}, a torch module is needed")
         self.network.cpu()

@@ -19,9 +19,9 @@ class Acts:
     """What a policy did on some images.
 
     Attributes:
-        actions: Sampled, `(B, *S)` int64.
+        actions: Sampled, `(B, *S)` uint8.
         log_probs: Of those, `(B, *S)`.
-        greedy: The argmax actions, `(B, *S)` int64.
+        greedy: The argmax actions, `(B, *S)` uint8.
         graph: Log-probabilities `(B, K, *S)` of the images that passed the network last, with their graph where it has
             one; None where there were no images.
     """
@@ -53,7 +53,7 @@ def act_on(
         noise_length: Correlation length of the exploration.
     """
     nothing = torch.empty((0, *images.shape[2:]), device=images.device)
-    actions, log_probs, greedy = [nothing.long()], [nothing], [nothing.long()]
+    actions, log_probs, greedy = [nothing.byte()], [nothing], [nothing.byte()]
     graph = None
     for start in range(0, len(images), at_once):
         stop = min(start + at_once, len(images))
@@ -63,9 +63,9 @@ def act_on(
             continue
         found = distribution(images[first:last])
         sampler = DenseCategorical(found.logits.detach())
-        actions.append(sampler.sample_by(drawn[first - start : last - start], noise_length))
+        actions.append(sampler.sample_by(drawn[first - start : last - start], noise_length).byte())
         log_probs.append(found.log_prob(actions[-1]).detach())
-        greedy.append(found.mode())
+        greedy.append(found.mode().byte())
         graph = found.log_probs
     return Acts(torch.cat(actions), torch.cat(log_probs), torch.cat(greedy), graph)
 

@@ -21,7 +21,7 @@ class DenseRollout:
         images: `(M, C, *S)`.
         actions: `(M, *S)` uint8.
         log_probs: `(M, *S)`, of the actions when they were drawn.
-        rewards: Reward maps `(M, *S)`.
+        rewards: Reward maps `(M, *S)`, or None where no critic learns them.
         advantages: `(M, *S)`.
         reference_log_probs: `(M, K, *S)` of the reference policy, or None where no KL term needs them.
     """
@@ -31,7 +31,7 @@ class DenseRollout:
     images: Tensor
     actions: Tensor
     log_probs: Tensor
-    rewards: Tensor
+    rewards: Tensor | None
     advantages: Tensor
     reference_log_probs: Tensor | None
 
@@ -39,20 +39,19 @@ class DenseRollout:
         """Parts of so many images; itself where it has no more, and nothing where it has none."""
         if len(self.rows) <= size:
             return [self] if len(self.rows) else []
-        parts = (slice(start, start + size) for start in range(0, len(self.rows), size))
-        return [
-            DenseRollout(
-                self.of,
-                self.rows[part],
-                self.images[part],
-                self.actions[part],
-                self.log_probs[part],
-                self.rewards[part],
-                self.advantages[part],
-                None if self.reference_log_probs is None else self.reference_log_probs[part],
-            )
-            for part in parts
-        ]
+        return [self._part(slice(start, start + size)) for start in range(0, len(self.rows), size)]
+
+    def _part(self, part: slice) -> DenseRollout:
+        return DenseRollout(
+            self.of,
+            self.rows[part],
+            self.images[part],
+            self.actions[part],
+            self.log_probs[part],
+            None if self.rewards is None else self.rewards[part],
+            self.advantages[part],
+            None if self.reference_log_probs is None else self.reference_log_probs[part],
+        )
 
 
 class DenseRolloutBuffer(RolloutBuffer):
@@ -62,6 +61,8 @@ class DenseRolloutBuffer(RolloutBuffer):
     advantage = reward - baseline.
 
     Where several processes share a rollout, each keeps its own images, and gets those of every minibatch.
+
+    A rollout of one step that is learned from as a whole is not copied: large patches leave no room for that.
     """
 
     def reset(self) -> None:
@@ -76,7 +77,7 @@ class DenseRolloutBuffer(RolloutBuffer):
         images: Tensor,
         actions: Tensor,
         log_probs: Tensor,
-        rewards: Tensor,
+        rewards: Tensor | None,
         advantages: Tensor | None,
         reference_log_probs: Tensor | None,
         own: slice = slice(None),
@@ -87,7 +88,7 @@ class DenseRolloutBuffer(RolloutBuffer):
             images: `(n_envs, C, *S)`, as the others of those that are added.
             actions: `(n_envs, *S)`.
             log_probs: `(n_envs, *S)`.
-            rewards: `(n_envs, *S)`.
+            rewards: `(n_envs, *S)`, or None where no critic learns them.
             advantages: `(n_envs, *S)`, or None where a critic will tell (`set_advantages`).
             reference_log_probs: `(n_envs, K, *S)` or None.
             own: Of which environments they are.
@@ -100,7 +101,7 @@ class DenseRolloutBuffer(RolloutBuffer):
                 "actions": actions.to(torch.uint8),
                 "log_probs": log_probs,
                 "rewards": rewards,
-                "advantages": torch.full_like(rewards, torch.nan) if advantages is None else advantages,
+                "advantages": torch.full_like(log_probs, torch.nan) if advantages is None else advantages,
                 "reference_log_probs": reference_log_probs,
             }
         )
@@ -131,26 +132,28 @@ class DenseRolloutBuffer(RolloutBuffer):
         for rows in order.split(batch_size or count):
             chosen = entries[rows]
             selected = chosen[chosen >= 0].to(self._images.device)
+            # All of them are in order; a slice of them is a view, and an index would be a copy.
+            place = slice(None) if len(rows) == count else selected
             yield DenseRollout(
                 len(rows),
                 selected,
-                self._images[selected],
-                self._actions[selected],
-                self._log_probs[selected],
-                self._rewards[selected],
-                self._advantages[selected],
-                None if self._reference_log_probs is None else self._reference_log_probs[selected],
+                self._images[place],
+                self._actions[place],
+                self._log_probs[place],
+                None if self._rewards is None else self._rewards[place],
+                self._advantages[place],
+                None if self._reference_log_probs is None else self._reference_log_probs[place],
             )
 
     def _join(self) -> None:
         def joined(name: str) -> Any:
-            parts = [step[name] for step in self._steps]
-            return None if parts[0] is None else torch.cat([part for part in parts if part is not None])
+            parts = [part for step in self._steps if (part := step[name]) is not None]
+            return parts[0] if len(parts) == 1 else torch.cat(parts) if parts else None
 
         self._images: Tensor = joined("images")
         self._actions: Tensor = joined("actions")
         self._log_probs: Tensor = joined("log_probs")
-        self._rewards: Tensor = joined("rewards")
+        self._rewards: Tensor | None = joined("rewards")
         self._advantages: Tensor = joined("advantages")
         self._reference_log_probs: Tensor | None = joined("reference_log_probs")
         self._steps = []

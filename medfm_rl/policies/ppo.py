@@ -17,6 +17,7 @@ from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import HumanOutputFormat, Logger
 from stable_baselines3.common.vec_env import VecEnv
+from stable_baselines3.common.vec_env.base_vec_env import VecEnvStepReturn
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -163,29 +164,9 @@ class DensePPO(PPO):
         generator = torch_generator(self.seed or 0, "rollout", self.num_timesteps)
         # One minibatch: the graph of the rollout's forward serves the first inner epoch.
         keeps_graph = n_rollout_steps == 1 and self.batch_size >= env.num_envs and self._at_once >= env.num_envs
-        own = env.rated
         for _ in range(n_rollout_steps):
-            images = torch.as_tensor(np.asarray(self._last_obs), device=self.device)
-            acts = act_on(
-                images,
-                range(len(images))[own],
-                partial(self._distribution, keeps_graph=keeps_graph),
-                partial(torch.randn, generator=generator),
-                self.policy.num_classes,
-                self._at_once,
-                self.settings.noise_length,
-            )
-            images, actions, greedy = images[own], acts.actions, acts.greedy
-            greedy_maps = env.reward_maps(among_all(greedy, env)) if self.settings.baseline == "greedy" else None
-            new_obs, rewards, dones, infos = env.step(among_all(actions, env))
-            maps = torch.as_tensor(np.stack([info["reward_map"] for info in infos])[own], device=self.device)
-            advantages = None
-            if greedy_maps is not None:
-                advantages = greedy_advantages(maps, actions, greedy_maps[own].to(maps), greedy)
-            near = self._reference_log_probs(images)
-            rollout_buffer.add(images, actions, acts.log_probs, maps, advantages, near, own)
+            new_obs, rewards, dones, infos = self._step(env, rollout_buffer, generator, keeps_graph)
             self._mean_reward = mean_of_all(rewards, self.team, self.device)
-            self._rollout_log_probs = acts.graph if keeps_graph else None
             self.num_timesteps += env.num_envs
             self._last_obs = np.asarray(new_obs)
             self._last_episode_starts = dones
@@ -194,6 +175,36 @@ class DensePPO(PPO):
                 return False
         callback.on_rollout_end()
         return True
+
+    def _step(
+        self, env: SegmentationVecEnv, buffer: DenseRolloutBuffer, generator: torch.Generator, keeps_graph: bool
+    ) -> VecEnvStepReturn:
+        """One batch of images, acted on and rated, into the buffer; what the environment returned.
+
+        What it needs by the way is gone when it returns: maps of large patches fill the memory.
+        """
+        own, greedy_baseline = env.rated, self.settings.baseline == "greedy"
+        images = torch.as_tensor(np.asarray(self._last_obs), device=self.device)
+        acts = act_on(
+            images,
+            range(len(images))[own],
+            partial(self._distribution, keeps_graph=keeps_graph),
+            partial(torch.randn, generator=generator),
+            self.policy.num_classes,
+            self._at_once,
+            self.settings.noise_length,
+        )
+        images, actions, greedy = images[own], acts.actions, acts.greedy
+        greedy_maps = env.reward_maps(among_all(greedy, env)) if greedy_baseline else None
+        found = env.step(among_all(actions, env))
+        maps = torch.as_tensor(np.stack([info["reward_map"] for info in found[3]])[own], device=self.device)
+        advantages = None
+        if greedy_maps is not None:
+            advantages = greedy_advantages(maps, actions, greedy_maps[own].to(maps), greedy)
+        near = self._reference_log_probs(images)
+        buffer.add(images, actions, acts.log_probs, None if greedy_baseline else maps, advantages, near, own)
+        self._rollout_log_probs = acts.graph if keeps_graph else None
+        return found
 
     def _distribution(self, images: Tensor, keeps_graph: bool = True) -> DenseCategorical:
         """The policy on some images, with a graph where it is asked for one."""
@@ -310,12 +321,13 @@ class DensePPO(PPO):
     def _reference_log_probs(self, images: Tensor) -> Tensor | None:
         if self.settings.kl_coef == 0:
             return None
-        found = [torch.empty((0, self.policy.num_classes, *images.shape[2:]), device=self.device)]
-        for part in images.split(self._at_once) if len(images) else ():
+        found = torch.empty((len(images), self.policy.num_classes, *images.shape[2:]), device=self.device)
+        for start in range(0, len(images), self._at_once):
+            rows = slice(start, start + self._at_once)
             with self._precision():
-                logits: Tensor = self.reference(part)
-            found.append(logits.float().log_softmax(dim=1))
-        return torch.cat(found)
+                logits: Tensor = self.reference(images[rows])
+            found[rows] = logits.float().log_softmax(dim=1)
+        return found
 
     def _train_critic(self, rollout: DenseRollout, first: bool, statistics: dict[str, list[float]]) -> Tensor:
         """One step of the critic, if there is one; returns the advantages of the minibatch."""
@@ -325,6 +337,7 @@ class DensePPO(PPO):
         told, advantages = MinibatchValues("value_loss", device=self.device), [rollout.advantages[:0]]
         optimiser.zero_grad()
         for part in rollout.split(self._at_once):
+            assert part.rewards is not None
             with self._precision():
                 values = self.policy.predict_values(part.images)
             advantages.append(part.rewards - values.detach().float() if first else part.advantages)

@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from medfm_rl.data.files import read_versioned_json, replace_folder_on_success, versioned_json
 from medfm_rl.errors import DataError, ModelError
 from medfm_rl.networks import argmax_classes, fill_network, images_at_once
+from medfm_rl.prelu import with_fast_prelu
 from medfm_rl.reward.corruption import add_blob, warp
 from medfm_rl.rows import Rows
 from medfm_rl.seeding import torch_generator
@@ -44,7 +45,7 @@ class ShapePrior(nn.Module):
         # The network halves the grid at each level: masks are resampled to the nearest grid that allows it.
         factor = 2 ** len(_CHANNELS)
         self.inner_size = tuple(factor * max(1, round(side / factor)) for side in size)
-        self.network = VarAutoEncoder(
+        autoencoder = VarAutoEncoder(
             spatial_dims=len(size),
             in_shape=(num_classes, *self.inner_size),
             out_channels=num_classes,
@@ -54,7 +55,8 @@ class ShapePrior(nn.Module):
             # Normalisation would take the size of the structures out of the features.
             norm=None,
         )
-        self.network.logvar.requires_grad_(False)
+        autoencoder.logvar.requires_grad_(False)
+        self.network = with_fast_prelu(autoencoder)
 
     def forward(self, masks: Tensor) -> Tensor:
         """Logits of plausible masks.

@@ -268,7 +268,8 @@ class _Training:
         total, weight = 0.0, 0.0
         for batch in _read(records, _every_action(records, self.settings.batch_size)):
             for part in batch.split(_at_once(batch)):
-                loss, own = self._loss(part, self._weights(part))
+                with mixed_precision(self.device, part.images.ndim - 2):
+                    loss, own = self._loss(part, self._weights(part))
                 total += loss.item() * float(own)
                 weight += float(own)
         judged = 0.0 if self.judged is None else self.judged.held_out_loss()

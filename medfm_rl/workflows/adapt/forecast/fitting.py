@@ -65,7 +65,7 @@ def memory_by_stage(config: AdaptConfig, of: Footprint) -> dict[str, int]:
         REWARD: at_once(config.reward.batch_size) * (of.reward.kept + one_hot)
         + config.reward.batch_size * (2 * image + 12 * pixels)
         + _ADAM * of.reward_weights,
-        PPO: ppo.n_envs * (4 * image + logits + 24 * pixels)
+        PPO: ppo.n_envs * (3 * image + logits + 20 * pixels)
         + at_once(ppo.n_envs) * max(graph + 5 * logits, rewards * _FORWARD * of.reward.kept + one_hot)
         + (_ADAM + 2) * weights
         + rewards * of.reward_weights,
