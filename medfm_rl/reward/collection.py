@@ -6,7 +6,7 @@ The segmenter comes in as a plain module from images to logits, the exploration 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -178,13 +178,15 @@ class ActionSampler:
         )
         kinds, likely = list(_WAYS), torch.tensor([way.weight for way in _WAYS.values()])
         count = self.settings.actions_per_image - 1
-        actions, names = [], []
-        for row in range(len(images)):
+        actions, names = torch.empty((len(images), count + 1, *images.shape[2:]), dtype=torch.uint8), []
+        for row, of_image in enumerate(actions):
             drawn = torch.multinomial(likely, count, replacement=True, generator=generator)
             made = [kinds[int(index)] for index in drawn]
-            actions.append(torch.stack([attempts.own[row], *(_WAYS[kind].make(attempts, row) for kind in made)]))
+            of_image[0] = attempts.own[row]
+            for action, kind in zip(of_image[1:], made, strict=True):
+                action[:] = _WAYS[kind].make(attempts, row)
             names.append(("policy", *made))
-        return torch.stack(actions), names
+        return actions, names
 
     def perturbed(self, generator: torch.Generator) -> nn.Module:
         """A copy of the policy with noise on its weights."""
@@ -211,8 +213,8 @@ class ActionSampler:
 
     def masks(self, images: Tensor, segmenter: nn.Module | None = None) -> Tensor:
         """The argmax of the logits, `(N, *S)` uint8, without the logits of all images in memory."""
-        found = [argmax_classes(part, dim=1).to(torch.uint8) for part in self.logits_in_batches(images, segmenter)]
-        return torch.cat(found)
+        parts = self.logits_in_batches(images, segmenter)
+        return joined((argmax_classes(part, dim=1).to(torch.uint8) for part in parts), len(images))
 
     def logits_in_batches(self, images: Tensor, segmenter: nn.Module | None = None) -> Iterator[Tensor]:
         """The logits of a few images after the other, as many as the network is shown at once."""
@@ -221,7 +223,24 @@ class ActionSampler:
 
 def logits_of(segmenter: nn.Module, device: torch.device, images: Tensor) -> Tensor:
     """Logits `(N, K, *S)` of images `(N, C, *S)` on the CPU, without gradients."""
-    return torch.cat(list(logits_in_batches(segmenter, device, images)))
+    return joined(logits_in_batches(segmenter, device, images), len(images))
+
+
+def joined(parts: Iterable[Tensor], count: int) -> Tensor:
+    """Tensors with so many rows together, one after the other, without a copy of all of them beside.
+
+    Raises:
+        ValueError: They have fewer rows, or there are none.
+    """
+    whole, filled = None, 0
+    for part in parts:
+        if whole is None:
+            whole = part.new_empty((count, *part.shape[1:]))
+        whole[filled : filled + len(part)] = part
+        filled += len(part)
+    if whole is None or filled != count:
+        raise ValueError(f"{filled} rows came, {count} were to come")
+    return whole
 
 
 def logits_in_batches(segmenter: nn.Module, device: torch.device, images: Tensor) -> Iterator[Tensor]:

@@ -129,6 +129,15 @@ class ReviewedTargetImages(ActionSource):
         return ActionRecords(shown, actions, references, certainty, origins)
 
 
+def _share_equal(votes: Sequence[Tensor], masks: Tensor) -> Tensor:
+    """Share of some votes `(N, *S)` that are what masks `(N, *S)` say, pixel by pixel."""
+    equal = torch.zeros(masks.shape)
+    # One after the other: together they would be twenty bytes a pixel.
+    for vote in votes:
+        equal += vote == masks
+    return equal.div_(len(votes))
+
+
 def _completed(sampler: ActionSampler, shown: Tensor, masks: Tensor) -> tuple[Tensor, Tensor]:
     """Expert masks with the policy's own where they say nothing, and `(N, *S)` whether they say something: 1 or 0.
 
@@ -175,19 +184,18 @@ class UnlabelledTargetImages(ActionSource):
         """Actions on some of the images as they are."""
         settings, images = self.sampler.settings, self.images[rows]
         shown = images.images[:]
-        mean, votes = self._votes(shown, generator)
-        consensus = mean.argmax(dim=1).to(torch.uint8)
+        consensus, votes = self._votes(shown, generator)
         masks, proposed = _make_valid(
             consensus, images, "consensus", settings.reference_trust, self.is_valid, self.shape_prior
         )
-        agreement = torch.stack([vote == masks for vote in votes]).float().mean(dim=0)
+        agreement = _share_equal(votes, masks)
         agreed = agreement >= settings.reference_agreement
         certainty = torch.where(agreed, settings.reference_trust * agreement, 0.0)
         actions, names = self.sampler.sample(shown, masks, generator)
         return ActionRecords(shown, actions, masks, certainty, _origins(images, proposed, names))
 
     def _votes(self, images: Tensor, generator: torch.Generator) -> tuple[Tensor, list[Tensor]]:
-        """Mean probabilities `(N, K, *S)` under changed appearance, scale and weights, and what each says `(N, *S)`.
+        """What mean probabilities under changed appearance, scale and weights say, and what each says, `(N, *S)` uint8.
 
         Of the probabilities of a view nothing is kept but their sum and their argmax: those of all views of many large
         images would not fit into memory.
@@ -210,7 +218,7 @@ class UnlabelledTargetImages(ActionSource):
                 said.append(argmax_classes(there, dim=1).to(torch.uint8))
             votes.append(torch.cat(said))
         assert total is not None
-        return total.div_(1 + _VIEWS), votes
+        return total.div_(1 + _VIEWS).argmax(dim=1).to(torch.uint8), votes
 
     def _in_batches(self, images: Tensor, segmenter: nn.Module | None) -> Iterator[tuple[int, Tensor]]:
         """Logits of a few images after the other, and the row of the first of them."""
