@@ -1,7 +1,8 @@
 """Frames of one clip, corrected together: the worst first, each with its neighbours; the clip comes back whole or not.
 
 Masks of a clip are used together, so a frame that is better by itself and breaks the motion of the clip is no gain:
-then every frame keeps the mask that it had.
+then every frame keeps the mask that it had. And where the clip as a whole gains what a correction has to, frames of
+less gain go along: frames with old masks between frames with new ones jump.
 """
 
 from __future__ import annotations
@@ -13,8 +14,10 @@ import numpy as np
 
 from medfm_rl.correction import CaseCorrector, CorrectionResult
 from medfm_rl.correction.neighbours import Neighbour, NeighbourVote
+from medfm_rl.correction.verifier import Verification
 from medfm_rl.data.clips.motion import neighbours_of
 from medfm_rl.reward.consistency import agreement_over_time
+from medfm_rl.settings import CorrectionSettings
 from medfm_rl.types import Clip, LabelMap, LabelSchema
 from medfm_rl.workflows.deploy.clip_evidence import broken_over_time
 
@@ -79,14 +82,53 @@ def correct_clip(
             current[place] = result.after
             in_doubt.discard(place)
     objection = None
-    if any(result.accepted for result in results.values()):
-        objection = _objection(clip, masks, current, float(agreement.mean()), schema)
+    for taken in (_with_those_that_go_along(results, corrector.settings), results):
+        if not any(result.accepted for result in taken.values()):
+            break
+        found = masks.copy()
+        for place, result in taken.items():
+            found[place] = result.mask
+        objection = _objection(clip, masks, found, float(agreement.mean()), schema)
+        if objection is None:
+            return CorrectedClip(taken, None)
     if objection is not None:
         results = {
             place: replace(result, accepted=False, reasons=(*result.reasons, objection)) if result.accepted else result
             for place, result in results.items()
         }
     return CorrectedClip(results, objection)
+
+
+def _with_those_that_go_along(
+    results: Mapping[int, CorrectionResult], settings: CorrectionSettings
+) -> Mapping[int, CorrectionResult]:
+    """The results with frames accepted beside those that were accepted by themselves.
+
+    The verifier's gain of a clip is the mean over the frames that were to be corrected, 0 where nothing was proposed.
+    Where it reaches the margin, and the clip is not too far from what it was, every frame goes along of which the
+    verifier expects no loss, and which breaks no rule that it met.
+    """
+    seen = [result.verification for result in results.values() if result.verification is not None]
+    gain = sum(found.gain for found in seen) / len(results)
+    if not seen or gain < settings.margin or np.mean([found.change for found in seen]) > settings.max_change:
+        return results
+    why = (
+        f"it goes along with its clip, of which the verifier expects a Dice that is {gain:.3f} higher on average, at "
+        f"least {settings.margin:g}; no error rate is promised of such a frame"
+    )
+    return {
+        place: replace(result, accepted=True, reasons=(why,))
+        if result.verification is not None and not result.accepted and _may_go_along(result.verification, settings)
+        else result
+        for place, result in results.items()
+    }
+
+
+def _may_go_along(found: Verification, settings: CorrectionSettings) -> bool:
+    """Whether the verifier expects no loss in a frame, after all of its views, and no rule is broken that was met."""
+    met_before = {_rule_of(rule) for rule in found.broken_after} <= {_rule_of(rule) for rule in found.broken_before}
+    expects_no_loss = found.gain >= 0 and min(found.gains.values()) >= -settings.tolerance
+    return met_before and expects_no_loss and found.views == settings.views
 
 
 def _objection(clip: Clip, before: LabelMap, after: LabelMap, agreement: float, schema: LabelSchema) -> str | None:

@@ -29,7 +29,7 @@ from medfm_rl.workflows.deploy.worker import Piece
 from medfm_rl.workflows.deploy.workers import Crew, Nobody, Workers, at_work, seen_by_all
 
 _RECORDS = "correct"
-_FORMAT = 4
+_FORMAT = 5
 """Of a record: what an older version left is not taken for a result of this one."""
 
 

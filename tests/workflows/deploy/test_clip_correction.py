@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,10 +13,11 @@ from medfm_rl.adapters.grid import Sample
 from medfm_rl.anatomy.profiles import load_anatomy
 from medfm_rl.correction import CaseCorrector, CorrectionResult, Original, Proposal, Verifier
 from medfm_rl.correction.neighbours import Neighbour, NeighbourVote
+from medfm_rl.correction.verifier import Verification
 from medfm_rl.reward.network import RewardNet
 from medfm_rl.settings import CorrectionSettings, NetworkSettings, PreprocessingSettings
 from medfm_rl.types import Case, Clip, Geometry, LabelMap, LabelSchema, frame_id
-from medfm_rl.workflows.deploy.clip_correction import correct_clip
+from medfm_rl.workflows.deploy.clip_correction import CorrectedClip, correct_clip
 
 LV = LabelSchema(("background", "LV"), (0, 1))
 TINY = NetworkSettings(channels=(4, 8), residual_units=0)
@@ -23,10 +25,11 @@ NAMES = {index: frame_id("c", index) for index in range(COUNT)}
 
 
 class Told(CaseCorrector):
-    """Proposes masks that it was told, and the verifier agrees."""
+    """Proposes masks that it was told, and the verifier agrees, unless it is told what that finds."""
 
     told: dict[str, LabelMap]
     asked: list[str]
+    found: dict[str, Verification]
 
     def propose(self, sample: Sample, logits: Tensor, original: Original, deadline: float) -> Proposal:
         raise NotImplementedError
@@ -34,8 +37,11 @@ class Told(CaseCorrector):
     def correct(self, case: Case, sample: Sample | None = None, original: LabelMap | None = None) -> CorrectionResult:
         assert original is not None
         self.asked.append(case.case_id)
+        verification = self.found.get(case.case_id)
+        accepted = verification is None or verification.accepted
+        proposed = self.told[case.case_id]
         return CorrectionResult(
-            case.case_id, original, self.told[case.case_id], True, ("agreed",), (), 0, "done", 0, None, 0.0
+            case.case_id, original, proposed, accepted, ("told",), (), 0, "done", 0, verification, 0.0
         )
 
 
@@ -44,7 +50,20 @@ def told(masks: dict[int, LabelMap]) -> Told:
     verifier = Verifier(RewardNet(TINY, 2), load_anatomy("generic", LV), CorrectionSettings())
     made = Told(adapter, verifier)
     made.told, made.asked = {NAMES[place]: mask for place, mask in masks.items()}, []
+    made.found = {}
     return made
+
+
+def verified(gain: float, accepted: bool = False, **changes: Any) -> Verification:
+    """What the verifier found of a proposal that breaks no rule and is not far from the original."""
+    known = {
+        "gains": {"LV": gain},
+        "change": 0.1,
+        "broken_before": (),
+        "broken_after": (),
+        "views": CorrectionSettings().views,
+    }
+    return Verification(accepted, (), gain, **{**known, **changes})
 
 
 def beating() -> tuple[Clip, np.ndarray, np.ndarray]:
@@ -75,6 +94,60 @@ def test_a_clip_that_would_break_a_rule_over_time_comes_back_as_it_was_whole() -
     assert "the clip as a whole would break a rule over time" in found.objection
     assert not any(result.accepted for result in found.results.values())
     assert all(found.objection in result.reasons for result in found.results.values())
+
+
+def of_two(first: Verification, second: Verification) -> CorrectedClip:
+    """A clip of which frame 4 and frame 8 were to be corrected, when the verifier has found that of them."""
+    clip, masks, right = beating()
+    corrector = told({4: right[4], 8: right[8]})
+    corrector.found = {NAMES[4]: first, NAMES[8]: second}
+    return correct_clip(corrector, clip, masks, [4, 8], False, NAMES)
+
+
+def test_a_frame_of_little_gain_goes_along_with_a_clip_that_gains_enough() -> None:
+    found = of_two(verified(0.3, accepted=True), verified(0.001))
+    assert [found.results[place].accepted for place in (4, 8)] == [True, True]
+    assert found.results[4].reasons == ("told",)
+    (why,) = found.results[8].reasons
+    # (.3 + .001) / 2
+    assert "of which the verifier expects a Dice that is 0.150 higher on average" in why
+
+
+@pytest.mark.parametrize(
+    "second",
+    [
+        pytest.param(verified(-0.001), id="a loss"),
+        pytest.param(verified(0.001, gains={"LV": -0.06}), id="a loss of a structure"),
+        pytest.param(verified(0.001, views=1), id="not looked at in every view"),
+        pytest.param(verified(0.001, broken_after=("holes of LV: 3, limit 0",)), id="a rule broken that was met"),
+        pytest.param(verified(0.001, change=1.2), id="a clip too far from what it was"),
+    ],
+)
+def test_a_frame_stays_behind_for(second: Verification) -> None:
+    found = of_two(verified(0.3, accepted=True), second)
+    assert [found.results[place].accepted for place in (4, 8)] == [True, False]
+
+
+def test_a_rule_that_was_broken_before_keeps_no_frame_behind() -> None:
+    broken = {"broken_before": ("holes of LV: 5, limit 0",), "broken_after": ("holes of LV: 3, limit 0",)}
+    found = of_two(verified(0.3, accepted=True), verified(0.001, **broken))
+    assert found.results[8].accepted
+
+
+def test_no_frame_goes_along_with_a_clip_that_gains_less_than_the_margin() -> None:
+    found = of_two(verified(0.006, accepted=True), verified(0.003))
+    assert [found.results[place].accepted for place in (4, 8)] == [True, False]
+
+
+def test_frames_that_spoil_the_clip_do_not_go_along() -> None:
+    clip, _, right = beating()
+    worse = np.zeros_like(right[0])
+    worse[20:23, 20:60] = 1
+    corrector = told({4: right[4], 10: worse})
+    corrector.found = {NAMES[4]: verified(0.3, accepted=True), NAMES[10]: verified(0.001)}
+    found = correct_clip(corrector, clip, right.copy(), [4, 10], False, NAMES)
+    assert found.objection is None
+    assert [found.results[place].accepted for place in (4, 10)] == [True, False]
 
 
 def test_without_a_ventricle_frames_that_agree_less_are_the_objection(monkeypatch: pytest.MonkeyPatch) -> None:
