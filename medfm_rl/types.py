@@ -568,10 +568,12 @@ class LabelledCase:
     Attributes:
         case: The image.
         ground_truth: `(*S)`, class indices.
+        structures: Those that it is of, where it says nothing of the others; None: of all.
     """
 
     case: Case
     ground_truth: LabelMap
+    structures: tuple[str, ...] | None = None
 
     def __post_init__(self) -> None:
         if self.ground_truth.shape != self.case.shape:

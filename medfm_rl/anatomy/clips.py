@@ -37,6 +37,8 @@ _SMALLEST_BEAT = 0.1
 """Share of its largest area by which a ventricle at least contracts, in any beat that can be measured."""
 _TURN = 0.25
 """Share of the swing of the whole curve by which it has to turn back for another beat."""
+_STILL_CHANGING = 0.75
+"""Of the mean change a frame between ED and ES; towards the end of half a cosine of five frames or more it is .58."""
 
 
 @dataclass(frozen=True)
@@ -67,11 +69,13 @@ class Beat:
         ed: Frame in which the ventricle is largest.
         es: Frame of that beat in which it is smallest.
         beats: Times that the area falls from a maximum to a minimum in the clip.
+        cut_off: Which of the two an end of the clip seems to cut off, in words; None where neither.
     """
 
     ed: int
     es: int
     beats: int
+    cut_off: str | None = None
 
 
 @dataclass(frozen=True)
@@ -100,6 +104,17 @@ class ClipAnatomy:
     def valid(self) -> bool:
         """Whether every rule over time is met."""
         return all(rule.passed for rule in self.rules)
+
+    @property
+    def broken(self) -> tuple[str, ...]:
+        """The rules over time that are not met, in words."""
+        return tuple(str(rule) for rule in self.rules if not rule.passed)
+
+    @property
+    def doubts(self) -> tuple[str, ...]:
+        """Why what is measured of a beat cannot be relied on, in words: there is none, or not the whole of it."""
+        found = self.no_beat if self.beat is None else self.beat.cut_off
+        return () if found is None else (found,)
 
     def area_curve(self, structure: str) -> Curve:
         """The area of a structure in every frame, `(T,)`, in square pixels."""
@@ -164,7 +179,26 @@ def find_beat(areas: Curve) -> tuple[Beat | None, str | None]:
     after, before = top + _valley(curve[top:], _TURN * swing), top - _valley(curve[top::-1], _TURN * swing)
     bottom = after if curve[after] <= curve[before] else before
     ed, es = _extreme(areas, kept, top, 1), _extreme(areas, kept, bottom, -1)
-    return Beat(ed, es, _count_falls(curve, _TURN * swing)), None
+    return Beat(ed, es, _count_falls(curve, _TURN * swing), _cut_off(kept, ed, es)), None
+
+
+def _cut_off(areas: Curve, ed: int, es: int) -> str | None:
+    """Which of ED and ES lies at an end of the clip towards which the area still changes as fast as between the two.
+
+    A clip that ends where the ventricle is largest or smallest ends where it hardly changes: a half sequence does.
+    """
+    if ed == es:
+        return None
+    usual = (areas[ed] - areas[es]) / abs(ed - es)
+    for place, name, change in ((ed, "end-diastole", 1.0), (es, "end-systole", -1.0)):
+        inwards = {0: 1, len(areas) - 1: len(areas) - 2}.get(place)
+        if inwards is not None and change * (areas[place] - areas[inwards]) > _STILL_CHANGING * usual:
+            which = "first" if place == 0 else "last"
+            return (
+                f"{name} is the {which} frame, towards which the area of the ventricle still changes: the clip is "
+                "shorter than a beat, and the ejection fraction may be too low"
+            )
+    return None
 
 
 def _extreme(areas: Curve, kept: Curve, place: int, sign: int) -> int:

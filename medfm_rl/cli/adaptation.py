@@ -200,7 +200,7 @@ def evaluate_command(
     """Score a model against ground truth: Dice, HD95, ASSD and validity, per case and per structure."""
     from rich.console import Console
 
-    from medfm_rl.data.layouts import describe_patients, find_cases, is_simulated
+    from medfm_rl.data.layouts import describe_patients, find_cases, is_simulated, with_masks
     from medfm_rl.reports.tables import summary_table
     from medfm_rl.runs.compared import load_compared
     from medfm_rl.runs.finished import load_model
@@ -222,7 +222,7 @@ def evaluate_command(
             measured.comparison.rows(), f"{against} and {model} on {data}{simulated}", (str(against), str(model))
         )
     problems = measured.evaluation.problems
-    scored = [file for file in files if file.case_id not in problems]
+    scored = [file for file in with_masks(files) if file.case_id not in problems]
     typer.echo(f"{len(scored)} {'case' if len(scored) == 1 else 'cases'}; {describe_patients(scored)}")
     if (patients := len({file.patient_id for file in scored})) < _FEW_PATIENTS:
         typer.echo(

@@ -53,7 +53,7 @@ def measure_command(
     from medfm_rl.data.mask_files import find_masks
     from medfm_rl.data.mask_labels import schema_of_masks
     from medfm_rl.workflows.measure.measure import MeasureRequest, measure
-    from medfm_rl.workflows.measure.outputs import PAGE_FILE, TABLE_FILE
+    from medfm_rl.workflows.measure.outputs import PAGE_FILE, TABLE_FILE, verdict_in_words
 
     schema = schema_of_masks(labels, masks)
     files = find_cases(data_settings(images, layout, patient_pattern, where=where))
@@ -68,15 +68,16 @@ def measure_command(
     for problem in found.problems.values():
         typer.echo(f"Not measured: {problem}", err=True)
     for name, clip in found.clips.items():
-        result = f"no ejection fraction ({clip.anatomy.no_beat})"
+        result = "no ejection fraction"
         if clip.ejection is not None:
             volumes = f"EDV {clip.ejection.edv:.1f} ml, ESV {clip.ejection.esv:.1f} ml, "
             result = f"{volumes if clip.ejection.unit == 'ml' else 'not calibrated, '}EF {clip.ejection.ef:.1f} %"
         if clip.interval is not None:
             result += " (rewards leave open {:.1f} to {:.1f})".format(*clip.interval.ef)
-        typer.echo(f"{name}: {result}, {'valid over time' if clip.anatomy.valid else 'refer: breaks a rule over time'}")
-    for patient, (ejection, _) in found.biplane.items():
-        typer.echo(f"{patient}: EF {ejection.ef:.1f} % biplane")
+        typer.echo(f"{name}: {result}, {verdict_in_words([clip])}")
+    for patient, (ejection, names) in found.biplane.items():
+        verdict = verdict_in_words([found.clips[name] for name in names])
+        typer.echo(f"{patient}: EF {ejection.ef:.1f} % biplane, {verdict}")
     if learn_rules is not None:
         typer.echo(f"Rules over time: {learn_rules}")
     typer.echo(f"Measures: {out / TABLE_FILE}\nReport: {out / PAGE_FILE}")

@@ -117,9 +117,14 @@ class Evaluation:
 
 
 def score_case(
-    case: Case, prediction: LabelMap, ground_truth: LabelMap, schema: LabelSchema, anatomy: Anatomy
+    case: Case,
+    prediction: LabelMap,
+    ground_truth: LabelMap,
+    schema: LabelSchema,
+    anatomy: Anatomy,
+    structures: Sequence[str] | None = None,
 ) -> list[CaseScore]:
-    """Scores of every structure of a case, then of their mean.
+    """Scores of every structure of a case, or of some, then of their mean.
 
     Pixels that are `IGNORED` in the ground truth count in neither mask; where a structure reaches into them, its
     surface ends there, in both. Whether the mask obeys the rules is asked of the whole of it.
@@ -127,11 +132,13 @@ def score_case(
     spacing = case.geometry.array_spacing
     valid, unit = anatomy.is_valid(prediction, spacing), "px" if spacing is None else "mm"
     prediction, ground_truth = where_both_are_said(prediction, ground_truth)
-    overlaps = dice(prediction, ground_truth, schema.classes)
-    hd95, assd = surface_distances(prediction, ground_truth, schema.classes, spacing)
+    names = schema.structures if structures is None else structures
+    rated = [schema.structures.index(name) for name in names]
+    overlaps = dice(prediction, ground_truth, schema.classes)[rated]
+    hd95, assd = (found[rated] for found in surface_distances(prediction, ground_truth, schema.classes, spacing))
     counts = np.bincount(ground_truth.ravel(), minlength=schema.num_classes)
-    there = np.array([counts[list(classes)].any() for classes in schema.classes])
-    rows = [(name, overlaps[i], hd95[i], assd[i], there[i]) for i, name in enumerate(schema.structures)]
+    there = np.array([counts[list(schema.classes_of(name))].any() for name in names])
+    rows = [(name, overlaps[i], hd95[i], assd[i], there[i]) for i, name in enumerate(names)]
     # A mean over structures exists where every structure has a distance.
     rows.append((MEAN, overlaps.mean(), hd95.mean(), assd.mean(), there.all()))
     return [

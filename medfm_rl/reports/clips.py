@@ -77,13 +77,18 @@ def write_clip_page(
         schema: Structures.
         simulated: Whether the images are simulated; the page says so.
     """
-    ordered = sorted(measures.clips.values(), key=lambda clip: (clip.anatomy.valid, clip.clip_id))
+    ordered = sorted(measures.clips.values(), key=lambda clip: (clip.reliable, clip.clip_id))
     render_page(
         path,
         "clips.html",
         clips=[(clip, pictures[clip.clip_id]) for clip in ordered],
         biplane=measures.biplane,
         biplane_intervals=measures.biplane_intervals,
+        doubtful={
+            patient: doubtful
+            for patient, (_, names) in measures.biplane.items()
+            if (doubtful := [name for name in names if not measures.clips[name].reliable])
+        },
         problems=measures.problems,
         colours=structure_colours(schema),
         simulated=simulated,

@@ -110,6 +110,30 @@ def test_what_is_no_beat_gives_none_and_says_why() -> None:
         assert why in problem
 
 
+@pytest.mark.parametrize("count", [5, 6, 10, 40])
+@pytest.mark.parametrize("forwards", [True, False])
+def test_a_half_sequence_from_end_diastole_to_end_systole_is_whole(count: int, forwards: bool) -> None:
+    areas = 1000 + 300 * np.cos(np.pi * np.arange(count) / (count - 1))
+    beat, _ = find_beat(areas if forwards else areas[::-1])
+    assert beat is not None
+    assert beat.cut_off is None
+
+
+@pytest.mark.parametrize("share", [0.4, 0.6, 0.8])
+def test_a_clip_that_ends_before_end_systole_says_so(share: float) -> None:
+    areas = 1000 + 300 * np.cos(np.pi * share * np.arange(12) / 11)
+    beat, _ = find_beat(areas)
+    assert beat is not None
+    assert beat.cut_off is not None
+    assert "end-systole is the last frame" in beat.cut_off
+    beat, _ = find_beat(areas[::-1])
+    assert beat is not None
+    assert "end-systole is the first frame" in str(beat.cut_off)
+    beat, _ = find_beat(2000 - areas)
+    assert beat is not None
+    assert "end-diastole is the last frame" in str(beat.cut_off)
+
+
 def test_a_frame_that_jumps_is_named_by_the_rules() -> None:
     masks = beating()
     masks[5] = 0

@@ -201,3 +201,14 @@ def test_one_patient_gives_no_interval() -> None:
     one = evaluation(score("p1_ED", 0.5), score("p1_ES", 0.6))
     with pytest.raises(DataError, match=r"no interval can be given: .* at least 2"):
         compare(one, one)
+
+
+def test_a_truth_of_one_structure_is_compared_in_that_one() -> None:
+    prediction, truth = masks()
+    every = score_case(case((8, 9), (0.5, 2.0)), prediction, truth, SCHEMA, ANATOMY)
+    first, second, _ = every
+    assert first.dice != second.dice
+    found = score_case(case((8, 9), (0.5, 2.0)), prediction, truth, SCHEMA, ANATOMY, (second.structure,))
+    assert found[0] == second
+    assert [row.structure for row in found] == [second.structure, every[-1].structure]
+    assert found[1].dice == second.dice

@@ -98,16 +98,19 @@ class CaseFile:
         image, geometry = read_image(self.image_paths)
         return Case(self.case_id, self.patient_id, image, geometry, self.tags)
 
-    def read_labelled(self, schema: LabelSchema, may_ignore: bool = False) -> LabelledCase:
+    def read_labelled(self, schema: LabelSchema, may_ignore: bool = False, may_lack: bool = False) -> LabelledCase:
         """Reads the image and its mask, whose integers mean what the description of the data says, or the schema.
 
         Args:
             schema: Structures that the class indices of the ground truth stand for.
             may_ignore: Whether the caller leaves out pixels of which nothing is said; they are `IGNORED` there.
+            may_lack: Whether the caller leaves out structures of which nothing is said, as the tracings of EchoNet say
+                nothing but of the left ventricle.
 
         Raises:
             DataError: There is no mask, one of them cannot be read, they do not belong together, the description
-                lacks a structure of the schema, or nothing is said of some pixels and something has to be.
+                lacks a structure of the schema, or nothing is said of some pixels or structures and something has to
+                be.
         """
         self.require_sound()
         if self.label_path is None:
@@ -116,7 +119,16 @@ class CaseFile:
         case = self.read()
         traced = self.read_tracing(case)
         if traced is not None:
-            return LabelledCase(case, traced * np.uint8(schema.index_of(ventricle_of(schema, self.label_path))))
+            ventricle = ventricle_of(schema, self.label_path)
+            others = [name for name in schema.structures if name != ventricle]
+            if others and not may_lack:
+                raise DataError(
+                    f"case {self.case_id}: {self.label_path} traces {ventricle} and says nothing of "
+                    f"{', '.join(others)}; a segmenter of these can be compared with it (`evaluate`), and cannot learn "
+                    "or be calibrated by it"
+                )
+            labels = traced * np.uint8(schema.index_of(ventricle))
+            return LabelledCase(case, labels, (ventricle,) if others else None)
         labels = read_labels(self.label_path, schema, case.shape, case.geometry, in_file, case.frame, may_ignore)
         return LabelledCase(case, labels)
 

@@ -166,7 +166,7 @@ def show_case(
     case = file.read()
     after, reward_map = segment_with_reward(adapted.segmenter, adapted.reward, case)
     assert reward_map is not None
-    truth = where_said(file.read_labelled(source.schema, may_ignore=True).ground_truth) if scores else None
+    truth = where_said(file.read_labelled(source.schema, True, may_lack=True).ground_truth) if scores else None
     plane = _plane(after)
     return ReportCase(
         file.case_id,

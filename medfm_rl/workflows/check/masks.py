@@ -44,7 +44,7 @@ class MaskReader:
         if file.read_tracing(case) is not None:
             schema = self.schema or _TRACED
             self.integers, self.by = schema.integers, "tracings of the left ventricle"
-            labels = file.read_labelled(schema).ground_truth
+            labels = file.read_labelled(schema, may_lack=True).ground_truth
             return FoundLabels.of(labels, schema)
         if self.schema is None:
             in_file = None if file.described is None else file.described.own_schema()

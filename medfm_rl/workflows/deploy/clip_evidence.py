@@ -8,7 +8,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from medfm_rl.anatomy.clips import measure_clip
+from medfm_rl.anatomy.clips import ClipAnatomy, measure_clip
+from medfm_rl.data.clips.continuity import interruptions
 from medfm_rl.data.layouts import CaseFile, find_ventricle
 from medfm_rl.errors import UserError
 from medfm_rl.reward.consistency import agreement_over_time
@@ -25,10 +26,13 @@ class ClipEvidence:
         agreement: Of each frame the mean Dice over structures with what its neighbours, carried along by the images'
             motion, say of it, by case id.
         broken: Rules over time that are broken, in words; empty also where no structure is the left ventricle.
+        doubts: Why a person has to look at the clip whatever its frames are like, in words: it is not one plane without
+            a break, or, where a structure is the left ventricle, shows no whole beat of it.
     """
 
     agreement: Mapping[str, float]
     broken: tuple[str, ...]
+    doubts: tuple[str, ...] = ()
 
     @property
     def least(self) -> tuple[str, float]:
@@ -40,16 +44,23 @@ def evidence_of_clip(clip: Clip, masks: LabelMap, schema: LabelSchema) -> ClipEv
     """What time says of the masks `(T, H, W)` of a clip, class indices."""
     agreement = agreement_over_time(clip.frames[:, 0], masks, schema.classes).mean(axis=1)
     names = [clip.frame(index).case_id for index in range(len(masks))]
-    return ClipEvidence(dict(zip(names, agreement.tolist(), strict=True)), broken_over_time(clip, masks, schema))
+    by_frame = dict(zip(names, agreement.tolist(), strict=True))
+    anatomy = _anatomy_of(clip, masks, schema)
+    doubts = interruptions(clip)
+    if anatomy is None:
+        return ClipEvidence(by_frame, (), doubts)
+    return ClipEvidence(by_frame, anatomy.broken, (*doubts, *anatomy.doubts))
 
 
 def broken_over_time(clip: Clip, masks: LabelMap, schema: LabelSchema) -> tuple[str, ...]:
     """The rules over time that masks `(T, H, W)` break; none where no structure is the left ventricle."""
+    found = _anatomy_of(clip, masks, schema)
+    return () if found is None else found.broken
+
+
+def _anatomy_of(clip: Clip, masks: LabelMap, schema: LabelSchema) -> ClipAnatomy | None:
     ventricle = find_ventricle(schema)
-    if ventricle is None:
-        return ()
-    found = measure_clip(masks, schema, ventricle, clip.plane_spacing)
-    return tuple(str(rule) for rule in found.rules if not rule.passed)
+    return None if ventricle is None else measure_clip(masks, schema, ventricle, clip.plane_spacing)
 
 
 def evidence_over_time(
@@ -83,5 +94,5 @@ def evidence_over_time(
         evidence = evidence_of_clip(clip, masks, schema)
         names = [frames[index].case_id for index in range(len(masks))]
         agreement = dict(zip(names, evidence.agreement.values(), strict=True))
-        found[clip_id] = ClipEvidence(agreement, evidence.broken)
+        found[clip_id] = ClipEvidence(agreement, evidence.broken, evidence.doubts)
     return found

@@ -15,7 +15,7 @@ CLIPS_FILE: Final = "clips.csv"
 _WORST_FIRST = ("refer", "correct", "accept")
 _COLUMNS = (
     *("clip_id", "patient_id", "frames", "accept", "correct", "refer", "verdict", "worst_frame", "predicted_dice"),
-    *("lowest_agreement", "least_agreeing_frame", "broken_over_time"),
+    *("lowest_agreement", "least_agreeing_frame", "broken_over_time", "doubts"),
 )
 
 
@@ -44,8 +44,11 @@ class ClipVerdict:
     def verdict(self) -> str:
         """The worst of the verdicts of its frames, since a beat is measured in all of them.
 
-        Frames that are accepted one by one and break a rule over time are to be corrected: one of them is wrong.
+        Frames that are accepted one by one and break a rule over time are to be corrected: one of them is wrong. A clip
+        that shows no whole beat, or not one plane without a break, is referred: no mask mends that.
         """
+        if self.over_time is not None and self.over_time.doubts:
+            return "refer"
         worst = next(verdict for verdict in _WORST_FIRST if self.counts[verdict])
         return "correct" if worst == "accept" and self.over_time is not None and self.over_time.broken else worst
 
@@ -61,6 +64,7 @@ class ClipVerdict:
             "lowest_agreement": None if found is None else found.least[1],
             "least_agreeing_frame": None if found is None else found.least[0],
             "broken_over_time": [] if found is None else list(found.broken),
+            "doubts": [] if found is None else list(found.doubts),
             "agreement": {} if found is None else dict(found.agreement),
         }
 
@@ -123,4 +127,5 @@ def _over_time(evidence: ClipEvidence | None) -> dict[str, object]:
         "lowest_agreement": agreement,
         "least_agreeing_frame": frame,
         "broken_over_time": "; ".join(evidence.broken),
+        "doubts": "; ".join(evidence.doubts),
     }

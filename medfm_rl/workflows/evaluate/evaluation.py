@@ -40,7 +40,8 @@ def evaluate_segmenter(
 
     Frames of a clip are cases; of a clip of which some frames have a mask, the others are not looked at.
 
-    Structures that some ground truths lack are named too.
+    Structures that some ground truths lack are named too. A mask that is of some structures alone, such as a tracing of
+    the left ventricle, is compared in these, and the mean is over them.
 
     Args:
         segmenter: The segmenter.
@@ -58,9 +59,11 @@ def evaluate_segmenter(
     masks = CaseMasks(segmenter, PostProcessing(over_time, anatomy if cleaned else None))
 
     def score(file: CaseFile) -> list[CaseScore]:
-        labelled = file.read_labelled(segmenter.schema, may_ignore=True)
+        labelled = file.read_labelled(segmenter.schema, may_ignore=True, may_lack=True)
         prediction = masks.segment(file, labelled.case)
-        return score_case(labelled.case, prediction, labelled.ground_truth, segmenter.schema, anatomy)
+        return score_case(
+            labelled.case, prediction, labelled.ground_truth, segmenter.schema, anatomy, labelled.structures
+        )
 
     files = with_masks(files)
     if all(file.label_path is None for file in files):

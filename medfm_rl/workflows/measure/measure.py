@@ -13,6 +13,7 @@ from medfm_rl.anatomy.clips import ClipAnatomy, measure_clip
 from medfm_rl.anatomy.ejection import Ejection, EjectionInterval, biplane, interval_of_draws, single_plane
 from medfm_rl.anatomy.temporal_rules import TemporalRules, learn_temporal_rules
 from medfm_rl.anatomy.uncertainty import ClipDraws, draw_clip
+from medfm_rl.data.clips.continuity import interruptions
 from medfm_rl.data.each_case import each_case
 from medfm_rl.data.files import alone_writing, write_text
 from medfm_rl.data.labels import read_labels
@@ -64,6 +65,7 @@ class MeasuredClip:
         ejection: Volumes and fraction, or None without a beat.
         draws: What masks drawn from reward maps measure; None without these.
         interval: What they leave open of the ejection; None without them or a beat.
+        interruptions: What speaks against the clip being one plane without a break.
     """
 
     clip_id: str
@@ -74,6 +76,17 @@ class MeasuredClip:
     ejection: Ejection | None
     draws: ClipDraws | None = None
     interval: EjectionInterval | None = None
+    interruptions: tuple[str, ...] = ()
+
+    @property
+    def doubts(self) -> tuple[str, ...]:
+        """Why its figures cannot be relied on, whatever rules its masks meet, in words."""
+        return (*self.interruptions, *self.anatomy.doubts)
+
+    @property
+    def reliable(self) -> bool:
+        """Whether it is one plane without a break, shows a beat, and its masks meet every rule over time."""
+        return self.anatomy.valid and not self.doubts
 
 
 @dataclass(frozen=True)
@@ -132,7 +145,15 @@ def measure(
         anatomy = measure_clip(labels, schema, ventricle, spacing, request.rules)
         pictures[clip.clip_id] = picture_clip(clip, labels, anatomy, schema)
         view = view_of(clip.clip_id, clip.tags)
-        found = MeasuredClip(clip.clip_id, clip.patient_id, view, clip.times, anatomy, single_plane(anatomy))
+        found = MeasuredClip(
+            clip.clip_id,
+            clip.patient_id,
+            view,
+            clip.times,
+            anatomy,
+            single_plane(anatomy),
+            interruptions=interruptions(clip),
+        )
         if request.rewards is None:
             return found
         maps = read_reward_maps(clip, request.rewards)

@@ -30,6 +30,8 @@ _CALIBRATED = ("mm", "mm^2")
 _RATIO = ("of the ED length", "of the ED area")
 _PIXELS = ("px", "px^2")
 """Units of lengths and areas: calibrated, relative to end-diastole, or neither where there is no beat."""
+VALID: Final = "valid over time"
+"""The verdict on figures that can be relied on as far as the masks can; of others it is `refer`."""
 
 
 def write_measures(out: Path, measures: Measures, schema: LabelSchema) -> None:
@@ -41,6 +43,7 @@ def write_measures(out: Path, measures: Measures, schema: LabelSchema) -> None:
             "patient_id": patient,
             "view": "2CH + 4CH",
             **_ejected(ejection, measures.biplane_intervals.get(patient)),
+            **_standing([measures.clips[name] for name in names]),
         }
         for patient, (ejection, names) in measures.biplane.items()
     ]
@@ -53,7 +56,11 @@ def write_measures(out: Path, measures: Measures, schema: LabelSchema) -> None:
         "intervals": {"level": LEVEL, "method": _METHOD} if drawn else None,
         "clips": {name: {**_row(clip), "frames": _frames(clip, schema)} for name, clip in measures.clips.items()},
         "biplane": {
-            patient: {"clips": list(names), **_ejected(ejection, measures.biplane_intervals.get(patient))}
+            patient: {
+                "clips": list(names),
+                **_ejected(ejection, measures.biplane_intervals.get(patient)),
+                **_standing([measures.clips[name] for name in names]),
+            }
             for patient, (ejection, names) in measures.biplane.items()
         },
         "rules": {name: [_rule(rule) for rule in clip.anatomy.rules] for name, clip in measures.clips.items()},
@@ -95,9 +102,28 @@ def _row(clip: MeasuredClip) -> dict[str, Any]:
             f"{phase}_length": None if frame is None or frame.discs is None else frame.discs.length * length,
         }
     row |= {"length_unit": units[0], "area_unit": units[1], **_ejected(clip.ejection, clip.interval)}
-    broken = [str(rule) for rule in anatomy.rules if not rule.passed]
-    verdict = "valid over time" if anatomy.valid else "refer"
-    return row | {"jitter": anatomy.jitter, "verdict": verdict, "broken": "; ".join(broken), "note": anatomy.no_beat}
+    return row | {"jitter": anatomy.jitter, **_standing([clip])}
+
+
+def verdict_in_words(clips: Sequence[MeasuredClip]) -> str:
+    """The verdict of what was measured in one clip, or in two together, and why it is no better, briefly."""
+    if all(clip.reliable for clip in clips):
+        return VALID
+    reasons = [doubt for clip in clips for doubt in clip.doubts]
+    if not all(clip.anatomy.valid for clip in clips):
+        reasons.append("breaks a rule over time")
+    return f"refer: {'; '.join(dict.fromkeys(reasons))}"
+
+
+def _standing(clips: Sequence[MeasuredClip]) -> dict[str, str | None]:
+    """The verdict of what was measured in one clip, or in two together: the worse, with the reasons of both."""
+    broken = [rule for clip in clips for rule in clip.anatomy.broken]
+    doubts = list(dict.fromkeys(doubt for clip in clips for doubt in clip.doubts))
+    return {
+        "verdict": VALID if all(clip.reliable for clip in clips) else "refer",
+        "broken": "; ".join(broken),
+        "note": "; ".join(doubts) or None,
+    }
 
 
 def _ejected(ejection: Ejection | None, interval: EjectionInterval | None) -> dict[str, Any]:

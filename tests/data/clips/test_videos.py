@@ -86,11 +86,23 @@ def test_echonet_is_found_with_its_tags_and_tracings_as_masks_of_two_frames(tmp_
     assert own[0].tags == {"ef": "60.5", "esv": "40", "edv": "100", "split": "test", "fps": "25"}
     assert {file.patient_id for file in own} == {"0XA"}
     for frame in (0, 6):
-        read = own[frame].read_labelled(LV)
+        read = own[frame].read_labelled(LV, may_lack=True)
         assert np.mean(read.ground_truth == ventricles()[frame]) > 0.99
         assert set(np.unique(read.ground_truth)) == {0, 1}
     kept = find_cases(DataSettings(path=tmp_path, layout="echonet", where={"split": "train"}))
     assert {file.clip_id for file in kept} == {"0XB"}
+
+
+def test_a_tracing_says_nothing_of_other_structures(tmp_path: Path) -> None:
+    write_echonet(tmp_path)
+    file = next(file for file in find_cases(DataSettings(path=tmp_path)) if file.label_path is not None)
+    both = LabelSchema.from_structures({"MYO": 1, "LV": 2})
+    with pytest.raises(DataError, match="traces LV and says nothing of MYO"):
+        file.read_labelled(both, may_ignore=True)
+    read = file.read_labelled(both, may_lack=True)
+    assert read.structures == ("LV",)
+    assert set(np.unique(read.ground_truth)) == {0, 2}
+    assert file.read_labelled(LabelSchema.from_structures({"LV": 1})).structures is None
 
 
 def test_check_reads_tracings_as_masks(tmp_path: Path) -> None:

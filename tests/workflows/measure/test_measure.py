@@ -3,13 +3,14 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 from scipy import ndimage
-from support.clip_files import COUNT, greys, region, ventricles, write_clip
+from support.clip_files import COUNT, SIZE, greys, region, ventricles, write_clip
 from support.page_pictures import pictures_of
 from typer.testing import CliRunner
 
@@ -72,7 +73,25 @@ def test_volumes_are_in_ml_where_calibrated_and_ratios_elsewhere_and_the_tables_
     assert len(pictures_of(out / "report.html")) == 6
     assert "volumes in ml are unknown" in page
     assert "SIMULATED" not in page
-    assert "p1: EF" in said
+    assert re.search(r"^p1: EF [\d.]+ % biplane, valid over time$", said, re.MULTILINE)
+    assert rows["p1_2CH + p1_4CH"]["verdict"] == content["biplane"]["p1"]["verdict"] == "valid over time"
+
+
+def test_both_views_have_the_worse_verdict_and_say_why(clips: Path) -> None:
+    masks = ventricles()
+    masks[3] = masks[6] & (np.arange(SIZE[1]) < SIZE[1] // 2)
+    write_sequence(clips / "labels" / "p1_2CH.nii.gz", masks * np.uint8(7), PLANE, None)
+    out = clips / "out"
+    code, said = run(str(clips / "labels"), "--images", str(clips / "images"), "--out", str(out), "--labels", "LV=7")
+    assert code == 0, said
+    with (out / "measures.csv").open() as table:
+        rows = {row["clip_id"]: row for row in csv.DictReader(table)}
+    assert rows["p1_4CH"]["verdict"] == "valid over time"
+    assert rows["p1_2CH"]["verdict"] == rows["p1_2CH + p1_4CH"]["verdict"] == "refer"
+    assert rows["p1_2CH + p1_4CH"]["broken"] == rows["p1_2CH"]["broken"] != ""
+    assert re.search(r"^p1: EF [\d.]+ % biplane, refer: breaks a rule over time$", said, re.MULTILINE)
+    assert "<strong>p1</strong> (p1_2CH, p1_4CH)" in (page := (out / "report.html").read_text())
+    assert "as p1_2CH below" in page
 
 
 def test_integers_that_nobody_explains_are_refused(clips: Path) -> None:
