@@ -40,8 +40,8 @@ class StreamFacts:
     Attributes:
         quality: SHA-256 of the `quality.json` that assesses the stream.
         drift: The test of the stream.
-        losses: Whether each mask that was accepted under the promise and reviewed, since the stream began anew the last
-            time, is bad, in the order of the reviews.
+        losses: Of each patient with masks that were accepted under the promise and reviewed since the stream began
+            anew the last time: the share of bad ones, or whether there is one, as the promise counts; in their order.
         masks: Keys of the masks of the stream since then (`streams.mask_key`).
         former: Keys of its masks from before.
         scanner_known: Whether anybody has said which scanner it is of.
@@ -63,7 +63,7 @@ def contradiction(losses: Sequence[float], alpha: float) -> float:
     2024). The largest value on the way counts.
 
     Args:
-        losses: Of reviewed masks under the promise, in their order, in [0, 1].
+        losses: Of patients with reviewed masks under the promise, in their order, in [0, 1].
         alpha: What is promised.
     """
     if not losses:
@@ -94,7 +94,7 @@ def promise_state(promise: Promise | None, stream: StreamFacts) -> PromiseState:
         return PromiseState("withdrawn", f"the stream has changed: {stream.drift.alarm.words}")
     if contradiction(stream.losses, promise.target.alpha) >= _WITHDRAWN_FROM:
         bad = sum(loss > 0 for loss in stream.losses)
-        words = f"the audit contradicts it: {bad} of {len(stream.losses)} accepted masks are bad"
+        words = f"the audit contradicts it: {bad} of {len(stream.losses)} patients have accepted masks that are bad"
         return PromiseState("withdrawn", words, contradicted=True)
     rests_on = () if promise.evidence is None else promise.evidence.masks
     if any(key in stream.former for key in rests_on):

@@ -227,7 +227,10 @@ def patient_losses(reviewed: Sequence[ReviewedMask], threshold: float, target: P
 
 
 def prove(reviewed: Sequence[ReviewedMask], target: PromiseTarget) -> Promise:
-    """Finds the lowest threshold from which on the promise is proven.
+    """Finds the lowest threshold from which on the promise is proven, and below which a reviewed mask was accepted.
+
+    It is never below what reviewers have seen: without a bad mask the promise would hold of all masks as they come, of
+    the worst ones among them too, which nobody would want accepted.
 
     Args:
         reviewed: Masks of patients drawn at random, whose predictions knew nothing of their truth.
@@ -246,8 +249,10 @@ def prove(reviewed: Sequence[ReviewedMask], target: PromiseTarget) -> Promise:
     for step in range(_STEPS, -1, -1):
         threshold = step / _STEPS
         accepted = _accepted(reviewed, threshold)
-        if len(accepted) > count:
-            count, losses = len(accepted), patient_losses(accepted, threshold, target)
+        if len(accepted) == count:
+            # Nothing is known of masks between this threshold and the one above: the proof stays at that.
+            continue
+        count, losses = len(accepted), patient_losses(accepted, threshold, target)
         if len(losses) < least:
             continue
         tested.append((threshold, p_value(losses, target)))

@@ -22,7 +22,7 @@ _HELP: Final = {
     "audit_open": "Masks drawn for review and not yet reviewed.",
     "reviewed": "Reviewed masks.",
     "reviewed_mean_dice": "Mean Dice of the reviewed masks; not there before the first review.",
-    "bad_under_promise": "Reviewed masks that were accepted under the promise and are bad.",
+    "bad_under_promise": "Patients with a reviewed mask that was accepted under the promise and is bad.",
 }
 """What each number is."""
 

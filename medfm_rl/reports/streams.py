@@ -42,8 +42,8 @@ class StreamView:
         drawn: How many were.
         open_audits: Names of the cases that were drawn and not yet reviewed.
         reviewed_dice: True mean Dice of reviewed masks, in the order of their first reviews.
-        under_promise: Reviewed masks that the promise speaks of.
-        bad_under_promise: Those of them that are bad.
+        under_promise: Patients with reviewed masks that the promise speaks of.
+        bad_under_promise: Those of them with a bad one.
         changed_at: Time of the study or review from which on the stream is most unlike before, where there is an alarm.
         cut_short: Number of a last line of the file that was cut short; None where there is none.
         simulated: Whether images in it are simulated.
@@ -98,7 +98,10 @@ class StreamView:
         if self.reviewed_dice:
             text += f"; {len(self.reviewed_dice)} reviewed, mean Dice {np.mean(self.reviewed_dice):.3f}"
         if self.under_promise:
-            text += f"; of {self.under_promise} accepted under the promise {self.bad_under_promise} bad"
+            text += (
+                f"; of {self.under_promise} patients with masks accepted under the promise {self.bad_under_promise} "
+                "with a bad one"
+            )
         return text
 
 

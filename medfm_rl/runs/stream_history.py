@@ -147,6 +147,26 @@ class Review:
 
 
 @dataclass(frozen=True)
+class PatientReviews:
+    """What the call that first reviewed a patient found of his masks: he counts once, however many they are.
+
+    Attributes:
+        time: When it was added.
+        patient: Patient.
+        reviews: Of his masks.
+    """
+
+    time: str
+    patient: str
+    reviews: tuple[Review, ...]
+
+    @property
+    def dice(self) -> float:
+        """Mean over the masks."""
+        return sum(review.dice for review in self.reviews) / len(self.reviews)
+
+
+@dataclass(frozen=True)
 class Restart:
     """From here on the stream is compared with itself alone.
 
@@ -210,19 +230,39 @@ class StreamHistory:
         return self.events[begin:]
 
     @property
-    def tested(self) -> list[Study | Review]:
+    def tested(self) -> list[Study | PatientReviews]:
         """The studies and reviews that are tested: those since the last restart, of each patient the first."""
+        found: list[Study | PatientReviews] = []
+        patients = {case.key: study.patient for study in self.studies for case in study.cases}
+        places: dict[str, int] = {}
+        for event in self.since_restart:
+            if isinstance(event, Study) and event.tested:
+                found.append(event)
+            elif isinstance(event, Review):
+                patient = patients[event.key]
+                known = found[places[patient]] if patient in places else None
+                if known is None:
+                    places[patient] = len(found)
+                    found.append(PatientReviews(event.time, patient, (event,)))
+                elif isinstance(known, PatientReviews) and known.time == event.time:
+                    found[places[patient]] = replace(known, reviews=(*known.reviews, event))
+        return found
+
+    @property
+    def first_reviews(self) -> list[PatientReviews]:
+        """The reviews among what is tested, with what was found of their masks in the end."""
+        latest = self.reviews
         return [
-            event
-            for event in self.since_restart
-            if isinstance(event, Review) or (isinstance(event, Study) and event.tested)
+            replace(event, reviews=tuple(latest[review.key] for review in event.reviews))
+            for event in self.tested
+            if isinstance(event, PatientReviews)
         ]
 
     def drift(self) -> DriftTest:
         """The test of what is tested."""
         test = DriftTest(self.identity.seed)
         for event in self.tested:
-            test.add({"reviewed": event.dice} if isinstance(event, Review) else event.numbers)
+            test.add({"reviewed": event.dice} if isinstance(event, PatientReviews) else event.numbers)
         return test
 
 

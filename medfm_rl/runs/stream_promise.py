@@ -9,18 +9,25 @@ from medfm_rl.runs.stream_history import UNKNOWN, StreamHistory, Study
 
 
 def losses_under(history: StreamHistory, promise: Promise | None) -> list[float]:
-    """Whether each reviewed mask that the promise speaks of is bad, in the order of the first reviews.
+    """The loss of each patient with reviewed masks that the promise speaks of, in the order of their first reviews.
 
-    Masks from before the stream began anew do not count.
+    The masks of one patient are no independent evidence, so that he counts once, as in the proof: by the share of his
+    bad masks, or by the worst, in the call that first reviewed him. Masks from before the stream began anew do not
+    count.
     """
     if promise is None:
         return []
     cases = {case.key: case for event in history.since_restart if isinstance(event, Study) for case in event.cases}
-    return [
-        float(review.dice < promise.target.dice)
-        for key, review in history.reviews.items()
-        if key in cases and promise.accepts(cases[key].predicted, not cases[key].broken_rules)
-    ]
+    losses = []
+    for first in history.first_reviews:
+        bad = [
+            float(review.dice < promise.target.dice)
+            for review in first.reviews
+            if review.key in cases and promise.accepts(cases[review.key].predicted, not cases[review.key].broken_rules)
+        ]
+        if bad:
+            losses.append(max(bad) if promise.target.unit == "worst" else sum(bad) / len(bad))
+    return losses
 
 
 def standing_of(history: StreamHistory, promise: Promise | None) -> StreamStanding:

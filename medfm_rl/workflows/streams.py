@@ -170,7 +170,7 @@ def view_of(history: StreamHistory, promise: Promise | None) -> StreamView:
         open_audits=tuple(case.case for case in history.open_audits),
         reviewed_dice=tuple(review.dice for review in history.reviews.values()),
         under_promise=len(under_promise),
-        bad_under_promise=int(sum(under_promise)),
+        bad_under_promise=sum(loss > 0 for loss in under_promise),
         changed_at=None if drift.alarm is None else history.tested[drift.alarm.since - 1].time[:16],
         cut_short=history.cut_short,
         simulated=any(case.simulated for case in cases.values()),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -36,7 +37,7 @@ def masks(patients: int, bad: int = 0, predicted: float = 0.9) -> list[ReviewedM
 def test_22_patients_without_a_bad_mask_are_enough_and_21_are_not(target: PromiseTarget) -> None:
     assert fewest_patients(target) == 22
     assert prove(masks(22), target).p_value == pytest.approx(0.9**22)
-    assert prove(masks(22), target).threshold == 0
+    assert prove(masks(22), target).threshold == pytest.approx(0.9)
     few = prove(masks(21), target)
     assert few.threshold is None
     assert "review 1 more" in few.reason
@@ -44,9 +45,9 @@ def test_22_patients_without_a_bad_mask_are_enough_and_21_are_not(target: Promis
 
 def test_one_bad_patient_needs_38_by_the_exact_test_and_47_by_betting() -> None:
     # P(Bin(38, .1) <= 1) = .9^38 + 38 .1 .9^37 = .0953, and .1047 with 37; 47 KL(1/47, .1) = 2.31 > log 10 = 2.3026.
-    assert prove(masks(38, bad=1), WORST).threshold == 0
+    assert prove(masks(38, bad=1), WORST).threshold == pytest.approx(0.9)
     assert prove(masks(37, bad=1), WORST).threshold is None
-    assert prove(masks(47, bad=1), TARGET).threshold == 0
+    assert prove(masks(47, bad=1), TARGET).threshold == pytest.approx(0.9)
     assert prove(masks(46, bad=1), TARGET).threshold is None
     assert bet_for(46, TARGET) == pytest.approx(1 / 0.9)
     assert bet_for(47, TARGET) == pytest.approx((0.1 - 1 / 47) / 0.09)
@@ -67,13 +68,20 @@ def test_masks_of_one_patient_are_one_piece_of_evidence() -> None:
     assert patient_losses(mixed, 0.5, WORST).tolist() == [1]
 
 
+def test_nothing_below_what_reviewers_have_seen_is_accepted() -> None:
+    several = [replace(mask, predicted=0.7 + 0.01 * number) for number, mask in enumerate(masks(30))]
+    found = prove(several, TARGET)
+    assert (found.threshold, found.accepted_patients) == (pytest.approx(0.7), 30)
+    assert not found.accepts(0.69, True)
+
+
 def test_the_threshold_leaves_out_what_is_predicted_to_be_bad() -> None:
     low = [ReviewedMask(f"d{number}", f"q{number}", 0.6, True, 0.3) for number in range(5)]
     found = prove([*masks(30), *low], TARGET)
-    assert found.threshold == pytest.approx(0.605)
+    assert found.threshold == pytest.approx(0.9)
     assert (found.accepted_patients, found.bad_masks, found.patients) == (30, 0, 35)
-    assert found.accepts(0.605, True)
-    assert not found.accepts(0.6, True)
+    assert found.accepts(0.9, True)
+    assert not found.accepts(0.899, True)
     assert not found.accepts(0.9, False)
     assert not found.accepts(None, True)
 

@@ -8,10 +8,13 @@ from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from medfm_rl.errors import DataError
-from medfm_rl.runs.stream_history import StreamIdentity, StudyCase, read_stream
+from medfm_rl.quality.promises import PromiseTarget, ReviewedMask, Unit, prove
+from medfm_rl.runs.stream_history import StreamIdentity, Study, StudyCase, read_stream
+from medfm_rl.runs.stream_promise import losses_under
 from medfm_rl.runs.stream_state import add_reviews, add_studies, restart
 
 IDENTITY = StreamIdentity("ge-1", "apical", "north", "a" * 64, 0, 0.05)
@@ -168,6 +171,49 @@ def test_a_share_of_the_accepted_is_drawn_and_open_until_reviewed(tmp_path: Path
     assert len(read_stream(path).open_audits) == len(drawn) - 1
     with pytest.raises(DataError, match="not of this stream"):
         add_reviews(path, {"stranger": 0.9}, NOW)
+
+
+def test_the_masks_of_a_patient_are_one_review_and_what_comes_later_of_him_is_not_tested(tmp_path: Path) -> None:
+    path = tmp_path / "ge.jsonl"
+    add_studies(path, IDENTITY, {"p0": [case("a"), case("b"), case("c")], "p1": [case("d")]}, NOW)
+    add_reviews(path, {case("a").key: 0.9, case("d").key: 0.7, case("b").key: 0.5}, NOW)
+    add_reviews(path, {case("c").key: 0.1}, NOW + timedelta(hours=1))
+    history = read_stream(path)
+    assert [(event.patient, event.dice) for event in history.first_reviews] == [("p0", 0.7), ("p1", 0.7)]
+    # Two studies and two patients reviewed.
+    assert history.drift().studies == 4
+    add_reviews(path, {case("b").key: 0.7}, NOW + timedelta(hours=2))
+    history = read_stream(path)
+    # A mask that was looked at again counts as it was found in the end; what the test saw stays what it saw.
+    assert [event.dice for event in history.first_reviews] == [0.8, 0.7]
+    assert [event.dice for event in history.tested if not isinstance(event, Study)] == [0.7, 0.7]
+
+
+def test_reviews_of_all_masks_of_patients_who_stay_the_same_are_no_change(tmp_path: Path) -> None:
+    rng, alarms = np.random.default_rng(0), 0
+    for number in range(10):
+        path = tmp_path / f"{number}.jsonl"
+        masks = {f"p{n}": [case(f"{n} {m}") for m in range(4)] for n in range(40)}
+        add_studies(path, replace(IDENTITY, seed=number), masks, NOW)
+        dice = {
+            each.key: float(np.clip(0.9 + 0.02 * (patient + 0.2 * rng.normal()), 0, 1))
+            for of_patient in masks.values()
+            for patient in [rng.normal()]
+            for each in of_patient
+        }
+        add_reviews(path, dice, NOW)
+        alarms += read_stream(path).drift().alarm is not None
+    assert alarms == 0
+
+
+@pytest.mark.parametrize(("unit", "losses"), [("mean", [0.5, 0.0]), ("worst", [1.0, 0.0])])
+def test_a_patient_loses_as_in_the_proof_of_the_promise(tmp_path: Path, unit: Unit, losses: list[float]) -> None:
+    path = tmp_path / "ge.jsonl"
+    add_studies(path, IDENTITY, {"p0": [case("a"), case("b")], "p1": [case("d")]}, NOW)
+    add_reviews(path, {case("a").key: 0.9, case("b").key: 0.5, case("d").key: 0.9}, NOW)
+    proof = [ReviewedMask(f"c{n}", f"q{n}", 0.5, True, 0.9) for n in range(30)]
+    promise = prove(proof, PromiseTarget(dice=0.8, unit=unit))
+    assert losses_under(read_stream(path), promise) == losses
 
 
 def test_a_change_raises_an_alarm_until_the_stream_begins_anew(tmp_path: Path) -> None:

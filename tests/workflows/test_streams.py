@@ -59,7 +59,7 @@ def quiet(tmp_path: Path) -> Path:
 
 def promised(folder: Path) -> Path:
     """A run with a promise for masks that meet every rule, which those above do not, from the first 24 of them."""
-    masks = [ReviewedMask(f"c{n}", f"p{n}", 0.9, True, 0.9) for n in range(24)]
+    masks = [ReviewedMask(f"c{n}", f"p{n}", 0.8, True, 0.9) for n in range(24)]
     evidence = Evidence(
         quality_hash="a" * 64,
         scores_hash="s",
@@ -142,14 +142,14 @@ def test_bad_audits_withdraw_a_promise(tmp_path: Path) -> None:
     text = scores.read_text().replace('"passed": false', '"passed": true')
     scores.write_text(text)
     stream_scores(tmp_path / "ge.jsonl", scores, "ge-1", audit_share=1.0)
-    keys = [case.key for case in read_stream(tmp_path / "ge.jsonl").open_audits]
+    keys = [study.cases[0].key for study in read_stream(tmp_path / "ge.jsonl").studies]
     add_reviews(tmp_path / "ge.jsonl", {keys[0]: 0.9})
     run = promised(tmp_path)
     assert monitor([tmp_path / "ge.jsonl"], run=run)[0].state.standing == "in force"
     add_reviews(tmp_path / "ge.jsonl", {keys[1]: 0.2, keys[2]: 0.3, keys[3]: 0.1})
     view = monitor([tmp_path / "ge.jsonl"], run=run)[0]
     assert (view.state.standing, view.under_promise, view.bad_under_promise) == ("withdrawn", 4, 3)
-    assert "3 of 4 accepted masks are bad" in view.state.reason
+    assert "3 of 4 patients have accepted masks that are bad" in view.state.reason
 
 
 def test_a_stream_of_simulated_images_says_so_wherever_it_shows(quiet: Path, tmp_path: Path, command: Command) -> None:
