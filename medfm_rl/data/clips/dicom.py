@@ -16,7 +16,7 @@ from medfm_rl.data.clips.video import decode_video
 from medfm_rl.data.dicom import DicomFrames, open_frames, read_frame_headers
 from medfm_rl.data.dicom_pixels import DAMAGED, read_values
 from medfm_rl.data.stacks import Arrangement, arrangement
-from medfm_rl.errors import DataError
+from medfm_rl.errors import DamagedClipError, DataError
 from medfm_rl.types import FloatArray, Geometry
 
 _FILMED = ("US", "IVUS", "XA", "RF", "ES")
@@ -75,19 +75,19 @@ def frame_times(header: Dataset, count: int, path: Path) -> Times:
     the frames in an enhanced file, and the rate at which it is to be shown.
 
     Raises:
-        DataError: The times are not numbers, not as many as the frames, or do not grow.
+        DamagedClipError: The times are not numbers, not as many as the frames, or do not grow.
     """
     try:
         steps = _steps(header, count)
     except DAMAGED as error:
-        raise DataError(f"{path}: the times of its frames cannot be read from its header ({error})") from error
+        raise DamagedClipError(f"{path}: the times of its frames cannot be read from its header ({error})") from error
     if steps is None:
         return None
     if len(steps) != count:
-        raise DataError(f"{path}: gives {len(steps)} times for {count} frames; correct its Frame Time Vector")
+        raise DamagedClipError(f"{path}: gives {len(steps)} times for {count} frames; correct its Frame Time Vector")
     times = np.asarray(steps, dtype=np.float64) - steps[0]
     if not np.isfinite(times).all() or (np.diff(times) <= 0).any():
-        raise DataError(f"{path}: the times of its frames do not grow; correct its Frame Time Vector")
+        raise DamagedClipError(f"{path}: the times of its frames do not grow; correct its Frame Time Vector")
     return tuple(times.tolist())
 
 

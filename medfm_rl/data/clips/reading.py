@@ -70,6 +70,11 @@ class ClipFile:
         frames, times, geometry = found
         return Clip(clip_id, patient_id, frames, times, geometry, tags or {})
 
+    def pictures(self) -> list[Path]:
+        """The pictures of a folder in the order of their numbers; none of any other kind."""
+        found = _pictures(self.path) if self.kind is ClipKind.FOLDER else []
+        return sorted(found, key=lambda path: _number(path) or 0)
+
     def hash(self) -> str:
         """SHA-256 of the clip's file, or of the folder of its pictures; it is kept as long as nothing changes.
 
@@ -141,7 +146,7 @@ def _read(file: ClipFile) -> _Read:
         case ClipKind.VIDEO:
             frames, times, geometry = read_video(file.path)
         case ClipKind.FOLDER:
-            frames, times, geometry = _read_pictures(file.path)
+            frames, times, geometry = _read_pictures(file)
     if not np.isfinite(frames).all():
         raise DataError(f"{file.path}: the clip holds NaN or infinite values; write the value of the background there")
     if frames.min() == frames.max():
@@ -156,9 +161,9 @@ def _hash(path: Path, state: tuple[tuple[int, int], ...]) -> str:
     return hash_image(path)
 
 
-def _read_pictures(folder: Path) -> _Read:
+def _read_pictures(file: ClipFile) -> _Read:
     read = []
-    for path in sorted(_pictures(folder), key=lambda path: _number(path) or 0):
+    for path in file.pictures():
         pixels, geometry = read_pixels(path)
         if len(pixels) == _COLOURS:
             whole = Region((slice(0, pixels.shape[1]), slice(0, pixels.shape[2])), None)
@@ -167,7 +172,7 @@ def _read_pictures(folder: Path) -> _Read:
     shapes = {image.shape for image, _ in read}
     if len(shapes) > 1:
         raise DataError(
-            f"{folder}: its frames have several sizes ({sorted(shapes)}); give each clip a folder of its own"
+            f"{file.path}: its frames have several sizes ({sorted(shapes)}); give each clip a folder of its own"
         )
     return np.stack([image for image, _ in read]), None, read[0][1]
 

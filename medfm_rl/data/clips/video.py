@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from medfm_rl.data.clips.regions import Region, grey_of
-from medfm_rl.errors import DataError, MissingExtraError
+from medfm_rl.errors import DamagedClipError, DataError, MissingExtraError
 from medfm_rl.types import FloatArray, Geometry
 
 
@@ -79,12 +79,14 @@ def decode_video(source: Path | bytes, path: Path) -> Iterator[tuple[float, Floa
 
 def _stream(container: Any, path: Path) -> Any:
     if not container.streams.video:
-        raise DataError(f"{path}: holds no video")
+        raise DamagedClipError(f"{path}: holds no video")
     return container.streams.video[0]
 
 
 def _damaged(path: Path, error: BaseException) -> DataError:
-    return DataError(f"{path}: cannot be read as a video; it is damaged, cut off or of an unknown kind ({error})")
+    return DamagedClipError(
+        f"{path}: cannot be read as a video; it is damaged, cut off or of an unknown kind ({error})"
+    )
 
 
 def _av() -> Any:

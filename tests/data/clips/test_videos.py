@@ -134,3 +134,13 @@ def test_videos_of_a_plain_folder_are_clips(tmp_path: Path) -> None:
     files = find_cases(DataSettings(path=tmp_path))
     assert names(files) == {"p1_a", "p2_a"}
     assert {file.patient_id for file in files} == {"p1", "p2"}
+
+
+def test_a_damaged_video_says_so_whatever_the_layout(tmp_path: Path) -> None:
+    write_video(tmp_path / "p1_a.avi", greys())
+    (tmp_path / "p2_a.mp4").write_bytes(b"no video")
+    for layout in ("auto", "clips"):
+        files = find_cases(DataSettings(path=tmp_path, layout=layout))  # type: ignore[arg-type]
+        assert len(files) == COUNT + 1
+        with pytest.raises(DataError, match=r"p2_a\.mp4: cannot be read as a video"):
+            files[-1].read()
