@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import io
 import math
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 from pydicom import Dataset
-from pydicom.encaps import generate_fragments
-from pydicom.uid import MPEGTransferSyntaxes
+from pydicom.encaps import generate_fragmented_frames, generate_fragments, parse_basic_offsets
+from pydicom.pixels.utils import get_expected_length
+from pydicom.uid import UID, MPEGTransferSyntaxes, RLELossless
 
 from medfm_rl.data.clips.regions import Region, grey_of, tissue_region
 from medfm_rl.data.clips.video import decode_video
@@ -141,7 +143,35 @@ def _decoded_frames(path: Path, count: int) -> Iterator[FloatArray]:
     """Frames `(C, H, W)`, decoded one by one."""
     with open_frames(path) as dataset:
         if dataset.file_meta.get("TransferSyntaxUID") in MPEGTransferSyntaxes:
-            yield from (frame for _, frame in decode_video(b"".join(generate_fragments(dataset.PixelData)), path))
+            buffer = io.BytesIO(dataset.PixelData)
+            parse_basic_offsets(buffer)  # It is no part of the video.
+            yield from (frame for _, frame in decode_video(b"".join(generate_fragments(buffer)), path))
             return
+        held = _held_frames(dataset, count)
+        if held > count:
+            raise DataError(
+                f"{path}: holds {held} frames, and its header says {count}; correct its Number of Frames, or export it "
+                "again"
+            )
         for index in range(count):
             yield read_values(dataset, path, index)[0]
+
+
+def _held_frames(dataset: Dataset, count: int) -> int:
+    """How many frames the pixels of a file are of, whatever its header says; `count` where they do not tell."""
+    pixels = dataset.get("PixelData")
+    if pixels is None or int(dataset.BitsAllocated) < 8:
+        return count
+    syntax = UID(dataset.file_meta.get("TransferSyntaxUID", ""))
+    if not syntax.is_transfer_syntax or not syntax.is_compressed:
+        return len(pixels) * count // max(1, get_expected_length(dataset))
+    if "ExtendedOffsetTable" in dataset:
+        return len(dataset.ExtendedOffsetTable) // 8
+    buffer = io.BytesIO(pixels)
+    offsets = parse_basic_offsets(buffer)
+    if offsets:
+        return len(offsets)
+    # RLE has a fragment a frame; of other codings a frame ends with a mark.
+    if syntax == RLELossless:
+        return sum(1 for _ in generate_fragments(buffer))
+    return sum(1 for _ in generate_fragmented_frames(pixels, number_of_frames=count))

@@ -22,6 +22,8 @@ from medfm_rl.data.clips.sequences import find_sequence, read_sequence
 from medfm_rl.data.clips.video import count_video_frames, read_video
 from medfm_rl.data.dicom import DICOM_SUFFIX
 from medfm_rl.data.images import hash_image, image_stem, image_suffix, is_dicom, is_video, read_pixels
+from medfm_rl.data.nifti import NIFTI_SUFFIXES
+from medfm_rl.data.segmentations.pictures import read_grey_with_opacity
 from medfm_rl.errors import DataError
 from medfm_rl.types import Clip, FloatArray, Geometry
 
@@ -31,7 +33,10 @@ _NUMBER = re.compile(r"(\d+)\D*$")
 PICTURES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff")
 """Formats of which a folder of numbered files can be a clip."""
 _FEWEST = 2
-_COLOURS = 3
+_GREY, _COLOURS = 1, 3
+"""Channels."""
+_OPAQUE = (255, 65535)
+"""Values of a picture of 8 or 16 bits that let nothing through."""
 _Read = tuple[FloatArray, tuple[float, ...] | None, Geometry]
 
 
@@ -143,6 +148,8 @@ def _read(file: ClipFile) -> _Read:
             frames, times, geometry = read_dicom_clip(file.path)
         case ClipKind.SEQUENCE:
             frames, times, geometry = read_sequence(file.path)
+            if image_suffix(file.path) in NIFTI_SUFFIXES and frames.shape[1] > 1:
+                frames = np.stack([_in_grey(frame, f"{file.path}, frame {i}") for i, frame in enumerate(frames)])
         case ClipKind.VIDEO:
             frames, times, geometry = read_video(file.path)
         case ClipKind.FOLDER:
@@ -164,17 +171,32 @@ def _hash(path: Path, state: tuple[tuple[int, int], ...]) -> str:
 def _read_pictures(file: ClipFile) -> _Read:
     read = []
     for path in file.pictures():
-        pixels, geometry = read_pixels(path)
-        if len(pixels) == _COLOURS:
-            whole = Region((slice(0, pixels.shape[1]), slice(0, pixels.shape[2])), None)
-            pixels = grey_of(pixels, whole, str(path))
-        read.append((pixels, geometry))
+        both = read_grey_with_opacity(path)
+        pixels, geometry = read_pixels(path) if both is None else (both, Geometry.unknown(2))
+        read.append((_in_grey(pixels, str(path)), geometry))
     shapes = {image.shape for image, _ in read}
     if len(shapes) > 1:
         raise DataError(
             f"{file.path}: its frames have several sizes ({sorted(shapes)}); give each clip a folder of its own"
         )
     return np.stack([image for image, _ in read]), None, read[0][1]
+
+
+def _in_grey(pixels: FloatArray, where: str) -> FloatArray:
+    """Grey values `(1, H, W)` of a frame `(C, H, W)` in grey or colours, with a channel of how opaque it is or without.
+
+    Raises:
+        DataError: It is in colours, or transparent in part.
+    """
+    if len(pixels) in (_GREY + 1, _COLOURS + 1):
+        if pixels[-1].min() not in _OPAQUE or pixels[-1].min() < pixels[-1].max():
+            raise DataError(
+                f"{where}: is transparent in part, so what it shows depends on what lies behind; flatten it"
+            )
+        pixels = pixels[:-1]
+    if len(pixels) == _COLOURS:
+        return grey_of(pixels, Region((slice(0, pixels.shape[1]), slice(0, pixels.shape[2])), None), where)
+    return pixels
 
 
 def _pictures(folder: Path) -> list[Path]:

@@ -119,7 +119,8 @@ class CaseFile:
         traced = self.read_tracing(case)
         if traced is not None:
             return LabelledCase(case, traced * np.uint8(schema.index_of(ventricle_of(schema, self.label_path))))
-        labels = read_labels(self.label_path, schema, case.shape, case.geometry, in_file, case.frame, may_ignore)
+        frame, frames = case.frame, case.frames
+        labels = read_labels(self.label_path, schema, case.shape, case.geometry, in_file, frame, may_ignore, frames)
         return LabelledCase(case, labels)
 
     def read_tracing(self, case: Case) -> npt.NDArray[np.bool_] | None:

@@ -3,8 +3,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import pydicom
 import pytest
-from support.clip_files import COUNT, SIZE, greys, ventricles
+from pydicom.encaps import encapsulate
+from pydicom.uid import MPEG4HP41
+from support.clip_files import COUNT, SIZE, greys, ventricles, write_clip
 
 from medfm_rl.data.clips.reading import find_clip
 from medfm_rl.data.clips.tracings import traced_frames, traced_mask
@@ -144,3 +147,34 @@ def test_a_damaged_video_says_so_whatever_the_layout(tmp_path: Path) -> None:
         assert len(files) == COUNT + 1
         with pytest.raises(DataError, match=r"p2_a\.mp4: cannot be read as a video"):
             files[-1].read()
+
+
+def test_an_avi_that_holds_more_frames_than_its_header_says_is_refused(tmp_path: Path) -> None:
+    path = write_video(tmp_path / "a.avi", greys())
+    content = bytearray(path.read_bytes())
+    # The length of the stream is the ninth number of its header (strh), and the fifth of the main header (avih).
+    for mark, place in ((b"avih", 8 + 16), (b"strh", 8 + 32)):
+        begin = content.index(mark) + place
+        assert int.from_bytes(content[begin : begin + 4], "little") == COUNT
+        content[begin : begin + 4] = (COUNT - 5).to_bytes(4, "little")
+    path.write_bytes(content)
+    found = find_clip(path)
+    assert found is not None
+    with pytest.raises(DataError, match=rf"a\.avi: holds {COUNT} frames, and its header says {COUNT - 5}"):
+        found.read("a", "p")
+
+
+@pytest.mark.parametrize("has_table", [False, True])
+def test_a_video_within_dicom_is_read_with_and_without_a_table_of_offsets(tmp_path: Path, has_table: bool) -> None:
+    video = write_video(tmp_path / "a.mp4", greys()).read_bytes()
+    path = write_clip(tmp_path / "a.dcm", np.repeat(greys()[..., None], 3, axis=-1), "RGB")
+    made = pydicom.dcmread(path)
+    made.file_meta.TransferSyntaxUID = MPEG4HP41
+    made.PhotometricInterpretation = "YBR_PARTIAL_420"
+    made.PixelData = encapsulate([video], has_bot=has_table)
+    made["PixelData"].VR = "OB"
+    made["PixelData"].is_undefined_length = True
+    made.save_as(path, enforce_file_format=True)
+    found = find_clip(path)
+    assert found is not None
+    assert found.read("a", "p").frames.shape == (COUNT, 1, *SIZE)
