@@ -205,6 +205,43 @@ def test_times_that_do_not_grow_are_the_reason_whatever_the_layout(tmp_path: Pat
             first.read()
 
 
+def test_lost_numbers_and_pictures_without_one_are_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    write_pictures(tmp_path / "p1", greys()[:4])
+    write_pictures(tmp_path / "p1", greys()[8:11], first=8)
+    write_pictures(tmp_path / "p2", greys()[:3])
+    Image.fromarray(greys()[0]).save(tmp_path / "p2" / "thumb.png")
+    write_image(tmp_path / "p3.png", greys()[0], Geometry.unknown(2))
+    assert set(clips_of(tmp_path)) == {"p1"}
+    assert "clip p1: no frame has the number 4 to 7" in caplog.text
+    assert "4 no clip, since thumb.png of the same folder has no number (p2/frame_000.png" in caplog.text
+    assert "1 no clip, and layout clips takes clips alone (p3.png)" in caplog.text
+
+
+def test_frames_of_several_clips_in_one_folder_are_refused(tmp_path: Path) -> None:
+    write_pictures(tmp_path / "p1", greys()[:6], name="a_")
+    write_pictures(tmp_path / "p1", greys()[6:], first=6, name="b_")
+    with pytest.raises(DataError, match=r"p1: holds the frames of several clips .* \(a_000\.png, b_006\.png\)"):
+        find_cases(DataSettings(path=tmp_path, layout="clips"))
+
+
+def test_without_any_image_the_endings_of_clips_are_told_too(tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("nothing")
+    with pytest.raises(DataError, match=r"names of images end in .*\.png.*\.avi, \.mp4, and DICOM"):
+        find_cases(DataSettings(path=tmp_path))
+
+
+def test_the_spacing_of_a_clip_is_not_called_unknown_where_another_region_has_another(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    other = region(0, 0, 7, 47, PhysicalDeltaX=0.1, PhysicalDeltaY=0.1)
+    write_clip(tmp_path / "a.dcm", greys(), SequenceOfUltrasoundRegions=[region(8, 4, 55, 43), other])
+    assert find_cases(DataSettings(path=tmp_path))[0].read().geometry.spacing == (0.5, 0.5)
+    assert "spacing is taken for unknown" not in caplog.text
+    write_clip(tmp_path / "still.dcm", greys()[0], SequenceOfUltrasoundRegions=[region(8, 4, 55, 43), other])
+    assert find_cases(DataSettings(path=tmp_path))[-1].read().geometry.spacing is None
+    assert "spacing is taken for unknown" in caplog.text
+
+
 # Masks in a labelled data set
 
 

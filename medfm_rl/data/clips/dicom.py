@@ -17,6 +17,7 @@ from medfm_rl.data.clips.regions import Region, grey_of, tissue_region
 from medfm_rl.data.clips.video import decode_video
 from medfm_rl.data.dicom import DicomFrames, open_frames, read_frame_headers
 from medfm_rl.data.dicom_pixels import DAMAGED, read_values
+from medfm_rl.data.notices import collected_notices, warn_once
 from medfm_rl.data.stacks import Arrangement, arrangement
 from medfm_rl.errors import DamagedClipError, DataError
 from medfm_rl.types import FloatArray, Geometry
@@ -35,7 +36,7 @@ def find_dicom_clip(path: Path) -> int | None:
     Raises:
         DataError: Its header is damaged.
     """
-    found = read_frame_headers(path)
+    found = _read_headers(path)
     return len(found.frames) if _is_clip(found, path) else None
 
 
@@ -48,7 +49,7 @@ def read_dicom_clip(path: Path) -> tuple[FloatArray, Times, Geometry]:
         DataError: A frame cannot be decoded, is in colours, or shows several views; or there are more or fewer frames
             than the header says.
     """
-    found = read_frame_headers(path)
+    found = _read_headers(path)
     header, count = found.header, len(found.frames)
     region = _region(found, path)
     rows, columns = region.box
@@ -123,6 +124,20 @@ def _offset(group: Dataset) -> float | None:
         if value is not None:
             return float(value) * factor
     return None
+
+
+def _read_headers(path: Path) -> DicomFrames:
+    """What the header says of the frames; what it leaves open of their spacing is not said where a region has its own.
+
+    Raises:
+        DataError: As in `read_frame_headers`.
+    """
+    with collected_notices() as notices:
+        found = read_frame_headers(path)
+    if not found.header.get("SequenceOfUltrasoundRegions"):
+        for notice in notices:
+            warn_once(notice)
+    return found
 
 
 def _is_clip(found: DicomFrames, path: Path) -> bool:

@@ -7,6 +7,7 @@ said that they are times.
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -33,6 +34,7 @@ _NUMBER = re.compile(r"(\d+)\D*$")
 PICTURES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff")
 """Formats of which a folder of numbered files can be a clip."""
 _FEWEST = 2
+_SHOWN = 3
 _GREY, _COLOURS = 1, 3
 """Channels."""
 _OPAQUE = (255, 65535)
@@ -80,6 +82,20 @@ class ClipFile:
         found = _pictures(self.path) if self.kind is ClipKind.FOLDER else []
         return sorted(found, key=lambda path: _number(path) or 0)
 
+    def missing_numbers(self) -> list[range]:
+        """Numbers that no picture of a folder has, between the first and the last: frames that may have been lost.
+
+        There are none where the numbers have one step, as where every second frame was kept.
+        """
+        numbers = [_number(path) or 0 for path in self.pictures()]
+        steps = np.diff(numbers)
+        usual = int(steps.min()) if len(steps) else 1
+        return [
+            range(before + usual, after, usual)
+            for before, after in itertools.pairwise(numbers)
+            if after - before > usual
+        ]
+
     def hash(self) -> str:
         """SHA-256 of the clip's file, or of the folder of its pictures; it is kept as long as nothing changes.
 
@@ -120,7 +136,7 @@ def find_numbered(folder: Path) -> ClipFile | None:
     """A folder of numbered pictures as a clip; None where it holds fewer than two, or one without a number.
 
     Raises:
-        DataError: Two have the same number.
+        DataError: Two have the same number, or their names differ in more than the number.
     """
     pictures = _pictures(folder)
     numbers = [_number(path) for path in pictures]
@@ -129,7 +145,20 @@ def find_numbered(folder: Path) -> ClipFile | None:
     twice = next((path for path, number in zip(pictures, numbers, strict=True) if numbers.count(number) > 1), None)
     if twice is not None:
         raise DataError(f"{twice}: another frame of the folder has the same number; rename or remove one of them")
+    names = {_before_number(path).casefold(): path.name for path in reversed(pictures)}
+    if len(names) > 1:
+        raise DataError(
+            f"{folder}: holds the frames of several clips by their names ({', '.join(sorted(names.values())[:_SHOWN])}"
+            f"{', ...' if len(names) > _SHOWN else ''}); give each clip a folder of its own, or name all frames alike"
+        )
     return ClipFile(folder, ClipKind.FOLDER, len(pictures))
+
+
+def picture_without_number(folder: Path) -> Path | None:
+    """The first picture of a folder without a number, where others have one; None where there is none."""
+    pictures = _pictures(folder)
+    without = [path for path in pictures if _number(path) is None]
+    return without[0] if 0 < len(without) < len(pictures) else None
 
 
 @lru_cache(maxsize=1)
@@ -203,6 +232,11 @@ def _pictures(folder: Path) -> list[Path]:
     return sorted(
         path for path in folder.iterdir() if path.suffix.lower() in PICTURES and not path.name.startswith(".")
     )
+
+
+def _before_number(path: Path) -> str:
+    found = _NUMBER.search(path.stem)
+    return path.stem[: found.start()] if found else path.stem
 
 
 def _number(path: Path) -> int | None:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from medfm_rl.data.clips.reading import PICTURES, ClipFile, find_clip, find_numbered
+from medfm_rl.data.clips.reading import PICTURES, ClipFile, find_clip, find_numbered, picture_without_number
 from medfm_rl.data.clips.tracings import TRACINGS, traced_frames, video_name
 from medfm_rl.data.dicom import modality_and_frames
 from medfm_rl.data.images import image_stem
@@ -22,6 +22,8 @@ from medfm_rl.types import frame_id
 
 STILL = "no clip, and layout clips takes clips alone"
 """Why an image or volume is skipped there."""
+_SHOWN = 3
+"""Gaps in the numbers of a clip that are named."""
 
 
 def find_images_and_clips(root: Path) -> Found:
@@ -40,11 +42,15 @@ def find_clips(root: Path) -> Found:
         DataError: As in `find_folder`.
     """
     found = find_folder(root, _recognise_all)
-    stills = [case for case in found.cases if case.clip is None and case.problem is None]
+    cases = [case for case in found.cases if case.clip is not None or case.problem is not None]
+    stills = [path for case in found.cases if case.clip is None and case.problem is None for path in case.image_paths]
     skipped = {name: list(paths) for name, paths in found.skipped.items()}
-    if stills:
-        skipped[STILL] = [path for case in stills for path in case.image_paths]
-    return replace(found, cases=[case for case in found.cases if case not in stills], skipped=skipped)
+    reasons = {folder: _why_no_clip(folder) for folder in {path.parent for path in stills}}
+    for path in stills:
+        reason = reasons[path.parent] if path.suffix.lower() in PICTURES else STILL
+        skipped.setdefault(reason, []).append(path)
+    gaps = [gap for case in cases if (gap := _gap_of(case)) is not None]
+    return replace(found, cases=cases, skipped=skipped, notes=[*found.notes, *gaps])
 
 
 def expand_clips(cases: Sequence[CaseFile]) -> list[CaseFile]:
@@ -93,6 +99,25 @@ def _traced(case: CaseFile) -> set[int] | None:
     if case.label_path is None or case.label_path.name != TRACINGS:
         return None
     return set(traced_frames(case.label_path, video_name(case.image_paths[0].name)))
+
+
+def _why_no_clip(folder: Path) -> str:
+    """Why the pictures of a folder are no clip."""
+    unnumbered = picture_without_number(folder)
+    return STILL if unnumbered is None else f"no clip, since {unnumbered.name} of the same folder has no number"
+
+
+def _gap_of(case: CaseFile) -> str | None:
+    """What is to be known of a clip in whose numbers some are missing; None where there are none."""
+    gaps = [] if case.clip is None or case.problem is not None else case.clip.missing_numbers()
+    if not gaps:
+        return None
+    shown = [str(gap[0]) if len(gap) == 1 else f"{gap[0]} to {gap[-1]}" for gap in gaps[:_SHOWN]]
+    more = f" and {len(gaps) - _SHOWN} more gaps" if len(gaps) > _SHOWN else ""
+    return (
+        f"clip {case.case_id}: no frame has the number {', '.join(shown)}{more}; the frames on either side are taken "
+        "for neighbours in time"
+    )
 
 
 def _recognise(entry: Entry, alone: bool) -> list[FoundImage]:

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from medfm_rl.data.images import IMAGE_SUFFIXES
+from medfm_rl.data.images import IMAGE_SUFFIXES, VIDEO_SUFFIXES
 from medfm_rl.data.layouts.camus import find_camus, looks_like_camus
 from medfm_rl.data.layouts.cases import CaseFile, Found, describe_patients
 from medfm_rl.data.layouts.clips import expand_clips, find_clips, find_images_and_clips
@@ -89,7 +89,8 @@ def find_data_set(settings: DataSettings) -> DataSet:
     if not found.cases:
         raise DataError(
             f"{root}: no image found (layout {layout}){f': {listed}' if listed else ''}; names of images end in "
-            f"{', '.join(IMAGE_SUFFIXES)}, and DICOM is known by its content; check the path and `layout`"
+            f"{', '.join((*IMAGE_SUFFIXES, *VIDEO_SUFFIXES))}, and DICOM is known by its content; check the path and "
+            "`layout`"
         )
     cases = list(found.cases)
     patients_by = found.patients_by

@@ -173,8 +173,23 @@ def test_numbered_pictures_are_in_the_order_of_their_numbers(tmp_path: Path) -> 
     Image.fromarray(frames[0]).save(tmp_path / "x99.png")
     with pytest.raises(DataError, match="has the same number"):
         find_numbered(tmp_path)
+    (tmp_path / "x99.png").rename(tmp_path / "x98.png")
+    with pytest.raises(DataError, match=r"holds the frames of several clips by their names \(f1\.png, x98\.png\)"):
+        find_numbered(tmp_path)
     Image.fromarray(frames[0]).save(tmp_path / "plain.png")
     assert find_numbered(tmp_path) is None
+
+
+@pytest.mark.parametrize(
+    ("numbers", "missing"),
+    [((0, 1, 2, 3, 8, 9), [range(4, 8)]), ((1, 3, 5, 9), [range(7, 9, 2)]), ((2, 4, 6), []), ((7, 8), [])],
+)
+def test_numbers_that_no_picture_has_are_told(tmp_path: Path, numbers: tuple[int, ...], missing: list[range]) -> None:
+    for number in numbers:
+        Image.fromarray(greys()[0]).save(tmp_path / f"f{number}.png")
+    found = find_numbered(tmp_path)
+    assert found is not None
+    assert found.missing_numbers() == missing
 
 
 def test_a_clip_of_one_value_or_with_nan_is_refused_and_a_changed_file_is_read_anew(tmp_path: Path) -> None:

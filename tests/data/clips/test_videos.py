@@ -106,6 +106,28 @@ def test_check_reads_tracings_as_masks(tmp_path: Path) -> None:
         assert np.mean(found.ids == ventricles()[0]) > 0.99
 
 
+def test_what_is_wrong_with_rows_of_echonet_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    write_echonet(tmp_path)
+    with (tmp_path / "FileList.csv").open("a") as file:
+        file.write(",,,,,,,,\n0XB,55,45,100,48,64,25,12,TEST\n,1,1,1,1,1,1,1,VAL\n")
+    with (tmp_path / "VolumeTracings.csv").open("a") as file:
+        file.write("0XZ.avi,1,1,5,5,0\n0XA.avi,1,1,5,5,40\n0XA.avi,1,1,5,5,-1\n")
+    files = {file.case_id: file for file in find_cases(DataSettings(path=tmp_path))}
+    assert set(files) == {"0XB", "0XC", *(f"0XA_frame{index:03d}" for index in range(COUNT))}
+    assert "names 0XB in lines 3 and 6; remove all but one" in str(files["0XB"].problem)
+    assert "a row without a FileName is not looked at (line 7)" in caplog.text
+    assert "traces videos that FileList.csv does not name, and that are not used: 0XZ" in caplog.text
+    for frame in (-1, 40):
+        assert f"frame {frame} of 0XA.avi, which has the frames 0 to {COUNT - 1}" in caplog.text
+
+
+def test_echonet_without_its_folder_of_videos_names_it(tmp_path: Path) -> None:
+    write_echonet(tmp_path)
+    (tmp_path / "Videos").rename(tmp_path / "videos of another name")
+    with pytest.raises(DataError, match=r"Videos: there is no such folder"):
+        find_cases(DataSettings(path=tmp_path, layout="echonet"))
+
+
 def test_tracings_that_enclose_nothing_or_leave_the_frame_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "VolumeTracings.csv"
     path.write_text(
