@@ -8,7 +8,7 @@ import pytest
 import SimpleITK as sitk
 from PIL import Image
 from support.clip_files import COUNT, greys, region, ventricles, write_clip
-from support.dicom_files import AXIAL, ENHANCED_MR, item, write_dicom
+from support.dicom_files import AXIAL, ENHANCED_MR, ULTRASOUND_CLIP, edit_dicom, item, write_dicom
 
 from medfm_rl.data.clips.sequences import read_sequence, write_sequence
 from medfm_rl.data.images import write_image
@@ -23,6 +23,7 @@ from medfm_rl.errors import DataError
 from medfm_rl.settings import DataSettings
 from medfm_rl.types import Geometry, LabelSchema
 
+COMPREHENSIVE_SR = "1.2.840.10008.5.1.4.1.1.88.33"
 LV = LabelSchema(("background", "LV"), (0, 1))
 PLANE = Geometry((0.5, 0.5), (4.0, 2.0), (1.0, 0.0, 0.0, 1.0))
 
@@ -188,6 +189,22 @@ def test_a_damaged_clip_is_a_case_that_says_why(tmp_path: Path) -> None:
         assert "cannot be read" in str(problems[name])
 
 
+@pytest.mark.parametrize("place", ["", "p1/study"])
+def test_a_report_beside_clips_is_skipped_and_a_clip_without_its_size_is_not(tmp_path: Path, place: str) -> None:
+    folder = tmp_path / place
+    write_clip(folder / "a.dcm", greys())
+    for name, sop in (("b", ULTRASOUND_CLIP), ("c", COMPREHENSIVE_SR)):
+        write_clip(folder / f"{name}.dcm", greys())
+        edit_dicom(folder / f"{name}.dcm", Rows=None, Columns=None, SOPClassUID=sop)
+    (folder / "d.dcm").write_bytes(b"damaged")
+    found = find_data_set(DataSettings(path=tmp_path, layout="clips"))
+    assert [path.name for paths in found.skipped.values() for path in paths] == ["c.dcm"]
+    problems = {file.image_paths[0].name: str(file.problem) for file in found.cases}
+    assert problems.keys() == {"a.dcm", "b.dcm", "d.dcm"}
+    assert "says neither Rows nor Columns" in problems["b.dcm"]
+    assert "cannot be read" in problems["d.dcm"]
+
+
 def test_times_that_do_not_grow_are_the_reason_whatever_the_layout(tmp_path: Path) -> None:
     times = [
         item(
@@ -286,15 +303,34 @@ def test_masks_of_dicom_clips_in_a_folder_have_their_names(tmp_path: Path, mask:
     assert all(file.label_path is not None and file.image_paths[0].stem in file.label_path.name for file in files)
 
 
+def test_a_mask_in_another_folder_is_that_of_the_picture_of_its_name(tmp_path: Path) -> None:
+    # The number of the picture is not that of the frame, which is counted from 0.
+    write_pictures(tmp_path / "images" / "p1", greys()[:4], first=1, name="frame")
+    write_pictures(tmp_path / "images" / "p2", greys()[:4], first=1, name="frame")
+    files = find_cases(DataSettings(path=tmp_path / "images", layout="clips"))
+    for name in ("p1/frame001.png", "p1/frame004.png", "p2_frame001.png"):
+        (tmp_path / "masks" / name).parent.mkdir(parents=True, exist_ok=True)
+        write_image(tmp_path / "masks" / name, ventricles()[0].astype(np.uint8), Geometry.unknown(2))
+    masks = find_masks(tmp_path / "masks", files)
+    assert {case: path.name for case, path in masks.items()} == {
+        "p1_frame000": "frame001.png",
+        "p1_frame003": "frame004.png",
+        "p2_frame001": "p2_frame001.png",
+    }
+
+
 def test_masks_of_no_frame_and_two_of_a_frame_are_refused_by_name(tmp_path: Path) -> None:
     write_pictures(tmp_path / "images" / "p1", greys()[:3])
     write_pictures(tmp_path / "images" / "p2", greys()[:3])
-    for name in ("p1_frame002.png", "p1_frame003.png", "p2_frame000.png", "p2/frame_000.png"):
+    write_pictures(tmp_path / "images" / "p3", greys()[:3])
+    write_sequence(tmp_path / "labels" / "p3.nii.gz", ventricles(3).astype(np.uint8), Geometry.unknown(2), None)
+    for name in ("p1_frame002.png", "p1_frame003.png", "p2_frame000.png", "p2/frame_000.png", "p3_frame000.png"):
         (tmp_path / "labels" / name).parent.mkdir(parents=True, exist_ok=True)
         write_image(tmp_path / "labels" / name, ventricles()[0].astype(np.uint8), Geometry.unknown(2))
     problems = {file.case_id: str(file.problem) for file in find_cases(DataSettings(path=tmp_path, layout="clips"))}
     assert "no image of that name" in problems["p1_frame003"]
     assert "two masks have the name p2" in problems["p2"]
+    assert "two masks have the name p3 (p3.nii.gz, p3_frame000.png)" in problems["p3"]
     assert problems["p1_frame002"] == "None"
 
 

@@ -15,7 +15,7 @@ from pydicom.uid import UID, MPEGTransferSyntaxes, RLELossless
 
 from medfm_rl.data.clips.regions import Region, grey_of, tissue_region
 from medfm_rl.data.clips.video import decode_video
-from medfm_rl.data.dicom import DicomFrames, open_frames, read_frame_headers
+from medfm_rl.data.dicom import DicomFrames, NoImageError, open_frames, read_frame_headers
 from medfm_rl.data.dicom_pixels import DAMAGED, read_values
 from medfm_rl.data.notices import collected_notices, warn_once
 from medfm_rl.data.stacks import Arrangement, arrangement
@@ -31,12 +31,15 @@ Times = tuple[float, ...] | None
 
 
 def find_dicom_clip(path: Path) -> int | None:
-    """How many frames the clip in a file has; None where it holds one image, a volume, or frames of no time.
+    """How many frames the clip in a file has; None where it holds one image, a volume, frames of no time, or none.
 
     Raises:
         DataError: Its header is damaged.
     """
-    found = _read_headers(path)
+    try:
+        found = _read_headers(path)
+    except NoImageError:
+        return None
     return len(found.frames) if _is_clip(found, path) else None
 
 
@@ -189,4 +192,7 @@ def _held_frames(dataset: Dataset, count: int) -> int:
     # RLE has a fragment a frame; of other codings a frame ends with a mark.
     if syntax == RLELossless:
         return sum(1 for _ in generate_fragments(buffer))
-    return sum(1 for _ in generate_fragmented_frames(pixels, number_of_frames=count))
+    try:
+        return sum(1 for _ in generate_fragmented_frames(pixels, number_of_frames=count))
+    except ValueError:
+        return count  # Decoding says why.

@@ -11,8 +11,8 @@ from pathlib import Path
 
 from medfm_rl.data.clips.reading import PICTURES, ClipFile, find_clip, find_numbered, picture_without_number
 from medfm_rl.data.clips.tracings import TRACINGS, traced_frames, video_name
-from medfm_rl.data.dicom import modality_and_frames
-from medfm_rl.data.images import image_stem
+from medfm_rl.data.dicom import DICOM_SUFFIX, modality_and_frames
+from medfm_rl.data.images import image_stem, image_suffix
 from medfm_rl.data.layouts.cases import CaseFile, Found
 from medfm_rl.data.layouts.folder import FoundImage, find_folder, patient_of_entry
 from medfm_rl.data.layouts.tree import Entry
@@ -145,6 +145,8 @@ def _clips_of_folder(folder: Path) -> list[Path]:
             continue
         modality, frames = modality_and_frames(path)
         if not frames:
+            # What else lies there is not looked at, but a damaged file is one of the clips.
+            files += [path] if image_suffix(path) == DICOM_SUFFIX else []
             continue
         files.append(path)
         several |= frames > 1

@@ -105,6 +105,7 @@ def pair(images: Sequence[FoundImage], masks: Sequence[Entry], root: Path) -> li
         for kind, found in (
             ("images", [image.path for image in own]),
             *(("masks", [entry.path for entry in entries]) for entries in (labels, *of_frames.values())),
+            ("masks", [entries[0].path for entries in (labels, *of_frames.values()) if labels and of_frames][:2]),
         ):
             if len(found) > 1:
                 problem = two_of_a_name(kind, name, found)
@@ -195,6 +196,7 @@ def _masks_by_name(
             places[called] = name, None
     for name, (image, *_) in images.items():
         places.update({parts: (name, index) for parts, index in image.pictures.items()})
+        places[name] = name, None
     found: dict[tuple[str, int | None], list[Entry]] = {}
     alone: dict[str, list[Entry]] = {}
     for entry in masks:
