@@ -93,7 +93,9 @@ def frame_times(header: Dataset, count: int, path: Path) -> Times:
         raise DamagedClipError(f"{path}: gives {len(steps)} times for {count} frames; correct its Frame Time Vector")
     times = np.asarray(steps, dtype=np.float64) - steps[0]
     if not np.isfinite(times).all() or (np.diff(times) <= 0).any():
-        raise DamagedClipError(f"{path}: the times of its frames do not grow; correct its Frame Time Vector")
+        raise DamagedClipError(
+            f"{path}: the times of its frames do not grow; correct its Frame Time Vector, or the times in its groups"
+        )
     return tuple(times.tolist())
 
 
