@@ -15,6 +15,10 @@ class DataError(UserError):
     """An image, a mask or a data set that cannot be used."""
 
 
+class DamagedClipError(DataError):
+    """A file that is a clip for certain, and cannot be used as one: it would be wrong to call it no image."""
+
+
 class ConfigError(UserError):
     """A settings file with an unknown, missing or wrong field."""
 

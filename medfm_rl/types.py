@@ -480,6 +480,7 @@ class Case:
         geometry: Pixel grid of the image in space.
         tags: What the layout knows besides, for example `{"view": "4CH", "phase": "ED"}`.
         frame: Place in its clip, counted from 0; None for an image of its own.
+        frames: How many frames that clip has; None where it is not known.
     """
 
     case_id: str
@@ -488,6 +489,7 @@ class Case:
     geometry: Geometry
     tags: Mapping[str, str] = field(default_factory=dict)
     frame: int | None = None
+    frames: int | None = None
 
     def __post_init__(self) -> None:
         if self.image.ndim != self.geometry.ndim + 1:
@@ -541,7 +543,7 @@ class Clip:
     def frame(self, index: int) -> Case:
         """One frame as a case; the first has the index 0."""
         name = frame_id(self.clip_id, index)
-        return Case(name, self.patient_id, self.frames[index], self.geometry, self.tags, index)
+        return Case(name, self.patient_id, self.frames[index], self.geometry, self.tags, index, len(self.frames))
 
 
 def frame_id(clip_id: str, index: int) -> str:

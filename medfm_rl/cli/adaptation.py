@@ -229,7 +229,7 @@ def evaluate_command(
             f"Few patients ({patients}): other people may give quite other figures; measure on {_FEW_PATIENTS} or more",
             err=True,
         )
-    for problem in problems.values():
+    for problem in dict.fromkeys(problems.values()):
         typer.echo(f"Left out: {problem}", err=True)
     typer.echo(f"Scores: {place / 'scores.csv'}, {place / 'summary.json'}")
     if problems:

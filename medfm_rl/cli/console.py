@@ -147,7 +147,7 @@ def print_scoring(scoring: Scoring) -> None:
 
 def print_corrections(corrections: Corrections, out: Path) -> None:
     """Prints what was corrected; ends with code 2 where a case could not be handled."""
-    for problem in corrections.problems.values():
+    for problem in dict.fromkeys(corrections.problems.values()):
         typer.echo(f"Could not be handled: {problem}", err=True)
     typer.echo(
         f"{corrections.count('corrected')} corrected, {corrections.count('proposed')} proposed, "

@@ -205,7 +205,7 @@ def score_command(
         tracked_call(track, run, "score", files, out, progress),
     ):
         scoring = score(run, files, out, request, progress, hands)
-    for problem in scoring.problems.values():
+    for problem in dict.fromkeys(scoring.problems.values()):
         typer.echo(f"Referred unseen: {problem}", err=True)
     print_scoring(scoring)
     typer.echo(f"Scores: {out / 'scores.csv'}\nReport: {out / 'report.html'}")

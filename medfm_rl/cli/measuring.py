@@ -65,7 +65,7 @@ def measure_command(
     )
     with show_progress() as progress:
         found = measure(files, find_masks(masks, files), schema, out, request, progress)
-    for problem in found.problems.values():
+    for problem in dict.fromkeys(found.problems.values()):
         typer.echo(f"Not measured: {problem}", err=True)
     for name, clip in found.clips.items():
         result = "no ejection fraction"

@@ -73,7 +73,7 @@ def propose_command(
     loaded = load_run(run, device, prompts)
     with show_progress() as progress, tracked_call(track, loaded, "propose", files, out, progress):
         proposals = propose(loaded, files, out, request, progress)
-    for problem in proposals.problems.values():
+    for problem in dict.fromkeys(proposals.problems.values()):
         typer.echo(f"Left out: {problem}", err=True)
     if as_json:
         import json

@@ -17,6 +17,7 @@ import numpy.typing as npt
 import pydicom
 from pydicom import Dataset
 from pydicom.errors import InvalidDicomError
+from pydicom.uid import UID
 
 from medfm_rl.data.dicom_pixels import DAMAGED, read_values
 from medfm_rl.data.dicom_spacing import Spacing, pixel_spacing, slice_thickness
@@ -32,6 +33,10 @@ _ALWAYS_ALLOWED = 1 << 26
 """Bytes that any file may ask for."""
 _MOST_SERIES = 5
 """Series of a folder that are named."""
+
+
+class NoImageError(DataError):
+    """A file that is sound and holds no image: a report, a plan or a presentation state."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -188,11 +193,16 @@ def _frames(file: _File) -> list[Frame]:
     """The frames of a file, each with the place that its header gives it.
 
     Raises:
+        NoImageError: It is of no image.
         DataError: The header contradicts itself, or holds a word where a number is wanted.
     """
     header, path = file.header, file.path
     if not header.get("Rows") or not header.get("Columns"):
-        raise DataError(f"{path}: holds no image (it says neither Rows nor Columns); leave it out")
+        # Of an image that was cut off the same is missing.
+        of_image = "Image" in UID(str(header.get("SOPClassUID", ""))).name
+        raise (DataError if of_image else NoImageError)(
+            f"{path}: holds no image (it says neither Rows nor Columns); leave it out"
+        )
     try:
         count = int(header.get("NumberOfFrames") or 1)
         _require_room(file, count)

@@ -44,7 +44,8 @@ def each_case(
 ) -> tuple[dict[str, T], dict[str, str]]:
     """Handles cases one by one.
 
-    Why a case is left out is logged when it happens: a batch may run for hours.
+    Why a case is left out is logged when it happens: a batch may run for hours. What is wrong with a clip is wrong with
+    each of its frames, and is logged once.
 
     Where every one of them ends with an error that nothing has foreseen, it is not the cases that are at fault, and
     the first of these errors is raised.
@@ -60,6 +61,7 @@ def each_case(
     """
     results: dict[str, T] = {}
     problems: dict[str, str] = {}
+    said: set[tuple[str, str]] = set()
     unforeseen: BaseException | None = None
     for done, file in enumerate(files, 1):
         try:
@@ -70,9 +72,10 @@ def each_case(
             first = not results and not problems
             if first or not isinstance(error, UnforeseenError):
                 unforeseen = error.__cause__ if isinstance(error, UnforeseenError) else None
-            if not isinstance(error, UnforeseenError):
-                named = file.case_id in str(error)
-                _LOG.warning("left out: %s", error if named else f"case {file.case_id}: {error}")
+            whose = f"case {file.case_id}" if file.frame is None else f"clip {file.clip_id}"
+            if not isinstance(error, UnforeseenError) and (whose, str(error)) not in said:
+                said.add((whose, str(error)))
+                _LOG.warning("left out: %s", error if file.case_id in str(error) else f"{whose}: {error}")
             problems[file.case_id] = str(error)
         progress(stage, done, len(files))
     if unforeseen is not None:

@@ -47,6 +47,7 @@ def read_labels(
     in_file: LabelSchema | None = None,
     frame: int | None = None,
     may_ignore: bool = False,
+    frames: int | None = None,
 ) -> LabelMap:
     """Reads the mask of an image as class indices `(*S)`.
 
@@ -62,13 +63,14 @@ def read_labels(
         frame: Place of the image in its clip, where it is a frame: the mask may be that of the frame, or a sequence of
             masks of all frames, of which this one is taken.
         may_ignore: Whether the caller leaves out pixels of which nothing is said; they have the class index `IGNORED`.
+        frames: How many frames the clip has, which a sequence has to have too; None where it is not known.
 
     Raises:
         DataError: The file cannot be read, is compressed with loss, lies on another grid, or holds labels that the
             schema does not know; or there are pixels of which nothing is said, and may not be.
     """
     own = schema if in_file is None else in_file
-    sequence = None if frame is None else _frame_of_sequence(path, frame, image_shape, geometry)
+    sequence = None if frame is None else _frame_of_sequence(path, frame, image_shape, geometry, frames)
     if sequence is not None:
         return _classes_in(schema, own, sequence, path, may_ignore)
     segmentation = _read_segmentation(path)
@@ -122,7 +124,7 @@ def read_label_ids(
             it is no sequence, and a frame is asked for.
     """
     if frame is not None:
-        sequence = _frame_of_sequence(path, frame, image_shape, geometry)
+        sequence = _frame_of_sequence(path, frame, image_shape, geometry, None)
         if sequence is None:
             raise DataError(
                 f"{path}: has the name of a clip and is no sequence of masks; write X x Y x 1 x T, as predict does, or "
@@ -161,6 +163,7 @@ def read_any_labels(
     geometry: Geometry,
     in_file: LabelSchema | None = None,
     frame: int | None = None,
+    frames: int | None = None,
 ) -> FoundLabels:
     """Reads the mask of an image where no segmenter says which structures to look for.
 
@@ -170,11 +173,12 @@ def read_any_labels(
         geometry: Its geometry.
         in_file: The meaning of the integers, where a description says it; then the mask may hold no others.
         frame: As in `read_labels`.
+        frames: Likewise.
 
     Raises:
         DataError: As in `read_labels`, or there are integers that no structure can have.
     """
-    sequence = None if frame is None else _frame_of_sequence(path, frame, image_shape, geometry)
+    sequence = None if frame is None else _frame_of_sequence(path, frame, image_shape, geometry, frames)
     own, segmentation = in_file, None if sequence is not None else _read_segmentation(path)
     if sequence is not None:
         ids = sequence
@@ -279,6 +283,12 @@ def _read_integers(
         return readings[0] if schema is None else _fitting(readings, schema, path)
     pixels, own = read_pixels(path)
     _require_size(path, pixels.shape[1:], image_shape)
+    _require_place(path, own, image_shape, geometry)
+    return _as_stored(path, pixels)
+
+
+def _require_place(path: Path, own: Geometry, image_shape: tuple[int, ...], geometry: Geometry) -> None:
+    """Raises DataError where a mask lies elsewhere than its image; a warning says where it lies a little beside it."""
     if not own.matches(geometry, image_shape):
         ours, theirs = (own.volume, geometry.volume) if own.volume and geometry.volume else (own, geometry)
         raise DataError(
@@ -288,7 +298,6 @@ def _read_integers(
         )
     if (shift := own.shift(geometry, image_shape)) > NOTICEABLE_SHIFT:
         warn_once(f"{path}: lies {shift:.2g} of a pixel beside its image by its header, and is taken to lie on it")
-    return _as_stored(path, pixels)
 
 
 @lru_cache(maxsize=1)
@@ -301,11 +310,14 @@ def _sequence(path: Path, changed: int) -> tuple[FloatArray, Geometry] | None:
     return values, geometry
 
 
-def _frame_of_sequence(path: Path, frame: int, image_shape: tuple[int, ...], geometry: Geometry) -> IntArray | None:
+def _frame_of_sequence(
+    path: Path, frame: int, image_shape: tuple[int, ...], geometry: Geometry, frames: int | None
+) -> IntArray | None:
     """The integers of one frame in a sequence of masks; None where the file is no sequence.
 
     Raises:
-        DataError: It has too few frames, or they are of another size or spacing than the image.
+        DataError: It has another number of frames than the clip, or they are of another size or spacing than the image,
+            or lie elsewhere.
     """
     found = _sequence(path, path.stat().st_mtime_ns) if path.is_file() else None
     if found is None:
@@ -313,11 +325,17 @@ def _frame_of_sequence(path: Path, frame: int, image_shape: tuple[int, ...], geo
     values, own = found
     if frame >= len(values):
         raise DataError(f"{path}: has masks of {len(values)} frames, and none of frame {frame} (counted from 0)")
+    if frames is not None and len(values) != frames:
+        raise DataError(
+            f"{path}: has masks of {len(values)} frames, and its clip has {frames}; which mask is of which frame is "
+            "anybody's guess, so write one for each, in their order"
+        )
     _require_size(path, values.shape[2:], image_shape)
     if own.spacing and geometry.spacing and not np.allclose(own.spacing, geometry.spacing, rtol=NOTICEABLE_SHIFT):
         raise DataError(
             f"{path}: its pixels are {own.spacing} mm, and those of its clip {geometry.spacing} mm; they must be equal"
         )
+    _require_place(path, own, image_shape, geometry)
     return _as_stored(path, values[frame])
 
 

@@ -7,9 +7,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from medfm_rl.data.clips.reading import ClipFile, ClipKind
 from medfm_rl.data.images import image_stem, image_suffix
 from medfm_rl.data.layouts import CaseFile
-from medfm_rl.data.layouts.tree import look_below
+from medfm_rl.data.layouts.tree import Entry, look_below
 from medfm_rl.data.names import case_name, text_of
 from medfm_rl.errors import DataError
 
@@ -74,8 +75,10 @@ def match_masks(folder: Path, files: Sequence[CaseFile]) -> MatchedMasks:
         raise DataError(f"{folder}: there is no such folder")
     named: dict[str, list[Path]] = {}
     tree = look_below(folder)
-    for entry in tree.masks or tree.images:
-        named.setdefault(entry.name, []).append(entry.path)
+    entries = tree.masks or tree.images
+    beside = _beside_pictures(entries, files)
+    for entry in entries:
+        named.setdefault(beside.get(entry.path, entry.name), []).append(entry.path)
     single = {name: paths[0] for name, paths in named.items() if len(paths) == 1}
     names = {file.case_id: _name_of_mask(file, single) for file in files}
     masks = {case: single[name] for case, name in names.items() if name is not None}
@@ -100,6 +103,34 @@ def masks_by_name(folder: Path) -> dict[str, Path]:
         for path in sorted(folder.iterdir())
         if image_suffix(path) is not None and not path.name.startswith(".")
     }
+
+
+def _beside_pictures(entries: Sequence[Entry], files: Sequence[CaseFile]) -> dict[Path, str]:
+    """The cases of masks that lie in a folder, and have a name, as the picture of a frame does.
+
+    Numbers of pictures may begin with 1, and those of frames do with 0: by its name alone a mask could be that of
+    another frame.
+    """
+    clips: dict[ClipFile, dict[int, str]] = {}
+    for file in files:
+        if file.clip is not None and file.frame is not None and file.clip.kind is ClipKind.FOLDER:
+            clips.setdefault(file.clip, {})[file.frame] = file.case_id
+    places: dict[tuple[str, ...], list[ClipFile]] = {}
+    for clip in clips:
+        folders = tuple(map(text_of, clip.path.absolute().parts))
+        for begin in range(len(folders)):
+            places.setdefault(folders[begin:], []).append(clip)
+    cases = {
+        clip: {text_of(image_stem(path)): of_frame.get(index) for index, path in enumerate(clip.pictures())}
+        for clip, of_frame in clips.items()
+    }
+    found = {}
+    for entry in entries:
+        near = places.get(entry.parts[:-1], [])
+        case = cases[near[0]].get(entry.parts[-1]) if len(near) == 1 else None
+        if case is not None:
+            found[entry.path] = case
+    return found
 
 
 def _name_of_mask(file: CaseFile, single: Mapping[str, Path]) -> str | None:

@@ -93,7 +93,9 @@ def size_of_nifti(path: Path) -> tuple[int, ...]:
 
 
 def read_nifti_sequence(path: Path) -> tuple[FloatArray, float, str, Geometry]:
-    """Frames `(T, 1, H, W)` of a file of axes x, y, one z and time; the step and its unit; and the grid `(x, y, z)`.
+    """Frames `(T, C, H, W)` of a file of axes x, y, one z and time; the step and its unit; and the grid `(x, y, z)`.
+
+    C is 1, or 3 or 4 where the values are colours.
 
     Raises:
         DataError: As in `read_nifti`.
@@ -102,7 +104,8 @@ def read_nifti_sequence(path: Path) -> tuple[FloatArray, float, str, Geometry]:
     if len(image.shape) != 4 or image.shape[2] != 1:
         raise DataError(f"{path}: has axes {image.shape}, and a clip has x, y, one z and time")
     geometry = _geometry(path, header, image.shape[:3])
-    frames = np.ascontiguousarray(_values(path, image)[:, :, 0].transpose(2, 1, 0)[:, None])
+    values = _values(path, image)[:, :, 0]
+    frames = np.ascontiguousarray(values.reshape(*values.shape[:3], -1).transpose(2, 3, 1, 0))
     return frames, float(header["pixdim"][4]), str(header.get_xyzt_units()[1]), geometry
 
 

@@ -54,7 +54,9 @@ def animate(clip: Clip, labels: LabelMap, schema: LabelSchema) -> bytes:
     for frame, mask in zip(clip.frames[::every, 0, ::step, ::step], labels[::every, ::step, ::step], strict=True):
         picture = np.clip(under(in_greys(frame), overlay(mask, schema)), 0, 1)
         shown.append(Image.fromarray((255 * picture).astype(np.uint8)).quantize(64))
-    pace = _UNTIMED if clip.times is None else clip.times[-1] / (len(clip.times) - 1)
+    # A clip of one frame has a time and no pace.
+    steps = 0 if clip.times is None else len(clip.times) - 1
+    pace = clip.times[-1] / steps if clip.times is not None and steps else _UNTIMED
     buffer = io.BytesIO()
     milliseconds = round(1000 * max(_SHORTEST, every * pace))
     shown[0].save(buffer, "gif", save_all=True, append_images=shown[1:], duration=milliseconds, loop=0)

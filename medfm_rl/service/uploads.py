@@ -102,7 +102,8 @@ def _read(path: Path, picture: Picture, schema: LabelSchema) -> LabelMap:
     if picture.form == "image":
         return read_labels(path, schema, picture.shape[1:], picture.geometry)[None]
     frames = [
-        read_labels(path, schema, picture.shape[1:], picture.geometry, frame=number) for number in range(picture.planes)
+        read_labels(path, schema, picture.shape[1:], picture.geometry, frame=number, frames=picture.planes)
+        for number in range(picture.planes)
     ]
     return np.stack(frames)
 

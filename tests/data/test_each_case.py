@@ -50,6 +50,20 @@ def test_an_error_that_nothing_foresaw_names_its_case_and_keeps_its_traceback(
     assert "Traceback" in caplog.text
 
 
+def test_what_is_wrong_with_a_clip_is_said_once(caplog: pytest.LogCaptureFixture) -> None:
+    frames = [CaseFile(f"p1_frame{index:03d}", "p1", (), clip_id="p1", frame=index) for index in range(5)]
+
+    def handle(file: CaseFile) -> None:
+        raise DataError("loop.avi: it is cut off" if file.frame != 3 else "the mask of p1_frame003 is empty")
+
+    _, problems = each_case(frames, handle, "handling", silent)
+    assert len(problems) == 5
+    assert [record.getMessage() for record in caplog.records] == [
+        "left out: clip p1: loop.avi: it is cut off",
+        "left out: the mask of p1_frame003 is empty",
+    ]
+
+
 def test_what_is_left_out_is_said_when_it_happens_and_once(caplog: pytest.LogCaptureFixture) -> None:
     said: list[int] = []
 

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import io
 import math
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 from pydicom import Dataset
-from pydicom.encaps import generate_fragments
-from pydicom.uid import MPEGTransferSyntaxes
+from pydicom.encaps import generate_fragmented_frames, generate_fragments, parse_basic_offsets
+from pydicom.pixels.utils import get_expected_length
+from pydicom.uid import UID, MPEGTransferSyntaxes, RLELossless
 
 from medfm_rl.data.clips.regions import Region, grey_of, tissue_region
 from medfm_rl.data.clips.video import decode_video
-from medfm_rl.data.dicom import DicomFrames, open_frames, read_frame_headers
+from medfm_rl.data.dicom import DicomFrames, NoImageError, open_frames, read_frame_headers
 from medfm_rl.data.dicom_pixels import DAMAGED, read_values
+from medfm_rl.data.notices import collected_notices, warn_once
 from medfm_rl.data.stacks import Arrangement, arrangement
-from medfm_rl.errors import DataError
+from medfm_rl.errors import DamagedClipError, DataError
 from medfm_rl.types import FloatArray, Geometry
 
 _FILMED = ("US", "IVUS", "XA", "RF", "ES")
@@ -28,12 +31,15 @@ Times = tuple[float, ...] | None
 
 
 def find_dicom_clip(path: Path) -> int | None:
-    """How many frames the clip in a file has; None where it holds one image, a volume, or frames of no time.
+    """How many frames the clip in a file has; None where it holds one image, a volume, frames of no time, or none.
 
     Raises:
         DataError: Its header is damaged.
     """
-    found = read_frame_headers(path)
+    try:
+        found = _read_headers(path)
+    except NoImageError:
+        return None
     return len(found.frames) if _is_clip(found, path) else None
 
 
@@ -46,7 +52,7 @@ def read_dicom_clip(path: Path) -> tuple[FloatArray, Times, Geometry]:
         DataError: A frame cannot be decoded, is in colours, or shows several views; or there are more or fewer frames
             than the header says.
     """
-    found = read_frame_headers(path)
+    found = _read_headers(path)
     header, count = found.header, len(found.frames)
     region = _region(found, path)
     rows, columns = region.box
@@ -75,19 +81,21 @@ def frame_times(header: Dataset, count: int, path: Path) -> Times:
     the frames in an enhanced file, and the rate at which it is to be shown.
 
     Raises:
-        DataError: The times are not numbers, not as many as the frames, or do not grow.
+        DamagedClipError: The times are not numbers, not as many as the frames, or do not grow.
     """
     try:
         steps = _steps(header, count)
     except DAMAGED as error:
-        raise DataError(f"{path}: the times of its frames cannot be read from its header ({error})") from error
+        raise DamagedClipError(f"{path}: the times of its frames cannot be read from its header ({error})") from error
     if steps is None:
         return None
     if len(steps) != count:
-        raise DataError(f"{path}: gives {len(steps)} times for {count} frames; correct its Frame Time Vector")
+        raise DamagedClipError(f"{path}: gives {len(steps)} times for {count} frames; correct its Frame Time Vector")
     times = np.asarray(steps, dtype=np.float64) - steps[0]
     if not np.isfinite(times).all() or (np.diff(times) <= 0).any():
-        raise DataError(f"{path}: the times of its frames do not grow; correct its Frame Time Vector")
+        raise DamagedClipError(
+            f"{path}: the times of its frames do not grow; correct its Frame Time Vector, or the times in its groups"
+        )
     return tuple(times.tolist())
 
 
@@ -123,6 +131,20 @@ def _offset(group: Dataset) -> float | None:
     return None
 
 
+def _read_headers(path: Path) -> DicomFrames:
+    """What the header says of the frames; what it leaves open of their spacing is not said where a region has its own.
+
+    Raises:
+        DataError: As in `read_frame_headers`.
+    """
+    with collected_notices() as notices:
+        found = read_frame_headers(path)
+    if not found.header.get("SequenceOfUltrasoundRegions"):
+        for notice in notices:
+            warn_once(notice)
+    return found
+
+
 def _is_clip(found: DicomFrames, path: Path) -> bool:
     if len(found.frames) < 2 or arrangement(found.frames) is not Arrangement.CLIP:
         return False
@@ -141,7 +163,38 @@ def _decoded_frames(path: Path, count: int) -> Iterator[FloatArray]:
     """Frames `(C, H, W)`, decoded one by one."""
     with open_frames(path) as dataset:
         if dataset.file_meta.get("TransferSyntaxUID") in MPEGTransferSyntaxes:
-            yield from (frame for _, frame in decode_video(b"".join(generate_fragments(dataset.PixelData)), path))
+            buffer = io.BytesIO(dataset.PixelData)
+            parse_basic_offsets(buffer)  # It is no part of the video.
+            yield from (frame for _, frame in decode_video(b"".join(generate_fragments(buffer)), path))
             return
+        held = _held_frames(dataset, count)
+        if held > count:
+            raise DataError(
+                f"{path}: holds {held} frames, and its header says {count}; correct its Number of Frames, or export it "
+                "again"
+            )
         for index in range(count):
             yield read_values(dataset, path, index)[0]
+
+
+def _held_frames(dataset: Dataset, count: int) -> int:
+    """How many frames the pixels of a file are of, whatever its header says; `count` where they do not tell."""
+    pixels = dataset.get("PixelData")
+    if pixels is None or int(dataset.BitsAllocated) < 8:
+        return count
+    syntax = UID(dataset.file_meta.get("TransferSyntaxUID", ""))
+    if not syntax.is_transfer_syntax or not syntax.is_compressed:
+        return len(pixels) * count // max(1, get_expected_length(dataset))
+    if "ExtendedOffsetTable" in dataset:
+        return len(dataset.ExtendedOffsetTable) // 8
+    buffer = io.BytesIO(pixels)
+    offsets = parse_basic_offsets(buffer)
+    if offsets:
+        return len(offsets)
+    # RLE has a fragment a frame; of other codings a frame ends with a mark.
+    if syntax == RLELossless:
+        return sum(1 for _ in generate_fragments(buffer))
+    try:
+        return sum(1 for _ in generate_fragmented_frames(pixels, number_of_frames=count))
+    except ValueError:
+        return count  # Decoding says why.

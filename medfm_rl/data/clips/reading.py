@@ -7,6 +7,7 @@ said that they are times.
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -22,6 +23,8 @@ from medfm_rl.data.clips.sequences import find_sequence, read_sequence
 from medfm_rl.data.clips.video import count_video_frames, read_video
 from medfm_rl.data.dicom import DICOM_SUFFIX
 from medfm_rl.data.images import hash_image, image_stem, image_suffix, is_dicom, is_video, read_pixels
+from medfm_rl.data.nifti import NIFTI_SUFFIXES
+from medfm_rl.data.segmentations.pictures import read_grey_with_opacity
 from medfm_rl.errors import DataError
 from medfm_rl.types import Clip, FloatArray, Geometry
 
@@ -31,7 +34,11 @@ _NUMBER = re.compile(r"(\d+)\D*$")
 PICTURES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff")
 """Formats of which a folder of numbered files can be a clip."""
 _FEWEST = 2
-_COLOURS = 3
+_SHOWN = 3
+_GREY, _COLOURS = 1, 3
+"""Channels."""
+_OPAQUE = (255, 65535)
+"""Values of a picture of 8 or 16 bits that let nothing through."""
 _Read = tuple[FloatArray, tuple[float, ...] | None, Geometry]
 
 
@@ -69,6 +76,25 @@ class ClipFile:
             raise DataError(str(found)) from found
         frames, times, geometry = found
         return Clip(clip_id, patient_id, frames, times, geometry, tags or {})
+
+    def pictures(self) -> list[Path]:
+        """The pictures of a folder in the order of their numbers; none of any other kind."""
+        found = _pictures(self.path) if self.kind is ClipKind.FOLDER else []
+        return sorted(found, key=lambda path: _number(path) or 0)
+
+    def missing_numbers(self) -> list[range]:
+        """Numbers that no picture of a folder has, between the first and the last: frames that may have been lost.
+
+        There are none where the numbers have one step, as where every second frame was kept.
+        """
+        numbers = [_number(path) or 0 for path in self.pictures()]
+        steps = np.diff(numbers)
+        usual = int(steps.min()) if len(steps) else 1
+        return [
+            range(before + usual, after, usual)
+            for before, after in itertools.pairwise(numbers)
+            if after - before > usual
+        ]
 
     def hash(self) -> str:
         """SHA-256 of the clip's file, or of the folder of its pictures; it is kept as long as nothing changes.
@@ -110,7 +136,7 @@ def find_numbered(folder: Path) -> ClipFile | None:
     """A folder of numbered pictures as a clip; None where it holds fewer than two, or one without a number.
 
     Raises:
-        DataError: Two have the same number.
+        DataError: Two have the same number, or their names differ in more than the number.
     """
     pictures = _pictures(folder)
     numbers = [_number(path) for path in pictures]
@@ -119,7 +145,20 @@ def find_numbered(folder: Path) -> ClipFile | None:
     twice = next((path for path, number in zip(pictures, numbers, strict=True) if numbers.count(number) > 1), None)
     if twice is not None:
         raise DataError(f"{twice}: another frame of the folder has the same number; rename or remove one of them")
+    names = {_before_number(path).casefold(): path.name for path in reversed(pictures)}
+    if len(names) > 1:
+        raise DataError(
+            f"{folder}: holds the frames of several clips by their names ({', '.join(sorted(names.values())[:_SHOWN])}"
+            f"{', ...' if len(names) > _SHOWN else ''}); give each clip a folder of its own, or name all frames alike"
+        )
     return ClipFile(folder, ClipKind.FOLDER, len(pictures))
+
+
+def picture_without_number(folder: Path) -> Path | None:
+    """The first picture of a folder without a number, where others have one; None where there is none."""
+    pictures = _pictures(folder)
+    without = [path for path in pictures if _number(path) is None]
+    return without[0] if 0 < len(without) < len(pictures) else None
 
 
 @lru_cache(maxsize=1)
@@ -138,10 +177,12 @@ def _read(file: ClipFile) -> _Read:
             frames, times, geometry = read_dicom_clip(file.path)
         case ClipKind.SEQUENCE:
             frames, times, geometry = read_sequence(file.path)
+            if image_suffix(file.path) in NIFTI_SUFFIXES and frames.shape[1] > 1:
+                frames = np.stack([_in_grey(frame, f"{file.path}, frame {i}") for i, frame in enumerate(frames)])
         case ClipKind.VIDEO:
             frames, times, geometry = read_video(file.path)
         case ClipKind.FOLDER:
-            frames, times, geometry = _read_pictures(file.path)
+            frames, times, geometry = _read_pictures(file)
     if not np.isfinite(frames).all():
         raise DataError(f"{file.path}: the clip holds NaN or infinite values; write the value of the background there")
     if frames.min() == frames.max():
@@ -156,26 +197,46 @@ def _hash(path: Path, state: tuple[tuple[int, int], ...]) -> str:
     return hash_image(path)
 
 
-def _read_pictures(folder: Path) -> _Read:
+def _read_pictures(file: ClipFile) -> _Read:
     read = []
-    for path in sorted(_pictures(folder), key=lambda path: _number(path) or 0):
-        pixels, geometry = read_pixels(path)
-        if len(pixels) == _COLOURS:
-            whole = Region((slice(0, pixels.shape[1]), slice(0, pixels.shape[2])), None)
-            pixels = grey_of(pixels, whole, str(path))
-        read.append((pixels, geometry))
+    for path in file.pictures():
+        both = read_grey_with_opacity(path)
+        pixels, geometry = read_pixels(path) if both is None else (both, Geometry.unknown(2))
+        read.append((_in_grey(pixels, str(path)), geometry))
     shapes = {image.shape for image, _ in read}
     if len(shapes) > 1:
         raise DataError(
-            f"{folder}: its frames have several sizes ({sorted(shapes)}); give each clip a folder of its own"
+            f"{file.path}: its frames have several sizes ({sorted(shapes)}); give each clip a folder of its own"
         )
     return np.stack([image for image, _ in read]), None, read[0][1]
+
+
+def _in_grey(pixels: FloatArray, where: str) -> FloatArray:
+    """Grey values `(1, H, W)` of a frame `(C, H, W)` in grey or colours, with a channel of how opaque it is or without.
+
+    Raises:
+        DataError: It is in colours, or transparent in part.
+    """
+    if len(pixels) in (_GREY + 1, _COLOURS + 1):
+        if pixels[-1].min() not in _OPAQUE or pixels[-1].min() < pixels[-1].max():
+            raise DataError(
+                f"{where}: is transparent in part, so what it shows depends on what lies behind; flatten it"
+            )
+        pixels = pixels[:-1]
+    if len(pixels) == _COLOURS:
+        return grey_of(pixels, Region((slice(0, pixels.shape[1]), slice(0, pixels.shape[2])), None), where)
+    return pixels
 
 
 def _pictures(folder: Path) -> list[Path]:
     return sorted(
         path for path in folder.iterdir() if path.suffix.lower() in PICTURES and not path.name.startswith(".")
     )
+
+
+def _before_number(path: Path) -> str:
+    found = _NUMBER.search(path.stem)
+    return path.stem[: found.start()] if found else path.stem
 
 
 def _number(path: Path) -> int | None:

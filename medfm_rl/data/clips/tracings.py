@@ -35,6 +35,15 @@ def traced_frames(path: Path, video: str) -> list[int]:
     return sorted(_tracings(path, path.stat().st_mtime_ns).get(video, {}))
 
 
+def traced_videos(path: Path) -> list[str]:
+    """The names of the videos that have a tracing, without their endings, in the order of the table.
+
+    Raises:
+        DataError: The table cannot be read.
+    """
+    return list(_tracings(path, path.stat().st_mtime_ns))
+
+
 def traced_mask(path: Path, video: str, frame: int, shape: tuple[int, ...]) -> npt.NDArray[np.bool_]:
     """The ventricle `(H, W)` within the tracing of a frame.
 

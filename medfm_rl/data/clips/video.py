@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from medfm_rl.data.clips.regions import Region, grey_of
-from medfm_rl.errors import DataError, MissingExtraError
+from medfm_rl.errors import DamagedClipError, DataError, MissingExtraError
 from medfm_rl.types import FloatArray, Geometry
 
 
@@ -35,7 +35,7 @@ def read_video(path: Path) -> tuple[FloatArray, tuple[float, ...], Geometry]:
     """Frames `(T, 1, H, W)` in greys, their times in s by the file, and a grid of unknown spacing.
 
     Raises:
-        DataError: It is damaged, cut off or in colours.
+        DataError: It is damaged, cut off or in colours, or holds more frames than its header says.
         MissingExtraError: PyAV is not installed.
     """
     times, frames = [], []
@@ -46,6 +46,11 @@ def read_video(path: Path) -> tuple[FloatArray, tuple[float, ...], Geometry]:
     expected = count_video_frames(path)
     if len(frames) < expected:
         raise DataError(f"{path}: holds {len(frames)} of the {expected} frames of its header; it is cut off")
+    if len(frames) > expected:
+        raise DataError(
+            f"{path}: holds {len(frames)} frames, and its header says {expected}; write it again, by "
+            "`ffmpeg -i FILE -c copy NEW` for one"
+        )
     return np.stack(frames), tuple(value - times[0] for value in times), Geometry.unknown(2)
 
 
@@ -79,12 +84,14 @@ def decode_video(source: Path | bytes, path: Path) -> Iterator[tuple[float, Floa
 
 def _stream(container: Any, path: Path) -> Any:
     if not container.streams.video:
-        raise DataError(f"{path}: holds no video")
+        raise DamagedClipError(f"{path}: holds no video")
     return container.streams.video[0]
 
 
 def _damaged(path: Path, error: BaseException) -> DataError:
-    return DataError(f"{path}: cannot be read as a video; it is damaged, cut off or of an unknown kind ({error})")
+    return DamagedClipError(
+        f"{path}: cannot be read as a video; it is damaged, cut off or of an unknown kind ({error})"
+    )
 
 
 def _av() -> Any:

@@ -39,6 +39,7 @@ class CaseFile:
         clip: The clip that the file holds, or that the case is a frame of; None for an image or volume.
         clip_id: Name of that clip: the case id of the clip itself.
         frame: Place in the clip, counted from 0; None for an image, a volume, or a clip as it was found.
+        frame_masks: Masks of single frames of the clip, by their place in it.
     """
 
     case_id: str
@@ -51,6 +52,7 @@ class CaseFile:
     clip: ClipFile | None = None
     clip_id: str | None = None
     frame: int | None = None
+    frame_masks: Mapping[int, Path] = field(default_factory=dict)
 
     def require_sound(self) -> None:
         """Raises DataError where finding the case has shown that it cannot be used."""
@@ -129,7 +131,8 @@ class CaseFile:
                 )
             labels = traced * np.uint8(schema.index_of(ventricle))
             return LabelledCase(case, labels, (ventricle,) if others else None)
-        labels = read_labels(self.label_path, schema, case.shape, case.geometry, in_file, case.frame, may_ignore)
+        frame, frames = case.frame, case.frames
+        labels = read_labels(self.label_path, schema, case.shape, case.geometry, in_file, frame, may_ignore, frames)
         return LabelledCase(case, labels)
 
     def read_tracing(self, case: Case) -> npt.NDArray[np.bool_] | None:

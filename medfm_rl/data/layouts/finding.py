@@ -7,13 +7,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from medfm_rl.data.images import IMAGE_SUFFIXES
+from medfm_rl.data.images import IMAGE_SUFFIXES, VIDEO_SUFFIXES
 from medfm_rl.data.layouts.camus import find_camus, looks_like_camus
 from medfm_rl.data.layouts.cases import CaseFile, Found, describe_patients
-from medfm_rl.data.layouts.clips import expand_clips, find_clips, recognise_clips
+from medfm_rl.data.layouts.clips import expand_clips, find_clips, find_images_and_clips
 from medfm_rl.data.layouts.description import DESCRIPTION, Description
 from medfm_rl.data.layouts.echonet import find_echonet, looks_like_echonet
-from medfm_rl.data.layouts.folder import find_folder
 from medfm_rl.data.layouts.nnunet import find_images, find_raw, has_raw_folders, looks_like_nnunet
 from medfm_rl.data.layouts.patients import doubt_patients, patients_by
 from medfm_rl.data.notices import warn_once
@@ -90,7 +89,8 @@ def find_data_set(settings: DataSettings) -> DataSet:
     if not found.cases:
         raise DataError(
             f"{root}: no image found (layout {layout}){f': {listed}' if listed else ''}; names of images end in "
-            f"{', '.join(IMAGE_SUFFIXES)}, and DICOM is known by its content; check the path and `layout`"
+            f"{', '.join((*IMAGE_SUFFIXES, *VIDEO_SUFFIXES))}, and DICOM is known by its content; check the path and "
+            "`layout`"
         )
     cases = list(found.cases)
     patients_by = found.patients_by
@@ -150,7 +150,7 @@ def _find(root: Path, settings: DataSettings) -> tuple[str, Found]:
     if layout == "nnunet" and raw:
         assert description is not None
         return layout, find_raw(root, description, settings.split)
-    found = find_images(root) if layout == "nnunet" else recognise_clips(find_folder(root))
+    found = find_images(root) if layout == "nnunet" else find_images_and_clips(root)
     if description is None or description.labels is None:
         return layout, found
     return layout, replace(found, cases=[replace(case, described=description.labels) for case in found.cases])

@@ -2,23 +2,65 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections import Counter
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
+from medfm_rl.data.clips.reading import ClipFile
 from medfm_rl.data.layouts.cases import CaseFile, Found
 from medfm_rl.data.layouts.patients import BY_NAME, patient_of
 from medfm_rl.data.layouts.tree import Entry, look_below
+from medfm_rl.data.names import case_name
 from medfm_rl.errors import DataError
+from medfm_rl.types import frame_id
 
 _MASK_ENDINGS = ("_gt", "_mask", "_seg", "_segmentation", "_label", "-mask", "-seg", "-label")
 """What is added to the name of an image to name its mask beside it."""
 _BY_FOLDER = f"the outermost folder; {BY_NAME} where an image lies in none"
 
 
-def find_folder(root: Path) -> Found:
+@dataclass(frozen=True)
+class FoundImage:
+    """An image, volume or clip that has no mask yet.
+
+    Attributes:
+        path: Its file, or the folder of its slices or pictures.
+        name: What its case is called where no other is called so.
+        full_name: What it is called else: all folders that it lies in and its own name.
+        patient_id: Its patient.
+        clip: The clip that it is.
+        problem: Why it cannot be used.
+        pictures: Where it is a folder of pictures, the place in the clip of each, by its `Entry.parts`.
+    """
+
+    path: Path
+    name: str
+    full_name: str
+    patient_id: str
+    clip: ClipFile | None = None
+    problem: str | None = None
+    pictures: Mapping[tuple[str, ...], int] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, entry: Entry) -> FoundImage:
+        """An image or volume of its own."""
+        return cls(entry.path, entry.name, entry.name, patient_of_entry(entry))
+
+
+def as_they_lie(entries: Sequence[Entry]) -> list[FoundImage]:
+    """Each entry as an image or volume."""
+    return [FoundImage.of(entry) for entry in entries]
+
+
+def find_folder(root: Path, recognise: Callable[[Sequence[Entry]], Sequence[FoundImage]] = as_they_lie) -> Found:
     """Finds images and masks of the same names; a folder of DICOM slices below the root is one image.
 
     Where folders lie in folders, as archives write them, the outermost is the patient.
+
+    Args:
+        root: The folder.
+        recognise: Says which images and clips the entries are.
 
     Raises:
         DataError: No mask has the name of an image, or the folder may not be looked into.
@@ -33,38 +75,55 @@ def find_folder(root: Path) -> Found:
                 f"{len(masks)} files are taken for masks of the images beside them, {masks[0].path.name} for that of "
                 f"{masks[0].parts[-1]}"
             )
-    cases = pair(images, masks, root)
+    cases = pair(recognise(images), masks, root)
     for entry, error in tree.closed:
-        cases.append(CaseFile(entry.name, _patient(entry), (), problem=str(error)))
+        cases.append(CaseFile(entry.name, patient_of_entry(entry), (), problem=str(error)))
     by_folder = any(len(entry.parts) > 1 for entry in images)
     return Found(cases, tree.skipped, _BY_FOLDER if by_folder else BY_NAME, notes)
 
 
-def pair(images: Sequence[Entry], masks: Sequence[Entry], root: Path) -> list[CaseFile]:
+def pair(images: Sequence[FoundImage], masks: Sequence[Entry], root: Path) -> list[CaseFile]:
     """Cases of images and the masks of their names; one of either that is alone or has a double has a problem.
 
+    The mask of a clip has its name, that of one of its frames the name of the frame, or lies where its picture does.
+
     Raises:
-        DataError: There are masks and images, and not one mask has the name of an image.
+        DataError: There are masks and images, and not one mask is of an image.
     """
-    of_name: dict[str, list[Entry]] = {}
-    for entry in images:
-        of_name.setdefault(entry.name, []).append(entry)
-    masks_of: dict[str, list[Entry]] = {}
-    for entry in masks:
-        masks_of.setdefault(entry.name, []).append(entry)
-    refuse_other_names({name: entries[0].path for name, entries in masks_of.items()}, of_name, root)
+    of_name: dict[str, list[FoundImage]] = {}
+    for image, name in zip(images, _names(images), strict=True):
+        of_name.setdefault(name, []).append(image)
+    masks_of, alone = _masks_by_name(of_name, masks)
+    if masks and images and not masks_of:
+        refuse_other_names({name: entries[0].path for name, entries in alone.items()}, of_name, root)
     cases = []
-    for name in dict.fromkeys((*of_name, *masks_of)):
-        own, labels = of_name.get(name, []), masks_of.get(name, [])
-        first = (own or labels)[0]
-        problem = None
-        for kind, found in (("images", own), ("masks", labels)):
+    for name, own in of_name.items():
+        first, labels = own[0], masks_of.get((name, None), [])
+        frames = range(0 if first.clip is None else first.clip.count)
+        of_frames = {index: masks_of[name, index] for index in frames if (name, index) in masks_of}
+        problem = first.problem or _name_of_frame(name, frames, of_name)
+        for kind, found in (
+            ("images", [image.path for image in own]),
+            *(("masks", [entry.path for entry in entries]) for entries in (labels, *of_frames.values())),
+            ("masks", [entries[0].path for entries in (labels, *of_frames.values()) if labels and of_frames][:2]),
+        ):
             if len(found) > 1:
-                problem = two_of_a_name(kind, name, [entry.path for entry in found])
-        if not own:
-            problem = mask_alone(first.path, root)
-        paths = (own[0].path,) if own else ()
-        cases.append(CaseFile(name, _patient(first), paths, labels[0].path if labels else None, problem=problem))
+                problem = two_of_a_name(kind, name, found)
+        cases.append(
+            CaseFile(
+                name,
+                first.patient_id,
+                (first.path,),
+                labels[0].path if labels else None,
+                problem=problem,
+                clip=first.clip,
+                clip_id=None if first.clip is None else name,
+                frame_masks={index: entries[0].path for index, entries in of_frames.items()},
+            )
+        )
+    for name, entries in alone.items():
+        path = entries[0].path
+        cases.append(CaseFile(name, patient_of_entry(entries[0]), (), path, problem=mask_alone(path, root)))
     return cases
 
 
@@ -100,5 +159,56 @@ def _masks_among(entries: Sequence[Entry]) -> tuple[list[Entry], list[Entry]]:
     return images, masks
 
 
-def _patient(entry: Entry) -> str:
+def patient_of_entry(entry: Entry) -> str:
+    """The outermost folder that it lies in, or what its own name begins with."""
     return entry.parts[0] if len(entry.parts) > 1 else patient_of(entry.name)
+
+
+def _names(images: Sequence[FoundImage]) -> list[str]:
+    """The name of each case: its full one where others would have the same."""
+    names = [image.name for image in images]
+    while True:
+        counts = Counter(names)
+        told = [image.full_name if counts[name] > 1 else name for image, name in zip(images, names, strict=True)]
+        if told == names:
+            return names
+        names = told
+
+
+def _name_of_frame(name: str, frames: range, names: Collection[str]) -> str | None:
+    """The problem of a clip of which a frame has the name of another image; None where there is none."""
+    taken = next((frame for index in frames if (frame := case_name(frame_id(name, index))) in names), None)
+    return (
+        None if taken is None else f"clip {name}: another image has the name of its frame {taken}; rename one of them"
+    )
+
+
+def _masks_by_name(
+    images: Mapping[str, Sequence[FoundImage]], masks: Sequence[Entry]
+) -> tuple[dict[tuple[str, int | None], list[Entry]], dict[str, list[Entry]]]:
+    """Masks by the name of their image and the frame that they are of, None for all of it; and those of no image."""
+    places: dict[tuple[str, ...] | str, tuple[str, int | None]] = {}
+    # Of names that are said in several ways, the one of the case itself counts.
+    for full in (True, False):
+        for name, (image, *_) in images.items():
+            called = image.full_name if full else name
+            places.update(_frames_of(image, name, called))
+            places[called] = name, None
+    for name, (image, *_) in images.items():
+        places.update({parts: (name, index) for parts, index in image.pictures.items()})
+        places[name] = name, None
+    found: dict[tuple[str, int | None], list[Entry]] = {}
+    alone: dict[str, list[Entry]] = {}
+    for entry in masks:
+        place = places.get(entry.parts) or places.get(entry.name)
+        if place is None:
+            alone.setdefault(entry.name, []).append(entry)
+        else:
+            found.setdefault(place, []).append(entry)
+    return found, alone
+
+
+def _frames_of(image: FoundImage, name: str, called: str) -> Iterator[tuple[str, tuple[str, int | None]]]:
+    """The names of the frames of a clip that is called so, and what they stand for."""
+    for index in range(0 if image.clip is None else image.clip.count):
+        yield case_name(frame_id(called, index)), (name, index)

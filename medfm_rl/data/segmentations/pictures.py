@@ -62,6 +62,19 @@ def require_whole_picture(path: Path) -> None:
         raise DataError(f"{path}: cannot be read; the picture is damaged, truncated or too large ({error})") from error
 
 
+def read_grey_with_opacity(path: Path) -> npt.NDArray[np.float32] | None:
+    """Grey values and opacity `(2, H, W)` of a PNG that has both, which ITK does not read; None of others."""
+    if path.suffix.lower() != ".png":
+        return None
+    try:
+        with Image.open(path) as picture:
+            if picture.mode != "LA":
+                return None
+            return np.moveaxis(np.asarray(picture, dtype=np.float32), -1, 0)
+    except _UNREADABLE:
+        return None  # Reading it as an image says why.
+
+
 def require_as_shown(path: Path, pixels: npt.NDArray[Any]) -> None:
     """Refuses a BMP of whose colours ITK and Pillow say different things, for its header contradicts itself.
 

@@ -27,6 +27,7 @@ from medfm_rl.data.ultrasound.resimulate_clips import resimulate_clip
 from medfm_rl.data.ultrasound.vendors import VendorProfile
 from medfm_rl.errors import ConfigError, DataError, UserError
 from medfm_rl.seeding import numpy_generator
+from medfm_rl.types import frame_id
 
 _LOG = logging.getLogger(__name__)
 # What loses grey values or needs more than one file is written as a format of its kind that does not.
@@ -138,7 +139,7 @@ def _write_case(case: CaseFile, out: Path, profile: VendorProfile, seed: int) ->
 
 
 def _write_clip(case: CaseFile, out: Path, profile: VendorProfile, seed: int) -> None:
-    """Writes a clip as a sequence with its times; its masks are a sequence already, and copied."""
+    """Writes a clip as a sequence with its times; its masks are a sequence already, or of single frames, and copied."""
     if case.label_path is not None and case.label_path.name == TRACINGS:
         raise DataError(
             f"{case.label_path}: masks of this clip are lines of a table, which fit its first size alone; give the "
@@ -160,7 +161,9 @@ def _write_clip(case: CaseFile, out: Path, profile: VendorProfile, seed: int) ->
         except DataError as error:
             raise DataError(f"{case.image_paths[0]}: {error}") from error
         write_sequence(destination, frames, clip.geometry, clip.times)
-    if case.label_path is not None:
+    for index, path in case.frame_masks.items():
+        _copy_mask(path, out / "labels", frame_id(case.case_id, index))
+    if case.label_path is not None and case.label_path not in case.frame_masks.values():
         _copy_mask(case.label_path, out / "labels", case.case_id)
 
 

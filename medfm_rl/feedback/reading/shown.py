@@ -89,7 +89,8 @@ class ShownCase:
         Raises:
             DataError: It cannot be read, lies on another grid, or has other labels.
         """
-        labels = read_labels(path, schema, self.shape, self.geometry, in_file, self.file.frame)
+        frames = None if self.file.clip is None else self.file.clip.count
+        labels = read_labels(path, schema, self.shape, self.geometry, in_file, self.file.frame, frames=frames)
         return Mask.of(labels, schema.class_names, self.geometry)
 
 

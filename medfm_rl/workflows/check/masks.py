@@ -48,7 +48,7 @@ class MaskReader:
             return FoundLabels.of(labels, schema)
         if self.schema is None:
             in_file = None if file.described is None else file.described.own_schema()
-            found = read_any_labels(file.label_path, case.shape, case.geometry, in_file, case.frame)
+            found = read_any_labels(file.label_path, case.shape, case.geometry, in_file, case.frame, case.frames)
         else:
             in_file, self.by = self.stated, "read by --labels"
             if in_file is None and file.described is not None:
@@ -56,7 +56,8 @@ class MaskReader:
                 in_file = file.described.schema_for(self.schema)
             elif in_file is None:
                 self.by = "read by these integers, or by the names of their segments where they have any"
-            labels = read_labels(file.label_path, self.schema, case.shape, case.geometry, in_file, case.frame, True)
+            frame, frames = case.frame, case.frames
+            labels = read_labels(file.label_path, self.schema, case.shape, case.geometry, in_file, frame, True, frames)
             found = FoundLabels.of(where_said(labels), self.schema)
         known = in_file or self.schema
         if known is not None:

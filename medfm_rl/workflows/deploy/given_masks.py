@@ -75,7 +75,9 @@ class GivenMasks:
                 scored.
         """
         path = self.path(case.case_id)
-        labels = read_labels(path, self.schema, case.shape, case.geometry, self.in_files, case.frame)
+        labels = read_labels(
+            path, self.schema, case.shape, case.geometry, self.in_files, case.frame, frames=case.frames
+        )
         scored = None if self.scores is None else self.scores.masks.get(case.case_id)
         if scored is not None and hash_labels(labels) != scored:
             raise DataError(f"{path}: is not the mask that was scored; score it again")

@@ -319,9 +319,8 @@ class ScoringQueue:
             assert self.given is not None
             schema, in_masks = controller.schema, self.given.in_masks
             with _caused_by("mask_unusable", file.case_id):
-                labels = read_labels(
-                    _path_of(self.given, file), schema, case.shape, case.geometry, in_masks, case.frame
-                )
+                path, frames = _path_of(self.given, file), case.frames
+                labels = read_labels(path, schema, case.shape, case.geometry, in_masks, case.frame, frames=frames)
             mask = facts_by_schema(labels, schema)
             self.facts[file.case_id] = replace(self.facts[file.case_id], mask=mask)
             if self.given.probabilities is None:

@@ -192,7 +192,7 @@ def _read_masks(clip: Clip, masks: Mapping[str, Path], schema: LabelSchema) -> L
         path = masks.get(frame_id(clip.clip_id, index))
         if path is None:
             raise DataError(f"clip {clip.clip_id}: there is no mask of frame {index} (counted from 0)")
-        found.append(read_labels(path, schema, shape, clip.geometry, frame=index))
+        found.append(read_labels(path, schema, shape, clip.geometry, frame=index, frames=len(clip.frames)))
     return np.stack(found)
 
 

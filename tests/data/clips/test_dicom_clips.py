@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydicom.data import get_testdata_file
+from pydicom.encaps import encapsulate, generate_frames
 from pydicom.uid import RLELossless
 from support.clip_files import COUNT, SIZE, compress_as_jpeg, greys, region, write_clip
 from support.dicom_files import AXIAL, ENHANCED_MR, edit_dicom, item, numbers, write_dicom
@@ -270,6 +271,29 @@ def test_a_clip_that_was_cut_off_is_refused(tmp_path: Path) -> None:
     path = write_clip(tmp_path / "a.dcm", greys())
     edit_dicom(path, PixelData=pydicom.dcmread(path).PixelData[:-5000])
     with pytest.raises(DataError, match=r"a\.dcm: its pixels cannot be read"):
+        read(path)
+
+
+@pytest.mark.parametrize("coding", ["native", "RLE", "JPEG", "JPEG without a table"])
+def test_more_frames_than_the_header_says_are_refused(tmp_path: Path, coding: str) -> None:
+    path = write_clip(
+        tmp_path / "a.dcm",
+        coloured(greys()) if "JPEG" in coding else greys(),
+        "RGB" if "JPEG" in coding else "MONOCHROME2",
+    )
+    if coding == "RLE":
+        made = pydicom.dcmread(path)
+        made.compress(RLELossless)
+        made.save_as(path)
+    elif coding != "native":
+        compress_as_jpeg(path, coloured(greys()))
+    if coding in ("RLE", "JPEG without a table"):
+        fragments = pydicom.dcmread(path).PixelData
+        frames = list(generate_frames(fragments, number_of_frames=COUNT))
+        edit_dicom(path, PixelData=encapsulate(frames, has_bot=False))
+    assert read(path).frames.shape == (COUNT, 1, *SIZE)
+    edit_dicom(path, NumberOfFrames=COUNT - 4)
+    with pytest.raises(DataError, match=rf"a\.dcm: holds {COUNT} frames, and its header says {COUNT - 4}"):
         read(path)
 
 

@@ -3,8 +3,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import pydicom
 import pytest
-from support.clip_files import COUNT, SIZE, greys, ventricles
+from pydicom.encaps import encapsulate
+from pydicom.uid import MPEG4HP41
+from support.clip_files import COUNT, SIZE, greys, ventricles, write_clip
 
 from medfm_rl.data.clips.reading import find_clip
 from medfm_rl.data.clips.tracings import traced_frames, traced_mask
@@ -115,6 +118,28 @@ def test_check_reads_tracings_as_masks(tmp_path: Path) -> None:
         assert np.mean(found.ids == ventricles()[0]) > 0.99
 
 
+def test_what_is_wrong_with_rows_of_echonet_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    write_echonet(tmp_path)
+    with (tmp_path / "FileList.csv").open("a") as file:
+        file.write(",,,,,,,,\n0XB,55,45,100,48,64,25,12,TEST\n,1,1,1,1,1,1,1,VAL\n")
+    with (tmp_path / "VolumeTracings.csv").open("a") as file:
+        file.write("0XZ.avi,1,1,5,5,0\n0XA.avi,1,1,5,5,40\n0XA.avi,1,1,5,5,-1\n")
+    files = {file.case_id: file for file in find_cases(DataSettings(path=tmp_path))}
+    assert set(files) == {"0XB", "0XC", *(f"0XA_frame{index:03d}" for index in range(COUNT))}
+    assert "names 0XB in lines 3 and 6; remove all but one" in str(files["0XB"].problem)
+    assert "a row without a FileName is not looked at (line 7)" in caplog.text
+    assert "traces videos that FileList.csv does not name, and that are not used: 0XZ" in caplog.text
+    for frame in (-1, 40):
+        assert f"frame {frame} of 0XA.avi, which has the frames 0 to {COUNT - 1}" in caplog.text
+
+
+def test_echonet_without_its_folder_of_videos_names_it(tmp_path: Path) -> None:
+    write_echonet(tmp_path)
+    (tmp_path / "Videos").rename(tmp_path / "videos of another name")
+    with pytest.raises(DataError, match=r"Videos: there is no such folder"):
+        find_cases(DataSettings(path=tmp_path, layout="echonet"))
+
+
 def test_tracings_that_enclose_nothing_or_leave_the_frame_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "VolumeTracings.csv"
     path.write_text(
@@ -146,3 +171,44 @@ def test_videos_of_a_plain_folder_are_clips(tmp_path: Path) -> None:
     files = find_cases(DataSettings(path=tmp_path))
     assert names(files) == {"p1_a", "p2_a"}
     assert {file.patient_id for file in files} == {"p1", "p2"}
+
+
+def test_a_damaged_video_says_so_whatever_the_layout(tmp_path: Path) -> None:
+    write_video(tmp_path / "p1_a.avi", greys())
+    (tmp_path / "p2_a.mp4").write_bytes(b"no video")
+    for layout in ("auto", "clips"):
+        files = find_cases(DataSettings(path=tmp_path, layout=layout))  # type: ignore[arg-type]
+        assert len(files) == COUNT + 1
+        with pytest.raises(DataError, match=r"p2_a\.mp4: cannot be read as a video"):
+            files[-1].read()
+
+
+def test_an_avi_that_holds_more_frames_than_its_header_says_is_refused(tmp_path: Path) -> None:
+    path = write_video(tmp_path / "a.avi", greys())
+    content = bytearray(path.read_bytes())
+    # The length of the stream is the ninth number of its header (strh), and the fifth of the main header (avih).
+    for mark, place in ((b"avih", 8 + 16), (b"strh", 8 + 32)):
+        begin = content.index(mark) + place
+        assert int.from_bytes(content[begin : begin + 4], "little") == COUNT
+        content[begin : begin + 4] = (COUNT - 5).to_bytes(4, "little")
+    path.write_bytes(content)
+    found = find_clip(path)
+    assert found is not None
+    with pytest.raises(DataError, match=rf"a\.avi: holds {COUNT} frames, and its header says {COUNT - 5}"):
+        found.read("a", "p")
+
+
+@pytest.mark.parametrize("has_table", [False, True])
+def test_a_video_within_dicom_is_read_with_and_without_a_table_of_offsets(tmp_path: Path, has_table: bool) -> None:
+    video = write_video(tmp_path / "a.mp4", greys()).read_bytes()
+    path = write_clip(tmp_path / "a.dcm", np.repeat(greys()[..., None], 3, axis=-1), "RGB")
+    made = pydicom.dcmread(path)
+    made.file_meta.TransferSyntaxUID = MPEG4HP41
+    made.PhotometricInterpretation = "YBR_PARTIAL_420"
+    made.PixelData = encapsulate([video], has_bot=has_table)
+    made["PixelData"].VR = "OB"
+    made["PixelData"].is_undefined_length = True
+    made.save_as(path, enforce_file_format=True)
+    found = find_clip(path)
+    assert found is not None
+    assert found.read("a", "p").frames.shape == (COUNT, 1, *SIZE)
