@@ -19,6 +19,7 @@ from pydicom import Dataset
 from pydicom.errors import InvalidDicomError
 from pydicom.uid import UID
 
+from medfm_rl.data.clips.regions import warn_of_surroundings
 from medfm_rl.data.dicom_pixels import DAMAGED, read_values
 from medfm_rl.data.dicom_spacing import Spacing, pixel_spacing, slice_thickness
 from medfm_rl.data.files import cannot_be_read
@@ -63,6 +64,8 @@ def read_dicom(path: Path) -> tuple[FloatArray, Geometry]:
         warnings.simplefilter("ignore")
         files = _one_series(path) if path.is_dir() else [_File(path, _header(path, stop_before_pixels=True))]
         frames = [frame for file in files for frame in _frames(file)]
+        if len(frames) == 1:
+            warn_of_surroundings(files[0].header, files[0].path)
         geometry, order = grid_of_frames(path, frames, slice_thickness(files[0].header, files[0].path))
         # Frames of different sizes or of a clip have been refused by now.
         values = [read_values(_header(file.path, stop_before_pixels=False), file.path) for file in files]

@@ -15,6 +15,8 @@ Spacing = tuple[float, float]
 _CENTIMETRES, _TWO_DIMENSIONAL = 3, 1
 """Values of Physical Units and of Region Spatial Format (PS3.3 C.8.5.5)."""
 _SAME = 0.01
+_COUNTED = 2
+"""Pixels by which a region reaches beyond the picture where its writer counted otherwise."""
 _PROJECTIONS = ("CR", "DX", "MG", "IO", "PX", "XA", "RF", "RG")
 
 
@@ -80,6 +82,12 @@ def _of_regions(header: Dataset, path: Path) -> Spacing | None:
         if region.get("RegionSpatialFormat") != _TWO_DIMENSIONAL or units != (_CENTIMETRES, _CENTIMETRES):
             continue
         x, y = (_number(region, f"PhysicalDelta{axis}", path) for axis in "XY")
+        if _was_shrunk(region, header, path):
+            warn_once(
+                f"{path}: its ultrasound region reaches beyond the picture along both axes: it was shrunk after the "
+                "region was written, so its spacing is taken for unknown and distances are in pixels"
+            )
+            return None
         if x and y:
             found.append((10 * abs(x), 10 * abs(y)))
     if not found:
@@ -91,6 +99,13 @@ def _of_regions(header: Dataset, path: Path) -> Spacing | None:
         )
         return None
     return found[0]
+
+
+def _was_shrunk(region: Dataset, header: Dataset, path: Path) -> bool:
+    """Whether a region ends beyond the picture along both axes, by more than another way to count explains."""
+    ends = (_number(region, f"RegionLocationMax{axis}1", path) for axis in "XY")
+    sides = (header.get("Columns"), header.get("Rows"))
+    return all(end and side and end - side > _COUNTED for end, side in zip(ends, sides, strict=True))
 
 
 def _same(ours: Spacing, theirs: Spacing) -> bool:

@@ -14,6 +14,7 @@ from PIL import Image
 from pydicom.encaps import encapsulate
 from pydicom.uid import JPEGBaseline8Bit, JPEGLosslessSV1
 from scipy.spatial.transform import Rotation
+from support.clip_files import region as tissue
 from support.dicom_files import (
     AXIAL,
     CT,
@@ -430,6 +431,37 @@ def test_the_spacing_is_what_the_header_says_and_unknown_where_it_says_nothing(
         geometry = read_image(tmp_path / "a.dcm")[1]
     assert geometry.spacing == (None if spacing is None else pytest.approx(spacing))
     assert (said in caplog.text) if said else not caplog.text
+
+
+def test_letters_around_the_tissue_of_a_still_are_warned_of(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    for name, end, said in (("part", 30, True), ("whole", 60, False)):
+        caplog.clear()
+        whole = [tissue(0, 0, end - 1, 39)]
+        write_dicom(
+            tmp_path / f"{name}.dcm",
+            noise(40, 60),
+            spacing=None,
+            sop=ULTRASOUND,
+            SequenceOfUltrasoundRegions=whole,
+        )
+        with caplog.at_level(logging.WARNING):
+            pixels, geometry = read_image(tmp_path / f"{name}.dcm")
+        # Its mask lies on the whole picture.
+        assert pixels.shape[-2:] == (40, 60)
+        assert geometry.spacing == pytest.approx((0.5, 0.5))
+        assert ("crop image and mask to it" in caplog.text) is said
+
+
+def test_a_still_that_was_shrunk_has_no_spacing(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    for name, beyond, spacing in (("shrunk", 40, None), ("counted", 0, (0.5, 0.5))):
+        caplog.clear()
+        whole = [tissue(0, 0, COLUMNS + beyond, ROWS + beyond)]
+        path = tmp_path / f"{name}.dcm"
+        write_dicom(path, noise(ROWS, COLUMNS), spacing=None, sop=ULTRASOUND, SequenceOfUltrasoundRegions=whole)
+        with caplog.at_level(logging.WARNING):
+            found = read_image(path)[1].spacing
+        assert found == (None if spacing is None else pytest.approx(spacing))
+        assert ("it was shrunk" in caplog.text) is (spacing is None)
 
 
 def test_two_spacings_of_one_picture_are_refused(tmp_path: Path) -> None:

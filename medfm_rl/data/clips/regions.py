@@ -15,7 +15,7 @@ import numpy.typing as npt
 from pydicom import Dataset
 
 from medfm_rl.data.dicom_spacing import Spacing
-from medfm_rl.data.notices import warn_once
+from medfm_rl.data.notices import collected_notices, warn_once
 from medfm_rl.errors import DataError
 from medfm_rl.types import FloatArray, Geometry
 
@@ -31,6 +31,8 @@ _COLOURED = 32
 """Difference of the channels of 8 bits that is a colour: compression with loss leaves up to half of that in greys."""
 _DARK = 48
 """Values below which no tint shows."""
+_NEARLY_ALL = 0.9
+"""Share of a picture that its region has to be for what lies around it not to matter."""
 _FEW, _MOST = 0.005, 0.9
 """Share of coloured pixels up to which they are marks and letters; share of bright ones from which on it is a tint."""
 _LUMA = np.array([0.299, 0.587, 0.114], dtype=np.float32)
@@ -101,6 +103,28 @@ def tissue_region(header: Dataset, path: Path) -> Region:
     if cut is None:
         raise DataError(f"{path}: its ultrasound region {_words(boxes[0])} holds no picture; correct it, or remove it")
     return Region(cut, _spacing(chosen[0], path), flow)
+
+
+def warn_of_surroundings(header: Dataset, path: Path) -> None:
+    """Says of a still of ultrasound that letters and curves around the tissue are seen with it.
+
+    A still is taken whole, for its mask lies on the whole of it; the frames of a clip are cut to their region.
+    """
+    try:
+        with collected_notices():
+            region = tissue_region(header, path)
+    except DataError:
+        # What it is a picture of is not asked of a still.
+        return
+    size = int(header.Rows), int(header.Columns)
+    whole = (slice(0, size[0]), slice(0, size[1]))
+    share = _area(region.box) / _area(whole)
+    if share < _NEARLY_ALL:
+        warn_once(
+            f"{path}: its region of tissue, {_words(region.box)}, is {100 * share:.0f} % of the picture, and letters "
+            "and curves around it go to the network too, for a single image is taken whole; crop image and mask to it "
+            "(the frames of a clip are cropped)"
+        )
 
 
 def grey_of(frame: npt.NDArray[np.generic], region: Region, where: str) -> FloatArray:
