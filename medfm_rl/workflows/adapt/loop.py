@@ -31,6 +31,7 @@ from medfm_rl.reward.fusion import write_fusion
 from medfm_rl.runs.finished import FinishedRun
 from medfm_rl.runs.folder import HELD_OUT_REWARD, PREVIOUS, RunFolder
 from medfm_rl.runs.inputs import DATA_SETS, TARGET, load_inputs, read_inputs, require_same_inputs, write_inputs
+from medfm_rl.runs.learned_feedback import LearnedFeedback
 from medfm_rl.runs.log_file import logged_to
 from medfm_rl.settings import AdaptConfig
 from medfm_rl.tracking import NullTracker, Tracker, open_tracker
@@ -40,7 +41,7 @@ from medfm_rl.workflows.adapt.choosing.choice import Witnesses, choose
 from medfm_rl.workflows.adapt.choosing.cross_fit import cross_fit
 from medfm_rl.workflows.adapt.context import RunContext
 from medfm_rl.workflows.adapt.continuing import Continuation, first_iteration, require_same_segmenter, take_over
-from medfm_rl.workflows.adapt.feedback.gathering import LearnedFeedback, as_record, gather, say_what_is_learned
+from medfm_rl.workflows.adapt.feedback.gathering import as_record, gather, say_what_is_learned
 from medfm_rl.workflows.adapt.forecast.expectation import Expectation
 from medfm_rl.workflows.adapt.forecast.look_ahead import look_ahead, resumed, settings_of_run
 from medfm_rl.workflows.adapt.forecast.stage_clock import StageClock, parts_of_stages

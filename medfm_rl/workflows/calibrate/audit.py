@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
 
-from medfm_rl.data.files import alone_writing, hash_file, read_versioned_json, write_versioned_json
+from medfm_rl.data.files import alone_writing, hash_file, write_versioned_json
 from medfm_rl.data.layouts import CaseFile
 from medfm_rl.data.mask_labels import labels_in_masks
 from medfm_rl.errors import DataError, ModelError, UserError
@@ -24,6 +24,7 @@ from medfm_rl.quality.reviewed_errors import Origin, ReviewedErrors, ReviewedPre
 from medfm_rl.quality.streams import mask_key
 from medfm_rl.runs.judging import Judge
 from medfm_rl.runs.leakage import count_known
+from medfm_rl.runs.learned_feedback import LearnedFeedback
 from medfm_rl.types import LabelMap, LabelSchema
 from medfm_rl.workflows.calibrate.cases import keep_previous
 from medfm_rl.workflows.deploy.assessed_cases import AssessedCase, read_assessed
@@ -31,7 +32,6 @@ from medfm_rl.workflows.deploy.given_masks import GivenMasks
 
 MONTH_FILE: Final = "month.json"
 _MONTH_FORMAT: Final = 2
-_LEARNED_FORMAT: Final = 1
 _GUESSED_ERROR: Final = 0.05
 """Error of predicted Dice where the calibration does not know it; it only weighs predictions."""
 _MOST_NAMED: Final = 5
@@ -180,19 +180,12 @@ def caveats(evidence: Evidence) -> list[str]:
 
 
 def taught_patients(path: Path) -> frozenset[str]:
-    """Patients whose masks or reported values taught a run, by its `feedback.json`; none where it has no such file.
+    """Patients of whom anything taught a run, by its `feedback.json`; none where it has no such file.
 
     Raises:
         DataError: The file cannot be read.
     """
-    if not path.exists():
-        return frozenset()
-    advice = "put back what `adapt` wrote there"
-    content = read_versioned_json(path, _LEARNED_FORMAT, advice)
-    try:
-        return frozenset(str(each["patient_id"]) for each in (*content["reviewed"], *content["reported"]))
-    except (KeyError, TypeError) as error:
-        raise DataError(f"{path}: not a record of feedback ({error!r}); {advice}") from error
+    return frozenset(LearnedFeedback.read(path).teaching_patients) if path.exists() else frozenset()
 
 
 def gather_audit(run: Judge, request: AuditRequest, progress: Progress = silent) -> ReviewedAudit:

@@ -12,7 +12,7 @@ from medfm_rl.errors import UserError
 from medfm_rl.feedback import Feedback, FeedbackStore, Measurement
 from medfm_rl.progress import Progress
 from medfm_rl.runs.finished import FinishedRun
-from medfm_rl.workflows.adapt.feedback.gathering import LearnedFeedback
+from medfm_rl.runs.learned_feedback import LearnedFeedback
 
 
 @dataclass(frozen=True)

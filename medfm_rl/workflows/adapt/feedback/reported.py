@@ -14,9 +14,9 @@ from medfm_rl.data.layouts import CaseFile
 from medfm_rl.errors import DataError
 from medfm_rl.reward.measurements import USUAL_UNCERTAINTY, Goal, SizeGoal, fraction_goals
 from medfm_rl.reward.score import pixels_in
+from medfm_rl.runs.learned_feedback import Reported
 from medfm_rl.structures import pixels_of
 from medfm_rl.types import LabelSchema
-from medfm_rl.workflows.adapt.feedback.gathering import Reported
 
 _LOG = logging.getLogger(__name__)
 _FRACTION: Final = "EF"

@@ -14,6 +14,7 @@ from medfm_rl.errors import DataError, ModelError
 from medfm_rl.feedback import CorrectedMask, FeedbackStore, Grade, Mask, Measurement, Preference, Verdict
 from medfm_rl.feedback.entries import Drawn, Entry
 from medfm_rl.reward.dataset import ActionDataset
+from medfm_rl.runs.learned_feedback import LearnedFeedback
 from medfm_rl.settings import DataSettings, FeedbackSettings, FineTuningSettings
 from medfm_rl.types import LabelSchema
 from medfm_rl.workflows.adapt.checks import split_target
@@ -21,7 +22,7 @@ from medfm_rl.workflows.adapt.choosing.cross_fit import CrossFit
 from medfm_rl.workflows.adapt.choosing.selection import Selection
 from medfm_rl.workflows.adapt.context import RunContext
 from medfm_rl.workflows.adapt.continuing import Continuation
-from medfm_rl.workflows.adapt.feedback.gathering import LearnedFeedback, gather
+from medfm_rl.workflows.adapt.feedback.gathering import gather
 from medfm_rl.workflows.adapt.feedback.judged_images import load_judged
 from medfm_rl.workflows.adapt.feedback.reported import goals_of_cases
 from medfm_rl.workflows.adapt.loop import adapt
@@ -286,9 +287,9 @@ def test_an_area_is_brought_to_the_grid_of_the_network(tmp_path: Path) -> None:
     import torch
 
     from medfm_rl.data.images import write_image
+    from medfm_rl.runs.learned_feedback import Reported
     from medfm_rl.settings import NetworkSettings, PreprocessingSettings
     from medfm_rl.types import Geometry
-    from medfm_rl.workflows.adapt.feedback.gathering import Reported
 
     schema = LabelSchema.from_structures({"LV": 1})
     torch.manual_seed(0)
