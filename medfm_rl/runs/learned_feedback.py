@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Final, Literal, Self
+from typing import Any, Final, Literal, Self
 
 from medfm_rl.data.files import read_versioned_json, write_versioned_json
 from medfm_rl.errors import DataError
 
-_FORMAT: Final = 2
+_FORMAT: Final = 3
 _ADVICE: Final = "put back what `adapt` wrote there, or start a new run in another folder"
+_CORRECTED_TRUST: Final = 1.0
 
 
 @dataclass(frozen=True)
@@ -22,12 +24,14 @@ class ReviewedCase:
         patient_id: Of the case.
         masks: Hashes of the masks in the store, one for each reviewer.
         trust: How often it is shown beside a mask that was corrected, in (0, 1].
+        drawn: Whether reviewers corrected or drew the masks; else they accepted what a model had made.
     """
 
     case_id: str
     patient_id: str
     masks: tuple[str, ...]
     trust: float
+    drawn: bool = True
 
 
 @dataclass(frozen=True)
@@ -146,7 +150,7 @@ class LearnedFeedback:
 
     @classmethod
     def read(cls, path: Path) -> Self:
-        """Reads what `write` wrote, also format 1, which knew no judgements.
+        """Reads what `write` wrote, also format 1, which knew no judgements, and 2, which did not tell who drew a mask.
 
         Raises:
             DataError: The file is missing, is no such record, or was written by a newer version.
@@ -156,7 +160,7 @@ class LearnedFeedback:
             return cls(
                 content["store"],
                 content["state_hash"],
-                tuple(ReviewedCase(**{**each, "masks": tuple(each["masks"])}) for each in content["reviewed"]),
+                tuple(_reviewed_case(each) for each in content["reviewed"]),
                 tuple(Reported(**each) for each in content["reported"]),
                 tuple(content["kept"]),
                 int(content["elsewhere"]),
@@ -165,3 +169,9 @@ class LearnedFeedback:
             )
         except (KeyError, TypeError, ValueError) as error:
             raise DataError(f"{path}: not a record of feedback ({error!r}); {_ADVICE}") from error
+
+
+def _reviewed_case(content: Mapping[str, Any]) -> ReviewedCase:
+    """A case of a record; up to format 2 the trust alone tells what was drawn."""
+    drawn = {"drawn": content["trust"] == _CORRECTED_TRUST}
+    return ReviewedCase(**{**drawn, **content, "masks": tuple(content["masks"])})

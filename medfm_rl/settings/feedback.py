@@ -58,6 +58,7 @@ class FeedbackSettings(Settings):
     )
     cross_fit: bool = Field(
         True,
-        description="Decide between the source model and the adapted one on reviewed patients, each by a policy that "
-        "did not learn from him; costs as much as the fine-tuning. With fewer than four patients there is none.",
+        description="Decide between the source model and the adapted one on patients with drawn or corrected masks, "
+        "each by a policy that did not learn from him; costs as much as the fine-tuning. With fewer than four such "
+        "patients there is none; accepted masks do not count.",
     )

@@ -104,7 +104,7 @@ def _reviewed(
         drawn = [mask for mask in by_reviewer.values() if mask.drawn]
         masks = tuple(dict.fromkeys(mask.sha256 for mask in drawn or by_reviewer.values()))
         trust = _CORRECTED_TRUST if drawn else settings.accepted_trust
-        found.append(ReviewedCase(case_of[image].case_id, case_of[image].patient_id, masks, trust))
+        found.append(ReviewedCase(case_of[image].case_id, case_of[image].patient_id, masks, trust, bool(drawn)))
     return tuple(sorted(found, key=lambda each: each.case_id))
 
 

@@ -47,7 +47,8 @@ def load_reviewed(
                 axes.append(adapter.grid_axes(sample))
             progress("reading reviewed images", done, len(learned.reviewed))
     shown = ImageSet(torch.stack(images), tuple(case_ids), tuple(patient_ids), tuple(axes))
-    return ReviewedImages(shown, torch.stack(masks), tuple(trust))
+    accepted = frozenset(reviewed.case_id for reviewed in learned.reviewed if not reviewed.drawn)
+    return ReviewedImages(shown, torch.stack(masks), tuple(trust), accepted)
 
 
 def _agreed(
