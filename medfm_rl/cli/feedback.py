@@ -277,10 +277,15 @@ def _print_added(added: Added) -> None:
     listed = ", ".join(f"{count} {kind}{'s' if count > 1 else ''}" for kind, count in counts.items())
     typer.echo(f"Added: {listed or 'nothing'}; {len(added.repeated)} were there already")
     for before, after in added.replaced:
+        former, new = describe(before), describe(after)
+        if before.drawn != after.drawn:
+            former, new = f"{former}, drawn: {before.drawn},", f"{new}, drawn: {after.drawn},"
         typer.echo(
-            f"Replaced: {before.subject}, reviewer {before.reviewer}: {describe(before)} of "
-            f"{before.time:%Y-%m-%d %H:%M} is no longer in force; {describe(after)} is"
+            f"Replaced: {before.subject}, reviewer {before.reviewer}: {former} of {before.time:%Y-%m-%d %H:%M} is no "
+            f"longer in force; {new} is"
         )
+        if before.drawn == "audit" != after.drawn:
+            typer.echo(f"{before.subject} stays a case of the audit draw; `feedback remove` takes it out of that")
 
 
 def _print_state(store: str) -> None:

@@ -62,6 +62,18 @@ def standing(history: Iterable[Entry]) -> Standing:
     return Standing(in_force, replaced, removed)
 
 
+def audited(history: Iterable[Entry]) -> list[Feedback]:
+    """Entries on cases of an audit draw, whatever replaced them later: how a case was drawn does not change afterwards.
+
+    What was removed is not among them.
+    """
+    entries = list(history)
+    removed = {entry.removes for entry in entries if isinstance(entry, Removal)}
+    return [
+        entry for entry in entries if isinstance(entry, Feedback) and entry.drawn == "audit" and entry.id not in removed
+    ]
+
+
 def contradict(one: Feedback, other: Feedback) -> bool:
     """Whether not both can hold: the same reviewer said two things of one matter.
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Final, Literal, Self
 
@@ -112,6 +112,7 @@ class LearnedFeedback:
         elsewhere: Cases with feedback whose image is not among those of the target.
         judged: Verdicts and grades that teach.
         preferred: Preferences that teach.
+        taught_before: Patients who taught a run that this one goes on from; its weights and D_R know them.
     """
 
     store: str
@@ -122,6 +123,7 @@ class LearnedFeedback:
     elsewhere: int
     judged: tuple[JudgedCase, ...] = ()
     preferred: tuple[PreferredCase, ...] = ()
+    taught_before: tuple[str, ...] = ()
 
     @property
     def reviewed_patients(self) -> tuple[str, ...]:
@@ -143,6 +145,15 @@ class LearnedFeedback:
         """Patients of whom anything teaches, sorted."""
         reported = {each.patient_id for each in self.reported}
         return tuple(sorted(reported.union(self.reviewed_patients, self.judged_patients)))
+
+    @property
+    def ever_taught(self) -> tuple[str, ...]:
+        """Those, and whoever taught a run that this one goes on from, sorted: no promise may rest on them."""
+        return tuple(sorted({*self.teaching_patients, *self.taught_before}))
+
+    def without_teachers(self) -> Self:
+        """What is left of it in a run that goes on from it and has no feedback of its own."""
+        return replace(self, reviewed=(), reported=(), judged=(), preferred=(), taught_before=self.ever_taught)
 
     def write(self, path: Path) -> None:
         """Writes it as JSON, whole or not at all."""
@@ -166,6 +177,7 @@ class LearnedFeedback:
                 int(content["elsewhere"]),
                 tuple(JudgedCase(**each) for each in content.get("judged", [])),
                 tuple(PreferredCase(**each) for each in content.get("preferred", [])),
+                tuple(content.get("taught_before", [])),
             )
         except (KeyError, TypeError, ValueError) as error:
             raise DataError(f"{path}: not a record of feedback ({error!r}); {_ADVICE}") from error

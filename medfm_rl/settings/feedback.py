@@ -50,8 +50,9 @@ class FeedbackSettings(Settings):
         0.0,
         ge=0,
         lt=1,
-        description="Share of the reviewed patients that never teach, so that promises can rest on them. Patients of "
-        "an audit draw are kept in any case, unless learn_from_audit is set.",
+        description="Share of the reviewed patients that never teach, so that promises can rest on them; each is drawn "
+        "by himself, whoever else is in the store. Patients of an audit draw are kept in any case, unless "
+        "learn_from_audit is set. Whoever taught a run that is gone on from is not kept.",
     )
     learn_from_audit: bool = Field(
         False, description="Learn from patients of an audit draw too; no promise can rest on them after that."

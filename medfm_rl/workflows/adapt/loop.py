@@ -40,7 +40,13 @@ from medfm_rl.workflows.adapt.choosing.candidates import CandidatePool
 from medfm_rl.workflows.adapt.choosing.choice import Witnesses, choose
 from medfm_rl.workflows.adapt.choosing.cross_fit import cross_fit
 from medfm_rl.workflows.adapt.context import RunContext
-from medfm_rl.workflows.adapt.continuing import Continuation, first_iteration, require_same_segmenter, take_over
+from medfm_rl.workflows.adapt.continuing import (
+    Continuation,
+    first_iteration,
+    learned_before,
+    require_same_segmenter,
+    take_over,
+)
 from medfm_rl.workflows.adapt.feedback.gathering import as_record, gather, say_what_is_learned
 from medfm_rl.workflows.adapt.forecast.expectation import Expectation
 from medfm_rl.workflows.adapt.forecast.look_ahead import look_ahead, resumed, settings_of_run
@@ -193,10 +199,12 @@ def _start(
 
 
 def _gathered(config: AdaptConfig, progress: Progress) -> LearnedFeedback | None:
-    """What the store of the settings says of the target, where they name one."""
+    """What the store of the settings says of the target, where they name one, and who taught an earlier run."""
+    before = learned_before(config)
     if config.feedback is None:
-        return None
-    learned = gather(config.feedback, find_cases(config.target), config.seed, progress)
+        return None if before is None else before.without_teachers()
+    taught = () if before is None else before.ever_taught
+    learned = gather(config.feedback, find_cases(config.target), config.seed, progress, taught)
     say_what_is_learned(learned)
     return learned
 

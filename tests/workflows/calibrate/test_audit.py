@@ -168,14 +168,15 @@ def test_cases_that_were_not_drawn_and_patients_who_taught_are_left_out_by_name(
 def test_whoever_taught_in_whatever_way_carries_no_promise(folder: Path) -> None:
     run = load_run(folder / "run", "cpu")
     store = review(folder, run, lambda *_: None)
-    names = [file.patient_id for file in find_cases(DataSettings(path=folder / "images"))[:3]]
+    names = [file.patient_id for file in find_cases(DataSettings(path=folder / "images"))[:4]]
     learned(
         reported=(Reported(names[0], None, "EF", None, 55.0, None),),
         judged=(JudgedCase("c", names[1], "a", None, "grade", 0.5, 1.0),),
         preferred=(PreferredCase("c", names[2], "a", "b", None, 1.0),),
+        taught_before=(names[3],),
     ).write(folder / "run" / "feedback.json")
     result = calibrate_on_audit(run, request(folder, store))
-    assert result.promise.patients == PATIENTS - 3
+    assert result.promise.patients == PATIENTS - 4
     assert result.promise.evidence is not None
     assert set(result.promise.evidence.left_out.values()) == {f"patient {name} taught the run" for name in names}
 

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any, Final
-
-import numpy as np
 
 from medfm_rl.data.layouts import CaseFile
 from medfm_rl.errors import DataError
 from medfm_rl.feedback import CorrectedMask, Feedback, FeedbackStore, Measurement, Verdict
 from medfm_rl.feedback.agreement import expert_masks
+from medfm_rl.feedback.standing import audited, standing, state_hash
 from medfm_rl.progress import Progress
 from medfm_rl.runs.learned_feedback import LearnedFeedback, Reported, ReviewedCase
 from medfm_rl.seeding import derive_seed
@@ -19,13 +18,21 @@ from medfm_rl.settings import FeedbackSettings
 from medfm_rl.workflows.adapt.feedback.judged import judged_cases, preferred_cases
 
 _LOG = logging.getLogger(__name__)
-_AUDIT: Final = "audit"
+_KEPT: Final = "feedback kept"
+_SEEDS: Final = 2**31
+"""How many seeds there are: a seed over it is a number in [0, 1)."""
 _CORRECTED_TRUST: Final = 1.0
 _MASK_KINDS: Final = {"masks": CorrectedMask, "accepted": Verdict}
 """What `feedback.kinds` calls the entries that expert masks come from."""
 
 
-def gather(settings: FeedbackSettings, files: Sequence[CaseFile], seed: int, progress: Progress) -> LearnedFeedback:
+def gather(
+    settings: FeedbackSettings,
+    files: Sequence[CaseFile],
+    seed: int,
+    progress: Progress,
+    taught_before: Collection[str] = (),
+) -> LearnedFeedback:
     """Finds what a store says of the cases of a target.
 
     Args:
@@ -33,39 +40,49 @@ def gather(settings: FeedbackSettings, files: Sequence[CaseFile], seed: int, pro
         files: The cases of the target.
         seed: Of the run; it draws the patients who are kept.
         progress: Told how many images were compared with those of the store.
+        taught_before: Patients who taught a run that this one goes on from: none of them is kept.
 
     Raises:
         FeedbackError: The store cannot be read.
         DataError: An image cannot be read, or nothing in the store is of the target.
     """
     with FeedbackStore.open(settings.store) as store:
-        entries, state_hash, name = store.entries(), store.state_hash(), store.where
+        history, name = store.history(), store.where
+    entries = standing(history).in_force
     case_of = _cases_by_image(files, {entry.image_sha256 for entry in entries if entry.image_sha256}, progress)
     patients = {file.patient_id for file in files}
-    of_target = [
-        entry
-        for entry in entries
-        if (entry.image_sha256 in case_of if entry.image_sha256 is not None else entry.patient in patients)
-    ]
+    of_target = _of_target(entries, case_of, patients)
     if not of_target:
         raise DataError(
             f"feedback: {name} says nothing of the {len(files)} cases of the target, by the content of their "
             f"images; it has {len(entries)} entries. Give the images that were reviewed as target, or another store"
         )
-    kept = _kept(of_target, case_of, settings, seed)
+    audit = {_patient(entry, case_of) for entry in _of_target(audited(history), case_of, patients)}
+    kept = _kept({_patient(entry, case_of) for entry in of_target}, audit, settings, seed, taught_before)
     reviewed = _reviewed(of_target, case_of, settings)
     reported = _reported(of_target, case_of) if "measurements" in settings.kinds else ()
     elsewhere = {entry.image_sha256 for entry in entries if entry.image_sha256} - case_of.keys()
     return LearnedFeedback(
         name,
-        state_hash,
+        state_hash(entries),
         tuple(each for each in reviewed if each.patient_id not in kept),
         tuple(each for each in reported if each.patient_id not in kept),
         tuple(sorted(kept)),
         len(elsewhere),
         tuple(each for each in judged_cases(of_target, case_of, settings) if each.patient_id not in kept),
         tuple(each for each in preferred_cases(of_target, case_of, settings) if each.patient_id not in kept),
+        tuple(sorted(taught_before)),
     )
+
+
+def _of_target(
+    entries: Iterable[Feedback], case_of: Mapping[str, CaseFile], patients: Collection[str]
+) -> list[Feedback]:
+    return [
+        entry
+        for entry in entries
+        if (entry.image_sha256 in case_of if entry.image_sha256 is not None else entry.patient in patients)
+    ]
 
 
 def _cases_by_image(files: Sequence[CaseFile], wanted: Iterable[str], progress: Progress) -> dict[str, CaseFile]:
@@ -79,14 +96,40 @@ def _cases_by_image(files: Sequence[CaseFile], wanted: Iterable[str], progress: 
 
 
 def _kept(
-    entries: Sequence[Feedback], case_of: Mapping[str, CaseFile], settings: FeedbackSettings, seed: int
+    patients: Collection[str],
+    audit: Collection[str],
+    settings: FeedbackSettings,
+    seed: int,
+    taught_before: Collection[str],
 ) -> set[str]:
-    """Patients who never teach: those of an audit draw, and a random share of the others."""
-    audited = {_patient(entry, case_of) for entry in entries if entry.drawn == _AUDIT}
-    others = sorted({_patient(entry, case_of) for entry in entries} - audited)
-    drawn = np.random.default_rng(derive_seed(seed, "feedback kept")).permutation(len(others))
-    also = {others[index] for index in drawn[: round(settings.calibration_share * len(others))]}
-    return also if settings.learn_from_audit else audited | also
+    """Patients who never teach: those of an audit draw, and a random share of the others.
+
+    Each is drawn by himself, so that a store that grows changes nothing for those who are in it. Whoever has taught
+    a run that this one goes on from is in its weights and in D_R, and cannot be kept any more.
+
+    Args:
+        patients: Those with feedback.
+        audit: Those of an audit draw.
+        settings: The share, and whether audit patients teach too.
+        seed: Of the run.
+        taught_before: Those who taught an earlier run.
+    """
+    also = {
+        patient
+        for patient in patients
+        if patient not in audit and derive_seed(seed, _KEPT, patient) / _SEEDS < settings.calibration_share
+    }
+    wanted = also if settings.learn_from_audit else also.union(audit).intersection(patients)
+    too_late = sorted(wanted.intersection(audit, taught_before))
+    if too_late:
+        _LOG.warning(
+            "feedback: %d patients of an audit draw are not kept for promises, because they taught the run that this "
+            "one goes on from, and go on teaching: %s. Draw audit patients among those who taught nothing "
+            "(`medfm-rl propose` does)",
+            len(too_late),
+            ", ".join(too_late),
+        )
+    return wanted.difference(taught_before)
 
 
 def _patient(entry: Feedback, case_of: Mapping[str, CaseFile]) -> str:
@@ -153,4 +196,5 @@ def as_record(learned: LearnedFeedback) -> dict[str, Any]:
         "feedback_judgements": len(learned.judgements),
         "feedback_values": len(learned.reported),
         "feedback_kept_patients": len(learned.kept),
+        "feedback_patients_before": len(learned.taught_before),
     }

@@ -11,7 +11,7 @@ from support.tiny_runs import tiny_config
 from medfm_rl.adapters import TorchModuleAdapter
 from medfm_rl.data.layouts import CaseFile, find_cases
 from medfm_rl.errors import DataError, ModelError
-from medfm_rl.feedback import CorrectedMask, FeedbackStore, Grade, Mask, Measurement, Preference, Verdict
+from medfm_rl.feedback import CorrectedMask, FeedbackStore, Grade, Mask, Measurement, Preference, Removal, Verdict
 from medfm_rl.feedback.entries import Drawn, Entry
 from medfm_rl.reward.dataset import ActionDataset
 from medfm_rl.runs.learned_feedback import LearnedFeedback
@@ -21,7 +21,7 @@ from medfm_rl.workflows.adapt.checks import split_target
 from medfm_rl.workflows.adapt.choosing.cross_fit import CrossFit
 from medfm_rl.workflows.adapt.choosing.selection import Selection
 from medfm_rl.workflows.adapt.context import RunContext
-from medfm_rl.workflows.adapt.continuing import Continuation
+from medfm_rl.workflows.adapt.continuing import Continuation, learned_before
 from medfm_rl.workflows.adapt.feedback.gathering import gather
 from medfm_rl.workflows.adapt.feedback.judged_images import load_judged
 from medfm_rl.workflows.adapt.feedback.reported import goals_of_cases
@@ -99,9 +99,47 @@ def test_a_share_of_the_patients_is_kept_for_promises(simulated_echo: Path, tmp_
     files = target_of(simulated_echo)
     store = reviewed_store(tmp_path / "s.sqlite", files)
     learned = gather(FeedbackSettings(store=store, calibration_share=0.5), files, 0, quiet)
-    assert len(learned.kept) == 3
+    assert 0 < len(learned.kept) < 6
     assert set(learned.kept) | set(learned.teaching_patients) == set(patients(files))
     assert not set(learned.kept) & set(learned.teaching_patients)
+    # With fewer in the store, the same of these.
+    first = set(patients(files)[:3])
+    fewer = reviewed_store(tmp_path / "fewer.sqlite", [file for file in files if file.patient_id in first])
+    before = gather(FeedbackSettings(store=fewer, calibration_share=0.5), files, 0, quiet)
+    assert set(before.kept) == first & set(learned.kept)
+
+
+def test_an_audit_draw_stays_one_when_the_same_is_said_again(simulated_echo: Path, tmp_path: Path) -> None:
+    files = target_of(simulated_echo)
+    store = tmp_path / "s.sqlite"
+    reviewed_store(store, files[:1], drawn="audit")
+    reviewed_store(store, files[:1])
+    reviewed_store(store, [file for file in files if file.patient_id == patients(files)[1]])
+    kept = gather(FeedbackSettings(store=str(store)), files, 0, quiet).kept
+    assert kept == (files[0].patient_id,)
+    with FeedbackStore.open(store) as opened:
+        entry = next(entry for entry in opened.history() if isinstance(entry, CorrectedMask) and entry.drawn == "audit")
+        opened.add([Removal(reviewer="r1", removes=entry.id, reason="it was not drawn at random")])
+    assert gather(FeedbackSettings(store=str(store)), files, 0, quiet).kept == ()
+
+
+def test_whoever_taught_a_run_teaches_those_that_go_on_from_it(
+    simulated_echo: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    files = target_of(simulated_echo)
+    taught, late, new = patients(files)[:3]
+    store = tmp_path / "s.sqlite"
+    reviewed_store(store, [file for file in files if file.patient_id == taught])
+    reviewed_store(store, [file for file in files if file.patient_id in (late, new)], drawn="audit")
+    settings = FeedbackSettings(store=str(store), calibration_share=0.99)
+    learned = gather(settings, files, 0, quiet, [taught, late, "p-of-old"])
+    assert (learned.kept, learned.teaching_patients) == ((new,), (taught, late))
+    assert learned.taught_before == ("p-of-old", taught, late)
+    assert f"go on teaching: {late}." in caplog.text
+    learned.write(tmp_path / "feedback.json")
+    assert LearnedFeedback.read(tmp_path / "feedback.json") == learned
+    after = learned.without_teachers()
+    assert (after.teaching_patients, after.ever_taught, after.kept) == ((), ("p-of-old", taught, late), (new,))
 
 
 def test_an_accepted_mask_teaches_less_and_not_beside_a_corrected_one(simulated_echo: Path, tmp_path: Path) -> None:
@@ -253,6 +291,10 @@ def test_a_run_goes_on_from_another_with_its_actions_rewards_and_result(
     assert names[-1].startswith("iteration-01/candidates/")
     # Repeated, it is finished.
     adapt(later, True, quiet)
+    # Whoever taught the second is known to a third.
+    before = learned_before(later.model_copy(update={"continues": second.path}))
+    assert before is not None
+    assert before.ever_taught == (files[0].patient_id,)
     other = tiny_config(simulated_echo, source_model, tmp_path / "third", iterations=1, continues=tmp_path / "nothing")
     with pytest.raises(ModelError, match="nothing"):
         adapt(other, False, quiet)
