@@ -19,6 +19,7 @@ from torch import Tensor
 
 from medfm_rl.adapters import SegmenterAdapter
 from medfm_rl.adapters.base import without_gradient
+from medfm_rl.adapters.loading import load_segmenter
 from medfm_rl.data.files import hash_file, hash_folder, scratch_folder
 from medfm_rl.data.layouts import find_cases
 from medfm_rl.data.locks import alone_in
@@ -204,7 +205,14 @@ def _gathered(config: AdaptConfig, progress: Progress) -> LearnedFeedback | None
     if config.feedback is None:
         return None if before is None else before.without_teachers()
     taught = () if before is None else before.ever_taught
-    learned = gather(config.feedback, find_cases(config.target), config.seed, progress, taught)
+    learned = gather(
+        config.feedback,
+        find_cases(config.target),
+        config.seed,
+        progress,
+        taught,
+        load_segmenter(config.segmenter).schema,
+    )
     say_what_is_learned(learned)
     return learned
 

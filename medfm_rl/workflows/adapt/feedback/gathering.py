@@ -15,7 +15,10 @@ from medfm_rl.progress import Progress
 from medfm_rl.runs.learned_feedback import LearnedFeedback, Reported, ReviewedCase
 from medfm_rl.seeding import derive_seed
 from medfm_rl.settings import FeedbackSettings
+from medfm_rl.types import LabelSchema
+from medfm_rl.workflows.adapt.feedback.fitting import require_fitting
 from medfm_rl.workflows.adapt.feedback.judged import judged_cases, preferred_cases
+from medfm_rl.workflows.adapt.feedback.reported import some_of
 
 _LOG = logging.getLogger(__name__)
 _KEPT: Final = "feedback kept"
@@ -32,6 +35,7 @@ def gather(
     seed: int,
     progress: Progress,
     taught_before: Collection[str] = (),
+    schema: LabelSchema | None = None,
 ) -> LearnedFeedback:
     """Finds what a store says of the cases of a target.
 
@@ -41,13 +45,27 @@ def gather(
         seed: Of the run; it draws the patients who are kept.
         progress: Told how many images were compared with those of the store.
         taught_before: Patients who taught a run that this one goes on from: none of them is kept.
+        schema: Structures of the segmenter that shall learn from it; None leaves open whether it can.
 
     Raises:
         FeedbackError: The store cannot be read.
-        DataError: An image cannot be read, or nothing in the store is of the target.
+        DataError: An image cannot be read, nothing in the store is of the target, or something cannot teach the
+            segmenter.
     """
     with FeedbackStore.open(settings.store) as store:
-        history, name = store.history(), store.where
+        return _gather(store, settings, files, seed, progress, taught_before, schema)
+
+
+def _gather(
+    store: FeedbackStore,
+    settings: FeedbackSettings,
+    files: Sequence[CaseFile],
+    seed: int,
+    progress: Progress,
+    taught_before: Collection[str],
+    schema: LabelSchema | None,
+) -> LearnedFeedback:
+    history, name = store.history(), store.where
     entries = standing(history).in_force
     case_of = _cases_by_image(files, {entry.image_sha256 for entry in entries if entry.image_sha256}, progress)
     patients = {file.patient_id for file in files}
@@ -61,6 +79,11 @@ def gather(
     kept = _kept({_patient(entry, case_of) for entry in of_target}, audit, settings, seed, taught_before)
     reviewed = _reviewed(of_target, case_of, settings)
     reported = _reported(of_target, case_of) if "measurements" in settings.kinds else ()
+    if schema is not None:
+        teaching = [entry for entry in of_target if _patient(entry, case_of) not in kept]
+        require_fitting(store, teaching, settings.kinds, reviewed, schema)
+    if "measurements" in settings.kinds:
+        _tell_strangers(entries, patients)
     elsewhere = {entry.image_sha256 for entry in entries if entry.image_sha256} - case_of.keys()
     return LearnedFeedback(
         name,
@@ -73,6 +96,22 @@ def gather(
         tuple(each for each in preferred_cases(of_target, case_of, settings) if each.patient_id not in kept),
         tuple(sorted(taught_before)),
     )
+
+
+def _tell_strangers(entries: Iterable[Feedback], patients: Collection[str]) -> None:
+    """Warns of values of patients who have no image in the target: names may be spelled in two ways."""
+    strangers = [
+        entry.patient
+        for entry in entries
+        if isinstance(entry, Measurement) and entry.image_sha256 is None and entry.patient not in patients
+    ]
+    if strangers:
+        _LOG.warning(
+            "feedback: %d values of reports are of patients of whom the target has no image, by name, and teach "
+            "nothing: %s. Give their images as target too, or name patients alike (target.patient_pattern)",
+            len(strangers),
+            some_of(strangers),
+        )
 
 
 def _of_target(

@@ -315,7 +315,7 @@ def test_reports_become_goals_of_the_frames_of_a_view(
     goals = goals_of_cases(learned.reported, files, TorchModuleAdapter.load(source_model))
     pairs = [view for view in views if sum(file.case_id.startswith(f"{view}_") for file in own) == 2]
     assert len(goals) == 2 * len(pairs)
-    assert "1 values of diameter teach nothing" in caplog.text
+    assert f"1 values of diameter ({first}) teach nothing" in caplog.text
     caplog.clear()
     others = [file for file in files if file.patient_id != first]
     with caplog.at_level("INFO"):
@@ -461,6 +461,54 @@ def test_a_run_learns_from_grades_and_preferences(
     assert domains.judged is not None
     assert domains.judged.patients == set(learned.judged_patients) - set(patients(selecting))
     assert domains.judged.masks[0].actions.shape == (1, 32, 32)
+
+
+def test_what_cannot_teach_is_refused_before_a_run_is_started_by_case_and_entry(
+    simulated_echo: Path, source_model: Path, tmp_path: Path
+) -> None:
+    files = target_of(simulated_echo)
+    first, second, third = (next(file for file in files if file.patient_id == name) for name in patients(files)[:3])
+    about = {"reviewer": "report", "patient": first.patient_id, "case": first.case_id}
+    area = Measurement(**about, image_sha256=first.hash_images(), name="area", value=900.0, unit="mm2", structure="LVX")  # type: ignore[arg-type]
+    fits = Measurement(reviewer="report", patient=first.patient_id, name="EF", value=55.0, unit="%")
+    truth = mask_of(second)
+    small = Mask.of(truth.labels[:-1], truth.names, truth.geometry)
+    strange = Mask.of(mask_of(third).labels, ("background", "RV", "PA", "RA"), truth.geometry)
+    entries: list[Entry] = [
+        area,
+        fits,
+        drawn_by(second, truth),
+        drawn_by(second, small, "r2"),
+        drawn_by(third, strange),
+    ]
+    store = store_with(tmp_path / "s.sqlite", entries, [truth, small, strange])
+    settings = FeedbackSettings(store=store)
+    with pytest.raises(DataError, match=r"3 entries of .*s\.sqlite cannot teach this segmenter") as caught:
+        gather(settings, files, 0, quiet, schema=SCHEMA)
+    said = str(caught.value)
+    assert f"case {first.case_id}, entry {area.id}: the value of area is of the structure 'LVX'" in said
+    assert f"case {second.case_id}, entry {entries[2].id}: its mask and that of case" in said
+    assert f"entry {entries[4].id}: mask {strange.sha256}: has RV, PA, RA" in said
+    assert "feedback remove" in said
+    config = tiny_config(simulated_echo, source_model, tmp_path / "run", iterations=1, feedback=settings)
+    with pytest.raises(DataError, match="3 entries"):
+        adapt(config, False, quiet)
+    assert not (tmp_path / "run" / "config.yaml").exists()
+    assert len(gather(FeedbackSettings(store=store, kinds=("accepted",)), files, 0, quiet, schema=SCHEMA).reviewed) == 0
+
+
+def test_values_of_patients_who_are_not_in_the_target_are_named(
+    simulated_echo: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    files = target_of(simulated_echo)
+    entries: list[Entry] = [
+        Measurement(reviewer="report", patient=name, name="EF", value=55.0, unit="%")
+        for name in (files[0].patient_id, *(f"x{number}" for number in range(7)))
+    ]
+    learned = gather(FeedbackSettings(store=store_with(tmp_path / "s.sqlite", entries, [])), files, 0, quiet)
+    assert len(learned.reported) == 1
+    assert "7 values of reports are of patients of whom the target has no image" in caplog.text
+    assert "x0, x1, x2, x3, x4, 2 more. Give their images as target too" in caplog.text
 
 
 def test_a_judgement_of_a_structure_that_the_segmenter_lacks_is_refused_by_name(
