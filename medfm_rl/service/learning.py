@@ -21,6 +21,7 @@ from medfm_rl.service.catalogue import Catalogue
 from medfm_rl.service.errors import DeskError
 from medfm_rl.service.jobs import Job
 from medfm_rl.settings import AdaptConfig, FeedbackSettings
+from medfm_rl.settings.feedback import has_password
 from medfm_rl.settings.files import dump_config, load_config
 
 RUN, CONFIG, COMPARISON, KEPT = "run", "adapt.yaml", "comparison", "kept"
@@ -165,6 +166,11 @@ def _write_adaptation(job: Job, place: Path, where: str) -> None:
     started = load_config(run / "config.yaml", AdaptConfig)
     target = place / "target"
     _link_images([*(Path(path) for path in job.arguments["images"]), *_target_of(started)], target)
+    if has_password(where):
+        raise DataError(
+            "the desk was opened with a password in the URL of its store, and the settings of an adaptation are "
+            "written down: open the desk without it, and give it by PGPASSWORD or ~/.pgpass"
+        )
     store = where if "://" in where else str(Path(where).absolute())
     config = started.model_copy(
         update={
