@@ -384,8 +384,8 @@ class LabelSchema:
                 )
             raise DataError(
                 f"{where}: label {first} is not one of those that are expected ({known}). "
-                "Correct the mask, the list of structures, or --labels, by which score, correct and calibrate take "
-                "--masks with other integers."
+                "Correct the mask or the list of structures, or say what its integers mean: by --labels, and of masks "
+                "that came back from a reviewer by --corrected-labels."
             )
         table = np.zeros(256, dtype=np.uint8)
         table[list(index_of)] = list(index_of.values())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -96,7 +97,27 @@ def add_command(
     same reviewer said something else before, the new entry is in force; the former stays in the history.
     """
     if exported is not None:
-        _require_alone(reviewer, images, masks, corrected, verdicts, preferences, measurements, run, structures)
+        _require_alone(
+            {
+                "--reviewer": reviewer,
+                "--images": images,
+                "--masks": masks,
+                "--corrected": corrected,
+                "--verdicts": verdicts,
+                "--preferences": preferences,
+                "--measurements": measurements,
+                "--run": run,
+                "--structures": structures,
+                "--labels": labels,
+                "--corrected-labels": corrected_labels,
+                "--drawn": None if drawn == "other" else drawn,
+                "--comment": comment or None,
+                "--unseen": unseen or None,
+                "--layout": None if layout == "auto" else layout,
+                "--patient-pattern": patient_pattern,
+                "--where": where or None,
+            }
+        )
         _merge(store, exported)
         return
     from medfm_rl.data.mask_labels import parse_structures
@@ -244,7 +265,7 @@ def remove_command(
     _print_state(store)
 
 
-def _require_alone(*others: object) -> None:
+def _require_alone(others: Mapping[str, object]) -> None:
     """Refuses options beside --from.
 
     Raises:
@@ -252,8 +273,12 @@ def _require_alone(*others: object) -> None:
     """
     from medfm_rl.errors import ConfigError
 
-    if any(other is not None for other in others):
-        raise ConfigError("--from takes over all that another store holds, reviewers included; give it alone")
+    given = [name for name, value in others.items() if value is not None]
+    if given:
+        raise ConfigError(
+            "--from takes over all that another store holds as it is, reviewers included; give it alone, without "
+            f"{', '.join(given)}"
+        )
 
 
 def _merge(store: str, exported: Path) -> None:
@@ -277,10 +302,15 @@ def _print_added(added: Added) -> None:
     listed = ", ".join(f"{count} {kind}{'s' if count > 1 else ''}" for kind, count in counts.items())
     typer.echo(f"Added: {listed or 'nothing'}; {len(added.repeated)} were there already")
     for before, after in added.replaced:
+        former, new = describe(before), describe(after)
+        if before.drawn != after.drawn:
+            former, new = f"{former}, drawn: {before.drawn},", f"{new}, drawn: {after.drawn},"
         typer.echo(
-            f"Replaced: {before.subject}, reviewer {before.reviewer}: {describe(before)} of "
-            f"{before.time:%Y-%m-%d %H:%M} is no longer in force; {describe(after)} is"
+            f"Replaced: {before.subject}, reviewer {before.reviewer}: {former} of {before.time:%Y-%m-%d %H:%M} is no "
+            f"longer in force; {new} is"
         )
+        if before.drawn == "audit" != after.drawn:
+            typer.echo(f"{before.subject} stays a case of the audit draw; `feedback remove` takes it out of that")
 
 
 def _print_state(store: str) -> None:

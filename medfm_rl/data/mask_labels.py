@@ -16,7 +16,7 @@ from medfm_rl.types import BACKGROUND, LabelSchema
 _LOG = logging.getLogger(__name__)
 
 
-def parse_mask_labels(text: str, schema: LabelSchema) -> LabelSchema:
+def parse_mask_labels(text: str, schema: LabelSchema, option: str = "--labels") -> LabelSchema:
     """Reads what a user says of the integers in mask files; a warning names the structures that are left out.
 
     Args:
@@ -24,6 +24,7 @@ def parse_mask_labels(text: str, schema: LabelSchema) -> LabelSchema:
             background is 0, unless `background=INTEGER` is among them. Where structures overlap, what lies in several
             is named by all of them: `WT=1,WT+TC=2`.
         schema: Structures of the run, whose names are used.
+        option: What the user says it by, for messages.
 
     Returns:
         The structures that were named, and the integers that stand for them.
@@ -31,11 +32,11 @@ def parse_mask_labels(text: str, schema: LabelSchema) -> LabelSchema:
     Raises:
         ConfigError: It is not of that form, names something else or nothing, or gives two the same integer.
     """
-    ids = _integers(text, "--labels")
+    ids = _integers(text, option)
     for name in ids:
         if not set(_structures_in(name, schema)) <= set(schema.names):
             raise ConfigError(
-                f"--labels {name}={ids[name]}: there is no {name}; the run segments {', '.join(schema.structures)}"
+                f"{option} {name}={ids[name]}: there is no {name}; the run segments {', '.join(schema.structures)}"
             )
     background = ids.pop(BACKGROUND, 0)
     taken_in = {
@@ -44,10 +45,11 @@ def parse_mask_labels(text: str, schema: LabelSchema) -> LabelSchema:
     }
     missing = [name for name, labels in taken_in.items() if not labels]
     if not ids:
-        raise ConfigError(f"--labels {text}: names no structure; the run segments {', '.join(schema.structures)}")
+        raise ConfigError(f"{option} {text}: names no structure; the run segments {', '.join(schema.structures)}")
     if missing:
         _LOG.warning(
-            "--labels %s: does not name %s: no mask has it, and score refers masks that lack a structure of the run",
+            "%s %s: does not name %s: no mask has it, and score refers masks that lack a structure of the run",
+            option,
             text,
             " and ".join(missing),
         )
@@ -87,7 +89,9 @@ def schema_of_masks(text: str | None, folder: Path) -> LabelSchema:
     return LabelSchema.from_integers(ids)
 
 
-def labels_in_masks(text: str | None, masks: Mapping[str, Path], schema: LabelSchema) -> LabelSchema | None:
+def labels_in_masks(
+    text: str | None, masks: Mapping[str, Path], schema: LabelSchema, option: str = "--labels"
+) -> LabelSchema | None:
     """The meaning of the integers in masks that are given; None for that of the run.
 
     Args:
@@ -95,13 +99,14 @@ def labels_in_masks(text: str | None, masks: Mapping[str, Path], schema: LabelSc
             such as nnU-Net writes beside its predictions.
         masks: The masks by case.
         schema: Structures of the run.
+        option: What the user says it by, for messages.
 
     Raises:
         ConfigError: As in `parse_mask_labels`.
         DataError: `dataset.json` cannot be read, or does not name the structures of the run.
     """
     if text is not None:
-        return parse_mask_labels(text, schema)
+        return parse_mask_labels(text, schema, option)
     described = None if not masks else described_labels(next(iter(masks.values())).parent)
     return None if described is None else described.schema_for(schema)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from medfm_rl.feedback.entries import CorrectedMask, Entry, Removal, masks_of, structures_of
+from medfm_rl.feedback.entries import CorrectedMask, Entry, Removal, Verdict, masks_of, structures_of
 from medfm_rl.feedback.errors import FeedbackError
 from medfm_rl.feedback.standing import Standing, describe
 
@@ -58,6 +58,27 @@ def require_masks(entries: Sequence[Entry], names: Mapping[str, tuple[str, ...]]
                     f"{entry.subject}: the corrected mask has {', '.join(corrected[1:])} and the one that was shown "
                     f"{', '.join(shown_[1:])}; both must have the same structures. Nothing was added"
                 )
+
+
+def require_a_fault(entries: Sequence[Entry], names: Mapping[str, tuple[str, ...]]) -> None:
+    """Refuses entries of one call that reject a mask as a whole and accept each of its structures.
+
+    Raises:
+        FeedbackError: There are such; the message names the mask.
+    """
+    said: dict[tuple[str, str], list[Verdict]] = {}
+    for entry in entries:
+        if isinstance(entry, Verdict):
+            said.setdefault((entry.reviewer, entry.mask_sha256), []).append(entry)
+    for (reviewer, sha256), verdicts in said.items():
+        accepted = {verdict.structure for verdict in verdicts if verdict.decision == "accept"}
+        rejected = [verdict for verdict in verdicts if verdict.decision == "reject" and verdict.structure is None]
+        structures = names.get(sha256, ())[1:]
+        if rejected and structures and accepted.issuperset(structures):
+            raise FeedbackError(
+                f"{rejected[0].subject}: reviewer {reviewer} contradicts itself: {describe(rejected[0])}, and each of "
+                "its structures is accepted; reject the one that is at fault, or accept the mask. Nothing was added"
+            )
 
 
 def require_in_force(new: Sequence[Entry], after: Standing) -> None:

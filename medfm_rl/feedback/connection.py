@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import importlib.util
+import os
+import re
 import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from sqlalchemy import create_engine, event
 from sqlalchemy.engine import URL, Connection, Engine, make_url
@@ -20,7 +23,11 @@ from medfm_rl.feedback.errors import FeedbackError
 LONGEST_WAIT = 60
 """Seconds that a writer waits for the others."""
 _REPEAT = "nothing of this call was added; repeat it, and what is already there is not added twice"
+_REPEAT_READING = "then repeat the command"
 _POSTGRESQL_FULL = "53100"
+_NO_DATABASE = "3D000"
+_NO_SUCH_DATABASE = re.compile(r'database "[^"]*" does not exist')
+"""What a server says to whom it does not connect: the driver gives no state then."""
 
 
 def is_url(where: Path | str) -> bool:
@@ -56,7 +63,9 @@ def connect(where: Path | str, keep: bool = False) -> Engine:
 
 def shown(where: Path | str) -> str:
     """A place without the password in it."""
-    return make_url(str(where)).render_as_string(hide_password=True) if is_url(where) else str(where)
+    if not is_url(where):
+        return str(where)
+    return make_url(str(where)).difference_update_query(["password"]).render_as_string(hide_password=True)
 
 
 def writing(engine: Engine) -> Engine:
@@ -65,8 +74,12 @@ def writing(engine: Engine) -> Engine:
 
 
 @contextmanager
-def answering(where: str) -> Iterator[None]:
+def answering(where: str, writes: bool = True) -> Iterator[None]:
     """Says in our words what a database answers in its own.
+
+    Args:
+        where: Name of the store.
+        writes: Whether something was to be added, of which is said then that it was not.
 
     Raises:
         FeedbackError: In place of an error of SQLAlchemy.
@@ -74,39 +87,48 @@ def answering(where: str) -> Iterator[None]:
     try:
         yield
     except SQLAlchemyError as error:
-        raise FeedbackError(f"{where}: {_in_words(error)}") from error
+        raise FeedbackError(f"{where}: {_in_words(error, _REPEAT if writes else _REPEAT_READING)}") from error
 
 
-def _in_words(error: SQLAlchemyError) -> str:
+def _in_words(error: SQLAlchemyError, repeat: str) -> str:
     origin: Any = error.orig if isinstance(error, DBAPIError) else error
     text = str(origin).strip().splitlines()[0] if str(origin).strip() else type(origin).__name__
     name = getattr(origin, "sqlite_errorname", "")
     state = getattr(origin, "sqlstate", None)
     if name == "SQLITE_FULL" or state == _POSTGRESQL_FULL:
-        return f"the disk is full ({text}); make room. {_REPEAT.capitalize()}"
+        return f"the disk is full ({text}); make room. {_sentence(repeat)}"
     if name.startswith(("SQLITE_BUSY", "SQLITE_LOCKED")) or state == "55P03":
-        return f"another process has kept the store for {LONGEST_WAIT} s ({text}); {_REPEAT}"
+        return f"another process has kept the store for {LONGEST_WAIT} s ({text}); {repeat}"
     if name.startswith("SQLITE_NOTADB"):
         return "is no SQLite file, or an encrypted one; give the store that `medfm-rl feedback add` made"
     if name.startswith("SQLITE_CORRUPT"):
         return f"the file is damaged ({text}); put it back from a copy"
     if name.startswith(("SQLITE_READONLY", "SQLITE_CANTOPEN", "SQLITE_PERM")) or state in ("42501", "25006"):
-        return f"cannot be opened or written ({text}); ask who owns it, or change its mode. {_REPEAT.capitalize()}"
+        return f"cannot be opened or written ({text}); ask who owns it, or change its mode. {_sentence(repeat)}"
+    if name.startswith("SQLITE_IOERR"):
+        return (
+            f"the file, or those that SQLite writes beside it, cannot be read or written ({text}); see whether the "
+            f"disk is full, or gone. {_sentence(repeat)}"
+        )
+    if state == _NO_DATABASE or _NO_SUCH_DATABASE.search(str(origin)):
+        return f"the server has no such database ({text}); make it (`createdb`), or correct the name"
     if isinstance(error, DBAPIError) and (error.connection_invalidated or _went_away(origin, state)):
-        return f"the database went away, or cannot be reached ({text}); see that it runs. {_REPEAT.capitalize()}"
-    return f"the database refuses ({text}); {_REPEAT}"
+        return f"the database went away, or cannot be reached ({text}); see that it runs. {_sentence(repeat)}"
+    return f"the database refuses ({text}); {repeat}"
+
+
+def _sentence(words: str) -> str:
+    return words[:1].upper() + words[1:]
 
 
 def _went_away(origin: Any, state: str | None) -> bool:
     """Whether a server shut down or was never there: classes 08 and 57P of its states, or no state at all."""
-    if isinstance(origin, sqlite3.Error):
-        return getattr(origin, "sqlite_errorname", "").startswith("SQLITE_IOERR")
     return type(origin).__name__ == "OperationalError" and (state is None or state.startswith(("08", "57P")))
 
 
 def _sqlite(path: Path, keep: bool) -> Engine:
     engine = create_engine(
-        URL.create("sqlite", database=str(path)),
+        _url_of(path),
         poolclass=QueuePool if keep else NullPool,
         # A connection that is kept goes from thread to thread, to one at a time.
         connect_args={"check_same_thread": not keep},
@@ -126,6 +148,19 @@ def _sqlite(path: Path, keep: bool) -> Engine:
         connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
 
     return engine
+
+
+def _url_of(path: Path) -> URL:
+    """A SQLite file; as one that nobody changes where nobody can.
+
+    Who reads a file with a write-ahead log makes further files beside it, which cannot be where the folder is not to be
+    written. With a log there, the file alone does not hold everything, and SQLite has to say so.
+    """
+    log = path.with_name(f"{path.name}-wal")
+    if not path.exists() or os.access(path.parent, os.W_OK) or log.exists():
+        return URL.create("sqlite", database=str(path))
+    query = {"mode": "ro", "immutable": "1", "uri": "true"}
+    return URL.create("sqlite", database=f"file:{quote(str(path.absolute()))}", query=query)
 
 
 def _postgresql(url: URL, keep: bool) -> Engine:

@@ -17,7 +17,7 @@ from medfm_rl.data.files import (
     write_text,
     write_versioned_json,
 )
-from medfm_rl.feedback.entries import Entry, masks_of
+from medfm_rl.feedback.entries import Entry, Feedback, masks_of
 from medfm_rl.feedback.errors import FeedbackError
 from medfm_rl.feedback.mask_places import described
 from medfm_rl.feedback.masks import Mask, geometry_from_text, read_mask, write_mask
@@ -102,12 +102,12 @@ def read_export(folder: Path) -> Export:
     """Reads what `export_store` wrote; the masks are read when they are asked for.
 
     Raises:
-        FeedbackError: It is no export, or damaged; the message names the line.
+        FeedbackError: It is no export, cut off, changed or damaged; the message names the line.
         DataError: It cannot be read.
     """
-    read_versioned_json(folder / SUMMARY_FILE, _FORMAT, _ADVICE, FeedbackError)
+    summary = read_versioned_json(folder / SUMMARY_FILE, _FORMAT, _ADVICE, FeedbackError)
     path = folder / ENTRIES_FILE
-    history = []
+    history, in_force = [], []
     for number, row in enumerate(_read_csv(path), 2):
         try:
             values: dict[str, Any] = {name: row[name] or None for name in _entry_columns()}
@@ -116,9 +116,35 @@ def read_export(folder: Path) -> Export:
             if row["grade"]:
                 values["grade"] = int(row["grade"])
             history.append(as_entry(values))
+            if row[_STATE] == IN_FORCE:
+                in_force.append(history[-1])
         except (KeyError, ValueError, TypeError) as error:
             raise FeedbackError(f"{path}, entry {number - 1}: is damaged ({error}); export the store again") from error
+    _require_whole(path, history, [entry for entry in in_force if isinstance(entry, Feedback)], summary)
     return Export(folder, tuple(history))
+
+
+def _require_whole(
+    path: Path, history: Sequence[Entry], in_force: Sequence[Feedback], summary: Mapping[str, Any]
+) -> None:
+    """Refuses a table that is not the one that `export.json` was written with.
+
+    What was in force is taken from the table, and not found out again: the version that wrote it may have told it by
+    other rules.
+
+    Raises:
+        FeedbackError: Entries are missing, or say something else.
+    """
+    if len(history) != summary.get("entries"):
+        raise FeedbackError(
+            f"{path}: has {len(history)} entries, and {SUMMARY_FILE} says {summary.get('entries')}: it was cut off or "
+            "changed; copy the folder again, or export the store again"
+        )
+    if state_hash(in_force) != summary.get("state_hash"):
+        raise FeedbackError(
+            f"{path}: does not say what {SUMMARY_FILE} was written with, by the hash of the state: it was changed; "
+            "copy the folder again, or export the store again"
+        )
 
 
 def state_of(entry: Entry, found: Standing) -> str:

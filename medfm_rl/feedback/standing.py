@@ -9,6 +9,7 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from medfm_rl.feedback.entries import (
+    WORST_GRADE,
     CorrectedMask,
     Entry,
     Feedback,
@@ -19,6 +20,7 @@ from medfm_rl.feedback.entries import (
     Verdict,
 )
 from medfm_rl.feedback.errors import FeedbackError
+from medfm_rl.feedback.units import QUANTITIES
 
 _NOT_SAID = ("id", "time", "comment")
 """Fields in which two entries that say the same differ."""
@@ -62,6 +64,18 @@ def standing(history: Iterable[Entry]) -> Standing:
     return Standing(in_force, replaced, removed)
 
 
+def audited(history: Iterable[Entry]) -> list[Feedback]:
+    """Entries on cases of an audit draw, whatever replaced them later: how a case was drawn does not change afterwards.
+
+    What was removed is not among them.
+    """
+    entries = list(history)
+    removed = {entry.removes for entry in entries if isinstance(entry, Removal)}
+    return [
+        entry for entry in entries if isinstance(entry, Feedback) and entry.drawn == "audit" and entry.id not in removed
+    ]
+
+
 def contradict(one: Feedback, other: Feedback) -> bool:
     """Whether not both can hold: the same reviewer said two things of one matter.
 
@@ -69,8 +83,10 @@ def contradict(one: Feedback, other: Feedback) -> bool:
     - two verdicts, or two grades, of the same mask and structure; or the acceptance of a whole mask and the rejection
       of a structure of it;
     - two preferences among the same two masks and for the same structure;
-    - two values of one quantity;
-    - the correction of a mask, and the acceptance of what it changes.
+    - two values of one quantity (an EF without a structure is that of the LV, as other quantities of a ventricle are),
+      or an end-diastolic volume below the end-systolic one;
+    - the correction of a mask, and the acceptance of what it changes;
+    - the acceptance of a mask, or of a structure, and the grade for useless.
 
     Two entries that say exactly the same count too: one of them is enough.
     """
@@ -78,14 +94,17 @@ def contradict(one: Feedback, other: Feedback) -> bool:
         return False
     pair = {type(one): one, type(other): other}
     if len(pair) == 2:
-        correction, verdict = pair.get(CorrectedMask), pair.get(Verdict)
-        return (
-            isinstance(correction, CorrectedMask)
-            and isinstance(verdict, Verdict)
-            and verdict.decision == "accept"
-            and verdict.mask_sha256 == correction.replaces_sha256
-            and (verdict.structure is None or verdict.structure in correction.changed)
-        )
+        verdict = pair.pop(Verdict, None)
+        (against,) = pair.values() if len(pair) == 1 else (None,)
+        if not isinstance(verdict, Verdict) or verdict.decision != "accept":
+            return False
+        if isinstance(against, CorrectedMask):
+            changed = verdict.structure is None or verdict.structure in against.changed
+            return verdict.mask_sha256 == against.replaces_sha256 and changed
+        if isinstance(against, Grade):
+            same = verdict.mask_sha256 == against.mask_sha256 and verdict.structure in (None, against.structure)
+            return same and against.grade == WORST_GRADE
+        return False
     match one, other:
         case Verdict(), Verdict() if one.mask_sha256 == other.mask_sha256:
             whole = {verdict.decision for verdict in (one, other) if verdict.structure is None}
@@ -96,7 +115,7 @@ def contradict(one: Feedback, other: Feedback) -> bool:
         case Preference(), Preference():
             return one.structure == other.structure and _pair(one) == _pair(other)
         case Measurement(), Measurement():
-            return (one.name, one.structure) == (other.name, other.structure)
+            return _contradicting_values(one, other)
         case _:
             return isinstance(one, CorrectedMask)
 
@@ -104,6 +123,19 @@ def contradict(one: Feedback, other: Feedback) -> bool:
 def say_the_same(one: Entry, other: Entry) -> bool:
     """Whether nothing but id, time and comment differ."""
     return _said(one) == _said(other)
+
+
+def _contradicting_values(one: Measurement, other: Measurement) -> bool:
+    """Two values of one quantity of one structure, or volumes of which the larger has to be the smaller."""
+    if _measured(one) != _measured(other):
+        return False
+    values = {one.name: one.value, other.name: other.value}
+    return one.name == other.name or (values.keys() == {"EDV", "ESV"} and values["EDV"] < values["ESV"])
+
+
+def _measured(entry: Measurement) -> str | None:
+    """The structure that a value is of: the one that is named, or that its quantity says."""
+    return entry.structure or QUANTITIES[entry.name].structure
 
 
 def require_consistent(entries: Sequence[Feedback]) -> None:

@@ -14,7 +14,7 @@ from sqlalchemy.engine import Connection, Engine
 
 from medfm_rl.data.files import cannot_be_read
 from medfm_rl.data.locks import in_turn
-from medfm_rl.feedback.checks import require_entries, require_in_force, require_masks
+from medfm_rl.feedback.checks import require_a_fault, require_entries, require_in_force, require_masks
 from medfm_rl.feedback.connection import LONGEST_WAIT, answering, connect, is_url, shown, writing
 from medfm_rl.feedback.entries import (
     KINDS,
@@ -108,12 +108,12 @@ class FeedbackStore:
     def _prepared(cls, where: Path | str, create: bool) -> Self:
         engine, name = connect(where), shown(where)
         if is_url(where):
-            with answering(name):
+            with answering(name, writes=create):
                 prepare(engine, name, create)
             return cls(engine, name, MaskRows())
         path = Path(where)
         _require_file(path, create)
-        with answering(name):
+        with answering(name, writes=create):
             if create:
                 path.parent.mkdir(parents=True, exist_ok=True)
                 with in_turn(path):
@@ -158,6 +158,8 @@ class FeedbackStore:
             before = read_history_of(connection, entries)
             new, repeated = _without_repeats(entries, standing(before).in_force)
             self._append(connection, new, kept, before)
+            named = sorted({name for entry in new for name in masks_of(entry)})
+            require_a_fault(new, names_of_masks(connection, named))
             after = _standing_after(before, new)
             require_in_force(new, after)
             added = Added(
@@ -242,7 +244,7 @@ class FeedbackStore:
         Raises:
             FeedbackError: The database does not answer.
         """
-        with answering(self.where), self._engine.begin() as connection:
+        with answering(self.where, writes=False), self._engine.begin() as connection:
             return read_history(connection)
 
     def standing(self) -> Standing:
@@ -279,7 +281,7 @@ class FeedbackStore:
         Raises:
             FeedbackError: There is none, or it is damaged; or the database does not answer.
         """
-        with answering(self.where), self._engine.begin() as connection:
+        with answering(self.where, writes=False), self._engine.begin() as connection:
             row = connection.execute(select(MASKS).where(MASKS.c.sha256 == sha256)).mappings().one_or_none()
         if row is None:
             raise FeedbackError(f"{self.where}: has no mask {sha256}")

@@ -18,19 +18,23 @@ class Quantity:
         meaning: What it is.
         low: Smallest value that can be meant.
         high: Largest value that can be meant, infinity where there is none.
+        structure: The structure that is meant where none is named; None where the quantity says nothing of it.
     """
 
     unit: str
     meaning: str
     low: float = 0.0
     high: float = math.inf
+    structure: str | None = None
 
 
+VENTRICLE = "LV"
+"""What the quantities of a ventricle are of, unless another is named."""
 QUANTITIES: Mapping[str, Quantity] = {
-    "EF": Quantity("%", "ejection fraction, (EDV - ESV) / EDV", 1.0, 100.0),
-    "EDV": Quantity("ml", "end-diastolic volume"),
-    "ESV": Quantity("ml", "end-systolic volume"),
-    "SV": Quantity("ml", "stroke volume, EDV - ESV"),
+    "EF": Quantity("%", "ejection fraction, (EDV - ESV) / EDV", 1.0, 100.0, structure=VENTRICLE),
+    "EDV": Quantity("ml", "end-diastolic volume", structure=VENTRICLE),
+    "ESV": Quantity("ml", "end-systolic volume", structure=VENTRICLE),
+    "SV": Quantity("ml", "stroke volume, EDV - ESV", structure=VENTRICLE),
     "volume": Quantity("ml", "volume of a structure"),
     "area": Quantity("mm2", "area of a structure in one image"),
     "diameter": Quantity("mm", "largest diameter of a structure"),

@@ -65,11 +65,13 @@ class ReviewedImages:
         images: `(N, C, *S)` with their cases and patients.
         masks: `(N, *S)` uint8.
         trust: Of each mask, in (0, 1]: how often it is shown, next to one that is trusted fully.
+        accepted: Names of the cases whose masks a model made and a reviewer accepted; the others were drawn.
     """
 
     images: ImageSet
     masks: Tensor
     trust: tuple[float, ...]
+    accepted: frozenset[str] = frozenset()
 
     def __len__(self) -> int:
         return len(self.images)
@@ -80,8 +82,16 @@ class ReviewedImages:
 
     def of_patients(self, patients: Collection[str]) -> ReviewedImages:
         """The images of these patients only."""
-        rows = [row for row, patient in enumerate(self.images.patient_ids) if patient in patients]
-        return ReviewedImages(self.images[rows], self.masks[rows], tuple(self.trust[row] for row in rows))
+        return self._of_rows([row for row, patient in enumerate(self.images.patient_ids) if patient in patients])
+
+    @property
+    def drawn(self) -> ReviewedImages:
+        """The images whose masks reviewers drew or corrected: no model agrees with these because it made them."""
+        return self._of_rows([row for row, case in enumerate(self.images.case_ids) if case not in self.accepted])
+
+    def _of_rows(self, rows: list[int]) -> ReviewedImages:
+        trust = tuple(self.trust[row] for row in rows)
+        return ReviewedImages(self.images[rows], self.masks[rows], trust, self.accepted)
 
 
 @dataclass(frozen=True, eq=False)

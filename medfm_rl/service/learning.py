@@ -15,12 +15,14 @@ from medfm_rl.data.json_text import parse_json
 from medfm_rl.data.layouts import SIMULATION_RECORD, find_cases, is_simulated
 from medfm_rl.data.names import file_of_case
 from medfm_rl.errors import DataError
-from medfm_rl.feedback import CorrectedMask, Feedback, FeedbackStore, Verdict
+from medfm_rl.feedback import CorrectedMask, Entry, Feedback, FeedbackStore, Verdict
 from medfm_rl.feedback.agreement import consensus, expert_masks
+from medfm_rl.feedback.standing import audited, standing
 from medfm_rl.service.catalogue import Catalogue
 from medfm_rl.service.errors import DeskError
 from medfm_rl.service.jobs import Job
 from medfm_rl.settings import AdaptConfig, FeedbackSettings
+from medfm_rl.settings.feedback import has_password
 from medfm_rl.settings.files import dump_config, load_config
 
 RUN, CONFIG, COMPARISON, KEPT = "run", "adapt.yaml", "comparison", "kept"
@@ -48,11 +50,11 @@ class Teaching:
     kept_patients: int
 
 
-def teaching(entries: Sequence[Feedback], catalogue: Catalogue) -> Teaching:
-    """What of a store would teach with the images of a desk, by the defaults of `adapt`."""
+def teaching(history: Sequence[Entry], catalogue: Catalogue) -> Teaching:
+    """What of the history of a store would teach with the images of a desk, by the defaults of `adapt`."""
     known = {frame.case for view in catalogue.views.values() for frame in view.frames}
-    own = [entry for entry in entries if entry.case in known]
-    kept = {entry.patient for entry in own if entry.drawn == _AUDIT}
+    own = [entry for entry in standing(history).in_force if entry.case in known]
+    kept = {entry.patient for entry in audited(history) if entry.case in known}
     reviewed = [entry for entry in own if _gives_a_mask(entry)]
     teach = [entry for entry in reviewed if entry.patient not in kept]
     judged = [entry for entry in own if entry.kind in ("verdict", "grade", "preference") and entry.patient not in kept]
@@ -165,6 +167,11 @@ def _write_adaptation(job: Job, place: Path, where: str) -> None:
     started = load_config(run / "config.yaml", AdaptConfig)
     target = place / "target"
     _link_images([*(Path(path) for path in job.arguments["images"]), *_target_of(started)], target)
+    if has_password(where):
+        raise DataError(
+            "the desk was opened with a password in the URL of its store, and the settings of an adaptation are "
+            "written down: open the desk without it, and give it by PGPASSWORD or ~/.pgpass"
+        )
     store = where if "://" in where else str(Path(where).absolute())
     config = started.model_copy(
         update={
@@ -215,7 +222,7 @@ def _write_kept(job: Job, place: Path, store: FeedbackStore) -> Path:
     """
     kept = place / KEPT
     entries = store.entries()
-    patients = {entry.patient for entry in entries if entry.drawn == _AUDIT}
+    patients = {entry.patient for entry in audited(store.history())}
     masks = expert_masks([entry for entry in entries if entry.patient in patients])
     paths = {hash_image(path): path for path in map(Path, job.arguments["images"]) if path.exists()}
     found = {sha256: by for sha256, by in masks.items() if sha256 in paths}

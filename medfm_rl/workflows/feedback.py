@@ -77,7 +77,9 @@ def add_feedback(where: Path | str, request: FeedbackRequest, progress: Progress
     shown = _shown(request)
     batch = Batch() if shown is None else _read_masks(request, shown, review, progress)
     if request.measurements is not None:
-        batch += read_measurements(request.measurements, review, shown, _patients(request), progress)
+        schema = _schema(request)
+        structures = () if schema is None else schema.structures
+        batch += read_measurements(request.measurements, review, shown, _patients(request), progress, structures)
     if run is not None and shown is not None and not request.unseen:
         require_seen(run, shown.seen, request.masks)
     # Before a store is made that would stay empty.
@@ -112,6 +114,11 @@ def _require_parts(request: FeedbackRequest) -> None:
         raise ConfigError("--verdicts speak of masks; give the folder of those that were shown (--masks)")
 
 
+def _schema(request: FeedbackRequest) -> LabelSchema | None:
+    """The structures, as they were named or as the run says; None where nobody does."""
+    return request.schema if request.run is None else request.run.preprocessing.schema
+
+
 def _shown(request: FeedbackRequest) -> ShownCases | None:
     """The images and masks that were shown; None where no image was given.
 
@@ -120,9 +127,7 @@ def _shown(request: FeedbackRequest) -> ShownCases | None:
     """
     if not request.files:
         return None
-    schema = request.schema
-    if schema is None and request.run is not None:
-        schema = request.run.preprocessing.schema
+    schema = _schema(request)
     if request.masks is None or schema is None:
         return ShownCases(request.files, {}, schema)
     masks = find_masks(request.masks, request.files)
@@ -133,8 +138,9 @@ def _read_masks(request: FeedbackRequest, shown: ShownCases, review: Review, pro
     batch = Batch()
     if request.corrected is not None:
         corrected = find_masks(request.corrected, request.files, every=True)
-        text = request.corrected_labels or request.labels
-        in_files = labels_in_masks(text, corrected, shown.schema)
+        own = request.corrected_labels
+        text, option = (request.labels, "--labels") if own is None else (own, "--corrected-labels")
+        in_files = labels_in_masks(text, corrected, shown.schema, option)
         batch += read_corrected(shown, corrected, review, in_files, progress)
     if request.verdicts is not None:
         batch += read_verdicts(shown, request.verdicts, review, progress)

@@ -77,6 +77,22 @@ def test_an_export_that_was_changed_is_refused(store: FeedbackStore, tmp_path: P
         read_export(folder)
 
 
+def test_an_export_that_was_cut_off_or_changed_is_refused(store: FeedbackStore, tmp_path: Path) -> None:
+    folder = tmp_path / "export"
+    export_store(store, folder)
+    entries = folder / "entries.csv"
+    whole = entries.read_text()
+    entries.write_text("\n".join(whole.splitlines()[:-1]) + "\n")
+    count = len(store.history())
+    with pytest.raises(FeedbackError, match=rf"has {count - 1} entries, and export\.json says {count}: it was cut off"):
+        read_export(folder)
+    entries.write_text(whole.replace("p1", "p2"))
+    with pytest.raises(FeedbackError, match="by the hash of the state: it was changed"):
+        read_export(folder)
+    entries.write_text(whole)
+    assert len(read_export(folder).history) == count
+
+
 def test_a_store_that_was_changed_by_hand_does_not_take_in_its_own_export(store: FeedbackStore, tmp_path: Path) -> None:
     history: list[Entry] = [
         CorrectedMask(**{**vars(entry), "mask_sha256": block(slice(0, 6)).sha256})

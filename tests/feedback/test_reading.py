@@ -229,12 +229,28 @@ def test_measurements_are_brought_to_their_own_units(folder: Path, shown: ShownC
         ("p1,EDV,-3,ml", "EDV is -3 ml, and can be above 0"),
         ("p1,EDV,many,ml", "line 2: value is 'many'"),
         ("p1,EDV,nan,ml", "line 2: value is 'nan'"),
+        ("p1,EDV,1_0,ml", "line 2: value is '1_0', and must be a number"),
         ("p11,EDV,100,ml", r"line 2: there is no image of patient p11; is p1 meant\?"),
     ],
 )
 def test_a_measurement_that_cannot_be_meant_is_named(folder: Path, row: str, message: str) -> None:
     with pytest.raises(FeedbackError, match=message):
         read_measurements(table(folder, f"patient,name,value,unit\n{row}\n"), REVIEW, patients={"p1", "p2"})
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ("p1,area,900,mm2,LVX", r"line 2: there is no structure 'LVX', but LV, MYO; is LV meant\?"),
+        ("p1,diameter,9,mm,PA", "line 2: there is no structure 'PA', but LV, MYO; correct the name"),
+        ("p1,volume,90,ml,", r"line 2: does not say which structure the volume is of; .* \(LV, MYO\)"),
+    ],
+)
+def test_a_measurement_of_a_structure_that_is_not_there_is_named(folder: Path, row: str, message: str) -> None:
+    path = table(folder, f"patient,name,value,unit,structure\n{row}\n")
+    with pytest.raises(FeedbackError, match=message):
+        read_measurements(path, REVIEW, structures=("LV", "MYO"))
+    assert len(read_measurements(path, REVIEW).entries) == 1
 
 
 def test_a_case_of_another_patient_is_refused(folder: Path, shown: ShownCases) -> None:

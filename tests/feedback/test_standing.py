@@ -20,6 +20,10 @@ def preference(turned: bool = False, structure: str | None = None) -> Preference
     return Preference(**on(), better_sha256=better.sha256, worse_sha256=worse.sha256, structure=structure)
 
 
+def volume(name: str, value: float) -> Measurement:
+    return Measurement(reviewer="r1", patient="p1", name=name, value=value, unit="ml")
+
+
 def area(value: float, structure: str) -> Measurement:
     return Measurement(**on(), name="area", value=value, unit="mm2", structure=structure)
 
@@ -36,6 +40,11 @@ def area(value: float, structure: str) -> Measurement:
         (grade(2), grade(3)),
         (preference(), preference(turned=True)),
         (ef(50), ef(51)),
+        (ef(50), replace(ef(51), structure="LV")),
+        (volume("EDV", 50), volume("ESV", 60)),
+        (verdict("accept"), grade(0)),
+        (verdict("accept"), grade(0, "LV")),
+        (verdict("accept", structure="LV"), grade(0, "LV")),
     ],
 )
 def test_contradictions(one: Feedback, other: Feedback) -> None:
@@ -59,6 +68,13 @@ def test_contradictions(one: Feedback, other: Feedback) -> None:
         (ef(50), Measurement(reviewer="r1", patient="p1", name="EDV", value=120, unit="ml")),
         (area(10, "LV"), area(20, "LA")),
         (correction("p1_a"), correction("p1_b")),
+        (ef(50), replace(ef(51), structure="RV")),
+        (volume("EDV", 60), volume("ESV", 50)),
+        (volume("EDV", 50), replace(volume("ESV", 60), structure="RV")),
+        (verdict("accept"), grade(1)),
+        (verdict("accept", structure="LV"), grade(0)),
+        (verdict("accept", structure="LV"), grade(0, "MYO")),
+        (verdict("accept", mask_sha256=CORRECTED.sha256), grade(0)),
     ],
 )
 def test_what_can_hold_together(one: Feedback, other: Feedback) -> None:

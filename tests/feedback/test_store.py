@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import re
 import sqlite3
 from dataclasses import replace
@@ -35,6 +36,20 @@ from medfm_rl.feedback.connection import connect
 from medfm_rl.feedback.tables import VersionRow
 
 MASKS = [SHOWN, CORRECTED]
+
+
+def sqlite_error(name: str, said: str) -> sqlite3.OperationalError:
+    """What SQLite answers."""
+    error = sqlite3.OperationalError(said)
+    error.sqlite_errorname = name
+    return error
+
+
+class ServerError(Exception):
+    """What the driver of a server raises."""
+
+
+ServerError.__name__ = "OperationalError"
 
 
 @pytest.fixture
@@ -95,6 +110,15 @@ def test_a_call_that_contradicts_itself_is_refused(store: FeedbackStore) -> None
     with pytest.raises(FeedbackError, match="patient p1: reviewer r1 contradicts itself: EF 55 %, and EF 60 %"):
         store.add([ef(55), ef(60), ef(50, "p2")])
     assert store.history() == []
+
+
+def test_a_mask_that_is_rejected_with_every_structure_accepted_is_refused(store: FeedbackStore) -> None:
+    parts: list[Entry] = [verdict("accept", structure=name) for name in SHOWN.names[1:]]
+    with pytest.raises(FeedbackError, match="each of its structures is accepted; reject the one that is at fault"):
+        store.add([verdict("reject"), *parts], MASKS)
+    assert store.history() == []
+    store.add([verdict("reject"), *parts[1:]], MASKS)
+    assert len(store.history()) == len(parts)
 
 
 def test_reviewers_are_kept_apart(store: FeedbackStore) -> None:
@@ -279,6 +303,36 @@ def test_a_full_disk_under_the_database_is_named_and_nothing_is_added(tmp_path: 
     assert len(again.history()) == 1
     again.add(many)
     assert len(again.history()) == 201
+
+
+def test_a_store_on_a_disk_that_is_read_only_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a write-ahead log SQLite makes files beside its own, which cannot be where nobody may write."""
+    path = tmp_path / "read only?" / "feedback.sqlite"
+    with FeedbackStore.create(path) as store:
+        store.add([ef()])
+    before = sorted(path.parent.iterdir())
+    access = os.access
+    monkeypatch.setattr(os, "access", lambda place, mode: mode != os.W_OK and access(place, mode))
+    with FeedbackStore.open(path) as store:
+        assert [entry.patient for entry in store.entries()] == ["p1"]
+        with pytest.raises(FeedbackError, match=r"cannot be opened or written .* Nothing of this call was added"):
+            store.add([ef(60)])
+    assert sorted(path.parent.iterdir()) == before
+
+
+@pytest.mark.parametrize(
+    ("origin", "message"),
+    [
+        (sqlite_error("SQLITE_IOERR_SHMSIZE", "disk I/O error"), "see whether the disk is full, or gone"),
+        (ServerError('connection failed: FATAL:  database "x" does not exist'), "has no such database .*createdb"),
+        (ServerError("connection failed: refused"), "the database went away, or cannot be reached"),
+    ],
+)
+@pytest.mark.parametrize("writes", [True, False])
+def test_what_a_database_answers_is_said_as_it_is(origin: Exception, message: str, writes: bool) -> None:
+    with pytest.raises(FeedbackError, match=message) as caught, connections.answering("store", writes):
+        raise sqlalchemy.exc.OperationalError("SELECT 1", {}, origin)
+    assert writes or "of this call was added" not in str(caught.value)
 
 
 def test_a_full_disk_under_the_masks_is_named_and_nothing_is_added(

@@ -10,14 +10,17 @@ from pydantic import ValidationError
 
 import medfm_rl
 from medfm_rl import settings
+from medfm_rl.errors import ConfigError
 from medfm_rl.settings import (
     AdaptConfig,
     DataSettings,
+    FeedbackSettings,
     IntensitySettings,
     NetworkSettings,
     PreprocessingSettings,
     Settings,
 )
+from medfm_rl.settings.files import load_config
 
 KINDS = [
     kind
@@ -119,3 +122,40 @@ def test_a_patient_pattern_is_a_regular_expression_with_a_group() -> None:
     for wrong in ("(", "patient"):
         with pytest.raises(ValidationError, match="patient_pattern"):
             DataSettings(path=Path("x"), patient_pattern=wrong)
+
+
+@pytest.mark.parametrize(
+    "store",
+    [
+        "postgresql://me:secret@host/db",
+        "postgresql+psycopg://me:se/cret@host:5432/db",
+        "postgresql://host/db?user=me&password=secret",
+    ],
+)
+def test_a_store_with_a_password_is_refused_and_the_password_not_told(store: str, tmp_path: Path) -> None:
+    path = tmp_path / "feedback.yaml"
+    path.write_text(f"store: {store}\n")
+    with pytest.raises(ConfigError, match=r"store has a password in its URL.*PGPASSWORD or ~/\.pgpass") as caught:
+        load_config(path, FeedbackSettings)
+    assert "cret" not in str(caught.value)
+    with pytest.raises(ValidationError) as raised:
+        FeedbackSettings(store=store)
+    assert "cret" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    "store", ["feedback.sqlite", "postgresql://me@host:5432/db", "postgresql://me@/db?host=/run/x"]
+)
+def test_a_store_without_a_password_is_taken(store: str) -> None:
+    assert FeedbackSettings(store=store).store == store
+
+
+def test_a_kind_of_feedback_that_is_not_known_is_told_once(tmp_path: Path) -> None:
+    path = tmp_path / "feedback.yaml"
+    path.write_text("store: s.sqlite\nkinds: [mask]\n")
+    with pytest.raises(ConfigError, match="kinds") as caught:
+        load_config(path, FeedbackSettings)
+    assert len(str(caught.value).splitlines()) == 2
+    path.write_text("store: s.sqlite\nkinds: []\n")
+    with pytest.raises(ConfigError, match="names no kind of feedback"):
+        load_config(path, FeedbackSettings)

@@ -80,19 +80,29 @@ def tuned(team: Team, batch_size: int, unsaid: bool) -> nn.Module:
 
 def compared_on_reviewed(team: Team, folder: Path) -> Tensor:
     """Dice of six reviewed patients, before and after two fine-tunings that each knew three of them."""
-    torch.manual_seed(0)
-    schema, (images, masks) = LabelSchema.from_structures({"square": 1}), squares()
-    policy = TorchModuleAdapter.build_unet(TINY, schema, PreprocessingSettings(size=(8, 8))).eval()
-    config = tiny_config(
-        Path("echo"), Path("model"), folder, fine_tuning=FineTuningSettings(steps=8, batch_size=3, learning_rate=0.02)
-    )
-    dataset, anatomy = ActionDataset(folder / "actions"), load_anatomy("generic", schema)
-    context = RunContext(config, RunFolder(folder), silent, torch.device("cpu"), policy, anatomy, dataset, team=team)
+    context = context_of_squares(team, folder)
+    images, masks = squares()
     names = tuple(f"patient{row}" for row in range(len(images)))
     shown = ImageSet(images, names, names)
     reviewed = ReviewedImages(shown, masks, (1.0,) * len(images))
     found = _measure(context, Domains(shown, shown, None, reviewed), reviewed)
     return torch.tensor([*found.before, *found.after])
+
+
+def context_of_squares(team: Team, folder: Path, **settings: object) -> RunContext:
+    """A run of a small network for squares."""
+    torch.manual_seed(0)
+    schema = LabelSchema.from_structures({"square": 1})
+    policy = TorchModuleAdapter.build_unet(TINY, schema, PreprocessingSettings(size=(8, 8))).eval()
+    config = tiny_config(
+        Path("echo"),
+        Path("model"),
+        folder,
+        fine_tuning=FineTuningSettings(steps=8, batch_size=3, learning_rate=0.02),
+        **settings,
+    )
+    dataset, anatomy = ActionDataset(folder / "actions"), load_anatomy("generic", schema)
+    return RunContext(config, RunFolder(folder), silent, torch.device("cpu"), policy, anatomy, dataset, team=team)
 
 
 @single_precision()

@@ -136,6 +136,30 @@ def test_a_measurement_of_a_patient_whom_the_run_never_saw_is_refused(
     assert "line 3: there is no image of patient p8; correct the name" in err
 
 
+def test_other_integers_in_corrected_masks_are_told_by_the_option_for_them(
+    folder: Path, run: Path, command: Command
+) -> None:
+    add = options(folder, "--run", run, "--device", "cpu")
+    code, _, err = command(*add, "--corrected-labels", "LV=1,XY=7")
+    assert code == 2
+    assert "--corrected-labels XY=7: there is no XY" in err
+    code, _, err = command(*add, "--corrected-labels", "MYO=2")
+    assert code == 2
+    assert "of masks that came back from a reviewer by --corrected-labels" in err.replace("\n", " ")
+
+
+def test_an_entry_that_replaces_one_of_an_audit_draw_is_told_with_its_draw(
+    folder: Path, run: Path, command: Command
+) -> None:
+    add = options(folder, "--run", run, "--device", "cpu", "--unseen")
+    assert command(*add, "--drawn", "audit")[0] == 0
+    code, out, _ = command(*add)
+    assert code == 0
+    assert "drawn: audit, of " in out
+    assert "drawn: other, is" in out
+    assert "case p1_a stays a case of the audit draw" in out
+
+
 def test_a_store_is_listed_removed_from_exported_and_taken_over(folder: Path, command: Command) -> None:
     store = folder / "store" / "feedback.sqlite"
     structures = ("--structures", "LV=1,MYO=2,LA=3")
@@ -174,6 +198,12 @@ def test_a_store_is_listed_removed_from_exported_and_taken_over(folder: Path, co
         (("--reviewer", "r1", "--drawn", "lots"), "--drawn lots: must be audit, informative, other"),
         (("--reviewer", "r1", "--structures", "LV"), "--structures LV: must be NAME=INTEGER"),
         (("--reviewer", "r1", "--from", "export"), "--from takes over all"),
+        (("--drawn", "audit", "--unseen", "--from", "export"), "give it alone, without --drawn, --unseen"),
+        (("--comment", "x", "--labels", "LV=1", "--from", "export"), "give it alone, without --labels, --comment"),
+        (
+            ("--patient-pattern", "(p.)", "--layout", "folder", "--from", "export"),
+            "without --layout, --patient-pattern",
+        ),
     ],
 )
 def test_what_is_missing_in_a_call_is_said(

@@ -64,7 +64,8 @@ class Row:
             value = float(found.replace(",", ".") if self.decimal == "," else found)
         except ValueError:
             value = math.nan
-        if not math.isfinite(value):
+        # Python reads 1_0 as 10; a table has no such numbers, and something else was meant.
+        if "_" in found or not math.isfinite(value):
             raise FeedbackError(f"{self.where}: {column} is {found!r}, and must be a number, such as 55{self.decimal}5")
         return value
 

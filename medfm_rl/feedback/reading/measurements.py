@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,8 @@ from medfm_rl.feedback.reading.shown import Batch, Review, ShownCases
 from medfm_rl.feedback.units import in_own_unit, known_name
 from medfm_rl.progress import Progress, silent
 
+_OF_ONE_STRUCTURE = ("area", "volume")
+
 
 def read_measurements(
     table: Path,
@@ -21,6 +23,7 @@ def read_measurements(
     shown: ShownCases | None = None,
     patients: Collection[str] | None = None,
     progress: Progress = silent,
+    structures: Sequence[str] = (),
 ) -> Batch:
     """Reads `patient, name, value, unit`, with `uncertainty` (a standard deviation), `structure` and `case` if given.
 
@@ -32,6 +35,7 @@ def read_measurements(
         shown: The images, for rows that name a case.
         patients: Those that are known; None where nobody knows which there are.
         progress: Told how far it is.
+        structures: Those that there are; empty where nobody knows which.
 
     Raises:
         FeedbackError: The table cannot be used, or rows of it; the message says which, and why.
@@ -67,10 +71,31 @@ def read_measurements(
             value=kept,
             unit=own,
             uncertainty=None if uncertainty is None else in_own_unit(name, uncertainty, unit)[0],
-            structure=row.structure(),
+            structure=_structure(row, name, structures),
         )
 
     return Batch(tuple(each_row(rows, read, "reading measurements", "measurements", progress)))
+
+
+def _structure(row: Row, name: str, structures: Sequence[str]) -> str | None:
+    """The structure that was measured; None where the quantity says it, or there is but one.
+
+    Raises:
+        FeedbackError: There is none of that name, or nobody says which of several it is.
+    """
+    found = row.structure()
+    if not structures:
+        return found
+    listed = ", ".join(structures)
+    if found is not None and found not in structures:
+        near = get_close_matches(found, structures, n=1)
+        meant = f"is {near[0]} meant?" if near else "correct the name"
+        raise FeedbackError(f"{row.where}: there is no structure {found!r}, but {listed}; {meant}")
+    if found is None and name in _OF_ONE_STRUCTURE and len(structures) > 1:
+        raise FeedbackError(
+            f"{row.where}: does not say which structure the {name} is of; name it in a column structure ({listed})"
+        )
+    return found
 
 
 def _of_case(row: Row, patient: str, review: Review, shown: ShownCases | None) -> dict[str, str]:

@@ -9,6 +9,7 @@ from fastapi.responses import HTMLResponse
 from pydantic import BaseModel, ConfigDict, Field
 
 from medfm_rl.data.layouts import is_simulated
+from medfm_rl.feedback.standing import standing
 from medfm_rl.service import learning
 from medfm_rl.service.asking import ERRORS, Lead, Reviewer, TheDesk
 from medfm_rl.service.database import digest_of
@@ -61,8 +62,9 @@ class JobShown(BaseModel):
 def learn(desk: TheDesk, who: Reviewer) -> dict[str, Any]:
     """What the store holds, and what a new adaptation would use of it."""
     desk.work.refresh()
-    entries = desk.database.store.entries()
-    found = learning.teaching(entries, desk.catalogue)
+    history = desk.database.store.history()
+    entries = standing(history).in_force
+    found = learning.teaching(history, desk.catalogue)
     readings = desk.work.readings()
     run = desk.request.run
     running = any(job.state in ("waiting", "running") for job in desk.jobs.all())

@@ -28,10 +28,10 @@ from medfm_rl.reward.judgements import Judgements
 from medfm_rl.reward.measurements import Goal
 from medfm_rl.rows import Rows
 from medfm_rl.runs.folder import SOURCE, RunFolder
+from medfm_rl.runs.learned_feedback import LearnedFeedback
 from medfm_rl.settings import AdaptConfig
 from medfm_rl.types import GridAxes, LabelSchema
 from medfm_rl.workflows.adapt.checks import split_target
-from medfm_rl.workflows.adapt.feedback.gathering import LearnedFeedback
 from medfm_rl.workflows.adapt.feedback.judged_images import load_judged
 from medfm_rl.workflows.adapt.feedback.reported import goals_of_cases
 from medfm_rl.workflows.adapt.feedback.reviewed_images import load_reviewed

@@ -14,6 +14,7 @@ from medfm_rl.policies import ACTOR
 from medfm_rl.reward.dataset import ActionDataset
 from medfm_rl.runs.finished import load_run
 from medfm_rl.runs.folder import PREVIOUS, SOURCE, RunFolder
+from medfm_rl.runs.learned_feedback import LearnedFeedback
 from medfm_rl.settings import AdaptConfig
 from medfm_rl.workflows.adapt.choosing.selection import Selection
 
@@ -108,6 +109,17 @@ def take_over(config: AdaptConfig, run: RunFolder) -> None:
     )
     write_versioned_json(run.continued, _FORMAT, asdict(record))
     _LOG.info("goes on from %s after its %d iterations", config.continues, record.iterations)
+
+
+def learned_before(config: AdaptConfig) -> LearnedFeedback | None:
+    """What the run that this one goes on from learned from a store; None where it goes on from none, or from nothing.
+
+    Raises:
+        DataError: The record cannot be read.
+    """
+    if config.continues is None or not RunFolder(config.continues).feedback.exists():
+        return None
+    return LearnedFeedback.read(RunFolder(config.continues).feedback)
 
 
 def _copy(source: Path, destination: Path) -> None:

@@ -24,11 +24,13 @@ from medfm_rl.reward.training_report import RewardTrainingReport
 from medfm_rl.runs.finished import FinishedRun
 from medfm_rl.runs.folder import RunFolder, current_name
 from medfm_rl.runs.inputs import load_inputs, read_labelled, write_inputs
+from medfm_rl.runs.learned_feedback import LearnedFeedback
 from medfm_rl.runs.models import Model
 from medfm_rl.settings import AdaptConfig
 from medfm_rl.tracking import open_tracker
 from medfm_rl.types import where_said
 from medfm_rl.version import __version__
+from medfm_rl.workflows.adapt.choosing.cross_fit import LEAST_PATIENTS, why_none_decide
 from medfm_rl.workflows.adapt.choosing.decision import decision_in_words, table_of
 from medfm_rl.workflows.adapt.choosing.selection import Selection
 from medfm_rl.workflows.deploy.predict import segment_with_reward
@@ -101,7 +103,7 @@ def _report(
         cases=_cases(source, adapted, files, comparison),
         curves=_curves(run),
         reliability=_reliability(run),
-        chosen=decision_in_words(selection),
+        chosen=_decision(run, selection),
         choice=table_of(selection),
         provenance={
             **_hashes(adapted, config),
@@ -128,7 +130,17 @@ def _hashes(run: FinishedRun, config: AdaptConfig) -> dict[str, str]:
 
 def read_decision(run: RunFolder) -> str:
     """The outcome of the last selection of a run, in words."""
-    return decision_in_words(_read_selection(run))
+    return _decision(run, _read_selection(run))
+
+
+def _decision(run: RunFolder, selection: Selection) -> str:
+    """What was returned and by whose word, and where feedback did not decide, why not."""
+    words = decision_in_words(selection)
+    if selection.patients_gain is not None or not run.feedback.exists():
+        return words
+    reviewed = LearnedFeedback.read(run.feedback).reviewed
+    drawn = {case.patient_id for case in reviewed if case.drawn}
+    return f"{words} {why_none_decide(len(drawn))}" if reviewed and len(drawn) < LEAST_PATIENTS else words
 
 
 def _read_selection(run: RunFolder) -> Selection:

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from medfm_rl.adapters import SegmenterAdapter
 from medfm_rl.adapters.base import without_gradient
+from medfm_rl.adapters.loading import load_segmenter
 from medfm_rl.data.files import hash_file, hash_folder, scratch_folder
 from medfm_rl.data.layouts import find_cases
 from medfm_rl.data.locks import alone_in
@@ -31,6 +32,7 @@ from medfm_rl.reward.fusion import write_fusion
 from medfm_rl.runs.finished import FinishedRun
 from medfm_rl.runs.folder import HELD_OUT_REWARD, PREVIOUS, RunFolder
 from medfm_rl.runs.inputs import DATA_SETS, TARGET, load_inputs, read_inputs, require_same_inputs, write_inputs
+from medfm_rl.runs.learned_feedback import LearnedFeedback
 from medfm_rl.runs.log_file import logged_to
 from medfm_rl.settings import AdaptConfig
 from medfm_rl.tracking import NullTracker, Tracker, open_tracker
@@ -39,8 +41,14 @@ from medfm_rl.workflows.adapt.choosing.candidates import CandidatePool
 from medfm_rl.workflows.adapt.choosing.choice import Witnesses, choose
 from medfm_rl.workflows.adapt.choosing.cross_fit import cross_fit
 from medfm_rl.workflows.adapt.context import RunContext
-from medfm_rl.workflows.adapt.continuing import Continuation, first_iteration, require_same_segmenter, take_over
-from medfm_rl.workflows.adapt.feedback.gathering import LearnedFeedback, as_record, gather, say_what_is_learned
+from medfm_rl.workflows.adapt.continuing import (
+    Continuation,
+    first_iteration,
+    learned_before,
+    require_same_segmenter,
+    take_over,
+)
+from medfm_rl.workflows.adapt.feedback.gathering import as_record, gather, say_what_is_learned
 from medfm_rl.workflows.adapt.forecast.expectation import Expectation
 from medfm_rl.workflows.adapt.forecast.look_ahead import look_ahead, resumed, settings_of_run
 from medfm_rl.workflows.adapt.forecast.stage_clock import StageClock, parts_of_stages
@@ -192,10 +200,19 @@ def _start(
 
 
 def _gathered(config: AdaptConfig, progress: Progress) -> LearnedFeedback | None:
-    """What the store of the settings says of the target, where they name one."""
+    """What the store of the settings says of the target, where they name one, and who taught an earlier run."""
+    before = learned_before(config)
     if config.feedback is None:
-        return None
-    learned = gather(config.feedback, find_cases(config.target), config.seed, progress)
+        return None if before is None else before.without_teachers()
+    taught = () if before is None else before.ever_taught
+    learned = gather(
+        config.feedback,
+        find_cases(config.target),
+        config.seed,
+        progress,
+        taught,
+        load_segmenter(config.segmenter).schema,
+    )
     say_what_is_learned(learned)
     return learned
 

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
 
-from medfm_rl.data.files import alone_writing, hash_file, read_versioned_json, write_versioned_json
+from medfm_rl.data.files import alone_writing, hash_file, write_versioned_json
 from medfm_rl.data.layouts import CaseFile
 from medfm_rl.data.mask_labels import labels_in_masks
 from medfm_rl.errors import DataError, ModelError, UserError
 from medfm_rl.feedback import Feedback, FeedbackStore
 from medfm_rl.feedback.agreement import ExpertMask, consensus, expert_masks
+from medfm_rl.feedback.standing import audited, standing, state_hash
 from medfm_rl.metrics.overlap import dice
 from medfm_rl.progress import Progress, silent
 from medfm_rl.quality.inference import Estimate, MonthMask, as_json, failure_probability, month_mean, month_rate
@@ -24,6 +25,7 @@ from medfm_rl.quality.reviewed_errors import Origin, ReviewedErrors, ReviewedPre
 from medfm_rl.quality.streams import mask_key
 from medfm_rl.runs.judging import Judge
 from medfm_rl.runs.leakage import count_known
+from medfm_rl.runs.learned_feedback import LearnedFeedback
 from medfm_rl.types import LabelMap, LabelSchema
 from medfm_rl.workflows.calibrate.cases import keep_previous
 from medfm_rl.workflows.deploy.assessed_cases import AssessedCase, read_assessed
@@ -31,7 +33,6 @@ from medfm_rl.workflows.deploy.given_masks import GivenMasks
 
 MONTH_FILE: Final = "month.json"
 _MONTH_FORMAT: Final = 2
-_LEARNED_FORMAT: Final = 1
 _GUESSED_ERROR: Final = 0.05
 """Error of predicted Dice where the calibration does not know it; it only weighs predictions."""
 _MOST_NAMED: Final = 5
@@ -180,19 +181,12 @@ def caveats(evidence: Evidence) -> list[str]:
 
 
 def taught_patients(path: Path) -> frozenset[str]:
-    """Patients whose masks or reported values taught a run, by its `feedback.json`; none where it has no such file.
+    """Patients of whom anything taught a run or one that it goes on from, by its `feedback.json`; else none.
 
     Raises:
         DataError: The file cannot be read.
     """
-    if not path.exists():
-        return frozenset()
-    advice = "put back what `adapt` wrote there"
-    content = read_versioned_json(path, _LEARNED_FORMAT, advice)
-    try:
-        return frozenset(str(each["patient_id"]) for each in (*content["reviewed"], *content["reported"]))
-    except (KeyError, TypeError) as error:
-        raise DataError(f"{path}: not a record of feedback ({error!r}); {advice}") from error
+    return frozenset(LearnedFeedback.read(path).ever_taught) if path.exists() else frozenset()
 
 
 def gather_audit(run: Judge, request: AuditRequest, progress: Progress = silent) -> ReviewedAudit:
@@ -211,9 +205,11 @@ def gather_audit(run: Judge, request: AuditRequest, progress: Progress = silent)
     paths = scores.mask_files if request.masks is None else request.masks
     given = GivenMasks(paths, scores, schema, labels_in_masks(request.labels, paths, schema))
     with FeedbackStore.open(request.store) as store:
-        entries = [entry for entry in store.entries() if entry.image_sha256 in file_of]
+        history = store.history()
+        in_force = standing(history).in_force
+        entries = [entry for entry in in_force if entry.image_sha256 in file_of]
         experts = expert_masks(entries)
-        left_out = _left_out(entries, file_of, taught)
+        left_out = _left_out(entries, {entry.image_sha256 for entry in audited(history)}, file_of, taught)
         audit = {image for image in _images(entries) if file_of[image].case_id not in left_out}
         _require_truth(audit, experts, file_of, store.where)
         count_known(run.folder, [file_of[image] for image in sorted(audit)], allow_overlap=True)
@@ -236,7 +232,7 @@ def gather_audit(run: Judge, request: AuditRequest, progress: Progress = silent)
             )
         reviewers = sorted({reviewer for image in audit for reviewer in experts[image]})
         return ReviewedAudit(
-            tuple(masks), tuple(predictions), tuple(reviewers), left_out, store.state_hash(), store.where
+            tuple(masks), tuple(predictions), tuple(reviewers), left_out, state_hash(in_force), store.where
         )
 
 
@@ -252,8 +248,10 @@ def _images(entries: Sequence[Feedback]) -> list[str]:
     return list(dict.fromkeys(entry.image_sha256 for entry in entries if entry.image_sha256 is not None))
 
 
-def _left_out(entries: Sequence[Feedback], file_of: Mapping[str, CaseFile], taught: frozenset[str]) -> dict[str, str]:
-    """By case, why no promise may rest on it."""
+def _left_out(
+    entries: Sequence[Feedback], audit: Collection[str | None], file_of: Mapping[str, CaseFile], taught: frozenset[str]
+) -> dict[str, str]:
+    """By case, why no promise may rest on it; `audit` are the images that were ever drawn for audit."""
     drawn: dict[str, set[str]] = {}
     for entry in entries:
         if entry.image_sha256 is not None:
@@ -263,7 +261,7 @@ def _left_out(entries: Sequence[Feedback], file_of: Mapping[str, CaseFile], taug
         file = file_of[image]
         if file.patient_id in taught:
             found[file.case_id] = f"patient {file.patient_id} taught the run"
-        elif "audit" not in ways:
+        elif image not in audit:
             found[file.case_id] = f"it was not drawn at random (drawn: {', '.join(sorted(ways))})"
     return found
 

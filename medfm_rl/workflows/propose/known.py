@@ -12,7 +12,7 @@ from medfm_rl.errors import UserError
 from medfm_rl.feedback import Feedback, FeedbackStore, Measurement
 from medfm_rl.progress import Progress
 from medfm_rl.runs.finished import FinishedRun
-from medfm_rl.workflows.adapt.feedback.gathering import LearnedFeedback
+from medfm_rl.runs.learned_feedback import LearnedFeedback
 
 
 @dataclass(frozen=True)
@@ -57,11 +57,14 @@ def find_known(
     taught: set[str] = set()
     teachers: set[str] = set()
     if learned is not None:
+        left_out.update(
+            dict.fromkeys(learned.taught_before, "taught the run that this one goes on from: reviewed already")
+        )
         left_out.update(dict.fromkeys(learned.kept, "kept for promises when the run was adapted"))
         left_out.update(dict.fromkeys(learned.reviewed_patients, "the run learned from reviewed masks of this patient"))
         left_out.update(dict.fromkeys(learned.judged_patients, "the run learned from judged masks of this patient"))
         taught = {each.patient_id for each in learned.reported}
-        teachers = {*learned.reviewed_patients, *learned.judged_patients}
+        teachers = {*learned.reviewed_patients, *learned.judged_patients, *learned.taught_before}
     if store is None:
         return KnownPatients(_of(patients, left_out), frozenset(taught & patients), frozenset(teachers & patients))
     with FeedbackStore.open(store) as opened:

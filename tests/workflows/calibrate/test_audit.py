@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,6 +21,7 @@ from medfm_rl.errors import DataError
 from medfm_rl.feedback import CorrectedMask, Entry, FeedbackStore, Mask, Verdict
 from medfm_rl.quality.promises import Promise, PromiseTarget
 from medfm_rl.runs.finished import FinishedRun, load_run
+from medfm_rl.runs.learned_feedback import JudgedCase, LearnedFeedback, PreferredCase, Reported, ReviewedCase
 from medfm_rl.settings import DataSettings
 from medfm_rl.workflows.calibrate.audit import AuditRequest, calibrate_on_audit
 from medfm_rl.workflows.deploy.assessed_cases import read_assessed
@@ -94,6 +96,11 @@ def request(folder: Path, store: Path, target: PromiseTarget = LOW) -> AuditRequ
     return AuditRequest(store, files, folder / "scores" / "scores.json", target=target)
 
 
+def learned(reviewed: Sequence[ReviewedCase] = (), **others: Any) -> LearnedFeedback:
+    """What a run learned from a store."""
+    return LearnedFeedback("store", "0" * 64, tuple(reviewed), others.pop("reported", ()), (), 0, **others)
+
+
 def bad(file: CaseFile, shown: Mask, **changes: object) -> tuple[Entry, Mask]:
     """A reviewer finds all structures elsewhere: the Dice of the shown mask is near 0."""
     labels = np.roll(shown.labels, 16, axis=0)
@@ -149,9 +156,7 @@ def test_cases_that_were_not_drawn_and_patients_who_taught_are_left_out_by_name(
     store = review(
         folder, run, lambda number, file, shown: bad(file, shown, drawn="informative") if number == 0 else None
     )
-    (folder / "run" / "feedback.json").write_text(
-        json.dumps({"format": 1, "reviewed": [{"patient_id": files[1].patient_id}], "reported": []})
-    )
+    learned([ReviewedCase(files[1].case_id, files[1].patient_id, ("a",), 1.0)]).write(folder / "run" / "feedback.json")
     promise = calibrate_on_audit(run, request(folder, store)).promise
     assert promise.patients == PATIENTS - 2
     assert promise.evidence is not None
@@ -159,6 +164,22 @@ def test_cases_that_were_not_drawn_and_patients_who_taught_are_left_out_by_name(
         files[0].case_id: "it was not drawn at random (drawn: informative)",
         files[1].case_id: f"patient {files[1].patient_id} taught the run",
     }
+
+
+def test_whoever_taught_in_whatever_way_carries_no_promise(folder: Path) -> None:
+    run = load_run(folder / "run", "cpu")
+    store = review(folder, run, lambda *_: None)
+    names = [file.patient_id for file in find_cases(DataSettings(path=folder / "images"))[:4]]
+    learned(
+        reported=(Reported(names[0], None, "EF", None, 55.0, None),),
+        judged=(JudgedCase("c", names[1], "a", None, "grade", 0.5, 1.0),),
+        preferred=(PreferredCase("c", names[2], "a", "b", None, 1.0),),
+        taught_before=(names[3],),
+    ).write(folder / "run" / "feedback.json")
+    result = calibrate_on_audit(run, request(folder, store))
+    assert result.promise.patients == PATIENTS - 4
+    assert result.promise.evidence is not None
+    assert set(result.promise.evidence.left_out.values()) == {f"patient {name} taught the run" for name in names}
 
 
 def test_an_audit_without_the_masks_that_nobody_corrected_is_refused(folder: Path) -> None:

@@ -18,8 +18,8 @@ from medfm_rl.feedback import CorrectedMask, FeedbackStore, Mask, Measurement
 from medfm_rl.feedback.entries import Drawn
 from medfm_rl.reward.network import RewardEnsemble
 from medfm_rl.runs.finished import load_run
+from medfm_rl.runs.learned_feedback import LearnedFeedback, Reported, ReviewedCase
 from medfm_rl.settings import DataSettings
-from medfm_rl.workflows.adapt.feedback.gathering import LearnedFeedback, Reported, ReviewedCase
 from medfm_rl.workflows.deploy.score import score
 from medfm_rl.workflows.feedback import FeedbackRequest, add_feedback
 from medfm_rl.workflows.propose.propose import propose

@@ -33,7 +33,7 @@ class Witnesses:
     Attributes:
         held_out: A reward network that no policy learned from.
         shape_prior: The autoencoder of masks.
-        reviewed: What reviewed patients say of adapting at all; None where there are too few.
+        reviewed: What patients with corrected masks say of adapting at all; None where there are too few.
     """
 
     held_out: RewardNet
@@ -51,7 +51,7 @@ def choose(
 ) -> str:
     """The candidate so far that signals of different kinds agree on, else the incumbent; written to the run.
 
-    Where there are reviewed patients, they alone decide whether the source policy comes back.
+    Where there are enough patients with corrected masks, they alone decide whether the source policy comes back.
     """
     path = context.run.selection(iteration)
     if context.team.from_leader(lambda: not path.exists()):

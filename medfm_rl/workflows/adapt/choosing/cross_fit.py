@@ -1,4 +1,4 @@
-"""Whether adapting is worth it, by reviewed patients: each by a policy that did not learn from him."""
+"""Whether adapting is worth it, by patients whose masks were drawn: each by a policy that did not learn from him."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ _BATCH: Final = 16
 
 @dataclass(frozen=True)
 class CrossFit:
-    """Mean Dice on reviewed patients, one value a patient.
+    """Mean Dice on patients whose masks reviewers drew or corrected, one value a patient.
 
     Attributes:
         patients: In the order of the values.
@@ -103,15 +103,19 @@ class CrossFit:
 
 
 def cross_fit(context: RunContext, domains: Domains) -> CrossFit | None:
-    """Fine-tunes twice, each time without half of the reviewed patients, and measures on those; None with too few.
+    """Fine-tunes twice, each time without half of the patients whose masks were drawn, and measures on those.
 
-    Each takes half the steps, so that both together cost what the fine-tuning does. They run side by side where there
-    are several processes.
+    None with too few of them. Accepted masks teach, and nothing is measured on them: the model that made them has a
+    Dice of 1 there, and everything else must look worse. Each takes half the steps, so that both together cost what the
+    fine-tuning does. They run side by side where there are several processes.
     """
     reviewed, feedback = domains.reviewed, context.config.feedback
     if reviewed is None or feedback is None or not feedback.cross_fit or not context.config.fine_tuning.steps:
         return None
-    if len(set(reviewed.images.patient_ids)) < LEAST_PATIENTS:
+    count = len(set(reviewed.drawn.images.patient_ids))
+    if count < LEAST_PATIENTS:
+        if context.team.leads:
+            _LOG.info("feedback: %s", why_none_decide(count))
         return None
     path, team = context.run.cross_fit, context.team
     if team.from_leader(lambda: not path.exists()):
@@ -120,17 +124,27 @@ def cross_fit(context: RunContext, domains: Domains) -> CrossFit | None:
     return CrossFit.read(path)
 
 
+def why_none_decide(patients: int) -> str:
+    """Why reviewed patients do not decide, where only so many of them have masks that were drawn."""
+    return (
+        f"{patients} patients have masks that reviewers drew or corrected, and it takes {LEAST_PATIENTS} to decide "
+        "whether adapting is worth it; accepted masks teach and decide nothing, for the model that made them agrees "
+        "with them by itself."
+    )
+
+
 def _measure(context: RunContext, domains: Domains, reviewed: ReviewedImages) -> CrossFit:
-    before = _by_patient(context, context.policy(SOURCE), reviewed)
+    measured = reviewed.drawn
+    before = _by_patient(context, context.policy(SOURCE), measured)
     after: dict[str, float] = {}
-    folds = _folds(reviewed, derive_seed(context.config.seed, "cross-fit"))
+    folds = _folds(measured, derive_seed(context.config.seed, "cross-fit"))
     own, crew = context.team.crew(_FOLDS)
     for number in own:
         others = set(reviewed.images.patient_ids) - set(folds[number])
         label = f"{CROSS_FIT} {number + 1}/{_FOLDS}"
         within = replace(context, team=crew)
         policy, _ = fine_tuned_policy(within, domains, reviewed.of_patients(others), 1 / _FOLDS, label)
-        after |= _by_patient(context, policy, reviewed.of_patients(folds[number]))
+        after |= _by_patient(context, policy, measured.of_patients(folds[number]))
     for found in context.team.gather(after):
         after |= found
     names = tuple(sorted(after))

@@ -17,7 +17,7 @@ def decision_in_words(selection: Selection) -> str:
     """What was returned, and by whose word."""
     chosen, incumbent, others = selection.chosen, selection.incumbent, len(selection.candidates) - 1
     gain = selection.patients_gain
-    of_patients = f"A typical reviewed patient gains {100 * (gain or 0):+.1f} points of Dice by adapting"
+    of_patients = f"A typical patient with a corrected mask gains {100 * (gain or 0):+.1f} points of Dice by adapting"
     if gain is not None and chosen == SOURCE:
         return (
             f"{of_patients}, each rated by a policy that did not learn from him, and {100 * LEAST_GAIN:.1f} would be "
@@ -76,7 +76,7 @@ def tell_selection(selection: Selection) -> None:
     """Logs what each signal thinks of each candidate."""
     if selection.patients_gain is not None:
         _LOG.info(
-            "selection: a typical reviewed patient gains %+.2f points of Dice by adapting (p = %.3f)",
+            "selection: a typical patient with a corrected mask gains %+.2f points of Dice by adapting (p = %.3f)",
             100 * selection.patients_gain,
             selection.patients_p_value,
         )

@@ -3,143 +3,40 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
-from pathlib import Path
-from typing import Any, Final, Self
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from typing import Any, Final
 
-import numpy as np
-
-from medfm_rl.data.files import read_versioned_json, write_versioned_json
 from medfm_rl.data.layouts import CaseFile
 from medfm_rl.errors import DataError
 from medfm_rl.feedback import CorrectedMask, Feedback, FeedbackStore, Measurement, Verdict
 from medfm_rl.feedback.agreement import expert_masks
+from medfm_rl.feedback.standing import audited, standing, state_hash
 from medfm_rl.progress import Progress
+from medfm_rl.runs.learned_feedback import LearnedFeedback, Reported, ReviewedCase
 from medfm_rl.seeding import derive_seed
 from medfm_rl.settings import FeedbackSettings
-from medfm_rl.workflows.adapt.feedback.judged import JudgedCase, PreferredCase, judged_cases, preferred_cases
+from medfm_rl.types import LabelSchema
+from medfm_rl.workflows.adapt.feedback.fitting import require_fitting
+from medfm_rl.workflows.adapt.feedback.judged import judged_cases, preferred_cases
+from medfm_rl.workflows.adapt.feedback.reported import some_of
 
 _LOG = logging.getLogger(__name__)
-_FORMAT: Final = 2
-_ADVICE: Final = "put back what `adapt` wrote there, or start a new run in another folder"
-_AUDIT: Final = "audit"
+_KEPT: Final = "feedback kept"
+_SEEDS: Final = 2**31
+"""How many seeds there are: a seed over it is a number in [0, 1)."""
 _CORRECTED_TRUST: Final = 1.0
 _MASK_KINDS: Final = {"masks": CorrectedMask, "accepted": Verdict}
 """What `feedback.kinds` calls the entries that expert masks come from."""
 
 
-@dataclass(frozen=True)
-class ReviewedCase:
-    """A target case whose mask reviewers drew or accepted.
-
-    Attributes:
-        case_id: As the run calls it.
-        patient_id: Of the case.
-        masks: Hashes of the masks in the store, one for each reviewer.
-        trust: How often it is shown beside a mask that was corrected, in (0, 1].
-    """
-
-    case_id: str
-    patient_id: str
-    masks: tuple[str, ...]
-    trust: float
-
-
-@dataclass(frozen=True)
-class Reported:
-    """A value from a report.
-
-    Attributes:
-        patient_id: Whose it is.
-        case_id: The case that was measured; None for the patient as a whole.
-        name: Of the quantity, such as EF.
-        structure: That was measured; None where the name says it.
-        value: In the unit in which the store keeps that quantity.
-        uncertainty: Standard deviation, in the same unit; None where it is not known.
-    """
-
-    patient_id: str
-    case_id: str | None
-    name: str
-    structure: str | None
-    value: float
-    uncertainty: float | None
-
-
-@dataclass(frozen=True)
-class LearnedFeedback:
-    """What a run learns from of a store.
-
-    Attributes:
-        store: Its name, without a password.
-        state_hash: SHA-256 of what was in force when the run started.
-        reviewed: Cases that teach.
-        reported: Values that teach.
-        kept: Patients with feedback who never teach: promises may rest on them.
-        elsewhere: Cases with feedback whose image is not among those of the target.
-        judged: Verdicts and grades that teach.
-        preferred: Preferences that teach.
-    """
-
-    store: str
-    state_hash: str
-    reviewed: tuple[ReviewedCase, ...]
-    reported: tuple[Reported, ...]
-    kept: tuple[str, ...]
-    elsewhere: int
-    judged: tuple[JudgedCase, ...] = ()
-    preferred: tuple[PreferredCase, ...] = ()
-
-    @property
-    def reviewed_patients(self) -> tuple[str, ...]:
-        """Patients whose masks teach, sorted."""
-        return tuple(sorted({each.patient_id for each in self.reviewed}))
-
-    @property
-    def judgements(self) -> tuple[JudgedCase | PreferredCase, ...]:
-        """Verdicts and grades, then preferences."""
-        return (*self.judged, *self.preferred)
-
-    @property
-    def judged_patients(self) -> tuple[str, ...]:
-        """Patients of whom a verdict, grade or preference teaches, sorted."""
-        return tuple(sorted({each.patient_id for each in self.judgements}))
-
-    @property
-    def teaching_patients(self) -> tuple[str, ...]:
-        """Patients of whom anything teaches, sorted."""
-        reported = {each.patient_id for each in self.reported}
-        return tuple(sorted(reported.union(self.reviewed_patients, self.judged_patients)))
-
-    def write(self, path: Path) -> None:
-        """Writes it as JSON, whole or not at all."""
-        write_versioned_json(path, _FORMAT, asdict(self))
-
-    @classmethod
-    def read(cls, path: Path) -> Self:
-        """Reads what `write` wrote, also format 1, which knew no judgements.
-
-        Raises:
-            DataError: The file is missing, is no such record, or was written by a newer version.
-        """
-        content = read_versioned_json(path, _FORMAT, _ADVICE)
-        try:
-            return cls(
-                content["store"],
-                content["state_hash"],
-                tuple(ReviewedCase(**{**each, "masks": tuple(each["masks"])}) for each in content["reviewed"]),
-                tuple(Reported(**each) for each in content["reported"]),
-                tuple(content["kept"]),
-                int(content["elsewhere"]),
-                tuple(JudgedCase(**each) for each in content.get("judged", [])),
-                tuple(PreferredCase(**each) for each in content.get("preferred", [])),
-            )
-        except (KeyError, TypeError, ValueError) as error:
-            raise DataError(f"{path}: not a record of feedback ({error!r}); {_ADVICE}") from error
-
-
-def gather(settings: FeedbackSettings, files: Sequence[CaseFile], seed: int, progress: Progress) -> LearnedFeedback:
+def gather(
+    settings: FeedbackSettings,
+    files: Sequence[CaseFile],
+    seed: int,
+    progress: Progress,
+    taught_before: Collection[str] = (),
+    schema: LabelSchema | None = None,
+) -> LearnedFeedback:
     """Finds what a store says of the cases of a target.
 
     Args:
@@ -147,39 +44,84 @@ def gather(settings: FeedbackSettings, files: Sequence[CaseFile], seed: int, pro
         files: The cases of the target.
         seed: Of the run; it draws the patients who are kept.
         progress: Told how many images were compared with those of the store.
+        taught_before: Patients who taught a run that this one goes on from: none of them is kept.
+        schema: Structures of the segmenter that shall learn from it; None leaves open whether it can.
 
     Raises:
         FeedbackError: The store cannot be read.
-        DataError: An image cannot be read, or nothing in the store is of the target.
+        DataError: An image cannot be read, nothing in the store is of the target, or something cannot teach the
+            segmenter.
     """
     with FeedbackStore.open(settings.store) as store:
-        entries, state_hash, name = store.entries(), store.state_hash(), store.where
+        return _gather(store, settings, files, seed, progress, taught_before, schema)
+
+
+def _gather(
+    store: FeedbackStore,
+    settings: FeedbackSettings,
+    files: Sequence[CaseFile],
+    seed: int,
+    progress: Progress,
+    taught_before: Collection[str],
+    schema: LabelSchema | None,
+) -> LearnedFeedback:
+    history, name = store.history(), store.where
+    entries = standing(history).in_force
     case_of = _cases_by_image(files, {entry.image_sha256 for entry in entries if entry.image_sha256}, progress)
     patients = {file.patient_id for file in files}
-    of_target = [
-        entry
-        for entry in entries
-        if (entry.image_sha256 in case_of if entry.image_sha256 is not None else entry.patient in patients)
-    ]
+    of_target = _of_target(entries, case_of, patients)
     if not of_target:
         raise DataError(
             f"feedback: {name} says nothing of the {len(files)} cases of the target, by the content of their "
             f"images; it has {len(entries)} entries. Give the images that were reviewed as target, or another store"
         )
-    kept = _kept(of_target, case_of, settings, seed)
+    audit = {_patient(entry, case_of) for entry in _of_target(audited(history), case_of, patients)}
+    kept = _kept({_patient(entry, case_of) for entry in of_target}, audit, settings, seed, taught_before)
     reviewed = _reviewed(of_target, case_of, settings)
     reported = _reported(of_target, case_of) if "measurements" in settings.kinds else ()
+    if schema is not None:
+        teaching = [entry for entry in of_target if _patient(entry, case_of) not in kept]
+        require_fitting(store, teaching, settings.kinds, reviewed, schema)
+    if "measurements" in settings.kinds:
+        _tell_strangers(entries, patients)
     elsewhere = {entry.image_sha256 for entry in entries if entry.image_sha256} - case_of.keys()
     return LearnedFeedback(
         name,
-        state_hash,
+        state_hash(entries),
         tuple(each for each in reviewed if each.patient_id not in kept),
         tuple(each for each in reported if each.patient_id not in kept),
         tuple(sorted(kept)),
         len(elsewhere),
         tuple(each for each in judged_cases(of_target, case_of, settings) if each.patient_id not in kept),
         tuple(each for each in preferred_cases(of_target, case_of, settings) if each.patient_id not in kept),
+        tuple(sorted(taught_before)),
     )
+
+
+def _tell_strangers(entries: Iterable[Feedback], patients: Collection[str]) -> None:
+    """Warns of values of patients who have no image in the target: names may be spelled in two ways."""
+    strangers = [
+        entry.patient
+        for entry in entries
+        if isinstance(entry, Measurement) and entry.image_sha256 is None and entry.patient not in patients
+    ]
+    if strangers:
+        _LOG.warning(
+            "feedback: %d values of reports are of patients of whom the target has no image, by name, and teach "
+            "nothing: %s. Give their images as target too, or name patients alike (target.patient_pattern)",
+            len(strangers),
+            some_of(strangers),
+        )
+
+
+def _of_target(
+    entries: Iterable[Feedback], case_of: Mapping[str, CaseFile], patients: Collection[str]
+) -> list[Feedback]:
+    return [
+        entry
+        for entry in entries
+        if (entry.image_sha256 in case_of if entry.image_sha256 is not None else entry.patient in patients)
+    ]
 
 
 def _cases_by_image(files: Sequence[CaseFile], wanted: Iterable[str], progress: Progress) -> dict[str, CaseFile]:
@@ -193,14 +135,40 @@ def _cases_by_image(files: Sequence[CaseFile], wanted: Iterable[str], progress: 
 
 
 def _kept(
-    entries: Sequence[Feedback], case_of: Mapping[str, CaseFile], settings: FeedbackSettings, seed: int
+    patients: Collection[str],
+    audit: Collection[str],
+    settings: FeedbackSettings,
+    seed: int,
+    taught_before: Collection[str],
 ) -> set[str]:
-    """Patients who never teach: those of an audit draw, and a random share of the others."""
-    audited = {_patient(entry, case_of) for entry in entries if entry.drawn == _AUDIT}
-    others = sorted({_patient(entry, case_of) for entry in entries} - audited)
-    drawn = np.random.default_rng(derive_seed(seed, "feedback kept")).permutation(len(others))
-    also = {others[index] for index in drawn[: round(settings.calibration_share * len(others))]}
-    return also if settings.learn_from_audit else audited | also
+    """Patients who never teach: those of an audit draw, and a random share of the others.
+
+    Each is drawn by himself, so that a store that grows changes nothing for those who are in it. Whoever has taught
+    a run that this one goes on from is in its weights and in D_R, and cannot be kept any more.
+
+    Args:
+        patients: Those with feedback.
+        audit: Those of an audit draw.
+        settings: The share, and whether audit patients teach too.
+        seed: Of the run.
+        taught_before: Those who taught an earlier run.
+    """
+    also = {
+        patient
+        for patient in patients
+        if patient not in audit and derive_seed(seed, _KEPT, patient) / _SEEDS < settings.calibration_share
+    }
+    wanted = also if settings.learn_from_audit else also.union(audit).intersection(patients)
+    too_late = sorted(wanted.intersection(audit, taught_before))
+    if too_late:
+        _LOG.warning(
+            "feedback: %d patients of an audit draw are not kept for promises, because they taught the run that this "
+            "one goes on from, and go on teaching: %s. Draw audit patients among those who taught nothing "
+            "(`medfm-rl propose` does)",
+            len(too_late),
+            ", ".join(too_late),
+        )
+    return wanted.difference(taught_before)
 
 
 def _patient(entry: Feedback, case_of: Mapping[str, CaseFile]) -> str:
@@ -218,7 +186,7 @@ def _reviewed(
         drawn = [mask for mask in by_reviewer.values() if mask.drawn]
         masks = tuple(dict.fromkeys(mask.sha256 for mask in drawn or by_reviewer.values()))
         trust = _CORRECTED_TRUST if drawn else settings.accepted_trust
-        found.append(ReviewedCase(case_of[image].case_id, case_of[image].patient_id, masks, trust))
+        found.append(ReviewedCase(case_of[image].case_id, case_of[image].patient_id, masks, trust, bool(drawn)))
     return tuple(sorted(found, key=lambda each: each.case_id))
 
 
@@ -267,4 +235,5 @@ def as_record(learned: LearnedFeedback) -> dict[str, Any]:
         "feedback_judgements": len(learned.judgements),
         "feedback_values": len(learned.reported),
         "feedback_kept_patients": len(learned.kept),
+        "feedback_patients_before": len(learned.taught_before),
     }

@@ -3,58 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
-from typing import Final, Literal
+from typing import Final
 
 from medfm_rl.data.layouts import CaseFile
 from medfm_rl.feedback import Feedback, Grade, Preference, Verdict
 from medfm_rl.feedback.entries import BEST_GRADE
+from medfm_rl.runs.learned_feedback import JudgedCase, PreferredCase
 from medfm_rl.settings import FeedbackSettings
-
-
-@dataclass(frozen=True)
-class JudgedCase:
-    """A verdict or grade on a mask of a target case.
-
-    Attributes:
-        case_id: As the run calls it.
-        patient_id: Of the case.
-        mask: Hash of the mask in the store.
-        structure: Name; None for the mask as a whole.
-        scale: What the value is one of.
-        value: In [0, 1]: 1 for an acceptance and the best grade, 0 for a rejection and the worst.
-        trust: In (0, 1].
-    """
-
-    case_id: str
-    patient_id: str
-    mask: str
-    structure: str | None
-    scale: Literal["verdict", "grade"]
-    value: float
-    trust: float
-
-
-@dataclass(frozen=True)
-class PreferredCase:
-    """A preference between two masks of a target case.
-
-    Attributes:
-        case_id: As the run calls it.
-        patient_id: Of the case.
-        better: Hash of the better mask in the store.
-        worse: Hash of the other.
-        structure: Name; None for the masks as a whole.
-        trust: In (0, 1].
-    """
-
-    case_id: str
-    patient_id: str
-    better: str
-    worse: str
-    structure: str | None
-    trust: float
-
 
 _ORDER: Final = ("case_id", "mask", "better", "worse", "structure", "scale", "value")
 

@@ -14,11 +14,10 @@ from medfm_rl.errors import DataError
 from medfm_rl.feedback import FeedbackStore
 from medfm_rl.progress import Progress
 from medfm_rl.reward.judgements import Comparison, JudgedMask, Judgement, Judgements
+from medfm_rl.runs.learned_feedback import JudgedCase, LearnedFeedback, PreferredCase
 from medfm_rl.settings import FeedbackSettings
 from medfm_rl.tiling import tile_boxes
 from medfm_rl.types import Case
-from medfm_rl.workflows.adapt.feedback.gathering import LearnedFeedback
-from medfm_rl.workflows.adapt.feedback.judged import JudgedCase, PreferredCase
 from medfm_rl.workflows.adapt.feedback.reviewed_images import mask_on_image
 
 

@@ -12,17 +12,19 @@ import torch
 from medfm_rl.adapters import SegmenterAdapter
 from medfm_rl.data.layouts import CaseFile
 from medfm_rl.errors import DataError
+from medfm_rl.feedback.units import QUANTITIES
 from medfm_rl.reward.measurements import USUAL_UNCERTAINTY, Goal, SizeGoal, fraction_goals
 from medfm_rl.reward.score import pixels_in
+from medfm_rl.runs.learned_feedback import Reported
 from medfm_rl.structures import pixels_of
 from medfm_rl.types import LabelSchema
-from medfm_rl.workflows.adapt.feedback.gathering import Reported
 
 _LOG = logging.getLogger(__name__)
 _FRACTION: Final = "EF"
-_SIZES: Final = {"area": (2, 1.0), "volume": (3, 1000.0)}
+SIZES: Final = {"area": (2, 1.0), "volume": (3, 1000.0)}
 """By quantity, the dimensions of the images that it is of, and how many mm^2 or mm^3 its unit has."""
-_VENTRICLE: Final = "LV"
+_MOST_NAMED: Final = 5
+"""Patients that a message names."""
 
 
 def goals_of_cases(
@@ -43,7 +45,7 @@ def goals_of_cases(
         DataError: A structure is not named and not implied.
     """
     goals: dict[str, list[Goal]] = {}
-    unused: dict[str, int] = {}
+    unused: dict[str, list[str]] = {}
     by_patient: dict[str, list[CaseFile]] = {}
     for file in files:
         by_patient.setdefault(file.patient_id, []).append(file)
@@ -51,9 +53,10 @@ def goals_of_cases(
     if compared:
         _LOG.info(
             "feedback: %d of %d values of reports teach nothing: they are of patients on whose images candidates are "
-            "compared, or whose masks teach",
+            "compared, or whose masks teach (%s)",
             len(compared),
             len(reported),
+            some_of([value.patient_id for value in compared]),
         )
     for value in reported:
         if value.patient_id not in by_patient:
@@ -61,30 +64,37 @@ def goals_of_cases(
         cases = [file for file in by_patient[value.patient_id] if value.case_id in (None, file.case_id)]
         if value.name == _FRACTION:
             found = _of_fraction(value, cases, policy.schema)
-        elif value.name in _SIZES and value.case_id is not None:
+        elif value.name in SIZES and value.case_id is not None:
             found = _of_size(value, cases, policy)
         else:
             found = {}
         if not found:
-            unused[value.name] = unused.get(value.name, 0) + 1
+            unused.setdefault(value.name, []).append(value.patient_id)
         for case_id, goal in found.items():
             goals.setdefault(case_id, []).append(goal)
-    for name, count in unused.items():
+    if unused:
+        listed = " and ".join(f"{len(names)} values of {name} ({some_of(names)})" for name, names in unused.items())
         _LOG.warning(
-            "feedback: %d values of %s teach nothing: EF needs two frames of a view, named alike up to the last "
+            "feedback: %s teach nothing: EF needs two frames of a view, named alike up to the last "
             "underscore; area and volume the name of the case, a spacing in mm and an image that fits into one patch; "
             "other quantities are kept in the store alone",
-            count,
-            name,
+            listed,
         )
     return goals
+
+
+def some_of(patients: Sequence[str]) -> str:
+    """Names of patients for a message, each once, a few of them."""
+    names = sorted(set(patients))
+    more = [f"{len(names) - _MOST_NAMED} more"] if len(names) > _MOST_NAMED else []
+    return ", ".join([*names[:_MOST_NAMED], *more])
 
 
 def _of_fraction(value: Reported, cases: Sequence[CaseFile], schema: LabelSchema) -> Mapping[str, Goal]:
     views: dict[str, list[str]] = {}
     for file in cases:
         views.setdefault(file.case_id.rpartition("_")[0], []).append(file.case_id)
-    ventricle = _structure(value, schema, _VENTRICLE)
+    ventricle = _structure(value, schema)
     goals: dict[str, Goal] = {}
     for frames in views.values():
         if len(frames) == 2:
@@ -94,8 +104,8 @@ def _of_fraction(value: Reported, cases: Sequence[CaseFile], schema: LabelSchema
 
 @torch.no_grad()
 def _of_size(value: Reported, cases: Sequence[CaseFile], policy: SegmenterAdapter) -> Mapping[str, Goal]:
-    dimensions, factor = _SIZES[value.name]
-    classes = _structure(value, policy.schema, None)
+    dimensions, factor = SIZES[value.name]
+    classes = _structure(value, policy.schema)
     device = next(policy.parameters()).device
     goals: dict[str, Goal] = {}
     for file in cases:
@@ -115,12 +125,19 @@ def _of_size(value: Reported, cases: Sequence[CaseFile], policy: SegmenterAdapte
     return goals
 
 
-def _structure(value: Reported, schema: LabelSchema, implied: str | None) -> tuple[int, ...]:
-    name = value.structure or implied or (schema.structures[0] if len(schema.structures) == 1 else None)
-    if name is None or name not in schema.structures:
+def measured_structure(quantity: str, named: str | None, schema: LabelSchema) -> str | None:
+    """The structure of a segmenter that a value is of; None where it has none such, or nobody says which it is."""
+    sole = schema.structures[0] if len(schema.structures) == 1 else None
+    found = named or QUANTITIES[quantity].structure or sole
+    return found if found in schema.structures else None
+
+
+def _structure(value: Reported, schema: LabelSchema) -> tuple[int, ...]:
+    name = measured_structure(value.name, value.structure, schema)
+    if name is None:
         raise DataError(
-            f"feedback: a value of {value.name} is of the structure {name or '(none named)'}, and the segmenter has "
-            f"{', '.join(schema.structures)}; name one of these in the table, or leave measurements out "
+            f"feedback: a value of {value.name} is of the structure {value.structure or '(none named)'}, and the "
+            f"segmenter has {', '.join(schema.structures)}; name one of these in the table, or leave measurements out "
             "of feedback.kinds"
         )
     return schema.classes_of(name)

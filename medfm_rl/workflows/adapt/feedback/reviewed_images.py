@@ -13,9 +13,9 @@ from medfm_rl.feedback import FeedbackStore, Mask
 from medfm_rl.feedback.agreement import consensus
 from medfm_rl.progress import Progress
 from medfm_rl.reward.collection import ImageSet, ReviewedImages
+from medfm_rl.runs.learned_feedback import LearnedFeedback, ReviewedCase
 from medfm_rl.tiling import tile_boxes
 from medfm_rl.types import LabelMap
-from medfm_rl.workflows.adapt.feedback.gathering import LearnedFeedback, ReviewedCase
 
 
 def load_reviewed(
@@ -47,7 +47,8 @@ def load_reviewed(
                 axes.append(adapter.grid_axes(sample))
             progress("reading reviewed images", done, len(learned.reviewed))
     shown = ImageSet(torch.stack(images), tuple(case_ids), tuple(patient_ids), tuple(axes))
-    return ReviewedImages(shown, torch.stack(masks), tuple(trust))
+    accepted = frozenset(reviewed.case_id for reviewed in learned.reviewed if not reviewed.drawn)
+    return ReviewedImages(shown, torch.stack(masks), tuple(trust), accepted)
 
 
 def _agreed(

@@ -4,10 +4,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from support.shared_work import context_of_squares, squares
 
 from medfm_rl.data.files import write_json
 from medfm_rl.errors import DataError
-from medfm_rl.workflows.adapt.choosing.cross_fit import CrossFit
+from medfm_rl.processes.team import ALONE
+from medfm_rl.reward.collection import ImageSet, ReviewedImages
+from medfm_rl.settings import FeedbackSettings
+from medfm_rl.workflows.adapt.choosing.cross_fit import CrossFit, cross_fit
+from medfm_rl.workflows.adapt.context import Domains
 
 
 def of(*gains: float) -> CrossFit:
@@ -54,3 +59,23 @@ def test_it_comes_back_as_it_was_written(tmp_path: Path) -> None:
     write_json(tmp_path / "other.json", {"format": 1})
     with pytest.raises(DataError, match=r"other\.json: not a comparison on reviewed patients.*resume the run"):
         CrossFit.read(tmp_path / "other.json")
+
+
+def squares_accepted_of(folder: Path, *accepted: int) -> tuple[CrossFit | None, tuple[str, ...]]:
+    """What comes of six reviewed patients, some of whom have masks that were only accepted."""
+    (images, masks), context = squares(), context_of_squares(ALONE, folder, feedback=FeedbackSettings(store="s"))
+    names = tuple(f"p{row}" for row in range(len(images)))
+    shown = ImageSet(images, names, names)
+    trust = tuple(0.5 if row in accepted else 1.0 for row in range(len(images)))
+    reviewed = ReviewedImages(shown, masks, trust, frozenset(names[row] for row in accepted))
+    return cross_fit(context, Domains(shown, shown, None, reviewed)), names
+
+
+def test_only_patients_whose_masks_were_drawn_are_compared_on(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """The model that made an accepted mask agrees with it by itself."""
+    found, names = squares_accepted_of(tmp_path / "two", 0, 3)
+    assert found is not None
+    assert found.patients == tuple(name for row, name in enumerate(names) if row not in (0, 3))
+    with caplog.at_level("INFO"):
+        assert squares_accepted_of(tmp_path / "three", 0, 3, 4)[0] is None
+    assert "3 patients have masks that reviewers drew or corrected, and it takes 4" in caplog.text

@@ -11,17 +11,18 @@ from support.tiny_runs import tiny_config
 from medfm_rl.adapters import TorchModuleAdapter
 from medfm_rl.data.layouts import CaseFile, find_cases
 from medfm_rl.errors import DataError, ModelError
-from medfm_rl.feedback import CorrectedMask, FeedbackStore, Grade, Mask, Measurement, Preference, Verdict
+from medfm_rl.feedback import CorrectedMask, FeedbackStore, Grade, Mask, Measurement, Preference, Removal, Verdict
 from medfm_rl.feedback.entries import Drawn, Entry
 from medfm_rl.reward.dataset import ActionDataset
+from medfm_rl.runs.learned_feedback import LearnedFeedback
 from medfm_rl.settings import DataSettings, FeedbackSettings, FineTuningSettings
 from medfm_rl.types import LabelSchema
 from medfm_rl.workflows.adapt.checks import split_target
 from medfm_rl.workflows.adapt.choosing.cross_fit import CrossFit
 from medfm_rl.workflows.adapt.choosing.selection import Selection
 from medfm_rl.workflows.adapt.context import RunContext
-from medfm_rl.workflows.adapt.continuing import Continuation
-from medfm_rl.workflows.adapt.feedback.gathering import LearnedFeedback, gather
+from medfm_rl.workflows.adapt.continuing import Continuation, learned_before
+from medfm_rl.workflows.adapt.feedback.gathering import gather
 from medfm_rl.workflows.adapt.feedback.judged_images import load_judged
 from medfm_rl.workflows.adapt.feedback.reported import goals_of_cases
 from medfm_rl.workflows.adapt.loop import adapt
@@ -98,9 +99,47 @@ def test_a_share_of_the_patients_is_kept_for_promises(simulated_echo: Path, tmp_
     files = target_of(simulated_echo)
     store = reviewed_store(tmp_path / "s.sqlite", files)
     learned = gather(FeedbackSettings(store=store, calibration_share=0.5), files, 0, quiet)
-    assert len(learned.kept) == 3
+    assert 0 < len(learned.kept) < 6
     assert set(learned.kept) | set(learned.teaching_patients) == set(patients(files))
     assert not set(learned.kept) & set(learned.teaching_patients)
+    # With fewer in the store, the same of these.
+    first = set(patients(files)[:3])
+    fewer = reviewed_store(tmp_path / "fewer.sqlite", [file for file in files if file.patient_id in first])
+    before = gather(FeedbackSettings(store=fewer, calibration_share=0.5), files, 0, quiet)
+    assert set(before.kept) == first & set(learned.kept)
+
+
+def test_an_audit_draw_stays_one_when_the_same_is_said_again(simulated_echo: Path, tmp_path: Path) -> None:
+    files = target_of(simulated_echo)
+    store = tmp_path / "s.sqlite"
+    reviewed_store(store, files[:1], drawn="audit")
+    reviewed_store(store, files[:1])
+    reviewed_store(store, [file for file in files if file.patient_id == patients(files)[1]])
+    kept = gather(FeedbackSettings(store=str(store)), files, 0, quiet).kept
+    assert kept == (files[0].patient_id,)
+    with FeedbackStore.open(store) as opened:
+        entry = next(entry for entry in opened.history() if isinstance(entry, CorrectedMask) and entry.drawn == "audit")
+        opened.add([Removal(reviewer="r1", removes=entry.id, reason="it was not drawn at random")])
+    assert gather(FeedbackSettings(store=str(store)), files, 0, quiet).kept == ()
+
+
+def test_whoever_taught_a_run_teaches_those_that_go_on_from_it(
+    simulated_echo: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    files = target_of(simulated_echo)
+    taught, late, new = patients(files)[:3]
+    store = tmp_path / "s.sqlite"
+    reviewed_store(store, [file for file in files if file.patient_id == taught])
+    reviewed_store(store, [file for file in files if file.patient_id in (late, new)], drawn="audit")
+    settings = FeedbackSettings(store=str(store), calibration_share=0.99)
+    learned = gather(settings, files, 0, quiet, [taught, late, "p-of-old"])
+    assert (learned.kept, learned.teaching_patients) == ((new,), (taught, late))
+    assert learned.taught_before == ("p-of-old", taught, late)
+    assert f"go on teaching: {late}." in caplog.text
+    learned.write(tmp_path / "feedback.json")
+    assert LearnedFeedback.read(tmp_path / "feedback.json") == learned
+    after = learned.without_teachers()
+    assert (after.teaching_patients, after.ever_taught, after.kept) == ((), ("p-of-old", taught, late), (new,))
 
 
 def test_an_accepted_mask_teaches_less_and_not_beside_a_corrected_one(simulated_echo: Path, tmp_path: Path) -> None:
@@ -252,6 +291,10 @@ def test_a_run_goes_on_from_another_with_its_actions_rewards_and_result(
     assert names[-1].startswith("iteration-01/candidates/")
     # Repeated, it is finished.
     adapt(later, True, quiet)
+    # Whoever taught the second is known to a third.
+    before = learned_before(later.model_copy(update={"continues": second.path}))
+    assert before is not None
+    assert before.ever_taught == (files[0].patient_id,)
     other = tiny_config(simulated_echo, source_model, tmp_path / "third", iterations=1, continues=tmp_path / "nothing")
     with pytest.raises(ModelError, match="nothing"):
         adapt(other, False, quiet)
@@ -272,7 +315,7 @@ def test_reports_become_goals_of_the_frames_of_a_view(
     goals = goals_of_cases(learned.reported, files, TorchModuleAdapter.load(source_model))
     pairs = [view for view in views if sum(file.case_id.startswith(f"{view}_") for file in own) == 2]
     assert len(goals) == 2 * len(pairs)
-    assert "1 values of diameter teach nothing" in caplog.text
+    assert f"1 values of diameter ({first}) teach nothing" in caplog.text
     caplog.clear()
     others = [file for file in files if file.patient_id != first]
     with caplog.at_level("INFO"):
@@ -286,9 +329,9 @@ def test_an_area_is_brought_to_the_grid_of_the_network(tmp_path: Path) -> None:
     import torch
 
     from medfm_rl.data.images import write_image
+    from medfm_rl.runs.learned_feedback import Reported
     from medfm_rl.settings import NetworkSettings, PreprocessingSettings
     from medfm_rl.types import Geometry
-    from medfm_rl.workflows.adapt.feedback.gathering import Reported
 
     schema = LabelSchema.from_structures({"LV": 1})
     torch.manual_seed(0)
@@ -418,6 +461,54 @@ def test_a_run_learns_from_grades_and_preferences(
     assert domains.judged is not None
     assert domains.judged.patients == set(learned.judged_patients) - set(patients(selecting))
     assert domains.judged.masks[0].actions.shape == (1, 32, 32)
+
+
+def test_what_cannot_teach_is_refused_before_a_run_is_started_by_case_and_entry(
+    simulated_echo: Path, source_model: Path, tmp_path: Path
+) -> None:
+    files = target_of(simulated_echo)
+    first, second, third = (next(file for file in files if file.patient_id == name) for name in patients(files)[:3])
+    about = {"reviewer": "report", "patient": first.patient_id, "case": first.case_id}
+    area = Measurement(**about, image_sha256=first.hash_images(), name="area", value=900.0, unit="mm2", structure="LVX")  # type: ignore[arg-type]
+    fits = Measurement(reviewer="report", patient=first.patient_id, name="EF", value=55.0, unit="%")
+    truth = mask_of(second)
+    small = Mask.of(truth.labels[:-1], truth.names, truth.geometry)
+    strange = Mask.of(mask_of(third).labels, ("background", "RV", "PA", "RA"), truth.geometry)
+    entries: list[Entry] = [
+        area,
+        fits,
+        drawn_by(second, truth),
+        drawn_by(second, small, "r2"),
+        drawn_by(third, strange),
+    ]
+    store = store_with(tmp_path / "s.sqlite", entries, [truth, small, strange])
+    settings = FeedbackSettings(store=store)
+    with pytest.raises(DataError, match=r"3 entries of .*s\.sqlite cannot teach this segmenter") as caught:
+        gather(settings, files, 0, quiet, schema=SCHEMA)
+    said = str(caught.value)
+    assert f"case {first.case_id}, entry {area.id}: the value of area is of the structure 'LVX'" in said
+    assert f"case {second.case_id}, entry {entries[2].id}: its mask and that of case" in said
+    assert f"entry {entries[4].id}: mask {strange.sha256}: has RV, PA, RA" in said
+    assert "feedback remove" in said
+    config = tiny_config(simulated_echo, source_model, tmp_path / "run", iterations=1, feedback=settings)
+    with pytest.raises(DataError, match="3 entries"):
+        adapt(config, False, quiet)
+    assert not (tmp_path / "run" / "config.yaml").exists()
+    assert len(gather(FeedbackSettings(store=store, kinds=("accepted",)), files, 0, quiet, schema=SCHEMA).reviewed) == 0
+
+
+def test_values_of_patients_who_are_not_in_the_target_are_named(
+    simulated_echo: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    files = target_of(simulated_echo)
+    entries: list[Entry] = [
+        Measurement(reviewer="report", patient=name, name="EF", value=55.0, unit="%")
+        for name in (files[0].patient_id, *(f"x{number}" for number in range(7)))
+    ]
+    learned = gather(FeedbackSettings(store=store_with(tmp_path / "s.sqlite", entries, [])), files, 0, quiet)
+    assert len(learned.reported) == 1
+    assert "7 values of reports are of patients of whom the target has no image" in caplog.text
+    assert "x0, x1, x2, x3, x4, 2 more. Give their images as target too" in caplog.text
 
 
 def test_a_judgement_of_a_structure_that_the_segmenter_lacks_is_refused_by_name(
