@@ -30,7 +30,7 @@ from medfm_rl.settings import AdaptConfig
 from medfm_rl.tracking import open_tracker
 from medfm_rl.types import where_said
 from medfm_rl.version import __version__
-from medfm_rl.workflows.adapt.choosing.cross_fit import LEAST_PATIENTS, why_none_decide
+from medfm_rl.workflows.adapt.choosing.cross_fit import why_none_decide
 from medfm_rl.workflows.adapt.choosing.decision import decision_in_words, table_of
 from medfm_rl.workflows.adapt.choosing.selection import Selection
 from medfm_rl.workflows.deploy.predict import segment_with_reward
@@ -140,7 +140,8 @@ def _decision(run: RunFolder, selection: Selection) -> str:
         return words
     reviewed = LearnedFeedback.read(run.feedback).reviewed
     drawn = {case.patient_id for case in reviewed if case.drawn}
-    return f"{words} {why_none_decide(len(drawn))}" if reviewed and len(drawn) < LEAST_PATIENTS else words
+    reason = why_none_decide(len(drawn), len({case.patient_id for case in reviewed} - drawn)) if reviewed else None
+    return words if reason is None else f"{words} {reason}"
 
 
 def _read_selection(run: RunFolder) -> Selection:

@@ -105,17 +105,18 @@ class CrossFit:
 def cross_fit(context: RunContext, domains: Domains) -> CrossFit | None:
     """Fine-tunes twice, each time without half of the patients whose masks were drawn, and measures on those.
 
-    None with too few of them. Accepted masks teach, and nothing is measured on them: the model that made them has a
-    Dice of 1 there, and everything else must look worse. Each takes half the steps, so that both together cost what the
-    fine-tuning does. They run side by side where there are several processes.
+    None where they do not decide (`why_none_decide`). Accepted masks teach, and nothing is measured on them: the model
+    that made them has a Dice of 1 there, and everything else must look worse. Each takes half the steps, so that both
+    together cost what the fine-tuning does. They run side by side where there are several processes.
     """
     reviewed, feedback = domains.reviewed, context.config.feedback
     if reviewed is None or feedback is None or not feedback.cross_fit or not context.config.fine_tuning.steps:
         return None
-    count = len(set(reviewed.drawn.images.patient_ids))
-    if count < LEAST_PATIENTS:
+    drawn = set(reviewed.drawn.images.patient_ids)
+    reason = why_none_decide(len(drawn), len(set(reviewed.images.patient_ids) - drawn))
+    if reason is not None:
         if context.team.leads:
-            _LOG.info("feedback: %s", why_none_decide(count))
+            _LOG.info("feedback: %s", reason)
         return None
     path, team = context.run.cross_fit, context.team
     if team.from_leader(lambda: not path.exists()):
@@ -124,13 +125,26 @@ def cross_fit(context: RunContext, domains: Domains) -> CrossFit | None:
     return CrossFit.read(path)
 
 
-def why_none_decide(patients: int) -> str:
-    """Why reviewed patients do not decide, where only so many of them have masks that were drawn."""
-    return (
-        f"{patients} patients have masks that reviewers drew or corrected, and it takes {LEAST_PATIENTS} to decide "
-        "whether adapting is worth it; accepted masks teach and decide nothing, for the model that made them agrees "
-        "with them by itself."
-    )
+def why_none_decide(drawn: int, accepted: int) -> str | None:
+    """Why reviewed patients do not decide whether adapting is worth it; None where those with drawn masks do.
+
+    Args:
+        drawn: Patients with masks that reviewers drew or corrected.
+        accepted: Patients of whom reviewers accepted every mask.
+    """
+    if drawn < LEAST_PATIENTS:
+        return (
+            f"{drawn} patients have masks that reviewers drew or corrected, and it takes {LEAST_PATIENTS} to decide "
+            "whether adapting is worth it; accepted masks teach and decide nothing, for the model that made them "
+            "agrees with them by itself."
+        )
+    if accepted > drawn:
+        return (
+            f"Reviewers accepted every mask of {accepted} patients and corrected some of {drawn}: these are the ones "
+            "in whom the model did worst, so what they gain by adapting says little of a typical patient, and they "
+            "do not decide whether it is worth it."
+        )
+    return None
 
 
 def _measure(context: RunContext, domains: Domains, reviewed: ReviewedImages) -> CrossFit:

@@ -11,7 +11,7 @@ from medfm_rl.errors import DataError
 from medfm_rl.processes.team import ALONE
 from medfm_rl.reward.collection import ImageSet, ReviewedImages
 from medfm_rl.settings import FeedbackSettings
-from medfm_rl.workflows.adapt.choosing.cross_fit import CrossFit, cross_fit
+from medfm_rl.workflows.adapt.choosing.cross_fit import CrossFit, cross_fit, why_none_decide
 from medfm_rl.workflows.adapt.context import Domains
 
 
@@ -79,3 +79,9 @@ def test_only_patients_whose_masks_were_drawn_are_compared_on(tmp_path: Path, ca
     with caplog.at_level("INFO"):
         assert squares_accepted_of(tmp_path / "three", 0, 3, 4)[0] is None
     assert "3 patients have masks that reviewers drew or corrected, and it takes 4" in caplog.text
+
+
+def test_corrected_patients_decide_unless_more_had_every_mask_accepted() -> None:
+    assert why_none_decide(3, 0) is not None
+    assert why_none_decide(4, 4) is None
+    assert "accepted every mask of 5 patients and corrected some of 4" in str(why_none_decide(4, 5))
