@@ -298,6 +298,7 @@ class LabelSchema:
             of_class = {index: label for label, index in reversed(index_of.items())}
             ids = [background, *(of_class.get(index, -1) for index in range(1, 2**count))]
         else:
+            _refuse_repeated(order, tuple(regions))
             # The highest bit of a class is the last of its regions.
             ids = [background, *(order[index.bit_length() - 1] for index in range(1, 2**count))]
         return cls((BACKGROUND, *regions), tuple(ids), taken_in)
@@ -448,6 +449,17 @@ class LabelSchema:
 def where_said(labels: LabelMap) -> LabelMap:
     """A known mask with background in the place of what is `IGNORED`, to be looked at or counted."""
     return np.where(labels == IGNORED, np.uint8(0), labels)
+
+
+def _refuse_repeated(order: Sequence[int], regions: Sequence[str]) -> None:
+    """Raises ValueError where two structures are written with one integer: the masks would not tell them apart."""
+    for place, label in enumerate(order):
+        first = order.index(label)
+        if first < place:
+            raise ValueError(
+                f"{regions[first]!r} and {regions[place]!r} are both written as {label}, so that {regions[place]!r} is "
+                "lost in the masks; each structure needs an integer of its own, as the model was trained with"
+            )
 
 
 def _classes_of_labels(region_ids: Structures) -> dict[int, int]:

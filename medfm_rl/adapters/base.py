@@ -240,9 +240,12 @@ class SegmenterAdapter(CaseGrid):
         return False
 
     @property
-    def shows_values_of_files(self) -> bool:
-        """Whether the network is shown grey values as they stand in the files, whatever their range."""
-        return False
+    def stated_scaling(self) -> str | None:
+        """How grey values are scaled, in the words of the settings, where what comes out can have any size.
+
+        None where the tool scales them by itself, or by what is in each image.
+        """
+        return None
 
     def expected_values(self) -> tuple[ExpectedValues | None, ...]:
         """What the tool expects in each channel of grey values; None where it takes any, or does not say."""

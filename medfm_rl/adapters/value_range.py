@@ -16,6 +16,11 @@ _MOST_TIMES: Final = 4.0
 scanner moves both by less than two, a division by 255 that is missing by a hundred."""
 _USUAL_MOST: Final = 20.0
 """Beyond this a network without a normalisation of its own hardly ever learned."""
+_STATED_MOST: Final = 100.0
+"""The same where somebody has stated how values are scaled: air in CT that is centred on soft tissue lies at -30, and
+a division by 255 that is missing makes 1,000 of 5."""
+_MANY: Final = 0.01
+"""Share of the values that must lie beyond it: metal in CT is less."""
 _NORMALISATIONS: Final = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm)
 _REMEDY: Final = (
     "say in preprocessing.intensity how the images were scaled that it learned on, such as {divide: 255} or "
@@ -39,16 +44,36 @@ def range_doubts(adapter: SegmenterAdapter, images: Tensor) -> tuple[str, ...]:
         adapter(images.to(adapter.device))
     grey = images[:, : adapter.intensity_channels]
     low, high = float(grey.min()), float(grey.max())
+    if low == high:
+        return (_constant(low, adapter.stated_scaling),)
     first, entering = seen[0] if seen else (None, None)
     if isinstance(first, nn.modules.batchnorm._BatchNorm) and entering is not None:
         remembered = _remembered(first)
         if remembered is not None:
             return _unlike(entering, *remembered, low, high)
     by_image = isinstance(first, nn.modules.instancenorm._InstanceNorm | nn.GroupNorm | nn.LayerNorm)
-    if adapter.shows_values_of_files and not by_image and max(-low, high) > _USUAL_MOST:
+    return () if by_image else _beyond_use(grey, adapter.stated_scaling, low, high)
+
+
+def _constant(value: float, scaling: str | None) -> str:
+    how = "" if scaling in (None, "none") else f" (intensity: {scaling})"
+    return (
+        f"the network is shown nothing but the value {value:.4g}{how}: in the middle of each of a few images there is "
+        f"nothing to be seen; look at them, and {_REMEDY}"
+    )
+
+
+def _beyond_use(grey: Tensor, scaling: str | None, low: float, high: float) -> tuple[str, ...]:
+    """Whether hardly any network learned on values of such a size, where nothing in the network tells."""
+    usual = f"and most networks learned on values of about -3 to 3; {_REMEDY}"
+    if scaling == "none":
+        if max(-low, high) > _USUAL_MOST:
+            shown = f"values from {low:.4g} to {high:.4g}, as they stand in the files (intensity: none)"
+            return (f"the network is shown {shown}, {usual}",)
+    elif scaling is not None and float((grey.abs() > _STATED_MOST).float().mean()) > _MANY:
         return (
-            f"the network is shown values from {low:.4g} to {high:.4g}, as they stand in the files (intensity: none), "
-            f"and most networks learned on values of about -3 to 3; {_REMEDY}",
+            f"with intensity: {scaling} the network is shown values from {low:.4g} to {high:.4g}, {usual}; this "
+            "one may be for images of another range, such as 0 to 1 and not 0 to 255",
         )
     return ()
 

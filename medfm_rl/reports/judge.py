@@ -44,6 +44,7 @@ class JudgePage:
 
     Attributes:
         words: The figures, a sentence each.
+        doubts: Why nobody should accept masks by it, a sentence each.
         cases: Held-out masks.
         limit: Mean Dice below which a mask is bad.
         patients: How many taught, calibrated and tried it.
@@ -52,6 +53,7 @@ class JudgePage:
     """
 
     words: Sequence[str]
+    doubts: Sequence[str]
     cases: Sequence[TriedCase]
     limit: float
     patients: Mapping[str, int]

@@ -24,6 +24,25 @@ UNKNOWN: Final = "unknown"
 STREAM_FORMAT: Final = 3
 _RESTORE: Final = "put the file back from a copy, or start a stream under another name"
 _LOG = logging.getLogger(__name__)
+_NUMBER: Final = (int, float)
+_KINDS: Final[Mapping[str, tuple[type, ...]]] = {
+    **dict.fromkeys(("scanner", "protocol", "site", "quality", "time", "patient"), (str,)),
+    **dict.fromkeys(("case", "mask", "verdict", "key", "reason"), (str,)),
+    **dict.fromkeys(("tested", "audit", "simulated"), (bool,)),
+    **dict.fromkeys(("cases", "look", "broken_rules"), (list,)),
+    **dict.fromkeys(("audit_share", "mean_reward", "shift_distance", "dice"), _NUMBER),
+    "predicted": (*_NUMBER, type(None)),
+    "seed": (int,),
+}
+"""What JSON has for each value of a line, whatever line it stands in."""
+_WORDS: Final = {
+    str: "text",
+    bool: "true or false",
+    list: "a list",
+    int: "a number",
+    float: "a number",
+    type(None): "null",
+}
 
 
 @dataclass(frozen=True)
@@ -315,6 +334,7 @@ def _history(path: Path, contents: Sequence[Mapping[str, Any]], cut_short: int |
     number, looks = 1, set[int]()
     try:
         values = {name: contents[0][name] for name in StreamIdentity.__dataclass_fields__}
+        _require_kinds(values)
         history = StreamHistory(path, StreamIdentity(**values), cut_short=cut_short)
         for content in contents[1:]:
             number += 1
@@ -330,9 +350,15 @@ def _history(path: Path, contents: Sequence[Mapping[str, Any]], cut_short: int |
 
 def _event(content: Mapping[str, Any]) -> Study | Review | Restart:
     values = {name: value for name, value in content.items() if name != "kind"}
-    datetime.fromisoformat(values["time"])
+    _require_kinds(values)
+    if datetime.fromisoformat(values["time"]).tzinfo is None:
+        raise ValueError(f"the time {values['time']} has no offset from UTC")
     match content["kind"]:
         case "study":
+            for case in values["cases"]:
+                if not isinstance(case, dict):
+                    raise ValueError("a case is no JSON object")
+                _require_kinds(case)
             cases = tuple(
                 StudyCase(**{**case, "broken_rules": tuple(case["broken_rules"])}) for case in values["cases"]
             )
@@ -343,3 +369,20 @@ def _event(content: Mapping[str, Any]) -> Study | Review | Restart:
             return Restart(**values)
         case other:
             raise ValueError(f"{other!r} is no kind of line")
+
+
+def _require_kinds(values: Mapping[str, Any]) -> None:
+    """Raises ValueError where a value of a line, by name, is of another kind than JSON has for it there."""
+    for name, value in values.items():
+        kinds = _KINDS.get(name)
+        # To Python True and False are whole numbers too.
+        if kinds is not None and (not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds)):
+            raise ValueError(f"{name} is {value!r:.40}, where {_named(kinds)} is needed")
+        if name in ("look", "broken_rules"):
+            each = (int, float) if name == "look" else (str,)
+            if not all(isinstance(part, each) and not isinstance(part, bool) for part in value):
+                raise ValueError(f"{name} does not hold {_named(each)} alone")
+
+
+def _named(kinds: tuple[type, ...]) -> str:
+    return " or ".join(dict.fromkeys(_WORDS[kind] for kind in kinds))

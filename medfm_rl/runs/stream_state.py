@@ -152,7 +152,8 @@ def _settled(case: StudyCase, verdicts: Mapping[str, str], identity: StreamIdent
 
 
 def _time(history: StreamHistory, now: datetime | None) -> str:
-    now = datetime.now(UTC) if now is None else now
+    # A time without an offset is that of this machine.
+    now = datetime.now(UTC) if now is None else now.astimezone(UTC)
     last = history.last_time
     if last is not None and last - now > _CLOCKS_DIFFER:
         raise DataError(

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 
@@ -128,10 +130,12 @@ def monitor(
         mlflow: MLflow tracking URI; each stream is a run there.
 
     Raises:
+        ConfigError: A stream is given twice.
         DataError: A stream cannot be read.
         ModelError: The promise cannot.
         TrackingError: MLflow does not answer.
     """
+    _refuse_twice(paths)
     promise = None
     if run is not None and (run / PROMISE_FILE).exists():
         promise = Promise.read(run / PROMISE_FILE)
@@ -139,7 +143,10 @@ def monitor(
         _LOG.warning(
             "%s: there is no promise; `medfm-rl calibrate %s --feedback STORE` proves one", run / PROMISE_FILE, run
         )
-    views = [view_of(read_stream(path), promise) for path in paths]
+    views = [
+        replace(view_of(read_stream(path), promise), name=name)
+        for path, name in zip(paths, stream_names(paths), strict=True)
+    ]
     if page is not None:
         write_monitor(page, views)
     if prometheus is not None:
@@ -148,6 +155,43 @@ def monitor(
         for path, view in zip(paths, views, strict=True):
             _track(path, view, mlflow)
     return views
+
+
+def _refuse_twice(paths: Sequence[Path]) -> None:
+    known: dict[str, Path] = {}
+    for path in paths:
+        file = os.path.realpath(path)
+        if file in known:
+            same = "is given twice" if known[file] == path else f"is the same file as {known[file]}"
+            raise ConfigError(f"{path}: {same}; give each stream once")
+        known[file] = path
+
+
+def stream_names(paths: Sequence[Path]) -> list[str]:
+    """The names by which streams are told apart: file names, with as much of the folders before them as is needed.
+
+    Args:
+        paths: Files of streams, each once.
+    """
+    places = [path.parent.resolve() / path.name for path in paths]
+    names = []
+    for place in places:
+        alike = [other for other in places if other.stem == place.stem]
+        names.append(_own_name(place, alike))
+    return names
+
+
+def _own_name(place: Path, alike: Sequence[Path]) -> str:
+    """The shortest end of a path that no two of those have which share its stem, without its suffix where that can be.
+
+    All of them get ends of one length, so that the order in which they are given does not matter.
+    """
+    for suffix in (False, True):
+        parts = {path: (path if suffix else path.with_suffix("")).parts for path in alike}
+        for length in range(1, max(map(len, parts.values())) + 1):
+            if len({own[-length:] for own in parts.values()}) == len(alike):
+                return "/".join(parts[place][-length:])
+    return str(place)
 
 
 def view_of(history: StreamHistory, promise: Promise | None) -> StreamView:

@@ -151,6 +151,10 @@ def test_regions_that_cannot_be_written_are_refused_with_what_is_missing(tmp_pat
     refuses(r"regions_class_order, the integer that is written for each of the 3 .* is missing", **{ORDER_KEY: None})
     refuses(r"regions_class_order.* is \[1, 2\]", **{ORDER_KEY: [1, 2]})
     refuses("do not agree", **{ORDER_KEY: [1, 2, 9]})
+    refuses(
+        r"dataset\.json: labels and regions_class_order: 'core' and 'enhancing' are both .* 2, .*'enhancing' is lost",
+        **{ORDER_KEY: [1, 2, 2]},
+    )
     refuses("do not agree", labels={"background": 0, "whole": [0, 1], "core": 2, "rim": 3})
     many = {"background": 0, **{f"s{index}": [index, 7] for index in range(1, 7)}}
     refuses("6 structures overlap.*at most 5", labels=many, regions_class_order=[1, 2, 3, 4, 5, 6])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import multiprocessing
+from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -27,6 +28,17 @@ def case(name: str, distance: float = 1.0, verdict: str = "accept") -> StudyCase
 
 def many(first: int, count: int, distance: float = 1.0) -> dict[str, list[StudyCase]]:
     return {f"p{n}": [case(f"c{n}", distance + 0.01 * ((7 * n) % 13))] for n in range(first, first + count)}
+
+
+def changed(line: int, of_case: bool = False, **values: object) -> Callable[[list[str]], list[str]]:
+    """Puts other values into a line of a stream, or into the first case of a study."""
+
+    def change(lines: list[str]) -> list[str]:
+        content = json.loads(lines[line])
+        (content["cases"][0] if of_case else content).update(values)
+        return [*lines[:line], json.dumps(content), *lines[line + 1 :]]
+
+    return change
 
 
 def add_from_a_process(path: Path, first: int) -> None:
@@ -124,6 +136,17 @@ def test_a_last_line_that_was_cut_short_is_named_and_added_again(
         (lambda lines: [lines[0], json.dumps({"kind": "visit", "time": NOW.isoformat()})], "no kind of line"),
         (lambda lines: lines[1:], "does not say what it is of"),
         (lambda lines: [json.dumps({**json.loads(lines[0]), "format": 9}), *lines[1:]], "newer version"),
+        (changed(0, audit_share="5 %"), "line 1 lacks .*audit_share is '5 %', where a number is needed"),
+        (changed(0, seed="7"), "line 1 lacks .*seed is '7', where a number"),
+        (changed(1, time="2026-05-01T00:00:00"), "line 2 lacks .*has no offset from UTC"),
+        (changed(1, time=None), "line 2 lacks .*time is None, where text is needed"),
+        (changed(1, tested="no"), "line 2 lacks .*tested is 'no', where true or false"),
+        (changed(2, of_case=True, mean_reward=None), "line 3 lacks .*mean_reward is None, where a number"),
+        (changed(2, of_case=True, predicted="0.9"), "line 3 lacks .*predicted is '0.9', where a number or null"),
+        (changed(2, of_case=True, shift_distance=True), "line 3 lacks .*shift_distance is True, where a number"),
+        (changed(2, of_case=True, broken_rules=[1]), "line 3 lacks .*broken_rules does not hold text alone"),
+        (changed(2, look=["dark"]), "line 3 lacks .*look does not hold a number alone"),
+        (changed(2, cases=["c1"]), "line 3 lacks .*a case is no JSON object"),
         (
             lambda lines: [
                 lines[0],
@@ -149,6 +172,13 @@ def test_a_clock_that_runs_backwards_is_said_and_clocks_that_differ_a_little_are
     assert read_stream(path).last_time == NOW
     with pytest.raises(DataError, match="the clock runs backwards"):
         add_studies(path, IDENTITY, many(2, 1), NOW - timedelta(hours=1))
+
+
+def test_a_time_without_an_offset_is_that_of_this_machine(tmp_path: Path) -> None:
+    path = tmp_path / "ge.jsonl"
+    noon = datetime(2026, 5, 1, 12)
+    add_studies(path, IDENTITY, many(0, 1), noon)
+    assert read_stream(path).last_time == noon.astimezone()
 
 
 @pytest.mark.parametrize("changes", [{"scanner": "ge-2"}, {"site": "south"}, {"quality": "b" * 64}])

@@ -13,12 +13,13 @@ import pytest
 from support.score_files import write_scores_file
 
 from medfm_rl import cli
+from medfm_rl.errors import ConfigError
 from medfm_rl.quality.promises import Evidence, PromiseTarget, ReviewedMask, prove
 from medfm_rl.quality.streams import mask_key
 from medfm_rl.runs.stream_history import read_stream
 from medfm_rl.runs.stream_state import add_reviews
 from medfm_rl.workflows.deploy.assessed_cases import read_assessed
-from medfm_rl.workflows.streams import monitor, stream_scores
+from medfm_rl.workflows.streams import monitor, stream_names, stream_scores
 
 Command = Callable[..., tuple[int, str]]
 
@@ -179,6 +180,40 @@ def test_prometheus_reads_what_is_written(quiet: Path, tmp_path: Path) -> None:
     assert f"medfm_rl_stream_studies{label} 60" in lines
     assert f"medfm_rl_stream_alarm{label} 0" in lines
     assert "reviewed_mean_dice{" not in text
+
+
+def test_streams_of_one_file_name_are_told_apart_by_their_folders(
+    quiet: Path, tmp_path: Path, command: Command
+) -> None:
+    north, south, rv = (tmp_path / place for place in ("north/ge.jsonl", "south/ge.jsonl", "south/rv.jsonl"))
+    for place in (north, south, rv):
+        place.parent.mkdir(exist_ok=True)
+        place.write_bytes(quiet.read_bytes())
+    places, page = ("--prometheus", tmp_path / "streams.prom"), tmp_path / "monitor.html"
+    code, said = command("monitor", north, south, rv, *places, "--page", page)
+    assert code == 0, said
+    samples = [line.split()[0] for line in (tmp_path / "streams.prom").read_text().splitlines() if line[0] != "#"]
+    assert len(samples) == len(set(samples))
+    names = ["north/ge", "south/ge", "rv"]
+    assert re.findall(r'medfm_rl_stream_studies\{stream="([^"]*)"', "\n".join(samples)) == names
+    assert re.findall(r"<h2>(.*)</h2>", page.read_text()) == ["By scanner", *names]
+    assert all(f"{name} (scanner ge-1" in said for name in names)
+
+
+def test_streams_in_one_folder_whose_suffixes_alone_differ_keep_them(tmp_path: Path) -> None:
+    assert stream_names([tmp_path / "ge.jsonl", tmp_path / "ge.json", tmp_path / "rv.jsonl"]) == [
+        "ge.jsonl",
+        "ge.json",
+        "rv",
+    ]
+
+
+def test_a_stream_that_is_given_twice_is_refused(quiet: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="is given twice"):
+        monitor([quiet, quiet])
+    (tmp_path / "link.jsonl").symlink_to(quiet)
+    with pytest.raises(ConfigError, match=r"link\.jsonl: is the same file as .*ge\.jsonl"):
+        monitor([quiet, tmp_path / "link.jsonl"])
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::ResourceWarning")

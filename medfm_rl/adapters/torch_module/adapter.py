@@ -234,8 +234,14 @@ class TorchModuleAdapter(SegmenterAdapter):
         }
 
     @property
-    def shows_values_of_files(self) -> bool:
-        return self.preprocessing.intensity == "none"
+    def stated_scaling(self) -> str | None:
+        match self.preprocessing.intensity:
+            case "none":
+                return "none"
+            case IntensitySettings() as own:
+                given = own.model_dump(mode="json", exclude_none=True)
+                return "{" + ", ".join(f"{name}: {value}" for name, value in given.items()) + "}"
+        return None
 
     def __deepcopy__(self, memo: dict[int, Any]) -> TorchModuleAdapter:
         # ScriptModule copies share no weights only through its own `copy`.

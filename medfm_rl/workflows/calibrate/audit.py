@@ -211,6 +211,8 @@ def gather_audit(run: Judge, request: AuditRequest, progress: Progress = silent)
         experts = expert_masks(entries)
         left_out = _left_out(entries, {entry.image_sha256 for entry in audited(history)}, file_of, taught)
         audit = {image for image in _images(entries) if file_of[image].case_id not in left_out}
+        if not audit:
+            raise DataError(_no_audit(request, store.where, len(assessed), file_of, left_out))
         _require_truth(audit, experts, file_of, store.where)
         count_known(run.folder, [file_of[image] for image in sorted(audit)], allow_overlap=True)
         masks: list[ReviewedMask] = []
@@ -224,12 +226,6 @@ def gather_audit(run: Judge, request: AuditRequest, progress: Progress = silent)
             masks.append(reviewed)
             predictions.append(prediction)
             progress("reading reviewed masks", done, len(audit))
-        if not masks:
-            raise DataError(
-                f"{store.where}: none of the {len(assessed)} cases of {request.scores} was drawn for audit and reviewed"
-                f"{_named(left_out)}; draw cases at random, have them reviewed, and add them by `medfm-rl feedback add "
-                "--drawn audit`"
-            )
         reviewers = sorted({reviewer for image in audit for reviewer in experts[image]})
         return ReviewedAudit(
             tuple(masks), tuple(predictions), tuple(reviewers), left_out, state_hash(in_force), store.where
@@ -264,6 +260,21 @@ def _left_out(
         elif image not in audit:
             found[file.case_id] = f"it was not drawn at random (drawn: {', '.join(sorted(ways))})"
     return found
+
+
+def _no_audit(
+    request: AuditRequest, store: str, assessed: int, file_of: Mapping[str, CaseFile], left_out: Mapping[str, str]
+) -> str:
+    """Why there is nothing that a promise may rest on."""
+    if not file_of:
+        return (
+            f"{request.scores}: none of the {len(request.files)} images given is of one of its {assessed} cases; give "
+            "the folder of the images that were scored (--images)"
+        )
+    return (
+        f"{store}: none of the {assessed} cases of {request.scores} was drawn for audit and reviewed{_named(left_out)}"
+        "; draw cases at random, have them reviewed, and add them by `medfm-rl feedback add --drawn audit`"
+    )
 
 
 def _require_truth(

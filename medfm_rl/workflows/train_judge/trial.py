@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import logging
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -27,6 +28,7 @@ from medfm_rl.workflows.train_judge.deal import Deal
 TABLE_FILE: Final = "held_out.csv"
 SUMMARY_FILE: Final = "held_out.json"
 PAGE_FILE: Final = "report.html"
+_LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -73,6 +75,28 @@ class Trial:
             f"Accepted: {self.accepted}, {self.accepted_failures} of them failures",
         ]
 
+    @property
+    def doubts(self) -> list[str]:
+        """Why nobody should accept masks by this judge yet, a line each; empty where the trial shows nothing."""
+        found = []
+        if not self.failures:
+            found.append(
+                f"none of the {self.masks} masks of the trial is a failure, so that nothing shows whether it tells bad "
+                "masks from good ones: do not accept by it; give labelled cases on which the tool fails too"
+            )
+        if self.error >= self.error_of_constant:
+            found.append(
+                f"it predicts no better than one number for every mask would (off by {self.error:.3f} on average, and "
+                f"{self.error_of_constant:.3f} without looking at the mask): do not accept by it; give more labelled "
+                "patients, or train longer (--steps)"
+            )
+        if self.spearman is not None and self.spearman <= 0:
+            found.append(
+                f"it does not order masks by how good they are (rank correlation {self.spearman:.2f}): do not accept "
+                "by it; give more labelled patients, or train longer (--steps)"
+            )
+        return found
+
 
 def try_judge(judge: Judge, parts: Deal, asked: CalibrateRequest, out: Path, progress: Progress) -> Trial:
     """Assesses the held-out masks and writes table, figures and page."""
@@ -108,7 +132,10 @@ def try_judge(judge: Judge, parts: Deal, asked: CalibrateRequest, out: Path, pro
         name: len({file.patient_id for file in part})
         for name, part in (("taught", parts.learning), ("calibrated", parts.calibrating), ("tried", parts.trying))
     }
-    write_judge_page(out / PAGE_FILE, JudgePage(trial.words, cases, limit, rows, judge.quality, simulated))
+    page = JudgePage(trial.words, trial.doubts, cases, limit, rows, judge.quality, simulated)
+    write_judge_page(out / PAGE_FILE, page)
+    for doubt in trial.doubts:
+        _LOG.warning("%s: %s", judge.path, doubt)
     return trial
 
 

@@ -204,6 +204,22 @@ def test_an_audit_without_the_masks_that_nobody_corrected_is_refused(folder: Pat
         calibrate_on_audit(run, request(folder, store))
 
 
+def test_a_store_without_an_audit_and_images_of_other_cases_are_told_apart(folder: Path) -> None:
+    run = load_run(folder / "run", "cpu")
+
+    def informative(number: int, file: CaseFile, shown: Mask) -> tuple[Entry, Mask]:
+        return bad(file, shown, drawn="informative")
+
+    asked = request(folder, review(folder, run, informative))
+    with pytest.raises(DataError, match=r"none of the 12 cases of .* was drawn for audit and reviewed .*not drawn at"):
+        calibrate_on_audit(run, asked)
+    others = [replace(file, case_id=f"other {file.case_id}") for file in asked.files]
+    with pytest.raises(
+        DataError, match=r"scores\.json: none of the 12 images given is of one of its 12 cases.*--images"
+    ):
+        calibrate_on_audit(run, replace(asked, files=others))
+
+
 def test_the_command_proves_and_says_what_is_missing(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

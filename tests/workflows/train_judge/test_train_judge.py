@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +26,7 @@ from medfm_rl.types import Geometry, LabelSchema
 from medfm_rl.workflows.deploy.score import OWN_MASKS, ScoreRequest, score
 from medfm_rl.workflows.train_judge.deal import deal
 from medfm_rl.workflows.train_judge.train import JudgeRequest, train_judge, with_truth
+from medfm_rl.workflows.train_judge.trial import Trial
 
 SCHEMA = LabelSchema.from_structures({"inner": 1, "outer": 2})
 TINY = RewardSettings(
@@ -81,6 +83,38 @@ def test_a_judge_of_a_tools_masks_scores_as_a_run_does(
         load_run(judge.path, "cpu")
 
 
+TRIED = Trial(
+    patients=9,
+    masks=30,
+    failures=4,
+    error=0.04,
+    error_of_constant=0.08,
+    spearman=0.7,
+    failure_auroc=0.9,
+    excess_aurc=0.01,
+    coverage=0.9,
+    accepted=10,
+    accepted_failures=0,
+)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({}, []),
+        ({"spearman": None}, []),
+        ({"failures": 0, "failure_auroc": None}, ["none of the 30 masks of the trial is a failure"]),
+        ({"error": 0.08}, ["no better than one number for every mask would"]),
+        ({"spearman": 0.0}, ["rank correlation 0.00"]),
+        ({"error": 0.2, "spearman": -0.2}, ["off by 0.200", "rank correlation -0.20"]),
+    ],
+)
+def test_a_judge_that_is_worth_nothing_is_doubted(changes: dict[str, float], said: list[str]) -> None:
+    doubts = replace(TRIED, **changes).doubts
+    assert len(doubts) == len(said)
+    assert all(part in doubt and "do not accept by it" in doubt for part, doubt in zip(said, doubts, strict=True))
+
+
 def test_an_interrupted_call_goes_on_and_other_settings_are_refused(tmp_path: Path) -> None:
     write_cases(tmp_path, (24, 20), 16)
     train_judge(request_of(tmp_path, (16, 16)), tmp_path / "judge")
@@ -123,7 +157,18 @@ def test_the_command_says_what_it_made(
 ) -> None:
     write_cases(tmp_path, (24, 20), 14)
     arguments = ["--images", "images", "--masks", "masks", "--truth", "truth", "--out", "judge"]
-    options = ["--structures", "inner=1,outer=2", "--size", "16,16", "--steps", "4", "--device", "cpu"]
+    options = [
+        "--structures",
+        "inner=1,outer=2",
+        "--size",
+        "16,16",
+        "--steps",
+        "4",
+        "--dice",
+        "0.05",
+        "--device",
+        "cpu",
+    ]
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["medfm-rl", "train-judge", *arguments, *options])
     with pytest.raises(SystemExit) as stopped:
@@ -132,6 +177,11 @@ def test_the_command_says_what_it_made(
     assert stopped.value.code == 0, captured.err
     assert "Tried on" in captured.out
     assert "Judge: judge" in captured.out
+    assert "judge: none of the 3 masks of the trial is a failure" in " ".join(captured.err.split())
+    assert (
+        '<p class="banner">None of the 3 masks of the trial is a failure'
+        in (tmp_path / "judge" / "report.html").read_text()
+    )
 
 
 def test_a_folder_that_is_not_there_is_named_before_anything_else(
