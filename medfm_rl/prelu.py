@@ -15,7 +15,8 @@ class FastPReLU(nn.PReLU):
     """A PReLU of one slope, max(0, x) + slope min(0, x), as PyTorch's, whose gradient takes less time on a CPU.
 
     PyTorch's kernel for both gradients at once is not vectorised there, and took a quarter of a training step of the
-    default network (torch 2.15). Two others that are give the same values.
+    default network (torch 2.15). Two others that are give the same values, where the gradient is finite. TorchScript
+    cannot compile it; `torch.export` takes it.
     """
 
     def forward(self, values: Tensor) -> Tensor:

@@ -118,10 +118,10 @@ class MonaiBundleAdapter(SegmenterAdapter):
         self.in_channels, self.schema = describe(metadata, folder / "configs" / METADATA, sigmoid)
         one_logit = int(metadata["network_data_format"]["outputs"]["pred"]["num_channels"]) == 1
         probabilities_first = probabilities_come_first(parser, config, sigmoid or one_logit)
-        self.network: nn.Module = with_fast_prelu(_content(parser, "network", config))
-        if not isinstance(self.network, nn.Module):
-            raise ModelError(f"{config}: network is {type(self.network).__name__}, a torch module is needed")
-        self.network.cpu()
+        network = _content(parser, "network", config)
+        if not isinstance(network, nn.Module):
+            raise ModelError(f"{config}: network is {type(network).__name__}, a torch module is needed")
+        self.network: nn.Module = with_fast_prelu(network.cpu())
         inferer = _content(parser, "inferer", config)
         if hasattr(inferer, "sw_device"):
             # Tiles go where the network is, and not where the configuration was read.

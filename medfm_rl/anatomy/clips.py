@@ -38,7 +38,9 @@ _SMALLEST_BEAT = 0.1
 _TURN = 0.25
 """Share of the swing of the whole curve by which it has to turn back for another beat."""
 _STILL_CHANGING = 0.75
-"""Of the mean change a frame between ED and ES; towards the end of half a cosine of five frames or more it is .58."""
+"""Of the mean change a frame between ED and ES; towards the end of half a cosine of five frames it is .58."""
+_FEWEST_STEPS = 4
+"""From ED to ES, for the curve to say whether it has flattened."""
 
 
 @dataclass(frozen=True)
@@ -187,7 +189,7 @@ def _cut_off(areas: Curve, ed: int, es: int) -> str | None:
 
     A clip that ends where the ventricle is largest or smallest ends where it hardly changes: a half sequence does.
     """
-    if ed == es:
+    if abs(ed - es) < _FEWEST_STEPS:
         return None
     usual = (areas[ed] - areas[es]) / abs(ed - es)
     for place, name, change in ((ed, "end-diastole", 1.0), (es, "end-systole", -1.0)):

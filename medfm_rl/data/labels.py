@@ -108,7 +108,12 @@ def _classes_in(schema: LabelSchema, own: LabelSchema, ids: IntArray, path: Path
 
 
 def read_label_ids(
-    path: Path, schema: LabelSchema, image_shape: tuple[int, ...], geometry: Geometry, frame: int | None = None
+    path: Path,
+    schema: LabelSchema,
+    image_shape: tuple[int, ...],
+    geometry: Geometry,
+    frame: int | None = None,
+    frames: int | None = None,
 ) -> IntArray:
     """Reads the mask of an image as the integers of a schema, `(*S)`; there may be others, which stand for nothing.
 
@@ -118,13 +123,14 @@ def read_label_ids(
         image_shape: Size of the image, `(*S)`.
         geometry: Its geometry.
         frame: Place in the sequence of masks that the file holds; None where it holds the mask of one image.
+        frames: How many masks such a sequence has to hold; None: nobody knows.
 
     Raises:
         DataError: The file cannot be read, is compressed with loss, lies on another grid, or does not hold integers; or
-            it is no sequence, and a frame is asked for.
+            it is no sequence, or one of another length, and a frame is asked for.
     """
     if frame is not None:
-        sequence = _frame_of_sequence(path, frame, image_shape, geometry, None)
+        sequence = _frame_of_sequence(path, frame, image_shape, geometry, frames)
         if sequence is None:
             raise DataError(
                 f"{path}: has the name of a clip and is no sequence of masks; write X x Y x 1 x T, as predict does, or "

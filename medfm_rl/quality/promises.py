@@ -227,7 +227,7 @@ def patient_losses(reviewed: Sequence[ReviewedMask], threshold: float, target: P
 
 
 def prove(reviewed: Sequence[ReviewedMask], target: PromiseTarget) -> Promise:
-    """Finds the lowest threshold from which on the promise is proven, and below which a reviewed mask was accepted.
+    """Finds the lowest threshold from which on the promise is proven, just above which a reviewed mask lies.
 
     It is never below what reviewers have seen: without a bad mask the promise would hold of all masks as they come, of
     the worst ones among them too, which nobody would want accepted.

@@ -7,7 +7,7 @@ from them (p-values, alarms, audits that are open) is worked out when the file i
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
@@ -251,31 +251,30 @@ class StreamHistory:
     @property
     def tested(self) -> list[Study | PatientReviews]:
         """The studies and reviews that are tested: those since the last restart, of each patient the first."""
-        found: list[Study | PatientReviews] = []
-        patients = {case.key: study.patient for study in self.studies for case in study.cases}
-        places: dict[str, int] = {}
-        for event in self.since_restart:
-            if isinstance(event, Study) and event.tested:
-                found.append(event)
-            elif isinstance(event, Review):
-                patient = patients[event.key]
-                known = found[places[patient]] if patient in places else None
-                if known is None:
-                    places[patient] = len(found)
-                    found.append(PatientReviews(event.time, patient, (event,)))
-                elif isinstance(known, PatientReviews) and known.time == event.time:
-                    found[places[patient]] = replace(known, reviews=(*known.reviews, event))
-        return found
-
-    @property
-    def first_reviews(self) -> list[PatientReviews]:
-        """The reviews among what is tested, with what was found of their masks in the end."""
-        latest = self.reviews
+        firsts = {id(found.reviews[0]): found for found in self.first_reviews()}
         return [
-            replace(event, reviews=tuple(latest[review.key] for review in event.reviews))
-            for event in self.tested
-            if isinstance(event, PatientReviews)
+            event if isinstance(event, Study) else firsts[id(event)]
+            for event in self.since_restart
+            if (isinstance(event, Study) and event.tested) or id(event) in firsts
         ]
+
+    def first_reviews(self, counts: Callable[[StudyCase], bool] = lambda _: True) -> list[PatientReviews]:
+        """Of each patient the reviews of the call that first reviewed one of his masks, in the order of the calls.
+
+        Args:
+            counts: Which masks are looked at, among those that came since the stream began, or began anew.
+        """
+        studies = [event for event in self.since_restart if isinstance(event, Study)]
+        patients = {case.key: study.patient for study in studies for case in study.cases if counts(case)}
+        found: dict[str, PatientReviews] = {}
+        for event in self.since_restart:
+            if not isinstance(event, Review) or event.key not in patients:
+                continue
+            patient = patients[event.key]
+            known = found.setdefault(patient, PatientReviews(event.time, patient, ()))
+            if known.time == event.time:
+                found[patient] = replace(known, reviews=(*known.reviews, event))
+        return list(found.values())
 
     def drift(self) -> DriftTest:
         """The test of what is tested."""
@@ -331,7 +330,7 @@ def _history(path: Path, contents: Sequence[Mapping[str, Any]], cut_short: int |
     if not contents or contents[0].get("kind") != "stream":
         raise DataError(f"{path}: is no stream: its first line does not say what it is of; {_RESTORE}")
     require_known_format(path, contents[0], STREAM_FORMAT)
-    number, looks = 1, set[int]()
+    number, looks, keys = 1, set[int](), set[str]()
     try:
         values = {name: contents[0][name] for name in StreamIdentity.__dataclass_fields__}
         _require_kinds(values)
@@ -339,8 +338,12 @@ def _history(path: Path, contents: Sequence[Mapping[str, Any]], cut_short: int |
         for content in contents[1:]:
             number += 1
             history.events.append(event := _event(content))
+            if isinstance(event, Study):
+                keys.update(case.key for case in event.cases)
             if isinstance(event, Study) and event.look:
                 looks.add(len(event.look))
+            if isinstance(event, Review) and event.key not in keys:
+                raise ValueError("it reviews a mask that no line before has")
             if len(looks) > 1:
                 raise ValueError("its look has other numbers than those before")
     except (KeyError, TypeError, ValueError) as error:

@@ -12,21 +12,15 @@ def losses_under(history: StreamHistory, promise: Promise | None) -> list[float]
     """The loss of each patient with reviewed masks that the promise speaks of, in the order of their first reviews.
 
     The masks of one patient are no independent evidence, so that he counts once, as in the proof: by the share of his
-    bad masks, or by the worst, in the call that first reviewed him. Masks from before the stream began anew do not
-    count.
+    bad masks, or by the worst, in the call that first reviewed such masks of his. Masks from before the stream began
+    anew do not count.
     """
     if promise is None:
         return []
-    cases = {case.key: case for event in history.since_restart if isinstance(event, Study) for case in event.cases}
-    losses = []
-    for first in history.first_reviews:
-        bad = [
-            float(review.dice < promise.target.dice)
-            for review in first.reviews
-            if review.key in cases and promise.accepts(cases[review.key].predicted, not cases[review.key].broken_rules)
-        ]
-        if bad:
-            losses.append(max(bad) if promise.target.unit == "worst" else sum(bad) / len(bad))
+    latest, losses = history.reviews, []
+    for first in history.first_reviews(lambda case: promise.accepts(case.predicted, not case.broken_rules)):
+        bad = [float(latest[review.key].dice < promise.target.dice) for review in first.reviews]
+        losses.append(max(bad) if promise.target.unit == "worst" else sum(bad) / len(bad))
     return losses
 
 

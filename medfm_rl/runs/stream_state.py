@@ -110,6 +110,9 @@ def add_reviews(path: Path, dice: Mapping[str, float], now: datetime | None = No
         if strangers:
             raise DataError(f"{path}: {len(strangers)} reviewed masks are not of this stream; add their scores first")
         known, time = history.reviews, _time(history, now)
+        if any(review.time == time for review in known.values()):
+            # What one call has reviewed is told by its time.
+            time = (datetime.fromisoformat(time) + timedelta(microseconds=1)).isoformat(timespec="microseconds")
         new = [Review(time, key, value) for key, value in dice.items() if key not in known or known[key].dice != value]
         if new:
             append_lines(path, [{"kind": "review", **asdict(review)} for review in new])

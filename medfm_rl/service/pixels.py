@@ -277,7 +277,8 @@ class Pixels:
         in_file = LabelSchema.from_integers(integers) if isinstance(integers, dict) else None
         shape = picture.shape if picture.form == "volume" else picture.shape[1:]
         with case_alone(case.case):
-            return read_labels(found, self.schema, shape, picture.geometry, in_file, file.frame)
+            frames = None if file.clip is None else file.clip.count
+            return read_labels(found, self.schema, shape, picture.geometry, in_file, file.frame, frames=frames)
 
     def _rewards(self, view: View) -> npt.NDArray[np.uint8]:
         picture = self.picture(view)

@@ -71,8 +71,8 @@ class FeedbackSettings(Settings):
     cross_fit: bool = Field(
         True,
         description="Decide between the source model and the adapted one on patients with drawn or corrected masks, "
-        "each by a policy that did not learn from him; costs as much as the fine-tuning. With fewer than four such "
-        "patients there is none; accepted masks do not count.",
+        "each by a policy that did not learn from him; costs as much as the fine-tuning. There is none with "
+        "fewer than four such patients, or where more patients had every mask accepted; accepted masks do not count.",
     )
 
     @field_validator("kinds")

@@ -110,7 +110,7 @@ def test_what_is_no_beat_gives_none_and_says_why() -> None:
         assert why in problem
 
 
-@pytest.mark.parametrize("count", [5, 6, 10, 40])
+@pytest.mark.parametrize("count", [3, 4, 5, 6, 10, 40])
 @pytest.mark.parametrize("forwards", [True, False])
 def test_a_half_sequence_from_end_diastole_to_end_systole_is_whole(count: int, forwards: bool) -> None:
     areas = 1000 + 300 * np.cos(np.pi * np.arange(count) / (count - 1))

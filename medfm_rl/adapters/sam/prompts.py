@@ -156,7 +156,7 @@ class BoxesFromMasks(BoxSource):
 
     def boxes(self, case: Case) -> Boxes:
         path, frame = self._mask(case.case_id)
-        mask = read_label_ids(path, self.schema, case.shape, case.geometry, frame)
+        mask = read_label_ids(path, self.schema, case.shape, case.geometry, frame, case.frames)
         generator = np.random.default_rng(derive_seed(self.settings.seed, case.case_id))
         return np.array([self._box(np.isin(mask, ids), generator) for ids in self.ids])
 

@@ -18,6 +18,10 @@ vendor (EchoNet-Dynamic) the largest was 2.6 times the median."""
 _LEAST_CHANGE: Final = 0.1
 """1 - correlation below which no change is a cut: of frames of two patients (CAMUS) it was .16 or more in nine pairs of
 ten."""
+_STILL: Final = 1e-6
+"""1 - correlation up to which two frames are the same."""
+_MOST_SHOWN: Final = 5
+"""Times that a frame may be shown for its changes to be usual ones; a clip that stands still longer does not move."""
 
 
 def interruptions(clip: Clip) -> tuple[str, ...]:
@@ -49,7 +53,10 @@ def cuts_after(frames: npt.NDArray[np.floating]) -> list[int]:
     if len(frames) < 3:
         return []
     changes = np.array([1 - _correlation(one[0], other[0]) for one, other in pairwise(frames)])
-    limit = max(_LEAST_CHANGE, _CUT * float(np.median(changes)))
+    # Frames that are shown several times, as in a video of a higher rate, do not say how far neighbours usually differ.
+    moving = changes[changes > _STILL]
+    usual = float(np.median(moving)) if len(moving) * _MOST_SHOWN >= len(changes) else 0.0
+    limit = max(_LEAST_CHANGE, _CUT * usual)
     return [int(index) for index in np.flatnonzero(changes > limit)]
 
 

@@ -31,8 +31,7 @@ class CorrectedClip:
 
     Attributes:
         results: By place in the clip, of the frames that were taken.
-        objection: Why no correction of the clip is used although the verifier accepted some; None where none was
-            objected to.
+        objection: Why no correction of the clip is used although some were accepted; None where none was objected to.
     """
 
     results: Mapping[int, CorrectionResult]
@@ -82,7 +81,8 @@ def correct_clip(
             current[place] = result.after
             in_doubt.discard(place)
     objection = None
-    for taken in (_with_those_that_go_along(results, corrector.settings), results):
+    along = _with_those_that_go_along(results, corrector.settings)
+    for taken in (results,) if along is results else (along, results):
         if not any(result.accepted for result in taken.values()):
             break
         found = masks.copy()
@@ -105,19 +105,19 @@ def _with_those_that_go_along(
     """The results with frames accepted beside those that were accepted by themselves.
 
     The verifier's gain of a clip is the mean over the frames that were to be corrected, 0 where nothing was proposed.
-    Where it reaches the margin, and the clip is not too far from what it was, every frame goes along of which the
-    verifier expects no loss, and which breaks no rule that it met.
+    Where it reaches the margin, every frame goes along of which the verifier expects no loss, and of no structure more
+    than the tolerance, which is not too far from what it was and breaks no rule that it met.
     """
     seen = [result.verification for result in results.values() if result.verification is not None]
     gain = sum(found.gain for found in seen) / len(results)
-    if not seen or gain < settings.margin or np.mean([found.change for found in seen]) > settings.max_change:
+    if not seen or gain < settings.margin:
         return results
     why = (
         f"it goes along with its clip, of which the verifier expects a Dice that is {gain:.3f} higher on average, at "
         f"least {settings.margin:g}; no error rate is promised of such a frame"
     )
     return {
-        place: replace(result, accepted=True, reasons=(why,))
+        place: replace(result, accepted=True, reasons=(*result.reasons, why))
         if result.verification is not None and not result.accepted and _may_go_along(result.verification, settings)
         else result
         for place, result in results.items()
@@ -125,10 +125,11 @@ def _with_those_that_go_along(
 
 
 def _may_go_along(found: Verification, settings: CorrectionSettings) -> bool:
-    """Whether the verifier expects no loss in a frame, after all of its views, and no rule is broken that was met."""
+    """Whether a frame may be taken for the sake of its clip, as far as the verifier has looked at all of its views."""
     met_before = {_rule_of(rule) for rule in found.broken_after} <= {_rule_of(rule) for rule in found.broken_before}
     expects_no_loss = found.gain >= 0 and min(found.gains.values()) >= -settings.tolerance
-    return met_before and expects_no_loss and found.views == settings.views
+    near = found.change <= settings.max_change
+    return met_before and expects_no_loss and near and found.views == settings.views
 
 
 def _objection(clip: Clip, before: LabelMap, after: LabelMap, agreement: float, schema: LabelSchema) -> str | None:

@@ -133,6 +133,8 @@ def correct(
         for file in files:
             records.require_own(file.case_id, label_path(out, file.case_id), {"segmenter": hashes["segmenter"]})
         terms = Terms.of_run(run.folder, request.settings, hashes, request.propose_only, request.masks is not None)
+        if any(file.frame is not None for file in files):
+            terms = terms.for_clips()
         corrector = run.corrector(terms.settings)
         chosen = _choose(run, files, out, request, progress, workers)
         terms = terms.for_batch(None if chosen.scores is None else chosen.scores.state)

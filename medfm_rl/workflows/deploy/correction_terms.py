@@ -59,6 +59,13 @@ class Terms:
         promise = f"no error rate is promised: the run has no {run.correction.name} (medfm-rl calibrate-correction)"
         return cls(settings, propose_only, promise)
 
+    def for_clips(self) -> Terms:
+        """The terms for cases among which there are frames of clips.
+
+        Error rates are calibrated on single images, and frames of a clip are accepted together.
+        """
+        return replace(self, promise=f"{self.promise}; nothing is promised of the frames of clips")
+
     def for_batch(self, state: State | None) -> Terms:
         """The terms for cases of which scoring said this; None where they were not scored."""
         if state != "suspended" or self.propose_only:

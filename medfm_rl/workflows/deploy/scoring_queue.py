@@ -255,7 +255,8 @@ class ScoringQueue:
         if path is None:
             raise DataError(f"case {file.case_id}: its mask is no more in {self.out}")
         in_masks = None if self.given is None else self.given.in_masks
-        return read_labels(path, self.controller.schema, clip.frames.shape[2:], clip.geometry, in_masks, frame)
+        shape, frames = clip.frames.shape[2:], len(clip.frames)
+        return read_labels(path, self.controller.schema, shape, clip.geometry, in_masks, frame, frames=frames)
 
     def _refuse(self, case_id: str, error: UserError) -> None:
         cause: Cause = error.cause if isinstance(error, _NotAssessedError) else "not_assessed"

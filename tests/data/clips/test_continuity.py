@@ -47,8 +47,17 @@ def test_another_view_in_the_same_file_is_a_cut() -> None:
     assert said.startswith("the picture changes at once after frame 7")
 
 
+def test_frames_that_are_shown_several_times_are_no_cuts() -> None:
+    noise = np.random.default_rng(0).normal(size=(10, 40, 40))
+    frames = np.repeat(drifting(10, 0) + 3 * noise, 3, axis=0)
+    assert np.corrcoef(frames[2].ravel(), frames[3].ravel())[0, 1] < 0.9
+    assert cuts_after(frames[:, None]) == []
+
+
 def test_a_clip_that_stands_still_has_no_cut_and_few_frames_have_no_usual_change() -> None:
     still = np.repeat(drifting(1, 0), COUNT, axis=0)
     assert cuts_after(still[:, None]) == []
     assert cuts_after(np.zeros((5, 1, 8, 8))) == []
+    other = np.repeat(drifting(1, 1), COUNT, axis=0)
+    assert cuts_after(np.concatenate([still, other])[:, None]) == [COUNT - 1]
     assert cuts_after(np.concatenate([drifting(1, 0), drifting(1, 1)])[:, None]) == []

@@ -71,6 +71,7 @@ def test_frames_of_a_clip_are_corrected_together_and_not_again(
     monkeypatch.setattr(Verifier, "compare", compare)
     found = run_correct(run, clip, tmp_path / "out")
     decisions = {record["case"]: record["decision"] for record in found.records}
+    assert found.promise.endswith("nothing is promised of the frames of clips")
     assert decisions["p1_4CH_frame002"] == "corrected"
     # All masks are in doubt, so that the segmenter of the run speaks alone: its average over time.
     finished, case = load_run(run, "cpu"), clip[2].read()
