@@ -359,3 +359,12 @@ def test_what_is_three_dimensional_today_takes_no_time_for_depth(tmp_path: Path)
     files = find_cases(DataSettings(path=tmp_path))
     assert [file.clip_id for file in files] == [None] * 4
     assert files[0].read().shape == greys().shape
+
+
+def test_what_is_wrong_with_a_clip_is_said_and_not_that_its_masks_have_no_image(tmp_path: Path) -> None:
+    for part in ("images", "labels"):
+        (tmp_path / part / "p1").mkdir(parents=True)
+        for name in ("001", "1", "002"):
+            Image.fromarray(np.zeros((8, 8), np.uint8)).save(tmp_path / part / "p1" / f"{name}.png")
+    with pytest.raises(DataError, match="has the same number"):
+        find_cases(DataSettings(path=tmp_path, layout="clips"))

@@ -176,6 +176,8 @@ def _folder_as_clip(folder: Path, members: Sequence[Entry]) -> FoundImage | None
     # "." has no name.
     name = text_of(folder.name if folder.name not in ("", "..") else folder.resolve().name)
     full = "_".join(members[0].parts[:-1]) or name
-    places = {} if clip is None else {path: index for index, path in enumerate(clip.pictures())}
+    # Also of a clip that cannot be read: its masks are no masks without an image.
+    shown = sorted(entry.path for entry in members) if clip is None else clip.pictures()
+    places = {path: index for index, path in enumerate(shown)}
     pictures = {entry.parts: places[entry.path] for entry in members if entry.path in places}
     return FoundImage(folder, case_name(name), case_name(full), patient_of_entry(members[0]), clip, problem, pictures)

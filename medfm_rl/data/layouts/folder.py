@@ -94,7 +94,8 @@ def pair(images: Sequence[FoundImage], masks: Sequence[Entry], root: Path) -> li
     for image, name in zip(images, _names(images), strict=True):
         of_name.setdefault(name, []).append(image)
     masks_of, alone = _masks_by_name(of_name, masks)
-    if masks and images and not masks_of:
+    # What is wrong with an image says more than that a mask has none.
+    if masks and images and not masks_of and not any(image.problem for image in images):
         refuse_other_names({name: entries[0].path for name, entries in alone.items()}, of_name, root)
     cases = []
     for name, own in of_name.items():
