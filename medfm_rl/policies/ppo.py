@@ -194,7 +194,9 @@ class DensePPO(PPO):
             self._at_once,
             self.settings.noise_length,
         )
-        images, actions, greedy = images[own], acts.actions, acts.greedy
+        # A view would keep the images of all processes in memory.
+        images = images[own].clone() if len(images[own]) < len(images) else images
+        actions, greedy = acts.actions, acts.greedy
         greedy_maps = env.reward_maps(among_all(greedy, env)) if greedy_baseline else None
         found = env.step(among_all(actions, env))
         maps = torch.as_tensor(np.stack([info["reward_map"] for info in found[3]])[own], device=self.device)

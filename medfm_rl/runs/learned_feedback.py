@@ -12,7 +12,7 @@ from medfm_rl.errors import DataError
 
 _FORMAT: Final = 3
 _ADVICE: Final = "put back what `adapt` wrote there, or start a new run in another folder"
-_CORRECTED_TRUST: Final = 1.0
+CORRECTED_TRUST: Final = 1.0
 
 
 @dataclass(frozen=True)
@@ -185,5 +185,5 @@ class LearnedFeedback:
 
 def _reviewed_case(content: Mapping[str, Any]) -> ReviewedCase:
     """A case of a record; up to format 2 the trust alone tells what was drawn."""
-    drawn = {"drawn": content["trust"] == _CORRECTED_TRUST}
+    drawn = {"drawn": content["trust"] == CORRECTED_TRUST}
     return ReviewedCase(**{**drawn, **content, "masks": tuple(content["masks"])})

@@ -12,7 +12,7 @@ from medfm_rl.feedback import CorrectedMask, Feedback, FeedbackStore, Measuremen
 from medfm_rl.feedback.agreement import expert_masks
 from medfm_rl.feedback.standing import audited, standing, state_hash
 from medfm_rl.progress import Progress
-from medfm_rl.runs.learned_feedback import LearnedFeedback, Reported, ReviewedCase
+from medfm_rl.runs.learned_feedback import CORRECTED_TRUST, LearnedFeedback, Reported, ReviewedCase
 from medfm_rl.seeding import derive_seed
 from medfm_rl.settings import FeedbackSettings
 from medfm_rl.types import LabelSchema
@@ -24,7 +24,6 @@ _LOG = logging.getLogger(__name__)
 _KEPT: Final = "feedback kept"
 _SEEDS: Final = 2**31
 """How many seeds there are: a seed over it is a number in [0, 1)."""
-_CORRECTED_TRUST: Final = 1.0
 _MASK_KINDS: Final = {"masks": CorrectedMask, "accepted": Verdict}
 """What `feedback.kinds` calls the entries that expert masks come from."""
 
@@ -185,7 +184,7 @@ def _reviewed(
     for image, by_reviewer in expert_masks([entry for entry in entries if isinstance(entry, kinds)]).items():
         drawn = [mask for mask in by_reviewer.values() if mask.drawn]
         masks = tuple(dict.fromkeys(mask.sha256 for mask in drawn or by_reviewer.values()))
-        trust = _CORRECTED_TRUST if drawn else settings.accepted_trust
+        trust = CORRECTED_TRUST if drawn else settings.accepted_trust
         found.append(ReviewedCase(case_of[image].case_id, case_of[image].patient_id, masks, trust, bool(drawn)))
     return tuple(sorted(found, key=lambda each: each.case_id))
 
