@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -39,9 +39,10 @@ class DenseRollout:
         """Parts of so many images; itself where it has no more, and nothing where it has none."""
         if len(self.rows) <= size:
             return [self] if len(self.rows) else []
-        return [self._part(slice(start, start + size)) for start in range(0, len(self.rows), size)]
+        return [self.part(slice(start, start + size)) for start in range(0, len(self.rows), size)]
 
-    def _part(self, part: slice) -> DenseRollout:
+    def part(self, part: slice | Tensor) -> DenseRollout:
+        """Some of the images: views of the tensors for a slice, and copies for rows."""
         return DenseRollout(
             self.of,
             self.rows[part],
@@ -112,7 +113,7 @@ class DenseRolloutBuffer(RolloutBuffer):
 
     def set_advantages(self, rows: Tensor, advantages: Tensor) -> None:
         """Fills in the advantages of some entries."""
-        self._advantages[rows] = advantages
+        self._joined.advantages[rows] = advantages
 
     def get(self, batch_size: int | None = None, generator: torch.Generator | None = None) -> Iterator[DenseRollout]:  # type: ignore[override]
         """The whole rollout in minibatches: in order where one is enough, shuffled otherwise.
@@ -131,29 +132,25 @@ class DenseRolloutBuffer(RolloutBuffer):
             order = torch.randperm(count, generator=generator)
         for rows in order.split(batch_size or count):
             chosen = entries[rows]
-            selected = chosen[chosen >= 0].to(self._images.device)
+            selected = chosen[chosen >= 0].to(self._joined.rows.device)
             # All of them are in order; a slice of them is a view, and an index would be a copy.
             place = slice(None) if len(rows) == count else selected
-            yield DenseRollout(
-                len(rows),
-                selected,
-                self._images[place],
-                self._actions[place],
-                self._log_probs[place],
-                None if self._rewards is None else self._rewards[place],
-                self._advantages[place],
-                None if self._reference_log_probs is None else self._reference_log_probs[place],
-            )
+            yield replace(self._joined.part(place), of=len(rows))
 
     def _join(self) -> None:
         def joined(name: str) -> Any:
             parts = [part for step in self._steps if (part := step[name]) is not None]
             return parts[0] if len(parts) == 1 else torch.cat(parts) if parts else None
 
-        self._images: Tensor = joined("images")
-        self._actions: Tensor = joined("actions")
-        self._log_probs: Tensor = joined("log_probs")
-        self._rewards: Tensor | None = joined("rewards")
-        self._advantages: Tensor = joined("advantages")
-        self._reference_log_probs: Tensor | None = joined("reference_log_probs")
+        images: Tensor = joined("images")
+        self._joined = DenseRollout(
+            self._count,
+            torch.arange(len(images), device=images.device),
+            images,
+            joined("actions"),
+            joined("log_probs"),
+            joined("rewards"),
+            joined("advantages"),
+            joined("reference_log_probs"),
+        )
         self._steps = []
