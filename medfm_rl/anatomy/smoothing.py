@@ -53,9 +53,11 @@ def smooth_over_time(
         `(T, H, W)`; the same array where nothing was smoothed.
     """
     found = measure_clip(masks, anatomy.schema, ventricle, spacing)
-    spreads = _allowed(found)
     box = bounding_box(np.asarray(masks.any(axis=0)), margin=1)
-    if found.valid or not spreads or box is None or any(rule.rule == ABSENCE for rule in found.rules):
+    if found.valid or box is None or any(rule.rule == ABSENCE for rule in found.rules):
+        return masks
+    spreads = _allowed(found)
+    if not spreads:
         return masks
     place = (slice(None), *box)
     for tried in _smoothed(masks[place], spreads, anatomy.schema.num_classes):
@@ -76,7 +78,8 @@ def _allowed(found: ClipAnatomy) -> tuple[float, ...]:
     """The spreads that leave the beat of a clip as it is."""
     if found.beat is None:
         return SPREADS
-    most = len(found.frames) / found.beat.beats / _FRAMES_OF_A_BEAT
+    # A clip that only fills or only empties shows a part of a beat: all of it is taken as one.
+    most = len(found.frames) / max(1, found.beat.beats) / _FRAMES_OF_A_BEAT
     return tuple(spread for spread in SPREADS if spread <= most)
 
 

@@ -89,3 +89,12 @@ def test_a_clip_that_cannot_be_mended_shows_what_is_wrong_with_it() -> None:
     masks[::2] = np.roll(masks[::2], 24, axis=2)
     assert not is_valid(masks)
     assert smooth_over_time(masks, ANATOMY, "LV", SPACING) is masks
+
+
+def test_a_clip_that_only_fills_is_smoothed_too() -> None:
+    """From end-systole to end-diastole, and never back: there is no whole beat in it."""
+    masks = ventricles(48).astype(np.uint8)[24:]
+    assert smooth_over_time(masks, ANATOMY, "LV", SPACING) is masks
+    jumping = cut(masks, 12, rows=4)
+    assert not is_valid(jumping)
+    assert is_valid(smooth_over_time(jumping, ANATOMY, "LV", SPACING))
