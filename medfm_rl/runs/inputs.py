@@ -240,10 +240,11 @@ def _counter(stage: str, total: int, progress: Progress) -> Callable[[], None]:
 
 
 def _hash(place: Path, paths: Sequence[Path], cases: Iterable[CaseFile], counted: Callable[[], None]) -> Input:
+    base = place.parent if place.is_file() else place
     hashes = {}
     for path in paths:
-        key = path.relative_to(place).as_posix() if place in path.parents else path.name
-        hashes[key] = hash_file(path)
+        # A data set may name files that lie elsewhere, and two of them may have one name.
+        hashes[Path(os.path.relpath(path, base)).as_posix()] = hash_file(path)
         counted()
     return Input(str(place.resolve()), hashes, {case.case_id: case.patient_id for case in cases})
 

@@ -11,13 +11,16 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from medfm_rl import __version__
 from medfm_rl.adapters import TorchModuleAdapter
+from medfm_rl.data.layouts import find_cases
 from medfm_rl.errors import ConfigError
 from medfm_rl.runs.identity import Identity
-from medfm_rl.runs.inputs import read_inputs
+from medfm_rl.runs.inputs import hash_labelled, read_inputs
 from medfm_rl.settings import AdaptConfig, DataSettings, TorchSettings, TrackingSettings
 from medfm_rl.settings.files import dump_config
 from medfm_rl.workflows.adapt import loop as adapt_module
@@ -266,3 +269,19 @@ def test_a_record_of_the_inputs_that_cannot_be_read_is_named(interrupted: AdaptC
     (interrupted.output / "inputs.json").write_text("{")
     with pytest.raises(ConfigError, match=r"inputs\.json: cannot be read"):
         adapt(interrupted, True, lambda *_: None)
+
+
+def test_files_of_one_name_in_two_folders_outside_the_data_set_are_told_apart(tmp_path: Path) -> None:
+    pixels = np.zeros((8, 8), np.uint8)
+    for part in ("a", "m"):
+        (tmp_path / part).mkdir()
+        pixels[0, 0] += 1
+        Image.fromarray(pixels).save(tmp_path / part / "p1.png")
+    (tmp_path / "set").mkdir()
+    listed = [{"image": str(tmp_path / "a" / "p1.png"), "label": str(tmp_path / "m" / "p1.png")}]
+    (tmp_path / "set" / "dataset.json").write_text(json.dumps({"training": listed}))
+    settings = DataSettings(path=tmp_path / "set")
+    files = find_cases(settings)
+    found = hash_labelled(settings.path, files, lambda *_: None)
+    assert set(found.files) == {"../a/p1.png", "../m/p1.png"}
+    assert len(set(found.files.values())) == 2
