@@ -8,9 +8,10 @@ tell, and each that it loses is wrong. That is the difference reward of Wolpert 
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
@@ -24,6 +25,8 @@ USUAL_UNCERTAINTY_OF_EF: Final = 5.0
 """Percentage points; between readers (R. M. Lang et al., J. Am. Soc. Echocardiogr. 28(1), 2015, give 5 to 10)."""
 USUAL_UNCERTAINTY: Final = 0.05
 """Of other values, as a share of them, where a report gives none."""
+_LEAST_REMAINING: Final = 0.01
+"""Of the ED volume: no ventricle empties itself."""
 
 
 class Goal(ABC):
@@ -40,7 +43,7 @@ class Goal(ABC):
         """How much too small the structure is in an action `(*S)`, in uncertainties; negative where too large."""
 
 
-@dataclass(eq=False)
+@dataclass(frozen=True, eq=False)
 class SizeGoal(Goal):
     """An area or volume.
 
@@ -59,69 +62,72 @@ class SizeGoal(Goal):
         return (self.pixels - float(pixels_in(mask, self.classes).sum())) / self.uncertainty
 
 
-@dataclass(eq=False)
-class _Heart:
-    """What is known of the ventricle of a patient in one view; the two goals of its frames share it.
-
-    Attributes:
-        fraction: The reported ejection fraction, in percent.
-        uncertainty: Its standard deviation, in percentage points.
-        frames: By name of the frame, the discs of the last mask seen.
-    """
-
-    fraction: float
-    uncertainty: float
-    frames: dict[str, Discs | None] = field(default_factory=dict)
-
-
-@dataclass(eq=False)
+@dataclass(frozen=True, eq=False)
 class FractionGoal(Goal):
     """The ejection fraction of a patient, seen from one of two frames of a view.
 
-    The frame with the larger ventricle is end diastole. The other frame counts with the last mask that was seen of it,
-    so that the two need not be shown together. Fractions are ratios: a lost pixel size cancels.
+    The other frame counts with a mask that stays: by the one that was drawn last, what a mask is worth would depend on
+    what was drawn before. Each frame therefore goes half of the way (`fraction_goals`). Fractions are ratios: a lost
+    pixel size cancels.
 
     Attributes:
         classes: Class indices of the ventricle.
-        frame: Name of this frame.
-        heart: Shared with the other frame of the view.
+        other: The discs of the other frame.
+        is_diastole: This frame is end diastole, and the other end systole.
+        fraction: To be reached beside the other frame as it is, in percent.
+        uncertainty: Its standard deviation, in percentage points.
     """
 
     classes: tuple[int, ...]
-    frame: str
-    heart: _Heart
+    other: Discs
+    is_diastole: bool
+    fraction: float
+    uncertainty: float
 
     def shortfall(self, mask: Tensor) -> float:
-        """How much too small the ventricle of this frame is; 0 until both frames have been seen with a ventricle."""
-        frames = self.heart.frames
-        frames[self.frame] = measure_discs(pixels_in(mask, self.classes).numpy())
-        own, other = frames[self.frame], next((found for name, found in frames.items() if name != self.frame), None)
-        if own is None or other is None:
+        """How much too small the ventricle of this frame is; 0 where there is none, of which a ratio says nothing."""
+        own = measure_discs(pixels_in(mask, self.classes).numpy())
+        if own is None:
             return 0.0
-        is_diastole = own.size >= other.size
-        ed, es = (own, other) if is_diastole else (other, own)
-        missing = (self.heart.fraction - ejection_fraction([ed], [es])) / self.heart.uncertainty
-        return missing if is_diastole else -missing
+        ed, es = (own, self.other) if self.is_diastole else (self.other, own)
+        missing = (self.fraction - ejection_fraction([ed], [es])) / self.uncertainty
+        return missing if self.is_diastole else -missing
 
 
 def fraction_goals(
-    frames: Sequence[str], classes: tuple[int, ...], fraction: float, uncertainty: float | None
+    masks: Mapping[str, Tensor], classes: tuple[int, ...], fraction: float, uncertainty: float | None
 ) -> dict[str, FractionGoal]:
-    """The goals of the two frames of a view.
+    """The goals of the two frames of a view; none where one of them has no ventricle.
+
+    The frame with the larger ventricle is end diastole. With r = 1 - EF, what remains of the ED volume, r of the masks
+    and r* of the report, each frame is to come to sqrt(r r*) beside the other one's mask: the ED volume is then V(ES) /
+    sqrt(r r*) and the ES volume V(ED) sqrt(r r*), and of the two together remains r r* V(ED) / V(ES) = r*.
 
     Args:
-        frames: Their names.
+        masks: By name of the frame, its action `(*S)` before the policy learns from the report.
         classes: Class indices of the ventricle.
-        fraction: Ejection fraction in percent.
+        fraction: Reported ejection fraction, in percent.
         uncertainty: In percentage points; 5 where None.
 
     Raises:
         ValueError: There are not two frames.
     """
-    if len(frames) != 2:
-        raise ValueError(f"an ejection fraction needs two frames, got {len(frames)}")
-    heart = _Heart(fraction, USUAL_UNCERTAINTY_OF_EF if uncertainty is None else uncertainty)
-    return {name: FractionGoal(classes, name, heart) for name in frames}
+    if len(masks) != 2:
+        raise ValueError(f"an ejection fraction needs two frames, got {len(masks)}")
+    found = {name: measure_discs(pixels_in(mask, classes).numpy()) for name, mask in masks.items()}
+    discs = {name: own for name, own in found.items() if own is not None}
+    if len(discs) < 2:
+        return {}
+    diastole, systole = sorted(discs, key=lambda name: discs[name].size, reverse=True)
+    now = ejection_fraction([discs[diastole]], [discs[systole]])
+    remaining, reported = (max(1 - percent / 100, _LEAST_REMAINING) for percent in (now, fraction))
+    half_way = 100 * (1 - math.sqrt(remaining * reported))
+    # What is half of the way off by a point is off by two in the end.
+    own_uncertainty = (USUAL_UNCERTAINTY_OF_EF if uncertainty is None else uncertainty) / 2
+    return {
+        diastole: FractionGoal(classes, discs[systole], True, half_way, own_uncertainty),
+        systole: FractionGoal(classes, discs[diastole], False, half_way, own_uncertainty),
+    }
 
 
 @dataclass(frozen=True, eq=False)

@@ -73,17 +73,36 @@ def test_a_fraction_that_is_too_low_wants_a_larger_diastole_and_a_smaller_systol
     assert discs[1] is not None
     fraction = ejection_fraction([discs[0]], [discs[1]])
     assert fraction == pytest.approx(100 * (1 - (10 / 12) ** 2), abs=1.0)
-    goals = fraction_goals(["p_ED", "p_ES"], (1,), fraction + 10, 5.0)
-    # Nothing is known of the other frame yet.
-    assert goals["p_ED"].shortfall(ed) == 0.0
-    assert goals["p_ES"].shortfall(es) == pytest.approx(-2.0)
-    assert goals["p_ED"].shortfall(ed) == pytest.approx(2.0)
+    goals = fraction_goals({"p_ED": ed, "p_ES": es}, (1,), fraction + 10, 5.0)
+    # The way is shared: half of it, to first order, in half of the uncertainty.
+    assert goals["p_ED"].shortfall(ed) == pytest.approx(2.0, rel=0.1)
+    assert goals["p_ES"].shortfall(es) == pytest.approx(-2.0, rel=0.1)
     assert goals["p_ED"].shortfall(torch.zeros_like(ed)) == 0.0
 
 
-def test_a_fraction_needs_two_frames() -> None:
+def test_what_a_mask_is_worth_does_not_depend_on_those_rated_before() -> None:
+    ed, es = ventricle(24, 12), ventricle(24, 10)
+    goals = fraction_goals({"p_ED": ed, "p_ES": es}, (1,), 50.0, 5.0)
+    before = goals["p_ED"].shortfall(ed)
+    goals["p_ES"].shortfall(ventricle(24, 4))
+    assert goals["p_ED"].shortfall(ed) == before
+
+
+def test_two_frames_that_reach_their_goals_have_the_reported_fraction() -> None:
+    """V ~ columns squared for equal lengths: 24 of them remain as 18, r = 9/16; r* = 1/4, so sqrt(r r*) = 3/8."""
+    ed, es = ventricle(30, 24), ventricle(30, 18)
+    goals = fraction_goals({"p_ED": ed, "p_ES": es}, (1,), 75.0, 5.0)
+    assert goals["p_ED"].fraction == pytest.approx(62.5, abs=0.5)
+    # ED to 18 / sqrt(3/8) = 29.4 columns, ES to 24 sqrt(3/8) = 14.7: together (14.7 / 29.4)^2 = 1/4.
+    assert goals["p_ED"].shortfall(ventricle(30, 29)) > 0 > goals["p_ED"].shortfall(ventricle(30, 30))
+    assert goals["p_ES"].shortfall(ventricle(30, 15)) < 0 < goals["p_ES"].shortfall(ventricle(30, 14))
+
+
+def test_a_fraction_needs_two_frames_with_a_ventricle() -> None:
+    mask = ventricle(24, 12)
     with pytest.raises(ValueError, match="needs two frames, got 3"):
-        fraction_goals(["a", "b", "c"], (1,), 50.0, None)
+        fraction_goals({"a": mask, "b": mask, "c": mask}, (1,), 50.0, None)
+    assert fraction_goals({"a": mask, "b": torch.zeros_like(mask)}, (1,), 50.0, None) == {}
 
 
 class Grey(torch.nn.Module):

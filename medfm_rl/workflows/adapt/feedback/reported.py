@@ -5,11 +5,13 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Final
 
 import torch
+from torch import Tensor
 
-from medfm_rl.adapters import SegmenterAdapter
+from medfm_rl.adapters import Sample, SegmenterAdapter
 from medfm_rl.data.layouts import CaseFile
 from medfm_rl.errors import DataError
 from medfm_rl.feedback.units import QUANTITIES
@@ -17,7 +19,7 @@ from medfm_rl.reward.measurements import USUAL_UNCERTAINTY, Goal, SizeGoal, frac
 from medfm_rl.reward.score import pixels_in
 from medfm_rl.runs.learned_feedback import Reported
 from medfm_rl.structures import pixels_of
-from medfm_rl.types import LabelSchema
+from medfm_rl.types import Case, LabelSchema
 
 _LOG = logging.getLogger(__name__)
 _FRACTION: Final = "EF"
@@ -39,7 +41,8 @@ def goals_of_cases(
     Args:
         reported: Values of reports.
         files: The cases of the target that the policy learns on.
-        policy: The source policy; its masks tell how many pixels of its grid a mm^2 or mm^3 has.
+        policy: The source policy; its masks tell how many pixels of its grid a mm^2 or mm^3 has, and what fraction is
+            ejected before anything is learned.
 
     Raises:
         DataError: A structure is not named and not implied.
@@ -63,7 +66,7 @@ def goals_of_cases(
             continue
         cases = [file for file in by_patient[value.patient_id] if value.case_id in (None, file.case_id)]
         if value.name == _FRACTION:
-            found = _of_fraction(value, cases, policy.schema)
+            found = _of_fraction(value, cases, policy)
         elif value.name in SIZES and value.case_id is not None:
             found = _of_size(value, cases, policy)
         else:
@@ -75,9 +78,9 @@ def goals_of_cases(
     if unused:
         listed = " and ".join(f"{len(names)} values of {name} ({some_of(names)})" for name, names in unused.items())
         _LOG.warning(
-            "feedback: %s teach nothing: EF needs two frames of a view, named alike up to the last "
-            "underscore; area and volume the name of the case, a spacing in mm and an image that fits into one patch; "
-            "other quantities are kept in the store alone",
+            "feedback: %s teach nothing: EF needs two frames of a view, named alike up to the last underscore, "
+            "in which the segmenter finds the ventricle; area and volume the name of the case and a spacing in mm; "
+            "each an image that fits into one patch; other quantities are kept in the store alone",
             listed,
         )
     return goals
@@ -90,39 +93,59 @@ def some_of(patients: Sequence[str]) -> str:
     return ", ".join([*names[:_MOST_NAMED], *more])
 
 
-def _of_fraction(value: Reported, cases: Sequence[CaseFile], schema: LabelSchema) -> Mapping[str, Goal]:
-    views: dict[str, list[str]] = {}
+def _of_fraction(value: Reported, cases: Sequence[CaseFile], policy: SegmenterAdapter) -> Mapping[str, Goal]:
+    views: dict[str, list[CaseFile]] = {}
     for file in cases:
-        views.setdefault(file.case_id.rpartition("_")[0], []).append(file.case_id)
-    ventricle = _structure(value, schema)
+        views.setdefault(file.case_id.rpartition("_")[0], []).append(file)
+    ventricle = _structure(value, policy.schema)
     goals: dict[str, Goal] = {}
     for frames in views.values():
-        if len(frames) == 2:
-            goals |= fraction_goals(frames, ventricle, value.value, value.uncertainty)
+        if len(frames) != 2:
+            continue
+        found = {file.case_id: _segmented(file.read(), policy) for file in frames}
+        masks = {name: own.action for name, own in found.items() if own is not None}
+        if len(masks) == 2:
+            goals |= fraction_goals(masks, ventricle, value.value, value.uncertainty)
     return goals
 
 
-@torch.no_grad()
 def _of_size(value: Reported, cases: Sequence[CaseFile], policy: SegmenterAdapter) -> Mapping[str, Goal]:
     dimensions, factor = SIZES[value.name]
     classes = _structure(value, policy.schema)
-    device = next(policy.parameters()).device
     goals: dict[str, Goal] = {}
     for file in cases:
         case = file.read()
-        sample = policy.preprocess(case)
         spacing = case.geometry.spacing
-        if len(case.shape) != dimensions or spacing is None or tuple(sample.image.shape[1:]) != policy.patch_size:
+        found = None if len(case.shape) != dimensions or spacing is None else _segmented(case, policy)
+        if found is None or spacing is None:
             continue
-        logits = policy(sample.image[None].to(device))[0].cpu()
-        pixels = int(pixels_in(logits.argmax(dim=0), classes).sum())
-        native = int(pixels_of(policy.restore(logits, sample), classes).sum())
+        pixels = int(pixels_in(found.action, classes).sum())
+        native = int(pixels_of(policy.restore(found.logits, found.sample), classes).sum())
         if pixels == 0 or native == 0:
             continue
         pixel_size = math.prod(spacing) / factor * native / pixels
         uncertainty = USUAL_UNCERTAINTY * value.value if value.uncertainty is None else value.uncertainty
         goals[file.case_id] = SizeGoal(classes, value.value / pixel_size, uncertainty / pixel_size)
     return goals
+
+
+@dataclass(frozen=True, eq=False)
+class _Segmented:
+    """An image with what the source policy makes of it: logits `(K, *S)` and action `(*S)`."""
+
+    sample: Sample
+    logits: Tensor
+    action: Tensor
+
+
+@torch.no_grad()
+def _segmented(case: Case, policy: SegmenterAdapter) -> _Segmented | None:
+    """None for an image that is larger than a patch: the report is of all of it, and a reward of one patch."""
+    sample = policy.preprocess(case)
+    if tuple(sample.image.shape[1:]) != policy.patch_size:
+        return None
+    logits = policy(sample.image[None].to(next(policy.parameters()).device))[0].cpu()
+    return _Segmented(sample, logits, logits.argmax(dim=0))
 
 
 def measured_structure(quantity: str, named: str | None, schema: LabelSchema) -> str | None:
