@@ -67,6 +67,8 @@ class DenseRolloutBuffer(RolloutBuffer):
     """
 
     def reset(self) -> None:
+        # The rollout before would lie in the memory beside the next one.
+        self._joined: DenseRollout | None = None
         self._steps: list[dict[str, Tensor | None]] = []
         self._places: list[Tensor] = []
         self._count = 0
@@ -113,16 +115,14 @@ class DenseRolloutBuffer(RolloutBuffer):
 
     def set_advantages(self, rows: Tensor, advantages: Tensor) -> None:
         """Fills in the advantages of some entries."""
-        self._joined.advantages[rows] = advantages
+        self._whole.advantages[rows] = advantages
 
     def get(self, batch_size: int | None = None, generator: torch.Generator | None = None) -> Iterator[DenseRollout]:  # type: ignore[override]
         """The whole rollout in minibatches: in order where one is enough, shuffled otherwise.
 
         Of each, the images that are here; there may be none.
         """
-        if not self.full:
-            raise RuntimeError("the rollout is not complete")
-        count = self._count
+        rollout, count = self._whole, self._count
         places = torch.cat(self._places)
         entries = torch.full((count,), -1)
         entries[places] = torch.arange(len(places))
@@ -132,10 +132,16 @@ class DenseRolloutBuffer(RolloutBuffer):
             order = torch.randperm(count, generator=generator)
         for rows in order.split(batch_size or count):
             chosen = entries[rows]
-            selected = chosen[chosen >= 0].to(self._joined.rows.device)
+            selected = chosen[chosen >= 0].to(rollout.rows.device)
             # All of them are in order; a slice of them is a view, and an index would be a copy.
             place = slice(None) if len(rows) == count else selected
-            yield replace(self._joined.part(place), of=len(rows))
+            yield replace(rollout.part(place), of=len(rows))
+
+    @property
+    def _whole(self) -> DenseRollout:
+        if self._joined is None:
+            raise RuntimeError("the rollout is not complete")
+        return self._joined
 
     def _join(self) -> None:
         def joined(name: str) -> Any:
