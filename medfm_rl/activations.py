@@ -88,7 +88,11 @@ def recomputed_activations(network: nn.Module, wanted: bool = True) -> Iterator[
     if not wanted:
         yield
         return
-    with _blocks_called_by(network, lambda forward, *inputs: checkpoint(forward, *inputs, use_reentrant=False)):
+
+    def again(forward: Callable[..., Any], *inputs: Any, **named: Any) -> Any:
+        return checkpoint(forward, *inputs, use_reentrant=False, **named)
+
+    with _blocks_called_by(network, again):
         yield
 
 

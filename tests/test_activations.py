@@ -65,3 +65,31 @@ def test_less_is_kept_and_nothing_is_left_behind(ndim: int) -> None:
         for parameter in twin.parameters():
             parameter.zero_()
     assert not torch.equal(twin(images), network(images))
+
+
+class Scaled(nn.Module):
+    """A block that is called by a name of its argument."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.convolution = nn.Conv2d(1, 1, 3, padding=1)
+        self.bend = nn.PReLU()
+
+    def forward(self, images: torch.Tensor, *, scale: float) -> torch.Tensor:
+        return scale * self.bend(self.convolution(images))
+
+
+class Calling(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.block = Scaled()
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        found: torch.Tensor = self.block(images, scale=2.0)
+        return found
+
+
+def test_a_block_may_be_called_with_named_arguments() -> None:
+    network, images = Calling(), torch.randn(1, 1, 8, 8)
+    kept, again = gradients(network, images, False), gradients(network, images, True)
+    assert all(torch.equal(one, other) for one, other in zip(kept, again, strict=True))
