@@ -253,6 +253,40 @@ def append_lines(path: Path, lines: Iterable[Mapping[str, Any]]) -> None:
         raise DataError(f"{path}: cannot be written ({error.strerror or error})") from error
 
 
+def read_lines(path: Path, advice: str) -> tuple[list[Mapping[str, Any]], int | None]:
+    """Reads a log that `append_lines` wrote.
+
+    Args:
+        path: The log.
+        advice: What to do where a line is damaged.
+
+    Returns:
+        Its JSON objects, and the number of a last line that is not whole, which a killed process or a full disk leaves
+        and the next call of `append_lines` removes; None where there is none such.
+
+    Raises:
+        DataError: It cannot be read, or a line is damaged.
+    """
+    try:
+        lines = path.read_bytes().split(b"\n")
+    except OSError as error:
+        raise cannot_be_read(path, error) from error
+    ended = lines[-1] == b""
+    lines = lines[:-1] if ended else lines
+    contents: list[Mapping[str, Any]] = []
+    for number, line in enumerate(lines, 1):
+        try:
+            content = parse_json(line.decode("utf-8"))
+            if not isinstance(content, dict):
+                raise ValueError("it is no JSON object")
+        except ValueError as error:
+            if number < len(lines) or ended:
+                raise DataError(f"{path}: line {number} is damaged ({error}); {advice}") from error
+            return contents, number
+        contents.append(content)
+    return contents, None
+
+
 def _end_last_line(file: BinaryIO) -> None:
     """Cuts off a last line that is not whole, and ends one that only lacks its end."""
     begin = size = file.seek(0, os.SEEK_END)

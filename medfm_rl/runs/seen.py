@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
-from typing import Any
 
-from medfm_rl.data.files import cannot_be_read, hash_file
+from medfm_rl.data.files import hash_file, read_lines
 from medfm_rl.data.images import hash_image
 from medfm_rl.data.layouts import CaseFile
 from medfm_rl.errors import DataError
@@ -68,15 +66,6 @@ def _logged_images(run: FinishedRun, masks: Path | None) -> set[tuple[str, ...]]
     return {
         tuple(line["inputs"]["images"])
         for log in logs
-        for line in _lines(log)
+        for line in read_lines(log, "give a folder without it, and --unseen")[0]
         if line.get("model_hash") == run.identity.model_hash and "images" in line.get("inputs", {})
     }
-
-
-def _lines(log: Path) -> list[dict[str, Any]]:
-    try:
-        return [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()]
-    except OSError as error:
-        raise cannot_be_read(log, error) from error
-    except ValueError as error:
-        raise DataError(f"{log}: is damaged ({error}); give a folder without it, and --unseen") from error

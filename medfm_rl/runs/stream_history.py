@@ -15,8 +15,7 @@ from typing import Any, Final, Self
 
 import numpy as np
 
-from medfm_rl.data.files import cannot_be_read, require_known_format
-from medfm_rl.data.json_text import parse_json
+from medfm_rl.data.files import read_lines, require_known_format
 from medfm_rl.errors import DataError
 from medfm_rl.quality.streams import DriftTest, Numbers, Signal, mask_key
 
@@ -293,37 +292,17 @@ def read_stream(path: Path) -> StreamHistory:
     Raises:
         DataError: There is no such stream, it is damaged, or a newer version wrote it.
     """
-    try:
-        lines = path.read_bytes().split(b"\n")
-    except FileNotFoundError as error:
-        raise DataError(f"{path}: there is no stream; `medfm-rl stream add` makes one") from error
-    except OSError as error:
-        raise cannot_be_read(path, error) from error
-    ended = lines[-1] == b""
-    lines = lines[:-1] if ended else lines
-    contents: list[Mapping[str, Any]] = []
-    cut_short = None
-    for number, line in enumerate(lines, 1):
-        try:
-            contents.append(_object(line))
-        except ValueError as error:
-            if number < len(lines) or ended or number == 1:
-                raise DataError(f"{path}: line {number} is damaged ({error}); {_RESTORE}") from error
-            cut_short = number
-            _LOG.warning(
-                "%s: line %d, the last one, was cut short by a killed process or a full disk, and does not count; "
-                "repeat the call that was adding it",
-                path,
-                number,
-            )
+    if not path.exists():
+        raise DataError(f"{path}: there is no stream; `medfm-rl stream add` makes one")
+    contents, cut_short = read_lines(path, _RESTORE)
+    if cut_short is not None:
+        _LOG.warning(
+            "%s: line %d, the last one, was cut short by a killed process or a full disk, and does not count; "
+            "repeat the call that was adding it",
+            path,
+            cut_short,
+        )
     return _history(path, contents, cut_short)
-
-
-def _object(line: bytes) -> Mapping[str, Any]:
-    content = parse_json(line.decode("utf-8"))
-    if not isinstance(content, dict):
-        raise ValueError("it is no JSON object")
-    return content
 
 
 def _history(path: Path, contents: Sequence[Mapping[str, Any]], cut_short: int | None) -> StreamHistory:

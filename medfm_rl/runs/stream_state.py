@@ -106,7 +106,8 @@ def add_reviews(path: Path, dice: Mapping[str, float], now: datetime | None = No
     """
     with in_turn(path.with_name(f"{path.name}.turn")):
         history = read_stream(path)
-        strangers = [key for key in dice if key not in history.cases]
+        masks = history.cases
+        strangers = [key for key in dice if key not in masks]
         if strangers:
             raise DataError(f"{path}: {len(strangers)} reviewed masks are not of this stream; add their scores first")
         known, time = history.reviews, _time(history, now)
