@@ -25,7 +25,7 @@ def augment_pair(
         images: `(B, C, *S)`.
         labels: `(B, *S)`, on the same device.
         generator: A CPU generator.
-        strength: Strength of the affine maps; 1 is about 6 degrees of rotation and 5 % of scale, shear and shift.
+        strength: Strength of the affine maps; 1 is about 6 degrees of rotation, 5 % of scale and shear, 2.5 % of shift.
         elastic: Standard deviation of the largest smooth displacement, as a share of the image size; 0 for none.
         channels: How many of the first channels have contrast and brightness; all where None. All of them move.
     """
@@ -37,8 +37,10 @@ def augment_pair(
     identity = torch.eye(ndim, ndim + 1, device=images.device)
     matrices = identity.repeat(count, 1, 1) + 0.05 * strength * normal(count, ndim, ndim + 1)
     angle = 0.1 * strength * normal(count)
-    matrices[:, 0, 1] += angle
-    matrices[:, 1, 0] -= angle
+    # Coordinates of `affine_grid` are shares of each side, the last axis first: a rotation has to know their lengths.
+    last, before = images.shape[-1], images.shape[-2]
+    matrices[:, 0, 1] += angle * (before / last)
+    matrices[:, 1, 0] -= angle * (last / before)
     grid = F.affine_grid(matrices, list(images.shape), align_corners=False)
     if elastic > 0:
         fields = [_smooth_displacement(images.shape[2:], elastic, generator, images.device) for _ in range(count)]

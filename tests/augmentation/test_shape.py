@@ -80,3 +80,20 @@ def test_each_axis_is_mirrored_half_of_the_times() -> None:
     shown, _ = mirror_at_random(images, images[:, 0].to(torch.uint8), (0, 1), generator())
     corners = shown[:, 0, 0, 0].long().bincount(minlength=4)
     assert (corners > 70).all()
+
+
+def test_a_rotation_keeps_right_angles_on_grids_that_are_not_square(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lines across and down are still at right angles, and each as long as before."""
+    monkeypatch.setattr(
+        torch, "randn", lambda *shape, generator: (torch.zeros if len(shape) > 1 else torch.ones)(*shape)
+    )
+    height, width = 40, 120
+    down, across = torch.meshgrid(torch.arange(height) - 19.5, torch.arange(width) - 59.5, indexing="ij")
+    images = torch.stack([down, across])[None].float()
+    moved, _ = augment_pair(images, torch.zeros(1, height, width, dtype=torch.uint8), generator(), channels=0)
+    # What was `down` and `across` at a pixel, as linear functions of where it is now, in pixels.
+    by_row = moved[0, :, 25, 60] - moved[0, :, 15, 60]
+    by_column = moved[0, :, 20, 65] - moved[0, :, 20, 55]
+    assert float(by_row @ by_column) == pytest.approx(0, abs=0.05)
+    assert float(by_row.norm()) == pytest.approx(float(by_column.norm()), rel=1e-3)
+    assert abs(float(by_row[1])) > 0.5
