@@ -27,8 +27,8 @@ def randomise_appearance(
 ) -> Tensor:
     """Shows each image in a random appearance.
 
-    Gamma, a smooth gain field, blur along each axis and speckle-like noise are drawn anew for each image; then half of
-    the images take the look of a random style image, by histogram matching or by the low frequencies of its Fourier
+    Gamma, a smooth gain field, blur along each axis and speckle-like noise are drawn anew for each image; then seven of
+    ten images take the look of a random style image, by histogram matching or by the low frequencies of its Fourier
     amplitude (Yang and Soatto, CVPR 2020).
 
     Args:
@@ -57,7 +57,7 @@ def randomise_contrast(
 
 
 def borrow_looks(shown: Tensor, styles: Rows, generator: torch.Generator, channels: int | None = None) -> Tensor:
-    """The second half: half of the images take the look of a random style image, drawn image by image.
+    """The second half: seven of ten images take the look of a random style image, drawn image by image.
 
     Args:
         shown: `(B, C, *S)`, changed in place and returned.

@@ -147,7 +147,7 @@ class Memo(CaseCorrector):
 
 
 class LargestComponents(CaseCorrector):
-    """Carries out the rules on parts and holes; see `tidy`."""
+    """Carries out the rules on parts and holes; see `clean_up`."""
 
     def propose(self, sample: Sample, logits: Tensor, original: Original, deadline: float) -> Proposal:
         del sample, logits, deadline

@@ -18,7 +18,8 @@ def warp(action: Tensor, generator: torch.Generator, amplitude: float = 0.04) ->
     Args:
         action: `(*S)`.
         generator: A CPU generator.
-        amplitude: Standard deviation of the displacement, as a share of the image size along each axis.
+        amplitude: The standard deviation of the displacement is drawn between 0 and 1.5 times this share of the image
+            size along each axis.
     """
     grid = action.shape
     scale = float(torch.rand((), generator=generator)) * 1.5 * amplitude

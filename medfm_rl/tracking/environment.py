@@ -1,4 +1,4 @@
-"""Versions that a result depends on."""
+"""Versions that a result depends on, and what MLflow may tell others of this machine: nothing."""
 
 from __future__ import annotations
 
@@ -11,6 +11,12 @@ from pathlib import Path
 import medfm_rl
 
 _PACKAGES = ("medfm-rl", "torch", "monai", "stable-baselines3", "gymnasium", "numpy", "SimpleITK", "mlflow")
+
+
+def stay_quiet() -> None:
+    """Keeps MLflow from sending usage statistics; to be called before it is imported."""
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    os.environ.setdefault("DO_NOT_TRACK", "true")
 
 
 def environment() -> dict[str, str]:

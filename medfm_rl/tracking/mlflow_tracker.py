@@ -1,4 +1,4 @@
-"""MLflow. The only module that imports it."""
+"""Runs in MLflow."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from medfm_rl.data.files import write_text
 from medfm_rl.data.locks import in_turn
 from medfm_rl.errors import MissingExtraError, TrackingError
 from medfm_rl.settings import TrackingSettings
-from medfm_rl.tracking.environment import environment
+from medfm_rl.tracking.environment import environment, stay_quiet
 from medfm_rl.tracking.tracker import DataRecord, read_run_id, run_id_path
 
 _LOG = logging.getLogger(__name__)
@@ -123,9 +123,7 @@ class MLflowTracker:
     def _open(
         cls, settings: TrackingSettings, run_folder: Path, choose: Callable[[Any, str], str]
     ) -> Iterator[MLflowTracker]:
-        # No usage statistics leave this machine.
-        os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-        os.environ.setdefault("DO_NOT_TRACK", "true")
+        stay_quiet()
         # By default a server that went away costs minutes at every call.
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "30")

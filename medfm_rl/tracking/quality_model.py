@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import tempfile
 from pathlib import Path
@@ -21,6 +20,7 @@ from medfm_rl.networks import choose_device
 from medfm_rl.quality import QUALITY_FILE, QualityController
 from medfm_rl.settings import Segmenter
 from medfm_rl.settings.kinds import package_of
+from medfm_rl.tracking.environment import stay_quiet
 from medfm_rl.version import __version__
 
 _SETTINGS: Final = "segmenter-settings.json"
@@ -47,9 +47,7 @@ def save_quality_model(run: Path, folder: Path) -> None:
     settings = adapted_settings(run / "config.yaml", run / "model")
     if folder.exists() and any(folder.iterdir()):
         raise DataError(f"{folder}: already exists and is not empty; give a new folder")
-    # No usage statistics leave this machine.
-    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-    os.environ.setdefault("DO_NOT_TRACK", "true")
+    stay_quiet()
     try:
         from mlflow import pyfunc
     except ImportError as error:
