@@ -170,6 +170,22 @@ def test_a_tiff_with_pixels_of_jpeg_is_no_mask(tmp_path: Path) -> None:
         read_labels(tmp_path / "a.tif", ALONE, (16, 16), NOWHERE)
 
 
+@pytest.mark.parametrize("suffix", [".tif", ".png"])
+def test_a_mask_that_is_to_be_shown_turned_is_refused(tmp_path: Path, suffix: str) -> None:
+    turned = Image.Exif()
+    turned[274] = 3
+    Image.fromarray(FIGURE).save(tmp_path / f"a{suffix}", exif=turned)
+    with pytest.raises(DataError, match=rf"a\{suffix}: is stored turned or mirrored \(orientation 3\)"):
+        read_labels(tmp_path / f"a{suffix}", SCHEMA, FIGURE.shape, NOWHERE)
+
+
+def test_nan_in_a_mask_is_called_so(tmp_path: Path, recwarn: pytest.WarningsRecorder) -> None:
+    path = by_itk(".nii.gz", np.float32)(tmp_path, np.where(FIGURE, np.nan, 0)[None])
+    with pytest.raises(DataError, match="a mask holds integers, this one NaN"):
+        read_labels(path, SCHEMA, FIGURE.shape, SLICE)
+    assert not [warning for warning in recwarn if warning.category is RuntimeWarning]
+
+
 # Segments with names.
 
 
