@@ -304,7 +304,8 @@ def _require_place(path: Path, own: Geometry, image_shape: tuple[int, ...], geom
         raise DataError(
             f"{path}: the mask lies elsewhere in space than its image (spacing {ours.spacing} and {theirs.spacing}, "
             f"origin {ours.origin} and {theirs.origin}, direction {ours.direction} and {theirs.direction}); resample "
-            "one onto the other"
+            "one onto the other or, where only the header is wrong and pixel by pixel it lies on its image, copy that "
+            "of the image (CopyInformation of SimpleITK)"
         )
     if (shift := own.shift(geometry, image_shape)) > NOTICEABLE_SHIFT:
         warn_once(f"{path}: lies {shift:.2g} of a pixel beside its image by its header, and is taken to lie on it")

@@ -356,6 +356,12 @@ def test_compressed_pixels_of_an_unknown_kind_are_refused(tmp_path: Path) -> Non
         read_image(path)
 
 
+def test_an_orientation_that_was_emptied_is_no_direction(tmp_path: Path) -> None:
+    path = write_dicom(tmp_path / "a.dcm", noise(ROWS, COLUMNS), (0, 0, 0), [0] * 6)
+    with pytest.raises(DataError, match=r"Image Orientation of a\.dcm is \[0\.0, .*which is no direction"):
+        read_image(path)
+
+
 def test_a_mosaic_is_no_flat_image(tmp_path: Path) -> None:
     path = write_dicom(tmp_path / "a.dcm", noise(ROWS, COLUMNS), (0, 0, 0), ImageType=["ORIGINAL", "PRIMARY", "MOSAIC"])
     with pytest.raises(DataError, match=r"a\.dcm: is a mosaic .*slices of a volume.*dcm2niix"):
