@@ -237,7 +237,10 @@ def _one_series(folder: Path) -> list[_File]:
             for first, *_ in series.values()
         ]
         if not found:
-            raise DataError(f"{folder}: holds no DICOM image; leave it out, or is it a series without its files?")
+            raise DataError(
+                f"{folder}: holds no DICOM image; leave it out. Files of old kinds, which lack the preamble, are known "
+                "by the ending .dcm alone"
+            )
         more = f" and {len(found) - _MOST_SERIES} more" if len(found) > _MOST_SERIES else ""
         raise DataError(
             f"{folder}: a DICOM case is a folder with one series, this one holds {len(series)}: "

@@ -362,6 +362,12 @@ def test_an_orientation_that_was_emptied_is_no_direction(tmp_path: Path) -> None
         read_image(path)
 
 
+def test_a_folder_without_an_image_says_so(tmp_path: Path) -> None:
+    (tmp_path / "IM0001").write_bytes(b"no preamble")
+    with pytest.raises(DataError, match=r"holds no DICOM image.*ending \.dcm alone"):
+        read_image(tmp_path)
+
+
 def test_a_mosaic_is_no_flat_image(tmp_path: Path) -> None:
     path = write_dicom(tmp_path / "a.dcm", noise(ROWS, COLUMNS), (0, 0, 0), ImageType=["ORIGINAL", "PRIMARY", "MOSAIC"])
     with pytest.raises(DataError, match=r"a\.dcm: is a mosaic .*slices of a volume.*dcm2niix"):
