@@ -17,7 +17,7 @@ import numpy.typing as npt
 import pydicom
 from pydicom import Dataset
 from pydicom.errors import InvalidDicomError
-from pydicom.uid import UID
+from pydicom.uid import UID, ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
 from medfm_rl.data.clips.regions import warn_of_surroundings
 from medfm_rl.data.dicom_pixels import DAMAGED, read_values
@@ -28,10 +28,14 @@ from medfm_rl.errors import DataError
 from medfm_rl.types import FloatArray, Geometry
 
 DICOM_SUFFIX = ".dcm"
+SEGMENTATIONS = ("1.2.840.10008.5.1.4.1.1.66.4", "1.2.840.10008.5.1.4.1.1.66.7")
+"""SOP classes of Segmentation and Label Map Segmentation: frames of these are masks and no images."""
 _MOST_COMPRESSED = 5000
 """Bytes of pixels for which one byte of a compressed file can stand, by far."""
 _ALWAYS_ALLOWED = 1 << 26
 """Bytes that any file may ask for."""
+_MOSAIC = "MOSAIC"
+"""Of Image Type, as Siemens writes it (https://nipy.org/nibabel/dicom/dicom_mosaic.html)."""
 _MOST_SERIES = 5
 """Series of a folder that are named."""
 
@@ -62,13 +66,13 @@ def read_dicom(path: Path) -> tuple[FloatArray, Geometry]:
     with warnings.catch_warnings(), _decoded(path):
         # pydicom warns of every value that the standard would write in another way.
         warnings.simplefilter("ignore")
-        files = _one_series(path) if path.is_dir() else [_File(path, _header(path, stop_before_pixels=True))]
+        files = _one_series(path) if path.is_dir() else [_File(path, read_header(path, stop_before_pixels=True))]
         frames = [frame for file in files for frame in _frames(file)]
         if len(frames) == 1:
             warn_of_surroundings(files[0].header, files[0].path)
         geometry, order = grid_of_frames(path, frames, slice_thickness(files[0].header, files[0].path))
         # Frames of different sizes or of a clip have been refused by now.
-        values = [read_values(_header(file.path, stop_before_pixels=False), file.path) for file in files]
+        values = [read_values(read_header(file.path, stop_before_pixels=False), file.path) for file in files]
     if len({frame.shape[1] for frame in values}) > 1:
         raise DataError(
             f"{path}: some of its slices are in grey values and others in colours; leave out those of one kind"
@@ -102,7 +106,7 @@ def read_frame_headers(path: Path) -> DicomFrames:
     """
     with warnings.catch_warnings(), _decoded(path):
         warnings.simplefilter("ignore")
-        file = _File(path, _header(path, stop_before_pixels=True))
+        file = _File(path, read_header(path, stop_before_pixels=True))
         return DicomFrames(file.header, _frames(file))
 
 
@@ -115,7 +119,7 @@ def open_frames(path: Path) -> Iterator[Dataset]:
     """
     with warnings.catch_warnings(), _decoded(path):
         warnings.simplefilter("ignore")
-        yield _header(path, stop_before_pixels=False)
+        yield read_header(path, stop_before_pixels=False)
 
 
 def modality_and_frames(path: Path) -> tuple[str, int]:
@@ -129,6 +133,36 @@ def modality_and_frames(path: Path) -> tuple[str, int]:
             return "", 0
 
 
+def holds_image(path: Path) -> bool:
+    """Whether a DICOM file, or one of those in a folder, is of an image and of no report, plan, structure set or mask.
+
+    One that cannot be read may be of an image: whoever reads it is told what is wrong.
+    """
+    try:
+        files = sorted(path.iterdir()) if path.is_dir() else [path]
+    except OSError:
+        return True
+    others = 0
+    for file in files:
+        if file.name.startswith(".") or not file.is_file():
+            continue
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            try:
+                header = pydicom.dcmread(file, stop_before_pixels=True, specific_tags=["SOPClassUID", "Rows"])
+                kind = UID(str(header.get("SOPClassUID", "")))
+            except InvalidDicomError:
+                if file.suffix.lower() == DICOM_SUFFIX:
+                    return True
+                continue
+            except (OSError, *DAMAGED):
+                return True
+        if kind not in SEGMENTATIONS and (not kind or "Image" in kind.name or "Rows" in header):
+            return True
+        others += 1
+    return not others
+
+
 @contextmanager
 def _decoded(path: Path) -> Iterator[None]:
     """Makes an error of pydicom one that names what was read: it decodes a value when somebody asks for it."""
@@ -140,7 +174,7 @@ def _decoded(path: Path) -> Iterator[None]:
         raise DataError(f"{path}: cannot be read; a header is damaged ({error})") from error
 
 
-def _header(path: Path, stop_before_pixels: bool) -> Dataset:
+def read_header(path: Path, stop_before_pixels: bool) -> Dataset:
     """Reads a file; one that is named .dcm may lack the preamble, as old ones do.
 
     Raises:
@@ -158,11 +192,27 @@ def _header(path: Path, stop_before_pixels: bool) -> Dataset:
         raise DataError(f"{path}: cannot be read; the file is damaged or truncated ({error})") from error
     if named and "Rows" not in header and "SOPClassUID" not in header:
         raise DataError(f"{path}: cannot be read; the file is damaged, truncated or not what its name says")
+    _complete_syntax(header)
     return header
 
 
+def _complete_syntax(header: Dataset) -> None:
+    """Says how pixels are stored where the file does not, as old ones and those of some archives do.
+
+    They are as the other values of the file, which pydicom has looked at, unless they lie in fragments as compressed
+    ones do: what these are compressed by, nobody knows.
+    """
+    if header.file_meta.get("TransferSyntaxUID"):
+        return
+    if "PixelData" in header and header["PixelData"].is_undefined_length:
+        return
+    implicit, little = header.original_encoding
+    explicit = ExplicitVRLittleEndian if little else ExplicitVRBigEndian
+    header.file_meta.TransferSyntaxUID = ImplicitVRLittleEndian if implicit else explicit
+
+
 def _one_series(folder: Path) -> list[_File]:
-    """The images of a folder, in the order of their names; reports, plans and others without pixels are not looked at.
+    """The images of a folder, in the order of their names; reports, plans, masks and others are not looked at.
 
     Raises:
         DataError: They are none, or of several series.
@@ -172,10 +222,10 @@ def _one_series(folder: Path) -> list[_File]:
         if path.name.startswith(".") or not path.is_file():
             continue
         try:
-            header = _header(path, stop_before_pixels=True)
+            header = read_header(path, stop_before_pixels=True)
         except InvalidDicomError:
             continue
-        if "Rows" in header:
+        if "Rows" in header and header.get("SOPClassUID") not in SEGMENTATIONS:
             files.append(_File(path, header))
     series: dict[str, list[_File]] = {}
     for file in files:
@@ -186,9 +236,16 @@ def _one_series(folder: Path) -> list[_File]:
             f"{str(first.header.get('SeriesDescription', '')) or 'without a description'} ({first.path.name}, ...)"
             for first, *_ in series.values()
         ]
+        if not found:
+            raise DataError(
+                f"{folder}: holds no DICOM image; leave it out. Files of old kinds, which lack the preamble, are known "
+                "by the ending .dcm alone"
+            )
         more = f" and {len(found) - _MOST_SERIES} more" if len(found) > _MOST_SERIES else ""
-        listed = f": {'; '.join(found[:_MOST_SERIES])}{more}. Give each series a folder of its own" if found else ""
-        raise DataError(f"{folder}: a DICOM case is a folder with one series, this one holds {len(series)}{listed}")
+        raise DataError(
+            f"{folder}: a DICOM case is a folder with one series, this one holds {len(series)}: "
+            f"{'; '.join(found[:_MOST_SERIES])}{more}. Give each series a folder of its own"
+        )
     return files
 
 
@@ -205,6 +262,13 @@ def _frames(file: _File) -> list[Frame]:
         of_image = "Image" in UID(str(header.get("SOPClassUID", ""))).name
         raise (DataError if of_image else NoImageError)(
             f"{path}: holds no image (it says neither Rows nor Columns); leave it out"
+        )
+    if header.get("SOPClassUID") in SEGMENTATIONS:
+        raise NoImageError(f"{path}: is a DICOM SEG, which holds masks and no image; give it as a mask")
+    if _MOSAIC in (header.get("ImageType") or ()):
+        raise DataError(
+            f"{path}: is a mosaic (Image Type), the slices of a volume side by side in one picture; write it as a "
+            "volume first, with dcm2niix for example"
         )
     try:
         count = int(header.get("NumberOfFrames") or 1)

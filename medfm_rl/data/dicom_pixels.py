@@ -75,15 +75,14 @@ def _in_units(values: _Array, dataset: Dataset, frame: int | None) -> _Array:
         return apply_modality_lut(values.astype(np.int64), dataset).astype(np.float64)
     for index, rescale in enumerate(rescales):
         if rescale is not None:
-            values[index] = values[index] * float(rescale.get("RescaleSlope", 1)) + float(
-                rescale.get("RescaleIntercept", 0)
-            )
+            slope, intercept = _stated(rescale, "RescaleSlope"), _stated(rescale, "RescaleIntercept")
+            values[index] = values[index] * (1.0 if slope is None else slope) + (intercept or 0.0)
     return values
 
 
 def _rescales(dataset: Dataset, frames: int) -> list[Dataset | None]:
     """What holds slope and intercept of each frame; None where nothing does."""
-    if "RescaleSlope" in dataset or "RescaleIntercept" in dataset:
+    if any(_stated(dataset, name) is not None for name in ("RescaleSlope", "RescaleIntercept")):
         return [dataset] * frames
     per_frame = dataset.get("PerFrameFunctionalGroupsSequence") or [Dataset()] * frames
     shared = (dataset.get("SharedFunctionalGroupsSequence") or [Dataset()])[0]
@@ -92,6 +91,12 @@ def _rescales(dataset: Dataset, frames: int) -> list[Dataset | None]:
         for group in per_frame
     ]
     return [sequence[0] for sequence in found]
+
+
+def _stated(rescale: Dataset, name: str) -> float | None:
+    """A number of a header; None where it is missing or, as archives leave it, empty."""
+    value = rescale.get(name)
+    return None if value is None or value == "" else float(value)
 
 
 def _is_measured(dataset: Dataset, rescales: list[Dataset | None]) -> bool:

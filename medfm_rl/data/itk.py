@@ -14,7 +14,13 @@ import numpy.typing as npt
 import SimpleITK as sitk
 
 from medfm_rl.data.itk_paths import itk_path
-from medfm_rl.data.segmentations.pictures import require_as_shown, require_whole_picture, several_pages
+from medfm_rl.data.segmentations.pictures import (
+    read_picture,
+    require_as_shown,
+    require_as_stored,
+    require_whole_picture,
+    several_pages,
+)
 from medfm_rl.data.stacks import no_volume
 from medfm_rl.data.text_headers import require_sound_header
 from medfm_rl.errors import DataError
@@ -40,10 +46,13 @@ def read_itk(path: Path, beside: Sequence[Path] = ()) -> tuple[FloatArray, Geome
 
     Raises:
         DataError: The file is damaged, holds complex numbers or what may be, several pages, several times or sheared
-            axes, or states distances in other units than mm.
+            axes, states distances in other units than mm, or is a picture that is turned or transparent in part.
     """
     require_sound_header(path, beside)
     require_whole_picture(path)
+    shown = read_picture(path)
+    if shown is not None:
+        return shown.astype(np.float32), Geometry.unknown(2)
     reader = sitk.ImageFileReader()
     try:
         with _silent(), itk_path(path, beside) as name:
@@ -66,6 +75,7 @@ def read_itk(path: Path, beside: Sequence[Path] = ()) -> tuple[FloatArray, Geome
         )
     pixels = np.moveaxis(array, -1, 0) if image.GetNumberOfComponentsPerPixel() > 1 else array[None]
     require_as_shown(path, pixels)
+    require_as_stored(path, pixels)
     try:
         geometry = _grid_of(image)
     except ValueError as error:

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from medfm_rl.data.clips.sequences import find_sequence, read_sequence
-from medfm_rl.data.images import image_suffix, pixel_files, read_pixels
+from medfm_rl.data.images import image_suffix, is_dicom, pixel_files, read_pixels
 from medfm_rl.data.nifti import NIFTI_SUFFIXES, step_of_values
 from medfm_rl.data.notices import warn_once
 from medfm_rl.data.segmentations.dicom import read_dicom_segmentation
@@ -267,8 +267,12 @@ def _read_segmentation(path: Path) -> Segmentation | None:
     Raises:
         DataError: It cannot be read, or is a structure set or compressed with loss.
     """
+    if path.is_dir():
+        return read_dicom_segmentation(path)
     match path.is_file() and image_suffix(path):
         case ".dcm":
+            return read_dicom_segmentation(path)
+        case None if is_dicom(path):
             return read_dicom_segmentation(path)
         case ".seg.nrrd" | ".nrrd" | ".nhdr":
             require_sound_header(path, pixel_files(path))
@@ -300,7 +304,8 @@ def _require_place(path: Path, own: Geometry, image_shape: tuple[int, ...], geom
         raise DataError(
             f"{path}: the mask lies elsewhere in space than its image (spacing {ours.spacing} and {theirs.spacing}, "
             f"origin {ours.origin} and {theirs.origin}, direction {ours.direction} and {theirs.direction}); resample "
-            "one onto the other"
+            "one onto the other or, where only the header is wrong and pixel by pixel it lies on its image, copy that "
+            "of the image (CopyInformation of SimpleITK)"
         )
     if (shift := own.shift(geometry, image_shape)) > NOTICEABLE_SHIFT:
         warn_once(f"{path}: lies {shift:.2g} of a pixel beside its image by its header, and is taken to lie on it")

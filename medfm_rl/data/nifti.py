@@ -13,7 +13,7 @@ import math
 import zlib
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import nibabel as nib
 import numpy as np
@@ -52,6 +52,8 @@ _LONGEST_HEADER = 540
 _MOST_COMPRESSED = 1032
 """Bytes that one byte of a compressed file can stand for at most (https://zlib.net/zlib_tech.html)."""
 _BLOCK = 1 << 20
+_GZIP = b"\x1f\x8b"
+_ORDERS: Final = ("little", "big")
 
 
 def read_nifti(path: Path) -> tuple[FloatArray, Geometry]:
@@ -197,6 +199,7 @@ def _load(path: Path) -> tuple[Any, Any]:
     except OSError as error:
         raise cannot_be_read(path, error) from error
     compressed = path.suffix.lower() == ".gz"
+    _require_name(path, content, compressed)
     try:
         file = gzip.GzipFile(fileobj=io.BytesIO(content)) if compressed else io.BytesIO(content)
         start = file.read(_LONGEST_HEADER)
@@ -214,9 +217,23 @@ def _load(path: Path) -> tuple[Any, Any]:
         raise DataError(f"{path}: cannot be read; the file is damaged or truncated ({error})") from error
 
 
+def _require_name(path: Path, content: bytes, compressed: bool) -> None:
+    """Raises DataError where a file is sound, and its name says otherwise of how it is stored."""
+    if compressed and _size_of_header(content) is not None:
+        raise DataError(f"{path}: is not compressed, and its name ends in .gz; rename it so that it ends in .nii")
+    if not compressed and content.startswith(_GZIP):
+        raise DataError(f"{path}: is compressed, and its name does not say so; rename it so that it ends in .nii.gz")
+
+
 def _kind_of(start: bytes) -> Any:
     """The version of NIfTI that a file begins with."""
-    return nib.Nifti2Image if int.from_bytes(start[:4], "little") == 540 else nib.Nifti1Image
+    return nib.Nifti2Image if _size_of_header(start) == nib.Nifti2Header.sizeof_hdr else nib.Nifti1Image
+
+
+def _size_of_header(start: bytes) -> int | None:
+    """The first number of a file, where it is the size of one of NIfTI's headers, in either order of bytes."""
+    sizes = (nib.Nifti1Header.sizeof_hdr, nib.Nifti2Header.sizeof_hdr)
+    return next((size for order in _ORDERS if (size := int.from_bytes(start[:4], order)) in sizes), None)
 
 
 def _header_in(start: bytes) -> Any:
@@ -273,6 +290,13 @@ def _geometry(path: Path, header: Any, shape: tuple[int, ...]) -> Geometry:
         stated = _stated_grids(header, len(shape))
     except (KeyError, ValueError, HeaderDataError) as error:
         raise DataError(f"{path}: its header describes no grid ({error}); correct its sform, qform or units") from error
+    sides = np.asarray(header["pixdim"][1 : len(shape) + 1], dtype=np.float64)
+    if (sides < 0).any():
+        raise DataError(
+            f"{path}: its pixdim {sides.tolist()} is negative along an axis, which ITK takes for mirrored and nibabel "
+            "does not, so masks would lie elsewhere in one of them. Save nib.Nifti1Image(image.dataobj, image.affine) "
+            "of nibabel where its affine is right"
+        )
     of_itk = read_grid(path)
     # Of NIfTI-1, ITK refuses what is sheared by more than .006 degrees, and NIfTI-2 it does not know.
     refused = of_itk is None and not isinstance(header, Nifti2Header)
@@ -280,7 +304,6 @@ def _geometry(path: Path, header: Any, shape: tuple[int, ...]) -> Geometry:
         if refused or grid.shift(grid.upright, size) > NOTICEABLE_SHIFT:
             raise sheared(path, grid, size, _ON_SHEAR)
     of_itk = of_itk or next(iter(stated), None)
-    sides = np.asarray(header["pixdim"][1 : len(shape) + 1], dtype=np.float64)
     if of_itk is None:
         raise DataError(f"{path}: its header describes no grid (pixdim {sides.tolist()}); correct it")
     if not stated:

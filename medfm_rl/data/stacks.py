@@ -162,6 +162,11 @@ def _right_angles(path: Path, frames: Sequence[Frame]) -> _Vectors:
     normal = np.cross(rows, columns)
     length = float(np.linalg.norm(normal))
     skew = abs(float(rows @ columns))
+    if not rows.any() or not columns.any():
+        raise DataError(
+            f"{path}: Image Orientation of {first.name} is {first.axes.ravel().tolist()}, which is no direction; "
+            "correct it, or export the series again with complete headers"
+        )
     if length < _PARALLEL or skew > NOTICEABLE_SHIFT:
         raise DataError(
             f"{path}: by Image Orientation, rows and columns of {first.name} lie at "

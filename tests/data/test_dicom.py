@@ -27,6 +27,7 @@ from support.dicom_files import (
     write_dicom,
 )
 
+from medfm_rl.data.dicom import SEGMENTATIONS
 from medfm_rl.data.images import read_image, write_labels
 from medfm_rl.errors import DataError
 from medfm_rl.types import Geometry, LabelSchema
@@ -234,7 +235,12 @@ def test_what_else_lies_in_a_folder_is_no_slice(tmp_path: Path) -> None:
         delattr(report, name)
     report.SeriesInstanceUID = "1.2.3.11"
     report.save_as(tmp_path / "report.dcm")
+    mask = pydicom.dcmread(tmp_path / "000.dcm")
+    mask.SOPClassUID, mask.SeriesInstanceUID = SEGMENTATIONS[0], "1.2.3.12"
+    mask.save_as(tmp_path / "mask.dcm")
     assert read_image(tmp_path)[0].shape == (1, 3, ROWS, COLUMNS)
+    with pytest.raises(DataError, match=r"mask\.dcm: is a DICOM SEG, which holds masks and no image"):
+        read_image(tmp_path / "mask.dcm")
     (tmp_path / "damaged.dcm").write_bytes(b"no DICOM at all" * 20)
     with pytest.raises(DataError, match=r"damaged\.dcm: .*damaged"):
         read_image(tmp_path)
@@ -309,6 +315,63 @@ def test_a_negative_is_turned_round(tmp_path: Path, dtype: type, bits: int) -> N
     largest = -1 if np.issubdtype(dtype, np.signedinteger) else 2**bits - 1
     write_dicom(tmp_path / "m1.dcm", (largest - picture).astype(dtype), photometric="MONOCHROME1", BitsStored=bits)
     assert np.array_equal(read_image(tmp_path / "m1.dcm")[0][0], picture)
+
+
+@pytest.mark.parametrize("empty", [("RescaleSlope", "RescaleIntercept"), ("RescaleIntercept",)])
+def test_a_rescale_that_was_emptied_says_nothing(tmp_path: Path, empty: tuple[str, ...]) -> None:
+    fields = {"RescaleSlope": "2", "RescaleIntercept": "-5", **dict.fromkeys(empty)}
+    stored = noise(ROWS, COLUMNS)
+    path = write_dicom(tmp_path / "a.dcm", stored, (0, 0, 0), **fields)
+    assert np.array_equal(read_image(path)[0][0], stored * (1 if "RescaleSlope" in empty else 2))
+
+
+@pytest.mark.parametrize(
+    ("preamble", "implicit", "little"),
+    # pydicom takes files with a preamble for little endian.
+    [(True, True, True), (True, False, True), (False, True, True), (False, False, True), (False, False, False)],
+)
+def test_a_file_that_does_not_say_how_it_is_stored_is_read_as_it_is(
+    tmp_path: Path, preamble: bool, implicit: bool, little: bool
+) -> None:
+    stored = noise(ROWS, COLUMNS)
+    path = write_dicom(tmp_path / "a.dcm", stored, (0, 0, 0))
+    data = pydicom.dcmread(path)
+    data["PixelData"].VR = "OW"
+    data.PixelData = stored.astype("<i2" if little else ">i2").tobytes()
+    del data.file_meta.TransferSyntaxUID
+    if not preamble:
+        data.preamble, data.file_meta = None, pydicom.dataset.FileMetaDataset()
+    pydicom.dcmwrite(path, data, implicit_vr=implicit, little_endian=little, force_encoding=True)
+    assert np.array_equal(read_image(path)[0][0], stored)
+
+
+def test_compressed_pixels_of_an_unknown_kind_are_refused(tmp_path: Path) -> None:
+    path = write_dicom(tmp_path / "a.dcm", noise(ROWS, COLUMNS), (0, 0, 0))
+    data = pydicom.dcmread(path)
+    data.PixelData = encapsulate([noise(ROWS, COLUMNS).tobytes()])
+    data["PixelData"].is_undefined_length = True
+    del data.file_meta.TransferSyntaxUID
+    pydicom.dcmwrite(path, data, implicit_vr=False, little_endian=True)
+    with pytest.raises(DataError, match=r"a\.dcm: its pixels cannot be read \(.*Transfer Syntax"):
+        read_image(path)
+
+
+def test_an_orientation_that_was_emptied_is_no_direction(tmp_path: Path) -> None:
+    path = write_dicom(tmp_path / "a.dcm", noise(ROWS, COLUMNS), (0, 0, 0), [0] * 6)
+    with pytest.raises(DataError, match=r"Image Orientation of a\.dcm is \[0\.0, .*which is no direction"):
+        read_image(path)
+
+
+def test_a_folder_without_an_image_says_so(tmp_path: Path) -> None:
+    (tmp_path / "IM0001").write_bytes(b"no preamble")
+    with pytest.raises(DataError, match=r"holds no DICOM image.*ending \.dcm alone"):
+        read_image(tmp_path)
+
+
+def test_a_mosaic_is_no_flat_image(tmp_path: Path) -> None:
+    path = write_dicom(tmp_path / "a.dcm", noise(ROWS, COLUMNS), (0, 0, 0), ImageType=["ORIGINAL", "PRIMARY", "MOSAIC"])
+    with pytest.raises(DataError, match=r"a\.dcm: is a mosaic .*slices of a volume.*dcm2niix"):
+        read_image(path)
 
 
 def test_hounsfield_units_say_the_same_however_they_are_shown(tmp_path: Path) -> None:

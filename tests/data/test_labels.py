@@ -170,6 +170,22 @@ def test_a_tiff_with_pixels_of_jpeg_is_no_mask(tmp_path: Path) -> None:
         read_labels(tmp_path / "a.tif", ALONE, (16, 16), NOWHERE)
 
 
+@pytest.mark.parametrize("suffix", [".tif", ".png"])
+def test_a_mask_that_is_to_be_shown_turned_is_refused(tmp_path: Path, suffix: str) -> None:
+    turned = Image.Exif()
+    turned[274] = 3
+    Image.fromarray(FIGURE).save(tmp_path / f"a{suffix}", exif=turned)
+    with pytest.raises(DataError, match=rf"a\{suffix}: is stored turned or mirrored \(orientation 3\)"):
+        read_labels(tmp_path / f"a{suffix}", SCHEMA, FIGURE.shape, NOWHERE)
+
+
+def test_nan_in_a_mask_is_called_so(tmp_path: Path, recwarn: pytest.WarningsRecorder) -> None:
+    path = by_itk(".nii.gz", np.float32)(tmp_path, np.where(FIGURE, np.nan, 0)[None])
+    with pytest.raises(DataError, match="a mask holds integers, this one NaN"):
+        read_labels(path, SCHEMA, FIGURE.shape, SLICE)
+    assert not [warning for warning in recwarn if warning.category is RuntimeWarning]
+
+
 # Segments with names.
 
 
@@ -251,6 +267,29 @@ def test_a_structure_set_is_refused_by_name_with_a_way_out(tmp_path: Path) -> No
     pydicom.dcmwrite(tmp_path / "a.dcm", data)
     with pytest.raises(DataError, match=r"a\.dcm: is an RT structure set \(RTSTRUCT\).*DICOM SEG or NIfTI"):
         read_labels(tmp_path / "a.dcm", SCHEMA, (4, 5), SLICE)
+
+
+@pytest.mark.parametrize("place", ["series/1-1.dcm", "series/IM0001", "IM0001"])
+def test_segments_go_by_their_names_wherever_an_archive_puts_the_file(tmp_path: Path, place: str) -> None:
+    mask = np.where(FIGURE == 1, 2, 0).astype(np.uint8)
+    path = tmp_path / place
+    path.parent.mkdir(exist_ok=True)
+    dicom_seg(names=("MYO",))(tmp_path, np.where(FIGURE == 1, 1, 0).astype(np.uint8)).rename(path)
+    given = path.parent if path.parent != tmp_path else path
+    assert np.array_equal(read_labels(given, SCHEMA, FIGURE.shape, SLICE), mask)
+    if given.is_dir():
+        shutil.copy(path, path.with_name("other"))
+        with pytest.raises(DataError, match=r"series: holds 2 DICOM SEG \(.*other.*\), and a mask is one file"):
+            read_labels(given, SCHEMA, FIGURE.shape, SLICE)
+
+
+def test_a_seg_without_dimensions_is_refused_by_name(tmp_path: Path) -> None:
+    path = dicom_seg()(tmp_path, np.stack([FIGURE, FIGURE]))
+    data = pydicom.dcmread(path)
+    del data.DimensionIndexSequence, data.DimensionOrganizationSequence
+    data.save_as(path)
+    with pytest.raises(DataError, match=r"mask\.dcm: is a DICOM SEG that is not as the standard wants it"):
+        read_labels(path, SCHEMA, (2, *FIGURE.shape), VOLUME)
 
 
 def test_a_seg_without_a_list_of_segments_is_refused(tmp_path: Path) -> None:

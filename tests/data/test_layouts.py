@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -403,7 +404,12 @@ def test_dicom_files_are_known_by_their_content(tmp_path: Path, series: str, nam
 
 def test_a_missing_folder_and_a_file_are_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    for name, problem in (("nowhere", "there is no such folder"), ("file", "this is a file; give the folder")):
+    shutil.make_archive(str(tmp_path / "data"), "zip", tmp_path, "file")
+    for name, problem in (
+        ("nowhere", "there is no such folder"),
+        ("file", "this is a file; give the folder"),
+        ("data.zip", "this is an archive; unpack it, and give the folder"),
+    ):
         with pytest.raises(DataError, match=f"{name}: {problem}"):
             found(tmp_path / name)
 

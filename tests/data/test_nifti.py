@@ -444,3 +444,41 @@ def test_masks_of_version_2_are_read(tmp_path: Path) -> None:
     nib.save(nib.Nifti2Image(pixels, affine()), tmp_path / "mask.nii")
     _, geometry = read_image(tmp_path / "mask.nii")
     assert np.array_equal(read_labels(tmp_path / "mask.nii", SCHEMA, SHAPE[::-1], geometry), pixels.T)
+
+
+@pytest.mark.parametrize("version", [nib.Nifti1Header, nib.Nifti2Header])
+def test_a_header_in_the_other_order_of_bytes_is_read(tmp_path: Path, version: type) -> None:
+    image = nib.Nifti1Image if version is nib.Nifti1Header else nib.Nifti2Image
+    values = np.arange(24, dtype=np.int16).reshape(2, 3, 4)
+    nib.save(image(values, np.diag([2.0, 2.0, 3.0, 1.0]), version(endianness=">")), tmp_path / "a.nii")
+    pixels, geometry = read_image(tmp_path / "a.nii")
+    assert np.array_equal(pixels[0].T, values)
+    assert geometry.spacing == (2.0, 2.0, 3.0)
+
+
+@pytest.mark.parametrize(
+    ("written", "named", "said"),
+    [
+        ("a.nii.gz", "b.nii", r"b\.nii: is compressed.*\.nii\.gz"),
+        ("a.nii", "b.nii.gz", r"b\.nii\.gz: is not compressed"),
+    ],
+)
+def test_a_name_that_says_otherwise_of_compression_is_no_damage(
+    tmp_path: Path, written: str, named: str, said: str
+) -> None:
+    nib.save(nib.Nifti1Image(np.arange(24, dtype=np.int16).reshape(2, 3, 4), np.eye(4)), tmp_path / written)
+    (tmp_path / written).rename(tmp_path / named)
+    with pytest.raises(DataError, match=said):
+        read_image(tmp_path / named)
+
+
+def test_distances_below_zero_are_refused_since_tools_mirror_them_or_not(tmp_path: Path) -> None:
+    values = np.arange(24, dtype=np.int16).reshape(2, 3, 4)
+    nib.save(nib.Nifti1Image(values, np.diag([-2.0, 2, 3, 1])), tmp_path / "a.nii")
+    content = bytearray((tmp_path / "a.nii").read_bytes())
+    header = nib.Nifti1Header(bytes(content[:348]), check=False)
+    header["pixdim"][1] = -2
+    content[:348] = header.binaryblock
+    (tmp_path / "a.nii").write_bytes(content)
+    with pytest.raises(DataError, match=r"a\.nii: its pixdim \[-2\.0, 2\.0, 3\.0\] is negative.*mirrored"):
+        read_image(tmp_path / "a.nii")

@@ -8,11 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pydicom
 import pytest
 import SimpleITK as sitk
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from medfm_rl.data.dicom import SEGMENTATIONS
 from medfm_rl.data.images import write_image
 from medfm_rl.data.layouts import CaseFile, find_cases
 from medfm_rl.data.layouts.patients import doubt_patients, name_patients, patient_of
@@ -100,6 +102,35 @@ def test_what_is_skipped_is_counted_and_named(tmp_path: Path, caplog: pytest.Log
         "p2/notes.txt, ...",
     ):
         assert words in record.getMessage()
+
+
+@pytest.mark.parametrize("name", ["1-1.dcm", "IM0001"])
+def test_masks_and_structure_sets_in_an_archive_are_no_images(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, name: str
+) -> None:
+    write_series(tmp_path / "p1" / "CT", ".dcm")
+    sample = next((tmp_path / "p1" / "CT").iterdir())
+    for kind in (SEGMENTATIONS[0], "1.2.840.10008.5.1.4.1.1.481.3"):
+        data = pydicom.dcmread(sample)
+        data.SOPClassUID = data.file_meta.MediaStorageSOPClassUID = kind
+        if kind != SEGMENTATIONS[0]:
+            del data.PixelData, data.Rows, data.Columns
+        (tmp_path / "p1" / kind[-3:]).mkdir()
+        data.save_as(tmp_path / "p1" / kind[-3:] / name)
+    (case,) = found(tmp_path)
+    assert case.case_id == "p1_CT"
+    assert "2 entries are skipped: 2 no image by its name and content (p1/" in caplog.text
+
+
+def test_a_seg_beside_its_image_is_its_mask(tmp_path: Path) -> None:
+    write_series(tmp_path / "series", ".dcm", count=1)
+    next((tmp_path / "series").iterdir()).rename(tmp_path / "p1.dcm")
+    (tmp_path / "series").rmdir()
+    data = pydicom.dcmread(tmp_path / "p1.dcm")
+    data.SOPClassUID = SEGMENTATIONS[0]
+    data.save_as(tmp_path / "p1_seg.dcm")
+    (case,) = found(tmp_path)
+    assert case.label_path == tmp_path / "p1_seg.dcm"
 
 
 def test_folders_beside_the_images_are_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

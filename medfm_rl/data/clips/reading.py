@@ -24,7 +24,7 @@ from medfm_rl.data.clips.video import count_video_frames, read_video
 from medfm_rl.data.dicom import DICOM_SUFFIX
 from medfm_rl.data.images import hash_image, image_stem, image_suffix, is_dicom, is_video, read_pixels
 from medfm_rl.data.nifti import NIFTI_SUFFIXES
-from medfm_rl.data.segmentations.pictures import read_grey_with_opacity
+from medfm_rl.data.segmentations.pictures import transparent
 from medfm_rl.errors import DataError
 from medfm_rl.types import Clip, FloatArray, Geometry
 
@@ -200,8 +200,7 @@ def _hash(path: Path, state: tuple[tuple[int, int], ...]) -> str:
 def _read_pictures(file: ClipFile) -> _Read:
     read = []
     for path in file.pictures():
-        both = read_grey_with_opacity(path)
-        pixels, geometry = read_pixels(path) if both is None else (both, Geometry.unknown(2))
+        pixels, geometry = read_pixels(path)
         read.append((_in_grey(pixels, str(path)), geometry))
     shapes = {image.shape for image, _ in read}
     if len(shapes) > 1:
@@ -219,9 +218,7 @@ def _in_grey(pixels: FloatArray, where: str) -> FloatArray:
     """
     if len(pixels) in (_GREY + 1, _COLOURS + 1):
         if pixels[-1].min() not in _OPAQUE or pixels[-1].min() < pixels[-1].max():
-            raise DataError(
-                f"{where}: is transparent in part, so what it shows depends on what lies behind; flatten it"
-            )
+            raise transparent(where)
         pixels = pixels[:-1]
     if len(pixels) == _COLOURS:
         return grey_of(pixels, Region((slice(0, pixels.shape[1]), slice(0, pixels.shape[2])), None), where)

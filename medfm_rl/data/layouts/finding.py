@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import tarfile
 import unicodedata
+import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -82,8 +84,7 @@ def find_data_set(settings: DataSettings) -> DataSet:
     """
     root = settings.path
     if not root.is_dir():
-        problem = "this is a file; give the folder that it lies in" if root.exists() else "there is no such folder"
-        raise DataError(f"{root}: {problem}")
+        raise DataError(f"{root}: {_no_folder(root)}")
     layout, found = _find(root, settings)
     listed = list_skipped(found.skipped, root)
     if not found.cases:
@@ -105,6 +106,14 @@ def find_data_set(settings: DataSettings) -> DataSet:
     doubt = _doubt(sound, settings.patient_pattern)
     kept = expand_clips(sorted(kept, key=lambda case: case.case_id))
     return DataSet(root, layout, patients_by, kept, found.skipped, found.notes, doubt)
+
+
+def _no_folder(root: Path) -> str:
+    if not root.exists():
+        return "there is no such folder"
+    if zipfile.is_zipfile(root) or tarfile.is_tarfile(root):
+        return "this is an archive; unpack it, and give the folder"
+    return "this is a file; give the folder that it lies in"
 
 
 def _keep(cases: Sequence[CaseFile], where: Mapping[str, str], root: Path) -> list[CaseFile]:

@@ -8,9 +8,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from medfm_rl.data.clips.reading import ClipFile
+from medfm_rl.data.dicom import holds_image
 from medfm_rl.data.layouts.cases import CaseFile, Found
 from medfm_rl.data.layouts.patients import BY_NAME, patient_of
-from medfm_rl.data.layouts.tree import Entry, look_below
+from medfm_rl.data.layouts.tree import UNKNOWN, Entry, is_of_dicom, look_below
 from medfm_rl.data.names import case_name
 from medfm_rl.errors import DataError
 from medfm_rl.types import frame_id
@@ -75,7 +76,13 @@ def find_folder(root: Path, recognise: Callable[[Sequence[Entry]], Sequence[Foun
                 f"{len(masks)} files are taken for masks of the images beside them, {masks[0].path.name} for that of "
                 f"{masks[0].parts[-1]}"
             )
-    cases = pair(recognise(images), masks, root)
+    shown = []
+    for entry in images:
+        if is_of_dicom(entry.path) and not holds_image(entry.path):
+            tree.skip(UNKNOWN, entry.path)
+        else:
+            shown.append(entry)
+    cases = pair(recognise(shown), masks, root)
     for entry, error in tree.closed:
         cases.append(CaseFile(entry.name, patient_of_entry(entry), (), problem=str(error)))
     by_folder = any(len(entry.parts) > 1 for entry in images)

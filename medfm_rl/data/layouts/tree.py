@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from medfm_rl.data.dicom import DICOM_SUFFIX
 from medfm_rl.data.files import cannot_be_read
 from medfm_rl.data.images import image_stem, image_suffix, is_dicom, is_video, pixel_files
 from medfm_rl.data.layouts.description import DESCRIPTION, SIMULATION_RECORD
@@ -124,7 +125,7 @@ def _walk(tree: Tree, folder: Path, parts: tuple[str, ...], in_masks: bool, abov
             named = path.name in (IMAGES, LABELS, MASKS)
             below = parts if named else (*parts, text_of(path.name))
             _walk(tree, path, below, in_masks or path.name in (LABELS, MASKS), (*above, place))
-        elif image_suffix(path) == ".dcm" or (image_suffix(path) is None and _is_slice(path)):
+        elif is_of_dicom(path):
             # Those that lie in the folder that was given are images of their own, those below are of one series.
             if parts:
                 slices = True
@@ -142,7 +143,10 @@ def _entry(path: Path, parts: tuple[str, ...]) -> Entry:
     return Entry(path, (*parts, text_of(image_stem(path))))
 
 
-def _is_slice(path: Path) -> bool:
+def is_of_dicom(path: Path) -> bool:
+    """Whether an entry is DICOM: a folder of slices, or a file by its ending or content."""
+    if path.is_dir() or image_suffix(path) is not None:
+        return path.is_dir() or image_suffix(path) == DICOM_SUFFIX
     return path.name.upper() != _DIRECTORY and is_dicom(path)
 
 

@@ -1,4 +1,4 @@
-"""Masks in PNG, BMP and TIFF: palettes, few bits and colours, which libraries show, where labels are wanted."""
+"""Pictures that ITK reads otherwise than they are stored, and masks in PNG, BMP and TIFF with palettes and few bits."""
 
 from __future__ import annotations
 
@@ -16,12 +16,19 @@ from medfm_rl.types import IntArray
 
 _PICTURES: Final = (".png", ".bmp", ".tif", ".tiff", ".jpg", ".jpeg")
 _JPEG: Final = b"\xff\xd8\xff"
-_BITS: Final = 258
-"""The TIFF field Bits per Sample."""
+_BITS, _PHOTOMETRIC, _ORIENTATION, _SAMPLES = 258, 262, 274, 277
+"""The TIFF fields Bits per Sample, Photometric Interpretation, Orientation (one of EXIF too) and Samples per Pixel."""
+_RGBA = 4
+_NEGATIVE: Final = 0
+_TURNED: Final = range(2, 9)
+"""Orientations that are not as the pixels are stored."""
+_TIFF: Final = (".tif", ".tiff")
 _WHITE: Final = 255
 _COLOURED: Final = ("LA", "RGB", "RGBA")
 _MODES: Final = ("1", "L", "P", *_COLOURED)
 """What Pillow calls pictures of up to 8 bits a value."""
+_SHOWN: Final = {"1": "L", "L": "L", "P": "RGB", "RGB": "RGB"}
+"""As what pictures of one bit, greys, palettes and colours are read, by their modes."""
 _MOST_COLOURS = 4
 """Colours of a picture that are named."""
 _WHOLE: Final = (".png", ".bmp", ".jpg", ".jpeg")
@@ -48,7 +55,7 @@ def require_whole_picture(path: Path) -> None:
     """Refuses a picture that is damaged or not complete: ITK fills what is missing with whatever is in memory.
 
     Raises:
-        DataError: Pillow cannot read all of it.
+        DataError: Pillow cannot read all of it, or it is turned.
     """
     if path.suffix.lower() not in _WHOLE:
         return
@@ -58,21 +65,112 @@ def require_whole_picture(path: Path) -> None:
             warnings.simplefilter("ignore")
             with Image.open(path) as picture:
                 picture.load()
+                _require_upright(picture, path)
     except _UNREADABLE as error:
         raise DataError(f"{path}: cannot be read; the picture is damaged, truncated or too large ({error})") from error
 
 
-def read_grey_with_opacity(path: Path) -> npt.NDArray[np.float32] | None:
-    """Grey values and opacity `(2, H, W)` of a PNG that has both, which ITK does not read; None of others."""
-    if path.suffix.lower() != ".png":
+def read_picture(path: Path) -> npt.NDArray[np.uint8] | None:
+    """Pixels `(C, H, W)` of a picture that ITK does not read as it is stored; None of others.
+
+    Those are greys with an opacity in PNG, and TIFF of up to 8 bits: where it is tiled, in planes, of one bit, a
+    palette or a negative, ITK reads other colours, or four in place of one.
+
+    Raises:
+        DataError: It is transparent in part, or a TIFF that is turned, a negative of more than 8 bits, or of several
+            pages. Whether a PNG is turned, `require_whole_picture` says.
+    """
+    suffix = path.suffix.lower()
+    if suffix not in (".png", *_TIFF):
         return None
     try:
-        with Image.open(path) as picture:
-            if picture.mode != "LA":
-                return None
-            return np.moveaxis(np.asarray(picture, dtype=np.float32), -1, 0)
+        with warnings.catch_warnings():
+            # It warns of pictures from 89 million pixels on.
+            warnings.simplefilter("ignore")
+            with Image.open(path) as picture:
+                bits = _bits(picture, path)
+                if suffix in _TIFF:
+                    _require_upright(picture, path)
+                    return _pixels_of_tiff(picture, path, bits)
+                has_opacity = picture.mode == "LA" or (picture.mode == "L" and "transparency" in picture.info)
+                if bits > 8 or not has_opacity:
+                    return None
+                grey, opacity = np.moveaxis(np.asarray(picture.convert("LA")), -1, 0)
     except _UNREADABLE:
-        return None  # Reading it as an image says why.
+        return None  # Reading it with ITK says why.
+    if opacity.min() < _WHITE:
+        raise transparent(path)
+    found: npt.NDArray[np.uint8] = grey[None]
+    return found
+
+
+def _pixels_of_tiff(picture: Image.Image, path: Path, bits: int) -> npt.NDArray[np.uint8] | None:
+    """The same of a TIFF; those with an opacity, or of channels that are no colours, are left to ITK."""
+    fields = getattr(picture, "tag_v2", {})
+    if bits > 8 and fields.get(_PHOTOMETRIC) == _NEGATIVE:
+        raise DataError(
+            f"{path}: is stored as a negative (MinIsWhite), which some tools turn round and others do not; write it "
+            "again with black as 0"
+        )
+    if bits > 8 or picture.mode not in _SHOWN or fields.get(_SAMPLES, 1) != len(picture.getbands()):
+        return None
+    if (count := getattr(picture, "n_frames", 1)) > 1:
+        raise several_pages(path, count)
+    pixels = np.asarray(picture.convert(_SHOWN[picture.mode]))
+    return pixels[None] if pixels.ndim == 2 else np.moveaxis(pixels, -1, 0)
+
+
+def transparent(where: Path | str) -> DataError:
+    """What to raise where a picture shows what lies behind it."""
+    return DataError(f"{where}: is transparent in part, so what it shows depends on what lies behind; flatten it")
+
+
+def require_as_stored(path: Path, pixels: npt.NDArray[Any]) -> None:
+    """Refuses a TIFF that ITK has turned into colours and opacity of 8 bits, and that does not hold these.
+
+    Args:
+        path: The file.
+        pixels: What ITK reads, `(C, H, W)`.
+
+    Raises:
+        DataError: It has.
+    """
+    if path.suffix.lower() not in _TIFF or len(pixels) != _RGBA or pixels.dtype != np.uint8:
+        return
+    try:
+        with Image.open(path) as picture:
+            stored = _bits(picture, path) <= 8 and getattr(picture, "tag_v2", {}).get(_SAMPLES, 1) == _RGBA
+    except _UNREADABLE:
+        stored = False
+    if not stored:
+        raise DataError(
+            f"{path}: cannot be read as it is stored, in tiles or in planes of more than 8 bits; write it again as a "
+            "plain TIFF (in strips), or as PNG or .mha"
+        )
+
+
+def _require_upright(picture: Image.Image, path: Path) -> None:
+    """Refuses a picture that is to be shown in another orientation than it is stored in.
+
+    Viewers and some libraries turn it, others do not: a mask that was drawn on what is shown would lie elsewhere.
+
+    Raises:
+        DataError: It is.
+        OSError: Its pixels are damaged; or what else Pillow raises then.
+    """
+    if path.suffix.lower() not in _TIFF:
+        # What PNG says of it may lie behind the pixels; Pillow turns a TIFF when it loads that.
+        picture.load()
+    try:
+        orientation = picture.getexif().get(_ORIENTATION)
+    except _UNREADABLE:
+        return
+    if orientation in _TURNED:
+        raise DataError(
+            f"{path}: is stored turned or mirrored (orientation {orientation}), and tools differ in whether they turn "
+            "it back, so that masks would lie elsewhere; write it upright, such as by `magick mogrify -auto-orient` or "
+            "ImageOps.exif_transpose of Pillow, and check that its mask lies on it"
+        )
 
 
 def require_as_shown(path: Path, pixels: npt.NDArray[Any]) -> None:
@@ -127,13 +225,14 @@ def readings_of_picture(path: Path) -> list[IntArray] | None:
         and any reader will do.
 
     Raises:
-        DataError: Colours differ, labelled pixels are transparent, a pixel has a number that the palette lacks, or
-            there are several pages.
+        DataError: Colours differ, labelled pixels are transparent, a pixel has a number that the palette lacks, it is
+            turned, or there are several pages.
     """
     if not is_picture(path):
         return None
     try:
         with Image.open(path) as picture:
+            _require_upright(picture, path)
             bits, mode, palette = _bits(picture, path), picture.mode, picture.getpalette("RGB")
             if bits > 8 or mode not in _MODES:
                 return None
@@ -165,7 +264,8 @@ def only_value(channels: npt.NDArray[Any], path: Path, has_opacity: bool = False
         DataError: They differ, or a labelled pixel is transparent.
     """
     values = channels[:-1] if has_opacity else channels
-    if (values != values[0]).any():
+    # What is no number differs from itself, and is for those to refuse who want integers.
+    if len(values) > 1 and (values != values[0]).any():
         colours = np.unique(np.reshape(values, (len(values), -1)), axis=1).T[:_MOST_COLOURS].astype(int).tolist()
         raise DataError(
             f"{path}: a mask has one value for each pixel, this file has {len(values)} that differ (colours such as "
