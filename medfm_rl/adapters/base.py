@@ -308,21 +308,36 @@ def parameters_in_scope(module: nn.Module, scope: Scope, decoder_prefixes: tuple
     return found
 
 
+def noise_patch(grid: CaseGrid) -> Tensor:
+    """An image `(1, C, *S)`: noise in the grey values, and in what follows them, such as boxes, a box in the middle."""
+    image = torch.zeros(1, grid.in_channels, *grid.patch_size)
+    grey = image[:, : grid.intensity_channels]
+    grey.copy_(torch.rand(grey.shape, generator=torch.Generator().manual_seed(0)))
+    middle = tuple(slice(side // 4, side - side // 4) for side in grid.patch_size)
+    image[(slice(None), slice(grid.intensity_channels, None), *middle)] = 1.0
+    return image
+
+
+@torch.enable_grad()
 def without_gradient(segmenter: nn.Module, parameters: Mapping[str, Parameter], images: Tensor) -> list[str]:
     """Names of those parameters that no gradient reaches from the logits of images `(B, C, *S')`.
 
     They would stay as they are, without an error: layers that the network does not use, or parameters whose place in
     the network something else has taken. A gradient of zero is one: A of a low-rank part has it while B is zero.
-    Gradients that were there are removed.
+    Gradients that were there are removed; which parameters want one stays.
     """
+    wanted = [(parameter, parameter.requires_grad) for parameter in parameters.values()]
     segmenter.zero_grad(set_to_none=True)
     for parameter in parameters.values():
         parameter.requires_grad_(True)
-    logits: Tensor = segmenter(images)
-    if not logits.requires_grad:
-        return list(parameters)
-    weights = torch.linspace(-1, 1, logits.numel(), device=logits.device).reshape(logits.shape)
-    (logits.log_softmax(dim=1) * weights).sum().backward()
-    without = [name for name, parameter in parameters.items() if parameter.grad is None]
-    segmenter.zero_grad(set_to_none=True)
-    return without
+    try:
+        logits: Tensor = segmenter(images)
+        if not logits.requires_grad:
+            return list(parameters)
+        weights = torch.linspace(-1, 1, logits.numel(), device=logits.device).reshape(logits.shape)
+        (logits.log_softmax(dim=1) * weights).sum().backward()
+        return [name for name, parameter in parameters.items() if parameter.grad is None]
+    finally:
+        segmenter.zero_grad(set_to_none=True)
+        for parameter, before in wanted:
+            parameter.requires_grad_(before)

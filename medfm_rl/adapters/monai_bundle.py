@@ -43,6 +43,7 @@ from medfm_rl.adapters.overlapping import (
 from medfm_rl.adapters.padding import pad_to_patch
 from medfm_rl.adapters.probabilities import warn_of_probabilities
 from medfm_rl.adapters.state_dicts import load_weights
+from medfm_rl.adapters.unused import UnusedParameters
 from medfm_rl.data.files import hash_folder, leads_into, replace_folder_on_success
 from medfm_rl.data.images import write_image
 from medfm_rl.errors import DataError, ModelError
@@ -130,6 +131,7 @@ class MonaiBundleAdapter(SegmenterAdapter):
         self.tool = _Tool(preprocessing, inferer, probabilities_first, _resamples_by_spacing(preprocessing))
         self.patch_size = _patch(self.tool.inferer, metadata, config)
         self._place = load_weights(self.network, self._path)
+        self._unused = UnusedParameters()
         self.eval()
 
     @classmethod
@@ -232,7 +234,7 @@ class MonaiBundleAdapter(SegmenterAdapter):
 
     def trainable(self, scope: Scope) -> dict[str, Parameter]:
         # Networks of bundles differ: where the decoder starts is not known.
-        return parameters_in_scope(self, scope, ())
+        return self._unused.left_out(self, parameters_in_scope(self, scope, ()))
 
     def export(self, folder: Path) -> None:
         """Writes a bundle like the one that was loaded, with these weights in the form that the file had.

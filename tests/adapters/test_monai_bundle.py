@@ -323,6 +323,27 @@ def test_weights_from_elsewhere_are_read_and_the_export_lies_in_its_own_folder(
 
 
 @pytest.mark.filterwarnings("ignore")
+def test_heads_of_deep_supervision_keep_their_weights(tmp_path: Path) -> None:
+    from monai.networks.nets import DynUNet
+
+    bundle = write_bundle(tmp_path / "bundle", 2)
+    network = {
+        "spatial_dims": 2,
+        "in_channels": 1,
+        "out_channels": 3,
+        "kernel_size": [3, 3, 3],
+        "strides": [1, 2, 2],
+        "upsample_kernel_size": [2, 2],
+        "filters": [4, 4, 4],
+        "deep_supervision": True,
+    }
+    change("configs/inference.json", "network_def", to={"_target_": "DynUNet", **network})(bundle)
+    torch.save(DynUNet(**network).state_dict(), bundle / "models" / "model.pt")
+    adapter = MonaiBundleAdapter(bundle)
+    left_out = {name for name, _ in adapter.named_parameters()} - adapter.trainable("all").keys()
+    assert left_out == {f"network.deep_supervision_heads.0.conv.conv.{part}" for part in ("weight", "bias")}
+
+
 def test_what_stands_beside_the_weights_is_exported_too(tmp_path: Path) -> None:
     bundle = MonaiBundleAdapter(write_bundle(tmp_path / "bundle", 2, container="state_dict"))
     bundle.export(tmp_path / "out")

@@ -35,6 +35,7 @@ from medfm_rl.adapters.torch_module.folder import (
 )
 from medfm_rl.adapters.torch_module.outputs import Output, logits_of
 from medfm_rl.adapters.torch_module.scripts import copy_script, is_script, load_script, script_bytes, script_hash
+from medfm_rl.adapters.unused import UnusedParameters
 from medfm_rl.data.files import replace_folder_on_success
 from medfm_rl.errors import ModelError
 from medfm_rl.networks import argmax_classes, build_unet, portable_state, size_divisor
@@ -92,6 +93,7 @@ class TorchModuleAdapter(SegmenterAdapter):
         self.place = place
         self.decoder_prefixes = decoder_prefixes
         self.output = output
+        self._unused = UnusedParameters()
 
     @classmethod
     def build_unet(
@@ -201,7 +203,8 @@ class TorchModuleAdapter(SegmenterAdapter):
         return from_grid(values.detach()[None], sample, self.preprocessing)[0].float().cpu().numpy()
 
     def trainable(self, scope: Scope) -> dict[str, Parameter]:
-        return parameters_in_scope(self, scope, tuple(f"module.{prefix}" for prefix in self.decoder_prefixes))
+        prefixes = tuple(f"module.{prefix}" for prefix in self.decoder_prefixes)
+        return self._unused.left_out(self, parameters_in_scope(self, scope, prefixes))
 
     def export(self, folder: Path) -> None:
         if self.network is None:
@@ -257,6 +260,7 @@ class TorchModuleAdapter(SegmenterAdapter):
             self.decoder_prefixes,
             self.output,
         )
+        twin._unused = self._unused
         for ours, theirs in zip(self.modules(), twin.modules(), strict=True):
             theirs.training = ours.training
         return twin
