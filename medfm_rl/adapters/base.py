@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +19,7 @@ from medfm_rl.adapters.grid import CaseGrid, Sample
 from medfm_rl.adapters.lora import low_rank_parameters
 from medfm_rl.adapters.probabilities import warn_of_probabilities
 from medfm_rl.errors import ModelError
+from medfm_rl.networks import copied_without_graphs
 from medfm_rl.types import Case, Clip, GridAxes, LabelMap, Prompts
 
 Scope = Literal["all", "norm", "decoder", "lora"]
@@ -112,6 +114,13 @@ class SegmenterAdapter(CaseGrid):
         Raises:
             DataError: The folder exists and is not empty, or cannot be written.
         """
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        copied_without_graphs(self, memo)
+        twin = type(self).__new__(type(self))
+        memo[id(self)] = twin
+        vars(twin).update(copy.deepcopy(vars(self), memo))
+        return twin
 
     def grid_axes(self, sample: Sample) -> GridAxes:
         """How the axes of a sample's grid, and of patches of it, run in the case's own image.

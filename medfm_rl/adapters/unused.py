@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from typing import Any
 
 from torch.nn import Parameter
 
-from medfm_rl.adapters.base import SegmenterAdapter, evaluating, noise_patch, without_gradient
+from medfm_rl.adapters.base import SegmenterAdapter, noise_patch, without_gradient
 from medfm_rl.errors import ModelError
 
 
@@ -28,9 +29,10 @@ class UnusedParameters:
             ModelError: None do.
         """
         if self._names is None:
-            everything = dict(adapter.named_parameters())
-            with evaluating(adapter):
-                self._names = frozenset(without_gradient(adapter, everything, noise_patch(adapter).to(adapter.device)))
+            # A copy: the adapter is to be as it was.
+            twin = copy.deepcopy(adapter).eval()
+            everything = dict(twin.named_parameters())
+            self._names = frozenset(without_gradient(twin, everything, noise_patch(twin).to(twin.device)))
         found = {name: value for name, value in parameters.items() if name not in self._names}
         if not found:
             raise ModelError(

@@ -540,6 +540,30 @@ class WithAuxiliaryHead(nn.Module):
         return {"out": self.head(features), "aux": self.auxiliary(features)}
 
 
+class KeepsFeatures(nn.Module):
+    """As networks do whose feature maps somebody looks at later."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.encoder, self.head = nn.Conv2d(1, 4, 1), nn.Conv2d(4, K, 1)
+        self.all: list[Tensor] = []
+
+    def forward(self, images: Tensor) -> Tensor:
+        self.features = self.encoder(images)
+        self.all[:] = [self.features, self.features * 2]
+        logits: Tensor = self.head(self.features)
+        return logits
+
+
+def test_a_network_that_keeps_its_features_is_copied_after_a_pass_with_gradients() -> None:
+    adapter = TorchModuleAdapter(KeepsFeatures(), SCHEMA, preprocessing())
+    images = torch.randn(1, 1, 8, 8)
+    expected = adapter(images)
+    twin = copy.deepcopy(adapter)
+    assert torch.equal(twin(images), expected)
+    assert adapter.module.features.requires_grad
+
+
 def test_layers_of_an_output_that_is_not_taken_keep_their_weights() -> None:
     adapter = TorchModuleAdapter(WithAuxiliaryHead(), SCHEMA, preprocessing(), output="out").requires_grad_(False)
     adapter.train()

@@ -38,7 +38,7 @@ from medfm_rl.adapters.torch_module.scripts import copy_script, is_script, load_
 from medfm_rl.adapters.unused import UnusedParameters
 from medfm_rl.data.files import replace_folder_on_success
 from medfm_rl.errors import ModelError
-from medfm_rl.networks import argmax_classes, build_unet, portable_state, size_divisor
+from medfm_rl.networks import argmax_classes, build_unet, copied_without_graphs, portable_state, size_divisor
 from medfm_rl.settings import IntensitySettings, NetworkSettings, PreprocessingSettings
 from medfm_rl.types import Case, FloatArray, LabelMap, LabelSchema, Prompts
 
@@ -247,6 +247,7 @@ class TorchModuleAdapter(SegmenterAdapter):
         return None
 
     def __deepcopy__(self, memo: dict[int, Any]) -> TorchModuleAdapter:
+        copied_without_graphs(self, memo)
         # ScriptModule copies share no weights only through its own `copy`.
         module = copy_script(self.module, self.device) if is_script(self.module) else copy.deepcopy(self.module, memo)
         twin = TorchModuleAdapter(

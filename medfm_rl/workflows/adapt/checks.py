@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 from collections.abc import Collection, Sequence
 
@@ -74,8 +75,9 @@ def check_inputs(config: AdaptConfig, progress: Progress) -> None:
 
 def _require_gradients(segmenter: SegmenterAdapter, config: AdaptConfig) -> None:
     """Raises ModelError where a parameter that shall learn would never move: nothing later would say so."""
-    learning = open_to_learning(segmenter, config.segmenter, config.seed)
-    without = without_gradient(segmenter, learning, noise_patch(segmenter).to(segmenter.device))
+    twin = copy.deepcopy(segmenter)
+    learning = open_to_learning(twin, config.segmenter, config.seed)
+    without = without_gradient(twin, learning, noise_patch(twin).to(twin.device))
     if without:
         raise ModelError(
             f"{config.segmenter.folder}: no gradient reaches {len(without)} parameters of the scope "
