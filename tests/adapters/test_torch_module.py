@@ -540,6 +540,19 @@ class WithAuxiliaryHead(nn.Module):
         return {"out": self.head(features), "aux": self.auxiliary(features)}
 
 
+def test_structures_that_could_not_be_read_again_are_not_exported(tmp_path: Path) -> None:
+    """The integers of an nnU-Net of regions, where a core outside of the whole has none."""
+    nested = LabelSchema.from_regions({"whole": (1, 2), "core": (2,)}, order=(1, 2))
+    build = {"factory": "torch.nn:Conv2d", "arguments": {"in_channels": 1, "out_channels": 2, "kernel_size": 1}}
+    adapter = TorchModuleAdapter(nn.Conv2d(1, 2, 1), nested, preprocessing(), network=build)
+    with pytest.raises(ModelError, match=r"no integer of its own for each of .*LabelSchema\.of_regions"):
+        adapter.export(tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    adapter.schema = LabelSchema.of_regions(["whole", "core"])
+    adapter.export(tmp_path / "out")
+    assert TorchModuleAdapter.load(tmp_path / "out").schema == adapter.schema
+
+
 class KeepsFeatures(nn.Module):
     """As networks do whose feature maps somebody looks at later."""
 

@@ -209,6 +209,12 @@ class TorchModuleAdapter(SegmenterAdapter):
     def export(self, folder: Path) -> None:
         if self.network is None:
             raise ModelError("this adapter was made without saying how to build its module again (argument `network`)")
+        if self.schema.overlaps and len(set(self.schema.ids)) < self.schema.num_classes:
+            # It would be refused when it is read again.
+            raise ModelError(
+                f"the schema has no integer of its own for each of {', '.join(self.schema.class_names)}, and "
+                f"{DESCRIPTION} needs one; make it by LabelSchema.of_regions"
+            )
         # The weights may have been read from elsewhere; what is written lies in the new folder.
         weights = Path(self.weights).name
         description = {
