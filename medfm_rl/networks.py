@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Final
+from typing import Any, Final
 
 import torch
 from torch import Tensor, nn
@@ -151,6 +151,24 @@ def convolution_choice_kept() -> Iterator[None]:
 def portable_state(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Tensors that safetensors takes: on the CPU, contiguous, each with memory of its own."""
     return {name: value.detach().cpu().clone().contiguous() for name, value in state.items()}
+
+
+def copied_without_graphs(network: nn.Module, memo: dict[int, Any]) -> None:
+    """Has a deep copy take the results that layers of a network have kept without what computed them.
+
+    Networks keep feature maps, or the outputs of their heads (MONAI's DynUNet), as attributes. After a pass with
+    gradients these hang on a graph, of which torch makes no copy.
+
+    Args:
+        network: What is going to be copied.
+        memo: That of the copy.
+    """
+    for layer in network.modules():
+        for kept in vars(layer).values():
+            inner = kept.values() if isinstance(kept, dict) else kept if isinstance(kept, list | tuple) else (kept,)
+            for value in inner:
+                if isinstance(value, Tensor) and not value.is_leaf:
+                    memo[id(value)] = value.detach().clone()
 
 
 def argmax_classes(logits: Tensor, dim: int) -> Tensor:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +19,7 @@ from medfm_rl.adapters.grid import CaseGrid, Sample
 from medfm_rl.adapters.lora import low_rank_parameters
 from medfm_rl.adapters.probabilities import warn_of_probabilities
 from medfm_rl.errors import ModelError
+from medfm_rl.networks import copied_without_graphs
 from medfm_rl.types import Case, Clip, GridAxes, LabelMap, Prompts
 
 Scope = Literal["all", "norm", "decoder", "lora"]
@@ -112,6 +114,13 @@ class SegmenterAdapter(CaseGrid):
         Raises:
             DataError: The folder exists and is not empty, or cannot be written.
         """
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        copied_without_graphs(self, memo)
+        twin = type(self).__new__(type(self))
+        memo[id(self)] = twin
+        vars(twin).update(copy.deepcopy(vars(self), memo))
+        return twin
 
     def grid_axes(self, sample: Sample) -> GridAxes:
         """How the axes of a sample's grid, and of patches of it, run in the case's own image.
@@ -308,21 +317,36 @@ def parameters_in_scope(module: nn.Module, scope: Scope, decoder_prefixes: tuple
     return found
 
 
+def noise_patch(grid: CaseGrid) -> Tensor:
+    """An image `(1, C, *S)`: noise in the grey values, and in what follows them, such as boxes, a box in the middle."""
+    image = torch.zeros(1, grid.in_channels, *grid.patch_size)
+    grey = image[:, : grid.intensity_channels]
+    grey.copy_(torch.rand(grey.shape, generator=torch.Generator().manual_seed(0)))
+    middle = tuple(slice(side // 4, side - side // 4) for side in grid.patch_size)
+    image[(slice(None), slice(grid.intensity_channels, None), *middle)] = 1.0
+    return image
+
+
+@torch.enable_grad()
 def without_gradient(segmenter: nn.Module, parameters: Mapping[str, Parameter], images: Tensor) -> list[str]:
     """Names of those parameters that no gradient reaches from the logits of images `(B, C, *S')`.
 
     They would stay as they are, without an error: layers that the network does not use, or parameters whose place in
     the network something else has taken. A gradient of zero is one: A of a low-rank part has it while B is zero.
-    Gradients that were there are removed.
+    Gradients that were there are removed; which parameters want one stays.
     """
+    wanted = [(parameter, parameter.requires_grad) for parameter in parameters.values()]
     segmenter.zero_grad(set_to_none=True)
     for parameter in parameters.values():
         parameter.requires_grad_(True)
-    logits: Tensor = segmenter(images)
-    if not logits.requires_grad:
-        return list(parameters)
-    weights = torch.linspace(-1, 1, logits.numel(), device=logits.device).reshape(logits.shape)
-    (logits.log_softmax(dim=1) * weights).sum().backward()
-    without = [name for name, parameter in parameters.items() if parameter.grad is None]
-    segmenter.zero_grad(set_to_none=True)
-    return without
+    try:
+        logits: Tensor = segmenter(images)
+        if not logits.requires_grad:
+            return list(parameters)
+        weights = torch.linspace(-1, 1, logits.numel(), device=logits.device).reshape(logits.shape)
+        (logits.log_softmax(dim=1) * weights).sum().backward()
+        return [name for name, parameter in parameters.items() if parameter.grad is None]
+    finally:
+        segmenter.zero_grad(set_to_none=True)
+        for parameter, before in wanted:
+            parameter.requires_grad_(before)

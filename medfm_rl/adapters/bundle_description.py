@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
@@ -14,6 +15,8 @@ METADATA: Final = "metadata.json"
 _CONFIGS: Final = ("inference.json", "inference.yaml", "inference.yml")
 THRESHOLD: Final = 0.5
 """Probability from which on a pixel lies in a structure that has a sigmoid of its own."""
+_DECISION: Final = re.compile(r"(Activations|Invert|AsDiscrete|SaveImage|EnsureType|CastToType|ToDevice)(d|D|Dict)?")
+"""Steps of a postprocessing that lead to the mask which the outputs say, and to its file."""
 
 
 def read_metadata(folder: Path) -> Mapping[str, Any]:
@@ -130,8 +133,35 @@ def probabilities_come_first(parser: Any, config: Path, binary: bool) -> bool:
     return False
 
 
+def further_steps(parser: Any) -> tuple[str, ...]:
+    """The steps of the postprocessing that change a mask after the outputs have decided it, such as to keep a part.
+
+    Args:
+        parser: MONAI's parser, which has read the configuration.
+    """
+    names = [str(step.get("_target_", "")).rpartition(".")[2] for step in _steps(parser)]
+    return tuple(name for name in names if not _DECISION.fullmatch(name))
+
+
 def _steps(parser: Any) -> list[Mapping[str, Any]]:
-    """The transforms of the postprocessing, as the configuration has them."""
-    steps = parser.get("postprocessing") or {}
-    transforms = steps.get("transforms", []) if isinstance(steps, Mapping) else []
-    return [step for step in transforms if isinstance(step, Mapping)]
+    """The transforms of the postprocessing, as the configuration has them.
+
+    Raises:
+        ModelError: They are the result of an expression, so that nothing says what is done to the outputs.
+    """
+    whole = _resolved(parser, parser.get("postprocessing")) or {}
+    transforms = _resolved(parser, whole.get("transforms", [])) if isinstance(whole, Mapping) else whole
+    if not isinstance(transforms, list):
+        raise ModelError(
+            f"postprocessing of the bundle is {transforms!r}, which does not say whether the outputs go through a "
+            "softmax or a sigmoid; write its transforms as a list"
+        )
+    steps = [_resolved(parser, step) for step in transforms]
+    return [step for step in steps if isinstance(step, Mapping) and step.get("_disabled_") not in (True, "true")]
+
+
+def _resolved(parser: Any, content: Any) -> Any:
+    """A part of a configuration; where it refers to another part (`@name`), that one."""
+    while isinstance(content, str) and re.fullmatch(r"@[\w#:]+", content):
+        content = parser.get(content[1:].replace("#", "::"))
+    return content

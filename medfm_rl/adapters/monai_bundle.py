@@ -6,6 +6,7 @@ The configuration of a bundle is code: whatever stands behind a `$` in it is run
 from __future__ import annotations
 
 import copy
+import logging
 import os
 import shutil
 import tempfile
@@ -27,6 +28,7 @@ from medfm_rl.adapters.bundle_description import (
     THRESHOLD,
     describe,
     find_config,
+    further_steps,
     probabilities_come_first,
     read_metadata,
     takes_sigmoid,
@@ -43,6 +45,7 @@ from medfm_rl.adapters.overlapping import (
 from medfm_rl.adapters.padding import pad_to_patch
 from medfm_rl.adapters.probabilities import warn_of_probabilities
 from medfm_rl.adapters.state_dicts import load_weights
+from medfm_rl.adapters.unused import UnusedParameters
 from medfm_rl.data.files import hash_folder, leads_into, replace_folder_on_success
 from medfm_rl.data.images import write_image
 from medfm_rl.errors import DataError, ModelError
@@ -50,6 +53,7 @@ from medfm_rl.networks import portable_state
 from medfm_rl.prelu import with_fast_prelu
 from medfm_rl.types import Case, FloatArray, Geometry, GridAxes, LabelMap, Prompts
 
+_LOG = logging.getLogger(__name__)
 WEIGHTS: Final = "model.pt"
 # What configurations that are not as they should be make MONAI raise.
 _BROKEN = (
@@ -118,6 +122,14 @@ class MonaiBundleAdapter(SegmenterAdapter):
         self.in_channels, self.schema = describe(metadata, folder / "configs" / METADATA, sigmoid)
         one_logit = int(metadata["network_data_format"]["outputs"]["pred"]["num_channels"]) == 1
         probabilities_first = probabilities_come_first(parser, config, sigmoid or one_logit)
+        further = further_steps(parser)
+        if further:
+            _LOG.warning(
+                "%s: its postprocessing also does %s, which masks made here do not go through; MONAI does it with the "
+                "exported bundle too",
+                config,
+                ", ".join(further),
+            )
         network = _content(parser, "network", config)
         if not isinstance(network, nn.Module):
             raise ModelError(f"{config}: network is {type(network).__name__}, a torch module is needed")
@@ -130,6 +142,7 @@ class MonaiBundleAdapter(SegmenterAdapter):
         self.tool = _Tool(preprocessing, inferer, probabilities_first, _resamples_by_spacing(preprocessing))
         self.patch_size = _patch(self.tool.inferer, metadata, config)
         self._place = load_weights(self.network, self._path)
+        self._unused = UnusedParameters()
         self.eval()
 
     @classmethod
@@ -232,7 +245,7 @@ class MonaiBundleAdapter(SegmenterAdapter):
 
     def trainable(self, scope: Scope) -> dict[str, Parameter]:
         # Networks of bundles differ: where the decoder starts is not known.
-        return parameters_in_scope(self, scope, ())
+        return self._unused.left_out(self, parameters_in_scope(self, scope, ()))
 
     def export(self, folder: Path) -> None:
         """Writes a bundle like the one that was loaded, with these weights in the form that the file had.

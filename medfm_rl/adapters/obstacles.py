@@ -7,7 +7,7 @@ from typing import Final
 import torch
 from torch import Tensor
 
-from medfm_rl.adapters.base import SegmenterAdapter
+from medfm_rl.adapters.base import SegmenterAdapter, noise_patch
 from medfm_rl.adapters.conformance import ConformanceError, check_logits
 from medfm_rl.adapters.probabilities import probabilities_in
 from medfm_rl.errors import UserError
@@ -26,13 +26,14 @@ def find_obstacles(adapter: SegmenterAdapter, device: torch.device) -> tuple[str
     """
     found = adapter.obstacles()
     adapter.to(device).eval()
-    images = _noise(adapter).to(adapter.device)
+    images = noise_patch(adapter).to(adapter.device)
     try:
         logits: Tensor = adapter(images)
         check_logits(logits, adapter.schema.num_classes, images)
         probabilities = probabilities_in(logits, adapter, images)
         if probabilities is not None:
             return (*found, probabilities)
+        adapter.trainable("all")
     except (UserError, ConformanceError) as error:
         return (*found, str(error))
     except torch.OutOfMemoryError:
@@ -50,13 +51,3 @@ def _cause(error: Exception) -> str:
     """What went wrong, in one line; TorchScript says it last, after where."""
     lines = [line for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
     return (lines[-1] if "TorchScript" in lines[0] else lines[0]).strip()[:160]
-
-
-def _noise(adapter: SegmenterAdapter) -> Tensor:
-    """An image `(1, C, *S)`: noise in the grey values, and in what follows them, such as boxes, a box in the middle."""
-    image = torch.zeros(1, adapter.in_channels, *adapter.patch_size)
-    grey = image[:, : adapter.intensity_channels]
-    grey.copy_(torch.rand(grey.shape, generator=torch.Generator().manual_seed(0)))
-    middle = tuple(slice(side // 4, side - side // 4) for side in adapter.patch_size)
-    image[(slice(None), slice(adapter.intensity_channels, None), *middle)] = 1.0
-    return image

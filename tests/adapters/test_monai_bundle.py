@@ -243,6 +243,40 @@ def test_one_logit_that_is_cut_elsewhere_or_has_two_names_is_refused(
         MonaiBundleAdapter(folder)
 
 
+def test_steps_after_the_decision_are_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    folder = write_bundle(tmp_path / "bundle", 2)
+    MonaiBundleAdapter(folder)
+    assert not any("also does" in message for message in caplog.messages)
+    content = json.loads((folder / CONFIG).read_text())
+    content["postprocessing"]["transforms"] += [
+        {"_target_": "monai.transforms.KeepLargestConnectedComponentd", "keys": "pred"},
+        {"_target_": "FillHolesd", "keys": "pred", "_disabled_": True},
+        {"_target_": "SaveImaged", "keys": "pred"},
+    ]
+    (folder / CONFIG).write_text(json.dumps(content))
+    MonaiBundleAdapter(folder)
+    assert sum("also does KeepLargestConnectedComponentd, which" in message for message in caplog.messages) == 1
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_postprocessing_that_stands_elsewhere_is_found(tmp_path: Path) -> None:
+    """A sigmoid that is not seen would make a softmax of structures that overlap."""
+    folder = write_bundle(tmp_path / "bundle", 2, overlap=True)
+    content = json.loads((folder / CONFIG).read_text())
+    content["post"] = {
+        "steps": content["postprocessing"]["transforms"],
+        "first": content["postprocessing"]["transforms"][0],
+    }
+    content["post"]["steps"][0] = "@post#first"
+    content["postprocessing"]["transforms"] = "@post#steps"
+    (folder / CONFIG).write_text(json.dumps(content))
+    assert MonaiBundleAdapter(folder).schema.overlaps
+    content["postprocessing"]["transforms"] = "$@post#steps + []"
+    (folder / CONFIG).write_text(json.dumps(content))
+    with pytest.raises(ModelError, match="does not say whether the outputs go through a softmax or a sigmoid"):
+        MonaiBundleAdapter(folder)
+
+
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("first", [True, False])
 def test_masks_of_overlapping_structures_are_those_of_the_bundle(tmp_path: Path, first: bool) -> None:
@@ -323,6 +357,31 @@ def test_weights_from_elsewhere_are_read_and_the_export_lies_in_its_own_folder(
 
 
 @pytest.mark.filterwarnings("ignore")
+def test_heads_of_deep_supervision_keep_their_weights(tmp_path: Path) -> None:
+    from monai.networks.nets import DynUNet
+
+    bundle = write_bundle(tmp_path / "bundle", 2)
+    network = {
+        "spatial_dims": 2,
+        "in_channels": 1,
+        "out_channels": 3,
+        "kernel_size": [3, 3, 3],
+        "strides": [1, 2, 2],
+        "upsample_kernel_size": [2, 2],
+        "filters": [4, 4, 4],
+        "deep_supervision": True,
+    }
+    change("configs/inference.json", "network_def", to={"_target_": "DynUNet", **network})(bundle)
+    torch.save(DynUNet(**network).state_dict(), bundle / "models" / "model.pt")
+    adapter = MonaiBundleAdapter(bundle)
+    left_out = {name for name, _ in adapter.named_parameters()} - adapter.trainable("all").keys()
+    assert left_out == {f"network.deep_supervision_heads.0.conv.conv.{part}" for part in ("weight", "bias")}
+    # The network keeps what its heads gave.
+    images = torch.zeros(1, 1, *adapter.patch_size)
+    logits = adapter(images)
+    assert torch.equal(copy.deepcopy(adapter)(images), logits)
+
+
 def test_what_stands_beside_the_weights_is_exported_too(tmp_path: Path) -> None:
     bundle = MonaiBundleAdapter(write_bundle(tmp_path / "bundle", 2, container="state_dict"))
     bundle.export(tmp_path / "out")

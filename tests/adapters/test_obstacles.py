@@ -57,6 +57,7 @@ def test_numbers_between_0_and_1_are_no_obstacle(schema: LabelSchema, ending: Ca
         (Ending(lambda z: z.softmax(dim=1)), ["probabilities", "before the softmax"]),
         (Ending(lambda z: z.sigmoid()), ["probabilities of a sigmoid", "what comes before it"]),
         (Ending(lambda z: z / 0), ["NaN or infinite"]),
+        (Ending(lambda z: z.detach()), ["no gradient reaches any of 2 parameters", "no_grad and detach"]),
         (Ending(lambda z: z, channels=3), ["the network fails on an image of shape (1, 1, 16, 24)", "3 channels"]),
     ],
 )

@@ -526,6 +526,70 @@ def test_every_trainable_parameter_receives_a_gradient(scope: str) -> None:
     }
 
 
+class WithAuxiliaryHead(nn.Module):
+    """As torchvision's DeepLabV3: what comes beside the output that is taken has layers of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.encoder = nn.Sequential(nn.Conv2d(1, 4, 1), nn.BatchNorm2d(4))
+        self.head = nn.Conv2d(4, K, 1)
+        self.auxiliary = nn.Sequential(nn.BatchNorm2d(4), nn.Conv2d(4, K, 1))
+
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        features = self.encoder(images)
+        return {"out": self.head(features), "aux": self.auxiliary(features)}
+
+
+def test_structures_that_could_not_be_read_again_are_not_exported(tmp_path: Path) -> None:
+    """The integers of an nnU-Net of regions, where a core outside of the whole has none."""
+    nested = LabelSchema.from_regions({"whole": (1, 2), "core": (2,)}, order=(1, 2))
+    build = {"factory": "torch.nn:Conv2d", "arguments": {"in_channels": 1, "out_channels": 2, "kernel_size": 1}}
+    adapter = TorchModuleAdapter(nn.Conv2d(1, 2, 1), nested, preprocessing(), network=build)
+    with pytest.raises(ModelError, match=r"no integer of its own for each of .*LabelSchema\.of_regions"):
+        adapter.export(tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    adapter.schema = LabelSchema.of_regions(["whole", "core"])
+    adapter.export(tmp_path / "out")
+    assert TorchModuleAdapter.load(tmp_path / "out").schema == adapter.schema
+
+
+class KeepsFeatures(nn.Module):
+    """As networks do whose feature maps somebody looks at later."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.encoder, self.head = nn.Conv2d(1, 4, 1), nn.Conv2d(4, K, 1)
+        self.all: list[Tensor] = []
+
+    def forward(self, images: Tensor) -> Tensor:
+        self.features = self.encoder(images)
+        self.all[:] = [self.features, self.features * 2]
+        logits: Tensor = self.head(self.features)
+        return logits
+
+
+def test_a_network_that_keeps_its_features_is_copied_after_a_pass_with_gradients() -> None:
+    adapter = TorchModuleAdapter(KeepsFeatures(), SCHEMA, preprocessing())
+    images = torch.randn(1, 1, 8, 8)
+    expected = adapter(images)
+    twin = copy.deepcopy(adapter)
+    assert torch.equal(twin(images), expected)
+    assert adapter.module.features.requires_grad
+
+
+def test_layers_of_an_output_that_is_not_taken_keep_their_weights() -> None:
+    adapter = TorchModuleAdapter(WithAuxiliaryHead(), SCHEMA, preprocessing(), output="out").requires_grad_(False)
+    adapter.train()
+    expected = {name for name, _ in adapter.named_parameters() if "auxiliary" not in name}
+    assert adapter.trainable("all").keys() == expected
+    assert adapter.trainable("norm").keys() == {"module.encoder.1.weight", "module.encoder.1.bias"}
+    assert copy.deepcopy(adapter).trainable("all").keys() == expected
+    # Nothing else has changed.
+    assert adapter.training
+    assert not any(parameter.requires_grad for parameter in adapter.parameters())
+    assert int(adapter.module.encoder[1].num_batches_tracked) == 0
+
+
 @pytest.mark.parametrize("channels", [(4, 8), (4, 8, 8), (4, 8, 8, 8)])
 @pytest.mark.parametrize("residual_units", [0, 1])
 def test_the_decoder_is_all_that_comes_after_the_deepest_level(channels: tuple[int, ...], residual_units: int) -> None:

@@ -35,9 +35,10 @@ from medfm_rl.adapters.torch_module.folder import (
 )
 from medfm_rl.adapters.torch_module.outputs import Output, logits_of
 from medfm_rl.adapters.torch_module.scripts import copy_script, is_script, load_script, script_bytes, script_hash
+from medfm_rl.adapters.unused import UnusedParameters
 from medfm_rl.data.files import replace_folder_on_success
 from medfm_rl.errors import ModelError
-from medfm_rl.networks import argmax_classes, build_unet, portable_state, size_divisor
+from medfm_rl.networks import argmax_classes, build_unet, copied_without_graphs, portable_state, size_divisor
 from medfm_rl.settings import IntensitySettings, NetworkSettings, PreprocessingSettings
 from medfm_rl.types import Case, FloatArray, LabelMap, LabelSchema, Prompts
 
@@ -92,6 +93,7 @@ class TorchModuleAdapter(SegmenterAdapter):
         self.place = place
         self.decoder_prefixes = decoder_prefixes
         self.output = output
+        self._unused = UnusedParameters()
 
     @classmethod
     def build_unet(
@@ -201,11 +203,18 @@ class TorchModuleAdapter(SegmenterAdapter):
         return from_grid(values.detach()[None], sample, self.preprocessing)[0].float().cpu().numpy()
 
     def trainable(self, scope: Scope) -> dict[str, Parameter]:
-        return parameters_in_scope(self, scope, tuple(f"module.{prefix}" for prefix in self.decoder_prefixes))
+        prefixes = tuple(f"module.{prefix}" for prefix in self.decoder_prefixes)
+        return self._unused.left_out(self, parameters_in_scope(self, scope, prefixes))
 
     def export(self, folder: Path) -> None:
         if self.network is None:
             raise ModelError("this adapter was made without saying how to build its module again (argument `network`)")
+        if self.schema.overlaps and len(set(self.schema.ids)) < self.schema.num_classes:
+            # It would be refused when it is read again.
+            raise ModelError(
+                f"the schema has no integer of its own for each of {', '.join(self.schema.class_names)}, and "
+                f"{DESCRIPTION} needs one; make it by LabelSchema.of_regions"
+            )
         # The weights may have been read from elsewhere; what is written lies in the new folder.
         weights = Path(self.weights).name
         description = {
@@ -244,6 +253,7 @@ class TorchModuleAdapter(SegmenterAdapter):
         return None
 
     def __deepcopy__(self, memo: dict[int, Any]) -> TorchModuleAdapter:
+        copied_without_graphs(self, memo)
         # ScriptModule copies share no weights only through its own `copy`.
         module = copy_script(self.module, self.device) if is_script(self.module) else copy.deepcopy(self.module, memo)
         twin = TorchModuleAdapter(
@@ -257,6 +267,7 @@ class TorchModuleAdapter(SegmenterAdapter):
             self.decoder_prefixes,
             self.output,
         )
+        twin._unused = self._unused
         for ours, theirs in zip(self.modules(), twin.modules(), strict=True):
             theirs.training = ours.training
         return twin

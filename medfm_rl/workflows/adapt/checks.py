@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 from collections.abc import Collection, Sequence
 
 from medfm_rl.adapters import SegmenterAdapter
+from medfm_rl.adapters.base import noise_patch, without_gradient
 from medfm_rl.adapters.loading import load_segmenter, open_to_learning
 from medfm_rl.adapters.value_range import range_doubts
 from medfm_rl.anatomy.profiles import Anatomy, load_anatomy
@@ -44,7 +46,6 @@ def check_inputs(config: AdaptConfig, progress: Progress) -> None:
     device = choose_device(config.device)
     require_store(config.tracking)
     segmenter = load_segmenter(config.segmenter)
-    open_to_learning(segmenter, config.segmenter, config.seed)
     _refuse_limits_in_mm(load_anatomy(config.anatomy, segmenter.schema))
     learning, selecting = split_target(config)
     source = [] if config.source is None else find_cases(config.source)
@@ -64,11 +65,25 @@ def check_inputs(config: AdaptConfig, progress: Progress) -> None:
     obstacles = try_network(segmenter, device, progress)
     if obstacles:
         raise ModelError(f"{config.segmenter.folder}: it cannot be adapted: {'; '.join(obstacles)}")
+    _require_gradients(segmenter, config)
     _require_usable("target", [*learning, *selecting], segmenter, labelled=False, progress=progress)
     _require_usable("source", source, segmenter, labelled=True, progress=progress)
     _require_usable("evaluation", evaluation, segmenter, labelled=False, progress=progress)
     for doubt in range_doubts(segmenter, few_patches(segmenter, learning)):
         _LOG.warning("%s: %s", config.segmenter.folder, doubt)
+
+
+def _require_gradients(segmenter: SegmenterAdapter, config: AdaptConfig) -> None:
+    """Raises ModelError where a parameter that shall learn would never move: nothing later would say so."""
+    twin = copy.deepcopy(segmenter)
+    learning = open_to_learning(twin, config.segmenter, config.seed)
+    without = without_gradient(twin, learning, noise_patch(twin).to(twin.device))
+    if without:
+        raise ModelError(
+            f"{config.segmenter.folder}: no gradient reaches {len(without)} parameters of the scope "
+            f"{config.segmenter.train!r}, the first {without[0]}; choose another segmenter.train, or leave them out of "
+            "the adapter's `trainable`"
+        )
 
 
 def _require_usable(

@@ -15,15 +15,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from medfm_rl.adapters import SegmenterAdapter
-from medfm_rl.adapters.base import without_gradient
 from medfm_rl.adapters.loading import load_segmenter
 from medfm_rl.data.files import hash_file, hash_folder, scratch_folder
 from medfm_rl.data.layouts import find_cases
 from medfm_rl.data.locks import alone_in
-from medfm_rl.errors import ModelError
 from medfm_rl.networks import convolution_choice_kept
 from medfm_rl.processes.team import ALONE, Team
 from medfm_rl.progress import Progress, silent
@@ -239,7 +236,6 @@ def _run_stages(context: RunContext, tracker: Tracker) -> None:
     if team.leads:
         tracker.log_params({"segmenter_hash": hash_folder(config.segmenter.folder)})
     domains = context.load_domains()
-    _require_gradients(context, domains.target.images[:1])
     prior = shape_prior(context, domains)
     if fine_tunes(context, domains):
         write_fine_tuned(context, domains, tracker)
@@ -271,18 +267,6 @@ def _run_stages(context: RunContext, tracker: Tracker) -> None:
                 )
             policy = context.policy(pool.incumbent)
     team.from_leader(lambda: _export(context, policy, tracker))
-
-
-def _require_gradients(context: RunContext, images: Tensor) -> None:
-    """Raises ModelError where a parameter that shall learn would never move: nothing later would say so."""
-    policy = copy.deepcopy(context.source_policy)
-    settings = context.config.segmenter
-    without = without_gradient(policy, context.open_to_learning(policy), images.to(context.device))
-    if without:
-        raise ModelError(
-            f"{settings.folder}: no gradient reaches {len(without)} parameters of the scope {settings.train!r}, the "
-            f"first {without[0]}; choose another segmenter.train"
-        )
 
 
 def _export(context: RunContext, policy: SegmenterAdapter, tracker: Tracker) -> None:

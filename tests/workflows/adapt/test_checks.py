@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import SimpleITK as sitk
+import torch
 from torch import nn
 
 from medfm_rl.adapters import TorchModuleAdapter
@@ -60,6 +61,18 @@ def test_a_rule_in_mm_is_refused_before_a_folder_is_written(segmenter: Path, sim
 def test_built_in_profiles_pass_the_check(segmenter: Path, simulated_echo: Path, name: str) -> None:
     check_inputs(config_of(segmenter, simulated_echo, anatomy=name), quiet)
     assert load_anatomy(name, TorchModuleAdapter.load(segmenter).schema).rules
+
+
+def test_a_parameter_that_would_never_learn_is_named_before_a_folder_is_written(
+    segmenter: Path, simulated_echo: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    beside = nn.Parameter(torch.zeros(2))
+    taught = TorchModuleAdapter.trainable
+    monkeypatch.setattr(TorchModuleAdapter, "trainable", lambda own, scope: {**taught(own, scope), "beside": beside})
+    config = config_of(segmenter, simulated_echo)
+    with pytest.raises(ModelError, match=r"no gradient reaches 1 parameters of the scope 'all', the first beside"):
+        adapt(config, resume=False, progress=quiet)
+    assert not config.output.exists()
 
 
 def copy_of_patients(data: Path, folder: Path, count: int) -> DataSettings:
