@@ -41,7 +41,8 @@ class MaskFolder:
         """Writes the file, unless it is there; it is on the disk when this returns.
 
         Raises:
-            FeedbackError: It cannot be written, or one that is there is damaged.
+            StoreError: It cannot be written.
+            FeedbackError: One that is there is damaged.
         """
         path = self.path(mask.sha256)
         if path.exists():
@@ -50,7 +51,7 @@ class MaskFolder:
         try:
             write_mask(path, mask)
         except FeedbackError as error:
-            raise FeedbackError(f"{error}. Nothing was added to the store; repeat the call then") from error
+            raise type(error)(f"{error}. Nothing was added to the store; repeat the call then") from error
 
     def load(self, row: RowMapping) -> Mask:
         """Reads the file of a row.

@@ -12,7 +12,7 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 from starlette.staticfiles import StaticFiles
 
-from medfm_rl.errors import MissingExtraError, UserError
+from medfm_rl.errors import MissingExtraError, StorageError, UserError
 from medfm_rl.service.desk import Desk
 from medfm_rl.service.errors import DeskError, in_parts
 from medfm_rl.service.limits import RateLimit
@@ -25,6 +25,8 @@ from medfm_rl.version import __version__
 _LOG = logging.getLogger(__name__)
 _MINUTES_AWAY = 15
 """How long somebody may take to sign in at an organisation."""
+_SECONDS_FOR_STORAGE = 10
+"""After how long what a disk or database did not take is sent again."""
 _WORDS = {400: "request", 404: "not_found", 405: "method", 413: "too_large", 415: "content_type"}
 PARTS = (queue, cases, decisions, learning, people, scoring, pages, operations)
 """Modules with the routes of the service, each a `router`."""
@@ -111,11 +113,14 @@ def _error(status: int, code: str, message: str, remedy: str, after: int | None 
 
 
 def _user_error(request: Request, error: Exception) -> JSONResponse:
-    del request
     assert isinstance(error, UserError)
     message, remedy = in_parts(error)
     if isinstance(error, DeskError):
         return _error(error.status, error.code, message, remedy, error.after)
+    if isinstance(error, StorageError):
+        # Nothing is wrong with what was sent: a page keeps it and sends it again, where it would give up by a 422.
+        _LOG.error("%s %s: %s", request.method, request.url.path, error)
+        return _error(503, "storage", message, remedy, _SECONDS_FOR_STORAGE)
     return _error(422, "data", message, remedy)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -158,6 +159,22 @@ def test_a_decision_waits_for_the_connection_and_is_not_called_saved_before(
     review.offline(False)
     review.until(lambda: review.text("#saved") == "All saved", "the decision is sent")
     review.wait_for_case(SPECK)
+    assert [entry.kind for entry in entries_of(folder)] == ["verdict"]
+
+
+def test_a_decision_waits_for_a_disk_that_is_full(
+    review: Browser, folder: DeskFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*args: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("medfm_rl.data.files._sync", full)
+        review.do("accept")
+        review.wait_for_message("NOT saved yet")
+        assert review.text("#saved") == "1 not saved yet"
+        assert entries_of(folder) == []
+    review.until(lambda: review.text("#saved") == "All saved", "the decision is sent again")
     assert [entry.kind for entry in entries_of(folder)] == ["verdict"]
 
 

@@ -71,12 +71,13 @@ async function call(path, options = {}) {
       response = await ask(`/api/v1${path}`, { ...options, headers: headers() });
     }
   }
+  if (response.ok) return response;
+  const problem = await refusal(response);
   // A gateway without its service is no answer of the service.
-  if (response.status === 502 || response.status === 503 || response.status === 504) {
+  if ([502, 503, 504].includes(response.status) && problem.code === `http_${response.status}`) {
     throw new Unreachable("The desk cannot be reached.");
   }
-  if (!response.ok) throw await refusal(response);
-  return response;
+  throw problem;
 }
 
 /**
