@@ -22,6 +22,11 @@ class MaskPlace(Protocol):
         """The mask of a row, checked by its hash."""
 
 
+def mask_folder_of(store: Path) -> Path:
+    """Where the masks of a store lie that is a file."""
+    return store.with_name(f"{store.name}.masks")
+
+
 @final
 class MaskFolder:
     """A folder of NIfTI files, named by hash: `ab/cdef....nii.gz`.
