@@ -39,6 +39,7 @@ def create_app(
     https_only: bool = False,
     requests_a_minute: int = 6000,
     by_tls: bool = False,
+    under: str = "",
 ) -> FastAPI:
     """The service of a desk.
 
@@ -48,6 +49,7 @@ def create_app(
         https_only: Whether a proxy has to say that it was asked by https.
         requests_a_minute: How many requests of one reviewer are answered.
         by_tls: Whether browsers ask it by https.
+        under: The path that it lies under behind a proxy, such as `/desk`; empty where it has a name of its own.
     """
     app = FastAPI(
         title="medfm-rl desk",
@@ -68,7 +70,7 @@ def create_app(
     for part in PARTS:
         app.include_router(part.router)
     if desk.request.openid is not None:
-        _let_in_by_organisation(app, desk, desk.request.openid, by_tls or https_only)
+        _let_in_by_organisation(app, desk, desk.request.openid, by_tls or https_only, under)
     app.mount("/static", StaticFiles(directory=pages.STATIC), "static")
     app.add_exception_handler(UserError, _user_error)
     app.add_exception_handler(RequestValidationError, _not_valid)
@@ -76,11 +78,11 @@ def create_app(
     app.add_exception_handler(Exception, _defect)
 
     app.add_middleware(Timed, timings=app.state.timings)
-    app.add_middleware(Guard, hosts=hosts, most_body=desk.request.most_upload, https_only=https_only)
+    app.add_middleware(Guard, hosts=hosts, most_body=desk.request.most_upload, https_only=https_only, under=under)
     return app
 
 
-def _let_in_by_organisation(app: FastAPI, desk: Desk, settings: OpenIDSettings, by_tls: bool) -> None:
+def _let_in_by_organisation(app: FastAPI, desk: Desk, settings: OpenIDSettings, by_tls: bool, under: str) -> None:
     """Adds the way over an identity provider.
 
     Raises:
@@ -103,7 +105,7 @@ def _let_in_by_organisation(app: FastAPI, desk: Desk, settings: OpenIDSettings, 
         max_age=_MINUTES_AWAY * 60,
         same_site="lax",
         https_only=by_tls,
-        path="/login",
+        path=f"{under}/login",
     )
 
 
