@@ -64,7 +64,12 @@ class Scorer:
             path = place / kind / f"{name.lstrip('.') or 'case'}{suffix}"
             if not path.exists():
                 write_bytes(path, content)
-        return self._score(place / "images", place / "masks", place / "out")
+        try:
+            return self._score(place / "images", place / "masks", place / "out")
+        except DeskError as error:
+            # Who sent it knows nothing of the folders here, and need not.
+            told = error.message.replace(f"{place}/", "")
+            raise DeskError(error.status, error.code, told, error.remedy, error.after) from error
 
     def by_path(self, images: str, masks: str) -> bytes:
         """The same of folders that lie in one of the roots.

@@ -74,6 +74,14 @@ def test_what_a_full_disk_cut_off_is_sent_again_and_scored(
     assert not list((tmp_path / "jobs").rglob("*unfinished*"))
 
 
+def test_what_is_wrong_with_a_file_is_said_without_where_it_lies(scoring: TestClient, tmp_path: Path) -> None:
+    sent = {"image": ("a.nii.gz", b"none"), "mask": ("a.nii.gz", b"none")}
+    refused = scoring.post("/api/v1/score", files=sent, data={"name": "p1"})
+    assert refused.status_code == 422
+    assert "images/p1.nii.gz: cannot be read" in refused.text
+    assert str(tmp_path) not in refused.text
+
+
 def test_paths_lead_nowhere_else(scoring: TestClient, quality_run: Path, tmp_path: Path) -> None:
     root = quality_run.parent / "linked"
     root.mkdir(exist_ok=True)
