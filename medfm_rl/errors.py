@@ -15,6 +15,17 @@ class DataError(UserError):
     """An image, a mask or a data set that cannot be used."""
 
 
+class StorageError(UserError):
+    """A disk or database that does not take or give what it should.
+
+    Nothing is wrong with what was to be written: the same can succeed later.
+    """
+
+
+class DiskError(DataError, StorageError):
+    """A file or folder that cannot be written: the disk is full, read-only or gone."""
+
+
 class DamagedClipError(DataError):
     """A file that is a clip for certain, and cannot be used as one: it would be wrong to call it no image."""
 

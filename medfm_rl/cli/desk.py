@@ -64,6 +64,12 @@ def desk_command(
     behind_proxy: Annotated[
         str | None, typer.Option(metavar="ADDRESS", help="Address of a proxy that has TLS and says so.")
     ] = None,
+    under: Annotated[
+        str,
+        typer.Option(
+            metavar="PATH", help="Path that a proxy serves the desk under, such as /desk; it may take it off or not."
+        ),
+    ] = "",
     allow_host: Annotated[
         list[str] | None, typer.Option(help="Further name by which the service is called, as behind a proxy.")
     ] = None,
@@ -114,7 +120,7 @@ def desk_command(
         most_upload=most_upload << 20,
         openid=None if openid is None else load_config(openid, OpenIDSettings),
     )
-    address = Address(host, port, certificate, key, behind_proxy, tuple(allow_host or ()), token_file)
+    address = Address(host, port, certificate, key, behind_proxy, tuple(allow_host or ()), token_file, under)
     if new:
         FeedbackStore.create(store).close()
     serve(request, address, typer.echo)

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from medfm_rl.feedback import Added
 
 feedback = typer.Typer(
-    help="What reviewers and reports said of target cases: add it to a store, list, export or remove it.",
+    help="What reviewers and reports said of target cases: add it to a store, list, export, copy or remove it.",
     no_args_is_help=True,
 )
 app.add_typer(feedback, name="feedback")
@@ -245,6 +245,21 @@ def export_command(
     with FeedbackStore.open(store) as opened, show_progress() as progress:
         digest = export_store(opened, to, progress)
     typer.echo(f"Entries: {to / 'entries.csv'}\nMasks: {to / 'masks'}\nState: {digest}")
+
+
+@feedback.command("copy")
+def copy_command(
+    store: Store,
+    to: Annotated[Path, typer.Option(help="File of the copy, which must not exist; its masks come to lie beside it.")],
+) -> None:
+    """Copy a store, also one that a desk is writing to, with users and audit log of its desk: a copy to keep."""
+    from medfm_rl.feedback import FeedbackStore
+    from medfm_rl.feedback.copying import copy_store
+
+    with show_progress() as progress:
+        masks = copy_store(store, to, progress)
+    with FeedbackStore.open(to) as copied:
+        typer.echo(f"Copy: {to}, {len(copied.history())} entries and {masks} masks\nState: {copied.state_hash()}")
 
 
 @feedback.command("remove")

@@ -16,7 +16,7 @@ from typing import Any, BinaryIO
 
 from medfm_rl.data.json_text import parse_json
 from medfm_rl.data.locks import LOCK, alone_in, in_turn
-from medfm_rl.errors import DataError, UserError
+from medfm_rl.errors import DataError, DiskError, UserError
 
 _TEMPORARY_NAME = re.compile(r"\.unfinished-[0-9a-f]+-.+")
 _LONGEST_ENDING = 50
@@ -30,7 +30,7 @@ def replace_on_success(path: Path) -> Iterator[Path]:
     The temporary name ends as `path` does, so that writers which go by the suffix work.
 
     Raises:
-        DataError: The disk is full or the folder cannot be written; what was at `path` is intact.
+        DiskError: The disk is full or the folder cannot be written; what was at `path` is intact.
     """
     temporary = _temporary(path)
     try:
@@ -39,7 +39,7 @@ def replace_on_success(path: Path) -> Iterator[Path]:
         _sync(temporary)
         temporary.replace(path)
     except OSError as error:
-        raise DataError(
+        raise DiskError(
             f"{path}: cannot be written ({error.strerror or error}); what was there is unchanged"
         ) from error
     finally:
@@ -53,7 +53,8 @@ def replace_folder_on_success(folder: Path) -> Iterator[Path]:
     All of it is on the disk before it gets its name, for a folder that is there says that a stage is finished.
 
     Raises:
-        DataError: `folder` exists and is not empty, or cannot be written; what was there is intact.
+        DataError: `folder` exists and is not empty.
+        DiskError: It cannot be written; nothing was left behind.
     """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise DataError(f"{folder}: already exists and is not empty; give a new folder")
@@ -66,7 +67,7 @@ def replace_folder_on_success(folder: Path) -> Iterator[Path]:
         _sync_folder(temporary)
         temporary.replace(target)
     except OSError as error:
-        raise DataError(f"{folder}: cannot be written ({error.strerror or error}); nothing was left behind") from error
+        raise DiskError(f"{folder}: cannot be written ({error.strerror or error}); nothing was left behind") from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
@@ -82,13 +83,13 @@ def scratch_folder(folder: Path, name: str) -> Iterator[Path]:
         name: What the folder is for.
 
     Raises:
-        DataError: It cannot be made.
+        DiskError: It cannot be made.
     """
     temporary = _temporary(folder / name)
     try:
         temporary.mkdir()
     except OSError as error:
-        raise DataError(f"{folder}: cannot be written ({error.strerror or error})") from error
+        raise DiskError(f"{folder}: cannot be written ({error.strerror or error})") from error
     try:
         yield temporary
     finally:
@@ -131,6 +132,12 @@ def alone_writing(folder: Path) -> Iterator[None]:
     with alone_in(folder):
         remove_abandoned(folder)
         yield
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Writes a file, whole or not at all."""
+    with replace_on_success(path) as temporary:
+        temporary.write_bytes(content)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -240,7 +247,7 @@ def append_lines(path: Path, lines: Iterable[Mapping[str, Any]]) -> None:
     at all.
 
     Raises:
-        DataError: The file cannot be written.
+        DiskError: The file cannot be written.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -250,7 +257,7 @@ def append_lines(path: Path, lines: Iterable[Mapping[str, Any]]) -> None:
             file.flush()
             os.fsync(file.fileno())
     except OSError as error:
-        raise DataError(f"{path}: cannot be written ({error.strerror or error})") from error
+        raise DiskError(f"{path}: cannot be written ({error.strerror or error})") from error
 
 
 def read_lines(path: Path, advice: str) -> tuple[list[Mapping[str, Any]], int | None]:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from filelock import BaseFileLock, FileLock, Timeout
 
-from medfm_rl.errors import DataError
+from medfm_rl.errors import DataError, DiskError
 
 LOCK = ".medfm-rl.lock"
 """The file in a folder that is locked by who works there. A killed process leaves it, but no lock on it."""
@@ -74,7 +74,7 @@ def in_turn(path: Path) -> Iterator[None]:
     except Timeout as error:
         raise DataError(f"{path}: another process has kept it for {_LONGEST_WAIT} s; end that one first") from error
     except OSError as error:
-        raise DataError(f"{path}: cannot be written ({error.strerror or error})") from error
+        raise DiskError(f"{path}: cannot be written ({error.strerror or error})") from error
     try:
         yield
     finally:
@@ -94,7 +94,7 @@ def _held(folder: Path, path: Path, holder: Path) -> Iterator[None]:
             "folder"
         ) from error
     except OSError as error:
-        raise DataError(f"{folder}: cannot be written ({error.strerror or error})") from error
+        raise DiskError(f"{folder}: cannot be written ({error.strerror or error})") from error
     try:
         with suppress(OSError):
             # Only for the message: a full disk is met where something is written that counts.

@@ -14,11 +14,12 @@ from urllib.parse import quote
 
 from sqlalchemy import create_engine, event
 from sqlalchemy.engine import URL, Connection, Engine, make_url
-from sqlalchemy.exc import ArgumentError, DBAPIError, SQLAlchemyError
+from sqlalchemy.exc import ArgumentError, DBAPIError, IntegrityError, SQLAlchemyError
+from sqlalchemy.exc import DataError as DatabaseDataError
 from sqlalchemy.pool import NullPool, QueuePool
 
 from medfm_rl.errors import ConfigError, MissingExtraError
-from medfm_rl.feedback.errors import FeedbackError
+from medfm_rl.feedback.errors import FeedbackError, StoreError
 
 LONGEST_WAIT = 60
 """Seconds that a writer waits for the others."""
@@ -82,12 +83,14 @@ def answering(where: str, writes: bool = True) -> Iterator[None]:
         writes: Whether something was to be added, of which is said then that it was not.
 
     Raises:
-        FeedbackError: In place of an error of SQLAlchemy.
+        StoreError: In place of an error of SQLAlchemy.
+        FeedbackError: The same, where the database does not take these values.
     """
     try:
         yield
     except SQLAlchemyError as error:
-        raise FeedbackError(f"{where}: {_in_words(error, _REPEAT if writes else _REPEAT_READING)}") from error
+        kind = FeedbackError if isinstance(error, (DatabaseDataError, IntegrityError)) else StoreError
+        raise kind(f"{where}: {_in_words(error, _REPEAT if writes else _REPEAT_READING)}") from error
 
 
 def _in_words(error: SQLAlchemyError, repeat: str) -> str:

@@ -22,6 +22,11 @@ class MaskPlace(Protocol):
         """The mask of a row, checked by its hash."""
 
 
+def mask_folder_of(store: Path) -> Path:
+    """Where the masks of a store lie that is a file."""
+    return store.with_name(f"{store.name}.masks")
+
+
 @final
 class MaskFolder:
     """A folder of NIfTI files, named by hash: `ab/cdef....nii.gz`.
@@ -41,7 +46,8 @@ class MaskFolder:
         """Writes the file, unless it is there; it is on the disk when this returns.
 
         Raises:
-            FeedbackError: It cannot be written, or one that is there is damaged.
+            StoreError: It cannot be written.
+            FeedbackError: One that is there is damaged.
         """
         path = self.path(mask.sha256)
         if path.exists():
@@ -50,7 +56,7 @@ class MaskFolder:
         try:
             write_mask(path, mask)
         except FeedbackError as error:
-            raise FeedbackError(f"{error}. Nothing was added to the store; repeat the call then") from error
+            raise type(error)(f"{error}. Nothing was added to the store; repeat the call then") from error
 
     def load(self, row: RowMapping) -> Mask:
         """Reads the file of a row.

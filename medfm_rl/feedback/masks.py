@@ -16,7 +16,7 @@ import numpy as np
 from medfm_rl.data.images import read_pixels, write_labels
 from medfm_rl.data.labels import hash_labels
 from medfm_rl.errors import DataError
-from medfm_rl.feedback.errors import FeedbackError
+from medfm_rl.feedback.errors import FeedbackError, StoreError
 from medfm_rl.structures import pixels_of, regions_in
 from medfm_rl.types import Geometry, LabelMap, LabelSchema
 
@@ -115,12 +115,13 @@ def write_mask(path: Path, mask: Mask) -> None:
     """Writes a mask in the format that the suffix says, in the place of its image, and reads it back.
 
     Raises:
-        FeedbackError: It cannot be written, or another comes back.
+        StoreError: It cannot be written.
+        FeedbackError: Another comes back.
     """
     try:
         write_labels(path, mask.labels, mask.geometry, mask.schema)
     except DataError as error:
-        raise FeedbackError(f"{error}. Make room there, or let it be written") from error
+        raise StoreError(f"{error}. Make room there, or let it be written") from error
     read_mask(path, mask.sha256, mask.shape, mask.names, mask.geometry)
 
 

@@ -26,7 +26,7 @@ from medfm_rl.feedback.entries import (
     masks_of,
 )
 from medfm_rl.feedback.errors import FeedbackError
-from medfm_rl.feedback.mask_places import MaskFolder, MaskPlace, MaskRows, described
+from medfm_rl.feedback.mask_places import MaskFolder, MaskPlace, MaskRows, described, mask_folder_of
 from medfm_rl.feedback.masks import Mask
 from medfm_rl.feedback.questions import by_time, names_of_masks, read_history, read_history_of
 from medfm_rl.feedback.standing import (
@@ -121,7 +121,7 @@ class FeedbackStore:
                     prepare(engine, name, create)
             else:
                 prepare(engine, name, create)
-        return cls(engine, name, MaskFolder(path.with_name(f"{path.name}.masks")))
+        return cls(engine, name, MaskFolder(mask_folder_of(path)))
 
     def close(self) -> None:
         """Ends the connections; the store can still be used, and opens new ones."""

@@ -12,7 +12,7 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 from starlette.staticfiles import StaticFiles
 
-from medfm_rl.errors import MissingExtraError, UserError
+from medfm_rl.errors import MissingExtraError, StorageError, UserError
 from medfm_rl.service.desk import Desk
 from medfm_rl.service.errors import DeskError, in_parts
 from medfm_rl.service.limits import RateLimit
@@ -25,6 +25,8 @@ from medfm_rl.version import __version__
 _LOG = logging.getLogger(__name__)
 _MINUTES_AWAY = 15
 """How long somebody may take to sign in at an organisation."""
+_SECONDS_FOR_STORAGE = 10
+"""After how long what a disk or database did not take is sent again."""
 _WORDS = {400: "request", 404: "not_found", 405: "method", 413: "too_large", 415: "content_type"}
 PARTS = (queue, cases, decisions, learning, people, scoring, pages, operations)
 """Modules with the routes of the service, each a `router`."""
@@ -37,6 +39,7 @@ def create_app(
     https_only: bool = False,
     requests_a_minute: int = 6000,
     by_tls: bool = False,
+    under: str = "",
 ) -> FastAPI:
     """The service of a desk.
 
@@ -46,6 +49,7 @@ def create_app(
         https_only: Whether a proxy has to say that it was asked by https.
         requests_a_minute: How many requests of one reviewer are answered.
         by_tls: Whether browsers ask it by https.
+        under: The path that it lies under behind a proxy, such as `/desk`; empty where it has a name of its own.
     """
     app = FastAPI(
         title="medfm-rl desk",
@@ -66,7 +70,7 @@ def create_app(
     for part in PARTS:
         app.include_router(part.router)
     if desk.request.openid is not None:
-        _let_in_by_organisation(app, desk, desk.request.openid, by_tls or https_only)
+        _let_in_by_organisation(app, desk, desk.request.openid, by_tls or https_only, under)
     app.mount("/static", StaticFiles(directory=pages.STATIC), "static")
     app.add_exception_handler(UserError, _user_error)
     app.add_exception_handler(RequestValidationError, _not_valid)
@@ -74,11 +78,11 @@ def create_app(
     app.add_exception_handler(Exception, _defect)
 
     app.add_middleware(Timed, timings=app.state.timings)
-    app.add_middleware(Guard, hosts=hosts, most_body=desk.request.most_upload, https_only=https_only)
+    app.add_middleware(Guard, hosts=hosts, most_body=desk.request.most_upload, https_only=https_only, under=under)
     return app
 
 
-def _let_in_by_organisation(app: FastAPI, desk: Desk, settings: OpenIDSettings, by_tls: bool) -> None:
+def _let_in_by_organisation(app: FastAPI, desk: Desk, settings: OpenIDSettings, by_tls: bool, under: str) -> None:
     """Adds the way over an identity provider.
 
     Raises:
@@ -101,7 +105,7 @@ def _let_in_by_organisation(app: FastAPI, desk: Desk, settings: OpenIDSettings, 
         max_age=_MINUTES_AWAY * 60,
         same_site="lax",
         https_only=by_tls,
-        path="/login",
+        path=f"{under}/login",
     )
 
 
@@ -111,11 +115,14 @@ def _error(status: int, code: str, message: str, remedy: str, after: int | None 
 
 
 def _user_error(request: Request, error: Exception) -> JSONResponse:
-    del request
     assert isinstance(error, UserError)
     message, remedy = in_parts(error)
     if isinstance(error, DeskError):
         return _error(error.status, error.code, message, remedy, error.after)
+    if isinstance(error, StorageError):
+        # Nothing is wrong with what was sent: a page keeps it and sends it again, where it would give up by a 422.
+        _LOG.error("%s %s: %s", request.method, request.url.path, error)
+        return _error(503, "storage", message, remedy, _SECONDS_FOR_STORAGE)
     return _error(422, "data", message, remedy)
 
 

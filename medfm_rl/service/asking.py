@@ -45,6 +45,7 @@ ERRORS: dict[int | str, dict[str, Any]] = {
         413: "Too much was sent",
         422: "What was sent is not valid",
         429: "Asked too often",
+        503: "The disk or the database takes or gives nothing at the moment; the same can be sent again",
     }.items()
 }
 

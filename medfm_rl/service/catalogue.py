@@ -32,6 +32,8 @@ _ORDER: Final = {
         ("audit", "disagreement", "learn", "refer", "compare", "correct", "second", "accepted")
     )
 }
+_OF_ONE_MASK: Final[tuple[Kind, ...]] = ("audit", "learn", "refer", "correct", "accepted")
+"""What a mask can be asked about for; which of them it is can change with each opening of a desk."""
 _FRAME: Final = re.compile(r"(.+)_frame(\d{3,})", re.DOTALL)
 _ID_LENGTH: Final = 24
 
@@ -99,6 +101,16 @@ class Item:
     def order(self) -> tuple[int, float, str]:
         """Place in the queue."""
         return _ORDER[self.kind], self.rank, self.view.name
+
+    def under_other_kinds(self) -> tuple[str, ...]:
+        """Ids under which an earlier desk may have asked the same about the same mask.
+
+        A mask of an audit sample leaves it when its stream has the review, and other policies refer other masks. What
+        was said of an audit sample is good for all; an audit sample has to be reviewed as one.
+        """
+        if self.kind == "audit" or self.kind not in _OF_ONE_MASK:
+            return ()
+        return tuple(_digest(kind, self.view.id) for kind in _OF_ONE_MASK if kind != self.kind)
 
 
 @dataclass(frozen=True, eq=False)

@@ -42,18 +42,23 @@ class Guard:
         hosts: Names by which it is called.
         most_body: Bytes of a body at most.
         https_only: Whether a proxy has to say that it was asked by https.
+        under: The path that the service lies under for browsers, such as `/desk`; empty where it has a name of its own.
     """
 
-    def __init__(self, app: ASGIApp, hosts: frozenset[str], most_body: int, https_only: bool = False) -> None:
+    def __init__(
+        self, app: ASGIApp, hosts: frozenset[str], most_body: int, https_only: bool = False, under: str = ""
+    ) -> None:
         self._app = app
         self._hosts = hosts
         self._most_body = most_body
         self._https_only = https_only
+        self._under = under
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
+        scope = self._placed(scope)
         secure = scope.get("scheme") == "https"
         begun = False
 
@@ -65,7 +70,8 @@ class Guard:
                 for name, value in _HEADERS.items():
                     headers.setdefault(name, value)
                 # Pixels and names of patients stay out of the caches of browsers.
-                headers.setdefault("Cache-Control", "no-cache" if scope["path"].startswith("/static/") else "no-store")
+                kept = scope["path"].startswith(f"{self._under}/static/")
+                headers.setdefault("Cache-Control", "no-cache" if kept else "no-store")
                 if secure:
                     headers["Strict-Transport-Security"] = _HSTS
             await send(message)
@@ -92,6 +98,14 @@ class Guard:
             if begun:
                 raise
             await _answer(send_with_headers, *self._too_large())
+
+    def _placed(self, scope: Scope) -> Scope:
+        """The request with its whole path, whether a proxy has taken off what the service lies under or not."""
+        if not self._under:
+            return scope
+        path = "/" if scope["path"] == self._under else scope["path"]
+        whole = path if path.startswith(f"{self._under}/") else f"{self._under}{path}"
+        return {**scope, "root_path": self._under, "path": whole}
 
     def _refused(self, scope: Scope, headers: Headers, secure: bool) -> tuple[int, str, str, str] | None:
         if not self._knows(headers.get("host", "")):

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from medfm_rl.errors import UserError
+from medfm_rl.errors import StorageError, UserError
 
 
 def main(run: str) -> None:
@@ -32,6 +32,8 @@ def _answer(run: Any, request: dict[str, str]) -> dict[str, str]:
         files = find_cases(DataSettings(path=Path(request["images"])))
         masks = find_masks(Path(request["masks"]), files)
         score(run, files, Path(request["out"]), ScoreRequest(masks=masks))
+    except StorageError as error:
+        return {"storage": str(error)}
     except UserError as error:
         return {"error": str(error)}
     return {"done": request["out"]}

@@ -11,8 +11,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import final
 
-from medfm_rl.data.files import write_text
+from medfm_rl.data.files import write_bytes, write_text
 from medfm_rl.data.images import image_suffix
+from medfm_rl.errors import StorageError
 from medfm_rl.service.errors import DeskError
 from medfm_rl.service.scored import SCORES
 
@@ -45,6 +46,7 @@ class Scorer:
 
         Raises:
             DeskError: The name is none, a file is of no known kind, or the case cannot be scored.
+            StorageError: The disk is full, or cannot be written.
         """
         if not name or len(name) > _LONGEST_NAME or not all(part.isalnum() or part in "._-" for part in name):
             raise DeskError(422, "name", "the case has no name that files can have", "use letters, digits, . _ and -")
@@ -61,9 +63,13 @@ class Scorer:
                 )
             path = place / kind / f"{name.lstrip('.') or 'case'}{suffix}"
             if not path.exists():
-                path.parent.mkdir(parents=True, exist_ok=True)
-                path.write_bytes(content)
-        return self._score(place / "images", place / "masks", place / "out")
+                write_bytes(path, content)
+        try:
+            return self._score(place / "images", place / "masks", place / "out")
+        except DeskError as error:
+            # Who sent it knows nothing of the folders here, and need not.
+            told = error.message.replace(f"{place}/", "")
+            raise DeskError(error.status, error.code, told, error.remedy, error.after) from error
 
     def by_path(self, images: str, masks: str) -> bytes:
         """The same of folders that lie in one of the roots.
@@ -99,6 +105,8 @@ class Scorer:
         request = {"images": str(images), "masks": str(masks), "out": str(out)}
         with self._lock:
             answer = self._ask(json.dumps(request))
+        if "storage" in answer:
+            raise StorageError(answer["storage"])
         if "error" in answer:
             raise DeskError(422, "score", answer["error"], "correct what it names, and send it again")
         return (out / SCORES).read_bytes()

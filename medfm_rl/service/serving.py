@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import logging
 import os
+import re
 import secrets
 import socket
 from collections.abc import Callable
@@ -23,6 +24,9 @@ from medfm_rl.settings.openid import is_loopback
 _LOG = logging.getLogger(__name__)
 _ONLY_OWNER = 0o600
 _SECONDS_TO_END = 5
+_UNDER = re.compile(r"(/[A-Za-z0-9._-]*[A-Za-z0-9_-])+")
+_OWN_PATHS = frozenset({"api", "health", "learn", "login", "logout", "metrics", "ready", "static"})
+"""By which a request that a proxy has shortened is told from one that it has not."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +41,7 @@ class Address:
         behind_proxy: Address of the proxy that has TLS.
         names: Further names by which the service is called.
         token_file: File that keeps the token from one start to the next; made where it is not there.
+        under: The path that a proxy serves it under, such as `/desk`; empty where it has a name of its own.
     """
 
     host: str = "127.0.0.1"
@@ -46,6 +51,7 @@ class Address:
     behind_proxy: str | None = None
     names: tuple[str, ...] = ()
     token_file: Path | None = None
+    under: str = ""
 
     def __post_init__(self) -> None:
         if (self.certificate is None) != (self.key is None):
@@ -53,6 +59,11 @@ class Address:
         for path in (self.certificate, self.key):
             if path is not None and not os.access(path, os.R_OK):
                 raise ConfigError(f"{path}: there is no such file, or it may not be read; give a file in PEM format")
+        if self.under and (not _UNDER.fullmatch(self.under) or self.under.split("/")[1] in _OWN_PATHS):
+            raise ConfigError(
+                f"--under {self.under}: must be a path such as /desk, of letters, digits, . _ and -, without a "
+                f"slash at its end, that does not begin as one of the desk's own ({', '.join(sorted(_OWN_PATHS))})"
+            )
         if not self.is_loopback and self.certificate is None and self.behind_proxy is None:
             raise ConfigError(
                 f"--host {self.host}: others on the network could read along; give --certificate and --key for TLS, or "
@@ -88,12 +99,16 @@ def serve(request: DeskRequest, address: Address, tell: Callable[[str], None]) -
     port = listening.getsockname()[1]
     scheme = "http" if address.certificate is None else "https"
     shown = f"[{address.host}]" if ":" in address.host else address.host
-    place = f"{scheme}://{shown}:{port}"
+    place = f"{scheme}://{shown}:{port}{address.under}"
     left = sum(not desk.work.is_done(item) for item in desk.catalogue.items.values())
     tell(f"{left} of {len(desk.catalogue.items)} items are left to review; decisions go to {desk.database.store.where}")
     tell(f"Desk: {place}/" if desk.access.with_users else f"Desk: {place}/login?token={token}")
     app = create_app(
-        desk, address.hosts, https_only=address.behind_proxy is not None, by_tls=address.certificate is not None
+        desk,
+        address.hosts,
+        https_only=address.behind_proxy is not None,
+        by_tls=address.certificate is not None,
+        under=address.under,
     )
     config = uvicorn.Config(
         app,

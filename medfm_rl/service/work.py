@@ -63,6 +63,7 @@ class Work:
         self._again: dict[str, Item] = {}
         # By item: those whose decisions are what it asks about again.
         self._before: dict[str, tuple[str, ...]] = {}
+        self._same = {item.id: (item.id, *item.under_other_kinds()) for item in catalogue.items.values()}
         self._own_entries: set[str] = set()
         self._last_entry = -1
         self._elsewhere: set[str] = set()
@@ -81,12 +82,12 @@ class Work:
 
     def is_done(self, item: Item) -> bool:
         """Whether somebody has decided it, here or elsewhere."""
-        return bool(self._active.get(item.id)) or item.id in self._elsewhere
+        return item.id in self._elsewhere or any(self._active.get(name) for name in self._same_as(item))
 
     def decided_by(self, item: Item, reviewer: str) -> bool:
         """Whether that reviewer has decided it."""
         with self._lock:
-            return reviewer in self._active.get(item.id, {})
+            return any(reviewer in self._active.get(name, {}) for name in self._same_as(item))
 
     def decision(self, name: str) -> Decision | None:
         """A decision by its id, or by that of one of its entries."""
@@ -173,6 +174,9 @@ class Work:
                 for kind in kinds:
                     found[kind] = found.get(kind, 0) + 1
             return found
+
+    def _same_as(self, item: Item) -> tuple[str, ...]:
+        return self._same.get(item.id, (item.id,))
 
     def _take_in(self, decision: Decision) -> None:
         self._last = max(self._last, decision.number)

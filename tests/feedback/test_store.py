@@ -33,6 +33,7 @@ from medfm_rl.feedback import (
 from medfm_rl.feedback import connection as connections
 from medfm_rl.feedback import store as store_module
 from medfm_rl.feedback.connection import connect
+from medfm_rl.feedback.errors import StoreError
 from medfm_rl.feedback.tables import VersionRow
 
 MASKS = [SHOWN, CORRECTED]
@@ -297,7 +298,7 @@ def test_a_full_disk_under_the_database_is_named_and_nothing_is_added(tmp_path: 
         connection.execute(f"PRAGMA max_page_count = {pages}")
 
     many = [ef(50, f"p{number}", comment="x" * 1000) for number in range(200)]
-    with pytest.raises(FeedbackError, match=r"the disk is full .* make room\. Nothing of this call was added"):
+    with pytest.raises(StoreError, match=r"the disk is full .* make room\. Nothing of this call was added"):
         store.add(many)
     again = FeedbackStore.open(path)
     assert len(again.history()) == 1
@@ -345,7 +346,7 @@ def test_a_full_disk_under_the_masks_is_named_and_nothing_is_added(
 
     with monkeypatch.context() as patch:
         patch.setattr("medfm_rl.data.files._sync", full)
-        with pytest.raises(FeedbackError, match=r"No space left on device.* Nothing was added to the store"):
+        with pytest.raises(StoreError, match=r"No space left on device.* Nothing was added to the store"):
             store.add([correction()], MASKS)
     assert store.history() == []
     assert not list(tmp_path.rglob("*.nii.gz"))
@@ -398,7 +399,7 @@ def test_a_server_that_goes_away_in_the_middle_is_named_and_nothing_is_lost(
         patch.setattr(store_module, "require_in_force", cut)
         with pytest.raises(FeedbackError, match=r"the database went away, .* Nothing of this call was added"):
             store.add([correction(), ef()], MASKS)
-    with pytest.raises(FeedbackError, match="the database went away, or cannot be reached"):
+    with pytest.raises(StoreError, match="the database went away, or cannot be reached"):
         store.history()
     server.start()
     assert len(store.history()) == 1

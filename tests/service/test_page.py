@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -113,6 +114,21 @@ def test_a_case_goes_from_the_queue_over_an_edit_and_a_choice_to_the_store(revie
     review.until(lambda: int(review.text("#left")) == left - 4, "four fewer are left")
 
 
+def test_the_page_works_under_a_path_of_a_proxy(browser: Browser, desk: Desk, folder: DeskFolder) -> None:
+    with served(desk, "/apps/desk") as address:
+        browser.open(f"{address}/login?token={TOKEN}")
+        browser.wait_for_case(FIRST)
+        browser.do("accept")
+        browser.wait_for_message(f"Saved: {FIRST}, accepted")
+        assert [entry.kind for entry in entries_of(folder)] == ["verdict"]
+        names = browser.script("return indexedDB.databases().then((all) => all.map((each) => each.name))")
+        assert names == ["medfm-rl-desk/apps/desk"]
+        browser.one("a[href$='/learn']").click()
+        browser.until(lambda: "What the store holds" in browser.text("main"), "the page Learn")
+        browser.click("#sign-out")
+        browser.until(lambda: browser.driver.current_url == f"{address}/login", "the form to sign in")
+
+
 def test_the_keyboard_is_enough(review: Browser, folder: DeskFolder) -> None:
     review.keys("?")
     assert review.one("#help").is_displayed()
@@ -158,6 +174,22 @@ def test_a_decision_waits_for_the_connection_and_is_not_called_saved_before(
     review.offline(False)
     review.until(lambda: review.text("#saved") == "All saved", "the decision is sent")
     review.wait_for_case(SPECK)
+    assert [entry.kind for entry in entries_of(folder)] == ["verdict"]
+
+
+def test_a_decision_waits_for_a_disk_that_is_full(
+    review: Browser, folder: DeskFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*args: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("medfm_rl.data.files._sync", full)
+        review.do("accept")
+        review.wait_for_message("NOT saved yet")
+        assert review.text("#saved") == "1 not saved yet"
+        assert entries_of(folder) == []
+    review.until(lambda: review.text("#saved") == "All saved", "the decision is sent again")
     assert [entry.kind for entry in entries_of(folder)] == ["verdict"]
 
 

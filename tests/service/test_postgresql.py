@@ -54,6 +54,21 @@ def test_decisions_masks_undo_and_the_log_are_kept_by_the_server(desk: Desk, url
     again.database.close()
 
 
+def test_while_the_server_is_away_decisions_can_be_sent_again(desk: Desk, server: Server) -> None:
+    client = client_of(desk)
+    item, key = items(client, kind="audit")[0]["item"], str(uuid.uuid4())
+    server.stop()
+    try:
+        answers = [decide(client, item, {"kind": "verdict", "value": "accept"}, key=key), client.get("/api/v1/me")]
+    finally:
+        server.start()
+    # A page keeps what it gets a 5xx for; by a 4xx it would give the decision up.
+    assert [answer.status_code for answer in answers] == [503, 503]
+    assert answers[0].json()["error"]["code"] == "storage"
+    assert "the database went away" in answers[0].json()["error"]["message"]
+    assert decide(client, item, {"kind": "verdict", "value": "accept"}, key=key).status_code == 201
+
+
 def test_two_reviewers_at_once_take_different_cases_and_nothing_is_doubled(desk: Desk) -> None:
     make_users(desk, ada="administrator", ben="reviewer", cem="reviewer")
     kinds = ["audit", "refer", "correct"]

@@ -28,6 +28,7 @@ from medfm_rl.data.images import write_labels
 from medfm_rl.data.labels import read_labels
 from medfm_rl.errors import UserError
 from medfm_rl.feedback import FeedbackStore
+from medfm_rl.quality.streams import mask_key
 from medfm_rl.service import leases
 from medfm_rl.service.desk import Desk
 from medfm_rl.types import LabelSchema
@@ -239,6 +240,33 @@ def test_what_was_said_without_the_desk_is_done_there(folder: DeskFolder) -> Non
     elsewhere = open_desk(DeskFolder(**{**vars(folder), "store": other}))
     (found,) = items(client_of(elsewhere), kind="refer")
     assert (found["state"], found["by_me"]) == ("done", False)
+
+
+def test_a_mask_is_not_asked_about_again_once_its_stream_has_the_review(folder: DeskFolder, tmp_path: Path) -> None:
+    client = client_of(open_desk(folder, accepted=True))
+    audit = items(client, kind="audit")[0]["name"]
+    decided = decide(client, item_of(client, "audit"), {"kind": "verdict", "value": "accept"}).json()["decision"]
+    client.post(f"/api/v1/decisions/{decided}/undo")
+    decided = decide(client, item_of(client, "audit"), {"kind": "cannot_tell"}).json()["decision"]
+    head, study = folder.stream.read_text().splitlines()
+    (drawn,) = (case for case in json.loads(study)["cases"] if case["case"] == audit)
+    review = {"kind": "review", "key": mask_key(drawn["case"], drawn["mask"]), "dice": 0.9}
+    reviewed = tmp_path / "reviewed.jsonl"
+    reviewed.write_text("\n".join([head, study, json.dumps(review)]) + "\n")
+    again = client_of(open_desk(folder, streams=(reviewed,), accepted=True))
+    (found,) = items(again, text=audit)
+    assert (found["kind"] != "audit", found["state"], found["by_me"]) == (True, "done", True)
+    again.post(f"/api/v1/decisions/{decided}/undo")
+    assert items(again, text=audit)[0]["state"] == "open"
+
+
+def test_what_was_said_by_the_way_is_no_audit(folder: DeskFolder, tmp_path: Path) -> None:
+    head = folder.stream.read_text().splitlines()[0]
+    audit = items(client_of(open_desk(folder)), kind="audit")[0]["name"]
+    (tmp_path / "early.jsonl").write_text(f"{head}\n")
+    early = client_of(open_desk(folder, streams=(tmp_path / "early.jsonl",), accepted=True))
+    decide(early, items(early, text=audit)[0]["item"], {"kind": "cannot_tell"})
+    assert items(client_of(open_desk(folder)), kind="audit")[0]["state"] == "open"
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -45,6 +46,40 @@ def test_scores_are_those_of_the_command_byte_for_byte(scoring: TestClient, qual
     found = scoring.post("/api/v1/score/paths", json=inside)
     assert found.status_code == 200, found.text
     assert len(found.json()["cases"]) == len(list((data / "images").glob("*.nii.gz")))
+
+
+def test_what_a_full_disk_cut_off_is_sent_again_and_scored(
+    scoring: TestClient, quality_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = quality_run.parent / "data"
+    image = sorted((data / "images").glob("*.nii.gz"))[0]
+    sent = {
+        "image": (image.name, image.read_bytes()),
+        "mask": (image.name, (data / "labels" / image.name).read_bytes()),
+    }
+    write = Path.write_bytes
+
+    def cut_off(path: Path, content: bytes) -> int:
+        write(path, content[:10])
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "write_bytes", cut_off)
+        refused = scoring.post("/api/v1/score", files=sent, data={"name": "p1"})
+    assert (refused.status_code, refused.json()["error"]["code"]) == (503, "storage")
+    assert "No space left on device" in refused.json()["error"]["message"]
+    assert int(refused.headers["Retry-After"]) > 0
+    answer = scoring.post("/api/v1/score", files=sent, data={"name": "p1"})
+    assert answer.status_code == 200, answer.text
+    assert not list((tmp_path / "jobs").rglob("*unfinished*"))
+
+
+def test_what_is_wrong_with_a_file_is_said_without_where_it_lies(scoring: TestClient, tmp_path: Path) -> None:
+    sent = {"image": ("a.nii.gz", b"none"), "mask": ("a.nii.gz", b"none")}
+    refused = scoring.post("/api/v1/score", files=sent, data={"name": "p1"})
+    assert refused.status_code == 422
+    assert "images/p1.nii.gz: cannot be read" in refused.text
+    assert str(tmp_path) not in refused.text
 
 
 def test_paths_lead_nowhere_else(scoring: TestClient, quality_run: Path, tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from fastapi.testclient import TestClient
 from support.desk import DeskFolder
-from support.desk_client import open_desk
+from support.desk_client import TOKEN, open_desk
 from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 
 from medfm_rl.errors import ConfigError
@@ -54,3 +54,29 @@ def test_the_token_of_a_file_stays_and_is_nobody_elses(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="others may read the token"):
         _token(path)
     assert _token(None) != _token(None)
+
+
+@pytest.mark.parametrize("sent", ["/apps/desk", ""])
+def test_a_proxy_may_serve_it_under_a_path_and_take_that_off_or_not(folder: DeskFolder, sent: str) -> None:
+    client = TestClient(create_app(open_desk(folder), under="/apps/desk"), follow_redirects=False)
+    out = client.get(f"{sent}/")
+    assert (out.status_code, out.headers["location"]) == (303, "/apps/desk/login")
+    page = client.get(f"{sent}/login")
+    assert 'action="/apps/desk/login"' in page.text
+    assert 'href="/apps/desk/static/base.css"' in page.text
+    style = client.get(f"{sent}/static/base.css")
+    assert (style.status_code, style.headers["cache-control"]) == (200, "no-cache")
+    entered = client.post(f"{sent}/login", data={"token": TOKEN})
+    assert (entered.status_code, entered.headers["location"]) == (303, "/apps/desk/")
+    # Neither other desks of that name nor other services are shown the session.
+    assert "path=/apps/desk;" in entered.headers["set-cookie"].lower()
+    client.headers["Authorization"] = f"Bearer {TOKEN}"
+    assert client.get(f"{sent}/api/v1/me").json()["reviewer"] == "r1"
+    assert client.get("/apps/deskx/api/v1/me").status_code == 404
+
+
+@pytest.mark.parametrize("under", ["desk", "/desk/", "/", "/a//b", "/..", "/a b", "/api/desk", '/"><script>'])
+def test_paths_that_a_desk_cannot_lie_under_are_refused(under: str) -> None:
+    with pytest.raises(ConfigError, match="must be a path such as /desk"):
+        Address(under=under)
+    assert Address(under="/apps/desk-2.0").under == "/apps/desk-2.0"

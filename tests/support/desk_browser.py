@@ -31,10 +31,10 @@ WAIT_S = 30
 
 
 @contextmanager
-def served(desk: Desk) -> Iterator[str]:
-    """Serves a desk on loopback; gives its address."""
-    with served_app(create_app(desk)) as address:
-        yield address
+def served(desk: Desk, under: str = "") -> Iterator[str]:
+    """Serves a desk on loopback, perhaps under a path; gives its address."""
+    with served_app(create_app(desk, under=under)) as address:
+        yield f"{address}{under}"
 
 
 @contextmanager

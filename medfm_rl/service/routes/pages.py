@@ -73,8 +73,8 @@ def log_out(
     if who.session is not None:
         require_csrf(desk, who, csrf or x_csrf_token)
     desk.access.log_out(request.cookies.get(COOKIE, ""))
-    answer = RedirectResponse("/login", 303)
-    answer.delete_cookie(COOKIE, path="/")
+    answer = RedirectResponse(f"{_under(request)}/login", 303)
+    answer.delete_cookie(COOKIE, path=_under(request) or "/")
     return answer
 
 
@@ -105,14 +105,14 @@ def enter(request: Request, start: Callable[[], str], who: str, by_page: bool = 
     if before:
         # A session that somebody else may know of does not become that of who logs in.
         desk_of(request).access.log_out(before)
-    answer: Response = RedirectResponse("/", 303)
+    answer: Response = RedirectResponse(f"{_under(request)}/", 303)
     if by_page:
-        answer = HTMLResponse(_PAGES.get_template("signed_in.html").render(version=__version__))
+        answer = HTMLResponse(_PAGES.get_template("signed_in.html").render(version=__version__, under=_under(request)))
     answer.set_cookie(
         COOKIE,
         session,
         max_age=int(3600 * desk_of(request).request.session_hours),
-        path="/",
+        path=_under(request) or "/",
         secure=request.url.scheme == "https",
         httponly=True,
         samesite="strict",
@@ -126,6 +126,7 @@ def login_form(request: Request, error: DeskError | None) -> HTMLResponse:
     told = None if error is None else f"{error.message[0].upper()}{error.message[1:]}: {error.remedy}."
     page = _PAGES.get_template("login.html").render(
         version=__version__,
+        under=_under(request),
         error=told,
         passwords=desk.access.with_passwords,
         organisation="/login/organisation" if desk.request.openid is not None else None,
@@ -138,5 +139,11 @@ def _page(request: Request, name: str) -> Response:
     session = request.cookies.get(COOKIE)
     who: Principal | None = desk_of(request).access.by_session(session) if session else None
     if who is None:
-        return RedirectResponse("/login", 303)
-    return HTMLResponse(_PAGES.get_template(name).render(version=__version__))
+        return RedirectResponse(f"{_under(request)}/login", 303)
+    return HTMLResponse(_PAGES.get_template(name).render(version=__version__, under=_under(request)))
+
+
+def _under(request: Request) -> str:
+    """The path that the desk lies under; empty where it has a name of its own."""
+    found: str = request.scope["root_path"]
+    return found

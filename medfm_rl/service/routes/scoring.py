@@ -12,7 +12,7 @@ from medfm_rl.service.desk import Desk
 from medfm_rl.service.errors import DeskError
 from medfm_rl.service.scorer import Scorer
 
-router = APIRouter(prefix="/api/v1/score", tags=["scoring"], responses={**ERRORS, 503: ERRORS[422]})
+router = APIRouter(prefix="/api/v1/score", tags=["scoring"], responses=ERRORS)
 _LONGEST_PATH = 4096
 _JSON: dict[int | str, dict[str, Any]] = {
     200: {"description": "scores.json", "content": {"application/json": {"schema": {"type": "object"}}}}

@@ -1,5 +1,8 @@
 /** The only place that speaks with the service. */
 
+/** The path that the desk lies under, behind a proxy that serves more than the desk; empty where it has a name of its own. */
+export const UNDER = new URL("..", import.meta.url).pathname.replace(/\/$/, "");
+
 /** An answer that says no: the service was reached, and gives a reason. */
 export class Refused extends Error {
   /**
@@ -63,20 +66,21 @@ async function ask(path, options) {
 async function call(path, options = {}) {
   const writes = (options.method ?? "GET") !== "GET";
   const headers = () => ({ ...options.headers, ...(writes ? { "X-CSRF-Token": csrf } : {}) });
-  let response = await ask(`/api/v1${path}`, { ...options, headers: headers() });
+  let response = await ask(`${UNDER}/api/v1${path}`, { ...options, headers: headers() });
   if (response.status === 403 && writes) {
     const problem = await refusal(response.clone());
     if (problem.code === "csrf") {
       await me();
-      response = await ask(`/api/v1${path}`, { ...options, headers: headers() });
+      response = await ask(`${UNDER}/api/v1${path}`, { ...options, headers: headers() });
     }
   }
+  if (response.ok) return response;
+  const problem = await refusal(response);
   // A gateway without its service is no answer of the service.
-  if (response.status === 502 || response.status === 503 || response.status === 504) {
+  if ([502, 503, 504].includes(response.status) && problem.code === `http_${response.status}`) {
     throw new Unreachable("The desk cannot be reached.");
   }
-  if (!response.ok) throw await refusal(response);
-  return response;
+  throw problem;
 }
 
 /**
@@ -104,7 +108,7 @@ export async function me() {
 
 /** Ends the session. */
 export async function signOut() {
-  const response = await ask("/logout", { method: "POST", headers: { "X-CSRF-Token": csrf } });
+  const response = await ask(`${UNDER}/logout`, { method: "POST", headers: { "X-CSRF-Token": csrf } });
   if (!response.ok) throw await refusal(response);
 }
 
@@ -211,7 +215,7 @@ export async function uploadMask(id, file) {
  * @returns {string} address of image and mask together
  */
 export function downloadAddress(id, mask) {
-  return `/api/v1/cases/${encodeURIComponent(id)}/download${mask ? `?mask=${encodeURIComponent(mask)}` : ""}`;
+  return `${UNDER}/api/v1/cases/${encodeURIComponent(id)}/download${mask ? `?mask=${encodeURIComponent(mask)}` : ""}`;
 }
 
 /**

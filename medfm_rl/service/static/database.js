@@ -1,6 +1,10 @@
 /** What the browser keeps: unsaved edits and decisions that are not yet sent (IndexedDB). */
 
-const NAME = "medfm-rl-desk";
+import { UNDER } from "./api.js";
+
+// Desks of one name, under paths of their own, share what a browser keeps, and do not know each other's cases.
+const NAME = `medfm-rl-desk${UNDER}`;
+
 const VERSION = 1;
 /** @typedef {"drafts"|"outbox"} Shelf */
 

@@ -116,7 +116,7 @@ function rowOfButtons(job, compared) {
   const row = make("p", "row");
   if (job.report) {
     const link = make("a", "button", "Open the report");
-    link.href = job.report;
+    link.href = `${api.UNDER}${job.report}`;
     row.append(link);
   }
   if (job.kind === "adapt" && job.state === "done" && !compared) {

@@ -1,6 +1,6 @@
 /** Who is signed in, and the way out. */
 
-import { signOut } from "./api.js";
+import { UNDER, signOut } from "./api.js";
 import { byId } from "./find.js";
 import { wordsOf } from "./messages.js";
 
@@ -15,7 +15,7 @@ export function showVisitor(me, warn, mayLeave) {
     try {
       if (mayLeave && !(await mayLeave())) return;
       await signOut();
-      location.assign("/login");
+      location.assign(`${UNDER}/login`);
     } catch (error) {
       warn(wordsOf(error));
     }
