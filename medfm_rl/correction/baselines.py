@@ -20,6 +20,7 @@ from medfm_rl.correction.normalisation import (
     batch_norms,
     estimate_statistics,
     minimise_entropy,
+    norm_parameters,
     pixel_entropy,
 )
 from medfm_rl.correction.verifier import Verifier
@@ -71,7 +72,7 @@ class Tent(CaseCorrector):
 
     def __init__(self, adapter: SegmenterAdapter, verifier: Verifier) -> None:
         super().__init__(adapter, verifier)
-        minimise_entropy(copy.deepcopy(adapter), (), self.settings.weight_learning_rate)
+        norm_parameters(adapter)
 
     def propose(self, sample: Sample, logits: Tensor, original: Original, deadline: float) -> Proposal:
         del logits, original

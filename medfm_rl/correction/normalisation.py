@@ -55,6 +55,21 @@ def estimate_statistics(network: nn.Module, batches: Iterable[Tensor]) -> None:
     network.eval()
 
 
+def norm_parameters(segmenter: SegmenterAdapter) -> list[nn.Parameter]:
+    """Scale and shift of the normalisation layers, which TENT changes.
+
+    Raises:
+        ModelError: No normalisation layer has a scale and a shift.
+    """
+    try:
+        return list(segmenter.trainable("norm").values())
+    except ModelError as error:
+        raise ModelError(
+            "the segmenter has no normalisation with a scale and a shift, and TENT changes nothing else; take another "
+            "method"
+        ) from error
+
+
 def minimise_entropy(segmenter: SegmenterAdapter, batches: Iterable[Tensor], learning_rate: float) -> None:
     """Makes predictions sure of themselves by scale and shift of the normalisation layers (TENT, arXiv 2006.10726).
 
@@ -68,13 +83,7 @@ def minimise_entropy(segmenter: SegmenterAdapter, batches: Iterable[Tensor], lea
     Raises:
         ModelError: No normalisation layer has a scale and a shift.
     """
-    try:
-        parameters = list(segmenter.trainable("norm").values())
-    except ModelError as error:
-        raise ModelError(
-            "the segmenter has no normalisation with a scale and a shift, and TENT changes nothing else; take another "
-            "method"
-        ) from error
+    parameters = norm_parameters(segmenter)
     segmenter.eval().requires_grad_(False)
     for layer in segmenter.modules():
         if isinstance(layer, nn.modules.batchnorm._BatchNorm):
