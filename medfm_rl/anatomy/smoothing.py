@@ -55,7 +55,7 @@ def smooth_over_time(
     found = measure_clip(masks, anatomy.schema, ventricle, spacing)
     spreads = _allowed(found)
     box = bounding_box(np.asarray(masks.any(axis=0)), margin=1)
-    if found.valid or not spreads or box is None or any(rule.rule == ABSENCE for rule in found.rules):
+    if found.valid or not spreads or box is None or any(rule.measure == ABSENCE for rule in found.rules):
         return masks
     place = (slice(None), *box)
     for tried in _smoothed(masks[place], spreads, anatomy.schema.num_classes):
