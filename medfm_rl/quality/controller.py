@@ -147,6 +147,12 @@ class QualityController:
         )
 
     @property
+    def gate_hashes(self) -> dict[str, str]:
+        """SHA-256 of the weights of the further networks that look at images, by name."""
+        gates = {"views": self.views, "biomedclip": self.biomedclip}
+        return {name: gate.weights_hash for name, gate in gates.items() if gate is not None}
+
+    @property
     def segmenter(self) -> SegmenterAdapter:
         """The segmenter of the run.
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from medfm_rl.adapters.checkpoints import load_strictly, read_state
+from medfm_rl.data.files import hash_file
 from medfm_rl.errors import DataError, MissingExtraError
 from medfm_rl.types import Case, FloatArray
 
@@ -73,11 +74,13 @@ class ViewClassifier:
 
     Args:
         network: Images `(B, 3, 224, 224)` to logits `(B, 11)`.
+        weights_hash: SHA-256 of the file.
         device: Where it runs.
     """
 
-    def __init__(self, network: nn.Module, device: torch.device | None = None) -> None:
+    def __init__(self, network: nn.Module, weights_hash: str, device: torch.device | None = None) -> None:
         self.device = device or torch.device("cpu")
+        self.weights_hash = weights_hash
         self.network = network.eval().requires_grad_(False).to(self.device)
 
     @classmethod
@@ -91,7 +94,7 @@ class ViewClassifier:
         state, _ = read_state(path)
         network = _network()
         load_strictly(network, state, path)
-        return cls(network, device)
+        return cls(network, hash_file(path), device)
 
     @torch.no_grad()
     def find(self, case: Case) -> ViewFinding:

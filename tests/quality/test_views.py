@@ -137,7 +137,7 @@ def test_an_image_of_another_view_is_referred_whatever_its_mask(echo_run: Path, 
     assert report.verdict == "refer"
     assert report.reasons[0].startswith("the view classifier sees Parasternal Long (p = 0.94)")
     assert QualityReport.from_json(json.loads(json.dumps(report.to_json()))).view == report.view
-    apical = QualityController(judge.segmenter, judge.reward, judge.model, views=ViewClassifier(tiny("A2C")))
+    apical = QualityController(judge.segmenter, judge.reward, judge.model, views=ViewClassifier(tiny("A2C"), "a hash"))
     plain = QualityController(judge.segmenter, judge.reward, judge.model)
     seen = apical.assess(labelled.case, labelled.ground_truth)
     without = plain.assess(labelled.case, labelled.ground_truth)
