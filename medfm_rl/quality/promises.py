@@ -25,7 +25,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, Literal, get_args
+from typing import Final, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -38,7 +38,6 @@ from medfm_rl.errors import ConfigError
 
 PROMISE_FILE: Final = "promise.json"
 Unit = Literal["mean", "worst"]
-UNITS: tuple[Unit, ...] = get_args(Unit)
 _FORMAT: Final = 3
 _STEPS: Final = 200
 """Thresholds are multiples of 1/200: a finer grid costs no confidence, and scores say no more."""
