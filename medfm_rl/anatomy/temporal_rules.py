@@ -203,7 +203,7 @@ def judge_distance(rule: TemporalRule, masks: LabelMap, schema: LabelSchema, sid
         side: Side of a pixel in mm, or None.
     """
     unit, limit = ("px", np.inf) if side is None else ("mm", rule.most)
-    inside = pixels_of(masks, [index for name in rule.structure.split("+") for index in schema.classes_of(name)])
+    inside = pixels_of(masks, schema.classes_of(rule.structure))
     steps = neighbour_distances(inside) * (side or 1.0)
     means = (steps[:-1] + steps[1:]) / 2
     if not np.isfinite(means).any():

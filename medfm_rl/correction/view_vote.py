@@ -111,7 +111,7 @@ class ViewVote(CaseCorrector):
         return clean_up(self.adapter.restore(probabilities.clamp_min(1e-12).log(), sample), self.verifier.anatomy)
 
     def _meets_rules(self, sample: Sample, labels: LabelMap) -> bool:
-        return all(rule.passed for rule in self.verifier.anatomy.check(labels, sample.geometry.array_spacing))
+        return self.verifier.anatomy.is_valid(labels, sample.geometry.array_spacing)
 
 
 def _certain(action: Tensor, num_classes: int) -> Tensor:
