@@ -9,17 +9,14 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Sequence
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
 _FLOOR = 0.05
+_Number = TypeVar("_Number", float, npt.NDArray[np.float64])
 _SHARES_REFUSED = (0.0, 0.1, 0.25, 0.4, 0.6)
-
-
-def conformity(predicted: npt.NDArray[np.float64], observed: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    """Absolute error over the width that the prediction gives its interval."""
-    return np.asarray(np.abs(residuals(predicted, observed)))
 
 
 def residuals(predicted: npt.NDArray[np.float64], observed: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
@@ -27,9 +24,9 @@ def residuals(predicted: npt.NDArray[np.float64], observed: npt.NDArray[np.float
     return np.asarray((observed - predicted) / spread_of(predicted))
 
 
-def spread_of(predicted: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+def spread_of(predicted: _Number) -> _Number:
     """Relative width of an interval: the lower a Dice, the less it is known."""
-    return np.asarray(1 - predicted + _FLOOR)
+    return 1 - predicted + _FLOOR
 
 
 def patient_quantile(
@@ -138,7 +135,7 @@ def fewest_patients(confidence: float) -> int:
 
 def interval(predicted: float, quantile: float) -> tuple[float, float]:
     """The interval of a predicted Dice, within [0, 1]."""
-    reach = quantile * (1 - predicted + _FLOOR)
+    reach = quantile * spread_of(predicted)
     return max(0.0, predicted - reach), min(1.0, predicted + reach)
 
 

@@ -107,7 +107,7 @@ def probability_below(
             return None
         structure = structures[name]
         errors = np.array([np.nan if error is None else error for error in structure.residuals], dtype=np.float64)
-        reach = (limit - value) / float(spread_of(np.array(value)))
+        reach = (limit - value) / spread_of(value)
         is_below |= reach > 0
         if not structure.signed:
             signed, errors = False, np.abs(errors) if reach > 0 else -np.abs(errors)
