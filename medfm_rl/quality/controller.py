@@ -19,7 +19,7 @@ from medfm_rl.errors import ModelError
 from medfm_rl.quality.biomedclip import BiomedCLIP
 from medfm_rl.quality.conformal import effective_patients, fewest_patients, interval, weighted_quantile
 from medfm_rl.quality.evidence import Evidence
-from medfm_rl.quality.guarantees import BatchStanding, meaning, of_batch, promises
+from medfm_rl.quality.guarantees import BatchStanding, Footing
 from medfm_rl.quality.in_stream import StreamStanding
 from medfm_rl.quality.model import MEAN, QUALITY_FILE, QualityModel, StructureModel
 from medfm_rl.quality.reports import BatchReport, QualityReport, ShiftSeenBy, State, StructureScore
@@ -273,11 +273,7 @@ class QualityController:
             keep: Takes the settled reports one by one, and gives them back as a sequence.
         """
         standing, likelihoods = self._tested(reports)
-        settled = keep(self._settled(reports, standing, likelihoods))
-        words = meaning(standing, settled, self.terms)
-        worth = of_batch(standing, self.terms)
-        promised = promises(self.terms, standing)
-        return BatchReport(settled, standing.state, standing.patients, words, *worth, standing.probability, promised)
+        return standing.summary(keep(self._settled(reports, standing, likelihoods)), self.terms)
 
     def _tested(self, reports: Sequence[QualityReport]) -> tuple[BatchStanding, _Likelihoods | None]:
         """How a batch stands beside the calibration cases, and their likelihood ratios and its own where they count.
@@ -321,7 +317,7 @@ class QualityController:
         """
         return stream.summary([self._known(report, stream) for report in reports], self.terms)
 
-    def _known(self, report: QualityReport, standing: BatchStanding | StreamStanding) -> QualityReport:
+    def _known(self, report: QualityReport, standing: Footing) -> QualityReport:
         """A report with its verdict by the errors of reviewed patients, or of the calibration as it is.
 
         It may have come out of another batch, with the intervals that held there.

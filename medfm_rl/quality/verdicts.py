@@ -33,8 +33,7 @@ import numpy as np
 import numpy.typing as npt
 
 from medfm_rl.quality.conformal import predictive_probability, spread_of
-from medfm_rl.quality.guarantees import BatchStanding
-from medfm_rl.quality.in_stream import StreamStanding
+from medfm_rl.quality.guarantees import Footing
 from medfm_rl.quality.model import QualityModel, StructureModel
 from medfm_rl.quality.reports import QualityReport, ReasonCode, ShiftSeenBy, Verdict
 from medfm_rl.quality.terms import Terms
@@ -120,7 +119,7 @@ def probability_below(
     return max(found, 0.5) if is_below else min(found, 0.5)
 
 
-def decide(report: QualityReport, standing: BatchStanding | StreamStanding, terms: Terms) -> QualityReport:
+def decide(report: QualityReport, standing: Footing, terms: Terms) -> QualityReport:
     """The report with its verdict, with what that is worth in such a batch or stream, and with what the policy does.
 
     Args:
@@ -143,9 +142,7 @@ def decide(report: QualityReport, standing: BatchStanding | StreamStanding, term
     )
 
 
-def _verdict(
-    report: QualityReport, standing: BatchStanding | StreamStanding, terms: Terms
-) -> tuple[Verdict, ReasonCode, list[str]]:
+def _verdict(report: QualityReport, standing: Footing, terms: Terms) -> tuple[Verdict, ReasonCode, list[str]]:
     unseen = _unseen(report)
     if unseen is not None:
         code, reasons = unseen
