@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from medfm_rl.adapters.grid import Sample
 from medfm_rl.anatomy.cleaning import clean_up
 from medfm_rl.correction.corrector import CaseCorrector, Neighbour, Original, Proposal
 from medfm_rl.data.clips.motion import mean_with_neighbours
+from medfm_rl.networks import log_of, one_hot
 from medfm_rl.types import FloatArray
 
 
@@ -33,9 +33,10 @@ class NeighbourVote(CaseCorrector):
         if not original.neighbours:
             return Proposal(original.labels)
         told = [(*self._said_by(neighbour), neighbour.weight) for neighbour in original.neighbours]
-        own = self._maps_of(original.action) if self.adapter.segments_clips else logits.float().softmax(dim=0)
+        certain = self.adapter.segments_clips
+        own = one_hot(original.action, len(logits), dim=0) if certain else logits.float().softmax(dim=0)
         mean = torch.from_numpy(mean_with_neighbours(own.numpy(), sample.image[0].cpu().numpy(), told))
-        labels = clean_up(self.adapter.restore(mean.clamp_min(1e-12).log(), sample), self.verifier.anatomy)
+        labels = clean_up(self.adapter.restore(log_of(mean), sample), self.verifier.anatomy)
         return Proposal(labels, views=len(original.neighbours))
 
     def _said_by(self, neighbour: Neighbour) -> tuple[FloatArray, FloatArray]:
@@ -45,9 +46,6 @@ class NeighbourVote(CaseCorrector):
             maps = self.adapter.predict_logits(sample).float().softmax(dim=0)
         else:
             sample = self.adapter.preprocess_frame(neighbour.case, neighbour.labels)
-            maps = self._maps_of(self.adapter.preprocess_labels(neighbour.labels, sample))
+            action = self.adapter.preprocess_labels(neighbour.labels, sample)
+            maps = one_hot(action, self.adapter.schema.num_classes, dim=0)
         return sample.image[0].cpu().numpy(), maps.cpu().numpy()
-
-    def _maps_of(self, action: Tensor) -> Tensor:
-        """A mask `(H', W')` as maps of the classes, `(K, H', W')` of 0 and 1."""
-        return F.one_hot(action.long(), self.adapter.schema.num_classes).movedim(-1, 0).float()

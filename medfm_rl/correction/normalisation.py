@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from medfm_rl.adapters import SegmenterAdapter
 from medfm_rl.errors import ModelError
-from medfm_rl.networks import argmax_classes
+from medfm_rl.networks import argmax_classes, log_of, pixel_entropy
 
 _RATES = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
 
@@ -99,11 +99,6 @@ def minimise_entropy(segmenter: SegmenterAdapter, batches: Iterable[Tensor], lea
     segmenter.eval().requires_grad_(True)
 
 
-def pixel_entropy(log_probabilities: Tensor) -> Tensor:
-    """Entropy of each pixel in nats, `(B, *S)`, from log-probabilities `(B, K, *S)`."""
-    return -(log_probabilities.exp() * log_probabilities).sum(dim=1)
-
-
 class InTEnt(nn.Module):
     """Predictions with statistics between those of the source and of the test image, weighted by their entropy.
 
@@ -140,7 +135,7 @@ class InTEnt(nn.Module):
         certainty = -torch.stack([balanced_entropy(each) for each in stacked])
         spread = certainty.max() - certainty.min()
         weights = ((certainty - certainty.min()) / spread.clamp_min(1e-12)).softmax(dim=0)
-        return torch.einsum("r,rk...->k...", weights, stacked).clamp_min(1e-12).log()[None]
+        return log_of(torch.einsum("r,rk...->k...", weights, stacked))[None]
 
     def _statistics_of(self, image: Tensor) -> list[tuple[Tensor, Tensor]]:
         """Statistics that each layer sees where all layers use those of the image."""
@@ -170,6 +165,6 @@ class InTEnt(nn.Module):
 
 def balanced_entropy(probabilities: Tensor) -> Tensor:
     """Mean over the predicted classes of the mean entropy of their pixels, for `(K, *S)`."""
-    entropy = -(probabilities * probabilities.clamp_min(1e-12).log()).sum(dim=0)
+    entropy = -(probabilities * log_of(probabilities)).sum(dim=0)
     labels = argmax_classes(probabilities, dim=0)
     return torch.stack([entropy[labels == label].mean() for label in labels.unique()]).mean()
