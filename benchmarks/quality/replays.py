@@ -26,8 +26,8 @@ import numpy as np
 from benchmarks.harness.command_line import add_results, add_runs, add_seeds, begin, plain_parser
 from benchmarks.harness.tables import heading, table_row
 from benchmarks.quality.score_tables import Row, ScoreTable, add_tables, publish, tables_of
+from medfm_rl.metrics.scores import MEAN
 from medfm_rl.quality.conformal import fewest_patients
-from medfm_rl.quality.model import MEAN
 from medfm_rl.quality.promises import PromiseTarget, ReviewedMask, prove
 from medfm_rl.quality.reports import QualityReport, StructureScore
 from medfm_rl.quality.reviewed_errors import Origin, ReviewedPrediction, fit_reviewed_errors

@@ -14,6 +14,7 @@ from medfm_rl.anatomy.profiles import Anatomy
 from medfm_rl.data.layouts import name_patients, split_by_patient
 from medfm_rl.errors import DataError
 from medfm_rl.metrics.calibration import expected_calibration_error
+from medfm_rl.metrics.scores import MEAN
 from medfm_rl.quality.appearance import LEAST_SCALE
 from medfm_rl.quality.calibration_case import CalibrationCase
 from medfm_rl.quality.conformal import (
@@ -23,7 +24,7 @@ from medfm_rl.quality.conformal import (
     threshold_candidates,
 )
 from medfm_rl.quality.evidence import log_odds
-from medfm_rl.quality.model import MEAN, EncoderReference, PixelCalibration, QualityModel, StructureModel, Targets
+from medfm_rl.quality.model import EncoderReference, PixelCalibration, QualityModel, StructureModel, Targets
 from medfm_rl.quality.prediction import DicePredictor, fit_predictor
 from medfm_rl.quality.shift import DomainReference
 from medfm_rl.quality.telling_rules import telling_rules

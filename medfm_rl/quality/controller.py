@@ -16,12 +16,13 @@ from medfm_rl.adapters import CaseGrid, SegmenterAdapter
 from medfm_rl.adapters.loading import load_grid
 from medfm_rl.anatomy.profiles import Anatomy
 from medfm_rl.errors import ModelError
+from medfm_rl.metrics.scores import MEAN
 from medfm_rl.quality.biomedclip import BiomedCLIP
 from medfm_rl.quality.conformal import effective_patients, fewest_patients, interval, weighted_quantile
 from medfm_rl.quality.evidence import Evidence
 from medfm_rl.quality.guarantees import BatchStanding, Footing
 from medfm_rl.quality.in_stream import StreamStanding
-from medfm_rl.quality.model import MEAN, QUALITY_FILE, QualityModel, StructureModel
+from medfm_rl.quality.model import QUALITY_FILE, QualityModel, StructureModel
 from medfm_rl.quality.reports import BatchReport, QualityReport, ShiftSeenBy, State, StructureScore
 from medfm_rl.quality.reviewed_errors import ReviewedErrors
 from medfm_rl.quality.shift import DomainReference

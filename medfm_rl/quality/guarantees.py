@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from medfm_rl.data.layouts import name_patients
+from medfm_rl.metrics.scores import MEAN
 from medfm_rl.quality.conformal import fewest_patients
-from medfm_rl.quality.model import MEAN
 from medfm_rl.quality.reports import BatchReport, Guarantee, Promise, QualityReport, ReasonCode, State, Status
 from medfm_rl.quality.shift import FEWEST_IN_BATCH
 from medfm_rl.quality.terms import Terms

@@ -33,7 +33,6 @@ from medfm_rl.reward.fusion import read_fusion
 from medfm_rl.types import LabelSchema
 
 QUALITY_FILE = "quality.json"
-MEAN = "mean"
 _FORMAT = 6
 _UNSIGNED = 5
 """The format that had the sizes of errors without their signs, and no telling rules."""
@@ -267,9 +266,9 @@ class QualityModel(BaseModel):
 
     @model_serializer(mode="wrap")
     def _without_what_is_not_there(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """A file of all networks is as versions wrote it that knew no other."""
+        """A file of all networks, or of structures that do not overlap, is as versions wrote it that knew no other."""
         content: dict[str, Any] = handler(self)
-        return {name: value for name, value in content.items() if name != "networks" or value is not None}
+        return {name: value for name, value in content.items() if name not in ("networks", "region_ids") or value}
 
     @property
     def schema_(self) -> LabelSchema:
@@ -282,7 +281,7 @@ class QualityModel(BaseModel):
 
     def write(self, path: Path) -> None:
         """Writes the file, whole or not at all."""
-        write_text(path, self.model_dump_json(indent=1, exclude=None if self.region_ids else {"region_ids"}) + "\n")
+        write_text(path, self.model_dump_json(indent=1) + "\n")
 
     @classmethod
     def read(cls, path: Path) -> QualityModel:

@@ -30,8 +30,9 @@ from scipy import stats
 from medfm_rl.data.files import hash_file, write_versioned_json
 from medfm_rl.data.json_models import read_model
 from medfm_rl.errors import DataError
+from medfm_rl.metrics.scores import MEAN
 from medfm_rl.quality.conformal import fewest_patients
-from medfm_rl.quality.model import MEAN, QUALITY_FILE, StructureModel
+from medfm_rl.quality.model import QUALITY_FILE, StructureModel
 from medfm_rl.quality.reports import QualityReport, StructureScore
 from medfm_rl.quality.verdicts import probability_below
 

@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from medfm_rl.errors import ConfigError
-from medfm_rl.quality.model import MEAN, QualityModel, Targets
+from medfm_rl.metrics.scores import MEAN
+from medfm_rl.quality.model import QualityModel, Targets
 from medfm_rl.quality.promises import PromiseTarget
 from medfm_rl.quality.reports import Action, Guarantee, Verdict
 from medfm_rl.settings import SitePolicy

@@ -12,8 +12,8 @@ import matplotlib
 import numpy as np
 import numpy.typing as npt
 
+from medfm_rl.metrics.scores import MEAN
 from medfm_rl.quality import BatchReport, QualityModel, QualityReport
-from medfm_rl.quality.model import MEAN
 from medfm_rl.quality.packed import InTurn
 from medfm_rl.quality.reports import GUARANTEES
 from medfm_rl.reports.figures import overlay, structure_colours

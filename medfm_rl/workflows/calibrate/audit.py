@@ -17,9 +17,9 @@ from medfm_rl.feedback import Feedback, FeedbackStore
 from medfm_rl.feedback.agreement import ExpertMask, consensus, expert_masks
 from medfm_rl.feedback.standing import audited, standing, state_hash
 from medfm_rl.metrics.overlap import dice
+from medfm_rl.metrics.scores import MEAN
 from medfm_rl.progress import Progress, silent
 from medfm_rl.quality.inference import Estimate, MonthMask, as_json, failure_probability, month_mean, month_rate
-from medfm_rl.quality.model import MEAN
 from medfm_rl.quality.promises import Evidence, Promise, PromiseTarget, ReviewedMask, prove
 from medfm_rl.quality.reviewed_errors import Origin, ReviewedErrors, ReviewedPrediction, fit_reviewed_errors
 from medfm_rl.quality.streams import mask_key
