@@ -18,8 +18,8 @@ import numpy.typing as npt
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from medfm_rl.anatomy.contour_motion import neighbour_distances
 from medfm_rl.anatomy.learning import range_of
-from medfm_rl.anatomy.neighbours import neighbour_distances
 from medfm_rl.errors import ConfigError
 from medfm_rl.settings.problems import describe_problem
 from medfm_rl.settings.yaml_text import read_yaml

@@ -19,8 +19,8 @@ from medfm_rl.quality.appearance import LEAST_SCALE
 from medfm_rl.quality.calibration_case import CalibrationCase
 from medfm_rl.quality.conformal import (
     accept_threshold,
+    fewest_for_intervals,
     fewest_for_threshold,
-    fewest_patients,
     threshold_candidates,
 )
 from medfm_rl.quality.evidence import log_odds
@@ -74,7 +74,7 @@ def require_patients(patients: Sequence[str], targets: Targets) -> None:
     if count < FEWEST_PATIENTS:
         raise DataError(
             f"calibration has {count} patients and needs at least {FEWEST_PATIENTS}; "
-            f"{2 * fewest_patients(targets.coverage)} for intervals of {targets.coverage:.0%}, and "
+            f"{2 * fewest_for_intervals(targets.coverage)} for intervals of {targets.coverage:.0%}, and "
             f"{2 * fewest_for_threshold(targets.alpha, targets.confidence)} for a threshold that keeps bad masks below "
             f"{targets.alpha:.0%} of the accepted: give more labelled cases; {name_patients(patients)}"
         )

@@ -45,7 +45,7 @@ def patient_quantile(
         confidence: In (0, 1).
 
     Returns:
-        The quantile; infinite where there are fewer patients than `fewest_patients`.
+        The quantile; infinite where there are fewer patients than `fewest_for_intervals`.
     """
     return weighted_quantile(scores, np.ones(len(scores)), patients, 1.0, confidence)
 
@@ -128,7 +128,7 @@ def effective_patients(
     return float(min(equal, of_patient.sum() / np.median(own)))
 
 
-def fewest_patients(confidence: float) -> int:
+def fewest_for_intervals(confidence: float) -> int:
     """Patients that intervals of this confidence need at least."""
     return math.ceil(confidence / (1 - confidence) - 1e-9)
 

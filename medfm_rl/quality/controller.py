@@ -18,7 +18,8 @@ from medfm_rl.anatomy.profiles import Anatomy
 from medfm_rl.errors import ModelError
 from medfm_rl.metrics.scores import MEAN
 from medfm_rl.quality.biomedclip import BiomedCLIP
-from medfm_rl.quality.conformal import effective_patients, fewest_patients, interval, weighted_quantile
+from medfm_rl.quality.conformal import effective_patients, fewest_for_intervals, interval, weighted_quantile
+from medfm_rl.quality.echo_views import ECHO_PROFILES, ViewClassifier
 from medfm_rl.quality.evidence import Evidence
 from medfm_rl.quality.guarantees import BatchStanding, Footing
 from medfm_rl.quality.in_stream import StreamStanding
@@ -29,7 +30,6 @@ from medfm_rl.quality.shift import DomainReference
 from medfm_rl.quality.submission import Submission, collect_evidence, segment, submit
 from medfm_rl.quality.terms import Terms
 from medfm_rl.quality.verdicts import decide, risk
-from medfm_rl.quality.views import ECHO_PROFILES, ViewClassifier
 from medfm_rl.reward.network import RewardEnsemble
 from medfm_rl.settings import RESEARCH, SitePolicy
 from medfm_rl.structures import bounding_box, pixels_of
@@ -293,7 +293,7 @@ class QualityController:
             reference, own = domain.likelihood_ratios(embeddings, patients)
             effective = effective_patients(reference, domain.patients, own)
             state = "suspended"
-            if effective >= fewest_patients(self.model.targets.coverage):
+            if effective >= fewest_for_intervals(self.model.targets.coverage):
                 state, likelihoods = "weighted", (reference, own)
         return BatchStanding(state, len(set(patients)), probability, effective), likelihoods
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from medfm_rl.quality.biomedclip import BiomedCLIP
-from medfm_rl.quality.views import ViewClassifier
+from medfm_rl.quality.echo_views import ViewClassifier
 
 
 @dataclass(frozen=True)

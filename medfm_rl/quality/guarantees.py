@@ -8,8 +8,8 @@ from typing import Protocol
 
 from medfm_rl.data.layouts import name_patients
 from medfm_rl.metrics.scores import MEAN
-from medfm_rl.quality.conformal import fewest_patients
-from medfm_rl.quality.reports import BatchReport, Guarantee, Promise, QualityReport, ReasonCode, State, Status
+from medfm_rl.quality.conformal import fewest_for_intervals
+from medfm_rl.quality.reports import BatchReport, Guarantee, PromiseStatus, QualityReport, ReasonCode, State, Status
 from medfm_rl.quality.shift import FEWEST_IN_BATCH
 from medfm_rl.quality.terms import Terms
 
@@ -153,7 +153,7 @@ class BatchStanding:
                     "intervals and verdicts still tell which masks to look at first, but they are guesses"
                 )
 
-    def _promises(self, terms: Terms) -> tuple[Promise, ...]:
+    def _promises(self, terms: Terms) -> tuple[PromiseStatus, ...]:
         """What is promised of intervals and of accepted masks."""
         model, state = terms.model, self.state
         accepted, _, why = model.accept_reason.partition(": ")
@@ -165,7 +165,7 @@ class BatchStanding:
         advice = "calibrate on labelled cases of this domain"
         if terms.reviewed:
             reason = f"they come from {terms.known_patients}; whether the batch is like them was not tested"
-            return promise_of_intervals(terms, "untested", reason), Promise(accepted, "none", terms.no_threshold)
+            return promise_of_intervals(terms, "untested", reason), PromiseStatus(accepted, "none", terms.no_threshold)
         match state:
             case "untested":
                 reason = (
@@ -180,23 +180,23 @@ class BatchStanding:
                     f"images differ and not how good masks of such images are; to be sure, {advice}"
                 )
             case "suspended":
-                least = fewest_patients(model.targets.coverage)
+                least = fewest_for_intervals(model.targets.coverage)
                 reason = f"{differs}; {counted}, and at least {least} are needed for a promise; {advice}"
         intervals = promise_of_intervals(terms, state, reason)
         if model.accept_threshold is None:
-            return intervals, Promise(accepted, "none", why)
+            return intervals, PromiseStatus(accepted, "none", why)
         # Weights say nothing of a threshold.
-        return intervals, Promise(accepted, "suspended" if state == "weighted" else state, reason)
+        return intervals, PromiseStatus(accepted, "suspended" if state == "weighted" else state, reason)
 
 
-def promise_of_intervals(terms: Terms, status: Status, reason: str) -> Promise:
+def promise_of_intervals(terms: Terms, status: Status, reason: str) -> PromiseStatus:
     """The promise of the intervals, with its status and why; none where there were too few patients for any."""
     model = terms.model
     words = f"{model.targets.coverage:.0%} of the intervals of predicted Dice hold the true Dice"
     if not terms.reviewed and model.structures[MEAN].quantile is None:
         status = "none"
         reason = f"{model.conformal_patients} calibration patients are too few for intervals of this coverage"
-    return Promise(words, status, reason)
+    return PromiseStatus(words, status, reason)
 
 
 def _unproven(terms: Terms) -> str:

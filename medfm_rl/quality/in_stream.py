@@ -11,12 +11,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
+from medfm_rl.quality.drift import FEWEST_BEFORE, DriftTest
 from medfm_rl.quality.guarantees import NEEDS_NO_PROMISE, RESTS_ON_PREDICTION, promise_of_intervals
 from medfm_rl.quality.promise_state import PromiseState, Standing
 from medfm_rl.quality.promises import Promise
-from medfm_rl.quality.reports import BatchReport, Guarantee, QualityReport, ReasonCode, State, Status
-from medfm_rl.quality.reports import Promise as BatchPromise
-from medfm_rl.quality.streams import FEWEST_BEFORE, DriftTest
+from medfm_rl.quality.reports import BatchReport, Guarantee, PromiseStatus, QualityReport, ReasonCode, State, Status
 from medfm_rl.quality.terms import Terms
 
 _STATUS: Final[Mapping[Standing, Status]] = {
@@ -125,7 +124,7 @@ class StreamStanding:
             self._promises(terms),
         )
 
-    def _promises(self, terms: Terms) -> tuple[BatchPromise, ...]:
+    def _promises(self, terms: Terms) -> tuple[PromiseStatus, ...]:
         if self.state == "suspended":
             intervals = promise_of_intervals(terms, "suspended", self.words)
         else:
@@ -134,4 +133,4 @@ class StreamStanding:
                 unlike = f"they come from {terms.known_patients}; whether these are of this stream is for you to say"
             intervals = promise_of_intervals(terms, "untested", unlike)
         words = "accepted masks are as good as is asked" if self.promise is None else self.promise.target.words
-        return intervals, BatchPromise(words, _STATUS[self.promise_state.standing], self.promise_state.reason)
+        return intervals, PromiseStatus(words, _STATUS[self.promise_state.standing], self.promise_state.reason)

@@ -271,13 +271,13 @@ class QualityModel(BaseModel):
         return {name: value for name, value in content.items() if name not in ("networks", "region_ids") or value}
 
     @property
-    def schema_(self) -> LabelSchema:
+    def label_schema(self) -> LabelSchema:
         """Structures of the masks."""
         return LabelSchema(self.names, self.ids, self.region_ids)
 
     def bound_anatomy(self) -> Anatomy:
         """The rules, bound to the structures."""
-        return Anatomy(self.anatomy, self.profile, self.schema_)
+        return Anatomy(self.anatomy, self.profile, self.label_schema)
 
     def write(self, path: Path) -> None:
         """Writes the file, whole or not at all."""

@@ -31,7 +31,7 @@ from medfm_rl.data.files import hash_file, write_versioned_json
 from medfm_rl.data.json_models import read_model
 from medfm_rl.errors import DataError
 from medfm_rl.metrics.scores import MEAN
-from medfm_rl.quality.conformal import fewest_patients
+from medfm_rl.quality.conformal import fewest_for_intervals
 from medfm_rl.quality.model import QUALITY_FILE, StructureModel
 from medfm_rl.quality.reports import QualityReport, StructureScore
 from medfm_rl.quality.verdicts import probability_below
@@ -210,7 +210,7 @@ def fit_reviewed_errors(masks: Sequence[ReviewedPrediction], coverage: float, or
 
 
 def _require_patients(predicted: Array, owners: npt.NDArray[np.intp], names: Sequence[str], coverage: float) -> None:
-    least = fewest_patients(coverage)
+    least = fewest_for_intervals(coverage)
     whole = np.isfinite(predicted).all(axis=1) if len(predicted) else np.zeros(0, bool)
     count = len(set(owners[whole].tolist()))
     if count < least:

@@ -101,7 +101,7 @@ def write_page(
         policy=policy,
         limits={MEAN: model.targets.dice, **policy.limits},
         alpha=model.targets.alpha if policy.alpha is None else policy.alpha,
-        colours=structure_colours(model.schema_),
+        colours=structure_colours(model.label_schema),
         counts=counts,
         actions=actions,
         worth={guarantee: worth[guarantee] for guarantee in GUARANTEES if worth[guarantee]},

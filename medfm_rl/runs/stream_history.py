@@ -18,7 +18,7 @@ import numpy as np
 from medfm_rl.data.files import cannot_be_read, require_known_format
 from medfm_rl.data.json_text import parse_json
 from medfm_rl.errors import DataError
-from medfm_rl.quality.streams import DriftTest, Numbers, Signal, mask_key
+from medfm_rl.quality.drift import DriftTest, Numbers, Signal, mask_key
 
 UNKNOWN: Final = "unknown"
 STREAM_FORMAT: Final = 3

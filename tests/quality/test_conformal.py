@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from medfm_rl.quality.conformal import (
     accept_threshold,
     effective_patients,
+    fewest_for_intervals,
     fewest_for_threshold,
-    fewest_patients,
     interval,
     patient_quantile,
     predictive_probability,
@@ -97,7 +97,7 @@ def test_intervals_cover_new_patients_whose_cases_depend_on_each_other() -> None
 
 @pytest.mark.parametrize(("confidence", "needed"), [(0.9, 9), (0.8, 4), (0.95, 19)])
 def test_how_many_patients_an_interval_needs(confidence: float, needed: int) -> None:
-    assert fewest_patients(confidence) == needed
+    assert fewest_for_intervals(confidence) == needed
     names = [str(row) for row in range(needed)]
     assert math.isfinite(patient_quantile(np.arange(needed, dtype=float), names, confidence))
     assert patient_quantile(np.arange(needed - 1.0), names[1:], confidence) == math.inf

@@ -13,8 +13,8 @@ from medfm_rl.adapters import TorchModuleAdapter
 from medfm_rl.adapters.grid import Sample
 from medfm_rl.anatomy.profiles import load_anatomy
 from medfm_rl.correction import CaseCorrector, CorrectionResult, Original, Proposal, Verifier
-from medfm_rl.correction.baselines import NoCorrection
 from medfm_rl.correction.corrector import Neighbour
+from medfm_rl.correction.published import NoCorrection
 from medfm_rl.correction.verifier import Verification
 from medfm_rl.reward.network import RewardNet
 from medfm_rl.settings import CorrectionSettings, NetworkSettings, PreprocessingSettings

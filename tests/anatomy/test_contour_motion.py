@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from scipy import ndimage
 from scipy.spatial.distance import directed_hausdorff
 
-from medfm_rl.anatomy.neighbours import neighbour_distances
+from medfm_rl.anatomy.contour_motion import neighbour_distances
 
 
 def contour(mask: np.ndarray) -> np.ndarray:
