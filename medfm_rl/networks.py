@@ -171,6 +171,21 @@ def copied_without_graphs(network: nn.Module, memo: dict[int, Any]) -> None:
                     memo[id(value)] = value.detach().clone()
 
 
+def one_hot(labels: Tensor, num_classes: int, dim: int) -> Tensor:
+    """Class indices as maps of the classes, 0 or 1 in float32, along a new dimension."""
+    return F.one_hot(labels.long(), num_classes).movedim(-1, dim).float()
+
+
+def log_of(probabilities: Tensor) -> Tensor:
+    """Logarithms of probabilities, which may be 0: logits that have them as softmax."""
+    return probabilities.clamp_min(1e-12).log()
+
+
+def pixel_entropy(log_probabilities: Tensor) -> Tensor:
+    """Entropy of each pixel in nats, `(B, *S)`, from log-probabilities `(B, K, *S)`."""
+    return -(log_probabilities.exp() * log_probabilities).sum(dim=1)
+
+
 def argmax_classes(logits: Tensor, dim: int) -> Tensor:
     """Index of the largest value along a dimension, int64; the first one where several are.
 

@@ -343,14 +343,17 @@ class LabelSchema:
         return tuple(self._known)
 
     def classes_of(self, structure: str) -> tuple[int, ...]:
-        """Class indices of a structure, or of the background.
+        """Class indices of a structure, of the background, or of a union such as `LV+MYO`.
 
         Raises:
             ValueError: The schema has no such structure.
         """
-        if structure not in self.names:
-            raise ValueError(f"no structure {structure!r}; the schema has {', '.join(self.names)}")
-        return ((0,), *self.classes)[self.names.index(structure)]
+        found: list[int] = []
+        for name in (structure,) if structure in self.names else structure.split(JOINS):
+            if name not in self.names:
+                raise ValueError(f"no structure {name!r}; the schema has {', '.join(self.names)}")
+            found += ((0,), *self.classes)[self.names.index(name)]
+        return tuple(found)
 
     def index_of(self, name: str) -> int:
         """Index of the class of a name.

@@ -13,6 +13,7 @@ from benchmarks.baselines.problem import BATCH, Problem
 from medfm_rl.adapters import TorchModuleAdapter
 from medfm_rl.augmentation.appearance import match_low_frequencies
 from medfm_rl.augmentation.shape import augment_pair
+from medfm_rl.networks import log_of
 from medfm_rl.progress import Progress
 from medfm_rl.seeding import torch_generator
 
@@ -65,7 +66,7 @@ class Average(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         probabilities = torch.stack([member(images).softmax(dim=1) for member in self.members])
-        return probabilities.mean(dim=0).clamp_min(1e-12).log()
+        return log_of(probabilities.mean(dim=0))
 
 
 def _train_in_band(problem: Problem, band: float, progress: Progress) -> TorchModuleAdapter:

@@ -20,7 +20,7 @@ import numpy as np
 from benchmarks.harness.command_line import add_results, add_runs, add_seeds, begin, plain_parser
 from benchmarks.harness.tables import heading, table_row
 from benchmarks.quality.score_tables import Row, ScoreTable, add_tables, publish, tables_of
-from medfm_rl.quality.streams import DriftTest, Numbers
+from medfm_rl.quality.drift import DriftTest, Numbers
 
 MOST, SLOWLY, QUIET = 200, 60, 1000
 

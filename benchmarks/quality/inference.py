@@ -5,7 +5,7 @@
 
 A month is as many target patients of a score table as it has, drawn with replacement, so that its intervals are asked
 for the mean of the table: 8, 16, 24 or 32 of them are reviewed, mean Dice and failure rate are inferred
-(`medfm_rl.quality.inference`), and the 95 % intervals hold the table's own mean Dice and failure rate or do not.
+(`medfm_rl.quality.month`), and the 95 % intervals hold the table's own mean Dice and failure rate or do not.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import numpy as np
 from benchmarks.harness.command_line import add_results, add_runs, add_seeds, begin, plain_parser
 from benchmarks.harness.tables import heading, table_row
 from benchmarks.quality.score_tables import Row, ScoreTable, add_tables, publish, tables_of
-from medfm_rl.quality.inference import Estimate, MonthMask, failure_probability, month_mean, month_rate
+from medfm_rl.quality.month import Estimate, MonthMask, failure_probability, month_mean, month_rate
 
 REVIEWED = (8, 16, 24, 32)
 Month = list[tuple[str, Sequence[Row], bool]]

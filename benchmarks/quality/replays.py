@@ -26,8 +26,8 @@ import numpy as np
 from benchmarks.harness.command_line import add_results, add_runs, add_seeds, begin, plain_parser
 from benchmarks.harness.tables import heading, table_row
 from benchmarks.quality.score_tables import Row, ScoreTable, add_tables, publish, tables_of
-from medfm_rl.quality.conformal import fewest_patients
-from medfm_rl.quality.model import MEAN
+from medfm_rl.metrics.scores import MEAN
+from medfm_rl.quality.conformal import fewest_for_intervals
 from medfm_rl.quality.promises import PromiseTarget, ReviewedMask, prove
 from medfm_rl.quality.reports import QualityReport, StructureScore
 from medfm_rl.quality.reviewed_errors import Origin, ReviewedPrediction, fit_reviewed_errors
@@ -82,7 +82,7 @@ def _moved(reviewed: Sequence[Sequence[Row]], others: Sequence[Sequence[Row]], l
     known = [
         ReviewedPrediction(row.patient, {_WHOLE: row.predicted}, {_WHOLE: row.dice}) for own in reviewed for row in own
     ]
-    if len(reviewed) < fewest_patients(COVERAGE):
+    if len(reviewed) < fewest_for_intervals(COVERAGE):
         return []
     errors = fit_reviewed_errors(known, COVERAGE, Origin("", "", "", ""))
     rows = [row for own in others for row in own if row.predicted is not None]

@@ -18,7 +18,7 @@ import numpy as np
 from benchmarks.harness.recording import RUNS, print_results, write_results
 from medfm_rl.data.files import write_json
 from medfm_rl.quality import QualityReport
-from medfm_rl.quality.streams import Numbers
+from medfm_rl.quality.drift import Numbers
 
 _FORMAT = 2
 TABLES = "score-tables"

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from medfm_rl.adapters import TorchModuleAdapter
 from medfm_rl.data.images import write_image, write_labels
-from medfm_rl.networks import build_unet
+from medfm_rl.networks import build_unet, one_hot
 from medfm_rl.settings import NetworkSettings, PreprocessingSettings
 from medfm_rl.types import Geometry, LabelSchema
 
@@ -80,6 +80,6 @@ def planned_network(stages: int = 6) -> nn.Module:
 
 def smooth_logits(mask: Tensor, classes: int) -> Tensor:
     """Logits `(1, K, *S)` as of a segmenter that is unsure near the contours of a mask `(*S)`."""
-    one_hot = torch.nn.functional.one_hot(mask.long(), classes).movedim(-1, 0)[None].float()
-    blurred = torch.nn.functional.avg_pool3d(one_hot, kernel_size=5, stride=1, padding=2)
+    maps = one_hot(mask, classes, dim=0)[None]
+    blurred = torch.nn.functional.avg_pool3d(maps, kernel_size=5, stride=1, padding=2)
     return (blurred + 0.01).log() * 3

@@ -53,7 +53,7 @@ def _clean_up(labels: LabelMap, anatomy: Anatomy) -> LabelMap:
     tidied = labels.copy()
     for rule in anatomy.rules:
         if isinstance(rule, ComponentsRule):
-            mask = np.isin(tidied, _classes(rule.structure, anatomy))
+            mask = np.isin(tidied, anatomy.schema.classes_of(rule.structure))
             parts, count = ndimage.label(mask)
             if count > rule.most:
                 sizes = np.bincount(parts.ravel())
@@ -62,7 +62,7 @@ def _clean_up(labels: LabelMap, anatomy: Anatomy) -> LabelMap:
                 tidied[removed] = _without(rule.structure, anatomy.schema)[tidied[removed]]
     for rule in anatomy.rules:
         if isinstance(rule, HolesRule):
-            mask = np.isin(tidied, _classes(rule.structure, anatomy))
+            mask = np.isin(tidied, anatomy.schema.classes_of(rule.structure))
             holes = ndimage.binary_fill_holes(mask) & ~mask
             if anatomy.schema.overlaps and "+" not in rule.structure and rule.of == "anything":
                 tidied[holes] = _with(rule.structure, anatomy.schema)[tidied[holes]]
@@ -73,10 +73,6 @@ def _clean_up(labels: LabelMap, anatomy: Anatomy) -> LabelMap:
                 nearest = ndimage.distance_transform_edt(tidied == 0, return_distances=False, return_indices=True)
                 tidied[holes] = tidied[tuple(nearest)][holes]
     return tidied
-
-
-def _classes(structure: str, anatomy: Anatomy) -> list[int]:
-    return [index for name in structure.split("+") for index in anatomy.schema.classes_of(name)]
 
 
 def _without(structure: str, schema: LabelSchema) -> LabelMap:

@@ -25,7 +25,7 @@ from medfm_rl.anatomy.temporal_rules import (
     judge_curve,
     judge_distance,
 )
-from medfm_rl.structures import pixels_of
+from medfm_rl.structures import bounding_box, pixels_of
 from medfm_rl.types import LabelMap, LabelSchema
 
 S = TypeVar("S", bound=np.generic)
@@ -260,14 +260,10 @@ def with_square_pixels(masks: npt.NDArray[S], spacing: tuple[float, float] | Non
 
 def _cut_out(masks: LabelMap) -> tuple[LabelMap, tuple[int, int]]:
     """Masks in the box of everything that is segmented in the clip and one pixel around it, and the corner of that."""
-    filled = np.zeros(masks.shape[1:], bool)
-    for mask in masks:
-        filled |= mask > 0
-    if not filled.any():
+    box = bounding_box(np.asarray(masks.any(axis=0)), margin=1)
+    if box is None:
         return masks, (0, 0)
-    down, across = np.flatnonzero(filled.any(axis=1)), np.flatnonzero(filled.any(axis=0))
-    top, left = max(0, int(down[0]) - 1), max(0, int(across[0]) - 1)
-    return np.ascontiguousarray(masks[:, top : int(down[-1]) + 2, left : int(across[-1]) + 2]), (top, left)
+    return np.ascontiguousarray(masks[:, *box]), (box[0].start, box[1].start)
 
 
 def _check(

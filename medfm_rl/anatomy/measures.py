@@ -55,9 +55,7 @@ class MaskView:
     @_once
     def mask(self, structure: str) -> Mask:
         """Where the structure is, in the box of everything that is segmented and one pixel around it, or in all."""
-        return pixels_of(
-            self._labels, [index for name in structure.split("+") for index in self.schema.classes_of(name)]
-        )
+        return pixels_of(self._labels, self.schema.classes_of(structure))
 
     @_once
     def size(self, structure: str) -> int:

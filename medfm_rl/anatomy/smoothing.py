@@ -54,7 +54,7 @@ def smooth_over_time(
     """
     found = measure_clip(masks, anatomy.schema, ventricle, spacing)
     box = bounding_box(np.asarray(masks.any(axis=0)), margin=1)
-    if found.valid or box is None or any(rule.rule == ABSENCE for rule in found.rules):
+    if found.valid or box is None or any(rule.measure == ABSENCE for rule in found.rules):
         return masks
     spreads = _allowed(found)
     if not spreads:

@@ -8,7 +8,7 @@ distance to both neighbours is, in the mean, a few mm. Limits can be learned fro
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Literal
@@ -18,8 +18,8 @@ import numpy.typing as npt
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from medfm_rl.anatomy.contour_motion import neighbour_distances
 from medfm_rl.anatomy.learning import range_of
-from medfm_rl.anatomy.neighbours import neighbour_distances
 from medfm_rl.errors import ConfigError
 from medfm_rl.settings.problems import describe_problem
 from medfm_rl.settings.yaml_text import read_yaml
@@ -129,7 +129,7 @@ class TemporalResult:
     """The finding of a rule over time.
 
     Attributes:
-        rule: What was measured.
+        measure: What was measured; `ABSENCE` where a structure is missing.
         structure: In what.
         measured: The largest value, in `unit`; None where nothing could be measured.
         most: The limit; infinity where none applies.
@@ -139,7 +139,7 @@ class TemporalResult:
         passed: Whether it is met.
     """
 
-    rule: str
+    measure: Measure | Literal["absence"]
     structure: str
     measured: float | None
     most: float
@@ -147,6 +147,11 @@ class TemporalResult:
     frame: int | None
     source: str
     passed: bool
+
+    @property
+    def rule(self) -> str:
+        """What was measured, in words."""
+        return self.measure if self.measure in (ABSENCE, DISTANCE) else f"jump of the {self.measure}"
 
     def __str__(self) -> str:
         if self.measured is None:
@@ -176,15 +181,14 @@ def departures(curve: Curve) -> Curve:
 
 def judge_curve(rule: TemporalRule, curve: Curve) -> TemporalResult:
     """Applies a rule to what was measured in every frame, `(T,)`, all above 0."""
-    name, unit = f"jump of the {rule.measure}", "of its range in the clip"
+    unit = "of its range in the clip"
     found = departures(curve)
     if len(found) == 0:
-        return TemporalResult(name, rule.structure, None, rule.most, unit, None, rule.source, passed=True)
+        return TemporalResult(rule.measure, rule.structure, None, rule.most, unit, None, rule.source, passed=True)
     worst = int(found.argmax())
     measured = float(found[worst])
-    return TemporalResult(
-        name, rule.structure, measured, rule.most, unit, worst + 1, rule.source, passed=measured <= rule.most
-    )
+    passed = measured <= rule.most
+    return TemporalResult(rule.measure, rule.structure, measured, rule.most, unit, worst + 1, rule.source, passed)
 
 
 def judge_distance(rule: TemporalRule, masks: LabelMap, schema: LabelSchema, side: float | None) -> TemporalResult:
@@ -199,7 +203,7 @@ def judge_distance(rule: TemporalRule, masks: LabelMap, schema: LabelSchema, sid
         side: Side of a pixel in mm, or None.
     """
     unit, limit = ("px", np.inf) if side is None else ("mm", rule.most)
-    inside = pixels_of(masks, [index for name in rule.structure.split("+") for index in schema.classes_of(name)])
+    inside = pixels_of(masks, schema.classes_of(rule.structure))
     steps = neighbour_distances(inside) * (side or 1.0)
     means = (steps[:-1] + steps[1:]) / 2
     if not np.isfinite(means).any():
@@ -230,10 +234,10 @@ def learn_temporal_rules(
     """
     if not measured:
         raise ValueError("limits over time are learned from at least one clip")
-    by_rule: Mapping[tuple[str, str], list[float]] = {(rule.measure, rule.structure): [] for rule in rules.rules}
+    by_rule: dict[tuple[str, str], list[float]] = {(rule.measure, rule.structure): [] for rule in rules.rules}
     for clip in measured:
         for result in clip:
-            key = (result.rule.removeprefix("jump of the "), result.structure)
+            key = (result.measure, result.structure)
             if key in by_rule and result.measured is not None and result.unit != "px":
                 by_rule[key].append(result.measured)
     learned = []

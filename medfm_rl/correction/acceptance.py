@@ -9,11 +9,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
 from medfm_rl.data.files import write_text
-from medfm_rl.data.json_text import parse_json
-from medfm_rl.errors import ModelError
+from medfm_rl.data.json_models import read_model
 from medfm_rl.quality.conformal import accept_threshold, fewest_for_threshold
 from medfm_rl.seeding import numpy_generator
 from medfm_rl.settings import CorrectionSettings
@@ -99,15 +98,10 @@ class Acceptance(BaseModel):
         """Reads and validates the file.
 
         Raises:
-            ModelError: It is not what this version writes.
+            ModelError: It is missing, damaged, or of a newer version.
         """
-        try:
-            return cls.model_validate(parse_json(path.read_text(encoding="utf-8")))
-        except (OSError, ValueError, ValidationError) as error:
-            raise ModelError(
-                f"{path}: not the acceptance of corrections ({error}); make it again by "
-                f"`medfm-rl calibrate-correction {path.parent} --labelled DIR`"
-            ) from error
+        advice = f"make it again by `medfm-rl calibrate-correction {path.parent} --labelled DIR`"
+        return read_model(path, cls, 1, "the acceptance of corrections", advice)
 
     def apply(self, settings: CorrectionSettings, hashes: dict[str, str]) -> tuple[CorrectionSettings, str]:
         """The settings with the calibrated margin, and what is promised; as they were where it does not fit them.

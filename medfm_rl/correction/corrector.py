@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -27,6 +28,21 @@ _SHARE_OF_METHOD = 0.5
 
 
 @dataclass(frozen=True, eq=False)
+class Neighbour:
+    """A frame of a clip beside the one that is corrected.
+
+    Attributes:
+        case: The frame.
+        labels: Its mask, class indices `(H, W)`; None where that is in doubt, and the segmenter speaks in its place.
+        weight: What it counts; the frame itself counts 1.
+    """
+
+    case: Case
+    labels: LabelMap | None
+    weight: float
+
+
+@dataclass(frozen=True, eq=False)
 class Original:
     """The mask that is to be corrected.
 
@@ -34,11 +50,13 @@ class Original:
         labels: Class indices `(*S)` on the case's own grid.
         action: The same on the grid of the segmenter, `(*S')` uint8, on the CPU.
         own: Whether the segmenter has made it.
+        neighbours: The frames beside it; none where the case is no frame of a clip.
     """
 
     labels: LabelMap
     action: Tensor
     own: bool
+    neighbours: Sequence[Neighbour] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -115,7 +133,13 @@ class CaseCorrector(ABC):
         self.verifier = verifier
         self.settings = verifier.settings
 
-    def correct(self, case: Case, sample: Sample | None = None, original: LabelMap | None = None) -> CorrectionResult:
+    def correct(
+        self,
+        case: Case,
+        sample: Sample | None = None,
+        original: LabelMap | None = None,
+        neighbours: Sequence[Neighbour] = (),
+    ) -> CorrectionResult:
         """Segments a case, proposes a correction, and lets the verifier decide.
 
         Half of the time budget is for segmentation and method, the rest for the verifier. What is running when a part
@@ -126,6 +150,7 @@ class CaseCorrector(ABC):
             sample: The same preprocessed, where it shall be seen in another appearance than its own.
             original: The mask to be corrected, class indices `(*S)` on the case's own grid, whatever made it; None for
                 that of the segmenter.
+            neighbours: Of a frame, those beside it in its clip.
 
         Raises:
             DataError: The image is not of the kind that the segmenter takes, or the rules need a spacing that it lacks.
@@ -134,9 +159,10 @@ class CaseCorrector(ABC):
         sample = self.adapter.preprocess(case) if sample is None else sample
         logits = self.adapter.predict_logits(sample)
         if original is None:
-            first = Original(self.adapter.restore(logits, sample), argmax_classes(logits, dim=0).to(torch.uint8), True)
+            labels, action = self.adapter.restore(logits, sample), argmax_classes(logits, dim=0).to(torch.uint8)
         else:
-            first = Original(original, self.adapter.preprocess_labels(original, sample).cpu(), False)
+            labels, action = original, self.adapter.preprocess_labels(original, sample).cpu()
+        first = Original(labels, action, original is None, neighbours)
         before = first.labels
         settings = self.settings
         proposal = self.propose(sample, logits, first, start + _SHARE_OF_METHOD * settings.seconds)

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Final
 
 from medfm_rl.adapters import SegmenterAdapter
-from medfm_rl.correction import baselines
+from medfm_rl.correction import published
 from medfm_rl.correction.corrector import CaseCorrector
 from medfm_rl.correction.neighbours import NeighbourVote
 from medfm_rl.correction.optimiser import TestTimeOptimiser
@@ -17,12 +17,12 @@ from medfm_rl.reward.network import RewardEnsemble
 from medfm_rl.reward.shape_prior import ShapePrior
 
 _OF_SEGMENTER: Final[dict[str, Callable[[SegmenterAdapter, Verifier], CaseCorrector]]] = {
-    "none": baselines.NoCorrection,
-    "tta": baselines.AugmentationAverage,
-    "tent": baselines.Tent,
-    "intent": baselines.Intent,
-    "memo": baselines.Memo,
-    "components": baselines.LargestComponents,
+    "none": published.NoCorrection,
+    "tta": published.AugmentationAverage,
+    "tent": published.Tent,
+    "intent": published.Intent,
+    "memo": published.Memo,
+    "components": published.LargestComponents,
     "neighbours": NeighbourVote,
 }
 """Ways that need nothing but the segmenter."""
@@ -48,7 +48,7 @@ def make_corrector(
         case "optimise":
             return TestTimeOptimiser(segmenter, reward, verifier)
         case "shape-prior":
-            return baselines.ShapeProjection(segmenter, verifier, shape_prior())
+            return published.ShapeProjection(segmenter, verifier, shape_prior())
         case other:
             return _OF_SEGMENTER[other](segmenter, verifier)
 
@@ -56,6 +56,6 @@ def make_corrector(
 def _with_statistics_of_the_case(segmenter: SegmenterAdapter, verifier: Verifier) -> list[CaseCorrector]:
     """Copies of the segmenter with the statistics of the case, where it has batch normalisation."""
     try:
-        return [baselines.Intent(segmenter, verifier), baselines.Tent(segmenter, verifier)]
+        return [published.Intent(segmenter, verifier), published.Tent(segmenter, verifier)]
     except ModelError:
         return []

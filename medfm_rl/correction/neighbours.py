@@ -2,35 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
-from medfm_rl.adapters import SegmenterAdapter
 from medfm_rl.adapters.grid import Sample
 from medfm_rl.anatomy.cleaning import clean_up
-from medfm_rl.correction.corrector import CaseCorrector, Original, Proposal
-from medfm_rl.correction.verifier import Verifier
+from medfm_rl.correction.corrector import CaseCorrector, Neighbour, Original, Proposal
 from medfm_rl.data.clips.motion import mean_with_neighbours
-from medfm_rl.types import Case, FloatArray, LabelMap
-
-
-@dataclass(frozen=True, eq=False)
-class Neighbour:
-    """A frame beside the one that is corrected.
-
-    Attributes:
-        case: The frame.
-        labels: Its mask, class indices `(H, W)`; None where that is in doubt, and the segmenter speaks in its place.
-        weight: What it counts; the frame itself counts 1.
-    """
-
-    case: Case
-    labels: LabelMap | None
-    weight: float
+from medfm_rl.networks import log_of, one_hot
+from medfm_rl.types import FloatArray
 
 
 class NeighbourVote(CaseCorrector):
@@ -46,23 +26,18 @@ class NeighbourVote(CaseCorrector):
         verifier: Decides.
     """
 
-    def __init__(self, adapter: SegmenterAdapter, verifier: Verifier) -> None:
-        super().__init__(adapter, verifier)
-        self.neighbours: Mapping[str, Sequence[Neighbour]] = {}
-        """By case; whoever knows the clip sets them before its frames are corrected."""
-
     @torch.no_grad()
     def propose(self, sample: Sample, logits: Tensor, original: Original, deadline: float) -> Proposal:
         """The average."""
         del deadline
-        known = self.neighbours.get(sample.case_id, ())
-        if not known:
+        if not original.neighbours:
             return Proposal(original.labels)
-        told = [(*self._said_by(neighbour), neighbour.weight) for neighbour in known]
-        own = self._maps_of(original.action) if self.adapter.segments_clips else logits.float().softmax(dim=0)
+        told = [(*self._said_by(neighbour), neighbour.weight) for neighbour in original.neighbours]
+        certain = self.adapter.segments_clips
+        own = one_hot(original.action, len(logits), dim=0) if certain else logits.float().softmax(dim=0)
         mean = torch.from_numpy(mean_with_neighbours(own.numpy(), sample.image[0].cpu().numpy(), told))
-        labels = clean_up(self.adapter.restore(mean.clamp_min(1e-12).log(), sample), self.verifier.anatomy)
-        return Proposal(labels, views=len(known))
+        labels = clean_up(self.adapter.restore(log_of(mean), sample), self.verifier.anatomy)
+        return Proposal(labels, views=len(original.neighbours))
 
     def _said_by(self, neighbour: Neighbour) -> tuple[FloatArray, FloatArray]:
         """Grey values `(H', W')` of a neighbour on the segmenter's grid, and its maps of the classes `(K, H', W')`."""
@@ -71,9 +46,6 @@ class NeighbourVote(CaseCorrector):
             maps = self.adapter.predict_logits(sample).float().softmax(dim=0)
         else:
             sample = self.adapter.preprocess_frame(neighbour.case, neighbour.labels)
-            maps = self._maps_of(self.adapter.preprocess_labels(neighbour.labels, sample))
+            action = self.adapter.preprocess_labels(neighbour.labels, sample)
+            maps = one_hot(action, self.adapter.schema.num_classes, dim=0)
         return sample.image[0].cpu().numpy(), maps.cpu().numpy()
-
-    def _maps_of(self, action: Tensor) -> Tensor:
-        """A mask `(H', W')` as maps of the classes, `(K, H', W')` of 0 and 1."""
-        return F.one_hot(action.long(), self.adapter.schema.num_classes).movedim(-1, 0).float()

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from medfm_rl.adapters import SegmenterAdapter
 from medfm_rl.errors import ModelError
-from medfm_rl.networks import argmax_classes
+from medfm_rl.networks import argmax_classes, log_of, pixel_entropy
 
 _RATES = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
 
@@ -55,6 +55,21 @@ def estimate_statistics(network: nn.Module, batches: Iterable[Tensor]) -> None:
     network.eval()
 
 
+def norm_parameters(segmenter: SegmenterAdapter) -> list[nn.Parameter]:
+    """Scale and shift of the normalisation layers, which TENT changes.
+
+    Raises:
+        ModelError: No normalisation layer has a scale and a shift.
+    """
+    try:
+        return list(segmenter.trainable("norm").values())
+    except ModelError as error:
+        raise ModelError(
+            "the segmenter has no normalisation with a scale and a shift, and TENT changes nothing else; take another "
+            "method"
+        ) from error
+
+
 def minimise_entropy(segmenter: SegmenterAdapter, batches: Iterable[Tensor], learning_rate: float) -> None:
     """Makes predictions sure of themselves by scale and shift of the normalisation layers (TENT, arXiv 2006.10726).
 
@@ -68,13 +83,7 @@ def minimise_entropy(segmenter: SegmenterAdapter, batches: Iterable[Tensor], lea
     Raises:
         ModelError: No normalisation layer has a scale and a shift.
     """
-    try:
-        parameters = list(segmenter.trainable("norm").values())
-    except ModelError as error:
-        raise ModelError(
-            "the segmenter has no normalisation with a scale and a shift, and TENT changes nothing else; take another "
-            "method"
-        ) from error
+    parameters = norm_parameters(segmenter)
     segmenter.eval().requires_grad_(False)
     for layer in segmenter.modules():
         if isinstance(layer, nn.modules.batchnorm._BatchNorm):
@@ -88,11 +97,6 @@ def minimise_entropy(segmenter: SegmenterAdapter, batches: Iterable[Tensor], lea
         entropy.backward()
         optimiser.step()
     segmenter.eval().requires_grad_(True)
-
-
-def pixel_entropy(log_probabilities: Tensor) -> Tensor:
-    """Entropy of each pixel in nats, `(B, *S)`, from log-probabilities `(B, K, *S)`."""
-    return -(log_probabilities.exp() * log_probabilities).sum(dim=1)
 
 
 class InTEnt(nn.Module):
@@ -131,7 +135,7 @@ class InTEnt(nn.Module):
         certainty = -torch.stack([balanced_entropy(each) for each in stacked])
         spread = certainty.max() - certainty.min()
         weights = ((certainty - certainty.min()) / spread.clamp_min(1e-12)).softmax(dim=0)
-        return torch.einsum("r,rk...->k...", weights, stacked).clamp_min(1e-12).log()[None]
+        return log_of(torch.einsum("r,rk...->k...", weights, stacked))[None]
 
     def _statistics_of(self, image: Tensor) -> list[tuple[Tensor, Tensor]]:
         """Statistics that each layer sees where all layers use those of the image."""
@@ -161,6 +165,6 @@ class InTEnt(nn.Module):
 
 def balanced_entropy(probabilities: Tensor) -> Tensor:
     """Mean over the predicted classes of the mean entropy of their pixels, for `(K, *S)`."""
-    entropy = -(probabilities * probabilities.clamp_min(1e-12).log()).sum(dim=0)
+    entropy = -(probabilities * log_of(probabilities)).sum(dim=0)
     labels = argmax_classes(probabilities, dim=0)
     return torch.stack([entropy[labels == label].mean() for label in labels.unique()]).mean()

@@ -16,7 +16,7 @@ from medfm_rl.adapters.grid import Sample
 from medfm_rl.anatomy.cleaning import clean_up
 from medfm_rl.correction.corrector import CaseCorrector, Original, Proposal, Stop, appearances
 from medfm_rl.correction.verifier import Verifier
-from medfm_rl.networks import argmax_classes
+from medfm_rl.networks import argmax_classes, one_hot
 from medfm_rl.policies.distribution import DenseCategorical, kl_divergence
 from medfm_rl.policies.losses import clipped_policy_loss, greedy_advantages, normalise_advantages
 from medfm_rl.reward.network import RewardEnsemble
@@ -169,9 +169,9 @@ class _GradientAscent(_Ascent):
         self.logits = self.search.logits()
         self.action = argmax_classes(self.logits.detach(), dim=0)
         probabilities = self.logits.softmax(dim=0)
-        one_hot = F.one_hot(self.action, len(self.logits)).movedim(-1, 0).to(probabilities)
+        certain = one_hot(self.action, len(self.logits), dim=0).to(probabilities)
         # The value of the action, the gradient of the softmax.
-        memberships = one_hot + probabilities - probabilities.detach()
+        memberships = certain + probabilities - probabilities.detach()
         self.reward_map = over_tiles(
             lambda shown, parts: self.reward.relaxed_map(shown, parts)[:, None], [self.image, memberships], self.patch
         )[0]
@@ -205,7 +205,7 @@ class _PolicyAscent(_Ascent):
 
     @torch.no_grad()
     def look(self) -> tuple[Tensor, Tensor]:
-        action = self.search.logits().argmax(dim=0)
+        action = argmax_classes(self.search.logits(), dim=0)
         return action, tiled_reward_map(self.reward, self.image, action, self.patch)
 
     def improve(self) -> bool:

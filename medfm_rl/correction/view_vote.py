@@ -7,7 +7,6 @@ from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from medfm_rl.adapters import SegmenterAdapter
 from medfm_rl.adapters.grid import Sample
@@ -15,7 +14,7 @@ from medfm_rl.anatomy.cleaning import clean_up
 from medfm_rl.correction.corrector import CaseCorrector, Original, Proposal
 from medfm_rl.correction.verifier import Verifier
 from medfm_rl.correction.views import segmented_views
-from medfm_rl.networks import argmax_classes
+from medfm_rl.networks import argmax_classes, log_of, one_hot
 from medfm_rl.quality.evidence import expected_dice, soft_dice
 from medfm_rl.reward.network import RewardEnsemble
 from medfm_rl.tiling import tiled_reward_map
@@ -64,7 +63,7 @@ class ViewVote(CaseCorrector):
         adapter, count = self.adapter, self.settings.views
         own = logits.float().softmax(dim=0)
         # The mask to be corrected comes first, and is the segmenter's own vote where that has made it.
-        first = [own] if original.own else [_certain(original.action, len(logits)), own]
+        first = [own] if original.own else [one_hot(original.action, len(logits), dim=0), own]
         found = list(segmented_views(adapter, sample, own, count, "views", deadline))
         others = list(self._of_others(sample, logits, original, deadline))
         votes = torch.stack([*first, *found, *(self._as_vote(sample, other, len(logits)) for other in others)])
@@ -89,7 +88,7 @@ class ViewVote(CaseCorrector):
             yield proposal
 
     def _as_vote(self, sample: Sample, proposal: Proposal, num_classes: int) -> Tensor:
-        return _certain(self.adapter.preprocess_labels(proposal.labels, sample).cpu(), num_classes)
+        return one_hot(self.adapter.preprocess_labels(proposal.labels, sample).cpu(), num_classes, dim=0)
 
     def _worth(self, sample: Sample, votes: Tensor) -> Tensor:
         """Of the mask of each vote `(V, K, *S')`: expected Dice plus Dice with the mean vote, `(V,)` in [0, 2]."""
@@ -108,12 +107,7 @@ class ViewVote(CaseCorrector):
         return self._tidied(sample, torch.einsum("v,v...->...", weights, votes))
 
     def _tidied(self, sample: Sample, probabilities: Tensor) -> LabelMap:
-        return clean_up(self.adapter.restore(probabilities.clamp_min(1e-12).log(), sample), self.verifier.anatomy)
+        return clean_up(self.adapter.restore(log_of(probabilities), sample), self.verifier.anatomy)
 
     def _meets_rules(self, sample: Sample, labels: LabelMap) -> bool:
-        return all(rule.passed for rule in self.verifier.anatomy.check(labels, sample.geometry.array_spacing))
-
-
-def _certain(action: Tensor, num_classes: int) -> Tensor:
-    """A mask `(*S')` as probabilities of 0 and 1, `(K, *S')`."""
-    return F.one_hot(action.long(), num_classes).movedim(-1, 0).float()
+        return self.verifier.anatomy.is_valid(labels, sample.geometry.array_spacing)

@@ -8,7 +8,7 @@ import torch
 from stable_baselines3.common.distributions import Distribution
 from torch import Tensor, nn
 
-from medfm_rl.networks import argmax_classes
+from medfm_rl.networks import argmax_classes, pixel_entropy
 
 
 class DenseCategorical(Distribution):
@@ -42,7 +42,7 @@ class DenseCategorical(Distribution):
 
     def entropy(self) -> Tensor:
         """Entropy of each pixel in nats, `(B, *S)`."""
-        return -(self.log_probs.exp() * self.log_probs).sum(dim=1)
+        return pixel_entropy(self.log_probs)
 
     def mode(self) -> Tensor:
         """The most probable class of each pixel, `(B, *S)` int64."""

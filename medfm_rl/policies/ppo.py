@@ -23,7 +23,7 @@ from torch.nn import functional as F
 
 from medfm_rl.activations import recomputed_activations
 from medfm_rl.envs import SegmentationVecEnv
-from medfm_rl.networks import images_at_once, mixed_precision
+from medfm_rl.networks import images_at_once, mixed_precision, pixel_entropy
 from medfm_rl.policies.acting import act_on, among_all
 from medfm_rl.policies.buffer import DenseRollout, DenseRolloutBuffer
 from medfm_rl.policies.checkpoints import TrainingState, load_networks, load_optimisers, read_state, write_checkpoint
@@ -393,7 +393,7 @@ class DensePPO(PPO):
             loss = loss + self.settings.kl_coef * kl
             told["kl_reference"] = kl.item()
         if self.settings.ent_coef > 0:
-            entropy = -(log_probs.exp() * log_probs).sum(dim=1).mean()
+            entropy = pixel_entropy(log_probs).mean()
             loss = loss - self.settings.ent_coef * entropy
             told["entropy"] = entropy.item()
         return loss, told

@@ -18,7 +18,7 @@ from medfm_rl.adapters.sam.prompts import boxes_of
 from medfm_rl.augmentation.appearance import randomise_appearance
 from medfm_rl.errors import ModelError
 from medfm_rl.metrics.overlap import dice
-from medfm_rl.networks import argmax_classes
+from medfm_rl.networks import argmax_classes, pixel_entropy
 from medfm_rl.quality.evidence import soft_dice
 from medfm_rl.seeding import torch_generator
 from medfm_rl.structures import Structures
@@ -62,8 +62,7 @@ class MeanEntropy:
 
     def estimate(self, image: Tensor, action: Tensor) -> float:
         del action
-        logs = _logits(self.segmenter, image).log_softmax(dim=0)
-        return float((logs.exp() * logs).sum(dim=0).mean())
+        return -float(pixel_entropy(_logits(self.segmenter, image).log_softmax(dim=0)[None]).mean())
 
 
 class MaxSoftmax:

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from medfm_rl.adapters.checkpoints import load_strictly, read_state
 from medfm_rl.data.files import hash_file
 from medfm_rl.errors import DataError, MissingExtraError, ModelError
-from medfm_rl.quality.views import LARGEST, in_bytes, in_colours
+from medfm_rl.quality.picture_values import LARGEST, in_bytes, in_colours
 from medfm_rl.types import Case, FloatArray
 
 _TRUNK: Final = "visual.trunk."

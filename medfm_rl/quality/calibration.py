@@ -14,19 +14,17 @@ from medfm_rl.anatomy.profiles import Anatomy
 from medfm_rl.data.layouts import name_patients, split_by_patient
 from medfm_rl.errors import DataError
 from medfm_rl.metrics.calibration import expected_calibration_error
+from medfm_rl.metrics.scores import MEAN
 from medfm_rl.quality.appearance import LEAST_SCALE
 from medfm_rl.quality.calibration_case import CalibrationCase
 from medfm_rl.quality.conformal import (
     accept_threshold,
-    conformity,
+    fewest_for_intervals,
     fewest_for_threshold,
-    fewest_patients,
-    patient_quantile,
-    residuals,
     threshold_candidates,
 )
 from medfm_rl.quality.evidence import log_odds
-from medfm_rl.quality.model import MEAN, EncoderReference, PixelCalibration, QualityModel, StructureModel, Targets
+from medfm_rl.quality.model import EncoderReference, PixelCalibration, QualityModel, StructureModel, Targets
 from medfm_rl.quality.prediction import DicePredictor, fit_predictor
 from medfm_rl.quality.shift import DomainReference
 from medfm_rl.quality.telling_rules import telling_rules
@@ -76,7 +74,7 @@ def require_patients(patients: Sequence[str], targets: Targets) -> None:
     if count < FEWEST_PATIENTS:
         raise DataError(
             f"calibration has {count} patients and needs at least {FEWEST_PATIENTS}; "
-            f"{2 * fewest_patients(targets.coverage)} for intervals of {targets.coverage:.0%}, and "
+            f"{2 * fewest_for_intervals(targets.coverage)} for intervals of {targets.coverage:.0%}, and "
             f"{2 * fewest_for_threshold(targets.alpha, targets.confidence)} for a threshold that keeps bad masks below "
             f"{targets.alpha:.0%} of the accepted: give more labelled cases; {name_patients(patients)}"
         )
@@ -109,10 +107,11 @@ def fit_quality(
     predictors = _fit_predictors(to_fit, anatomy.schema.structures)
     predicted, truth, names = to_promise.predict(predictors), to_promise.dice, [case.patient_id for case in promised]
     structures = {
-        name: _model(predictor, predicted[:, index], truth[:, index], names, targets)
+        name: StructureModel.of_errors(predicted[:, index], truth[:, index], names, targets.coverage, predictor)
         for index, (name, predictor) in enumerate(zip(anatomy.schema.structures, predictors, strict=True))
     }
-    structures[MEAN] = _model(None, predicted.mean(axis=1), truth.mean(axis=1), names, targets)
+    means = (predicted.mean(axis=1), truth.mean(axis=1))
+    structures[MEAN] = StructureModel.of_errors(*means, names, targets.coverage)
     telling = telling_rules(fitted, targets, seed)
     threshold, reason = _threshold(
         to_promise.without(telling, predicted),
@@ -284,36 +283,6 @@ def _fit_predictors(half: _Half, names: Sequence[str]) -> list[DicePredictor]:
             )
         )
     return predictors
-
-
-def _model(
-    predictor: DicePredictor | None,
-    predicted: npt.NDArray[np.float64],
-    truth: npt.NDArray[np.float64],
-    patients: Sequence[str],
-    targets: Targets,
-) -> StructureModel:
-    """The promise of a prediction, by the cases that have one.
-
-    Args:
-        predictor: What predicts.
-        predicted: `(N,)`, NaN where nothing is predicted.
-        truth: `(N,)`.
-        patients: Patient of each.
-        targets: What is asked.
-    """
-    known = np.isfinite(predicted)
-    scores, errors = conformity(predicted, truth), residuals(predicted, truth)
-    rows = np.flatnonzero(known).tolist()
-    quantile = patient_quantile(scores[rows], [patients[row] for row in rows], targets.coverage)
-    missed = (predicted - truth)[known]
-    return StructureModel(
-        predictor=predictor,
-        quantile=quantile if np.isfinite(quantile) else None,
-        residuals=tuple(round(float(error), 6) if there else None for error, there in zip(errors, known, strict=True)),
-        error=float(np.abs(missed).mean()) if known.any() else None,
-        bias=float(missed.mean()) if known.any() else None,
-    )
 
 
 def _threshold(

@@ -9,17 +9,14 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Sequence
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
 _FLOOR = 0.05
+_Number = TypeVar("_Number", float, npt.NDArray[np.float64])
 _SHARES_REFUSED = (0.0, 0.1, 0.25, 0.4, 0.6)
-
-
-def conformity(predicted: npt.NDArray[np.float64], observed: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    """Absolute error over the width that the prediction gives its interval."""
-    return np.asarray(np.abs(residuals(predicted, observed)))
 
 
 def residuals(predicted: npt.NDArray[np.float64], observed: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
@@ -27,9 +24,9 @@ def residuals(predicted: npt.NDArray[np.float64], observed: npt.NDArray[np.float
     return np.asarray((observed - predicted) / spread_of(predicted))
 
 
-def spread_of(predicted: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+def spread_of(predicted: _Number) -> _Number:
     """Relative width of an interval: the lower a Dice, the less it is known."""
-    return np.asarray(1 - predicted + _FLOOR)
+    return 1 - predicted + _FLOOR
 
 
 def patient_quantile(
@@ -48,7 +45,7 @@ def patient_quantile(
         confidence: In (0, 1).
 
     Returns:
-        The quantile; infinite where there are fewer patients than `fewest_patients`.
+        The quantile; infinite where there are fewer patients than `fewest_for_intervals`.
     """
     return weighted_quantile(scores, np.ones(len(scores)), patients, 1.0, confidence)
 
@@ -131,14 +128,14 @@ def effective_patients(
     return float(min(equal, of_patient.sum() / np.median(own)))
 
 
-def fewest_patients(confidence: float) -> int:
+def fewest_for_intervals(confidence: float) -> int:
     """Patients that intervals of this confidence need at least."""
     return math.ceil(confidence / (1 - confidence) - 1e-9)
 
 
 def interval(predicted: float, quantile: float) -> tuple[float, float]:
     """The interval of a predicted Dice, within [0, 1]."""
-    reach = quantile * (1 - predicted + _FLOOR)
+    reach = quantile * spread_of(predicted)
     return max(0.0, predicted - reach), min(1.0, predicted + reach)
 
 

@@ -16,19 +16,20 @@ from medfm_rl.adapters import CaseGrid, SegmenterAdapter
 from medfm_rl.adapters.loading import load_grid
 from medfm_rl.anatomy.profiles import Anatomy
 from medfm_rl.errors import ModelError
+from medfm_rl.metrics.scores import MEAN
 from medfm_rl.quality.biomedclip import BiomedCLIP
-from medfm_rl.quality.conformal import effective_patients, fewest_patients, interval, weighted_quantile
+from medfm_rl.quality.conformal import effective_patients, fewest_for_intervals, interval, weighted_quantile
+from medfm_rl.quality.echo_views import ECHO_PROFILES, ViewClassifier
 from medfm_rl.quality.evidence import Evidence
-from medfm_rl.quality.guarantees import BatchStanding, meaning, of_batch, promises
+from medfm_rl.quality.guarantees import BatchStanding, Footing
 from medfm_rl.quality.in_stream import StreamStanding
-from medfm_rl.quality.model import MEAN, QUALITY_FILE, QualityModel, StructureModel
+from medfm_rl.quality.model import QUALITY_FILE, QualityModel, StructureModel
 from medfm_rl.quality.reports import BatchReport, QualityReport, ShiftSeenBy, State, StructureScore
 from medfm_rl.quality.reviewed_errors import ReviewedErrors
 from medfm_rl.quality.shift import DomainReference
 from medfm_rl.quality.submission import Submission, collect_evidence, segment, submit
 from medfm_rl.quality.terms import Terms
 from medfm_rl.quality.verdicts import decide, risk
-from medfm_rl.quality.views import ECHO_PROFILES, ViewClassifier
 from medfm_rl.reward.network import RewardEnsemble
 from medfm_rl.settings import RESEARCH, SitePolicy
 from medfm_rl.structures import bounding_box, pixels_of
@@ -145,6 +146,12 @@ class QualityController:
             policy,
             ReviewedErrors.of_run(path),
         )
+
+    @property
+    def gate_hashes(self) -> dict[str, str]:
+        """SHA-256 of the weights of the further networks that look at images, by name."""
+        gates = {"views": self.views, "biomedclip": self.biomedclip}
+        return {name: gate.weights_hash for name, gate in gates.items() if gate is not None}
 
     @property
     def segmenter(self) -> SegmenterAdapter:
@@ -267,11 +274,7 @@ class QualityController:
             keep: Takes the settled reports one by one, and gives them back as a sequence.
         """
         standing, likelihoods = self._tested(reports)
-        settled = keep(self._settled(reports, standing, likelihoods))
-        words = meaning(standing, settled, self.terms)
-        worth = of_batch(standing, self.terms)
-        promised = promises(self.terms, standing)
-        return BatchReport(settled, standing.state, standing.patients, words, *worth, standing.probability, promised)
+        return standing.summary(keep(self._settled(reports, standing, likelihoods)), self.terms)
 
     def _tested(self, reports: Sequence[QualityReport]) -> tuple[BatchStanding, _Likelihoods | None]:
         """How a batch stands beside the calibration cases, and their likelihood ratios and its own where they count.
@@ -290,7 +293,7 @@ class QualityController:
             reference, own = domain.likelihood_ratios(embeddings, patients)
             effective = effective_patients(reference, domain.patients, own)
             state = "suspended"
-            if effective >= fewest_patients(self.model.targets.coverage):
+            if effective >= fewest_for_intervals(self.model.targets.coverage):
                 state, likelihoods = "weighted", (reference, own)
         return BatchStanding(state, len(set(patients)), probability, effective), likelihoods
 
@@ -315,7 +318,7 @@ class QualityController:
         """
         return stream.summary([self._known(report, stream) for report in reports], self.terms)
 
-    def _known(self, report: QualityReport, standing: BatchStanding | StreamStanding) -> QualityReport:
+    def _known(self, report: QualityReport, standing: Footing) -> QualityReport:
         """A report with its verdict by the errors of reviewed patients, or of the calibration as it is.
 
         It may have come out of another batch, with the intervals that held there.

@@ -7,9 +7,8 @@ from pathlib import Path
 
 import torch
 
-from medfm_rl.data.files import hash_file
 from medfm_rl.quality.biomedclip import BiomedCLIP
-from medfm_rl.quality.views import ViewClassifier
+from medfm_rl.quality.echo_views import ViewClassifier
 
 
 @dataclass(frozen=True)
@@ -33,11 +32,6 @@ class Gates:
         views = None if self.echoprime is None else ViewClassifier.load(self.echoprime, device)
         biomedclip = None if self.biomedclip is None else BiomedCLIP.load(self.biomedclip, device)
         return views, biomedclip
-
-    def hashes(self) -> dict[str, str]:
-        """SHA-256 of the weights by name, for the record of what assessed a case."""
-        files = {"views": self.echoprime, "biomedclip": self.biomedclip}
-        return {name: hash_file(path) for name, path in files.items() if path is not None}
 
 
 NO_GATES = Gates()

@@ -4,17 +4,34 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 from medfm_rl.data.layouts import name_patients
-from medfm_rl.quality.conformal import fewest_patients
-from medfm_rl.quality.model import MEAN
-from medfm_rl.quality.reports import Guarantee, Promise, QualityReport, ReasonCode, State
+from medfm_rl.metrics.scores import MEAN
+from medfm_rl.quality.conformal import fewest_for_intervals
+from medfm_rl.quality.reports import BatchReport, Guarantee, PromiseStatus, QualityReport, ReasonCode, State, Status
 from medfm_rl.quality.shift import FEWEST_IN_BATCH
 from medfm_rl.quality.terms import Terms
 
 RESTS_ON_PREDICTION: tuple[ReasonCode, ...] = ("promise", "threshold", "predicted_dice", "rules")
 """Grounds of verdicts that stand on the calibration of predicted Dice."""
 NEEDS_NO_PROMISE = "it needs no promise: nothing that was learned of predicted Dice was used"
+
+
+class Footing(Protocol):
+    """What verdicts stand on: the test of a batch, or of a stream."""
+
+    def promised(self, report: QualityReport, telling: bool, terms: Terms) -> tuple[ReasonCode, str] | None:
+        """The promise under which a mask is accepted, and why in words; None where it falls under none.
+
+        Args:
+            report: Of a mask that has a predicted mean Dice.
+            telling: Whether it breaks a telling rule.
+            terms: What is asked, with model and threshold.
+        """
+
+    def worth(self, code: ReasonCode, terms: Terms) -> tuple[Guarantee, str]:
+        """The guarantee of a verdict with this ground, and on what it rests."""
 
 
 @dataclass(frozen=True)
@@ -44,13 +61,7 @@ class BatchStanding:
         return "" if self.probability is None else f"two-sample test, p = {self.probability:.3g}"
 
     def promised(self, report: QualityReport, telling: bool, terms: Terms) -> tuple[ReasonCode, str] | None:
-        """The promise under which a mask is accepted, and why in words; None where it falls under none.
-
-        Args:
-            report: Of a mask that has a predicted mean Dice.
-            telling: Whether it breaks a telling rule.
-            terms: With the threshold.
-        """
+        """As in `Footing`."""
         # What is promised of the accepted masks was tested for those above the threshold that break no telling rule,
         # and for no others.
         threshold = terms.threshold if self.threshold_counts and not telling else None
@@ -60,14 +71,10 @@ class BatchStanding:
         return "threshold", f"at or above the threshold {threshold:.3f}"
 
     def worth(self, code: ReasonCode, terms: Terms) -> tuple[Guarantee, str]:
-        """The guarantee of a verdict, and on what it rests.
+        """As in `Footing`.
 
         Proven is what was accepted by the threshold that a promise was tested for, on labelled cases of this domain, in
         a batch that a test found no difference in; nothing else is.
-
-        Args:
-            code: The ground of the verdict.
-            terms: With the model and its threshold.
         """
         if code not in RESTS_ON_PREDICTION:
             return "expected", NEEDS_NO_PROMISE
@@ -95,6 +102,102 @@ class BatchStanding:
         no_difference = f"it {rests}, and no difference from them was found in this batch ({self.found})"
         return "expected", f"{no_difference}, but {_unproven(terms)}"
 
+    def summary(self, reports: Sequence[QualityReport], terms: Terms) -> BatchReport:
+        """The masks of a batch with what holds for them together.
+
+        Args:
+            reports: With their verdicts.
+            terms: With the model that the batch was compared with.
+        """
+        code: ReasonCode = "threshold" if terms.threshold is not None and self.threshold_counts else "predicted_dice"
+        return BatchReport(
+            reports,
+            self.state,
+            self.patients,
+            self._meaning(reports, terms),
+            *self.worth(code, terms),
+            self.probability,
+            self._promises(terms),
+        )
+
+    def _meaning(self, cases: Sequence[QualityReport], terms: Terms) -> str:
+        """The meaning of the state for the verdicts, in words."""
+        who = f"the batch is of {self.patients} {'patient' if self.patients == 1 else 'patients'}"
+        if terms.reviewed:
+            return (
+                f"{who}; predicted Dice, intervals and verdicts go by {terms.known_patients}. Whether the batch is "
+                "like them was not tested, so no verdict is proven"
+            )
+        match self.state:
+            case "untested":
+                known = len(set(terms.model.domain.patients))
+                named = name_patients([case.patient_id for case in cases], [case.case_id for case in cases])
+                return (
+                    f"{who} and the calibration keeps {known} to compare with; {FEWEST_IN_BATCH} of each are needed to "
+                    "test whether they are alike, so verdicts are what the calibration leads to expect, and none is "
+                    f"proven; {named}"
+                )
+            case "holds":
+                return (
+                    f"{who}, and no difference from the calibration cases was found, which is no proof that there is "
+                    "none"
+                )
+            case "weighted":
+                return (
+                    f"{who}, and they differ from the calibration cases: intervals and verdicts count those more that "
+                    "are like these, and no verdict is proven"
+                )
+            case "suspended":
+                return (
+                    f"{who}, and they differ from the calibration cases: nothing is promised. Predicted Dice, "
+                    "intervals and verdicts still tell which masks to look at first, but they are guesses"
+                )
+
+    def _promises(self, terms: Terms) -> tuple[PromiseStatus, ...]:
+        """What is promised of intervals and of accepted masks."""
+        model, state = terms.model, self.state
+        accepted, _, why = model.accept_reason.partition(": ")
+        differs = f"the batch differs from the calibration cases ({model.origin}): {self.found}"
+        counted = (
+            f"counted by how alike their images are to these, the {model.conformal_patients} calibration patients tell "
+            f"as much as {self.effective:.1f} patients would"
+        )
+        advice = "calibrate on labelled cases of this domain"
+        if terms.reviewed:
+            reason = f"they come from {terms.known_patients}; whether the batch is like them was not tested"
+            return promise_of_intervals(terms, "untested", reason), PromiseStatus(accepted, "none", terms.no_threshold)
+        match state:
+            case "untested":
+                reason = (
+                    f"the two-sample test needs at least {FEWEST_IN_BATCH} patients in the batch and in the "
+                    "calibration; whether they are alike is for you to say"
+                )
+            case "holds":
+                reason = f"no difference from the calibration cases ({model.origin}) was found: {self.found}"
+            case "weighted":
+                reason = (
+                    f"{differs}; {counted}, which is enough. The intervals are weighted by that, and hold if only the "
+                    f"images differ and not how good masks of such images are; to be sure, {advice}"
+                )
+            case "suspended":
+                least = fewest_for_intervals(model.targets.coverage)
+                reason = f"{differs}; {counted}, and at least {least} are needed for a promise; {advice}"
+        intervals = promise_of_intervals(terms, state, reason)
+        if model.accept_threshold is None:
+            return intervals, PromiseStatus(accepted, "none", why)
+        # Weights say nothing of a threshold.
+        return intervals, PromiseStatus(accepted, "suspended" if state == "weighted" else state, reason)
+
+
+def promise_of_intervals(terms: Terms, status: Status, reason: str) -> PromiseStatus:
+    """The promise of the intervals, with its status and why; none where there were too few patients for any."""
+    model = terms.model
+    words = f"{model.targets.coverage:.0%} of the intervals of predicted Dice hold the true Dice"
+    if not terms.reviewed and model.structures[MEAN].quantile is None:
+        status = "none"
+        reason = f"{model.conformal_patients} calibration patients are too few for intervals of this coverage"
+    return PromiseStatus(words, status, reason)
+
 
 def _unproven(terms: Terms) -> str:
     """Why a verdict of a batch in which no difference was found is not proven."""
@@ -103,95 +206,3 @@ def _unproven(terms: Terms) -> str:
     if not terms.model.target_domain:
         return f"they are no labelled cases of this domain: {terms.model.origin}"
     return f"the promise is of masks accepted at or above the threshold {terms.threshold:.3f}, and of no others"
-
-
-def of_batch(standing: BatchStanding, terms: Terms) -> tuple[Guarantee, str]:
-    """The most that a verdict `accept` of the batch is worth, and on what that rests."""
-    code: ReasonCode = "threshold" if terms.threshold is not None and standing.threshold_counts else "predicted_dice"
-    return standing.worth(code, terms)
-
-
-def meaning(standing: BatchStanding, cases: Sequence[QualityReport], terms: Terms) -> str:
-    """The meaning of the state of a batch for the verdicts, in words.
-
-    Args:
-        standing: The test of the batch.
-        cases: The batch.
-        terms: With the model that it was compared with.
-    """
-    named, patients, model = [case.patient_id for case in cases], standing.patients, terms.model
-    who = f"the batch is of {patients} {'patient' if patients == 1 else 'patients'}"
-    if terms.reviewed:
-        return (
-            f"{who}; predicted Dice, intervals and verdicts go by {terms.known_patients}. Whether the batch is like "
-            "them was not tested, so no verdict is proven"
-        )
-    match standing.state:
-        case "untested":
-            known = len(set(model.domain.patients))
-            return (
-                f"{who} and the calibration keeps {known} to compare with; {FEWEST_IN_BATCH} of each are needed to "
-                "test whether they are alike, so verdicts are what the calibration leads to expect, and none is "
-                "proven; " + name_patients(named, [case.case_id for case in cases])
-            )
-        case "holds":
-            return (
-                f"{who}, and no difference from the calibration cases was found, which is no proof that there is none"
-            )
-        case "weighted":
-            return (
-                f"{who}, and they differ from the calibration cases: intervals and verdicts count those more that are "
-                "like these, and no verdict is proven"
-            )
-        case "suspended":
-            return (
-                f"{who}, and they differ from the calibration cases: nothing is promised. Predicted Dice, intervals "
-                "and verdicts still tell which masks to look at first, but they are guesses"
-            )
-
-
-def promises(terms: Terms, standing: BatchStanding) -> tuple[Promise, ...]:
-    """The promises of intervals and threshold for such a batch.
-
-    Args:
-        terms: With the model that was calibrated.
-        standing: The test of the batch.
-    """
-    model = terms.model
-    targets, state, found = model.targets, standing.state, standing.found
-    promise = f"{targets.coverage:.0%} of the intervals of predicted Dice hold the true Dice"
-    differs = f"the batch differs from the calibration cases ({model.origin}): {found}"
-    counted = (
-        f"counted by how alike their images are to these, the {model.conformal_patients} calibration patients tell as "
-        f"much as {standing.effective:.1f} patients would"
-    )
-    advice = "calibrate on labelled cases of this domain"
-    if terms.reviewed:
-        unlike = "whether the batch is like them was not tested"
-        reviewed = Promise(promise, "untested", f"they come from {terms.known_patients}; {unlike}")
-        return reviewed, Promise(model.accept_reason.partition(": ")[0], "none", terms.no_threshold)
-    match state:
-        case "untested":
-            reason = (
-                f"the two-sample test needs at least {FEWEST_IN_BATCH} patients in the batch and in the "
-                "calibration; whether they are alike is for you to say"
-            )
-        case "holds":
-            reason = f"no difference from the calibration cases ({model.origin}) was found: {found}"
-        case "weighted":
-            reason = (
-                f"{differs}; {counted}, which is enough. The intervals are weighted by that, and hold if only the "
-                f"images differ and not how good masks of such images are; to be sure, {advice}"
-            )
-        case "suspended":
-            least = fewest_patients(targets.coverage)
-            reason = f"{differs}; {counted}, and at least {least} are needed for a promise; {advice}"
-    intervals = Promise(promise, state, reason)
-    if model.structures[MEAN].quantile is None:
-        few = f"{model.conformal_patients} calibration patients are too few for intervals of this coverage"
-        intervals = Promise(promise, "none", few)
-    promise, _, why = model.accept_reason.partition(": ")
-    if model.accept_threshold is None:
-        return intervals, Promise(promise, "none", why)
-    # Weights say nothing of a threshold.
-    return intervals, Promise(promise, "suspended" if state == "weighted" else state, reason)

@@ -11,13 +11,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from medfm_rl.quality.guarantees import NEEDS_NO_PROMISE, RESTS_ON_PREDICTION
-from medfm_rl.quality.model import MEAN
+from medfm_rl.quality.drift import FEWEST_BEFORE, DriftTest
+from medfm_rl.quality.guarantees import NEEDS_NO_PROMISE, RESTS_ON_PREDICTION, promise_of_intervals
 from medfm_rl.quality.promise_state import PromiseState, Standing
 from medfm_rl.quality.promises import Promise
-from medfm_rl.quality.reports import BatchReport, Guarantee, QualityReport, ReasonCode, State, Status
-from medfm_rl.quality.reports import Promise as BatchPromise
-from medfm_rl.quality.streams import FEWEST_BEFORE, DriftTest
+from medfm_rl.quality.reports import BatchReport, Guarantee, PromiseStatus, QualityReport, ReasonCode, State, Status
 from medfm_rl.quality.terms import Terms
 
 _STATUS: Final[Mapping[Standing, Status]] = {
@@ -70,14 +68,9 @@ class StreamStanding:
         return f"no change was found in the {self.drift.studies} tested studies and reviews of stream {self.name}"
 
     def promised(self, report: QualityReport, telling: bool, terms: Terms) -> tuple[ReasonCode, str] | None:
-        """The promise under which a mask is accepted, and why in words; None where it falls under none.
+        """As in `Footing`; the promise is for masks that meet every rule.
 
         A threshold of the calibration promises nothing here: it is for batches that a test compares with it.
-
-        Args:
-            report: Of a mask that has a predicted mean Dice.
-            telling: Whether it breaks a telling rule; the promise is for masks that meet every rule.
-            terms: What is asked of a promise.
         """
         if self._not_under(terms) or telling:
             return None
@@ -88,12 +81,7 @@ class StreamStanding:
         return "promise", f"at or above the threshold {promise.threshold:.3f} of the promise, and every rule is met"
 
     def worth(self, code: ReasonCode, terms: Terms) -> tuple[Guarantee, str]:
-        """The guarantee of a verdict, and on what it rests.
-
-        Args:
-            code: The ground of the verdict.
-            terms: With the model.
-        """
+        """As in `Footing`."""
         if code not in RESTS_ON_PREDICTION:
             return "expected", NEEDS_NO_PROMISE
         if self.state == "suspended":
@@ -136,20 +124,13 @@ class StreamStanding:
             self._promises(terms),
         )
 
-    def _promises(self, terms: Terms) -> tuple[BatchPromise, ...]:
-        model = terms.model
-        intervals = f"{model.targets.coverage:.0%} of the intervals of predicted Dice hold the true Dice"
-        if not terms.reviewed and model.structures[MEAN].quantile is None:
-            few = f"{model.conformal_patients} calibration patients are too few for intervals of this coverage"
-            first = BatchPromise(intervals, "none", few)
-        elif self.state == "suspended":
-            first = BatchPromise(intervals, "suspended", self.words)
+    def _promises(self, terms: Terms) -> tuple[PromiseStatus, ...]:
+        if self.state == "suspended":
+            intervals = promise_of_intervals(terms, "suspended", self.words)
         else:
             unlike = "a stream is compared with itself, and not with the calibration cases"
             if terms.reviewed:
                 unlike = f"they come from {terms.known_patients}; whether these are of this stream is for you to say"
-            first = BatchPromise(intervals, "untested", unlike)
-        if self.promise is None:
-            return first, BatchPromise("accepted masks are as good as is asked", "none", self.promise_state.reason)
-        state = self.promise_state
-        return first, BatchPromise(self.promise.target.words, _STATUS[state.standing], state.reason)
+            intervals = promise_of_intervals(terms, "untested", unlike)
+        words = "accepted masks are as good as is asked" if self.promise is None else self.promise.target.words
+        return intervals, PromiseStatus(words, _STATUS[self.promise_state.standing], self.promise_state.reason)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,7 +25,7 @@ from medfm_rl.anatomy.rules import Profile
 from medfm_rl.data.files import hash_folder, write_text
 from medfm_rl.data.json_text import parse_json
 from medfm_rl.errors import ModelError
-from medfm_rl.quality.conformal import interval
+from medfm_rl.quality.conformal import interval, patient_quantile, residuals
 from medfm_rl.quality.evidence import Evidence, log_odds
 from medfm_rl.quality.prediction import DicePredictor
 from medfm_rl.quality.shift import DomainReference
@@ -32,7 +33,6 @@ from medfm_rl.reward.fusion import read_fusion
 from medfm_rl.types import LabelSchema
 
 QUALITY_FILE = "quality.json"
-MEAN = "mean"
 _FORMAT = 6
 _UNSIGNED = 5
 """The format that had the sizes of errors without their signs, and no telling rules."""
@@ -146,6 +146,37 @@ class StructureModel(BaseModel):
     error: float | None
     bias: float | None
 
+    @classmethod
+    def of_errors(
+        cls,
+        predicted: npt.NDArray[np.float64],
+        truth: npt.NDArray[np.float64],
+        patients: Sequence[str] | Sequence[int],
+        coverage: float,
+        predictor: DicePredictor | None = None,
+    ) -> StructureModel:
+        """How far predictions miss the truth, on cases that they were not fitted on.
+
+        Args:
+            predicted: `(N,)`, NaN where nothing is predicted.
+            truth: `(N,)`.
+            patients: Patient of each.
+            coverage: Share of cases whose Dice the interval is to hold.
+            predictor: What predicts.
+        """
+        known = np.isfinite(predicted)
+        rows = np.flatnonzero(known).tolist()
+        relative = residuals(predicted, truth)
+        quantile = patient_quantile(np.abs(relative[rows]), np.asarray(patients)[rows].tolist(), coverage)
+        missed = (predicted - truth)[known]
+        return cls(
+            predictor=predictor,
+            quantile=quantile if np.isfinite(quantile) else None,
+            residuals=tuple(round(float(error), 6) if np.isfinite(error) else None for error in relative),
+            error=float(np.abs(missed).mean()) if rows else None,
+            bias=float(missed.mean()) if rows else None,
+        )
+
     def known_conformity(self) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.intp]]:
         """Sizes of the relative errors of the cases that have a prediction, and their rows in the domain reference."""
         rows = np.array([row for row, score in enumerate(self.residuals) if score is not None], dtype=np.intp)
@@ -235,22 +266,22 @@ class QualityModel(BaseModel):
 
     @model_serializer(mode="wrap")
     def _without_what_is_not_there(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """A file of all networks is as versions wrote it that knew no other."""
+        """A file of all networks, or of structures that do not overlap, is as versions wrote it that knew no other."""
         content: dict[str, Any] = handler(self)
-        return {name: value for name, value in content.items() if name != "networks" or value is not None}
+        return {name: value for name, value in content.items() if name not in ("networks", "region_ids") or value}
 
     @property
-    def schema_(self) -> LabelSchema:
+    def label_schema(self) -> LabelSchema:
         """Structures of the masks."""
         return LabelSchema(self.names, self.ids, self.region_ids)
 
     def bound_anatomy(self) -> Anatomy:
         """The rules, bound to the structures."""
-        return Anatomy(self.anatomy, self.profile, self.schema_)
+        return Anatomy(self.anatomy, self.profile, self.label_schema)
 
     def write(self, path: Path) -> None:
         """Writes the file, whole or not at all."""
-        write_text(path, self.model_dump_json(indent=1, exclude=None if self.region_ids else {"region_ids"}) + "\n")
+        write_text(path, self.model_dump_json(indent=1) + "\n")
 
     @classmethod
     def read(cls, path: Path) -> QualityModel:

@@ -8,8 +8,8 @@ from typing import Final, Literal
 
 import numpy as np
 
+from medfm_rl.quality.drift import FEWEST_BEFORE, DriftTest
 from medfm_rl.quality.promises import Promise
-from medfm_rl.quality.streams import FEWEST_BEFORE, DriftTest
 
 Standing = Literal["in force", "expected", "withdrawn", "none"]
 _BETS: Final = (0.2, 0.5, 0.8)
@@ -42,7 +42,7 @@ class StreamFacts:
         drift: The test of the stream.
         losses: Of each patient with masks that were accepted under the promise and reviewed since the stream began
             anew the last time: the share of bad ones, or whether there is one, as the promise counts; in their order.
-        masks: Keys of the masks of the stream since then (`streams.mask_key`).
+        masks: Keys of the masks of the stream since then (`drift.mask_key`).
         former: Keys of its masks from before.
         scanner_known: Whether anybody has said which scanner it is of.
     """

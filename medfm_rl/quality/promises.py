@@ -25,7 +25,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, Literal, get_args
+from typing import Final, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -38,7 +38,6 @@ from medfm_rl.errors import ConfigError
 
 PROMISE_FILE: Final = "promise.json"
 Unit = Literal["mean", "worst"]
-UNITS: tuple[Unit, ...] = get_args(Unit)
 _FORMAT: Final = 3
 _STEPS: Final = 200
 """Thresholds are multiples of 1/200: a finer grid costs no confidence, and scores say no more."""
@@ -91,7 +90,7 @@ class PromiseTarget(BaseModel):
         return f"at most {self.alpha:.0%} {who}, with {self.confidence:.0%} confidence"
 
 
-class Evidence(BaseModel):
+class Grounds(BaseModel):
     """What a promise rests on, by hash.
 
     Attributes:
@@ -102,7 +101,7 @@ class Evidence(BaseModel):
         reviewers: Opaque ids of who reviewed.
         left_out: Reviewed cases that no promise may rest on, and why.
         looks: How many promises were sought from this store before, with this quality model.
-        masks: Keys of the reviewed masks (`streams.mask_key`); none in a file that an older version wrote.
+        masks: Keys of the reviewed masks (`drift.mask_key`); none in a file that an older version wrote.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -145,7 +144,7 @@ class Promise(BaseModel):
     p_value: float
     reason: str
     created: str = ""
-    evidence: Evidence | None = None
+    evidence: Grounds | None = None
 
     def accepts(self, predicted: float | None, rules_met: bool) -> bool:
         """Whether a mask is accepted by the rule that the promise was proven for.
@@ -170,7 +169,7 @@ class Promise(BaseModel):
         return read_model(path, cls, _FORMAT, "a promise", "make it by `medfm-rl calibrate RUN --feedback STORE`")
 
 
-def fewest_patients(target: PromiseTarget) -> int:
+def fewest_for_promise(target: PromiseTarget) -> int:
     """Patients with an accepted mask that a promise needs at least, if none of these masks is bad."""
     return math.ceil(math.log(1 - target.confidence) / math.log(1 - target.alpha) - _ROUNDING)
 
@@ -242,7 +241,7 @@ def prove(reviewed: Sequence[ReviewedMask], target: PromiseTarget) -> Promise:
     for mask in reviewed:
         if not all(0 <= value <= 1 for value in (mask.dice, mask.predicted or 0)):
             raise ConfigError(f"case {mask.case}: Dice {mask.dice} and its prediction must lie in [0, 1]")
-    least, level = fewest_patients(target), 1 - target.confidence + _ROUNDING
+    least, level = fewest_for_promise(target), 1 - target.confidence + _ROUNDING
     proven: float | None = None
     tested: list[tuple[float, float]] = []
     count, losses = 0, np.zeros(0)

@@ -11,14 +11,14 @@ import numpy as np
 import numpy.typing as npt
 from scipy.spatial.distance import cdist, pdist
 
-from medfm_rl.quality.conformal import fewest_patients
+from medfm_rl.quality.conformal import fewest_for_intervals
 from medfm_rl.quality.model import Targets
 from medfm_rl.seeding import derive_seed, numpy_generator
 
 Way = Literal["gain", "clasp", "random"]
 """How patients to learn from are chosen: by expected gain, as ClaSP chooses patches, or at random."""
 WAYS: Final[tuple[Way, ...]] = get_args(Way)
-DEFAULT_AUDIT: Final = fewest_patients(Targets().coverage)
+DEFAULT_AUDIT: Final = fewest_for_intervals(Targets().coverage)
 """Patients of an audit draw: as many as an interval of 90 % needs at least. No promise can rest on fewer."""
 _STRATIFIED: Final = 0.66
 _POWER: Final = 1.0

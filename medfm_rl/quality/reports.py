@@ -9,7 +9,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 
 from medfm_rl.anatomy.profiles import RuleResult
-from medfm_rl.quality.views import ViewFinding
+from medfm_rl.quality.echo_views import ViewFinding
 from medfm_rl.types import FloatArray
 
 Verdict = Literal["accept", "correct", "refer"]
@@ -145,7 +145,7 @@ class QualityReport:
 
 
 @dataclass(frozen=True)
-class Promise:
+class PromiseStatus:
     """A promise, and whether it holds for a batch.
 
     Attributes:
@@ -191,4 +191,4 @@ class BatchReport:
     guarantee: Guarantee
     evidence: str
     shift_probability: float | None
-    promises: tuple[Promise, ...]
+    promises: tuple[PromiseStatus, ...]

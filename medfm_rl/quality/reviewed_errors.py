@@ -30,8 +30,9 @@ from scipy import stats
 from medfm_rl.data.files import hash_file, write_versioned_json
 from medfm_rl.data.json_models import read_model
 from medfm_rl.errors import DataError
-from medfm_rl.quality.conformal import fewest_patients, patient_quantile, residuals
-from medfm_rl.quality.model import MEAN, QUALITY_FILE, StructureModel
+from medfm_rl.metrics.scores import MEAN
+from medfm_rl.quality.conformal import fewest_for_intervals
+from medfm_rl.quality.model import QUALITY_FILE, StructureModel
 from medfm_rl.quality.reports import QualityReport, StructureScore
 from medfm_rl.quality.verdicts import probability_below
 
@@ -201,13 +202,15 @@ def fit_reviewed_errors(masks: Sequence[ReviewedPrediction], coverage: float, or
         coverage=coverage,
         patients=tuple(owners.tolist()),
         shifts=dict(zip(names, shifts.tolist(), strict=True)),
-        structures={name: _errors(found, right, owners, coverage) for name, found, right in columns},
+        structures={
+            name: StructureModel.of_errors(found, right, owners.tolist(), coverage) for name, found, right in columns
+        },
         error_before=float(np.nanmean(before)),
     )
 
 
 def _require_patients(predicted: Array, owners: npt.NDArray[np.intp], names: Sequence[str], coverage: float) -> None:
-    least = fewest_patients(coverage)
+    least = fewest_for_intervals(coverage)
     whole = np.isfinite(predicted).all(axis=1) if len(predicted) else np.zeros(0, bool)
     count = len(set(owners[whole].tolist()))
     if count < least:
@@ -228,20 +231,6 @@ def _shifts(predicted: Array, truth: Array, owners: npt.NDArray[np.intp]) -> Arr
         variance = np.pi / 2 * deviation**2 / len(of_patients)
         found.append(middle * _PRIOR**2 / (_PRIOR**2 + variance))
     return np.array(found)
-
-
-def _errors(predicted: Array, truth: Array, owners: npt.NDArray[np.intp], coverage: float) -> StructureModel:
-    known = np.isfinite(predicted)
-    relative = residuals(predicted, truth)
-    missed = (predicted - truth)[known]
-    errors = np.round(relative, 6).tolist()
-    return StructureModel(
-        predictor=None,
-        quantile=patient_quantile(np.abs(relative[known]), owners[known].tolist(), coverage),
-        residuals=tuple(error if there else None for error, there in zip(errors, known.tolist(), strict=True)),
-        error=float(np.abs(missed).mean()),
-        bias=float(missed.mean()),
-    )
 
 
 def _moved(predicted: Any, shift: Any) -> Any:

@@ -146,7 +146,7 @@ class DomainReference(BaseModel):
             ratios[assessed] = np.exp(np.clip(model.decision_function(together[assessed]), *_LARGEST_LOG_RATIO))
         return ratios[~new], ratios[new]
 
-    def batch_probability(self, embeddings: Array, patients: Sequence[str], seed: int = 0) -> float | None:
+    def batch_probability(self, embeddings: Array, patients: Sequence[str]) -> float | None:
         """p-value of a two-sample test of a batch against the reference.
 
         Energy distance (Szekely and Rizzo, 2013) between patients, with permutations of patients: the images of one are
@@ -155,7 +155,7 @@ class DomainReference(BaseModel):
         Returns:
             None where the batch or the reference has fewer than five patients.
         """
-        generator = numpy_generator(seed, "two-sample test")
+        generator = numpy_generator(0, "two-sample test")
         known = _drawn(_rows_of(self.patients), generator)
         new = _drawn([rows + len(self.reference) for rows in _rows_of(patients)], generator)
         if min(len(known), len(new)) < FEWEST_IN_BATCH:

@@ -15,8 +15,8 @@ from medfm_rl.adapters import CaseGrid, Sample, SegmenterAdapter
 from medfm_rl.anatomy.profiles import Anatomy, RuleResult
 from medfm_rl.errors import DataError
 from medfm_rl.quality.appearance import appearance
+from medfm_rl.quality.echo_views import ViewFinding
 from medfm_rl.quality.evidence import Evidence, confidence_in
-from medfm_rl.quality.views import ViewFinding
 from medfm_rl.reward.network import RewardEnsemble
 from medfm_rl.types import Case, FloatArray, LabelMap, LabelSchema
 
@@ -152,7 +152,7 @@ def _require_finite(case: Case) -> None:
         raise DataError(f"case {case.case_id}: the image has values that are not finite; mend or leave it out")
 
 
-def fill_a_batch(submissions: Sequence[Submission]) -> bool:
+def is_a_batch(submissions: Sequence[Submission]) -> bool:
     """Whether so many masks wait that they are assessed before another image comes into the memory."""
     return len(submissions) >= _BATCH or sum(item.labels.size for item in submissions) >= _MOST_PIXELS
 

@@ -4,28 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Protocol
 
 from medfm_rl.errors import ConfigError
-from medfm_rl.quality.model import MEAN, QualityModel
+from medfm_rl.metrics.scores import MEAN
+from medfm_rl.quality.model import QualityModel, Targets
+from medfm_rl.quality.promises import PromiseTarget
 from medfm_rl.quality.reports import Action, Guarantee, Verdict
 from medfm_rl.settings import SitePolicy
-
-
-class Promised(Protocol):
-    """What a promise is for."""
-
-    @property
-    def dice(self) -> float:
-        """Mean Dice below which a mask is bad."""
-
-    @property
-    def alpha(self) -> float:
-        """Largest share of bad masks among the accepted."""
-
-    @property
-    def confidence(self) -> float:
-        """Confidence of the statement."""
 
 
 @dataclass(frozen=True)
@@ -121,7 +106,7 @@ class Terms:
         action: Action = "use" if outcome == "accept" else "refer"
         return action, f"policy {name}: {what}: {outcome}"
 
-    def why_not_answered(self, promised: Promised) -> str:
+    def why_not_answered(self, promised: Targets | PromiseTarget) -> str:
         """Why a promise does not answer what the policy asks; empty where it does.
 
         A promise of a higher limit, a smaller share or more confidence than what is asked answers it too.

@@ -33,8 +33,7 @@ import numpy as np
 import numpy.typing as npt
 
 from medfm_rl.quality.conformal import predictive_probability, spread_of
-from medfm_rl.quality.guarantees import BatchStanding
-from medfm_rl.quality.in_stream import StreamStanding
+from medfm_rl.quality.guarantees import Footing
 from medfm_rl.quality.model import QualityModel, StructureModel
 from medfm_rl.quality.reports import QualityReport, ReasonCode, ShiftSeenBy, Verdict
 from medfm_rl.quality.terms import Terms
@@ -107,7 +106,7 @@ def probability_below(
             return None
         structure = structures[name]
         errors = np.array([np.nan if error is None else error for error in structure.residuals], dtype=np.float64)
-        reach = (limit - value) / float(spread_of(np.array(value)))
+        reach = (limit - value) / spread_of(value)
         is_below |= reach > 0
         if not structure.signed:
             signed, errors = False, np.abs(errors) if reach > 0 else -np.abs(errors)
@@ -120,7 +119,7 @@ def probability_below(
     return max(found, 0.5) if is_below else min(found, 0.5)
 
 
-def decide(report: QualityReport, standing: BatchStanding | StreamStanding, terms: Terms) -> QualityReport:
+def decide(report: QualityReport, standing: Footing, terms: Terms) -> QualityReport:
     """The report with its verdict, with what that is worth in such a batch or stream, and with what the policy does.
 
     Args:
@@ -143,9 +142,7 @@ def decide(report: QualityReport, standing: BatchStanding | StreamStanding, term
     )
 
 
-def _verdict(
-    report: QualityReport, standing: BatchStanding | StreamStanding, terms: Terms
-) -> tuple[Verdict, ReasonCode, list[str]]:
+def _verdict(report: QualityReport, standing: Footing, terms: Terms) -> tuple[Verdict, ReasonCode, list[str]]:
     unseen = _unseen(report)
     if unseen is not None:
         code, reasons = unseen

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from medfm_rl.quality.inference import Estimate
+from medfm_rl.quality.month import Estimate
 from medfm_rl.quality.promises import Promise
 
 _NAMES = {"mean_dice": "mean Dice", "failure_rate": "share of bad masks"}

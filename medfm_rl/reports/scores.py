@@ -12,8 +12,8 @@ import matplotlib
 import numpy as np
 import numpy.typing as npt
 
+from medfm_rl.metrics.scores import MEAN
 from medfm_rl.quality import BatchReport, QualityModel, QualityReport
-from medfm_rl.quality.model import MEAN
 from medfm_rl.quality.packed import InTurn
 from medfm_rl.quality.reports import GUARANTEES
 from medfm_rl.reports.figures import overlay, structure_colours
@@ -101,7 +101,7 @@ def write_page(
         policy=policy,
         limits={MEAN: model.targets.dice, **policy.limits},
         alpha=model.targets.alpha if policy.alpha is None else policy.alpha,
-        colours=structure_colours(model.schema_),
+        colours=structure_colours(model.label_schema),
         counts=counts,
         actions=actions,
         worth={guarantee: worth[guarantee] for guarantee in GUARANTEES if worth[guarantee]},

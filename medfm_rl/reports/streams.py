@@ -10,9 +10,9 @@ from typing import Final
 import numpy as np
 from matplotlib.figure import Figure
 
+from medfm_rl.quality.drift import STUDIES_TO_FALSE_ALARM, DriftTest
 from medfm_rl.quality.promise_state import PromiseState
 from medfm_rl.quality.promises import Promise
-from medfm_rl.quality.streams import STUDIES_TO_FALSE_ALARM, DriftTest
 from medfm_rl.reports.figures import encode_figure
 from medfm_rl.reports.pages import render_page
 

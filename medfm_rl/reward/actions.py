@@ -145,9 +145,6 @@ class ActionRecords(Records):
                 f"references {tuple(self.references.shape)}, certainty {tuple(self.certainty.shape)}, {count} origins"
             )
 
-    def __getitem__(self, rows: slice) -> ActionRecords:
-        return self.where(range(len(self))[rows])
-
     @property
     def actions_per_image(self) -> int:
         """A."""

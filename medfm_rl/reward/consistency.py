@@ -6,7 +6,7 @@ in which it fails is mostly one among others in which it does not.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from typing import final
@@ -116,9 +116,9 @@ class NeighbourWord:
 
 
 def agreement_over_time(
-    frames: npt.NDArray[np.generic], masks: LabelMap, structures: Structures, reach: int = 1
+    frames: npt.NDArray[np.generic], masks: LabelMap, structures: Structures
 ) -> npt.NDArray[np.float64]:
-    """Dice of each structure of each frame with what its neighbours, carried along, say: `(T, R)` in [0, 1].
+    """Dice of each structure of each frame with what those beside it, carried along, say: `(T, R)` in [0, 1].
 
     1 throughout for a clip of one frame: nothing speaks against it.
 
@@ -126,19 +126,12 @@ def agreement_over_time(
         frames: Grey values `(T, H, W)`.
         masks: Class indices `(T, H, W)`.
         structures: Class indices of each structure.
-        reach: Neighbours on either side.
     """
     found = np.ones((len(masks), len(structures)))
-    for place, votes in _votes(frames, masks, count_classes(structures), reach):
-        found[place] = dice(masks[place], votes.argmax(axis=0).astype(np.uint8), structures)
-    return found
-
-
-def _votes(
-    frames: npt.NDArray[np.generic], masks: LabelMap, num_classes: int, reach: int
-) -> Iterator[tuple[int, FloatArray]]:
-    for place in range(len(masks)):
-        near = neighbours_of(place, len(masks), reach)
+    for place, mask in enumerate(masks):
+        near = neighbours_of(place, len(masks), reach=1)
         if near:
             told = [(frames[other].astype(np.float32), masks[other], weight) for other, weight in near]
-            yield place, vote_of_neighbours(frames[place].astype(np.float32), told, num_classes)
+            votes = vote_of_neighbours(frames[place].astype(np.float32), told, count_classes(structures))
+            found[place] = dice(mask, votes.argmax(axis=0).astype(np.uint8), structures)
+    return found

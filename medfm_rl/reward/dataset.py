@@ -170,25 +170,6 @@ class ActionDataset:
             shard.origins,
         )
 
-    def stored(self, key: ShardKey) -> dict[str, Tensor]:
-        """A shard as it is stored: `images, actions, references, certainty`.
-
-        Raises:
-            DataError: As in `read`.
-        """
-        return open_shard(self._path(key), self._images).tensors()
-
-    def read_all(self) -> ActionRecords:
-        """All shards in memory, in the order of their names.
-
-        Raises:
-            DataError: The data set is empty.
-        """
-        keys = self.shards()
-        if not keys:
-            raise DataError(f"{self.folder}: the action data set is empty; collect actions first")
-        return ActionRecords.concatenate([self.read(key) for key in keys])
-
     def content_hash(self) -> str:
         """SHA-256 over the names and contents of all shards, in the order of their names.
 

@@ -12,11 +12,10 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from medfm_rl.data.files import read_versioned_json, replace_folder_on_success, versioned_json
 from medfm_rl.errors import ModelError
-from medfm_rl.networks import build_padded_unet, fill_network
+from medfm_rl.networks import build_padded_unet, fill_network, one_hot
 from medfm_rl.reward.fusion import read_fusion
 from medfm_rl.settings import NetworkSettings, RewardSettings
 from medfm_rl.tiling import over_tiles
@@ -65,8 +64,7 @@ class RewardNet(nn.Module):
         Returns:
             `(B, *S)`; the log-odds that a pixel is right, before calibration.
         """
-        one_hot = F.one_hot(actions.long(), self.num_classes).movedim(-1, 1)
-        return self._logits(images, one_hot.to(images.dtype))
+        return self._logits(images, one_hot(actions, self.num_classes, dim=1).to(images.dtype))
 
     def _logits(self, images: Tensor, memberships: Tensor) -> Tensor:
         """Reward logits `(B, *S)` of memberships `(B, K, *S)`."""

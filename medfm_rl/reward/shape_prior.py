@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from medfm_rl.data.files import read_versioned_json, replace_folder_on_success, versioned_json
 from medfm_rl.errors import DataError, ModelError
-from medfm_rl.networks import argmax_classes, fill_network, images_at_once
+from medfm_rl.networks import argmax_classes, fill_network, images_at_once, one_hot
 from medfm_rl.prelu import with_fast_prelu
 from medfm_rl.reward.corruption import add_blob, warp
 from medfm_rl.rows import Rows
@@ -79,8 +79,7 @@ class ShapePrior(nn.Module):
     @torch.no_grad()
     def project(self, actions: Tensor) -> Tensor:
         """The plausible masks nearest to actions `(B, *S)`; class indices `(B, *S)` uint8."""
-        one_hot = F.one_hot(actions.long(), self.num_classes).movedim(-1, 1).float()
-        logits: Tensor = self(one_hot)
+        logits: Tensor = self(one_hot(actions, self.num_classes, dim=1))
         return argmax_classes(logits, dim=1).to(torch.uint8)
 
     def save(self, folder: Path) -> None:
@@ -149,8 +148,8 @@ def train_shape_prior(
             optimiser.zero_grad()
             at_once = images_at_once(masks.shape[1:], len(rows))
             for given, wanted in zip(corrupted.split(at_once), plausible.split(at_once), strict=True):
-                one_hot = F.one_hot(given.long(), num_classes).movedim(-1, 1).float()
-                loss = F.cross_entropy(prior(one_hot.to(device)), wanted.long().to(device))
+                maps = one_hot(given, num_classes, dim=1).to(device)
+                loss = F.cross_entropy(prior(maps), wanted.long().to(device))
                 if len(given) < len(rows):
                     loss = loss * (len(given) / len(rows))
                 loss.backward()

@@ -5,8 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
-from typing import ClassVar
+from functools import cached_property, partial
 
 import torch
 from torch import Tensor, nn
@@ -14,9 +13,9 @@ from torch.nn import functional as F
 
 from medfm_rl.networks import argmax_classes
 from medfm_rl.reward.actions import ActionRecords
-from medfm_rl.reward.collection import ActionSampler, ImageSet, ReviewedImages
+from medfm_rl.reward.collection import ActionSampler, ImageSet
 from medfm_rl.reward.consistency import ClipVotes
-from medfm_rl.reward.origins import GROUND_TRUTH, ActionOrigin, Reference, ReferenceKind
+from medfm_rl.reward.origins import ActionOrigin, Reference, ReferenceKind
 from medfm_rl.reward.shape_prior import ShapePrior
 from medfm_rl.rows import Rows
 from medfm_rl.types import IGNORED, GridAxes
@@ -34,7 +33,7 @@ class ActionSource(ABC):
         name: In the names of shards: lower-case words, joined by hyphens.
     """
 
-    name: ClassVar[str]
+    name: str
 
     @property
     @abstractmethod
@@ -56,74 +55,42 @@ class ActionSource(ABC):
 
 
 @dataclass(frozen=True, eq=False)
-class LabelledSourceImages(ActionSource):
-    """Source images in random appearances, judged by ground truth.
+class ExpertMasks(ActionSource):
+    """Images in random appearances, judged by masks of people: of the source, or of those who reviewed the target.
 
     Attributes:
         sampler: Makes the actions.
-        images: Source images.
-        ground_truth: `(N, *S)` uint8, expert masks of the *source*.
+        images: The images.
+        masks: `(N, *S)` uint8, what people drew or accepted.
         styles: `(M, C, *S)`, unlabelled target images whose look is borrowed.
+        count: How many images it gives to each iteration.
+        name: In the names of shards.
+        trust: Of each mask, in (0, 1]; None where all are ground truth.
     """
-
-    name = "source"
 
     sampler: ActionSampler
     images: ImageSet
-    ground_truth: Rows
+    masks: Rows
     styles: Rows
+    count: int
+    name: str = "source"
+    trust: Sequence[float] | None = None
 
     @property
     def images_per_iteration(self) -> int:
         """How many images it gives to each iteration."""
-        return self.sampler.settings.source_images
+        return self.count
 
     def __len__(self) -> int:
         return len(self.images)
 
     def collect(self, rows: Sequence[int], generator: torch.Generator) -> ActionRecords:
         """Actions on some of the images, each in a new appearance."""
-        images, ground_truth = self.images[rows], self.ground_truth[list(rows)]
-        shown = self.sampler.in_random_appearance(images.images[:], self.styles, 1.0, generator)
-        references, said = _completed(self.sampler, shown, ground_truth)
-        actions, names = self.sampler.sample(shown, references, generator)
-        origins = _origins(images, [GROUND_TRUTH] * len(images), names)
-        return ActionRecords(shown, actions, references, said, origins)
-
-
-@dataclass(frozen=True, eq=False)
-class ReviewedTargetImages(ActionSource):
-    """Target images in random appearances, judged by the masks of reviewers.
-
-    Attributes:
-        sampler: Makes the actions.
-        reviewed: The images and their masks.
-        styles: `(M, C, *S)`, unlabelled target images whose look is borrowed.
-        share: Of the images with expert masks that an iteration collects on, beside those of the source.
-    """
-
-    name = "reviewed"
-
-    sampler: ActionSampler
-    reviewed: ReviewedImages
-    styles: Rows
-    share: float
-
-    @property
-    def images_per_iteration(self) -> int:
-        """How many images it gives to each iteration."""
-        return max(1, round(self.sampler.settings.source_images * self.share / (1 - self.share)))
-
-    def __len__(self) -> int:
-        return len(self.reviewed)
-
-    def collect(self, rows: Sequence[int], generator: torch.Generator) -> ActionRecords:
-        """Actions on some of the images, each in a new appearance."""
-        images, masks = self.reviewed.images[rows], self.reviewed.masks[list(rows)]
+        images, masks = self.images[rows], self.masks[list(rows)]
         shown = self.sampler.in_random_appearance(images.images[:], self.styles, 1.0, generator)
         references, said = _completed(self.sampler, shown, masks)
         actions, names = self.sampler.sample(shown, references, generator)
-        trust = [self.reviewed.trust[row] for row in rows]
+        trust = [1.0 if self.trust is None else self.trust[row] for row in rows]
         certainty = torch.tensor(trust).view(-1, *[1] * (masks.ndim - 1)) * said
         origins = _origins(images, [Reference("expert mask", each) for each in trust], names)
         return ActionRecords(shown, actions, references, certainty, origins)
@@ -151,12 +118,11 @@ def _completed(sampler: ActionSampler, shown: Tensor, masks: Tensor) -> tuple[Te
 
 
 @dataclass(frozen=True, eq=False)
-class UnlabelledTargetImages(ActionSource):
-    """Target images, judged by references that need no label.
+class VotedImages(ActionSource):
+    """Target images, judged by votes, which need no label.
 
-    The reference is what the policy says on average over augmented images and perturbed weights; where that breaks the
-    anatomy rules, its projection on the shape prior. It counts only where those predictions agree, and less than
-    ground truth.
+    The reference is what was voted for; where that breaks the anatomy rules, its projection on the shape prior. It
+    counts only where the votes agree with it, and less than ground truth.
 
     Attributes:
         sampler: Makes the actions.
@@ -165,12 +131,47 @@ class UnlabelledTargetImages(ActionSource):
         shape_prior: Corrects references that break the rules.
     """
 
-    name = "target"
-
     sampler: ActionSampler
     images: ImageSet
     is_valid: IsValid
     shape_prior: ShapePrior
+
+    def _judged(
+        self,
+        images: ImageSet,
+        voted: Tensor,
+        kind: ReferenceKind,
+        share_of: Callable[[Tensor], Tensor],
+        generator: torch.Generator,
+    ) -> ActionRecords:
+        """Actions on images as they are.
+
+        Args:
+            images: The images.
+            voted: `(N, *S)` uint8, what was voted for.
+            kind: Of the vote.
+            share_of: The share of the votes, pixel by pixel, that masks `(N, *S)` have.
+            generator: A CPU generator.
+        """
+        settings = self.sampler.settings
+        masks, proposed = voted.clone(), [Reference(kind, settings.reference_trust)] * len(voted)
+        broken = [row for row in range(len(voted)) if not self.is_valid(voted[row], images.axes_of(row))]
+        if broken:
+            for row, mask in zip(broken, self.shape_prior.project(voted[broken]), strict=True):
+                masks[row], proposed[row] = mask, Reference("shape prior", settings.reference_trust)
+        agreement = share_of(masks)
+        agreed = agreement >= settings.reference_agreement
+        certainty = torch.where(agreed, settings.reference_trust * agreement, 0.0)
+        shown = images.images[:]
+        actions, names = self.sampler.sample(shown, masks, generator)
+        return ActionRecords(shown, actions, masks, certainty, _origins(images, proposed, names))
+
+
+@dataclass(frozen=True, eq=False)
+class UnlabelledTargetImages(VotedImages):
+    """Target images, judged by what the policy says on average over augmented images and perturbed weights."""
+
+    name = "target"
 
     @property
     def images_per_iteration(self) -> int:
@@ -182,17 +183,9 @@ class UnlabelledTargetImages(ActionSource):
 
     def collect(self, rows: Sequence[int], generator: torch.Generator) -> ActionRecords:
         """Actions on some of the images as they are."""
-        settings, images = self.sampler.settings, self.images[rows]
-        shown = images.images[:]
-        consensus, votes = self._votes(shown, generator)
-        masks, proposed = _make_valid(
-            consensus, images, "consensus", settings.reference_trust, self.is_valid, self.shape_prior
-        )
-        agreement = _share_equal(votes, masks)
-        agreed = agreement >= settings.reference_agreement
-        certainty = torch.where(agreed, settings.reference_trust * agreement, 0.0)
-        actions, names = self.sampler.sample(shown, masks, generator)
-        return ActionRecords(shown, actions, masks, certainty, _origins(images, proposed, names))
+        images = self.images[rows]
+        consensus, votes = self._votes(images.images[:], generator)
+        return self._judged(images, consensus, "consensus", partial(_share_equal, votes), generator)
 
     def _votes(self, images: Tensor, generator: torch.Generator) -> tuple[Tensor, list[Tensor]]:
         """What mean probabilities under changed appearance, scale and weights say, and what each says, `(N, *S)` uint8.
@@ -218,7 +211,7 @@ class UnlabelledTargetImages(ActionSource):
                 said.append(argmax_classes(there, dim=1).to(torch.uint8))
             votes.append(torch.cat(said))
         assert total is not None
-        return total.div_(1 + _VIEWS).argmax(dim=1).to(torch.uint8), votes
+        return argmax_classes(total.div_(1 + _VIEWS), dim=1).to(torch.uint8), votes
 
     def _in_batches(self, images: Tensor, segmenter: nn.Module | None) -> Iterator[tuple[int, Tensor]]:
         """Logits of a few images after the other, and the row of the first of them."""
@@ -229,28 +222,19 @@ class UnlabelledTargetImages(ActionSource):
 
 
 @dataclass(frozen=True, eq=False)
-class NeighbouringFrames(ActionSource):
+class NeighbouringFrames(VotedImages):
     """Frames of target clips, judged by the frames before and after them: a frame that they correct teaches.
 
-    The reference is the vote of the policy's masks of the neighbours, carried along by the images' motion, and of the
-    frame itself, which has one vote beside their three (fewer at the ends of a clip); where that breaks the anatomy
-    rules, its projection on the shape prior. It counts where the votes agree, and less than ground truth.
+    The policy's masks of the neighbours vote, carried along by the images' motion, and the frame itself, which has one
+    vote beside their three (fewer at the ends of a clip).
 
     Attributes:
-        sampler: Makes the actions.
-        images: Target images of two dimensions.
-        clips: Rows of the frames of each clip, in their order.
-        is_valid: The anatomy rules.
-        shape_prior: Corrects references that break the rules.
+        clips: Rows of the frames of each clip, in their order; the images are of two dimensions.
     """
 
     name = "clip"
 
-    sampler: ActionSampler
-    images: ImageSet
     clips: Sequence[Sequence[int]]
-    is_valid: IsValid
-    shape_prior: ShapePrior
 
     @property
     def images_per_iteration(self) -> int:
@@ -262,36 +246,19 @@ class NeighbouringFrames(ActionSource):
 
     def collect(self, rows: Sequence[int], generator: torch.Generator) -> ActionRecords:
         """Actions on some of the frames as they are; rows count through one clip after the other."""
-        settings, voting = self.sampler.settings, self._voting
+        voting = self._voting
         chosen = [voting.rows[row] for row in rows]
-        images = self.images[chosen]
         votes = torch.stack([voting.on(row) for row in chosen])
-        found = votes.argmax(dim=1).to(torch.uint8)
-        masks, proposed = _make_valid(
-            found, images, "neighbours", settings.reference_trust, self.is_valid, self.shape_prior
-        )
-        agreement = votes.gather(1, masks.long()[:, None])[:, 0]
-        agreed = agreement >= settings.reference_agreement
-        certainty = torch.where(agreed, settings.reference_trust * agreement, 0.0)
-        shown = images.images[:]
-        actions, names = self.sampler.sample(shown, masks, generator)
-        return ActionRecords(shown, actions, masks, certainty, _origins(images, proposed, names))
+        voted = argmax_classes(votes, dim=1).to(torch.uint8)
+
+        def share_of(masks: Tensor) -> Tensor:
+            return votes.gather(1, masks.long()[:, None])[:, 0]
+
+        return self._judged(self.images[chosen], voted, "neighbours", share_of, generator)
 
     @cached_property
     def _voting(self) -> ClipVotes:
         return ClipVotes(self.images.images, self.clips, self.sampler.logits)
-
-
-def _make_valid(
-    found: Tensor, images: ImageSet, kind: ReferenceKind, trust: float, is_valid: IsValid, prior: ShapePrior
-) -> tuple[Tensor, list[Reference]]:
-    """Masks `(N, *S)` that meet the rules as far as the shape prior can tell, and what proposed each."""
-    masks, proposed = found.clone(), [Reference(kind, trust)] * len(found)
-    broken = [row for row in range(len(found)) if not is_valid(found[row], images.axes_of(row))]
-    if broken:
-        for row, mask in zip(broken, prior.project(found[broken]), strict=True):
-            masks[row], proposed[row] = mask, Reference("shape prior", trust)
-    return masks, proposed
 
 
 def _origins(

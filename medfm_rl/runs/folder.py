@@ -13,6 +13,8 @@ from medfm_rl.adapters.loading import require_folder
 from medfm_rl.data.files import remove_abandoned, replace_folder_on_success, write_text
 from medfm_rl.data.locks import is_unused
 from medfm_rl.errors import ConfigError, ModelError
+from medfm_rl.quality.model import QUALITY_FILE
+from medfm_rl.quality.promises import PROMISE_FILE
 from medfm_rl.quality.reviewed_errors import REVIEWED_FILE
 from medfm_rl.settings import AdaptConfig
 from medfm_rl.settings.files import dump_config, load_config
@@ -196,7 +198,7 @@ class RunFolder:
     @property
     def quality(self) -> Path:
         """The quality model: what turns a reward into predicted Dice and a verdict."""
-        return self.path / "quality.json"
+        return self.path / QUALITY_FILE
 
     @property
     def correction(self) -> Path:
@@ -206,7 +208,7 @@ class RunFolder:
     @property
     def promise(self) -> Path:
         """What reviewed patients have proven of accepted masks."""
-        return self.path / "promise.json"
+        return self.path / PROMISE_FILE
 
     @property
     def reviewed_errors(self) -> Path:

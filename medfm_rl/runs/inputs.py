@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import logging
 import os
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -21,9 +21,9 @@ from medfm_rl.tracking import DataRecord
 from medfm_rl.version import __version__
 
 _LOG = logging.getLogger(__name__)
-TARGET, _SOURCE = "target.path", "source.path"
+TARGET, SOURCE = "target.path", "source.path"
 """The settings that name the data sets of a run."""
-DATA_SETS = (TARGET, _SOURCE)
+DATA_SETS = (TARGET, SOURCE)
 _FORMAT = 2
 
 
@@ -81,9 +81,9 @@ def read_inputs(config: AdaptConfig, progress: Progress, data_sets: Collection[s
     if TARGET in data_sets:
         cases[TARGET] = find_cases(config.target)
         places[TARGET] = (config.target.path, image_files(cases[TARGET]))
-    if _SOURCE in data_sets and config.source is not None:
-        cases[_SOURCE] = find_cases(config.source)
-        places[_SOURCE] = (config.source.path, _labelled_files(cases[_SOURCE]))
+    if SOURCE in data_sets and config.source is not None:
+        cases[SOURCE] = find_cases(config.source)
+        places[SOURCE] = (config.source.path, _labelled_files(cases[SOURCE]))
     counted = _counter("hashing the inputs", sum(len(paths) for _, paths in places.values()), progress)
     return {name: _hash(place, paths, cases.get(name, ()), counted) for name, (place, paths) in places.items()}
 
@@ -250,19 +250,10 @@ def _hash(place: Path, paths: Sequence[Path], cases: Iterable[CaseFile], counted
 
 
 def differences(started: Inputs, now: Inputs) -> list[str]:
-    """By place, which files are not as they were, in words."""
-    return _changes(_files_of(started), _files_of(now))
-
-
-def _files_of(inputs: Inputs) -> dict[str, dict[str, str]]:
-    return {name: place.files for name, place in inputs.items()}
-
-
-def _changes(started: Mapping[str, Mapping[str, str]], now: Mapping[str, Mapping[str, str]]) -> list[str]:
-    """By place, which files are not as they were; each with the first of them by name."""
+    """By place, which files are not as they were, in words; each with the first of them by name."""
     found = []
     for name in sorted({*started, *now}):
-        before, after = started.get(name, {}), now.get(name, {})
+        before, after = (inputs[name].files if name in inputs else {} for inputs in (started, now))
         kinds = {
             "new": sorted(after.keys() - before.keys()),
             "gone": sorted(before.keys() - after.keys()),

@@ -10,11 +10,10 @@ from medfm_rl.data.files import hash_file
 from medfm_rl.data.layouts import CaseFile
 from medfm_rl.errors import DataError
 from medfm_rl.runs.folder import RunFolder
-from medfm_rl.runs.inputs import Input, common_folder, image_files, load_inputs
+from medfm_rl.runs.inputs import SOURCE, TARGET, Input, common_folder, image_files, load_inputs
 
 _LOG = logging.getLogger(__name__)
-_TARGET, _SOURCE = "target.path", "source.path"
-_MEANING = {_TARGET: "its target", _SOURCE: "its source"}
+_MEANING = {TARGET: "its target", SOURCE: "its source"}
 
 
 def count_known(run: RunFolder, files: Sequence[CaseFile], allow_overlap: bool) -> int:
@@ -52,7 +51,7 @@ def count_known(run: RunFolder, files: Sequence[CaseFile], allow_overlap: bool) 
             continue
         images, patients = _same_images(inputs[name], hashes), _same_patients(inputs[name], files)
         known |= {*images, *patients}
-        if images and not (allow_overlap and name == _TARGET):
+        if images and not (allow_overlap and name == TARGET):
             refused.append(f"{len(images)} of {len(files)} are images of {meaning} ({images[0]} for one)")
         if patients and not allow_overlap:
             refused.append(f"{len(patients)} of {len(files)} are of patients of {meaning} ({patients[0]} for one)")

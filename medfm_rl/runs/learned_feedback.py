@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Final, Literal, Self
 
-from medfm_rl.data.files import read_versioned_json, write_versioned_json
+from pydantic import model_validator
+
+from medfm_rl.data.files import write_versioned_json
+from medfm_rl.data.json_models import read_model
 from medfm_rl.errors import DataError
 
 _FORMAT: Final = 3
@@ -32,6 +34,12 @@ class ReviewedCase:
     masks: tuple[str, ...]
     trust: float
     drawn: bool = True
+
+    @model_validator(mode="before")
+    @classmethod
+    def _with_what_was_drawn(cls, content: Any) -> Any:
+        """Up to format 2 of the file the trust alone tells what was drawn."""
+        return {"drawn": content.get("trust") == CORRECTED_TRUST, **content} if isinstance(content, dict) else content
 
 
 @dataclass(frozen=True)
@@ -166,24 +174,4 @@ class LearnedFeedback:
         Raises:
             DataError: The file is missing, is no such record, or was written by a newer version.
         """
-        content = read_versioned_json(path, _FORMAT, _ADVICE)
-        try:
-            return cls(
-                content["store"],
-                content["state_hash"],
-                tuple(_reviewed_case(each) for each in content["reviewed"]),
-                tuple(Reported(**each) for each in content["reported"]),
-                tuple(content["kept"]),
-                int(content["elsewhere"]),
-                tuple(JudgedCase(**each) for each in content.get("judged", [])),
-                tuple(PreferredCase(**each) for each in content.get("preferred", [])),
-                tuple(content.get("taught_before", [])),
-            )
-        except (KeyError, TypeError, ValueError) as error:
-            raise DataError(f"{path}: not a record of feedback ({error!r}); {_ADVICE}") from error
-
-
-def _reviewed_case(content: Mapping[str, Any]) -> ReviewedCase:
-    """A case of a record; up to format 2 the trust alone tells what was drawn."""
-    drawn = {"drawn": content["trust"] == CORRECTED_TRUST}
-    return ReviewedCase(**{**drawn, **content, "masks": tuple(content["masks"])})
+        return read_model(path, cls, _FORMAT, "a record of feedback", _ADVICE, DataError)

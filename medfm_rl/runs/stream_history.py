@@ -17,7 +17,7 @@ import numpy as np
 
 from medfm_rl.data.files import read_lines, require_known_format
 from medfm_rl.errors import DataError
-from medfm_rl.quality.streams import DriftTest, Numbers, Signal, mask_key
+from medfm_rl.quality.drift import DriftTest, Numbers, Signal, mask_key
 
 UNKNOWN: Final = "unknown"
 STREAM_FORMAT: Final = 3

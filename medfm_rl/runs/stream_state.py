@@ -11,7 +11,7 @@ from typing import Any, Final
 from medfm_rl.data.files import append_lines
 from medfm_rl.data.locks import in_turn
 from medfm_rl.errors import DataError
-from medfm_rl.quality.streams import audit_draw
+from medfm_rl.quality.drift import audit_draw
 from medfm_rl.runs.stream_history import (
     STREAM_FORMAT,
     UNKNOWN,

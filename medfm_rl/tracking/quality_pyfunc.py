@@ -13,7 +13,7 @@ from medfm_rl.data.images import image_stem, read_image
 from medfm_rl.data.labels import read_labels
 from medfm_rl.errors import DataError, UserError
 from medfm_rl.quality import QualityReport
-from medfm_rl.quality.submission import Submission, fill_a_batch
+from medfm_rl.quality.submission import Submission, is_a_batch
 from medfm_rl.tracking.quality_model import load_served
 from medfm_rl.types import Case
 
@@ -64,7 +64,7 @@ class QualityPythonModel(PythonModel):  # type: ignore[misc]
                 found[place] = {"case": name, "verdict": "refer", "reasons": str(error), "action": "refer"}
                 continue
             assessed.append(place)
-            if fill_a_batch(waiting):
+            if is_a_batch(waiting):
                 reports += self.controller.assess_batch(waiting)
                 waiting = []
         reports += self.controller.assess_batch(waiting)

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from medfm_rl.networks import one_hot
 from medfm_rl.types import IGNORED
 
 
@@ -35,7 +36,7 @@ class DiceAndCrossEntropy(nn.Module):
             return loss
         if not bool(said.any()):
             return logits.sum() * 0
-        wanted = F.one_hot(torch.where(said, labels, 0).long(), logits.shape[1]).movedim(-1, 1)
+        wanted = one_hot(torch.where(said, labels, 0), logits.shape[1], dim=1)
         counts = said[:, None].to(logits.dtype)
         overlap: Tensor = self.dice(logits.softmax(dim=1) * counts, wanted.to(logits.dtype) * counts)
         return overlap + more * F.cross_entropy(logits, labels.long(), ignore_index=IGNORED)

@@ -33,7 +33,7 @@ def test_limits_are_learned_from_what_clips_measure_and_kept_where_none_does(tmp
     ]
     clips = [
         [
-            TemporalResult("jump of the area", "LV", 0.01 * index, 0.2, "", 1, "", True),
+            TemporalResult("area", "LV", 0.01 * index, 0.2, "", 1, "", True),
             TemporalResult("distance to neighbours", "MYO", 100.0, np.inf, "px", 1, "", True),
         ]
         for index in range(1, 301)

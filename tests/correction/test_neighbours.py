@@ -10,8 +10,9 @@ from medfm_rl.adapters.clips import segmented_frames
 from medfm_rl.anatomy.cleaning import clean_up
 from medfm_rl.anatomy.profiles import load_anatomy
 from medfm_rl.correction import Verifier
+from medfm_rl.correction.corrector import Neighbour
 from medfm_rl.correction.methods import make_corrector
-from medfm_rl.correction.neighbours import Neighbour, NeighbourVote
+from medfm_rl.correction.neighbours import NeighbourVote
 from medfm_rl.data.clips.motion import neighbours_of
 from medfm_rl.reward.network import RewardEnsemble, RewardNet
 from medfm_rl.settings import CorrectionSettings, NetworkSettings, PreprocessingSettings, RewardSettings
@@ -59,10 +60,8 @@ def test_neighbours_outvote_a_frame_that_lost_a_part() -> None:
     made, seen = corrector(), clip()
     masks = [made.adapter.segment(seen.frame(index)) for index in range(5)]
     case = seen.frame(2)
-    made.neighbours = {
-        case.case_id: [Neighbour(seen.frame(place), masks[place], weight) for place, weight in near_the_middle()]
-    }
-    result = made.correct(case)
+    near = [Neighbour(seen.frame(place), masks[place], weight) for place, weight in near_the_middle()]
+    result = made.correct(case, neighbours=near)
     assert result.before[16, 20] == 0
     assert result.after[16, 20] == 1
     # 2 |A and B| / (|A| + |B|) with the disc.
@@ -75,10 +74,8 @@ def test_masks_in_doubt_say_nothing_and_the_segmenter_speaks_in_their_place() ->
     """Every mask that is given is empty: what is proposed is the segmenter's own average over time."""
     made, seen = corrector(), clip()
     case, empty = seen.frame(2), np.zeros((32, 32), np.uint8)
-    made.neighbours = {
-        case.case_id: [Neighbour(seen.frame(place), None, weight) for place, weight in near_the_middle()]
-    }
-    result = made.correct(case, original=empty)
+    near = [Neighbour(seen.frame(place), None, weight) for place, weight in near_the_middle()]
+    result = made.correct(case, original=empty, neighbours=near)
     assert not result.before.any()
     frames = segmented_frames(made.adapter, seen, over_time=True)
     averaged = next(frame for frame in frames if frame.index == 2)
@@ -91,10 +88,10 @@ def test_where_whole_clips_are_segmented_the_mask_of_the_frame_has_its_say_too(m
     """Beside a neighbour of little weight the mask of the frame decides, and not what the network makes of it alone."""
     made, seen = corrector(), clip()
     case, everywhere = seen.frame(2), np.ones((32, 32), np.uint8)
-    made.neighbours = {case.case_id: [Neighbour(seen.frame(1), np.zeros((32, 32), np.uint8), 0.1)]}
-    alone = made.correct(case, original=everywhere).after
+    near = [Neighbour(seen.frame(1), np.zeros((32, 32), np.uint8), 0.1)]
+    alone = made.correct(case, original=everywhere, neighbours=near).after
     monkeypatch.setattr(type(made.adapter), "segments_clips", True)
-    assert made.correct(case, original=everywhere).after.all()
+    assert made.correct(case, original=everywhere, neighbours=near).after.all()
     assert not alone.all()
 
 

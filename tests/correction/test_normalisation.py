@@ -13,9 +13,9 @@ from medfm_rl.correction.normalisation import (
     balanced_entropy,
     estimate_statistics,
     minimise_entropy,
-    pixel_entropy,
 )
 from medfm_rl.errors import ModelError
+from medfm_rl.networks import pixel_entropy
 from medfm_rl.settings import NetworkSettings, PreprocessingSettings
 from medfm_rl.types import LabelSchema
 

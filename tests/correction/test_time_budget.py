@@ -16,9 +16,9 @@ from medfm_rl.correction import (
     CaseCorrector,
     Verifier,
     ViewVote,
-    baselines,
     corrector,
     optimiser,
+    published,
     view_vote,
     views,
 )
@@ -39,7 +39,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
         return forward(self, *arguments)  # type: ignore[arg-type]
 
     monkeypatch.setattr(TorchModuleAdapter, "forward", slow)
-    for module in (corrector, optimiser, baselines, view_vote, views):
+    for module in (corrector, optimiser, published, view_vote, views):
         monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: now.seconds))
     return now
 
@@ -62,7 +62,7 @@ def make(method: str, batch_unet: TorchModuleAdapter, seconds: float, others: bo
     ensemble = RewardEnsemble([reward], RewardSettings())
     verifier = Verifier(judging, Anatomy("test", Profile.model_validate({"rules": []}), batch_unet.schema), settings)
     if method == "views":
-        tent = [baselines.Tent(batch_unet, verifier)] if others else []
+        tent = [published.Tent(batch_unet, verifier)] if others else []
         return ViewVote(batch_unet, ensemble, verifier, tent)
 
     def shape_prior() -> ShapePrior:

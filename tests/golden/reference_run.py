@@ -121,10 +121,10 @@ def _tensors_of_shard(path: Path) -> dict[str, torch.Tensor]:
     if "images" in tensors:
         return tensors
     # Today's shards are packed, and their images lie beside them; version 0.1 has no such reader, and needs none.
-    from medfm_rl.reward.dataset import ActionDataset
-    from medfm_rl.reward.origins import ShardKey
+    from medfm_rl.data.stored_rows import ArrayStore
+    from medfm_rl.reward.shards import open_shard
 
-    return ActionDataset(path.parent).stored(ShardKey.parse(path.stem))
+    return open_shard(path, ArrayStore(path.parent / "images")).tensors()
 
 
 def hashes_of_deployment(folder: Path) -> dict[str, str]:

@@ -9,13 +9,13 @@ from hypothesis import strategies as st
 
 from medfm_rl.quality.conformal import (
     accept_threshold,
-    conformity,
     effective_patients,
+    fewest_for_intervals,
     fewest_for_threshold,
-    fewest_patients,
     interval,
     patient_quantile,
     predictive_probability,
+    residuals,
     threshold_candidates,
     weighted_quantile,
 )
@@ -97,7 +97,7 @@ def test_intervals_cover_new_patients_whose_cases_depend_on_each_other() -> None
 
 @pytest.mark.parametrize(("confidence", "needed"), [(0.9, 9), (0.8, 4), (0.95, 19)])
 def test_how_many_patients_an_interval_needs(confidence: float, needed: int) -> None:
-    assert fewest_patients(confidence) == needed
+    assert fewest_for_intervals(confidence) == needed
     names = [str(row) for row in range(needed)]
     assert math.isfinite(patient_quantile(np.arange(needed, dtype=float), names, confidence))
     assert patient_quantile(np.arange(needed - 1.0), names[1:], confidence) == math.inf
@@ -109,8 +109,7 @@ def test_an_interval_is_wider_where_the_prediction_is_low_and_stays_a_dice() -> 
     assert interval(0.5, 0.4)[1] - interval(0.5, 0.4)[0] > high - low
     assert interval(0.97, 2.0) == (pytest.approx(0.81), 1.0)
     assert interval(0.5, math.inf) == (0.0, 1.0)
-    scores = conformity(np.array([0.9]), np.array([0.84]))
-    assert scores[0] == pytest.approx(0.4)
+    assert residuals(np.array([0.9]), np.array([0.84]))[0] == pytest.approx(-0.4)
 
 
 def test_a_threshold_needs_enough_patients_and_then_is_the_lowest() -> None:

@@ -8,10 +8,11 @@ import pytest
 import torch
 
 from medfm_rl.anatomy.profiles import RuleResult, load_anatomy
+from medfm_rl.metrics.scores import MEAN
 from medfm_rl.quality.calibration import Provenance, fit_quality
 from medfm_rl.quality.calibration_case import CalibrationCase
 from medfm_rl.quality.evidence import Evidence
-from medfm_rl.quality.model import MEAN, QualityModel, Targets
+from medfm_rl.quality.model import QualityModel, Targets
 from medfm_rl.quality.telling_rules import telling_rules
 from medfm_rl.structures import exclusive
 from medfm_rl.types import LabelSchema

@@ -7,14 +7,14 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from medfm_rl.quality.drift import DriftTest
 from medfm_rl.quality.promise_state import StreamFacts, contradiction, promise_state
-from medfm_rl.quality.promises import Evidence, Promise, PromiseTarget, ReviewedMask, prove
-from medfm_rl.quality.streams import DriftTest
+from medfm_rl.quality.promises import Grounds, Promise, PromiseTarget, ReviewedMask, prove
 
 
 def proven(patients: int = 24) -> Promise:
     masks = [ReviewedMask(f"c{n}", f"p{n}", 0.9, True, 0.9) for n in range(patients)]
-    evidence = Evidence(
+    evidence = Grounds(
         quality_hash="q",
         scores_hash="s",
         feedback="f",

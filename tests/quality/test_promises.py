@@ -16,7 +16,7 @@ from medfm_rl.quality.promises import (
     ReviewedMask,
     Unit,
     bet_for,
-    fewest_patients,
+    fewest_for_promise,
     p_value,
     patient_losses,
     prove,
@@ -35,7 +35,7 @@ def masks(patients: int, bad: int = 0, predicted: float = 0.9) -> list[ReviewedM
 
 @pytest.mark.parametrize("target", [TARGET, WORST])
 def test_22_patients_without_a_bad_mask_are_enough_and_21_are_not(target: PromiseTarget) -> None:
-    assert fewest_patients(target) == 22
+    assert fewest_for_promise(target) == 22
     assert prove(masks(22), target).p_value == pytest.approx(0.9**22)
     assert prove(masks(22), target).threshold == pytest.approx(0.9)
     few = prove(masks(21), target)

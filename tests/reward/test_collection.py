@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from medfm_rl.reward.actions import ActionRecords
 from medfm_rl.reward.collection import ActionSampler, ImageSet, perturb_weights
 from medfm_rl.reward.origins import GROUND_TRUTH, Reference
-from medfm_rl.reward.sources import LabelledSourceImages, UnlabelledTargetImages
+from medfm_rl.reward.sources import ExpertMasks, UnlabelledTargetImages
 from medfm_rl.settings import CollectSettings
 from medfm_rl.types import IGNORED
 from medfm_rl.workflows.adapt.stages.shown_images import Mirrored
@@ -106,7 +106,7 @@ def from_source(
     sampler: ActionSampler, count: int = 3, seed: int = 0, shape: tuple[int, ...] = (16, 16)
 ) -> ActionRecords:
     sources, masks = make_images(count, shape)
-    source = LabelledSourceImages(sampler, sources, masks, make_images(4, shape, seed=1)[0].images)
+    source = ExpertMasks(sampler, sources, masks, make_images(4, shape, seed=1)[0].images, count)
     return source.collect(range(count), seeded(seed))
 
 
@@ -319,7 +319,7 @@ def test_a_source_without_images_of_the_target_cannot_lend_ground_truth_to_it() 
     wrong = masks.clone()
     wrong[:] = 3
     sampler = make_sampler(settings=CollectSettings(appearance_strength=0))
-    source = LabelledSourceImages(sampler, sources, wrong, sources.images).collect(range(3), seeded())
+    source = ExpertMasks(sampler, sources, wrong, sources.images, 3).collect(range(3), seeded())
     target = target_source(sampler, sources).collect(range(3), seeded())
     assert (source.references == 3).all()
     assert float((target.references == masks).float().mean()) > 0.8
@@ -327,8 +327,8 @@ def test_a_source_without_images_of_the_target_cannot_lend_ground_truth_to_it() 
 
 def test_a_source_shows_the_images_that_were_drawn_in_their_order() -> None:
     images, masks = make_images(5)
-    sampler = make_sampler(settings=CollectSettings(appearance_strength=0, source_images=7, target_images=9))
-    labelled, unlabelled = LabelledSourceImages(sampler, images, masks, images.images), target_source(sampler, images)
+    sampler = make_sampler(settings=CollectSettings(appearance_strength=0, target_images=9))
+    labelled, unlabelled = ExpertMasks(sampler, images, masks, images.images, 7), target_source(sampler, images)
     assert [(source.name, source.images_per_iteration, len(source)) for source in (labelled, unlabelled)] == [
         ("source", 7, 5),
         ("target", 9, 5),
@@ -381,7 +381,7 @@ def test_pixels_of_which_a_mask_says_nothing_are_the_policys_own_and_teach_nothi
     images, masks = make_images()
     masks[:, :, 8:] = IGNORED
     sampler = make_sampler()
-    records = LabelledSourceImages(sampler, images, masks, images.images).collect(range(3), seeded())
+    records = ExpertMasks(sampler, images, masks, images.images, 3).collect(range(3), seeded())
     assert bool((records.certainty[:, :, :8] == 1).all())
     assert not bool(records.certainty[:, :, 8:].any())
     assert torch.equal(records.references[:, :, :8], masks[:, :, :8])

@@ -67,7 +67,7 @@ def source(valid: bool = True, **settings: float) -> NeighbouringFrames:
     def is_valid(mask: Tensor, axes: GridAxes) -> bool:
         return valid
 
-    return NeighbouringFrames(sampler, images()[0], [[1, 2, 3, 4, 5]], is_valid, EmptyPrior())
+    return NeighbouringFrames(sampler, images()[0], is_valid, EmptyPrior(), [[1, 2, 3, 4, 5]])
 
 
 def test_a_frame_that_lost_a_part_is_taught_by_its_neighbours() -> None:

@@ -127,9 +127,9 @@ def test_actions_are_collected_on_images_whose_boxes_are_those_of_the_case(
         for domain in ("a", "b")
         for file in find_cases(DataSettings(path=simulated_echo / domain))
     }
-    records = ActionDataset(finished["decoder"].actions).read_all()
+    records = ActionDataset(finished["decoder"].actions).records()
     assert {origin.reference.is_ground_truth for origin in records.origins} == {True, False}
-    for image, origin in zip(records.images, records.origins, strict=True):
+    for image, origin in zip(records.images_of(range(len(records))), records.origins, strict=True):
         # D_R keeps half precision.
         torch.testing.assert_close(image[1:], boxes[origin.case_id], atol=1e-3, rtol=0.0)
 

@@ -86,7 +86,7 @@ def test_nested_regions_are_adapted_scored_corrected_evaluated_and_exported(
     labelled = ("--labelled", tmp_path / "c", "--layout", "nnunet")
     assert call(monkeypatch, "calibrate", run, *labelled) == 0, capsys.readouterr().err
     quality = QualityModel.read(run / "quality.json")
-    assert (quality.schema_.structures, quality.schema_.num_classes) == (NAMES, 8)
+    assert (quality.label_schema.structures, quality.label_schema.num_classes) == (NAMES, 8)
 
     own = ("--model", run, "--layout", "nnunet")
     assert call(monkeypatch, "score", run, "--images", images, "--out", tmp_path / "s", *own) == 0

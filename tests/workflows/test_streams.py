@@ -14,8 +14,8 @@ from support.score_files import write_scores_file
 
 from medfm_rl import cli
 from medfm_rl.errors import ConfigError
-from medfm_rl.quality.promises import Evidence, PromiseTarget, ReviewedMask, prove
-from medfm_rl.quality.streams import mask_key
+from medfm_rl.quality.drift import mask_key
+from medfm_rl.quality.promises import Grounds, PromiseTarget, ReviewedMask, prove
 from medfm_rl.runs.stream_history import read_stream
 from medfm_rl.runs.stream_state import add_reviews
 from medfm_rl.workflows.deploy.assessed_cases import read_assessed
@@ -61,7 +61,7 @@ def quiet(tmp_path: Path) -> Path:
 def promised(folder: Path) -> Path:
     """A run with a promise for masks that meet every rule, which those above do not, from the first 24 of them."""
     masks = [ReviewedMask(f"c{n}", f"p{n}", 0.8, True, 0.9) for n in range(24)]
-    evidence = Evidence(
+    evidence = Grounds(
         quality_hash="a" * 64,
         scores_hash="s",
         feedback="f",

@@ -17,12 +17,12 @@ from medfm_rl.feedback import Feedback, FeedbackStore
 from medfm_rl.feedback.agreement import ExpertMask, consensus, expert_masks
 from medfm_rl.feedback.standing import audited, standing, state_hash
 from medfm_rl.metrics.overlap import dice
+from medfm_rl.metrics.scores import MEAN
 from medfm_rl.progress import Progress, silent
-from medfm_rl.quality.inference import Estimate, MonthMask, as_json, failure_probability, month_mean, month_rate
-from medfm_rl.quality.model import MEAN
-from medfm_rl.quality.promises import Evidence, Promise, PromiseTarget, ReviewedMask, prove
+from medfm_rl.quality.drift import mask_key
+from medfm_rl.quality.month import Estimate, MonthMask, as_json, failure_probability, month_mean, month_rate
+from medfm_rl.quality.promises import Grounds, Promise, PromiseTarget, ReviewedMask, prove
 from medfm_rl.quality.reviewed_errors import Origin, ReviewedErrors, ReviewedPrediction, fit_reviewed_errors
-from medfm_rl.quality.streams import mask_key
 from medfm_rl.runs.judging import Judge
 from medfm_rl.runs.leakage import count_known
 from medfm_rl.runs.learned_feedback import LearnedFeedback
@@ -121,7 +121,7 @@ def calibrate_on_audit(run: Judge, request: AuditRequest, progress: Progress = s
         scores.require_quality(run.folder.quality)
         audit = gather_audit(run, request, progress)
         found, reviewed = prove(audit.masks, request.target), {mask.case for mask in audit.masks}
-        evidence = Evidence(
+        evidence = Grounds(
             quality_hash=scores.quality,
             scores_hash=hash_file(request.scores),
             feedback=audit.store,
@@ -158,7 +158,7 @@ def _errors(run: Judge, audit: ReviewedAudit, origin: Origin) -> tuple[ReviewedE
         return None, str(problem)
 
 
-def caveats(evidence: Evidence) -> list[str]:
+def caveats(evidence: Grounds) -> list[str]:
     """What has to be said along with a promise, one line each."""
     lines = [f"no promise rests on case {case}: {why}" for case, why in evidence.left_out.items()]
     if len(lines) > _MOST_NAMED:

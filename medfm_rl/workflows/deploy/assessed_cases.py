@@ -9,7 +9,7 @@ from typing import Any
 
 from medfm_rl.data.json_text import parse_json
 from medfm_rl.errors import DataError
-from medfm_rl.quality.model import MEAN
+from medfm_rl.metrics.scores import MEAN
 from medfm_rl.workflows.deploy.scores_file import Scores
 
 

@@ -22,8 +22,8 @@ from medfm_rl.data.images import write_labels
 from medfm_rl.data.layouts import CaseFile, are_simulated
 from medfm_rl.data.mask_labels import write_class_names
 from medfm_rl.errors import ConfigError, DataError
+from medfm_rl.metrics.scores import MEAN
 from medfm_rl.progress import Progress, silent
-from medfm_rl.quality.model import MEAN
 from medfm_rl.runs.case_records import CaseRecords, hash_case, label_path
 from medfm_rl.runs.finished import FinishedRun
 from medfm_rl.types import LabelSchema

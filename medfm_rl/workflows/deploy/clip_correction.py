@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from medfm_rl.correction import CaseCorrector, CorrectionResult
-from medfm_rl.correction.neighbours import Neighbour, NeighbourVote
+from medfm_rl.correction.corrector import Neighbour
 from medfm_rl.correction.verifier import Verification
 from medfm_rl.data.clips.motion import neighbours_of
 from medfm_rl.reward.consistency import agreement_over_time
@@ -61,21 +61,18 @@ def correct_clip(
     current, results, in_doubt = masks.copy(), {}, set(places)
     for place in sorted(places, key=lambda place: float(agreement[place])):
         case = replace(clip.frame(place), case_id=names[place])
-        if isinstance(corrector, NeighbourVote):
-            # A segmenter of whole clips makes no mask of a frame by itself: there every mask has its say.
-            doubted = set() if corrector.adapter.segments_clips else in_doubt
-            corrector.neighbours = {
-                case.case_id: [
-                    Neighbour(clip.frame(other), None if other in doubted else current[other], weight)
-                    for other, weight in neighbours_of(place, len(masks))
-                ]
-            }
+        # A segmenter of whole clips makes no mask of a frame by itself: there every mask has its say.
+        doubted = set() if corrector.adapter.segments_clips else in_doubt
+        beside = [
+            Neighbour(clip.frame(other), None if other in doubted else current[other], weight)
+            for other, weight in neighbours_of(place, len(masks))
+        ]
         if corrector.adapter.segments_clips:
             # By itself the network would make another mask of the frame than with the clip.
             sample = corrector.adapter.preprocess_frame(case, masks[place])
-            result = corrector.correct(case, sample, masks[place])
+            result = corrector.correct(case, sample, masks[place], beside)
         else:
-            result = corrector.correct(case, original=None if own else masks[place])
+            result = corrector.correct(case, None, None if own else masks[place], beside)
         results[place] = result
         if result.accepted:
             current[place] = result.after

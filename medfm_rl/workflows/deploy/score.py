@@ -168,7 +168,7 @@ def score(
             quality_hash,
             queue.made_by.get("weights"),
             None if maker is None else maker.identity.model_hash,
-            request.gates.hashes(),
+            controller.gate_hashes,
             request.policy,
             controller.reviewed,
         )
@@ -217,7 +217,7 @@ def _queue_of(run: Judge, request: ScoreRequest, records: CaseRecords) -> Scorin
         given = MasksToScore(request.masks, in_masks, request.probabilities)
     quality_hash = run.identity.quality_hash
     assert quality_hash is not None
-    return ScoringQueue(controller, {"quality": quality_hash, **request.gates.hashes()}, given, segmenter, records)
+    return ScoringQueue(controller, {"quality": quality_hash, **controller.gate_hashes}, given, segmenter, records)
 
 
 def _assess(queue: ScoringQueue, files: Sequence[CaseFile], crew: Crew | Nobody, progress: Progress) -> None:

@@ -35,7 +35,7 @@ from medfm_rl.data.probabilities import confidence_of, require_all
 from medfm_rl.errors import DataError, UserError
 from medfm_rl.quality import QualityController, QualityReport
 from medfm_rl.quality.packed import PackedReports
-from medfm_rl.quality.submission import Submission, cases_at_once, fill_a_batch
+from medfm_rl.quality.submission import Submission, cases_at_once, is_a_batch
 from medfm_rl.reports.scores import thumbnail
 from medfm_rl.runs.case_records import CaseRecords, hash_case, hash_segmenter, label_path, reward_path
 from medfm_rl.types import Case, Clip, LabelMap, LabelSchema
@@ -217,7 +217,7 @@ class ScoringQueue:
         self.records.begin(file.case_id, inputs)
         with must_fit(f"case {file.case_id}", self.controller.device):
             self._waiting.append((self._submission(file, case), inputs))
-        if fill_a_batch([submission for submission, _ in self._waiting]):
+        if is_a_batch([submission for submission, _ in self._waiting]):
             self.assess_waiting()
 
     def assess_waiting(self) -> None:

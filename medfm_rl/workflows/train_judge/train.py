@@ -22,7 +22,7 @@ from medfm_rl.reward.network import RewardNet
 from medfm_rl.reward.origins import patients_of
 from medfm_rl.reward.patient_split import SplitRecords
 from medfm_rl.reward.training import train_reward
-from medfm_rl.runs.inputs import common_folder, hash_labelled, write_inputs
+from medfm_rl.runs.inputs import SOURCE, common_folder, hash_labelled, write_inputs
 from medfm_rl.runs.judging import JUDGE_FILE, TrainedJudge, read_judge_settings, write_judge_settings
 from medfm_rl.seeding import derive_seed, torch_generator
 from medfm_rl.settings import JudgeSettings
@@ -94,7 +94,7 @@ def train_judge(request: JudgeRequest, out: Path, progress: Progress = silent) -
             _LOG.warning("%d labelled images have no mask of the tool", len(request.files) - len(files))
         parts = deal(files, request.settings.seed)
         place = common_folder(files)
-        write_inputs(out / "inputs.json", {"source.path": hash_labelled(place, files, progress)})
+        write_inputs(out / "inputs.json", {SOURCE: hash_labelled(place, files, progress)})
         grid = _grid(request, out, parts)
         judge = TrainedJudge(out, request.device)
         _train_rewards(request, judge, grid, parts, progress)

@@ -19,7 +19,7 @@ from medfm_rl.metrics.failure_detection import excess_aurc, failure_auroc, inter
 from medfm_rl.metrics.overlap import dice
 from medfm_rl.progress import Progress
 from medfm_rl.quality import QualityReport
-from medfm_rl.quality.submission import fill_a_batch
+from medfm_rl.quality.submission import is_a_batch
 from medfm_rl.reports.judge import JudgePage, TriedCase, write_judge_page
 from medfm_rl.runs.judging import Judge
 from medfm_rl.workflows.calibrate.quality import CalibrateRequest, read_masks
@@ -109,7 +109,7 @@ def try_judge(judge: Judge, parts: Deal, asked: CalibrateRequest, out: Path, pro
         item = file.read_labelled(schema)
         waiting.append(controller.submit(item.case, mask.labels, mask.confidence))
         truths.append(float(dice(mask.labels, item.ground_truth, schema.classes).mean()))
-        if fill_a_batch(waiting) or done == len(parts.trying):
+        if is_a_batch(waiting) or done == len(parts.trying):
             reports += controller.assess_batch(waiting)
             waiting = []
         progress("trying the judge", done, len(parts.trying))

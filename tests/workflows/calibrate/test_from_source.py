@@ -88,11 +88,11 @@ def test_default_limits_are_those_of_expert_masks_on_their_own_grid(
     monkeypatch.undo()
     assert model is not None
     assert (model.patients, model.cases) == (8, 8 * 4 * 3)
-    labelled = [file.read_labelled(model.schema_) for file in files]
+    labelled = [file.read_labelled(model.label_schema) for file in files]
     spacing = labelled[0].case.geometry.array_spacing
     assert spacing is not None
     assert set(checked) == {((32, 32), spacing)}
-    for index, structure in enumerate(model.schema_.structures, 1):
+    for index, structure in enumerate(model.label_schema.structures, 1):
         sizes = [np.prod(spacing) * (item.ground_truth == index).sum() for item in labelled]
         measured_in, limits = learned_size(model, structure)
         assert measured_in == "mm"
@@ -122,7 +122,7 @@ def test_default_limits_are_shares_where_a_target_image_has_no_millimetres(quali
         quiet,
     )
     assert model is not None
-    masks = [file.read_labelled(model.schema_).ground_truth for file in files]
+    masks = [file.read_labelled(model.label_schema).ground_truth for file in files]
     measured_in, limits = learned_size(model, "LV")
     assert measured_in == "share"
     assert limits == pytest.approx(limits_of([(mask == 1).mean() for mask in masks]))

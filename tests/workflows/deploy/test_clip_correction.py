@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -12,7 +13,8 @@ from medfm_rl.adapters import TorchModuleAdapter
 from medfm_rl.adapters.grid import Sample
 from medfm_rl.anatomy.profiles import load_anatomy
 from medfm_rl.correction import CaseCorrector, CorrectionResult, Original, Proposal, Verifier
-from medfm_rl.correction.neighbours import Neighbour, NeighbourVote
+from medfm_rl.correction.corrector import Neighbour
+from medfm_rl.correction.published import NoCorrection
 from medfm_rl.correction.verifier import Verification
 from medfm_rl.reward.network import RewardNet
 from medfm_rl.settings import CorrectionSettings, NetworkSettings, PreprocessingSettings
@@ -34,7 +36,13 @@ class Told(CaseCorrector):
     def propose(self, sample: Sample, logits: Tensor, original: Original, deadline: float) -> Proposal:
         raise NotImplementedError
 
-    def correct(self, case: Case, sample: Sample | None = None, original: LabelMap | None = None) -> CorrectionResult:
+    def correct(
+        self,
+        case: Case,
+        sample: Sample | None = None,
+        original: LabelMap | None = None,
+        neighbours: Sequence[Neighbour] = (),
+    ) -> CorrectionResult:
         assert original is not None
         self.asked.append(case.case_id)
         verification = self.found.get(case.case_id)
@@ -165,11 +173,11 @@ def test_without_a_ventricle_frames_that_agree_less_are_the_objection(monkeypatc
 def test_neighbours_speak_by_their_masks_unless_these_are_to_be_corrected_too(monkeypatch: pytest.MonkeyPatch) -> None:
     clip, masks, _ = beating()
     adapter = told({}).adapter
-    made = NeighbourVote(adapter, Verifier(RewardNet(TINY, 2), load_anatomy("generic", LV), CorrectionSettings()))
+    made = NoCorrection(adapter, Verifier(RewardNet(TINY, 2), load_anatomy("generic", LV), CorrectionSettings()))
     asked: dict[str, list[Neighbour]] = {}
 
     def propose(sample: Sample, logits: Tensor, original: Original, deadline: float) -> Proposal:
-        asked[sample.case_id] = list(made.neighbours[sample.case_id])
+        asked[sample.case_id] = list(original.neighbours)
         return Proposal(original.labels)
 
     monkeypatch.setattr(made, "propose", propose)

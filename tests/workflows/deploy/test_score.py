@@ -25,8 +25,9 @@ from medfm_rl.data.images import read_image, write_image, write_labels
 from medfm_rl.data.layouts import CaseFile, find_cases
 from medfm_rl.data.mask_files import find_masks
 from medfm_rl.errors import DataError, ModelError
+from medfm_rl.metrics.scores import MEAN
 from medfm_rl.quality import QualityController, QualityReport
-from medfm_rl.quality.model import MEAN, QualityModel, Targets
+from medfm_rl.quality.model import QualityModel, Targets
 from medfm_rl.quality.submission import Submission
 from medfm_rl.reports.scores import PageCase, thumbnail, write_page
 from medfm_rl.runs.finished import load_model, load_run

@@ -17,7 +17,7 @@ from medfm_rl.data.layouts import CaseFile, find_cases
 from medfm_rl.data.mask_files import find_masks
 from medfm_rl.errors import DataError
 from medfm_rl.quality import QualityController
-from medfm_rl.quality.promises import Evidence, PromiseTarget, ReviewedMask, prove
+from medfm_rl.quality.promises import Grounds, PromiseTarget, ReviewedMask, prove
 from medfm_rl.runs.finished import FinishedRun, load_run
 from medfm_rl.runs.stream_history import StreamIdentity, StudyCase, read_stream
 from medfm_rl.runs.stream_state import add_reviews, add_studies
@@ -76,7 +76,7 @@ def lived(run: FinishedRun, one: list[CaseFile], folder: Path, studies: int = 40
     ]
     identity = StreamIdentity("ge-1", "apical", "north", quality, 0, 0.05)
     add_studies(request.path, identity, {f"q{n}": [case] for n, case in enumerate(cases)})
-    evidence = Evidence(
+    evidence = Grounds(
         quality_hash=quality,
         scores_hash="s",
         feedback="f",

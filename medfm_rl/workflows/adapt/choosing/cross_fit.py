@@ -13,7 +13,8 @@ import torch
 from scipy.stats import wilcoxon
 from torch import nn
 
-from medfm_rl.data.files import read_versioned_json, write_versioned_json
+from medfm_rl.data.files import write_versioned_json
+from medfm_rl.data.json_models import read_model
 from medfm_rl.errors import DataError
 from medfm_rl.networks import argmax_masks
 from medfm_rl.reward.collection import ReviewedImages
@@ -95,11 +96,7 @@ class CrossFit:
         Raises:
             DataError: The file is missing, is no such record, or was written by a newer version.
         """
-        content = read_versioned_json(path, _FORMAT, _ADVICE)
-        try:
-            return cls(*(tuple(content[name]) for name in ("patients", "before", "after")))
-        except (KeyError, TypeError) as error:
-            raise DataError(f"{path}: not a comparison on reviewed patients ({error!r}); {_ADVICE}") from error
+        return read_model(path, cls, _FORMAT, "a comparison on reviewed patients", _ADVICE, DataError)
 
 
 def cross_fit(context: RunContext, domains: Domains) -> CrossFit | None:

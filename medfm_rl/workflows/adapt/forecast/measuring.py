@@ -31,7 +31,7 @@ from medfm_rl.quality.submission import segment
 from medfm_rl.reward.collection import ActionSampler, ImageSet
 from medfm_rl.reward.network import RewardEnsemble, RewardNet
 from medfm_rl.reward.shape_prior import train_shape_prior
-from medfm_rl.reward.sources import LabelledSourceImages, UnlabelledTargetImages
+from medfm_rl.reward.sources import ExpertMasks, UnlabelledTargetImages
 from medfm_rl.reward.training import contour_weights, reward_loss
 from medfm_rl.settings import AdaptConfig
 from medfm_rl.types import IGNORED
@@ -296,7 +296,7 @@ class _Measuring:
         for_target = self._seconds(lambda: target.collect(rows, generator)) / len(rows)
         if self.source is None:
             return 0.0, for_target
-        source = LabelledSourceImages(sampler, *self.source, self.target.images)
+        source = ExpertMasks(sampler, *self.source, self.target.images, _COLLECTED)
         rows = list(range(min(_COLLECTED, len(source))))
         return self._seconds(lambda: source.collect(rows, generator)) / len(rows), for_target
 

@@ -15,9 +15,8 @@ from medfm_rl.reward.origins import ShardKey
 from medfm_rl.reward.shape_prior import ShapePrior, train_shape_prior
 from medfm_rl.reward.sources import (
     ActionSource,
-    LabelledSourceImages,
+    ExpertMasks,
     NeighbouringFrames,
-    ReviewedTargetImages,
     UnlabelledTargetImages,
 )
 from medfm_rl.rows import Rows, batches_of
@@ -86,22 +85,24 @@ def action_sources(
     context: RunContext, policy: SegmenterAdapter, prior: ShapePrior, domains: Domains
 ) -> list[ActionSource]:
     """The sources of D_R that a run has."""
+    settings, styles = context.config.collect, domains.target.images
     sampler = ActionSampler(
         policy,
-        context.config.collect,
+        settings,
         lambda logits, generator: DenseCategorical(logits).sample(generator, context.config.ppo.noise_length),
         context.device,
         policy.intensity_channels,
     )
     sources: list[ActionSource] = []
     if domains.source is not None:
-        sources.append(LabelledSourceImages(sampler, *domains.source, domains.target.images))
+        sources.append(ExpertMasks(sampler, *domains.source, styles, settings.source_images))
     if domains.reviewed is not None and context.config.feedback is not None:
-        share = context.config.feedback.share
-        sources.append(ReviewedTargetImages(sampler, domains.reviewed, domains.target.images, share))
+        reviewed, share = domains.reviewed, context.config.feedback.share
+        count = max(1, round(settings.source_images * share / (1 - share)))
+        sources.append(ExpertMasks(sampler, reviewed.images, reviewed.masks, styles, count, "reviewed", reviewed.trust))
     sources.append(UnlabelledTargetImages(sampler, domains.target, context.is_valid, prior))
-    if domains.clips and context.config.collect.clip_images > 0:
-        sources.append(NeighbouringFrames(sampler, domains.target, domains.clips, context.is_valid, prior))
+    if domains.clips and settings.clip_images > 0:
+        sources.append(NeighbouringFrames(sampler, domains.target, context.is_valid, prior, domains.clips))
     return sources
 
 

@@ -14,7 +14,8 @@ from medfm_rl.anatomy.cleaning import clean_up
 from medfm_rl.anatomy.profiles import Anatomy, load_anatomy
 from medfm_rl.anatomy.rules import Profile
 from medfm_rl.correction import CaseCorrector, Verifier
-from medfm_rl.correction.baselines import (
+from medfm_rl.correction.corrector import appearances
+from medfm_rl.correction.published import (
     AugmentationAverage,
     Intent,
     LargestComponents,
@@ -23,7 +24,6 @@ from medfm_rl.correction.baselines import (
     ShapeProjection,
     Tent,
 )
-from medfm_rl.correction.corrector import appearances
 from medfm_rl.errors import ModelError
 from medfm_rl.reward.network import RewardNet
 from medfm_rl.reward.shape_prior import ShapePrior

@@ -8,18 +8,11 @@ import numpy as np
 import numpy.typing as npt
 from scipy.spatial import cKDTree
 
-from medfm_rl.types import FloatArray
-
 _Masks = npt.NDArray[np.bool_]
 _MOST_PIXELS = 2_000_000
 """Pixels of the frames that are compared at once: masks of noise have as many points of contours as pixels."""
 _REACH = 6
 """Pixels up to which neighbouring contours are compared by looking around each point; what lies farther is rare."""
-
-
-def hausdorff(one: FloatArray, two: FloatArray) -> float:
-    """Hausdorff distance of two sets of points `(N, 2)`, neither of them empty."""
-    return float(max(np.max(cKDTree(one).query(two)[0]), np.max(cKDTree(two).query(one)[0])))
 
 
 def neighbour_distances(masks: _Masks) -> npt.NDArray[np.float64]:

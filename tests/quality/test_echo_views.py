@@ -17,10 +17,9 @@ from torchvision.models.convnext import CNBlockConfig, ConvNeXt
 from medfm_rl.data.layouts import find_cases
 from medfm_rl.data.mask_files import find_masks
 from medfm_rl.errors import DataError, ModelError
-from medfm_rl.quality import QualityController, QualityModel, QualityReport
-from medfm_rl.quality import views as views_module
+from medfm_rl.quality import QualityController, QualityModel, QualityReport, echo_views
+from medfm_rl.quality.echo_views import VIEWS, ViewClassifier, ViewFinding, _prepared
 from medfm_rl.quality.gates import Gates
-from medfm_rl.quality.views import VIEWS, ViewClassifier, ViewFinding, _prepared
 from medfm_rl.runs.finished import load_run
 from medfm_rl.settings import DataSettings
 from medfm_rl.types import Case, Geometry
@@ -49,7 +48,7 @@ def make_case(shape: tuple[int, ...] = (40, 60)) -> Case:
 
 @pytest.fixture(autouse=True)
 def _tiny_in_its_place(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(views_module, "_network", tiny)
+    monkeypatch.setattr(echo_views, "_network", tiny)
 
 
 @pytest.fixture
@@ -70,7 +69,7 @@ def echo_run(quality_run: Path, tmp_path: Path) -> Path:
 def test_the_real_network_has_eleven_outputs(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.undo()
     with torch.no_grad():
-        assert views_module._network().eval()(torch.zeros(1, 3, 64, 64)).shape == (1, 11)
+        assert echo_views._network().eval()(torch.zeros(1, 3, 64, 64)).shape == (1, 11)
 
 
 def test_what_is_seen_and_how_surely(weights: Path) -> None:
@@ -137,7 +136,7 @@ def test_an_image_of_another_view_is_referred_whatever_its_mask(echo_run: Path, 
     assert report.verdict == "refer"
     assert report.reasons[0].startswith("the view classifier sees Parasternal Long (p = 0.94)")
     assert QualityReport.from_json(json.loads(json.dumps(report.to_json()))).view == report.view
-    apical = QualityController(judge.segmenter, judge.reward, judge.model, views=ViewClassifier(tiny("A2C")))
+    apical = QualityController(judge.segmenter, judge.reward, judge.model, views=ViewClassifier(tiny("A2C"), "a hash"))
     plain = QualityController(judge.segmenter, judge.reward, judge.model)
     seen = apical.assess(labelled.case, labelled.ground_truth)
     without = plain.assess(labelled.case, labelled.ground_truth)

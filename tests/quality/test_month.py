@@ -9,7 +9,7 @@ import pytest
 from scipy import stats
 
 from medfm_rl.errors import DataError
-from medfm_rl.quality.inference import (
+from medfm_rl.quality.month import (
     MonthMask,
     failure_probability,
     month_mean,

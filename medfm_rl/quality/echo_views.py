@@ -8,13 +8,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from medfm_rl.adapters.checkpoints import load_strictly, read_state
+from medfm_rl.data.files import hash_file
 from medfm_rl.errors import DataError, MissingExtraError
+from medfm_rl.quality.picture_values import in_bytes, in_colours
 from medfm_rl.types import Case, FloatArray
 
 VIEWS: Final = (
@@ -38,7 +39,6 @@ _SIZE: Final = 224
 _ZOOM: Final = 0.1
 _MEAN: Final = (29.110628, 28.076836, 29.096405)
 _DEVIATION: Final = (47.989223, 46.456997, 47.20083)
-LARGEST: Final = 255.0
 
 
 @dataclass(frozen=True)
@@ -73,11 +73,13 @@ class ViewClassifier:
 
     Args:
         network: Images `(B, 3, 224, 224)` to logits `(B, 11)`.
+        weights_hash: SHA-256 of the file.
         device: Where it runs.
     """
 
-    def __init__(self, network: nn.Module, device: torch.device | None = None) -> None:
+    def __init__(self, network: nn.Module, weights_hash: str, device: torch.device | None = None) -> None:
         self.device = device or torch.device("cpu")
+        self.weights_hash = weights_hash
         self.network = network.eval().requires_grad_(False).to(self.device)
 
     @classmethod
@@ -91,7 +93,7 @@ class ViewClassifier:
         state, _ = read_state(path)
         network = _network()
         load_strictly(network, state, path)
-        return cls(network, device)
+        return cls(network, hash_file(path), device)
 
     @torch.no_grad()
     def find(self, case: Case) -> ViewFinding:
@@ -107,20 +109,6 @@ class ViewClassifier:
         best = int(probabilities.argmax())
         apical = sum(float(probabilities[index]) for index, view in enumerate(VIEWS) if view in APICAL)
         return ViewFinding(VIEWS[best], float(probabilities[best]), apical)
-
-
-def in_bytes(image: FloatArray) -> Tensor:
-    """Values from 0 to 255 as they are, others brought there from their smallest to their largest, `(C, *S)`."""
-    values = torch.from_numpy(np.array(image, dtype=np.float32))
-    low, high = float(values.min()), float(values.max())
-    if low < 0 or high > LARGEST or high <= 1:
-        values = (values - low) / max(high - low, 1e-6) * LARGEST
-    return values
-
-
-def in_colours(values: Tensor) -> Tensor:
-    """The first three channels `(3, *S)`; the first alone, three times, where there are fewer."""
-    return values[:3] if len(values) >= 3 else values[:1].expand(3, *values.shape[1:])
 
 
 def _prepared(image: FloatArray) -> Tensor:

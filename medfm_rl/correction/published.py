@@ -9,7 +9,6 @@ from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from medfm_rl.adapters import SegmenterAdapter
 from medfm_rl.adapters.grid import Sample
@@ -20,10 +19,11 @@ from medfm_rl.correction.normalisation import (
     batch_norms,
     estimate_statistics,
     minimise_entropy,
-    pixel_entropy,
+    norm_parameters,
 )
 from medfm_rl.correction.verifier import Verifier
 from medfm_rl.errors import ModelError
+from medfm_rl.networks import log_of, one_hot, pixel_entropy
 from medfm_rl.reward.shape_prior import ShapePrior
 from medfm_rl.tiling import over_tiles, tile_boxes
 
@@ -52,7 +52,7 @@ class AugmentationAverage(CaseCorrector):
                 break
             votes.append(self.adapter.predict_logits(replace(sample, image=view)))
         mean = torch.stack([vote.softmax(dim=0) for vote in votes]).mean(dim=0)
-        labels = self.adapter.restore(mean.clamp_min(1e-12).log(), sample)
+        labels = self.adapter.restore(log_of(mean), sample)
         return Proposal(labels, stopped="done" if len(votes) == _VIEWS else "time", views=len(votes) - 1)
 
 
@@ -71,7 +71,7 @@ class Tent(CaseCorrector):
 
     def __init__(self, adapter: SegmenterAdapter, verifier: Verifier) -> None:
         super().__init__(adapter, verifier)
-        minimise_entropy(copy.deepcopy(adapter), (), self.settings.weight_learning_rate)
+        norm_parameters(adapter)
 
     def propose(self, sample: Sample, logits: Tensor, original: Original, deadline: float) -> Proposal:
         del logits, original
@@ -139,7 +139,7 @@ class Memo(CaseCorrector):
             mean = over_tiles(
                 lambda *tiles: twin(torch.cat(tiles)).softmax(dim=1).mean(dim=0, keepdim=True), shown, twin.patch_size
             )
-            entropy = pixel_entropy(mean.clamp_min(1e-12).log()[None]).mean()
+            entropy = pixel_entropy(log_of(mean)[None]).mean()
             optimiser.zero_grad()
             entropy.backward()
             optimiser.step()
@@ -180,6 +180,6 @@ class ShapeProjection(CaseCorrector):
                 f"case {sample.case_id}: the shape prior knows masks of {self.prior.size}, the segmenter sees this "
                 f"image as {tuple(logits.shape[1:])}; take another method"
             )
-        one_hot = F.one_hot(original.action.long(), len(logits)).movedim(-1, 0).float()
+        maps = one_hot(original.action, len(logits), dim=0)
         # The prior's logits, not its mask: on the case's own grid their contour is smooth.
-        return Proposal(self.adapter.restore(self.prior(one_hot[None])[0], sample))
+        return Proposal(self.adapter.restore(self.prior(maps[None])[0], sample))

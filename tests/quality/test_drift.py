@@ -9,9 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import integrate, stats
 
-from medfm_rl.quality import streams
+from medfm_rl.quality import drift
 from medfm_rl.quality.appearance import appearance, meaning_of_number
-from medfm_rl.quality.streams import (
+from medfm_rl.quality.drift import (
     STUDIES_TO_FALSE_ALARM,
     ConformalRanks,
     Detector,
@@ -45,7 +45,7 @@ def test_p_values_of_exchangeable_numbers_are_uniform_however_many_are_equal(see
 def test_every_bet_is_fair() -> None:
     for bet in range(7):
         # The integral of a density; the tails have no end at 0 and 1, and are cut off at 1e-9.
-        total = integrate.quad(lambda p, bet=bet: streams._payoffs(np.array([p]))[0, bet], 0, 1, limit=200)[0]
+        total = integrate.quad(lambda p, bet=bet: drift._payoffs(np.array([p]))[0, bet], 0, 1, limit=200)[0]
         assert total == pytest.approx(1, abs=0.05)
 
 
@@ -57,7 +57,7 @@ def test_capital_is_that_of_gamblers_who_entered_one_by_one() -> None:
     for row in p_values:
         for game, p in enumerate(row):
             games[game].append(np.full(7, 1 / 7))
-            payoffs = streams._payoffs(np.array([p]))[0]
+            payoffs = drift._payoffs(np.array([p]))[0]
             games[game] = [(0.98 * own + 0.02 * own.sum() / 7) * payoffs for own in games[game]]
         detector.add(row)
         assert detector.by_game == pytest.approx([sum(own.sum() for own in game) for game in games])
@@ -72,7 +72,7 @@ def test_nobody_enters_a_game_of_which_nothing_is_said() -> None:
     watch.add([1.0, 2.0])
     # The mean of the payoffs of each bet on a first p-value, to the one gambler in each of two games.
     first = ConformalRanks(0, "look", 2).add(np.array([1.0, 2.0]))
-    assert watch.evidence == pytest.approx(streams._payoffs(first).mean())
+    assert watch.evidence == pytest.approx(drift._payoffs(first).mean())
     with pytest.raises(ValueError, match="argument 2"):
         watch.add([1.0])
 
