@@ -12,10 +12,11 @@ from pathlib import Path
 from typing import final
 
 from medfm_rl.data.files import write_bytes, write_text
-from medfm_rl.data.images import image_suffix
+from medfm_rl.data.images import pixel_files
 from medfm_rl.errors import StorageError
 from medfm_rl.service.errors import DeskError
 from medfm_rl.service.scored import SCORES
+from medfm_rl.service.uploads import suffix_of_whole
 
 _LONGEST_NAME = 200
 _MOST_FILES = 100_000
@@ -51,25 +52,24 @@ class Scorer:
         if not name or len(name) > _LONGEST_NAME or not all(part.isalnum() or part in "._-" for part in name):
             raise DeskError(422, "name", "the case has no name that files can have", "use letters, digits, . _ and -")
         digest = hashlib.sha256()
-        for kind, (file, content) in {"images": image, "masks": mask}.items():
+        sent = {"images": image, "masks": mask}
+        suffixes = {}
+        for kind, (file, content) in sent.items():
+            suffixes[kind] = suffix_of_whole(file, content, f"the file of {kind}")
             digest.update(f"{kind}\0{file}\0{len(content)}\0".encode(errors="surrogatepass"))
             digest.update(content)
         place = self._folder / f"{name[:60]}-{digest.hexdigest()[:24]}"
-        for kind, (file, content) in {"images": image, "masks": mask}.items():
-            suffix = image_suffix(Path(file.replace("\\", "/").rpartition("/")[2]))
-            if suffix is None:
-                raise DeskError(
-                    422, "kind", f"the file of {kind} is of no known kind", "send NIfTI, PNG, NRRD or DICOM"
-                )
-            path = place / kind / f"{name.lstrip('.') or 'case'}{suffix}"
-            if not path.exists():
-                write_bytes(path, content)
-        try:
-            return self._score(place / "images", place / "masks", place / "out")
-        except DeskError as error:
-            # Who sent it knows nothing of the folders here, and need not.
-            told = error.message.replace(f"{place}/", "")
-            raise DeskError(error.status, error.code, told, error.remedy, error.after) from error
+        with self._lock:
+            for kind, (_, content) in sent.items():
+                path = place / kind / f"{name.lstrip('.') or 'case'}{suffixes[kind]}"
+                if not path.exists():
+                    write_bytes(path, content)
+            try:
+                return self._score(place / "images", place / "masks", place / "out")
+            except DeskError as error:
+                # Who sent it knows nothing of the folders here, and need not.
+                told = error.message.replace(f"{place}/", "")
+                raise DeskError(error.status, error.code, told, error.remedy, error.after) from error
 
     def by_path(self, images: str, masks: str) -> bytes:
         """The same of folders that lie in one of the roots.
@@ -79,7 +79,8 @@ class Scorer:
         """
         place, beside = self._allowed(images), self._allowed(masks)
         name = hashlib.sha256(f"{place}\0{beside}".encode(errors="surrogateescape")).hexdigest()[:24]
-        return self._score(place, beside, self._folder / f"path-{name}" / "out")
+        with self._lock:
+            return self._score(place, beside, self._folder / f"path-{name}" / "out")
 
     def close(self) -> None:
         """Ends the process."""
@@ -96,15 +97,16 @@ class Scorer:
         for number, path in enumerate(place.rglob("*")):
             if number >= _MOST_FILES:
                 raise DeskError(422, "too_many", f"more than {_MOST_FILES} files", "score them by `medfm-rl score`")
-            inside = path.resolve()
-            if path.is_symlink() and not any(root in inside.parents for root in self._roots):
-                raise _outside()
+            # A header may name files anywhere for its pixels.
+            for part in [path, *(pixel_files(path) if path.is_file() else ())]:
+                inside = part.resolve()
+                if not any(root in inside.parents for root in self._roots):
+                    raise _outside()
         return place
 
     def _score(self, images: Path, masks: Path, out: Path) -> bytes:
-        request = {"images": str(images), "masks": str(masks), "out": str(out)}
-        with self._lock:
-            answer = self._ask(json.dumps(request))
+        """What `score` writes; for one request at a time, since the same one has the same folder."""
+        answer = self._ask(json.dumps({"images": str(images), "masks": str(masks), "out": str(out)}))
         if "storage" in answer:
             raise StorageError(answer["storage"])
         if "error" in answer:

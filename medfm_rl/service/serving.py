@@ -125,6 +125,8 @@ def serve(request: DeskRequest, address: Address, tell: Callable[[str], None]) -
     try:
         uvicorn.Server(config).run(sockets=[listening])
     finally:
+        if desk.scorer is not None:
+            desk.scorer.close()
         desk.database.close()
 
 

@@ -13,6 +13,7 @@ from pydicom import dcmread
 from pydicom.errors import InvalidDicomError
 
 from medfm_rl.data.each_case import case_alone
+from medfm_rl.data.files import write_bytes
 from medfm_rl.data.images import image_suffix, pixel_files
 from medfm_rl.data.labels import read_labels
 from medfm_rl.errors import DataError
@@ -78,22 +79,39 @@ def labels_of_file(name: str, content: bytes, picture: Picture, schema: LabelSch
         DeskError: It is of a kind that cannot be sent, or holds more than the image has room for.
         DataError: It cannot be read, or does not fit the image.
     """
-    suffix = image_suffix(Path(PurePosixPath(name.replace("\\", "/")).name))
-    if suffix is None or suffix in _IN_TWO_FILES:
-        raise _unfit(
-            "the mask is of no kind that can be sent", "send NIfTI, MetaImage (.mha), NRRD, PNG or DICOM SEG, one file"
-        )
+    suffix = suffix_of_whole(name, content, "the mask")
     with TemporaryDirectory(prefix="medfm-rl-desk-") as folder:
         path = Path(folder, f"mask{suffix}")
         path.write_bytes(content)
         with case_alone(case):
-            if pixel_files(path):
-                raise _unfit("the pixels of the mask lie in another file", "send one that holds them itself")
             _require_room(path, suffix, content, picture)
             try:
                 return _read(path, picture, schema)
             except DataError as error:
                 raise DataError(str(error).replace(str(path), "the mask that was sent")) from error
+
+
+def suffix_of_whole(name: str, content: bytes, what: str) -> str:
+    """The ending of a sent file that holds its pixels itself: one that names others could name any file of the server.
+
+    Args:
+        name: What the file is called.
+        content: Its bytes.
+        what: What it is, for messages.
+
+    Raises:
+        DeskError: It is of no known kind, or its pixels lie in another file.
+    """
+    suffix = image_suffix(Path(PurePosixPath(name.replace("\\", "/")).name))
+    kinds = "send NIfTI, MetaImage (.mha), NRRD, PNG or DICOM, one file"
+    if suffix is None or suffix in _IN_TWO_FILES:
+        raise DeskError(422, "kind", f"{what} is of no kind that can be sent", kinds)
+    with TemporaryDirectory(prefix="medfm-rl-desk-") as folder:
+        path = Path(folder, f"sent{suffix}")
+        write_bytes(path, content)
+        if pixel_files(path):
+            raise DeskError(422, "kind", f"the pixels of {what} lie in another file", kinds)
+    return suffix
 
 
 def _read(path: Path, picture: Picture, schema: LabelSchema) -> LabelMap:

@@ -112,6 +112,28 @@ def test_paths_lead_nowhere_else(scoring: TestClient, quality_run: Path, tmp_pat
     assert missing.json() == answers[0].json()
 
 
+def test_headers_that_name_other_files_are_refused(scoring: TestClient, quality_run: Path, tmp_path: Path) -> None:
+    """Sent or by path: they could name any file that the server may read."""
+    (tmp_path / "secret.raw").write_bytes(bytes(16))
+    header = (
+        "ObjectType = Image\nNDims = 2\nDimSize = 4 4\nElementType = MET_UCHAR\n"
+        f"ElementDataFile = {tmp_path / 'secret.raw'}\n"
+    ).encode()
+    detached = f"NRRD0004\ntype: uchar\ndimension: 2\nsizes: 4 4\ndata file: {tmp_path / 'secret.raw'}\n".encode()
+    for name, content in (("a.mhd", header), ("a.nhdr", detached), ("a.nrrd", detached)):
+        sent = {"image": (name, content), "mask": (name, content)}
+        refused = scoring.post("/api/v1/score", files=sent, data={"name": "p1"})
+        assert (refused.status_code, refused.json()["error"]["code"]) == (422, "kind")
+    within = quality_run.parent / "headers"
+    within.mkdir(exist_ok=True)
+    (within / "a.mhd").write_bytes(header)
+    asked = {"images": str(within), "masks": str(within)}
+    assert scoring.post("/api/v1/score/paths", json=asked).status_code == 403
+    (within / "a.raw").write_bytes(bytes(16))
+    (within / "a.mhd").write_bytes(header.replace(str(tmp_path / "secret.raw").encode(), b"a.raw"))
+    assert scoring.post("/api/v1/score/paths", json=asked).status_code == 422
+
+
 @pytest.mark.parametrize("name", ["a/b", "..\\x", "a\nb", "x" * 201, os.sep])
 def test_names_of_cases_are_no_paths(scoring: TestClient, name: str) -> None:
     sent = {"image": ("a.png", b"x"), "mask": ("a.png", b"x")}
