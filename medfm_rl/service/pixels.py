@@ -303,11 +303,14 @@ class Pixels:
                     return self._kept[key][0]  # type: ignore[no-any-return]
             try:
                 made = make()
-            finally:
+                size = size_of(made)
+            except BaseException:
                 with self._lock:
                     self._making.pop(key, None)
-            size = size_of(made)
+                raise
             with self._lock:
+                # At once: whoever came in between would make it again, and count it twice.
+                self._making.pop(key, None)
                 self._kept[key] = (made, size)
                 self._size += size
                 # The last one stays, however large it is: the rest of its case is asked for next.
