@@ -168,7 +168,7 @@ def _states_spacing(path: Path) -> bool:
         head = file.read(_HEADER_BYTES)
     if suffix in (".mha", ".mhd"):
         return _META_SPACING.search(head.split(b"ElementDataFile")[0]) is not None
-    if suffix != ".nrrd":
+    if suffix not in (".nrrd", ".nhdr"):
         return True
     fields = dict(_NRRD_FIELD.findall(re.split(rb"\r?\n\r?\n", head)[0]))
     units = {

@@ -383,6 +383,7 @@ BYTES = bytes(range(20))
         ("a.mha", META.format("ElementSpacing = 0.5 0.8\n"), (0.5, 0.8)),
         ("a.nrrd", NRRD.format(2, "", ""), None),
         ("a.nrrd", NRRD.format(2, "", "spacings: nan nan\n"), None),
+        ("a.nhdr", NRRD.format(2, "", ""), None),
         ("a.nrrd", NRRD.format(2, "", "spacings: 0.5 0.8\n"), (0.5, 0.8)),
     ],
 )

@@ -39,7 +39,7 @@ def find_sequence(path: Path, planes_over_time: bool) -> int | None:
         if len(shape) == 4 and shape[2] == 1 and shape[3] > 1:
             return shape[3]
         return shape[2] if planes_over_time and len(shape) == 3 and shape[2] > 1 else None
-    if not planes_over_time or suffix not in (".mhd", ".mha", ".nrrd"):
+    if not planes_over_time or suffix not in (".mhd", ".mha", ".nrrd", ".nhdr"):
         return None
     pixels, _ = read_pixels(path)
     return pixels.shape[1] if pixels.ndim == 4 else None
