@@ -78,18 +78,16 @@ def _of_regions(header: Dataset, path: Path) -> Spacing | None:
     """The spacing of the regions of an ultrasound image that are in two dimensions and in cm, where all agree."""
     found = []
     for region in header.get("SequenceOfUltrasoundRegions") or []:
-        units = (region.get("PhysicalUnitsXDirection"), region.get("PhysicalUnitsYDirection"))
-        if region.get("RegionSpatialFormat") != _TWO_DIMENSIONAL or units != (_CENTIMETRES, _CENTIMETRES):
+        spacing = region_spacing(region, path)
+        if region.get("RegionSpatialFormat") != _TWO_DIMENSIONAL or spacing is None:
             continue
-        x, y = (_number(region, f"PhysicalDelta{axis}", path) for axis in "XY")
         if _was_shrunk(region, header, path):
             warn_once(
                 f"{path}: its ultrasound region reaches beyond the picture along both axes: it was shrunk after the "
                 "region was written, so its spacing is taken for unknown and distances are in pixels"
             )
             return None
-        if x and y:
-            found.append((10 * abs(x), 10 * abs(y)))
+        found.append(spacing)
     if not found:
         return None
     if not all(_same(other, found[0]) for other in found):
@@ -102,10 +100,29 @@ def _of_regions(header: Dataset, path: Path) -> Spacing | None:
 
 
 def _was_shrunk(region: Dataset, header: Dataset, path: Path) -> bool:
-    """Whether a region ends beyond the picture along both axes, by more than another way to count explains."""
-    ends = (_number(region, f"RegionLocationMax{axis}1", path) for axis in "XY")
-    sides = (header.get("Columns"), header.get("Rows"))
-    return all(end and side and end - side > _COUNTED for end, side in zip(ends, sides, strict=True))
+    """Whether a region reaches beyond the picture along both axes."""
+    reaches = []
+    for axis, side in zip("XY", (header.get("Columns"), header.get("Rows")), strict=True):
+        start, last = (_number(region, f"RegionLocation{end}", path) for end in (f"Min{axis}0", f"Max{axis}1"))
+        reaches.append(side and last is not None and reaches_beyond(start or 0, last, side))
+    return all(reaches)
+
+
+def reaches_beyond(start: float, last: float, side: int) -> bool:
+    """Whether a region reaches out of a picture along a side, further than another way to count explains."""
+    return max(last + 1 - side, -start) > _COUNTED
+
+
+def region_spacing(region: Dataset, path: Path) -> Spacing | None:
+    """The spacing of a region of an ultrasound image in mm; None where it is not in cm, or not given.
+
+    Raises:
+        DataError: It is no number.
+    """
+    units = (region.get("PhysicalUnitsXDirection"), region.get("PhysicalUnitsYDirection"))
+    x, y = (_number(region, f"PhysicalDelta{axis}", path) for axis in "XY")
+    # A scanner may count against the axis.
+    return (10 * abs(x), 10 * abs(y)) if units == (_CENTIMETRES, _CENTIMETRES) and x and y else None
 
 
 def _same(ours: Spacing, theirs: Spacing) -> bool:

@@ -516,7 +516,12 @@ def test_letters_around_the_tissue_of_a_still_are_warned_of(tmp_path: Path, capl
 
 
 def test_a_still_that_was_shrunk_has_no_spacing(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    for name, beyond, spacing in (("shrunk", 40, None), ("counted", 0, (0.5, 0.5))):
+    for name, beyond, spacing in (
+        ("shrunk", 40, None),
+        ("by three", 2, None),
+        ("by two", 1, (0.5, 0.5)),
+        ("counted", 0, (0.5, 0.5)),
+    ):
         caplog.clear()
         whole = [tissue(0, 0, COLUMNS + beyond, ROWS + beyond)]
         path = tmp_path / f"{name}.dcm"

@@ -5,7 +5,6 @@ A scanner burns text, an ECG and colour bars into the frame, and says by regions
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,15 +13,13 @@ import numpy as np
 import numpy.typing as npt
 from pydicom import Dataset
 
-from medfm_rl.data.dicom_spacing import Spacing
+from medfm_rl.data.dicom_spacing import Spacing, reaches_beyond, region_spacing
 from medfm_rl.data.notices import collected_notices, warn_once
 from medfm_rl.errors import DataError
 from medfm_rl.types import FloatArray, Geometry
 
-_TWO_DIMENSIONAL, _TISSUE, _COLOUR_FLOW, _CENTIMETRES = 1, 1, 2, 3
-"""Values of Region Spatial Format, Region Data Type and Physical Units (PS3.3 C.8.5.5)."""
-_ROUNDED = 2
-"""Pixels by which a region reaches beyond the frame where its writer counted otherwise."""
+_TWO_DIMENSIONAL, _TISSUE, _COLOUR_FLOW = 1, 1, 2
+"""Values of Region Spatial Format and Region Data Type (PS3.3 C.8.5.5)."""
 _SMALLEST = 16
 """Pixels along a side of a region that can show anything."""
 _ALIKE, _APART = 0.8, 0.1
@@ -91,7 +88,7 @@ def tissue_region(header: Dataset, path: Path) -> Region:
     chosen = sorted(chosen, key=lambda item: _area(_box(item, path)), reverse=True)
     boxes = [_box(item, path) for item in chosen]
     _refuse_several(path, boxes)
-    beyond = [max(box.stop - side, -box.start) > _ROUNDED for box, side in zip(boxes[0], size, strict=True)]
+    beyond = [reaches_beyond(box.start, box.stop - 1, side) for box, side in zip(boxes[0], size, strict=True)]
     if all(beyond):
         warn_once(
             f"{path}: its ultrasound region reaches to column {boxes[0][1].stop - 1} and row {boxes[0][0].stop - 1} of "
@@ -102,7 +99,7 @@ def tissue_region(header: Dataset, path: Path) -> Region:
     cut = _cut(boxes[0], size)
     if cut is None:
         raise DataError(f"{path}: its ultrasound region {_words(boxes[0])} holds no picture; correct it, or remove it")
-    return Region(cut, _spacing(chosen[0], path), flow)
+    return Region(cut, region_spacing(chosen[0], path), flow)
 
 
 def warn_of_surroundings(header: Dataset, path: Path) -> None:
@@ -213,16 +210,6 @@ def _refuse_several(path: Path, boxes: Sequence[tuple[slice, slice]]) -> None:
                 f"{path}: shows {len(boxes)} views side by side (ultrasound regions {_words(first)} and "
                 f"{_words(other)}); give each view a file of its own"
             )
-
-
-def _spacing(item: Dataset, path: Path) -> Spacing | None:
-    units = (item.get("PhysicalUnitsXDirection"), item.get("PhysicalUnitsYDirection"))
-    try:
-        x, y = (abs(float(item.get(f"PhysicalDelta{axis}") or 0)) for axis in "XY")
-    except (TypeError, ValueError) as error:
-        raise DataError(f"{path}: Physical Delta of a region is to be a number ({error}); correct it") from error
-    known = units == (_CENTIMETRES, _CENTIMETRES) and math.isfinite(x * y) and x * y > 0
-    return (10 * x, 10 * y) if known else None
 
 
 def _words(box: tuple[slice, slice]) -> str:
