@@ -6,7 +6,7 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-from medfm_rl.data.files import write_json
+from medfm_rl.data.files import write_bytes, write_json
 from medfm_rl.data.layouts import SIMULATION_RECORD, find_cases
 from medfm_rl.data.locks import alone_in, is_unused
 from medfm_rl.data.mask_files import find_masks
@@ -97,7 +97,7 @@ def _make_demo(out: Path, seed: int, progress: Progress) -> DemoResult:
         "vendor-b-held-out": ("vintage", 2001, _HELD_OUT_PATIENTS),
     }
     for name, (profile, first, patients) in parts.items():
-        if not (data / name / SIMULATION_RECORD).exists():
+        if not _is_simulated_whole(data / name):
             label = f"simulating {name}"
             simulate_dataset(
                 data / name,
@@ -140,16 +140,21 @@ def _make_demo(out: Path, seed: int, progress: Progress) -> DemoResult:
     comparison = report_run(run, config, progress)
     assert comparison is not None
     # The report of the run is the report of the demo.
-    (out / "report.html").write_bytes(run.report.read_bytes())
+    write_bytes(out / "report.html", run.report.read_bytes())
     scoring = _score_held_out(config, out / QUALITY_FOLDER, progress)
     return DemoResult(
         comparison, scoring, _measure_clips(config, data / "vendor-b-clips", out / CLIPS_FOLDER, progress)
     )
 
 
+def _is_simulated_whole(folder: Path) -> bool:
+    record = folder / SIMULATION_RECORD
+    return record.exists() and bool(json.loads(record.read_text(encoding="utf-8")).get("complete", True))
+
+
 def _measure_clips(config: AdaptConfig, data: Path, out: Path, progress: Progress) -> Measures:
     """What the adapted model's masks of simulated clips measure, with what its rewards leave open."""
-    if not (data / SIMULATION_RECORD).exists():
+    if not _is_simulated_whole(data):
         simulate_clips(
             data,
             vendor("vintage"),

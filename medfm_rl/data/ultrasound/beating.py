@@ -162,6 +162,9 @@ def simulate_clips(
         progress: Called with (patients done, patients).
     """
     geometry, truth = grid_of(size), {}
+    record = {"simulated": True, "vendor": vendor.name, "seed": seed, "patients": patients}
+    # First: what an interrupted simulation leaves is simulated too.
+    write_json(out / SIMULATION_RECORD, record | {"complete": False})
     for number in range(first, first + patients):
         heart = draw_heart(numpy_generator(seed, "heart", number))
         rhythm = draw_rhythm(numpy_generator(seed, "rhythm", number))
@@ -174,8 +177,7 @@ def simulate_clips(
             truth[name] = {"period_s": rhythm.period, "ed_frame": clip.ed, "es_frame": clip.es}
         if progress:
             progress(number - first + 1, patients)
-    record = {"simulated": True, "vendor": vendor.name, "seed": seed, "patients": patients, "clips": truth}
-    write_json(out / SIMULATION_RECORD, record)
+    write_json(out / SIMULATION_RECORD, record | {"clips": truth, "complete": True})
 
 
 def _carried(rest: Pose, pose: Pose, along: Array, across: Array) -> tuple[Array, Array]:

@@ -210,6 +210,9 @@ def simulate_dataset(
     """
     height, width = size
     geometry = grid_of(size)
+    record = {"simulated": True, "vendor": vendor.name, "seed": seed, "patients": patients}
+    # First: what an interrupted simulation leaves is simulated too.
+    write_json(out / SIMULATION_RECORD, record | {"complete": False})
     for number in range(first, first + patients):
         heart = draw_heart(numpy_generator(seed, "heart", number))
         for view in VIEWS:
@@ -223,7 +226,7 @@ def simulate_dataset(
                 write_labels(out / "labels" / name, labels, geometry, ECHO_SCHEMA)
         if progress:
             progress(number - first + 1, patients)
-    write_json(out / SIMULATION_RECORD, {"simulated": True, "vendor": vendor.name, "seed": seed, "patients": patients})
+    write_json(out / SIMULATION_RECORD, record | {"complete": True})
 
 
 def grid_of(size: tuple[int, int]) -> Geometry:

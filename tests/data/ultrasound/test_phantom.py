@@ -9,7 +9,7 @@ import SimpleITK as sitk
 
 from medfm_rl.anatomy.profiles import load_anatomy
 from medfm_rl.data.files import hash_folder
-from medfm_rl.data.layouts import find_cases
+from medfm_rl.data.layouts import find_cases, is_simulated
 from medfm_rl.data.ultrasound.phantom import ECHO_SCHEMA, PHASES, VIEWS, draw_heart, draw_phantom, simulate_dataset
 from medfm_rl.data.ultrasound.vendors import vendor
 from medfm_rl.settings import DataSettings
@@ -80,7 +80,7 @@ def test_a_data_set_is_laid_out_named_and_marked_as_simulated(tmp_path: Path) ->
     assert labelled.case.geometry.spacing == pytest.approx((150 / 32, 150 / 32))
     assert set(np.unique(labelled.ground_truth)) == {0, LV, MYO, LA}
     record = json.loads((tmp_path / "a" / "simulation.json").read_text())
-    assert record == {"simulated": True, "vendor": "cart", "seed": 5, "patients": 2}
+    assert record == {"simulated": True, "vendor": "cart", "seed": 5, "patients": 2, "complete": True}
 
 
 def test_the_same_seed_gives_the_same_files_and_another_seed_others(tmp_path: Path) -> None:
@@ -102,3 +102,15 @@ def test_a_patient_has_the_same_anatomy_for_every_vendor_and_whoever_else_is_dra
             sitk.GetArrayFromImage(sitk.ReadImage(tmp_path / v / "images" / mask.name)) for v in ("cart", "vintage")
         ]
         assert not np.array_equal(*frames)
+
+
+def test_what_an_interrupted_simulation_leaves_is_simulated(tmp_path: Path) -> None:
+    def stop(done: int, total: int) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        simulate_dataset(tmp_path / "a", vendor("cart"), 2, seed=0, size=(32, 32), progress=stop)
+    assert is_simulated(tmp_path / "a")
+    assert json.loads((tmp_path / "a" / "simulation.json").read_text())["complete"] is False
+    simulate_dataset(tmp_path / "a", vendor("cart"), 2, seed=0, size=(32, 32))
+    assert json.loads((tmp_path / "a" / "simulation.json").read_text())["complete"] is True
