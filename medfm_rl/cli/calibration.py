@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
@@ -37,6 +37,9 @@ from medfm_rl.cli.root import app
 if TYPE_CHECKING:
     from medfm_rl.settings import DataSettings
 
+_UNIT: Final = "mean"
+_COVERAGE: Final = 0.9
+
 
 @app.command("calibrate")
 def calibrate_command(
@@ -58,7 +61,7 @@ def calibrate_command(
             help="With --feedback, what a patient counts: mean (the share of bad masks among his accepted ones) or "
             "worst (whether any of them is bad)."
         ),
-    ] = "mean",
+    ] = _UNIT,
     masks: Annotated[
         Path | None, typer.Option(help="Masks to be assessed, where another segmenter makes them; else the run's own.")
     ] = None,
@@ -67,7 +70,7 @@ def calibrate_command(
     dice: Annotated[float, typer.Option(help="Mean Dice below which a mask is bad.")] = 0.8,
     alpha: Annotated[float, typer.Option(help="Largest share of bad masks among the accepted.")] = 0.1,
     confidence: Annotated[float, typer.Option(help="Confidence of the statement about accepted masks.")] = 0.9,
-    coverage: Annotated[float, typer.Option(help="Share of cases whose Dice the interval holds.")] = 0.9,
+    coverage: Annotated[float, typer.Option(help="Share of cases whose Dice the interval holds.")] = _COVERAGE,
     layout: Layout = "auto",
     patient_pattern: PatientPattern = None,
     split: Split = "all",
@@ -93,6 +96,13 @@ def calibrate_command(
         raise ConfigError("give either --labelled, labelled cases to fit on, or --feedback, a store to prove by")
     if feedback is None and (images is not None or scores is not None):
         raise ConfigError("--images and --scores are what reviewers of a store have seen: they go with --feedback")
+    fitting = {"probabilities": probabilities, "prompts": prompts, "biomedclip": biomedclip, "networks": networks}
+    fitting |= {"coverage": coverage != _COVERAGE, "allow-overlap": allow_overlap, "track": track}
+    misplaced = {"unit": unit != _UNIT} if feedback is None else fitting
+    if named := [f"--{name}" for name, value in misplaced.items() if value not in (None, False)]:
+        goes_with = "--feedback, a store to prove by" if feedback is None else "--labelled, labelled cases to fit on"
+        raise ConfigError(f"{', '.join(named)}: would have no effect; only with {goes_with}")
+    require_masks(labels, masks)
     if feedback is not None:
         data = None if images is None else data_settings(images, layout, patient_pattern, split, where)
         values = {"dice": dice, "alpha": alpha, "confidence": confidence, "unit": unit}
@@ -107,7 +117,6 @@ def calibrate_command(
     from medfm_rl.runs.tracked_call import tracked_calibration
     from medfm_rl.workflows.calibrate.quality import CalibrateRequest, calibrate
 
-    require_masks(labels, masks)
     targets = from_options(Targets, coverage=coverage, dice=dice, alpha=alpha, confidence=confidence)
     finished = load_judge(run, device, prompts)
     files = find_cases(data_settings(labelled, layout, patient_pattern, split, where))

@@ -77,6 +77,7 @@ def predict_command(
     from medfm_rl.runs.tracked_call import tracked_call
 
     given = {"method": method, "budget": budget, "policy": policy, "stream": stream}
+    given |= {"scanner": scanner, "protocol": protocol, "site": site}
     misplaced = [f"--{name}" for name, value in given.items() if value is not None]
     if not correct and misplaced:
         raise ConfigError(f"{', '.join(misplaced)}: masks are assessed and corrected with --correct alone; give it too")

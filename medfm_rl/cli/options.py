@@ -147,7 +147,8 @@ CorrectionScope = Annotated[
 CorrectionMethod = Annotated[
     str,
     typer.Option(
-        help="How a better mask is sought: views, optimise, none, tta, tent, intent, memo, components or shape-prior."
+        help="How a better mask is sought: views, neighbours (frames of a clip), optimise, none, tta, tent, intent, "
+        "memo, components or shape-prior."
     ),
 ]
 

@@ -790,6 +790,24 @@ def test_evaluate_takes_the_anatomy_of_the_run_and_keeps_the_results_of_another_
     assert hash_folder(tmp_path / "own") == before
 
 
+@pytest.mark.parametrize(
+    ("given", "named"),
+    [
+        (("calibrate", "--feedback", "s.sqlite", "--coverage", "0.8", "--networks", "1"), "--networks, --coverage"),
+        (("calibrate", "--feedback", "s.sqlite", "--track"), "--track"),
+        (("calibrate", "--feedback", "s.sqlite", "--labels", "LV=1"), "--labels"),
+        (("calibrate", "--labelled", "DATA", "--unit", "worst"), "--unit"),
+        (("predict", "DATA", "OUT", "--scanner", "ge", "--site", "north"), "--scanner, --site"),
+    ],
+)
+def test_what_would_have_no_effect_is_refused(
+    run: Run, simulated_echo: Path, tmp_path: Path, given: tuple[str, ...], named: str
+) -> None:
+    places = {"DATA": simulated_echo / "b", "OUT": tmp_path / "out"}
+    command, *words = given
+    refused(run(command, tmp_path, *[places.get(word, word) for word in words]), named)
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_init_knows_every_kind_of_segmenter(run: Run, tmp_path: Path, kind: str) -> None:
     assert run("init", tmp_path / "mine.yaml", "--segmenter", kind).code == 0
