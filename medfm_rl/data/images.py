@@ -69,7 +69,7 @@ def is_video(path: Path) -> bool:
 def pixel_files(path: Path) -> list[Path]:
     """The files beside an image that hold its pixels, as a header of MetaImage or NRRD names them; they may be missing.
 
-    None where the pixels lie in the file itself, as in every other format.
+    Empty where the pixels lie in the file itself, as in every other format.
 
     Raises:
         DataError: The header cannot be read.

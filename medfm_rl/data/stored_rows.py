@@ -76,11 +76,6 @@ class StoredRows:
         """Axes, with that of the rows."""
         return len(self._row_shape) + 1
 
-    @property
-    def disk_bytes(self) -> int:
-        """Size of the file."""
-        return self._end
-
     def __len__(self) -> int:
         return len(self._places)
 

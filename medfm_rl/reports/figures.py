@@ -1,4 +1,4 @@
-"""The report of a run: one self-contained HTML page, and the table that the command line prints."""
+"""Figures of pages: overlays of masks, colours of structures, and pictures as bytes."""
 
 from __future__ import annotations
 

@@ -10,8 +10,6 @@ from pydantic import Field, model_validator
 from medfm_rl.settings.base import Fraction, Settings
 
 Outcome = Literal["accept", "refer"]
-MEAN_LIMIT = "mean"
-"""The limit of the mean Dice over the structures, among those of the structures."""
 
 
 class SitePolicy(Settings):

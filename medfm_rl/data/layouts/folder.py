@@ -49,12 +49,7 @@ class FoundImage:
         return cls(entry.path, entry.name, entry.name, patient_of_entry(entry))
 
 
-def as_they_lie(entries: Sequence[Entry]) -> list[FoundImage]:
-    """Each entry as an image or volume."""
-    return [FoundImage.of(entry) for entry in entries]
-
-
-def find_folder(root: Path, recognise: Callable[[Sequence[Entry]], Sequence[FoundImage]] = as_they_lie) -> Found:
+def find_folder(root: Path, recognise: Callable[[Sequence[Entry]], Sequence[FoundImage]]) -> Found:
     """Finds images and masks of the same names; a folder of DICOM slices below the root is one image.
 
     Where folders lie in folders, as archives write them, the outermost is the patient.

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from medfm_rl.data.layouts import CaseFile
 from medfm_rl.data.names import file_of_case
-from medfm_rl.quality import BatchReport, QualityModel, QualityReport
+from medfm_rl.quality import BatchReport, QualityModel
 from medfm_rl.quality.reviewed_errors import ReviewedErrors
 from medfm_rl.settings import SitePolicy
 from medfm_rl.workflows.deploy.clip_evidence import ClipEvidence
@@ -169,7 +169,3 @@ class Scoring:
         """Cases with which the policy does that."""
         found = sum(number for (_, _, done), number in self._tally.items() if done == action)
         return found + (len(self.unassessed) if action == "refer" else 0)
-
-    def report_of(self, case_id: str) -> QualityReport | None:
-        """The report of a case; None where it could not be assessed."""
-        return next((report for report in self.batch.reports if report.case_id == case_id), None)
