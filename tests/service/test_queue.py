@@ -11,7 +11,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from medfm_rl.quality.streams import mask_key
 from support.desk import PLANE, SCHEMA, SIZE, DeskFolder
 from support.desk_client import (
     client_of,
@@ -29,6 +28,7 @@ from medfm_rl.data.images import write_labels
 from medfm_rl.data.labels import read_labels
 from medfm_rl.errors import UserError
 from medfm_rl.feedback import FeedbackStore
+from medfm_rl.quality.drift import mask_key
 from medfm_rl.service import leases
 from medfm_rl.service.desk import Desk
 from medfm_rl.types import LabelSchema
