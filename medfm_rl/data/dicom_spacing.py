@@ -119,10 +119,11 @@ def region_spacing(region: Dataset, path: Path) -> Spacing | None:
     Raises:
         DataError: It is no number.
     """
-    units = (region.get("PhysicalUnitsXDirection"), region.get("PhysicalUnitsYDirection"))
+    if {region.get(f"PhysicalUnits{axis}Direction") for axis in "XY"} != {_CENTIMETRES}:
+        return None
     x, y = (_number(region, f"PhysicalDelta{axis}", path) for axis in "XY")
     # A scanner may count against the axis.
-    return (10 * abs(x), 10 * abs(y)) if units == (_CENTIMETRES, _CENTIMETRES) and x and y else None
+    return (10 * abs(x), 10 * abs(y)) if x and y else None
 
 
 def _same(ours: Spacing, theirs: Spacing) -> bool:

@@ -75,7 +75,7 @@ def pixel_files(path: Path) -> list[Path]:
         DataError: The header cannot be read.
     """
     match image_suffix(path):
-        case ".mhd":
+        case ".mhd" | ".mha":
             field, here = _PIXEL_FIELD, b"LOCAL"
         case ".nrrd" | ".nhdr" | ".seg.nrrd":
             field, here = _NRRD_PIXEL_FIELD, b""
@@ -95,7 +95,7 @@ def pixel_files(path: Path) -> list[Path]:
     if names and "%" in names[0]:
         # One file for each slice: a pattern, and the first and last number.
         pattern = path.parent / names[0].split()[0]
-        return sorted(pattern.parent.glob(re.sub(r"%\d*d", "*", glob.escape(pattern.name))))
+        return sorted(pattern.parent.glob(re.sub(r"%\d*d", "*", glob.escape(pattern.name)))) or [pattern]
     return [path.parent / name for name in names]
 
 

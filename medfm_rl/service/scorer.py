@@ -11,12 +11,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import final
 
-from medfm_rl.data.files import write_bytes, write_text
+from medfm_rl.data.files import replace_on_success, write_text
 from medfm_rl.data.images import pixel_files
 from medfm_rl.errors import StorageError
 from medfm_rl.service.errors import DeskError
 from medfm_rl.service.scored import SCORES
-from medfm_rl.service.uploads import suffix_of_whole
+from medfm_rl.service.uploads import require_own_pixels, suffix_to_send
 
 _LONGEST_NAME = 200
 _MOST_FILES = 100_000
@@ -55,7 +55,7 @@ class Scorer:
         sent = {"images": image, "masks": mask}
         suffixes = {}
         for kind, (file, content) in sent.items():
-            suffixes[kind] = suffix_of_whole(file, content, f"the file of {kind}")
+            suffixes[kind] = suffix_to_send(file, f"the file of {kind}")
             digest.update(f"{kind}\0{file}\0{len(content)}\0".encode(errors="surrogatepass"))
             digest.update(content)
         place = self._folder / f"{name[:60]}-{digest.hexdigest()[:24]}"
@@ -63,7 +63,9 @@ class Scorer:
             for kind, (_, content) in sent.items():
                 path = place / kind / f"{name.lstrip('.') or 'case'}{suffixes[kind]}"
                 if not path.exists():
-                    write_bytes(path, content)
+                    with replace_on_success(path) as temporary:
+                        temporary.write_bytes(content)
+                        require_own_pixels(temporary, f"the file of {kind}")
             try:
                 return self._score(place / "images", place / "masks", place / "out")
             except DeskError as error:

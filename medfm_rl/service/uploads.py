@@ -13,7 +13,6 @@ from pydicom import dcmread
 from pydicom.errors import InvalidDicomError
 
 from medfm_rl.data.each_case import case_alone
-from medfm_rl.data.files import write_bytes
 from medfm_rl.data.images import image_suffix, pixel_files
 from medfm_rl.data.labels import read_labels
 from medfm_rl.errors import DataError
@@ -26,6 +25,7 @@ _MOST_BYTES_A_PIXEL: Final = 32
 """Of a mask: eight bytes of the widest integer, four segments that overlap, and some for its header."""
 _HEADER: Final = 1 << 20
 _IN_TWO_FILES: Final = (".mhd", ".nhdr")
+_KINDS: Final = "send NIfTI, MetaImage (.mha), NRRD, PNG or DICOM, one file"
 
 
 def labels_of_bytes(
@@ -79,11 +79,12 @@ def labels_of_file(name: str, content: bytes, picture: Picture, schema: LabelSch
         DeskError: It is of a kind that cannot be sent, or holds more than the image has room for.
         DataError: It cannot be read, or does not fit the image.
     """
-    suffix = suffix_of_whole(name, content, "the mask")
+    suffix = suffix_to_send(name, "the mask")
     with TemporaryDirectory(prefix="medfm-rl-desk-") as folder:
         path = Path(folder, f"mask{suffix}")
         path.write_bytes(content)
         with case_alone(case):
+            require_own_pixels(path, "the mask")
             _require_room(path, suffix, content, picture)
             try:
                 return _read(path, picture, schema)
@@ -91,27 +92,30 @@ def labels_of_file(name: str, content: bytes, picture: Picture, schema: LabelSch
                 raise DataError(str(error).replace(str(path), "the mask that was sent")) from error
 
 
-def suffix_of_whole(name: str, content: bytes, what: str) -> str:
-    """The ending of a sent file that holds its pixels itself: one that names others could name any file of the server.
+def suffix_to_send(name: str, what: str) -> str:
+    """The ending of a file that is sent.
 
     Args:
         name: What the file is called.
-        content: Its bytes.
         what: What it is, for messages.
 
     Raises:
-        DeskError: It is of no known kind, or its pixels lie in another file.
+        DeskError: It is of no known kind, or of one that lies in two files.
     """
     suffix = image_suffix(Path(PurePosixPath(name.replace("\\", "/")).name))
-    kinds = "send NIfTI, MetaImage (.mha), NRRD, PNG or DICOM, one file"
     if suffix is None or suffix in _IN_TWO_FILES:
-        raise DeskError(422, "kind", f"{what} is of no kind that can be sent", kinds)
-    with TemporaryDirectory(prefix="medfm-rl-desk-") as folder:
-        path = Path(folder, f"sent{suffix}")
-        write_bytes(path, content)
-        if pixel_files(path):
-            raise DeskError(422, "kind", f"the pixels of {what} lie in another file", kinds)
+        raise DeskError(422, "kind", f"{what} is of no kind that can be sent", _KINDS)
     return suffix
+
+
+def require_own_pixels(path: Path, what: str) -> None:
+    """Refuses a sent file whose pixels lie in another one: it could name any file of the server.
+
+    Raises:
+        DeskError: They do.
+    """
+    if pixel_files(path):
+        raise DeskError(422, "kind", f"the pixels of {what} lie in another file", _KINDS)
 
 
 def _read(path: Path, picture: Picture, schema: LabelSchema) -> LabelMap:

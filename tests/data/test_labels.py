@@ -319,6 +319,16 @@ def test_a_dicom_mask_that_was_compressed_with_loss_is_refused(tmp_path: Path, h
 # Files that lie in two.
 
 
+def test_a_header_of_metaimage_can_name_its_pixels_whatever_its_ending(tmp_path: Path) -> None:
+    (tmp_path / "p.raw").write_bytes(bytes(range(4)))
+    head = "ObjectType = Image\nNDims = 2\nDimSize = 2 2\nElementType = MET_UCHAR\nElementDataFile = "
+    for ending, expected in {"p.raw\n": ["p.raw"], "LIST\np.raw\n": ["p.raw"], "LOCAL\nabcd": []}.items():
+        for suffix in (".mhd", ".mha"):
+            path = tmp_path / f"a{suffix}"
+            path.write_text(head + ending)
+            assert pixel_files(path) == [tmp_path / name for name in expected]
+
+
 @pytest.mark.parametrize("suffix", [".nhdr", ".mhd"])
 def test_the_hash_of_a_header_covers_its_pixels(tmp_path: Path, suffix: str) -> None:
     path = by_itk(suffix)(tmp_path, FIGURE)
@@ -342,6 +352,8 @@ def test_a_header_of_nrrd_can_name_its_pixels_in_three_ways(tmp_path: Path) -> N
     }.items():
         (tmp_path / "a.nhdr").write_text(f"{head}{field}\n")
         assert pixel_files(tmp_path / "a.nhdr") == expected
+    (tmp_path / "c.nhdr").write_text(f"{head}data file: q%d.raw 1 2 1\n")
+    assert pixel_files(tmp_path / "c.nhdr") == [tmp_path / "q%d.raw"]
     # Beyond the header there are pixels, whatever they look like.
     (tmp_path / "b.nrrd").write_bytes(f"{head}\n".encode() + b"\ndata file: x")
     assert pixel_files(tmp_path / "b.nrrd") == []

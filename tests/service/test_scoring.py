@@ -120,10 +120,14 @@ def test_headers_that_name_other_files_are_refused(scoring: TestClient, quality_
         f"ElementDataFile = {tmp_path / 'secret.raw'}\n"
     ).encode()
     detached = f"NRRD0004\ntype: uchar\ndimension: 2\nsizes: 4 4\ndata file: {tmp_path / 'secret.raw'}\n".encode()
-    for name, content in (("a.mhd", header), ("a.nhdr", detached), ("a.nrrd", detached)):
+    listed = header.replace(b"ElementDataFile = ", b"ElementDataFile = LIST\n")
+    many = detached.replace(b"secret.raw", b"secre%d.raw 1 1 1")
+    named = {"a.mhd": header, "a.nhdr": detached, "a.nrrd": detached, "b.nrrd": many, "a.mha": header, "b.mha": listed}
+    for name, content in named.items():
         sent = {"image": (name, content), "mask": (name, content)}
         refused = scoring.post("/api/v1/score", files=sent, data={"name": "p1"})
         assert (refused.status_code, refused.json()["error"]["code"]) == (422, "kind")
+    assert not list((tmp_path / "jobs").rglob("*.raw")) + list((tmp_path / "jobs").rglob("*.mha"))
     within = quality_run.parent / "headers"
     within.mkdir(exist_ok=True)
     (within / "a.mhd").write_bytes(header)
