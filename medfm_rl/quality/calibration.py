@@ -201,23 +201,23 @@ def _logistic(inputs: npt.NDArray[np.float64], right: npt.NDArray[np.bool_]) -> 
 def _pixels(cases: Sequence[CalibrationCase], seed: int) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.bool_]]:
     """Log-odds of the reward and of the confidences that there are, `(N, 1 to 3)`; which are right.
 
-    Pixels are drawn before any map is looked at, so that those of volumes need not all be in memory.
+    Of many pixels each case gives the same share, drawn from its own: neither its maps nor a list of the pixels of all
+    cases need be in memory.
     """
     sizes = [case.pixels for case in cases]
-    total = sum(sizes)
-    rows = np.arange(total)
-    if total > _MOST_PIXELS:
-        rows = numpy_generator(seed, "pixels").choice(total, _MOST_PIXELS, replace=False)
+    share = min(1.0, _MOST_PIXELS / sum(sizes))
+    generator = numpy_generator(seed, "pixels")
+    counts = [round(share * size) for size in sizes]
     known = _known_confidences(cases)
-    inputs, right = np.empty((len(rows), 1 + sum(known))), np.empty(len(rows), dtype=bool)
-    for case, size, start in zip(cases, sizes, np.cumsum([0, *sizes[:-1]]), strict=True):
-        places = np.flatnonzero((rows >= start) & (rows < start + size))
-        chosen = torch.from_numpy(rows[places] - start)
+    inputs, right = np.empty((sum(counts), 1 + sum(known))), np.empty(sum(counts), dtype=bool)
+    for case, size, count, start in zip(cases, sizes, counts, np.cumsum([0, *counts[:-1]]), strict=True):
+        drawn = np.arange(size) if count == size else generator.choice(size, count, replace=False, shuffle=False)
+        rows, chosen = slice(start, start + count), torch.from_numpy(drawn)
         evidence, truth = case.load()
         maps = [evidence.mean_map, *evidence.confidences]
         for column, values in enumerate(values for values in maps if values is not None):
-            inputs[places, column] = log_odds(values.flatten()[chosen]).double().numpy()
-        right[places] = truth.flatten()[chosen].numpy()
+            inputs[rows, column] = log_odds(values.flatten()[chosen]).double().numpy()
+        right[rows] = truth.flatten()[chosen].numpy()
     return inputs, right
 
 
