@@ -52,7 +52,8 @@ def randomise_contrast(
     """The first half of `randomise_appearance`: gamma, gain, blur and noise, drawn image by image."""
     shown = images.clone()
     if strength > 0:
-        shown[:, :channels] = torch.stack([_randomise(image, strength, generator) for image in images[:, :channels]])
+        for looks in shown[:, :channels]:
+            looks.copy_(_randomise(looks, strength, generator))
     return shown
 
 

@@ -178,7 +178,7 @@ class ActionSampler:
         """
         logits = self.logits(images)
         attempts = _Attempts(
-            own=argmax_classes(logits, dim=1).to(torch.uint8),
+            own=joined(_masks_in_batches(logits.split(images_at_once(images.shape[2:]))), len(images)),
             logits=logits,
             noisy=self.masks(images, self.perturbed(generator)),
             misled=self.masks(self.in_random_appearance(images, None, 1.0, generator)),
@@ -223,8 +223,7 @@ class ActionSampler:
 
     def masks(self, images: Tensor, segmenter: nn.Module | None = None) -> Tensor:
         """The argmax of the logits, `(N, *S)` uint8, without the logits of all images in memory."""
-        parts = self.logits_in_batches(images, segmenter)
-        return joined((argmax_classes(part, dim=1).to(torch.uint8) for part in parts), len(images))
+        return joined(_masks_in_batches(self.logits_in_batches(images, segmenter)), len(images))
 
     def logits_in_batches(self, images: Tensor, segmenter: nn.Module | None = None) -> Iterator[Tensor]:
         """The logits of a few images after the other, as many as the network is shown at once."""
@@ -234,6 +233,11 @@ class ActionSampler:
 def logits_of(segmenter: nn.Module, device: torch.device, images: Tensor) -> Tensor:
     """Logits `(N, K, *S)` of images `(N, C, *S)` on the CPU, without gradients."""
     return joined(logits_in_batches(segmenter, device, images), len(images))
+
+
+def _masks_in_batches(parts: Iterable[Tensor]) -> Iterator[Tensor]:
+    """The argmax `(B, *S)` uint8 of logits of a few images after the other; as int64 it is eight times as large."""
+    return (argmax_classes(part, dim=1).to(torch.uint8) for part in parts)
 
 
 def joined(parts: Iterable[Tensor], count: int) -> Tensor:

@@ -86,13 +86,13 @@ class ExpertMasks(ActionSource):
 
     def collect(self, rows: Sequence[int], generator: torch.Generator) -> ActionRecords:
         """Actions on some of the images, each in a new appearance."""
-        images, masks = self.images[rows], self.masks[list(rows)]
-        shown = self.sampler.in_random_appearance(images.images[:], self.styles, 1.0, generator)
-        references, said = _completed(self.sampler, shown, masks)
+        chosen = list(rows)
+        shown = self.sampler.in_random_appearance(self.images.images[chosen], self.styles, 1.0, generator)
+        references, said = _completed(self.sampler, shown, self.masks[chosen])
         actions, names = self.sampler.sample(shown, references, generator)
-        trust = [1.0 if self.trust is None else self.trust[row] for row in rows]
-        certainty = torch.tensor(trust).view(-1, *[1] * (masks.ndim - 1)) * said
-        origins = _origins(images, [Reference("expert mask", each) for each in trust], names)
+        trust = [1.0 if self.trust is None else self.trust[row] for row in chosen]
+        certainty = torch.tensor(trust).view(-1, *[1] * (said.ndim - 1)) * said
+        origins = _origins(self.images, chosen, [Reference("expert mask", each) for each in trust], names)
         return ActionRecords(shown, actions, references, certainty, origins)
 
 
@@ -106,15 +106,15 @@ def _share_equal(votes: Sequence[Tensor], masks: Tensor) -> Tensor:
 
 
 def _completed(sampler: ActionSampler, shown: Tensor, masks: Tensor) -> tuple[Tensor, Tensor]:
-    """Expert masks with the policy's own where they say nothing, and `(N, *S)` whether they say something: 1 or 0.
+    """Expert masks with the policy's own where they say nothing, and `(N, *S)` bool, whether they say something.
 
     Masks that are made from them, warped for one, have no holes then; a certainty of 0 teaches nothing of what was
     filled in.
     """
-    unsaid = masks == IGNORED
-    if not bool(unsaid.any()):
-        return masks, torch.ones(masks.shape)
-    return torch.where(unsaid, sampler.masks(shown), masks), (~unsaid).float()
+    said = masks != IGNORED
+    if bool(said.all()):
+        return masks, said
+    return torch.where(said, masks, sampler.masks(shown)), said
 
 
 @dataclass(frozen=True, eq=False)
@@ -164,7 +164,7 @@ class VotedImages(ActionSource):
         certainty = torch.where(agreed, settings.reference_trust * agreement, 0.0)
         shown = images.images[:]
         actions, names = self.sampler.sample(shown, masks, generator)
-        return ActionRecords(shown, actions, masks, certainty, _origins(images, proposed, names))
+        return ActionRecords(shown, actions, masks, certainty, _origins(images, range(len(images)), proposed, names))
 
 
 @dataclass(frozen=True, eq=False)
@@ -262,13 +262,11 @@ class NeighbouringFrames(VotedImages):
 
 
 def _origins(
-    images: ImageSet, references: Sequence[Reference], actions: Sequence[tuple[str, ...]]
+    images: ImageSet, rows: Sequence[int], references: Sequence[Reference], actions: Sequence[tuple[str, ...]]
 ) -> tuple[ActionOrigin, ...]:
     return tuple(
-        ActionOrigin(case_id, patient_id, reference, made)
-        for case_id, patient_id, reference, made in zip(
-            images.case_ids, images.patient_ids, references, actions, strict=True
-        )
+        ActionOrigin(images.case_ids[row], images.patient_ids[row], reference, made)
+        for row, reference, made in zip(rows, references, actions, strict=True)
     )
 
 
