@@ -169,6 +169,11 @@ class PPOSettings(PPOHyperparameters):
         description="Share that the frames before and after, carried along by the images' motion, have in the reward "
         "of a frame of a clip, beside the reward networks; 0 leaves the reward to these.",
     )
+    rule_share: Fraction = Field(
+        0.0,
+        description="Share that the anatomy rules have in the reward of a target image whose mask breaks one when PPO "
+        "starts: how many of them an action meets. 0 leaves the reward to the networks.",
+    )
 
 
 class SelectionSettings(Settings):

@@ -100,6 +100,18 @@ def test_the_first_average_of_an_iteration_is_what_has_to_be_beaten(finished_run
     assert second["incumbent"] == ("iteration-01/candidates/00002" if stayed else "source")
 
 
+def test_anatomy_rules_change_what_ppo_does_and_nothing_before(
+    finished_run: AdaptConfig, simulated_echo: Path, source_model: Path, tmp_path: Path
+) -> None:
+    """Masks of a network that was trained for seconds break rules, so that there are images of which they speak."""
+    ppo = finished_run.ppo.model_copy(update={"rule_share": 0.9})
+    config = tiny_config(simulated_echo, source_model, tmp_path / "run", iterations=1, ppo=ppo)
+    adapt(config, progress=quiet)
+    for part, same in (("fine-tuning", True), ("iteration-00/reward", True), ("iteration-00/ppo/00004", False)):
+        assert (config.output / part).is_dir()
+        assert (hash_folder(config.output / part) == hash_folder(finished_run.output / part)) == same, part
+
+
 def test_the_report_says_which_candidate_was_chosen(
     finished_run: AdaptConfig,
 ) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,16 +16,18 @@ from medfm_rl.adapters import SegmenterAdapter
 from medfm_rl.augmentation.appearance import randomise_appearance
 from medfm_rl.data.files import write_json
 from medfm_rl.envs import SegmentationVecEnv
-from medfm_rl.networks import build_padded_unet, portable_state
+from medfm_rl.networks import argmax_classes, build_padded_unet, portable_state
 from medfm_rl.policies import DensePPO
-from medfm_rl.reward.collection import logits_of
+from medfm_rl.reward.collection import ImageSet, logits_of
 from medfm_rl.reward.consistency import ClipVotes, NeighbourWord
 from medfm_rl.reward.informed import Informant, InformedReward
 from medfm_rl.reward.measurements import ReportedValues
 from medfm_rl.reward.network import RewardEnsemble
+from medfm_rl.reward.rule_word import RuleWord
 from medfm_rl.rows import Rows
 from medfm_rl.seeding import derive_seed, torch_generator
 from medfm_rl.tracking import Tracker
+from medfm_rl.types import GridAxes
 from medfm_rl.workflows.adapt.context import Domains, RunContext, write_weights
 from medfm_rl.workflows.adapt.stages.averaging import RunningAverage
 from medfm_rl.workflows.adapt.stages.shown_images import Mirrored, ShownImages
@@ -158,11 +160,11 @@ def _reward(
     rows: Sequence[int],
     first: int,
 ) -> RewardEnsemble | InformedReward:
-    """The ensemble, and beside it what reports and the neighbours of frames say of target images.
+    """The ensemble, and beside it what reports, the neighbours of frames and anatomy rules say of target images.
 
     Args:
         context: The run.
-        start: The policy whose masks of neighbours count.
+        start: The policy whose masks count, of neighbours and where they break rules.
         ensemble: The learned reward.
         domains: The images of the run.
         rows: Of the target images in the environment, in their order.
@@ -178,7 +180,24 @@ def _reward(
         votes = ClipVotes(domains.target.images, domains.clips, partial(logits_of, start, context.device))
         shown = {first + place: row for place, row in enumerate(rows)}
         informants.append(NeighbourWord(votes, shown, share, context.config.ppo.n_envs))
+    if context.config.ppo.rule_share > 0:
+        broken = _axes_where_rules_are_broken(context, start, domains.target, set(rows))
+        spoken_of = {first + place: broken[row] for place, row in enumerate(rows) if row in broken}
+        informants.append(RuleWord(context.anatomy, spoken_of, context.config.ppo.rule_share))
     return InformedReward(ensemble, informants) if informants else ensemble
+
+
+def _axes_where_rules_are_broken(
+    context: RunContext, policy: SegmenterAdapter, images: ImageSet, rows: Collection[int]
+) -> dict[int, GridAxes]:
+    """How the axes run of those images, by their row, of which the policy's mask breaks a rule."""
+    found = {}
+    for row in sorted(rows):
+        logits = logits_of(policy, context.device, images.images[[row]])
+        axes = images.axes_of(row)
+        if not context.is_valid(argmax_classes(logits, dim=1)[0].to(torch.uint8), axes):
+            found[row] = axes
+    return found
 
 
 def _make_ppo(
