@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import fields
 from datetime import UTC, datetime
 from typing import Any
 
@@ -10,19 +11,7 @@ from sqlalchemy import BigInteger, CheckConstraint, ForeignKey, Integer, LargeBi
 from sqlalchemy.engine import Connection
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
-from medfm_rl.feedback.entries import (
-    BEST_GRADE,
-    KINDS,
-    WORST_GRADE,
-    CorrectedMask,
-    Entry,
-    Feedback,
-    Grade,
-    Measurement,
-    Preference,
-    Removal,
-    Verdict,
-)
+from medfm_rl.feedback.entries import BEST_GRADE, KINDS, WORST_GRADE, CorrectedMask, Entry
 from medfm_rl.feedback.errors import FeedbackError
 
 _SHA256 = String(64)
@@ -102,54 +91,25 @@ class EntryRow(Tables):
 
 ENTRIES = Tables.metadata.tables[EntryRow.__tablename__]
 MASKS = Tables.metadata.tables[MaskRow.__tablename__]
+ENTRY_COLUMNS = tuple(column.name for column in ENTRIES.columns if column is not ENTRIES.c.number)
+"""What a row says of its entry; its number is that of the store."""
+
+_COLUMN_OF = {
+    "case": "case_name",
+    "replaces_sha256": "other_sha256",
+    "better_sha256": "mask_sha256",
+    "worse_sha256": "other_sha256",
+}
+"""By field of an entry: its column, where that has another name."""
 
 
 def as_row(entry: Entry) -> dict[str, Any]:
     """An entry as values by column."""
-    row: dict[str, Any] = dict.fromkeys(EntryRow.__table__.columns.keys())
-    del row["number"]
-    row |= {
-        "id": entry.id,
-        "kind": entry.kind,
-        "time": entry.time.isoformat(),
-        "reviewer": entry.reviewer,
-        "comment": entry.comment,
-    }
-    if isinstance(entry, Feedback):
-        row |= {
-            "patient": entry.patient,
-            "case_name": entry.case,
-            "image_sha256": entry.image_sha256,
-            "model_hash": entry.model_hash,
-            "drawn": entry.drawn,
-        }
-    match entry:
-        case CorrectedMask():
-            row |= {
-                "mask_sha256": entry.mask_sha256,
-                "other_sha256": entry.replaces_sha256,
-                "changed": json.dumps(entry.changed),
-            }
-        case Verdict():
-            row |= {"mask_sha256": entry.mask_sha256, "structure": entry.structure, "decision": entry.decision}
-        case Grade():
-            row |= {"mask_sha256": entry.mask_sha256, "structure": entry.structure, "grade": entry.grade}
-        case Preference():
-            row |= {
-                "mask_sha256": entry.better_sha256,
-                "other_sha256": entry.worse_sha256,
-                "structure": entry.structure,
-            }
-        case Measurement():
-            row |= {
-                "name": entry.name,
-                "value": entry.value,
-                "unit": entry.unit,
-                "uncertainty": entry.uncertainty,
-                "structure": entry.structure,
-            }
-        case Removal():
-            row |= {"removes": entry.removes, "reason": entry.reason}
+    row: dict[str, Any] = dict.fromkeys(ENTRY_COLUMNS)
+    row |= {_COLUMN_OF.get(field.name, field.name): getattr(entry, field.name) for field in fields(entry)}
+    row |= {"kind": entry.kind, "time": entry.time.isoformat()}
+    if isinstance(entry, CorrectedMask):
+        row["changed"] = json.dumps(entry.changed)
     return row
 
 
@@ -162,36 +122,11 @@ def as_entry(row: Any) -> Entry:
     kind = KINDS.get(row["kind"])
     if kind is None:
         raise FeedbackError(f"entry {row['id']}: kind {row['kind']!r} is not known; update medfm-rl")
-    fields: dict[str, Any] = {
-        "id": row["id"],
-        "time": datetime.fromisoformat(row["time"]).astimezone(UTC),
-        "reviewer": row["reviewer"],
-        "comment": row["comment"],
-    }
-    if issubclass(kind, Feedback):
-        fields |= {name: row[name] for name in ("patient", "image_sha256", "model_hash", "drawn")}
-        fields["case"] = row["case_name"]
-    if kind is CorrectedMask:
-        fields |= {
-            "mask_sha256": row["mask_sha256"],
-            "replaces_sha256": row["other_sha256"],
-            "changed": tuple(json.loads(row["changed"])),
-        }
-    elif kind is Verdict:
-        fields |= {name: row[name] for name in ("mask_sha256", "structure", "decision")}
-    elif kind is Grade:
-        fields |= {name: row[name] for name in ("mask_sha256", "structure", "grade")}
-    elif kind is Preference:
-        fields |= {
-            "better_sha256": row["mask_sha256"],
-            "worse_sha256": row["other_sha256"],
-            "structure": row["structure"],
-        }
-    elif kind is Measurement:
-        fields |= {name: row[name] for name in ("name", "value", "unit", "uncertainty", "structure")}
-    else:
-        fields |= {name: row[name] for name in ("removes", "reason")}
-    return kind(**fields)
+    values = {field.name: row[_COLUMN_OF.get(field.name, field.name)] for field in fields(kind)}
+    values["time"] = datetime.fromisoformat(values["time"]).astimezone(UTC)
+    if "changed" in values:
+        values["changed"] = tuple(json.loads(values["changed"]))
+    return kind(**values)
 
 
 def forbid_changes(connection: Connection) -> None:
