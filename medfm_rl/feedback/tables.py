@@ -1,4 +1,4 @@
-"""The tables of a store, how entries become rows, and the triggers that keep rows as they are."""
+"""The tables of a store, and how entries become rows."""
 
 from __future__ import annotations
 
@@ -8,17 +8,15 @@ from datetime import UTC, datetime
 from typing import Any
 
 from sqlalchemy import BigInteger, CheckConstraint, ForeignKey, Integer, LargeBinary, String, Text
-from sqlalchemy.engine import Connection
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 from medfm_rl.feedback.entries import BEST_GRADE, KINDS, WORST_GRADE, CorrectedMask, Entry
 from medfm_rl.feedback.errors import FeedbackError
+from medfm_rl.feedback.versions import VersionColumns, VersionedTables
 
 _SHA256 = String(64)
 _NAME = String(255)
-APPEND_ONLY = "a feedback store is only added to; remove an entry by a further one"
-"""What the database says to who wants to change a row."""
-_NUMBER = BigInteger().with_variant(Integer(), "sqlite")
+NUMBER = BigInteger().with_variant(Integer(), "sqlite")
 """SQLite counts up columns of its own type INTEGER alone."""
 
 
@@ -26,13 +24,10 @@ class Tables(DeclarativeBase):
     """The tables of the newest version of a store."""
 
 
-class VersionRow(Tables):
-    """A version of the tables that a store has had; the highest is the present one."""
+class VersionRow(VersionColumns, Tables):
+    """A version of the tables that a store has had."""
 
     __tablename__ = "feedback_versions"
-    version: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
-    time: Mapped[str] = mapped_column(String(40))
-    medfm_rl: Mapped[str] = mapped_column(String(40))
 
 
 class MaskRow(Tables):
@@ -64,7 +59,7 @@ class EntryRow(Tables):
         CheckConstraint("(kind IN ('removal', 'measurement')) = (mask_sha256 IS NULL)", "other_kinds_name_a_mask"),
         CheckConstraint("kind <> 'preference' OR other_sha256 IS NOT NULL", "preferences_name_two_masks"),
     )
-    number: Mapped[int] = mapped_column(_NUMBER, primary_key=True)
+    number: Mapped[int] = mapped_column(NUMBER, primary_key=True)
     id: Mapped[str] = mapped_column(String(36), unique=True)
     kind: Mapped[str] = mapped_column(String(16))
     time: Mapped[str] = mapped_column(String(40))
@@ -91,6 +86,14 @@ class EntryRow(Tables):
 
 ENTRIES = Tables.metadata.tables[EntryRow.__tablename__]
 MASKS = Tables.metadata.tables[MaskRow.__tablename__]
+STORE = VersionedTables(
+    name="this store",
+    metadata=Tables.metadata,
+    versions=Tables.metadata.tables[VersionRow.__tablename__],
+    newest=1,
+    only_added_to=(ENTRIES, MASKS),
+    refusal="a feedback store is only added to; remove an entry by a further one",
+)
 ENTRY_COLUMNS = tuple(column.name for column in ENTRIES.columns if column is not ENTRIES.c.number)
 """What a row says of its entry; its number is that of the store."""
 
@@ -127,31 +130,3 @@ def as_entry(row: Any) -> Entry:
     if "changed" in values:
         values["changed"] = tuple(json.loads(values["changed"]))
     return kind(**values)
-
-
-def forbid_changes(connection: Connection) -> None:
-    """Has the database itself refuse to change, replace or delete a row, whoever asks."""
-    tables = {EntryRow.__tablename__: ("id", "number"), MaskRow.__tablename__: ("sha256",)}
-    if connection.dialect.name == "sqlite":
-        for table, keys in tables.items():
-            same = " OR ".join(f"{key} = NEW.{key}" for key in keys)
-            # INSERT OR REPLACE deletes without asking the triggers of DELETE.
-            replaces = f"WHEN EXISTS (SELECT 1 FROM {table} WHERE {same})"
-            for action, condition in (("UPDATE", ""), ("DELETE", ""), ("INSERT", replaces)):
-                connection.exec_driver_sql(
-                    f"CREATE TRIGGER {table}_{action.lower()} BEFORE {action} ON {table} {condition} "
-                    f"BEGIN SELECT RAISE(ABORT, '{APPEND_ONLY}'); END"
-                )
-        return
-    connection.exec_driver_sql(
-        "CREATE FUNCTION feedback_refuse() RETURNS trigger LANGUAGE plpgsql AS "
-        f"$$ BEGIN RAISE EXCEPTION '{APPEND_ONLY}'; END $$"
-    )
-    for table in tables:
-        connection.exec_driver_sql(
-            f"CREATE TRIGGER {table}_rows BEFORE UPDATE OR DELETE ON {table} "
-            "FOR EACH ROW EXECUTE FUNCTION feedback_refuse()"
-        )
-        connection.exec_driver_sql(
-            f"CREATE TRIGGER {table}_all BEFORE TRUNCATE ON {table} EXECUTE FUNCTION feedback_refuse()"
-        )
