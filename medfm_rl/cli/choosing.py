@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from medfm_rl.cli.console import USER_MISTAKE, show_progress
+from medfm_rl.cli.console import USER_MISTAKE
 from medfm_rl.cli.options import (
     AdaptedRun,
     Device,
@@ -17,9 +17,9 @@ from medfm_rl.cli.options import (
     Prompts,
     Track,
     WorkersOption,
+    at_work,
     data_settings,
     device_here,
-    workers_for,
 )
 from medfm_rl.cli.root import app
 
@@ -57,17 +57,12 @@ def choose_command(
     from medfm_rl.data.layouts import find_cases
     from medfm_rl.data.mask_files import find_masks
     from medfm_rl.runs.finished import load_run
-    from medfm_rl.runs.tracked_call import tracked_call
     from medfm_rl.workflows.deploy.choose import TABLE_FILE, ChooseRequest, choose
 
     files = find_cases(data_settings(images, layout, patient_pattern))
     request = ChooseRequest(find_masks(masks, files), labels, margin)
     run = load_run(model, device_here(workers, device), prompts)
-    with (
-        show_progress() as progress,
-        workers_for(workers, device) as hands,
-        tracked_call(track, run, "choose", files, out, progress),
-    ):
+    with at_work("choose", run, files, out, track, workers, device) as (progress, hands):
         choices = choose(run, files, out, request, progress, hands)
     for problem in choices.problems.values():
         typer.echo(f"No mask: {problem}", err=True)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from medfm_rl.cli.console import REFERRED, USER_MISTAKE, print_corrections, print_scoring, show_progress
+from medfm_rl.cli.console import REFERRED, USER_MISTAKE, print_corrections, print_scoring
 from medfm_rl.cli.options import (
     BiomedCLIPWeights,
     Budget,
@@ -31,15 +32,19 @@ from medfm_rl.cli.options import (
     Stream,
     Track,
     WorkersOption,
+    at_work,
     correction_settings,
     data_settings,
     device_here,
     require_masks,
     site_policy,
     stream_request,
-    workers_for,
 )
 from medfm_rl.cli.root import app
+
+if TYPE_CHECKING:
+    from medfm_rl.data.layouts import CaseFile
+    from medfm_rl.workflows.deploy.correct import CorrectRequest
 
 
 @app.command("predict")
@@ -73,8 +78,7 @@ def predict_command(
     """
     from medfm_rl.data.layouts import find_cases
     from medfm_rl.errors import ConfigError
-    from medfm_rl.runs.finished import load_model, load_run
-    from medfm_rl.runs.tracked_call import tracked_call
+    from medfm_rl.runs.finished import load_model
 
     given = {"method": method, "budget": budget, "policy": policy, "stream": stream}
     given |= {"scanner": scanner, "protocol": protocol, "site": site}
@@ -91,7 +95,6 @@ def predict_command(
             )
     if correct:
         from medfm_rl.workflows.deploy.correct import CorrectRequest
-        from medfm_rl.workflows.deploy.correct import correct as correct_masks
 
         request = CorrectRequest(
             correction_settings(budget, method=method or "views"),
@@ -99,14 +102,7 @@ def predict_command(
             stream=stream_request(stream, scanner, protocol, site),
         )
         files = find_cases(data_settings(images, layout, patient_pattern))
-        run = load_run(model, device_here(workers, device), prompts)
-        with (
-            show_progress() as progress,
-            workers_for(workers, device) as hands,
-            tracked_call(track, run, "predict", files, out, progress),
-        ):
-            corrections = correct_masks(run, files, out, request, progress, hands)
-        print_corrections(corrections, out)
+        _correct("predict", model, files, out, request, prompts, track, workers, device)
         return
     from medfm_rl.workflows.deploy.predict import predict
 
@@ -114,11 +110,7 @@ def predict_command(
     files = find_cases(data_settings(images, layout, patient_pattern))
     if loaded.reward is None:
         typer.echo(f"{model} has no reward networks (only runs of `adapt` have): label maps only.", err=True)
-    with (
-        show_progress() as progress,
-        workers_for(workers, device) as hands,
-        tracked_call(track, loaded, "predict", files, out, progress),
-    ):
+    with at_work("predict", loaded, files, out, track, workers, device) as (progress, hands):
         problems = predict(loaded, files, out, progress, hands, over_time, clean_up, anatomy)
     for problem in problems:
         typer.echo(f"Left out: {problem}", err=True)
@@ -175,7 +167,6 @@ def score_command(
     from medfm_rl.errors import ConfigError
     from medfm_rl.quality.gates import Gates
     from medfm_rl.runs.finished import load_judge, load_model
-    from medfm_rl.runs.tracked_call import tracked_call
     from medfm_rl.workflows.deploy.score import ScoreRequest, score
 
     if (masks is None) == (model is None):
@@ -200,11 +191,7 @@ def score_command(
         policy=site_policy(policy, accept_untested),
         stream=stream_request(stream, scanner, protocol, site),
     )
-    with (
-        show_progress() as progress,
-        workers_for(workers, device) as hands,
-        tracked_call(track, run, "score", files, out, progress),
-    ):
+    with at_work("score", run, files, out, track, workers, device) as (progress, hands):
         scoring = score(run, files, out, request, progress, hands)
     for problem in dict.fromkeys(scoring.problems.values()):
         typer.echo(f"Referred unseen: {problem}", err=True)
@@ -254,9 +241,7 @@ def correct_command(
     from medfm_rl.data.layouts import find_cases
     from medfm_rl.data.mask_files import find_masks
     from medfm_rl.errors import ConfigError
-    from medfm_rl.runs.finished import load_run
-    from medfm_rl.runs.tracked_call import tracked_call
-    from medfm_rl.workflows.deploy.correct import CorrectRequest, correct
+    from medfm_rl.workflows.deploy.correct import CorrectRequest
 
     require_masks(labels, masks)
     for option, value in (("--policy", policy), ("--stream", stream)):
@@ -268,22 +253,35 @@ def correct_command(
             )
     settings = correction_settings(budget, method=method, objective=objective, optimise=optimise)
     files = find_cases(data_settings(images, layout, patient_pattern))
-    run = load_run(model, device_here(workers, device), prompts)
-    masks_given = None if masks is None else find_masks(masks, files)
     request = CorrectRequest(
         settings,
         scores,
         every,
         propose_only,
-        masks_given,
+        None if masks is None else find_masks(masks, files),
         labels,
         site_policy(policy),
         stream_request(stream, scanner, protocol, site),
     )
-    with (
-        show_progress() as progress,
-        workers_for(workers, device) as hands,
-        tracked_call(track, run, "correct", files, out, progress),
-    ):
+    _correct("correct", model, files, out, request, prompts, track, workers, device)
+
+
+def _correct(
+    command: str,
+    model: Path,
+    files: Sequence[CaseFile],
+    out: Path,
+    request: CorrectRequest,
+    prompts: Path | None,
+    track: bool,
+    workers: str | None,
+    device: str,
+) -> None:
+    """Corrects as `correct` does, under the name of the command that asks for it, and prints what came of it."""
+    from medfm_rl.runs.finished import load_run
+    from medfm_rl.workflows.deploy.correct import correct
+
+    run = load_run(model, device_here(workers, device), prompts)
+    with at_work(command, run, files, out, track, workers, device) as (progress, hands):
         corrections = correct(run, files, out, request, progress, hands)
     print_corrections(corrections, out)

@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
 from medfm_rl.builtin import anatomy_names
+from medfm_rl.cli.console import show_progress
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
 
+    from medfm_rl.data.layouts import CaseFile
+    from medfm_rl.progress import Progress
+    from medfm_rl.runs.judging import Judge
+    from medfm_rl.runs.models import Model
     from medfm_rl.settings import CorrectionSettings, DataSettings, SitePolicy
     from medfm_rl.workflows.deploy.stream_scoring import StreamRequest
     from medfm_rl.workflows.deploy.workers import Workers
 
-Model = TypeVar("Model", bound="BaseModel")
+Values = TypeVar("Values", bound="BaseModel")
 
 _OPTIONS = {"seconds": "budget"}
 """Options whose name is not that of the setting."""
@@ -254,19 +259,35 @@ def stream_request(
 
 
 @contextmanager
-def workers_for(where: str | None, device: str) -> Iterator[Workers | None]:
-    """The workers of --workers; they end with the block. None where there are to be none.
+def at_work(
+    command: str,
+    model: Model | Judge,
+    files: Sequence[CaseFile],
+    out: Path,
+    track: bool,
+    where: str | None,
+    device: str,
+) -> Iterator[tuple[Progress, Workers | None]]:
+    """Shows how far a command is with its cases, has the workers of --workers at hand, and does what --track says.
+
+    Args:
+        command: Its name.
+        model: What it uses.
+        files: The cases.
+        out: Output folder.
+        track: Of --track.
+        where: Of --workers; without it there are none. They end with the block.
+        device: Of --device.
 
     Raises:
-        UserError: The option cannot be used, or Ray cannot.
+        UserError: --workers cannot be used, Ray cannot, or MLflow cannot be reached.
     """
-    if where is None:
-        yield None
-        return
+    from medfm_rl.runs.tracked_call import tracked_call
     from medfm_rl.workflows.deploy.workers import Workers
 
-    with Workers(where, device) as workers:
-        yield workers
+    hands: AbstractContextManager[Workers | None] = nullcontext() if where is None else Workers(where, device)
+    with show_progress() as progress, hands as workers, tracked_call(track, model, command, files, out, progress):
+        yield progress, workers
 
 
 def device_here(where: str | None, device: str) -> str:
@@ -286,8 +307,8 @@ def require_masks(labels: str | None, masks: Path | None) -> None:
         raise ConfigError("--labels are the integers in masks that are given: they go with --masks")
 
 
-def from_options(model: type[Model], **values: Any) -> Model:
-    """A model made of options of the command line; an error names the option."""
+def from_options(model: type[Values], **values: Any) -> Values:
+    """Settings made of options of the command line; an error names the option."""
     from pydantic import ValidationError
 
     from medfm_rl.errors import ConfigError
