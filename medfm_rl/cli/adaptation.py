@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -40,7 +40,7 @@ def _list_kinds(wanted: bool) -> None:
 @app.command()
 def init(
     path: Annotated[Path, typer.Argument(help="File to write.")] = Path("adapt.yaml"),
-    kind: Annotated[str, typer.Option(help="adapt, or train-source.")] = "adapt",
+    kind: Annotated[Literal["adapt", "train-source"], typer.Option(help="The command that it is for.")] = "adapt",
     segmenter: Annotated[str, typer.Option(help="Kind of the segmenter; --kinds lists them.")] = "torch",
     kinds: Annotated[
         bool, typer.Option("--kinds", is_eager=True, callback=_list_kinds, help="List the kinds of segmenter and exit.")
@@ -67,7 +67,7 @@ def init(
             "output": "runs/adapted",
         }
         write_text(path, commented_config(AdaptConfig, values))
-    elif kind == "train-source":
+    else:
         if segmenter != "torch":
             raise ConfigError(f"--segmenter {segmenter}: goes with --kind adapt; train-source trains a UNet (torch)")
         values = {
@@ -75,8 +75,6 @@ def init(
             "output": "models/source",
         }
         write_text(path, commented_config(TrainSourceConfig, values))
-    else:
-        raise ConfigError(f"--kind {kind}: must be adapt or train-source")
     typer.echo(f"Wrote {path}. Set the paths, then: medfm-rl {kind} {path}")
 
 

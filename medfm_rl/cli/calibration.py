@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
+from medfm_rl.choices import PromiseUnit
 from medfm_rl.cli.console import show_progress
 from medfm_rl.cli.options import (
     AdaptedRun,
@@ -56,7 +57,7 @@ def calibrate_command(
     images: Annotated[Path | None, typer.Option(help="With --feedback: the images that were scored.")] = None,
     scores: Annotated[Path | None, typer.Option(help="With --feedback: scores.json of `medfm-rl score`.")] = None,
     unit: Annotated[
-        str,
+        PromiseUnit,
         typer.Option(
             help="With --feedback, what a patient counts: mean (the share of bad masks among his accepted ones) or "
             "worst (whether any of them is bad)."

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from medfm_rl import choices
 from medfm_rl.cli.console import REFERRED, USER_MISTAKE, print_corrections, print_scoring
 from medfm_rl.cli.options import (
     BiomedCLIPWeights,
@@ -58,7 +59,10 @@ def predict_command(
     correct: Annotated[
         bool, typer.Option("--correct", help="Score the masks too, and correct those with verdict `correct`.")
     ] = False,
-    method: Annotated[str | None, typer.Option(help="With --correct, as in `correct`; views where not given.")] = None,
+    method: Annotated[
+        choices.CorrectionMethod | None,
+        typer.Option(metavar="METHOD", help="With --correct, as in `correct`; views where not given."),
+    ] = None,
     budget: Annotated[float | None, typer.Option(help="With --correct: seconds for one case; 10 if not given.")] = None,
     policy: Policy = None,
     stream: Stream = None,
@@ -147,10 +151,8 @@ def score_command(
         bool, typer.Option("--accept-untested", help="Former name of a policy; --policy says the same.", hidden=True)
     ] = False,
     fail_on: Annotated[
-        str | None,
-        typer.Option(
-            help="refer: exit with code 3 where the policy refers a mask; 2 stays for those that were not assessed."
-        ),
+        Literal["refer"] | None,
+        typer.Option(help="Exit with code 3 where the policy refers a mask; 2 stays for those that were not assessed."),
     ] = None,
     track: Track = False,
     workers: WorkersOption = None,
@@ -176,8 +178,6 @@ def score_command(
     require_masks(labels, masks)
     if probabilities is not None and masks is None:
         raise ConfigError("--probabilities are those of masks that are given: they go with --masks")
-    if fail_on not in (None, "refer"):
-        raise ConfigError(f"--fail-on {fail_on}: must be refer")
     own = model is not None and model.resolve() == quality_model.resolve()
     files = find_cases(data_settings(images, layout, patient_pattern))
     here = device_here(workers, device)

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from medfm_rl.choices import Role
 from medfm_rl.cli.root import app
 
 Store = Annotated[
@@ -130,19 +131,15 @@ def desk_command(
 def desk_user_command(
     store: Store,
     name: Annotated[str, typer.Argument(help="Opaque id of the reviewer, such as r07; no name.")],
-    role: Annotated[str, typer.Option(help="reviewer, lead (also learns and settles) or administrator.")] = "reviewer",
+    role: Annotated[Role, typer.Option(help="A lead also learns and settles, an administrator does all.")] = "reviewer",
     inactive: Annotated[bool, typer.Option("--inactive", help="Shut the user out.")] = False,
 ) -> None:
     """Make or change a user of the desks of a store. From the first one on everybody logs in by name and password."""
-    from medfm_rl.errors import ConfigError
-    from medfm_rl.service.access import ROLES, Access
+    from medfm_rl.service.access import Access
     from medfm_rl.service.database import Database
 
-    wanted = next((known for known in ROLES if known == role), None)
-    if wanted is None:
-        raise ConfigError(f"--role {role}: must be {', '.join(ROLES)}")
     password = None
     if not inactive:
         password = typer.prompt("Password", hide_input=True, confirmation_prompt=True)
-    Access.of_store(Database(store)).set_user("command line", name, wanted, password, not inactive)
+    Access.of_store(Database(store)).set_user("command line", name, role, password, not inactive)
     typer.echo(f"User {name}: {role}{', shut out' if inactive else ''}")

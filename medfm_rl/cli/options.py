@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar, get_args
 
 import typer
 
+from medfm_rl import choices
 from medfm_rl.builtin import anatomy_names
 from medfm_rl.cli.console import show_progress
 
@@ -29,7 +30,7 @@ _OPTIONS = {"seconds": "budget"}
 """Options whose name is not that of the setting."""
 
 ConfigFile = Annotated[Path, typer.Argument(help="YAML file; `medfm-rl init` writes one to start from.")]
-Layout = Annotated[str, typer.Option(help="How the data is laid out: auto, nnunet, camus, folder, clips or echonet.")]
+Layout = Annotated[choices.Layout, typer.Option(help="How the data is laid out; auto finds it out.")]
 PatientPattern = Annotated[
     str | None,
     typer.Option(
@@ -38,7 +39,7 @@ PatientPattern = Annotated[
         "CAMUS the folder, in nnU-Net's raw data (dataset.json) the whole name."
     ),
 ]
-Split = Annotated[str, typer.Option(help="Which part of an nnU-Net data set: train, test or all.")]
+Split = Annotated[choices.Split, typer.Option(help="Which part of an nnU-Net data set.")]
 Where = Annotated[
     list[str] | None,
     typer.Option(help="Keep only the cases with this tag, such as view=4CH in CAMUS; can be given several times."),
@@ -82,7 +83,7 @@ CleanedBy = Annotated[
         "for a segmenter folder.",
     ),
 ]
-Device = Annotated[str, typer.Option(help="Where the networks run: auto (cuda, then mps, then cpu), cpu, cuda or mps.")]
+Device = Annotated[choices.Device, typer.Option(help="Where the networks run; auto: cuda, then mps, then cpu.")]
 BiomedCLIPWeights = Annotated[
     Path | None,
     typer.Option(
@@ -144,16 +145,19 @@ Protocol = Annotated[str | None, typer.Option(help="With --stream: the protocol;
 Site = Annotated[str | None, typer.Option(help="With --stream: hospital or department.")]
 Budget = Annotated[float | None, typer.Option(help="Seconds for one case; 10 where not given.")]
 CorrectionObjective = Annotated[
-    str | None, typer.Option(help="With --method optimise, how the reward is followed: reward (its gradient) or ppo.")
+    choices.CorrectionObjective | None,
+    typer.Option(help="With --method optimise, how the reward is followed: by its gradient, or by PPO."),
 ]
 CorrectionScope = Annotated[
-    str | None, typer.Option(help="With --method optimise, what changes for a case: logits, norm, decoder or all.")
+    choices.CorrectionScope | None, typer.Option(help="With --method optimise, what changes for a case.")
 ]
 CorrectionMethod = Annotated[
-    str,
+    choices.CorrectionMethod,
     typer.Option(
-        help="How a better mask is sought: views, neighbours (frames of a clip), optimise, none, tta, tent, intent, "
-        "memo, components or shape-prior."
+        # Ten of them are more than the narrow column of choices holds.
+        metavar="METHOD",
+        help=f"How a better mask is sought: {', '.join(get_args(choices.CorrectionMethod))}. neighbours is for frames "
+        "of a clip.",
     ),
 ]
 
@@ -173,9 +177,9 @@ WorkersOption = Annotated[
 
 def data_settings(
     path: Path,
-    layout: str,
+    layout: choices.Layout,
     patient_pattern: str | None = None,
-    split: str = "all",
+    split: choices.Split = "all",
     where: Sequence[str] | None = None,
 ) -> DataSettings:
     """Where images lie, from the options that say so.

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from medfm_rl.choices import ProposalWay
 from medfm_rl.cli.console import USER_MISTAKE, show_progress
 from medfm_rl.cli.options import AdaptedRun, Device, Layout, PatientPattern, Prompts, Track, Where, data_settings
 from medfm_rl.cli.root import app
@@ -31,7 +32,7 @@ def propose_command(
     ] = None,
     seed: Annotated[int, typer.Option(help="Of every draw; it is recorded.")] = 0,
     by: Annotated[
-        str,
+        ProposalWay,
         typer.Option(
             help="How patients to learn from are chosen: gain (predicted error and disagreement of the networks, times "
             "how new the patient looks), clasp (by structure, at random in proportion to the error) or random."
@@ -58,17 +59,13 @@ def propose_command(
     chosen from the others. The two lists share nobody, and what comes back of them goes into the feedback store apart.
     """
     from medfm_rl.data.layouts import find_cases
-    from medfm_rl.errors import ConfigError
-    from medfm_rl.quality.proposals import DEFAULT_AUDIT, WAYS
+    from medfm_rl.quality.proposals import DEFAULT_AUDIT
     from medfm_rl.runs.finished import load_run
     from medfm_rl.runs.tracked_call import tracked_call
     from medfm_rl.workflows.propose.propose import propose
     from medfm_rl.workflows.propose.request import ProposeRequest
 
-    way = next((known for known in WAYS if known == by), None)
-    if way is None:
-        raise ConfigError(f"--by {by}: must be {', '.join(WAYS)}")
-    request = ProposeRequest(budget, DEFAULT_AUDIT if audit is None else audit, seed, way, feedback, scores)
+    request = ProposeRequest(budget, DEFAULT_AUDIT if audit is None else audit, seed, by, feedback, scores)
     files = find_cases(data_settings(images, layout, patient_pattern, where=where))
     loaded = load_run(run, device, prompts)
     with show_progress() as progress, tracked_call(track, loaded, "propose", files, out, progress):

@@ -12,13 +12,13 @@ from typing import Any, Self, final
 from sqlalchemy import insert, inspect, select, text
 from sqlalchemy.engine import Connection, Engine
 
+from medfm_rl.choices import Drawn
 from medfm_rl.data.files import cannot_be_read
 from medfm_rl.data.locks import in_turn
 from medfm_rl.feedback.checks import require_a_fault, require_entries, require_in_force, require_masks
 from medfm_rl.feedback.connection import LONGEST_WAIT, answering, connect, is_url, shown, writing
 from medfm_rl.feedback.entries import (
     KINDS,
-    Drawn,
     Entry,
     Feedback,
     Kind,
