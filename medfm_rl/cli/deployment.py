@@ -147,9 +147,6 @@ def score_command(
     scanner: Scanner = None,
     protocol: Protocol = None,
     site: Site = None,
-    accept_untested: Annotated[
-        bool, typer.Option("--accept-untested", help="Former name of a policy; --policy says the same.", hidden=True)
-    ] = False,
     fail_on: Annotated[
         Literal["refer"] | None,
         typer.Option(help="Exit with code 3 where the policy refers a mask; 2 stays for those that were not assessed."),
@@ -188,7 +185,7 @@ def score_command(
         probabilities=None if probabilities is None else find_probabilities(probabilities, files),
         maker=None if own or model is None else load_model(model, here, prompts),
         gates=Gates(echoprime, biomedclip),
-        policy=site_policy(policy, accept_untested),
+        policy=site_policy(policy),
         stream=stream_request(stream, scanner, protocol, site),
     )
     with at_work("score", run, files, out, track, workers, device) as (progress, hands):

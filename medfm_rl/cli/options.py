@@ -216,29 +216,16 @@ def correction_settings(budget: float | None, **values: str | None) -> Correctio
     return from_options(CorrectionSettings, **given)
 
 
-def site_policy(named: str | None, accept_untested: bool = False) -> SitePolicy:
-    """The policy of --policy, or of the option that there was before.
+def site_policy(named: str | None) -> SitePolicy:
+    """The policy of --policy.
 
     Raises:
-        ConfigError: There is no such policy, it is not valid, or both options are given.
+        ConfigError: There is no such policy, or it is not valid.
     """
-    from medfm_rl.errors import ConfigError
-    from medfm_rl.settings import RESEARCH, SitePolicy
+    from medfm_rl.settings import RESEARCH
     from medfm_rl.settings.files import load_policy
 
-    if not accept_untested:
-        return RESEARCH if named is None else load_policy(named)
-    if named is not None:
-        raise ConfigError(
-            f"--accept-untested and --policy {named}: what is done with untested masks is a matter of the policy now; "
-            "leave out --accept-untested, and write unproven: accept into the file of the policy where that is meant"
-        )
-    typer.echo(
-        "--accept-untested is the former way to write --policy FILE with a file that says `unproven: accept` and "
-        "`suspended: refer`; it is taken as that. --policy research, the default, accepts untested masks too.",
-        err=True,
-    )
-    return SitePolicy(name="accept-untested", unproven="accept", suspended="refer")
+    return RESEARCH if named is None else load_policy(named)
 
 
 def stream_request(
