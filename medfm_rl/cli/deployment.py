@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from medfm_rl import choices
+from medfm_rl.cli.case_choice import ALL_CASES, CaseChoice, with_case_choice
 from medfm_rl.cli.console import REFERRED, USER_MISTAKE, print_corrections, print_scoring
 from medfm_rl.cli.options import (
     BiomedCLIPWeights,
@@ -19,11 +20,9 @@ from medfm_rl.cli.options import (
     CorrectionObjective,
     CorrectionScope,
     Device,
-    Layout,
     MaskLabels,
     ModelFolder,
     OverTime,
-    PatientPattern,
     Policy,
     Probabilities,
     Prompts,
@@ -35,7 +34,6 @@ from medfm_rl.cli.options import (
     WorkersOption,
     at_work,
     correction_settings,
-    data_settings,
     device_here,
     require_masks,
     site_policy,
@@ -49,12 +47,12 @@ if TYPE_CHECKING:
 
 
 @app.command("predict")
+@with_case_choice
 def predict_command(
     model: ModelFolder,
     images: Annotated[Path, typer.Argument(help="Images to segment.")],
     out: Annotated[Path, typer.Argument(help="Folder for labels/ and rewards/.")],
-    layout: Layout = "auto",
-    patient_pattern: PatientPattern = None,
+    cases: CaseChoice = ALL_CASES,
     prompts: Prompts = None,
     correct: Annotated[
         bool, typer.Option("--correct", help="Score the masks too, and correct those with verdict `correct`.")
@@ -80,7 +78,6 @@ def predict_command(
 
     All are NIfTI (.nii.gz), whatever format the images have.
     """
-    from medfm_rl.data.layouts import find_cases
     from medfm_rl.errors import ConfigError
     from medfm_rl.runs.finished import load_model
 
@@ -105,13 +102,13 @@ def predict_command(
             policy=site_policy(policy),
             stream=stream_request(stream, scanner, protocol, site),
         )
-        files = find_cases(data_settings(images, layout, patient_pattern))
+        files = cases.find(images)
         _correct("predict", model, files, out, request, prompts, track, workers, device)
         return
     from medfm_rl.workflows.deploy.predict import predict
 
     loaded = load_model(model, device_here(workers, device), prompts)
-    files = find_cases(data_settings(images, layout, patient_pattern))
+    files = cases.find(images)
     if loaded.reward is None:
         typer.echo(f"{model} has no reward networks (only runs of `adapt` have): label maps only.", err=True)
     with at_work("predict", loaded, files, out, track, workers, device) as (progress, hands):
@@ -124,6 +121,7 @@ def predict_command(
 
 
 @app.command("score")
+@with_case_choice
 def score_command(
     quality_model: Annotated[
         Path, typer.Argument(help="Run folder of `adapt`, or judge of `train-judge`, with a quality.json.")
@@ -132,8 +130,7 @@ def score_command(
     out: Annotated[Path, typer.Option(help="Folder for scores, reward maps, report.html and audit.jsonl.")],
     masks: Annotated[Path | None, typer.Option(help="Their masks, of the same names, whatever made them.")] = None,
     model: Annotated[Path | None, typer.Option(help="Or: a run or segmenter folder that makes the masks.")] = None,
-    layout: Layout = "auto",
-    patient_pattern: PatientPattern = None,
+    cases: CaseChoice = ALL_CASES,
     prompts: Prompts = None,
     echoprime: Annotated[
         Path | None,
@@ -160,7 +157,6 @@ def score_command(
     The verdict says what the evidence says of a mask, the guarantee what that is worth, and the action what the policy
     does with the mask.
     """
-    from medfm_rl.data.layouts import find_cases
     from medfm_rl.data.mask_files import find_masks
     from medfm_rl.data.probabilities import find_probabilities
     from medfm_rl.errors import ConfigError
@@ -176,7 +172,7 @@ def score_command(
     if probabilities is not None and masks is None:
         raise ConfigError("--probabilities are those of masks that are given: they go with --masks")
     own = model is not None and model.resolve() == quality_model.resolve()
-    files = find_cases(data_settings(images, layout, patient_pattern))
+    files = cases.find(images)
     here = device_here(workers, device)
     run = load_judge(quality_model, here, prompts if own else None)
     request = ScoreRequest(
@@ -202,6 +198,7 @@ def score_command(
 
 
 @app.command("correct")
+@with_case_choice
 def correct_command(
     model: Annotated[Path, typer.Argument(help="Finished run folder of `adapt`.")],
     images: Annotated[Path, typer.Option(help="Images.")],
@@ -227,15 +224,13 @@ def correct_command(
     scanner: Scanner = None,
     protocol: Protocol = None,
     site: Site = None,
-    layout: Layout = "auto",
-    patient_pattern: PatientPattern = None,
+    cases: CaseChoice = ALL_CASES,
     prompts: Prompts = None,
     track: Track = False,
     workers: WorkersOption = None,
     device: Device = "auto",
 ) -> None:
     """Correct the cases with verdict `correct`: propose, keep what an independent verifier prefers, refer the rest."""
-    from medfm_rl.data.layouts import find_cases
     from medfm_rl.data.mask_files import find_masks
     from medfm_rl.errors import ConfigError
     from medfm_rl.workflows.deploy.correct import CorrectRequest
@@ -249,7 +244,7 @@ def correct_command(
                 "`medfm-rl score`"
             )
     settings = correction_settings(budget, method=method, objective=objective, optimise=optimise)
-    files = find_cases(data_settings(images, layout, patient_pattern))
+    files = cases.find(images)
     request = CorrectRequest(
         settings,
         scores,

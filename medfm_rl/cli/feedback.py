@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from medfm_rl.choices import ConsensusMethod, Drawn
+from medfm_rl.cli.case_choice import ALL_CASES, CaseChoice, with_case_choice
 from medfm_rl.cli.console import show_progress
-from medfm_rl.cli.options import Device, Layout, PatientPattern, Where, data_settings
+from medfm_rl.cli.options import Device
 from medfm_rl.cli.root import app
 
 if TYPE_CHECKING:
@@ -32,6 +33,7 @@ Reviewer = Annotated[str, typer.Option(help="Opaque id of who says it, such as r
 
 
 @feedback.command("add")
+@with_case_choice
 def add_command(
     store: Store,
     reviewer: Annotated[
@@ -87,9 +89,7 @@ def add_command(
     exported: Annotated[
         Path | None, typer.Option("--from", help="Add all that another store holds: a folder of `feedback export`.")
     ] = None,
-    layout: Layout = "auto",
-    patient_pattern: PatientPattern = None,
-    where: Where = None,
+    cases: CaseChoice = ALL_CASES,
     device: Device = "auto",
 ) -> None:
     """Add corrected masks, verdicts, grades, preferences and measurements: all of a call, or nothing.
@@ -114,9 +114,7 @@ def add_command(
                 "--drawn": None if drawn == "other" else drawn,
                 "--comment": comment or None,
                 "--unseen": unseen or None,
-                "--layout": None if layout == "auto" else layout,
-                "--patient-pattern": patient_pattern,
-                "--where": where or None,
+                **cases.given(),
             }
         )
         _merge(store, exported)
@@ -126,14 +124,14 @@ def add_command(
 
     if reviewer is None:
         raise ConfigError("--reviewer: say by an opaque id, such as r07, whose feedback it is")
+    cases.require_folder("--images", images)
     schema = None if structures is None else parse_structures(structures)
-    from medfm_rl.data.layouts import find_cases
     from medfm_rl.runs.finished import load_run
     from medfm_rl.workflows.feedback import FeedbackRequest, add_feedback
 
     request = FeedbackRequest(
         reviewer=reviewer,
-        files=() if images is None else find_cases(data_settings(images, layout, patient_pattern, where=where)),
+        files=() if images is None else cases.find(images),
         run=None if run is None else load_run(run, device),
         schema=schema,
         masks=masks,

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from medfm_rl.progress import Progress
     from medfm_rl.runs.judging import Judge
     from medfm_rl.runs.models import Model
-    from medfm_rl.settings import CorrectionSettings, DataSettings, SitePolicy
+    from medfm_rl.settings import CorrectionSettings, SitePolicy
     from medfm_rl.workflows.deploy.stream_scoring import StreamRequest
     from medfm_rl.workflows.deploy.workers import Workers
 
@@ -30,20 +30,6 @@ _OPTIONS = {"seconds": "budget"}
 """Options whose name is not that of the setting."""
 
 ConfigFile = Annotated[Path, typer.Argument(help="YAML file; `medfm-rl init` writes one to start from.")]
-Layout = Annotated[choices.Layout, typer.Option(help="How the data is laid out; auto finds it out.")]
-PatientPattern = Annotated[
-    str | None,
-    typer.Option(
-        help="Regular expression whose first group, found in the name of a case, is its patient, such as "
-        "'^([A-Z]+_[0-9]+)'. Without one the layout decides: the part of the name before the first underscore, in "
-        "CAMUS the folder, in nnU-Net's raw data (dataset.json) the whole name."
-    ),
-]
-Split = Annotated[choices.Split, typer.Option(help="Which part of an nnU-Net data set.")]
-Where = Annotated[
-    list[str] | None,
-    typer.Option(help="Keep only the cases with this tag, such as view=4CH in CAMUS; can be given several times."),
-]
 Anatomy = Annotated[
     str | None,
     typer.Option(
@@ -173,32 +159,6 @@ WorkersOption = Annotated[
         "worker that dies costs the time of its case: another one does it.",
     ),
 ]
-
-
-def data_settings(
-    path: Path,
-    layout: choices.Layout,
-    patient_pattern: str | None = None,
-    split: choices.Split = "all",
-    where: Sequence[str] | None = None,
-) -> DataSettings:
-    """Where images lie, from the options that say so.
-
-    Raises:
-        ConfigError: An option cannot be used; the message names it.
-    """
-    from medfm_rl.errors import ConfigError
-    from medfm_rl.settings import DataSettings
-
-    tags = {}
-    for text in where or ():
-        tag, equals, value = text.partition("=")
-        if not (tag and equals and value):
-            raise ConfigError(f"--where {text}: must be TAG=VALUE, such as view=4CH")
-        tags[tag] = value
-    return from_options(
-        DataSettings, path=path, layout=layout, patient_pattern=patient_pattern, split=split, where=tags
-    )
 
 
 def correction_settings(budget: float | None, **values: str | None) -> CorrectionSettings:

@@ -7,8 +7,9 @@ from typing import Annotated, Literal
 
 import typer
 
+from medfm_rl.cli.case_choice import ALL_CASES, CaseChoice, with_case_choice
 from medfm_rl.cli.console import show_progress
-from medfm_rl.cli.options import Device, Layout, MaskLabels, PatientPattern, data_settings, site_policy
+from medfm_rl.cli.options import Device, MaskLabels, site_policy
 from medfm_rl.cli.root import app
 
 stream = typer.Typer(
@@ -68,6 +69,7 @@ def add_command(
 
 
 @stream.command("review")
+@with_case_choice
 def review_command(
     path: StreamFile,
     run: Annotated[Path, typer.Option(help="The run whose quality model assessed the stream.")],
@@ -76,18 +78,16 @@ def review_command(
     scores: Scores,
     masks: Annotated[Path | None, typer.Option(help="Their masks, where they are not where they were scored.")] = None,
     labels: MaskLabels = None,
-    layout: Layout = "auto",
-    patient_pattern: PatientPattern = None,
+    cases: CaseChoice = ALL_CASES,
     device: Device = "auto",
 ) -> None:
     """Add what reviewers found of audit masks; it is tested for drift too, and can withdraw a promise."""
-    from medfm_rl.data.layouts import find_cases
     from medfm_rl.data.mask_files import find_masks
     from medfm_rl.runs.finished import load_judge
     from medfm_rl.workflows.calibrate.audit import AuditRequest
     from medfm_rl.workflows.streams import stream_reviews
 
-    files = find_cases(data_settings(images, layout, patient_pattern))
+    files = cases.find(images)
     found = None if masks is None else find_masks(masks, files)
     request = AuditRequest(feedback, files, scores, found, labels)
     with show_progress() as progress:

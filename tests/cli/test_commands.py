@@ -420,6 +420,43 @@ def test_evaluate_takes_the_patients_from_the_names_as_told_and_keeps_only_the_c
         assert {row["case_id"] for row in csv.DictReader(file)} == {f"patient010{n}_4CH_ED" for n in range(1, 7)}
 
 
+CHOICE = {"--layout", "--patient-pattern", "--split", "--where"}
+
+
+def test_every_command_that_reads_a_folder_of_images_has_the_same_options_to_choose_cases() -> None:
+    commands = dict(get_command(cli.app).commands)  # type: ignore[attr-defined]
+    commands |= {
+        f"{group} {name}": part for group in ("feedback", "stream") for name, part in commands[group].commands.items()
+    }
+    options = {name: {option for each in command.params for option in each.opts} for name, command in commands.items()}
+    choosing = {name for name, known in options.items() if known >= CHOICE}
+    assert {name for name, known in options.items() if known & CHOICE} == choosing
+    # A desk finds images by the scores that it is given.
+    assert {name for name, known in options.items() if "--images" in known} <= choosing | {"desk"}
+    assert choosing >= {"predict", "evaluate", "check", "simulate-vendor", "calibrate-correction"}
+
+
+def test_cases_are_chosen_by_their_tags_in_commands_that_segment(run: Run, model: Path, tmp_path: Path) -> None:
+    noise = np.random.default_rng(0).integers(0, 255, (32, 32)).astype(np.uint8)
+    for patient in ("patient0001", "patient0002"):
+        for view in ("2CH", "4CH"):
+            place = tmp_path / "data" / patient / f"{patient}_{view}_ED.nii.gz"
+            write_image(place, noise, Geometry.unknown(2))
+    out = tmp_path / "out"
+    assert run("predict", model, tmp_path / "data", out, "--where", "view=4CH").code == 0
+    names = sorted(path.name for path in (out / "labels").glob("*.nii.gz"))
+    assert names == ["patient0001_4CH_ED.nii.gz", "patient0002_4CH_ED.nii.gz"]
+    refused(run("predict", model, tmp_path / "data", out, "--where", "view=5CH"), "no case has {'view': '5CH'}")
+
+
+def test_a_choice_of_cases_without_a_folder_is_refused(run: Run, model: Path, tmp_path: Path) -> None:
+    said = ("--split, --where: would have no effect; only with --images",)
+    refused(run("inspect", model, "--where", "view=4CH", "--split", "train"), *said)
+    refused(
+        run("feedback", "add", tmp_path / "f.sqlite", "--reviewer", "r1", "--where", "a=b", "--split", "test"), *said
+    )
+
+
 @pytest.mark.parametrize(
     "arguments",
     [
