@@ -142,7 +142,7 @@ def test_predict_and_evaluate_with_the_boxes_of_masks(tmp_path: Path) -> None:
     assert runner.invoke(app, scores).exit_code == 0
     with (tmp_path / "scores" / "scores.csv").open(encoding="utf-8") as file:
         assert all(float(row["dice"]) > 0.9 for row in csv.DictReader(file) if row["structure"] == "LV")
-    with pytest.raises(DataError, match="nowhere: there is no such folder of masks"):
+    with pytest.raises(DataError, match="nowhere: there is no such folder"):
         _ = load_model(folder, "cpu").segmenter
 
 
