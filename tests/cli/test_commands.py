@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import importlib.util
 import json
 import os
 import shutil
@@ -211,6 +212,19 @@ def test_a_word_that_is_no_choice_is_refused_with_those_that_are(
     assert f"Invalid value for '{option}': " in result.err
     assert f"'x' is not one of {allowed}" in result.err
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("command", [("desk",), ("desk-user", "r1")])
+def test_commands_of_the_desk_say_which_extra_they_need(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: tuple[str, ...]
+) -> None:
+    found = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "argon2" else found(name))
+    refused(run(*command, "--store", tmp_path / "feedback.sqlite"), "pip install 'medfm-rl[desk]'")
+
+
+def test_no_password_is_asked_for_where_there_is_no_store(run: Run, tmp_path: Path) -> None:
+    refused(run("desk-user", "r1", "--store", tmp_path / "feedback.sqlite"), "there is no store")
 
 
 def test_the_help_lists_exactly_the_commands(run: Run) -> None:
