@@ -8,7 +8,7 @@ import inspect
 import textwrap
 import tomllib
 from pathlib import Path
-from typing import Any, NamedTuple, Self
+from typing import Any, Literal, NamedTuple, Self, get_args, get_origin
 
 from docutils import nodes
 from pydantic import BaseModel
@@ -70,9 +70,18 @@ def _commands_page() -> str:
             argument = parameter.param_type_name == "argument"
             shown = parameter.name.upper() if argument else ", ".join(parameter.opts)
             record = getattr(parameter, "help", None) or ""
-            lines.append(f"| `{shown}` | {record.replace('|', ' or ')} |")
+            words = [] if parameter.metavar else _words(parameter.type_descriptor.annotation)
+            listed = f" One of {', '.join(words)}." if words else ""
+            lines.append(f"| `{shown}` | {record.replace('|', ' or ')}{listed} |")
         lines.append("")
     return "\n".join(lines)
+
+
+def _words(hint: Any) -> list[str]:
+    """The words that an option has to be one of, by its type."""
+    if get_origin(hint) is Literal:
+        return list(get_args(hint))
+    return [word for part in get_args(hint) for word in _words(part)]
 
 
 def layers() -> list[list[str]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -110,6 +111,15 @@ def choose_device(name: str) -> torch.device:
     if not available[name]:
         raise ConfigError(f"device: {name} is not available on this machine; use auto or cpu")
     return torch.device(name)
+
+
+def hash_weights(module: nn.Module) -> str:
+    """SHA-256 of names and values of all weights and buffers."""
+    digest = hashlib.sha256()
+    for name, value in sorted(module.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(value.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
 
 
 def mixed_precision(device: torch.device, spatial_dims: int) -> torch.autocast:

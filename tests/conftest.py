@@ -5,6 +5,7 @@ from __future__ import annotations
 import locale
 import os
 import resource
+import uuid
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
@@ -162,6 +163,15 @@ def server() -> Iterator[Server]:
     running = Server()
     yield running
     running.close()
+
+
+@pytest.fixture(params=["sqlite", pytest.param("postgresql", marks=pytest.mark.postgresql)])
+def place(request: pytest.FixtureRequest, tmp_path: Path) -> Path | str:
+    """Where a store can be made: a file, and a database of a server."""
+    if request.param == "sqlite":
+        return tmp_path / "feedback.sqlite"
+    running: Server = request.getfixturevalue("server")
+    return running.new_database(f"test_{uuid.uuid4().hex}")
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, Phase, given, settings
 from schemathesis.core.result import Ok
 
 from benchmarks.desk.folder import Place, make_place
-from medfm_rl.service.app import create_app
+from medfm_rl.service.app import LOOPBACK_NAMES, create_app
 from medfm_rl.service.desk import Desk
 from medfm_rl.service.limits import RateLimit
 from medfm_rl.service.request import DeskRequest
@@ -33,7 +33,7 @@ def fuzz(folder: Path, requests: int) -> dict[str, Any]:
         with desk.database.writing() as connection:
             connection.exec_driver_sql(f"DELETE FROM {user}")
     items = list(desk.catalogue.items)
-    app = create_app(desk, requests_a_minute=10**9)
+    app = create_app(desk, LOOPBACK_NAMES | {"testserver"}, requests_a_minute=10**9)
     # What is slowed down is not tried.
     app.state.logins = app.state.addresses = app.state.failures = RateLimit(10**9, 1.0, "requests")
     allowed = {"Authorization": f"Bearer {_TOKEN}"}

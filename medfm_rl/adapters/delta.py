@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,13 +11,14 @@ from typing import Final
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
-from torch import Tensor, nn
+from torch import Tensor
 
 from medfm_rl.adapters.base import SegmenterAdapter
 from medfm_rl.adapters.checkpoints import first_line
 from medfm_rl.data.files import replace_on_success
 from medfm_rl.data.json_text import parse_json
 from medfm_rl.errors import ModelError
+from medfm_rl.networks import hash_weights
 
 _FORMAT: Final = "1"
 _ENTRY: Final = "medfm_rl_delta"
@@ -30,7 +30,7 @@ class Delta:
     """Changes of weights, and of which weights.
 
     Attributes:
-        base_hash: `state_hash` of the segmenter before.
+        base_hash: `hash_weights` of the segmenter before.
         settings: Settings of that segmenter, as JSON, without its folder.
         changes: By name, `(N, ...)` float32: what is added. What is not here did not change.
     """
@@ -38,15 +38,6 @@ class Delta:
     base_hash: str
     settings: str
     changes: Mapping[str, Tensor]
-
-
-def state_hash(module: nn.Module) -> str:
-    """SHA-256 of names and values of all weights and buffers."""
-    digest = hashlib.sha256()
-    for name, value in sorted(module.state_dict().items()):
-        digest.update(name.encode())
-        digest.update(value.detach().cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()
 
 
 def write_delta(path: Path, before: SegmenterAdapter, after: SegmenterAdapter, settings: str) -> None:
@@ -77,7 +68,7 @@ def write_delta(path: Path, before: SegmenterAdapter, after: SegmenterAdapter, s
         if not value.is_floating_point():
             raise ModelError(f"{path}: {name} is no floating-point number and has changed; export the whole segmenter")
         tensors |= _factors(name, value.double() - start.double(), float(value.abs().max()))
-    entry = {"format": _FORMAT, "base_hash": state_hash(before), "settings": settings}
+    entry = {"format": _FORMAT, "base_hash": hash_weights(before), "settings": settings}
     with replace_on_success(path) as temporary:
         temporary.write_bytes(save(tensors, {_ENTRY: json.dumps(entry)}))
 
@@ -117,7 +108,7 @@ def apply_delta(segmenter: SegmenterAdapter, delta: Delta, path: Path) -> None:
     Raises:
         ModelError: They are of another segmenter.
     """
-    if state_hash(segmenter) != delta.base_hash:
+    if hash_weights(segmenter) != delta.base_hash:
         raise ModelError(
             f"{path}: these changes are of other weights; give the segmenter that was adapted, as it was then"
         )

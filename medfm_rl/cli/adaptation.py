@@ -3,24 +3,20 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
+from medfm_rl.cli.case_choice import ALL_CASES, CaseChoice, with_case_choice
 from medfm_rl.cli.console import USER_MISTAKE, print_comparison, print_scoring, show_progress
 from medfm_rl.cli.options import (
     Anatomy,
     CleanUp,
     ConfigFile,
     Device,
-    Layout,
     ModelFolder,
     OverTime,
-    PatientPattern,
     Prompts,
-    Split,
-    Where,
-    data_settings,
 )
 from medfm_rl.cli.root import app
 from medfm_rl.cli.side_by_side import start_side_by_side
@@ -40,7 +36,7 @@ def _list_kinds(wanted: bool) -> None:
 @app.command()
 def init(
     path: Annotated[Path, typer.Argument(help="File to write.")] = Path("adapt.yaml"),
-    kind: Annotated[str, typer.Option(help="adapt, or train-source.")] = "adapt",
+    kind: Annotated[Literal["adapt", "train-source"], typer.Option(help="The command that it is for.")] = "adapt",
     segmenter: Annotated[str, typer.Option(help="Kind of the segmenter; --kinds lists them.")] = "torch",
     kinds: Annotated[
         bool, typer.Option("--kinds", is_eager=True, callback=_list_kinds, help="List the kinds of segmenter and exit.")
@@ -67,7 +63,7 @@ def init(
             "output": "runs/adapted",
         }
         write_text(path, commented_config(AdaptConfig, values))
-    elif kind == "train-source":
+    else:
         if segmenter != "torch":
             raise ConfigError(f"--segmenter {segmenter}: goes with --kind adapt; train-source trains a UNet (torch)")
         values = {
@@ -75,8 +71,6 @@ def init(
             "output": "models/source",
         }
         write_text(path, commented_config(TrainSourceConfig, values))
-    else:
-        raise ConfigError(f"--kind {kind}: must be adapt or train-source")
     typer.echo(f"Wrote {path}. Set the paths, then: medfm-rl {kind} {path}")
 
 
@@ -176,6 +170,7 @@ def _options(resume: bool, max_minutes: float | None, go_on_from: Path | None) -
 
 
 @app.command("evaluate")
+@with_case_choice
 def evaluate_command(
     model: ModelFolder,
     data: Annotated[Path, typer.Argument(help="Labelled data set.")],
@@ -187,10 +182,7 @@ def evaluate_command(
         ),
     ] = None,
     against: Annotated[Path | None, typer.Option(help="A second model to compare with, on the same cases.")] = None,
-    layout: Layout = "auto",
-    patient_pattern: PatientPattern = None,
-    split: Split = "all",
-    where: Where = None,
+    cases: CaseChoice = ALL_CASES,
     anatomy: Anatomy = None,
     prompts: Prompts = None,
     over_time: OverTime = False,
@@ -200,14 +192,14 @@ def evaluate_command(
     """Score a model against ground truth: Dice, HD95, ASSD and validity, per case and per structure."""
     from rich.console import Console
 
-    from medfm_rl.data.layouts import describe_patients, find_cases, is_simulated, with_masks
+    from medfm_rl.data.layouts import describe_patients, is_simulated, with_masks
     from medfm_rl.reports.tables import summary_table
     from medfm_rl.runs.compared import load_compared
     from medfm_rl.runs.finished import load_model
     from medfm_rl.workflows.evaluate.evaluate import evaluate
     from medfm_rl.workflows.evaluate.evaluation import free_folder
 
-    files = find_cases(data_settings(data, layout, patient_pattern, split, where))
+    files = cases.find(data)
     place = free_folder(Path("evaluation")) if out is None else out
     if against is None:
         model_, other = load_model(model, device, prompts), None
@@ -282,6 +274,7 @@ def apply_delta_command(
 
 
 @app.command("inspect")
+@with_case_choice
 def inspect_command(
     folder: Annotated[
         Path,
@@ -296,7 +289,7 @@ def inspect_command(
             "leaves them, can hardly be those that the network was trained on."
         ),
     ] = None,
-    layout: Layout = "auto",
+    cases: CaseChoice = ALL_CASES,
     device: Device = "auto",
 ) -> None:
     """Say what a segmenter is, whether it can be adapted, and if not why."""
@@ -306,8 +299,9 @@ def inspect_command(
     from medfm_rl.networks import choose_device
     from medfm_rl.workflows.inspection import inspect_model
 
+    cases.require_folder("--images", images)
     with show_progress() as progress:
-        shown = None if images is None else data_settings(images, layout)
+        shown = None if images is None else cases.settings(images)
         summary = inspect_model(folder, choose_device(device), progress, shown)
     table = Table(show_header=False, box=None)
     for name, value in summary.rows.items():
@@ -323,24 +317,24 @@ def inspect_command(
 
 
 @app.command("simulate-vendor")
+@with_case_choice
 def simulate_vendor_command(
     data: Annotated[Path, typer.Argument(metavar="IN", help="Echo frames: a folder or data set.")],
     out: Annotated[Path, typer.Argument(help="Folder for images/ and labels/.")],
     vendor: Annotated[str, typer.Option(help="cart, portable, handheld or vintage.")] = "handheld",
     seed: Annotated[int, typer.Option(help="The same seed gives the same bytes.")] = 0,
     workers: Annotated[int | None, typer.Option(min=1, help="Processes; one per core where not given.")] = None,
-    layout: Layout = "auto",
+    cases: CaseChoice = ALL_CASES,
 ) -> None:
     """Show a data set of echo as another (simulated) vendor would; masks are kept."""
-    from medfm_rl.data.layouts import find_cases
     from medfm_rl.data.ultrasound import vendors
     from medfm_rl.data.ultrasound.resimulate import resimulate_dataset
 
     profile = vendors.vendor(vendor)
-    cases = find_cases(data_settings(data, layout))
+    files = cases.find(data)
     with show_progress() as progress:
         problems = resimulate_dataset(
-            cases, out, profile, seed, workers, lambda done, total: progress(f"simulating {vendor}", done, total)
+            files, out, profile, seed, workers, lambda done, total: progress(f"simulating {vendor}", done, total)
         )
     for problem in problems:
         typer.echo(f"Left out: {problem}", err=True)

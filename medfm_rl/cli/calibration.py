@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
+from medfm_rl.choices import PromiseUnit
+from medfm_rl.cli.case_choice import ALL_CASES, CaseChoice, with_case_choice
 from medfm_rl.cli.console import show_progress
 from medfm_rl.cli.options import (
     AdaptedRun,
@@ -19,16 +21,11 @@ from medfm_rl.cli.options import (
     CorrectionScope,
     Device,
     Labelled,
-    Layout,
     MaskLabels,
-    PatientPattern,
     Probabilities,
     Prompts,
-    Split,
     Track,
-    Where,
     correction_settings,
-    data_settings,
     from_options,
     require_masks,
 )
@@ -42,6 +39,7 @@ _COVERAGE: Final = 0.9
 
 
 @app.command("calibrate")
+@with_case_choice
 def calibrate_command(
     run: AdaptedRun,
     labelled: Annotated[Path | None, typer.Option(help="Labelled cases that the run has not learned from.")] = None,
@@ -56,7 +54,7 @@ def calibrate_command(
     images: Annotated[Path | None, typer.Option(help="With --feedback: the images that were scored.")] = None,
     scores: Annotated[Path | None, typer.Option(help="With --feedback: scores.json of `medfm-rl score`.")] = None,
     unit: Annotated[
-        str,
+        PromiseUnit,
         typer.Option(
             help="With --feedback, what a patient counts: mean (the share of bad masks among his accepted ones) or "
             "worst (whether any of them is bad)."
@@ -71,10 +69,7 @@ def calibrate_command(
     alpha: Annotated[float, typer.Option(help="Largest share of bad masks among the accepted.")] = 0.1,
     confidence: Annotated[float, typer.Option(help="Confidence of the statement about accepted masks.")] = 0.9,
     coverage: Annotated[float, typer.Option(help="Share of cases whose Dice the interval holds.")] = _COVERAGE,
-    layout: Layout = "auto",
-    patient_pattern: PatientPattern = None,
-    split: Split = "all",
-    where: Where = None,
+    cases: CaseChoice = ALL_CASES,
     prompts: Prompts = None,
     biomedclip: BiomedCLIPWeights = None,
     networks: Annotated[
@@ -104,12 +99,11 @@ def calibrate_command(
         raise ConfigError(f"{', '.join(named)}: would have no effect; only with {goes_with}")
     require_masks(labels, masks)
     if feedback is not None:
-        data = None if images is None else data_settings(images, layout, patient_pattern, split, where)
+        data = None if images is None else cases.settings(images)
         values = {"dice": dice, "alpha": alpha, "confidence": confidence, "unit": unit}
         _prove(run, feedback, data, scores, masks, labels, values, device)
         return
     assert labelled is not None
-    from medfm_rl.data.layouts import find_cases
     from medfm_rl.data.mask_files import find_masks
     from medfm_rl.data.probabilities import find_probabilities
     from medfm_rl.quality.model import Targets
@@ -119,7 +113,7 @@ def calibrate_command(
 
     targets = from_options(Targets, coverage=coverage, dice=dice, alpha=alpha, confidence=confidence)
     finished = load_judge(run, device, prompts)
-    files = find_cases(data_settings(labelled, layout, patient_pattern, split, where))
+    files = cases.find(labelled)
     found = None if masks is None else find_masks(masks, files)
     maps = None if probabilities is None else find_probabilities(probabilities, files)
     request = CalibrateRequest(targets, found, labels, maps, biomedclip, networks, allow_overlap)
@@ -172,6 +166,7 @@ def _prove(
 
 
 @app.command("calibrate-correction")
+@with_case_choice
 def calibrate_correction_command(
     run: AdaptedRun,
     labelled: Labelled,
@@ -181,10 +176,7 @@ def calibrate_correction_command(
     method: CorrectionMethod = "views",
     objective: CorrectionObjective = None,
     optimise: CorrectionScope = None,
-    layout: Layout = "auto",
-    patient_pattern: PatientPattern = None,
-    split: Split = "all",
-    where: Where = None,
+    cases: CaseChoice = ALL_CASES,
     prompts: Prompts = None,
     allow_overlap: AllowOverlap = False,
     track: Track = False,
@@ -192,7 +184,6 @@ def calibrate_correction_command(
 ) -> None:
     """Find on labelled cases what a correction has to gain to be accepted; write correction.json."""
     from medfm_rl.correction.acceptance import HarmTarget
-    from medfm_rl.data.layouts import find_cases
     from medfm_rl.runs.finished import load_run
     from medfm_rl.runs.tracked_call import tracked_calibration
     from medfm_rl.workflows.calibrate.correction import calibrate_correction
@@ -200,7 +191,7 @@ def calibrate_correction_command(
     target = from_options(HarmTarget, alpha=alpha, confidence=confidence)
     settings = correction_settings(budget, method=method, objective=objective, optimise=optimise)
     finished = load_run(run, device, prompts)
-    files = find_cases(data_settings(labelled, layout, patient_pattern, split, where))
+    files = cases.find(labelled)
     command, result = "calibrate-correction", finished.folder.correction
     with show_progress() as progress, tracked_calibration(track, finished, command, files, result, progress):
         found = calibrate_correction(finished, files, target, settings, allow_overlap, progress)

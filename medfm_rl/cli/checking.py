@@ -7,12 +7,14 @@ from typing import Annotated
 
 import typer
 
+from medfm_rl.cli.case_choice import ALL_CASES, CaseChoice, with_case_choice
 from medfm_rl.cli.console import USER_MISTAKE, show_progress
-from medfm_rl.cli.options import Device, Layout, MaskLabels, PatientPattern, Prompts, Split, Where, data_settings
+from medfm_rl.cli.options import Device, MaskLabels, Prompts
 from medfm_rl.cli.root import app
 
 
 @app.command("check")
+@with_case_choice
 def check_command(
     data: Annotated[Path, typer.Argument(help="Data set: a folder in one of the layouts, with masks or without.")],
     masks: Annotated[
@@ -28,10 +30,7 @@ def check_command(
         typer.Option(help="Folder for report.html with pictures of the cases, and check.json; outside the data set."),
     ] = None,
     json_file: Annotated[Path | None, typer.Option("--json", help="File for the result as JSON.")] = None,
-    layout: Layout = "auto",
-    patient_pattern: PatientPattern = None,
-    split: Split = "all",
-    where: Where = None,
+    cases: CaseChoice = ALL_CASES,
     prompts: Prompts = None,
     device: Device = "cpu",
 ) -> None:
@@ -50,7 +49,7 @@ def check_command(
 
     if prompts is not None and segmenter is None:
         raise ConfigError("--prompts are for a segmenter that takes boxes: they go with --segmenter")
-    settings = data_settings(data, layout, patient_pattern, split, where)
+    settings = cases.settings(data)
     model = None
     if segmenter is not None:
         from medfm_rl.runs.finished import load_model

@@ -7,24 +7,23 @@ from typing import Annotated
 
 import typer
 
-from medfm_rl.cli.console import USER_MISTAKE, show_progress
+from medfm_rl.cli.case_choice import ALL_CASES, CaseChoice, with_case_choice
+from medfm_rl.cli.console import USER_MISTAKE
 from medfm_rl.cli.options import (
     AdaptedRun,
     Device,
-    Layout,
     MaskLabels,
-    PatientPattern,
     Prompts,
     Track,
     WorkersOption,
-    data_settings,
+    at_work,
     device_here,
-    workers_for,
 )
 from medfm_rl.cli.root import app
 
 
 @app.command("choose")
+@with_case_choice
 def choose_command(
     model: AdaptedRun,
     images: Annotated[Path, typer.Option(help="Images.")],
@@ -42,8 +41,7 @@ def choose_command(
         ),
     ] = 0.01,
     labels: MaskLabels = None,
-    layout: Layout = "auto",
-    patient_pattern: PatientPattern = None,
+    cases: CaseChoice = ALL_CASES,
     prompts: Prompts = None,
     track: Track = False,
     workers: WorkersOption = None,
@@ -54,20 +52,14 @@ def choose_command(
     Adapting makes some masks worse; fewer of them are used this way. Both are scored by the run's quality model. Where
     it cannot say which is better, the mask in use stays.
     """
-    from medfm_rl.data.layouts import find_cases
     from medfm_rl.data.mask_files import find_masks
     from medfm_rl.runs.finished import load_run
-    from medfm_rl.runs.tracked_call import tracked_call
     from medfm_rl.workflows.deploy.choose import TABLE_FILE, ChooseRequest, choose
 
-    files = find_cases(data_settings(images, layout, patient_pattern))
+    files = cases.find(images)
     request = ChooseRequest(find_masks(masks, files), labels, margin)
     run = load_run(model, device_here(workers, device), prompts)
-    with (
-        show_progress() as progress,
-        workers_for(workers, device) as hands,
-        tracked_call(track, run, "choose", files, out, progress),
-    ):
+    with at_work("choose", run, files, out, track, workers, device) as (progress, hands):
         choices = choose(run, files, out, request, progress, hands)
     for problem in choices.problems.values():
         typer.echo(f"No mask: {problem}", err=True)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from medfm_rl.cli.console import REFERRED, USER_MISTAKE, print_corrections, print_scoring, show_progress
+from medfm_rl import choices
+from medfm_rl.cli.case_choice import ALL_CASES, CaseChoice, with_case_choice
+from medfm_rl.cli.console import REFERRED, USER_MISTAKE, print_corrections, print_scoring
 from medfm_rl.cli.options import (
     BiomedCLIPWeights,
     Budget,
@@ -17,11 +20,9 @@ from medfm_rl.cli.options import (
     CorrectionObjective,
     CorrectionScope,
     Device,
-    Layout,
     MaskLabels,
     ModelFolder,
     OverTime,
-    PatientPattern,
     Policy,
     Probabilities,
     Prompts,
@@ -31,29 +32,35 @@ from medfm_rl.cli.options import (
     Stream,
     Track,
     WorkersOption,
+    at_work,
     correction_settings,
-    data_settings,
     device_here,
     require_masks,
     site_policy,
     stream_request,
-    workers_for,
 )
 from medfm_rl.cli.root import app
 
+if TYPE_CHECKING:
+    from medfm_rl.data.layouts import CaseFile
+    from medfm_rl.workflows.deploy.correct import CorrectRequest
+
 
 @app.command("predict")
+@with_case_choice
 def predict_command(
     model: ModelFolder,
     images: Annotated[Path, typer.Argument(help="Images to segment.")],
     out: Annotated[Path, typer.Argument(help="Folder for labels/ and rewards/.")],
-    layout: Layout = "auto",
-    patient_pattern: PatientPattern = None,
+    cases: CaseChoice = ALL_CASES,
     prompts: Prompts = None,
     correct: Annotated[
         bool, typer.Option("--correct", help="Score the masks too, and correct those with verdict `correct`.")
     ] = False,
-    method: Annotated[str | None, typer.Option(help="With --correct, as in `correct`; views where not given.")] = None,
+    method: Annotated[
+        choices.CorrectionMethod | None,
+        typer.Option(metavar="METHOD", help="With --correct, as in `correct`; views where not given."),
+    ] = None,
     budget: Annotated[float | None, typer.Option(help="With --correct: seconds for one case; 10 if not given.")] = None,
     policy: Policy = None,
     stream: Stream = None,
@@ -71,10 +78,8 @@ def predict_command(
 
     All are NIfTI (.nii.gz), whatever format the images have.
     """
-    from medfm_rl.data.layouts import find_cases
     from medfm_rl.errors import ConfigError
-    from medfm_rl.runs.finished import load_model, load_run
-    from medfm_rl.runs.tracked_call import tracked_call
+    from medfm_rl.runs.finished import load_model
 
     given = {"method": method, "budget": budget, "policy": policy, "stream": stream}
     given |= {"scanner": scanner, "protocol": protocol, "site": site}
@@ -91,34 +96,22 @@ def predict_command(
             )
     if correct:
         from medfm_rl.workflows.deploy.correct import CorrectRequest
-        from medfm_rl.workflows.deploy.correct import correct as correct_masks
 
         request = CorrectRequest(
             correction_settings(budget, method=method or "views"),
             policy=site_policy(policy),
             stream=stream_request(stream, scanner, protocol, site),
         )
-        files = find_cases(data_settings(images, layout, patient_pattern))
-        run = load_run(model, device_here(workers, device), prompts)
-        with (
-            show_progress() as progress,
-            workers_for(workers, device) as hands,
-            tracked_call(track, run, "predict", files, out, progress),
-        ):
-            corrections = correct_masks(run, files, out, request, progress, hands)
-        print_corrections(corrections, out)
+        files = cases.find(images)
+        _correct("predict", model, files, out, request, prompts, track, workers, device)
         return
     from medfm_rl.workflows.deploy.predict import predict
 
     loaded = load_model(model, device_here(workers, device), prompts)
-    files = find_cases(data_settings(images, layout, patient_pattern))
+    files = cases.find(images)
     if loaded.reward is None:
         typer.echo(f"{model} has no reward networks (only runs of `adapt` have): label maps only.", err=True)
-    with (
-        show_progress() as progress,
-        workers_for(workers, device) as hands,
-        tracked_call(track, loaded, "predict", files, out, progress),
-    ):
+    with at_work("predict", loaded, files, out, track, workers, device) as (progress, hands):
         problems = predict(loaded, files, out, progress, hands, over_time, clean_up, anatomy)
     for problem in problems:
         typer.echo(f"Left out: {problem}", err=True)
@@ -128,6 +121,7 @@ def predict_command(
 
 
 @app.command("score")
+@with_case_choice
 def score_command(
     quality_model: Annotated[
         Path, typer.Argument(help="Run folder of `adapt`, or judge of `train-judge`, with a quality.json.")
@@ -136,8 +130,7 @@ def score_command(
     out: Annotated[Path, typer.Option(help="Folder for scores, reward maps, report.html and audit.jsonl.")],
     masks: Annotated[Path | None, typer.Option(help="Their masks, of the same names, whatever made them.")] = None,
     model: Annotated[Path | None, typer.Option(help="Or: a run or segmenter folder that makes the masks.")] = None,
-    layout: Layout = "auto",
-    patient_pattern: PatientPattern = None,
+    cases: CaseChoice = ALL_CASES,
     prompts: Prompts = None,
     echoprime: Annotated[
         Path | None,
@@ -151,14 +144,9 @@ def score_command(
     scanner: Scanner = None,
     protocol: Protocol = None,
     site: Site = None,
-    accept_untested: Annotated[
-        bool, typer.Option("--accept-untested", help="Former name of a policy; --policy says the same.", hidden=True)
-    ] = False,
     fail_on: Annotated[
-        str | None,
-        typer.Option(
-            help="refer: exit with code 3 where the policy refers a mask; 2 stays for those that were not assessed."
-        ),
+        Literal["refer"] | None,
+        typer.Option(help="Exit with code 3 where the policy refers a mask; 2 stays for those that were not assessed."),
     ] = None,
     track: Track = False,
     workers: WorkersOption = None,
@@ -169,13 +157,11 @@ def score_command(
     The verdict says what the evidence says of a mask, the guarantee what that is worth, and the action what the policy
     does with the mask.
     """
-    from medfm_rl.data.layouts import find_cases
     from medfm_rl.data.mask_files import find_masks
     from medfm_rl.data.probabilities import find_probabilities
     from medfm_rl.errors import ConfigError
     from medfm_rl.quality.gates import Gates
     from medfm_rl.runs.finished import load_judge, load_model
-    from medfm_rl.runs.tracked_call import tracked_call
     from medfm_rl.workflows.deploy.score import ScoreRequest, score
 
     if (masks is None) == (model is None):
@@ -185,10 +171,8 @@ def score_command(
     require_masks(labels, masks)
     if probabilities is not None and masks is None:
         raise ConfigError("--probabilities are those of masks that are given: they go with --masks")
-    if fail_on not in (None, "refer"):
-        raise ConfigError(f"--fail-on {fail_on}: must be refer")
     own = model is not None and model.resolve() == quality_model.resolve()
-    files = find_cases(data_settings(images, layout, patient_pattern))
+    files = cases.find(images)
     here = device_here(workers, device)
     run = load_judge(quality_model, here, prompts if own else None)
     request = ScoreRequest(
@@ -197,14 +181,10 @@ def score_command(
         probabilities=None if probabilities is None else find_probabilities(probabilities, files),
         maker=None if own or model is None else load_model(model, here, prompts),
         gates=Gates(echoprime, biomedclip),
-        policy=site_policy(policy, accept_untested),
+        policy=site_policy(policy),
         stream=stream_request(stream, scanner, protocol, site),
     )
-    with (
-        show_progress() as progress,
-        workers_for(workers, device) as hands,
-        tracked_call(track, run, "score", files, out, progress),
-    ):
+    with at_work("score", run, files, out, track, workers, device) as (progress, hands):
         scoring = score(run, files, out, request, progress, hands)
     for problem in dict.fromkeys(scoring.problems.values()):
         typer.echo(f"Referred unseen: {problem}", err=True)
@@ -218,6 +198,7 @@ def score_command(
 
 
 @app.command("correct")
+@with_case_choice
 def correct_command(
     model: Annotated[Path, typer.Argument(help="Finished run folder of `adapt`.")],
     images: Annotated[Path, typer.Option(help="Images.")],
@@ -243,20 +224,16 @@ def correct_command(
     scanner: Scanner = None,
     protocol: Protocol = None,
     site: Site = None,
-    layout: Layout = "auto",
-    patient_pattern: PatientPattern = None,
+    cases: CaseChoice = ALL_CASES,
     prompts: Prompts = None,
     track: Track = False,
     workers: WorkersOption = None,
     device: Device = "auto",
 ) -> None:
     """Correct the cases with verdict `correct`: propose, keep what an independent verifier prefers, refer the rest."""
-    from medfm_rl.data.layouts import find_cases
     from medfm_rl.data.mask_files import find_masks
     from medfm_rl.errors import ConfigError
-    from medfm_rl.runs.finished import load_run
-    from medfm_rl.runs.tracked_call import tracked_call
-    from medfm_rl.workflows.deploy.correct import CorrectRequest, correct
+    from medfm_rl.workflows.deploy.correct import CorrectRequest
 
     require_masks(labels, masks)
     for option, value in (("--policy", policy), ("--stream", stream)):
@@ -267,23 +244,36 @@ def correct_command(
                 "`medfm-rl score`"
             )
     settings = correction_settings(budget, method=method, objective=objective, optimise=optimise)
-    files = find_cases(data_settings(images, layout, patient_pattern))
-    run = load_run(model, device_here(workers, device), prompts)
-    masks_given = None if masks is None else find_masks(masks, files)
+    files = cases.find(images)
     request = CorrectRequest(
         settings,
         scores,
         every,
         propose_only,
-        masks_given,
+        None if masks is None else find_masks(masks, files),
         labels,
         site_policy(policy),
         stream_request(stream, scanner, protocol, site),
     )
-    with (
-        show_progress() as progress,
-        workers_for(workers, device) as hands,
-        tracked_call(track, run, "correct", files, out, progress),
-    ):
+    _correct("correct", model, files, out, request, prompts, track, workers, device)
+
+
+def _correct(
+    command: str,
+    model: Path,
+    files: Sequence[CaseFile],
+    out: Path,
+    request: CorrectRequest,
+    prompts: Path | None,
+    track: bool,
+    workers: str | None,
+    device: str,
+) -> None:
+    """Corrects as `correct` does, under the name of the command that asks for it, and prints what came of it."""
+    from medfm_rl.runs.finished import load_run
+    from medfm_rl.workflows.deploy.correct import correct
+
+    run = load_run(model, device_here(workers, device), prompts)
+    with at_work(command, run, files, out, track, workers, device) as (progress, hands):
         corrections = correct(run, files, out, request, progress, hands)
     print_corrections(corrections, out)

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from medfm_rl.choices import Role
 from medfm_rl.cli.root import app
 
 Store = Annotated[
@@ -87,15 +88,10 @@ def desk_command(
 
     Prints an address with a token, and serves until Ctrl-C. Needs the extra desk, no model, no GPU and no internet.
     """
-    import importlib.util
-
     from medfm_rl.data.mask_labels import parse_structures
-    from medfm_rl.errors import MissingExtraError
     from medfm_rl.feedback import FeedbackStore
 
-    for package in ("fastapi", "uvicorn", "argon2", "multipart"):
-        if importlib.util.find_spec(package) is None:
-            raise MissingExtraError("the desk needs further packages: pip install 'medfm-rl[desk]'")
+    _require_extra()
     from medfm_rl.service.request import DeskRequest
     from medfm_rl.service.serving import Address, serve
     from medfm_rl.settings import OpenIDSettings
@@ -130,19 +126,30 @@ def desk_command(
 def desk_user_command(
     store: Store,
     name: Annotated[str, typer.Argument(help="Opaque id of the reviewer, such as r07; no name.")],
-    role: Annotated[str, typer.Option(help="reviewer, lead (also learns and settles) or administrator.")] = "reviewer",
+    role: Annotated[Role, typer.Option(help="A lead also learns and settles, an administrator does all.")] = "reviewer",
     inactive: Annotated[bool, typer.Option("--inactive", help="Shut the user out.")] = False,
 ) -> None:
     """Make or change a user of the desks of a store. From the first one on everybody logs in by name and password."""
-    from medfm_rl.errors import ConfigError
-    from medfm_rl.service.access import ROLES, Access
+    _require_extra()
+    from medfm_rl.service.access import Access
     from medfm_rl.service.database import Database
 
-    wanted = next((known for known in ROLES if known == role), None)
-    if wanted is None:
-        raise ConfigError(f"--role {role}: must be {', '.join(ROLES)}")
-    password = None
-    if not inactive:
-        password = typer.prompt("Password", hide_input=True, confirmation_prompt=True)
-    Access.of_store(Database(store)).set_user("command line", name, wanted, password, not inactive)
+    # Nobody is asked for a password of a store that is not there.
+    access = Access.of_store(Database(store))
+    password = None if inactive else typer.prompt("Password", hide_input=True, confirmation_prompt=True)
+    access.set_user("command line", name, role, password, not inactive)
     typer.echo(f"User {name}: {role}{', shut out' if inactive else ''}")
+
+
+def _require_extra() -> None:
+    """Refuses where the packages of the extra desk are missing.
+
+    Raises:
+        MissingExtraError: It is so.
+    """
+    from importlib.util import find_spec
+
+    from medfm_rl.errors import MissingExtraError
+
+    if any(find_spec(package) is None for package in ("fastapi", "uvicorn", "argon2", "multipart")):
+        raise MissingExtraError("the desk needs further packages: pip install 'medfm-rl[desk]'")

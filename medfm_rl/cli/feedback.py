@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from medfm_rl.choices import ConsensusMethod, Drawn
+from medfm_rl.cli.case_choice import ALL_CASES, CaseChoice, with_case_choice
 from medfm_rl.cli.console import show_progress
-from medfm_rl.cli.options import Device, Layout, PatientPattern, Where, data_settings
+from medfm_rl.cli.options import Device
 from medfm_rl.cli.root import app
 
 if TYPE_CHECKING:
@@ -31,6 +33,7 @@ Reviewer = Annotated[str, typer.Option(help="Opaque id of who says it, such as r
 
 
 @feedback.command("add")
+@with_case_choice
 def add_command(
     store: Store,
     reviewer: Annotated[
@@ -73,7 +76,7 @@ def add_command(
         str | None, typer.Option(help="The same of the corrected masks, where others stand in those.")
     ] = None,
     drawn: Annotated[
-        str,
+        Drawn,
         typer.Option(
             help="How the cases came to be reviewed: audit (drawn at random; promises rest on these alone), "
             "informative (chosen to learn from), or other."
@@ -86,9 +89,7 @@ def add_command(
     exported: Annotated[
         Path | None, typer.Option("--from", help="Add all that another store holds: a folder of `feedback export`.")
     ] = None,
-    layout: Layout = "auto",
-    patient_pattern: PatientPattern = None,
-    where: Where = None,
+    cases: CaseChoice = ALL_CASES,
     device: Device = "auto",
 ) -> None:
     """Add corrected masks, verdicts, grades, preferences and measurements: all of a call, or nothing.
@@ -113,30 +114,24 @@ def add_command(
                 "--drawn": None if drawn == "other" else drawn,
                 "--comment": comment or None,
                 "--unseen": unseen or None,
-                "--layout": None if layout == "auto" else layout,
-                "--patient-pattern": patient_pattern,
-                "--where": where or None,
+                **cases.given(),
             }
         )
         _merge(store, exported)
         return
     from medfm_rl.data.mask_labels import parse_structures
     from medfm_rl.errors import ConfigError
-    from medfm_rl.feedback.entries import DRAWN
 
     if reviewer is None:
         raise ConfigError("--reviewer: say by an opaque id, such as r07, whose feedback it is")
-    way = next((known for known in DRAWN if known == drawn), None)
-    if way is None:
-        raise ConfigError(f"--drawn {drawn}: must be {', '.join(DRAWN)}")
+    cases.require_folder("--images", images)
     schema = None if structures is None else parse_structures(structures)
-    from medfm_rl.data.layouts import find_cases
     from medfm_rl.runs.finished import load_run
     from medfm_rl.workflows.feedback import FeedbackRequest, add_feedback
 
     request = FeedbackRequest(
         reviewer=reviewer,
-        files=() if images is None else find_cases(data_settings(images, layout, patient_pattern, where=where)),
+        files=() if images is None else cases.find(images),
         run=None if run is None else load_run(run, device),
         schema=schema,
         masks=masks,
@@ -146,7 +141,7 @@ def add_command(
         measurements=measurements,
         labels=labels,
         corrected_labels=corrected_labels,
-        drawn=way,
+        drawn=drawn,
         comment=comment,
         unseen=unseen,
     )
@@ -166,7 +161,7 @@ def list_command(
     reviewer: Annotated[str | None, typer.Option(help="Of this reviewer alone.")] = None,
     patient: Annotated[str | None, typer.Option(help="On this patient alone.")] = None,
     case: Annotated[str | None, typer.Option(help="On this case alone.")] = None,
-    drawn: Annotated[str | None, typer.Option(help="audit, informative or other.")] = None,
+    drawn: Annotated[Drawn | None, typer.Option(help="On cases that came to be reviewed in this way alone.")] = None,
     every: Annotated[
         bool, typer.Option("--all", help="The whole history, with what was removed or replaced since.")
     ] = False,
@@ -176,7 +171,7 @@ def list_command(
         bool, typer.Option("--agreement", help="How far reviewers of the same images agree, in place of the entries.")
     ] = False,
     consensus: Annotated[
-        str, typer.Option(help="With --agreement of three or more, their consensus: staple or majority.")
+        ConsensusMethod, typer.Option(help="With --agreement of three or more, how their consensus is made.")
     ] = "staple",
 ) -> None:
     """List what is in force, or with --all everything that was ever said."""
@@ -186,20 +181,13 @@ def list_command(
 
     from medfm_rl.errors import ConfigError
     from medfm_rl.feedback import KINDS, Feedback, FeedbackStore
-    from medfm_rl.feedback.agreement import CONSENSUS_METHODS
     from medfm_rl.feedback.agreement import agreement as agreement_of
-    from medfm_rl.feedback.entries import DRAWN
     from medfm_rl.feedback.standing import standing, state_hash
     from medfm_rl.reports.feedback import agreement_table, entries_table, entry_as_json
 
     unknown = sorted(set(kind or ()) - KINDS.keys())
     if unknown:
         raise ConfigError(f"--kind {unknown[0]}: must be {', '.join(KINDS)}")
-    if drawn is not None and drawn not in DRAWN:
-        raise ConfigError(f"--drawn {drawn}: must be {', '.join(DRAWN)}")
-    method = next((known for known in CONSENSUS_METHODS if known == consensus), None)
-    if method is None:
-        raise ConfigError(f"--consensus {consensus}: must be {', '.join(CONSENSUS_METHODS)}")
     with FeedbackStore.open(store) as opened:
         history = opened.history()
         found = standing(history)
@@ -212,7 +200,7 @@ def list_command(
             and all(value is None or getattr(entry, name, None) == value for name, value in wanted.items())
         ]
         if agreement:
-            pairs = agreement_of(opened, [entry for entry in chosen if isinstance(entry, Feedback)], method)
+            pairs = agreement_of(opened, [entry for entry in chosen if isinstance(entry, Feedback)], consensus)
             if as_json:
                 rows = [{"case": pair.case, "reviewers": pair.reviewers, "dice": pair.dice} for pair in pairs]
                 typer.echo(json.dumps(rows, indent=2))

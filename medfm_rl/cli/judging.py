@@ -7,20 +7,19 @@ from typing import Annotated
 
 import typer
 
+from medfm_rl.cli.case_choice import ALL_CASES, CaseChoice, with_case_choice
 from medfm_rl.cli.console import show_progress
 from medfm_rl.cli.options import (
     Device,
-    Layout,
     MaskLabels,
-    PatientPattern,
     Probabilities,
-    data_settings,
     from_options,
 )
 from medfm_rl.cli.root import app
 
 
 @app.command("train-judge")
+@with_case_choice
 def train_judge_command(
     images: Annotated[Path, typer.Option(help="Labelled images.")],
     masks: Annotated[Path, typer.Option(help="The tool's masks of them, of the same names.")],
@@ -46,8 +45,7 @@ def train_judge_command(
     confidence: Annotated[float, typer.Option(help="Confidence of the statement about accepted masks.")] = 0.9,
     coverage: Annotated[float, typer.Option(help="Share of cases whose Dice the interval holds.")] = 0.9,
     seed: Annotated[int, typer.Option(help="Seed of splits, draws and weights.")] = 0,
-    layout: Layout = "auto",
-    patient_pattern: PatientPattern = None,
+    cases: CaseChoice = ALL_CASES,
     device: Device = "auto",
 ) -> None:
     """Make a judge of a tool's masks from labelled cases and those masks alone, without a segmenter.
@@ -56,7 +54,7 @@ def train_judge_command(
     as that of a run. A fifth of the patients is held out: report.html says how good the judge is on them. The same
     command again goes on where an interrupted one was.
     """
-    from medfm_rl.data.layouts import described_labels, find_cases
+    from medfm_rl.data.layouts import described_labels
     from medfm_rl.data.mask_files import find_masks
     from medfm_rl.data.mask_labels import parse_structures
     from medfm_rl.data.probabilities import find_probabilities
@@ -73,7 +71,7 @@ def train_judge_command(
     settings = from_options(JudgeSettings, size=sides, reward=rewards, anatomy=anatomy, seed=seed)
     targets = from_options(Targets, coverage=coverage, dice=dice, alpha=alpha, confidence=confidence)
     # Before what they mean: of a folder that is not there nothing else is worth saying.
-    files = with_truth(find_cases(data_settings(images, layout, patient_pattern)), truth)
+    files = with_truth(cases.find(images), truth)
     described = None if structures is not None else described_labels(truth)
     if structures is None and described is None:
         raise ConfigError(

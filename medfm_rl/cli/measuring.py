@@ -7,12 +7,13 @@ from typing import Annotated
 
 import typer
 
+from medfm_rl.cli.case_choice import ALL_CASES, CaseChoice, with_case_choice
 from medfm_rl.cli.console import USER_MISTAKE, show_progress
-from medfm_rl.cli.options import Layout, PatientPattern, Where, data_settings
 from medfm_rl.cli.root import app
 
 
 @app.command("measure")
+@with_case_choice
 def measure_command(
     masks: Annotated[Path, typer.Argument(help="Masks of clips, such as labels/ of `predict`: a sequence for each.")],
     images: Annotated[Path, typer.Option(help="The clips: times and the size of pixels are theirs.")],
@@ -38,9 +39,7 @@ def measure_command(
         Path | None,
         typer.Option(help="Write rules over time whose limits are learned from these masks, which have to be right."),
     ] = None,
-    layout: Layout = "auto",
-    patient_pattern: PatientPattern = None,
-    where: Where = None,
+    cases: CaseChoice = ALL_CASES,
 ) -> None:
     """Measure masks of clips: ED and ES, volumes, ejection fraction, areas and lengths over time, what breaks.
 
@@ -49,14 +48,13 @@ def measure_command(
     too.
     """
     from medfm_rl.anatomy.temporal_rules import TemporalRules
-    from medfm_rl.data.layouts import find_cases
     from medfm_rl.data.mask_files import find_masks
     from medfm_rl.data.mask_labels import schema_of_masks
     from medfm_rl.workflows.measure.measure import MeasureRequest, measure
     from medfm_rl.workflows.measure.outputs import PAGE_FILE, TABLE_FILE, verdict_in_words
 
     schema = schema_of_masks(labels, masks)
-    files = find_cases(data_settings(images, layout, patient_pattern, where=where))
+    files = cases.find(images)
     request = MeasureRequest(
         None if rules is None else TemporalRules.read(rules),
         rules,

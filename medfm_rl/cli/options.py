@@ -3,41 +3,33 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar, get_args
 
 import typer
 
+from medfm_rl import choices
 from medfm_rl.builtin import anatomy_names
+from medfm_rl.cli.console import show_progress
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
 
-    from medfm_rl.settings import CorrectionSettings, DataSettings, SitePolicy
+    from medfm_rl.data.layouts import CaseFile
+    from medfm_rl.progress import Progress
+    from medfm_rl.runs.judging import Judge
+    from medfm_rl.runs.models import Model
+    from medfm_rl.settings import CorrectionSettings, SitePolicy
     from medfm_rl.workflows.deploy.stream_scoring import StreamRequest
     from medfm_rl.workflows.deploy.workers import Workers
 
-Model = TypeVar("Model", bound="BaseModel")
+Values = TypeVar("Values", bound="BaseModel")
 
 _OPTIONS = {"seconds": "budget"}
 """Options whose name is not that of the setting."""
 
 ConfigFile = Annotated[Path, typer.Argument(help="YAML file; `medfm-rl init` writes one to start from.")]
-Layout = Annotated[str, typer.Option(help="How the data is laid out: auto, nnunet, camus, folder, clips or echonet.")]
-PatientPattern = Annotated[
-    str | None,
-    typer.Option(
-        help="Regular expression whose first group, found in the name of a case, is its patient, such as "
-        "'^([A-Z]+_[0-9]+)'. Without one the layout decides: the part of the name before the first underscore, in "
-        "CAMUS the folder, in nnU-Net's raw data (dataset.json) the whole name."
-    ),
-]
-Split = Annotated[str, typer.Option(help="Which part of an nnU-Net data set: train, test or all.")]
-Where = Annotated[
-    list[str] | None,
-    typer.Option(help="Keep only the cases with this tag, such as view=4CH in CAMUS; can be given several times."),
-]
 Anatomy = Annotated[
     str | None,
     typer.Option(
@@ -77,7 +69,7 @@ CleanedBy = Annotated[
         "for a segmenter folder.",
     ),
 ]
-Device = Annotated[str, typer.Option(help="Where the networks run: auto (cuda, then mps, then cpu), cpu, cuda or mps.")]
+Device = Annotated[choices.Device, typer.Option(help="Where the networks run; auto: cuda, then mps, then cpu.")]
 BiomedCLIPWeights = Annotated[
     Path | None,
     typer.Option(
@@ -139,16 +131,19 @@ Protocol = Annotated[str | None, typer.Option(help="With --stream: the protocol;
 Site = Annotated[str | None, typer.Option(help="With --stream: hospital or department.")]
 Budget = Annotated[float | None, typer.Option(help="Seconds for one case; 10 where not given.")]
 CorrectionObjective = Annotated[
-    str | None, typer.Option(help="With --method optimise, how the reward is followed: reward (its gradient) or ppo.")
+    choices.CorrectionObjective | None,
+    typer.Option(help="With --method optimise, how the reward is followed: by its gradient, or by PPO."),
 ]
 CorrectionScope = Annotated[
-    str | None, typer.Option(help="With --method optimise, what changes for a case: logits, norm, decoder or all.")
+    choices.CorrectionScope | None, typer.Option(help="With --method optimise, what changes for a case.")
 ]
 CorrectionMethod = Annotated[
-    str,
+    choices.CorrectionMethod,
     typer.Option(
-        help="How a better mask is sought: views, neighbours (frames of a clip), optimise, none, tta, tent, intent, "
-        "memo, components or shape-prior."
+        # Ten of them are more than the narrow column of choices holds.
+        metavar="METHOD",
+        help=f"How a better mask is sought: {', '.join(get_args(choices.CorrectionMethod))}. neighbours is for frames "
+        "of a clip.",
     ),
 ]
 
@@ -166,32 +161,6 @@ WorkersOption = Annotated[
 ]
 
 
-def data_settings(
-    path: Path,
-    layout: str,
-    patient_pattern: str | None = None,
-    split: str = "all",
-    where: Sequence[str] | None = None,
-) -> DataSettings:
-    """Where images lie, from the options that say so.
-
-    Raises:
-        ConfigError: An option cannot be used; the message names it.
-    """
-    from medfm_rl.errors import ConfigError
-    from medfm_rl.settings import DataSettings
-
-    tags = {}
-    for text in where or ():
-        tag, equals, value = text.partition("=")
-        if not (tag and equals and value):
-            raise ConfigError(f"--where {text}: must be TAG=VALUE, such as view=4CH")
-        tags[tag] = value
-    return from_options(
-        DataSettings, path=path, layout=layout, patient_pattern=patient_pattern, split=split, where=tags
-    )
-
-
 def correction_settings(budget: float | None, **values: str | None) -> CorrectionSettings:
     """How cases are corrected, from the options that are given; the rest as by default.
 
@@ -207,29 +176,16 @@ def correction_settings(budget: float | None, **values: str | None) -> Correctio
     return from_options(CorrectionSettings, **given)
 
 
-def site_policy(named: str | None, accept_untested: bool = False) -> SitePolicy:
-    """The policy of --policy, or of the option that there was before.
+def site_policy(named: str | None) -> SitePolicy:
+    """The policy of --policy.
 
     Raises:
-        ConfigError: There is no such policy, it is not valid, or both options are given.
+        ConfigError: There is no such policy, or it is not valid.
     """
-    from medfm_rl.errors import ConfigError
-    from medfm_rl.settings import RESEARCH, SitePolicy
+    from medfm_rl.settings import RESEARCH
     from medfm_rl.settings.files import load_policy
 
-    if not accept_untested:
-        return RESEARCH if named is None else load_policy(named)
-    if named is not None:
-        raise ConfigError(
-            f"--accept-untested and --policy {named}: what is done with untested masks is a matter of the policy now; "
-            "leave out --accept-untested, and write unproven: accept into the file of the policy where that is meant"
-        )
-    typer.echo(
-        "--accept-untested is the former way to write --policy FILE with a file that says `unproven: accept` and "
-        "`suspended: refer`; it is taken as that. --policy research, the default, accepts untested masks too.",
-        err=True,
-    )
-    return SitePolicy(name="accept-untested", unproven="accept", suspended="refer")
+    return RESEARCH if named is None else load_policy(named)
 
 
 def stream_request(
@@ -254,19 +210,35 @@ def stream_request(
 
 
 @contextmanager
-def workers_for(where: str | None, device: str) -> Iterator[Workers | None]:
-    """The workers of --workers; they end with the block. None where there are to be none.
+def at_work(
+    command: str,
+    model: Model | Judge,
+    files: Sequence[CaseFile],
+    out: Path,
+    track: bool,
+    where: str | None,
+    device: str,
+) -> Iterator[tuple[Progress, Workers | None]]:
+    """Shows how far a command is with its cases, has the workers of --workers at hand, and does what --track says.
+
+    Args:
+        command: Its name.
+        model: What it uses.
+        files: The cases.
+        out: Output folder.
+        track: Of --track.
+        where: Of --workers; without it there are none. They end with the block.
+        device: Of --device.
 
     Raises:
-        UserError: The option cannot be used, or Ray cannot.
+        UserError: --workers cannot be used, Ray cannot, or MLflow cannot be reached.
     """
-    if where is None:
-        yield None
-        return
+    from medfm_rl.runs.tracked_call import tracked_call
     from medfm_rl.workflows.deploy.workers import Workers
 
-    with Workers(where, device) as workers:
-        yield workers
+    hands: AbstractContextManager[Workers | None] = nullcontext() if where is None else Workers(where, device)
+    with show_progress() as progress, hands as workers, tracked_call(track, model, command, files, out, progress):
+        yield progress, workers
 
 
 def device_here(where: str | None, device: str) -> str:
@@ -286,8 +258,8 @@ def require_masks(labels: str | None, masks: Path | None) -> None:
         raise ConfigError("--labels are the integers in masks that are given: they go with --masks")
 
 
-def from_options(model: type[Model], **values: Any) -> Model:
-    """A model made of options of the command line; an error names the option."""
+def from_options(model: type[Values], **values: Any) -> Values:
+    """Settings made of options of the command line; an error names the option."""
     from pydantic import ValidationError
 
     from medfm_rl.errors import ConfigError

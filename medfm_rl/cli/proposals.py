@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from medfm_rl.choices import ProposalWay
+from medfm_rl.cli.case_choice import ALL_CASES, CaseChoice, with_case_choice
 from medfm_rl.cli.console import USER_MISTAKE, show_progress
-from medfm_rl.cli.options import AdaptedRun, Device, Layout, PatientPattern, Prompts, Track, Where, data_settings
+from medfm_rl.cli.options import AdaptedRun, Device, Prompts, Track
 from medfm_rl.cli.root import app
 
 if TYPE_CHECKING:
@@ -17,6 +19,7 @@ if TYPE_CHECKING:
 
 
 @app.command("propose")
+@with_case_choice
 def propose_command(
     run: AdaptedRun,
     images: Annotated[Path, typer.Option(help="Images of patients who could be reviewed.")],
@@ -31,7 +34,7 @@ def propose_command(
     ] = None,
     seed: Annotated[int, typer.Option(help="Of every draw; it is recorded.")] = 0,
     by: Annotated[
-        str,
+        ProposalWay,
         typer.Option(
             help="How patients to learn from are chosen: gain (predicted error and disagreement of the networks, times "
             "how new the patient looks), clasp (by structure, at random in proportion to the error) or random."
@@ -44,9 +47,7 @@ def propose_command(
         Path | None,
         typer.Option(help="scores.json of `medfm-rl score` with this run: its masks and predictions are taken."),
     ] = None,
-    layout: Layout = "auto",
-    patient_pattern: PatientPattern = None,
-    where: Where = None,
+    cases: CaseChoice = ALL_CASES,
     prompts: Prompts = None,
     as_json: Annotated[bool, typer.Option("--json", help="JSON on standard output.")] = False,
     track: Track = False,
@@ -57,19 +58,14 @@ def propose_command(
     The audit sample is drawn first, uniformly over all patients, so that it is honest; the informative patients are
     chosen from the others. The two lists share nobody, and what comes back of them goes into the feedback store apart.
     """
-    from medfm_rl.data.layouts import find_cases
-    from medfm_rl.errors import ConfigError
-    from medfm_rl.quality.proposals import DEFAULT_AUDIT, WAYS
+    from medfm_rl.quality.proposals import DEFAULT_AUDIT
     from medfm_rl.runs.finished import load_run
     from medfm_rl.runs.tracked_call import tracked_call
     from medfm_rl.workflows.propose.propose import propose
     from medfm_rl.workflows.propose.request import ProposeRequest
 
-    way = next((known for known in WAYS if known == by), None)
-    if way is None:
-        raise ConfigError(f"--by {by}: must be {', '.join(WAYS)}")
-    request = ProposeRequest(budget, DEFAULT_AUDIT if audit is None else audit, seed, way, feedback, scores)
-    files = find_cases(data_settings(images, layout, patient_pattern, where=where))
+    request = ProposeRequest(budget, DEFAULT_AUDIT if audit is None else audit, seed, by, feedback, scores)
+    files = cases.find(images)
     loaded = load_run(run, device, prompts)
     with show_progress() as progress, tracked_call(track, loaded, "propose", files, out, progress):
         proposals = propose(loaded, files, out, request, progress)
@@ -82,15 +78,9 @@ def propose_command(
 
         typer.echo(json.dumps(in_json(proposals, loaded), indent=2))
     else:
-        shown = {"--layout": None if layout == "auto" else layout, "--patient-pattern": patient_pattern}
-        same_images = [
-            "--images",
-            str(images),
-            *(text for name, value in shown.items() if value for text in (name, value)),
-        ]
-        same_images += [text for tag in where or () for text in ("--where", tag)]
+        chosen = [text for name, values in cases.given().items() for value in values for text in (name, value)]
         _print(proposals, out)
-        _print_next(proposals, run, same_images, feedback)
+        _print_next(proposals, run, ["--images", str(images), *chosen], feedback)
     if proposals.problems:
         raise typer.Exit(USER_MISTAKE)
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
+from medfm_rl.cli.case_choice import ALL_CASES, CaseChoice, with_case_choice
 from medfm_rl.cli.console import show_progress
-from medfm_rl.cli.options import Device, Layout, MaskLabels, PatientPattern, data_settings, site_policy
+from medfm_rl.cli.options import Device, MaskLabels, site_policy
 from medfm_rl.cli.root import app
 
 stream = typer.Typer(
@@ -68,6 +69,7 @@ def add_command(
 
 
 @stream.command("review")
+@with_case_choice
 def review_command(
     path: StreamFile,
     run: Annotated[Path, typer.Option(help="The run whose quality model assessed the stream.")],
@@ -76,18 +78,16 @@ def review_command(
     scores: Scores,
     masks: Annotated[Path | None, typer.Option(help="Their masks, where they are not where they were scored.")] = None,
     labels: MaskLabels = None,
-    layout: Layout = "auto",
-    patient_pattern: PatientPattern = None,
+    cases: CaseChoice = ALL_CASES,
     device: Device = "auto",
 ) -> None:
     """Add what reviewers found of audit masks; it is tested for drift too, and can withdraw a promise."""
-    from medfm_rl.data.layouts import find_cases
     from medfm_rl.data.mask_files import find_masks
     from medfm_rl.runs.finished import load_judge
     from medfm_rl.workflows.calibrate.audit import AuditRequest
     from medfm_rl.workflows.streams import stream_reviews
 
-    files = find_cases(data_settings(images, layout, patient_pattern))
+    files = cases.find(images)
     found = None if masks is None else find_masks(masks, files)
     request = AuditRequest(feedback, files, scores, found, labels)
     with show_progress() as progress:
@@ -117,17 +117,15 @@ def monitor_command(
     ] = None,
     mlflow: Annotated[str | None, typer.Option(help="Also record the numbers at this MLflow tracking URI.")] = None,
     fail_on: Annotated[
-        str | None, typer.Option(help="alarm: exit with code 3 where a stream has changed or a promise is withdrawn.")
+        Literal["alarm"] | None,
+        typer.Option(help="Exit with code 3 where a stream has changed or a promise is withdrawn."),
     ] = None,
 ) -> None:
     """Show how streams stand: verdicts over time, drift, promises and audit, by scanner."""
     from medfm_rl.cli.console import REFERRED
-    from medfm_rl.errors import ConfigError
     from medfm_rl.reports.streams import summary_lines
     from medfm_rl.workflows.streams import monitor
 
-    if fail_on not in (None, "alarm"):
-        raise ConfigError(f"--fail-on {fail_on}: must be alarm")
     with show_progress():
         views = monitor(streams, page, run, prometheus, mlflow)
     for view in views:

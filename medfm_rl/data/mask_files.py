@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from medfm_rl.data.clips.reading import ClipFile, ClipKind
-from medfm_rl.data.images import image_stem, image_suffix
+from medfm_rl.data.images import image_stem
 from medfm_rl.data.layouts import CaseFile
 from medfm_rl.data.layouts.tree import Entry, look_below
-from medfm_rl.data.names import case_name, text_of
+from medfm_rl.data.names import text_of
 from medfm_rl.errors import DataError
 
 _LOG = logging.getLogger(__name__)
@@ -48,11 +48,7 @@ def find_masks(folder: Path, files: Sequence[CaseFile], every: bool = False) -> 
         DataError: The folder is missing, or holds no mask of any case.
     """
     found = match_masks(folder, files)
-    for name, paths in found.twice.items():
-        both = f"two masks have the name {name} ({', '.join(path.name for path in paths)})"
-        if every:
-            raise DataError(f"{folder}: {both}; remove one of them")
-        _LOG.warning("%s: %s, and neither is taken; remove one of them", folder, both)
+    _tell_of_twice(folder, found.twice, refuse=every)
     if found.alone:
         more = f" and {len(found.alone) - _MOST_NAMED} more" if len(found.alone) > _MOST_NAMED else ""
         shown = ", ".join(path.name for path in list(found.alone.values())[:_MOST_NAMED])
@@ -71,15 +67,7 @@ def match_masks(folder: Path, files: Sequence[CaseFile]) -> MatchedMasks:
     Raises:
         DataError: As in `find_masks`.
     """
-    if not folder.is_dir():
-        raise DataError(f"{folder}: there is no such folder")
-    named: dict[str, list[Path]] = {}
-    tree = look_below(folder)
-    entries = tree.masks or tree.images
-    beside = _beside_pictures(entries, files)
-    for entry in entries:
-        named.setdefault(beside.get(entry.path, entry.name), []).append(entry.path)
-    single = {name: paths[0] for name, paths in named.items() if len(paths) == 1}
+    single, twice = _by_name(folder, files)
     names = {file.case_id: _name_of_mask(file, single) for file in files}
     masks = {case: single[name] for case, name in names.items() if name is not None}
     if not masks:
@@ -87,22 +75,42 @@ def match_masks(folder: Path, files: Sequence[CaseFile]) -> MatchedMasks:
             f"{folder}: no mask has the name of an image ({files[0].case_id} for one); masks and images share names"
         )
     alone = {name: single[name] for name in sorted(single.keys() - set(names.values()))}
-    return MatchedMasks(masks, alone, {name: paths for name, paths in named.items() if len(paths) > 1})
+    return MatchedMasks(masks, alone, twice)
 
 
 def masks_by_name(folder: Path) -> dict[str, Path]:
-    """The masks that lie in a folder, and not below it, by the name of the case that each is of.
+    """The masks of a folder, and of those in it, by the name of the case that each is of, whatever cases there are.
+
+    Of two masks of the same name neither is taken, and a warning names them.
 
     Raises:
         DataError: There is no such folder.
     """
+    single, twice = _by_name(folder, ())
+    _tell_of_twice(folder, twice)
+    return single
+
+
+def _by_name(folder: Path, files: Sequence[CaseFile]) -> tuple[dict[str, Path], dict[str, Sequence[Path]]]:
+    """The masks of a folder that have a name of their own, and those that share one."""
     if not folder.is_dir():
-        raise DataError(f"{folder}: there is no such folder of masks")
-    return {
-        case_name(text_of(image_stem(path))): path
-        for path in sorted(folder.iterdir())
-        if image_suffix(path) is not None and not path.name.startswith(".")
-    }
+        raise DataError(f"{folder}: there is no such folder")
+    tree = look_below(folder)
+    entries = tree.masks or tree.images
+    beside = _beside_pictures(entries, files)
+    named: dict[str, list[Path]] = {}
+    for entry in entries:
+        named.setdefault(beside.get(entry.path, entry.name), []).append(entry.path)
+    single = {name: paths[0] for name, paths in named.items() if len(paths) == 1}
+    return single, {name: paths for name, paths in named.items() if len(paths) > 1}
+
+
+def _tell_of_twice(folder: Path, twice: Mapping[str, Sequence[Path]], refuse: bool = False) -> None:
+    for name, paths in twice.items():
+        both = f"two masks have the name {name} ({', '.join(path.name for path in paths)})"
+        if refuse:
+            raise DataError(f"{folder}: {both}; remove one of them")
+        _LOG.warning("%s: %s, and neither is taken; remove one of them", folder, both)
 
 
 def _beside_pictures(entries: Sequence[Entry], files: Sequence[CaseFile]) -> dict[Path, str]:

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
-from typing import Literal, get_args
 
 import numpy as np
 import SimpleITK as sitk
 
+from medfm_rl.choices import ConsensusMethod
 from medfm_rl.feedback.entries import CorrectedMask, Feedback, Verdict
 from medfm_rl.feedback.errors import FeedbackError
 from medfm_rl.feedback.masks import Mask
@@ -18,8 +18,6 @@ from medfm_rl.metrics.overlap import dice
 from medfm_rl.structures import pixels_of
 from medfm_rl.types import LabelMap
 
-ConsensusMethod = Literal["staple", "majority"]
-CONSENSUS_METHODS: tuple[ConsensusMethod, ...] = get_args(ConsensusMethod)
 _MOST_ITERATIONS = 100
 """STAPLE converges within tens."""
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from sqlalchemy import create_engine, event
+from sqlalchemy import create_engine, event, text
 from sqlalchemy.engine import URL, Connection, Engine, make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError, IntegrityError, SQLAlchemyError
 from sqlalchemy.exc import DataError as DatabaseDataError
@@ -74,6 +74,12 @@ def writing(engine: Engine) -> Engine:
     return engine.execution_options(writes=True)
 
 
+def take_turn(connection: Connection, key: int) -> None:
+    """Lets one transaction at a time go on that asks by this number; SQLite does so with every one that writes."""
+    if connection.dialect.name == "postgresql":
+        connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": key})
+
+
 @contextmanager
 def answering(where: str, writes: bool = True) -> Iterator[None]:
     """Says in our words what a database answers in its own.
@@ -95,29 +101,29 @@ def answering(where: str, writes: bool = True) -> Iterator[None]:
 
 def _in_words(error: SQLAlchemyError, repeat: str) -> str:
     origin: Any = error.orig if isinstance(error, DBAPIError) else error
-    text = str(origin).strip().splitlines()[0] if str(origin).strip() else type(origin).__name__
+    said = str(origin).strip().splitlines()[0] if str(origin).strip() else type(origin).__name__
     name = getattr(origin, "sqlite_errorname", "")
     state = getattr(origin, "sqlstate", None)
     if name == "SQLITE_FULL" or state == _POSTGRESQL_FULL:
-        return f"the disk is full ({text}); make room. {_sentence(repeat)}"
+        return f"the disk is full ({said}); make room. {_sentence(repeat)}"
     if name.startswith(("SQLITE_BUSY", "SQLITE_LOCKED")) or state == "55P03":
-        return f"another process has kept the store for {LONGEST_WAIT} s ({text}); {repeat}"
+        return f"another process has kept the store for {LONGEST_WAIT} s ({said}); {repeat}"
     if name.startswith("SQLITE_NOTADB"):
         return "is no SQLite file, or an encrypted one; give the store that `medfm-rl feedback add` made"
     if name.startswith("SQLITE_CORRUPT"):
-        return f"the file is damaged ({text}); put it back from a copy"
+        return f"the file is damaged ({said}); put it back from a copy"
     if name.startswith(("SQLITE_READONLY", "SQLITE_CANTOPEN", "SQLITE_PERM")) or state in ("42501", "25006"):
-        return f"cannot be opened or written ({text}); ask who owns it, or change its mode. {_sentence(repeat)}"
+        return f"cannot be opened or written ({said}); ask who owns it, or change its mode. {_sentence(repeat)}"
     if name.startswith("SQLITE_IOERR"):
         return (
-            f"the file, or those that SQLite writes beside it, cannot be read or written ({text}); see whether the "
+            f"the file, or those that SQLite writes beside it, cannot be read or written ({said}); see whether the "
             f"disk is full, or gone. {_sentence(repeat)}"
         )
     if state == _NO_DATABASE or _NO_SUCH_DATABASE.search(str(origin)):
-        return f"the server has no such database ({text}); make it (`createdb`), or correct the name"
+        return f"the server has no such database ({said}); make it (`createdb`), or correct the name"
     if isinstance(error, DBAPIError) and (error.connection_invalidated or _went_away(origin, state)):
-        return f"the database went away, or cannot be reached ({text}); see that it runs. {_sentence(repeat)}"
-    return f"the database refuses ({text}); {repeat}"
+        return f"the database went away, or cannot be reached ({said}); see that it runs. {_sentence(repeat)}"
+    return f"the database refuses ({said}); {repeat}"
 
 
 def _sentence(words: str) -> str:

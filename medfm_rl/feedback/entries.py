@@ -9,13 +9,11 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import ClassVar, Literal, get_args
 
+from medfm_rl.choices import Drawn
 from medfm_rl.feedback.errors import FeedbackError
 from medfm_rl.feedback.units import require_known
 
 Kind = Literal["mask", "verdict", "grade", "preference", "measurement", "removal"]
-Drawn = Literal["audit", "informative", "other"]
-"""How a case came to be reviewed: by a random draw (promises rest on these alone), because it was thought to teach
-much, or in some other way."""
 Decision = Literal["accept", "reject"]
 DRAWN: tuple[Drawn, ...] = get_args(Drawn)
 DECISIONS: tuple[Decision, ...] = get_args(Decision)

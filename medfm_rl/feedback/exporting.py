@@ -23,7 +23,7 @@ from medfm_rl.feedback.mask_places import described
 from medfm_rl.feedback.masks import Mask, geometry_from_text, read_mask, write_mask
 from medfm_rl.feedback.standing import Standing, standing, state_hash
 from medfm_rl.feedback.store import FeedbackStore
-from medfm_rl.feedback.tables import ENTRIES, as_entry, as_row
+from medfm_rl.feedback.tables import ENTRY_COLUMNS, as_entry, as_row
 from medfm_rl.progress import Progress, silent
 
 SUMMARY_FILE, ENTRIES_FILE, MASKS_FILE, MASK_FOLDER = "export.json", "entries.csv", "masks.csv", "masks"
@@ -91,7 +91,7 @@ def export_store(store: FeedbackStore, folder: Path, progress: Progress = silent
         columns = ("sha256", "labels_sha256", "shape", "names", "geometry", "file")
         write_text(temporary / MASKS_FILE, _as_csv(columns, rows))
         entries = [{**as_row(entry), _STATE: state_of(entry, found)} for entry in history]
-        write_text(temporary / ENTRIES_FILE, _as_csv((*_entry_columns(), _STATE), entries))
+        write_text(temporary / ENTRIES_FILE, _as_csv((*ENTRY_COLUMNS, _STATE), entries))
         digest = state_hash(found.in_force)
         summary = {"entries": len(history), "in_force": len(found.in_force), "masks": len(names), "state_hash": digest}
         write_versioned_json(temporary / SUMMARY_FILE, _FORMAT, summary)
@@ -110,7 +110,7 @@ def read_export(folder: Path) -> Export:
     history, in_force = [], []
     for number, row in enumerate(_read_csv(path), 2):
         try:
-            values: dict[str, Any] = {name: row[name] or None for name in _entry_columns()}
+            values: dict[str, Any] = {name: row[name] or None for name in ENTRY_COLUMNS}
             values["comment"] = row["comment"]
             values |= {name: float(row[name]) for name in _NUMBERS if row[name]}
             if row["grade"]:
@@ -154,10 +154,6 @@ def state_of(entry: Entry, found: Standing) -> str:
     if entry.id in found.replaced:
         return f"replaced by {found.replaced[entry.id].id}"
     return IN_FORCE
-
-
-def _entry_columns() -> list[str]:
-    return [column.name for column in ENTRIES.columns if column.name != "number"]
 
 
 def _mask_file(folder: Path, sha256: str) -> Path:

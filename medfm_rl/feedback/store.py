@@ -9,16 +9,16 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, final
 
-from sqlalchemy import insert, select, text
+from sqlalchemy import insert, inspect, select, text
 from sqlalchemy.engine import Connection, Engine
 
+from medfm_rl.choices import Drawn
 from medfm_rl.data.files import cannot_be_read
 from medfm_rl.data.locks import in_turn
 from medfm_rl.feedback.checks import require_a_fault, require_entries, require_in_force, require_masks
 from medfm_rl.feedback.connection import LONGEST_WAIT, answering, connect, is_url, shown, writing
 from medfm_rl.feedback.entries import (
     KINDS,
-    Drawn,
     Entry,
     Feedback,
     Kind,
@@ -38,8 +38,7 @@ from medfm_rl.feedback.standing import (
     standing,
     state_hash,
 )
-from medfm_rl.feedback.tables import ENTRIES, MASKS, as_row
-from medfm_rl.feedback.versions import prepare
+from medfm_rl.feedback.tables import ENTRIES, MASKS, STORE, as_row
 
 Beside = Callable[[Connection, "Added"], None]
 """Writes to other tables of the database in the transaction of an addition; what it raises undoes all of it."""
@@ -109,7 +108,7 @@ class FeedbackStore:
         engine, name = connect(where), shown(where)
         if is_url(where):
             with answering(name, writes=create):
-                prepare(engine, name, create)
+                _prepare(engine, name, create)
             return cls(engine, name, MaskRows())
         path = Path(where)
         _require_file(path, create)
@@ -118,9 +117,9 @@ class FeedbackStore:
                 path.parent.mkdir(parents=True, exist_ok=True)
                 with in_turn(path):
                     _use_log(engine)
-                    prepare(engine, name, create)
+                    _prepare(engine, name, create)
             else:
-                prepare(engine, name, create)
+                _prepare(engine, name, create)
         return cls(engine, name, MaskFolder(mask_folder_of(path)))
 
     def close(self) -> None:
@@ -323,6 +322,20 @@ def _require_file(path: Path, create: bool) -> None:
         raise cannot_be_read(path, PermissionError())
     if not create and not path.exists():
         raise FeedbackError(f"{path}: there is no store; `medfm-rl feedback add` makes one")
+
+
+def _prepare(engine: Engine, where: str, create: bool) -> None:
+    """Sees to it that there is a store of the newest version."""
+    with engine.begin() as connection:
+        tables = inspect(connection).get_table_names()
+    if STORE.versions.name not in tables:
+        if tables and engine.dialect.name == "sqlite":
+            raise FeedbackError(
+                f"{where}: is a database of something else (it has a table {tables[0]}); give a file of its own"
+            )
+        if not create:
+            raise FeedbackError(f"{where}: holds no feedback; `medfm-rl feedback add` makes a store")
+    STORE.prepare(engine, where)
 
 
 def _use_log(engine: Engine) -> None:

@@ -1,35 +1,22 @@
-"""The tables of a store, how entries become rows, and the triggers that keep rows as they are."""
+"""The tables of a store, and how entries become rows."""
 
 from __future__ import annotations
 
 import json
+from dataclasses import fields
 from datetime import UTC, datetime
 from typing import Any
 
 from sqlalchemy import BigInteger, CheckConstraint, ForeignKey, Integer, LargeBinary, String, Text
-from sqlalchemy.engine import Connection
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
-from medfm_rl.feedback.entries import (
-    BEST_GRADE,
-    KINDS,
-    WORST_GRADE,
-    CorrectedMask,
-    Entry,
-    Feedback,
-    Grade,
-    Measurement,
-    Preference,
-    Removal,
-    Verdict,
-)
+from medfm_rl.feedback.entries import BEST_GRADE, KINDS, WORST_GRADE, CorrectedMask, Entry
 from medfm_rl.feedback.errors import FeedbackError
+from medfm_rl.feedback.versions import VersionColumns, VersionedTables
 
 _SHA256 = String(64)
 _NAME = String(255)
-APPEND_ONLY = "a feedback store is only added to; remove an entry by a further one"
-"""What the database says to who wants to change a row."""
-_NUMBER = BigInteger().with_variant(Integer(), "sqlite")
+NUMBER = BigInteger().with_variant(Integer(), "sqlite")
 """SQLite counts up columns of its own type INTEGER alone."""
 
 
@@ -37,13 +24,10 @@ class Tables(DeclarativeBase):
     """The tables of the newest version of a store."""
 
 
-class VersionRow(Tables):
-    """A version of the tables that a store has had; the highest is the present one."""
+class VersionRow(VersionColumns, Tables):
+    """A version of the tables that a store has had."""
 
     __tablename__ = "feedback_versions"
-    version: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
-    time: Mapped[str] = mapped_column(String(40))
-    medfm_rl: Mapped[str] = mapped_column(String(40))
 
 
 class MaskRow(Tables):
@@ -75,7 +59,7 @@ class EntryRow(Tables):
         CheckConstraint("(kind IN ('removal', 'measurement')) = (mask_sha256 IS NULL)", "other_kinds_name_a_mask"),
         CheckConstraint("kind <> 'preference' OR other_sha256 IS NOT NULL", "preferences_name_two_masks"),
     )
-    number: Mapped[int] = mapped_column(_NUMBER, primary_key=True)
+    number: Mapped[int] = mapped_column(NUMBER, primary_key=True)
     id: Mapped[str] = mapped_column(String(36), unique=True)
     kind: Mapped[str] = mapped_column(String(16))
     time: Mapped[str] = mapped_column(String(40))
@@ -102,54 +86,33 @@ class EntryRow(Tables):
 
 ENTRIES = Tables.metadata.tables[EntryRow.__tablename__]
 MASKS = Tables.metadata.tables[MaskRow.__tablename__]
+STORE = VersionedTables(
+    name="this store",
+    metadata=Tables.metadata,
+    versions=Tables.metadata.tables[VersionRow.__tablename__],
+    newest=1,
+    only_added_to=(ENTRIES, MASKS),
+    refusal="a feedback store is only added to; remove an entry by a further one",
+)
+ENTRY_COLUMNS = tuple(column.name for column in ENTRIES.columns if column is not ENTRIES.c.number)
+"""What a row says of its entry; its number is that of the store."""
+
+_COLUMN_OF = {
+    "case": "case_name",
+    "replaces_sha256": "other_sha256",
+    "better_sha256": "mask_sha256",
+    "worse_sha256": "other_sha256",
+}
+"""By field of an entry: its column, where that has another name."""
 
 
 def as_row(entry: Entry) -> dict[str, Any]:
     """An entry as values by column."""
-    row: dict[str, Any] = dict.fromkeys(EntryRow.__table__.columns.keys())
-    del row["number"]
-    row |= {
-        "id": entry.id,
-        "kind": entry.kind,
-        "time": entry.time.isoformat(),
-        "reviewer": entry.reviewer,
-        "comment": entry.comment,
-    }
-    if isinstance(entry, Feedback):
-        row |= {
-            "patient": entry.patient,
-            "case_name": entry.case,
-            "image_sha256": entry.image_sha256,
-            "model_hash": entry.model_hash,
-            "drawn": entry.drawn,
-        }
-    match entry:
-        case CorrectedMask():
-            row |= {
-                "mask_sha256": entry.mask_sha256,
-                "other_sha256": entry.replaces_sha256,
-                "changed": json.dumps(entry.changed),
-            }
-        case Verdict():
-            row |= {"mask_sha256": entry.mask_sha256, "structure": entry.structure, "decision": entry.decision}
-        case Grade():
-            row |= {"mask_sha256": entry.mask_sha256, "structure": entry.structure, "grade": entry.grade}
-        case Preference():
-            row |= {
-                "mask_sha256": entry.better_sha256,
-                "other_sha256": entry.worse_sha256,
-                "structure": entry.structure,
-            }
-        case Measurement():
-            row |= {
-                "name": entry.name,
-                "value": entry.value,
-                "unit": entry.unit,
-                "uncertainty": entry.uncertainty,
-                "structure": entry.structure,
-            }
-        case Removal():
-            row |= {"removes": entry.removes, "reason": entry.reason}
+    row: dict[str, Any] = dict.fromkeys(ENTRY_COLUMNS)
+    row |= {_COLUMN_OF.get(field.name, field.name): getattr(entry, field.name) for field in fields(entry)}
+    row |= {"kind": entry.kind, "time": entry.time.isoformat()}
+    if isinstance(entry, CorrectedMask):
+        row["changed"] = json.dumps(entry.changed)
     return row
 
 
@@ -162,61 +125,8 @@ def as_entry(row: Any) -> Entry:
     kind = KINDS.get(row["kind"])
     if kind is None:
         raise FeedbackError(f"entry {row['id']}: kind {row['kind']!r} is not known; update medfm-rl")
-    fields: dict[str, Any] = {
-        "id": row["id"],
-        "time": datetime.fromisoformat(row["time"]).astimezone(UTC),
-        "reviewer": row["reviewer"],
-        "comment": row["comment"],
-    }
-    if issubclass(kind, Feedback):
-        fields |= {name: row[name] for name in ("patient", "image_sha256", "model_hash", "drawn")}
-        fields["case"] = row["case_name"]
-    if kind is CorrectedMask:
-        fields |= {
-            "mask_sha256": row["mask_sha256"],
-            "replaces_sha256": row["other_sha256"],
-            "changed": tuple(json.loads(row["changed"])),
-        }
-    elif kind is Verdict:
-        fields |= {name: row[name] for name in ("mask_sha256", "structure", "decision")}
-    elif kind is Grade:
-        fields |= {name: row[name] for name in ("mask_sha256", "structure", "grade")}
-    elif kind is Preference:
-        fields |= {
-            "better_sha256": row["mask_sha256"],
-            "worse_sha256": row["other_sha256"],
-            "structure": row["structure"],
-        }
-    elif kind is Measurement:
-        fields |= {name: row[name] for name in ("name", "value", "unit", "uncertainty", "structure")}
-    else:
-        fields |= {name: row[name] for name in ("removes", "reason")}
-    return kind(**fields)
-
-
-def forbid_changes(connection: Connection) -> None:
-    """Has the database itself refuse to change, replace or delete a row, whoever asks."""
-    tables = {EntryRow.__tablename__: ("id", "number"), MaskRow.__tablename__: ("sha256",)}
-    if connection.dialect.name == "sqlite":
-        for table, keys in tables.items():
-            same = " OR ".join(f"{key} = NEW.{key}" for key in keys)
-            # INSERT OR REPLACE deletes without asking the triggers of DELETE.
-            replaces = f"WHEN EXISTS (SELECT 1 FROM {table} WHERE {same})"
-            for action, condition in (("UPDATE", ""), ("DELETE", ""), ("INSERT", replaces)):
-                connection.exec_driver_sql(
-                    f"CREATE TRIGGER {table}_{action.lower()} BEFORE {action} ON {table} {condition} "
-                    f"BEGIN SELECT RAISE(ABORT, '{APPEND_ONLY}'); END"
-                )
-        return
-    connection.exec_driver_sql(
-        "CREATE FUNCTION feedback_refuse() RETURNS trigger LANGUAGE plpgsql AS "
-        f"$$ BEGIN RAISE EXCEPTION '{APPEND_ONLY}'; END $$"
-    )
-    for table in tables:
-        connection.exec_driver_sql(
-            f"CREATE TRIGGER {table}_rows BEFORE UPDATE OR DELETE ON {table} "
-            "FOR EACH ROW EXECUTE FUNCTION feedback_refuse()"
-        )
-        connection.exec_driver_sql(
-            f"CREATE TRIGGER {table}_all BEFORE TRUNCATE ON {table} EXECUTE FUNCTION feedback_refuse()"
-        )
+    values = {field.name: row[_COLUMN_OF.get(field.name, field.name)] for field in fields(kind)}
+    values["time"] = datetime.fromisoformat(values["time"]).astimezone(UTC)
+    if "changed" in values:
+        values["changed"] = tuple(json.loads(values["changed"]))
+    return kind(**values)

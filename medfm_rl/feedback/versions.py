@@ -1,88 +1,107 @@
-"""Versions of a store's tables: how a new store is made, and an older one is brought to today's."""
+"""Tables that have a version: how they are made, and older ones brought to today's.
+
+A store has such tables, and a desk has others in the same database.
+"""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from typing import final
 
-from sqlalchemy import func, insert, inspect, select, text
+from sqlalchemy import MetaData, String, Table, func, insert, inspect, select
 from sqlalchemy.engine import Connection, Engine
+from sqlalchemy.orm import Mapped, mapped_column
 
-from medfm_rl.feedback.connection import writing
+from medfm_rl.feedback.append_only import forbid_changes
+from medfm_rl.feedback.connection import take_turn, writing
 from medfm_rl.feedback.errors import FeedbackError
-from medfm_rl.feedback.tables import Tables, VersionRow, forbid_changes
 from medfm_rl.version import __version__
 
 _LOG = logging.getLogger(__name__)
-NEWEST = 1
-"""Version of the tables that this package reads and writes."""
-Migration = Callable[[Connection], None]
-MIGRATIONS: Mapping[int, Migration] = {}
-"""What brings the tables of version n to version n + 1, by n."""
 _ALONE = 0x6D656466
 """The key of PostgreSQL's advisory lock while tables are made; any number that others hardly use."""
+Migration = Callable[[Connection], None]
 
 
-def prepare(engine: Engine, where: str, create: bool) -> None:
-    """Brings a store to the newest version, in one transaction.
+class VersionColumns:
+    """Columns of the table of versions that the tables have had; the highest is the present one."""
 
-    Args:
-        engine: Connections to it.
-        where: Its name, for messages.
-        create: Make the tables where there are none.
+    version: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    time: Mapped[str] = mapped_column(String(40))
+    medfm_rl: Mapped[str] = mapped_column(String(40))
 
-    Raises:
-        FeedbackError: There is no store and none is to be made, it is something else, or a newer version made it.
-        SQLAlchemyError: The database does not answer.
+
+@final
+@dataclass(frozen=True)
+class VersionedTables:
+    """Tables that are made together and brought to a newer version together.
+
+    Attributes:
+        name: What they are, in words.
+        metadata: The tables of the newest version.
+        versions: The one of them with `VersionColumns`.
+        newest: The version that this package reads and writes.
+        only_added_to: Those whose rows nobody may change, replace or delete.
+        refusal: What the database says to who tries.
+        migrations: What brings the tables of version n to version n + 1, by n.
     """
-    with engine.begin() as connection:
-        if _version(connection, where) == NEWEST:
-            return
-    with writing(engine).begin() as connection:
-        if connection.dialect.name == "postgresql":
-            connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _ALONE})
-        found = _version(connection, where)
-        if found is None:
-            if not create:
-                raise FeedbackError(f"{where}: holds no feedback; `medfm-rl feedback add` makes a store")
-            _make(connection)
-            return
-        for version in range(found, NEWEST):
-            _LOG.info("%s: bringing the store from version %d to %d", where, version, version + 1)
-            MIGRATIONS[version](connection)
-            _record(connection, version + 1)
 
+    name: str
+    metadata: MetaData
+    versions: Table
+    newest: int
+    only_added_to: Sequence[Table]
+    refusal: str
+    migrations: Mapping[int, Migration] = field(default_factory=dict)
 
-def _version(connection: Connection, where: str) -> int | None:
-    """The version of a store; None where the database has no tables of one.
+    def prepare(self, engine: Engine, where: str) -> None:
+        """Makes the tables where there are none, and brings older ones to the newest version, in one transaction.
 
-    Raises:
-        FeedbackError: It is newer than this package, or the database is a file that something else uses.
-    """
-    tables = inspect(connection).get_table_names()
-    if VersionRow.__tablename__ not in tables:
-        if tables and connection.dialect.name == "sqlite":
+        Args:
+            engine: Connections to the database.
+            where: Its name, for messages.
+
+        Raises:
+            FeedbackError: A newer version made them.
+            SQLAlchemyError: The database does not answer.
+        """
+        with engine.begin() as connection:
+            if self._version(connection, where) == self.newest:
+                return
+        with writing(engine).begin() as connection:
+            take_turn(connection, _ALONE)
+            found = self._version(connection, where)
+            if found is None:
+                self.metadata.create_all(connection)
+                forbid_changes(connection, self.only_added_to, self.refusal)
+                self._record(connection, self.newest)
+                return
+            for version in range(found, self.newest):
+                _LOG.info("%s: bringing %s from version %d to %d", where, self.name, version, version + 1)
+                self.migrations[version](connection)
+                self._record(connection, version + 1)
+
+    def _version(self, connection: Connection, where: str) -> int | None:
+        """The version of the tables; None where there are none.
+
+        Raises:
+            FeedbackError: It is newer than this package.
+        """
+        if not inspect(connection).has_table(self.versions.name):
+            return None
+        column = self.versions.c.version
+        version = connection.execute(select(func.max(column))).scalar_one()
+        if version > self.newest:
+            maker = connection.execute(select(self.versions.c.medfm_rl).where(column == version)).scalar_one()
             raise FeedbackError(
-                f"{where}: is a database of something else (it has a table {tables[0]}); give a file of its own"
+                f"{where}: {self.name} is of version {version}, made by medfm-rl {maker}, and medfm-rl {__version__} "
+                f"reads up to version {self.newest}; update medfm-rl"
             )
-        return None
-    version = connection.execute(select(func.max(VersionRow.version))).scalar_one()
-    if version > NEWEST:
-        maker = connection.execute(select(VersionRow.medfm_rl).where(VersionRow.version == version)).scalar_one()
-        raise FeedbackError(
-            f"{where}: this store is of version {version}, made by medfm-rl {maker}, and medfm-rl {__version__} reads "
-            f"up to version {NEWEST}; update medfm-rl"
-        )
-    return int(version)
+        return int(version)
 
-
-def _make(connection: Connection) -> None:
-    Tables.metadata.create_all(connection)
-    forbid_changes(connection)
-    _record(connection, NEWEST)
-
-
-def _record(connection: Connection, version: int) -> None:
-    now = datetime.now(UTC).isoformat(timespec="seconds")
-    connection.execute(insert(VersionRow).values(version=version, time=now, medfm_rl=__version__))
+    def _record(self, connection: Connection, version: int) -> None:
+        now = datetime.now(UTC).isoformat(timespec="seconds")
+        connection.execute(insert(self.versions).values(version=version, time=now, medfm_rl=__version__))

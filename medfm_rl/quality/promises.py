@@ -25,19 +25,19 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, Literal
+from typing import Final
 
 import numpy as np
 import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, Field
 from scipy import stats
 
+from medfm_rl.choices import PromiseUnit
 from medfm_rl.data.files import write_versioned_json
 from medfm_rl.data.json_models import read_model
 from medfm_rl.errors import ConfigError
 
 PROMISE_FILE: Final = "promise.json"
-Unit = Literal["mean", "worst"]
 _FORMAT: Final = 3
 _STEPS: Final = 200
 """Thresholds are multiples of 1/200: a finer grid costs no confidence, and scores say no more."""
@@ -78,7 +78,7 @@ class PromiseTarget(BaseModel):
     dice: float = Field(0.8, gt=0, lt=1)
     alpha: float = Field(0.1, gt=0, lt=0.5)
     confidence: float = Field(0.9, gt=0.5, lt=1)
-    unit: Unit = "mean"
+    unit: PromiseUnit = "mean"
 
     @property
     def words(self) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Final, Literal, get_args
+from typing import Final
 
 import numpy as np
 import numpy.typing as npt
@@ -15,9 +15,6 @@ from medfm_rl.quality.conformal import fewest_for_intervals
 from medfm_rl.quality.model import Targets
 from medfm_rl.seeding import derive_seed, numpy_generator
 
-Way = Literal["gain", "clasp", "random"]
-"""How patients to learn from are chosen: by expected gain, as ClaSP chooses patches, or at random."""
-WAYS: Final[tuple[Way, ...]] = get_args(Way)
 DEFAULT_AUDIT: Final = fewest_for_intervals(Targets().coverage)
 """Patients of an audit draw: as many as an interval of 90 % needs at least. No promise can rest on fewer."""
 _STRATIFIED: Final = 0.66

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 from medfm_rl.adapters import SegmenterAdapter
-from medfm_rl.adapters.delta import state_hash
 from medfm_rl.data.files import append_lines, hash_path, write_json
 from medfm_rl.data.images import hash_image
 from medfm_rl.data.json_text import parse_json
@@ -19,6 +18,7 @@ from medfm_rl.data.labels import hash_labels
 from medfm_rl.data.layouts import CaseFile
 from medfm_rl.data.names import file_of_case
 from medfm_rl.errors import DataError
+from medfm_rl.networks import hash_weights
 from medfm_rl.runs.identity import Identity
 from medfm_rl.types import LabelMap, frame_ids
 from medfm_rl.version import __version__
@@ -244,7 +244,7 @@ def hash_segmenter(segmenter: SegmenterAdapter) -> dict[str, str]:
 
     A segmenter in memory has no folder to be hashed, and other settings of inference give other masks.
     """
-    return {"weights": state_hash(segmenter), "settings": hash_settings(segmenter.inference_settings())}
+    return {"weights": hash_weights(segmenter), "settings": hash_settings(segmenter.inference_settings())}
 
 
 def hash_case(file: CaseFile, segmenter: SegmenterAdapter | None) -> dict[str, Any]:

@@ -30,7 +30,7 @@ _SECONDS_FOR_STORAGE = 10
 _WORDS = {400: "request", 404: "not_found", 405: "method", 413: "too_large", 415: "content_type"}
 PARTS = (queue, cases, decisions, learning, people, scoring, pages, operations)
 """Modules with the routes of the service, each a `router`."""
-LOOPBACK_NAMES = frozenset({"localhost", "127.0.0.1", "[::1]", "testserver"})
+LOOPBACK_NAMES = frozenset({"localhost", "127.0.0.1", "[::1]"})
 
 
 def create_app(

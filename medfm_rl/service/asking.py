@@ -9,7 +9,8 @@ from fastapi import Depends, Header, Request, Security
 from fastapi.security import APIKeyCookie, HTTPAuthorizationCredentials, HTTPBearer
 from pydantic import BaseModel
 
-from medfm_rl.service.access import Principal, Role
+from medfm_rl.choices import Role
+from medfm_rl.service.access import Principal
 from medfm_rl.service.desk import Desk
 from medfm_rl.service.errors import DeskError
 from medfm_rl.service.limits import RateLimit

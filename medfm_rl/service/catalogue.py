@@ -8,9 +8,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Final, Literal, get_args
 
+from medfm_rl.choices import Drawn
 from medfm_rl.data.images import is_video
 from medfm_rl.errors import DataError
-from medfm_rl.feedback.entries import Drawn
 from medfm_rl.service.request import DeskRequest
 from medfm_rl.service.scored import (
     Correction,

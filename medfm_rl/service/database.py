@@ -9,13 +9,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, final
 
-from sqlalchemy import insert, select, text
+from sqlalchemy import insert, select
 from sqlalchemy.engine import Connection
 
 from medfm_rl.errors import DataError
 from medfm_rl.feedback import FeedbackStore
-from medfm_rl.feedback.connection import answering, connect, is_url, writing
-from medfm_rl.service.tables import AuditRow, SecretRow, now_text, prepare_desk
+from medfm_rl.feedback.connection import answering, connect, is_url, take_turn, writing
+from medfm_rl.service.tables import DESK, AuditRow, SecretRow, now_text
 
 _KEY_BYTES = 32
 _ALONE = 0x6465736B
@@ -45,7 +45,7 @@ class Database:
         self.store = FeedbackStore.open(where)
         self.engine = connect(where, keep=True)
         with answering(self.store.where):
-            prepare_desk(self.engine, self.store.where)
+            DESK.prepare(self.engine, self.store.where)
 
     def close(self) -> None:
         """Lets go of the connections."""
@@ -90,9 +90,8 @@ class Database:
 
 
 def alone(connection: Connection) -> None:
-    """Lets one transaction at a time write to the tables of a desk; SQLite does so with the transaction."""
-    if connection.dialect.name == "postgresql":
-        connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _ALONE})
+    """Lets one transaction at a time write to the tables of a desk."""
+    take_turn(connection, _ALONE)
 
 
 def add_note(

@@ -14,11 +14,12 @@ from joserfc.errors import JoseError
 from starlette.requests import Request
 from starlette.responses import Response
 
+from medfm_rl.choices import Role
 from medfm_rl.data.files import cannot_be_read
 from medfm_rl.errors import ConfigError
 from medfm_rl.feedback.entries import require_reviewer
 from medfm_rl.feedback.errors import FeedbackError
-from medfm_rl.service.access import ROLES, Role
+from medfm_rl.service.access import ROLES
 from medfm_rl.service.database import Database
 from medfm_rl.service.errors import DeskError
 from medfm_rl.settings import OpenIDSettings

@@ -8,34 +8,27 @@ from __future__ import annotations
 
 from datetime import UTC, datetime
 
-from sqlalchemy import BigInteger, Integer, LargeBinary, String, Text, UniqueConstraint, func, insert, inspect, select
-from sqlalchemy.engine import Connection, Engine
+from sqlalchemy import LargeBinary, String, Text, UniqueConstraint
+from sqlalchemy.engine import Connection
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
-from medfm_rl.feedback.connection import writing
-from medfm_rl.feedback.errors import FeedbackError
-from medfm_rl.version import __version__
+from medfm_rl.feedback.append_only import forbid_changes
+from medfm_rl.feedback.tables import NUMBER
+from medfm_rl.feedback.versions import VersionColumns, VersionedTables
 
-NEWEST = 1
-"""Version of the tables that this package reads and writes."""
-APPEND_ONLY = "decisions and the audit log of a desk are only added to"
 _SHA256 = String(64)
 _ID = String(40)
 _TIME = String(40)
-_NUMBER = BigInteger().with_variant(Integer(), "sqlite")
 
 
 class DeskTables(DeclarativeBase):
     """The tables of the newest version of a desk."""
 
 
-class VersionRow(DeskTables):
+class VersionRow(VersionColumns, DeskTables):
     """A version of the tables that the desk has had."""
 
     __tablename__ = "desk_versions"
-    version: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
-    time: Mapped[str] = mapped_column(_TIME)
-    medfm_rl: Mapped[str] = mapped_column(String(40))
 
 
 class SecretRow(DeskTables):
@@ -89,7 +82,7 @@ class DecisionRow(DeskTables):
 
     __tablename__ = "desk_decisions"
     __table_args__ = (UniqueConstraint("key_digest"),)
-    number: Mapped[int] = mapped_column(_NUMBER, primary_key=True)
+    number: Mapped[int] = mapped_column(NUMBER, primary_key=True)
     id: Mapped[str] = mapped_column(_ID, unique=True)
     item: Mapped[str] = mapped_column(_ID, index=True)
     case_name: Mapped[str] = mapped_column(String(255))
@@ -119,7 +112,7 @@ class AuditRow(DeskTables):
     """A read or write of a case, or a change of who may do what."""
 
     __tablename__ = "desk_audit"
-    number: Mapped[int] = mapped_column(_NUMBER, primary_key=True)
+    number: Mapped[int] = mapped_column(NUMBER, primary_key=True)
     time: Mapped[str] = mapped_column(_TIME)
     reviewer: Mapped[str] = mapped_column(String(64))
     action: Mapped[str] = mapped_column(String(32))
@@ -132,7 +125,7 @@ class JobRow(DeskTables):
     """A long piece of work in a process of its own."""
 
     __tablename__ = "desk_jobs"
-    number: Mapped[int] = mapped_column(_NUMBER, primary_key=True)
+    number: Mapped[int] = mapped_column(NUMBER, primary_key=True)
     id: Mapped[str] = mapped_column(_ID, unique=True)
     kind: Mapped[str] = mapped_column(String(16))
     arguments: Mapped[str] = mapped_column(Text)
@@ -146,49 +139,26 @@ class JobRow(DeskTables):
     key_digest: Mapped[str | None] = mapped_column(_SHA256, unique=True)
 
 
-_ADDED_TO = (DecisionRow, AuditRow)
-
-
 def now_text() -> str:
     """The time in UTC as the tables have it; sorts as text."""
     return datetime.now(UTC).isoformat(timespec="microseconds")
 
 
-def prepare_desk(engine: Engine, where: str) -> None:
-    """Makes the tables in the database of a store, unless they are there.
-
-    Raises:
-        FeedbackError: A newer version made them.
-        SQLAlchemyError: The database does not answer.
-    """
-    with writing(engine).begin() as connection:
-        if VersionRow.__tablename__ in inspect(connection).get_table_names():
-            version = connection.execute(select(func.max(VersionRow.version))).scalar_one()
-            if version > NEWEST:
-                raise FeedbackError(
-                    f"{where}: a newer version of medfm-rl has opened a desk on this store (its tables are of version "
-                    f"{version}, and this one reads up to {NEWEST}); update medfm-rl"
-                )
-            return
-        DeskTables.metadata.create_all(connection)
-        for row in _ADDED_TO:
-            _forbid_changes(connection, row.__tablename__)
-        connection.execute(insert(VersionRow).values(version=NEWEST, time=now_text(), medfm_rl=__version__))
+_ADDED_TO = tuple(DeskTables.metadata.tables[row.__tablename__] for row in (DecisionRow, AuditRow))
+_REFUSAL = "decisions and the audit log of a desk are only added to"
 
 
-def _forbid_changes(connection: Connection, table: str) -> None:
-    """Has the database itself refuse to change or delete a row, whoever asks."""
-    if connection.dialect.name == "sqlite":
-        for action in ("UPDATE", "DELETE"):
-            connection.exec_driver_sql(
-                f"CREATE TRIGGER {table}_{action.lower()} BEFORE {action} ON {table} "
-                f"BEGIN SELECT RAISE(ABORT, '{APPEND_ONLY}'); END"
-            )
-        return
-    connection.exec_driver_sql(
-        f"CREATE OR REPLACE FUNCTION {table}_refuse() RETURNS trigger LANGUAGE plpgsql AS "
-        f"$$ BEGIN RAISE EXCEPTION '{APPEND_ONLY}'; END $$"
-    )
-    connection.exec_driver_sql(
-        f"CREATE TRIGGER {table}_rows BEFORE UPDATE OR DELETE ON {table} FOR EACH ROW EXECUTE FUNCTION {table}_refuse()"
-    )
+def _forbid_replacing(connection: Connection) -> None:
+    """Of version 1 rows could not be changed or deleted, but replaced, and the tables emptied."""
+    forbid_changes(connection, _ADDED_TO, _REFUSAL)
+
+
+DESK = VersionedTables(
+    name="the desk of this store",
+    metadata=DeskTables.metadata,
+    versions=DeskTables.metadata.tables[VersionRow.__tablename__],
+    newest=2,
+    only_added_to=_ADDED_TO,
+    refusal=_REFUSAL,
+    migrations={1: _forbid_replacing},
+)

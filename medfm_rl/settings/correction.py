@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 from pydantic import Field
 
+from medfm_rl.choices import CorrectionMethod, CorrectionObjective, CorrectionScope
 from medfm_rl.settings.base import Positive, Settings
 
 
 class CorrectionSettings(Settings):
     """Correction of one case, and when its result is accepted."""
 
-    method: Literal[
-        "views", "optimise", "none", "tta", "tent", "intent", "memo", "components", "shape-prior", "neighbours"
-    ] = Field(
+    method: CorrectionMethod = Field(
         "views",
         description="How a better mask is sought: views averages over random views, those with the better masks by the "
         "reward networks more; optimise follows the reward; none refers every case; tta averages "
@@ -27,11 +24,11 @@ class CorrectionSettings(Settings):
     views: Positive = Field(
         16, description="Random views of a case that a vote is taken of; the verifier looks at as many others."
     )
-    objective: Literal["reward", "ppo"] = Field(
+    objective: CorrectionObjective = Field(
         "reward",
         description="How the optimiser follows the reward: by its gradient, or by PPO on random appearances.",
     )
-    optimise: Literal["logits", "norm", "decoder", "all"] = Field(
+    optimise: CorrectionScope = Field(
         "logits",
         description="What changes for one case: its logits (one network pass, the cheapest), or a copy of the "
         "normalisation layers, the decoder or all weights.",

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Literal
 
 from pydantic import Field, field_validator
 
+from medfm_rl.choices import Layout, Split
 from medfm_rl.settings.base import Settings
 
 
@@ -15,7 +15,7 @@ class DataSettings(Settings):
     """Where images lie and how the folder is laid out."""
 
     path: Path = Field(description="Folder of the data set.")
-    layout: Literal["auto", "nnunet", "camus", "folder", "clips", "echonet"] = Field(
+    layout: Layout = Field(
         "auto",
         description="nnunet: imagesTr, labelsTr, imagesTs, dataset.json; or images alone, CASE_0000 and so on, a file "
         "per channel. camus: patientXXXX folders, mhd or NIfTI. "
@@ -23,7 +23,7 @@ class DataSettings(Settings):
         "clips: as folder, where files of three axes are planes over time and folders of numbered pictures are clips. "
         "echonet: FileList.csv, VolumeTracings.csv and Videos/. auto: found out from what is there.",
     )
-    split: Literal["all", "train", "test"] = Field(
+    split: Split = Field(
         "all", description="Which part of an nnU-Net data set: train (imagesTr), test (imagesTs) or all."
     )
     where: dict[str, str] = Field(

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import ipaddress
 from pathlib import Path
-from typing import Literal, Self
+from typing import Self
 from urllib.parse import urlsplit
 
 from pydantic import Field, field_validator, model_validator
 
+from medfm_rl.choices import Role
 from medfm_rl.settings.base import Settings
 
 
@@ -25,7 +26,7 @@ class OpenIDSettings(Settings):
     )
     scopes: tuple[str, ...] = Field(("openid",), description="What is asked for; openid must be among it.")
     roles_claim: str = Field("groups", min_length=1, description="Claim that lists the groups of a person.")
-    roles: dict[str, Literal["reviewer", "lead", "administrator"]] = Field(
+    roles: dict[str, Role] = Field(
         min_length=1,
         description="Role of the members of a group; of several the highest counts. Who is in none is not let in.",
     )

@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from medfm_rl.choices import Drawn
 from medfm_rl.data.layouts import CaseFile
 from medfm_rl.data.mask_files import find_masks
 from medfm_rl.data.mask_labels import labels_in_masks
 from medfm_rl.errors import ConfigError
-from medfm_rl.feedback.entries import Drawn
 from medfm_rl.feedback.reading.corrections import read_corrected
 from medfm_rl.feedback.reading.judgements import read_preferences, read_verdicts
 from medfm_rl.feedback.reading.measurements import read_measurements

@@ -10,9 +10,10 @@ from safetensors.torch import save_file
 from torch import nn
 
 from medfm_rl.adapters import TorchModuleAdapter, add_low_rank
-from medfm_rl.adapters.delta import apply_delta, read_delta, state_hash, write_delta
+from medfm_rl.adapters.delta import apply_delta, read_delta, write_delta
 from medfm_rl.adapters.lora import low_rank_parameters
 from medfm_rl.errors import ModelError
+from medfm_rl.networks import hash_weights
 from medfm_rl.settings import LoRASettings, PreprocessingSettings
 from medfm_rl.types import LabelSchema
 
@@ -74,10 +75,10 @@ def test_changes_of_other_weights_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "delta.safetensors"
     write_delta(path, make(), with_low_rank_changes(1), "{}")
     other = make(1)
-    unchanged = state_hash(other)
+    unchanged = hash_weights(other)
     with pytest.raises(ModelError, match="of other weights"):
         apply_delta(other, read_delta(path), path)
-    assert state_hash(other) == unchanged
+    assert hash_weights(other) == unchanged
 
 
 def test_what_is_no_file_of_changes_is_refused(tmp_path: Path) -> None:

@@ -15,7 +15,6 @@ from support.sam_models import echo_like, inside, write_folder
 from typer.testing import CliRunner
 
 from medfm_rl.adapters import LiteMedSAMAdapter
-from medfm_rl.adapters.delta import state_hash
 from medfm_rl.adapters.loading import load_segmenter, open_to_learning
 from medfm_rl.adapters.sam.promptable import NOT_PROMPTED
 from medfm_rl.adapters.sam.prompts import render_boxes
@@ -24,6 +23,7 @@ from medfm_rl.data.files import hash_file
 from medfm_rl.data.images import read_image, write_image, write_labels
 from medfm_rl.envs import SegmentationVecEnv
 from medfm_rl.errors import DataError, ModelError
+from medfm_rl.networks import hash_weights
 from medfm_rl.policies import DensePPO
 from medfm_rl.reward.network import RewardEnsemble, RewardNet
 from medfm_rl.runs.finished import load_model
@@ -105,7 +105,7 @@ def test_a_checkpoint_from_elsewhere_is_read_and_the_export_lies_in_its_own_fold
     changed.export(tmp_path / "out")
     assert hash_file(elsewhere) == before
     assert {path.name for path in (tmp_path / "out").iterdir()} == {"segmenter.json", "net.pth"}
-    assert state_hash(LiteMedSAMAdapter.load(tmp_path / "out")) == state_hash(changed)
+    assert hash_weights(LiteMedSAMAdapter.load(tmp_path / "out")) == hash_weights(changed)
 
 
 def test_a_wrong_checkpoint_is_refused_by_name(tmp_path: Path) -> None:
@@ -142,7 +142,7 @@ def test_predict_and_evaluate_with_the_boxes_of_masks(tmp_path: Path) -> None:
     assert runner.invoke(app, scores).exit_code == 0
     with (tmp_path / "scores" / "scores.csv").open(encoding="utf-8") as file:
         assert all(float(row["dice"]) > 0.9 for row in csv.DictReader(file) if row["structure"] == "LV")
-    with pytest.raises(DataError, match="nowhere: there is no such folder of masks"):
+    with pytest.raises(DataError, match="nowhere: there is no such folder"):
         _ = load_model(folder, "cpu").segmenter
 
 

@@ -20,10 +20,10 @@ from support.monai_bundles import case_of, configuration, write_bundle
 from support.on_cuda import assert_the_gpu_gives_the_masks_of_the_cpu
 
 from medfm_rl.adapters import MonaiBundleAdapter
-from medfm_rl.adapters.delta import state_hash
 from medfm_rl.adapters.loading import exported_settings, load_segmenter
 from medfm_rl.data.files import hash_file, hash_folder
 from medfm_rl.errors import DataError, ModelError
+from medfm_rl.networks import hash_weights
 from medfm_rl.settings import MonaiBundleSettings
 from medfm_rl.types import Case, Geometry, GridAxes
 
@@ -320,7 +320,7 @@ def test_weights_in_safetensors_stay_so(tmp_path: Path) -> None:
     bundle = MonaiBundleAdapter(folder, "model.safetensors")
     bundle.export(tmp_path / "out")
     again = MonaiBundleAdapter(tmp_path / "out", "model.safetensors")
-    assert state_hash(again) == state_hash(bundle)
+    assert hash_weights(again) == hash_weights(bundle)
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -353,7 +353,7 @@ def test_weights_from_elsewhere_are_read_and_the_export_lies_in_its_own_folder(
     assert (tmp_path / "runs" / "out" / "models" / exported).is_file()
     again = exported_settings(settings, tmp_path / "runs" / "out")
     assert again == MonaiBundleSettings(kind="monai-bundle", folder=tmp_path / "runs" / "out", weights=exported)
-    assert state_hash(load_segmenter(again)) == state_hash(adapter)
+    assert hash_weights(load_segmenter(again)) == hash_weights(adapter)
 
 
 @pytest.mark.filterwarnings("ignore")

@@ -21,7 +21,6 @@ from torch import Tensor, nn
 
 from medfm_rl.adapters import NnUNetAdapter, TorchModuleAdapter
 from medfm_rl.adapters.base import without_gradient
-from medfm_rl.adapters.delta import state_hash
 from medfm_rl.adapters.loading import exported_settings, load_segmenter
 from medfm_rl.adapters.nnunet.adapter import PROVENANCE
 from medfm_rl.adapters.nnunet.summary import summarise
@@ -29,6 +28,7 @@ from medfm_rl.data.files import hash_file, hash_folder
 from medfm_rl.data.images import write_labels
 from medfm_rl.envs import SegmentationVecEnv
 from medfm_rl.errors import DataError, MissingExtraError, ModelError
+from medfm_rl.networks import hash_weights
 from medfm_rl.policies import DensePPO
 from medfm_rl.settings import NnUNetSettings, PPOHyperparameters, PreprocessingSettings
 from medfm_rl.types import Case, Geometry
@@ -432,7 +432,7 @@ def test_a_checkpoint_from_elsewhere_is_read_and_the_export_lies_in_its_own_fold
     assert [path.name for path in (tmp_path / "out" / "fold_0").iterdir()] == ["checkpoint_mine.pth"]
     again = exported_settings(settings, tmp_path / "out")
     assert again == NnUNetSettings(kind="nnunet", folder=tmp_path / "out", checkpoint="checkpoint_mine.pth")
-    assert state_hash(load_segmenter(again)) == state_hash(adapter)
+    assert hash_weights(load_segmenter(again)) == hash_weights(adapter)
 
 
 @pytest.mark.parametrize(("dimensions", "forward"), [(3, [2, 0, 1]), (3, [1, 0, 2]), (2, [0, 2, 1]), (2, [0, 1, 2])])

@@ -240,7 +240,7 @@ def test_a_summary_tells_the_first_stage(second: Path) -> None:
 def test_masks_of_the_first_stage_that_cannot_be_used_are_named(second: Path, tmp_path: Path, case: Case) -> None:
     masks = tmp_path / "masks"
     adapter = NnUNetAdapter(second)
-    with pytest.raises(DataError, match="no such folder of masks"):
+    with pytest.raises(DataError, match="no such folder"):
         NnUNetAdapter(second, previous_stage=PreviousStageSettings(masks=masks))
     masks.mkdir()
     stage = PreviousStageSettings(masks=masks)

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 from support.feedback_entries import GRID, NAMES, SHOWN, block, correction, on, verdict
 
+from medfm_rl.choices import ConsensusMethod
 from medfm_rl.feedback import CorrectedMask, FeedbackError, FeedbackStore, Mask
-from medfm_rl.feedback.agreement import ConsensusMethod, agreement, consensus
+from medfm_rl.feedback.agreement import agreement, consensus
 from medfm_rl.feedback.reading.corrections import changed_structures
 from medfm_rl.types import LabelSchema
 

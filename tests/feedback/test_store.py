@@ -28,13 +28,12 @@ from medfm_rl.feedback import (
     Preference,
     Removal,
     Verdict,
-    versions,
 )
 from medfm_rl.feedback import connection as connections
 from medfm_rl.feedback import store as store_module
 from medfm_rl.feedback.connection import connect
 from medfm_rl.feedback.errors import StoreError
-from medfm_rl.feedback.tables import VersionRow
+from medfm_rl.feedback.tables import STORE, VersionRow
 
 MASKS = [SHOWN, CORRECTED]
 
@@ -229,8 +228,8 @@ def test_an_older_store_is_brought_to_todays_version_once(
     def add_column(connection: sqlalchemy.Connection) -> None:
         connection.exec_driver_sql("ALTER TABLE feedback_entries ADD COLUMN room VARCHAR(8)")
 
-    monkeypatch.setattr(versions, "NEWEST", versions.NEWEST + 1)
-    monkeypatch.setattr(versions, "MIGRATIONS", {versions.NEWEST - 1: add_column})
+    newer = replace(STORE, newest=STORE.newest + 1, migrations={STORE.newest: add_column})
+    monkeypatch.setattr(store_module, "STORE", newer)
     for _ in range(2):
         assert len(FeedbackStore.open(place).history()) == 1
 
@@ -245,8 +244,7 @@ def test_a_migration_that_fails_leaves_the_store_as_it_was(
         connection.exec_driver_sql("SELECT nothing FROM nowhere")
 
     with monkeypatch.context() as patch:
-        patch.setattr(versions, "NEWEST", versions.NEWEST + 1)
-        patch.setattr(versions, "MIGRATIONS", {versions.NEWEST - 1: fail})
+        patch.setattr(store_module, "STORE", replace(STORE, newest=STORE.newest + 1, migrations={STORE.newest: fail}))
         with pytest.raises(FeedbackError):
             FeedbackStore.open(place)
     FeedbackStore.open(place).add([ef()])

@@ -67,7 +67,7 @@ def deploy(folder: Path, call: Call = call) -> None:
     """Calls predict, score and correct with the run, on the images of two further patients."""
     common = ("run", "--images", "data/d/images", "--device", "cpu")
     call(folder, "predict", "run", "data/d/images", "predicted", "--device", "cpu")
-    call(folder, "score", *common, "--model", "run", "--out", "scored", "--accept-untested")
+    call(folder, "score", *common, "--model", "run", "--out", "scored")
     call(folder, "correct", *common, "--out", "corrected", "--all", "--budget", "600")
 
 

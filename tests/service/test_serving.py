@@ -5,9 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from fastapi.testclient import TestClient
 from support.desk import DeskFolder
-from support.desk_client import TOKEN, open_desk
+from support.desk_client import TOKEN, on_this_machine, open_desk
 from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 
 from medfm_rl.errors import ConfigError
@@ -36,12 +35,12 @@ def test_other_addresses_need_tls_or_a_proxy_that_has_it(host: str, tmp_path: Pa
 
 def test_behind_a_proxy_only_what_came_by_https_is_answered(folder: DeskFolder) -> None:
     app = create_app(open_desk(folder), https_only=True)
-    trusted = TestClient(ProxyHeadersMiddleware(app, trusted_hosts="testclient"))
+    trusted = on_this_machine(ProxyHeadersMiddleware(app, trusted_hosts="127.0.0.1"))
     assert trusted.get("/health").status_code == 403
     secure = trusted.get("/health", headers={"X-Forwarded-Proto": "https"})
     assert secure.status_code == 200
     assert "max-age" in secure.headers["strict-transport-security"]
-    stranger = TestClient(ProxyHeadersMiddleware(app, trusted_hosts="10.0.0.1"))
+    stranger = on_this_machine(ProxyHeadersMiddleware(app, trusted_hosts="10.0.0.1"))
     assert stranger.get("/health", headers={"X-Forwarded-Proto": "https"}).status_code == 403
 
 
@@ -58,7 +57,7 @@ def test_the_token_of_a_file_stays_and_is_nobody_elses(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("sent", ["/apps/desk", ""])
 def test_a_proxy_may_serve_it_under_a_path_and_take_that_off_or_not(folder: DeskFolder, sent: str) -> None:
-    client = TestClient(create_app(open_desk(folder), under="/apps/desk"), follow_redirects=False)
+    client = on_this_machine(create_app(open_desk(folder), under="/apps/desk"))
     out = client.get(f"{sent}/")
     assert (out.status_code, out.headers["location"]) == (303, "/apps/desk/login")
     page = client.get(f"{sent}/login")

@@ -37,9 +37,20 @@ def open_desk(folder: DeskFolder, **more: Any) -> Desk:
     return Desk(DeskRequest(**fields), TOKEN)
 
 
+def on_this_machine(app: Any) -> TestClient:
+    """A client that asks as programs and browsers of the desk's own machine do."""
+    return TestClient(
+        app,
+        base_url="http://localhost",
+        client=("127.0.0.1", 50000),
+        raise_server_exceptions=False,
+        follow_redirects=False,
+    )
+
+
 def client_of(desk: Desk, token: str | None = TOKEN) -> TestClient:
     """A program that shows a token, or none."""
-    client = TestClient(create_app(desk), raise_server_exceptions=False, follow_redirects=False)
+    client = on_this_machine(create_app(desk))
     if token is not None:
         client.headers["Authorization"] = f"Bearer {token}"
     return client

@@ -198,7 +198,6 @@ def test_a_store_is_listed_removed_from_exported_and_taken_over(folder: Path, co
         (("--reviewer", "r1"), "nothing to add"),
         (("--reviewer", "r1", "--corrected", "back"), "--corrected speaks of images"),
         (("--reviewer", "r1", "--corrected", "back", "--images", "images"), "give the run that made the masks"),
-        (("--reviewer", "r1", "--drawn", "lots"), "--drawn lots: must be audit, informative, other"),
         (("--reviewer", "r1", "--structures", "LV"), "--structures LV: must be NAME=INTEGER"),
         (("--reviewer", "r1", "--from", "export"), "--from takes over all"),
         (("--drawn", "audit", "--unseen", "--from", "export"), "give it alone, without --drawn, --unseen"),

@@ -21,7 +21,6 @@ from torch import Tensor
 
 from medfm_rl.adapters.base import SegmenterAdapter
 from medfm_rl.adapters.checkpoints import read_checkpoint
-from medfm_rl.adapters.delta import state_hash
 from medfm_rl.adapters.nnunet.folder import (
     PLANS,
     NnUNetTool,
@@ -36,6 +35,7 @@ from medfm_rl.data.images import hash_image
 from medfm_rl.data.labels import read_label_ids
 from medfm_rl.data.mask_files import masks_by_name
 from medfm_rl.errors import DataError, ModelError
+from medfm_rl.networks import hash_weights
 from medfm_rl.settings import NnUNetSettings
 from medfm_rl.types import Case, IntArray, LabelSchema
 
@@ -112,7 +112,7 @@ class StageNetwork(PreviousStage):
 
     def identity(self) -> str:
         if self._identity is None:
-            content = {"weights": state_hash(self.adapter), **self.adapter.inference_settings()}
+            content = {"weights": hash_weights(self.adapter), **self.adapter.inference_settings()}
             self._identity = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
         return self._identity
 

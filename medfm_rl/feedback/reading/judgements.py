@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from medfm_rl.data.layouts.tree import look_below
+from medfm_rl.data.mask_files import masks_by_name
 from medfm_rl.data.mask_labels import labels_in_masks
 from medfm_rl.errors import DataError
 from medfm_rl.feedback.entries import BEST_GRADE, DECISIONS, WORST_GRADE, Feedback, Grade, Preference, Verdict
@@ -66,7 +66,7 @@ def read_preferences(
 
     def mask_at(place: Path, case: ShownCase) -> Mask:
         if place.is_dir() and place not in folders:
-            folders[place] = _masks_below(place)
+            folders[place] = masks_by_name(place)
         path = folders[place].get(case.file.case_id) if place in folders else place
         if path is None:
             raise DataError(f"{place}: there is no mask of case {case.file.case_id} in this folder")
@@ -84,11 +84,6 @@ def read_preferences(
         return Batch((entry,), (better, worse))
 
     return sum(each_row(rows, read, "reading preferences", "preferences", progress), Batch())
-
-
-def _masks_below(folder: Path) -> dict[str, Path]:
-    tree = look_below(folder)
-    return {entry.name: entry.path for entry in tree.masks or tree.images}
 
 
 def _structure(row: Row, mask: Mask) -> str | None:

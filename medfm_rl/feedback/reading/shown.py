@@ -8,10 +8,11 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, final
 
+from medfm_rl.choices import Drawn
 from medfm_rl.data.labels import read_labels
 from medfm_rl.data.layouts import CaseFile
 from medfm_rl.data.names import case_name
-from medfm_rl.feedback.entries import Drawn, Feedback, require_reviewer
+from medfm_rl.feedback.entries import Feedback, require_reviewer
 from medfm_rl.feedback.errors import FeedbackError
 from medfm_rl.feedback.masks import Mask
 from medfm_rl.types import Geometry, LabelSchema

@@ -28,7 +28,7 @@ from medfm_rl.service.showing import mask_named
 from medfm_rl.service.uploads import labels_of_bytes, labels_of_file
 
 router = APIRouter(prefix="/api/v1/cases", tags=["cases"], responses=ERRORS)
-_LOOPBACK = ("127.0.0.1", "::1", "testclient")
+_LOOPBACK = ("127.0.0.1", "::1")
 _BYTES = "application/octet-stream"
 _PIXELS: dict[int | str, dict[str, Any]] = {
     200: {

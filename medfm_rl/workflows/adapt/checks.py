@@ -29,7 +29,7 @@ _SHOWN = 10
 """Files that cannot be used and that a message names."""
 
 
-def check_inputs(config: AdaptConfig, progress: Progress) -> None:
+def check_inputs(config: AdaptConfig, progress: Progress) -> SegmenterAdapter:
     """Finds mistakes before a folder is written, and not when hours of work are done.
 
     The network runs once, and the images and masks that the run learns from are read, the images also preprocessed. Of
@@ -38,6 +38,9 @@ def check_inputs(config: AdaptConfig, progress: Progress) -> None:
     Args:
         config: The settings.
         progress: Told how far it is.
+
+    Returns:
+        The segmenter that the settings name, on its device and in evaluation mode.
 
     Raises:
         UserError: Something that was handed over cannot be used.
@@ -71,6 +74,7 @@ def check_inputs(config: AdaptConfig, progress: Progress) -> None:
     _require_usable("evaluation", evaluation, segmenter, labelled=False, progress=progress)
     for doubt in range_doubts(segmenter, few_patches(segmenter, learning)):
         _LOG.warning("%s: %s", config.segmenter.folder, doubt)
+    return segmenter
 
 
 def _require_gradients(segmenter: SegmenterAdapter, config: AdaptConfig) -> None:

@@ -7,13 +7,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from medfm_rl.adapters.delta import state_hash
 from medfm_rl.correction import CaseCorrector
 from medfm_rl.data.each_case import each_case
 from medfm_rl.data.files import alone_writing
 from medfm_rl.data.layouts import CaseFile, whole_clips
 from medfm_rl.data.mask_labels import write_class_names
 from medfm_rl.errors import ConfigError, DataError
+from medfm_rl.networks import hash_weights
 from medfm_rl.progress import Progress, silent
 from medfm_rl.runs.case_records import CaseRecords, hash_settings, label_path
 from medfm_rl.runs.finished import FinishedRun
@@ -270,7 +270,7 @@ def _choose(
     scores = Scores.read(request.scores)
     scores.require_quality(run.folder.quality)
     if request.masks is None:
-        scores.require_segmenter(state_hash(run.segmenter), run.path)
+        scores.require_segmenter(hash_weights(run.segmenter), run.path)
     return _Chosen(scores.marked(files), {}, scores)
 
 

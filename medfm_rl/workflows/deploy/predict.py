@@ -13,7 +13,6 @@ from torch import Tensor
 
 from medfm_rl.adapters import Sample, SegmenterAdapter
 from medfm_rl.adapters.clips import require_clips, segmented_frames
-from medfm_rl.adapters.delta import state_hash
 from medfm_rl.adapters.post_processing import AS_IT_IS, PostProcessing
 from medfm_rl.anatomy.profiles import Anatomy, load_anatomy
 from medfm_rl.data.clips.sequences import write_sequence
@@ -23,7 +22,7 @@ from medfm_rl.data.images import write_image, write_labels
 from medfm_rl.data.layouts import CaseFile, whole_clips
 from medfm_rl.data.mask_labels import write_class_names
 from medfm_rl.errors import DataError
-from medfm_rl.networks import argmax_classes
+from medfm_rl.networks import argmax_classes, hash_weights
 from medfm_rl.progress import Progress, silent
 from medfm_rl.reward.network import RewardEnsemble
 from medfm_rl.runs.case_records import CaseRecords, hash_case, hash_segmenter, label_path, reward_path
@@ -55,7 +54,7 @@ class Segmenting:
         processing: PostProcessing = AS_IT_IS,
     ) -> None:
         self._segmenter, self._reward, self._records, self._processing = segmenter, reward, records, processing
-        rewards = None if reward is None else [state_hash(reward), reward.fusion, reward.pessimism]
+        rewards = None if reward is None else [hash_weights(reward), reward.fusion, reward.pessimism]
         self.maker: dict[str, Any] = {**hash_segmenter(segmenter), "reward": rewards, **processing.recorded()}
 
     @torch.no_grad()

@@ -21,7 +21,7 @@ from medfm_rl.runs.models import Model
 from medfm_rl.settings import RESEARCH, SitePolicy
 from medfm_rl.workflows.deploy.clip_evidence import evidence_over_time
 from medfm_rl.workflows.deploy.score_outputs import TABLE_FILE, audit_lines, withdraw_results, write_results
-from medfm_rl.workflows.deploy.scoring import Scorer, Scoring
+from medfm_rl.workflows.deploy.scoring import ScoredBy, Scoring
 from medfm_rl.workflows.deploy.scoring_queue import MasksToScore, ScoringQueue, blocks_of
 from medfm_rl.workflows.deploy.stream_scoring import StreamRequest, settle_in_stream
 from medfm_rl.workflows.deploy.worker import Piece
@@ -163,7 +163,7 @@ def score(
         for notice in notices("images", find_suspicious(list(queue.facts.values()))):
             _LOG.warning("%s", notice)
         maker = run if request.own else request.maker
-        scorer = Scorer(
+        scorer = ScoredBy(
             controller.model,
             quality_hash,
             queue.made_by.get("weights"),

@@ -86,7 +86,7 @@ class Traces(Mapping[str, CaseTrace]):
 
 
 @dataclass(frozen=True)
-class Scorer:
+class ScoredBy:
     """The networks and models that scored a batch.
 
     Attributes:
@@ -133,7 +133,7 @@ class Scoring:
     batch: BatchReport
     unassessed: Mapping[str, Unassessed]
     traces: Traces
-    scorer: Scorer
+    scorer: ScoredBy
     place: StreamPlace | None = None
     over_time: Mapping[str, ClipEvidence] = field(default_factory=dict)
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import get_args
 
+from medfm_rl.choices import ProposalWay
 from medfm_rl.errors import ConfigError
-from medfm_rl.quality.proposals import DEFAULT_AUDIT, WAYS, Way
+from medfm_rl.quality.proposals import DEFAULT_AUDIT
 
 
 @dataclass(frozen=True)
@@ -29,7 +31,7 @@ class ProposeRequest:
     budget: int = 8
     audit: int = DEFAULT_AUDIT
     seed: int = 0
-    by: Way = "gain"
+    by: ProposalWay = "gain"
     feedback: Path | str | None = None
     scores: Path | None = None
 
@@ -39,8 +41,8 @@ class ProposeRequest:
                 raise ConfigError(f"--{name} {count}: must be 0 or more")
         if self.budget == 0 and self.audit == 0:
             raise ConfigError("--budget 0 and --audit 0 ask for nobody; give one of them patients")
-        if self.by not in WAYS:
-            raise ConfigError(f"--by {self.by}: must be {', '.join(WAYS)}")
+        if self.by not in (ways := get_args(ProposalWay)):
+            raise ConfigError(f"--by {self.by}: must be {', '.join(ways)}")
 
 
 BY_GAIN = ProposeRequest()

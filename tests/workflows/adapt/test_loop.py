@@ -15,6 +15,7 @@ from support.commands import start_command
 from support.tiny_runs import TINY, tiny_config, train_tiny_source
 
 from medfm_rl.adapters import TorchModuleAdapter
+from medfm_rl.adapters.loading import load_segmenter
 from medfm_rl.data.files import hash_folder
 from medfm_rl.data.layouts import find_cases
 from medfm_rl.errors import ConfigError, DataError
@@ -439,9 +440,10 @@ def test_measuring_writes_nothing_and_draws_nothing(
 ) -> None:
     changes = {} if with_source else {"source": None}
     config = tiny_config(simulated_echo, source_model, tmp_path / "run", **changes)
+    segmenter = load_segmenter(config.segmenter).eval()
     before, weights = torch.get_rng_state(), hash_folder(source_model)
     costs, amounts = measure(config, quiet)
-    footprint = measure_footprint(config, quiet)
+    footprint = measure_footprint(config, segmenter, quiet)
     assert torch.equal(torch.get_rng_state(), before)
     assert hash_folder(source_model) == weights
     assert not list(tmp_path.iterdir())

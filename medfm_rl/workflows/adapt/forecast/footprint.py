@@ -10,11 +10,11 @@ from typing import Final
 import torch
 
 from medfm_rl.activations import Activations, measure_activations
-from medfm_rl.adapters.loading import load_segmenter
+from medfm_rl.adapters import SegmenterAdapter
 from medfm_rl.data.layouts import find_cases
 from medfm_rl.data.packing import pack
 from medfm_rl.errors import ConfigError
-from medfm_rl.networks import argmax_masks, choose_device
+from medfm_rl.networks import argmax_masks
 from medfm_rl.progress import Progress, silent
 from medfm_rl.reward.network import RewardNet
 from medfm_rl.settings import AdaptConfig
@@ -66,22 +66,20 @@ class Footprint:
         return found
 
 
-def measure_footprint(config: AdaptConfig, progress: Progress) -> Footprint:
+def measure_footprint(config: AdaptConfig, segmenter: SegmenterAdapter, progress: Progress) -> Footprint:
     """Runs segmenter and reward network once on one patch; nothing is written, and no generator of the process moves.
 
     Args:
         config: Settings and data that have been checked.
+        segmenter: That of the settings, on its device and in evaluation mode.
         progress: Told how far it is.
 
     Raises:
         UserError: A case cannot be read.
         ConfigError: One patch does not fit into the memory of the GPU.
     """
-    device = choose_device(config.device)
+    device = segmenter.device
     progress(_STAGE, 0, 1)
-    # Networks are made with random weights before those of the file go in.
-    with torch.random.fork_rng(devices=[]):
-        segmenter = load_segmenter(config.segmenter).to(device).eval()
     learning, selecting = split_target(config)
     sources = [] if config.source is None else find_cases(config.source)
     few = learning[:: max(1, len(learning) // _CASES)][:_CASES]

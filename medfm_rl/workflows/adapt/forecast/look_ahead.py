@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Final
 
+from medfm_rl.adapters import SegmenterAdapter
 from medfm_rl.errors import ConfigError
-from medfm_rl.networks import choose_device
 from medfm_rl.progress import Progress
 from medfm_rl.runs.folder import RunFolder
 from medfm_rl.settings import AdaptConfig
@@ -22,7 +22,11 @@ _STEPS_OF_AN_UPDATE: Final = 10
 
 
 def look_ahead(
-    config: AdaptConfig, max_minutes: float | None, progress: Progress, processes: int = 1
+    config: AdaptConfig,
+    segmenter: SegmenterAdapter,
+    max_minutes: float | None,
+    progress: Progress,
+    processes: int = 1,
 ) -> tuple[AdaptConfig, Expectation]:
     """The settings of a new run, lowered where it has to be, and what is expected of it.
 
@@ -30,6 +34,7 @@ def look_ahead(
 
     Args:
         config: Settings and data that have been checked.
+        segmenter: As in `measure_footprint`.
         max_minutes: How long it may take, or None.
         progress: Told how far the measuring is.
         processes: How many share the run: on a CPU, its memory too. The time is that of one.
@@ -43,8 +48,8 @@ def look_ahead(
     """
     if max_minutes is not None and not 0 < max_minutes < float("inf"):
         raise ConfigError(f"--max-minutes {max_minutes:g}: must be a number of minutes above 0")
-    footprint = measure_footprint(config, progress)
-    device = choose_device(config.device)
+    footprint = measure_footprint(config, segmenter, progress)
+    device = segmenter.device
     free = available_memory(device)
     if free is not None and device.type != "cuda":
         free //= processes
