@@ -14,7 +14,7 @@ _SHOWN: Final = 3
 
 def list_problems(error: ValidationError) -> list[str]:
     """What is wrong with each field: its dotted name as it stands in the file, and `describe_problem`."""
-    return [f"{field_of(item['loc']) or '(whole file)'}: {describe_problem(item)}" for item in error.errors()]
+    return [f"{_field_of(item['loc']) or '(whole file)'}: {describe_problem(item)}" for item in error.errors()]
 
 
 def sum_up_problems(error: ValidationError) -> str:
@@ -24,7 +24,7 @@ def sum_up_problems(error: ValidationError) -> str:
     return "; ".join([*problems[:_SHOWN], *more])
 
 
-def field_of(location: tuple[int | str, ...]) -> str:
+def _field_of(location: tuple[int | str, ...]) -> str:
     parts = [
         part for before, part in zip(("", *location), location, strict=False) if part not in _TAGS.get(str(before), ())
     ]
