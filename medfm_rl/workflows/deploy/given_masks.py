@@ -1,4 +1,4 @@
-"""Masks in files, as they were before any correction."""
+"""Masks in files, as a user or an earlier call gives them."""
 
 from __future__ import annotations
 
@@ -17,19 +17,21 @@ from medfm_rl.workflows.deploy.scores_file import Scores
 
 @dataclass(frozen=True)
 class GivenMasks:
-    """Masks as they were before any correction, in files.
+    """Masks in files, as they are before anything is done with them.
 
     Attributes:
         paths: By case.
         scores: Scores of these masks; None where nothing was scored. A mask that could not be assessed has none.
         schema: Structures of the segmenter.
         in_files: The meaning of the integers in the masks, where it is not what `schema` says.
+        probabilities: Files of the probabilities that their maker gave, by case; None where none are given.
     """
 
     paths: Mapping[str, Path]
     scores: Scores | None
     schema: LabelSchema
     in_files: LabelSchema | None = None
+    probabilities: Mapping[str, Path] | None = None
 
     @classmethod
     def of_user(cls, paths: Mapping[str, Path], labels: str | None, scores: Scores | None, schema: LabelSchema) -> Self:
@@ -53,7 +55,8 @@ class GivenMasks:
             DataError: There is none.
         """
         if case_id not in self.paths:
-            raise DataError(f"case {case_id}: there is no mask of that name")
+            place = "".join(f" in {path.parent}" for path in list(self.paths.values())[:1])
+            raise DataError(f"case {case_id}: there is no mask of that name, or more than one,{place}")
         return self.paths[case_id]
 
     def hashes(self, case_id: str) -> dict[str, Any]:
