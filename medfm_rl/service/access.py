@@ -8,7 +8,7 @@ import secrets
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import cached_property
-from typing import Literal, final, get_args
+from typing import final, get_args
 
 from argon2 import PasswordHasher
 from argon2.exceptions import InvalidHashError, VerificationError
@@ -20,8 +20,8 @@ from medfm_rl.feedback.entries import require_reviewer
 from medfm_rl.service.database import Database, add_note, digest_of
 from medfm_rl.service.errors import DeskError
 from medfm_rl.service.tables import SessionRow, UserRow, now_text
+from medfm_rl.settings.openid import Role
 
-Role = Literal["reviewer", "lead", "administrator"]
 ROLES: tuple[Role, ...] = get_args(Role)
 """Each may do what those before it may."""
 SHORTEST_PASSWORD, LONGEST_PASSWORD = 12, 200

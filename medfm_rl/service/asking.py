@@ -9,10 +9,11 @@ from fastapi import Depends, Header, Request, Security
 from fastapi.security import APIKeyCookie, HTTPAuthorizationCredentials, HTTPBearer
 from pydantic import BaseModel
 
-from medfm_rl.service.access import Principal, Role
+from medfm_rl.service.access import Principal
 from medfm_rl.service.desk import Desk
 from medfm_rl.service.errors import DeskError
 from medfm_rl.service.limits import RateLimit
+from medfm_rl.settings.openid import Role
 
 COOKIE = "desk_session"
 _BEARER = HTTPBearer(auto_error=False, description="The token that the command printed, or one of POST /api/v1/tokens.")

@@ -18,10 +18,11 @@ from medfm_rl.data.files import cannot_be_read
 from medfm_rl.errors import ConfigError
 from medfm_rl.feedback.entries import require_reviewer
 from medfm_rl.feedback.errors import FeedbackError
-from medfm_rl.service.access import ROLES, Role
+from medfm_rl.service.access import ROLES
 from medfm_rl.service.database import Database
 from medfm_rl.service.errors import DeskError
 from medfm_rl.settings import OpenIDSettings
+from medfm_rl.settings.openid import Role
 
 _ID_LENGTH = 12
 _REFUSALS = (AuthlibBaseError, JoseError, httpx2.HTTPError, ValueError, KeyError, TypeError, RuntimeError)

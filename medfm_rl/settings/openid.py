@@ -11,6 +11,9 @@ from pydantic import Field, field_validator, model_validator
 
 from medfm_rl.settings.base import Settings
 
+Role = Literal["reviewer", "lead", "administrator"]
+"""What somebody may do at a desk; each may do what those before may."""
+
 
 class OpenIDSettings(Settings):
     """Sign-in at the identity provider of an organisation by OpenID Connect, as `medfm-rl desk --openid` reads it."""
@@ -25,7 +28,7 @@ class OpenIDSettings(Settings):
     )
     scopes: tuple[str, ...] = Field(("openid",), description="What is asked for; openid must be among it.")
     roles_claim: str = Field("groups", min_length=1, description="Claim that lists the groups of a person.")
-    roles: dict[str, Literal["reviewer", "lead", "administrator"]] = Field(
+    roles: dict[str, Role] = Field(
         min_length=1,
         description="Role of the members of a group; of several the highest counts. Who is in none is not let in.",
     )
