@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 
-from medfm_rl.workflows.deploy import scores_file
+from medfm_rl.anatomy.profiles import RuleResult
+from medfm_rl.quality.reports import StructureScore
+from medfm_rl.runs.scores import SCORES_FORMAT
 
 
 def write_scores_file(
@@ -14,7 +17,7 @@ def write_scores_file(
 ) -> Path:
     """Cases are name, patient, predicted mean Dice and distance from the calibration."""
     content = {
-        "format": scores_file._FORMAT,
+        "format": SCORES_FORMAT,
         "quality": quality,
         "segmenter": None,
         "batch_state": "holds",
@@ -25,8 +28,11 @@ def write_scores_file(
                 "patient_id": patient,
                 "verdict": verdict,
                 "mask": f"mask of {name}",
-                "scores": [{"structure": "mean", "predicted_dice": predicted, "mean_reward": predicted}],
-                "rules": [{"rule": "holes", "passed": True}, {"rule": "size", "passed": False}],
+                "scores": [asdict(StructureScore("mean", predicted, 0.0, 1.0, predicted, predicted, (0, 0)))],
+                "rules": [
+                    asdict(RuleResult(rule, "LV", None, 1.0, None, 1.0, "", "", passed))
+                    for rule, passed in (("holes", True), ("size", False))
+                ],
                 "shift_distance": distance,
             }
             for name, patient, predicted, distance in cases

@@ -11,8 +11,8 @@ from medfm_rl.data.images import hash_image
 from medfm_rl.data.labels import hash_labels, read_labels
 from medfm_rl.data.mask_labels import labels_in_masks
 from medfm_rl.errors import DataError
+from medfm_rl.runs.scores import Scores
 from medfm_rl.types import Case, LabelMap, LabelSchema
-from medfm_rl.workflows.deploy.scores_file import Scores
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ class GivenMasks:
         labels = read_labels(
             path, self.schema, case.shape, case.geometry, self.in_files, case.frame, frames=case.frames
         )
-        scored = None if self.scores is None else self.scores.masks.get(case.case_id)
-        if scored is not None and hash_labels(labels) != scored:
+        scored = None if self.scores is None else self.scores.cases.get(case.case_id)
+        if scored is not None and hash_labels(labels) != scored.mask:
             raise DataError(f"{path}: is not the mask that was scored; score it again")
         return labels

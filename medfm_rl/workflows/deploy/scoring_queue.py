@@ -33,8 +33,9 @@ from medfm_rl.data.layouts import CaseFile
 from medfm_rl.data.notices import collected_notices
 from medfm_rl.data.probabilities import confidence_of, require_all
 from medfm_rl.errors import DataError, UserError
-from medfm_rl.quality import QualityController, QualityReport
+from medfm_rl.quality.controller import QualityController
 from medfm_rl.quality.packed import PackedReports
+from medfm_rl.quality.reports import QualityReport
 from medfm_rl.quality.submission import Submission, cases_at_once, is_a_batch
 from medfm_rl.reports.scores import thumbnail
 from medfm_rl.runs.case_records import CaseRecords, hash_case, hash_segmenter, label_path, reward_path

@@ -24,8 +24,8 @@ from medfm_rl.data.labels import hash_labels, read_labels
 from medfm_rl.data.layouts import CaseFile, find_cases
 from medfm_rl.data.mask_files import find_masks
 from medfm_rl.errors import ConfigError, DataError, ModelError
-from medfm_rl.quality import BatchReport, QualityController, QualityReport
-from medfm_rl.quality.controller import Keep
+from medfm_rl.quality.controller import Keep, QualityController
+from medfm_rl.quality.reports import BatchReport, QualityReport
 from medfm_rl.reward.network import RewardNet
 from medfm_rl.reward.shape_prior import ShapePrior
 from medfm_rl.runs.finished import load_model, load_run
