@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from matplotlib.figure import Figure
+from support.score_files import assessed_mask
 
 from medfm_rl import cli
 from medfm_rl.adapters.delta import state_hash
@@ -109,8 +110,7 @@ def write_scores(
 ) -> None:
     """A `scores.json` of masks of the run's segmenter, or of masks with these hashes."""
     cases = [
-        {"case_id": name, "verdict": verdict, "mask": "" if masks is None else masks[name]}
-        for name, verdict in verdicts.items()
+        assessed_mask(name, name, verdict, "" if masks is None else masks[name]) for name, verdict in verdicts.items()
     ]
     segmenter = state_hash(load_model(run, "cpu").segmenter) if masks is None else None
     quality = hash_file(RunFolder(run).quality)

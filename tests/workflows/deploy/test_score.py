@@ -17,7 +17,7 @@ import SimpleITK as sitk
 import torch
 from matplotlib.image import imread
 from support.reward_reports import report_on
-from support.score_files import write_scores_file
+from support.score_files import assessed_mask
 from torch import Tensor
 
 from medfm_rl.adapters import Sample, TorchModuleAdapter
@@ -342,9 +342,7 @@ def test_every_output_tells_verdict_guarantee_and_action_apart(quality_run: Path
 
 @pytest.mark.parametrize("number", [3, 4])
 def test_scores_of_older_versions_are_read_and_what_they_accepted_is_used(tmp_path: Path, number: int) -> None:
-    write_scores_file(tmp_path / "today.json", [("one", "p", 0.5, 1.0)])
-    (case,) = json.loads((tmp_path / "today.json").read_text())["cases"]
-    cases = [{**case, "case_id": verdict, "verdict": verdict} for verdict in ("accept", "correct", "refer")]
+    cases = [assessed_mask(verdict, "p", verdict, "ab") for verdict in ("accept", "correct", "refer")]
     content = {"format": number, "batch_state": "holds", "quality": "cd", "segmenter": None, "cases": cases}
     path = tmp_path / "scores.json"
     path.write_text(json.dumps({**content, "problems": {"bad": {"problem": "it is", "verdict": "refer"}}}))
