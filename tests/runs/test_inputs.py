@@ -267,7 +267,7 @@ def test_what_a_segmenter_reads_beside_its_folder_is_an_input(
 
 def test_a_record_of_the_inputs_that_cannot_be_read_is_named(interrupted: AdaptConfig) -> None:
     (interrupted.output / "inputs.json").write_text("{")
-    with pytest.raises(ConfigError, match=r"inputs\.json: cannot be read"):
+    with pytest.raises(ConfigError, match=r"inputs\.json: not a JSON file"):
         adapt(interrupted, True, lambda *_: None)
 
 
