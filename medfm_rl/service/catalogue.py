@@ -6,6 +6,7 @@ import hashlib
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Final, Literal, get_args
 
 from medfm_rl.data.images import is_video
@@ -14,12 +15,15 @@ from medfm_rl.feedback.entries import Drawn
 from medfm_rl.runs.stream_history import read_stream
 from medfm_rl.service.request import DeskRequest
 from medfm_rl.service.scored import (
+    CORRECTIONS,
+    PROPOSALS,
     Correction,
     Proposals,
     ScoredCase,
     read_corrections,
     read_proposals,
     read_scores,
+    scores_path,
 )
 from medfm_rl.types import LabelSchema
 
@@ -161,6 +165,25 @@ def read_catalogue(request: DeskRequest) -> Catalogue:
             items[found.id] = found
     ordered = dict(sorted(items.items(), key=lambda pair: pair[1].order))
     return Catalogue(ordered, {item.view.id: item.view for item in ordered.values()}, structures)
+
+
+def state_of_files(request: DeskRequest) -> tuple[tuple[int, int, int] | None, ...]:
+    """What changes when a file that `read_catalogue` reads is replaced or added to."""
+    files = (
+        *map(scores_path, request.scores),
+        *(folder / CORRECTIONS for folder in request.corrections),
+        *(folder / PROPOSALS for folder in request.proposals),
+        *request.streams,
+    )
+    return tuple(map(_state_of, files))
+
+
+def _state_of(path: Path) -> tuple[int, int, int] | None:
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_ino, found.st_size, found.st_mtime_ns
 
 
 def _structures(scored: Sequence[ScoredCase], proposed: Sequence[Proposals], request: DeskRequest) -> LabelSchema:

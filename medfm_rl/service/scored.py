@@ -81,7 +81,7 @@ class ScoredCase:
 
     @property
     def key(self) -> str:
-        """By which a stream knows the mask (`runs.stream_state.StudyCase.key`)."""
+        """By which a stream knows the mask (`runs.stream_history.StudyCase.key`)."""
         return mask_key(self.case, str(self.labels_sha256))
 
     def recorded_inputs(self) -> Mapping[str, Any]:
@@ -105,6 +105,11 @@ class ScoredCase:
         return file_of_case(self.folder / "rewards", self.case, ".nii.gz")
 
 
+def scores_path(place: Path) -> Path:
+    """The `scores.json` of a folder, or the one that was given itself."""
+    return place if place.name == SCORES_FILE else place / SCORES_FILE
+
+
 def read_scores(place: Path) -> list[ScoredCase]:
     """Reads what `score` wrote.
 
@@ -114,7 +119,7 @@ def read_scores(place: Path) -> list[ScoredCase]:
     Raises:
         DataError: There is none, it is of a newer version, or it lacks masks.
     """
-    path = place if place.name == SCORES_FILE else place / SCORES_FILE
+    path = scores_path(place)
     if not path.exists():
         raise DataError(f"{path}: there is no such file; give the folder that `medfm-rl score` wrote (--out)")
     scores, maker = Scores.read(path), _maker(path.parent)

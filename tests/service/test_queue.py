@@ -359,6 +359,36 @@ def test_a_desk_that_cannot_be_opened_says_what_to_do(folder: DeskFolder, tmp_pa
         open_desk(copied)
 
 
+def test_what_is_scored_and_drawn_while_a_desk_is_open_is_there_after_a_reload(
+    folder: DeskFolder, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    copied = copy_of(folder, tmp_path)
+    scores, stream = copied.scores / "scores.json", tmp_path / "stream.jsonl"
+    content = json.loads(scores.read_text())
+    new = content["cases"].pop(next(n for n, case in enumerate(content["cases"]) if case["action"] == "refer"))
+    whole = scores.read_text()
+    scores.write_text(json.dumps(content))
+    head, study = folder.stream.read_text().splitlines()
+    stream.write_text(f"{head}\n")
+    client = client_of(open_desk(copied, streams=(stream,)))
+    decide(client, item_of(client, "correct"), {"kind": "verdict", "value": "accept"})
+    before = items(client)
+    assert new["case_id"] not in [each["name"] for each in before]
+    scores.write_text(whole)
+    stream.write_text(f"{head}\n{study}\n")
+    after = items(client)
+    assert {(each["name"], each["kind"]) for each in after if each not in before} == {
+        (new["case_id"], "refer"),
+        (json.loads(study)["cases"][0]["case"], "audit"),
+    }
+    assert [each["state"] for each in after].count("done") == 1
+    assert client.get(f"/api/v1/cases/{item_of(client, 'refer')}/masks/given").status_code == 200
+    # `score` takes the file away while it works.
+    scores.unlink()
+    assert items(client) == after
+    assert "the queue stays as it is" in caplog.text
+
+
 def copy_of(folder: DeskFolder, tmp_path: Path) -> DeskFolder:
     """Images, scores and a store that a test may damage, under paths of their own."""
     place = tmp_path / "copy"

@@ -98,7 +98,7 @@ def queue(
     limit: Annotated[int, Query(ge=1, le=500)] = 100,
 ) -> Queue:
     """The queue in its order, and what is left of each kind."""
-    desk.work.refresh()
+    desk.refresh()
     held = desk.leases.held()
     items = desk.work.items(who.reviewer, who.may("lead"))
     states = {item.id: _state(desk, item, held, who) for item in items}
