@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from medfm_rl.envs import SegmentationEnv
     from medfm_rl.policies import DensePPO
     from medfm_rl.processes.joining import joined_team
-    from medfm_rl.quality import QualityController
+    from medfm_rl.quality.controller import QualityController
     from medfm_rl.quality.gates import Gates
     from medfm_rl.quality.model import Targets
     from medfm_rl.runs.finished import load_judge, load_model, load_run
@@ -81,7 +81,7 @@ _HOMES = {
     "DensePPO": "policies",
     "Gates": "quality.gates",
     "ProposeRequest": "workflows.propose.request",
-    "QualityController": "quality",
+    "QualityController": "quality.controller",
     "ScoreRequest": "workflows.deploy.score",
     "SegmentationEnv": "envs",
     "SegmenterAdapter": "adapters",

@@ -7,9 +7,12 @@ from __future__ import annotations
 
 import hashlib
 import secrets
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
+
+if TYPE_CHECKING:
+    import torch
 
 
 def derive_seed(seed: int, *names: str | int) -> int:
@@ -25,6 +28,8 @@ def unforeseen_seed() -> int:
 
 def torch_generator(seed: int, *names: str | int) -> torch.Generator:
     """A CPU generator seeded with `derive_seed`."""
+    import torch
+
     return torch.Generator().manual_seed(derive_seed(seed, *names))
 
 

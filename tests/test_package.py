@@ -35,6 +35,10 @@ def test_light_modules_load_no_heavy_package(module: str) -> None:
     assert not HEAVY & loaded_by(f"import {module}")
 
 
+def test_a_desk_does_without_torch() -> None:
+    assert not {"torch", "monai"} & loaded_by("import medfm_rl.service.app")
+
+
 def test_what_public_functions_are_given_has_a_public_name() -> None:
     """Requests and settings, and what these hold in turn; a run, a model or a case comes from another function."""
     functions = [getattr(medfm_rl, name) for name in medfm_rl.__all__ if inspect.isfunction(getattr(medfm_rl, name))]

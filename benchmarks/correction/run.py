@@ -41,7 +41,7 @@ from medfm_rl.correction import CaseCorrector, Verifier
 from medfm_rl.correction.methods import make_corrector
 from medfm_rl.data.files import write_json
 from medfm_rl.metrics.scores import score_case
-from medfm_rl.quality import QualityController
+from medfm_rl.quality.controller import QualityController
 from medfm_rl.reward.shape_prior import ShapePrior
 from medfm_rl.runs.finished import FinishedRun
 from medfm_rl.settings import CorrectionSettings

@@ -113,7 +113,15 @@ def _scored(place: Place, name: str, image: Path, labels: str, dice: float) -> d
         "shift_distance": 1.0,
         "rules": [],
         "scores": [
-            {"structure": structure, "predicted_dice": dice, "low": dice - 0.1, "high": dice + 0.1, "mean_reward": dice}
+            {
+                "structure": structure,
+                "predicted_dice": dice,
+                "low": dice - 0.1,
+                "high": dice + 0.1,
+                "mean_reward": dice,
+                "worst_reward": dice,
+                "worst_centre": [0, 0],
+            }
             for structure in (*STRUCTURES, "mean")
         ],
     }

@@ -12,8 +12,8 @@ from benchmarks.harness.recording import quiet
 from medfm_rl.data.layouts import CaseFile
 from medfm_rl.metrics.failure_detection import failure_auroc
 from medfm_rl.metrics.overlap import dice
-from medfm_rl.quality import QualityController, QualityReport
-from medfm_rl.quality.reports import BatchReport
+from medfm_rl.quality.controller import QualityController
+from medfm_rl.quality.reports import BatchReport, QualityReport
 from medfm_rl.runs.finished import FinishedRun
 from medfm_rl.types import LabelSchema
 from medfm_rl.workflows.calibrate.from_source import write_default_quality

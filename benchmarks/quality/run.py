@@ -44,8 +44,10 @@ from medfm_rl.data.files import write_json
 from medfm_rl.data.layouts import CaseFile, split_by_patient
 from medfm_rl.metrics.calibration import expected_calibration_error
 from medfm_rl.metrics.overlap import dice
-from medfm_rl.quality import QualityController, QualityReport, baselines
+from medfm_rl.quality import baselines
+from medfm_rl.quality.controller import QualityController
 from medfm_rl.quality.model import Targets
+from medfm_rl.quality.reports import QualityReport
 from medfm_rl.runs.finished import FinishedRun
 from medfm_rl.types import LabelledCase, LabelMap
 from medfm_rl.workflows.calibrate.quality import MaskToAssess, calibrate_cases

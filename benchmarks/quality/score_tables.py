@@ -17,8 +17,8 @@ import numpy as np
 
 from benchmarks.harness.recording import RUNS, print_results, write_results
 from medfm_rl.data.files import write_json
-from medfm_rl.quality import QualityReport
 from medfm_rl.quality.drift import Numbers
+from medfm_rl.quality.reports import QualityReport
 
 _FORMAT = 2
 TABLES = "score-tables"

@@ -19,8 +19,8 @@ from medfm_rl.data.layouts.description import Description
 from medfm_rl.data.names import case_name
 from medfm_rl.reward.fusion import read_fusion
 from medfm_rl.runs.inputs import load_inputs
+from medfm_rl.runs.scores import Scores
 from medfm_rl.settings.prompts import FilePrompts
-from medfm_rl.workflows.deploy.scores_file import Scores
 
 _SCORES = {
     "format": 4,
@@ -29,7 +29,25 @@ _SCORES = {
     "segmenter": "cd" * 32,
     "batch_state": "holds",
     "cases": [
-        {"case_id": f"p{number}", "patient_id": f"p{number}", "verdict": verdict, "mask": "ef" * 32, "scores": []}
+        {
+            "case_id": f"p{number}",
+            "patient_id": f"p{number}",
+            "verdict": verdict,
+            "mask": "ef" * 32,
+            "scores": [
+                {
+                    "structure": "mean",
+                    "predicted_dice": 0.5,
+                    "low": 0.25,
+                    "high": 0.75,
+                    "mean_reward": 0.5,
+                    "worst_reward": 0.25,
+                    "worst_centre": [3, 4],
+                }
+            ],
+            "rules": [],
+            "shift_distance": 1.5,
+        }
         for number, verdict in enumerate(("accept", "correct", "refer"))
     ],
     "problems": {"p9": {"problem": "p9.png: cannot be read", "verdict": "refer"}},
@@ -109,7 +127,9 @@ def equal(found: Any, expected: Any) -> str:
 
 def _read_scores(path: Path) -> Any:
     scores = Scores.read(path)
-    return dict(scores.verdicts), dict(scores.masks), scores.quality, scores.segmenter, scores.state
+    verdicts = {name: case.verdict for name, case in scores.cases.items()} | dict.fromkeys(scores.problems, "refer")
+    masks = {name: case.mask for name, case in scores.cases.items()}
+    return verdicts, masks, scores.quality, scores.segmenter, scores.state
 
 
 def _scores_oracle(path: Path) -> Any:

@@ -57,10 +57,10 @@ from medfm_rl.data.files import write_json
 from medfm_rl.data.images import write_labels
 from medfm_rl.data.layouts import CaseFile
 from medfm_rl.metrics.overlap import dice
-from medfm_rl.quality import QualityController, QualityModel
 from medfm_rl.quality.baselines import BoxAgreement, PredictedIoU
+from medfm_rl.quality.controller import QualityController
 from medfm_rl.quality.evidence import expected_dice
-from medfm_rl.quality.model import Targets
+from medfm_rl.quality.model import QualityModel, Targets
 from medfm_rl.runs.finished import FinishedRun, load_run
 from medfm_rl.settings import MaskPrompts
 from medfm_rl.types import Case, LabelMap

@@ -29,8 +29,8 @@ from medfm_rl.adapters import TorchModuleAdapter
 from medfm_rl.data.layouts import find_cases
 from medfm_rl.data.ultrasound.phantom import ECHO_SCHEMA, simulate_dataset
 from medfm_rl.data.ultrasound.vendors import vendor
-from medfm_rl.quality import QualityController
 from medfm_rl.quality.calibration import Provenance, fit_quality
+from medfm_rl.quality.controller import QualityController
 from medfm_rl.quality.model import Targets
 from medfm_rl.quality.submission import collect_evidence, submit
 from medfm_rl.reward.network import RewardEnsemble, RewardNet

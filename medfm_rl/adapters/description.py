@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel
 
 from medfm_rl.adapters.checkpoints import read_json_object
+from medfm_rl.data.files import versioned_json
+from medfm_rl.data.json_models import read_model
 from medfm_rl.errors import ModelError
 
 DESCRIPTION: Final = "segmenter.json"
-_FORMAT = 1
+_FORMAT: Final = 1
+_ADVICE: Final = "correct it there"
 
 Described = TypeVar("Described", bound=BaseModel)
 
@@ -24,20 +26,15 @@ def read_described(folder: Path, model: type[Described]) -> Described:
         ModelError: It is missing, of another format, or a field is wrong.
     """
     path = folder / DESCRIPTION
-    content = read_json_object(path, f"{folder}: not a segmenter folder, there is no {DESCRIPTION}")
-    if content.pop("format", _FORMAT) != _FORMAT:
-        raise ModelError(f'{path}: "format" must be {_FORMAT}')
-    try:
-        return model.model_validate(content)
-    except ValidationError as error:
-        problems = "; ".join(f"{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in error.errors())
-        raise ModelError(f"{path}: {problems}") from error
+    if not path.is_file():
+        raise ModelError(f"{folder}: not a segmenter folder, there is no {DESCRIPTION}")
+    return read_model(path, model, _FORMAT, "the description of a segmenter", _ADVICE)
 
 
 def write_described(folder: Path, description: BaseModel) -> None:
     """Writes the file into a folder that is there."""
-    text = json.dumps({"format": _FORMAT, **description.model_dump(mode="json")}, indent=2)
-    (folder / DESCRIPTION).write_text(text + "\n", encoding="utf-8")
+    text = versioned_json(_FORMAT, description.model_dump(mode="json"))
+    (folder / DESCRIPTION).write_text(text, encoding="utf-8")
 
 
 def kind_of_folder(folder: Path) -> Any:

@@ -15,14 +15,12 @@ from medfm_rl.anatomy.measures import MaskView
 from medfm_rl.anatomy.rules import AnyRule, Profile
 from medfm_rl.builtin import anatomy_profiles
 from medfm_rl.errors import ConfigError
-from medfm_rl.settings.problems import describe_problem
+from medfm_rl.settings.problems import sum_up_problems
 from medfm_rl.settings.yaml_text import read_yaml
 from medfm_rl.types import LabelMap, LabelSchema
 
 _NO_LIMIT = float(np.finfo(np.float64).max)
 """What stands for no upper limit."""
-_SHOWN = 3
-"""Problems of a profile that a message names."""
 
 
 @dataclass(frozen=True)
@@ -163,7 +161,7 @@ def load_anatomy(name: str, schema: LabelSchema) -> Anatomy:
     try:
         profile = Profile.model_validate(content)
     except ValidationError as error:
-        raise ConfigError(f"anatomy {name}: not a valid profile: {_first_problems(error)}") from error
+        raise ConfigError(f"anatomy {name}: not a valid profile: {sum_up_problems(error)}") from error
     try:
         return Anatomy(name, profile.bound_to(schema), schema)
     except ValueError as error:
@@ -199,12 +197,6 @@ def _excess(result: RuleResult) -> float:
         return math.inf
     limit = result.least if result.least is not None and result.measured < result.least else result.most
     return abs(result.measured - (limit or 0.0)) / (abs(limit or 0.0) + 1e-9)
-
-
-def _first_problems(error: ValidationError) -> str:
-    problems = [f"{'.'.join(map(str, item['loc']))}: {describe_problem(item)}" for item in error.errors()]
-    more = f"; and {len(problems) - _SHOWN} more" if len(problems) > _SHOWN else ""
-    return "; ".join(problems[:_SHOWN]) + more
 
 
 def _read_profile(name: str) -> str:

@@ -21,7 +21,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from medfm_rl.anatomy.contour_motion import neighbour_distances
 from medfm_rl.anatomy.learning import range_of
 from medfm_rl.errors import ConfigError
-from medfm_rl.settings.problems import describe_problem
+from medfm_rl.settings.problems import sum_up_problems
 from medfm_rl.settings.yaml_text import read_yaml
 from medfm_rl.structures import pixels_of
 from medfm_rl.types import LabelMap, LabelSchema
@@ -95,9 +95,7 @@ class TemporalRules(BaseModel):
         try:
             return cls.model_validate(content)
         except ValidationError as error:
-            first = error.errors()[0]
-            where = ".".join(map(str, first["loc"])) or "the file"
-            raise ConfigError(f"rules over time {path}: {where}: {describe_problem(first)}") from error
+            raise ConfigError(f"rules over time {path}: {sum_up_problems(error)}") from error
 
     def to_yaml(self) -> str:
         """The content of a file that `read` reads."""

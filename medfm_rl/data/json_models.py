@@ -9,7 +9,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from medfm_rl.data.files import read_versioned_json
 from medfm_rl.errors import ModelError, UserError
-from medfm_rl.settings.problems import describe_problem, field_of
+from medfm_rl.settings.problems import sum_up_problems
 
 Model = TypeVar("Model")
 
@@ -35,6 +35,4 @@ def read_model(
     try:
         return TypeAdapter(kind).validate_python(content)
     except ValidationError as problem:
-        first = problem.errors()[0]
-        what = ": ".join(part for part in (field_of(first["loc"]), describe_problem(first)) if part)
-        raise error(f"{path}: not {words} ({what}); {advice}") from problem
+        raise error(f"{path}: not {words} ({sum_up_problems(problem)}); {advice}") from problem

@@ -30,7 +30,6 @@ from typing import Final, Literal, get_args
 import numpy as np
 import numpy.typing as npt
 
-from medfm_rl.quality.appearance import meaning_of_number
 from medfm_rl.seeding import derive_seed
 
 Signal = Literal["appearance", "look", "rewards", "rules", "reviewed"]
@@ -177,6 +176,9 @@ class Watch:
         place = int(by_game.argmax())
         since, higher = change_point([None if found is None else float(found[place]) for found in self._p_values])
         if self.signal == "look":
+            # Only here: it brings PyTorch, and a desk reads streams without.
+            from medfm_rl.quality.appearance import meaning_of_number
+
             return since, meaning_of_number(place, len(by_game), higher)
         return since, _DIRECTIONS[self.signal][0 if higher else 1]
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
@@ -16,6 +14,7 @@ from medfm_rl.adapters.checkpoints import load_strictly, read_state
 from medfm_rl.data.files import hash_file
 from medfm_rl.errors import DataError, MissingExtraError
 from medfm_rl.quality.picture_values import in_bytes, in_colours
+from medfm_rl.quality.reports import APICAL, ViewFinding
 from medfm_rl.types import Case, FloatArray
 
 VIEWS: Final = (
@@ -32,37 +31,12 @@ VIEWS: Final = (
     "Subcostal",
 )
 """Its classes, in the order of its outputs (COARSE_VIEWS of github.com/echonet/EchoPrime)."""
-APICAL: Final = frozenset(("A2C", "A3C", "A4C", "A5C"))
 ECHO_PROFILES: Final = frozenset(("echo_apical",))
 """Anatomy profiles whose rules are for apical views."""
 _SIZE: Final = 224
 _ZOOM: Final = 0.1
 _MEAN: Final = (29.110628, 28.076836, 29.096405)
 _DEVIATION: Final = (47.989223, 46.456997, 47.20083)
-
-
-@dataclass(frozen=True)
-class ViewFinding:
-    """The finding of the classifier.
-
-    Attributes:
-        view: The most probable of `VIEWS`.
-        probability: Probability of that view.
-        apical: Probability of an apical view without Doppler.
-    """
-
-    view: str
-    probability: float
-    apical: float
-
-    @property
-    def is_apical(self) -> bool:
-        return self.view in APICAL
-
-    @classmethod
-    def from_json(cls, content: Mapping[str, Any] | None) -> ViewFinding | None:
-        """A finding from the result of `dataclasses.asdict`; None from None."""
-        return None if content is None else cls(**content)
 
 
 class ViewClassifier:

@@ -30,6 +30,7 @@ from medfm_rl.quality.evidence import Evidence, log_odds
 from medfm_rl.quality.prediction import DicePredictor
 from medfm_rl.quality.shift import DomainReference
 from medfm_rl.reward.fusion import read_fusion
+from medfm_rl.settings.problems import sum_up_problems
 from medfm_rl.types import LabelSchema
 
 QUALITY_FILE = "quality.json"
@@ -306,7 +307,9 @@ class QualityModel(BaseModel):
                 f"{path}: there is no such file, so nothing says how good a reward is; make one from labelled cases by "
                 f"`medfm-rl calibrate {path.parent} --labelled DIR`"
             ) from error
-        except (OSError, ValueError, ValidationError) as error:
+        except ValidationError as error:
+            raise ModelError(f"{path}: not a quality model ({sum_up_problems(error)}); calibrate again") from error
+        except (OSError, ValueError) as error:
             raise ModelError(f"{path}: not a quality model ({error}); calibrate again") from error
 
     def check_networks(self, run: Path, model_hash: str | None = None) -> None:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any, Literal, get_args
+from typing import Any, Final, Literal, get_args
 
 import numpy as np
 
 from medfm_rl.anatomy.profiles import RuleResult
-from medfm_rl.quality.echo_views import ViewFinding
 from medfm_rl.types import FloatArray
 
 Verdict = Literal["accept", "correct", "refer"]
@@ -39,6 +38,10 @@ limit), structure_missing, shift_case (this image is unlike those of the calibra
 """
 
 
+APICAL: Final = frozenset(("A2C", "A3C", "A4C", "A5C"))
+"""Views of echo that are apical, without those of Doppler."""
+
+
 @dataclass(frozen=True)
 class StructureScore:
     """Predicted quality of one structure of a mask, or of the mean over structures.
@@ -60,6 +63,30 @@ class StructureScore:
     mean_reward: float
     worst_reward: float
     worst_centre: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class ViewFinding:
+    """The finding of the classifier.
+
+    Attributes:
+        view: The most probable of `VIEWS`.
+        probability: Probability of that view.
+        apical: Probability of an apical view without Doppler.
+    """
+
+    view: str
+    probability: float
+    apical: float
+
+    @property
+    def is_apical(self) -> bool:
+        return self.view in APICAL
+
+    @classmethod
+    def from_json(cls, content: Mapping[str, Any] | None) -> ViewFinding | None:
+        """A finding from the result of `dataclasses.asdict`; None from None."""
+        return None if content is None else cls(**content)
 
 
 @dataclass(frozen=True, eq=False)

@@ -15,8 +15,8 @@ from medfm_rl.adapters import CaseGrid, Sample, SegmenterAdapter
 from medfm_rl.anatomy.profiles import Anatomy, RuleResult
 from medfm_rl.errors import DataError
 from medfm_rl.quality.appearance import appearance
-from medfm_rl.quality.echo_views import ViewFinding
 from medfm_rl.quality.evidence import Evidence, confidence_in
+from medfm_rl.quality.reports import ViewFinding
 from medfm_rl.reward.network import RewardEnsemble
 from medfm_rl.types import Case, FloatArray, LabelMap, LabelSchema
 

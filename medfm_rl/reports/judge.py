@@ -8,7 +8,7 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from medfm_rl.quality import QualityModel
+from medfm_rl.quality.model import QualityModel
 from medfm_rl.reports.figures import encode_figure
 from medfm_rl.reports.pages import render_page
 

@@ -13,9 +13,9 @@ import numpy as np
 import numpy.typing as npt
 
 from medfm_rl.metrics.scores import MEAN
-from medfm_rl.quality import BatchReport, QualityModel, QualityReport
+from medfm_rl.quality.model import QualityModel
 from medfm_rl.quality.packed import InTurn
-from medfm_rl.quality.reports import GUARANTEES
+from medfm_rl.quality.reports import GUARANTEES, BatchReport, QualityReport
 from medfm_rl.reports.figures import overlay, structure_colours
 from medfm_rl.reports.pages import embed, render_page
 from medfm_rl.reports.thumbnails import in_greys, png_bytes, under

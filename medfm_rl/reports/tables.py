@@ -11,7 +11,7 @@ from rich.table import Table
 
 from medfm_rl.metrics.bootstrap import PairedDifference
 from medfm_rl.metrics.scores import StructureSummary
-from medfm_rl.quality import QualityModel
+from medfm_rl.quality.model import QualityModel
 
 
 @dataclass(frozen=True)

@@ -8,11 +8,14 @@ import os
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any, Final
+
+from pydantic import BaseModel, model_validator
 
 from medfm_rl.adapters.loading import read_beside
-from medfm_rl.data.files import files_below, hash_file, hash_listing, write_json
+from medfm_rl.data.files import files_below, hash_file, hash_listing, write_versioned_json
 from medfm_rl.data.images import pixel_files
-from medfm_rl.data.json_text import parse_json
+from medfm_rl.data.json_models import read_model
 from medfm_rl.data.layouts import CaseFile, find_cases
 from medfm_rl.errors import ConfigError
 from medfm_rl.progress import Progress
@@ -24,7 +27,8 @@ _LOG = logging.getLogger(__name__)
 TARGET, SOURCE = "target.path", "source.path"
 """The settings that name the data sets of a run."""
 DATA_SETS = (TARGET, SOURCE)
-_FORMAT = 2
+_FORMAT: Final = 2
+_ADVICE: Final = "start a new run in another folder"
 
 
 @dataclass(frozen=True)
@@ -124,7 +128,20 @@ def hash_images(files: Sequence[CaseFile], progress: Progress) -> Input:
 def write_inputs(path: Path, inputs: Inputs) -> None:
     """Writes the record: places, hashes of every file, who the cases are of, and which version read them."""
     content = {name: {**asdict(place), "hash": place.hash} for name, place in inputs.items()}
-    write_json(path, {"format": _FORMAT, "medfm_rl": __version__, "inputs": content})
+    write_versioned_json(path, _FORMAT, {"medfm_rl": __version__, "inputs": content})
+
+
+class _Record(BaseModel):
+    inputs: Inputs
+    medfm_rl: str = "of an older version"
+
+    @model_validator(mode="before")
+    @classmethod
+    def _with_places(cls, content: Any) -> Any:
+        """Format 1 has the hashes of files alone, by the setting that names their place."""
+        if not isinstance(content, dict) or "inputs" in content:
+            return content
+        return {"inputs": {name: {"path": None, "files": files} for name, files in content.items()}}
 
 
 def load_inputs(path: Path) -> Inputs:
@@ -133,30 +150,11 @@ def load_inputs(path: Path) -> Inputs:
     Raises:
         ConfigError: It is missing or something else.
     """
-    try:
-        content = parse_json(path.read_text(encoding="utf-8"))
-        if "format" not in content:
-            return {name: Input(None, dict(files)) for name, files in content.items()}
-        if content["format"] != _FORMAT:
-            raise ValueError(f"format {content['format']!r}; this version reads format {_FORMAT}")
-        return {
-            name: Input(_text(place["path"], True), _texts(place["files"]), _texts(place["cases"]))
-            for name, place in content["inputs"].items()
-        }
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ConfigError(f"{path}: cannot be read ({error}); start a new run in another folder") from error
+    return _read(path).inputs
 
 
-def _texts(values: object) -> dict[str, str]:
-    if not isinstance(values, dict):
-        raise TypeError(f"{str(values)[:40]!r} where names and texts are wanted")
-    return {name: _text(text) or "" for name, text in values.items()}
-
-
-def _text(value: object, optional: bool = False) -> str | None:
-    if not isinstance(value, str) and not (optional and value is None):
-        raise TypeError(f"{str(value)[:40]!r} where a text is wanted")
-    return value
+def _read(path: Path) -> _Record:
+    return read_model(path, _Record, _FORMAT, "a record of inputs", _ADVICE, ConfigError)
 
 
 def require_same_inputs(
@@ -182,12 +180,10 @@ def require_same_inputs(
             path,
         )
         return
-    started, now = load_inputs(path), read_inputs(config, progress, data_sets)
-    for name in DATA_SETS:
-        if name not in data_sets:
-            started.pop(name, None)
-    _warn_of_another_version(path)
-    changes = differences(started, now)
+    record, now = _read(path), read_inputs(config, progress, data_sets)
+    compared = {name: found for name, found in record.inputs.items() if name in data_sets or name not in DATA_SETS}
+    _warn_of_another_version(path, record.medfm_rl)
+    changes = differences(compared, now)
     if changes:
         raise ConfigError(
             f"{path.parent}: what the run was started with has changed ({'; '.join(changes)}), and results of before "
@@ -195,9 +191,7 @@ def require_same_inputs(
         )
 
 
-def _warn_of_another_version(path: Path) -> None:
-    content = parse_json(path.read_text(encoding="utf-8"))
-    version = content.get("medfm_rl", "of an older version")
+def _warn_of_another_version(path: Path, version: str) -> None:
     if version != __version__:
         _LOG.warning(
             "%s: medfm-rl %s started this run and %s goes on with it; its stages may follow other rules, and the "

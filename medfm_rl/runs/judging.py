@@ -16,8 +16,9 @@ from medfm_rl.data.files import hash_file, hash_folder, write_versioned_json
 from medfm_rl.data.json_models import read_model
 from medfm_rl.errors import ConfigError, ModelError
 from medfm_rl.networks import choose_device
-from medfm_rl.quality import QualityController, QualityModel
+from medfm_rl.quality.controller import QualityController
 from medfm_rl.quality.gates import NO_GATES, Gates
+from medfm_rl.quality.model import QualityModel
 from medfm_rl.quality.promises import Promise
 from medfm_rl.quality.reviewed_errors import ReviewedErrors
 from medfm_rl.reward.fusion import read_fusion

@@ -6,20 +6,24 @@ import hashlib
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Final, Literal, get_args
 
 from medfm_rl.choices import Drawn
 from medfm_rl.data.images import is_video
 from medfm_rl.errors import DataError
+from medfm_rl.runs.stream_history import read_stream
 from medfm_rl.service.request import DeskRequest
 from medfm_rl.service.scored import (
+    CORRECTIONS,
+    PROPOSALS,
     Correction,
+    Proposals,
     ScoredCase,
     read_corrections,
-    read_open_audits,
     read_proposals,
-    read_proposed_structures,
     read_scores,
+    scores_path,
 )
 from medfm_rl.types import LabelSchema
 
@@ -71,8 +75,8 @@ class View:
     @property
     def lowest_dice(self) -> float | None:
         """The lowest predicted Dice of any structure of any frame; None where nothing is predicted."""
-        found = [dice for frame in self.frames for dice, _, _ in frame.dice.values() if dice is not None]
-        return min(found, default=None)
+        found = [score.predicted_dice for frame in self.frames for score in frame.scores]
+        return min((dice for dice in found if dice is not None), default=None)
 
 
 @dataclass(frozen=True, eq=False)
@@ -143,12 +147,13 @@ def read_catalogue(request: DeskRequest) -> Catalogue:
     """
     scored = [case for folder in request.scores for case in read_scores(folder)]
     corrections = {name: made for folder in request.corrections for name, made in read_corrections(folder).items()}
-    audits = {key for stream in request.streams for key in read_open_audits(stream)}
-    structures = _structures(scored, request)
+    proposed = [read_proposals(folder) for folder in request.proposals]
+    audits = {case.key for stream in request.streams for case in read_stream(stream).open_audits}
+    structures = _structures(scored, proposed, request)
     views = _views(scored)
     items: dict[str, Item] = {}
     taken: set[str] = set()
-    for item in [*_proposed(request, views), *_drawn(views, audits)]:
+    for item in [*_proposed(proposed, views), *_drawn(views, audits)]:
         if item.view.id not in taken:
             taken.add(item.view.id)
             items[item.id] = item
@@ -162,7 +167,26 @@ def read_catalogue(request: DeskRequest) -> Catalogue:
     return Catalogue(ordered, {item.view.id: item.view for item in ordered.values()}, structures)
 
 
-def _structures(scored: Sequence[ScoredCase], request: DeskRequest) -> LabelSchema:
+def state_of_files(request: DeskRequest) -> tuple[tuple[int, int, int] | None, ...]:
+    """What changes when a file that `read_catalogue` reads is replaced or added to."""
+    files = (
+        *map(scores_path, request.scores),
+        *(folder / CORRECTIONS for folder in request.corrections),
+        *(folder / PROPOSALS for folder in request.proposals),
+        *request.streams,
+    )
+    return tuple(map(_state_of, files))
+
+
+def _state_of(path: Path) -> tuple[int, int, int] | None:
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_ino, found.st_size, found.st_mtime_ns
+
+
+def _structures(scored: Sequence[ScoredCase], proposed: Sequence[Proposals], request: DeskRequest) -> LabelSchema:
     """The structures: as they were named, as the scores have them, or as the proposals do."""
     found = {case.structures: case for case in scored if case.structures}
     if len(found) > 1:
@@ -176,12 +200,12 @@ def _structures(scored: Sequence[ScoredCase], request: DeskRequest) -> LabelSche
     if found:
         # The integers of this package where nothing else is said: 1, 2, ... in the order of the classes.
         return LabelSchema.from_structures({name: number for number, name in enumerate(next(iter(found)), 1)})
-    proposed = next(filter(None, map(read_proposed_structures, request.proposals)), None)
-    if proposed is None:
+    named = next((proposals.structures for proposals in proposed if proposals.structures is not None), None)
+    if named is None:
         raise DataError(
             "nothing says which structures the masks have: no case could be scored; name them (--structures LV=1,MYO=2)"
         )
-    return proposed
+    return named
 
 
 def _views(scored: Sequence[ScoredCase]) -> list[View]:
@@ -210,11 +234,11 @@ def _view(name: str, cases: Sequence[ScoredCase], numbers: Sequence[int] = ()) -
     return View(_digest("view", *masks), name, cases[0].patient, tuple(cases), tuple(numbers))
 
 
-def _proposed(request: DeskRequest, views: Sequence[View]) -> list[Item]:
+def _proposed(proposed: Sequence[Proposals], views: Sequence[View]) -> list[Item]:
     known = {(frame.case, str(frame.mask)): view for view in views for frame in view.frames}
     items = []
-    for folder in request.proposals:
-        for place, proposal in enumerate(read_proposals(folder)):
+    for proposals in proposed:
+        for place, proposal in enumerate(proposals.proposals):
             view = known.get((proposal.case, str(proposal.mask)))
             if view is None:
                 view = _view(

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import logging
+import threading
 from pathlib import Path
 from typing import final
 
+from medfm_rl.errors import DataError, UserError
 from medfm_rl.service.access import Access
-from medfm_rl.service.catalogue import Catalogue, Item, read_catalogue
+from medfm_rl.service.catalogue import Catalogue, Item, read_catalogue, state_of_files
 from medfm_rl.service.database import Database
 from medfm_rl.service.decisions import Decisions
 from medfm_rl.service.drafts import Drafts
@@ -34,7 +36,6 @@ class Desk:
     Attributes:
         request: What it is opened for.
         database: The store and the tables beside it.
-        catalogue: What there is to do.
         access: Who may do what.
         leases: Who works on what.
         work: What is left.
@@ -51,15 +52,17 @@ class Desk:
     def __init__(self, request: DeskRequest, token: str) -> None:
         self.request = request
         self.database = Database(request.store)
-        self.catalogue: Catalogue = read_catalogue(request)
+        self._files = state_of_files(request)
+        self._refreshing = threading.Lock()
+        catalogue = read_catalogue(request)
         self.access = Access(
             self.database, token, request.reviewer, request.session_hours, by_token=request.openid is None
         )
         self.leases = Leases(self.database, request.lease_seconds)
-        self.work = Work(self.catalogue, self.database, request.second_share, request.seed)
+        self.work = Work(catalogue, self.database, request.second_share, request.seed)
         self.drafts = Drafts(self.database)
         self.showing = Showing(
-            Pixels(self.catalogue.structures, request.images, request.structures is not None),
+            Pixels(catalogue.structures, request.images, request.structures is not None),
             self.drafts,
             self.database.secret("blind"),
         )
@@ -67,7 +70,41 @@ class Desk:
         self.jobs = Jobs(self.database, request.store, request.jobs)
         self.jobs.start_next()
         self.scorer = None if request.run is None else Scorer(request.run, request.jobs, request.roots)
-        _LOG.info("%s: %d items to review", self.database.store.where, len(self.catalogue.items))
+        _LOG.info("%s: %d items to review", self.database.store.where, len(catalogue.items))
+
+    @property
+    def catalogue(self) -> Catalogue:
+        """What there is to do."""
+        return self.work.catalogue
+
+    def refresh(self) -> None:
+        """Takes in what has come since the last look: decisions, and what the desk was opened on.
+
+        Where that cannot be read any more, or has other structures now, the desk goes on with what it knows, and its
+        log says why.
+        """
+        with self._refreshing:
+            files = state_of_files(self.request)
+            if files != self._files:
+                self._files = files
+                self._read_again()
+        self.work.refresh()
+
+    def _read_again(self) -> None:
+        known = self.catalogue.structures.names
+        try:
+            catalogue = read_catalogue(self.request)
+            if catalogue.structures.names != known:
+                raise DataError(
+                    f"the masks are of {', '.join(catalogue.structures.names[1:])} now, and the desk was opened on "
+                    f"{', '.join(known[1:])}; open it again"
+                )
+        except UserError as error:
+            _LOG.warning("the queue stays as it is: %s", error)
+            return
+        self.showing.pixels.forget()
+        self.work.follow(catalogue)
+        _LOG.info("%s: %d items to review now", self.database.store.where, len(catalogue.items))
 
     def scratch(self) -> Path:
         """A folder for what is needed as long as a request."""

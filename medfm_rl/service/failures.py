@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -29,13 +29,13 @@ def places_of(view: View, labels: LabelMap, names: Sequence[str]) -> list[dict[s
     for place, case in enumerate(view.frames):
         number = view.numbers[place] if view.numbers else None
         for rule in case.rules:
-            points = [] if rule["passed"] else _points(rule, labels, names, number)
+            points = [] if rule.passed else _points(rule, labels, names, number)
             found.append(
                 {
-                    "rule": str(rule["rule"]),
-                    "structure": str(rule["structure"]),
-                    "text": _text(rule),
-                    "passed": bool(rule["passed"]),
+                    "rule": rule.rule,
+                    "structure": rule.structure,
+                    "text": str(rule),
+                    "passed": rule.passed,
                     "points": points,
                     **({} if number is None else {"frame": number}),
                 }
@@ -43,31 +43,15 @@ def places_of(view: View, labels: LabelMap, names: Sequence[str]) -> list[dict[s
     return found
 
 
-def _text(rule: Mapping[str, Any]) -> str:
-    fields = {name: rule.get(name) for name in ("other", "measured", "least", "most")}
-    return str(
-        RuleResult(
-            rule=str(rule["rule"]),
-            structure=str(rule["structure"]),
-            unit=str(rule.get("unit", "")),
-            source=str(rule.get("source", "")),
-            passed=bool(rule["passed"]),
-            **fields,
-        )
-    )
-
-
-def _points(rule: Mapping[str, Any], labels: LabelMap, names: Sequence[str], number: int | None) -> list[list[int]]:
+def _points(rule: RuleResult, labels: LabelMap, names: Sequence[str], number: int | None) -> list[list[int]]:
     """Centres of what a rule objects to, (x, y[, z or frame]): smaller parts, holes, or else the structure itself."""
     planes = labels if number is None else labels[number : number + 1]
-    whole = _union(planes, str(rule["structure"]), names)
-    other = rule.get("other")
-    if other is not None:
-        whole = whole | _union(planes, str(other), names)
-    kind = rule["rule"]
-    if kind == "components":
+    whole = _union(planes, rule.structure, names)
+    if rule.other is not None:
+        whole = whole | _union(planes, rule.other, names)
+    if rule.rule == "components":
         marked = _without_largest(whole)
-    elif kind == "holes":
+    elif rule.rule == "holes":
         marked = np.stack([ndimage.binary_fill_holes(plane) & ~plane for plane in whole])
     else:
         return _centres(whole, number, len(labels) > 1, one=True)

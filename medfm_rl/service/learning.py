@@ -24,6 +24,7 @@ from medfm_rl.service.jobs import Job
 from medfm_rl.settings import AdaptConfig, FeedbackSettings
 from medfm_rl.settings.feedback import has_password
 from medfm_rl.settings.files import dump_config, load_config
+from medfm_rl.types import LabelSchema
 
 RUN, CONFIG, COMPARISON, KEPT = "run", "adapt.yaml", "comparison", "kept"
 _AUDIT = "audit"
@@ -219,6 +220,7 @@ def _write_kept(job: Job, place: Path, store: FeedbackStore) -> Path:
 
     Raises:
         DataError: There are none.
+        FeedbackError: Their masks are of different structures.
     """
     kept = place / KEPT
     entries = store.entries()
@@ -230,17 +232,18 @@ def _write_kept(job: Job, place: Path, store: FeedbackStore) -> Path:
         raise DataError(
             "no reviewed image of an audit draw is among the images of this desk; review the audit sample first"
         )
-    names: tuple[str, ...] = ()
+    schema: LabelSchema | None = None
     for sha256, by_reviewer in found.items():
         path = paths[sha256]
         _link_images([path], kept)
         mask = consensus([store.mask(expert.sha256) for expert in by_reviewer.values()])
         suffix = image_suffix(path) or ""
         stem = path.name[: len(path.name) - len(suffix)]
-        write_labels(file_of_case(kept / "labels", stem, ".nii.gz"), mask.labels, mask.geometry, mask.schema)
-        names = mask.names
-    labels = {name: number for number, name in enumerate(names)}
-    write_json(kept / "dataset.json", {"labels": labels})
+        # Masks that came by different ways may have their structures in different orders.
+        schema = schema or mask.schema
+        write_labels(file_of_case(kept / "labels", stem, ".nii.gz"), mask.labels_for(schema), mask.geometry, schema)
+    assert schema is not None
+    write_json(kept / "dataset.json", {"labels": schema.integers})
     return kept
 
 

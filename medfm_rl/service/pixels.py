@@ -139,6 +139,12 @@ class Pixels:
         """Whether there is a reward map of it."""
         return not view.blind and any(frame.reward_file().exists() for frame in view.frames)
 
+    def forget(self) -> None:
+        """Reads everything anew from here on: files may have been replaced."""
+        with self._lock:
+            self._kept.clear()
+            self._size = 0
+
     def _read(self, view: View) -> Picture:
         files = [self._file(case, view, place) for place, case in enumerate(view.frames)]
         with case_alone(view.name):

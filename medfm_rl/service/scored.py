@@ -1,40 +1,31 @@
-"""What `score`, `correct`, `propose` and `stream` wrote, read for the desk.
+"""What `score`, `correct` and `propose` wrote, as the desk needs it.
 
-The readers of these files in `workflows` and `runs` load PyTorch with the networks that make them, which takes seconds
-and hundreds of megabytes; a desk needs neither, and reads the same files by what stands in them.
+Nothing here loads PyTorch, which takes seconds and hundreds of megabytes that a desk can do without.
 """
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from medfm_rl.data.files import cannot_be_read, read_versioned_json
+from pydantic import BaseModel, field_validator
+
+from medfm_rl.anatomy.profiles import RuleResult
+from medfm_rl.data.json_models import read_model
 from medfm_rl.data.json_text import parse_json
 from medfm_rl.data.names import file_of_case
 from medfm_rl.errors import DataError
+from medfm_rl.metrics.scores import MEAN
+from medfm_rl.quality.drift import mask_key
+from medfm_rl.quality.reports import StructureScore
+from medfm_rl.runs.scores import SCORES_FILE, AssessedMask, Scores
 from medfm_rl.types import LabelSchema
 
-SCORES: Final = "scores.json"
 CORRECTIONS: Final = "corrections.json"
 PROPOSALS: Final = "proposals.json"
-_SCORES_FORMAT: Final = 5
-_MEAN: Final = "mean"
 _MAKERS: Final = ("score", "propose")
-_AGAIN: Final = "score the images with this version"
-_FORMER: Final = {"accept": "use", "correct": "correct", "refer": "refer"}
-
-
-@dataclass(frozen=True)
-class Place:
-    """Where a structure is worst, as the reward networks see it."""
-
-    structure: str
-    centre: tuple[int, ...]
-    reward: float
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,10 +43,8 @@ class ScoredCase:
         verdict: accept, correct or refer.
         guarantee: proven, expected or suspended.
         reasons: Why, in words.
-        dice: Predicted Dice, low and high by structure, the mean among them.
-        places: Where each structure is worst.
-        rules: What each rule measured, as `RuleResult` has it.
-        risk: Probability that a limit is not kept.
+        scores: Of each structure, and of the mean.
+        rules: What each rule measured.
         problem: Why it could not be assessed.
         made_by: `model_hash` of what made the mask.
     """
@@ -70,27 +59,30 @@ class ScoredCase:
     verdict: str
     guarantee: str | None = None
     reasons: tuple[str, ...] = ()
-    dice: Mapping[str, tuple[float | None, float | None, float | None]] = field(default_factory=dict)
-    places: tuple[Place, ...] = ()
-    rules: tuple[Mapping[str, Any], ...] = ()
-    risk: float | None = None
+    scores: tuple[StructureScore, ...] = ()
+    rules: tuple[RuleResult, ...] = ()
     problem: str | None = None
     made_by: str | None = None
 
     @property
     def structures(self) -> tuple[str, ...]:
         """Names of the structures that were assessed, in the order of their classes."""
-        return tuple(name for name in self.dice if name != _MEAN)
+        return tuple(score.structure for score in self.scores_of_structures)
+
+    @property
+    def scores_of_structures(self) -> tuple[StructureScore, ...]:
+        """The scores without that of the mean."""
+        return tuple(score for score in self.scores if score.structure != MEAN)
 
     @property
     def mean_dice(self) -> float | None:
         """Predicted mean Dice; None where none could be predicted."""
-        return self.dice[_MEAN][0] if _MEAN in self.dice else None
+        return next((score.predicted_dice for score in self.scores if score.structure == MEAN), None)
 
     @property
     def key(self) -> str:
-        """By which a stream knows the mask (`runs.stream_state.StudyCase.key`)."""
-        return hashlib.sha256(f"{self.case}\0{self.labels_sha256}".encode()).hexdigest()
+        """By which a stream knows the mask (`runs.stream_history.StudyCase.key`)."""
+        return mask_key(self.case, str(self.labels_sha256))
 
     def recorded_inputs(self) -> Mapping[str, Any]:
         """Hashes of what was assessed, by the record that is kept of the case; nothing where it is gone."""
@@ -113,6 +105,11 @@ class ScoredCase:
         return file_of_case(self.folder / "rewards", self.case, ".nii.gz")
 
 
+def scores_path(place: Path) -> Path:
+    """The `scores.json` of a folder, or the one that was given itself."""
+    return place if place.name == SCORES_FILE else place / SCORES_FILE
+
+
 def read_scores(place: Path) -> list[ScoredCase]:
     """Reads what `score` wrote.
 
@@ -122,67 +119,49 @@ def read_scores(place: Path) -> list[ScoredCase]:
     Raises:
         DataError: There is none, it is of a newer version, or it lacks masks.
     """
-    path = place if place.name == SCORES else place / SCORES
+    path = scores_path(place)
     if not path.exists():
         raise DataError(f"{path}: there is no such file; give the folder that `medfm-rl score` wrote (--out)")
-    content = read_versioned_json(path, _SCORES_FORMAT, _AGAIN)
-    maker = _maker(path.parent)
-    try:
-        cases = [_case(each, path.parent, maker) for each in content["cases"]]
-        unusable = [_unusable(name, each, path.parent) for name, each in content["problems"].items()]
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise DataError(f"{path}: not a scores.json of `medfm-rl score` ({error!r}); {_AGAIN}") from error
-    without = [case.case for case in cases if case.mask is None]
+    scores, maker = Scores.read(path), _maker(path.parent)
+    without = [name for name, case in scores.cases.items() if case.mask_file is None]
     if without:
         raise DataError(
-            f"{path}: does not say where the masks lie ({len(without)} of {len(cases)} cases, {without[0]} for one); "
-            f"{_AGAIN}, and give it the masks (--masks), or the model that makes them (--model)"
+            f"{path}: does not say where the masks lie ({len(without)} of {len(scores.cases)} cases, {without[0]} for "
+            "one); score the images with this version, and give it the masks (--masks), or the model that makes them "
+            "(--model)"
         )
-    return [*cases, *unusable]
+    unassessed = [
+        ScoredCase(
+            case=name,
+            patient=found.patient_id or name,
+            images=found.image_files,
+            mask=found.mask_file,
+            labels_sha256=None,
+            folder=path.parent,
+            action="refer",
+            verdict="refer",
+            problem=found.problem,
+        )
+        for name, found in scores.problems.items()
+    ]
+    return [*(_assessed(case, path.parent, maker) for case in scores.cases.values()), *unassessed]
 
 
-def _case(content: Mapping[str, Any], folder: Path, maker: str | None) -> ScoredCase:
-    verdict = str(content["verdict"])
-    mask = content.get("mask_file")
+def _assessed(case: AssessedMask, folder: Path, maker: str | None) -> ScoredCase:
     return ScoredCase(
-        case=str(content["case_id"]),
-        patient=str(content["patient_id"]),
-        images=tuple(Path(path) for path in content.get("image_files", ())),
-        mask=None if mask is None else Path(mask),
-        labels_sha256=str(content["mask"]),
+        case=case.case_id,
+        patient=case.patient_id,
+        images=case.image_files,
+        mask=case.mask_file,
+        labels_sha256=case.mask,
         folder=folder,
-        action=str(content.get("action") or _FORMER[verdict]),
-        verdict=verdict,
-        guarantee=content.get("guarantee"),
-        reasons=tuple(map(str, content.get("reasons", ()))),
-        dice={
-            str(score["structure"]): (score["predicted_dice"], score.get("low"), score.get("high"))
-            for score in content["scores"]
-        },
-        places=tuple(
-            Place(str(score["structure"]), tuple(score["worst_centre"]), float(score["worst_reward"]))
-            for score in content["scores"]
-            if score.get("worst_centre") is not None and score["structure"] != _MEAN
-        ),
-        rules=tuple(content.get("rules", ())),
-        risk=content.get("risk"),
+        action=case.action,
+        verdict=case.verdict,
+        guarantee=case.guarantee,
+        reasons=case.reasons,
+        scores=case.scores,
+        rules=case.rules,
         made_by=maker,
-    )
-
-
-def _unusable(name: str, content: Any, folder: Path) -> ScoredCase:
-    told = {"problem": content} if isinstance(content, str) else content
-    mask = told.get("mask_file")
-    return ScoredCase(
-        case=name,
-        patient=str(told.get("patient_id", name)),
-        images=tuple(Path(path) for path in told.get("image_files", ())),
-        mask=None if mask is None else Path(mask),
-        labels_sha256=None,
-        folder=folder,
-        action="refer",
-        verdict="refer",
-        problem=str(told["problem"]),
     )
 
 
@@ -231,6 +210,16 @@ class Correction:
     images: tuple[str, ...]
 
 
+class _Decision(BaseModel):
+    case: str
+    decision: str
+    reasons: tuple[str, ...]
+
+
+class _CorrectionsFile(BaseModel):
+    cases: tuple[_Decision, ...]
+
+
 def read_corrections(place: Path) -> dict[str, Correction]:
     """Reads what `correct` wrote, by case.
 
@@ -240,18 +229,14 @@ def read_corrections(place: Path) -> dict[str, Correction]:
     path = place / CORRECTIONS
     if not path.exists():
         raise DataError(f"{path}: there is no such file; give the folder that `medfm-rl correct` wrote (--out)")
-    content = read_versioned_json(path, 1, "correct the masks with this version")
+    words, advice = "a corrections.json of `medfm-rl correct`", "correct the masks with this version"
     found = {}
-    try:
-        for each in content["cases"]:
-            name, decision = str(each["case"]), str(each["decision"])
-            folder = {"corrected": "labels", "proposed": "proposals"}.get(decision)
-            mask = None if folder is None else file_of_case(place / folder, name, ".nii.gz")
-            inputs = _inputs(file_of_case(place / "cases" / "correct", name, ".json"))
-            images = tuple(map(str, inputs.get("images", ())))
-            found[name] = Correction(name, decision, tuple(map(str, each["reasons"])), mask, images)
-    except (KeyError, TypeError, ValueError) as error:
-        raise DataError(f"{path}: not a corrections.json of `medfm-rl correct` ({error!r}); correct again") from error
+    for each in read_model(path, _CorrectionsFile, 1, words, advice, DataError).cases:
+        folder = {"corrected": "labels", "proposed": "proposals"}.get(each.decision)
+        mask = None if folder is None else file_of_case(place / folder, each.case, ".nii.gz")
+        inputs = _inputs(file_of_case(place / "cases" / "correct", each.case, ".json"))
+        images = tuple(map(str, inputs.get("images", ())))
+        found[each.case] = Correction(each.case, each.decision, each.reasons, mask, images)
     return found
 
 
@@ -280,84 +265,77 @@ class Proposal:
     made_by: str | None
 
 
-def read_proposals(place: Path) -> list[Proposal]:
-    """Reads what `propose` wrote, the audit list first, in its order.
+@dataclass(frozen=True)
+class Proposals:
+    """What `propose` wrote.
+
+    Attributes:
+        proposals: The audit list first, in its order.
+        structures: The structures in the masks, with their integers; None where an older version did not say.
+    """
+
+    proposals: tuple[Proposal, ...]
+    structures: LabelSchema | None
+
+
+class _Maker(BaseModel):
+    model_hash: str | None = None
+
+
+class _ProposedCase(BaseModel):
+    case: str
+    image_files: tuple[Path, ...]
+    mask_file: Path
+
+
+class _ProposedPatient(BaseModel):
+    patient: str
+    why: str
+    cases: tuple[_ProposedCase, ...]
+
+
+class _ProposedList(BaseModel):
+    patients: tuple[_ProposedPatient, ...]
+
+
+class _ProposalsFile(BaseModel):
+    run: _Maker
+    audit: _ProposedList
+    informative: _ProposedList
+    structures: dict[str, int] | None = None
+
+    @field_validator("structures")
+    @classmethod
+    def _are_a_schema(cls, structures: dict[str, int] | None) -> dict[str, int] | None:
+        if structures is not None:
+            LabelSchema.from_integers(structures)
+        return structures
+
+
+def read_proposals(place: Path) -> Proposals:
+    """Reads what `propose` wrote.
 
     Raises:
-        DataError: There is nothing of it, or it is of a newer version.
+        DataError: There is nothing of it, it is damaged, or of a newer version.
     """
     path = place / PROPOSALS
     if not path.exists():
         raise DataError(f"{path}: there is no such file; give the folder that `medfm-rl propose` wrote (--out)")
-    content = read_versioned_json(path, 1, "propose again with this version")
-    try:
-        return [
-            Proposal(
-                str(case["case"]),
-                str(patient["patient"]),
-                tuple(Path(image) for image in case["image_files"]),
-                Path(case["mask_file"]),
-                kind,
-                str(patient["why"]),
-                place,
-                content["run"].get("model_hash"),
-            )
-            for kind in ("audit", "informative")
-            for patient in content[kind]["patients"]
-            for case in patient["cases"]
-        ]
-    except (KeyError, TypeError, ValueError) as error:
-        raise DataError(f"{path}: not a proposals.json of `medfm-rl propose` ({error!r}); propose again") from error
-
-
-def read_proposed_structures(place: Path) -> LabelSchema | None:
-    """The structures in the masks that `propose` wrote, with their integers; None where an older version did not say.
-
-    Raises:
-        DataError: As in `read_proposals`, or what it says of them is damaged.
-    """
-    content = read_versioned_json(place / PROPOSALS, 1, "propose again with this version")
-    said = content.get("structures")
-    if said is None:
-        return None
-    try:
-        return LabelSchema.from_integers(said)
-    except (AttributeError, TypeError, ValueError) as error:
-        raise DataError(
-            f"{place / PROPOSALS}: does not say which structures there are ({error!r}); propose again"
-        ) from error
-
-
-def read_open_audits(path: Path) -> set[str]:
-    """Keys (`ScoredCase.key`) of the masks of a stream that were drawn for audit and not yet reviewed.
-
-    Raises:
-        DataError: There is no such stream, or it is damaged.
-    """
-    try:
-        lines = path.read_bytes().split(b"\n")
-    except FileNotFoundError as error:
-        raise DataError(f"{path}: there is no stream; `medfm-rl stream add` makes one") from error
-    except OSError as error:
-        raise cannot_be_read(path, error) from error
-    drawn: set[str] = set()
-    reviewed: set[str] = set()
-    for number, line in enumerate(lines, 1):
-        if not line:
-            continue
-        try:
-            event = parse_json(line.decode("utf-8"))
-            if event["kind"] == "study":
-                drawn |= {_key(case["case"], case["mask"]) for case in event["cases"] if case["audit"]}
-            elif event["kind"] == "review":
-                reviewed.add(str(event["key"]))
-        except (ValueError, KeyError, TypeError) as error:
-            if number == len(lines):
-                # The last line of a stream that is being added to.
-                break
-            raise DataError(f"{path}: line {number} is damaged ({error!r}); put the file back from a copy") from error
-    return drawn - reviewed
-
-
-def _key(case: str, mask: str) -> str:
-    return hashlib.sha256(f"{case}\0{mask}".encode()).hexdigest()
+    words, advice = "a proposals.json of `medfm-rl propose`", "propose again with this version"
+    content = read_model(path, _ProposalsFile, 1, words, advice, DataError)
+    proposals = tuple(
+        Proposal(
+            case.case,
+            patient.patient,
+            case.image_files,
+            case.mask_file,
+            kind,
+            patient.why,
+            place,
+            content.run.model_hash,
+        )
+        for kind, listed in (("audit", content.audit), ("informative", content.informative))
+        for patient in listed.patients
+        for case in patient.cases
+    )
+    return Proposals(proposals, None if content.structures is None else LabelSchema.from_integers(content.structures))

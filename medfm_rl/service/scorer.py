@@ -14,8 +14,8 @@ from typing import final
 from medfm_rl.data.files import replace_on_success, write_text
 from medfm_rl.data.images import pixel_files
 from medfm_rl.errors import StorageError
+from medfm_rl.runs.scores import SCORES_FILE
 from medfm_rl.service.errors import DeskError
-from medfm_rl.service.scored import SCORES
 from medfm_rl.service.uploads import require_own_pixels, suffix_to_send
 
 _LONGEST_NAME = 200
@@ -113,7 +113,7 @@ class Scorer:
             raise StorageError(answer["storage"])
         if "error" in answer:
             raise DeskError(422, "score", answer["error"], "correct what it names, and send it again")
-        return (out / SCORES).read_bytes()
+        return (out / SCORES_FILE).read_bytes()
 
     def _ask(self, line: str) -> dict[str, str]:
         for attempt in range(2):

@@ -195,18 +195,19 @@ class Showing:
         labels = self.pixels.given(view) if any(frame.mask for frame in view.frames) else None
         return {
             "scores": {
-                name: {"dice": dice, "low": low, "high": high} for name, (dice, low, high) in worst.dice.items()
+                score.structure: {"dice": score.predicted_dice, "low": score.low, "high": score.high}
+                for score in worst.scores
             },
             "verdict": worst.verdict,
             "guarantee": worst.guarantee,
             "reasons": list(worst.reasons) if worst.problem is None else [worst.problem],
             "worst": [
                 {
-                    "structure": place.structure,
-                    "point": self._point(view, worst.case, place.centre),
-                    "reward": place.reward,
+                    "structure": score.structure,
+                    "point": self._point(view, worst.case, score.worst_centre),
+                    "reward": score.worst_reward,
                 }
-                for place in worst.places
+                for score in worst.scores_of_structures
             ],
             "rules": [] if labels is None else places_of(view, labels, self.names),
         }

@@ -52,10 +52,19 @@ class Work:
     """
 
     def __init__(self, catalogue: Catalogue, database: Database, second_share: float, seed: int) -> None:
-        self.catalogue = catalogue
         self._database = database
         self._share, self._seed = second_share, seed
         self._lock = threading.RLock()
+        self.follow(catalogue)
+
+    def follow(self, catalogue: Catalogue) -> None:
+        """Begins anew with a catalogue, and with all that was decided."""
+        with self._lock:
+            self.catalogue = catalogue
+            self._forget()
+            self.refresh()
+
+    def _forget(self) -> None:
         self._last = 0
         self._decisions: dict[str, Decision] = {}
         self._active: dict[str, dict[str, Decision]] = {}
@@ -63,11 +72,10 @@ class Work:
         self._again: dict[str, Item] = {}
         # By item: those whose decisions are what it asks about again.
         self._before: dict[str, tuple[str, ...]] = {}
-        self._same = {item.id: (item.id, *item.under_other_kinds()) for item in catalogue.items.values()}
+        self._same = {item.id: (item.id, *item.under_other_kinds()) for item in self.catalogue.items.values()}
         self._own_entries: set[str] = set()
         self._last_entry = -1
         self._elsewhere: set[str] = set()
-        self.refresh()
 
     def refresh(self) -> None:
         """Takes in what was decided since the last look, here or by another process."""
@@ -82,7 +90,8 @@ class Work:
 
     def is_done(self, item: Item) -> bool:
         """Whether somebody has decided it, here or elsewhere."""
-        return item.id in self._elsewhere or any(self._active.get(name) for name in self._same_as(item))
+        with self._lock:
+            return item.id in self._elsewhere or any(self._active.get(name) for name in self._same_as(item))
 
     def decided_by(self, item: Item, reviewer: str) -> bool:
         """Whether that reviewer has decided it."""

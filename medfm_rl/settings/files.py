@@ -13,7 +13,7 @@ from pydantic_core import PydanticUndefined
 from medfm_rl.errors import ConfigError
 from medfm_rl.settings import SegmenterSettings, Settings
 from medfm_rl.settings.kinds import UNNAMED, find_settings
-from medfm_rl.settings.problems import describe_problem, field_of
+from medfm_rl.settings.problems import list_problems
 from medfm_rl.settings.site_policy import BUILTIN_POLICIES, SitePolicy
 from medfm_rl.settings.yaml_text import RepeatedKeyError, read_yaml
 
@@ -38,7 +38,7 @@ def load_config(path: Path, kind: type[T]) -> T:
     try:
         return kind.model_validate(_with_current_names(path, content, kind) if content is not None else {})
     except ValidationError as error:
-        problems = "\n".join(f"  {_place(item['loc'])}: {describe_problem(item)}" for item in error.errors())
+        problems = "\n".join(f"  {problem}" for problem in list_problems(error))
         raise ConfigError(f"{path}: correct these fields:\n{problems}") from error
 
 
@@ -138,7 +138,3 @@ def _wrap(text: str, width: int) -> list[str]:
 
     # A name such as nnU-Net stays in one piece.
     return textwrap.wrap(text, width, break_on_hyphens=False)
-
-
-def _place(location: tuple[int | str, ...]) -> str:
-    return field_of(location) or "(whole file)"

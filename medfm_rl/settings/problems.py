@@ -4,15 +4,27 @@ from __future__ import annotations
 
 from typing import Final
 
-from pydantic import BaseModel
+from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 _TAGS: Final = {"intensity": {"name", "fields"}}
 """By field, what pydantic puts after its name to tell which of several forms was meant."""
+_SHOWN: Final = 3
 
 
-def field_of(location: tuple[int | str, ...]) -> str:
-    """The dotted name of a field as it stands in a file."""
+def list_problems(error: ValidationError) -> list[str]:
+    """What is wrong with each field: its dotted name as it stands in the file, and `describe_problem`."""
+    return [f"{_field_of(item['loc']) or '(whole file)'}: {describe_problem(item)}" for item in error.errors()]
+
+
+def sum_up_problems(error: ValidationError) -> str:
+    """The first of `list_problems` in one line, and how many more there are."""
+    problems = list_problems(error)
+    more = [f"and {len(problems) - _SHOWN} more"] if len(problems) > _SHOWN else []
+    return "; ".join([*problems[:_SHOWN], *more])
+
+
+def _field_of(location: tuple[int | str, ...]) -> str:
     parts = [
         part for before, part in zip(("", *location), location, strict=False) if part not in _TAGS.get(str(before), ())
     ]

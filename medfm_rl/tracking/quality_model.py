@@ -17,7 +17,8 @@ from medfm_rl.adapters.loading import (
 )
 from medfm_rl.errors import DataError, MissingExtraError
 from medfm_rl.networks import choose_device
-from medfm_rl.quality import QUALITY_FILE, QualityController
+from medfm_rl.quality.controller import QualityController
+from medfm_rl.quality.model import QUALITY_FILE
 from medfm_rl.settings import Segmenter
 from medfm_rl.settings.kinds import package_of
 from medfm_rl.tracking.environment import stay_quiet

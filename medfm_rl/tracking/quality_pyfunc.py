@@ -12,7 +12,7 @@ from mlflow.pyfunc import PythonModel
 from medfm_rl.data.images import image_stem, read_image
 from medfm_rl.data.labels import read_labels
 from medfm_rl.errors import DataError, UserError
-from medfm_rl.quality import QualityReport
+from medfm_rl.quality.reports import QualityReport
 from medfm_rl.quality.submission import Submission, is_a_batch
 from medfm_rl.tracking.quality_model import load_served
 from medfm_rl.types import Case

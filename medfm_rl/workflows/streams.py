@@ -11,18 +11,19 @@ from pathlib import Path
 
 from medfm_rl.data.files import write_text
 from medfm_rl.errors import ConfigError
+from medfm_rl.metrics.scores import MEAN
 from medfm_rl.progress import Progress, silent
 from medfm_rl.quality.promises import PROMISE_FILE, Promise
 from medfm_rl.reports.prometheus import metric_values, prometheus_text
 from medfm_rl.reports.streams import StreamView, write_monitor
 from medfm_rl.runs.judging import Judge
+from medfm_rl.runs.scores import Scores
 from medfm_rl.runs.stream_history import UNKNOWN, StreamHistory, StreamIdentity, Study, StudyCase, read_stream
 from medfm_rl.runs.stream_promise import losses_under, standing_of
 from medfm_rl.runs.stream_state import add_reviews, add_studies
 from medfm_rl.settings import RESEARCH, TrackingSettings
 from medfm_rl.tracking import open_tracker
 from medfm_rl.workflows.calibrate.audit import AuditRequest, gather_audit
-from medfm_rl.workflows.deploy.assessed_cases import read_assessed
 from medfm_rl.workflows.deploy.stream_scoring import warn_of_unknown_scanner
 
 _LOG = logging.getLogger(__name__)
@@ -61,25 +62,23 @@ def stream_scores(
     """
     if not 0 <= audit_share <= 1:
         raise ConfigError(f"audit_share {audit_share}: must be between 0 and 1")
-    found, cases = read_assessed(scores)
-    if len(found.verdicts) > len(cases):
-        _LOG.warning(
-            "%s: %d cases could not be assessed and are in no stream", scores, len(found.verdicts) - len(cases)
-        )
+    found = Scores.read(scores)
+    if found.problems:
+        _LOG.warning("%s: %d cases could not be assessed and are in no stream", scores, len(found.problems))
     warn_of_unknown_scanner(path, scanner)
     patients: dict[str, list[StudyCase]] = {}
-    for case in cases:
-        patients.setdefault(case.patient, []).append(
+    for case in found.cases.values():
+        patients.setdefault(case.patient_id, []).append(
             StudyCase(
-                case.case,
+                case.case_id,
                 case.mask,
                 case.verdict,
-                case.predicted,
-                case.mean_reward,
+                case.as_calibrated[MEAN],
+                case.mean.mean_reward,
                 case.shift_distance,
                 case.broken_rules,
                 look=case.look,
-                simulated=case.simulated,
+                simulated=found.simulated,
             )
         )
     identity = StreamIdentity(scanner, protocol, site, found.quality, seed, audit_share)
@@ -103,12 +102,11 @@ def stream_reviews(path: Path, run: Judge, request: AuditRequest, progress: Prog
     """
     history = read_stream(path)
     reviewed = {mask.case: mask.dice for mask in gather_audit(run, request, progress).masks}
-    _, cases = read_assessed(request.scores)
-    masks = {case.case: case.mask for case in cases}
+    scored = Scores.read(request.scores).cases
     found = {
         key: reviewed[case.case]
         for key, case in history.cases.items()
-        if case.case in reviewed and masks[case.case] == case.mask
+        if case.case in reviewed and scored[case.case].mask == case.mask
     }
     return add_reviews(path, found)
 

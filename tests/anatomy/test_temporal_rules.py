@@ -66,7 +66,7 @@ def test_rules_of_a_file_replace_those_of_the_literature() -> None:
     [
         ("rules: [{measure: weight, structure: LV, most: 1}]", "rules.0.measure"),
         ("rules: [{measure: area, structure: LV, most: -1}]", "rules.0.most"),
-        ("- 1", "the file"),
+        ("- 1", "(whole file)"),
         ("rules: [", "cannot be read as YAML"),
     ],
 )

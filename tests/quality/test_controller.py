@@ -17,11 +17,12 @@ from medfm_rl.anatomy.rules import Profile, SizeRule
 from medfm_rl.data.layouts import find_cases
 from medfm_rl.errors import ConfigError, DataError, ModelError
 from medfm_rl.metrics.scores import MEAN
-from medfm_rl.quality import QualityController, QualityReport
 from medfm_rl.quality.calibration import Provenance, fit_quality
 from medfm_rl.quality.calibration_case import CalibrationCase
 from medfm_rl.quality.conformal import interval
+from medfm_rl.quality.controller import QualityController
 from medfm_rl.quality.model import QualityModel, StructureModel, Targets
+from medfm_rl.quality.reports import QualityReport
 from medfm_rl.quality.shift import DomainReference
 from medfm_rl.reward.network import RewardEnsemble, RewardNet
 from medfm_rl.settings import CLINIC, RESEARCH, DataSettings, NetworkSettings, RewardSettings, SitePolicy

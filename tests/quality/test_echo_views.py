@@ -17,9 +17,12 @@ from torchvision.models.convnext import CNBlockConfig, ConvNeXt
 from medfm_rl.data.layouts import find_cases
 from medfm_rl.data.mask_files import find_masks
 from medfm_rl.errors import DataError, ModelError
-from medfm_rl.quality import QualityController, QualityModel, QualityReport, echo_views
-from medfm_rl.quality.echo_views import VIEWS, ViewClassifier, ViewFinding, _prepared
+from medfm_rl.quality import echo_views
+from medfm_rl.quality.controller import QualityController
+from medfm_rl.quality.echo_views import VIEWS, ViewClassifier, _prepared
 from medfm_rl.quality.gates import Gates
+from medfm_rl.quality.model import QualityModel
+from medfm_rl.quality.reports import QualityReport, ViewFinding
 from medfm_rl.runs.finished import load_run
 from medfm_rl.settings import DataSettings
 from medfm_rl.types import Case, Geometry

@@ -3,8 +3,8 @@ from __future__ import annotations
 from dataclasses import replace
 
 from medfm_rl.anatomy.profiles import RuleResult
-from medfm_rl.quality import QualityReport, StructureScore
 from medfm_rl.quality.packed import InTurn, PackedReports, packed
+from medfm_rl.quality.reports import QualityReport, StructureScore
 
 
 def report_of(name: str, dice: float | None) -> QualityReport:

@@ -16,7 +16,7 @@ from medfm_rl.adapters.nnunet.orientation import Orientation
 from medfm_rl.data.images import read_image, write_image
 from medfm_rl.data.layouts import find_cases
 from medfm_rl.errors import DataError
-from medfm_rl.quality import QualityController
+from medfm_rl.quality.controller import QualityController
 from medfm_rl.quality.transform import AssessQualityd
 from medfm_rl.settings import DataSettings
 from medfm_rl.types import Case, Geometry, LabelMap, LabelSchema

@@ -203,6 +203,7 @@ def test_the_pixels_beside_a_header_count(tmp_path: Path, interrupted: AdaptConf
 
 BOXES = {"kind": "from_masks", "path": "../coarse"}
 CLIP = {"structures": {"LV": 1}, "checkout": "../checkout", "tokenizer": "../clip", "checkpoint": "own.ckpt"}
+MODULE = {"schema": {"names": ["background", "LV"], "ids": [0, 1]}, "preprocessing": {"size": [16, 16]}}
 BESIDE: dict[str, tuple[dict[str, Any], dict[str, Any], dict[str, set[str]]]] = {
     "prompts that segmenter.json names": (
         {"kind": "litemedsam"},
@@ -221,10 +222,14 @@ BESIDE: dict[str, tuple[dict[str, Any], dict[str, Any], dict[str, set[str]]]] = 
     ),
     "weights of a module": (
         {},
-        {"network": {"unet": {}}, "weights": "../mine.pth"},
+        {**MODULE, "network": {"unet": {}}, "weights": "../mine.pth"},
         {"segmenter.weights": {"mine.pth"}},
     ),
-    "a script": ({}, {"network": {"torchscript": "../mine.pth"}}, {"segmenter.weights": {"mine.pth"}}),
+    "a script": (
+        {},
+        {**MODULE, "network": {"torchscript": "../mine.pth"}},
+        {"segmenter.weights": {"mine.pth"}},
+    ),
     "weights of a bundle": (
         {"kind": "monai-bundle", "weights": "../../mine.pth"},
         {},
@@ -267,7 +272,7 @@ def test_what_a_segmenter_reads_beside_its_folder_is_an_input(
 
 def test_a_record_of_the_inputs_that_cannot_be_read_is_named(interrupted: AdaptConfig) -> None:
     (interrupted.output / "inputs.json").write_text("{")
-    with pytest.raises(ConfigError, match=r"inputs\.json: cannot be read"):
+    with pytest.raises(ConfigError, match=r"inputs\.json: not a JSON file"):
         adapt(interrupted, True, lambda *_: None)
 
 

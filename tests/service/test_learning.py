@@ -10,9 +10,10 @@ import pytest
 from support.desk import PLANE, SCHEMA, DeskFolder
 from support.desk_client import client_of, decide, items, open_desk, pixels, send_labels
 
-from medfm_rl.data.images import write_image
+from medfm_rl.data.images import hash_image, write_image
 from medfm_rl.data.layouts import find_cases, is_simulated
 from medfm_rl.errors import UserError
+from medfm_rl.feedback import CorrectedMask, Mask
 from medfm_rl.service import learning
 from medfm_rl.service.jobs import Job, progress_of
 from medfm_rl.settings import AdaptConfig, DataSettings, TorchSettings
@@ -115,6 +116,32 @@ def test_old_and_new_are_compared_on_the_audit_patients_alone(folder: DeskFolder
     assert file.case_id == audit["name"]
     labelled = file.read_labelled(SCHEMA)
     assert np.array_equal(labelled.ground_truth, pixels(client, f"/api/v1/cases/{audit['item']}/masks/given")[0])
+
+
+def test_reviewed_masks_are_compared_by_the_names_of_their_structures(
+    folder: DeskFolder, run: Path, tmp_path: Path
+) -> None:
+    desk = open_desk(folder, run=run)
+    client = client_of(desk)
+    images = learning.arguments_of_adaptation(desk.catalogue, run)["images"]
+    audit, refer = items(client, kind="audit")[0], items(client, kind="refer")[0]
+    decide(client, audit["item"], {"kind": "verdict", "value": "accept"})
+    labels = pixels(client, f"/api/v1/cases/{refer['item']}/masks/given")[0]
+    path = next(Path(image) for image in images if refer["name"] in image)
+    mask = Mask.of(np.array([0, 2, 1], np.uint8)[labels], ("background", "MYO", "LV"), PLANE)
+    entry = CorrectedMask(
+        reviewer="r2",
+        patient="p99",
+        case=refer["name"],
+        image_sha256=hash_image(path),
+        drawn="audit",
+        mask_sha256=mask.sha256,
+    )
+    desk.database.store.add([entry], [mask])
+    made = job("compare", old=str(run), new="new", images=images)
+    ((_, _, kept, *_),) = learning.commands_of(made, tmp_path / "job", desk.database.store, "")
+    found = {file.case_id: file for file in find_cases(DataSettings(path=Path(kept)))}
+    assert np.array_equal(found[refer["name"]].read_labelled(SCHEMA).ground_truth, labels)
 
 
 def test_a_comparison_is_told_with_its_interval(tmp_path: Path) -> None:

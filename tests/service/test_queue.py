@@ -28,7 +28,8 @@ from medfm_rl.data.images import write_labels
 from medfm_rl.data.labels import read_labels
 from medfm_rl.errors import UserError
 from medfm_rl.feedback import FeedbackStore
-from medfm_rl.quality.drift import mask_key
+from medfm_rl.runs.stream_history import read_stream
+from medfm_rl.runs.stream_state import add_reviews
 from medfm_rl.service import leases
 from medfm_rl.service.desk import Desk
 from medfm_rl.types import LabelSchema
@@ -86,7 +87,7 @@ def test_proposals_are_an_audit_sample_and_cases_to_learn_from(folder: DeskFolde
     client = client_of(open_desk(folder, **{**only, "structures": None}))
     assert client.get(f"/api/v1/cases/{item_of(client, 'audit')}/masks/given").status_code == 200
     (tmp_path / "proposals.json").write_text(json.dumps({**content, "structures": ["LV"]}))
-    with pytest.raises(UserError, match=r"proposals\.json: does not say which structures"):
+    with pytest.raises(UserError, match=r"proposals\.json: .*structures: Input should be a valid dictionary"):
         open_desk(folder, **{**only, "structures": None})
 
 
@@ -248,11 +249,10 @@ def test_a_mask_is_not_asked_about_again_once_its_stream_has_the_review(folder: 
     decided = decide(client, item_of(client, "audit"), {"kind": "verdict", "value": "accept"}).json()["decision"]
     client.post(f"/api/v1/decisions/{decided}/undo")
     decided = decide(client, item_of(client, "audit"), {"kind": "cannot_tell"}).json()["decision"]
-    head, study = folder.stream.read_text().splitlines()
-    (drawn,) = (case for case in json.loads(study)["cases"] if case["case"] == audit)
-    review = {"kind": "review", "key": mask_key(drawn["case"], drawn["mask"]), "dice": 0.9}
-    reviewed = tmp_path / "reviewed.jsonl"
-    reviewed.write_text("\n".join([head, study, json.dumps(review)]) + "\n")
+    reviewed = shutil.copy(folder.stream, tmp_path / "reviewed.jsonl")
+    (drawn,) = read_stream(reviewed).open_audits
+    assert drawn.case == audit
+    add_reviews(reviewed, {drawn.key: 0.9})
     again = client_of(open_desk(folder, streams=(reviewed,), accepted=True))
     (found,) = items(again, text=audit)
     assert (found["kind"] != "audit", found["state"], found["by_me"]) == (True, "done", True)
@@ -357,6 +357,36 @@ def test_a_desk_that_cannot_be_opened_says_what_to_do(folder: DeskFolder, tmp_pa
         message = "newer version"
     with pytest.raises(UserError, match=message):
         open_desk(copied)
+
+
+def test_what_is_scored_and_drawn_while_a_desk_is_open_is_there_after_a_reload(
+    folder: DeskFolder, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    copied = copy_of(folder, tmp_path)
+    scores, stream = copied.scores / "scores.json", tmp_path / "stream.jsonl"
+    content = json.loads(scores.read_text())
+    new = content["cases"].pop(next(n for n, case in enumerate(content["cases"]) if case["action"] == "refer"))
+    whole = scores.read_text()
+    scores.write_text(json.dumps(content))
+    head, study = folder.stream.read_text().splitlines()
+    stream.write_text(f"{head}\n")
+    client = client_of(open_desk(copied, streams=(stream,)))
+    decide(client, item_of(client, "correct"), {"kind": "verdict", "value": "accept"})
+    before = items(client)
+    assert new["case_id"] not in [each["name"] for each in before]
+    scores.write_text(whole)
+    stream.write_text(f"{head}\n{study}\n")
+    after = items(client)
+    assert {(each["name"], each["kind"]) for each in after if each not in before} == {
+        (new["case_id"], "refer"),
+        (json.loads(study)["cases"][0]["case"], "audit"),
+    }
+    assert [each["state"] for each in after].count("done") == 1
+    assert client.get(f"/api/v1/cases/{item_of(client, 'refer')}/masks/given").status_code == 200
+    # `score` takes the file away while it works.
+    scores.unlink()
+    assert items(client) == after
+    assert "the queue stays as it is" in caplog.text
 
 
 def copy_of(folder: DeskFolder, tmp_path: Path) -> DeskFolder:

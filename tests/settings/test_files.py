@@ -87,7 +87,7 @@ def test_structures_keep_their_order(tmp_path: Path) -> None:
 @settings(max_examples=25, deadline=None)
 @given(
     path=st.text(st.characters(codec="utf-8", exclude_characters="\0"), min_size=1, max_size=12).filter(
-        lambda text: Path(text).name
+        lambda text: text.strip() and Path(text).name
     ),
     where=st.dictionaries(st.text(max_size=5), st.sampled_from(["4CH", "yes", "1", "null", "a: b", "# no"])),
     rate=st.floats(1e-12, 1e3),

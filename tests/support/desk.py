@@ -18,6 +18,8 @@ from medfm_rl.data.images import hash_image, write_image, write_labels
 from medfm_rl.data.labels import hash_labels
 from medfm_rl.data.layouts import SIMULATION_RECORD
 from medfm_rl.feedback import FeedbackStore
+from medfm_rl.runs.stream_history import StreamIdentity, StudyCase
+from medfm_rl.runs.stream_state import add_studies
 from medfm_rl.types import Geometry, LabelSchema
 
 SCHEMA = LabelSchema.from_structures({"LV": 1, "MYO": 2})
@@ -203,9 +205,9 @@ def _write_scores(scores: Path, cases: list[dict[str, Any]]) -> None:
 
 
 def _stream(path: Path, case: dict[str, Any]) -> Path:
-    drawn = {"case": case["case_id"], "mask": case["mask"], "audit": True}
-    lines = [{"kind": "stream", "format": 2}, {"kind": "study", "patient": case["patient_id"], "cases": [drawn]}]
-    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    identity = StreamIdentity("scanner", "protocol", "site", "a" * 64, seed=0, audit_share=1.0)
+    mask = StudyCase(case["case_id"], case["mask"], "accept", 0.9, 0.8, 1.0, ())
+    add_studies(path, identity, {case["patient_id"]: [mask]})
     return path
 
 

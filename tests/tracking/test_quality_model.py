@@ -7,7 +7,7 @@ import pytest
 
 from medfm_rl.data.layouts import find_cases
 from medfm_rl.errors import DataError, ModelError
-from medfm_rl.quality import QualityController
+from medfm_rl.quality.controller import QualityController
 from medfm_rl.settings import DataSettings
 from medfm_rl.tracking.quality_model import save_quality_model
 

@@ -26,7 +26,7 @@ from medfm_rl.data.labels import read_labels
 from medfm_rl.data.layouts import find_cases
 from medfm_rl.data.ultrasound.phantom import simulate_dataset
 from medfm_rl.data.ultrasound.vendors import vendor
-from medfm_rl.quality import QualityController
+from medfm_rl.quality.controller import QualityController
 from medfm_rl.settings import DataSettings, kinds
 from medfm_rl.tracking.quality_model import save_quality_model
 from medfm_rl.version import __version__

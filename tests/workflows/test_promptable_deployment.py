@@ -24,7 +24,7 @@ from medfm_rl.data.mask_files import find_masks
 from medfm_rl.data.ultrasound.phantom import simulate_dataset
 from medfm_rl.data.ultrasound.vendors import vendor
 from medfm_rl.errors import ConfigError, DataError
-from medfm_rl.quality import QualityController
+from medfm_rl.quality.controller import QualityController
 from medfm_rl.quality.model import Targets
 from medfm_rl.runs.case_records import CaseRecords
 from medfm_rl.runs.finished import load_model, load_run

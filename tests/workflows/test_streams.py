@@ -16,9 +16,9 @@ from medfm_rl import cli
 from medfm_rl.errors import ConfigError
 from medfm_rl.quality.drift import mask_key
 from medfm_rl.quality.promises import Grounds, PromiseTarget, ReviewedMask, prove
+from medfm_rl.runs.scores import Scores
 from medfm_rl.runs.stream_history import read_stream
 from medfm_rl.runs.stream_state import add_reviews
-from medfm_rl.workflows.deploy.assessed_cases import read_assessed
 from medfm_rl.workflows.streams import monitor, stream_names, stream_scores
 
 Command = Callable[..., tuple[int, str]]
@@ -74,9 +74,9 @@ def promised(folder: Path) -> Path:
 
 
 def test_what_a_scores_file_says_of_each_case(tmp_path: Path) -> None:
-    scores, found = read_assessed(write_scores_file(tmp_path / "scores.json", cases(0, 2)))
+    scores = Scores.read(write_scores_file(tmp_path / "scores.json", cases(0, 2)))
     assert scores.quality == "a" * 64
-    assert [(case.case, case.patient, case.broken_rules) for case in found] == [
+    assert [(name, case.patient_id, case.broken_rules) for name, case in scores.cases.items()] == [
         ("c0", "p0", ("size",)),
         ("c1", "p1", ("size",)),
     ]

@@ -24,8 +24,7 @@ from medfm_rl.data.files import hash_folder
 from medfm_rl.data.layouts import CaseFile, find_cases
 from medfm_rl.data.mask_files import find_masks
 from medfm_rl.errors import DataError, TrackingError
-from medfm_rl.quality import QualityModel
-from medfm_rl.quality.model import Targets
+from medfm_rl.quality.model import QualityModel, Targets
 from medfm_rl.reward.network import RewardEnsemble, RewardNet
 from medfm_rl.runs.finished import load_model, load_run
 from medfm_rl.runs.folder import RunFolder

@@ -135,26 +135,28 @@ class TorchModuleAdapter(SegmenterAdapter):
         if isinstance(intensity, IntensitySettings) and intensity.transform is not None:
             # Here and not at the first image: a name that is wrong is told at once.
             load_transform(intensity.transform, str(folder / DESCRIPTION))
-        schema, preprocessing, in_channels = described.schema, described.preprocessing, described.in_channels
+        schema, preprocessing, in_channels = described.label_schema(), described.preprocessing, described.in_channels
         place = _ALONE
         match described.network:
             case {"unet": settings}:
                 adapter = cls.build_unet(network_settings(settings, folder), schema, preprocessing, in_channels)
-                adapter.weights, adapter.output = described.weights, described.output
-                adapter.place = load_weights(adapter.module, folder / described.weights, described.place, DESCRIPTION)
+                adapter.weights, adapter.output = described.weights_file, described.output
+                adapter.place = load_weights(
+                    adapter.module, folder / described.weights_file, described.place, DESCRIPTION
+                )
                 return adapter.eval()
             case {"torchscript": _}:
-                module = load_script(folder / described.weights)
+                module = load_script(folder / described.weights_file)
             case network:
                 module = call_factory(str(network["factory"]), network.get("arguments", {}), folder)
-                place = load_weights(module, folder / described.weights, described.place, DESCRIPTION)
+                place = load_weights(module, folder / described.weights_file, described.place, DESCRIPTION)
         adapter = cls(
             module,
             schema,
             preprocessing,
             in_channels,
             described.network,
-            described.weights,
+            described.weights_file,
             place,
             described.decoder_prefixes,
             described.output,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from typing import Annotated, Literal
+from typing import Annotated
 
 from fastapi import APIRouter, Header
 from pydantic import BaseModel, ConfigDict, Field, field_validator
@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 from medfm_rl.feedback.entries import LONGEST_TEXT
 from medfm_rl.service.asking import ERRORS, Reviewer, TheDesk
 from medfm_rl.service.meaning import Answer
+from medfm_rl.service.said import Word
 
 router = APIRouter(prefix="/api/v1", tags=["decisions"], responses=ERRORS)
 _LONGEST = 255
@@ -31,7 +32,7 @@ class Part(BaseModel):
     """One part of a decision."""
 
     model_config = ConfigDict(extra="forbid")
-    kind: Literal["verdict", "grade", "preference", "mask", "unfit", "cannot_tell"]
+    kind: Word
     structure: str | None = Field(None, max_length=_LONGEST, description="Of which structure; all where left out.")
     value: str | int | None = Field(None, description="accept or reject; a grade from 0 to 4; a or b.")
     mask: str | None = Field(None, max_length=_LONGEST, description="The mask that is meant, or the one that was sent.")

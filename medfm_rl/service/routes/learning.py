@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any
 
 from fastapi import APIRouter, Response
 from fastapi.responses import HTMLResponse
@@ -15,7 +15,7 @@ from medfm_rl.service.asking import ERRORS, Lead, Reviewer, TheDesk
 from medfm_rl.service.database import digest_of
 from medfm_rl.service.desk import Desk
 from medfm_rl.service.errors import DeskError, not_found
-from medfm_rl.service.jobs import REPORT, Job, progress_of
+from medfm_rl.service.jobs import REPORT, Job, Kind, progress_of
 from medfm_rl.service.routes.decisions import Key
 
 router = APIRouter(prefix="/api/v1", tags=["learning"], responses=ERRORS)
@@ -27,7 +27,7 @@ class JobWanted(BaseModel):
     """A job to be started."""
 
     model_config = ConfigDict(extra="forbid")
-    kind: Literal["adapt", "compare"]
+    kind: Kind
     job: str | None = Field(
         None, max_length=64, description="Of a comparison: the adaptation whose run is the new one."
     )

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated
 
 from fastapi import APIRouter, Path
 from pydantic import BaseModel, ConfigDict, Field
 
+from medfm_rl.choices import Role
 from medfm_rl.service.access import LONGEST_PASSWORD, User
 from medfm_rl.service.asking import ERRORS, Administrator, Reviewer, TheDesk
 
@@ -18,7 +19,7 @@ class Wanted(BaseModel):
     """How a user is to be."""
 
     model_config = ConfigDict(extra="forbid")
-    role: Literal["reviewer", "lead", "administrator"] = "reviewer"
+    role: Role = "reviewer"
     password: str | None = Field(None, max_length=10 * LONGEST_PASSWORD, description="Needed for a new user.")
     active: bool = True
 

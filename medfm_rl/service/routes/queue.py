@@ -16,6 +16,7 @@ from medfm_rl.service.leases import Lease
 
 router = APIRouter(prefix="/api/v1", tags=["queue"], responses=ERRORS)
 _LONGEST_ID = 64
+State = Literal["open", "leased", "done"]
 
 
 class Me(BaseModel):
@@ -37,7 +38,7 @@ class QueueItem(BaseModel):
     name: str
     kind: Kind
     reason: str
-    state: Literal["open", "leased", "done"]
+    state: State
     by_me: bool
     score: float | None
     leased_by: str | None
@@ -90,14 +91,14 @@ def me(desk: TheDesk, who: Reviewer) -> Me:
 def queue(
     desk: TheDesk,
     who: Reviewer,
-    kind: Literal["all", "audit", "learn", "refer", "correct", "compare", "second", "disagreement", "accepted"] = "all",
-    state: Literal["all", "open", "leased", "done"] = "all",
+    kind: Literal["all", Kind] = "all",
+    state: Literal["all", State] = "all",
     text: Annotated[str, Query(max_length=200)] = "",
     offset: Annotated[int, Query(ge=0, le=10_000_000)] = 0,
     limit: Annotated[int, Query(ge=1, le=500)] = 100,
 ) -> Queue:
     """The queue in its order, and what is left of each kind."""
-    desk.work.refresh()
+    desk.refresh()
     held = desk.leases.held()
     items = desk.work.items(who.reviewer, who.may("lead"))
     states = {item.id: _state(desk, item, held, who) for item in items}
@@ -192,7 +193,7 @@ def readings(desk: TheDesk, who: Lead) -> Standing:
     return Standing(**vars(desk.work.readings()))
 
 
-def _state(desk: Desk, item: Item, held: dict[str, Lease], who: Principal) -> Literal["open", "leased", "done"]:
+def _state(desk: Desk, item: Item, held: dict[str, Lease], who: Principal) -> State:
     if desk.work.is_done(item):
         return "done"
     return "leased" if item.id in held and held[item.id].reviewer != who.reviewer else "open"

@@ -8,7 +8,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final, Self
 
-from medfm_rl.data.files import hash_folder, read_versioned_json, replace_folder_on_success, write_versioned_json
+from medfm_rl.data.files import hash_folder, replace_folder_on_success, write_versioned_json
+from medfm_rl.data.json_models import read_model
 from medfm_rl.errors import ConfigError, DataError
 from medfm_rl.policies import ACTOR
 from medfm_rl.reward.dataset import ActionDataset
@@ -54,11 +55,7 @@ class Continuation:
         Raises:
             DataError: The file is no such record, or was written by a newer version.
         """
-        content = read_versioned_json(path, _FORMAT, _ADVICE)
-        try:
-            return cls(**{name: value for name, value in content.items() if name != "format"})
-        except TypeError as error:
-            raise DataError(f"{path}: not a record of a run that was gone on from ({error}); {_ADVICE}") from error
+        return read_model(path, cls, _FORMAT, "a record of a run that was gone on from", _ADVICE, DataError)
 
 
 def first_iteration(run: RunFolder) -> int:

@@ -26,9 +26,9 @@ from medfm_rl.quality.reviewed_errors import Origin, ReviewedErrors, ReviewedPre
 from medfm_rl.runs.judging import Judge
 from medfm_rl.runs.leakage import count_known
 from medfm_rl.runs.learned_feedback import LearnedFeedback
+from medfm_rl.runs.scores import AssessedMask, Scores
 from medfm_rl.types import LabelMap, LabelSchema
 from medfm_rl.workflows.calibrate.cases import keep_previous
-from medfm_rl.workflows.deploy.assessed_cases import AssessedCase, read_assessed
 from medfm_rl.workflows.deploy.given_masks import GivenMasks
 
 MONTH_FILE: Final = "month.json"
@@ -117,7 +117,7 @@ def calibrate_on_audit(run: Judge, request: AuditRequest, progress: Progress = s
         UserError: The scores are not of this run, or nothing that was drawn at random has been reviewed.
     """
     with alone_writing(run.path):
-        scores, cases = read_assessed(request.scores)
+        scores = Scores.read(request.scores)
         scores.require_quality(run.folder.quality)
         audit = gather_audit(run, request, progress)
         found, reviewed = prove(audit.masks, request.target), {mask.case for mask in audit.masks}
@@ -129,7 +129,7 @@ def calibrate_on_audit(run: Judge, request: AuditRequest, progress: Progress = s
             reviewers=audit.reviewers,
             left_out=dict(audit.left_out),
             looks=_looks(run.folder.promise, scores.quality, audit.store),
-            masks=tuple(mask_key(case.case, case.mask) for case in cases if case.case in reviewed),
+            masks=tuple(mask_key(name, case.mask) for name, case in scores.cases.items() if name in reviewed),
         )
         created = datetime.now(UTC).isoformat(timespec="seconds")
         promise = found.model_copy(update={"created": created, "evidence": evidence})
@@ -143,7 +143,7 @@ def calibrate_on_audit(run: Judge, request: AuditRequest, progress: Progress = s
             errors.write(run.folder.reviewed_errors)
     for line in caveats(evidence):
         _LOG.warning("%s", line)
-    month, why = _month(run, cases, audit, request.target.dice)
+    month, why = _month(run, list(scores.cases.values()), audit, request.target.dice)
     if month:
         place = request.scores.with_name(MONTH_FILE)
         write_versioned_json(place, _MONTH_FORMAT, {"dice_limit": request.target.dice, **as_json(month)})
@@ -197,9 +197,8 @@ def gather_audit(run: Judge, request: AuditRequest, progress: Progress = silent)
             scored.
         FeedbackError: The store cannot be read.
     """
-    scores, cases = read_assessed(request.scores)
-    assessed = {case.case: case for case in cases}
-    file_of = _by_image([file for file in request.files if file.case_id in assessed], progress)
+    scores = Scores.read(request.scores)
+    file_of = _by_image([file for file in request.files if file.case_id in scores.cases], progress)
     taught = taught_patients(run.folder.feedback)
     schema = run.grid.schema
     paths = scores.mask_files if request.masks is None else request.masks
@@ -212,7 +211,7 @@ def gather_audit(run: Judge, request: AuditRequest, progress: Progress = silent)
         left_out = _left_out(entries, {entry.image_sha256 for entry in audited(history)}, file_of, taught)
         audit = {image for image in _images(entries) if file_of[image].case_id not in left_out}
         if not audit:
-            raise DataError(_no_audit(request, store.where, len(assessed), file_of, left_out))
+            raise DataError(_no_audit(request, store.where, len(scores.cases), file_of, left_out))
         _require_truth(audit, experts, file_of, store.where)
         count_known(run.folder, [file_of[image] for image in sorted(audit)], allow_overlap=True)
         masks: list[ReviewedMask] = []
@@ -222,7 +221,7 @@ def gather_audit(run: Judge, request: AuditRequest, progress: Progress = silent)
             found = [store.mask(sha256) for sha256 in dict.fromkeys(mask.sha256 for mask in experts[image].values())]
             truth = (found[0] if len(found) == 1 else consensus(found)).labels_for(schema)
             mask = given.read(file.read())
-            reviewed, prediction = _reviewed(mask, truth, assessed[file.case_id], file, schema)
+            reviewed, prediction = _reviewed(mask, truth, scores.cases[file.case_id], file, schema)
             masks.append(reviewed)
             predictions.append(prediction)
             progress("reading reviewed masks", done, len(audit))
@@ -291,18 +290,20 @@ def _require_truth(
 
 
 def _reviewed(
-    mask: LabelMap, truth: LabelMap, case: AssessedCase, file: CaseFile, schema: LabelSchema
+    mask: LabelMap, truth: LabelMap, case: AssessedMask, file: CaseFile, schema: LabelSchema
 ) -> tuple[ReviewedMask, ReviewedPrediction]:
     if mask.shape != truth.shape:
         raise DataError(
-            f"case {case.case}: the reviewed mask has size {truth.shape} and the scored one {mask.shape}; remove that "
-            "entry (`medfm-rl feedback remove`) or correct it"
+            f"case {case.case_id}: the reviewed mask has size {truth.shape} and the scored one {mask.shape}; remove "
+            "that entry (`medfm-rl feedback remove`) or correct it"
         )
     overlap = dice(mask, truth, schema.classes)
     of_structures = dict(zip(schema.structures, overlap.tolist(), strict=True))
+    predicted = case.as_calibrated
+    mean = predicted.pop(MEAN)
     return (
-        ReviewedMask(case.case, file.patient_id, case.predicted, not case.broken_rules, float(overlap.mean())),
-        ReviewedPrediction(file.patient_id, case.of_structures, of_structures),
+        ReviewedMask(case.case_id, file.patient_id, mean, not case.broken_rules, float(overlap.mean())),
+        ReviewedPrediction(file.patient_id, predicted, of_structures),
     )
 
 
@@ -320,21 +321,21 @@ def _looks(path: Path, quality: str, store: str) -> int:
 
 
 def _month(
-    run: Judge, cases: Sequence[AssessedCase], audit: ReviewedAudit, limit: float
+    run: Judge, cases: Sequence[AssessedMask], audit: ReviewedAudit, limit: float
 ) -> tuple[dict[str, Estimate], str | None]:
     """The figures of all masks but those of patients who taught the run."""
     taught = taught_patients(run.folder.feedback)
     true = {mask.case: mask.dice for mask in audit.masks}
     error = run.quality.structures[MEAN].error or _GUESSED_ERROR
-    shown = [case for case in cases if case.patient not in taught]
-    means = [MonthMask(case.patient, case.predicted or 0.0, true.get(case.case)) for case in shown]
+    shown = [(case, case.as_calibrated[MEAN] or 0.0) for case in cases if case.patient_id not in taught]
+    means = [MonthMask(case.patient_id, predicted, true.get(case.case_id)) for case, predicted in shown]
     failing = [
         MonthMask(
-            case.patient,
-            failure_probability(case.predicted or 0.0, limit, error),
-            float(true[case.case] < limit) if case.case in true else None,
+            case.patient_id,
+            failure_probability(predicted, limit, error),
+            float(true[case.case_id] < limit) if case.case_id in true else None,
         )
-        for case in shown
+        for case, predicted in shown
     ]
     try:
         return {"mean_dice": month_mean(means), "failure_rate": month_rate(failing)}, None

@@ -26,12 +26,12 @@ from medfm_rl.metrics.scores import MEAN
 from medfm_rl.progress import Progress, silent
 from medfm_rl.runs.case_records import CaseRecords, hash_case, label_path
 from medfm_rl.runs.finished import FinishedRun
+from medfm_rl.runs.scores import SCORES_FILE, Scores
 from medfm_rl.types import LabelSchema
 from medfm_rl.version import __version__
 from medfm_rl.workflows.deploy.correction_outputs import NOT_HANDLED
 from medfm_rl.workflows.deploy.given_masks import GivenMasks
 from medfm_rl.workflows.deploy.score import OWN_MASKS, NothingAssessedError, ScoreRequest, score
-from medfm_rl.workflows.deploy.scores_file import SCORES_FILE, Scores
 from medfm_rl.workflows.deploy.workers import Workers
 
 TABLE_FILE: Final = "choices.csv"
@@ -119,7 +119,8 @@ class _Scored:
 
     def predicted(self, case_id: str) -> dict[str, float]:
         """Predicted Dice of the structures that the mask of a case has."""
-        found = self.scores.predicted.get(case_id, {})
+        case = self.scores.cases.get(case_id)
+        found = {} if case is None else case.predicted
         return {name: value for name, value in found.items() if name != MEAN and value is not None}
 
 

@@ -17,13 +17,13 @@ from medfm_rl.networks import hash_weights
 from medfm_rl.progress import Progress, silent
 from medfm_rl.runs.case_records import CaseRecords, hash_settings, label_path
 from medfm_rl.runs.finished import FinishedRun
+from medfm_rl.runs.scores import SCORES_FILE, Scores
 from medfm_rl.settings import RESEARCH, CorrectionSettings, SitePolicy
 from medfm_rl.workflows.deploy.correction_bench import CorrectionBench, Job
 from medfm_rl.workflows.deploy.correction_outputs import NOT_HANDLED, Corrections, write_page, write_tables
 from medfm_rl.workflows.deploy.correction_terms import Terms
 from medfm_rl.workflows.deploy.given_masks import GivenMasks
 from medfm_rl.workflows.deploy.score import ScoreRequest, score
-from medfm_rl.workflows.deploy.scores_file import SCORES_FILE, Scores
 from medfm_rl.workflows.deploy.stream_scoring import StreamRequest
 from medfm_rl.workflows.deploy.worker import Piece
 from medfm_rl.workflows.deploy.workers import Crew, Nobody, Workers, at_work, seen_by_all
@@ -140,7 +140,7 @@ def correct(
         terms = terms.for_batch(None if chosen.scores is None else chosen.scores.state)
         given = originals = _given_masks(run, request, chosen.scores)
         if given is None and request.scores is None and chosen.scores is not None:
-            made = {case_id: label_path(out / "scores", case_id) for case_id in chosen.scores.masks}
+            made = {case_id: label_path(out / "scores", case_id) for case_id in chosen.scores.cases}
             originals = GivenMasks(made, chosen.scores, run.segmenter.schema)
         bench = _bench_of(run, terms, corrector, records, given, originals)
         order = CorrectionOrder(run.elsewhere(), terms, given, originals, out)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from medfm_rl.correction.acceptance import Acceptance
-from medfm_rl.quality import State
+from medfm_rl.quality.reports import State
 from medfm_rl.runs.folder import RunFolder
 from medfm_rl.settings import CorrectionSettings
 

@@ -1,4 +1,4 @@
-"""Masks in files, as they were before any correction."""
+"""Masks in files, as a user or an earlier call gives them."""
 
 from __future__ import annotations
 
@@ -11,25 +11,27 @@ from medfm_rl.data.images import hash_image
 from medfm_rl.data.labels import hash_labels, read_labels
 from medfm_rl.data.mask_labels import labels_in_masks
 from medfm_rl.errors import DataError
+from medfm_rl.runs.scores import Scores
 from medfm_rl.types import Case, LabelMap, LabelSchema
-from medfm_rl.workflows.deploy.scores_file import Scores
 
 
 @dataclass(frozen=True)
 class GivenMasks:
-    """Masks as they were before any correction, in files.
+    """Masks in files, as they are before anything is done with them.
 
     Attributes:
         paths: By case.
         scores: Scores of these masks; None where nothing was scored. A mask that could not be assessed has none.
         schema: Structures of the segmenter.
         in_files: The meaning of the integers in the masks, where it is not what `schema` says.
+        probabilities: Files of the probabilities that their maker gave, by case; None where none are given.
     """
 
     paths: Mapping[str, Path]
     scores: Scores | None
     schema: LabelSchema
     in_files: LabelSchema | None = None
+    probabilities: Mapping[str, Path] | None = None
 
     @classmethod
     def of_user(cls, paths: Mapping[str, Path], labels: str | None, scores: Scores | None, schema: LabelSchema) -> Self:
@@ -53,7 +55,8 @@ class GivenMasks:
             DataError: There is none.
         """
         if case_id not in self.paths:
-            raise DataError(f"case {case_id}: there is no mask of that name")
+            place = "".join(f" in {path.parent}" for path in list(self.paths.values())[:1])
+            raise DataError(f"case {case_id}: there is no mask of that name, or more than one,{place}")
         return self.paths[case_id]
 
     def hashes(self, case_id: str) -> dict[str, Any]:
@@ -78,7 +81,7 @@ class GivenMasks:
         labels = read_labels(
             path, self.schema, case.shape, case.geometry, self.in_files, case.frame, frames=case.frames
         )
-        scored = None if self.scores is None else self.scores.masks.get(case.case_id)
-        if scored is not None and hash_labels(labels) != scored:
+        scored = None if self.scores is None else self.scores.cases.get(case.case_id)
+        if scored is not None and hash_labels(labels) != scored.mask:
             raise DataError(f"{path}: is not the mask that was scored; score it again")
         return labels

@@ -20,9 +20,10 @@ from medfm_rl.runs.judging import Judge
 from medfm_rl.runs.models import Model
 from medfm_rl.settings import RESEARCH, SitePolicy
 from medfm_rl.workflows.deploy.clip_evidence import evidence_over_time
+from medfm_rl.workflows.deploy.given_masks import GivenMasks
 from medfm_rl.workflows.deploy.score_outputs import TABLE_FILE, audit_lines, withdraw_results, write_results
 from medfm_rl.workflows.deploy.scoring import ScoredBy, Scoring
-from medfm_rl.workflows.deploy.scoring_queue import MasksToScore, ScoringQueue, blocks_of
+from medfm_rl.workflows.deploy.scoring_queue import ScoringQueue, blocks_of
 from medfm_rl.workflows.deploy.stream_scoring import StreamRequest, settle_in_stream
 from medfm_rl.workflows.deploy.worker import Piece
 from medfm_rl.workflows.deploy.workers import Crew, Nobody, Workers, at_work, seen_by_all
@@ -213,8 +214,8 @@ def _queue_of(run: Judge, request: ScoreRequest, records: CaseRecords) -> Scorin
         )
     given = None
     if request.masks is not None:
-        in_masks = labels_in_masks(request.labels, request.masks, controller.schema)
-        given = MasksToScore(request.masks, in_masks, request.probabilities)
+        in_files = labels_in_masks(request.labels, request.masks, controller.schema)
+        given = GivenMasks(request.masks, None, controller.schema, in_files, request.probabilities)
     quality_hash = run.identity.quality_hash
     assert quality_hash is not None
     return ScoringQueue(controller, {"quality": quality_hash, **controller.gate_hashes}, given, segmenter, records)

@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Any, Final
 
 from medfm_rl.data.files import write_parts, write_text
-from medfm_rl.quality import QualityReport
 from medfm_rl.quality.packed import InTurn
+from medfm_rl.quality.reports import QualityReport
 from medfm_rl.reports.scores import PageCase, write_page
+from medfm_rl.runs.scores import SCORES_FILE
 from medfm_rl.workflows.deploy.clip_verdicts import CLIPS_FILE, clip_table
-from medfm_rl.workflows.deploy.scores_file import SCORES_FILE, batch_columns, interval_state, places, write_scores
+from medfm_rl.workflows.deploy.scores_file import batch_columns, interval_state, places, write_scores
 from medfm_rl.workflows.deploy.scoring import CaseTrace, Scoring, thumbnail_path
 
 TABLE_FILE: Final = "scores.csv"

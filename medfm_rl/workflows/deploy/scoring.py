@@ -11,7 +11,8 @@ from typing import Any, Literal
 
 from medfm_rl.data.layouts import CaseFile
 from medfm_rl.data.names import file_of_case
-from medfm_rl.quality import BatchReport, QualityModel
+from medfm_rl.quality.model import QualityModel
+from medfm_rl.quality.reports import BatchReport
 from medfm_rl.quality.reviewed_errors import ReviewedErrors
 from medfm_rl.settings import SitePolicy
 from medfm_rl.workflows.deploy.clip_evidence import ClipEvidence

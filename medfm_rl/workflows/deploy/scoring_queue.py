@@ -27,18 +27,20 @@ from medfm_rl.data.checks import (
 )
 from medfm_rl.data.each_case import OF_ONE_CASE, case_alone
 from medfm_rl.data.files import hash_file, replace_on_success
-from medfm_rl.data.images import hash_image, write_image, write_labels
+from medfm_rl.data.images import write_image, write_labels
 from medfm_rl.data.labels import hash_labels, read_labels
 from medfm_rl.data.layouts import CaseFile
 from medfm_rl.data.notices import collected_notices
 from medfm_rl.data.probabilities import confidence_of, require_all
 from medfm_rl.errors import DataError, UserError
-from medfm_rl.quality import QualityController, QualityReport
+from medfm_rl.quality.controller import QualityController
 from medfm_rl.quality.packed import PackedReports
+from medfm_rl.quality.reports import QualityReport
 from medfm_rl.quality.submission import Submission, cases_at_once, is_a_batch
 from medfm_rl.reports.scores import thumbnail
 from medfm_rl.runs.case_records import CaseRecords, hash_case, hash_segmenter, label_path, reward_path
-from medfm_rl.types import Case, Clip, LabelMap, LabelSchema
+from medfm_rl.types import Case, Clip, LabelMap
+from medfm_rl.workflows.deploy.given_masks import GivenMasks
 from medfm_rl.workflows.deploy.memory import must_fit
 from medfm_rl.workflows.deploy.scoring import CaseTrace, Cause, Traces, Unassessed, thumbnail_path
 from medfm_rl.workflows.deploy.workers import NOBODY, Crew, Nobody
@@ -63,21 +65,6 @@ def _caused_by(cause: Cause, case_id: str) -> Iterator[None]:
             yield
     except UserError as error:
         raise _NotAssessedError(str(error), cause) from error
-
-
-@dataclass(frozen=True)
-class MasksToScore:
-    """Masks that are given.
-
-    Attributes:
-        paths: By case.
-        in_masks: The meaning of the integers in them, where it is not that of the run.
-        probabilities: Files of the probabilities that their maker gave, by case; None where none are given.
-    """
-
-    paths: Mapping[str, Path]
-    in_masks: LabelSchema | None
-    probabilities: Mapping[str, Path] | None = None
 
 
 @dataclass(frozen=True)
@@ -132,7 +119,7 @@ class ScoringQueue:
         self,
         controller: QualityController,
         networks: Mapping[str, str],
-        given: MasksToScore | None,
+        given: GivenMasks | None,
         segmenter: SegmenterAdapter | None,
         records: CaseRecords,
     ) -> None:
@@ -254,9 +241,9 @@ class ScoringQueue:
         path = self._mask_path(file.case_id)
         if path is None:
             raise DataError(f"case {file.case_id}: its mask is no more in {self.out}")
-        in_masks = None if self.given is None else self.given.in_masks
+        in_files = None if self.given is None else self.given.in_files
         shape, frames = clip.frames.shape[2:], len(clip.frames)
-        return read_labels(path, self.controller.schema, shape, clip.geometry, in_masks, frame, frames=frames)
+        return read_labels(path, self.controller.schema, shape, clip.geometry, in_files, frame, frames=frames)
 
     def _refuse(self, case_id: str, error: UserError) -> None:
         cause: Cause = error.cause if isinstance(error, _NotAssessedError) else "not_assessed"
@@ -304,11 +291,10 @@ class ScoringQueue:
         with _caused_by("input_unusable", file.case_id):
             found.update(hash_case(file, self.segmenter))
         if self.given is not None:
-            mask = _path_of(self.given, file)
+            with _caused_by("mask_missing", file.case_id):
+                self.given.path(file.case_id)
             with _caused_by("mask_unusable", file.case_id):
-                found["mask"] = hash_image(mask)
-            if self.given.in_masks is not None:
-                found["labels"] = self.given.in_masks.integers
+                found.update(self.given.hashes(file.case_id))
             if self.given.probabilities is not None:
                 with _caused_by("probabilities_unusable", file.case_id):
                     found["probabilities"] = hash_file(require_all(self.given.probabilities, file.case_id))
@@ -318,17 +304,16 @@ class ScoringQueue:
         controller = self.controller
         if self.segmenter is None:
             assert self.given is not None
-            schema, in_masks = controller.schema, self.given.in_masks
+            schema, in_files = self.given.schema, self.given.in_files
             with _caused_by("mask_unusable", file.case_id):
-                path, frames = _path_of(self.given, file), case.frames
-                labels = read_labels(path, schema, case.shape, case.geometry, in_masks, case.frame, frames=frames)
+                labels = self.given.read(case)
             mask = facts_by_schema(labels, schema)
             self.facts[file.case_id] = replace(self.facts[file.case_id], mask=mask)
             if self.given.probabilities is None:
                 return controller.submit(case, labels)
             with _caused_by("probabilities_unusable", file.case_id):
                 path = require_all(self.given.probabilities, file.case_id)
-                confidence = confidence_of(path, case, labels, schema, in_masks or schema)
+                confidence = confidence_of(path, case, labels, schema, in_files or schema)
             return controller.submit(case, labels, confidence)
         assert self._masks is not None
         if self.segmenter is controller.grid:
@@ -337,11 +322,3 @@ class ScoringQueue:
             submission = controller.submit(case, self._masks.segment(file, case))
         write_labels(label_path(self.out, file.case_id), submission.labels, case.geometry, controller.schema)
         return submission
-
-
-def _path_of(given: MasksToScore, file: CaseFile) -> Path:
-    if file.case_id not in given.paths:
-        folder = next(iter(given.paths.values())).parent
-        problem = f"case {file.case_id}: there is no mask of that name, or more than one, in {folder}"
-        raise _NotAssessedError(problem, "mask_missing")
-    return given.paths[file.case_id]

@@ -7,8 +7,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from medfm_rl.quality import BatchReport, QualityController, QualityReport
+from medfm_rl.quality.controller import QualityController
 from medfm_rl.quality.promises import Promise
+from medfm_rl.quality.reports import BatchReport, QualityReport
 from medfm_rl.runs.stream_history import UNKNOWN, StreamHistory, StreamIdentity, StudyCase, read_stream
 from medfm_rl.runs.stream_promise import standing_of
 from medfm_rl.runs.stream_state import add_studies, require_usable

@@ -194,7 +194,7 @@ class CaseAssessor:
         """Predicted Dice of each structure where it was scored before, `(K - 1,)`."""
         if self._given is None or self._given.scores is None:
             return None
-        scored = self._given.scores.predicted[case_id]
+        scored = self._given.scores.cases[case_id].predicted
         return np.array([scored[name] or 0.0 for name in self._segmenter.schema.structures])
 
     def _calibrated(self, evidence: Evidence) -> Array:

@@ -15,8 +15,8 @@ from medfm_rl.progress import Progress, silent
 from medfm_rl.quality.proposals import Candidate, Choice, audit_order, by_clasp, by_gain, random_order
 from medfm_rl.runs.case_records import CaseRecords
 from medfm_rl.runs.finished import FinishedRun
+from medfm_rl.runs.scores import Scores
 from medfm_rl.workflows.deploy.given_masks import GivenMasks
-from medfm_rl.workflows.deploy.scores_file import Scores
 from medfm_rl.workflows.propose.assessing import CaseAssessor, candidate_of
 from medfm_rl.workflows.propose.known import KnownPatients, find_known
 from medfm_rl.workflows.propose.outputs import withdraw_proposals, write_proposals
@@ -141,7 +141,7 @@ def _given_masks(run: FinishedRun, path: Path, files: Sequence[CaseFile]) -> Giv
     masks = {
         case: mask
         for case, mask in scores.mask_files.items()
-        if case in wanted and set(schema.structures) <= scores.predicted[case].keys()
+        if case in wanted and set(schema.structures) <= scores.cases[case].predicted.keys()
     }
     if not masks:
         raise DataError(

@@ -7,8 +7,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-import torch
-
 from medfm_rl.adapters import ImageGrid
 from medfm_rl.data.files import alone_writing, remove_abandoned
 from medfm_rl.data.layouts import CaseFile, split_by_patient
@@ -18,7 +16,6 @@ from medfm_rl.errors import ConfigError, DataError
 from medfm_rl.progress import Progress, silent
 from medfm_rl.quality.model import Targets
 from medfm_rl.reward.fusion import write_fusion
-from medfm_rl.reward.network import RewardNet
 from medfm_rl.reward.origins import patients_of
 from medfm_rl.reward.patient_split import SplitRecords
 from medfm_rl.reward.training import train_reward
@@ -31,6 +28,7 @@ from medfm_rl.workflows.calibrate.quality import CalibrateRequest, calibrate_cas
 from medfm_rl.workflows.train_judge.deal import Deal, deal
 from medfm_rl.workflows.train_judge.examples import examples_of
 from medfm_rl.workflows.train_judge.trial import Trial, try_judge
+from medfm_rl.workflows.untrained_reward import untrained_reward
 
 _LOG = logging.getLogger(__name__)
 
@@ -158,11 +156,7 @@ def _train_rewards(
         seed = derive_seed(settings.seed, "judge reward", name)
         _, held_out = split_by_patient(list(records.origins), settings.reward.validation_fraction, seed)
         split = SplitRecords.hold_out(records, patients_of(held_out))
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            net = RewardNet(
-                settings.reward.network, grid.schema.num_classes, grid.intensity_channels, len(grid.patch_size)
-            )
+        net = untrained_reward(settings.reward.network, grid, seed)
         label = f"reward network {name}"
 
         def tell(done: int, total: int, label: str = label) -> None:

@@ -18,7 +18,7 @@ from medfm_rl.errors import DataError
 from medfm_rl.metrics.failure_detection import excess_aurc, failure_auroc, interval_coverage
 from medfm_rl.metrics.overlap import dice
 from medfm_rl.progress import Progress
-from medfm_rl.quality import QualityReport
+from medfm_rl.quality.reports import QualityReport
 from medfm_rl.quality.submission import is_a_batch
 from medfm_rl.reports.judge import JudgePage, TriedCase, write_judge_page
 from medfm_rl.runs.judging import Judge

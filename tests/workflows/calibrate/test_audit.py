@@ -22,9 +22,9 @@ from medfm_rl.feedback import CorrectedMask, Entry, FeedbackStore, Mask, Verdict
 from medfm_rl.quality.promises import Promise, PromiseTarget
 from medfm_rl.runs.finished import FinishedRun, load_run
 from medfm_rl.runs.learned_feedback import JudgedCase, LearnedFeedback, PreferredCase, Reported, ReviewedCase
+from medfm_rl.runs.scores import Scores
 from medfm_rl.settings import DataSettings
 from medfm_rl.workflows.calibrate.audit import AuditRequest, calibrate_on_audit
-from medfm_rl.workflows.deploy.assessed_cases import read_assessed
 from medfm_rl.workflows.deploy.score import ScoreRequest, score
 
 PATIENTS = 12
@@ -270,8 +270,8 @@ def test_the_same_patients_move_later_predictions_and_promises_stay_about_the_un
         shift = result.errors.shifts[after["structure"]]
         assert after["predicted_dice"] == pytest.approx(min(1.0, before + shift))
         assert after["low"] <= after["predicted_dice"] <= after["high"]
-    _, read = read_assessed(folder / "again" / "scores.json")
-    assert [case.predicted for case in read] == [case["unmoved"][-1] for case in cases]
+    read = Scores.read(folder / "again" / "scores.json").cases.values()
+    assert [case.as_calibrated["mean"] for case in read] == [case["unmoved"][-1] for case in cases]
     # What was predicted of a single mask, by the service or in Python, is moved too.
     controller, case = load_run(folder / "run", "cpu").controller(), files[0].read()
     labels = read_labels(masks[case.case_id], controller.schema, case.shape, case.geometry)

@@ -19,7 +19,8 @@ from medfm_rl.adapters.nnunet.adapter import NnUNetAdapter
 from medfm_rl.anatomy.profiles import Anatomy
 from medfm_rl.data.images import write_image, write_labels
 from medfm_rl.data.layouts import CaseFile, find_cases
-from medfm_rl.quality import QualityController, QualityModel
+from medfm_rl.quality.controller import QualityController
+from medfm_rl.quality.model import QualityModel
 from medfm_rl.reward.network import RewardNet
 from medfm_rl.runs.finished import load_run
 from medfm_rl.runs.folder import RunFolder

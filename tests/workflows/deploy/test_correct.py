@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from matplotlib.figure import Figure
+from support.score_files import assessed_mask
 
 from medfm_rl import cli
 from medfm_rl.correction import CaseCorrector, Verification, Verifier
@@ -24,8 +25,8 @@ from medfm_rl.data.layouts import CaseFile, find_cases
 from medfm_rl.data.mask_files import find_masks
 from medfm_rl.errors import ConfigError, DataError, ModelError
 from medfm_rl.networks import hash_weights
-from medfm_rl.quality import BatchReport, QualityController, QualityReport
-from medfm_rl.quality.controller import Keep
+from medfm_rl.quality.controller import Keep, QualityController
+from medfm_rl.quality.reports import BatchReport, QualityReport
 from medfm_rl.reward.network import RewardNet
 from medfm_rl.reward.shape_prior import ShapePrior
 from medfm_rl.runs.finished import load_model, load_run
@@ -109,8 +110,7 @@ def write_scores(
 ) -> None:
     """A `scores.json` of masks of the run's segmenter, or of masks with these hashes."""
     cases = [
-        {"case_id": name, "verdict": verdict, "mask": "" if masks is None else masks[name]}
-        for name, verdict in verdicts.items()
+        assessed_mask(name, name, verdict, "" if masks is None else masks[name]) for name, verdict in verdicts.items()
     ]
     segmenter = hash_weights(load_model(run, "cpu").segmenter) if masks is None else None
     quality = hash_file(RunFolder(run).quality)

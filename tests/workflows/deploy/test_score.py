@@ -17,6 +17,7 @@ import SimpleITK as sitk
 import torch
 from matplotlib.image import imread
 from support.reward_reports import report_on
+from support.score_files import assessed_mask
 from torch import Tensor
 
 from medfm_rl.adapters import Sample, TorchModuleAdapter
@@ -26,13 +27,15 @@ from medfm_rl.data.layouts import CaseFile, find_cases
 from medfm_rl.data.mask_files import find_masks
 from medfm_rl.errors import DataError, ModelError
 from medfm_rl.metrics.scores import MEAN
-from medfm_rl.quality import QualityController, QualityReport
+from medfm_rl.quality.controller import QualityController
 from medfm_rl.quality.model import QualityModel, Targets
+from medfm_rl.quality.reports import QualityReport
 from medfm_rl.quality.submission import Submission
 from medfm_rl.reports.scores import PageCase, thumbnail, write_page
 from medfm_rl.runs.finished import load_model, load_run
 from medfm_rl.runs.folder import RunFolder
 from medfm_rl.runs.models import ModelInMemory
+from medfm_rl.runs.scores import Scores
 from medfm_rl.settings import CLINIC, RESEARCH, AdaptConfig, DataSettings
 from medfm_rl.settings.files import load_config
 from medfm_rl.types import Geometry, LabelledCase, LabelSchema
@@ -40,7 +43,6 @@ from medfm_rl.workflows.calibrate.from_source import write_default_quality
 from medfm_rl.workflows.calibrate.quality import CalibrateRequest, calibrate
 from medfm_rl.workflows.deploy.predict import predict
 from medfm_rl.workflows.deploy.score import ScoreRequest, score
-from medfm_rl.workflows.deploy.scores_file import Scores
 
 
 def quiet(stage: str, done: int, total: int) -> None:
@@ -340,16 +342,19 @@ def test_every_output_tells_verdict_guarantee_and_action_apart(quality_run: Path
 
 @pytest.mark.parametrize("number", [3, 4])
 def test_scores_of_older_versions_are_read_and_what_they_accepted_is_used(tmp_path: Path, number: int) -> None:
-    cases = [
-        {"case_id": verdict, "verdict": verdict, "mask": "ab", "scores": []}
-        for verdict in ("accept", "correct", "refer")
-    ]
+    cases = [assessed_mask(verdict, "p", verdict, "ab") for verdict in ("accept", "correct", "refer")]
     content = {"format": number, "batch_state": "holds", "quality": "cd", "segmenter": None, "cases": cases}
     path = tmp_path / "scores.json"
     path.write_text(json.dumps({**content, "problems": {"bad": {"problem": "it is", "verdict": "refer"}}}))
-    assert Scores.read(path).actions == {"accept": "use", "correct": "correct", "refer": "refer", "bad": "refer"}
+    found = Scores.read(path)
+    assert {name: case.action for name, case in found.cases.items()} == {
+        "accept": "use",
+        "correct": "correct",
+        "refer": "refer",
+    }
+    assert found.problems["bad"].problem == "it is"
     path.write_text(json.dumps({**content, "format": 5, "cases": [{**cases[0], "action": "keep"}], "problems": {}}))
-    with pytest.raises(DataError, match="an action that is not known"):
+    with pytest.raises(DataError, match=r"cases\.0\.action: Input should be 'use', 'correct' or 'refer', not 'keep'"):
         Scores.read(path)
 
 

@@ -16,7 +16,7 @@ from medfm_rl.data.files import hash_file
 from medfm_rl.data.layouts import CaseFile, find_cases
 from medfm_rl.data.mask_files import find_masks
 from medfm_rl.errors import DataError
-from medfm_rl.quality import QualityController
+from medfm_rl.quality.controller import QualityController
 from medfm_rl.quality.promises import Grounds, PromiseTarget, ReviewedMask, prove
 from medfm_rl.runs.finished import FinishedRun, load_run
 from medfm_rl.runs.stream_history import StreamIdentity, StudyCase, read_stream

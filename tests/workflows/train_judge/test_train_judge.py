@@ -18,7 +18,7 @@ from medfm_rl.data.images import write_image, write_labels
 from medfm_rl.data.layouts import find_cases
 from medfm_rl.data.mask_files import find_masks
 from medfm_rl.errors import ConfigError, DataError, ModelError
-from medfm_rl.quality import QualityController
+from medfm_rl.quality.controller import QualityController
 from medfm_rl.quality.model import Targets
 from medfm_rl.runs.finished import load_judge, load_run
 from medfm_rl.settings import DataSettings, JudgeSettings, NetworkSettings, RewardSettings

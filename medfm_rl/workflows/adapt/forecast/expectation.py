@@ -5,11 +5,12 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-from medfm_rl.data.files import read_versioned_json, write_versioned_json
+from medfm_rl.data.files import write_versioned_json
+from medfm_rl.data.json_models import read_model
 from medfm_rl.errors import DataError
 from medfm_rl.progress import spoken_time
 from medfm_rl.settings import AdaptConfig
@@ -89,8 +90,7 @@ class Expectation:
 
     def write(self, path: Path) -> None:
         """Writes the expectation as JSON."""
-        changed = {"shortened": dict(self.shortened), "fitted": dict(self.fitted)}
-        write_versioned_json(path, _FORMAT, {**vars(self), **changed})
+        write_versioned_json(path, _FORMAT, asdict(self))
 
     @classmethod
     def read(cls, path: Path) -> Expectation:
@@ -101,23 +101,7 @@ class Expectation:
         """
         if not path.exists():
             return cls()
-        content = read_versioned_json(path, _FORMAT, _ADVICE)
-        try:
-            shortened, fitted = (
-                {name: (int(before), int(after)) for name, (before, after) in changed.items()}
-                for changed in (content["shortened"], content.get("fitted", {}))
-            )
-            return cls(
-                dict(content["stages"]),
-                content["memory"],
-                content["on_gpu"],
-                content["max_minutes"],
-                shortened,
-                fitted,
-                content.get("disk"),
-            )
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise DataError(f"{path}: not what is expected of a run ({error!r}); {_ADVICE}") from error
+        return read_model(path, cls, _FORMAT, "what is expected of a run", _ADVICE, DataError)
 
 
 def expect(config: AdaptConfig, costs: UnitCosts, amounts: Amounts) -> Expectation:

@@ -20,6 +20,7 @@ from medfm_rl.reward.network import RewardNet
 from medfm_rl.settings import AdaptConfig
 from medfm_rl.workflows.adapt.checks import split_target
 from medfm_rl.workflows.training_images import load_images
+from medfm_rl.workflows.untrained_reward import untrained_reward
 
 _STAGE: Final = "measuring what one image needs"
 _CASES: Final = 2
@@ -86,13 +87,7 @@ def measure_footprint(config: AdaptConfig, segmenter: SegmenterAdapter, progress
     shown = load_images(few, segmenter, silent, "")
     per_case = len(shown) / len(few)
     image = shown.images[[len(shown) // 2]].to(device)
-    with torch.random.fork_rng(devices=[]):
-        reward = RewardNet(
-            config.reward.network,
-            segmenter.schema.num_classes,
-            segmenter.intensity_channels,
-            len(segmenter.patch_size),
-        ).to(device)
+    reward = untrained_reward(config.reward.network, segmenter).to(device)
     try:
         with torch.no_grad():
             mask = argmax_masks(segmenter, image)

@@ -39,6 +39,7 @@ from medfm_rl.workflows.adapt.checks import split_target
 from medfm_rl.workflows.adapt.stages.fine_tuning import FineTuningImages, fine_tune
 from medfm_rl.workflows.calibrate.cases import calibration_case
 from medfm_rl.workflows.training_images import load_images, load_labelled
+from medfm_rl.workflows.untrained_reward import untrained_reward
 
 _CASES: Final = 4
 _IMAGES: Final = 16
@@ -328,9 +329,7 @@ class _Measuring:
             return taken, self._seconds(rate) / len(images)
 
     def _reward_net(self) -> RewardNet:
-        channels, dims = self.policy.intensity_channels, len(self.policy.patch_size)
-        net = RewardNet(self.config.reward.network, self.policy.schema.num_classes, channels, dims)
-        return net.to(self.device)
+        return untrained_reward(self.config.reward.network, self.policy).to(self.device)
 
     def _ensemble(self) -> RewardEnsemble:
         settings = self.config.reward

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import torch
-
 from medfm_rl.reward.judgements import Judgements, SplitJudgements
 from medfm_rl.reward.network import RewardEnsemble, RewardNet
 from medfm_rl.reward.origins import patients_of
@@ -14,6 +12,7 @@ from medfm_rl.seeding import derive_seed
 from medfm_rl.settings import AdaptConfig
 from medfm_rl.tracking import Tracker
 from medfm_rl.workflows.adapt.context import RunContext
+from medfm_rl.workflows.untrained_reward import untrained_reward
 
 
 def member_names(config: AdaptConfig) -> list[str]:
@@ -111,11 +110,4 @@ def _initial_reward(context: RunContext, iteration: int, name: str, seed: int) -
     """A new network, or a copy of the previous iteration's to go on from."""
     if iteration > 0:
         return RewardNet.load(context.run.reward(iteration - 1, name)).requires_grad_(True)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        return RewardNet(
-            context.config.reward.network,
-            context.num_classes,
-            context.source_policy.intensity_channels,
-            len(context.source_policy.patch_size),
-        )
+    return untrained_reward(context.config.reward.network, context.source_policy, seed)
