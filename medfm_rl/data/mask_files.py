@@ -94,15 +94,21 @@ def masks_by_name(folder: Path) -> dict[str, Path]:
     """The masks that lie in a folder, and not below it, by the name of the case that each is of.
 
     Raises:
-        DataError: There is no such folder.
+        DataError: There is no such folder, or two masks have one name.
     """
     if not folder.is_dir():
         raise DataError(f"{folder}: there is no such folder of masks")
-    return {
-        case_name(text_of(image_stem(path))): path
-        for path in sorted(folder.iterdir())
-        if image_suffix(path) is not None and not path.name.startswith(".")
-    }
+    masks: dict[str, Path] = {}
+    for path in sorted(folder.iterdir()):
+        if image_suffix(path) is None or path.name.startswith("."):
+            continue
+        name = case_name(text_of(image_stem(path)))
+        if name in masks:
+            raise DataError(
+                f"{folder}: two masks have the name {name} ({masks[name].name}, {path.name}); remove one of them"
+            )
+        masks[name] = path
+    return masks
 
 
 def _beside_pictures(entries: Sequence[Entry], files: Sequence[CaseFile]) -> dict[Path, str]:
