@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from medfm_rl.data.clips.sequences import find_sequence, read_sequence
-from medfm_rl.data.images import image_suffix, is_dicom, pixel_files, read_pixels
+from medfm_rl.data.images import image_suffix, is_dicom, read_pixels
 from medfm_rl.data.nifti import NIFTI_SUFFIXES, step_of_values
 from medfm_rl.data.notices import warn_once
 from medfm_rl.data.segmentations.dicom import read_dicom_segmentation
@@ -275,7 +275,7 @@ def _read_segmentation(path: Path) -> Segmentation | None:
         case None if is_dicom(path):
             return read_dicom_segmentation(path)
         case ".seg.nrrd" | ".nrrd" | ".nhdr":
-            require_sound_header(path, pixel_files(path))
+            require_sound_header(path)
             return read_slicer_segmentation(path)
         case _:
             return None

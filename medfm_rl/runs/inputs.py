@@ -11,9 +11,9 @@ from pathlib import Path
 
 from medfm_rl.adapters.loading import read_beside
 from medfm_rl.data.files import files_below, hash_file, hash_listing, write_json
-from medfm_rl.data.images import pixel_files
 from medfm_rl.data.json_text import parse_json
 from medfm_rl.data.layouts import CaseFile, find_cases
+from medfm_rl.data.text_headers import pixel_files
 from medfm_rl.errors import ConfigError
 from medfm_rl.progress import Progress
 from medfm_rl.settings import AdaptConfig, DataSettings

@@ -27,9 +27,10 @@ from support.mask_files import (
     source_slices,
 )
 
-from medfm_rl.data.images import hash_image, image_stem, pixel_files, read_image
+from medfm_rl.data.images import hash_image, image_stem, read_image
 from medfm_rl.data.labels import as_label_ids, read_label_ids, read_labels
 from medfm_rl.data.mask_labels import parse_mask_labels
+from medfm_rl.data.text_headers import pixel_files
 from medfm_rl.errors import DataError
 from medfm_rl.types import Geometry, LabelMap, LabelSchema
 

@@ -8,9 +8,10 @@ from pathlib import Path
 
 from medfm_rl.data.dicom import DICOM_SUFFIX
 from medfm_rl.data.files import cannot_be_read
-from medfm_rl.data.images import image_stem, image_suffix, is_dicom, is_video, pixel_files
+from medfm_rl.data.images import image_stem, image_suffix, is_dicom, is_video
 from medfm_rl.data.layouts.description import DESCRIPTION, SIMULATION_RECORD
 from medfm_rl.data.names import case_name, text_of
+from medfm_rl.data.text_headers import pixel_files
 from medfm_rl.errors import DataError
 
 IMAGES, LABELS, MASKS = "images", "labels", "masks"

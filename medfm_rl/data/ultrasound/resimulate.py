@@ -17,11 +17,12 @@ from medfm_rl.data.clips.sequences import write_sequence
 from medfm_rl.data.clips.tracings import TRACINGS
 from medfm_rl.data.each_case import case_alone
 from medfm_rl.data.files import replace_on_success, write_json
-from medfm_rl.data.images import image_suffix, pixel_files, write_image
+from medfm_rl.data.images import image_suffix, write_image
 from medfm_rl.data.json_text import parse_json
 from medfm_rl.data.layouts import SIMULATION_RECORD, CaseFile, whole_clips
 from medfm_rl.data.locks import alone_in, is_unused
 from medfm_rl.data.names import file_of_case
+from medfm_rl.data.text_headers import pixel_files
 from medfm_rl.data.ultrasound.engine import resimulate
 from medfm_rl.data.ultrasound.resimulate_clips import resimulate_clip
 from medfm_rl.data.ultrasound.vendors import VendorProfile
