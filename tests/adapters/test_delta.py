@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 
 import pytest
@@ -97,3 +98,12 @@ def test_segmenters_of_different_networks_have_no_change(tmp_path: Path) -> None
     with pytest.raises(ModelError, match="not of one network"):
         write_delta(tmp_path / "delta.safetensors", make(), other, "{}")
     assert not (tmp_path / "delta.safetensors").exists()
+
+
+def test_the_hash_of_weights_is_that_of_their_bytes_whatever_their_type() -> None:
+    network = nn.BatchNorm2d(3)
+    parts = [name.encode() + value.numpy().tobytes() for name, value in sorted(network.state_dict().items())]
+    assert state_hash(network) == hashlib.sha256(b"".join(parts)).hexdigest()
+    rounded = make().bfloat16()
+    assert state_hash(rounded) == state_hash(make().bfloat16())
+    assert state_hash(rounded) != state_hash(make(1).bfloat16())
