@@ -28,6 +28,7 @@ IMAGE_SUFFIXES = (
 )
 VIDEO_SUFFIXES = (".avi", ".mp4")
 """Files that are clips by their format; `read_image` refuses them, and `data.clips` reads them."""
+_ANALYZE = (".hdr", ".img", ".img.gz")
 
 
 def image_suffix(path: Path) -> str | None:
@@ -61,6 +62,11 @@ def image_stem(path: Path) -> str:
 def is_video(path: Path) -> bool:
     """Whether a file is a video, by its name."""
     return path.suffix.lower() in VIDEO_SUFFIXES
+
+
+def is_analyze(path: Path) -> bool:
+    """Whether a file is one of the two of Analyze 7.5, or of NIfTI in two files, by its name."""
+    return path.name.lower().endswith(_ANALYZE)
 
 
 def hash_image(path: Path) -> str:
@@ -161,6 +167,11 @@ def read_pixels(path: Path) -> tuple[FloatArray, Geometry]:
                 )
             case None if is_dicom(path):
                 pixels, geometry = read_dicom(path)
+            case None if is_analyze(path):
+                raise DataError(
+                    f"{path}: is Analyze, which does not say where left is, or NIfTI in two files; write it as "
+                    ".nii.gz, such as by nib.save(nib.load(FILE), NEW) of nibabel, and check that left is where it is"
+                )
             case None:
                 raise DataError(
                     f"{path}: unknown kind of image; known are {', '.join(IMAGE_SUFFIXES)} and DICOM folders"
