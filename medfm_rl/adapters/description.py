@@ -10,6 +10,7 @@ from pydantic import BaseModel, ValidationError
 
 from medfm_rl.adapters.checkpoints import read_json_object
 from medfm_rl.errors import ModelError
+from medfm_rl.settings.problems import describe_problem, field_of
 
 DESCRIPTION: Final = "segmenter.json"
 _FORMAT = 1
@@ -30,8 +31,8 @@ def read_described(folder: Path, model: type[Described]) -> Described:
     try:
         return model.model_validate(content)
     except ValidationError as error:
-        problems = "; ".join(f"{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in error.errors())
-        raise ModelError(f"{path}: {problems}") from error
+        problems = (": ".join(filter(None, (field_of(item["loc"]), describe_problem(item)))) for item in error.errors())
+        raise ModelError(f"{path}: {'; '.join(problems)}") from error
 
 
 def write_described(folder: Path, description: BaseModel) -> None:

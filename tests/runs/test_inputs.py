@@ -203,6 +203,7 @@ def test_the_pixels_beside_a_header_count(tmp_path: Path, interrupted: AdaptConf
 
 BOXES = {"kind": "from_masks", "path": "../coarse"}
 CLIP = {"structures": {"LV": 1}, "checkout": "../checkout", "tokenizer": "../clip", "checkpoint": "own.ckpt"}
+MODULE = {"schema": {"names": ["background", "LV"], "ids": [0, 1]}, "preprocessing": {}}
 BESIDE: dict[str, tuple[dict[str, Any], dict[str, Any], dict[str, set[str]]]] = {
     "prompts that segmenter.json names": (
         {"kind": "litemedsam"},
@@ -221,10 +222,10 @@ BESIDE: dict[str, tuple[dict[str, Any], dict[str, Any], dict[str, set[str]]]] = 
     ),
     "weights of a module": (
         {},
-        {"network": {"unet": {}}, "weights": "../mine.pth"},
+        {"network": {"unet": {}}, "weights": "../mine.pth", **MODULE},
         {"segmenter.weights": {"mine.pth"}},
     ),
-    "a script": ({}, {"network": {"torchscript": "../mine.pth"}}, {"segmenter.weights": {"mine.pth"}}),
+    "a script": ({}, {"network": {"torchscript": "../mine.pth"}, **MODULE}, {"segmenter.weights": {"mine.pth"}}),
     "weights of a bundle": (
         {"kind": "monai-bundle", "weights": "../../mine.pth"},
         {},
