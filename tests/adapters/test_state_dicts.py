@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from medfm_rl.adapters import TorchModuleAdapter
-from medfm_rl.adapters.checkpoints import read_content
+from medfm_rl.adapters.checkpoints import read_content, save_state
 from medfm_rl.adapters.state_dicts import Place, load_weights
 from medfm_rl.errors import ModelError
 from medfm_rl.settings import NetworkSettings, PreprocessingSettings
@@ -158,3 +158,10 @@ def test_a_line_that_says_no_place_is_refused(tmp_path: Path, fields: dict[str, 
     path.write_text(json.dumps({**json.loads(path.read_text()), **fields}))
     with pytest.raises(ModelError, match=message):
         TorchModuleAdapter.load(tmp_path / "a")
+
+
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+def test_weights_are_written_in_the_format_of_their_name(tmp_path: Path, suffix: str) -> None:
+    """A promptable segmenter whose checkpoint is named so comes back under the same name."""
+    save_state({"weight": torch.arange(6.0).reshape(2, 3)}, tmp_path / f"net{suffix}")
+    assert torch.equal(read_content(tmp_path / f"net{suffix}")["weight"], torch.arange(6.0).reshape(2, 3))
