@@ -246,7 +246,9 @@ def as_label_ids(values: npt.ArrayLike, origin: str, step: float = 0.0) -> IntAr
         return found.astype(np.int64)
     if not np.isfinite(found).all():
         raise DataError(f"{origin}: a mask holds integers, this one NaN or infinity too")
-    integers: IntArray = np.round(found).astype(np.int64)
+    with np.errstate(invalid="ignore"):
+        # What no integer holds becomes another number, and is refused as that.
+        integers: IntArray = np.round(found).astype(np.int64)
     # From a step of 1 on, other integers are nearer than what was meant.
     tolerance = _ROUNDING + (0.5 * step if step < 1 else 0.0)
     if (abs(found - integers) > tolerance).any():

@@ -107,6 +107,11 @@ def test_an_interpolated_mask_is_refused_whatever_its_header_can_store(step: flo
         as_label_ids([0.0, np.nan], "a", step)
 
 
+def test_a_number_beyond_all_integers_is_refused_without_a_warning() -> None:
+    with pytest.raises(DataError, match="a mask holds integers, this one does not"):
+        as_label_ids(np.array([0.0, 1e30]), "mask")
+
+
 @settings(deadline=None)
 @given(labels=st.lists(st.integers(0, 255), min_size=2, max_size=20), bits=st.sampled_from([8, 16]))
 def test_labels_come_back_from_every_scale_of_a_header(labels: list[int], bits: int) -> None:
