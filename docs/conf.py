@@ -45,7 +45,7 @@ def _settings_page() -> str:
         for field, info in kind.model_fields.items():
             default = info.get_default(call_default_factory=True, validated_data={})
             shown = "required" if default is PydanticUndefined else f"`{_short(default)}`"
-            lines.append(f"| `{field}` | {shown} | {info.description} |")
+            lines.append(f"| `{info.alias or field}` | {shown} | {info.description} |")
         lines.append("")
     return "\n".join(lines)
 

@@ -214,7 +214,5 @@ def _harmless() -> list[Any]:
 
 
 def save_state(content: dict[str, Any], path: Path) -> None:
-    """Writes a .pth file whose bytes do not depend on its name."""
-    buffer = io.BytesIO()
-    torch.save(content, buffer)
-    path.write_bytes(buffer.getvalue())
+    """Writes a file of weights in the format that its suffix says; the bytes do not depend on the rest of its name."""
+    path.write_bytes(content_bytes(content, path.name))

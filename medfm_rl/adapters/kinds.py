@@ -27,7 +27,7 @@ from medfm_rl.adapters.sam.medsam import MedSAMAdapter
 from medfm_rl.adapters.sam.medsam2 import MedSAM2Adapter
 from medfm_rl.adapters.sam.promptable import PromptableAdapter
 from medfm_rl.adapters.torch_module.adapter import TorchModuleAdapter
-from medfm_rl.adapters.torch_module.folder import read_description as read_torch_module
+from medfm_rl.adapters.torch_module.folder import weights_file
 from medfm_rl.errors import ModelError
 from medfm_rl.settings import (
     BiomedParseSettings,
@@ -212,7 +212,7 @@ KINDS: Final[dict[str, SegmenterKind[Any]]] = {
         SegmenterKind(
             TorchSettings,
             load=lambda settings: TorchModuleAdapter.load(settings.folder),
-            read_beside=lambda settings: {"weights": settings.folder / read_torch_module(settings.folder).weights_file},
+            read_beside=lambda settings: {"weights": weights_file(settings.folder)},
         ),
         SegmenterKind(
             NnUNetSettings,

@@ -19,6 +19,8 @@ _USUAL_MOST: Final = 20.0
 _STATED_MOST: Final = 100.0
 """The same where somebody has stated how values are scaled: air in CT that is centred on soft tissue lies at -30, and
 a division by 255 that is missing makes 1,000 of 5."""
+_STATED_LEAST: Final = 0.01
+"""And the least that the largest value can be: of 8 bits, divided by 255 twice, .004 is left."""
 _MANY: Final = 0.01
 """Share of the values that must lie beyond it: metal in CT is less."""
 _NORMALISATIONS: Final = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm)
@@ -70,11 +72,14 @@ def _beyond_use(grey: Tensor, scaling: str | None, low: float, high: float) -> t
         if max(-low, high) > _USUAL_MOST:
             shown = f"values from {low:.4g} to {high:.4g}, as they stand in the files (intensity: none)"
             return (f"the network is shown {shown}, {usual}",)
-    elif scaling is not None and float((grey.abs() > _STATED_MOST).float().mean()) > _MANY:
-        return (
-            f"with intensity: {scaling} the network is shown values from {low:.4g} to {high:.4g}, {usual}; this "
-            "one may be for images of another range, such as 0 to 1 and not 0 to 255",
-        )
+    elif scaling is not None:
+        small = max(-low, high) < _STATED_LEAST
+        if small or float((grey.abs() > _STATED_MOST).float().mean()) > _MANY:
+            ranges = "0 to 255 and not 0 to 1" if small else "0 to 1 and not 0 to 255"
+            return (
+                f"with intensity: {scaling} the network is shown values from {low:.4g} to {high:.4g}, {usual}; this "
+                f"one may be for images of another range, such as {ranges}",
+            )
     return ()
 
 

@@ -5,10 +5,7 @@ Each format has a module, which says what its pixels mean and where they lie.
 
 from __future__ import annotations
 
-import glob
-import itertools
 import os
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -18,8 +15,10 @@ import numpy.typing as npt
 
 from medfm_rl.data.dicom import DICOM_SUFFIX, read_dicom
 from medfm_rl.data.files import cannot_be_read, hash_file, hash_listing, hash_path, is_folder, replace_on_success
-from medfm_rl.data.itk import WITHOUT_SPACING, read_itk, write_itk
+from medfm_rl.data.itk import read_itk, write_itk
 from medfm_rl.data.nifti import NIFTI_SUFFIXES, UNKNOWN_GRID, read_nifti, require_place, write_nifti
+from medfm_rl.data.segmentations.pictures import is_picture
+from medfm_rl.data.text_headers import pixel_files
 from medfm_rl.errors import DataError
 from medfm_rl.types import FloatArray, Geometry, LabelMap, LabelSchema
 
@@ -29,8 +28,7 @@ IMAGE_SUFFIXES = (
 )
 VIDEO_SUFFIXES = (".avi", ".mp4")
 """Files that are clips by their format; `read_image` refuses them, and `data.clips` reads them."""
-_NRRD_PIXEL_FIELD = re.compile(rb"data ?file:\s*(.+?)\s*$", re.IGNORECASE)
-_PIXEL_FIELD = re.compile(rb"\s*ElementDataFile\s*[=:]\s*(.+?)\s*$")
+_ANALYZE = (".hdr", ".img", ".img.gz")
 
 
 def image_suffix(path: Path) -> str | None:
@@ -52,7 +50,7 @@ def is_dicom(path: Path) -> bool:
 
 def holds_spacing(path: Path) -> bool:
     """Whether files of this kind can say how far apart pixels are."""
-    return path.suffix.lower() not in WITHOUT_SPACING
+    return not is_picture(path)
 
 
 def image_stem(path: Path) -> str:
@@ -66,37 +64,9 @@ def is_video(path: Path) -> bool:
     return path.suffix.lower() in VIDEO_SUFFIXES
 
 
-def pixel_files(path: Path) -> list[Path]:
-    """The files beside an image that hold its pixels, as a header of MetaImage or NRRD names them; they may be missing.
-
-    Empty where the pixels lie in the file itself, as in every other format.
-
-    Raises:
-        DataError: The header cannot be read.
-    """
-    match image_suffix(path):
-        case ".mhd" | ".mha":
-            field, here = _PIXEL_FIELD, b"LOCAL"
-        case ".nrrd" | ".nhdr" | ".seg.nrrd":
-            field, here = _NRRD_PIXEL_FIELD, b""
-        case _:
-            return []
-    try:
-        with path.open("rb") as file:
-            # A header of NRRD ends with an empty line; in both the field is the last where names follow it.
-            header = itertools.takewhile(lambda line: here or line.strip(), file)
-            named = next((found[1] for line in header if (found := field.match(line))), here)
-            listed = [line.strip() for line in file] if named.startswith(b"LIST") else [named]
-    except OSError as error:
-        raise cannot_be_read(path, error) from error
-    if named.upper() == here:
-        return []
-    names = [os.fsdecode(name) for name in listed if name]
-    if names and "%" in names[0]:
-        # One file for each slice: a pattern, and the first and last number.
-        pattern = path.parent / names[0].split()[0]
-        return sorted(pattern.parent.glob(re.sub(r"%\d*d", "*", glob.escape(pattern.name)))) or [pattern]
-    return [path.parent / name for name in names]
+def is_analyze(path: Path) -> bool:
+    """Whether a file is one of the two of Analyze 7.5, or of NIfTI in two files, by its name."""
+    return path.name.lower().endswith(_ANALYZE)
 
 
 def hash_image(path: Path) -> str:
@@ -197,6 +167,11 @@ def read_pixels(path: Path) -> tuple[FloatArray, Geometry]:
                 )
             case None if is_dicom(path):
                 pixels, geometry = read_dicom(path)
+            case None if is_analyze(path):
+                raise DataError(
+                    f"{path}: is Analyze, which does not say where left is, or NIfTI in two files; write it as "
+                    ".nii.gz, such as by nib.save(nib.load(FILE), NEW) of nibabel, and check that left is where it is"
+                )
             case None:
                 raise DataError(
                     f"{path}: unknown kind of image; known are {', '.join(IMAGE_SUFFIXES)} and DICOM folders"
@@ -206,7 +181,7 @@ def read_pixels(path: Path) -> tuple[FloatArray, Geometry]:
             case suffix if suffix == DICOM_SUFFIX:
                 pixels, geometry = read_dicom(path)
             case _:
-                pixels, geometry = read_itk(path, pixel_files(path))
+                pixels, geometry = read_itk(path)
     if geometry.ndim == 3 and pixels.shape[1] == 1:
         return pixels[:, 0], Geometry.slice_of(geometry)
     return pixels, geometry

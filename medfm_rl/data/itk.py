@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +15,8 @@ import SimpleITK as sitk
 
 from medfm_rl.data.itk_paths import itk_path
 from medfm_rl.data.segmentations.pictures import (
+    TIFF,
+    is_picture,
     read_picture,
     require_as_shown,
     require_as_stored,
@@ -22,47 +24,39 @@ from medfm_rl.data.segmentations.pictures import (
     several_pages,
 )
 from medfm_rl.data.stacks import no_volume
-from medfm_rl.data.text_headers import require_sound_header
+from medfm_rl.data.text_headers import require_sound_header, states_spacing
 from medfm_rl.errors import DataError
 from medfm_rl.types import NOTICEABLE_SHIFT, FloatArray, Geometry
 
-WITHOUT_SPACING = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff")
-PAGED = (".tif", ".tiff")
-"""Formats of pages, which may be slices, times, sizes of one picture or pictures that have nothing in common."""
-_SILENT_ON_COMPLEX = (".mha", ".mhd", *PAGED)
+_SILENT_ON_COMPLEX = (".mha", ".mhd", *TIFF)
 """Formats in which ITK writes complex numbers as two real ones, and nothing says so."""
-_META_SPACING = re.compile(rb"^\s*Element(?:Spacing|Size)\s*[=:]", re.MULTILINE)
-_NRRD_FIELD = re.compile(rb"^(spacings|space directions|space units|units):\s*(.*?)\s*$", re.MULTILINE)
-_HEADER_BYTES = 1 << 16
-"""More than the headers of MetaImage and NRRD are long."""
 
 
-def read_itk(path: Path, beside: Sequence[Path] = ()) -> tuple[FloatArray, Geometry]:
+def read_itk(path: Path) -> tuple[FloatArray, Geometry]:
     """Reads pixels `(C, *S)` and their grid `(x, y[, z])`; its spacing is None where the file does not say one.
-
-    Args:
-        path: The file.
-        beside: The files beside it that hold its pixels, where they do not lie in it.
 
     Raises:
         DataError: The file is damaged, holds complex numbers or what may be, several pages, several times or sheared
             axes, states distances in other units than mm, or is a picture that is turned or transparent in part.
     """
-    require_sound_header(path, beside)
+    require_sound_header(path)
     require_whole_picture(path)
     shown = read_picture(path)
     if shown is not None:
         return shown.astype(np.float32), Geometry.unknown(2)
     reader = sitk.ImageFileReader()
     try:
-        with _silent(), itk_path(path, beside) as name:
+        with _silent(), itk_path(path) as name:
             reader.SetFileName(name)
             image = reader.Execute()
     except RuntimeError as error:
         raise DataError(f"{path}: cannot be read; the file is damaged, truncated or not what its name says") from error
-    if image.GetDimension() > 3:
-        raise no_volume(path, int(np.prod(image.GetSize()[3:])), "images or volumes")
-    if path.suffix.lower() in PAGED and image.GetDimension() == 3 and image.GetSize()[2] > 1:
+    if (count := math.prod(image.GetSize()[3:])) > 1:
+        raise no_volume(path, count, "images or volumes")
+    if (more := image.GetDimension() - 3) > 0:
+        # A further axis of one time, or one of anything else, is none, as in NIfTI.
+        image = image[(slice(None),) * 3 + (0,) * more]
+    if path.suffix.lower() in TIFF and image.GetDimension() == 3 and image.GetSize()[2] > 1:
         raise several_pages(path, image.GetSize()[2])
     array = sitk.GetArrayFromImage(image)
     if np.iscomplexobj(array):
@@ -82,7 +76,7 @@ def read_itk(path: Path, beside: Sequence[Path] = ()) -> tuple[FloatArray, Geome
         raise DataError(f"{path}: its header describes no grid ({error}); correct it") from error
     if geometry.shift(geometry.upright, pixels.shape[1:]) > NOTICEABLE_SHIFT:
         raise sheared(path, geometry, pixels.shape[1:])
-    if not _states_spacing(path):
+    if is_picture(path) or not states_spacing(path):
         geometry = replace(geometry, spacing=None)
     with np.errstate(over="ignore"):
         return pixels.astype(np.float32), geometry
@@ -153,33 +147,3 @@ def _grid_of(image: Any) -> Geometry:
     return Geometry(
         tuple(image.GetSpacing()[:ndim]), tuple(image.GetOrigin()[:ndim]), tuple(direction.ravel().tolist())
     )
-
-
-def _states_spacing(path: Path) -> bool:
-    """Whether a file says how far apart its pixels are: ITK puts 1 mm where it does not.
-
-    Raises:
-        DataError: It says so in another unit than mm, which ITK does not look at.
-    """
-    suffix = path.suffix.lower()
-    if suffix in WITHOUT_SPACING:
-        return False
-    with path.open("rb") as file:
-        head = file.read(_HEADER_BYTES)
-    if suffix in (".mha", ".mhd"):
-        return _META_SPACING.search(head.split(b"ElementDataFile")[0]) is not None
-    if suffix not in (".nrrd", ".nhdr"):
-        return True
-    fields = dict(_NRRD_FIELD.findall(re.split(rb"\r?\n\r?\n", head)[0]))
-    units = {
-        unit.decode("ascii", "replace")
-        for name in (b"space units", b"units")
-        for unit in re.findall(rb'"([^"]*)"', fields.get(name, b""))
-    }
-    foreign = sorted(units - {"", "mm", "millimeter", "none", "s", "sec", "ms"})
-    if foreign:
-        raise DataError(
-            f"{path}: gives distances in {', '.join(foreign)}, and tools that read NRRD take them for mm; write mm"
-        )
-    stated = fields.get(b"space directions") or fields.get(b"spacings")
-    return stated is not None and b"nan" not in stated.lower()

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from medfm_rl.data.clips.sequences import find_sequence, read_sequence
-from medfm_rl.data.images import image_suffix, is_dicom, pixel_files, read_pixels
+from medfm_rl.data.images import image_suffix, is_dicom, read_pixels
 from medfm_rl.data.nifti import NIFTI_SUFFIXES, step_of_values
 from medfm_rl.data.notices import warn_once
 from medfm_rl.data.segmentations.dicom import read_dicom_segmentation
@@ -246,7 +246,9 @@ def as_label_ids(values: npt.ArrayLike, origin: str, step: float = 0.0) -> IntAr
         return found.astype(np.int64)
     if not np.isfinite(found).all():
         raise DataError(f"{origin}: a mask holds integers, this one NaN or infinity too")
-    integers: IntArray = np.round(found).astype(np.int64)
+    with np.errstate(invalid="ignore"):
+        # What no integer holds becomes another number, and is refused as that.
+        integers: IntArray = np.round(found).astype(np.int64)
     # From a step of 1 on, other integers are nearer than what was meant.
     tolerance = _ROUNDING + (0.5 * step if step < 1 else 0.0)
     if (abs(found - integers) > tolerance).any():
@@ -275,7 +277,7 @@ def _read_segmentation(path: Path) -> Segmentation | None:
         case None if is_dicom(path):
             return read_dicom_segmentation(path)
         case ".seg.nrrd" | ".nrrd" | ".nhdr":
-            require_sound_header(path, pixel_files(path))
+            require_sound_header(path)
             return read_slicer_segmentation(path)
         case _:
             return None

@@ -81,20 +81,18 @@ def match_masks(folder: Path, files: Sequence[CaseFile]) -> MatchedMasks:
 def masks_by_name(folder: Path) -> dict[str, Path]:
     """The masks of a folder, and of those in it, by the name of the case that each is of, whatever cases there are.
 
-    Of two masks of the same name neither is taken, and a warning names them.
-
     Raises:
-        DataError: There is no such folder.
+        DataError: There is no such folder, or two masks have one name.
     """
     single, twice = _by_name(folder, ())
-    _tell_of_twice(folder, twice)
+    _tell_of_twice(folder, twice, refuse=True)
     return single
 
 
 def _by_name(folder: Path, files: Sequence[CaseFile]) -> tuple[dict[str, Path], dict[str, Sequence[Path]]]:
     """The masks of a folder that have a name of their own, and those that share one."""
     if not folder.is_dir():
-        raise DataError(f"{folder}: there is no such folder")
+        raise DataError(f"{folder}: there is no such folder of masks")
     tree = look_below(folder)
     entries = tree.masks or tree.images
     beside = _beside_pictures(entries, files)

@@ -83,10 +83,7 @@ def schema_of_masks(text: str | None, folder: Path) -> LabelSchema:
                 f"{folder}: nothing says what the integers in the masks mean; give --labels, such as LV=1,MYO=2,LA=3"
             )
         return described.own_schema()
-    ids = _integers(text, "--labels")
-    if not ids.keys() - {BACKGROUND}:
-        raise ConfigError(f"--labels {text}: names no structure; give such as LV=1,MYO=2")
-    return LabelSchema.from_integers(ids)
+    return parse_structures(text, "--labels")
 
 
 def labels_in_masks(
@@ -120,18 +117,19 @@ def write_class_names(folder: Path, schema: LabelSchema) -> None:
         write_json(folder / DESCRIPTION, {"labels": schema.integers})
 
 
-def parse_structures(text: str) -> LabelSchema:
+def parse_structures(text: str, option: str = "--structures") -> LabelSchema:
     """Reads what a user says of the structures in masks that no run made.
 
     Args:
         text: `NAME=INTEGER,...`, such as `LV=1,MYO=2`. The background is 0, unless `background=INTEGER` is among them.
+        option: What the user says it by, for messages.
 
     Raises:
         ConfigError: It is not of that form, names nothing, or gives two the same integer.
     """
-    ids = _integers(text, "--structures")
+    ids = _integers(text, option)
     if not ids.keys() - {BACKGROUND}:
-        raise ConfigError(f"--structures {text}: names no structure; write NAME=INTEGER, such as LV=1,MYO=2")
+        raise ConfigError(f"{option} {text}: names no structure; write NAME=INTEGER, such as LV=1,MYO=2")
     return LabelSchema.from_integers(ids)
 
 

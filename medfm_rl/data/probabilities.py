@@ -11,12 +11,11 @@ import numpy as np
 
 from medfm_rl.data.layouts import CaseFile
 from medfm_rl.data.names import file_of_case
-from medfm_rl.data.nifti import read_nifti_maps
+from medfm_rl.data.nifti import NIFTI_SUFFIXES, read_nifti_maps
 from medfm_rl.errors import DataError
 from medfm_rl.types import Case, FloatArray, LabelMap, LabelSchema
 
 _NPZ: Final = ".npz"
-_NIFTI: Final = (".nii.gz", ".nii")
 _KEY: Final = "probabilities"
 """The array in the files of nnU-Net's `--save_probabilities`."""
 _ROUNDING: Final = 0.02
@@ -34,7 +33,9 @@ def find_probabilities(folder: Path, files: Sequence[CaseFile]) -> dict[str, Pat
         raise DataError(f"{folder}: there is no such folder")
     found: dict[str, Path] = {}
     for file in files:
-        own = [path for suffix in (_NPZ, *_NIFTI) if (path := file_of_case(folder, file.case_id, suffix)).exists()]
+        own = [
+            path for suffix in (_NPZ, *NIFTI_SUFFIXES) if (path := file_of_case(folder, file.case_id, suffix)).exists()
+        ]
         if len(own) > 1:
             raise DataError(
                 f"{folder}: case {file.case_id} has probabilities in {' and '.join(path.name for path in own)}; remove "

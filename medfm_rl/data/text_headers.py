@@ -1,4 +1,4 @@
-"""Headers of MetaImage and NRRD, held against their pixels before ITK reads them.
+"""Headers of MetaImage and NRRD: where their pixels are, and whether they agree with these, before ITK reads them.
 
 ITK reads a number as far as it looks like one, takes the last of two values, ignores the checksum of compressed pixels,
 makes room for whatever a header asks for, and ends the process on some headers that contradict their pixels.
@@ -7,15 +7,16 @@ MetaImage: https://itk.org/Wiki/ITK/MetaIO/Documentation, NRRD: https://teem.sou
 
 from __future__ import annotations
 
-import bz2
+import glob
 import itertools
 import math
+import os
 import re
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, Protocol
+from typing import BinaryIO
 
 from medfm_rl.data.files import cannot_be_read
 from medfm_rl.errors import DataError
@@ -50,75 +51,103 @@ _NRRD_BYTES = {
     **dict.fromkeys(("uint64", "uint64_t", "double"), 8),
     "float": 4,
 }
-_NRRD_FIELDS = frozenset(
-    {
-        *("dimension", "type", "block size", "blocksize", "encoding", "endian", "content", "number", "sample units"),
-        *("sampleunits", "min", "max", "old min", "oldmin", "old max", "oldmax", "data file", "line skip", "byte skip"),
-        *(
-            "sizes",
-            "spacings",
-            "thicknesses",
-            "axis mins",
-            "axismins",
-            "axis maxs",
-            "axismaxs",
-            "centers",
-            "centerings",
-        ),
-        *("labels", "units", "kinds", "space", "space dimension", "space units", "space origin", "space directions"),
-        *("measurement frame",),
-    }
+_NRRD_FIELDS = (
+    *("dimension", "type", "block size", "blocksize", "encoding", "endian", "content", "number", "sample units"),
+    *("sampleunits", "min", "max", "old min", "oldmin", "old max", "oldmax", "data file", "line skip", "byte skip"),
+    *("sizes", "spacings", "thicknesses", "axis mins", "axismins", "axis maxs", "axismaxs", "centers", "centerings"),
+    *("labels", "units", "kinds", "space", "space dimension", "space units", "space origin", "space directions"),
+    "measurement frame",
 )
 """Fields of the format; of another one ITK makes a message in a row of `_LONGEST_FIELD` characters, and beyond."""
 _LONGEST_FIELD = 900
 _OF_ANY_LENGTH = ("content", "sample units", "sampleunits")
 _VECTORS = re.compile(r"\(([^()]*)\)|none", re.IGNORECASE)
 _NO_NUMBER = ("nan", "none")
-
-
-class _Decompressor(Protocol):
-    @property
-    def eof(self) -> bool: ...
-
-    @property
-    def unused_data(self) -> bytes: ...
-
-    def decompress(self, data: bytes) -> bytes: ...
+_MM_OR_TIME = ("", "mm", "millimeter", "none", "s", "sec", "ms")
+_META_PIXELS = re.compile(r"\s*ElementDataFile\s*[=:]\s*(.*?)\s*$")
+_NRRD_PIXELS = re.compile(r"data ?file:\s*(.*?)\s*$", re.IGNORECASE)
+_GZIP = zlib.MAX_WBITS | 16
 
 
 @dataclass(frozen=True)
 class _Stored:
-    """How pixels are stored: bytes that they take, bytes before them, and what unpacks them."""
+    """How pixels are stored: bytes that they take, bytes before them, and the window of zlib where it packed them."""
 
     size: int
     skip: int = 0
-    packed: Callable[[], _Decompressor] | None = None
+    window: int | None = None
     packed_size: int | None = None
 
 
-def require_sound_header(path: Path, beside: Sequence[Path]) -> None:
-    """Refuses an image whose header is ambiguous or contradicts its pixels; of other formats nothing is looked at.
+def pixel_files(path: Path) -> list[Path]:
+    """The files beside an image that hold its pixels, as a header of MetaImage or NRRD names them; they may be missing.
 
-    Args:
-        path: The file.
-        beside: The files that hold its pixels, where they do not lie in it.
+    Empty where the pixels lie in the file itself, as in every other format.
 
     Raises:
-        DataError: A field stands twice or is no number, the pixels are fewer than the header says, or their checksum is
-            wrong.
+        DataError: The header cannot be read.
     """
-    name = path.name.lower()
-    is_meta = name.endswith((".mha", ".mhd"))
-    if not is_meta and not name.endswith((".nrrd", ".nhdr")):
-        return
+    is_meta = _is_meta(path)
+    if is_meta is None:
+        return []
+    field = _META_PIXELS if is_meta else _NRRD_PIXELS
     try:
         with path.open("rb") as file:
-            lines = list(_header_lines(file, is_meta))
-            stored = (_stored_meta if is_meta else _stored_nrrd)(
-                _meta_fields(lines) if is_meta else _nrrd_fields(lines)
-            )
+            header = _header_lines(file, is_meta)
+            named = next((found[1] for line in header if (found := field.match(line))), "")
+            listed = [*header, *map(_text, file if is_meta else ())] if named.startswith("LIST") else [named]
+    except OSError as error:
+        raise cannot_be_read(path, error) from error
+    if is_meta and named.upper() == "LOCAL":
+        return []
+    names = [os.fsdecode(name.strip().encode("latin-1")) for name in listed if name.strip()]
+    if names and "%" in names[0]:
+        # One file for each slice: a pattern, and the first and last number.
+        pattern = path.parent / names[0].split()[0]
+        return sorted(pattern.parent.glob(re.sub(r"%\d*d", "*", glob.escape(pattern.name)))) or [pattern]
+    return [path.parent / name for name in names]
+
+
+def states_spacing(path: Path) -> bool:
+    """Whether a sound header says how far apart pixels are: ITK puts 1 mm where it does not.
+
+    Raises:
+        DataError: It says so in another unit than mm, which ITK does not look at.
+    """
+    is_meta = bool(_is_meta(path))
+    with path.open("rb") as file:
+        fields = _fields(file, is_meta)
+    if is_meta:
+        return not fields.keys().isdisjoint(("ElementSpacing", "ElementSize"))
+    units = {unit for name in ("space units", "units") for unit in re.findall(r'"([^"]*)"', fields.get(name, ""))}
+    foreign = sorted(units.difference(_MM_OR_TIME))
+    if foreign:
+        raise DataError(
+            f"{path}: gives distances in {', '.join(foreign)}, and tools that read NRRD take them for mm; write mm"
+        )
+    stated = fields.get("space directions") or fields.get("spacings")
+    return stated is not None and "nan" not in stated.lower()
+
+
+def require_sound_header(path: Path) -> None:
+    """Refuses an image whose header is ambiguous or contradicts its pixels; of other formats nothing is looked at.
+
+    Raises:
+        DataError: A field stands twice or is no number, the pixels are fewer than the header says, their checksum is
+            wrong, or they are compressed in a way that ITK does not know.
+    """
+    is_meta = _is_meta(path)
+    if is_meta is None:
+        return
+    beside = pixel_files(path)
+    try:
+        with path.open("rb") as file:
+            fields = _fields(file, is_meta)
+            if fields.get("encoding", "").lower() in ("bzip2", "bz2"):
+                raise DataError(f"{path}: is compressed by bzip2, which ITK does not read; write it with gzip, or raw")
+            stored = (_stored_meta if is_meta else _stored_nrrd)(fields)
             if stored is not None:
-                _require_pixels(stored, [file] if not beside else None, beside)
+                _require_pixels(stored, file, beside)
     except OSError as error:
         if error.filename is not None and Path(error.filename) != path:
             raise DataError(
@@ -131,14 +160,35 @@ def require_sound_header(path: Path, beside: Sequence[Path]) -> None:
         ) from error
 
 
+def _is_meta(path: Path) -> bool | None:
+    """Whether a file is a MetaImage, by its name, and no NRRD; None where it is neither."""
+    name = path.name.lower()
+    return name.endswith((".mha", ".mhd")) if name.endswith((".mha", ".mhd", ".nrrd", ".nhdr")) else None
+
+
 def _header_lines(file: BinaryIO, is_meta: bool) -> Iterator[str]:
     while line := file.readline(_LONGEST_LINE):
-        text = line.decode("latin-1").strip("\r\n")
+        text = _text(line)
         if not is_meta and not text.strip():
             return
         yield text
-        if is_meta and re.match(r"\s*ElementDataFile\s*[=:]", text):
+        if is_meta and _META_PIXELS.match(text):
             return
+
+
+def _text(line: bytes) -> str:
+    # Any byte is a character, so that names of files come back whatever encoding they are in.
+    return line.decode("latin-1").strip("\r\n")
+
+
+def _fields(file: BinaryIO, is_meta: bool) -> dict[str, str]:
+    """The fields of a header, which the file is read to the end of.
+
+    Raises:
+        ValueError: A line is no field, or stands twice.
+    """
+    lines = list(_header_lines(file, is_meta))
+    return _meta_fields(lines) if is_meta else _nrrd_fields(lines)
 
 
 def _meta_fields(lines: Sequence[str]) -> dict[str, str]:
@@ -211,7 +261,7 @@ def _stored_meta(fields: dict[str, str]) -> _Stored | None:
         return _Stored(size, max(0, skip))
     if "CompressedDataSize" not in fields:
         raise ValueError("its pixels are compressed and CompressedDataSize is missing")
-    return _Stored(size, max(0, skip), zlib.decompressobj, _integers(fields, "CompressedDataSize", 1)[0])
+    return _Stored(size, max(0, skip), zlib.MAX_WBITS, _integers(fields, "CompressedDataSize", 1)[0])
 
 
 def _stored_nrrd(fields: dict[str, str]) -> _Stored | None:
@@ -239,26 +289,21 @@ def _stored_nrrd(fields: dict[str, str]) -> _Stored | None:
         case "raw":
             return _Stored(size, max(0, skips[1]))
         case "gzip" | "gz":
-            return _Stored(size, 0, lambda: zlib.decompressobj(31)) if not skips[1] else None
-        case "bzip2" | "bz2":
-            return _Stored(size, 0, bz2.BZ2Decompressor) if not skips[1] else None
+            return _Stored(size, 0, _GZIP) if not skips[1] else None
         case _:
             return None
 
 
-def _require_pixels(stored: _Stored, here: Sequence[BinaryIO] | None, beside: Sequence[Path]) -> None:
-    """Raises ValueError where the rest of a file, or the files beside it, hold fewer pixels than a header says."""
-    if here is not None:
-        held, packed = _held(here[0], stored)
-    else:
-        held, packed = 0, 0
-        for path in beside:
-            try:
-                with path.open("rb") as file:
-                    more, packed = _held(file, stored)
-            except OSError as error:
-                raise ValueError(f"its pixels are to lie in {path.name}, {error.strerror or error}") from error
-            held += more
+def _require_pixels(stored: _Stored, here: BinaryIO, beside: Sequence[Path]) -> None:
+    """Raises ValueError where the files beside, or the rest of this one, hold fewer pixels than a header says."""
+    held, packed = (0, 0) if beside else _held(here, stored)
+    for path in beside:
+        try:
+            with path.open("rb") as file:
+                more, packed = _held(file, stored)
+        except OSError as error:
+            raise ValueError(f"its pixels are to lie in {path.name}, {error.strerror or error}") from error
+        held += more
     if held < stored.size:
         raise ValueError(f"its header speaks of {stored.size} bytes of pixels, and there are {held}")
     if stored.packed_size is not None and stored.packed_size != packed:
@@ -271,21 +316,19 @@ def _held(file: BinaryIO, stored: _Stored) -> tuple[int, int]:
     """How many bytes of pixels the rest of a file holds, and how long they are where they are compressed.
 
     Raises:
-        ValueError: What unpacks them says that they are damaged, or not complete.
+        zlib.error: They are damaged.
+        ValueError: They are not complete.
     """
     start = file.tell() + stored.skip
     file.seek(0, 2)
     end = file.tell()
-    if stored.packed is None:
+    if stored.window is None:
         return max(0, end - start), 0
     file.seek(start)
-    unpacker = stored.packed()
+    unpacker = zlib.decompressobj(stored.window)
     held = read = 0
     while not unpacker.eof and (block := file.read(_BLOCK)):
-        try:
-            held += len(unpacker.decompress(block))
-        except OSError as error:
-            raise ValueError(str(error)) from error
+        held += len(unpacker.decompress(block))
         read += len(block)
     if not unpacker.eof:
         raise ValueError("its compressed pixels end too early")

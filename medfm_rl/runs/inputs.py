@@ -14,9 +14,9 @@ from pydantic import BaseModel, model_validator
 
 from medfm_rl.adapters.loading import read_beside
 from medfm_rl.data.files import files_below, hash_file, hash_listing, write_versioned_json
-from medfm_rl.data.images import pixel_files
 from medfm_rl.data.json_models import read_model
 from medfm_rl.data.layouts import CaseFile, find_cases
+from medfm_rl.data.text_headers import pixel_files
 from medfm_rl.errors import ConfigError
 from medfm_rl.progress import Progress
 from medfm_rl.settings import AdaptConfig, DataSettings

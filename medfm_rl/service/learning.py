@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from medfm_rl.data.files import write_json, write_text
-from medfm_rl.data.images import hash_image, image_suffix, pixel_files, write_labels
+from medfm_rl.data.images import hash_image, image_suffix, write_labels
 from medfm_rl.data.json_text import parse_json
 from medfm_rl.data.layouts import SIMULATION_RECORD, find_cases, is_simulated
 from medfm_rl.data.names import file_of_case
+from medfm_rl.data.text_headers import pixel_files
 from medfm_rl.errors import DataError
 from medfm_rl.feedback import CorrectedMask, Entry, Feedback, FeedbackStore, Verdict
 from medfm_rl.feedback.agreement import consensus, expert_masks

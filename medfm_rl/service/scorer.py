@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import final
 
 from medfm_rl.data.files import replace_on_success, write_text
-from medfm_rl.data.images import pixel_files
+from medfm_rl.data.text_headers import pixel_files
 from medfm_rl.errors import StorageError
 from medfm_rl.runs.scores import SCORES_FILE
 from medfm_rl.service.errors import DeskError

@@ -13,8 +13,9 @@ from pydicom import dcmread
 from pydicom.errors import InvalidDicomError
 
 from medfm_rl.data.each_case import case_alone
-from medfm_rl.data.images import image_suffix, pixel_files
+from medfm_rl.data.images import image_suffix
 from medfm_rl.data.labels import read_labels
+from medfm_rl.data.text_headers import pixel_files
 from medfm_rl.errors import DataError
 from medfm_rl.service.errors import DeskError
 from medfm_rl.service.pixels import Picture

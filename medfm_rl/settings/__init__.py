@@ -35,6 +35,7 @@ from medfm_rl.settings.segmenters import (
     PromptableDescription,
     PromptableSettings,
     SegmenterSettings,
+    TorchDescription,
     TorchSettings,
     TotalSegmentatorSettings,
 )
@@ -88,6 +89,7 @@ __all__ = [
     "SitePolicy",
     "SourceTrainingSettings",
     "TextPrompts",
+    "TorchDescription",
     "TorchSettings",
     "TotalSegmentatorSettings",
     "TrackingSettings",

@@ -1,15 +1,26 @@
-"""Settings of a segmenter by its kind, and what `segmenter.json` says of the promptable ones."""
+"""Settings of a segmenter by its kind, and what `segmenter.json` says of those that have one."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, get_args
 
-from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
+from pydantic import (
+    Field,
+    SerializerFunctionWrapHandler,
+    StrictBool,
+    StrictInt,
+    StrictStr,
+    field_validator,
+    model_serializer,
+    model_validator,
+)
 
 from medfm_rl.settings.base import Positive, Settings
 from medfm_rl.settings.prompts import PromptSettings, TextPrompts
 from medfm_rl.settings.totalsegmentator import TaskNetwork, find_network, weights_root
+from medfm_rl.settings.training import IntensitySettings, NetworkSettings, PreprocessingSettings
+from medfm_rl.types import LabelSchema
 
 Folds = tuple[Annotated[int, Field(ge=0)] | Literal["all"], ...] | None
 """Folds of nnU-Net, as an ensemble; None: all that are there."""
@@ -70,6 +81,95 @@ class TorchSettings(SegmenterSettings):
     """The segmenter to adapt: a torch module (kind torch)."""
 
     kind: Literal["torch"] = Field("torch", description="torch: a folder with segmenter.json and weights.")
+
+
+class TorchNetwork(Settings):
+    """How the module of a torch segmenter is built, in exactly one way."""
+
+    unet: NetworkSettings | None = Field(None, description="A MONAI UNet.")
+    factory: str | None = Field(
+        None, description="package.module:function of the user, which is imported and called: it must be trusted."
+    )
+    arguments: dict[str, Any] = Field({}, description="What the function is called with.")
+    torchscript: str | None = Field(None, description="A TorchScript file in the folder, which is its weights too.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _one_way(cls, given: Any) -> Any:
+        ways = given.keys() - ({"arguments"} if "factory" in given else set()) if isinstance(given, dict) else set()
+        if ways not in ({"unet"}, {"factory"}, {"torchscript"}):
+            shown = sorted(given) if isinstance(given, dict) else given
+            raise ValueError(f"is one of unet, factory (with arguments), torchscript; not {shown}")
+        return given
+
+
+class DescribedSchema(Settings):
+    """The structures of a torch segmenter, the background first, and their integers in files."""
+
+    names: tuple[StrictStr, ...] = Field(description="background, then the structures.")
+    ids: tuple[StrictInt, ...] | None = Field(
+        None, description="Integer of each class; null, where structures overlap: the bit mask of the structures."
+    )
+
+
+class TorchDescription(Settings):
+    """`segmenter.json` of a torch module."""
+
+    kind: Literal["torch"] = Field(description="torch: any torch module.")
+    network: TorchNetwork = Field(description="How the module is built.")
+    weights: str = Field("weights.safetensors", description="File with the weights in the folder.")
+    weights_keys: tuple[StrictStr, ...] | None = Field(
+        None, description="Keys in the file that lead to the tensors; null: they are found."
+    )
+    weights_prefix: StrictStr | None = Field(None, description="What stands before the name of every tensor.")
+    output: str | int | None = Field(
+        None, description="Key or place of the logits among several outputs; null: there is one."
+    )
+    in_channels: StrictInt = Field(1, ge=1, description="Channels of an image.")
+    described_schema: DescribedSchema = Field(alias="schema", description="The structures.")
+    structures_overlap: StrictBool = Field(
+        False, description="Whether a pixel can lie in several structures; the network gives a logit for each of them."
+    )
+    preprocessing: PreprocessingSettings = Field(description="How an image becomes the network's input.")
+    decoder_prefixes: tuple[StrictStr, ...] = Field((), description="Where names of the decoder's parameters start.")
+
+    @field_validator("output", mode="before")
+    @classmethod
+    def _key_or_place(cls, given: Any) -> Any:
+        if isinstance(given, bool) or not isinstance(given, str | int | None):
+            raise ValueError("is the key or the place of one of the network's outputs")
+        return given
+
+    @model_validator(mode="after")
+    def _fields_agree(self) -> Self:
+        if isinstance(self.preprocessing.intensity, IntensitySettings):
+            self.preprocessing.intensity.require_channels(self.in_channels)
+        try:
+            _ = self.label_schema
+        except ValueError as error:
+            raise ValueError(f"schema: {error}") from error
+        return self
+
+    @property
+    def label_schema(self) -> LabelSchema:
+        """The structures."""
+        names, ids = self.described_schema.names, self.described_schema.ids
+        if not self.structures_overlap:
+            return LabelSchema(names, ids or ())
+        by_bits = LabelSchema.of_regions(names[1:])
+        if ids is None:
+            ids = by_bits.ids
+        elif len(set(ids)) != len(ids) or len(ids) != by_bits.num_classes:
+            raise ValueError(
+                f"ids: {', '.join(by_bits.structures)} overlap, and {by_bits.num_classes} distinct integers are "
+                f"needed, one for each of {', '.join(by_bits.class_names)}; leave ids out to have bit masks"
+            )
+        return LabelSchema(names, ids, tuple(tuple(ids[index] for index in own) for own in by_bits.classes))
+
+    @property
+    def weights_file(self) -> str:
+        """The file with the weights: that of a script is the script."""
+        return self.network.torchscript or self.weights
 
 
 class PreviousStageSettings(Settings):

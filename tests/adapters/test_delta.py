@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 
 import pytest
@@ -98,3 +99,12 @@ def test_segmenters_of_different_networks_have_no_change(tmp_path: Path) -> None
     with pytest.raises(ModelError, match="not of one network"):
         write_delta(tmp_path / "delta.safetensors", make(), other, "{}")
     assert not (tmp_path / "delta.safetensors").exists()
+
+
+def test_the_hash_of_weights_is_that_of_their_bytes_whatever_their_type() -> None:
+    network = nn.BatchNorm2d(3)
+    parts = [name.encode() + value.numpy().tobytes() for name, value in sorted(network.state_dict().items())]
+    assert hash_weights(network) == hashlib.sha256(b"".join(parts)).hexdigest()
+    rounded = make().bfloat16()
+    assert hash_weights(rounded) == hash_weights(make().bfloat16())
+    assert hash_weights(rounded) != hash_weights(make(1).bfloat16())

@@ -113,7 +113,7 @@ def test_an_output_that_is_not_there_is_named_with_those_that_are(
 
 @pytest.mark.parametrize("output", [True, 1.5, ["out"]])
 def test_an_output_that_is_neither_key_nor_place_is_refused(tmp_path: Path, output: Any) -> None:
-    with pytest.raises(ModelError, match="output is the key or the place"):
+    with pytest.raises(ModelError, match="output: is the key or the place"):
         TorchModuleAdapter.load(folder_of(tmp_path / "in", output))
 
 

@@ -77,6 +77,12 @@ def freeze_encoder(adapter: TinyPromptable) -> None:
         parameter.requires_grad_(True)
 
 
+def silent(_: TinyPromptable, embeddings: torch.Tensor, boxes: torch.Tensor) -> tuple[torch.Tensor, None]:
+    """The decoder of a tool that makes no estimate."""
+    del embeddings
+    return torch.zeros(*boxes.shape[:2], 32, 32), None
+
+
 def test_the_tool_is_asked_about_any_mask_by_the_boxes_of_its_structures(
     tiny: TinyPromptable, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -89,12 +95,12 @@ def test_the_tool_is_asked_about_any_mask_by_the_boxes_of_its_structures(
         asked.append(boxes[0].tolist())
         return torch.zeros(1, 2, 32, 32), torch.full((1, 2), 0.25)
 
-    monkeypatch.setattr(TinyPromptable, "decode_with_iou", judged)
+    monkeypatch.setattr(TinyPromptable, "decode", judged)
     estimate = tiny.own_estimate(images_of(tiny, 1)[0], action)
     assert estimate is not None
     assert estimate.tolist() == pytest.approx([0.4, 0.0])
     assert asked[0][0] == [6, 4, 19, 8]
-    monkeypatch.delattr(TinyPromptable, "decode_with_iou")
+    monkeypatch.setattr(TinyPromptable, "decode", silent)
     assert tiny.own_estimate(images_of(tiny, 1)[0], action) is None
 
 
@@ -125,11 +131,11 @@ def test_an_encoder_that_learns_holds_one_image_at_a_time(tiny: TinyPromptable) 
     parameters = list(tiny.trainable("all").values())
     logits = tiny.module.encoder(images[:, :1])
     boxes, _ = tiny._boxes(images, None)
-    expected = torch.autograd.grad(tiny.decode(logits, boxes).square().mean(), parameters)
+    expected = torch.autograd.grad(tiny.decode(logits, boxes)[0].square().mean(), parameters)
     tiny.encoded.clear()
     embeddings = tiny._embeddings(images)
     assert tiny.encoded == [1, 1, 1]
-    found = torch.autograd.grad(tiny.decode(embeddings, boxes).square().mean(), parameters)
+    found = torch.autograd.grad(tiny.decode(embeddings, boxes)[0].square().mean(), parameters)
     assert tiny.encoded == [1] * 6
     for one, other in zip(found, expected, strict=True):
         assert torch.allclose(one, other, atol=1e-6)
@@ -303,6 +309,6 @@ def test_the_own_estimate_is_of_the_structures_that_have_a_box(tiny: TinyPrompta
 
 
 def test_a_tool_without_an_estimate_says_so(tiny: TinyPromptable, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delattr(TinyPromptable, "decode_with_iou")
+    monkeypatch.setattr(TinyPromptable, "decode", silent)
     with pytest.raises(ModelError, match="makes no estimate of its own masks"):
         tiny.predicted_iou(images_of(tiny, 1))

@@ -115,6 +115,9 @@ def test_boxes_of_masks(tmp_path: Path) -> None:
     assert wide.boxes(case()).tolist() == [[5, 1, 25, 16], [3, 0, 35, 19]]
     with pytest.raises(DataError, match="no mask of case p3_a"):
         plain.boxes(case("p3_a"))
+    write_labels(folder / "p1_a.png", np.zeros((20, 40), dtype=np.uint8), Geometry.unknown(2), SCHEMA)
+    with pytest.raises(DataError, match=r"two masks have the name p1_a \(p1_a.nii.gz, p1_a.png\); remove one"):
+        open_prompts(MaskPrompts(kind="from_masks", path=folder), SCHEMA)
 
 
 def test_masks_are_found_by_the_rule_of_all_commands(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

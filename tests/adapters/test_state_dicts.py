@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from medfm_rl.adapters import TorchModuleAdapter
-from medfm_rl.adapters.checkpoints import read_content
+from medfm_rl.adapters.checkpoints import read_content, save_state
 from medfm_rl.adapters.state_dicts import Place, load_weights
 from medfm_rl.errors import ModelError
 from medfm_rl.settings import NetworkSettings, PreprocessingSettings
@@ -143,11 +143,25 @@ def test_an_exported_segmenter_keeps_the_place_of_its_weights(tmp_path: Path) ->
     assert all(torch.equal(again[name], value) for name, value in state.items())
 
 
-@pytest.mark.parametrize("fields", [{"weights_keys": "ema"}, {"weights_prefix": 3}, {"weights_keys": [1]}])
-def test_a_line_that_says_no_place_is_refused(tmp_path: Path, fields: dict[str, Any]) -> None:
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"weights_keys": "ema"}, "weights_keys: Input should be a valid tuple, not 'ema'"),
+        ({"weights_prefix": 3}, "weights_prefix: Input should be a valid string, not 3"),
+        ({"weights_keys": [1]}, r"weights_keys\.0: Input should be a valid string, not 1"),
+    ],
+)
+def test_a_line_that_says_no_place_is_refused(tmp_path: Path, fields: dict[str, Any], message: str) -> None:
     unet, schema = NetworkSettings(channels=(4, 8), residual_units=0), LabelSchema.from_structures({"LV": 1})
     TorchModuleAdapter.build_unet(unet, schema, PreprocessingSettings(size=(16, 16))).export(tmp_path / "a")
     path = tmp_path / "a" / "segmenter.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), **fields}))
-    with pytest.raises(ModelError, match="weights_keys is a list of names and weights_prefix a text"):
+    with pytest.raises(ModelError, match=message):
         TorchModuleAdapter.load(tmp_path / "a")
+
+
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+def test_weights_are_written_in_the_format_of_their_name(tmp_path: Path, suffix: str) -> None:
+    """A promptable segmenter whose checkpoint is named so comes back under the same name."""
+    save_state({"weight": torch.arange(6.0).reshape(2, 3)}, tmp_path / f"net{suffix}")
+    assert torch.equal(read_content(tmp_path / f"net{suffix}")["weight"], torch.arange(6.0).reshape(2, 3))

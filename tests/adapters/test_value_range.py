@@ -85,6 +85,13 @@ def test_scaling_for_images_of_another_range_is_doubted(intensity: dict[str, obj
     assert re.search(said, doubt)
 
 
+def test_dividing_what_is_small_already_is_doubted_where_nothing_in_the_network_tells() -> None:
+    (doubt,) = shown(images(), {"divide": 255})
+    assert re.search(r"with intensity: \{divide: 255.0\} .* to 0.0039\d*, .* such as 0 to 255 and not 0 to 1$", doubt)
+    # A dark image of 8 bits.
+    assert shown(images(12), {"divide": 255}) == ()
+
+
 def test_images_of_one_value_are_doubted_whatever_the_network() -> None:
     for layers in ((nn.Conv2d(1, 4, 1),), (nn.Conv2d(1, 4, 1), nn.InstanceNorm2d(4))):
         (doubt,) = range_doubts(adapter_of(*layers), torch.zeros(2, 1, 16, 16))

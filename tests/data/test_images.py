@@ -16,8 +16,9 @@ from hypothesis.extra import numpy as hnp
 from PIL import Image
 
 from medfm_rl.data.files import hash_file, hash_folder
-from medfm_rl.data.images import hash_image, pixel_files, read_image, write_image, write_labels
+from medfm_rl.data.images import hash_image, read_image, write_image, write_labels
 from medfm_rl.data.labels import read_labels
+from medfm_rl.data.text_headers import pixel_files
 from medfm_rl.errors import DataError
 from medfm_rl.types import Geometry, LabelSchema
 

@@ -27,9 +27,10 @@ from support.mask_files import (
     source_slices,
 )
 
-from medfm_rl.data.images import hash_image, image_stem, pixel_files, read_image
+from medfm_rl.data.images import hash_image, image_stem, read_image
 from medfm_rl.data.labels import as_label_ids, read_label_ids, read_labels
 from medfm_rl.data.mask_labels import parse_mask_labels
+from medfm_rl.data.text_headers import pixel_files
 from medfm_rl.errors import DataError
 from medfm_rl.types import Geometry, LabelMap, LabelSchema
 
@@ -104,6 +105,11 @@ def test_an_interpolated_mask_is_refused_whatever_its_header_can_store(step: flo
         as_label_ids([0.0, 0.5, 1.0], "a", step)
     with pytest.raises(DataError, match="a: a mask holds integers, this one NaN or infinity too"):
         as_label_ids([0.0, np.nan], "a", step)
+
+
+def test_a_number_beyond_all_integers_is_refused_without_a_warning() -> None:
+    with pytest.raises(DataError, match="a mask holds integers, this one does not"):
+        as_label_ids(np.array([0.0, 1e30]), "mask")
 
 
 @settings(deadline=None)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bz2
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 import SimpleITK as sitk
 
 from medfm_rl.data.images import read_image
+from medfm_rl.data.labels import list_labels
 from medfm_rl.errors import DataError
 
 PIXELS = np.arange(60, dtype=np.int16).reshape(3, 4, 5)
@@ -86,3 +88,39 @@ def test_raw_pixels_that_are_said_to_be_compressed_are_refused(tmp_path: Path) -
     path = replace(write(tmp_path / "a.nrrd"), b"encoding: raw", b"encoding: gzip")
     with pytest.raises(DataError, match=r"a\.nrrd: cannot be read"):
         read_image(path)
+
+
+def test_pixels_that_are_compressed_by_bzip2_are_refused_with_a_way_out(tmp_path: Path) -> None:
+    path = replace(write(tmp_path / "a.nrrd"), b"encoding: raw", b"encoding: bzip2")
+    head, _, pixels = path.read_bytes().partition(b"\n\n")
+    path.write_bytes(head + b"\n\n" + bz2.compress(pixels))
+    with pytest.raises(
+        DataError, match=r"a\.nrrd: is compressed by bzip2, which ITK does not read; write it with gzip"
+    ):
+        read_image(path)
+
+
+@pytest.mark.parametrize("suffix", [".mha", ".nrrd", ".nii.gz"])
+def test_a_fourth_axis_of_one_time_is_none(tmp_path: Path, suffix: str) -> None:
+    image = sitk.JoinSeries([sitk.GetImageFromArray(PIXELS)])
+    image.SetSpacing((0.5, 0.75, 2.0, 1.0))
+    image.SetOrigin((1.0, 2.0, 3.0, 0.0))
+    sitk.WriteImage(image, str(tmp_path / f"one{suffix}"))
+    pixels, geometry = read_image(tmp_path / f"one{suffix}")
+    assert np.array_equal(pixels[0], PIXELS)
+    assert geometry.spacing == (0.5, 0.75, 2.0)
+    assert np.allclose(geometry.origin, (1.0, 2.0, 3.0))
+    sitk.WriteImage(sitk.JoinSeries([sitk.GetImageFromArray(PIXELS)] * 2), str(tmp_path / f"two{suffix}"))
+    with pytest.raises(DataError, match=f"two{suffix}: holds 2 .*over time"):
+        read_image(tmp_path / f"two{suffix}")
+
+
+def test_detached_pixels_are_found_beside_a_header_whose_ending_is_in_capitals(tmp_path: Path) -> None:
+    (tmp_path / "a.raw").write_bytes(PIXELS.tobytes())
+    head = "NRRD0004\ntype: short\ndimension: 3\nsizes: 5 4 3\nendian: little\nencoding: raw\ndata file: a.raw\n"
+    segment = "Segment0_Name:=LV\nSegment0_LabelValue:=7\nSegment0_Layer:=0\n"
+    (tmp_path / "A.NHDR").write_text(head)
+    assert np.array_equal(read_image(tmp_path / "A.NHDR")[0][0], PIXELS)
+    (tmp_path / "B.NHDR").write_text(head + segment)
+    with pytest.raises(DataError, match="holds 1, which belongs to none of its segments"):
+        list_labels(tmp_path / "B.NHDR")

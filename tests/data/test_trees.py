@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import nibabel as nib
 import numpy as np
 import pydicom
 import pytest
@@ -15,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from medfm_rl.data.dicom import SEGMENTATIONS
-from medfm_rl.data.images import write_image
+from medfm_rl.data.images import read_image, write_image
 from medfm_rl.data.layouts import CaseFile, find_cases
 from medfm_rl.data.layouts.patients import doubt_patients, name_patients, patient_of
 from medfm_rl.errors import DataError
@@ -68,6 +69,15 @@ def test_a_tree_of_patients_studies_and_series_is_read(tmp_path: Path, ending: s
         ("PAT_2_ST1_SE1", "PAT_2"),
     ]
     assert cases[2].read().image[0, :, 0, 0].tolist() == [0, 100, 200]
+
+
+def test_pairs_of_analyze_are_named_with_what_to_do(tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    nib.save(nib.Nifti1Pair(np.zeros((4, 5, 6), np.int16), np.eye(4)), tmp_path / "in" / "brain.img")
+    with pytest.raises(DataError, match=r"2 of Analyze, or NIfTI in two files, to be written as .nii.gz \(brain.hdr"):
+        found(tmp_path / "in")
+    with pytest.raises(DataError, match=r"brain\.img: is Analyze, .* write it as \.nii\.gz"):
+        read_image(tmp_path / "in" / "brain.img")
 
 
 @pytest.mark.parametrize("layout", ["images above", "images below", "beside"])

@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from medfm_rl.choices import PromiseUnit
 from medfm_rl.errors import ModelError
 from medfm_rl.quality.promises import (
     Promise,
     PromiseTarget,
     ReviewedMask,
-    Unit,
     bet_for,
     fewest_for_promise,
     p_value,
@@ -94,7 +94,7 @@ def test_masks_without_prediction_or_against_a_rule_prove_nothing() -> None:
 
 
 @pytest.mark.parametrize(("unit", "patients"), [("mean", 26), ("worst", 40)])
-def test_the_promise_is_broken_in_no_more_calibrations_than_confidence_allows(unit: Unit, patients: int) -> None:
+def test_the_promise_is_broken_in_no_more_calibrations_than_confidence_allows(unit: PromiseUnit, patients: int) -> None:
     """Some patients are hard, and predicted to be: with them, more than `alpha` of the masks are bad, without few.
 
     The true loss at a threshold is known from a large sample of patients.

@@ -12,8 +12,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from medfm_rl.choices import PromiseUnit
 from medfm_rl.errors import DataError
-from medfm_rl.quality.promises import PromiseTarget, ReviewedMask, Unit, prove
+from medfm_rl.quality.promises import PromiseTarget, ReviewedMask, prove
 from medfm_rl.runs.stream_history import StreamIdentity, Study, StudyCase, read_stream
 from medfm_rl.runs.stream_promise import losses_under
 from medfm_rl.runs.stream_state import add_reviews, add_studies, restart
@@ -236,7 +237,7 @@ def test_reviews_of_all_masks_of_patients_who_stay_the_same_are_no_change(tmp_pa
 
 
 @pytest.mark.parametrize(("unit", "losses"), [("mean", [0.5, 0.0]), ("worst", [1.0, 0.0])])
-def test_a_patient_loses_as_in_the_proof_of_the_promise(tmp_path: Path, unit: Unit, losses: list[float]) -> None:
+def test_a_patient_loses_as_in_the_proof_of_the_promise(tmp_path: Path, unit: PromiseUnit, losses: list[float]) -> None:
     path = tmp_path / "ge.jsonl"
     add_studies(path, IDENTITY, {"p0": [case("a"), case("b")], "p1": [case("d")]}, NOW)
     add_reviews(path, {case("a").key: 0.9, case("b").key: 0.5, case("d").key: 0.9}, NOW)

@@ -61,10 +61,7 @@ class TinyPromptable(PromptableAdapter):
         embeddings: Tensor = self.module.encoder(images)
         return embeddings
 
-    def decode(self, embeddings: Tensor, boxes: Tensor) -> Tensor:
-        return self.decode_with_iou(embeddings, boxes)[0]
-
-    def decode_with_iou(self, embeddings: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor]:
+    def decode(self, embeddings: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor]:
         index = torch.arange(SIZE, device=boxes.device)
         across = (index >= boxes[..., :1]) & (index <= boxes[..., 2:3])
         down = (index >= boxes[..., 1:2]) & (index <= boxes[..., 3:])

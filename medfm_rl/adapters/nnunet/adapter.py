@@ -6,7 +6,6 @@ that has gradients is ours, because nnU-Net runs its network in inference mode a
 
 from __future__ import annotations
 
-import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, final
@@ -17,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import Parameter
 
 from medfm_rl.adapters.base import ExpectedValues, Scope, SegmenterAdapter, evaluating, parameters_in_scope
-from medfm_rl.adapters.checkpoints import load_strictly, read_checkpoint
+from medfm_rl.adapters.checkpoints import load_strictly, read_checkpoint, save_state
 from medfm_rl.adapters.grid import Sample
 from medfm_rl.adapters.nnunet.cascade import (
     PreviousStage,
@@ -312,13 +311,12 @@ class NnUNetAdapter(SegmenterAdapter):
             if isinstance(self.previous, StageNetwork):
                 self.previous.copy_into(place)
             for fold, network, content in zip(self.folds, self.networks, contents, strict=True):
-                buffer = io.BytesIO()
                 provenance = {"version": __version__, "fold": str(fold), "checkpoint": checkpoint}
-                torch.save(
-                    {**content, "network_weights": portable_state(network.state_dict()), PROVENANCE: provenance}, buffer
+                weights = portable_state(network.state_dict())
+                save_state(
+                    {**content, "network_weights": weights, PROVENANCE: provenance},
+                    place / f"fold_{fold}" / checkpoint,
                 )
-                # The writers of torch end the process where the disk is full.
-                (place / f"fold_{fold}" / checkpoint).write_bytes(buffer.getvalue())
 
     def _path(self, fold: Fold) -> Path:
         return self.folder / f"fold_{fold}" / self.checkpoint

@@ -59,10 +59,7 @@ class LiteMedSAMAdapter(PromptableAdapter):
         embeddings: Tensor = self.module.image_encoder(images.expand(-1, 3, -1, -1))
         return embeddings
 
-    def decode(self, embeddings: Tensor, boxes: Tensor) -> Tensor:
-        return self.decode_with_iou(embeddings, boxes)[0]
-
-    def decode_with_iou(self, embeddings: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor]:
+    def decode(self, embeddings: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor]:
         structures = boxes.shape[1]
         sparse, dense = self.module.prompt_encoder(points=None, boxes=boxes.flatten(0, 1)[:, None], masks=None)
         logits, estimates = self.module.mask_decoder(

@@ -95,11 +95,7 @@ class SamAdapter(PromptableAdapter):
         own = self._own_state()
         return {name: own[name] if name in own else self.checkpoint.state[name] for name in self.names}
 
-    def decode(self, embeddings: Tensor, boxes: Tensor) -> Tensor:
-        return self.decode_with_iou(embeddings, boxes)[0]
-
-    def decode_with_iou(self, embeddings: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor]:
-        """The same logits, and the network's own estimate of the IoU of each mask, `(B, K - 1)`."""
+    def decode(self, embeddings: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor]:
         answer = self.module(image_embeddings=self.maps(embeddings), input_boxes=boxes, multimask_output=False)
         return answer.pred_masks[:, :, 0], answer.iou_scores[:, :, 0]
 

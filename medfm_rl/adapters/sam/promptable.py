@@ -104,17 +104,13 @@ class PromptableAdapter(SegmenterAdapter):
         """Embeddings `(B, ...)` of images `(B, channels, H, W)`."""
 
     @abstractmethod
-    def decode(self, embeddings: Tensor, boxes: Tensor) -> Tensor:
-        """Binary logits `(B, K - 1, h, w)` for boxes `(B, K - 1, 4)`, (x_min, y_min, x_max, y_max) in input pixels."""
+    def decode(self, embeddings: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Masks of boxes `(B, K - 1, 4)`, (x_min, y_min, x_max, y_max) in input pixels.
 
-    def decode_with_iou(self, embeddings: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor]:
-        """The same logits, and the tool's own estimate of the IoU of each mask, `(B, K - 1)`.
-
-        Raises:
-            ModelError: The tool makes none.
+        Returns:
+            Binary logits `(B, K - 1, h, w)`, and the tool's own estimate of the IoU of each mask, `(B, K - 1)`; None
+            where it makes none.
         """
-        del embeddings, boxes
-        raise ModelError(f"a segmenter of kind {self.kind} makes no estimate of its own masks")
 
     @abstractmethod
     def original_state(self) -> dict[str, Tensor]:
@@ -187,7 +183,7 @@ class PromptableAdapter(SegmenterAdapter):
         embeddings = self._embeddings(images).float()
         # In bfloat16 a coordinate of an image of 1024 pixels is up to 4 pixels off.
         with torch.autocast(images.device.type, enabled=False):
-            z = self.decode(embeddings, boxes)
+            z, _ = self.decode(embeddings, boxes)
         return self.logits_of(z, there, images.shape[2:])
 
     def logits_of(self, z: Tensor, there: Tensor, size: Sequence[int]) -> Tensor:
@@ -215,9 +211,10 @@ class PromptableAdapter(SegmenterAdapter):
         Raises:
             ModelError: The tool makes none.
         """
-        boxes, there = self._boxes(images, prompts)
-        _, estimates = self.decode_with_iou(self._embeddings(images), boxes)
-        return torch.where(there, estimates, torch.nan)
+        found = self._estimates(images, prompts)
+        if found is None:
+            raise ModelError(f"a segmenter of kind {self.kind} makes no estimate of its own masks")
+        return found
 
     @torch.no_grad()
     def own_estimate(self, image: Tensor, action: Tensor) -> Tensor | None:
@@ -227,12 +224,19 @@ class PromptableAdapter(SegmenterAdapter):
         nothing that looks like one object, the tool doubts its own answer. From an estimated IoU the Dice is
         2 IoU / (1 + IoU).
         """
-        if type(self).decode_with_iou is PromptableAdapter.decode_with_iou:
-            return None
         boxes = boxes_of_mask(action.cpu().numpy(), self.schema, self.description.contains)
         prompts = Prompts(boxes=boxes[None, :, [1, 0, 3, 2]].astype(np.float32))
-        iou = self.predicted_iou(image[None].to(self.device), prompts)[0].float().cpu().clamp(0, 1)
+        found = self._estimates(image[None].to(self.device), prompts)
+        if found is None:
+            return None
+        iou = found[0].float().cpu().clamp(0, 1)
         return (2 * iou / (1 + iou)).nan_to_num(0.0)
+
+    def _estimates(self, images: Tensor, prompts: Prompts | None) -> Tensor | None:
+        """As `predicted_iou`; None where the tool makes none."""
+        boxes, there = self._boxes(images, prompts)
+        _, estimates = self.decode(self._embeddings(images), boxes)
+        return None if estimates is None else torch.where(there, estimates, torch.nan)
 
     def _boxes(self, images: Tensor, prompts: Prompts | None) -> tuple[Tensor, Tensor]:
         """Boxes `(B, K - 1, 4)` for the decoder, and `(B, K - 1)` whether there is one."""

@@ -22,12 +22,13 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from medfm_rl.data.images import hash_image, pixel_files
+from medfm_rl.data.images import hash_image
 from medfm_rl.data.json_text import parse_json
 from medfm_rl.data.labels import read_label_ids
 from medfm_rl.data.layouts import described_labels
 from medfm_rl.data.mask_files import masks_by_name
 from medfm_rl.data.names import case_name
+from medfm_rl.data.text_headers import pixel_files
 from medfm_rl.errors import ConfigError, DataError
 from medfm_rl.seeding import derive_seed
 from medfm_rl.settings import FilePrompts, FixedPrompts, MaskPrompts, PromptSettings

@@ -14,7 +14,7 @@ from torch.nn import Parameter
 
 from medfm_rl.adapters.base import Scope, SegmenterAdapter, parameters_in_scope
 from medfm_rl.adapters.checkpoints import content_bytes
-from medfm_rl.adapters.description import DESCRIPTION
+from medfm_rl.adapters.description import DESCRIPTION, read_described
 from medfm_rl.adapters.grid import Sample
 from medfm_rl.adapters.image_grid import from_grid, labels_to_grid, to_grid
 from medfm_rl.adapters.intensity import load_transform
@@ -26,20 +26,14 @@ from medfm_rl.adapters.overlapping import (
     region_logits,
 )
 from medfm_rl.adapters.state_dicts import Place, load_weights
-from medfm_rl.adapters.torch_module.folder import (
-    DEFAULT_WEIGHTS,
-    OVERLAP,
-    call_factory,
-    network_settings,
-    read_description,
-)
+from medfm_rl.adapters.torch_module.folder import call_factory, place_of_weights
 from medfm_rl.adapters.torch_module.outputs import Output, logits_of
 from medfm_rl.adapters.torch_module.scripts import copy_script, is_script, load_script, script_bytes, script_hash
 from medfm_rl.adapters.unused import UnusedParameters
 from medfm_rl.data.files import replace_folder_on_success
 from medfm_rl.errors import ModelError
 from medfm_rl.networks import argmax_classes, build_unet, copied_without_graphs, portable_state, size_divisor
-from medfm_rl.settings import IntensitySettings, NetworkSettings, PreprocessingSettings
+from medfm_rl.settings import IntensitySettings, NetworkSettings, PreprocessingSettings, TorchDescription
 from medfm_rl.types import Case, FloatArray, LabelMap, LabelSchema, Prompts
 
 _ALONE = Place()
@@ -76,7 +70,7 @@ class TorchModuleAdapter(SegmenterAdapter):
         preprocessing: PreprocessingSettings,
         in_channels: int = 1,
         network: Mapping[str, Any] | None = None,
-        weights: str = DEFAULT_WEIGHTS,
+        weights: str = "weights.safetensors",
         place: Place = _ALONE,
         decoder_prefixes: tuple[str, ...] = (),
         output: Output | None = None,
@@ -130,37 +124,34 @@ class TorchModuleAdapter(SegmenterAdapter):
         Raises:
             ModelError: A file is missing, is not what its name says, or does not fit the network.
         """
-        described = read_description(folder)
+        described = read_described(folder, TorchDescription)
         intensity = described.preprocessing.intensity
         if isinstance(intensity, IntensitySettings) and intensity.transform is not None:
             # Here and not at the first image: a name that is wrong is told at once.
             load_transform(intensity.transform, str(folder / DESCRIPTION))
-        schema, preprocessing, in_channels = described.label_schema(), described.preprocessing, described.in_channels
-        place = _ALONE
-        match described.network:
-            case {"unet": settings}:
-                adapter = cls.build_unet(network_settings(settings, folder), schema, preprocessing, in_channels)
-                adapter.weights, adapter.output = described.weights_file, described.output
-                adapter.place = load_weights(
-                    adapter.module, folder / described.weights_file, described.place, DESCRIPTION
-                )
-                return adapter.eval()
-            case {"torchscript": _}:
-                module = load_script(folder / described.weights_file)
-            case network:
-                module = call_factory(str(network["factory"]), network.get("arguments", {}), folder)
-                place = load_weights(module, folder / described.weights_file, described.place, DESCRIPTION)
-        adapter = cls(
-            module,
-            schema,
-            preprocessing,
-            in_channels,
-            described.network,
-            described.weights_file,
-            place,
-            described.decoder_prefixes,
-            described.output,
-        )
+        schema, preprocessing, in_channels = described.label_schema, described.preprocessing, described.in_channels
+        network, weights = described.network, folder / described.weights_file
+        if network.unet is not None:
+            adapter = cls.build_unet(network.unet, schema, preprocessing, in_channels)
+            adapter.weights, adapter.output = described.weights, described.output
+        else:
+            module = (
+                load_script(weights)
+                if network.factory is None
+                else call_factory(network.factory, network.arguments, folder)
+            )
+            adapter = cls(
+                module,
+                schema,
+                preprocessing,
+                in_channels,
+                network.model_dump(mode="json", exclude_unset=True),
+                described.weights_file,
+                decoder_prefixes=described.decoder_prefixes,
+                output=described.output,
+            )
+        if network.torchscript is None:
+            adapter.place = load_weights(adapter.module, weights, place_of_weights(described), DESCRIPTION)
         return adapter.eval()
 
     def preprocess(self, case: Case) -> Sample:
@@ -226,7 +217,7 @@ class TorchModuleAdapter(SegmenterAdapter):
             "weights": weights,
             "in_channels": self.in_channels,
             "schema": {"names": self.schema.names, "ids": self.schema.ids},
-            **({OVERLAP: True} if self.schema.overlaps else {}),
+            **({"structures_overlap": True} if self.schema.overlaps else {}),
             "preprocessing": self.preprocessing.model_dump(mode="json", exclude_none=True),
             "decoder_prefixes": self.decoder_prefixes,
             **({} if self.output is None else {"output": self.output}),
@@ -286,7 +277,7 @@ def _remedy(logits: Tensor, expected: tuple[int, ...], schema: LabelSchema) -> s
             return f"name a structure for each of its {logits.shape[1]} outputs in schema of {DESCRIPTION}"
         return (
             f"name the structures of its {logits.shape[1]} outputs, the background first, in schema of {DESCRIPTION}; "
-            f"where they overlap and none is of the background, set {OVERLAP}: true there"
+            f"where they overlap and none is of the background, set structures_overlap: true there"
         )
     return "make it resample them to the size of the image, or correct preprocessing.size"
 

@@ -24,15 +24,13 @@ from medfm_rl.data.clips.video import count_video_frames, read_video
 from medfm_rl.data.dicom import DICOM_SUFFIX
 from medfm_rl.data.images import hash_image, image_stem, image_suffix, is_dicom, is_video, read_pixels
 from medfm_rl.data.nifti import NIFTI_SUFFIXES
-from medfm_rl.data.segmentations.pictures import transparent
+from medfm_rl.data.segmentations.pictures import is_picture, transparent
 from medfm_rl.errors import DataError
 from medfm_rl.types import Clip, FloatArray, Geometry
 
 _OF_CAMUS = re.compile(r"^patient\d+_(2CH|4CH)(_half)?_sequence(_gt)?$")
 """Names of the sequences of CAMUS, whose third axis is time."""
 _NUMBER = re.compile(r"(\d+)\D*$")
-PICTURES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff")
-"""Formats of which a folder of numbered files can be a clip."""
 _FEWEST = 2
 _SHOWN = 3
 _GREY, _COLOURS = 1, 3
@@ -226,9 +224,7 @@ def _in_grey(pixels: FloatArray, where: str) -> FloatArray:
 
 
 def _pictures(folder: Path) -> list[Path]:
-    return sorted(
-        path for path in folder.iterdir() if path.suffix.lower() in PICTURES and not path.name.startswith(".")
-    )
+    return sorted(path for path in folder.iterdir() if is_picture(path) and not path.name.startswith("."))
 
 
 def _before_number(path: Path) -> str:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from medfm_rl.data.clips.reading import PICTURES, ClipFile, find_clip, find_numbered, picture_without_number
+from medfm_rl.data.clips.reading import ClipFile, find_clip, find_numbered, picture_without_number
 from medfm_rl.data.clips.tracings import TRACINGS, traced_frames, video_name
 from medfm_rl.data.dicom import DICOM_SUFFIX, modality_and_frames
 from medfm_rl.data.images import image_stem, image_suffix
@@ -17,6 +17,7 @@ from medfm_rl.data.layouts.cases import CaseFile, Found
 from medfm_rl.data.layouts.folder import FoundImage, find_folder, patient_of_entry
 from medfm_rl.data.layouts.tree import Entry
 from medfm_rl.data.names import case_name, text_of
+from medfm_rl.data.segmentations.pictures import is_picture
 from medfm_rl.errors import DamagedClipError, DataError, MissingExtraError
 from medfm_rl.types import frame_id
 
@@ -47,7 +48,7 @@ def find_clips(root: Path) -> Found:
     skipped = {name: list(paths) for name, paths in found.skipped.items()}
     reasons = {folder: _why_no_clip(folder) for folder in {path.parent for path in stills}}
     for path in stills:
-        reason = reasons[path.parent] if path.suffix.lower() in PICTURES else STILL
+        reason = reasons[path.parent] if is_picture(path) else STILL
         skipped.setdefault(reason, []).append(path)
     gaps = [gap for case in cases if (gap := _gap_of(case)) is not None]
     return replace(found, cases=cases, skipped=skipped, notes=[*found.notes, *gaps])
@@ -160,11 +161,11 @@ def _recognise_all(entries: Sequence[Entry]) -> list[FoundImage]:
     """Images and clips, those pictures put together that lie numbered in a folder of their own."""
     folders: dict[Path, list[Entry]] = {}
     for entry in entries:
-        if entry.path.suffix.lower() in PICTURES:
+        if is_picture(entry.path):
             folders.setdefault(entry.path.parent, []).append(entry)
     clips = [clip for folder, members in folders.items() if (clip := _folder_as_clip(folder, members)) is not None]
     taken = {clip.path for clip in clips}
-    others = [entry for entry in entries if entry.path.parent not in taken or entry.path.suffix.lower() not in PICTURES]
+    others = [entry for entry in entries if entry.path.parent not in taken or not is_picture(entry.path)]
     return [*(known for entry in others for known in _recognise(entry, True)), *clips]
 
 

@@ -8,15 +8,17 @@ from pathlib import Path
 
 from medfm_rl.data.dicom import DICOM_SUFFIX
 from medfm_rl.data.files import cannot_be_read
-from medfm_rl.data.images import image_stem, image_suffix, is_dicom, is_video, pixel_files
+from medfm_rl.data.images import image_stem, image_suffix, is_analyze, is_dicom, is_video
 from medfm_rl.data.layouts.description import DESCRIPTION, SIMULATION_RECORD
 from medfm_rl.data.names import case_name, text_of
+from medfm_rl.data.text_headers import pixel_files
 from medfm_rl.errors import DataError
 
 IMAGES, LABELS, MASKS = "images", "labels", "masks"
-HIDDEN, UNKNOWN, OUTPUT, BESIDE, TWO_FOLDERS = (
+HIDDEN, UNKNOWN, ANALYZE, OUTPUT, BESIDE, TWO_FOLDERS = (
     "hidden",
     "no image by its name and content",
+    "of Analyze, or NIfTI in two files, to be written as .nii.gz",
     "an output of medfm-rl",
     "not in images/, labels/ or masks/",
     "masks/ beside labels/",
@@ -134,7 +136,7 @@ def _walk(tree: Tree, folder: Path, parts: tuple[str, ...], in_masks: bool, abov
         elif image_suffix(path) is not None or is_video(path):
             found.append(_entry(path, parts))
         elif path not in pixels and path.name not in (DESCRIPTION, SIMULATION_RECORD):
-            tree.skip(UNKNOWN, path)
+            tree.skip(ANALYZE if is_analyze(path) else UNKNOWN, path)
     if slices:
         found.append(Entry(folder, parts))
 

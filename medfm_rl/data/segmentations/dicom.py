@@ -113,7 +113,7 @@ def _segmentation(path: Path, content: DicomSegmentation) -> Segmentation:
         if not np.isin(values, (0, 1)).all():
             raise DataError(f"{path}: holds shares of pixels (a fractional SEG); save it as a binary one")
         label = str(content.get_segment_description(number).segment_label)
-        segments.append(Segment(label, int(number), values == 1))
+        segments.append(Segment.of(label, int(number), values == 1))
     if grid is None:
         return Segmentation(path, segments, None)
     # highdicom has the axes slice, row, column; ours are x, y, z, the other way round.

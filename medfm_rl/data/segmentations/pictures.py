@@ -14,7 +14,8 @@ from PIL import Image
 from medfm_rl.errors import DataError
 from medfm_rl.types import IntArray
 
-_PICTURES: Final = (".png", ".bmp", ".tif", ".tiff", ".jpg", ".jpeg")
+PICTURES: Final = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff")
+"""Endings of the formats that hold a picture, and no place in space."""
 _JPEG: Final = b"\xff\xd8\xff"
 _BITS, _PHOTOMETRIC, _ORIENTATION, _SAMPLES = 258, 262, 274, 277
 """The TIFF fields Bits per Sample, Photometric Interpretation, Orientation (one of EXIF too) and Samples per Pixel."""
@@ -22,7 +23,8 @@ _RGBA = 4
 _NEGATIVE: Final = 0
 _TURNED: Final = range(2, 9)
 """Orientations that are not as the pixels are stored."""
-_TIFF: Final = (".tif", ".tiff")
+TIFF: Final = (".tif", ".tiff")
+"""Formats of pages, which may be slices, times, sizes of one picture or pictures that have nothing in common."""
 _WHITE: Final = 255
 _COLOURED: Final = ("LA", "RGB", "RGBA")
 _MODES: Final = ("1", "L", "P", *_COLOURED)
@@ -48,7 +50,7 @@ def several_pages(path: Path, count: int) -> DataError:
 
 def is_picture(path: Path) -> bool:
     """Whether a file is of a kind that holds a picture, and no place in space."""
-    return path.suffix.lower() in _PICTURES
+    return path.suffix.lower() in PICTURES
 
 
 def require_whole_picture(path: Path) -> None:
@@ -81,7 +83,7 @@ def read_picture(path: Path) -> npt.NDArray[np.uint8] | None:
             pages. Whether a PNG is turned, `require_whole_picture` says.
     """
     suffix = path.suffix.lower()
-    if suffix not in (".png", *_TIFF):
+    if suffix not in (".png", *TIFF):
         return None
     try:
         with warnings.catch_warnings():
@@ -89,7 +91,7 @@ def read_picture(path: Path) -> npt.NDArray[np.uint8] | None:
             warnings.simplefilter("ignore")
             with Image.open(path) as picture:
                 bits = _bits(picture, path)
-                if suffix in _TIFF:
+                if suffix in TIFF:
                     _require_upright(picture, path)
                     return _pixels_of_tiff(picture, path, bits)
                 has_opacity = picture.mode == "LA" or (picture.mode == "L" and "transparency" in picture.info)
@@ -135,7 +137,7 @@ def require_as_stored(path: Path, pixels: npt.NDArray[Any]) -> None:
     Raises:
         DataError: It has.
     """
-    if path.suffix.lower() not in _TIFF or len(pixels) != _RGBA or pixels.dtype != np.uint8:
+    if path.suffix.lower() not in TIFF or len(pixels) != _RGBA or pixels.dtype != np.uint8:
         return
     try:
         with Image.open(path) as picture:
@@ -158,7 +160,7 @@ def _require_upright(picture: Image.Image, path: Path) -> None:
         DataError: It is.
         OSError: Its pixels are damaged; or what else Pillow raises then.
     """
-    if path.suffix.lower() not in _TIFF:
+    if path.suffix.lower() not in TIFF:
         # What PNG says of it may lie behind the pixels; Pillow turns a TIFF when it loads that.
         picture.load()
     try:
@@ -200,7 +202,7 @@ def refuse_lossy_picture(path: Path) -> None:
     try:
         with path.open("rb") as file:
             lossy = file.read(len(_JPEG)) == _JPEG
-        if not lossy and path.suffix.lower() in (".tif", ".tiff"):
+        if not lossy and path.suffix.lower() in TIFF:
             with Image.open(path) as picture:
                 lossy = picture.info.get("compression") in _LOSSY
     except _UNREADABLE:

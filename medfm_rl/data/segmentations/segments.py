@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,19 +20,40 @@ _OFF_GRID = 0.25
 """Share of a pixel by which headers round positions, as `Geometry.matches` has it; more is of another grid."""
 
 
+_Box = tuple[slice, ...]
+
+
 @dataclass(frozen=True, eq=False)
 class Segment:
-    """One segment of a file.
+    """One segment of a file, cut to where it is: a file may hold a hundred organs of a whole body.
 
     Attributes:
         name: As the file has it.
         number: The integer that stands for it in the file.
-        region: Whether each voxel of the file belongs to it, `(D, H, W)`.
+        shape: Size of the file's grid, `(D, H, W)`.
+        box: The part of that grid in which the segment lies; empty where it has no pixel.
+        region: Which voxels of the box belong to it.
     """
 
     name: str
     number: int
+    shape: tuple[int, ...]
+    box: _Box
     region: npt.NDArray[np.bool_]
+
+    @classmethod
+    def of(cls, name: str, number: int, region: npt.NDArray[np.bool_]) -> Segment:
+        """A segment from whether each voxel of the file belongs to it, `(D, H, W)`."""
+        box = []
+        for axis in range(3):
+            there = np.flatnonzero(region.any(axis=tuple(other for other in range(3) if other != axis)))
+            box.append(slice(int(there[0]), int(there[-1]) + 1) if len(there) else slice(0, 0))
+        return cls(name, number, region.shape, tuple(box), region[tuple(box)].copy())
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether it has no pixel."""
+        return self.region.size == 0
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,16 +99,16 @@ class Segmentation:
         owners = {self._number(segment, schema, by_number): segment for segment in self.segments}
         for segment in self.segments:
             number = self._number(segment, schema, by_number)
-            if number in (None, schema.ids[0]) or not segment.region.any():
+            if number in (None, schema.ids[0]) or segment.is_empty:
                 continue
-            there = self._placed(segment, ids.shape, geometry)
-            if bool((taken & there & (ids != number)).any()):
+            box, there = self._placed(segment, ids.shape, geometry)
+            if bool((taken[box] & there & (ids[box] != number)).any()):
                 raise DataError(
                     f"{self.path}: segment {segment.name} overlaps another one, and a pixel belongs to one structure "
                     "alone; cut one from the other in the tool that made them"
                 )
-            ids[there] = number
-            taken |= there
+            ids[box][there] = number
+            taken[box] |= there
         if not ignore_others:
             self._refuse_others(schema, by_number)
             absent = [name for name in schema.structures if schema.integers[name] not in owners]
@@ -110,11 +132,12 @@ class Segmentation:
         """
         classes = np.zeros((1,) * (3 - len(image_shape)) + image_shape, dtype=np.uint8)
         for segment in self.segments:
-            if segment.region.any() and segment.name != BACKGROUND:
+            if not segment.is_empty and segment.name != BACKGROUND:
                 bits = self._bits(segment, schema, by_number)
                 if not bits:
                     raise self._stranger(segment, schema)
-                classes[self._placed(segment, classes.shape, geometry)] |= np.uint8(bits)
+                box, there = self._placed(segment, classes.shape, geometry)
+                classes[box][there] |= np.uint8(bits)
         return classes.reshape(image_shape)
 
     def _bits(self, segment: Segment, schema: LabelSchema, by_number: bool) -> int:
@@ -151,7 +174,7 @@ class Segmentation:
         others = [
             segment
             for segment in self.segments
-            if self._number(segment, schema, by_number) is None and segment.region.any()
+            if self._number(segment, schema, by_number) is None and not segment.is_empty
         ]
         if others:
             raise self._stranger(others[0], schema)
@@ -165,43 +188,63 @@ class Segmentation:
             f"{schema.structures[0]}={other.number}"
         )
 
-    def _placed(self, segment: Segment, shape: tuple[int, ...], image: Geometry) -> npt.NDArray[np.bool_]:
-        """A segment on the grid of an image `(D, H, W)`."""
+    def _placed(self, segment: Segment, shape: tuple[int, ...], image: Geometry) -> tuple[_Box, npt.NDArray[np.bool_]]:
+        """Where a segment lies on the grid of an image `(D, H, W)`: a box of it, and which of its voxels."""
         own, grid = self.geometry, _as_volume(image)
-        if own is None or (grid.spacing is None and segment.region.shape == shape):
-            if segment.region.shape != shape:
+        if own is None or (grid.spacing is None and segment.shape == shape):
+            if segment.shape != shape:
                 raise DataError(
-                    f"{self.path}: the mask has size {segment.region.shape}, its image {shape}; they must be equal"
+                    f"{self.path}: the mask has size {segment.shape}, its image {shape}; they must be equal"
                 )
-            return segment.region
+            return segment.box, segment.region
         if grid.spacing is None:
             # A picture has no place of its own: tools put it at the origin, with the pixels that the segment has.
             grid = Geometry(own.spacing, grid.origin, grid.direction)
+        # In the order x, y, z; arrays have the axes the other way round.
         steps = np.linalg.solve(_axes(grid), _axes(own))
         start = np.linalg.solve(_axes(grid), np.subtract(own.origin, grid.origin))
-        extent = np.array(segment.region.shape[::-1]) - 1
-        whole = np.round(steps)
-        drift = abs(steps - whole) * extent
-        one_to_one = all(abs(whole[:, axis]).sum() == 1 for axis in range(3) if extent[axis] > 0)
-        # Axes x, y, z; arrays have them the other way round.
-        found = np.argwhere(segment.region)[:, ::-1]
-        places = found @ np.where(extent > 0, steps, 0).T + start
-        if not one_to_one or drift.max() > _OFF_GRID or abs(places - np.round(places)).max() > _OFF_GRID:
+        extent = np.array(segment.shape[::-1]) - 1
+        whole = np.where(extent > 0, np.round(steps), 0).astype(int)
+        corners = np.array(list(itertools.product(*((side.start, side.stop - 1) for side in segment.box[::-1]))))
+        places = corners @ np.where(extent > 0, steps, 0).T + start
+        drift = np.where(extent > 0, abs(steps - whole) * extent, 0).max()
+        turned = _turned(segment.region.T, whole)
+        if turned is None or drift > _OFF_GRID or abs(places - np.round(places)).max() > _OFF_GRID:
             raise DataError(
                 f"{self.path}: the mask lies on another grid than its image (spacing {own.spacing} and {grid.spacing}, "
                 f"origin {own.origin} and {grid.origin}, direction {own.direction} and {grid.direction}); resample one "
                 "onto the other"
             )
-        places = np.round(places).astype(np.int64)
-        outside = ((places < 0) | (places >= np.array(shape[::-1]))).any(axis=1)
-        if outside.any():
+        first = np.round(places).min(axis=0).astype(int)
+        last = first + turned.shape
+        low, high = np.maximum(first, 0), np.minimum(last, shape[::-1])
+        inside = turned[tuple(map(slice, low - first, np.maximum(high - first, 0)))]
+        if inside.shape != turned.shape:
+            count = int(turned.sum())
             raise DataError(
-                f"{self.path}: {outside.sum()} of {len(places)} voxels of segment {segment.name} lie outside its image "
-                f"of size {shape}; is it the mask of another image?"
+                f"{self.path}: {count - int(inside.sum())} of {count} voxels of segment {segment.name} lie outside its "
+                f"image of size {shape}; is it the mask of another image?"
             )
-        there = np.zeros(shape, dtype=bool)
-        there[tuple(places.T[::-1])] = True
-        return there
+        return tuple(map(slice, first[::-1], last[::-1])), turned.T
+
+
+def _turned(region: npt.NDArray[np.bool_], whole: npt.NDArray[np.integer]) -> npt.NDArray[np.bool_] | None:
+    """A region `(x, y, z)` with the axes of another grid, swapped and flipped.
+
+    Args:
+        region: The region.
+        whole: Steps on the other grid along each axis of the region, as columns; 0 of an axis with one voxel.
+
+    Returns:
+        None where an axis does not run along just one of the other grid.
+    """
+    runs = {axis: int(abs(whole[:, axis]).argmax()) for axis in range(3) if whole[:, axis].any()}
+    free = iter(sorted(set(range(3)) - set(runs.values())))
+    if len(set(runs.values())) < len(runs) or any(abs(whole[:, axis]).sum() != 1 for axis in runs):
+        return None
+    order = {runs[axis] if axis in runs else next(free): axis for axis in range(3)}
+    flips = tuple(place for place, axis in order.items() if axis in runs and whole[place, axis] < 0)
+    return np.flip(region.transpose([order[place] for place in range(3)]), flips)
 
 
 def _plain(name: str) -> str:

@@ -59,7 +59,7 @@ def read_slicer_segmentation(path: Path) -> Segmentation | None:
         region = layers[layer] == value
         known[layer] |= region
         name = fields.get(f"Segment{number}_Name") or fields.get(f"Segment{number}_ID", "")
-        segments.append(Segment(name, value, region))
+        segments.append(Segment.of(name, value, region))
     strangers = np.unique(layers[(layers != 0) & ~known])
     if len(strangers):
         raise DataError(f"{path}: holds {strangers[0]}, which belongs to none of its segments; save it again")

@@ -16,12 +16,13 @@ import numpy as np
 from medfm_rl.data.clips.sequences import write_sequence
 from medfm_rl.data.clips.tracings import TRACINGS
 from medfm_rl.data.each_case import case_alone
-from medfm_rl.data.files import replace_on_success, write_json
-from medfm_rl.data.images import image_suffix, pixel_files, write_image
+from medfm_rl.data.files import replace_folder_on_success, replace_on_success, write_json
+from medfm_rl.data.images import image_suffix, write_image
 from medfm_rl.data.json_text import parse_json
 from medfm_rl.data.layouts import SIMULATION_RECORD, CaseFile, whole_clips
 from medfm_rl.data.locks import alone_in, is_unused
 from medfm_rl.data.names import file_of_case
+from medfm_rl.data.text_headers import pixel_files
 from medfm_rl.data.ultrasound.engine import resimulate
 from medfm_rl.data.ultrasound.resimulate_clips import resimulate_clip
 from medfm_rl.data.ultrasound.vendors import VendorProfile
@@ -181,7 +182,7 @@ def _write_frame(case: CaseFile, destination: Path, profile: VendorProfile, seed
 
 
 def _copy_mask(source: Path, folder: Path, case_id: str) -> None:
-    """Copies a mask, and the pixel files that an MHD header points to under the names it gives."""
+    """Copies a mask, also a folder with one, and the pixel files that a header points to under the names it gives."""
     destination = file_of_case(folder, case_id, image_suffix(source) or "")
     for pixels in pixel_files(source):
         if pixels.parent != source.parent or not pixels.is_file():
@@ -191,6 +192,11 @@ def _copy_mask(source: Path, folder: Path, case_id: str) -> None:
 
 
 def _copy(source: Path, destination: Path) -> None:
-    if not destination.exists():
-        with replace_on_success(destination) as temporary:
-            shutil.copyfile(source, temporary)
+    if destination.exists():
+        return
+    if source.is_dir():
+        with replace_folder_on_success(destination) as temporary:
+            shutil.copytree(source, temporary, dirs_exist_ok=True)
+        return
+    with replace_on_success(destination) as temporary:
+        shutil.copyfile(source, temporary)

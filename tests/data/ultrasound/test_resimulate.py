@@ -252,6 +252,17 @@ def test_a_mask_without_its_pixel_file_is_named(own_cases: Sequence[CaseFile], t
         resimulate_dataset([replace(own_cases[0], label_path=mask)], tmp_path / "out", HANDHELD, seed=0, workers=1)
 
 
+def test_a_mask_in_a_folder_of_its_own_goes_along(own_cases: Sequence[CaseFile], tmp_path: Path) -> None:
+    folder = tmp_path / "series"
+    folder.mkdir()
+    (folder / "IM0001").write_bytes(b"\0" * 128 + b"DICM and what follows")
+    assert (
+        resimulate_dataset([replace(own_cases[0], label_path=folder)], tmp_path / "out", HANDHELD, 0, workers=1) == []
+    )
+    copied = tmp_path / "out" / "labels" / own_cases[0].case_id
+    assert hash_folder(copied) == hash_folder(folder)
+
+
 def test_black_around_a_frame_changes_nothing_in_its_sector(own_cases: Sequence[CaseFile], tmp_path: Path) -> None:
     """The resolution is that of the depth of the sector: with the height of the frame it was finer on a padded one."""
     frame = own_cases[0].read()
