@@ -21,7 +21,6 @@ from medfm_rl.cli.options import (
 from medfm_rl.cli.root import app
 from medfm_rl.cli.side_by_side import start_side_by_side
 
-_FEW_PATIENTS = 10
 """Below so many patients, `evaluate` warns that its figures say little."""
 
 
@@ -193,6 +192,7 @@ def evaluate_command(
     from rich.console import Console
 
     from medfm_rl.data.layouts import describe_patients, is_simulated, with_masks
+    from medfm_rl.metrics.bootstrap import FEW_PATIENTS
     from medfm_rl.reports.tables import summary_table
     from medfm_rl.runs.compared import load_compared
     from medfm_rl.runs.finished import load_model
@@ -216,9 +216,9 @@ def evaluate_command(
     problems = measured.evaluation.problems
     scored = [file for file in with_masks(files) if file.case_id not in problems]
     typer.echo(f"{len(scored)} {'case' if len(scored) == 1 else 'cases'}; {describe_patients(scored)}")
-    if (patients := len({file.patient_id for file in scored})) < _FEW_PATIENTS:
+    if (patients := len({file.patient_id for file in scored})) < FEW_PATIENTS:
         typer.echo(
-            f"Few patients ({patients}): other people may give quite other figures; measure on {_FEW_PATIENTS} or more",
+            f"Few patients ({patients}): other people may give quite other figures; measure on {FEW_PATIENTS} or more",
             err=True,
         )
     for problem in dict.fromkeys(problems.values()):

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Final
 
 import numpy as np
 import numpy.typing as npt
+
+FEW_PATIENTS: Final = 10
+"""Below so many, whoever shows what was measured of patients says that others may differ."""
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ from medfm_rl.errors import DataError
 from medfm_rl.feedback import CorrectedMask, Entry, Feedback, FeedbackStore, Verdict
 from medfm_rl.feedback.agreement import consensus, expert_masks
 from medfm_rl.feedback.standing import audited, standing
+from medfm_rl.metrics.bootstrap import FEW_PATIENTS
 from medfm_rl.service.catalogue import Catalogue
 from medfm_rl.service.errors import DeskError
 from medfm_rl.service.jobs import Job
@@ -30,7 +31,6 @@ from medfm_rl.types import LabelSchema
 RUN, CONFIG, COMPARISON, KEPT = "run", "adapt.yaml", "comparison", "kept"
 _AUDIT = "audit"
 _FEWEST_PATIENTS = 2
-_FEW_PATIENTS = 10
 
 
 @dataclass(frozen=True)
@@ -154,7 +154,7 @@ def comparison_of(place: Path) -> dict[str, Any] | None:
         f"Mean Dice {mean['before']:.3f} with the old model and {mean['after']:.3f} with the new one: "
         f"{100 * mean['difference']:+.1f} points, 95 % interval {100 * mean['low']:+.1f} to {100 * mean['high']:+.1f}."
     )
-    few = [] if content["patients"] >= _FEW_PATIENTS else [f"Few patients ({content['patients']}): others may differ."]
+    few = [] if content["patients"] >= FEW_PATIENTS else [f"Few patients ({content['patients']}): others may differ."]
     return {
         "patients": content["patients"],
         "cases": len(list((place / KEPT / "images").glob("*"))),
