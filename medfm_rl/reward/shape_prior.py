@@ -78,9 +78,12 @@ class ShapePrior(nn.Module):
 
     @torch.no_grad()
     def project(self, actions: Tensor) -> Tensor:
-        """The plausible masks nearest to actions `(B, *S)`; class indices `(B, *S)` uint8."""
-        logits: Tensor = self(one_hot(actions, self.num_classes, dim=1))
-        return argmax_classes(logits, dim=1).to(torch.uint8)
+        """The plausible masks nearest to actions `(B, *S)`, a few at a time; class indices `(B, *S)` uint8."""
+        found = []
+        for part in actions.split(images_at_once(actions.shape[1:])):
+            logits: Tensor = self(one_hot(part, self.num_classes, dim=1))
+            found.append(argmax_classes(logits, dim=1).to(torch.uint8))
+        return torch.cat(found)
 
     def save(self, folder: Path) -> None:
         """Writes `shape_prior.json` and `weights.safetensors` into a new folder."""

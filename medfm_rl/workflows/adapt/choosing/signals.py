@@ -102,8 +102,7 @@ class Raters:
             masks = own.to("cpu", torch.uint8)
             actions.add(masks)
             agreement.append(np.mean([self._agreement(policy, shown, masks, generator) for _ in range(LOOKS)], 0))
-            projected = torch.cat([self.shape_prior.project(part) for part in masks.split(at_once)])
-            plausibility.append(mean_dice(masks, projected, self.structures))
+            plausibility.append(mean_dice(masks, self.shape_prior.project(masks), self.structures))
             for mask in masks:
                 valid.append(float(self.is_valid(mask, images.axes_of(len(valid)))))
         return RatedMasks(
