@@ -191,7 +191,7 @@ def test_each_channel_has_the_mean_and_deviation_of_its_own() -> None:
 @pytest.mark.parametrize(
     ("intensity", "message"),
     [
-        ({"mean": 1}, r"intensity: one of mean with std, window, .* not mean$"),
+        ({"mean": 1}, r"intensity: one of mean with std, window, .* not mean"),
         ({"mean": 1, "std": 0}, r"intensity: std must be above 0"),
         ({"divide": 255, "window": [0, 1]}, r"not divide with window"),
         ({}, "is needed"),

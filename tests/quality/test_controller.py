@@ -512,7 +512,7 @@ def test_networks_of_another_anatomy_are_refused(controller: QualityController) 
     [
         ("{", "not a quality model"),
         ('{"format": 1}', "format 1; this version"),
-        ('{"format": 4}', "Field required"),
+        ('{"format": 4}', "this field is needed"),
         ("[]", "not a quality model"),
     ],
 )

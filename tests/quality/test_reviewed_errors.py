@@ -153,6 +153,6 @@ def test_what_is_written_comes_back_and_is_of_one_quality_model(
     assert "is of another quality.json than there is now" in caplog.text
     (tmp_path / REVIEWED_FILE).write_text('{"format": 1}')
     with pytest.raises(
-        ModelError, match=rf"{REVIEWED_FILE}: not the errors of reviewed patients \(\w+: this field is needed\)"
+        ModelError, match=rf"{REVIEWED_FILE}: not the errors of reviewed patients \(\w+: this field is needed"
     ):
         ReviewedErrors.of_run(tmp_path)

@@ -33,7 +33,6 @@ from medfm_rl.runs.learned_feedback import LearnedFeedback
 from medfm_rl.runs.log_file import logged_to
 from medfm_rl.settings import AdaptConfig
 from medfm_rl.tracking import NullTracker, Tracker, open_tracker
-from medfm_rl.types import LabelSchema
 from medfm_rl.workflows.adapt.checks import check_inputs
 from medfm_rl.workflows.adapt.choosing.candidates import CandidatePool
 from medfm_rl.workflows.adapt.choosing.choice import Witnesses, choose
@@ -174,7 +173,7 @@ def _start(
         segmenter = check_inputs(config, progress)
         require_same_segmenter(config)
         # Before steps are measured, which takes longer: a store that cannot be read is told at once.
-        learned = _gathered(config, segmenter.schema, progress)
+        learned = _gathered(config, progress, segmenter)
         config, expected = look_ahead(config, segmenter, max_minutes, progress, processes)
         # Before the settings are written: a run that has those and no record of its inputs is of an older version.
         inputs = read_inputs(config, progress)
@@ -189,7 +188,7 @@ def _start(
     run = RunFolder.start(config, resume)
     if not run.feedback.exists() and not run.model.exists():
         # Killed between the settings and what was gathered for them.
-        learned = _gathered(config, load_segmenter(config.segmenter).schema, progress)
+        learned = _gathered(config, progress)
         if learned is not None:
             learned.write(run.feedback)
     take_over(config, run)
@@ -197,12 +196,21 @@ def _start(
     return run, config, expected
 
 
-def _gathered(config: AdaptConfig, schema: LabelSchema, progress: Progress) -> LearnedFeedback | None:
-    """What the store of the settings says of the target, where they name one, and who taught an earlier run."""
+def _gathered(
+    config: AdaptConfig, progress: Progress, segmenter: SegmenterAdapter | None = None
+) -> LearnedFeedback | None:
+    """What the store of the settings says of the target, where they name one, and who taught an earlier run.
+
+    Args:
+        config: The settings.
+        progress: Told how far it is.
+        segmenter: That of the settings; None to load it where it is needed.
+    """
     before = learned_before(config)
     if config.feedback is None:
         return None if before is None else before.without_teachers()
     taught = () if before is None else before.ever_taught
+    schema = (load_segmenter(config.segmenter) if segmenter is None else segmenter).schema
     learned = gather(config.feedback, find_cases(config.target), config.seed, progress, taught, schema)
     say_what_is_learned(learned)
     return learned
