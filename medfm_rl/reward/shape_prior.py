@@ -80,7 +80,7 @@ class ShapePrior(nn.Module):
     def project(self, actions: Tensor) -> Tensor:
         """The plausible masks nearest to actions `(B, *S)`, a few at a time; class indices `(B, *S)` uint8."""
         found = []
-        for part in actions.split(images_at_once(actions.shape[1:])):
+        for part in actions.split(images_at_once(actions.shape[1:], most=max(1, len(actions)))):
             logits: Tensor = self(one_hot(part, self.num_classes, dim=1))
             found.append(argmax_classes(logits, dim=1).to(torch.uint8))
         return torch.cat(found)
